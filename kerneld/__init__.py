@@ -1,0 +1,1 @@
+"""kerneld: a kernel in user space that people can look into."""

@@ -1,0 +1,28 @@
+"""The shadow page table's structures and flags: what linux/shadowpt.h is to a C program."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntFlag
+
+from shared.uapi.page import PAGE_SHIFT, page_align
+
+MAX_SPT_RANGE = 0x80_0000
+"""Longest range of one table, in bytes: 2,048 pages."""
+SHADOW_PTE = struct.Struct("<QQQ")
+"""struct shadow_pte: vaddr, pfn, state_flags. 24 bytes, three aligned 64-bit words."""
+USER_SHADOW_PT = struct.Struct("<QQQ")
+"""struct user_shadow_pt: start_vaddr, end_vaddr, entries."""
+
+
+class Spte(IntFlag):
+    """state_flags of a shadow_pte."""
+
+    VADDR_ALLOCATED = 1
+    VADDR_ANONYMOUS = 2
+    PTE_MAPPED = 4
+
+
+def table_bytes(start: int, end: int) -> int:
+    """Size of the table of the page-aligned range [start, end), rounded up to whole pages, in bytes."""
+    return page_align(((end - start) >> PAGE_SHIFT) * SHADOW_PTE.size)

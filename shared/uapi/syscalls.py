@@ -1,0 +1,58 @@
+"""System-call numbers: Linux's x86-64 ones, the five of the shadow page table, and those of this machine."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+ABI_VERSION = 1
+
+
+class Nr(IntEnum):
+    """A request's number. Linux v6.8 arch/x86/entry/syscalls/syscall_64.tbl for the Linux calls."""
+
+    MMAP = 9
+    MPROTECT = 10
+    MUNMAP = 11
+    BRK = 12
+    RT_SIGACTION = 13
+    MREMAP = 25
+    MSYNC = 26
+    MINCORE = 27
+    MADVISE = 28
+    GETPID = 39
+    EXECVE = 59
+    EXIT = 60
+    GETUID = 102
+    SETUID = 105
+    GETPPID = 110
+    MLOCK = 149
+    MUNLOCK = 150
+    MLOCKALL = 151
+    MUNLOCKALL = 152
+    GETTID = 186
+    EXIT_GROUP = 231
+    PRLIMIT64 = 302
+    PROCESS_VM_READV = 310
+    PROCESS_VM_WRITEV = 311
+    MLOCK2 = 325
+    PROCESS_MADVISE = 440
+    SHADOWPT_OPEN = 462
+    SHADOWPT_CLOSE = 463
+    SHADOWPT_START = 464
+    SHADOWPT_STOP = 465
+    SHADOWPT_PAGE_CONTENTS = 466
+    ATTACH = 0x1000
+    LOAD = 0x1001
+    STORE = 0x1002
+    TOUCH = 0x1003
+    PROCREAD = 0x1004
+    RAM = 0x1005
+    CLONE = 0x1006
+
+
+class Access(IntEnum):
+    """The third argument of `touch`: how the processor accesses each page."""
+
+    READ = 0
+    WRITE = 1
+    FETCH = 2

@@ -1,0 +1,120 @@
+"""Packing and unpacking of datagrams: ABI.md's records and nothing else. Pure: no socket, no state.
+
+A datagram from a client holds requests back to back; the answer holds one reply for each, in order. Every record starts
+with its own size, so that a reader needs no other framing.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+REQUEST = struct.Struct("<II6Q")
+"""struct kd_request: size, nr, args[6]."""
+REPLY = struct.Struct("<Iiq")
+"""struct kd_reply: size, signo, ret."""
+SIGINFO = struct.Struct("<iiQ")
+"""struct kd_siginfo: si_code, fatal, si_addr."""
+
+MAX_DATAGRAM = 131_072
+"""Longest datagram from a client, in bytes."""
+MAX_REPLY = 409_600
+"""Longest answer, in bytes: six full loads. An unprivileged daemon's socket carries no more than 425,952 at once."""
+MAX_INLINE = 65_536
+"""Most bytes that one load, store or procread moves."""
+MAX_FDS = 253
+"""Most file descriptors beside one datagram: Linux v6.8 include/net/scm.h SCM_MAX_FD."""
+
+U64_MASK = (1 << 64) - 1
+
+
+class WireError(ValueError):
+    """A datagram that does not follow the records: a size field disagrees with what is there."""
+
+
+class Request(NamedTuple):
+    """One request: its number, its six raw arguments (each 0 … 2**64 - 1), its inline data."""
+
+    nr: int
+    args: tuple[int, int, int, int, int, int]
+    data: bytes = b""
+
+
+class SigInfo(NamedTuple):
+    """What a signal says: si_code, whether the kernel has ended the process, the address."""
+
+    si_code: int
+    fatal: bool
+    si_addr: int
+
+
+class Reply(NamedTuple):
+    """One reply: what Linux would return, the signal raised (0: none) with its siginfo, or inline data."""
+
+    ret: int
+    signo: int = 0
+    data: bytes = b""
+    siginfo: SigInfo | None = None
+
+
+def pack_request(nr: int, args: tuple[int, ...] = (), data: bytes | bytearray | memoryview = b"") -> bytes:
+    """Return one request as bytes; `args` are at most six integers, negative ones taken as two's complement."""
+    padded = [arg & U64_MASK for arg in args]
+    padded.extend([0] * (6 - len(padded)))
+    size = REQUEST.size + len(data)
+    head = REQUEST.pack(size, nr, *padded)
+    return head + bytes(data) if data else head
+
+
+def unpack_requests(datagram: bytes | memoryview) -> list[Request]:
+    """Return the requests of one datagram, in order.
+
+    Raises WireError when it is empty, or a size field is under 56 or runs past the end.
+    """
+    end = len(datagram)
+    if end == 0:
+        raise WireError("empty datagram")
+    requests = []
+    offset = 0
+    while offset < end:
+        if end - offset < REQUEST.size:
+            raise WireError("a request is cut short")
+        size, nr, *args = REQUEST.unpack_from(datagram, offset)
+        if size < REQUEST.size or size > end - offset:
+            raise WireError(f"a request of {size} bytes where {end - offset} are left")
+        data = bytes(datagram[offset + REQUEST.size : offset + size]) if size > REQUEST.size else b""
+        requests.append(Request(nr, tuple(args), data))
+        offset += size
+    return requests
+
+
+def pack_reply(ret: int, data: bytes | memoryview = b"") -> bytes:
+    """Return one reply without a signal as bytes."""
+    head = REPLY.pack(REPLY.size + len(data), 0, ret)
+    return head + bytes(data) if data else head
+
+
+def pack_signal_reply(ret: int, signo: int, info: SigInfo) -> bytes:
+    """Return one reply that carries a signal and its siginfo."""
+    return REPLY.pack(REPLY.size + SIGINFO.size, signo, ret) + SIGINFO.pack(info.si_code, info.fatal, info.si_addr)
+
+
+def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
+    """Return the replies of one answer, in order. Raises WireError on a malformed one."""
+    end = len(datagram)
+    replies = []
+    offset = 0
+    while offset < end:
+        if end - offset < REPLY.size:
+            raise WireError("a reply is cut short")
+        size, signo, ret = REPLY.unpack_from(datagram, offset)
+        if size < REPLY.size or size > end - offset:
+            raise WireError(f"a reply of {size} bytes where {end - offset} are left")
+        data = bytes(datagram[offset + REPLY.size : offset + size])
+        info = None
+        if signo:
+            code, fatal, addr = SIGINFO.unpack(data)
+            info = SigInfo(code, bool(fatal), addr)
+        replies.append(Reply(ret, signo, data, info))
+        offset += size
+    return replies
