@@ -1,0 +1,106 @@
+"""One POSIX shared-memory segment that this process writes and everyone else can only read.
+
+Owns the mapping and the read-only descriptor; knows nothing of what the bytes mean. Answers to shm_open(3).
+
+Invariants: the segment has no name by the time a Segment exists, so that nothing stays in /dev/shm however anyone dies;
+its memory is allocated in full, so that no store here can meet a full /dev/shm (SIGBUS); this process holds no writable
+descriptor of it, and of the descriptor that it hands out no writable mapping can be made.
+
+Who could still write: another uid cannot open it again, there is no name and the inode's mode is 0400. The owner (the
+user that runs the kernel) could change that mode, and root needs not even that: CAP_DAC_OVERRIDE opens
+/proc/self/fd/N for writing. Both are the superuser here and may debug the kernel anyway. shm_open(3) files cannot be
+sealed (Linux v6.8 mm/shmem.c:__shmem_get_inode() starts them with F_SEAL_SEAL).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import secrets
+
+import posix_ipc
+
+from shared.uapi.mman import Map, Prot
+
+_MODE_OWNER_READS = 0o400
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+
+
+class Segment:
+    """A shared-memory segment of `size_bytes`, a multiple of PAGE_SIZE, all zeros at first."""
+
+    def __init__(self, size_bytes: int) -> None:
+        """Create it, map it for writing, open it again read-only and unlink it.
+
+        Raises OSError where the host has no memory, no room in /dev/shm or no descriptors for it; nothing is left then.
+        """
+        self.size_bytes = size_bytes
+        writable_fd, self._fd = _create_unlinked(size_bytes)
+        try:
+            self._map = _map_without_descriptor(writable_fd, size_bytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        finally:
+            os.close(writable_fd)
+        self.words = memoryview(self._map).cast("Q")
+        """The segment as 64-bit words; an item is stored by one 8-byte store."""
+
+    def client_fd(self) -> int:
+        """Return a new read-only descriptor, which the caller closes. Raises OSError when the process is out of them."""
+        return os.dup(self._fd)
+
+    def close(self) -> None:
+        """Unmap the segment and close its descriptor. Raises BufferError while anyone holds a view of `words`."""
+        self.words.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+def _create_unlinked(size_bytes: int) -> tuple[int, int]:
+    """Create a segment, allocate it, unlink it; return a writable and a read-only descriptor of it."""
+    name = f"/kerneld-{secrets.token_hex(16)}"
+    try:
+        writable = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_MODE_OWNER_READS)
+        try:
+            # The umask may have taken the one bit that opening it again needs.
+            os.fchmod(writable.fd, _MODE_OWNER_READS)
+            os.posix_fallocate(writable.fd, 0, size_bytes)
+            return writable.fd, posix_ipc.SharedMemory(name, read_only=True).fd
+        except BaseException:
+            writable.close_fd()
+            raise
+    except posix_ipc.Error as error:
+        raise OSError(errno.ENOMEM, f"no shared memory: {error}") from error
+    finally:
+        with contextlib.suppress(posix_ipc.Error):
+            posix_ipc.unlink_shared_memory(name)
+
+
+def _map_without_descriptor(fd: int, size_bytes: int) -> mmap.mmap:
+    """Map `fd` shared and writable into a Python mmap object that keeps no descriptor of it.
+
+    Python's mmap keeps a duplicate of its descriptor as long as it lives (until 3.13's trackfd). An anonymous one has
+    none: the file is mapped over its pages, and it unmaps those when it goes, whatever is there.
+    """
+    owner = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(owner))
+    mapped = _libc.mmap(address, size_bytes, Prot.READ | Prot.WRITE, Map.SHARED | Map.FIXED, fd, 0)
+    if mapped != address:
+        error = ctypes.get_errno()
+        owner.close()
+        raise OSError(error, os.strerror(error))
+    return owner
