@@ -1,0 +1,256 @@
+"""The command line of the inspector: arguments in, prints and exit statuses out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+import click
+
+from inspector.address import (
+    AddressError,
+    Span,
+    check_span,
+    looks_like_name,
+    parse_address,
+    parse_end,
+    parse_page,
+    round_outward,
+)
+from inspector.failure import Failure, OneLineCommand, Status
+from inspector.hexdump import hexdump
+from inspector.interrupts import Interrupts, Woken, interrupts
+from inspector.maps import find_named
+from inspector.session import Machine, Watch, has_process, read_maps
+from inspector.table import Entry, diff
+from inspector.view import Print, json_line, maps_json_line, maps_lines, page_json_line, text_lines
+from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE
+
+HELP = """Watch a stretch of another process's page table, live.
+
+PID is a process of kerneld's; START and END are addresses in hexadecimal (0x...) or decimal. END may be +SIZE
+(+0x4000, +64K, +8M). A mapping's name may stand in place of START: [heap], [stack], a file's path or base name; END may
+then be left out. With PID alone the process's maps are listed. A range is rounded outward to whole pages, and cut after
+8 MiB (2048 pages).
+
+A print comes each second until Ctrl+C, which closes the table. What changed since the print before is marked in the
+first column: + gained flags, - lost flags, * another frame or other flags.
+
+\b
+Examples:
+  inspector 4242                                    list what process 4242 has mapped
+  inspector 4242 0x7f0000000000 0x7f0000010000      watch sixteen pages
+  inspector 4242 0x7f0000000000 +64K                the same
+  inspector 4242 [heap] --interval 0.2              watch the heap, five times a second
+  inspector 4242 libc.so.6 --once --all             one print, one line for each page
+  inspector 4242 [stack] --json                     a JSON object a print, for programs
+  inspector 4242 --contents 0x7f0000001000          what that page holds
+
+\b
+Exit status:
+  0  done (after Ctrl+C, SIGTERM or SIGHUP: the table is closed)
+  1  kerneld refuses for another reason      2  wrong usage
+  3  kerneld does not run                    4  kerneld went away
+  5  no such process                         6  not permitted
+  7  busy: a table is open already           8  the page has no frame (--contents)
+  9  no mapping of that name
+"""
+
+
+class Options(NamedTuple):
+    """How to print: every page or runs; JSON or text; once or each `interval` seconds."""
+
+    every_page: bool
+    as_json: bool
+    once: bool
+    interval: float
+
+
+@click.command(
+    cls=OneLineCommand, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
+@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("start", required=False)
+@click.argument("end", required=False)
+@click.option(
+    "--interval", type=click.FloatRange(min=0.01), default=1.0, metavar="SECONDS", help="Time between prints. [1]"
+)
+@click.option("--once", is_flag=True, help="Print once and end.")
+@click.option("--all", "every_page", is_flag=True, help="One line for each page: do not fold runs of alike pages.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a print, on one line.")
+@click.option("--contents", metavar="VADDR", help="Dump the page at VADDR and end; START and END may be left out.")
+@click.option(
+    "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
+)
+def cli(
+    pid: int,
+    start: str | None,
+    end: str | None,
+    interval: float,
+    once: bool,
+    every_page: bool,
+    as_json: bool,
+    contents: str | None,
+    socket_path: str | None,
+) -> None:
+    """Turn the arguments into one of the three things to do, and what the client library raises into statuses."""
+    options = Options(every_page, as_json, once, interval)
+    try:
+        # What is wrong without a look at the process is said without kerneld.
+        page = None if contents is None else parse_page(contents)
+        span = None if start is None or looks_like_name(start) else parse_span(start, end)
+        process = Process.attach(socket_path)
+        try:
+            if span is None and start is not None:
+                span = find_span(process, pid, start, end)
+            run(process, pid, span, page, options)
+        finally:
+            process.close()
+    except AddressError as error:
+        raise click.UsageError(str(error)) from None
+    except KerneldUnavailable as error:
+        raise Failure(Status.NO_DAEMON, str(error)) from None
+    except KerneldGone:
+        raise Failure(Status.DAEMON_GONE, "kerneld went away, and the table with it") from None
+    except KerneldError as error:
+        raise Failure(Status.FAILED, str(error)) from None
+
+
+def main() -> None:
+    """Run the inspector and exit with its status."""
+    # Outside of a watch there is nothing to close: Ctrl+C then is the plain end of a program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli(prog_name="inspector")
+
+
+def run(machine: Machine, pid: int, span: Span | None, page: int | None, options: Options) -> None:
+    """Do what the arguments ask: list the maps, dump a page, or watch a range."""
+    if page is not None:
+        dump_page(machine, pid, span or Span(page & PAGE_MASK, (page & PAGE_MASK) + PAGE_SIZE), page, options)
+    elif span is None:
+        list_maps(machine, pid, options)
+    else:
+        watch_range(machine, pid, span, options)
+
+
+def parse_span(start: str, end: str | None) -> Span:
+    """Return the range of whole pages that START and END mean, saying so where it is rounded. Raises AddressError."""
+    first = parse_address(start)
+    if end is None:
+        raise AddressError(f"END is missing after {start}: an address, or +SIZE")
+    span = check_span(first, parse_end(end, first))
+    whole = round_outward(span)
+    if whole != span:
+        note(f"rounded outward to whole pages: {whole.start:#x} {whole.end:#x}")
+    return whole
+
+
+def find_span(machine: Machine, pid: int, name: str, end: str | None) -> Span:
+    """Return the range of the mapping called `name` in process `pid`, up to END where that is given.
+
+    Raises AddressError, Failure(NO_MAPPING), and what read_maps() raises.
+    """
+    run = find_named(read_maps(machine, pid), name)
+    if run is None:
+        raise Failure(Status.NO_MAPPING, f"process {pid} has no mapping called {name}: see inspector {pid}")
+    if run.elsewhere:
+        note(f"{name} is mapped elsewhere too: {run.start:#x} {run.end:#x} is shown")
+    if end is None:
+        return Span(run.start, run.end)
+    return parse_span(f"{run.start:#x}", end)
+
+
+def list_maps(machine: Machine, pid: int, options: Options) -> None:
+    """Print the maps of process `pid`."""
+    mappings = read_maps(machine, pid)
+    emit([maps_json_line(datetime.now().astimezone(), pid, mappings)] if options.as_json else maps_lines(mappings))
+
+
+def dump_page(machine: Machine, pid: int, span: Span, vaddr: int, options: Options) -> None:
+    """Print the contents of the page that holds `vaddr`, found through the table of `span`."""
+    with interrupts(), Watch(machine, pid, span) as watch:
+        if not watch.span.start <= vaddr < watch.span.end:
+            raise AddressError(f"{vaddr:#x} is not within the range {watch.span.start:#x} {watch.span.end:#x}")
+        entry, contents = watch.read_page(vaddr)
+    if options.as_json:
+        emit([page_json_line(datetime.now().astimezone(), pid, entry, contents)])
+    else:
+        emit(hexdump(contents, entry.vaddr))
+
+
+def watch_range(machine: Machine, pid: int, span: Span, options: Options) -> None:
+    """Print the table of `span` again and again until a signal asks to end (or once), and close it.
+
+    Raises KerneldGone when the connection ends.
+    """
+    with interrupts() as signals:
+        with Watch(machine, pid, span) as watch:
+            if watch.span != span:
+                note(f"cut to 8 MiB: the range shown ends at {watch.span.end:#x}")
+            print_until_stopped(watch, signals, options)
+        if not options.once:
+            with contextlib.suppress(Failure):
+                # After a SIGHUP the terminal may be gone: the table is closed all the same.
+                emit(["The table is closed."], to_stderr=options.as_json)
+
+
+def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> None:
+    """Print the open table at each interval until a signal comes; once where that is asked."""
+    before: list[Entry] | None = None
+    exited = False
+    due = time.monotonic()
+    while True:
+        entries = watch.read()
+        # A table without a flag is an empty range, or what is left of a process that ended: only then is kerneld asked.
+        ended = not exited and not any(entry.flags for entry in entries) and not has_process(watch.machine, watch.pid)
+        exited = exited or ended
+        shown = Print(
+            time=datetime.now().astimezone(),
+            pid=watch.pid,
+            start=watch.span.start,
+            end=watch.span.end,
+            entries=entries,
+            changes=diff(before, entries),
+            first=before is None,
+            exited=exited,
+        )
+        emit([json_line(shown)] if options.as_json else text_lines(shown, options.every_page))
+        if ended:
+            emit([f"Process {watch.pid} has exited; its table stays. Ctrl+C ends."], to_stderr=options.as_json)
+        if options.once:
+            return
+        before = entries
+        due = max(due + options.interval, time.monotonic())
+        woken = signals.wait(due - time.monotonic(), watch.machine.fileno())
+        if woken is Woken.STOP:
+            return
+        if woken is Woken.HANGUP:
+            raise KerneldGone("the connection has ended")
+
+
+def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
+    """Write lines to stdout at once, without colours where NO_COLOR is set or the output is no terminal.
+
+    Raises Failure(FAILED) when the output cannot be written; BrokenPipeError is left to click, which ends quietly.
+    """
+    try:
+        click.echo("\n".join(lines), err=to_stderr, color=False if os.environ.get("NO_COLOR") else None)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would fail again when the interpreter ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
+
+
+def note(text: str) -> None:
+    """Write one line for the person to stderr."""
+    click.echo(f"inspector: {text}", err=True)

@@ -1,0 +1,50 @@
+"""The ways the inspector ends that are not success: each is one line on stderr and an exit status of its own."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from typing import Any
+
+import click
+
+
+class Status(IntEnum):
+    """Exit statuses, as `inspector --help` lists them."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NO_DAEMON = 3
+    DAEMON_GONE = 4
+    NO_PROCESS = 5
+    NOT_PERMITTED = 6
+    BUSY = 7
+    NOT_MAPPED = 8
+    NO_MAPPING = 9
+
+
+class Failure(click.ClickException):
+    """One line for people and the exit status."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class OneLineCommand(click.Command):
+    """A command whose errors are one line each, where click would print its usage too."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command and exit with its status; a usage error is Status.USAGE."""
+        kwargs["standalone_mode"] = False
+        try:
+            status = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            hint = " (inspector --help tells more)" if isinstance(error, click.UsageError) else ""
+            click.echo(f"inspector: {' '.join(error.format_message().split())}{hint}", err=True)
+            sys.exit(error.status if isinstance(error, Failure) else error.exit_code)
+        except click.Abort:
+            click.echo("inspector: interrupted", err=True)
+            sys.exit(Status.FAILED)
+        sys.exit(status or Status.OK)

@@ -1,0 +1,129 @@
+"""One look at a target: opening its shadow table in this process's own memory, reading it, closing it.
+
+Owns the real memory that the table is mapped into. Knows the client library, and no terminal. Reading the table makes
+no call: the kernel writes it, and it is this process's own memory that is read.
+"""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import Protocol
+
+from inspector.address import Span
+from inspector.failure import Failure, Status
+from inspector.maps import Mapping, parse_maps
+from inspector.table import Entry, parse_table
+from shared.client import realmem
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE
+from shared.uapi.shadowpt import MAX_SPT_RANGE, Spte, table_bytes
+
+PAGE_ATTEMPTS = 16
+"""How often a page is tried anew because its frame changed between the look at the table and the read."""
+
+
+class Machine(Protocol):
+    """What the inspector asks of `shared.client.Process`."""
+
+    def fileno(self) -> int: ...
+    def read_proc(self, path: str) -> bytes: ...
+    def shadowpt_open(self, target: int, start: int, end: int, entries: int) -> tuple[int, int]: ...
+    def shadowpt_start(self) -> None: ...
+    def shadowpt_close(self) -> None: ...
+    def shadowpt_page_contents(self, pfn: int) -> bytes: ...
+    def snapshot(self) -> bytes: ...
+
+
+def read_maps(machine: Machine, pid: int) -> list[Mapping]:
+    """Return the mappings of process `pid`.
+
+    Raises Failure(NO_PROCESS), Failure(NOT_PERMITTED).
+    """
+    try:
+        return parse_maps(machine.read_proc(f"{pid}/maps").decode(errors="surrogateescape"))
+    except OSError as error:
+        raise _failure(error, machine, pid) from None
+
+
+def has_process(machine: Machine, pid: int) -> bool:
+    """Whether kerneld has a process `pid`."""
+    try:
+        machine.read_proc(f"{pid}/maps")
+    except OSError as error:
+        return error.errno not in (errno.ESRCH, errno.ENOENT)
+    return True
+
+
+class Watch:
+    """The shadow table of [start, end) of process `pid`: open and tracking inside a with block, closed after it.
+
+    `span` is page-aligned; the kernel cuts what is longer than MAX_SPT_RANGE, and `span` is then what it left.
+    Entering raises Failure(NO_PROCESS), Failure(NOT_PERMITTED) or Failure(BUSY).
+    """
+
+    def __init__(self, machine: Machine, pid: int, span: Span) -> None:
+        self.machine = machine
+        self.pid = pid
+        self.span = span
+        self._length = table_bytes(span.start, min(span.end, span.start + MAX_SPT_RANGE))
+        self._entries = 0
+
+    def __enter__(self) -> Watch:
+        # Untouched and private: open takes no other memory.
+        self._entries = realmem.map_anonymous(self._length)
+        try:
+            self.span = Span(*self.machine.shadowpt_open(self.pid, self.span.start, self.span.end, self._entries))
+        except OSError as error:
+            realmem.unmap(self._entries, self._length)
+            raise _failure(error, self.machine, self.pid) from None
+        self.machine.shadowpt_start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.machine.shadowpt_close()
+        realmem.unmap(self._entries, self._length)
+
+    def read(self) -> list[Entry]:
+        """Return the entries as they are at one moment, without a call."""
+        return parse_table(self.machine.snapshot(), self.span.start, self.span.end)
+
+    def read_page(self, vaddr: int) -> tuple[Entry, bytes]:
+        """Return the entry and the 4,096 bytes of the page that holds `vaddr`, an address within the range.
+
+        Raises Failure(NOT_MAPPED) when the page has no frame.
+        """
+        index = ((vaddr & PAGE_MASK) - self.span.start) // PAGE_SIZE
+        for _attempt in range(PAGE_ATTEMPTS):
+            entry = self.read()[index]
+            if not entry.flags & Spte.PTE_MAPPED:
+                allocated = "allocated, but" if entry.flags & Spte.VADDR_ALLOCATED else "not allocated and"
+                raise Failure(
+                    Status.NOT_MAPPED, f"page {vaddr & PAGE_MASK:#x} of process {self.pid} is {allocated} has no frame"
+                )
+            try:
+                return entry, self.machine.shadowpt_page_contents(entry.pfn)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise _failure(error, self.machine, self.pid) from None
+        raise Failure(
+            Status.NOT_MAPPED,
+            f"page {vaddr & PAGE_MASK:#x} of process {self.pid} does not keep a frame for long enough",
+        )
+
+
+def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
+    """Return what an errno of the kernel means to a person."""
+    if error.errno in (errno.ESRCH, errno.ENOENT):
+        return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return Failure(
+            Status.NOT_PERMITTED,
+            f"not permitted to look into process {pid}: only root and the user running kerneld may",
+        )
+    if error.errno == errno.EBUSY:
+        return Failure(Status.BUSY, "busy: another inspector has a table open, and there is one at a time")
+    if error.errno == errno.EINVAL and not has_process(machine, pid):
+        return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
+    return Failure(Status.FAILED, f"kerneld refuses: {error.strerror}")

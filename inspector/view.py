@@ -1,0 +1,169 @@
+"""A print of the table as text for people, as JSON for programs; a process's maps as both. Pure: returns lines.
+
+Colours are always in the text for people: click takes them out where the output is no terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import click
+
+from inspector.maps import Mapping
+from inspector.table import Change, Entry, Frames, Run, count, fold, unfolded
+from shared.uapi.shadowpt import Spte
+
+COLOURS = {Change.GAINED: "green", Change.LOST: "red", Change.ALTERED: "yellow"}
+WORDS = {
+    Spte.VADDR_ALLOCATED: "allocated",
+    Spte.VADDR_ANONYMOUS: "anonymous",
+    Spte.PTE_MAPPED: "mapped",
+}
+NOTHING = "-"
+
+
+class Print(NamedTuple):
+    """All that one print shows: when, of whom, the entries of [start, end), the change of each since the print before.
+
+    `first` says that there is no print before; `exited` that the target has gone.
+    """
+
+    time: datetime
+    pid: int
+    start: int
+    end: int
+    entries: Sequence[Entry]
+    changes: Sequence[Change]
+    first: bool
+    exited: bool
+
+    @property
+    def changed(self) -> list[int]:
+        """The indexes of the entries that changed."""
+        return [index for index, change in enumerate(self.changes) if change is not Change.NONE]
+
+
+def flag_words(flags: int) -> str:
+    """Return state_flags in words, `-` for none; bits without a name show as a number."""
+    words = [word for flag, word in WORDS.items() if flags & flag]
+    unknown = flags & ~sum(WORDS)
+    if unknown:
+        words.append(f"{unknown:#x}")
+    return " ".join(words) or NOTHING
+
+
+def pfn_words(run: Run) -> str:
+    """Return the frames of a run: `-`, one, `first..last`, or the one that each page has."""
+    first = run.first.pfn
+    if run.frames is Frames.ABSENT:
+        return NOTHING
+    if run.pages == 1:
+        return f"{first:#x}"
+    if run.frames is Frames.SAME:
+        return f"{first:#x} each"
+    return f"{first:#x}..{first + run.pages - 1:#x}"
+
+
+def pages_words(pages: int) -> str:
+    """Return a count of pages in words."""
+    return f"{pages} page{'' if pages == 1 else 's'}"
+
+
+def header_line(shown: Print) -> str:
+    """Return the first line of a print: time, pid, range, counts."""
+    counts = count(shown.entries)
+    changed = "first print" if shown.first else f"{len(shown.changed)} changed"
+    exited = click.style(" (exited)", fg="red") if shown.exited else ""
+    title = click.style(
+        f"{shown.time:%H:%M:%S}.{shown.time.microsecond // 1000:03d}  pid {shown.pid}{exited}  "
+        f"{shown.start:#x}-{shown.end:#x}",
+        bold=True,
+    )
+    return (
+        f"{title}  {pages_words(counts.pages)}: {counts.allocated} allocated, {counts.anonymous} anonymous, "
+        f"{counts.mapped} mapped, {changed}"
+    )
+
+
+def page_line(run: Run) -> str:
+    """Return the line of one page, as `--all` shows it: mark, vaddr, pfn, flags."""
+    pfn = f"pfn {pfn_words(run)}"
+    return _marked(run.change, f"{run.first.vaddr:#014x}  {pfn:<12}  {flag_words(run.first.flags)}")
+
+
+def run_line(run: Run) -> str:
+    """Return the line of a run: mark, start-end, pages, frames, flags."""
+    pages, pfn = pages_words(run.pages), f"pfn {pfn_words(run)}"
+    return _marked(
+        run.change, f"{run.first.vaddr:#014x}-{run.end:#014x}  {pages:>10}  {pfn:<20}  {flag_words(run.first.flags)}"
+    )
+
+
+def text_lines(shown: Print, every_page: bool) -> Iterator[str]:
+    """Yield the lines of a print: the header, then one line a page, or one a run of alike pages."""
+    yield header_line(shown)
+    if every_page:
+        yield from map(page_line, unfolded(shown.entries, shown.changes))
+    else:
+        yield from map(run_line, fold(shown.entries, shown.changes))
+
+
+def json_line(shown: Print) -> str:
+    """Return a print as one JSON object on one line; addresses, frames and flags are numbers."""
+    return _dumps(
+        {
+            "time": shown.time.isoformat(timespec="milliseconds"),
+            "pid": shown.pid,
+            "start": shown.start,
+            "end": shown.end,
+            "entries": [entry._asdict() for entry in shown.entries],
+            "changed": shown.changed,
+            "exited": shown.exited,
+        }
+    )
+
+
+def page_json_line(time: datetime, pid: int, entry: Entry, contents: bytes) -> str:
+    """Return one page and its contents (in hexadecimal) as one JSON object on one line."""
+    return _dumps(
+        {
+            "time": time.isoformat(timespec="milliseconds"),
+            "pid": pid,
+            "vaddr": entry.vaddr,
+            "pfn": entry.pfn,
+            "flags": entry.flags,
+            "contents": contents.hex(),
+        }
+    )
+
+
+def maps_lines(mappings: Sequence[Mapping]) -> Iterator[str]:
+    """Yield one line a mapping, its two addresses such that they can be given back as START and END."""
+    for mapping in mappings:
+        kib = (mapping.end - mapping.start) // 1024
+        line = f"{mapping.start:#014x} {mapping.end:#014x}  {mapping.perms}  {kib:>8} KiB"
+        yield f"{line}  {mapping.name}".rstrip()
+
+
+def maps_json_line(time: datetime, pid: int, mappings: Sequence[Mapping]) -> str:
+    """Return a process's maps as one JSON object on one line."""
+    return _dumps(
+        {
+            "time": time.isoformat(timespec="milliseconds"),
+            "pid": pid,
+            "maps": [mapping._asdict() for mapping in mappings],
+        }
+    )
+
+
+def _marked(change: Change, text: str) -> str:
+    line = f"{change.value} {text}".rstrip()
+    colour = COLOURS.get(change)
+    return click.style(line, fg=colour) if colour else line
+
+
+def _dumps(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))
