@@ -1,0 +1,109 @@
+"""What a person types for a range."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inspector.address import (
+    AddressError,
+    Span,
+    check_span,
+    looks_like_name,
+    parse_address,
+    parse_end,
+    parse_page,
+    round_outward,
+)
+from shared.uapi.page import PAGE_SIZE, TASK_SIZE
+
+
+@given(st.integers(0, TASK_SIZE))
+def test_hexadecimal_and_decimal_are_the_same_address(address: int) -> None:
+    assert parse_address(hex(address)) == parse_address(f"0X{address:x}") == parse_address(str(address)) == address
+
+
+def test_leading_zeros_stay_decimal() -> None:
+    assert parse_address("0010") == 10
+
+
+@pytest.mark.parametrize("text", ["", "0x", "7f00g", "7f0000400000a", "-4096", "1_000", "0x10 ", "１２"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(AddressError):
+        parse_address(text)
+
+
+def test_bare_hexadecimal_is_told_about_0x() -> None:
+    with pytest.raises(AddressError, match="0x in front"):
+        parse_address("7ffd1000a000")
+
+
+def test_addresses_end_with_user_space() -> None:
+    with pytest.raises(AddressError, match="beyond the end of user space"):
+        parse_address(hex(TASK_SIZE + 1))
+    with pytest.raises(AddressError, match="no page"):
+        parse_page(hex(TASK_SIZE))
+    assert parse_page(hex(TASK_SIZE - 1)) == TASK_SIZE - 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("+4096", 4096),
+        ("+0x4000", 0x4000),
+        ("+64K", 64 << 10),
+        ("+64k", 64 << 10),
+        ("+8M", 8 << 20),
+        ("+8MiB", 8 << 20),
+        ("+0x10K", 16 << 10),
+        ("+1G", 1 << 30),
+    ],
+)
+def test_an_end_may_be_a_size(text: str, size: int) -> None:
+    assert parse_end(text, 0x40_0000) == 0x40_0000 + size
+
+
+@pytest.mark.parametrize("text", ["+", "+K", "+-1", "+1T", "+0xK", "+1.5M", "++1"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(AddressError, match="no size"):
+        parse_end(text, 0)
+
+
+def test_an_end_without_plus_is_an_address() -> None:
+    assert parse_end("0x5000", 0x1000) == 0x5000
+
+
+def test_a_size_past_user_space_is_refused() -> None:
+    with pytest.raises(AddressError, match="beyond the end of user space"):
+        parse_end("+8K", TASK_SIZE - PAGE_SIZE)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0x2000, 0x2000), (0x3000, 0x2000)])
+def test_an_empty_range_is_refused(start: int, end: int) -> None:
+    with pytest.raises(AddressError, match="empty"):
+        check_span(start, end)
+
+
+@given(st.integers(0, TASK_SIZE - 1), st.integers(1, 1 << 24))
+def test_rounding_is_outward_and_least(start: int, length: int) -> None:
+    end = min(start + length, TASK_SIZE)
+    span = round_outward(check_span(start, end))
+    assert span.start <= start < span.start + PAGE_SIZE
+    assert span.end - PAGE_SIZE < end <= span.end
+    assert span.start % PAGE_SIZE == span.end % PAGE_SIZE == 0
+    assert round_outward(span) == span
+
+
+@pytest.mark.parametrize("text", ["[heap]", "[stack]", "/usr/bin/true", "libc.so.6", "true"])
+def test_names(text: str) -> None:
+    assert looks_like_name(text)
+
+
+@pytest.mark.parametrize("text", ["0x1000", "4096", "7ffd1000", "abc", "0xzz", "-1", "+4K"])
+def test_what_starts_like_a_number_is_no_name(text: str) -> None:
+    assert not looks_like_name(text)
+
+
+def test_spans_are_start_and_end() -> None:
+    assert check_span(0x1000, 0x3000) == Span(0x1000, 0x3000)
