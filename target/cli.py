@@ -1,0 +1,145 @@
+"""The command line of the target: arguments in, the tour out, every end of it an exit status or a signal."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
+from shared.client.signals import die_of
+from target.failure import Failure, Interrupted, Status, raise_on_signals
+from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
+from target.scenario import Scenario
+from target.scenarios import TOUR
+from target.stage import Stage, Window
+from target.tour import Tour
+
+DEFAULT_DELAY = 3.0
+"""Seconds before each step: long enough to read what is coming, and for an inspector to have printed what was."""
+
+HELP = """Change this process's memory step by step, saying before each step what a watcher will see.
+
+The tour prints its pid, the range of addresses to watch and the inspector's command, then plays its scenarios: each maps,
+writes, reads or unmaps something, and tells what that does to the page table. Without options it plays them all, once.
+
+\b
+Examples:
+  target                                   the whole tour, a step every three seconds
+  target --step                            a step at each press of Enter
+  target --delay 0.5 --loop                on and on, twice a second, until Ctrl+C
+  target --list                            what there is
+  target --scenario heap --scenario fork   these two, in this order
+
+\b
+Exit status:
+  0  done                                  1  a step failed
+  2  wrong usage                           3  kerneld does not run
+  4  kerneld went away
+"""
+
+
+@click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--list", "list_only", is_flag=True, help="List the scenarios and end.")
+@click.option(
+    "--scenario",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice([scenario.name for scenario in TOUR]),
+    help="Play this one; give it again for more.",
+)
+@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Time before each step. [3]")
+@click.option("--step", is_flag=True, help="Wait for Enter before each step.")
+@click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl+C; exit is left out.")
+@click.option(
+    "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
+)
+def cli(
+    list_only: bool, names: tuple[str, ...], delay: float | None, step: bool, loop: bool, socket_path: str | None
+) -> None:
+    if list_only:
+        for scenario in TOUR:
+            click.echo(f"{scenario.name:<14}{scenario.title}")
+        return
+    if step and delay is not None:
+        raise click.UsageError("--step and --delay exclude each other")
+    scenarios = choose(names, loop)
+    process = attach(socket_path)
+    pace: Pace
+    if step:
+        pace = StepPace(say_to_stdout, process.fileno())
+    else:
+        pace = DelayPace(DEFAULT_DELAY if delay is None else delay, process.fileno())
+    try:
+        run(process, scenarios, pace, loop, socket_path)
+        process.exit(Status.OK)
+    except KerneldGone:
+        raise Failure(Status.DAEMON_GONE, "kerneld went away, and this process's memory with it") from None
+    except KerneldError as error:
+        raise Failure(Status.FAILED, str(error)) from None
+    finally:
+        process.close()
+
+
+def main() -> NoReturn:
+    """Run the target; the exit status, or the signal that ended it, is the process's."""
+    try:
+        raise_on_signals()
+        status = cli.main(prog_name="target", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"target: {error.format_message()}", err=True)
+        status = error.exit_code
+    except Interrupted as interrupted:
+        click.echo(f"target: ended by {interrupted}", err=True)
+        die_of(interrupted.signo)
+    sys.exit(status)
+
+
+def choose(names: Sequence[str], loop: bool) -> list[Scenario]:
+    """Return the scenarios to play, in the order of `names`, all where none is named; a loop leaves out what ends it.
+
+    Raises UsageError where one that ends the process is not the last.
+    """
+    by_name = {scenario.name: scenario for scenario in TOUR}
+    chosen = [by_name[name] for name in names] or [s for s in TOUR if not (loop and s.ends_process)]
+    early = next((s for s in (chosen if loop else chosen[:-1]) if s.ends_process), None)
+    if early is not None:
+        raise click.UsageError(f"nothing can follow --scenario {early.name}: it ends the process")
+    return chosen
+
+
+def attach(socket_path: str | None) -> Process:
+    """Return this process as kerneld sees it. Raises Failure."""
+    try:
+        return Process.attach(socket_path)
+    except KerneldUnavailable as error:
+        raise Failure(Status.NO_DAEMON, str(error)) from None
+    except KerneldGone:
+        raise Failure(Status.DAEMON_GONE, "kerneld went away") from None
+    except (KerneldError, OSError) as error:
+        raise Failure(Status.FAILED, f"kerneld refuses this process: {error}") from None
+
+
+def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:
+    """Play `scenarios`, for ever with `loop`, with a directory of real files that is gone afterwards. Raises Failure."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="kerneld-target-") as directory:
+            tour = Tour(Stage(process, Window(), Path(directory)), pace, say_to_stdout, socket_path)
+            tour.begin()
+            for _round in count():
+                tour.play_all(scenarios)
+                if not loop:
+                    return
+    except EndOfInput:
+        click.echo("The input has ended, and the tour with it.")
+    except BrokenPipeError:
+        raise
+    except (OSError, LookupError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise Failure(Status.FAILED, f"a step failed: {reason}") from None

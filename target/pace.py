@@ -1,0 +1,96 @@
+"""How long the tour waits before each step: some seconds, or until Enter. Meanwhile it sees kerneld go away.
+
+Owns standard input in the stepwise mode, read byte by byte, so that what is piped in ahead stays in the pipe.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from shared.client import KerneldGone
+
+PROMPT = "[Enter]"
+"""What the stepwise mode prints when it waits; a line of its own where the input is no terminal."""
+
+
+class EndOfInput(Exception):
+    """Nobody is left to press Enter."""
+
+
+class Pace(Protocol):
+    """What the runner asks before each step."""
+
+    def wait(self, times: int = 1) -> None:
+        """Wait as long as before one step, or `times` as long."""
+
+
+class DelayPace:
+    """Waits `delay` seconds before each step."""
+
+    def __init__(self, delay: float, connection: int) -> None:
+        """Wait `delay` seconds a step, watching the descriptor `connection` for its end."""
+        self._delay = delay
+        self._connection = connection
+
+    def wait(self, times: int = 1) -> None:
+        """Wait `times` delays. Raises KerneldGone when the connection ends before."""
+        due = time.monotonic() + self._delay * times
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
+        # Rounded up: a wait cut short would spin for its last millisecond.
+        while (left := due - time.monotonic()) > 0:
+            if poll.poll(math.ceil(left * 1000)):
+                raise _gone()
+
+
+class StepPace:
+    """Waits for a line of input before each step."""
+
+    def __init__(self, say: Callable[[str], None], connection: int, source: int = 0) -> None:
+        """Prompt by `say`, read lines from the descriptor `source`, watch `connection` for its end."""
+        self._say = say
+        self._connection = connection
+        self._source = source
+
+    def wait(self, times: int = 1) -> None:
+        """Wait for Enter, however many `times`. Raises EndOfInput, and KerneldGone when the connection ends before."""
+        terminal = os.isatty(self._source)
+        self._say(f"      {PROMPT} " if terminal else f"      {PROMPT}\n")
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
+        byte = b""
+        while byte != b"\n":
+            ready = [descriptor for descriptor, _events in poll.poll()]
+            if self._connection in ready:
+                raise _gone()
+            byte = _read_byte(self._source)
+            if not byte:
+                if terminal:
+                    self._say("\n")
+                raise EndOfInput
+
+
+def say_to_stdout(text: str) -> None:
+    """Write `text` to standard output at once: a forked child must not inherit half a line."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _gone() -> KerneldGone:
+    # Between calls the kernel sends nothing: what can be read is the end.
+    return KerneldGone("kerneld went away")
+
+
+def _read_byte(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1)
+    except OSError:
+        # A closed standard input is an input at its end.
+        return b""

@@ -1,0 +1,86 @@
+"""The runner: plays scenarios, and alone prints and pauses.
+
+Knows no scenario by name and makes no system call but to clear the window behind each.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+
+from target.inspector_command import inspector_command
+from target.pace import Pace
+from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.stage import Stage
+
+_WATCH_PAUSES = 3
+"""A range to watch is worth that many pauses: somebody has to start an inspector."""
+_MAX_COLUMNS = 110
+_STEP_INDENT, _TEXT_INDENT = "  ", "      "
+
+
+class Tour:
+    """Plays scenarios on one stage, at one pace."""
+
+    def __init__(self, stage: Stage, pace: Pace, say: Callable[[str], None], socket_path: str | None = None) -> None:
+        """Play on `stage`, printing by `say`; `socket_path` is where the inspector has to look, None for its default."""
+        self._stage = stage
+        self._pace = pace
+        self._say = say
+        self._socket_path = socket_path
+        self._columns = min(shutil.get_terminal_size((_MAX_COLUMNS, 24)).columns, _MAX_COLUMNS)
+        self._steps = 0
+
+    def begin(self) -> None:
+        """Print who we are and the window to watch, and give the reader the time to start an inspector."""
+        stage = self._stage
+        pid = stage.process.pid
+        self._say(f"target: process {pid}, attached to kerneld.\n")
+        window = stage.window
+        self._play_beat(Watch(pid, window.start, window.end, f"the window of the tour, {window.pages} pages"))
+
+    def play_all(self, scenarios: Sequence[Scenario]) -> None:
+        """Play `scenarios` one after another. Raises what a step or the pause raises."""
+        for number, scenario in enumerate(scenarios, 1):
+            self._say(f"\n== {number}/{len(scenarios)} {scenario.name}: {scenario.title} ==\n")
+            self._say_wrapped(scenario.teaches, "", "")
+            self.play(scenario)
+
+    def play(self, scenario: Scenario) -> None:
+        """Play one scenario and leave an empty window behind, except where the process ends with it."""
+        for beat in scenario.play(self._stage):
+            self._play_beat(beat)
+        if not scenario.ends_process:
+            self._stage.clear_window()
+            if scenario.in_window:
+                self._say(f"{_STEP_INDENT}The window is empty again.\n")
+
+    def _play_beat(self, beat: Beat) -> None:
+        match beat:
+            case Step(text):
+                self._steps += 1
+                head = f"{_STEP_INDENT}{self._steps}. "
+                self._say_wrapped(text, head, _TEXT_INDENT)
+                self._pace.wait()
+            case Note(text):
+                for line in text.splitlines():
+                    self._say_wrapped(line, f"{_TEXT_INDENT}> ", f"{_TEXT_INDENT}  ")
+            case Watch(pid, start, end, what):
+                command = inspector_command(pid, start, end, self._socket_path)
+                self._say(f"{_STEP_INDENT}Watch {start:#x} to {end:#x} from another terminal, {what}:\n")
+                self._say(f"{_TEXT_INDENT}{command}\n")
+                self._pace.wait(_WATCH_PAUSES)
+
+    def _say_wrapped(self, text: str, first: str, rest: str) -> None:
+        # An address broken at the line's end could not be copied; lines of /proc/self/maps keep their columns.
+        wrapped = textwrap.wrap(
+            text,
+            self._columns,
+            initial_indent=first,
+            subsequent_indent=rest,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        self._say("\n".join(wrapped) + "\n")
