@@ -1,0 +1,7 @@
+"""`python -m kerneld`."""
+
+from __future__ import annotations
+
+from kerneld.cli import main
+
+main()

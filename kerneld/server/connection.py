@@ -1,0 +1,144 @@
+"""One connection: datagrams in, answers out, both without ever waiting.
+
+It owns the socket and at most one answer that the client has not taken yet. It knows records no closer than their
+bytes.
+
+Invariant: while an answer waits (`is_stuck`), nothing is read from the connection. A client that does not read
+therefore costs one answer of memory and no more.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from kerneld.syscalls.kernel import Sender
+from shared import wire
+
+if TYPE_CHECKING:
+    from kerneld.server.watch import Watch
+    from kerneld.task.task import Thread
+
+CREDENTIALS = struct.Struct("=iII")
+"""struct ucred: pid, uid, gid. unix(7)."""
+FD_BYTES = 4
+ANCILLARY_BYTES = socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(FD_BYTES * wire.MAX_FDS)
+SKB_OVERHEAD = 32
+"""What a Unix datagram socket keeps back of its send buffer: Linux v6.8 net/unix/af_unix.c:unix_dgram_sendmsg()."""
+SEND_BUFFER = 212_992
+"""Doubled by the kernel: room for MAX_REPLY within the usual net.core.wmem_max, so that no privilege is needed."""
+NOBODY = Sender(0, 0, 0)
+
+
+class Datagram(NamedTuple):
+    """What one recvmsg brought. `data` is only good until the next one; whoever holds `fds` must close them."""
+
+    data: memoryview
+    sender: Sender
+    fds: list[int]
+    is_cut: bool
+    """It was longer than MAX_DATAGRAM."""
+    lost_fds: bool
+    """Not every fd that came beside it could be installed: our fd table is full."""
+
+
+class Inbox:
+    """The buffer that every connection's datagrams are received into, one at a time."""
+
+    __slots__ = ("_buffers", "_view")
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(wire.MAX_DATAGRAM))
+        self._buffers = [self._view]
+
+    def receive(self, source: socket.socket) -> Datagram | None:
+        """Return the next datagram of `source`, or None at its end.
+
+        Raises BlockingIOError when there is none, another OSError when the connection is broken.
+        """
+        length, ancillary, flags, _ = source.recvmsg_into(
+            self._buffers, ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        )
+        # An empty datagram still has its sender beside it; the end of the connection has not.
+        if length == 0 and not ancillary:
+            return None
+        sender = NOBODY
+        fds: list[int] = []
+        for _level, kind, data in ancillary:
+            if kind == socket.SCM_CREDENTIALS:
+                sender = Sender._make(CREDENTIALS.unpack(data))
+            elif kind == socket.SCM_RIGHTS:
+                fds.extend(array.array("i", data[: len(data) - len(data) % FD_BYTES]))
+        return Datagram(
+            self._view[:length], sender, fds, bool(flags & socket.MSG_TRUNC), bool(flags & socket.MSG_CTRUNC)
+        )
+
+
+class Connection:
+    """A client's connection: one thread of one process, once it has attached."""
+
+    __slots__ = ("_unsent", "_unsent_fds", "fd", "is_closed", "reply_limit", "socket", "thread", "watch")
+
+    def __init__(self, accepted: socket.socket) -> None:
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self.socket = accepted
+        self.fd = accepted.fileno()
+        self.thread: Thread | None = None
+        self.watch: Watch | None = None
+        self.is_closed = False
+        self.reply_limit = min(wire.MAX_REPLY, accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - SKB_OVERHEAD)
+        self._unsent = b""
+        self._unsent_fds: list[int] = []
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether an answer waits for the client to read the ones before it."""
+        return bool(self._unsent)
+
+    def send(self, answer: bytes, fds: list[int]) -> bool:
+        """Send one answer, or keep it where the client has left no room for it; `fds` are closed once it has gone.
+
+        Returns whether it has gone.
+        Raises OSError when the connection is broken; the fds are closed then too.
+        """
+        try:
+            if fds:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+                self.socket.sendmsg([answer], [rights], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            else:
+                self.socket.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            self._unsent, self._unsent_fds = answer, fds
+            return False
+        except OSError:
+            close_fds(fds)
+            raise
+        if fds:
+            close_fds(fds)
+        return True
+
+    def send_again(self) -> bool:
+        """Try again to send the answer that waits; returns and raises as send does."""
+        answer, fds = self._unsent, self._unsent_fds
+        self._unsent, self._unsent_fds = b"", []
+        return self.send(answer, fds)
+
+    def close(self) -> None:
+        """Close the socket and drop the answer that waits, with its fds."""
+        self.is_closed = True
+        self._unsent = b""
+        close_fds(self._unsent_fds)
+        self._unsent_fds = []
+        self.socket.close()
+
+
+def close_fds(fds: Iterable[int]) -> None:
+    """Close fds that came from a client or went to one, whatever closing them reports (a full disk, say)."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

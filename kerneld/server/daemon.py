@@ -1,0 +1,104 @@
+"""The daemon's life: claim the socket, build the machine, serve, and leave nothing behind.
+
+It owns the order. The socket is claimed before the machine is built, so that a second daemon says so at once; it is
+given up last, so that whoever finds it gone finds everything else gone too. Signals are only noted (a byte in a pipe
+that the loop watches): a request in progress is always finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import structlog
+
+from kerneld.server.loop import Loop
+from kerneld.server.socket_path import claim
+from kerneld.syscalls.kernel import Kernel, KernelConfig
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+BYTES_PER_MIB = 1 << 20
+
+log = structlog.get_logger("kerneld.server")
+
+
+class MachineError(Exception):
+    """The machine cannot be built as asked: one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """What `kerneld start` was asked for."""
+
+    socket_path: str
+    ram_bytes: int
+    max_connections: int
+    check_invariants: bool = False
+
+
+def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP; `on_ready` is called once the socket accepts.
+
+    Raises SocketPathError or MachineError when it cannot start.
+    """
+    raise_fd_limit()
+    with stop_signals() as stop_fd:
+        held = claim(os.path.abspath(config.socket_path))
+        try:
+            kernel = build_kernel(config)
+            try:
+                loop = Loop(kernel, held.listener, stop_fd, config.max_connections)
+                log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
+                on_ready()
+                loop.run()
+            finally:
+                kernel.shutdown()
+        finally:
+            held.release()
+    log.info("kerneld stopped")
+
+
+def build_kernel(config: DaemonConfig) -> Kernel:
+    """Return the machine. Raises MachineError when the host has not the memory, or the size will not do."""
+    try:
+        return Kernel(
+            KernelConfig(
+                ram_bytes=config.ram_bytes, superuser_uid=os.getuid(), check_invariants=config.check_invariants
+            )
+        )
+    except (OSError, MemoryError, ValueError) as error:
+        raise MachineError(
+            f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB: {str(error) or 'out of memory'}"
+        ) from None
+
+
+def raise_fd_limit() -> None:
+    """Allow as many fds as the system lets us: each client costs a connection, and each process a pidfd."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[int]:
+    """Yield an fd that becomes readable at the first signal that asks the daemon to stop."""
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    former = {signo: signal.signal(signo, _note) for signo in STOP_SIGNALS}
+    former_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    try:
+        yield read_fd
+    finally:
+        signal.set_wakeup_fd(former_fd)
+        for signo, handler in former.items():
+            signal.signal(signo, handler)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def _note(_signo: int, _frame: FrameType | None) -> None:
+    """Do nothing: the wake-up pipe has the byte already."""

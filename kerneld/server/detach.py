@@ -1,0 +1,71 @@
+"""A daemon in the background: the caller returns when the socket accepts, or with the reason why it never will.
+
+A pipe joins the two: the child writes READY, or one line for people, or dies and the pipe ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+READY = b"\x06"
+SEE_LOG = "see its log"
+
+
+class Started(NamedTuple):
+    """How it went: the pid, and where it is not ready, the exit status and the line for people."""
+
+    pid: int
+    is_ready: bool
+    status: int = 0
+    message: str = ""
+
+
+def start_detached(log_fd: int, serve: Callable[[Callable[[], None], Callable[[str], None]], int]) -> Started:
+    """Fork a child in a session of its own that runs `serve(on_ready, on_failure)` and exits with what that returns.
+
+    Its stdout and stderr are `log_fd`, its stdin empty, its directory the root. Must be called while there is one
+    thread.
+    """
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_fd)
+        _become_daemon(log_fd, write_fd, serve)
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as pipe:
+        said = pipe.read()
+    if said == READY:
+        return Started(pid, True)
+    _pid, wait_status = os.waitpid(pid, 0)
+    status = os.waitstatus_to_exitcode(wait_status)
+    message = said.decode("utf-8", "replace").strip() or f"the daemon ended before it was ready: {SEE_LOG}"
+    return Started(pid, False, status if status > 0 else 1, message)
+
+
+def _become_daemon(
+    log_fd: int, write_fd: int, serve: Callable[[Callable[[], None], Callable[[str], None]], int]
+) -> None:
+    """In the child: never returns."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        null_fd = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null_fd, 0)
+        os.dup2(log_fd, 1)
+        os.dup2(log_fd, 2)
+        for fd in {null_fd, log_fd} - {0, 1, 2}:
+            os.close(fd)
+
+        def tell(words: bytes) -> None:
+            os.write(write_fd, words)
+            os.close(write_fd)
+
+        status = serve(lambda: tell(READY), lambda message: tell(message.encode()))
+    finally:
+        os._exit(status)

@@ -1,0 +1,154 @@
+"""One datagram answered: every rule of ABI.md's Transport that needs no socket.
+
+| datagram                                             | answer                                 | connection |
+|------------------------------------------------------|----------------------------------------|------------|
+| from a process that is not the one that attached     | -EPERM for each request (malformed: 1) | stays      |
+| over MAX_DATAGRAM, empty, a size field that is wrong | one -EBADMSG                           | closed     |
+| not attached, first request not `attach`             | one -EBADMSG                           | closed     |
+| its fds did not fit our fd table                     | -EMFILE for each request               | stays      |
+| `attach` on an attached connection                   | -EINVAL for it, the others run         | stays      |
+| `attach` refused                                     | its errno for it and for all behind it | stays      |
+| a request raises a signal that is not fatal          | ends with its reply                    | stays      |
+| a request ends the thread or the process             | ends with its reply                    | closed     |
+
+Who sent it is decided by the pid alone, on every datagram. The uid beside it is the real process's at that moment and
+may rightly differ from the one at `attach` (a set-user-ID program, a real setuid); what a task may do follows the
+credentials that the kernel keeps for it, which only the simulated setuid changes.
+
+Replies longer than fit one answer. Room for a small reply is kept for every request of the batch from the start, so
+that nothing that changes anything can lose its reply. Longer inline data comes out of what is left, first come first
+served; where it does not fit the request gets -EMSGSIZE. For `load` that is decided before it runs (its length is an
+argument, and running it faults pages in); for the others that return much (procread, mincore, process_vm_readv,
+page_contents) after it, by the true length, as they change nothing of the caller's. The two that answer with fds are
+refused before they run where their fds would go beyond what one datagram carries.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from kerneld.server.connection import Connection, Datagram, close_fds
+from kerneld.syscalls.dispatch import dispatch
+from shared import wire
+from shared.uapi.syscalls import Nr
+
+if TYPE_CHECKING:
+    from kerneld.syscalls.dispatch import Answer
+    from kerneld.syscalls.kernel import Kernel, Sender
+
+SMALL_REPLY = wire.REPLY.size + 24
+"""The longest reply of a request that changes something: shadowpt_open's user_shadow_pt; a siginfo is shorter."""
+FDS_OF_ONE_ANSWER = 2
+SENDS_FDS = frozenset({Nr.SHADOWPT_OPEN, Nr.RAM})
+
+Attach = Callable[[Connection, "Sender", wire.Request], int]
+
+
+class Outcome(NamedTuple):
+    """What a datagram came to: the answer, the fds that go with it, and whether the connection then ends."""
+
+    answer: bytes
+    fds: list[int]
+    is_last: bool
+
+
+def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, attach: Attach) -> Outcome:
+    """Return the answer to one datagram, having run its requests; its fds that were not consumed stay in it.
+
+    `attach(connection, sender, request)` attaches the connection and returns the pid or -errno.
+    """
+    thread = connection.thread
+    is_stranger = thread is not None and datagram.sender.pid != thread.process.pid
+    try:
+        if datagram.is_cut:
+            raise wire.WireError("longer than a datagram may be")
+        requests = wire.unpack_requests(datagram.data)
+        if thread is None and requests[0].nr != Nr.ATTACH:
+            raise wire.WireError("the first request is not attach")
+    except wire.WireError:
+        return _refusal(1, errno.EPERM) if is_stranger else Outcome(wire.pack_reply(-errno.EBADMSG), [], True)
+    if is_stranger:
+        return _refusal(len(requests), errno.EPERM)
+    if datagram.lost_fds:
+        return _refusal(len(requests), errno.EMFILE)
+    if thread is not None and len(requests) == 1 and requests[0].nr != Nr.ATTACH:
+        return _run_one(kernel, connection, requests[0], datagram.fds)
+    return _run_batch(kernel, connection, requests, datagram, attach)
+
+
+def _refusal(count: int, code: int) -> Outcome:
+    return Outcome(wire.pack_reply(-code) * count, [], False)
+
+
+def _run_one(kernel: Kernel, connection: Connection, request: wire.Request, fds: list[int]) -> Outcome:
+    """Answer the usual datagram, of one request: a load of any length fits, so nothing is worked out before it."""
+    thread = connection.thread
+    assert thread is not None
+    answer = dispatch(kernel, thread, request, fds)
+    if len(answer.data) > connection.reply_limit - wire.REPLY.size:
+        close_fds(answer.fds)
+        return _refusal(1, errno.EMSGSIZE)
+    return Outcome(_pack(answer), list(answer.fds), _ends_connection(request, answer))
+
+
+def _run_batch(
+    kernel: Kernel, connection: Connection, requests: list[wire.Request], datagram: Datagram, attach: Attach
+) -> Outcome:
+    """Run requests in order until one ends the batch."""
+    replies: list[bytes] = []
+    fds: list[int] = []
+    room = connection.reply_limit - SMALL_REPLY * len(requests)
+    is_last = False
+    for request in requests:
+        if request.nr == Nr.ATTACH:
+            ret = attach(connection, datagram.sender, request)
+            if connection.thread is None:
+                return _refusal(len(requests), -ret)
+            replies.append(wire.pack_reply(ret))
+            continue
+        thread = connection.thread
+        assert thread is not None
+        if not _may_run(request, room, fds):
+            replies.append(wire.pack_reply(-errno.EMSGSIZE))
+            continue
+        answer = dispatch(kernel, thread, request, datagram.fds)
+        taken = _long_bytes(len(answer.data))
+        if taken > room:
+            close_fds(answer.fds)
+            replies.append(wire.pack_reply(-errno.EMSGSIZE))
+            continue
+        room -= taken
+        replies.append(_pack(answer))
+        fds.extend(answer.fds)
+        is_last = _ends_connection(request, answer)
+        if is_last or answer.signo or thread.process.ended:
+            break
+    return Outcome(b"".join(replies), fds, is_last)
+
+
+def _may_run(request: wire.Request, room: int, fds: list[int]) -> bool:
+    """Whether the reply is known beforehand to fit. A length over MAX_INLINE is the kernel's to refuse."""
+    if request.nr == Nr.LOAD:
+        return request.args[1] > wire.MAX_INLINE or _long_bytes(request.args[1]) <= room
+    return request.nr not in SENDS_FDS or len(fds) + FDS_OF_ONE_ANSWER <= wire.MAX_FDS
+
+
+def _long_bytes(data_bytes: int) -> int:
+    """Return how much inline data of this length takes beyond what is kept for a small reply."""
+    return max(0, wire.REPLY.size + data_bytes - SMALL_REPLY)
+
+
+def _pack(answer: Answer) -> bytes:
+    if answer.signo:
+        assert answer.siginfo is not None
+        return wire.pack_signal_reply(answer.ret, answer.signo, answer.siginfo)
+    return wire.pack_reply(answer.ret, answer.data)
+
+
+def _ends_connection(request: wire.Request, answer: Answer) -> bool:
+    """Whether the thread is over with this reply; what it takes with it is reaped after."""
+    if answer.siginfo is not None:
+        return bool(answer.siginfo.fatal)
+    return request.nr in (Nr.EXIT, Nr.EXIT_GROUP) and answer.ret == 0

@@ -1,0 +1,297 @@
+"""The event loop: who is served next. One thread; every call runs to completion, so the kernel needs no lock.
+
+The list of ready descriptors is the run queue, round robin: in a turn each ready connection has one datagram answered,
+then epoll is asked again (level-triggered: what is left over is ready still, behind those that came meanwhile).
+
+Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch; then
+connections; then new ones. An fd closed in a turn may be given out again in the same turn: connections are therefore
+looked up before any is served, and one that was closed meanwhile is passed over.
+
+It must not know what a request means. A connection that breaks, or a request that fails in an unforeseen way, costs
+that connection; never the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kerneld.errors import SysError
+from kerneld.server.connection import Connection, Inbox, close_fds
+from kerneld.server.exchange import answer_datagram
+from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
+
+if TYPE_CHECKING:
+    from kerneld.syscalls.kernel import Kernel, Sender
+    from shared import wire
+
+ACCEPTS_A_TURN = 64
+BROKEN = select.EPOLLHUP | select.EPOLLERR
+
+log = structlog.get_logger("kerneld.server")
+
+
+class Loop:
+    """Serves the connections of `listener` with `kernel` until `stop_fd` becomes readable."""
+
+    def __init__(self, kernel: Kernel, listener: socket.socket, stop_fd: int, max_connections: int) -> None:
+        self._kernel = kernel
+        self._listener = listener
+        self._stop_fd = stop_fd
+        self._max_connections = max_connections
+        self._inbox = Inbox()
+        self._connections: dict[int, Connection] = {}
+        self._pidfds: dict[int, Watch] = {}
+        self._watches: dict[int, Watch] = {}
+        self._is_stopping = False
+        self._spare_fd = _open_spare()
+        self._epoll = select.epoll()
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._epoll.register(stop_fd, select.EPOLLIN)
+
+    def run(self) -> None:
+        """Serve until asked to stop, then let every client go."""
+        try:
+            while not self._is_stopping:
+                self.turn()
+        finally:
+            self.close()
+
+    def turn(self, timeout_seconds: float | None = None) -> None:
+        """Wait until something is ready, and serve each that is once."""
+        # All that are ready in one turn: a pidfd left out for lack of room would break the order this module promises.
+        most = 2 + len(self._connections) + len(self._pidfds)
+        accepting = False
+        ready: list[tuple[Connection, int]] = []
+        for fd, mask in self._epoll.poll(timeout_seconds, most):
+            connection = self._connections.get(fd)
+            if connection is not None:
+                ready.append((connection, mask))
+            elif fd in self._pidfds:
+                self._end_process(self._pidfds[fd])
+            elif fd == self._stop_fd:
+                self._is_stopping = True
+            else:
+                accepting = True
+        for connection, mask in ready:
+            if not connection.is_closed:
+                self._serve(connection, mask)
+        if accepting:
+            self._accept()
+
+    def close(self) -> None:
+        """Close every connection and every fd of the loop; the listener stays its owner's."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        for pidfd in self._pidfds:
+            os.close(pidfd)
+        self._pidfds.clear()
+        self._watches.clear()
+        self._epoll.close()
+        close_fds([self._spare_fd])
+
+    # Serving a connection
+
+    def _serve(self, connection: Connection, mask: int) -> None:
+        try:
+            if not connection.is_stuck:
+                self._answer_next(connection)
+            elif mask & BROKEN:
+                self._hang_up(connection)
+            else:
+                self._send_again(connection)
+        except Exception:
+            log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
+            self._hang_up(connection)
+        self._reap()
+
+    def _answer_next(self, connection: Connection) -> None:
+        """Take one datagram from the connection and answer it."""
+        try:
+            datagram = self._inbox.receive(connection.socket)
+        except BlockingIOError:
+            return
+        except OSError:
+            # ECONNRESET: the client closed without reading all that we sent. As good an end as any.
+            datagram = None
+        if datagram is None:
+            self._hang_up(connection)
+            return
+        try:
+            outcome = answer_datagram(self._kernel, connection, datagram, self._attach)
+        finally:
+            if datagram.fds:
+                close_fds(datagram.fds)
+        try:
+            is_sent = connection.send(outcome.answer, outcome.fds)
+        except OSError as error:
+            _note_broken(connection, error)
+            self._hang_up(connection)
+            return
+        if outcome.is_last:
+            # The reply is in the client's queue, and stays there after the close. Had a client that never reads left no
+            # room for it, it is dropped: a well-behaved one has at most one datagram unanswered.
+            self._hang_up(connection)
+        elif not is_sent:
+            self._epoll.modify(connection.fd, select.EPOLLOUT)
+
+    def _send_again(self, connection: Connection) -> None:
+        """The client has read: send the answer that waited, then listen to it again."""
+        try:
+            if connection.send_again():
+                self._epoll.modify(connection.fd, select.EPOLLIN)
+        except OSError as error:
+            _note_broken(connection, error)
+            self._hang_up(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        """The connection is over, and with it the thread behind it."""
+        self._drop(connection)
+        thread = connection.thread
+        if thread is None or thread.process.ended:
+            return
+        try:
+            self._kernel.thread_exited(thread)
+        except Exception:
+            log.exception("thread could not be ended cleanly", pid=thread.process.pid, tid=thread.tid)
+
+    def _drop(self, connection: Connection) -> None:
+        if connection.is_closed:
+            return
+        del self._connections[connection.fd]
+        if connection.watch is not None:
+            connection.watch.connections.remove(connection)
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(connection.fd)
+        connection.close()
+
+    # Processes
+
+    def _attach(self, connection: Connection, sender: Sender, request: wire.Request) -> int:
+        """Make the connection a thread of the process that sent the request; returns its pid or -errno."""
+        if connection.thread is not None:
+            return -errno.EINVAL
+        if sender.pid <= 0:
+            # A process of another pid namespace: it has no pid here.
+            return -errno.EPERM
+        watch = self._watches.get(sender.pid)
+        try:
+            pidfd = NO_PIDFD if watch is not None else open_pidfd(sender.pid)
+        except OSError as error:
+            return -(error.errno or errno.EAGAIN)
+        try:
+            thread = self._kernel.attach(sender, *request.args[:3])
+        except SysError as error:
+            if pidfd != NO_PIDFD:
+                os.close(pidfd)
+            return -error.errno
+        connection.thread = thread
+        if watch is None:
+            watch = self._watch(Watch(thread.process, pidfd))
+        watch.connections.append(connection)
+        connection.watch = watch
+        log.debug("attached", pid=sender.pid, tid=thread.tid)
+        return thread.process.pid
+
+    def _watch(self, watch: Watch) -> Watch:
+        self._watches[watch.process.pid] = watch
+        if watch.pidfd == NO_PIDFD:
+            # It died between sending this and now; whoever reads the reply is not it.
+            self._kernel.process_died(watch.process)
+        else:
+            self._pidfds[watch.pidfd] = watch
+            self._epoll.register(watch.pidfd, select.EPOLLIN)
+        return watch
+
+    def _end_process(self, watch: Watch) -> None:
+        """The real process is dead."""
+        try:
+            self._kernel.process_died(watch.process)
+        except Exception:
+            log.exception("process could not be ended cleanly", pid=watch.process.pid)
+        self._reap()
+        self._unwatch(watch)
+
+    def _reap(self) -> None:
+        """Let go of the processes that the kernel has ended since last asked."""
+        for process in self._kernel.take_ended():
+            watch = self._watches.get(process.pid)
+            if watch is not None and watch.process is process:
+                self._unwatch(watch)
+
+    def _unwatch(self, watch: Watch) -> None:
+        if self._watches.get(watch.process.pid) is not watch:
+            return
+        del self._watches[watch.process.pid]
+        for connection in list(watch.connections):
+            self._drop(connection)
+        if watch.pidfd != NO_PIDFD:
+            del self._pidfds[watch.pidfd]
+            self._epoll.unregister(watch.pidfd)
+            os.close(watch.pidfd)
+        log.debug("process gone", pid=watch.process.pid)
+
+    # New connections
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                accepted, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._turn_one_away()
+                else:
+                    log.warning("accept failed", error=error.strerror)
+                return
+            if len(self._connections) >= self._max_connections:
+                log.warning("connection refused: too many", max_connections=self._max_connections)
+                accepted.close()
+                continue
+            self._add(accepted)
+
+    def _add(self, accepted: socket.socket) -> None:
+        try:
+            connection = Connection(accepted)
+            self._epoll.register(connection.fd, select.EPOLLIN)
+        except OSError as error:
+            log.warning("connection refused", error=error.strerror)
+            accepted.close()
+            return
+        self._connections[connection.fd] = connection
+
+    def _turn_one_away(self) -> None:
+        """Out of fds: accept with the spare one and close, or the loop would spin on a listener that stays ready."""
+        close_fds([self._spare_fd])
+        try:
+            accepted, _address = self._listener.accept()
+            accepted.close()
+            log.warning("connection refused: no file descriptor left")
+        except OSError:
+            pass
+        finally:
+            self._spare_fd = _open_spare()
+
+
+def _open_spare() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _pid_of(connection: Connection) -> int | None:
+    return connection.thread.process.pid if connection.thread is not None else None
+
+
+def _note_broken(connection: Connection, error: OSError) -> None:
+    """A client may leave without waiting for its answer; anything else is worth a line."""
+    if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+        log.warning("answer cannot be sent: connection closed", pid=_pid_of(connection), error=error.strerror)

@@ -1,0 +1,168 @@
+"""Where the daemon listens: the directory, the lock and the socket file, claimed at start and gone at the end.
+
+The directory is the security boundary: 0700 and the daemon's user's, so that nobody else can connect, or put a socket
+of their own in the daemon's place. It is held open and every name is used relative to it, so that what was checked is
+what is used. One daemon per socket path: a lock file beside the socket, locked with flock(2) for as long as the
+daemon lives, says whether a socket file that is there is somebody's or was left by one that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+from dataclasses import dataclass
+
+MAX_SOCKET_PATH = 107
+"""Longest path that fits sockaddr_un with its final NUL: unix(7). A longer one could be bound, but never reached."""
+BACKLOG = 128
+
+
+class SocketPathError(Exception):
+    """The daemon cannot listen there: one line for people."""
+
+
+class AlreadyRunning(SocketPathError):
+    """Another daemon has the socket."""
+
+
+@dataclass(slots=True)
+class Claim:
+    """A socket path that this daemon holds; `release` gives it back and leaves nothing behind."""
+
+    path: str
+    listener: socket.socket
+    directory_fd: int
+    lock_fd: int
+
+    def release(self) -> None:
+        """Close the listener and remove the socket and the lock file."""
+        self.listener.close()
+        for name in (os.path.basename(self.path), lock_name(self.path)):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self.directory_fd)
+        os.close(self.lock_fd)
+        os.close(self.directory_fd)
+
+
+def lock_name(path: str) -> str:
+    """Return the name of the lock file of the socket at `path`."""
+    return os.path.basename(path) + ".lock"
+
+
+def log_name(path: str) -> str:
+    """Return the name of the log file that a detached daemon at `path` writes."""
+    return os.path.basename(path) + ".log"
+
+
+def open_directory(path: str) -> int:
+    """Return an fd of the directory of the socket at `path`, created 0700 where it is not there.
+
+    Its last component is not followed where it is a symlink: in /tmp anybody may have planted one.
+    Raises SocketPathError when it is not a directory, not this user's, or open to others.
+    """
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise SocketPathError(f"the socket path is longer than {MAX_SOCKET_PATH} bytes: {path}")
+    directory = os.path.dirname(path) or "."
+    if not os.path.basename(path):
+        raise SocketPathError(f"the socket path names a directory, not a socket: {path}")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SocketPathError(f"cannot use the socket directory {directory}: {error.strerror}") from None
+    status = os.fstat(directory_fd)
+    problem = None
+    if status.st_uid != os.geteuid():
+        problem = f"it belongs to uid {status.st_uid}, not to uid {os.geteuid()}"
+    elif status.st_mode & 0o777 != 0o700:
+        problem = f"its mode is {stat.S_IMODE(status.st_mode):04o}, not 0700"
+    if problem is not None:
+        os.close(directory_fd)
+        raise SocketPathError(f"refusing the socket directory {directory}: {problem}")
+    return directory_fd
+
+
+def open_log(path: str) -> int:
+    """Return an fd that appends to the log file of a detached daemon at `path`. Raises SocketPathError."""
+    directory_fd = open_directory(path)
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(log_name(path), flags, 0o600, dir_fd=directory_fd)
+    except OSError as error:
+        raise SocketPathError(f"cannot open the log file {path}.log: {error.strerror}") from None
+    finally:
+        os.close(directory_fd)
+
+
+def claim(path: str) -> Claim:
+    """Listen at `path`, in place of a socket file that a dead daemon left.
+
+    Raises AlreadyRunning when another daemon holds it, SocketPathError when the directory or the name will not do.
+    """
+    directory_fd = open_directory(path)
+    lock_fd = -1
+    try:
+        lock_fd = _lock(path, directory_fd)
+        listener = _listen(path, directory_fd)
+    except SocketPathError:
+        if lock_fd >= 0:
+            os.unlink(lock_name(path), dir_fd=directory_fd)
+            os.close(lock_fd)
+        os.close(directory_fd)
+        raise
+    return Claim(path, listener, directory_fd, lock_fd)
+
+
+def _lock(path: str, directory_fd: int) -> int:
+    """Return the fd of the lock file, locked; its text is the pid of the one that holds it."""
+    name = lock_name(path)
+    while True:
+        try:
+            lock_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+        except OSError as error:
+            raise SocketPathError(f"cannot create the lock file {path}.lock: {error.strerror}") from None
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(lock_fd)
+            raise AlreadyRunning(
+                f"kerneld is already running on {path}" + (f" (pid {holder})" if holder else "")
+            ) from None
+        if _is_still_named(lock_fd, name, directory_fd):
+            os.ftruncate(lock_fd, 0)
+            os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+            return lock_fd
+        # Its last holder removed it between the open and the lock: what is locked is no longer the file others see.
+        os.close(lock_fd)
+
+
+def _is_still_named(fd: int, name: str, directory_fd: int) -> bool:
+    try:
+        named = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(fd))
+
+
+def _listen(path: str, directory_fd: int) -> socket.socket:
+    """Return the listening socket; the caller holds the lock, so a socket file that is there is stale."""
+    name = os.path.basename(path)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+            raise SocketPathError(f"{path} exists and is not a socket")
+        os.unlink(name, dir_fd=directory_fd)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        # Before listen(): a connection takes the flag over at the moment it is made, and no datagram comes without it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        listener.bind(f"/proc/self/fd/{directory_fd}/{name}")
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SocketPathError(f"cannot listen on {path}: {error.strerror}") from None
+    return listener
