@@ -60,7 +60,7 @@ class Segment:
         """The segment as 64-bit words; an item is stored by one 8-byte store."""
 
     def client_fd(self) -> int:
-        """Return a new read-only descriptor, which the caller closes. Raises OSError when the process is out of them."""
+        """Return a new read-only descriptor, which the caller closes. Raises OSError when out of descriptors."""
         return os.dup(self._fd)
 
     def close(self) -> None:

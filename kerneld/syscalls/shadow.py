@@ -15,8 +15,8 @@ from shared.uapi.shadowpt import USER_SHADOW_PT
 def shadowpt_open(call: Call) -> Answer:
     """Open a table: args are the target's pid, a pointer and the layout; inline a user_shadow_pt.
 
-    Returns it as updated, and read-only descriptors of the table and of the sequence page. Raises SysError(EPERM) unless
-    the caller is the superuser, EFAULT without a whole structure, EINVAL for a layout other than 0, then as
+    Returns it as updated, and read-only descriptors of the table and of the sequence page. Raises SysError(EPERM)
+    unless the caller is the superuser, EFAULT without a whole structure, EINVAL for a layout other than 0, then as
     ShadowPt.open() does.
     """
     _check_superuser(call)
