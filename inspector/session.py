@@ -7,6 +7,7 @@ no call: the kernel writes it, and it is this process's own memory that is read.
 from __future__ import annotations
 
 import errno
+import select
 from types import TracebackType
 from typing import Protocol
 
@@ -14,12 +15,15 @@ from inspector.address import Span
 from inspector.failure import Failure, Status
 from inspector.maps import Mapping, parse_maps
 from inspector.table import Entry, parse_table
-from shared.client import realmem
+from shared.client import KerneldGone, realmem
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, Spte, table_bytes
 
 PAGE_ATTEMPTS = 16
 """How often a page is tried anew because its frame changed between the look at the table and the read."""
+SNAPSHOT_ATTEMPTS = 100
+SNAPSHOT_PAUSE = 0.01
+"""How often a table that the kernel is changing is read anew, and how many seconds apart."""
 
 
 class Machine(Protocol):
@@ -86,8 +90,19 @@ class Watch:
         realmem.unmap(self._entries, self._length)
 
     def read(self) -> list[Entry]:
-        """Return the entries as they are at one moment, without a call."""
-        return parse_table(self.machine.snapshot(), self.span.start, self.span.end)
+        """Return the entries as they are at one moment, without a call.
+
+        Raises KerneldGone when the connection has ended in the middle of a change, Failure(FAILED) when the changes do
+        not end.
+        """
+        for _attempt in range(SNAPSHOT_ATTEMPTS):
+            try:
+                return parse_table(self.machine.snapshot(), self.span.start, self.span.end)
+            except TimeoutError:
+                # A kerneld that was killed while it wrote leaves a sequence number that stays odd.
+                if select.select([self.machine.fileno()], [], [], SNAPSHOT_PAUSE)[0]:
+                    raise KerneldGone("kerneld ended while it was changing the table") from None
+        raise Failure(Status.FAILED, "kerneld changes the table too fast to read it")
 
     def read_page(self, vaddr: int) -> tuple[Entry, bytes]:
         """Return the entry and the 4,096 bytes of the page that holds `vaddr`, an address within the range.
