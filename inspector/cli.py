@@ -80,7 +80,12 @@ class Options(NamedTuple):
 @click.argument("start", required=False)
 @click.argument("end", required=False)
 @click.option(
-    "--interval", type=click.FloatRange(min=0.01), default=1.0, metavar="SECONDS", help="Time between prints. [1]"
+    "--interval",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="Time between prints.",
 )
 @click.option("--once", is_flag=True, help="Print once and end.")
 @click.option("--all", "every_page", is_flag=True, help="One line for each page: do not fold runs of alike pages.")
@@ -121,6 +126,10 @@ def cli(
         raise Failure(Status.DAEMON_GONE, "kerneld went away, and the table with it") from None
     except KerneldError as error:
         raise Failure(Status.FAILED, str(error)) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failure(Status.FAILED, f"kerneld refuses: {error.strerror}") from None
 
 
 def main() -> None:

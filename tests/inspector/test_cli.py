@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from inspector import cli
-from shared.client import KerneldUnavailable
+from inspector.failure import Status
+from shared.client import KerneldUnavailable, Process
 from shared.uapi.page import PAGE_SIZE
 from tests.inspector.fake import BASE, PID, FakeMachine, end_by
 
@@ -25,7 +26,7 @@ class Inspector:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.machine: FakeMachine | None = None
         self.socket_path: str | None = None
-        monkeypatch.setattr(cli.Process, "attach", self.attach)
+        monkeypatch.setattr(Process, "attach", self.attach)
         monkeypatch.delenv("NO_COLOR", raising=False)
 
     def attach(self, socket_path: str | None = None) -> FakeMachine:
@@ -277,5 +278,5 @@ def test_help_lists_every_status(inspector: Inspector) -> None:
     result = inspector.run(None, "--help")
     assert result.exit_code == 0
     words = result.stdout.split("Exit status:")[1].split()
-    assert {int(word) for word in words if word.isdigit()} >= {int(status) for status in cli.Status}
+    assert {int(word) for word in words if word.isdigit()} >= {int(status) for status in Status}
     assert max(map(len, result.stdout.splitlines())) <= 120
