@@ -1,0 +1,110 @@
+"""Several requests in one datagram: one way to the kernel and back for all of them.
+
+Owns the packing into as few datagrams as fit. A batch ends early after a request that raised a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from shared import wire
+from shared.client.calls import SystemCalls
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
+from shared.uapi.shadowpt import USER_SHADOW_PT
+from shared.uapi.syscalls import Access, Nr
+from shared.wire import Reply
+
+
+@dataclass(slots=True)
+class _Datagram:
+    packed: bytearray = field(default_factory=bytearray)
+    fds: list[int] = field(default_factory=list)
+    requests: int = 0
+    reply_bytes: int = 0
+
+
+class Batch:
+    """Requests collected in a with block, sent when it ends; their replies are then in `replies`, in order.
+
+    A failed request is a reply with ret < 0, no exception. After a caught signal `replies` ends with the one that
+    carries it; a fatal one ends the process. When the block raises, nothing is sent.
+    """
+
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
+        self._datagrams: list[_Datagram] = []
+        self.replies: list[Reply] = []
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.send()
+
+    def call(self, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Add one request. Raises ValueError when it alone is over a datagram."""
+        packed = wire.pack_request(nr, args, data)
+        expected = _reply_bytes(nr, args)
+        if len(packed) > wire.MAX_DATAGRAM or expected > wire.MAX_REPLY or len(fds) > wire.MAX_FDS:
+            raise ValueError("a request that does not fit into one datagram, or its reply")
+        datagram = self._datagrams[-1] if self._datagrams else None
+        if (
+            datagram is None
+            or len(datagram.packed) + len(packed) > wire.MAX_DATAGRAM
+            or datagram.reply_bytes + expected > wire.MAX_REPLY
+            or len(datagram.fds) + len(fds) > wire.MAX_FDS
+        ):
+            datagram = _Datagram()
+            self._datagrams.append(datagram)
+        datagram.packed += packed
+        datagram.fds += fds
+        datagram.requests += 1
+        datagram.reply_bytes += expected
+
+    def load(self, address: int, length: int) -> None:
+        """Add a load of at most 65,536 bytes."""
+        _check_length(length)
+        self.call(Nr.LOAD, address, length)
+
+    def store(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Add a store of at most 65,536 bytes."""
+        _check_length(len(data))
+        self.call(Nr.STORE, address, len(data), data=bytes(data))
+
+    def touch(self, address: int, length: int, access: Access = Access.READ) -> None:
+        """Add one access to each page of [address, address + length)."""
+        self.call(Nr.TOUCH, address, length, access)
+
+    def send(self) -> None:
+        """Send what has been added, and append the replies."""
+        datagrams, self._datagrams = self._datagrams, []
+        for datagram in datagrams:
+            replies = self._calls.exchange(bytes(datagram.packed), datagram.requests, datagram.fds)
+            self.replies += replies
+            if replies[-1].signo:
+                self._calls.deliver(replies[-1])
+                return
+
+
+def _check_length(length: int) -> None:
+    if length > wire.MAX_INLINE:
+        raise ValueError(f"one access moves {wire.MAX_INLINE} bytes at most")
+
+
+def _reply_bytes(nr: int, args: Sequence[int]) -> int:
+    """Size of the longest reply to a request, in bytes."""
+    inline = wire.SIGINFO.size
+    if nr in (Nr.LOAD, Nr.PROCREAD) and len(args) > 1:
+        inline = max(inline, args[1])
+    elif nr == Nr.MINCORE and len(args) > 1:
+        inline = max(inline, page_align(args[1]) >> PAGE_SHIFT)
+    elif nr == Nr.SHADOWPT_PAGE_CONTENTS:
+        inline = PAGE_SIZE
+    elif nr == Nr.SHADOWPT_OPEN:
+        inline = USER_SHADOW_PT.size
+    return wire.REPLY.size + inline

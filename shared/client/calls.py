@@ -1,0 +1,159 @@
+"""The raw calls of one thread: requests out, replies in, signals delivered. All that the rest of the library stands on.
+
+Owns the connection and the signal actions; knows no call's meaning. A connection belongs to the process that
+attached, so that every use from another process (a plain os.fork) is refused before anything is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+
+from shared import wire
+from shared.client.connection import Connection
+from shared.client.errors import KerneldError, KerneldGone
+from shared.client.signals import Action, SignalActions, disposition_of
+from shared.uapi.syscalls import Nr
+from shared.wire import Reply
+
+_PACK = wire.REQUEST.pack
+_UNPACK = wire.REPLY.unpack_from
+_REQUEST_BYTES = wire.REQUEST.size
+_REPLY_BYTES = wire.REPLY.size
+_PADDING = tuple((0,) * (6 - count) for count in range(7))
+"""The zeros behind that many arguments."""
+
+
+class SystemCalls:
+    """One thread's way into the kernel."""
+
+    def __init__(self, socket_path: str) -> None:
+        """Connect; the first call has to be attach. Raises KerneldUnavailable."""
+        self._actions = SignalActions()
+        self._connect(socket_path)
+
+    def syscall(self, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> int:
+        """Make one raw request and return `ret`: what Linux returns, or -errno.
+
+        At most six `args`; `data` travels inline, `fds` beside. A signal is delivered as for any request.
+        """
+        return self.trap(nr, args, data, fds)[0]
+
+    def call(self, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> Reply:
+        """Make one request and return its reply. Raises OSError(errno) when it fails."""
+        ret, signo, answer = self.trap(nr, args, data, fds)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+        return wire.unpack_replies(answer)[0] if signo else Reply(ret, 0, answer[_REPLY_BYTES:])
+
+    def call_for_fds(self, nr: int, *args: int, data: bytes = b"") -> tuple[Reply, list[int]]:
+        """Make one request whose reply brings descriptors, for the caller to own. Raises OSError when it fails."""
+        self._check_owner()
+        answer, fds = self._connection.exchange_for_fds(_pack(nr, args, data))
+        try:
+            (reply,) = self._unpack(answer, 1)
+            self.deliver(reply)
+            if reply.ret < 0:
+                raise OSError(-reply.ret, os.strerror(-reply.ret))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return reply, fds
+
+    def trap(
+        self, nr: int, args: tuple[int, ...], data: bytes = b"", fds: Sequence[int] = ()
+    ) -> tuple[int, int, bytes]:
+        """Make one request; return ret, signo and the whole reply as bytes, inline data from wire.REPLY.size on.
+
+        The one path of every single call, so it allocates little. A signal has been delivered when it returns.
+        """
+        if os.getpid() != self._owner:
+            self._check_owner()
+        answer = self._connection.exchange(_pack(nr, args, data), fds)
+        if len(answer) < _REPLY_BYTES:
+            raise _malformed()
+        size, signo, ret = _UNPACK(answer)
+        if signo or size != len(answer):
+            (reply,) = self._unpack(answer, 1)
+            self.deliver(reply)
+        return ret, signo, answer
+
+    def exchange(self, datagram: bytes, count: int, fds: Sequence[int] = ()) -> list[Reply]:
+        """Send a datagram of `count` packed requests and return the replies: fewer than `count` only after a signal.
+
+        The signal is then in the last one, and the caller's to `deliver`. Raises KerneldGone.
+        """
+        self._check_owner()
+        return self._unpack(self._connection.exchange(datagram, fds), count)
+
+    def deliver(self, reply: Reply) -> None:
+        """Do what the signal in `reply` asks for; nothing when there is none. Raises what its handler raises."""
+        if reply.signo:
+            self._actions.deliver(reply)
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, to wait on: between calls it is readable only once kerneld ended it."""
+        return self._connection.fileno()
+
+    def sigaction(self, signo: int, action: Action) -> Action:
+        """Set what a SIGSEGV or SIGBUS does: SIG_DFL, SIG_IGN or a callable(signo, SigInfo). Returns what it was.
+
+        The callable may raise, as C's may siglongjmp; when it returns, the access is tried again.
+        Raises OSError(EINVAL) for a number that is no signal or cannot be caught. Source: sigaction(2).
+        """
+        self.call(Nr.RT_SIGACTION, signo, disposition_of(action))
+        before = self._actions.get(signo)
+        self._actions.set(signo, action)
+        return before
+
+    def _connect(self, socket_path: str) -> None:
+        self._owner = os.getpid()
+        self._connection = Connection(socket_path, self._take_late_answer)
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise KerneldError(
+                f"this connection belongs to process {self._owner}: fork with Process.fork(), or attach in the child"
+            )
+
+    def _unpack(self, answer: bytes, count: int) -> list[Reply]:
+        """Return the replies to `count` requests. Raises KerneldGone when kerneld refused the datagram."""
+        try:
+            replies = wire.unpack_replies(answer)
+        except (wire.WireError, struct.error):
+            raise _malformed() from None
+        if not replies or len(replies) > count or any(reply.signo for reply in replies[:-1]):
+            raise _malformed()
+        if len(replies) < count and not replies[-1].signo:
+            raise KerneldGone(f"kerneld refused a datagram: {os.strerror(-replies[-1].ret)}")
+        return replies
+
+    def _take_late_answer(self, answer: bytes) -> None:
+        """Take the answer of an interrupted call: only that the kernel has ended this process still counts."""
+        try:
+            replies = wire.unpack_replies(answer)
+        except (wire.WireError, struct.error):
+            raise _malformed() from None
+        for reply in replies:
+            if reply.siginfo is not None and reply.siginfo.fatal:
+                self.deliver(reply)
+
+
+def _pack(nr: int, args: tuple[int, ...], data: bytes) -> bytes:
+    size = _REQUEST_BYTES + len(data)
+    if size > wire.MAX_DATAGRAM:
+        raise ValueError(f"a request of {size} bytes: a datagram holds {wire.MAX_DATAGRAM}")
+    if len(args) > 6:
+        raise TypeError("a system call takes at most six arguments")
+    try:
+        head = _PACK(size, nr, *args, *_PADDING[len(args)])
+    except struct.error:
+        # A negative argument, or one over 64 bits: rare, so that masking is not paid for by every call.
+        return wire.pack_request(nr, args, data)
+    return head + data if data else head
+
+
+def _malformed() -> KerneldError:
+    return KerneldError("kerneld sent an answer that does not follow the ABI")

@@ -1,0 +1,49 @@
+"""Fork: the simulated copy is made first, then the real one, and the parent goes on once the child is attached.
+
+Owns the pipe between the two. Answers to Linux v6.8 kernel/fork.c:kernel_clone(), seen from the program.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from shared.client.errors import KerneldError
+
+
+def fork_attached(attach_child: Callable[[], None]) -> int:
+    """Really fork; run `attach_child` in the child. Return the child's pid in the parent, 0 in the child.
+
+    The parent returns when the child has attached, or is dead: then its pid is there to be waited for.
+    Raises OSError when the real fork fails, KerneldError when the child could not attach; that child is gone.
+    """
+    reader, writer = os.pipe()
+    try:
+        pid = os.fork()
+    except BaseException:
+        os.close(reader)
+        os.close(writer)
+        raise
+    if pid:
+        os.close(writer)
+        _await_child(pid, reader)
+        return pid
+    os.close(reader)
+    try:
+        attach_child()
+    except (KerneldError, OSError) as error:
+        # Nobody above may run twice: the parent says what happened, the child just ends.
+        os.write(writer, str(error).encode() or b"?")
+        os._exit(127)
+    finally:
+        os.close(writer)
+    return 0
+
+
+def _await_child(pid: int, reader: int) -> None:
+    """Read until the child closes its end: without a word when it has attached or died, else with what went wrong."""
+    with open(reader, "rb") as pipe:
+        failure = pipe.read()
+    if failure:
+        os.waitpid(pid, 0)
+        raise KerneldError(f"fork: the child could not attach: {failure.decode(errors='replace')}")

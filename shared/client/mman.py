@@ -1,0 +1,149 @@
+"""The memory calls as C sees them: one thin method a call, OSError instead of -errno.
+
+Owns nothing. Addresses and lengths are bytes in the simulated address space; what a call checks is the kernel's
+business. Each raises OSError with the errno that its page of the Linux manual names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Sequence
+
+from shared.client.calls import SystemCalls
+from shared.uapi.mman import Map
+from shared.uapi.page import PAGE_SHIFT, page_align
+from shared.uapi.syscalls import Nr
+
+_RLIMIT64 = struct.Struct("<QQ")
+_IOVEC = struct.Struct("<QQ")
+
+
+class MemoryCalls(SystemCalls):
+    """System calls on an address space."""
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+        """Map `length` bytes and return their address; without MAP_ANONYMOUS, of the file `fd` from `offset`.
+
+        Source: mmap(2).
+        """
+        fds = () if flags & Map.ANONYMOUS or fd < 0 else (fd,)
+        return self.call(Nr.MMAP, addr, length, prot, flags, fd, offset, fds=fds).ret
+
+    def munmap(self, addr: int, length: int) -> None:
+        """Unmap the pages of [addr, addr + length). Source: munmap(2)."""
+        self.call(Nr.MUNMAP, addr, length)
+
+    def mprotect(self, addr: int, length: int, prot: int) -> None:
+        """Set the protection of the pages of [addr, addr + length). Source: mprotect(2)."""
+        self.call(Nr.MPROTECT, addr, length, prot)
+
+    def mremap(self, old_addr: int, old_length: int, new_length: int, flags: int = 0, new_addr: int = 0) -> int:
+        """Grow, shrink or move a mapping and return its address. Source: mremap(2)."""
+        return self.call(Nr.MREMAP, old_addr, old_length, new_length, flags, new_addr).ret
+
+    def madvise(self, addr: int, length: int, advice: int) -> None:
+        """Give advice about [addr, addr + length). Source: madvise(2)."""
+        self.call(Nr.MADVISE, addr, length, advice)
+
+    def msync(self, addr: int, length: int, flags: int) -> None:
+        """Write changed pages of a shared file mapping back. Source: msync(2)."""
+        self.call(Nr.MSYNC, addr, length, flags)
+
+    def mincore(self, addr: int, length: int) -> bytes:
+        """Return one byte a page of [addr, addr + length): bit 0 says that it is in memory. Source: mincore(2)."""
+        vector = ctypes.create_string_buffer(max(page_align(length) >> PAGE_SHIFT, 1))
+        return self.call(Nr.MINCORE, addr, length, ctypes.addressof(vector)).data
+
+    def mlock(self, addr: int, length: int) -> None:
+        """Lock the pages of [addr, addr + length) into memory. Source: mlock(2)."""
+        self.call(Nr.MLOCK, addr, length)
+
+    def mlock2(self, addr: int, length: int, flags: int) -> None:
+        """Lock pages, with MLOCK_ONFAULT each once it is there. Source: mlock(2)."""
+        self.call(Nr.MLOCK2, addr, length, flags)
+
+    def munlock(self, addr: int, length: int) -> None:
+        """Unlock the pages of [addr, addr + length). Source: mlock(2)."""
+        self.call(Nr.MUNLOCK, addr, length)
+
+    def mlockall(self, flags: int) -> None:
+        """Lock all pages, present and future as `flags` say. Source: mlock(2)."""
+        self.call(Nr.MLOCKALL, flags)
+
+    def munlockall(self) -> None:
+        """Unlock all pages. Source: mlock(2)."""
+        self.call(Nr.MUNLOCKALL)
+
+    def brk(self, addr: int) -> int:
+        """Ask for the break at `addr` and return where it is then, as the raw call does: brk(0) just asks.
+
+        Source: brk(2), "C library/kernel differences".
+        """
+        return self.call(Nr.BRK, addr).ret
+
+    def sbrk(self, increment: int) -> int:
+        """Move the break by `increment` bytes and return where it was. Raises OSError(ENOMEM). Source: brk(2)."""
+        before = self.brk(0)
+        if increment and self.brk(before + increment) != before + increment:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return before
+
+    def prlimit64(self, pid: int, resource: int, new: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return the (soft, hard) limit that was, having set `new` when given; `pid` 0 is this process.
+
+        Source: prlimit(2).
+        """
+        old_limit = ctypes.create_string_buffer(_RLIMIT64.size)
+        if new is None:
+            reply = self.call(Nr.PRLIMIT64, pid, resource, 0, ctypes.addressof(old_limit))
+        else:
+            packed = _RLIMIT64.pack(*new)
+            new_limit = ctypes.create_string_buffer(packed, len(packed))
+            pointers = (ctypes.addressof(new_limit), ctypes.addressof(old_limit))
+            reply = self.call(Nr.PRLIMIT64, pid, resource, *pointers, data=packed)
+        soft, hard = _RLIMIT64.unpack(reply.data)
+        return soft, hard
+
+    def process_vm_readv(
+        self, pid: int, remote: Sequence[tuple[int, int]], local: Sequence[tuple[int, int]], flags: int = 0
+    ) -> int:
+        """Copy `remote` (address, length) pieces of process `pid` to `local` ones of this; return the bytes copied.
+
+        Both sides are simulated memory. Source: process_vm_readv(2).
+        """
+        return self._process_vm(Nr.PROCESS_VM_READV, pid, remote, local, flags)
+
+    def process_vm_writev(
+        self, pid: int, remote: Sequence[tuple[int, int]], local: Sequence[tuple[int, int]], flags: int = 0
+    ) -> int:
+        """Copy `local` (address, length) pieces of this process to `remote` ones of `pid`; return the bytes copied.
+
+        Both sides are simulated memory. Source: process_vm_readv(2).
+        """
+        return self._process_vm(Nr.PROCESS_VM_WRITEV, pid, remote, local, flags)
+
+    def process_madvise(self, pid: int, ranges: Sequence[tuple[int, int]], advice: int, flags: int = 0) -> int:
+        """Give advice about (address, length) ranges of process `pid` (not a pidfd); return the bytes advised.
+
+        Source: process_madvise(2).
+        """
+        iovecs = _pack_iovecs(ranges)
+        memory = ctypes.create_string_buffer(iovecs)
+        pointer = ctypes.addressof(memory)
+        return self.call(Nr.PROCESS_MADVISE, pid, pointer, len(ranges), advice, flags, data=iovecs).ret
+
+    def _process_vm(
+        self, nr: Nr, pid: int, remote: Sequence[tuple[int, int]], local: Sequence[tuple[int, int]], flags: int
+    ) -> int:
+        iovecs = _pack_iovecs(local) + _pack_iovecs(remote)
+        memory = ctypes.create_string_buffer(iovecs)
+        pointer = ctypes.addressof(memory)
+        remote_pointer = pointer + len(local) * _IOVEC.size
+        return self.call(nr, pid, pointer, len(local), remote_pointer, len(remote), flags, data=iovecs).ret
+
+
+def _pack_iovecs(ranges: Sequence[tuple[int, int]]) -> bytes:
+    return b"".join(_IOVEC.pack(address, length) for address, length in ranges)

@@ -1,0 +1,14 @@
+"""Where the daemon's socket is, when nobody says otherwise. Knows the environment, touches no file."""
+
+from __future__ import annotations
+
+import os
+
+
+def default_socket_path() -> str:
+    """Return the socket's path: $KERNELD_SOCKET, else under $XDG_RUNTIME_DIR, else under /tmp. Source: ABI.md."""
+    if path := os.environ.get("KERNELD_SOCKET"):
+        return path
+    if directory := os.environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(directory, "kerneld", "kerneld.sock")
+    return f"/tmp/kerneld-{os.getuid()}/kerneld.sock"

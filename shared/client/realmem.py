@@ -1,0 +1,82 @@
+"""The caller's own real memory, by address: what the shadow table needs and Python's mmap module hides.
+
+Everything here is about the real process, nothing goes to kerneld. Addresses are ints, lengths are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from shared.client import libc
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import page_align
+
+
+def map_anonymous(length: int, prot: int = Prot.READ | Prot.WRITE) -> int:
+    """Map fresh private anonymous memory of at least `length` bytes, no page of it touched, and return its address.
+
+    Raises OSError(ENOMEM).
+    """
+    return libc.mmap(0, page_align(length), prot, Map.PRIVATE | Map.ANONYMOUS)
+
+
+def map_anonymous_over(address: int, length: int, prot: int) -> None:
+    """Replace [address, address + length) by fresh private anonymous memory. Raises OSError."""
+    libc.mmap(address, page_align(length), prot, Map.PRIVATE | Map.ANONYMOUS | Map.FIXED)
+
+
+def map_file_over(address: int, length: int, fd: int) -> None:
+    """Replace [address, address + length) by a shared, read-only mapping of `fd` from its start. Raises OSError."""
+    libc.mmap(address, length, Prot.READ, Map.SHARED | Map.FIXED, fd)
+
+
+def map_file(length: int, fd: int) -> int:
+    """Map `fd` from its start, shared and read-only, and return the address. Raises OSError."""
+    return libc.mmap(0, length, Prot.READ, Map.SHARED, fd)
+
+
+def unmap(address: int, length: int) -> None:
+    """Unmap [address, address + length); the end is rounded up to a page. Raises OSError(EINVAL)."""
+    libc.munmap(address, page_align(length))
+
+
+def protect(address: int, length: int, prot: int) -> None:
+    """Set the protection of [address, address + length). Raises OSError."""
+    libc.mprotect(address, page_align(length), prot)
+
+
+def view(address: int, length: int) -> memoryview:
+    """Return the memory itself, as bytes that can be read and written; it must stay mapped as long as the view is used.
+
+    Access is the processor's: a page that may not be read or written is a real SIGSEGV.
+    """
+    return memoryview((ctypes.c_ubyte * length).from_address(address)).cast("B")
+
+
+def read(address: int, length: int) -> bytes:
+    """Return a copy of [address, address + length)."""
+    return ctypes.string_at(address, length)
+
+
+def read_u64(address: int) -> int:
+    """Return the aligned 64-bit word at `address`, in one load."""
+    return ctypes.c_uint64.from_address(address).value
+
+
+def find_protection(address: int) -> Prot | None:
+    """Return the protection of the real mapping that covers `address`, or None. Source: proc(5), /proc/PID/maps."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            bounds, permissions = line.split(maxsplit=2)[:2]
+            start, end = (int(bound, 16) for bound in bounds.split("-"))
+            if start <= address < end:
+                return _protection(permissions)
+    return None
+
+
+def _protection(permissions: str) -> Prot:
+    prot = Prot.NONE
+    for letter, flag in (("r", Prot.READ), ("w", Prot.WRITE), ("x", Prot.EXEC)):
+        if letter in permissions:
+            prot |= flag
+    return prot

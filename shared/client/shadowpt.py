@@ -1,0 +1,125 @@
+"""The shadow page table in the opener's memory: what remap_pfn_range does to the caller in the kernel, done here.
+
+Owns the mapping of the table over `entries` and that of the sequence page, from open to close. Reads the table; the
+kernel alone writes it. Invariant: while a table is open, `entries` is the kernel's memory, read-only; after close it
+is fresh private anonymous memory with the protection it had before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+
+from shared.client import realmem
+from shared.client.calls import SystemCalls
+from shared.client.errors import KerneldError
+from shared.uapi.mman import Prot
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
+from shared.uapi.shadowpt import SHADOW_PTE, USER_SHADOW_PT, table_bytes
+from shared.uapi.syscalls import Nr
+from shared.wire import U64_MASK
+
+_SNAPSHOT_TRIES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTable:
+    """A table as it lies in this process: its range, the address of its entries, what to put back there."""
+
+    start: int
+    end: int
+    entries: int
+    protection: Prot
+    sequence_page: int
+
+
+class ShadowTable:
+    """The one table that this process may have open."""
+
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
+        self._open: OpenTable | None = None
+
+    @property
+    def table(self) -> OpenTable | None:
+        """The table as it lies in this process, None when none is open."""
+        return self._open
+
+    @property
+    def sequence(self) -> int:
+        """The sequence number now: odd while the kernel changes the table. Raises KerneldError when none is open."""
+        return realmem.read_u64(self._get_open().sequence_page)
+
+    def open(self, target: int, start: int, end: int, entries: int) -> tuple[int, int]:
+        """Open the table of [start, end) of process `target` at the real address `entries`; return the range it got.
+
+        Raises OSError(EPERM, EINVAL, EBUSY). Source: ABI.md, shadowpt_open.
+        """
+        protection = realmem.find_protection(entries)
+        packed = USER_SHADOW_PT.pack(start & U64_MASK, end & U64_MASK, entries & U64_MASK)
+        dest = ctypes.create_string_buffer(packed, len(packed))
+        pointer = ctypes.addressof(dest)
+        reply, fds = self._calls.call_for_fds(Nr.SHADOWPT_OPEN, target, pointer, 0, data=packed)
+        try:
+            if len(fds) != 2 or len(reply.data) != USER_SHADOW_PT.size or protection is None:
+                raise KerneldError("kerneld opened a shadow page table without the table")
+            start, end, entries = USER_SHADOW_PT.unpack(reply.data)
+            self._map(start, end, entries, protection, *fds)
+        except BaseException:
+            self._calls.syscall(Nr.SHADOWPT_CLOSE)
+            self.restore()
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return start, end
+
+    def close(self) -> None:
+        """Close the table; `entries` is fresh private memory again. Raises OSError(EPERM, EINVAL)."""
+        self._calls.call(Nr.SHADOWPT_CLOSE)
+        self.restore()
+
+    def restore(self) -> None:
+        """Put private memory back at `entries`, whatever has become of kerneld; nothing when no table is open."""
+        table = self._open
+        if table is None:
+            return
+        self._open = None
+        realmem.map_anonymous_over(table.entries, table_bytes(table.start, table.end), table.protection)
+        realmem.unmap(table.sequence_page, PAGE_SIZE)
+
+    def forget(self) -> None:
+        """Give the table up without touching memory: a forked child has the mapping, but is not the opener."""
+        self._open = None
+
+    def snapshot(self) -> bytes:
+        """Return the entries as they were at one moment: struct shadow_pte one after the other.
+
+        Raises TimeoutError when the kernel keeps changing them, KerneldError when no table is open.
+        """
+        table = self._get_open()
+        length = ((table.end - table.start) >> PAGE_SHIFT) * SHADOW_PTE.size
+        for _try in range(_SNAPSHOT_TRIES):
+            before = realmem.read_u64(table.sequence_page)
+            if before % 2 == 0:
+                entries = realmem.read(table.entries, length)
+                if realmem.read_u64(table.sequence_page) == before:
+                    return entries
+            # Whoever changes the table may need this processor to be done with it.
+            os.sched_yield()
+        raise TimeoutError("the shadow page table did not stand still long enough to copy it")
+
+    def _map(self, start: int, end: int, entries: int, protection: Prot, table_fd: int, sequence_fd: int) -> None:
+        sequence_page = realmem.map_file(PAGE_SIZE, sequence_fd)
+        try:
+            realmem.map_file_over(entries, table_bytes(start, end), table_fd)
+        except BaseException:
+            realmem.unmap(sequence_page, PAGE_SIZE)
+            raise
+        self._open = OpenTable(start, end, entries, protection, sequence_page)
+
+    def _get_open(self) -> OpenTable:
+        if self._open is None:
+            raise KerneldError("no shadow page table is open here")
+        return self._open

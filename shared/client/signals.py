@@ -1,0 +1,90 @@
+"""Signals that the simulated machine raises: the process's handlers, and a real death where the kernel says so.
+
+Owns the book of dispositions as the library set them. Invariant: a signo is in `_running` only while its handler
+runs; the same signal then is fatal, as Linux's force_sig makes it for a blocked one. Answers to Linux v6.8
+kernel/signal.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeAlias
+
+from shared.client import libc
+from shared.client.errors import KerneldError
+from shared.uapi.signals import Disposition
+from shared.wire import Reply, SigInfo
+
+Handler: TypeAlias = Callable[[int, SigInfo], object]
+"""What catches a signal. It may raise, as C's may siglongjmp; when it returns, the access is tried again."""
+Action: TypeAlias = signal.Handlers | Handler
+
+
+class SignalActions:
+    """What this process does with each signal that kerneld raises."""
+
+    def __init__(self) -> None:
+        self._actions: dict[int, Action] = {}
+        self._running: set[int] = set()
+
+    def get(self, signo: int) -> Action:
+        """Return the action of `signo`: SIG_DFL, SIG_IGN or a handler."""
+        return self._actions.get(signo, signal.SIG_DFL)
+
+    def set(self, signo: int, action: Action) -> None:
+        """Remember the action of `signo`."""
+        self._actions[signo] = action
+
+    def reset_caught(self) -> None:
+        """Forget the handlers; what is ignored stays so. Source: Linux v6.8 kernel/signal.c:flush_signal_handlers()."""
+        self._actions = {no: action for no, action in self._actions.items() if action == signal.SIG_IGN}
+
+    def deliver(self, reply: Reply) -> None:
+        """Do what `reply`'s signal asks for: end the real process when it is fatal, else run the handler.
+
+        Raises whatever the handler raises, and KerneldError for a signal reported as caught that has no handler.
+        """
+        signo, info = reply.signo, reply.siginfo
+        if info is None or info.fatal or signo in self._running:
+            die_of(signo)
+        action = self.get(signo)
+        if isinstance(action, signal.Handlers):
+            raise KerneldError(f"kerneld raised signal {signo}, which nothing here catches")
+        self._running.add(signo)
+        try:
+            action(signo, info)
+        finally:
+            self._running.discard(signo)
+
+
+def disposition_of(action: Action) -> Disposition:
+    """Return what rt_sigaction is told about `action`. Raises TypeError when it is none."""
+    if action == signal.SIG_DFL:
+        return Disposition.DEFAULT
+    if action == signal.SIG_IGN:
+        return Disposition.IGNORE
+    if callable(action):
+        return Disposition.CAUGHT
+    raise TypeError("an action is SIG_DFL, SIG_IGN or a callable")
+
+
+def die_of(signo: int) -> NoReturn:
+    """End the real process by the real signal, so that whoever waits for it sees the true status.
+
+    Buffered output is written first. No core file: it would be Python's, not the simulated program's.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    libc.reset_signal(signo)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signo})
+    signal.raise_signal(signo)
+    # Only the first process of a pid namespace gets here: the kernel drops signals that would end it.
+    os._exit(128 + signo)
