@@ -1,7 +1,7 @@
 """A forked child that carries out orders: one line in, one line of answer out, each when its parent says so.
 
-The child is a real process with a copy-on-write copy of its parent's memory in the kernel. It never runs its parent's code past the
-fork: whatever happens in it, it ends here. Its parent's end ends it too, by the end of the order pipe.
+The child is a real process with a copy-on-write copy of its parent's memory in the kernel. It never runs its parent's
+code past the fork: whatever happens in it, it ends here. Its parent's end ends it too, by the end of the order pipe.
 """
 
 from __future__ import annotations

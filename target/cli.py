@@ -25,8 +25,9 @@ DEFAULT_DELAY = 3.0
 
 HELP = """Change this process's memory step by step, saying before each step what a watcher will see.
 
-The tour prints its pid, the range of addresses to watch and the inspector's command, then plays its scenarios: each maps,
-writes, reads or unmaps something, and tells what that does to the page table. Without options it plays them all, once.
+The tour prints its pid, the range of addresses to watch and the inspector's command, then plays its scenarios: each
+maps, writes, reads or unmaps something, and tells what that does to the page table. Without options it plays them all,
+once.
 
 \b
 Examples:
@@ -95,6 +96,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         click.echo(f"target: {error.format_message()}", err=True)
         status = error.exit_code
+    except Failure as failure:
+        click.echo(f"target: {failure}", err=True)
+        status = failure.status
     except Interrupted as interrupted:
         click.echo(f"target: ended by {interrupted}", err=True)
         die_of(interrupted.signo)
@@ -127,7 +131,7 @@ def attach(socket_path: str | None) -> Process:
 
 
 def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:
-    """Play `scenarios`, for ever with `loop`, with a directory of real files that is gone afterwards. Raises Failure."""
+    """Play `scenarios`, for ever with `loop`, in a directory that is gone afterwards. Raises Failure."""
     try:
         with tempfile.TemporaryDirectory(prefix="kerneld-target-") as directory:
             tour = Tour(Stage(process, Window(), Path(directory)), pace, say_to_stdout, socket_path)

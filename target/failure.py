@@ -7,8 +7,6 @@ import signal
 from enum import IntEnum
 from types import FrameType
 
-import click
-
 
 class Status(IntEnum):
     """Exit statuses, as `target --help` lists them."""
@@ -20,12 +18,12 @@ class Status(IntEnum):
     DAEMON_GONE = 4
 
 
-class Failure(click.ClickException):
+class Failure(Exception):
     """One line for people and the exit status."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
-        self.exit_code = int(status)
+        self.status = status
 
 
 class Interrupted(BaseException):

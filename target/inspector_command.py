@@ -12,7 +12,10 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def inspector_command(pid: int, start: int, end: int, socket_path: str | None = None) -> str:
-    """Return the shell command that watches [start, end) of process `pid` through the daemon at `socket_path` (None: its default)."""
+    """Return the shell command that watches [start, end) of process `pid`.
+
+    `socket_path` is where the daemon listens, None for its default place.
+    """
     words = [*find_inspector(), str(pid), f"{start:#x}", f"{end:#x}"]
     return " ".join([*_environment(socket_path), *map(shlex.quote, words)])
 

@@ -1,6 +1,6 @@
 """The target's view of its own address space: /proc/self/maps and /proc/self/pagemap, parsed.
 
-Answers to Linux v6.8 fs/proc/task_mmu.c: show_map_vma() and pagemap_read(). Knows the two text and word formats, no kernel.
+Answers to Linux v6.8 fs/proc/task_mmu.c: show_map_vma() and pagemap_read(). Knows the two formats, no kernel.
 """
 
 from __future__ import annotations

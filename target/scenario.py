@@ -1,7 +1,7 @@
 """What a scenario is made of: steps to announce, facts to report, ranges to watch.
 
-Owns the vocabulary between scenarios and the runner. A scenario's generator yields a `Step` before it does the thing, so that
-the runner alone owns pausing and printing; it must not print or sleep by itself.
+Owns the vocabulary between scenarios and the runner. A scenario's generator yields a `Step` before it does the thing,
+so that the runner alone owns pausing and printing; it must not print or sleep by itself.
 """
 
 from __future__ import annotations

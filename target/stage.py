@@ -1,7 +1,7 @@
 """What a scenario plays on: the process, the window of addresses it maps in, a directory for its real files.
 
-The window is a fixed range where a fresh process has nothing, so that one inspector, started once, sees most of the tour. Nothing is
-mapped there before a scenario does it: the table starts empty. Knows no scenario and prints nothing.
+The window is a fixed range where a fresh process has nothing, so that one inspector, started once, sees most of the
+tour. Nothing is mapped there before a scenario does it: the table starts empty. Knows no scenario and prints nothing.
 """
 
 from __future__ import annotations

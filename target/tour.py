@@ -24,7 +24,7 @@ class Tour:
     """Plays scenarios on one stage, at one pace."""
 
     def __init__(self, stage: Stage, pace: Pace, say: Callable[[str], None], socket_path: str | None = None) -> None:
-        """Play on `stage`, printing by `say`; `socket_path` is where the inspector has to look, None for its default."""
+        """Play on `stage`, printing by `say`; `socket_path` is where kerneld listens, None for its default."""
         self._stage = stage
         self._pace = pace
         self._say = say

@@ -37,8 +37,8 @@ def _on_disk(stage: Stage) -> str:
 def _map_step(stage: Stage, kind: str) -> Step:
     page = stage.window.page
     return Step(
-        f"mmap of a real file, {stage.directory / FILE_NAME}, {_PAGES} pages at {page(0):#x}, {kind}. The entries become ALLOCATED but "
-        "not ANONYMOUS: there is a file behind them. No frame yet."
+        f"mmap of a real file, {stage.directory / FILE_NAME}, {_PAGES} pages at {page(0):#x}, {kind}. The entries "
+        "become ALLOCATED but not ANONYMOUS: there is a file behind them. No frame yet."
     )
 
 
@@ -55,19 +55,21 @@ def _play_shared(stage: Stage) -> Iterator[Beat]:
         start = stage.map_in_window(0, _PAGES, flags=Map.SHARED, fd=descriptor)
 
         yield Step(
-            f"The first read, at {page(0):#x}. The kernel reads the file into its page cache and maps the cache's own frame; pages of the file "
-            "that lie around it are likely to be wanted next, and may be MAPPED in the same fault (fault-around)."
+            f"The first read, at {page(0):#x}. The kernel reads the file into its page cache and maps the cache's own "
+            "frame; pages of the file that lie around it are likely to be wanted next, and may be MAPPED in the same "
+            "fault (fault-around)."
         )
         text = _in_memory(stage, ORIGINAL)
         yield Note(f'Memory reads "{text}". Now: {stage.frames(start, _PAGES)}')
 
         yield Step(
-            f"A write to the same page, at {page(0):#x}. The mapping is shared: the write goes to the page cache's frame, and the entry keeps "
-            "its pfn. The frame is dirty now: newer than the file."
+            f"A write to the same page, at {page(0):#x}. The mapping is shared: the write goes to the page cache's "
+            "frame, and the entry keeps its pfn. The frame is dirty now: newer than the file."
         )
         stage.store(start, CHANGED)
         yield Note(
-            f'Memory reads "{_in_memory(stage, CHANGED)}", the real file "{_on_disk(stage)}". Now: {stage.frames(start, 1)}'
+            f'Memory reads "{_in_memory(stage, CHANGED)}", the real file "{_on_disk(stage)}". Now: '
+            f"{stage.frames(start, 1)}"
         )
 
         yield Step("msync(MS_SYNC): dirty pages are written back. Nothing moves in the table; the real file changes.")
@@ -75,7 +77,8 @@ def _play_shared(stage: Stage) -> Iterator[Beat]:
         yield Note(f'The real file reads "{_on_disk(stage)}".')
 
         yield Step(
-            f"munmap: the {_PAGES} entries go to nothing. The frames stay in the page cache, for whoever maps the file next."
+            f"munmap: the {_PAGES} entries go to nothing. The frames stay in the page cache, for whoever maps the "
+            "file next."
         )
         process.munmap(start, _PAGES * PAGE_SIZE)
 
@@ -92,8 +95,9 @@ def _play_private(stage: Stage) -> Iterator[Beat]:
         yield Note(f"Now: {stage.frames(start, 2)}")
 
         yield Step(
-            f"A write at {page(0):#x}. The mapping is private: the page cache must not see it, so the kernel copies the page first and "
-            f"the entry's pfn changes. It is still not ANONYMOUS: that flag speaks of the VMA. {page(1):#x} keeps the cache's frame."
+            f"A write at {page(0):#x}. The mapping is private: the page cache must not see it, so the kernel copies "
+            "the page first and the entry's pfn changes. It is still not ANONYMOUS: that flag speaks of the VMA. "
+            f"{page(1):#x} keeps the cache's frame."
         )
         stage.store(start, CHANGED)
         yield Note(f"Now: {stage.frames(start, 2)}")
@@ -107,12 +111,14 @@ def _play_private(stage: Stage) -> Iterator[Beat]:
 FILE_SHARED = Scenario(
     "file-shared",
     "A file in memory, shared",
-    "A mapped file is the page cache seen through page-table entries: reads and writes of memory are reads and writes of the file.",
+    "A mapped file is the page cache seen through page-table entries: reads and writes of memory are reads and "
+    "writes of the file.",
     _play_shared,
 )
 FILE_PRIVATE = Scenario(
     "file-private",
     "A file in memory, private",
-    "A private file mapping shares the page cache's frames as long as it only reads; the first write to a page copies it.",
+    "A private file mapping shares the page cache's frames as long as it only reads; the first write to a page "
+    "copies it.",
     _play_private,
 )

@@ -30,8 +30,8 @@ def _play(stage: Stage) -> Iterator[Beat]:
     yield Note(f"Now: {stage.frames(page(0), _PAGES)}")
 
     yield Step(
-        "fork: a child with a copy of this memory. Copied are the VMAs and the entries, not the frames: parent and child have the same "
-        "pfns, and neither may write to them. In this process's table nothing moves."
+        "fork: a child with a copy of this memory. Copied are the VMAs and the entries, not the frames: parent and "
+        "child have the same pfns, and neither may write to them. In this process's table nothing moves."
     )
     with Child(process, {"frames": child_frames, "write": child_write}) as child:
         yield Note(f"The child is process {child.pid}. Parent: {stage.frames(page(0), _PAGES)}")
@@ -39,8 +39,8 @@ def _play(stage: Stage) -> Iterator[Beat]:
         yield Watch(child.pid, stage.window.start, stage.window.end, "the child's copy of the window")
 
         yield Step(
-            f"The child writes to {page(0):#x}. It may not write to a frame that it shares: it gets a copy (copy-on-write). The child's "
-            "entry has a new pfn, the parent's keeps the old one."
+            f"The child writes to {page(0):#x}. It may not write to a frame that it shares: it gets a copy "
+            "(copy-on-write). The child's entry has a new pfn, the parent's keeps the old one."
         )
         after = child.order("write")
         yield Note(f"Child: {after}")
@@ -49,21 +49,22 @@ def _play(stage: Stage) -> Iterator[Beat]:
         )
 
         yield Step(
-            f"The parent writes to {page(0):#x}. Its frame has no other user any more: the kernel lets it write without a copy. "
-            "The pfn stays."
+            f"The parent writes to {page(0):#x}. Its frame has no other user any more: the kernel lets it write "
+            "without a copy. The pfn stays."
         )
         stage.store(page(0), "parent")
         yield Note(f"Parent: {stage.frames(page(0), _PAGES)}")
 
         yield Step(
-            f"The parent writes to {page(1):#x}, which the child still shares. Now the parent gets the copy: this entry's pfn changes in "
-            "its table."
+            f"The parent writes to {page(1):#x}, which the child still shares. Now the parent gets the copy: this "
+            "entry's pfn changes in its table."
         )
         stage.store(page(1), "parent")
         yield Note(f"Parent: {stage.frames(page(0), _PAGES)}")
 
         yield Step(
-            "The child exits: its frames are freed, those that it shared belong to the parent alone. Here nothing moves."
+            "The child exits: its frames are freed, those that it shared belong to the parent alone. Here nothing "
+            "moves."
         )
         yield Note(describe_wait_status(child.pid, child.wait()))
 

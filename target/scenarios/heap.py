@@ -21,31 +21,31 @@ def _play_heap(stage: Stage) -> Iterator[Beat]:
     yield Watch(process.pid, start, start + _WATCHED_PAGES * PAGE_SIZE, "the heap: it begins here and grows up")
 
     yield Step(
-        f"malloc({_SMALL_BYTES}). The program break stands at {first_break:#x}. Where the heap has no room, malloc asks the kernel "
-        "for more with brk, for many pages at once: their entries become ALLOCATED and ANONYMOUS."
+        f"malloc({_SMALL_BYTES}). The program break stands at {first_break:#x}. Where the heap has no room, malloc "
+        "asks the kernel for more with brk, for many pages at once: their entries become ALLOCATED and ANONYMOUS."
     )
     small = process.malloc(_SMALL_BYTES)
     process.mem.store_u64(small, 1)
     yield Note(f"malloc returned {small:#x}; the break stands at {process.sbrk(0):#x}.")
 
     yield Step(
-        f"malloc({_MEDIUM_BYTES}) and a write to all of it: under 128 KiB, still from the heap. The pages of the block become MAPPED, "
-        "each at its first write."
+        f"malloc({_MEDIUM_BYTES}) and a write to all of it: under 128 KiB, still from the heap. The pages of the "
+        "block become MAPPED, each at its first write."
     )
     medium = process.malloc(_MEDIUM_BYTES)
     process.mem[medium : medium + _MEDIUM_BYTES] = b"m" * _MEDIUM_BYTES
     yield Note(f"malloc returned {medium:#x}; the break stands at {process.sbrk(0):#x}.")
 
     yield Step(
-        f"free({small:#x}): the block goes back to malloc's list, not to the kernel. Nothing changes in the table, a page is not "
-        "given back while its neighbours above are in use."
+        f"free({small:#x}): the block goes back to malloc's list, not to the kernel. Nothing changes in the table, a "
+        "page is not given back while its neighbours above are in use."
     )
     process.free(small)
     yield Note(f"The break stands at {process.sbrk(0):#x}.")
 
     yield Step(
-        f"free({medium:#x}): now the top of the heap is free. malloc trims it: brk moves the break down, and the entries above it "
-        "lose flags and pfn."
+        f"free({medium:#x}): now the top of the heap is free. malloc trims it: brk moves the break down, and the "
+        "entries above it lose flags and pfn."
     )
     process.free(medium)
     yield Note(f"The break stands at {process.sbrk(0):#x}.")
@@ -55,8 +55,8 @@ def _play_large(stage: Stage) -> Iterator[Beat]:
     process = stage.process
     before = process.sbrk(0)
     yield Step(
-        f"malloc({_LARGE_BYTES}): 128 KiB and more do not come from the heap. malloc calls mmap, the kernel picks the place, top down. "
-        "Where that is we know when it returns."
+        f"malloc({_LARGE_BYTES}): 128 KiB and more do not come from the heap. malloc calls mmap, the kernel picks the "
+        "place, top down. Where that is we know when it returns."
     )
     block = process.malloc(_LARGE_BYTES)
     start, end = block & PAGE_MASK, page_align(block + _LARGE_BYTES)
@@ -65,8 +65,8 @@ def _play_large(stage: Stage) -> Iterator[Beat]:
 
     middle = (start + (end - start) // 2) & PAGE_MASK
     yield Step(
-        f"Writes to four pages in its middle, from {middle:#x}: {(end - start) // PAGE_SIZE} entries are ALLOCATED and ANONYMOUS, these "
-        "four become MAPPED."
+        f"Writes to four pages in its middle, from {middle:#x}: {(end - start) // PAGE_SIZE} entries are ALLOCATED "
+        "and ANONYMOUS, these four become MAPPED."
     )
     process.mem[middle : middle + 4 * PAGE_SIZE] = b"l" * (4 * PAGE_SIZE)
     yield Note(f"Now: {stage.frames(middle, 4)}")
@@ -78,7 +78,8 @@ def _play_large(stage: Stage) -> Iterator[Beat]:
 HEAP = Scenario(
     "heap",
     "malloc and free on the heap",
-    "malloc is no system call: it hands out pieces of a heap, and moves the program break when the heap is too small or too big.",
+    "malloc is no system call: it hands out pieces of a heap, and moves the program break when the heap is too small "
+    "or too big.",
     _play_heap,
     in_window=False,
 )

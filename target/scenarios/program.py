@@ -53,7 +53,8 @@ def _play_exec(stage: Stage) -> Iterator[Beat]:
     path = find_program()
     if path is None:
         yield Note(
-            f"Skipped: none of {', '.join(_CANDIDATES)} on PATH is an x86-64 ELF file, and the machine in kerneld is an x86-64."
+            f"Skipped: none of {', '.join(_CANDIDATES)} on PATH is an x86-64 ELF file, and the machine in kerneld is "
+            "an x86-64."
         )
         return
     yield Step(f"mmap {_PAGES} pages at {page(0):#x} and write to each, so that there is something to lose.")
@@ -61,9 +62,9 @@ def _play_exec(stage: Stage) -> Iterator[Beat]:
     process.mem[page(0) : page(_PAGES)] = b"x" * (_PAGES * PAGE_SIZE)
 
     yield Step(
-        f"execve of a real program, {path}. The whole address space is dropped and a new one laid out as the ELF file says: its segments, "
-        "its interpreter, a new stack, an empty heap. In the window all goes to nothing. (The file is real, the pages are real; its "
-        "instructions are not run: this process goes on as the tour.)"
+        f"execve of a real program, {path}. The whole address space is dropped and a new one laid out as the ELF file "
+        "says: its segments, its interpreter, a new stack, an empty heap. In the window all goes to nothing. (The "
+        "file is real, the pages are real; its instructions are not run: this process goes on as the tour.)"
     )
     process.execve(path, [path], ["LANG=C"])
     mappings = read_maps(process)
@@ -82,16 +83,16 @@ def _run_image(stage: Stage, image: list[Mapping]) -> Iterator[Beat]:
     text = next((m for m in image if "x" in m.rights), None)
     if text is not None:
         yield Step(
-            f"An instruction fetch at {text.start:#x}, in the program's text ({text.rights}). The page comes out of the file through the page cache; "
-            "its neighbours may come with it (fault-around)."
+            f"An instruction fetch at {text.start:#x}, in the program's text ({text.rights}). The page comes out of "
+            "the file through the page cache; its neighbours may come with it (fault-around)."
         )
         process.mem.touch(text.start, PAGE_SIZE, Access.FETCH)
         yield Note(f"Now: {stage.frames(text.start, 1)}")
     data = next((m for m in image if "w" in m.rights), None)
     if data is not None:
         yield Step(
-            f"A write at {data.start:#x}, in its data ({data.rights}). A program's data is a private file mapping: the page is copied, and "
-            "the entry has a frame of its own, which the file never sees."
+            f"A write at {data.start:#x}, in its data ({data.rights}). A program's data is a private file mapping: "
+            "the page is copied, and the entry has a frame of its own, which the file never sees."
         )
         process.mem.touch(data.start, PAGE_SIZE, Access.WRITE)
         yield Note(f"Now: {stage.frames(data.start, 1)}")
@@ -104,14 +105,16 @@ def _play_exit(stage: Stage) -> Iterator[Beat]:
     stage.map_in_window(0, _PAGES)
     process.mem[page(0) : page(_PAGES)] = b"x" * (_PAGES * PAGE_SIZE)
     yield Step(
-        "exit: the address space goes as a whole. All entries lose flags and pfn; an inspector says that its target has exited, and keeps the table."
+        "exit: the address space goes as a whole. All entries lose flags and pfn; an inspector says that its target "
+        "has exited, and keeps the table."
     )
 
 
 EXEC = Scenario(
     "exec",
     "execve of a real program",
-    "execve keeps the process and replaces its memory: after it only what the new program's file asks for is allocated.",
+    "execve keeps the process and replaces its memory: after it only what the new program's file asks for is "
+    "allocated.",
     _play_exec,
 )
 EXIT = Scenario(

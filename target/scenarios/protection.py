@@ -26,15 +26,16 @@ def _play(stage: Stage) -> Iterator[Beat]:
         stage.store(page(index), _SECRET)
 
     yield Step(
-        f"mprotect(PROT_NONE) on [{page(1):#x}, {page(3):#x}). The two pages lose all rights, which splits the VMA in three. Their frames "
-        "and what is in them stay, so the entries stay MAPPED with the same pfn: the table tells what is there, not what is allowed."
+        f"mprotect(PROT_NONE) on [{page(1):#x}, {page(3):#x}). The two pages lose all rights, which splits the VMA in "
+        "three. Their frames and what is in them stay, so the entries stay MAPPED with the same pfn: the table tells "
+        "what is there, not what is allowed."
     )
     process.mprotect(page(1), 2 * PAGE_SIZE, Prot.NONE)
     yield Note(f"Now: {stage.frames(page(0), _PAGES)}")
 
     yield Step(
-        f"A child is forked and reads at {page(1):#x}. The kernel finds a VMA that allows nothing and sends SIGSEGV: the child dies of it, a "
-        "real process of a real signal. In this process's table nothing moves."
+        f"A child is forked and reads at {page(1):#x}. The kernel finds a VMA that allows nothing and sends SIGSEGV: "
+        "the child dies of it, a real process of a real signal. In this process's table nothing moves."
     )
     with Child(process, {"read": read_secret}) as child:
         answer = child.order("read")
@@ -44,7 +45,8 @@ def _play(stage: Stage) -> Iterator[Beat]:
     yield Note(describe_wait_status(child.pid, status))
 
     yield Step(
-        f"mprotect(PROT_READ | PROT_WRITE) gives the rights back; the VMAs merge. A read at {page(1):#x} finds all as it was."
+        f"mprotect(PROT_READ | PROT_WRITE) gives the rights back; the VMAs merge. A read at {page(1):#x} finds all as "
+        "it was."
     )
     process.mprotect(page(1), 2 * PAGE_SIZE, READ_WRITE)
     yield Note(f'Memory reads "{read_secret()}". Now: {stage.frames(page(0), _PAGES)}')

@@ -31,22 +31,24 @@ def _play(stage: Stage) -> Iterator[Beat]:
     yield Watch(process.pid, first.start - _WATCHED_BELOW_PAGES * PAGE_SIZE, watch_end, "the stack's lower end")
 
     yield Step(
-        f"A write at {below:#x}, in the page just below [stack], which starts at {first.start:#x}. Nothing is allocated there, but the stack "
-        "is a VMA that may grow down: the kernel moves its start. That one entry becomes ALLOCATED, ANONYMOUS and MAPPED at once."
+        f"A write at {below:#x}, in the page just below [stack], which starts at {first.start:#x}. Nothing is "
+        "allocated there, but the stack is a VMA that may grow down: the kernel moves its start. That one entry "
+        "becomes ALLOCATED, ANONYMOUS and MAPPED at once."
     )
     process.mem.store_u64(below, 1)
     yield Note(f"[stack] starts at {_get_stack(stage).start:#x} now: {stage.frames(below, 1)}")
 
     yield Step(
-        f"A write {_JUMP_PAGES} pages below the old start, at {far:#x}, as a function with large local variables does. The stack grows over "
-        "all the pages between: their entries become ALLOCATED and ANONYMOUS, only the written one is MAPPED."
+        f"A write {_JUMP_PAGES} pages below the old start, at {far:#x}, as a function with large local variables "
+        "does. The stack grows over all the pages between: their entries become ALLOCATED and ANONYMOUS, only the "
+        "written one is MAPPED."
     )
     process.mem.store_u64(far, 1)
     yield Note(f"[stack] starts at {_get_stack(stage).start:#x} now: {stage.frames(far, 2)}")
 
     yield Step(
-        f"munmap of [{far:#x}, {first.start:#x}): what the stack has grown is given back, which a real program hardly ever does. These "
-        "entries go to nothing; the stack could grow into them again."
+        f"munmap of [{far:#x}, {first.start:#x}): what the stack has grown is given back, which a real program hardly "
+        "ever does. These entries go to nothing; the stack could grow into them again."
     )
     process.munmap(far, first.start - far)
     yield Note(f"[stack] starts at {_get_stack(stage).start:#x} now.")
