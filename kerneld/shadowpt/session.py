@@ -20,7 +20,7 @@ import numpy as np
 import structlog
 
 from kerneld.errors import SysError
-from kerneld.shadowpt.describe import describe
+from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.remap import check_entries
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
@@ -152,12 +152,11 @@ class ShadowPt:
             return
         table = session.table
         for start, end in self.dirty:
-            flags, pfns = describe(session.mm, start, end)
             index = (start - session.start) >> PAGE_SHIFT
             if end - start == PAGE_SIZE:
-                table.update_one(index, int(flags[0]), int(pfns[0]))
+                table.update_one(index, *describe_page(session.mm, start))
             else:
-                table.update(index, flags, pfns)
+                table.update(index, *describe(session.mm, start, end))
         self.dirty.clear()
         table.publish()
 

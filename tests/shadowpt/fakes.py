@@ -28,11 +28,10 @@ class FakeVma(NamedTuple):
 
 
 class FakeMm:
-    """VMAs by page in a dict, entries by page in a dict; it is its own VmaTree and PageTable."""
+    """VMAs by page in a dict, entries by page in a dict; it is its own VmaTree, PageTable, Frames and Ram."""
 
     def __init__(self) -> None:
-        self.vmas = self
-        self.page_table = self
+        self.vmas = self.page_table = self.frames = self.ram = self.words = self
         self.notifiers: list[Any] = []
         self.pages: dict[int, bool] = {}
         self.ptes: dict[int, int] = {}
@@ -44,6 +43,16 @@ class FakeMm:
                 low = vaddr - PAGE_SIZE if vaddr == start else vaddr
                 high = vaddr + 2 * PAGE_SIZE if vaddr + PAGE_SIZE == end else vaddr + PAGE_SIZE
                 yield FakeVma(low, high, self.pages[vaddr])
+
+    def lookup(self, vaddr: int) -> FakeVma | None:
+        return next(self.overlapping(vaddr, vaddr + PAGE_SIZE), None)
+
+    def find_pte(self, vaddr: int) -> int | None:
+        """Return where the entry is; here that is the address itself."""
+        return vaddr if vaddr in self.ptes else None
+
+    def __getitem__(self, pte: int) -> int:
+        return self.ptes[pte]
 
     def entries(self, start: int, end: int) -> npt.NDArray[np.uint64]:
         return np.array([self.ptes.get(vaddr, 0) for vaddr in range(start, end, PAGE_SIZE)], dtype=np.uint64)
