@@ -1,180 +1,20 @@
-"""The session: each errno and its order, what the table says in every state, and who may do what."""
+"""The session: what the table says in every state, and who may do what."""
 
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from kerneld.errors import SysError
-from kerneld.shadowpt import session as session_module
-from kerneld.shadowpt.session import ShadowPt
-from shared.uapi.page import PAGE_SIZE, TASK_SIZE
-from shared.uapi.shadowpt import MAX_SPT_RANGE
-from tests.shadowpt.fakes import (
-    SWAP_ENTRY,
-    FakeMm,
-    FakeProcess,
-    FakeRam,
-    HostMemory,
-    open_descriptors,
-    read_rows,
-    read_sequence,
-)
-
-START, NR_PAGES = 0x4000_0000, 16
-END = START + NR_PAGES * PAGE_SIZE
-State = tuple[int, int]
-"""state_flags and pfn of one page."""
-
-
-def page(index: int) -> int:
-    return START + index * PAGE_SIZE
-
-
-class World:
-    """A kernel's ShadowPt, an opener which is this real process, a target, and memory for the largest table."""
-
-    def __init__(self) -> None:
-        ram: Any = FakeRam()
-        self.shadowpt = ShadowPt(ram)
-        self.opener = FakeProcess(os.getpid(), FakeMm())
-        self.mm = FakeMm()
-        self.target = FakeProcess(4242, self.mm)
-        self.memory = HostMemory(12)
-        self.fds: list[int] = []
-
-    def open(self, start: int = START, end: int = END, **changes: Any) -> int:
-        arguments = {"opener": self.opener, "target": self.target, "entries": self.memory.address, **changes}
-        end, fds = self.shadowpt.open(start=start, end=end, **arguments)
-        self.fds.extend(fds)
-        return end
-
-    def open_and_start(self) -> None:
-        self.open()
-        self.shadowpt.start(self.opener)
-
-    def rows(self) -> list[tuple[int, int, int]]:
-        return read_rows(self.fds[-2], NR_PAGES)
-
-    def states(self) -> list[State]:
-        return [(flags, pfn) for _, pfn, flags in self.rows()]
-
-    def vaddrs(self) -> list[int]:
-        return [vaddr for vaddr, _, _ in self.rows()]
-
-    def sequence(self) -> int:
-        return read_sequence(self.fds[-1])
-
-    def expected(self) -> list[State]:
-        """The table, worked out page by page from the fake address space."""
-        mm = self.target.mm
-        states = []
-        for vaddr in range(START, END, PAGE_SIZE):
-            flags = 0 if vaddr not in mm.pages else 3 if mm.pages[vaddr] else 1
-            entry = mm.ptes.get(vaddr, 0)
-            states.append((flags | 4, entry >> 12) if entry & 0x101 else (flags, 0))
-        return states
-
-    def close(self) -> None:
-        self.shadowpt.opener_gone(self.opener)
-        self.memory.close()
-        for fd in self.fds:
-            os.close(fd)
+from tests.shadowpt.fakes import SWAP_ENTRY, FakeMm, FakeProcess, read_rows, read_sequence
+from tests.shadowpt.world import END, NR_PAGES, START, State, World, fails, new_world, page
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    before = open_descriptors()
-    made = World()
-    yield made
-    made.close()
-    assert open_descriptors() == before
-
-
-def fails(code: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
-    with pytest.raises(SysError) as caught:
-        call(*arguments, **named)
-    return caught.value.errno == code
-
-
-@pytest.mark.parametrize(
-    ("start", "end"),
-    [
-        (END, START),
-        (START, START),
-        (START + 1, END),
-        (START, END - 1),
-        (START, TASK_SIZE + PAGE_SIZE),
-        (2**64 - 2 * PAGE_SIZE, 2**64 - PAGE_SIZE),
-    ],
-)
-def test_a_bad_range_is_einval(world: World, start: int, end: int) -> None:
-    assert fails(errno.EINVAL, world.open, start, end)
-
-
-def test_the_last_page_of_user_space_will_do(world: World) -> None:
-    assert world.open(TASK_SIZE - PAGE_SIZE, TASK_SIZE) == TASK_SIZE
-
-
-def test_a_target_that_is_not_there_is_einval(world: World) -> None:
-    assert fails(errno.EINVAL, world.open, target=None)
-    world.target.exit()
-    assert fails(errno.EINVAL, world.open)
-
-
-def test_a_second_open_is_ebusy_for_anyone(world: World) -> None:
-    world.open()
-    assert fails(errno.EBUSY, world.open)
-    assert fails(errno.EBUSY, world.open, opener=FakeProcess(1, FakeMm()))
-
-
-def test_the_order_of_open_errors(world: World) -> None:
-    world.open()
-    bad = world.memory.address + 1
-    assert fails(errno.EINVAL, world.open, END, START, entries=bad)
-    assert fails(errno.EINVAL, world.open, target=None, entries=bad)
-    assert fails(errno.EBUSY, world.open, entries=bad)
-    world.shadowpt.close(world.opener)
-    assert fails(errno.EINVAL, world.open, entries=bad)
-    world.open()
-
-
-def test_a_long_range_is_cut_at_the_end_before_entries_are_looked_at(world: World) -> None:
-    assert fails(errno.EINVAL, world.open, START, START + MAX_SPT_RANGE, entries=world.memory.address + PAGE_SIZE)
-    assert world.open(START, START + MAX_SPT_RANGE + PAGE_SIZE) == START + MAX_SPT_RANGE
-    assert os.fstat(world.fds[-2]).st_size == 2048 * 24
-    world.shadowpt.close(world.opener)
-    assert world.open(START, START + MAX_SPT_RANGE) == START + MAX_SPT_RANGE
-
-
-def test_entries_may_have_just_the_size_of_the_table(world: World) -> None:
-    last_page = world.memory.address + 11 * PAGE_SIZE
-    room = PAGE_SIZE // 24
-    assert fails(errno.EINVAL, world.open, START, page(room + 1), entries=last_page)
-    assert world.open(START, page(room), entries=last_page) == page(room)
-
-
-@pytest.mark.parametrize("step", ["table", "descriptors"])
-def test_a_host_without_memory_is_enomem_and_leaves_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    before = open_descriptors()
-
-    def fail(*_args: Any) -> None:
-        raise OSError(errno.EMFILE, "no more")
-
-    with monkeypatch.context() as broken:
-        if step == "table":
-            broken.setattr(session_module, "ShadowTable", fail)
-        else:
-            broken.setattr("kerneld.shadowpt.segment.Segment.client_fd", fail)
-        assert fails(errno.ENOMEM, world.open)
-    assert open_descriptors() == before
-    world.open()
+    with new_world() as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", ["close", "start", "stop"])
