@@ -13,11 +13,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from enum import IntEnum
 from typing import Any
 
 import click
 
+from kerneld.failure import Commands, Failure, Status
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
@@ -25,69 +25,7 @@ PAGE_SIZE = 4096
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MIN_RAM_BYTES = 1 << 20
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-OWN_OPTIONS = ("-h", "--help", "--version")
 PS_COLUMNS = ("PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND")
-
-
-class Status(IntEnum):
-    """Exit statuses, as `kerneld --help` lists them; those of the inspector, where both have one."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NO_DAEMON = 3
-    DAEMON_GONE = 4
-    NO_PROCESS = 5
-    NOT_PERMITTED = 6
-    CANNOT_START = 7
-
-
-class Failure(click.ClickException):
-    """One line for people and the exit status."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Commands(click.Group):
-    """The group: no command means `start`, and an error is one line, where click would print its usage too."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `start` in front where no command is named."""
-        if not args or (args[0].startswith("-") and args[0] not in OWN_OPTIONS):
-            args = ["start", *args]
-        return super().parse_args(ctx, args)
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command and exit with its status; whatever goes wrong is one line on stderr."""
-        kwargs["standalone_mode"] = False
-        status: int = Status.OK
-        try:
-            status = super().main(*args, **kwargs) or Status.OK
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader of our output left (`kerneld ps | head`): nothing to say, and nothing to flush at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = Status.FAILED
-        except click.Abort:
-            status = say("interrupted", Status.FAILED)
-        except click.UsageError as error:
-            status = say(f"{error.format_message()} (kerneld --help tells more)", Status.USAGE)
-        except Failure as error:
-            status = say(error.message, error.status)
-        except click.ClickException as error:
-            status = say(error.format_message(), Status.FAILED)
-        except OSError as error:
-            what = f"{error.filename}: " if error.filename else ""
-            status = say(what + (error.strerror or str(error)), Status.FAILED)
-        sys.exit(status)
-
-
-def say(message: str, status: int) -> int:
-    """Print one line on stderr; returns `status`."""
-    click.echo(f"kerneld: {' '.join(message.split())}", err=True)
-    return status
 
 
 class Size(click.ParamType[int]):

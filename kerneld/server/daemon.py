@@ -56,6 +56,9 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
                 log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
                 on_ready()
                 loop.run()
+            except Exception:
+                log.exception("kerneld failed")
+                raise
             finally:
                 kernel.shutdown()
         finally:

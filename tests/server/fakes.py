@@ -1,0 +1,193 @@
+"""A kernel of a few lines for the server to talk to, and a server that tests drive turn by turn in their own thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from kerneld.errors import SysError
+from kerneld.server.loop import Loop
+from kerneld.server.socket_path import Claim, claim
+from kerneld.syscalls.dispatch import Answer
+from shared import wire
+from shared.uapi.syscalls import Nr
+
+NR_BUG = 0x7001
+NR_CRASH_OTHERS = 0x7002
+NR_LONG = 0x7003
+TURN_SECONDS = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class FakeThread:
+    tid: int
+    process: FakeProcess
+
+
+@dataclass(slots=True, eq=False)
+class FakeProcess:
+    pid: int
+    threads: list[FakeThread] = field(default_factory=list)
+    ended: bool = False
+
+
+class FakeKernel:
+    """Keeps processes and what the server told of them; `requests` are those that were run."""
+
+    def __init__(self) -> None:
+        self.processes: dict[int, FakeProcess] = {}
+        self.requests: list[tuple[FakeThread, wire.Request]] = []
+        self.died: list[int] = []
+        self.exited: list[int] = []
+        self.consumed_fds: list[int] = []
+        self._ended: list[FakeProcess] = []
+
+    def attach(self, sender: Any, version: int, tid: int, token: int) -> FakeThread:
+        if version != 1:
+            raise SysError(71)
+        process = self.processes.setdefault(sender.pid, FakeProcess(sender.pid))
+        thread = FakeThread(tid or sender.pid, process)
+        process.threads.append(thread)
+        return thread
+
+    def thread_exited(self, thread: FakeThread) -> None:
+        self.exited.append(thread.tid)
+        thread.process.threads.remove(thread)
+        if not thread.process.threads:
+            self.end(thread.process)
+
+    def process_died(self, process: FakeProcess) -> None:
+        self.died.append(process.pid)
+        self.end(process)
+
+    def end(self, process: FakeProcess) -> None:
+        if not process.ended:
+            process.ended = True
+            del self.processes[process.pid]
+            self._ended.append(process)
+
+    def take_ended(self) -> list[FakeProcess]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def shutdown(self) -> None:
+        self.processes.clear()
+
+
+def fake_dispatch(kernel: FakeKernel, thread: FakeThread, request: wire.Request, fds: list[int]) -> Answer:
+    """Behave enough like each family of requests for the server to show what it does about it."""
+    kernel.requests.append((thread, request))
+    process = thread.process
+    match request.nr:
+        case Nr.GETPID:
+            return Answer(process.pid)
+        case Nr.LOAD | Nr.PROCREAD:
+            return Answer(request.args[1], b"L" * request.args[1])
+        case Nr.STORE:
+            return Answer(len(request.data))
+        case Nr.MMAP:
+            kernel.consumed_fds.append(fds.pop(0))
+            return Answer(0)
+        case Nr.RAM:
+            return Answer(0, fds=(os.memfd_create("ram"),))
+        case Nr.TOUCH:
+            kernel.end(process)
+            return Answer(0, signo=signal.SIGSEGV, siginfo=wire.SigInfo(1, True, 0x1000))
+        case Nr.BRK:
+            return Answer(0, signo=signal.SIGBUS, siginfo=wire.SigInfo(2, False, 0x2000))
+        case Nr.EXIT_GROUP:
+            kernel.end(process)
+            return Answer(0)
+        case Nr.EXIT:
+            return Answer(0)
+        case 0x7001:
+            raise RuntimeError("a bug in the kernel")
+        case 0x7002:
+            for other in list(kernel.processes.values()):
+                if other is not process:
+                    kernel.end(other)
+            return Answer(0)
+        case 0x7003:
+            return Answer(0, b"P" * request.args[0])
+        case _:
+            return Answer(-38)
+
+
+class Client:
+    """A client's end of a connection, in the test's own process; each exchange is one turn of the server's loop."""
+
+    def __init__(self, server: ServerUnderTest, sock: socket.socket) -> None:
+        self.server = server
+        self.socket = sock
+
+    def send(self, datagram: bytes, fds: Sequence[int] = ()) -> None:
+        if fds:
+            socket.send_fds(self.socket, [datagram], list(fds))
+        else:
+            self.socket.send(datagram)
+
+    def receive(self) -> list[wire.Reply]:
+        """Return the replies of the answer that is there; [] at the end of the connection."""
+        return wire.unpack_replies(self.socket.recv(wire.MAX_REPLY + 1, socket.MSG_DONTWAIT))
+
+    def exchange(self, *requests: bytes, fds: Sequence[int] = ()) -> list[wire.Reply]:
+        self.send(b"".join(requests), fds)
+        self.server.turn()
+        return self.receive()
+
+    def call(self, nr: int, *args: int, data: bytes = b"") -> wire.Reply:
+        [reply] = self.exchange(wire.pack_request(nr, args, data))
+        return reply
+
+    def attach(self, version: int = 1, tid: int = 0, token: int = 0) -> int:
+        return self.call(Nr.ATTACH, version, tid, token).ret
+
+    def is_ended(self) -> bool:
+        """Whether the server has closed the connection, all of its answers having been read."""
+        return self.receive() == []
+
+
+class ServerUnderTest:
+    """A loop over a FakeKernel on a real socket."""
+
+    def __init__(self, directory: Path, max_connections: int = 1024) -> None:
+        self.path = str(directory / "kerneld.sock")
+        self.kernel = FakeKernel()
+        self.held: Claim = claim(self.path)
+        self.stop_read, self.stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.loop = Loop(cast(Any, self.kernel), self.held.listener, self.stop_read, max_connections)
+        self.clients: list[socket.socket] = []
+
+    def turn(self) -> None:
+        self.loop.turn(TURN_SECONDS)
+
+    def connect(self) -> Client:
+        """Return a client whose connection has been accepted."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(self.path)
+        self.clients.append(sock)
+        self.turn()
+        return Client(self, sock)
+
+    def attached(self, tid: int = 0) -> Client:
+        client = self.connect()
+        assert client.attach(tid=tid) == os.getpid()
+        return client
+
+    def close(self) -> None:
+        for sock in self.clients:
+            sock.close()
+        self.loop.close()
+        self.held.release()
+        os.close(self.stop_read)
+        os.close(self.stop_write)
+
+
+def open_fds() -> int:
+    """Return how many fds this process has open."""
+    return len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,231 @@
+"""Who is served when, and what ends whom."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from shared import wire
+from shared.uapi.syscalls import Nr
+from tests.server.fakes import NR_CRASH_OTHERS, Client, ServerUnderTest, open_fds
+
+GETPID = wire.pack_request(Nr.GETPID)
+
+
+class ChildClient:
+    """A child process that has attached and then waits until it is told to end, or is killed."""
+
+    def __init__(self, server: ServerUnderTest, with_holder: bool = False) -> None:
+        self.orders, orders_read = _pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(server, orders_read, with_holder)
+        os.close(orders_read)
+        # Its connection, then its attach.
+        server.turn()
+        while self.pid not in server.kernel.processes:
+            server.turn()
+
+    def _run(self, server: ServerUnderTest, orders_read: int, with_holder: bool) -> None:
+        status = 1
+        try:
+            os.close(self.orders)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.connect(server.path)
+            sock.send(wire.pack_request(Nr.ATTACH, (1, 0, 0)))
+            wire.unpack_replies(sock.recv(100))
+            if with_holder and os.fork() == 0:
+                # Holds the socket until the test lets the pipe go.
+                os.read(orders_read, 1)
+                os._exit(0)
+            if with_holder:
+                signal.pause()
+            os.read(orders_read, 1)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def let_go(self) -> None:
+        os.close(self.orders)
+
+
+def _pipe() -> tuple[int, int]:
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    return write_fd, read_fd
+
+
+def test_end_of_a_connection_ends_the_thread_and_the_last_one_the_process(server: ServerUnderTest) -> None:
+    before = open_fds()
+    first, second = server.attached(tid=1), server.attached(tid=2)
+    second.socket.close()
+    server.turn()
+    assert server.kernel.exited == [2]
+    assert os.getpid() in server.kernel.processes
+    first.socket.close()
+    server.turn()
+    assert server.kernel.exited == [2, 1]
+    assert server.kernel.processes == {}
+    assert open_fds() == before
+
+
+def test_process_may_attach_again_after_its_end(server: ServerUnderTest) -> None:
+    client = server.attached()
+    client.call(Nr.EXIT_GROUP)
+    again = server.attached()
+    assert again.call(Nr.GETPID).ret == os.getpid()
+
+
+def test_killed_process_is_ended(server: ServerUnderTest) -> None:
+    child = ChildClient(server)
+    child.kill()
+    while child.pid in server.kernel.processes:
+        server.turn()
+    assert child.pid not in server.kernel.processes
+    child.let_go()
+
+
+def test_pidfd_ends_a_process_whose_child_holds_the_socket(server: ServerUnderTest) -> None:
+    before = open_fds()
+    child = ChildClient(server, with_holder=True)
+    child.kill()
+    server.turn()
+    assert server.kernel.died == [child.pid]
+    assert server.kernel.processes == {}
+    child.let_go()
+    assert open_fds() == before
+
+
+def test_processes_ended_by_the_kernel_lose_their_connections(server: ServerUnderTest) -> None:
+    child = ChildClient(server)
+    client = server.attached()
+    assert client.call(NR_CRASH_OTHERS).ret == 0
+    assert list(server.kernel.processes) == [os.getpid()]
+    child.let_go()
+    os.waitpid(child.pid, 0)
+    assert client.call(Nr.GETPID).ret == os.getpid()
+    assert server.kernel.died == []
+
+
+def test_round_robin_one_datagram_a_turn(server: ServerUnderTest) -> None:
+    busy, quiet = server.attached(tid=1), server.attached(tid=2)
+    for _ in range(5):
+        busy.send(GETPID)
+    quiet.send(GETPID)
+    server.kernel.requests.clear()
+    server.turn()
+    assert sorted(thread.tid for thread, _ in server.kernel.requests) == [1, 2]
+    assert len(quiet.receive()) == 1
+    for _ in range(4):
+        quiet.send(GETPID)
+        server.turn()
+    assert [thread.tid for thread, _ in server.kernel.requests].count(1) == 5
+    assert [thread.tid for thread, _ in server.kernel.requests].count(2) == 5
+
+
+def test_slow_reader_is_not_read_from_and_loses_nothing(server: ServerUnderTest) -> None:
+    slow, other = server.attached(tid=1), server.attached(tid=2)
+    count = 8
+    load = wire.pack_request(Nr.LOAD, (0, wire.MAX_INLINE)) * 3
+    for _ in range(count):
+        slow.send(load)
+    slow.send(GETPID)
+    for _ in range(count):
+        other.call(Nr.GETPID)
+    run = sum(thread.tid == 1 for thread, _ in server.kernel.requests)
+    assert 3 <= run < 3 * count
+    for _ in range(count):
+        while not _is_readable(slow):
+            server.turn()
+        assert [len(reply.data) for reply in slow.receive()] == [wire.MAX_INLINE] * 3
+    while not _is_readable(slow):
+        server.turn()
+    assert slow.receive() == [wire.Reply(os.getpid())]
+
+
+def test_slow_reader_that_leaves_is_ended(server: ServerUnderTest) -> None:
+    before = open_fds()
+    slow, other = server.attached(tid=1), server.attached(tid=2)
+    for _ in range(6):
+        slow.send(wire.pack_request(Nr.LOAD, (0, wire.MAX_INLINE)) * 3)
+        other.call(Nr.GETPID)
+    slow.socket.close()
+    server.turn()
+    assert server.kernel.exited == [1]
+    other.socket.close()
+    server.turn()
+    assert open_fds() == before
+
+
+def test_connection_over_the_limit_is_closed_at_once(private_dir: Path) -> None:
+    server = ServerUnderTest(private_dir, max_connections=2)
+    try:
+        first, second, third = server.connect(), server.connect(), server.connect()
+        assert third.is_ended()
+        assert first.attach(tid=1) == second.attach(tid=2) == os.getpid()
+        first.socket.close()
+        server.turn()
+        assert server.connect().attach() == os.getpid()
+    finally:
+        server.close()
+
+
+def test_out_of_fds_a_connection_is_turned_away_and_the_loop_goes_on(server: ServerUnderTest) -> None:
+    client = server.attached()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 1 + max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    fillers = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                fillers.append(os.dup(0))
+        sock.connect(server.path)
+        server.turn()
+        assert sock.recv(1) == b""
+        assert client.call(Nr.GETPID).ret == os.getpid()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        sock.close()
+        for fd in fillers:
+            os.close(fd)
+
+
+def test_fds_that_do_not_fit_are_emfile(server: ServerUnderTest) -> None:
+    client = server.attached()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = open_fds()
+    client.send(GETPID, fds=[0] * 100)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 20, hard))
+    try:
+        server.turn()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [reply.ret for reply in client.receive()] == [-24]
+    assert open_fds() == before
+    assert client.call(Nr.GETPID).ret == os.getpid()
+
+
+def test_stop_lets_every_client_go(server: ServerUnderTest) -> None:
+    clients = [server.connect(), server.attached(tid=1), server.attached(tid=2)]
+    os.write(server.stop_write, b"\x0f")
+    server.loop.run()
+    assert all(client.is_ended() for client in clients)
+
+
+def _is_readable(client: Client) -> bool:
+    poll = select.poll()
+    poll.register(client.socket, select.POLLIN)
+    return bool(poll.poll(0))
