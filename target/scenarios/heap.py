@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, page_align
+from target.proc_maps import find_mapping, read_maps
 from target.scenario import Beat, Note, Scenario, Step, Watch
 from target.stage import Stage
 
-_WATCHED_PAGES = 64
+_WATCHED_PAGES = 96
 _SMALL_BYTES = 1000
 _MEDIUM_BYTES = 100 << 10
 _LARGE_BYTES = 1 << 20
@@ -16,39 +17,46 @@ _LARGE_BYTES = 1 << 20
 
 def _play_heap(stage: Stage) -> Iterator[Beat]:
     process = stage.process
-    first_break = process.sbrk(0)
-    start = page_align(first_break)
+    heap = find_mapping(read_maps(process), "[heap]")
+    start = heap.start if heap else page_align(process.sbrk(0))
     yield Watch(process.pid, start, start + _WATCHED_PAGES * PAGE_SIZE, "the heap: it begins here and grows up")
 
     yield Step(
-        f"malloc({_SMALL_BYTES}). The program break stands at {first_break:#x}. Where the heap has no room, malloc "
-        "asks the kernel for more with brk, for many pages at once: their entries become ALLOCATED and ANONYMOUS."
+        f"malloc({_SMALL_BYTES}). The program break stands at {process.sbrk(0):#x}. Where the heap has no room, malloc "
+        "asks the kernel for more with brk, for many pages at once: their entries become ALLOCATED and ANONYMOUS, and "
+        "the page that is written first gets a frame."
     )
     small = process.malloc(_SMALL_BYTES)
     process.mem.store_u64(small, 1)
-    yield Note(f"malloc returned {small:#x}; the break stands at {process.sbrk(0):#x}.")
+    yield Note(f"malloc returned {small:#x}; {_break_words(stage)}")
 
     yield Step(
-        f"malloc({_MEDIUM_BYTES}) and a write to all of it: under 128 KiB, still from the heap. The pages of the "
-        "block become MAPPED, each at its first write."
+        f"malloc({_MEDIUM_BYTES}) twice, and writes to all of both blocks: under 128 KiB, still from the heap. The "
+        "heap grows again where it has to; the pages of the blocks become MAPPED, each at its first write."
     )
-    medium = process.malloc(_MEDIUM_BYTES)
-    process.mem[medium : medium + _MEDIUM_BYTES] = b"m" * _MEDIUM_BYTES
-    yield Note(f"malloc returned {medium:#x}; the break stands at {process.sbrk(0):#x}.")
+    blocks = [process.malloc(_MEDIUM_BYTES) for _ in range(2)]
+    for block in blocks:
+        process.mem[block : block + _MEDIUM_BYTES] = b"m" * _MEDIUM_BYTES
+    yield Note(f"malloc returned {blocks[0]:#x} and {blocks[1]:#x}; {_break_words(stage)}")
 
     yield Step(
-        f"free({small:#x}): the block goes back to malloc's list, not to the kernel. Nothing changes in the table, a "
-        "page is not given back while its neighbours above are in use."
+        f"free({small:#x}): the block goes back to malloc's list, not to the kernel. Nothing changes in the table: a "
+        "heap shrinks from its top alone, and there are blocks in use above."
     )
     process.free(small)
-    yield Note(f"The break stands at {process.sbrk(0):#x}.")
+    yield Note(_break_words(stage))
 
     yield Step(
-        f"free({medium:#x}): now the top of the heap is free. malloc trims it: brk moves the break down, and the "
-        "entries above it lose flags and pfn."
+        f"free({blocks[1]:#x}) and free({blocks[0]:#x}): now the top of the heap is free. malloc trims it: brk moves "
+        "the break down, and the entries above it lose flags and pfn. Some is kept for the next malloc."
     )
-    process.free(medium)
-    yield Note(f"The break stands at {process.sbrk(0):#x}.")
+    for block in reversed(blocks):
+        process.free(block)
+    yield Note(_break_words(stage))
+
+
+def _break_words(stage: Stage) -> str:
+    return f"the break stands at {stage.process.sbrk(0):#x}."
 
 
 def _play_large(stage: Stage) -> Iterator[Beat]:

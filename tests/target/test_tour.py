@@ -1,0 +1,99 @@
+"""The runner: what it prints and when it pauses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from target.inspector_command import inspector_command
+from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.stage import Stage, Window
+from target.tour import Tour
+from tests.target.fake_process import FakePace, FakeProcess
+
+
+def make_tour(directory: Path) -> tuple[Tour, FakeProcess, list[str]]:
+    process = FakeProcess()
+    said: list[str] = []
+    stage = Stage(process.as_process(), Window(), directory)
+    return Tour(stage, FakePace(process.log, lambda: said.append("<pause>")), said.append), process, said
+
+
+def two_steps(stage: Stage) -> Iterator[Beat]:
+    yield Step("the first")
+    stage.map_in_window(0, 1)
+    yield Note("one\n  two")
+    yield Step("the second")
+    stage.store(stage.window.start, "x")
+
+
+def test_a_pause_stands_between_a_step_and_what_it_does(tmp_path: Path) -> None:
+    tour, process, said = make_tour(tmp_path)
+
+    tour.play(Scenario("two", "Two", "", two_steps))
+
+    assert process.log == ["pause", "mmap", "pause", "store", "munmap"]
+    assert said == [
+        "  1. the first\n",
+        "<pause>",
+        "      > one\n",
+        "      >   two\n",
+        "  2. the second\n",
+        "<pause>",
+        "  The window is empty again.\n",
+    ]
+
+
+def test_the_window_is_empty_for_each_scenario(tmp_path: Path) -> None:
+    tour, process, _said = make_tour(tmp_path)
+    scenario = Scenario("two", "Two", "", two_steps)
+
+    tour.play_all([scenario, scenario])
+
+    assert process.log.count("mmap") == 2
+
+
+def test_a_process_that_ends_keeps_its_window(tmp_path: Path) -> None:
+    tour, process, _said = make_tour(tmp_path)
+
+    tour.play(Scenario("two", "Two", "", two_steps, ends_process=True))
+
+    assert "munmap" not in process.log
+
+
+def test_the_beginning_names_pid_range_and_command(tmp_path: Path) -> None:
+    tour, process, said = make_tour(tmp_path)
+
+    tour.begin()
+
+    text = "".join(said)
+    window = Window()
+    assert f"process {process.pid}," in text
+    assert f"{window.start:#x} to {window.end:#x}" in text
+    assert inspector_command(process.pid, window.start, window.end) in text
+    assert process.log == ["long pause"]
+
+
+def test_a_watch_is_said_with_its_own_command(tmp_path: Path) -> None:
+    def play(stage: Stage) -> Iterator[Beat]:
+        yield Watch(77, 0x10000, 0x20000, "a place")
+
+    tour, process, said = make_tour(tmp_path)
+    tour.play(Scenario("watch", "Watch", "", play, in_window=False))
+
+    assert f"{inspector_command(77, 0x10000, 0x20000)}\n" in "".join(said)
+    assert process.log == ["long pause", "munmap"]
+
+
+def test_no_address_is_broken_at_the_lines_end(tmp_path: Path) -> None:
+    addresses = [f"{Window().page(index):#x}" for index in range(40)]
+
+    def play(stage: Stage) -> Iterator[Beat]:
+        yield Step(" ".join(addresses))
+
+    tour, _process, said = make_tour(tmp_path)
+    tour.play(Scenario("long", "Long", "", play))
+
+    words = "".join(said).split()
+    assert all(address in words for address in addresses)
+    assert max(len(line) for line in "".join(said).splitlines()) <= 110
