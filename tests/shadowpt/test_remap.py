@@ -93,6 +93,8 @@ def test_a_file_mapping_is_refused_whatever_its_name(tmp_path: Path, name: str, 
     path.write_bytes(bytes(LENGTH))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), LENGTH, sharing) as region:
         assert refused(map_address(region))
+        # Nothing is up there, so that every line has been read; and there is memory that will do.
+        assert refused(2**47 - PAGE_SIZE, PAGE_SIZE)
         untouched = HostMemory(NR_PAGES)
         assert not refused(untouched.address)
         untouched.close()

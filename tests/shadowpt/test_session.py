@@ -189,6 +189,16 @@ def test_a_target_that_ends_while_stopped_is_noticed(world: World, started: bool
     assert world.mm.notifiers == []
 
 
+def test_an_ended_target_is_not_looked_at_even_if_its_mm_is_still_there(world: World) -> None:
+    world.mm.map(START, END)
+    world.mm.set_pfn(START, 9)
+    world.open()
+    world.target.ended = True
+    world.shadowpt.start(world.opener)
+    assert world.states() == [(0, 0)] * NR_PAGES
+    assert fails(errno.EINVAL, world.shadowpt.page_contents, 9)
+
+
 def test_execve_goes_on_with_the_new_address_space(world: World) -> None:
     world.mm.map(START, page(8))
     world.mm.set_pfn(page(1), 41)
