@@ -141,14 +141,15 @@ def start(
     def serve(on_ready: Callable[[], None]) -> None:
         # One thread is all there is: spare the start the pool that numpy's algebra would make.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        from kerneld.server import daemon, logs, socket_path  # noqa: PLC0415  (numpy, structlog)
+        from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
+        from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
 
         logs.configure(logs.LogFormat(log_format), log_level)
         try:
             daemon.run(daemon.DaemonConfig(path, ram, max_clients, check_invariants), on_ready)
-        except socket_path.AlreadyRunning as error:
+        except AlreadyRunning as error:
             raise Failure(Status.FAILED, str(error)) from None
-        except (socket_path.SocketPathError, daemon.MachineError) as error:
+        except (SocketPathError, daemon.MachineError) as error:
             raise Failure(Status.CANNOT_START, str(error)) from None
 
     if detach:
@@ -159,7 +160,8 @@ def start(
 
 def start_in_background(path: str, serve: Callable[[Callable[[], None]], None]) -> None:
     """Start a daemon that outlives this program, and say where it is once it accepts connections."""
-    from kerneld.server import detach, socket_path  # noqa: PLC0415
+    from kerneld.server import detach  # noqa: PLC0415
+    from kerneld.server.socket_path import SocketPathError, log_name, open_log  # noqa: PLC0415
 
     def serve_in_child(on_ready: Callable[[], None], on_failure: Callable[[str], None]) -> int:
         try:
@@ -169,10 +171,10 @@ def start_in_background(path: str, serve: Callable[[Callable[[], None]], None]) 
             return error.status
         return Status.OK
 
-    log_path = os.path.join(os.path.dirname(path), socket_path.log_name(path))
+    log_path = os.path.join(os.path.dirname(path), log_name(path))
     try:
-        log_fd = socket_path.open_log(path)
-    except socket_path.SocketPathError as error:
+        log_fd = open_log(path)
+    except SocketPathError as error:
         raise Failure(Status.CANNOT_START, str(error)) from None
     started = detach.start_detached(log_fd, serve_in_child)
     os.close(log_fd)
@@ -182,13 +184,14 @@ def start_in_background(path: str, serve: Callable[[Callable[[], None]], None]) 
 
 
 @cli.command(
+    short_help="End kerneld, and wait until it has ended.",
     help="""End the kerneld that listens on the socket, and wait until it has ended.
 
 \b
 Examples:
   kerneld stop
   kerneld stop --socket ~/machine/kerneld.sock
-"""
+""",
 )
 @socket_option
 @click.option(
@@ -235,12 +238,14 @@ def status(socket_path: str | None) -> None:
 
 
 @cli.command(
+    short_help="List the processes that kerneld serves.",
     help="""List the processes that kerneld serves (this command is one of them). VSZ and RSS are in KiB.
 
 \b
 Examples:
   kerneld ps
-"""
+  kerneld ps --socket ~/machine/kerneld.sock
+""",
 )
 @socket_option
 def ps(socket_path: str | None) -> None:

@@ -86,7 +86,7 @@ def fake_dispatch(kernel: FakeKernel, thread: FakeThread, request: wire.Request,
     match request.nr:
         case Nr.GETPID:
             return Answer(process.pid)
-        case Nr.LOAD | Nr.PROCREAD:
+        case Nr.LOAD:
             return Answer(request.args[1], b"L" * request.args[1])
         case Nr.STORE:
             return Answer(len(request.data))

@@ -1,0 +1,153 @@
+"""The command line: what people see, and the statuses that scripts see."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kerneld.cli import SIZE_UNITS, Size, cli
+from kerneld.failure import Status
+from kerneld.server import peer  # noqa: F401  (for the forked child below, which can read no file)
+from shared.client import Process
+from tests.server.daemons import kerneld, running_daemon
+
+COMMANDS = ["start", "stop", "status", "ps", "maps", "proc"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a daemon that runs."""
+    directory = tmp_path_factory.mktemp("run")
+    directory.chmod(0o700)
+    with running_daemon(directory / "kerneld.sock"):
+        yield directory / "kerneld.sock"
+
+
+@pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_has_examples(tmp_path: Path, command: list[str], option: str) -> None:
+    done = kerneld(tmp_path, *command, option)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Examples:\n    kerneld" in done.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    assert kerneld(tmp_path, "--version").stdout.startswith("kerneld ")
+
+
+@pytest.mark.parametrize("command", [["stop"], ["status"], ["ps"], ["maps", "1"], ["proc", "meminfo"]])
+def test_without_a_daemon_it_is_one_line_and_3(tmp_path: Path, command: list[str]) -> None:
+    done = kerneld(tmp_path / "kerneld.sock", *command)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.NO_DAEMON, "", 1)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["nonsense"],
+        ["--nonsense"],
+        ["maps"],
+        ["maps", "x"],
+        ["start", "--ram", "much"],
+        ["start", "--ram", "1K"],
+        ["start", "--ram", "1048577"],
+        ["start", "--max-clients", "0"],
+        ["start", "--log-format", "xml"],
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(tmp_path: Path, command: list[str]) -> None:
+    done = kerneld(tmp_path / "kerneld.sock", *command)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.USAGE, "", 1)
+
+
+@pytest.mark.parametrize("options", [[], ["--detach"]])
+def test_directory_that_is_refused_is_one_line_and_7(tmp_path: Path, options: list[str]) -> None:
+    tmp_path.chmod(0o755)
+    done = kerneld(tmp_path / "kerneld.sock", "start", *options)
+    assert (done.returncode, done.stdout) == (Status.CANNOT_START, "")
+    assert done.stderr == f"kerneld: refusing the socket directory {tmp_path}: its mode is 0755, not 0700\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--detach"]])
+def test_machine_that_is_too_big_is_one_line_and_7(private_dir: Path, options: list[str]) -> None:
+    done = kerneld(private_dir / "kerneld.sock", "start", "--ram", "900000T", *options)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.CANNOT_START, "", 1)
+    assert [name for name in os.listdir(private_dir) if not name.endswith(".log")] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
+@pytest.mark.parametrize("command", ["stop", "status", "ps"])
+def test_locked_directory_is_one_line_and_6(path: Path, command: str) -> None:
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        # Not a new program: the interpreter itself may stand where that user cannot reach it.
+        status = 255
+        try:
+            os.dup2(write_fd, 2)
+            os.setuid(65534)
+            sys.stderr = os.fdopen(2, "w")
+            cli([command, "--socket", str(path)])
+        except SystemExit as ended:
+            sys.stderr.flush()
+            status = int(ended.code or 0)
+        finally:
+            os._exit(status)
+    os.close(write_fd)
+    with os.fdopen(read_fd) as pipe:
+        said = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == Status.NOT_PERMITTED
+    assert said == f"kerneld: not permitted to use the kerneld at {path}\n"
+
+
+@pytest.mark.parametrize("value", ["1M", "1m", "256M", "1G", "1GiB", "1048576", "1024K"])
+def test_sizes(value: str) -> None:
+    size_bytes = Size().convert(value, None, None)
+    digits = value.rstrip("KMGmiB")
+    unit = value[len(digits) : len(digits) + 1].upper()
+    assert size_bytes == int(digits) * SIZE_UNITS[unit]
+
+
+def test_status_of_a_daemon(path: Path) -> None:
+    done = kerneld(path, "status")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert rows["Status"].strip() == "running"
+    assert rows["Socket"].strip() == str(path)
+    assert os.path.exists(f"/proc/{rows['Pid'].strip()}")
+
+
+def test_ps_lists_its_processes_in_columns(path: Path) -> None:
+    process = Process.attach(str(path))
+    try:
+        done = kerneld(path, "ps")
+    finally:
+        process.close()
+    assert (done.returncode, done.stderr) == (0, "")
+    head, *rows = [line.split(None, 6) for line in done.stdout.splitlines()]
+    assert head == ["PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND"]
+    [own] = [row for row in rows if int(row[0]) == os.getpid()]
+    assert own[1:3] == [str(os.getuid()), "1"]
+    assert int(own[3]) > 0
+
+
+def test_maps_and_proc_print_what_the_process_reads_itself(path: Path) -> None:
+    process = Process.attach(str(path))
+    try:
+        process.mmap(0, 8192, 3, 0x22)
+        own = process.read_proc("self/maps").decode()
+        assert own
+        assert kerneld(path, "maps", str(os.getpid())).stdout == own
+        assert kerneld(path, "proc", f"/proc/{os.getpid()}/maps").stdout == own
+    finally:
+        process.close()
+
+
+def test_no_such_process_is_one_line_and_5(path: Path) -> None:
+    done = kerneld(path, "maps", "1")
+    assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", "kerneld: kerneld has no process 1\n")
+    assert kerneld(path, "proc", "nonsense").returncode == Status.NO_PROCESS

@@ -1,0 +1,105 @@
+"""Real daemons: started, signalled, killed, started twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shared.client import KerneldGone, Process
+from tests.server.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, running_daemon, wait_until_gone
+
+
+@pytest.fixture
+def path(private_dir: Path) -> Path:
+    return private_dir / "kerneld.sock"
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_lets_clients_go_and_leaves_nothing(path: Path, signo: signal.Signals) -> None:
+    shm_before = sorted(os.listdir("/dev/shm"))
+    with running_daemon(path) as daemon:
+        client = Process.attach(str(path))
+        daemon.send_signal(signo)
+        assert daemon.wait(WAIT_SECONDS) == 0
+        with pytest.raises(KerneldGone):
+            client.getpid()
+        client.close()
+    assert list(path.parent.iterdir()) == []
+    assert sorted(os.listdir("/dev/shm")) == shm_before
+
+
+def test_ready_line_is_one_json_object(path: Path) -> None:
+    command = [*KERNELD, "start", "--ram", "32M", "--log-format", "json"]
+    with subprocess.Popen(command, env=environment(path), stderr=subprocess.PIPE) as daemon:
+        assert daemon.stderr is not None
+        ready = json.loads(daemon.stderr.readline())
+        daemon.terminate()
+    assert ready["event"] == "kerneld ready"
+    assert (ready["socket"], ready["ram_mib"], ready["pid"]) == (str(path), 32, daemon.pid)
+
+
+def test_bare_kerneld_starts(path: Path) -> None:
+    with subprocess.Popen([*KERNELD], env=environment(path), stderr=subprocess.PIPE) as daemon:
+        assert daemon.stderr is not None
+        assert b"kerneld ready" in daemon.stderr.readline()
+        daemon.send_signal(signal.SIGINT)
+        assert daemon.wait(WAIT_SECONDS) == 0
+
+
+def test_second_daemon_says_so_and_the_first_goes_on(path: Path) -> None:
+    with running_daemon(path) as daemon:
+        second = kerneld(path, "start")
+        assert second.returncode == 1
+        assert second.stderr == f"kerneld: kerneld is already running on {path} (pid {daemon.pid})\n"
+        assert kerneld(path, "status").returncode == 0
+
+
+def test_killed_daemon_is_replaced(path: Path) -> None:
+    with running_daemon(path) as daemon:
+        daemon.kill()
+        daemon.wait()
+        assert path.is_socket()
+        assert kerneld(path, "status").returncode == 3
+        with running_daemon(path):
+            Process.attach(str(path)).close()
+
+
+def test_log_whose_reader_left_stops_nothing(path: Path) -> None:
+    with running_daemon(path, "--log-level", "debug") as daemon:
+        assert daemon.stderr is not None
+        daemon.stderr.close()
+        for _ in range(3):
+            Process.attach(str(path)).close()
+        daemon.terminate()
+        assert daemon.wait(WAIT_SECONDS) == 0
+
+
+def test_detach_returns_when_it_accepts_and_stop_when_it_has_ended(path: Path) -> None:
+    started = kerneld(path, "start", "--detach", "--ram", "64M")
+    assert (started.returncode, started.stderr) == (0, "")
+    pid = int(started.stdout.split("pid ")[1].split(",")[0])
+    pidfd = os.pidfd_open(pid)
+    try:
+        log = Path(started.stdout.rsplit("log ", 1)[1].strip())
+        assert "kerneld ready" in log.read_text()
+        process = Process.attach(str(path))
+        assert process.getpid() == os.getpid()
+        process.close()
+        assert os.getsid(pid) == pid
+        second = kerneld(path, "start", "--detach")
+        assert second.returncode == 1
+        assert second.stderr == f"kerneld: kerneld is already running on {path} (pid {pid})\n"
+        stopped = kerneld(path, "stop")
+        assert stopped.returncode == 0
+        assert wait_until_gone(pidfd)
+        assert list(path.parent.iterdir()) == [log]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
