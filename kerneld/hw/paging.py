@@ -1,0 +1,105 @@
+"""x86-64 page-table entries and the processor's four-level walk.
+
+    vaddr  47      39 38      30 29      21 20      12 11       0
+          |  PGD idx |  PUD idx |  PMD idx |  PTE idx |  offset  |
+               9          9          9          9         12
+
+A table is one frame of 512 entries; an entry names the next table's frame in bits 12 to 51. Owns the bits and the walk;
+knows no process, no VMA, no frame state. Answers to Linux v6.8 arch/x86/include/asm/pgtable_types.h and the Intel SDM,
+volume 3, chapter 4.
+
+A PROT_NONE page keeps its frame in an entry that is not present to the processor but is present to the kernel: bit 8 is
+set then instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both clear and is not zero.
+Differs from Linux: the frame number of a PROT_NONE entry is not inverted (Linux does so against L1TF on real processors).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.hw.ram import WORDS_SHIFT
+from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn, Vaddr
+
+PTE_PRESENT = 1 << 0
+PTE_RW = 1 << 1
+PTE_USER = 1 << 2
+PTE_ACCESSED = 1 << 5
+PTE_DIRTY = 1 << 6
+PTE_PSE = 1 << 7
+PTE_PROTNONE = 1 << 8
+PTE_SPECIAL = 1 << 9
+"""Software bit: the frame is not counted (the shared zero page), as Linux's _PAGE_SPECIAL."""
+PTE_NX = 1 << 63
+PTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
+PTE_TABLE = PTE_PRESENT | PTE_RW | PTE_USER | PTE_ACCESSED | PTE_DIRTY
+"""What an entry that points to a table carries: all rights, the leaf decides (Linux: _PAGE_TABLE)."""
+PTE_KERNEL_PRESENT = PTE_PRESENT | PTE_PROTNONE
+
+PTRS_PER_TABLE = 512
+PUD_SHIFT, PGD_SHIFT = 30, 39
+
+PF_PROT, PF_WRITE, PF_USER, PF_INSTR = 0x1, 0x2, 0x4, 0x10
+"""Page-fault error code bits: X86_PF_* of Linux v6.8 arch/x86/include/asm/trap_pf.h."""
+
+IntOrArray = TypeVar("IntOrArray", int, npt.NDArray[np.uint64])
+
+
+def pte_pfn(entry: IntOrArray) -> IntOrArray:
+    """Return the frame number in an entry, or in each of an array of entries."""
+    return cast("IntOrArray", (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
+
+
+def pte_present(entry: int) -> bool:
+    """Tell whether an entry maps a frame for the kernel: PROT_NONE ones included (Linux: pte_present())."""
+    return entry & PTE_KERNEL_PRESENT != 0
+
+
+def present_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return pte_present() of each entry."""
+    return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_KERNEL_PRESENT)) != 0)
+
+
+def make_pte(pfn: Pfn, bits: int) -> int:
+    """Return the entry that maps a frame with these bits (Linux: pfn_pte())."""
+    return pfn << PAGE_SHIFT | bits
+
+
+def table_index(vaddr: Vaddr, shift: int) -> int:
+    """Return the index of an address in the table whose entries each map `1 << shift` bytes."""
+    return vaddr >> shift & (PTRS_PER_TABLE - 1)
+
+
+def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int) -> int:
+    """Translate one user access as the processor does, setting the accessed and dirty bits.
+
+    `root` is CR3's frame; `access` is 0, PF_WRITE or PF_INSTR. Returns the physical address in bytes, or the complement
+    (~) of the page-fault error code, which is negative. Rights are those of all levels together: a write needs RW
+    everywhere, a fetch no NX anywhere (Intel SDM volume 3, 4.6 and 4.7).
+    """
+    entry = rights = words[root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
+    no_execute = entry
+    for shift in (PUD_SHIFT, PMD_SHIFT, PAGE_SHIFT):
+        if not entry & PTE_PRESENT:
+            return ~(PF_USER | access)
+        index = (entry & PTE_PFN_MASK) >> 3 | vaddr >> shift & 511
+        entry = words[index]
+        rights &= entry
+        no_execute |= entry
+        if entry & PTE_PSE and shift == PMD_SHIFT:
+            break
+    if not entry & PTE_PRESENT:
+        return ~(PF_USER | access)
+    if (
+        not rights & PTE_USER
+        or (access == PF_WRITE and not rights & PTE_RW)
+        or (access == PF_INSTR and no_execute & PTE_NX)
+    ):
+        return ~(PF_PROT | PF_USER | access)
+    wanted = PTE_ACCESSED | PTE_DIRTY if access == PF_WRITE else PTE_ACCESSED
+    if entry & wanted != wanted:
+        words[index] = entry | wanted
+    page_mask = (1 << shift) - 1
+    return (entry & PTE_PFN_MASK & ~page_mask) | (vaddr & page_mask)

@@ -1,0 +1,110 @@
+"""Physical memory: one sparse memory file, seen as bytes, as 64-bit words, and as a numpy array.
+
+Owns the memory file and its mapping. Knows no frame states: whether a frame is free is `kerneld.mm.frames`'s business.
+Page tables live in here as real entries, so that a foreign page-table walker, given this file and a CR3, agrees with us.
+
+Invariants: a frame that `written` does not name reads as zeros: whoever writes page contents does so by a method of
+`Ram`, and page tables (written as words) are noted when they are allocated. The size never changes, and nobody but this process can write: the file is sealed (F_SEAL_FUTURE_WRITE) once
+our own mapping stands, so that even a read-only descriptor reopened through /proc cannot be written or mapped writable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn
+
+WORDS_SHIFT = PAGE_SHIFT - 3
+"""A page is 1 << WORDS_SHIFT words of 64 bits; a frame's first word is at `pfn << WORDS_SHIFT`."""
+
+_F_ADD_SEALS = 1033
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_FUTURE_WRITE = 0x1, 0x2, 0x4, 0x10
+
+
+class Ram:
+    """The machine's memory of `size_bytes`, a multiple of PAGE_SIZE."""
+
+    def __init__(self, size_bytes: int) -> None:
+        """Create the memory file and map it; every byte reads zero and takes no memory until it is written.
+
+        Raises OSError where the host has no memory files or no address space for it.
+        """
+        self.size_bytes = size_bytes
+        self.nr_frames = size_bytes >> PAGE_SHIFT
+        self._fd = os.memfd_create("kerneld-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._fd, size_bytes)
+        self._map = mmap.mmap(self._fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        os.fchmod(self._fd, 0o400)
+        fcntl.fcntl(self._fd, _F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+        self._bytes = memoryview(self._map)
+        self._readonly = self._bytes.toreadonly()
+        self.words = self._bytes.cast("Q")
+        """The whole memory as words: for one entry at a time (an index here costs a third of one in numpy)."""
+        self.words_np: npt.NDArray[np.uint64] = np.frombuffer(self._map, dtype=np.uint64)
+        """The same words as an array: for ranges of entries."""
+        self.frames_np = self.words_np.reshape(self.nr_frames, 1 << WORDS_SHIFT)
+        """The same words, one row a frame."""
+        self.written = np.zeros(self.nr_frames, dtype=np.bool_)
+        """Whether each frame may hold anything but zeros."""
+        self._written = self.written.data.cast("B")
+
+    def page(self, pfn: Pfn) -> memoryview:
+        """Return the 4,096 bytes of a frame, read-only."""
+        start = pfn << PAGE_SHIFT
+        return self._readonly[start : start + PAGE_SIZE]
+
+    def read(self, paddr: int, length: int) -> memoryview:
+        """Return `length` bytes at a physical address, read-only."""
+        return self._readonly[paddr : paddr + length]
+
+    def write(self, paddr: int, data: bytes | memoryview) -> None:
+        """Store bytes at a physical address; they lie within one frame."""
+        self._bytes[paddr : paddr + len(data)] = data
+        self._written[paddr >> PAGE_SHIFT] = 1
+
+    def set_written(self, pfn: Pfn) -> None:
+        """Note that somebody writes to a frame through `words`: it becomes a page table."""
+        self._written[pfn] = 1
+
+    def clear_page(self, pfn: Pfn) -> None:
+        """Make one frame read as zeros; one that was never written does already, and takes no memory of the host."""
+        if self._written[pfn]:
+            self.frames_np[pfn] = 0
+            self._written[pfn] = 0
+
+    def clear_pages(self, pfns: npt.NDArray[np.int64]) -> None:
+        """Make frames read as zeros; a run of consecutive ones is one memset."""
+        pfns = pfns[self.written[pfns]]
+        if not len(pfns):
+            return
+        if int(pfns[-1]) - int(pfns[0]) == len(pfns) - 1 and bool((np.diff(pfns) == 1).all()):
+            self.frames_np[int(pfns[0]) : int(pfns[-1]) + 1] = 0
+        else:
+            self.frames_np[pfns] = 0
+        self.written[pfns] = False
+
+    def copy_page(self, to: Pfn, source: Pfn) -> None:
+        """Copy a whole frame; one that was never written is zeros, and copying it takes no memory of the host."""
+        if self._written[source]:
+            self.frames_np[to] = self.frames_np[source]
+            self._written[to] = 1
+        else:
+            self.clear_page(to)
+
+    def open_readonly(self) -> int:
+        """Return a new read-only descriptor of the memory file; the caller closes it."""
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Give the memory back to the host. No view of it may be used afterwards."""
+        del self.frames_np, self.words_np
+        self.words.release()
+        self._readonly.release()
+        self._bytes.release()
+        self._map.close()
+        os.close(self._fd)

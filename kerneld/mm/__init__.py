@@ -1,0 +1,1 @@
+"""Memory management: frames, address spaces, faults. It knows no task, no socket and no byte of the wire."""

@@ -1,0 +1,208 @@
+"""The buddy allocator: free memory as blocks of 1, 2, 4 … 1,024 frames, split on demand and merged with their buddies.
+
+Owns which frames are free. Knows nothing of what a frame is used for. Answers to Linux v6.8 mm/page_alloc.c
+(__rmqueue_smallest, expand, __free_one_page, and the per-cpu lists in front of them).
+
+Invariants: `head_order[pfn] == order + 1` exactly for the first frame of each free block, 0 elsewhere; blocks are aligned
+to their size and disjoint; two free buddies of one order are always merged; `nr_free` counts blocks and per-cpu frames.
+
+A free list is a Python list used as a stack, with entries that may be out of date: an entry counts only while
+`head_order` says so. A merge then need not search the buddy's list, and whole ranges can be freed in numpy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug
+from shared.uapi.page import Pfn
+
+MAX_ORDER = 10
+"""The largest block is 1 << MAX_ORDER frames, 4 MiB."""
+PCP_BATCH = 63
+"""Frames moved at once between the per-cpu list and the blocks (Linux: zone_batchsize() at its usual value)."""
+PCP_HIGH = 6 * PCP_BATCH
+_SMALL = 16
+"""Up to so many frames a loop is faster than numpy's fixed costs."""
+
+
+class OutOfFrames(Exception):
+    """No block of the wanted size is free."""
+
+
+class Buddy:
+    """The free frames among `nr_frames`; frames below `first` are never handed out."""
+
+    def __init__(self, nr_frames: int, first: Pfn) -> None:
+        self.head_order = np.zeros(nr_frames, dtype=np.uint8)
+        self._head_order = self.head_order.data
+        self._nr_frames = nr_frames
+        self._lists: list[list[Pfn]] = [[] for _ in range(MAX_ORDER + 1)]
+        self.nr_blocks = [0] * (MAX_ORDER + 1)
+        """Free blocks of each order: a line of /proc/buddyinfo."""
+        self.pcp: list[Pfn] = []
+        """Free single frames kept at hand, the last freed on top: Linux's per-cpu list."""
+        self.nr_free = nr_frames - first
+        blocks = []
+        while first < nr_frames:
+            order = min(MAX_ORDER, (first & -first).bit_length() - 1)
+            while first + (1 << order) > nr_frames:
+                order -= 1
+            blocks.append((first, order))
+            first += 1 << order
+        for pfn, order in reversed(blocks):
+            self._push(pfn, order)
+
+    def _push(self, pfn: Pfn, order: int) -> None:
+        self._head_order[pfn] = order + 1
+        self._lists[order].append(pfn)
+        self.nr_blocks[order] += 1
+
+    def _pop(self, order: int) -> Pfn | None:
+        stack = self._lists[order]
+        while stack:
+            pfn = stack.pop()
+            if self._head_order[pfn] == order + 1:
+                self._head_order[pfn] = 0
+                self.nr_blocks[order] -= 1
+                return pfn
+        return None
+
+    def alloc_block(self, order: int) -> Pfn:
+        """Take a block of 1 << order frames and return its first frame; the contents are whatever they were.
+
+        Raises OutOfFrames where no block is large enough. Source: Linux v6.8 mm/page_alloc.c:__rmqueue_smallest().
+        """
+        for larger in range(order, MAX_ORDER + 1):
+            pfn = self._pop(larger) if self.nr_blocks[larger] else None
+            if pfn is not None:
+                for split in range(larger - 1, order - 1, -1):
+                    self._push(pfn + (1 << split), split)
+                self.nr_free -= 1 << order
+                return pfn
+        if order and self.pcp:
+            self.drain_pcp(len(self.pcp))
+            return self.alloc_block(order)
+        raise OutOfFrames
+
+    def alloc_one(self) -> Pfn:
+        """Take one frame, from the per-cpu list. Raises OutOfFrames. Source: Linux v6.8 mm/page_alloc.c:rmqueue_pcplist()."""
+        if not self.pcp:
+            self._fill_pcp()
+        self.nr_free -= 1
+        return self.pcp.pop()
+
+    def _fill_pcp(self) -> None:
+        wanted = min(PCP_BATCH, self.nr_free)
+        if not wanted:
+            raise OutOfFrames
+        frames = self._take(wanted)
+        self.pcp.extend(reversed(frames.tolist()))
+        self.nr_free += wanted
+
+    def alloc_many(self, count: int) -> npt.NDArray[np.int64]:
+        """Take `count` single frames, in as few runs as there are, and return them; all or none.
+
+        Raises OutOfFrames.
+        """
+        if count > self.nr_free:
+            raise OutOfFrames
+        if count > self.nr_free - len(self.pcp):
+            self.drain_pcp(len(self.pcp))
+        return self._take(count)
+
+    def _take(self, count: int) -> npt.NDArray[np.int64]:
+        runs = []
+        left = count
+        while left:
+            order = min(MAX_ORDER, left.bit_length() - 1)
+            while order and not any(self.nr_blocks[order:]):
+                order -= 1
+            runs.append(np.arange(1 << order, dtype=np.int64) + self.alloc_block(order))
+            left -= 1 << order
+        return np.concatenate(runs) if len(runs) != 1 else runs[0]
+
+    def free_one(self, pfn: Pfn) -> None:
+        """Give one frame back, to the per-cpu list. Source: Linux v6.8 mm/page_alloc.c:free_unref_page()."""
+        self.nr_free += 1
+        self.pcp.append(pfn)
+        if len(self.pcp) > PCP_HIGH:
+            self.drain_pcp(PCP_BATCH)
+
+    def free_block(self, pfn: Pfn, order: int) -> None:
+        """Give a block back and merge it as far as its buddies are free.
+
+        Source: Linux v6.8 mm/page_alloc.c:__free_one_page().
+        """
+        if self._head_order[pfn]:
+            raise KernelBug(f"frame {pfn:#x} is freed twice")
+        self.nr_free += 1 << order
+        self._merge_one(pfn, order)
+
+    def _merge_one(self, pfn: Pfn, order: int) -> None:
+        while order < MAX_ORDER:
+            buddy = pfn ^ (1 << order)
+            if buddy >= self._nr_frames or self._head_order[buddy] != order + 1:
+                break
+            self._head_order[buddy] = 0
+            self.nr_blocks[order] -= 1
+            pfn &= ~(1 << order)
+            order += 1
+        self._push(pfn, order)
+
+    def free_many(self, pfns: npt.NDArray[np.int64]) -> None:
+        """Give single frames back, each once, in any order."""
+        self.nr_free += len(pfns)
+        self._merge(pfns)
+
+    def drain_pcp(self, count: int) -> None:
+        """Move the `count` frames that were freed longest ago from the per-cpu list to the blocks."""
+        self._merge(np.array(self.pcp[:count], dtype=np.int64))
+        del self.pcp[:count]
+
+    def _merge(self, pfns: npt.NDArray[np.int64]) -> None:
+        if len(pfns) <= _SMALL:
+            for pfn in pfns.tolist():
+                self._merge_one(pfn, 0)
+            return
+        heads = np.sort(pfns)
+        if bool(self.head_order[heads].any()) or bool((heads[1:] == heads[:-1]).any()):
+            raise KernelBug("a frame is freed twice")
+        for order in range(MAX_ORDER):
+            if len(heads) == 0:
+                return
+            heads = self._merge_order(heads, order)
+        self._push_many(heads, MAX_ORDER)
+
+    def _merge_order(self, heads: npt.NDArray[np.int64], order: int) -> npt.NDArray[np.int64]:
+        """Merge free blocks of one order with their buddies; keep the rest; return the merged ones, of the next order."""
+        self.head_order[heads] = order + 1
+        buddies = heads ^ (1 << order)
+        inside = buddies < self._nr_frames
+        merged = np.zeros(len(heads), dtype=bool)
+        merged[inside] = self.head_order[buddies[inside]] == order + 1
+        pairs = np.concatenate([heads[merged], buddies[merged]])
+        self.head_order[pairs] = 0
+        upper = np.unique(heads[merged] & ~np.int64(1 << order))
+        rest = heads[~merged]
+        self._push_many(rest, order)
+        # Both halves of a pair may be new, or one may have been free already: only the latter were counted.
+        self.nr_blocks[order] -= 2 * len(upper) - int(merged.sum())
+        return upper
+
+    def _push_many(self, heads: npt.NDArray[np.int64], order: int) -> None:
+        self.head_order[heads] = order + 1
+        stack = self._lists[order]
+        stack.extend(heads[::-1].tolist())
+        self.nr_blocks[order] += len(heads)
+        if len(stack) > 4 * self.nr_blocks[order] + 1024:
+            self._lists[order] = [pfn for pfn in dict.fromkeys(stack) if self._head_order[pfn] == order + 1]
+
+    def is_free(self) -> npt.NDArray[np.bool_]:
+        """Return for each frame whether it is free; recomputed from the blocks, for the invariants."""
+        free = np.zeros(self._nr_frames, dtype=bool)
+        for head in np.flatnonzero(self.head_order).tolist():
+            free[head : head + (1 << (int(self.head_order[head]) - 1))] = True
+        free[self.pcp] = True
+        return free

@@ -1,0 +1,204 @@
+"""Page faults: what a missing or too weak entry becomes.
+
+Owns the decision; the entry itself is set by `MmStruct`. Knows no task and no signal: it returns VM_FAULT_* and the
+caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memory.c.
+
+| entry          | VMA                      | read                                  | write                                   |
+|----------------|--------------------------|---------------------------------------|-----------------------------------------|
+| none           | anonymous                | shared zero page                      | new zeroed frame                        |
+| none           | file, private            | cached page and those around it       | copy of the cached page                 |
+| none           | file, shared             | cached page and those around it       | cached page, writable, noted dirty      |
+| present, no RW | private                  | –                                     | reuse where it is ours alone, else copy |
+| present, no RW | shared                   | –                                     | made writable, noted dirty              |
+
+Past the end of a file: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_RW,
+    PTE_SPECIAL,
+    make_pte,
+    pte_present,
+)
+from kerneld.mm.filemap import FAULT_AROUND_PAGES
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPBACKED, ZERO_PFN
+from kerneld.mm.mm import MmStruct, vma_page_prot
+from kerneld.mm.rmap import anon_vma_prepare
+from kerneld.mm.vm_flags import VM_MAYSHARE, VM_SHARED, VM_WRITE
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
+
+VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV = 0x1, 0x2, 0x4, 0x40
+VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
+"""Results of a fault: Linux v6.8 include/linux/mm_types.h vm_fault_reason; 0 is a minor fault that was settled."""
+
+ANON_FLAGS = PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE
+
+
+def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
+    """Settle one fault in a VMA whose rights allow the access; `address` need not be aligned. Returns VM_FAULT_*.
+
+    Source: Linux v6.8 mm/memory.c:handle_mm_fault() and handle_pte_fault().
+    """
+    vaddr = address & PAGE_MASK
+    try:
+        pte = mm.page_table.ensure_pte(vaddr)
+        entry = mm.frames.ram.words[pte]
+        if not entry:
+            if vma.file is None:
+                return do_anonymous_page(mm, vma, vaddr, pte, write)
+            return do_fault(mm, vma, vaddr, pte, write)
+        if not pte_present(entry):
+            raise KernelBug(f"entry {entry:#x} at {vaddr:#x} is neither present nor empty")
+        if write and not entry & PTE_RW:
+            return do_wp_page(mm, vma, vaddr, pte, entry)
+        mm.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
+        return 0
+    except SysError as error:
+        return VM_FAULT_OOM if error.errno == errno.ENOMEM else VM_FAULT_SIGBUS
+
+
+def prepare_anon_vma(mm: MmStruct, vma: Vma) -> int:
+    """Make sure that the VMA has an anon_vma and return its number, which its frames carry as their mapping."""
+    if vma.anon_vma is None:
+        anon_vma_prepare(vma, (mm.vmas.previous(vma), mm.vmas.following(vma)), mm.frames)
+    assert vma.anon_vma is not None
+    return vma.anon_vma.number
+
+
+def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) -> Pfn:
+    """Return a new frame that belongs to the VMA's anonymous memory alone. Raises SysError(ENOMEM).
+
+    Source: Linux v6.8 mm/rmap.c:folio_add_new_anon_rmap().
+    """
+    number = prepare_anon_vma(mm, vma)
+    frames = mm.frames
+    pfn = frames.alloc_page(ANON_FLAGS, zero=zero)
+    frames.mapping_at[pfn] = number
+    frames.index_at[pfn] = vma.page_index(vaddr)
+    return pfn
+
+
+def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
+    """Demand zero. Source: Linux v6.8 mm/memory.c:do_anonymous_page()."""
+    prot = vma_page_prot(vma)
+    if not write:
+        mm.map_zero_page(pte, vaddr, make_pte(ZERO_PFN, prot | PTE_SPECIAL))
+        return 0
+    pfn = new_anon_page(mm, vma, vaddr)
+    if vma.vm_flags & VM_WRITE:
+        prot |= PTE_RW | PTE_DIRTY
+    mm.map_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    return 0
+
+
+def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
+    """A file's page that has no entry. Source: Linux v6.8 mm/memory.c:do_fault()."""
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    index = vma.page_index(vaddr)
+    if index >= mapping.last_index():
+        return VM_FAULT_SIGBUS
+    if not write:
+        return do_read_fault(mm, vma, vaddr, pte)
+    prot = vma_page_prot(vma)
+    if vma.vm_flags & VM_SHARED:
+        pfn = mapping.ensure_page(index)
+        mm.frames.refcount_at[pfn] += 1
+        mm.map_page(pte, vaddr, make_pte(pfn, prot | PTE_RW | PTE_DIRTY), pfn)
+        mapping.mark_dirty(index, pfn)
+        return 0
+    source = mapping.ensure_page(index)
+    pfn = new_anon_page(mm, vma, vaddr, zero=False)
+    mm.frames.ram.copy_page(pfn, source)
+    bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+    mm.map_page(pte, vaddr, make_pte(pfn, prot | bits), pfn)
+    return 0
+
+
+def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
+    """Map a file's page and those around it that lie in the same VMA, the same leaf table and the file.
+
+    The host's page cache is ours, so every page of a real file counts as cached; of shared anonymous memory only what
+    has been written or read before. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
+    """
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    index = vma.page_index(vaddr)
+    offset = vaddr >> PAGE_SHIFT & 511
+    first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
+    last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
+    low = index - (offset - first)
+    high = min(low + last - first, mapping.last_index())
+    if mapping.is_shmem:
+        mapping.ensure_page(index)
+        pfns = [mapping.find_page(i) for i in range(low, high)]
+    else:
+        pfns = [*mapping.ensure_pages(low, high - low)]
+    prot = vma_page_prot(vma)
+    words = mm.frames.ram.words
+    for i, pfn in enumerate(pfns):
+        slot = pte - offset + first + i
+        if pfn is not None and not words[slot]:
+            mm.frames.refcount_at[pfn] += 1
+            mm.map_page(slot, vaddr + ((first + i - offset) << PAGE_SHIFT), make_pte(pfn, prot), pfn)
+    return 0
+
+
+def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
+    """A write to a present entry without RW. Source: Linux v6.8 mm/memory.c:do_wp_page()."""
+    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+    frames = mm.frames
+    if vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        return wp_page_shared(mm, vma, vaddr, pte, entry)
+    if entry & PTE_SPECIAL:
+        return wp_page_copy(mm, vma, vaddr, pte, ZERO_PFN)
+    flags = frames.flags_at[pfn]
+    if flags & PG_ANON:
+        if not flags & PG_ANON_EXCLUSIVE and frames.refcount_at[pfn] == 1:
+            # The other owners have gone: the page moves to this VMA's anon_vma (Linux: wp_can_reuse_anon_folio()).
+            frames.flags_at[pfn] = flags = flags | PG_ANON_EXCLUSIVE
+            frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
+        if flags & PG_ANON_EXCLUSIVE:
+            wp_page_reuse(mm, vma, vaddr, pte, entry)
+            return 0
+    return wp_page_copy(mm, vma, vaddr, pte, pfn)
+
+
+def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> None:
+    """Make an entry writable in place. Source: Linux v6.8 mm/memory.c:wp_page_reuse()."""
+    bits = PTE_ACCESSED | PTE_DIRTY
+    if vma.vm_flags & VM_WRITE:
+        bits |= PTE_RW
+    mm.update_pte(pte, vaddr, entry | bits)
+
+
+def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
+    """The first write to a shared page since it was clean. Source: Linux v6.8 mm/memory.c:wp_page_shared()."""
+    assert vma.file is not None
+    index = vma.page_index(vaddr)
+    if index >= vma.file.mapping.last_index():
+        return VM_FAULT_SIGBUS
+    wp_page_reuse(mm, vma, vaddr, pte, entry)
+    vma.file.mapping.mark_dirty(index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
+    return 0
+
+
+def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) -> int:
+    """Give the writer a frame of its own. Source: Linux v6.8 mm/memory.c:wp_page_copy()."""
+    pfn = new_anon_page(mm, vma, vaddr, zero=source == ZERO_PFN)
+    if source != ZERO_PFN:
+        mm.frames.ram.copy_page(pfn, source)
+    prot = vma_page_prot(vma) | PTE_DIRTY
+    if vma.vm_flags & VM_WRITE:
+        prot |= PTE_RW
+    mm.replace_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    return 0

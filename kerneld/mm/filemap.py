@@ -1,0 +1,186 @@
+"""The page cache: a file's pages in frames.
+
+Owns `AddressSpace` (the cached pages of one inode) and `File` (an inode opened in some way, which VMAs hold). Reads and
+writes through the `Backing` that it is given, and knows neither descriptors nor sockets. Answers to Linux v6.8
+mm/filemap.c, mm/page-writeback.c and, for shared anonymous memory (no backing), mm/shmem.c.
+
+Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back here;
+`dirty` is exactly the set of cached indexes whose frame has PG_DIRTY.
+
+Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file), and
+what others write to the real file while it is mapped is seen only in pages that are not cached yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from typing import Protocol
+
+from kerneld.errors import SysError
+from kerneld.mm.frames import PG_DIRTY, PG_SWAPBACKED, Frames
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
+
+FAULT_AROUND_PAGES = 16
+"""Pages mapped at once by a read fault where they are cached (Linux: fault_around_pages, 64 KiB)."""
+
+
+class Backing(Protocol):
+    """Where the pages of an inode come from and go to."""
+
+    def size_bytes(self) -> int:
+        """Return the file's size now, in bytes."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError."""
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at `offset`. Raises OSError."""
+
+    def release(self) -> None:
+        """No mapping of the inode is left."""
+
+
+class AddressSpace:
+    """The cached pages of one inode (Linux: struct address_space)."""
+
+    def __init__(self, frames: Frames, backing: Backing | None, size_bytes: int = 0) -> None:
+        """`backing` is None for shared anonymous memory, whose size, in bytes, is then fixed."""
+        self._frames = frames
+        self.backing = backing
+        self._size_bytes = size_bytes
+        self.number = frames.register_mapping(self)
+        self.pages: dict[int, Pfn] = {}
+        """The frame of each cached page, by index."""
+        self.dirty: set[int] = set()
+        self.nr_users = 0
+        """VMAs that map the inode."""
+        self.error = 0
+        """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
+
+    @property
+    def is_shmem(self) -> bool:
+        """Whether this is shared anonymous memory."""
+        return self.backing is None
+
+    def size_bytes(self) -> int:
+        """Return the file's size in bytes (Linux: i_size_read())."""
+        return self._size_bytes if self.backing is None else self.backing.size_bytes()
+
+    def find_page(self, index: int) -> Pfn | None:
+        """Return the frame of a cached page, or None."""
+        return self.pages.get(index)
+
+    def ensure_page(self, index: int) -> Pfn:
+        """Return the frame of a page inside the file, read in if it is not cached.
+
+        Raises SysError(ENOMEM) without a frame, SysError(EIO) where the file cannot be read.
+        """
+        pfn = self.pages.get(index)
+        return self.ensure_pages(index, 1)[0] if pfn is None else pfn
+
+    def ensure_pages(self, index: int, count: int) -> list[Pfn]:
+        """Return the frames of a run of pages inside the file, reading those that are not cached.
+
+        Raises as `ensure_page` does; pages that were read before that stay cached.
+        """
+        missing = [i for i in range(index, index + count) if i not in self.pages]
+        if missing:
+            self._read_in(missing)
+        return [self.pages[i] for i in range(index, index + count)]
+
+    def _read_in(self, indexes: list[int]) -> None:
+        data = memoryview(b"")
+        first = indexes[0]
+        if self.backing is not None:
+            try:
+                data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
+            except OSError:
+                raise SysError(errno.EIO) from None
+        frames = self._frames
+        flags = PG_SWAPBACKED if self.backing is None else 0
+        for index in indexes:
+            pfn = frames.alloc_page(flags)
+            chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
+            if len(chunk):
+                frames.ram.write(pfn << PAGE_SHIFT, chunk)
+            frames.mapping_at[pfn] = self.number
+            frames.index_at[pfn] = index
+            self.pages[index] = pfn
+
+    def mark_dirty(self, index: int, pfn: Pfn) -> None:
+        """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
+        self._frames.flags_at[pfn] |= PG_DIRTY
+        self.dirty.add(index)
+
+    def writeback(self, first: int = 0, last: int | None = None) -> None:
+        """Write the dirty pages of [first, last) to the file and clean them; beyond its end nothing is written.
+
+        A failure is remembered in `error`, and the page stays clean, as in Linux. Shared anonymous memory has no file:
+        its pages stay dirty. Source: Linux v6.8 mm/page-writeback.c:write_cache_pages().
+        """
+        if self.backing is None or not self.dirty:
+            return
+        size = self.size_bytes()
+        for index in sorted(i for i in self.dirty if i >= first and (last is None or i < last)):
+            pfn = self.pages[index]
+            self.dirty.discard(index)
+            self._frames.flags_at[pfn] &= ~PG_DIRTY
+            offset = index << PAGE_SHIFT
+            length = min(PAGE_SIZE, size - offset)
+            if length > 0:
+                try:
+                    self.backing.write_at(offset, self._frames.ram.page(pfn)[:length])
+                except OSError as error:
+                    self.error = error.errno or errno.EIO
+
+    def take_error(self) -> int:
+        """Return the errno of a failed write-back since the last call, 0 for none (Linux: file_check_and_advance_wb_err())."""
+        error, self.error = self.error, 0
+        return error
+
+    def get_user(self) -> None:
+        """A VMA begins to map the inode."""
+        self.nr_users += 1
+
+    def put_user(self) -> None:
+        """A VMA has gone; the last one writes dirty pages back and drops the cache."""
+        self.nr_users -= 1
+        if self.nr_users == 0:
+            self.writeback()
+            for pfn in self.pages.values():
+                self._frames.put_page(pfn)
+            self.pages.clear()
+            self.dirty.clear()
+            if self.backing is not None:
+                self.backing.release()
+
+    def last_index(self) -> int:
+        """Return the number of pages that the file has now, the last one possibly in part."""
+        return (self.size_bytes() + PAGE_SIZE - 1 & PAGE_MASK) >> PAGE_SHIFT
+
+
+class File:
+    """An inode as one open file description sees it; VMAs of one File may merge (Linux: struct file)."""
+
+    __slots__ = ("dev", "ino", "mapping", "path", "readable", "writable")
+
+    def __init__(
+        self, mapping: AddressSpace, path: str, *, readable: bool, writable: bool, dev: int = 0, ino: int = 0
+    ) -> None:
+        self.mapping = mapping
+        self.path = path
+        """As /proc/PID/maps shows it."""
+        self.readable = readable
+        self.writable = writable
+        self.dev = dev
+        self.ino = ino
+
+
+_get_next_ino = itertools.count(1).__next__
+
+
+def shmem_zero_setup(frames: Frames, size_bytes: int) -> File:
+    """Return a new file for shared anonymous memory of this size. Source: Linux v6.8 mm/shmem.c:shmem_zero_setup()."""
+    mapping = AddressSpace(frames, None, size_bytes)
+    return File(mapping, "/dev/zero (deleted)", readable=True, writable=True, dev=1, ino=_get_next_ino())

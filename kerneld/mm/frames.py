@@ -1,0 +1,144 @@
+"""Frames: what Linux keeps in `struct page`, as one array a field, and the allocation of them.
+
+Owns each frame's reference count, map count, flags, mapping and index. Knows no address space. Answers to Linux v6.8
+include/linux/mm_types.h (struct page), include/linux/page-flags.h and mm/page_alloc.c.
+
+Invariants: a frame is free exactly when its reference count is 0; `refcount = page-table entries + pins` (a page-cache
+slot and a page table's own use are one pin each); `mapcount = page-table entries`; frame 0 is never handed out.
+Frame ZERO_PFN is the shared zero page: mapped by special entries, never counted.
+
+Each field has two views of the same memory: the numpy array for ranges, and a memoryview (`_at`) for one frame at a time,
+which costs a third of what an index into the array costs.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.hw.ram import Ram
+from kerneld.mm.buddy import Buddy, OutOfFrames
+from shared.uapi.page import Pfn
+
+ZERO_PFN: Pfn = 1
+"""The shared zero page."""
+FIRST_PFN: Pfn = 2
+
+PG_REFERENCED = 1 << 1
+PG_DIRTY = 1 << 4
+PG_ANON = 1 << 8
+"""The frame's mapping is an anon_vma (Linux: the low bit of page->mapping)."""
+PG_SWAPBACKED = 1 << 9
+"""Anonymous, or of a shared anonymous file: accounted apart from files."""
+PG_ANON_EXCLUSIVE = 1 << 10
+"""Belongs to one address space alone: a write need not copy it (Linux: PageAnonExclusive)."""
+PG_TABLE = 1 << 11
+
+Pfns = npt.NDArray[np.int64]
+
+
+class Frames:
+    """Every frame of `ram`, and the free ones among them."""
+
+    def __init__(self, ram: Ram) -> None:
+        self.ram = ram
+        count = ram.nr_frames
+        self.refcount = np.zeros(count, dtype=np.int32)
+        self.mapcount = np.zeros(count, dtype=np.int32)
+        self.flags = np.zeros(count, dtype=np.uint32)
+        self.mapping = np.zeros(count, dtype=np.uint32)
+        """The number of the anon_vma or address_space that the frame belongs to; 0 for none. See `register_mapping`."""
+        self.index = np.zeros(count, dtype=np.uint64)
+        """The frame's page offset in its mapping (Linux: page->index)."""
+        self.refcount_at = self.refcount.data
+        self.mapcount_at = self.mapcount.data
+        self.flags_at = self.flags.data
+        self.mapping_at = self.mapping.data
+        self.index_at = self.index.data
+        self.buddy = Buddy(count, FIRST_PFN)
+        self.refcount_at[0] = self.refcount_at[ZERO_PFN] = 1
+        self.total_pages = count - FIRST_PFN
+        self.alloc_hook: Callable[[int], None] | None = None
+        """Called with the count of frames before each allocation; tests make it raise SysError(ENOMEM)."""
+        self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
+        self._next_mapping = 1
+
+    @property
+    def free_pages(self) -> int:
+        """How many frames are free."""
+        return self.buddy.nr_free
+
+    def register_mapping(self, mapping: object) -> int:
+        """Give an anon_vma or address_space the number by which frames name it."""
+        number = self._next_mapping
+        self._next_mapping += 1
+        self._mappings[number] = mapping
+        return number
+
+    def find_mapping(self, pfn: Pfn) -> object | None:
+        """Return the anon_vma or address_space of a frame, or None."""
+        return self._mappings.get(self.mapping_at[pfn])
+
+    def alloc_page(self, flags: int = 0, *, zero: bool = True) -> Pfn:
+        """Take one frame with a reference count of 1 and these PG_ flags, filled with zeros unless `zero` is false.
+
+        Raises SysError(ENOMEM) when none is free.
+        """
+        if self.alloc_hook is not None:
+            self.alloc_hook(1)
+        try:
+            pfn = self.buddy.alloc_one()
+        except OutOfFrames:
+            raise SysError(errno.ENOMEM) from None
+        if zero:
+            self.ram.clear_page(pfn)
+        self.flags_at[pfn] = flags
+        self.refcount_at[pfn] = 1
+        return pfn
+
+    def alloc_pages(self, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
+        """Take `count` single frames as `alloc_page` does, all or none. Raises SysError(ENOMEM)."""
+        if self.alloc_hook is not None:
+            self.alloc_hook(count)
+        try:
+            pfns = self.buddy.alloc_many(count)
+        except OutOfFrames:
+            raise SysError(errno.ENOMEM) from None
+        if zero:
+            self.ram.clear_pages(pfns)
+        self.flags[pfns] = flags
+        self.refcount[pfns] = 1
+        return pfns
+
+    def put_page(self, pfn: Pfn) -> None:
+        """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""
+        count = self.refcount_at[pfn] - 1
+        self.refcount_at[pfn] = count
+        if count == 0:
+            self._forget(pfn)
+            self.buddy.free_one(pfn)
+        elif count < 0:
+            raise KernelBug(f"frame {pfn:#x} is put more often than it was got")
+
+    def put_pages(self, pfns: Pfns) -> None:
+        """Drop one reference of each frame, each named once, and free those whose last it was."""
+        counts = self.refcount[pfns] - 1
+        self.refcount[pfns] = counts
+        dead = pfns[counts == 0]
+        if len(counts) and int(counts.min()) < 0:
+            raise KernelBug("a frame is put more often than it was got")
+        if len(dead):
+            self.flags[dead] = 0
+            self.mapping[dead] = 0
+            self.buddy.free_many(dead)
+
+    def _forget(self, pfn: Pfn) -> None:
+        if self.mapcount_at[pfn]:
+            raise KernelBug(f"frame {pfn:#x} is freed while {self.mapcount_at[pfn]} entries map it")
+        self.flags_at[pfn] = 0
+        self.mapping_at[pfn] = 0

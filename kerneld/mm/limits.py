@@ -1,0 +1,46 @@
+"""Resource limits of a process and the sysctls of memory management.
+
+Answers to Linux v6.8 include/asm-generic/resource.h (INIT_RLIMITS) and Documentation/admin-guide/sysctl/vm.rst.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.resource import RLIM_INFINITY, RLIM_NLIMITS, Rlimit
+
+STACK_LIMIT_BYTES = 8 << 20
+MEMLOCK_LIMIT_BYTES = 8 << 20
+
+
+class Rlimits:
+    """The soft and hard limit of each resource, in the resource's unit (bytes for all of memory's)."""
+
+    __slots__ = ("hard", "soft")
+
+    def __init__(self) -> None:
+        self.soft = [RLIM_INFINITY] * RLIM_NLIMITS
+        self.hard = [RLIM_INFINITY] * RLIM_NLIMITS
+        self.soft[Rlimit.STACK] = STACK_LIMIT_BYTES
+        self.soft[Rlimit.MEMLOCK] = self.hard[Rlimit.MEMLOCK] = MEMLOCK_LIMIT_BYTES
+
+    def copy(self) -> Rlimits:
+        """Return an independent copy, for fork."""
+        new = Rlimits()
+        new.soft, new.hard = self.soft.copy(), self.hard.copy()
+        return new
+
+    def pages(self, resource: Rlimit) -> int:
+        """Return a soft limit in whole pages."""
+        return self.soft[resource] >> PAGE_SHIFT
+
+
+@dataclass(slots=True)
+class Sysctl:
+    """Knobs of the whole machine."""
+
+    max_map_count: int = 65_530
+    mmap_min_addr: int = 65_536
+    overcommit_memory: int = 0
+    overcommit_ratio: int = 50

@@ -1,0 +1,170 @@
+"""An address space: its VMAs, its page table, its counters, and the few primitives that change them.
+
+`MmStruct` alone inserts, removes or changes a VMA and (through `PteOps`) sets or clears an entry, and it alone notifies:
+a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm in files of their own. Knows no
+task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c (vma_link, vm_stat_account, exit_mmap).
+
+Invariants: VMAs are sorted and disjoint, and neighbours that can merge are merged; the counters equal what a walk over
+VMAs and entries finds; an entry that is not 0 lies in a VMA.
+"""
+
+from __future__ import annotations
+
+from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
+from kerneld.mm.frames import Frames
+from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.pte_ops import PteOps
+from kerneld.mm.rmap import split_anon_vma, unlink_anon_vmas
+from kerneld.mm.vm_flags import (
+    VM_ACCESS_FLAGS,
+    VM_EXEC,
+    VM_LOCKED,
+    VM_SHARED,
+    VM_STACK,
+    VM_WRITE,
+)
+from kerneld.mm.vma import Vma, VmaTree
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
+
+MMAP_BASE = 0x7FFF_F7FF_F000
+"""Top of the mmap area: 128 MiB below the stack's top, as Linux without address randomisation (what gdb shows).
+
+Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base(), where the gap for an 8 MiB stack is clamped up to 128 MiB.
+"""
+
+
+def vm_get_page_prot(vm_flags: int) -> int:
+    """Return the entry bits of a page of a VMA with these flags, before write-protection for COW or dirty tracking.
+
+    Source: Linux v6.8 arch/x86/mm/pgprot.c:protection_map: private writable memory is read-only there until a fault.
+    """
+    if not vm_flags & VM_ACCESS_FLAGS:
+        return PTE_PROTNONE | PTE_ACCESSED | PTE_NX
+    bits = PTE_PRESENT | PTE_USER | PTE_ACCESSED
+    if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
+        bits |= PTE_RW
+    return bits if vm_flags & VM_EXEC else bits | PTE_NX
+
+
+def vma_page_prot(vma: Vma) -> int:
+    """Return the entry bits of a fresh page of a VMA (Linux: vma->vm_page_prot).
+
+    A shared file's pages start write-protected, so that the first write is seen and the page noted dirty.
+    Source: Linux v6.8 mm/mmap.c:vma_set_page_prot() and vma_wants_writenotify().
+    """
+    bits = vm_get_page_prot(vma.vm_flags)
+    if bits & PTE_RW and vma.file is not None and not vma.file.mapping.is_shmem:
+        bits &= ~PTE_RW
+    return bits
+
+
+class MmStruct(PteOps):
+    """One address space (Linux: struct mm_struct)."""
+
+    def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
+        """Make an empty address space. Raises SysError(ENOMEM) where no frame is left for the page table's root."""
+        super().__init__(frames)
+        self.rlimits = rlimits
+        self.sysctl = sysctl
+        self.vmas = VmaTree()
+        self.total_vm = 0
+        """Pages of all VMAs; the next four count those of a kind (Linux: vm_stat_account())."""
+        self.data_vm = 0
+        self.exec_vm = 0
+        self.stack_vm = 0
+        self.locked_vm = 0
+        self.def_flags = 0
+        """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
+        self.mmap_base: Vaddr = MMAP_BASE
+        self.start_brk: Vaddr = 0
+        self.brk: Vaddr = 0
+        self.start_stack: Vaddr = 0
+        self.start_code = self.end_code = self.start_data = self.end_data = 0
+        self.arg_start = self.arg_end = self.env_start = self.env_end = 0
+        self.exe_path = ""
+        """The program's file, for /proc; empty where no execve has been made."""
+
+    @property
+    def map_count(self) -> int:
+        """How many VMAs there are."""
+        return len(self.vmas)
+
+    def _account(self, vm_flags: int, pages: int) -> None:
+        """Source: Linux v6.8 mm/mmap.c:vm_stat_account(), and mm->locked_vm, which Linux keeps at each caller."""
+        self.total_vm += pages
+        if vm_flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC:
+            self.exec_vm += pages
+        elif vm_flags & VM_STACK:
+            self.stack_vm += pages
+        elif vm_flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE:
+            self.data_vm += pages
+        if vm_flags & VM_LOCKED:
+            self.locked_vm += pages
+
+    def insert_vma(self, vma: Vma) -> None:
+        """Add a VMA where no other is."""
+        self.vmas.insert(vma)
+        self._account(vma.vm_flags, vma.nr_pages)
+        if vma.file is not None:
+            vma.file.mapping.get_user()
+        self.notify(vma.start, vma.end)
+
+    def remove_vma(self, vma: Vma) -> None:
+        """Take a VMA out, after its entries; the last one of a file writes it back."""
+        self.vmas.remove(vma)
+        self._account(vma.vm_flags, -vma.nr_pages)
+        unlink_anon_vmas(vma)
+        if vma.file is not None:
+            vma.file.mapping.put_user()
+        self.notify(vma.start, vma.end)
+
+    def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+        """Give a VMA other bounds, its pages keeping their offsets; entries that fall out must be gone already."""
+        low, high = min(vma.start, start), max(vma.end, end)
+        before = vma.nr_pages
+        vma.pgoff += (start - vma.start) >> PAGE_SHIFT
+        self.vmas.move(vma, start, end)
+        self._account(vma.vm_flags, vma.nr_pages - before)
+        self.notify(low, high)
+
+    def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
+        """Give a VMA other VM_ flags; entries are the caller's business."""
+        self._account(vma.vm_flags, -vma.nr_pages)
+        vma.vm_flags = vm_flags
+        self._account(vm_flags, vma.nr_pages)
+        self.notify(vma.start, vma.end)
+
+    def split_vma(self, vma: Vma, vaddr: Vaddr) -> Vma:
+        """Cut a VMA in two at a page-aligned address inside it and return the upper half; `vma` becomes the lower.
+
+        The caller has checked max_map_count. Source: Linux v6.8 mm/mmap.c:__split_vma().
+        """
+        upper = Vma(vaddr, vma.end, vma.vm_flags, vma.page_index(vaddr), vma.file)
+        split_anon_vma(upper, vma)
+        self.move_vma_bounds(vma, vma.start, vaddr)
+        self.insert_vma(upper)
+        return upper
+
+    def exit_mmap(self) -> None:
+        """Take everything down: listeners are told first, then entries, VMAs and tables go.
+
+        Source: Linux v6.8 mm/mmap.c:exit_mmap().
+        """
+        for notifier in list(self.notifiers):
+            notifier.release()
+        self.notifiers.clear()
+        for vma in list(self.vmas):
+            self.zap_range(vma.start, vma.end)
+            self.remove_vma(vma)
+        self.page_table.destroy()
+
+    def free_pgtables(self, start: Vaddr, end: Vaddr) -> None:
+        """Free the tables of a hole that [start, end) has become part of, up to the neighbouring VMAs.
+
+        Source: Linux v6.8 mm/memory.c:free_pgtables().
+        """
+        below = self.vmas.preceding(start)
+        above = self.vmas.find(start)
+        floor = below.end if below is not None else 0
+        ceiling = above.start if above is not None else TASK_SIZE + PAGE_SIZE
+        self.page_table.free_tables(start, end, floor, ceiling)

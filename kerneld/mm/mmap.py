@@ -1,0 +1,190 @@
+"""mmap: checks in Linux's order, then the mapping itself.
+
+Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mmap_region(), may_expand_vm().
+
+| check, in this order                                    | error                          |
+|---------------------------------------------------------|--------------------------------|
+| length 0                                                | EINVAL                         |
+| length rounds up to 0; too many VMAs; no room           | ENOMEM                         |
+| offset + length wraps, or is past what a file can be    | EOVERFLOW                      |
+| MAP_FIXED_NOREPLACE over a mapping                      | EEXIST                         |
+| MAP_LOCKED without right or over the limit              | EPERM, EAGAIN                  |
+| shared, validated: a flag that the file does not know   | EOPNOTSUPP                     |
+| shared and writable: the file not open for writing      | EACCES                         |
+| file not open for reading                               | EACCES                         |
+| neither shared nor private; GROWSDOWN where not allowed | EINVAL                         |
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.filemap import File, shmem_zero_setup
+from kerneld.mm.mlock import can_do_mlock, mlock_future_ok
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.populate import mm_populate
+from kerneld.mm.unmapped_area import get_unmapped_area, round_hint_to_min
+from kerneld.mm.vm_flags import (
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_WRITE,
+    calc_vm_flag_bits,
+    calc_vm_prot_bits,
+)
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import merge_into_neighbours
+from shared.uapi.mman import MAP_TYPE, Map, Prot
+from shared.uapi.page import PAGE_SHIFT, Vaddr, page_align
+from shared.uapi.resource import RLIM_INFINITY, Rlimit
+
+_SHARED, _PRIVATE, _SHARED_VALIDATE = Map.SHARED.value, Map.PRIVATE.value, Map.SHARED_VALIDATE.value
+_FIXED, _FIXED_NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
+_POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
+_LEGACY_MAP_MASK = (
+    Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
+    | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
+).value  # fmt: skip
+_MAX_LFS_FILESIZE = (1 << 63) - 1
+
+
+def do_mmap(
+    mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
+) -> Vaddr:
+    """Make a mapping and return its address.
+
+    `length` is in bytes and need not be aligned, `pgoff` in pages; `file` is None for anonymous memory; `privileged` is
+    CAP_IPC_LOCK and CAP_SYS_RAWIO. Raises SysError as the table above says.
+    Source: Linux v6.8 mm/mmap.c:do_mmap().
+    """
+    if not length:
+        raise SysError(errno.EINVAL)
+    if flags & _FIXED_NOREPLACE:
+        flags |= _FIXED
+    if not flags & _FIXED:
+        addr = round_hint_to_min(mm, addr)
+    length = page_align(length)
+    if length >= 1 << 64:
+        raise SysError(errno.ENOMEM)
+    if pgoff + (length >> PAGE_SHIFT) >= 1 << 64:
+        raise SysError(errno.EOVERFLOW)
+    if mm.map_count > mm.sysctl.max_map_count:
+        raise SysError(errno.ENOMEM)
+    anonymous_private = file is None and flags & MAP_TYPE != _SHARED
+    addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=anonymous_private, raw_io=privileged)
+    if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
+        raise SysError(errno.EEXIST)
+    vm_flags = calc_vm_prot_bits(prot) | calc_vm_flag_bits(flags) | mm.def_flags
+    vm_flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    if flags & Map.LOCKED.value and not can_do_mlock(mm, privileged):
+        raise SysError(errno.EPERM)
+    if not mlock_future_ok(mm, vm_flags, length, privileged):
+        raise SysError(errno.EAGAIN)
+    if file is None:
+        vm_flags, pgoff = _check_anonymous(flags, vm_flags, addr)
+    else:
+        vm_flags = _check_file(file, prot, flags, vm_flags, pgoff, length)
+    if flags & Map.NORESERVE.value and mm.sysctl.overcommit_memory != 2:
+        vm_flags |= VM_NORESERVE
+    mmap_region(mm, addr, length, vm_flags, file, pgoff)
+    if vm_flags & VM_LOCKED or flags & (_POPULATE | _NONBLOCK) == _POPULATE:
+        mm_populate(mm, addr, addr + length)
+    return addr
+
+
+def _check_anonymous(flags: int, vm_flags: int, addr: Vaddr) -> tuple[int, int]:
+    """Return the VM_ flags and the page offset of an anonymous mapping."""
+    kind = flags & MAP_TYPE
+    if kind == _SHARED:
+        if vm_flags & VM_GROWSDOWN:
+            raise SysError(errno.EINVAL)
+        return vm_flags | VM_SHARED | VM_MAYSHARE, 0
+    if kind == _PRIVATE:
+        return vm_flags, addr >> PAGE_SHIFT
+    raise SysError(errno.EINVAL)
+
+
+def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
+    """Return the VM_ flags of a file mapping."""
+    if (pgoff << PAGE_SHIFT) + length > _MAX_LFS_FILESIZE:
+        raise SysError(errno.EOVERFLOW)
+    kind = flags & MAP_TYPE
+    if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
+        raise SysError(errno.EINVAL)
+    if kind == _SHARED_VALIDATE and flags & ~_LEGACY_MAP_MASK & ~_SHARED_VALIDATE:
+        raise SysError(errno.EOPNOTSUPP)
+    if kind != _PRIVATE:
+        if prot & Prot.WRITE.value and not file.writable:
+            raise SysError(errno.EACCES)
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if not file.writable:
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+    if not file.readable:
+        raise SysError(errno.EACCES)
+    if vm_flags & VM_GROWSDOWN:
+        raise SysError(errno.EINVAL)
+    return vm_flags
+
+
+def may_expand_vm(mm: MmStruct, vm_flags: int, pages: int) -> bool:
+    """Tell whether RLIMIT_AS and RLIMIT_DATA leave room for so many pages. Source: Linux v6.8 mm/mmap.c:may_expand_vm()."""
+    if mm.total_vm + pages > mm.rlimits.pages(Rlimit.AS):
+        return False
+    if vm_flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE:
+        limit = mm.rlimits.soft[Rlimit.DATA]
+        if limit != RLIM_INFINITY and mm.data_vm + pages > limit >> PAGE_SHIFT:
+            hard = mm.rlimits.hard[Rlimit.DATA]
+            return limit == 0 and mm.data_vm + pages <= hard >> PAGE_SHIFT
+    return True
+
+
+def _mapped_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
+    """Return how many pages of [start, end) VMAs cover. Source: Linux v6.8 mm/mmap.c:count_vma_pages_range()."""
+    covered = sum(min(end, vma.end) - max(start, vma.start) for vma in mm.vmas.overlapping(start, end))
+    return covered >> PAGE_SHIFT
+
+
+def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+    """Put a checked mapping at `addr`, replacing what is there, merged with its neighbours where it can be.
+
+    Raises SysError(ENOMEM): over a limit (before any change), or after what was there has been unmapped, as Linux does.
+    Source: Linux v6.8 mm/mmap.c:mmap_region().
+    """
+    end = addr + length
+    pages = length >> PAGE_SHIFT
+    if not may_expand_vm(mm, vm_flags, pages) and not may_expand_vm(mm, vm_flags, pages - _mapped_pages(mm, addr, end)):
+        raise SysError(errno.ENOMEM)
+    if next(mm.vmas.overlapping(addr, end), None) is not None:
+        do_munmap(mm, addr, length)
+    if accountable_mapping(vm_flags):
+        check_enough_memory(mm, pages)
+        vm_flags |= VM_ACCOUNT
+    anonymous_shared = file is None and vm_flags & VM_SHARED != 0
+    if not anonymous_shared:
+        merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
+        if merged is not None:
+            return merged
+    elif file is None:
+        file = shmem_zero_setup(mm.frames, length)
+    vma = Vma(addr, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
+    mm.insert_vma(vma)
+    return vma
+
+
+def vm_brk_limit_ok(mm: MmStruct, addr: Vaddr, length: int, *, privileged: bool) -> bool:
+    """Tell whether [addr, addr + length) may become heap. Source: Linux v6.8 mm/mmap.c:check_brk_limits()."""
+    try:
+        get_unmapped_area(mm, addr, length, _FIXED, raw_io=privileged)
+    except SysError:
+        return False
+    return mlock_future_ok(mm, mm.def_flags, length, privileged)

@@ -1,0 +1,138 @@
+"""mprotect: other rights for a range, VMA by VMA up to the first hole.
+
+Answers to Linux v6.8 mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_pte_range(), can_change_pte_writable().
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_RW,
+    PTE_SPECIAL,
+    present_mask,
+    pte_pfn,
+)
+from kerneld.mm.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.mm import MmStruct, vma_page_prot
+from kerneld.mm.mmap import may_expand_vm
+from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.populate import populate_vma
+from kerneld.mm.vm_flags import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_WRITE,
+    calc_vm_prot_bits,
+)
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import vma_modify
+from shared.uapi.mman import Prot
+from shared.uapi.page import PAGE_MASK, Vaddr, page_align
+
+_GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
+_VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
+_KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL
+"""What an entry keeps when its rights change (Linux: _PAGE_CHG_MASK)."""
+
+
+def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int) -> None:
+    """Give the pages of [start, start + length) the rights `prot`; `length` in bytes is rounded up to pages.
+
+    Raises SysError(EINVAL) for an unaligned start or unknown bits, SysError(ENOMEM) at a hole (what lies before it is
+    changed) or over a limit, SysError(EACCES) for a right that the mapping can never have (a file not open for writing).
+    """
+    grows = prot & (_GROWSDOWN | _GROWSUP)
+    prot &= ~grows
+    if grows == _GROWSDOWN | _GROWSUP or start & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    if not length:
+        return
+    end = start + page_align(length)
+    if end >= 1 << 64:
+        raise SysError(errno.ENOMEM)
+    if prot & ~_VALID_PROT:
+        raise SysError(errno.EINVAL)
+    vma = next(mm.vmas.overlapping(start, end), None)
+    if vma is None:
+        raise SysError(errno.ENOMEM)
+    if grows == _GROWSDOWN:
+        start = vma.start
+        if not vma.vm_flags & VM_GROWSDOWN:
+            raise SysError(errno.EINVAL)
+    elif vma.start > start:
+        raise SysError(errno.ENOMEM)
+    elif grows:
+        raise SysError(errno.EINVAL)
+    while vma is not None and start < end:
+        if vma.start > start:
+            raise SysError(errno.ENOMEM)
+        vm_flags = calc_vm_prot_bits(prot) | (vma.vm_flags & ~VM_ACCESS_FLAGS)
+        if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
+            raise SysError(errno.EACCES)
+        start = mprotect_fixup(mm, vma, start, min(vma.end, end), vm_flags)
+        vma = mm.vmas.find(start)
+    if start < end:
+        raise SysError(errno.ENOMEM)
+
+
+def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vaddr:
+    """Change a part of one VMA and its entries; returns where the VMA that covers the part now ends.
+
+    Source: Linux v6.8 mm/mprotect.c:mprotect_fixup().
+    """
+    old = vma.vm_flags
+    if vm_flags == old:
+        return vma.end
+    pages = (end - start) >> 12
+    if vm_flags & VM_WRITE:
+        if not may_expand_vm(mm, vm_flags, pages) and may_expand_vm(mm, old, pages):
+            raise SysError(errno.ENOMEM)
+        if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+            check_enough_memory(mm, pages)
+            vm_flags |= VM_ACCOUNT
+    elif old & VM_ACCOUNT and vma.is_anonymous and vma.anon_vma is None:
+        vm_flags &= ~VM_ACCOUNT
+    vma = vma_modify(mm, vma, start, end, vm_flags)
+    change_protection(mm, vma, start, end)
+    if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and vm_flags & VM_WRITE:
+        populate_vma(mm, vma, start, end)
+    return vma.end
+
+
+def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Give the present entries of a part of a VMA its rights: less at once, writable again only where no fault is owed.
+
+    Source: Linux v6.8 mm/mprotect.c:change_pte_range().
+    """
+    prot = vma_page_prot(vma)
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+        present = present_mask(entries)
+        if not present.any():
+            continue
+        changed = (entries & np.uint64(_KEPT_BITS)) | np.uint64(prot)
+        if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
+            changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
+        mm.write_ptes(leaf.low, leaf.start, np.where(present, changed, entries))
+
+
+def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Tell for each entry whether a write would only be let through. Source: mm/mprotect.c:can_change_pte_writable()."""
+    if vma.vm_flags & VM_SHARED:
+        return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_DIRTY)) != 0)
+    counted = (entries & PTE_SPECIAL) == 0
+    exclusive = (mm.frames.flags[pte_pfn(entries).astype(np.int64)] & PG_ANON_EXCLUSIVE) != 0
+    return cast("npt.NDArray[np.bool_]", counted & exclusive)

@@ -1,0 +1,50 @@
+"""munmap: split at the ends, clear the entries, remove the VMAs, free the tables.
+
+Answers to Linux v6.8 mm/mmap.c: do_vmi_munmap(), do_vmi_align_munmap().
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import check_map_count
+from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
+
+
+def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
+    """Unmap [start, start + length), where holes do not matter; `length` in bytes is rounded up to pages.
+
+    Raises SysError(EINVAL) for an unaligned start, a length of 0 or a range outside user space, SysError(ENOMEM) when
+    cutting a VMA in three would exceed vm.max_map_count; nothing has changed then.
+    """
+    if start & ~PAGE_MASK or start > TASK_SIZE or length > TASK_SIZE - start or not length:
+        raise SysError(errno.EINVAL)
+    end = start + page_align(length)
+    vmas = split_range(mm, start, end)
+    if not vmas:
+        return
+    for vma in vmas:
+        mm.zap_range(vma.start, vma.end)
+        mm.remove_vma(vma)
+    mm.free_pgtables(start, end)
+
+
+def split_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[Vma]:
+    """Cut the VMAs at `start` and `end` and return those between.
+
+    Raises SysError(ENOMEM) as `do_munmap` does, before any change.
+    """
+    vmas = list(mm.vmas.overlapping(start, end))
+    if not vmas:
+        return vmas
+    first = vmas[0]
+    if first.start < start:
+        if end < first.end:
+            check_map_count(mm, 1)
+        vmas[0] = mm.split_vma(first, start)
+    if end < vmas[-1].end:
+        mm.split_vma(vmas[-1], end)
+    return vmas

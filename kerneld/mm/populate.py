@@ -1,0 +1,120 @@
+"""Faulting in many pages at once: MAP_POPULATE, locked memory, and the processor's `touch`.
+
+Does for a range what `kerneld.mm.fault` does for a page, one leaf table at a time where the pages are anonymous; whatever
+is not a plain first fault goes through `handle_mm_fault` itself. Answers to Linux v6.8 mm/gup.c: __mm_populate(),
+populate_vma_page_range().
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.mm.fault import ANON_FLAGS, VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault, prepare_anon_vma
+from kerneld.mm.frames import ZERO_PFN
+from kerneld.mm.mm import MmStruct, vma_page_prot
+from kerneld.mm.pagetable import Leaf
+from kerneld.mm.pte_ops import Rss
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
+
+
+def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Fault the mapped pages of [start, end) in as far as that goes; errors and holes are passed over.
+
+    Source: Linux v6.8 mm/gup.c:__mm_populate() with ignore_errors.
+    """
+    for vma in list(mm.vmas.overlapping(start, end)):
+        populate_vma(mm, vma, max(start, vma.start), min(end, vma.end))
+
+
+def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
+    """Fault a page-aligned part of a VMA in: for writing where it is private and writable, else for reading.
+
+    Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:populate_vma_page_range().
+    """
+    if not vma.vm_flags & VM_ACCESS_FLAGS:
+        return 0
+    write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    return fault_in_range(mm, vma, start, end, write)[1]
+
+
+def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool) -> tuple[Vaddr, int]:
+    """Fault in every page of [start, end), page-aligned and inside one VMA whose rights allow the access.
+
+    Returns how far it came and 0 or the VM_FAULT_* that stopped it there.
+    """
+    try:
+        for leaf in mm.page_table.ensure_leaves(start, end):
+            if vma.file is None:
+                _fill_anonymous(mm, vma, leaf, write)
+            stopped = _fault_rest(mm, vma, leaf, write)
+            if stopped is not None:
+                return stopped
+            start = leaf.end
+    except SysError:
+        return start, VM_FAULT_OOM
+    return end, 0
+
+
+def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
+    """Fill the empty entries of a leaf table; where not enough frames are free it leaves them to the single faults."""
+    entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+    empty = entries == 0
+    count = int(np.count_nonzero(empty))
+    if not count:
+        return
+    new = np.zeros(len(entries), dtype=np.uint64)
+    prot = vma_page_prot(vma)
+    if not write:
+        new[empty] = make_pte(ZERO_PFN, prot | PTE_SPECIAL)
+        mm.map_zero_pages(leaf.low, leaf.start, new)
+        return
+    number = prepare_anon_vma(mm, vma)
+    try:
+        pfns = mm.frames.alloc_pages(count, ANON_FLAGS)
+    except SysError:
+        return
+    mm.frames.mapping[pfns] = number
+    mm.frames.index[pfns] = np.flatnonzero(empty).astype(np.uint64) + np.uint64(vma.page_index(leaf.start))
+    if vma.vm_flags & VM_WRITE:
+        prot |= PTE_RW | PTE_DIRTY
+    new[empty] = (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(prot)
+    mm.map_pages(leaf.low, leaf.start, new, pfns, Rss.ANON)
+
+
+def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr, int] | None:
+    """Fault, one by one, the entries that still are not what the access needs; returns where and why it stopped."""
+    while True:
+        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+        missing = _missing(entries, write)
+        if not len(missing):
+            return None
+        # A fault may map pages around it, so what is missing is looked up anew after each run of sixteen.
+        for position in missing[:16].tolist():
+            vaddr = leaf.start + position * PAGE_SIZE
+            if _lacks(int(entries[position]), write):
+                result = handle_mm_fault(mm, vma, vaddr, write)
+                if result & VM_FAULT_ERROR:
+                    return vaddr, result
+
+
+def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:
+    needed = np.uint64(PTE_PRESENT | PTE_RW if write else PTE_PRESENT)
+    return np.flatnonzero((entries & needed) != needed)
+
+
+def _lacks(entry: int, write: bool) -> bool:
+    needed = PTE_PRESENT | PTE_RW if write else PTE_PRESENT
+    return entry & needed != needed
+
+
+def mark_accessed(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
+    """Set the accessed bit (for a write the dirty bit too) of the present entries, as the processor does on each access."""
+    bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+        np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)

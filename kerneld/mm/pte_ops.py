@@ -1,0 +1,194 @@
+"""The primitives that set and clear page-table entries of an address space.
+
+`PteOps` is the half of `MmStruct` that deals with pages, in a file of its own for its length. Owns the agreement between
+entries, the frames' counts, and the resident counters. Knows no VMA and no fault. Answers to Linux v6.8 mm/memory.c
+(set_pte_range, zap_pte_range) and mm/rmap.c (folio_add_*_rmap, folio_remove_rmap_pte).
+
+Invariants: every present entry that is not special holds one reference and one mapcount of its frame; `rss` counts
+entries by kind of frame; each change is notified, as a range.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_SPECIAL,
+    present_mask,
+    pte_pfn,
+    pte_present,
+)
+from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames, Pfns
+from kerneld.mm.notifier import MmuNotifier
+from kerneld.mm.pagetable import PageTable
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
+
+_SMALL = 8
+"""Up to so many entries a loop is faster than numpy's fixed costs."""
+
+
+class Rss(IntEnum):
+    """Which resident counter a frame belongs to: Linux v6.8 include/linux/mm_types_task.h MM_FILEPAGES …"""
+
+    FILE = 0
+    ANON = 1
+    SWAP = 2
+    SHMEM = 3
+
+
+def rss_kind(flags: int) -> int:
+    """Return the counter for a frame with these PG_ flags (Linux: mm_counter())."""
+    if flags & PG_ANON:
+        return 1
+    return 3 if flags & PG_SWAPBACKED else 0
+
+
+class PteOps:
+    """Entries of one page table, set and cleared with everything that hangs on them."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self.page_table = PageTable(frames)
+        self.rss = [0, 0, 0, 0]
+        """Resident pages by `Rss`."""
+        self.notifiers: list[MmuNotifier] = []
+        self._words = frames.ram.words
+        self._words_np = frames.ram.words_np
+
+    def notify(self, start: Vaddr, end: Vaddr) -> None:
+        """Tell every listener that [start, end) has changed."""
+        for notifier in self.notifiers:
+            notifier.invalidate_range(start, end)
+
+    def map_page(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Fill an empty entry with a frame; the caller's reference becomes the entry's."""
+        self._words[pte] = entry
+        frames = self.frames
+        frames.mapcount_at[pfn] += 1
+        self.rss[rss_kind(frames.flags_at[pfn])] += 1
+        if self.notifiers:
+            self.notify(vaddr, vaddr + PAGE_SIZE)
+
+    def map_zero_page(self, pte: int, vaddr: Vaddr, entry: int) -> None:
+        """Fill an empty entry with the shared zero page, which is not counted."""
+        self._words[pte] = entry
+        if self.notifiers:
+            self.notify(vaddr, vaddr + PAGE_SIZE)
+
+    def update_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
+        """Change the rights or state bits of an entry that goes on mapping the same frame."""
+        if self._words[pte] != entry:
+            self._words[pte] = entry
+            if self.notifiers:
+                self.notify(vaddr, vaddr + PAGE_SIZE)
+
+    def replace_page(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Let an entry that maps a frame map another; the caller's reference of the new frame becomes the entry's."""
+        old = self._words[pte]
+        self._words[pte] = entry
+        self.frames.mapcount_at[pfn] += 1
+        self.rss[rss_kind(self.frames.flags_at[pfn])] += 1
+        self._forget_entry(old)
+        if self.notifiers:
+            self.notify(vaddr, vaddr + PAGE_SIZE)
+
+    def map_pages(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64], pfns: Pfns, kind: int) -> None:
+        """Fill the empty entries of a run with frames, each frame named once; an entry of 0 is left as it is.
+
+        `entries[i]` goes to word index `low + i` for the page at `vaddr + i * PAGE_SIZE`; `pfns` are the frames of those
+        that are not 0, all of one kind.
+        """
+        run = self._words_np[low : low + len(entries)]
+        np.bitwise_or(run, entries, out=run)
+        self.frames.mapcount[pfns] += 1
+        self.rss[kind] += len(pfns)
+        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+
+    def map_zero_pages(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64]) -> None:
+        """Fill the empty entries of a run with the shared zero page; an entry of 0 is left as it is."""
+        run = self._words_np[low : low + len(entries)]
+        np.bitwise_or(run, entries, out=run)
+        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+
+    def write_ptes(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64]) -> None:
+        """Give a run of entries other rights or state bits; each goes on mapping the same frame, or none."""
+        self._words_np[low : low + len(entries)] = entries
+        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+
+    def zap_range(self, start: Vaddr, end: Vaddr) -> None:
+        """Clear every entry of [start, end), a part of one VMA, and let go of the frames.
+
+        The accessed and dirty bits of a file's pages go over to their frames.
+        Source: Linux v6.8 mm/memory.c:zap_pte_range().
+        """
+        changed = False
+        for leaf in self.page_table.leaves(start, end):
+            if leaf.high - leaf.low <= _SMALL:
+                changed |= self._zap_few(leaf.low, leaf.high)
+                continue
+            run = self._words_np[leaf.low : leaf.high]
+            entries = run[run != 0]
+            if len(entries):
+                changed = True
+                run[:] = 0
+                self._forget_entries(entries)
+        if changed:
+            self.notify(start, end)
+
+    def _zap_few(self, low: int, high: int) -> bool:
+        changed = False
+        words = self._words
+        for pte in range(low, high):
+            entry = words[pte]
+            if entry:
+                words[pte] = 0
+                self._forget_entry(entry)
+                changed = True
+        return changed
+
+    def _forget_entry(self, entry: int) -> None:
+        """Let go of the frame of an entry that was cleared or replaced."""
+        if entry & PTE_SPECIAL or not pte_present(entry):
+            return
+        pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+        frames = self.frames
+        flags = frames.flags_at[pfn]
+        self.rss[rss_kind(flags)] -= 1
+        frames.mapcount_at[pfn] -= 1
+        if not flags & PG_ANON:
+            self._keep_state(pfn, entry)
+        frames.put_page(pfn)
+
+    def _keep_state(self, pfn: Pfn, entry: int) -> None:
+        frames = self.frames
+        if entry & PTE_DIRTY and not frames.flags_at[pfn] & PG_DIRTY:
+            mapping = frames.find_mapping(pfn)
+            if isinstance(mapping, AddressSpace):
+                mapping.mark_dirty(frames.index_at[pfn], pfn)
+        if entry & PTE_ACCESSED:
+            frames.flags_at[pfn] |= PG_REFERENCED
+
+    def _forget_entries(self, entries: npt.NDArray[np.uint64]) -> None:
+        """Let go of the frames of entries of one VMA, in which no frame can stand twice."""
+        counted = entries[present_mask(entries) & ((entries & PTE_SPECIAL) == 0)]
+        pfns = pte_pfn(counted).astype(np.int64)
+        flags = self.frames.flags[pfns]
+        anon = (flags & PG_ANON) != 0
+        nr_anon = int(np.count_nonzero(anon))
+        self.rss[Rss.ANON] -= nr_anon
+        if nr_anon != len(pfns):
+            nr_shmem = int(np.count_nonzero(~anon & ((flags & PG_SWAPBACKED) != 0)))
+            self.rss[Rss.SHMEM] -= nr_shmem
+            self.rss[Rss.FILE] -= len(pfns) - nr_anon - nr_shmem
+            for entry in counted[~anon & ((counted & PTE_DIRTY) != 0)].tolist():
+                self._keep_state((entry & PTE_PFN_MASK) >> PAGE_SHIFT, entry)
+            self.frames.flags[pfns[~anon & ((counted & PTE_ACCESSED) != 0)]] |= PG_REFERENCED
+        self.frames.mapcount[pfns] -= 1
+        self.frames.put_pages(pfns)

@@ -1,0 +1,57 @@
+"""Stack growth: a VMA with VM_GROWSDOWN follows a fault below it.
+
+Answers to Linux v6.8 mm/mmap.c: expand_downwards(), acct_stack_growth(), find_extend_vma_locked().
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import may_expand_vm
+from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.populate import populate_vma
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED
+from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr
+from shared.uapi.resource import RLIM_INFINITY, Rlimit
+
+
+def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
+    """Let a VMA that grows down reach down to the page of `address`, below its start.
+
+    Raises SysError(EFAULT) where it does not grow, SysError(EPERM) below vm.mmap_min_addr, SysError(ENOMEM) where it
+    would come within the guard gap of another mapping, or over RLIMIT_STACK, RLIMIT_AS or RLIMIT_MEMLOCK.
+    """
+    if not vma.vm_flags & VM_GROWSDOWN:
+        raise SysError(errno.EFAULT)
+    address &= PAGE_MASK
+    if address < mm.sysctl.mmap_min_addr:
+        raise SysError(errno.EPERM)
+    before = mm.vmas.previous(vma)
+    if (
+        before is not None
+        and not before.vm_flags & VM_GROWSDOWN
+        and before.vm_flags & VM_ACCESS_FLAGS
+        and address - before.end < STACK_GUARD_GAP_BYTES
+    ):
+        raise SysError(errno.ENOMEM)
+    grow_pages = (vma.start - address) >> PAGE_SHIFT
+    if grow_pages > vma.pgoff:
+        raise SysError(errno.ENOMEM)
+    _acct_stack_growth(mm, vma, vma.end - address, grow_pages)
+    mm.move_vma_bounds(vma, address, vma.end)
+    if vma.vm_flags & VM_LOCKED:
+        populate_vma(mm, vma, address, address + (grow_pages << PAGE_SHIFT))
+
+
+def _acct_stack_growth(mm: MmStruct, vma: Vma, size_bytes: int, grow_pages: int) -> None:
+    """Source: Linux v6.8 mm/mmap.c:acct_stack_growth()."""
+    memlock = mm.rlimits.soft[Rlimit.MEMLOCK]
+    over_memlock = (
+        vma.vm_flags & VM_LOCKED and memlock != RLIM_INFINITY and mm.locked_vm + grow_pages > memlock >> PAGE_SHIFT
+    )
+    if not may_expand_vm(mm, vma.vm_flags, grow_pages) or size_bytes > mm.rlimits.soft[Rlimit.STACK] or over_memlock:
+        raise SysError(errno.ENOMEM)
+    check_enough_memory(mm, grow_pages)

@@ -1,0 +1,68 @@
+"""VM_* flags of a VMA: Linux v6.8 include/linux/mm.h.
+
+Plain integers, not an IntFlag: they are tested several times in every page fault, and an IntFlag's `&` costs ten times an
+int's. The user-visible PROT_* and MAP_* are IntFlags in `shared.uapi.mman`; `calc_vm_flags` is the bridge.
+"""
+
+from __future__ import annotations
+
+from shared.uapi.mman import Map, Prot
+
+VM_NONE = 0
+VM_READ = 0x1
+VM_WRITE = 0x2
+VM_EXEC = 0x4
+VM_SHARED = 0x8
+VM_MAYREAD = 0x10
+VM_MAYWRITE = 0x20
+VM_MAYEXEC = 0x40
+VM_MAYSHARE = 0x80
+VM_GROWSDOWN = 0x100
+VM_PFNMAP = 0x400
+VM_LOCKED = 0x2000
+VM_SEQ_READ = 0x8000
+VM_RAND_READ = 0x1_0000
+VM_DONTCOPY = 0x2_0000
+VM_DONTEXPAND = 0x4_0000
+VM_LOCKONFAULT = 0x8_0000
+VM_ACCOUNT = 0x10_0000
+VM_NORESERVE = 0x20_0000
+VM_HUGETLB = 0x40_0000
+VM_SYNC = 0x80_0000
+VM_WIPEONFORK = 0x200_0000
+VM_DONTDUMP = 0x400_0000
+VM_SOFTDIRTY = 0x800_0000
+VM_HUGEPAGE = 0x2000_0000
+VM_NOHUGEPAGE = 0x4000_0000
+VM_MERGEABLE = 0x8000_0000
+
+VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
+VM_STACK = VM_GROWSDOWN
+VM_STACK_FLAGS = VM_STACK | VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
+VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+"""Of the heap: data is not executable unless the personality says so (VM_DATA_FLAGS_TSK_EXEC without READ_IMPLIES_EXEC)."""
+VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
+
+_PROT_BITS = VM_READ | VM_WRITE | VM_EXEC
+
+
+def calc_vm_prot_bits(prot: int) -> int:
+    """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*: the three bits are equal in value (Linux: calc_vm_prot_bits())."""
+    return prot & (Prot.READ | Prot.WRITE | Prot.EXEC).value & _PROT_BITS
+
+
+def calc_vm_flag_bits(flags: int) -> int:
+    """Return the VM_* that MAP_GROWSDOWN, MAP_LOCKED and MAP_SYNC ask for; MAP_STACK means VM_NOHUGEPAGE.
+
+    Source: Linux v6.8 include/linux/mman.h:calc_vm_flag_bits().
+    """
+    bits = 0
+    if flags & Map.GROWSDOWN.value:
+        bits |= VM_GROWSDOWN
+    if flags & Map.LOCKED.value:
+        bits |= VM_LOCKED
+    if flags & Map.SYNC.value:
+        bits |= VM_SYNC
+    if flags & Map.STACK.value:
+        bits |= VM_NOHUGEPAGE
+    return bits
