@@ -34,6 +34,12 @@ SEND_BUFFER = 212_992
 """Doubled by the kernel: room for MAX_REPLY within the usual net.core.wmem_max, so that no privilege is needed."""
 NOBODY = Sender(0, 0, 0)
 
+# Plain ints: an operation on the enums of the socket module costs a microsecond, of the few that a request takes.
+RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+MSG_TRUNC = int(socket.MSG_TRUNC)
+MSG_CTRUNC = int(socket.MSG_CTRUNC)
+
 
 class Datagram(NamedTuple):
     """What one recvmsg brought. `data` is only good until the next one; whoever holds `fds` must close them."""
@@ -61,9 +67,7 @@ class Inbox:
 
         Raises BlockingIOError when there is none, another OSError when the connection is broken.
         """
-        length, ancillary, flags, _ = source.recvmsg_into(
-            self._buffers, ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        )
+        length, ancillary, flags, _ = source.recvmsg_into(self._buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
         # An empty datagram still has its sender beside it; the end of the connection has not.
         if length == 0 and not ancillary:
             return None
@@ -74,9 +78,7 @@ class Inbox:
                 sender = Sender._make(CREDENTIALS.unpack(data))
             elif kind == socket.SCM_RIGHTS:
                 fds.extend(array.array("i", data[: len(data) - len(data) % FD_BYTES]))
-        return Datagram(
-            self._view[:length], sender, fds, bool(flags & socket.MSG_TRUNC), bool(flags & socket.MSG_CTRUNC)
-        )
+        return Datagram(self._view[:length], sender, fds, flags & MSG_TRUNC != 0, flags & MSG_CTRUNC != 0)
 
 
 class Connection:
@@ -109,9 +111,9 @@ class Connection:
         try:
             if fds:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-                self.socket.sendmsg([answer], [rights], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self.socket.sendmsg([answer], [rights], SEND_FLAGS)
             else:
-                self.socket.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self.socket.send(answer, SEND_FLAGS)
         except BlockingIOError:
             self._unsent, self._unsent_fds = answer, fds
             return False

@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 SMALL_REPLY = wire.REPLY.size + 24
 """The longest reply of a request that changes something: shadowpt_open's user_shadow_pt; a siginfo is shorter."""
 FDS_OF_ONE_ANSWER = 2
-SENDS_FDS = frozenset({Nr.SHADOWPT_OPEN, Nr.RAM})
+# Plain ints: each is compared for every request, and an enum's member costs a look-up each time.
+ATTACH = int(Nr.ATTACH)
+LOAD = int(Nr.LOAD)
+SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM)})
+ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 
 Attach = Callable[[Connection, "Sender", wire.Request], int]
 
@@ -65,7 +69,7 @@ def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, 
         if datagram.is_cut:
             raise wire.WireError("longer than a datagram may be")
         requests = wire.unpack_requests(datagram.data)
-        if thread is None and requests[0].nr != Nr.ATTACH:
+        if thread is None and requests[0].nr != ATTACH:
             raise wire.WireError("the first request is not attach")
     except wire.WireError:
         return _refusal(1, errno.EPERM) if is_stranger else Outcome(wire.pack_reply(-errno.EBADMSG), [], True)
@@ -73,7 +77,7 @@ def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, 
         return _refusal(len(requests), errno.EPERM)
     if datagram.lost_fds:
         return _refusal(len(requests), errno.EMFILE)
-    if thread is not None and len(requests) == 1 and requests[0].nr != Nr.ATTACH:
+    if thread is not None and len(requests) == 1 and requests[0].nr != ATTACH:
         return _run_one(kernel, connection, requests[0], datagram.fds)
     return _run_batch(kernel, connection, requests, datagram, attach)
 
@@ -102,7 +106,7 @@ def _run_batch(
     room = connection.reply_limit - SMALL_REPLY * len(requests)
     is_last = False
     for request in requests:
-        if request.nr == Nr.ATTACH:
+        if request.nr == ATTACH:
             ret = attach(connection, datagram.sender, request)
             if connection.thread is None:
                 return _refusal(len(requests), -ret)
@@ -130,7 +134,7 @@ def _run_batch(
 
 def _may_run(request: wire.Request, room: int, fds: list[int]) -> bool:
     """Whether the reply is known beforehand to fit. A length over MAX_INLINE is the kernel's to refuse."""
-    if request.nr == Nr.LOAD:
+    if request.nr == LOAD:
         return request.args[1] > wire.MAX_INLINE or _long_bytes(request.args[1]) <= room
     return request.nr not in SENDS_FDS or len(fds) + FDS_OF_ONE_ANSWER <= wire.MAX_FDS
 
@@ -151,4 +155,4 @@ def _ends_connection(request: wire.Request, answer: Answer) -> bool:
     """Whether the thread is over with this reply; what it takes with it is reaped after."""
     if answer.siginfo is not None:
         return bool(answer.siginfo.fatal)
-    return request.nr in (Nr.EXIT, Nr.EXIT_GROUP) and answer.ret == 0
+    return request.nr in ENDS_THREAD and answer.ret == 0
