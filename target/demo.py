@@ -1,0 +1,252 @@
+"""The demonstration (`make demo`): kerneld, the target and the inspector as three real processes, in some ten seconds.
+
+It plays the person at three terminals: starts kerneld, starts the target, pastes the inspector's command that the
+target prints, presses Enter for each step and shows what the inspector sees, ends both by Ctrl+C. It checks what it
+shows, and ends with one line and status 1 at the first thing that is not as it should be. It knows the programs by what
+they print and by how they end, nothing of their insides.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from shared.client.signals import die_of
+from target.demo_inspector import LiveInspector, Print, pick_shown
+from target.demo_program import PATIENCE_SECONDS, DemoError, Program
+from target.failure import Interrupted, Status, raise_on_signals
+from target.pace import PROMPT
+from target.scenarios.files import CHANGED, FILE_NAME
+
+SCENARIOS = ("demand", "hole", "file-shared", "fork", "exec")
+
+ANY = -1
+EXPECTED: dict[str, tuple[tuple[int, int, int, int], ...]] = {
+    "demand": ((8, 8, 0, 8), (8, 8, 1, 1), (8, 8, 3, 2), (8, 8, 3, 1), (0, 0, 0, 8)),
+    "hole": ((8, 8, 8, ANY), (6, 6, 6, 2), (0, 0, 0, ANY)),
+    "file-shared": ((4, 0, 0, 4), (4, 0, ANY, ANY), (4, 0, ANY, 0), (4, 0, ANY, 0), (0, 0, 0, 4)),
+    "fork": ((4, 4, 4, ANY), (4, 4, 4, 0), (4, 4, 4, 0), (4, 4, 4, 0), (4, 4, 4, 1), (0, 0, 0, 4)),
+    "exec": ((4, 4, 4, ANY), (0, 0, 0, 4)),
+}
+"""What the inspector must show behind each step: pages allocated, anonymous, mapped, and how many entries changed.
+
+Behind the last step of a scenario its window is empty. What comes after execve depends on the machine's own files.
+"""
+_WRITTEN_BACK = ("file-shared", 4)
+"""The scenario, and how many of its steps are done, where the real file must have changed."""
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_SHM = Path("/dev/shm")
+_SCENARIO_LINE = re.compile(r"^== \d+/\d+ ([a-z-]+): ")
+_STEP_LINE = re.compile(r"^  \d+\. ")
+_COMMAND_LINE = re.compile(r"inspector (\d+) 0x[0-9a-f]+ 0x[0-9a-f]+$")
+_COLOURS = {"kerneld": "magenta", "target": "cyan", "inspector": "green"}
+
+
+class Demo:
+    """The whole demonstration, in one temporary directory."""
+
+    def __init__(self, directory: Path, programs: ExitStack) -> None:
+        """Keep everything in `directory`; what runs is ended by `programs` at the latest."""
+        self._socket = directory / "kerneld" / "kerneld.sock"
+        self._socket.parent.mkdir(mode=0o700)
+        self._files = directory / "files"
+        self._files.mkdir()
+        path = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")]))
+        self._environment = {
+            **os.environ,
+            "KERNELD_SOCKET": str(self._socket),
+            "TMPDIR": str(self._files),
+            "PYTHONPATH": path,
+        }
+        self._programs = programs
+        self._inspector: LiveInspector | None = None
+        self._scenario = ""
+        self._steps_done = 0
+
+    def run(self) -> None:
+        """Play it all. Raises DemoError at the first thing that is not as it should be."""
+        shm = _shm_names()
+        say("kerneld, the kernel: it runs in a terminal of its own.")
+        kerneld = self._start_kerneld()
+        say("The target, in a second terminal: it changes its memory step by step, a step for each Enter.")
+        chosen = [word for name in SCENARIOS for word in ("--scenario", name)]
+        target = self._start("target", ["target", "--step", *chosen])
+        self._play(target)
+        say("The target has ended, and its table is empty. Ctrl+C ends the inspector, which closes the table first.")
+        self._close_inspector()
+        say("Ctrl+C ends kerneld.")
+        kerneld.interrupt()
+        show("kerneld", kerneld.wait()[-1:])
+        self._check_left_behind(shm)
+        say("The socket is gone and /dev/shm is as it was. All that was shown has been checked.")
+
+    def _start(self, module: str, words: Sequence[str]) -> Program:
+        show(module, ["$ " + shlex.join(words)])
+        program = Program(module, [sys.executable, "-P", "-m", *words], self._environment)
+        self._programs.callback(program.kill)
+        return program
+
+    def _start_kerneld(self) -> Program:
+        kerneld = self._start("kerneld", ["kerneld", "start"])
+        lines = []
+        while (line := kerneld.read_line()) is not None:
+            lines.append(line)
+            if self._socket.is_socket():
+                show("kerneld", lines)
+                return kerneld
+        kerneld.wait()
+        raise DemoError("kerneld has ended by itself")
+
+    def _play(self, target: Program) -> None:
+        """Press Enter at each prompt of the target until it ends, and show the table behind each step."""
+        stepping = False
+        while True:
+            done, announced, ended = _read_block(target)
+            show("target", done)
+            if stepping:
+                self._show_table()
+            if not ended:
+                self._watch_if_told(done, target.pid)
+            show("target", announced)
+            for line in announced:
+                if found := _SCENARIO_LINE.match(line):
+                    self._scenario, self._steps_done = found[1], 0
+            if ended:
+                target.wait()
+                return
+            stepping = any(_STEP_LINE.match(line) for line in announced)
+            target.press_enter()
+
+    def _show_table(self) -> None:
+        """Show what the inspector prints now that one more step is done, and check it. Raises DemoError."""
+        if self._inspector is None:
+            raise DemoError("the target has named no range to watch")
+        # A print that was on its way may be older than the step; the one that begins after it is not.
+        prints = self._inspector.next_prints(2)
+        shown = pick_shown(prints)
+        show("inspector", shown.lines if shown.changed else [shown.lines[0]])
+        self._steps_done += 1
+        self._check_step(prints)
+
+    def _check_step(self, prints: Sequence[Print]) -> None:
+        expected = EXPECTED[self._scenario]
+        seen = (*prints[-1].counts, sum(each.changed for each in prints))
+        if self._steps_done <= len(expected):
+            wanted = expected[self._steps_done - 1]
+            if any(want not in (ANY, have) for want, have in zip(wanted, seen, strict=True)):
+                step = f"step {self._steps_done} of {self._scenario}"
+                raise DemoError(f"{step}: the table has {_words(seen)} and not {_words(wanted)}")
+        if (self._scenario, self._steps_done) == _WRITTEN_BACK:
+            self._check_file()
+
+    def _check_file(self) -> None:
+        """Read the real file behind the shared mapping, past kerneld. Raises DemoError where it has not changed."""
+        paths = list(self._files.glob(f"*/{FILE_NAME}"))
+        if not any(path.read_bytes().startswith(CHANGED.encode()) for path in paths):
+            raise DemoError(f"msync has not changed the real file {FILE_NAME}")
+
+    def _watch_if_told(self, lines: Sequence[str], pid: int) -> None:
+        """Start the inspector on what the target has named in `lines` to watch of process `pid`, by its own command."""
+        command = next((line for line in lines if (found := _COMMAND_LINE.search(line)) and int(found[1]) == pid), None)
+        if command is None:
+            return
+        if self._inspector is None:
+            say("The inspector, in a third terminal, by the command that the target has printed.")
+        else:
+            say("There is one table at a time: Ctrl+C ends this inspector, and another watches the new range.")
+            self._close_inspector()
+        words = shlex.split(command)
+        while "=" in words[0]:
+            # The environment that the command sets is this program's children's already.
+            words.pop(0)
+        show("inspector", ["$ " + shlex.join(words)])
+        self._inspector = LiveInspector(words, self._environment)
+        self._programs.callback(self._inspector.kill)
+        show("inspector", self._inspector.first.lines)
+
+    def _close_inspector(self) -> None:
+        if self._inspector is None:
+            raise DemoError("the target has named no range to watch")
+        show("inspector", ["^C", *self._inspector.close()])
+        self._inspector = None
+
+    def _check_left_behind(self, shm_before: frozenset[str]) -> None:
+        """Raise DemoError where kerneld has left its socket, or something in /dev/shm."""
+        if self._socket.exists():
+            raise DemoError(f"kerneld has left its socket behind: {self._socket}")
+        # Other programs of this machine come and go in /dev/shm: what is ours would stay.
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while left := _shm_names() - shm_before:
+            if time.monotonic() > give_up:
+                raise DemoError(f"left behind in {_SHM}: {', '.join(sorted(left))}")
+            time.sleep(0.1)
+
+
+def main() -> NoReturn:
+    """Run the demonstration; exit status 0 when all was as it should be, 1 when something was not."""
+    status = Status.OK
+    try:
+        raise_on_signals()
+        with tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory, ExitStack() as programs:
+            Demo(Path(directory), programs).run()
+    except DemoError as error:
+        click.echo(f"demo: {error}", err=True)
+        status = Status.FAILED
+    except OSError as error:
+        click.echo(f"demo: {error}", err=True)
+        status = Status.FAILED
+    except Interrupted as interrupted:
+        click.echo(f"demo: ended by {interrupted}", err=True)
+        die_of(interrupted.signo)
+    sys.exit(status)
+
+
+def say(text: str) -> None:
+    """Print what the demonstration itself has to say."""
+    click.secho(f"\n=== {text}", bold=True)
+
+
+def show(name: str, lines: Sequence[str]) -> None:
+    """Print lines of a program, with its name in front."""
+    head = click.style(f"{name:>9} |", fg=_COLOURS[name])
+    for line in lines:
+        click.echo(f"{head} {line}".rstrip())
+
+
+def _read_block(target: Program) -> tuple[list[str], list[str], bool]:
+    """Return the lines up to the prompt: what came of the last step, what is announced, and if the target has ended."""
+    done: list[str] = []
+    announced: list[str] = []
+    while (line := target.read_line()) is not None:
+        if line.strip() == PROMPT:
+            return done, announced, False
+        starts = _SCENARIO_LINE.match(line) or _STEP_LINE.match(line)
+        (announced if announced or starts else done).append(line)
+    return done, announced, True
+
+
+def _words(counts: Sequence[int]) -> str:
+    names = ("allocated", "anonymous", "mapped", "changed")
+    return ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True) if count != ANY)
+
+
+def _shm_names() -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(_SHM))
+    except FileNotFoundError:
+        return frozenset()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A program that the demonstration runs: a real process, its lines as they come, its end.
+
+Owns the process and the thread that reads its output. No wait is without an end: a program that says nothing for too
+long is a failure of the demonstration.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+PATIENCE_SECONDS = 10.0
+"""Longest time that a program may keep the demonstration waiting."""
+
+
+class DemoError(Exception):
+    """Something is not as it should be: one line for people."""
+
+
+class Program:
+    """One running program."""
+
+    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start `words` in a process group of its own, so that Ctrl+C reaches the demonstration alone."""
+        self.name = name
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            process_group=0,
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The program's process id."""
+        return self._process.pid
+
+    def read_line(self) -> str | None:
+        """Return the next line without its end, None when there is no more. Raises DemoError when none comes."""
+        try:
+            line = self._lines.get(timeout=PATIENCE_SECONDS)
+        except queue.Empty:
+            raise DemoError(f"{self.name} has said nothing for {PATIENCE_SECONDS:g} seconds") from None
+        if line is None:
+            # The end stays the end, however often it is read.
+            self._lines.put(None)
+        return line
+
+    def read_waiting_lines(self) -> list[str]:
+        """Return the lines that are there already."""
+        lines: list[str] = []
+        with suppress(queue.Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                lines.append(line)
+            self._lines.put(None)
+        return lines
+
+    def press_enter(self) -> None:
+        """Write an empty line to the program's input; one that has ended shows that by its output."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+
+    def interrupt(self) -> None:
+        """Send what Ctrl+C sends."""
+        self._process.send_signal(signal.SIGINT)
+
+    def wait(self) -> list[str]:
+        """Wait for the end; return the lines that were left. Raises DemoError on any exit status but 0."""
+        lines: list[str] = []
+        while (line := self.read_line()) is not None:
+            lines.append(line)
+        try:
+            status = self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"{self.name} has not ended after {PATIENCE_SECONDS:g} seconds") from None
+        self._close()
+        if status:
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+            raise DemoError(f"{self.name} {how}{': ' + lines[-1] if lines else ''}")
+        return lines
+
+    def kill(self) -> None:
+        """End the program if it still runs, and put away what is left of it."""
+        self._process.kill()
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        self._reader.join(PATIENCE_SECONDS)
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
