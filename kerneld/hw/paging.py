@@ -10,7 +10,8 @@ volume 3, chapter 4.
 
 A PROT_NONE page keeps its frame in an entry that is not present to the processor but is present to the kernel: bit 8 is
 set then instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both clear and is not zero.
-Differs from Linux: the frame number of a PROT_NONE entry is not inverted (Linux does so against L1TF on real processors).
+Differs from Linux: the frame number of a PROT_NONE entry is not inverted (Linux does so against L1TF on real
+processors).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Owns which frames are free. Knows nothing of what a frame is used for. Answers to Linux v6.8 mm/page_alloc.c
 (__rmqueue_smallest, expand, __free_one_page, and the per-cpu lists in front of them).
 
-Invariants: `head_order[pfn] == order + 1` exactly for the first frame of each free block, 0 elsewhere; blocks are aligned
-to their size and disjoint; two free buddies of one order are always merged; `nr_free` counts blocks and per-cpu frames.
+Invariants: `head_order[pfn] == order + 1` exactly for the first frame of each free block, 0 elsewhere; blocks are
+aligned to their size and disjoint; two free buddies of one order are always merged; `nr_free` counts blocks and per-cpu
+frames.
 
 A free list is a Python list used as a stack, with entries that may be out of date: an entry counts only while
 `head_order` says so. A merge then need not search the buddy's list, and whole ranges can be freed in numpy.
@@ -87,7 +88,10 @@ class Buddy:
         raise OutOfFrames
 
     def alloc_one(self) -> Pfn:
-        """Take one frame, from the per-cpu list. Raises OutOfFrames. Source: Linux v6.8 mm/page_alloc.c:rmqueue_pcplist()."""
+        """Take one frame, from the per-cpu list. Raises OutOfFrames.
+
+        Source: Linux v6.8 mm/page_alloc.c:rmqueue_pcplist().
+        """
         if not self.pcp:
             self._fill_pcp()
         self.nr_free -= 1
@@ -176,7 +180,7 @@ class Buddy:
         self._push_many(heads, MAX_ORDER)
 
     def _merge_order(self, heads: npt.NDArray[np.int64], order: int) -> npt.NDArray[np.int64]:
-        """Merge free blocks of one order with their buddies; keep the rest; return the merged ones, of the next order."""
+        """Merge free blocks of one order with their buddies; keep the rest; return the merged, of the next order."""
         self.head_order[heads] = order + 1
         buddies = heads ^ (1 << order)
         inside = buddies < self._nr_frames

@@ -3,13 +3,13 @@
 Owns the decision; the entry itself is set by `MmStruct`. Knows no task and no signal: it returns VM_FAULT_* and the
 caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memory.c.
 
-| entry          | VMA                      | read                                  | write                                   |
-|----------------|--------------------------|---------------------------------------|-----------------------------------------|
-| none           | anonymous                | shared zero page                      | new zeroed frame                        |
-| none           | file, private            | cached page and those around it       | copy of the cached page                 |
-| none           | file, shared             | cached page and those around it       | cached page, writable, noted dirty      |
-| present, no RW | private                  | –                                     | reuse where it is ours alone, else copy |
-| present, no RW | shared                   | –                                     | made writable, noted dirty              |
+| entry          | VMA           | read                                  | write                                   |
+|----------------|---------------|---------------------------------------|-----------------------------------------|
+| none           | anonymous     | shared zero page                      | new zeroed frame                        |
+| none           | file, private | cached page and those around it       | copy of the cached page                 |
+| none           | file, shared  | cached page and those around it       | cached page, writable, noted dirty      |
+| present, no RW | private       | –                                     | reuse where it is ours alone, else copy |
+| present, no RW | shared        | –                                     | made writable, noted dirty              |
 
 Past the end of a file: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM.
 """

@@ -4,11 +4,11 @@ Owns `AddressSpace` (the cached pages of one inode) and `File` (an inode opened 
 writes through the `Backing` that it is given, and knows neither descriptors nor sockets. Answers to Linux v6.8
 mm/filemap.c, mm/page-writeback.c and, for shared anonymous memory (no backing), mm/shmem.c.
 
-Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back here;
-`dirty` is exactly the set of cached indexes whose frame has PG_DIRTY.
+Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back
+here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY.
 
-Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file), and
-what others write to the real file while it is mapped is seen only in pages that are not cached yet.
+Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file),
+and what others write to the real file while it is mapped is seen only in pages that are not cached yet.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ class AddressSpace:
                     self.error = error.errno or errno.EIO
 
     def take_error(self) -> int:
-        """Return the errno of a failed write-back since the last call, 0 for none (Linux: file_check_and_advance_wb_err())."""
+        """Return the errno of a failed write-back since the last call, 0 for none.
+
+        Source: Linux v6.8 mm/filemap.c:file_check_and_advance_wb_err().
+        """
         error, self.error = self.error, 0
         return error
 

@@ -7,8 +7,8 @@ Invariants: a frame is free exactly when its reference count is 0; `refcount = p
 slot and a page table's own use are one pin each); `mapcount = page-table entries`; frame 0 is never handed out.
 Frame ZERO_PFN is the shared zero page: mapped by special entries, never counted.
 
-Each field has two views of the same memory: the numpy array for ranges, and a memoryview (`_at`) for one frame at a time,
-which costs a third of what an index into the array costs.
+Each field has two views of the same memory: the numpy array for ranges, and a memoryview (`_at`) for one frame at a
+time, which costs a third of what an index into the array costs.
 """
 
 from __future__ import annotations

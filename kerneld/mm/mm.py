@@ -1,8 +1,9 @@
 """An address space: its VMAs, its page table, its counters, and the few primitives that change them.
 
-`MmStruct` alone inserts, removes or changes a VMA and (through `PteOps`) sets or clears an entry, and it alone notifies:
-a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm in files of their own. Knows no
-task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c (vma_link, vm_stat_account, exit_mmap).
+`MmStruct` alone inserts, removes or changes a VMA and (through `PteOps`) sets or clears an entry, and it alone
+notifies: a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm in files of their
+own. Knows no task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c (vma_link, vm_stat_account,
+exit_mmap).
 
 Invariants: VMAs are sorted and disjoint, and neighbours that can merge are merged; the counters equal what a walk over
 VMAs and entries finds; an entry that is not 0 lies in a VMA.

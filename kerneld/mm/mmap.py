@@ -137,7 +137,10 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
 
 
 def may_expand_vm(mm: MmStruct, vm_flags: int, pages: int) -> bool:
-    """Tell whether RLIMIT_AS and RLIMIT_DATA leave room for so many pages. Source: Linux v6.8 mm/mmap.c:may_expand_vm()."""
+    """Tell whether RLIMIT_AS and RLIMIT_DATA leave room for so many pages.
+
+    Source: Linux v6.8 mm/mmap.c:may_expand_vm().
+    """
     if mm.total_vm + pages > mm.rlimits.pages(Rlimit.AS):
         return False
     if vm_flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE:

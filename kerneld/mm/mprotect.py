@@ -1,6 +1,7 @@
 """mprotect: other rights for a range, VMA by VMA up to the first hole.
 
-Answers to Linux v6.8 mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_pte_range(), can_change_pte_writable().
+Answers to Linux v6.8 mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_pte_range(),
+can_change_pte_writable().
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int) -> None:
     """Give the pages of [start, start + length) the rights `prot`; `length` in bytes is rounded up to pages.
 
     Raises SysError(EINVAL) for an unaligned start or unknown bits, SysError(ENOMEM) at a hole (what lies before it is
-    changed) or over a limit, SysError(EACCES) for a right that the mapping can never have (a file not open for writing).
+    changed) or over a limit, SysError(EACCES) for a right that the mapping can never have (a file not open for
+    writing).
     """
     grows = prot & (_GROWSDOWN | _GROWSUP)
     prot &= ~grows
@@ -130,7 +132,10 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 
 
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Tell for each entry whether a write would only be let through. Source: mm/mprotect.c:can_change_pte_writable()."""
+    """Tell for each entry whether a write would only be let through.
+
+    Source: mm/mprotect.c:can_change_pte_writable().
+    """
     if vma.vm_flags & VM_SHARED:
         return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_DIRTY)) != 0)
     counted = (entries & PTE_SPECIAL) == 0

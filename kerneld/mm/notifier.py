@@ -1,7 +1,7 @@
 """Who wants to know what changes in an address space.
 
-Answers to Linux v6.8 include/linux/mmu_notifier.h. A notification is a range, never a delta: the listener recomputes what
-it shows from VMAs and page table. `MmStruct` alone calls these.
+Answers to Linux v6.8 include/linux/mmu_notifier.h. A notification is a range, never a delta: the listener recomputes
+what it shows from VMAs and page table. `MmStruct` alone calls these.
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ from kerneld.mm.vm_flags import VM_NORESERVE, VM_SHARED, VM_WRITE
 
 
 def accountable_mapping(vm_flags: int) -> bool:
-    """Tell whether a mapping counts as promised memory: private and writable. Source: mm/mmap.c:accountable_mapping()."""
+    """Tell whether a mapping counts as promised memory: private and writable.
+
+    Source: mm/mmap.c:accountable_mapping().
+    """
     return vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 
 

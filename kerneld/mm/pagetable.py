@@ -4,8 +4,8 @@ Owns the table frames and the way to an entry. Knows no VMA; it neither sets nor
 where they are, and `MmStruct` changes them. Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables) and
 arch/x86/mm/pgtable.c.
 
-Invariants: every table below the root is pointed to by exactly one entry; a table that maps nothing may exist only where
-a VMA lies in what it covers (`free_tables` is called for each hole that munmap makes).
+Invariants: every table below the root is pointed to by exactly one entry; a table that maps nothing may exist only
+where a VMA lies in what it covers (`free_tables` is called for each hole that munmap makes).
 
 An entry is named by its word index in RAM: `Ram.words[index]` is the entry, `Ram.words_np[low:high]` a run of them.
 """
@@ -96,7 +96,7 @@ class PageTable:
         return table | vaddr >> PAGE_SHIFT & 511
 
     def leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
-        """Yield what exists of the leaf tables for [start, end), in order; absent parts of the tree are stepped over."""
+        """Yield what exists of the leaf tables for [start, end), in order; absent parts are stepped over."""
         words = self._words
         while start < end:
             table = self.root << WORDS_SHIFT
@@ -113,7 +113,7 @@ class PageTable:
                 start = stop
 
     def _next_present(self, table: int, vaddr: Vaddr, shift: int) -> Vaddr:
-        """Return the first address after `vaddr` that the next present entry of this table covers, or the table's end."""
+        """Return the first address after `vaddr` that this table's next present entry covers, or the table's end."""
         index = vaddr >> shift & 511
         ahead = np.flatnonzero(self._words_np[table + index : table + PTRS_PER_TABLE])
         step = int(ahead[0]) if len(ahead) else PTRS_PER_TABLE - index

@@ -1,8 +1,8 @@
 """Faulting in many pages at once: MAP_POPULATE, locked memory, and the processor's `touch`.
 
-Does for a range what `kerneld.mm.fault` does for a page, one leaf table at a time where the pages are anonymous; whatever
-is not a plain first fault goes through `handle_mm_fault` itself. Answers to Linux v6.8 mm/gup.c: __mm_populate(),
-populate_vma_page_range().
+Does for a range what `kerneld.mm.fault` does for a page, one leaf table at a time where the pages are anonymous;
+whatever is not a plain first fault goes through `handle_mm_fault` itself. Answers to Linux v6.8 mm/gup.c:
+__mm_populate(), populate_vma_page_range().
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _lacks(entry: int, write: bool) -> bool:
 
 
 def mark_accessed(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
-    """Set the accessed bit (for a write the dirty bit too) of the present entries, as the processor does on each access."""
+    """Set the accessed bit (for a write the dirty bit too) of present entries, as the processor does on an access."""
     bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
     for leaf in mm.page_table.leaves(start, end):
         entries = mm.frames.ram.words_np[leaf.low : leaf.high]

@@ -1,8 +1,8 @@
 """The primitives that set and clear page-table entries of an address space.
 
-`PteOps` is the half of `MmStruct` that deals with pages, in a file of its own for its length. Owns the agreement between
-entries, the frames' counts, and the resident counters. Knows no VMA and no fault. Answers to Linux v6.8 mm/memory.c
-(set_pte_range, zap_pte_range) and mm/rmap.c (folio_add_*_rmap, folio_remove_rmap_pte).
+`PteOps` is the half of `MmStruct` that deals with pages, in a file of its own for its length. Owns the agreement
+between entries, the frames' counts, and the resident counters. Knows no VMA and no fault. Answers to Linux v6.8
+mm/memory.c (set_pte_range, zap_pte_range) and mm/rmap.c (folio_add_*_rmap, folio_remove_rmap_pte).
 
 Invariants: every present entry that is not special holds one reference and one mapcount of its frame; `rss` counts
 entries by kind of frame; each change is notified, as a range.
@@ -102,8 +102,8 @@ class PteOps:
     def map_pages(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64], pfns: Pfns, kind: int) -> None:
         """Fill the empty entries of a run with frames, each frame named once; an entry of 0 is left as it is.
 
-        `entries[i]` goes to word index `low + i` for the page at `vaddr + i * PAGE_SIZE`; `pfns` are the frames of those
-        that are not 0, all of one kind.
+        `entries[i]` goes to word index `low + i` for the page at `vaddr + i * PAGE_SIZE`; `pfns` are the frames of
+        those that are not 0, all of one kind.
         """
         run = self._words_np[low : low + len(entries)]
         np.bitwise_or(run, entries, out=run)

@@ -1,8 +1,8 @@
 """Reverse mapping of anonymous memory: which VMAs may map a frame.
 
-Owns `AnonVma` and the chains from VMAs to them. A VMA that has faulted an anonymous page in has an `anon_vma`; its chain
-holds that one and those it inherited by fork, so that from a frame's anon_vma all VMAs that may map it are found. Knows
-no page table. Answers to Linux v6.8 mm/rmap.c and include/linux/rmap.h.
+Owns `AnonVma` and the chains from VMAs to them. A VMA that has faulted an anonymous page in has an `anon_vma`; its
+chain holds that one and those it inherited by fork, so that from a frame's anon_vma all VMAs that may map it are found.
+Knows no page table. Answers to Linux v6.8 mm/rmap.c and include/linux/rmap.h.
 
 Invariant: `vma in anon_vma.vmas` exactly where `anon_vma in vma.anon_vma_chain`; a VMA's own anon_vma is in its chain.
 """
@@ -80,7 +80,8 @@ def _reusable_anon_vma(old: Vma, low: Vma, high: Vma) -> AnonVma | None:
 def anon_vma_clone(to: Vma, source: Vma) -> None:
     """Chain every anon_vma of `source` to `to`, which keeps or gets none of its own.
 
-    On behalf of a fork (`to` has no anon_vma while `source` has), an anon_vma without users may be reused as `to`'s own.
+    On behalf of a fork (`to` has no anon_vma while `source` has), an anon_vma without users may be reused as `to`'s
+    own.
     Source: Linux v6.8 mm/rmap.c:anon_vma_clone().
     """
     for anon_vma in source.anon_vma_chain:
@@ -109,7 +110,10 @@ def anon_vma_fork(child: Vma, parent: Vma, frames: Frames) -> None:
 
 
 def dup_anon_vma(to: Vma, source: Vma) -> None:
-    """Let a VMA that grows over `source` take its anon_vma where it has none. Source: Linux v6.8 mm/mmap.c:dup_anon_vma()."""
+    """Let a VMA that grows over `source` take its anon_vma where it has none.
+
+    Source: Linux v6.8 mm/mmap.c:dup_anon_vma().
+    """
     if source.anon_vma is not None and to.anon_vma is None:
         to.anon_vma = source.anon_vma
         anon_vma_clone(to, source)

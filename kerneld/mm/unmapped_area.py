@@ -32,8 +32,8 @@ def get_unmapped_area(
 ) -> Vaddr:
     """Return where a mapping of `length` bytes (page-aligned) goes.
 
-    `addr` is a hint, or with MAP_FIXED the place itself; `pmd_aligned` asks for a 2 MiB boundary where the mapping is that
-    long (anonymous private memory); `raw_io` is CAP_SYS_RAWIO, which may map below vm.mmap_min_addr.
+    `addr` is a hint, or with MAP_FIXED the place itself; `pmd_aligned` asks for a 2 MiB boundary where the mapping is
+    that long (anonymous private memory); `raw_io` is CAP_SYS_RAWIO, which may map below vm.mmap_min_addr.
     Raises SysError(ENOMEM) when nothing is free, SysError(EINVAL) for an unaligned fixed address, SysError(EPERM) below
     vm.mmap_min_addr.
     """

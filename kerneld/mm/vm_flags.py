@@ -1,7 +1,7 @@
 """VM_* flags of a VMA: Linux v6.8 include/linux/mm.h.
 
-Plain integers, not an IntFlag: they are tested several times in every page fault, and an IntFlag's `&` costs ten times an
-int's. The user-visible PROT_* and MAP_* are IntFlags in `shared.uapi.mman`; `calc_vm_flags` is the bridge.
+Plain integers, not an IntFlag: they are tested several times in every page fault, and an IntFlag's `&` costs ten times
+an int's. The user-visible PROT_* and MAP_* are IntFlags in `shared.uapi.mman`; `calc_vm_flags` is the bridge.
 """
 
 from __future__ import annotations
@@ -40,14 +40,18 @@ VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_STACK = VM_GROWSDOWN
 VM_STACK_FLAGS = VM_STACK | VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-"""Of the heap: data is not executable unless the personality says so (VM_DATA_FLAGS_TSK_EXEC without READ_IMPLIES_EXEC)."""
+"""Of the heap: data is not executable unless the personality says so (Linux:
+VM_DATA_FLAGS_TSK_EXEC without READ_IMPLIES_EXEC)."""
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 
 _PROT_BITS = VM_READ | VM_WRITE | VM_EXEC
 
 
 def calc_vm_prot_bits(prot: int) -> int:
-    """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*: the three bits are equal in value (Linux: calc_vm_prot_bits())."""
+    """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*: the three bits are equal in value.
+
+    Source: Linux v6.8 include/linux/mman.h:calc_vm_prot_bits().
+    """
     return prot & (Prot.READ | Prot.WRITE | Prot.EXEC).value & _PROT_BITS
 
 

@@ -1,12 +1,12 @@
 """Virtual memory areas, and the ordered map of them.
 
-Owns `Vma` (one mapping: bounds, rights, file) and `VmaTree` (find by address, neighbours, gaps). Knows no page table and
-counts nothing: `MmStruct` alone inserts, removes or changes a VMA. Answers to Linux v6.8 include/linux/mm_types.h
+Owns `Vma` (one mapping: bounds, rights, file) and `VmaTree` (find by address, neighbours, gaps). Knows no page table
+and counts nothing: `MmStruct` alone inserts, removes or changes a VMA. Answers to Linux v6.8 include/linux/mm_types.h
 (vm_area_struct), the maple tree as mm/mmap.c uses it, and mm/mmap.c:unmapped_area_topdown().
 
 Invariants: VMAs are page-aligned, not empty, disjoint and sorted; each chunk of the tree is not empty (unless it is the
-only one); `_firsts[i]` is the start of chunk i's first VMA; `_max_gaps[i]` is never less than the largest gap in front of
-a VMA of chunk i.
+only one); `_firsts[i]` is the start of chunk i's first VMA; `_max_gaps[i]` is never less than the largest gap in front
+of a VMA of chunk i.
 
 The tree is a list of chunks of at most 2 * CHUNK VMAs: an insertion moves one chunk, and a search for a gap skips whole
 chunks by their largest gap, so that a pair of mmap and munmap costs the same among ten VMAs and among 60,000.
@@ -64,7 +64,10 @@ class Vma:
 
 
 def vm_start_gap(vma: Vma) -> Vaddr:
-    """Return where the VMA starts for its lower neighbour: its guard gap is its own. Source: Linux v6.8 mm.h:vm_start_gap()."""
+    """Return where the VMA starts for its lower neighbour: its guard gap is its own.
+
+    Source: Linux v6.8 mm.h:vm_start_gap().
+    """
     if vma.vm_flags & VM_GROWSDOWN:
         return max(0, vma.start - STACK_GUARD_GAP_BYTES)
     return vma.start
@@ -92,7 +95,7 @@ class VmaTree:
             yield from reversed(chunk)
 
     def _place(self, vaddr: Vaddr) -> tuple[int, int]:
-        """Return chunk and position of the first VMA that starts after `vaddr`; the position may be the chunk's length."""
+        """Return chunk and position of the first VMA that starts after `vaddr`; position may be the chunk's length."""
         number = max(0, bisect_right(self._firsts, vaddr) - 1)
         return number, bisect_right(self._starts[number], vaddr)
 
@@ -194,7 +197,7 @@ class VmaTree:
         self._widen_gaps(number, position + 1)
 
     def _widen_gaps(self, number: int, position: int) -> None:
-        """Raise the chunk's largest gap to the one in front of the VMA at this position (or of the next chunk's first)."""
+        """Raise the chunk's largest gap to the one in front of the VMA at this position (or the next chunk's first)."""
         if position >= len(self._chunks[number]):
             number, position = number + 1, 0
             if number >= len(self._chunks):

@@ -35,8 +35,8 @@ def _mergeable(vma: Vma, vm_flags: int, file: File | None) -> bool:
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
     """Tell whether memory of two anon_vmas may lie in one VMA; `vma` is the one that would be grown over, if any.
 
-    A VMA that came by fork has a longer chain, and merging it would make the chains of all of them longer. A VMA without
-    any chain is refused as well when the other side has an anon_vma: v6.8 does so (v6.16 mended it).
+    A VMA that came by fork has a longer chain, and merging it would make the chains of all of them longer. A VMA
+    without any chain is refused as well when the other side has an anon_vma: v6.8 does so (v6.16 mended it).
     Source: Linux v6.8 mm/mmap.c:is_mergeable_anon_vma().
     """
     if (one is None or other is None) and (vma is None or len(vma.anon_vma_chain) == 1):
