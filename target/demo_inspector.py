@@ -41,7 +41,11 @@ class LiveInspector:
         """Start the inspector that `words` name, and wait for its first print."""
         self._program = Program("the inspector", [*words, "--interval", str(INTERVAL_SECONDS)], environment)
         self._lines: list[str] = []
-        self.first = self.next_prints(1)[-1]
+        try:
+            self.first = self.next_prints(1)[-1]
+        except BaseException:
+            self.kill()
+            raise
 
     def next_prints(self, count: int) -> list[Print]:
         """Return the prints up to the one that is the `count`th to begin from now on, each whole."""

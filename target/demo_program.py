@@ -36,6 +36,7 @@ class Program:
             env=environment,
             process_group=0,
         )
+        self._last_line = "it has said nothing"
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -54,6 +55,8 @@ class Program:
         if line is None:
             # The end stays the end, however often it is read.
             self._lines.put(None)
+        elif line:
+            self._last_line = line
         return line
 
     def read_waiting_lines(self) -> list[str]:
@@ -88,7 +91,7 @@ class Program:
         self._close()
         if status:
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-            raise DemoError(f"{self.name} {how}{': ' + lines[-1] if lines else ''}")
+            raise DemoError(f"{self.name} {how}: {self._last_line}")
         return lines
 
     def kill(self) -> None:

@@ -1,0 +1,318 @@
+"""The target's tour and the demonstration, with a real kerneld: what each step does to the table, and every way to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shared.client import Process, realmem
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.shadowpt import SHADOW_PTE, Spte, table_bytes
+from target.pace import PROMPT
+from target.scenarios import TOUR
+from target.stage import Window
+
+WINDOW = Window()
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def running(words: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a program of the project on `socket`; it is gone afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", *words],
+        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Iterator[Path]:
+    """Run a kerneld that checks its invariants after every call, and yield its socket."""
+    directory = tmp_path / "kerneld"
+    directory.mkdir(mode=0o700)
+    path = directory / "kerneld.sock"
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        daemon = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kerneld", "start", "--socket", str(path), "--detach", "--check-invariants"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=output,
+        )
+    assert daemon.wait() == 0, log.read_text()
+    yield path
+    stop = subprocess.run(
+        [sys.executable, "-P", "-m", "kerneld", "stop", "--socket", str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert stop.returncode in (0, 3)
+
+
+class Table:
+    """The shadow table of the window of one process, in this process's own memory."""
+
+    def __init__(self, socket: Path, pid: int) -> None:
+        self._process = Process.attach(str(socket))
+        self._length = table_bytes(WINDOW.start, WINDOW.end)
+        self._entries = realmem.map_anonymous(self._length)
+        self._process.shadowpt_open(pid, WINDOW.start, WINDOW.end, self._entries)
+        self._process.shadowpt_start()
+
+    def read(self) -> list[tuple[int, int]]:
+        """Return pfn and flags of each page."""
+        raw = self._process.snapshot()[: WINDOW.pages * SHADOW_PTE.size]
+        return [(pfn, flags) for _vaddr, pfn, flags in SHADOW_PTE.iter_unpack(raw)]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many pages are allocated, anonymous, mapped."""
+        counter = Counter(flag for _pfn, flags in self.read() for flag in Spte if flags & flag)
+        return counter[Spte.VADDR_ALLOCATED], counter[Spte.VADDR_ANONYMOUS], counter[Spte.PTE_MAPPED]
+
+    def close(self) -> None:
+        self._process.shadowpt_close()
+        self._process.close()
+        realmem.unmap(self._entries, self._length)
+
+
+def free_frames(socket: Path) -> int:
+    """Return MemFree in KiB, as seen by a process that is not there before and after."""
+    code = (
+        "from shared.client import Process\n"
+        "text = Process.attach().read_proc('meminfo').decode()\n"
+        "print(dict(line.split(':') for line in text.splitlines())['MemFree'].split()[0])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(result.stdout)
+
+
+def read_to_prompt(process: subprocess.Popen[str]) -> list[str]:
+    """Return the lines up to the next prompt, or to the end."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        if line.strip() == PROMPT:
+            break
+        lines.append(line.rstrip("\n"))
+    return lines
+
+
+def press_enter(process: subprocess.Popen[str]) -> list[str]:
+    """Press Enter and return the lines up to the next prompt: the step is done then."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return read_to_prompt(process)
+
+
+def run_target(socket: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with running(["target", *arguments], socket) as process:
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_the_whole_tour_ends_by_itself_and_gives_all_back(socket: Path) -> None:
+    run_target(socket, "--delay", "0", "--scenario", "exec")
+    before = free_frames(socket)
+
+    result = run_target(socket, "--delay", "0")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.split()[2].rstrip(":") for line in result.stdout.splitlines() if line.startswith("== ")] == [
+        scenario.name for scenario in TOUR
+    ]
+    # The page cache keeps what it has read of files that are gone: a second tour takes as much as the first gives back.
+    after = free_frames(socket)
+    assert run_target(socket, "--delay", "0").returncode == 0
+    assert free_frames(socket) == after <= before
+
+
+@pytest.mark.parametrize("scenario", TOUR, ids=lambda scenario: scenario.name)
+def test_each_scenario_can_be_played_alone(scenario: object, socket: Path) -> None:
+    name = getattr(scenario, "name", "")
+    result = run_target(socket, "--delay", "0", "--scenario", name)
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("demand", [(8, 8, 0), (8, 8, 1), (8, 8, 3), (8, 8, 3), (0, 0, 0)]),
+        ("hole", [(8, 8, 8), (6, 6, 6), (0, 0, 0)]),
+        ("file-shared", [(4, 0, 0), (4, 0, None), (4, 0, None), (4, 0, None), (0, 0, 0)]),
+        ("file-private", [(4, 0, 0), (4, 0, None), (4, 0, None), (0, 0, 0)]),
+        ("protect", [(4, 4, 4), (4, 4, 4), (4, 4, 4), (0, 0, 0)]),
+        ("exec", [(4, 4, 4), (0, 0, 0)]),
+    ],
+)
+def test_the_table_changes_with_each_step(name: str, counts: list[tuple[int, int, int | None]], socket: Path) -> None:
+    with running(["target", "--step", "--scenario", name], socket) as target:
+        read_to_prompt(target)
+        table = Table(socket, target.pid)
+        assert table.counts() == (0, 0, 0)
+        press_enter(target)
+        seen = []
+        for _step in counts:
+            press_enter(target)
+            seen.append(table.counts())
+        for have, want in zip(seen, counts, strict=True):
+            assert have[:2] == want[:2]
+            assert want[2] in (None, have[2])
+            assert want[2] is not None or have[2] >= 1
+        table.close()
+
+
+def test_pages_that_are_only_read_share_the_zero_page(socket: Path) -> None:
+    with running(["target", "--step", "--scenario", "demand"], socket) as target:
+        read_to_prompt(target)
+        table = Table(socket, target.pid)
+        for _press in range(4):
+            press_enter(target)
+        written, _unused, first, second = [pfn for pfn, _flags in table.read()[:4]]
+        assert first == second not in (0, written)
+        press_enter(target)
+        assert table.read()[2][0] not in (first, written)
+        assert table.read()[3][0] == second
+        table.close()
+
+
+def test_fork_copies_the_page_that_the_parent_writes_while_it_is_shared(socket: Path) -> None:
+    with running(["target", "--step", "--scenario", "fork"], socket) as target:
+        read_to_prompt(target)
+        table = Table(socket, target.pid)
+        press_enter(target)
+        press_enter(target)
+        frames = [pfn for pfn, _flags in table.read()[:4]]
+        # fork, time to watch the child, the child's write, the parent's write to the page that the child left.
+        for _press in range(4):
+            press_enter(target)
+            assert [pfn for pfn, _flags in table.read()[:4]] == frames
+        press_enter(target)
+        after = [pfn for pfn, _flags in table.read()[:4]]
+        assert after[1] not in frames
+        assert after[:1] + after[2:] == frames[:1] + frames[2:]
+        table.close()
+
+
+def test_the_table_is_empty_and_stays_when_the_target_exits(socket: Path) -> None:
+    with running(["target", "--step", "--scenario", "exit"], socket) as target:
+        read_to_prompt(target)
+        table = Table(socket, target.pid)
+        press_enter(target)
+        press_enter(target)
+        assert table.counts() == (4, 4, 4)
+        press_enter(target)
+        assert target.wait() == 0
+        assert table.counts() == (0, 0, 0)
+        table.close()
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["demand", "fork"])
+def test_a_signal_ends_the_tour_as_that_signal(name: str, signo: signal.Signals, socket: Path) -> None:
+    with running(["target", "--step", "--scenario", name], socket) as target:
+        read_to_prompt(target)
+        # In the middle of the fork scenario there is a child too; the pipe's end shows that it has gone.
+        for _press in range(4):
+            press_enter(target)
+        target.send_signal(signo)
+        _out, err = target.communicate()
+    assert target.returncode == -signo
+    assert err == f"target: ended by {signo.name}\n"
+
+
+def test_sigterm_ends_a_tour_that_waits_for_time_to_pass(socket: Path) -> None:
+    with running(["target", "--delay", "1000"], socket) as target:
+        assert target.stdout is not None
+        while "Watch" not in target.stdout.readline():
+            pass
+        target.terminate()
+        _out, err = target.communicate()
+    assert (target.returncode, err) == (-signal.SIGTERM, "target: ended by SIGTERM\n")
+
+
+def test_a_loop_goes_on_until_a_signal(socket: Path) -> None:
+    with running(["target", "--loop", "--delay", "0"], socket) as target:
+        assert target.stdout is not None
+        rounds = 0
+        while rounds < 3:
+            rounds += target.stdout.readline().startswith("== 1/")
+        target.send_signal(signal.SIGINT)
+        _out, err = target.communicate()
+    assert (target.returncode, err) == (-signal.SIGINT, "target: ended by SIGINT\n")
+
+
+def test_the_end_of_input_ends_the_tour(socket: Path) -> None:
+    with running(["target", "--step"], socket) as target:
+        _out, err = target.communicate("\n\n")
+    assert (target.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["--step"], ["--delay", "1000"]])
+def test_the_end_of_kerneld_ends_the_tour_at_once(arguments: list[str], socket: Path) -> None:
+    with running(["target", *arguments], socket) as target:
+        assert target.stdout is not None
+        while "Watch" not in target.stdout.readline():
+            pass
+        stop = subprocess.run(
+            [sys.executable, "-P", "-m", "kerneld", "stop", "--socket", str(socket)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+        )
+        assert stop.returncode == 0
+        # Input that stays open: it is kerneld's end that is noticed.
+        assert target.wait() == 4
+        assert target.stderr is not None
+        assert len(target.stderr.read().splitlines()) == 1
+
+
+def test_the_exact_command_that_is_printed_starts_an_inspector(socket: Path) -> None:
+    with running(["target", "--step", "--scenario", "demand"], socket) as target:
+        command = read_to_prompt(target)[-1].strip()
+        assert f" {target.pid} {WINDOW.start:#x} {WINDOW.start + WINDOW.pages * PAGE_SIZE:#x}" in command
+        environment = {name: value for name, value in os.environ.items() if name != "KERNELD_SOCKET"}
+        result = subprocess.run(
+            f"{command} --once --json", shell=True, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("{")
+
+
+def test_the_demonstration_ends_by_itself() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "KERNELD_SOCKET"}
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "target.demo"],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
