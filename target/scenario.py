@@ -6,7 +6,7 @@ so that the runner alone owns pausing and printing; it must not print or sleep b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -38,7 +38,8 @@ class Watch:
 
 
 Beat: TypeAlias = Step | Note | Watch
-Play: TypeAlias = Callable[[Stage], Iterator[Beat]]
+Beats: TypeAlias = Generator[Beat, None, None]
+Play: TypeAlias = Callable[[Stage], Beats]
 
 
 @dataclass(frozen=True, slots=True)

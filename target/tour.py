@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from target.inspector_command import inspector_command
 from target.pace import Pace
@@ -49,8 +50,10 @@ class Tour:
 
     def play(self, scenario: Scenario) -> None:
         """Play one scenario and leave an empty window behind, except where the process ends with it."""
-        for beat in scenario.play(self._stage):
-            self._play_beat(beat)
+        # Closed whatever happens: a scenario may have a child that waits for it, or an open file.
+        with closing(scenario.play(self._stage)) as beats:
+            for beat in beats:
+                self._play_beat(beat)
         if not scenario.ends_process:
             self._stage.clear_window()
             if scenario.in_window:

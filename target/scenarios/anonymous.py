@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shared.uapi.page import PAGE_SIZE
 from target.proc_maps import read_maps
-from target.scenario import Beat, Note, Scenario, Step
+from target.scenario import Beats, Note, Scenario, Step
 from target.stage import Stage
 
 _PAGES = 8
 
 
-def _play_demand(stage: Stage) -> Iterator[Beat]:
+def _play_demand(stage: Stage) -> Beats:
     page, mem = stage.window.page, stage.process.mem
     yield Step(
         f"mmap: {_PAGES} pages at {page(0):#x}, readable and writable, private and anonymous. "
@@ -57,7 +55,7 @@ def _maps_lines(stage: Stage) -> str:
     return "\n".join(["/proc/self/maps has in the window:", *(f"  {line}" for line in inside)])
 
 
-def _play_hole(stage: Stage) -> Iterator[Beat]:
+def _play_hole(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
     yield Step(
         f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries ALLOCATED, ANONYMOUS and MAPPED, "

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from shared.uapi.mman import Map, Ms
 from shared.uapi.page import PAGE_SIZE
-from target.scenario import Beat, Note, Scenario, Step
+from target.scenario import Beats, Note, Scenario, Step
 from target.stage import Stage
 
 FILE_NAME = "tour.txt"
@@ -48,7 +48,7 @@ def _in_memory(stage: Stage, text: str) -> str:
     return stage.process.mem[start : start + len(text)].decode()
 
 
-def _play_shared(stage: Stage) -> Iterator[Beat]:
+def _play_shared(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
     with _open_file(stage) as descriptor:
         yield _map_step(stage, "MAP_SHARED")
@@ -83,7 +83,7 @@ def _play_shared(stage: Stage) -> Iterator[Beat]:
         process.munmap(start, _PAGES * PAGE_SIZE)
 
 
-def _play_private(stage: Stage) -> Iterator[Beat]:
+def _play_private(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
     with _open_file(stage) as descriptor:
         yield _map_step(stage, "MAP_PRIVATE")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from target.child import Child, describe_wait_status
-from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.scenario import Beats, Note, Scenario, Step, Watch
 from target.stage import Stage
 
 _PAGES = 4
 
 
-def _play(stage: Stage) -> Iterator[Beat]:
+def _play(stage: Stage) -> Beats:
     page, process, mem = stage.window.page, stage.process, stage.process.mem
 
     def child_frames() -> str:

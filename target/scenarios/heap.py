@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, page_align
 from target.proc_maps import find_mapping, read_maps
-from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.scenario import Beats, Note, Scenario, Step, Watch
 from target.stage import Stage
 
 _WATCHED_PAGES = 96
@@ -15,7 +13,7 @@ _MEDIUM_BYTES = 100 << 10
 _LARGE_BYTES = 1 << 20
 
 
-def _play_heap(stage: Stage) -> Iterator[Beat]:
+def _play_heap(stage: Stage) -> Beats:
     process = stage.process
     heap = find_mapping(read_maps(process), "[heap]")
     start = heap.start if heap else page_align(process.sbrk(0))
@@ -59,7 +57,7 @@ def _break_words(stage: Stage) -> str:
     return f"the break stands at {stage.process.sbrk(0):#x}."
 
 
-def _play_large(stage: Stage) -> Iterator[Beat]:
+def _play_large(stage: Stage) -> Beats:
     process = stage.process
     before = process.sbrk(0)
     yield Step(

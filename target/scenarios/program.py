@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Iterator
 
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE
 from shared.uapi.syscalls import Access
 from target.proc_maps import Mapping, read_maps
-from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.scenario import Beats, Note, Scenario, Step, Watch
 from target.stage import Stage
 
 _PAGES = 4
@@ -48,7 +47,7 @@ def _image(mappings: list[Mapping], path: str) -> list[Mapping]:
     return [m for m in mappings if os.path.basename(m.name) == name]
 
 
-def _play_exec(stage: Stage) -> Iterator[Beat]:
+def _play_exec(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
     path = find_program()
     if path is None:
@@ -77,7 +76,7 @@ def _play_exec(stage: Stage) -> Iterator[Beat]:
     yield from _run_image(stage, image)
 
 
-def _run_image(stage: Stage, image: list[Mapping]) -> Iterator[Beat]:
+def _run_image(stage: Stage, image: list[Mapping]) -> Beats:
     """Touch the new program's text and data as the processor would in its first steps."""
     process = stage.process
     text = next((m for m in image if "x" in m.rights), None)
@@ -98,7 +97,7 @@ def _run_image(stage: Stage, image: list[Mapping]) -> Iterator[Beat]:
         yield Note(f"Now: {stage.frames(data.start, 1)}")
 
 
-def _play_exit(stage: Stage) -> Iterator[Beat]:
+def _play_exit(stage: Stage) -> Beats:
     """The exit itself is left to the program, which has files of its own to put away before."""
     page, process = stage.window.page, stage.process
     yield Step(f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED.")

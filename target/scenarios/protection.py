@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_SIZE
 from target.child import Child, describe_wait_status
-from target.scenario import Beat, Note, Scenario, Step
+from target.scenario import Beats, Note, Scenario, Step
 from target.stage import READ_WRITE, Stage
 
 _PAGES = 4
 _SECRET = "a secret"
 
 
-def _play(stage: Stage) -> Iterator[Beat]:
+def _play(stage: Stage) -> Beats:
     page, process, mem = stage.window.page, stage.process, stage.process.mem
 
     def read_secret() -> str:

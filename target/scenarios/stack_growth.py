@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shared.uapi.page import PAGE_SIZE
 from target.proc_maps import Mapping, find_mapping, read_maps
-from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.scenario import Beats, Note, Scenario, Step, Watch
 from target.stage import Stage
 
 _WATCHED_BELOW_PAGES = 16
@@ -22,7 +20,7 @@ def _get_stack(stage: Stage) -> Mapping:
     return stack
 
 
-def _play(stage: Stage) -> Iterator[Beat]:
+def _play(stage: Stage) -> Beats:
     process = stage.process
     first = _get_stack(stage)
     below = first.start - PAGE_SIZE

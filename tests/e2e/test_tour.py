@@ -1,4 +1,4 @@
-"""The target's tour and the demonstration, with a real kerneld: what each step does to the table, and every way to end."""
+"""The target's tour and the demonstration, with a real kerneld: what each step does, and every way to end."""
 
 from __future__ import annotations
 

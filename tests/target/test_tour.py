@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from target.inspector_command import inspector_command
-from target.scenario import Beat, Note, Scenario, Step, Watch
+from target.scenario import Beats, Note, Scenario, Step, Watch
 from target.stage import Stage, Window
 from target.tour import Tour
 from tests.target.fake_process import FakePace, FakeProcess
@@ -19,7 +20,7 @@ def make_tour(directory: Path) -> tuple[Tour, FakeProcess, list[str]]:
     return Tour(stage, FakePace(process.log, lambda: said.append("<pause>")), said.append), process, said
 
 
-def two_steps(stage: Stage) -> Iterator[Beat]:
+def two_steps(stage: Stage) -> Beats:
     yield Step("the first")
     stage.map_in_window(0, 1)
     yield Note("one\n  two")
@@ -75,7 +76,7 @@ def test_the_beginning_names_pid_range_and_command(tmp_path: Path) -> None:
 
 
 def test_a_watch_is_said_with_its_own_command(tmp_path: Path) -> None:
-    def play(stage: Stage) -> Iterator[Beat]:
+    def play(stage: Stage) -> Beats:
         yield Watch(77, 0x10000, 0x20000, "a place")
 
     tour, process, said = make_tour(tmp_path)
@@ -88,7 +89,7 @@ def test_a_watch_is_said_with_its_own_command(tmp_path: Path) -> None:
 def test_no_address_is_broken_at_the_lines_end(tmp_path: Path) -> None:
     addresses = [f"{Window().page(index):#x}" for index in range(40)]
 
-    def play(stage: Stage) -> Iterator[Beat]:
+    def play(stage: Stage) -> Beats:
         yield Step(" ".join(addresses))
 
     tour, _process, said = make_tour(tmp_path)
@@ -97,3 +98,25 @@ def test_no_address_is_broken_at_the_lines_end(tmp_path: Path) -> None:
     words = "".join(said).split()
     assert all(address in words for address in addresses)
     assert max(len(line) for line in "".join(said).splitlines()) <= 110
+
+
+def test_a_scenario_cut_short_puts_its_things_away(tmp_path: Path) -> None:
+    put_away = []
+
+    def play(stage: Stage) -> Beats:
+        try:
+            yield Step("the only one")
+        finally:
+            put_away.append(stage)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    process = FakeProcess()
+    stage = Stage(process.as_process(), Window(), tmp_path)
+    said: list[str] = []
+    tour = Tour(stage, FakePace(process.log, interrupt), said.append)
+    with pytest.raises(KeyboardInterrupt):
+        tour.play(Scenario("cut", "Cut", "", play))
+
+    assert put_away == [stage]
