@@ -16,7 +16,7 @@ processors).
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +45,14 @@ PUD_SHIFT, PGD_SHIFT = 30, 39
 PF_PROT, PF_WRITE, PF_USER, PF_INSTR = 0x1, 0x2, 0x4, 0x10
 """Page-fault error code bits: X86_PF_* of Linux v6.8 arch/x86/include/asm/trap_pf.h."""
 
-IntOrArray = TypeVar("IntOrArray", int, npt.NDArray[np.uint64])
 
-
-def pte_pfn(entry: IntOrArray) -> IntOrArray:
+@overload
+def pte_pfn(entry: int) -> int: ...
+@overload
+def pte_pfn(entry: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]: ...
+def pte_pfn(entry: Any) -> Any:
     """Return the frame number in an entry, or in each of an array of entries."""
-    return cast("IntOrArray", (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
+    return (entry & PTE_PFN_MASK) >> PAGE_SHIFT
 
 
 def pte_present(entry: int) -> bool:

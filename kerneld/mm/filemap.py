@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import errno
 import itertools
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kerneld.errors import SysError
 from kerneld.mm.frames import PG_DIRTY, PG_SWAPBACKED, Frames
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
+
+if TYPE_CHECKING:
+    from kerneld.mm.mm import MmStruct
+    from kerneld.mm.vma import Vma
 
 FAULT_AROUND_PAGES = 16
 """Pages mapped at once by a read fault where they are cached (Linux: fault_around_pages, 64 KiB)."""
@@ -53,8 +57,8 @@ class AddressSpace:
         self.pages: dict[int, Pfn] = {}
         """The frame of each cached page, by index."""
         self.dirty: set[int] = set()
-        self.nr_users = 0
-        """VMAs that map the inode."""
+        self.i_mmap: dict[Vma, MmStruct] = {}
+        """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.error = 0
         """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
 
@@ -142,14 +146,14 @@ class AddressSpace:
         error, self.error = self.error, 0
         return error
 
-    def get_user(self) -> None:
-        """A VMA begins to map the inode."""
-        self.nr_users += 1
+    def link_vma(self, vma: Vma, mm: MmStruct) -> None:
+        """A VMA begins to map the inode. Source: Linux v6.8 mm/mmap.c:vma_link_file()."""
+        self.i_mmap[vma] = mm
 
-    def put_user(self) -> None:
+    def unlink_vma(self, vma: Vma) -> None:
         """A VMA has gone; the last one writes dirty pages back and drops the cache."""
-        self.nr_users -= 1
-        if self.nr_users == 0:
+        del self.i_mmap[vma]
+        if not self.i_mmap:
             self.writeback()
             for pfn in self.pages.values():
                 self._frames.put_page(pfn)

@@ -19,6 +19,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, present_mask, pte_pfn
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import exit_mmap
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.rmap import anon_vma_fork
 from kerneld.mm.vm_flags import VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
@@ -43,7 +44,7 @@ def dup_mmap(old: MmStruct) -> MmStruct:
             if not vma.vm_flags & VM_DONTCOPY:
                 _dup_vma(old, new, vma)
     except SysError:
-        new.exit_mmap()
+        exit_mmap(new)
         raise
     return new
 

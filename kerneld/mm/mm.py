@@ -107,7 +107,7 @@ class MmStruct(PteOps):
         self.vmas.insert(vma)
         self._account(vma.vm_flags, vma.nr_pages)
         if vma.file is not None:
-            vma.file.mapping.get_user()
+            vma.file.mapping.link_vma(vma, self)
         self.notify(vma.start, vma.end)
 
     def remove_vma(self, vma: Vma) -> None:
@@ -116,7 +116,7 @@ class MmStruct(PteOps):
         self._account(vma.vm_flags, -vma.nr_pages)
         unlink_anon_vmas(vma)
         if vma.file is not None:
-            vma.file.mapping.put_user()
+            vma.file.mapping.unlink_vma(vma)
         self.notify(vma.start, vma.end)
 
     def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
@@ -145,19 +145,6 @@ class MmStruct(PteOps):
         self.move_vma_bounds(vma, vma.start, vaddr)
         self.insert_vma(upper)
         return upper
-
-    def exit_mmap(self) -> None:
-        """Take everything down: listeners are told first, then entries, VMAs and tables go.
-
-        Source: Linux v6.8 mm/mmap.c:exit_mmap().
-        """
-        for notifier in list(self.notifiers):
-            notifier.release()
-        self.notifiers.clear()
-        for vma in list(self.vmas):
-            self.zap_range(vma.start, vma.end)
-            self.remove_vma(vma)
-        self.page_table.destroy()
 
     def free_pgtables(self, start: Vaddr, end: Vaddr) -> None:
         """Free the tables of a hole that [start, end) has become part of, up to the neighbouring VMAs.

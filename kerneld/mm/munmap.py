@@ -1,6 +1,6 @@
 """munmap: split at the ends, clear the entries, remove the VMAs, free the tables.
 
-Answers to Linux v6.8 mm/mmap.c: do_vmi_munmap(), do_vmi_align_munmap().
+Answers to Linux v6.8 mm/mmap.c: do_vmi_munmap(), do_vmi_align_munmap(), exit_mmap().
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.vm_flags import VM_SHARED
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import check_map_count
+from kerneld.mm.writeback import writeback_range
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
 
 
@@ -27,9 +29,31 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
     if not vmas:
         return
     for vma in vmas:
-        mm.zap_range(vma.start, vma.end)
-        mm.remove_vma(vma)
+        unmap_vma(mm, vma)
     mm.free_pgtables(start, end)
+
+
+def unmap_vma(mm: MmStruct, vma: Vma) -> None:
+    """Clear a VMA's entries and remove it; what it has written to a shared file goes to the file."""
+    mm.zap_range(vma.start, vma.end)
+    file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
+    shared = vma.vm_flags & VM_SHARED
+    mm.remove_vma(vma)
+    if file is not None and shared and file.mapping.i_mmap:
+        writeback_range(file.mapping, first, last)
+
+
+def exit_mmap(mm: MmStruct) -> None:
+    """Take an address space down: listeners are told first, then entries, VMAs and tables go.
+
+    Source: Linux v6.8 mm/mmap.c:exit_mmap().
+    """
+    for notifier in list(mm.notifiers):
+        notifier.release()
+    mm.notifiers.clear()
+    for vma in list(mm.vmas):
+        unmap_vma(mm, vma)
+    mm.page_table.destroy()
 
 
 def split_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[Vma]:

@@ -35,7 +35,7 @@ from shared import wire
 from shared.uapi.syscalls import Nr
 
 if TYPE_CHECKING:
-    from kerneld.syscalls.dispatch import Answer
+    from kerneld.syscalls.answer import Answer
     from kerneld.syscalls.kernel import Kernel, Sender
 
 SMALL_REPLY = wire.REPLY.size + 24

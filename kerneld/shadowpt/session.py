@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import structlog
 
-from kerneld.errors import SysError
+from kerneld.errors import KernelBug, SysError
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.remap import check_entries
 from kerneld.shadowpt.table import ShadowTable
@@ -195,6 +195,15 @@ class ShadowPt:
             return
         self._follow(session, new_mm)
         self.dirty[:] = [(session.start, session.end)]
+
+    def check(self) -> None:
+        """While tracking, compare the whole table with what VMAs and entries say. Raises KernelBug where they differ."""
+        session = self._session
+        if session is None or session.mm is None or self.dirty:
+            return
+        flags, pfns = describe(session.mm, session.start, session.end)
+        if not session.table.is_equal(flags, pfns):
+            raise KernelBug("the shadow table is not what VMAs and page table say")
 
     def _get_session(self, caller: Tracked) -> _Session:
         """Return the open session. Raises SysError(EINVAL) where there is none, EPERM when another opened it."""

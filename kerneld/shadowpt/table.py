@@ -96,6 +96,12 @@ class ShadowTable:
             words[at + _PFN] = pfn
         words[at + _FLAGS] = flags
 
+    def is_equal(self, flags: Words, pfns: Words) -> bool:
+        """Tell whether every row has these flags and frames, and its own address; for the invariants."""
+        last = self._start + (self.nr_pages << PAGE_SHIFT)
+        vaddrs = np.arange(self._start, last, PAGE_SIZE, dtype=np.uint64)
+        return bool((self._vaddrs == vaddrs).all() and (self._flags == flags).all() and (self._pfns == pfns).all())
+
     def clear_flags(self) -> None:
         """Take flags and frame from every entry; vaddrs stay."""
         nothing = np.zeros(self.nr_pages, dtype=np.uint64)

@@ -1,0 +1,81 @@
+"""Writing shared dirty pages back to their file, and making the entries that map them clean.
+
+Knows which address spaces map an inode from `AddressSpace.i_mmap`. Answers to Linux v6.8 mm/page-writeback.c
+(folio_clear_dirty_for_io), mm/rmap.c:folio_mkclean() and mm/msync.c.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_DIRTY, PTE_RW, pte_present
+from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from shared.uapi.mman import Ms
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
+
+_ALL_FLAGS = (Ms.ASYNC | Ms.INVALIDATE | Ms.SYNC).value
+_ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
+
+
+def writeback_range(mapping: AddressSpace, first: int, last: int) -> None:
+    """Write the dirty pages with indexes in [first, last) to the file; the next store to one faults again."""
+    if mapping.is_shmem:
+        return
+    for index in [i for i in mapping.dirty if first <= i < last]:
+        folio_mkclean(mapping, index)
+    mapping.writeback(first, last)
+
+
+def folio_mkclean(mapping: AddressSpace, index: int) -> None:
+    """Take the dirty and the write bit from every entry that maps a page of the file.
+
+    Source: mm/rmap.c:folio_mkclean().
+    """
+    for vma, mm in mapping.i_mmap.items():
+        if not vma.vm_flags & VM_SHARED or not vma.pgoff <= index < vma.pgoff + vma.nr_pages:
+            continue
+        vaddr = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
+        pte = mm.page_table.find_pte(vaddr)
+        if pte is not None:
+            entry = mm.frames.ram.words[pte]
+            if pte_present(entry):
+                mm.update_pte(pte, vaddr, entry & ~(PTE_RW | PTE_DIRTY))
+
+
+def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
+    """Write the shared file pages of [start, start + length) back (MS_SYNC); the other flags only check the range.
+
+    Raises SysError(EINVAL) for unknown or contradicting flags or an unaligned start, SysError(ENOMEM) for a range
+    with a hole (what is mapped is written all the same), SysError(EBUSY) for MS_INVALIDATE of locked memory, and
+    the errno of a write-back that failed. Source: Linux v6.8 mm/msync.c.
+    """
+    if flags & ~_ALL_FLAGS or start & ~PAGE_MASK or (flags & _ASYNC and flags & _SYNC):
+        raise SysError(errno.EINVAL)
+    end = start + page_align(length)
+    if end >= 1 << 64:
+        raise SysError(errno.ENOMEM)
+    has_hole = False
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None or (start < vma.start and flags == _ASYNC):
+            raise SysError(errno.ENOMEM)
+        if start < vma.start:
+            has_hole = True
+            start = vma.start
+            if start >= end:
+                break
+        if flags & _INVALIDATE and vma.vm_flags & VM_LOCKED:
+            raise SysError(errno.EBUSY)
+        stop = min(end, vma.end)
+        if flags & _SYNC and vma.file is not None and vma.vm_flags & VM_SHARED:
+            first = vma.page_index(start)
+            writeback_range(vma.file.mapping, first, first + ((stop - start) >> PAGE_SHIFT))
+            error = vma.file.mapping.take_error()
+            if error:
+                raise SysError(error)
+        start = vma.end
+    if has_hole:
+        raise SysError(errno.ENOMEM)

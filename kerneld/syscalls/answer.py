@@ -1,0 +1,56 @@
+"""What goes into a handler and what comes out of it.
+
+Knows no byte of the wire. `Call` is the context of one request, `Answer` its outcome before it is packed.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from kerneld.errors import SysError
+from kerneld.mm.mm import MmStruct
+from kerneld.task.task import Process, Thread
+from shared.wire import SigInfo
+
+if TYPE_CHECKING:
+    from kerneld.syscalls.kernel import Kernel
+
+
+class Answer(NamedTuple):
+    """The outcome of one request: ret as Linux would return it, inline data, or a signal; descriptors to send along."""
+
+    ret: int
+    data: bytes = b""
+    signo: int = 0
+    siginfo: SigInfo | None = None
+    fds: tuple[int, ...] = ()
+
+
+class Call:
+    """One request on its way through a handler."""
+
+    __slots__ = ("args", "data", "fds", "kernel", "process", "thread")
+
+    def __init__(
+        self, kernel: Kernel, thread: Thread, args: tuple[int, int, int, int, int, int], data: bytes, fds: list[int]
+    ) -> None:
+        self.kernel = kernel
+        self.thread = thread
+        self.process: Process = thread.process
+        self.args = args
+        """Six unsigned 64-bit words."""
+        self.data = data
+        self.fds = fds
+        """Descriptors of the datagram that no earlier request has consumed."""
+
+    @property
+    def mm(self) -> MmStruct:
+        """The caller's address space."""
+        return self.process.live_mm
+
+    def take_fd(self) -> int:
+        """Consume the next descriptor of the datagram. Raises SysError(EBADF) where none is left."""
+        if not self.fds:
+            raise SysError(errno.EBADF)
+        return self.fds.pop(0)

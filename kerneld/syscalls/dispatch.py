@@ -1,0 +1,79 @@
+"""One request: find the handler, run it, make an errno, a signal or an oops of what it says.
+
+The one place where SysError becomes `-errno`, where the shadow table is flushed, and where invariants are checked in
+tests. One thread, run to completion: a call never yields, so nothing in the kernel needs a lock.
+"""
+
+from __future__ import annotations
+
+import errno
+from signal import SIGSEGV
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kerneld.errors import SysError
+from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.table import HANDLERS, find_name
+from kerneld.task.exit import do_group_exit
+from shared.uapi.signals import SI_KERNEL
+from shared.wire import SigInfo
+
+if TYPE_CHECKING:
+    from kerneld.syscalls.kernel import Kernel
+    from kerneld.task.task import Thread
+    from shared.wire import Request
+
+_log = structlog.get_logger("kerneld.syscalls")
+
+
+def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -> Answer:
+    """Run one request of a thread whose process lives and return its outcome.
+
+    `fds` are the datagram's descriptors that are left; those that the request consumes are taken from its front. The
+    shadow table is up to date on return, also when the call failed.
+    """
+    handler = HANDLERS.get(request.nr)
+    if handler is None:
+        return Answer(-errno.ENOSYS)
+    call = Call(kernel, thread, request.args, request.data, fds)
+    try:
+        result = handler(call)
+    except SysError as error:
+        result = -error.errno
+    except Exception:
+        return _oops(call, request)
+    if kernel.shadowpt.dirty:
+        kernel.shadowpt.flush()
+    delivered = thread.delivered
+    if delivered is not None:
+        thread.delivered = None
+        ret = result if isinstance(result, int) else result.ret
+        result = Answer(ret, b"", delivered.signo, delivered.info)
+    if kernel.config.check_invariants:
+        kernel.check()
+    return Answer(result) if isinstance(result, int) else result
+
+
+def _oops(call: Call, request: Request) -> Answer:
+    """A handler has failed in a way that none should: log everything, end this task alone.
+
+    As Linux's oops: the task dies of SIGSEGV, the machine goes on.
+    """
+    process = call.process
+    _log.exception(
+        "oops",
+        call=find_name(request.nr),
+        args=[hex(arg) for arg in request.args],
+        inline_bytes=len(request.data),
+        pid=process.pid,
+        tid=call.thread.tid,
+        comm=process.comm,
+        vmas=[repr(vma) for vma in process.mm.vmas][:64] if process.mm is not None else [],
+    )
+    try:
+        do_group_exit(process, SIGSEGV)
+    except Exception:
+        _log.exception("the oopsing task could not be ended cleanly", pid=process.pid)
+    call.kernel.shadowpt.flush()
+    return Answer(-errno.EFAULT, b"", SIGSEGV, SigInfo(SI_KERNEL, True, 0))

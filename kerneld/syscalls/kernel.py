@@ -1,0 +1,118 @@
+"""The kernel: one of each part, put together.
+
+Owns the machine, its processes, files, views and the shadow table, from start to shutdown. The server talks to this
+class and to `kerneld.syscalls.dispatch`, to nothing below. Knows no socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+
+from kerneld.errors import SysError
+from kerneld.fs.file_table import FileTable
+from kerneld.fs.procfs import ProcFs
+from kerneld.hw.ram import Ram
+from kerneld.mm.frames import Frames
+from kerneld.mm.invariants import check_machine
+from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.mm import MmStruct
+from kerneld.shadowpt.session import ShadowPt
+from kerneld.task.exec import fresh_mm
+from kerneld.task.exit import do_exit, do_group_exit
+from kerneld.task.table import ProcessTable
+from kerneld.task.task import Process, Thread
+from shared.uapi.page import PAGE_MASK, Pid
+from shared.uapi.syscalls import ABI_VERSION
+
+MIN_RAM_BYTES = 4 << 20
+_log = structlog.get_logger("kerneld.task")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """What the machine is to be."""
+
+    ram_bytes: int = 1 << 30
+    superuser_uid: int = 0
+    check_invariants: bool = False
+    """Check everything after every request: for tests."""
+
+
+class Sender(NamedTuple):
+    """Who sent a datagram, as the host's kernel says (SCM_CREDENTIALS)."""
+
+    pid: Pid
+    uid: int
+    gid: int
+
+
+class Kernel:
+    """A running machine."""
+
+    def __init__(self, config: KernelConfig) -> None:
+        """Build the machine.
+
+        Raises ValueError for a size of RAM that will not do, OSError where the host refuses it.
+        """
+        if config.ram_bytes < MIN_RAM_BYTES or config.ram_bytes & ~PAGE_MASK:
+            raise ValueError(f"RAM must be a multiple of 4 KiB and at least {MIN_RAM_BYTES >> 20} MiB")
+        self.config = config
+        self.start_time = time.monotonic()
+        self.ram = Ram(config.ram_bytes)
+        self.frames = Frames(self.ram)
+        self.sysctl = Sysctl()
+        self.files = FileTable(self.frames)
+        self.shadowpt = ShadowPt(self.ram)
+        self.table = ProcessTable(config.superuser_uid, self._new_mm)
+        self.processes = self.table.processes
+        self.procfs = ProcFs(self)
+
+    def _new_mm(self) -> MmStruct:
+        return fresh_mm(self.frames, Rlimits(), self.sysctl)
+
+    def attach(self, sender: Sender, version: int, tid: Pid, token: int) -> Thread:
+        """Make a thread of the sender's process for a new connection.
+
+        Raises SysError(EPROTO) for another ABI version, and as `ProcessTable.attach` does.
+        """
+        if version != ABI_VERSION:
+            raise SysError(errno.EPROTO)
+        thread = self.table.attach(sender.pid, sender.uid, sender.gid, tid, token)
+        self.check()
+        return thread
+
+    def thread_exited(self, thread: Thread) -> None:
+        """A thread's connection is gone; the last one ends the process."""
+        do_exit(thread)
+        self.check()
+
+    def process_died(self, process: Process) -> None:
+        """The real process has ended."""
+        do_group_exit(process, 0)
+        self.check()
+
+    def take_ended(self) -> list[Process]:
+        """Return the processes that have ended since last asked; a shadow table that one had opened is closed."""
+        ended = self.table.take_ended()
+        for process in ended:
+            self.shadowpt.opener_gone(process)
+            _log.debug("process ended", pid=process.pid, signal=process.exit_signal)
+        return ended
+
+    def check(self) -> None:
+        """In tests: check every invariant of the machine. Raises KernelBug."""
+        if self.config.check_invariants:
+            check_machine(self.frames, self.table.address_spaces())
+            self.shadowpt.check()
+
+    def shutdown(self) -> None:
+        """End every process and give the memory back."""
+        for process in list(self.processes.values()):
+            do_group_exit(process, 0)
+        self.take_ended()
+        self.ram.close()

@@ -1,0 +1,72 @@
+"""The memory calls: raw arguments in, typed ones to memory management. Answers to Linux v6.8 mm/mmap.c's syscalls."""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.brk import do_brk
+from kerneld.mm.filemap import File
+from kerneld.mm.mmap import do_mmap
+from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.writeback import do_msync
+from kerneld.syscalls.answer import Call
+from shared.uapi.mman import Map
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT
+
+_ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
+_HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
+_HUGE_LOGS = (0, 21)
+"""Huge page sizes of the machine, as MAP_HUGE_* give them: the default, and 2 MiB."""
+
+
+def sys_mmap(call: Call) -> int:
+    """args: addr, length, prot, flags, fd, offset; a descriptor unless MAP_ANONYMOUS.
+
+    Raises as `do_mmap` does, and EBADF.
+
+    MAP_HUGETLB finds an empty pool: ENOMEM, or EINVAL for a size that there is none of, or for a file that is none of
+    hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff().
+    """
+    addr, length, prot, flags, _fd, offset = call.args
+    fd = None if flags & _ANONYMOUS else call.take_fd()
+    file: File | None = None
+    try:
+        if fd is not None:
+            file = call.kernel.files.open_fd(fd)
+        if offset & ~PAGE_MASK:
+            raise SysError(errno.EINVAL)
+        if flags & _HUGETLB:
+            known = flags >> _HUGE_SHIFT & _HUGE_MASK in _HUGE_LOGS
+            raise SysError(errno.ENOMEM if file is None and known else errno.EINVAL)
+        privileged = call.process.cred.superuser
+        return do_mmap(
+            call.mm, addr, length, prot, flags & 0xFFFF_FFFF, file, offset >> PAGE_SHIFT, privileged=privileged
+        )
+    finally:
+        if file is not None:
+            call.kernel.files.put_unused(file)
+
+
+def sys_munmap(call: Call) -> int:
+    """args: addr, length."""
+    do_munmap(call.mm, call.args[0], call.args[1])
+    return 0
+
+
+def sys_mprotect(call: Call) -> int:
+    """args: addr, length, prot."""
+    do_mprotect(call.mm, call.args[0], call.args[1], call.args[2])
+    return 0
+
+
+def sys_brk(call: Call) -> int:
+    """args: the new break. Returns the break as it is then, as the raw call does."""
+    return do_brk(call.mm, call.args[0], privileged=call.process.cred.superuser)
+
+
+def sys_msync(call: Call) -> int:
+    """args: addr, length, flags."""
+    do_msync(call.mm, call.args[0], call.args[1], call.args[2])
+    return 0

@@ -1,0 +1,129 @@
+"""The calls about processes: who one is, signals, fork, execve, exit, limits."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from kerneld.errors import SysError
+from kerneld.syscalls.answer import Answer, Call
+from kerneld.task.exec import do_execve
+from kerneld.task.exit import do_exit, do_group_exit
+from kerneld.task.signal import do_sigaction
+from kerneld.task.table import find_ppid
+from kerneld.task.task import Process
+from shared.uapi.resource import RLIM_NLIMITS
+
+_RLIMIT64 = struct.Struct("<QQ")
+
+
+def sys_getpid(call: Call) -> int:
+    """Return the process's id."""
+    return call.process.pid
+
+
+def sys_gettid(call: Call) -> int:
+    """Return the thread's id."""
+    return call.thread.tid
+
+
+def sys_getppid(call: Call) -> int:
+    """Return the id of the real process's parent; 0 where that has none here."""
+    return find_ppid(call.process.pid) or 0
+
+
+def sys_getuid(call: Call) -> int:
+    """Return the user the process acts as."""
+    return call.process.cred.uid
+
+
+def sys_setuid(call: Call) -> int:
+    """args: uid. Raises as `ProcessTable.setuid` does."""
+    call.kernel.table.setuid(call.process, call.args[0])
+    return 0
+
+
+def sys_rt_sigaction(call: Call) -> int:
+    """args: signo, disposition."""
+    do_sigaction(call.process, call.args[0], call.args[1])
+    return 0
+
+
+def clone(call: Call) -> int:
+    """Return the token with which the child of a real fork attaches; the copy of the memory is made now."""
+    return call.kernel.table.clone(call.process)
+
+
+def sys_exit(call: Call) -> int:
+    """End the calling thread, and with the last one the process."""
+    do_exit(call.thread)
+    return 0
+
+
+def sys_exit_group(call: Call) -> int:
+    """End the process."""
+    do_group_exit(call.process, 0)
+    return 0
+
+
+def sys_execve(call: Call) -> int:
+    """args: three pointers; a descriptor of the program's file; inline: argv and envp.
+
+    Raises as `do_execve` does. Every other thread of the process ends, as in Linux v6.8 fs/exec.c:de_thread().
+    """
+    argv, envp = _split_strings(call.data)
+    cred = call.process.cred
+    files = call.kernel.files
+    file = files.open_fd(call.take_fd())
+    try:
+        do_execve(call.process, file, argv, envp, lambda path: files.open_path(path, cred))
+    finally:
+        files.put_unused(file)
+    call.process.threads[:] = [call.thread]
+    return 0
+
+
+def _split_strings(data: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Return argv and envp: strings ended by NUL, an empty one between the two lists. Raises SysError(EFAULT)."""
+    if data and not data.endswith(b"\0"):
+        raise SysError(errno.EFAULT)
+    strings = data.split(b"\0")[:-1]
+    if b"" not in strings:
+        return strings, []
+    middle = strings.index(b"")
+    return strings[:middle], strings[middle + 1 :]
+
+
+def sys_prlimit64(call: Call) -> int | Answer:
+    """args: pid (0: the caller), resource, new limit, old limit; inline in and out: rlim_cur and rlim_max.
+
+    The new limit is there where args[2] is not 0, the old one is returned where args[3] is not 0. Raises
+    SysError(EINVAL) for an unknown resource or a soft limit over the hard one, ESRCH for no such process, EPERM for
+    another user's process or a hard limit raised by anyone but the superuser. Source: Linux v6.8
+    kernel/sys.c:do_prlimit().
+    """
+    pid, resource, new, old = call.args[:4]
+    if new and len(call.data) != _RLIMIT64.size:
+        raise SysError(errno.EFAULT)
+    process = call.kernel.processes.get(pid) if pid else call.process
+    if process is None:
+        raise SysError(errno.ESRCH)
+    _check_may_limit(call.process, process)
+    if resource >= RLIM_NLIMITS:
+        raise SysError(errno.EINVAL)
+    limits = process.rlimits
+    before = _RLIMIT64.pack(limits.soft[resource], limits.hard[resource])
+    if new:
+        soft, hard = _RLIMIT64.unpack(call.data)
+        if soft > hard:
+            raise SysError(errno.EINVAL)
+        if hard > limits.hard[resource] and not call.process.cred.superuser:
+            raise SysError(errno.EPERM)
+        limits.soft[resource], limits.hard[resource] = soft, hard
+    return Answer(0, before) if old else 0
+
+
+def _check_may_limit(caller: Process, process: Process) -> None:
+    """Source: Linux v6.8 kernel/sys.c:check_prlimit_permission()."""
+    if process is not caller and not caller.cred.superuser and process.cred.uid != caller.cred.uid:
+        raise SysError(errno.EPERM)

@@ -1,0 +1,51 @@
+"""The system-call table: number to handler (Linux: arch/x86/entry/syscall_64.c:sys_call_table)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from kerneld.syscalls import machine, memory, process, shadow
+from kerneld.syscalls.answer import Answer, Call
+from shared.uapi.syscalls import Nr
+
+Handler: TypeAlias = Callable[[Call], "int | Answer"]
+
+_TABLE: dict[Nr, Handler] = {
+    Nr.MMAP: memory.sys_mmap,
+    Nr.MPROTECT: memory.sys_mprotect,
+    Nr.MUNMAP: memory.sys_munmap,
+    Nr.BRK: memory.sys_brk,
+    Nr.MSYNC: memory.sys_msync,
+    Nr.RT_SIGACTION: process.sys_rt_sigaction,
+    Nr.GETPID: process.sys_getpid,
+    Nr.EXECVE: process.sys_execve,
+    Nr.EXIT: process.sys_exit,
+    Nr.GETUID: process.sys_getuid,
+    Nr.SETUID: process.sys_setuid,
+    Nr.GETPPID: process.sys_getppid,
+    Nr.GETTID: process.sys_gettid,
+    Nr.EXIT_GROUP: process.sys_exit_group,
+    Nr.PRLIMIT64: process.sys_prlimit64,
+    Nr.SHADOWPT_OPEN: shadow.shadowpt_open,
+    Nr.SHADOWPT_CLOSE: shadow.shadowpt_close,
+    Nr.SHADOWPT_START: shadow.shadowpt_start,
+    Nr.SHADOWPT_STOP: shadow.shadowpt_stop,
+    Nr.SHADOWPT_PAGE_CONTENTS: shadow.shadowpt_page_contents,
+    Nr.LOAD: machine.load,
+    Nr.STORE: machine.store,
+    Nr.TOUCH: machine.touch,
+    Nr.PROCREAD: machine.procread,
+    Nr.RAM: machine.ram,
+    Nr.CLONE: process.clone,
+}
+
+HANDLERS: dict[int, Handler] = {int(nr): handler for nr, handler in _TABLE.items()}
+
+
+def find_name(nr: int) -> str:
+    """Return a call's name, or its number in words where it has none."""
+    try:
+        return Nr(nr).name.lower()
+    except ValueError:
+        return f"syscall_{nr:#x}"

@@ -1,0 +1,119 @@
+"""The processor: loads, stores and touches of a thread, through the page tables.
+
+Owns the retry after a fault. Each access translates each page; a page that cannot be translated raises the page-fault
+exception, as on a real machine, and the access goes on or stops at the signal. Knows no VMA. A signal that stopped an
+access is in `Thread.delivered`; the return value is what was done before it.
+"""
+
+from __future__ import annotations
+
+from kerneld.errors import KernelBug
+from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE, translate
+from kerneld.hw.ram import Ram
+from kerneld.mm.fault import VM_FAULT_ERROR
+from kerneld.mm.populate import fault_in_range, mark_accessed
+from kerneld.task.task import Thread
+from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error, irqentry_exit
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
+
+_CANONICAL_END = 1 << 47
+_KERNEL_HALF = (1 << 64) - _CANONICAL_END
+_PATIENCE = 8
+"""Faults that one access may take at the same page: stack growth, the page, its copy. More means a bug of ours."""
+
+
+def _translate(thread: Thread, ram: Ram, vaddr: Vaddr, access: int) -> int:
+    """Return the physical address of a user access, faulting the page in, or -1 where a signal has stopped it."""
+    if vaddr >= _CANONICAL_END:
+        if vaddr < _KERNEL_HALF:
+            exc_general_protection(thread)
+        else:
+            exc_page_fault(thread, PF_USER | access, vaddr)
+        return -1
+    for _ in range(_PATIENCE):
+        paddr = translate(ram.words, thread.process.live_mm.page_table.root, vaddr, access)
+        if paddr >= 0:
+            return paddr
+        exc_page_fault(thread, ~paddr, vaddr)
+        if thread.delivered is not None:
+            return -1
+    raise KernelBug(f"the fault at {vaddr:#x} (access {access:#x}) comes again and again")
+
+
+def load(thread: Thread, ram: Ram, vaddr: Vaddr, length: int) -> bytes:
+    """Read `length` bytes at any address; shorter where a signal stopped it."""
+    if (vaddr & ~PAGE_MASK) + length <= PAGE_SIZE and length:
+        paddr = _translate(thread, ram, vaddr, 0)
+        return bytes(ram.read(paddr, length)) if paddr >= 0 else b""
+    parts = []
+    while length > 0:
+        count = min(length, PAGE_SIZE - (vaddr & ~PAGE_MASK))
+        paddr = _translate(thread, ram, vaddr, 0)
+        if paddr < 0:
+            break
+        parts.append(bytes(ram.read(paddr, count)))
+        vaddr += count
+        length -= count
+    return b"".join(parts)
+
+
+def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
+    """Write bytes at any address; returns how many were written before a signal stopped it."""
+    length = len(data)
+    if (vaddr & ~PAGE_MASK) + length <= PAGE_SIZE and length:
+        paddr = _translate(thread, ram, vaddr, PF_WRITE)
+        if paddr < 0:
+            return 0
+        ram.write(paddr, data)
+        return length
+    view = memoryview(data)
+    done = 0
+    while done < length:
+        count = min(length - done, PAGE_SIZE - (vaddr + done & ~PAGE_MASK))
+        paddr = _translate(thread, ram, vaddr + done, PF_WRITE)
+        if paddr < 0:
+            break
+        ram.write(paddr, view[done : done + count])
+        done += count
+    return done
+
+
+def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> int:
+    """Access one byte of every page of [vaddr, vaddr + length) without moving data; returns the pages done.
+
+    `access` is 0, PF_WRITE or PF_INSTR. The first access of a VMA goes the processor's way, which grows stacks and
+    raises signals; the rest of the VMA is then faulted in as a range.
+    """
+    pages = 0
+    end = page_align(vaddr + length) if length else vaddr
+    while vaddr < end:
+        if _translate(thread, ram, vaddr, access) < 0:
+            return pages
+        pages += 1
+        vaddr = (vaddr & PAGE_MASK) + PAGE_SIZE
+        done = _touch_range(thread, vaddr, end, access)
+        pages += done
+        vaddr += done << PAGE_SHIFT
+        if thread.delivered is not None:
+            return pages
+    return pages
+
+
+def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
+    """Touch what of [start, end), page-aligned, lies in the VMA at `start`, if that allows it; returns the pages."""
+    process = thread.process
+    mm = process.live_mm
+    vma = mm.vmas.lookup(start)
+    if vma is None or access == PF_INSTR or access_error(PF_USER | access, vma):
+        return 0
+    end = min(end, vma.end)
+    if end <= start:
+        return 0
+    write = access == PF_WRITE
+    reached, fault = fault_in_range(mm, vma, start, end, write)
+    mark_accessed(mm, start, reached, write)
+    if fault & VM_FAULT_ERROR:
+        fault_error(thread, reached, fault)
+        irqentry_exit(thread)
+    process.min_flt += (reached - start) >> PAGE_SHIFT
+    return (reached - start) >> PAGE_SHIFT

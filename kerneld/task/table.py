@@ -1,0 +1,168 @@
+"""Who is there: the processes by pid, and the fork tokens that wait for a child.
+
+Owns attach, fork's token and the record of privileges given up. Knows no socket; facts about real processes come
+from the /proc of the host. Answers, for fork, to Linux v6.8 kernel/fork.c:kernel_clone() and copy_mm().
+
+Invariants: `processes` holds exactly the processes that live; a token belongs to a parent that lives, and is good once.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kerneld.errors import SysError
+from kerneld.mm.fork import dup_mmap
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import exit_mmap
+from kerneld.task.task import Cred, Process, Thread
+from shared.uapi.page import Pid
+from shared.uapi.signals import Disposition
+
+MAX_TOKENS = 16
+"""Forks that one process may have begun and not yet finished; more is EAGAIN, as fork's at RLIMIT_NPROC."""
+_LAST_UID = (1 << 32) - 2
+
+
+@dataclass(slots=True)
+class _Token:
+    """A copy of a parent that waits for the child to attach."""
+
+    parent: Process
+    mm: MmStruct
+    cred: Cred
+    dispositions: dict[int, Disposition]
+
+
+class ProcessTable:
+    """The processes of one machine."""
+
+    def __init__(self, superuser_uid: int, new_mm: Callable[[], MmStruct]) -> None:
+        """`superuser_uid` is the daemon's user, a superuser beside root; `new_mm` makes a fresh process's memory."""
+        self._superuser_uid = superuser_uid
+        self._new_mm = new_mm
+        self.processes: dict[Pid, Process] = {}
+        self._tokens: dict[int, _Token] = {}
+        self._ended: list[Process] = []
+        self._dropped: dict[Pid, tuple[int, Cred]] = {}
+        """Real processes that gave the superuser's rights up, by pid, with their start time: they stay without if they
+        close every connection and attach again."""
+
+    def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int) -> Thread:
+        """Make a thread of the real process `pid`: its first makes the process, with a token as the child of a fork.
+
+        Raises SysError(EINVAL) for a tid that is no thread of it or is attached already, or a token that is unknown or
+        not for a child of that parent, SysError(ENOMEM) without a frame for its memory.
+        """
+        tid = tid or pid
+        if tid != pid and not Path(f"/proc/{pid}/task/{tid}").exists():
+            raise SysError(errno.EINVAL)
+        process = self.processes.get(pid)
+        if process is None:
+            process = self._new_process(pid, uid, gid, token)
+        elif token or any(thread.tid == tid for thread in process.threads):
+            raise SysError(errno.EINVAL)
+        thread = Thread(tid, process)
+        process.threads.append(thread)
+        return thread
+
+    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> Process:
+        if token:
+            copy = self._take_token(pid, token)
+            process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
+            process.dispositions = copy.dispositions
+        else:
+            cred = self._find_dropped(pid) or Cred(uid, gid, uid in (0, self._superuser_uid))
+            process = Process(pid, cred, self._new_mm(), find_comm(pid), time.monotonic())
+        process.on_exit = self._forget
+        self.processes[pid] = process
+        return process
+
+    def _take_token(self, pid: Pid, token: int) -> _Token:
+        copy = self._tokens.get(token)
+        if copy is None or find_ppid(pid) != copy.parent.pid:
+            raise SysError(errno.EINVAL)
+        del self._tokens[token]
+        return copy
+
+    def clone(self, parent: Process) -> int:
+        """Copy a process's memory now and return the token with which its child attaches.
+
+        Raises SysError(EAGAIN) with too many copies waiting, SysError(ENOMEM).
+        """
+        if sum(copy.parent is parent for copy in self._tokens.values()) >= MAX_TOKENS:
+            raise SysError(errno.EAGAIN)
+        mm = dup_mmap(parent.live_mm)
+        token = secrets.randbits(62) + 1
+        self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy())
+        return token
+
+    def setuid(self, process: Process, uid: int) -> None:
+        """Change who a process acts as; a superuser that becomes somebody else is none for good.
+
+        Raises SysError(EINVAL) for no uid, SysError(EPERM) where somebody who is not the superuser takes another's.
+        Source: Linux v6.8 kernel/sys.c:__sys_setuid().
+        """
+        if uid > _LAST_UID:
+            raise SysError(errno.EINVAL)
+        cred = process.cred
+        if not cred.superuser and uid != cred.uid:
+            raise SysError(errno.EPERM)
+        process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
+        if cred.superuser and not process.cred.superuser:
+            for pid in [pid for pid in self._dropped if self._find_dropped(pid) is None]:
+                del self._dropped[pid]
+            self._dropped[process.pid] = (find_start_time(process.pid), process.cred)
+
+    def _find_dropped(self, pid: Pid) -> Cred | None:
+        started, cred = self._dropped.get(pid, (0, None))
+        return cred if cred is not None and started == find_start_time(pid) else None
+
+    def _forget(self, process: Process) -> None:
+        del self.processes[process.pid]
+        for token in [token for token, copy in self._tokens.items() if copy.parent is process]:
+            exit_mmap(self._tokens.pop(token).mm)
+        self._ended.append(process)
+
+    def take_ended(self) -> list[Process]:
+        """Return the processes that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def address_spaces(self) -> list[MmStruct]:
+        """Return every address space there is: of processes, and of copies that wait for a child."""
+        mms = [process.live_mm for process in self.processes.values()]
+        return mms + [copy.mm for copy in self._tokens.values()]
+
+
+def find_comm(pid: Pid) -> str:
+    """Return the real process's name, or an empty string when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def find_ppid(pid: Pid) -> Pid | None:
+    """Return the pid of the real process's parent, or None when it has gone."""
+    fields = _stat_fields(pid)
+    return int(fields[1]) if fields else None
+
+
+def find_start_time(pid: Pid) -> int:
+    """Return when the real process started, in clock ticks since boot, or -1 when it has gone."""
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else -1
+
+
+def _stat_fields(pid: Pid) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on: the second, a name, may hold anything."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return stat[stat.rindex(")") + 2 :].split()

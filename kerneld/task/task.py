@@ -1,0 +1,117 @@
+"""Processes and their threads.
+
+Owns `Process` (Linux: a thread group with its mm, signals and credentials) and `Thread` (one connection). Knows no
+socket: `Thread.connection` is the server's own. Answers to Linux v6.8 include/linux/sched.h and
+include/linux/sched/signal.h.
+
+Invariants: `process.mm` is an address space until `ended`, None from then on; `threads` is empty exactly when it
+has ended or nothing is attached yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from signal import SIGKILL
+
+from kerneld.mm.limits import Rlimits
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import exit_mmap
+from shared.uapi.page import Pid
+from shared.uapi.signals import Disposition
+from shared.wire import SigInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Cred:
+    """Who a process acts as. `superuser` is what Linux's capabilities are together; dropped for good by setuid."""
+
+    uid: int
+    gid: int
+    superuser: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A signal that has reached a thread; a fatal one has ended its process."""
+
+    signo: int
+    info: SigInfo
+
+
+class Process:
+    """One process of the machine's user space, behind which a real one stands."""
+
+    def __init__(self, pid: Pid, cred: Cred, mm: MmStruct, comm: str, start_time: float) -> None:
+        """`start_time` is CLOCK_MONOTONIC in seconds; `comm` the real process's name."""
+        self.pid = pid
+        self.cred = cred
+        self._mm: MmStruct | None = mm
+        self.comm = comm
+        self.start_time = start_time
+        self.threads: list[Thread] = []
+        self.dispositions: dict[int, Disposition] = {}
+        """What rt_sigaction has said; absent means DEFAULT."""
+        self.min_flt = 0
+        self.maj_flt = 0
+        self.on_exit: Callable[[Process], None] | None = None
+        """Called once it has ended: the process table takes it out."""
+        self.ended = False
+        self.exit_signal = 0
+        """The signal that ended it, 0 for an exit."""
+
+    @property
+    def mm(self) -> MmStruct | None:
+        """The address space, None once the process has ended."""
+        return self._mm
+
+    @property
+    def live_mm(self) -> MmStruct:
+        """The address space of a process that is known to live: it makes a call."""
+        assert self._mm is not None
+        return self._mm
+
+    @property
+    def rlimits(self) -> Rlimits:
+        """The resource limits, which the address space consults."""
+        return self.live_mm.rlimits
+
+    def exec_mmap(self, new_mm: MmStruct) -> None:
+        """Go on with a new address space: listeners move over, then the old one is taken down.
+
+        Source: Linux v6.8 fs/exec.c:exec_mmap().
+        """
+        old = self.live_mm
+        self._mm = new_mm
+        for notifier in list(old.notifiers):
+            notifier.exec_mmap(new_mm)
+        old.notifiers.clear()
+        exit_mmap(old)
+
+    def exit_mm(self) -> None:
+        """Give the address space up; the process has ended then. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
+        mm, self._mm = self._mm, None
+        self.ended = True
+        if mm is not None:
+            exit_mmap(mm)
+
+
+class Thread:
+    """One thread of a process: one connection."""
+
+    __slots__ = ("__weakref__", "connection", "delivered", "pending", "process", "siginfo", "tid")
+
+    def __init__(self, tid: Pid, process: Process) -> None:
+        self.tid = tid
+        self.process = process
+        self.connection: object | None = None
+        self.pending = 0
+        """Pending signals as a bit mask, bit signo - 1 (Linux: sigset_t)."""
+        self.siginfo: dict[int, SigInfo] = {}
+        self.delivered: Delivered | None = None
+        """The signal that the current request has raised; dispatch takes it."""
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether a SIGKILL is pending."""
+        return self.pending >> (SIGKILL - 1) & 1 != 0
