@@ -17,13 +17,13 @@ from typing import Any
 
 import click
 
+from kerneld.errors import KernelBug
 from kerneld.failure import Commands, Failure, Status
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
 PAGE_SIZE = 4096
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-MIN_RAM_BYTES = 1 << 20
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 PS_COLUMNS = ("PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND")
 
@@ -41,8 +41,8 @@ class Size(click.ParamType[int]):
         if match is None:
             self.fail(f"'{value}' is not a size: say 256M, or 1G", param, ctx)
         size_bytes = int(match[1]) * SIZE_UNITS[match[2].upper()]
-        if size_bytes < MIN_RAM_BYTES or size_bytes % PAGE_SIZE:
-            self.fail(f"'{value}': RAM is at least 1M, in whole pages of 4K", param, ctx)
+        if size_bytes % PAGE_SIZE:
+            self.fail(f"'{value}': RAM comes in whole pages of 4K", param, ctx)
         return size_bytes
 
 
@@ -151,6 +151,8 @@ def start(
             raise Failure(Status.FAILED, str(error)) from None
         except (SocketPathError, daemon.MachineError) as error:
             raise Failure(Status.CANNOT_START, str(error)) from None
+        except KernelBug as error:
+            raise Failure(Status.FAILED, f"kernel panic: {error}") from None
 
     if detach:
         start_in_background(path, serve)

@@ -17,6 +17,7 @@ from types import FrameType
 
 import structlog
 
+from kerneld.errors import KernelBug
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import claim
 from kerneld.syscalls.kernel import Kernel, KernelConfig
@@ -44,23 +45,23 @@ class DaemonConfig:
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; `on_ready` is called once the socket accepts.
 
-    Raises SocketPathError or MachineError when it cannot start.
+    Raises SocketPathError or MachineError when it cannot start, KernelBug when the machine has broken.
     """
     raise_fd_limit()
     with stop_signals() as stop_fd:
         held = claim(os.path.abspath(config.socket_path))
         try:
             kernel = build_kernel(config)
+            loop = Loop(kernel, held.listener, stop_fd, config.max_connections)
+            log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
+            on_ready()
             try:
-                loop = Loop(kernel, held.listener, stop_fd, config.max_connections)
-                log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
-                on_ready()
                 loop.run()
-            except Exception:
-                log.exception("kerneld failed")
-                raise
-            finally:
                 kernel.shutdown()
+            except KernelBug:
+                # A broken machine is not taken down in order: the process ends, and the host takes back all it held.
+                log.critical("kernel panic", exc_info=True)
+                raise
         finally:
             held.release()
     log.info("kerneld stopped")

@@ -8,7 +8,8 @@ connections; then new ones. An fd closed in a turn may be given out again in the
 looked up before any is served, and one that was closed meanwhile is passed over.
 
 It must not know what a request means. A connection that breaks, or a request that fails in an unforeseen way, costs
-that connection; never the loop.
+that connection; never the loop. KernelBug alone goes through: dispatch has made an oops of what one task can be blamed
+for, so where one comes out of it the machine itself is broken, and going on would only spread that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from kerneld.errors import SysError
+from kerneld.errors import KernelBug, SysError
 from kerneld.server.connection import Connection, Inbox, close_fds
 from kerneld.server.exchange import answer_datagram
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
@@ -106,6 +107,8 @@ class Loop:
                 self._hang_up(connection)
             else:
                 self._send_again(connection)
+        except KernelBug:
+            raise
         except Exception:
             log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
             self._hang_up(connection)
@@ -140,6 +143,8 @@ class Loop:
             self._hang_up(connection)
         elif not is_sent:
             self._epoll.modify(connection.fd, select.EPOLLOUT)
+        if connection.watch is not None:
+            self._drop_ended_threads(connection.watch)
 
     def _send_again(self, connection: Connection) -> None:
         """The client has read: send the answer that waited, then listen to it again."""
@@ -158,6 +163,8 @@ class Loop:
             return
         try:
             self._kernel.thread_exited(thread)
+        except KernelBug:
+            raise
         except Exception:
             log.exception("thread could not be ended cleanly", pid=thread.process.pid, tid=thread.tid)
 
@@ -213,6 +220,8 @@ class Loop:
         """The real process is dead."""
         try:
             self._kernel.process_died(watch.process)
+        except KernelBug:
+            raise
         except Exception:
             log.exception("process could not be ended cleanly", pid=watch.process.pid)
         self._reap()
@@ -224,6 +233,13 @@ class Loop:
             watch = self._watches.get(process.pid)
             if watch is not None and watch.process is process:
                 self._unwatch(watch)
+
+    def _drop_ended_threads(self, watch: Watch) -> None:
+        """Close the connections of threads that the kernel has ended, as execve does with all but the caller's."""
+        threads = watch.process.threads
+        if len(threads) < len(watch.connections):
+            for connection in [other for other in watch.connections if other.thread not in threads]:
+                self._drop(connection)
 
     def _unwatch(self, watch: Watch) -> None:
         if self._watches.get(watch.process.pid) is not watch:

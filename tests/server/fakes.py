@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from kerneld.errors import SysError
+from kerneld.errors import KernelBug, SysError
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
-from kerneld.syscalls.dispatch import Answer
+from kerneld.syscalls.answer import Answer
 from shared import wire
 from shared.uapi.syscalls import Nr
 
 NR_BUG = 0x7001
 NR_CRASH_OTHERS = 0x7002
 NR_LONG = 0x7003
+NR_PANIC = 0x7004
 TURN_SECONDS = 10.0
 
 
@@ -111,6 +112,11 @@ def fake_dispatch(kernel: FakeKernel, thread: FakeThread, request: wire.Request,
             for other in list(kernel.processes.values()):
                 if other is not process:
                     kernel.end(other)
+            return Answer(0)
+        case 0x7004:
+            raise KernelBug("a frame has no owner")
+        case Nr.EXECVE:
+            process.threads[:] = [thread]
             return Answer(0)
         case 0x7003:
             return Answer(0, b"P" * request.args[0])

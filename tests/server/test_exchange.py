@@ -9,9 +9,10 @@ import socket
 
 import pytest
 
+from kerneld.errors import KernelBug
 from shared import wire
 from shared.uapi.syscalls import Nr
-from tests.server.fakes import NR_BUG, NR_LONG, Client, ServerUnderTest, open_fds
+from tests.server.fakes import NR_BUG, NR_LONG, NR_PANIC, Client, ServerUnderTest, open_fds
 
 GETPID = wire.pack_request(Nr.GETPID)
 ATTACH = wire.pack_request(Nr.ATTACH, (1, 0, 0))
@@ -130,6 +131,20 @@ def test_exit_of_a_thread_leaves_the_others_and_exit_group_takes_them(server: Se
     assert third.call(Nr.EXIT_GROUP).ret == 0
     assert third.is_ended()
     assert first.is_ended()
+
+
+def test_execve_takes_the_other_threads(server: ServerUnderTest) -> None:
+    first, second, third = server.attached(tid=1), server.attached(tid=2), server.attached(tid=3)
+    assert second.call(Nr.EXECVE).ret == 0
+    assert first.is_ended()
+    assert third.is_ended()
+    assert second.call(Nr.GETPID).ret == os.getpid()
+
+
+def test_broken_machine_stops_the_loop(server: ServerUnderTest) -> None:
+    client = server.attached()
+    with pytest.raises(KernelBug, match="a frame has no owner"):
+        client.exchange(wire.pack_request(NR_PANIC))
 
 
 def test_six_full_loads_fit_and_the_seventh_is_refused_before_it_runs(server: ServerUnderTest) -> None:
