@@ -113,6 +113,8 @@ def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
         data = bytes(datagram[offset + REPLY.size : offset + size])
         info = None
         if signo:
+            if len(data) != SIGINFO.size:
+                raise WireError(f"a signal with {len(data)} bytes about it, not {SIGINFO.size}")
             code, fatal, addr = SIGINFO.unpack(data)
             info = SigInfo(code, bool(fatal), addr)
         replies.append(Reply(ret, signo, data, info))

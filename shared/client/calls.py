@@ -122,7 +122,7 @@ class SystemCalls:
         """Return the replies to `count` requests. Raises KerneldGone when kerneld refused the datagram."""
         try:
             replies = wire.unpack_replies(answer)
-        except (wire.WireError, struct.error):
+        except wire.WireError:
             raise _malformed() from None
         if not replies or len(replies) > count or any(reply.signo for reply in replies[:-1]):
             raise _malformed()
@@ -134,7 +134,7 @@ class SystemCalls:
         """Take the answer of an interrupted call: only that the kernel has ended this process still counts."""
         try:
             replies = wire.unpack_replies(answer)
-        except (wire.WireError, struct.error):
+        except wire.WireError:
             raise _malformed() from None
         for reply in replies:
             if reply.siginfo is not None and reply.siginfo.fatal:
