@@ -154,13 +154,17 @@ class AddressSpace:
         """A VMA has gone; the last one writes dirty pages back and drops the cache."""
         del self.i_mmap[vma]
         if not self.i_mmap:
-            self.writeback()
-            for pfn in self.pages.values():
-                self._frames.put_page(pfn)
-            self.pages.clear()
-            self.dirty.clear()
-            if self.backing is not None:
-                self.backing.release()
+            self.evict()
+
+    def evict(self) -> None:
+        """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict()."""
+        self.writeback()
+        for pfn in self.pages.values():
+            self._frames.put_page(pfn)
+        self.pages.clear()
+        self.dirty.clear()
+        if self.backing is not None:
+            self.backing.release()
 
     def last_index(self) -> int:
         """Return the number of pages that the file has now, the last one possibly in part."""
@@ -170,7 +174,7 @@ class AddressSpace:
 class File:
     """An inode as one open file description sees it; VMAs of one File may merge (Linux: struct file)."""
 
-    __slots__ = ("dev", "ino", "mapping", "path", "readable", "writable")
+    __slots__ = ("dev", "ino", "mappable", "mapping", "noexec", "path", "readable", "writable", "write_sealed")
 
     def __init__(
         self, mapping: AddressSpace, path: str, *, readable: bool, writable: bool, dev: int = 0, ino: int = 0
@@ -182,6 +186,12 @@ class File:
         self.writable = writable
         self.dev = dev
         self.ino = ino
+        self.mappable = True
+        """Whether it can be mapped at all (Linux: file->f_op->mmap)."""
+        self.noexec = False
+        """Whether it lies on a file system mounted noexec (Linux: path_noexec())."""
+        self.write_sealed = False
+        """Whether F_SEAL_WRITE or F_SEAL_FUTURE_WRITE forbids new writable shared mappings."""
 
 
 _get_next_ino = itertools.count(1).__next__

@@ -12,7 +12,10 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 | shared, validated: a flag that the file does not know   | EOPNOTSUPP                     |
 | shared and writable: the file not open for writing      | EACCES                         |
 | file not open for reading                               | EACCES                         |
+| file on a noexec mount, with PROT_EXEC                  | EPERM                          |
+| file of a kind that cannot be mapped                    | ENODEV                         |
 | neither shared nor private; GROWSDOWN where not allowed | EINVAL                         |
+| file sealed against writing, shared and writable        | EPERM                          |
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from kerneld.mm.populate import mm_populate
 from kerneld.mm.unmapped_area import get_unmapped_area, round_hint_to_min
 from kerneld.mm.vm_flags import (
     VM_ACCOUNT,
+    VM_EXEC,
     VM_GROWSDOWN,
     VM_LOCKED,
     VM_MAYEXEC,
@@ -131,8 +135,18 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
             vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
     if not file.readable:
         raise SysError(errno.EACCES)
+    if file.noexec:
+        if vm_flags & VM_EXEC:
+            raise SysError(errno.EPERM)
+        vm_flags &= ~VM_MAYEXEC
+    if not file.mappable:
+        raise SysError(errno.ENODEV)
     if vm_flags & VM_GROWSDOWN:
         raise SysError(errno.EINVAL)
+    if file.write_sealed and vm_flags & VM_SHARED:
+        if vm_flags & VM_WRITE:
+            raise SysError(errno.EPERM)
+        vm_flags &= ~VM_MAYWRITE
     return vm_flags
 
 
