@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared import wire
+from shared.client import Process
 from shared.uapi.syscalls import Nr
 from shared.wire import Request, SigInfo
 
@@ -45,6 +46,12 @@ Script = Callable[[Request, list[int]], Said]
 def signalled(signo: int, fatal: bool, ret: int = 0, address: int = 0) -> Said:
     """An answer that raises a signal."""
     return Said(ret, signo=signo, info=SigInfo(1, fatal, address))
+
+
+def settled_fds(process: Process) -> int:
+    """How many descriptors this process has, once the thread that serves `process` has closed its own."""
+    process.syscall(Nr.GETPID)
+    return len(os.listdir("/proc/self/fd"))
 
 
 class FakeKerneld:
