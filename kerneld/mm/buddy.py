@@ -210,3 +210,31 @@ class Buddy:
             free[head : head + (1 << (int(self.head_order[head]) - 1))] = True
         free[self.pcp] = True
         return free
+
+    def check(self) -> None:
+        """Check the allocator's own invariants. Raises KernelBug."""
+        heads = np.flatnonzero(self.head_order)
+        orders = self.head_order[heads].astype(np.int64) - 1
+        sizes = np.int64(1) << orders
+        if bool((orders > MAX_ORDER).any()) or bool((heads & (sizes - 1)).any()):
+            raise KernelBug("a free block is too large, or not aligned to its size")
+        if bool((heads[1:] < (heads + sizes)[:-1]).any()) or int((heads + sizes).max(initial=0)) > self._nr_frames:
+            raise KernelBug("free blocks overlap, or leave memory")
+        if np.bincount(orders, minlength=MAX_ORDER + 1).tolist() != self.nr_blocks:
+            raise KernelBug(f"free blocks by order are noted as {self.nr_blocks}")
+        if int(sizes.sum()) + len(self.pcp) != self.nr_free:
+            raise KernelBug(
+                f"nr_free is {self.nr_free}, blocks and per-cpu list have {int(sizes.sum())}+{len(self.pcp)}"
+            )
+        buddies = heads ^ sizes
+        whole = (orders < MAX_ORDER) & (buddies < self._nr_frames)
+        if bool((self.head_order[buddies[whole]] == orders[whole] + 1).any()):
+            raise KernelBug("two free buddies are not merged")
+        for order in range(MAX_ORDER + 1):
+            if not set(heads[orders == order].tolist()) <= set(self._lists[order]):
+                raise KernelBug(f"a free block of order {order} is in no list")
+        free = np.zeros(self._nr_frames + 1, dtype=np.int64)
+        free[heads] += 1
+        free[heads + sizes] -= 1
+        if len(set(self.pcp)) != len(self.pcp) or bool(np.cumsum(free)[self.pcp].any()):
+            raise KernelBug("a frame is on the per-cpu list twice, or free in a block as well")

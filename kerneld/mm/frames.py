@@ -80,6 +80,10 @@ class Frames:
         self._mappings[number] = mapping
         return number
 
+    def find_mapping_number(self, number: int) -> object | None:
+        """Return the anon_vma or address_space that has this number, or None where it has gone."""
+        return self._mappings.get(number)
+
     def find_mapping(self, pfn: Pfn) -> object | None:
         """Return the anon_vma or address_space of a frame, or None."""
         return self._mappings.get(self.mapping_at[pfn])

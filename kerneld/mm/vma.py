@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kerneld.errors import KernelBug
 from kerneld.mm.vm_flags import VM_GROWSDOWN
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
@@ -93,6 +94,25 @@ class VmaTree:
     def __reversed__(self) -> Iterator[Vma]:
         for chunk in reversed(self._chunks):
             yield from reversed(chunk)
+
+    def check(self) -> None:
+        """Check the tree's own invariants, those of the chunks. Raises KernelBug."""
+        if not all(self._chunks) and self._chunks != [[]]:
+            raise KernelBug("an empty chunk stands among others")
+        if len({len(self._chunks), len(self._starts), len(self._firsts), len(self._max_gaps)}) != 1:
+            raise KernelBug("the lists of chunks differ in length")
+        if self._len != sum(map(len, self._chunks)):
+            raise KernelBug(f"the tree counts {self._len} VMAs and has {sum(map(len, self._chunks))}")
+        end = 0
+        for number, chunk in enumerate(self._chunks):
+            if len(chunk) > 2 * CHUNK or self._starts[number] != [vma.start for vma in chunk]:
+                raise KernelBug(f"chunk {number} is too long, or its VMAs start elsewhere than noted")
+            if chunk and self._firsts[number] != chunk[0].start:
+                raise KernelBug(f"chunk {number} starts at {chunk[0].start:#x}, noted is {self._firsts[number]:#x}")
+            for vma in chunk:
+                if vma.start - end > self._max_gaps[number]:
+                    raise KernelBug(f"the gap below {vma} is larger than the largest noted for chunk {number}")
+                end = vma.end
 
     def _place(self, vaddr: Vaddr) -> tuple[int, int]:
         """Return chunk and position of the first VMA that starts after `vaddr`; position may be the chunk's length."""

@@ -1,0 +1,141 @@
+"""The accounts of the frames, recomputed from nothing: who holds each frame, and who may find it.
+
+A part of the invariants (`kerneld.mm.invariants`), in a file of its own for its length. Knows page tables only as the
+walks over them. Raises KernelBug with the first thing that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug
+from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, ZERO_PFN, Frames
+from kerneld.mm.page_walk import Walk
+from kerneld.mm.rmap import AnonVma
+from kerneld.mm.vm_flags import VM_SHARED
+from kerneld.mm.vma import Vma
+
+_SAMPLE = 16
+"""Frames read back at each check: reading one that was never written makes the host back it with memory."""
+
+
+def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]) -> None:
+    """Check every frame's counts and state against all page tables and all cached files of the machine.
+
+    Raises KernelBug.
+    """
+    count = frames.ram.nr_frames
+    frames.buddy.check()
+    leaves = [walk.entries[present_mask(walk.entries) & ((walk.entries & PTE_SPECIAL) == 0)] for walk in walks]
+    mapped = np.bincount(_concatenate([pte_pfn(run).astype(np.int64) for run in leaves]), minlength=count)
+    tables = np.bincount(_concatenate([walk.table_pfns for walk in walks]), minlength=count)
+    slots = np.bincount(_concatenate([_slots(mapping)[1] for mapping in mappings]), minlength=count)
+    reserved = np.zeros(count, dtype=np.int64)
+    reserved[[0, ZERO_PFN]] = 1
+    _same(frames.mapcount, mapped, "mapcount", "entries that map it")
+    _same(frames.refcount, mapped + tables + slots + reserved, "refcount", "entries and pins")
+    free = frames.buddy.is_free()
+    _none(free & (frames.refcount != 0), "is free and has references")
+    _none(~free & (frames.refcount == 0), "is neither free nor held by anything: it has leaked")
+    _none(free & ((frames.flags != 0) | (frames.mapping != 0)), "is free and keeps flags or a mapping")
+    is_table = (frames.flags & PG_TABLE) != 0
+    _none(is_table != (tables == 1), "is a page table by its flags or by a walk, but not by both")
+    _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
+    anon = (frames.flags & PG_ANON) != 0
+    _none(anon & (slots != 0), "is anonymous and in a page cache")
+    _none(anon & ((frames.flags & PG_SWAPBACKED) == 0), "is anonymous and not swap-backed")
+    _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
+    _check_unwritten(frames)
+
+
+def _concatenate(runs: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)
+
+
+def _slots(mapping: AddressSpace) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Return index and frame of each cached page."""
+    count = len(mapping.pages)
+    return (
+        np.fromiter(mapping.pages.keys(), dtype=np.uint64, count=count),
+        np.fromiter(mapping.pages.values(), dtype=np.int64, count=count),
+    )
+
+
+def _same(have: npt.NDArray[np.int32], want: npt.NDArray[np.int64], name: str, what: str) -> None:
+    wrong = np.flatnonzero(have != want)
+    if len(wrong):
+        pfn = int(wrong[0])
+        raise KernelBug(f"{name} of frame {pfn:#x} is {have[pfn]}, {what}: {want[pfn]}")
+
+
+def _none(bad: npt.NDArray[np.bool_], message: str) -> None:
+    wrong = np.flatnonzero(bad)
+    if len(wrong):
+        raise KernelBug(f"frame {int(wrong[0]):#x} {message}")
+
+
+def _check_unwritten(frames: Frames) -> None:
+    """A sample of the frames that nobody has written, the zero page always among them, reads as zeros."""
+    unwritten = np.flatnonzero(~frames.ram.written)
+    if frames.ram.written[ZERO_PFN]:
+        raise KernelBug("the shared zero page has been written")
+    in_use = unwritten[frames.refcount[unwritten] > 0]
+    for pfns in (in_use, unwritten):
+        sample = pfns[:: max(1, len(pfns) // _SAMPLE)]
+        dirty = sample[frames.ram.frames_np[sample].any(axis=1)]
+        if len(dirty):
+            raise KernelBug(f"frame {int(dirty[0]):#x} is not noted as written and does not read as zeros")
+
+
+def check_mapping(frames: Frames, mapping: AddressSpace) -> None:
+    """Check the page cache of one inode: every slot's frame leads back to it, and `dirty` is what PG_DIRTY says.
+
+    Raises KernelBug.
+    """
+    indexes, pfns = _slots(mapping)
+    name = f"mapping {mapping.number}"
+    if bool((frames.mapping[pfns] != mapping.number).any()) or bool((frames.index[pfns] != indexes).any()):
+        raise KernelBug(f"a cached frame of {name} names another mapping or index")
+    flags = frames.flags[pfns]
+    dirty = set(indexes[(flags & PG_DIRTY) != 0].tolist())
+    if mapping.dirty != dirty:
+        raise KernelBug(f"dirty pages of {name}: noted {sorted(mapping.dirty)}, flagged {sorted(dirty)}")
+    if bool((((flags & PG_SWAPBACKED) != 0) != mapping.is_shmem).any()):
+        raise KernelBug(f"a cached frame of {name} is of the wrong kind")
+    if frames.find_mapping_number(mapping.number) is not mapping:
+        raise KernelBug(f"{name} is not registered under its number")
+
+
+def check_anon_vmas(frames: Frames, vmas: list[Vma]) -> None:
+    """Check the chains between all VMAs of the machine and their anon_vmas, both ways, and the anon_vmas' counts.
+
+    Raises KernelBug.
+    """
+    chained: dict[AnonVma, set[Vma]] = {}
+    for vma in vmas:
+        if len(set(vma.anon_vma_chain)) != len(vma.anon_vma_chain):
+            raise KernelBug(f"{vma} is chained twice to one anon_vma")
+        if vma.anon_vma is not None and vma.anon_vma not in vma.anon_vma_chain:
+            raise KernelBug(f"{vma} is not chained to its own anon_vma")
+        if vma.anon_vma_chain and (vma.anon_vma is None or vma.vm_flags & VM_SHARED):
+            raise KernelBug(f"{vma} has a chain of anon_vmas without one of its own, or is shared")
+        for anon_vma in vma.anon_vma_chain:
+            chained.setdefault(anon_vma, set()).add(vma)
+    active = Counter(vma.anon_vma for vma in vmas)
+    children = Counter(anon_vma.parent for anon_vma in chained)
+    for anon_vma, users in chained.items():
+        name = f"anon_vma {anon_vma.number}"
+        if anon_vma.vmas != users:
+            raise KernelBug(f"{name} names {len(anon_vma.vmas)} VMAs, {len(users)} are chained to it")
+        if anon_vma.num_active_vmas != active[anon_vma]:
+            raise KernelBug(f"{name}: num_active_vmas is {anon_vma.num_active_vmas}, VMAs are {active[anon_vma]}")
+        expected = children[anon_vma] + (anon_vma.parent is None)
+        if anon_vma.num_children != expected:
+            raise KernelBug(f"{name}: num_children is {anon_vma.num_children}, children are {expected}")
+        if frames.find_mapping_number(anon_vma.number) is not anon_vma:
+            raise KernelBug(f"{name} is not registered under its number")
