@@ -1,0 +1,213 @@
+"""What an ELF file says should be mapped: its headers, read with care.
+
+Owns the reading of the file and the typed description of it. Maps nothing. No number in the file is believed: what
+`ElfImage` holds are unsigned 64-bit words as they stand in the file, and whoever maps checks them as Linux does. Of
+pyelftools only the structures of the headers are used: its segment classes follow offsets of the file. Answers to
+Linux v6.8 fs/binfmt_elf.c: load_elf_phdrs(), elf_read(), total_mapping_size(), maximum_alignment(), make_prot().
+
+| what is wrong                                                     | program | interpreter |
+|-------------------------------------------------------------------|---------|-------------|
+| no ELF, another class, byte order, machine or type                | ENOEXEC | ELIBBAD     |
+| program headers of another size, none, over a page, out of file   | ENOEXEC | ELIBBAD     |
+| path of the interpreter under 2 or over 4,096 bytes, no NUL       | ENOEXEC | –           |
+| that path, or the interpreter's header, not wholly in the file    | EIO     | EIO         |
+| that path at an offset that no file can have                      | EINVAL  | –           |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from kerneld.errors import SysError
+from kerneld.mm.filemap import File
+from kerneld.mm.frames import Frames
+from shared.uapi.mman import Prot
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
+
+U64_MASK = (1 << 64) - 1
+EHDR_BYTES = 64
+PHDR_BYTES = 56
+PATH_MAX = 4096
+_MAX_OFFSET = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ElfSegment:
+    """One PT_LOAD: `file_bytes` at `offset` of the file belong at `vaddr`, zeros behind them up to `mem_bytes`."""
+
+    vaddr: int
+    offset: int
+    file_bytes: int
+    mem_bytes: int
+    align: int
+    prot: int
+
+
+@dataclass(frozen=True, slots=True)
+class ElfImage:
+    """The headers of one ELF file. Every number is as it stands in the file."""
+
+    is_dyn: bool
+    """ET_DYN: may be mapped anywhere; else ET_EXEC."""
+    entry: int
+    phoff: int
+    phnum: int
+    segments: tuple[ElfSegment, ...]
+    interpreter: str | None
+    """The path in PT_INTERP."""
+    executable_stack: bool
+    """PT_GNU_STACK asks for it; without that header the stack is not executable on x86-64."""
+
+    @property
+    def total_mapping_bytes(self) -> int:
+        """From the first page of the lowest segment to the end of the highest, modulo 2^64; 0 without a segment."""
+        if not self.segments:
+            return 0
+        low = min(segment.vaddr & PAGE_MASK for segment in self.segments)
+        high = max((segment.vaddr + segment.mem_bytes) & U64_MASK for segment in self.segments)
+        return (high - low) & U64_MASK
+
+    @property
+    def maximum_alignment(self) -> int:
+        """The largest alignment that is a power of two, in bytes and at least a page; 0 where none is."""
+        aligns = [s.align for s in self.segments if s.align and not s.align & (s.align - 1)]
+        return page_align(max(aligns, default=0))
+
+
+def read_program(frames: Frames, file: File) -> ElfImage:
+    """Read the headers of a program. Raises SysError as the table above says.
+
+    Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary(), up to its point of no return.
+    """
+    data = _kernel_read(frames, file, 0, EHDR_BYTES)
+    return _parse(frames, file, data.ljust(EHDR_BYTES, b"\0"), with_interpreter=True)
+
+
+def read_interpreter(frames: Frames, file: File) -> ElfImage:
+    """Read the headers of a program's interpreter. Raises SysError as the table above says.
+
+    Differs from Linux: a type that is neither ET_EXEC nor ET_DYN is ELIBBAD too (Linux kills the process over it).
+    """
+    data = _elf_read(frames, file, 0, EHDR_BYTES)
+    try:
+        return _parse(frames, file, data, with_interpreter=False)
+    except SysError as error:
+        raise SysError(errno.ELIBBAD if error.errno == errno.ENOEXEC else error.errno) from None
+
+
+@cache
+def _structs() -> Any:
+    """Return pyelftools' structures of a 64-bit little-endian file. Imported here: only execve pays for it."""
+    from elftools.elf.structs import ELFStructs  # noqa: PLC0415
+
+    structs = ELFStructs(little_endian=True, elfclass=64)
+    structs.create_basic_structs()
+    structs.create_advanced_structs(e_machine="EM_X86_64")
+    return structs
+
+
+def _parse(frames: Frames, file: File, data: bytes, *, with_interpreter: bool) -> ElfImage:
+    from elftools.construct import ConstructError  # noqa: PLC0415
+
+    try:
+        header = _structs().Elf_Ehdr.parse(data)
+    except ConstructError:
+        raise SysError(errno.ENOEXEC) from None
+    ident = header["e_ident"]
+    if bytes(ident["EI_MAG"]) != b"\x7fELF" or (ident["EI_CLASS"], ident["EI_DATA"]) != ("ELFCLASS64", "ELFDATA2LSB"):
+        raise SysError(errno.ENOEXEC)
+    if header["e_type"] not in ("ET_EXEC", "ET_DYN") or header["e_machine"] != "EM_X86_64":
+        raise SysError(errno.ENOEXEC)
+    phdrs = _load_phdrs(frames, file, header)
+    stacks = [phdr for phdr in phdrs if phdr["p_type"] == "PT_GNU_STACK"]
+    return ElfImage(
+        is_dyn=header["e_type"] == "ET_DYN",
+        entry=header["e_entry"],
+        phoff=header["e_phoff"],
+        phnum=header["e_phnum"],
+        segments=tuple(_segment(phdr) for phdr in phdrs if phdr["p_type"] == "PT_LOAD"),
+        interpreter=_find_interpreter(frames, file, phdrs) if with_interpreter else None,
+        executable_stack=bool(stacks) and bool(_make_prot(stacks[-1]["p_flags"]) & Prot.EXEC),
+    )
+
+
+def _load_phdrs(frames: Frames, file: File, header: Any) -> list[Any]:
+    """Return the program headers. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_phdrs()."""
+    length = header["e_phnum"] * PHDR_BYTES
+    if header["e_phentsize"] != PHDR_BYTES or not 0 < length <= PAGE_SIZE:
+        raise SysError(errno.ENOEXEC)
+    try:
+        data = _elf_read(frames, file, header["e_phoff"], length)
+    except SysError:
+        raise SysError(errno.ENOEXEC) from None
+    parse = _structs().Elf_Phdr.parse
+    return [parse(data[start : start + PHDR_BYTES]) for start in range(0, length, PHDR_BYTES)]
+
+
+def _segment(phdr: Any) -> ElfSegment:
+    return ElfSegment(
+        vaddr=phdr["p_vaddr"],
+        offset=phdr["p_offset"],
+        file_bytes=phdr["p_filesz"],
+        mem_bytes=phdr["p_memsz"],
+        align=phdr["p_align"],
+        prot=_make_prot(phdr["p_flags"]),
+    )
+
+
+def _make_prot(p_flags: int) -> int:
+    """Return PROT_* for PF_*. Source: Linux v6.8 fs/binfmt_elf.c:make_prot()."""
+    from elftools.elf.constants import P_FLAGS  # noqa: PLC0415
+
+    prot = Prot.READ if p_flags & P_FLAGS.PF_R else Prot.NONE
+    prot |= Prot.WRITE if p_flags & P_FLAGS.PF_W else Prot.NONE
+    prot |= Prot.EXEC if p_flags & P_FLAGS.PF_X else Prot.NONE
+    return prot.value
+
+
+def _find_interpreter(frames: Frames, file: File, phdrs: list[Any]) -> str | None:
+    """Return the path in the first PT_INTERP, or None where there is none."""
+    phdr = next((phdr for phdr in phdrs if phdr["p_type"] == "PT_INTERP"), None)
+    if phdr is None:
+        return None
+    if not 2 <= phdr["p_filesz"] <= PATH_MAX:
+        raise SysError(errno.ENOEXEC)
+    path = _elf_read(frames, file, phdr["p_offset"], phdr["p_filesz"])
+    if path[-1]:
+        raise SysError(errno.ENOEXEC)
+    return os.fsdecode(path.split(b"\0", 1)[0])
+
+
+def _elf_read(frames: Frames, file: File, offset: int, length: int) -> bytes:
+    """Read exactly `length` bytes. Raises SysError(EIO), SysError(EINVAL). Source: fs/binfmt_elf.c:elf_read()."""
+    data = _kernel_read(frames, file, offset, length)
+    if len(data) != length:
+        raise SysError(errno.EIO)
+    return data
+
+
+def _kernel_read(frames: Frames, file: File, offset: int, length: int) -> bytes:
+    """Read up to `length` bytes at `offset` as the machine sees the file: cached pages count, they may be newer.
+
+    Raises SysError(EINVAL) for an offset over 2^63, SysError(EIO) where the file cannot be read.
+    """
+    mapping = file.mapping
+    if offset > _MAX_OFFSET:
+        raise SysError(errno.EINVAL)
+    try:
+        length = min(length, max(0, mapping.size_bytes() - offset))
+        data = bytearray(mapping.backing.read_at(offset, length)) if mapping.backing is not None else bytearray(length)
+    except OSError:
+        raise SysError(errno.EIO) from None
+    end = offset + len(data)
+    for index in range(offset >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT):
+        pfn = mapping.find_page(index)
+        if pfn is not None:
+            page = index << PAGE_SHIFT
+            low, high = max(offset, page), min(end, page + PAGE_SIZE)
+            data[low - offset : high - offset] = frames.ram.page(pfn)[low - page : high - page]
+    return bytes(data)

@@ -1,0 +1,241 @@
+"""Mapping an ELF file's segments: the program's and its interpreter's.
+
+Takes descriptions from `kerneld.task.elf` and calls memory management; reads no file and knows no process. Addresses
+are those without randomisation, as under `setarch -R`. Arithmetic is modulo 2^64, as in the kernel's C: the file's
+numbers are checked where Linux checks them, and where they wrap they wrap alike. Answers to Linux v6.8
+fs/binfmt_elf.c: elf_map(), elf_load(), load_elf_binary(), load_elf_interp().
+
+| file                         | first segment goes to                                                  |
+|------------------------------|------------------------------------------------------------------------|
+| ET_EXEC                      | its address; the others too                                            |
+| ET_DYN with an interpreter   | ELF_ET_DYN_BASE, rounded down to the largest alignment                 |
+| ET_DYN without (static PIE)  | the top of the mmap area: it may be a loader, which must not be in the way |
+| interpreter, ET_DYN          | the top of the mmap area                                               |
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from dataclasses import dataclass
+
+from kerneld.errors import SysError
+from kerneld.mm.access import write_remote_vm
+from kerneld.mm.brk import do_brk_flags
+from kerneld.mm.filemap import File
+from kerneld.mm.mlock import mlock_future_ok
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import do_mmap
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.unmapped_area import get_unmapped_area
+from kerneld.mm.vm_flags import VM_EXEC
+from kerneld.task.elf import U64_MASK, ElfImage, ElfSegment
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
+
+ELF_ET_DYN_BASE: Vaddr = TASK_SIZE // 3 * 2
+"""Source: Linux v6.8 arch/x86/include/asm/elf.h. Its page is 0x555555554000, well known from debuggers."""
+
+_PRIVATE = Map.PRIVATE.value
+_FIXED = (Map.PRIVATE | Map.FIXED).value
+_FIXED_NOREPLACE = (Map.PRIVATE | Map.FIXED_NOREPLACE).value
+_PAGE_OFFSET = ~PAGE_MASK
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a program has come to lie; addresses in bytes."""
+
+    load_bias: int
+    """Added to every address in the file, modulo 2^64."""
+    entry: int
+    phdr_addr: int
+    """The program headers in memory: AT_PHDR."""
+    start_code: int
+    end_code: int
+    start_data: int
+    end_data: int
+    brk: int
+    """The end of the highest segment."""
+
+
+def map_program(mm: MmStruct, file: File, image: ElfImage, *, privileged: bool) -> Placement:
+    """Map the segments of a program and return where they lie.
+
+    `privileged` may map below vm.mmap_min_addr. Raises SysError(EINVAL) for sizes and addresses that cannot be, and as
+    `do_mmap` does. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
+    """
+    bias, flags, total = 0, _FIXED_NOREPLACE, 0
+    if image.is_dyn and image.segments:
+        bias, flags = _dyn_base(image), _FIXED_NOREPLACE if image.interpreter is not None else _PRIVATE
+    if image.is_dyn:
+        total = image.total_mapping_bytes
+        if not total:
+            raise SysError(errno.EINVAL)
+    for number, segment in enumerate(image.segments):
+        addr = (bias + segment.vaddr) & U64_MASK
+        mapped = elf_load(mm, file, addr, segment, flags, total, privileged=privileged)
+        _check_addr(mapped)
+        if number == 0 and image.is_dyn:
+            bias = (bias + mapped - (addr & PAGE_MASK)) & U64_MASK
+        flags, total = _FIXED, 0
+        if not _fits(segment, segment.vaddr):
+            raise SysError(errno.EINVAL)
+    placement = _place(image, bias)
+    if image.interpreter is None:
+        _check_addr(placement.entry)
+    return placement
+
+
+def _dyn_base(image: ElfImage) -> int:
+    """Return the load bias that is asked for, before the first segment is mapped."""
+    base = 0
+    if image.interpreter is not None:
+        base = ELF_ET_DYN_BASE
+        if image.maximum_alignment:
+            base &= ~(image.maximum_alignment - 1)
+    return (base - image.segments[0].vaddr) & U64_MASK & PAGE_MASK
+
+
+def _check_addr(addr: int) -> None:
+    """Raise SysError(EINVAL) outside user space (Linux: BAD_ADDR)."""
+    if addr >= TASK_SIZE:
+        raise SysError(errno.EINVAL)
+
+
+def _fits(segment: ElfSegment, start: int) -> bool:
+    """Tell whether a segment at `start` lies within user space, its file part within its memory."""
+    return (
+        start < TASK_SIZE
+        and segment.file_bytes <= segment.mem_bytes <= TASK_SIZE
+        and start <= TASK_SIZE - segment.mem_bytes
+    )
+
+
+def _place(image: ElfImage, bias: int) -> Placement:
+    """Return the addresses that the kernel notes of a program whose segments have all been checked."""
+    phdr = 0
+    for segment in image.segments:
+        if segment.offset <= image.phoff < (segment.offset + segment.file_bytes) & U64_MASK:
+            phdr = image.phoff - segment.offset + segment.vaddr
+    code = [segment for segment in image.segments if segment.prot & Prot.EXEC]
+    ends = [segment.vaddr + segment.file_bytes for segment in image.segments]
+
+    def biased(value: int) -> int:
+        return (value + bias) & U64_MASK
+
+    return Placement(
+        load_bias=bias,
+        entry=biased(image.entry),
+        phdr_addr=biased(phdr),
+        start_code=biased(min((segment.vaddr for segment in code), default=U64_MASK)),
+        end_code=biased(max((segment.vaddr + segment.file_bytes for segment in code), default=0)),
+        start_data=biased(max((segment.vaddr for segment in image.segments), default=0)),
+        end_data=biased(max(ends, default=0)),
+        brk=biased(max((segment.vaddr + segment.mem_bytes for segment in image.segments), default=0)),
+    )
+
+
+def map_interpreter(mm: MmStruct, file: File, image: ElfImage, program: Placement, *, privileged: bool) -> Vaddr:
+    """Map the segments of a program's interpreter and return its load address: AT_BASE.
+
+    Raises SysError(EINVAL) without a segment or with an entry outside user space, SysError(ENOMEM) for sizes that
+    cannot be, and as `do_mmap` does. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_interp().
+    """
+    total = image.total_mapping_bytes
+    if not total:
+        raise SysError(errno.EINVAL)
+    bias, flags = 0, _PRIVATE
+    if not image.is_dyn:
+        flags = _FIXED
+    elif program.load_bias:
+        bias = -image.segments[0].vaddr
+    for number, segment in enumerate(image.segments):
+        addr = (bias + segment.vaddr) & U64_MASK
+        mapped = elf_load(mm, file, addr, segment, flags, total, privileged=privileged)
+        _check_addr(mapped)
+        total = 0
+        if number == 0 and image.is_dyn:
+            bias = (mapped - (segment.vaddr & PAGE_MASK)) & U64_MASK
+            flags = _FIXED
+        if not _fits(segment, (bias + segment.vaddr) & U64_MASK):
+            raise SysError(errno.ENOMEM)
+    _check_addr((bias + image.entry) & U64_MASK)
+    return bias
+
+
+def elf_load(
+    mm: MmStruct, file: File, addr: int, segment: ElfSegment, flags: int, total_bytes: int, *, privileged: bool
+) -> Vaddr:
+    """Map one segment at `addr`: its part of the file, and zeros behind it; returns the start of its first page.
+
+    The rest of the file's last page is zeroed in memory, which gives the process a page of its own there.
+    `total_bytes`, where not 0, is the room that the whole image needs. Raises SysError(EFAULT) where a writable
+    segment's last page cannot be zeroed (the file is shorter), and as `do_mmap` and `do_brk_flags` do.
+    Source: Linux v6.8 fs/binfmt_elf.c:elf_load().
+    """
+    has_bss = segment.mem_bytes > segment.file_bytes
+    offset = segment.vaddr & _PAGE_OFFSET
+    if segment.file_bytes:
+        mapped = _elf_map(mm, file, addr, segment, flags, total_bytes, privileged=privileged)
+        if mapped >= TASK_SIZE:
+            return mapped
+        zero_start = (mapped + offset + segment.file_bytes) & U64_MASK
+        if has_bss:
+            _padzero(mm, zero_start, must=bool(segment.prot & Prot.WRITE))
+    else:
+        mapped = zero_start = addr & PAGE_MASK
+    if has_bss:
+        start = page_align(zero_start) & U64_MASK
+        end = page_align(mapped + offset + segment.mem_bytes) & U64_MASK
+        _vm_brk_flags(mm, start, (end - start) & U64_MASK, segment.prot, privileged=privileged)
+    return mapped
+
+
+def _elf_map(
+    mm: MmStruct, file: File, addr: int, segment: ElfSegment, flags: int, total_bytes: int, *, privileged: bool
+) -> Vaddr:
+    """Map the part of a segment that is in the file. Source: Linux v6.8 fs/binfmt_elf.c:elf_map().
+
+    With `total_bytes` the whole image is mapped first, so that it finds a place as one, and the rest is unmapped again;
+    where that fails Linux leaves it.
+    """
+    offset = segment.vaddr & _PAGE_OFFSET
+    addr &= PAGE_MASK
+    size = page_align(segment.file_bytes + offset) & U64_MASK
+    file_offset = (segment.offset - offset) & U64_MASK
+    if not size:
+        return addr
+    total = page_align(total_bytes) & U64_MASK if total_bytes else size
+    if file_offset & _PAGE_OFFSET or file_offset + total > U64_MASK:
+        raise SysError(errno.EINVAL)
+    mapped = do_mmap(mm, addr, total, segment.prot, flags, file, file_offset >> PAGE_SHIFT, privileged=privileged)
+    if total > size:
+        with suppress(SysError):
+            do_munmap(mm, mapped + size, total - size)
+    return mapped
+
+
+def _padzero(mm: MmStruct, start: Vaddr, *, must: bool) -> None:
+    """Zero the rest of a page in memory, if there is any. Source: Linux v6.8 fs/binfmt_elf.c:padzero()."""
+    count = -start & _PAGE_OFFSET
+    try:
+        write_remote_vm(mm, start, bytes(count))
+    except SysError as error:
+        if must or error.errno != errno.EFAULT:
+            raise
+
+
+def _vm_brk_flags(mm: MmStruct, start: Vaddr, length: int, prot: int, *, privileged: bool) -> None:
+    """Map [start, start + length), page-aligned, as anonymous memory, replacing what is there.
+
+    Raises SysError(ENOMEM), SysError(EPERM) below vm.mmap_min_addr, SysError(EAGAIN) over RLIMIT_MEMLOCK.
+    Source: Linux v6.8 mm/mmap.c:vm_brk_flags() and check_brk_limits().
+    """
+    if not length:
+        return
+    get_unmapped_area(mm, start, length, Map.FIXED.value, raw_io=privileged)
+    if not mlock_future_ok(mm, mm.def_flags, length, privileged):
+        raise SysError(errno.EAGAIN)
+    do_munmap(mm, start, length)
+    do_brk_flags(mm, start, length, VM_EXEC if prot & Prot.EXEC else 0)

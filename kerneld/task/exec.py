@@ -1,0 +1,186 @@
+"""execve: a new address space with a program in it, or an errno and the old one untouched.
+
+Owns the order of things; segments are `kerneld.task.elf_map`'s, the stack `kerneld.task.exec_stack`'s. Knows no
+socket and opens no file: the program comes as a File, its interpreter through a function of the caller's. Answers to
+Linux v6.8 fs/exec.c (do_execveat_common, begin_new_exec) and fs/binfmt_elf.c:load_elf_binary(), without randomisation
+of addresses.
+
+Differs from Linux: a failure that Linux finds after its point of no return, and answers by SIGKILL or SIGSEGV, is an
+errno here as well. Scripts (#!) are ENOEXEC. There is no vdso (so no AT_SYSINFO_EHDR), no vvar, no rseq, and no signal
+frame (so no AT_MINSIGSTKSZ).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from kerneld.errors import SysError
+from kerneld.mm.filemap import File
+from kerneld.mm.frames import Frames
+from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.vm_flags import VM_NONE
+from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma
+from kerneld.task.elf import PHDR_BYTES, ElfImage, read_interpreter, read_program
+from kerneld.task.elf_map import ELF_ET_DYN_BASE, Placement, map_interpreter, map_program
+from kerneld.task.exec_stack import (
+    STACK_EXPAND_BYTES,
+    STACK_TOP,
+    Arguments,
+    create_elf_tables,
+    insert_stack,
+    pack_arguments,
+    setup_arg_pages,
+)
+from kerneld.task.task import Cred, Process
+from shared.uapi.auxvec import CLOCKS_PER_SEC, ELF_HWCAP, ELF_HWCAP2, At
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Vaddr, page_align
+from shared.uapi.resource import Rlimit
+from shared.uapi.signals import Disposition
+
+TASK_COMM_BYTES = 15
+"""The longest name of a process (Linux: TASK_COMM_LEN, less its NUL)."""
+_MMAP_GAP_MIN = 128 << 20
+_U64_MAX = (1 << 64) - 1
+_FRESH_PROGRAM_PAGES = 5
+"""What the small static program that a fresh process might have been execve'd with would take below its heap."""
+
+
+def fresh_mm(frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> MmStruct:
+    """Return the address space of a process that attaches without a fork: an untouched stack of 132 KiB, an empty heap.
+
+    Raises SysError(ENOMEM) without a frame for the page table's root.
+    """
+    mm = MmStruct(frames, rlimits, sysctl)
+    arch_pick_mmap_layout(mm)
+    insert_stack(mm, STACK_EXPAND_BYTES + PAGE_SIZE)
+    mm.start_stack = STACK_TOP - 16
+    mm.start_brk = mm.brk = (ELF_ET_DYN_BASE & PAGE_MASK) + _FRESH_PROGRAM_PAGES * PAGE_SIZE
+    return mm
+
+
+def arch_pick_mmap_layout(mm: MmStruct) -> None:
+    """Set where mappings go, from the top down: as far below the stack as that may grow, and at least 128 MiB.
+
+    Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base().
+    """
+    gap = mm.rlimits.soft[Rlimit.STACK]
+    if gap + STACK_GUARD_GAP_BYTES <= _U64_MAX:
+        gap += STACK_GUARD_GAP_BYTES
+    gap = min(max(gap, _MMAP_GAP_MIN), STACK_TOP // 6 * 5)
+    mm.mmap_base = page_align(STACK_TOP - gap)
+
+
+def do_execve(
+    process: Process,
+    file: File,
+    argv: Sequence[bytes],
+    envp: Sequence[bytes],
+    open_interpreter: Callable[[str], File],
+) -> None:
+    """Let a process go on with another program; its other threads are the caller's business.
+
+    `argv` and `envp` are strings without NUL; `open_interpreter` opens the path in PT_INTERP and raises SysError where
+    it cannot. `file` stays the caller's to put away. Raises SysError, with nothing changed: E2BIG for too many
+    arguments; EACCES for a file not open for reading; ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL,
+    ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be mapped; and what `open_interpreter` raises.
+    Source: Linux v6.8 fs/exec.c:do_execveat_common(), begin_new_exec().
+    """
+    old = process.live_mm
+    arguments = pack_arguments(os.fsencode(file.path), argv, envp, old.rlimits)
+    if not file.readable:
+        raise SysError(errno.EACCES)
+    with _held(file, old):
+        image = read_program(old.frames, file)
+        mm = MmStruct(old.frames, old.rlimits, old.sysctl)
+        try:
+            _load(mm, process.cred, file, image, arguments, open_interpreter)
+        except SysError:
+            exit_mmap(mm)
+            raise
+        process.exec_mmap(mm)
+    process.dispositions = {
+        signo: disposition
+        for signo, disposition in process.dispositions.items()
+        if disposition is not Disposition.CAUGHT
+    }
+    process.comm = os.fsdecode(os.path.basename(os.fsencode(file.path))[:TASK_COMM_BYTES])
+
+
+@contextmanager
+def _held(file: File, mm: MmStruct) -> Iterator[None]:
+    """Keep a file open: while its segments replace one another, the last of its VMAs may go before the next comes.
+
+    A VMA of no pages that is in no tree stands for Linux's reference of struct file.
+    """
+    holder = Vma(0, 0, VM_NONE, 0, file)
+    file.mapping.link_vma(holder, mm)
+    try:
+        yield
+    finally:
+        file.mapping.unlink_vma(holder)
+
+
+def _load(
+    mm: MmStruct,
+    cred: Cred,
+    file: File,
+    image: ElfImage,
+    arguments: Arguments,
+    open_interpreter: Callable[[str], File],
+) -> None:
+    """Fill an empty address space. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary()."""
+    if image.interpreter is None:
+        _lay_out(mm, cred, file, image, arguments, None)
+        return
+    interpreter = open_interpreter(image.interpreter)
+    with _held(interpreter, mm):
+        if not interpreter.readable:
+            raise SysError(errno.EACCES)
+        _lay_out(mm, cred, file, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
+
+
+def _lay_out(
+    mm: MmStruct,
+    cred: Cred,
+    file: File,
+    image: ElfImage,
+    arguments: Arguments,
+    interpreter: tuple[File, ElfImage] | None,
+) -> None:
+    """Map stack, program, interpreter, and write the tables: in Linux's order, for one may replace another."""
+    arch_pick_mmap_layout(mm)
+    setup_arg_pages(mm, arguments, executable=image.executable_stack)
+    program = map_program(mm, file, image, privileged=cred.superuser)
+    base = 0
+    if interpreter is not None:
+        base = map_interpreter(mm, *interpreter, program, privileged=cred.superuser)
+    create_elf_tables(mm, arguments, _auxv(image, program, base, cred))
+    mm.start_code, mm.end_code = program.start_code, program.end_code
+    mm.start_data, mm.end_data = program.start_data, program.end_data
+    mm.start_brk = mm.brk = page_align(program.brk)
+    mm.exe_path = file.path
+
+
+def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred) -> list[tuple[At, int]]:
+    return [
+        (At.HWCAP, ELF_HWCAP),
+        (At.PAGESZ, PAGE_SIZE),
+        (At.CLKTCK, CLOCKS_PER_SEC),
+        (At.PHDR, program.phdr_addr),
+        (At.PHENT, PHDR_BYTES),
+        (At.PHNUM, image.phnum),
+        (At.BASE, base),
+        (At.FLAGS, 0),
+        (At.ENTRY, program.entry),
+        (At.UID, cred.uid),
+        (At.EUID, cred.uid),
+        (At.GID, cred.gid),
+        (At.EGID, cred.gid),
+        (At.SECURE, 0),
+        (At.HWCAP2, ELF_HWCAP2),
+    ]

@@ -1,0 +1,149 @@
+"""The stack of a new program: its arguments, environment and auxiliary vector.
+
+    STACK_TOP - 8     zero
+                      file name, environment strings, argument strings (upwards from arg_start: argv, envp, name)
+                      "x86_64", 16 random bytes
+    start_stack       argc, argv[], NULL, envp[], NULL, auxiliary vector   (16-byte aligned)
+                      128 KiB more of the VMA, not touched
+
+Everything is really written, through page faults. Knows no process and no ELF file. Answers to Linux v6.8 fs/exec.c:
+bprm_stack_limits(), copy_strings(), setup_arg_pages(), and fs/binfmt_elf.c:create_elf_tables().
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kerneld.errors import SysError
+from kerneld.mm.access import write_remote_vm
+from kerneld.mm.limits import STACK_LIMIT_BYTES, Rlimits
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.stack import expand_stack
+from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
+from kerneld.mm.vma import Vma
+from shared.uapi.auxvec import ELF_PLATFORM, At
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
+from shared.uapi.resource import Rlimit
+
+STACK_TOP: Vaddr = TASK_SIZE
+STACK_EXPAND_BYTES = 128 << 10
+"""What the VMA is larger than its contents from the start (Linux: stack_expand)."""
+MAX_ARG_STRLEN = 32 * PAGE_SIZE
+"""The longest argument, its NUL included."""
+_ARG_MAX = 128 << 10
+"""Room for arguments that there always is, however small RLIMIT_STACK."""
+_WORD = 8
+_RANDOM_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The strings of an execve, packed as they will lie in memory: argv, envp, the file's name, each with its NUL."""
+
+    strings: bytes
+    argv_lengths: tuple[int, ...]
+    """Bytes of each string, its NUL included."""
+    envp_lengths: tuple[int, ...]
+
+    @property
+    def argv_bytes(self) -> int:
+        """What all of argv takes."""
+        return sum(self.argv_lengths)
+
+    @property
+    def envp_bytes(self) -> int:
+        """What all of envp takes."""
+        return sum(self.envp_lengths)
+
+
+def pack_arguments(filename: bytes, argv: Sequence[bytes], envp: Sequence[bytes], rlimits: Rlimits) -> Arguments:
+    """Check and pack the strings of an execve; an empty argv becomes one empty string.
+
+    Raises SysError(E2BIG) for a string over 128 KiB, or where strings and pointers take more than a quarter of
+    RLIMIT_STACK, or 6 MiB, or 128 KiB where that quarter is less. Source: Linux v6.8 fs/exec.c:bprm_stack_limits(),
+    copy_strings(), do_execveat_common().
+    """
+    limit = max(min(STACK_LIMIT_BYTES // 4 * 3, rlimits.soft[Rlimit.STACK] // 4), _ARG_MAX)
+    room = limit - (max(len(argv), 1) + len(envp)) * _WORD
+    strings = [*(argv or [b""]), *envp, filename]
+    lengths = tuple(len(string) + 1 for string in strings)
+    if room <= 0 or sum(lengths) > room or max(lengths) > MAX_ARG_STRLEN:
+        raise SysError(errno.E2BIG)
+    argc = max(len(argv), 1)
+    return Arguments(b"".join(string + b"\0" for string in strings), lengths[:argc], lengths[argc:-1])
+
+
+def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
+    """Insert the stack's VMA: the `length` bytes, whole pages, below STACK_TOP, with further VM_ flags."""
+    start = STACK_TOP - length
+    vma = Vma(start, STACK_TOP, VM_STACK_FLAGS | VM_SOFTDIRTY | vm_flags, start >> PAGE_SHIFT)
+    mm.insert_vma(vma)
+    return vma
+
+
+def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> Vaddr:
+    """Make the stack with the strings at its top, and return where they begin (mm.arg_start).
+
+    Raises SysError(E2BIG) where RLIMIT_STACK or RLIMIT_AS has no room for them, SysError(EFAULT) where it has none for
+    128 KiB more, SysError(ENOMEM) without a frame. Source: Linux v6.8 fs/exec.c:setup_arg_pages(), get_arg_page().
+    """
+    vma = insert_stack(mm, PAGE_SIZE, VM_EXEC if executable else 0)
+    arg_start = STACK_TOP - _WORD - len(arguments.strings)
+    if arg_start < vma.start:
+        _expand(mm, vma, arg_start, errno.E2BIG)
+    write_remote_vm(mm, arg_start, arguments.strings)
+    limit = mm.rlimits.soft[Rlimit.STACK] & PAGE_MASK
+    base = max(vma.start - STACK_EXPAND_BYTES, vma.end - limit)
+    if base < vma.start:
+        _expand(mm, vma, base, errno.EFAULT)
+    mm.arg_start = arg_start
+    return arg_start
+
+
+def _expand(mm: MmStruct, vma: Vma, address: Vaddr, code: int) -> None:
+    try:
+        expand_stack(mm, vma, address)
+    except SysError:
+        raise SysError(code) from None
+
+
+def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[At, int]]) -> None:
+    """Write what a program finds at its stack pointer, and note it in the address space (arg_*, env_*, start_stack).
+
+    `auxv` is what the caller knows of the auxiliary vector; AT_RANDOM, AT_EXECFN, AT_PLATFORM and AT_NULL are added.
+    Raises SysError(EFAULT) where a segment has taken the stack's place or the stack has no room left,
+    SysError(ENOMEM) without a frame. Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables().
+    """
+    start = mm.arg_start
+    platform = ELF_PLATFORM + b"\0"
+    at_platform = (start & -16) - len(platform)
+    at_random = at_platform - _RANDOM_BYTES
+    write_remote_vm(mm, at_random, os.urandom(_RANDOM_BYTES) + platform)
+    mm.arg_end = mm.env_start = start + arguments.argv_bytes
+    mm.env_end = mm.env_start + arguments.envp_bytes
+    own = ((At.RANDOM, at_random), (At.EXECFN, mm.env_end), (At.PLATFORM, at_platform), (At.NULL, 0))
+    vector = [word for pair in (*auxv, *own) for word in pair]
+    pointers = [
+        len(arguments.argv_lengths),
+        *_pointers(start, arguments.argv_lengths),
+        0,
+        *_pointers(mm.env_start, arguments.envp_lengths),
+        0,
+    ]
+    words = pointers + vector
+    stack_pointer = (at_random - len(words) * _WORD) & -16
+    write_remote_vm(mm, stack_pointer, struct.pack(f"<{len(words)}Q", *words))
+    mm.start_stack = stack_pointer
+
+
+def _pointers(start: Vaddr, lengths: Sequence[int]) -> list[Vaddr]:
+    """Return the address of each of the strings that lie one after another from `start`."""
+    addresses = []
+    for length in lengths:
+        addresses.append(start)
+        start += length
+    return addresses
