@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from kerneld.errors import SysError
 from kerneld.mm.filemap import File
@@ -23,8 +22,7 @@ from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
-from kerneld.mm.vm_flags import VM_NONE
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma
+from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
 from kerneld.task.elf import PHDR_BYTES, ElfImage, read_interpreter, read_program
 from kerneld.task.elf_map import ELF_ET_DYN_BASE, Placement, map_interpreter, map_program
 from kerneld.task.exec_stack import (
@@ -85,44 +83,30 @@ def do_execve(
     """Let a process go on with another program; its other threads are the caller's business.
 
     `argv` and `envp` are strings without NUL; `open_interpreter` opens the path in PT_INTERP and raises SysError where
-    it cannot. `file` stays the caller's to put away. Raises SysError, with nothing changed: E2BIG for too many
-    arguments; EACCES for a file not open for reading; ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL,
-    ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be mapped; and what `open_interpreter` raises.
+    it cannot. Both files stay the caller's, which holds them open until this returns: while segments replace one
+    another the last mapping of a file may go before the next one comes. Raises SysError, with nothing changed: E2BIG
+    for too many arguments; EACCES for a file not open for reading; ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says;
+    EINVAL, ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be mapped; and what `open_interpreter` raises.
     Source: Linux v6.8 fs/exec.c:do_execveat_common(), begin_new_exec().
     """
     old = process.live_mm
     arguments = pack_arguments(os.fsencode(file.path), argv, envp, old.rlimits)
     if not file.readable:
         raise SysError(errno.EACCES)
-    with _held(file, old):
-        image = read_program(old.frames, file)
-        mm = MmStruct(old.frames, old.rlimits, old.sysctl)
-        try:
-            _load(mm, process.cred, file, image, arguments, open_interpreter)
-        except SysError:
-            exit_mmap(mm)
-            raise
-        process.exec_mmap(mm)
+    image = read_program(old.frames, file)
+    mm = MmStruct(old.frames, old.rlimits, old.sysctl)
+    try:
+        _load(mm, process.cred, file, image, arguments, open_interpreter)
+    except SysError:
+        exit_mmap(mm)
+        raise
+    process.exec_mmap(mm)
     process.dispositions = {
         signo: disposition
         for signo, disposition in process.dispositions.items()
         if disposition is not Disposition.CAUGHT
     }
     process.comm = os.fsdecode(os.path.basename(os.fsencode(file.path))[:TASK_COMM_BYTES])
-
-
-@contextmanager
-def _held(file: File, mm: MmStruct) -> Iterator[None]:
-    """Keep a file open: while its segments replace one another, the last of its VMAs may go before the next comes.
-
-    A VMA of no pages that is in no tree stands for Linux's reference of struct file.
-    """
-    holder = Vma(0, 0, VM_NONE, 0, file)
-    file.mapping.link_vma(holder, mm)
-    try:
-        yield
-    finally:
-        file.mapping.unlink_vma(holder)
 
 
 def _load(
@@ -138,10 +122,9 @@ def _load(
         _lay_out(mm, cred, file, image, arguments, None)
         return
     interpreter = open_interpreter(image.interpreter)
-    with _held(interpreter, mm):
-        if not interpreter.readable:
-            raise SysError(errno.EACCES)
-        _lay_out(mm, cred, file, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
+    if not interpreter.readable:
+        raise SysError(errno.EACCES)
+    _lay_out(mm, cred, file, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
 
 
 def _lay_out(
