@@ -86,8 +86,8 @@ class Batch:
         for datagram in datagrams:
             replies = self._calls.exchange(bytes(datagram.packed), datagram.requests, datagram.fds)
             self.replies += replies
-            if replies[-1].signo:
-                self._calls.deliver(replies[-1])
+            self._calls.deliver(replies[-1])
+            if replies[-1].signo or len(replies) < datagram.requests:
                 return
 
 
@@ -97,14 +97,12 @@ def _check_length(length: int) -> None:
 
 
 def _reply_bytes(nr: int, args: Sequence[int]) -> int:
-    """Size of the longest reply to a request, in bytes."""
-    inline = wire.SIGINFO.size
+    """Size of the longest reply to a request, in bytes: room for a small one is kept whatever the request."""
+    inline = 0
     if nr in (Nr.LOAD, Nr.PROCREAD) and len(args) > 1:
-        inline = max(inline, args[1])
+        inline = args[1]
     elif nr == Nr.MINCORE and len(args) > 1:
-        inline = max(inline, page_align(args[1]) >> PAGE_SHIFT)
+        inline = page_align(args[1]) >> PAGE_SHIFT
     elif nr == Nr.SHADOWPT_PAGE_CONTENTS:
         inline = PAGE_SIZE
-    elif nr == Nr.SHADOWPT_OPEN:
-        inline = USER_SHADOW_PT.size
-    return wire.REPLY.size + inline
+    return wire.REPLY.size + USER_SHADOW_PT.size + inline

@@ -81,9 +81,9 @@ class SystemCalls:
         return ret, signo, answer
 
     def exchange(self, datagram: bytes, count: int, fds: Sequence[int] = ()) -> list[Reply]:
-        """Send a datagram of `count` packed requests and return the replies: fewer than `count` only after a signal.
+        """Send a datagram of `count` packed requests and return the replies: fewer after a signal or an exit.
 
-        The signal is then in the last one, and the caller's to `deliver`. Raises KerneldGone.
+        The signal is in the last one, and the caller's to `deliver`. Raises KerneldGone.
         """
         self._check_owner()
         return self._unpack(self._connection.exchange(datagram, fds), count)
@@ -126,7 +126,8 @@ class SystemCalls:
             raise _malformed() from None
         if not replies or len(replies) > count or any(reply.signo for reply in replies[:-1]):
             raise _malformed()
-        if len(replies) < count and not replies[-1].signo:
+        # A batch may end early with its exit too.
+        if len(replies) < count and not replies[-1].signo and replies[-1].ret < 0:
             raise KerneldGone(f"kerneld refused a datagram: {os.strerror(-replies[-1].ret)}")
         return replies
 

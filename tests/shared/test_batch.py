@@ -55,7 +55,7 @@ def test_a_long_batch_is_several_datagrams_within_the_limits(attached: Attached)
     for datagram in fake.datagrams:
         assert sum(56 + len(request.data) for request in datagram) <= wire.MAX_DATAGRAM
         loads = sum(request.args[1] for request in datagram if request.nr == Nr.LOAD)
-        assert loads + 16 * len(datagram) <= wire.MAX_REPLY
+        assert loads + 40 * len(datagram) <= wire.MAX_REPLY
     assert len(fake.datagrams) <= 3 + 4 + 3
 
 
@@ -173,3 +173,12 @@ def test_a_refused_datagram_is_the_end_of_the_connection(attached: Attached) -> 
     batch.call(1)
     with pytest.raises(KerneldGone, match="Bad message"):
         batch.send()
+
+
+def test_a_batch_ends_with_its_exit(attached: Attached) -> None:
+    answers = iter([wire.pack_reply(0), b""])
+    _fake, process = attached(lambda request, _fds: Said(1, raw=None if request.nr == Nr.ATTACH else next(answers)))
+    with process.batch() as batch:
+        batch.call(Nr.EXIT_GROUP)
+        batch.call(Nr.GETPID)
+    assert batch.replies == [Reply(0)]
