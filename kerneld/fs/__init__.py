@@ -1,0 +1,1 @@
+"""Files that processes passed in, and the views under /proc. Knows processes and their memory, none of their calls."""

@@ -1,0 +1,155 @@
+"""The files that processes have passed in: descriptors become Files, of which one inode has one page cache.
+
+Owns every descriptor given to it, and the inodes behind them. Knows no VMA beyond what an `AddressSpace` says. Answers
+to Linux v6.8 fs/file_table.c, fs/open.c:do_dentry_open() and fs/exec.c:do_open_execat().
+
+Invariants: an inode is in the table exactly while a VMA maps it or a call holds a File of it; two descriptors of one
+open file description give one File (VMAs merge by it), two of one inode give Files with one AddressSpace.
+
+Every File that an `open_` method returns is held for the call that asked, which lets go with `put_unused` when it is
+done, whether the File has been mapped by then or not (Linux: fput()).
+
+Differs from Linux: devices, even those that Linux can map, are ENODEV.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+
+from kerneld.errors import SysError
+from kerneld.fs.inode import Inode
+from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_noexec, is_write_sealed, reopen
+from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search
+from kerneld.mm.filemap import AddressSpace, File
+from kerneld.mm.frames import Frames
+from kerneld.task.task import Cred
+
+
+class FileTable:
+    """The files in use of one machine."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._inodes: dict[tuple[int, int], Inode] = {}
+
+    def __len__(self) -> int:
+        """Return how many inodes are in use."""
+        return len(self._inodes)
+
+    def open_fd(self, fd: int) -> File:
+        """Return the File of a descriptor, which belongs to the table from now on; it is closed when it fails.
+
+        A file that cannot be mapped gives a File that says so. Raises SysError(EBADF) for a descriptor that is none or
+        was opened with O_PATH, SysError(ENFILE) when so many files are mapped that no descriptor could be spared.
+        """
+        try:
+            opened = describe_fd(fd)
+            _check_descriptors_left(fd)
+            if not opened.is_regular:
+                return self._unmappable(fd, opened)
+            return self._open_regular(fd, opened)
+        except (SysError, OSError) as error:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            raise SysError(error.errno or errno.EBADF) from None
+
+    def _unmappable(self, fd: int, opened: OpenFile) -> File:
+        file = File(AddressSpace(self._frames, None), find_path(fd), readable=opened.readable, writable=opened.writable)
+        file.mappable = False
+        os.close(fd)
+        return file
+
+    def _open_regular(self, fd: int, opened: OpenFile) -> File:
+        dev, ino = key = opened.inode_key
+        inode = self._inodes.get(key) or Inode(self._frames, key, self._forget)
+        file = inode.find_file(fd, opened)
+        if file is None:
+            path, readable, writable = find_path(fd), opened.readable, opened.writable
+            file = File(inode.mapping, path, readable=readable, writable=writable, dev=dev, ino=ino)
+            file.noexec = is_noexec(fd)
+            file.write_sealed = is_write_sealed(fd)
+            os.set_inheritable(fd, False)
+            inode.add_file(file, fd, opened)
+            self._inodes[key] = inode
+        else:
+            os.close(fd)
+        inode.nr_holds += 1
+        return file
+
+    def _forget(self, inode: Inode) -> None:
+        del self._inodes[inode.key]
+
+    def put_unused(self, file: File) -> None:
+        """Let go of a File that a call has held; one that nothing maps is closed with all that is cached of it."""
+        inode = self._find_inode(file)
+        if inode is None:
+            return
+        inode.nr_holds -= 1
+        if not inode.nr_holds and not inode.mapping.i_mmap:
+            inode.mapping.evict()
+
+    def _find_inode(self, file: File) -> Inode | None:
+        inode = self._inodes.get((file.dev, file.ino))
+        return inode if inode is not None and inode.mapping is file.mapping else None
+
+    def open_exec(self, fd: int, cred: Cred) -> File:
+        """Return the File of a program that `cred` may execute, given by descriptor.
+
+        Raises as `open_fd` does, and SysError(EACCES) for what is no regular file, not open for reading, on a noexec
+        mount, or not allowed. Source: Linux v6.8 fs/exec.c:do_open_execat().
+        """
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            raise SysError(error.errno or errno.EBADF) from None
+        file = self.open_fd(fd)
+        try:
+            if not file.mappable or not file.readable or file.noexec:
+                raise SysError(errno.EACCES)
+            check_permission(status, cred, MAY_EXEC)
+        except SysError:
+            self.put_unused(file)
+            raise
+        return file
+
+    def open_path(self, path: str, cred: Cred) -> File:
+        """Return the File at an absolute path, which `cred` may read and execute: a program's interpreter.
+
+        Never waits, whatever stands at the path. Raises SysError(ENOENT) also for a relative path, SysError(EACCES) as
+        `open_exec` does and where a directory on the way may not be searched, and what else the host says.
+        """
+        if not path.startswith("/") or "\0" in path:
+            raise SysError(errno.ENOENT)
+        try:
+            # A look before the open: an open of a FIFO would wait for a writer, one of a device may do anything.
+            look = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise SysError(error.errno or errno.ENOENT) from None
+        try:
+            status = os.fstat(look)
+            check_search(find_path(look), cred)
+            check_permission(status, cred, MAY_READ | MAY_EXEC)
+            if not OpenFile(0, status).is_regular:
+                raise SysError(errno.EACCES)
+            fd = reopen(look, os.O_RDONLY)
+        except OSError as error:
+            raise SysError(error.errno or errno.EACCES) from None
+        finally:
+            os.close(look)
+        return self.open_exec(fd, cred)
+
+    def find_path(self, file: File) -> str:
+        """Return a File's path as it is now: files are renamed and deleted while they are mapped."""
+        inode = self._find_inode(file)
+        fd = inode.fd_of(file) if inode is not None else None
+        return (find_path(fd) if fd is not None else "") or file.path
+
+
+def _check_descriptors_left(fd: int) -> None:
+    """Descriptors are numbered from the bottom: a high one says that few are left, and connections need the last."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and fd >= limit - limit // 4:
+        raise SysError(errno.ENFILE)

@@ -1,0 +1,152 @@
+"""One inode of the host as the page cache's backing: where pages are read from and written to.
+
+Owns the descriptors of one inode, from the first open to the moment that nothing maps or holds it. Knows no VMA
+but as a user of a File: the page cache says when the inode is unused. Answers to Linux v6.8 include/linux/fs.h (struct
+inode).
+
+Invariants: while an inode is in its table at least one descriptor of it is open, so that the host cannot give its
+number to another file. Every descriptor is closed exactly once: by `close`, or before that when its File is not used.
+
+Differs from Linux: reads and writes are the daemon's own. A file system that does not answer (a broken network mount)
+holds every process up, not just the one that asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+
+from kerneld.fs.open_file import OpenFile, find_same_description, punch_hole, reopen
+from kerneld.mm.filemap import AddressSpace, File
+from kerneld.mm.frames import Frames
+
+_RWF_NOAPPEND = 1 << 5
+"""pwritev2(2): write where told in spite of O_APPEND, from Linux 6.9 on."""
+
+
+class Inode:
+    """An inode that is mapped or about to be, with its open file descriptions."""
+
+    def __init__(self, frames: Frames, key: tuple[int, int], on_close: Callable[[Inode], None]) -> None:
+        """`on_close` is told when all descriptors have been closed."""
+        self.key = key
+        self.mapping = AddressSpace(frames, self)
+        self.nr_holds = 0
+        """Calls under way that use one of its Files, mapped or not."""
+        self._files: dict[File, tuple[int, OpenFile]] = {}
+        self._reader = -1
+        self._writer = -1
+        self._writer_appends = False
+        self._size_bytes = 0
+        self._on_close = on_close
+
+    def find_file(self, fd: int, opened: OpenFile) -> File | None:
+        """Return the File of the open file description that `fd` belongs to, or None.
+
+        Where the host cannot compare descriptions, one with the same access mode and O_APPEND counts as the same.
+        """
+        for file, (other, described) in self._files.items():
+            same = find_same_description(fd, other)
+            if same is None:
+                same = (described.readable, described.writable, described.appends) == (
+                    opened.readable,
+                    opened.writable,
+                    opened.appends,
+                )
+            if same:
+                return file
+        return None
+
+    def add_file(self, file: File, fd: int, opened: OpenFile) -> None:
+        """Keep the descriptor of a new open file description: pages are read and written through it from now on."""
+        self.close_unused()
+        self._files[file] = (fd, opened)
+        if opened.readable and self._reader < 0:
+            self._reader = self._plain_fd(fd, os.O_RDONLY) if opened.is_direct else fd
+        if opened.writable and (self._writer < 0 or self._writer_appends):
+            self._set_writer(fd, opened)
+
+    def _set_writer(self, fd: int, opened: OpenFile) -> None:
+        writer = self._plain_fd(fd, os.O_WRONLY) if opened.appends or opened.is_direct else fd
+        appends = opened.appends and writer == fd
+        if self._writer < 0 or not appends:
+            replaced, self._writer, self._writer_appends = self._writer, writer, appends
+            self._close_if_unused(replaced)
+
+    def _plain_fd(self, fd: int, access: int) -> int:
+        """Return a descriptor without O_APPEND and O_DIRECT, or `fd` itself where the host refuses one."""
+        try:
+            return reopen(fd, access)
+        except OSError:
+            return fd
+
+    def _fds(self) -> set[int]:
+        return {fd for fd, _ in self._files.values()}
+
+    def close_unused(self) -> None:
+        """Close the descriptors of Files that no VMA uses any more, while others of the inode are used."""
+        if self.nr_holds:
+            return
+        used = {vma.file for vma in self.mapping.i_mmap}
+        for file in [file for file in self._files if file not in used]:
+            fd, _ = self._files.pop(file)
+            self._close_if_unused(fd)
+
+    def _close_if_unused(self, fd: int) -> None:
+        if fd >= 0 and fd not in (self._reader, self._writer) and fd not in self._fds():
+            os.close(fd)
+
+    def fd_of(self, file: File) -> int | None:
+        """Return the descriptor that is kept for a File, or None."""
+        kept = self._files.get(file)
+        return None if kept is None else kept[0]
+
+    def size_bytes(self) -> int:
+        """Return the file's size now, in bytes; where the host does not say any more, the last that it said."""
+        with contextlib.suppress(OSError):
+            self._size_bytes = os.fstat(self._reader if self._reader >= 0 else self._writer).st_size
+        return self._size_bytes
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.
+
+        Nothing beyond the size is asked for: files that the host makes up (of /proc) have none, and may block.
+        """
+        length = min(length, self.size_bytes() - offset)
+        data = b""
+        while len(data) < length:
+            chunk = os.pread(self._reader, length - len(data), offset + len(data))
+            if not chunk:
+                break
+            data = data + chunk if data else chunk
+        return data
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at `offset`. Raises OSError."""
+        flags = _RWF_NOAPPEND if self._writer_appends else 0
+        while len(data):
+            written = os.pwritev(self._writer, [data], offset, flags)
+            if not written:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            offset += written
+            data = data[written:]
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Make bytes read as zeros and keep the size. Raises OSError where the file system cannot."""
+        punch_hole(self._writer, offset, length)
+
+    def release(self) -> None:
+        """Nothing maps the inode: close everything, unless a call is about to map it (MAP_FIXED over its last VMA)."""
+        if not self.nr_holds:
+            self.close()
+
+    def close(self) -> None:
+        """Close every descriptor; the inode is over."""
+        fds = self._fds() | {self._reader, self._writer}
+        self._files.clear()
+        self._reader = self._writer = -1
+        for fd in fds - {-1}:
+            os.close(fd)
+        self._on_close(self)

@@ -1,0 +1,131 @@
+"""What a descriptor is: facts about an open file that the host tells, and none that it need wait for.
+
+Owns the translation of the host's fstat, fcntl and kcmp into values. Knows no page cache and no table. Answers to Linux
+v6.8 fs/fcntl.c, kernel/kcmp.c and mm/memfd.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import stat
+from dataclasses import dataclass
+
+from kerneld.errors import SysError
+
+O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+_NR_KCMP = 312
+"""kcmp(2) on x86-64, which libc has no name for."""
+_KCMP_FILE = 0
+_F_SEAL_FUTURE_WRITE = 1 << 4
+"""fcntl names it from Python 3.13 on."""
+_WRITE_SEALS = fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """What the host says of a descriptor at the moment that it arrives."""
+
+    status_flags: int
+    """O_ACCMODE and the rest of F_GETFL."""
+    stat: os.stat_result
+
+    @property
+    def readable(self) -> bool:
+        """Whether it is open for reading."""
+        return self.status_flags & O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def writable(self) -> bool:
+        """Whether it is open for writing."""
+        return self.status_flags & O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+    @property
+    def appends(self) -> bool:
+        """Whether each write goes to the end of the file, wherever it is aimed at."""
+        return self.status_flags & os.O_APPEND != 0
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether reads and writes must be aligned in memory."""
+        return self.status_flags & os.O_DIRECT != 0
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a file of a disk or of memory, which never blocks for long, and not a pipe or a device."""
+        return stat.S_ISREG(self.stat.st_mode)
+
+    @property
+    def inode_key(self) -> tuple[int, int]:
+        """What names the inode as long as it is open: st_dev and st_ino."""
+        return self.stat.st_dev, self.stat.st_ino
+
+
+def describe_fd(fd: int) -> OpenFile:
+    """Return what the host says of a descriptor. Raises SysError(EBADF), also for one opened with O_PATH."""
+    try:
+        status_flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        status = os.fstat(fd)
+    except OSError as error:
+        raise SysError(error.errno or errno.EBADF) from None
+    if status_flags & os.O_PATH:
+        raise SysError(errno.EBADF)
+    return OpenFile(status_flags, status)
+
+
+def find_path(fd: int) -> str:
+    """Return a descriptor's path as Linux shows it: with ` (deleted)` after one that is gone, empty without a /proc."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def is_noexec(fd: int) -> bool:
+    """Tell whether the file lies on a file system mounted noexec."""
+    return os.fstatvfs(fd).f_flag & os.ST_NOEXEC != 0
+
+
+def is_write_sealed(fd: int) -> bool:
+    """Tell whether seals forbid a new writable shared mapping; only memory files can have any."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _WRITE_SEALS != 0
+    except OSError:
+        return False
+
+
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def find_same_description(fd: int, other: int) -> bool | None:
+    """Tell whether two descriptors of ours are of one open file description; None where the host does not say.
+
+    A host built without kcmp(2), or a sandbox that forbids it, does not.
+    """
+    pid = os.getpid()
+    order = _libc().syscall(*map(ctypes.c_long, (_NR_KCMP, pid, pid, _KCMP_FILE, fd, other)))
+    return None if order < 0 else order == 0
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Deallocate bytes of a descriptor's file and keep its size: fallocate(2). Raises OSError."""
+    arguments = (fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(length))
+    if _libc().fallocate(*arguments) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def reopen(fd: int, flags: int) -> int:
+    """Open a descriptor's regular file anew with these O_ flags; a lease that somebody holds cannot make it wait.
+
+    Raises OSError where the host refuses.
+    """
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)

@@ -1,0 +1,49 @@
+"""Who may do what with a file, from its mode bits.
+
+Answers to Linux v6.8 fs/namei.c: generic_permission(). Differs from Linux: neither supplementary groups nor access
+control lists are known; who has a right by them alone is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from kerneld.errors import SysError
+from kerneld.task.task import Cred
+
+MAY_EXEC, MAY_READ = stat.S_IXOTH, stat.S_IROTH
+"""As the lowest three mode bits have them."""
+_ANY_EXEC = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+
+
+def check_permission(status: os.stat_result, cred: Cred, wanted: int) -> None:
+    """Check MAY_READ and MAY_EXEC of one file or directory. Raises SysError(EACCES).
+
+    The superuser reads everything, and executes a file that anybody may execute.
+    """
+    mode = status.st_mode
+    if cred.superuser:
+        allowed = not wanted & MAY_EXEC or stat.S_ISDIR(mode) or mode & _ANY_EXEC != 0
+    else:
+        shift = 6 if status.st_uid == cred.uid else 3 if status.st_gid == cred.gid else 0
+        allowed = mode >> shift & wanted == wanted
+    if not allowed:
+        raise SysError(errno.EACCES)
+
+
+def check_search(path: str, cred: Cred) -> None:
+    """Check that every directory on the way to an absolute path without links may be searched. Raises SysError."""
+    if cred.superuser:
+        return
+    directory = os.path.dirname(path)
+    while True:
+        try:
+            check_permission(os.stat(directory), cred, MAY_EXEC)
+        except OSError as error:
+            raise SysError(error.errno or errno.ENOENT) from None
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return
+        directory = parent

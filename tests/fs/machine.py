@@ -1,0 +1,105 @@
+"""A machine with files, processes and nothing else, as the tests of kerneld.fs need it."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kerneld.errors import SysError
+from kerneld.fs.file_table import FileTable
+from kerneld.hw.ram import Ram
+from kerneld.mm.fault import handle_mm_fault
+from kerneld.mm.filemap import File
+from kerneld.mm.frames import Frames
+from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import do_mmap
+from kerneld.mm.munmap import do_munmap, exit_mmap
+from kerneld.task.task import Cred
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_SIZE
+
+RW = Prot.READ | Prot.WRITE
+ROOT = Cred(0, 0, superuser=True)
+USER = Cred(1000, 1000, superuser=False)
+RAM_BYTES = 8 << 20
+
+
+class Machine:
+    """RAM, frames, a table of files, and address spaces that end with the machine."""
+
+    def __init__(self) -> None:
+        self.ram = Ram(RAM_BYTES)
+        self.frames = Frames(self.ram)
+        self.free_pages = self.frames.free_pages
+        self.files = FileTable(self.frames)
+        self.mms: list[MmStruct] = []
+
+    def new_mm(self) -> MmStruct:
+        mm = MmStruct(self.frames, Rlimits(), Sysctl())
+        self.mms.append(mm)
+        return mm
+
+    def close(self) -> None:
+        """End every address space; neither a frame nor a file may be left."""
+        while self.mms:
+            exit_mmap(self.mms.pop())
+        assert self.frames.free_pages == self.free_pages
+        assert len(self.files) == 0
+        gc.collect()  # The traceback of an error that a test has caught may still hold an address space.
+        self.ram.close()
+
+    def map_fd(self, mm: MmStruct, fd: int, length: int = PAGE_SIZE, **how: int) -> int:
+        """Do as the mmap call does with a descriptor of its own: a copy of `fd`."""
+        file = self.files.open_fd(os.dup(fd))
+        try:
+            return map_file(mm, file, length, **how)
+        finally:
+            self.files.put_unused(file)
+
+    def load(self, mm: MmStruct, vaddr: int, length: int) -> bytes:
+        """Read bytes of one page as the processor does."""
+        return bytes(self.ram.read(self._paddr(mm, vaddr, write=False), length))
+
+    def store(self, mm: MmStruct, vaddr: int, data: bytes) -> None:
+        """Write bytes of one page as the processor does."""
+        self.ram.write(self._paddr(mm, vaddr, write=True), data)
+
+    def _paddr(self, mm: MmStruct, vaddr: int, *, write: bool) -> int:
+        vma = mm.vmas.lookup(vaddr)
+        assert vma is not None
+        assert handle_mm_fault(mm, vma, vaddr, write) == 0
+        pte = mm.page_table.find_pte(vaddr)
+        assert pte is not None
+        return (self.ram.words[pte] & 0x000F_FFFF_FFFF_F000) | (vaddr & PAGE_SIZE - 1)
+
+
+def map_file(
+    mm: MmStruct,
+    file: File | None,
+    length: int = PAGE_SIZE,
+    *,
+    addr: int = 0,
+    prot: int = Prot.READ,
+    flags: int = Map.PRIVATE,
+    pgoff: int = 0,
+) -> int:
+    return do_mmap(mm, addr, length, int(prot), int(flags), file, pgoff, privileged=False)
+
+
+def unmap(mm: MmStruct, addr: int, length: int = PAGE_SIZE) -> None:
+    do_munmap(mm, addr, length)
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def fails(code: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
+    with pytest.raises(SysError) as caught:
+        call(*arguments, **named)
+    return caught.value.errno == code
