@@ -12,7 +12,7 @@ from pathlib import Path
 from shared.client import Process
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
-from target.proc_maps import read_pfns
+from target.proc_maps import read_maps, read_pfns
 
 WINDOW_START = 64 << 30
 """64 GiB: above any heap of a program loaded low, far below the mmap area that is filled from the top."""
@@ -53,6 +53,11 @@ class Stage:
         """Map `pages` pages at the window's page `index` and return the address. Raises OSError as mmap does."""
         address = self.window.page(index)
         return self.process.mmap(address, pages * PAGE_SIZE, prot, flags | Map.FIXED_NOREPLACE, fd)
+
+    def window_lines(self) -> list[str]:
+        """Return the lines of /proc/self/maps that lie in the window."""
+        window = self.window
+        return [m.line for m in read_maps(self.process) if m.start < window.end and m.end > window.start]
 
     def clear_window(self) -> None:
         """Unmap whatever is in the window."""

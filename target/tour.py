@@ -1,6 +1,6 @@
 """The runner: plays scenarios, and alone prints and pauses.
 
-Knows no scenario by name and makes no system call but to clear the window behind each.
+Knows no scenario by name. It unmaps what a scenario leaves in the window, so that each finds it empty.
 """
 
 from __future__ import annotations
@@ -49,15 +49,14 @@ class Tour:
             self.play(scenario)
 
     def play(self, scenario: Scenario) -> None:
-        """Play one scenario and leave an empty window behind, except where the process ends with it."""
+        """Play one scenario, and unmap what it leaves in the window, except where the process ends with it."""
         # Closed whatever happens: a scenario may have a child that waits for it, or an open file.
         with closing(scenario.play(self._stage)) as beats:
             for beat in beats:
                 self._play_beat(beat)
-        if not scenario.ends_process:
+        if not scenario.ends_process and self._stage.window_lines():
+            self._play_beat(Step("munmap of what is left in the window: its entries lose flags and pfn."))
             self._stage.clear_window()
-            if scenario.in_window:
-                self._say(f"{_STEP_INDENT}The window is empty again.\n")
 
     def _play_beat(self, beat: Beat) -> None:
         match beat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shared.uapi.page import PAGE_SIZE
-from target.proc_maps import read_maps
 from target.scenario import Beats, Note, Scenario, Step
 from target.stage import Stage
 
@@ -49,10 +48,8 @@ def _play_demand(stage: Stage) -> Beats:
 
 
 def _maps_lines(stage: Stage) -> str:
-    """Return the lines of /proc/self/maps that lie in the window."""
-    window = stage.window
-    inside = [m.line for m in read_maps(stage.process) if m.start < window.end and m.end > window.start]
-    return "\n".join(["/proc/self/maps has in the window:", *(f"  {line}" for line in inside)])
+    """Return a note of the VMAs in the window."""
+    return "\n".join(["/proc/self/maps has in the window:", *(f"  {line}" for line in stage.window_lines())])
 
 
 def _play_hole(stage: Stage) -> Beats:
