@@ -77,8 +77,8 @@ def _play_shared(stage: Stage) -> Beats:
         yield Note(f'The real file reads "{_on_disk(stage)}".')
 
         yield Step(
-            f"munmap: the {_PAGES} entries go to nothing. The frames were the page cache's, which keeps them as long
-            as " "anybody maps the file."
+            f"munmap: the {_PAGES} entries go to nothing. The frames were the page cache's, which keeps them as "
+            "long as anybody maps the file."
         )
         process.munmap(start, _PAGES * PAGE_SIZE)
 
