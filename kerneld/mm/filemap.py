@@ -41,6 +41,9 @@ class Backing(Protocol):
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`. Raises OSError."""
 
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Make bytes of the file read as zeros and keep its size. Raises OSError."""
+
     def release(self) -> None:
         """No mapping of the inode is left."""
 
@@ -111,6 +114,11 @@ class AddressSpace:
             frames.mapping_at[pfn] = self.number
             frames.index_at[pfn] = index
             self.pages[index] = pfn
+
+    def drop_page(self, index: int) -> None:
+        """Forget a cached page that nothing maps, dirty or not (Linux: filemap_remove_folio())."""
+        self._frames.put_page(self.pages.pop(index))
+        self.dirty.discard(index)
 
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""

@@ -1,14 +1,23 @@
-"""The right and the limit to lock memory.
+"""mlock, munlock, mlockall: pages that stay resident.
 
-Answers to Linux v6.8 mm/mlock.c:can_do_mlock() and mm/mmap.c:mlock_future_ok().
+Answers to Linux v6.8 mm/mlock.c and mm/mmap.c:mlock_future_ok().
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+
+from kerneld.errors import SysError
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.vm_flags import VM_LOCKED
-from shared.uapi.page import PAGE_SHIFT
+from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT, VM_PFNMAP
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import vma_modify
+from shared.uapi.mman import Mcl
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
+
+_CURRENT, _FUTURE, _ONFAULT = Mcl.CURRENT.value, Mcl.FUTURE.value, Mcl.ONFAULT.value
 
 
 def can_do_mlock(mm: MmStruct, privileged: bool) -> bool:
@@ -18,7 +27,100 @@ def can_do_mlock(mm: MmStruct, privileged: bool) -> bool:
 
 def mlock_future_ok(mm: MmStruct, vm_flags: int, length: int, privileged: bool) -> bool:
     """Tell whether `length` bytes more of memory with these VM_ flags stay within RLIMIT_MEMLOCK."""
-    limit = mm.rlimits.soft[Rlimit.MEMLOCK]
-    if not vm_flags & VM_LOCKED or privileged or limit == RLIM_INFINITY:
+    if not vm_flags & VM_LOCKED or privileged:
         return True
-    return mm.locked_vm + (length >> PAGE_SHIFT) <= limit >> PAGE_SHIFT
+    return mm.locked_vm + (length >> PAGE_SHIFT) <= _limit_pages(mm)
+
+
+def _limit_pages(mm: MmStruct) -> int:
+    limit = mm.rlimits.soft[Rlimit.MEMLOCK]
+    return RLIM_INFINITY if limit == RLIM_INFINITY else limit >> PAGE_SHIFT
+
+
+def do_mlock(mm: MmStruct, start: Vaddr, length: int, vm_flags: int, *, privileged: bool) -> tuple[Vaddr, Vaddr]:
+    """Mark [start, start + length), rounded outward to pages, as locked; return the range, for the caller to fault in.
+
+    `vm_flags` is VM_LOCKED, with VM_LOCKONFAULT where pages are locked only as they come. Raises SysError(EPERM)
+    without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK, for a hole or with too many VMAs, SysError(EINVAL)
+    where the range wraps. Source: Linux v6.8 mm/mlock.c:do_mlock().
+    """
+    if not can_do_mlock(mm, privileged):
+        raise SysError(errno.EPERM)
+    end = start + length
+    start, end = start & PAGE_MASK, page_align(end)
+    if not privileged:
+        locked = mm.locked_vm + ((end - start) >> PAGE_SHIFT)
+        if locked > _limit_pages(mm) and locked - _locked_pages(mm, start, end) > _limit_pages(mm):
+            raise SysError(errno.ENOMEM)
+    apply_vma_lock_flags(mm, start, end, vm_flags)
+    return start, end
+
+
+def _locked_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
+    """Source: Linux v6.8 mm/mlock.c:count_mm_mlocked_page_nr()."""
+    return sum(
+        (min(end, vma.end) - max(start, vma.start)) >> PAGE_SHIFT
+        for vma in mm.vmas.overlapping(start, end)
+        if vma.vm_flags & VM_LOCKED
+    )
+
+
+def do_munlock(mm: MmStruct, start: Vaddr, length: int) -> None:
+    """Unlock [start, start + length), rounded outward to pages. Raises as `do_mlock` does for the range."""
+    apply_vma_lock_flags(mm, start & PAGE_MASK, page_align(start + length), 0)
+
+
+def apply_vma_lock_flags(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) -> None:
+    """Give the VMAs of a page-aligned range these lock flags, up to the first hole.
+
+    Source: Linux v6.8 mm/mlock.c:apply_vma_lock_flags().
+    """
+    if end >= 1 << 64:
+        raise SysError(errno.EINVAL)
+    while start < end:
+        vma = mm.vmas.lookup(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        stop = min(end, vma.end)
+        start = mlock_fixup(mm, vma, start, stop, (vma.vm_flags & ~VM_LOCKED_MASK) | vm_flags).end
+
+
+def mlock_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vma:
+    """Give a part of a VMA other lock flags; returns the VMA that covers it.
+
+    Source: Linux v6.8 mm/mlock.c:mlock_fixup().
+    """
+    if vm_flags == vma.vm_flags or vma.vm_flags & VM_PFNMAP:
+        return vma
+    return vma_modify(mm, vma, start, end, vm_flags)
+
+
+def do_mlockall(mm: MmStruct, flags: int, *, privileged: bool) -> None:
+    """Lock what is mapped (MCL_CURRENT), what will be (MCL_FUTURE), or both; the caller faults pages in.
+
+    Raises SysError(EINVAL) for other flags, SysError(EPERM) without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK.
+    Source: Linux v6.8 mm/mlock.c:SYSCALL_DEFINE1(mlockall).
+    """
+    if not flags or flags & ~(_CURRENT | _FUTURE | _ONFAULT) or flags == _ONFAULT:
+        raise SysError(errno.EINVAL)
+    if not can_do_mlock(mm, privileged):
+        raise SysError(errno.EPERM)
+    if flags & _CURRENT and not privileged and mm.total_vm > _limit_pages(mm):
+        raise SysError(errno.ENOMEM)
+    apply_mlockall_flags(mm, flags)
+
+
+def apply_mlockall_flags(mm: MmStruct, flags: int) -> None:
+    """Set what mlockall's flags say, 0 to unlock everything. Source: Linux v6.8 mm/mlock.c:apply_mlockall_flags()."""
+    bits = VM_LOCKED | VM_LOCKONFAULT if flags & _ONFAULT else VM_LOCKED
+    mm.def_flags &= ~VM_LOCKED_MASK
+    if flags & _FUTURE:
+        mm.def_flags |= bits
+        if not flags & _CURRENT:
+            return
+    added = bits if flags & _CURRENT else 0
+    vma = mm.vmas.find(0)
+    while vma is not None:
+        with contextlib.suppress(SysError):
+            vma = mlock_fixup(mm, vma, vma.start, vma.end, (vma.vm_flags & ~VM_LOCKED_MASK) | added)
+        vma = mm.vmas.find(vma.end)

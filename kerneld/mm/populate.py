@@ -12,12 +12,19 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
-from kerneld.mm.fault import ANON_FLAGS, VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault, prepare_anon_vma
+from kerneld.mm.fault import (
+    ANON_FLAGS,
+    VM_FAULT_ERROR,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGSEGV,
+    handle_mm_fault,
+    prepare_anon_vma,
+)
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.pagetable import Leaf
 from kerneld.mm.pte_ops import Rss
-from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_SHARED, VM_WRITE
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
@@ -31,12 +38,27 @@ def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
         populate_vma(mm, vma, max(start, vma.start), min(end, vma.end))
 
 
+def populate_locked(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
+    """Fault in a page-aligned range that has just been locked; memory locked on fault is passed over.
+
+    Returns 0 or the VM_FAULT_* that stopped it, SIGSEGV for memory that allows no access at all.
+    Source: Linux v6.8 mm/gup.c:__mm_populate() without ignore_errors.
+    """
+    for vma in list(mm.vmas.overlapping(start, end)):
+        if not vma.vm_flags & VM_ACCESS_FLAGS:
+            return VM_FAULT_SIGSEGV
+        fault = populate_vma(mm, vma, max(start, vma.start), min(end, vma.end))
+        if fault:
+            return fault
+    return 0
+
+
 def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
     """Fault a page-aligned part of a VMA in: for writing where it is private and writable, else for reading.
 
     Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:populate_vma_page_range().
     """
-    if not vma.vm_flags & VM_ACCESS_FLAGS:
+    if not vma.vm_flags & VM_ACCESS_FLAGS or vma.vm_flags & VM_LOCKONFAULT:
         return 0
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     return fault_in_range(mm, vma, start, end, write)[1]

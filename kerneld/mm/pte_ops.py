@@ -122,6 +122,19 @@ class PteOps:
         self._words_np[low : low + len(entries)] = entries
         self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
 
+    def has_entries(self, low: int, count: int) -> bool:
+        """Tell whether any of a run of entries is not 0."""
+        return bool(self._words_np[low : low + count].any())
+
+    def move_entries(self, low: int, vaddr: Vaddr, to_low: int, to_vaddr: Vaddr, count: int) -> None:
+        """Move a run of entries to an empty run of another page; frames and counters stay as they are."""
+        source = self._words_np[low : low + count]
+        self._words_np[to_low : to_low + count] = source
+        source[:] = 0
+        length = count << PAGE_SHIFT
+        self.notify(vaddr, vaddr + length)
+        self.notify(to_vaddr, to_vaddr + length)
+
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
         """Clear every entry of [start, end), a part of one VMA, and let go of the frames.
 
@@ -141,6 +154,17 @@ class PteOps:
                 self._forget_entries(entries)
         if changed:
             self.notify(start, end)
+
+    def zap_cached(self, start: Vaddr, end: Vaddr) -> None:
+        """Clear the entries of [start, end), a part of one VMA, that map pages of its file, and keep private copies."""
+        for leaf in self.page_table.leaves(start, end):
+            run = self._words_np[leaf.low : leaf.high]
+            mapped = present_mask(run) & ((run & np.uint64(PTE_SPECIAL)) == 0)
+            pfns = pte_pfn(run).astype(np.int64)
+            cached = np.flatnonzero(mapped & ((self.frames.flags[pfns * mapped] & np.uint32(PG_ANON)) == 0))
+            for position in cached.tolist():
+                self._zap_few(leaf.low + position, leaf.low + position + 1)
+        self.notify(start, end)
 
     def _zap_few(self, low: int, high: int) -> bool:
         changed = False

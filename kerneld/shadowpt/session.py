@@ -197,7 +197,7 @@ class ShadowPt:
         self.dirty[:] = [(session.start, session.end)]
 
     def check(self) -> None:
-        """While tracking, compare the whole table with what VMAs and entries say. Raises KernelBug where they differ."""
+        """While tracking, compare the table with what VMAs and entries say. Raises KernelBug where they differ."""
         session = self._session
         if session is None or session.mm is None or self.dirty:
             return

@@ -6,14 +6,22 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.brk import do_brk
+from kerneld.mm.fault import VM_FAULT_OOM
 from kerneld.mm.filemap import File
+from kerneld.mm.madvise import do_madvise
+from kerneld.mm.mincore import do_mincore
+from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
 from kerneld.mm.mmap import do_mmap
 from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.mremap import do_mremap
 from kerneld.mm.munmap import do_munmap
+from kerneld.mm.populate import mm_populate, populate_locked
+from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.mm.writeback import do_msync
-from kerneld.syscalls.answer import Call
-from shared.uapi.mman import Map
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT
+from kerneld.syscalls.answer import Answer, Call
+from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE
+from shared.wire import MAX_REPLY
 
 _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
 _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
@@ -64,6 +72,69 @@ def sys_mprotect(call: Call) -> int:
 def sys_brk(call: Call) -> int:
     """args: the new break. Returns the break as it is then, as the raw call does."""
     return do_brk(call.mm, call.args[0], privileged=call.process.cred.superuser)
+
+
+def sys_mremap(call: Call) -> int:
+    """args: addr, old length, new length, flags, new addr."""
+    addr, old_len, new_len, flags, new_addr = call.args[:5]
+    return do_mremap(call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.superuser)
+
+
+def sys_madvise(call: Call) -> int:
+    """args: addr, length, advice."""
+    do_madvise(call.mm, call.args[0], call.args[1], call.args[2])
+    return 0
+
+
+def sys_mincore(call: Call) -> Answer:
+    """args: addr, length, pointer; returns 0 and one byte a page inline."""
+    return Answer(0, do_mincore(call.mm, call.args[0], call.args[1], MAX_REPLY))
+
+
+def sys_mlock(call: Call) -> int:
+    """args: addr, length."""
+    return _mlock(call, VM_LOCKED)
+
+
+def sys_mlock2(call: Call) -> int:
+    """args: addr, length, flags: MLOCK_ONFAULT or 0."""
+    flags = call.args[2]
+    if flags & ~MLOCK_ONFAULT:
+        raise SysError(errno.EINVAL)
+    return _mlock(call, VM_LOCKED | VM_LOCKONFAULT if flags else VM_LOCKED)
+
+
+def _mlock(call: Call, vm_flags: int) -> int:
+    """Lock, then fault in; what cannot be faulted in is ENOMEM, a machine without frames EAGAIN.
+
+    Source: Linux v6.8 mm/mlock.c:do_mlock() and __mlock_posix_error_return().
+    """
+    privileged = call.process.cred.superuser
+    start, end = do_mlock(call.mm, call.args[0], call.args[1], vm_flags, privileged=privileged)
+    fault = populate_locked(call.mm, start, end)
+    if fault:
+        raise SysError(errno.EAGAIN if fault & VM_FAULT_OOM else errno.ENOMEM)
+    return 0
+
+
+def sys_munlock(call: Call) -> int:
+    """args: addr, length."""
+    do_munlock(call.mm, call.args[0], call.args[1])
+    return 0
+
+
+def sys_mlockall(call: Call) -> int:
+    """args: flags."""
+    do_mlockall(call.mm, call.args[0], privileged=call.process.cred.superuser)
+    if call.args[0] & Mcl.CURRENT.value:
+        mm_populate(call.mm, 0, TASK_SIZE)
+    return 0
+
+
+def sys_munlockall(call: Call) -> int:
+    """No arguments."""
+    apply_mlockall_flags(call.mm, 0)
+    return 0
 
 
 def sys_msync(call: Call) -> int:

@@ -6,6 +6,7 @@ import errno
 import struct
 
 from kerneld.errors import SysError
+from kerneld.mm.filemap import File
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.exec import do_execve
 from kerneld.task.exit import do_exit, do_group_exit
@@ -74,11 +75,18 @@ def sys_execve(call: Call) -> int:
     argv, envp = _split_strings(call.data)
     cred = call.process.cred
     files = call.kernel.files
-    file = files.open_fd(call.take_fd())
+    file = files.open_exec(call.take_fd(), cred)
+    held = [file]
+
+    def open_interpreter(path: str) -> File:
+        held.append(files.open_path(path, cred))
+        return held[-1]
+
     try:
-        do_execve(call.process, file, argv, envp, lambda path: files.open_path(path, cred))
+        do_execve(call.process, file, argv, envp, open_interpreter)
     finally:
-        files.put_unused(file)
+        for opened in held:
+            files.put_unused(opened)
     call.process.threads[:] = [call.thread]
     return 0
 

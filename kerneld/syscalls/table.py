@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, process, shadow
+from kerneld.syscalls import machine, memory, process, remote, shadow
 from kerneld.syscalls.answer import Answer, Call
 from shared.uapi.syscalls import Nr
 
@@ -17,6 +17,17 @@ _TABLE: dict[Nr, Handler] = {
     Nr.MUNMAP: memory.sys_munmap,
     Nr.BRK: memory.sys_brk,
     Nr.MSYNC: memory.sys_msync,
+    Nr.MREMAP: memory.sys_mremap,
+    Nr.MINCORE: memory.sys_mincore,
+    Nr.MADVISE: memory.sys_madvise,
+    Nr.MLOCK: memory.sys_mlock,
+    Nr.MLOCK2: memory.sys_mlock2,
+    Nr.MUNLOCK: memory.sys_munlock,
+    Nr.MLOCKALL: memory.sys_mlockall,
+    Nr.MUNLOCKALL: memory.sys_munlockall,
+    Nr.PROCESS_VM_READV: remote.sys_process_vm_readv,
+    Nr.PROCESS_VM_WRITEV: remote.sys_process_vm_writev,
+    Nr.PROCESS_MADVISE: remote.sys_process_madvise,
     Nr.RT_SIGACTION: process.sys_rt_sigaction,
     Nr.GETPID: process.sys_getpid,
     Nr.EXECVE: process.sys_execve,

@@ -1,0 +1,173 @@
+"""madvise: what a program says about its memory.
+
+Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior().
+
+| advice                        | effect                                        | refused (EINVAL unless said)           |
+|-------------------------------|-----------------------------------------------|----------------------------------------|
+| NORMAL, RANDOM, SEQUENTIAL    | VM_RAND_READ, VM_SEQ_READ                     |                                        |
+| DONTFORK, DOFORK              | VM_DONTCOPY                                   |                                        |
+| WIPEONFORK, KEEPONFORK        | VM_WIPEONFORK                                 | WIPEONFORK: files, shared memory       |
+| DONTDUMP, DODUMP              | VM_DONTDUMP                                   |                                        |
+| HUGEPAGE, NOHUGEPAGE          | VM_HUGEPAGE, VM_NOHUGEPAGE                    |                                        |
+| DONTNEED, DONTNEED_LOCKED     | entries go; anonymous memory reads zero again | DONTNEED: locked memory                |
+| FREE                          | entries become clean and old                  | locked memory, files                   |
+| COLD, PAGEOUT                 | entries become old                            | locked memory                          |
+| WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap   |
+| REMOVE                        | the hole is punched into the file             | locked, anonymous; EACCES not writable |
+| POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end   |
+
+Differs from Linux: KSM, memory failure and COLLAPSE are not built in, their advice is EINVAL as on such a kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask
+from kerneld.mm.fault import VM_FAULT_OOM
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.populate import fault_in_range
+from kerneld.mm.truncate import punch_hole
+from kerneld.mm.vm_flags import (
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_WIPEONFORK,
+    VM_WRITE,
+)
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import vma_modify
+from shared.uapi.mman import Madv
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
+
+_FLAG_CHANGES = {
+    Madv.NORMAL: (0, VM_RAND_READ | VM_SEQ_READ),
+    Madv.RANDOM: (VM_RAND_READ, VM_SEQ_READ),
+    Madv.SEQUENTIAL: (VM_SEQ_READ, VM_RAND_READ),
+    Madv.DONTFORK: (VM_DONTCOPY, 0),
+    Madv.DOFORK: (0, VM_DONTCOPY),
+    Madv.WIPEONFORK: (VM_WIPEONFORK, 0),
+    Madv.KEEPONFORK: (0, VM_WIPEONFORK),
+    Madv.DONTDUMP: (VM_DONTDUMP, 0),
+    Madv.DODUMP: (0, VM_DONTDUMP),
+    Madv.HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+    Madv.NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+}
+"""Advice that only sets and clears VM_ flags: (set, cleared)."""
+_PAGE_ADVICE = frozenset(
+    {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE}
+)
+_POPULATE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
+_VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | _POPULATE
+PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED})
+"""What process_madvise accepts. Source: Linux v6.8 mm/madvise.c:process_madvise_behavior_valid()."""
+
+
+def do_madvise(mm: MmStruct, start: Vaddr, length: int, advice: int) -> None:
+    """Apply advice to [start, start + length); `length` in bytes is rounded up to pages.
+
+    Raises SysError(EINVAL) for unknown advice, an unaligned start, a range that wraps, or as the table above says;
+    SysError(ENOMEM) for a range with a hole (what is mapped has been advised), SysError(EAGAIN) with too many VMAs.
+    """
+    if advice not in _VALID or start & ~PAGE_MASK or page_align(length) >= 1 << 64:
+        raise SysError(errno.EINVAL)
+    end = start + page_align(length)
+    if end >= 1 << 64:
+        raise SysError(errno.EINVAL)
+    known = Madv(advice)
+    if known in _POPULATE:
+        _madvise_populate(mm, start, end, known is Madv.POPULATE_WRITE)
+    elif end > start:
+        _madvise_walk_vmas(mm, start, end, known)
+
+
+def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): holes are passed over and reported at the end."""
+    has_hole = False
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        if start < vma.start:
+            has_hole = True
+            start = vma.start
+            if start >= end:
+                break
+        stop = min(end, vma.end)
+        _madvise_vma(mm, vma, start, stop, advice)
+        start = stop
+    if has_hole:
+        raise SysError(errno.ENOMEM)
+
+
+def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior()."""
+    change = _FLAG_CHANGES.get(advice)
+    if change is not None:
+        if advice is Madv.WIPEONFORK and (vma.file is not None or vma.vm_flags & VM_SHARED):
+            raise SysError(errno.EINVAL)
+        vm_flags = (vma.vm_flags | change[0]) & ~change[1]
+        if vm_flags != vma.vm_flags:
+            try:
+                vma_modify(mm, vma, start, end, vm_flags)
+            except SysError:
+                raise SysError(errno.EAGAIN) from None
+    elif advice is Madv.WILLNEED:
+        if vma.file is None:
+            raise SysError(errno.EBADF)
+    elif advice is Madv.REMOVE:
+        _madvise_remove(vma, start, end)
+    elif vma.vm_flags & VM_LOCKED and advice is not Madv.DONTNEED_LOCKED:
+        raise SysError(errno.EINVAL)
+    elif advice in (Madv.DONTNEED, Madv.DONTNEED_LOCKED):
+        mm.zap_range(start, end)
+    elif advice is Madv.FREE:
+        if vma.file is not None:
+            raise SysError(errno.EINVAL)
+        _clear_bits(mm, start, end, PTE_ACCESSED | PTE_DIRTY)
+    else:
+        _clear_bits(mm, start, end, PTE_ACCESSED)
+
+
+def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:
+    """Take state bits from the present entries of a range. Source: mm/madvise.c:madvise_free_pte_range() and cold's."""
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+        hit = present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)
+        if hit.any():
+            cleared = entries & np.uint64(~bits & (1 << 64) - 1)
+            mm.write_ptes(leaf.low, leaf.start, np.where(hit, cleared, entries))
+
+
+def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_remove()."""
+    if vma.vm_flags & VM_LOCKED or vma.file is None:
+        raise SysError(errno.EINVAL)
+    if vma.vm_flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
+        raise SysError(errno.EACCES)
+    first = vma.page_index(start)
+    punch_hole(vma.file.mapping, first, first + ((end - start) >> PAGE_SHIFT))
+
+
+def _madvise_populate(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags()."""
+    needed = VM_WRITE if write else VM_READ
+    while start < end:
+        vma = mm.vmas.lookup(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        if not vma.vm_flags & needed:
+            raise SysError(errno.EINVAL)
+        start, fault = fault_in_range(mm, vma, start, min(end, vma.end), write)
+        if fault:
+            raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)

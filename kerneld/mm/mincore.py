@@ -1,0 +1,54 @@
+"""mincore: which pages of a range are in memory.
+
+Answers to Linux v6.8 mm/mincore.c.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import present_mask
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
+
+
+def do_mincore(mm: MmStruct, start: Vaddr, length: int, max_pages: int) -> bytes:
+    """Return one byte a page of [start, start + length), 1 where it is in memory.
+
+    Raises SysError(EINVAL) for an unaligned start, SysError(ENOMEM) outside user space or at a hole,
+    SysError(EFAULT) for more pages than the caller's vector can hold (`max_pages`).
+    """
+    if start & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    if start + length > TASK_SIZE:
+        raise SysError(errno.ENOMEM)
+    if page_align(length) >> PAGE_SHIFT > max_pages:
+        raise SysError(errno.EFAULT)
+    end = start + page_align(length)
+    parts = []
+    while start < end:
+        vma = mm.vmas.lookup(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        stop = min(end, vma.end)
+        parts.append(_in_memory(mm, vma, start, stop))
+        start = stop
+    return b"".join(parts)
+
+
+def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
+    """A page without an entry is there where the page cache has it; the host's has every page of a real file."""
+    here = present_mask(mm.page_table.entries(start, end))
+    if vma.file is not None:
+        mapping = vma.file.mapping
+        first = vma.page_index(start)
+        indexes = np.arange(first, first + len(here))
+        if mapping.is_shmem:
+            here |= np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
+        else:
+            here |= indexes < mapping.last_index()
+    return here.astype(np.uint8).tobytes()

@@ -1,0 +1,258 @@
+"""mremap: shrink, grow in place, move. Page tables move, frames stay.
+
+Answers to Linux v6.8 mm/mremap.c: SYSCALL_DEFINE5(mremap), mremap_to(), vma_to_resize(), move_vma(), and
+mm/mmap.c:copy_vma().
+
+| case                                         | what happens                                                        |
+|----------------------------------------------|---------------------------------------------------------------------|
+| FIXED or DONTUNMAP                           | always a move; FIXED unmaps what is at the new place first          |
+| new length = old                             | nothing                                                             |
+| shorter                                      | the tail is unmapped, whatever VMAs it lies in                      |
+| longer, at the VMA's end, room behind it     | the VMA grows, and merges with the next where it can                |
+| longer otherwise                             | with MAYMOVE it moves, else ENOMEM                                  |
+| old length 0, shared                         | a second mapping of the same pages                                  |
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.mlock import mlock_future_ok
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import may_expand_vm
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.populate import mm_populate
+from kerneld.mm.rmap import anon_vma_clone, dup_anon_vma, unlink_anon_vmas
+from kerneld.mm.unmapped_area import get_unmapped_area
+from kerneld.mm.vm_flags import (
+    VM_ACCOUNT,
+    VM_DONTEXPAND,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_MAYSHARE,
+    VM_PFNMAP,
+    VM_SHARED,
+)
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import can_merge_after, can_merge_before, is_mergeable_anon_vma
+from shared.uapi.mman import Map, Mremap
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+
+_MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
+_SPARE_MAPS = 3
+"""A move may need so many VMAs more before it gives one back."""
+
+
+def do_mremap(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, new_addr: Vaddr, *, privileged: bool
+) -> Vaddr:
+    """Change the size or the place of a mapping and return its address; lengths in bytes are rounded up to pages.
+
+    Raises SysError(EINVAL) for contradicting flags, an unaligned address, a new length of 0, overlapping places, or an
+    old length of 0 of private memory; EFAULT where the old range is not inside one VMA; ENOMEM without room, over a
+    limit, or where it cannot grow and must not move; EAGAIN over RLIMIT_MEMLOCK.
+    """
+    if flags & ~(_MAYMOVE | _FIXED | _DONTUNMAP) or (flags & (_FIXED | _DONTUNMAP) and not flags & _MAYMOVE):
+        raise SysError(errno.EINVAL)
+    if (flags & _DONTUNMAP and old_len != new_len) or addr & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    old_len, new_len = page_align(old_len) % (1 << 64), page_align(new_len) % (1 << 64)
+    if not new_len:
+        raise SysError(errno.EINVAL)
+    vma = mm.vmas.lookup(addr)
+    if vma is None:
+        raise SysError(errno.EFAULT)
+    if flags & (_FIXED | _DONTUNMAP):
+        return _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged)
+    if old_len >= new_len:
+        if old_len > new_len:
+            do_munmap(mm, addr + new_len, old_len - new_len)
+        return addr
+    vma = vma_to_resize(mm, addr, old_len, new_len, flags, privileged)
+    if old_len == vma.end - addr and vma_expandable(mm, vma, new_len - old_len, privileged):
+        _expand(mm, vma, new_len - old_len)
+        new_addr = addr
+    elif flags & _MAYMOVE:
+        map_flags = Map.SHARED.value if vma.vm_flags & VM_MAYSHARE else 0
+        new_addr = get_unmapped_area(mm, 0, new_len, map_flags, pmd_aligned=vma.file is None, raw_io=privileged)
+        move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
+    else:
+        raise SysError(errno.ENOMEM)
+    _populate_tail(mm, new_addr, old_len, new_len)
+    return new_addr
+
+
+def _populate_tail(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int) -> None:
+    vma = mm.vmas.lookup(addr)
+    if vma is not None and vma.vm_flags & VM_LOCKED and new_len > old_len:
+        mm_populate(mm, addr + old_len, addr + new_len)
+
+
+def _mremap_to(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int, privileged: bool
+) -> Vaddr:
+    """Source: Linux v6.8 mm/mremap.c:mremap_to()."""
+    if new_addr & ~PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
+        raise SysError(errno.EINVAL)
+    if addr + old_len > new_addr and new_addr + new_len > addr:
+        raise SysError(errno.EINVAL)
+    if mm.map_count + 2 >= mm.sysctl.max_map_count - _SPARE_MAPS:
+        raise SysError(errno.ENOMEM)
+    if flags & _FIXED:
+        do_munmap(mm, new_addr, new_len)
+    if old_len > new_len:
+        do_munmap(mm, addr + new_len, old_len - new_len)
+        old_len = new_len
+    vma = vma_to_resize(mm, addr, old_len, new_len, flags, privileged)
+    if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, old_len >> PAGE_SHIFT):
+        raise SysError(errno.ENOMEM)
+    map_flags = Map.FIXED.value if flags & _FIXED else 0
+    new_addr = get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=vma.file is None, raw_io=privileged)
+    move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
+    _populate_tail(mm, new_addr, old_len, new_len)
+    return new_addr
+
+
+def vma_to_resize(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vma:
+    """Return the VMA of a mapping that may be resized.
+
+    Raises as `do_mremap` says. Source: mm/mremap.c:vma_to_resize().
+    """
+    vma = mm.vmas.lookup(addr)
+    if vma is None:
+        raise SysError(errno.EFAULT)
+    if not old_len and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        raise SysError(errno.EINVAL)
+    if flags & _DONTUNMAP and vma.vm_flags & (VM_DONTEXPAND | VM_PFNMAP):
+        raise SysError(errno.EINVAL)
+    if old_len > vma.end - addr:
+        raise SysError(errno.EFAULT)
+    if new_len == old_len:
+        return vma
+    if vma.page_index(addr) + (new_len >> PAGE_SHIFT) >= 1 << 64:
+        raise SysError(errno.EINVAL)
+    if vma.vm_flags & (VM_DONTEXPAND | VM_PFNMAP):
+        raise SysError(errno.EFAULT)
+    if not mlock_future_ok(mm, vma.vm_flags, new_len - old_len, privileged):
+        raise SysError(errno.EAGAIN)
+    if not may_expand_vm(mm, vma.vm_flags, (new_len - old_len) >> PAGE_SHIFT):
+        raise SysError(errno.ENOMEM)
+    return vma
+
+
+def vma_expandable(mm: MmStruct, vma: Vma, delta: int, privileged: bool) -> bool:
+    """Tell whether `delta` bytes behind a VMA are free. Source: Linux v6.8 mm/mremap.c:vma_expandable()."""
+    end = vma.end + delta
+    if next(mm.vmas.overlapping(vma.end, end), None) is not None:
+        return False
+    try:
+        get_unmapped_area(mm, vma.start, end - vma.start, Map.FIXED.value, raw_io=privileged)
+    except SysError:
+        return False
+    return True
+
+
+def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
+    """Source: Linux v6.8 mm/mmap.c:vma_merge_extend(): the extension merges with the VMA, and maybe with the next."""
+    end = vma.end + delta
+    if vma.vm_flags & VM_ACCOUNT:
+        check_enough_memory(mm, delta >> PAGE_SHIFT)
+    following = mm.vmas.following(vma)
+    if (
+        following is not None
+        and following.start == end
+        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.file, vma.page_index(end))
+        and is_mergeable_anon_vma(vma.anon_vma, following.anon_vma, None)
+    ):
+        dup_anon_vma(vma, following)
+        end = following.end
+        mm.remove_vma(following)
+    mm.move_vma_bounds(vma, vma.start, end)
+
+
+def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int) -> None:
+    """Move [old_addr, old_addr + old_len) of a VMA to a free place of `new_len` bytes.
+
+    Raises SysError(ENOMEM) with too many VMAs or without frames for page tables; the mapping is then where it was.
+    Source: Linux v6.8 mm/mremap.c:move_vma().
+    """
+    if mm.map_count >= mm.sysctl.max_map_count - _SPARE_MAPS:
+        raise SysError(errno.ENOMEM)
+    if vma.vm_flags & VM_ACCOUNT:
+        check_enough_memory(mm, (new_len if flags & _DONTUNMAP else new_len - old_len) >> PAGE_SHIFT)
+    new_vma = copy_vma(mm, vma, old_addr, new_addr, new_len)
+    try:
+        move_page_tables(mm, old_addr, new_addr, old_len)
+    except SysError:
+        do_munmap(mm, new_addr, new_len)
+        raise
+    if flags & _DONTUNMAP:
+        source = mm.vmas.lookup(old_addr)
+        assert source is not None
+        mm.set_vma_flags(source, source.vm_flags & ~VM_LOCKED_MASK)
+        if source is not new_vma and source.start == old_addr and source.end == old_addr + old_len:
+            unlink_anon_vmas(source)
+    elif old_len:
+        do_munmap(mm, old_addr, old_len)
+
+
+def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:
+    """Make the VMA for the new place, merged with its neighbours where it can be.
+
+    Anonymous memory that was never faulted takes the offsets of its new place, to merge there.
+    Source: Linux v6.8 mm/mmap.c:copy_vma().
+    """
+    end = addr + length
+    untouched = vma.is_anonymous and vma.anon_vma is None
+    pgoff = addr >> PAGE_SHIFT if untouched else vma.page_index(old_addr)
+    pgoff_end = pgoff + (length >> PAGE_SHIFT)
+    prev, following = mm.vmas.preceding(addr), mm.vmas.find(addr)
+    merge_prev = (
+        prev is not None and prev.end == addr and can_merge_after(prev, vma.vm_flags, vma.anon_vma, vma.file, pgoff)
+    )
+    merge_next = (
+        following is not None
+        and following.start == end
+        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.file, pgoff_end)
+    )
+    if merge_prev and prev is not None:
+        if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+            dup_anon_vma(prev, following)
+            end = following.end
+            mm.remove_vma(following)
+        mm.move_vma_bounds(prev, prev.start, end)
+        return prev
+    if merge_next and following is not None:
+        mm.move_vma_bounds(following, addr, following.end)
+        return following
+    new_vma = Vma(addr, end, vma.vm_flags, pgoff, vma.file)
+    new_vma.anon_vma = vma.anon_vma
+    anon_vma_clone(new_vma, vma)
+    mm.insert_vma(new_vma)
+    return new_vma
+
+
+def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
+    """Move the entries of a range to another, one run within a leaf table of each side at a time.
+
+    Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
+    Source: Linux v6.8 mm/mremap.c:move_page_tables().
+    """
+    delta = new_addr - old_addr
+    moved = old_addr
+    try:
+        for leaf in mm.page_table.leaves(old_addr, old_addr + length):
+            vaddr = leaf.start
+            while vaddr < leaf.end:
+                stop = min(leaf.end, vaddr + PMD_SIZE - (vaddr + delta & PMD_SIZE - 1))
+                low = leaf.low + ((vaddr - leaf.start) >> PAGE_SHIFT)
+                count = (stop - vaddr) >> PAGE_SHIFT
+                if mm.has_entries(low, count):
+                    mm.move_entries(low, vaddr, mm.page_table.ensure_pte(vaddr + delta), vaddr + delta, count)
+                vaddr = moved = stop
+    except SysError:
+        if delta:
+            move_page_tables(mm, new_addr, old_addr, moved - old_addr)
+        raise

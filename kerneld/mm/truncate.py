@@ -1,0 +1,49 @@
+"""Pages of a file that go while they are mapped: truncation and punched holes.
+
+Answers to Linux v6.8 mm/truncate.c and mm/memory.c:unmap_mapping_range().
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.vm_flags import VM_SHARED
+from shared.uapi.page import PAGE_SHIFT
+
+
+def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
+    """Clear every entry that maps a page of [first, last) of the file; with `even_cows` also a process's own copies.
+
+    Source: Linux v6.8 mm/memory.c:unmap_mapping_pages().
+    """
+    for vma, mm in list(mapping.i_mmap.items()):
+        low, high = max(first, vma.pgoff), min(last, vma.pgoff + vma.nr_pages)
+        if low < high:
+            start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            end = start + ((high - low) << PAGE_SHIFT)
+            if even_cows or vma.vm_flags & VM_SHARED:
+                mm.zap_range(start, end)
+            else:
+                mm.zap_cached(start, end)
+
+
+def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
+    """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
+    for index in [i for i in mapping.pages if first <= i < last]:
+        mapping.drop_page(index)
+
+
+def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
+    """Make the pages of [first, last) read as zeros, in the file and in every mapping of it (FALLOC_FL_PUNCH_HOLE).
+
+    Copies that belong to a process stay. Raises SysError with the errno of the file system where it cannot.
+    """
+    if mapping.backing is not None:
+        try:
+            mapping.backing.punch_hole(first << PAGE_SHIFT, (last - first) << PAGE_SHIFT)
+        except OSError as error:
+            raise SysError(error.errno or errno.EOPNOTSUPP) from None
+    unmap_mapping_range(mapping, first, last, even_cows=False)
+    drop_pages(mapping, first, last)
