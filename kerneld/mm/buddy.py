@@ -59,6 +59,13 @@ class Buddy:
         self._head_order[pfn] = order + 1
         self._lists[order].append(pfn)
         self.nr_blocks[order] += 1
+        if len(self._lists[order]) > 4 * self.nr_blocks[order] + 1024:
+            self._compact(order)
+
+    def _compact(self, order: int) -> None:
+        """Drop what is out of date, so that merges that are never popped again do not fill the host's memory."""
+        stack = self._lists[order]
+        self._lists[order] = [pfn for pfn in dict.fromkeys(stack) if self._head_order[pfn] == order + 1]
 
     def _pop(self, order: int) -> Pfn | None:
         stack = self._lists[order]
@@ -201,7 +208,7 @@ class Buddy:
         stack.extend(heads[::-1].tolist())
         self.nr_blocks[order] += len(heads)
         if len(stack) > 4 * self.nr_blocks[order] + 1024:
-            self._lists[order] = [pfn for pfn in dict.fromkeys(stack) if self._head_order[pfn] == order + 1]
+            self._compact(order)
 
     def is_free(self) -> npt.NDArray[np.bool_]:
         """Return for each frame whether it is free; recomputed from the blocks, for the invariants."""
