@@ -1,0 +1,23 @@
+"""A machine for each test of memory management, checked and counted when the test is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kerneld.mm.mm import MmStruct
+from tests.mm.world import Machine
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine()
+    yield made
+    made.check()
+    made.close()
+
+
+@pytest.fixture
+def mm(machine: Machine) -> MmStruct:
+    return machine.new_mm()

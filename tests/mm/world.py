@@ -1,0 +1,233 @@
+"""A machine with address spaces, a processor of a few lines, and files that are byte arrays: what these tests share."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGBUS, SIGKILL, SIGSEGV
+
+import pytest
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PF_INSTR, PF_WRITE, pte_pfn, translate
+from kerneld.hw.ram import Ram
+from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.filemap import AddressSpace, File
+from kerneld.mm.fork import dup_mmap
+from kerneld.mm.frames import Frames
+from kerneld.mm.invariants import check_machine
+from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import do_mmap
+from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.stack import expand_stack
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE
+from kerneld.mm.vma import Vma
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
+
+BASE: Vaddr = 0x10_0000_0000
+"""Where tests put fixed mappings: far from mmap_base, at the start of a leaf table."""
+READ, WRITE, EXEC, NONE = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value, Prot.NONE.value
+RW = READ | WRITE
+PRIVATE, SHARED, FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
+ANON = Map.PRIVATE.value | Map.ANONYMOUS.value
+SHARED_ANON = Map.SHARED.value | Map.ANONYMOUS.value
+
+
+class Signal(Exception):
+    """The access was stopped by a signal."""
+
+    def __init__(self, signo: int) -> None:
+        super().__init__(signo)
+        self.signo = signo
+
+
+class Machine:
+    """RAM, frames, and the address spaces in it; `close` takes all down and counts the frames."""
+
+    def __init__(self, ram_bytes: int = 8 << 20) -> None:
+        self.ram = Ram(ram_bytes)
+        self.frames = Frames(self.ram)
+        self.sysctl = Sysctl()
+        self.mms: list[MmStruct] = []
+
+    def new_mm(self) -> MmStruct:
+        mm = MmStruct(self.frames, Rlimits(), self.sysctl)
+        self.mms.append(mm)
+        return mm
+
+    def fork(self, mm: MmStruct) -> MmStruct:
+        child = dup_mmap(mm)
+        self.mms.append(child)
+        return child
+
+    def exit(self, mm: MmStruct) -> None:
+        self.mms.remove(mm)
+        exit_mmap(mm)
+
+    def new_file(self, data: bytes, *, readable: bool = True, writable: bool = True) -> tuple[File, FakeBacking]:
+        backing = FakeBacking(data)
+        return File(AddressSpace(self.frames, backing), "/f", readable=readable, writable=writable), backing
+
+    def check(self) -> None:
+        check_machine(self.frames, self.mms)
+
+    @contextmanager
+    def failing_allocation(self, number: int) -> Iterator[list[int]]:
+        """Let the allocation of this number, and all after it, fail; yields a list that gets one item a failure."""
+        failed: list[int] = []
+        seen = 0
+
+        def hook(count: int) -> None:
+            nonlocal seen
+            seen += 1
+            if seen > number:
+                failed.append(count)
+                raise SysError(errno.ENOMEM)
+
+        self.frames.alloc_hook = hook
+        try:
+            yield failed
+        finally:
+            self.frames.alloc_hook = None
+
+    def close(self) -> None:
+        for mm in list(self.mms):
+            self.exit(mm)
+        self.check()
+        assert self.frames.free_pages == self.frames.total_pages
+        self.ram.close()
+
+
+class FakeBacking:
+    """A file that is a byte array; it notes what is read and written, and can fail."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = bytearray(data)
+        self.reads: list[tuple[int, int]] = []
+        self.writes: list[tuple[int, int]] = []
+        self.fail = 0
+        self.releases = 0
+
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if self.fail:
+            raise OSError(self.fail, "read")
+        self.reads.append((offset, length))
+        return bytes(self.data[offset : offset + length])
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        if self.fail:
+            raise OSError(self.fail, "write")
+        self.writes.append((offset, len(data)))
+        self.data[offset : offset + len(data)] = data
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+def mmap(
+    mm: MmStruct,
+    pages: int,
+    prot: int = RW,
+    flags: int = ANON,
+    *,
+    at: Vaddr | None = None,
+    file: File | None = None,
+    pgoff: int = 0,
+    privileged: bool = False,
+) -> Vaddr:
+    """Make a mapping; fixed where `at` is given."""
+    flags |= FIXED if at is not None else 0
+    return do_mmap(mm, at or 0, pages * PAGE_SIZE, prot, flags, file, pgoff, privileged=privileged)
+
+
+def _fault(mm: MmStruct, vaddr: Vaddr, access: int) -> None:
+    """The page-fault exception, in brief (kerneld.task.trap is the real one)."""
+    vma = mm.vmas.find(vaddr)
+    if vma is not None and vaddr < vma.start:
+        try:
+            expand_stack(mm, vma, vaddr)
+        except SysError:
+            vma = None
+    needed = VM_WRITE if access == PF_WRITE else VM_ACCESS_FLAGS
+    if vma is None or not vma.vm_flags & needed:
+        raise Signal(SIGSEGV)
+    result = handle_mm_fault(mm, vma, vaddr, access == PF_WRITE)
+    if result & VM_FAULT_ERROR:
+        raise Signal({VM_FAULT_OOM: SIGKILL, VM_FAULT_SIGBUS: SIGBUS}[result & VM_FAULT_ERROR])
+
+
+def access(mm: MmStruct, vaddr: Vaddr, kind: int = 0) -> int:
+    """Return the physical address of a user access after the faults that it takes. Raises Signal."""
+    for _ in range(4):
+        paddr = translate(mm.frames.ram.words, mm.page_table.root, vaddr, kind)
+        if paddr >= 0:
+            return paddr
+        if kind == PF_INSTR and ~paddr & 1:
+            raise Signal(SIGSEGV)
+        _fault(mm, vaddr, kind)
+    raise AssertionError(f"the fault at {vaddr:#x} never ends")
+
+
+def load(mm: MmStruct, vaddr: Vaddr, length: int = 1) -> bytes:
+    """Read bytes that lie within one page. Raises Signal."""
+    return bytes(mm.frames.ram.read(access(mm, vaddr), length))
+
+
+def store(mm: MmStruct, vaddr: Vaddr, data: bytes) -> None:
+    """Write bytes that lie within one page. Raises Signal."""
+    mm.frames.ram.write(access(mm, vaddr, PF_WRITE), data)
+
+
+def signal_of(call: Callable[[], object]) -> int:
+    """Return the signal that an access ends in."""
+    with pytest.raises(Signal) as caught:
+        call()
+    return caught.value.signo
+
+
+def errno_of(call: Callable[[], object]) -> int:
+    """Return the errno that a call fails with."""
+    with pytest.raises(SysError) as caught:
+        call()
+    return caught.value.errno
+
+
+def entry(mm: MmStruct, vaddr: Vaddr) -> int:
+    """Return the page-table entry of an address, 0 where none is."""
+    return int(mm.page_table.entries(vaddr & PAGE_MASK, (vaddr & PAGE_MASK) + PAGE_SIZE)[0])
+
+
+def pfn_of(mm: MmStruct, vaddr: Vaddr) -> Pfn:
+    """Return the frame that an address is mapped to, 0 where none is."""
+    return pte_pfn(entry(mm, vaddr))
+
+
+def layout(mm: MmStruct) -> list[tuple[int, int, int]]:
+    """Return each VMA as (first page from BASE, pages, PROT_ bits)."""
+    return [((vma.start - BASE) >> PAGE_SHIFT, vma.nr_pages, vma.vm_flags & VM_ACCESS_FLAGS) for vma in mm.vmas]
+
+
+def vma_at(mm: MmStruct, vaddr: Vaddr) -> Vma:
+    """Return the VMA that covers an address."""
+    vma = mm.vmas.lookup(vaddr)
+    assert vma is not None
+    return vma
+
+
+def page(number: int) -> Vaddr:
+    """Return the address of a page counted from BASE."""
+    return BASE + number * PAGE_SIZE
+
+
+def grows_down(mm: MmStruct, at: Vaddr, pages: int) -> Vma:
+    """Make a stack of so many pages at an address."""
+    mmap(mm, pages, RW, ANON | Map.GROWSDOWN.value, at=at)
+    vma = vma_at(mm, at)
+    assert vma.vm_flags & VM_GROWSDOWN
+    return vma
