@@ -12,6 +12,7 @@ descriptor reopened through /proc cannot be written or mapped writable.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -103,10 +104,15 @@ class Ram:
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Give the memory back to the host. No view of it may be used afterwards."""
+        """Give the memory back to the host. No view of it may be used afterwards.
+
+        An array that somebody still holds (a dead address space that is not collected yet) keeps the mapping until it
+        goes too.
+        """
         del self.frames_np, self.words_np
         self.words.release()
         self._readonly.release()
         self._bytes.release()
-        self._map.close()
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self._fd)

@@ -106,3 +106,11 @@ def test_even_its_owner_cannot_reopen_it_for_writing_nor_resize_it(ram: Ram) -> 
             os.close(writable)
     finally:
         os.close(fd)
+
+
+def test_memory_is_given_back_although_a_view_is_still_held() -> None:
+    ram = Ram(1 << 20)
+    fd, view = ram.open_readonly(), ram.words_np
+    ram.close()
+    assert len(view) == 1 << 17
+    os.close(fd)
