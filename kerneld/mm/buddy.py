@@ -177,14 +177,26 @@ class Buddy:
             for pfn in pfns.tolist():
                 self._merge_one(pfn, 0)
             return
-        heads = np.sort(pfns)
+        heads = pfns if bool((pfns[1:] > pfns[:-1]).all()) else np.sort(pfns)
         if bool(self.head_order[heads].any()) or bool((heads[1:] == heads[:-1]).any()):
             raise KernelBug("a frame is freed twice")
+        ends = np.flatnonzero(heads[1:] - heads[:-1] != 1) + 1
+        if len(ends) * _SMALL < len(heads):
+            for run in np.split(heads, ends) if len(ends) else (heads,):
+                self._merge_run(int(run[0]), int(run[-1]) + 1)
+            return
         for order in range(MAX_ORDER):
             if len(heads) == 0:
                 return
             heads = self._merge_order(heads, order)
         self._push_many(heads, MAX_ORDER)
+
+    def _merge_run(self, start: Pfn, end: Pfn) -> None:
+        """Give the consecutive frames of [start, end) back as the largest aligned blocks that they make."""
+        while start < end:
+            order = min(MAX_ORDER, (start & -start).bit_length() - 1, (end - start).bit_length() - 1)
+            self._merge_one(start, order)
+            start += 1 << order
 
     def _merge_order(self, heads: npt.NDArray[np.int64], order: int) -> npt.NDArray[np.int64]:
         """Merge free blocks of one order with their buddies; keep the rest; return the merged, of the next order."""
@@ -195,7 +207,8 @@ class Buddy:
         merged[inside] = self.head_order[buddies[inside]] == order + 1
         pairs = np.concatenate([heads[merged], buddies[merged]])
         self.head_order[pairs] = 0
-        upper = np.unique(heads[merged] & ~np.int64(1 << order))
+        upper = heads[merged] & ~np.int64(1 << order)
+        upper = upper[np.append(upper[1:] != upper[:-1], True)] if len(upper) else upper
         rest = heads[~merged]
         self._push_many(rest, order)
         # Both halves of a pair may be new, or one may have been free already: only the latter were counted.
