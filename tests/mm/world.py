@@ -126,6 +126,12 @@ class FakeBacking:
         self.writes.append((offset, len(data)))
         self.data[offset : offset + len(data)] = data
 
+    def punch_hole(self, offset: int, length: int) -> None:
+        if self.fail:
+            raise OSError(self.fail, "punch_hole")
+        end = min(offset + length, len(self.data))
+        self.data[offset:end] = bytes(max(0, end - offset))
+
     def release(self) -> None:
         self.releases += 1
 
@@ -196,6 +202,17 @@ def errno_of(call: Callable[[], object]) -> int:
     with pytest.raises(SysError) as caught:
         call()
     return caught.value.errno
+
+
+def failure(call: Callable[[], object]) -> int:
+    """Return the errno or the signal that a call or an access ends in, 0 for none."""
+    try:
+        call()
+    except SysError as error:
+        return error.errno
+    except Signal as signal:
+        return signal.signo
+    return 0
 
 
 def entry(mm: MmStruct, vaddr: Vaddr) -> int:
