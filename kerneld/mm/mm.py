@@ -74,6 +74,8 @@ class MmStruct(PteOps):
         self.exec_vm = 0
         self.stack_vm = 0
         self.locked_vm = 0
+        self.hiwater_vm = 0
+        """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
         self.mmap_base: Vaddr = MMAP_BASE
@@ -102,6 +104,11 @@ class MmStruct(PteOps):
         if vm_flags & VM_LOCKED:
             self.locked_vm += pages
 
+    def _update_hiwater_vm(self) -> None:
+        """Note the size before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_vm()."""
+        if self.total_vm > self.hiwater_vm:
+            self.hiwater_vm = self.total_vm
+
     def insert_vma(self, vma: Vma) -> None:
         """Add a VMA where no other is."""
         self.vmas.insert(vma)
@@ -112,6 +119,7 @@ class MmStruct(PteOps):
 
     def remove_vma(self, vma: Vma) -> None:
         """Take a VMA out, after its entries; the last one of a file writes it back."""
+        self._update_hiwater_vm()
         self.vmas.remove(vma)
         self._account(vma.vm_flags, -vma.nr_pages)
         unlink_anon_vmas(vma)
@@ -123,6 +131,7 @@ class MmStruct(PteOps):
         """Give a VMA other bounds, its pages keeping their offsets; entries that fall out must be gone already."""
         low, high = min(vma.start, start), max(vma.end, end)
         before = vma.nr_pages
+        self._update_hiwater_vm()
         vma.pgoff += (start - vma.start) >> PAGE_SHIFT
         self.vmas.move(vma, start, end)
         self._account(vma.vm_flags, vma.nr_pages - before)

@@ -195,7 +195,10 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         if source is not new_vma and source.start == old_addr and source.end == old_addr + old_len:
             unlink_anon_vmas(source)
     elif old_len:
+        # For a moment the mapping is there twice: that is no peak (Linux keeps mm->hiwater_vm here too).
+        hiwater_vm = mm.hiwater_vm
         do_munmap(mm, old_addr, old_len)
+        mm.hiwater_vm = hiwater_vm
 
 
 def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:

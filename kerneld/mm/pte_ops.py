@@ -58,9 +58,17 @@ class PteOps:
         self.page_table = PageTable(frames)
         self.rss = [0, 0, 0, 0]
         """Resident pages by `Rss`."""
+        self.hiwater_rss = 0
+        """The most resident pages before they last fell: VmHWM is this or what is resident (Linux: mm->hiwater_rss)."""
         self.notifiers: list[MmuNotifier] = []
         self._words = frames.ram.words
         self._words_np = frames.ram.words_np
+
+    @property
+    def resident_pages(self) -> int:
+        """How many pages are resident (Linux: get_mm_rss())."""
+        file, anon, _, shmem = self.rss
+        return file + anon + shmem
 
     def notify(self, start: Vaddr, end: Vaddr) -> None:
         """Tell every listener that [start, end) has changed."""
@@ -142,6 +150,9 @@ class PteOps:
         Source: Linux v6.8 mm/memory.c:zap_pte_range().
         """
         changed = False
+        resident = self.resident_pages
+        if resident > self.hiwater_rss:
+            self.hiwater_rss = resident
         for leaf in self.page_table.leaves(start, end):
             if leaf.high - leaf.low <= _SMALL:
                 changed |= self._zap_few(leaf.low, leaf.high)

@@ -205,6 +205,13 @@ class ShadowPt:
         if not session.table.is_equal(flags, pfns):
             raise KernelBug("the shadow table is not what VMAs and page table say")
 
+    def describe_session(self) -> tuple[str, Pid | None, Pid | None]:
+        """Return "closed", "open" or "tracking", and the pids of the opener and of the target, for people to read."""
+        session = self._session
+        if session is None:
+            return "closed", None, None
+        return "open" if session.mm is None else "tracking", session.opener.pid, session.target.pid
+
     def _get_session(self, caller: Tracked) -> _Session:
         """Return the open session. Raises SysError(EINVAL) where there is none, EPERM when another opened it."""
         if self._session is None:
