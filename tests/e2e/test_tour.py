@@ -121,6 +121,12 @@ def read_to_prompt(process: subprocess.Popen[str]) -> list[str]:
     return lines
 
 
+def read_past(process: subprocess.Popen[str], start: str) -> None:
+    """Read lines until one begins with `start`."""
+    assert process.stdout is not None
+    assert any(line.startswith(start) for line in process.stdout), "the program has ended"
+
+
 def press_enter(process: subprocess.Popen[str]) -> list[str]:
     """Press Enter and return the lines up to the next prompt: the step is done then."""
     assert process.stdin is not None
@@ -248,9 +254,7 @@ def test_a_signal_ends_the_tour_as_that_signal(name: str, signo: signal.Signals,
 
 def test_sigterm_ends_a_tour_that_waits_for_time_to_pass(socket: Path) -> None:
     with running(["target", "--delay", "1000"], socket) as target:
-        assert target.stdout is not None
-        while "Watch" not in target.stdout.readline():
-            pass
+        read_past(target, "  Watch ")
         target.terminate()
         _out, err = target.communicate()
     assert (target.returncode, err) == (-signal.SIGTERM, "target: ended by SIGTERM\n")
@@ -258,10 +262,8 @@ def test_sigterm_ends_a_tour_that_waits_for_time_to_pass(socket: Path) -> None:
 
 def test_a_loop_goes_on_until_a_signal(socket: Path) -> None:
     with running(["target", "--loop", "--delay", "0"], socket) as target:
-        assert target.stdout is not None
-        rounds = 0
-        while rounds < 3:
-            rounds += target.stdout.readline().startswith("== 1/")
+        for _round in range(3):
+            read_past(target, "== 1/")
         target.send_signal(signal.SIGINT)
         _out, err = target.communicate()
     assert (target.returncode, err) == (-signal.SIGINT, "target: ended by SIGINT\n")
@@ -276,9 +278,7 @@ def test_the_end_of_input_ends_the_tour(socket: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--step"], ["--delay", "1000"]])
 def test_the_end_of_kerneld_ends_the_tour_at_once(arguments: list[str], socket: Path) -> None:
     with running(["target", *arguments], socket) as target:
-        assert target.stdout is not None
-        while "Watch" not in target.stdout.readline():
-            pass
+        read_past(target, "  Watch ")
         stop = subprocess.run(
             [sys.executable, "-P", "-m", "kerneld", "stop", "--socket", str(socket)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
