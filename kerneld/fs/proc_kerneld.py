@@ -1,0 +1,45 @@
+"""/proc/kerneld: what the daemon says of itself, for its own commands. Linux has nothing of the kind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from kerneld.fs.proc_array import state_letter
+from kerneld.mm.frames import Frames
+from kerneld.task.task import Process
+from shared.uapi.page import PAGE_SHIFT, Pid
+
+
+def show_kerneld_status(
+    frames: Frames, nr_tasks: int, start_time: float, shadow: tuple[str, Pid | None, Pid | None]
+) -> bytes:
+    """Return one `Key:\\tvalue` a line; `shadow` is the table's state, its opener and its target.
+
+    `start_time` is CLOCK_MONOTONIC when the machine started, in seconds.
+    """
+    state, opener, target = shadow
+    rows: list[tuple[str, object]] = [
+        ("Pid", os.getpid()),
+        ("Uptime", f"{time.monotonic() - start_time:.2f} s"),
+        ("MemTotal", f"{frames.total_pages << PAGE_SHIFT - 10} kB"),
+        ("MemFree", f"{frames.free_pages << PAGE_SHIFT - 10} kB"),
+        ("Tasks", nr_tasks),
+        ("ShadowTable", state),
+    ]
+    if opener is not None:
+        rows += [("ShadowOpener", opener), ("ShadowTarget", target)]
+    return "".join(f"{key}:\t{value}\n" for key, value in rows).encode()
+
+
+def show_tasks(processes: Iterable[Process], reader: Process) -> bytes:
+    """Return one line a process: pid, uid, threads, vsz and rss in kB, state, comm, with tabs between."""
+    lines = []
+    for process in processes:
+        mm = process.live_mm
+        vsz_kb, rss_kb = mm.total_vm << PAGE_SHIFT - 10, mm.resident_pages << PAGE_SHIFT - 10
+        comm = process.comm.replace("\\", "\\\\").replace("\n", "\\n")
+        fields = (process.pid, process.cred.uid, len(process.threads), vsz_kb, rss_kb, state_letter(process, reader))
+        lines.append("\t".join([*map(str, fields), comm]) + "\n")
+    return os.fsencode("".join(lines))

@@ -1,0 +1,72 @@
+"""/proc/kpagecount and /proc/kpageflags: a 64-bit word a frame.
+
+Answers to Linux v6.8 fs/proc/page.c: kpagecount_read(), stable_page_flags(), and linux/kernel-page-flags.h.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.mm.frames import (
+    PG_ANON,
+    PG_DIRTY,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_TABLE,
+    ZERO_PFN,
+    Frames,
+)
+
+_ENTRY_BYTES = 8
+KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU, KPF_BUDDY, KPF_MMAP = 2, 3, 4, 5, 10, 11
+KPF_ANON, KPF_SWAPBACKED, KPF_ZERO_PAGE, KPF_PGTABLE = 12, 14, 24, 26
+"""Bit numbers of a frame's word."""
+
+
+def _window(frames: Frames, offset: int, length: int) -> slice:
+    """Return the frames that a read is about. Raises SysError(EINVAL) unless both are multiples of 8."""
+    if offset % _ENTRY_BYTES or length % _ENTRY_BYTES:
+        raise SysError(errno.EINVAL)
+    first = min(offset // _ENTRY_BYTES, frames.ram.nr_frames)
+    return slice(first, min(first + length // _ENTRY_BYTES, frames.ram.nr_frames))
+
+
+def read_kpagecount(frames: Frames, offset: int, length: int) -> bytes:
+    """Return how many page-table entries map each frame from offset / 8 on. Raises as `_window` does."""
+    return frames.mapcount[_window(frames, offset, length)].astype(np.uint64).tobytes()
+
+
+def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
+    """Return what each frame from offset / 8 on is, as KPF_* bits. Raises as `_window` does.
+
+    Frames on the per-cpu list have none: they are free, but in no block.
+    """
+    window = _window(frames, offset, length)
+    flags = frames.flags[window]
+    anon = (flags & PG_ANON) != 0
+    cached = (frames.mapping[window] != 0) & ~anon
+    in_block = frames.buddy.is_free()
+    in_block[frames.buddy.pcp] = False
+    words = np.zeros(len(flags), dtype=np.uint64)
+    for bit, mask in (
+        (KPF_REFERENCED, (flags & PG_REFERENCED) != 0),
+        (KPF_UPTODATE, anon | cached),
+        (KPF_DIRTY, (flags & PG_DIRTY) != 0),
+        (KPF_LRU, anon | cached),
+        (KPF_BUDDY, in_block[window]),
+        (KPF_MMAP, frames.mapcount[window] > 0),
+        (KPF_ANON, anon),
+        (KPF_SWAPBACKED, (flags & PG_SWAPBACKED) != 0),
+        (KPF_ZERO_PAGE, _is_zero_page(window)),
+        (KPF_PGTABLE, (flags & PG_TABLE) != 0),
+    ):
+        words[mask] |= np.uint64(1 << bit)
+    return words.tobytes()
+
+
+def _is_zero_page(window: slice) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.arange(window.start, window.stop) == ZERO_PFN)

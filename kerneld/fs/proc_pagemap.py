@@ -1,0 +1,58 @@
+"""/proc/PID/pagemap: a 64-bit word a page of the address space.
+
+Read by window: the whole file would be 256 GiB long. Answers to Linux v6.8 fs/proc/task_mmu.c: pagemap_read(),
+pte_to_pagemap_entry(), and Documentation/admin-guide/mm/pagemap.rst.
+
+Differs from Linux: entries have no soft-dirty bit of their own; a page is soft-dirty where its mapping is.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.mm.frames import PG_ANON
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vm_flags import VM_SOFTDIRTY
+from shared.uapi.page import PAGE_SHIFT, TASK_SIZE
+
+ENTRY_BYTES = 8
+PM_SOFT_DIRTY = 1 << 55
+PM_MMAP_EXCLUSIVE = 1 << 56
+PM_FILE = 1 << 61
+PM_SWAP = 1 << 62
+PM_PRESENT = 1 << 63
+
+
+def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> bytes:
+    """Return the words of the pages from offset / 8 on; frame numbers only with `show_pfn`, else 0.
+
+    Raises SysError(EINVAL) unless offset and length are multiples of 8.
+    """
+    if offset % ENTRY_BYTES or length % ENTRY_BYTES:
+        raise SysError(errno.EINVAL)
+    start = min(offset // ENTRY_BYTES << PAGE_SHIFT, TASK_SIZE)
+    end = min(start + (length // ENTRY_BYTES << PAGE_SHIFT), TASK_SIZE)
+    entries = mm.page_table.entries(start, end)
+    words = np.zeros(len(entries), dtype=np.uint64)
+    present = present_mask(entries)
+    words[present] = PM_PRESENT
+    words[(entries != 0) & ~present] = PM_SWAP
+    pfns = pte_pfn(entries).astype(np.int64)
+    if show_pfn:
+        words[present] |= pfns[present].astype(np.uint64)
+    # The shared zero page is of nobody: neither a file's nor exclusive (Linux: vm_normal_page() returns none).
+    counted = present & ((entries & PTE_SPECIAL) == 0)
+    counted_pfns = pfns[counted]
+    flags = np.where((mm.frames.flags[counted_pfns] & PG_ANON) == 0, np.uint64(PM_FILE), np.uint64(0))
+    flags |= np.where(mm.frames.mapcount[counted_pfns] == 1, np.uint64(PM_MMAP_EXCLUSIVE), np.uint64(0))
+    words[counted] |= flags
+    for vma in mm.vmas.overlapping(start, end):
+        if vma.vm_flags & VM_SOFTDIRTY:
+            first = (max(start, vma.start) - start) >> PAGE_SHIFT
+            last = (min(end, vma.end) - start) >> PAGE_SHIFT
+            words[first:last] |= np.uint64(PM_SOFT_DIRTY)
+    return words.tobytes()

@@ -1,0 +1,185 @@
+"""The files under /proc: which view stands at a path, who may read it, and the piece that was asked for.
+
+Owns names and rights; what the views show is each `proc_` module's. Knows no request. Answers to Linux v6.8
+fs/proc/base.c (tgid_base_stuff), fs/proc/root.c, fs/proc/self.c and kernel/ptrace.c:__ptrace_may_access().
+
+| path                                        | who                | read by                                        |
+|---------------------------------------------|--------------------|------------------------------------------------|
+| the empty path                              | all                | the pids, one a line                           |
+| PID/status, stat, statm, comm, cmdline      | all                | any offset and length                          |
+| PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; a mapping's lines are never torn          |
+| PID/pagemap                                 | ptrace_may_access  | multiples of 8; frame numbers: the superuser   |
+| meminfo, vmstat, buddyinfo                  | all                | any                                            |
+| kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
+| kerneld/status, kerneld/tasks               | all                | any                                            |
+
+PID may be `self` or `thread-self`. Differs from Linux: other threads than the main one have no directory, and reading
+the root lists pids where Linux answers EISDIR.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from kerneld.errors import SysError
+from kerneld.fs.file_table import FileTable
+from kerneld.fs.proc_array import show_cmdline, show_comm, show_stat, show_statm, show_status
+from kerneld.fs.proc_kerneld import show_kerneld_status, show_tasks
+from kerneld.fs.proc_maps import show_maps
+from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
+from kerneld.fs.proc_pagemap import read_pagemap
+from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
+from kerneld.fs.proc_vmstat import PageCounts, count_pages, show_buddyinfo, show_meminfo, show_vmstat
+from kerneld.fs.seq_file import SeqFiles, Show, one_record
+from kerneld.mm.frames import Frames
+from kerneld.mm.limits import Sysctl
+from kerneld.mm.mm import MmStruct
+from kerneld.task.task import Process
+from shared.uapi.page import Pid
+
+_MAX_OFFSET = (1 << 63) - 1
+_MAX_PID_DIGITS = 10
+
+
+class ShadowView(Protocol):
+    """The shadow page table, as `kerneld/status` shows it."""
+
+    def describe_session(self) -> tuple[str, Pid | None, Pid | None]:
+        """Return the state in a word, and the pids of the opener and of the target while it is open."""
+
+
+class KernelView(Protocol):
+    """What the views need of the kernel: its parts, by the names that they have there."""
+
+    @property
+    def frames(self) -> Frames: ...
+    @property
+    def files(self) -> FileTable: ...
+    @property
+    def processes(self) -> Mapping[Pid, Process]:
+        """Those that live, by pid."""
+
+    @property
+    def sysctl(self) -> Sysctl: ...
+    @property
+    def shadowpt(self) -> ShadowView: ...
+    @property
+    def start_time(self) -> float:
+        """CLOCK_MONOTONIC when the machine started, in seconds."""
+
+
+def ptrace_may_access(reader: Process, process: Process) -> bool:
+    """Tell whether a process may look into another: the same user with no fewer rights, or the superuser.
+
+    Source: Linux v6.8 kernel/ptrace.c:__ptrace_may_access() with PTRACE_MODE_READ_FSCREDS, and
+    security/commoncap.c:cap_ptrace_access_check().
+    """
+    if process is reader or reader.cred.superuser:
+        return True
+    mine, theirs = reader.cred, process.cred
+    return (mine.uid, mine.gid) == (theirs.uid, theirs.gid) and not theirs.superuser
+
+
+class ProcFs:
+    """/proc of one kernel."""
+
+    def __init__(self, kernel: KernelView) -> None:
+        self._kernel = kernel
+        self._seq_files = SeqFiles()
+        self._root: dict[str, Callable[[Process], bytes]] = {
+            "": lambda reader: "".join(f"{pid}\n" for pid in sorted(kernel.processes)).encode(),
+            "meminfo": lambda reader: show_meminfo(self._count_pages(), kernel.sysctl),
+            "vmstat": lambda reader: show_vmstat(self._count_pages()),
+            "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
+            "kerneld/status": lambda reader: show_kerneld_status(
+                kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()
+            ),
+            "kerneld/tasks": lambda reader: show_tasks(kernel.processes.values(), reader),
+        }
+        self._frame_words: dict[str, Callable[[Frames, int, int], bytes]] = {
+            "kpagecount": read_kpagecount,
+            "kpageflags": read_kpageflags,
+        }
+
+    def _count_pages(self) -> PageCounts:
+        return count_pages(self._kernel.frames, (process.live_mm for process in self._kernel.processes.values()))
+
+    def read(self, reader: Process, path: str, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes of the file at `path`, under /proc, from `offset`; nothing at its end.
+
+        Raises SysError(ENOENT) where nothing stands or the process does not live, SysError(EISDIR) or ENOTDIR as the
+        path is misused, SysError(EACCES) without the right, SysError(EINVAL) for an offset or a length out of range.
+        """
+        names = [name for name in path.split("/") if name not in ("", ".")]
+        if offset > _MAX_OFFSET:
+            raise SysError(errno.EINVAL)
+        if names and (names[0] in ("self", "thread-self") or names[0][0].isdigit()):
+            return self._read_of_process(reader, names, offset, length)
+        name = "/".join(names)
+        if name in self._root:
+            show = one_record(functools.partial(self._root[name], reader))
+            return self._seq_files.read(reader, name, show, offset, length)
+        if name in self._frame_words:
+            if not reader.cred.superuser:
+                raise SysError(errno.EACCES)
+            return self._frame_words[name](self._kernel.frames, offset, length)
+        raise SysError(self._why_missing(names))
+
+    def _why_missing(self, names: list[str]) -> int:
+        if names == ["kerneld"]:
+            return errno.EISDIR
+        is_file = names[0] in self._root or names[0] in self._frame_words or "/".join(names[:2]) in self._root
+        return errno.ENOTDIR if is_file else errno.ENOENT
+
+    def _read_of_process(self, reader: Process, names: list[str], offset: int, length: int) -> bytes:
+        process = reader if names[0] in ("self", "thread-self") else self._find_process(names[0])
+        if process is None or process.mm is None:
+            raise SysError(errno.ENOENT)
+        if len(names) == 1:
+            raise SysError(errno.EISDIR)
+        name = names[1]
+        permitted = ptrace_may_access(reader, process)
+        show = self._open_show(reader, process, name, permitted=permitted)
+        if show is None and name != "pagemap":
+            raise SysError(errno.ENOENT)
+        if len(names) > 2:
+            raise SysError(errno.ENOTDIR)
+        if show is not None:
+            return self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
+        if not permitted:
+            raise SysError(errno.EACCES)
+        return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.superuser)
+
+    def _find_process(self, name: str) -> Process | None:
+        """Return the process of a directory's name: a decimal number as Linux writes it, without zeros in front."""
+        if not name.isascii() or not name.isdigit() or name[0] == "0" or len(name) > _MAX_PID_DIGITS:
+            return None
+        return self._kernel.processes.get(int(name))
+
+    def _open_show(self, reader: Process, process: Process, name: str, *, permitted: bool) -> Show | None:
+        """Return the view of a name in a process's directory, or None. Raises SysError(EACCES) where it is private."""
+        mm, files = process.live_mm, self._kernel.files
+        public: dict[str, Callable[[], bytes]] = {
+            "status": lambda: show_status(process, reader),
+            "stat": lambda: show_stat(process, reader, permitted=permitted),
+            "statm": lambda: show_statm(process),
+            "comm": lambda: show_comm(process),
+            "cmdline": lambda: show_cmdline(process),
+        }
+        if name in public:
+            return one_record(public[name])
+        private = _private_shows(mm, files).get(name)
+        if private is not None and not permitted:
+            raise SysError(errno.EACCES)
+        return private
+
+
+def _private_shows(mm: MmStruct, files: FileTable) -> dict[str, Show]:
+    return {
+        "maps": functools.partial(show_maps, mm, files),
+        "smaps": functools.partial(show_smaps, mm, files),
+        "smaps_rollup": one_record(functools.partial(show_smaps_rollup, mm)),
+    }
