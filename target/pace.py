@@ -62,6 +62,15 @@ class StepPace:
         """Wait for Enter, however many `times`. Raises EndOfInput, and KerneldGone when the connection ends before."""
         terminal = os.isatty(self._source)
         self._say(f"      {PROMPT} " if terminal else f"      {PROMPT}\n")
+        try:
+            self._read_line()
+        except BaseException:
+            # What is said next begins a line of its own.
+            if terminal:
+                self._say("\n")
+            raise
+
+    def _read_line(self) -> None:
         poll = select.poll()
         poll.register(self._source, select.POLLIN)
         poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
@@ -72,8 +81,6 @@ class StepPace:
                 raise _gone()
             byte = _read_byte(self._source)
             if not byte:
-                if terminal:
-                    self._say("\n")
                 raise EndOfInput
 
 

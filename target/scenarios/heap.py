@@ -26,7 +26,7 @@ def _play_heap(stage: Stage) -> Beats:
     )
     small = process.malloc(_SMALL_BYTES)
     process.mem.store_u64(small, 1)
-    yield Note(f"malloc returned {small:#x}; {_break_words(stage)}")
+    yield Note(f"malloc returned {small:#x}. {_break_words(stage)}")
 
     yield Step(
         f"malloc({_MEDIUM_BYTES}) twice, and writes to all of both blocks: under 128 KiB, still from the heap. The "
@@ -35,7 +35,7 @@ def _play_heap(stage: Stage) -> Beats:
     blocks = [process.malloc(_MEDIUM_BYTES) for _ in range(2)]
     for block in blocks:
         process.mem[block : block + _MEDIUM_BYTES] = b"m" * _MEDIUM_BYTES
-    yield Note(f"malloc returned {blocks[0]:#x} and {blocks[1]:#x}; {_break_words(stage)}")
+    yield Note(f"malloc returned {blocks[0]:#x} and {blocks[1]:#x}. {_break_words(stage)}")
 
     yield Step(
         f"free({small:#x}): the block goes back to malloc's list, not to the kernel. Nothing changes in the table: a "
@@ -54,7 +54,7 @@ def _play_heap(stage: Stage) -> Beats:
 
 
 def _break_words(stage: Stage) -> str:
-    return f"the break stands at {stage.process.sbrk(0):#x}."
+    return f"The break stands at {stage.process.sbrk(0):#x}."
 
 
 def _play_large(stage: Stage) -> Beats:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 
@@ -42,29 +43,44 @@ def running(words: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[str
             process.kill()
 
 
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
+@contextmanager
+def running_kerneld(directory: Path) -> Iterator[Path]:
     """Run a kerneld that checks its invariants after every call, and yield its socket."""
-    directory = tmp_path / "kerneld"
     directory.mkdir(mode=0o700)
     path = directory / "kerneld.sock"
-    log = tmp_path / "log"
+    kerneld = [sys.executable, "-P", "-m", "kerneld"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    log = directory / "log"
     with log.open("w") as output:
-        daemon = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kerneld", "start", "--socket", str(path), "--detach", "--check-invariants"],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start = subprocess.run(
+            [*kerneld, "start", "--socket", str(path), "--detach", "--check-invariants"],
+            env=environment,
             stdout=output,
             stderr=output,
+            check=False,
         )
-    assert daemon.wait() == 0, log.read_text()
-    yield path
-    stop = subprocess.run(
-        [sys.executable, "-P", "-m", "kerneld", "stop", "--socket", str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        check=False,
-    )
+    assert start.returncode == 0, log.read_text()
+    try:
+        yield path
+    finally:
+        stop = subprocess.run(
+            [*kerneld, "stop", "--socket", str(path)], env=environment, capture_output=True, check=False
+        )
     assert stop.returncode in (0, 3)
+
+
+@pytest.fixture(scope="module")
+def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a kerneld that the tests of this file share."""
+    with running_kerneld(tmp_path_factory.mktemp("shared") / "kerneld") as path:
+        yield path
+
+
+@pytest.fixture
+def own_socket(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a kerneld that is this test's alone."""
+    with running_kerneld(tmp_path / "kerneld") as path:
+        yield path
 
 
 class Table:
@@ -87,7 +103,12 @@ class Table:
         counter = Counter(flag for _pfn, flags in self.read() for flag in Spte if flags & flag)
         return counter[Spte.VADDR_ALLOCATED], counter[Spte.VADDR_ANONYMOUS], counter[Spte.PTE_MAPPED]
 
-    def close(self) -> None:
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.shadowpt_close()
         self._process.close()
         realmem.unmap(self._entries, self._length)
@@ -141,20 +162,20 @@ def run_target(socket: Path, *arguments: str) -> subprocess.CompletedProcess[str
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_the_whole_tour_ends_by_itself_and_gives_all_back(socket: Path) -> None:
-    run_target(socket, "--delay", "0", "--scenario", "exec")
-    before = free_frames(socket)
+def test_the_whole_tour_ends_by_itself_and_gives_all_back(own_socket: Path) -> None:
+    run_target(own_socket, "--delay", "0", "--scenario", "exec")
+    before = free_frames(own_socket)
 
-    result = run_target(socket, "--delay", "0")
+    result = run_target(own_socket, "--delay", "0")
 
     assert (result.returncode, result.stderr) == (0, "")
     assert [line.split()[2].rstrip(":") for line in result.stdout.splitlines() if line.startswith("== ")] == [
         scenario.name for scenario in TOUR
     ]
     # The page cache keeps what it has read of files that are gone: a second tour takes as much as the first gives back.
-    after = free_frames(socket)
-    assert run_target(socket, "--delay", "0").returncode == 0
-    assert free_frames(socket) == after <= before
+    after = free_frames(own_socket)
+    assert run_target(own_socket, "--delay", "0").returncode == 0
+    assert free_frames(own_socket) == after <= before
 
 
 @pytest.mark.parametrize("scenario", TOUR, ids=lambda scenario: scenario.name)
@@ -179,63 +200,59 @@ def test_each_scenario_can_be_played_alone(scenario: object, socket: Path) -> No
 def test_the_table_changes_with_each_step(name: str, counts: list[tuple[int, int, int | None]], socket: Path) -> None:
     with running(["target", "--step", "--scenario", name], socket) as target:
         read_to_prompt(target)
-        table = Table(socket, target.pid)
-        assert table.counts() == (0, 0, 0)
-        press_enter(target)
-        seen = []
-        for _step in counts:
+        with Table(socket, target.pid) as table:
+            assert table.counts() == (0, 0, 0)
             press_enter(target)
-            seen.append(table.counts())
-        for have, want in zip(seen, counts, strict=True):
-            assert have[:2] == want[:2]
-            assert want[2] in (None, have[2])
-            assert want[2] is not None or have[2] >= 1
-        table.close()
+            seen = []
+            for _step in counts:
+                press_enter(target)
+                seen.append(table.counts())
+            for have, want in zip(seen, counts, strict=True):
+                assert have[:2] == want[:2]
+                assert want[2] in (None, have[2])
+                assert want[2] is not None or have[2] >= 1
 
 
 def test_pages_that_are_only_read_share_the_zero_page(socket: Path) -> None:
     with running(["target", "--step", "--scenario", "demand"], socket) as target:
         read_to_prompt(target)
-        table = Table(socket, target.pid)
-        for _press in range(4):
+        with Table(socket, target.pid) as table:
+            for _press in range(4):
+                press_enter(target)
+            written, _unused, first, second = [pfn for pfn, _flags in table.read()[:4]]
+            assert first == second not in (0, written)
             press_enter(target)
-        written, _unused, first, second = [pfn for pfn, _flags in table.read()[:4]]
-        assert first == second not in (0, written)
-        press_enter(target)
-        assert table.read()[2][0] not in (first, written)
-        assert table.read()[3][0] == second
-        table.close()
+            assert table.read()[2][0] not in (first, written)
+            assert table.read()[3][0] == second
 
 
 def test_fork_copies_the_page_that_the_parent_writes_while_it_is_shared(socket: Path) -> None:
     with running(["target", "--step", "--scenario", "fork"], socket) as target:
         read_to_prompt(target)
-        table = Table(socket, target.pid)
-        press_enter(target)
-        press_enter(target)
-        frames = [pfn for pfn, _flags in table.read()[:4]]
-        # fork, time to watch the child, the child's write, the parent's write to the page that the child left.
-        for _press in range(4):
+        with Table(socket, target.pid) as table:
             press_enter(target)
-            assert [pfn for pfn, _flags in table.read()[:4]] == frames
-        press_enter(target)
-        after = [pfn for pfn, _flags in table.read()[:4]]
-        assert after[1] not in frames
-        assert after[:1] + after[2:] == frames[:1] + frames[2:]
-        table.close()
+            press_enter(target)
+            frames = [pfn for pfn, _flags in table.read()[:4]]
+            # fork, time to watch the child, the child's write, the parent's write to the page that the child left.
+            for _press in range(4):
+                press_enter(target)
+                assert [pfn for pfn, _flags in table.read()[:4]] == frames
+            press_enter(target)
+            after = [pfn for pfn, _flags in table.read()[:4]]
+            assert after[1] not in frames
+            assert after[:1] + after[2:] == frames[:1] + frames[2:]
 
 
 def test_the_table_is_empty_and_stays_when_the_target_exits(socket: Path) -> None:
     with running(["target", "--step", "--scenario", "exit"], socket) as target:
         read_to_prompt(target)
-        table = Table(socket, target.pid)
-        press_enter(target)
-        press_enter(target)
-        assert table.counts() == (4, 4, 4)
-        press_enter(target)
-        assert target.wait() == 0
-        assert table.counts() == (0, 0, 0)
-        table.close()
+        with Table(socket, target.pid) as table:
+            press_enter(target)
+            press_enter(target)
+            assert table.counts() == (4, 4, 4)
+            press_enter(target)
+            assert target.wait() == 0
+            assert table.counts() == (0, 0, 0)
 
 
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
@@ -243,13 +260,16 @@ def test_the_table_is_empty_and_stays_when_the_target_exits(socket: Path) -> Non
 def test_a_signal_ends_the_tour_as_that_signal(name: str, signo: signal.Signals, socket: Path) -> None:
     with running(["target", "--step", "--scenario", name], socket) as target:
         read_to_prompt(target)
-        # In the middle of the fork scenario there is a child too; the pipe's end shows that it has gone.
+        # In the middle of the fork scenario there is a child too.
         for _press in range(4):
             press_enter(target)
+        children = Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split()
+        assert len(children) == (name == "fork")
         target.send_signal(signo)
         _out, err = target.communicate()
     assert target.returncode == -signo
     assert err == f"target: ended by {signo.name}\n"
+    assert not any(Path("/proc", child).exists() for child in children)
 
 
 def test_sigterm_ends_a_tour_that_waits_for_time_to_pass(socket: Path) -> None:
@@ -276,11 +296,11 @@ def test_the_end_of_input_ends_the_tour(socket: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--step"], ["--delay", "1000"]])
-def test_the_end_of_kerneld_ends_the_tour_at_once(arguments: list[str], socket: Path) -> None:
-    with running(["target", *arguments], socket) as target:
+def test_the_end_of_kerneld_ends_the_tour_at_once(arguments: list[str], own_socket: Path) -> None:
+    with running(["target", *arguments], own_socket) as target:
         read_past(target, "  Watch ")
         stop = subprocess.run(
-            [sys.executable, "-P", "-m", "kerneld", "stop", "--socket", str(socket)],
+            [sys.executable, "-P", "-m", "kerneld", "stop", "--socket", str(own_socket)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             check=False,
@@ -316,3 +336,24 @@ def test_the_demonstration_ends_by_itself() -> None:
         timeout=50,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_a_demonstration_cut_short_leaves_nothing_behind(signo: signal.Signals, tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-P", "-m", "target.demo"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with demo:
+        read_past(demo, "inspector | +")
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+        assert len(children) == 3
+        demo.send_signal(signo)
+        _out, err = demo.communicate()
+    assert (demo.returncode, err) == (-signo, f"demo: ended by {signo.name}\n")
+    assert not any(Path("/proc", child).exists() for child in children)
+    assert list(tmp_path.iterdir()) == []
