@@ -32,7 +32,7 @@ def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
     new, old = page_align(brk), page_align(mm.brk)
     try:
         if new < old:
-            vma = mm.vmas.find(old - PAGE_SIZE)
+            vma = mm.vmas.find(new)
             if vma is None or vma.start >= old:
                 return mm.brk
             do_munmap(mm, new, old - new)
