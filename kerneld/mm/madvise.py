@@ -2,19 +2,19 @@
 
 Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior().
 
-| advice                        | effect                                        | refused (EINVAL unless said)           |
-|-------------------------------|-----------------------------------------------|----------------------------------------|
-| NORMAL, RANDOM, SEQUENTIAL    | VM_RAND_READ, VM_SEQ_READ                     |                                        |
-| DONTFORK, DOFORK              | VM_DONTCOPY                                   |                                        |
-| WIPEONFORK, KEEPONFORK        | VM_WIPEONFORK                                 | WIPEONFORK: files, shared memory       |
-| DONTDUMP, DODUMP              | VM_DONTDUMP                                   |                                        |
-| HUGEPAGE, NOHUGEPAGE          | VM_HUGEPAGE, VM_NOHUGEPAGE                    |                                        |
-| DONTNEED, DONTNEED_LOCKED     | entries go; anonymous memory reads zero again | DONTNEED: locked memory                |
-| FREE                          | entries become clean and old                  | locked memory, files                   |
-| COLD, PAGEOUT                 | entries become old                            | locked memory                          |
-| WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap   |
-| REMOVE                        | the hole is punched into the file             | locked, anonymous; EACCES not writable |
-| POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end   |
+| advice                        | effect                                        | refused (EINVAL unless said)         |
+|-------------------------------|-----------------------------------------------|--------------------------------------|
+| NORMAL, RANDOM, SEQUENTIAL    | VM_RAND_READ, VM_SEQ_READ                     |                                      |
+| DONTFORK, DOFORK              | VM_DONTCOPY                                   |                                      |
+| WIPEONFORK, KEEPONFORK        | VM_WIPEONFORK                                 | WIPEONFORK: files, shared memory     |
+| DONTDUMP, DODUMP              | VM_DONTDUMP                                   |                                      |
+| HUGEPAGE, NOHUGEPAGE          | VM_HUGEPAGE, VM_NOHUGEPAGE                    |                                      |
+| DONTNEED, DONTNEED_LOCKED     | entries go; anonymous memory reads zero again | DONTNEED: locked memory              |
+| FREE                          | entries become clean and old                  | locked memory, files                 |
+| COLD, PAGEOUT                 | entries become old                            | locked memory                        |
+| WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap |
+| REMOVE                        | the hole is punched into the file             | locked, private; EACCES not writable |
+| POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end |
 
 Differs from Linux: KSM, memory failure and COLLAPSE are not built in, their advice is EINVAL as on such a kernel.
 """

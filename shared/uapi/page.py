@@ -1,7 +1,8 @@
 """Pages and addresses: sizes, masks, and the names of the three kinds of numbers that must not be mixed up.
 
-`Vaddr`, `Pfn` and `Pid` are plain aliases of int: an arithmetic result of a NewType is an int again, so that every range
-computation would need a call of its own on the hottest paths of the kernel. The names in signatures are the documentation.
+`Vaddr`, `Pfn` and `Pid` are plain aliases of int: an arithmetic result of a NewType is an int again, so that every
+range computation would need a call of its own on the hottest paths of the kernel. The names in signatures are the
+documentation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Signal dispositions and si_codes: include/uapi/asm-generic/siginfo.h of Linux v6.8. Numbers are Python's `signal.Signals`."""
+"""Signal dispositions and si_codes: include/uapi/asm-generic/siginfo.h of Linux v6.8.
+
+The numbers of signals are Python's `signal.Signals`.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from kerneld.hw.ram import Ram
 from kerneld.mm.frames import PG_ANON, ZERO_PFN, Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import exit_mmap
 from kerneld.mm.vm_flags import VM_READ, VM_WRITE
 from kerneld.mm.vma import Vma
 from kerneld.shadowpt.describe import describe, describe_page
@@ -111,7 +112,7 @@ class Machine:
         for fd in self.fds:
             os.close(fd)
         if not self.target.ended:
-            self.mm.exit_mmap()
+            exit_mmap(self.mm)
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_the_targets_end_while_all_is_still_mapped(machine: Machine) -> None:
     machine.shadowpt.start(machine.opener)
     machine.target.ended = True
     machine.target.mm = None
-    machine.mm.exit_mmap()
+    exit_mmap(machine.mm)
     machine.shadowpt.flush()
     assert machine.rows() == [(vaddr, 0, 0) for vaddr in range(START, END, PAGE_SIZE)]
 
@@ -178,7 +179,7 @@ def test_execve_then_the_old_address_space_goes(machine: Machine) -> None:
     for notifier in list(old.notifiers):
         notifier.exec_mmap(machine.mm)
     machine.target.mm = machine.mm
-    old.exit_mmap()
+    exit_mmap(old)
     machine.shadowpt.flush()
     assert machine.rows() == machine.expected()
     machine.fault(4, PTE_PRESENT)
