@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fs.machine import Machine, open_descriptors
+from tests.fs.world import World
 
 
 @pytest.fixture
@@ -18,3 +19,10 @@ def machine() -> Iterator[Machine]:
     yield made
     made.close()
     assert open_descriptors() == before
+
+
+@pytest.fixture
+def world(machine: Machine) -> Iterator[World]:
+    made = World(machine)
+    yield made
+    made.close()
