@@ -91,7 +91,8 @@ def _run_image(stage: Stage, image: list[Mapping]) -> Beats:
     if data is not None:
         yield Step(
             f"A write at {data.start:#x}, in its data ({data.rights}). A program's data is a private file mapping: "
-            "the page is copied, and the entry has a frame of its own, which the file never sees."
+            "unless loading it has written there already, the page is copied now, and the entry has a frame of its "
+            "own, which the file never sees."
         )
         process.mem.touch(data.start, PAGE_SIZE, Access.WRITE)
         yield Note(f"Now: {stage.frames(data.start, 1)}")

@@ -30,7 +30,8 @@ def running(words: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[str
     """Run a program of the project on `socket`; it is gone afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", *words],
-        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT)},
+        # What a killed target leaves is in the tests' own directory.
+        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
