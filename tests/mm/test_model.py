@@ -17,13 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kerneld.mm.brk import do_brk
 from kerneld.mm.invariants import find_unmerged
+from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.mremap import do_mremap
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.populate import mm_populate
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS
 from kerneld.mm.writeback import do_msync
-from shared.uapi.mman import Map, Ms
+from shared.uapi.mman import Madv, Map, Mremap, Ms
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (
     ANON,
@@ -57,7 +59,7 @@ MAX_MMS = 4
 
 
 class Box:
-    """A value that several processes see."""
+    """The value of one page of a file or of shared memory, which several processes may see."""
 
     def __init__(self, value: int = 0) -> None:
         self.value = value
@@ -65,12 +67,28 @@ class Box:
 
 @dataclass
 class Cell:
-    """One page of one process; `under` is None past the end of a file."""
+    """One page of one process: its own copy if it has one, else page `index` of a file or shared memory, else zeros."""
 
     prot: int
-    under: Box | None
+    file: list[Box] | None = None
+    index: int = 0
     shared: bool = False
     own: int | None = None
+
+    @property
+    def value(self) -> int | None:
+        """What a load finds, None past the end of the file."""
+        if self.own is not None:
+            return self.own
+        if self.file is None:
+            return 0
+        return self.file[self.index].value if self.index < len(self.file) else None
+
+    def store(self, value: int) -> None:
+        if self.shared and self.file is not None:
+            self.file[self.index].value = value
+        else:
+            self.own = value
 
 
 class Space:
@@ -80,6 +98,8 @@ class Space:
         self.mm = mm
         self.cells = cells
         self.brk = brk
+        self.may_be_unmerged = False
+        """Whether MREMAP_DONTUNMAP has taken the owner from a VMA that then could merge (as in Linux, nobody tries)."""
 
 
 WHO = st.integers(0, MAX_MMS - 1)
@@ -108,15 +128,10 @@ class AddressSpaces(RuleBasedStateMachine):
         mm = self.machine.new_mm()
         mm.start_brk = mm.brk = HEAP << PAGE_SHIFT
         mmap(mm, 1, RW, ANON | Map.GROWSDOWN.value, at=(STACK_TOP - 1) << PAGE_SHIFT)
-        self.spaces = [Space(mm, {STACK_TOP - 1: Cell(RW, Box())}, HEAP)]
+        self.spaces = [Space(mm, {STACK_TOP - 1: Cell(RW)}, HEAP)]
 
     def pick(self, who: int) -> Space:
         return self.spaces[who % len(self.spaces)]
-
-    def under(self, flags: int, index: int) -> Box | None:
-        if flags & Map.ANONYMOUS.value:
-            return Box()
-        return self.file_pages[index] if index < FILE_PAGES else None
 
     @rule(
         who=WHO,
@@ -130,13 +145,14 @@ class AddressSpaces(RuleBasedStateMachine):
     def mmap(self, who: int, place: int, count: int, prot: int, flags: int, pgoff: int, populate: bool) -> None:
         space = self.pick(who)
         count = min(count, PAGES - place)
-        file = None if flags & Map.ANONYMOUS.value else self.file
+        anonymous = flags & Map.ANONYMOUS.value
+        pgoff = 0 if anonymous else pgoff
         at = (ARENA + place) << PAGE_SHIFT
         more = Map.POPULATE.value if populate else 0
-        mmap(space.mm, count, prot, flags | more, at=at, file=file, pgoff=pgoff if file is not None else 0)
+        mmap(space.mm, count, prot, flags | more, at=at, file=None if anonymous else self.file, pgoff=pgoff)
+        pages = {ANON: None, SHARED_ANON: [Box() for _ in range(count)]}.get(flags, self.file_pages)
         for number in range(count):
-            shared = flags & SHARED != 0
-            space.cells[ARENA + place + number] = Cell(prot, self.under(flags, pgoff + number), shared)
+            space.cells[ARENA + place + number] = Cell(prot, pages, pgoff + number, flags & SHARED != 0)
 
     @rule(who=WHO, place=PLACE, count=COUNT)
     def munmap(self, who: int, place: int, count: int) -> None:
@@ -166,13 +182,13 @@ class AddressSpaces(RuleBasedStateMachine):
             if number >= HEAP + pages:
                 space.cells.pop(number, None)
             elif number >= space.brk:
-                space.cells[number] = Cell(RW, Box())
+                space.cells[number] = Cell(RW)
         space.brk = HEAP + pages
 
     def grow_stack(self, space: Space, number: int) -> None:
         if STACK_TOP - STACK_PAGES <= number < STACK_TOP:
             for below in range(number, STACK_TOP):
-                space.cells.setdefault(below, Cell(RW, Box()))
+                space.cells.setdefault(below, Cell(RW))
 
     @rule(who=WHO, number=ANY_PAGE)
     def load(self, who: int, number: int) -> None:
@@ -184,15 +200,14 @@ class AddressSpaces(RuleBasedStateMachine):
         cell = space.cells.get(number)
         ended = failure(lambda: load(space.mm, number << PAGE_SHIFT | WORD, 8))
         assert ended == self.expected_signal(cell, VM_ACCESS_FLAGS)
-        if cell is not None and not ended:
-            expected = cell.under.value if cell.own is None and cell.under is not None else cell.own
-            assert load(space.mm, number << PAGE_SHIFT | WORD, 8) == (expected or 0).to_bytes(8, "little")
+        if cell is not None and cell.value is not None and not ended:
+            assert load(space.mm, number << PAGE_SHIFT | WORD, 8) == cell.value.to_bytes(8, "little")
 
     @staticmethod
     def expected_signal(cell: Cell | None, needed: int) -> int:
         if cell is None or not cell.prot & needed:
             return SIGSEGV
-        return SIGBUS if cell.own is None and cell.under is None else 0
+        return SIGBUS if cell.value is None else 0
 
     @rule(who=WHO, number=ANY_PAGE, value=st.integers(1, (1 << 64) - 1))
     def store(self, who: int, number: int, value: int) -> None:
@@ -203,10 +218,7 @@ class AddressSpaces(RuleBasedStateMachine):
         ended = failure(lambda: store(space.mm, number << PAGE_SHIFT | WORD, data))
         assert ended == self.expected_signal(cell, WRITE)
         if cell is not None and not ended:
-            if not cell.shared:
-                cell.own = value
-            elif cell.under is not None:
-                cell.under.value = value
+            cell.store(value)
 
     @rule(who=WHO, place=PLACE, count=COUNT)
     def populate(self, who: int, place: int, count: int) -> None:
@@ -218,23 +230,89 @@ class AddressSpaces(RuleBasedStateMachine):
         hole = not space.cells.keys() >= set(range(ARENA, ARENA + PAGES))
         ended = failure(lambda: do_msync(space.mm, ARENA << PAGE_SHIFT, PAGES * PAGE_SIZE, Ms.SYNC.value))
         assert ended == (errno.ENOMEM if hole else 0)
-        for cell in space.cells.values():
-            if cell.shared and cell.under in self.file_pages:
-                assert self.saved(self.file_pages.index(cell.under)) == cell.under.value
+        for number, cell in space.cells.items():
+            if (
+                ARENA <= number < ARENA + PAGES
+                and cell.shared
+                and cell.file is self.file_pages
+                and cell.value is not None
+            ):
+                assert self.saved(cell.index) == cell.value
 
     def saved(self, index: int) -> int:
         start = index * PAGE_SIZE + WORD
         return int.from_bytes(self.backing.data[start : start + 8], "little")
+
+    @rule(who=WHO, place=PLACE, count=COUNT, advice=st.sampled_from([Madv.DONTNEED, Madv.FREE, Madv.COLD]))
+    def madvise(self, who: int, place: int, count: int, advice: int) -> None:
+        """MADV_FREE is refused for files, from the first one on; nothing is ever lost by it here."""
+        space = self.pick(who)
+        pages = range(ARENA + place, ARENA + min(place + count, PAGES))
+        expected = 0 if all(number in space.cells for number in pages) else errno.ENOMEM
+        for number in pages:
+            cell = space.cells.get(number)
+            if cell is not None and advice == Madv.FREE and cell.file is not None:
+                expected = errno.EINVAL
+            if cell is not None and advice == Madv.DONTNEED:
+                cell.own = None
+        start, length = pages[0] << PAGE_SHIFT, len(pages) * PAGE_SIZE
+        assert failure(lambda: do_madvise(space.mm, start, length, advice)) == expected
+
+    @rule(who=WHO, place=PLACE, count=COUNT)
+    def punch(self, who: int, place: int, count: int) -> None:
+        """MADV_REMOVE where all is shared and of one file."""
+        space = self.pick(who)
+        pages = range(ARENA + place, ARENA + min(place + count, PAGES))
+        cells = [space.cells[number] for number in pages if number in space.cells]
+        if len(cells) < len(pages) or not all(cell.shared for cell in cells):
+            return
+        do_madvise(space.mm, pages[0] << PAGE_SHIFT, len(pages) * PAGE_SIZE, Madv.REMOVE)
+        for cell in cells:
+            if cell.value is not None:
+                cell.store(0)
+
+    @rule(who=WHO, place=PLACE, count=COUNT, new_count=COUNT, to=st.one_of(st.none(), PLACE), keep=st.booleans())
+    def mremap(self, who: int, place: int, count: int, new_count: int, to: int | None, keep: bool) -> None:
+        """Of a part of one VMA: in place or anywhere (`to` is None), or to a place; `keep` leaves the old one, empty."""
+        space = self.pick(who)
+        first = ARENA + place
+        vma = space.mm.vmas.lookup(first << PAGE_SHIFT)
+        if vma is None:
+            return
+        count = min(count, (vma.end >> PAGE_SHIFT) - first, PAGES - place)
+        flags, dest = Mremap.MAYMOVE, first
+        if to is not None:
+            flags, dest = flags | Mremap.FIXED, ARENA + to
+            new_count = min(new_count, PAGES - to)
+            if keep:
+                flags, count, new_count = flags | Mremap.DONTUNMAP, min(count, new_count), min(count, new_count)
+            if dest < first + count and first < dest + new_count:
+                return
+        here, there = first << PAGE_SHIFT, dest << PAGE_SHIFT
+        found = do_mremap(space.mm, here, count * PAGE_SIZE, new_count * PAGE_SIZE, flags, there, privileged=False)
+        assert to is None or found == there
+        self.move(space, first, count, found >> PAGE_SHIFT, new_count, keep=bool(flags & Mremap.DONTUNMAP))
+
+    def move(self, space: Space, first: int, count: int, dest: int, new_count: int, *, keep: bool) -> None:
+        space.may_be_unmerged |= keep
+        old = [space.cells.pop(first + number) for number in range(count)]
+        grown = [replace(old[0], index=old[0].index + number, own=None) for number in range(count, new_count)]
+        if dest == first:
+            assert not any(first + number in space.cells for number in range(count, new_count))
+        for number, cell in enumerate([*old, *grown][:new_count]):
+            space.cells[dest + number] = cell
+        if keep:
+            for number, cell in enumerate(old):
+                space.cells[first + number] = replace(cell, own=None)
 
     @precondition(lambda self: len(self.spaces) < MAX_MMS)
     @rule(who=WHO)
     def fork(self, who: int) -> None:
         parent = self.pick(who)
         cells = {number: replace(cell) for number, cell in parent.cells.items()}
-        for cell in cells.values():
-            if not cell.shared and cell.under not in self.file_pages and cell.under is not None:
-                cell.under = Box(cell.under.value)
-        self.spaces.append(Space(self.machine.fork(parent.mm), cells, parent.brk))
+        child = Space(self.machine.fork(parent.mm), cells, parent.brk)
+        child.may_be_unmerged = parent.may_be_unmerged
+        self.spaces.append(child)
 
     @precondition(lambda self: len(self.spaces) > 1)
     @rule(who=WHO)
@@ -247,7 +325,7 @@ class AddressSpaces(RuleBasedStateMachine):
     def all_is_consistent(self) -> None:
         self.machine.check()
         for space in self.spaces:
-            assert find_unmerged(space.mm) == []
+            assert space.may_be_unmerged or find_unmerged(space.mm) == []
             covered = {
                 page: vma.vm_flags & VM_ACCESS_FLAGS
                 for vma in space.mm.vmas
