@@ -72,11 +72,11 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
     page = PAGE_SIZE >> 10
     sizes = f"Size:           {(vma.end - vma.start) >> 10:8} kB\n"
     sizes += f"KernelPageSize: {page:8} kB\nMMUPageSize:    {page:8} kB\n"
-    end = f"THPeligible:    {0:8}\nVmFlags: {_flag_names(vma.vm_flags)}\n"
+    end = f"THPeligible:    {0:8}\nVmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"
     return show_map_vma(mm, files, vma) + (sizes + _show_stats(stats, rollup=False) + end).encode()
 
 
-def _flag_names(vm_flags: int) -> str:
+def show_smap_vma_flags(vm_flags: int) -> str:
     """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap_vma_flags(); a blank follows each name."""
     return "".join(_MNEMONICS.get(1 << bit, "??") + " " for bit in range(64) if vm_flags & 1 << bit)
 

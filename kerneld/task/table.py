@@ -78,9 +78,13 @@ class ProcessTable:
         else:
             cred = self._find_dropped(pid) or Cred(uid, gid, uid in (0, self._superuser_uid))
             process = Process(pid, cred, self._new_mm(), find_comm(pid), time.monotonic())
-        process.on_exit = self._forget
-        self.processes[pid] = process
+        self.add(process)
         return process
+
+    def add(self, process: Process) -> None:
+        """Take a process in; it leaves the table when it ends."""
+        process.on_exit = self._forget
+        self.processes[process.pid] = process
 
     def _take_token(self, pid: Pid, token: int) -> _Token:
         copy = self._tokens.get(token)

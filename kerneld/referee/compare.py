@@ -1,0 +1,118 @@
+"""Is what the two sides say the same? The first thing that is not, in words.
+
+Owns what counts as the same: frames by identity, addresses as they are (both sides choose among the same free ones).
+"""
+
+from __future__ import annotations
+
+from kerneld.referee.outcome import Mapping, State, View
+
+Difference = tuple[str, str, str]
+"""What differs, and what kerneld and the host say."""
+
+_IGNORED_FLAGS = frozenset({"sd"})
+"""VM_SOFTDIRTY is there only where the host is built with it, and no program can see it otherwise."""
+_ACCESSES = frozenset({"load", "store", "touch"})
+
+
+def find_difference(
+    name: str, ours: State, hosts: State, before: tuple[State, State] | None
+) -> Difference | None:
+    """Return the first difference after the operation `name`, or None; `before` is the states before it, if any."""
+    for field in ours.outcome._fields:
+        mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
+        if mine != theirs and None not in (mine, theirs):
+            return field, _show(field, mine), _show(field, theirs)
+    for who in ours.views:
+        found = _compare_views(who, ours.views[who], hosts.views[who])
+        if found is not None:
+            return found
+    if any(view.frames for view in hosts.views.values()):
+        found = _compare_sharing(ours, hosts)
+        if found is None and before is not None and name in _ACCESSES:
+            found = _compare_changes((before[0], ours), (before[1], hosts))
+        return found
+    return None
+
+
+def _show(field: str, value: int | bytes) -> str:
+    if isinstance(value, bytes):
+        return value.hex() or "none"
+    return hex(value) if field == "si_addr" or value > 0xFFFF else str(value)
+
+
+def _compare_views(who: int, ours: View, hosts: View) -> Difference | None:
+    for mine, theirs in zip(ours.mappings, hosts.mappings, strict=False):
+        if _key(mine) != _key(theirs):
+            return f"a mapping of process {who}", show_mapping(mine), show_mapping(theirs)
+    if len(ours.mappings) != len(hosts.mappings):
+        more = ours if len(ours.mappings) > len(hosts.mappings) else hosts
+        extra = show_mapping(more.mappings[min(len(ours.mappings), len(hosts.mappings))])
+        return f"a mapping of process {who}", extra if more is ours else "none", extra if more is hosts else "none"
+    if ours.pages != hosts.pages:
+        vaddr = min(v for v in ours.pages.keys() | hosts.pages.keys() if ours.pages.get(v) != hosts.pages.get(v))
+        mine, theirs = show_page(ours.pages.get(vaddr, 0)), show_page(hosts.pages.get(vaddr, 0))
+        return f"the page at {vaddr:#x} of process {who}", mine, theirs
+    return None
+
+
+def _key(mapping: Mapping) -> tuple[object, ...]:
+    return (*mapping[:5], frozenset(mapping.flags) - _IGNORED_FLAGS)
+
+
+def show_mapping(mapping: Mapping) -> str:
+    """Return a mapping as a line for people."""
+    place = f"{mapping.start:x}-{mapping.end:x} {mapping.rights} {mapping.offset:x}"
+    return f"{place} {mapping.name} [{' '.join(mapping.flags)}]"
+
+
+def show_page(word: int) -> str:
+    """Return a page's state bits in words."""
+    names = ((63, "present"), (62, "swapped"), (61, "file"), (56, "exclusive"))
+    return " ".join(name for bit, name in names if word >> bit & 1) or "absent"
+
+
+def _sharing(state: State) -> dict[tuple[int, int], tuple[int, int]]:
+    """Name each frame by the first page that maps it."""
+    first: dict[int, tuple[int, int]] = {}
+    return {
+        (who, vaddr): first.setdefault(frame, (who, vaddr))
+        for who, view in state.views.items()
+        for vaddr, frame in sorted(view.frames.items())
+    }
+
+
+def _compare_sharing(ours: State, hosts: State) -> Difference | None:
+    mine, theirs = _sharing(ours), _sharing(hosts)
+    for page in mine:
+        if mine[page] != theirs.get(page):
+            what = f"who shares the frame of page {page[1]:#x} of process {page[0]}"
+            return what, _show_page_name(mine[page], page), _show_page_name(theirs.get(page), page)
+    return None
+
+
+def _show_page_name(first: tuple[int, int] | None, page: tuple[int, int]) -> str:
+    if first is None or first == page:
+        return "nobody before it"
+    return f"page {first[1]:#x} of process {first[0]}"
+
+
+def _compare_changes(ours: tuple[State, State], hosts: tuple[State, State]) -> Difference | None:
+    """An access gives a page another frame on both sides or on none."""
+    mine, theirs = _changes(*ours), _changes(*hosts)
+    if mine == theirs:
+        return None
+    who, vaddr = min(mine ^ theirs)
+    words = ("the same", "another")
+    what = f"the frame of page {vaddr:#x} of process {who} after the access"
+    return what, words[(who, vaddr) in mine], words[(who, vaddr) in theirs]
+
+
+def _changes(before: State, after: State) -> set[tuple[int, int]]:
+    return {
+        (who, vaddr)
+        for who, view in after.views.items()
+        if who in before.views
+        for vaddr, frame in view.frames.items()
+        if before.views[who].frames.get(vaddr, frame) != frame
+    }

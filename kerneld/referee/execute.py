@@ -1,0 +1,143 @@
+"""Running one operation on one side: addresses resolved by what that side has returned, then the call itself.
+
+Knows both sides only by the face that they share, `Side`. Operations that would hit the host's runner itself are passed
+over on both sides; every other one is run.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from kerneld.referee.layout import Layout
+from kerneld.referee.outcome import Outcome, State, View
+from kerneld.referee.program import U64, At, Base, Op, default_slots
+from shared.uapi.mman import Map
+from shared.uapi.page import TASK_SIZE
+from shared.uapi.syscalls import Nr
+
+_FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
+_STACK_ROOM = (0x7FFF_F800_0000, 1 << 47)
+"""The stack with what it may grow into: above the mmap area."""
+PASSED_OVER = Outcome(0, data=b"passed over")
+
+
+class Side(Protocol):
+    """One of the two kernels, for the length of a program."""
+
+    def fork(self, who: int, child: int) -> Outcome: ...
+    def exit(self, who: int) -> Outcome: ...
+    def truncate(self, file: int, length: int) -> Outcome: ...
+    def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome: ...
+    def load(self, who: int, vaddr: int, length: int) -> Outcome: ...
+    def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome: ...
+    def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome: ...
+    def view(self, who: int) -> View: ...
+    def pid(self, who: int) -> int: ...
+
+
+class Execution:
+    """A program under way on one side."""
+
+    def __init__(self, side: Side, layout: Layout) -> None:
+        self._side = side
+        self._forbidden = (*layout.taken, _STACK_ROOM)
+        self._brk = layout.brk
+        self._slots = default_slots()
+        self.alive = [0]
+
+    def run(self, op: Op) -> State:
+        """Run one operation and return what it did."""
+        outcome = self._run(op) if op.who in self.alive else PASSED_OVER
+        if op.slot >= 0 and outcome.ret > 0:
+            self._slots[op.slot] = outcome.ret
+        return State(outcome, {who: self._side.view(who) for who in self.alive})
+
+    def _run(self, op: Op) -> Outcome:
+        args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
+        if self._hits_runner(op.name, args):
+            return PASSED_OVER
+        special = _SPECIAL.get(op.name)
+        if special is not None:
+            return special(self, op, args)
+        return self._side.call(op.who, Nr[op.name.upper()], args)
+
+    def _resolve(self, at: At) -> int:
+        bases = {Base.ZERO: 0, Base.BRK: self._brk}
+        base = self._slots[at.base] if at.base >= 0 else bases[Base(at.base)]
+        return base + at.offset & U64
+
+    def _hits_runner(self, name: str, args: tuple[int, ...]) -> bool:
+        """Tell whether a call would change what the host's runner needs: only where it does not fail before that."""
+        ranges: list[tuple[int, int]] = []
+        if name in ("munmap", "mprotect", "madvise", "mlock", "munlock", "mlock2"):
+            ranges = [args[:2]]  # type: ignore[list-item]
+        elif name == "mremap":
+            ranges = [(args[0], max(args[1], args[2])), (args[4], args[2])]
+        elif name == "mmap" and args[3] & (_FIXED | _NOREPLACE) == _FIXED:
+            ranges = [args[:2]]  # type: ignore[list-item]
+        elif name in ("load", "store", "touch"):
+            # One that wraps around is no access that a machine makes.
+            ranges = [args[:2]]  # type: ignore[list-item]
+            if args[0] + args[1] > U64:
+                return True
+        elif name.startswith("process_vm"):
+            ranges = [args[1:3], args[3:5]]  # type: ignore[list-item]
+        fails_past_end = name in ("munmap", "mmap")
+        for start, length in ranges:
+            end = start + length + 4095
+            if end > U64 or (fails_past_end and start + length > TASK_SIZE):
+                continue
+            if any(start < high and low < end for low, high in self._forbidden):
+                return True
+        return False
+
+    def _mmap(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        file = -1 if args[3] & Map.ANONYMOUS.value else op.file
+        return self._side.call(op.who, Nr.MMAP, (*args[:4], U64, args[4]), file)
+
+    def _process_vm(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        peer, local, local_len, remote, remote_len, flags = args
+        iovecs = struct.pack("<4Q", local, local_len, remote, remote_len)
+        return self._side.call(op.who, Nr[op.name.upper()], (self._side.pid(peer), 0, 1, 0, 1, flags), data=iovecs)
+
+    def _fork(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        child = args[0]
+        if child in self.alive:
+            return PASSED_OVER
+        outcome = self._side.fork(op.who, child)
+        if outcome.ret == 0:
+            self.alive.append(child)
+        return outcome
+
+    def _exit(self, op: Op, _args: tuple[int, ...]) -> Outcome:
+        if len(self.alive) == 1:
+            return PASSED_OVER
+        self.alive.remove(op.who)
+        return self._side.exit(op.who)
+
+    def _ftruncate(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return self._side.truncate(op.file, args[0])
+
+    def _load(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return self._side.load(op.who, args[0], args[1])
+
+    def _store(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return self._side.store(op.who, args[0], args[1], op.data)
+
+    def _touch(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return self._side.touch(op.who, args[0], args[1], args[2])
+
+
+_SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {
+    "mmap": Execution._mmap,
+    "process_vm_readv": Execution._process_vm,
+    "process_vm_writev": Execution._process_vm,
+    "fork": Execution._fork,
+    "exit": Execution._exit,
+    "ftruncate": Execution._ftruncate,
+    "load": Execution._load,
+    "store": Execution._store,
+    "touch": Execution._touch,
+}

@@ -1,0 +1,252 @@
+"""Random programs: from a seed to a list of operations that mostly make sense, and often just do not.
+
+Owns the weights. Sizes, offsets and flags are drawn from those that split, join, straddle, wrap or are refused. What
+could take the real machine's memory is kept from a program as a whole: one with very long mappings locks and populates
+nothing.
+"""
+
+from __future__ import annotations
+
+import random
+
+from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U64, At, Base, Op, Program
+from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
+
+PAGE = 4096
+_ADVICE = [advice.value for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)]
+"""HWPOISON and SOFT_OFFLINE take real memory from the host."""
+_BAD_ADVICE = (5, 7, 26, 99, 200, U64)
+_WRAPPING = (1 << 47, (1 << 47) - PAGE, 1 << 63, U64 - PAGE + 1, U64 - PAGE, U64)
+_VERY_LONG = (1 << 45, (1 << 30) + PAGE, 64 << 20)
+_ODD_PLACES = (0, 0x1000, 0xF000, 0x1_0000, 0x4000_0000, 0x7FFF_FFFF_E000, 1 << 47, 1 << 60, U64 - PAGE + 1, U64)
+_BYTES = (0, 0, 0, 0, 0, 1, 100, 2048, 4090, 4095)
+_PROTS = (3, 3, 3, 3, 1, 1, 0, 7, 5, 2, 4)
+_ODD_PROTS = (8, 0x10, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0100_0003, 0x100, U64)
+_WEIGHTS = {
+    "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
+    "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
+    "process_vm_writev": 2, "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "ftruncate": 2,
+}  # fmt: skip
+_LOCKING = ("mlock", "mlock2", "mlockall")
+
+
+def generate(seed: int | str, nr_ops: int) -> Program:
+    """Return the program of a seed: the same in every run and on every machine."""
+    return _Generator(random.Random(seed)).program(nr_ops)
+
+
+class _Generator:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._lengths = [0] * NR_SLOTS
+        self._processes = [0]
+        self._forks = 0
+        self._long = rng.random() < 0.1
+        self._files = [rng.randrange(len(FILES)) for _ in range(2)]
+
+    def program(self, nr_ops: int) -> Program:
+        names = [name for name in _WEIGHTS if not (self._long and name in _LOCKING)]
+        weights = [_WEIGHTS[name] for name in names]
+        ops = [self._mmap(), self._mmap()]
+        while len(ops) < nr_ops:
+            name = self._rng.choices(names, weights)[0]
+            ops.append(getattr(self, f"_{name}")())
+        return tuple(ops)
+
+    def _chance(self, probability: float) -> bool:
+        return self._rng.random() < probability
+
+    def _who(self) -> int:
+        return self._rng.choice(self._processes)
+
+    def _length(self, nominal_pages: int = 8) -> int:
+        """Return a length in bytes."""
+        rng = self._rng
+        if self._chance(0.03):
+            return 0
+        if self._chance(0.03):
+            return rng.choice(_WRAPPING)
+        if self._long and self._chance(0.2):
+            return rng.choice(_VERY_LONG)
+        pages = rng.choice((1, 1, 2, 3, 4, rng.randint(1, 2 * nominal_pages), nominal_pages))
+        return pages * PAGE - (rng.choice((1, 100, PAGE - 1)) if self._chance(0.12) else 0)
+
+    def _place(self, *, aligned: bool = True) -> tuple[At, int]:
+        """Return an address and how many pages of its slot lie behind it."""
+        rng = self._rng
+        if self._chance(0.04):
+            return At(Base.ZERO, rng.choice(_ODD_PLACES)), 4
+        if self._chance(0.06):
+            return At(Base.BRK, rng.randint(-1, 8) * PAGE), 4
+        slot = rng.randrange(NR_SLOTS)
+        pages = self._lengths[slot] // PAGE
+        if self._chance(0.12):
+            page = rng.choice((-2, -1, pages, pages + 1, pages - 1))
+        else:
+            page = rng.randrange(max(pages, 1)) if self._chance(0.6) else 0
+        offset = page * PAGE
+        if not aligned or self._chance(0.02):
+            offset += rng.choice(_BYTES)
+        return At(slot, offset), max(pages - page, 1)
+
+    def _range(self, *, aligned: bool = True) -> tuple[At, int]:
+        place, behind = self._place(aligned=aligned)
+        if self._chance(0.3):
+            return place, behind * PAGE
+        return place, self._length(behind)
+
+    def _mmap(self) -> Op:
+        rng = self._rng
+        length = self._length(8)
+        flags = rng.choices((2, 1, 3, 0, 4), (12, 6, 1, 0.2, 0.1))[0]
+        file = -1
+        if self._chance(0.6):
+            flags |= Map.ANONYMOUS.value
+        else:
+            file = rng.choice(self._files) if self._chance(0.97) else -1
+        place = At(Base.ZERO, 0)
+        if self._chance(0.5):
+            place, behind = self._place()
+            length = behind * PAGE if self._chance(0.2) else length
+            flags |= rng.choices((Map.FIXED.value, Map.FIXED_NOREPLACE.value, 0, 0x10_0010), (10, 3, 3, 1))[0]
+        flags |= self._odd_map_flags()
+        slot = rng.randrange(NR_SLOTS)
+        offset = rng.choice((0, 0, 0, 1, 2, 5, 6, 7)) * PAGE if file >= 0 else rng.choice((0, 0, PAGE))
+        if self._chance(0.03):
+            offset = rng.choice((1, 100, U64 - PAGE + 1, U64 - 4 * PAGE + 1, 1 << 63, (1 << 63) - PAGE))
+        if length < 1 << 40:
+            self._lengths[slot] = length
+        prot = rng.choice(_ODD_PROTS) if self._chance(0.02) else rng.choice(_PROTS)
+        return Op(self._who(), "mmap", (place, length, prot, flags, offset), slot=slot, file=file)
+
+    def _odd_map_flags(self) -> int:
+        rng = self._rng
+        flags = 0
+        if not self._long:
+            flags |= Map.POPULATE.value if self._chance(0.12) else 0
+            flags |= Map.LOCKED.value if self._chance(0.04) else 0
+        for flag, probability in (
+            (Map.NORESERVE, 0.08), (Map.GROWSDOWN, 0.06), (Map.STACK, 0.04), (Map.BIT32, 0.03), (Map.NONBLOCK, 0.02),
+            (Map.DENYWRITE, 0.02), (Map.EXECUTABLE, 0.02), (Map.UNINITIALIZED, 0.02), (Map.SYNC, 0.02),
+            (Map.HUGETLB, 0.01),
+        ):  # fmt: skip
+            if self._chance(probability):
+                flags |= flag.value
+        if self._chance(0.02):
+            flags |= rng.choice((0x80, 1 << 21, 1 << 30, 1 << 31, 1 << 40))
+        return flags
+
+    def _munmap(self) -> Op:
+        return Op(self._who(), "munmap", self._range())
+
+    def _mprotect(self) -> Op:
+        prot = self._rng.choice(_ODD_PROTS) if self._chance(0.06) else self._rng.choice(_PROTS)
+        return Op(self._who(), "mprotect", (*self._range(), prot))
+
+    def _mremap(self) -> Op:
+        rng = self._rng
+        place, old = self._range()
+        new = old if self._chance(0.2) else self._length(8)
+        flags = rng.choice((0, 1, 1, 3, 3, 5, 7))
+        if self._chance(0.04):
+            flags = rng.choice((2, 4, 6, 8, 9, U64))
+        if flags & Mremap.DONTUNMAP.value and self._chance(0.9):
+            new = old
+        target = self._place()[0]
+        slot = rng.randrange(NR_SLOTS) if self._chance(0.8) else -1
+        if slot >= 0 and new < 1 << 40:
+            self._lengths[slot] = new
+        return Op(self._who(), "mremap", (place, old, new, flags, target), slot=slot)
+
+    def _brk(self) -> Op:
+        rng = self._rng
+        offset = rng.randint(0, 12) * PAGE + rng.choice((0, 0, 1, 100))
+        if self._chance(0.1):
+            offset = rng.choice((-1, -PAGE, -(1 << 40), 1 << 45, 1 << 62))
+        return Op(self._who(), "brk", (At(Base.BRK, offset),))
+
+    def _madvise(self) -> Op:
+        rng = self._rng
+        advice = rng.choice(_BAD_ADVICE) if self._chance(0.04) else rng.choice(_ADVICE)
+        place, length = self._range()
+        if self._long and advice in (Madv.POPULATE_READ, Madv.POPULATE_WRITE):
+            length = min(length, 16 * PAGE)
+        return Op(self._who(), "madvise", (place, length, advice))
+
+    def _mlock(self) -> Op:
+        return Op(self._who(), "mlock", self._range(aligned=False))
+
+    def _munlock(self) -> Op:
+        return Op(self._who(), "munlock", self._range(aligned=False))
+
+    def _mlock2(self) -> Op:
+        flags = self._rng.choice((0, 1, 1, 1, 2, U64))
+        return Op(self._who(), "mlock2", (*self._range(aligned=False), flags))
+
+    def _mlockall(self) -> Op:
+        flags = self._rng.choice((Mcl.CURRENT, Mcl.FUTURE, 3, 5, 6, 7, 0, 4, 8))
+        return Op(self._who(), "mlockall", (int(flags),))
+
+    def _munlockall(self) -> Op:
+        return Op(self._who(), "munlockall")
+
+    def _msync(self) -> Op:
+        flags = self._rng.choice((Ms.SYNC, Ms.ASYNC, Ms.INVALIDATE, 6, 3, 5, 7, 0, 8))
+        return Op(self._who(), "msync", (*self._range(), int(flags)))
+
+    def _mincore(self) -> Op:
+        place, length = self._range()
+        if 1 << 27 < length < 1 << 46:
+            length = 16 * PAGE
+        return Op(self._who(), "mincore", (place, length))
+
+    def _process_vm(self, name: str) -> Op:
+        rng = self._rng
+        peer = rng.choice(self._processes)
+        lengths = [rng.choice((0, 8, 100, PAGE, 3 * PAGE, 5000)) for _ in range(2)]
+        local, remote = self._place(aligned=False)[0], self._place(aligned=False)[0]
+        flags = 1 if self._chance(0.03) else 0
+        return Op(self._who(), name, (peer, local, lengths[0], remote, lengths[1], flags))
+
+    def _process_vm_readv(self) -> Op:
+        return self._process_vm("process_vm_readv")
+
+    def _process_vm_writev(self) -> Op:
+        return self._process_vm("process_vm_writev")
+
+    def _access(self) -> tuple[At, int]:
+        place, _ = self._place(aligned=False)
+        return place, self._rng.choice((1, 4, 8, 8, 10, 100, 5000))
+
+    def _load(self) -> Op:
+        return Op(self._who(), "load", self._access())
+
+    def _store(self) -> Op:
+        data = bytes(self._rng.choices(HARMLESS, k=self._rng.choice((1, 3, 7))))
+        return Op(self._who(), "store", self._access(), data=data)
+
+    def _touch(self) -> Op:
+        rng = self._rng
+        place, behind = self._place()
+        pages = min(rng.choice((1, 2, behind, behind + 1)), 40)
+        return Op(self._who(), "touch", (place, pages * PAGE, rng.choice((0, 0, 1, 1, 1, 2))))
+
+    def _fork(self) -> Op:
+        if self._forks + 1 >= MAX_PROCESSES:
+            return self._touch()
+        who = self._who()
+        self._forks += 1
+        self._processes.append(self._forks)
+        return Op(who, "fork", (self._forks,))
+
+    def _exit(self) -> Op:
+        if len(self._processes) == 1:
+            return self._store()
+        who = self._who()
+        self._processes.remove(who)
+        return Op(who, "exit")
+
+    def _ftruncate(self) -> Op:
+        rng = self._rng
+        length = rng.choice((0, 100, PAGE, 2 * PAGE, 3 * PAGE + 50, 6 * PAGE + 100, 9 * PAGE, U64))
+        return Op(self._who(), "ftruncate", (length,), file=rng.choice((0, 1)))

@@ -1,0 +1,292 @@
+"""The host's side: a small process that makes the program's calls on the real kernel, and what /proc says of it.
+
+Owns the runner (host.c, compiled on the spot), started once and without address randomisation: each program runs in a
+fork of it. Knows nothing of kerneld. The runner has the pipes of every process of a program from the start; it is
+killed when this ends.
+
+The runner turns transparent huge pages off for itself, and runs on one processor: a page that another processor has in
+a batch of its own counts one owner more, so that Linux copies it where it would have kept it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+from kerneld.referee.files import ProgramFiles
+from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
+from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
+from kerneld.referee.program import MAX_PROCESSES
+from shared.uapi.syscalls import Nr
+
+_REQUEST = struct.Struct("<Q7QQ184s")
+_REPLY = struct.Struct("<qQQQii")
+_CALL, _LOAD, _STORE, _TOUCH, _FORK, _EXIT = range(6)
+_NR_OPEN, _NR_CLOSE, _NR_PRCTL = 2, 3, 157
+_PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
+_ADDR_NO_RANDOMIZE = 0x004_0000
+IN_DATA = 0xDA7A_B0FF << 32
+"""An argument that is so much and an offset points into the data that goes with the call (host.c)."""
+_FLAGS = (
+    "-std=c11 -O1 -static -nostdlib -ffreestanding -fno-stack-protector -fcf-protection=none -fPIE -no-pie "
+    "-fno-asynchronous-unwind-tables -mgeneral-regs-only -Wl,-e,entry -Wl,-z,noexecstack -Wl,-z,norelro "
+    f"-Wl,--build-id=none -Wl,-Ttext-segment={TEXT_START:#x}"
+).split()
+_SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?VmFlags: (.*)\n", re.MULTILINE)
+_NR_PIPES = MAX_PROCESSES + 1
+_BLANK = ord(" ")
+
+
+class HostError(Exception):
+    """This host cannot be the referee; says why in one line."""
+
+
+def compile_runner(folder: Path) -> Path:
+    """Compile host.c into a folder and return the program's path. Raises HostError without a compiler."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise HostError("the referee needs a C compiler (cc, gcc or clang; $CC names another)")
+    source, program = Path(__file__).with_name("host.c"), folder / "host"
+    made = subprocess.run(
+        [compiler, *_FLAGS, "-o", str(program), str(source)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        raise HostError(f"{compiler} cannot compile {source.name}: {made.stderr.strip().splitlines()[-1:]}")
+    return program
+
+
+class Host:
+    """The runner, for one program after another."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start the runner; `folder` is this side's alone. Raises HostError."""
+        if os.uname().machine != "x86_64":
+            raise HostError("the referee is an x86-64 Linux kernel: this host is none")
+        self._folder = folder
+        self._pipes = [_Pipe() for _ in range(_NR_PIPES)]
+        self._runner = self._spawn(compile_runner(folder))
+        self._template = _Child(self._runner.pid, self._pipes[0])
+        self._children: dict[int, _Child] = {}
+        self._fds: dict[int, int] = {}
+        self._files = ProgramFiles(folder)
+        self.layout = self._settle()
+
+    def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
+        names = "".join(chr(pipe.child_in + _BLANK) + chr(pipe.child_out + _BLANK) for pipe in self._pipes)
+        libc = ctypes.CDLL(None, use_errno=True)
+        cpu = min(os.sched_getaffinity(0))
+
+        def prepare() -> None:
+            libc.personality(_ADDR_NO_RANDOMIZE)
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.sched_setaffinity(0, {cpu})
+
+        runner = subprocess.Popen(
+            [str(program), f"{CONTROL_START:x}", f"{_NR_PIPES * AREA_BYTES:x}", names],
+            pass_fds=[fd for pipe in self._pipes for fd in (pipe.child_in, pipe.child_out)],
+            env={},
+            preexec_fn=prepare,
+        )
+        for pipe in self._pipes:
+            pipe.close_child_ends()
+        return runner
+
+    def _settle(self) -> Layout:
+        """Rid the runner of what the kernel mapped beside the program, and find what is left."""
+        brk = self._template.call(Nr.BRK, (0,)).ret
+        self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+        taken: list[tuple[int, int]] = []
+        for line in Path(f"/proc/{self._runner.pid}/maps").read_bytes().splitlines():
+            start, end, _, _, name = parse_maps_line(line)
+            if name.startswith(("[vdso", "[vvar")):
+                self._template.call(Nr.MUNMAP, (start, end - start))
+            elif name == "[stack]" or name == "[vsyscall]":
+                continue
+            elif taken and taken[-1][1] == start:
+                taken[-1] = (taken[-1][0], end)
+            else:
+                taken.append((start, end))
+        if len(taken) != 2:
+            raise HostError(f"the runner has mappings at unexpected places: {taken}")
+        return Layout(brk, tuple(taken))
+
+    def start(self) -> None:
+        """Begin a program, with one process, number 0."""
+        self._fork(self._template, 0)
+
+    def _fork(self, parent: _Child, who: int) -> Outcome:
+        outcome = parent.order(_FORK, (who + 1, CONTROL_START))
+        if outcome.ret < 0:
+            return outcome
+        pipe = self._pipes[who + 1]
+        self._children[who] = _Child(outcome.ret, pipe)
+        pipe.get_reply()
+        return Outcome(0)
+
+    def fork(self, who: int, child: int) -> Outcome:
+        """Fork a process."""
+        return self._fork(self._children[who], child)
+
+    def exit(self, who: int) -> Outcome:
+        """End a process, and wait until its memory has gone."""
+        self._children.pop(who).end(_EXIT)
+        return Outcome(0)
+
+    def end(self) -> None:
+        """End the program's processes."""
+        for child in self._children.values():
+            child.end(_EXIT)
+        self._children.clear()
+        self._files.close()
+        for fd in self._fds.values():
+            self._template.call(_NR_CLOSE, (fd,))
+        self._fds.clear()
+
+    def prepare_files(self, numbers: set[int]) -> None:
+        """Open the files that a program will use; before `start`, so that every process has them."""
+        for number in numbers:
+            path = f"/proc/{os.getpid()}/fd/{self._files.get_fd(number)}\0".encode()
+            flags = self._files.get_flags(number)
+            self._fds[number] = self._template.call(_NR_OPEN, (IN_DATA, flags, 0), path).ret
+            if self._fds[number] < 0:
+                raise HostError(f"the runner cannot open file {number}: {os.strerror(-self._fds[number])}")
+
+    def truncate(self, file: int, length: int) -> Outcome:
+        """Set a file's size."""
+        return Outcome(self._files.truncate(file, length))
+
+    def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome:
+        """Make a system call."""
+        if nr == Nr.MMAP:
+            args = (*args[:4], self._fds[file] if file >= 0 else -1, args[5])
+        elif nr == Nr.MINCORE:
+            args = (*args[:2], IN_DATA)
+        elif nr in (Nr.PROCESS_VM_READV, Nr.PROCESS_VM_WRITEV):
+            args = (args[0], IN_DATA, args[2], IN_DATA + 16 * args[2], *args[4:])
+        return self._children[who].call(nr, args, data)
+
+    def pid(self, who: int) -> int:
+        """Return a process's pid; one that nobody has where it has ended."""
+        return self._children[who].pid if who in self._children else (1 << 22) - 1
+
+    def load(self, who: int, vaddr: int, length: int) -> Outcome:
+        """Read memory."""
+        return self._access(who, _LOAD, (vaddr, length))
+
+    def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome:
+        """Write memory: `data` again and again."""
+        return self._access(who, _STORE, (vaddr, length), data)
+
+    def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome:
+        """Access a byte of each page."""
+        return self._access(who, _TOUCH, (vaddr, length, access))
+
+    def _access(self, who: int, order: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
+        return self._children[who].order(order, args, data, counts=True)
+
+    def view(self, who: int) -> View:
+        """Return what a process's memory looks like."""
+        return self._children[who].view(self.layout)
+
+    def close(self) -> None:
+        """End the runner."""
+        self.end()
+        for pipe in self._pipes:
+            pipe.close()
+        self._runner.wait()
+
+
+class _Pipe:
+    """Orders to one process of a program, and its answers."""
+
+    def __init__(self) -> None:
+        self.child_in, self._to = os.pipe()
+        self._from, self.child_out = os.pipe()
+
+    def close_child_ends(self) -> None:
+        os.close(self.child_in)
+        os.close(self.child_out)
+
+    def put(self, order: int, args: tuple[int, ...], data: bytes) -> None:
+        padded = [arg & (1 << 64) - 1 for arg in (*args, 0, 0, 0, 0, 0, 0, 0)[:7]]
+        os.write(self._to, _REQUEST.pack(order, *padded, len(data), data))
+
+    def get_reply(self) -> tuple[Outcome, int]:
+        """Return the outcome and the minor faults counted. Raises HostError where the process has died."""
+        ret, addr, min_flt, length, signo, code = _REPLY.unpack(self._read(_REPLY.size))
+        return Outcome(ret, signo, code, addr, self._read(length)), min_flt
+
+    def _read(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            chunk = os.read(self._from, length - len(data))
+            if not chunk:
+                raise HostError("the runner has died")
+            data += chunk
+        return data
+
+    def close(self) -> None:
+        os.close(self._to)
+        os.close(self._from)
+
+
+class _Child:
+    """One process of a program on the host."""
+
+    def __init__(self, pid: int, pipe: _Pipe) -> None:
+        self.pid = pid
+        self._pipe = pipe
+        self._smaps = -1
+        self._pagemap = -1
+
+    def order(self, order: int, args: tuple[int, ...], data: bytes = b"", *, counts: bool = False) -> Outcome:
+        self._pipe.put(order, args, data)
+        outcome, min_flt = self._pipe.get_reply()
+        return outcome._replace(min_flt=min_flt) if counts else outcome
+
+    def call(self, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
+        return self.order(_CALL, (nr, *args), data)
+
+    def view(self, layout: Layout) -> View:
+        if self._smaps < 0:
+            self._smaps = os.open(f"/proc/{self.pid}/smaps", os.O_RDONLY)
+            self._pagemap = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY)
+        mappings: list[Mapping] = []
+        pages: dict[int, int] = {}
+        frames: dict[int, int] = {}
+        for line, flags in _SMAPS.findall(_read_whole(self._smaps)):
+            mapping = Mapping(*parse_maps_line(line), tuple(flags.decode().split()))
+            if layout.is_taken(mapping):
+                continue
+            mappings.append(mapping)
+            for start, end in windows(mapping.start, mapping.end):
+                add_pages(os.pread(self._pagemap, (end - start) >> 9, start >> 9), start, pages, frames)
+        return View(tuple(mappings), pages, frames)
+
+    def end(self, order: int) -> None:
+        """Let the process exit and wait for that: its memory goes before its pidfd says so."""
+        for fd in (self._smaps, self._pagemap):
+            if fd >= 0:
+                os.close(fd)
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(self.pid)
+            self._pipe.put(order, (), b"")
+            select.select([pidfd], [], [])
+            os.close(pidfd)
+
+
+def _read_whole(fd: int) -> bytes:
+    data = os.pread(fd, 1 << 16, 0)
+    chunk = data
+    while chunk:
+        chunk = os.pread(fd, 1 << 16, len(data))
+        data += chunk
+    return data

@@ -1,0 +1,78 @@
+"""One program on both sides, up to the first difference.
+
+Owns the pair of sides for a run of many programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from kerneld.referee.compare import Difference, find_difference
+from kerneld.referee.execute import Execution
+from kerneld.referee.host import Host
+from kerneld.referee.outcome import State
+from kerneld.referee.program import Program
+from kerneld.referee.simulated import Simulated
+
+
+class Divergence(NamedTuple):
+    """Where the two sides part."""
+
+    step: int
+    """The number of the operation, from 0."""
+    difference: Difference
+    ours: State
+    hosts: State
+
+
+class Match:
+    """Both sides, for one program after another."""
+
+    def __init__(self, ours: Simulated, hosts: Host) -> None:
+        self.ours = ours
+        self.hosts = hosts
+
+    def play(self, program: Program) -> Divergence | None:
+        """Run a program on both sides; returns where they part, or None."""
+        self.hosts.prepare_files({op.file for op in program if op.name == "mmap" and op.file >= 0})
+        self.ours.start()
+        self.hosts.start()
+        try:
+            return self._play(program)
+        finally:
+            self.hosts.end()
+            self.ours.end()
+
+    def _play(self, program: Program) -> Divergence | None:
+        layout = self.hosts.layout
+        mine, theirs = Execution(self.ours, layout), Execution(self.hosts, layout)
+        before: tuple[State, State] | None = None
+        for step, op in enumerate(program):
+            states = mine.run(op), theirs.run(op)
+            difference = find_difference(op.name, *states, before)
+            if difference is not None:
+                return Divergence(step, difference, *states)
+            before = states
+        return None
+
+
+@contextlib.contextmanager
+def open_match(*, check_invariants: bool = False) -> Iterator[Match]:
+    """Start both sides. Raises HostError where this host cannot be the referee."""
+    with TemporaryDirectory(prefix="kerneld-referee-") as folder:
+        folders = [Path(folder, name) for name in ("host", "kerneld")]
+        for each in folders:
+            each.mkdir()
+        host = Host(folders[0])
+        try:
+            ours = Simulated(folders[1], host.layout, check_invariants=check_invariants)
+            try:
+                yield Match(ours, host)
+            finally:
+                ours.close()
+        finally:
+            host.close()

@@ -1,0 +1,94 @@
+"""What one side says after an operation: its result, and what each process's memory looks like then.
+
+Values only, and the one parser of /proc/PID/maps lines and pagemap words, which both sides write in the same format.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import NamedTuple
+
+PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = 1 << 56, 1 << 61, 1 << 62, 1 << 63
+"""Bits of a pagemap word: Linux v6.8 fs/proc/task_mmu.c."""
+_PFN_MASK = (1 << 55) - 1
+_STATE = PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP | PM_PRESENT
+_LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$")
+WINDOW_PAGES = 2048
+"""Of a longer mapping only so many pages at either end are looked at."""
+
+
+class Outcome(NamedTuple):
+    """The result of one operation, addresses as they are."""
+
+    ret: int
+    signo: int = 0
+    si_code: int = 0
+    si_addr: int = 0
+    data: bytes = b""
+    min_flt: int | None = None
+    """Minor faults of an access; None where Linux defines no number."""
+
+
+class Mapping(NamedTuple):
+    """One line of maps, with the VmFlags of smaps."""
+
+    start: int
+    end: int
+    rights: str
+    offset: int
+    name: str
+    flags: tuple[str, ...]
+
+
+class View(NamedTuple):
+    """One process's memory."""
+
+    mappings: tuple[Mapping, ...]
+    pages: dict[int, int]
+    """The state bits of each page that has any, by address."""
+    frames: dict[int, int]
+    """The frame of each present page; empty where the host does not show frames."""
+
+
+class State(NamedTuple):
+    """An outcome, and the memory of every process that lives after it."""
+
+    outcome: Outcome
+    views: dict[int, View]
+
+
+def parse_maps_line(line: bytes) -> tuple[int, int, str, int, str]:
+    """Return start, end, rights, offset and name of a mapping. Raises ValueError for another line."""
+    match = _LINE.match(line)
+    if match is None:
+        raise ValueError(f"no line of maps: {line!r}")
+    start, end, rights, offset, name = match.groups()
+    return int(start, 16), int(end, 16), rights.decode(), int(offset, 16), _short_name(name.decode())
+
+
+def _short_name(name: str) -> str:
+    """The two sides' files lie in different folders."""
+    if name.endswith(" (deleted)") and not name.startswith("/memfd:"):
+        return name
+    return name.rpartition("/")[2] if name.startswith("/") else name
+
+
+def windows(start: int, end: int) -> list[tuple[int, int]]:
+    """Return the parts of a mapping whose pages are compared: all of it, or both ends of a very long one."""
+    span = WINDOW_PAGES << 12
+    if end - start <= 2 * span:
+        return [(start, end)]
+    return [(start, start + span), (end - span, end)]
+
+
+def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int, int]) -> None:
+    """Note what pagemap's words for the pages from `start` on say."""
+    if not any(words):
+        return
+    for i, word in enumerate(struct.unpack(f"<{len(words) >> 3}Q", words)):
+        if word & _STATE:
+            vaddr = start + (i << 12)
+            pages[vaddr] = word & _STATE
+            if word & PM_PRESENT and word & _PFN_MASK:
+                frames[vaddr] = word & _PFN_MASK

@@ -1,0 +1,119 @@
+"""Memory programs: a list of calls whose addresses are expressed by what earlier calls returned.
+
+Owns the form of a program, as values and as JSON. Knows neither kernel. A program means the same on both sides: an
+address is a slot (the place of an earlier mapping) and a distance in bytes, a file is a number in the program's fixed
+set of files, and a process is a number, in the order of the forks.
+
+Invariant: a program stays meaningful with any of its operations left out (shrinking does that): a slot that nothing has
+set stands for a fixed place, and an operation of a process that is not there is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+NR_SLOTS = 6
+MAX_PROCESSES = 4
+SLOT_DISTANCE = 1 << 24
+ARENA_START = 0x7FFF_C000_0000
+"""Where slots lie that nothing has set: SLOT_DISTANCE apart from here on."""
+U64 = (1 << 64) - 1
+
+
+class Base(IntEnum):
+    """What an address is counted from, beside the slots, which are 0 and more."""
+
+    ZERO = -1
+    BRK = -2
+    """The heap's start."""
+
+
+class At(NamedTuple):
+    """An address: `offset` bytes from a slot or from a Base."""
+
+    base: int
+    offset: int = 0
+
+
+Arg: TypeAlias = "int | At"
+
+
+class Op(NamedTuple):
+    """One operation of process `who`."""
+
+    who: int
+    name: str
+    args: tuple[Arg, ...] = ()
+    slot: int = -1
+    """Where the address that it returns is kept; -1 for nowhere."""
+    file: int = -1
+    """The number of a file in FILES, for mmap and ftruncate."""
+    data: bytes = b""
+    """What a store writes, again and again."""
+
+
+Program: TypeAlias = "tuple[Op, ...]"
+
+
+class FileKind(NamedTuple):
+    """One of the files that every program has."""
+
+    name: str
+    inode: str
+    """Files with the same inode are opens of the same file."""
+    access: str
+    """`rw`, `r` or `w`."""
+
+
+FILES = (
+    FileKind("memory file", "memfd", "rw"),
+    FileKind("regular file", "regular", "rw"),
+    FileKind("regular file, open for reading", "regular", "r"),
+    FileKind("regular file, open for writing", "regular", "w"),
+    FileKind("directory", "directory", "r"),
+    FileKind("memory file, open for reading", "memfd", "r"),
+)
+FILE_BYTES = 6 * 4096 + 100
+"""The size of each regular or memory file when a program starts."""
+HARMLESS = bytes((0xF5, 0xF8, 0xF9, 0xFC))
+"""Instructions of one byte that change flags alone (cmc, clc, stc, cld): all that programs store, because programs also
+fetch instructions. As the second byte of an `add` whose first byte is zero, each of them names registers alone."""
+
+
+def file_content() -> bytes:
+    """Return what each file holds when a program starts: no two pages alike."""
+    return bytes(HARMLESS[(i >> 12 >> (i % 3) ^ i >> 2 ^ i) & 3] for i in range(FILE_BYTES))
+
+
+def default_slots() -> list[int]:
+    """Return the places that slots stand for before anything has been mapped."""
+    return [ARENA_START + number * SLOT_DISTANCE for number in range(NR_SLOTS)]
+
+
+def to_json(program: Program) -> str:
+    """Return a program as text, one operation a line."""
+    rows = []
+    for op in program:
+        args = [list(arg) if isinstance(arg, At) else arg for arg in op.args]
+        rows.append(json.dumps([op.who, op.name, args, op.slot, op.file, op.data.hex()]))
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def from_json(text: str) -> Program:
+    """Return the program that a text describes. Raises ValueError where it describes none."""
+    try:
+        return tuple(
+            Op(
+                int(who),
+                str(name),
+                tuple(At(*map(int, arg)) if isinstance(arg, list) else int(arg) for arg in args),
+                int(slot),
+                int(file),
+                bytes.fromhex(data),
+            )
+            for who, name, args, slot, file, data in json.loads(text)
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a program: {error}") from None

@@ -1,0 +1,161 @@
+"""kerneld's side: the program's processes in a kernel of this process, driven through `dispatch`.
+
+Owns the kernel and its processes; what lies at the host runner's own places is mapped here too, so that both sides
+choose among the same free addresses. Between dispatch and the program nothing is simulated: no socket, no real process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+from signal import SIGBUS, SIGSEGV
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.fs.proc_maps import show_map_vma
+from kerneld.fs.proc_pagemap import read_pagemap
+from kerneld.fs.proc_smaps import show_smap_vma_flags
+from kerneld.mm.fork import dup_mmap
+from kerneld.mm.mmap import do_mmap
+from kerneld.referee.files import ProgramFiles
+from kerneld.referee.layout import Layout
+from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
+from kerneld.syscalls.dispatch import dispatch
+from kerneld.syscalls.kernel import Kernel, KernelConfig
+from kerneld.task.exec import fresh_mm
+from kerneld.task.exit import do_group_exit
+from kerneld.task.task import Cred, Process, Thread
+from kerneld.mm.limits import Rlimits
+from shared.uapi.mman import Map
+from shared.uapi.signals import Disposition
+from shared.uapi.syscalls import Nr
+from shared.wire import Request
+
+RAM_BYTES = 1 << 30
+_pids = itertools.count(1 << 22).__next__
+"""Above any real pid: Linux's PID_MAX_LIMIT."""
+
+
+class Simulated:
+    """The machine, for one program after another."""
+
+    def __init__(self, folder: Path, layout: Layout, *, check_invariants: bool = False) -> None:
+        self._folder = folder
+        self._layout = layout
+        uid = os.getuid()
+        self.kernel = Kernel(KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants))
+        self._cred = Cred(uid, os.getgid(), uid == 0)
+        self._free_pages = self.kernel.frames.free_pages
+        self.threads: dict[int, Thread] = {}
+        self._files = ProgramFiles(folder)
+
+    def start(self) -> None:
+        """Begin a program, with one process, number 0."""
+        mm = fresh_mm(self.kernel.frames, Rlimits(), self.kernel.sysctl)
+        mm.start_brk = mm.brk = self._layout.brk
+        for start, end in self._layout.taken:
+            flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value
+            do_mmap(mm, start, end - start, 0, flags, None, 0, privileged=True)
+        self._add(0, Process(_pids(), self._cred, mm, "program", time.monotonic()))
+
+    def _add(self, who: int, process: Process) -> None:
+        process.dispositions = {SIGSEGV: Disposition.CAUGHT, SIGBUS: Disposition.CAUGHT}
+        self.kernel.table.add(process)
+        thread = Thread(process.pid, process)
+        process.threads.append(thread)
+        self.threads[who] = thread
+
+    def end(self) -> None:
+        """End the program's processes. Raises KernelBug where frames are missing then."""
+        for thread in self.threads.values():
+            do_group_exit(thread.process, 0)
+        self.kernel.take_ended()
+        self.threads.clear()
+        self._files.close()
+        if self.kernel.frames.free_pages != self._free_pages:
+            raise KernelBug(f"{self._free_pages - self.kernel.frames.free_pages} frames have leaked")
+
+    def fork(self, who: int, child: int) -> Outcome:
+        """Copy a process, as `clone` and the child's attach do together."""
+        parent = self.threads[who].process
+        try:
+            mm = dup_mmap(parent.live_mm)
+        except SysError as error:
+            return Outcome(-error.errno)
+        self._add(child, Process(_pids(), parent.cred, mm, parent.comm, time.monotonic()))
+        return Outcome(0)
+
+    def exit(self, who: int) -> Outcome:
+        """End a process."""
+        self._call(who, Nr.EXIT_GROUP, (0,))
+        del self.threads[who]
+        self.kernel.take_ended()
+        return Outcome(0)
+
+    def truncate(self, file: int, length: int) -> Outcome:
+        """Set a file's size."""
+        return Outcome(self._files.truncate(file, length))
+
+    def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome:
+        """Make a system call."""
+        fds = [os.dup(self._files.get_fd(file))] if file >= 0 else []
+        outcome = self._call(who, nr, args, data, fds)
+        return outcome._replace(data=outcome.data if nr == Nr.MINCORE else b"")
+
+    def pid(self, who: int) -> int:
+        """Return a process's pid; one that nobody has where it has ended."""
+        return self.threads[who].process.pid if who in self.threads else (1 << 22) - 1
+
+    def load(self, who: int, vaddr: int, length: int) -> Outcome:
+        """Read memory."""
+        return self._access(who, Nr.LOAD, (vaddr, length))
+
+    def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome:
+        """Write memory: `data` again and again."""
+        return self._access(who, Nr.STORE, (vaddr, length), (data * (length // len(data) + 1))[:length])
+
+    def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome:
+        """Access a byte of each page."""
+        return self._access(who, Nr.TOUCH, (vaddr, length, access))
+
+    def _access(self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
+        process = self.threads[who].process
+        before = process.min_flt
+        outcome = self._call(who, nr, args, data)
+        return outcome._replace(min_flt=process.min_flt - before)
+
+    def _call(
+        self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"", fds: list[int] | None = None
+    ) -> Outcome:
+        padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
+        left = fds if fds is not None else []
+        answer = dispatch(self.kernel, self.threads[who], Request(nr, padded, data), left)
+        for fd in left:
+            os.close(fd)
+        info = answer.siginfo
+        if info is not None:
+            return Outcome(answer.ret, answer.signo, info.si_code, info.si_addr)
+        return Outcome(answer.ret, data=answer.data)
+
+    def view(self, who: int) -> View:
+        """Return what a process's memory looks like."""
+        mm = self.threads[who].process.live_mm
+        mappings: list[Mapping] = []
+        pages: dict[int, int] = {}
+        frames: dict[int, int] = {}
+        for vma in mm.vmas:
+            line = show_map_vma(mm, self.kernel.files, vma)
+            mapping = Mapping(*parse_maps_line(line), tuple(show_smap_vma_flags(vma.vm_flags).split()))
+            if self._layout.is_taken(mapping):
+                continue
+            mappings.append(mapping)
+            for start, end in windows(vma.start, vma.end):
+                words = read_pagemap(mm, start >> 9, (end - start) >> 9, show_pfn=True)
+                add_pages(words, start, pages, frames)
+        return View(tuple(mappings), pages, frames)
+
+    def close(self) -> None:
+        """Give the machine back."""
+        self.kernel.shutdown()
+
