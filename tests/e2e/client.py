@@ -1,0 +1,163 @@
+"""The test's side of an actor: a real process with `p` (its Process), `raw` and `second` (raw connections)."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from tests.e2e.actor import MAX_MESSAGE, Me
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 30.0
+"""Longer than anything here takes."""
+ACTOR = "from tests.e2e.actor import main; main()"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Remote:
+    """An object in an actor: calls of its methods are made there."""
+
+    def __init__(self, client: Client, path: str) -> None:
+        self._client = client
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return Remote(self._client, f"{self._path}.{name}")
+
+    def __call__(self, *args: object, **named: object) -> Any:
+        self._client.send((self._path, args, named))
+        return self._client.result()
+
+
+class Client:
+    """A process that does what it is told. The test is its real parent, but for one that fork() made."""
+
+    def __init__(self, control: socket.socket, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
+        control.settimeout(SECONDS)
+        self._control = control
+        self.pid = pid
+        self._process = process
+        self.p: Any = Remote(self, "p")
+        self.raw: Any = Remote(self, "raw")
+        self.second: Any = Remote(self, "second")
+        self.me: Any = Remote(self, "me")
+        self.stderr = b""
+        self._children: list[Client] = []
+
+    @classmethod
+    def start(cls, path: Path | str) -> Client:
+        """Start an actor for the kerneld at `path`; it is not attached yet."""
+        ours, theirs = _pair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", ACTOR, str(theirs.fileno()), str(path)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+            )
+        return cls(ours, process.pid, process)
+
+    def send(self, message: object, fds: list[int] | None = None) -> None:
+        """Send an order without waiting for what comes of it."""
+        socket.send_fds(self._control, [pickle.dumps(message)], fds or [])
+
+    def result(self) -> Any:
+        """Wait for what came of the oldest order. Raises what it raised, EOFError where the process has ended."""
+        try:
+            message = self._control.recv(MAX_MESSAGE)
+        except ConnectionResetError:
+            message = b""
+        if not message:
+            raise EOFError(f"actor {self.pid} has ended")
+        ok, value = pickle.loads(message)
+        if not ok:
+            raise value
+        return value
+
+    def post(self, script: Callable[Concatenate[Me, P], object], *args: P.args, **_named: P.kwargs) -> None:
+        """Have a script run, without waiting."""
+        self.send((script, args, {}))
+
+    def run(self, script: Callable[Concatenate[Me, P], T], *args: P.args, **_named: P.kwargs) -> T:
+        """Run a script of tests.e2e.scripts in the actor and return what it returns."""
+        self.send((script, args, {}))
+        result: T = self.result()
+        return result
+
+    def fork(self, method: str = "fork") -> Client:
+        """Fork the actor, by `fork` or `plain_fork`, and return the child."""
+        ours, theirs = _pair()
+        with theirs:
+            self.send((method, (), {}), [theirs.fileno()])
+        child = Client(ours, self.result())
+        self._children.append(child)
+        assert child.result() == 0
+        return child
+
+    def wait(self) -> int:
+        """Wait until the process has ended and return its status as its real parent sees it."""
+        assert self._process is not None
+        status = self._process.wait(SECONDS)
+        assert self._process.stderr is not None
+        if not self._process.stderr.closed:
+            self.stderr = self._read_stderr()
+        return status
+
+    def signal(self, signo: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, signo)
+
+    def kill(self) -> None:
+        """Kill it and wait for its end."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def close(self) -> None:
+        """Let go: an actor that lives ends, and so do its children."""
+        self._control.close()
+        for child in self._children:
+            child.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(SECONDS)
+            assert self._process.stderr is not None
+            self._process.stderr.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _read_stderr(self) -> bytes:
+        """Return what there is: a forked child may hold the other end open."""
+        assert self._process is not None
+        assert self._process.stderr is not None
+        fd = self._process.stderr.fileno()
+        os.set_blocking(fd, False)
+        parts = []
+        try:
+            while part := os.read(fd, 1 << 16):
+                parts.append(part)
+        except BlockingIOError:
+            pass
+        self._process.stderr.close()
+        return b"".join(parts)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+    return pair

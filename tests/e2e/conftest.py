@@ -1,0 +1,51 @@
+"""kerneld as a real process: one that a file's tests share, or one of a test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.client import Client
+from tests.e2e.daemons import Daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The kerneld of this file."""
+    daemon = Daemon(tmp_path_factory.mktemp("e2e"))
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """The kerneld of this file, its actors let go after each test; it must still run then."""
+    yield shared_daemon
+    shared_daemon.let_clients_go()
+    assert shared_daemon.process.poll() is None, shared_daemon.complaints()
+
+
+@pytest.fixture
+def own_daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A kerneld of this test's own."""
+    daemon = Daemon(tmp_path)
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def target(daemon: Daemon) -> Client:
+    """An actor that is to be watched, attached."""
+    client = daemon.client()
+    assert client.p.getpid() == client.pid
+    return client
+
+
+@pytest.fixture
+def inspector(daemon: Daemon) -> Client:
+    """An actor that watches, attached."""
+    client = daemon.client()
+    assert client.p.getpid() == client.pid
+    return client

@@ -1,0 +1,160 @@
+"""What actors do on their own: functions that run in the actor's process, each given its Me first."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import threading
+from typing import NoReturn
+
+from shared.client import realmem
+from tests.e2e import raw
+from tests.e2e.actor import Leave, Me
+
+
+# Ends of a process
+
+
+def leave(_me: Me) -> NoReturn:
+    """Return from main."""
+    raise Leave
+
+
+def fail(_me: Me) -> NoReturn:
+    """End by an exception that nobody catches."""
+    raise SystemError("an actor was told to fail") from KeyboardInterrupt()
+
+
+def wait_for(_me: Me, pid: int) -> int:
+    """Wait for a child of the actor and return its status: negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# Files and threads
+
+
+def open_file(_me: Me, path: str, flags: int) -> int:
+    return os.open(path, flags)
+
+
+def memfd(_me: Me, content: bytes) -> int:
+    fd = os.memfd_create("actor")
+    os.write(fd, content)
+    return fd
+
+
+def start_thread(me: Me) -> int:
+    """Start a real thread and return its id; `end_thread` ends it."""
+    told: list[int] = []
+    begun, over = threading.Event(), threading.Event()
+
+    def body() -> None:
+        told.append(threading.get_native_id())
+        begun.set()
+        over.wait()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    begun.wait()
+    me.kept["thread"] = (thread, over)
+    return told[0]
+
+
+def end_thread(me: Me) -> None:
+    thread, over = me.kept.pop("thread")
+    over.set()
+    thread.join()
+
+
+# The machine's RAM, by hand
+
+
+def walk(_me: Me, fd: int, cr3: int, vaddr: int) -> int:
+    """Translate an address by hand: four levels of nine bits, as the processor's manual has it; -1 where none is."""
+    table = cr3
+    for shift in (39, 30, 21, 12):
+        (entry,) = struct.unpack("<Q", os.pread(fd, 8, table + (vaddr >> shift & 511) * 8))
+        if not entry & 1:
+            return -1
+        table = entry & 0x000F_FFFF_FFFF_F000
+        if shift in (30, 21) and entry & 1 << 7:
+            return table | vaddr & (1 << shift) - 1
+    return table | vaddr & 0xFFF
+
+
+def read_ram(_me: Me, fd: int, at: int, length: int) -> bytes:
+    return os.pread(fd, length, at)
+
+
+def write_ram(_me: Me, fd: int) -> list[int]:
+    """Try to write to a descriptor in four ways; return the errnos."""
+    errnos = []
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    for attempt in (lambda: os.pwrite(fd, b"x", 4096), lambda: os.ftruncate(fd, 0)):
+        try:
+            attempt()
+            errnos.append(0)
+        except OSError as error:
+            errnos.append(error.errno or -1)
+    shared_write = libc.mmap(None, 4096, 3, 1, fd, 0)
+    errnos.append(ctypes.get_errno() if shared_write == ctypes.c_void_p(-1).value else 0)
+    return errnos
+
+
+# The table in real memory
+
+
+def map_entries(me: Me, length: int, prot: int = 3) -> int:
+    """Map untouched private anonymous memory and look at it with a view that stays; return the address."""
+    address = realmem.map_anonymous(length, prot)
+    me.kept["view"] = realmem.view(address, length)
+    return address
+
+
+def read_view(me: Me) -> bytes:
+    """Read the memory through the view that was made before the table was opened."""
+    return bytes(me.kept["view"])
+
+
+def write_real(_me: Me, address: int, value: int = 1) -> None:
+    """Store a byte into real memory: where that is not allowed, the process dies of it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.c_ubyte.from_address(address).value = value
+
+
+def read_real(_me: Me, address: int, length: int) -> bytes:
+    return realmem.read(address, length)
+
+
+def real_mapping(_me: Me, address: int) -> str:
+    """Return the permissions of the real mapping at an address, and the name of what is mapped."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            fields = line.split(maxsplit=5)
+            start, end = (int(bound, 16) for bound in fields[0].split("-"))
+            if start <= address < end:
+                return f"{fields[1]} {fields[5].strip() if len(fields) > 5 else ''}".strip()
+    return ""
+
+
+def send_and_die(me: Me, datagram: bytes, signo: int) -> None:
+    """Send a long batch, wait until the table shows that it is under way, and end by a signal."""
+    before = me.p.sequence
+    me.raw.send(datagram)
+    while me.p.sequence == before:
+        os.sched_yield()
+    os.kill(os.getpid(), signo)
+
+
+def raw_batch(me: Me, datagram: bytes) -> list[raw.Reply]:
+    return me.raw.exchange(datagram)
+
+
+def default_sigint(_me: Me) -> None:
+    """Let Ctrl+C end the process without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
