@@ -5,10 +5,10 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test demo clean
+.PHONY: help setup check test demo headers_install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install everything into it
 
@@ -23,6 +23,19 @@ test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
 
 demo: $(STAMP) ## kerneld, target and inspector together; ends by itself
 	bin/demo
+
+ABI ?= f24
+INSTALL_HDR_PATH ?= build/usr
+HEADERS_f24 := shared/include
+HEADERS_f23 := shared/include/f23
+HEADERS_f25 := shared/include/f25
+
+headers_install: ## put linux/shadowpt.h to INSTALL_HDR_PATH/include (ABI=f23 or f25: that semester's)
+	@if [ -z "$(HEADERS_$(ABI))" ]; then echo "make: ABI is f23, f24 or f25, not '$(ABI)'" >&2; exit 1; fi
+	@mkdir -p "$(INSTALL_HDR_PATH)/include/linux"
+	@cp "$(HEADERS_$(ABI))/linux/shadowpt.h" "$(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
+	@chmod 644 "$(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
+	@echo "  INSTALL $(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

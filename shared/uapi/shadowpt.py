@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 
 from shared.uapi.page import PAGE_SHIFT, page_align
 
@@ -15,12 +15,29 @@ USER_SHADOW_PT = struct.Struct("<QQQ")
 """struct user_shadow_pt: start_vaddr, end_vaddr, entries."""
 
 
+class Layout(IntEnum):
+    """The third argument of shadowpt_open: whose flags the table speaks. Fall 2024's (and 2025's), or fall 2023's."""
+
+    F24 = 0
+    F23 = 23
+
+
 class Spte(IntFlag):
     """state_flags of a shadow_pte."""
 
     VADDR_ALLOCATED = 1
     VADDR_ANONYMOUS = 2
     PTE_MAPPED = 4
+
+
+class SpteF23(IntFlag):
+    """state_flags of a shadow_pte of Layout.F23."""
+
+    VADDR_ALLOCATED = 1
+    VADDR_ANONYMOUS = 2
+    VADDR_WRITEABLE = 4
+    PTE_MAPPED = 8
+    PTE_WRITEABLE = 16
 
 
 def table_bytes(start: int, end: int) -> int:
