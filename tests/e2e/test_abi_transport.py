@@ -10,9 +10,7 @@ import pytest
 from tests.e2e import raw, scripts
 from tests.e2e.client import Client
 from tests.e2e.daemons import Daemon
-
-RW, PRIVATE_ANONYMOUS = 3, 0x22
-BASE = 0x10_0000_0000
+from tests.e2e.raw_session import BASE, attach, map_pages
 
 
 @pytest.fixture
@@ -25,15 +23,7 @@ def client(daemon: Daemon) -> Client:
 
 @pytest.fixture
 def attached(daemon: Daemon) -> Client:
-    client = daemon.client()
-    assert client.raw.attach(str(daemon.path)) == client.pid
-    return client
-
-
-def map_pages(client: Client, pages: int, prot: int = RW) -> int:
-    ret: int = client.raw.call(raw.MMAP, BASE, pages * 4096, prot, PRIVATE_ANONYMOUS | 0x10, -1, 0).ret
-    assert ret == BASE
-    return ret
+    return attach(daemon)
 
 
 def test_attach_returns_the_pid(client: Client) -> None:
