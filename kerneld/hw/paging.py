@@ -80,7 +80,8 @@ def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int) -> int:
 
     `root` is CR3's frame; `access` is 0, PF_WRITE or PF_INSTR. Returns the physical address in bytes, or the complement
     (~) of the page-fault error code, which is negative. Rights are those of all levels together: a write needs RW
-    everywhere, a fetch no NX anywhere (Intel SDM volume 3, 4.6 and 4.7).
+    everywhere, a fetch no NX anywhere (Intel SDM volume 3, 4.6 and 4.7). Pages may be of 4 KiB, 2 MiB and 1 GiB. The
+    tables' own entries are taken to be accessed already (PTE_TABLE), and reserved bits to be 0: the kernel sets none.
     """
     entry = rights = words[root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
     no_execute = entry
@@ -91,7 +92,7 @@ def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int) -> int:
         entry = words[index]
         rights &= entry
         no_execute |= entry
-        if entry & PTE_PSE and shift == PMD_SHIFT:
+        if entry & PTE_PSE and shift != PAGE_SHIFT:
             break
     if not entry & PTE_PRESENT:
         return ~(PF_USER | access)
