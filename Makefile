@@ -37,6 +37,10 @@ headers_install: ## put linux/shadowpt.h to INSTALL_HDR_PATH/include (ABI=f23 or
 	@chmod 644 "$(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
 	@echo "  INSTALL $(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
 
+bench: $(STAMP) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to choose)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[bench]'
+	$(BIN)/python -m bench $(ROWS)
+
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

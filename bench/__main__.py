@@ -1,0 +1,56 @@
+"""Run the benchmark: `python -m bench`, or some of its rows: `python -m bench 1 3 9`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow
+from bench.machine import Daemon, Host
+from bench.sample import Row
+
+
+def measure(wanted: set[int]) -> Iterator[Row]:
+    """Yield the rows of the groups that hold a wanted one; a daemon a group."""
+    host = Host()
+    try:
+        if wanted & {1, 2, 3, 4}:
+            yield from with_daemon("1G", lambda daemon: round_trips.rows(daemon, host))
+        if wanted & {5, 6, 7, 8}:
+            yield from with_daemon("3G", lambda daemon: ranges.rows(daemon, host))
+        if wanted & {9}:
+            yield from with_daemon("1G", many_vmas.rows)
+        if wanted & {10, 11, 12}:
+            yield from with_daemon("1G", lambda daemon: shadow.rows(daemon, host))
+        if wanted & {13}:
+            yield from with_daemon("1G", clients.rows)
+        if wanted & {14, 15}:
+            yield from footprint.rows()
+    finally:
+        host.close()
+
+
+def with_daemon(ram: str, group: Callable[[Daemon], Iterator[Row]]) -> Iterator[Row]:
+    """Yield what `group` measures on a daemon of its own."""
+    daemon = Daemon(ram)
+    try:
+        yield from group(daemon)
+    finally:
+        daemon.close()
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print each row as it comes, and write the report when all were wanted."""
+    wanted = {int(argument) for argument in arguments} or set(range(1, 16))
+    load = os.getloadavg()
+    rows = []
+    for row in measure(wanted):
+        rows.append(row)
+        print(report.show(row), flush=True)
+    if not arguments:
+        print(f"written to {report.write(rows, load)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
