@@ -10,6 +10,7 @@ from kerneld.hw.paging import PTE_DIRTY, PTE_RW
 from kerneld.mm.frames import PG_DIRTY
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
+from kerneld.mm.truncate import punch_hole
 from kerneld.mm.writeback import do_msync
 from shared.uapi.mman import Map, Ms
 from shared.uapi.page import PAGE_SIZE
@@ -181,6 +182,25 @@ class TestWriteback:
         assert load(other, page(19), 4) == b"newx"
         assert {offset // PAGE_SIZE for offset, _ in backing.writes} == set(range(20))
         machine.check()
+
+
+def test_a_punched_hole_reads_zero_for_all_and_copies_stay(machine: Machine, mm: MmStruct) -> None:
+    file, backing = machine.new_file(b"x" * 4 * PAGE_SIZE)
+    other = machine.new_mm()
+    mmap(mm, 4, RW, SHARED, at=BASE, file=file)
+    mmap(other, 4, RW, PRIVATE, at=BASE, file=file)
+    store(mm, page(1), b"dirty")
+    store(other, page(1), b"mine")
+    load(other, page(2))
+    punch_hole(file.mapping, 1, 3)
+    machine.check()
+    assert [load(mm, page(number)) for number in range(4)] == [b"x", b"\0", b"\0", b"x"]
+    assert [load(other, page(number)) for number in range(4)] == [b"x", b"m", b"\0", b"x"]
+    assert bytes(backing.data[PAGE_SIZE : 3 * PAGE_SIZE]) == bytes(2 * PAGE_SIZE)
+    backing.fail = errno.EOPNOTSUPP
+    assert errno_of(lambda: punch_hole(file.mapping, 0, 1)) == errno.EOPNOTSUPP
+    backing.fail = 0
+    assert load(mm, page(0)) == b"x"
 
 
 class TestMsync:

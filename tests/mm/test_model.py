@@ -45,17 +45,17 @@ from tests.mm.world import (
     store,
 )
 
-PAGES = 40
-"""The arena lies across two leaf tables."""
+PAGES = 14
+"""The arena lies across two leaf tables, and is so small that calls meet each other's traces."""
 ARENA = (BASE + PMD_SIZE >> PAGE_SHIFT) - PAGES // 2
-FILE_PAGES = 24
+FILE_PAGES = 9
 HEAP = (BASE >> PAGE_SHIFT) + 0x10000
-HEAP_PAGES = 12
+HEAP_PAGES = 4
 STACK_TOP = (BASE >> PAGE_SHIFT) + 0x20000
-STACK_PAGES = 20
+STACK_PAGES = 4
 WORD = 16
 """Where in each page its value is kept."""
-MAX_MMS = 4
+MAX_MMS = 3
 
 
 class Box:
@@ -90,6 +90,11 @@ class Cell:
         else:
             self.own = value
 
+    def populate(self) -> None:
+        """Private writable memory is populated by writes: a page of a file is copied then, as it is at that moment."""
+        if not self.shared and self.prot & WRITE:
+            self.own = self.value
+
 
 class Space:
     """One process: the real address space and the model of it."""
@@ -108,6 +113,7 @@ COUNT = st.integers(1, PAGES // 2)
 PROT = st.sampled_from([NONE, READ, RW, RW, RW, READ | EXEC, WRITE])
 KIND = st.sampled_from([ANON, ANON, SHARED_ANON, PRIVATE, SHARED])
 ANY_PAGE = st.one_of(
+    st.integers(ARENA, ARENA + PAGES - 1),
     st.integers(ARENA, ARENA + PAGES - 1),
     st.integers(HEAP, HEAP + HEAP_PAGES - 1),
     st.integers(STACK_TOP - STACK_PAGES, STACK_TOP - 1),
@@ -152,7 +158,9 @@ class AddressSpaces(RuleBasedStateMachine):
         mmap(space.mm, count, prot, flags | more, at=at, file=None if anonymous else self.file, pgoff=pgoff)
         pages = {ANON: None, SHARED_ANON: [Box() for _ in range(count)]}.get(flags, self.file_pages)
         for number in range(count):
-            space.cells[ARENA + place + number] = Cell(prot, pages, pgoff + number, flags & SHARED != 0)
+            cell = space.cells[ARENA + place + number] = Cell(prot, pages, pgoff + number, flags & SHARED != 0)
+            if populate:
+                cell.populate()
 
     @rule(who=WHO, place=PLACE, count=COUNT)
     def munmap(self, who: int, place: int, count: int) -> None:
@@ -222,7 +230,12 @@ class AddressSpaces(RuleBasedStateMachine):
 
     @rule(who=WHO, place=PLACE, count=COUNT)
     def populate(self, who: int, place: int, count: int) -> None:
-        mm_populate(self.pick(who).mm, (ARENA + place) << PAGE_SHIFT, (ARENA + min(place + count, PAGES)) << PAGE_SHIFT)
+        space = self.pick(who)
+        last = ARENA + min(place + count, PAGES)
+        mm_populate(space.mm, (ARENA + place) << PAGE_SHIFT, last << PAGE_SHIFT)
+        for number in range(ARENA + place, last):
+            if number in space.cells:
+                space.cells[number].populate()
 
     @rule(who=WHO)
     def msync(self, who: int) -> None:
@@ -273,7 +286,7 @@ class AddressSpaces(RuleBasedStateMachine):
 
     @rule(who=WHO, place=PLACE, count=COUNT, new_count=COUNT, to=st.one_of(st.none(), PLACE), keep=st.booleans())
     def mremap(self, who: int, place: int, count: int, new_count: int, to: int | None, keep: bool) -> None:
-        """Of a part of one VMA: in place or anywhere (`to` is None), or to a place; `keep` leaves the old one, empty."""
+        """Of a part of one VMA: in place or anywhere (`to` is None), or to a place; `keep` leaves the old one."""
         space = self.pick(who)
         first = ARENA + place
         vma = space.mm.vmas.lookup(first << PAGE_SHIFT)
