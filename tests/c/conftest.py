@@ -1,0 +1,43 @@
+"""A daemon for the tests of a module, and the programs that they share, each compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.c.compiler import ROOT, build, has_sanitizer, include_directory
+from tests.server.daemons import running_daemon
+
+EXAMPLES = ROOT / "examples" / "c"
+LIBRARY = ROOT / "shared" / "c"
+
+
+@pytest.fixture(scope="module")
+def daemon_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a daemon that checks its invariants after every call."""
+    directory = tmp_path_factory.mktemp("kerneld")
+    directory.chmod(0o700)
+    path = directory / "kerneld.sock"
+    with running_daemon(path):
+        yield path
+
+
+@pytest.fixture(scope="session", params=["plain", "sanitized"])
+def flags(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The compiler's flags for libkerneld: without and with the sanitizers."""
+    common = ("-std=c11", f"-I{include_directory('f24')}", f"-I{LIBRARY}")
+    if request.param == "plain":
+        return (*common, "-O2")
+    if not has_sanitizer(tmp_path_factory.mktemp("probe")):
+        pytest.skip("no AddressSanitizer here")
+    return (*common, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@pytest.fixture(scope="session")
+def library_programs(tmp_path_factory: pytest.TempPathFactory, flags: tuple[str, ...]) -> dict[str, Path]:
+    """The programs that stand on libkerneld: the examples, and the check of the library."""
+    directory = tmp_path_factory.mktemp("programs")
+    sources = [EXAMPLES / "target.c", EXAMPLES / "kd_inspector.c", ROOT / "tests" / "c" / "library_check.c"]
+    return {source.stem: build(directory / source.stem, [source, LIBRARY / "kerneld.c"], *flags) for source in sources}
