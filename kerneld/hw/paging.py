@@ -92,7 +92,7 @@ def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int) -> int:
         entry = words[index]
         rights &= entry
         no_execute |= entry
-        if entry & PTE_PSE and shift != PAGE_SHIFT:
+        if entry & PTE_PSE:  # In a last entry this bit is another (PAT), but the walk ends there anyhow.
             break
     if not entry & PTE_PRESENT:
         return ~(PF_USER | access)

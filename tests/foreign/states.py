@@ -312,7 +312,7 @@ def after_execve_and_running(world: World) -> list[Thread]:
 @_state
 def sparse(world: World) -> list[Thread]:
     rng = random.Random(2)
-    for _ in range(150):
+    for _ in range(60):
         vaddr = rng.randrange(16, (1 << 47) // PAGE_SIZE - 20) * PAGE_SIZE
         pages = rng.randrange(1, 12)
         prot = rng.choice([R, R | W, R | W | X, R | X, W])

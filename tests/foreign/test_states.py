@@ -1,4 +1,4 @@
-"""Foreign referees of the page tables of processes: 5,000 addresses of each address space, three accesses each."""
+"""Foreign referees of the page tables of processes: 4,000 addresses of each address space, three accesses each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.foreign.states import STATES, State
 from tests.foreign.walker import Walker
 from tests.foreign.world import RAM_BYTES, mm_of, new_world
 
-ADDRESSES = 5000
+ADDRESSES = 4000
 """How many addresses of each address space are judged."""
 
 

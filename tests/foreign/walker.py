@@ -23,13 +23,21 @@ class _Layer(Intel32e):  # type: ignore[misc]
     """The walk itself, without two of its short cuts.
 
     A table of 512 equal entries counts as empty there, for the sake of speed on Windows; 2 MiB of the zero page are
-    one. And its caches would keep every layer, and its memory, for ever.
+    one. And its caches would keep every layer, and its memory, for ever: here a layer has a cache of its own.
     """
 
     _translate_entry = Intel32e._translate_entry.__wrapped__
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._tables: dict[int, Any] = {}
+
     def _get_valid_table(self, base_address: int) -> Any:
-        return self._context.layers.read(self._base_layer, base_address, self.page_size)
+        table = self._tables.get(base_address)
+        if table is None:
+            table = self._context.layers.read(self._base_layer, base_address, self.page_size)
+            self._tables[base_address] = table
+        return table
 
 
 class Walker:
