@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -38,35 +39,59 @@ class Remote:
         return self._client.result()
 
 
-class Client:
-    """A process that does what it is told. The test is its real parent, but for one that fork() made."""
+class Nursery:
+    """The process that forks actors, and their real parent."""
 
-    def __init__(self, control: socket.socket, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self) -> None:
+        self._orders, theirs = _pair()
+        self._orders.settimeout(SECONDS)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", ACTOR, str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def start(self, path: Path | str) -> Client:
+        """Return a new actor for the kerneld at `path`."""
+        ours, theirs = _pair()
+        stderr, stderr_writer = os.pipe()
+        with theirs:
+            socket.send_fds(self._orders, [pickle.dumps(("start", str(path)))], [theirs.fileno(), stderr_writer])
+        os.close(stderr_writer)
+        return Client(ours, pickle.loads(self._orders.recv(MAX_MESSAGE)), self, stderr)
+
+    def reap(self, pid: int) -> int:
+        """Wait for an actor and return its status as its real parent sees it."""
+        self._orders.send(pickle.dumps(("reap", pid)))
+        status: int = pickle.loads(self._orders.recv(MAX_MESSAGE))
+        return status
+
+    def close(self) -> None:
+        """End the nursery."""
+        self._orders.close()
+        self._process.wait(SECONDS)
+
+
+class Client:
+    """A process that does what it is told: the nursery's child, or one that fork() made."""
+
+    def __init__(self, control: socket.socket, pid: int, nursery: Nursery | None = None, stderr: int = -1) -> None:
         control.settimeout(SECONDS)
         self._control = control
         self.pid = pid
-        self._process = process
+        self._nursery = nursery
+        self._stderr = stderr
+        self._status: int | None = None
         self.p: Any = Remote(self, "p")
         self.raw: Any = Remote(self, "raw")
         self.second: Any = Remote(self, "second")
         self.me: Any = Remote(self, "me")
         self.stderr = b""
         self._children: list[Client] = []
-
-    @classmethod
-    def start(cls, path: Path | str) -> Client:
-        """Start an actor for the kerneld at `path`; it is not attached yet."""
-        ours, theirs = _pair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", ACTOR, str(theirs.fileno()), str(path)],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-            )
-        return cls(ours, process.pid, process)
 
     def send(self, message: object, fds: list[int] | None = None) -> None:
         """Send an order without waiting for what comes of it."""
@@ -106,13 +131,12 @@ class Client:
         return child
 
     def wait(self) -> int:
-        """Wait until the process has ended and return its status as its real parent sees it."""
-        assert self._process is not None
-        status = self._process.wait(SECONDS)
-        assert self._process.stderr is not None
-        if not self._process.stderr.closed:
+        """Wait until the process has ended and return its status as its real parent sees it; `stderr` is then full."""
+        assert self._nursery is not None
+        if self._status is None:
+            self._status = self._nursery.reap(self.pid)
             self.stderr = self._read_stderr()
-        return status
+        return self._status
 
     def signal(self, signo: int) -> None:
         """Send a signal."""
@@ -124,15 +148,12 @@ class Client:
         self.wait()
 
     def close(self) -> None:
-        """Let go: an actor that lives ends, and so do its children."""
+        """Let go: an actor that lives is killed, and its children end."""
         self._control.close()
         for child in self._children:
             child.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(SECONDS)
-            assert self._process.stderr is not None
-            self._process.stderr.close()
+        if self._nursery is not None and self._status is None:
+            self.kill()
 
     def __enter__(self) -> Client:
         return self
@@ -142,17 +163,12 @@ class Client:
 
     def _read_stderr(self) -> bytes:
         """Return what there is: a forked child may hold the other end open."""
-        assert self._process is not None
-        assert self._process.stderr is not None
-        fd = self._process.stderr.fileno()
-        os.set_blocking(fd, False)
+        os.set_blocking(self._stderr, False)
         parts = []
-        try:
-            while part := os.read(fd, 1 << 16):
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._stderr, 1 << 16):
                 parts.append(part)
-        except BlockingIOError:
-            pass
-        self._process.stderr.close()
+        os.close(self._stderr)
         return b"".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""kerneld as a real process: one that a file's tests share, or one of a test's own."""
+"""kerneld as a real process: one that tests share, or one of a test's own."""
 
 from __future__ import annotations
 
@@ -7,30 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Client
+from tests.e2e.client import Client, Nursery
 from tests.e2e.daemons import Daemon
 
 
-@pytest.fixture(scope="module")
-def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """The kerneld of this file."""
-    daemon = Daemon(tmp_path_factory.mktemp("e2e"))
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where actors come from."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Daemon]:
+    """The kerneld of all tests that do not end one."""
+    daemon = Daemon(tmp_path_factory.mktemp("e2e"), nursery)
     yield daemon
     daemon.close()
 
 
 @pytest.fixture
 def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
-    """The kerneld of this file, its actors let go after each test; it must still run then."""
+    """The kerneld that tests share, its actors let go after each test; it must still run then."""
     yield shared_daemon
     shared_daemon.let_clients_go()
     assert shared_daemon.process.poll() is None, shared_daemon.complaints()
 
 
 @pytest.fixture
-def own_daemon(tmp_path: Path) -> Iterator[Daemon]:
+def own_daemon(tmp_path: Path, nursery: Nursery) -> Iterator[Daemon]:
     """A kerneld of this test's own."""
-    daemon = Daemon(tmp_path)
+    daemon = Daemon(tmp_path, nursery)
     yield daemon
     daemon.close()
 

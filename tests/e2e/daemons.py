@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.client import ROOT, SECONDS, Client
+from tests.e2e.client import ROOT, SECONDS, Client, Nursery
 
 BAD_LEVELS = ("error", "critical")
 
 
 class Daemon:
-    """A kerneld that checks its invariants after every call, in a directory of its own (0700)."""
+    """A kerneld that, unless told otherwise, checks its invariants after every call, in a directory of its own (0700)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, nursery: Nursery, check_invariants: bool = True) -> None:
+        self._check_invariants = check_invariants
+        self._nursery = nursery
         self.directory = directory / "kerneld"
         self.directory.mkdir(mode=0o700)
         self.path = self.directory / "kerneld.sock"
@@ -28,7 +30,9 @@ class Daemon:
 
     def start(self) -> None:
         """Start it (again) and wait until it accepts."""
-        command = [sys.executable, "-P", "-m", "kerneld", "start", "--ram", "64M", "--check-invariants"]
+        command = [sys.executable, "-P", "-m", "kerneld", "start", "--ram", "64M"]
+        if self._check_invariants:
+            command.append("--check-invariants")
         self.process = subprocess.Popen(
             [*command, "--socket", str(self.path), "--log-format", "json"],
             env=self.environment,
@@ -50,7 +54,7 @@ class Daemon:
 
     def client(self) -> Client:
         """Return a new actor; it is gone when the daemon is let go, if not before."""
-        client = Client.start(self.path)
+        client = self._nursery.start(self.path)
         self._clients.append(client)
         return client
 

@@ -8,9 +8,11 @@ import resource
 import signal
 import struct
 import threading
+import time
 from typing import NoReturn
 
-from shared.client import realmem
+from shared.client import libc, realmem
+from shared.uapi.mman import Map
 from tests.e2e import raw
 from tests.e2e.actor import Leave, Me
 
@@ -158,3 +160,124 @@ def raw_batch(me: Me, datagram: bytes) -> list[raw.Reply]:
 def default_sigint(_me: Me) -> None:
     """Let Ctrl+C end the process without a word."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+# A target that knows its own pages
+
+
+def own_pages(me: Me, start: int, pages: int) -> list[tuple[int, int, int]]:
+    """Return (vaddr, pfn, state_flags) of each page, from this process's own maps and pagemap."""
+    flags = [0] * pages
+    for line in me.p.read_proc("self/maps").decode().splitlines():
+        bounds, _perms, _offset, _dev, inode, *_name = line.split()
+        first, last = (int(bound, 16) for bound in bounds.split("-"))
+        for index in range(max(0, (first - start) >> 12), min(pages, (last - start) >> 12)):
+            flags[index] = 1 if int(inode) else 3
+    rows = []
+    for index, (word,) in enumerate(struct.iter_unpack("<Q", me.p.procread("self/pagemap", start >> 9, pages * 8))):
+        mapped = word >> 63
+        pfn = word & (1 << 55) - 1 if mapped else 0
+        rows.append((start + index * 4096, pfn, flags[index] | mapped << 2))
+    return rows
+
+
+def ignore_signals(me: Me) -> None:
+    """Catch SIGSEGV and SIGBUS so that the access is given up and the process goes on."""
+
+    def give_up(_signo: int, _info: object) -> None:
+        raise InterruptedError
+
+    for signo in (signal.SIGSEGV, signal.SIGBUS):
+        me.p.sigaction(signo, give_up)
+
+
+# Real memory of every kind
+
+
+def real_map(_me: Me, kind: str) -> int:
+    """Make memory for a table of three pages: good or bad in the way that `kind` says."""
+    length, page = 3 * 4096, 4096
+    if kind == "too small":
+        # A page without any access on either side keeps it a mapping of its own.
+        return _between_guards(length - page)
+    if kind in ("shared", "file", "private file"):
+        fd = os.memfd_create("entries")
+        os.ftruncate(fd, length)
+        flags = Map.PRIVATE if kind == "private file" else Map.SHARED
+        if kind == "shared":
+            return libc.mmap(0, length, 3, Map.SHARED | Map.ANONYMOUS)
+        return libc.mmap(0, length, 3, flags, fd)
+    address = _between_guards(length)
+    view = realmem.view(address, length)
+    if kind == "first page written":
+        view[0] = 1
+    elif kind == "last page written":
+        view[length - 1] = 1
+    elif kind == "first page read":
+        assert view[0] == 0
+    elif kind == "two mappings":
+        realmem.protect(address + page, page, 1)
+    elif kind == "hole":
+        realmem.unmap(address + page, page)
+    elif kind == "unmapped":
+        realmem.unmap(address, length)
+    elif kind == "beside a written page":
+        address = _between_guards(length + page)
+        realmem.view(address, 1)[0] = 1
+        return address + page
+    elif kind == "merged of two":
+        realmem.protect(address + page, page, 1)
+        realmem.protect(address + page, page, 3)
+    elif kind == "read only":
+        realmem.protect(address, length, 1)
+    elif kind == "none":
+        realmem.protect(address, length, 0)
+    else:
+        assert kind == "exact"
+    return address
+
+
+def _between_guards(length: int) -> int:
+    address = realmem.map_anonymous(length + 8192)
+    realmem.protect(address, 4096, 4)
+    realmem.protect(address + 4096 + length, 4096, 4)
+    return address + 4096
+
+
+def protect_real(_me: Me, address: int, prot: int) -> int:
+    """Change the protection of a page of real memory; return 0 or the errno."""
+    try:
+        realmem.protect(address, 4096, prot)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def make_array(me: Me, address: int, pages: int) -> None:
+    """Look at the table as a ctypes array of structures."""
+    me.kept["array"] = (ctypes.c_uint64 * 3 * pages).from_address(address)
+
+
+def read_array(me: Me) -> list[list[int]]:
+    return [list(row) for row in me.kept["array"]]
+
+
+# The sequence word
+
+
+def wait_for_change(me: Me) -> None:
+    """Wait until the kernel has changed the table once more since `note_sequence`, and is not changing it now."""
+    before = me.kept["sequence"]
+    deadline = time.monotonic() + 20
+    while (now := me.p.sequence) == before or now % 2:
+        assert time.monotonic() < deadline, "the table does not change"
+        os.sched_yield()
+
+
+def sequence(me: Me) -> int:
+    """Return the sequence word, as it lies in this process's memory."""
+    return me.p.sequence
+
+
+def note_sequence(me: Me) -> None:
+    me.kept["sequence"] = me.p.sequence
