@@ -19,8 +19,8 @@ import errno
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, pte_pfn, pte_present
-from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault, unshare_page
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_MAYREAD, VM_MAYWRITE, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
@@ -66,10 +66,44 @@ def write_remote_vm(mm: MmStruct, vaddr: Vaddr, data: bytes, *, force: bool = Fa
         view = view[count:]
 
 
+def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> list[int]:
+    """Fault in the pages of [vaddr, vaddr + length) and return their physical addresses, as far as that goes.
+
+    What is pinned stays the address space's own: an anonymous page that others map as well is copied first, also for a
+    read. No VMA grows. Raises SysError(EFAULT) where the first page cannot be had, SysError(ENOMEM) without a frame.
+    Source: Linux v6.8 mm/gup.c:pin_user_pages_remote(), gup_must_unshare().
+    """
+    pages: list[int] = []
+    for page in range(vaddr & PAGE_MASK, vaddr + length, PAGE_SIZE):
+        vma = mm.vmas.lookup(page)
+        try:
+            if vma is None:
+                raise SysError(errno.EFAULT)
+            _check_vma_flags(vma, write, False)
+            paddr = _follow_page(mm, vma, page, write=write, force=False)
+            if not write and _must_unshare(mm, paddr >> PAGE_SHIFT):
+                paddr = unshare_page(mm, vma, page) << PAGE_SHIFT
+        except SysError:
+            if pages:
+                break
+            raise
+        pages.append(paddr)
+    return pages
+
+
+def _must_unshare(mm: MmStruct, pfn: int) -> bool:
+    return mm.frames.flags_at[pfn] & (PG_ANON | PG_ANON_EXCLUSIVE) == PG_ANON
+
+
 def _get_user_page(mm: MmStruct, vaddr: Vaddr, *, write: bool, force: bool) -> int:
     """Return the physical address of a page, faulted in for the access. Source: mm/gup.c:__get_user_pages()."""
     vma = _find_extend_vma(mm, vaddr)
     _check_vma_flags(vma, write, force)
+    return _follow_page(mm, vma, vaddr, write=write, force=force)
+
+
+def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bool) -> int:
+    """Return the physical address of a page of a VMA that allows the access, faulted in where need be."""
     words = mm.frames.ram.words
     for _ in range(_PATIENCE):
         pte = mm.page_table.find_pte(vaddr)

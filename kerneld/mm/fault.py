@@ -105,10 +105,10 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
-    if index >= mapping.last_index():
-        return VM_FAULT_SIGBUS
     if not write:
         return do_read_fault(mm, vma, vaddr, pte)
+    if index >= mapping.last_index():
+        return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
     if vma.vm_flags & VM_SHARED:
         pfn = mapping.ensure_page(index)
@@ -128,7 +128,8 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     """Map a file's page and those around it that lie in the same VMA, the same leaf table and the file.
 
     The host's page cache is ours, so every page of a real file counts as cached; of shared anonymous memory only what
-    has been written or read before. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
+    has been written or read before. Those around it are mapped also where the page itself lies past the end of the
+    file. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
     """
     assert vma.file is not None
     mapping = vma.file.mapping
@@ -137,12 +138,14 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
     last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
     low = index - (offset - first)
-    high = min(low + last - first, mapping.last_index())
+    size = mapping.last_index()
+    high = min(low + last - first, size)
     if mapping.is_shmem:
-        mapping.ensure_page(index)
+        if index < size:
+            mapping.ensure_page(index)
         pfns = [mapping.find_page(i) for i in range(low, high)]
     else:
-        pfns = [*mapping.ensure_pages(low, high - low)]
+        pfns = [*mapping.ensure_pages(low, max(high - low, 0))]
     prot = vma_page_prot(vma)
     words = mm.frames.ram.words
     for i, pfn in enumerate(pfns):
@@ -150,7 +153,7 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
         if pfn is not None and not words[slot]:
             mm.frames.refcount_at[pfn] += 1
             mm.map_page(slot, vaddr + ((first + i - offset) << PAGE_SHIFT), make_pte(pfn, prot), pfn)
-    return 0
+    return 0 if index < size else VM_FAULT_SIGBUS
 
 
 def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
@@ -161,16 +164,38 @@ def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> in
         return wp_page_shared(mm, vma, vaddr, pte, entry)
     if entry & PTE_SPECIAL:
         return wp_page_copy(mm, vma, vaddr, pte, ZERO_PFN)
-    flags = frames.flags_at[pfn]
-    if flags & PG_ANON:
-        if not flags & PG_ANON_EXCLUSIVE and frames.refcount_at[pfn] == 1:
-            # The other owners have gone: the page moves to this VMA's anon_vma (Linux: wp_can_reuse_anon_folio()).
-            frames.flags_at[pfn] = flags = flags | PG_ANON_EXCLUSIVE
-            frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
-        if flags & PG_ANON_EXCLUSIVE:
-            wp_page_reuse(mm, vma, vaddr, pte, entry)
-            return 0
+    if frames.flags_at[pfn] & PG_ANON and wp_can_reuse_anon(mm, vma, pfn):
+        wp_page_reuse(mm, vma, vaddr, pte, entry)
+        return 0
     return wp_page_copy(mm, vma, vaddr, pte, pfn)
+
+
+def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
+    """Tell whether an anonymous frame is this address space's alone; one whose other owners have gone becomes so.
+
+    Source: Linux v6.8 mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
+    """
+    frames = mm.frames
+    flags = frames.flags_at[pfn]
+    if not flags & PG_ANON_EXCLUSIVE and frames.refcount_at[pfn] == 1:
+        frames.flags_at[pfn] = flags = flags | PG_ANON_EXCLUSIVE
+        frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
+    return flags & PG_ANON_EXCLUSIVE != 0
+
+
+def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
+    """Make the anonymous page that an entry maps this address space's alone, still not writable, and return its frame.
+
+    Raises SysError(ENOMEM). Source: Linux v6.8 mm/memory.c:do_wp_page() with FAULT_FLAG_UNSHARE.
+    """
+    pte = mm.page_table.ensure_pte(vaddr)
+    pfn = (mm.frames.ram.words[pte] & PTE_PFN_MASK) >> PAGE_SHIFT
+    if wp_can_reuse_anon(mm, vma, pfn):
+        return pfn
+    new = new_anon_page(mm, vma, vaddr, zero=False)
+    mm.frames.ram.copy_page(new, pfn)
+    mm.replace_page(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
+    return new
 
 
 def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> None:

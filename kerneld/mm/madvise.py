@@ -26,8 +26,9 @@ import errno
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, pte_present
 from kerneld.mm.fault import VM_FAULT_OOM
+from kerneld.mm.frames import PG_ANON
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.populate import fault_in_range
 from kerneld.mm.truncate import punch_hole
@@ -48,7 +49,7 @@ from kerneld.mm.vm_flags import (
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import vma_modify
 from shared.uapi.mman import Madv
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
 
 _FLAG_CHANGES = {
     Madv.NORMAL: (0, VM_RAND_READ | VM_SEQ_READ),
@@ -137,6 +138,21 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
         _clear_bits(mm, start, end, PTE_ACCESSED | PTE_DIRTY)
     else:
         _clear_bits(mm, start, end, PTE_ACCESSED)
+        if advice is Madv.PAGEOUT and vma.file is not None:
+            _unmap_cached(mm, start, end)
+
+
+def _unmap_cached(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Clear the entries of a file's own pages that nobody else maps; they stay cached.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range() and mm/vmscan.c:shrink_folio_list().
+    """
+    frames = mm.frames
+    for page, entry in enumerate(mm.page_table.entries(start, end).tolist()):
+        pfn = pte_pfn(entry)
+        if pte_present(entry) and not frames.flags_at[pfn] & PG_ANON and frames.mapcount_at[pfn] == 1:
+            vaddr = start + (page << PAGE_SHIFT)
+            mm.zap_range(vaddr, vaddr + PAGE_SIZE)
 
 
 def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:

@@ -46,14 +46,20 @@ def do_mlock(mm: MmStruct, start: Vaddr, length: int, vm_flags: int, *, privileg
     """
     if not can_do_mlock(mm, privileged):
         raise SysError(errno.EPERM)
-    end = start + length
-    start, end = start & PAGE_MASK, page_align(end)
+    start, end = _lock_range(start, length)
     if not privileged:
         locked = mm.locked_vm + ((end - start) >> PAGE_SHIFT)
         if locked > _limit_pages(mm) and locked - _locked_pages(mm, start, end) > _limit_pages(mm):
             raise SysError(errno.ENOMEM)
     apply_vma_lock_flags(mm, start, end, vm_flags)
     return start, end
+
+
+def _lock_range(start: Vaddr, length: int) -> tuple[Vaddr, Vaddr]:
+    """Round a range outward to pages; the length wraps at 64 bits, as Linux's does."""
+    length = page_align(length + (start & ~PAGE_MASK)) % (1 << 64)
+    start &= PAGE_MASK
+    return start, start + length
 
 
 def _locked_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
@@ -67,7 +73,7 @@ def _locked_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
 
 def do_munlock(mm: MmStruct, start: Vaddr, length: int) -> None:
     """Unlock [start, start + length), rounded outward to pages. Raises as `do_mlock` does for the range."""
-    apply_vma_lock_flags(mm, start & PAGE_MASK, page_align(start + length), 0)
+    apply_vma_lock_flags(mm, *_lock_range(start, length), 0)
 
 
 def apply_vma_lock_flags(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) -> None:

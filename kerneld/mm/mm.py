@@ -76,6 +76,8 @@ class MmStruct(PteOps):
         self.locked_vm = 0
         self.hiwater_vm = 0
         """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
+        self.range_faults = 0
+        """Faults that ranges have taken all at once, for who counts them: one a page is not always so (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
         self.mmap_base: Vaddr = MMAP_BASE
@@ -106,8 +108,7 @@ class MmStruct(PteOps):
 
     def _update_hiwater_vm(self) -> None:
         """Note the size before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_vm()."""
-        if self.total_vm > self.hiwater_vm:
-            self.hiwater_vm = self.total_vm
+        self.hiwater_vm = max(self.hiwater_vm, self.total_vm)
 
     def insert_vma(self, vma: Vma) -> None:
         """Add a VMA where no other is."""

@@ -45,7 +45,7 @@ def populate_locked(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
     Source: Linux v6.8 mm/gup.c:__mm_populate() without ignore_errors.
     """
     for vma in list(mm.vmas.overlapping(start, end)):
-        if not vma.vm_flags & VM_ACCESS_FLAGS:
+        if not vma.vm_flags & (VM_ACCESS_FLAGS | VM_LOCKONFAULT):
             return VM_FAULT_SIGSEGV
         fault = populate_vma(mm, vma, max(start, vma.start), min(end, vma.end))
         if fault:
@@ -89,6 +89,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     count = int(np.count_nonzero(empty))
     if not count:
         return
+    mm.range_faults += count
     new = np.zeros(len(entries), dtype=np.uint64)
     prot = vma_page_prot(vma)
     if not write:
@@ -99,6 +100,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     try:
         pfns = mm.frames.alloc_pages(count, ANON_FLAGS)
     except SysError:
+        mm.range_faults -= count
         return
     mm.frames.mapping[pfns] = number
     mm.frames.index[pfns] = np.flatnonzero(empty).astype(np.uint64) + np.uint64(vma.page_index(leaf.start))
@@ -122,6 +124,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr,
                 result = handle_mm_fault(mm, vma, vaddr, write)
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
+                mm.range_faults += 1
 
 
 def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
+from kerneld.mm.fault import prepare_anon_vma
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.overcommit import check_enough_memory
@@ -37,6 +38,8 @@ def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
         and address - before.end < STACK_GUARD_GAP_BYTES
     ):
         raise SysError(errno.ENOMEM)
+    # Linux makes the anon_vma whose lock it takes before it asks whether the VMA may grow: fork and merges see it.
+    prepare_anon_vma(mm, vma)
     grow_pages = (vma.start - address) >> PAGE_SHIFT
     if grow_pages > vma.pgoff:
         raise SysError(errno.ENOMEM)

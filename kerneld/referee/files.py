@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from kerneld.referee.program import FILES, file_content
+from shared.uapi.page import PAGE_SIZE
 
 _CONTENT = file_content()
 _ACCESS = {"rw": os.O_RDWR, "r": os.O_RDONLY, "w": os.O_WRONLY}
@@ -46,7 +47,9 @@ class ProgramFiles:
             fd = os.memfd_create("memory")
         else:
             fd = os.open(self._folder / "file", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        os.write(fd, _CONTENT)
+        # One page at a time, so that the host caches them one by one and not in large folios, which it maps as a whole.
+        for start in range(0, len(_CONTENT), PAGE_SIZE):
+            os.write(fd, _CONTENT[start : start + PAGE_SIZE])
         return fd
 
     def truncate(self, number: int, length: int) -> int:

@@ -22,6 +22,7 @@ import subprocess
 from pathlib import Path
 
 from kerneld.referee.files import ProgramFiles
+from kerneld.referee.known import normal_flags
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.referee.program import MAX_PROCESSES
@@ -263,7 +264,7 @@ class _Child:
         pages: dict[int, int] = {}
         frames: dict[int, int] = {}
         for line, flags in _SMAPS.findall(_read_whole(self._smaps)):
-            mapping = Mapping(*parse_maps_line(line), tuple(flags.decode().split()))
+            mapping = Mapping(*parse_maps_line(line), normal_flags(tuple(flags.decode().split())))
             if layout.is_taken(mapping):
                 continue
             mappings.append(mapping)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kerneld.referee.compare import Difference, find_difference
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
+from kerneld.referee.known import following_host
 from kerneld.referee.outcome import State
 from kerneld.referee.program import Program
 from kerneld.referee.simulated import Simulated
@@ -71,7 +72,8 @@ def open_match(*, check_invariants: bool = False) -> Iterator[Match]:
         try:
             ours = Simulated(folders[1], host.layout, check_invariants=check_invariants)
             try:
-                yield Match(ours, host)
+                with following_host():
+                    yield Match(ours, host)
             finally:
                 ours.close()
         finally:

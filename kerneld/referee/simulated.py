@@ -27,7 +27,7 @@ from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_group_exit
 from kerneld.task.task import Cred, Process, Thread
 from kerneld.mm.limits import Rlimits
-from shared.uapi.mman import Map
+from shared.uapi.mman import Map, Prot
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Nr
 from shared.wire import Request
@@ -56,7 +56,7 @@ class Simulated:
         mm.start_brk = mm.brk = self._layout.brk
         for start, end in self._layout.taken:
             flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value
-            do_mmap(mm, start, end - start, 0, flags, None, 0, privileged=True)
+            do_mmap(mm, start, end - start, Prot.READ.value, flags, None, 0, privileged=True)
         self._add(0, Process(_pids(), self._cred, mm, "program", time.monotonic()))
 
     def _add(self, who: int, process: Process) -> None:
@@ -128,9 +128,9 @@ class Simulated:
     def _call(
         self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"", fds: list[int] | None = None
     ) -> Outcome:
-        padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
+        a, b, c, d, e, f, *_ = (*args, 0, 0, 0, 0, 0, 0)
         left = fds if fds is not None else []
-        answer = dispatch(self.kernel, self.threads[who], Request(nr, padded, data), left)
+        answer = dispatch(self.kernel, self.threads[who], Request(nr, (a, b, c, d, e, f), data), left)
         for fd in left:
             os.close(fd)
         info = answer.siginfo
@@ -140,7 +140,10 @@ class Simulated:
 
     def view(self, who: int) -> View:
         """Return what a process's memory looks like."""
-        mm = self.threads[who].process.live_mm
+        mm = self.threads[who].process.mm
+        if mm is None:
+            # Ended where it should not have: the outcome says by what.
+            return View((), {}, {})
         mappings: list[Mapping] = []
         pages: dict[int, int] = {}
         frames: dict[int, int] = {}

@@ -5,20 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
-from kerneld.mm.access import read_remote_vm, write_remote_vm
+from kerneld.mm.access import pin_user_pages
 from kerneld.mm.madvise import PROCESS_ADVICE, do_madvise
 from kerneld.mm.mm import MmStruct
 from kerneld.syscalls.answer import Call
 from kerneld.task.task import Process
+from kerneld.task.uaccess import access_ok, copy_from_user, copy_to_user
 from shared.uapi.page import PAGE_SIZE, Pid, Vaddr
 
 UIO_MAXIOV = 1024
 _IOVEC = struct.Struct("<QQ")
 _MAX_RW_COUNT = 0x7FFF_F000
+_PINNED_PAGES = 1024
+"""Remote pages that are pinned at once (Linux: PVM_MAX_USER_PAGES)."""
 Piece = tuple[Vaddr, int]
 
 
@@ -26,30 +28,123 @@ def sys_process_vm_readv(call: Call) -> int:
     """args: pid, local iovecs, count, remote iovecs, count, flags; inline: the local iovecs, then the remote ones.
 
     Both sides are simulated memory. Returns the bytes copied, fewer where a page on the way cannot be accessed.
-    Raises SysError(EFAULT) where not even the first can, or iovecs are missing, EINVAL for flags or too many
-    iovecs, ESRCH, and EPERM for another user's process.
+    Raises SysError(EFAULT) where not even the first can, or iovecs are missing or not a user's, EINVAL for flags, too
+    many iovecs or a length that is negative as a signed number, ESRCH, and EPERM for another user's process.
     """
-    remote, local, pieces = _prepare(call)
-    return _copy(remote, local, pieces)
+    return _process_vm_rw(call, write=False)
 
 
 def sys_process_vm_writev(call: Call) -> int:
     """As process_vm_readv, from the local iovecs to the remote ones."""
-    remote, local, pieces = _prepare(call)
-    return _copy(local, remote, [(to, source, length) for source, to, length in pieces])
+    return _process_vm_rw(call, write=True)
 
 
-def _prepare(call: Call) -> tuple[MmStruct, MmStruct, list[tuple[Vaddr, Vaddr, int]]]:
-    """Return the remote and the local address space, and what to copy as (remote address, local address, length)."""
+def _process_vm_rw(call: Call, *, write: bool) -> int:
+    """Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw(), process_vm_rw_core()."""
     pid, _local, nr_local, _remote, nr_remote, flags = call.args
     if flags or nr_local > UIO_MAXIOV or nr_remote > UIO_MAXIOV:
         raise SysError(errno.EINVAL)
     pieces = _unpack_iovecs(call.data, nr_local + nr_remote)
-    local, remote = pieces[:nr_local], pieces[nr_local:]
-    if sum(length for _, length in local) > _MAX_RW_COUNT:
+    local = _LocalIter(call.mm, pieces[:nr_local])
+    if not local.left:
+        return 0
+    remote = pieces[nr_local:]
+    if any(length >> 63 for _, length in remote):
         raise SysError(errno.EINVAL)
-    process = _get_accessible(call.process, pid, call.kernel.processes)
-    return process.live_mm, call.mm, list(_pair(remote, local))
+    if not any(length for _, length in remote):
+        return 0
+    mm = _get_accessible(call.process, pid, call.kernel.processes).live_mm
+    wanted = local.left
+    try:
+        for vaddr, length in remote:
+            _rw_single_vec(mm, vaddr, length, local, write=write)
+    except SysError:
+        if local.left == wanted:
+            raise
+    return wanted - local.left
+
+
+def _rw_single_vec(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, *, write: bool) -> None:
+    """Copy one remote piece: all its pages are pinned before the first is copied, as far as that goes.
+
+    Raises SysError(EFAULT). Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
+    """
+    ram = mm.frames.ram
+    while length and local.left:
+        pages = pin_user_pages(mm, vaddr, min(length, _PINNED_PAGES * PAGE_SIZE - vaddr % PAGE_SIZE), write=write)
+        for paddr in pages:
+            count = min(length, PAGE_SIZE - vaddr % PAGE_SIZE, local.left)
+            at = paddr + vaddr % PAGE_SIZE
+            if write:
+                data = local.take(count)
+                ram.write(at, data)
+                copied = len(data)
+            else:
+                copied = local.put(bytes(ram.read(at, count)))
+            if copied < count:
+                raise SysError(errno.EFAULT)
+            vaddr += count
+            length -= count
+            if not local.left:
+                return
+
+
+class _LocalIter:
+    """The caller's own pieces, used up one after another (Linux: struct iov_iter)."""
+
+    def __init__(self, mm: MmStruct, pieces: list[Piece]) -> None:
+        """Raises SysError(EINVAL) for a negative length, SysError(EFAULT) for what is no user's address.
+
+        Source: Linux v6.8 lib/iov_iter.c:__import_iovec().
+        """
+        if any(length >> 63 for _, length in pieces):
+            raise SysError(errno.EINVAL)
+        self._mm = mm
+        self._pieces: list[Piece] = []
+        self.left = 0
+        """Bytes that are still to be copied."""
+        for vaddr, length in pieces:
+            capped = min(length, _MAX_RW_COUNT - self.left)
+            if not access_ok(vaddr, capped if len(pieces) == 1 else length):
+                raise SysError(errno.EFAULT)
+            self._pieces.append((vaddr, capped))
+            self.left += capped
+
+    def _next(self, most: int) -> Piece:
+        """Return where the next bytes go, and how many of them lie there together."""
+        while not self._pieces[0][1]:
+            del self._pieces[0]
+        vaddr, length = self._pieces[0]
+        return vaddr, min(length, most)
+
+    def _use_up(self, count: int) -> None:
+        vaddr, length = self._pieces[0]
+        self._pieces[0] = (vaddr + count, length - count)
+        self.left -= count
+
+    def put(self, data: bytes) -> int:
+        """Write to the caller's memory; returns how many bytes could be."""
+        done = 0
+        while done < len(data) and self.left:
+            vaddr, count = self._next(len(data) - done)
+            copied = copy_to_user(self._mm, vaddr, data[done : done + count])
+            self._use_up(copied)
+            done += copied
+            if copied < count:
+                break
+        return done
+
+    def take(self, length: int) -> bytes:
+        """Read from the caller's memory; shorter where that could not be."""
+        data = b""
+        while len(data) < length and self.left:
+            vaddr, count = self._next(length - len(data))
+            chunk = copy_from_user(self._mm, vaddr, count)
+            self._use_up(len(chunk))
+            data += chunk
+            if len(chunk) < count:
+                break
+        return data
 
 
 def _unpack_iovecs(data: bytes, count: int) -> list[Piece]:
@@ -67,32 +162,6 @@ def _get_accessible(caller: Process, pid: Pid, processes: dict[Pid, Process]) ->
     if process is not caller and not caller.cred.superuser and not same_user:
         raise SysError(errno.EPERM)
     return process
-
-
-def _pair(remote: list[Piece], local: list[Piece]) -> Iterator[tuple[Vaddr, Vaddr, int]]:
-    """Yield what to copy, in order, each piece inside one page of either side: a page that fails stops it there."""
-    sources = iter([piece for piece in remote if piece[1]])
-    targets = iter([piece for piece in local if piece[1]])
-    source, source_left = next(sources, (0, 0))
-    target, target_left = next(targets, (0, 0))
-    while source_left and target_left:
-        length = min(source_left, target_left, PAGE_SIZE - source % PAGE_SIZE, PAGE_SIZE - target % PAGE_SIZE)
-        yield source, target, length
-        source, source_left = (source + length, source_left - length) if source_left > length else next(sources, (0, 0))
-        target, target_left = (target + length, target_left - length) if target_left > length else next(targets, (0, 0))
-
-
-def _copy(source: MmStruct, target: MmStruct, pieces: list[tuple[Vaddr, Vaddr, int]]) -> int:
-    done = 0
-    for source_addr, target_addr, length in pieces:
-        try:
-            write_remote_vm(target, target_addr, read_remote_vm(source, source_addr, length))
-        except SysError:
-            if not done:
-                raise
-            break
-        done += length
-    return done
 
 
 def sys_process_madvise(call: Call) -> int:

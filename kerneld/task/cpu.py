@@ -110,10 +110,11 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
     if end <= start:
         return 0
     write = access == PF_WRITE
+    before = mm.range_faults
     reached, fault = fault_in_range(mm, vma, start, end, write)
     mark_accessed(mm, start, reached, write)
     if fault & VM_FAULT_ERROR:
         fault_error(thread, reached, fault)
         irqentry_exit(thread)
-    process.min_flt += (reached - start) >> PAGE_SHIFT
+    process.min_flt += mm.range_faults - before
     return (reached - start) >> PAGE_SHIFT

@@ -1,0 +1,358 @@
+"""Known differences: where the host's kernel does otherwise than Linux v6.8, to which kerneld answers.
+
+Each is a rule with the release and the commit that brought it, written as a replacement of kerneld's own rule. While the
+referee runs, kerneld follows the later rule where the host is that new: what follows from the difference is then
+compared as exactly as everything else, and no operation is left out. Nobody but the referee sees these rules.
+
+Differences of configuration, not of version, stand at the end: what the host is built with and kerneld has not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
+
+from kerneld.errors import SysError
+from kerneld.mm import fault, madvise, mremap, unmapped_area, vma_merge
+from kerneld.mm.filemap import FAULT_AROUND_PAGES, File
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import may_expand_vm
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.rmap import AnonVma, dup_anon_vma
+from kerneld.mm.unmapped_area import get_unmapped_area
+from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED
+from kerneld.mm.vma import Vma
+from kerneld.task import uaccess
+from shared.uapi.mman import Madv, Map, Mremap
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+
+_MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
+_KNOWN_MAPS_FLAGS = {"lf": "??"}
+
+
+class Known(NamedTuple):
+    """One difference."""
+
+    since: tuple[int, int]
+    """The release that brought it; (0, 0) for one of configuration."""
+    commit: str
+    what: str
+    rules: tuple[tuple[Any, str, Any], ...] = ()
+    """What replaces what: a module of kerneld, a name in it, the later rule."""
+    applies: Callable[[], bool] = lambda: True
+
+
+# v6.16: which anon_vmas let VMAs merge.
+
+
+class _Source:
+    """The VMA whose memory is to be merged into another, during a call; None where it is new memory."""
+
+    vma: Vma | None = None
+
+
+def _is_fork_child(vma: Vma | None) -> bool:
+    return vma is not None and vma.anon_vma is not None and len(vma.anon_vma_chain) != 1
+
+
+def _is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
+    """Source: Linux v6.16 mm/vma.c:is_mergeable_anon_vma(); `one` is the source's, `other` the target's."""
+    if vma is None:
+        return one is None or other is None or one is other
+    if other is None and one is not None:
+        return not _is_fork_child(_Source.vma)
+    if other is not None and one is None:
+        return not _is_fork_child(vma)
+    return one is other
+
+
+def _with_source(function: Callable[..., Vma]) -> Callable[..., Vma]:
+    def wrapped(mm: MmStruct, vma: Vma, *args: Any) -> Vma:
+        _Source.vma = vma
+        try:
+            return function(mm, vma, *args)
+        finally:
+            _Source.vma = None
+
+    return wrapped
+
+
+def _merge_into_neighbours(
+    mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
+) -> Vma | None:
+    """Source: Linux v6.16 mm/vma.c:vma_merge_new_range(): the VMA before is asked first."""
+    prev, following = mm.vmas.preceding(start), mm.vmas.find(start)
+    pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
+    left = prev is not None and prev.end == start and vma_merge.can_merge_after(prev, vm_flags, None, file, pgoff)
+    right = (
+        following is not None
+        and following.start == end
+        and vma_merge.can_merge_before(following, vm_flags, None, file, pgoff_end)
+    )
+    if left and prev is not None:
+        if right and following is not None and _is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+            dup_anon_vma(prev, following)
+            mm.remove_vma(following)
+            end = following.end
+        mm.move_vma_bounds(prev, prev.start, end)
+        return prev
+    if right and following is not None:
+        mm.move_vma_bounds(following, start, following.end)
+        return following
+    return None
+
+
+# v6.17: mremap checks everything before it changes anything, and moves several VMAs at once.
+
+
+def _do_mremap(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, new_addr: Vaddr, *, privileged: bool
+) -> Vaddr:
+    """Source: Linux v6.17 mm/mremap.c:do_mremap(), check_mremap_params()."""
+    old_len, new_len = page_align(old_len) % (1 << 64), page_align(new_len) % (1 << 64)
+    if flags & ~(_MAYMOVE | _FIXED | _DONTUNMAP) or addr & ~PAGE_MASK or not new_len or new_len > TASK_SIZE:
+        raise SysError(errno.EINVAL)
+    if not flags & (_FIXED | _DONTUNMAP):
+        return _mremap_at(mm, addr, old_len, new_len, flags, privileged)
+    if new_addr > TASK_SIZE - new_len or new_addr & ~PAGE_MASK or not flags & _MAYMOVE:
+        raise SysError(errno.EINVAL)
+    if flags & _DONTUNMAP and old_len != new_len:
+        raise SysError(errno.EINVAL)
+    if (addr + old_len) % (1 << 64) > new_addr and new_addr + new_len > addr:
+        raise SysError(errno.EINVAL)
+    if flags & _FIXED and old_len == new_len:
+        return _remap_move(mm, addr, old_len, new_addr, flags, privileged)
+    return _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged)
+
+
+def _mremap_at(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vaddr:
+    return _v6_8["do_mremap"](mm, addr, old_len, new_len, flags, 0, privileged=privileged)  # type: ignore[no-any-return]
+
+
+def _remap_move(mm: MmStruct, addr: Vaddr, length: int, new_addr: Vaddr, flags: int, privileged: bool) -> Vaddr:
+    """Source: Linux v6.17 mm/mremap.c:remap_move(): the gaps between VMAs are kept."""
+    end, target, result, last_end = addr + length, new_addr, -1, 0
+    vma = mm.vmas.find(addr)
+    while vma is not None and vma.start < end:
+        if result < 0 and addr < vma.start:
+            raise SysError(errno.EFAULT)
+        start, stop = max(vma.start, addr), min(end, vma.end)
+        target += vma.start - last_end if result >= 0 else 0
+        last_end = vma.end
+        moved = _mremap_to(mm, start, stop - start, target, stop - start, flags, privileged)
+        result = moved if result < 0 else result
+        target = moved + stop - start
+        vma = mm.vmas.find(stop) if stop < end else None
+    if result < 0:
+        raise SysError(errno.EFAULT)
+    return result
+
+
+def _mremap_to(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int, privileged: bool
+) -> Vaddr:
+    """Source: Linux v6.17 mm/mremap.c:check_prep_vma(), mremap_to()."""
+    kept = min(old_len, new_len)
+    vma = mm.vmas.lookup(addr)
+    if vma is None:
+        raise SysError(errno.EFAULT)
+    if not old_len and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        raise SysError(errno.EINVAL)
+    mremap.vma_to_resize(mm, addr, kept, new_len, flags, privileged)
+    if mm.map_count + 2 >= mm.sysctl.max_map_count - 3:
+        raise SysError(errno.ENOMEM)
+    if flags & _FIXED:
+        do_munmap(mm, new_addr, new_len)
+    if old_len > new_len:
+        do_munmap(mm, addr + new_len, old_len - new_len)
+    vma = mm.vmas.lookup(addr)
+    assert vma is not None
+    if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, kept >> PAGE_SHIFT):
+        raise SysError(errno.ENOMEM)
+    map_flags = Map.FIXED.value if flags & _FIXED else 0
+    pmd_aligned = vma.file is None
+    new_addr = get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=pmd_aligned, raw_io=privileged)
+    locked = vma.vm_flags & VM_LOCKED
+    mremap.move_vma(mm, vma, addr, kept, new_addr, new_len, flags)
+    if locked and new_len > old_len:
+        mremap.mm_populate(mm, new_addr + old_len, new_addr + new_len)
+    return new_addr
+
+
+# v6.12 and v6.13: smaller ones.
+
+
+def _access_ok(vaddr: Vaddr, length: int) -> bool:
+    """Source: Linux v6.12 arch/x86/include/asm/uaccess_64.h:__access_ok()."""
+    return vaddr + length <= TASK_SIZE
+
+
+def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr | None:
+    """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area(): only lengths that are whole huge pages are aligned."""
+    if length % PMD_SIZE:
+        return None
+    return _v6_8["_aligned_to_pmd"](mm, addr, length, flags)  # type: ignore[no-any-return]
+
+
+# v6.18: faults around the end of a file.
+
+
+class _Fault:
+    """The fault under way, and where the host has no leaf table, although kerneld made one for a fault that failed."""
+
+    table_is_fresh = False
+    absent: ClassVar[WeakKeyDictionary[MmStruct, set[int]]] = WeakKeyDictionary()
+
+
+def _handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
+    absent = _Fault.absent.setdefault(mm, set())
+    table = address // PMD_SIZE
+    if mm.page_table.find_pte(address) is None:
+        absent.add(table)
+    elif table in absent and mm.page_table.entries(table * PMD_SIZE, (table + 1) * PMD_SIZE).any():
+        absent.discard(table)
+    _Fault.table_is_fresh = table in absent
+    return _v6_8["handle_mm_fault"](mm, vma, address, write)  # type: ignore[no-any-return]
+
+
+def _do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
+    """Source: Linux v6.18 mm/filemap.c:filemap_map_pages(), can_map_large: no table is put in for the last page."""
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    first = max(vma.pgoff, vma.page_index(vaddr) - (vaddr // PAGE_SIZE) % FAULT_AROUND_PAGES)
+    past_end = vma.page_index(vaddr) >= mapping.last_index()
+    if past_end and first + 1 >= mapping.last_index() and _Fault.table_is_fresh and not _is_memory_file(vma.file):
+        return fault.VM_FAULT_SIGBUS
+    return _v6_8["do_read_fault"](mm, vma, vaddr, pte)  # type: ignore[no-any-return]
+
+
+def _is_memory_file(file: File) -> bool:
+    return file.mapping.is_shmem or file.path.startswith("/memfd:")
+
+
+# Configuration.
+
+
+def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv) -> None:
+    """With KSM, MERGEABLE and UNMERGEABLE set and clear a flag; COLLAPSE finds huge pages turned off.
+
+    Source: Linux v6.8 mm/ksm.c:ksm_madvise(), mm/khugepaged.c:madvise_collapse().
+    """
+    if advice is Madv.WILLNEED and vma.file is None:
+        return
+    if advice is Madv.COLLAPSE:
+        raise SysError(errno.EINVAL)
+    if advice not in (Madv.MERGEABLE, Madv.UNMERGEABLE):
+        _v6_8["_madvise_vma"](mm, vma, start, end, advice)
+        return
+    vm_flags = vma.vm_flags & ~VM_MERGEABLE
+    if advice is Madv.MERGEABLE and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        vm_flags |= VM_MERGEABLE
+    if vm_flags != vma.vm_flags:
+        vma_merge.vma_modify(mm, vma, start, end, vm_flags)
+
+
+_v6_8: dict[str, Any] = {
+    "do_mremap": mremap.do_mremap,
+    "_aligned_to_pmd": unmapped_area._aligned_to_pmd,
+    "_madvise_vma": madvise._madvise_vma,
+    "handle_mm_fault": fault.handle_mm_fault,
+    "do_read_fault": fault.do_read_fault,
+}
+
+KNOWN = (
+    Known(
+        (6, 16),
+        "879bca0a2c4f",
+        "A VMA that never faulted merges with one that did; of two neighbours that do not fit each other, new memory "
+        "joins the lower one.",
+        (
+            (vma_merge, "is_mergeable_anon_vma", _is_mergeable_anon_vma),
+            (vma_merge, "merge_into_neighbours", _merge_into_neighbours),
+            (vma_merge, "vma_modify", _with_source(vma_merge.vma_modify)),
+            (mremap, "copy_vma", _with_source(mremap.copy_vma)),
+        ),
+    ),
+    Known(
+        (6, 17),
+        "d23cb648e365 and those before it",
+        "mremap checks the mapping before it unmaps what is at the new place; with MREMAP_FIXED and the same length it "
+        "moves several VMAs; a new length over the address space is EINVAL.",
+        ((mremap, "do_mremap", _do_mremap),),
+    ),
+    Known(
+        (6, 12),
+        "86e6b1547b3d",
+        "An address between the user's half and the middle of all addresses is refused before it is accessed.",
+        ((uaccess, "access_ok", _access_ok),),
+    ),
+    Known(
+        (6, 13),
+        "d4148aeab412",
+        "Only anonymous mappings whose length is a multiple of 2 MiB are aligned to 2 MiB.",
+        ((unmapped_area, "_aligned_to_pmd", _aligned_to_pmd),),
+    ),
+    Known(
+        (6, 18),
+        "74207de2ba10",
+        "A read past the end of a regular file maps nothing around it where that begins with the file's last page and "
+        "no page table is there yet.",
+        ((fault, "handle_mm_fault", _handle_mm_fault), (fault, "do_read_fault", _do_read_fault)),
+    ),
+    Known((6, 16), "smaps", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."),
+    Known(
+        (0, 0),
+        "CONFIG_SWAP, CONFIG_KSM, CONFIG_TRANSPARENT_HUGEPAGE",
+        "MADV_WILLNEED of anonymous memory succeeds; MADV_MERGEABLE and MADV_UNMERGEABLE set and clear a flag; "
+        "MADV_COLLAPSE is known, and refused for each mapping, because the runner turns huge pages off.",
+        (
+            (madvise, "_madvise_vma", _madvise_vma),
+            (madvise, "_VALID", madvise._VALID | {Madv.MERGEABLE, Madv.UNMERGEABLE, Madv.COLLAPSE}),
+        ),
+        lambda: Path("/sys/kernel/mm/ksm").exists(),
+    ),
+)
+
+
+def host_release() -> tuple[int, int]:
+    """Return the host kernel's version, as far as differences are counted."""
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def applying() -> list[Known]:
+    """Return the differences that this host has."""
+    release = host_release()
+    return [known for known in KNOWN if known.since <= release and known.applies()]
+
+
+def normal_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a host's VmFlags as v6.8 names them."""
+    return tuple(_KNOWN_MAPS_FLAGS.get(flag, flag) for flag in flags)
+
+
+@contextlib.contextmanager
+def following_host() -> Iterator[None]:
+    """Let kerneld follow the host's later rules, wherever a module of kerneld has the earlier one by name."""
+    undo: list[tuple[Any, str, Any]] = []
+    modules = [module for name, module in sys.modules.items() if name.startswith("kerneld.") and module is not None]
+    here = sys.modules[__name__]
+    for known in applying():
+        for owner, name, rule in known.rules:
+            earlier = getattr(owner, name)
+            for module in modules:
+                if module is not here and module.__dict__.get(name) is earlier:
+                    undo.append((module, name, earlier))
+                    setattr(module, name, rule)
+    try:
+        yield
+    finally:
+        for module, name, earlier in reversed(undo):
+            setattr(module, name, earlier)

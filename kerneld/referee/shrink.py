@@ -1,0 +1,60 @@
+"""From a program that diverges to a short one that still does.
+
+Knows nothing of what diverges: a function says whether a candidate still does. Operations are left out, longest runs
+first, until none can be spared; then single arguments are made simpler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kerneld.referee.program import At, Op, Program
+
+Diverges = Callable[[Program], bool]
+
+
+def shrink(program: Program, diverges: Diverges) -> Program:
+    """Return a program from which nothing can be left out, and no argument made simpler, without `diverges` failing."""
+    while True:
+        before = program
+        program = _leave_out(program, diverges)
+        program = _simplify(program, diverges)
+        if program == before:
+            return program
+
+
+def _leave_out(program: Program, diverges: Diverges) -> Program:
+    run = max(len(program) // 2, 1)
+    while run:
+        start = 0
+        while start < len(program):
+            candidate = program[:start] + program[start + run :]
+            if candidate and diverges(candidate):
+                program = candidate
+            else:
+                start += run
+        run //= 2
+    return program
+
+
+def _simplify(program: Program, diverges: Diverges) -> Program:
+    for step in range(len(program)):
+        for position in range(len(program[step].args)):
+            for simpler in _simpler(program[step], position):
+                candidate = (*program[:step], simpler, *program[step + 1 :])
+                if diverges(candidate):
+                    program = candidate
+                    break
+    return program
+
+
+def _simpler(op: Op, position: int) -> Iterator[Op]:
+    """Yield the operation with one argument replaced: 0, a page, one bit less, a whole number of pages."""
+    arg = op.args[position]
+    if isinstance(arg, At):
+        choices: list[At | int] = [At(arg.base, offset) for offset in (0, arg.offset & ~4095) if offset != arg.offset]
+    else:
+        bits = [arg & ~(1 << bit) for bit in range(32) if arg >> bit & 1 and arg < 1 << 32]
+        choices = [value for value in (0, 4096, arg & ~4095, *bits) if value < arg]
+    for choice in choices:
+        yield op._replace(args=(*op.args[:position], choice, *op.args[position + 1 :]))

@@ -1,0 +1,70 @@
+"""A process's own memory as the kernel accesses it on the process's behalf: like its own access, without signals.
+
+The page table decides, so that what the program could load can be read here: memory that is only executable, say. Each
+page that is missing is faulted in; where that fails the copy ends and says how far it came. Answers to Linux v6.8
+include/linux/uaccess.h: copy_from_user(), copy_to_user(), and arch/x86/mm/fault.c for a fault in kernel mode.
+"""
+
+from __future__ import annotations
+
+from kerneld.errors import KernelBug
+from kerneld.hw.paging import PF_USER, PF_WRITE, translate
+from kerneld.mm.fault import VM_FAULT_ERROR, handle_mm_fault
+from kerneld.mm.mm import MmStruct
+from kerneld.task.trap import access_error, lock_mm_and_find_vma
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE, TASK_SIZE, Vaddr
+
+_PATIENCE = 8
+"""Faults that one page may take: stack growth, the page, its copy. More means a bug of ours."""
+
+
+def access_ok(vaddr: Vaddr, length: int) -> bool:
+    """Tell whether a range could be a user's at all: its end is in the lower half of all addresses.
+
+    Source: Linux v6.8 arch/x86/include/asm/uaccess_64.h:__access_ok().
+    """
+    return vaddr + length < 1 << 63
+
+
+def copy_from_user(mm: MmStruct, vaddr: Vaddr, length: int) -> bytes:
+    """Read `length` bytes at any address; shorter where a page cannot be had."""
+    parts = []
+    while length > 0:
+        count = min(length, PAGE_SIZE - (vaddr & ~PAGE_MASK))
+        paddr = _user_page(mm, vaddr, 0)
+        if paddr < 0:
+            break
+        parts.append(bytes(mm.frames.ram.read(paddr, count)))
+        vaddr += count
+        length -= count
+    return b"".join(parts)
+
+
+def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
+    """Write bytes at any address; returns how many were written before a page could not be had."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        count = min(len(view) - done, PAGE_SIZE - (vaddr + done & ~PAGE_MASK))
+        paddr = _user_page(mm, vaddr + done, PF_WRITE)
+        if paddr < 0:
+            break
+        mm.frames.ram.write(paddr, view[done : done + count])
+        done += count
+    return done
+
+
+def _user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
+    """Return the physical address of an access, or -1 where it is not allowed or nothing is there."""
+    for _ in range(_PATIENCE):
+        if vaddr >= TASK_SIZE:
+            return -1
+        paddr = translate(mm.frames.ram.words, mm.page_table.root, vaddr, access)
+        if paddr >= 0:
+            return paddr
+        vma = lock_mm_and_find_vma(mm, vaddr)
+        if vma is None or access_error(~paddr | PF_USER, vma):
+            return -1
+        if handle_mm_fault(mm, vma, vaddr, access == PF_WRITE) & VM_FAULT_ERROR:
+            return -1
+    raise KernelBug(f"the fault at {vaddr:#x} (access {access:#x}) comes again and again")
