@@ -19,6 +19,7 @@ import click
 
 from kerneld.errors import KernelBug
 from kerneld.failure import Commands, Failure, Status
+from kerneld.run import run
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
@@ -65,6 +66,8 @@ Examples:
   kerneld status                    is it running, and how is it doing
   kerneld ps                        the processes it serves
   kerneld maps 4242                 what process 4242 has mapped
+  kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
+                                    a C program with the shadow page table's system calls
   kerneld stop                      end it, and wait until it has ended
 
 \b
@@ -74,6 +77,7 @@ Exit status:
   3  kerneld does not run                              4  kerneld went away
   5  no such process, or no such file of one           6  not permitted
   7  kerneld cannot start there, or not so big
+  8  the program of kerneld run cannot be run here
 """
 
 
@@ -103,6 +107,9 @@ def main() -> None:
     # Until the daemon notes signals for itself there is nothing to undo: Ctrl+C is the plain end of a program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli(prog_name="kerneld")
+
+
+cli.add_command(run)
 
 
 @cli.command(

@@ -23,6 +23,7 @@ class Status(IntEnum):
     NO_PROCESS = 5
     NOT_PERMITTED = 6
     CANNOT_START = 7
+    CANNOT_RUN = 8
 
 
 class Failure(click.ClickException):

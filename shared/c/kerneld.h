@@ -30,7 +30,9 @@ extern "C" {
 #define KD_MAX_DATAGRAM 131072 /* longest datagram to the daemon, in bytes */
 #define KD_MAX_REPLY 409600    /* longest answer */
 #define KD_MAX_INLINE 65536    /* most bytes that one load, store or procread moves; kd_load and kd_store go on */
-#define KD_MAX_BATCH 64        /* most calls of one kd_run */
+#ifndef KD_MAX_BATCH
+#define KD_MAX_BATCH 64 /* most calls of one kd_run */
+#endif
 #define KD_MAX_FDS 16          /* most descriptors beside one datagram, each way */
 
 /* Requests that have no Linux number. The others are Linux's: <sys/syscall.h>, and <linux/shadowpt.h>. */

@@ -1,0 +1,99 @@
+"""The library that `kerneld run` preloads: built by the system's compiler at its first use, kept in the user's cache.
+
+Owns the cache, $XDG_CACHE_HOME/kerneld or ~/.cache/kerneld. A library's name holds a hash of everything that it is made
+of, so that a new version of kerneld builds its own and an old one stays good. Knows no daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent.parent / "shared"
+"""Where the C sources and the headers are: in a checkout and where it is installed alike."""
+SEMESTERS = ("f24", "f23", "f25")
+_LIBRARY_FILES = ("preload.c", "kerneld.c", "kerneld.h")
+_FLAGS = ("-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
+_COMPILERS = ("cc", "gcc", "clang")
+_SEPARATORS = " :\t\n"
+"""What ld.so takes for the end of a name in LD_PRELOAD."""
+
+
+class PreloadError(Exception):
+    """The library cannot be had: one line for people."""
+
+
+def header_path(abi: str) -> Path:
+    """Return the semester's linux/shadowpt.h."""
+    include = SOURCES / "include"
+    return (include if abi == "f24" else include / abi) / "linux" / "shadowpt.h"
+
+
+def ensure_library(abi: str) -> Path:
+    """Return the path of the semester's library, which is built where the cache has none.
+
+    Raises PreloadError: another machine than x86-64, no compiler, or no cache that can be used.
+    """
+    if platform.machine() != "x86_64":
+        raise PreloadError(f"programs run on x86-64 alone: this is {platform.machine()}")
+    directory = _cache_directory()
+    library = directory / f"preload-{abi}-{_hash(abi)}.so"
+    if not library.exists():
+        _build(abi, directory, library)
+    return library
+
+
+def _cache_directory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # As the XDG base directory specification has it: a relative path there counts for nothing.
+    directory = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "kerneld"
+    if any(character in str(directory) for character in _SEPARATORS):
+        raise PreloadError(f"{directory} cannot hold a library to preload: set XDG_CACHE_HOME to a path without blanks")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreloadError(
+            f"cannot use the cache {directory}: {error.strerror} (XDG_CACHE_HOME names another)"
+        ) from None
+    return directory
+
+
+def _hash(abi: str) -> str:
+    digest = hashlib.sha256(f"{abi} {_FLAGS}".encode())
+    for name in _LIBRARY_FILES:
+        digest.update((SOURCES / "c" / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(abi: str, directory: Path, library: Path) -> None:
+    """Compile into a file of another name first: two that build at once each put a whole library there."""
+    names = [os.environ["CC"]] if os.environ.get("CC") else list(_COMPILERS)
+    compiler = next((found for found in map(shutil.which, names) if found), None)
+    if compiler is None:
+        raise PreloadError(
+            f"a C compiler is needed once, for the library that takes the calls, and there is no {' or '.join(names)}"
+        )
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=".preload-", dir=directory)
+        os.close(fd)
+    except OSError as error:
+        raise PreloadError(f"cannot write to the cache {directory}: {error.strerror}") from None
+    try:
+        command = [compiler, *_FLAGS, f"-DKERNELD_ABI={abi[1:]}", "-o", temporary, str(SOURCES / "c" / "preload.c")]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            why = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
+            raise PreloadError(f"{compiler} cannot build the library that takes the calls: {why}")
+        os.chmod(temporary, 0o755)
+        os.rename(temporary, library)
+    except OSError as error:
+        raise PreloadError(f"cannot build the library that takes the calls: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

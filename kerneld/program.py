@@ -1,0 +1,83 @@
+"""A program that a person wants to run, looked at before it is: can a library be preloaded into it?
+
+Owns nothing; reads files. Answers to ld.so(8) and to Linux v6.8 fs/binfmt_elf.c and fs/binfmt_script.c.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import struct
+
+_ELF_MAGIC = b"\x7fELF"
+_ELF64_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_PHDR = struct.Struct("<II6Q")
+_ELFCLASS64 = 2
+_ELFDATA2LSB = 1
+_EM_X86_64 = 62
+_PT_INTERP = 3
+_MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 183: "64-bit ARM", 243: "RISC-V"}
+_MAX_SCRIPTS = 5
+"""How often a script's interpreter may be a script: Linux v6.8 fs/exec.c:exec_binprm()."""
+
+
+class ProgramError(Exception):
+    """The program cannot be run with a library preloaded: one line for people."""
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program, looked for in $PATH where `name` is no path. Raises ProgramError."""
+    if "/" in name:
+        if not os.path.exists(name):
+            raise ProgramError(f"there is no program {name}")
+        if os.path.isdir(name) or not os.access(name, os.X_OK):
+            raise ProgramError(f"{name} is not a program that may be executed")
+        return name
+    path = shutil.which(name)
+    if path is None:
+        raise ProgramError(f"there is no program {name} on the PATH")
+    return path
+
+
+def check_program(path: str) -> None:
+    """Check that a library can be preloaded into the program at `path`, or into the one that interprets it.
+
+    Raises ProgramError: it is linked statically, for another architecture, set-user-ID, or no program.
+    """
+    for _script in range(_MAX_SCRIPTS):
+        try:
+            status = os.stat(path)
+            with open(path, "rb") as file:
+                head = file.read(4096)
+        except PermissionError:
+            # Executable, and not readable: nothing can be said.
+            return
+        except OSError as error:
+            raise ProgramError(f"cannot run {path}: {error.strerror}") from None
+        if (status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()) or (
+            status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()
+        ):
+            raise ProgramError(f"{path} is set-user-ID, and nothing is preloaded into such: use it around kerneld run")
+        if not head.startswith(b"#!"):
+            _check_elf(path, head)
+            return
+        words = head[2:].split(b"\n", 1)[0].split()
+        if not words:
+            raise ProgramError(f"{path} is a script that names no interpreter")
+        path = os.fsdecode(words[0])
+
+
+def _check_elf(path: str, head: bytes) -> None:
+    if not head.startswith(_ELF_MAGIC) or len(head) < _ELF64_HEADER.size:
+        raise ProgramError(f"{path} is neither an ELF program nor a script with #!")
+    (ident, _type, machine, *_rest) = _ELF64_HEADER.unpack_from(head)
+    if ident[4] != _ELFCLASS64 or ident[5] != _ELFDATA2LSB or machine != _EM_X86_64:
+        what = _MACHINES.get(machine, f"machine {machine}")
+        raise ProgramError(f"{path} is a program for another architecture ({what}): x86-64 is what runs here")
+    phoff, phentsize, phnum = _rest[2], _rest[6], _rest[7]
+    for index in range(phnum):
+        at = phoff + index * phentsize
+        if at + _PHDR.size <= len(head) and _PHDR.unpack_from(head, at)[0] == _PT_INTERP:
+            return
+    raise ProgramError(f"{path} is linked statically: its system calls cannot be taken (link it without -static)")

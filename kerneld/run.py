@@ -1,0 +1,111 @@
+"""`kerneld run`: a C program with the shadow page table's system calls, on a kernel that has none.
+
+It owns the words and the environment of the program; then the program takes this process over, with its pid.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from kerneld.failure import Failure, Status
+from kerneld.preload import SEMESTERS, PreloadError, ensure_library, header_path
+from kerneld.program import ProgramError, check_program, find_program
+from shared.client.path import default_socket_path
+
+HELP = """Run PROGRAM with the shadow page table's system calls: kerneld answers them, the real kernel all others.
+
+For programs as the assignment has them, compiled with any compiler against <linux/shadowpt.h>, dynamically linked. Any
+process of yours may be their target. --abi says which numbers are taken: f24 462-466, f25 467-470, f23 451-453.
+PROGRAM has this process's pid and its exit status. kerneld must be running.
+
+\b
+Examples:
+  kerneld run --header include              put <linux/shadowpt.h> to include/linux/shadowpt.h
+  cc -I include inspector.c -o inspector
+  kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
+  kerneld run --abi f23 -- ./inspector 4242 0x7f0000000000 0x7f0000010000
+
+\b
+Exit status: the program's, or
+  3  kerneld does not run                   6  not permitted to use it
+  8  the program cannot be run here, or the library that takes the calls cannot be built
+"""
+
+
+@click.command(
+    name="run",
+    short_help="Run a C program with the shadow page table's system calls.",
+    help=HELP,
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("--abi", type=click.Choice(SEMESTERS), default="f24", show_default=True, help="The semester.")
+@click.option("--header", "header_directory", metavar="DIR", help="Put that semester's header to DIR/linux/shadowpt.h.")
+@click.option(
+    "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
+)
+@click.argument("program", required=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(
+    abi: str, header_directory: str | None, socket_path: str | None, program: str | None, arguments: tuple[str, ...]
+) -> None:
+    """Install the header, run the program, or both."""
+    if header_directory is not None:
+        install_header(abi, Path(header_directory))
+    if program is None:
+        if header_directory is None:
+            raise click.UsageError("Missing argument 'PROGRAM'.")
+        return
+    path = os.path.abspath(socket_path or default_socket_path())
+    try:
+        found = find_program(program)
+        check_program(found)
+        library = ensure_library(abi)
+    except (ProgramError, PreloadError) as error:
+        raise Failure(Status.CANNOT_RUN, str(error)) from None
+    check_daemon(path)
+    execute(found, [program, *arguments], library, path)
+
+
+def install_header(abi: str, directory: Path) -> None:
+    """Copy the semester's header to linux/shadowpt.h below a directory of headers, and say so."""
+    target = directory / "linux" / "shadowpt.h"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(header_path(abi).read_bytes())
+    except OSError as error:
+        raise Failure(Status.FAILED, f"cannot write {target}: {error.strerror}") from None
+    click.echo(f"{target}: <linux/shadowpt.h> of {abi}, for cc -I {directory}", err=True)
+
+
+def check_daemon(path: str) -> None:
+    """Raise Failure where nobody listens at `path`."""
+    from kerneld.server.peer import find_daemon  # noqa: PLC0415
+
+    try:
+        pid = find_daemon(path)
+    except PermissionError:
+        raise Failure(Status.NOT_PERMITTED, f"not permitted to use the kerneld at {path}") from None
+    if pid is None:
+        raise Failure(Status.NO_DAEMON, f"no kerneld at {path}: start one with 'kerneld start'")
+
+
+def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoReturn:
+    """Become the program. Raises Failure where the real kernel refuses it."""
+    environment = {**os.environ, "KERNELD_SOCKET": socket_path}
+    earlier = environment.get("LD_PRELOAD", "")
+    environment["LD_PRELOAD"] = f"{library}:{earlier}" if earlier else str(library)
+    # AddressSanitizer refuses to start behind another preloaded library; this one takes nothing that it needs.
+    options = environment.get("ASAN_OPTIONS", "")
+    environment["ASAN_OPTIONS"] = ":".join(filter(None, ["verify_asan_link_order=0", options]))
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        # Python ignores them, and an ignored signal stays so across execve.
+        signal.signal(ignored, signal.SIG_DFL)
+    try:
+        os.execve(path, argv, environment)
+    except OSError as error:
+        raise Failure(Status.CANNOT_RUN, f"cannot run {path}: {error.strerror}") from None
