@@ -11,6 +11,7 @@ import errno
 from dataclasses import dataclass, replace
 from signal import SIGBUS, SIGSEGV
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -44,6 +45,8 @@ from tests.mm.world import (
     mmap,
     store,
 )
+
+pytestmark = pytest.mark.timeout(300)
 
 PAGES = 14
 """The arena lies across two leaf tables, and is so small that calls meet each other's traces."""
@@ -356,4 +359,4 @@ class AddressSpaces(RuleBasedStateMachine):
 
 
 TestAddressSpaces = AddressSpaces.TestCase
-TestAddressSpaces.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestAddressSpaces.settings = settings(max_examples=160, stateful_step_count=50, deadline=None)
