@@ -27,6 +27,10 @@ class Leave(BaseException):
     """Return from main."""
 
 
+class Fail(BaseException):
+    """End by an exception that nobody catches."""
+
+
 class Me:
     """What an actor has at hand: its Process, raw connections, and whatever its scripts keep."""
 

@@ -9,12 +9,12 @@ import signal
 import struct
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from shared.client import libc, realmem
 from shared.uapi.mman import Map
-from tests.e2e import raw
-from tests.e2e.actor import Leave, Me
+from tests.e2e.actor import Fail, Leave, Me
 
 
 # Ends of a process
@@ -27,7 +27,23 @@ def leave(_me: Me) -> NoReturn:
 
 def fail(_me: Me) -> NoReturn:
     """End by an exception that nobody catches."""
-    raise SystemError("an actor was told to fail") from KeyboardInterrupt()
+    raise Fail
+
+
+def send_and_end(me: Me, datagram: bytes, script: Callable[[Me], object] | None, signo: int = 0) -> None:
+    """Send a long batch, wait until the table shows that it is under way, and end by a script or a signal."""
+    before = me.p.sequence
+    me.raw.send(datagram)
+    while me.p.sequence == before:
+        os.sched_yield()
+    if script is not None:
+        script(me)
+    os.kill(os.getpid(), signo)
+
+
+def send_batch(me: Me, datagram: bytes) -> None:
+    """Send a datagram and leave its answer for later."""
+    me.raw.send(datagram)
 
 
 def wait_for(_me: Me, pid: int) -> int:
@@ -42,9 +58,9 @@ def open_file(_me: Me, path: str, flags: int) -> int:
     return os.open(path, flags)
 
 
-def memfd(_me: Me, content: bytes) -> int:
+def memfd(_me: Me, content: bytes, times: int = 1) -> int:
     fd = os.memfd_create("actor")
-    os.write(fd, content)
+    os.write(fd, content * times)
     return fd
 
 
@@ -58,7 +74,7 @@ def start_thread(me: Me) -> int:
         begun.set()
         over.wait()
 
-    thread = threading.Thread(target=body)
+    thread = threading.Thread(target=body, daemon=True)
     thread.start()
     begun.wait()
     me.kept["thread"] = (thread, over)
@@ -142,24 +158,6 @@ def real_mapping(_me: Me, address: int) -> str:
             if start <= address < end:
                 return f"{fields[1]} {fields[5].strip() if len(fields) > 5 else ''}".strip()
     return ""
-
-
-def send_and_die(me: Me, datagram: bytes, signo: int) -> None:
-    """Send a long batch, wait until the table shows that it is under way, and end by a signal."""
-    before = me.p.sequence
-    me.raw.send(datagram)
-    while me.p.sequence == before:
-        os.sched_yield()
-    os.kill(os.getpid(), signo)
-
-
-def raw_batch(me: Me, datagram: bytes) -> list[raw.Reply]:
-    return me.raw.exchange(datagram)
-
-
-def default_sigint(_me: Me) -> None:
-    """Let Ctrl+C end the process without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # A target that knows its own pages
@@ -274,6 +272,15 @@ def wait_for_change(me: Me) -> None:
         os.sched_yield()
 
 
+def wait_for_a_change(me: Me) -> None:
+    """Wait until the word differs from what `note_sequence` saw, even in the middle of a change."""
+    before = me.kept["sequence"]
+    deadline = time.monotonic() + 20
+    while me.p.sequence == before:
+        assert time.monotonic() < deadline, "the table does not change"
+        os.sched_yield()
+
+
 def sequence(me: Me) -> int:
     """Return the sequence word, as it lies in this process's memory."""
     return me.p.sequence
@@ -281,3 +288,19 @@ def sequence(me: Me) -> int:
 
 def note_sequence(me: Me) -> None:
     me.kept["sequence"] = me.p.sequence
+
+
+def hang_up(me: Me) -> None:
+    """End the connection and nothing else: the table stays mapped."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), me.p.fileno())
+
+
+def is_alive(_me: Me) -> bool:
+    """Answer that this process lives."""
+    return True
+
+
+def batch_of_loads(me: Me, addresses: list[int]) -> None:
+    with me.p.batch() as batch:
+        for address in addresses:
+            batch.load(address, 1)

@@ -92,10 +92,7 @@ def test_without_a_descriptor(client: Client) -> None:
 
 def test_requests_take_descriptors_in_order(client: Client, tmp_path: Path) -> None:
     fds = [client.run(scripts.memfd, letter * PAGE) for letter in (b"a", b"b", b"c")]
-    maps = [
-        raw.pack(raw.MMAP, BASE + index * PAGE, PAGE, READ, SHARED | FIXED, fd, 0)
-        for index, fd in enumerate(fds)
-    ]
+    maps = [raw.pack(raw.MMAP, BASE + index * PAGE, PAGE, READ, SHARED | FIXED, fd, 0) for index, fd in enumerate(fds)]
     anonymous = raw.pack(raw.MMAP, BASE + 8 * PAGE, PAGE, RW, PRIVATE | ANONYMOUS | FIXED, -1, 0)
     failing = raw.pack(raw.MMAP, BASE + 9 * PAGE, 0, READ, SHARED | FIXED, fds[0], 0)
     replies = client.raw.exchange(maps[0] + anonymous + maps[1] + failing + maps[2], [fds[0], fds[1], fds[0], fds[2]])

@@ -281,6 +281,8 @@ def test_exit_takes_flags_and_frames_and_leaves_addresses(watch: Watch, way: str
         target.wait()
     elif way == "killed":
         target.kill()
+        # The next call to kerneld finds the process gone; until then the table may say what was.
+        watch.inspector.p.getpid()
     else:
         target.p.close()
         # No reply says when the daemon has seen the end of the connection: the sequence word does.

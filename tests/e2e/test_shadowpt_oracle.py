@@ -18,11 +18,17 @@ PAGES = 64
 
 
 @pytest.fixture(scope="module")
-def unchecked_daemon(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Daemon]:
+def unchecked(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Daemon]:
     """A kerneld that does not check its invariants: that costs ten times what a call does."""
     daemon = Daemon(tmp_path_factory.mktemp("e2e"), nursery, check_invariants=False)
     yield daemon
     daemon.close()
+
+
+@pytest.fixture
+def unchecked_daemon(unchecked: Daemon) -> Iterator[Daemon]:
+    yield unchecked
+    unchecked.let_clients_go()
 
 
 def change_and_compare(inspector: Client, target: Client, seed: int, steps: int) -> set[str]:
@@ -60,6 +66,7 @@ def test_a_process_that_watches_itself_never_sees_an_old_table(unchecked_daemon:
 
 def test_snapshots_of_a_target_that_never_stands_still_are_of_one_moment(unchecked_daemon: Daemon) -> None:
     inspector, target = unchecked_daemon.client(), unchecked_daemon.client()
+    target.p.getpid()
     pages = 512
     Watch(inspector, target, pages=pages).begin()
     target.post(random_ops.flip_for_ever, START, pages)
