@@ -21,7 +21,7 @@ import resource
 
 from kerneld.errors import SysError
 from kerneld.fs.inode import Inode
-from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_noexec, is_write_sealed, reopen
+from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_noexec, is_write_sealed, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
@@ -71,6 +71,7 @@ class FileTable:
             file = File(inode.mapping, path, readable=readable, writable=writable, dev=dev, ino=ino)
             file.noexec = is_noexec(fd)
             file.write_sealed = is_write_sealed(fd)
+            file.in_memory = is_in_memory(fd)
             os.set_inheritable(fd, False)
             inode.add_file(file, fd, opened)
             self._inodes[key] = inode

@@ -97,6 +97,14 @@ def is_write_sealed(fd: int) -> bool:
         return False
 
 
+def is_in_memory(fd: int) -> bool:
+    """Tell whether the file lies in memory alone, as memory files and those of a tmpfs do: only they have seals."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) >= 0
+    except OSError:
+        return False
+
+
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 
 

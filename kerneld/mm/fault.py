@@ -28,11 +28,11 @@ from kerneld.hw.paging import (
     make_pte,
     pte_present,
 )
-from kerneld.mm.filemap import FAULT_AROUND_PAGES
+from kerneld.mm.filemap import FAULT_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPBACKED, ZERO_PFN
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.rmap import anon_vma_prepare
-from kerneld.mm.vm_flags import VM_MAYSHARE, VM_SHARED, VM_WRITE
+from kerneld.mm.vm_flags import VM_MAYSHARE, VM_RAND_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
 
@@ -110,18 +110,30 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     if index >= mapping.last_index():
         return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
+    result = filemap_fault(vma, mapping, index)
     if vma.vm_flags & VM_SHARED:
         pfn = mapping.ensure_page(index)
         mm.frames.refcount_at[pfn] += 1
         mm.map_page(pte, vaddr, make_pte(pfn, prot | PTE_RW | PTE_DIRTY), pfn)
         mapping.mark_dirty(index, pfn)
-        return 0
+        return result
     source = mapping.ensure_page(index)
     pfn = new_anon_page(mm, vma, vaddr, zero=False)
     mm.frames.ram.copy_page(pfn, source)
     bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
     mm.map_page(pte, vaddr, make_pte(pfn, prot | bits), pfn)
-    return 0
+    return result
+
+
+def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
+    """A fault of a cached page itself: one that reclaim has tried to write out takes a second, so it counts as major.
+
+    Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_async_mmap_readahead(): PG_readahead is PG_reclaim.
+    """
+    if index not in mapping.reclaim or vma.vm_flags & VM_RAND_READ:
+        return 0
+    mapping.reclaim.discard(index)
+    return VM_FAULT_MAJOR
 
 
 def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
@@ -146,14 +158,18 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
         pfns = [mapping.find_page(i) for i in range(low, high)]
     else:
         pfns = [*mapping.ensure_pages(low, max(high - low, 0))]
+    if index >= size:
+        result = VM_FAULT_SIGBUS
+    else:
+        result = filemap_fault(vma, mapping, index)
     prot = vma_page_prot(vma)
     words = mm.frames.ram.words
     for i, pfn in enumerate(pfns):
         slot = pte - offset + first + i
-        if pfn is not None and not words[slot]:
+        if pfn is not None and not words[slot] and (low + i == index or low + i not in mapping.reclaim):
             mm.frames.refcount_at[pfn] += 1
             mm.map_page(slot, vaddr + ((first + i - offset) << PAGE_SHIFT), make_pte(pfn, prot), pfn)
-    return 0 if index < size else VM_FAULT_SIGBUS
+    return result
 
 
 def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:

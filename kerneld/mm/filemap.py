@@ -62,6 +62,8 @@ class AddressSpace:
         self.dirty: set[int] = set()
         self.i_mmap: dict[Vma, MmStruct] = {}
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
+        self.reclaim: set[int] = set()
+        """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
         self.error = 0
         """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
 
@@ -119,11 +121,13 @@ class AddressSpace:
         """Forget a cached page that nothing maps, dirty or not (Linux: filemap_remove_folio())."""
         self._frames.put_page(self.pages.pop(index))
         self.dirty.discard(index)
+        self.reclaim.discard(index)
 
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
         self._frames.flags_at[pfn] |= PG_DIRTY
         self.dirty.add(index)
+        self.reclaim.discard(index)
 
     def writeback(self, first: int = 0, last: int | None = None) -> None:
         """Write the dirty pages of [first, last) to the file and clean them; beyond its end nothing is written.
@@ -137,6 +141,7 @@ class AddressSpace:
         for index in sorted(i for i in self.dirty if i >= first and (last is None or i < last)):
             pfn = self.pages[index]
             self.dirty.discard(index)
+            self.reclaim.discard(index)
             self._frames.flags_at[pfn] &= ~PG_DIRTY
             offset = index << PAGE_SHIFT
             length = min(PAGE_SIZE, size - offset)
@@ -171,6 +176,7 @@ class AddressSpace:
             self._frames.put_page(pfn)
         self.pages.clear()
         self.dirty.clear()
+        self.reclaim.clear()
         if self.backing is not None:
             self.backing.release()
 
@@ -182,7 +188,19 @@ class AddressSpace:
 class File:
     """An inode as one open file description sees it; VMAs of one File may merge (Linux: struct file)."""
 
-    __slots__ = ("dev", "ino", "mappable", "mapping", "noexec", "path", "readable", "writable", "write_sealed")
+    __slots__ = (
+        "dev",
+        "ino",
+        "in_memory",
+        "mappable",
+        "mapping",
+        "noexec",
+        "path",
+        "readable",
+        "refuses",
+        "writable",
+        "write_sealed",
+    )
 
     def __init__(
         self, mapping: AddressSpace, path: str, *, readable: bool, writable: bool, dev: int = 0, ino: int = 0
@@ -198,6 +216,10 @@ class File:
         """Whether it can be mapped at all (Linux: file->f_op->mmap)."""
         self.noexec = False
         """Whether it lies on a file system mounted noexec (Linux: path_noexec())."""
+        self.in_memory = mapping.is_shmem
+        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (Linux: shmem_mapping())."""
+        self.refuses = 0
+        """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
         self.write_sealed = False
         """Whether F_SEAL_WRITE or F_SEAL_FUTURE_WRITE forbids new writable shared mappings."""
 

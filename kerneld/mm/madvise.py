@@ -28,6 +28,7 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, pte_present
 from kerneld.mm.fault import VM_FAULT_OOM
+from kerneld.mm.filemap import File
 from kerneld.mm.frames import PG_ANON
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.populate import fault_in_range
@@ -139,10 +140,10 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
     else:
         _clear_bits(mm, start, end, PTE_ACCESSED)
         if advice is Madv.PAGEOUT and vma.file is not None:
-            _unmap_cached(mm, start, end)
+            _unmap_cached(mm, vma, vma.file, start, end)
 
 
-def _unmap_cached(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+def _unmap_cached(mm: MmStruct, vma: Vma, file: File, start: Vaddr, end: Vaddr) -> None:
     """Clear the entries of a file's own pages that nobody else maps; they stay cached.
 
     Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range() and mm/vmscan.c:shrink_folio_list().
@@ -153,6 +154,8 @@ def _unmap_cached(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
         if pte_present(entry) and not frames.flags_at[pfn] & PG_ANON and frames.mapcount_at[pfn] == 1:
             vaddr = start + (page << PAGE_SHIFT)
             mm.zap_range(vaddr, vaddr + PAGE_SIZE)
+            if not file.in_memory:
+                file.mapping.reclaim.add(vma.page_index(vaddr))
 
 
 def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:

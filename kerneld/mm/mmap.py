@@ -42,6 +42,7 @@ from kerneld.mm.vm_flags import (
     VM_NORESERVE,
     VM_SHARED,
     VM_SOFTDIRTY,
+    VM_SYNC,
     VM_WRITE,
     calc_vm_flag_bits,
     calc_vm_prot_bits,
@@ -186,6 +187,8 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     if accountable_mapping(vm_flags):
         check_enough_memory(mm, pages)
         vm_flags |= VM_ACCOUNT
+    if file is not None:
+        _call_mmap(file, vm_flags)
     anonymous_shared = file is None and vm_flags & VM_SHARED != 0
     if not anonymous_shared:
         merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
@@ -196,6 +199,18 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     vma = Vma(addr, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
     mm.insert_vma(vma)
     return vma
+
+
+def _call_mmap(file: File, vm_flags: int) -> None:
+    """Ask the file itself, once what was there has gone. Raises SysError with its errno.
+
+    MAP_SYNC is for files in persistent memory, and for those in memory no matter.
+    Source: Linux v6.8 mm/mmap.c:mmap_region() and fs/ext4/file.c:ext4_file_mmap().
+    """
+    if file.refuses:
+        raise SysError(file.refuses)
+    if vm_flags & VM_SYNC and not file.in_memory:
+        raise SysError(errno.EOPNOTSUPP)
 
 
 def vm_brk_limit_ok(mm: MmStruct, addr: Vaddr, length: int, *, privileged: bool) -> bool:

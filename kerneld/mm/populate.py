@@ -15,6 +15,7 @@ from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_
 from kerneld.mm.fault import (
     ANON_FLAGS,
     VM_FAULT_ERROR,
+    VM_FAULT_MAJOR,
     VM_FAULT_OOM,
     VM_FAULT_SIGSEGV,
     handle_mm_fault,
@@ -124,7 +125,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr,
                 result = handle_mm_fault(mm, vma, vaddr, write)
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
-                mm.range_faults += 1
+                mm.range_faults += not result & VM_FAULT_MAJOR
 
 
 def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:

@@ -54,7 +54,7 @@ def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
     """
     if flags & ~_ALL_FLAGS or start & ~PAGE_MASK or (flags & _ASYNC and flags & _SYNC):
         raise SysError(errno.EINVAL)
-    end = start + page_align(length)
+    end = start + page_align(length) % (1 << 64)
     if end >= 1 << 64:
         raise SysError(errno.ENOMEM)
     has_hole = False

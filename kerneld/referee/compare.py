@@ -15,9 +15,7 @@ _IGNORED_FLAGS = frozenset({"sd"})
 _ACCESSES = frozenset({"load", "store", "touch"})
 
 
-def find_difference(
-    name: str, ours: State, hosts: State, before: tuple[State, State] | None
-) -> Difference | None:
+def find_difference(name: str, ours: State, hosts: State, before: tuple[State, State] | None) -> Difference | None:
     """Return the first difference after the operation `name`, or None; `before` is the states before it, if any."""
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)

@@ -71,7 +71,7 @@ class Execution:
     def _hits_runner(self, name: str, args: tuple[int, ...]) -> bool:
         """Tell whether a call would change what the host's runner needs: only where it does not fail before that."""
         ranges: list[tuple[int, int]] = []
-        if name in ("munmap", "mprotect", "madvise", "mlock", "munlock", "mlock2"):
+        if name in ("munmap", "mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name == "mremap":
             ranges = [(args[0], max(args[1], args[2])), (args[4], args[2])]

@@ -132,6 +132,9 @@ class _Generator:
         ):  # fmt: skip
             if self._chance(probability):
                 flags |= flag.value
+        if flags & Map.HUGETLB.value:
+            # Without a reservation the mapping would be made, of huge pages that kerneld has not.
+            flags &= ~Map.NORESERVE.value
         if self._chance(0.02):
             flags |= rng.choice((0x80, 1 << 21, 1 << 30, 1 << 31, 1 << 40))
         return flags

@@ -25,6 +25,7 @@ from kerneld.mm.filemap import FAULT_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.munmap import do_munmap
+from kerneld.mm.populate import mm_populate
 from kerneld.mm.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.unmapped_area import get_unmapped_area
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED
@@ -182,7 +183,7 @@ def _mremap_to(
     locked = vma.vm_flags & VM_LOCKED
     mremap.move_vma(mm, vma, addr, kept, new_addr, new_len, flags)
     if locked and new_len > old_len:
-        mremap.mm_populate(mm, new_addr + old_len, new_addr + new_len)
+        mm_populate(mm, new_addr + old_len, new_addr + new_len)
     return new_addr
 
 
@@ -228,13 +229,24 @@ def _do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     mapping = vma.file.mapping
     first = max(vma.pgoff, vma.page_index(vaddr) - (vaddr // PAGE_SIZE) % FAULT_AROUND_PAGES)
     past_end = vma.page_index(vaddr) >= mapping.last_index()
-    if past_end and first + 1 >= mapping.last_index() and _Fault.table_is_fresh and not _is_memory_file(vma.file):
+    if past_end and first + 1 >= mapping.last_index() and _Fault.table_is_fresh and not vma.file.in_memory:
         return fault.VM_FAULT_SIGBUS
     return _v6_8["do_read_fault"](mm, vma, vaddr, pte)  # type: ignore[no-any-return]
 
 
-def _is_memory_file(file: File) -> bool:
-    return file.mapping.is_shmem or file.path.startswith("/memfd:")
+# What kerneld does on purpose.
+
+
+class Notices:
+    """How many faults kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
+
+    count = 0
+
+
+def _wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
+    if vma.file is not None and vma.file.in_memory and not vma.file.mapping.is_shmem:
+        Notices.count += 1
+    return _v6_8["wp_page_shared"](mm, vma, vaddr, pte, entry)  # type: ignore[no-any-return]
 
 
 # Configuration.
@@ -264,6 +276,7 @@ _v6_8: dict[str, Any] = {
     "_aligned_to_pmd": unmapped_area._aligned_to_pmd,
     "_madvise_vma": madvise._madvise_vma,
     "handle_mm_fault": fault.handle_mm_fault,
+    "wp_page_shared": fault.wp_page_shared,
     "do_read_fault": fault.do_read_fault,
 }
 
@@ -307,6 +320,13 @@ KNOWN = (
         ((fault, "handle_mm_fault", _handle_mm_fault), (fault, "do_read_fault", _do_read_fault)),
     ),
     Known((6, 16), "smaps", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."),
+    Known(
+        (0, 0),
+        "on purpose",
+        "The first write to a page of a memory file that was read before takes a minor fault more: kerneld writes it "
+        "back to the file that the process passed.",
+        ((fault, "wp_page_shared", _wp_page_shared),),
+    ),
     Known(
         (0, 0),
         "CONFIG_SWAP, CONFIG_KSM, CONFIG_TRANSPARENT_HUGEPAGE",

@@ -19,6 +19,7 @@ from kerneld.fs.proc_smaps import show_smap_vma_flags
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
+from kerneld.referee.known import Notices
 from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.syscalls.dispatch import dispatch
@@ -121,9 +122,9 @@ class Simulated:
 
     def _access(self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         process = self.threads[who].process
-        before = process.min_flt
+        before, notices = process.min_flt, Notices.count
         outcome = self._call(who, nr, args, data)
-        return outcome._replace(min_flt=process.min_flt - before)
+        return outcome._replace(min_flt=process.min_flt - before - (Notices.count - notices))
 
     def _call(
         self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"", fds: list[int] | None = None
@@ -161,4 +162,3 @@ class Simulated:
     def close(self) -> None:
         """Give the machine back."""
         self.kernel.shutdown()
-

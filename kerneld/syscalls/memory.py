@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from kerneld.errors import SysError
 from kerneld.mm.brk import do_brk
 from kerneld.mm.fault import VM_FAULT_OOM
-from kerneld.mm.filemap import File
+from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mincore import do_mincore
 from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
@@ -20,7 +21,7 @@ from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.mm.writeback import do_msync
 from kerneld.syscalls.answer import Answer, Call
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE
 from shared.wire import MAX_REPLY
 
 _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
@@ -38,16 +39,18 @@ def sys_mmap(call: Call) -> int:
     hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff().
     """
     addr, length, prot, flags, _fd, offset = call.args
-    fd = None if flags & _ANONYMOUS else call.take_fd()
+    if offset & ~PAGE_MASK:
+        if not flags & _ANONYMOUS and call.fds:
+            os.close(call.take_fd())
+        raise SysError(errno.EINVAL)
     file: File | None = None
     try:
-        if fd is not None:
-            file = call.kernel.files.open_fd(fd)
-        if offset & ~PAGE_MASK:
-            raise SysError(errno.EINVAL)
+        if not flags & _ANONYMOUS:
+            file = call.kernel.files.open_fd(call.take_fd())
         if flags & _HUGETLB:
-            known = flags >> _HUGE_SHIFT & _HUGE_MASK in _HUGE_LOGS
-            raise SysError(errno.ENOMEM if file is None and known else errno.EINVAL)
+            if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
+                raise SysError(errno.EINVAL)
+            return _mmap_hugetlb(call, flags)
         privileged = call.process.cred.superuser
         return do_mmap(
             call.mm, addr, length, prot, flags & 0xFFFF_FFFF, file, offset >> PAGE_SHIFT, privileged=privileged
@@ -55,6 +58,21 @@ def sys_mmap(call: Call) -> int:
     finally:
         if file is not None:
             call.kernel.files.put_unused(file)
+
+
+def _mmap_hugetlb(call: Call, flags: int) -> int:
+    """An anonymous mapping of huge pages is one of a file of them, which finds the pool empty when it is mapped.
+
+    Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_get_unmapped_area(), hugetlbfs_file_mmap().
+    """
+    addr, length, prot, _flags, _fd, offset = call.args
+    length = length + PMD_SIZE - 1 & -PMD_SIZE
+    if 0 < length <= TASK_SIZE and flags & (Map.FIXED | Map.FIXED_NOREPLACE).value and addr % PMD_SIZE:
+        raise SysError(errno.EINVAL)
+    file = File(AddressSpace(call.mm.frames, None), "/anon_hugepage (deleted)", readable=True, writable=True)
+    file.refuses = errno.ENOMEM
+    privileged = call.process.cred.superuser
+    return do_mmap(call.mm, addr, length, prot, flags & 0xFFFF_FFFF, file, offset >> PAGE_SHIFT, privileged=privileged)
 
 
 def sys_munmap(call: Call) -> int:
