@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -152,8 +153,20 @@ class Client:
         self._control.close()
         for child in self._children:
             child.close()
-        if self._nursery is not None and self._status is None:
+        if self._nursery is None:
+            self._end_as_a_child()
+        elif self._status is None:
             self.kill()
+
+    def _end_as_a_child(self) -> None:
+        """Kill a process that another has forked and wait for its end; whoever its parent is now reaps it."""
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                assert select.select([pidfd], [], [], SECONDS)[0]
+            finally:
+                os.close(pidfd)
 
     def __enter__(self) -> Client:
         return self

@@ -16,7 +16,7 @@ BAD_LEVELS = ("error", "critical")
 
 
 class Daemon:
-    """A kerneld that, unless told otherwise, checks its invariants after every call, in a directory of its own (0700)."""
+    """A kerneld in a directory of its own (0700); it checks its invariants after every call unless told otherwise."""
 
     def __init__(self, directory: Path, nursery: Nursery, check_invariants: bool = True) -> None:
         self._check_invariants = check_invariants

@@ -16,7 +16,6 @@ from shared.client import libc, realmem
 from shared.uapi.mman import Map
 from tests.e2e.actor import Fail, Leave, Me
 
-
 # Ends of a process
 
 
@@ -78,7 +77,8 @@ def start_thread(me: Me) -> int:
     thread.start()
     begun.wait()
     me.kept["thread"] = (thread, over)
-    return told[0]
+    (tid,) = told
+    return tid
 
 
 def end_thread(me: Me) -> None:

@@ -76,12 +76,17 @@ def test_every_program_says_so_and_a_new_kerneld_works(own_daemon: Daemon, signo
         with pytest.raises(KerneldGone):
             client.p.getpid()
         assert client.raw.is_ended()
-    for words in (["kerneld", "status"], ["kerneld", "ps"], ["inspector", "1"], ["target"]):
-        with daemon.program(*words) as program:
-            status, line = one_line(program)
-            assert (status, line.startswith(f"{words[0]}: ")) == (NOT_RUNNING, True)
     daemon.start()
     assert works(daemon)
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGKILL])
+def test_every_program_says_that_there_is_none(own_daemon: Daemon, signo: int) -> None:
+    own_daemon.end(signo)
+    for words in (["kerneld", "status"], ["kerneld", "ps"], ["inspector", "1"], ["target"]):
+        with own_daemon.program(*words) as program:
+            status, line = one_line(program)
+            assert (status, line.startswith(f"{words[0]}: ")) == (NOT_RUNNING, True)
 
 
 @pytest.mark.parametrize("state", ["opened", "started", "stopped"])
@@ -103,8 +108,6 @@ def test_an_opener_outlives_kerneld(own_daemon: Daemon, signo: int, state: str) 
         inspector.p.shadowpt_close()
     inspector.p.close()
     assert inspector.run(scripts.real_mapping, watch.entries) == "rw-p"
-    daemon.start()
-    assert works(daemon)
 
 
 @pytest.mark.parametrize("signo", ENDS)
@@ -125,8 +128,6 @@ def test_in_the_middle_of_a_batch(own_daemon: Daemon, signo: int) -> None:
         # What has begun is finished, and answered.
         assert [reply.ret for reply in answer] == [64, 0] * (REQUESTS // 2)
         assert target.raw.is_ended()
-    daemon.start()
-    assert works(daemon)
 
 
 def test_killed_again_and_again(own_daemon: Daemon) -> None:

@@ -133,19 +133,19 @@ def test_the_real_inspector_whose_output_is_closed(daemon: Daemon, inspector: Cl
     assert opens_at_once(inspector, target)
 
 
-@pytest.mark.parametrize("entries", range(4))
+@pytest.mark.parametrize("stage", range(4))
 def test_the_real_inspector_killed_somewhere_on_its_way(
-    daemon: Daemon, inspector: Client, target: Client, entries: int
+    daemon: Daemon, inspector: Client, target: Client, stage: int
 ) -> None:
-    """Killed as soon as it has opened so many files since its start: while it loads, attaches, opens, prints."""
+    """Killed while it loads, once it has attached, once it has opened, once it tracks."""
     with start_inspector(daemon, target, "--interval", "0.01") as program:
-        if entries:
+        if stage:
             while program.poll() is None and status_of(inspector)["Tasks"] == "2":
                 os.sched_yield()
-        if entries > 1:
+        if stage > 1:
             while status_of(inspector)["ShadowTable"] == "closed":
                 os.sched_yield()
-        if entries > 2:
+        if stage > 2:
             while status_of(inspector)["ShadowTable"] == "open":
                 os.sched_yield()
         program.kill()
