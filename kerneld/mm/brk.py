@@ -39,7 +39,7 @@ def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
         elif new > old:
             if not _may_grow(mm, old, new, privileged):
                 return mm.brk
-            do_brk_flags(mm, old, new - old)
+            do_brk_flags(mm, old, new - old, above=mm.start_brk)
     except SysError:
         return mm.brk
     mm.brk = brk
@@ -55,10 +55,12 @@ def _may_grow(mm: MmStruct, old: Vaddr, new: Vaddr, privileged: bool) -> bool:
     return above is None or new + PAGE_SIZE <= vm_start_gap(above)
 
 
-def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0) -> None:
+def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0, *, above: Vaddr = 0) -> None:
     """Map [addr, addr + length), page-aligned, as anonymous private data; grows the VMA before it where it can.
 
-    Raises SysError(ENOMEM) over a limit. Source: Linux v6.8 mm/mmap.c:do_brk_flags().
+    Only a VMA that ends above `above` may grow: brk never lets one that ends where the heap begins, a program's bss,
+    become heap (vma_prev_limit()), while execve lays out a bss behind other data as one.
+    Raises SysError(ENOMEM) over a limit. Source: Linux v6.8 mm/mmap.c:do_brk_flags(), vm_brk_flags().
     """
     vm_flags |= VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags
     pages = length >> PAGE_SHIFT
@@ -66,7 +68,7 @@ def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0) -> N
         raise SysError(errno.ENOMEM)
     check_enough_memory(mm, pages)
     pgoff = addr >> PAGE_SHIFT
-    before = mm.vmas.preceding(addr)
+    before = mm.vmas.preceding(addr) if addr > above else None
     if before is not None and before.end == addr and can_merge_after(before, vm_flags, None, None, pgoff):
         mm.move_vma_bounds(before, before.start, addr + length)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerneld.mm.brk import do_brk
+from kerneld.mm.brk import do_brk, do_brk_flags
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_LOCKED
@@ -101,3 +101,18 @@ def test_it_does_not_shrink_where_nothing_of_it_is_left(heap: MmStruct) -> None:
     brk(heap, BASE + 6 * PAGE_SIZE)
     do_munmap(heap, page(2), 4 * PAGE_SIZE)
     assert brk(heap, BASE + 2 * PAGE_SIZE) == BASE + 6 * PAGE_SIZE
+
+
+def test_a_heap_never_joins_the_bss_that_ends_where_it_begins(heap: MmStruct) -> None:
+    """As in v6.8: brk looks no further back than start_brk for a VMA to grow (vma_prev_limit())."""
+    do_brk_flags(heap, page(-2), 2 * PAGE_SIZE)
+    brk(heap, BASE + PAGE_SIZE)
+    assert layout(heap) == [(-2, 2, RW), (0, 1, RW)]
+    brk(heap, BASE + 2 * PAGE_SIZE)
+    assert layout(heap) == [(-2, 2, RW), (0, 2, RW)]
+
+
+def test_execve_may_extend_what_lies_before_a_bss(heap: MmStruct) -> None:
+    do_brk_flags(heap, page(-4), 2 * PAGE_SIZE)
+    do_brk_flags(heap, page(-2), 2 * PAGE_SIZE)
+    assert layout(heap) == [(-4, 4, RW)]

@@ -114,3 +114,15 @@ def test_a_child_has_the_grown_stack(machine: Machine, mm: MmStruct) -> None:
     store(child, TOP - 6 * PAGE_SIZE, b"child")
     assert load(child, TOP - 3 * PAGE_SIZE, 6) == b"parent"
     assert (mm.stack_vm, child.stack_vm) == (3, 6)
+
+
+def test_a_growth_that_is_refused_leaves_an_anon_vma(mm: MmStruct) -> None:
+    """v6.8's expand_downwards() makes the anon_vma first: later merges see it. Below the guard gap it makes none."""
+    vma = grows_down(mm, TOP - PAGE_SIZE, 1)
+    below = TOP - (4 << 20)
+    mmap(mm, 1, at=below - PAGE_SIZE)
+    assert errno_of(lambda: expand_stack(mm, vma, below + PAGE_SIZE)) == errno.ENOMEM
+    assert vma.anon_vma is None
+    mm.rlimits.soft[Rlimit.STACK] = PAGE_SIZE
+    assert errno_of(lambda: expand_stack(mm, vma, TOP - 2 * PAGE_SIZE)) == errno.ENOMEM
+    assert vma.anon_vma is not None
