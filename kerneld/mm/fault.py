@@ -139,9 +139,9 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
 def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     """Map a file's page and those around it that lie in the same VMA, the same leaf table and the file.
 
-    The host's page cache is ours, so every page of a real file counts as cached; of shared anonymous memory only what
-    has been written or read before. Those around it are mapped also where the page itself lies past the end of the
-    file. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
+    The host's page cache is ours, so every page of a real file counts as cached, as long as frames are left for it; of
+    shared anonymous memory only what has been written or read before. Those around it are mapped also where the page
+    itself lies past the end of the file. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
     """
     assert vma.file is not None
     mapping = vma.file.mapping
@@ -152,12 +152,8 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     low = index - (offset - first)
     size = mapping.last_index()
     high = min(low + last - first, size)
-    if mapping.is_shmem:
-        if index < size:
-            mapping.ensure_page(index)
-        pfns = [mapping.find_page(i) for i in range(low, high)]
-    else:
-        pfns = [*mapping.ensure_pages(low, max(high - low, 0))]
+    mapping.read_around(index, low, high)
+    pfns = [mapping.find_page(i) for i in range(low, high)]
     if index >= size:
         result = VM_FAULT_SIGBUS
     else:

@@ -13,6 +13,7 @@ and what others write to the real file while it is mapped is seen only in pages 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from typing import TYPE_CHECKING, Protocol
@@ -86,17 +87,23 @@ class AddressSpace:
         Raises SysError(ENOMEM) without a frame, SysError(EIO) where the file cannot be read.
         """
         pfn = self.pages.get(index)
-        return self.ensure_pages(index, 1)[0] if pfn is None else pfn
+        if pfn is None:
+            self._read_in([index])
+            pfn = self.pages[index]
+        return pfn
 
-    def ensure_pages(self, index: int, count: int) -> list[Pfn]:
-        """Return the frames of a run of pages inside the file, reading those that are not cached.
+    def read_around(self, index: int, first: int, last: int) -> None:
+        """Have a page cached, and where memory is not short the others of [first, last), inside the file, as well.
 
-        Raises as `ensure_page` does; pages that were read before that stay cached.
+        A page past the file's end is none, and of shared anonymous memory it is the page alone. Raises as `ensure_page`
+        does, for the page alone: those around it are a favour. Source: Linux v6.8 mm/memory.c:do_read_fault().
         """
-        missing = [i for i in range(index, index + count) if i not in self.pages]
-        if missing:
-            self._read_in(missing)
-        return [self.pages[i] for i in range(index, index + count)]
+        missing = [i for i in range(first, last) if i not in self.pages]
+        if self.backing is not None and 0 < len(missing) <= self._frames.free_pages:
+            with contextlib.suppress(SysError):
+                self._read_in(missing)
+        if index < self.last_index():
+            self.ensure_page(index)
 
     def _read_in(self, indexes: list[int]) -> None:
         data = memoryview(b"")
