@@ -89,7 +89,7 @@ class Buddy:
                     self._push(pfn + (1 << split), split)
                 self.nr_free -= 1 << order
                 return pfn
-        if order and self.pcp:
+        if self.pcp:
             self.drain_pcp(len(self.pcp))
             return self.alloc_block(order)
         raise OutOfFrames
