@@ -115,8 +115,13 @@ def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
         if signo:
             if len(data) != SIGINFO.size:
                 raise WireError(f"a signal with {len(data)} bytes about it, not {SIGINFO.size}")
-            code, fatal, addr = SIGINFO.unpack(data)
-            info = SigInfo(code, bool(fatal), addr)
+            info = unpack_siginfo(data)
         replies.append(Reply(ret, signo, data, info))
         offset += size
     return replies
+
+
+def unpack_siginfo(data: bytes) -> SigInfo:
+    """Return the siginfo that is the inline data of a reply with a signal."""
+    code, fatal, addr = SIGINFO.unpack(data)
+    return SigInfo(code, bool(fatal), addr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from os import getpid
 
 from shared import wire
 from shared.client.connection import Connection
@@ -42,10 +43,10 @@ class SystemCalls:
 
     def call(self, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> Reply:
         """Make one request and return its reply. Raises OSError(errno) when it fails."""
-        ret, signo, answer = self.trap(nr, args, data, fds)
+        ret, signo, inline = self.trap(nr, args, data, fds)
         if ret < 0:
             raise OSError(-ret, os.strerror(-ret))
-        return wire.unpack_replies(answer)[0] if signo else Reply(ret, 0, answer[_REPLY_BYTES:])
+        return Reply(ret, signo, inline, wire.unpack_siginfo(inline) if signo else None)
 
     def call_for_fds(self, nr: int, *args: int, data: bytes = b"") -> tuple[Reply, list[int]]:
         """Make one request whose reply brings descriptors, for the caller to own. Raises OSError when it fails."""
@@ -65,20 +66,29 @@ class SystemCalls:
     def trap(
         self, nr: int, args: tuple[int, ...], data: bytes = b"", fds: Sequence[int] = ()
     ) -> tuple[int, int, bytes]:
-        """Make one request; return ret, signo and the whole reply as bytes, inline data from wire.REPLY.size on.
-
-        The one path of every single call, so it allocates little. A signal has been delivered when it returns.
-        """
-        if os.getpid() != self._owner:
+        """Make one request; return ret, signo and the reply's inline data. A signal has been delivered by then."""
+        if getpid() != self._owner:
             self._check_owner()
-        answer = self._connection.exchange(_pack(nr, args, data), fds)
-        if len(answer) < _REPLY_BYTES:
+        connection = self._connection
+        if fds:
+            length = len(connection.exchange(_pack(nr, args, data), fds))
+        elif data:
+            length = connection.converse(_pack(nr, args, data))
+        else:
+            try:
+                datagram = _PACK(_REQUEST_BYTES, nr, *args, *_PADDING[len(args)])
+            except (struct.error, IndexError):
+                # A negative argument, or one over 64 bits: rare, so that masking is not paid for by every call.
+                datagram = _pack(nr, args, data)
+            length = connection.converse(datagram)
+        if length < _REPLY_BYTES:
             raise _malformed()
-        size, signo, ret = _UNPACK(answer)
-        if signo or size != len(answer):
-            (reply,) = self._unpack(answer, 1)
+        size, signo, ret = _UNPACK(connection.buffer)
+        inline = connection.taken(_REPLY_BYTES, length) if length > _REPLY_BYTES else b""
+        if signo or size != length:
+            (reply,) = self._unpack(connection.taken(0, length), 1)
             self.deliver(reply)
-        return ret, signo, answer
+        return ret, signo, inline
 
     def exchange(self, datagram: bytes, count: int, fds: Sequence[int] = ()) -> list[Reply]:
         """Send a datagram of `count` packed requests and return the replies: fewer after a signal or an exit.

@@ -5,19 +5,24 @@ Invariant: the log says how far the last exchange came, whatever interrupted it.
 `send` or `recv` has done its work but before its result is stored; so both run inside `list.extend`, which appends
 the result without returning to the interpreter in between. The next exchange reads away an answer that nobody waits
 for any more.
+
+Between the two a connection waits awake for a moment where that pays (`shared.spin`).
 """
 
 from __future__ import annotations
 
 import array
 import errno
+import functools
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from shared import wire
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from shared.spin import Spin
 
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
 _FDS_SPACE = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
@@ -36,10 +41,45 @@ class Connection:
         self._socket = _connect(path)
         self._send = self._socket.send
         self._recv_into = self._socket.recv_into
-        self._buffers = (bytearray(wire.MAX_REPLY),)
-        self._view = memoryview(self._buffers[0])
+        self.buffer = bytearray(wire.MAX_REPLY)
+        """The last answer, from its start; good until the next exchange."""
+        self._buffers = (self.buffer,)
+        self._view = memoryview(self.buffer)
         self._log: list[Any] = []
         self._busy = False
+        self._spin = Spin()
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        self._look = functools.partial(poll.poll, 0)
+
+    def converse(self, datagram: bytes) -> int:
+        """Send one datagram and return its answer's length in bytes; the answer lies in `buffer`.
+
+        The one path of every single call, so it allocates little. Raises KerneldGone when the connection has ended.
+        """
+        if self._busy:
+            raise _busy()
+        log = self._log
+        try:
+            self._busy = True
+            if len(log) == 1:
+                self._read_late_answer()
+            log.clear()
+            log.extend(map(self._send, (datagram,)))
+            self._spin.wait(self._look)
+            log.extend(map(self._recv_into, self._buffers))
+        except OSError as error:
+            self._raise_gone(error)
+        finally:
+            self._busy = False
+        length: int = log[1]
+        if not length:
+            self._raise_gone(None)
+        return length
+
+    def taken(self, start: int, end: int) -> bytes:
+        """Return a part of the last answer."""
+        return bytes(self._view[start:end])
 
     def exchange(self, datagram: bytes, fds: Sequence[int] = ()) -> bytes:
         """Send one datagram, with `fds` beside it, and return its answer.
@@ -77,7 +117,7 @@ class Connection:
     def _run(self, sending: Iterator[int], receiving: Iterator[Any]) -> bytes:
         """Draw the one element of each iterator: the send, then the receive. Return the answer."""
         if self._busy:
-            raise KerneldError("a call to kerneld is under way in this process: a signal handler may raise, not call")
+            raise _busy()
         log = self._log
         try:
             self._busy = True
@@ -85,6 +125,7 @@ class Connection:
                 self._read_late_answer()
             log.clear()
             log.extend(sending)
+            self._spin.wait(self._look)
             log.extend(receiving)
             received = log[1]
             answer = bytes(self._view[: received if isinstance(received, int) else received[0]])
@@ -107,6 +148,10 @@ class Connection:
         if error is not None and error.errno not in _GONE and self._socket.fileno() >= 0:
             raise error
         raise KerneldGone("kerneld is gone: it stopped, or it has released this process") from None
+
+
+def _busy() -> KerneldError:
+    return KerneldError("a call to kerneld is under way in this process: a signal handler may raise, not call")
 
 
 def _connect(path: str) -> socket.socket:

@@ -19,6 +19,8 @@ from shared.wire import Reply
 
 _LOADS_A_DATAGRAM = wire.MAX_REPLY // (wire.REPLY.size + wire.MAX_INLINE)
 _STORES_A_DATAGRAM = 2
+# Plain ints: an enum's member costs a look-up each time, and struct asks it for its value.
+_LOAD, _STORE = int(Nr.LOAD), int(Nr.STORE)
 _STORE_BYTES = (wire.MAX_DATAGRAM // _STORES_A_DATAGRAM - wire.REQUEST.size) & PAGE_MASK
 """Stores go two a datagram, of whole pages where the range is aligned, so that no page is faulted in twice."""
 
@@ -131,14 +133,14 @@ class Memory:
 
     def _load_one(self, address: int, length: int) -> bytes:
         while True:
-            ret, signo, answer = self._calls.trap(Nr.LOAD, (address, length))
+            ret, signo, data = self._calls.trap(_LOAD, (address, length))
             if not signo:
                 _check(ret, length)
-                return answer[wire.REPLY.size :]
+                return data
 
     def _store_one(self, address: int, data: bytes) -> None:
         while True:
-            ret, signo, _answer = self._calls.trap(Nr.STORE, (address, len(data)), data)
+            ret, signo, _answer = self._calls.trap(_STORE, (address, len(data)), data)
             if not signo:
                 _check(ret, len(data))
                 return

@@ -26,6 +26,7 @@ from shared.client.mman import MemoryCalls
 from shared.client.path import default_socket_path
 from shared.client.shadowpt import ShadowTable
 from shared.uapi.page import PAGE_SIZE
+from shared.uapi.shadowpt import Layout
 from shared.uapi.syscalls import ABI_VERSION, Nr
 
 
@@ -184,14 +185,24 @@ class Process(MemoryCalls):
 
     # The shadow page table.
 
-    def shadowpt_open(self, target: int, start: int, end: int, entries: int) -> tuple[int, int]:
+    def shadowpt_open(
+        self,
+        target: int,
+        start: int,
+        end: int,
+        entries: int,
+        *,
+        layout: Layout = Layout.F24,
+        host: bool = False,
+    ) -> tuple[int, int]:
         """Open the shadow page table of [start, end) of process `target` at `entries`; return the range as updated.
 
         `entries` is the page-aligned address of untouched private anonymous memory of this real process, large enough
-        for the table (shared.client.realmem.map_anonymous). Afterwards it is the kernel's table, read-only. Raises
-        OSError(EPERM, EINVAL, EBUSY).
+        for the table (shared.client.realmem.map_anonymous). Afterwards it is the kernel's table, read-only. With `host`
+        a target that is none of kerneld's may be a real process, where kerneld allows it. Raises OSError(EPERM, EINVAL,
+        EBUSY).
         """
-        return self._shadow.open(target, start, end, entries)
+        return self._shadow.open(target, start, end, entries, layout, host)
 
     def shadowpt_close(self) -> None:
         """Close the table; `entries` is fresh private memory again. Raises OSError(EPERM, EINVAL)."""

@@ -16,7 +16,7 @@ from shared.client.calls import SystemCalls
 from shared.client.errors import KerneldError
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from shared.uapi.shadowpt import SHADOW_PTE, USER_SHADOW_PT, table_bytes
+from shared.uapi.shadowpt import OPEN_HOST, SHADOW_PTE, USER_SHADOW_PT, Layout, table_bytes
 from shared.uapi.syscalls import Nr
 from shared.wire import U64_MASK
 
@@ -51,8 +51,12 @@ class ShadowTable:
         """The sequence number now: odd while the kernel changes the table. Raises KerneldError when none is open."""
         return realmem.read_u64(self._get_open().sequence_page)
 
-    def open(self, target: int, start: int, end: int, entries: int) -> tuple[int, int]:
+    def open(
+        self, target: int, start: int, end: int, entries: int, layout: Layout = Layout.F24, host: bool = False
+    ) -> tuple[int, int]:
         """Open the table of [start, end) of process `target` at the real address `entries`; return the range it got.
+
+        With `host` a target that is none of kerneld's may be a real process.
 
         Raises OSError(EPERM, EINVAL, EBUSY). Source: ABI.md, shadowpt_open.
         """
@@ -60,7 +64,9 @@ class ShadowTable:
         packed = USER_SHADOW_PT.pack(start & U64_MASK, end & U64_MASK, entries & U64_MASK)
         dest = ctypes.create_string_buffer(packed, len(packed))
         pointer = ctypes.addressof(dest)
-        reply, fds = self._calls.call_for_fds(Nr.SHADOWPT_OPEN, target, pointer, 0, data=packed)
+        reply, fds = self._calls.call_for_fds(
+            Nr.SHADOWPT_OPEN, target, pointer, layout, OPEN_HOST if host else 0, data=packed
+        )
         try:
             if len(fds) != 2 or len(reply.data) != USER_SHADOW_PT.size or protection is None:
                 raise KerneldError("kerneld opened a shadow page table without the table")

@@ -21,6 +21,7 @@ import pytest
 from shared import wire
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process, default_socket_path
 from shared.client.connection import Connection
+from shared.spin import Spin
 from shared.uapi.syscalls import Nr
 from shared.wire import Request, SigInfo
 from tests.shared.conftest import Attached
@@ -220,7 +221,7 @@ def _interrupt(_signo: int, _frame: FrameType | None) -> None:
     raise Interruption
 
 
-@pytest.mark.parametrize("path", ["exchange", "exchange_for_fds"])
+@pytest.mark.parametrize("path", ["converse", "exchange", "exchange_for_fds"])
 def test_a_call_interrupted_anywhere_leaves_the_next_one_its_own_answer(attached: Attached, path: str) -> None:
     """CPython runs signal handlers after each CALL: raise at every such place within the connection, in turn."""
     _fake, process = attached(echo)
@@ -228,7 +229,7 @@ def test_a_call_interrupted_anywhere_leaves_the_next_one_its_own_answer(attached
     first = wire.pack_request(1, (111,))
 
     def call() -> object:
-        return connection.exchange(first) if path == "exchange" else connection.exchange_for_fds(first)
+        return getattr(connection, path)(first)
 
     places = 0
     while _raises_at_call(places, call):
@@ -239,7 +240,8 @@ def test_a_call_interrupted_anywhere_leaves_the_next_one_its_own_answer(attached
 
 def _raises_at_call(which: int, call: Callable[[], object]) -> bool:
     """Run `call` with an Interruption after the `which`th CALL within Connection; False when there are fewer."""
-    ours = {Connection.exchange.__code__, Connection.exchange_for_fds.__code__, Connection._run.__code__}
+    faces = (Connection.converse, Connection.exchange, Connection.exchange_for_fds)
+    ours = {*(face.__code__ for face in faces), Connection._run.__code__, Spin.wait.__code__}
     calls = {
         code: {after.offset for before, after in _pairs(list(dis.get_instructions(code))) if before.opname == "CALL"}
         for code in ours
