@@ -27,15 +27,17 @@ from inspector.failure import Failure, OneLineCommand, Status
 from inspector.hexdump import hexdump
 from inspector.interrupts import Interrupts, Woken, interrupts
 from inspector.maps import find_named
-from inspector.session import Machine, Watch, has_process, read_maps
+from inspector.session import NO_PFNS, Machine, Watch, has_process, read_maps
 from inspector.table import Entry, diff
 from inspector.view import Print, json_line, maps_json_line, maps_lines, page_json_line, text_lines
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
+from shared.uapi.shadowpt import Spte
 
 HELP = """Watch a stretch of another process's page table, live.
 
-PID is a process of kerneld's; START and END are addresses in hexadecimal (0x...) or decimal. END may be +SIZE
+PID is a process of kerneld's, or any process of yours, which kerneld looks at each millisecond. START and END are
+addresses in hexadecimal (0x...) or decimal. END may be +SIZE
 (+0x4000, +64K, +8M). A mapping's name may stand in place of START: [heap], [stack], a file's path or base name; END may
 then be left out. With PID alone the process's maps are listed. A range is rounded outward to whole pages, and cut after
 8 MiB (2048 pages).
@@ -217,6 +219,8 @@ def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> 
     due = time.monotonic()
     while True:
         entries = watch.read()
+        if before is None and any(entry.flags & Spte.PTE_MAPPED and not entry.pfn for entry in entries):
+            note(NO_PFNS)
         # A table without a flag is an empty range, or what is left of a process that ended: only then is kerneld asked.
         ended = not exited and not any(entry.flags for entry in entries) and not has_process(watch.machine, watch.pid)
         exited = exited or ended

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import select
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from shared.uapi.shadowpt import MAX_SPT_RANGE, Spte, table_bytes
 
 PAGE_ATTEMPTS = 16
 """How often a page is tried anew because its frame changed between the look at the table and the read."""
+NO_PFNS = "the host shows kerneld no frame numbers, which takes root; every pfn is 0, the flags are right"
+_MISSING = (errno.ESRCH, errno.ENOENT)
 SNAPSHOT_ATTEMPTS = 100
 SNAPSHOT_PAUSE = 0.01
 """How often a table that the kernel is changing is read anew, and how many seconds apart."""
@@ -31,7 +34,7 @@ class Machine(Protocol):
 
     def fileno(self) -> int: ...
     def read_proc(self, path: str) -> bytes: ...
-    def shadowpt_open(self, target: int, start: int, end: int, entries: int) -> tuple[int, int]: ...
+    def shadowpt_open(self, target: int, start: int, end: int, entries: int, *, host: bool) -> tuple[int, int]: ...
     def shadowpt_start(self) -> None: ...
     def shadowpt_close(self) -> None: ...
     def shadowpt_page_contents(self, pfn: int) -> bytes: ...
@@ -39,23 +42,33 @@ class Machine(Protocol):
 
 
 def read_maps(machine: Machine, pid: int) -> list[Mapping]:
-    """Return the mappings of process `pid`.
+    """Return the mappings of process `pid`: kerneld's, or where it has none of that number the host's.
 
     Raises Failure(NO_PROCESS), Failure(NOT_PERMITTED).
     """
     try:
-        return parse_maps(machine.read_proc(f"{pid}/maps").decode(errors="surrogateescape"))
+        maps = machine.read_proc(f"{pid}/maps")
     except OSError as error:
-        raise _failure(error, machine, pid) from None
+        if error.errno not in _MISSING or not (maps := _host_maps(pid)):
+            raise _failure(error, machine, pid) from None
+    return parse_maps(maps.decode(errors="surrogateescape"))
 
 
 def has_process(machine: Machine, pid: int) -> bool:
-    """Whether kerneld has a process `pid`."""
+    """Whether kerneld has a process `pid`, or the host has one that has memory."""
     try:
         machine.read_proc(f"{pid}/maps")
     except OSError as error:
-        return error.errno not in (errno.ESRCH, errno.ENOENT)
+        return error.errno not in _MISSING or bool(_host_maps(pid))
     return True
+
+
+def _host_maps(pid: int) -> bytes:
+    """Return the maps of a real process; nothing where there is none, or it is a zombie, or not to be looked at."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return b""
 
 
 class Watch:
@@ -76,7 +89,9 @@ class Watch:
         # Untouched and private: open takes no other memory.
         self._entries = realmem.map_anonymous(self._length)
         try:
-            self.span = Span(*self.machine.shadowpt_open(self.pid, self.span.start, self.span.end, self._entries))
+            self.span = Span(
+                *self.machine.shadowpt_open(self.pid, self.span.start, self.span.end, self._entries, host=True)
+            )
         except OSError as error:
             realmem.unmap(self._entries, self._length)
             raise _failure(error, self.machine, self.pid) from None
@@ -117,6 +132,8 @@ class Watch:
                 raise Failure(
                     Status.NOT_MAPPED, f"page {vaddr & PAGE_MASK:#x} of process {self.pid} is {allocated} has no frame"
                 )
+            if not entry.pfn:
+                raise Failure(Status.NOT_PERMITTED, f"page {entry.vaddr:#x} cannot be read: {NO_PFNS}")
             try:
                 return entry, self.machine.shadowpt_page_contents(entry.pfn)
             except OSError as error:
@@ -130,7 +147,7 @@ class Watch:
 
 def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
     """Return what an errno of the kernel means to a person."""
-    if error.errno in (errno.ESRCH, errno.ENOENT):
+    if error.errno in _MISSING:
         return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
     if error.errno in (errno.EPERM, errno.EACCES):
         return Failure(
@@ -139,6 +156,21 @@ def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
         )
     if error.errno == errno.EBUSY:
         return Failure(Status.BUSY, "busy: another inspector has a table open, and there is one at a time")
+    if error.errno == errno.EINVAL and _is_real_alone(machine, pid):
+        return Failure(
+            Status.NOT_PERMITTED,
+            f"process {pid} is none of kerneld's and may not be looked at: it is another user's, or a thread, or "
+            "kerneld runs with --no-host-targets",
+        )
     if error.errno == errno.EINVAL and not has_process(machine, pid):
         return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
     return Failure(Status.FAILED, f"kerneld refuses: {error.strerror}")
+
+
+def _is_real_alone(machine: Machine, pid: int) -> bool:
+    """Whether `pid` is a process of the host and none of kerneld's."""
+    try:
+        machine.read_proc(f"{pid}/maps")
+    except OSError as error:
+        return error.errno in _MISSING and Path(f"/proc/{pid}").exists()
+    return False

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -69,6 +70,7 @@ Examples:
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
   kerneld stop                      end it, and wait until it has ended
+  kerneld referee                   compare it with this host's kernel
 
 \b
 Exit status:
@@ -132,6 +134,20 @@ Examples:
 @click.option(
     "--max-clients", type=click.IntRange(1, 65_536), default=1024, show_default=True, help="Most connections at once."
 )
+@click.option(
+    "--host-targets/--no-host-targets",
+    default=None,
+    help="Let every caller open tables of real processes that it may ptrace, or none. [those that ask for it: "
+    "inspector and programs of kerneld run]",
+)
+@click.option(
+    "--host-interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="MILLISECONDS",
+    help="Time between two looks at a real process that a table follows.",
+)
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(
     ram: int,
@@ -140,6 +156,8 @@ def start(
     log_format: str,
     log_level: str,
     max_clients: int,
+    host_targets: bool | None,
+    host_interval: float,
     check_invariants: bool,
 ) -> None:
     """Serve, or have a child serve in the background."""
@@ -150,10 +168,13 @@ def start(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
         from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
+        from kerneld.syscalls.kernel import HostTargets  # noqa: PLC0415
 
+        allowed = {None: HostTargets.ASKED, True: HostTargets.ALWAYS, False: HostTargets.NEVER}[host_targets]
         logs.configure(logs.LogFormat(log_format), log_level)
         try:
-            daemon.run(daemon.DaemonConfig(path, ram, max_clients, check_invariants), on_ready)
+            config = daemon.DaemonConfig(path, ram, max_clients, check_invariants, allowed, host_interval / 1000)
+            daemon.run(config, on_ready)
         except AlreadyRunning as error:
             raise Failure(Status.FAILED, str(error)) from None
         except (SocketPathError, daemon.MachineError) as error:
@@ -298,6 +319,49 @@ def proc(path: str, socket_path: str | None) -> None:
     """Print a /proc file."""
     name = path.removeprefix("/proc").strip("/")
     emit(read_proc(socket_path or default_socket_path(), name, f"kerneld's /proc has no file {name or '/'}"))
+
+
+@cli.command(
+    short_help="Run random memory programs on kerneld and on this host's kernel.",
+    help="""Run random memory programs on kerneld and on this host's kernel, and compare after every call.
+
+Needs a C compiler; no running kerneld. A divergence is shrunk, printed with both results side by side, and saved to a
+file that --replay runs again. Exit status 1 where the two differ.
+
+\b
+Examples:
+  kerneld referee --programs 1000
+  kerneld referee --programs 100 --seed 7 --ops 60
+  kerneld referee --replay referee-7-42.json
+""",
+)
+@click.option("--programs", type=click.IntRange(min=1), default=1000, show_default=True, help="How many programs.")
+@click.option("--seed", metavar="SEED", help="Makes the same programs again. [a fresh one]")
+@click.option("--ops", type=click.IntRange(min=1), default=40, show_default=True, help="Calls of each program.")
+@click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
+def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> None:
+    """Let the host's kernel judge."""
+    from kerneld.referee import run as runs  # noqa: PLC0415  (numpy, the whole kernel)
+    from kerneld.referee.host import HostError  # noqa: PLC0415
+    from kerneld.server import logs  # noqa: PLC0415
+
+    logs.configure(logs.LogFormat.CONSOLE, "error")
+    try:
+        if replay is not None:
+            if not runs.replay(Path(replay), click.echo):
+                raise Failure(Status.FAILED, "kerneld and the host's kernel differ")
+            click.echo("no divergence")
+            return
+        seed = seed or os.urandom(4).hex()
+        click.echo(f"seed {seed}: {programs} programs of {ops} calls")
+        result = runs.run(programs, seed, ops, Path.cwd(), click.echo)
+    except HostError as error:
+        raise Failure(Status.FAILED, str(error)) from None
+    except ValueError as error:
+        raise Failure(Status.FAILED, f"{replay}: {error}") from None
+    if result.saved is not None:
+        raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
+    click.echo(f"{result.programs} programs: no divergence")
 
 
 def get_daemon(path: str) -> int:

@@ -157,7 +157,9 @@ class ProcFs:
         """Return the process of a directory's name: a decimal number as Linux writes it, without zeros in front."""
         if not name.isascii() or not name.isdigit() or name[0] == "0" or len(name) > _MAX_PID_DIGITS:
             return None
-        return self._kernel.processes.get(int(name))
+        process = self._kernel.processes.get(int(name))
+        # What a program of `kerneld run` is stands in the host's own /proc.
+        return None if process is not None and process.memory_is_host else process
 
     def _open_show(self, reader: Process, process: Process, name: str, *, permitted: bool) -> Show | None:
         """Return the view of a name in a process's directory, or None. Raises SysError(EACCES) where it is private."""

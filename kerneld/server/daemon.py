@@ -18,9 +18,10 @@ from types import FrameType
 import structlog
 
 from kerneld.errors import KernelBug
+from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import claim
-from kerneld.syscalls.kernel import Kernel, KernelConfig
+from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BYTES_PER_MIB = 1 << 20
@@ -40,6 +41,8 @@ class DaemonConfig:
     ram_bytes: int
     max_connections: int
     check_invariants: bool = False
+    host_targets: HostTargets = HostTargets.ASKED
+    host_interval_seconds: float = HOST_INTERVAL_SECONDS
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
@@ -52,7 +55,7 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
         held = claim(os.path.abspath(config.socket_path))
         try:
             kernel = build_kernel(config)
-            loop = Loop(kernel, held.listener, stop_fd, config.max_connections)
+            loop = Loop(kernel, held.listener, stop_fd, config.max_connections, config.host_interval_seconds)
             log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
             on_ready()
             try:
@@ -72,7 +75,10 @@ def build_kernel(config: DaemonConfig) -> Kernel:
     try:
         return Kernel(
             KernelConfig(
-                ram_bytes=config.ram_bytes, superuser_uid=os.getuid(), check_invariants=config.check_invariants
+                ram_bytes=config.ram_bytes,
+                superuser_uid=os.getuid(),
+                host_targets=config.host_targets,
+                check_invariants=config.check_invariants,
             )
         )
     except (OSError, MemoryError, ValueError) as error:

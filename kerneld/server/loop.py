@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.server.connection import Connection, Inbox, close_fds
-from kerneld.server.exchange import answer_datagram
+from kerneld.server.connection import Connection, Datagram, Inbox, close_fds
+from kerneld.server.exchange import Outcome, answer_datagram, answer_usual
+from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ACCEPTS_A_TURN = 64
 BROKEN = select.EPOLLHUP | select.EPOLLERR
+NO_FDS: list[int] = []
 
 log = structlog.get_logger("kerneld.server")
 
@@ -41,7 +43,14 @@ log = structlog.get_logger("kerneld.server")
 class Loop:
     """Serves the connections of `listener` with `kernel` until `stop_fd` becomes readable."""
 
-    def __init__(self, kernel: Kernel, listener: socket.socket, stop_fd: int, max_connections: int) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        listener: socket.socket,
+        stop_fd: int,
+        max_connections: int,
+        host_interval_seconds: float = HOST_INTERVAL_SECONDS,
+    ) -> None:
         self._kernel = kernel
         self._listener = listener
         self._stop_fd = stop_fd
@@ -55,6 +64,7 @@ class Loop:
         self._epoll = select.epoll()
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
+        self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
 
     def run(self) -> None:
         """Serve until asked to stop, then let every client go."""
@@ -67,15 +77,17 @@ class Loop:
     def turn(self, timeout_seconds: float | None = None) -> None:
         """Wait until something is ready, and serve each that is once."""
         # All that are ready in one turn: a pidfd left out for lack of room would break the order this module promises.
-        most = 2 + len(self._connections) + len(self._pidfds)
+        most = 3 + len(self._connections) + len(self._pidfds)
         accepting = False
         ready: list[tuple[Connection, int]] = []
-        for fd, mask in self._epoll.poll(timeout_seconds, most):
+        for fd, mask in self._epoll.poll(self._host.wait_seconds(timeout_seconds), most):
             connection = self._connections.get(fd)
             if connection is not None:
                 ready.append((connection, mask))
             elif fd in self._pidfds:
                 self._end_process(self._pidfds[fd])
+            elif fd == self._host.pidfd:
+                self._host.end()
             elif fd == self._stop_fd:
                 self._is_stopping = True
             else:
@@ -85,6 +97,8 @@ class Loop:
                 self._serve(connection, mask)
         if accepting:
             self._accept()
+        if self._host.is_needed:
+            self._host.tend()
 
     def close(self) -> None:
         """Close every connection and every fd of the loop; the listener stays its owner's."""
@@ -94,6 +108,7 @@ class Loop:
             os.close(pidfd)
         self._pidfds.clear()
         self._watches.clear()
+        self._host.close()
         self._epoll.close()
         close_fds([self._spare_fd])
 
@@ -112,12 +127,13 @@ class Loop:
         except Exception:
             log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
             self._hang_up(connection)
-        self._reap()
+        if self._kernel.has_ended:
+            self._reap()
 
     def _answer_next(self, connection: Connection) -> None:
         """Take one datagram from the connection and answer it."""
         try:
-            datagram = self._inbox.receive(connection.socket)
+            datagram = self._inbox.receive(connection)
         except BlockingIOError:
             return
         except OSError:
@@ -126,25 +142,39 @@ class Loop:
         if datagram is None:
             self._hang_up(connection)
             return
+        outcome = self._answer(connection, datagram)
         try:
-            outcome = answer_datagram(self._kernel, connection, datagram, self._attach)
-        finally:
-            if datagram.fds:
-                close_fds(datagram.fds)
-        try:
-            is_sent = connection.send(outcome.answer, outcome.fds)
+            if isinstance(outcome, bytes):
+                answer, fds, is_last = outcome, NO_FDS, False
+            else:
+                answer, fds, is_last = outcome
+            is_sent = connection.send(answer, fds)
         except OSError as error:
             _note_broken(connection, error)
             self._hang_up(connection)
             return
-        if outcome.is_last:
+        if is_last:
             # The reply is in the client's queue, and stays there after the close. Had a client that never reads left no
             # room for it, it is dropped: a well-behaved one has at most one datagram unanswered.
             self._hang_up(connection)
         elif not is_sent:
             self._epoll.modify(connection.fd, select.EPOLLOUT)
-        if connection.watch is not None:
-            self._drop_ended_threads(connection.watch)
+        watch = connection.watch
+        if watch is not None and len(watch.process.threads) < len(watch.connections):
+            self._drop_ended_threads(watch)
+
+    def _answer(self, connection: Connection, datagram: int | Datagram) -> Outcome | bytes:
+        """Return what a datagram came to; its fds that nobody has consumed are closed."""
+        if isinstance(datagram, int):
+            outcome = answer_usual(connection, self._inbox.view, datagram)
+            if outcome is not None:
+                return outcome
+            datagram = self._inbox.whole(connection, datagram)
+        try:
+            return answer_datagram(self._kernel, connection, datagram, self._attach)
+        finally:
+            if datagram.fds:
+                close_fds(datagram.fds)
 
     def _send_again(self, connection: Connection) -> None:
         """The client has read: send the answer that waited, then listen to it again."""
@@ -193,12 +223,12 @@ class Loop:
         except OSError as error:
             return -(error.errno or errno.EAGAIN)
         try:
-            thread = self._kernel.attach(sender, *request.args[:3])
+            thread = self._kernel.attach(sender, *request.args[:4])
         except SysError as error:
             if pidfd != NO_PIDFD:
                 os.close(pidfd)
             return -error.errno
-        connection.thread = thread
+        connection.attached(self._kernel, thread, sender)
         if watch is None:
             watch = self._watch(Watch(thread.process, pidfd))
         watch.connections.append(connection)
@@ -237,9 +267,8 @@ class Loop:
     def _drop_ended_threads(self, watch: Watch) -> None:
         """Close the connections of threads that the kernel has ended, as execve does with all but the caller's."""
         threads = watch.process.threads
-        if len(threads) < len(watch.connections):
-            for connection in [other for other in watch.connections if other.thread not in threads]:
-                self._drop(connection)
+        for connection in [other for other in watch.connections if other.thread not in threads]:
+            self._drop(connection)
 
     def _unwatch(self, watch: Watch) -> None:
         if self._watches.get(watch.process.pid) is not watch:

@@ -11,37 +11,48 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import present_mask, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_RW, present_mask, pte_pfn, pte_present
+from kerneld.mm.vm_flags import VM_WRITE
+from kerneld.shadowpt.layout import F24, Flags
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
-from shared.uapi.shadowpt import Spte
 
 if TYPE_CHECKING:
     from kerneld.mm.mm import MmStruct
-
-_ALLOCATED = int(Spte.VADDR_ALLOCATED)
-_ANONYMOUS = int(Spte.VADDR_ALLOCATED | Spte.VADDR_ANONYMOUS)
-_MAPPED = int(Spte.PTE_MAPPED)
+    from kerneld.mm.vma import Vma
 
 
-def describe(mm: MmStruct, start: Vaddr, end: Vaddr) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def describe(
+    mm: MmStruct, start: Vaddr, end: Vaddr, layout: Flags = F24
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Return state_flags and pfn of each page in [start, end), page-aligned; pfn 0 where none is mapped."""
     flags = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
     for vma in mm.vmas.overlapping(start, end):
         first = (max(vma.start, start) - start) >> PAGE_SHIFT
         last = (min(vma.end, end) - start) >> PAGE_SHIFT
-        flags[first:last] = _ANONYMOUS if vma.is_anonymous else _ALLOCATED
+        flags[first:last] = _vma_flags(vma, layout)
     entries = mm.page_table.entries(start, end)
     present = present_mask(entries)
-    flags[present] |= _MAPPED
+    flags[present] |= layout.mapped
+    if layout.pte_writeable:
+        flags[present & ((entries & np.uint64(PTE_RW)) != 0)] |= layout.pte_writeable
     return flags, pte_pfn(entries) * present
 
 
-def describe_page(mm: MmStruct, vaddr: Vaddr) -> tuple[int, Pfn]:
+def describe_page(mm: MmStruct, vaddr: Vaddr, layout: Flags = F24) -> tuple[int, Pfn]:
     """Return what describe() says of one page, page-aligned, for a fifth of its cost: a fault changes one page."""
     vma = mm.vmas.lookup(vaddr)
-    flags = 0 if vma is None else _ANONYMOUS if vma.is_anonymous else _ALLOCATED
+    flags = 0 if vma is None else _vma_flags(vma, layout)
     pte = mm.page_table.find_pte(vaddr)
     entry = 0 if pte is None else mm.frames.ram.words[pte]
     if not pte_present(entry):
         return flags, 0
-    return flags | _MAPPED, pte_pfn(entry)
+    if entry & PTE_RW:
+        flags |= layout.pte_writeable
+    return flags | layout.mapped, pte_pfn(entry)
+
+
+def _vma_flags(vma: Vma, layout: Flags) -> int:
+    flags = layout.anonymous if vma.is_anonymous else layout.allocated
+    if layout.vaddr_writeable and vma.vm_flags & VM_WRITE:
+        flags |= layout.vaddr_writeable
+    return flags

@@ -5,6 +5,9 @@
 Owns the session's state and its table. Knows an address space only through the notifier, VMAs and entries; knows no
 request and no socket. Answers to ABI.md, "Shadow page table", and for the notifier to Linux v6.8 mm/mmu_notifier.c.
 
+A target is a process of this kernel, whose address space notifies; or a real one of the host (`HostTarget`), which
+nobody notifies of: `refresh()` looks at it again, and whoever drives this class calls it while `followed_host` is one.
+
 Invariants: processes are held and compared as objects, never by pid, for a pid may come again. The notifier is
 registered with the target's mm exactly while tracking a target that lives, so that an untracked kernel pays nothing. A
 notification is a range, never a delta: it marks pages dirty, and `flush()` looks at what they are by then. Nothing is
@@ -21,10 +24,12 @@ import structlog
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.shadowpt.describe import describe, describe_page
+from kerneld.shadowpt.host import HostTarget
+from kerneld.shadowpt.layout import F24, Flags
 from kerneld.shadowpt.remap import check_entries
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
-from shared.uapi.shadowpt import MAX_SPT_RANGE, Spte, table_bytes
+from shared.uapi.shadowpt import MAX_SPT_RANGE, table_bytes
 
 if TYPE_CHECKING:
     from kerneld.hw.ram import Ram
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_HOST_READS = 8
+"""How often a frame of the host is looked for anew that has moved while it was read."""
 _MAX_DIRTY_RANGES = 8
 """With more ranges than this it is cheaper to look at everything from the first to the last."""
 
@@ -50,14 +57,15 @@ class Tracked(Protocol):
 class _Session:
     """An open table: fixed from `open` to `close`, but for what is tracked."""
 
-    __slots__ = ("end", "mm", "opener", "start", "table", "target")
+    __slots__ = ("end", "layout", "mm", "opener", "start", "table", "target")
 
-    def __init__(self, opener: Tracked, target: Tracked, start: Vaddr, end: Vaddr) -> None:
+    def __init__(self, opener: Tracked, target: Tracked | HostTarget, start: Vaddr, end: Vaddr, layout: Flags) -> None:
         self.opener = opener
         self.target = target
         self.start = start
         self.end = end
-        self.table = ShadowTable(start, end)
+        self.layout = layout
+        self.table = ShadowTable(start, end, layout.mapped)
         self.mm: MmStruct | None = None
         """The mm that notifies us; None when stopped, and once the target has ended."""
 
@@ -71,25 +79,34 @@ class ShadowPt:
         self.dirty: list[tuple[Vaddr, Vaddr]] = []
         """Page-aligned ranges within the table's that have changed since the last flush(). Dispatch looks whether it is
         empty after each request, which is all that an untracked kernel pays."""
+        self.followed_host: HostTarget | None = None
+        """The real process that a started table describes; None while there is no such."""
 
     def open(
-        self, opener: Tracked, target: Tracked | None, start: Vaddr, end: Vaddr, entries: Vaddr
+        self,
+        opener: Tracked,
+        target: Tracked | HostTarget | None,
+        start: Vaddr,
+        end: Vaddr,
+        entries: Vaddr,
+        layout: Flags = F24,
     ) -> tuple[Vaddr, tuple[int, int]]:
         """Open a table of `target`'s pages in [start, end) for `opener`, a superuser, who maps it at `entries`.
 
-        All in bytes; any numbers. Returns the end as cut to MAX_SPT_RANGE, and read-only descriptors of the table and
-        of the sequence page, which the caller closes. Raises SysError(EINVAL) unless start < end, both page-aligned,
-        end within user space, and the target alive; then EBUSY where a table is open; then EINVAL when the opener's
-        real memory at `entries` will not do; then ENOMEM when the host has no memory for the table.
+        All in bytes; any numbers. A HostTarget is this class's own once open has succeeded. Returns the end as cut to
+        MAX_SPT_RANGE, and read-only descriptors of the table and of the sequence page, which the caller closes.
+        Raises SysError(EINVAL) unless start < end, both page-aligned, end within user space, and the target alive; then
+        EBUSY where a table is open; then EINVAL when the opener's real memory at `entries` will not do; then ENOMEM
+        when the host has no memory for the table.
         """
-        if not start < end <= TASK_SIZE or (start | end) & ~PAGE_MASK or target is None or _find_mm(target) is None:
+        if not start < end <= TASK_SIZE or (start | end) & ~PAGE_MASK or target is None or not _is_alive(target):
             raise SysError(errno.EINVAL)
         if self._session is not None:
             raise SysError(errno.EBUSY)
         end = min(end, start + MAX_SPT_RANGE)
         check_entries(opener.pid, entries, table_bytes(start, end))
         try:
-            session = _Session(opener, target, start, end)
+            session = _Session(opener, target, start, end, layout)
             try:
                 fds = session.table.client_fds()
             except OSError:
@@ -112,19 +129,43 @@ class ShadowPt:
         self.dirty.clear()
         table = session.table
         table.write_vaddrs()
+        if isinstance(session.target, HostTarget):
+            self.followed_host = session.target
+            self.refresh()
+            return
         mm = _find_mm(session.target)
         self._follow(session, mm)
         if mm is None:
             table.clear_flags()
         else:
-            table.update(0, *describe(mm, session.start, session.end))
+            table.update(0, *describe(mm, session.start, session.end, session.layout))
         table.publish()
 
     def stop(self, caller: Tracked) -> None:
         """Follow no longer; the table stays as it is. Raises as close() does."""
         session = self._get_session(caller)
         self.flush()
+        self.refresh()
         self._follow(session, None)
+        self.followed_host = None
+
+    def refresh(self) -> None:
+        """Look again at the host's process that is followed, if there is one, and write what has changed."""
+        session, host = self._session, self.followed_host
+        if session is None or host is None:
+            return
+        session.table.update(0, *host.describe(session.start, session.end, session.layout))
+        session.table.publish()
+
+    def refresh_for(self, caller: Tracked) -> None:
+        """Do as refresh() does if `caller` is the opener: after each of its calls, before the reply."""
+        if self._session is not None and self._session.opener is caller:
+            self.refresh()
+
+    def host_exited(self) -> None:
+        """The host's process that is followed has ended: its entries lose flags and frames, and stay so."""
+        self.followed_host = None
+        self.release()
 
     def page_contents(self, pfn: Pfn) -> bytes:
         """Return the 4,096 bytes of a frame that the target maps in the range at this moment, tracking or not.
@@ -132,11 +173,15 @@ class ShadowPt:
         `pfn` is any number. Raises SysError(EINVAL) where no table is open, or the frame is not mapped there.
         """
         session = self._session
-        mm = None if session is None else _find_mm(session.target)
-        if session is None or mm is None:
+        if session is None:
             raise SysError(errno.EINVAL)
-        flags, pfns = describe(mm, session.start, session.end)
-        if not np.any((pfns == np.uint64(pfn)) & ((flags & int(Spte.PTE_MAPPED)) != 0)):
+        if isinstance(session.target, HostTarget):
+            return _read_host_frame(session, session.target, pfn)
+        mm = _find_mm(session.target)
+        if mm is None:
+            raise SysError(errno.EINVAL)
+        flags, pfns = describe(mm, session.start, session.end, session.layout)
+        if not np.any((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0)):
             raise SysError(errno.EINVAL)
         return bytes(self._ram.page(pfn))
 
@@ -154,9 +199,9 @@ class ShadowPt:
         for start, end in self.dirty:
             index = (start - session.start) >> PAGE_SHIFT
             if end - start == PAGE_SIZE:
-                table.update_one(index, *describe_page(session.mm, start))
+                table.update_one(index, *describe_page(session.mm, start, session.layout))
             else:
-                table.update(index, *describe(session.mm, start, end))
+                table.update(index, *describe(session.mm, start, end, session.layout))
         self.dirty.clear()
         table.publish()
 
@@ -201,7 +246,7 @@ class ShadowPt:
         session = self._session
         if session is None or session.mm is None or self.dirty:
             return
-        flags, pfns = describe(session.mm, session.start, session.end)
+        flags, pfns = describe(session.mm, session.start, session.end, session.layout)
         if not session.table.is_equal(flags, pfns):
             raise KernelBug("the shadow table is not what VMAs and page table say")
 
@@ -210,7 +255,8 @@ class ShadowPt:
         session = self._session
         if session is None:
             return "closed", None, None
-        return "open" if session.mm is None else "tracking", session.opener.pid, session.target.pid
+        is_tracking = session.mm is not None or self.followed_host is not None
+        return "tracking" if is_tracking else "open", session.opener.pid, session.target.pid
 
     def _get_session(self, caller: Tracked) -> _Session:
         """Return the open session. Raises SysError(EINVAL) where there is none, EPERM when another opened it."""
@@ -231,11 +277,41 @@ class ShadowPt:
     def _close(self, session: _Session) -> None:
         self._follow(session, None)
         self._session = None
+        self.followed_host = None
         self.dirty.clear()
         session.table.empty()
         session.table.publish()
         session.table.close()
+        if isinstance(session.target, HostTarget):
+            session.target.close()
         _log.info("shadow table closed", opener=session.opener.pid, target=session.target.pid)
+
+
+def _is_alive(target: Tracked | HostTarget) -> bool:
+    return target.is_alive() if isinstance(target, HostTarget) else _find_mm(target) is not None
+
+
+def _read_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
+    """Return a frame of the host through the page of its process that it is mapped at, if that holds until it is read.
+
+    Raises SysError(EINVAL) where no page of the range maps it, SysError(EPERM) where the host lets nobody read.
+    """
+    for _attempt in range(_HOST_READS):
+        flags, pfns = host.describe(session.start, session.end, session.layout)
+        at = np.flatnonzero((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0))
+        if not len(at) or pfn == 0:
+            raise SysError(errno.EINVAL)
+        vaddr = session.start + (int(at[0]) << PAGE_SHIFT)
+        try:
+            page = host.read_page(vaddr)
+        except PermissionError:
+            raise SysError(errno.EPERM) from None
+        except OSError:
+            continue
+        _flags, again = host.describe(vaddr, vaddr + PAGE_SIZE, session.layout)
+        if int(again[0]) == pfn:
+            return page
+    raise SysError(errno.EINVAL)
 
 
 def _find_mm(process: Tracked) -> MmStruct | None:

@@ -27,15 +27,18 @@ Words = npt.NDArray[np.uint64]
 
 _PTE_WORDS = SHADOW_PTE.size // 8
 _VADDR, _PFN, _FLAGS = range(_PTE_WORDS)
-_MAPPED = int(Spte.PTE_MAPPED)
 
 
 class ShadowTable:
     """The shadow table of the pages in [start, end), page-aligned: zeros until something is written."""
 
-    def __init__(self, start: Vaddr, end: Vaddr) -> None:
-        """Create both segments. Raises OSError where the host cannot give them; nothing is left behind then."""
+    def __init__(self, start: Vaddr, end: Vaddr, mapped: int = int(Spte.PTE_MAPPED)) -> None:
+        """Create both segments; `mapped` is the layout's flag of that name.
+
+        Raises OSError where the host cannot give them; nothing is left behind then.
+        """
         self._start = start
+        self._mapped = mapped
         self.nr_pages = (end - start) >> PAGE_SHIFT
         self._entries_segment = Segment(table_bytes(start, end))
         try:
@@ -77,8 +80,8 @@ class ShadowTable:
             return
         self._begin()
         moving = np.flatnonzero(moved)
-        leaving = moving[(now_flags[moving] & _MAPPED) != 0]
-        now_flags[leaving] = flags[leaving] & ~np.uint64(_MAPPED)
+        leaving = moving[(now_flags[moving] & self._mapped) != 0]
+        now_flags[leaving] = flags[leaving] & ~np.uint64(self._mapped)
         now_pfns[moving] = pfns[moving]
         now_flags[changed] = flags[changed]
 
@@ -91,8 +94,8 @@ class ShadowTable:
             return
         self._begin()
         if moved:
-            if words[at + _FLAGS] & _MAPPED:
-                words[at + _FLAGS] = flags & ~_MAPPED
+            if words[at + _FLAGS] & self._mapped:
+                words[at + _FLAGS] = flags & ~self._mapped
             words[at + _PFN] = pfn
         words[at + _FLAGS] = flags
 

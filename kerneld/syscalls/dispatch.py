@@ -33,18 +33,26 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
     `fds` are the datagram's descriptors that are left; those that the request consumes are taken from its front. The
     shadow table is up to date on return, also when the call failed.
     """
-    handler = HANDLERS.get(request.nr)
+    result = run(Call(kernel, thread, request.args, request.data, fds), request.nr)
+    return Answer(result) if isinstance(result, int) else result
+
+
+def run(call: Call, nr: int) -> int | Answer:
+    """Do what `dispatch` does, for a call put together: a plain `ret` stays an int, which most requests need no more of."""
+    handler = HANDLERS.get(nr)
     if handler is None:
-        return Answer(-errno.ENOSYS)
-    call = Call(kernel, thread, request.args, request.data, fds)
+        return -errno.ENOSYS
+    kernel, thread = call.kernel, call.thread
     try:
         result = handler(call)
     except SysError as error:
         result = -error.errno
     except Exception:
-        return _oops(call, request)
+        return _oops(call, nr)
     if kernel.shadowpt.dirty:
         kernel.shadowpt.flush()
+    elif kernel.shadowpt.followed_host is not None:
+        kernel.shadowpt.refresh_for(call.process)
     delivered = thread.delivered
     if delivered is not None:
         thread.delivered = None
@@ -52,10 +60,10 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
         result = Answer(ret, b"", delivered.signo, delivered.info)
     if kernel.config.check_invariants:
         kernel.check()
-    return Answer(result) if isinstance(result, int) else result
+    return result
 
 
-def _oops(call: Call, request: Request) -> Answer:
+def _oops(call: Call, nr: int) -> Answer:
     """A handler has failed in a way that none should: log everything, end this task alone.
 
     As Linux's oops: the task dies of SIGSEGV, the machine goes on.
@@ -63,9 +71,9 @@ def _oops(call: Call, request: Request) -> Answer:
     process = call.process
     _log.exception(
         "oops",
-        call=find_name(request.nr),
-        args=[hex(arg) for arg in request.args],
-        inline_bytes=len(request.data),
+        call=find_name(nr),
+        args=[hex(arg) for arg in call.args],
+        inline_bytes=len(call.data),
         pid=process.pid,
         tid=call.thread.tid,
         comm=process.comm,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import structlog
@@ -27,10 +28,24 @@ from kerneld.task.exit import do_exit, do_group_exit
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import PAGE_MASK, Pid
+from shared.uapi.shadowpt import ATTACH_HOST
 from shared.uapi.syscalls import ABI_VERSION
 
 MIN_RAM_BYTES = 4 << 20
 _log = structlog.get_logger("kerneld.task")
+
+
+class HostTargets(Enum):
+    """Whether a table may be of a real process that is none of this kernel's, for a caller that may look at it."""
+
+    NEVER = "never"
+    ASKED = "asked"
+    """When the caller asks for it: a program of `kerneld run`, or inspector."""
+    ALWAYS = "always"
+
+    def allows(self, asked: bool) -> bool:
+        """Tell whether an open may be of such a process."""
+        return self is HostTargets.ALWAYS or (asked and self is HostTargets.ASKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,7 @@ class KernelConfig:
 
     ram_bytes: int = 1 << 30
     superuser_uid: int = 0
+    host_targets: HostTargets = HostTargets.ASKED
     check_invariants: bool = False
     """Check everything after every request: for tests."""
 
@@ -75,14 +91,16 @@ class Kernel:
     def _new_mm(self) -> MmStruct:
         return fresh_mm(self.frames, Rlimits(), self.sysctl)
 
-    def attach(self, sender: Sender, version: int, tid: Pid, token: int) -> Thread:
-        """Make a thread of the sender's process for a new connection.
+    def attach(self, sender: Sender, version: int, tid: Pid, token: int, flags: int = 0) -> Thread:
+        """Make a thread of the sender's process for a new connection; `flags` are ATTACH_ ones.
 
         Raises SysError(EPROTO) for another ABI version, and as `ProcessTable.attach` does.
         """
         if version != ABI_VERSION:
             raise SysError(errno.EPROTO)
         thread = self.table.attach(sender.pid, sender.uid, sender.gid, tid, token)
+        if flags & ATTACH_HOST:
+            thread.process.memory_is_host = True
         self.check()
         return thread
 
@@ -95,6 +113,11 @@ class Kernel:
         """The real process has ended."""
         do_group_exit(process, 0)
         self.check()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether take_ended() has anything to say: asked after each request."""
+        return bool(self.table.ended)
 
     def take_ended(self) -> list[Process]:
         """Return the processes that have ended since last asked; a shadow table that one had opened is closed."""

@@ -8,27 +8,48 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
+from kerneld.shadowpt.host import HostTarget, find_host_target
+from kerneld.shadowpt.layout import FLAGS
 from kerneld.syscalls.answer import Answer, Call
-from shared.uapi.shadowpt import USER_SHADOW_PT
+from kerneld.task.task import Process
+from shared.uapi.page import PAGE_MASK, Pid
+from shared.uapi.shadowpt import OPEN_HOST, USER_SHADOW_PT, Layout
 
 
 def shadowpt_open(call: Call) -> Answer:
-    """Open a table: args are the target's pid, a pointer and the layout; inline a user_shadow_pt.
+    """Open a table: args are the target's pid, a pointer, the layout and OPEN_ flags; inline a user_shadow_pt.
 
     Returns it as updated, and read-only descriptors of the table and of the sequence page. Raises SysError(EPERM)
-    unless the caller is the superuser, EFAULT without a whole structure, EINVAL for a layout other than 0, then as
-    ShadowPt.open() does.
+    unless the caller is the superuser, EFAULT without a whole structure, EINVAL for an unknown layout, then as
+    ShadowPt.open() does. Layout.F23 shifts unaligned bounds down to their pages.
     """
     _check_superuser(call)
     if len(call.data) != USER_SHADOW_PT.size:
         raise SysError(errno.EFAULT)
     pid, _dest, layout = call.args[:3]
-    if layout != 0:
+    if layout not in FLAGS:
         raise SysError(errno.EINVAL)
     start, end, entries = USER_SHADOW_PT.unpack(call.data)
-    target = call.kernel.processes.get(pid)
-    end, fds = call.kernel.shadowpt.open(call.process, target, start, end, entries)
+    if layout == Layout.F23:
+        start, end = start & PAGE_MASK, end & PAGE_MASK
+    target = _find_target(call, pid)
+    try:
+        end, fds = call.kernel.shadowpt.open(call.process, target, start, end, entries, FLAGS[Layout(layout)])
+    except BaseException:
+        if isinstance(target, HostTarget):
+            target.close()
+        raise
     return Answer(0, USER_SHADOW_PT.pack(start, end, entries), fds=fds)
+
+
+def _find_target(call: Call, pid: Pid) -> Process | HostTarget | None:
+    """Return the process to look at: one of this kernel's; else, if this kernel may and the caller asks, the host's."""
+    process = call.kernel.processes.get(pid)
+    if process is not None and not process.memory_is_host:
+        return process
+    if not call.kernel.config.host_targets.allows(asked=bool(call.args[3] & OPEN_HOST)):
+        return process
+    return find_host_target(pid, call.process.cred.uid, call.process.cred.gid) or process
 
 
 def shadowpt_close(call: Call) -> int:

@@ -56,6 +56,8 @@ class Process:
         self.maj_flt = 0
         self.on_exit: Callable[[Process], None] | None = None
         """Called once it has ended: the process table takes it out."""
+        self.memory_is_host = False
+        """Whether it said so itself: its program uses its real memory, and an inspector is to be shown that."""
         self.ended = False
         self.exit_signal = 0
         """The signal that ended it, 0 for an exit."""

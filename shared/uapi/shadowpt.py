@@ -22,6 +22,12 @@ class Layout(IntEnum):
     F23 = 23
 
 
+ATTACH_HOST = 1
+"""Fourth argument of attach: this program's memory is its real one, and that is what others inspect."""
+OPEN_HOST = 1
+"""Fourth argument of shadowpt_open: a target that is no process of kerneld's may be a real one of the host."""
+
+
 class Spte(IntFlag):
     """state_flags of a shadow_pte."""
 

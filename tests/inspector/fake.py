@@ -60,7 +60,7 @@ class FakeMachine:
             raise OSError(errno.ENOENT, "No such file or directory")
         return MAPS.encode()
 
-    def shadowpt_open(self, target: int, start: int, end: int, entries: int) -> tuple[int, int]:
+    def shadowpt_open(self, target: int, start: int, end: int, entries: int, *, host: bool = False) -> tuple[int, int]:
         self.calls.append("open")
         if self.refuse or target not in self.live:
             raise OSError(self.refuse or errno.EINVAL, os.strerror(self.refuse or errno.EINVAL))

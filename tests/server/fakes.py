@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from kerneld.errors import KernelBug, SysError
@@ -47,8 +48,9 @@ class FakeKernel:
         self.exited: list[int] = []
         self.consumed_fds: list[int] = []
         self._ended: list[FakeProcess] = []
+        self.shadowpt = SimpleNamespace(followed_host=None)
 
-    def attach(self, sender: Any, version: int, tid: int, token: int) -> FakeThread:
+    def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> FakeThread:
         if version != 1:
             raise SysError(71)
         process = self.processes.setdefault(sender.pid, FakeProcess(sender.pid))
@@ -71,6 +73,10 @@ class FakeKernel:
             process.ended = True
             del self.processes[process.pid]
             self._ended.append(process)
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self._ended)
 
     def take_ended(self) -> list[FakeProcess]:
         ended, self._ended = self._ended, []

@@ -92,6 +92,8 @@ class FakeMm:
 @dataclass
 class FakeCred:
     superuser: bool = True
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(eq=False)
@@ -99,6 +101,7 @@ class FakeProcess:
     pid: int
     mm: Any = None
     ended: bool = False
+    memory_is_host: bool = False
     cred: FakeCred = field(default_factory=FakeCred)
 
     def exit(self) -> None:

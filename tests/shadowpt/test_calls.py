@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kerneld.syscalls import shadow
+from kerneld.syscalls.kernel import KernelConfig
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, USER_SHADOW_PT
 from tests.shadowpt.fakes import FakeCred, FakeMm, FakeProcess
@@ -26,7 +27,7 @@ class Caller:
         self.world = world
         self.user = FakeProcess(77, FakeMm(), cred=FakeCred(superuser=False))
         processes = {process.pid: process for process in (world.opener, world.target, self.user)}
-        self.kernel = SimpleNamespace(processes=processes, shadowpt=world.shadowpt)
+        self.kernel = SimpleNamespace(processes=processes, shadowpt=world.shadowpt, config=KernelConfig())
 
     def call(self, name: str, *args: int, data: bytes = b"", process: FakeProcess | None = None) -> Any:
         padded = (*args, *[0] * (6 - len(args)))
