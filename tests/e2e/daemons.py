@@ -30,7 +30,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it (again) and wait until it accepts."""
-        command = [sys.executable, "-P", "-m", "kerneld", "start", "--ram", "64M"]
+        command = [sys.executable, "-P", "-m", "kerneld", "start", "--ram", "16M"]
         if self._check_invariants:
             command.append("--check-invariants")
         self.process = subprocess.Popen(

@@ -94,7 +94,7 @@ def walk(_me: Me, fd: int, cr3: int, vaddr: int) -> int:
     """Translate an address by hand: four levels of nine bits, as the processor's manual has it; -1 where none is."""
     table = cr3
     for shift in (39, 30, 21, 12):
-        (entry,) = struct.unpack("<Q", os.pread(fd, 8, table + (vaddr >> shift & 511) * 8))
+        entry = int.from_bytes(os.pread(fd, 8, table + (vaddr >> shift & 511) * 8), "little")
         if not entry & 1:
             return -1
         table = entry & 0x000F_FFFF_FFFF_F000
