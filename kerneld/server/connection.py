@@ -17,7 +17,8 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from kerneld.syscalls.kernel import Sender
+from kerneld.syscalls.answer import Call
+from kerneld.syscalls.kernel import Kernel, Sender
 from shared import wire
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ SKB_OVERHEAD = 32
 SEND_BUFFER = 212_992
 """Doubled by the kernel: room for MAX_REPLY within the usual net.core.wmem_max, so that no privilege is needed."""
 NOBODY = Sender(0, 0, 0)
+NO_ARGS = (0, 0, 0, 0, 0, 0)
 
 # Plain ints: an operation on the enums of the socket module costs a microsecond, of the few that a request takes.
 RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 MSG_TRUNC = int(socket.MSG_TRUNC)
 MSG_CTRUNC = int(socket.MSG_CTRUNC)
+MSG_CUT = MSG_TRUNC | MSG_CTRUNC
 
 
 class Datagram(NamedTuple):
@@ -56,18 +59,22 @@ class Datagram(NamedTuple):
 class Inbox:
     """The buffer that every connection's datagrams are received into, one at a time."""
 
-    __slots__ = ("_buffers", "_view")
+    __slots__ = ("_buffers", "view")
 
     def __init__(self) -> None:
-        self._view = memoryview(bytearray(wire.MAX_DATAGRAM))
-        self._buffers = [self._view]
+        self.view = memoryview(bytearray(wire.MAX_DATAGRAM))
+        """The last datagram, from its start."""
+        self._buffers = [self.view]
 
-    def receive(self, source: socket.socket) -> Datagram | None:
-        """Return the next datagram of `source`, or None at its end.
+    def receive(self, connection: Connection) -> int | Datagram | None:
+        """Take the next datagram of a connection; None at its end.
 
+        Returns the length alone of a usual one: from the very sender that attached, whole, with no fds beside it.
         Raises BlockingIOError when there is none, another OSError when the connection is broken.
         """
-        length, ancillary, flags, _ = source.recvmsg_into(self._buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
+        length, ancillary, flags, _ = connection.receive(self._buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
+        if ancillary == connection.usual and not flags & MSG_CUT and length:
+            return length
         # An empty datagram still has its sender beside it; the end of the connection has not.
         if length == 0 and not ancillary:
             return None
@@ -78,24 +85,45 @@ class Inbox:
                 sender = Sender._make(CREDENTIALS.unpack(data))
             elif kind == socket.SCM_RIGHTS:
                 fds.extend(array.array("i", data[: len(data) - len(data) % FD_BYTES]))
-        return Datagram(self._view[:length], sender, fds, flags & MSG_TRUNC != 0, flags & MSG_CTRUNC != 0)
+        return Datagram(self.view[:length], sender, fds, flags & MSG_TRUNC != 0, flags & MSG_CTRUNC != 0)
+
+    def whole(self, connection: Connection, length: int) -> Datagram:
+        """Return the last datagram, of which `receive` gave the length alone, for whoever needs all of it."""
+        assert connection.usual is not None
+        sender = Sender._make(CREDENTIALS.unpack(connection.usual[0][2]))
+        return Datagram(self.view[:length], sender, [], False, False)
 
 
 class Connection:
     """A client's connection: one thread of one process, once it has attached."""
 
-    __slots__ = ("_unsent", "_unsent_fds", "fd", "is_closed", "reply_limit", "socket", "thread", "watch")
+    __slots__ = (
+        "_unsent", "_unsent_fds", "call", "fd", "is_closed", "receive", "reply_limit", "socket", "thread", "usual",
+        "watch",
+    )  # fmt: skip
 
     def __init__(self, accepted: socket.socket) -> None:
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.socket = accepted
+        self.receive = accepted.recvmsg_into
         self.fd = accepted.fileno()
         self.thread: Thread | None = None
         self.watch: Watch | None = None
+        self.call: Call | None = None
+        """The thread's, used again by each of its single requests."""
+        self.usual: list[tuple[int, int, bytes]] | None = None
+        """What comes beside a datagram of the sender that attached: its credentials, in the host's bytes, and no fds.
+        A datagram whose ancillary data is equal needs no closer look at who sent it."""
         self.is_closed = False
         self.reply_limit = min(wire.MAX_REPLY, accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - SKB_OVERHEAD)
         self._unsent = b""
         self._unsent_fds: list[int] = []
+
+    def attached(self, kernel: Kernel, thread: Thread, sender: Sender) -> None:
+        """The connection is a thread's from now on."""
+        self.thread = thread
+        self.call = Call(kernel, thread, NO_ARGS, b"", [])
+        self.usual = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, CREDENTIALS.pack(*sender))]
 
     @property
     def is_stuck(self) -> bool:

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.server.connection import Connection, Datagram, close_fds
-from kerneld.syscalls.dispatch import dispatch
+from kerneld.syscalls.dispatch import dispatch, run
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -47,6 +47,10 @@ LOAD = int(Nr.LOAD)
 SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM)})
 ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 
+UNPACK, PACK = wire.REQUEST.unpack_from, wire.REPLY.pack
+REQUEST_BYTES, REPLY_BYTES = wire.REQUEST.size, wire.REPLY.size
+NONE = (0,)
+
 Attach = Callable[[Connection, "Sender", wire.Request], int]
 
 
@@ -56,6 +60,37 @@ class Outcome(NamedTuple):
     answer: bytes
     fds: list[int]
     is_last: bool
+
+
+def answer_usual(connection: Connection, view: memoryview, length: int) -> Outcome | bytes | None:
+    """Answer the usual datagram, one request of the attached sender's without fds, which is the first `length` bytes.
+
+    Returns the bytes alone where the connection goes on and no fds go with them; None for whatever else it may be,
+    which `answer_datagram` knows. What that checks holds here: the request is whole, a load of any length fits. It
+    makes no object that it need not: at some microseconds a request each of them is seen.
+    """
+    fields = UNPACK(view) if length >= REQUEST_BYTES else NONE
+    if fields[0] != length or fields[1] == ATTACH:
+        return None
+    nr = fields[1]
+    call = connection.call
+    assert call is not None
+    call.args = fields[2:]
+    if length > REQUEST_BYTES:
+        call.data = bytes(view[REQUEST_BYTES:length])
+        result = run(call, nr)
+        call.data = b""
+    else:
+        result = run(call, nr)
+    if isinstance(result, int):
+        answer = PACK(REPLY_BYTES, 0, result)
+        return Outcome(answer, [], True) if nr in ENDS_THREAD and result == 0 else answer
+    if len(result.data) > connection.reply_limit - REPLY_BYTES:
+        close_fds(result.fds)
+        return wire.pack_reply(-errno.EMSGSIZE)
+    if not result.signo and not result.fds and nr not in ENDS_THREAD:
+        return wire.pack_reply(result.ret, result.data)
+    return Outcome(_pack(result), list(result.fds), _ends_connection(nr, result))
 
 
 def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, attach: Attach) -> Outcome:
@@ -77,24 +112,11 @@ def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, 
         return _refusal(len(requests), errno.EPERM)
     if datagram.lost_fds:
         return _refusal(len(requests), errno.EMFILE)
-    if thread is not None and len(requests) == 1 and requests[0].nr != ATTACH:
-        return _run_one(kernel, connection, requests[0], datagram.fds)
     return _run_batch(kernel, connection, requests, datagram, attach)
 
 
 def _refusal(count: int, code: int) -> Outcome:
     return Outcome(wire.pack_reply(-code) * count, [], False)
-
-
-def _run_one(kernel: Kernel, connection: Connection, request: wire.Request, fds: list[int]) -> Outcome:
-    """Answer the usual datagram, of one request: a load of any length fits, so nothing is worked out before it."""
-    thread = connection.thread
-    assert thread is not None
-    answer = dispatch(kernel, thread, request, fds)
-    if len(answer.data) > connection.reply_limit - wire.REPLY.size:
-        close_fds(answer.fds)
-        return _refusal(1, errno.EMSGSIZE)
-    return Outcome(_pack(answer), list(answer.fds), _ends_connection(request, answer))
 
 
 def _run_batch(
@@ -126,7 +148,7 @@ def _run_batch(
         room -= taken
         replies.append(_pack(answer))
         fds.extend(answer.fds)
-        is_last = _ends_connection(request, answer)
+        is_last = _ends_connection(request.nr, answer)
         if is_last or answer.signo or thread.process.ended:
             break
     return Outcome(b"".join(replies), fds, is_last)
@@ -151,8 +173,8 @@ def _pack(answer: Answer) -> bytes:
     return wire.pack_reply(answer.ret, answer.data)
 
 
-def _ends_connection(request: wire.Request, answer: Answer) -> bool:
+def _ends_connection(nr: int, answer: Answer) -> bool:
     """Whether the thread is over with this reply; what it takes with it is reaped after."""
     if answer.siginfo is not None:
         return bool(answer.siginfo.fatal)
-    return request.nr in ENDS_THREAD and answer.ret == 0
+    return nr in ENDS_THREAD and answer.ret == 0

@@ -38,7 +38,7 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
 
 
 def run(call: Call, nr: int) -> int | Answer:
-    """Do what `dispatch` does, for a call put together: a plain `ret` stays an int, which most requests need no more of."""
+    """Do what `dispatch` does, for a call put together; a plain `ret`, all that most calls say, stays an int."""
     handler = HANDLERS.get(nr)
     if handler is None:
         return -errno.ENOSYS

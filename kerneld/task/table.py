@@ -47,7 +47,8 @@ class ProcessTable:
         self._new_mm = new_mm
         self.processes: dict[Pid, Process] = {}
         self._tokens: dict[int, _Token] = {}
-        self._ended: list[Process] = []
+        self.ended: list[Process] = []
+        """Those that have ended since take_ended()."""
         self._dropped: dict[Pid, tuple[int, Cred]] = {}
         """Real processes that gave the superuser's rights up, by pid, with their start time: they stay without if they
         close every connection and attach again."""
@@ -130,11 +131,11 @@ class ProcessTable:
         del self.processes[process.pid]
         for token in [token for token, copy in self._tokens.items() if copy.parent is process]:
             exit_mmap(self._tokens.pop(token).mm)
-        self._ended.append(process)
+        self.ended.append(process)
 
     def take_ended(self) -> list[Process]:
         """Return the processes that have ended since the last call."""
-        ended, self._ended = self._ended, []
+        ended, self.ended = self.ended, []
         return ended
 
     def address_spaces(self) -> list[MmStruct]:

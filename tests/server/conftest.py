@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.server import exchange
-from tests.server.fakes import ServerUnderTest, fake_dispatch
+from tests.server.fakes import ServerUnderTest, fake_dispatch, fake_run
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def private_dir(tmp_path: Path) -> Path:
 def server(private_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerUnderTest]:
     """A server over the fake kernel, driven turn by turn."""
     monkeypatch.setattr(exchange, "dispatch", fake_dispatch)
+    monkeypatch.setattr(exchange, "run", fake_run)
     server = ServerUnderTest(private_dir)
     yield server
     server.close()

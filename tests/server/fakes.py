@@ -14,7 +14,7 @@ from typing import Any, cast
 from kerneld.errors import KernelBug, SysError
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
-from kerneld.syscalls.answer import Answer
+from kerneld.syscalls.answer import Answer, Call
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -128,6 +128,12 @@ def fake_dispatch(kernel: FakeKernel, thread: FakeThread, request: wire.Request,
             return Answer(0, b"P" * request.args[0])
         case _:
             return Answer(-38)
+
+
+def fake_run(call: Call, nr: int) -> Answer:
+    """Do the same for a call put together."""
+    request = wire.Request(nr, call.args, call.data)
+    return fake_dispatch(cast(Any, call.kernel), cast(Any, call.thread), request, call.fds)
 
 
 class Client:
