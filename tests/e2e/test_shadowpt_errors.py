@@ -88,8 +88,8 @@ def test_a_target_that_has_ended(daemon: Daemon, caller: Client, target: Client,
     assert open_errno(caller, target.pid, START, START + PAGE, entries) == errno.EINVAL
 
 
-def test_another_layout(caller: Client, target: Client, entries: int) -> None:
-    assert open_errno(caller, target.pid, START, START + PAGE, entries, layout=1) == errno.EINVAL
+def test_an_unknown_layout(caller: Client, target: Client, entries: int) -> None:
+    assert open_errno(caller, target.pid, START, START + PAGE, entries, layout=1 << 31) == errno.EINVAL
     assert open_errno(caller, target.pid, START, START + PAGE, entries) == 0
     assert caller.raw.call(raw.CLOSE).ret == 0
 
