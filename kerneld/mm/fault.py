@@ -28,7 +28,7 @@ from kerneld.hw.paging import (
     make_pte,
     pte_present,
 )
-from kerneld.mm.filemap import FAULT_AROUND_PAGES, AddressSpace
+from kerneld.mm.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPBACKED, ZERO_PFN
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.rmap import anon_vma_prepare
@@ -107,6 +107,9 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     index = vma.page_index(vaddr)
     if not write:
         return do_read_fault(mm, vma, vaddr, pte)
+    if not vma.vm_flags & VM_SHARED:
+        # Before the file is asked: a fault that ends in SIGBUS leaves an anon_vma behind, which fork and merges see.
+        prepare_anon_vma(mm, vma)
     if index >= mapping.last_index():
         return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
@@ -126,14 +129,21 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
 
 
 def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
-    """A fault of a cached page itself: one that reclaim has tried to write out takes a second, so it counts as major.
+    """The fault of a file's page itself, as the host's cache would take it. Returns 0 or VM_FAULT_MAJOR.
 
-    Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_async_mmap_readahead(): PG_readahead is PG_reclaim.
+    A page that is not cached is read in with those around it; one that reclaim has tried to write out takes a second
+    fault. Both count as major. Of a file in memory a hole is filled at once.
+    Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
     """
-    if index not in mapping.reclaim or vma.vm_flags & VM_RAND_READ:
-        return 0
-    mapping.reclaim.discard(index)
-    return VM_FAULT_MAJOR
+    assert vma.file is not None
+    if index in mapping.uncached:
+        around = 0 if vma.file.in_memory or vma.vm_flags & VM_RAND_READ else READ_AROUND_PAGES // 2
+        mapping.uncached.difference_update(range(index - around, index + max(around, 1)))
+        return 0 if vma.file.in_memory else VM_FAULT_MAJOR
+    if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
+        mapping.reclaim.discard(index)
+        return VM_FAULT_MAJOR
+    return 0
 
 
 def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
@@ -154,15 +164,13 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     high = min(low + last - first, size)
     mapping.read_around(index, low, high)
     pfns = [mapping.find_page(i) for i in range(low, high)]
-    if index >= size:
-        result = VM_FAULT_SIGBUS
-    else:
-        result = filemap_fault(vma, mapping, index)
+    unmapped = mapping.reclaim | mapping.uncached if mapping.reclaim or mapping.uncached else ()
+    result = filemap_fault(vma, mapping, index) if index < size else VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
     words = mm.frames.ram.words
     for i, pfn in enumerate(pfns):
         slot = pte - offset + first + i
-        if pfn is not None and not words[slot] and (low + i == index or low + i not in mapping.reclaim):
+        if pfn is not None and not words[slot] and (low + i == index or low + i not in unmapped):
             mm.frames.refcount_at[pfn] += 1
             mm.map_page(slot, vaddr + ((first + i - offset) << PAGE_SHIFT), make_pte(pfn, prot), pfn)
     return result

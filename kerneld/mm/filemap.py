@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 FAULT_AROUND_PAGES = 16
 """Pages mapped at once by a read fault where they are cached (Linux: fault_around_pages, 64 KiB)."""
 
+READ_AROUND_PAGES = 32
+"""Pages that a fault of an uncached page reads in with it (Linux: ra_pages, 128 KiB)."""
+
 
 class Backing(Protocol):
     """Where the pages of an inode come from and go to."""
@@ -63,6 +66,8 @@ class AddressSpace:
         self.dirty: set[int] = set()
         self.i_mmap: dict[Vma, MmStruct] = {}
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
+        self.uncached: set[int] = set()
+        """Pages of a real file, inside it, that the host's cache does not have either: holes that nobody has read."""
         self.reclaim: set[int] = set()
         """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
         self.error = 0
@@ -184,6 +189,7 @@ class AddressSpace:
         self.pages.clear()
         self.dirty.clear()
         self.reclaim.clear()
+        self.uncached.clear()
         if self.backing is not None:
             self.backing.release()
 
@@ -197,8 +203,8 @@ class File:
 
     __slots__ = (
         "dev",
-        "ino",
         "in_memory",
+        "ino",
         "mappable",
         "mapping",
         "noexec",
@@ -224,7 +230,7 @@ class File:
         self.noexec = False
         """Whether it lies on a file system mounted noexec (Linux: path_noexec())."""
         self.in_memory = mapping.is_shmem
-        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (Linux: shmem_mapping())."""
+        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
         self.refuses = 0
         """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
         self.write_sealed = False

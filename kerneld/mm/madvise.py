@@ -28,8 +28,7 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, pte_present
 from kerneld.mm.fault import VM_FAULT_OOM
-from kerneld.mm.filemap import File
-from kerneld.mm.frames import PG_ANON
+from kerneld.mm.frames import PG_ANON, PG_SWAPBACKED
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.populate import fault_in_range
 from kerneld.mm.truncate import punch_hole
@@ -137,25 +136,36 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
         if vma.file is not None:
             raise SysError(errno.EINVAL)
         _clear_bits(mm, start, end, PTE_ACCESSED | PTE_DIRTY)
+        _mark_lazyfree(mm, start, end)
     else:
         _clear_bits(mm, start, end, PTE_ACCESSED)
-        if advice is Madv.PAGEOUT and vma.file is not None:
-            _unmap_cached(mm, vma, vma.file, start, end)
+        if advice is Madv.PAGEOUT:
+            _reclaim_pages(mm, vma, start, end)
 
 
-def _unmap_cached(mm: MmStruct, vma: Vma, file: File, start: Vaddr, end: Vaddr) -> None:
-    """Clear the entries of a file's own pages that nobody else maps; they stay cached.
+def _mark_lazyfree(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Let reclaim drop anonymous pages not written to again. Source: Linux v6.8 mm/swap.c:lru_lazyfree_fn()."""
+    for entry in mm.page_table.entries(start, end).tolist():
+        if pte_present(entry) and mm.frames.flags_at[pte_pfn(entry)] & PG_ANON:
+            mm.frames.flags_at[pte_pfn(entry)] &= ~PG_SWAPBACKED
+
+
+def _reclaim_pages(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Clear the entries of pages that nobody else maps: a file's own, which stay cached, and those freed lazily.
 
     Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range() and mm/vmscan.c:shrink_folio_list().
     """
     frames = mm.frames
     for page, entry in enumerate(mm.page_table.entries(start, end).tolist()):
         pfn = pte_pfn(entry)
-        if pte_present(entry) and not frames.flags_at[pfn] & PG_ANON and frames.mapcount_at[pfn] == 1:
+        if not pte_present(entry) or frames.mapcount_at[pfn] != 1:
+            continue
+        cached = not frames.flags_at[pfn] & PG_ANON
+        if cached or not (frames.flags_at[pfn] & PG_SWAPBACKED or entry & PTE_DIRTY):
             vaddr = start + (page << PAGE_SHIFT)
             mm.zap_range(vaddr, vaddr + PAGE_SIZE)
-            if not file.in_memory:
-                file.mapping.reclaim.add(vma.page_index(vaddr))
+            if cached and vma.file is not None and not vma.file.in_memory:
+                vma.file.mapping.reclaim.add(vma.page_index(vaddr))
 
 
 def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:

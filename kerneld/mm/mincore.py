@@ -51,4 +51,6 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
             here |= np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
         else:
             here |= indexes < mapping.last_index()
+            if mapping.uncached:
+                here &= ~np.isin(indexes, np.fromiter(mapping.uncached, dtype=np.int64, count=len(mapping.uncached)))
     return here.astype(np.uint8).tobytes()

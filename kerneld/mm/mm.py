@@ -77,7 +77,7 @@ class MmStruct(PteOps):
         self.hiwater_vm = 0
         """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
         self.range_faults = 0
-        """Faults that ranges have taken all at once, for who counts them: one a page is not always so (fault-around)."""
+        """Faults that ranges have taken all at once, for who counts them: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
         self.mmap_base: Vaddr = MMAP_BASE

@@ -126,7 +126,9 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
     kind = flags & MAP_TYPE
     if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
         raise SysError(errno.EINVAL)
-    if kind == _SHARED_VALIDATE and flags & ~_LEGACY_MAP_MASK & ~_SHARED_VALIDATE:
+    # File systems on disk know MAP_SYNC, and refuse it later where the disk is none (Linux: mmap_supported_flags).
+    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | (0 if file.in_memory else Map.SYNC.value)
+    if kind == _SHARED_VALIDATE and flags & ~known:
         raise SysError(errno.EOPNOTSUPP)
     if kind != _PRIVATE:
         if prot & Prot.WRITE.value and not file.writable:

@@ -45,6 +45,8 @@ def populate_locked(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
     Returns 0 or the VM_FAULT_* that stopped it, SIGSEGV for memory that allows no access at all.
     Source: Linux v6.8 mm/gup.c:__mm_populate() without ignore_errors.
     """
+    if start == end:
+        return 0
     for vma in list(mm.vmas.overlapping(start, end)):
         if not vma.vm_flags & (VM_ACCESS_FLAGS | VM_LOCKONFAULT):
             return VM_FAULT_SIGSEGV

@@ -45,5 +45,6 @@ def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
             mapping.backing.punch_hole(first << PAGE_SHIFT, (last - first) << PAGE_SHIFT)
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
+        mapping.uncached.update(range(first, min(last, mapping.last_index())))
     unmap_mapping_range(mapping, first, last, even_cows=False)
     drop_pages(mapping, first, last)

@@ -16,6 +16,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, p
 
 TASK_UNMAPPED_BASE = page_align(TASK_SIZE // 3)
 """Where the search from below starts, when nothing is left under mmap_base."""
+_LAST_ERR_VALUE = (1 << 64) - 4096
 _BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
 
 
@@ -42,6 +43,9 @@ def get_unmapped_area(
     found = _aligned_to_pmd(mm, addr, length, flags) if pmd_aligned else None
     if found is None:
         found = _topdown(mm, addr, length, flags)
+    if found > _LAST_ERR_VALUE:
+        # A fixed address so high is taken for the search's errno (Linux: IS_ERR_VALUE()).
+        raise SysError((1 << 64) - found)
     if found > TASK_SIZE - length:
         raise SysError(errno.ENOMEM)
     if found & ~PAGE_MASK:

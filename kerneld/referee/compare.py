@@ -15,8 +15,13 @@ _IGNORED_FLAGS = frozenset({"sd"})
 _ACCESSES = frozenset({"load", "store", "touch"})
 
 
-def find_difference(name: str, ours: State, hosts: State, before: tuple[State, State] | None) -> Difference | None:
-    """Return the first difference after the operation `name`, or None; `before` is the states before it, if any."""
+def find_difference(
+    name: str, ours: State, hosts: State, before: tuple[State, State] | None, *, locked: bool = False
+) -> Difference | None:
+    """Return the first difference after the operation `name`, or None; `before` is the states before it, if any.
+
+    `locked` says that the program has locked memory.
+    """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
         if field == "data" and ours.outcome.signo:
@@ -31,7 +36,7 @@ def find_difference(name: str, ours: State, hosts: State, before: tuple[State, S
     if any(view.frames for view in hosts.views.values()):
         found = _compare_sharing(ours, hosts)
         if found is None and before is not None and name in _ACCESSES:
-            found = _compare_changes((before[0], ours), (before[1], hosts))
+            found = _compare_changes((before[0], ours), (before[1], hosts), locked)
         return found
     return None
 
@@ -100,10 +105,14 @@ def _show_page_name(first: tuple[int, int] | None, page: tuple[int, int]) -> str
     return f"page {first[1]:#x} of process {first[0]}"
 
 
-def _compare_changes(ours: tuple[State, State], hosts: tuple[State, State]) -> Difference | None:
-    """An access gives a page another frame on both sides or on none."""
+def _compare_changes(ours: tuple[State, State], hosts: tuple[State, State], locked: bool) -> Difference | None:
+    """An access gives a page another frame on both sides or on none.
+
+    Where memory was locked Linux may copy a page that it could have kept: until a processor's batch of locked pages is
+    drained, which anything may do at any time, the batch counts as an owner (mm/mlock.c:munlock_folio()).
+    """
     mine, theirs = _changes(*ours), _changes(*hosts)
-    if mine == theirs:
+    if mine == theirs or (locked and mine < theirs):
         return None
     who, vaddr = min(mine ^ theirs)
     words = ("the same", "another")

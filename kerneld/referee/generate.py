@@ -17,7 +17,7 @@ _ADVICE = [advice.value for advice in Madv if advice not in (Madv.HWPOISON, Madv
 """HWPOISON and SOFT_OFFLINE take real memory from the host."""
 _BAD_ADVICE = (5, 7, 26, 99, 200, U64)
 _WRAPPING = (1 << 47, (1 << 47) - PAGE, 1 << 63, U64 - PAGE + 1, U64 - PAGE, U64)
-_VERY_LONG = (1 << 45, (1 << 30) + PAGE, 64 << 20)
+_VERY_LONG = (1 << 45, 256 << 20, (64 << 20) + PAGE)
 _ODD_PLACES = (0, 0x1000, 0xF000, 0x1_0000, 0x4000_0000, 0x7FFF_FFFF_E000, 1 << 47, 1 << 60, U64 - PAGE + 1, U64)
 _BYTES = (0, 0, 0, 0, 0, 1, 100, 2048, 4090, 4095)
 _PROTS = (3, 3, 3, 3, 1, 1, 0, 7, 5, 2, 4)

@@ -4,8 +4,7 @@ Owns the runner (host.c, compiled on the spot), started once and without address
 fork of it. Knows nothing of kerneld. The runner has the pipes of every process of a program from the start; it is
 killed when this ends.
 
-The runner turns transparent huge pages off for itself, and runs on one processor: a page that another processor has in
-a batch of its own counts one owner more, so that Linux copies it where it would have kept it.
+The runner turns transparent huge pages off for itself.
 """
 
 from __future__ import annotations
@@ -83,18 +82,16 @@ class Host:
     def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
         names = "".join(chr(pipe.child_in + _BLANK) + chr(pipe.child_out + _BLANK) for pipe in self._pipes)
         libc = ctypes.CDLL(None, use_errno=True)
-        cpu = min(os.sched_getaffinity(0))
 
         def prepare() -> None:
             libc.personality(_ADDR_NO_RANDOMIZE)
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            os.sched_setaffinity(0, {cpu})
 
         runner = subprocess.Popen(
             [str(program), f"{CONTROL_START:x}", f"{_NR_PIPES * AREA_BYTES:x}", names],
             pass_fds=[fd for pipe in self._pipes for fd in (pipe.child_in, pipe.child_out)],
             env={},
-            preexec_fn=prepare,
+            preexec_fn=prepare,  # noqa: PLW1509  (a thread of ours would be none of this program's)
         )
         for pipe in self._pipes:
             pipe.close_child_ends()
@@ -109,7 +106,7 @@ class Host:
             start, end, _, _, name = parse_maps_line(line)
             if name.startswith(("[vdso", "[vvar")):
                 self._template.call(Nr.MUNMAP, (start, end - start))
-            elif name == "[stack]" or name == "[vsyscall]":
+            elif name in ("[stack]", "[vsyscall]"):
                 continue
             elif taken and taken[-1][1] == start:
                 taken[-1] = (taken[-1][0], end)

@@ -1,6 +1,6 @@
 """Known differences: where the host's kernel does otherwise than Linux v6.8, to which kerneld answers.
 
-Each is a rule with the release and the commit that brought it, written as a replacement of kerneld's own rule. While the
+Each is a rule with the release and the commit that brought it, written as a replacement of kerneld's own. While the
 referee runs, kerneld follows the later rule where the host is that new: what follows from the difference is then
 compared as exactly as everything else, and no operation is left out. Nobody but the referee sees these rules.
 
@@ -20,11 +20,12 @@ from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 from kerneld.errors import SysError
-from kerneld.mm import fault, madvise, mremap, unmapped_area, vma_merge
+from kerneld.mm import fault, madvise, mmap, mremap, unmapped_area, vma_merge
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.munmap import do_munmap
+from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.populate import mm_populate
 from kerneld.mm.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.unmapped_area import get_unmapped_area
@@ -108,6 +109,16 @@ def _merge_into_neighbours(
         mm.move_vma_bounds(following, start, following.end)
         return following
     return None
+
+
+# v6.12: mmap keeps what was there when memory is not enough.
+
+
+def _mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+    """Source: Linux v6.12 mm/mmap.c:mmap_region(): charged before anything is unmapped."""
+    if accountable_mapping(vm_flags):
+        check_enough_memory(mm, length >> PAGE_SHIFT)
+    return _v6_8["mmap_region"](mm, addr, length, vm_flags, file, pgoff)  # type: ignore[no-any-return]
 
 
 # v6.17: mremap checks everything before it changes anything, and moves several VMAs at once.
@@ -238,7 +249,7 @@ def _do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
 
 
 class Notices:
-    """How many faults kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
+    """Faults that kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
 
     count = 0
 
@@ -275,6 +286,7 @@ _v6_8: dict[str, Any] = {
     "do_mremap": mremap.do_mremap,
     "_aligned_to_pmd": unmapped_area._aligned_to_pmd,
     "_madvise_vma": madvise._madvise_vma,
+    "mmap_region": mmap.mmap_region,
     "handle_mm_fault": fault.handle_mm_fault,
     "wp_page_shared": fault.wp_page_shared,
     "do_read_fault": fault.do_read_fault,
@@ -292,6 +304,12 @@ KNOWN = (
             (vma_merge, "vma_modify", _with_source(vma_merge.vma_modify)),
             (mremap, "copy_vma", _with_source(mremap.copy_vma)),
         ),
+    ),
+    Known(
+        (6, 12),
+        "f8d112a4e657",
+        "mmap over a mapping that fails for want of memory leaves what was there.",
+        ((mmap, "mmap_region", _mmap_region),),
     ),
     Known(
         (6, 17),

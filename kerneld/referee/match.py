@@ -6,6 +6,7 @@ Owns the pair of sides for a run of many programs.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from kerneld.referee.compare import Difference, find_difference
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
-from kerneld.referee.known import following_host
+from kerneld.referee.known import applying, following_host
 from kerneld.referee.outcome import State
 from kerneld.referee.program import Program
 from kerneld.referee.simulated import Simulated
@@ -28,6 +29,10 @@ class Divergence(NamedTuple):
     difference: Difference
     ours: State
     hosts: State
+
+    def kind(self, program: Program) -> tuple[str, str]:
+        """Return what two divergences of the same cause have in common: the call, and what differs without where."""
+        return program[self.step].name, self.difference[0].split(" at ")[0].split(" of ")[0].split(" page")[0]
 
 
 class Match:
@@ -48,13 +53,23 @@ class Match:
             self.hosts.end()
             self.ours.end()
 
+    def describe(self) -> str:
+        """Say in one line who the referee is and what is compared."""
+        frames = "frames are compared" if os.getuid() == 0 else "frames are not compared: only root sees them"
+        count = len(applying())
+        return f"The referee is Linux {os.uname().release}; {frames}; {count} known differences apply."
+
     def _play(self, program: Program) -> Divergence | None:
         layout = self.hosts.layout
         mine, theirs = Execution(self.ours, layout), Execution(self.hosts, layout)
         before: tuple[State, State] | None = None
+        locked = False
         for step, op in enumerate(program):
             states = mine.run(op), theirs.run(op)
-            difference = find_difference(op.name, *states, before)
+            locked = locked or any(
+                "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
+            )
+            difference = find_difference(op.name, *states, before, locked=locked)
             if difference is not None:
                 return Divergence(step, difference, *states)
             before = states
@@ -64,7 +79,7 @@ class Match:
 @contextlib.contextmanager
 def open_match(*, check_invariants: bool = False) -> Iterator[Match]:
     """Start both sides. Raises HostError where this host cannot be the referee."""
-    with TemporaryDirectory(prefix="kerneld-referee-") as folder:
+    with TemporaryDirectory(prefix="kerneld-referee-") as folder, _on_one_cpu():
         folders = [Path(folder, name) for name in ("host", "kerneld")]
         for each in folders:
             each.mkdir()
@@ -78,3 +93,14 @@ def open_match(*, check_invariants: bool = False) -> Iterator[Match]:
                 ours.close()
         finally:
             host.close()
+
+
+@contextlib.contextmanager
+def _on_one_cpu() -> Iterator[None]:
+    """Keep both sides on one processor: pages that one has in a batch of its own count an owner more on the others."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)

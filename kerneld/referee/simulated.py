@@ -6,6 +6,7 @@ choose among the same free addresses. Between dispatch and the program nothing i
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -17,6 +18,7 @@ from kerneld.fs.proc_maps import show_map_vma
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smap_vma_flags
 from kerneld.mm.fork import dup_mmap
+from kerneld.mm.limits import Rlimits
 from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.known import Notices
@@ -27,7 +29,6 @@ from kerneld.syscalls.kernel import Kernel, KernelConfig
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_group_exit
 from kerneld.task.task import Cred, Process, Thread
-from kerneld.mm.limits import Rlimits
 from shared.uapi.mman import Map, Prot
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Nr
@@ -50,6 +51,10 @@ class Simulated:
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
         self._files = ProgramFiles(folder)
+
+    def check_invariants(self, wanted: bool) -> None:
+        """Have every invariant of the machine checked after every call from now on, or not."""
+        self.kernel.config = dataclasses.replace(self.kernel.config, check_invariants=wanted)
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""

@@ -70,7 +70,7 @@ def _mmap_hugetlb(call: Call, flags: int) -> int:
     if 0 < length <= TASK_SIZE and flags & (Map.FIXED | Map.FIXED_NOREPLACE).value and addr % PMD_SIZE:
         raise SysError(errno.EINVAL)
     file = File(AddressSpace(call.mm.frames, None), "/anon_hugepage (deleted)", readable=True, writable=True)
-    file.refuses = errno.ENOMEM
+    file.refuses = errno.EINVAL if offset % PMD_SIZE else errno.ENOMEM
     privileged = call.process.cred.superuser
     return do_mmap(call.mm, addr, length, prot, flags & 0xFFFF_FFFF, file, offset >> PAGE_SHIFT, privileged=privileged)
 
