@@ -30,19 +30,19 @@ T = TypeVar("T")
 class Spin:
     """One waiter's experience with waiting awake."""
 
-    __slots__ = ("_asked_in", "_misses", "_skip", "_switches")
+    __slots__ = ("_asked_in", "_misses", "_switches", "skip")
 
     def __init__(self) -> None:
-        self._skip = 0
-        """So many waits sleep at once."""
+        self.skip = 0
+        """So many waits sleep at once; the waiter counts them down itself where a call of `wait` is too dear."""
         self._misses = 0
         self._asked_in = 0
         self._switches = _involuntary_switches()
 
     def wait(self, look: Callable[[], T]) -> T | None:
         """Call `look` until it returns something true, and return that; None when it is time to sleep instead."""
-        if self._skip:
-            self._skip -= 1
+        if self.skip:
+            self.skip -= 1
             return None
         self._asked_in -= 1
         if self._asked_in < 0 and not self._ask():
@@ -57,7 +57,7 @@ class Spin:
             now = clock()
             if now - started > LONGEST_NS or now - before > SWITCHED_NS:
                 self._misses += 1
-                self._skip = min(1 << self._misses, MOST_SKIPPED)
+                self.skip = min(1 << self._misses, MOST_SKIPPED)
                 return None
             before = now
 
@@ -67,7 +67,7 @@ class Spin:
         switches = _involuntary_switches()
         is_wanted, self._switches = switches > self._switches + 1, switches
         if is_wanted or len(os.sched_getaffinity(0)) < 2:
-            self._skip = ASK_EVERY
+            self.skip = ASK_EVERY
             return False
         return True
 

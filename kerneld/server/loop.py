@@ -28,6 +28,7 @@ from kerneld.server.connection import Connection, Datagram, Inbox, close_fds
 from kerneld.server.exchange import Outcome, answer_datagram, answer_usual
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
+from shared.spin import Spin
 
 if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel, Sender
@@ -61,6 +62,9 @@ class Loop:
         self._watches: dict[int, Watch] = {}
         self._is_stopping = False
         self._spare_fd = _open_spare()
+        self._spin = Spin()
+        self._most = 3
+        """How many descriptors epoll watches at most: the listener, the stop pipe, the host's pidfd, and the others."""
         self._epoll = select.epoll()
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
@@ -76,11 +80,33 @@ class Loop:
 
     def turn(self, timeout_seconds: float | None = None) -> None:
         """Wait until something is ready, and serve each that is once."""
-        # All that are ready in one turn: a pidfd left out for lack of room would break the order this module promises.
-        most = 3 + len(self._connections) + len(self._pidfds)
+        events = self._wait(timeout_seconds)
+        connection = self._connections.get(events[0][0]) if len(events) == 1 else None
+        if connection is not None:
+            self._serve(connection, events[0][1])
+        else:
+            self._serve_all(events)
+        if self._host.is_needed:
+            self._host.tend()
+
+    def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
+        """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
+        spin = self._spin
+        if spin.skip:
+            spin.skip -= 1
+        elif timeout_seconds is None:
+            events = spin.wait(self._look)
+            if events:
+                return events
+        return self._epoll.poll(self._host.wait_seconds(timeout_seconds), self._most)
+
+    def _look(self) -> list[tuple[int, int]]:
+        return self._epoll.poll(0, self._most)
+
+    def _serve_all(self, events: list[tuple[int, int]]) -> None:
         accepting = False
         ready: list[tuple[Connection, int]] = []
-        for fd, mask in self._epoll.poll(self._host.wait_seconds(timeout_seconds), most):
+        for fd, mask in events:
             connection = self._connections.get(fd)
             if connection is not None:
                 ready.append((connection, mask))
@@ -97,8 +123,6 @@ class Loop:
                 self._serve(connection, mask)
         if accepting:
             self._accept()
-        if self._host.is_needed:
-            self._host.tend()
 
     def close(self) -> None:
         """Close every connection and every fd of the loop; the listener stays its owner's."""
@@ -202,6 +226,7 @@ class Loop:
         if connection.is_closed:
             return
         del self._connections[connection.fd]
+        self._most -= 1
         if connection.watch is not None:
             connection.watch.connections.remove(connection)
         with contextlib.suppress(OSError):
@@ -243,6 +268,7 @@ class Loop:
             self._kernel.process_died(watch.process)
         else:
             self._pidfds[watch.pidfd] = watch
+            self._most += 1
             self._epoll.register(watch.pidfd, select.EPOLLIN)
         return watch
 
@@ -278,6 +304,7 @@ class Loop:
             self._drop(connection)
         if watch.pidfd != NO_PIDFD:
             del self._pidfds[watch.pidfd]
+            self._most -= 1
             self._epoll.unregister(watch.pidfd)
             os.close(watch.pidfd)
         log.debug("process gone", pid=watch.process.pid)
@@ -311,6 +338,7 @@ class Loop:
             accepted.close()
             return
         self._connections[connection.fd] = connection
+        self._most += 1
 
     def _turn_one_away(self) -> None:
         """Out of fds: accept with the spare one and close, or the loop would spin on a listener that stays ready."""

@@ -66,7 +66,10 @@ class Connection:
                 self._read_late_answer()
             log.clear()
             log.extend(map(self._send, (datagram,)))
-            self._spin.wait(self._look)
+            if self._spin.skip:
+                self._spin.skip -= 1
+            else:
+                self._spin.wait(self._look)
             log.extend(map(self._recv_into, self._buffers))
         except OSError as error:
             self._raise_gone(error)
