@@ -48,7 +48,6 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
     anon = (frames.flags & PG_ANON) != 0
     _none(anon & (slots != 0), "is anonymous and in a page cache")
-    _none(anon & ((frames.flags & PG_SWAPBACKED) == 0), "is anonymous and not swap-backed")
     _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
     _check_unwritten(frames)
 

@@ -151,8 +151,7 @@ class PteOps:
         """
         changed = False
         resident = self.resident_pages
-        if resident > self.hiwater_rss:
-            self.hiwater_rss = resident
+        self.hiwater_rss = max(self.hiwater_rss, resident)
         for leaf in self.page_table.leaves(start, end):
             if leaf.high - leaf.low <= _SMALL:
                 changed |= self._zap_few(leaf.low, leaf.high)
