@@ -54,8 +54,8 @@ class HugeFrames:
         self.zero_pfn: Pfn | None = None
         """The first frame of the huge zero page, while there is one."""
         self.zero_users = 0
-        self.events: Counter[str] = Counter()
-        """How often each of EVENTS has happened."""
+        self.events = dict.fromkeys(EVENTS, 0)
+        """How often each has happened since the start."""
 
     def alloc(self, flags: int = 0) -> Pfn:
         """Take a huge page full of zeros, a reference on each frame, with these PG_ flags; return its first frame.
@@ -108,7 +108,8 @@ class HugeFrames:
     def get_zero(self) -> Pfn:
         """Return the first frame of the huge zero page, for one entry more.
 
-        Raises SysError(ENOMEM) where there is none and none can be had. Source: Linux v6.8 mm/huge_memory.c:get_huge_zero_page().
+        Raises SysError(ENOMEM) where there is none and none can be had.
+        Source: Linux v6.8 mm/huge_memory.c:get_huge_zero_page().
         """
         if self.zero_pfn is None:
             try:

@@ -161,7 +161,7 @@ class PageTable:
         self.table_pages -= 1
 
     def leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
-        """Yield what exists of the leaf tables and huge pages for [start, end), in order; absent parts are stepped over.
+        """Yield what exists of the leaf tables and huge pages in [start, end), in order; absent parts are stepped over.
 
         What it has yielded may be changed before it goes on, cut up or removed as well.
         """
