@@ -10,7 +10,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW
-from kerneld.mm.access import read_remote_vm, write_remote_vm
+from kerneld.mm.access import pin_user_pages, read_remote_vm, write_remote_vm
 from kerneld.mm.brk import do_brk
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.limits import TransparentHugepage
@@ -522,6 +522,22 @@ def test_reading_and_writing_from_outside(machine: HugeMachine, mm: MmStruct) ->
     assert load(child, page(70), 6) == b"forced"
     assert load(mm, page(70), 6) == b"copied"
     assert not entry_at(mm, page(70)) & PTE_RW
+
+
+def test_pinning_unshares(machine: HugeMachine, mm: MmStruct) -> None:
+    """What is pinned to be read is the process's own: a shared huge page is cut up, a former owner's taken over."""
+    marked(mm, 2 * HUGE)
+    child = machine.fork(mm)
+    frames = frames_of(mm, BASE, huge(2))
+    (pinned,) = pin_user_pages(mm, page(61), 4, write=False)
+    assert sizes(mm, 2) == "tH"
+    assert frame_at(mm, page(61)) == pinned >> PAGE_SHIFT != frames[61]
+    machine.exit(child)
+    assert pin_user_pages(mm, page(HUGE + 5), 4, write=False) == [frames[HUGE + 5] << PAGE_SHIFT]
+    assert sizes(mm, 2) == "tH"
+    assert not entry_at(mm, page(HUGE)) & PTE_RW
+    machine.check()
+    check_marks(mm, 2 * HUGE)
 
 
 def test_collapse_makes_a_huge_page_of_single_ones(machine: HugeMachine, mm: MmStruct) -> None:
