@@ -46,7 +46,8 @@ class Simulated:
         self._folder = folder
         self._layout = layout
         uid = os.getuid()
-        self.kernel = Kernel(KernelConfig(RAM_BYTES, 0, TransparentHugepage.NEVER, check_invariants))
+        never = TransparentHugepage.NEVER
+        self.kernel = Kernel(KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, thp=never))
         self._cred = Cred(uid, os.getgid(), uid == 0)
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
