@@ -54,7 +54,6 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
     anon = (frames.flags & PG_ANON) != 0
     _none(anon & (slots != 0), "is anonymous and in a page cache")
-    _none(anon & ((frames.flags & PG_SWAPBACKED) == 0), "is anonymous and not swap-backed")
     _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
     _check_unwritten(frames)
 
@@ -76,8 +75,9 @@ def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
         run = slice(head, head + HPAGE_PMD_NR)
         if head % HPAGE_PMD_NR or head + HPAGE_PMD_NR > frames.ram.nr_frames:
             raise KernelBug(f"huge page {head:#x} is not on its boundary, or leaves memory")
-        if len(np.unique(frames.flags[run])) > 1 or len(np.unique(frames.mapping[run])) > 1:
-            raise KernelBug(f"the frames of huge page {head:#x} differ in flags or mapping")
+        owners = frames.flags[run] & np.uint32(PG_ANON | PG_ANON_EXCLUSIVE)
+        if len(np.unique(owners)) > 1 or len(np.unique(frames.mapping[run])) > 1:
+            raise KernelBug(f"the frames of huge page {head:#x} differ in whose they are")
         if not frames.flags_at[head] & PG_ANON or (np.diff(frames.index[run].astype(np.int64)) != 1).any():
             raise KernelBug(f"huge page {head:#x} is not anonymous, or its indexes are not consecutive")
 

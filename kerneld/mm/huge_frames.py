@@ -10,8 +10,8 @@ every rule about entries and frames holds for both sizes alike; the price is one
 a few microseconds, for each mapping of a huge page as a whole.
 
 Invariants: `entire_mapcount[head]` is how many entries of 2 MiB map the frames from `head` on, none of them the zero
-page's; while there is one, those frames agree in mapping and flags and have consecutive indexes. `zero_users` is how
-many entries of 2 MiB map the huge zero page, whose frames are held once as long as that is not 0.
+page's; while there is one, those frames agree in mapping, PG_ANON and PG_ANON_EXCLUSIVE and have consecutive indexes.
+`zero_users` is how many entries of 2 MiB map the huge zero page, whose frames are held once as long as that is not 0.
 
 Differs from Linux: a huge page is one as long as an entry maps it whole, and then at once 512 single frames, each
 free as soon as nothing maps it (Linux keeps them together until memory is short: deferred_split_folio()). The huge

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL
-from kerneld.mm.frames import PG_DIRTY
+from kerneld.mm.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.vm_flags import VM_GROWSDOWN
 from kerneld.mm.vma import Vma
@@ -46,6 +47,10 @@ class World:
         """Give the VMA another end behind the back of what would cut the huge page up."""
         self.mm.vmas.move(vma_at(self.mm, BASE), BASE, end)
 
+    def forget_owner(self) -> None:
+        self.frames.flags[self.head(1) + 7] &= ~np.uint32(PG_ANON_EXCLUSIVE)
+        self.change(1, drop=PTE_RW)
+
     def split_vma(self, vaddr: int) -> None:
         """Cut the VMA in two in the same way."""
         vma = vma_at(self.mm, BASE)
@@ -66,7 +71,7 @@ BREAK: list[tuple[str, Callable[[World], object]]] = [
     ("no read-only zero page", lambda w: setattr(w.huge, "zero_pfn", None)),
     ("is writable, and its anonymous frame", lambda w: w.change(0, add=PTE_RW)),
     ("does not name a table", lambda w: w.change(1, drop=PTE_PSE)),
-    ("differ in flags", lambda w: w.frames.flags.__setitem__(w.head(1) + 7, w.frames.flags[w.head(1)] | PG_DIRTY)),
+    ("differ in whose they are", lambda w: w.forget_owner()),
     ("of another index", lambda w: w.frames.index.__setitem__(w.head(1) + 7, 5)),
     ("mapcount of frame", lambda w: w.frames.mapcount.__setitem__(w.head(0) + 9, 1)),
     ("refcount of frame", lambda w: w.frames.refcount.__setitem__(w.head(0) + 9, 1)),
