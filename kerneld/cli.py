@@ -148,6 +148,13 @@ Examples:
     metavar="MILLISECONDS",
     help="Time between two looks at a real process that a table follows.",
 )
+@click.option(
+    "--thp",
+    type=click.Choice(["always", "madvise", "never"]),
+    default="madvise",
+    show_default=True,
+    help="Huge pages: for all anonymous memory, for what MADV_HUGEPAGE names, or for none.",
+)
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(
     ram: int,
@@ -158,6 +165,7 @@ def start(
     max_clients: int,
     host_targets: bool | None,
     host_interval: float,
+    thp: str,
     check_invariants: bool,
 ) -> None:
     """Serve, or have a child serve in the background."""
@@ -173,7 +181,7 @@ def start(
         allowed = {None: HostTargets.ASKED, True: HostTargets.ALWAYS, False: HostTargets.NEVER}[host_targets]
         logs.configure(logs.LogFormat(log_format), log_level)
         try:
-            config = daemon.DaemonConfig(path, ram, max_clients, check_invariants, allowed, host_interval / 1000)
+            config = daemon.DaemonConfig(path, ram, max_clients, check_invariants, allowed, host_interval / 1000, thp)
             daemon.run(config, on_ready)
         except AlreadyRunning as error:
             raise Failure(Status.FAILED, str(error)) from None

@@ -20,10 +20,21 @@ from kerneld.mm.frames import (
     ZERO_PFN,
     Frames,
 )
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
+
+Mask = npt.NDArray[np.bool_]
 
 _ENTRY_BYTES = 8
 KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU, KPF_BUDDY, KPF_MMAP = 2, 3, 4, 5, 10, 11
-KPF_ANON, KPF_SWAPBACKED, KPF_ZERO_PAGE, KPF_PGTABLE = 12, 14, 24, 26
+KPF_ANON, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE = (
+    12,
+    14,
+    15,
+    16,
+    22,
+    24,
+    26,
+)
 """Bit numbers of a frame's word."""
 
 
@@ -49,6 +60,7 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
     flags = frames.flags[window]
     anon = (flags & PG_ANON) != 0
     cached = (frames.mapping[window] != 0) & ~anon
+    is_head, is_compound, is_zero = _huge_pages(frames)
     in_block = frames.buddy.is_free()
     in_block[frames.buddy.pcp] = False
     words = np.zeros(len(flags), dtype=np.uint64)
@@ -61,12 +73,25 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
         (KPF_MMAP, frames.mapcount[window] > 0),
         (KPF_ANON, anon),
         (KPF_SWAPBACKED, (flags & PG_SWAPBACKED) != 0),
-        (KPF_ZERO_PAGE, _is_zero_page(window)),
+        (KPF_COMPOUND_HEAD, is_head[window]),
+        (KPF_COMPOUND_TAIL, is_compound[window] & ~is_head[window]),
+        (KPF_THP, is_compound[window]),
+        (KPF_ZERO_PAGE, is_zero[window]),
         (KPF_PGTABLE, (flags & PG_TABLE) != 0),
     ):
         words[mask] |= np.uint64(1 << bit)
     return words.tobytes()
 
 
-def _is_zero_page(window: slice) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.arange(window.start, window.stop) == ZERO_PFN)
+def _huge_pages(frames: Frames) -> tuple[Mask, Mask, Mask]:
+    """Return for each frame whether it is the first of a huge page, in a huge page, and a zero page of either size."""
+    is_head, is_compound, is_zero = (np.zeros(frames.ram.nr_frames, dtype=np.bool_) for _ in range(3))
+    for head in frames.huge.entire_mapcount:
+        is_head[head] = is_compound[head : head + HPAGE_PMD_NR] = True
+    is_zero[ZERO_PFN] = True
+    zero = frames.huge.zero_pfn
+    if zero is not None:
+        is_head[zero] = True
+        for mask in (is_compound, is_zero):
+            mask[zero : zero + HPAGE_PMD_NR] = True
+    return is_head, is_compound, is_zero

@@ -18,6 +18,7 @@ from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.thp import thp_eligible
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
 
@@ -47,6 +48,7 @@ class MemSizeStats:
     referenced: int = 0
     anonymous: int = 0
     lazyfree: int = 0
+    anonymous_thp: int = 0
     swap: int = 0
     pss: int = 0
     pss_anon: int = 0
@@ -72,7 +74,7 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
     page = PAGE_SIZE >> 10
     sizes = f"Size:           {(vma.end - vma.start) >> 10:8} kB\n"
     sizes += f"KernelPageSize: {page:8} kB\nMMUPageSize:    {page:8} kB\n"
-    end = f"THPeligible:    {0:8}\nVmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"
+    end = f"THPeligible:    {thp_eligible(mm.sysctl, vma):8}\nVmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"
     return show_map_vma(mm, files, vma) + (sizes + _show_stats(stats, rollup=False) + end).encode()
 
 
@@ -99,7 +101,7 @@ def show_smaps_rollup(mm: MmStruct) -> bytes:
 def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) -> None:
     """Add what is resident of the page-aligned range [start, end) to `stats`."""
     for leaf in mm.page_table.leaves(start, end):
-        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+        entries = mm.page_table.leaf_entries(leaf)
         entries = entries[entries != 0]
         if not len(entries):
             continue
@@ -107,7 +109,9 @@ def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) ->
         swapped = len(entries) - int(np.count_nonzero(present))
         stats.swap += swapped << PAGE_SHIFT
         stats.swap_pss += swapped << PAGE_SHIFT + _PSS_SHIFT
-        _account(mm.frames, entries[present & ((entries & PTE_SPECIAL) == 0)], stats)
+        counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
+        stats.anonymous_thp += len(counted) << PAGE_SHIFT if leaf.huge else 0
+        _account(mm.frames, counted, stats)
 
 
 def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:
@@ -143,7 +147,7 @@ def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:
 
 
 def _show_stats(stats: MemSizeStats, *, rollup: bool) -> str:
-    """Source: Linux v6.8 fs/proc/task_mmu.c:__show_smap(). There are no huge and no merged (KSM) pages."""
+    """Source: Linux v6.8 fs/proc/task_mmu.c:__show_smap(). There are no merged (KSM) pages."""
     rows = [
         ("Rss", stats.resident),
         ("Pss", stats.pss >> _PSS_SHIFT),
@@ -164,7 +168,7 @@ def _show_stats(stats: MemSizeStats, *, rollup: bool) -> str:
         ("Anonymous", stats.anonymous),
         ("KSM", 0),
         ("LazyFree", stats.lazyfree),
-        ("AnonHugePages", 0),
+        ("AnonHugePages", stats.anonymous_thp),
         ("ShmemPmdMapped", 0),
         ("FilePmdMapped", 0),
         ("Shared_Hugetlb", 0),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
 from kerneld.mm.frames import FIRST_PFN, PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, Frames
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED
@@ -41,6 +42,8 @@ class PageCounts(NamedTuple):
     """Locked in memory (mlock) and anonymous or shmem."""
     locked_file: int
     committed: int
+    anon_huge: int
+    """Of the anonymous ones, those in huge pages."""
 
     @property
     def inactive_anon(self) -> int:
@@ -81,6 +84,7 @@ def count_pages(frames: Frames, mms: Iterable[MmStruct]) -> PageCounts:
         locked_anon=int(np.count_nonzero(locked)) - locked_file,
         locked_file=locked_file,
         committed=_committed_pages(mms),
+        anon_huge=len(frames.huge.entire_mapcount) * HPAGE_PMD_NR,
     )
 
 
@@ -90,7 +94,7 @@ def _mark_locked(mm: MmStruct, locked: npt.NDArray[np.bool_]) -> None:
     for vma in mm.vmas:
         if vma.vm_flags & VM_LOCKED:
             for leaf in mm.page_table.leaves(vma.start, vma.end):
-                entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+                entries = mm.page_table.leaf_entries(leaf)
                 entries = entries[present_mask(entries) & ((entries & PTE_SPECIAL) == 0)]
                 locked[pte_pfn(entries).astype(np.int64)] = True
 
@@ -148,9 +152,11 @@ def show_meminfo(counts: PageCounts, sysctl: Sysctl) -> bytes:
     ]
     text = "".join(_show_val_kb(name, pages << PAGE_SHIFT - 10) for name, pages in rows)
     text += _show_val_kb("VmallocTotal", _VMALLOC_TOTAL_KB)
-    for name in ("VmallocUsed", "VmallocChunk", "Percpu", "AnonHugePages", "ShmemHugePages", "ShmemPmdMapped"):
+    for name in ("VmallocUsed", "VmallocChunk", "Percpu"):
         text += _show_val_kb(name, 0)
-    text += _show_val_kb("FileHugePages", 0) + _show_val_kb("FilePmdMapped", 0)
+    text += _show_val_kb("AnonHugePages", counts.anon_huge << PAGE_SHIFT - 10)
+    for name in ("ShmemHugePages", "ShmemPmdMapped", "FileHugePages", "FilePmdMapped"):
+        text += _show_val_kb(name, 0)
     for name in ("Total", "Free", "Rsvd", "Surp"):
         text += f"HugePages_{name + ':':6}{0:8}\n"
     return (text + _show_val_kb("Hugepagesize", PMD_SIZE >> 10) + _show_val_kb("Hugetlb", 0)).encode()
@@ -160,7 +166,7 @@ def _show_val_kb(name: str, size_kb: int) -> str:
     return f"{name + ':':16}{size_kb:8} kB\n"
 
 
-def show_vmstat(counts: PageCounts) -> bytes:
+def show_vmstat(counts: PageCounts, frames: Frames) -> bytes:
     """Return those lines of /proc/vmstat that this machine counts. Source: Linux v6.8 mm/vmstat.c:vmstat_text[]."""
     rows = [
         ("nr_free_pages", counts.free),
@@ -182,7 +188,9 @@ def show_vmstat(counts: PageCounts) -> bytes:
         ("nr_dirty", counts.dirty),
         ("nr_writeback", 0),
         ("nr_shmem", counts.shmem),
+        ("nr_anon_transparent_hugepages", counts.anon_huge // HPAGE_PMD_NR),
         ("nr_page_table_pages", counts.tables),
+        *frames.huge.events.items(),
     ]
     return "".join(f"{name} {pages}\n" for name, pages in rows).encode()
 

@@ -92,7 +92,7 @@ class ProcFs:
         self._root: dict[str, Callable[[Process], bytes]] = {
             "": lambda reader: "".join(f"{pid}\n" for pid in sorted(kernel.processes)).encode(),
             "meminfo": lambda reader: show_meminfo(self._count_pages(), kernel.sysctl),
-            "vmstat": lambda reader: show_vmstat(self._count_pages()),
+            "vmstat": lambda reader: show_vmstat(self._count_pages(), kernel.frames),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()

@@ -65,6 +65,17 @@ def present_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_KERNEL_PRESENT)) != 0)
 
 
+def entry_pfn(entry: int, vaddr: Vaddr) -> Pfn:
+    """Return the frame that a leaf entry maps at an address: an entry of 2 MiB (PTE_PSE) names only its first one."""
+    return pte_pfn(entry) + (vaddr >> PAGE_SHIFT & PTRS_PER_TABLE - 1) if entry & PTE_PSE else pte_pfn(entry)
+
+
+def small_entries(entry: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return the 4 KiB entries that say what an entry of 2 MiB says of its pages [first, first + count)."""
+    pages = np.arange(first, first + count, dtype=np.uint64)
+    return np.uint64(entry & ~PTE_PSE) + (pages << np.uint64(PAGE_SHIFT))
+
+
 def make_pte(pfn: Pfn, bits: int) -> int:
     """Return the entry that maps a frame with these bits (Linux: pfn_pte())."""
     return pfn << PAGE_SHIFT | bits

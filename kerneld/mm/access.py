@@ -18,14 +18,14 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_DIRTY, PTE_PSE, PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault, unshare_page
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_MAYREAD, VM_MAYWRITE, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
 _PATIENCE = 4
 """Faults that one page may take: the page, then its copy. More means a bug of ours."""
@@ -106,12 +106,13 @@ def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bo
     """Return the physical address of a page of a VMA that allows the access, faulted in where need be."""
     words = mm.frames.ram.words
     for _ in range(_PATIENCE):
-        pte = mm.page_table.find_pte(vaddr)
-        entry = words[pte] if pte is not None else 0
-        if pte is not None and pte_present(entry) and (not write or _can_follow_write_pte(mm, entry, force)):
+        at = mm.page_table.find_leaf(vaddr)
+        entry = words[at] if at is not None else 0
+        if at is not None and pte_present(entry) and (not write or _can_follow_write_pte(mm, entry, force)):
             if write:
-                mm.update_pte(pte, vaddr, entry | PTE_DIRTY)
-            return pte_pfn(entry) << PAGE_SHIFT
+                update = mm.update_huge_pmd if entry & PTE_PSE else mm.update_pte
+                update(at, vaddr & -PMD_SIZE if entry & PTE_PSE else vaddr, entry | PTE_DIRTY)
+            return entry_pfn(entry, vaddr) << PAGE_SHIFT
         fault = handle_mm_fault(mm, vma, vaddr, write)
         if fault & VM_FAULT_ERROR:
             raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
@@ -146,7 +147,7 @@ def _check_vma_flags(vma: Vma, write: bool, force: bool) -> None:
 def _can_follow_write_pte(mm: MmStruct, entry: int, force: bool) -> bool:
     """Tell whether a write may go to the frame of an entry: the entry says so, or it is forced and the frame is ours.
 
-    Source: Linux v6.8 mm/gup.c:can_follow_write_pte().
+    Source: Linux v6.8 mm/gup.c:can_follow_write_pte(), mm/huge_memory.c:can_follow_write_pmd().
     """
     if entry & PTE_RW:
         return True

@@ -11,6 +11,7 @@ caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memo
 | present, no RW | private       | –                                     | reuse where it is ours alone, else copy |
 | present, no RW | shared        | –                                     | made writable, noted dirty              |
 
+Where no leaf table is, `kerneld.mm.thp` is asked first: huge pages are its business.
 Past the end of a file: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM.
 """
 
@@ -28,10 +29,11 @@ from kerneld.hw.paging import (
     make_pte,
     pte_present,
 )
+from kerneld.mm.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPBACKED, ZERO_PFN
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, ZERO_PFN
 from kerneld.mm.mm import MmStruct, vma_page_prot
-from kerneld.mm.rmap import anon_vma_prepare
+from kerneld.mm.thp import handle_huge_fault, unshare_huge_page
 from kerneld.mm.vm_flags import VM_MAYSHARE, VM_RAND_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
@@ -39,8 +41,6 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
 VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV = 0x1, 0x2, 0x4, 0x40
 VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
 """Results of a fault: Linux v6.8 include/linux/mm_types.h vm_fault_reason; 0 is a minor fault that was settled."""
-
-ANON_FLAGS = PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE
 
 
 def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
@@ -50,7 +50,11 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
     """
     vaddr = address & PAGE_MASK
     try:
-        pte = mm.page_table.ensure_pte(vaddr)
+        pte = mm.page_table.find_pte(vaddr)
+        if pte is None:
+            if vma.file is None and handle_huge_fault(mm, vma, vaddr, write):
+                return 0
+            pte = mm.page_table.ensure_pte(vaddr)
         entry = mm.frames.ram.words[pte]
         if not entry:
             if vma.file is None:
@@ -64,27 +68,6 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
         return 0
     except SysError as error:
         return VM_FAULT_OOM if error.errno == errno.ENOMEM else VM_FAULT_SIGBUS
-
-
-def prepare_anon_vma(mm: MmStruct, vma: Vma) -> int:
-    """Make sure that the VMA has an anon_vma and return its number, which its frames carry as their mapping."""
-    if vma.anon_vma is None:
-        anon_vma_prepare(vma, (mm.vmas.previous(vma), mm.vmas.following(vma)), mm.frames)
-    assert vma.anon_vma is not None
-    return vma.anon_vma.number
-
-
-def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) -> Pfn:
-    """Return a new frame that belongs to the VMA's anonymous memory alone. Raises SysError(ENOMEM).
-
-    Source: Linux v6.8 mm/rmap.c:folio_add_new_anon_rmap().
-    """
-    number = prepare_anon_vma(mm, vma)
-    frames = mm.frames
-    pfn = frames.alloc_page(ANON_FLAGS, zero=zero)
-    frames.mapping_at[pfn] = number
-    frames.index_at[pfn] = vma.page_index(vaddr)
-    return pfn
 
 
 def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
@@ -208,6 +191,9 @@ def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
 
     Raises SysError(ENOMEM). Source: Linux v6.8 mm/memory.c:do_wp_page() with FAULT_FLAG_UNSHARE.
     """
+    huge = unshare_huge_page(mm, vma, vaddr)
+    if huge is not None:
+        return huge
     pte = mm.page_table.ensure_pte(vaddr)
     pfn = (mm.frames.ram.words[pte] & PTE_PFN_MASK) >> PAGE_SHIFT
     if wp_can_reuse_anon(mm, vma, pfn):

@@ -69,6 +69,9 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
     words_np = frames.ram.words_np
     shared = vma.vm_flags & VM_SHARED
     for leaf in old.page_table.leaves(vma.start, vma.end):
+        if leaf.huge:
+            old.copy_huge_pmd(new, leaf)
+            continue
         entries = words_np[leaf.low : leaf.high]
         present = present_mask(entries)
         if not present.any():

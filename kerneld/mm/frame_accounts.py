@@ -15,28 +15,34 @@ from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, ZERO_PFN, Frames
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.page_walk import Walk
 from kerneld.mm.rmap import AnonVma
 from kerneld.mm.vm_flags import VM_SHARED
 from kerneld.mm.vma import Vma
+from shared.uapi.page import Pfn
 
 _SAMPLE = 16
 """Frames read back at each check: reading one that was never written makes the host back it with memory."""
 
 
-def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]) -> None:
+def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace], deposited: list[Pfn]) -> None:
     """Check every frame's counts and state against all page tables and all cached files of the machine.
 
-    Raises KernelBug.
+    `deposited` are the tables kept for huge pages, in no page table. Raises KernelBug.
     """
     count = frames.ram.nr_frames
     frames.buddy.check()
     leaves = [walk.entries[present_mask(walk.entries) & ((walk.entries & PTE_SPECIAL) == 0)] for walk in walks]
     mapped = np.bincount(_concatenate([pte_pfn(run).astype(np.int64) for run in leaves]), minlength=count)
-    tables = np.bincount(_concatenate([walk.table_pfns for walk in walks]), minlength=count)
+    kept = np.array(deposited, dtype=np.int64)
+    tables = np.bincount(_concatenate([kept, *(walk.table_pfns for walk in walks)]), minlength=count)
     slots = np.bincount(_concatenate([_slots(mapping)[1] for mapping in mappings]), minlength=count)
     reserved = np.zeros(count, dtype=np.int64)
     reserved[[0, ZERO_PFN]] = 1
+    check_huge_frames(frames, walks)
+    if frames.huge.zero_pfn is not None:
+        reserved[frames.huge.zero_pfn : frames.huge.zero_pfn + HPAGE_PMD_NR] = 1
     _same(frames.mapcount, mapped, "mapcount", "entries that map it")
     _same(frames.refcount, mapped + tables + slots + reserved, "refcount", "entries and pins")
     free = frames.buddy.is_free()
@@ -50,6 +56,30 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(anon & (slots != 0), "is anonymous and in a page cache")
     _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
     _check_unwritten(frames)
+
+
+def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
+    """Check what is known of whole huge pages against the entries of 2 MiB in all page tables. Raises KernelBug."""
+    huge = frames.huge
+    entries = np.concatenate([walk.huge_entries for walk in walks]) if walks else np.zeros(0, dtype=np.uint64)
+    is_zero = (entries & np.uint64(PTE_SPECIAL)) != 0
+    heads = Counter(pte_pfn(entries[~is_zero]).astype(np.int64).tolist())
+    if heads != huge.entire_mapcount or not all(huge.entire_mapcount.values()):
+        raise KernelBug(f"entire_mapcount is {dict(huge.entire_mapcount)}, entries of 2 MiB are {dict(heads)}")
+    zero_users = int(np.count_nonzero(is_zero))
+    if huge.zero_users != zero_users or (huge.zero_pfn is None) != (zero_users == 0):
+        raise KernelBug(f"the huge zero page {huge.zero_pfn} counts {huge.zero_users} entries, there are {zero_users}")
+    if zero_users and set(pte_pfn(entries[is_zero]).tolist()) != {huge.zero_pfn}:
+        raise KernelBug("an entry of 2 MiB is special and does not map the huge zero page")
+    for head in heads:
+        run = slice(head, head + HPAGE_PMD_NR)
+        if head % HPAGE_PMD_NR or head + HPAGE_PMD_NR > frames.ram.nr_frames:
+            raise KernelBug(f"huge page {head:#x} is not on its boundary, or leaves memory")
+        owners = frames.flags[run] & np.uint32(PG_ANON | PG_ANON_EXCLUSIVE)
+        if len(np.unique(owners)) > 1 or len(np.unique(frames.mapping[run])) > 1:
+            raise KernelBug(f"the frames of huge page {head:#x} differ in whose they are")
+        if not frames.flags_at[head] & PG_ANON or (np.diff(frames.index[run].astype(np.int64)) != 1).any():
+            raise KernelBug(f"huge page {head:#x} is not anonymous, or its indexes are not consecutive")
 
 
 def _concatenate(runs: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -81,7 +111,8 @@ def _none(bad: npt.NDArray[np.bool_], message: str) -> None:
 def _check_unwritten(frames: Frames) -> None:
     """A sample of the frames that nobody has written, the zero page always among them, reads as zeros."""
     unwritten = np.flatnonzero(~frames.ram.written)
-    if frames.ram.written[ZERO_PFN]:
+    zeros = [ZERO_PFN] if frames.huge.zero_pfn is None else [ZERO_PFN, *_huge_range(frames.huge.zero_pfn)]
+    if frames.ram.written[zeros].any():
         raise KernelBug("the shared zero page has been written")
     in_use = unwritten[frames.refcount[unwritten] > 0]
     for pfns in (in_use, unwritten):
@@ -89,6 +120,10 @@ def _check_unwritten(frames: Frames) -> None:
         dirty = sample[frames.ram.frames_np[sample].any(axis=1)]
         if len(dirty):
             raise KernelBug(f"frame {int(dirty[0]):#x} is not noted as written and does not read as zeros")
+
+
+def _huge_range(head: Pfn) -> range:
+    return range(head, head + HPAGE_PMD_NR)
 
 
 def check_mapping(frames: Frames, mapping: AddressSpace) -> None:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.ram import Ram
 from kerneld.mm.buddy import Buddy, OutOfFrames
+from kerneld.mm.huge_frames import HugeFrames
 from shared.uapi.page import Pfn
 
 ZERO_PFN: Pfn = 1
@@ -65,6 +66,8 @@ class Frames:
         self.total_pages = count - FIRST_PFN
         self.alloc_hook: Callable[[int], None] | None = None
         """Called with the count of frames before each allocation; tests make it raise SysError(ENOMEM)."""
+        self.huge = HugeFrames(self)
+        """What is known of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
         self._next_mapping = 1
 

@@ -45,7 +45,7 @@ from kerneld.mm.vm_flags import (
     VM_WRITE,
 )
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE
 
 Mask = npt.NDArray[np.bool_]
 
@@ -68,7 +68,7 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
         _require(mapping.i_mmap == users, f"i_mmap of mapping {mapping.number} names other VMAs than map it")
         check_mapping(frames, mapping)
     check_anon_vmas(frames, vmas)
-    check_frames(frames, walks, list(cached))
+    check_frames(frames, walks, list(cached), [pfn for mm in mms for pfn in mm.page_table.deposited])
 
 
 def check_mm(mm: MmStruct) -> Walk:
@@ -87,6 +87,7 @@ def check_mm(mm: MmStruct) -> Walk:
     covered = place >= 0
     covered[covered] = walk.vaddrs[covered] < ends[place[covered]]
     _refuse(walk, ~covered, "lies in no VMA")
+    _check_huge_entries(walk, vmas, starts, ends)
     if len(walk.entries):
         _check_entries(mm, walk, vmas, place)
     _check_counters(mm, walk, vmas)
@@ -148,8 +149,19 @@ def _check_tables(mm: MmStruct, walk: Walk, starts: Words, ends: Words) -> None:
         if useless.any():
             first = int(level.starts[useless][0])
             raise KernelBug(f"a table for {first:#x} and {1 << level.span_shift:#x} bytes on covers no VMA")
-    count = len(walk.table_pfns)
+    deposited = len(mm.page_table.deposited)
+    count = len(walk.table_pfns) + deposited
     _require(mm.page_table.table_pages == count, f"table_pages is {mm.page_table.table_pages}, tables are {count}")
+    huge = len(walk.huge_entries)
+    _require(deposited == huge, f"deposited tables are {deposited}, entries of 2 MiB are {huge}")
+
+
+def _check_huge_entries(walk: Walk, vmas: list[Vma], starts: Words, ends: Words) -> None:
+    """An entry of 2 MiB lies in one anonymous VMA, whole."""
+    place = np.searchsorted(starts, walk.huge_vaddrs, side="right") - 1
+    for vaddr, entry, at in zip(walk.huge_vaddrs.tolist(), walk.huge_entries.tolist(), place.tolist(), strict=True):
+        inside = at >= 0 and vaddr + PMD_SIZE <= int(ends[at])
+        _require(inside and vmas[at].file is None, f"huge page {entry:#x} at {vaddr:#x} lies in no anonymous VMA whole")
 
 
 def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray[np.int64]) -> None:
@@ -167,7 +179,11 @@ def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray
     pfns = pte_pfn(entries).astype(np.int64)
     special = present & _has(entries, PTE_SPECIAL)
     anonymous = np.array([vma.file is None for vma in vmas])[place]
-    _refuse(walk, special & ((pfns != ZERO_PFN) | writable | ~anonymous), "is special, but no read-only zero page")
+    zero = pfns == ZERO_PFN
+    huge_zero = mm.frames.huge.zero_pfn
+    if huge_zero is not None:
+        zero |= pfns - huge_zero == (walk.vaddrs.astype(np.int64) & PMD_SIZE - 1) >> PAGE_SHIFT
+    _refuse(walk, special & (~zero | writable | ~anonymous), "is special, but no read-only zero page")
     counted = present & ~special
     _refuse(walk, counted & ((pfns < FIRST_PFN) | (pfns >= mm.frames.ram.nr_frames)), "maps a frame out of bounds")
     pfns[~counted] = 0

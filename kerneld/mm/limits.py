@@ -6,6 +6,7 @@ Answers to Linux v6.8 include/asm-generic/resource.h (INIT_RLIMITS) and Document
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from shared.uapi.page import PAGE_SHIFT
 from shared.uapi.resource import RLIM_INFINITY, RLIM_NLIMITS, Rlimit
@@ -36,6 +37,14 @@ class Rlimits:
         return self.soft[resource] >> PAGE_SHIFT
 
 
+class TransparentHugepage(StrEnum):
+    """Which anonymous memory may get huge pages: Linux v6.8 Documentation/admin-guide/mm/transhuge.rst, `enabled`."""
+
+    ALWAYS = "always"
+    MADVISE = "madvise"
+    NEVER = "never"
+
+
 @dataclass(slots=True)
 class Sysctl:
     """Knobs of the whole machine."""
@@ -44,3 +53,4 @@ class Sysctl:
     mmap_min_addr: int = 65_536
     overcommit_memory: int = 0
     overcommit_ratio: int = 50
+    transparent_hugepage: TransparentHugepage = TransparentHugepage.MADVISE

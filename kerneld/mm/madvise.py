@@ -15,8 +15,9 @@ Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_v
 | WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap |
 | REMOVE                        | the hole is punched into the file             | locked, private; EACCES not writable |
 | POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end |
+| COLLAPSE                      | each whole 2 MiB becomes a huge page          | see `kerneld.mm.collapse`            |
 
-Differs from Linux: KSM, memory failure and COLLAPSE are not built in, their advice is EINVAL as on such a kernel.
+Differs from Linux: KSM and memory failure are not built in, their advice is EINVAL as on such a kernel.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, pte_present
+from kerneld.mm.collapse import madvise_collapse
 from kerneld.mm.fault import VM_FAULT_OOM
 from kerneld.mm.frames import PG_ANON, PG_SWAPBACKED
 from kerneld.mm.mm import MmStruct
@@ -66,11 +68,11 @@ _FLAG_CHANGES = {
 }
 """Advice that only sets and clears VM_ flags: (set, cleared)."""
 _PAGE_ADVICE = frozenset(
-    {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE}
+    {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE, Madv.COLLAPSE}
 )
 _POPULATE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
 _VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | _POPULATE
-PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED})
+PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
 """What process_madvise accepts. Source: Linux v6.8 mm/madvise.c:process_madvise_behavior_valid()."""
 
 
@@ -128,6 +130,8 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
             raise SysError(errno.EBADF)
     elif advice is Madv.REMOVE:
         _madvise_remove(vma, start, end)
+    elif advice is Madv.COLLAPSE:
+        madvise_collapse(mm, vma, start, end)
     elif vma.vm_flags & VM_LOCKED and advice is not Madv.DONTNEED_LOCKED:
         raise SysError(errno.EINVAL)
     elif advice in (Madv.DONTNEED, Madv.DONTNEED_LOCKED):
@@ -170,12 +174,13 @@ def _reclaim_pages(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 
 def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:
     """Take state bits from the present entries of a range. Source: mm/madvise.c:madvise_free_pte_range() and cold's."""
+    mm.split_huge_pmds_at(start, end)
     for leaf in mm.page_table.leaves(start, end):
         entries = mm.frames.ram.words_np[leaf.low : leaf.high]
         hit = present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)
         if hit.any():
             cleared = entries & np.uint64(~bits & (1 << 64) - 1)
-            mm.write_ptes(leaf.low, leaf.start, np.where(hit, cleared, entries))
+            mm.write_leaf(leaf, np.where(hit, cleared, entries))
 
 
 def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:

@@ -1,6 +1,6 @@
 """An address space: its VMAs, its page table, its counters, and the few primitives that change them.
 
-`MmStruct` alone inserts, removes or changes a VMA and (through `PteOps`) sets or clears an entry, and it alone
+`MmStruct` alone inserts, removes or changes a VMA and (through `PmdOps`) sets or clears an entry, and it alone
 notifies: a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm in files of their
 own. Knows no task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c (vma_link, vm_stat_account,
 exit_mmap).
@@ -14,7 +14,7 @@ from __future__ import annotations
 from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.pte_ops import PteOps
+from kerneld.mm.pmd_ops import PmdOps
 from kerneld.mm.rmap import split_anon_vma, unlink_anon_vmas
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -59,7 +59,7 @@ def vma_page_prot(vma: Vma) -> int:
     return bits
 
 
-class MmStruct(PteOps):
+class MmStruct(PmdOps):
     """One address space (Linux: struct mm_struct)."""
 
     def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
@@ -130,6 +130,8 @@ class MmStruct(PteOps):
 
     def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         """Give a VMA other bounds, its pages keeping their offsets; entries that fall out must be gone already."""
+        if self.page_table.deposited:
+            self.split_huge_pmds_at(start, end)
         low, high = min(vma.start, start), max(vma.end, end)
         before = vma.nr_pages
         self._update_hiwater_vm()

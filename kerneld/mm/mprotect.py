@@ -17,6 +17,7 @@ from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_PFN_MASK,
+    PTE_PSE,
     PTE_RW,
     PTE_SPECIAL,
     present_mask,
@@ -45,7 +46,7 @@ from shared.uapi.page import PAGE_MASK, Vaddr, page_align
 
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
-_KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL
+_KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
 """What an entry keeps when its rights change (Linux: _PAGE_CHG_MASK)."""
 
 
@@ -117,7 +118,8 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
 def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Give the present entries of a part of a VMA its rights: less at once, writable again only where no fault is owed.
 
-    Source: Linux v6.8 mm/mprotect.c:change_pte_range().
+    A huge page is one entry here: it lies in the VMA whole, and its frames agree in what `_can_be_writable` asks.
+    Source: Linux v6.8 mm/mprotect.c:change_pte_range(), mm/huge_memory.c:change_huge_pmd().
     """
     prot = vma_page_prot(vma)
     for leaf in mm.page_table.leaves(start, end):
@@ -128,7 +130,7 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         changed = (entries & np.uint64(_KEPT_BITS)) | np.uint64(prot)
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
             changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
-        mm.write_ptes(leaf.low, leaf.start, np.where(present, changed, entries))
+        mm.write_leaf(leaf, np.where(present, changed, entries))
 
 
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -240,13 +240,25 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
 def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
     """Move the entries of a range to another, one run within a leaf table of each side at a time.
 
+    A huge page moves as it is where its new place is on a 2 MiB boundary too, else it is cut up first.
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
     Source: Linux v6.8 mm/mremap.c:move_page_tables().
     """
     delta = new_addr - old_addr
     moved = old_addr
+    mm.split_huge_pmds_at(old_addr, old_addr + length)
     try:
-        for leaf in mm.page_table.leaves(old_addr, old_addr + length):
+        for found in mm.page_table.leaves(old_addr, old_addr + length):
+            leaf = found
+            if leaf.huge:
+                if not delta & PMD_SIZE - 1:
+                    mm.move_huge_pmd(
+                        leaf.low, leaf.start, mm.page_table.ensure_pmd(leaf.start + delta), leaf.start + delta
+                    )
+                    moved = leaf.end
+                    continue
+                mm.split_huge_pmd(leaf.low, leaf.start)
+                leaf = next(mm.page_table.leaves(leaf.start, leaf.end))
             vaddr = leaf.start
             while vaddr < leaf.end:
                 stop = min(leaf.end, vaddr + PMD_SIZE - (vaddr + delta & PMD_SIZE - 1))

@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
-from kerneld.hw.paging import PGD_SHIFT, PTE_PFN_MASK, PTE_PSE, PTE_TABLE, PTRS_PER_TABLE, PUD_SHIFT, pte_pfn
+from kerneld.hw.paging import (
+    PGD_SHIFT,
+    PTE_PFN_MASK,
+    PTE_PSE,
+    PTE_TABLE,
+    PTRS_PER_TABLE,
+    PUD_SHIFT,
+    pte_pfn,
+    small_entries,
+)
 from kerneld.hw.ram import Ram
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn
 
@@ -28,11 +37,16 @@ class Level(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What a page table holds: its tables by level, the root's first, and its leaf entries that are not 0."""
+    """What a page table holds: its tables by level, the root's first, and its leaf entries that are not 0.
+
+    An entry of 2 MiB is in `huge_entries` as it is, and in `entries` as the 512 of 4 KiB that say the same.
+    """
 
     levels: list[Level]
     vaddrs: Words
     entries: Words
+    huge_vaddrs: Words
+    huge_entries: Words
 
     @property
     def table_pfns(self) -> npt.NDArray[np.int64]:
@@ -41,15 +55,33 @@ class Walk(NamedTuple):
 
 
 def walk_page_table(ram: Ram, root: Pfn) -> Walk:
-    """Return everything below the root frame. Raises KernelBug where an entry that should name a table does not."""
+    """Return everything below the root frame. Raises KernelBug where an entry that should name a table does not.
+
+    At the last level above the leaf tables an entry may also be one of 2 MiB.
+    """
     pfns, starts = np.array([root], dtype=np.int64), np.zeros(1, dtype=np.uint64)
     levels = [Level(PGD_SHIFT + 9, pfns, starts)]
     for shift in (PGD_SHIFT, PUD_SHIFT, PMD_SHIFT):
         starts, entries = _entries(ram, pfns, starts, shift)
+        huge = (entries & np.uint64(PTE_PSE)) != 0 if shift == PMD_SHIFT else np.zeros(len(entries), dtype=np.bool_)
+        huge_vaddrs, huge_entries = starts[huge], entries[huge]
+        starts, entries = starts[~huge], entries[~huge]
         _check_upper(ram, starts, entries)
         pfns = pte_pfn(entries).astype(np.int64)
         levels.append(Level(shift, pfns, starts))
-    return Walk(levels, *_entries(ram, pfns, starts, PAGE_SHIFT))
+    vaddrs, entries = _entries(ram, pfns, starts, PAGE_SHIFT)
+    if len(huge_entries):
+        vaddrs, entries = _with_huge(vaddrs, entries, huge_vaddrs, huge_entries)
+    return Walk(levels, vaddrs, entries, huge_vaddrs, huge_entries)
+
+
+def _with_huge(vaddrs: Words, entries: Words, huge_vaddrs: Words, huge_entries: Words) -> tuple[Words, Words]:
+    """Return the leaf entries together with the small ones that the huge ones stand for, in order of address."""
+    offsets = np.arange(PTRS_PER_TABLE, dtype=np.uint64) << np.uint64(PAGE_SHIFT)
+    vaddrs = np.concatenate([vaddrs, (huge_vaddrs[:, None] + offsets).ravel()])
+    small = [small_entries(entry, 0, PTRS_PER_TABLE) for entry in huge_entries.tolist()]
+    order = np.argsort(vaddrs)
+    return vaddrs[order], np.concatenate([entries, *small])[order]
 
 
 def _entries(ram: Ram, pfns: npt.NDArray[np.int64], starts: Words, shift: int) -> tuple[Words, Words]:

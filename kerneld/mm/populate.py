@@ -1,8 +1,8 @@
 """Faulting in many pages at once: MAP_POPULATE, locked memory, and the processor's `touch`.
 
 Does for a range what `kerneld.mm.fault` does for a page, one leaf table at a time where the pages are anonymous;
-whatever is not a plain first fault goes through `handle_mm_fault` itself. Answers to Linux v6.8 mm/gup.c:
-__mm_populate(), populate_vma_page_range().
+whatever is not a plain first fault goes through `handle_mm_fault` itself, and huge pages through `thp`. Answers to
+Linux v6.8 mm/gup.c: __mm_populate(), populate_vma_page_range().
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
-from kerneld.mm.fault import (
-    ANON_FLAGS,
-    VM_FAULT_ERROR,
-    VM_FAULT_MAJOR,
-    VM_FAULT_OOM,
-    VM_FAULT_SIGSEGV,
-    handle_mm_fault,
-    prepare_anon_vma,
-)
+from kerneld.mm.anon_page import ANON_FLAGS, prepare_anon_vma
+from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.pagetable import Leaf
 from kerneld.mm.pte_ops import Rss
+from kerneld.mm.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
@@ -72,8 +66,12 @@ def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool
 
     Returns how far it came and 0 or the VM_FAULT_* that stopped it there.
     """
+    huge = may_have_huge_pages(mm, vma)
     try:
-        for leaf in mm.page_table.ensure_leaves(start, end):
+        for leaf in fault_in_huge(mm, vma, start, end, write) if huge else mm.page_table.ensure_leaves(start, end):
+            if leaf.huge:
+                start = leaf.end
+                continue
             if vma.file is None:
                 _fill_anonymous(mm, vma, leaf, write)
             stopped = _fault_rest(mm, vma, leaf, write)

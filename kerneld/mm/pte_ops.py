@@ -27,7 +27,7 @@ from kerneld.hw.paging import (
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames, Pfns
 from kerneld.mm.notifier import MmuNotifier
-from kerneld.mm.pagetable import PageTable
+from kerneld.mm.pagetable import Leaf, PageTable
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 
 _SMALL = 8
@@ -129,6 +129,11 @@ class PteOps:
         """Give a run of entries other rights or state bits; each goes on mapping the same frame, or none."""
         self._words_np[low : low + len(entries)] = entries
         self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+
+    def write_leaf(self, leaf: Leaf, entries: npt.NDArray[np.uint64]) -> None:
+        """Give the entries of a leaf, which may be one huge page, other rights or state bits, as `write_ptes` does."""
+        self._words_np[leaf.low : leaf.high] = entries
+        self.notify(leaf.start, leaf.end)
 
     def has_entries(self, low: int, count: int) -> bool:
         """Tell whether any of a run of entries is not 0."""

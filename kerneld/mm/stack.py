@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
-from kerneld.mm.fault import prepare_anon_vma
+from kerneld.mm.anon_page import prepare_anon_vma
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.overcommit import check_enough_memory

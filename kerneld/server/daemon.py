@@ -18,6 +18,7 @@ from types import FrameType
 import structlog
 
 from kerneld.errors import KernelBug
+from kerneld.mm.limits import TransparentHugepage
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import claim
@@ -43,6 +44,8 @@ class DaemonConfig:
     check_invariants: bool = False
     host_targets: HostTargets = HostTargets.ASKED
     host_interval_seconds: float = HOST_INTERVAL_SECONDS
+    thp: str = "madvise"
+    """Who gets huge pages: `always`, `madvise` or `never`."""
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
@@ -78,6 +81,7 @@ def build_kernel(config: DaemonConfig) -> Kernel:
                 ram_bytes=config.ram_bytes,
                 superuser_uid=os.getuid(),
                 host_targets=config.host_targets,
+                thp=TransparentHugepage(config.thp),
                 check_invariants=config.check_invariants,
             )
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import PTE_RW, present_mask, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_RW, entry_pfn, present_mask, pte_pfn, pte_present
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.shadowpt.layout import F24, Flags
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
@@ -42,13 +42,13 @@ def describe_page(mm: MmStruct, vaddr: Vaddr, layout: Flags = F24) -> tuple[int,
     """Return what describe() says of one page, page-aligned, for a fifth of its cost: a fault changes one page."""
     vma = mm.vmas.lookup(vaddr)
     flags = 0 if vma is None else _vma_flags(vma, layout)
-    pte = mm.page_table.find_pte(vaddr)
-    entry = 0 if pte is None else mm.frames.ram.words[pte]
+    at = mm.page_table.find_leaf(vaddr)
+    entry = 0 if at is None else mm.frames.ram.words[at]
     if not pte_present(entry):
         return flags, 0
     if entry & PTE_RW:
         flags |= layout.pte_writeable
-    return flags | layout.mapped, pte_pfn(entry)
+    return flags | layout.mapped, entry_pfn(entry, vaddr)
 
 
 def _vma_flags(vma: Vma, layout: Flags) -> int:

@@ -20,7 +20,7 @@ from kerneld.fs.procfs import ProcFs
 from kerneld.hw.ram import Ram
 from kerneld.mm.frames import Frames
 from kerneld.mm.invariants import check_machine
-from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
 from kerneld.mm.mm import MmStruct
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
@@ -57,6 +57,8 @@ class KernelConfig:
     host_targets: HostTargets = HostTargets.ASKED
     check_invariants: bool = False
     """Check everything after every request: for tests."""
+    thp: TransparentHugepage = TransparentHugepage.MADVISE
+    """Which anonymous memory may get huge pages."""
 
 
 class Sender(NamedTuple):
@@ -81,7 +83,7 @@ class Kernel:
         self.start_time = time.monotonic()
         self.ram = Ram(config.ram_bytes)
         self.frames = Frames(self.ram)
-        self.sysctl = Sysctl()
+        self.sysctl = Sysctl(transparent_hugepage=config.thp)
         self.files = FileTable(self.frames)
         self.shadowpt = ShadowPt(self.ram)
         self.table = ProcessTable(config.superuser_uid, self._new_mm)

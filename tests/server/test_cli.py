@@ -56,6 +56,7 @@ def test_without_a_daemon_it_is_one_line_and_3(tmp_path: Path, command: list[str
         ["start", "--ram", "1K"],
         ["start", "--ram", "1048577"],
         ["start", "--max-clients", "0"],
+        ["start", "--thp", "sometimes"],
         ["start", "--log-format", "xml"],
     ],
 )

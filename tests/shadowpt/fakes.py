@@ -47,7 +47,7 @@ class FakeMm:
     def lookup(self, vaddr: int) -> FakeVma | None:
         return next(self.overlapping(vaddr, vaddr + PAGE_SIZE), None)
 
-    def find_pte(self, vaddr: int) -> int | None:
+    def find_leaf(self, vaddr: int) -> int | None:
         """Return where the entry is; here that is the address itself."""
         return vaddr if vaddr in self.ptes else None
 

@@ -1,0 +1,36 @@
+"""A new page of anonymous memory, and the anon_vma that it needs.
+
+Apart from the faults for those who make such pages otherwise: `kerneld.mm.populate`, `thp`, `collapse`. Answers to
+Linux v6.8 mm/rmap.c:__anon_vma_prepare(), folio_add_new_anon_rmap().
+"""
+
+from __future__ import annotations
+
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPBACKED
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.rmap import anon_vma_prepare
+from kerneld.mm.vma import Vma
+from shared.uapi.page import Pfn, Vaddr
+
+ANON_FLAGS = PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE
+
+
+def prepare_anon_vma(mm: MmStruct, vma: Vma) -> int:
+    """Make sure that the VMA has an anon_vma and return its number, which its frames carry as their mapping."""
+    if vma.anon_vma is None:
+        anon_vma_prepare(vma, (mm.vmas.previous(vma), mm.vmas.following(vma)), mm.frames)
+    assert vma.anon_vma is not None
+    return vma.anon_vma.number
+
+
+def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) -> Pfn:
+    """Return a new frame that belongs to the VMA's anonymous memory alone. Raises SysError(ENOMEM).
+
+    Source: Linux v6.8 mm/rmap.c:folio_add_new_anon_rmap().
+    """
+    number = prepare_anon_vma(mm, vma)
+    frames = mm.frames
+    pfn = frames.alloc_page(ANON_FLAGS, zero=zero)
+    frames.mapping_at[pfn] = number
+    frames.index_at[pfn] = vma.page_index(vaddr)
+    return pfn

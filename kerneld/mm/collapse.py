@@ -1,0 +1,84 @@
+"""MADV_COLLAPSE: pages of 4 KiB become huge pages at once, because the program asks.
+
+Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_pmd(), collapse_huge_page().
+
+| 2 MiB of the range                      | what happens                          | the call ends with        |
+|-----------------------------------------|---------------------------------------|---------------------------|
+| mapped by a huge page                   | nothing                               | 0                         |
+| a leaf table with a writable entry      | its pages move into a huge page       | 0                         |
+| … and no huge page can be had           | nothing, the rest is not looked at    | ENOMEM                    |
+| a leaf table without a writable entry   | nothing, the rest is looked at        | EINVAL                    |
+| no leaf table                           | nothing, the rest is looked at        | EINVAL                    |
+
+Pages that other address spaces map as well are copied, absent ones become zeros. Whether `--thp` allows huge pages does
+not matter; MADV_NOHUGEPAGE does, and memory that is not anonymous or has never been written: EINVAL.
+Differs from Linux: pages of files and of shared anonymous memory are never collapsed.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, make_pte, present_mask, pte_pfn
+from kerneld.mm.anon_page import ANON_FLAGS, prepare_anon_vma
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PMD_SHIFT, PMD_SIZE, Vaddr
+
+
+def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Make huge pages of the whole 2 MiB in [start, end), a page-aligned part of a VMA; what is at its ends stays.
+
+    Raises SysError(EINVAL) and SysError(ENOMEM) as the table above says; what was done before that stays done.
+    """
+    if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False) or vma.anon_vma is None:
+        raise SysError(errno.EINVAL)
+    if not thp_vma_suitable(vma, vma.end - PMD_SIZE):
+        raise SysError(errno.EINVAL)
+    first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
+    collapsed = sum(_collapse_pmd(mm, vma, haddr) for haddr in range(first, last, PMD_SIZE))
+    # A range between two boundaries has last < first and is refused, an empty one is not: so Linux subtracts.
+    if collapsed != last - first >> PMD_SHIFT:
+        raise SysError(errno.EINVAL)
+
+
+def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
+    """Return whether a huge page maps these 2 MiB afterwards. Source: mm/khugepaged.c:hpage_collapse_scan_pmd()."""
+    words = mm.frames.ram.words
+    pmd = mm.page_table.find_pmd(haddr)
+    if pmd is None or not words[pmd]:
+        return False
+    if words[pmd] & PTE_PSE:
+        return True
+    leaf = next(mm.page_table.leaves(haddr, haddr + PMD_SIZE))
+    entries = mm.page_table.leaf_entries(leaf)
+    if not (entries & np.uint64(PTE_RW)).any():
+        return False
+    collapse_huge_page(mm, vma, haddr, pmd)
+    return True
+
+
+def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
+    """Move the pages of a leaf table into a new huge page; the table is the one deposited for it.
+
+    Raises SysError(ENOMEM) before any change. Source: Linux v6.8 mm/khugepaged.c:collapse_huge_page().
+    """
+    ram, huge = mm.frames.ram, mm.frames.huge
+    try:
+        head = huge.alloc(ANON_FLAGS)
+    except SysError:
+        huge.events["thp_collapse_alloc_failed"] += 1
+        raise
+    huge.events["thp_collapse_alloc"] += 1
+    entries = mm.page_table.entries(haddr, haddr + PMD_SIZE)
+    counted = np.flatnonzero(present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
+    for place, pfn in zip(counted.tolist(), pte_pfn(entries[counted]).tolist(), strict=True):
+        ram.copy_page(head + place, pfn)
+    mm.zap_range(haddr, haddr + PMD_SIZE)
+    huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
+    mm.deposit_table(pmd)
+    mm.map_huge_page(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)
