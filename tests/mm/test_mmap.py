@@ -110,8 +110,16 @@ class TestErrorsInOrder:
     def test_a_flag_that_the_file_does_not_know(self, machine: Machine, mm: MmStruct) -> None:
         file, _ = machine.new_file(b"", readable=False, writable=False)
         validate = Map.SHARED_VALIDATE.value
+        file.in_memory = True
         assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EOPNOTSUPP
         assert self.call(mm, 0, PAGE_SIZE, validate, file=file) == errno.EACCES
+
+    def test_a_disk_refuses_map_sync_last(self, machine: Machine, mm: MmStruct) -> None:
+        unreadable, _ = machine.new_file(b"", readable=False, writable=False)
+        readable, _ = machine.new_file(b"x")
+        sync = Map.SHARED_VALIDATE.value | Map.SYNC.value
+        assert self.call(mm, 0, PAGE_SIZE, sync, file=unreadable) == errno.EACCES
+        assert self.call(mm, 0, PAGE_SIZE, sync, file=readable) == errno.EOPNOTSUPP
 
     @pytest.mark.parametrize(
         ("readable", "writable", "prot", "flags", "expected"),
