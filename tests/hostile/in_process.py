@@ -1,0 +1,183 @@
+"""Hostile datagrams straight into a machine in this process: no socket, no process, and therefore many a second.
+
+Stands where the server's loop does: attaches, lets go of what has ended, and kills processes. Every answer is looked
+at; anything that the daemon's log would call an error fails the drive.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from kerneld.errors import SysError
+from kerneld.server.connection import Datagram
+from kerneld.server.exchange import answer_datagram
+from kerneld.syscalls import dispatch as dispatch_module
+from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
+from kerneld.task import table
+from kerneld.task.task import Thread
+from shared import wire
+from shared.client import realmem
+from tests.hostile.datagrams import Hostile, Writer
+from tests.hostile.descriptors import Descriptors
+
+RAM_BYTES = 16 << 20
+FIRST_PID = 1 << 23
+"""Above any pid that the host gives."""
+NR_CLIENTS = 5
+MAX_ERRNO = 4095
+"""As in Linux; beyond the last that has a name mmap answers, as there, a MAP_FIXED address of the last page."""
+TABLE_BYTES = 12 << 12
+MOST_CHECKED = 10
+"""Requests of a datagram that is checked after each: a batch of thousands would take a quarter of a minute."""
+
+
+class OopsError(AssertionError):
+    """A handler has failed as none should."""
+
+
+class _Log:
+    """In place of dispatch's log."""
+
+    def exception(self, event: str, **fields: object) -> None:
+        raise OopsError(f"{event}: {fields}")
+
+
+class FakeConnection:
+    """What answer_datagram needs of a connection."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+        self.thread: Thread | None = None
+        self.reply_limit = wire.MAX_REPLY
+
+
+class Drive:
+    """One machine and its hostile clients."""
+
+    def __init__(self, seed: int, check_share: float) -> None:
+        """Of `check_share` of all datagrams each request is followed by a check of every invariant."""
+        self._random = random.Random(seed)
+        self._check_share = check_share
+        self._directory = tempfile.TemporaryDirectory(prefix="hostile-")
+        self._config = KernelConfig(ram_bytes=RAM_BYTES, superuser_uid=0)
+        self.kernel = Kernel(self._config)
+        self.free_pages = self.kernel.frames.free_pages
+        self._parents: dict[int, int] = {}
+        self._next_pid = FIRST_PID
+        self._entries = realmem.map_anonymous(TABLE_BYTES)
+        self.fds = Descriptors(Path(self._directory.name))
+        self.nr_fds = len(os.listdir("/proc/self/fd"))
+        self.writer = Writer(seed, lambda: list(self.kernel.processes), self._entries)
+        self._connections = [FakeConnection(self._sender(number)) for number in range(NR_CLIENTS)]
+        self._former = table.find_ppid, cast(Any, dispatch_module)._log
+        cast(Any, table).find_ppid = self._parents.get
+        cast(Any, dispatch_module)._log = _Log()
+        self.nr_replies = 0
+        self.nr_good = 0
+
+    def _sender(self, number: int) -> Sender:
+        """Return who the client of this number is: the first is this very process, the superuser with real memory."""
+        if number == 0:
+            return Sender(os.getpid(), 0, 0)
+        self._next_pid += 1
+        self._parents[self._next_pid] = self._random.choice([os.getpid(), *range(self._next_pid - 9, self._next_pid)])
+        uid = self._random.choice((0, 1000, 1000, 1001))
+        return Sender(self._next_pid, uid, uid)
+
+    def run(self, count: int) -> None:
+        """Send `count` datagrams. Raises OopsError, KernelBug, or whatever else goes wrong."""
+        for _ in range(count):
+            self.step()
+
+    def step(self) -> None:
+        """Send one datagram of one client and look at the answer."""
+        at = self._random.randrange(NR_CLIENTS)
+        connection = self._connections[at]
+        hostile = self.writer.datagram() if connection.thread is not None else self.writer.attach()
+        fds = [os.dup(fd) for fd in self.fds.pick(self._random, hostile.nr_fds)] if hostile.nr_fds else []
+        checked = self._random.random() < self._check_share and len(hostile.requests) <= MOST_CHECKED
+        self.kernel.config = replace(self._config, check_invariants=checked)
+        is_last = self._answer(connection, hostile, fds)
+        for fd in fds:
+            os.close(fd)
+        if is_last or self._random.random() < 0.002:
+            self._leave(connection)
+        self._reap()
+
+    def _answer(self, connection: FakeConnection, hostile: Hostile, fds: list[int]) -> bool:
+        sender = connection.sender
+        if self._random.random() < 0.01:
+            sender = sender._replace(pid=self._random.choice((0, 1, FIRST_PID)))
+        length = len(hostile.data)
+        data = memoryview(hostile.data)[: wire.MAX_DATAGRAM]
+        datagram = Datagram(data, sender, fds, length > wire.MAX_DATAGRAM, self._random.random() < 0.002)
+        outcome = answer_datagram(self.kernel, cast(Any, connection), datagram, cast(Any, self._attach))
+        for fd in outcome.fds:
+            os.close(fd)
+        assert len(outcome.answer) <= wire.MAX_REPLY
+        assert len(outcome.fds) <= wire.MAX_FDS
+        replies = wire.unpack_replies(outcome.answer)
+        assert replies
+        assert not hostile.requests or len(replies) <= len(hostile.requests)
+        for request, reply in zip(hostile.requests, replies, strict=False):
+            assert reply.ret >= -MAX_ERRNO, (request, reply)
+        self.nr_replies += len(replies)
+        self.nr_good += sum(reply.ret >= 0 for reply in replies)
+        self.writer.learn(hostile.requests, replies)
+        return outcome.is_last
+
+    def _attach(self, connection: FakeConnection, sender: Sender, request: wire.Request) -> int:
+        if connection.thread is not None or sender.pid != connection.sender.pid:
+            return -22
+        try:
+            connection.thread = self.kernel.attach(sender, *request.args[:3])
+        except SysError as error:
+            return -error.errno
+        return connection.thread.process.pid
+
+    def _leave(self, connection: FakeConnection) -> None:
+        """Close the connection, or have its real process die."""
+        thread, connection.thread = connection.thread, None
+        if thread is None or thread.process.ended:
+            return
+        if self._random.random() < 0.5:
+            self.kernel.process_died(thread.process)
+        else:
+            self.kernel.thread_exited(thread)
+
+    def _reap(self) -> None:
+        ended = self.kernel.take_ended()
+        for at, connection in enumerate(self._connections):
+            thread = connection.thread
+            if thread is not None and (thread.process in ended or thread not in thread.process.threads):
+                connection.thread = None
+            if connection.thread is None and ended:
+                self._connections[at] = FakeConnection(self._sender(at))
+
+    def finish(self) -> None:
+        """Let every client go and see that nothing has stayed."""
+        self.kernel.config = replace(self._config, check_invariants=True)
+        for connection in self._connections:
+            self._leave(connection)
+        for process in list(self.kernel.processes.values()):
+            self.kernel.process_died(process)
+        self._reap()
+        self.kernel.check()
+        assert self.kernel.frames.free_pages == self.free_pages, "frames are lost"
+        assert not self.kernel.processes
+        assert len(self.kernel.files) == 0
+        assert self.kernel.shadowpt.describe_session()[0] == "closed"
+        assert len(os.listdir("/proc/self/fd")) == self.nr_fds, "descriptors are left"
+
+    def close(self) -> None:
+        """Put everything back that the drive has changed outside its machine."""
+        cast(Any, table).find_ppid, cast(Any, dispatch_module)._log = self._former
+        self.kernel.shutdown()
+        self.fds.close()
+        realmem.unmap(self._entries, TABLE_BYTES)
+        self._directory.cleanup()

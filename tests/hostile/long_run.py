@@ -1,0 +1,94 @@
+"""The long run of the fuzzers: `python -m tests.hostile`, or `make fuzz`.
+
+Datagrams go in pieces of many thousands to fresh machines in this and other processes, and through real daemons. Prints
+a line a piece and the sum; a piece that fails names its seed, prints its traceback, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import structlog
+
+PIECE = 20_000
+
+
+def drive_machine(seed: int, count: int, check_share: float) -> Counter[str]:
+    """Send `count` datagrams into a machine in this process."""
+    from tests.hostile.in_process import Drive  # noqa: PLC0415  (a machine: only where one is driven)
+
+    drive = Drive(seed, check_share)
+    try:
+        for number in range(count):
+            try:
+                drive.step()
+            except BaseException:
+                print(f"seed {seed}: datagram {number} fails", file=sys.stderr, flush=True)
+                raise
+        drive.finish()
+    finally:
+        drive.close()
+    return Counter(datagrams=count, replies=drive.nr_replies, good=drive.nr_good)
+
+
+def drive_daemon(seed: int, count: int) -> Counter[str]:
+    """Send `count` datagrams to a real daemon."""
+    from tests.e2e.client import Nursery  # noqa: PLC0415
+    from tests.e2e.daemons import Daemon  # noqa: PLC0415
+    from tests.hostile import through_daemon  # noqa: PLC0415
+
+    nursery = Nursery()
+    with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
+        daemon = Daemon(Path(directory), nursery, check_invariants=False)
+        total = through_daemon.run(daemon, seed, count, 3)
+        daemon.close()
+    nursery.close()
+    return total
+
+
+def piece(way: str, seed: int, count: int, check_share: float) -> tuple[str, int, Counter[str], str]:
+    """Run one piece; return what it was, what came of it, and the traceback of its failure."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        total = drive_machine(seed, count, check_share) if way == "machine" else drive_daemon(seed, count)
+    except BaseException:
+        return way, seed, Counter(), traceback.format_exc()
+    return way, seed, total, ""
+
+
+def main() -> int:
+    """Run every piece; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description="The long run of the fuzzers.")
+    parser.add_argument("--datagrams", type=int, default=1_000_000, help="into machines in a process [1000000]")
+    parser.add_argument("--through-daemon", type=int, default=100_000, help="through real daemons [100000]")
+    parser.add_argument("--check", type=float, default=0.01, help="share after which invariants are checked [0.01]")
+    parser.add_argument("--seed", type=int, default=1, help="of the first piece [1]")
+    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="pieces at once")
+    args = parser.parse_args()
+    tasks = []
+    for way, wanted in (("machine", args.datagrams), ("daemon", args.through_daemon)):
+        for number, start in enumerate(range(0, wanted, PIECE)):
+            tasks.append((way, args.seed + number, min(PIECE, wanted - start), args.check))
+    started = time.monotonic()
+    sums: dict[str, Counter[str]] = {"machine": Counter(), "daemon": Counter()}
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        for done in as_completed([pool.submit(piece, *task) for task in tasks]):
+            way, seed, total, failure = done.result()
+            sums[way] += total
+            failed += bool(failure)
+            print(f"{way} seed {seed}: {failure or dict(total)}", flush=True)
+    for way, total in sums.items():
+        print(f"{way}: {dict(total)}")
+    print(f"{len(tasks)} pieces, {failed} failed, {time.monotonic() - started:.0f} s")
+    return 1 if failed else 0

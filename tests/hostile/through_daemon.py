@@ -1,0 +1,99 @@
+"""Hostile clients of a real daemon, beside a client that means well and must not notice.
+
+Owns one round: a daemon, its hostile clients, the witness, and the comparison of what is there before and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from shared.client import Process
+from shared.uapi.mman import Map, Prot
+from tests.e2e.client import ROOT
+from tests.e2e.daemons import Daemon, shm_is_as, shm_names
+
+PAGE = 4096
+PAGES = 4
+CLIENT_SECONDS = 3600.0
+BREATH_SECONDS = 0.01
+"""Between two looks of the witness, so that it does not take the processor from those it is to be a witness of."""
+
+
+class Witness:
+    """A client that means well: what it has stored is what it loads, whatever others do."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._process = Process.attach(str(path))
+        self._at = self._process.mmap(0, PAGES * PAGE, Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS)
+        self._number = 0
+        self.look()
+
+    def look(self) -> None:
+        """Check what was stored last, and store something else. Needs no new frame from the second time on."""
+        memory = self._process.mem
+        if self._number:
+            expected = self._number.to_bytes(8, "little") * (PAGES * PAGE // 8)
+            assert memory[self._at : self._at + PAGES * PAGE] == expected
+        self._number += 1
+        memory[self._at : self._at + PAGES * PAGE] = self._number.to_bytes(8, "little") * (PAGES * PAGE // 8)
+
+    def free_kb(self) -> int:
+        """Return how much of the machine's RAM is free."""
+        for line in self._process.read_proc("kerneld/status").decode().splitlines():
+            if line.startswith("MemFree:"):
+                return int(line.split()[1])
+        raise AssertionError("no MemFree")
+
+    def tasks(self) -> int:
+        """Return how many processes the daemon serves."""
+        return len(self._process.read_proc("kerneld/tasks").splitlines())
+
+    def close(self) -> None:
+        """Detach."""
+        self._process.close()
+
+
+def fds_of(pid: int) -> int:
+    """Return how many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def run(daemon: Daemon, seed: int, count: int, nr_clients: int) -> Counter[str]:
+    """Send `count` datagrams by `nr_clients` hostile processes at once and return what came of them.
+
+    Raises AssertionError where a client has seen what must not be, the witness has, or anything is left.
+    """
+    witness = Witness(daemon.path)
+    before = witness.free_kb(), fds_of(daemon.process.pid), witness.tasks(), shm_names()
+    command = [sys.executable, "-P", "-m", "tests.hostile.client", str(daemon.path)]
+    clients = [
+        subprocess.Popen(
+            [*command, str(seed * 100 + number), str(count // nr_clients)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(nr_clients)
+    ]
+    total: Counter[str] = Counter()
+    for client in clients:
+        while client.poll() is None:
+            witness.look()
+            total["witnessed"] += 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(BREATH_SECONDS)
+        said, _ = client.communicate(timeout=CLIENT_SECONDS)
+        assert client.returncode == 0, f"a hostile client ended with {client.returncode}"
+        total.update(json.loads(said))
+    witness.look()
+    after = witness.free_kb(), fds_of(daemon.process.pid), witness.tasks(), shm_names()
+    assert after[:3] == before[:3], f"free kB, descriptors, tasks: before {before[:3]}, after {after[:3]}"
+    assert shm_is_as(before[3])
+    witness.close()
+    return total
