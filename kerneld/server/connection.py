@@ -3,7 +3,7 @@
 It owns the socket and at most one answer that the client has not taken yet. It knows records no closer than their
 bytes.
 
-Invariant: while an answer waits (`is_stuck`), nothing is read from the connection. A client that does not read
+Invariant: while an answer waits (`unsent`), nothing is read from the connection. A client that does not read
 therefore costs one answer of memory and no more.
 """
 
@@ -59,22 +59,15 @@ class Datagram(NamedTuple):
 class Inbox:
     """The buffer that every connection's datagrams are received into, one at a time."""
 
-    __slots__ = ("_buffers", "view")
+    __slots__ = ("buffers", "view")
 
     def __init__(self) -> None:
         self.view = memoryview(bytearray(wire.MAX_DATAGRAM))
         """The last datagram, from its start."""
-        self._buffers = [self.view]
+        self.buffers = [self.view]
 
-    def receive(self, connection: Connection) -> int | Datagram | None:
-        """Take the next datagram of a connection; None at its end.
-
-        Returns the length alone of a usual one: from the very sender that attached, whole, with no fds beside it.
-        Raises BlockingIOError when there is none, another OSError when the connection is broken.
-        """
-        length, ancillary, flags, _ = connection.receive(self._buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
-        if ancillary == connection.usual and not flags & MSG_CUT and length:
-            return length
+    def datagram(self, length: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> Datagram | None:
+        """Return what recvmsg_into brought into `buffers`, or None at the end of the connection."""
         # An empty datagram still has its sender beside it; the end of the connection has not.
         if length == 0 and not ancillary:
             return None
@@ -87,25 +80,20 @@ class Inbox:
                 fds.extend(array.array("i", data[: len(data) - len(data) % FD_BYTES]))
         return Datagram(self.view[:length], sender, fds, flags & MSG_TRUNC != 0, flags & MSG_CTRUNC != 0)
 
-    def whole(self, connection: Connection, length: int) -> Datagram:
-        """Return the last datagram, of which `receive` gave the length alone, for whoever needs all of it."""
-        assert connection.usual is not None
-        sender = Sender._make(CREDENTIALS.unpack(connection.usual[0][2]))
-        return Datagram(self.view[:length], sender, [], False, False)
-
 
 class Connection:
     """A client's connection: one thread of one process, once it has attached."""
 
     __slots__ = (
-        "_unsent", "_unsent_fds", "call", "fd", "is_closed", "receive", "reply_limit", "socket", "thread", "usual",
-        "watch",
+        "_send", "_unsent_fds", "call", "fd", "is_closed", "receive", "reply_limit", "socket", "thread", "unsent",
+        "usual", "watch",
     )  # fmt: skip
 
     def __init__(self, accepted: socket.socket) -> None:
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.socket = accepted
         self.receive = accepted.recvmsg_into
+        self._send = accepted.send
         self.fd = accepted.fileno()
         self.thread: Thread | None = None
         self.watch: Watch | None = None
@@ -116,7 +104,8 @@ class Connection:
         A datagram whose ancillary data is equal needs no closer look at who sent it."""
         self.is_closed = False
         self.reply_limit = min(wire.MAX_REPLY, accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - SKB_OVERHEAD)
-        self._unsent = b""
+        self.unsent = b""
+        """The answer that waits for the client to read the ones before it."""
         self._unsent_fds: list[int] = []
 
     def attached(self, kernel: Kernel, thread: Thread, sender: Sender) -> None:
@@ -125,12 +114,7 @@ class Connection:
         self.call = Call(kernel, thread, NO_ARGS, b"", [])
         self.usual = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, CREDENTIALS.pack(*sender))]
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether an answer waits for the client to read the ones before it."""
-        return bool(self._unsent)
-
-    def send(self, answer: bytes, fds: list[int]) -> bool:
+    def send(self, answer: bytes, fds: list[int] | None = None) -> bool:
         """Send one answer, or keep it where the client has left no room for it; `fds` are closed once it has gone.
 
         Returns whether it has gone.
@@ -141,12 +125,12 @@ class Connection:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
                 self.socket.sendmsg([answer], [rights], SEND_FLAGS)
             else:
-                self.socket.send(answer, SEND_FLAGS)
+                self._send(answer, SEND_FLAGS)
         except BlockingIOError:
-            self._unsent, self._unsent_fds = answer, fds
+            self.unsent, self._unsent_fds = answer, fds or []
             return False
         except OSError:
-            close_fds(fds)
+            close_fds(fds or ())
             raise
         if fds:
             close_fds(fds)
@@ -154,14 +138,14 @@ class Connection:
 
     def send_again(self) -> bool:
         """Try again to send the answer that waits; returns and raises as send does."""
-        answer, fds = self._unsent, self._unsent_fds
-        self._unsent, self._unsent_fds = b"", []
+        answer, fds = self.unsent, self._unsent_fds
+        self.unsent, self._unsent_fds = b"", []
         return self.send(answer, fds)
 
     def close(self) -> None:
         """Close the socket and drop the answer that waits, with its fds."""
         self.is_closed = True
-        self._unsent = b""
+        self.unsent = b""
         close_fds(self._unsent_fds)
         self._unsent_fds = []
         self.socket.close()

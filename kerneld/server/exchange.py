@@ -49,7 +49,6 @@ ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 
 UNPACK, PACK = wire.REQUEST.unpack_from, wire.REPLY.pack
 REQUEST_BYTES, REPLY_BYTES = wire.REQUEST.size, wire.REPLY.size
-NONE = (0,)
 
 Attach = Callable[[Connection, "Sender", wire.Request], int]
 
@@ -69,12 +68,13 @@ def answer_usual(connection: Connection, view: memoryview, length: int) -> Outco
     which `answer_datagram` knows. What that checks holds here: the request is whole, a load of any length fits. It
     makes no object that it need not: at some microseconds a request each of them is seen.
     """
-    fields = UNPACK(view) if length >= REQUEST_BYTES else NONE
-    if fields[0] != length or fields[1] == ATTACH:
+    if length < REQUEST_BYTES:
         return None
+    fields = UNPACK(view)
     nr = fields[1]
     call = connection.call
-    assert call is not None
+    if fields[0] != length or nr == ATTACH or call is None:
+        return None
     call.args = fields[2:]
     if length > REQUEST_BYTES:
         call.data = bytes(view[REQUEST_BYTES:length])

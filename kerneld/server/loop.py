@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.server.connection import Connection, Datagram, Inbox, close_fds
+from kerneld.server.connection import (
+    ANCILLARY_BYTES,
+    MSG_CUT,
+    RECEIVE_FLAGS,
+    Connection,
+    Datagram,
+    Inbox,
+    close_fds,
+)
 from kerneld.server.exchange import Outcome, answer_datagram, answer_usual
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
@@ -36,7 +44,6 @@ if TYPE_CHECKING:
 
 ACCEPTS_A_TURN = 64
 BROKEN = select.EPOLLHUP | select.EPOLLERR
-NO_FDS: list[int] = []
 
 log = structlog.get_logger("kerneld.server")
 
@@ -66,9 +73,12 @@ class Loop:
         self._most = 3
         """How many descriptors epoll watches at most: the listener, the stop pipe, the host's pidfd, and the others."""
         self._epoll = select.epoll()
+        self._poll = self._epoll.poll
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
+        self._tends = False
+        """Whether the host is to be looked at between requests."""
 
     def run(self) -> None:
         """Serve until asked to stop, then let every client go."""
@@ -86,7 +96,8 @@ class Loop:
             self._serve(connection, events[0][1])
         else:
             self._serve_all(events)
-        if self._host.is_needed:
+        self._tends = self._host.is_needed
+        if self._tends:
             self._host.tend()
 
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
@@ -98,10 +109,12 @@ class Loop:
             events = spin.wait(self._look)
             if events:
                 return events
-        return self._epoll.poll(self._host.wait_seconds(timeout_seconds), self._most)
+        if self._tends:
+            timeout_seconds = self._host.wait_seconds(timeout_seconds)
+        return self._poll(timeout_seconds, self._most)
 
     def _look(self) -> list[tuple[int, int]]:
-        return self._epoll.poll(0, self._most)
+        return self._poll(0, self._most)
 
     def _serve_all(self, events: list[tuple[int, int]]) -> None:
         accepting = False
@@ -140,7 +153,7 @@ class Loop:
 
     def _serve(self, connection: Connection, mask: int) -> None:
         try:
-            if not connection.is_stuck:
+            if not connection.unsent:
                 self._answer_next(connection)
             elif mask & BROKEN:
                 self._hang_up(connection)
@@ -151,28 +164,34 @@ class Loop:
         except Exception:
             log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
             self._hang_up(connection)
-        if self._kernel.has_ended:
+        if self._kernel.ended:
             self._reap()
 
     def _answer_next(self, connection: Connection) -> None:
         """Take one datagram from the connection and answer it."""
+        inbox = self._inbox
         try:
-            datagram = self._inbox.receive(connection)
+            length, ancillary, flags, _ = connection.receive(inbox.buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
         except BlockingIOError:
             return
         except OSError:
             # ECONNRESET: the client closed without reading all that we sent. As good an end as any.
-            datagram = None
-        if datagram is None:
             self._hang_up(connection)
             return
-        outcome = self._answer(connection, datagram)
+        outcome = None
+        if ancillary == connection.usual and not flags & MSG_CUT:
+            outcome = answer_usual(connection, inbox.view, length)
+        if outcome is None:
+            datagram = inbox.datagram(length, ancillary, flags)
+            if datagram is None:
+                self._hang_up(connection)
+                return
+            outcome = self._answer(connection, datagram)
         try:
             if isinstance(outcome, bytes):
-                answer, fds, is_last = outcome, NO_FDS, False
+                is_sent, is_last = connection.send(outcome), False
             else:
-                answer, fds, is_last = outcome
-            is_sent = connection.send(answer, fds)
+                is_sent, is_last = connection.send(outcome.answer, outcome.fds), outcome.is_last
         except OSError as error:
             _note_broken(connection, error)
             self._hang_up(connection)
@@ -187,13 +206,8 @@ class Loop:
         if watch is not None and len(watch.process.threads) < len(watch.connections):
             self._drop_ended_threads(watch)
 
-    def _answer(self, connection: Connection, datagram: int | Datagram) -> Outcome | bytes:
+    def _answer(self, connection: Connection, datagram: Datagram) -> Outcome:
         """Return what a datagram came to; its fds that nobody has consumed are closed."""
-        if isinstance(datagram, int):
-            outcome = answer_usual(connection, self._inbox.view, datagram)
-            if outcome is not None:
-                return outcome
-            datagram = self._inbox.whole(connection, datagram)
         try:
             return answer_datagram(self._kernel, connection, datagram, self._attach)
         finally:

@@ -88,6 +88,8 @@ class Kernel:
         self.shadowpt = ShadowPt(self.ram)
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.processes = self.table.processes
+        self.ended = self.table.ended
+        """Not empty exactly while take_ended() has something to say: looked at after each request."""
         self.procfs = ProcFs(self)
 
     def _new_mm(self) -> MmStruct:
@@ -115,11 +117,6 @@ class Kernel:
         """The real process has ended."""
         do_group_exit(process, 0)
         self.check()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether take_ended() has anything to say: asked after each request."""
-        return bool(self.table.ended)
 
     def take_ended(self) -> list[Process]:
         """Return the processes that have ended since last asked; a shadow table that one had opened is closed."""

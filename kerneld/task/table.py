@@ -135,7 +135,8 @@ class ProcessTable:
 
     def take_ended(self) -> list[Process]:
         """Return the processes that have ended since the last call."""
-        ended, self.ended = self.ended, []
+        ended = self.ended.copy()
+        self.ended.clear()
         return ended
 
     def address_spaces(self) -> list[MmStruct]:

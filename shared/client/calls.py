@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from os import getpid
 
 from shared import wire
 from shared.client.connection import Connection
@@ -24,6 +23,18 @@ _REQUEST_BYTES = wire.REQUEST.size
 _REPLY_BYTES = wire.REPLY.size
 _PADDING = tuple((0,) * (6 - count) for count in range(7))
 """The zeros behind that many arguments."""
+
+
+_forks = 0
+"""How many forks lie between this process and the one that imported this: a look costs less than getpid()."""
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603  (of the process, as the pid is)
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 
 class SystemCalls:
@@ -67,7 +78,7 @@ class SystemCalls:
         self, nr: int, args: tuple[int, ...], data: bytes = b"", fds: Sequence[int] = ()
     ) -> tuple[int, int, bytes]:
         """Make one request; return ret, signo and the reply's inline data. A signal has been delivered by then."""
-        if getpid() != self._owner:
+        if _forks != self._forks:
             self._check_owner()
         connection = self._connection
         if fds:
@@ -120,6 +131,7 @@ class SystemCalls:
 
     def _connect(self, socket_path: str) -> None:
         self._owner = os.getpid()
+        self._forks = _forks
         self._connection = Connection(socket_path, self._take_late_answer)
 
     def _check_owner(self) -> None:

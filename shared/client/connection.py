@@ -66,10 +66,11 @@ class Connection:
                 self._read_late_answer()
             log.clear()
             log.extend(map(self._send, (datagram,)))
-            if self._spin.skip:
-                self._spin.skip -= 1
+            spin = self._spin
+            if spin.skip:
+                spin.skip -= 1
             else:
-                self._spin.wait(self._look)
+                spin.wait(self._look)
             log.extend(map(self._recv_into, self._buffers))
         except OSError as error:
             self._raise_gone(error)

@@ -47,7 +47,7 @@ class FakeKernel:
         self.died: list[int] = []
         self.exited: list[int] = []
         self.consumed_fds: list[int] = []
-        self._ended: list[FakeProcess] = []
+        self.ended: list[FakeProcess] = []
         self.shadowpt = SimpleNamespace(followed_host=None)
 
     def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> FakeThread:
@@ -72,14 +72,11 @@ class FakeKernel:
         if not process.ended:
             process.ended = True
             del self.processes[process.pid]
-            self._ended.append(process)
-
-    @property
-    def has_ended(self) -> bool:
-        return bool(self._ended)
+            self.ended.append(process)
 
     def take_ended(self) -> list[FakeProcess]:
-        ended, self._ended = self._ended, []
+        ended = self.ended.copy()
+        self.ended.clear()
         return ended
 
     def shutdown(self) -> None:
