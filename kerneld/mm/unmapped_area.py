@@ -67,19 +67,21 @@ def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr
 
 
 def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
-    """Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c:arch_get_unmapped_area_topdown()."""
+    """Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c:arch_get_unmapped_area_topdown(), arch_get_unmapped_area()."""
     if length > TASK_SIZE:
         raise SysError(errno.ENOMEM)
     if flags & Map.FIXED.value:
         return addr
+    if addr:
+        # A hint may lie below where the search of MAP_32BIT starts, but not above where it ends.
+        addr &= PAGE_MASK
+        vma = mm.vmas.find(addr)
+        limit = _BIT32_HIGH if flags & Map.BIT32.value else TASK_SIZE
+        if addr <= limit - length and (vma is None or addr + length <= vm_start_gap(vma)):
+            return addr
     if flags & Map.BIT32.value:
         found = mm.vmas.find_gap_above(_BIT32_LOW, _BIT32_HIGH, length)
     else:
-        if addr:
-            addr &= PAGE_MASK
-            vma = mm.vmas.find(addr)
-            if addr <= TASK_SIZE - length and (vma is None or addr + length <= vm_start_gap(vma)):
-                return addr
         found = mm.vmas.find_gap_below(PAGE_SIZE, mm.mmap_base, length)
         if found is None:
             found = mm.vmas.find_gap_above(TASK_UNMAPPED_BASE, TASK_SIZE, length)

@@ -111,8 +111,14 @@ class TestErrorsInOrder:
         file, _ = machine.new_file(b"", readable=False, writable=False)
         validate = Map.SHARED_VALIDATE.value
         file.in_memory = True
-        assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EOPNOTSUPP
+        assert self.call(mm, 0, PAGE_SIZE, validate | 0x200_0000, file=file) == errno.EOPNOTSUPP
         assert self.call(mm, 0, PAGE_SIZE, validate, file=file) == errno.EACCES
+        # A file system knows MAP_SYNC, and refuses it last of all where the file is not in persistent memory.
+        assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EACCES
+        good, _ = machine.new_file(b"")
+        assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=good) == errno.EOPNOTSUPP
+        mmap(mm, 1, RW, validate, file=good)
+        mmap(mm, 1, RW, SHARED | 0x200_0000, file=good)  # MAP_SHARED asks nobody about its flags.
 
     def test_a_disk_refuses_map_sync_last(self, machine: Machine, mm: MmStruct) -> None:
         unreadable, _ = machine.new_file(b"", readable=False, writable=False)
