@@ -110,11 +110,12 @@ class TestErrorsInOrder:
     def test_a_flag_that_the_file_does_not_know(self, machine: Machine, mm: MmStruct) -> None:
         file, _ = machine.new_file(b"", readable=False, writable=False)
         validate = Map.SHARED_VALIDATE.value
-        file.in_memory = True
         assert self.call(mm, 0, PAGE_SIZE, validate | 0x200_0000, file=file) == errno.EOPNOTSUPP
         assert self.call(mm, 0, PAGE_SIZE, validate, file=file) == errno.EACCES
-        # A file system knows MAP_SYNC, and refuses it last of all where the file is not in persistent memory.
+        # A disk's file system knows MAP_SYNC, and refuses it last of all where the disk is no persistent memory.
         assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EACCES
+        file.in_memory = True
+        assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EOPNOTSUPP
         good, _ = machine.new_file(b"")
         assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=good) == errno.EOPNOTSUPP
         mmap(mm, 1, RW, validate, file=good)
