@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test demo headers_install clean
+.PHONY: help setup check test demo headers_install bench referee clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ headers_install: ## put linux/shadowpt.h to INSTALL_HDR_PATH/include (ABI=f23 or
 bench: $(STAMP) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to choose)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[bench]'
 	$(BIN)/python -m bench $(ROWS)
+
+referee: $(STAMP) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
+	$(BIN)/kerneld referee $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

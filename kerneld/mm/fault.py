@@ -114,8 +114,8 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
 def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
     """The fault of a file's page itself, as the host's cache would take it. Returns 0 or VM_FAULT_MAJOR.
 
-    A page that is not cached is read in with those around it; one that reclaim has tried to write out takes a second
-    fault. Both count as major. Of a file in memory a hole is filled at once.
+    A page that is not cached is read in with those around it, which counts as major; of a file in memory a hole is
+    filled at once. One that reclaim has tried to write out takes a second try, no more.
     Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
     """
     assert vma.file is not None
@@ -123,9 +123,8 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
         around = 0 if vma.file.in_memory or vma.vm_flags & VM_RAND_READ else READ_AROUND_PAGES // 2
         mapping.uncached.difference_update(range(index - around, index + max(around, 1)))
         return 0 if vma.file.in_memory else VM_FAULT_MAJOR
-    if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
+    if not vma.vm_flags & VM_RAND_READ:
         mapping.reclaim.discard(index)
-        return VM_FAULT_MAJOR
     return 0
 
 

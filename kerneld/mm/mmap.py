@@ -85,8 +85,9 @@ def do_mmap(
         raise SysError(errno.EOVERFLOW)
     if mm.map_count > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
-    anonymous_private = file is None and flags & MAP_TYPE != _SHARED
-    addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=anonymous_private, raw_io=privileged)
+    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.in_memory
+    offset = None if file is None else pgoff << PAGE_SHIFT
+    addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
     if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
         raise SysError(errno.EEXIST)
     vm_flags = calc_vm_prot_bits(prot) | calc_vm_flag_bits(flags) | mm.def_flags

@@ -76,7 +76,7 @@ def do_mremap(
         new_addr = addr
     elif flags & _MAYMOVE:
         map_flags = Map.SHARED.value if vma.vm_flags & VM_MAYSHARE else 0
-        new_addr = get_unmapped_area(mm, 0, new_len, map_flags, pmd_aligned=vma.file is None, raw_io=privileged)
+        new_addr = find_new_place(mm, vma, addr, 0, new_len, map_flags, privileged)
         move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
     else:
         raise SysError(errno.ENOMEM)
@@ -96,7 +96,7 @@ def _mremap_to(
     """Source: Linux v6.8 mm/mremap.c:mremap_to()."""
     if new_addr & ~PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
         raise SysError(errno.EINVAL)
-    if addr + old_len > new_addr and new_addr + new_len > addr:
+    if (addr + old_len) % (1 << 64) > new_addr and new_addr + new_len > addr:
         raise SysError(errno.EINVAL)
     if mm.map_count + 2 >= mm.sysctl.max_map_count - _SPARE_MAPS:
         raise SysError(errno.ENOMEM)
@@ -109,10 +109,19 @@ def _mremap_to(
     if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, old_len >> PAGE_SHIFT):
         raise SysError(errno.ENOMEM)
     map_flags = Map.FIXED.value if flags & _FIXED else 0
-    new_addr = get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=vma.file is None, raw_io=privileged)
+    new_addr = find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
     move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
     _populate_tail(mm, new_addr, old_len, new_len)
     return new_addr
+
+
+def find_new_place(
+    mm: MmStruct, vma: Vma, addr: Vaddr, new_addr: Vaddr, new_len: int, map_flags: int, privileged: bool
+) -> Vaddr:
+    """Return where the mapping at `addr` goes that moves. Raises as `get_unmapped_area` does."""
+    aligned = vma.file is None or not vma.file.in_memory
+    offset = None if vma.file is None else vma.page_index(addr) << PAGE_SHIFT
+    return get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
 
 
 def vma_to_resize(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vma:

@@ -12,7 +12,6 @@ from kerneld.mm.anon_page import prepare_anon_vma
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.overcommit import check_enough_memory
-from kerneld.mm.populate import populate_vma
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED
 from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr
@@ -45,8 +44,6 @@ def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
         raise SysError(errno.ENOMEM)
     _acct_stack_growth(mm, vma, vma.end - address, grow_pages)
     mm.move_vma_bounds(vma, address, vma.end)
-    if vma.vm_flags & VM_LOCKED:
-        populate_vma(mm, vma, address, address + (grow_pages << PAGE_SHIFT))
 
 
 def _acct_stack_growth(mm: MmStruct, vma: Vma, size_bytes: int, grow_pages: int) -> None:

@@ -29,18 +29,26 @@ def round_hint_to_min(mm: MmStruct, hint: Vaddr) -> Vaddr:
 
 
 def get_unmapped_area(
-    mm: MmStruct, addr: Vaddr, length: int, flags: int, *, pmd_aligned: bool = False, raw_io: bool = False
+    mm: MmStruct,
+    addr: Vaddr,
+    length: int,
+    flags: int,
+    *,
+    pmd_aligned: bool = False,
+    offset: int | None = None,
+    raw_io: bool = False,
 ) -> Vaddr:
     """Return where a mapping of `length` bytes (page-aligned) goes.
 
     `addr` is a hint, or with MAP_FIXED the place itself; `pmd_aligned` asks for a 2 MiB boundary where the mapping is
-    that long (anonymous private memory); `raw_io` is CAP_SYS_RAWIO, which may map below vm.mmap_min_addr.
+    that long (anonymous private memory, files on disk), which for a file lies where its `offset`, in bytes, has one;
+    `raw_io` is CAP_SYS_RAWIO, which may map below vm.mmap_min_addr.
     Raises SysError(ENOMEM) when nothing is free, SysError(EINVAL) for an unaligned fixed address, SysError(EPERM) below
     vm.mmap_min_addr.
     """
     if length > TASK_SIZE:
         raise SysError(errno.ENOMEM)
-    found = _aligned_to_pmd(mm, addr, length, flags) if pmd_aligned else None
+    found = _aligned_to_pmd(mm, addr, length, flags, offset) if pmd_aligned else None
     if found is None:
         found = _topdown(mm, addr, length, flags)
     if found > _LAST_ERR_VALUE:
@@ -55,15 +63,17 @@ def get_unmapped_area(
     return found
 
 
-def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr | None:
+def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
     """Source: Linux v6.8 mm/huge_memory.c:__thp_get_unmapped_area(): a hint that is free is taken as it is."""
-    if length < PMD_SIZE or flags & Map.FIXED.value:
+    start = offset or 0
+    first_boundary = start + (-start & (PMD_SIZE - 1))
+    if start + length < first_boundary + PMD_SIZE or flags & Map.FIXED.value:
         return None
     try:
         found = _topdown(mm, addr, length + PMD_SIZE, flags)
     except SysError:
         return None
-    return found if found == addr else found + (-found & (PMD_SIZE - 1))
+    return found if found == addr else found + (start - found & (PMD_SIZE - 1))
 
 
 def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:

@@ -25,7 +25,7 @@ _ODD_PROTS = (8, 0x10, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0100_0003, 0x100
 _WEIGHTS = {
     "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
-    "process_vm_writev": 2, "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "ftruncate": 2,
+    "process_vm_writev": 2, "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1,
 }  # fmt: skip
 _LOCKING = ("mlock", "mlock2", "mlockall")
 
@@ -248,8 +248,3 @@ class _Generator:
         who = self._who()
         self._processes.remove(who)
         return Op(who, "exit")
-
-    def _ftruncate(self) -> Op:
-        rng = self._rng
-        length = rng.choice((0, 100, PAGE, 2 * PAGE, 3 * PAGE + 50, 6 * PAGE + 100, 9 * PAGE, U64))
-        return Op(self._who(), "ftruncate", (length,), file=rng.choice((0, 1)))

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 from kerneld.errors import SysError
-from kerneld.mm import fault, madvise, mmap, mremap, unmapped_area, vma_merge
+from kerneld.mm import fault, madvise, mmap, mremap, munmap, unmapped_area, vma_merge
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
@@ -28,7 +28,6 @@ from kerneld.mm.munmap import do_munmap
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.populate import mm_populate
 from kerneld.mm.rmap import AnonVma, dup_anon_vma
-from kerneld.mm.unmapped_area import get_unmapped_area
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED
 from kerneld.mm.vma import Vma
 from kerneld.task import uaccess
@@ -182,15 +181,17 @@ def _mremap_to(
         raise SysError(errno.ENOMEM)
     if flags & _FIXED:
         do_munmap(mm, new_addr, new_len)
+        if mm.vmas.lookup(addr) is None:
+            raise SysError(errno.EFAULT)
     if old_len > new_len:
         do_munmap(mm, addr + new_len, old_len - new_len)
     vma = mm.vmas.lookup(addr)
-    assert vma is not None
+    if vma is None:
+        raise SysError(errno.EFAULT)
     if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, kept >> PAGE_SHIFT):
         raise SysError(errno.ENOMEM)
     map_flags = Map.FIXED.value if flags & _FIXED else 0
-    pmd_aligned = vma.file is None
-    new_addr = get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=pmd_aligned, raw_io=privileged)
+    new_addr = mremap.find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
     locked = vma.vm_flags & VM_LOCKED
     mremap.move_vma(mm, vma, addr, kept, new_addr, new_len, flags)
     if locked and new_len > old_len:
@@ -206,11 +207,11 @@ def _access_ok(vaddr: Vaddr, length: int) -> bool:
     return vaddr + length <= TASK_SIZE
 
 
-def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr | None:
+def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
     """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area(): only lengths that are whole huge pages are aligned."""
-    if length % PMD_SIZE:
+    if offset is None and length % PMD_SIZE:
         return None
-    return _v6_8["_aligned_to_pmd"](mm, addr, length, flags)  # type: ignore[no-any-return]
+    return _v6_8["_aligned_to_pmd"](mm, addr, length, flags, offset)  # type: ignore[no-any-return]
 
 
 # v6.18: faults around the end of a file.
@@ -252,11 +253,22 @@ class Notices:
     """Faults that kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
 
     count = 0
+    cleaned: ClassVar[set[tuple[int, int]]] = set()
+    """Pages, by mapping and index, that kerneld wrote back because a mapping of them went."""
+
+
+def _unmap_vma(mm: MmStruct, vma: Vma) -> None:
+    if vma.file is not None and vma.vm_flags & VM_SHARED:
+        mapping = vma.file.mapping
+        Notices.cleaned.update((mapping.number, index) for index in mapping.dirty)
+    _v6_8["unmap_vma"](mm, vma)
 
 
 def _wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    if vma.file is not None and vma.file.in_memory and not vma.file.mapping.is_shmem:
-        Notices.count += 1
+    if vma.file is not None and not vma.file.mapping.is_shmem:
+        page = (vma.file.mapping.number, vma.page_index(vaddr))
+        Notices.count += vma.file.in_memory or page in Notices.cleaned
+        Notices.cleaned.discard(page)
     return _v6_8["wp_page_shared"](mm, vma, vaddr, pte, entry)  # type: ignore[no-any-return]
 
 
@@ -288,6 +300,7 @@ _v6_8: dict[str, Any] = {
     "_madvise_vma": madvise._madvise_vma,
     "mmap_region": mmap.mmap_region,
     "handle_mm_fault": fault.handle_mm_fault,
+    "unmap_vma": munmap.unmap_vma,
     "wp_page_shared": fault.wp_page_shared,
     "do_read_fault": fault.do_read_fault,
 }
@@ -341,9 +354,9 @@ KNOWN = (
     Known(
         (0, 0),
         "on purpose",
-        "The first write to a page of a memory file that was read before takes a minor fault more: kerneld writes it "
-        "back to the file that the process passed.",
-        ((fault, "wp_page_shared", _wp_page_shared),),
+        "The first write to a page of a memory file that was read before, and one to a page of a file of which a "
+        "mapping has gone, take a minor fault more: kerneld writes pages back to the file that the process passed.",
+        ((fault, "wp_page_shared", _wp_page_shared), (munmap, "unmap_vma", _unmap_vma)),
     ),
     Known(
         (0, 0),

@@ -12,11 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from kerneld.errors import KernelBug
 from kerneld.referee.compare import Difference, find_difference
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.known import applying, following_host
-from kerneld.referee.outcome import State
+from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import Program
 from kerneld.referee.simulated import Simulated
 
@@ -65,7 +66,12 @@ class Match:
         before: tuple[State, State] | None = None
         locked = False
         for step, op in enumerate(program):
-            states = mine.run(op), theirs.run(op)
+            try:
+                ours = mine.run(op)
+            except KernelBug as bug:
+                none = State(Outcome(0), {})
+                return Divergence(step, ("an invariant", str(bug), "holds"), none, none)
+            states = ours, theirs.run(op)
             locked = locked or any(
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )

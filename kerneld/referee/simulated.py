@@ -65,6 +65,12 @@ class Simulated:
             flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value
             do_mmap(mm, start, end - start, Prot.READ.value, flags, None, 0, privileged=True)
         self._add(0, Process(_pids(), self._cred, mm, "program", time.monotonic()))
+        self._touch_taken(0)
+
+    def _touch_taken(self, who: int) -> None:
+        """The runner's own pages are there: page tables that the program's share with them exist on both sides."""
+        for start, _ in self._layout.taken:
+            self._call(who, Nr.TOUCH, (start, 1, 0))
 
     def _add(self, who: int, process: Process) -> None:
         process.dispositions = {SIGSEGV: Disposition.CAUGHT, SIGBUS: Disposition.CAUGHT}
@@ -91,6 +97,7 @@ class Simulated:
         except SysError as error:
             return Outcome(-error.errno)
         self._add(child, Process(_pids(), parent.cred, mm, parent.comm, time.monotonic()))
+        self._touch_taken(child)
         return Outcome(0)
 
     def exit(self, who: int) -> Outcome:

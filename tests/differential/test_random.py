@@ -1,0 +1,35 @@
+"""A quick part of `make referee`: fresh programs in every run, and those whose divergences were found and mended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kerneld.referee.describe import describe_divergence
+from kerneld.referee.generate import generate
+from kerneld.referee.match import Match
+from kerneld.referee.program import Program, from_json, to_json
+
+REGRESSIONS = sorted(Path(__file__).with_name("programs").glob("*.json"))
+FRESH_PROGRAMS = 150
+
+
+def agree(match: Match, program: Program) -> None:
+    divergence = match.play(program)
+    if divergence is not None:
+        pytest.fail("\n".join([*describe_divergence(program, divergence), "", to_json(program)]), pytrace=False)
+
+
+@pytest.mark.parametrize("file", REGRESSIONS, ids=lambda file: file.stem)
+def test_what_was_mended_stays_so(match: Match, file: Path) -> None:
+    match.ours.check_invariants(True)
+    agree(match, from_json(file.read_text()))
+
+
+def test_fresh_programs(match: Match) -> None:
+    seed = "ci" if os.environ.get("CI") else os.urandom(4).hex()
+    for number in range(FRESH_PROGRAMS):
+        match.ours.check_invariants(number % 10 == 0)
+        agree(match, generate(f"{seed}-{number}", 40))

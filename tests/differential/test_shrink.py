@@ -1,0 +1,69 @@
+"""Programs as text and back, the same program for a seed, and the shortest one that still fails."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerneld.referee.describe import describe_program
+from kerneld.referee.execute import Execution
+from kerneld.referee.generate import generate
+from kerneld.referee.match import Match
+from kerneld.referee.outcome import Outcome, State
+from kerneld.referee.program import At, Op, from_json, to_json
+from kerneld.referee.shrink import shrink
+
+
+@given(st.integers(), st.integers(3, 60))
+def test_a_program_survives_its_file(seed: int, nr_ops: int) -> None:
+    program = generate(str(seed), nr_ops)
+    assert len(program) == nr_ops
+    assert program == generate(str(seed), nr_ops)
+    assert from_json(to_json(program)) == program
+    assert len(describe_program(program)) == nr_ops
+
+
+def test_a_file_that_is_no_program() -> None:
+    with pytest.raises(ValueError, match="not a program"):
+        from_json("[1]")
+
+
+@given(st.sets(st.integers(0, 39), min_size=1, max_size=4))
+def test_shrinking_keeps_what_is_needed_and_nothing_else(needed: set[int]) -> None:
+    program = tuple(Op(0, "load", (At(0, number * 4096), number)) for number in range(40))
+    shortest = shrink(program, lambda candidate: needed <= {op.args[1] for op in candidate})
+    assert [op.args for op in shortest] == [(At(0, 0), number) for number in sorted(needed)]
+
+
+def test_a_side_that_answers_otherwise_is_noticed(match: Match, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison can fail: an errno, a signal, a byte and a fault that differ are each reported."""
+    region = Op(0, "mmap", (At(-1), 8192, 3, 0x22, 0), slot=0)
+    program = (region, Op(0, "store", (At(0), 8), data=b"\xf5"), Op(0, "load", (At(0), 8)))
+    assert match.play(program) is None
+    run = Execution.run
+
+    def alter(at: int, change: Callable[[Outcome], Outcome]) -> None:
+        """kerneld's side runs first, so that every other call is its."""
+        steps = itertools.count()
+
+        def run_altered(self: Execution, op: Op) -> State:
+            state = run(self, op)
+            return state._replace(outcome=change(state.outcome)) if next(steps) == 2 * at else state
+
+        monkeypatch.setattr(Execution, "run", run_altered)
+
+    changes: list[tuple[int, str, Callable[[Outcome], Outcome]]] = [
+        (0, "ret", lambda outcome: outcome._replace(ret=-12)),
+        (1, "signo", lambda outcome: outcome._replace(signo=11)),
+        (2, "data", lambda outcome: outcome._replace(data=b"\xf9" * 8)),
+        (1, "min_flt", lambda outcome: outcome._replace(min_flt=7)),
+    ]
+    for at, field, change in changes:
+        alter(at, change)
+        divergence = match.play(program)
+        assert divergence is not None
+        assert (divergence.step, divergence.difference[0]) == (at, field)
