@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.c.compiler import ROOT, build, has_sanitizer, include_directory
-from tests.server.daemons import running_daemon
+from tests.server.daemons import kerneld, running_daemon
 
 EXAMPLES = ROOT / "examples" / "c"
 LIBRARY = ROOT / "shared" / "c"
@@ -41,3 +41,39 @@ def library_programs(tmp_path_factory: pytest.TempPathFactory, flags: tuple[str,
     directory = tmp_path_factory.mktemp("programs")
     sources = [EXAMPLES / "target.c", EXAMPLES / "kd_inspector.c", ROOT / "tests" / "c" / "library_check.c"]
     return {source.stem: build(directory / source.stem, [source, LIBRARY / "kerneld.c"], *flags) for source in sources}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An XDG_CACHE_HOME that is empty at first: the first run builds the library."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def inspectors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The example inspector, compiled for each semester."""
+    directory = tmp_path_factory.mktemp("inspectors")
+    return {
+        abi: build(directory / abi, [EXAMPLES / "inspector.c"], f"-I{include_directory(abi)}")
+        for abi in ("f24", "f25", "f23")
+    }
+
+
+@pytest.fixture(scope="session")
+def target_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example target."""
+    flags = (f"-I{include_directory('f24')}", f"-I{LIBRARY}")
+    output = tmp_path_factory.mktemp("target") / "target"
+    return build(output, [EXAMPLES / "target.c", LIBRARY / "kerneld.c"], *flags)
+
+
+@pytest.fixture
+def unchecked_daemon(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A daemon without invariant checks, which would take most of a thousand opens' time: its socket and its pid."""
+    directory = tmp_path / "kerneld"
+    directory.mkdir(mode=0o700)
+    path = directory / "kerneld.sock"
+    assert kerneld(path, "start", "--detach", "--ram", "64M").returncode == 0
+    status = kerneld(path, "status").stdout
+    yield path, int(status.split("Pid:")[1].split()[0])
+    kerneld(path, "stop")
