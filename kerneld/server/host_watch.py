@@ -81,6 +81,8 @@ class HostWatch:
             return
         try:
             self.pidfd = open_pidfd(host.pid)
+            if self.pidfd != NO_PIDFD:
+                self._epoll.register(self.pidfd, select.EPOLLIN)
         except OSError as error:
             # Without one the table still loses every flag when the process has gone, at the next look.
             log.warning("no pidfd for a host target", pid=host.pid, error=error.strerror)
@@ -88,6 +90,4 @@ class HostWatch:
         if not host.is_alive():
             self.end()
             return
-        if self.pidfd != NO_PIDFD:
-            self._epoll.register(self.pidfd, select.EPOLLIN)
         self._due = time.monotonic() + self._interval_seconds

@@ -156,8 +156,8 @@ def _may_access(target: HostTarget, directory_fd: int, uid: int, gid: int) -> bo
     if int(fields[b"Tgid"]) != target.pid:
         return False
     if uid != 0:
-        # The files of a process that is not dumpable are root's: fs/proc/base.c:task_dump_owner().
-        owners = {*map(int, fields[b"Uid"].split()), os.stat(directory_fd).st_uid}
+        # The files, not the directory, of one that is not dumpable are root's: fs/proc/base.c:task_dump_owner().
+        owners = {*map(int, fields[b"Uid"].split()), os.stat("maps", dir_fd=directory_fd).st_uid}
         if owners != {uid} or {*map(int, fields[b"Gid"].split())} != {gid}:
             return False
     for name in ("maps", "pagemap"):
