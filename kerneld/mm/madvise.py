@@ -30,6 +30,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, pte_present
 from kerneld.mm.collapse import madvise_collapse
 from kerneld.mm.fault import VM_FAULT_OOM
+from kerneld.mm.filemap import File
 from kerneld.mm.frames import PG_ANON, PG_SWAPBACKED
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.populate import fault_in_range
@@ -168,8 +169,16 @@ def _reclaim_pages(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         if cached or not (frames.flags_at[pfn] & PG_SWAPBACKED or entry & PTE_DIRTY):
             vaddr = start + (page << PAGE_SHIFT)
             mm.zap_range(vaddr, vaddr + PAGE_SIZE)
-            if cached and vma.file is not None and not vma.file.in_memory:
-                vma.file.mapping.reclaim.add(vma.page_index(vaddr))
+            if cached and vma.file is not None:
+                _reclaim_cached(vma.file, vma.page_index(vaddr))
+
+
+def _reclaim_cached(file: File, index: int) -> None:
+    """Nothing maps the page any more: one of shared anonymous memory that was never written goes, others stay."""
+    if not file.in_memory:
+        file.mapping.reclaim.add(index)
+    elif file.mapping.is_shmem and index not in file.mapping.dirty:
+        file.mapping.drop_page(index)
 
 
 def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:

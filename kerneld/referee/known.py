@@ -259,8 +259,8 @@ class Notices:
 
 def _unmap_vma(mm: MmStruct, vma: Vma) -> None:
     if vma.file is not None and vma.vm_flags & VM_SHARED:
-        mapping = vma.file.mapping
-        Notices.cleaned.update((mapping.number, index) for index in mapping.dirty)
+        mapping, first, last = vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages
+        Notices.cleaned.update((mapping.number, index) for index in mapping.dirty if first <= index < last)
     _v6_8["unmap_vma"](mm, vma)
 
 
