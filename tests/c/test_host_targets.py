@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from shared.client import Process, realmem
 from shared.uapi.shadowpt import SHADOW_PTE, Layout, SpteF23, table_bytes
 from tests.c.compiler import ROOT, SECONDS, build
 from tests.c.steps import Stepper
-from tests.server.daemons import environment, running_daemon
+from tests.server.daemons import environment, kerneld, running_daemon
 
 PAGE = 4096
 START, PAGES = 0x30_0000_0000, 16
@@ -290,3 +291,33 @@ def test_our_inspector_watches_any_process(host_program: Path, daemon_socket: Pa
     gone = inspect(daemon_socket, target.process.pid, hex(START), "+64K", "--once")
     assert (gone.returncode, gone.stderr) == (5, f"inspector: kerneld has no process {target.process.pid}\n")
     assert inspect(daemon_socket, 2, hex(START), "+64K", "--once").returncode in (5, 6)
+
+
+def test_without_privilege_on_the_host_flags_are_right_and_the_inspector_says_why_pfns_are_0(
+    host_program: Path, tmp_path: Path
+) -> None:
+    """A daemon without CAP_SYS_ADMIN, whoever runs the tests."""
+    if os.getuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("no setpriv to take a capability away with")
+    tmp_path.chmod(0o700)
+    path = tmp_path / "sock"
+    words = ["setpriv", "--bounding-set=-sys_admin"] if os.getuid() == 0 else []
+    start = [*words, sys.executable, "-m", "kerneld", "start", "--detach", "--ram", "64M"]
+    subprocess.run(start, env=environment(path), check=True, capture_output=True, timeout=SECONDS)
+    try:
+        with Stepper([host_program]) as target:
+            target.line()
+            target.step()
+            target.step()
+            pid = target.process.pid
+            with opened(path, pid) as table:
+                assert table.flags() == [7] + [3] * 7 + [0] * 8
+                assert {pfn for _flags, pfn in table.rows()} == {0}
+            once = inspect(path, pid, hex(START), "+64K", "--once")
+            assert once.returncode == 0
+            assert once.stderr.startswith("inspector: the host shows kerneld no frame numbers")
+            contents = inspect(path, pid, "--contents", hex(START))
+            assert contents.returncode == 6
+            assert contents.stderr.count("\n") == 1
+    finally:
+        kerneld(path, "stop")
