@@ -53,7 +53,10 @@ def _process_vm_rw(call: Call, *, write: bool) -> int:
         raise SysError(errno.EINVAL)
     if not any(length for _, length in remote):
         return 0
-    mm = _get_accessible(call.process, pid, call.kernel.processes).live_mm
+    process = _get_process(call, pid)
+    if not _may_access(call.process, process):
+        raise SysError(errno.EPERM)
+    mm = process.live_mm
     wanted = local.left
     try:
         for vaddr, length in remote:
@@ -93,22 +96,11 @@ class _LocalIter:
     """The caller's own pieces, used up one after another (Linux: struct iov_iter)."""
 
     def __init__(self, mm: MmStruct, pieces: list[Piece]) -> None:
-        """Raises SysError(EINVAL) for a negative length, SysError(EFAULT) for what is no user's address.
-
-        Source: Linux v6.8 lib/iov_iter.c:__import_iovec().
-        """
-        if any(length >> 63 for _, length in pieces):
-            raise SysError(errno.EINVAL)
+        """Raises as `import_iovec` does."""
         self._mm = mm
-        self._pieces: list[Piece] = []
-        self.left = 0
+        self._pieces = import_iovec(pieces)
+        self.left = sum(length for _, length in self._pieces)
         """Bytes that are still to be copied."""
-        for vaddr, length in pieces:
-            capped = min(length, _MAX_RW_COUNT - self.left)
-            if not access_ok(vaddr, capped if len(pieces) == 1 else length):
-                raise SysError(errno.EFAULT)
-            self._pieces.append((vaddr, capped))
-            self.left += capped
 
     def _next(self, most: int) -> Piece:
         """Return where the next bytes go, and how many of them lie there together."""
@@ -147,61 +139,92 @@ class _LocalIter:
         return data
 
 
+def import_iovec(pieces: list[Piece]) -> list[Piece]:
+    """Return the caller's pieces, cut to what one call moves at most.
+
+    Raises SysError(EINVAL) for a negative length, SysError(EFAULT) for what is no user's address.
+    Source: Linux v6.8 lib/iov_iter.c:__import_iovec().
+    """
+    if any(length >> 63 for _, length in pieces):
+        raise SysError(errno.EINVAL)
+    taken: list[Piece] = []
+    left = _MAX_RW_COUNT
+    for vaddr, length in pieces:
+        capped = min(length, left)
+        if not access_ok(vaddr, capped if len(pieces) == 1 else length):
+            raise SysError(errno.EFAULT)
+        taken.append((vaddr, capped))
+        left -= capped
+    return taken
+
+
 def _unpack_iovecs(data: bytes, count: int) -> list[Piece]:
     if len(data) != count * _IOVEC.size:
         raise SysError(errno.EFAULT)
     return list(_IOVEC.iter_unpack(data))
 
 
-def _get_accessible(caller: Process, pid: Pid, processes: dict[Pid, Process]) -> Process:
-    """Source: Linux v6.8 kernel/ptrace.c:__ptrace_may_access(), for PTRACE_MODE_ATTACH_REALCREDS."""
-    process = processes.get(pid)
+def _get_process(call: Call, pid: Pid) -> Process:
+    process = call.kernel.processes.get(pid)
     if process is None:
         raise SysError(errno.ESRCH)
-    same_user = process.cred.uid == caller.cred.uid and not process.cred.superuser
-    if process is not caller and not caller.cred.superuser and not same_user:
-        raise SysError(errno.EPERM)
     return process
+
+
+def _may_access(caller: Process, process: Process) -> bool:
+    """Source: Linux v6.8 kernel/fork.c:mm_access() and kernel/ptrace.c:__ptrace_may_access()."""
+    same_user = process.cred.uid == caller.cred.uid and not process.cred.superuser
+    return process is caller or caller.cred.superuser or same_user
 
 
 def sys_process_madvise(call: Call) -> int:
     """args: pidfd, iovecs, count, advice, flags; inline: the iovecs; a pidfd as descriptor, or a pid in its place.
 
-    Returns the bytes advised. Raises SysError(EINVAL) for flags or advice that cannot be given to others, EBADF for
-    what is no pidfd, ESRCH, EPERM, and as `do_madvise` does for the first range. Source:
-    mm/madvise.c:process_madvise().
+    Returns the bytes advised. Raises SysError(EINVAL) for flags or advice that cannot be given to others, EFAULT for
+    iovecs as process_vm_readv, EBADF for what is no pidfd, ESRCH, EACCES for a process that the caller may not access,
+    EPERM for anybody but the superuser, and as `do_madvise` does for the first range.
+    Source: Linux v6.8 mm/madvise.c:SYSCALL_DEFINE5(process_madvise).
     """
     pid, _pointer, count, advice, flags = call.args[:5]
-    if call.fds:
-        pid = _pid_of(call.take_fd())
-    if flags or count > UIO_MAXIOV:
-        raise SysError(errno.EINVAL)
-    ranges = _unpack_iovecs(call.data, count)
-    process = call.process if pid == call.process.pid else _get_accessible(call.process, pid, call.kernel.processes)
+    pidfd = call.take_fd() if call.fds else None
+    try:
+        if flags or count > UIO_MAXIOV:
+            raise SysError(errno.EINVAL)
+        ranges = import_iovec(_unpack_iovecs(call.data, count))
+        process = _get_process(call, pid if pidfd is None else _pid_of(pidfd))
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
     if advice not in PROCESS_ADVICE:
         raise SysError(errno.EINVAL)
-    if process is not call.process and not call.process.cred.superuser:
+    if not _may_access(call.process, process):
+        raise SysError(errno.EACCES)
+    if not call.process.cred.superuser:
         raise SysError(errno.EPERM)
-    done = 0
+    return _vector_madvise(process.live_mm, ranges, advice)
+
+
+def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int) -> int:
+    total = left = sum(length for _, length in ranges)
     for start, length in ranges:
+        if not left:
+            break
         try:
-            do_madvise(process.live_mm, start, length, advice)
+            do_madvise(mm, start, length, advice)
         except SysError:
-            if not done:
+            if left == total:
                 raise
             break
-        done += length
-    return done
+        left -= length
+    return total - left
 
 
 def _pid_of(pidfd: int) -> Pid:
-    """Return the pid that a pidfd stands for, and close it. Raises SysError(EBADF) for any other descriptor."""
+    """Return the pid that a pidfd stands for. Raises SysError(EBADF) for any other descriptor."""
     try:
         lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
     except OSError:
         raise SysError(errno.EBADF) from None
-    finally:
-        os.close(pidfd)
     for line in lines:
         if line.startswith("Pid:"):
             return int(line.split()[1])
