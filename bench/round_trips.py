@@ -9,7 +9,7 @@ from bench.echo import Echo
 from bench.machine import CPUS, ONE_CPU, Daemon, Host, placed
 from bench.sample import Mark, Row, interleave
 from shared.client import Process
-from shared.uapi.mman import Map, Prot
+from shared.uapi.mman import Madv, Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 
@@ -62,6 +62,7 @@ def measure_getpid(process: Process, count: int = COUNT) -> float:
 def measure_faults(process: Process, count: int = COUNT) -> float:
     """Return the nanoseconds of one store of eight bytes to a fresh page, one a datagram."""
     address = process.mmap(0, count * PAGE_SIZE, RW, ANONYMOUS)
+    process.madvise(address, count * PAGE_SIZE, Madv.NOHUGEPAGE)
     store = process.mem.store_u64
     started = time.perf_counter_ns()
     for page in range(address, address + count * PAGE_SIZE, PAGE_SIZE):
@@ -75,6 +76,7 @@ def measure_batches(process: Process, batches: int = 8) -> float:
     """Return the nanoseconds of one store of eight bytes to a fresh page, 128 a datagram; each packed anew."""
     length = batches * BATCH_PAGES * PAGE_SIZE
     address = process.mmap(0, length, RW, ANONYMOUS)
+    process.madvise(address, length, Madv.NOHUGEPAGE)
     data = bytes(8)
     started = time.perf_counter_ns()
     for low in range(address, address + length, BATCH_PAGES * PAGE_SIZE):

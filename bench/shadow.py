@@ -51,6 +51,7 @@ def rows(daemon: Daemon, host: Host) -> Iterator[Row]:
 def make_range(process: Process) -> tuple[int, int]:
     """Map 8 MiB, simulated and real; write three pages of four in both. Return both addresses."""
     start = process.mmap(0, MAX_SPT_RANGE, RW, ANONYMOUS)
+    process.madvise(start, MAX_SPT_RANGE, Madv.NOHUGEPAGE)
     real = mmap.mmap(-1, MAX_SPT_RANGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     real.madvise(mmap.MADV_NOHUGEPAGE)
     for page in range(PAGES):

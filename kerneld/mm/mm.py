@@ -11,6 +11,8 @@ VMAs and entries finds; an entry that is not 0 lies in a VMA.
 
 from __future__ import annotations
 
+import functools
+
 from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
@@ -34,6 +36,7 @@ Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base(), where the gap for an 8 MiB st
 """
 
 
+@functools.cache
 def vm_get_page_prot(vm_flags: int) -> int:
     """Return the entry bits of a page of a VMA with these flags, before write-protection for COW or dirty tracking.
 

@@ -247,11 +247,35 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
 
 
 def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
+    """Move the entries of a range to another: whole leaf tables where both lie alike in them, else run by run.
+
+    Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
+    Source: Linux v6.8 mm/mremap.c:move_page_tables().
+    """
+    end, delta = old_addr + length, new_addr - old_addr
+    first, last = old_addr + (-old_addr & PMD_SIZE - 1), end & -PMD_SIZE
+    if delta & PMD_SIZE - 1 or first >= last:
+        move_ptes(mm, old_addr, new_addr, length)
+        return
+    moved = old_addr
+    try:
+        move_ptes(mm, old_addr, new_addr, first - old_addr)
+        moved = first
+        if not mm.move_tables(first, last, first + delta):
+            move_ptes(mm, first, first + delta, last - first)
+        moved = last
+        move_ptes(mm, last, last + delta, end - last)
+    except SysError:
+        move_page_tables(mm, new_addr, old_addr, moved - old_addr)
+        raise
+
+
+def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
     """Move the entries of a range to another, one run within a leaf table of each side at a time.
 
     A huge page moves as it is where its new place is on a 2 MiB boundary too, else it is cut up first.
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
-    Source: Linux v6.8 mm/mremap.c:move_page_tables().
+    Source: Linux v6.8 mm/mremap.c:move_ptes(), move_huge_pmd().
     """
     delta = new_addr - old_addr
     moved = old_addr
@@ -278,5 +302,5 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
                 vaddr = moved = stop
     except SysError:
         if delta:
-            move_page_tables(mm, new_addr, old_addr, moved - old_addr)
+            move_ptes(mm, new_addr, old_addr, moved - old_addr)
         raise

@@ -132,6 +132,13 @@ class PmdOps(PteOps):
         self.notify(haddr, haddr + PMD_SIZE)
         self.notify(to_haddr, to_haddr + PMD_SIZE)
 
+    def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
+        """Move whole leaf tables as `PageTable.move_tables` does; frames and counters stay as they are."""
+        moved = self.page_table.move_tables(start, end, to)
+        self.notify(start, end)
+        self.notify(to, to + end - start)
+        return moved
+
     def copy_huge_pmd(self, new: PmdOps, leaf: Leaf) -> None:
         """Give a forked address space an entry of 2 MiB of this one; both are write-protected then.
 

@@ -8,7 +8,7 @@ access is in `Thread.delivered`; the return value is what was done before it.
 from __future__ import annotations
 
 from kerneld.errors import KernelBug
-from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE, translate
+from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
 from kerneld.mm.fault import VM_FAULT_ERROR
 from kerneld.mm.populate import fault_in_range, mark_accessed
@@ -22,7 +22,7 @@ _PATIENCE = 8
 """Faults that one access may take at the same page: stack growth, the page, its copy. More means a bug of ours."""
 
 
-def _translate(thread: Thread, ram: Ram, vaddr: Vaddr, access: int) -> int:
+def _translate(thread: Thread, vaddr: Vaddr, access: int) -> int:
     """Return the physical address of a user access, faulting the page in, or -1 where a signal has stopped it."""
     if vaddr >= _CANONICAL_END:
         if vaddr < _KERNEL_HALF:
@@ -30,8 +30,9 @@ def _translate(thread: Thread, ram: Ram, vaddr: Vaddr, access: int) -> int:
         else:
             exc_page_fault(thread, PF_USER | access, vaddr)
         return -1
+    process = thread.process
     for _ in range(_PATIENCE):
-        paddr = translate(ram.words, thread.process.live_mm.page_table.root, vaddr, access)
+        paddr = process.live_mm.page_table.translate(vaddr, access)
         if paddr >= 0:
             return paddr
         exc_page_fault(thread, ~paddr, vaddr)
@@ -43,12 +44,12 @@ def _translate(thread: Thread, ram: Ram, vaddr: Vaddr, access: int) -> int:
 def load(thread: Thread, ram: Ram, vaddr: Vaddr, length: int) -> bytes:
     """Read `length` bytes at any address; shorter where a signal stopped it."""
     if (vaddr & ~PAGE_MASK) + length <= PAGE_SIZE and length:
-        paddr = _translate(thread, ram, vaddr, 0)
+        paddr = _translate(thread, vaddr, 0)
         return bytes(ram.read(paddr, length)) if paddr >= 0 else b""
     parts = []
     while length > 0:
         count = min(length, PAGE_SIZE - (vaddr & ~PAGE_MASK))
-        paddr = _translate(thread, ram, vaddr, 0)
+        paddr = _translate(thread, vaddr, 0)
         if paddr < 0:
             break
         parts.append(bytes(ram.read(paddr, count)))
@@ -61,7 +62,7 @@ def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
     """Write bytes at any address; returns how many were written before a signal stopped it."""
     length = len(data)
     if (vaddr & ~PAGE_MASK) + length <= PAGE_SIZE and length:
-        paddr = _translate(thread, ram, vaddr, PF_WRITE)
+        paddr = _translate(thread, vaddr, PF_WRITE)
         if paddr < 0:
             return 0
         ram.write(paddr, data)
@@ -70,7 +71,7 @@ def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
     done = 0
     while done < length:
         count = min(length - done, PAGE_SIZE - (vaddr + done & ~PAGE_MASK))
-        paddr = _translate(thread, ram, vaddr + done, PF_WRITE)
+        paddr = _translate(thread, vaddr + done, PF_WRITE)
         if paddr < 0:
             break
         ram.write(paddr, view[done : done + count])
@@ -87,7 +88,7 @@ def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> i
     pages = 0
     end = page_align(vaddr + length) if length else vaddr
     while vaddr < end:
-        if _translate(thread, ram, vaddr, access) < 0:
+        if _translate(thread, vaddr, access) < 0:
             return pages
         pages += 1
         vaddr = (vaddr & PAGE_MASK) + PAGE_SIZE

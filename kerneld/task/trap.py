@@ -37,7 +37,8 @@ def exc_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
     Source: Linux v6.8 arch/x86/mm/fault.c:exc_page_fault().
     """
     handle_page_fault(thread, error_code, address)
-    irqentry_exit(thread)
+    if thread.pending:
+        irqentry_exit(thread)
 
 
 def irqentry_exit(thread: Thread) -> None:
