@@ -135,6 +135,16 @@ Examples:
     "--max-clients", type=click.IntRange(1, 65_536), default=1024, show_default=True, help="Most connections at once."
 )
 @click.option(
+    "--max-threads", type=click.IntRange(1, 65_536), default=256, show_default=True, help="Most of them by one process."
+)
+@click.option(
+    "--max-user-clients",
+    type=click.IntRange(1, 65_536),
+    default=256,
+    show_default=True,
+    help="Most of them by one user, root and yourself excepted.",
+)
+@click.option(
     "--host-targets/--no-host-targets",
     default=None,
     help="Let every caller open tables of real processes that it may ptrace, or none. [those that ask for it: "
@@ -163,6 +173,8 @@ def start(
     log_format: str,
     log_level: str,
     max_clients: int,
+    max_threads: int,
+    max_user_clients: int,
     host_targets: bool | None,
     host_interval: float,
     thp: str,
@@ -175,13 +187,15 @@ def start(
         # One thread is all there is: spare the start the pool that numpy's algebra would make.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
+        from kerneld.server.door import ClientLimits  # noqa: PLC0415
         from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
         from kerneld.syscalls.kernel import HostTargets  # noqa: PLC0415
 
         allowed = {None: HostTargets.ASKED, True: HostTargets.ALWAYS, False: HostTargets.NEVER}[host_targets]
         logs.configure(logs.LogFormat(log_format), log_level)
         try:
-            config = daemon.DaemonConfig(path, ram, max_clients, check_invariants, allowed, host_interval / 1000, thp)
+            limits = ClientLimits(max_clients, max_threads, max_user_clients)
+            config = daemon.DaemonConfig(path, ram, limits, check_invariants, allowed, host_interval / 1000, thp)
             daemon.run(config, on_ready)
         except AlreadyRunning as error:
             raise Failure(Status.FAILED, str(error)) from None

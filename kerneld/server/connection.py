@@ -22,6 +22,7 @@ from kerneld.syscalls.kernel import Kernel, Sender
 from shared import wire
 
 if TYPE_CHECKING:
+    from kerneld.server.exchange import Batch
     from kerneld.server.watch import Watch
     from kerneld.task.task import Thread
 
@@ -85,18 +86,22 @@ class Connection:
     """A client's connection: one thread of one process, once it has attached."""
 
     __slots__ = (
-        "_send", "_unsent_fds", "call", "fd", "is_closed", "receive", "reply_limit", "socket", "thread", "unsent",
-        "usual", "watch",
+        "_send", "_unsent_fds", "batch", "call", "fd", "is_closed", "peer", "receive", "reply_limit", "socket",
+        "thread", "unsent", "usual", "watch",
     )  # fmt: skip
 
-    def __init__(self, accepted: socket.socket) -> None:
+    def __init__(self, accepted: socket.socket, peer: Sender) -> None:
+        """`peer` is who connected."""
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.socket = accepted
+        self.peer = peer
         self.receive = accepted.recvmsg_into
         self._send = accepted.send
         self.fd = accepted.fileno()
         self.thread: Thread | None = None
         self.watch: Watch | None = None
+        self.batch: Batch | None = None
+        """What is left of a long datagram. Nothing is read from the connection until it has been answered."""
         self.call: Call | None = None
         """The thread's, used again by each of its single requests."""
         self.usual: list[tuple[int, int, bytes]] | None = None
@@ -148,6 +153,9 @@ class Connection:
         self.unsent = b""
         close_fds(self._unsent_fds)
         self._unsent_fds = []
+        if self.batch is not None:
+            self.batch.close()
+            self.batch = None
         self.socket.close()
 
 

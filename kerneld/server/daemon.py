@@ -19,6 +19,7 @@ import structlog
 
 from kerneld.errors import KernelBug
 from kerneld.mm.limits import TransparentHugepage
+from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import claim
@@ -40,7 +41,7 @@ class DaemonConfig:
 
     socket_path: str
     ram_bytes: int
-    max_connections: int
+    limits: ClientLimits
     check_invariants: bool = False
     host_targets: HostTargets = HostTargets.ASKED
     host_interval_seconds: float = HOST_INTERVAL_SECONDS
@@ -58,7 +59,7 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
         held = claim(os.path.abspath(config.socket_path))
         try:
             kernel = build_kernel(config)
-            loop = Loop(kernel, held.listener, stop_fd, config.max_connections, config.host_interval_seconds)
+            loop = Loop(kernel, held.listener, stop_fd, config.limits, config.host_interval_seconds)
             log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
             on_ready()
             try:

@@ -21,12 +21,16 @@ served; where it does not fit the request gets -EMSGSIZE. For `load` that is dec
 argument, and running it faults pages in); for the others that return much (procread, mincore, process_vm_readv,
 page_contents) after it, by the true length, as they change nothing of the caller's. The two that answer with fds are
 refused before they run where their fds would go beyond what one datagram carries.
+
+One datagram may hold thousands of requests, each of which may touch all of RAM. A batch therefore runs for a slice of
+time at a turn, and those that wait are served between two slices: a batch is in order, it is not one moment.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.server.connection import Connection, Datagram, close_fds
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 SMALL_REPLY = wire.REPLY.size + 24
 """The longest reply of a request that changes something: shadowpt_open's user_shadow_pt; a siginfo is shorter."""
 FDS_OF_ONE_ANSWER = 2
+SLICE_SECONDS = 0.01
+"""How long a batch is run before others get their turn; the request that is then under way is finished."""
 # Plain ints: each is compared for every request, and an enum's member costs a look-up each time.
 ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
@@ -93,10 +99,13 @@ def answer_usual(connection: Connection, view: memoryview, length: int) -> Outco
     return Outcome(_pack(result), list(result.fds), _ends_connection(nr, result))
 
 
-def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, attach: Attach) -> Outcome:
+def answer_datagram(
+    kernel: Kernel, connection: Connection, datagram: Datagram, attach: Attach, slice_seconds: float = SLICE_SECONDS
+) -> Outcome | Batch:
     """Return the answer to one datagram, having run its requests; its fds that were not consumed stay in it.
 
-    `attach(connection, sender, request)` attaches the connection and returns the pid or -errno.
+    `attach(connection, sender, request)` attaches the connection and returns the pid or -errno. A batch that is longer
+    than a turn may be is returned as far as it came: `Batch.run` goes on with it.
     """
     thread = connection.thread
     is_stranger = thread is not None and datagram.sender.pid != thread.process.pid
@@ -112,46 +121,85 @@ def answer_datagram(kernel: Kernel, connection: Connection, datagram: Datagram, 
         return _refusal(len(requests), errno.EPERM)
     if datagram.lost_fds:
         return _refusal(len(requests), errno.EMFILE)
-    return _run_batch(kernel, connection, requests, datagram, attach)
+    batch = Batch(kernel, connection, requests, datagram, attach)
+    return batch.run(slice_seconds) or batch
 
 
 def _refusal(count: int, code: int) -> Outcome:
     return Outcome(wire.pack_reply(-code) * count, [], False)
 
 
-def _run_batch(
-    kernel: Kernel, connection: Connection, requests: list[wire.Request], datagram: Datagram, attach: Attach
-) -> Outcome:
-    """Run requests in order until one ends the batch."""
-    replies: list[bytes] = []
-    fds: list[int] = []
-    room = connection.reply_limit - SMALL_REPLY * len(requests)
-    is_last = False
-    for request in requests:
-        if request.nr == ATTACH:
-            ret = attach(connection, datagram.sender, request)
-            if connection.thread is None:
-                return _refusal(len(requests), -ret)
-            replies.append(wire.pack_reply(ret))
-            continue
-        thread = connection.thread
+class Batch:
+    """The requests of one datagram, run in order until one ends the batch, one slice of time after another.
+
+    A request is never interrupted; between two slices others are served. Owns the fds of its answer until `run` has
+    returned that, and knows the datagram's, which stay its caller's to close.
+    """
+
+    __slots__ = (
+        "_answer_fds", "_attach", "_connection", "_is_last", "_kernel", "_next", "_replies", "_requests", "_room",
+        "_sender", "fds",
+    )  # fmt: skip
+
+    def __init__(
+        self, kernel: Kernel, connection: Connection, requests: list[wire.Request], datagram: Datagram, attach: Attach
+    ) -> None:
+        self._kernel = kernel
+        self._connection = connection
+        self._requests = requests
+        self._sender = datagram.sender
+        self._attach = attach
+        self._next = 0
+        self._replies: list[bytes] = []
+        self._room = connection.reply_limit - SMALL_REPLY * len(requests)
+        self._is_last = False
+        self._answer_fds: list[int] = []
+        self.fds = datagram.fds
+        """The datagram's, those that no request has consumed yet."""
+
+    def run(self, slice_seconds: float) -> Outcome | None:
+        """Run the next request, and more until the slice is over; None where requests are left then."""
+        until = monotonic() + slice_seconds
+        requests = self._requests
+        while True:
+            request = requests[self._next]
+            self._next += 1
+            if request.nr == ATTACH:
+                ret = self._attach(self._connection, self._sender, request)
+                if self._connection.thread is None:
+                    return _refusal(len(requests), -ret)
+                self._replies.append(wire.pack_reply(ret))
+                is_over = self._connection.thread.process.ended
+            else:
+                is_over = self._run_one(request)
+            if is_over or self._next == len(requests):
+                return Outcome(b"".join(self._replies), self._answer_fds, self._is_last)
+            if monotonic() >= until:
+                return None
+
+    def _run_one(self, request: wire.Request) -> bool:
+        """Run one request that is not `attach`; returns whether the batch ends with it."""
+        thread = self._connection.thread
         assert thread is not None
-        if not _may_run(request, room, fds):
-            replies.append(wire.pack_reply(-errno.EMSGSIZE))
-            continue
-        answer = dispatch(kernel, thread, request, datagram.fds)
+        if not _may_run(request, self._room, self._answer_fds):
+            self._replies.append(wire.pack_reply(-errno.EMSGSIZE))
+            return False
+        answer = dispatch(self._kernel, thread, request, self.fds)
         taken = _long_bytes(len(answer.data))
-        if taken > room:
+        if taken > self._room:
             close_fds(answer.fds)
-            replies.append(wire.pack_reply(-errno.EMSGSIZE))
-            continue
-        room -= taken
-        replies.append(_pack(answer))
-        fds.extend(answer.fds)
-        is_last = _ends_connection(request.nr, answer)
-        if is_last or answer.signo or thread.process.ended:
-            break
-    return Outcome(b"".join(replies), fds, is_last)
+            self._replies.append(wire.pack_reply(-errno.EMSGSIZE))
+            return False
+        self._room -= taken
+        self._replies.append(_pack(answer))
+        self._answer_fds.extend(answer.fds)
+        self._is_last = _ends_connection(request.nr, answer)
+        return self._is_last or answer.signo != 0 or thread.process.ended
+
+    def close(self) -> None:
+        """Give up what has not been run, and close every fd, the datagram's too."""
+        close_fds(self.fds)
+        close_fds(self._answer_fds)
 
 
 def _may_run(request: wire.Request, room: int, fds: list[int]) -> bool:

@@ -1,7 +1,8 @@
 """The event loop: who is served next. One thread; every call runs to completion, so the kernel needs no lock.
 
 The list of ready descriptors is the run queue, round robin: in a turn each ready connection has one datagram answered,
-then epoll is asked again (level-triggered: what is left over is ready still, behind those that came meanwhile).
+then epoll is asked again (level-triggered: what is left over is ready still, behind those that came meanwhile). A batch
+that is longer than a slice of time goes on in the next turn, behind those that are ready by then.
 
 Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch; then
 connections; then new ones. An fd closed in a turn may be given out again in the same turn: connections are therefore
@@ -33,7 +34,8 @@ from kerneld.server.connection import (
     Inbox,
     close_fds,
 )
-from kerneld.server.exchange import Outcome, answer_datagram, answer_usual
+from kerneld.server.door import ClientLimits, Door
+from kerneld.server.exchange import SLICE_SECONDS, Batch, Outcome, answer_datagram, answer_usual
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
 from shared.spin import Spin
@@ -56,19 +58,21 @@ class Loop:
         kernel: Kernel,
         listener: socket.socket,
         stop_fd: int,
-        max_connections: int,
+        limits: ClientLimits,
         host_interval_seconds: float = HOST_INTERVAL_SECONDS,
     ) -> None:
         self._kernel = kernel
-        self._listener = listener
+        self._door = Door(listener, limits)
         self._stop_fd = stop_fd
-        self._max_connections = max_connections
         self._inbox = Inbox()
         self._connections: dict[int, Connection] = {}
         self._pidfds: dict[int, Watch] = {}
         self._watches: dict[int, Watch] = {}
+        self.slice_seconds = SLICE_SECONDS
+        """How long a batch runs before others are served."""
+        self._unfinished: list[Connection] = []
+        """Those with a batch that goes on in the next turn; one that was closed meanwhile has none any more."""
         self._is_stopping = False
-        self._spare_fd = _open_spare()
         self._spin = Spin()
         self._most = 3
         """How many descriptors epoll watches at most: the listener, the stop pipe, the host's pidfd, and the others."""
@@ -96,6 +100,8 @@ class Loop:
             self._serve(connection, events[0][1])
         else:
             self._serve_all(events)
+        if self._unfinished:
+            self._go_on()
         self._tends = self._host.is_needed
         if self._tends:
             self._host.tend()
@@ -103,6 +109,8 @@ class Loop:
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
+        if self._unfinished:
+            return self._look()
         if spin.skip:
             spin.skip -= 1
         elif timeout_seconds is None:
@@ -147,11 +155,14 @@ class Loop:
         self._watches.clear()
         self._host.close()
         self._epoll.close()
-        close_fds([self._spare_fd])
+        self._door.close()
 
     # Serving a connection
 
     def _serve(self, connection: Connection, mask: int) -> None:
+        if connection.batch is not None:
+            # Watched for nothing meanwhile, and yet an end is told of: the batch is run first, as if it were short.
+            return
         try:
             if not connection.unsent:
                 self._answer_next(connection)
@@ -186,7 +197,14 @@ class Loop:
             if datagram is None:
                 self._hang_up(connection)
                 return
-            outcome = self._answer(connection, datagram)
+            whole = self._answer(connection, datagram)
+            if whole is None:
+                return
+            outcome = whole
+        self._send(connection, outcome)
+
+    def _send(self, connection: Connection, outcome: Outcome | bytes) -> None:
+        """Send the answer to a datagram, and do what it came to besides."""
         try:
             if isinstance(outcome, bytes):
                 is_sent, is_last = connection.send(outcome), False
@@ -206,13 +224,47 @@ class Loop:
         if watch is not None and len(watch.process.threads) < len(watch.connections):
             self._drop_ended_threads(watch)
 
-    def _answer(self, connection: Connection, datagram: Datagram) -> Outcome:
-        """Return what a datagram came to; its fds that nobody has consumed are closed."""
+    def _answer(self, connection: Connection, datagram: Datagram) -> Outcome | None:
+        """Return what a datagram came to, its fds that nobody has consumed closed; None where it goes on."""
         try:
-            return answer_datagram(self._kernel, connection, datagram, self._attach)
-        finally:
-            if datagram.fds:
-                close_fds(datagram.fds)
+            outcome = answer_datagram(self._kernel, connection, datagram, self._attach, self.slice_seconds)
+        except BaseException:
+            close_fds(datagram.fds)
+            raise
+        if isinstance(outcome, Batch):
+            connection.batch = outcome
+            self._unfinished.append(connection)
+            self._epoll.modify(connection.fd, 0)
+            return None
+        if datagram.fds:
+            close_fds(datagram.fds)
+        return outcome
+
+    def _go_on(self) -> None:
+        """Run a slice of each unfinished batch."""
+        connections, self._unfinished = self._unfinished, []
+        for connection in connections:
+            if connection.batch is None:
+                continue
+            try:
+                self._go_on_with(connection, connection.batch)
+            except KernelBug:
+                raise
+            except Exception:
+                log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
+                self._hang_up(connection)
+            if self._kernel.ended:
+                self._reap()
+
+    def _go_on_with(self, connection: Connection, batch: Batch) -> None:
+        outcome = batch.run(self.slice_seconds)
+        if outcome is None:
+            self._unfinished.append(connection)
+            return
+        connection.batch = None
+        close_fds(batch.fds)
+        self._epoll.modify(connection.fd, select.EPOLLIN)
+        self._send(connection, outcome)
 
     def _send_again(self, connection: Connection) -> None:
         """The client has read: send the answer that waited, then listen to it again."""
@@ -240,6 +292,7 @@ class Loop:
         if connection.is_closed:
             return
         del self._connections[connection.fd]
+        self._door.left(connection.peer)
         self._most -= 1
         if connection.watch is not None:
             connection.watch.connections.remove(connection)
@@ -327,51 +380,38 @@ class Loop:
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
-            try:
-                accepted, _address = self._listener.accept()
-            except BlockingIOError:
+            caller = self._door.accept()
+            if caller is None:
                 return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    self._turn_one_away()
-                else:
-                    log.warning("accept failed", error=error.strerror)
-                return
-            if len(self._connections) >= self._max_connections:
-                log.warning("connection refused: too many", max_connections=self._max_connections)
+            accepted, peer = caller
+            if self._door.is_full:
+                self._drop_a_silent_one()
+            objection = self._door.find_objection(peer)
+            if objection:
+                log.warning(f"connection refused: {objection}", pid=peer.pid, uid=peer.uid)
                 accepted.close()
-                continue
-            self._add(accepted)
+            else:
+                self._add(accepted, peer)
 
-    def _add(self, accepted: socket.socket) -> None:
+    def _drop_a_silent_one(self) -> None:
+        """Who connects and never attaches may stay as long as nobody else needs the room: the oldest goes first."""
+        for connection in self._connections.values():
+            if connection.thread is None:
+                log.warning("connection closed: it never attached, and others wait", pid=connection.peer.pid)
+                self._drop(connection)
+                return
+
+    def _add(self, accepted: socket.socket, peer: Sender) -> None:
         try:
-            connection = Connection(accepted)
+            connection = Connection(accepted, peer)
             self._epoll.register(connection.fd, select.EPOLLIN)
         except OSError as error:
             log.warning("connection refused", error=error.strerror)
             accepted.close()
             return
         self._connections[connection.fd] = connection
+        self._door.let_in(peer)
         self._most += 1
-
-    def _turn_one_away(self) -> None:
-        """Out of fds: accept with the spare one and close, or the loop would spin on a listener that stays ready."""
-        close_fds([self._spare_fd])
-        try:
-            accepted, _address = self._listener.accept()
-            accepted.close()
-            log.warning("connection refused: no file descriptor left")
-        except OSError:
-            pass
-        finally:
-            self._spare_fd = _open_spare()
-
-
-def _open_spare() -> int:
-    try:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
 
 
 def _pid_of(connection: Connection) -> int | None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.answer import Answer, Call
@@ -170,12 +171,14 @@ class Client:
 class ServerUnderTest:
     """A loop over a FakeKernel on a real socket."""
 
-    def __init__(self, directory: Path, max_connections: int = 1024) -> None:
+    def __init__(self, directory: Path, limits: ClientLimits | None = None) -> None:
         self.path = str(directory / "kerneld.sock")
         self.kernel = FakeKernel()
         self.held: Claim = claim(self.path)
         self.stop_read, self.stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.loop = Loop(cast(Any, self.kernel), self.held.listener, self.stop_read, max_connections)
+        self.loop = Loop(cast(Any, self.kernel), self.held.listener, self.stop_read, limits or ClientLimits())
+        # A turn answers a datagram whole, however slow the machine that runs the tests; a test of slices sets its own.
+        self.loop.slice_seconds = 60.0
         self.clients: list[socket.socket] = []
 
     def turn(self) -> None:

@@ -10,6 +10,10 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
+from kerneld.server import door
+from kerneld.server.door import ClientLimits
 from shared import wire
 from shared.uapi.syscalls import Nr
 from tests.server.fakes import NR_CRASH_OTHERS, Client, ServerUnderTest, open_fds
@@ -166,16 +170,91 @@ def test_slow_reader_that_leaves_is_ended(server: ServerUnderTest) -> None:
 
 
 def test_connection_over_the_limit_is_closed_at_once(private_dir: Path) -> None:
-    server = ServerUnderTest(private_dir, max_connections=2)
+    server = ServerUnderTest(private_dir, ClientLimits(total=2))
     try:
-        first, second, third = server.connect(), server.connect(), server.connect()
-        assert third.is_ended()
+        first, second = server.connect(), server.connect()
         assert first.attach(tid=1) == second.attach(tid=2) == os.getpid()
+        assert server.connect().is_ended()
         first.socket.close()
         server.turn()
         assert server.connect().attach() == os.getpid()
     finally:
         server.close()
+
+
+def test_who_never_attaches_makes_room_for_others(private_dir: Path) -> None:
+    server = ServerUnderTest(private_dir, ClientLimits(total=3))
+    try:
+        attached = server.attached(tid=1)
+        silent = [server.connect(), server.connect()]
+        newcomer = server.connect()
+        assert newcomer.attach(tid=2) == os.getpid()
+        assert silent[0].is_ended()
+        assert silent[1].attach(tid=3) == os.getpid()
+        assert not _is_readable(attached)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("limits", [ClientLimits(of_a_process=2), ClientLimits(of_a_user=2)])
+def test_one_process_or_user_has_its_own_limit(
+    private_dir: Path, monkeypatch: pytest.MonkeyPatch, limits: ClientLimits
+) -> None:
+    monkeypatch.setattr(door.Door, "_is_privileged", lambda _self, _uid: False)
+    server = ServerUnderTest(private_dir, limits)
+    try:
+        first, second = server.connect(), server.connect()
+        assert server.connect().is_ended()
+        assert first.attach(tid=1) == second.attach(tid=2) == os.getpid()
+        first.socket.close()
+        server.turn()
+        assert server.connect().attach(tid=3) == os.getpid()
+    finally:
+        server.close()
+
+
+def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
+    server.loop.slice_seconds = 0
+    long, short = server.attached(tid=1), server.attached(tid=2)
+    long.send(GETPID * 10 + wire.pack_request(Nr.MMAP), fds=[0, 0])
+    short.send(GETPID)
+    served: list[Client] = []
+    for _turn in range(12):
+        server.turn()
+        if served[:1] != [short] and _is_readable(short):
+            served.append(short)
+        if _is_readable(long):
+            served.append(long)
+            break
+        if short in served and len(server.kernel.requests) == 6:
+            # In the middle of the batch: what comes meanwhile is answered at once, what comes behind it waits.
+            short.send(GETPID)
+            long.send(GETPID)
+    assert served == [short, long]
+    assert [reply.ret for reply in long.receive()] == [os.getpid()] * 10 + [0]
+    assert len(short.receive()) == 1
+    server.turn()
+    assert [reply.ret for reply in long.receive()] == [os.getpid()]
+
+
+def test_an_unfinished_batch_ends_with_its_process(server: ServerUnderTest) -> None:
+    server.loop.slice_seconds = 0
+    before = open_fds()
+    child = ChildClient(server)
+    other = server.attached()
+    inside = open_fds()
+    other.send(GETPID * 100, fds=[0] * 3)
+    server.turn()
+    assert len(server.kernel.requests) < 100
+    server.kernel.end(server.kernel.processes[os.getpid()])
+    child.kill()
+    server.turn()
+    assert len(server.kernel.requests) < 100
+    assert other.is_ended()
+    assert open_fds() < inside
+    other.socket.close()
+    child.let_go()
+    assert open_fds() <= before
 
 
 def test_out_of_fds_a_connection_is_turned_away_and_the_loop_goes_on(server: ServerUnderTest) -> None:
