@@ -165,6 +165,11 @@ Examples:
     show_default=True,
     help="Huge pages: for all anonymous memory, for what MADV_HUGEPAGE names, or for none.",
 )
+@click.option(
+    "--allow-group",
+    metavar="GROUP",
+    help="Let members of this group connect too, as users without privilege. [none but you and root]",
+)
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(
     ram: int,
@@ -178,14 +183,18 @@ def start(
     host_targets: bool | None,
     host_interval: float,
     thp: str,
+    allow_group: str | None,
     check_invariants: bool,
 ) -> None:
     """Serve, or have a child serve in the background."""
     path = os.path.abspath(socket_path or default_socket_path())
+    gid = get_gid(allow_group) if allow_group is not None else None
 
     def serve(on_ready: Callable[[], None]) -> None:
         # One thread is all there is: spare the start the pool that numpy's algebra would make.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
+        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
         from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
         from kerneld.server.door import ClientLimits  # noqa: PLC0415
         from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
@@ -195,7 +204,7 @@ def start(
         logs.configure(logs.LogFormat(log_format), log_level)
         try:
             limits = ClientLimits(max_clients, max_threads, max_user_clients)
-            config = daemon.DaemonConfig(path, ram, limits, check_invariants, allowed, host_interval / 1000, thp)
+            config = daemon.DaemonConfig(path, ram, limits, check_invariants, allowed, host_interval / 1000, thp, gid)
             daemon.run(config, on_ready)
         except AlreadyRunning as error:
             raise Failure(Status.FAILED, str(error)) from None
@@ -205,12 +214,22 @@ def start(
             raise Failure(Status.FAILED, f"kernel panic: {error}") from None
 
     if detach:
-        start_in_background(path, serve)
+        start_in_background(path, gid, serve)
     else:
         serve(lambda: None)
 
 
-def start_in_background(path: str, serve: Callable[[Callable[[], None]], None]) -> None:
+def get_gid(group: str) -> int:
+    """Return the gid of a group, by name or number. Raises a usage error where there is none."""
+    from kerneld.server.socket_path import find_group  # noqa: PLC0415
+
+    gid = find_group(group)
+    if gid is None:
+        raise click.BadParameter(f"there is no group '{group}'", param_hint="--allow-group")
+    return gid
+
+
+def start_in_background(path: str, gid: int | None, serve: Callable[[Callable[[], None]], None]) -> None:
     """Start a daemon that outlives this program, and say where it is once it accepts connections."""
     from kerneld.server import detach  # noqa: PLC0415
     from kerneld.server.socket_path import SocketPathError, log_name, open_log  # noqa: PLC0415
@@ -225,7 +244,7 @@ def start_in_background(path: str, serve: Callable[[Callable[[], None]], None]) 
 
     log_path = os.path.join(os.path.dirname(path), log_name(path))
     try:
-        log_fd = open_log(path)
+        log_fd = open_log(path, gid)
     except SocketPathError as error:
         raise Failure(Status.CANNOT_START, str(error)) from None
     started = detach.start_detached(log_fd, serve_in_child)

@@ -28,7 +28,8 @@ def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) ->
 
     Source: Linux v6.8 mm/rmap.c:folio_add_new_anon_rmap().
     """
-    number = prepare_anon_vma(mm, vma)
+    anon_vma = vma.anon_vma
+    number = prepare_anon_vma(mm, vma) if anon_vma is None else anon_vma.number
     frames = mm.frames
     pfn = frames.alloc_page(ANON_FLAGS, zero=zero)
     frames.mapping_at[pfn] = number

@@ -21,8 +21,8 @@ from shared.uapi.page import Pfn
 
 MAX_ORDER = 10
 """The largest block is 1 << MAX_ORDER frames, 4 MiB."""
-PCP_BATCH = 63
-"""Frames moved at once between the per-cpu list and the blocks (Linux: zone_batchsize() at its usual value)."""
+PCP_BATCH = 64
+"""Frames moved at once between the per-cpu list and the blocks: one block (Linux's zone_batchsize() says 63)."""
 PCP_HIGH = 6 * PCP_BATCH
 _SMALL = 16
 """Up to so many frames a loop is faster than numpy's fixed costs."""

@@ -80,7 +80,7 @@ class PteOps:
         self._words[pte] = entry
         frames = self.frames
         frames.mapcount_at[pfn] += 1
-        self.rss[rss_kind(frames.flags_at[pfn])] += 1
+        self.rss[1 if frames.flags_at[pfn] & PG_ANON else rss_kind(frames.flags_at[pfn])] += 1
         if self.notifiers:
             self.notify(vaddr, vaddr + PAGE_SIZE)
 

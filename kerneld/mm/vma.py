@@ -121,7 +121,9 @@ class VmaTree:
 
     def lookup(self, vaddr: Vaddr) -> Vma | None:
         """Return the VMA that covers an address, or None (Linux: vma_lookup())."""
-        number, position = self._place(vaddr)
+        # _place(), written out: every fault comes by here.
+        number = bisect_right(self._firsts, vaddr) - 1
+        position = bisect_right(self._starts[number], vaddr) if number >= 0 else 0
         if position:
             vma = self._chunks[number][position - 1]
             if vaddr < vma.end:
@@ -262,8 +264,9 @@ class VmaTree:
     def find_gap_below(self, low: Vaddr, high: Vaddr, length: int) -> Vaddr | None:
         """Return the start of the highest free range of `length` bytes in [low, high), or None.
 
-        A gap in front of a VMA that grows down is shorter by its guard gap.
-        Source: Linux v6.8 mm/mmap.c:unmapped_area_topdown().
+        A gap in front of a VMA that grows down is shorter by its guard gap; where it would have been long enough
+        without, the search goes on below the guard gap, even where other VMAs lie in that.
+        Source: Linux v6.8 mm/mmap.c:unmapped_area_topdown(), its retry with a lower high_limit.
         """
         number, position = self._place(high - 1)
         after = self._at(number, position)
@@ -271,14 +274,19 @@ class VmaTree:
         while number >= 0:
             chunk = self._chunks[number]
             for vma in reversed(chunk[:position]):
-                if top - max(low, vma.end) >= length:
+                bottom = max(low, vma.end)
+                if top - bottom >= length:
                     return top - length
                 if vma.end <= low:
                     return None
+                if after is not None and after.vm_flags & VM_GROWSDOWN and min(high, after.start) - bottom >= length:
+                    high = top
+                after = vma
                 top = min(high, vm_start_gap(vma))
             number -= 1
             while number >= 0 and self._max_gaps[number + 1] < length and self._max_gaps[number] < length:
-                top = min(high, vm_start_gap(self._chunks[number][0]))
+                after = self._chunks[number][0]
+                top = min(high, vm_start_gap(after))
                 number -= 1
             if number >= 0:
                 position = len(self._chunks[number])

@@ -34,9 +34,12 @@ _log = structlog.get_logger("kerneld.mm")
 def exc_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
     """Handle one page fault of a thread; a signal that it raises has been delivered on return.
 
-    Source: Linux v6.8 arch/x86/mm/fault.c:exc_page_fault().
+    Source: Linux v6.8 arch/x86/mm/fault.c:exc_page_fault(), handle_page_fault().
     """
-    handle_page_fault(thread, error_code, address)
+    if address < TASK_SIZE:
+        do_user_addr_fault(thread, error_code, address)
+    else:
+        bad_area_nosemaphore(thread, address)
     if thread.pending:
         irqentry_exit(thread)
 
@@ -47,19 +50,11 @@ def irqentry_exit(thread: Thread) -> None:
         exit_to_user_mode_loop(thread)
 
 
-def handle_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
-    """Tell user addresses from the rest. Source: Linux v6.8 arch/x86/mm/fault.c:handle_page_fault()."""
-    if address >= TASK_SIZE:
-        bad_area_nosemaphore(thread, address)
-    else:
-        do_user_addr_fault(thread, error_code, address)
-
-
 def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
     """Find the VMA, check the access, settle the fault. Source: Linux v6.8 arch/x86/mm/fault.c:do_user_addr_fault()."""
     process = thread.process
     mm = process.live_mm
-    vma = lock_vma_under_rcu(mm, address) or lock_mm_and_find_vma(mm, address)
+    vma = mm.vmas.lookup(address) or lock_mm_and_find_vma(mm, address)
     if vma is None:
         bad_area_nosemaphore(thread, address)
         return
@@ -73,14 +68,6 @@ def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
         process.maj_flt += 1
     else:
         process.min_flt += 1
-
-
-def lock_vma_under_rcu(mm: MmStruct, address: Vaddr) -> Vma | None:
-    """Return the VMA that covers an address, or None. Nothing is locked here: calls run to completion.
-
-    Source: Linux v6.8 mm/memory.c:lock_vma_under_rcu().
-    """
-    return mm.vmas.lookup(address)
 
 
 def lock_mm_and_find_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
