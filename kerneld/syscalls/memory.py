@@ -52,9 +52,7 @@ def sys_mmap(call: Call) -> int:
                 raise SysError(errno.EINVAL)
             return _mmap_hugetlb(call, flags)
         privileged = call.process.cred.superuser
-        return do_mmap(
-            call.mm, addr, length, prot, flags & 0xFFFF_FFFF, file, offset >> PAGE_SHIFT, privileged=privileged
-        )
+        return do_mmap(call.mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
         if file is not None:
             call.kernel.files.put_unused(file)
@@ -72,7 +70,7 @@ def _mmap_hugetlb(call: Call, flags: int) -> int:
     file = File(AddressSpace(call.mm.frames, None), "/anon_hugepage (deleted)", readable=True, writable=True)
     file.refuses = errno.EINVAL if offset % PMD_SIZE else errno.ENOMEM
     privileged = call.process.cred.superuser
-    return do_mmap(call.mm, addr, length, prot, flags & 0xFFFF_FFFF, file, offset >> PAGE_SHIFT, privileged=privileged)
+    return do_mmap(call.mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT, privileged=privileged)
 
 
 def sys_munmap(call: Call) -> int:
