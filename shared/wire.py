@@ -79,11 +79,12 @@ def unpack_requests(datagram: bytes | memoryview) -> list[Request]:
     while offset < end:
         if end - offset < REQUEST.size:
             raise WireError("a request is cut short")
-        size, nr, *args = REQUEST.unpack_from(datagram, offset)
+        fields = REQUEST.unpack_from(datagram, offset)
+        size = fields[0]
         if size < REQUEST.size or size > end - offset:
             raise WireError(f"a request of {size} bytes where {end - offset} are left")
         data = bytes(datagram[offset + REQUEST.size : offset + size]) if size > REQUEST.size else b""
-        requests.append(Request(nr, tuple(args), data))
+        requests.append(Request(fields[1], fields[2:], data))
         offset += size
     return requests
 
@@ -110,6 +111,10 @@ def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
         size, signo, ret = REPLY.unpack_from(datagram, offset)
         if size < REPLY.size or size > end - offset:
             raise WireError(f"a reply of {size} bytes where {end - offset} are left")
+        if size == REPLY.size and not signo:
+            replies.append(Reply(ret))
+            offset += size
+            continue
         data = bytes(datagram[offset + REPLY.size : offset + size])
         info = None
         if signo:

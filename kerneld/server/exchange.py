@@ -34,12 +34,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.server.connection import Connection, Datagram, close_fds
+from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.dispatch import dispatch, run
 from shared import wire
 from shared.uapi.syscalls import Nr
 
 if TYPE_CHECKING:
-    from kerneld.syscalls.answer import Answer
     from kerneld.syscalls.kernel import Kernel, Sender
 
 SMALL_REPLY = wire.REPLY.size + 24
@@ -52,6 +52,7 @@ ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
 SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM)})
 ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
+SPECIAL = SENDS_FDS | ENDS_THREAD | {ATTACH, LOAD}
 
 UNPACK, PACK = wire.REQUEST.unpack_from, wire.REPLY.pack
 REQUEST_BYTES, REPLY_BYTES = wire.REQUEST.size, wire.REPLY.size
@@ -137,8 +138,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_answer_fds", "_attach", "_connection", "_is_last", "_kernel", "_next", "_replies", "_requests", "_room",
-        "_sender", "fds",
+        "_answer_fds", "_attach", "_call", "_connection", "_is_last", "_kernel", "_next", "_replies", "_requests",
+        "_room", "_sender", "fds",
     )  # fmt: skip
 
     def __init__(
@@ -154,6 +155,8 @@ class Batch:
         self._room = connection.reply_limit - SMALL_REPLY * len(requests)
         self._is_last = False
         self._answer_fds: list[int] = []
+        self._call: Call | None = None
+        """The thread's, used again by each request of the batch once it has attached."""
         self.fds = datagram.fds
         """The datagram's, those that no request has consumed yet."""
 
@@ -164,7 +167,10 @@ class Batch:
         while True:
             request = requests[self._next]
             self._next += 1
-            if request.nr == ATTACH:
+            nr = request.nr
+            if nr not in SPECIAL and self._call is not None:
+                is_over = self._run_usual(self._call, request)
+            elif nr == ATTACH:
                 ret = self._attach(self._connection, self._sender, request)
                 if self._connection.thread is None:
                     return _refusal(len(requests), -ret)
@@ -177,6 +183,15 @@ class Batch:
             if monotonic() >= until:
                 return None
 
+    def _run_usual(self, call: Call, request: wire.Request) -> bool:
+        """Do what `_run_one` does, for a request that needs no check before it runs: most say no more than a number."""
+        nr, call.args, call.data = request
+        result = run(call, nr)
+        if not isinstance(result, int):
+            return self._take(nr, result)
+        self._replies.append(PACK(REPLY_BYTES, 0, result))
+        return call.process.ended
+
     def _run_one(self, request: wire.Request) -> bool:
         """Run one request that is not `attach`; returns whether the batch ends with it."""
         thread = self._connection.thread
@@ -184,7 +199,11 @@ class Batch:
         if not _may_run(request, self._room, self._answer_fds):
             self._replies.append(wire.pack_reply(-errno.EMSGSIZE))
             return False
-        answer = dispatch(self._kernel, thread, request, self.fds)
+        self._call = self._call or Call(self._kernel, thread, request.args, request.data, self.fds)
+        return self._take(request.nr, dispatch(self._kernel, thread, request, self.fds))
+
+    def _take(self, nr: int, answer: Answer) -> bool:
+        """Add the reply to a request that has run; returns whether the batch ends with it."""
         taken = _long_bytes(len(answer.data))
         if taken > self._room:
             close_fds(answer.fds)
@@ -193,8 +212,9 @@ class Batch:
         self._room -= taken
         self._replies.append(_pack(answer))
         self._answer_fds.extend(answer.fds)
-        self._is_last = _ends_connection(request.nr, answer)
-        return self._is_last or answer.signo != 0 or thread.process.ended
+        self._is_last = _ends_connection(nr, answer)
+        thread = self._connection.thread
+        return self._is_last or answer.signo != 0 or thread is None or thread.process.ended
 
     def close(self) -> None:
         """Give up what has not been run, and close every fd, the datagram's too."""

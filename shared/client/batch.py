@@ -16,6 +16,12 @@ from shared.uapi.shadowpt import USER_SHADOW_PT
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import Reply
 
+# Plain ints: an enum's member costs a look-up each time.
+_STORE, _MINCORE, _PAGE_CONTENTS = int(Nr.STORE), int(Nr.MINCORE), int(Nr.SHADOWPT_PAGE_CONTENTS)
+_BY_LENGTH = frozenset({int(Nr.LOAD), int(Nr.PROCREAD)})
+_PACK = wire.REQUEST.pack
+_SMALL_REPLY = wire.REPLY.size + USER_SHADOW_PT.size
+
 
 @dataclass(slots=True)
 class _Datagram:
@@ -48,8 +54,9 @@ class Batch:
 
     def call(self, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Add one request. Raises ValueError when it alone is over a datagram."""
-        packed = wire.pack_request(nr, args, data)
-        expected = _reply_bytes(nr, args)
+        self._add(wire.pack_request(nr, args, data), _reply_bytes(nr, args), fds)
+
+    def _add(self, packed: bytes, expected: int, fds: Sequence[int] = ()) -> None:
         if len(packed) > wire.MAX_DATAGRAM or expected > wire.MAX_REPLY or len(fds) > wire.MAX_FDS:
             raise ValueError("a request that does not fit into one datagram, or its reply")
         datagram = self._datagrams[-1] if self._datagrams else None
@@ -73,8 +80,10 @@ class Batch:
 
     def store(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Add a store of at most 65,536 bytes."""
-        _check_length(len(data))
-        self.call(Nr.STORE, address, len(data), data=bytes(data))
+        length = len(data)
+        _check_length(length)
+        head = _PACK(wire.REQUEST.size + length, _STORE, address & wire.U64_MASK, length, 0, 0, 0, 0)
+        self._add(head + data, _SMALL_REPLY)
 
     def touch(self, address: int, length: int, access: Access = Access.READ) -> None:
         """Add one access to each page of [address, address + length)."""
@@ -99,10 +108,10 @@ def _check_length(length: int) -> None:
 def _reply_bytes(nr: int, args: Sequence[int]) -> int:
     """Size of the longest reply to a request, in bytes: room for a small one is kept whatever the request."""
     inline = 0
-    if nr in (Nr.LOAD, Nr.PROCREAD) and len(args) > 1:
+    if nr in _BY_LENGTH and len(args) > 1:
         inline = args[1]
-    elif nr == Nr.MINCORE and len(args) > 1:
+    elif nr == _MINCORE and len(args) > 1:
         inline = page_align(args[1]) >> PAGE_SHIFT
-    elif nr == Nr.SHADOWPT_PAGE_CONTENTS:
+    elif nr == _PAGE_CONTENTS:
         inline = PAGE_SIZE
-    return wire.REPLY.size + USER_SHADOW_PT.size + inline
+    return _SMALL_REPLY + inline
