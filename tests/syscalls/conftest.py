@@ -24,9 +24,8 @@ def world() -> Iterator[World]:
     made = World()
     yield made
     made.close()
-    del made
     if not open_descriptors() <= before:
-        gc.collect()  # The traceback of an error that was caught may hold an address space, and that the RAM.
+        gc.collect()  # The traceback of an error that was caught may hold a file.
     assert open_descriptors() <= before
 
 
