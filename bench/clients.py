@@ -15,7 +15,7 @@ from shared.uapi.page import PAGE_SIZE
 
 CLIENTS = 64
 SECONDS = 1.0
-ROUNDS = 5
+ROUNDS = 3
 PAGES = 512
 
 

@@ -18,7 +18,7 @@ from shared.uapi.mman import Madv, Map, Prot
 from shared.uapi.page import PAGE_SHIFT
 
 MIB = 1 << 20
-STARTS = 9
+STARTS = 5
 TARGETS, VMAS = 200, 1000
 HALF_BYTES = 8 << 30
 POPULATED = HALF_BYTES >> PAGE_SHIFT

@@ -14,7 +14,7 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 
 MANY, FEW = 60_000, 10
-ROUNDS, COUNT = 101, 50
+ROUNDS, COUNT = 41, 50
 PLACE = 0x10_0000_0000
 BATCH = 1000
 

@@ -22,7 +22,7 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, SHADOW_PTE, table_bytes
 
 PAGES = MAX_SPT_RANGE // PAGE_SIZE
-ROUNDS = 25
+ROUNDS = 11
 RW = Prot.READ | Prot.WRITE
 ANONYMOUS = Map.PRIVATE | Map.ANONYMOUS
 

@@ -39,17 +39,18 @@ class Worker:
         return self._pipe.recv()
 
     def close(self) -> None:
-        """End the child."""
-        self._pipe.close()
+        """End the child. It is told to: the end of its pipe it would not see, as its sisters hold copies of this end."""
+        self._pipe.send(None)
         self._child.join()
+        self._pipe.close()
 
 
 def _serve(pipe: Connection, socket_path: str) -> None:
     process = Process.attach(socket_path)
     pipe.send(os.getpid())
     while True:
-        try:
-            function, args, kwargs = pipe.recv()
-        except EOFError:
+        order = pipe.recv()
+        if order is None:
             return
+        function, args, kwargs = order
         pipe.send(function(process, *args, **kwargs))
