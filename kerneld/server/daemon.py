@@ -47,6 +47,8 @@ class DaemonConfig:
     host_interval_seconds: float = HOST_INTERVAL_SECONDS
     thp: str = "madvise"
     """Who gets huge pages: `always`, `madvise` or `never`."""
+    allow_group: int | None = None
+    """The gid of a group whose members may connect too."""
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
@@ -56,7 +58,7 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
     """
     raise_fd_limit()
     with stop_signals() as stop_fd:
-        held = claim(os.path.abspath(config.socket_path))
+        held = claim(os.path.abspath(config.socket_path), config.allow_group)
         try:
             kernel = build_kernel(config)
             loop = Loop(kernel, held.listener, stop_fd, config.limits, config.host_interval_seconds)

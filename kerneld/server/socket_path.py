@@ -1,7 +1,8 @@
 """Where the daemon listens: the directory, the lock and the socket file, claimed at start and gone at the end.
 
 The directory is the security boundary: 0700 and the daemon's user's, so that nobody else can connect, or put a socket
-of their own in the daemon's place. It is held open and every name is used relative to it, so that what was checked is
+of their own in the daemon's place. With `--allow-group` the group may search it (0710) and connect to the socket
+(0660), and still put nothing there. It is held open and every name is used relative to it, so that what was checked is
 what is used. One daemon per socket path: a lock file beside the socket, locked with flock(2) for as long as the
 daemon lives, says whether a socket file that is there is somebody's or was left by one that was killed.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import os
 import socket
 import stat
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 MAX_SOCKET_PATH = 107
 """Longest path that fits sockaddr_un with its final NUL: unix(7). A longer one could be bound, but never reached."""
 BACKLOG = 128
+PRIVATE_MODE, GROUP_MODE = 0o700, 0o710
+SOCKET_MODE, GROUP_SOCKET_MODE = 0o600, 0o660
 
 
 class SocketPathError(Exception):
@@ -36,6 +40,7 @@ class Claim:
     listener: socket.socket
     directory_fd: int
     lock_fd: int
+    group: int | None = None
 
     def release(self) -> None:
         """Close the listener and remove the socket and the lock file."""
@@ -43,6 +48,10 @@ class Claim:
         for name in (os.path.basename(self.path), lock_name(self.path)):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=self.directory_fd)
+        if self.group is not None:
+            # As a daemon without a group wants to find it.
+            with contextlib.suppress(OSError):
+                os.fchmod(self.directory_fd, PRIVATE_MODE)
         os.close(self.lock_fd)
         os.close(self.directory_fd)
 
@@ -57,8 +66,18 @@ def log_name(path: str) -> str:
     return os.path.basename(path) + ".log"
 
 
-def open_directory(path: str) -> int:
-    """Return an fd of the directory of the socket at `path`, created 0700 where it is not there.
+def find_group(name: str) -> int | None:
+    """Return the gid of a group given by name or number, or None where there is none of that name."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def open_directory(path: str, group: int | None = None) -> int:
+    """Return an fd of the directory of the socket at `path`, created 0700 where it is not there; open to a group's gid.
 
     Its last component is not followed where it is a symlink: in /tmp anybody may have planted one.
     Raises SocketPathError when it is not a directory, not this user's, or open to others.
@@ -78,17 +97,29 @@ def open_directory(path: str) -> int:
     problem = None
     if status.st_uid != os.geteuid():
         problem = f"it belongs to uid {status.st_uid}, not to uid {os.geteuid()}"
-    elif status.st_mode & 0o777 != 0o700:
+    elif status.st_mode & 0o777 not in (PRIVATE_MODE, PRIVATE_MODE if group is None else GROUP_MODE):
         problem = f"its mode is {stat.S_IMODE(status.st_mode):04o}, not 0700"
+    elif group is not None:
+        problem = _give_to_group(directory_fd, group)
     if problem is not None:
         os.close(directory_fd)
         raise SocketPathError(f"refusing the socket directory {directory}: {problem}")
     return directory_fd
 
 
-def open_log(path: str) -> int:
+def _give_to_group(directory_fd: int, group: int) -> str | None:
+    """Let a group search the directory; returns what is in the way."""
+    try:
+        os.fchown(directory_fd, -1, group)
+        os.fchmod(directory_fd, GROUP_MODE)
+    except OSError as error:
+        return f"it cannot be given to group {group}: {error.strerror}"
+    return None
+
+
+def open_log(path: str, group: int | None = None) -> int:
     """Return an fd that appends to the log file of a detached daemon at `path`. Raises SocketPathError."""
-    directory_fd = open_directory(path)
+    directory_fd = open_directory(path, group)
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(log_name(path), flags, 0o600, dir_fd=directory_fd)
@@ -98,23 +129,23 @@ def open_log(path: str) -> int:
         os.close(directory_fd)
 
 
-def claim(path: str) -> Claim:
-    """Listen at `path`, in place of a socket file that a dead daemon left.
+def claim(path: str, group: int | None = None) -> Claim:
+    """Listen at `path`, in place of a socket file that a dead daemon left; `group`, a gid, may connect too.
 
     Raises AlreadyRunning when another daemon holds it, SocketPathError when the directory or the name will not do.
     """
-    directory_fd = open_directory(path)
+    directory_fd = open_directory(path, group)
     lock_fd = -1
     try:
         lock_fd = _lock(path, directory_fd)
-        listener = _listen(path, directory_fd)
+        listener = _listen(path, directory_fd, group)
     except SocketPathError:
         if lock_fd >= 0:
             os.unlink(lock_name(path), dir_fd=directory_fd)
             os.close(lock_fd)
         os.close(directory_fd)
         raise
-    return Claim(path, listener, directory_fd, lock_fd)
+    return Claim(path, listener, directory_fd, lock_fd, group)
 
 
 def _lock(path: str, directory_fd: int) -> int:
@@ -149,7 +180,7 @@ def _is_still_named(fd: int, name: str, directory_fd: int) -> bool:
     return os.path.samestat(named, os.fstat(fd))
 
 
-def _listen(path: str, directory_fd: int) -> socket.socket:
+def _listen(path: str, directory_fd: int, group: int | None) -> socket.socket:
     """Return the listening socket; the caller holds the lock, so a socket file that is there is stale."""
     name = os.path.basename(path)
     with contextlib.suppress(FileNotFoundError):
@@ -160,7 +191,11 @@ def _listen(path: str, directory_fd: int) -> socket.socket:
     try:
         # Before listen(): a connection takes the flag over at the moment it is made, and no datagram comes without it.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        listener.bind(f"/proc/self/fd/{directory_fd}/{name}")
+        bound = f"/proc/self/fd/{directory_fd}/{name}"
+        listener.bind(bound)
+        if group is not None:
+            os.chown(bound, -1, group, follow_symlinks=False)
+        os.chmod(bound, SOCKET_MODE if group is None else GROUP_SOCKET_MODE)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

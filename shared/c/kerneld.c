@@ -167,6 +167,7 @@ static int set_path(struct kd *kd, const char *path)
 		do
 			number[--at] = (char)('0' + uid % 10);
 		while (uid /= 10);
+		kd->check_owner = 1;
 	}
 	if (strlen(directory) + strlen(number + at) + strlen(name) >= sizeof(kd->path))
 		return fail(ENAMETOOLONG);
@@ -175,6 +176,15 @@ static int set_path(struct kd *kd, const char *path)
 		strcat(kd->path, number + at);
 	strcat(kd->path, name);
 	return 0;
+}
+
+/* In /tmp anybody may have made the directory first: there a daemon is trusted that is this user's, or root's. */
+static int is_trusted(int fd)
+{
+	struct ucred peer;
+	socklen_t length = sizeof(peer);
+
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && (peer.uid == 0 || peer.uid == geteuid());
 }
 
 static int open_connection(struct kd *kd)
@@ -197,6 +207,10 @@ static int open_connection(struct kd *kd)
 			close(fd);
 			return fail(error);
 		}
+	if (kd->check_owner && !is_trusted(fd)) {
+		close(fd);
+		return fail(EACCES);
+	}
 	kd->answer = mmap(NULL, KD_MAX_REPLY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (kd->answer == MAP_FAILED) {
 		kd->answer = NULL;

@@ -79,8 +79,9 @@ struct kd {
 	unsigned char *answer; /* KD_MAX_REPLY bytes */
 	struct kd_signal signal;
 	struct kd_table table;
+	int check_owner;    /* the path is one that nobody chose: see is_trusted() */
 };
-#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0 } }
+#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0 }, 0 }
 
 /* One call of a batch. Set what goes in, zero the rest. */
 struct kd_call {

@@ -17,14 +17,17 @@ import functools
 import os
 import select
 import socket
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from shared import wire
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from shared.client.path import may_be_planted
 from shared.spin import Spin
 
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
+_UCRED = struct.Struct("=iII")
 _FDS_SPACE = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
 
 
@@ -173,4 +176,19 @@ def _connect(path: str) -> socket.socket:
         else:
             text = f"no kerneld at {path}: {os.strerror(error.errno) if error.errno else error}"
         raise KerneldUnavailable(text) from None
+    if may_be_planted(path):
+        _check_owner(sock, path)
     return sock
+
+
+def _check_owner(sock: socket.socket, path: str) -> None:
+    """Trust a daemon of this user or of root alone: another's would be handed descriptors, and could lie.
+
+    Raises KerneldUnavailable. Source: SO_PEERCRED, unix(7).
+    """
+    _pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    if uid not in (0, os.geteuid()):
+        sock.close()
+        raise KerneldUnavailable(
+            f"refusing the kerneld at {path}: it is run by uid {uid}; to use it, name it in $KERNELD_SOCKET"
+        )

@@ -11,4 +11,14 @@ def default_socket_path() -> str:
         return path
     if directory := os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(directory, "kerneld", "kerneld.sock")
+    return fallback_socket_path()
+
+
+def fallback_socket_path() -> str:
+    """Return the path that nobody chose. It is in /tmp, where any user may have made that directory first."""
     return f"/tmp/kerneld-{os.getuid()}/kerneld.sock"
+
+
+def may_be_planted(path: str) -> bool:
+    """Tell whether a socket at `path` may be a stranger's trap: whose daemon that is, is to be looked at then."""
+    return path == fallback_socket_path() and os.environ.get("KERNELD_SOCKET") != path

@@ -18,6 +18,9 @@ BAD_LEVELS = ("error", "critical")
 class Daemon:
     """A kerneld in a directory of its own (0700); it checks its invariants after every call unless told otherwise."""
 
+    options: tuple[str, ...] = ()
+    """Of `kerneld start`, beside those that every daemon of tests is given."""
+
     def __init__(self, directory: Path, nursery: Nursery, check_invariants: bool = True) -> None:
         self._check_invariants = check_invariants
         self._nursery = nursery
@@ -34,7 +37,7 @@ class Daemon:
         if self._check_invariants:
             command.append("--check-invariants")
         self.process = subprocess.Popen(
-            [*command, "--socket", str(self.path), "--log-format", "json"],
+            [*command, "--socket", str(self.path), "--log-format", "json", *self.options],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

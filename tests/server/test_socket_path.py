@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.server.socket_path import AlreadyRunning, SocketPathError, claim, open_log
+from kerneld.server.socket_path import AlreadyRunning, SocketPathError, claim, find_group, open_log
 
 
 def test_directory_is_created_private_and_everything_is_removed(tmp_path: Path) -> None:
@@ -100,3 +101,37 @@ def test_log_file_is_private_and_no_symlink(private_dir: Path) -> None:
     log.symlink_to("/dev/null")
     with pytest.raises(SocketPathError):
         open_log(str(path))
+
+
+def test_nobody_else_may_connect_by_the_modes(private_dir: Path) -> None:
+    held = claim(str(private_dir / "kerneld.sock"))
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in private_dir.iterdir()}
+    assert modes == {"kerneld.sock": 0o600, "kerneld.sock.lock": 0o600}
+    held.release()
+
+
+def test_a_group_may_search_and_connect_while_the_daemon_lives(private_dir: Path) -> None:
+    group = os.getgroups()[0] if os.getuid() else 1234
+    held = claim(str(private_dir / "kerneld.sock"), group)
+    directory, sock = private_dir.stat(), (private_dir / "kerneld.sock").stat()
+    assert (directory.st_gid, stat.S_IMODE(directory.st_mode)) == (group, 0o710)
+    assert (sock.st_gid, stat.S_IMODE(sock.st_mode)) == (group, 0o660)
+    assert stat.S_IMODE((private_dir / "kerneld.sock.lock").stat().st_mode) == 0o600
+    held.release()
+    assert stat.S_IMODE(private_dir.stat().st_mode) == 0o700
+
+
+def test_a_group_finds_the_directory_of_a_daemon_that_was_killed(private_dir: Path) -> None:
+    group = os.getgid()
+    private_dir.chmod(0o710)
+    claim(str(private_dir / "kerneld.sock"), group).release()
+    private_dir.chmod(0o750)
+    with pytest.raises(SocketPathError, match="0750, not 0700"):
+        claim(str(private_dir / "kerneld.sock"), group)
+
+
+def test_groups_by_name_and_by_number() -> None:
+    entry = grp.getgrall()[0]
+    assert find_group(entry.gr_name) == entry.gr_gid
+    assert find_group("4321") == 4321
+    assert find_group("no such group") is None
