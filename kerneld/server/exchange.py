@@ -34,6 +34,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.server.connection import Connection, Datagram, close_fds
+from kerneld.syscalls.ahead import STORE, fault_stores_ahead
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.dispatch import dispatch, run
 from shared import wire
@@ -138,8 +139,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_answer_fds", "_attach", "_call", "_connection", "_is_last", "_kernel", "_next", "_replies", "_requests",
-        "_room", "_sender", "fds",
+        "_answer_fds", "_attach", "_call", "_connection", "_is_last", "_kernel", "_looked_at", "_next", "_replies",
+        "_requests", "_room", "_sender", "fds",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +152,8 @@ class Batch:
         self._sender = datagram.sender
         self._attach = attach
         self._next = 0
+        self._looked_at = 0
+        """Requests before this index have been looked at for stores whose faults are taken together."""
         self._replies: list[bytes] = []
         self._room = connection.reply_limit - SMALL_REPLY * len(requests)
         self._is_last = False
@@ -169,6 +172,8 @@ class Batch:
             self._next += 1
             nr = request.nr
             if nr not in SPECIAL and self._call is not None:
+                if nr == STORE and self._next > self._looked_at:
+                    self._looked_at = fault_stores_ahead(self._call, requests, self._next - 1)
                 is_over = self._run_usual(self._call, request)
             elif nr == ATTACH:
                 ret = self._attach(self._connection, self._sender, request)

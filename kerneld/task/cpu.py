@@ -119,3 +119,19 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
         irqentry_exit(thread)
     process.min_flt += mm.range_faults - before
     return (reached - start) >> PAGE_SHIFT
+
+
+def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
+    """Fault [start, end), page-aligned, in for stores to each of its pages that are about to come.
+
+    Does nothing unless all of it is in one VMA of private anonymous memory that allows them. Without frames it stops:
+    the store that finds none then says so.
+    """
+    process = thread.process
+    mm = process.live_mm
+    vma = mm.vmas.lookup(start)
+    if vma is None or vma.file is not None or vma.end < end or access_error(PF_USER | PF_WRITE, vma):
+        return
+    before = mm.range_faults
+    fault_in_range(mm, vma, start, end, True)
+    process.min_flt += mm.range_faults - before
