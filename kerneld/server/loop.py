@@ -20,6 +20,7 @@ import errno
 import os
 import select
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from shared import wire
 
 ACCEPTS_A_TURN = 64
+STOP_SECONDS = 1.0
+"""How long a daemon that is asked to stop goes on with the batches that have begun."""
 BROKEN = select.EPOLLHUP | select.EPOLLERR
 
 log = structlog.get_logger("kerneld.server")
@@ -89,8 +92,15 @@ class Loop:
         try:
             while not self._is_stopping:
                 self.turn()
+            self._finish_batches()
         finally:
             self.close()
+
+    def _finish_batches(self) -> None:
+        """What has begun is finished, and answered, as far as that does not keep the daemon from ending."""
+        until = monotonic() + STOP_SECONDS
+        while self._unfinished and monotonic() < until:
+            self._go_on()
 
     def turn(self, timeout_seconds: float | None = None) -> None:
         """Wait until something is ready, and serve each that is once."""
