@@ -73,7 +73,8 @@ def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: 
         found = _topdown(mm, addr, length + PMD_SIZE, flags)
     except SysError:
         return None
-    return found if found == addr else found + (start - found & (PMD_SIZE - 1))
+    # From a boundary it is the next one: the higher place, as the search from the top would have it.
+    return found if found == addr else found + ((start - found & (PMD_SIZE - 1)) or PMD_SIZE)
 
 
 def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
