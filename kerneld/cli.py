@@ -36,7 +36,7 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; a usage error where it is no size, or no size that RAM can have."""
+        """Return the bytes; a usage error where it is no size, or no size that memory can have."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value, re.IGNORECASE | re.ASCII)
@@ -44,7 +44,7 @@ class Size(click.ParamType[int]):
             self.fail(f"'{value}' is not a size: say 256M, or 1G", param, ctx)
         size_bytes = int(match[1]) * SIZE_UNITS[match[2].upper()]
         if size_bytes % PAGE_SIZE:
-            self.fail(f"'{value}': RAM comes in whole pages of 4K", param, ctx)
+            self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)
         return size_bytes
 
 
@@ -120,11 +120,44 @@ cli.add_command(run)
 \b
 Examples:
   kerneld start
-  kerneld start --ram 256M --log-format json
+  kerneld start --ram 256M --swap 1G --log-format json
   kerneld start --detach --socket ~/machine/kerneld.sock
 """
 )
 @click.option("--ram", type=Size(), default="1G", metavar="SIZE", help="The machine's RAM: 256M, 1G. [1G]")
+@click.option(
+    "--swap", type=Size(), default="0", metavar="SIZE", help="A swap file, gone when kerneld ends: 64M, 1G. [none]"
+)
+@click.option(
+    "--overcommit-memory",
+    type=click.IntRange(0, 2),
+    default=0,
+    show_default=True,
+    help="vm.overcommit_memory: 0 guess, 1 always, 2 never.",
+)
+@click.option(
+    "--overcommit-ratio",
+    type=click.IntRange(0, 10_000),
+    default=50,
+    show_default=True,
+    metavar="PERCENT",
+    help="vm.overcommit_ratio: how much of RAM may be promised with --overcommit-memory 2.",
+)
+@click.option(
+    "--max-map-count",
+    type=click.IntRange(0, (1 << 31) - 1),
+    default=65_530,
+    show_default=True,
+    help="vm.max_map_count: most mappings of a process.",
+)
+@click.option(
+    "--mmap-min-addr",
+    type=click.IntRange(0, 1 << 46),
+    default=65_536,
+    show_default=True,
+    metavar="BYTES",
+    help="vm.mmap_min_addr: the lowest address that a program may map.",
+)
 @socket_option
 @click.option("--detach", is_flag=True, help="Run in the background; its log goes to a file beside the socket.")
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
@@ -173,6 +206,11 @@ Examples:
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(
     ram: int,
+    swap: int,
+    overcommit_memory: int,
+    overcommit_ratio: int,
+    max_map_count: int,
+    mmap_min_addr: int,
     socket_path: str | None,
     detach: bool,
     log_format: str,
@@ -195,6 +233,7 @@ def start(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
         sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+        from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415
         from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
         from kerneld.server.door import ClientLimits  # noqa: PLC0415
         from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
@@ -204,7 +243,10 @@ def start(
         logs.configure(logs.LogFormat(log_format), log_level)
         try:
             limits = ClientLimits(max_clients, max_threads, max_user_clients)
-            config = daemon.DaemonConfig(path, ram, limits, check_invariants, allowed, host_interval / 1000, thp, gid)
+            sysctl = Sysctl(max_map_count, mmap_min_addr, overcommit_memory, overcommit_ratio, TransparentHugepage(thp))
+            config = daemon.DaemonConfig(
+                path, ram, limits, check_invariants, allowed, host_interval / 1000, swap, sysctl, gid
+            )
             daemon.run(config, on_ready)
         except AlreadyRunning as error:
             raise Failure(Status.FAILED, str(error)) from None

@@ -12,11 +12,15 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.mm.frames import (
+    PG_ACTIVE,
     PG_ANON,
     PG_DIRTY,
+    PG_LRU,
     PG_REFERENCED,
     PG_SWAPBACKED,
+    PG_SWAPCACHE,
     PG_TABLE,
+    PG_UNEVICTABLE,
     ZERO_PFN,
     Frames,
 )
@@ -26,15 +30,8 @@ Mask = npt.NDArray[np.bool_]
 
 _ENTRY_BYTES = 8
 KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU, KPF_BUDDY, KPF_MMAP = 2, 3, 4, 5, 10, 11
-KPF_ANON, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE = (
-    12,
-    14,
-    15,
-    16,
-    22,
-    24,
-    26,
-)
+KPF_ACTIVE, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL = 6, 12, 13, 14, 15, 16
+KPF_UNEVICTABLE, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE = 18, 22, 24, 26
 """Bit numbers of a frame's word."""
 
 
@@ -66,12 +63,15 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
     words = np.zeros(len(flags), dtype=np.uint64)
     for bit, mask in (
         (KPF_REFERENCED, (flags & PG_REFERENCED) != 0),
-        (KPF_UPTODATE, anon | cached),
+        (KPF_UPTODATE, anon | cached | ((flags & PG_SWAPCACHE) != 0)),
         (KPF_DIRTY, (flags & PG_DIRTY) != 0),
-        (KPF_LRU, anon | cached),
+        (KPF_LRU, (flags & PG_LRU) != 0),
+        (KPF_ACTIVE, (flags & PG_ACTIVE) != 0),
         (KPF_BUDDY, in_block[window]),
         (KPF_MMAP, frames.mapcount[window] > 0),
         (KPF_ANON, anon),
+        (KPF_SWAPCACHE, (flags & PG_SWAPCACHE) != 0),
+        (KPF_UNEVICTABLE, (flags & PG_UNEVICTABLE) != 0),
         (KPF_SWAPBACKED, (flags & PG_SWAPBACKED) != 0),
         (KPF_COMPOUND_HEAD, is_head[window]),
         (KPF_COMPOUND_TAIL, is_compound[window] & ~is_head[window]),

@@ -13,13 +13,14 @@ import errno
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn, swap_mask, swp_offset
 from kerneld.mm.frames import PG_ANON
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, TASK_SIZE
 
 ENTRY_BYTES = 8
+_MAX_SWAPFILES_SHIFT = 5
 PM_SOFT_DIRTY = 1 << 55
 PM_MMAP_EXCLUSIVE = 1 << 56
 PM_FILE = 1 << 61
@@ -40,7 +41,11 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
     words = np.zeros(len(entries), dtype=np.uint64)
     present = present_mask(entries)
     words[present] = PM_PRESENT
-    words[(entries != 0) & ~present] = PM_SWAP
+    swapped = swap_mask(entries)
+    words[swapped] = PM_SWAP
+    if show_pfn:
+        # The type of the swap file, 0, in the five lowest bits, the offset above them.
+        words[swapped] |= swp_offset(entries[swapped]) << np.uint64(_MAX_SWAPFILES_SHIFT)
     pfns = pte_pfn(entries).astype(np.int64)
     if show_pfn:
         words[present] |= pfns[present].astype(np.uint64)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.proc_maps import show_map_vma, show_rollup_header
 from kerneld.fs.seq_file import END, Records
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
 from kerneld.mm.mm import MmStruct
@@ -69,6 +69,7 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
     """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap()."""
     stats = MemSizeStats()
     gather_stats(mm, vma.start, vma.end, stats)
+    stats.swap += _shmem_swap_usage(vma)
     if vma.vm_flags & vm.VM_LOCKED:
         stats.pss_locked = stats.pss
     page = PAGE_SIZE >> 10
@@ -87,6 +88,7 @@ def show_smaps_rollup(mm: MmStruct) -> bytes:
     """Return the sums over all mappings. Source: Linux v6.8 fs/proc/task_mmu.c:show_smaps_rollup()."""
     stats = MemSizeStats()
     gather_stats(mm, 0, TASK_SIZE, stats)
+    stats.swap += sum(_shmem_swap_usage(vma) for vma in mm.vmas)
     first, last = next(iter(mm.vmas), None), next(reversed(mm.vmas), None)
     if mm.locked_vm:
         for vma in mm.vmas:
@@ -106,12 +108,23 @@ def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) ->
         if not len(entries):
             continue
         present = present_mask(entries)
-        swapped = len(entries) - int(np.count_nonzero(present))
-        stats.swap += swapped << PAGE_SHIFT
-        stats.swap_pss += swapped << PAGE_SHIFT + _PSS_SHIFT
+        counts = mm.frames.swap.count[swp_offset(entries[~present]).astype(np.int64)].astype(np.int64)
+        stats.swap += len(counts) << PAGE_SHIFT
+        stats.swap_pss += int(((PAGE_SIZE << _PSS_SHIFT) // counts).sum())
         counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
         stats.anonymous_thp += len(counted) << PAGE_SHIFT if leaf.huge else 0
         _account(mm.frames, counted, stats)
+
+
+def _shmem_swap_usage(vma: Vma) -> int:
+    """Return the bytes of shared anonymous memory in a mapping that are swapped out: no entry says so.
+
+    Source: Linux v6.8 mm/shmem.c:shmem_swap_usage().
+    """
+    if vma.file is None or not vma.file.mapping.swapped:
+        return 0
+    swapped = vma.file.mapping.swapped
+    return sum(vma.pgoff <= index < vma.pgoff + vma.nr_pages for index in swapped) << PAGE_SHIFT
 
 
 def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:

@@ -3,28 +3,33 @@
 Counted afresh from the frames at each read: there are no counters that could drift. Answers to Linux v6.8
 fs/proc/meminfo.c, mm/vmstat.c, mm/show_mem.c:si_mem_available() and mm/util.c:vm_commit_limit().
 
-Differs from Linux: no page is on an active list; pages of one kind are all inactive or, where locked, unevictable.
-Memory promised to forked children that have not attached yet is not in Committed_AS. There is one zone.
+Differs from Linux: there is one zone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
-from kerneld.mm.frames import FIRST_PFN, PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, Frames
+from kerneld.mm.frames import FIRST_PFN, PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, PG_TABLE, Frames
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.limits import Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED
-from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, page_align
+from kerneld.mm.lru import LruList, lru_sizes
+from kerneld.mm.overcommit import vm_commit_limit
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 
 _VMALLOC_TOTAL_KB = (1 << 45) - 1 >> 10
 """VMALLOC_TOTAL of x86-64 with four-level tables, which nothing takes from."""
+_WORKINGSET_EVENTS = [
+    f"workingset_{what}_{kind}" for what in ("refault", "activate", "restore") for kind in ("anon", "file")
+]
+_EVENTS_BEFORE_FAULTS = ("allocstall_movable", "pgactivate", "pgdeactivate", "pglazyfree")
+_EVENTS_AFTER_FAULTS = (
+    "pglazyfreed", "pgrefill", "pgsteal_kswapd", "pgsteal_direct", "pgscan_kswapd", "pgscan_direct", "pgscan_anon",
+    "pgscan_file", "pgsteal_anon", "pgsteal_file", "oom_kill",
+)  # fmt: skip
+"""In the order of /proc/vmstat."""
 
 
 class PageCounts(NamedTuple):
@@ -38,40 +43,35 @@ class PageCounts(NamedTuple):
     mapped: int
     dirty: int
     tables: int
-    locked_anon: int
-    """Locked in memory (mlock) and anonymous or shmem."""
-    locked_file: int
-    committed: int
+    swap_cached: int
     anon_huge: int
     """Of the anonymous ones, those in huge pages."""
+    lists: list[int]
+    """On each `LruList`, and last what cannot be evicted."""
 
     @property
-    def inactive_anon(self) -> int:
-        """Pages that only swap could take."""
-        return self.anon + self.shmem - self.locked_anon
+    def active(self) -> int:
+        """Pages on the active lists."""
+        return self.lists[LruList.ACTIVE_ANON] + self.lists[LruList.ACTIVE_FILE]
 
     @property
-    def inactive_file(self) -> int:
-        """Pages that could be dropped or written to their file."""
-        return self.file - self.shmem - self.locked_file
+    def inactive(self) -> int:
+        """Pages on the inactive lists."""
+        return self.lists[LruList.INACTIVE_ANON] + self.lists[LruList.INACTIVE_FILE]
 
     @property
-    def locked(self) -> int:
+    def unevictable(self) -> int:
         """Pages locked in memory."""
-        return self.locked_anon + self.locked_file
+        return self.lists[-1]
 
 
-def count_pages(frames: Frames, mms: Iterable[MmStruct]) -> PageCounts:
-    """Count every frame by its use; `mms` are the address spaces of all processes."""
-    mms = list(mms)
+def count_pages(frames: Frames) -> PageCounts:
+    """Count every frame by its use."""
     flags, mapcount = frames.flags[FIRST_PFN:], frames.mapcount[FIRST_PFN:]
     anon = (flags & PG_ANON) != 0
+    swap_cached = (flags & PG_SWAPCACHE) != 0
     file = (frames.mapping[FIRST_PFN:] != 0) & ~anon
     shmem = file & ((flags & PG_SWAPBACKED) != 0)
-    locked = np.zeros(len(flags) + FIRST_PFN, dtype=np.bool_)
-    for mm in mms:
-        _mark_locked(mm, locked)
-    locked_file = int(np.count_nonzero(locked[FIRST_PFN:] & file & ~shmem))
     return PageCounts(
         total=frames.total_pages,
         free=frames.free_pages,
@@ -81,57 +81,44 @@ def count_pages(frames: Frames, mms: Iterable[MmStruct]) -> PageCounts:
         mapped=int(np.count_nonzero(file & (mapcount > 0))),
         dirty=int(np.count_nonzero(file & ~shmem & ((flags & PG_DIRTY) != 0))),
         tables=int(np.count_nonzero(flags & PG_TABLE)),
-        locked_anon=int(np.count_nonzero(locked)) - locked_file,
-        locked_file=locked_file,
-        committed=_committed_pages(mms),
+        swap_cached=int(np.count_nonzero(swap_cached)),
         anon_huge=len(frames.huge.entire_mapcount) * HPAGE_PMD_NR,
+        lists=lru_sizes(frames),
     )
 
 
-def _mark_locked(mm: MmStruct, locked: npt.NDArray[np.bool_]) -> None:
-    if not mm.locked_vm:
-        return
-    for vma in mm.vmas:
-        if vma.vm_flags & VM_LOCKED:
-            for leaf in mm.page_table.leaves(vma.start, vma.end):
-                entries = mm.page_table.leaf_entries(leaf)
-                entries = entries[present_mask(entries) & ((entries & PTE_SPECIAL) == 0)]
-                locked[pte_pfn(entries).astype(np.int64)] = True
+def si_mem_available(counts: PageCounts, frames: Frames) -> int:
+    """Return how much could be had without swapping: what is free beyond the reserve, and most of the files' pages.
+
+    Source: Linux v6.8 mm/show_mem.c:si_mem_available(); the reserve is mm/page_alloc.c:totalreserve_pages.
+    """
+    files = counts.lists[LruList.ACTIVE_FILE] + counts.lists[LruList.INACTIVE_FILE]
+    available = counts.free - frames.watermark_high + files - min(files // 2, frames.watermark_low)
+    return max(0, available)
 
 
-def _committed_pages(mms: Iterable[MmStruct]) -> int:
-    """Return how much memory has been promised. Source: Linux v6.8 mm/util.c:vm_memory_committed()."""
-    private = 0
-    shared = {}
-    for mm in mms:
-        for vma in mm.vmas:
-            if vma.vm_flags & VM_ACCOUNT:
-                private += vma.nr_pages
-            elif vma.file is not None and vma.file.mapping.is_shmem:
-                shared[vma.file.mapping.number] = page_align(vma.file.mapping.size_bytes()) >> PAGE_SHIFT
-    return private + sum(shared.values())
-
-
-def show_meminfo(counts: PageCounts, sysctl: Sysctl) -> bytes:
+def show_meminfo(frames: Frames, sysctl: Sysctl) -> bytes:
     """Return /proc/meminfo. Source: Linux v6.8 fs/proc/meminfo.c:meminfo_proc_show()."""
     none = 0
+    counts, swap = count_pages(frames), frames.swap
+    lists = counts.lists
     rows = [
         ("MemTotal", counts.total),
         ("MemFree", counts.free),
-        ("MemAvailable", counts.free + counts.inactive_file),
+        ("MemAvailable", si_mem_available(counts, frames)),
         ("Buffers", none),
         ("Cached", counts.file),
-        ("SwapCached", none),
-        ("Active", none),
-        ("Inactive", counts.inactive_anon + counts.inactive_file),
-        ("Active(anon)", none),
-        ("Inactive(anon)", counts.inactive_anon),
-        ("Active(file)", none),
-        ("Inactive(file)", counts.inactive_file),
-        ("Unevictable", counts.locked),
-        ("Mlocked", counts.locked),
-        ("SwapTotal", none),
-        ("SwapFree", none),
+        ("SwapCached", counts.swap_cached),
+        ("Active", counts.active),
+        ("Inactive", counts.inactive),
+        ("Active(anon)", lists[LruList.ACTIVE_ANON]),
+        ("Inactive(anon)", lists[LruList.INACTIVE_ANON]),
+        ("Active(file)", lists[LruList.ACTIVE_FILE]),
+        ("Inactive(file)", lists[LruList.INACTIVE_FILE]),
+        ("Unevictable", counts.unevictable),
+        ("Mlocked", counts.unevictable),
+        ("SwapTotal", swap.total_pages),
+        ("SwapFree", swap.nr_free),
         ("Dirty", counts.dirty),
         ("Writeback", none),
         ("AnonPages", counts.anon),
@@ -147,8 +134,8 @@ def show_meminfo(counts: PageCounts, sysctl: Sysctl) -> bytes:
         ("NFS_Unstable", none),
         ("Bounce", none),
         ("WritebackTmp", none),
-        ("CommitLimit", counts.total * sysctl.overcommit_ratio // 100),
-        ("Committed_AS", counts.committed),
+        ("CommitLimit", vm_commit_limit(frames, sysctl)),
+        ("Committed_AS", frames.committed_as),
     ]
     text = "".join(_show_val_kb(name, pages << PAGE_SHIFT - 10) for name, pages in rows)
     text += _show_val_kb("VmallocTotal", _VMALLOC_TOTAL_KB)
@@ -166,33 +153,37 @@ def _show_val_kb(name: str, size_kb: int) -> str:
     return f"{name + ':':16}{size_kb:8} kB\n"
 
 
-def show_vmstat(counts: PageCounts, frames: Frames) -> bytes:
-    """Return those lines of /proc/vmstat that this machine counts. Source: Linux v6.8 mm/vmstat.c:vmstat_text[]."""
-    rows = [
-        ("nr_free_pages", counts.free),
-        ("nr_zone_inactive_anon", counts.inactive_anon),
-        ("nr_zone_active_anon", 0),
-        ("nr_zone_inactive_file", counts.inactive_file),
-        ("nr_zone_active_file", 0),
-        ("nr_zone_unevictable", counts.locked),
-        ("nr_zone_write_pending", counts.dirty),
-        ("nr_mlock", counts.locked),
-        ("nr_inactive_anon", counts.inactive_anon),
-        ("nr_active_anon", 0),
-        ("nr_inactive_file", counts.inactive_file),
-        ("nr_active_file", 0),
-        ("nr_unevictable", counts.locked),
+def show_vmstat(frames: Frames, faults: tuple[int, int]) -> bytes:
+    """Return those lines of /proc/vmstat that this machine counts; `faults` are all there were, and the major ones.
+
+    Source: Linux v6.8 mm/vmstat.c:vmstat_text[].
+    """
+    counts, events = count_pages(frames), frames.vmstat
+    lists = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable")
+    rows = [("nr_free_pages", counts.free)]
+    rows += [(f"nr_zone_{name}", pages) for name, pages in zip(lists, counts.lists, strict=True)]
+    rows += [("nr_zone_write_pending", counts.dirty), ("nr_mlock", counts.unevictable)]
+    rows += [(f"nr_{name}", pages) for name, pages in zip(lists, counts.lists, strict=True)]
+    rows += [(name, events[name]) for name in _WORKINGSET_EVENTS]
+    rows += [
         ("nr_anon_pages", counts.anon),
         ("nr_mapped", counts.mapped),
-        ("nr_file_pages", counts.file),
+        ("nr_file_pages", counts.file + counts.swap_cached),
         ("nr_dirty", counts.dirty),
         ("nr_writeback", 0),
         ("nr_shmem", counts.shmem),
         ("nr_anon_transparent_hugepages", counts.anon_huge // HPAGE_PMD_NR),
+        ("nr_vmscan_write", events["nr_vmscan_write"]),
         ("nr_page_table_pages", counts.tables),
-        *frames.huge.events.items(),
+        ("nr_swapcached", counts.swap_cached),
+        ("pswpin", events["pswpin"]),
+        ("pswpout", events["pswpout"]),
     ]
-    return "".join(f"{name} {pages}\n" for name, pages in rows).encode()
+    rows += [(name, events[name]) for name in _EVENTS_BEFORE_FAULTS]
+    rows += [("pgfault", faults[0]), ("pgmajfault", faults[1])]
+    rows += [(name, events[name]) for name in _EVENTS_AFTER_FAULTS]
+    rows += frames.huge.events.items()
+    return "".join(f"{name} {number}\n" for name, number in rows).encode()
 
 
 def show_buddyinfo(frames: Frames) -> bytes:

@@ -32,7 +32,7 @@ from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
-from kerneld.fs.proc_vmstat import PageCounts, count_pages, show_buddyinfo, show_meminfo, show_vmstat
+from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_vmstat
 from kerneld.fs.seq_file import SeqFiles, Show, one_record
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Sysctl
@@ -91,8 +91,8 @@ class ProcFs:
         self._seq_files = SeqFiles()
         self._root: dict[str, Callable[[Process], bytes]] = {
             "": lambda reader: "".join(f"{pid}\n" for pid in sorted(kernel.processes)).encode(),
-            "meminfo": lambda reader: show_meminfo(self._count_pages(), kernel.sysctl),
-            "vmstat": lambda reader: show_vmstat(self._count_pages(), kernel.frames),
+            "meminfo": lambda reader: show_meminfo(kernel.frames, kernel.sysctl),
+            "vmstat": lambda reader: show_vmstat(kernel.frames, self._count_faults()),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()
@@ -104,8 +104,11 @@ class ProcFs:
             "kpageflags": read_kpageflags,
         }
 
-    def _count_pages(self) -> PageCounts:
-        return count_pages(self._kernel.frames, (process.live_mm for process in self._kernel.processes.values()))
+    def _count_faults(self) -> tuple[int, int]:
+        """Return the page faults since the machine started, and how many of them were major."""
+        ended, living = self._kernel.frames.vmstat, self._kernel.processes.values()
+        major = ended["pgmajfault"] + sum(process.maj_flt for process in living)
+        return ended["pgfault"] + sum(process.min_flt + process.maj_flt for process in living), major
 
     def read(self, reader: Process, path: str, offset: int, length: int) -> bytes:
         """Return up to `length` bytes of the file at `path`, under /proc, from `offset`; nothing at its end.

@@ -9,7 +9,16 @@ knows no process, no VMA, no frame state. Answers to Linux v6.8 arch/x86/include
 volume 3, chapter 4.
 
 A PROT_NONE page keeps its frame in an entry that is not present to the processor but is present to the kernel: bit 8 is
-set then instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both clear and is not zero.
+set then instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both clear and is not zero:
+
+    63   59 58              9 8 7 6 5 4 3 2 1 0
+    | type | ~swap offset    |0|0|0|0|0|E|0|0|0|
+
+The offset, a page of the swap file, is inverted as Linux does, so that the physical address that a processor might read
+there in speculation is beyond all memory. E says that the page belongs to this address space alone
+(_PAGE_SWP_EXCLUSIVE). There is one swap file: type 0. Bit 9, PTE_SPECIAL in a present entry, is a bit of the offset
+here: ask whether an entry is present first. Answers to Linux v6.8 arch/x86/include/asm/pgtable_64.h.
+
 Differs from Linux: the frame number of a PROT_NONE entry is not inverted (Linux does so against L1TF on real
 processors).
 """
@@ -38,6 +47,11 @@ PTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
 PTE_TABLE = PTE_PRESENT | PTE_RW | PTE_USER | PTE_ACCESSED | PTE_DIRTY
 """What an entry that points to a table carries: all rights, the leaf decides (Linux: _PAGE_TABLE)."""
 PTE_KERNEL_PRESENT = PTE_PRESENT | PTE_PROTNONE
+
+PTE_SWP_EXCLUSIVE = 1 << 3
+"""In a swap entry: the page belongs to this address space alone."""
+_SWP_OFFSET_FIRST_BIT = 9
+_SWP_OFFSET_MASK = (1 << 50) - 1
 
 PTRS_PER_TABLE = 512
 PUD_SHIFT, PGD_SHIFT = 30, 39
@@ -79,6 +93,34 @@ def small_entries(entry: int, first: int, count: int) -> npt.NDArray[np.uint64]:
 def make_pte(pfn: Pfn, bits: int) -> int:
     """Return the entry that maps a frame with these bits (Linux: pfn_pte())."""
     return pfn << PAGE_SHIFT | bits
+
+
+@overload
+def make_swap_pte(offset: int) -> int: ...
+@overload
+def make_swap_pte(offset: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]: ...
+def make_swap_pte(offset: Any) -> Any:
+    """Return the swap entry for a page of the swap file, or one for each of an array (Linux: swp_entry_to_pte())."""
+    return (offset ^ _SWP_OFFSET_MASK) << _SWP_OFFSET_FIRST_BIT
+
+
+@overload
+def swp_offset(entry: int) -> int: ...
+@overload
+def swp_offset(entry: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]: ...
+def swp_offset(entry: Any) -> Any:
+    """Return the page of the swap file that a swap entry names, or one for each of an array (Linux: swp_offset())."""
+    return (entry >> _SWP_OFFSET_FIRST_BIT & _SWP_OFFSET_MASK) ^ _SWP_OFFSET_MASK
+
+
+def is_swap_pte(entry: int) -> bool:
+    """Tell whether an entry names a page of the swap file (Linux: is_swap_pte())."""
+    return entry != 0 and not entry & PTE_KERNEL_PRESENT
+
+
+def swap_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return is_swap_pte() of each entry."""
+    return cast("npt.NDArray[np.bool_]", (entries != 0) & ((entries & np.uint64(PTE_KERNEL_PRESENT)) == 0))
 
 
 def table_index(vaddr: Vaddr, shift: int) -> int:

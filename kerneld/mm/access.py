@@ -70,7 +70,8 @@ def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> l
     """Fault in the pages of [vaddr, vaddr + length) and return their physical addresses, as far as that goes.
 
     What is pinned stays the address space's own: an anonymous page that others map as well is copied first, also for a
-    read. No VMA grows. Raises SysError(EFAULT) where the first page cannot be had, SysError(ENOMEM) without a frame.
+    read. Reclaim leaves it alone until `unpin_user_pages`. No VMA grows. Raises SysError(EFAULT) where the first page
+    cannot be had, SysError(ENOMEM) without a frame.
     Source: Linux v6.8 mm/gup.c:pin_user_pages_remote(), gup_must_unshare().
     """
     pages: list[int] = []
@@ -87,8 +88,15 @@ def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> l
             if pages:
                 break
             raise
+        mm.frames.get_page(paddr >> PAGE_SHIFT)
         pages.append(paddr)
     return pages
+
+
+def unpin_user_pages(mm: MmStruct, pages: list[int]) -> None:
+    """Let go of pages that `pin_user_pages` has returned. Source: Linux v6.8 mm/gup.c:unpin_user_pages()."""
+    for paddr in pages:
+        mm.frames.put_page(paddr >> PAGE_SHIFT)
 
 
 def _must_unshare(mm: MmStruct, pfn: int) -> bool:

@@ -6,13 +6,20 @@ Linux v6.8 mm/rmap.c:__anon_vma_prepare(), folio_add_new_anon_rmap().
 
 from __future__ import annotations
 
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPBACKED
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UNEVICTABLE
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.rmap import anon_vma_prepare
+from kerneld.mm.vm_flags import VM_LOCKED
 from kerneld.mm.vma import Vma
 from shared.uapi.page import Pfn, Vaddr
 
-ANON_FLAGS = PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE
+ANON_FLAGS = PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE | PG_LRU
+LOCKED_ANON_FLAGS = ANON_FLAGS | PG_UNEVICTABLE
+
+
+def anon_flags(vma: Vma) -> int:
+    """Return the PG_ flags of a new anonymous frame of a VMA. Source: Linux v6.8 mm/swap.c:folio_add_lru_vma()."""
+    return LOCKED_ANON_FLAGS if vma.vm_flags & VM_LOCKED else ANON_FLAGS
 
 
 def prepare_anon_vma(mm: MmStruct, vma: Vma) -> int:
@@ -31,7 +38,7 @@ def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) ->
     anon_vma = vma.anon_vma
     number = prepare_anon_vma(mm, vma) if anon_vma is None else anon_vma.number
     frames = mm.frames
-    pfn = frames.alloc_page(ANON_FLAGS, zero=zero)
+    pfn = frames.alloc_page(LOCKED_ANON_FLAGS if vma.vm_flags & VM_LOCKED else ANON_FLAGS, zero=zero)
     frames.mapping_at[pfn] = number
     frames.index_at[pfn] = vma.page_index(vaddr)
     return pfn

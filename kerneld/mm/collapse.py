@@ -7,6 +7,7 @@ Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_p
 | mapped by a huge page                   | nothing                               | 0                         |
 | a leaf table with a writable entry      | its pages move into a huge page       | 0                         |
 | … and no huge page can be had           | nothing, the rest is not looked at    | ENOMEM                    |
+| … part of it is swapped out             | it is read in first                   | 0; EAGAIN if it won't fit |
 | a leaf table without a writable entry   | nothing, the rest is looked at        | EINVAL                    |
 | no leaf table                           | nothing, the rest is looked at        | EINVAL                    |
 
@@ -22,12 +23,15 @@ import errno
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, make_pte, present_mask, pte_pfn
-from kerneld.mm.anon_page import ANON_FLAGS, prepare_anon_vma
+from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, make_pte, present_mask, pte_pfn, swap_mask
+from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
+from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
+from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
+from kerneld.mm.vm_flags import VM_LOCKED
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PMD_SHIFT, PMD_SIZE, Vaddr
+from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, Vaddr
 
 
 def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
@@ -54,12 +58,27 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
         return False
     if words[pmd] & PTE_PSE:
         return True
+    _swap_in(mm, vma, haddr)
     leaf = next(mm.page_table.leaves(haddr, haddr + PMD_SIZE))
     entries = mm.page_table.leaf_entries(leaf)
     if not (entries & np.uint64(PTE_RW)).any():
         return False
     collapse_huge_page(mm, vma, haddr, pmd)
     return True
+
+
+def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:
+    """Have what of a leaf table is swapped out back in.
+
+    Raises SysError(ENOMEM) without a frame, SysError(EAGAIN) where the pages do not fit into memory together.
+    Source: Linux v6.8 mm/khugepaged.c:__collapse_huge_page_swapin() and madvise_collapse_errno().
+    """
+    for place in np.flatnonzero(swap_mask(mm.page_table.entries(haddr, haddr + PMD_SIZE))).tolist():
+        fault = handle_mm_fault(mm, vma, haddr + (place << PAGE_SHIFT), False)
+        if fault & VM_FAULT_ERROR:
+            raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EINVAL)
+    if swap_mask(mm.page_table.entries(haddr, haddr + PMD_SIZE)).any():
+        raise SysError(errno.EAGAIN)
 
 
 def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
@@ -69,7 +88,7 @@ def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
     """
     ram, huge = mm.frames.ram, mm.frames.huge
     try:
-        head = huge.alloc(ANON_FLAGS)
+        head = huge.alloc(anon_flags(vma))
     except SysError:
         huge.events["thp_collapse_alloc_failed"] += 1
         raise
@@ -78,6 +97,8 @@ def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
     counted = np.flatnonzero(present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
     for place, pfn in zip(counted.tolist(), pte_pfn(entries[counted]).tolist(), strict=True):
         ram.copy_page(head + place, pfn)
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, haddr, haddr + PMD_SIZE)
     mm.zap_range(haddr, haddr + PMD_SIZE)
     huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
     mm.deposit_table(pmd)

@@ -10,14 +10,22 @@ caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memo
 | none           | file, shared  | cached page and those around it       | cached page, writable, noted dirty      |
 | present, no RW | private       | –                                     | reuse where it is ours alone, else copy |
 | present, no RW | shared        | –                                     | made writable, noted dirty              |
+| swap           | private       | read in, unless the swap cache has it | likewise; ours alone: writable at once  |
 
 Where no leaf table is, `kerneld.mm.thp` is asked first: huge pages are its business.
-Past the end of a file: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM.
+Past the end of a file, or where a page cannot be read: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM. A page that had
+to be read in: VM_FAULT_MAJOR.
+
+To allocate is to give reclaim a chance: after it, an entry that was present may be a swap entry or none, a huge page
+may be cut up, and a frame that nothing holds may be another's. So each function here takes a reference of a frame that
+it needs afterwards, which keeps the frame and every entry of it as they are.
 """
 
 from __future__ import annotations
 
 import errno
+
+import numpy as np
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
@@ -26,15 +34,20 @@ from kerneld.hw.paging import (
     PTE_PFN_MASK,
     PTE_RW,
     PTE_SPECIAL,
+    PTE_SWP_EXCLUSIVE,
     make_pte,
     pte_present,
+    swp_offset,
 )
 from kerneld.mm.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, ZERO_PFN
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
+from kerneld.mm.lru import mlock_folio, munlock_folios
 from kerneld.mm.mm import MmStruct, vma_page_prot
+from kerneld.mm.rmap import anon_vma_root
+from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.thp import handle_huge_fault, unshare_huge_page
-from kerneld.mm.vm_flags import VM_MAYSHARE, VM_RAND_READ, VM_SHARED, VM_WRITE
+from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
 
@@ -61,7 +74,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
                 return do_anonymous_page(mm, vma, vaddr, pte, write)
             return do_fault(mm, vma, vaddr, pte, write)
         if not pte_present(entry):
-            raise KernelBug(f"entry {entry:#x} at {vaddr:#x} is neither present nor empty")
+            return do_swap_page(mm, vma, vaddr, pte, entry, write)
         if write and not entry & PTE_RW:
             return do_wp_page(mm, vma, vaddr, pte, entry)
         mm.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
@@ -88,27 +101,28 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
+    major = VM_FAULT_MAJOR if mapping.must_read(index) else 0
     if not write:
-        return do_read_fault(mm, vma, vaddr, pte)
+        return do_read_fault(mm, vma, vaddr, pte) or major
     if not vma.vm_flags & VM_SHARED:
         # Before the file is asked: a fault that ends in SIGBUS leaves an anon_vma behind, which fork and merges see.
         prepare_anon_vma(mm, vma)
     if index >= mapping.last_index():
         return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
-    result = filemap_fault(vma, mapping, index)
-    if vma.vm_flags & VM_SHARED:
-        pfn = mapping.ensure_page(index)
-        mm.frames.refcount_at[pfn] += 1
-        mm.map_page(pte, vaddr, make_pte(pfn, prot | PTE_RW | PTE_DIRTY), pfn)
-        mapping.mark_dirty(index, pfn)
-        return result
+    major |= filemap_fault(vma, mapping, index)
     source = mapping.ensure_page(index)
-    pfn = new_anon_page(mm, vma, vaddr, zero=False)
-    mm.frames.ram.copy_page(pfn, source)
+    if vma.vm_flags & VM_SHARED:
+        mm.frames.get_page(source)
+        mm.map_page(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_DIRTY), source)
+        mapping.mark_dirty(index, source)
+        if vma.vm_flags & VM_LOCKED:
+            mlock_folio(mm.frames, source)
+        return major
+    pfn = _copy_of(mm, vma, vaddr, source)
     bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
     mm.map_page(pte, vaddr, make_pte(pfn, prot | bits), pfn)
-    return result
+    return major
 
 
 def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
@@ -131,7 +145,7 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
 def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     """Map a file's page and those around it that lie in the same VMA, the same leaf table and the file.
 
-    The host's page cache is ours, so every page of a real file counts as cached, as long as frames are left for it; of
+    The host's page cache is ours, so every page of a real file counts as cached, as long as memory is not short; of
     shared anonymous memory only what has been written or read before. Those around it are mapped also where the page
     itself lies past the end of the file. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
     """
@@ -155,7 +169,55 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
         if pfn is not None and not words[slot] and (low + i == index or low + i not in unmapped):
             mm.frames.refcount_at[pfn] += 1
             mm.map_page(slot, vaddr + ((first + i - offset) << PAGE_SHIFT), make_pte(pfn, prot), pfn)
+            if vma.vm_flags & VM_LOCKED:
+                mlock_folio(mm.frames, pfn)
     return result
+
+
+def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
+    """A page that is in the swap file. Source: Linux v6.8 mm/memory.c:do_swap_page()."""
+    frames = mm.frames
+    slot = swp_offset(entry)
+    if slot >= len(frames.swap.count) or not frames.swap.count_at[slot]:
+        raise KernelBug(f"entry {entry:#x} at {vaddr:#x} is neither present nor empty, and names no swap slot in use")
+    major = 0
+    pfn = frames.swap.cache_at[slot]
+    if not pfn:
+        pfn = read_swap_cache(frames, slot)
+        major = VM_FAULT_MAJOR
+    frames.get_page(pfn)
+    frames.swap.swap_free(slot)
+    if frames.swap.is_full or vma.vm_flags & VM_LOCKED or (write and frames.refcount_at[pfn] == 2):
+        folio_free_swap(frames, pfn)
+    exclusive = entry & PTE_SWP_EXCLUSIVE != 0 or frames.refcount_at[pfn] == 1
+    _add_anon_rmap(mm, vma, vaddr, pfn, exclusive)
+    prot = vma_page_prot(vma)
+    if write and exclusive:
+        prot |= PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+    mm.map_swapped_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    if vma.vm_flags & VM_LOCKED:
+        mlock_folio(frames, pfn)
+    if not write or exclusive:
+        return major
+    try:
+        return do_wp_page(mm, vma, vaddr, pte, make_pte(pfn, prot)) | major
+    except SysError:
+        # The page is in; only the copy of it failed.
+        return VM_FAULT_OOM
+
+
+def _add_anon_rmap(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn, exclusive: bool) -> None:
+    """Make a frame of the swap cache anonymous memory of a VMA: of its alone, or of the family's oldest.
+
+    Source: Linux v6.8 mm/rmap.c:folio_add_anon_rmap_pte() and __folio_set_anon().
+    """
+    frames = mm.frames
+    if not frames.flags_at[pfn] & PG_ANON:
+        prepare_anon_vma(mm, vma)
+        assert vma.anon_vma is not None
+        frames.mapping_at[pfn] = (vma.anon_vma if exclusive else anon_vma_root(vma.anon_vma)).number
+        frames.index_at[pfn] = vma.page_index(vaddr)
+    frames.flags_at[pfn] |= PG_ANON | PG_ANON_EXCLUSIVE if exclusive else PG_ANON
 
 
 def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
@@ -175,14 +237,19 @@ def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> in
 def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
     """Tell whether an anonymous frame is this address space's alone; one whose other owners have gone becomes so.
 
-    Source: Linux v6.8 mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
+    Its slot in the swap file, which only the swap cache knows, it gives up for that. Source: Linux v6.8
+    mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
     """
     frames = mm.frames
-    flags = frames.flags_at[pfn]
-    if not flags & PG_ANON_EXCLUSIVE and frames.refcount_at[pfn] == 1:
-        frames.flags_at[pfn] = flags = flags | PG_ANON_EXCLUSIVE
-        frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
-    return flags & PG_ANON_EXCLUSIVE != 0
+    if frames.flags_at[pfn] & PG_ANON_EXCLUSIVE:
+        return True
+    if frames.flags_at[pfn] & PG_SWAPCACHE and frames.refcount_at[pfn] == 2:
+        folio_free_swap(frames, pfn)
+    if frames.refcount_at[pfn] != 1:
+        return False
+    frames.flags_at[pfn] |= PG_ANON_EXCLUSIVE
+    frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
+    return True
 
 
 def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
@@ -197,10 +264,21 @@ def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
     pfn = (mm.frames.ram.words[pte] & PTE_PFN_MASK) >> PAGE_SHIFT
     if wp_can_reuse_anon(mm, vma, pfn):
         return pfn
-    new = new_anon_page(mm, vma, vaddr, zero=False)
-    mm.frames.ram.copy_page(new, pfn)
+    new = _copy_of(mm, vma, vaddr, pfn)
     mm.replace_page(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
     return new
+
+
+def _copy_of(mm: MmStruct, vma: Vma, vaddr: Vaddr, source: Pfn) -> Pfn:
+    """Return a new anonymous frame of the VMA with the contents of another. Raises SysError(ENOMEM)."""
+    frames = mm.frames
+    frames.get_page(source)
+    try:
+        pfn = new_anon_page(mm, vma, vaddr, zero=False)
+    finally:
+        frames.put_page(source)
+    frames.ram.copy_page(pfn, source)
+    return pfn
 
 
 def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> None:
@@ -224,9 +302,12 @@ def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -
 
 def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) -> int:
     """Give the writer a frame of its own. Source: Linux v6.8 mm/memory.c:wp_page_copy()."""
-    pfn = new_anon_page(mm, vma, vaddr, zero=source == ZERO_PFN)
-    if source != ZERO_PFN:
-        mm.frames.ram.copy_page(pfn, source)
+    if source == ZERO_PFN:
+        pfn = new_anon_page(mm, vma, vaddr)
+    else:
+        pfn = _copy_of(mm, vma, vaddr, source)
+        if vma.vm_flags & VM_LOCKED:
+            munlock_folios(mm.frames, np.array([source]))
     prot = vma_page_prot(vma) | PTE_DIRTY
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW

@@ -5,7 +5,8 @@ writes through the `Backing` that it is given, and knows neither descriptors nor
 mm/filemap.c, mm/page-writeback.c and, for shared anonymous memory (no backing), mm/shmem.c.
 
 Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back
-here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY.
+here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY; an index is in one of `pages`, `swapped`
+and `shadows` at most.
 
 Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file),
 and what others write to the real file while it is mapped is seen only in pages that are not cached yet.
@@ -19,7 +20,8 @@ import itertools
 from typing import TYPE_CHECKING, Protocol
 
 from kerneld.errors import SysError
-from kerneld.mm.frames import PG_DIRTY, PG_SWAPBACKED, Frames
+from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
+from kerneld.mm.workingset import workingset_refault
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
 
 if TYPE_CHECKING:
@@ -64,6 +66,14 @@ class AddressSpace:
         self.pages: dict[int, Pfn] = {}
         """The frame of each cached page, by index."""
         self.dirty: set[int] = set()
+        self.swapped: dict[int, int] = {}
+        """Of shared anonymous memory: the swap slot of each page that is out; each counts once."""
+        self.shadows: dict[int, int] = {}
+        """Pages that reclaim has dropped, with their shadows: see `kerneld.mm.workingset`."""
+        self.accounted_pages = 0
+        """What shared anonymous memory adds to `Frames.committed_as` (Linux: shmem_acct_size(), shmem_acct_block())."""
+        self.accounts_blocks = False
+        """MAP_NORESERVE: shared anonymous memory that is promised page by page, as it is used."""
         self.i_mmap: dict[Vma, MmStruct] = {}
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.uncached: set[int] = set()
@@ -97,43 +107,110 @@ class AddressSpace:
             pfn = self.pages[index]
         return pfn
 
+    def must_read(self, index: int) -> bool:
+        """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
+        return index in self.shadows or index in self.swapped
+
     def read_around(self, index: int, first: int, last: int) -> None:
         """Have a page cached, and where memory is not short the others of [first, last), inside the file, as well.
 
         A page past the file's end is none, and of shared anonymous memory it is the page alone. Raises as `ensure_page`
         does, for the page alone: those around it are a favour. Source: Linux v6.8 mm/memory.c:do_read_fault().
         """
+        frames = self._frames
         missing = [i for i in range(first, last) if i not in self.pages]
-        if self.backing is not None and 0 < len(missing) <= self._frames.free_pages:
+        if self.backing is not None and missing and frames.free_pages - len(missing) >= frames.watermark_low:
             with contextlib.suppress(SysError):
                 self._read_in(missing)
         if index < self.last_index():
             self.ensure_page(index)
 
     def _read_in(self, indexes: list[int]) -> None:
-        data = memoryview(b"")
+        """Read pages that are not cached; more than one only where that reclaims none of them again."""
+        if self.backing is None:
+            for index in indexes:
+                self._add(index, self._read_shmem(index))
+            return
         first = indexes[0]
-        if self.backing is not None:
-            try:
-                data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
-            except OSError:
-                raise SysError(errno.EIO) from None
-        frames = self._frames
-        flags = PG_SWAPBACKED if self.backing is None else 0
+        try:
+            data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
+        except OSError:
+            raise SysError(errno.EIO) from None
         for index in indexes:
-            pfn = frames.alloc_page(flags)
+            pfn = self._frames.alloc_page(PG_LRU)
             chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
             if len(chunk):
-                frames.ram.write(pfn << PAGE_SHIFT, chunk)
-            frames.mapping_at[pfn] = self.number
-            frames.index_at[pfn] = index
-            self.pages[index] = pfn
+                self._frames.ram.write(pfn << PAGE_SHIFT, chunk)
+            self._add(index, pfn)
+
+    def _add(self, index: int, pfn: Pfn) -> None:
+        """Source: Linux v6.8 mm/filemap.c:filemap_add_folio()."""
+        frames = self._frames
+        frames.mapping_at[pfn] = self.number
+        frames.index_at[pfn] = index
+        self.pages[index] = pfn
+        shadow = self.shadows.pop(index, 0)
+        if shadow:
+            workingset_refault(frames, pfn, shadow, is_file=True)
+
+    def _read_shmem(self, index: int) -> Pfn:
+        """Return a new frame for a page of shared anonymous memory, with what the swap file has of it.
+
+        Source: Linux v6.8 mm/shmem.c:shmem_get_folio_gfp() and shmem_swapin_folio().
+        """
+        frames, swap = self._frames, self._frames.swap
+        slot = self.swapped.get(index)
+        if slot is None:
+            if self.accounts_blocks:
+                self.account(1)
+            try:
+                return frames.alloc_page(PG_SWAPBACKED | PG_LRU)
+            except SysError:
+                if self.accounts_blocks:
+                    self.account(-1)
+                raise
+        pfn = frames.alloc_page(PG_SWAPBACKED | PG_LRU, zero=False)
+        try:
+            frames.ram.write(pfn << PAGE_SHIFT, swap.read_page(slot))
+        except OSError:
+            frames.put_page(pfn)
+            raise SysError(errno.EIO) from None
+        shadow = swap.shadow_at[slot]
+        del self.swapped[index]
+        swap.swap_free(slot)
+        frames.vmstat["pswpin"] += 1
+        self.mark_dirty(index, pfn)
+        workingset_refault(frames, pfn, shadow, is_file=False)
+        return pfn
+
+    def account(self, pages: int) -> None:
+        """Promise so many pages more of shared anonymous memory; whether that is too much is the caller's to ask."""
+        self.accounted_pages += pages
+        self._frames.committed_as += pages
+
+    def swap_out_page(self, index: int, slot: int) -> None:
+        """Let a page of shared anonymous memory, which nothing maps, be in the swap file only; takes one count of it.
+
+        Source: Linux v6.8 mm/shmem.c:shmem_writepage().
+        """
+        self.swapped[index] = slot
+        self._frames.put_page(self.pages.pop(index))
+        self.dirty.discard(index)
+
+    def drop_swapped(self, first: int, last: int) -> None:
+        """Forget the pages of [first, last) that are in the swap file (Linux: mm/shmem.c:shmem_free_swap())."""
+        for index in [i for i in self.swapped if first <= i < last]:
+            self._frames.swap.swap_free(self.swapped.pop(index))
+            if self.accounts_blocks:
+                self.account(-1)
 
     def drop_page(self, index: int) -> None:
         """Forget a cached page that nothing maps, dirty or not (Linux: filemap_remove_folio())."""
         self._frames.put_page(self.pages.pop(index))
         self.dirty.discard(index)
         self.reclaim.discard(index)
+        if self.accounts_blocks:
+            self.account(-1)
 
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
@@ -151,17 +228,22 @@ class AddressSpace:
             return
         size = self.size_bytes()
         for index in sorted(i for i in self.dirty if i >= first and (last is None or i < last)):
-            pfn = self.pages[index]
-            self.dirty.discard(index)
-            self.reclaim.discard(index)
-            self._frames.flags_at[pfn] &= ~PG_DIRTY
-            offset = index << PAGE_SHIFT
-            length = min(PAGE_SIZE, size - offset)
-            if length > 0:
-                try:
-                    self.backing.write_at(offset, self._frames.ram.page(pfn)[:length])
-                except OSError as error:
-                    self.error = error.errno or errno.EIO
+            self.write_page(index, size)
+
+    def write_page(self, index: int, size: int) -> None:
+        """Write one dirty page to the file, which is `size` bytes long, as `writeback` does."""
+        assert self.backing is not None
+        pfn = self.pages[index]
+        self.dirty.discard(index)
+        self.reclaim.discard(index)
+        self._frames.flags_at[pfn] &= ~PG_DIRTY
+        offset = index << PAGE_SHIFT
+        length = min(PAGE_SIZE, size - offset)
+        if length > 0:
+            try:
+                self.backing.write_at(offset, self._frames.ram.page(pfn)[:length])
+            except OSError as error:
+                self.error = error.errno or errno.EIO
 
     def take_error(self) -> int:
         """Return the errno of a failed write-back since the last call, 0 for none.
@@ -186,8 +268,13 @@ class AddressSpace:
         self.writeback()
         for pfn in self.pages.values():
             self._frames.put_page(pfn)
+        for slot in self.swapped.values():
+            self._frames.swap.swap_free(slot)
         self.pages.clear()
         self.dirty.clear()
+        self.swapped.clear()
+        self.shadows.clear()
+        self.account(-self.accounted_pages)
         self.reclaim.clear()
         self.uncached.clear()
         if self.backing is not None:
@@ -240,7 +327,14 @@ class File:
 _get_next_ino = itertools.count(1).__next__
 
 
-def shmem_zero_setup(frames: Frames, size_bytes: int) -> File:
-    """Return a new file for shared anonymous memory of this size. Source: Linux v6.8 mm/shmem.c:shmem_zero_setup()."""
+def shmem_zero_setup(frames: Frames, size_bytes: int, *, noreserve: bool = False) -> File:
+    """Return a new file for shared anonymous memory of this size, which is promised at once unless `noreserve`.
+
+    Whether there is so much is the caller's to ask. Source: Linux v6.8 mm/shmem.c:shmem_zero_setup().
+    """
     mapping = AddressSpace(frames, None, size_bytes)
+    if noreserve:
+        mapping.accounts_blocks = True
+    else:
+        mapping.account(size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT)
     return File(mapping, "/dev/zero (deleted)", readable=True, writable=True, dev=1, ino=_get_next_ino())

@@ -8,7 +8,7 @@ Answers to Linux v6.8 kernel/fork.c:dup_mmap() and mm/memory.c:copy_page_range()
 | VM_WIPEONFORK                       | present, empty                                                        |
 | without an anon_vma                 | present, empty: its pages can be faulted in again from the file       |
 | shared                              | present, empty (likewise)                                             |
-| private with an anon_vma            | same frames, both sides write-protected                               |
+| private with an anon_vma            | same frames and swap slots, both sides write-protected                |
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, PTE_SWP_EXCLUSIVE, present_mask, pte_pfn, swap_mask
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.pagetable import Leaf
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.rmap import anon_vma_fork
-from kerneld.mm.vm_flags import VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
+from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from kerneld.mm.vma import Vma
 
+_U64 = (1 << 64) - 1
 _COPIED = (
     "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
-    "arg_start", "arg_end", "env_start", "env_end", "exe_path",
+    "arg_start", "arg_end", "env_start", "env_end", "exe_path", "has_cap_sys_admin",
 )  # fmt: skip
 
 
@@ -50,6 +53,8 @@ def dup_mmap(old: MmStruct) -> MmStruct:
 
 
 def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> None:
+    if vma.vm_flags & VM_ACCOUNT:
+        check_enough_memory(old, vma.nr_pages)
     child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file)
     wiped = vma.vm_flags & VM_WIPEONFORK
     if not wiped:
@@ -57,6 +62,16 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> None:
     new.insert_vma(child)
     if not wiped and vma.anon_vma is not None:
         copy_page_range(old, new, vma)
+
+
+def _copy_swap_ptes(old: MmStruct, new: MmStruct, leaf: Leaf, low: int) -> None:
+    """What is swapped out belongs to both from now on. Source: Linux v6.8 mm/memory.c:copy_nonpresent_pte()."""
+    entries = old.frames.ram.words_np[leaf.low : leaf.high]
+    swapped = swap_mask(entries)
+    if swapped.any():
+        shared = entries & np.uint64(~PTE_SWP_EXCLUSIVE & _U64)
+        old.write_ptes(leaf.low, leaf.start, np.where(swapped, shared, entries))
+        new.copy_swap_ptes(low, leaf.start, np.where(swapped, shared, np.uint64(0)))
 
 
 def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
@@ -68,20 +83,27 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
     frames = old.frames
     words_np = frames.ram.words_np
     shared = vma.vm_flags & VM_SHARED
-    for leaf in old.page_table.leaves(vma.start, vma.end):
+    for found in old.page_table.leaves(vma.start, vma.end):
+        leaf = found
         if leaf.huge:
-            old.copy_huge_pmd(new, leaf)
-            continue
+            if old.copy_huge_pmd(new, leaf):
+                continue
+            leaf = next(old.page_table.leaves(leaf.start, leaf.end))
         entries = words_np[leaf.low : leaf.high]
+        if not entries.any():
+            continue
+        # Before anything is read: to make a table may reclaim pages of the parent.
+        low = new.page_table.ensure_pte(leaf.start)
+        _copy_swap_ptes(old, new, leaf, low)
         present = present_mask(entries)
         if not present.any():
             continue
-        low = new.page_table.ensure_pte(leaf.start)
         if not shared:
-            old.write_ptes(leaf.low, leaf.start, entries & np.uint64(~PTE_RW & (1 << 64) - 1))
+            protected = entries & np.uint64(~PTE_RW & _U64)
+            old.write_ptes(leaf.low, leaf.start, np.where(present, protected, entries))
         copied = np.where(present, words_np[leaf.low : leaf.high], np.uint64(0))
         if shared:
-            copied &= np.uint64(~PTE_DIRTY & (1 << 64) - 1)
+            copied &= np.uint64(~PTE_DIRTY & _U64)
         counted = copied[present & ((copied & np.uint64(PTE_SPECIAL)) == 0)]
         pfns = pte_pfn(counted).astype(np.int64)
         flags = frames.flags[pfns]

@@ -14,7 +14,19 @@ import numpy.typing as npt
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
 from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, ZERO_PFN, Frames
+from kerneld.mm.frames import (
+    PG_ACTIVE,
+    PG_ANON,
+    PG_ANON_EXCLUSIVE,
+    PG_DIRTY,
+    PG_LRU,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_TABLE,
+    PG_UNEVICTABLE,
+    ZERO_PFN,
+    Frames,
+)
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.page_walk import Walk
 from kerneld.mm.rmap import AnonVma
@@ -44,7 +56,8 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     if frames.huge.zero_pfn is not None:
         reserved[frames.huge.zero_pfn : frames.huge.zero_pfn + HPAGE_PMD_NR] = 1
     _same(frames.mapcount, mapped, "mapcount", "entries that map it")
-    _same(frames.refcount, mapped + tables + slots + reserved, "refcount", "entries and pins")
+    swapcache = (frames.flags & PG_SWAPCACHE) != 0
+    _same(frames.refcount, mapped + tables + slots + swapcache + reserved, "refcount", "entries and pins")
     free = frames.buddy.is_free()
     _none(free & (frames.refcount != 0), "is free and has references")
     _none(~free & (frames.refcount == 0), "is neither free nor held by anything: it has leaked")
@@ -54,6 +67,14 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
     anon = (frames.flags & PG_ANON) != 0
     _none(anon & (slots != 0), "is anonymous and in a page cache")
+    lazyfree = anon & ((frames.flags & PG_SWAPBACKED) == 0)
+    _none(lazyfree & swapcache, "is lazily freed and in the swap cache")
+    listed = (frames.flags & PG_LRU) != 0
+    _none(listed != (anon | swapcache | (slots != 0)), "is on an LRU list and has no contents, or the other way round")
+    _none(((frames.flags & PG_ACTIVE) != 0) & ~listed, "is active and on no LRU list")
+    both = PG_ACTIVE | PG_UNEVICTABLE
+    _none((frames.flags & both) == both, "is active and cannot be evicted")
+    _none(frames.lru > np.uint64(frames.lru_clock), "came to its list later than now")
     _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
     _check_unwritten(frames)
 

@@ -1,11 +1,13 @@
 """Frames: what Linux keeps in `struct page`, as one array a field, and the allocation of them.
 
-Owns each frame's reference count, map count, flags, mapping and index. Knows no address space. Answers to Linux v6.8
+Owns each frame's reference count, map count, flags, mapping, index, swap slot and age. Knows no address space. What to
+do when memory runs out is `slowpath`'s, which whoever builds the machine puts in. Answers to Linux v6.8
 include/linux/mm_types.h (struct page), include/linux/page-flags.h and mm/page_alloc.c.
 
-Invariants: a frame is free exactly when its reference count is 0; `refcount = page-table entries + pins` (a page-cache
-slot and a page table's own use are one pin each); `mapcount = page-table entries`; frame 0 is never handed out.
-Frame ZERO_PFN is the shared zero page: mapped by special entries, never counted.
+Invariants: a frame is free exactly when its reference count is 0; `refcount = page-table entries + pins` (a slot of a
+page cache or of the swap cache and a page table's own use are one pin each; a call holds one while it allocates and
+needs the frame afterwards: reclaim leaves such a frame alone); `mapcount = page-table entries`; frame 0 is never handed
+out. Frame ZERO_PFN is the shared zero page: mapped by special entries, never counted.
 
 Each field has two views of the same memory: the numpy array for ranges, and a memoryview (`_at`) for one frame at a
 time, which costs a third of what an index into the array costs.
@@ -14,6 +16,7 @@ time, which costs a third of what an index into the array costs.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
@@ -24,6 +27,7 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.hw.ram import Ram
 from kerneld.mm.buddy import Buddy, OutOfFrames
 from kerneld.mm.huge_frames import HugeFrames
+from kerneld.mm.swap import SwapFile
 from shared.uapi.page import Pfn
 
 ZERO_PFN: Pfn = 1
@@ -32,13 +36,23 @@ FIRST_PFN: Pfn = 2
 
 PG_REFERENCED = 1 << 1
 PG_DIRTY = 1 << 4
+PG_LRU = 1 << 5
+"""On an LRU list: `kerneld.mm.lru` says which."""
+PG_ACTIVE = 1 << 6
+PG_UNEVICTABLE = 1 << 7
+"""Kept out of reclaim: memory of a locked VMA (Linux: PG_mlocked and PG_unevictable, which differ for others alone)."""
 PG_ANON = 1 << 8
 """The frame's mapping is an anon_vma (Linux: the low bit of page->mapping)."""
 PG_SWAPBACKED = 1 << 9
-"""Anonymous, or of a shared anonymous file: accounted apart from files."""
+"""Anonymous, or of a shared anonymous file: needs swap to be reclaimed. An anonymous frame without it is lazily freed:
+dropped where nobody has written to it since MADV_FREE."""
 PG_ANON_EXCLUSIVE = 1 << 10
 """Belongs to one address space alone: a write need not copy it (Linux: PageAnonExclusive)."""
 PG_TABLE = 1 << 11
+PG_SWAPCACHE = 1 << 12
+"""The swap cache holds it for the slot in `swap_slot`."""
+PG_WORKINGSET = 1 << 13
+"""Was on an active list before."""
 
 Pfns = npt.NDArray[np.int64]
 
@@ -46,8 +60,9 @@ Pfns = npt.NDArray[np.int64]
 class Frames:
     """Every frame of `ram`, and the free ones among them."""
 
-    def __init__(self, ram: Ram) -> None:
+    def __init__(self, ram: Ram, swap: SwapFile | None = None) -> None:
         self.ram = ram
+        self.swap = swap or SwapFile()
         count = ram.nr_frames
         self.refcount = np.zeros(count, dtype=np.int32)
         self.mapcount = np.zeros(count, dtype=np.int32)
@@ -56,14 +71,34 @@ class Frames:
         """The number of the anon_vma or address_space that the frame belongs to; 0 for none. See `register_mapping`."""
         self.index = np.zeros(count, dtype=np.uint64)
         """The frame's page offset in its mapping (Linux: page->index)."""
+        self.swap_slot = np.zeros(count, dtype=np.uint32)
+        """The slot of the swap file that a frame in the swap cache belongs to (Linux: folio->swap)."""
+        self.lru = np.zeros(count, dtype=np.uint64)
+        """When the frame came to the head of its LRU list, by `lru_clock`; the list is in this order."""
+        self.lru_clock = 0
+        self.nonresident_age = 0
+        """Evictions and activations so far: how far apart an eviction and a refault are (Linux: mm/workingset.c)."""
+        self.lru_cost = [0, 0]
+        """What reclaim of anonymous memory and of files has cost lately (Linux: lruvec->anon_cost, file_cost)."""
         self.refcount_at = self.refcount.data
         self.mapcount_at = self.mapcount.data
         self.flags_at = self.flags.data
         self.mapping_at = self.mapping.data
         self.index_at = self.index.data
+        self.swap_slot_at = self.swap_slot.data
+        self.lru_at = self.lru.data
         self.buddy = Buddy(count, FIRST_PFN)
         self.refcount_at[0] = self.refcount_at[ZERO_PFN] = 1
         self.total_pages = count - FIRST_PFN
+        self.committed_as = 0
+        """Pages promised to private writable mappings and shared memory (Linux: vm_committed_as)."""
+        self.vmstat: Counter[str] = Counter()
+        """Events of reclaim and swap, under their names in /proc/vmstat."""
+        self.watermark_min = self.watermark_low = self.watermark_high = 0
+        """Free pages below which allocations reclaim; below which the background pass starts; at which it ends."""
+        self.slowpath: Callable[[int], None] | None = None
+        """Called with the count of frames wanted where that would leave `watermark_min` or less free: makes room, or
+        raises SysError(ENOMEM) (Linux: __alloc_pages_slowpath())."""
         self.alloc_hook: Callable[[int], None] | None = None
         """Called with the count of frames before each allocation; tests make it raise SysError(ENOMEM)."""
         self.huge = HugeFrames(self)
@@ -98,6 +133,8 @@ class Frames:
         """
         if self.alloc_hook is not None:
             self.alloc_hook(1)
+        if self.buddy.nr_free <= self.watermark_min and self.slowpath is not None:
+            self.slowpath(1)
         try:
             pfn = self.buddy.alloc_one()
         except OutOfFrames:
@@ -106,12 +143,15 @@ class Frames:
             self.ram.clear_page(pfn)
         self.flags_at[pfn] = flags
         self.refcount_at[pfn] = 1
+        self.lru_clock = self.lru_at[pfn] = self.lru_clock + 1
         return pfn
 
     def alloc_pages(self, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
         """Take `count` single frames as `alloc_page` does, all or none. Raises SysError(ENOMEM)."""
         if self.alloc_hook is not None:
             self.alloc_hook(count)
+        if self.buddy.nr_free - count < self.watermark_min and self.slowpath is not None:
+            self.slowpath(count)
         try:
             pfns = self.buddy.alloc_many(count)
         except OutOfFrames:
@@ -120,7 +160,18 @@ class Frames:
             self.ram.clear_pages(pfns)
         self.flags[pfns] = flags
         self.refcount[pfns] = 1
+        self.stamp(pfns)
         return pfns
+
+    def stamp(self, pfns: Pfns) -> None:
+        """Put frames at the head of their LRU list, in this order, the last one foremost."""
+        clock = self.lru_clock
+        self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint64)
+        self.lru_clock = clock + len(pfns)
+
+    def get_page(self, pfn: Pfn) -> None:
+        """Take one reference more: the frame stays until `put_page` (Linux: folio_get())."""
+        self.refcount_at[pfn] += 1
 
     def put_page(self, pfn: Pfn) -> None:
         """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""

@@ -60,11 +60,14 @@ class HugeFrames:
     def alloc(self, flags: int = 0) -> Pfn:
         """Take a huge page full of zeros, a reference on each frame, with these PG_ flags; return its first frame.
 
-        Raises SysError(ENOMEM) where no block of that size is free.
+        Raises SysError(ENOMEM) where no block of that size is free, or too little would be left; reclaims nothing.
         """
         frames = self._frames
         if frames.alloc_hook is not None:
             frames.alloc_hook(HPAGE_PMD_NR)
+        if frames.buddy.nr_free - HPAGE_PMD_NR < frames.watermark_min:
+            # Nobody waits for a huge page: single ones will do (Linux: GFP_TRANSHUGE_LIGHT).
+            raise SysError(errno.ENOMEM)
         try:
             head = frames.buddy.alloc_block(HPAGE_PMD_ORDER)
         except OutOfFrames:
@@ -73,6 +76,7 @@ class HugeFrames:
         frames.ram.clear_pages(_OFFSETS + head)
         frames.flags[run] = flags
         frames.refcount[run] = 1
+        frames.stamp(_OFFSETS + head)
         return head
 
     def set_anon(self, head: Pfn, number: int, index: int) -> None:

@@ -24,9 +24,13 @@ from kerneld.hw.paging import (
     PTE_PROTNONE,
     PTE_RW,
     PTE_SPECIAL,
+    PTE_SWP_EXCLUSIVE,
     PTE_USER,
+    make_swap_pte,
     present_mask,
     pte_pfn,
+    swap_mask,
+    swp_offset,
 )
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frame_accounts import check_anon_vmas, check_frames, check_mapping
@@ -34,8 +38,10 @@ from kerneld.mm.frames import FIRST_PFN, PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, P
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.page_walk import Walk, Words, walk_page_table
 from kerneld.mm.pte_ops import Rss
+from kerneld.mm.swap_accounts import check_swap
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
     VM_EXEC,
     VM_GROWSDOWN,
     VM_LOCKED,
@@ -69,6 +75,10 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
         check_mapping(frames, mapping)
     check_anon_vmas(frames, vmas)
     check_frames(frames, walks, list(cached), [pfn for mm in mms for pfn in mm.page_table.deposited])
+    check_swap(frames, walks, list(cached))
+    promised = sum(vma.nr_pages for vma in vmas if vma.vm_flags & VM_ACCOUNT)
+    promised += sum(mapping.accounted_pages for mapping in cached)
+    _require(frames.committed_as == promised, f"committed_as is {frames.committed_as}, promised are {promised} pages")
 
 
 def check_mm(mm: MmStruct) -> Walk:
@@ -167,6 +177,10 @@ def _check_huge_entries(walk: Walk, vmas: list[Vma], starts: Words, ends: Words)
 def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray[np.int64]) -> None:
     """No entry gives more than its VMA, and each maps a frame that belongs at its address."""
     entries = walk.entries
+    _check_swap_entries(mm, walk, vmas, place)
+    present = present_mask(entries)
+    walk = walk._replace(vaddrs=walk.vaddrs[present], entries=entries[present])
+    entries, place = walk.entries, place[present]
     flags = np.array([vma.vm_flags for vma in vmas], dtype=np.uint64)[place]
     hardware, protnone, writable = _has(entries, PTE_PRESENT), _has(entries, PTE_PROTNONE), _has(entries, PTE_RW)
     _refuse(walk, hardware & protnone, "is both present and PROT_NONE")
@@ -188,6 +202,18 @@ def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray
     _refuse(walk, counted & ((pfns < FIRST_PFN) | (pfns >= mm.frames.ram.nr_frames)), "maps a frame out of bounds")
     pfns[~counted] = 0
     _check_mapped_frames(mm, walk, vmas, place, np.where(counted, pfns, -1))
+
+
+def _check_swap_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray[np.int64]) -> None:
+    """A swap entry has Linux's layout, names a slot in use, and lies in private memory that has an anon_vma."""
+    swapped = swap_mask(walk.entries)
+    slots = swp_offset(walk.entries)
+    _refuse(walk, swapped & (slots >= np.uint64(max(1, len(mm.frames.swap.count)))), "names no slot of the swap file")
+    slots = np.where(swapped, slots, np.uint64(0)).astype(np.int64)
+    plain = make_swap_pte(slots.astype(np.uint64))
+    _refuse(walk, swapped & ((walk.entries & ~np.uint64(PTE_SWP_EXCLUSIVE)) != plain), "is no swap entry: odd bits")
+    private = np.array([vma.anon_vma is not None and not vma.vm_flags & VM_SHARED for vma in vmas])[place]
+    _refuse(walk, swapped & ~private, "is a swap entry where no anonymous memory can be")
 
 
 def _check_mapped_frames(

@@ -13,6 +13,8 @@ from shared.uapi.resource import RLIM_INFINITY, RLIM_NLIMITS, Rlimit
 
 STACK_LIMIT_BYTES = 8 << 20
 MEMLOCK_LIMIT_BYTES = 8 << 20
+OVERCOMMIT_GUESS, OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER = 0, 1, 2
+"""Values of vm.overcommit_memory: Linux v6.8 include/uapi/linux/mman.h."""
 
 
 class Rlimits:
@@ -54,3 +56,5 @@ class Sysctl:
     overcommit_memory: int = 0
     overcommit_ratio: int = 50
     transparent_hugepage: TransparentHugepage = TransparentHugepage.MADVISE
+    admin_reserve_kbytes: int = 8 << 10
+    user_reserve_kbytes: int = 128 << 10

@@ -24,14 +24,11 @@ from __future__ import annotations
 
 import errno
 
-import numpy as np
-
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, pte_present
 from kerneld.mm.collapse import madvise_collapse
 from kerneld.mm.fault import VM_FAULT_OOM
-from kerneld.mm.filemap import File
-from kerneld.mm.frames import PG_ANON, PG_SWAPBACKED
+from kerneld.mm.locked_pages import munlock_range
+from kerneld.mm.madvise_pages import madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.populate import fault_in_range
 from kerneld.mm.truncate import punch_hole
@@ -52,7 +49,7 @@ from kerneld.mm.vm_flags import (
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import vma_modify
 from shared.uapi.mman import Madv
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
 
 _FLAG_CHANGES = {
     Madv.NORMAL: (0, VM_RAND_READ | VM_SEQ_READ),
@@ -127,8 +124,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
             except SysError:
                 raise SysError(errno.EAGAIN) from None
     elif advice is Madv.WILLNEED:
-        if vma.file is None:
-            raise SysError(errno.EBADF)
+        madvise_willneed(mm, vma, start, end)
     elif advice is Madv.REMOVE:
         _madvise_remove(vma, start, end)
     elif advice is Madv.COLLAPSE:
@@ -136,60 +132,17 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
     elif vma.vm_flags & VM_LOCKED and advice is not Madv.DONTNEED_LOCKED:
         raise SysError(errno.EINVAL)
     elif advice in (Madv.DONTNEED, Madv.DONTNEED_LOCKED):
+        if vma.vm_flags & VM_LOCKED:
+            munlock_range(mm, start, end)
         mm.zap_range(start, end)
     elif advice is Madv.FREE:
         if vma.file is not None:
             raise SysError(errno.EINVAL)
-        _clear_bits(mm, start, end, PTE_ACCESSED | PTE_DIRTY)
-        _mark_lazyfree(mm, start, end)
+        madvise_free(mm, start, end)
+    elif advice is Madv.COLD:
+        madvise_cold(mm, start, end)
     else:
-        _clear_bits(mm, start, end, PTE_ACCESSED)
-        if advice is Madv.PAGEOUT:
-            _reclaim_pages(mm, vma, start, end)
-
-
-def _mark_lazyfree(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Let reclaim drop anonymous pages not written to again. Source: Linux v6.8 mm/swap.c:lru_lazyfree_fn()."""
-    for entry in mm.page_table.entries(start, end).tolist():
-        if pte_present(entry) and mm.frames.flags_at[pte_pfn(entry)] & PG_ANON:
-            mm.frames.flags_at[pte_pfn(entry)] &= ~PG_SWAPBACKED
-
-
-def _reclaim_pages(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Clear the entries of pages that nobody else maps: a file's own, which stay cached, and those freed lazily.
-
-    Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range() and mm/vmscan.c:shrink_folio_list().
-    """
-    frames = mm.frames
-    for page, entry in enumerate(mm.page_table.entries(start, end).tolist()):
-        pfn = pte_pfn(entry)
-        if not pte_present(entry) or frames.mapcount_at[pfn] != 1:
-            continue
-        cached = not frames.flags_at[pfn] & PG_ANON
-        if cached or not (frames.flags_at[pfn] & PG_SWAPBACKED or entry & PTE_DIRTY):
-            vaddr = start + (page << PAGE_SHIFT)
-            mm.zap_range(vaddr, vaddr + PAGE_SIZE)
-            if cached and vma.file is not None:
-                _reclaim_cached(vma.file, vma.page_index(vaddr))
-
-
-def _reclaim_cached(file: File, index: int) -> None:
-    """Nothing maps the page any more: one of shared anonymous memory that was never written goes, others stay."""
-    if not file.in_memory:
-        file.mapping.reclaim.add(index)
-    elif file.mapping.is_shmem and index not in file.mapping.dirty:
-        file.mapping.drop_page(index)
-
-
-def _clear_bits(mm: MmStruct, start: Vaddr, end: Vaddr, bits: int) -> None:
-    """Take state bits from the present entries of a range. Source: mm/madvise.c:madvise_free_pte_range() and cold's."""
-    mm.split_huge_pmds_at(start, end)
-    for leaf in mm.page_table.leaves(start, end):
-        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
-        hit = present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)
-        if hit.any():
-            cleared = entries & np.uint64(~bits & (1 << 64) - 1)
-            mm.write_leaf(leaf, np.where(hit, cleared, entries))
+        madvise_pageout(mm, vma, start, end)
 
 
 def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:

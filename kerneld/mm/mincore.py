@@ -10,7 +10,7 @@ import errno
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import present_mask
+from kerneld.hw.paging import present_mask, swap_mask, swp_offset
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
@@ -41,16 +41,24 @@ def do_mincore(mm: MmStruct, start: Vaddr, length: int, max_pages: int) -> bytes
 
 
 def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
-    """A page without an entry is there where the page cache has it; the host's has every page of a real file."""
-    here = present_mask(mm.page_table.entries(start, end))
+    """A page without an entry is there where the page cache has it; the host's has every page of a real file that
+    reclaim has not dropped. One in the swap file is there where the swap cache has it.
+    """
+    entries = mm.page_table.entries(start, end)
+    here = present_mask(entries)
+    swapped = swap_mask(entries)
+    if swapped.any():
+        here[swapped] = mm.frames.swap.cache[swp_offset(entries[swapped]).astype(np.int64)] != 0
     if vma.file is not None:
         mapping = vma.file.mapping
         first = vma.page_index(start)
         indexes = np.arange(first, first + len(here))
         if mapping.is_shmem:
-            here |= np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
+            cached = np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
         else:
-            here |= indexes < mapping.last_index()
-            if mapping.uncached:
-                here &= ~np.isin(indexes, np.fromiter(mapping.uncached, dtype=np.int64, count=len(mapping.uncached)))
+            cached = indexes < mapping.last_index()
+            for gone in (mapping.uncached, mapping.shadows):
+                if gone:
+                    cached &= ~np.isin(indexes, np.fromiter(gone, dtype=np.int64, count=len(gone)))
+        here |= cached & (entries == 0)
     return here.astype(np.uint8).tobytes()

@@ -9,6 +9,7 @@ import contextlib
 import errno
 
 from kerneld.errors import SysError
+from kerneld.mm.locked_pages import mlock_range, munlock_range
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT, VM_PFNMAP
 from kerneld.mm.vma import Vma
@@ -98,7 +99,11 @@ def mlock_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int)
     """
     if vm_flags == vma.vm_flags or vma.vm_flags & VM_PFNMAP:
         return vma
-    return vma_modify(mm, vma, start, end, vm_flags)
+    before = vma.vm_flags
+    vma = vma_modify(mm, vma, start, end, vm_flags)
+    if (vm_flags ^ before) & VM_LOCKED:
+        (mlock_range if vm_flags & VM_LOCKED else munlock_range)(mm, start, end)
+    return vma
 
 
 def do_mlockall(mm: MmStruct, flags: int, *, privileged: bool) -> None:

@@ -20,6 +20,7 @@ from kerneld.mm.pmd_ops import PmdOps
 from kerneld.mm.rmap import split_anon_vma, unlink_anon_vmas
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
     VM_EXEC,
     VM_LOCKED,
     VM_SHARED,
@@ -79,6 +80,7 @@ class MmStruct(PmdOps):
         self.locked_vm = 0
         self.hiwater_vm = 0
         """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
+        self.range_major_faults = 0
         self.range_faults = 0
         """Faults that ranges have taken all at once, for who counts them: not always one a page (fault-around)."""
         self.def_flags = 0
@@ -89,6 +91,10 @@ class MmStruct(PmdOps):
         self.start_stack: Vaddr = 0
         self.start_code = self.end_code = self.start_data = self.end_data = 0
         self.arg_start = self.arg_end = self.env_start = self.env_end = 0
+        self.has_cap_sys_admin = True
+        """Whether its process is the superuser, who may have the last of what can be promised."""
+        self.users = 1
+        """Who works with it: its process, and calls of others (Linux: mm->mm_users). See `mmput`."""
         self.exe_path = ""
         """The program's file, for /proc; empty where no execve has been made."""
 
@@ -98,7 +104,7 @@ class MmStruct(PmdOps):
         return len(self.vmas)
 
     def _account(self, vm_flags: int, pages: int) -> None:
-        """Source: Linux v6.8 mm/mmap.c:vm_stat_account(), and mm->locked_vm, which Linux keeps at each caller."""
+        """Source: Linux v6.8 mm/mmap.c:vm_stat_account(), and mm->locked_vm and vm_committed_as beside it."""
         self.total_vm += pages
         if vm_flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC:
             self.exec_vm += pages
@@ -108,6 +114,8 @@ class MmStruct(PmdOps):
             self.data_vm += pages
         if vm_flags & VM_LOCKED:
             self.locked_vm += pages
+        if vm_flags & VM_ACCOUNT:
+            self.frames.committed_as += pages
 
     def _update_hiwater_vm(self) -> None:
         """Note the size before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_vm()."""
@@ -116,6 +124,7 @@ class MmStruct(PmdOps):
     def insert_vma(self, vma: Vma) -> None:
         """Add a VMA where no other is."""
         self.vmas.insert(vma)
+        vma.vm_mm = self
         self._account(vma.vm_flags, vma.nr_pages)
         if vma.file is not None:
             vma.file.mapping.link_vma(vma, self)

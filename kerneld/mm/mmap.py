@@ -199,9 +199,10 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         if merged is not None:
             return merged
     elif file is None:
-        if not vm_flags & VM_NORESERVE:
-            check_enough_memory(mm, pages)  # Linux v6.8 mm/shmem.c:shmem_acct_size()
-        file = shmem_zero_setup(mm.frames, length)
+        noreserve = vm_flags & VM_NORESERVE != 0
+        if not noreserve:
+            check_enough_memory(mm, pages)
+        file = shmem_zero_setup(mm.frames, length, noreserve=noreserve)
     vma = Vma(addr, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
     mm.insert_vma(vma)
     return vma

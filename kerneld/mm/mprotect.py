@@ -129,6 +129,7 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
             continue
         changed = (entries & np.uint64(_KEPT_BITS)) | np.uint64(prot)
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
+            changed[~present] = 0  # what a swap entry holds is no frame number
             changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
         mm.write_leaf(leaf, np.where(present, changed, entries))
 

@@ -284,13 +284,15 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
         for found in mm.page_table.leaves(old_addr, old_addr + length):
             leaf = found
             if leaf.huge:
-                if not delta & PMD_SIZE - 1:
-                    mm.move_huge_pmd(
-                        leaf.low, leaf.start, mm.page_table.ensure_pmd(leaf.start + delta), leaf.start + delta
-                    )
+                to_pmd = None if delta & PMD_SIZE - 1 else mm.page_table.ensure_pmd(leaf.start + delta)
+                pmd = mm.page_table.find_huge_pmd(leaf.start)
+                if pmd is not None and to_pmd is not None:
+                    mm.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)
                     moved = leaf.end
                     continue
-                mm.split_huge_pmd(leaf.low, leaf.start)
+                if pmd is not None:
+                    mm.split_huge_pmd(pmd, leaf.start)
+                # Else reclaim has cut it up, for a table of the new place.
                 leaf = next(mm.page_table.leaves(leaf.start, leaf.end))
             vaddr = leaf.start
             while vaddr < leaf.end:

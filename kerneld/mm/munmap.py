@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
+from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.vm_flags import VM_SHARED
+from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import check_map_count
 from kerneld.mm.writeback import writeback_range
@@ -35,6 +36,8 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
 
 def unmap_vma(mm: MmStruct, vma: Vma) -> None:
     """Clear a VMA's entries and remove it; what it has written to a shared file goes to the file."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, vma.start, vma.end)
     mm.zap_range(vma.start, vma.end)
     file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
     shared = vma.vm_flags & VM_SHARED
@@ -54,6 +57,13 @@ def exit_mmap(mm: MmStruct) -> None:
     for vma in list(mm.vmas):
         unmap_vma(mm, vma)
     mm.page_table.destroy()
+
+
+def mmput(mm: MmStruct) -> None:
+    """Let go of an address space; the last one takes it down. Source: Linux v6.8 kernel/fork.c:mmput()."""
+    mm.users -= 1
+    if not mm.users:
+        exit_mmap(mm)
 
 
 def split_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[Vma]:

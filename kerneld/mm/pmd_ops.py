@@ -139,21 +139,26 @@ class PmdOps(PteOps):
         self.notify(to, to + end - start)
         return moved
 
-    def copy_huge_pmd(self, new: PmdOps, leaf: Leaf) -> None:
+    def copy_huge_pmd(self, new: PmdOps, leaf: Leaf) -> bool:
         """Give a forked address space an entry of 2 MiB of this one; both are write-protected then.
 
+        Returns False where reclaim, for the tables that this takes, has cut the huge page up: nothing is done then.
         Raises SysError(ENOMEM). Source: Linux v6.8 mm/huge_memory.c:copy_huge_pmd(): the child's entry is old.
         """
         frames = self.frames
         pmd = new.page_table.ensure_pmd(leaf.start)
         new.page_table.deposit_new()
         entry = self._words[leaf.low] & ~PTE_RW
+        if not entry & PTE_PSE:
+            new.page_table.free_deposit()
+            return False
         if entry & PTE_SPECIAL:
             new.map_huge_zero_page(pmd, leaf.start, entry & ~(PTE_PFN_MASK | PTE_ACCESSED))
-            return
+            return True
         head = pte_pfn(entry)
         run = slice(head, head + HPAGE_PMD_NR)
         frames.flags[run] &= np.uint32(~PG_ANON_EXCLUSIVE & (1 << 32) - 1)
         frames.refcount[run] += 1
         self.update_huge_pmd(leaf.low, leaf.start, entry)
         new.map_huge_page(pmd, leaf.start, entry & ~PTE_ACCESSED, head)
+        return True

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
-from kerneld.mm.anon_page import ANON_FLAGS, prepare_anon_vma
+from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.mm import MmStruct, vma_page_prot
@@ -99,7 +99,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
         return
     number = prepare_anon_vma(mm, vma)
     try:
-        pfns = mm.frames.alloc_pages(count, ANON_FLAGS)
+        pfns = mm.frames.alloc_pages(count, anon_flags(vma))
     except SysError:
         mm.range_faults -= count
         return
@@ -112,10 +112,14 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
 
 
 def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr, int] | None:
-    """Fault, one by one, the entries that still are not what the access needs; returns where and why it stopped."""
+    """Fault, one by one, the entries that still are not what the access needs; returns where and why it stopped.
+
+    Each page is gone to once: where memory is short the first may be reclaimed again while the last comes in.
+    """
+    entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+    done = 0
     while True:
-        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
-        missing = _missing(entries, write)
+        missing = _missing(entries[done:], write) + done
         if not len(missing):
             return None
         # A fault may map pages around it, so what is missing is looked up anew after each run of sixteen.
@@ -125,7 +129,11 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr,
                 result = handle_mm_fault(mm, vma, vaddr, write)
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
-                mm.range_faults += not result & VM_FAULT_MAJOR
+                if result & VM_FAULT_MAJOR:
+                    mm.range_major_faults += 1
+                else:
+                    mm.range_faults += 1
+            done = position + 1
 
 
 def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:

@@ -4,8 +4,9 @@
 between entries, the frames' counts, and the resident counters. Knows no VMA and no fault. Answers to Linux v6.8
 mm/memory.c (set_pte_range, zap_pte_range) and mm/rmap.c (folio_add_*_rmap, folio_remove_rmap_pte).
 
-Invariants: every present entry that is not special holds one reference and one mapcount of its frame; `rss` counts
-entries by kind of frame; each change is notified, as a range.
+Invariants: every present entry that is not special holds one reference and one mapcount of its frame, every swap entry
+one count of its slot; `rss` counts entries by kind of frame; each change of what a page is mapped to is notified, as a
+range.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ from kerneld.hw.paging import (
     present_mask,
     pte_pfn,
     pte_present,
+    swap_mask,
+    swp_offset,
 )
 from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames, Pfns
+from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
+from kerneld.mm.lru import folio_mark_accessed
 from kerneld.mm.notifier import MmuNotifier
 from kerneld.mm.pagetable import Leaf, PageTable
+from kerneld.mm.swap import Slots
+from kerneld.mm.swap_state import folio_free_swap, free_swap_and_cache
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 
+_U64 = (1 << 64) - 1
 _SMALL = 8
 """Up to so many entries a loop is faster than numpy's fixed costs."""
 
@@ -97,6 +104,56 @@ class PteOps:
             if self.notifiers:
                 self.notify(vaddr, vaddr + PAGE_SIZE)
 
+    def map_swapped_page(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Let a swap entry, whose slot the caller has freed, map a frame; the caller's reference is the entry's."""
+        self._words[pte] = entry
+        self.frames.mapcount_at[pfn] += 1
+        self.rss[Rss.SWAP] -= 1
+        self.rss[Rss.ANON] += 1
+        if self.notifiers:
+            self.notify(vaddr, vaddr + PAGE_SIZE)
+
+    def copy_swap_ptes(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64]) -> None:
+        """Fill the empty entries of a run with swap entries, each one more of its slot; a 0 is left as it is."""
+        slots = swp_offset(entries[entries != 0]).astype(np.int64)
+        self.frames.swap.swap_duplicate(slots)
+        run = self._words_np[low : low + len(entries)]
+        np.bitwise_or(run, entries, out=run)
+        self.rss[Rss.SWAP] += len(slots)
+        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+
+    def clear_young(self, ptes: Slots) -> npt.NDArray[np.bool_]:
+        """Take the accessed bit from entries, and return for each whether it was set.
+
+        No listener is told: what a page is mapped to stays. Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
+        """
+        entries = self._words_np[ptes]
+        self._words_np[ptes] = entries & np.uint64(~PTE_ACCESSED & _U64)
+        young: npt.NDArray[np.bool_] = (entries & np.uint64(PTE_ACCESSED)) != 0
+        return young
+
+    def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: npt.NDArray[np.uint64]) -> None:
+        """Let entries that each map a frame become swap entries, or 0; the caller holds each frame.
+
+        `vaddrs` are the pages of the entries, in order. Dirty bits are the caller's business. Source: Linux v6.8
+        mm/rmap.c:try_to_unmap_one().
+        """
+        pfns = pte_pfn(self._words_np[ptes]).astype(np.int64)
+        flags = self.frames.flags[pfns]
+        self._update_hiwater_rss()
+        self._words_np[ptes] = entries
+        anon = (flags & PG_ANON) != 0
+        shmem = ~anon & ((flags & PG_SWAPBACKED) != 0)
+        self.rss[Rss.ANON] -= int(np.count_nonzero(anon))
+        self.rss[Rss.SHMEM] -= int(np.count_nonzero(shmem))
+        self.rss[Rss.FILE] -= int(np.count_nonzero(~anon & ~shmem))
+        swapped = entries[entries != 0]
+        self.frames.swap.swap_duplicate(swp_offset(swapped).astype(np.int64))
+        self.rss[Rss.SWAP] += len(swapped)
+        self.frames.mapcount[pfns] -= 1
+        self.frames.refcount[pfns] -= 1
+        self.notify(int(vaddrs[0]), int(vaddrs[-1]) + PAGE_SIZE)
+
     def replace_page(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
         """Let an entry that maps a frame map another; the caller's reference of the new frame becomes the entry's."""
         old = self._words[pte]
@@ -148,6 +205,22 @@ class PteOps:
         self.notify(vaddr, vaddr + length)
         self.notify(to_vaddr, to_vaddr + length)
 
+    def zap_swapped(self, low: int, high: int, vaddr: Vaddr) -> None:
+        """Clear the swap entries among a run, word indexes [low, high), and let go of their slots."""
+        run = self._words_np[low:high]
+        swapped = swap_mask(run)
+        slots = swp_offset(run[swapped]).astype(np.int64)
+        if len(slots):
+            run[swapped] = 0
+            self.rss[Rss.SWAP] -= len(slots)
+            free_swap_and_cache(self.frames, slots)
+            self.notify(vaddr, vaddr + (high - low << PAGE_SHIFT))
+
+    def _update_hiwater_rss(self) -> None:
+        """Note what is resident before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_rss()."""
+        resident = self.resident_pages
+        self.hiwater_rss = max(self.hiwater_rss, resident)
+
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
         """Clear every entry of [start, end), a part of one VMA, and let go of the frames.
 
@@ -155,8 +228,7 @@ class PteOps:
         Source: Linux v6.8 mm/memory.c:zap_pte_range().
         """
         changed = False
-        resident = self.resident_pages
-        self.hiwater_rss = max(self.hiwater_rss, resident)
+        self._update_hiwater_rss()
         for leaf in self.page_table.leaves(start, end):
             if leaf.high - leaf.low <= _SMALL:
                 changed |= self._zap_few(leaf.low, leaf.high)
@@ -194,7 +266,11 @@ class PteOps:
 
     def _forget_entry(self, entry: int) -> None:
         """Let go of the frame of an entry that was cleared or replaced."""
-        if entry & PTE_SPECIAL or not pte_present(entry):
+        if not pte_present(entry):
+            self.rss[Rss.SWAP] -= 1
+            free_swap_and_cache(self.frames, np.array([swp_offset(entry)]))
+            return
+        if entry & PTE_SPECIAL:
             return
         pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
         frames = self.frames
@@ -203,6 +279,8 @@ class PteOps:
         frames.mapcount_at[pfn] -= 1
         if not flags & PG_ANON:
             self._keep_state(pfn, entry)
+        elif flags & PG_SWAPCACHE and not frames.mapcount_at[pfn]:
+            folio_free_swap(frames, pfn)
         frames.put_page(pfn)
 
     def _keep_state(self, pfn: Pfn, entry: int) -> None:
@@ -212,11 +290,16 @@ class PteOps:
             if isinstance(mapping, AddressSpace):
                 mapping.mark_dirty(frames.index_at[pfn], pfn)
         if entry & PTE_ACCESSED:
-            frames.flags_at[pfn] |= PG_REFERENCED
+            folio_mark_accessed(frames, np.array([pfn]))
 
     def _forget_entries(self, entries: npt.NDArray[np.uint64]) -> None:
         """Let go of the frames of entries of one VMA, in which no frame can stand twice."""
-        counted = entries[present_mask(entries) & ((entries & PTE_SPECIAL) == 0)]
+        present = present_mask(entries)
+        if not present.all():
+            swapped = entries[~present]
+            self.rss[Rss.SWAP] -= len(swapped)
+            free_swap_and_cache(self.frames, swp_offset(swapped).astype(np.int64))
+        counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
         pfns = pte_pfn(counted).astype(np.int64)
         flags = self.frames.flags[pfns]
         anon = (flags & PG_ANON) != 0
@@ -227,7 +310,11 @@ class PteOps:
             self.rss[Rss.SHMEM] -= nr_shmem
             self.rss[Rss.FILE] -= len(pfns) - nr_anon - nr_shmem
             for entry in counted[~anon & ((counted & PTE_DIRTY) != 0)].tolist():
-                self._keep_state((entry & PTE_PFN_MASK) >> PAGE_SHIFT, entry)
-            self.frames.flags[pfns[~anon & ((counted & PTE_ACCESSED) != 0)]] |= PG_REFERENCED
+                self._keep_state((entry & PTE_PFN_MASK) >> PAGE_SHIFT, entry & ~PTE_ACCESSED)
+            folio_mark_accessed(self.frames, pfns[~anon & ((counted & PTE_ACCESSED) != 0)])
         self.frames.mapcount[pfns] -= 1
+        if nr_anon and bool((flags & PG_SWAPCACHE).any()):
+            for pfn in pfns[anon & ((flags & PG_SWAPCACHE) != 0)].tolist():
+                if not self.frames.mapcount_at[pfn]:
+                    folio_free_swap(self.frames, pfn)
         self.frames.put_pages(pfns)

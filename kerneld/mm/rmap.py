@@ -34,6 +34,13 @@ class AnonVma:
         (parent or self).num_children += 1
 
 
+def anon_vma_root(anon_vma: AnonVma) -> AnonVma:
+    """Return the oldest ancestor of an anon_vma: the one to which all VMAs of the family are chained."""
+    while anon_vma.parent is not None:
+        anon_vma = anon_vma.parent
+    return anon_vma
+
+
 def _chain(vma: Vma, anon_vma: AnonVma) -> None:
     if anon_vma not in vma.anon_vma_chain:
         vma.anon_vma_chain = (*vma.anon_vma_chain, anon_vma)

@@ -37,7 +37,7 @@ from kerneld.hw.paging import (
     make_pte,
     pte_pfn,
 )
-from kerneld.mm.anon_page import ANON_FLAGS, prepare_anon_vma
+from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.limits import Sysctl, TransparentHugepage
@@ -111,7 +111,7 @@ def do_huge_pmd_anonymous_page(mm: MmStruct, vma: Vma, haddr: Vaddr, write: bool
         if not write:
             mm.map_huge_zero_page(pmd, haddr, vma_page_prot(vma))
             return True
-        head = huge.alloc(ANON_FLAGS)
+        head = huge.alloc(anon_flags(vma))
     except SysError as error:
         mm.page_table.free_deposit()
         huge.events["thp_fault_fallback"] += 1

@@ -33,6 +33,9 @@ def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
     """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
     for index in [i for i in mapping.pages if first <= i < last]:
         mapping.drop_page(index)
+    mapping.drop_swapped(first, last)
+    for index in [i for i in mapping.shadows if first <= i < last]:
+        del mapping.shadows[index]
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:

@@ -24,6 +24,7 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.mm.filemap import File
+    from kerneld.mm.mm import MmStruct
     from kerneld.mm.rmap import AnonVma
 
 CHUNK = 128
@@ -34,7 +35,7 @@ STACK_GUARD_GAP_BYTES = 256 * PAGE_SIZE
 class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
-    __slots__ = ("anon_vma", "anon_vma_chain", "end", "file", "pgoff", "start", "vm_flags")
+    __slots__ = ("anon_vma", "anon_vma_chain", "end", "file", "pgoff", "start", "vm_flags", "vm_mm")
 
     def __init__(self, start: Vaddr, end: Vaddr, vm_flags: int, pgoff: int, file: File | None = None) -> None:
         self.start = start
@@ -43,6 +44,8 @@ class Vma:
         self.pgoff = pgoff
         """Offset of `start` in the file, in pages; for anonymous memory the page number it was first mapped at."""
         self.file = file
+        self.vm_mm: MmStruct | None = None
+        """The address space that it is inserted in."""
         self.anon_vma: AnonVma | None = None
         self.anon_vma_chain: tuple[AnonVma, ...] = ()
 

@@ -18,7 +18,7 @@ from kerneld.fs.proc_maps import show_map_vma
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smap_vma_flags
 from kerneld.mm.fork import dup_mmap
-from kerneld.mm.limits import Rlimits, TransparentHugepage
+from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
 from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.known import Notices
@@ -46,8 +46,8 @@ class Simulated:
         self._folder = folder
         self._layout = layout
         uid = os.getuid()
-        never = TransparentHugepage.NEVER
-        self.kernel = Kernel(KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, thp=never))
+        sysctl = Sysctl(transparent_hugepage=TransparentHugepage.NEVER)
+        self.kernel = Kernel(KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, sysctl=sysctl))
         self._cred = Cred(uid, os.getgid(), uid == 0)
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}

@@ -13,13 +13,13 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 import structlog
 
 from kerneld.errors import KernelBug
-from kerneld.mm.limits import TransparentHugepage
+from kerneld.mm.limits import Sysctl
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
 from kerneld.server.loop import Loop
@@ -48,8 +48,9 @@ class DaemonConfig:
     check_invariants: bool = False
     host_targets: HostTargets = HostTargets.ASKED
     host_interval_seconds: float = HOST_INTERVAL_SECONDS
-    thp: str = "madvise"
-    """Who gets huge pages: `always`, `madvise` or `never`."""
+    swap_bytes: int = 0
+    sysctl: Sysctl = field(default_factory=Sysctl)
+    """vm.* and who gets huge pages, as the machine starts."""
     allow_group: int | None = None
     """The gid of a group whose members may connect too."""
 
@@ -88,13 +89,15 @@ def build_kernel(config: DaemonConfig) -> Kernel:
                 ram_bytes=config.ram_bytes,
                 superuser_uid=os.getuid(),
                 host_targets=config.host_targets,
-                thp=TransparentHugepage(config.thp),
                 check_invariants=config.check_invariants,
+                swap_bytes=config.swap_bytes,
+                sysctl=config.sysctl,
             )
         )
     except (OSError, MemoryError, ValueError) as error:
+        swap = f" and {config.swap_bytes // BYTES_PER_MIB} MiB of swap" if config.swap_bytes else ""
         raise MachineError(
-            f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB: {str(error) or 'out of memory'}"
+            f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {str(error) or 'out of memory'}"
         ) from None
 
 

@@ -19,6 +19,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ from shared.spin import Spin
 
 if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel, Sender
+    from kerneld.task.task import Process
     from shared import wire
 
 ACCEPTS_A_TURN = 64
@@ -361,11 +363,26 @@ class Loop:
         self._unwatch(watch)
 
     def _reap(self) -> None:
-        """Let go of the processes that the kernel has ended since last asked."""
+        """Kill the real processes that the OOM killer has chosen; let go of those that the kernel has ended."""
+        for process in self._kernel.take_killed():
+            self._kill(process)
         for process in self._kernel.take_ended():
             watch = self._watches.get(process.pid)
             if watch is not None and watch.process is process:
                 self._unwatch(watch)
+
+    def _kill(self, process: Process) -> None:
+        """End the real process: one that ignores its last reply, or never asks for it, must not live on."""
+        watch = self._watches.get(process.pid)
+        if watch is None or watch.process is not process or watch.pidfd == NO_PIDFD:
+            return
+        try:
+            signal.pidfd_send_signal(watch.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            # Another user's, and we are not root: it loses its connections all the same.
+            log.warning("process cannot be killed", pid=process.pid, error=error.strerror)
 
     def _drop_ended_threads(self, watch: Watch) -> None:
         """Close the connections of threads that the kernel has ended, as execve does with all but the caller's."""

@@ -16,6 +16,7 @@ from kerneld.errors import SysError
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.table import HANDLERS, find_name
 from kerneld.task.exit import do_group_exit
+from kerneld.task.signal import exit_to_user_mode_loop
 from shared.uapi.signals import SI_KERNEL
 from shared.wire import SigInfo
 
@@ -31,7 +32,8 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
     """Run one request of a thread whose process lives and return its outcome.
 
     `fds` are the datagram's descriptors that are left; those that the request consumes are taken from its front. The
-    shadow table is up to date on return, also when the call failed.
+    shadow table is up to date on return, also when the call failed. Where memory has become short, the background pass
+    of reclaim runs before that.
     """
     result = run(Call(kernel, thread, request.args, request.data, fds), request.nr)
     return Answer(result) if isinstance(result, int) else result
@@ -43,12 +45,18 @@ def run(call: Call, nr: int) -> int | Answer:
     if handler is None:
         return -errno.ENOSYS
     kernel, thread = call.kernel, call.thread
+    kernel.oom_tasks.current = thread
     try:
         result = handler(call)
     except SysError as error:
         result = -error.errno
     except Exception:
         return _oops(call, nr)
+    if thread.pending:
+        exit_to_user_mode_loop(thread)
+    frames = kernel.frames
+    if frames.buddy.nr_free < frames.watermark_low:
+        kernel.vmscan.balance_pgdat()
     if kernel.shadowpt.dirty:
         kernel.shadowpt.flush()
     elif kernel.shadowpt.followed_host is not None:
@@ -56,8 +64,8 @@ def run(call: Call, nr: int) -> int | Answer:
     delivered = thread.delivered
     if delivered is not None:
         thread.delivered = None
-        ret = result if isinstance(result, int) else result.ret
-        result = Answer(ret, b"", delivered.signo, delivered.info)
+        ret, fds_out = (result, ()) if isinstance(result, int) else (result.ret, result.fds)
+        result = Answer(ret, b"", delivered.signo, delivered.info, fds_out)
     if kernel.config.check_invariants:
         kernel.check()
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -20,14 +20,20 @@ from kerneld.fs.procfs import ProcFs
 from kerneld.hw.ram import Ram
 from kerneld.mm.frames import Frames
 from kerneld.mm.invariants import check_machine
-from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
+from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.oom import OomKiller
+from kerneld.mm.overcommit import init_reserves
+from kerneld.mm.page_alloc import PageAlloc
+from kerneld.mm.swap import SwapFile
+from kerneld.mm.vmscan import Vmscan
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_exit, do_group_exit
+from kerneld.task.oom_tasks import OomTasks
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
-from shared.uapi.page import PAGE_MASK, Pid
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
 from shared.uapi.shadowpt import ATTACH_HOST
 from shared.uapi.syscalls import ABI_VERSION
 
@@ -55,10 +61,12 @@ class KernelConfig:
     ram_bytes: int = 1 << 30
     superuser_uid: int = 0
     host_targets: HostTargets = HostTargets.ASKED
+    swap_bytes: int = 0
+    """The size of the swap file; 0 for none. Its first page is not used."""
+    sysctl: Sysctl = field(default_factory=Sysctl)
+    """vm.* and who gets huge pages, as the machine starts."""
     check_invariants: bool = False
     """Check everything after every request: for tests."""
-    thp: TransparentHugepage = TransparentHugepage.MADVISE
-    """Which anonymous memory may get huge pages."""
 
 
 class Sender(NamedTuple):
@@ -75,15 +83,18 @@ class Kernel:
     def __init__(self, config: KernelConfig) -> None:
         """Build the machine.
 
-        Raises ValueError for a size of RAM that will not do, OSError where the host refuses it.
+        Raises ValueError for a size of RAM or swap that will not do, OSError where the host refuses it.
         """
+        if config.swap_bytes & ~PAGE_MASK or config.swap_bytes == PAGE_SIZE:
+            raise ValueError("swap must be a multiple of 4 KiB, and more than one page: the first is its header")
         if config.ram_bytes < MIN_RAM_BYTES or config.ram_bytes & ~PAGE_MASK:
             raise ValueError(f"RAM must be a multiple of 4 KiB and at least {MIN_RAM_BYTES >> 20} MiB")
         self.config = config
         self.start_time = time.monotonic()
         self.ram = Ram(config.ram_bytes)
-        self.frames = Frames(self.ram)
-        self.sysctl = Sysctl(transparent_hugepage=config.thp)
+        self.frames = Frames(self.ram, SwapFile(config.swap_bytes))
+        self.sysctl = replace(config.sysctl)
+        init_reserves(self.frames, self.sysctl)
         self.files = FileTable(self.frames)
         self.shadowpt = ShadowPt(self.ram)
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
@@ -91,6 +102,16 @@ class Kernel:
         self.ended = self.table.ended
         """Not empty exactly while take_ended() has something to say: looked at after each request."""
         self.procfs = ProcFs(self)
+        self.oom_tasks = OomTasks(self.processes)
+        self._oom_killer = OomKiller(
+            self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
+        )
+        self.vmscan = Vmscan(self.frames)
+        PageAlloc(self.frames, self.vmscan, self._out_of_memory)
+
+    def _out_of_memory(self) -> bool:
+        """Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_may_oom(): who is dying fails at once."""
+        return not self.oom_tasks.current_is_dying() and self._oom_killer.out_of_memory()
 
     def _new_mm(self) -> MmStruct:
         return fresh_mm(self.frames, Rlimits(), self.sysctl)
@@ -102,6 +123,7 @@ class Kernel:
         """
         if version != ABI_VERSION:
             raise SysError(errno.EPROTO)
+        self.oom_tasks.current = None
         thread = self.table.attach(sender.pid, sender.uid, sender.gid, tid, token)
         if flags & ATTACH_HOST:
             thread.process.memory_is_host = True
@@ -126,6 +148,13 @@ class Kernel:
             _log.debug("process ended", pid=process.pid, signal=process.exit_signal)
         return ended
 
+    def take_killed(self) -> list[Process]:
+        """Return the processes that the OOM killer has chosen since last asked: their real ones are to die by SIGKILL.
+
+        They have ended, but for the one whose request is being answered, which ends with the answer.
+        """
+        return self.oom_tasks.take_killed()
+
     def check(self) -> None:
         """In tests: check every invariant of the machine. Raises KernelBug."""
         if self.config.check_invariants:
@@ -137,4 +166,5 @@ class Kernel:
         for process in list(self.processes.values()):
             do_group_exit(process, 0)
         self.take_ended()
+        self.frames.swap.close()
         self.ram.close()

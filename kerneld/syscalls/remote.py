@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
-from kerneld.mm.access import pin_user_pages
+from kerneld.mm.access import pin_user_pages, unpin_user_pages
 from kerneld.mm.madvise import PROCESS_ADVICE, do_madvise
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import mmput
 from kerneld.syscalls.answer import Call
 from kerneld.task.task import Process
 from kerneld.task.uaccess import access_ok, copy_from_user, copy_to_user
@@ -59,8 +62,9 @@ def _process_vm_rw(call: Call, *, write: bool) -> int:
     mm = process.live_mm
     wanted = local.left
     try:
-        for vaddr, length in remote:
-            _rw_single_vec(mm, vaddr, length, local, write=write)
+        with held(mm):
+            for vaddr, length in remote:
+                _rw_single_vec(mm, vaddr, length, local, write=write)
     except SysError:
         if local.left == wanted:
             raise
@@ -72,24 +76,39 @@ def _rw_single_vec(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, *
 
     Raises SysError(EFAULT). Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
     """
-    ram = mm.frames.ram
     while length and local.left:
         pages = pin_user_pages(mm, vaddr, min(length, _PINNED_PAGES * PAGE_SIZE - vaddr % PAGE_SIZE), write=write)
-        for paddr in pages:
-            count = min(length, PAGE_SIZE - vaddr % PAGE_SIZE, local.left)
-            at = paddr + vaddr % PAGE_SIZE
-            if write:
-                data = local.take(count)
-                ram.write(at, data)
-                copied = len(data)
-            else:
-                copied = local.put(bytes(ram.read(at, count)))
-            if copied < count:
-                raise SysError(errno.EFAULT)
-            vaddr += count
-            length -= count
-            if not local.left:
-                return
+        try:
+            copied = _rw_pages(mm, pages, vaddr % PAGE_SIZE, length, local, write=write)
+        finally:
+            unpin_user_pages(mm, pages)
+        vaddr += copied
+        length -= copied
+
+
+def _rw_pages(mm: MmStruct, pages: list[int], offset: int, length: int, local: _LocalIter, *, write: bool) -> int:
+    """Copy up to `length` bytes from, or to, pinned pages, beginning at an offset in the first; returns how many.
+
+    Raises SysError(EFAULT) where the caller's own memory cannot be accessed.
+    Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_pages().
+    """
+    ram = mm.frames.ram
+    done = 0
+    for paddr in pages:
+        wanted = min(length - done, PAGE_SIZE - offset, local.left)
+        if not wanted:
+            break
+        if write:
+            data = local.take(wanted)
+            ram.write(paddr + offset, data)
+            copied = len(data)
+        else:
+            copied = local.put(bytes(ram.read(paddr + offset, wanted)))
+        if copied < wanted:
+            raise SysError(errno.EFAULT)
+        done += copied
+        offset = 0
+    return done
 
 
 class _LocalIter:
@@ -201,7 +220,8 @@ def sys_process_madvise(call: Call) -> int:
         raise SysError(errno.EACCES)
     if not call.process.cred.superuser:
         raise SysError(errno.EPERM)
-    return _vector_madvise(process.live_mm, ranges, advice)
+    with held(process.live_mm) as mm:
+        return _vector_madvise(mm, ranges, advice)
 
 
 def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int) -> int:
@@ -217,6 +237,19 @@ def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int) -> int:
             break
         left -= length
     return total - left
+
+
+@contextlib.contextmanager
+def held(mm: MmStruct) -> Iterator[MmStruct]:
+    """Keep an address space while a call works with it: the OOM killer may end its process meanwhile.
+
+    Source: Linux v6.8 kernel/fork.c:mm_access(), mmput().
+    """
+    mm.users += 1
+    try:
+        yield mm
+    finally:
+        mmput(mm)
 
 
 def _pid_of(pidfd: int) -> Pid:

@@ -111,13 +111,14 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
     if end <= start:
         return 0
     write = access == PF_WRITE
-    before = mm.range_faults
+    before, major = mm.range_faults, mm.range_major_faults
     reached, fault = fault_in_range(mm, vma, start, end, write)
     mark_accessed(mm, start, reached, write)
     if fault & VM_FAULT_ERROR:
         fault_error(thread, reached, fault)
         irqentry_exit(thread)
     process.min_flt += mm.range_faults - before
+    process.maj_flt += mm.range_major_faults - major
     return (reached - start) >> PAGE_SHIFT
 
 

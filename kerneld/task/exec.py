@@ -51,11 +51,15 @@ _FRESH_PROGRAM_PAGES = 5
 def fresh_mm(frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> MmStruct:
     """Return the address space of a process that attaches without a fork: an untouched stack of 132 KiB, an empty heap.
 
-    Raises SysError(ENOMEM) without a frame for the page table's root.
+    Raises SysError(ENOMEM) without a frame for the page table's root, or where so much may not be promised.
     """
     mm = MmStruct(frames, rlimits, sysctl)
     arch_pick_mmap_layout(mm)
-    insert_stack(mm, STACK_EXPAND_BYTES + PAGE_SIZE)
+    try:
+        insert_stack(mm, STACK_EXPAND_BYTES + PAGE_SIZE)
+    except SysError:
+        exit_mmap(mm)
+        raise
     mm.start_stack = STACK_TOP - 16
     mm.start_brk = mm.brk = (ELF_ET_DYN_BASE & PAGE_MASK) + _FRESH_PROGRAM_PAGES * PAGE_SIZE
     return mm
@@ -95,6 +99,7 @@ def do_execve(
         raise SysError(errno.EACCES)
     image = read_program(old.frames, file)
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
+    mm.has_cap_sys_admin = process.cred.superuser
     try:
         _load(mm, process.cred, file, image, arguments, open_interpreter)
     except SysError:

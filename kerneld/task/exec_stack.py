@@ -22,6 +22,7 @@ from kerneld.errors import SysError
 from kerneld.mm.access import write_remote_vm
 from kerneld.mm.limits import STACK_LIMIT_BYTES, Rlimits
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.overcommit import check_enough_memory
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
 from kerneld.mm.vma import Vma
@@ -78,9 +79,13 @@ def pack_arguments(filename: bytes, argv: Sequence[bytes], envp: Sequence[bytes]
 
 
 def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
-    """Insert the stack's VMA: the `length` bytes, whole pages, below STACK_TOP, with further VM_ flags."""
+    """Insert the stack's VMA: the `length` bytes, whole pages, below STACK_TOP, with further VM_ flags.
+
+    Raises SysError(ENOMEM) where so much may not be promised. Source: Linux v6.8 mm/mmap.c:insert_vm_struct().
+    """
     start = STACK_TOP - length
     vma = Vma(start, STACK_TOP, VM_STACK_FLAGS | VM_SOFTDIRTY | vm_flags, start >> PAGE_SHIFT)
+    check_enough_memory(mm, vma.nr_pages)
     mm.insert_vma(vma)
     return vma
 

@@ -16,7 +16,7 @@ from signal import SIGKILL
 
 from kerneld.mm.limits import Rlimits
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.munmap import mmput
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
 from shared.wire import SigInfo
@@ -88,14 +88,16 @@ class Process:
         for notifier in list(old.notifiers):
             notifier.exec_mmap(new_mm)
         old.notifiers.clear()
-        exit_mmap(old)
+        mmput(old)
 
     def exit_mm(self) -> None:
         """Give the address space up; the process has ended then. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
         mm, self._mm = self._mm, None
         self.ended = True
         if mm is not None:
-            exit_mmap(mm)
+            mm.frames.vmstat["pgfault"] += self.min_flt + self.maj_flt
+            mm.frames.vmstat["pgmajfault"] += self.maj_flt
+            mmput(mm)
 
 
 class Thread:

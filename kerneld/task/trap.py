@@ -4,7 +4,7 @@ Owns the way from the error code to a settled fault or a signal. Answers to Linu
 
 | address and access                              | result                                            |
 |-------------------------------------------------|---------------------------------------------------|
-| in a VMA whose rights allow it                  | `handle_mm_fault`; its SIGBUS and OOM become signals |
+| in a VMA whose rights allow it                  | `handle_mm_fault`; its SIGBUS becomes a signal    |
 | below a VMA that grows down, within its limits  | the VMA grows, then as above                      |
 | in a VMA, not allowed                           | SIGSEGV, SEGV_ACCERR                              |
 | in no VMA, or not in user space                 | SIGSEGV, SEGV_MAPERR                              |
@@ -115,11 +115,13 @@ def bad_area_access_error(thread: Thread, address: Vaddr) -> None:
 def fault_error(thread: Thread, address: Vaddr, fault: int) -> None:
     """Make a signal of a VM_FAULT_* error. Source: Linux v6.8 arch/x86/mm/fault.c:do_user_addr_fault(), its end.
 
-    Differs from Linux: without a frame the faulting process itself is killed; nobody else is chosen.
+    Without a frame the allocator has called the OOM killer, and this thread is the one that was chosen.
+    Differs from Linux: where it was not, it is killed; Linux would let it fault again and again.
     """
     if fault & VM_FAULT_OOM:
-        _log.warning("out of memory: killed", pid=thread.process.pid, comm=thread.process.comm, address=hex(address))
-        force_sig_fault(thread, SIGKILL, SI_KERNEL, 0)
+        if not thread.is_killed:
+            _log.warning("Huh VM_FAULT_OOM leaked out to the #PF handler: killed", pid=thread.process.pid)
+            force_sig_fault(thread, SIGKILL, SI_KERNEL, 0)
     elif fault & VM_FAULT_SIGBUS:
         force_sig_fault(thread, SIGBUS, BusCode.ADRERR, address)
     else:

@@ -19,9 +19,15 @@ class HugeMachine(Machine):
     """A machine with `--thp always`, or as said."""
 
     def __init__(
-        self, ram_bytes: int = 24 << 20, thp: TransparentHugepage = TransparentHugepage.ALWAYS, pages: int = 4 * HUGE
+        self,
+        ram_bytes: int = 24 << 20,
+        thp: TransparentHugepage = TransparentHugepage.ALWAYS,
+        pages: int = 4 * HUGE,
+        *,
+        swap_bytes: int = 0,
+        reclaims: bool = False,
     ) -> None:
-        super().__init__(ram_bytes)
+        super().__init__(ram_bytes, swap_bytes, reclaims=reclaims)
         self.sysctl.transparent_hugepage = thp
         self.watched = (BASE, BASE + pages * PAGE_SIZE)
 

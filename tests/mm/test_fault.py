@@ -10,7 +10,7 @@ import pytest
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTE_USER, make_pte
 from kerneld.mm.fault import VM_FAULT_SIGBUS, handle_mm_fault
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, ZERO_PFN
+from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, ZERO_PFN
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.pte_ops import Rss
@@ -59,7 +59,7 @@ class TestAnonymous:
         store(mm, BASE + 100, b"x")
         assert load(mm, BASE, 101) == bytes(100) + b"x"
         assert entry(mm, BASE) == make_pte(pfn_of(mm, BASE), USER | PTE_RW | PTE_DIRTY)
-        assert machine.frames.flags[pfn_of(mm, BASE)] == PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE
+        assert machine.frames.flags[pfn_of(mm, BASE)] == PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE | PG_LRU
         assert mm.rss[Rss.ANON] == 1
 
     def test_a_write_after_a_read_leaves_the_zero_page(self, mm: MmStruct) -> None:

@@ -128,7 +128,7 @@ class AddressSpaces(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = Machine()
+        self.machine = self.new_machine()
         self.file_pages = [Box(1000 + index) for index in range(FILE_PAGES)]
         data = b"".join(
             bytes(WORD) + box.value.to_bytes(8, "little") + bytes(PAGE_SIZE - WORD - 8) for box in self.file_pages
@@ -138,6 +138,9 @@ class AddressSpaces(RuleBasedStateMachine):
         mm.start_brk = mm.brk = HEAP << PAGE_SHIFT
         mmap(mm, 1, RW, ANON | Map.GROWSDOWN.value, at=(STACK_TOP - 1) << PAGE_SHIFT)
         self.spaces = [Space(mm, {STACK_TOP - 1: Cell(RW)}, HEAP)]
+
+    def new_machine(self) -> Machine:
+        return Machine()
 
     def pick(self, who: int) -> Space:
         return self.spaces[who % len(self.spaces)]

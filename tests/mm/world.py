@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from signal import SIGBUS, SIGKILL, SIGSEGV
 
+import numpy as np
 import pytest
 
 from kerneld.errors import SysError
@@ -15,15 +16,18 @@ from kerneld.hw.ram import Ram
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.fork import dup_mmap
-from kerneld.mm.frames import Frames
+from kerneld.mm.frames import PG_LRU, PG_UNEVICTABLE, Frames
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import do_mmap
 from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.page_alloc import PageAlloc
 from kerneld.mm.stack import expand_stack
+from kerneld.mm.swap import SwapFile
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE
 from kerneld.mm.vma import Vma
+from kerneld.mm.vmscan import Vmscan, reclaim_pages
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 
@@ -45,11 +49,15 @@ class Signal(Exception):
 
 
 class Machine:
-    """RAM, frames, and the address spaces in it; `close` takes all down and counts the frames."""
+    """RAM, frames, and the address spaces in it; `close` takes all down and counts the frames and the swap slots."""
 
-    def __init__(self, ram_bytes: int = 8 << 20) -> None:
+    def __init__(self, ram_bytes: int = 8 << 20, swap_bytes: int = 0, *, reclaims: bool = False) -> None:
+        """With `reclaims` an allocation reclaims where it would go below the minimum; nobody is killed."""
         self.ram = Ram(ram_bytes)
-        self.frames = Frames(self.ram)
+        self.frames = Frames(self.ram, SwapFile(swap_bytes))
+        self.vmscan = Vmscan(self.frames)
+        if reclaims:
+            PageAlloc(self.frames, self.vmscan, lambda: False)
         self.sysctl = Sysctl()
         self.mms: list[MmStruct] = []
 
@@ -70,6 +78,11 @@ class Machine:
     def new_file(self, data: bytes, *, readable: bool = True, writable: bool = True) -> tuple[File, FakeBacking]:
         backing = FakeBacking(data)
         return File(AddressSpace(self.frames, backing), "/f", readable=readable, writable=writable), backing
+
+    def reclaim_all(self) -> int:
+        """Reclaim every frame that can be, used or not; returns how many were freed."""
+        evictable = (self.frames.flags & np.uint32(PG_LRU | PG_UNEVICTABLE)) == np.uint32(PG_LRU)
+        return reclaim_pages(self.frames, np.flatnonzero(evictable))
 
     def check(self) -> None:
         check_machine(self.frames, self.mms)
@@ -98,6 +111,9 @@ class Machine:
             self.exit(mm)
         self.check()
         assert self.frames.free_pages == self.frames.total_pages
+        assert self.frames.swap.nr_free == self.frames.swap.total_pages
+        assert self.frames.committed_as == 0
+        self.frames.swap.close()
         self.ram.close()
 
 

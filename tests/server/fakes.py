@@ -50,6 +50,7 @@ class FakeKernel:
         self.consumed_fds: list[int] = []
         self.ended: list[FakeProcess] = []
         self.shadowpt = SimpleNamespace(followed_host=None)
+        self.killed: list[FakeProcess] = []
 
     def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> FakeThread:
         if version != 1:
@@ -74,6 +75,10 @@ class FakeKernel:
             process.ended = True
             del self.processes[process.pid]
             self.ended.append(process)
+
+    def take_killed(self) -> list[FakeProcess]:
+        killed, self.killed = self.killed, []
+        return killed
 
     def take_ended(self) -> list[FakeProcess]:
         ended = self.ended.copy()

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerneld.hw.paging import PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER, make_pte, pte_present
+from kerneld.hw.paging import PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER, make_pte, make_swap_pte, pte_present
 from kerneld.hw.ram import Ram
 from kerneld.mm.frames import PG_ANON, ZERO_PFN, Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.swap import SwapFile
 from kerneld.mm.vm_flags import VM_READ, VM_WRITE
 from kerneld.mm.vma import Vma
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.session import ShadowPt
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
-from tests.shadowpt.fakes import SWAP_ENTRY, FakeProcess, HostMemory, read_rows
+from tests.shadowpt.fakes import FakeProcess, HostMemory, read_rows
 
 NR_PAGES = 24
 START = 0x4000_0000 + PMD_SIZE - NR_PAGES // 2 * PAGE_SIZE
@@ -37,7 +39,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.ram = Ram(8 << 20)
-        self.frames = Frames(self.ram)
+        self.frames = Frames(self.ram, SwapFile(1 << 20))
         self.mm = self.new_mm()
         self.shadowpt = ShadowPt(self.ram)
         self.opener = FakeProcess(os.getpid())
@@ -72,10 +74,11 @@ class Machine:
             return
         pte = self.mm.page_table.ensure_pte(vaddr)
         pfn = self.frames.alloc_page(PG_ANON)
-        if pte_present(self.ram.words[pte]):
-            self.mm.replace_page(pte, vaddr, make_pte(pfn, rights), pfn)
-        else:
+        if not pte_present(self.ram.words[pte]):
+            self.zap(page)
             self.mm.map_page(pte, vaddr, make_pte(pfn, rights), pfn)
+        else:
+            self.mm.replace_page(pte, vaddr, make_pte(pfn, rights), pfn)
 
     def read_fault(self, page: int) -> None:
         vaddr = START + page * PAGE_SIZE
@@ -91,7 +94,9 @@ class Machine:
         self.zap(page)
         vaddr = START + page * PAGE_SIZE
         if self.mm.vmas.lookup(vaddr) is not None:
-            self.mm.update_pte(self.mm.page_table.ensure_pte(vaddr), vaddr, SWAP_ENTRY)
+            slots = self.frames.swap.get_swap_pages(1)
+            entries = make_swap_pte(slots.astype(np.uint64))
+            self.mm.copy_swap_ptes(self.mm.page_table.ensure_pte(vaddr), vaddr, entries)
 
     def expected(self) -> list[tuple[int, int, int]]:
         rows = []
@@ -113,6 +118,7 @@ class Machine:
             os.close(fd)
         if not self.target.ended:
             exit_mmap(self.mm)
+        self.frames.swap.close()
 
 
 @pytest.fixture

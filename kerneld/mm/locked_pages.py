@@ -1,0 +1,35 @@
+"""Pages of locked memory: kept out of reclaim as they come, given back when they are unlocked.
+
+Knows which VMA is locked from its caller. Answers to Linux v6.8 mm/mlock.c:mlock_vma_pages_range().
+
+Differs from Linux: a page does not count by how many locked VMAs it is mapped (folio->mlock_count); reclaim asks them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.mm.frames import Pfns
+from kerneld.mm.lru import mlock_folios, munlock_folios
+from kerneld.mm.mm import MmStruct
+from shared.uapi.page import Vaddr
+
+
+def mlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Keep what is mapped in [start, end), page-aligned, out of reclaim."""
+    mlock_folios(mm.frames, _mapped(mm, start, end))
+
+
+def munlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Give what is mapped in [start, end), page-aligned, back to reclaim; called before entries go."""
+    munlock_folios(mm.frames, _mapped(mm, start, end))
+
+
+def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:
+    runs = [np.zeros(0, dtype=np.int64)]
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.page_table.leaf_entries(leaf)
+        counted = entries[present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)]
+        runs.append(pte_pfn(counted).astype(np.int64))
+    return np.concatenate(runs)

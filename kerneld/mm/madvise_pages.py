@@ -1,0 +1,163 @@
+"""Advice that tells reclaim about pages: WILLNEED, FREE, COLD and PAGEOUT.
+
+The checks are `kerneld.mm.madvise`'s. Answers to Linux v6.8 mm/madvise.c: madvise_willneed(), madvise_free_pte_range(),
+madvise_cold_or_pageout_pte_range().
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_SPECIAL,
+    present_mask,
+    pte_pfn,
+    swap_mask,
+    swp_offset,
+)
+from kerneld.mm.filemap import File
+from kerneld.mm.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE, Pfns
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.lru import folio_deactivate, folio_mark_lazyfree
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.pagetable import Leaf
+from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
+from kerneld.mm.vm_flags import VM_MAYSHARE
+from kerneld.mm.vma import Vma
+from kerneld.mm.vmscan import reclaim_pages
+from shared.uapi.page import PAGE_SHIFT, Vaddr
+
+_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+
+
+def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Read in what of a part of a VMA reclaim has taken, as far as memory goes; nothing is mapped.
+
+    Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry() and shmem_swapin_range().
+    """
+    with contextlib.suppress(SysError):
+        for leaf in mm.page_table.leaves(start, end):
+            entries = mm.page_table.leaf_entries(leaf)
+            for slot in swp_offset(entries[swap_mask(entries)]).tolist():
+                if not mm.frames.swap.cache_at[slot]:
+                    read_swap_cache(mm.frames, slot)
+        if vma.file is not None:
+            mapping = vma.file.mapping
+            first = vma.page_index(start)
+            last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
+            for index in sorted(i for i in [*mapping.swapped, *mapping.shadows] if first <= i < last):
+                mapping.ensure_page(index)
+
+
+def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Let anonymous pages of a part of a VMA be dropped when memory is short; what is swapped out goes at once.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_free_pte_range() and mm/huge_memory.c:madvise_free_huge_pmd().
+    """
+    frames = mm.frames
+    for leaf in _leaves(mm, start, end, PG_SWAPCACHE | PG_DIRTY):
+        if not leaf.huge:
+            mm.zap_swapped(leaf.low, leaf.high, leaf.start)
+        positions, pfns = _mapped(mm, leaf)
+        keep = np.ones(len(pfns), dtype=np.bool_)
+        flags = frames.flags[pfns]
+        for place in np.flatnonzero((flags & np.uint32(PG_SWAPCACHE | PG_DIRTY)) != 0).tolist():
+            pfn = int(pfns[place])
+            # Of a page that others map too it is not ours to say that it is clean, nor of one that others swap in.
+            keep[place] = frames.mapcount_at[pfn] == 1 and (
+                not flags[place] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
+            )
+        pfns = pfns[keep]
+        frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
+        _clear_bits(mm, leaf, positions[keep], PTE_ACCESSED | PTE_DIRTY)
+        folio_mark_lazyfree(frames, pfns)
+
+
+def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Make pages that are mapped here alone old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
+    frames = mm.frames
+    for leaf in _leaves(mm, start, end, 0):
+        pfns = _make_old(mm, leaf, anon_only=False)
+        folio_deactivate(frames, pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0])
+
+
+def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Reclaim pages that are mapped here alone; those of a file only where the program may write to it.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_pageout() and can_do_file_pageout().
+    """
+    anon_only = vma.file is not None and not vma.file.writable
+    if anon_only and vma.vm_flags & VM_MAYSHARE:
+        return
+    for leaf in _leaves(mm, start, end, 0):
+        pfns = _make_old(mm, leaf, anon_only=anon_only)
+        reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0])
+    if vma.file is not None:
+        _keep_in_hosts_cache(vma.file, vma.page_index(start), vma.page_index(end))
+
+
+def _keep_in_hosts_cache(file: File, first: int, last: int) -> None:
+    """What the program asked to have written out is still in the host's cache, where a real kernel would have it.
+
+    A page of a disk's file is then one that is being written (Linux: PG_reclaim), of a file in memory as ever.
+    """
+    mapping = file.mapping
+    for index in [i for i in mapping.shadows if first <= i < last]:
+        del mapping.shadows[index]
+        if not file.in_memory:
+            mapping.reclaim.add(index)
+
+
+def _leaves(mm: MmStruct, start: Vaddr, end: Vaddr, bad_flags: int) -> Iterator[Leaf]:
+    """Yield the leaf tables of a range, and those huge pages that are this VMA's alone and have none of these flags.
+
+    Any other huge page, the zero page's among them, and one that lies in the range only in part is cut up.
+    """
+    frames = mm.frames
+    mm.split_huge_pmds_at(start, end)
+    for leaf in mm.page_table.leaves(start, end):
+        if leaf.huge:
+            entry = frames.ram.words[leaf.low]
+            run = slice(pte_pfn(entry), pte_pfn(entry) + HPAGE_PMD_NR)
+            shared = entry & PTE_SPECIAL or (frames.mapcount[run] != 1).any()
+            if shared or (frames.flags[run] & np.uint32(bad_flags)).any():
+                mm.split_huge_pmd(leaf.low, leaf.start)
+                yield next(mm.page_table.leaves(leaf.start, leaf.end))
+                continue
+        yield leaf
+
+
+def _make_old(mm: MmStruct, leaf: Leaf, *, anon_only: bool) -> Pfns:
+    """Take the accessed bits of pages that no other entry maps, and return their frames."""
+    frames = mm.frames
+    pfns: Pfns
+    positions, pfns = _mapped(mm, leaf)
+    ours = frames.mapcount[pfns] == 1
+    if anon_only:
+        ours &= (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
+    _clear_bits(mm, leaf, positions[ours], PTE_ACCESSED)
+    pfns = pfns[ours]
+    frames.flags[pfns] &= np.uint32(~PG_REFERENCED & _U32)
+    return pfns
+
+
+def _mapped(mm: MmStruct, leaf: Leaf) -> tuple[npt.NDArray[np.int64], Pfns]:
+    """Return which entries of a leaf map a frame that is counted, and the frames."""
+    entries = mm.page_table.leaf_entries(leaf)
+    positions = np.flatnonzero(present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
+    return positions, pte_pfn(entries[positions]).astype(np.int64)
+
+
+def _clear_bits(mm: MmStruct, leaf: Leaf, positions: npt.NDArray[np.int64], bits: int) -> None:
+    """Take state bits from some entries of a leaf table, or from a huge page's one entry."""
+    if len(positions):
+        entries = mm.frames.ram.words_np[leaf.low : leaf.high].copy()
+        entries[0 if leaf.huge else positions] &= np.uint64(~bits & _U64)
+        mm.write_leaf(leaf, entries)

@@ -1,0 +1,63 @@
+"""The processes as the OOM killer needs them, and how the one that it has chosen dies.
+
+Owns which thread is being served, and the list of processes whose real ones are to be killed. Knows no socket: whoever
+has a handle of the real process takes the list. Answers to Linux v6.8 mm/oom_kill.c: __oom_kill_process(),
+task_will_free_mem().
+
+A process that another one's allocation kills is gone at once. The one whose own call allocates cannot be: its
+allocation fails, its call unwinds, and the SIGKILL that is pending then ends it on the way back to user mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from signal import SIGKILL
+
+from kerneld.mm.oom import OomTask
+from kerneld.task.signal import send_sigkill, send_signal_locked
+from kerneld.task.task import Process, Thread
+from shared.uapi.page import Pid
+from shared.uapi.signals import SI_KERNEL
+from shared.wire import SigInfo
+
+
+class OomTasks:
+    """The tasks of one machine, for its OOM killer."""
+
+    def __init__(self, processes: Mapping[Pid, Process]) -> None:
+        self._processes = processes
+        self._killed: list[Process] = []
+        self.current: Thread | None = None
+        """The thread whose request is being served (Linux: current); None while a process attaches."""
+
+    def tasks(self) -> list[OomTask]:
+        """Return every process, the oldest first."""
+        return [
+            OomTask(process.pid, process.cred.uid, process.comm, process.live_mm)
+            for process in self._processes.values()
+        ]
+
+    def current_comm(self) -> str:
+        """Return the name of the process whose request is being served; the daemon's own where there is none."""
+        return self.current.process.comm if self.current is not None else "kerneld"
+
+    def current_is_dying(self) -> bool:
+        """Tell whether the process that allocates has been chosen already: killing others would win it nothing."""
+        return self.current is not None and (self.current.is_killed or self.current.process.ended)
+
+    def kill(self, pid: Pid) -> bool:
+        """Kill a process, and return whether its memory is free now."""
+        process = self._processes[pid]
+        self._killed.append(process)
+        if self.current is not None and self.current.process is process:
+            send_signal_locked(self.current, SIGKILL, SigInfo(SI_KERNEL, False, 0))
+            return False
+        # A call that reads or writes its memory from another process holds it until it returns.
+        is_free = process.live_mm.users == 1
+        send_sigkill(process)
+        return is_free
+
+    def take_killed(self) -> list[Process]:
+        """Return the processes that have been killed since the last call, and whose real ones are to be."""
+        killed, self._killed = self._killed, []
+        return killed
