@@ -122,8 +122,9 @@ def _check_anonymous(flags: int, vm_flags: int, addr: Vaddr) -> tuple[int, int]:
 
 def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
     """Return the VM_ flags of a file mapping."""
-    # What is no regular file has no largest offset, and is refused for that later (Linux: file_mmap_size_max()).
-    if (pgoff << PAGE_SHIFT) + length > _MAX_LFS_FILESIZE and file.mappable:
+    # What is no regular file has no largest offset of its own, and is refused later (Linux: file_mmap_ok()).
+    limit = _MAX_LFS_FILESIZE if file.mappable else (1 << 64) - 1
+    if length > limit or pgoff > (limit - length) >> PAGE_SHIFT:
         raise SysError(errno.EOVERFLOW)
     kind = flags & MAP_TYPE
     if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
