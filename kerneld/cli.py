@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
-from kerneld.errors import KernelBug
 from kerneld.failure import Commands, Failure, Status
+from kerneld.inspect_dump import inspect_dump
 from kerneld.run import run
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
@@ -112,6 +112,7 @@ def main() -> None:
 
 
 cli.add_command(run)
+cli.add_command(inspect_dump)
 
 
 @cli.command(
@@ -252,8 +253,9 @@ def start(
             raise Failure(Status.FAILED, str(error)) from None
         except (SocketPathError, daemon.MachineError) as error:
             raise Failure(Status.CANNOT_START, str(error)) from None
-        except KernelBug as error:
-            raise Failure(Status.FAILED, f"kernel panic: {error}") from None
+        except daemon.Panic as error:
+            hint = f" (kerneld inspect-dump {error.dump})" if error.dump else ""
+            raise Failure(Status.FAILED, f"kernel panic: {error}{hint}") from None
 
     if detach:
         start_in_background(path, gid, serve)

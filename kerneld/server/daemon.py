@@ -23,7 +23,8 @@ from kerneld.mm.limits import Sysctl
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
 from kerneld.server.loop import Loop
-from kerneld.server.socket_path import claim
+from kerneld.server.panic import write_dump
+from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,6 +37,14 @@ log = structlog.get_logger("kerneld.server")
 
 class MachineError(Exception):
     """The machine cannot be built as asked: one line for people."""
+
+
+class Panic(KernelBug):
+    """The machine has broken; `dump` is the path of what it was like, empty where that could not be written."""
+
+    def __init__(self, why: str, dump: str) -> None:
+        super().__init__(why)
+        self.dump = dump
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class DaemonConfig:
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; `on_ready` is called once the socket accepts.
 
-    Raises SocketPathError or MachineError when it cannot start, KernelBug when the machine has broken.
+    Raises SocketPathError or MachineError when it cannot start, Panic when the machine has broken.
     """
     raise_fd_limit()
     with stop_signals() as stop_fd:
@@ -72,13 +81,23 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
             try:
                 loop.run()
                 kernel.shutdown()
-            except KernelBug:
+            except KernelBug as error:
                 # A broken machine is not taken down in order: the process ends, and the host takes back all it held.
                 log.critical("kernel panic", exc_info=True)
-                raise
+                raise Panic(str(error), _dump(kernel, error, held)) from error
         finally:
             held.release()
     log.info("kerneld stopped")
+
+
+def _dump(kernel: Kernel, error: KernelBug, held: Claim) -> str:
+    try:
+        path = write_dump(kernel, error, held)
+    except OSError as refused:
+        log.error("the dump cannot be written", error=refused.strerror)
+        return ""
+    log.critical("the machine's state is kept", dump=path)
+    return path
 
 
 def build_kernel(config: DaemonConfig) -> Kernel:
