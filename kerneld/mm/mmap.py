@@ -49,7 +49,7 @@ from kerneld.mm.vm_flags import (
 )
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import merge_into_neighbours
-from shared.uapi.mman import MAP_TYPE, Map, Prot
+from shared.uapi.mman import MAP_HUGE_SIZES, MAP_TYPE, Map, Prot
 from shared.uapi.page import PAGE_SHIFT, Vaddr, page_align
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
@@ -59,7 +59,8 @@ _POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
 _LEGACY_MAP_MASK = (
     Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
     | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
-).value  # fmt: skip
+    | Map.ABOVE4G
+).value | MAP_HUGE_SIZES  # fmt: skip
 _MAX_LFS_FILESIZE = (1 << 63) - 1
 
 

@@ -208,8 +208,8 @@ def _access_ok(vaddr: Vaddr, length: int) -> bool:
 
 
 def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
-    """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area(): only lengths that are whole huge pages are aligned."""
-    if offset is None and length % PMD_SIZE:
+    """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area(): whole huge pages, without a hint."""
+    if offset is None and (addr or length % PMD_SIZE):
         return None
     return _v6_8["_aligned_to_pmd"](mm, addr, length, flags, offset)  # type: ignore[no-any-return]
 
@@ -339,8 +339,8 @@ KNOWN = (
     ),
     Known(
         (6, 13),
-        "d4148aeab412",
-        "Only anonymous mappings whose length is a multiple of 2 MiB are aligned to 2 MiB.",
+        "d4148aeab412, 249608ee4713",
+        "Only anonymous mappings whose length is a multiple of 2 MiB, without a hint, are aligned to 2 MiB.",
         ((unmapped_area, "_aligned_to_pmd", _aligned_to_pmd),),
     ),
     Known(

@@ -27,6 +27,7 @@ class Map(IntFlag):
     FIXED = 0x10
     ANONYMOUS = 0x20
     BIT32 = 0x40
+    ABOVE4G = 0x80
     GROWSDOWN = 0x0100
     DENYWRITE = 0x0800
     EXECUTABLE = 0x1000
@@ -41,6 +42,8 @@ class Map(IntFlag):
     UNINITIALIZED = 0x400_0000
 
 
+MAP_HUGE_SIZES = 0x7C00_0000
+"""The bits of MAP_HUGE_2MB and MAP_HUGE_1GB."""
 MAP_TYPE = 0x0F
 """Mask of the bits of `Map` that say shared or private."""
 
