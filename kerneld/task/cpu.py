@@ -125,13 +125,16 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
 def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
     """Fault [start, end), page-aligned, in for stores to each of its pages that are about to come.
 
-    Does nothing unless all of it is in one VMA of private anonymous memory that allows them. Without frames it stops:
-    the store that finds none then says so.
+    Does nothing unless all of it is in one VMA of private anonymous memory that allows them, and frames are plenty:
+    where reclaim or the OOM killer may have to act, each store takes its own fault.
     """
     process = thread.process
     mm = process.live_mm
     vma = mm.vmas.lookup(start)
     if vma is None or vma.file is not None or vma.end < end or access_error(PF_USER | PF_WRITE, vma):
+        return
+    # Twice the pages are more than their tables can add.
+    if mm.frames.free_pages - 2 * ((end - start) >> PAGE_SHIFT) <= mm.frames.watermark_high:
         return
     before = mm.range_faults
     fault_in_range(mm, vma, start, end, True)

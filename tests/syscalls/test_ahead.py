@@ -100,7 +100,7 @@ def test_without_frames_the_store_that_finds_none_says_so(call: Call) -> None:
     free = call.kernel.frames.free_pages
     walk = stores(3000)
     call.kernel.frames.alloc_hook = lambda count: None
-    taken = call.kernel.frames.alloc_pages(free - 100, zero=False)
+    taken = call.kernel.frames.alloc_pages(free - call.kernel.frames.watermark_min - 100, zero=False)
     assert fault_stores_ahead(call, walk, 0) == 3000
     assert not call.process.ended
     call.kernel.frames.put_pages(taken)
