@@ -47,9 +47,7 @@ NUMBER = st.sampled_from(
     sorted({edge + step for edge in range(0, PAGES, HUGE) for step in (0, 1, 100, 256, 511)} | {PAGES - 1})
 )
 PROT = st.sampled_from([RW, RW, RW, READ, NONE])
-ADVICE = st.sampled_from(
-    [Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.HUGEPAGE, Madv.NOHUGEPAGE, Madv.COLLAPSE, Madv.POPULATE_READ]
-)
+ADVICE = st.sampled_from([Madv.DONTNEED, Madv.COLD, Madv.HUGEPAGE, Madv.NOHUGEPAGE, Madv.COLLAPSE, Madv.POPULATE_READ])
 
 
 UNMAPPED = -1
