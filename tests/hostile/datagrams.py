@@ -22,6 +22,8 @@ PAGE = 4096
 ARENA = 0x10_0000_0000
 ARENA_PAGES = 48
 U64 = (1 << 64) - 1
+MOST_BYTES = 400_000
+"""Longer than a datagram may be; a client's own socket sends hardly more."""
 EDGES = (
     *(0, 1, 2, 7, 8, 4095, 4096, 4097, 65_535, 65_536, 65_537, (1 << 21) - 1, 1 << 21, (1 << 31) - 1, 1 << 31),
     *((1 << 32) - 1, 1 << 32, (1 << 47) - 2 * PAGE, (1 << 47) - PAGE, (1 << 47) - 1, 1 << 47, 1 << 48, 1 << 52),
@@ -258,7 +260,7 @@ class Writer:
                     raw += self._last[: self._random.randint(0, len(self._last))]
                 case 5 if len(raw) >= 4:
                     struct.pack_into("<I", raw, 0, self._random.choice((0, 55, 56, len(raw), len(raw) + 1, 0xFFFFFFFF)))
-        return bytes(raw)
+        return bytes(raw[:MOST_BYTES])
 
     def learn(self, requests: tuple[wire.Request, ...], replies: list[wire.Reply]) -> None:
         """Note the addresses and tokens that answers gave."""

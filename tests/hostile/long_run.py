@@ -43,12 +43,12 @@ def drive_machine(seed: int, count: int, check_share: float) -> Counter[str]:
 def drive_daemon(seed: int, count: int) -> Counter[str]:
     """Send `count` datagrams to a real daemon."""
     from tests.e2e.client import Nursery  # noqa: PLC0415
-    from tests.e2e.daemons import Daemon  # noqa: PLC0415
     from tests.hostile import through_daemon  # noqa: PLC0415
+    from tests.hostile.daemons import HostileDaemon  # noqa: PLC0415
 
     nursery = Nursery()
     with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
-        daemon = Daemon(Path(directory), nursery, check_invariants=False)
+        daemon = HostileDaemon(Path(directory), nursery, check_invariants=False)
         total = through_daemon.run(daemon, seed, count, 3)
         daemon.close()
     nursery.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.client import Nursery
-from tests.e2e.daemons import Daemon
 from tests.hostile import through_daemon
+from tests.hostile.daemons import HostileDaemon
 from tests.hostile.in_process import Drive
 
 
@@ -33,7 +33,7 @@ def test_hostile_datagrams_into_a_machine(seed: int, count: int, check_share: fl
 
 
 def test_hostile_clients_of_a_daemon(tmp_path: Path, nursery: Nursery) -> None:
-    daemon = Daemon(tmp_path, nursery, check_invariants=False)
+    daemon = HostileDaemon(tmp_path, nursery, check_invariants=False)
     total = through_daemon.run(daemon, 1, 3000, 2)
     assert total["datagrams"] >= 3000
     assert total["good"] > total["replies"] // 4
