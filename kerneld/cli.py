@@ -232,6 +232,8 @@ def start(
     def serve(on_ready: Callable[[], None]) -> None:
         # One thread is all there is: spare the start the pool that numpy's algebra would make.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        # The arrays of frames are as sparse as the RAM that they describe: not in pages of 2 MiB.
+        os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
         # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
         sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
         from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415

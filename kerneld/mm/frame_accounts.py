@@ -74,7 +74,7 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(((frames.flags & PG_ACTIVE) != 0) & ~listed, "is active and on no LRU list")
     both = PG_ACTIVE | PG_UNEVICTABLE
     _none((frames.flags & both) == both, "is active and cannot be evicted")
-    _none(frames.lru > np.uint64(frames.lru_clock), "came to its list later than now")
+    _none(frames.lru > np.uint32(frames.lru_clock), "came to its list later than now")
     _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
     _check_unwritten(frames)
 

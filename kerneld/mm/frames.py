@@ -56,6 +56,8 @@ PG_WORKINGSET = 1 << 13
 
 Pfns = npt.NDArray[np.int64]
 
+LRU_CLOCK_END = (1 << 32) - 1
+
 
 class Frames:
     """Every frame of `ram`, and the free ones among them."""
@@ -73,7 +75,7 @@ class Frames:
         """The frame's page offset in its mapping (Linux: page->index)."""
         self.swap_slot = np.zeros(count, dtype=np.uint32)
         """The slot of the swap file that a frame in the swap cache belongs to (Linux: folio->swap)."""
-        self.lru = np.zeros(count, dtype=np.uint64)
+        self.lru = np.zeros(count, dtype=np.uint32)
         """When the frame came to the head of its LRU list, by `lru_clock`; the list is in this order."""
         self.lru_clock = 0
         self.nonresident_age = 0
@@ -143,6 +145,8 @@ class Frames:
             self.ram.clear_page(pfn)
         self.flags_at[pfn] = flags
         self.refcount_at[pfn] = 1
+        if self.lru_clock >= LRU_CLOCK_END:
+            self._turn_clock_back()
         self.lru_clock = self.lru_at[pfn] = self.lru_clock + 1
         return pfn
 
@@ -165,9 +169,18 @@ class Frames:
 
     def stamp(self, pfns: Pfns) -> None:
         """Put frames at the head of their LRU list, in this order, the last one foremost."""
+        if self.lru_clock + len(pfns) > LRU_CLOCK_END:
+            self._turn_clock_back()
         clock = self.lru_clock
-        self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint64)
+        self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint32)
         self.lru_clock = clock + len(pfns)
+
+    def _turn_clock_back(self) -> None:
+        """Give every frame a new stamp, in the same order, before they outgrow their 32 bits: after days, at most."""
+        stamped = np.flatnonzero(self.lru)
+        order = np.argsort(self.lru[stamped], kind="stable")
+        self.lru[stamped[order]] = np.arange(1, 1 + len(stamped), dtype=np.uint32)
+        self.lru_clock = len(stamped)
 
     def get_page(self, pfn: Pfn) -> None:
         """Take one reference more: the frame stays until `put_page` (Linux: folio_get())."""

@@ -69,7 +69,7 @@ class Lists:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._queues: list[Pfns] = [np.zeros(0, dtype=np.int64) for _ in LruList]
-        self._stamps: list[npt.NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64) for _ in LruList]
+        self._stamps: list[npt.NDArray[np.uint32]] = [np.zeros(0, dtype=np.uint32) for _ in LruList]
 
     def isolate(self, kind: LruList, count: int) -> Pfns:
         """Take up to `count` frames off the tail of a list, the oldest first, each held by one more reference.

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.hw.ram import Ram
 from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.frames import FIRST_PFN, PG_ANON, PG_DIRTY, ZERO_PFN, Frames
+from kerneld.mm.frames import FIRST_PFN, LRU_CLOCK_END, PG_ANON, PG_DIRTY, ZERO_PFN, Frames
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import Machine
 
@@ -109,3 +110,18 @@ def test_a_frame_names_its_mapping_as_long_as_that_lives(frames: Frames) -> None
     gc.collect()
     assert frames.find_mapping(pfn) is None
     frames.put_page(pfn)
+
+
+def test_the_lru_clock_is_turned_back_before_it_overflows_and_the_order_stays() -> None:
+    frames = Frames(Ram(4 << 20))
+    old = [frames.alloc_page(), *frames.alloc_pages(3).tolist()]
+    frames.lru_clock = LRU_CLOCK_END - 1
+    young = [frames.alloc_page(), frames.alloc_page(), *frames.alloc_pages(5).tolist(), frames.alloc_page()]
+    stamps = [int(frames.lru[pfn]) for pfn in old + young]
+    assert stamps == sorted(set(stamps))
+    assert stamps[-1] == frames.lru_clock < 100
+    frames.lru_clock = LRU_CLOCK_END - 1
+    more = frames.alloc_pages(2).tolist()
+    assert [int(frames.lru[pfn]) for pfn in old + young + more] == sorted(
+        int(frames.lru[pfn]) for pfn in old + young + more
+    )
