@@ -10,7 +10,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW
-from kerneld.mm.access import pin_user_pages, read_remote_vm, unpin_user_pages, write_remote_vm
+from kerneld.mm.access import pin_user_pages, read_remote_vm, write_remote_vm
 from kerneld.mm.brk import do_brk
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.limits import TransparentHugepage
@@ -82,6 +82,7 @@ def test_a_write_maps_two_mebibytes_at_once(machine: HugeMachine, mm: MmStruct) 
     head = frame_at(mm, BASE)
     assert head % HUGE == 0
     assert frames_of(mm, BASE, huge(1)) == [*range(head, head + HUGE)]
+    assert frames_of(mm, page(100), huge(1) + PAGE_SIZE) == [*range(head + 100, head + HUGE), 0]
     assert load(mm, page(5)) == b"x"
     assert load(mm, page(HUGE - 1)) == b"\0"
     assert machine.frames.huge.events["thp_fault_alloc"] == 1
@@ -383,6 +384,7 @@ def test_a_move_without_memory_goes_back(machine: HugeMachine, mm: MmStruct) -> 
 def test_dontneed_of_the_whole_and_of_a_part(machine: HugeMachine, mm: MmStruct) -> None:
     marked(mm, 2 * HUGE)
     do_madvise(mm, huge(0), PMD_SIZE, Madv.DONTNEED)
+    machine.check()
     assert sizes(mm, 2) == "-H"
     assert mm.rss[Rss.ANON] == HUGE
     do_madvise(mm, huge(1) + PAGE_SIZE, PAGE_SIZE, Madv.DONTNEED)
@@ -530,13 +532,10 @@ def test_pinning_unshares(machine: HugeMachine, mm: MmStruct) -> None:
     child = machine.fork(mm)
     frames = frames_of(mm, BASE, huge(2))
     (pinned,) = pin_user_pages(mm, page(61), 4, write=False)
-    unpin_user_pages(mm, [pinned])
     assert sizes(mm, 2) == "tH"
     assert frame_at(mm, page(61)) == pinned >> PAGE_SHIFT != frames[61]
     machine.exit(child)
-    pages = pin_user_pages(mm, page(HUGE + 5), 4, write=False)
-    assert pages == [frames[HUGE + 5] << PAGE_SHIFT]
-    unpin_user_pages(mm, pages)
+    assert pin_user_pages(mm, page(HUGE + 5), 4, write=False) == [frames[HUGE + 5] << PAGE_SHIFT]
     assert sizes(mm, 2) == "tH"
     assert not entry_at(mm, page(HUGE)) & PTE_RW
     machine.check()

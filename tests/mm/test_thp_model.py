@@ -26,8 +26,8 @@ from kerneld.mm.munmap import do_munmap
 from kerneld.mm.populate import mm_populate
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS
 from shared.uapi.mman import Madv, Mremap
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from tests.mm.huge_world import HUGE, HugeMachine, frames_of
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
+from tests.mm.huge_world import HUGE, HugeMachine, frames_of, huge
 from tests.mm.world import ANON, BASE, NONE, READ, RW, WRITE, failure, load, mmap, store
 
 PAGES = 4 * HUGE
@@ -47,7 +47,7 @@ NUMBER = st.sampled_from(
     sorted({edge + step for edge in range(0, PAGES, HUGE) for step in (0, 1, 100, 256, 511)} | {PAGES - 1})
 )
 PROT = st.sampled_from([RW, RW, RW, READ, NONE])
-ADVICE = st.sampled_from([Madv.DONTNEED, Madv.COLD, Madv.HUGEPAGE, Madv.NOHUGEPAGE, Madv.COLLAPSE, Madv.POPULATE_READ])
+ADVICE = st.sampled_from([Madv.DONTNEED, Madv.DONTNEED, Madv.COLD, Madv.HUGEPAGE, Madv.NOHUGEPAGE, Madv.POPULATE_READ])
 
 
 UNMAPPED = -1
@@ -76,16 +76,18 @@ class HugeAddressSpaces(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = self.new_machine()
+        self.machine = HugeMachine(RAM_BYTES, TransparentHugepage.ALWAYS)
         self.spaces = [Space(self.machine.new_mm(), np.full(PAGES, UNMAPPED), np.zeros(PAGES, dtype=np.int64))]
 
-    def new_machine(self) -> HugeMachine:
-        return HugeMachine(RAM_BYTES, TransparentHugepage.ALWAYS)
+        self.mmap(0, 0, PAGES, RW, written=False)
 
     def pick(self, who: int) -> Space:
         return self.spaces[who % len(self.spaces)]
 
     @rule(who=WHO, place=PLACE, count=COUNT, prot=PROT, written=st.booleans())
+    def map(self, who: int, place: int, count: int, prot: int, written: bool) -> None:
+        self.mmap(who, place, count, prot, written)
+
     def mmap(self, who: int, place: int, count: int, prot: int, written: bool) -> None:
         space = self.pick(who)
         count = min(count, PAGES - place)
@@ -94,7 +96,12 @@ class HugeAddressSpaces(RuleBasedStateMachine):
         space.values[place : place + count] = 0
         if written and prot & WRITE:
             for number in range(place, place + count, 300):
-                self.store(who, number, number + 1)
+                self.write(who, number, number + 1)
+
+    @rule(who=WHO, flags=st.sampled_from([RW, RW, READ]))
+    def map_anew(self, who: int, flags: int) -> None:
+        """A mapping over everything: what was cut up is gone, and huge pages come again."""
+        self.mmap(who, 0, PAGES, flags, written=flags == RW)
 
     @rule(who=WHO, place=PLACE, count=COUNT)
     def munmap(self, who: int, place: int, count: int) -> None:
@@ -127,8 +134,19 @@ class HugeAddressSpaces(RuleBasedStateMachine):
             assert ended == (errno.ENOMEM if self.mapped(space, place, count) < count else 0)
             space.values[place : place + count] = 0
 
+    @rule(who=WHO, number=st.integers(0, 3))
+    def collapse(self, who: int, number: int) -> None:
+        failure(lambda: do_madvise(self.pick(who).mm, huge(number), PMD_SIZE, Madv.COLLAPSE))
+
+    @rule(who=WHO, number=st.integers(0, 3), to=st.integers(0, 3), count=st.integers(1, 2))
+    def move_whole(self, who: int, number: int, to: int, count: int) -> None:
+        self.move(who, number * HUGE, count * HUGE, to * HUGE)
+
     @rule(who=WHO, place=PLACE, count=COUNT, to=PLACE)
     def mremap(self, who: int, place: int, count: int, to: int) -> None:
+        self.move(who, place, count, to)
+
+    def move(self, who: int, place: int, count: int, to: int) -> None:
         """Move what lies in one VMA to where it does not overlap."""
         space = self.pick(who)
         count = min(count, PAGES - place, PAGES - to)
@@ -165,6 +183,9 @@ class HugeAddressSpaces(RuleBasedStateMachine):
 
     @rule(who=WHO, number=NUMBER, value=st.integers(1, (1 << 32) - 1))
     def store(self, who: int, number: int, value: int) -> None:
+        self.write(who, number, value)
+
+    def write(self, who: int, number: int, value: int) -> None:
         space = self.pick(who)
         prot = int(space.prots[number])
         ended = failure(lambda: store(space.mm, at(number), value.to_bytes(4, "little")))
@@ -206,13 +227,9 @@ class HugeAddressSpaces(RuleBasedStateMachine):
                 covered[vma.start - BASE >> PAGE_SHIFT : vma.end - BASE >> PAGE_SHIFT] = vma.vm_flags & VM_ACCESS_FLAGS
             assert np.array_equal(covered, space.prots)
             frames = np.array(frames_of(space.mm, at(0), at(PAGES)))
-            self.check_kept(space, frames != 0)
+            assert frames[space.values != 0].all()
             mapped = frames != 0
             assert np.array_equal(self.machine.ram.frames_np[frames[mapped], 0], space.values[mapped].astype(np.uint64))
-
-    def check_kept(self, space: Space, mapped: npt.NDArray[np.bool_]) -> None:
-        """What has been written is in memory."""
-        assert mapped[space.values != 0].all()
 
     def teardown(self) -> None:
         for space in self.spaces:
