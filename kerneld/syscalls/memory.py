@@ -64,7 +64,7 @@ def _mmap_hugetlb(call: Call, flags: int) -> int:
     Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_get_unmapped_area(), hugetlbfs_file_mmap().
     """
     addr, length, prot, _flags, _fd, offset = call.args
-    length = length + PMD_SIZE - 1 & -PMD_SIZE
+    length = (length + PMD_SIZE - 1 & -PMD_SIZE) % (1 << 64)
     if 0 < length <= TASK_SIZE and flags & (Map.FIXED | Map.FIXED_NOREPLACE).value and addr % PMD_SIZE:
         raise SysError(errno.EINVAL)
     file = File(AddressSpace(call.mm.frames, None), "/anon_hugepage (deleted)", readable=True, writable=True)
