@@ -10,7 +10,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW
-from kerneld.mm.access import pin_user_pages, read_remote_vm, write_remote_vm
+from kerneld.mm.access import pin_user_pages, read_remote_vm, unpin_user_pages, write_remote_vm
 from kerneld.mm.brk import do_brk
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.limits import TransparentHugepage
@@ -532,10 +532,13 @@ def test_pinning_unshares(machine: HugeMachine, mm: MmStruct) -> None:
     child = machine.fork(mm)
     frames = frames_of(mm, BASE, huge(2))
     (pinned,) = pin_user_pages(mm, page(61), 4, write=False)
+    unpin_user_pages(mm, [pinned])
     assert sizes(mm, 2) == "tH"
     assert frame_at(mm, page(61)) == pinned >> PAGE_SHIFT != frames[61]
     machine.exit(child)
-    assert pin_user_pages(mm, page(HUGE + 5), 4, write=False) == [frames[HUGE + 5] << PAGE_SHIFT]
+    pages = pin_user_pages(mm, page(HUGE + 5), 4, write=False)
+    assert pages == [frames[HUGE + 5] << PAGE_SHIFT]
+    unpin_user_pages(mm, pages)
     assert sizes(mm, 2) == "tH"
     assert not entry_at(mm, page(HUGE)) & PTE_RW
     machine.check()

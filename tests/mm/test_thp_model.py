@@ -76,10 +76,13 @@ class HugeAddressSpaces(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = HugeMachine(RAM_BYTES, TransparentHugepage.ALWAYS)
+        self.machine = self.new_machine()
         self.spaces = [Space(self.machine.new_mm(), np.full(PAGES, UNMAPPED), np.zeros(PAGES, dtype=np.int64))]
 
         self.mmap(0, 0, PAGES, RW, written=False)
+
+    def new_machine(self) -> HugeMachine:
+        return HugeMachine(RAM_BYTES, TransparentHugepage.ALWAYS)
 
     def pick(self, who: int) -> Space:
         return self.spaces[who % len(self.spaces)]
@@ -227,9 +230,13 @@ class HugeAddressSpaces(RuleBasedStateMachine):
                 covered[vma.start - BASE >> PAGE_SHIFT : vma.end - BASE >> PAGE_SHIFT] = vma.vm_flags & VM_ACCESS_FLAGS
             assert np.array_equal(covered, space.prots)
             frames = np.array(frames_of(space.mm, at(0), at(PAGES)))
-            assert frames[space.values != 0].all()
+            self.check_kept(space, frames != 0)
             mapped = frames != 0
             assert np.array_equal(self.machine.ram.frames_np[frames[mapped], 0], space.values[mapped].astype(np.uint64))
+
+    def check_kept(self, space: Space, mapped: npt.NDArray[np.bool_]) -> None:
+        """What has been written is in memory."""
+        assert mapped[space.values != 0].all()
 
     def teardown(self) -> None:
         for space in self.spaces:
