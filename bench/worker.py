@@ -39,7 +39,7 @@ class Worker:
         return self._pipe.recv()
 
     def close(self) -> None:
-        """End the child. It is told to: the end of its pipe it would not see, as its sisters hold copies of this end."""
+        """End the child. It is told to: its sisters hold copies of its pipe, so that it would not see the end."""
         self._pipe.send(None)
         self._child.join()
         self._pipe.close()
