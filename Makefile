@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test demo headers_install bench referee clean
+.PHONY: help setup check test demo headers_install bench referee fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ bench: $(STAMP) ## measure beside the host's kernel; takes minutes (ROWS="1 3" t
 
 referee: $(STAMP) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
 	$(BIN)/kerneld referee $(ARGS)
+
+fuzz: $(STAMP) ## the long run of the fuzzers; takes a quarter of an hour (ARGS="--datagrams 50000 --seed 7")
+	$(BIN)/python -m tests.hostile $(ARGS)
+
+soak: $(STAMP) ## 500 targets, heavy batches and an inspector at once (ARGS="--processes 50 --seconds 600")
+	$(BIN)/python -m bench.soak $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

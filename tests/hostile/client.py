@@ -1,8 +1,8 @@
 """A hostile client of a real daemon: `python -m tests.hostile.client SOCKET SEED COUNT`.
 
 Sends so many datagrams, most of them hostile in content, some in manner: without reading answers, several at once,
-from a child that inherited the socket, cut off in the middle. Prints one line of JSON about what came of them; anything
-that a daemon must never do ends it with a traceback.
+from a child that inherited the socket, cut off in the middle. Prints lines of JSON about what came of them: who is
+killed for want of memory has then said most of it. Anything that a daemon must never do ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import socket
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from shared import wire
@@ -23,6 +24,7 @@ from tests.hostile.datagrams import Hostile, Writer
 from tests.hostile.descriptors import Descriptors
 
 SECONDS = 60.0
+TELL_EVERY = 100
 MAX_ERRNO = 4095
 """As in Linux; beyond the last that has a name mmap answers, as there, a MAP_FIXED address of the last page."""
 TABLE_BYTES = 12 << 12
@@ -39,7 +41,7 @@ class HostileClient:
         self._socket: socket.socket | None = None
         entries = realmem.map_anonymous(TABLE_BYTES)
         self._writer = Writer(seed, lambda: [os.getpid(), os.getppid()], entries)
-        self.counts = {"datagrams": 0, "replies": 0, "good": 0, "connections": 0, "ends": 0}
+        self.counts: Counter[str] = Counter()
 
     def step(self) -> None:
         """Send one datagram, on a new connection where there is none."""
@@ -130,10 +132,13 @@ def main() -> None:
     path, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
         client = HostileClient(path, seed, Path(directory))
+        told: Counter[str] = Counter()
         while client.counts["datagrams"] < count:
             client.step()
+            if client.counts["datagrams"] - told["datagrams"] >= TELL_EVERY or client.counts["datagrams"] >= count:
+                print(json.dumps(client.counts - told), flush=True)
+                told = client.counts.copy()
         client.close()
-    print(json.dumps(client.counts))
 
 
 if __name__ == "__main__":
