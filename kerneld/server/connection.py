@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
 
 from kerneld.syscalls.answer import Call
 from kerneld.syscalls.kernel import Kernel, Sender
@@ -35,6 +38,7 @@ SKB_OVERHEAD = 32
 SEND_BUFFER = 212_992
 """Doubled by the kernel: room for MAX_REPLY within the usual net.core.wmem_max, so that no privilege is needed."""
 NOBODY = Sender(0, 0, 0)
+log = structlog.get_logger("kerneld.server")
 NO_ARGS = (0, 0, 0, 0, 0, 0)
 
 # Plain ints: an operation on the enums of the socket module costs a microsecond, of the few that a request takes.
@@ -112,6 +116,16 @@ class Connection:
         self.unsent = b""
         """The answer that waits for the client to read the ones before it."""
         self._unsent_fds: list[int] = []
+
+    @property
+    def pid(self) -> int:
+        """Who it is, for the log."""
+        return self.thread.process.pid if self.thread is not None else self.peer.pid
+
+    def note_broken(self, error: OSError) -> None:
+        """A client may leave without waiting for its answer; anything else is worth a line."""
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            log.warning("answer cannot be sent: connection closed", pid=self.pid, error=error.strerror)
 
     def attached(self, kernel: Kernel, thread: Thread, sender: Sender) -> None:
         """The connection is a thread's from now on."""

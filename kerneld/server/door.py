@@ -12,12 +12,15 @@ import errno
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import structlog
 
-from kerneld.server.connection import CREDENTIALS, close_fds
+from kerneld.server.connection import CREDENTIALS, Connection, close_fds
 from kerneld.syscalls.kernel import Sender
+
+ACCEPTS_A_TURN = 64
 
 log = structlog.get_logger("kerneld.server")
 
@@ -43,12 +46,41 @@ class Door:
         self._nr_inside = 0
         self._spare_fd = _open_spare()
 
+    def admit(self, inside: Collection[Connection], drop: Callable[[Connection], None]) -> Iterator[Connection]:
+        """Let in those that wait outside, as far as limits allow, each as a connection counted from now on.
+
+        `inside` are all that are in, oldest first; `drop` makes one of them leave. Who connects and never attaches may
+        stay as long as nobody else needs the room: the oldest goes first.
+        """
+        for _ in range(ACCEPTS_A_TURN):
+            caller = self._accept()
+            if caller is None:
+                return
+            accepted, peer = caller
+            if self._is_full:
+                silent = next((connection for connection in inside if connection.thread is None), None)
+                if silent is not None:
+                    log.warning("connection closed: it never attached, and others wait", pid=silent.peer.pid)
+                    drop(silent)
+            objection = self._find_objection(peer)
+            if objection:
+                log.warning(f"connection refused: {objection}", pid=peer.pid, uid=peer.uid)
+                accepted.close()
+                continue
+            try:
+                connection = Connection(accepted, peer)
+            except OSError as error:
+                log.warning("connection refused", error=error.strerror)
+                accepted.close()
+                continue
+            self._count(peer, 1)
+            yield connection
+
     @property
-    def is_full(self) -> bool:
-        """Whether nobody can be let in unless somebody leaves."""
+    def _is_full(self) -> bool:
         return self._nr_inside >= self._limits.total
 
-    def accept(self) -> tuple[socket.socket, Sender] | None:
+    def _accept(self) -> tuple[socket.socket, Sender] | None:
         """Return the next that waits outside, and who it is; None where nobody does, or can be taken."""
         try:
             accepted, _address = self._listener.accept()
@@ -63,29 +95,26 @@ class Door:
         credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
         return accepted, Sender._make(CREDENTIALS.unpack(credentials))
 
-    def find_objection(self, peer: Sender) -> str:
+    def _find_objection(self, peer: Sender) -> str:
         """Return which limit lets this caller in no more, or an empty string."""
         limits = self._limits
         if self._of_process[peer.pid] >= limits.of_a_process:
             return "too many of this process"
         if not self._is_privileged(peer.uid) and self._of_user[peer.uid] >= limits.of_a_user:
             return "too many of this user"
-        return "too many" if self.is_full else ""
+        return "too many" if self._is_full else ""
 
     def _is_privileged(self, uid: int) -> bool:
         return uid in (0, os.getuid())
 
-    def let_in(self, peer: Sender) -> None:
-        """Count one more."""
-        self._nr_inside += 1
-        self._of_process[peer.pid] += 1
-        self._of_user[peer.uid] += 1
-
     def left(self, peer: Sender) -> None:
-        """Count one less."""
-        self._nr_inside -= 1
+        """A connection of this peer's is over."""
+        self._count(peer, -1)
+
+    def _count(self, peer: Sender, change: int) -> None:
+        self._nr_inside += change
         for counter, key in ((self._of_process, peer.pid), (self._of_user, peer.uid)):
-            counter[key] -= 1
+            counter[key] += change
             if not counter[key]:
                 del counter[key]
 

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import os
 import select
-import signal
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,15 +38,15 @@ from kerneld.server.connection import (
 from kerneld.server.door import ClientLimits, Door
 from kerneld.server.exchange import SLICE_SECONDS, Batch, Outcome, answer_datagram, answer_usual
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
-from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
+from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
 from shared.spin import Spin
 
 if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel, Sender
-    from kerneld.task.task import Process
     from shared import wire
 
-ACCEPTS_A_TURN = 64
+OTHER_FDS = 3
+"""What epoll watches beside connections and pidfds of processes: the listener, the stop pipe, a host target's pidfd."""
 STOP_SECONDS = 1.0
 """How long a daemon that is asked to stop goes on with the batches that have begun."""
 BROKEN = select.EPOLLHUP | select.EPOLLERR
@@ -71,18 +70,17 @@ class Loop:
         self._stop_fd = stop_fd
         self._inbox = Inbox()
         self._connections: dict[int, Connection] = {}
-        self._pidfds: dict[int, Watch] = {}
-        self._watches: dict[int, Watch] = {}
         self.slice_seconds = SLICE_SECONDS
         """How long a batch runs before others are served."""
         self._unfinished: list[Connection] = []
         """Those with a batch that goes on in the next turn; one that was closed meanwhile has none any more."""
         self._is_stopping = False
         self._spin = Spin()
-        self._most = 3
-        """How many descriptors epoll watches at most: the listener, the stop pipe, the host's pidfd, and the others."""
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
+        self._watches = Watches(self._epoll)
+        self._most = OTHER_FDS
+        """How many descriptors epoll watches at most."""
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
@@ -136,6 +134,9 @@ class Loop:
     def _look(self) -> list[tuple[int, int]]:
         return self._poll(0, self._most)
 
+    def _recount(self) -> None:
+        self._most = len(self._connections) + len(self._watches.by_pidfd) + OTHER_FDS
+
     def _serve_all(self, events: list[tuple[int, int]]) -> None:
         accepting = False
         ready: list[tuple[Connection, int]] = []
@@ -143,8 +144,8 @@ class Loop:
             connection = self._connections.get(fd)
             if connection is not None:
                 ready.append((connection, mask))
-            elif fd in self._pidfds:
-                self._end_process(self._pidfds[fd])
+            elif fd in self._watches.by_pidfd:
+                self._end_process(self._watches.by_pidfd[fd])
             elif fd == self._host.pidfd:
                 self._host.end()
             elif fd == self._stop_fd:
@@ -161,10 +162,7 @@ class Loop:
         """Close every connection and every fd of the loop; the listener stays its owner's."""
         for connection in list(self._connections.values()):
             self._drop(connection)
-        for pidfd in self._pidfds:
-            os.close(pidfd)
-        self._pidfds.clear()
-        self._watches.clear()
+        self._watches.close()
         self._host.close()
         self._epoll.close()
         self._door.close()
@@ -185,8 +183,7 @@ class Loop:
         except KernelBug:
             raise
         except Exception:
-            log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
-            self._hang_up(connection)
+            self._give_up(connection)
         if self._kernel.ended:
             self._reap()
 
@@ -223,7 +220,7 @@ class Loop:
             else:
                 is_sent, is_last = connection.send(outcome.answer, outcome.fds), outcome.is_last
         except OSError as error:
-            _note_broken(connection, error)
+            connection.note_broken(error)
             self._hang_up(connection)
             return
         if is_last:
@@ -263,8 +260,7 @@ class Loop:
             except KernelBug:
                 raise
             except Exception:
-                log.exception("request failed in an unforeseen way: its connection is closed", pid=_pid_of(connection))
-                self._hang_up(connection)
+                self._give_up(connection)
             if self._kernel.ended:
                 self._reap()
 
@@ -284,8 +280,12 @@ class Loop:
             if connection.send_again():
                 self._epoll.modify(connection.fd, select.EPOLLIN)
         except OSError as error:
-            _note_broken(connection, error)
+            connection.note_broken(error)
             self._hang_up(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        log.exception("request failed in an unforeseen way: its connection is closed", pid=connection.pid)
+        self._hang_up(connection)
 
     def _hang_up(self, connection: Connection) -> None:
         """The connection is over, and with it the thread behind it."""
@@ -305,7 +305,7 @@ class Loop:
             return
         del self._connections[connection.fd]
         self._door.left(connection.peer)
-        self._most -= 1
+        self._recount()
         if connection.watch is not None:
             connection.watch.connections.remove(connection)
         with contextlib.suppress(OSError):
@@ -321,7 +321,7 @@ class Loop:
         if sender.pid <= 0:
             # A process of another pid namespace: it has no pid here.
             return -errno.EPERM
-        watch = self._watches.get(sender.pid)
+        watch = self._watches.find(sender.pid)
         try:
             pidfd = NO_PIDFD if watch is not None else open_pidfd(sender.pid)
         except OSError as error:
@@ -334,22 +334,16 @@ class Loop:
             return -error.errno
         connection.attached(self._kernel, thread, sender)
         if watch is None:
-            watch = self._watch(Watch(thread.process, pidfd))
+            watch = Watch(thread.process, pidfd)
+            self._watches.add(watch)
+            self._recount()
+            if pidfd == NO_PIDFD:
+                # It died between sending this and now; whoever reads the reply is not it.
+                self._kernel.process_died(thread.process)
         watch.connections.append(connection)
         connection.watch = watch
         log.debug("attached", pid=sender.pid, tid=thread.tid)
         return thread.process.pid
-
-    def _watch(self, watch: Watch) -> Watch:
-        self._watches[watch.process.pid] = watch
-        if watch.pidfd == NO_PIDFD:
-            # It died between sending this and now; whoever reads the reply is not it.
-            self._kernel.process_died(watch.process)
-        else:
-            self._pidfds[watch.pidfd] = watch
-            self._most += 1
-            self._epoll.register(watch.pidfd, select.EPOLLIN)
-        return watch
 
     def _end_process(self, watch: Watch) -> None:
         """The real process is dead."""
@@ -365,24 +359,11 @@ class Loop:
     def _reap(self) -> None:
         """Kill the real processes that the OOM killer has chosen; let go of those that the kernel has ended."""
         for process in self._kernel.take_killed():
-            self._kill(process)
+            self._watches.kill(process)
         for process in self._kernel.take_ended():
-            watch = self._watches.get(process.pid)
-            if watch is not None and watch.process is process:
+            watch = self._watches.find_of(process)
+            if watch is not None:
                 self._unwatch(watch)
-
-    def _kill(self, process: Process) -> None:
-        """End the real process: one that ignores its last reply, or never asks for it, must not live on."""
-        watch = self._watches.get(process.pid)
-        if watch is None or watch.process is not process or watch.pidfd == NO_PIDFD:
-            return
-        try:
-            signal.pidfd_send_signal(watch.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        except OSError as error:
-            # Another user's, and we are not root: it loses its connections all the same.
-            log.warning("process cannot be killed", pid=process.pid, error=error.strerror)
 
     def _drop_ended_threads(self, watch: Watch) -> None:
         """Close the connections of threads that the kernel has ended, as execve does with all but the caller's."""
@@ -391,61 +372,23 @@ class Loop:
             self._drop(connection)
 
     def _unwatch(self, watch: Watch) -> None:
-        if self._watches.get(watch.process.pid) is not watch:
+        if self._watches.find_of(watch.process) is not watch:
             return
-        del self._watches[watch.process.pid]
         for connection in list(watch.connections):
             self._drop(connection)
-        if watch.pidfd != NO_PIDFD:
-            del self._pidfds[watch.pidfd]
-            self._most -= 1
-            self._epoll.unregister(watch.pidfd)
-            os.close(watch.pidfd)
-        log.debug("process gone", pid=watch.process.pid)
+        self._watches.remove(watch)
+        self._recount()
 
     # New connections
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTS_A_TURN):
-            caller = self._door.accept()
-            if caller is None:
-                return
-            accepted, peer = caller
-            if self._door.is_full:
-                self._drop_a_silent_one()
-            objection = self._door.find_objection(peer)
-            if objection:
-                log.warning(f"connection refused: {objection}", pid=peer.pid, uid=peer.uid)
-                accepted.close()
-            else:
-                self._add(accepted, peer)
-
-    def _drop_a_silent_one(self) -> None:
-        """Who connects and never attaches may stay as long as nobody else needs the room: the oldest goes first."""
-        for connection in self._connections.values():
-            if connection.thread is None:
-                log.warning("connection closed: it never attached, and others wait", pid=connection.peer.pid)
-                self._drop(connection)
-                return
-
-    def _add(self, accepted: socket.socket, peer: Sender) -> None:
-        try:
-            connection = Connection(accepted, peer)
-            self._epoll.register(connection.fd, select.EPOLLIN)
-        except OSError as error:
-            log.warning("connection refused", error=error.strerror)
-            accepted.close()
-            return
-        self._connections[connection.fd] = connection
-        self._door.let_in(peer)
-        self._most += 1
-
-
-def _pid_of(connection: Connection) -> int | None:
-    return connection.thread.process.pid if connection.thread is not None else None
-
-
-def _note_broken(connection: Connection, error: OSError) -> None:
-    """A client may leave without waiting for its answer; anything else is worth a line."""
-    if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-        log.warning("answer cannot be sent: connection closed", pid=_pid_of(connection), error=error.strerror)
+        for connection in self._door.admit(self._connections.values(), self._drop):
+            try:
+                self._epoll.register(connection.fd, select.EPOLLIN)
+            except OSError as error:
+                log.warning("connection refused", error=error.strerror)
+                self._door.left(connection.peer)
+                connection.close()
+                continue
+            self._connections[connection.fd] = connection
+            self._recount()
