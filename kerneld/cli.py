@@ -9,52 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
 from kerneld.failure import Commands, Failure, Status
 from kerneld.inspect_dump import inspect_dump
 from kerneld.run import run
+from kerneld.start import socket_option, start
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
-PAGE_SIZE = 4096
-SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 PS_COLUMNS = ("PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND")
 
-
-class Size(click.ParamType[int]):
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; a usage error where it is no size, or no size that memory can have."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value, re.IGNORECASE | re.ASCII)
-        if match is None:
-            self.fail(f"'{value}' is not a size: say 256M, or 1G", param, ctx)
-        size_bytes = int(match[1]) * SIZE_UNITS[match[2].upper()]
-        if size_bytes % PAGE_SIZE:
-            self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)
-        return size_bytes
-
-
-socket_option = click.option(
-    "--socket",
-    "socket_path",
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET, $XDG_RUNTIME_DIR/kerneld/kerneld.sock or "
-    "/tmp/kerneld-<uid>/kerneld.sock]",
-)
 
 HELP = """A kernel in user space whose page tables can be watched.
 
@@ -113,191 +84,7 @@ def main() -> None:
 
 cli.add_command(run)
 cli.add_command(inspect_dump)
-
-
-@cli.command(
-    help="""Start kerneld; SIGINT (Ctrl+C), SIGTERM or SIGHUP ends it.
-
-\b
-Examples:
-  kerneld start
-  kerneld start --ram 256M --swap 1G --log-format json
-  kerneld start --detach --socket ~/machine/kerneld.sock
-"""
-)
-@click.option("--ram", type=Size(), default="1G", metavar="SIZE", help="The machine's RAM: 256M, 1G. [1G]")
-@click.option(
-    "--swap", type=Size(), default="0", metavar="SIZE", help="A swap file, gone when kerneld ends: 64M, 1G. [none]"
-)
-@click.option(
-    "--overcommit-memory",
-    type=click.IntRange(0, 2),
-    default=0,
-    show_default=True,
-    help="vm.overcommit_memory: 0 guess, 1 always, 2 never.",
-)
-@click.option(
-    "--overcommit-ratio",
-    type=click.IntRange(0, 10_000),
-    default=50,
-    show_default=True,
-    metavar="PERCENT",
-    help="vm.overcommit_ratio: how much of RAM may be promised with --overcommit-memory 2.",
-)
-@click.option(
-    "--max-map-count",
-    type=click.IntRange(0, (1 << 31) - 1),
-    default=65_530,
-    show_default=True,
-    help="vm.max_map_count: most mappings of a process.",
-)
-@click.option(
-    "--mmap-min-addr",
-    type=click.IntRange(0, 1 << 46),
-    default=65_536,
-    show_default=True,
-    metavar="BYTES",
-    help="vm.mmap_min_addr: the lowest address that a program may map.",
-)
-@socket_option
-@click.option("--detach", is_flag=True, help="Run in the background; its log goes to a file beside the socket.")
-@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
-@click.option(
-    "--max-clients", type=click.IntRange(1, 65_536), default=1024, show_default=True, help="Most connections at once."
-)
-@click.option(
-    "--max-threads", type=click.IntRange(1, 65_536), default=256, show_default=True, help="Most of them by one process."
-)
-@click.option(
-    "--max-user-clients",
-    type=click.IntRange(1, 65_536),
-    default=256,
-    show_default=True,
-    help="Most of them by one user, root and yourself excepted.",
-)
-@click.option(
-    "--host-targets/--no-host-targets",
-    default=None,
-    help="Let every caller open tables of real processes that it may ptrace, or none. [those that ask for it: "
-    "inspector and programs of kerneld run]",
-)
-@click.option(
-    "--host-interval",
-    type=click.FloatRange(min=0.1),
-    default=1.0,
-    show_default=True,
-    metavar="MILLISECONDS",
-    help="Time between two looks at a real process that a table follows.",
-)
-@click.option(
-    "--thp",
-    type=click.Choice(["always", "madvise", "never"]),
-    default="madvise",
-    show_default=True,
-    help="Huge pages: for all anonymous memory, for what MADV_HUGEPAGE names, or for none.",
-)
-@click.option(
-    "--allow-group",
-    metavar="GROUP",
-    help="Let members of this group connect too, as users without privilege. [none but you and root]",
-)
-@click.option("--check-invariants", is_flag=True, hidden=True)
-def start(
-    ram: int,
-    swap: int,
-    overcommit_memory: int,
-    overcommit_ratio: int,
-    max_map_count: int,
-    mmap_min_addr: int,
-    socket_path: str | None,
-    detach: bool,
-    log_format: str,
-    log_level: str,
-    max_clients: int,
-    max_threads: int,
-    max_user_clients: int,
-    host_targets: bool | None,
-    host_interval: float,
-    thp: str,
-    allow_group: str | None,
-    check_invariants: bool,
-) -> None:
-    """Serve, or have a child serve in the background."""
-    path = os.path.abspath(socket_path or default_socket_path())
-    gid = get_gid(allow_group) if allow_group is not None else None
-
-    def serve(on_ready: Callable[[], None]) -> None:
-        # One thread is all there is: spare the start the pool that numpy's algebra would make.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # The arrays of frames are as sparse as the RAM that they describe: not in pages of 2 MiB.
-        os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
-        # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
-        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-        from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415
-        from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
-        from kerneld.server.door import ClientLimits  # noqa: PLC0415
-        from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
-        from kerneld.syscalls.kernel import HostTargets  # noqa: PLC0415
-
-        allowed = {None: HostTargets.ASKED, True: HostTargets.ALWAYS, False: HostTargets.NEVER}[host_targets]
-        logs.configure(logs.LogFormat(log_format), log_level)
-        try:
-            limits = ClientLimits(max_clients, max_threads, max_user_clients)
-            sysctl = Sysctl(max_map_count, mmap_min_addr, overcommit_memory, overcommit_ratio, TransparentHugepage(thp))
-            config = daemon.DaemonConfig(
-                path, ram, limits, check_invariants, allowed, host_interval / 1000, swap, sysctl, gid
-            )
-            daemon.run(config, on_ready)
-        except AlreadyRunning as error:
-            raise Failure(Status.FAILED, str(error)) from None
-        except (SocketPathError, daemon.MachineError) as error:
-            raise Failure(Status.CANNOT_START, str(error)) from None
-        except daemon.Panic as error:
-            hint = f" (kerneld inspect-dump {error.dump})" if error.dump else ""
-            raise Failure(Status.FAILED, f"kernel panic: {error}{hint}") from None
-
-    if detach:
-        start_in_background(path, gid, serve)
-    else:
-        serve(lambda: None)
-
-
-def get_gid(group: str) -> int:
-    """Return the gid of a group, by name or number. Raises a usage error where there is none."""
-    from kerneld.server.socket_path import find_group  # noqa: PLC0415
-
-    gid = find_group(group)
-    if gid is None:
-        raise click.BadParameter(f"there is no group '{group}'", param_hint="--allow-group")
-    return gid
-
-
-def start_in_background(path: str, gid: int | None, serve: Callable[[Callable[[], None]], None]) -> None:
-    """Start a daemon that outlives this program, and say where it is once it accepts connections."""
-    from kerneld.server import detach  # noqa: PLC0415
-    from kerneld.server.socket_path import SocketPathError, log_name, open_log  # noqa: PLC0415
-
-    def serve_in_child(on_ready: Callable[[], None], on_failure: Callable[[str], None]) -> int:
-        try:
-            serve(on_ready)
-        except Failure as error:
-            on_failure(error.message)
-            return error.status
-        return Status.OK
-
-    log_path = os.path.join(os.path.dirname(path), log_name(path))
-    try:
-        log_fd = open_log(path, gid)
-    except SocketPathError as error:
-        raise Failure(Status.CANNOT_START, str(error)) from None
-    started = detach.start_detached(log_fd, serve_in_child)
-    os.close(log_fd)
-    if not started.is_ready:
-        raise Failure(Status(started.status), started.message.replace(detach.SEE_LOG, f"see {log_path}"))
-    click.echo(f"kerneld runs: pid {started.pid}, socket {path}, log {log_path}")
+cli.add_command(start)
 
 
 @cli.command(

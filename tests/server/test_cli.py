@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.cli import SIZE_UNITS, Size, cli
+from kerneld.cli import cli
 from kerneld.failure import Status
 from kerneld.server import peer  # noqa: F401  (for the forked child below, which can read no file)
+from kerneld.start import SIZE_UNITS, Size
 from shared.client import Process
 from tests.server.daemons import kerneld, running_daemon
 
