@@ -1,4 +1,4 @@
-"""Both sides, once for all tests; skipped with the reason where this host cannot be the referee."""
+"""Both sides, once a file: behind it kerneld goes by its own rules again; skipped where this host is no referee."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kerneld.referee.host import HostError
 from kerneld.referee.match import Match, open_match
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def match() -> Iterator[Match]:
     try:
         opened = open_match(check_invariants=True)
