@@ -21,6 +21,7 @@ import resource
 
 from kerneld.errors import SysError
 from kerneld.fs.inode import Inode
+from kerneld.fs.inotify import NO_WATCH, Inotify
 from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_noexec, is_write_sealed, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search
 from kerneld.mm.filemap import AddressSpace, File
@@ -31,9 +32,13 @@ from kerneld.task.task import Cred
 class FileTable:
     """The files in use of one machine."""
 
-    def __init__(self, frames: Frames) -> None:
+    def __init__(self, frames: Frames, inotify: Inotify | None = None) -> None:
+        """Without `inotify` a truncation is seen by faults alone."""
         self._frames = frames
         self._inodes: dict[tuple[int, int], Inode] = {}
+        self._inotify = inotify
+        self._watched: dict[int, Inode] = {}
+        """The inodes in use that have a watch, by its number."""
 
     def __len__(self) -> int:
         """Return how many inodes are in use."""
@@ -74,7 +79,9 @@ class FileTable:
             file.in_memory = is_in_memory(fd)
             os.set_inheritable(fd, False)
             inode.add_file(file, fd, opened)
-            self._inodes[key] = inode
+            if key not in self._inodes:
+                self._inodes[key] = inode
+                self._begin_watch(inode, fd)
         else:
             os.close(fd)
         inode.nr_holds += 1
@@ -82,6 +89,27 @@ class FileTable:
 
     def _forget(self, inode: Inode) -> None:
         del self._inodes[inode.key]
+        if self._inotify is not None and self._watched.pop(inode.watch, None) is not None:
+            self._inotify.rm_watch(inode.watch)
+
+    def _begin_watch(self, inode: Inode, fd: int) -> None:
+        watch = self._inotify.add_watch(fd) if self._inotify is not None else NO_WATCH
+        if watch != NO_WATCH:
+            self._watched[watch] = inode
+            inode.begin_watch(watch)
+
+    def take_changes(self) -> None:
+        """Look at the files that have been modified since the last call: what they have lost is unmapped.
+
+        Differs from Linux: a file that was cut and has grown again since is one that was written to.
+        """
+        if self._inotify is None:
+            return
+        changed = self._inotify.read()
+        for watch in list(self._watched) if changed is None else changed:
+            inode = self._watched.get(watch)
+            if inode is not None:
+                inode.changed()
 
     def put_unused(self, file: File) -> None:
         """Let go of a File that a call has held; one that nothing maps is closed with all that is cached of it."""

@@ -18,9 +18,11 @@ import errno
 import os
 from collections.abc import Callable
 
+from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_same_description, punch_hole, reopen
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
+from kerneld.mm.truncate import truncate_pagecache
 
 _RWF_NOAPPEND = 1 << 5
 """pwritev2(2): write where told in spite of O_APPEND, from Linux 6.9 on."""
@@ -40,6 +42,10 @@ class Inode:
         self._writer = -1
         self._writer_appends = False
         self._size_bytes = 0
+        self.watch = NO_WATCH
+        """The number of its inotify watch."""
+        self._watched_bytes = 0
+        """The size when it was last looked at for a truncation: faults ask in between, and must not hide one."""
         self._on_close = on_close
 
     def find_file(self, fd: int, opened: OpenFile) -> File | None:
@@ -108,6 +114,21 @@ class Inode:
         with contextlib.suppress(OSError):
             self._size_bytes = os.fstat(self._reader if self._reader >= 0 else self._writer).st_size
         return self._size_bytes
+
+    def begin_watch(self, watch: int) -> None:
+        """Note the size from which on a truncation is to be noticed; the inode has a descriptor by now."""
+        self.watch = watch
+        self._watched_bytes = self.size_bytes()
+
+    def changed(self) -> None:
+        """The file has been modified: let go of what lies beyond its end if it is shorter now.
+
+        Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
+        """
+        size = self.size_bytes()
+        if size < self._watched_bytes:
+            truncate_pagecache(self.mapping, size)
+        self._watched_bytes = size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.

@@ -212,6 +212,10 @@ class AddressSpace:
         if self.accounts_blocks:
             self.account(-1)
 
+    def zero_page_from(self, pfn: Pfn, offset: int) -> None:
+        """Clear a cached frame's bytes from `offset` on (Linux: folio_zero_segment())."""
+        self._frames.ram.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))
+
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
         self._frames.flags_at[pfn] |= PG_DIRTY

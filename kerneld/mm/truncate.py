@@ -9,8 +9,9 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.vm_flags import VM_SHARED
-from shared.uapi.page import PAGE_SHIFT
+from kerneld.mm.locked_pages import munlock_range
+from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
 
 def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
@@ -24,6 +25,8 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
             start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
             end = start + ((high - low) << PAGE_SHIFT)
             if even_cows or vma.vm_flags & VM_SHARED:
+                if vma.vm_flags & VM_LOCKED:
+                    munlock_range(mm, start, end)
                 mm.zap_range(start, end)
             else:
                 mm.zap_cached(start, end)
@@ -36,6 +39,23 @@ def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
     mapping.drop_swapped(first, last)
     for index in [i for i in mapping.shadows if first <= i < last]:
         del mapping.shadows[index]
+
+
+def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
+    """Let go of what lies beyond `size`, in bytes, of a file that has become shorter: an access there is SIGBUS now.
+
+    A process's own copies go too, but for the one of the page that the file's end lies in; of the file's page itself
+    the rest reads as zeros. Source: Linux v6.8 mm/truncate.c:truncate_pagecache(), truncate_inode_partial_folio().
+    """
+    first, tail = size + PAGE_SIZE - 1 >> PAGE_SHIFT, size % PAGE_SIZE
+    # A VMA may lie beyond any index that the file has had.
+    last = max((vma.pgoff + vma.nr_pages for vma in mapping.i_mmap), default=first)
+    unmap_mapping_range(mapping, first, last, even_cows=True)
+    drop_pages(mapping, first, max([*mapping.pages, *mapping.shadows, *mapping.swapped], default=0) + 1)
+    mapping.uncached = {index for index in mapping.uncached if index < first}
+    partial = mapping.find_page(first - 1) if tail else None
+    if partial is not None:
+        mapping.zero_page_from(partial, tail)
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:

@@ -4,9 +4,10 @@ The list of ready descriptors is the run queue, round robin: in a turn each read
 then epoll is asked again (level-triggered: what is left over is ready still, behind those that came meanwhile). A batch
 that is longer than a slice of time goes on in the next turn, behind those that are ready by then.
 
-Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch; then
-connections; then new ones. An fd closed in a turn may be given out again in the same turn: connections are therefore
-looked up before any is served, and one that was closed meanwhile is passed over.
+Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch, and
+files that have changed, so that who truncates one and then asks is told the truth; then connections; then new ones. An
+fd closed in a turn may be given out again in the same turn: connections are therefore looked up before any is served,
+and one that was closed meanwhile is passed over.
 
 It must not know what a request means. A connection that breaks, or a request that fails in an unforeseen way, costs
 that connection; never the loop. KernelBug alone goes through: dispatch has made an oops of what one task can be blamed
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel, Sender
     from shared import wire
 
-OTHER_FDS = 3
-"""What epoll watches beside connections and pidfds of processes: the listener, the stop pipe, a host target's pidfd."""
+OTHER_FDS = 4
+"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, changes of files."""
 STOP_SECONDS = 1.0
 """How long a daemon that is asked to stop goes on with the batches that have begun."""
 BROKEN = select.EPOLLHUP | select.EPOLLERR
@@ -83,6 +84,8 @@ class Loop:
         """How many descriptors epoll watches at most."""
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
+        if kernel.file_changes_fd >= 0:
+            self._epoll.register(kernel.file_changes_fd, select.EPOLLIN)
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
         self._tends = False
         """Whether the host is to be looked at between requests."""
@@ -146,6 +149,8 @@ class Loop:
                 ready.append((connection, mask))
             elif fd in self._watches.by_pidfd:
                 self._end_process(self._watches.by_pidfd[fd])
+            elif fd == self._kernel.file_changes_fd:
+                self._kernel.files_changed()
             elif fd == self._host.pidfd:
                 self._host.end()
             elif fd == self._stop_fd:

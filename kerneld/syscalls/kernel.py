@@ -16,6 +16,7 @@ import structlog
 
 from kerneld.errors import SysError
 from kerneld.fs.file_table import FileTable
+from kerneld.fs.inotify import Inotify
 from kerneld.fs.procfs import ProcFs
 from kerneld.hw.ram import Ram
 from kerneld.mm.frames import Frames
@@ -95,7 +96,10 @@ class Kernel:
         self.frames = Frames(self.ram, SwapFile(config.swap_bytes))
         self.sysctl = replace(config.sysctl)
         init_reserves(self.frames, self.sysctl)
-        self.files = FileTable(self.frames)
+        self._inotify = Inotify()
+        self.file_changes_fd = self._inotify.fd
+        """Readable while files_changed() has something to do; -1 where the host cannot tell."""
+        self.files = FileTable(self.frames, self._inotify)
         self.shadowpt = ShadowPt(self.ram)
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.processes = self.table.processes
@@ -140,6 +144,12 @@ class Kernel:
         do_group_exit(process, 0)
         self.check()
 
+    def files_changed(self) -> None:
+        """Files that are mapped have been modified behind our back: a truncation is acted upon, and shown."""
+        self.files.take_changes()
+        self.shadowpt.flush()
+        self.check()
+
     def take_ended(self) -> list[Process]:
         """Return the processes that have ended since last asked; a shadow table that one had opened is closed."""
         ended = self.table.take_ended()
@@ -166,5 +176,6 @@ class Kernel:
         for process in list(self.processes.values()):
             do_group_exit(process, 0)
         self.take_ended()
+        self._inotify.close()
         self.frames.swap.close()
         self.ram.close()

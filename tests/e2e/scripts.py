@@ -63,6 +63,10 @@ def memfd(_me: Me, content: bytes, times: int = 1) -> int:
     return fd
 
 
+def truncate_file(_me: Me, fd: int, size_bytes: int) -> None:
+    os.ftruncate(fd, size_bytes)
+
+
 def start_thread(me: Me) -> int:
     """Start a real thread and return its id; `end_thread` ends it."""
     told: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +172,40 @@ def test_a_file_mapped_privately(watch: Watch, tmp_path: Path) -> None:
     assert watch.pfns()[2] not in (0, cached)
     assert watch.letters()[2] == "m"
     assert watch.is_true()
+
+
+@pytest.mark.parametrize("flags", [SHARED_FIXED, PRIVATE_FIXED])
+def test_a_file_that_is_cut_by_a_stranger(watch: Watch, tmp_path: Path, flags: int) -> None:
+    """Nobody makes a call: entries past the file's end go, a process's own copies among them, and then it is SIGBUS."""
+    path = tmp_path / "file"
+    path.write_bytes(b"f" * 5 * PAGE)
+    target = watch.target
+    fd = target.run(scripts.open_file, str(path), os.O_RDWR)
+    target.p.mmap(at(0), 8 * PAGE, RW, flags, fd)
+    for index in range(5):
+        target.p.mem.store(at(index), b"x")
+    assert watch.letters() == "mmmmmaaa"
+    watch.inspector.run(scripts.note_sequence)
+    os.truncate(path, PAGE + 10)
+    watch.inspector.run(scripts.wait_for_change)
+    assert watch.letters() == "mmaaaaaa"
+    assert watch.is_true()
+    # Of the last page a copy keeps what it had; the file's own page reads as zeros past the end.
+    rest = b"f" if flags == PRIVATE_FIXED else b"\0"
+    assert target.p.mem.load(at(1), 12) == b"x" + b"f" * 9 + rest * 2
+    target.send(("p.mem.load", (at(2), 1), {}))
+    assert target.wait() == -signal.SIGBUS
+
+
+def test_who_truncates_and_then_asks_is_told_the_truth(target: Client) -> None:
+    """The change is acted upon before the request that comes after it, however busy the daemon is."""
+    fd = target.run(scripts.memfd, b"f" * PAGE, 4)
+    target.p.mmap(START, 4 * PAGE, RW, SHARED_FIXED, fd)
+    for size in range(3, -1, -1):
+        target.p.mem.touch(START, (size + 1) * PAGE, 1)
+        target.run(scripts.truncate_file, fd, size * PAGE)
+        pages = [entry for _vaddr, entry, _flags in target.run(scripts.own_pages, START, 4)]
+        assert [pfn != 0 for pfn in pages] == [index < size for index in range(4)]
 
 
 def test_shared_memory_without_a_file(watch: Watch) -> None:

@@ -7,8 +7,10 @@ from signal import SIGBUS
 
 import pytest
 
+from kerneld.mm.mlock import do_mlock
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.truncate import drop_pages, punch_hole, unmap_mapping_range
+from kerneld.mm.truncate import drop_pages, punch_hole, truncate_pagecache, unmap_mapping_range
+from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import (
     BASE,
@@ -149,14 +151,52 @@ class TestDropAndPunch:
         assert load(mm, BASE) == b"y"
         assert file.mapping.dirty == {0}
 
-    def test_a_file_that_has_become_shorter(self, machine: Machine, mm: MmStruct) -> None:
+
+class TestTruncatePagecache:
+    """Source: Linux v6.8 mm/truncate.c:truncate_pagecache()."""
+
+    @pytest.mark.parametrize("flags", [SHARED, PRIVATE])
+    def test_what_lies_beyond_the_end_is_gone(self, machine: Machine, mm: MmStruct, flags: int) -> None:
         """Once the entries past its end have gone, an access there is SIGBUS; below it goes on."""
-        file, backing = machine.new_file(b"x" * 3 * PAGE_SIZE)
-        mmap(mm, 3, RW, SHARED, at=BASE, file=file)
-        load(mm, BASE)
+        file, backing = machine.new_file(b"f" * 3 * PAGE_SIZE)
+        mmap(mm, 3, RW, flags, at=BASE, file=file)
+        for number in range(3):
+            store(mm, page(number), b"x")
         del backing.data[PAGE_SIZE:]
-        unmap_mapping_range(file.mapping, 1, 3, even_cows=True)
-        drop_pages(file.mapping, 1, 3)
+        truncate_pagecache(file.mapping, PAGE_SIZE)
+        machine.check()
+        assert mapped(mm) == [0]
         assert load(mm, BASE) == b"x"
         assert signal_of(lambda: load(mm, page(1))) == SIGBUS
         assert signal_of(lambda: store(mm, page(2), b"y")) == SIGBUS
+
+    def test_the_rest_of_the_last_page_reads_as_zeros(self, machine: Machine, mm: MmStruct) -> None:
+        file, _ = machine.new_file(b"f" * 2 * PAGE_SIZE)
+        mmap(mm, 2, RW, SHARED, at=page(0), file=file)
+        mmap(mm, 2, RW, PRIVATE, at=page(10), file=file)
+        store(mm, page(10), b"own")
+        load(mm, page(0))
+        truncate_pagecache(file.mapping, 10)
+        assert mapped(mm, 0, 2) == [0]
+        assert load(mm, page(0), PAGE_SIZE) == b"f" * 10 + bytes(PAGE_SIZE - 10)
+        assert load(mm, page(10), PAGE_SIZE) == b"own" + b"f" * (PAGE_SIZE - 3)
+
+    def test_dirty_pages_past_the_end_are_never_written(self, machine: Machine, mm: MmStruct) -> None:
+        file, backing = machine.new_file(b"f" * 2 * PAGE_SIZE)
+        mmap(mm, 2, RW, SHARED, at=BASE, file=file)
+        store(mm, page(1), b"lost")
+        truncate_pagecache(file.mapping, PAGE_SIZE)
+        machine.exit(mm)
+        assert backing.writes == []
+
+    def test_locked_pages_go_as_well(self, machine: Machine, mm: MmStruct) -> None:
+        file, backing = machine.new_file(b"f" * 2 * PAGE_SIZE)
+        mmap(mm, 2, RW, PRIVATE, at=BASE, file=file)
+        store(mm, page(1), b"x")
+        do_mlock(mm, BASE, 2 * PAGE_SIZE, VM_LOCKED, privileged=True)
+        free = machine.frames.free_pages
+        backing.data.clear()
+        truncate_pagecache(file.mapping, 0)
+        machine.check()
+        # Locking has copied the first page, too: two copies, and two pages of the file.
+        assert (mapped(mm), machine.frames.free_pages) == ([], free + 4)

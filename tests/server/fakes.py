@@ -49,6 +49,7 @@ class FakeKernel:
         self.exited: list[int] = []
         self.consumed_fds: list[int] = []
         self.ended: list[FakeProcess] = []
+        self.file_changes_fd = -1
         self.shadowpt = SimpleNamespace(followed_host=None)
         self.killed: list[FakeProcess] = []
 

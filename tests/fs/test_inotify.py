@@ -1,0 +1,139 @@
+"""News of files that change behind our back: from the host's inotify to the page cache."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kerneld.fs.file_table import FileTable
+from kerneld.fs.inotify import NO_WATCH, Inotify
+from kerneld.mm.munmap import exit_mmap
+from shared.uapi.page import PAGE_SIZE
+from tests.fs.machine import Machine, open_descriptors
+
+
+@pytest.fixture
+def inotify() -> Iterator[Inotify]:
+    inotify = Inotify()
+    yield inotify
+    inotify.close()
+
+
+@pytest.fixture
+def watched(machine: Machine, inotify: Inotify) -> Machine:
+    """A machine whose files are watched."""
+    machine.files = FileTable(machine.frames, inotify)
+    return machine
+
+
+def is_readable(inotify: Inotify) -> bool:
+    return bool(select.select([inotify.fd], [], [], 0)[0])
+
+
+class TestInotify:
+    def test_a_change_is_told_once(self, inotify: Inotify, tmp_path: Path) -> None:
+        paths = [tmp_path / "one", tmp_path / "two"]
+        watches = []
+        for path in paths:
+            path.write_bytes(b"content")
+            fd = os.open(path, os.O_RDONLY)
+            watches.append(inotify.add_watch(fd))
+            os.close(fd)
+        assert inotify.read() == set()
+        os.truncate(paths[1], 3)
+        os.truncate(paths[1], 1)
+        assert is_readable(inotify)
+        assert inotify.read() == {watches[1]}
+        assert not is_readable(inotify)
+        inotify.rm_watch(watches[1])
+        os.truncate(paths[1], 0)
+        os.truncate(paths[0], 0)
+        assert inotify.read() == {watches[0]}
+
+    def test_a_memory_file(self, inotify: Inotify) -> None:
+        fd = os.memfd_create("m")
+        watch = inotify.add_watch(fd)
+        os.ftruncate(fd, 10)
+        assert inotify.read() == {watch}
+        os.close(fd)
+
+    def test_without_an_instance_nothing_is_told(self, inotify: Inotify) -> None:
+        inotify.close()
+        assert inotify.add_watch(0) == NO_WATCH
+        assert inotify.read() == set()
+        inotify.rm_watch(1)
+
+    def test_too_much_news_may_be_about_anything(self, inotify: Inotify, tmp_path: Path) -> None:
+        limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+        paths = [tmp_path / "one", tmp_path / "two"]
+        for path in paths:
+            path.write_bytes(b"")
+            fd = os.open(path, os.O_RDONLY)
+            assert inotify.add_watch(fd) != NO_WATCH
+            os.close(fd)
+        # Two that are alike in a row would be one.
+        fds = [os.open(path, os.O_WRONLY) for path in paths]
+        for _count in range(limit // 2 + 1):
+            for fd in fds:
+                os.ftruncate(fd, 0)
+        for fd in fds:
+            os.close(fd)
+        assert inotify.read() is None
+        assert inotify.read() == set()
+
+
+class TestFilesThatAreCut:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "file"
+        path.write_bytes(b"f" * 3 * PAGE_SIZE)
+        return path
+
+    def test_pages_past_the_end_go(self, watched: Machine, path: Path) -> None:
+        mm = watched.new_mm()
+        fd = os.open(path, os.O_RDONLY)
+        addr = watched.map_fd(mm, fd, 3 * PAGE_SIZE)
+        watched.load(mm, addr, 1)
+        (vma,) = mm.vmas
+        assert vma.file is not None
+        mapping = vma.file.mapping
+        assert (set(mapping.pages), mm.resident_pages) == ({0, 1, 2}, 3)
+        os.truncate(path, PAGE_SIZE + 1)
+        # A fault asks for the size, too: the truncation is noticed all the same.
+        assert mapping.size_bytes() == PAGE_SIZE + 1
+        watched.files.take_changes()
+        assert (set(mapping.pages), mm.resident_pages) == ({0, 1}, 2)
+        assert watched.load(mm, addr + PAGE_SIZE, 2) == b"f\0"
+        os.close(fd)
+
+    def test_what_was_written_to_or_has_grown_is_as_before(self, watched: Machine, path: Path) -> None:
+        mm = watched.new_mm()
+        fd = os.open(path, os.O_RDWR)
+        addr = watched.map_fd(mm, fd, 3 * PAGE_SIZE)
+        watched.load(mm, addr, 1)
+        os.pwrite(fd, b"new", 0)
+        os.truncate(path, 9 * PAGE_SIZE)
+        watched.files.take_changes()
+        assert mm.resident_pages == 3
+        # From its new size on the next cut counts.
+        os.truncate(path, 2 * PAGE_SIZE)
+        watched.files.take_changes()
+        assert mm.resident_pages == 2
+        os.close(fd)
+
+    def test_a_watch_lasts_as_long_as_the_mapping(self, watched: Machine, inotify: Inotify, path: Path) -> None:
+        before = open_descriptors()
+        for _count in range(3):
+            mm = watched.new_mm()
+            fd = os.open(path, os.O_RDONLY)
+            watched.map_fd(mm, fd)
+            os.close(fd)
+            watched.mms.remove(mm)
+            exit_mmap(mm)
+            os.truncate(path, 10)
+            assert inotify.read() == set()
+        assert open_descriptors() == before
