@@ -23,7 +23,7 @@ from kerneld.errors import SysError
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
 from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_noexec, is_write_sealed, reopen
-from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search
+from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
 from kerneld.task.task import Cred
@@ -169,6 +169,12 @@ class FileTable:
         finally:
             os.close(look)
         return self.open_exec(fd, cred)
+
+    def may_write(self, file: File, cred: Cred) -> bool:
+        """Tell whether `cred` owns a File's inode or may write to it; a File that no descriptor is of says itself."""
+        inode = self._find_inode(file)
+        fd = inode.fd_of(file) if inode is not None else None
+        return file.writable if fd is None else owns_or_may_write(os.fstat(fd), cred)
 
     def find_path(self, file: File) -> str:
         """Return a File's path as it is now: files are renamed and deleted while they are mapped."""

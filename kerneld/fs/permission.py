@@ -13,15 +13,15 @@ import stat
 from kerneld.errors import SysError
 from kerneld.task.task import Cred
 
-MAY_EXEC, MAY_READ = stat.S_IXOTH, stat.S_IROTH
+MAY_EXEC, MAY_WRITE, MAY_READ = stat.S_IXOTH, stat.S_IWOTH, stat.S_IROTH
 """As the lowest three mode bits have them."""
 _ANY_EXEC = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
 def check_permission(status: os.stat_result, cred: Cred, wanted: int) -> None:
-    """Check MAY_READ and MAY_EXEC of one file or directory. Raises SysError(EACCES).
+    """Check MAY_READ, MAY_WRITE and MAY_EXEC of one file or directory. Raises SysError(EACCES).
 
-    The superuser reads everything, and executes a file that anybody may execute.
+    The superuser reads and writes everything, and executes a file that anybody may execute.
     """
     mode = status.st_mode
     if cred.superuser:
@@ -31,6 +31,18 @@ def check_permission(status: os.stat_result, cred: Cred, wanted: int) -> None:
         allowed = mode >> shift & wanted == wanted
     if not allowed:
         raise SysError(errno.EACCES)
+
+
+def owns_or_may_write(status: os.stat_result, cred: Cred) -> bool:
+    """Tell whether a file is the caller's own, or one that it may write to.
+
+    Source: Linux v6.8 mm/madvise.c:can_do_file_pageout().
+    """
+    try:
+        check_permission(status, cred, MAY_WRITE)
+    except SysError:
+        return status.st_uid == cred.uid
+    return True
 
 
 def check_search(path: str, cred: Cred) -> None:

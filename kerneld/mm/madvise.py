@@ -27,8 +27,9 @@ import errno
 from kerneld.errors import SysError
 from kerneld.mm.collapse import madvise_collapse
 from kerneld.mm.fault import VM_FAULT_OOM
+from kerneld.mm.filemap import File
 from kerneld.mm.locked_pages import munlock_range
-from kerneld.mm.madvise_pages import madvise_cold, madvise_free, madvise_pageout, madvise_willneed
+from kerneld.mm.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.populate import fault_in_range
 from kerneld.mm.truncate import punch_hole
@@ -74,8 +75,16 @@ PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPS
 """What process_madvise accepts. Source: Linux v6.8 mm/madvise.c:process_madvise_behavior_valid()."""
 
 
-def do_madvise(mm: MmStruct, start: Vaddr, length: int, advice: int) -> None:
+def _is_open_for_writing(file: File) -> bool:
+    return file.writable
+
+
+def do_madvise(
+    mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
+) -> None:
     """Apply advice to [start, start + length); `length` in bytes is rounded up to pages.
+
+    `may_write` says whether the caller may write to a file: PAGEOUT asks.
 
     Raises SysError(EINVAL) for unknown advice, an unaligned start, a range that wraps, or as the table above says;
     SysError(ENOMEM) for a range with a hole (what is mapped has been advised), SysError(EAGAIN) with too many VMAs.
@@ -89,10 +98,10 @@ def do_madvise(mm: MmStruct, start: Vaddr, length: int, advice: int) -> None:
     if known in _POPULATE:
         _madvise_populate(mm, start, end, known is Madv.POPULATE_WRITE)
     elif end > start:
-        _madvise_walk_vmas(mm, start, end, known)
+        _madvise_walk_vmas(mm, start, end, known, may_write)
 
 
-def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv) -> None:
+def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
     """Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): holes are passed over and reported at the end."""
     has_hole = False
     while start < end:
@@ -105,13 +114,13 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv) -> 
             if start >= end:
                 break
         stop = min(end, vma.end)
-        _madvise_vma(mm, vma, start, stop, advice)
+        _madvise_vma(mm, vma, start, stop, advice, may_write)
         start = stop
     if has_hole:
         raise SysError(errno.ENOMEM)
 
 
-def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv) -> None:
+def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
     """Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior()."""
     change = _FLAG_CHANGES.get(advice)
     if change is not None:
@@ -142,7 +151,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
     elif advice is Madv.COLD:
         madvise_cold(mm, start, end)
     else:
-        madvise_pageout(mm, vma, start, end)
+        madvise_pageout(mm, vma, start, end, may_write)
 
 
 def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:

@@ -7,7 +7,7 @@ madvise_cold_or_pageout_pte_range().
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ from kerneld.mm.vmscan import reclaim_pages
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+MayWrite = Callable[[File], bool]
+"""Says of a file whether the caller owns it or may write to it, in whatever way it is open."""
 
 
 def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
@@ -88,12 +90,12 @@ def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
         folio_deactivate(frames, pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0])
 
 
-def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Reclaim pages that are mapped here alone; those of a file only where the program may write to it.
+def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
+    """Reclaim pages that are mapped here alone; those of a file only where the caller owns it or may write to it.
 
     Source: Linux v6.8 mm/madvise.c:madvise_pageout() and can_do_file_pageout().
     """
-    anon_only = vma.file is not None and not vma.file.writable
+    anon_only = vma.file is not None and not may_write(vma.file)
     if anon_only and vma.vm_flags & VM_MAYSHARE:
         return
     for leaf in _leaves(mm, start, end, 0):

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from kerneld.errors import SysError
 from kerneld.mm import fault, madvise, mmap, mremap, munmap, unmapped_area, vma_merge
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, File
+from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.munmap import do_munmap
@@ -275,7 +276,7 @@ def _wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) 
 # Configuration.
 
 
-def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv) -> None:
+def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
     """With KSM, MERGEABLE and UNMERGEABLE set and clear a flag; COLLAPSE finds huge pages turned off.
 
     Source: Linux v6.8 mm/ksm.c:ksm_madvise(), mm/khugepaged.c:madvise_collapse().
@@ -285,7 +286,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv)
     if advice is Madv.COLLAPSE:
         raise SysError(errno.EINVAL)
     if advice not in (Madv.MERGEABLE, Madv.UNMERGEABLE):
-        _v6_8["_madvise_vma"](mm, vma, start, end, advice)
+        _v6_8["_madvise_vma"](mm, vma, start, end, advice, may_write)
         return
     vm_flags = vma.vm_flags & ~VM_MERGEABLE
     if advice is Madv.MERGEABLE and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):

@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import SysError
+from kerneld.mm.filemap import File
 from kerneld.mm.mm import MmStruct
 from kerneld.task.task import Process, Thread
 from shared.wire import SigInfo
@@ -48,6 +49,10 @@ class Call:
     def mm(self) -> MmStruct:
         """The caller's address space."""
         return self.process.live_mm
+
+    def may_write(self, file: File) -> bool:
+        """Tell whether the caller owns a file or may write to it, in whatever way it is open."""
+        return self.kernel.files.may_write(file, self.process.cred)
 
     def take_fd(self) -> int:
         """Consume the next descriptor of the datagram. Raises SysError(EBADF) where none is left."""

@@ -98,7 +98,7 @@ def sys_mremap(call: Call) -> int:
 
 def sys_madvise(call: Call) -> int:
     """args: addr, length, advice."""
-    do_madvise(call.mm, call.args[0], call.args[1], call.args[2])
+    do_madvise(call.mm, call.args[0], call.args[1], call.args[2], call.may_write)
     return 0
 
 

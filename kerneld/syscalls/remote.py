@@ -12,6 +12,7 @@ from pathlib import Path
 from kerneld.errors import SysError
 from kerneld.mm.access import pin_user_pages, unpin_user_pages
 from kerneld.mm.madvise import PROCESS_ADVICE, do_madvise
+from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import mmput
 from kerneld.syscalls.answer import Call
@@ -221,16 +222,16 @@ def sys_process_madvise(call: Call) -> int:
     if not call.process.cred.superuser:
         raise SysError(errno.EPERM)
     with held(process.live_mm) as mm:
-        return _vector_madvise(mm, ranges, advice)
+        return _vector_madvise(mm, ranges, advice, call.may_write)
 
 
-def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int) -> int:
+def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int, may_write: MayWrite) -> int:
     total = left = sum(length for _, length in ranges)
     for start, length in ranges:
         if not left:
             break
         try:
-            do_madvise(mm, start, length, advice)
+            do_madvise(mm, start, length, advice, may_write)
         except SysError:
             if left == total:
                 raise

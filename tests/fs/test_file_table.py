@@ -16,9 +16,10 @@ from kerneld.errors import SysError
 from kerneld.fs import inode as inode_module
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.writeback import do_msync
+from kerneld.task.task import Cred
 from shared.uapi.mman import Map, Ms, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.machine import RW, Machine, fails, map_file, open_descriptors, unmap
+from tests.fs.machine import ROOT, RW, USER, Machine, fails, map_file, open_descriptors, unmap
 
 TEXT = bytes(range(256)) * 40
 """Two and a half pages."""
@@ -318,3 +319,24 @@ def test_a_file_that_is_held_twice_in_one_call_is_put_twice(machine: Machine, fd
     addr = map_file(mm, second)
     machine.files.put_unused(second)
     assert machine.load(mm, addr, 4) == TEXT[:4]
+
+
+@pytest.mark.parametrize(
+    ("mode", "mine", "cred", "may"),
+    [
+        (0o600, False, USER, False),
+        (0o622, False, USER, True),
+        (0o400, True, USER, True),
+        (0o400, False, ROOT, True),
+    ],
+    ids=["another's", "everybody's", "one's own", "root"],
+)
+def test_who_may_write_is_the_files_matter_not_the_descriptors(
+    machine: Machine, path: Path, mode: int, mine: bool, cred: Cred, may: bool
+) -> None:
+    """Source: Linux v6.8 mm/madvise.c:can_do_file_pageout()."""
+    path.chmod(mode)
+    file = machine.files.open_fd(os.open(path, os.O_RDONLY))
+    caller = Cred(os.getuid(), os.getgid(), superuser=False) if mine else cred
+    assert machine.files.may_write(file, caller) is may
+    machine.files.put_unused(file)

@@ -227,6 +227,18 @@ class TestFreeAndCold:
         assert not entry(mm, page(1))
         assert load(mm, page(1)) == b"b"
 
+    @pytest.mark.parametrize("flags", [PRIVATE, SHARED])
+    @pytest.mark.parametrize("may", [True, False])
+    def test_pageout_asks_whose_the_file_is_not_how_it_is_open(
+        self, machine: Machine, mm: MmStruct, flags: int, may: bool
+    ) -> None:
+        """Source: Linux v6.8 mm/madvise.c:can_do_file_pageout()."""
+        file, _ = machine.new_file(bytes(PAGE_SIZE), writable=not may)
+        mmap(mm, 1, READ, flags, at=BASE, file=file)
+        load(mm, BASE)
+        do_madvise(mm, BASE, PAGE_SIZE, Madv.PAGEOUT, lambda _: may)
+        assert bool(entry(mm, BASE)) is not may
+
     def test_nothing_is_lost_by_pageout(self, mm: MmStruct) -> None:
         mmap(mm, 2, at=BASE)
         store(mm, BASE, b"x")
