@@ -50,6 +50,10 @@ class Call:
         """The caller's address space."""
         return self.process.live_mm
 
+    def int_arg(self, index: int) -> int:
+        """Return an argument that is an int, a pid_t or a uid_t in C, as its unsigned 32 bits: the rest is ignored."""
+        return self.args[index] & 0xFFFF_FFFF
+
     def may_write(self, file: File) -> bool:
         """Tell whether the caller owns a file or may write to it, in whatever way it is open."""
         return self.kernel.files.may_write(file, self.process.cred)

@@ -98,7 +98,7 @@ def sys_mremap(call: Call) -> int:
 
 def sys_madvise(call: Call) -> int:
     """args: addr, length, advice."""
-    do_madvise(call.mm, call.args[0], call.args[1], call.args[2], call.may_write)
+    do_madvise(call.mm, call.args[0], call.args[1], call.int_arg(2), call.may_write)
     return 0
 
 
@@ -114,7 +114,7 @@ def sys_mlock(call: Call) -> int:
 
 def sys_mlock2(call: Call) -> int:
     """args: addr, length, flags: MLOCK_ONFAULT or 0."""
-    flags = call.args[2]
+    flags = call.int_arg(2)
     if flags & ~MLOCK_ONFAULT:
         raise SysError(errno.EINVAL)
     return _mlock(call, VM_LOCKED | VM_LOCKONFAULT if flags else VM_LOCKED)
@@ -141,8 +141,9 @@ def sys_munlock(call: Call) -> int:
 
 def sys_mlockall(call: Call) -> int:
     """args: flags."""
-    do_mlockall(call.mm, call.args[0], privileged=call.process.cred.superuser)
-    if call.args[0] & Mcl.CURRENT.value:
+    flags = call.int_arg(0)
+    do_mlockall(call.mm, flags, privileged=call.process.cred.superuser)
+    if flags & Mcl.CURRENT.value:
         mm_populate(call.mm, 0, TASK_SIZE)
     return 0
 
@@ -155,5 +156,5 @@ def sys_munlockall(call: Call) -> int:
 
 def sys_msync(call: Call) -> int:
     """args: addr, length, flags."""
-    do_msync(call.mm, call.args[0], call.args[1], call.args[2])
+    do_msync(call.mm, call.args[0], call.args[1], call.int_arg(2))
     return 0

@@ -40,13 +40,13 @@ def sys_getuid(call: Call) -> int:
 
 def sys_setuid(call: Call) -> int:
     """args: uid. Raises as `ProcessTable.setuid` does."""
-    call.kernel.table.setuid(call.process, call.args[0])
+    call.kernel.table.setuid(call.process, call.int_arg(0))
     return 0
 
 
 def sys_rt_sigaction(call: Call) -> int:
     """args: signo, disposition."""
-    do_sigaction(call.process, call.args[0], call.args[1])
+    do_sigaction(call.process, call.int_arg(0), call.args[1])
     return 0
 
 
@@ -110,7 +110,8 @@ def sys_prlimit64(call: Call) -> int | Answer:
     another user's process or a hard limit raised by anyone but the superuser. Source: Linux v6.8
     kernel/sys.c:do_prlimit().
     """
-    pid, resource, new, old = call.args[:4]
+    pid, resource = call.int_arg(0), call.int_arg(1)
+    new, old = call.args[2:4]
     if new and len(call.data) != _RLIMIT64.size:
         raise SysError(errno.EFAULT)
     process = call.kernel.processes.get(pid) if pid else call.process
@@ -133,5 +134,6 @@ def sys_prlimit64(call: Call) -> int | Answer:
 
 def _check_may_limit(caller: Process, process: Process) -> None:
     """Source: Linux v6.8 kernel/sys.c:check_prlimit_permission()."""
-    if process is not caller and not caller.cred.superuser and process.cred.uid != caller.cred.uid:
+    theirs, ours = process.cred, caller.cred
+    if process is not caller and not ours.superuser and (theirs.uid, theirs.gid) != (ours.uid, ours.gid):
         raise SysError(errno.EPERM)

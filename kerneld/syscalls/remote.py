@@ -45,7 +45,8 @@ def sys_process_vm_writev(call: Call) -> int:
 
 def _process_vm_rw(call: Call, *, write: bool) -> int:
     """Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw(), process_vm_rw_core()."""
-    pid, _local, nr_local, _remote, nr_remote, flags = call.args
+    pid = call.int_arg(0)
+    _local, nr_local, _remote, nr_remote, flags = call.args[1:]
     if flags or nr_local > UIO_MAXIOV or nr_remote > UIO_MAXIOV:
         raise SysError(errno.EINVAL)
     pieces = _unpack_iovecs(call.data, nr_local + nr_remote)
@@ -193,7 +194,8 @@ def _get_process(call: Call, pid: Pid) -> Process:
 
 def _may_access(caller: Process, process: Process) -> bool:
     """Source: Linux v6.8 kernel/fork.c:mm_access() and kernel/ptrace.c:__ptrace_may_access()."""
-    same_user = process.cred.uid == caller.cred.uid and not process.cred.superuser
+    theirs, ours = process.cred, caller.cred
+    same_user = (theirs.uid, theirs.gid) == (ours.uid, ours.gid) and not theirs.superuser
     return process is caller or caller.cred.superuser or same_user
 
 
@@ -205,7 +207,8 @@ def sys_process_madvise(call: Call) -> int:
     EPERM for anybody but the superuser, and as `do_madvise` does for the first range.
     Source: Linux v6.8 mm/madvise.c:SYSCALL_DEFINE5(process_madvise).
     """
-    pid, _pointer, count, advice, flags = call.args[:5]
+    pid, advice, flags = call.int_arg(0), call.int_arg(3), call.int_arg(4)
+    count = call.args[2]
     pidfd = call.take_fd() if call.fds else None
     try:
         if flags or count > UIO_MAXIOV:

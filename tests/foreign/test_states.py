@@ -8,11 +8,13 @@ from kerneld.hw.paging import PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER, pte_pfn
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_EXEC, VM_WRITE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from tests.foreign import huge_and_swapped, states
 from tests.foreign.agreement import Verdicts, choose_addresses, judge
-from tests.foreign.states import STATES, State
+from tests.foreign.states import State
 from tests.foreign.walker import Walker
 from tests.foreign.world import RAM_BYTES, mm_of, new_world
 
+STATES = [*states.STATES, *huge_and_swapped.STATES]
 ADDRESSES = 4000
 """How many addresses of each address space are judged."""
 

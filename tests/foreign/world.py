@@ -19,6 +19,7 @@ from shared.uapi.syscalls import ABI_VERSION, Access, Nr
 from shared.wire import U64_MASK, Request
 
 RAM_BYTES = 64 << 20
+SWAP_BYTES = 32 << 20
 NONE, R, W, X = Prot.NONE, Prot.READ, Prot.WRITE, Prot.EXEC
 PRIVATE, SHARED = Map.PRIVATE, Map.SHARED
 BASE = 0x10_0000_0000
@@ -29,7 +30,7 @@ class World:
     """One machine; `me` is the first process, this real one."""
 
     def __init__(self) -> None:
-        self.kernel = Kernel(KernelConfig(RAM_BYTES, os.getuid()))
+        self.kernel = Kernel(KernelConfig(RAM_BYTES, os.getuid(), swap_bytes=SWAP_BYTES))
         self._children: list[subprocess.Popen[bytes]] = []
         self.me = self._attach(os.getpid(), 0)
 

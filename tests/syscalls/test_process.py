@@ -41,7 +41,7 @@ class TestSetuid:
         assert program.call(Nr.SETUID, USER) == 0
         assert program.call(Nr.GETUID) == USER
 
-    @pytest.mark.parametrize("uid", [NOBODY, NOBODY + 1, -1])
+    @pytest.mark.parametrize("uid", [NOBODY, -1])
     def test_no_uid_at_all(self, program: Program, root: Program, uid: int) -> None:
         assert program.call(Nr.SETUID, uid) == root.call(Nr.SETUID, uid) == -errno.EINVAL
 
