@@ -82,7 +82,7 @@ class Simulated:
     def end(self) -> None:
         """End the program's processes. Raises KernelBug where frames are missing then."""
         for thread in self.threads.values():
-            do_group_exit(thread.process, 0)
+            do_group_exit(thread, 0)
         self.kernel.take_ended()
         self.threads.clear()
         self._files.close()

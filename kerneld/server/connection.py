@@ -130,6 +130,7 @@ class Connection:
     def attached(self, kernel: Kernel, thread: Thread, sender: Sender) -> None:
         """The connection is a thread's from now on."""
         self.thread = thread
+        thread.connection = self
         self.call = Call(kernel, thread, NO_ARGS, b"", [])
         self.usual = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, CREDENTIALS.pack(*sender))]
 

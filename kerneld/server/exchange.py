@@ -37,6 +37,7 @@ from kerneld.server.connection import Connection, Datagram, close_fds
 from kerneld.syscalls.ahead import STORE, fault_stores_ahead
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.dispatch import dispatch, run
+from kerneld.task.entry import sysvec_apic_timer_interrupt
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -164,7 +165,10 @@ class Batch:
         """The datagram's, those that no request has consumed yet."""
 
     def run(self, slice_seconds: float) -> Outcome | None:
-        """Run the next request, and more until the slice is over; None where requests are left then."""
+        """Run the next request, and more until the slice is over.
+
+        Returns None where requests are left then: the thread has gone behind those that wait for the processor.
+        """
         until = monotonic() + slice_seconds
         requests = self._requests
         while True:
@@ -186,6 +190,8 @@ class Batch:
             if is_over or self._next == len(requests):
                 return Outcome(b"".join(self._replies), self._answer_fds, self._is_last)
             if monotonic() >= until:
+                assert self._connection.thread is not None
+                sysvec_apic_timer_interrupt(self._connection.thread)
                 return None
 
     def _run_usual(self, call: Call, request: wire.Request) -> bool:

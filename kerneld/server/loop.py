@@ -1,8 +1,10 @@
 """The event loop: who is served next. One thread; every call runs to completion, so the kernel needs no lock.
 
-The list of ready descriptors is the run queue, round robin: in a turn each ready connection has one datagram answered,
-then epoll is asked again (level-triggered: what is left over is ready still, behind those that came meanwhile). A batch
-that is longer than a slice of time goes on in the next turn, behind those that are ready by then.
+It is the machine's idle task and its interrupts in one: it hears who has something to ask, and gives that thread the
+processor (`kerneld.task.sched`). In a turn each ready connection has one datagram answered, then epoll is asked again
+(level-triggered: what is left over is ready still, behind those that came meanwhile). A batch that is longer than a
+slice of time leaves its thread on the run queue, which is the one list of those that go on: each has its next slice in
+the next turn, behind those that are ready by then, round robin.
 
 Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch, and
 files that have changed, so that who truncates one and then asks is told the truth; then connections; then new ones. An
@@ -73,8 +75,8 @@ class Loop:
         self._connections: dict[int, Connection] = {}
         self.slice_seconds = SLICE_SECONDS
         """How long a batch runs before others are served."""
-        self._unfinished: list[Connection] = []
-        """Those with a batch that goes on in the next turn; one that was closed meanwhile has none any more."""
+        self._waiting = kernel.rq.queue
+        """The threads with a batch that goes on in the next turn; one that has died meanwhile is not there any more."""
         self._is_stopping = False
         self._spin = Spin()
         self._epoll = select.epoll()
@@ -102,7 +104,7 @@ class Loop:
     def _finish_batches(self) -> None:
         """What has begun is finished, and answered, as far as that does not keep the daemon from ending."""
         until = monotonic() + STOP_SECONDS
-        while self._unfinished and monotonic() < until:
+        while self._waiting and monotonic() < until:
             self._go_on()
 
     def turn(self, timeout_seconds: float | None = None) -> None:
@@ -113,7 +115,7 @@ class Loop:
             self._serve(connection, events[0][1])
         else:
             self._serve_all(events)
-        if self._unfinished:
+        if self._waiting:
             self._go_on()
         self._tends = self._host.is_needed
         if self._tends:
@@ -122,7 +124,7 @@ class Loop:
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
-        if self._unfinished:
+        if self._waiting:
             return self._look()
         if spin.skip:
             spin.skip -= 1
@@ -247,7 +249,6 @@ class Loop:
             raise
         if isinstance(outcome, Batch):
             connection.batch = outcome
-            self._unfinished.append(connection)
             self._epoll.modify(connection.fd, 0)
             return None
         if datagram.fds:
@@ -255,10 +256,10 @@ class Loop:
         return outcome
 
     def _go_on(self) -> None:
-        """Run a slice of each unfinished batch."""
-        connections, self._unfinished = self._unfinished, []
-        for connection in connections:
-            if connection.batch is None:
+        """Run a slice of each thread's that waits for the processor."""
+        for thread in list(self._waiting):
+            connection = thread.connection
+            if not isinstance(connection, Connection) or connection.batch is None:
                 continue
             try:
                 self._go_on_with(connection, connection.batch)
@@ -272,7 +273,6 @@ class Loop:
     def _go_on_with(self, connection: Connection, batch: Batch) -> None:
         outcome = batch.run(self.slice_seconds)
         if outcome is None:
-            self._unfinished.append(connection)
             return
         connection.batch = None
         close_fds(batch.fds)

@@ -15,8 +15,9 @@ import structlog
 from kerneld.errors import SysError
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.table import HANDLERS, find_name
+from kerneld.task.entry import exit_to_user_mode_prepare
 from kerneld.task.exit import do_group_exit
-from kerneld.task.signal import exit_to_user_mode_loop
+from kerneld.task.sched import run_task
 from shared.uapi.signals import SI_KERNEL
 from shared.wire import SigInfo
 
@@ -45,15 +46,17 @@ def run(call: Call, nr: int) -> int | Answer:
     if handler is None:
         return -errno.ENOSYS
     kernel, thread = call.kernel, call.thread
-    kernel.oom_tasks.current = thread
+    rq = kernel.rq
+    if rq.curr is not thread:
+        run_task(rq, thread)
     try:
         result = handler(call)
     except SysError as error:
         result = -error.errno
     except Exception:
         return _oops(call, nr)
-    if thread.pending:
-        exit_to_user_mode_loop(thread)
+    if thread.flags:
+        exit_to_user_mode_prepare(thread)
     frames = kernel.frames
     if frames.buddy.nr_free < frames.watermark_low:
         kernel.vmscan.balance_pgdat()
@@ -88,7 +91,7 @@ def _oops(call: Call, nr: int) -> Answer:
         vmas=[repr(vma) for vma in process.mm.vmas][:64] if process.mm is not None else [],
     )
     try:
-        do_group_exit(process, SIGSEGV)
+        do_group_exit(call.thread, SIGSEGV)
     except Exception:
         _log.exception("the oopsing task could not be ended cleanly", pid=process.pid)
     call.kernel.shadowpt.flush()

@@ -30,8 +30,9 @@ from kerneld.mm.swap import SwapFile
 from kerneld.mm.vmscan import Vmscan
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
-from kerneld.task.exit import do_exit, do_group_exit
+from kerneld.task.exit import do_exit, kill_process
 from kerneld.task.oom_tasks import OomTasks
+from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
@@ -106,7 +107,9 @@ class Kernel:
         self.ended = self.table.ended
         """Not empty exactly while take_ended() has something to say: looked at after each request."""
         self.procfs = ProcFs(self)
-        self.oom_tasks = OomTasks(self.processes)
+        self.rq = RunQueue()
+        """The processor: who runs, who waits for it."""
+        self.oom_tasks = OomTasks(self.processes, self.rq)
         self._oom_killer = OomKiller(
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )
@@ -127,8 +130,10 @@ class Kernel:
         """
         if version != ABI_VERSION:
             raise SysError(errno.EPROTO)
-        self.oom_tasks.current = None
+        # Nobody's request: should memory be short now, the OOM killer must not take the last one's maker for the asker.
+        run_task(self.rq, None)
         thread = self.table.attach(sender.pid, sender.uid, sender.gid, tid, token)
+        run_task(self.rq, thread)
         if flags & ATTACH_HOST:
             thread.process.memory_is_host = True
         self.check()
@@ -141,7 +146,7 @@ class Kernel:
 
     def process_died(self, process: Process) -> None:
         """The real process has ended."""
-        do_group_exit(process, 0)
+        kill_process(process)
         self.check()
 
     def files_changed(self) -> None:
@@ -174,7 +179,7 @@ class Kernel:
     def shutdown(self) -> None:
         """End every process and give the memory back."""
         for process in list(self.processes.values()):
-            do_group_exit(process, 0)
+            kill_process(process)
         self.take_ended()
         self._inotify.close()
         self.frames.swap.close()

@@ -9,7 +9,7 @@ from kerneld.errors import SysError
 from kerneld.mm.filemap import File
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.exec import do_execve
-from kerneld.task.exit import do_exit, do_group_exit
+from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.signal import do_sigaction
 from kerneld.task.table import find_ppid
 from kerneld.task.task import Process
@@ -63,7 +63,7 @@ def sys_exit(call: Call) -> int:
 
 def sys_exit_group(call: Call) -> int:
     """End the process."""
-    do_group_exit(call.process, 0)
+    do_group_exit(call.thread, 0)
     return 0
 
 
@@ -87,7 +87,7 @@ def sys_execve(call: Call) -> int:
     finally:
         for opened in held:
             files.put_unused(opened)
-    call.process.threads[:] = [call.thread]
+    zap_other_threads(call.thread)
     return 0
 
 

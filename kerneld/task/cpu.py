@@ -1,4 +1,4 @@
-"""The processor: loads, stores and touches of a thread, through the page tables.
+"""The processor: loads, stores and touches of the running thread, through the page table that CR3 names.
 
 Owns the retry after a fault. Each access translates each page; a page that cannot be translated raises the page-fault
 exception, as on a real machine, and the access goes on or stops at the signal. Knows no VMA. A signal that stopped an
@@ -12,8 +12,9 @@ from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
 from kerneld.mm.fault import VM_FAULT_ERROR
 from kerneld.mm.populate import fault_in_range, mark_accessed
+from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
-from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error, irqentry_exit
+from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
 
 _CANONICAL_END = 1 << 47
@@ -30,9 +31,12 @@ def _translate(thread: Thread, vaddr: Vaddr, access: int) -> int:
         else:
             exc_page_fault(thread, PF_USER | access, vaddr)
         return -1
-    process = thread.process
+    rq = thread.rq
+    assert rq is not None
     for _ in range(_PATIENCE):
-        paddr = process.live_mm.page_table.translate(vaddr, access)
+        pgd = rq.pgd
+        assert pgd is not None
+        paddr = pgd.translate(vaddr, access)
         if paddr >= 0:
             return paddr
         exc_page_fault(thread, ~paddr, vaddr)
@@ -115,7 +119,7 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
     reached, fault = fault_in_range(mm, vma, start, end, write)
     mark_accessed(mm, start, reached, write)
     if fault & VM_FAULT_ERROR:
-        fault_error(thread, reached, fault)
+        fault_error(thread, PF_USER | access, reached, fault)
         irqentry_exit(thread)
     process.min_flt += mm.range_faults - before
     process.maj_flt += mm.range_major_faults - major

@@ -1,31 +1,69 @@
 """The end of threads and processes.
 
+A thread that ends itself, by a call or by a signal, is `curr`: with its last function the processor goes to another.
 Answers to Linux v6.8 kernel/exit.c. Whoever must know of an end has put itself into `Process.on_exit`.
 """
 
 from __future__ import annotations
 
+from kerneld.task.sched import TASK_DEAD, do_task_dead, leave_mm
 from kerneld.task.task import Process, Thread
 
 
 def do_exit(thread: Thread) -> None:
-    """End one thread; the last one ends its process. Source: Linux v6.8 kernel/exit.c:do_exit()."""
+    """End one thread; the last one ends its process. A second time is nothing.
+
+    Source: Linux v6.8 kernel/exit.c:do_exit().
+    """
+    if thread.state == TASK_DEAD:
+        return
     process = thread.process
-    if thread in process.threads:
-        process.threads.remove(thread)
+    process.threads.remove(thread)
+    exit_mm(thread)
+    if process.ended:
+        exit_notify(process)
+    do_task_dead(thread)
+
+
+def exit_mm(thread: Thread) -> None:
+    """Let go of the address space; the last thread takes it down. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
+    process = thread.process
+    rq = thread.rq
+    if rq is not None and rq.mm is process.mm and rq.curr in (thread, None):
+        leave_mm(rq)
     if not process.threads:
-        do_group_exit(process, 0)
+        process.exit_mm()
 
 
-def do_group_exit(process: Process, signo: int) -> None:
-    """End a process with all its threads; `signo` is the signal that does it, 0 for an exit. A second time is nothing.
+def exit_notify(process: Process) -> None:
+    """Tell who waits for the end of the process. Source: Linux v6.8 kernel/exit.c:exit_notify()."""
+    if process.on_exit is not None:
+        process.on_exit(process)
+
+
+def do_group_exit(thread: Thread, signo: int) -> None:
+    """End a thread and with it its process; `signo` is the signal that does it, 0 for an exit.
 
     Source: Linux v6.8 kernel/exit.c:do_group_exit().
     """
+    process = thread.process
     if process.ended:
         return
     process.exit_signal = signo
-    process.threads.clear()
-    process.exit_mm()
-    if process.on_exit is not None:
-        process.on_exit(process)
+    zap_other_threads(thread)
+    do_exit(thread)
+
+
+def zap_other_threads(thread: Thread) -> None:
+    """Kill every other thread of a thread's process. Source: Linux v6.8 kernel/signal.c:zap_other_threads().
+
+    Differs from Linux: they are gone on return. No call of theirs can be half done, so nothing is to be waited for.
+    """
+    for other in [other for other in thread.process.threads if other is not thread]:
+        do_exit(other)
+
+
+def kill_process(process: Process, signo: int = 0) -> None:
+    """End a process from outside: its real one has died, or the kernel kills it. It is gone when this returns."""
+    if process.threads:
+        do_group_exit(process.threads[0], signo)

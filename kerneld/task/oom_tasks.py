@@ -1,6 +1,6 @@
 """The processes as the OOM killer needs them, and how the one that it has chosen dies.
 
-Owns which thread is being served, and the list of processes whose real ones are to be killed. Knows no socket: whoever
+Owns the list of processes whose real ones are to be killed. Knows no socket: whoever
 has a handle of the real process takes the list. Answers to Linux v6.8 mm/oom_kill.c: __oom_kill_process(),
 task_will_free_mem().
 
@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from signal import SIGKILL
 
 from kerneld.mm.oom import OomTask
-from kerneld.task.signal import send_sigkill, send_signal_locked
+from kerneld.task.exit import kill_process
+from kerneld.task.sched import RunQueue
+from kerneld.task.signal import send_signal_locked
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import Pid
 from shared.uapi.signals import SI_KERNEL
@@ -24,11 +26,15 @@ from shared.wire import SigInfo
 class OomTasks:
     """The tasks of one machine, for its OOM killer."""
 
-    def __init__(self, processes: Mapping[Pid, Process]) -> None:
+    def __init__(self, processes: Mapping[Pid, Process], rq: RunQueue) -> None:
         self._processes = processes
+        self._rq = rq
         self._killed: list[Process] = []
-        self.current: Thread | None = None
-        """The thread whose request is being served (Linux: current); None while a process attaches."""
+
+    @property
+    def current(self) -> Thread | None:
+        """The thread whose request is being served; None while a process attaches."""
+        return self._rq.curr
 
     def tasks(self) -> list[OomTask]:
         """Return every process, the oldest first."""
@@ -54,7 +60,7 @@ class OomTasks:
             return False
         # A call that reads or writes its memory from another process holds it until it returns.
         is_free = process.live_mm.users == 1
-        send_sigkill(process)
+        kill_process(process, SIGKILL)
         return is_free
 
     def take_killed(self) -> list[Process]:

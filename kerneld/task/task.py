@@ -5,7 +5,7 @@ socket: `Thread.connection` is the server's own. Answers to Linux v6.8 include/l
 include/linux/sched/signal.h.
 
 Invariants: `process.mm` is an address space until `ended`, None from then on; `threads` is empty exactly when it
-has ended or nothing is attached yet.
+has ended or nothing is attached yet, and holds no dead one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from signal import SIGKILL
 from kerneld.mm.limits import Rlimits
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import mmput
+from kerneld.task.sched import TASK_INTERRUPTIBLE, RunQueue, switch_mm
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
 from shared.wire import SigInfo
@@ -46,7 +47,8 @@ class Process:
         """`start_time` is CLOCK_MONOTONIC in seconds; `comm` the real process's name."""
         self.pid = pid
         self.cred = cred
-        self._mm: MmStruct | None = mm
+        self.mm: MmStruct | None = mm
+        """The address space, None once the process has ended."""
         self.comm = comm
         self.start_time = start_time
         self.threads: list[Thread] = []
@@ -63,15 +65,10 @@ class Process:
         """The signal that ended it, 0 for an exit."""
 
     @property
-    def mm(self) -> MmStruct | None:
-        """The address space, None once the process has ended."""
-        return self._mm
-
-    @property
     def live_mm(self) -> MmStruct:
         """The address space of a process that is known to live: it makes a call."""
-        assert self._mm is not None
-        return self._mm
+        assert self.mm is not None
+        return self.mm
 
     @property
     def rlimits(self) -> Rlimits:
@@ -79,12 +76,15 @@ class Process:
         return self.live_mm.rlimits
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
-        """Go on with a new address space: listeners move over, then the old one is taken down.
+        """Go on with a new address space: the processor and the listeners move over, then the old one is taken down.
 
         Source: Linux v6.8 fs/exec.c:exec_mmap().
         """
         old = self.live_mm
-        self._mm = new_mm
+        self.mm = new_mm
+        for thread in self.threads:
+            if thread.rq is not None and thread.rq.mm is old:
+                switch_mm(thread.rq, new_mm)
         for notifier in list(old.notifiers):
             notifier.exec_mmap(new_mm)
         old.notifiers.clear()
@@ -92,7 +92,7 @@ class Process:
 
     def exit_mm(self) -> None:
         """Give the address space up; the process has ended then. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
-        mm, self._mm = self._mm, None
+        mm, self.mm = self.mm, None
         self.ended = True
         if mm is not None:
             mm.frames.vmstat["pgfault"] += self.min_flt + self.maj_flt
@@ -103,12 +103,22 @@ class Process:
 class Thread:
     """One thread of a process: one connection."""
 
-    __slots__ = ("__weakref__", "connection", "delivered", "pending", "process", "siginfo", "tid")
+    __slots__ = (
+        "__weakref__", "connection", "delivered", "flags", "on_rq", "pending", "process", "rq", "siginfo", "state",
+        "tid",
+    )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
         self.tid = tid
         self.process = process
         self.connection: object | None = None
+        self.state = TASK_INTERRUPTIBLE
+        """TASK_ of `kerneld.task.sched`: what it is, or is to be once it is off the processor."""
+        self.on_rq = False
+        self.rq: RunQueue | None = None
+        """The processor that it runs or has run on."""
+        self.flags = 0
+        """What is to be done before user mode goes on: TIF_ (Linux: thread_info.flags); 0 nearly always."""
         self.pending = 0
         """Pending signals as a bit mask, bit signo - 1 (Linux: sigset_t)."""
         self.siginfo: dict[int, SigInfo] = {}

@@ -56,7 +56,7 @@ class World:
     def close(self) -> None:
         """Let go of the address spaces, which the machine ends."""
         for process in self.processes.values():
-            process._mm = None
+            process.mm = None
         self.processes.clear()
 
     def read(self, path: str, reader: Process | None = None, offset: int = 0, length: int = 1 << 16) -> bytes:

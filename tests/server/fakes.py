@@ -16,6 +16,8 @@ from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.answer import Answer, Call
+from kerneld.task.sched import RunQueue, do_task_dead, run_task
+from kerneld.task.task import Thread
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -27,16 +29,11 @@ TURN_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
-class FakeThread:
-    tid: int
-    process: FakeProcess
-
-
-@dataclass(slots=True, eq=False)
 class FakeProcess:
     pid: int
-    threads: list[FakeThread] = field(default_factory=list)
+    threads: list[Thread] = field(default_factory=list)
     ended: bool = False
+    mm: None = None
 
 
 class FakeKernel:
@@ -44,7 +41,7 @@ class FakeKernel:
 
     def __init__(self) -> None:
         self.processes: dict[int, FakeProcess] = {}
-        self.requests: list[tuple[FakeThread, wire.Request]] = []
+        self.requests: list[tuple[Thread, wire.Request]] = []
         self.died: list[int] = []
         self.exited: list[int] = []
         self.consumed_fds: list[int] = []
@@ -52,20 +49,23 @@ class FakeKernel:
         self.file_changes_fd = -1
         self.shadowpt = SimpleNamespace(followed_host=None)
         self.killed: list[FakeProcess] = []
+        self.rq = RunQueue()
 
-    def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> FakeThread:
+    def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> Thread:
         if version != 1:
             raise SysError(71)
         process = self.processes.setdefault(sender.pid, FakeProcess(sender.pid))
-        thread = FakeThread(tid or sender.pid, process)
+        thread = Thread(tid or sender.pid, cast(Any, process))
         process.threads.append(thread)
+        run_task(self.rq, thread)
         return thread
 
-    def thread_exited(self, thread: FakeThread) -> None:
+    def thread_exited(self, thread: Thread) -> None:
         self.exited.append(thread.tid)
         thread.process.threads.remove(thread)
+        do_task_dead(thread)
         if not thread.process.threads:
-            self.end(thread.process)
+            self.end(cast(Any, thread.process))
 
     def process_died(self, process: FakeProcess) -> None:
         self.died.append(process.pid)
@@ -74,6 +74,8 @@ class FakeKernel:
     def end(self, process: FakeProcess) -> None:
         if not process.ended:
             process.ended = True
+            for thread in process.threads:
+                do_task_dead(thread)
             del self.processes[process.pid]
             self.ended.append(process)
 
@@ -90,10 +92,11 @@ class FakeKernel:
         self.processes.clear()
 
 
-def fake_dispatch(kernel: FakeKernel, thread: FakeThread, request: wire.Request, fds: list[int]) -> Answer:
+def fake_dispatch(kernel: FakeKernel, thread: Thread, request: wire.Request, fds: list[int]) -> Answer:
     """Behave enough like each family of requests for the server to show what it does about it."""
+    run_task(kernel.rq, thread)
     kernel.requests.append((thread, request))
-    process = thread.process
+    process = cast(FakeProcess, thread.process)
     match request.nr:
         case Nr.GETPID:
             return Answer(process.pid)
