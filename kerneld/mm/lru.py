@@ -36,6 +36,7 @@ _U32 = (1 << 32) - 1
 _PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
 _QUEUED = 8192
 """How many frames of a list are put in order at a time."""
+_LAG_SHIFT = 10
 SWAP_CLUSTER_MAX = 32
 
 
@@ -61,6 +62,18 @@ def lru_sizes(frames: Frames) -> list[int]:
     places = frames.flags & np.uint32(_PLACE)
     sizes = [int(np.count_nonzero(places == np.uint32(flags))) for flags in _FLAGS_OF.values()]
     return [*sizes, int(np.count_nonzero(places & np.uint32(PG_UNEVICTABLE)))]
+
+
+def recent_lru_sizes(frames: Frames) -> list[int]:
+    """Return what `lru_sizes` does, or what it has returned before a thousandth of the machine has changed its place.
+
+    For who asks at every page. Linux's counters lag behind as well (mm/vmstat.c: a batch a processor).
+    """
+    clock, sizes = frames.lru_sizes_noted
+    if not clock <= frames.lru_clock <= clock + (frames.total_pages >> _LAG_SHIFT):
+        sizes = lru_sizes(frames)
+        frames.lru_sizes_noted = frames.lru_clock, sizes
+    return sizes
 
 
 class Lists:
@@ -202,5 +215,5 @@ def lru_note_cost(frames: Frames, is_file: bool, nr_io: int, nr_rotated: int) ->
     if not cost:
         return
     frames.lru_cost[is_file] += cost
-    if sum(frames.lru_cost) > sum(lru_sizes(frames)[:4]) // 4:
+    if sum(frames.lru_cost) > sum(recent_lru_sizes(frames)[:4]) // 4:
         frames.lru_cost = [cost // 2 for cost in frames.lru_cost]

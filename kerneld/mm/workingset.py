@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.mm.frames import PG_WORKINGSET, Frames, Pfns
-from kerneld.mm.lru import LruList, folio_activate, lru_note_cost, lru_sizes
+from kerneld.mm.lru import LruList, folio_activate, lru_note_cost, recent_lru_sizes
 from shared.uapi.page import Pfn
 
 _PRESENT = 1 << 31
@@ -40,7 +40,7 @@ def workingset_refault(frames: Frames, pfn: Pfn, shadow: int, *, is_file: bool) 
     kind = "file" if is_file else "anon"
     frames.vmstat[f"workingset_refault_{kind}"] += 1
     distance = (frames.nonresident_age - shadow) & _EVICTION_MASK
-    sizes = lru_sizes(frames)
+    sizes = recent_lru_sizes(frames)
     workingset_size = sizes[LruList.ACTIVE_FILE]
     if not is_file:
         workingset_size += sizes[LruList.INACTIVE_FILE]

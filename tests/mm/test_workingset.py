@@ -1,0 +1,75 @@
+"""Whether a page that comes back is made active, and that to ask so does not take a look at all of memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kerneld.mm import lru
+from kerneld.mm.frames import PG_ACTIVE, Frames
+from kerneld.mm.lru import folio_activate, lru_sizes, recent_lru_sizes
+from kerneld.mm.madvise_pages import madvise_pageout
+from shared.uapi.page import PAGE_SIZE
+from tests.mm.world import ANON, BASE, RW, Machine, load, mmap, page, pfn_of, store, vma_at
+
+PAGES = 600
+
+
+@pytest.fixture
+def machine() -> Machine:
+    """64 MiB, so that a thousandth of them is more than one page."""
+    return Machine(64 << 20, swap_bytes=8 << 20)
+
+
+def paged_out(machine: Machine, pages: int) -> list[int]:
+    """Return a new address space's pages, all of them in the swap file."""
+    mm = machine.new_mm()
+    mmap(mm, pages, RW, ANON, at=BASE)
+    for number in range(pages):
+        store(mm, page(number), b"x")
+    madvise_pageout(mm, vma_at(mm, BASE), BASE, BASE + pages * PAGE_SIZE, lambda file: True)
+    return list(range(pages))
+
+
+def test_memory_is_not_counted_for_each_page_that_comes_in(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def counting(frames: Frames) -> list[int]:
+        counted.append(frames.lru_clock)
+        return lru_sizes(frames)
+
+    paged_out(machine, PAGES)
+    monkeypatch.setattr(lru, "lru_sizes", counting)
+    for number in range(PAGES):
+        load(machine.mms[0], page(number))
+    # Each page comes to the head of a list twice: as it comes in, and as it is made active.
+    assert 1 <= len(counted) <= 2 * PAGES // (machine.frames.total_pages >> 10) + 1
+    machine.close()
+
+
+def test_what_is_said_is_what_was_a_moment_ago(machine: Machine) -> None:
+    lag = machine.frames.total_pages >> 10
+    mm = machine.new_mm()
+    mmap(mm, PAGES, RW, ANON, at=BASE)
+    assert recent_lru_sizes(machine.frames) == lru_sizes(machine.frames)
+    for number in range(PAGES):
+        store(mm, page(number), b"x")
+        ahead = sum(lru_sizes(machine.frames)) - sum(recent_lru_sizes(machine.frames))
+        assert 0 <= ahead <= lag
+    machine.close()
+
+
+@pytest.mark.parametrize("is_soon", [True, False])
+def test_a_page_that_comes_back_soon_is_active(machine: Machine, is_soon: bool) -> None:
+    """Soon: fewer pages have been evicted since than memory in use there is that it could have stayed instead of."""
+    paged_out(machine, PAGES)
+    mm = machine.mms[0]
+    mmap(mm, 2 * PAGES, RW, ANON, at=page(4096))
+    for number in range(2 * PAGES):
+        store(mm, page(4096 + number), b"x")
+    if is_soon:
+        in_use = [pfn_of(mm, page(4096 + number)) for number in range(2 * PAGES)]
+        folio_activate(machine.frames, np.array(in_use))
+    load(mm, page(0))
+    assert bool(machine.frames.flags_at[pfn_of(mm, page(0))] & PG_ACTIVE) is is_soon
+    machine.close()
