@@ -9,6 +9,7 @@ from kerneld.mm import lru
 from kerneld.mm.frames import PG_ACTIVE, Frames
 from kerneld.mm.lru import folio_activate, lru_sizes, recent_lru_sizes
 from kerneld.mm.madvise_pages import madvise_pageout
+from kerneld.mm.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import ANON, BASE, RW, Machine, load, mmap, page, pfn_of, store, vma_at
 
@@ -21,14 +22,14 @@ def machine() -> Machine:
     return Machine(64 << 20, swap_bytes=8 << 20)
 
 
-def paged_out(machine: Machine, pages: int) -> list[int]:
-    """Return a new address space's pages, all of them in the swap file."""
+def paged_out(machine: Machine, pages: int) -> MmStruct:
+    """Return a new address space with so many pages from BASE, all of them in the swap file."""
     mm = machine.new_mm()
     mmap(mm, pages, RW, ANON, at=BASE)
     for number in range(pages):
         store(mm, page(number), b"x")
     madvise_pageout(mm, vma_at(mm, BASE), BASE, BASE + pages * PAGE_SIZE, lambda file: True)
-    return list(range(pages))
+    return mm
 
 
 def test_memory_is_not_counted_for_each_page_that_comes_in(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +39,10 @@ def test_memory_is_not_counted_for_each_page_that_comes_in(machine: Machine, mon
         counted.append(frames.lru_clock)
         return lru_sizes(frames)
 
-    paged_out(machine, PAGES)
+    mm = paged_out(machine, PAGES)
     monkeypatch.setattr(lru, "lru_sizes", counting)
     for number in range(PAGES):
-        load(machine.mms[0], page(number))
+        load(mm, page(number))
     # Each page comes to the head of a list twice: as it comes in, and as it is made active.
     assert 1 <= len(counted) <= 2 * PAGES // (machine.frames.total_pages >> 10) + 1
     machine.close()
@@ -61,15 +62,15 @@ def test_what_is_said_is_what_was_a_moment_ago(machine: Machine) -> None:
 
 @pytest.mark.parametrize("is_soon", [True, False])
 def test_a_page_that_comes_back_soon_is_active(machine: Machine, is_soon: bool) -> None:
-    """Soon: fewer pages have been evicted since than memory in use there is that it could have stayed instead of."""
-    paged_out(machine, PAGES)
-    mm = machine.mms[0]
+    """Soon: fewer pages have been evicted since than there is active memory that it could have stayed instead of."""
+    mm = machine.new_mm()
     mmap(mm, 2 * PAGES, RW, ANON, at=page(4096))
     for number in range(2 * PAGES):
         store(mm, page(4096 + number), b"x")
     if is_soon:
         in_use = [pfn_of(mm, page(4096 + number)) for number in range(2 * PAGES)]
         folio_activate(machine.frames, np.array(in_use))
-    load(mm, page(0))
-    assert bool(machine.frames.flags_at[pfn_of(mm, page(0))] & PG_ACTIVE) is is_soon
+    other = paged_out(machine, PAGES)
+    load(other, page(0))
+    assert bool(machine.frames.flags_at[pfn_of(other, page(0))] & PG_ACTIVE) is is_soon
     machine.close()
