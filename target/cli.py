@@ -16,7 +16,7 @@ from shared.client.signals import die_of
 from target.failure import Failure, Interrupted, Status, raise_on_signals
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
 from target.scenario import Scenario
-from target.scenarios import TOUR
+from target.scenarios import ALL, TOUR
 from target.stage import Stage, Window
 from target.tour import Tour
 
@@ -36,6 +36,7 @@ Examples:
   target --delay 0.5 --loop                on and on, twice a second, until Ctrl+C
   target --list                            what there is
   target --scenario heap --scenario fork   these two, in this order
+  target --scenario null-write             die of SIGSEGV (not part of the tour)
 
 \b
 Exit status:
@@ -52,7 +53,7 @@ Exit status:
     "names",
     multiple=True,
     metavar="NAME",
-    type=click.Choice([scenario.name for scenario in TOUR]),
+    type=click.Choice([scenario.name for scenario in ALL]),
     help="Play this one; give it again for more.",
 )
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Time before each step. [3]")
@@ -65,7 +66,7 @@ def cli(
     list_only: bool, names: tuple[str, ...], delay: float | None, step: bool, loop: bool, socket_path: str | None
 ) -> None:
     if list_only:
-        for scenario in TOUR:
+        for scenario in ALL:
             click.echo(f"{scenario.name:<14}{scenario.title}")
         return
     if step and delay is not None:
@@ -79,6 +80,7 @@ def cli(
         pace = DelayPace(DEFAULT_DELAY if delay is None else delay, process.fileno())
     try:
         run(process, scenarios, pace, loop, socket_path)
+        end(process, scenarios)
         process.exit(Status.OK)
     except KerneldGone:
         raise Failure(Status.DAEMON_GONE, "kerneld went away, and this process's memory with it") from None
@@ -106,16 +108,23 @@ def main() -> NoReturn:
 
 
 def choose(names: Sequence[str], loop: bool) -> list[Scenario]:
-    """Return the scenarios to play, in the order of `names`, all where none is named; a loop leaves out what ends it.
+    """Return the scenarios to play, in the order of `names`, the tour where none is named; a loop leaves out its end.
 
     Raises UsageError where one that ends the process is not the last.
     """
-    by_name = {scenario.name: scenario for scenario in TOUR}
+    by_name = {scenario.name: scenario for scenario in ALL}
     chosen = [by_name[name] for name in names] or [s for s in TOUR if not (loop and s.ends_process)]
     early = next((s for s in (chosen if loop else chosen[:-1]) if s.ends_process), None)
     if early is not None:
         raise click.UsageError(f"nothing can follow --scenario {early.name}: it ends the process")
     return chosen
+
+
+def end(process: Process, scenarios: Sequence[Scenario]) -> None:
+    """Do what the scenarios have left to the very end: the process may not survive it."""
+    for scenario in scenarios:
+        if scenario.last is not None:
+            scenario.last(process)
 
 
 def attach(socket_path: str | None) -> Process:
@@ -135,7 +144,7 @@ def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool,
     try:
         with tempfile.TemporaryDirectory(prefix="kerneld-target-") as directory:
             tour = Tour(Stage(process, Window(), Path(directory)), pace, say_to_stdout, socket_path)
-            tour.begin()
+            tour.begin(any(scenario.in_window for scenario in scenarios))
             for _round in count():
                 tour.play_all(scenarios)
                 if not loop:

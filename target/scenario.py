@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from shared.client import Process
 from target.stage import Stage
 
 
@@ -46,7 +47,8 @@ Play: TypeAlias = Callable[[Stage], Beats]
 class Scenario:
     """One lesson: its name on the command line, its title, what it teaches, and the generator that plays it.
 
-    `in_window` says that all that changes lies in the tour's window; `ends_process` that nothing can follow it.
+    `in_window` says that all that changes lies in the tour's window; `ends_process` that nothing can follow it. `last`
+    is what it does at the very end, when the program has put its own files away.
     """
 
     name: str
@@ -55,3 +57,4 @@ class Scenario:
     play: Play
     in_window: bool = True
     ends_process: bool = False
+    last: Callable[[Process], None] | None = None

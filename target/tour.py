@@ -33,11 +33,13 @@ class Tour:
         self._columns = min(shutil.get_terminal_size((_MAX_COLUMNS, 24)).columns, _MAX_COLUMNS)
         self._steps = 0
 
-    def begin(self) -> None:
-        """Print who we are and the window to watch, and give the reader the time to start an inspector."""
+    def begin(self, in_window: bool = True) -> None:
+        """Print who we are and, where it is used, the window to watch, with the time to start an inspector."""
         stage = self._stage
         pid = stage.process.pid
         self._say(f"target: process {pid}, attached to kerneld.\n")
+        if not in_window:
+            return
         window = stage.window
         self._play_beat(Watch(pid, window.start, window.end, f"the window of the tour, {window.pages} pages"))
 

@@ -6,7 +6,7 @@ Answers to Linux v6.8 kernel/exit.c. Whoever must know of an end has put itself 
 
 from __future__ import annotations
 
-from kerneld.task.sched import TASK_DEAD, do_task_dead, leave_mm
+from kerneld.task.sched import TASK_DEAD, do_task_dead, enter_lazy_tlb
 from kerneld.task.task import Process, Thread
 
 
@@ -19,20 +19,11 @@ def do_exit(thread: Thread) -> None:
         return
     process = thread.process
     process.threads.remove(thread)
-    exit_mm(thread)
-    if process.ended:
-        exit_notify(process)
-    do_task_dead(thread)
-
-
-def exit_mm(thread: Thread) -> None:
-    """Let go of the address space; the last thread takes it down. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
-    process = thread.process
-    rq = thread.rq
-    if rq is not None and rq.mm is process.mm and rq.curr in (thread, None):
-        leave_mm(rq)
+    enter_lazy_tlb(thread)
     if not process.threads:
         process.exit_mm()
+        exit_notify(process)
+    do_task_dead(thread)
 
 
 def exit_notify(process: Process) -> None:

@@ -151,9 +151,14 @@ def switch_mm(rq: RunQueue, mm: MmStruct) -> None:
     rq.pgd = mm.page_table
 
 
-def leave_mm(rq: RunQueue) -> None:
-    """Load no page table: the one that is loaded is about to go. Source: Linux v6.8 arch/x86/mm/tlb.c:leave_mm()."""
-    rq.mm = rq.pgd = None
+def enter_lazy_tlb(thread: Thread) -> None:
+    """A thread that ends needs its address space no more: where CR3 names it, load none, for it may be about to go.
+
+    Source: Linux v6.8 kernel/exit.c:exit_mm(), arch/x86/mm/tlb.c:enter_lazy_tlb(), leave_mm().
+    """
+    rq = thread.rq
+    if rq is not None and rq.mm is thread.process.mm and rq.curr in (thread, None):
+        rq.mm = rq.pgd = None
 
 
 def scheduler_tick(rq: RunQueue) -> None:

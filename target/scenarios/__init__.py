@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from target.scenario import Scenario
-from target.scenarios import anonymous, files, fork, heap, program, protection, stack_growth
+from target.scenarios import anonymous, files, fork, heap, null_write, program, protection, stack_growth
 
 TOUR: tuple[Scenario, ...] = (
     anonymous.DEMAND,
@@ -18,3 +18,5 @@ TOUR: tuple[Scenario, ...] = (
     program.EXEC,
     program.EXIT,
 )
+ALL: tuple[Scenario, ...] = (*TOUR, null_write.NULL_WRITE)
+"""The tour, and what is played only when it is asked for by name."""

@@ -187,6 +187,26 @@ def test_each_scenario_can_be_played_alone(scenario: object, socket: Path) -> No
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_a_write_through_a_null_pointer_is_a_real_death(own_socket: Path) -> None:
+    """A shell shows 139; the memory is given back, and the program's own directory is gone."""
+    run_target(own_socket, "--delay", "0", "--scenario", "null-write")
+    before = free_frames(own_socket)
+
+    result = run_target(own_socket, "--delay", "0", "--scenario", "null-write")
+
+    assert (result.returncode, result.stderr) == (-signal.SIGSEGV, "")
+    assert free_frames(own_socket) == before
+    assert not list(own_socket.parent.glob("kerneld-target-*"))
+    shell = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -P -m target --delay 0 --scenario null-write >&2; echo $?"],
+        env={**os.environ, "KERNELD_SOCKET": str(own_socket), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shell.stdout == "139\n"
+
+
 @pytest.mark.parametrize(
     ("name", "counts"),
     [

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from target.cli import choose
-from target.scenarios import TOUR
+from target.scenarios import ALL, TOUR
 
 
 def run_target(*arguments: str, socket: str = "/nonexistent/kerneld.sock") -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,7 @@ def test_list_names_every_scenario_without_a_daemon() -> None:
     result = run_target("--list")
 
     assert result.returncode == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == [scenario.name for scenario in TOUR]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [scenario.name for scenario in ALL]
 
 
 def test_help_has_examples() -> None:
@@ -71,6 +71,7 @@ def test_help_has_examples() -> None:
         ("--nonesuch",),
         ("extra",),
         ("--scenario", "exit", "--scenario", "heap"),
+        ("--scenario", "null-write", "--loop"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...]) -> None:
