@@ -20,6 +20,7 @@ from kerneld.failure import Commands, Failure, Status
 from kerneld.inspect_dump import inspect_dump
 from kerneld.run import run
 from kerneld.start import socket_option, start
+from kerneld.trace_command import trace
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
@@ -40,6 +41,7 @@ Examples:
   kerneld maps 4242                 what process 4242 has mapped
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
+  kerneld trace --pid 4242          what it does, and why, as it happens
   kerneld stop                      end it, and wait until it has ended
   kerneld referee                   compare it with this host's kernel
 
@@ -85,6 +87,7 @@ def main() -> None:
 cli.add_command(run)
 cli.add_command(inspect_dump)
 cli.add_command(start)
+cli.add_command(trace)
 
 
 @cli.command(

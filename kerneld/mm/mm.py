@@ -12,6 +12,7 @@ VMAs and entries finds; an entry that is not 0 lies in a VMA.
 from __future__ import annotations
 
 import functools
+import itertools
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
 from kerneld.mm.frames import Frames
@@ -35,6 +36,9 @@ MMAP_BASE = 0x7FFF_F7FF_F000
 
 Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base(), where the gap for an 8 MiB stack is clamped up to 128 MiB.
 """
+
+
+_numbers = itertools.count(1)
 
 
 @functools.cache
@@ -69,6 +73,8 @@ class MmStruct(PmdOps):
     def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
         """Make an empty address space. Raises SysError(ENOMEM) where no frame is left for the page table's root."""
         super().__init__(frames)
+        self.number = next(_numbers)
+        """What it is called where people and programs are told of it: no other ever has the same."""
         self.rlimits = rlimits
         self.sysctl = sysctl
         self.vmas = VmaTree()

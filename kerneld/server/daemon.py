@@ -26,6 +26,7 @@ from kerneld.server.loop import Loop
 from kerneld.server.panic import write_dump
 from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
+from kerneld.trace.tracing import Tracing
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BYTES_PER_MIB = 1 << 20
@@ -103,7 +104,7 @@ def _dump(kernel: Kernel, error: KernelBug, held: Claim) -> str:
 def build_kernel(config: DaemonConfig) -> Kernel:
     """Return the machine. Raises MachineError when the host has not the memory, or the size will not do."""
     try:
-        return Kernel(
+        kernel = Kernel(
             KernelConfig(
                 ram_bytes=config.ram_bytes,
                 superuser_uid=os.getuid(),
@@ -118,6 +119,8 @@ def build_kernel(config: DaemonConfig) -> Kernel:
         raise MachineError(
             f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {str(error) or 'out of memory'}"
         ) from None
+    Tracing(kernel)
+    return kernel
 
 
 def spare_collector() -> None:

@@ -19,7 +19,7 @@ Replies longer than fit one answer. Room for a small reply is kept for every req
 that nothing that changes anything can lose its reply. Longer inline data comes out of what is left, first come first
 served; where it does not fit the request gets -EMSGSIZE. For `load` that is decided before it runs (its length is an
 argument, and running it faults pages in); for the others that return much (procread, mincore, process_vm_readv,
-page_contents) after it, by the true length, as they change nothing of the caller's. The two that answer with fds are
+page_contents) after it, by the true length, as they change nothing of the caller's. Those that answer with fds are
 refused before they run where their fds would go beyond what one datagram carries.
 
 One datagram may hold thousands of requests, each of which may touch all of RAM. A batch therefore runs for a slice of
@@ -52,7 +52,7 @@ SLICE_SECONDS = 0.01
 # Plain ints: each is compared for every request, and an enum's member costs a look-up each time.
 ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
-SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM)})
+SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.PERF_EVENT_OPEN)})
 ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 SPECIAL = SENDS_FDS | ENDS_THREAD | {ATTACH, LOAD}
 

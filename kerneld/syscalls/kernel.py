@@ -10,7 +10,7 @@ import errno
 import time
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -79,6 +79,22 @@ class Sender(NamedTuple):
     gid: int
 
 
+class TraceCalls(Protocol):
+    """What the kernel knows of tracing: `kerneld.trace` stands above it."""
+
+    def open(self, thread: Thread, data: bytes) -> tuple[int, tuple[int, int]]:
+        """Open a trace for a thread, as a packed request says; return its handle and the reader's descriptors."""
+
+    def close(self, thread: Thread, handle: int) -> None:
+        """Close one of the thread's process. Raises SysError(EBADF)."""
+
+    def reap(self) -> None:
+        """Close the traces whose thread has ended."""
+
+    def shutdown(self) -> None:
+        """Close every trace."""
+
+
 class Kernel:
     """A running machine."""
 
@@ -115,6 +131,8 @@ class Kernel:
         )
         self.vmscan = Vmscan(self.frames)
         PageAlloc(self.frames, self.vmscan, self._out_of_memory)
+        self.tracing: TraceCalls | None = None
+        """Put in by whoever builds a machine that can be traced: `kerneld.trace`."""
 
     def _out_of_memory(self) -> bool:
         """Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_may_oom(): who is dying fails at once."""
@@ -142,6 +160,7 @@ class Kernel:
     def thread_exited(self, thread: Thread) -> None:
         """A thread's connection is gone; the last one ends the process."""
         do_exit(thread)
+        self._reap_traces()
         self.check()
 
     def process_died(self, process: Process) -> None:
@@ -161,7 +180,12 @@ class Kernel:
         for process in ended:
             self.shadowpt.opener_gone(process)
             _log.debug("process ended", pid=process.pid, signal=process.exit_signal)
+        self._reap_traces()
         return ended
+
+    def _reap_traces(self) -> None:
+        if self.tracing is not None:
+            self.tracing.reap()
 
     def take_killed(self) -> list[Process]:
         """Return the processes that the OOM killer has chosen since last asked: their real ones are to die by SIGKILL.
@@ -181,6 +205,8 @@ class Kernel:
         for process in list(self.processes.values()):
             kill_process(process)
         self.take_ended()
+        if self.tracing is not None:
+            self.tracing.shutdown()
         self._inotify.close()
         self.frames.swap.close()
         self.ram.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, process, remote, shadow
+from kerneld.syscalls import machine, memory, process, remote, shadow, trace
 from kerneld.syscalls.answer import Answer, Call
 from shared.uapi.syscalls import Nr
 
 Handler: TypeAlias = Callable[[Call], "int | Answer"]
 
 _TABLE: dict[Nr, Handler] = {
+    Nr.CLOSE: trace.sys_close,
     Nr.MMAP: memory.sys_mmap,
     Nr.MPROTECT: memory.sys_mprotect,
     Nr.MUNMAP: memory.sys_munmap,
@@ -37,6 +38,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.GETPPID: process.sys_getppid,
     Nr.GETTID: process.sys_gettid,
     Nr.EXIT_GROUP: process.sys_exit_group,
+    Nr.PERF_EVENT_OPEN: trace.sys_perf_event_open,
     Nr.PRLIMIT64: process.sys_prlimit64,
     Nr.SHADOWPT_OPEN: shadow.shadowpt_open,
     Nr.SHADOWPT_CLOSE: shadow.shadowpt_close,

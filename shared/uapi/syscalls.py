@@ -10,6 +10,7 @@ ABI_VERSION = 1
 class Nr(IntEnum):
     """A request's number. Linux v6.8 arch/x86/entry/syscalls/syscall_64.tbl for the Linux calls."""
 
+    CLOSE = 3
     MMAP = 9
     MPROTECT = 10
     MUNMAP = 11
@@ -31,6 +32,7 @@ class Nr(IntEnum):
     MUNLOCKALL = 152
     GETTID = 186
     EXIT_GROUP = 231
+    PERF_EVENT_OPEN = 298
     PRLIMIT64 = 302
     PROCESS_VM_READV = 310
     PROCESS_VM_WRITEV = 311

@@ -1,0 +1,33 @@
+"""The calls of tracing: a trace is opened and closed. What it does is `kerneld.trace`'s, which stands above.
+
+Answers to Linux v6.8 kernel/events/core.c:SYSCALL_DEFINE5(perf_event_open). Differs from Linux: a trace is named by a
+handle, not by a descriptor; two descriptors come with it, of the ring and of the pipe that wakes the reader.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.syscalls.answer import Answer, Call
+
+
+def sys_perf_event_open(call: Call) -> Answer:
+    """args: a pointer; inline: a kd_trace_attr (`shared.trace.attr`). Returns a handle and two descriptors.
+
+    Raises SysError(ENOSYS) on a machine that cannot be traced, and as `Tracing.open` does.
+    """
+    tracing = call.kernel.tracing
+    if tracing is None:
+        raise SysError(errno.ENOSYS)
+    handle, fds = tracing.open(call.thread, call.data)
+    return Answer(handle, fds=fds)
+
+
+def sys_close(call: Call) -> int:
+    """args: the handle of a trace of the caller's process, which ends. Raises SysError(EBADF) for any other number."""
+    tracing = call.kernel.tracing
+    if tracing is None:
+        raise SysError(errno.EBADF)
+    tracing.close(call.thread, call.args[0])
+    return 0

@@ -1,0 +1,134 @@
+"""Functions of the kernel replaced by wrapping ones while somebody wants to know when they run, and put back after.
+
+Owns which functions are replaced, and by what. Knows no event. Python binds a name in each module that imports it and
+in each table that holds it: a function is replaced in all of them, a method in its class. Where several want the same
+function their wrappers stand inside one another, the last to come outermost, and each can leave first.
+
+A bound method that an object has kept (`self._poll = self._epoll.poll`) is out of reach: nothing hangs on such a one.
+
+Invariant: a function with no wrapper is, in every place, the very object that it was.
+Answers to Linux v6.8 Documentation/trace/fprobe.rst and kernel/trace/fprobe.c.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, NamedTuple
+
+Function = Callable[..., Any]
+Wrap = Callable[[Function], Function]
+"""Makes of a function one that does the same and tells of it."""
+_KERNEL = "kerneld"
+
+
+class _Site:
+    """One function that is wrapped."""
+
+    def __init__(self, original: Function) -> None:
+        self.original = original
+        self.current = original
+        self.wraps: list[Wrap] = []
+
+    def rebuild(self) -> Function:
+        """Return the function with all its wrappers around it."""
+        wrapped = self.original
+        for wrap in self.wraps:
+            wrapped = wrap(wrapped)
+        return wrapped
+
+
+class Fprobe(NamedTuple):
+    """One wrapper in its place."""
+
+    function: Function
+    wrap: Wrap
+
+
+class Fprobes:
+    """What is replaced in this process."""
+
+    def __init__(self) -> None:
+        self._sites: dict[Function, _Site] = {}
+        self._original: dict[Function, Function] = {}
+        """By what stands in its place."""
+
+    def register(self, function: Function, wrap: Wrap) -> Fprobe:
+        """Wrap a function of the kernel, the original or what stands for it now, everywhere it is known by a name.
+
+        Raises ValueError for what is no function of a module or a class of the kernel.
+        """
+        original = self._original.get(function, function)
+        site = self._sites.get(original) or _Site(original)
+        places = list(_places(site.current))
+        if not places:
+            raise ValueError(f"{original!r} stands nowhere in the kernel")
+        site.wraps.append(wrap)
+        self._sites[original] = site
+        self._replace(site, places)
+        return Fprobe(original, wrap)
+
+    def unregister(self, probe: Fprobe) -> None:
+        """Take one wrapper away."""
+        site = self._sites[probe.function]
+        site.wraps.remove(probe.wrap)
+        self._replace(site, list(_places(site.current)))
+        if not site.wraps:
+            del self._sites[probe.function]
+
+    @property
+    def functions(self) -> list[Function]:
+        """The functions that are wrapped now, as they were."""
+        return list(self._sites)
+
+    def _replace(self, site: _Site, places: list[Callable[[Function], None]]) -> None:
+        wrapped = site.rebuild()
+        for put in places:
+            put(wrapped)
+        self._original.pop(site.current, None)
+        site.current = wrapped
+        if wrapped is not site.original:
+            self._original[wrapped] = site.original
+
+
+FPROBES = Fprobes()
+"""The process has one kernel's code, so one register of what is replaced in it."""
+
+
+def _places(function: Function) -> Iterator[Callable[[Function], None]]:
+    """Yield a setter for each place of the kernel's modules where a function stands."""
+    # A list: a module may be imported meanwhile by nobody, but the interpreter cannot know.
+    for name, module in list(sys.modules.items()):
+        if name != _KERNEL and not name.startswith(_KERNEL + "."):
+            continue
+        for key, value in list(vars(module).items()):
+            if value is function:
+                yield _Attribute(module, key)
+            elif isinstance(value, type) and value.__module__ == name:
+                yield from (_Attribute(value, own) for own, held in list(vars(value).items()) if held is function)
+            elif isinstance(value, dict) and isinstance(function, FunctionType):
+                yield from (_Item(value, own) for own, held in list(value.items()) if held is function)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    """A name of a module or a class."""
+
+    holder: Any
+    name: str
+
+    def __call__(self, function: Function) -> None:
+        setattr(self.holder, self.name, function)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An item of a table."""
+
+    table: dict[Any, Any]
+    key: Any
+
+    def __call__(self, function: Function) -> None:
+        self.table[self.key] = function

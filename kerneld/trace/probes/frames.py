@@ -1,0 +1,99 @@
+"""Frames taken and given back: neighbours that go together are one record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kerneld.mm.buddy import Buddy
+from kerneld.mm.frames import Frames, Pfns
+from kerneld.mm.huge_frames import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HugeFrames
+from kerneld.trace.fprobe import Function
+from kerneld.trace.probe import probe
+from kerneld.trace.tracepoint import Tracepoint
+from shared.trace.events import MM_PAGE_ALLOC, MM_PAGE_FREE
+
+if TYPE_CHECKING:
+    from kerneld.trace.tracing import Tracing
+
+
+def _emit_runs(point: Tracepoint, pfns: Pfns, *more: int) -> None:
+    """Tell of frames in the order they stand in; consecutive ones are a run."""
+    if not len(pfns):
+        return
+    firsts = np.concatenate(([0], np.flatnonzero(np.diff(pfns) != 1) + 1))
+    counts = np.diff(np.append(firsts, len(pfns)))
+    if len(firsts) == 1:
+        point.emit(0, int(pfns[0]), len(pfns), 0, *more)
+    else:
+        point.emit_many(0, len(firsts), pfns[firsts], counts, 0, *more)
+
+
+@probe(Frames.alloc_page, MM_PAGE_ALLOC)
+def _alloc_page(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(MM_PAGE_ALLOC).emit
+
+    def alloc_page(self: Frames, flags: int = 0, *, zero: bool = True) -> int:
+        pfn: int = inner(self, flags, zero=zero)
+        emit(0, pfn, 1, 0, flags)
+        return pfn
+
+    return alloc_page
+
+
+@probe(Frames.alloc_pages, MM_PAGE_ALLOC)
+def _alloc_pages(tracing: Tracing, inner: Function) -> Function:
+    point = tracing.point(MM_PAGE_ALLOC)
+
+    def alloc_pages(self: Frames, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
+        pfns: Pfns = inner(self, count, flags, zero=zero)
+        _emit_runs(point, pfns, flags)
+        return pfns
+
+    return alloc_pages
+
+
+@probe(HugeFrames.alloc, MM_PAGE_ALLOC)
+def _alloc_huge(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(MM_PAGE_ALLOC).emit
+
+    def alloc(self: HugeFrames, flags: int = 0) -> int:
+        head: int = inner(self, flags)
+        emit(0, head, HPAGE_PMD_NR, HPAGE_PMD_ORDER, flags)
+        return head
+
+    return alloc
+
+
+@probe(Buddy.free_one, MM_PAGE_FREE)
+def _free_one(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(MM_PAGE_FREE).emit
+
+    def free_one(self: Buddy, pfn: int) -> None:
+        emit(0, pfn, 1, 0)
+        inner(self, pfn)
+
+    return free_one
+
+
+@probe(Buddy.free_many, MM_PAGE_FREE)
+def _free_many(tracing: Tracing, inner: Function) -> Function:
+    point = tracing.point(MM_PAGE_FREE)
+
+    def free_many(self: Buddy, pfns: Pfns) -> None:
+        _emit_runs(point, pfns)
+        inner(self, pfns)
+
+    return free_many
+
+
+@probe(Buddy.free_block, MM_PAGE_FREE)
+def _free_block(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(MM_PAGE_FREE).emit
+
+    def free_block(self: Buddy, pfn: int, order: int) -> None:
+        emit(0, pfn, 1 << order, order)
+        inner(self, pfn, order)
+
+    return free_block

@@ -1,0 +1,374 @@
+"""Page-table entries: each primitive of an address space that changes some tells what they were and what they are.
+
+Entries that go together are one record, a run: pages in a row whose entries repeat or count up, before and after
+(`shared.trace.event.step_of`). Many runs are packed in numpy. The primitives are few, and only they change entries.
+
+Not told: the accessed and dirty bits that the processor sets by itself, and the accessed bits that reclaim takes away
+again to see who uses what. No kernel notices the former; the latter is no change of what is mapped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL
+from kerneld.mm.frames import Pfns
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.pagetable import Leaf
+from kerneld.mm.pmd_ops import PmdOps
+from kerneld.mm.pte_ops import PteOps
+from kerneld.mm.swap import Slots
+from kerneld.trace.fprobe import Function
+from kerneld.trace.probe import probe
+from shared.trace.events import PTE_CLEAR, PTE_REPLACE, PTE_SET
+from shared.uapi.page import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from kerneld.mm.mm import MmStruct
+    from kerneld.trace.tracepoint import Tracepoint
+    from kerneld.trace.tracing import Tracing
+
+Words = npt.NDArray[np.uint64]
+_ZERO = np.uint64(0)
+_PAGE = np.uint64(PAGE_SIZE)
+_SWAP_STEP = np.uint64((1 << 64) - (1 << 9))
+
+
+def _steps(entries: Words) -> Words:
+    """Return how much each entry's successor in a run differs from it: `shared.trace.event.step_of`, for an array."""
+    present = (entries & np.uint64(PTE_KERNEL_PRESENT)) != 0
+    repeats = (entries & np.uint64(PTE_SPECIAL | PTE_PSE)) == np.uint64(PTE_SPECIAL)
+    steps = np.where(present, np.where(repeats, _ZERO, _PAGE), _SWAP_STEP)
+    steps[entries == 0] = 0
+    return steps
+
+
+class EntryLog:
+    """Tells the changes of entries."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+        self._set = tracing.point(PTE_SET)
+        self._replace = tracing.point(PTE_REPLACE)
+        self._clear = tracing.point(PTE_CLEAR)
+
+    def one(self, mm: PteOps, vaddr: int, old: int, new: int, nr_pages: int = 1) -> None:
+        """One entry, or one run of them, has changed; `old` and `new` differ."""
+        point = self._replace if old and new else self._set if new else self._clear
+        if point.traces:
+            space: MmStruct = mm  # type: ignore[assignment]  # The half of one that a primitive is in.
+            point.emit(self._tracing.owner(space), space.number, nr_pages, vaddr, old, new)
+
+    def run(self, mm: PteOps, vaddr: int, old: Words, new: Words) -> None:
+        """The entries of pages in a row from `vaddr` on, as they were and as they are."""
+        self.many(mm, np.arange(len(old), dtype=np.uint64) * _PAGE + np.uint64(vaddr), old, new)
+
+    def many(self, mm: PteOps, vaddrs: Words, old: Words, new: Words) -> None:
+        """The entries of any pages, as they were and as they are."""
+        changed = old != new
+        was, is_now = old != 0, new != 0
+        for point, mask in ((self._clear, ~is_now), (self._set, ~was), (self._replace, was & is_now)):
+            if point.traces:
+                chosen = np.flatnonzero(mask & changed)
+                if len(chosen):
+                    self._emit(point, mm, vaddrs[chosen], old[chosen], new[chosen])
+
+    def _emit(self, point: Tracepoint, mm: PteOps, vaddrs: Words, old: Words, new: Words) -> None:
+        space: MmStruct = mm  # type: ignore[assignment]
+        breaks = (
+            (vaddrs[1:] != vaddrs[:-1] + _PAGE)
+            | (old[1:] != old[:-1] + _steps(old[:-1]))
+            | (new[1:] != new[:-1] + _steps(new[:-1]))
+        )
+        firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+        counts = np.diff(np.append(firsts, len(vaddrs)))
+        owner = self._tracing.owner(space)
+        if len(firsts) == 1:
+            point.emit(owner, space.number, len(vaddrs), int(vaddrs[0]), int(old[0]), int(new[0]))
+        else:
+            point.emit_many(owner, len(firsts), space.number, counts, vaddrs[firsts], old[firsts], new[firsts])
+
+
+def _filled(entries: Words) -> Words:
+    return np.zeros(len(entries), dtype=np.uint64)
+
+
+_CHANGES = (PTE_SET, PTE_REPLACE, PTE_CLEAR)
+
+
+@probe(PteOps.map_page, PTE_SET)
+def _map_page(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def map_page(self: PteOps, pte: int, vaddr: int, entry: int, pfn: int) -> None:
+        log.one(self, vaddr, 0, entry)
+        inner(self, pte, vaddr, entry, pfn)
+
+    return map_page
+
+
+@probe(PteOps.map_zero_page, PTE_SET)
+def _map_zero_page(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def map_zero_page(self: PteOps, pte: int, vaddr: int, entry: int) -> None:
+        log.one(self, vaddr, 0, entry)
+        inner(self, pte, vaddr, entry)
+
+    return map_zero_page
+
+
+@probe(PteOps.update_pte, PTE_REPLACE)
+def _update_pte(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def update_pte(self: PteOps, pte: int, vaddr: int, entry: int) -> None:
+        old = self._words[pte]
+        if old != entry:
+            log.one(self, vaddr, old, entry)
+        inner(self, pte, vaddr, entry)
+
+    return update_pte
+
+
+def _of_another_frame(function: Function) -> None:
+    """An entry that maps, or keeps in the swap file, something else than before."""
+
+    @probe(function, PTE_REPLACE)
+    def _replace(tracing: Tracing, inner: Function) -> Function:
+        log = EntryLog(tracing)
+
+        def replace(self: PteOps, pte: int, vaddr: int, entry: int, pfn: int) -> None:
+            log.one(self, vaddr, self._words[pte], entry)
+            inner(self, pte, vaddr, entry, pfn)
+
+        return replace
+
+
+_of_another_frame(PteOps.map_swapped_page)
+_of_another_frame(PteOps.replace_page)
+
+
+@probe(PteOps.copy_swap_ptes, PTE_SET)
+def _copy_swap_ptes(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def copy_swap_ptes(self: PteOps, low: int, vaddr: int, entries: Words) -> None:
+        log.run(self, vaddr, _filled(entries), entries)
+        inner(self, low, vaddr, entries)
+
+    return copy_swap_ptes
+
+
+@probe(PteOps.map_pages, PTE_SET)
+def _map_pages(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def map_pages(self: PteOps, low: int, vaddr: int, entries: Words, pfns: Pfns, kind: int) -> None:
+        log.run(self, vaddr, _filled(entries), entries)
+        inner(self, low, vaddr, entries, pfns, kind)
+
+    return map_pages
+
+
+@probe(PteOps.map_zero_pages, PTE_SET)
+def _map_zero_pages(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def map_zero_pages(self: PteOps, low: int, vaddr: int, entries: Words) -> None:
+        log.run(self, vaddr, _filled(entries), entries)
+        inner(self, low, vaddr, entries)
+
+    return map_zero_pages
+
+
+@probe(PteOps.write_ptes, *_CHANGES)
+def _write_ptes(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def write_ptes(self: PteOps, low: int, vaddr: int, entries: Words) -> None:
+        log.run(self, vaddr, self._words_np[low : low + len(entries)], entries)
+        inner(self, low, vaddr, entries)
+
+    return write_ptes
+
+
+@probe(PteOps.write_leaf, *_CHANGES)
+def _write_leaf(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def write_leaf(self: PteOps, leaf: Leaf, entries: Words) -> None:
+        if leaf.huge:
+            _huge(log, self, leaf.low, leaf.start, int(entries[0]))
+        else:
+            log.run(self, leaf.start, self._words_np[leaf.low : leaf.high], entries)
+        inner(self, leaf, entries)
+
+    return write_leaf
+
+
+def _huge(log: EntryLog, mm: PteOps, pmd: int, vaddr: int, new: int) -> None:
+    """An entry of 2 MiB, the one for `vaddr`, is about to be `new`."""
+    old = mm._words[pmd]
+    if old != new:
+        log.one(mm, vaddr & -HPAGE_PMD_NR * PAGE_SIZE, old, new, HPAGE_PMD_NR)
+
+
+@probe(PteOps.unmap_frames, *_CHANGES)
+def _unmap_frames(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def unmap_frames(self: PteOps, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
+        log.many(self, vaddrs.astype(np.uint64), self._words_np[ptes], entries)
+        inner(self, ptes, vaddrs, entries)
+
+    return unmap_frames
+
+
+@probe(PteOps.move_entries, *_CHANGES)
+def _move_entries(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def move_entries(self: PteOps, low: int, vaddr: int, to_low: int, to_vaddr: int, count: int) -> None:
+        entries = self._words_np[low : low + count].copy()
+        log.run(self, vaddr, entries, _filled(entries))
+        log.run(self, to_vaddr, _filled(entries), entries)
+        inner(self, low, vaddr, to_low, to_vaddr, count)
+
+    return move_entries
+
+
+@probe(PteOps.zap_swapped, PTE_CLEAR)
+def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def zap_swapped(self: PteOps, low: int, high: int, vaddr: int) -> None:
+        old = self._words_np[low:high].copy()
+        inner(self, low, high, vaddr)
+        log.run(self, vaddr, old, self._words_np[low:high])
+
+    return zap_swapped
+
+
+@probe(PteOps.zap_range, PTE_CLEAR)
+def _zap_range(tracing: Tracing, inner: Function) -> Function:
+    """Told before it is done: the frames go after their entries. Huge pages have gone, or been cut up, by then."""
+    log = EntryLog(tracing)
+
+    def zap_range(self: PteOps, start: int, end: int) -> None:
+        for leaf in self.page_table.leaves(start, end):
+            if not leaf.huge:
+                entries = self._words_np[leaf.low : leaf.high]
+                log.run(self, leaf.start, entries, _filled(entries))
+        inner(self, start, end)
+
+    return zap_range
+
+
+@probe(PteOps.zap_cached, PTE_CLEAR)
+def _zap_cached(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def zap_cached(self: PteOps, start: int, end: int) -> None:
+        old = self.page_table.entries(start, end)
+        inner(self, start, end)
+        log.run(self, start, old, self.page_table.entries(start, end))
+
+    return zap_cached
+
+
+@probe(PmdOps.map_huge_page, PTE_SET)
+def _map_huge_page(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def map_huge_page(self: PmdOps, pmd: int, haddr: int, entry: int, head: int) -> None:
+        log.one(self, haddr, 0, entry, HPAGE_PMD_NR)
+        inner(self, pmd, haddr, entry, head)
+
+    return map_huge_page
+
+
+@probe(PmdOps.map_huge_zero_page, PTE_SET)
+def _map_huge_zero_page(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def map_huge_zero_page(self: PmdOps, pmd: int, haddr: int, prot: int) -> None:
+        inner(self, pmd, haddr, prot)
+        log.one(self, haddr, 0, self._words[pmd], HPAGE_PMD_NR)
+
+    return map_huge_zero_page
+
+
+@probe(PmdOps.update_huge_pmd, PTE_REPLACE)
+def _update_huge_pmd(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def update_huge_pmd(self: PmdOps, pmd: int, haddr: int, entry: int) -> None:
+        _huge(log, self, pmd, haddr, entry)
+        inner(self, pmd, haddr, entry)
+
+    return update_huge_pmd
+
+
+@probe(PmdOps._zap_huge_pmd, PTE_CLEAR)
+def _zap_huge_pmd(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def _zap_huge_pmd(self: PmdOps, leaf: Leaf) -> None:
+        _huge(log, self, leaf.low, leaf.start, 0)
+        inner(self, leaf)
+
+    return _zap_huge_pmd
+
+
+@probe(PmdOps.split_huge_pmd, PTE_REPLACE)
+def _split_huge_pmd(tracing: Tracing, inner: Function) -> Function:
+    """Cut up: what one entry said 512 say."""
+    log = EntryLog(tracing)
+
+    def split_huge_pmd(self: PmdOps, pmd: int, haddr: int) -> None:
+        old = self._words[pmd]
+        inner(self, pmd, haddr)
+        pte = self.page_table.find_pte(haddr)
+        assert pte is not None
+        log.one(self, haddr, old, self._words[pte], HPAGE_PMD_NR)
+
+    return split_huge_pmd
+
+
+@probe(PmdOps.move_huge_pmd, PTE_SET, PTE_CLEAR)
+def _move_huge_pmd(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def move_huge_pmd(self: PmdOps, pmd: int, haddr: int, to_pmd: int, to_haddr: int) -> None:
+        entry = self._words[pmd]
+        log.one(self, haddr, entry, 0, HPAGE_PMD_NR)
+        log.one(self, to_haddr, 0, entry, HPAGE_PMD_NR)
+        inner(self, pmd, haddr, to_pmd, to_haddr)
+
+    return move_huge_pmd
+
+
+@probe(PmdOps.move_tables, PTE_SET, PTE_CLEAR)
+def _move_tables(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def move_tables(self: PmdOps, start: int, end: int, to: int) -> bool:
+        moved: bool = inner(self, start, end, to)
+        if moved:
+            for leaf in self.page_table.leaves(to, to + end - start):
+                source = leaf.start - to + start
+                if leaf.huge:
+                    entry = self._words[leaf.low]
+                    log.one(self, source, entry, 0, HPAGE_PMD_NR)
+                    log.one(self, leaf.start, 0, entry, HPAGE_PMD_NR)
+                else:
+                    entries = self._words_np[leaf.low : leaf.high]
+                    log.run(self, source, entries, _filled(entries))
+                    log.run(self, leaf.start, _filled(entries), entries)
+        return moved
+
+    return move_tables

@@ -1,0 +1,185 @@
+"""Where the kernel is entered and left: who is served, by what call, and after what the records are written.
+
+Each of these functions is where something begins that no other of them is around; the outermost writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kerneld.mm.mm import MmStruct
+from kerneld.shadowpt.session import ShadowPt
+from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.dispatch import run
+from kerneld.syscalls.kernel import Kernel, Sender
+from kerneld.task.cpu import fault_ahead
+from kerneld.task.exit import do_exit
+from kerneld.task.task import Process, Thread
+from kerneld.trace.fprobe import Function
+from kerneld.trace.probe import probe
+from shared.trace.events import SYS_ENTER, SYS_EXIT, Cause
+from shared.uapi.syscalls import Nr
+
+if TYPE_CHECKING:
+    from kerneld.trace.tracing import Tracing
+
+_ACCESSES = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH)})
+"""The processor at work; everything else that a request can be is a call."""
+
+
+@probe(run)
+def _run(tracing: Tracing, inner: Function) -> Function:
+    now = tracing.current
+    enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
+
+    def run(call: Call, nr: int) -> int | Answer:
+        is_call = nr not in _ACCESSES
+        now.pid, now.tid, now.nr = call.process.pid, call.thread.tid, nr
+        now.causes = Cause.SYSCALL if is_call else Cause.ACCESS
+        now.depth += 1
+        if is_call and enter.traces:
+            enter.emit(0, nr, *call.args, len(call.data))
+        try:
+            result: int | Answer = inner(call, nr)
+            if is_call and leave.traces:
+                ret, signo = (result, 0) if isinstance(result, int) else (result.ret, result.signo)
+                leave.emit(0, nr, ret, signo)
+            return result
+        finally:
+            _leave(tracing)
+
+    return run
+
+
+def _leave(tracing: Tracing) -> None:
+    now = tracing.current
+    now.depth -= 1
+    if not now.depth:
+        now.pid = now.tid = now.nr = now.causes = now.address = 0
+        tracing.flush()
+
+
+@contextmanager
+def entered(tracing: Tracing, pid: int, tid: int, cause: Cause) -> Iterator[None]:
+    """Note who is served and why; where nothing else is under way, write the records at the end."""
+    now = tracing.current
+    before = now.pid, now.tid, now.nr, now.causes
+    if not now.depth:
+        now.pid, now.tid = pid, tid
+    now.depth += 1
+    try:
+        with now.under(cause):
+            yield
+    finally:
+        now.pid, now.tid, now.nr, now.causes = before
+        _leave(tracing)
+
+
+@probe(fault_ahead)
+def _fault_ahead(tracing: Tracing, inner: Function) -> Function:
+    def fault_ahead(thread: Thread, start: int, end: int) -> None:
+        tracing.current.nr = int(Nr.STORE)
+        with entered(tracing, thread.process.pid, thread.tid, Cause.AHEAD):
+            inner(thread, start, end)
+
+    return fault_ahead
+
+
+@probe(Kernel.attach)
+def _attach(tracing: Tracing, inner: Function) -> Function:
+    def attach(self: Kernel, sender: Sender, version: int, tid: int, token: int, flags: int = 0) -> Thread:
+        with entered(tracing, sender.pid, tid or sender.pid, Cause.ATTACH):
+            thread: Thread = inner(self, sender, version, tid, token, flags)
+            return thread
+
+    return attach
+
+
+@probe(Kernel.thread_exited)
+def _thread_exited(tracing: Tracing, inner: Function) -> Function:
+    def thread_exited(self: Kernel, thread: Thread) -> None:
+        with entered(tracing, thread.process.pid, thread.tid, Cause.EXIT):
+            inner(self, thread)
+
+    return thread_exited
+
+
+@probe(Kernel.process_died)
+def _process_died(tracing: Tracing, inner: Function) -> Function:
+    def process_died(self: Kernel, process: Process) -> None:
+        with entered(tracing, process.pid, process.pid, Cause.EXIT):
+            inner(self, process)
+
+    return process_died
+
+
+@probe(Kernel.take_ended)
+def _take_ended(tracing: Tracing, inner: Function) -> Function:
+    def take_ended(self: Kernel) -> list[Process]:
+        if not self.ended:
+            return []
+        with entered(tracing, self.ended[0].pid, self.ended[0].pid, Cause.EXIT):
+            ended: list[Process] = inner(self)
+            return ended
+
+    return take_ended
+
+
+@probe(Kernel.files_changed)
+def _files_changed(tracing: Tracing, inner: Function) -> Function:
+    def files_changed(self: Kernel) -> None:
+        with entered(tracing, 0, 0, Cause.TRUNCATE):
+            inner(self)
+
+    return files_changed
+
+
+def _of_shadow(function: Function) -> None:
+    """Looks at a real process of the host come from the loop, between requests."""
+
+    @probe(function)
+    def _look(tracing: Tracing, inner: Function) -> Function:
+        def look(self: ShadowPt, *args: Any) -> None:
+            with entered(tracing, 0, 0, Cause.REFRESH):
+                inner(self, *args)
+
+        return look
+
+
+_of_shadow(ShadowPt.refresh)
+_of_shadow(ShadowPt.host_exited)
+
+
+@probe(do_exit)
+def _do_exit(tracing: Tracing, inner: Function) -> Function:
+    def do_exit(thread: Thread) -> None:
+        with _exiting(tracing):
+            inner(thread)
+
+    return do_exit
+
+
+@contextmanager
+def _exiting(tracing: Tracing) -> Iterator[None]:
+    """The end of a task, said once."""
+    if tracing.current.causes & 0xF == Cause.EXIT:
+        yield
+        return
+    with tracing.current.under(Cause.EXIT):
+        yield
+
+
+@probe(Process.exit_mm)
+def _exit_mm(tracing: Tracing, inner: Function) -> Function:
+    """Whatever is told of the address space's end is told as its process's; it is nobody's after."""
+
+    def exit_mm(self: Process) -> None:
+        mm: MmStruct | None = self.mm
+        with _exiting(tracing):
+            inner(self)
+        if mm is not None and not mm.users:
+            tracing.forget_mm(mm)
+
+    return exit_mm

@@ -1,0 +1,181 @@
+"""The shadow table: its sessions, and each change of its entries with what led to it.
+
+The table is written when a request ends, from what VMAs and entries are by then; what changed them is over. So each
+range that is marked dirty is noted with the cause of that moment, and the changes are told with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.shadowpt.session import ShadowPt
+from kerneld.shadowpt.table import ShadowTable
+from kerneld.trace.fprobe import Function
+from kerneld.trace.probe import probe
+from shared.trace.events import (
+    SHADOWPT_CLOSE,
+    SHADOWPT_OPEN,
+    SHADOWPT_START,
+    SHADOWPT_STOP,
+    SPTE_UPDATE,
+)
+from shared.uapi.page import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from kerneld.trace.tracing import Tracing
+
+Words = npt.NDArray[np.uint64]
+_LAST_CONSTANT_PFN = 1
+"""No frame, and the zero page: they repeat in a run, all others count up."""
+_MOST_NOTES = 64
+
+
+class Note(NamedTuple):
+    """Why a range of the target became dirty."""
+
+    start: int
+    end: int
+    causes: int
+    address: int
+
+
+class SpteLog:
+    """The causes noted since the last flush, and the target of the table."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+        self._point = tracing.point(SPTE_UPDATE)
+        self.notes: list[Note] = []
+
+    def note(self, start: int, end: int) -> None:
+        """A range has become dirty now."""
+        now = self._tracing.current
+        if self.notes and (now.causes, now.address) == self.notes[-1][2:] and start <= self.notes[-1].end:
+            last = self.notes.pop()
+            start, end = min(start, last.start), max(end, last.end)
+        elif len(self.notes) >= _MOST_NOTES:
+            del self.notes[0]
+        self.notes.append(Note(start, end, now.causes, now.address))
+
+    def emit(self, nr_pages: int, vaddr: int, old: tuple[int, int], new: tuple[int, int]) -> None:
+        """Tell a change of a run of entries, each given as frame and flags, with its own cause."""
+        now = self._tracing.current
+        causes, address = now.causes, now.address
+        for note in reversed(self.notes):
+            if note.start <= vaddr < note.end:
+                now.causes, now.address = note.causes, note.address
+                break
+        self._point.emit(self._tracing.shadow_target, nr_pages, vaddr, *old, *new)
+        now.causes, now.address = causes, address
+
+
+def _constant(pfns: Words) -> npt.NDArray[np.bool_]:
+    return pfns <= np.uint64(_LAST_CONSTANT_PFN)
+
+
+def _follows(pfns: Words) -> Words:
+    """Return the frame that each one's successor in a run has."""
+    return np.where(_constant(pfns), pfns, pfns + np.uint64(1))
+
+
+@probe(ShadowTable.update, SPTE_UPDATE)
+def _update(tracing: Tracing, inner: Function) -> Function:
+    def update(self: ShadowTable, first_index: int, flags: Words, pfns: Words) -> None:
+        log = spte_log(tracing)
+        last = first_index + len(flags)
+        old_flags, old_pfns = self._flags[first_index:last].copy(), self._pfns[first_index:last].copy()
+        inner(self, first_index, flags, pfns)
+        at = np.flatnonzero((old_flags != flags) | (old_pfns != pfns))
+        if not len(at):
+            return
+        olds, news, old_f, new_f = old_pfns[at], pfns[at], old_flags[at], flags[at]
+        breaks = (np.diff(at) != 1) | (old_f[1:] != old_f[:-1]) | (new_f[1:] != new_f[:-1])
+        breaks |= (olds[1:] != _follows(olds[:-1])) | (news[1:] != _follows(news[:-1]))
+        firsts = [0, *(np.flatnonzero(breaks) + 1).tolist()]
+        for first, end in zip(firsts, [*firsts[1:], len(at)], strict=True):
+            vaddr = self._start + ((first_index + int(at[first])) << PAGE_SHIFT)
+            log.emit(
+                end - first, vaddr, (int(olds[first]), int(old_f[first])), (int(news[first]), int(new_f[first]))
+            )  # fmt: skip
+
+    return update
+
+
+@probe(ShadowTable.update_one, SPTE_UPDATE)
+def _update_one(tracing: Tracing, inner: Function) -> Function:
+    def update_one(self: ShadowTable, index: int, flags: int, pfn: int) -> None:
+        old = int(self._pfns[index]), int(self._flags[index])
+        inner(self, index, flags, pfn)
+        if old != (pfn, flags):
+            spte_log(tracing).emit(1, self._start + (index << PAGE_SHIFT), old, (pfn, flags))
+
+    return update_one
+
+
+@probe(ShadowPt.invalidate_range, SPTE_UPDATE)
+def _invalidate_range(tracing: Tracing, inner: Function) -> Function:
+    def invalidate_range(self: ShadowPt, start: int, end: int) -> None:
+        inner(self, start, end)
+        if self.dirty:
+            spte_log(tracing).note(start, end)
+
+    return invalidate_range
+
+
+@probe(ShadowPt.flush, SPTE_UPDATE)
+def _flush(tracing: Tracing, inner: Function) -> Function:
+    def flush(self: ShadowPt) -> None:
+        inner(self)
+        spte_log(tracing).notes.clear()
+
+    return flush
+
+
+def spte_log(tracing: Tracing) -> SpteLog:
+    """Return the log of this tracing's kernel."""
+    log = tracing.spte_log
+    if log is None:
+        log = tracing.spte_log = SpteLog(tracing)
+    return log
+
+
+def _of_session(function: Function, event: Any) -> None:
+    """What begins or ends; told when it has been done, and of a close before its session is forgotten."""
+
+    @probe(function, event)
+    def _tell(tracing: Tracing, inner: Function) -> Function:
+        emit = tracing.point(event).emit
+
+        def tell(self: ShadowPt, *args: Any) -> Any:
+            before = self._session
+            result = inner(self, *args)
+            session = self._session or before
+            if session is not None:
+                target = session.target.pid
+                emit(target, session.opener.pid, target, session.start, session.end)
+            return result
+
+        return tell
+
+
+_of_session(ShadowPt.open, SHADOWPT_OPEN)
+_of_session(ShadowPt.start, SHADOWPT_START)
+_of_session(ShadowPt.stop, SHADOWPT_STOP)
+_of_session(ShadowPt._close, SHADOWPT_CLOSE)
+
+
+@probe(ShadowPt._close, SPTE_UPDATE)
+def _closing(tracing: Tracing, inner: Function) -> Function:
+    """The table is emptied when nobody knows the session any more: whose it was is known here."""
+
+    def _close(self: ShadowPt, session: Any) -> None:
+        tracing.closing_target = session.target.pid
+        try:
+            inner(self, session)
+        finally:
+            tracing.closing_target = 0
+
+    return _close

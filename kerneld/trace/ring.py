@@ -1,0 +1,144 @@
+"""The kernel's side of a ring: writes whole records, waits for nobody, believes the reader nothing.
+
+Owns the memory file, its mapping and the pipe that wakes the reader. All that the reader can reach is its own copy: the
+head, the count of the lost and the size are kept here and only ever written there. Its tail is taken for what it
+claims, as long as that can be so: a wrong one costs the reader records and the kernel nothing. The file is sealed
+against being cut, so that no store here can fail; the pipe has two ends of their own, so that no flag that the reader
+sets makes a write wait.
+
+Answers to Linux v6.8 kernel/events/ring_buffer.c: perf_output_begin(), perf_output_wakeup().
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+
+from shared.trace.record import SIZE, pack_lost
+from shared.trace.ring import (
+    DATA_HEAD,
+    DATA_OFFSET,
+    DATA_SIZE,
+    DATA_TAIL,
+    ENDED,
+    HEADER_BYTES,
+    LOST_WORD,
+    SLEEPING,
+    U64,
+    VERSION,
+    VERSION_WORD,
+)
+from shared.uapi.page import PAGE_SHIFT
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class ReaderGone(Exception):
+    """Nobody holds the other end of the pipe any more."""
+
+
+class Ring:
+    """One ring of `data_pages`, a power of two."""
+
+    def __init__(self, data_pages: int) -> None:
+        """Make it. Raises OSError where the host cannot; nothing is left behind then."""
+        self._size = data_pages << PAGE_SHIFT
+        self._head = 0
+        self._lost = 0
+        self._untold = 0
+        """Records lost since the last that found room."""
+        with contextlib.ExitStack() as undo:
+            self._fd = os.memfd_create("kerneld-trace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            undo.callback(os.close, self._fd)
+            os.ftruncate(self._fd, HEADER_BYTES + self._size)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
+            self._reader_end, self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            undo.callback(os.close, self._reader_end)
+            undo.callback(os.close, self._pipe)
+            self._map = mmap.mmap(self._fd, HEADER_BYTES + self._size)
+            undo.pop_all()
+        view = memoryview(self._map)
+        self._words = view[:HEADER_BYTES].cast("Q")
+        self._data = view[HEADER_BYTES:]
+        self._words[VERSION_WORD] = VERSION
+        self._words[DATA_OFFSET] = HEADER_BYTES
+        self._words[DATA_SIZE] = self._size
+
+    def take_fds(self) -> tuple[int, int]:
+        """Return the descriptors for the reader, the file's and the pipe's; the caller closes them. Once only."""
+        fds = self._fd, self._reader_end
+        self._fd = self._reader_end = -1
+        return fds
+
+    def write(self, chunks: list[bytes]) -> None:
+        """Write records, each chunk one or more whole ones; without room the rest of them is lost, and counted.
+
+        Raises ReaderGone where a wake-up finds nobody.
+        """
+        data = b"".join(chunks)
+        if self._untold:
+            data = pack_lost(self._untold) + data
+        room = self._room()
+        if len(data) > room:
+            data = self._cut(data, room)
+        else:
+            self._untold = 0
+        if data:
+            self._put(data)
+        if self._words[SLEEPING]:
+            self._wake()
+
+    def _room(self) -> int:
+        used = self._head - self._words[DATA_TAIL] & U64
+        return self._size - used if used <= self._size else 0
+
+    def _cut(self, data: bytes, room: int) -> bytes:
+        """Return the records that fit and count the others; what says how many were lost before is no record itself."""
+        end = at = 0
+        lost = 0
+        told = not self._untold
+        while at < len(data):
+            (size,) = SIZE.unpack_from(data, at)
+            at += size
+            if at <= room:
+                end, told = at, True
+            elif told or at != size:
+                lost += 1
+        self._untold = lost if told else self._untold + lost
+        self._lost += lost
+        self._words[LOST_WORD] = self._lost & U64
+        return data[:end]
+
+    def _put(self, data: bytes) -> None:
+        at = self._head & self._size - 1
+        first = min(len(data), self._size - at)
+        self._data[at : at + first] = data[:first]
+        if first < len(data):
+            self._data[: len(data) - first] = data[first:]
+        # The head last, one store of an aligned word: whoever sees it sees the records (x86 keeps stores in order).
+        self._head = self._head + len(data) & U64
+        self._words[DATA_HEAD] = self._head
+
+    def _wake(self) -> None:
+        self._words[SLEEPING] = 0
+        try:
+            os.write(self._pipe, b"\0")
+        except BlockingIOError:
+            pass  # Full: there is enough in it to wake anybody.
+        except OSError:
+            raise ReaderGone from None
+
+    def close(self) -> None:
+        """Tell the reader that nothing more comes, and let go of it."""
+        if self._untold:
+            with contextlib.suppress(ReaderGone):
+                self.write([])
+        self._words[ENDED] = 1
+        self._words.release()
+        self._data.release()
+        self._map.close()
+        for fd in (self._fd, self._reader_end, self._pipe):
+            if fd >= 0:
+                os.close(fd)

@@ -1,0 +1,99 @@
+"""A tracepoint: one event, and the traces that want it now.
+
+Owns the packing of records. A record goes to each trace that may see it, as that trace may see it. Answers to Linux
+v6.8 include/linux/tracepoint.h and, for who sees what, fs/proc/task_mmu.c:pagemap_read().
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kerneld.trace.current import Current
+    from kerneld.trace.trace import Trace
+    from shared.trace.event import Event
+
+_CODES = {"H": "<u2", "I": "<u4", "i": "<i4", "Q": "<u8", "q": "<i8"}
+_HEADER_NAMES = ("_size", "_event", "_pid", "_tid", "_causes", "_time", "_nr", "_owner", "_address")
+_HEADER_CODES = ("H", "H", "I", "I", "I", "Q", "I", "I", "Q")
+
+
+class Tracepoint:
+    """One event's."""
+
+    __slots__ = ("_current", "_dtype", "_names", "_number", "_pack", "_secrets", "_size", "event", "traces")
+
+    def __init__(self, event: Event, current: Current) -> None:
+        self.event = event
+        self.traces: list[Trace] = []
+        self._current = current
+        self._pack = event.layout.pack
+        self._size = event.layout.size
+        self._number = event.number
+        self._secrets = event.secrets
+        self._names = [field.name for field in event.fields]
+        codes = [*_HEADER_CODES, *(field.code for field in event.fields)]
+        formats = [_CODES.get(code) or f"S{code[:-1]}" for code in codes]
+        self._dtype = np.dtype(
+            {"names": [*_HEADER_NAMES, *self._names], "formats": formats, "offsets": _offsets(formats),
+             "itemsize": self._size}
+        )  # fmt: skip
+
+    def emit(self, owner: int, *values: Any) -> None:
+        """Record one event; `owner` is the pid whose memory it is about, 0 for none."""
+        now = self._current
+        for trace in self.traces:
+            if trace.pids is None:
+                trace.records.append(
+                    self._pack(
+                        self._size, self._number, now.pid, now.tid, now.causes, monotonic_ns(), now.nr, owner,
+                        now.address, *values,
+                    )
+                )  # fmt: skip
+            elif trace.wants(now.pid, owner):
+                head = trace.sight(now)
+                shown = self._hidden(values) if trace.hides else values
+                trace.records.append(
+                    self._pack(self._size, self._number, head[0], head[1], now.causes, monotonic_ns(), head[2],
+                               owner, head[3], *shown)
+                )  # fmt: skip
+
+    def _hidden(self, values: tuple[Any, ...]) -> list[Any]:
+        shown = list(values)
+        for at, hide in self._secrets.items():
+            shown[at] = hide(shown[at])
+        return shown
+
+    def emit_many(self, owner: int, count: int, *columns: int | npt.NDArray[Any]) -> None:
+        """Record `count` events of this moment; a column is an array of that length, or one value for all of them."""
+        now = self._current
+        for trace in self.traces:
+            if not trace.wants(now.pid, owner):
+                continue
+            rows = np.zeros(count, dtype=self._dtype)
+            for name, column in zip(self._names, columns, strict=True):
+                rows[name] = column
+            if trace.hides:
+                self._hide_columns(rows)
+            head = trace.sight(now)
+            rows["_size"], rows["_event"], rows["_pid"], rows["_tid"] = self._size, self._number, head[0], head[1]
+            rows["_causes"], rows["_time"], rows["_nr"] = now.causes, monotonic_ns(), head[2]
+            rows["_owner"], rows["_address"] = owner, head[3]
+            trace.records.append(rows.tobytes())
+
+    def _hide_columns(self, rows: npt.NDArray[Any]) -> None:
+        for at, hide in self._secrets.items():
+            name = self._names[at]
+            rows[name] = [hide(value) for value in rows[name].tolist()]
+
+
+def _offsets(formats: list[str]) -> list[int]:
+    offsets, end = [], 0
+    for code in formats:
+        offsets.append(end)
+        end += np.dtype(code).itemsize
+    return offsets

@@ -1,0 +1,219 @@
+"""The tracing of one kernel: who has a trace open, which probes that takes, and when records are written.
+
+Owns the open traces and the registered probes. Records are gathered while the outermost of a few functions runs (a
+request, the end of a process, …) and written when it ends, however it ends: a reader never sees half a request, and a
+request pays for one write.
+
+Invariants: a probe is registered exactly while an open trace wants one of its events, or any is open where it is for
+all; a trace is open at most as long as the thread that opened it.
+Answers to Linux v6.8 kernel/events/core.c: perf_event_open().
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+from typing import TYPE_CHECKING
+
+import structlog
+
+import kerneld.trace.probes  # noqa: F401  (fills PROBES)
+from kerneld.errors import SysError
+from kerneld.trace.current import Current
+from kerneld.trace.fprobe import FPROBES, Fprobe
+from kerneld.trace.probe import PROBES, Probe
+from kerneld.trace.ring import ReaderGone, Ring
+from kerneld.trace.trace import Trace, may_see
+from kerneld.trace.tracepoint import Tracepoint
+from shared.trace.attr import TraceAttr, unpack_attr
+from shared.trace.events import EVENTS, FaultKind, matching
+from shared.uapi.page import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from kerneld.mm.mm import MmStruct
+    from kerneld.syscalls.kernel import Kernel
+    from kerneld.task.task import Process, Thread
+    from kerneld.trace.probes.shadow import SpteLog
+    from shared.trace.event import Event
+
+MAX_TRACES = 32
+"""Open at once, of everybody."""
+MAX_USER_TRACES = 4
+"""Open at once by one user who is not the superuser."""
+MAX_RING_BYTES = 256 << 20
+
+_log = structlog.get_logger("kerneld.trace")
+
+
+class Tracing:
+    """What is traced of one kernel."""
+
+    def __init__(self, kernel: Kernel, max_ring_bytes: int = MAX_RING_BYTES) -> None:
+        self.kernel = kernel
+        self.current = Current()
+        self.points = {event.number: Tracepoint(event, self.current) for event in EVENTS}
+        self.fault_kind = FaultKind.SPURIOUS
+        """What the fault under way has turned out to be so far, and how many pages it has mapped."""
+        self.fault_pages = 1
+        self.spte_log: SpteLog | None = None
+        """Why the shadow table's pages have become dirty; made when first needed."""
+        self.closing_target = 0
+        """The target of a shadow table that is being closed."""
+        self._max_ring_bytes = max_ring_bytes
+        self._traces: list[Trace] = []
+        self._registered: dict[Probe, Fprobe] = {}
+        self._owners: dict[int, int] = {}
+        """The pid of the process that each address space is of, by its number."""
+        self._next_handle = 1
+        kernel.tracing = self
+
+    def point(self, event: Event) -> Tracepoint:
+        """Return an event's tracepoint."""
+        return self.points[event.number]
+
+    def owner(self, mm: MmStruct) -> int:
+        """Return the pid of an address space's process; 0 for one that has none yet (fork, execve)."""
+        return self._owners.get(mm.number, 0)
+
+    @property
+    def processes(self) -> dict[int, Process]:
+        """The kernel's processes."""
+        return self.kernel.processes
+
+    @property
+    def shadow_target(self) -> int:
+        """The pid of the shadow table's target; 0 without a table."""
+        _state, _opener, target = self.kernel.shadowpt.describe_session()
+        return target or self.closing_target
+
+    # Opening and closing
+
+    def open(self, thread: Thread, data: bytes) -> tuple[int, tuple[int, int]]:
+        """Open a trace for a thread, as a packed TraceAttr says; return its handle and the reader's two descriptors.
+
+        The caller closes the descriptors. Raises SysError(EINVAL) for no such events or a ring of no such size, ENOSPC
+        for one that is too large, ESRCH for no such process, EPERM for one of another user's, EMFILE with too many
+        traces open, ENOMEM where the host has no memory for the ring.
+        """
+        try:
+            attr = unpack_attr(data)
+        except (ValueError, UnicodeDecodeError):
+            raise SysError(errno.EINVAL) from None
+        events = self._check(thread, attr)
+        try:
+            ring = Ring(attr.data_pages)
+        except OSError:
+            raise SysError(errno.ENOMEM) from None
+        trace = Trace(self._next_handle, thread, events, attr.pids, ring)
+        self._next_handle += 1
+        try:
+            self._attach(trace)
+        except BaseException:
+            ring.close()
+            raise
+        _log.info("trace opened", pid=thread.process.pid, handle=trace.handle, events=len(events))
+        return trace.handle, ring.take_fds()
+
+    def _check(self, thread: Thread, attr: TraceAttr) -> tuple[Event, ...]:
+        """Return the events that are asked for, each once. Raises as `open` does."""
+        found = {event.number: event for glob in attr.globs for event in matching(glob)}
+        pages = attr.data_pages
+        if not all(matching(glob) for glob in attr.globs) or not pages or pages & pages - 1:
+            raise SysError(errno.EINVAL)
+        if pages << PAGE_SHIFT > self._max_ring_bytes:
+            raise SysError(errno.ENOSPC)
+        for pid in attr.pids:
+            process = self.kernel.processes.get(pid)
+            if process is None:
+                raise SysError(errno.ESRCH)
+            if not may_see(thread.process, process):
+                raise SysError(errno.EPERM)
+        cred = thread.process.cred
+        of_user = sum(trace.owner.process.cred.uid == cred.uid for trace in self._traces)
+        if len(self._traces) >= MAX_TRACES or (not cred.superuser and of_user >= MAX_USER_TRACES):
+            raise SysError(errno.EMFILE)
+        return tuple(found.values())
+
+    def _attach(self, trace: Trace) -> None:
+        """Have a trace told of its events, or of none where a probe cannot be registered."""
+        self._traces.append(trace)
+        try:
+            self._update_probes()
+        except BaseException:
+            self._traces.remove(trace)
+            self._update_probes()
+            raise
+        for event in trace.events:
+            self.point(event).traces.append(trace)
+        for process in self.kernel.processes.values():
+            self.note_process(process, trace)
+        with contextlib.suppress(ReaderGone):
+            trace.flush()
+
+    def _update_probes(self) -> None:
+        """Register the probes that the open traces need, and only those."""
+        wanted = {event.number for trace in self._traces for event in trace.events}
+        if not self._traces:
+            self._owners.clear()
+        for one in PROBES:
+            is_needed = bool(self._traces) and (not one.events or not one.events.isdisjoint(wanted))
+            if is_needed and one not in self._registered:
+                self._registered[one] = FPROBES.register(one.function, functools.partial(one.factory, self))
+            elif not is_needed and one in self._registered:
+                FPROBES.unregister(self._registered.pop(one))
+
+    def close(self, thread: Thread, handle: int) -> None:
+        """Close a trace. Raises SysError(EBADF) where the thread's process has none with that handle."""
+        for trace in self._traces:
+            if trace.handle == handle and trace.owner.process is thread.process:
+                self._end(trace)
+                return
+        raise SysError(errno.EBADF)
+
+    def _end(self, trace: Trace) -> None:
+        with contextlib.suppress(ReaderGone):
+            trace.flush()
+        self._traces.remove(trace)
+        for event in trace.events:
+            self.point(event).traces.remove(trace)
+        self._update_probes()
+        trace.ring.close()
+        _log.info("trace closed", pid=trace.owner.process.pid, handle=trace.handle)
+
+    def reap(self) -> None:
+        """Close the traces whose thread has ended."""
+        for trace in [trace for trace in self._traces if trace.owner not in trace.owner.process.threads]:
+            self._end(trace)
+
+    def shutdown(self) -> None:
+        """Close every trace."""
+        for trace in list(self._traces):
+            self._end(trace)
+
+    # What probes call
+
+    def flush(self) -> None:
+        """Write what was gathered; a trace that nobody reads any more, or whose thread has gone, is closed."""
+        for trace in list(self._traces):
+            try:
+                trace.flush()
+            except ReaderGone:
+                self._end(trace)
+        self.reap()
+
+    def note_process(self, process: Process, trace: Trace | None = None) -> None:
+        """A process is there, or has another name, memory or credentials: tell one trace, or all."""
+        if process.mm is None:
+            return
+        self._owners[process.mm.number] = process.pid
+        for one in self._traces if trace is None else (trace,):
+            one.note_process(process, process.mm.number)
+
+    def note_mm(self, mm: MmStruct, pid: int) -> None:
+        """An address space is a process's from now on."""
+        self._owners[mm.number] = pid
+
+    def forget_mm(self, mm: MmStruct) -> None:
+        """An address space has gone."""
+        self._owners.pop(mm.number, None)

@@ -1,0 +1,231 @@
+"""`kerneld trace`: what happens in a running kerneld, as it happens, until Ctrl+C.
+
+Owns the options and the loop that reads; how an event is written is a `Writer`'s. Imports no kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import click
+
+from kerneld.failure import Failure, Status
+from kerneld.start import Size, socket_option
+from kerneld.trace_writer import WRITERS, Writer
+from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from shared.client.path import default_socket_path
+from shared.trace.events import EVENTS, matching
+from shared.trace.record import Comm, Entry, Lost, Record
+
+_WHY = {
+    errno.ESRCH: (Status.NO_PROCESS, "kerneld has no such process"),
+    errno.EPERM: (Status.NOT_PERMITTED, "not permitted to trace a process of another user's"),
+    errno.EMFILE: (Status.FAILED, "too many traces are open"),
+    errno.ENOSPC: (Status.FAILED, "kerneld allows no buffer of that size"),
+    errno.ENOSYS: (Status.FAILED, "this kerneld cannot be traced"),
+    errno.ENOMEM: (Status.FAILED, "the host has no memory for the buffer"),
+}
+
+
+@click.command(
+    short_help="Follow what happens: calls, faults, page-table entries, frames …",
+    help="""Follow what happens in a running kerneld: calls, faults, VMAs, page-table entries, frames, signals, reclaim.
+
+Each line says who, when, what, and why: cause=store/fault@0x7f… is the fault of a store. Ctrl+C ends it; how many of
+what there were is then said on stderr. What --list names can be chosen by --event, by system or name, * for any part.
+
+\b
+Examples:
+  kerneld trace                                   everything, of everybody
+  kerneld trace --pid 4242 --event 'pte:*'        the page-table entries of one process
+  kerneld trace --event fault --event sched       faults, and processes that come and go
+  kerneld trace --format json -o trace.json --duration 5
+  kerneld trace --list                            every event with its fields
+""",
+)
+@socket_option
+@click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, metavar="PID", help="This process, or these.")
+@click.option("--event", "globs", multiple=True, metavar="GLOB", help="These events. [all]")
+@click.option("--format", "form", type=click.Choice(sorted(WRITERS)), default="text", show_default=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
+@click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long.")
+@click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
+@click.option("--list", "listing", is_flag=True, help="List the events, and end.")
+def trace(
+    socket_path: str | None,
+    pids: tuple[int, ...],
+    globs: tuple[str, ...],
+    form: str,
+    output: str | None,
+    count: int | None,
+    duration: float | None,
+    buffer: int,
+    listing: bool,
+) -> None:
+    """Read a trace and write it."""
+    check_globs(globs)
+    if listing:
+        list_events(globs or ("*",))
+        return
+    with opened(output) as file, stop_signals() as stopped:
+        follow = Follower(WRITERS[form](file), count)
+        try:
+            run(socket_path or default_socket_path(), globs or ("*",), pids, buffer, duration, follow, stopped)
+        finally:
+            follow.end()
+
+
+def check_globs(globs: tuple[str, ...]) -> None:
+    """Raise a usage error for a glob that names no event."""
+    for glob in globs:
+        if not matching(glob):
+            raise click.BadParameter(f"there is no event '{glob}' (kerneld trace --list)", param_hint="--event")
+
+
+def list_events(globs: tuple[str, ...]) -> None:
+    """Print the events with their fields."""
+    wanted = {event.number for glob in globs for event in matching(glob)}
+    for event in EVENTS:
+        if event.number in wanted:
+            click.echo(f"{event.name}\n    {event.about}")
+            click.echo("    " + " ".join(field.name for field in event.fields))
+
+
+@contextlib.contextmanager
+def opened(output: str | None) -> Iterator[IO[str]]:
+    """Yield what is written to. Raises Failure where the file cannot be."""
+    if output is None:
+        yield sys.stdout
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(output).open("w", encoding="utf-8"))
+        except OSError as error:
+            raise Failure(Status.FAILED, f"cannot write {output}: {error.strerror}") from None
+        yield file
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether somebody has asked for the end: the one who reads looks between two waits."""
+    asked: list[int] = []
+
+    def note(signo: int, _frame: FrameType | None) -> None:
+        asked.append(signo)
+
+    former = {signo: signal.signal(signo, note) for signo in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for signo, handler in former.items():
+            signal.signal(signo, handler)
+
+
+class Follower:
+    """Takes the records, counts them, and has them written."""
+
+    def __init__(self, writer: Writer, count: int | None) -> None:
+        self._writer = writer
+        self._left = count
+        self._totals: Counter[str] = Counter()
+        self.lost = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there have been as many as were wanted."""
+        return self._left == 0
+
+    def take(self, entries: Iterator[Entry]) -> None:
+        """Write what has come, as much of it as is wanted."""
+        for entry in entries:
+            if isinstance(entry, Comm):
+                self._writer.name(entry)
+            elif isinstance(entry, Lost):
+                self._writer.lost(entry)
+            elif not self.is_full:
+                self._take_one(entry)
+        self._writer.flush()
+
+    def _take_one(self, record: Record) -> None:
+        self._writer.event(record)
+        self._totals[record.event.name] += 1
+        if self._left is not None:
+            self._left -= 1
+
+    def end(self) -> None:
+        """Finish the file and say on stderr what there was."""
+        self._writer.close()
+        for name, number in self._totals.most_common():
+            click.echo(f"{number:>10} {name}", err=True)
+        click.echo(f"{self._totals.total():>10} events, {self.lost} lost", err=True)
+
+
+def run(
+    path: str,
+    globs: tuple[str, ...],
+    pids: tuple[int, ...],
+    buffer: int,
+    duration: float | None,
+    follow: Follower,
+    stopped: Callable[[], bool],
+) -> None:
+    """Follow until somebody says stop, it has been enough, or kerneld ends. Raises Failure."""
+    from shared.client import Process  # noqa: PLC0415
+    from shared.client.trace import TraceSession  # noqa: PLC0415
+
+    with as_failures():
+        process = Process.attach(path)
+        session = TraceSession(process, globs, pids, buffer)
+    reader = session.reader
+    until = None if duration is None else time.monotonic() + duration
+    try:
+        while not follow.is_full and not stopped() and not reader.is_ended:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            if reader.wait(left, process.fileno()):
+                follow.take(reader.read())
+            elif is_hung_up(process.fileno()) and not reader.is_ended:
+                raise Failure(Status.DAEMON_GONE, "kerneld is gone")
+        with contextlib.suppress(KerneldGone):
+            session.stop()
+        follow.take(reader.read())
+    finally:
+        follow.lost = reader.lost
+        session.close()
+        process.close()
+
+
+def is_hung_up(fd: int) -> bool:
+    """Tell whether a connection has ended: between calls there is nothing else to read from it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@contextlib.contextmanager
+def as_failures() -> Iterator[None]:
+    """Turn what opening a trace may raise into one line and a status."""
+    try:
+        yield
+    except KerneldUnavailable as error:
+        is_locked = isinstance(error.__context__, PermissionError)
+        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
+    except KerneldGone as error:
+        raise Failure(Status.DAEMON_GONE, str(error)) from None
+    except KerneldError as error:
+        raise Failure(Status.FAILED, str(error)) from None
+    except OSError as error:
+        status, why = _WHY.get(error.errno or 0, (Status.FAILED, f"cannot trace: {error.strerror}"))
+        raise Failure(status, why) from None

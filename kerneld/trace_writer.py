@@ -1,0 +1,72 @@
+"""How a trace is written: one class a format. A new format is a class with the methods of `Writer`, and a row below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO, Protocol
+
+from shared.trace.record import Comm, Lost, Record
+from shared.trace.text import Names, as_json, lost_json, lost_line, text_line
+
+
+class Writer(Protocol):
+    """Takes a trace in the order in which it was written."""
+
+    def name(self, comm: Comm) -> None:
+        """A process has this name from here on."""
+
+    def lost(self, lost: Lost) -> None:
+        """So many records are missing here."""
+
+    def event(self, record: Record) -> None:
+        """Something has happened."""
+
+    def flush(self) -> None:
+        """Nothing more has come for now: whoever looks may see what there is."""
+
+    def close(self) -> None:
+        """Nothing more comes; the file itself is its opener's to close."""
+
+
+class _Lines:
+    """A line for each record, seen at once."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._names = Names()
+
+    def name(self, comm: Comm) -> None:
+        self._names.note(comm)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.flush()
+
+
+class TextWriter(_Lines):
+    """Lines as of trace_pipe."""
+
+    def lost(self, lost: Lost) -> None:
+        """As trace_pipe says it."""
+        print(lost_line(lost), file=self._file)
+
+    def event(self, record: Record) -> None:
+        """One line."""
+        print(text_line(record, self._names), file=self._file)
+
+
+class JsonWriter(_Lines):
+    """One object a line."""
+
+    def lost(self, lost: Lost) -> None:
+        """An object with `lost` alone."""
+        print(lost_json(lost), file=self._file)
+
+    def event(self, record: Record) -> None:
+        """One object."""
+        print(as_json(record, self._names), file=self._file)
+
+
+WRITERS: dict[str, Callable[[IO[str]], Writer]] = {"text": TextWriter, "json": JsonWriter}

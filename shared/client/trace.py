@@ -1,0 +1,51 @@
+"""Tracing for a client: opens a trace with the kernel and hands out the reader of its ring."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+
+from shared.client.calls import SystemCalls
+from shared.client.errors import KerneldError
+from shared.trace.attr import TraceAttr
+from shared.trace.reader import Reader
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.syscalls import Nr
+
+DEFAULT_RING_BYTES = 4 << 20
+
+
+class TraceSession:
+    """One open trace: `reader` has what it brings, until `close`."""
+
+    def __init__(
+        self,
+        calls: SystemCalls,
+        globs: Sequence[str] = ("*",),
+        pids: Sequence[int] = (),
+        ring_bytes: int = DEFAULT_RING_BYTES,
+    ) -> None:
+        """Open it, for the events that the globs name and these processes, or all; `ring_bytes` is rounded up.
+
+        Raises OSError(EINVAL) for a glob without events, ESRCH, EPERM, EMFILE, ENOSPC, ENOMEM, ENOSYS.
+        """
+        data_pages = 1 << max(0, (max(1, ring_bytes) - 1) // PAGE_SIZE).bit_length()
+        packed = TraceAttr(tuple(globs), tuple(pids), data_pages).pack()
+        memory = ctypes.create_string_buffer(packed, len(packed))
+        self._calls = calls
+        reply, fds = calls.call_for_fds(Nr.PERF_EVENT_OPEN, ctypes.addressof(memory), data=packed)
+        if len(fds) != 2:
+            for fd in fds:
+                os.close(fd)
+            raise KerneldError("kerneld opened a trace without its ring")
+        self.handle = reply.ret
+        self.reader = Reader(*fds)
+
+    def stop(self) -> None:
+        """Have the kernel end it; what is in the ring can still be read. Raises OSError, KerneldGone."""
+        self._calls.call(Nr.CLOSE, self.handle)
+
+    def close(self) -> None:
+        """Unmap the ring. The kernel's side ends with `stop`, or with the connection."""
+        self.reader.close()

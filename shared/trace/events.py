@@ -1,0 +1,275 @@
+"""Every event there is, in one table: number, name, fields. Numbers are given once and for ever: files hold them.
+
+Names and fields are Linux v6.8's (include/trace/events/*.h) where it has such an event; what Linux leaves out here
+(instruction pointers, nodes, gfp flags, which this kernel has not) is left out. Ours alone are the systems `pte`,
+`vma`, `fault`, `swap` and `shadowpt`. A field `mm` is the number of an address space, the same for its life.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from enum import IntEnum
+
+from shared.trace.event import Event, Field, Show
+
+D, X, P, E, T = Show.DECIMAL, Show.HEX, Show.PFN, Show.ENTRY, Show.TEXT
+
+
+class Cause(IntEnum):
+    """What is under way: a record's `causes` holds up to eight of these, four bits each, the innermost lowest."""
+
+    NONE = 0
+    SYSCALL = 1
+    ACCESS = 2
+    """A load, store or touch: the processor at work for a program."""
+    FAULT = 3
+    AHEAD = 4
+    """Stores of a batch that are about to come: their faults are taken together."""
+    RECLAIM = 5
+    """An allocation that waits for frames."""
+    KSWAPD = 6
+    """The background pass of reclaim, behind the request that found too little free."""
+    OOM = 7
+    EXIT = 8
+    ATTACH = 9
+    TRUNCATE = 10
+    """A mapped file has been cut by somebody else."""
+    REFRESH = 11
+    """A look at a real process of the host."""
+
+
+class FaultKind(IntEnum):
+    """What became of a fault."""
+
+    SPURIOUS = 0
+    """The entry allowed the access already, or lacked no more than a bit of its state."""
+    ANONYMOUS = 1
+    ZERO_PAGE = 2
+    FILE = 3
+    FAULT_AROUND = 4
+    COW = 5
+    REUSE = 6
+    SHARED = 7
+    """The first write to a clean page of a shared file."""
+    SWAP_IN = 8
+    HUGE = 9
+    HUGE_ZERO_PAGE = 10
+
+
+class FaultResult(IntEnum):
+    """VM_FAULT_*: Linux v6.8 include/linux/mm_types.h."""
+
+    MINOR = 0
+    OOM = 1
+    SIGBUS = 2
+    MAJOR = 4
+    SIGSEGV = 0x40
+
+
+class FaultAccess(IntEnum):
+    """What the program wanted."""
+
+    READ = 0
+    WRITE = 1
+
+
+def _pte(number: int, name: str, about: str) -> Event:
+    return Event(
+        number,
+        f"pte:{name}",
+        (Field("mm", "I"), Field("nr_pages", "I"), Field("vaddr", "Q", X), Field("old", "Q", E), Field("new", "Q", E)),
+        about,
+    )
+
+
+def _vma(number: int, name: str, about: str) -> Event:
+    return Event(
+        number,
+        f"vma:{name}",
+        (
+            Field("mm", "I"),
+            Field("start", "Q", X),
+            Field("end", "Q", X),
+            Field("vm_flags", "Q", X),
+            Field("pgoff", "Q"),
+        ),
+        about,
+    )
+
+
+def _task(number: int, name: str, about: str, *more: Field) -> Event:
+    return Event(number, name, (Field("comm", "16s", T), Field("pid", "I"), *more), about)
+
+
+_SESSION = (Field("opener", "I"), Field("target", "I"), Field("start", "Q", X), Field("end", "Q", X))
+_RECLAIMED = (Field("nr_reclaimed", "Q"),)
+
+SYS_ENTER = Event(
+    16,
+    "raw_syscalls:sys_enter",
+    (Field("id", "q"), *(Field(f"arg{n}", "Q", X) for n in range(6)), Field("data_bytes", "Q")),
+    "A call begins; data_bytes is what travels inline with it.",
+)
+SYS_EXIT = Event(
+    17,
+    "raw_syscalls:sys_exit",
+    (Field("id", "q"), Field("ret", "q"), Field("signo", "i")),
+    "A call ends; ret is what Linux would return.",
+)
+PAGE_FAULT_USER = Event(
+    24,
+    "exceptions:page_fault_user",
+    (Field("address", "Q", X), Field("error_code", "Q", X)),
+    "The processor could not translate an address of user mode.",
+)
+MM_FAULT = Event(
+    25,
+    "fault:handle_mm_fault",
+    (
+        Field("mm", "I"), Field("access", "I", D, FaultAccess), Field("address", "Q", X), Field("nr_pages", "Q"),
+        Field("kind", "I", D, FaultKind), Field("result", "I", D, FaultResult),
+    ),
+    "A fault, or a range of them taken together, is settled: how, and how much it mapped.",
+)  # fmt: skip
+VMA_INSERT = _vma(32, "vma_insert", "A VMA is there.")
+VMA_REMOVE = _vma(33, "vma_remove", "A VMA has gone.")
+VMA_CHANGE = Event(
+    34,
+    "vma:vma_change",
+    (
+        Field("mm", "I"), Field("old_start", "Q", X), Field("old_end", "Q", X), Field("old_flags", "Q", X),
+        Field("start", "Q", X), Field("end", "Q", X), Field("vm_flags", "Q", X), Field("pgoff", "Q"),
+    ),
+    "A VMA has other bounds or flags.",
+)  # fmt: skip
+VMA_SPLIT = Event(
+    35,
+    "vma:vma_split",
+    (Field("mm", "I"), Field("start", "Q", X), Field("end", "Q", X), Field("at", "Q", X)),
+    "A VMA is about to be cut in two: a change and an insertion follow.",
+)
+VMA_MERGE = Event(
+    36,
+    "vma:vma_merge",
+    (
+        Field("mm", "I"), Field("start", "Q", X), Field("end", "Q", X), Field("vma_start", "Q", X),
+        Field("vma_end", "Q", X),
+    ),
+    "[start, end) has become part of a neighbour, which is [vma_start, vma_end) now.",
+)  # fmt: skip
+EXPAND_STACK = Event(
+    37,
+    "vma:expand_stack",
+    (Field("mm", "I"), Field("address", "Q", X), Field("old_start", "Q", X), Field("start", "Q", X)),
+    "A stack has grown down to a fault below it.",
+)
+VM_UNMAPPED_AREA = Event(
+    38,
+    "mmap:vm_unmapped_area",
+    (Field("addr", "Q", X), Field("total_vm", "Q"), Field("flags", "Q", X), Field("length", "Q", X)),
+    "A place for a mapping was looked for and found.",
+)
+PTE_SET = _pte(48, "set", "Empty entries are filled; of a run the first entry, the others count up.")
+PTE_REPLACE = _pte(49, "replace", "Entries are changed: another frame, other rights, other state.")
+PTE_CLEAR = _pte(50, "clear", "Entries are emptied.")
+MM_PAGE_ALLOC = Event(
+    64,
+    "kmem:mm_page_alloc",
+    (Field("pfn", "Q", P), Field("nr_pages", "I"), Field("order", "I"), Field("flags", "Q", X)),
+    "Frames are taken, in a run; flags are their PG_ flags, the order that of each block of the run.",
+)
+MM_PAGE_FREE = Event(
+    65,
+    "kmem:mm_page_free",
+    (Field("pfn", "Q", P), Field("nr_pages", "I"), Field("order", "I")),
+    "Frames are given back, in a run.",
+)
+TASK_NEWTASK = _task(80, "task:task_newtask", "A process attaches.", Field("mm", "I"))
+PROCESS_FORK = Event(
+    81,
+    "sched:sched_process_fork",
+    (
+        Field("parent_comm", "16s", T), Field("parent_pid", "I"), Field("child_comm", "16s", T),
+        Field("child_pid", "I"), Field("mm", "I"),
+    ),
+    "A forked child attaches, and takes the copy of the memory that clone has made.",
+)  # fmt: skip
+PROCESS_EXEC = Event(
+    82,
+    "sched:sched_process_exec",
+    (Field("filename", "64s", T), Field("pid", "I"), Field("old_pid", "I"), Field("mm", "I")),
+    "A process goes on with another program, in a new address space.",
+)
+PROCESS_EXIT = _task(83, "sched:sched_process_exit", "A process ends.", Field("signo", "i"))
+SIGNAL_GENERATE = Event(
+    96,
+    "signal:signal_generate",
+    (
+        Field("sig", "i"), Field("errno", "i"), Field("code", "i"), Field("comm", "16s", T), Field("pid", "I"),
+        Field("group", "i"), Field("result", "i"),
+    ),
+    "A signal is raised for a thread.",
+)  # fmt: skip
+SIGNAL_DELIVER = Event(
+    97,
+    "signal:signal_deliver",
+    (Field("sig", "i"), Field("errno", "i"), Field("code", "i"), Field("fatal", "i")),
+    "A thread takes a signal, on its way back to user mode.",
+)
+DIRECT_RECLAIM_BEGIN = Event(
+    112, "vmscan:mm_vmscan_direct_reclaim_begin", (Field("nr_to_reclaim", "Q"),), "An allocation starts to reclaim."
+)
+DIRECT_RECLAIM_END = Event(113, "vmscan:mm_vmscan_direct_reclaim_end", _RECLAIMED, "It has freed so many frames.")
+KSWAPD_WAKE = Event(
+    114, "vmscan:mm_vmscan_kswapd_wake", (Field("nr_free", "Q"),), "Few frames are free: the background pass starts."
+)
+KSWAPD_SLEEP = Event(115, "vmscan:mm_vmscan_kswapd_sleep", _RECLAIMED, "The background pass ends.")
+SHRINK_INACTIVE = Event(
+    116,
+    "vmscan:mm_vmscan_lru_shrink_inactive",
+    (Field("nr_scanned", "Q"), Field("nr_reclaimed", "Q")),
+    "A batch of an inactive list has been gone through.",
+)
+SWAP_OUT = Event(117, "swap:swap_out", (Field("nr_pages", "Q"),), "Pages have been written to the swap file.")
+SWAP_IN = Event(
+    118, "swap:swap_in", (Field("slot", "Q", P), Field("pfn", "Q", P)), "A page has been read from the swap file."
+)
+MARK_VICTIM = Event(
+    119,
+    "oom:mark_victim",
+    (
+        Field("pid", "I"), Field("uid", "I"), Field("comm", "16s", T), Field("total_vm", "Q"), Field("anon_rss", "Q"),
+        Field("file_rss", "Q"), Field("shmem_rss", "Q"), Field("pgtables", "Q"),
+    ),
+    "The OOM killer has chosen. Sizes are in KiB.",
+)  # fmt: skip
+SHADOWPT_OPEN = Event(128, "shadowpt:open", _SESSION, "A shadow table is open.")
+SHADOWPT_START = Event(129, "shadowpt:start", _SESSION, "It follows its target from now on.")
+SHADOWPT_STOP = Event(130, "shadowpt:stop", _SESSION, "It stays as it is.")
+SHADOWPT_CLOSE = Event(131, "shadowpt:close", _SESSION, "It has been emptied and is no more.")
+SPTE_UPDATE = Event(
+    132,
+    "shadowpt:spte_update",
+    (
+        Field("nr_pages", "Q"), Field("vaddr", "Q", X), Field("old_pfn", "Q", P), Field("old_flags", "Q", X),
+        Field("new_pfn", "Q", P), Field("new_flags", "Q", X),
+    ),
+    "Entries of the shadow table change. In a run frames from 2 on count up.",
+)  # fmt: skip
+
+EVENTS: tuple[Event, ...] = (
+    SYS_ENTER, SYS_EXIT, PAGE_FAULT_USER, MM_FAULT, VMA_INSERT, VMA_REMOVE, VMA_CHANGE, VMA_SPLIT, VMA_MERGE,
+    EXPAND_STACK, VM_UNMAPPED_AREA, PTE_SET, PTE_REPLACE, PTE_CLEAR, MM_PAGE_ALLOC, MM_PAGE_FREE, TASK_NEWTASK,
+    PROCESS_FORK, PROCESS_EXEC, PROCESS_EXIT, SIGNAL_GENERATE, SIGNAL_DELIVER, DIRECT_RECLAIM_BEGIN,
+    DIRECT_RECLAIM_END, KSWAPD_WAKE, KSWAPD_SLEEP, SHRINK_INACTIVE, SWAP_OUT, SWAP_IN, MARK_VICTIM, SHADOWPT_OPEN,
+    SHADOWPT_START, SHADOWPT_STOP, SHADOWPT_CLOSE, SPTE_UPDATE,
+)  # fmt: skip
+BY_NUMBER = {event.number: event for event in EVENTS}
+BY_NAME = {event.name: event for event in EVENTS}
+
+
+def matching(glob: str) -> tuple[Event, ...]:
+    """Return the events that a glob names: of the whole name, or where it has no colon of a system or of an event."""
+    if ":" in glob:
+        return tuple(event for event in EVENTS if fnmatch.fnmatchcase(event.name, glob))
+    return tuple(event for event in EVENTS if any(fnmatch.fnmatchcase(part, glob) for part in event.name.split(":")))
