@@ -47,13 +47,15 @@ def _process_vm_rw(call: Call, *, write: bool) -> int:
     """Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw(), process_vm_rw_core()."""
     pid = call.int_arg(0)
     _local, nr_local, _remote, nr_remote, flags = call.args[1:]
-    if flags or nr_local > UIO_MAXIOV or nr_remote > UIO_MAXIOV:
+    if flags or nr_local > UIO_MAXIOV:
         raise SysError(errno.EINVAL)
-    pieces = _unpack_iovecs(call.data, nr_local + nr_remote)
-    local = _LocalIter(call.mm, pieces[:nr_local])
+    split = nr_local * _IOVEC.size
+    local = _LocalIter(call.mm, _unpack_iovecs(call.data[:split], nr_local))
     if not local.left:
         return 0
-    remote = pieces[nr_local:]
+    if nr_remote > UIO_MAXIOV:
+        raise SysError(errno.EINVAL)
+    remote = _unpack_iovecs(call.data[split:], nr_remote)
     if any(length >> 63 for _, length in remote):
         raise SysError(errno.EINVAL)
     if not any(length for _, length in remote):

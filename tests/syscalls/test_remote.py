@@ -157,7 +157,9 @@ class TestErrorsInOrder:
         bad = [(1 << 63, 1 << 63)]
         assert transfer(READV, me, GONE, bad, bad, flags=1) == -errno.EINVAL
         assert me.call(READV, GONE, BASE, 1025, BASE, 0, 0) == -errno.EINVAL
-        assert me.call(READV, GONE, BASE, 1, BASE, 1025, 0) == -errno.EINVAL
+        assert me.call(READV, GONE, BASE, 1, BASE, 1025, 0, data=iovecs((BASE, 4))) == -errno.EINVAL
+        # The local pieces are looked at first: without one, nobody asks how many remote ones there are.
+        assert me.call(READV, GONE, BASE, 0, BASE, 1025, 0) == 0
 
     @pytest.mark.parametrize(
         ("local", "expected"),
@@ -186,7 +188,8 @@ class TestErrorsInOrder:
 
     def test_pieces_that_are_not_all_there(self, me: Program, other: Program) -> None:
         assert me.call(READV, other.pid, BASE, 1, BASE, 1, 0, data=iovecs((BASE, 4))) == -errno.EFAULT
-        assert me.call(READV, other.pid, BASE, 1, BASE, 1, 0, data=bytes(31)) == -errno.EFAULT
+        assert me.call(READV, other.pid, BASE, 1, BASE, 1, 0, data=iovecs((BASE, 4)) + bytes(15)) == -errno.EFAULT
+        assert me.call(READV, other.pid, BASE, 1, BASE, 1, 0, data=bytes(15)) == -errno.EFAULT
 
     @pytest.mark.parametrize("nr", [READV, WRITEV])
     def test_whose_process_it_is(self, world: World, other: Program, nr: Nr) -> None:
