@@ -11,13 +11,19 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import present_mask, swap_mask, swp_offset
+from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
 
-def do_mincore(mm: MmStruct, start: Vaddr, length: int, max_pages: int) -> bytes:
+def do_mincore(
+    mm: MmStruct, start: Vaddr, length: int, max_pages: int, may_write: MayWrite = lambda _file: True
+) -> bytes:
     """Return one byte a page of [start, start + length), 1 where it is in memory.
+
+    Of a file that the caller may not write to all of it is said to be: what others have read is not his to know
+    (Linux v6.8 mm/mincore.c:can_do_mincore()).
 
     Raises SysError(EINVAL) for an unaligned start, SysError(ENOMEM) outside user space or at a hole,
     SysError(EFAULT) for more pages than the caller's vector can hold (`max_pages`).
@@ -35,7 +41,8 @@ def do_mincore(mm: MmStruct, start: Vaddr, length: int, max_pages: int) -> bytes
         if vma is None:
             raise SysError(errno.ENOMEM)
         stop = min(end, vma.end)
-        parts.append(_in_memory(mm, vma, start, stop))
+        may_know = vma.file is None or may_write(vma.file)
+        parts.append(_in_memory(mm, vma, start, stop) if may_know else b"\1" * ((stop - start) >> PAGE_SHIFT))
         start = stop
     return b"".join(parts)
 

@@ -104,7 +104,7 @@ def sys_madvise(call: Call) -> int:
 
 def sys_mincore(call: Call) -> Answer:
     """args: addr, length, pointer; returns 0 and one byte a page inline."""
-    return Answer(0, do_mincore(call.mm, call.args[0], call.args[1], MAX_REPLY))
+    return Answer(0, do_mincore(call.mm, call.args[0], call.args[1], MAX_REPLY, call.may_write))
 
 
 def sys_mlock(call: Call) -> int:

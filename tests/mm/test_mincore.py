@@ -103,3 +103,12 @@ def test_shared_anonymous_memory_by_what_anybody_has_touched(machine: Machine, m
     assert mincore(mm, 0, 3) == [0, 1, 0]
     do_madvise(mm, page(1), PAGE_SIZE, Madv.REMOVE)
     assert mincore(mm, 0, 3) == [0, 0, 0]
+
+
+def test_of_a_file_that_is_not_ones_to_write_all_is_said_to_be_there(machine: Machine, mm: MmStruct) -> None:
+    """Source: Linux v6.8 mm/mincore.c:can_do_mincore()."""
+    file, _ = machine.new_file(b"f" * PAGE_SIZE)
+    mmap(mm, 3, READ, PRIVATE, at=BASE, file=file)
+    mmap(mm, 1, at=page(3))
+    assert do_mincore(mm, BASE, 4 * PAGE_SIZE, MANY, lambda asked: asked is not file) == b"\1\1\1\0"
+    assert do_mincore(mm, BASE, 4 * PAGE_SIZE, MANY, lambda asked: asked is file) == b"\1\0\0\0"
