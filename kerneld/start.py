@@ -112,6 +112,25 @@ Examples:
     help="Most of them by one user, root and yourself excepted.",
 )
 @click.option(
+    "--max-files",
+    type=click.IntRange(1, 1 << 20),
+    default=1024,
+    show_default=True,
+    help="Most open files of one process in use at once.",
+)
+@click.option(
+    "--max-user-files",
+    type=click.IntRange(1, 1 << 20),
+    default=4096,
+    show_default=True,
+    help="Most of one user, root and yourself excepted; an eighth of RLIMIT_NOFILE if that is less.",
+)
+@click.option(
+    "--allow-network-files",
+    is_flag=True,
+    help="Map files of NFS, FUSE and the like too: while one does not answer, everybody waits.",
+)
+@click.option(
     "--host-targets/--no-host-targets",
     default=None,
     help="Let every caller open tables of real processes that it may ptrace, or none. [those that ask for it: "
@@ -152,6 +171,9 @@ def start(
     max_clients: int,
     max_threads: int,
     max_user_clients: int,
+    max_files: int,
+    max_user_files: int,
+    allow_network_files: bool,
     host_targets: bool | None,
     host_interval: float,
     thp: str,
@@ -169,6 +191,7 @@ def start(
         os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
         # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
         sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+        from kerneld.fs.file_limits import FileRules  # noqa: PLC0415
         from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415
         from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
         from kerneld.server.door import ClientLimits  # noqa: PLC0415
@@ -180,8 +203,9 @@ def start(
         try:
             limits = ClientLimits(max_clients, max_threads, max_user_clients)
             sysctl = Sysctl(max_map_count, mmap_min_addr, overcommit_memory, overcommit_ratio, TransparentHugepage(thp))
+            files = FileRules(max_files, max_user_files, allow_network_files)
             config = daemon.DaemonConfig(
-                path, ram, limits, check_invariants, allowed, host_interval / 1000, swap, sysctl, gid
+                path, ram, limits, check_invariants, allowed, host_interval / 1000, swap, sysctl, files, gid
             )
             daemon.run(config, on_ready)
         except AlreadyRunning as error:

@@ -20,21 +20,28 @@ import os
 import resource
 
 from kerneld.errors import SysError
+from kerneld.fs.file_limits import FileAccounts, FileRules, Payer
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
+from kerneld.fs.mounts import Mounts
+from kerneld.fs.namei import open_look
 from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_noexec, is_write_sealed, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
-from kerneld.task.task import Cred
+from kerneld.task.task import Cred, Process
 
 
 class FileTable:
     """The files in use of one machine."""
 
-    def __init__(self, frames: Frames, inotify: Inotify | None = None) -> None:
+    def __init__(self, frames: Frames, inotify: Inotify | None = None, rules: FileRules | None = None) -> None:
         """Without `inotify` a truncation is seen by faults alone."""
         self._frames = frames
+        rules = rules or FileRules()
+        self.mounts = Mounts(allow_network=rules.network_files)
+        self.accounts = FileAccounts(rules)
+        self._payers: dict[File, Payer] = {}
         self._inodes: dict[tuple[int, int], Inode] = {}
         self._inotify = inotify
         self._watched: dict[int, Inode] = {}
@@ -44,18 +51,20 @@ class FileTable:
         """Return how many inodes are in use."""
         return len(self._inodes)
 
-    def open_fd(self, fd: int) -> File:
+    def open_fd(self, fd: int, owner: Process | None = None) -> File:
         """Return the File of a descriptor, which belongs to the table from now on; it is closed when it fails.
 
-        A file that cannot be mapped gives a File that says so. Raises SysError(EBADF) for a descriptor that is none or
-        was opened with O_PATH, SysError(ENFILE) when so many files are mapped that no descriptor could be spared.
+        It must be one that nobody has to wait for (`kerneld.fs.mounts`). A file that is not open yet goes on the
+        account of `owner`. A file that cannot be mapped gives a File that says so. Raises SysError(EBADF) for a
+        descriptor that is none or was opened with O_PATH, SysError(EMFILE) when so many files of the owner are in use
+        that it may have no more, SysError(ENFILE) when no descriptor could be spared for anybody.
         """
         try:
             opened = describe_fd(fd)
             _check_descriptors_left(fd)
             if not opened.is_regular:
                 return self._unmappable(fd, opened)
-            return self._open_regular(fd, opened)
+            return self._open_regular(fd, opened, owner)
         except (SysError, OSError) as error:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -67,9 +76,9 @@ class FileTable:
         os.close(fd)
         return file
 
-    def _open_regular(self, fd: int, opened: OpenFile) -> File:
+    def _open_regular(self, fd: int, opened: OpenFile, owner: Process | None) -> File:
         dev, ino = key = opened.inode_key
-        inode = self._inodes.get(key) or Inode(self._frames, key, self._forget)
+        inode = self._inodes.get(key) or Inode(self._frames, key, self._forget, self._file_gone)
         file = inode.find_file(fd, opened)
         if file is None:
             path, readable, writable = find_path(fd), opened.readable, opened.writable
@@ -78,6 +87,8 @@ class FileTable:
             file.write_sealed = is_write_sealed(fd)
             file.in_memory = is_in_memory(fd)
             os.set_inheritable(fd, False)
+            if owner is not None:
+                self._payers[file] = self.accounts.charge(owner)
             inode.add_file(file, fd, opened)
             if key not in self._inodes:
                 self._inodes[key] = inode
@@ -86,6 +97,11 @@ class FileTable:
             os.close(fd)
         inode.nr_holds += 1
         return file
+
+    def _file_gone(self, file: File) -> None:
+        payer = self._payers.pop(file, None)
+        if payer is not None:
+            self.accounts.uncharge(payer)
 
     def _forget(self, inode: Inode) -> None:
         del self._inodes[inode.key]
@@ -124,7 +140,7 @@ class FileTable:
         inode = self._inodes.get((file.dev, file.ino))
         return inode if inode is not None and inode.mapping is file.mapping else None
 
-    def open_exec(self, fd: int, cred: Cred) -> File:
+    def open_exec(self, fd: int, cred: Cred, owner: Process | None = None) -> File:
         """Return the File of a program that `cred` may execute, given by descriptor.
 
         Raises as `open_fd` does, and SysError(EACCES) for what is no regular file, not open for reading, on a noexec
@@ -134,7 +150,7 @@ class FileTable:
             status = os.fstat(fd)
         except OSError as error:
             raise SysError(error.errno or errno.EBADF) from None
-        file = self.open_fd(fd)
+        file = self.open_fd(fd, owner)
         try:
             if not file.mappable or not file.readable or file.noexec:
                 raise SysError(errno.EACCES)
@@ -144,17 +160,18 @@ class FileTable:
             raise
         return file
 
-    def open_path(self, path: str, cred: Cred) -> File:
+    def open_path(self, path: str, cred: Cred, owner: Process | None = None) -> File:
         """Return the File at an absolute path, which `cred` may read and execute: a program's interpreter.
 
         Never waits, whatever stands at the path. Raises SysError(ENOENT) also for a relative path, SysError(EACCES) as
-        `open_exec` does and where a directory on the way may not be searched, and what else the host says.
+        `open_exec` does, where a directory on the way may not be searched and where one might have to be waited for,
+        and what else the host says.
         """
         if not path.startswith("/") or "\0" in path:
             raise SysError(errno.ENOENT)
         try:
             # A look before the open: an open of a FIFO would wait for a writer, one of a device may do anything.
-            look = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            look = open_look(path, self.mounts)
         except OSError as error:
             raise SysError(error.errno or errno.ENOENT) from None
         try:
@@ -168,7 +185,7 @@ class FileTable:
             raise SysError(error.errno or errno.EACCES) from None
         finally:
             os.close(look)
-        return self.open_exec(fd, cred)
+        return self.open_exec(fd, cred, owner)
 
     def may_write(self, file: File, cred: Cred) -> bool:
         """Tell whether `cred` owns a File's inode or may write to it; a File that no descriptor is of says itself."""
@@ -181,6 +198,10 @@ class FileTable:
         inode = self._find_inode(file)
         fd = inode.fd_of(file) if inode is not None else None
         return (find_path(fd) if fd is not None else "") or file.path
+
+    def close(self) -> None:
+        """Close what is of the table itself; no file may be in use any more."""
+        self.mounts.close()
 
 
 def _check_descriptors_left(fd: int) -> None:

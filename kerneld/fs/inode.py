@@ -7,8 +7,8 @@ inode).
 Invariants: while an inode is in its table at least one descriptor of it is open, so that the host cannot give its
 number to another file. Every descriptor is closed exactly once: by `close`, or before that when its File is not used.
 
-Differs from Linux: reads and writes are the daemon's own. A file system that does not answer (a broken network mount)
-holds every process up, not just the one that asked.
+Differs from Linux: reads and writes are the daemon's own. A file system that does not answer would hold every process
+up, not just the one that asked: files of such are not taken in (`kerneld.fs.mounts`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ _RWF_NOAPPEND = 1 << 5
 class Inode:
     """An inode that is mapped or about to be, with its open file descriptions."""
 
-    def __init__(self, frames: Frames, key: tuple[int, int], on_close: Callable[[Inode], None]) -> None:
-        """`on_close` is told when all descriptors have been closed."""
+    def __init__(
+        self,
+        frames: Frames,
+        key: tuple[int, int],
+        on_close: Callable[[Inode], None],
+        on_file_gone: Callable[[File], None],
+    ) -> None:
+        """`on_file_gone` is told of each File that is let go of, `on_close` when all descriptors have been closed."""
         self.key = key
         self.mapping = AddressSpace(frames, self)
         self.nr_holds = 0
@@ -47,6 +53,7 @@ class Inode:
         self._watched_bytes = 0
         """The size when it was last looked at for a truncation: faults ask in between, and must not hide one."""
         self._on_close = on_close
+        self._on_file_gone = on_file_gone
 
     def find_file(self, fd: int, opened: OpenFile) -> File | None:
         """Return the File of the open file description that `fd` belongs to, or None.
@@ -99,6 +106,7 @@ class Inode:
         for file in [file for file in self._files if file not in used]:
             fd, _ = self._files.pop(file)
             self._close_if_unused(fd)
+            self._on_file_gone(file)
 
     def _close_if_unused(self, fd: int) -> None:
         if fd >= 0 and fd not in (self._reader, self._writer) and fd not in self._fds():
@@ -166,8 +174,11 @@ class Inode:
     def close(self) -> None:
         """Close every descriptor; the inode is over."""
         fds = self._fds() | {self._reader, self._writer}
+        files = list(self._files)
         self._files.clear()
         self._reader = self._writer = -1
         for fd in fds - {-1}:
             os.close(fd)
+        for file in files:
+            self._on_file_gone(file)
         self._on_close(self)

@@ -19,6 +19,7 @@ from types import FrameType
 import structlog
 
 from kerneld.errors import KernelBug
+from kerneld.fs.file_limits import FileRules
 from kerneld.mm.limits import Sysctl
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
@@ -61,6 +62,8 @@ class DaemonConfig:
     swap_bytes: int = 0
     sysctl: Sysctl = field(default_factory=Sysctl)
     """vm.* and who gets huge pages, as the machine starts."""
+    files: FileRules = field(default_factory=FileRules)
+    """How many files of whom are used, and which are."""
     allow_group: int | None = None
     """The gid of a group whose members may connect too."""
 
@@ -112,6 +115,7 @@ def build_kernel(config: DaemonConfig) -> Kernel:
                 check_invariants=config.check_invariants,
                 swap_bytes=config.swap_bytes,
                 sysctl=config.sysctl,
+                files=config.files,
             )
         )
     except (OSError, MemoryError, ValueError) as error:

@@ -38,7 +38,11 @@ class ClientLimits:
 class Door:
     """The listener and its doorkeeper."""
 
-    def __init__(self, listener: socket.socket, limits: ClientLimits) -> None:
+    def __init__(
+        self, listener: socket.socket, limits: ClientLimits, is_barred: Callable[[Sender], bool] = lambda peer: False
+    ) -> None:
+        """`is_barred` tells of a caller whether it must stay outside whatever the limits say."""
+        self._is_barred = is_barred
         self._listener = listener
         self._limits = limits
         self._of_process: Counter[int] = Counter()
@@ -98,6 +102,8 @@ class Door:
     def _find_objection(self, peer: Sender) -> str:
         """Return which limit lets this caller in no more, or an empty string."""
         limits = self._limits
+        if self._is_barred(peer):
+            return "descriptors that it has passed in cannot be closed"
         if self._of_process[peer.pid] >= limits.of_a_process:
             return "too many of this process"
         if not self._is_privileged(peer.uid) and self._of_user[peer.uid] >= limits.of_a_user:

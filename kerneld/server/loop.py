@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.server.airlock import Airlock, client_of
 from kerneld.server.connection import (
     ANCILLARY_BYTES,
     MSG_CUT,
@@ -69,7 +70,8 @@ class Loop:
         host_interval_seconds: float = HOST_INTERVAL_SECONDS,
     ) -> None:
         self._kernel = kernel
-        self._door = Door(listener, limits)
+        self._airlock = Airlock(kernel.files.mounts)
+        self._door = Door(listener, limits, self._airlock.is_barred)
         self._stop_fd = stop_fd
         self._inbox = Inbox()
         self._connections: dict[int, Connection] = {}
@@ -242,6 +244,12 @@ class Loop:
 
     def _answer(self, connection: Connection, datagram: Datagram) -> Outcome | None:
         """Return what a datagram came to, its fds that nobody has consumed closed; None where it goes on."""
+        if datagram.fds:
+            self._airlock.admit(datagram.fds, connection.peer)
+            if self._airlock.is_barred(connection.peer):
+                close_fds(datagram.fds)
+                self._turn_out(connection.peer)
+                return None
         try:
             outcome = answer_datagram(self._kernel, connection, datagram, self._attach, self.slice_seconds)
         except BaseException:
@@ -287,6 +295,13 @@ class Loop:
         except OSError as error:
             connection.note_broken(error)
             self._hang_up(connection)
+
+    def _turn_out(self, peer: Sender) -> None:
+        """Let go of a client whose descriptors cannot be closed, with every connection of its."""
+        log.warning("connections closed: too many descriptors that nobody can close", pid=peer.pid, uid=peer.uid)
+        for connection in list(self._connections.values()):
+            if client_of(connection.peer) == client_of(peer):
+                self._hang_up(connection)
 
     def _give_up(self, connection: Connection) -> None:
         log.exception("request failed in an unforeseen way: its connection is closed", pid=connection.pid)

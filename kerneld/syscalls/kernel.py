@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from kerneld.errors import SysError
+from kerneld.fs.file_limits import FileRules
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
 from kerneld.fs.procfs import ProcFs
@@ -67,6 +68,8 @@ class KernelConfig:
     """The size of the swap file; 0 for none. Its first page is not used."""
     sysctl: Sysctl = field(default_factory=Sysctl)
     """vm.* and who gets huge pages, as the machine starts."""
+    files: FileRules = field(default_factory=FileRules)
+    """How many files of whom are used, and which are."""
     check_invariants: bool = False
     """Check everything after every request: for tests."""
 
@@ -116,7 +119,7 @@ class Kernel:
         self._inotify = Inotify()
         self.file_changes_fd = self._inotify.fd
         """Readable while files_changed() has something to do; -1 where the host cannot tell."""
-        self.files = FileTable(self.frames, self._inotify)
+        self.files = FileTable(self.frames, self._inotify, config.files)
         self.shadowpt = ShadowPt(self.ram)
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.processes = self.table.processes
@@ -208,5 +211,6 @@ class Kernel:
         if self.tracing is not None:
             self.tracing.shutdown()
         self._inotify.close()
+        self.files.close()
         self.frames.swap.close()
         self.ram.close()

@@ -46,7 +46,7 @@ def sys_mmap(call: Call) -> int:
     file: File | None = None
     try:
         if not flags & _ANONYMOUS:
-            file = call.kernel.files.open_fd(call.take_fd())
+            file = call.kernel.files.open_fd(call.take_fd(), call.process)
         if flags & _HUGETLB:
             if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
                 raise SysError(errno.EINVAL)

@@ -75,11 +75,11 @@ def sys_execve(call: Call) -> int:
     argv, envp = _split_strings(call.data)
     cred = call.process.cred
     files = call.kernel.files
-    file = files.open_exec(call.take_fd(), cred)
+    file = files.open_exec(call.take_fd(), cred, call.process)
     held = [file]
 
     def open_interpreter(path: str) -> File:
-        held.append(files.open_path(path, cred))
+        held.append(files.open_path(path, cred, call.process))
         return held[-1]
 
     try:

@@ -50,6 +50,8 @@ class Machine:
             exit_mmap(self.mms.pop())
         assert self.frames.free_pages == self.free_pages
         assert len(self.files) == 0
+        assert len(self.files.accounts) == 0
+        self.files.close()
         gc.collect()  # The traceback of an error that a test has caught may still hold an address space.
         self.ram.close()
 

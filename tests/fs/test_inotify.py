@@ -26,6 +26,7 @@ def inotify() -> Iterator[Inotify]:
 @pytest.fixture
 def watched(machine: Machine, inotify: Inotify) -> Machine:
     """A machine whose files are watched."""
+    machine.files.close()
     machine.files = FileTable(machine.frames, inotify)
     return machine
 

@@ -6,11 +6,13 @@ before.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import pytest
 from tests.e2e.client import Nursery
 from tests.e2e.daemons import Daemon
 from tests.e2e.raw import CLONE, EXECVE, GETPID, LOAD, MMAP, MUNMAP, PROCREAD, STORE, TOUCH, RawThread, pack
+from tests.fs.fuse import stuck_file_system
 from tests.hostile.daemons import HostileDaemon
 from tests.hostile.through_daemon import Witness, fds_of
 
@@ -173,7 +176,7 @@ def test_thousands_of_descriptors(shared_daemon: HostileDaemon, witness: Witness
 
 
 def test_mapping_files_ends_before_the_daemon_is_out_of_descriptors(tmp_path: Path, nursery: Nursery) -> None:
-    """A client that maps one file after another leaves descriptors for everybody's connections."""
+    """A client that maps one file after another hurts itself alone: others connect, and map files."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -189,14 +192,88 @@ def test_mapping_files_ends_before_the_daemon_is_out_of_descriptors(tmp_path: Pa
                     ret = raw.call(MMAP, 0, PAGE, 1, SHARED, 3, 0, fds=[fd]).ret
                     os.close(fd)
                     if ret < 0:
-                        return ret == -errno.ENFILE
+                        return ret == -errno.EMFILE
                 return False
 
-            status = in_child(daemon, behave, lambda: _newcomers(daemon, witness))
+            def look() -> None:
+                _newcomers(daemon, witness)
+                assert in_child(daemon, _maps_a_file, witness.look) == 0
+
+            status = in_child(daemon, behave, look)
             daemon.end()
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _maps_a_file(raw: RawThread) -> bool:
+    fd = os.memfd_create("a file")
+    os.ftruncate(fd, PAGE)
+    return raw.call(MMAP, 0, PAGE, 1, SHARED, 3, 0, fds=[fd]).ret > 0
+
+
+def test_a_file_system_that_does_not_answer_keeps_nobody_waiting(
+    shared_daemon: HostileDaemon, witness: Witness, tmp_path: Path
+) -> None:
+    """What is asked of it would never come back: fstat, pread, and the close of a descriptor that nobody asked for."""
+    with stuck_file_system(tmp_path) as stuck:
+
+        def behave(raw: RawThread) -> bool:
+            fd = os.open(stuck.file, os.O_RDONLY)
+            mapped = raw.call(MMAP, 0, PAGE, 1, SHARED, fd, 0, fds=[fd]).ret
+            executed = raw.call(EXECVE, 0, 0, 0, data=b"a\0\0", fds=[fd]).ret
+            ignored = raw.exchange(pack(GETPID), [fd] * 3)[0].ret
+            return (mapped, executed, ignored) == (-errno.ENODEV, -errno.EACCES, os.getpid())
+
+        def look() -> None:
+            _newcomers(shared_daemon, witness)
+            stuck.end()
+
+        assert in_child(shared_daemon, behave, look) == 0
+    until_closed(shared_daemon, "/file")
+
+
+def until_closed(daemon: Daemon, name: str) -> None:
+    """Wait until the daemon has no descriptor of this name any more: what waited is closed by a thread of its own."""
+    directory = Path(f"/proc/{daemon.process.pid}/fd")
+    while True:
+        names = []
+        for fd in directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                names.append(os.readlink(fd))
+        if not any(name in link for link in names):
+            return
+        os.sched_yield()
+
+
+def test_a_socket_that_lingers_keeps_nobody_waiting(shared_daemon: HostileDaemon, witness: Witness) -> None:
+    """Its last close waits until the other side has taken what was sent, or for as long as SO_LINGER says."""
+    before = fds_of(shared_daemon.process.pid)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def behave(raw: RawThread) -> bool:
+        sender = socket.create_connection(("127.0.0.1", port))
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+        sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sender.send(bytes(1 << 20))
+        # The daemon's is to be the last close.
+        os.kill(shared_daemon.process.pid, signal.SIGSTOP)
+        raw.send(pack(GETPID), [sender.fileno()])
+        os.close(sender.detach())
+        os.kill(shared_daemon.process.pid, signal.SIGCONT)
+        return raw.receive()[0].ret == os.getpid()
+
+    def look() -> None:
+        _newcomers(shared_daemon, witness)
+        listener.close()
+
+    assert in_child(shared_daemon, behave, look) == 0
+    # The other side has hung up: there is nobody left to wait for.
+    while fds_of(shared_daemon.process.pid) != before:
+        os.sched_yield()
 
 
 def _odd_descriptors(tmp_path: Path) -> list[tuple[int, int, int]]:

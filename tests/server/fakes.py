@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.fs.mounts import Mounts
 from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
@@ -47,6 +48,7 @@ class FakeKernel:
         self.consumed_fds: list[int] = []
         self.ended: list[FakeProcess] = []
         self.file_changes_fd = -1
+        self.files = SimpleNamespace(mounts=Mounts())
         self.shadowpt = SimpleNamespace(followed_host=None)
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
@@ -210,6 +212,7 @@ class ServerUnderTest:
         for sock in self.clients:
             sock.close()
         self.loop.close()
+        self.kernel.files.mounts.close()
         self.held.release()
         os.close(self.stop_read)
         os.close(self.stop_write)

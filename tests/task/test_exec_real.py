@@ -55,6 +55,7 @@ def machine() -> Iterator[Machine]:
         yield made
         world.process.exit_mm()
         assert len(made.files) == 0
+        made.files.close()
 
 
 @functools.cache

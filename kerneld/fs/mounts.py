@@ -1,0 +1,115 @@
+"""Whether to use a descriptor can make the daemon wait for somebody: told without asking the file system that it is of.
+
+Owns the list of mounts, as the host shows it. fstat, statfs and close of a file may each be a question to a server that
+never answers (FUSE, NFS); what is asked here is answered by the host's kernel alone: /proc/self/fdinfo, mountinfo and
+the descriptor's link. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.c.
+
+| the descriptor is of                                               | it is                                    |
+|--------------------------------------------------------------------|------------------------------------------|
+| a pipe, an anonymous inode (pidfd, eventfd …), a memory file       | harmless                                 |
+| a regular file or directory of a local file system                 | harmless                                 |
+| anything on a file system that another machine or a process serves | one to wait for, unless that is allowed  |
+| a file of a mount that we do not see: another mount namespace's    | likewise: anybody may mount FUSE there   |
+| a socket, a device but /dev/null and the like                      | one to wait for: its last close may take |
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from kerneld.fs.open_file import is_in_memory
+
+SERVED = frozenset({
+    "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "gpfs", "lustre", "ncpfs",
+    "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs", "vboxsf",
+})  # fmt: skip
+"""File systems whose answers come from elsewhere. Not virtiofs: who serves that is the host of this very machine."""
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_MEM_MAJOR = 1
+"""Linux v6.8 include/uapi/linux/major.h: MEM_MAJOR."""
+
+
+class Mounts:
+    """The mounts of this process's namespace, as they were when last looked at."""
+
+    def __init__(self, *, allow_network: bool = False) -> None:
+        """With `allow_network` files of every file system are harmless: whoever said so answers for it."""
+        self._allow_network = allow_network
+        self._fstypes: dict[int, str] = {}
+        self._spare = _open_spare()
+
+    def look(self) -> None:
+        """See what is mounted now: to be called when a descriptor has come, whose mount cannot go from then on."""
+        try:
+            text = _MOUNTINFO.read_text(errors="surrogateescape")
+        except OSError:
+            os.close(self._spare)
+            text = _MOUNTINFO.read_text(errors="surrogateescape")
+            self._spare = _open_spare()
+        # proc(5), /proc/pid/mountinfo: the mount's number comes first, its type behind the lone dash.
+        self._fstypes = {
+            int(line.split(" ", 1)[0]): line.partition(" - ")[2].split(" ", 1)[0] for line in text.splitlines()
+        }
+
+    def find_fstype(self, fd: int) -> str | None:
+        """Return the type of the file system that a descriptor's file is on, or None for a mount that was not seen."""
+        return self._fstypes.get(_find_mount(fd))
+
+    def may_wait(self, fd: int) -> bool:
+        """Tell whether to use or to close a descriptor may make its user wait, as the table above says.
+
+        So it may where nothing can be found out.
+        """
+        try:
+            return self._may_wait(fd)
+        except OSError:
+            pass
+        # A client has sent so many that there is none left to look with, but for this one.
+        os.close(self._spare)
+        try:
+            return self._may_wait(fd)
+        except OSError:
+            return True
+        finally:
+            self._spare = _open_spare()
+
+    def _may_wait(self, fd: int) -> bool:
+        fstype = self.find_fstype(fd)
+        if fstype is not None and not self.is_served(fstype):
+            return _lingers(os.fstat(fd))
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        if link.startswith(("pipe:", "anon_inode:")):
+            return False
+        return link.startswith("socket:") or not (self._allow_network or is_in_memory(fd))
+
+    def is_served(self, fstype: str) -> bool:
+        """Tell whether files of this type of file system are to be left alone."""
+        return not self._allow_network and fstype.partition(".")[0] in SERVED
+
+    def close(self) -> None:
+        """Close what is kept for looking."""
+        os.close(self._spare)
+
+
+def _open_spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _lingers(status: os.stat_result) -> bool:
+    """Tell whether the last close of a file that is here may take time: /dev/null and its like are always there."""
+    mode = status.st_mode
+    is_memory = stat.S_ISCHR(mode) and os.major(status.st_rdev) == _MEM_MAJOR
+    return stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not is_memory)
+
+
+def _find_mount(fd: int) -> int:
+    """Return the number of the mount that a descriptor's file is on; -1 where the host does not say."""
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(info, 4096)
+    finally:
+        os.close(info)
+    _, found, number = text.partition(b"mnt_id:")
+    return int(number.split(None, 1)[0]) if found else -1

@@ -1,0 +1,61 @@
+"""A path gone along one name at a time, so that no file system is asked anything that it may not answer.
+
+Owns the walk. Answers to Linux v6.8 fs/namei.c:link_path_walk(). Differs from Linux: the links of /proc that jump
+(`cwd`, `root`, `exe`) are followed as the text that they show.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from kerneld.errors import SysError
+from kerneld.fs.mounts import Mounts
+
+_MAX_LINKS = 40
+"""Linux v6.8 include/linux/namei.h: MAXSYMLINKS."""
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_look(path: str, mounts: Mounts) -> int:
+    """Return an O_PATH descriptor of what stands at an absolute path; nothing is opened by that.
+
+    Raises SysError(EACCES) where a name or the end of it lies on a file system that may make us wait, SysError(ELOOP)
+    with too many links, OSError for what else the host says.
+    """
+    mounts.look()
+    at = os.open("/", _LOOK)
+    names = path.split("/")[::-1]
+    nr_links = 0
+    try:
+        while names:
+            name = names.pop()
+            if name in ("", "."):
+                continue
+            found = os.open(name, _LOOK, dir_fd=at)
+            try:
+                fstype = mounts.find_fstype(found)
+                if fstype is None or mounts.is_served(fstype):
+                    raise SysError(errno.EACCES)
+                is_link = stat.S_ISLNK(os.fstat(found).st_mode)
+                target = os.readlink("", dir_fd=found) if is_link else ""
+            except BaseException:
+                os.close(found)
+                raise
+            if not is_link:
+                os.close(at)
+                at = found
+                continue
+            os.close(found)
+            nr_links += 1
+            if nr_links > _MAX_LINKS:
+                raise SysError(errno.ELOOP)
+            names += target.split("/")[::-1]
+            if target.startswith("/"):
+                os.close(at)
+                at = os.open("/", _LOOK)
+    except BaseException:
+        os.close(at)
+        raise
+    return at

@@ -1,0 +1,81 @@
+"""Descriptors that clients pass in, looked at before anybody uses or closes them.
+
+To close a descriptor may take as long as to read from it: a FUSE file system is asked to flush, a socket lingers, a
+terminal drains. Those that `Mounts.may_wait` names are closed by a thread that does nothing else and touches nothing of
+the kernel's; one of /dev/null, which can be mapped and executed as little, takes each one's place.
+
+Owns what waits to be closed, and for whom: a client for which too much waits is turned out, and let in again when that
+has been closed. Invariant: `_waiting` counts the descriptors that no thread has closed yet, but for those in `_closed`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from kerneld.fs.mounts import Mounts
+from kerneld.server.connection import close_fds
+from kerneld.syscalls.kernel import Sender
+
+MOST_WAITING = 512
+"""Descriptors of one client that have not been closed yet. One datagram may bring 253."""
+
+log = structlog.get_logger("kerneld.server")
+
+Client = tuple[str, int]
+
+
+def client_of(peer: Sender) -> Client:
+    """Return whom a connection is accounted to: its user, or its process where that is root or the daemon's user."""
+    return ("pid", peer.pid) if peer.uid in (0, os.getuid()) else ("uid", peer.uid)
+
+
+class Airlock:
+    """The descriptors of one daemon that wait to be closed."""
+
+    def __init__(self, mounts: Mounts) -> None:
+        self._mounts = mounts
+        self._closed: SimpleQueue[Client] = SimpleQueue()
+        self._waiting: Counter[Client] = Counter()
+
+    def admit(self, fds: list[int], peer: Sender) -> None:
+        """Put a descriptor of /dev/null in the place of each one that might make us wait."""
+        self._mounts.look()
+        slow = [at for at, fd in enumerate(fds) if self._mounts.may_wait(fd)]
+        if not slow:
+            return
+        client, waiting = client_of(peer), [fds[at] for at in slow]
+        for at in slow:
+            # Where not even one is left the number stands for none, and whoever uses it is told EBADF.
+            fds[at] = _open_null()
+        self._waiting[client] += len(waiting)
+        log.info("descriptors of files that may not answer, of sockets or devices", pid=peer.pid, count=len(waiting))
+        threading.Thread(target=self._close, args=(waiting, client), daemon=True).start()
+
+    def _close(self, fds: list[int], client: Client) -> None:
+        for fd in fds:
+            close_fds([fd])
+            self._closed.put(client)
+
+    def is_barred(self, peer: Sender) -> bool:
+        """Tell whether so many of a client's descriptors wait to be closed that it may bring no more."""
+        while self._waiting:
+            try:
+                client = self._closed.get_nowait()
+            except Empty:
+                break
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client]
+        return self._waiting[client_of(peer)] > MOST_WAITING
+
+
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1

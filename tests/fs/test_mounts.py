@@ -1,0 +1,122 @@
+"""Descriptors that nobody waits for, told from those that may make the daemon wait."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kerneld.errors import SysError
+from kerneld.fs import mounts as mounts_module
+from kerneld.fs.mounts import SERVED, Mounts
+from kerneld.fs.namei import open_look
+from kerneld.server.connection import close_fds
+from tests.fs.fuse import stuck_file_system
+from tests.fs.machine import fails
+
+
+@pytest.fixture
+def mounts() -> Iterator[Mounts]:
+    made = Mounts()
+    made.look()
+    yield made
+    made.close()
+
+
+def waits(mounts: Mounts, fd: int) -> bool:
+    try:
+        return mounts.may_wait(fd)
+    finally:
+        os.close(fd)
+
+
+def test_who_is_harmless(mounts: Mounts, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    os.mkfifo(tmp_path / "fifo")
+    read_fd, write_fd = os.pipe()
+    os.close(write_fd)
+    for fd in (
+        os.open(tmp_path / "file", os.O_RDONLY),
+        os.open(tmp_path / "file", os.O_PATH),
+        os.open(tmp_path / "fifo", os.O_RDWR),
+        os.open(tmp_path, os.O_RDONLY),
+        os.open("/dev/null", os.O_RDWR),
+        os.open("/proc/self/stat", os.O_RDONLY),
+        os.memfd_create("memory"),
+        os.eventfd(0),
+        os.pidfd_open(os.getpid()),
+        read_fd,
+    ):
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        assert not waits(mounts, fd), link
+
+
+def test_who_may_linger(mounts: Mounts) -> None:
+    master, slave = pty.openpty()
+    pair = [end.detach() for end in socket.socketpair()]
+    for fd in (master, slave, socket.socket(socket.AF_INET).detach(), *pair):
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        assert waits(mounts, fd), link
+
+
+@pytest.mark.parametrize("fstype", ["nfs4", "fuse.sshfs", "9p"])
+def test_a_file_system_that_others_serve(
+    mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fstype: str
+) -> None:
+    """None of these but FUSE can be mounted by a test: what the host says of the mount is put in its place."""
+    monkeypatch.setattr(mounts, "find_fstype", lambda fd: fstype)
+    (tmp_path / "file").write_bytes(b"x")
+    assert fstype.partition(".")[0] in SERVED
+    assert waits(mounts, os.open(tmp_path / "file", os.O_RDONLY))
+    allowing = Mounts(allow_network=True)
+    monkeypatch.setattr(allowing, "find_fstype", lambda fd: fstype)
+    assert not waits(allowing, os.open(tmp_path / "file", os.O_RDONLY))
+    allowing.close()
+    assert fails(errno.EACCES, open_look, str(tmp_path / "file"), mounts)
+
+
+def test_a_mount_that_is_not_seen_may_be_anything(
+    mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts_module, "_find_mount", lambda fd: 1 << 30)
+    (tmp_path / "file").write_bytes(b"x")
+    assert waits(mounts, os.open(tmp_path / "file", os.O_RDONLY))
+    assert not waits(mounts, os.memfd_create("memory"))
+
+
+def test_a_file_system_that_does_not_answer_is_known_without_asking_it(mounts: Mounts, tmp_path: Path) -> None:
+    """Whatever would ask it anything would not come back."""
+    with stuck_file_system(tmp_path) as stuck:
+        mounts.look()
+        fd = os.open(stuck.file, os.O_RDONLY)
+        assert mounts.find_fstype(fd) == "fuse"
+        assert mounts.may_wait(fd)
+        with pytest.raises(SysError) as refused:
+            open_look(str(stuck.file), mounts)
+        assert refused.value.errno == errno.EACCES
+        stuck.end()
+        close_fds([fd])
+
+
+def test_a_look_goes_where_open_goes(mounts: Mounts, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(b"x")
+    (tmp_path / "up").symlink_to("a/b/../b/./file")
+    (tmp_path / "far").symlink_to(tmp_path / "a")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a/b/file", "up", "far/b/file", "a//b/../../up"):
+        look = open_look(f"{tmp_path}/{name}", mounts)
+        assert os.path.samestat(os.fstat(look), os.stat(tmp_path / "a/b/file")), name
+        os.close(look)
+    before = len(os.listdir("/proc/self/fd"))
+    assert fails(errno.ELOOP, open_look, f"{tmp_path}/loop", mounts)
+    for name, code in (("none", errno.ENOENT), ("up/x", errno.ENOTDIR)):
+        with pytest.raises(OSError, match=r".") as refused:
+            open_look(f"{tmp_path}/{name}", mounts)
+        assert refused.value.errno == code
+    assert len(os.listdir("/proc/self/fd")) == before
