@@ -17,10 +17,7 @@ from pathlib import Path
 import click
 
 from kerneld.failure import Commands, Failure, Status
-from kerneld.inspect_dump import inspect_dump
-from kerneld.run import run
 from kerneld.start import socket_option, start
-from kerneld.trace_command import trace
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
@@ -69,7 +66,15 @@ def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     ctx.exit()
 
 
-@click.group(cls=Commands, help=HELP, context_settings=CONTEXT)
+ELSEWHERE = {
+    "inspect-dump": "kerneld.inspect_dump",
+    "run": "kerneld.run",
+    "trace": "kerneld.trace_command",
+}
+"""The commands with a module of their own, which is imported when they are asked for."""
+
+
+@click.group(cls=Commands, elsewhere=ELSEWHERE, help=HELP, context_settings=CONTEXT)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print the version."
 )
@@ -84,10 +89,7 @@ def main() -> None:
     cli(prog_name="kerneld")
 
 
-cli.add_command(run)
-cli.add_command(inspect_dump)
 cli.add_command(start)
-cli.add_command(trace)
 
 
 @cli.command(

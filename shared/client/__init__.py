@@ -6,18 +6,23 @@
     address = p.mmap(0, 4096, Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS)
     p.mem[address : address + 5] = b"hello"
 
-Everything else in this package is private, but for `shared.client.realmem`: the caller's own real memory.
+Everything else in this package is private, but for `shared.client.realmem`: the caller's own real memory. A name is
+imported when it is first used: a command that only wants the socket's path does not wait for numpy.
 """
 
 from __future__ import annotations
 
-from shared.client.batch import Batch
-from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
-from shared.client.memory import Memory
-from shared.client.path import default_socket_path
-from shared.client.process import Process
-from shared.client.signals import Handler
-from shared.wire import Reply, SigInfo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shared.client.batch import Batch
+    from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+    from shared.client.memory import Memory
+    from shared.client.path import default_socket_path
+    from shared.client.process import Process
+    from shared.client.signals import Handler
+    from shared.wire import Reply, SigInfo
 
 __all__ = [
     "Batch",
@@ -31,3 +36,24 @@ __all__ = [
     "SigInfo",
     "default_socket_path",
 ]
+_HOMES = {
+    "Batch": "shared.client.batch",
+    "Handler": "shared.client.signals",
+    "KerneldError": "shared.client.errors",
+    "KerneldGone": "shared.client.errors",
+    "KerneldUnavailable": "shared.client.errors",
+    "Memory": "shared.client.memory",
+    "Process": "shared.client.process",
+    "Reply": "shared.wire",
+    "SigInfo": "shared.wire",
+    "default_socket_path": "shared.client.path",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name (PEP 562). Raises AttributeError for any other."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
