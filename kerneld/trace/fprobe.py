@@ -29,6 +29,7 @@ class _Site:
 
     def __init__(self, original: Function) -> None:
         self.original = original
+        """What stood under its name before: something else than what was defined there, where others replace too."""
         self.current = original
         self.wraps: list[Wrap] = []
 
@@ -44,6 +45,7 @@ class Fprobe(NamedTuple):
     """One wrapper in its place."""
 
     function: Function
+    """As it was defined."""
     wrap: Wrap
 
 
@@ -52,49 +54,57 @@ class Fprobes:
 
     def __init__(self) -> None:
         self._sites: dict[Function, _Site] = {}
-        self._original: dict[Function, Function] = {}
+        self._defined: dict[Function, Function] = {}
         """By what stands in its place."""
 
     def register(self, function: Function, wrap: Wrap) -> Fprobe:
-        """Wrap a function of the kernel, the original or what stands for it now, everywhere it is known by a name.
+        """Wrap a function of the kernel, given as it was defined or as it stands there now, wherever it has a name.
 
         Raises ValueError for what is no function of a module or a class of the kernel.
         """
-        original = self._original.get(function, function)
-        site = self._sites.get(original) or _Site(original)
+        defined = self._defined.get(function, function)
+        site = self._sites.get(defined) or _Site(_find_home(defined))
         places = list(_places(site.current))
         if not places:
-            raise ValueError(f"{original!r} stands nowhere in the kernel")
+            raise ValueError(f"{defined!r} stands nowhere in the kernel")
         site.wraps.append(wrap)
-        self._sites[original] = site
-        self._replace(site, places)
-        return Fprobe(original, wrap)
+        self._sites[defined] = site
+        self._replace(defined, site, places)
+        return Fprobe(defined, wrap)
 
     def unregister(self, probe: Fprobe) -> None:
         """Take one wrapper away."""
         site = self._sites[probe.function]
         site.wraps.remove(probe.wrap)
-        self._replace(site, list(_places(site.current)))
+        self._replace(probe.function, site, list(_places(site.current)))
         if not site.wraps:
             del self._sites[probe.function]
 
     @property
     def functions(self) -> list[Function]:
-        """The functions that are wrapped now, as they were."""
+        """The functions that are wrapped now, as they were defined."""
         return list(self._sites)
 
-    def _replace(self, site: _Site, places: list[Callable[[Function], None]]) -> None:
+    def _replace(self, defined: Function, site: _Site, places: list[Callable[[Function], None]]) -> None:
         wrapped = site.rebuild()
         for put in places:
             put(wrapped)
-        self._original.pop(site.current, None)
+        self._defined.pop(site.current, None)
         site.current = wrapped
-        if wrapped is not site.original:
-            self._original[wrapped] = site.original
+        if site.wraps:
+            self._defined[wrapped] = defined
 
 
 FPROBES = Fprobes()
 """The process has one kernel's code, so one register of what is replaced in it."""
+
+
+def _find_home(function: Function) -> Function:
+    """Return what stands now under the name that a function was defined with."""
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found if callable(found) else function
 
 
 def _places(function: Function) -> Iterator[Callable[[Function], None]]:

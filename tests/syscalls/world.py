@@ -96,10 +96,10 @@ class Program:
 
 
 class World:
-    """A machine of 6 MiB whose invariants are checked after every request."""
+    """A machine, unless another is asked for of 6 MiB, whose invariants are checked after every request."""
 
-    def __init__(self) -> None:
-        self.kernel = Kernel(KernelConfig(ram_bytes=6 << 20, superuser_uid=ROOT, check_invariants=True))
+    def __init__(self, config: KernelConfig | None = None) -> None:
+        self.kernel = Kernel(config or KernelConfig(ram_bytes=6 << 20, superuser_uid=ROOT, check_invariants=True))
         self._pids = itertools.count(NOBODY_FROM)
 
     def attach(self, uid: int = USER, pid: int = 0, token: int = 0) -> Program:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,13 @@ def world() -> Iterator[TracedWorld]:
 def program(world: TracedWorld) -> Program:
     """A program of an ordinary user."""
     return world.attach(USER)
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a real file of two pages, open for reading and writing."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 8192)
+    opened = os.open(path, os.O_RDWR)
+    yield opened
+    os.close(opened)

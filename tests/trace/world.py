@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from kerneld.mm.limits import Sysctl, TransparentHugepage
+from kerneld.syscalls.kernel import KernelConfig
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import Tracing
 from shared.trace.attr import TraceAttr
@@ -58,8 +60,15 @@ class Trace:
 class TracedWorld(World):
     """The world of tests/syscalls, with tracing."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, ram_bytes: int = 6 << 20, swap_bytes: int = 0, thp: str = "madvise") -> None:
+        config = KernelConfig(
+            ram_bytes=ram_bytes,
+            swap_bytes=swap_bytes,
+            superuser_uid=ROOT,
+            check_invariants=True,
+            sysctl=Sysctl(transparent_hugepage=TransparentHugepage(thp)),
+        )
+        super().__init__(config)
         self.tracing = Tracing(self.kernel)
         self.tracer = self.attach(ROOT)
 

@@ -1,0 +1,96 @@
+"""The same programs, with every event traced: the results are the same, and the trace is true.
+
+Page tables, VMAs and free frames rebuilt from the records alone are the kernel's own after every call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kerneld.referee.generate import generate
+from kerneld.referee.match import Match
+from kerneld.referee.outcome import View
+from kerneld.referee.simulated import Simulated
+from kerneld.syscalls.kernel import Sender
+from kerneld.trace.fprobe import FPROBES
+from kerneld.trace.tracing import Tracing
+from shared.uapi.syscalls import ABI_VERSION
+from tests.differential.test_random import REGRESSIONS, agree
+from tests.syscalls.world import Program
+from tests.trace.replay import Replay
+from tests.trace.world import Trace
+
+pytestmark = pytest.mark.timeout(120)
+TRACER = (1 << 22) - 2
+SECONDS = 8
+
+
+class Follower:
+    """Reads the trace of the simulated side, and compares what it tells whenever the referee looks at a process."""
+
+    def __init__(self, ours: Simulated) -> None:
+        kernel = ours.kernel
+        Tracing(kernel)
+        self._opener = Program(kernel, kernel.attach(Sender(TRACER, 0, 0), ABI_VERSION, 0, 0))
+        ours._free_pages = kernel.frames.free_pages
+        self.trace = Trace(self._opener, data_pages=4096)
+        self.replay = Replay(kernel.frames)
+        self.looks = 0
+
+    def look(self, ours: Simulated, who: int) -> None:
+        """Compare what is known of a process with what is so."""
+        ours.kernel.tracing.flush()  # type: ignore[union-attr]  # What its start does is in no request.
+        self.replay.take(self.trace.records())
+        assert not self.trace.lost
+        mm = ours.threads[who].process.mm
+        if mm is not None:
+            self.replay.check(mm)
+        self.replay.check_frames(ours.kernel.frames)
+        self.looks += 1
+
+    def close(self) -> None:
+        self.trace.close()
+        self._opener.kernel.process_died(self._opener.process)
+        self._opener.kernel.take_ended()
+
+
+@pytest.fixture
+def traced(match: Match, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Match, Follower]]:
+    free_pages = match.ours._free_pages
+    follower = Follower(match.ours)
+    view = Simulated.view
+
+    def looking(self: Simulated, who: int) -> View:
+        follower.look(self, who)
+        return view(self, who)
+
+    monkeypatch.setattr(Simulated, "view", looking)
+    yield match, follower
+    follower.close()
+    match.ours._free_pages = free_pages
+    assert FPROBES.functions == []
+    assert match.ours.kernel.frames.free_pages == free_pages
+
+
+def test_programs_that_once_diverged(traced: tuple[Match, Follower]) -> None:
+    from kerneld.referee.program import from_json  # noqa: PLC0415
+
+    match, follower = traced
+    for file in REGRESSIONS:
+        agree(match, from_json(file.read_text()))
+    assert follower.looks > len(REGRESSIONS)
+
+
+def test_random_programs(traced: tuple[Match, Follower]) -> None:
+    match, follower = traced
+    seed = os.environ.get("REFEREE_SEED", "traced")
+    end = time.monotonic() + SECONDS
+    for number in range(60):
+        if number and time.monotonic() > end:
+            break
+        agree(match, generate(f"{seed}-{number}", 40))
+    assert follower.looks > 40

@@ -1,0 +1,197 @@
+"""Who may trace whom, what is hidden from whom, how many, and when a trace ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+
+from kerneld.trace.fprobe import FPROBES
+from kerneld.trace.tracing import MAX_RING_BYTES, MAX_TRACES, MAX_USER_TRACES
+from shared.trace.attr import TraceAttr
+from shared.trace.events import MM_PAGE_ALLOC, PTE_REPLACE, PTE_SET, SYS_ENTER
+from shared.uapi.mman import Madv
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
+from shared.uapi.syscalls import Nr
+from tests.syscalls.world import OTHER, ROOT, USER, Program, page
+from tests.trace.world import Trace, TracedWorld
+
+
+def ask(program: Program, *globs: str, pids: tuple[int, ...] = (), data_pages: int = 1) -> int:
+    """Return what perf_event_open returns; what it opens is closed at once."""
+    answer = program.answer(Nr.PERF_EVENT_OPEN, 0, data=TraceAttr(globs, pids, data_pages).pack())
+    for fd in answer.fds:
+        os.close(fd)
+    return answer.ret
+
+
+@pytest.mark.parametrize("data_pages", [0, 3, 6])
+def test_a_ring_is_a_power_of_two(world: TracedWorld, program: Program, data_pages: int) -> None:
+    assert ask(program, "*", data_pages=data_pages) == -errno.EINVAL
+
+
+def test_a_ring_has_a_largest_size(world: TracedWorld, program: Program) -> None:
+    assert ask(program, "*", data_pages=(MAX_RING_BYTES >> PAGE_SHIFT) * 2) == -errno.ENOSPC
+
+
+@pytest.mark.parametrize("globs", [("nonsense",), ("*", "nope:*"), ("",)])
+def test_a_glob_that_names_nothing(world: TracedWorld, program: Program, globs: tuple[str, ...]) -> None:
+    assert ask(program, *globs) == -errno.EINVAL
+    assert FPROBES.functions == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\x10\0\0\0", bytes(16), b"\x10\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0*",
+        b"\x10\0\0\0\1\0\0\0\xff\xff\xff\xff\2\0\0\0*\0", b"\x10\0\0\0\1\0\0\0\0\0\0\0\2\0\0\0\xff\0",
+        b"\x10\0\0\0\1\0\0\0\0\0\0\0\xff\xff\xff\xff*\0",
+    ],
+)  # fmt: skip
+def test_a_request_that_is_none(world: TracedWorld, program: Program, data: bytes) -> None:
+    assert program.call(Nr.PERF_EVENT_OPEN, 0, data=data) == -errno.EINVAL
+
+
+def test_whom_one_may_trace(world: TracedWorld) -> None:
+    user, same, other, root = world.attach(USER), world.attach(USER), world.attach(OTHER), world.attach(ROOT)
+    assert ask(user, "*", pids=(same.pid,)) > 0
+    assert ask(user, "*", pids=(user.pid, other.pid)) == -errno.EPERM
+    assert ask(user, "*", pids=(root.pid,)) == -errno.EPERM
+    assert ask(user, "*", pids=(1,)) == -errno.ESRCH
+    assert ask(root, "*", pids=(user.pid, other.pid)) > 0
+    world.kernel.process_died(user.process)
+    world.kernel.process_died(root.process)
+
+
+def test_how_many(world: TracedWorld) -> None:
+    user, root = world.attach(USER), world.attach(ROOT)
+    assert all(ask(user, "sched:*") > 0 for _ in range(MAX_USER_TRACES))
+    assert ask(user, "sched:*") == -errno.EMFILE
+    assert all(ask(root, "sched:*") > 0 for _ in range(MAX_TRACES - MAX_USER_TRACES))
+    assert ask(root, "sched:*") == -errno.EMFILE
+    world.kernel.process_died(user.process)
+    assert ask(root, "sched:*") > 0
+    world.kernel.process_died(root.process)
+
+
+def test_a_user_sees_its_own_processes_alone_and_no_frame_numbers(world: TracedWorld) -> None:
+    user, other = world.attach(USER), world.attach(OTHER)
+    with world.trace(opener=user) as trace:
+        for program in (user, other):
+            program.mmap(8, at=page(0))
+            program.touch(0, 4)
+            program.call(Nr.MADVISE, page(0), PAGE_SIZE, Madv.DONTNEED)
+            program.store(page(0), b"x")
+        records = trace.records()
+    assert {record.pid for record in records} == {user.pid}
+    assert {record.owner for record in records} <= {0, user.pid}
+    assert set(trace.comms) == {user.pid}
+    entries = [record.fields["new"] for record in records if record.event is PTE_SET]
+    assert entries
+    assert {entry >> 12 & 0xFF_FFFF_FFFF for entry in entries} == {0}
+    assert {entry & 1 for entry in entries} == {1}
+    assert {record.fields["pfn"] for record in records if record.event is MM_PAGE_ALLOC} == {0}
+
+
+def test_what_reclaim_does_to_a_users_memory_is_told_without_who_needed_it() -> None:
+    world = TracedWorld(4 << 20, swap_bytes=4 << 20)
+    user, other = world.attach(USER), world.attach(OTHER)
+    user.mmap(400, at=page(0))
+    user.touch(0, 400)
+    other.mmap(900, at=page(0))
+    with world.trace(opener=user, data_pages=1024) as trace:
+        other.touch(0, 900)
+        records = trace.records()
+    assert {record.owner for record in records} == {user.pid}
+    assert {(record.pid, record.tid, record.nr, record.address) for record in records} == {(0, 0, 0, 0)}
+    assert {record.event for record in records} == {PTE_REPLACE}
+    world.close()
+
+
+def test_who_becomes_somebody_else_is_seen_no_longer(world: TracedWorld) -> None:
+    root, user, climber = world.attach(ROOT), world.attach(USER), world.attach(ROOT)
+    with world.trace("raw_syscalls:sys_enter", opener=user) as trace:
+        climber.call(Nr.GETPID)
+        assert trace.records() == []
+        climber.call(Nr.SETUID, USER)
+        trace.records()
+        climber.call(Nr.GETPID)
+        (seen,) = trace.records(SYS_ENTER)
+        assert (seen.pid, seen.nr) == (climber.pid, Nr.GETPID)
+        root.call(Nr.GETPID)
+        assert trace.records() == []
+
+
+def test_only_the_pids_asked_for(world: TracedWorld) -> None:
+    one, two = world.attach(), world.attach()
+    with world.trace("raw_syscalls:*", pids=(two.pid,)) as trace:
+        one.call(Nr.GETPID)
+        two.call(Nr.GETPID)
+        assert {record.pid for record in trace.records()} == {two.pid}
+
+
+ENDS: list[Callable[[TracedWorld, Program], object]] = [
+    lambda world, program: world.kernel.thread_exited(program.thread),
+    lambda world, program: world.kernel.process_died(program.process),
+    lambda _world, program: program.answer(Nr.EXIT_GROUP, 0),
+    lambda _world, program: program.answer(Nr.STORE, 0, 1, data=b"x"),
+]
+
+
+@pytest.mark.parametrize("end", range(len(ENDS)))
+def test_a_trace_ends_with_whoever_opened_it(world: TracedWorld, end: int) -> None:
+    opener = world.attach(ROOT)
+    trace = Trace(opener)
+    assert FPROBES.functions
+    ENDS[end](world, opener)
+    world.kernel.take_ended()
+    assert FPROBES.functions == []
+    assert trace.reader.is_ended
+    assert trace.records()
+    trace.reader.close()
+
+
+def test_a_trace_is_its_process_own_to_close(world: TracedWorld, program: Program) -> None:
+    with world.trace() as trace:
+        assert program.call(Nr.CLOSE, trace.handle) == -errno.EBADF
+        assert program.call(Nr.CLOSE, 0) == -errno.EBADF
+
+
+def test_a_reader_that_is_gone_ends_the_trace_at_the_next_wake_up(world: TracedWorld, program: Program) -> None:
+    trace = Trace(world.tracer)
+    trace.reader._words[9] = 1
+    trace.reader.close()
+    program.call(Nr.GETPID)
+    assert FPROBES.functions == []
+
+
+def test_a_slow_reader_is_told_what_it_lost_and_the_others_lose_nothing(world: TracedWorld, program: Program) -> None:
+    calls = 200
+    with world.trace("raw_syscalls:*", data_pages=1) as slow, world.trace("raw_syscalls:*") as quick:
+        before = len(quick.records(SYS_ENTER))
+        for _ in range(calls):
+            assert program.call(Nr.GETPID) == program.pid
+        assert len(quick.records(SYS_ENTER)) == before + calls
+        kept = len(slow.records())
+        program.call(Nr.GETPID)
+        kept += len(slow.records())
+        assert slow.lost == slow.reader.lost > 0
+        # And the call that opened the other.
+        assert kept + slow.lost == 2 * (calls + 2)
+
+
+def test_an_oops_is_told_and_leaves_the_trace_whole(world: TracedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kerneld.syscalls.table import HANDLERS  # noqa: PLC0415
+
+    def broken(_call: object) -> int:
+        raise RuntimeError("a bug")
+
+    program = world.attach()
+    with world.trace("raw_syscalls:*") as trace:
+        monkeypatch.setitem(HANDLERS, int(Nr.GETUID), broken)
+        assert program.answer(Nr.GETUID).signo
+        enter, leave = trace.records()[-2:]
+        assert (enter.fields["id"], leave.fields["id"], leave.fields["signo"]) == (Nr.GETUID, Nr.GETUID, 11)
+    world.kernel.take_ended()
