@@ -194,7 +194,7 @@ def run(
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 break
-            if reader.wait(left, process.fileno()):
+            if reader.wait(left, process.fileno(), wanted_bytes=reader.size_bytes // 8):
                 follow.take(reader.read())
             elif is_hung_up(process.fileno()) and not reader.is_ended:
                 raise Failure(Status.DAEMON_GONE, "kerneld is gone")

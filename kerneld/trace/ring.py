@@ -87,7 +87,8 @@ class Ring:
             self._untold = 0
         if data:
             self._put(data)
-        if self._words[SLEEPING]:
+        wanted = self._words[SLEEPING]
+        if wanted and self._size - self._room() >= wanted:
             self._wake()
 
     def _room(self) -> int:

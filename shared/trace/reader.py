@@ -26,8 +26,9 @@ from shared.trace.ring import (
     VERSION_WORD,
 )
 
-_NAP_SECONDS = 0.2
-"""The longest sleep: a wake-up can be missed where the processor still holds back the word that asks for it."""
+_NAP_SECONDS = 0.1
+"""The longest sleep: fewer bytes than are worth a wake-up may lie there, and a wake-up can be missed where the
+processor still holds back the word that asks for it."""
 _PIPE_BYTES = 4096
 
 
@@ -62,6 +63,16 @@ class Reader:
         """Whether the kernel will write no more; what is still there can be read."""
         return self._words[ENDED] != 0
 
+    @property
+    def unread_bytes(self) -> int:
+        """How much there is to read now."""
+        return self._words[DATA_HEAD] - self._words[DATA_TAIL] & U64
+
+    @property
+    def size_bytes(self) -> int:
+        """How much the ring holds."""
+        return self._size
+
     def read(self) -> Iterator[Entry]:
         """Yield every record that is there now; its room is free from then on."""
         yield from decode(self.take())
@@ -76,16 +87,16 @@ class Reader:
         self._words[DATA_TAIL] = head
         return data
 
-    def wait(self, timeout_seconds: float | None = None, *others: int) -> bool:
-        """Wait until there is something to read, and return whether there is.
+    def wait(self, timeout_seconds: float | None = None, *others: int, wanted_bytes: int = 1) -> bool:
+        """Wait until there is something to read, and return whether there is: for so much, or a moment.
 
         Ends early too where the ring has ended, or one of `others` (descriptors) is ready to be read or hung up.
         """
         words = self._words
-        if words[DATA_HEAD] != words[DATA_TAIL] or self.is_ended:
-            return words[DATA_HEAD] != words[DATA_TAIL]
-        words[SLEEPING] = 1
-        if words[DATA_HEAD] == words[DATA_TAIL] and not self.is_ended:
+        if self.unread_bytes >= wanted_bytes or self.is_ended:
+            return self.unread_bytes > 0
+        words[SLEEPING] = wanted_bytes
+        if self.unread_bytes < wanted_bytes and not self.is_ended:
             nap = _NAP_SECONDS if timeout_seconds is None else min(timeout_seconds, _NAP_SECONDS)
             poll = select.poll()
             for fd in (self._wake_fd, *others):
@@ -93,7 +104,7 @@ class Reader:
             if self._wake_fd in [fd for fd, _ in poll.poll(nap * 1000)]:
                 os.read(self._wake_fd, _PIPE_BYTES)
         words[SLEEPING] = 0
-        return words[DATA_HEAD] != words[DATA_TAIL]
+        return self.unread_bytes > 0
 
     def close(self) -> None:
         """Unmap the ring and close the pipe."""

@@ -2,8 +2,9 @@
 
 `DATA_HEAD` is the kernel's, `DATA_TAIL` the reader's: bytes written and bytes read since the start; the data lies at
 `position & (data_size - 1)` and may go on at the front. Positions only grow. The kernel writes records whole, and the
-head after them. `SLEEPING` is set by a reader that is about to wait on the pipe, and cleared by the kernel when it has
-written to it. `LOST` counts the records that found no room. `ENDED` is set when nothing more will come.
+head after them. A reader that is about to wait on the pipe sets `SLEEPING` to how many unread bytes are worth waking it
+(1: any; Linux: wakeup_watermark); the kernel clears it when it has written to the pipe. `LOST` counts the records that
+found no room. `ENDED` is set when nothing more will come.
 
 Answers to Linux v6.8 include/uapi/linux/perf_event.h: struct perf_event_mmap_page, whose offsets are kept where it has
 such a field.
