@@ -44,7 +44,7 @@ bench: $(STAMP) ## measure beside the host's kernel; takes minutes (ROWS="1 3" t
 referee: $(STAMP) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
 	$(BIN)/kerneld referee $(ARGS)
 
-fuzz: $(STAMP) ## the long run of the fuzzers; takes a quarter of an hour (ARGS="--datagrams 50000 --seed 7")
+fuzz: $(STAMP) ## the long run of the fuzzers; takes an hour (ARGS="--datagrams 50000 --seed 7")
 	$(BIN)/python -m tests.hostile $(ARGS)
 
 soak: $(STAMP) ## 500 targets, heavy batches and an inspector at once (ARGS="--processes 50 --seconds 600")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from kerneld.fs.file_table import FileTable
-from kerneld.fs.seq_file import END, Records
+from kerneld.fs.seq_file import Records
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
 from kerneld.mm.vma import Vma
@@ -20,8 +20,9 @@ _NAME_COLUMN = 72
 
 def show_maps(mm: MmStruct, files: FileTable, key: int) -> Records:
     """Yield the lines of the mappings that end after the address `key`."""
-    for vma in mm.vmas.overlapping(key, END):
-        yield vma.end, show_map_vma(mm, files, vma)
+    while (vma := mm.vmas.find(key)) is not None:
+        key = vma.end
+        yield key, show_map_vma(mm, files, vma)
 
 
 def show_map_vma(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:

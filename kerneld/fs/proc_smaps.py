@@ -6,6 +6,7 @@ Counts one leaf table at a time, in arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +14,17 @@ import numpy.typing as npt
 
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.proc_maps import show_map_vma, show_rollup_header
-from kerneld.fs.seq_file import END, Records
+from kerneld.fs.seq_file import END, START, Records
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pagetable import Leaf
 from kerneld.mm.thp import thp_eligible
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
 
+_LEAVES_AT_ONCE = 16
 _PSS_SHIFT = 12
 """A page's share is counted in 1/4096 of a byte: a page that 4,096 map counts with a byte each."""
 _MNEMONICS = {
@@ -61,14 +64,16 @@ class MemSizeStats:
 
 def show_smaps(mm: MmStruct, files: FileTable, key: int) -> Records:
     """Yield the lines of the mappings that end after the address `key`, and about each what is resident of it."""
-    for vma in mm.vmas.overlapping(key, END):
-        yield vma.end, _show_smap(mm, files, vma)
+    while (vma := mm.vmas.find(key)) is not None:
+        stats = MemSizeStats()
+        for _ in gather_stats(mm, vma.start, vma.end, stats):
+            yield None
+        key = vma.end
+        yield key, _show_smap(mm, files, vma, stats)
 
 
-def _show_smap(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
+def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) -> bytes:
     """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap()."""
-    stats = MemSizeStats()
-    gather_stats(mm, vma.start, vma.end, stats)
     stats.swap += _shmem_swap_usage(vma)
     if vma.vm_flags & vm.VM_LOCKED:
         stats.pss_locked = stats.pss
@@ -84,34 +89,44 @@ def show_smap_vma_flags(vm_flags: int) -> str:
     return "".join(_MNEMONICS.get(1 << bit, "??") + " " for bit in range(64) if vm_flags & 1 << bit)
 
 
-def show_smaps_rollup(mm: MmStruct) -> bytes:
-    """Return the sums over all mappings. Source: Linux v6.8 fs/proc/task_mmu.c:show_smaps_rollup()."""
+def show_smaps_rollup(mm: MmStruct, key: int) -> Records:
+    """Yield the sums over all mappings. Source: Linux v6.8 fs/proc/task_mmu.c:show_smaps_rollup()."""
+    if key != START:
+        return
     stats = MemSizeStats()
-    gather_stats(mm, 0, TASK_SIZE, stats)
+    for _ in gather_stats(mm, 0, TASK_SIZE, stats):
+        yield None
     stats.swap += sum(_shmem_swap_usage(vma) for vma in mm.vmas)
     first, last = next(iter(mm.vmas), None), next(reversed(mm.vmas), None)
     if mm.locked_vm:
-        for vma in mm.vmas:
-            if vma.vm_flags & vm.VM_LOCKED:
-                locked = MemSizeStats()
-                gather_stats(mm, vma.start, vma.end, locked)
-                stats.pss_locked += locked.pss
+        for vma in [vma for vma in mm.vmas if vma.vm_flags & vm.VM_LOCKED]:
+            locked = MemSizeStats()
+            for _ in gather_stats(mm, vma.start, vma.end, locked):
+                yield None
+            stats.pss_locked += locked.pss
     header = show_rollup_header(first.start if first is not None else 0, last.end if last is not None else 0)
-    return header + _show_stats(stats, rollup=True).encode()
+    yield END, header + _show_stats(stats, rollup=True).encode()
 
 
-def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) -> None:
-    """Add what is resident of the page-aligned range [start, end) to `stats`."""
-    for leaf in mm.page_table.leaves(start, end):
-        entries = mm.page_table.leaf_entries(leaf)
-        entries = entries[entries != 0]
-        if not len(entries):
-            continue
-        present = present_mask(entries)
-        counts = mm.frames.swap.count[swp_offset(entries[~present]).astype(np.int64)].astype(np.int64)
-        stats.swap += len(counts) << PAGE_SHIFT
-        stats.swap_pss += int(((PAGE_SIZE << _PSS_SHIFT) // counts).sum())
-        counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
+def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) -> Iterator[None]:
+    """Add what is resident of the page-aligned range [start, end) to `stats`, and yield between two leaf tables."""
+    for number, leaf in enumerate(mm.page_table.leaves(start, end), 1):
+        _gather_leaf(mm, leaf, stats)
+        if not number % _LEAVES_AT_ONCE:
+            yield
+
+
+def _gather_leaf(mm: MmStruct, leaf: Leaf, stats: MemSizeStats) -> None:
+    entries = mm.page_table.leaf_entries(leaf)
+    entries = entries[entries != 0]
+    if not len(entries):
+        return
+    present = present_mask(entries)
+    counts = mm.frames.swap.count[swp_offset(entries[~present]).astype(np.int64)].astype(np.int64)
+    stats.swap += len(counts) << PAGE_SHIFT
+    stats.swap_pss += int(((PAGE_SIZE << _PSS_SHIFT) // counts).sum())
+    counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
+    if len(counted):
         stats.anonymous_thp += len(counted) << PAGE_SHIFT if leaf.huge else 0
         _account(mm.frames, counted, stats)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Protocol
 
 from kerneld.errors import SysError
@@ -111,7 +111,19 @@ class ProcFs:
         return ended["pgfault"] + sum(process.min_flt + process.maj_flt for process in living), major
 
     def read(self, reader: Process, path: str, offset: int, length: int) -> bytes:
+        """Return what `read_in_pieces` does, at once."""
+        pieces = self.read_in_pieces(reader, path, offset, length)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                data: bytes = end.value
+                return data
+
+    def read_in_pieces(self, reader: Process, path: str, offset: int, length: int) -> Generator[None, None, bytes]:
         """Return up to `length` bytes of the file at `path`, under /proc, from `offset`; nothing at its end.
+
+        Yields where others may be served before it goes on: a view of much memory is of no one moment, as in Linux.
 
         Raises SysError(ENOENT) where nothing stands or the process does not live, SysError(EISDIR) or ENOTDIR as the
         path is misused, SysError(EACCES) without the right, SysError(EINVAL) for an offset or a length out of range.
@@ -120,11 +132,11 @@ class ProcFs:
         if offset > _MAX_OFFSET:
             raise SysError(errno.EINVAL)
         if names and (names[0] in ("self", "thread-self") or names[0][0].isdigit()):
-            return self._read_of_process(reader, names, offset, length)
+            return (yield from self._read_of_process(reader, names, offset, length))
         name = "/".join(names)
         if name in self._root:
             show = one_record(functools.partial(self._root[name], reader))
-            return self._seq_files.read(reader, name, show, offset, length)
+            return (yield from self._seq_files.read(reader, name, show, offset, length))
         if name in self._frame_words:
             if not reader.cred.superuser:
                 raise SysError(errno.EACCES)
@@ -137,7 +149,9 @@ class ProcFs:
         is_file = names[0] in self._root or names[0] in self._frame_words or "/".join(names[:2]) in self._root
         return errno.ENOTDIR if is_file else errno.ENOENT
 
-    def _read_of_process(self, reader: Process, names: list[str], offset: int, length: int) -> bytes:
+    def _read_of_process(
+        self, reader: Process, names: list[str], offset: int, length: int
+    ) -> Generator[None, None, bytes]:
         process = reader if names[0] in ("self", "thread-self") else self._find_process(names[0])
         if process is None or process.mm is None:
             raise SysError(errno.ENOENT)
@@ -151,7 +165,8 @@ class ProcFs:
         if len(names) > 2:
             raise SysError(errno.ENOTDIR)
         if show is not None:
-            return self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
+            pieces = self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
+            return (yield from _while_it_lives(process, pieces))
         if not permitted:
             raise SysError(errno.EACCES)
         return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.superuser)
@@ -182,9 +197,23 @@ class ProcFs:
         return private
 
 
+def _while_it_lives(process: Process, pieces: Generator[None, None, bytes]) -> Generator[None, None, bytes]:
+    """Go on with a view of a process's memory. Raises SysError(ESRCH) once that has gone, as in Linux's m_start()."""
+    mm = process.mm
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            data: bytes = end.value
+            return data
+        yield
+        if process.mm is not mm:
+            raise SysError(errno.ESRCH)
+
+
 def _private_shows(mm: MmStruct, files: FileTable) -> dict[str, Show]:
     return {
         "maps": functools.partial(show_maps, mm, files),
         "smaps": functools.partial(show_smaps, mm, files),
-        "smaps_rollup": one_record(functools.partial(show_smaps_rollup, mm)),
+        "smaps_rollup": functools.partial(show_smaps_rollup, mm),
     }

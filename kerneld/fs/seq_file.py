@@ -9,7 +9,7 @@ Invariant: nothing of a process is kept but bytes and an address, so that a view
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,8 +18,10 @@ from kerneld.task.task import Process
 START, END = 0, 1 << 64
 """The first key, and the one of a view that has been read to its end."""
 
-Records = Iterator[tuple[int, bytes]]
-"""Records in order, each with the key from which the next one is found."""
+Records = Iterator[tuple[int, bytes] | None]
+"""Records in order, each with the key from which the next one is found; None where others may be served."""
+_MOST_AT_ONCE = 64
+"""Records between two such places."""
 Show = Callable[[int], Records]
 """A view: its records from a key on."""
 
@@ -50,22 +52,27 @@ class SeqFiles:
     def __init__(self) -> None:
         self._positions: WeakKeyDictionary[Process, _Position] = WeakKeyDictionary()
 
-    def read(self, reader: Process, path: str, show: Show, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes of a view from `offset`, in bytes; nothing at its end."""
+    def read(self, reader: Process, path: str, show: Show, offset: int, length: int) -> Generator[None, None, bytes]:
+        """Return up to `length` bytes of a view from `offset`, in bytes; nothing at its end. Yields between pieces."""
         position = self._positions.get(reader)
         skip, key, data = offset, START, bytearray()
         if position is not None and offset and (position.path, position.offset) == (path, offset):
             skip, key, data = 0, position.key, bytearray(position.rest)
         if skip or len(data) < length:
-            records = show(key)
-            while skip or len(data) < length:
-                key, record = next(records, (END, None))
-                if record is None:
-                    break
+            for nr_seen, found in enumerate(show(key), 1):
+                if found is None or not nr_seen % _MOST_AT_ONCE:
+                    yield
+                if found is None:
+                    continue
+                key, record = found
                 data += record
                 dropped = min(skip, len(data))
                 del data[:dropped]
                 skip -= dropped
+                if not skip and len(data) >= length:
+                    break
+            else:
+                key = END
         chunk = bytes(data[:length])
         self._positions[reader] = _Position(path, offset + len(chunk), key, bytes(data[length:]))
         return chunk

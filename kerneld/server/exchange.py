@@ -23,7 +23,8 @@ page_contents) after it, by the true length, as they change nothing of the calle
 refused before they run where their fds would go beyond what one datagram carries.
 
 One datagram may hold thousands of requests, each of which may touch all of RAM. A batch therefore runs for a slice of
-time at a turn, and those that wait are served between two slices: a batch is in order, it is not one moment.
+time at a turn, and those that wait are served between two slices: a batch is in order, it is not one moment. The same
+holds for one request that is no system call but a program's own run through its memory, or a look at another's.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from kerneld.server.connection import Connection, Datagram, close_fds
+from kerneld.server.connection import NOBODY, Connection, Datagram, close_fds
 from kerneld.syscalls.ahead import STORE, fault_stores_ahead
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.syscalls.dispatch import dispatch, run
+from kerneld.syscalls.table import RESTART
 from kerneld.task.entry import sysvec_apic_timer_interrupt
 from shared import wire
 from shared.uapi.syscalls import Nr
@@ -60,6 +62,11 @@ UNPACK, PACK = wire.REQUEST.unpack_from, wire.REPLY.pack
 REQUEST_BYTES, REPLY_BYTES = wire.REQUEST.size, wire.REPLY.size
 
 Attach = Callable[[Connection, "Sender", wire.Request], int]
+_NOTHING = memoryview(b"")
+
+
+def _attach_twice(_connection: Connection, _sender: Sender, _request: wire.Request) -> int:
+    return -errno.EINVAL
 
 
 class Outcome(NamedTuple):
@@ -70,12 +77,13 @@ class Outcome(NamedTuple):
     is_last: bool
 
 
-def answer_usual(connection: Connection, view: memoryview, length: int) -> Outcome | bytes | None:
+def answer_usual(connection: Connection, view: memoryview, length: int) -> Outcome | Batch | bytes | None:
     """Answer the usual datagram, one request of the attached sender's without fds, which is the first `length` bytes.
 
     Returns the bytes alone where the connection goes on and no fds go with them; None for whatever else it may be,
-    which `answer_datagram` knows. What that checks holds here: the request is whole, a load of any length fits. It
-    makes no object that it need not: at some microseconds a request each of them is seen.
+    which `answer_datagram` knows, and a batch of one where the request goes on. What that checks holds here: the
+    request is whole, a load of any length fits. It makes no object that it need not: at some microseconds a request
+    each of them is seen.
     """
     if length < REQUEST_BYTES:
         return None
@@ -94,6 +102,8 @@ def answer_usual(connection: Connection, view: memoryview, length: int) -> Outco
     if isinstance(result, int):
         answer = PACK(REPLY_BYTES, 0, result)
         return Outcome(answer, [], True) if nr in ENDS_THREAD and result == 0 else answer
+    if isinstance(result, Work):
+        return Batch.begun(connection, call, wire.Request(nr, call.args, b""), result)
     if len(result.data) > connection.reply_limit - REPLY_BYTES:
         close_fds(result.fds)
         return wire.pack_reply(-errno.EMSGSIZE)
@@ -135,13 +145,14 @@ def _refusal(count: int, code: int) -> Outcome:
 class Batch:
     """The requests of one datagram, run in order until one ends the batch, one slice of time after another.
 
-    A request is never interrupted; between two slices others are served. Owns the fds of its answer until `run` has
+    A system call is never interrupted; a request that is none may be between two of its pieces (`answer.Work`). Between
+    two slices others are served. Owns the fds of its answer until `run` has
     returned that, and knows the datagram's, which stay its caller's to close.
     """
 
     __slots__ = (
         "_answer_fds", "_attach", "_call", "_connection", "_is_last", "_kernel", "_looked_at", "_next", "_replies",
-        "_requests", "_room", "_sender", "fds",
+        "_requests", "_room", "_sender", "_until", "_work", "fds",
     )  # fmt: skip
 
     def __init__(
@@ -161,16 +172,34 @@ class Batch:
         self._answer_fds: list[int] = []
         self._call: Call | None = None
         """The thread's, used again by each request of the batch once it has attached."""
+        self._until = 0.0
+        self._work: Work | None = None
+        """What is left of the request that `_next` names, where that is one that goes on."""
         self.fds = datagram.fds
         """The datagram's, those that no request has consumed yet."""
+
+    @classmethod
+    def begun(cls, connection: Connection, call: Call, request: wire.Request, work: Work) -> Outcome | Batch:
+        """Return the outcome of one request that has begun and goes on, or the batch that it is where it is long."""
+        batch = cls(call.kernel, connection, [request], Datagram(_NOTHING, NOBODY, [], False, False), _attach_twice)
+        batch._call, batch._work = call, work
+        return batch.run(SLICE_SECONDS) or batch
 
     def run(self, slice_seconds: float) -> Outcome | None:
         """Run the next request, and more until the slice is over.
 
         Returns None where requests are left then: the thread has gone behind those that wait for the processor.
         """
-        until = monotonic() + slice_seconds
+        until = self._until = monotonic() + slice_seconds
         requests = self._requests
+        if self._work is not None:
+            work, self._work = self._work, None
+            self._next += 1
+            if self._go_on(requests[self._next - 1].nr, work) or self._next == len(requests):
+                return self._outcome()
+            if monotonic() >= until:
+                self._give_way()
+                return None
         while True:
             request = requests[self._next]
             self._next += 1
@@ -188,18 +217,38 @@ class Batch:
             else:
                 is_over = self._run_one(request)
             if is_over or self._next == len(requests):
-                return Outcome(b"".join(self._replies), self._answer_fds, self._is_last)
+                return self._outcome()
             if monotonic() >= until:
-                assert self._connection.thread is not None
-                sysvec_apic_timer_interrupt(self._connection.thread)
+                self._give_way()
                 return None
+
+    def _outcome(self) -> Outcome:
+        return Outcome(b"".join(self._replies), self._answer_fds, self._is_last)
+
+    def _give_way(self) -> None:
+        assert self._connection.thread is not None
+        sysvec_apic_timer_interrupt(self._connection.thread)
+
+    def _go_on(self, nr: int, work: Work) -> bool:
+        """Run pieces of a request until it has been answered or the slice is over; returns whether the batch ends."""
+        call = self._call
+        assert call is not None
+        while True:
+            call.work = work
+            result = run(call, RESTART)
+            if not isinstance(result, Work):
+                return self._take(nr, Answer(result) if isinstance(result, int) else result)
+            if monotonic() >= self._until:
+                self._work = result
+                self._next -= 1
+                return False
 
     def _run_usual(self, call: Call, request: wire.Request) -> bool:
         """Do what `_run_one` does, for a request that needs no check before it runs: most say no more than a number."""
         nr, call.args, call.data = request
         result = run(call, nr)
         if not isinstance(result, int):
-            return self._take(nr, result)
+            return self._go_on(nr, result) if isinstance(result, Work) else self._take(nr, result)
         self._replies.append(PACK(REPLY_BYTES, 0, result))
         return call.process.ended
 
@@ -210,7 +259,10 @@ class Batch:
         if not _may_run(request, self._room, self._answer_fds):
             self._replies.append(wire.pack_reply(-errno.EMSGSIZE))
             return False
-        self._call = self._call or Call(self._kernel, thread, request.args, request.data, self.fds)
+        if self._call is None:
+            self._call = Call(self._kernel, thread, request.args, request.data, self.fds)
+            if request.nr not in SPECIAL:
+                return self._run_usual(self._call, request)
         return self._take(request.nr, dispatch(self._kernel, thread, request, self.fds))
 
     def _take(self, nr: int, answer: Answer) -> bool:
@@ -229,6 +281,8 @@ class Batch:
 
     def close(self) -> None:
         """Give up what has not been run, and close every fd, the datagram's too."""
+        if self._work is not None:
+            self._work.close()
         close_fds(self.fds)
         close_fds(self._answer_fds)
 

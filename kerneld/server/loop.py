@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 OTHER_FDS = 4
 """What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, changes of files."""
+LEAST_SLICE_SECONDS = 0.0005
 STOP_SECONDS = 1.0
 """How long a daemon that is asked to stop goes on with the batches that have begun."""
 BROKEN = select.EPOLLHUP | select.EPOLLERR
@@ -221,11 +222,14 @@ class Loop:
             outcome = whole
         self._send(connection, outcome)
 
-    def _send(self, connection: Connection, outcome: Outcome | bytes) -> None:
+    def _send(self, connection: Connection, outcome: Outcome | Batch | bytes) -> None:
         """Send the answer to a datagram, and do what it came to besides."""
         try:
             if isinstance(outcome, bytes):
                 is_sent, is_last = connection.send(outcome), False
+            elif isinstance(outcome, Batch):
+                self._put_aside(connection, outcome)
+                return
             else:
                 is_sent, is_last = connection.send(outcome.answer, outcome.fds), outcome.is_last
         except OSError as error:
@@ -251,17 +255,25 @@ class Loop:
                 self._turn_out(connection.peer)
                 return None
         try:
-            outcome = answer_datagram(self._kernel, connection, datagram, self._attach, self.slice_seconds)
+            outcome = answer_datagram(self._kernel, connection, datagram, self._attach, self._slice())
         except BaseException:
             close_fds(datagram.fds)
             raise
         if isinstance(outcome, Batch):
-            connection.batch = outcome
-            self._epoll.modify(connection.fd, 0)
+            self._put_aside(connection, outcome)
             return None
         if datagram.fds:
             close_fds(datagram.fds)
         return outcome
+
+    def _put_aside(self, connection: Connection, batch: Batch) -> None:
+        """Others are served before a batch goes on; nothing more is read from its connection until it is done."""
+        connection.batch = batch
+        self._epoll.modify(connection.fd, 0)
+
+    def _slice(self) -> float:
+        """Return how long one of those that wait may run, in seconds: all of them together take one slice or so."""
+        return max(self.slice_seconds / (len(self._waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
 
     def _go_on(self) -> None:
         """Run a slice of each thread's that waits for the processor."""
@@ -279,7 +291,7 @@ class Loop:
                 self._reap()
 
     def _go_on_with(self, connection: Connection, batch: Batch) -> None:
-        outcome = batch.run(self.slice_seconds)
+        outcome = batch.run(self._slice())
         if outcome is None:
             return
         connection.batch = None

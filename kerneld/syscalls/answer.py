@@ -6,6 +6,7 @@ Knows no byte of the wire. `Call` is the context of one request, `Answer` its ou
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import SysError
@@ -28,10 +29,37 @@ class Answer(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
+Pieces = Generator[None, None, "int | Answer"]
+"""A long request: it yields where the machine is whole, so that others can be served before the next piece; what it
+returns at last is the outcome of all."""
+
+
+class Work:
+    """A request that has begun and goes on later."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+
+    def go_on(self) -> int | Answer | Work:
+        """Run one piece; returns the outcome where it was the last. Raises what the piece raises."""
+        try:
+            next(self._pieces)
+        except StopIteration as end:
+            outcome: int | Answer = end.value
+            return outcome
+        return self
+
+    def close(self) -> None:
+        """Give up what is left."""
+        self._pieces.close()
+
+
 class Call:
     """One request on its way through a handler."""
 
-    __slots__ = ("args", "data", "fds", "kernel", "process", "thread")
+    __slots__ = ("args", "data", "fds", "kernel", "process", "thread", "work")
 
     def __init__(
         self, kernel: Kernel, thread: Thread, args: tuple[int, int, int, int, int, int], data: bytes, fds: list[int]
@@ -44,6 +72,8 @@ class Call:
         self.data = data
         self.fds = fds
         """Descriptors of the datagram that no earlier request has consumed."""
+        self.work: Work | None = None
+        """What is left of a request that goes on."""
 
     @property
     def mm(self) -> MmStruct:

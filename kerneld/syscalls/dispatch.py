@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import SysError
-from kerneld.syscalls.answer import Answer, Call
-from kerneld.syscalls.table import HANDLERS, find_name
+from kerneld.syscalls.answer import Answer, Call, Work
+from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from kerneld.task.entry import exit_to_user_mode_prepare
 from kerneld.task.exit import do_group_exit
 from kerneld.task.sched import run_task
@@ -36,12 +36,20 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
     shadow table is up to date on return, also when the call failed. Where memory has become short, the background pass
     of reclaim runs before that.
     """
-    result = run(Call(kernel, thread, request.args, request.data, fds), request.nr)
+    call = Call(kernel, thread, request.args, request.data, fds)
+    result = run(call, request.nr)
+    while isinstance(result, Work):
+        call.work = result
+        result = run(call, RESTART)
     return Answer(result) if isinstance(result, int) else result
 
 
-def run(call: Call, nr: int) -> int | Answer:
-    """Do what `dispatch` does, for a call put together; a plain `ret`, all that most calls say, stays an int."""
+def run(call: Call, nr: int) -> int | Answer | Work:
+    """Do what `dispatch` does, for a call put together; a plain `ret`, all that most calls say, stays an int.
+
+    A long request that is no system call may come back as `Work`, with one piece done and the machine whole: it goes on
+    when that is run again as the call's, with the number RESTART.
+    """
     handler = HANDLERS.get(nr)
     if handler is None:
         return -errno.ENOSYS
@@ -67,6 +75,9 @@ def run(call: Call, nr: int) -> int | Answer:
     delivered = thread.delivered
     if delivered is not None:
         thread.delivered = None
+        if isinstance(result, Work):
+            result.close()
+            result = 0
         ret, fds_out = (result, ()) if isinstance(result, int) else (result.ret, result.fds)
         result = Answer(ret, b"", delivered.signo, delivered.info, fds_out)
     if kernel.config.check_invariants:

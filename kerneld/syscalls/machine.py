@@ -9,9 +9,9 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task import cpu
-from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 from shared.wire import MAX_INLINE
 
 _ACCESS = (0, PF_WRITE, PF_INSTR)
@@ -38,16 +38,31 @@ def store(call: Call) -> int:
     return cpu.store(call.thread, call.kernel.ram, vaddr, call.data)
 
 
-def touch(call: Call) -> int:
-    """args: vaddr, length, access. Raises SysError(EINVAL) for an unknown access or where the range wraps."""
+def touch(call: Call) -> int | Answer | Work:
+    """args: vaddr, length, access. Raises SysError(EINVAL) for an unknown access or where the range wraps.
+
+    It is the processor that touches page after page, and no call: a long one goes on in pieces.
+    """
     vaddr, length, access = call.args[:3]
     if access >= len(_ACCESS) or vaddr + length > _END:
         raise SysError(errno.EINVAL)
-    return cpu.touch(call.thread, call.kernel.ram, vaddr, length, _ACCESS[access])
+    if length <= PMD_SIZE:
+        return cpu.touch(call.thread, call.kernel.ram, vaddr, length, _ACCESS[access])
+    return Work(cpu.touch_in_pieces(call.thread, call.kernel.ram, vaddr, length, _ACCESS[access])).go_on()
 
 
-def procread(call: Call) -> Answer:
-    """args: offset, length; inline: a path under /proc. Raises SysError(EINVAL) over 65,536 bytes, ENOENT, EACCES."""
+def restart_syscall(call: Call) -> int | Answer | Work:
+    """Run the next piece of a request that goes on. No client can ask for it: see `table.RESTART`."""
+    work, call.work = call.work, None
+    assert work is not None
+    return work.go_on()
+
+
+def procread(call: Call) -> int | Answer | Work:
+    """args: offset, length; inline: a path under /proc. Raises SysError(EINVAL) over 65,536 bytes, ENOENT, EACCES.
+
+    A view of a large address space is made in pieces, as Linux's readers make way between two page tables.
+    """
     offset, length = call.args[0], call.args[1]
     if length > MAX_INLINE:
         raise SysError(errno.EINVAL)
@@ -55,7 +70,11 @@ def procread(call: Call) -> Answer:
         path = call.data.rstrip(b"\0").decode()
     except UnicodeDecodeError:
         raise SysError(errno.ENOENT) from None
-    data = call.kernel.procfs.read(call.process, path, offset, length)
+    return Work(_procread(call, path, offset, length)).go_on()
+
+
+def _procread(call: Call, path: str, offset: int, length: int) -> Pieces:
+    data = yield from call.kernel.procfs.read_in_pieces(call.process, path, offset, length)
     return Answer(len(data), data)
 
 

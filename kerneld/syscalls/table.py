@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from kerneld.syscalls import machine, memory, process, remote, shadow, trace
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
-Handler: TypeAlias = Callable[[Call], "int | Answer"]
+Handler: TypeAlias = Callable[[Call], "int | Answer | Work"]
 
 _TABLE: dict[Nr, Handler] = {
     Nr.CLOSE: trace.sys_close,
@@ -53,7 +53,10 @@ _TABLE: dict[Nr, Handler] = {
     Nr.CLONE: process.clone,
 }
 
+RESTART = -1
+"""What a request that goes on is run by (Linux: restart_syscall). The wire's numbers have no sign: no client has it."""
 HANDLERS: dict[int, Handler] = {int(nr): handler for nr, handler in _TABLE.items()}
+HANDLERS[RESTART] = machine.restart_syscall
 
 
 def find_name(nr: int) -> str:

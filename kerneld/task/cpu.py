@@ -7,6 +7,9 @@ access is in `Thread.delivered`; the return value is what was done before it.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from time import monotonic
+
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
@@ -15,10 +18,12 @@ from kerneld.mm.populate import fault_in_range, mark_accessed
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
 from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr, page_align
 
 _CANONICAL_END = 1 << 47
 _KERNEL_HALF = (1 << 64) - _CANONICAL_END
+_LONGEST_PIECE = 64 * PMD_SIZE
+_SHORT_SECONDS = 0.001
 _PATIENCE = 8
 """Faults that one access may take at the same page: stack growth, the page, its copy. More means a bug of ours."""
 
@@ -101,6 +106,29 @@ def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> i
         vaddr += done << PAGE_SHIFT
         if thread.delivered is not None:
             return pages
+    return pages
+
+
+def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> Generator[None, None, int]:
+    """Do as `touch`, and yield where another thread may have the processor: between two pages, as ever.
+
+    Whatever the others have done to the address space meanwhile, the next page is looked up anew.
+    """
+    pages = 0
+    end = page_align(vaddr + length) if length else vaddr
+    piece = PMD_SIZE
+    while vaddr < end:
+        began = monotonic()
+        stop = min(end, (vaddr & -PMD_SIZE) + piece)
+        done = touch(thread, ram, vaddr, stop - vaddr, access)
+        pages += done
+        if thread.delivered is not None:
+            break
+        vaddr = stop
+        # Pages of zeros come by the thousand in a millisecond; those that are swapped in, one by one, do not.
+        piece = min(2 * piece, _LONGEST_PIECE) if monotonic() - began < _SHORT_SECONDS else PMD_SIZE
+        if vaddr < end:
+            yield
     return pages
 
 

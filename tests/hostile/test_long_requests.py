@@ -1,0 +1,150 @@
+"""Requests that take long: others are served between two pieces of one, the machine is whole there, and it may die."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from kerneld.server import exchange
+from kerneld.server.connection import Datagram
+from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
+from kerneld.syscalls.answer import Call
+from kerneld.syscalls.dispatch import run
+from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
+from shared import wire
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.syscalls import Nr
+from tests.hostile.in_process import FakeConnection
+
+RAM_BYTES = 32 << 20
+GIB = 1 << 30
+PRIVATE_NORESERVE = 0x4022
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """Every slice is over at once."""
+    monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
+    kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, check_invariants=True))
+    free_pages = kernel.frames.free_pages
+    yield kernel
+    for process in list(kernel.processes.values()):
+        kernel.process_died(process)
+    assert kernel.frames.free_pages == free_pages
+    kernel.shutdown()
+
+
+def attached(kernel: Kernel, pid: int) -> FakeConnection:
+    connection = FakeConnection(Sender(pid, 0, 0))
+    connection.thread = kernel.attach(connection.sender, 1, pid, 0)
+    connection.call = Call(kernel, connection.thread, (0, 0, 0, 0, 0, 0), b"", [])
+    return connection
+
+
+def pack(nr: Nr, *args: int, data: bytes = b"") -> bytes:
+    return wire.pack_request(nr, args, data)
+
+
+def ask(connection: FakeConnection, datagram: bytes) -> Batch | list[wire.Reply]:
+    """Send one request; returns the replies, or what is left to do."""
+    outcome = answer_usual(cast(Any, connection), memoryview(datagram), len(datagram))
+    if isinstance(outcome, Batch):
+        return outcome
+    assert outcome is not None
+    return wire.unpack_replies(outcome if isinstance(outcome, bytes) else outcome.answer)
+
+
+def call(connection: FakeConnection, nr: Nr, *args: int, data: bytes = b"") -> wire.Reply:
+    replies = ask(connection, pack(nr, *args, data=data))
+    if isinstance(replies, Batch):
+        replies, _ = finish(replies, connection)
+    (reply,) = replies
+    return reply
+
+
+def finish(batch: Batch, other: FakeConnection) -> tuple[list[wire.Reply], int]:
+    """Go on to the end, and serve another client before each piece; returns the replies, and how often it was."""
+    served = 0
+    assert other.thread is not None
+    while True:
+        served += call(other, Nr.GETPID).ret == other.thread.process.pid
+        outcome = batch.run(0.0)
+        if outcome is not None:
+            return wire.unpack_replies(outcome.answer), served
+
+
+def map_gib(connection: FakeConnection, gib: int) -> int:
+    return call(connection, Nr.MMAP, 0, gib * GIB, 3, PRIVATE_NORESERVE, (1 << 64) - 1, 0).ret
+
+
+def begun(connection: FakeConnection, nr: Nr, *args: int, data: bytes = b"") -> Batch:
+    batch = ask(connection, pack(nr, *args, data=data))
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def test_others_are_served_while_memory_is_touched(kernel: Kernel) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    vaddr = map_gib(long, 1)
+    (reply,), served = finish(begun(long, Nr.TOUCH, vaddr, GIB, 0), other)
+    assert reply.ret == GIB // PAGE_SIZE
+    assert served > 4
+
+
+@pytest.mark.parametrize("view", [b"self/smaps", b"self/smaps_rollup"])
+def test_others_are_served_while_a_view_is_made(kernel: Kernel, view: bytes) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    vaddr = map_gib(long, 1)
+    assert call(long, Nr.TOUCH, vaddr, GIB // 4, 0).ret == GIB // 4 // PAGE_SIZE
+    (reply,), served = finish(begun(long, Nr.PROCREAD, 0, 4096, data=view), other)
+    assert b"Rss:" in reply.data
+    assert served > 4
+
+
+def test_what_comes_behind_a_long_request_waits_for_it(kernel: Kernel) -> None:
+    """In one datagram: before, the long one, behind it."""
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    vaddr = map_gib(long, 1)
+    requests = pack(Nr.STORE, vaddr, 1, data=b"x") + pack(Nr.TOUCH, vaddr, GIB, 0) + pack(Nr.GETPID)
+    datagram = Datagram(memoryview(requests), long.sender, [], False, False)
+    batch = answer_datagram(kernel, cast(Any, long), datagram, cast(Any, None), 0.0)
+    assert isinstance(batch, Batch)
+    replies, served = finish(batch, other)
+    assert [reply.ret for reply in replies] == [1, GIB // PAGE_SIZE, os.getpid()]
+    assert served > 4
+
+
+def test_memory_that_goes_meanwhile_is_a_fault(kernel: Kernel) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    vaddr = map_gib(long, 1)
+    batch = begun(long, Nr.TOUCH, vaddr, GIB, 0)
+    assert long.thread is not None
+    another_thread = Call(kernel, long.thread, (vaddr + GIB // 2, GIB // 2, 0, 0, 0, 0), b"", [])
+    assert run(another_thread, int(Nr.MUNMAP)) == 0
+    (reply,), _ = finish(batch, other)
+    assert (reply.ret, reply.signo) == (GIB // 2 // PAGE_SIZE, 11)
+
+
+def test_who_is_looked_at_may_die_meanwhile(kernel: Kernel) -> None:
+    seen, reader = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    vaddr = map_gib(seen, 1)
+    assert call(seen, Nr.TOUCH, vaddr, GIB, 0).ret == GIB // PAGE_SIZE
+    batch = begun(reader, Nr.PROCREAD, 0, 4096, data=b"%d/smaps" % os.getpid())
+    assert seen.thread is not None
+    kernel.process_died(seen.thread.process)
+    outcome: Outcome | None = None
+    while outcome is None:
+        outcome = batch.run(0.0)
+    assert [reply.ret for reply in wire.unpack_replies(outcome.answer)] == [-3]
+
+
+def test_who_waits_for_its_answer_may_die_meanwhile(kernel: Kernel) -> None:
+    long = attached(kernel, os.getpid())
+    vaddr = map_gib(long, 1)
+    batch = begun(long, Nr.TOUCH, vaddr, GIB, 0)
+    assert long.thread is not None
+    kernel.process_died(long.thread.process)
+    batch.close()
