@@ -1,0 +1,195 @@
+"""`kerneld trace` and the ring, against a real daemon: what comes, how it ends, and that no reader harms anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kerneld.failure import Status
+from shared.client import Process
+from shared.client.trace import TraceSession
+from shared.trace.events import EVENTS, MM_FAULT, SYS_ENTER
+from shared.trace.record import Record
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_SIZE
+from tests.server.daemons import KERNELD, environment, kerneld, running_daemon
+
+pytestmark = pytest.mark.timeout(120)
+WAIT_SECONDS = 30.0
+RW, ANON = Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """The socket and the pid of a daemon that runs."""
+    directory = tmp_path_factory.mktemp("run")
+    directory.chmod(0o700)
+    with running_daemon(directory / "kerneld.sock") as process:
+        yield directory / "kerneld.sock", process.pid
+
+
+@pytest.fixture
+def client(daemon: tuple[Path, int]) -> Iterator[Process]:
+    process = Process.attach(str(daemon[0]))
+    yield process
+    process.close()
+
+
+@contextmanager
+def tracing(daemon: tuple[Path, int], *args: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `kerneld trace` beside the test."""
+    command = [*KERNELD, "trace", *args]
+    process = subprocess.Popen(
+        command, env=environment(daemon[0]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(done: Callable[[], object], client: Process) -> None:
+    """Make calls until something is so."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        client.getpid()
+
+
+def rings(daemon: tuple[Path, int]) -> int:
+    """Return how many rings the daemon has mapped."""
+    return Path(f"/proc/{daemon[1]}/maps").read_text().count("memfd:kerneld-trace")
+
+
+def test_json_ends_by_itself_after_so_many(daemon: tuple[Path, int], client: Process) -> None:
+    with tracing(daemon, "--format", "json", "--event", "sys_enter", "--pid", str(client.pid), "--count", "5") as trace:
+        until(lambda: trace.poll() is not None, client)
+        out, err = trace.communicate()
+    assert trace.returncode == Status.OK
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [(event["event"], event["pid"], event["fields"]["id"]) for event in events] == [
+        ("raw_syscalls:sys_enter", client.pid, 39)
+    ] * 5
+    assert events[0]["comm"] == Path("/proc/self/comm").read_text().strip()[:15]
+    assert err.splitlines()[-1].split() == ["5", "events,", "0", "lost"]
+
+
+def test_text_is_as_of_trace_pipe_and_ctrl_c_ends_it(daemon: tuple[Path, int], client: Process, tmp_path: Path) -> None:
+    output = tmp_path / "trace"
+    with tracing(daemon, "-o", str(output), "--pid", str(client.pid)) as trace:
+        until(lambda: rings(daemon), client)
+        address = client.mmap(0, 8 * PAGE_SIZE, RW, ANON)
+        client.mem.store_u64(address, 1)
+        trace.send_signal(signal.SIGINT)
+        out, err = trace.communicate(timeout=WAIT_SECONDS)
+    assert (trace.returncode, out) == (Status.OK, "")
+    lines = output.read_text().splitlines()
+    line = next(line for line in lines if "fault:handle_mm_fault" in line)
+    assert re.fullmatch(
+        rf" *\S+-{client.pid} +\[000\] +\d+\.\d{{6}}: fault:handle_mm_fault: mm=\d+ access=write address={address:#x} "
+        rf"nr_pages=1 kind=anonymous result=minor cause=store/fault@{address:#x}",
+        line,
+    )
+    totals = {line.split()[1]: int(line.split()[0]) for line in err.splitlines()}
+    assert totals["fault:handle_mm_fault"] == 1
+    assert totals.pop("events,") == len(lines) == sum(totals.values())
+    until(lambda: not rings(daemon), client)
+
+
+def test_a_duration_ends_it(daemon: tuple[Path, int]) -> None:
+    done = kerneld(daemon[0], "trace", "--duration", "0.01", "--event", "sched:*")
+    assert (done.returncode, done.stderr.split()[-3:]) == (Status.OK, ["events,", "0", "lost"])
+
+
+def test_the_list_has_every_event(tmp_path: Path) -> None:
+    done = kerneld(tmp_path, "trace", "--list")
+    assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == [event.name for event in EVENTS]
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["--event", "nonsense"], Status.USAGE),
+        (["--pid", "0"], Status.USAGE),
+        (["--pid", "x"], Status.USAGE),
+        (["--format", "xml"], Status.USAGE),
+        (["--buffer", "much"], Status.USAGE),
+        (["--count", "0"], Status.USAGE),
+        (["--duration", "-1"], Status.USAGE),
+        (["--pid", "4194303"], Status.NO_PROCESS),
+        (["--buffer", "64G"], Status.FAILED),
+        (["-o", "/nowhere/trace"], Status.FAILED),
+    ],
+)
+def test_bad_input_is_one_line(daemon: tuple[Path, int], args: list[str], status: Status) -> None:
+    done = kerneld(daemon[0], "trace", *args)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("kerneld: ") == 1
+
+
+def test_without_a_daemon_it_is_3(tmp_path: Path) -> None:
+    done = kerneld(tmp_path / "kerneld.sock", "trace")
+    assert done.returncode == Status.NO_DAEMON
+
+
+def test_a_daemon_that_dies_is_4(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    path = tmp_path / "kerneld.sock"
+    with running_daemon(path) as process:
+        here = (path, process.pid)
+        client = Process.attach(str(path))
+        with tracing(here) as trace:
+            until(lambda: rings(here), client)
+            process.kill()
+            _out, err = trace.communicate(timeout=WAIT_SECONDS)
+        client.close()
+    assert trace.returncode == Status.DAEMON_GONE
+    assert err.splitlines()[-1] == "kerneld: kerneld is gone"
+
+
+def test_a_reader_that_is_killed_leaves_nothing(daemon: tuple[Path, int], client: Process) -> None:
+    fds = len(os.listdir(f"/proc/{daemon[1]}/fd"))
+    with tracing(daemon) as trace:
+        until(lambda: rings(daemon), client)
+        trace.kill()
+        trace.wait()
+        until(lambda: not rings(daemon), client)
+    assert len(os.listdir(f"/proc/{daemon[1]}/fd")) == fds
+
+
+def test_a_reader_that_stops_reading_keeps_nobody_waiting(daemon: tuple[Path, int], client: Process) -> None:
+    with tracing(daemon, "--buffer", "4K") as trace:
+        until(lambda: rings(daemon), client)
+        trace.send_signal(signal.SIGSTOP)
+        for _ in range(3000):
+            assert client.getpid() == client.pid
+        trace.send_signal(signal.SIGCONT)
+        until(lambda: "LOST" in (trace.stdout.readline() if trace.stdout else ""), client)
+        trace.send_signal(signal.SIGINT)
+        _out, err = trace.communicate(timeout=WAIT_SECONDS)
+    assert int(err.splitlines()[-1].split()[2]) > 1000
+
+
+def test_a_program_traces_itself(client: Process) -> None:
+    address = client.mmap(0, 512 * PAGE_SIZE, RW, ANON)
+    session = TraceSession(client, ("fault", "raw_syscalls:sys_enter"), (client.pid,))
+    with client.batch() as batch:
+        for number in range(128):
+            batch.store(address + number * PAGE_SIZE, b"x")
+    session.stop()
+    records = [entry for entry in session.reader.read() if isinstance(entry, Record)]
+    assert sum(record.fields["nr_pages"] for record in records if record.event is MM_FAULT) == 128
+    assert records[-1].event is SYS_ENTER
+    assert session.reader.is_ended
+    session.close()
+    client.munmap(address, 512 * PAGE_SIZE)
