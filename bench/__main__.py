@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow
+from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow, traced
 from bench.machine import Daemon, Host
 from bench.sample import Row
 
@@ -27,6 +27,8 @@ def measure(wanted: set[int]) -> Iterator[Row]:
             yield from with_daemon("1G", clients.rows)
         if wanted & {14, 15}:
             yield from footprint.rows()
+        if wanted & {16}:
+            yield from with_daemon("1G", traced.rows)
     finally:
         host.close()
 
@@ -42,7 +44,7 @@ def with_daemon(ram: str, group: Callable[[Daemon], Iterator[Row]]) -> Iterator[
 
 def main(arguments: list[str]) -> None:
     """Measure, print each row as it comes, and write the report when all were wanted."""
-    wanted = {int(argument) for argument in arguments} or set(range(1, 16))
+    wanted = {int(argument) for argument in arguments} or set(range(1, 17))
     load = os.getloadavg()
     rows = []
     for row in measure(wanted):
