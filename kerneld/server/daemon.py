@@ -27,7 +27,6 @@ from kerneld.server.loop import Loop
 from kerneld.server.panic import write_dump
 from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
-from kerneld.trace.tracing import Tracing
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BYTES_PER_MIB = 1 << 20
@@ -123,7 +122,7 @@ def build_kernel(config: DaemonConfig) -> Kernel:
         raise MachineError(
             f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {str(error) or 'out of memory'}"
         ) from None
-    Tracing(kernel)
+    kernel.load_tracing = _load_tracing
     return kernel
 
 
@@ -158,3 +157,10 @@ def stop_signals() -> Iterator[int]:
 
 def _note(_signo: int, _frame: FrameType | None) -> None:
     """Do nothing: the wake-up pipe has the byte already."""
+
+
+def _load_tracing(kernel: Kernel) -> None:
+    """Make the machine one that can be traced, when the first trace is asked for: a start need not wait for it."""
+    from kerneld.trace.tracing import Tracing  # noqa: PLC0415
+
+    Tracing(kernel)

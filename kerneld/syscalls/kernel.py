@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -134,6 +135,8 @@ class Kernel:
         )
         self.vmscan = Vmscan(self.frames)
         PageAlloc(self.frames, self.vmscan, self._out_of_memory)
+        self.load_tracing: Callable[[Kernel], None] | None = None
+        """Puts `tracing` in when it is first needed; None where it never is."""
         self.tracing: TraceCalls | None = None
         """Put in by whoever builds a machine that can be traced: `kerneld.trace`."""
 
@@ -185,6 +188,12 @@ class Kernel:
             _log.debug("process ended", pid=process.pid, signal=process.exit_signal)
         self._reap_traces()
         return ended
+
+    def find_tracing(self) -> TraceCalls | None:
+        """Return what traces this machine; None where it cannot be traced."""
+        if self.tracing is None and self.load_tracing is not None:
+            self.load_tracing(self)
+        return self.tracing
 
     def _reap_traces(self) -> None:
         if self.tracing is not None:

@@ -17,7 +17,7 @@ def sys_perf_event_open(call: Call) -> Answer:
 
     Raises SysError(ENOSYS) on a machine that cannot be traced, and as `Tracing.open` does.
     """
-    tracing = call.kernel.tracing
+    tracing = call.kernel.find_tracing()
     if tracing is None:
         raise SysError(errno.ENOSYS)
     handle, fds = tracing.open(call.thread, call.data)
