@@ -39,6 +39,7 @@ Examples:
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
   kerneld trace --pid 4242          what it does, and why, as it happens
+  kerneld ftrace --graph            the kernel's functions as they run
   kerneld stop                      end it, and wait until it has ended
   kerneld referee                   compare it with this host's kernel
 
@@ -67,6 +68,7 @@ def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 
 
 ELSEWHERE = {
+    "ftrace": "kerneld.ftrace_command",
     "inspect-dump": "kerneld.inspect_dump",
     "run": "kerneld.run",
     "trace": "kerneld.trace_command",

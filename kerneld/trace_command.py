@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -27,7 +27,7 @@ from shared.client.path import default_socket_path
 from shared.trace.events import EVENTS, matching
 from shared.trace.record import Comm, Entry, Lost, Record
 
-_WHY = {
+WHY = {
     errno.ESRCH: (Status.NO_PROCESS, "kerneld has no such process"),
     errno.EPERM: (Status.NOT_PERMITTED, "not permitted to trace a process of another user's"),
     errno.EMFILE: (Status.FAILED, "too many traces are open"),
@@ -146,6 +146,9 @@ class Follower:
         """Whether there have been as many as were wanted."""
         return self._left == 0
 
+    def begin(self) -> None:
+        """The trace is open: whatever happens from now on is in it."""
+
     def take(self, entries: Iterator[Entry]) -> None:
         """Write what has come, as much of it as is wanted."""
         for entry in entries:
@@ -179,15 +182,22 @@ def run(
     duration: float | None,
     follow: Follower,
     stopped: Callable[[], bool],
+    functions: tuple[str, ...] = (),
+    graph_functions: tuple[str, ...] = (),
+    why: Mapping[int, tuple[Status, str]] = WHY,
 ) -> None:
-    """Follow until somebody says stop, it has been enough, or kerneld ends. Raises Failure."""
+    """Follow until somebody says stop, it has been enough, or kerneld ends.
+
+    Raises Failure; `why` has the words for what refuses the trace, by errno.
+    """
     from shared.client import Process  # noqa: PLC0415
     from shared.client.trace import TraceSession  # noqa: PLC0415
 
-    with as_failures():
+    with as_failures(why):
         process = Process.attach(path)
-        session = TraceSession(process, globs, pids, buffer)
+        session = TraceSession(process, globs, pids, buffer, functions, graph_functions)
     reader = session.reader
+    follow.begin()
     until = None if duration is None else time.monotonic() + duration
     try:
         while not follow.is_full and not stopped() and not reader.is_ended:
@@ -215,7 +225,7 @@ def is_hung_up(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def as_failures() -> Iterator[None]:
+def as_failures(reasons: Mapping[int, tuple[Status, str]]) -> Iterator[None]:
     """Turn what opening a trace may raise into one line and a status."""
     try:
         yield
@@ -227,5 +237,5 @@ def as_failures() -> Iterator[None]:
     except KerneldError as error:
         raise Failure(Status.FAILED, str(error)) from None
     except OSError as error:
-        status, why = _WHY.get(error.errno or 0, (Status.FAILED, f"cannot trace: {error.strerror}"))
+        status, why = reasons.get(error.errno or 0, (Status.FAILED, f"cannot trace: {error.strerror}"))
         raise Failure(status, why) from None

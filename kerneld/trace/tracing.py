@@ -22,12 +22,13 @@ import kerneld.trace.probes  # noqa: F401  (fills PROBES)
 from kerneld.errors import SysError
 from kerneld.trace.current import Current
 from kerneld.trace.fprobe import FPROBES, Fprobe
+from kerneld.trace.ftrace import FunctionTracer, all_name_functions
 from kerneld.trace.probe import PROBES, Probe
 from kerneld.trace.ring import ReaderGone, Ring
 from kerneld.trace.trace import Trace, may_see
 from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.attr import TraceAttr, unpack_attr
-from shared.trace.events import EVENTS, FaultKind, matching
+from shared.trace.events import EVENTS, FTRACE, FaultKind, matching
 from shared.uapi.page import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Tracing:
         """Why the shadow table's pages have become dirty; made when first needed."""
         self.closing_target = 0
         """The target of a shadow table that is being closed."""
+        self._ftrace = FunctionTracer(self)
         self._max_ring_bytes = max_ring_bytes
         self._traces: list[Trace] = []
         self._registered: dict[Probe, Fprobe] = {}
@@ -92,9 +94,9 @@ class Tracing:
     def open(self, thread: Thread, data: bytes) -> tuple[int, tuple[int, int]]:
         """Open a trace for a thread, as a packed TraceAttr says; return its handle and the reader's two descriptors.
 
-        The caller closes the descriptors. Raises SysError(EINVAL) for no such events or a ring of no such size, ENOSPC
-        for one that is too large, ESRCH for no such process, EPERM for one of another user's, EMFILE with too many
-        traces open, ENOMEM where the host has no memory for the ring.
+        The caller closes the descriptors. Raises SysError(EINVAL) for no such events or functions or a ring of no such
+        size, ENOSPC for one that is too large, ESRCH for no such process, EPERM for another user's or for everybody's
+        functions, EMFILE with too many traces open, ENOMEM where the host has no memory for the ring.
         """
         try:
             attr = unpack_attr(data)
@@ -112,6 +114,7 @@ class Tracing:
         except BaseException:
             ring.close()
             raise
+        self._ftrace.open(trace, attr.functions, attr.graph_functions)
         _log.info("trace opened", pid=thread.process.pid, handle=trace.handle, events=len(events))
         return trace.handle, ring.take_fds()
 
@@ -130,6 +133,11 @@ class Tracing:
             if not may_see(thread.process, process):
                 raise SysError(errno.EPERM)
         cred = thread.process.cred
+        # Functions tell what everybody does, and how long it takes: without the superuser's rights only of one's own.
+        if not cred.superuser and not attr.pids and not FTRACE.isdisjoint(found):
+            raise SysError(errno.EPERM)
+        if not all_name_functions((*attr.functions, *attr.graph_functions)):
+            raise SysError(errno.EINVAL)
         of_user = sum(trace.owner.process.cred.uid == cred.uid for trace in self._traces)
         if len(self._traces) >= MAX_TRACES or (not cred.superuser and of_user >= MAX_USER_TRACES):
             raise SysError(errno.EMFILE)
@@ -175,6 +183,7 @@ class Tracing:
         with contextlib.suppress(ReaderGone):
             trace.flush()
         self._traces.remove(trace)
+        self._ftrace.close(trace)
         for event in trace.events:
             self.point(event).traces.remove(trace)
         self._update_probes()

@@ -25,13 +25,16 @@ class TraceSession:
         globs: Sequence[str] = ("*",),
         pids: Sequence[int] = (),
         ring_bytes: int = DEFAULT_RING_BYTES,
+        functions: Sequence[str] = (),
+        graph_functions: Sequence[str] = (),
     ) -> None:
         """Open it, for the events that the globs name and these processes, or all; `ring_bytes` is rounded up.
 
-        Raises OSError(EINVAL) for a glob without events, ESRCH, EPERM, EMFILE, ENOSPC, ENOMEM, ENOSYS.
+        `functions` and `graph_functions` are the function tracer's: `shared.trace.attr`. Raises OSError(EINVAL) for a
+        glob without events or functions, ESRCH, EPERM, EMFILE, ENOSPC, ENOMEM, ENOSYS.
         """
         data_pages = 1 << max(0, (max(1, ring_bytes) - 1) // PAGE_SIZE).bit_length()
-        packed = TraceAttr(tuple(globs), tuple(pids), data_pages).pack()
+        packed = TraceAttr(tuple(globs), tuple(pids), data_pages, tuple(functions), tuple(graph_functions)).pack()
         memory = ctypes.create_string_buffer(packed, len(packed))
         self._calls = calls
         reply, fds = calls.call_for_fds(Nr.PERF_EVENT_OPEN, ctypes.addressof(memory), data=packed)

@@ -1,7 +1,13 @@
 """What perf_event_open asks for, as it travels inline: events, processes, the size of the ring.
 
-    struct kd_trace_attr { uint32_t size; uint32_t data_pages; uint32_t nr_pids; uint32_t globs_bytes; };
-    /* then nr_pids times uint32_t, then globs_bytes of event globs, each ended by a NUL */
+    struct kd_trace_attr { uint32_t size; uint32_t data_pages; uint32_t nr_pids; uint32_t globs_bytes;
+                           uint32_t functions_bytes; uint32_t graph_bytes; };
+    /* then nr_pids times uint32_t, then globs_bytes of event globs, functions_bytes of function globs, graph_bytes of
+       function globs, each glob ended by a NUL */
+
+Function globs are for the events of the function tracer alone: which functions are told of (Linux: set_ftrace_filter),
+and inside which others (set_graph_function); none: all. `size` is the structure's, 24; one that ends before
+functions_bytes, of 16 bytes, says that there are none.
 
 Answers to Linux v6.8 include/uapi/linux/perf_event.h: struct perf_event_attr. Differs from Linux: one ring takes many
 events, each named by a glob, and many processes.
@@ -12,8 +18,11 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-_HEAD = struct.Struct("<IIII")
+_HEAD_0 = struct.Struct("<IIII")
+_HEAD = struct.Struct("<IIIIII")
 MAX_PIDS = 1024
+MAX_GLOBS = 256
+"""Of each kind."""
 
 
 class TraceAttr(NamedTuple):
@@ -22,24 +31,51 @@ class TraceAttr(NamedTuple):
     globs: tuple[str, ...]
     pids: tuple[int, ...] = ()
     data_pages: int = 256
+    functions: tuple[str, ...] = ()
+    """Which functions the function tracer tells of; none: all."""
+    graph_functions: tuple[str, ...] = ()
+    """While which functions are under way; none: whenever."""
 
     def pack(self) -> bytes:
         """Return the structure."""
-        globs = b"".join(glob.encode() + b"\0" for glob in self.globs)
-        head = _HEAD.pack(_HEAD.size, self.data_pages, len(self.pids), len(globs))
-        return head + struct.pack(f"<{len(self.pids)}I", *self.pids) + globs
+        lists = [_pack_globs(globs) for globs in (self.globs, self.functions, self.graph_functions)]
+        head = _HEAD.pack(_HEAD.size, self.data_pages, len(self.pids), *map(len, lists))
+        return head + struct.pack(f"<{len(self.pids)}I", *self.pids) + b"".join(lists)
 
 
 def unpack_attr(data: bytes) -> TraceAttr:
     """Return what a structure says. Raises ValueError for bytes that are none."""
-    if len(data) < _HEAD.size:
+    if len(data) < _HEAD_0.size:
         raise ValueError("too short")
-    size, data_pages, nr_pids, globs_bytes = _HEAD.unpack_from(data)
-    pids_end = _HEAD.size + 4 * nr_pids
-    if size != _HEAD.size or nr_pids > MAX_PIDS or len(data) != pids_end + globs_bytes:
+    size, data_pages, nr_pids, globs_bytes = _HEAD_0.unpack_from(data)
+    functions_bytes = graph_bytes = 0
+    if size == _HEAD.size and len(data) >= size:
+        functions_bytes, graph_bytes = _HEAD.unpack_from(data)[4:]
+    elif size != _HEAD_0.size:
+        raise ValueError("a structure of another size")
+    at = size + 4 * nr_pids
+    if nr_pids > MAX_PIDS or len(data) != at + globs_bytes + functions_bytes + graph_bytes:
         raise ValueError("lengths that disagree")
-    globs = data[pids_end:]
-    if not globs.endswith(b"\0"):
+    pids = struct.unpack_from(f"<{nr_pids}I", data, size)
+    lists = []
+    for length in (globs_bytes, functions_bytes, graph_bytes):
+        lists.append(_unpack_globs(data[at : at + length]))
+        at += length
+    if not lists[0]:
         raise ValueError("no events")
-    pids = struct.unpack_from(f"<{nr_pids}I", data, _HEAD.size)
-    return TraceAttr(tuple(globs[:-1].decode().split("\0")), pids, data_pages)
+    return TraceAttr(lists[0], pids, data_pages, lists[1], lists[2])
+
+
+def _pack_globs(globs: tuple[str, ...]) -> bytes:
+    return b"".join(glob.encode() + b"\0" for glob in globs)
+
+
+def _unpack_globs(data: bytes) -> tuple[str, ...]:
+    if not data:
+        return ()
+    if not data.endswith(b"\0"):
+        raise ValueError("a list without its end")
+    globs = data[:-1].decode().split("\0")
+    if len(globs) > MAX_GLOBS:
+        raise ValueError("too many globs")
+    return tuple(globs)

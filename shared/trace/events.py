@@ -256,13 +256,33 @@ SPTE_UPDATE = Event(
     ),
     "Entries of the shadow table change. In a run frames from 2 on count up.",
 )  # fmt: skip
+FUNCTION = Event(
+    144,
+    "ftrace:function",
+    (Field("func", "64s", T), Field("parent", "64s", T)),
+    "A function of the kernel is called, and by which.",
+)
+FUNCGRAPH_ENTRY = Event(
+    145, "ftrace:funcgraph_entry", (Field("func", "64s", T), Field("depth", "I")), "A function of the kernel begins."
+)
+FUNCGRAPH_EXIT = Event(
+    146,
+    "ftrace:funcgraph_exit",
+    (
+        Field("func", "64s", T), Field("depth", "I"), Field("overrun", "I"), Field("calltime", "Q"),
+        Field("rettime", "Q"),
+    ),
+    "It ends; overrun is 0: no call is lost alone.",
+)  # fmt: skip
+FTRACE = frozenset({FUNCTION.number, FUNCGRAPH_ENTRY.number, FUNCGRAPH_EXIT.number})
+"""The function tracer's: they come only to who names their system, for they are many."""
 
 EVENTS: tuple[Event, ...] = (
     SYS_ENTER, SYS_EXIT, PAGE_FAULT_USER, MM_FAULT, VMA_INSERT, VMA_REMOVE, VMA_CHANGE, VMA_SPLIT, VMA_MERGE,
     EXPAND_STACK, VM_UNMAPPED_AREA, PTE_SET, PTE_REPLACE, PTE_CLEAR, MM_PAGE_ALLOC, MM_PAGE_FREE, TASK_NEWTASK,
     PROCESS_FORK, PROCESS_EXEC, PROCESS_EXIT, SIGNAL_GENERATE, SIGNAL_DELIVER, DIRECT_RECLAIM_BEGIN,
     DIRECT_RECLAIM_END, KSWAPD_WAKE, KSWAPD_SLEEP, SHRINK_INACTIVE, SWAP_OUT, SWAP_IN, MARK_VICTIM, SHADOWPT_OPEN,
-    SHADOWPT_START, SHADOWPT_STOP, SHADOWPT_CLOSE, SPTE_UPDATE,
+    SHADOWPT_START, SHADOWPT_STOP, SHADOWPT_CLOSE, SPTE_UPDATE, FUNCTION, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT,
 )  # fmt: skip
 BY_NUMBER = {event.number: event for event in EVENTS}
 BY_NAME = {event.name: event for event in EVENTS}
@@ -270,6 +290,8 @@ BY_NAME = {event.name: event for event in EVENTS}
 
 def matching(glob: str) -> tuple[Event, ...]:
     """Return the events that a glob names: of the whole name, or where it has no colon of a system or of an event."""
+    named = glob.partition(":")[0]
+    events = [event for event in EVENTS if event.number not in FTRACE or event.system == named]
     if ":" in glob:
-        return tuple(event for event in EVENTS if fnmatch.fnmatchcase(event.name, glob))
-    return tuple(event for event in EVENTS if any(fnmatch.fnmatchcase(part, glob) for part in event.name.split(":")))
+        return tuple(event for event in events if fnmatch.fnmatchcase(event.name, glob))
+    return tuple(event for event in events if any(fnmatch.fnmatchcase(part, glob) for part in event.name.split(":")))
