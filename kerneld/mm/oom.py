@@ -33,6 +33,8 @@ class OomTask(NamedTuple):
     uid: int
     comm: str
     mm: MmStruct
+    copies: Sequence[MmStruct] = ()
+    """Copies of it that wait for children: they go with it, and no task answers for them."""
 
 
 def pgtables_bytes(mm: MmStruct) -> int:
@@ -52,11 +54,12 @@ def oom_badness(mm: MmStruct) -> int:
 def select_bad_process(tasks: Sequence[OomTask]) -> OomTask | None:
     """Return the task that is worst, the last one of equals, or None without any.
 
-    Source: Linux v6.8 mm/oom_kill.c:select_bad_process() and oom_evaluate_task().
+    Source: Linux v6.8 mm/oom_kill.c:select_bad_process() and oom_evaluate_task(). Differs from Linux: a copy that waits
+    for a child would be a task of its own there; here it counts for the parent, or memory could be hidden in it.
     """
     chosen, most = None, 0
     for task in tasks:
-        points = oom_badness(task.mm)
+        points = oom_badness(task.mm) + sum(map(oom_badness, task.copies))
         if chosen is None or points >= most:
             chosen, most = task, points
     return chosen

@@ -300,6 +300,8 @@ class PteOps:
             self.rss[Rss.SWAP] -= len(swapped)
             free_swap_and_cache(self.frames, swp_offset(swapped).astype(np.int64))
         counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
+        if not len(counted):
+            return
         pfns = pte_pfn(counted).astype(np.int64)
         flags = self.frames.flags[pfns]
         anon = (flags & PG_ANON) != 0

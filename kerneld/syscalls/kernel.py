@@ -129,7 +129,7 @@ class Kernel:
         self.procfs = ProcFs(self)
         self.rq = RunQueue()
         """The processor: who runs, who waits for it."""
-        self.oom_tasks = OomTasks(self.processes, self.rq)
+        self.oom_tasks = OomTasks(self.processes, self.rq, self.table.copies_of)
         self._oom_killer = OomKiller(
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )

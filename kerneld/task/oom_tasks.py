@@ -10,9 +10,10 @@ allocation fails, its call unwinds, and the SIGKILL that is pending then ends it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from signal import SIGKILL
 
+from kerneld.mm.mm import MmStruct
 from kerneld.mm.oom import OomTask
 from kerneld.task.exit import kill_process
 from kerneld.task.sched import RunQueue
@@ -26,8 +27,12 @@ from shared.wire import SigInfo
 class OomTasks:
     """The tasks of one machine, for its OOM killer."""
 
-    def __init__(self, processes: Mapping[Pid, Process], rq: RunQueue) -> None:
+    def __init__(
+        self, processes: Mapping[Pid, Process], rq: RunQueue, copies: Callable[[Process], list[MmStruct]]
+    ) -> None:
+        """`copies` gives the copies of a process's memory that wait for a child."""
         self._processes = processes
+        self._copies = copies
         self._rq = rq
         self._killed: list[Process] = []
 
@@ -39,7 +44,7 @@ class OomTasks:
     def tasks(self) -> list[OomTask]:
         """Return every process, the oldest first."""
         return [
-            OomTask(process.pid, process.cred.uid, process.comm, process.live_mm)
+            OomTask(process.pid, process.cred.uid, process.comm, process.live_mm, self._copies(process))
             for process in self._processes.values()
         ]
 

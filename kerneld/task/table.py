@@ -24,7 +24,8 @@ from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
 
 MAX_TOKENS = 16
-"""Forks that one process may have begun and not yet finished; more is EAGAIN, as fork's at RLIMIT_NPROC."""
+"""Forks that one process may have begun and not yet finished; more is EAGAIN, as fork's at RLIMIT_NPROC. From the
+second on they have no more mappings together than a process may have: each takes memory of the daemon's."""
 _LAST_UID = (1 << 32) - 2
 
 
@@ -98,14 +99,22 @@ class ProcessTable:
     def clone(self, parent: Process) -> int:
         """Copy a process's memory now and return the token with which its child attaches.
 
-        Raises SysError(EAGAIN) with too many copies waiting, SysError(ENOMEM).
+        Raises SysError(EAGAIN) with too many copies waiting, or too many mappings in them, SysError(ENOMEM).
         """
-        if sum(copy.parent is parent for copy in self._tokens.values()) >= MAX_TOKENS:
+        copies = self.copies_of(parent)
+        if len(copies) >= MAX_TOKENS:
+            raise SysError(errno.EAGAIN)
+        nr_maps = sum(len(mm.vmas) for mm in [*copies, parent.live_mm])
+        if copies and nr_maps > parent.live_mm.sysctl.max_map_count:
             raise SysError(errno.EAGAIN)
         mm = dup_mmap(parent.live_mm)
         token = secrets.randbits(62) + 1
         self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy())
         return token
+
+    def copies_of(self, parent: Process) -> list[MmStruct]:
+        """Return the copies of a process's memory that wait for a child."""
+        return [copy.mm for copy in self._tokens.values() if copy.parent is parent]
 
     def setuid(self, process: Process, uid: int) -> None:
         """Change who a process acts as; a superuser that becomes somebody else is none for good.

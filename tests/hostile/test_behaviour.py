@@ -374,6 +374,28 @@ def test_who_takes_all_of_ram_stops_nobody(shared_daemon: HostileDaemon, witness
     assert shared_daemon.oom_kills() >= 2
 
 
+def test_memory_hidden_in_forks_that_never_end_is_its_owners(shared_daemon: HostileDaemon, witness: Witness) -> None:
+    """Each clone token holds what its owner then writes anew. The owner is killed, not a larger process beside it."""
+
+    def hide(raw: RawThread) -> bool:
+        address = raw.call(MMAP, 0, MIB, 3, 0x4022, -1, 0).ret
+        for _ in range(16):
+            replies = raw.exchange(pack(TOUCH, address, MIB, 1) + pack(CLONE))
+            if any(reply.signo == signal.SIGKILL for reply in replies):
+                return True
+        return False
+
+    def beside(raw: RawThread) -> bool:
+        address = raw.call(MMAP, 0, 4 * MIB, 3, 0x4022, -1, 0).ret
+        assert raw.call(TOUCH, address, 4 * MIB, 1).ret == 4 * MIB // PAGE
+        assert in_child(shared_daemon, hide, lambda: None) in (0, -signal.SIGKILL)
+        return raw.call(GETPID).ret == os.getpid()
+
+    kills = shared_daemon.oom_kills()
+    assert in_child(shared_daemon, beside, witness.look) == 0
+    assert shared_daemon.oom_kills() == kills + 1
+
+
 def _wants_memory(daemon: Daemon, witness: Witness) -> None:
     def modest(raw: RawThread) -> bool:
         address = raw.call(MMAP, 0, MIB, 3, PRIVATE_ANONYMOUS, -1, 0).ret
