@@ -21,10 +21,10 @@ import click
 
 from kerneld.failure import Failure, Status
 from kerneld.start import Size, socket_option
-from kerneld.trace_writer import WRITERS, Writer
+from kerneld.trace_writer import EVERYTHING, WRITERS, Writer
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
-from shared.trace.events import EVENTS, matching
+from shared.trace.events import EVENTS, NAMED_ONLY, matching
 from shared.trace.record import Comm, Entry, Lost, Record
 
 WHY = {
@@ -50,6 +50,7 @@ Examples:
   kerneld trace --pid 4242 --event 'pte:*'        the page-table entries of one process
   kerneld trace --event fault --event sched       faults, and processes that come and go
   kerneld trace --format json -o trace.json --duration 5
+  kerneld trace --format perfetto -o trace.pftrace  a file for ui.perfetto.dev
   kerneld trace --list                            every event with its fields
 """,
 )
@@ -76,12 +77,13 @@ def trace(
     """Read a trace and write it."""
     check_globs(globs)
     if listing:
-        list_events(globs or ("*",))
+        list_events(globs)
         return
     with opened(output) as file, stop_signals() as stopped:
         follow = Follower(WRITERS[form](file), count)
         try:
-            run(socket_path or default_socket_path(), globs or ("*",), pids, buffer, duration, follow, stopped)
+            wanted = globs or EVERYTHING.get(form, ("*",))
+            run(socket_path or default_socket_path(), wanted, pids, buffer, duration, follow, stopped)
         finally:
             follow.end()
 
@@ -94,11 +96,12 @@ def check_globs(globs: tuple[str, ...]) -> None:
 
 
 def list_events(globs: tuple[str, ...]) -> None:
-    """Print the events with their fields."""
+    """Print the events with their fields, all where none is named."""
     wanted = {event.number for glob in globs for event in matching(glob)}
     for event in EVENTS:
-        if event.number in wanted:
-            click.echo(f"{event.name}\n    {event.about}")
+        if event.number in wanted or not globs:
+            only = " Comes only where its system is named." if event.number in NAMED_ONLY else ""
+            click.echo(f"{event.name}\n    {event.about}{only}")
             click.echo("    " + " ".join(field.name for field in event.fields))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import IO, Protocol
+from typing import IO, Protocol, TextIO, cast
 
+from kerneld.failure import Failure, Status
 from shared.trace.record import Comm, Lost, Record
 from shared.trace.text import Names, as_json, lost_json, lost_line, text_line
 
@@ -69,4 +70,19 @@ class JsonWriter(_Lines):
         print(as_json(record, self._names), file=self._file)
 
 
-WRITERS: dict[str, Callable[[IO[str]], Writer]] = {"text": TextWriter, "json": JsonWriter}
+def _perfetto(file: IO[str]) -> Writer:
+    """Raises Failure where the package is missing that has the format's messages, or a person would have to read it."""
+    try:
+        from kerneld.perfetto.writer import PerfettoWriter  # noqa: PLC0415  (a tenth of a second, for this alone)
+    except ImportError:
+        raise Failure(
+            Status.FAILED, "the format perfetto needs a package more: pip install 'kerneld[perfetto]'"
+        ) from None
+    if file.isatty():
+        raise Failure(Status.USAGE, "a perfetto file is nothing for a terminal: name a file with -o")
+    return PerfettoWriter(cast(TextIO, file).buffer)
+
+
+WRITERS: dict[str, Callable[[IO[str]], Writer]] = {"text": TextWriter, "json": JsonWriter, "perfetto": _perfetto}
+EVERYTHING: dict[str, tuple[str, ...]] = {"perfetto": ("*", "machine:*", "kmem:*")}
+"""What is traced where nothing is named, of a format for which that is more than `*`: accesses, resident pages."""

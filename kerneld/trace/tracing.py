@@ -24,11 +24,12 @@ from kerneld.trace.current import Current
 from kerneld.trace.fprobe import FPROBES, Fprobe
 from kerneld.trace.ftrace import FunctionTracer, all_name_functions
 from kerneld.trace.probe import PROBES, Probe
+from kerneld.trace.probes.rss import note_rss, tell_rss
 from kerneld.trace.ring import ReaderGone, Ring
 from kerneld.trace.trace import Trace, may_see
 from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.attr import TraceAttr, unpack_attr
-from shared.trace.events import EVENTS, FTRACE, FaultKind, matching
+from shared.trace.events import EVENTS, FTRACE, RSS_STAT, FaultKind, matching
 from shared.uapi.page import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Tracing:
         self.fault_pages = 1
         self.spte_log: SpteLog | None = None
         """Why the shadow table's pages have become dirty; made when first needed."""
+        self.rss_changed: dict[int, MmStruct] = {}
+        """Address spaces, by number, whose resident pages may have changed since they were last told."""
+        self.rss_told: dict[int, tuple[int, ...]] = {}
+        """What was last told of each address space."""
         self.closing_target = 0
         """The target of a shadow table that is being closed."""
         self._ftrace = FunctionTracer(self)
@@ -156,6 +161,10 @@ class Tracing:
             self.point(event).traces.append(trace)
         for process in self.kernel.processes.values():
             self.note_process(process, trace)
+        if trace in self.point(RSS_STAT).traces:
+            for process in self.kernel.processes.values():
+                note_rss(self, process)
+            tell_rss(self)
         with contextlib.suppress(ReaderGone):
             trace.flush()
 

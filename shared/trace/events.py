@@ -73,6 +73,15 @@ class FaultAccess(IntEnum):
     WRITE = 1
 
 
+class RssMember(IntEnum):
+    """Which counter of an address space: Linux v6.8 include/linux/mm_types_task.h."""
+
+    MM_FILEPAGES = 0
+    MM_ANONPAGES = 1
+    MM_SWAPENTS = 2
+    MM_SHMEMPAGES = 3
+
+
 def _pte(number: int, name: str, about: str) -> Event:
     return Event(
         number,
@@ -115,6 +124,18 @@ SYS_EXIT = Event(
     "raw_syscalls:sys_exit",
     (Field("id", "q"), Field("ret", "q"), Field("signo", "i")),
     "A call ends; ret is what Linux would return.",
+)
+ACCESS_ENTER = Event(
+    18,
+    "machine:access_enter",
+    (Field("id", "q"), Field("vaddr", "Q", X), Field("length", "Q"), Field("access", "Q")),
+    "The processor begins a load, store or touch (whose access is 0 read, 1 write, 2 fetch).",
+)
+ACCESS_EXIT = Event(
+    19,
+    "machine:access_exit",
+    (Field("id", "q"), Field("ret", "q"), Field("signo", "i")),
+    "It ends; ret is how many bytes, or pages, it came to.",
 )
 PAGE_FAULT_USER = Event(
     24,
@@ -183,6 +204,12 @@ MM_PAGE_FREE = Event(
     "kmem:mm_page_free",
     (Field("pfn", "Q", P), Field("nr_pages", "I"), Field("order", "I")),
     "Frames are given back, in a run.",
+)
+RSS_STAT = Event(
+    66,
+    "kmem:rss_stat",
+    (Field("mm_id", "I"), Field("curr", "I"), Field("member", "I", D, RssMember), Field("size", "Q")),
+    "A counter of resident pages, in bytes, when the request that changed it ends.",
 )
 TASK_NEWTASK = _task(80, "task:task_newtask", "A process attaches.", Field("mm", "I"))
 PROCESS_FORK = Event(
@@ -276,10 +303,13 @@ FUNCGRAPH_EXIT = Event(
 )  # fmt: skip
 FTRACE = frozenset({FUNCTION.number, FUNCGRAPH_ENTRY.number, FUNCGRAPH_EXIT.number})
 """The function tracer's: they come only to who names their system, for they are many."""
+NAMED_ONLY = FTRACE | {ACCESS_ENTER.number, ACCESS_EXIT.number, RSS_STAT.number}
+"""These come only to who names their system: `machine:*`, `kmem`; the others tell as much, and cost less."""
 
 EVENTS: tuple[Event, ...] = (
-    SYS_ENTER, SYS_EXIT, PAGE_FAULT_USER, MM_FAULT, VMA_INSERT, VMA_REMOVE, VMA_CHANGE, VMA_SPLIT, VMA_MERGE,
-    EXPAND_STACK, VM_UNMAPPED_AREA, PTE_SET, PTE_REPLACE, PTE_CLEAR, MM_PAGE_ALLOC, MM_PAGE_FREE, TASK_NEWTASK,
+    SYS_ENTER, SYS_EXIT, ACCESS_ENTER, ACCESS_EXIT,
+    PAGE_FAULT_USER, MM_FAULT, VMA_INSERT, VMA_REMOVE, VMA_CHANGE, VMA_SPLIT, VMA_MERGE, EXPAND_STACK,
+    VM_UNMAPPED_AREA, PTE_SET, PTE_REPLACE, PTE_CLEAR, MM_PAGE_ALLOC, MM_PAGE_FREE, RSS_STAT, TASK_NEWTASK,
     PROCESS_FORK, PROCESS_EXEC, PROCESS_EXIT, SIGNAL_GENERATE, SIGNAL_DELIVER, DIRECT_RECLAIM_BEGIN,
     DIRECT_RECLAIM_END, KSWAPD_WAKE, KSWAPD_SLEEP, SHRINK_INACTIVE, SWAP_OUT, SWAP_IN, MARK_VICTIM, SHADOWPT_OPEN,
     SHADOWPT_START, SHADOWPT_STOP, SHADOWPT_CLOSE, SPTE_UPDATE, FUNCTION, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT,
@@ -291,7 +321,7 @@ BY_NAME = {event.name: event for event in EVENTS}
 def matching(glob: str) -> tuple[Event, ...]:
     """Return the events that a glob names: of the whole name, or where it has no colon of a system or of an event."""
     named = glob.partition(":")[0]
-    events = [event for event in EVENTS if event.number not in FTRACE or event.system == named]
+    events = [event for event in EVENTS if event.number not in NAMED_ONLY or event.system == named]
     if ":" in glob:
         return tuple(event for event in events if fnmatch.fnmatchcase(event.name, glob))
     return tuple(event for event in events if any(fnmatch.fnmatchcase(part, glob) for part in event.name.split(":")))

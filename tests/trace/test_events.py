@@ -341,5 +341,5 @@ def test_the_shadow_table_tells_its_session_and_each_change_with_its_cause() -> 
 
 
 def test_every_event_has_a_scene() -> None:
-    elsewhere = {event for event in ev.EVENTS if event.system in ("shadowpt", "ftrace")}
+    elsewhere = {event for event in ev.EVENTS if event.system in ("shadowpt", "ftrace", "machine")} | {ev.RSS_STAT}
     assert set(SCENES) | TESTED_ELSEWHERE | elsewhere | {ev.PROCESS_FORK, ev.PROCESS_EXEC} == set(ev.EVENTS)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kerneld.trace.probes import fault, frames, pte, reclaim, request, shadow, task, vma
+from kerneld.trace.probes import fault, frames, pte, reclaim, request, rss, shadow, task, vma
 
-__all__ = ["fault", "frames", "pte", "reclaim", "request", "shadow", "task", "vma"]
+__all__ = ["fault", "frames", "pte", "reclaim", "request", "rss", "shadow", "task", "vma"]

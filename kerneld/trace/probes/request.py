@@ -5,10 +5,12 @@ Each of these functions is where something begins that no other of them is aroun
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kerneld.errors import SysError
 from kerneld.mm.mm import MmStruct
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.syscalls.answer import Answer, Call
@@ -19,7 +21,8 @@ from kerneld.task.exit import do_exit
 from kerneld.task.task import Process, Thread
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
-from shared.trace.events import SYS_ENTER, SYS_EXIT, Cause
+from kerneld.trace.probes.rss import tell_rss
+from shared.trace.events import ACCESS_ENTER, ACCESS_EXIT, SYS_ENTER, SYS_EXIT, Cause
 from shared.uapi.syscalls import Nr
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ _ACCESSES = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH)})
 def _run(tracing: Tracing, inner: Function) -> Function:
     now = tracing.current
     enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
+    begin, end = tracing.point(ACCESS_ENTER), tracing.point(ACCESS_EXIT)
 
     def run(call: Call, nr: int) -> int | Answer:
         is_call = nr not in _ACCESSES
@@ -41,11 +45,14 @@ def _run(tracing: Tracing, inner: Function) -> Function:
         now.depth += 1
         if is_call and enter.traces:
             enter.emit(0, nr, *call.args, len(call.data))
+        elif not is_call and begin.traces:
+            begin.emit(0, nr, *call.args[:3])
         try:
             result: int | Answer = inner(call, nr)
-            if is_call and leave.traces:
+            point = leave if is_call else end
+            if point.traces:
                 ret, signo = (result, 0) if isinstance(result, int) else (result.ret, result.signo)
-                leave.emit(0, nr, ret, signo)
+                point.emit(0, nr, ret, signo)
             return result
         finally:
             _leave(tracing)
@@ -57,6 +64,8 @@ def _leave(tracing: Tracing) -> None:
     now = tracing.current
     now.depth -= 1
     if not now.depth:
+        if tracing.rss_changed:
+            tell_rss(tracing)
         now.pid = now.tid = now.nr = now.causes = now.address = 0
         tracing.flush()
 
@@ -89,9 +98,23 @@ def _fault_ahead(tracing: Tracing, inner: Function) -> Function:
 
 @probe(Kernel.attach)
 def _attach(tracing: Tracing, inner: Function) -> Function:
+    """It is no request of a thread's: the thread comes of it."""
+    enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
+
     def attach(self: Kernel, sender: Sender, version: int, tid: int, token: int, flags: int = 0) -> Thread:
         with entered(tracing, sender.pid, tid or sender.pid, Cause.ATTACH):
-            thread: Thread = inner(self, sender, version, tid, token, flags)
+            if enter.traces:
+                enter.emit(0, Nr.ATTACH, version, tid, token, flags, 0, 0, 0)
+            ret = -errno.EIO
+            try:
+                thread: Thread = inner(self, sender, version, tid, token, flags)
+                ret = thread.process.pid
+            except SysError as error:
+                ret = -error.errno
+                raise
+            finally:
+                if leave.traces:
+                    leave.emit(0, Nr.ATTACH, ret, 0)
             return thread
 
     return attach

@@ -1,0 +1,136 @@
+"""What was under way when, made of the causes of records: a call, in it a fault, in that a reclaim.
+
+Every record says what it happened in. A slice is open from the first record that shows it to the last; where an event
+tells its beginning or its end (a call's, an access's, a fault's) that is the time. The kernel serves one request at a
+time, so that one stack is enough. Pure: what begins and ends is told to a sink. Knows no file format.
+
+Invariants: slices of a thread are nested; the times that the sink is told never go back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shared.trace.events import (
+    ACCESS_ENTER,
+    ACCESS_EXIT,
+    MM_FAULT,
+    PAGE_FAULT_USER,
+    RSS_STAT,
+    SPTE_UPDATE,
+    SYS_ENTER,
+    SYS_EXIT,
+    Cause,
+)
+from shared.trace.record import Record
+from shared.trace.text import call_name
+
+_BEGINS = frozenset({SYS_ENTER.number, ACCESS_ENTER.number})
+_ENDS = frozenset({SYS_EXIT.number, ACCESS_EXIT.number})
+SLICE_EVENTS = _BEGINS | _ENDS | {PAGE_FAULT_USER.number, MM_FAULT.number}
+"""They are beginnings and ends, and nothing beside."""
+_AFTERWARDS = frozenset({SPTE_UPDATE.number, RSS_STAT.number})
+"""They are told when what led to them is over."""
+_REQUESTS = frozenset({Cause.SYSCALL, Cause.ACCESS})
+
+Who = tuple[int, int]
+"""A process and one of its threads; zeros for the kernel itself."""
+
+
+class Sink(Protocol):
+    """Who is told."""
+
+    def begin(self, who: Who, time: int, category: str, name: str, record: Record) -> None:
+        """A slice begins; `record` is the first that shows it."""
+
+    def end(self, who: Who, time: int, last: tuple[Record, ...]) -> None:
+        """The innermost slice of a thread ends; `last` are the records that tell what came of it."""
+
+
+@dataclass(slots=True)
+class _Open:
+    cause: Cause
+    key: int
+    last: int
+    is_exception: bool = False
+    """Whether its beginning was told, and its end is that of the exception, not of one fault."""
+    results: list[Record] = field(default_factory=list)
+
+
+class Slices:
+    """The slices that are open now."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._who: Who = (0, 0)
+        self._stack: list[_Open] = []
+
+    def follow(self, record: Record) -> None:
+        """Take a record in: what it shows to be over ends, what it shows for the first time begins."""
+        event = record.event
+        if event.number in _AFTERWARDS:
+            return
+        who = (record.pid, record.tid)
+        if who != self._who or event.number in _BEGINS:
+            self.close()
+            self._who = who
+        self._show(record)
+        if event is PAGE_FAULT_USER:
+            self._begin(Cause.FAULT, record.fields["address"], record, is_exception=True)
+        elif event is MM_FAULT:
+            self._settle_fault(record)
+        elif event.number in _ENDS and self._stack:
+            self._stack[0].results.append(record)
+            self._cut(0, record.time)
+
+    def close(self) -> None:
+        """Nothing goes on: a request has ended, another thread is served, or no more is known."""
+        self._cut(0)
+
+    def _show(self, record: Record) -> None:
+        """Make the stack what the record's causes are."""
+        causes = record.causes
+        keys = _keys(record)
+        depth = 0
+        for opened, cause, key in zip(self._stack, causes, keys, strict=False):
+            if opened.cause is not cause or opened.key != key:
+                break
+            depth += 1
+        self._cut(depth)
+        for cause, key in list(zip(causes, keys, strict=True))[depth:]:
+            self._begin(cause, key, record)
+        for opened in self._stack:
+            opened.last = record.time
+
+    def _begin(self, cause: Cause, key: int, record: Record, *, is_exception: bool = False) -> None:
+        self._stack.append(_Open(cause, key, record.time, is_exception))
+        self._sink.begin(self._who, record.time, cause.name.lower(), _name(cause, record), record)
+
+    def _settle_fault(self, record: Record) -> None:
+        top = self._stack[-1]
+        top.results.append(record)
+        if not top.is_exception:
+            self._cut(len(self._stack) - 1)
+
+    def _cut(self, depth: int, time: int = 0) -> None:
+        """End all but the outermost `depth`, each when it was last seen or, where that is told, at `time`."""
+        while len(self._stack) > depth:
+            opened = self._stack.pop()
+            self._sink.end(self._who, max(time, opened.last), tuple(opened.results))
+
+
+def _keys(record: Record) -> list[int]:
+    """Return what tells each cause from the next of its kind: which call, and of the innermost fault which address."""
+    causes = record.causes
+    innermost = len(causes) - 1 - causes[::-1].index(Cause.FAULT) if Cause.FAULT in causes else -1
+    return [
+        record.nr if cause in _REQUESTS else record.address if at == innermost else 0 for at, cause in enumerate(causes)
+    ]
+
+
+def _name(cause: Cause, record: Record) -> str:
+    if cause in _REQUESTS:
+        # Of a process that the reader may not see the call is not told.
+        return call_name(record.nr) if record.pid else cause.name.lower()
+    return "page fault" if cause is Cause.FAULT else cause.name.lower()

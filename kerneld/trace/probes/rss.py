@@ -1,0 +1,91 @@
+"""Resident pages: which address spaces' counters a request has changed, told once it ends.
+
+Owns nothing; what has changed and what was told last lies in the tracing. Differs from Linux: there the event comes
+with each change of a counter (batched by thread), here with the request, when the counters are what /proc shows.
+Answers to Linux v6.8 mm/memory.c:mm_trace_rss_stat().
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.pmd_ops import PmdOps
+from kerneld.mm.pte_ops import PteOps
+from kerneld.task.table import ProcessTable
+from kerneld.task.task import Process
+from kerneld.trace.fprobe import Function
+from kerneld.trace.probe import probe
+from shared.trace.events import RSS_STAT
+from shared.uapi.page import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from kerneld.trace.tracing import Tracing
+
+
+def _of_primitive(function: Function) -> None:
+    """A primitive that changes the counters of its address space."""
+
+    @probe(function, RSS_STAT)
+    def _change(tracing: Tracing, inner: Function) -> Function:
+        changed = tracing.rss_changed
+
+        def change(self: MmStruct, *args: Any) -> Any:
+            changed[self.number] = self
+            return inner(self, *args)
+
+        return change
+
+
+for _primitive in (
+    PteOps.map_page, PteOps.map_swapped_page, PteOps.copy_swap_ptes, PteOps.unmap_frames, PteOps.replace_page,
+    PteOps.map_pages, PteOps.zap_swapped, PteOps.zap_range, PteOps.zap_cached, PmdOps.map_huge_page,
+    PmdOps._zap_huge_pmd,
+):  # fmt: skip
+    _of_primitive(_primitive)
+
+
+@probe(ProcessTable.add, RSS_STAT)
+def _add(tracing: Tracing, inner: Function) -> Function:
+    """A process is told of from its beginning, with what it has from a fork."""
+
+    def add(self: ProcessTable, process: Process) -> None:
+        inner(self, process)
+        note_rss(tracing, process)
+
+    return add
+
+
+@probe(Process.exec_mmap, RSS_STAT)
+def _exec_mmap(tracing: Tracing, inner: Function) -> Function:
+    def exec_mmap(self: Process, new_mm: MmStruct) -> None:
+        inner(self, new_mm)
+        note_rss(tracing, self)
+
+    return exec_mmap
+
+
+def note_rss(tracing: Tracing, process: Process) -> None:
+    """Have all counters of a process told, whatever they are."""
+    mm = process.mm
+    if mm is not None:
+        tracing.rss_changed[mm.number] = mm
+        tracing.rss_told.pop(mm.number, None)
+
+
+def tell_rss(tracing: Tracing) -> None:
+    """Tell the counters that have changed, of the address spaces that are some process's."""
+    point, told = tracing.point(RSS_STAT), tracing.rss_told
+    for number, mm in tracing.rss_changed.items():
+        owner = tracing.owner(mm)
+        if not owner:
+            told.pop(number, None)
+            continue
+        counters = tuple(mm.rss)
+        before = told.get(number) or (-1,) * len(counters)
+        told[number] = counters
+        is_current = tracing.current.pid == owner
+        for member, pages in enumerate(counters):
+            if pages != before[member]:
+                point.emit(owner, number, is_current, member, pages << PAGE_SHIFT)
+    tracing.rss_changed.clear()
