@@ -156,6 +156,13 @@ Examples:
     metavar="GROUP",
     help="Let members of this group connect too, as users without privilege. [none but you and root]",
 )
+@click.option(
+    "--trace-buffer",
+    type=Size(),
+    default="256M",
+    metavar="SIZE",
+    help="The largest buffer of a trace; without privilege a sixteenth of it. [256M]",
+)
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(
     ram: int,
@@ -178,6 +185,7 @@ def start(
     host_interval: float,
     thp: str,
     allow_group: str | None,
+    trace_buffer: int,
     check_invariants: bool,
 ) -> None:
     """Serve, or have a child serve in the background."""
@@ -205,7 +213,17 @@ def start(
             sysctl = Sysctl(max_map_count, mmap_min_addr, overcommit_memory, overcommit_ratio, TransparentHugepage(thp))
             files = FileRules(max_files, max_user_files, allow_network_files)
             config = daemon.DaemonConfig(
-                path, ram, limits, check_invariants, allowed, host_interval / 1000, swap, sysctl, files, gid
+                path,
+                ram,
+                limits,
+                check_invariants,
+                allowed,
+                host_interval / 1000,
+                swap,
+                sysctl,
+                files,
+                gid,
+                trace_buffer,
             )
             daemon.run(config, on_ready)
         except AlreadyRunning as error:

@@ -8,6 +8,7 @@ that the loop watches): a request in progress is always finished.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import resource
@@ -65,6 +66,8 @@ class DaemonConfig:
     """How many files of whom are used, and which are."""
     allow_group: int | None = None
     """The gid of a group whose members may connect too."""
+    trace_buffer_bytes: int | None = None
+    """The largest buffer that a trace may have; None: what `kerneld.trace` says."""
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
@@ -122,7 +125,7 @@ def build_kernel(config: DaemonConfig) -> Kernel:
         raise MachineError(
             f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {str(error) or 'out of memory'}"
         ) from None
-    kernel.load_tracing = _load_tracing
+    kernel.load_tracing = functools.partial(_load_tracing, config.trace_buffer_bytes)
     return kernel
 
 
@@ -159,8 +162,8 @@ def _note(_signo: int, _frame: FrameType | None) -> None:
     """Do nothing: the wake-up pipe has the byte already."""
 
 
-def _load_tracing(kernel: Kernel) -> None:
+def _load_tracing(max_ring_bytes: int | None, kernel: Kernel) -> None:
     """Make the machine one that can be traced, when the first trace is asked for: a start need not wait for it."""
-    from kerneld.trace.tracing import Tracing  # noqa: PLC0415
+    from kerneld.trace.tracing import MAX_RING_BYTES, Tracing  # noqa: PLC0415
 
-    Tracing(kernel)
+    Tracing(kernel, MAX_RING_BYTES if max_ring_bytes is None else max_ring_bytes)

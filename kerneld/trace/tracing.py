@@ -44,6 +44,8 @@ MAX_TRACES = 32
 MAX_USER_TRACES = 4
 """Open at once by one user who is not the superuser."""
 MAX_RING_BYTES = 256 << 20
+_USER_SHARE = 16
+"""Who is not the superuser may have a ring of a sixteenth of the largest (Linux: kernel.perf_event_mlock_kb)."""
 
 _log = structlog.get_logger("kerneld.trace")
 
@@ -129,7 +131,8 @@ class Tracing:
         pages = attr.data_pages
         if not all(matching(glob) for glob in attr.globs) or not pages or pages & pages - 1:
             raise SysError(errno.EINVAL)
-        if pages << PAGE_SHIFT > self._max_ring_bytes:
+        limit = self._max_ring_bytes if thread.process.cred.superuser else self._max_ring_bytes // _USER_SHARE
+        if pages << PAGE_SHIFT > limit:
             raise SysError(errno.ENOSPC)
         for pid in attr.pids:
             process = self.kernel.processes.get(pid)

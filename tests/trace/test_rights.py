@@ -32,8 +32,15 @@ def test_a_ring_is_a_power_of_two(world: TracedWorld, program: Program, data_pag
     assert ask(program, "*", data_pages=data_pages) == -errno.EINVAL
 
 
-def test_a_ring_has_a_largest_size(world: TracedWorld, program: Program) -> None:
-    assert ask(program, "*", data_pages=(MAX_RING_BYTES >> PAGE_SHIFT) * 2) == -errno.ENOSPC
+def test_a_ring_has_a_largest_size(world: TracedWorld) -> None:
+    user, root = world.attach(USER), world.attach(ROOT)
+    most = MAX_RING_BYTES >> PAGE_SHIFT
+    assert ask(root, "sched:*", data_pages=most * 2) == -errno.ENOSPC
+    assert ask(root, "sched:*", data_pages=most) > 0
+    assert ask(user, "sched:*", data_pages=most // 8) == -errno.ENOSPC
+    assert ask(user, "sched:*", data_pages=most // 16) > 0
+    for program in (user, root):
+        world.kernel.process_died(program.process)
 
 
 @pytest.mark.parametrize("globs", [("nonsense",), ("*", "nope:*"), ("",)])
