@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from kerneld.errors import SysError
 from kerneld.mm.mm import MmStruct
 from kerneld.shadowpt.session import ShadowPt
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, Sender
+from kerneld.syscalls.table import RESTART
 from kerneld.task.cpu import fault_ahead
 from kerneld.task.exit import do_exit
 from kerneld.task.task import Process, Thread
@@ -37,20 +38,27 @@ def _run(tracing: Tracing, inner: Function) -> Function:
     now = tracing.current
     enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
     begin, end = tracing.point(ACCESS_ENTER), tracing.point(ACCESS_EXIT)
+    unfinished: dict[int, int] = {}
+    """By thread, the request that has been done in part and goes on."""
 
-    def run(call: Call, nr: int) -> int | Answer:
+    def run(call: Call, number: int) -> int | Answer | Work:
+        # One that began before the trace is a touch: a piece of procread has nothing to tell.
+        nr = unfinished.pop(call.thread.tid, int(Nr.TOUCH)) if number == RESTART else number
         is_call = nr not in _ACCESSES
         now.pid, now.tid, now.nr = call.process.pid, call.thread.tid, nr
         now.causes = Cause.SYSCALL if is_call else Cause.ACCESS
         now.depth += 1
-        if is_call and enter.traces:
-            enter.emit(0, nr, *call.args, len(call.data))
-        elif not is_call and begin.traces:
-            begin.emit(0, nr, *call.args[:3])
+        if number != RESTART:
+            if is_call and enter.traces:
+                enter.emit(0, nr, *call.args, len(call.data))
+            elif not is_call and begin.traces:
+                begin.emit(0, nr, *call.args[:3])
         try:
-            result: int | Answer = inner(call, nr)
+            result: int | Answer | Work = inner(call, number)
             point = leave if is_call else end
-            if point.traces:
+            if isinstance(result, Work):
+                unfinished[call.thread.tid] = nr
+            elif point.traces:
                 ret, signo = (result, 0) if isinstance(result, int) else (result.ret, result.signo)
                 point.emit(0, nr, ret, signo)
             return result
