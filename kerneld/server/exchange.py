@@ -34,6 +34,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from kerneld.errors import SysError
+from kerneld.fs.file_limits import Payer
 from kerneld.server.connection import NOBODY, Connection, Datagram, close_fds
 from kerneld.syscalls.ahead import STORE, fault_stores_ahead
 from kerneld.syscalls.answer import Answer, Call, Work
@@ -151,8 +153,22 @@ class Batch:
     """
 
     __slots__ = (
-        "_answer_fds", "_attach", "_call", "_connection", "_is_last", "_kernel", "_looked_at", "_next", "_replies",
-        "_requests", "_room", "_sender", "_until", "_work", "fds",
+        "_answer_fds",
+        "_attach",
+        "_call",
+        "_connection",
+        "_is_last",
+        "_kernel",
+        "_looked_at",
+        "_next",
+        "_payer",
+        "_replies",
+        "_requests",
+        "_room",
+        "_sender",
+        "_until",
+        "_work",
+        "fds",
     )  # fmt: skip
 
     def __init__(
@@ -177,6 +193,8 @@ class Batch:
         """What is left of the request that `_next` names, where that is one that goes on."""
         self.fds = datagram.fds
         """The datagram's, those that no request has consumed yet."""
+        self._payer: Payer | None = None
+        """Whose account they are on while others are served."""
 
     @classmethod
     def begun(cls, connection: Connection, call: Call, request: wire.Request, work: Work) -> Outcome | Batch:
@@ -223,11 +241,25 @@ class Batch:
                 return None
 
     def _outcome(self) -> Outcome:
+        self._pay_back()
         return Outcome(b"".join(self._replies), self._answer_fds, self._is_last)
 
     def _give_way(self) -> None:
-        assert self._connection.thread is not None
-        sysvec_apic_timer_interrupt(self._connection.thread)
+        thread = self._connection.thread
+        assert thread is not None
+        if self.fds and self._payer is None:
+            try:
+                self._payer = self._kernel.files.accounts.charge(thread.process, len(self.fds))
+            except SysError:
+                # Too many with what others of its batches hold: whoever wants one of these is told EBADF.
+                close_fds(self.fds)
+                self.fds.clear()
+        sysvec_apic_timer_interrupt(thread)
+
+    def _pay_back(self) -> None:
+        if self._payer is not None:
+            self._kernel.files.accounts.uncharge(self._payer)
+            self._payer = None
 
     def _go_on(self, nr: int, work: Work) -> bool:
         """Run pieces of a request until it has been answered or the slice is over; returns whether the batch ends."""
@@ -283,6 +315,7 @@ class Batch:
         """Give up what has not been run, and close every fd, the datagram's too."""
         if self._work is not None:
             self._work.close()
+        self._pay_back()
         close_fds(self.fds)
         close_fds(self._answer_fds)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from kerneld.fs.file_limits import FileRules
 from kerneld.server import exchange
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
@@ -148,3 +149,34 @@ def test_who_waits_for_its_answer_may_die_meanwhile(kernel: Kernel) -> None:
     assert long.thread is not None
     kernel.process_died(long.thread.process)
     batch.close()
+
+
+def test_descriptors_that_come_with_long_requests_are_on_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with many connections would else hold 253 of the daemon's by each."""
+    monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
+    kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, files=FileRules(of_a_process=100)))
+    before = len(os.listdir("/proc/self/fd"))
+    first, second = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    vaddr = map_gib(first, 1)
+    requests = pack(Nr.TOUCH, vaddr, GIB, 0) + pack(Nr.MMAP, 0, PAGE_SIZE, 1, 1, 0, 0)
+
+    def send() -> Batch:
+        fds = [os.memfd_create("one of many") for _ in range(60)]
+        datagram = Datagram(memoryview(requests), first.sender, fds, False, False)
+        batch = answer_datagram(kernel, cast(Any, first), datagram, cast(Any, None), 0.0)
+        assert isinstance(batch, Batch)
+        return batch
+
+    batches = [send(), send()]
+    assert [len(batch.fds) for batch in batches] == [60, 0]
+    assert len(kernel.files.accounts) == 60
+    replies, _ = finish(batches[0], second)
+    assert replies[1].ret > 0
+    assert len(kernel.files.accounts) == 1
+    for batch in batches:
+        batch.close()
+    for process in list(kernel.processes.values()):
+        kernel.process_died(process)
+    assert len(kernel.files.accounts) == 0
+    assert len(os.listdir("/proc/self/fd")) == before
+    kernel.shutdown()

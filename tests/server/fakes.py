@@ -12,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.fs.file_limits import FileAccounts, FileRules
 from kerneld.fs.mounts import Mounts
 from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.sched import RunQueue, do_task_dead, run_task
-from kerneld.task.task import Thread
+from kerneld.task.task import Cred, Thread
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -35,6 +36,7 @@ class FakeProcess:
     threads: list[Thread] = field(default_factory=list)
     ended: bool = False
     mm: None = None
+    cred: Cred = field(default_factory=lambda: Cred(0, 0, superuser=True))
 
 
 class FakeKernel:
@@ -48,7 +50,7 @@ class FakeKernel:
         self.consumed_fds: list[int] = []
         self.ended: list[FakeProcess] = []
         self.file_changes_fd = -1
-        self.files = SimpleNamespace(mounts=Mounts())
+        self.files = SimpleNamespace(mounts=Mounts(), accounts=FileAccounts(FileRules()))
         self.shadowpt = SimpleNamespace(followed_host=None)
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
