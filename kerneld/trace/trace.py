@@ -6,9 +6,10 @@ Answers to Linux v6.8 kernel/events/core.c:struct perf_event.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from kerneld.trace.ring import Ring
+from kerneld.trace.ring import ReaderGone, Ring
 from shared.trace.record import pack_comm
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from shared.trace.event import Event
 
 _COMM_BYTES = 15
+_MOST_GATHERED = 8192
 
 
 class Trace:
@@ -71,6 +73,13 @@ class Trace:
             self.pids.add(process.pid)
         else:
             self.pids.discard(process.pid)
+
+    def add(self, record: bytes) -> None:
+        """Gather a record, or several whole ones; very many are written at once, so that no request fills memory."""
+        self.records.append(record)
+        if len(self.records) >= _MOST_GATHERED:
+            with contextlib.suppress(ReaderGone):
+                self.flush()
 
     def flush(self) -> None:
         """Write what was gathered. Raises ReaderGone."""

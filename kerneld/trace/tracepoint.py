@@ -6,17 +6,20 @@ v6.8 include/linux/tracepoint.h and, for who sees what, fs/proc/task_mmu.c:pagem
 
 from __future__ import annotations
 
+import struct
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 if TYPE_CHECKING:
     from kerneld.trace.current import Current
     from kerneld.trace.trace import Trace
     from shared.trace.event import Event
 
+_log = structlog.get_logger("kerneld.trace")
 _CODES = {"H": "<u2", "I": "<u4", "i": "<i4", "Q": "<u8", "q": "<i8"}
 _HEADER_NAMES = ("_size", "_event", "_pid", "_tid", "_causes", "_time", "_nr", "_owner", "_address")
 _HEADER_CODES = ("H", "H", "I", "I", "I", "Q", "I", "I", "Q")
@@ -45,10 +48,17 @@ class Tracepoint:
 
     def emit(self, owner: int, *values: Any) -> None:
         """Record one event; `owner` is the pid whose memory it is about, 0 for none."""
+        try:
+            self._emit(owner, values)
+        except struct.error:
+            # Of the kernel's code a wrapper must not make an oops: this record is missing, and the log says why.
+            _log.exception("a record that its event has no room for", event_name=self.event.name, values=values)
+
+    def _emit(self, owner: int, values: tuple[Any, ...]) -> None:
         now = self._current
         for trace in self.traces:
             if trace.pids is None:
-                trace.records.append(
+                trace.add(
                     self._pack(
                         self._size, self._number, now.pid, now.tid, now.causes, monotonic_ns(), now.nr, owner,
                         now.address, *values,
@@ -57,7 +67,7 @@ class Tracepoint:
             elif trace.wants(now.pid, owner):
                 head = trace.sight(now)
                 shown = self._hidden(values) if trace.hides else values
-                trace.records.append(
+                trace.add(
                     self._pack(self._size, self._number, head[0], head[1], now.causes, monotonic_ns(), head[2],
                                owner, head[3], *shown)
                 )  # fmt: skip
@@ -83,7 +93,7 @@ class Tracepoint:
             rows["_size"], rows["_event"], rows["_pid"], rows["_tid"] = self._size, self._number, head[0], head[1]
             rows["_causes"], rows["_time"], rows["_nr"] = now.causes, monotonic_ns(), head[2]
             rows["_owner"], rows["_address"] = owner, head[3]
-            trace.records.append(rows.tobytes())
+            trace.add(rows.tobytes())
 
     def _hide_columns(self, rows: npt.NDArray[Any]) -> None:
         for at, hide in self._secrets.items():

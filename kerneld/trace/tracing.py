@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import structlog
@@ -230,6 +231,13 @@ class Tracing:
         self._owners[process.mm.number] = process.pid
         for one in self._traces if trace is None else (trace,):
             one.note_process(process, process.mm.number)
+
+    def forget_pids(self, pids: Iterable[int]) -> None:
+        """Processes have ended: who may not see everything does not see the next ones that have their pids."""
+        for pid in pids:
+            for trace in self._traces:
+                if trace.hides and trace.pids is not None:
+                    trace.pids.discard(pid)
 
     def note_mm(self, mm: MmStruct, pid: int) -> None:
         """An address space is a process's from now on."""

@@ -8,13 +8,23 @@ from collections.abc import Callable
 
 import pytest
 
+from kerneld.errors import SysError
+from kerneld.syscalls.kernel import Sender
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import MAX_RING_BYTES, MAX_TRACES, MAX_USER_TRACES
 from shared.trace.attr import TraceAttr
-from shared.trace.events import MM_PAGE_ALLOC, PTE_REPLACE, PTE_SET, SYS_ENTER
+from shared.trace.events import (
+    ACCESS_ENTER,
+    ACCESS_EXIT,
+    MM_PAGE_ALLOC,
+    PROCESS_EXIT,
+    PTE_REPLACE,
+    PTE_SET,
+    SYS_ENTER,
+)
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from shared.uapi.syscalls import Nr
+from shared.uapi.syscalls import ABI_VERSION, Nr
 from tests.syscalls.world import OTHER, ROOT, USER, Program, page
 from tests.trace.world import Trace, TracedWorld
 
@@ -202,3 +212,70 @@ def test_an_oops_is_told_and_leaves_the_trace_whole(world: TracedWorld, monkeypa
         enter, leave = trace.records()[-2:]
         assert (enter.fields["id"], leave.fields["id"], leave.fields["signo"]) == (Nr.GETUID, Nr.GETUID, 11)
     world.kernel.take_ended()
+
+
+def test_a_pid_that_comes_again_is_not_who_it_was(world: TracedWorld) -> None:
+    user, mine = world.attach(USER), world.attach(USER)
+    with world.trace(opener=user) as trace:
+        world.kernel.process_died(mine.process)
+        world.kernel.take_ended()
+        assert {record.pid for record in trace.records()} == {mine.pid}
+        other = world.attach(OTHER, pid=mine.pid)
+        other.mmap(1, at=page(0))
+        assert trace.records() == []
+
+
+def test_a_long_request_begins_and_ends_once_under_its_own_number(world: TracedWorld, program: Program) -> None:
+    program.mmap(1100, at=page(0))
+    with world.trace("machine:*", "fault:*") as trace:
+        program.touch(0, 1100)
+        records = trace.records()
+    first, *faults, last = records
+    assert (first.event, last.event) == (ACCESS_ENTER, ACCESS_EXIT)
+    assert {record.nr for record in records} == {Nr.TOUCH}
+    assert (last.fields["ret"], sum(record.fields["nr_pages"] for record in faults)) == (1100, 1100)
+
+
+def test_a_long_request_that_nobody_saw_begin(world: TracedWorld, program: Program) -> None:
+    from kerneld.syscalls.answer import Call, Work  # noqa: PLC0415
+    from kerneld.syscalls.dispatch import run  # noqa: PLC0415
+    from kerneld.syscalls.table import RESTART  # noqa: PLC0415
+
+    program.mmap(1100, at=page(0))
+    call = Call(world.kernel, program.thread, (page(0), 1100 * PAGE_SIZE, 1, 0, 0, 0), b"", [])
+    result = run(call, Nr.TOUCH)
+    with world.trace("machine:*", "raw_syscalls:*", "fault:*") as trace:
+        from kerneld.syscalls.dispatch import run as traced  # noqa: PLC0415
+
+        while isinstance(result, Work):
+            call.work = result
+            result = traced(call, RESTART)
+        assert result == 1100
+        assert {record.event.system for record in trace.records() if record.pid == program.pid} == {"fault", "machine"}
+
+
+@pytest.mark.parametrize("tid", [1 << 32, (1 << 64) - 1])
+def test_a_tid_that_is_none_is_refused_as_ever(world: TracedWorld, tid: int) -> None:
+    sender = Sender(1 << 23, USER, USER)
+    with world.trace(), pytest.raises(SysError) as caught:
+        world.kernel.attach(sender, ABI_VERSION, tid, 0)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_value_that_no_record_has_room_for_costs_that_record_alone(world: TracedWorld) -> None:
+    with world.trace("sched:*") as trace:
+        world.tracing.point(PROCESS_EXIT).emit(0, b"x", -1, 0)
+        world.tracing.point(PROCESS_EXIT).emit(0, b"x", 1, 0)
+        world.tracing.flush()
+        assert [record.fields["pid"] for record in trace.records()] == [1]
+
+
+def test_a_request_that_makes_very_many_records_does_not_gather_them_all(world: TracedWorld) -> None:
+    with world.trace("sched:*", data_pages=1) as trace:
+        for _ in range(20_000):
+            world.tracing.point(PROCESS_EXIT).emit(0, b"x", 1, 0)
+            assert sum(len(one.records) for one in world.tracing._traces) <= 8192
+        assert trace.records()
+        world.tracing.flush()
+        trace.records()
+        assert trace.reader.lost > 10_000

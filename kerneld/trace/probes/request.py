@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _ACCESSES = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH)})
 """The processor at work; everything else that a request can be is a call."""
+_U32 = (1 << 32) - 1
 
 
 @probe(run)
@@ -110,7 +111,7 @@ def _attach(tracing: Tracing, inner: Function) -> Function:
     enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
 
     def attach(self: Kernel, sender: Sender, version: int, tid: int, token: int, flags: int = 0) -> Thread:
-        with entered(tracing, sender.pid, tid or sender.pid, Cause.ATTACH):
+        with entered(tracing, sender.pid, tid & _U32 or sender.pid, Cause.ATTACH):
             if enter.traces:
                 enter.emit(0, Nr.ATTACH, version, tid, token, flags, 0, 0, 0)
             ret = -errno.EIO
@@ -153,7 +154,8 @@ def _take_ended(tracing: Tracing, inner: Function) -> Function:
             return []
         with entered(tracing, self.ended[0].pid, self.ended[0].pid, Cause.EXIT):
             ended: list[Process] = inner(self)
-            return ended
+        tracing.forget_pids(process.pid for process in ended if process.pid not in self.processes)
+        return ended
 
     return take_ended
 
