@@ -22,7 +22,7 @@ from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_same_description, punch_hole, reopen
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
-from kerneld.mm.truncate import truncate_pagecache
+from kerneld.mm.truncate import pagecache_isize_extended, truncate_pagecache
 
 _RWF_NOAPPEND = 1 << 5
 """pwritev2(2): write where told in spite of O_APPEND, from Linux 6.9 on."""
@@ -129,13 +129,15 @@ class Inode:
         self._watched_bytes = self.size_bytes()
 
     def changed(self) -> None:
-        """The file has been modified: let go of what lies beyond its end if it is shorter now.
+        """The file has been modified: let go of what lies beyond its end if it is shorter now, note a hole if longer.
 
         Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
         """
         size = self.size_bytes()
         if size < self._watched_bytes:
             truncate_pagecache(self.mapping, size)
+        elif size > self._watched_bytes:
+            pagecache_isize_extended(self.mapping, self._watched_bytes, size)
         self._watched_bytes = size
 
     def read_at(self, offset: int, length: int) -> bytes:

@@ -47,11 +47,11 @@ from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.rmap import anon_vma_root
 from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.thp import handle_huge_fault, unshare_huge_page
-from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SHARED, VM_WRITE
+from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
 
-VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV = 0x1, 0x2, 0x4, 0x40
+VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = 0x1, 0x2, 0x4, 0x40, 0x400
 VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
 """Results of a fault: Linux v6.8 include/linux/mm_types.h vm_fault_reason; 0 is a minor fault that was settled."""
 
@@ -110,7 +110,7 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     if index >= mapping.last_index():
         return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
-    major |= filemap_fault(vma, mapping, index)
+    major |= filemap_fault(vma, mapping, index) & VM_FAULT_MAJOR
     source = mapping.ensure_page(index)
     if vma.vm_flags & VM_SHARED:
         mm.frames.get_page(source)
@@ -126,7 +126,7 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
 
 
 def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
-    """The fault of a file's page itself, as the host's cache would take it. Returns 0 or VM_FAULT_MAJOR.
+    """The fault of a file's page itself, as the host's cache would take it. Returns VM_FAULT_MAJOR and VM_FAULT_RETRY.
 
     A page that is not cached is read in with those around it, which counts as major; of a file in memory a hole is
     filled at once. One that reclaim has tried to write out takes a second try, no more.
@@ -134,11 +134,18 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
     """
     assert vma.file is not None
     if index in mapping.uncached:
-        around = 0 if vma.file.in_memory or vma.vm_flags & VM_RAND_READ else READ_AROUND_PAGES // 2
-        mapping.uncached.difference_update(range(index - around, index + max(around, 1)))
-        return 0 if vma.file.in_memory else VM_FAULT_MAJOR
-    if not vma.vm_flags & VM_RAND_READ:
+        if vma.file.in_memory:
+            mapping.uncached.remove(index, index + 1)
+            return 0
+        if vma.vm_flags & VM_RAND_READ:
+            mapping.uncached.remove(index, index + 1)
+        else:
+            first = index if vma.vm_flags & VM_SEQ_READ else max(index - READ_AROUND_PAGES // 2, 0)
+            mapping.uncached.remove(first, first + READ_AROUND_PAGES)
+        return VM_FAULT_MAJOR | VM_FAULT_RETRY
+    if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
         mapping.reclaim.discard(index)
+        return VM_FAULT_RETRY
     return 0
 
 
@@ -147,8 +154,28 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
 
     The host's page cache is ours, so every page of a real file counts as cached, as long as memory is not short; of
     shared anonymous memory only what has been written or read before. Those around it are mapped also where the page
-    itself lies past the end of the file. Source: Linux v6.8 mm/memory.c:do_read_fault(), do_fault_around().
+    itself lies past the end of the file, and once more where it had to be waited for.
+    Source: Linux v6.8 mm/memory.c:do_read_fault(), arch/x86/mm/fault.c:do_user_addr_fault().
     """
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    index = vma.page_index(vaddr)
+    map_pages_around(mm, vma, vaddr, pte)
+    if mm.frames.ram.words[pte]:
+        return 0
+    if index >= mapping.last_index():
+        return VM_FAULT_SIGBUS
+    result = filemap_fault(vma, mapping, index)
+    pfn = mapping.ensure_page(index)
+    if result & VM_FAULT_RETRY:
+        map_pages_around(mm, vma, vaddr, pte)
+    if not mm.frames.ram.words[pte]:
+        _map_cached(mm, vma, vaddr, pte, pfn)
+    return result & VM_FAULT_MAJOR
+
+
+def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
+    """Map the cached pages around a read fault, and its own. Source: Linux v6.8 mm/memory.c:do_fault_around()."""
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
@@ -156,22 +183,21 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
     last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
     low = index - (offset - first)
-    size = mapping.last_index()
-    high = min(low + last - first, size)
-    mapping.read_around(index, low, high)
-    pfns = [mapping.find_page(i) for i in range(low, high)]
-    unmapped = mapping.reclaim | mapping.uncached if mapping.reclaim or mapping.uncached else ()
-    result = filemap_fault(vma, mapping, index) if index < size else VM_FAULT_SIGBUS
-    prot = vma_page_prot(vma)
-    words = mm.frames.ram.words
-    for i, pfn in enumerate(pfns):
-        slot = pte - offset + first + i
-        if pfn is not None and not words[slot] and (low + i == index or low + i not in unmapped):
-            mm.frames.refcount_at[pfn] += 1
-            mm.map_page(slot, vaddr + ((first + i - offset) << PAGE_SHIFT), make_pte(pfn, prot), pfn)
-            if vma.vm_flags & VM_LOCKED:
-                mlock_folio(mm.frames, pfn)
-    return result
+    high = min(low + last - first, mapping.last_index())
+    mapping.read_around(low, high)
+    words, pages, waits = mm.frames.ram.words, mapping.pages, mapping.reclaim
+    for i in range(low, high):
+        pfn = pages.get(i)
+        slot = pte + i - index
+        if pfn is not None and not words[slot] and i not in waits and i not in mapping.uncached:
+            _map_cached(mm, vma, vaddr + ((i - index) << PAGE_SHIFT), slot, pfn)
+
+
+def _map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:
+    mm.frames.refcount_at[pfn] += 1
+    mm.map_page(pte, vaddr, make_pte(pfn, vma_page_prot(vma)), pfn)
+    if vma.vm_flags & VM_LOCKED:
+        mlock_folio(mm.frames, pfn)
 
 
 def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:

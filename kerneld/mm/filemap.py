@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kerneld.errors import SysError
 from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
+from kerneld.mm.index_ranges import IndexRanges
 from kerneld.mm.workingset import workingset_refault
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
 
@@ -76,8 +77,9 @@ class AddressSpace:
         """MAP_NORESERVE: shared anonymous memory that is promised page by page, as it is used."""
         self.i_mmap: dict[Vma, MmStruct] = {}
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
-        self.uncached: set[int] = set()
-        """Pages of a real file, inside it, that the host's cache does not have either: holes that nobody has read."""
+        self.uncached = IndexRanges()
+        """Pages of a real file that the host's cache has not either, as far as can be known: holes that nobody has
+        read, and what a program has paged out."""
         self.reclaim: set[int] = set()
         """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
         self.error = 0
@@ -111,19 +113,18 @@ class AddressSpace:
         """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
         return index in self.shadows or index in self.swapped
 
-    def read_around(self, index: int, first: int, last: int) -> None:
-        """Have a page cached, and where memory is not short the others of [first, last), inside the file, as well.
+    def read_around(self, first: int, last: int) -> None:
+        """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
 
-        A page past the file's end is none, and of shared anonymous memory it is the page alone. Raises as `ensure_page`
-        does, for the page alone: those around it are a favour. Source: Linux v6.8 mm/memory.c:do_read_fault().
+        Nothing where memory is short, and nothing of shared anonymous memory, which has no host.
         """
         frames = self._frames
-        missing = [i for i in range(first, last) if i not in self.pages]
-        if self.backing is not None and missing and frames.free_pages - len(missing) >= frames.watermark_low:
+        if self.backing is None:
+            return
+        missing = [i for i in range(first, last) if i not in self.pages and i not in self.uncached]
+        if missing and frames.free_pages - len(missing) >= frames.watermark_low:
             with contextlib.suppress(SysError):
                 self._read_in(missing)
-        if index < self.last_index():
-            self.ensure_page(index)
 
     def _read_in(self, indexes: list[int]) -> None:
         """Read pages that are not cached; more than one only where that reclaims none of them again."""

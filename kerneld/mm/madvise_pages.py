@@ -40,9 +40,10 @@ MayWrite = Callable[[File], bool]
 
 
 def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Read in what of a part of a VMA reclaim has taken, as far as memory goes; nothing is mapped.
+    """Read in what of a part of a VMA is not in memory, as far as memory goes; nothing is mapped.
 
-    Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry() and shmem_swapin_range().
+    Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry(), shmem_swapin_range() and, for a file of a disk,
+    mm/readahead.c:force_page_cache_ra().
     """
     with contextlib.suppress(SysError):
         for leaf in mm.page_table.leaves(start, end):
@@ -54,6 +55,8 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
             mapping = vma.file.mapping
             first = vma.page_index(start)
             last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
+            if not vma.file.in_memory:
+                mapping.uncached.remove(first, last)
             for index in sorted(i for i in [*mapping.swapped, *mapping.shadows] if first <= i < last):
                 mapping.ensure_page(index)
 
@@ -100,21 +103,21 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
         return
     for leaf in _leaves(mm, start, end, 0):
         pfns = _make_old(mm, leaf, anon_only=anon_only)
-        reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0])
+        reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0], may_write=False)
     if vma.file is not None:
-        _keep_in_hosts_cache(vma.file, vma.page_index(start), vma.page_index(end))
+        _count_as_hosts(vma.file, vma.page_index(start), vma.page_index(end))
 
 
-def _keep_in_hosts_cache(file: File, first: int, last: int) -> None:
-    """What the program asked to have written out is still in the host's cache, where a real kernel would have it.
+def _count_as_hosts(file: File, first: int, last: int) -> None:
+    """What the program asked to have dropped is as if the host's cache, which a real kernel's is, had dropped it.
 
-    A page of a disk's file is then one that is being written (Linux: PG_reclaim), of a file in memory as ever.
+    A page of a file in memory is still there: it can go nowhere.
     """
     mapping = file.mapping
     for index in [i for i in mapping.shadows if first <= i < last]:
         del mapping.shadows[index]
         if not file.in_memory:
-            mapping.reclaim.add(index)
+            mapping.uncached.add(index, index + 1)
 
 
 def _leaves(mm: MmStruct, start: Vaddr, end: Vaddr, bad_flags: int) -> Iterator[Leaf]:

@@ -64,8 +64,10 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
             cached = np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
         else:
             cached = indexes < mapping.last_index()
-            for gone in (mapping.uncached, mapping.shadows):
-                if gone:
-                    cached &= ~np.isin(indexes, np.fromiter(gone, dtype=np.int64, count=len(gone)))
+            if mapping.uncached:
+                cached &= ~mapping.uncached.mask(first, len(here))
+            if mapping.shadows:
+                shadows = np.fromiter(mapping.shadows, dtype=np.int64, count=len(mapping.shadows))
+                cached &= ~np.isin(indexes, shadows)
         here |= cached & (entries == 0)
     return here.astype(np.uint8).tobytes()

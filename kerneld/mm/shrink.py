@@ -74,10 +74,11 @@ class Users:
             self.dirty[mapped.at] |= (words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0
 
 
-def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False) -> int:
+def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False, may_write: bool = True) -> int:
     """Reclaim what can be of a batch of isolated frames, each given once, and return how many were freed.
 
-    The caller's reference of each is dropped; what stays is at the head of its list.
+    The caller's reference of each is dropped; what stays is at the head of its list. Without `may_write` a dirty page
+    of a file is left for the flusher: unmapped, active, and noted in `AddressSpace.reclaim`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
     users = Users(frames, pfns)
@@ -95,7 +96,7 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
     activate |= refused
     candidates &= ~refused
     _try_to_unmap(frames, pfns, users, candidates)
-    failed = _pageout(frames, pfns, candidates)
+    failed = _pageout(frames, pfns, candidates, may_write)
     activate |= failed
     candidates &= ~failed
     _remove_mapping(frames, pfns[candidates])
@@ -181,7 +182,7 @@ def _mapping_of(frames: Frames, pfn: int) -> AddressSpace:
     return mapping
 
 
-def _pageout(frames: Frames, pfns: Pfns, candidates: Mask) -> Mask:
+def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> Mask:
     """Write the dirty candidates, which nothing maps any more; return those that could not be written.
 
     Source: Linux v6.8 mm/vmscan.c:pageout().
@@ -198,9 +199,14 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask) -> Mask:
     shmem = np.flatnonzero(cached & ((flags & np.uint32(PG_SWAPBACKED)) != 0))
     if len(shmem):
         failed[shmem] = ~_shmem_writepages(frames, pfns[shmem])
-    for pfn in pfns[cached & ((flags & np.uint32(PG_SWAPBACKED)) == 0)].tolist():
-        # A failure is the mapping's to report: the page is clean then, as in Linux, and what was written is lost.
+    for place in np.flatnonzero(cached & ((flags & np.uint32(PG_SWAPBACKED)) == 0)).tolist():
+        pfn = int(pfns[place])
         mapping = _mapping_of(frames, pfn)
+        if not may_write:
+            mapping.reclaim.add(frames.index_at[pfn])
+            failed[place] = True
+            continue
+        # A failure is the mapping's to report: the page is clean then, as in Linux, and what was written is lost.
         mapping.write_page(frames.index_at[pfn], mapping.size_bytes())
     frames.vmstat["nr_vmscan_write"] += int(np.count_nonzero(dirty & ~failed))
     return failed

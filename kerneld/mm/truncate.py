@@ -13,6 +13,9 @@ from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
+MAX_INDEX = 1 << 52
+"""No page of a file lies beyond."""
+
 
 def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
     """Clear every entry that maps a page of [first, last) of the file; with `even_cows` also a process's own copies.
@@ -52,10 +55,18 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     last = max((vma.pgoff + vma.nr_pages for vma in mapping.i_mmap), default=first)
     unmap_mapping_range(mapping, first, last, even_cows=True)
     drop_pages(mapping, first, max([*mapping.pages, *mapping.shadows, *mapping.swapped], default=0) + 1)
-    mapping.uncached = {index for index in mapping.uncached if index < first}
+    mapping.uncached.remove(first, MAX_INDEX)
     partial = mapping.find_page(first - 1) if tail else None
     if partial is not None:
         mapping.zero_page_from(partial, tail)
+
+
+def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
+    """A file has become longer: what it has now and had not before is a hole, which nobody has read yet.
+
+    Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
+    """
+    mapping.uncached.add(old_size + PAGE_SIZE - 1 >> PAGE_SHIFT, size + PAGE_SIZE - 1 >> PAGE_SHIFT)
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
@@ -68,6 +79,6 @@ def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
             mapping.backing.punch_hole(first << PAGE_SHIFT, (last - first) << PAGE_SHIFT)
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
-        mapping.uncached.update(range(first, min(last, mapping.last_index())))
+        mapping.uncached.add(first, min(last, mapping.last_index()))
     unmap_mapping_range(mapping, first, last, even_cows=False)
     drop_pages(mapping, first, last)

@@ -243,13 +243,13 @@ def _inactive_is_low(sizes: list[int], is_file: bool) -> bool:
     return inactive * (isqrt(10 * gib) if gib else 1) < active
 
 
-def reclaim_pages(frames: Frames, pfns: Pfns) -> int:
+def reclaim_pages(frames: Frames, pfns: Pfns, *, may_write: bool = True) -> int:
     """Reclaim these frames of the LRU lists, each given once, used or not; returns how many were freed.
 
     Source: Linux v6.8 mm/vmscan.c:reclaim_pages().
     """
     isolate(frames, pfns)
     return sum(
-        shrink_folio_list(frames, pfns[start : start + _BATCH_MAX], ignore_references=True)
+        shrink_folio_list(frames, pfns[start : start + _BATCH_MAX], ignore_references=True, may_write=may_write)
         for start in range(0, len(pfns), _BATCH_MAX)
     )
