@@ -65,7 +65,9 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
     try:
         pte = mm.page_table.find_pte(vaddr)
         if pte is None:
-            if vma.file is None and handle_huge_fault(mm, vma, vaddr, write):
+            if vma.file is not None:
+                return _fault_without_table(mm, vma, vaddr, write)
+            if handle_huge_fault(mm, vma, vaddr, write):
                 return 0
             pte = mm.page_table.ensure_pte(vaddr)
         entry = mm.frames.ram.words[pte]
@@ -81,6 +83,20 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
         return 0
     except SysError as error:
         return VM_FAULT_OOM if error.errno == errno.ENOMEM else VM_FAULT_SIGBUS
+
+
+def _fault_without_table(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
+    """A file's page where no leaf table is: one that is made for the fault goes again where nothing gets into it.
+
+    Source: Linux v6.8 mm/memory.c:do_fault(), `vmf->prealloc_pte`.
+    """
+    result = VM_FAULT_ERROR
+    try:
+        result = do_fault(mm, vma, vaddr, mm.page_table.ensure_pte(vaddr), write)
+    finally:
+        if result & VM_FAULT_ERROR:
+            mm.page_table.free_empty_table(vaddr)
+    return result
 
 
 def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
@@ -179,11 +195,8 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
-    offset = vaddr >> PAGE_SHIFT & 511
-    first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
-    last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
-    low = index - (offset - first)
-    high = min(low + last - first, mapping.last_index())
+    low, high = window_around(vma, vaddr)
+    high = min(high, mapping.last_index())
     mapping.read_around(low, high)
     words, pages, waits = mm.frames.ram.words, mapping.pages, mapping.reclaim
     for i in range(low, high):
@@ -191,6 +204,15 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
         slot = pte + i - index
         if pfn is not None and not words[slot] and i not in waits and i not in mapping.uncached:
             _map_cached(mm, vma, vaddr + ((i - index) << PAGE_SHIFT), slot, pfn)
+
+
+def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
+    """Return the indexes of a file's pages around a fault, [first, last): those of the same VMA and leaf table."""
+    index = vma.page_index(vaddr)
+    offset = vaddr >> PAGE_SHIFT & 511
+    first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
+    last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
+    return index - (offset - first), index + last - offset
 
 
 def _map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:

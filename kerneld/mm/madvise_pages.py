@@ -114,6 +114,8 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
     A page of a file in memory is still there: it can go nowhere.
     """
     mapping = file.mapping
+    if file.in_memory:
+        mapping.reclaim.clear()
     for index in [i for i in mapping.shadows if first <= i < last]:
         del mapping.shadows[index]
         if not file.in_memory:

@@ -317,6 +317,21 @@ class PageTable:
             found = found + level
         return found + self.deposited
 
+    def free_empty_table(self, vaddr: Vaddr) -> None:
+        """Free the leaf table for an address if it holds no entry: it was made for a fault that then failed."""
+        pte = self.find_pte(vaddr)
+        if pte is None:
+            return
+        low = pte & -PTRS_PER_TABLE
+        if self._words_np[low : low + PTRS_PER_TABLE].any():
+            return
+        pmd = self.find_pmd(vaddr)
+        assert pmd is not None
+        self._words[pmd] = 0
+        self._cached.clear()
+        self._frames.put_page(low >> WORDS_SHIFT)
+        self.table_pages -= 1
+
     def destroy(self) -> None:
         """Free every table, the root last. No entry may map a frame any more."""
         end = TASK_SIZE + PAGE_SIZE

@@ -21,7 +21,7 @@ from kerneld.mm.pte_ops import Rss
 from kerneld.mm.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
 
 def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
@@ -66,14 +66,15 @@ def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool
 
     Returns how far it came and 0 or the VM_FAULT_* that stopped it there.
     """
+    if vma.file is not None:
+        return _fault_in_file(mm, vma, start, end, write)
     huge = may_have_huge_pages(mm, vma)
     try:
         for leaf in fault_in_huge(mm, vma, start, end, write) if huge else mm.page_table.ensure_leaves(start, end):
             if leaf.huge:
                 start = leaf.end
                 continue
-            if vma.file is None:
-                _fill_anonymous(mm, vma, leaf, write)
+            _fill_anonymous(mm, vma, leaf, write)
             stopped = _fault_rest(mm, vma, leaf, write)
             if stopped is not None:
                 return stopped
@@ -81,6 +82,32 @@ def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool
     except SysError:
         return start, VM_FAULT_OOM
     return end, 0
+
+
+def _fault_in_file(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool) -> tuple[Vaddr, int]:
+    """Do as `fault_in_range` for a file: its first fault makes a leaf table, and one that fails makes none."""
+    while start < end:
+        stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
+        if mm.page_table.find_pte(start) is None:
+            result = _fault_one(mm, vma, start, write)
+            if result & VM_FAULT_ERROR:
+                return start, result
+        low = mm.page_table.find_pte(start)
+        assert low is not None
+        stopped = _fault_rest(mm, vma, Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT)), write)
+        if stopped is not None:
+            return stopped
+        start = stop
+    return end, 0
+
+
+def _fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
+    result = handle_mm_fault(mm, vma, vaddr, write)
+    if result & VM_FAULT_MAJOR:
+        mm.range_major_faults += 1
+    elif not result & VM_FAULT_ERROR:
+        mm.range_faults += 1
+    return result
 
 
 def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
@@ -126,13 +153,9 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr,
         for position in missing[:16].tolist():
             vaddr = leaf.start + position * PAGE_SIZE
             if _lacks(int(entries[position]), write):
-                result = handle_mm_fault(mm, vma, vaddr, write)
+                result = _fault_one(mm, vma, vaddr, write)
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
-                if result & VM_FAULT_MAJOR:
-                    mm.range_major_faults += 1
-                else:
-                    mm.range_faults += 1
             done = position + 1
 
 

@@ -48,7 +48,9 @@ def _describe_arg(op: Op, position: int) -> str:
         return Madv(arg).name if arg in list(Madv) else str(arg)
     if op.name == "touch" and position == 2:
         return _ACCESSES[arg]
-    if op.name in ("fork",) or (op.name.startswith("process_vm") and position == 0):
+    if op.name == "process_madvise" and position == 3:
+        return Madv(arg).name if arg in list(Madv) else str(arg)
+    if op.name in ("fork",) or (op.name.startswith("process_") and position == 0):
         return f"process {arg}"
     return _describe_length(arg)
 

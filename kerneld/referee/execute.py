@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Outcome, State, View
+from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import U64, At, Base, Op, default_slots
 from shared.uapi.mman import Map
 from shared.uapi.page import TASK_SIZE
@@ -29,6 +30,7 @@ class Side(Protocol):
     def fork(self, who: int, child: int) -> Outcome: ...
     def exit(self, who: int) -> Outcome: ...
     def truncate(self, file: int, length: int) -> Outcome: ...
+    def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome: ...
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome: ...
     def load(self, who: int, vaddr: int, length: int) -> Outcome: ...
     def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome: ...
@@ -45,6 +47,7 @@ class Execution:
         self._forbidden = (*layout.taken, _STACK_ROOM)
         self._brk = layout.brk
         self._slots = default_slots()
+        self._views: dict[int, View] = {}
         self.alive = [0]
 
     def run(self, op: Op) -> State:
@@ -52,7 +55,8 @@ class Execution:
         outcome = self._run(op) if op.who in self.alive else PASSED_OVER
         if op.slot >= 0 and outcome.ret > 0:
             self._slots[op.slot] = outcome.ret
-        return State(outcome, {who: self._side.view(who) for who in self.alive})
+        self._views = {who: self._side.view(who) for who in self.alive}
+        return State(outcome, self._views)
 
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
@@ -82,6 +86,8 @@ class Execution:
             ranges = [args[:2]]  # type: ignore[list-item]
             if args[0] + args[1] > U64:
                 return True
+        elif name == "process_madvise":
+            ranges = [args[1:3]]  # type: ignore[list-item]
         elif name.startswith("process_vm"):
             ranges = [args[1:3], args[3:5]]  # type: ignore[list-item]
         fails_past_end = name in ("munmap", "mmap")
@@ -99,8 +105,14 @@ class Execution:
 
     def _process_vm(self, op: Op, args: tuple[int, ...]) -> Outcome:
         peer, local, local_len, remote, remote_len, flags = args
+        most = length_without_overlap(self._views, (op.who, local), (peer, remote), min(local_len, remote_len))
+        local_len, remote_len = min(local_len, most), min(remote_len, most)
         iovecs = struct.pack("<4Q", local, local_len, remote, remote_len)
         return self._side.call(op.who, Nr[op.name.upper()], (self._side.pid(peer), 0, 1, 0, 1, flags), data=iovecs)
+
+    def _process_madvise(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        peer, start, length, advice, flags = args
+        return self._side.process_madvise(op.who, peer, struct.pack("<2Q", start, length), advice, flags)
 
     def _fork(self, op: Op, args: tuple[int, ...]) -> Outcome:
         child = args[0]
@@ -118,7 +130,7 @@ class Execution:
         return self._side.exit(op.who)
 
     def _ftruncate(self, op: Op, args: tuple[int, ...]) -> Outcome:
-        return self._side.truncate(op.file, args[0])
+        return self._side.truncate(op.file, args[0] - (args[0] >> 63 << 64))
 
     def _load(self, op: Op, args: tuple[int, ...]) -> Outcome:
         return self._side.load(op.who, args[0], args[1])
@@ -134,6 +146,7 @@ _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {
     "mmap": Execution._mmap,
     "process_vm_readv": Execution._process_vm,
     "process_vm_writev": Execution._process_vm,
+    "process_madvise": Execution._process_madvise,
     "fork": Execution._fork,
     "exit": Execution._exit,
     "ftruncate": Execution._ftruncate,

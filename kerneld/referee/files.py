@@ -5,6 +5,7 @@ Owns descriptors and a folder for the regular ones; `close` gives all back. Know
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from kerneld.referee.program import FILES, file_content
 from shared.uapi.page import PAGE_SIZE
 
 _CONTENT = file_content()
-_ACCESS = {"rw": os.O_RDWR, "r": os.O_RDONLY, "w": os.O_WRONLY}
+_WRITE_AND_WAIT = 7
+"""SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProgramFiles:
@@ -33,7 +36,7 @@ class ProgramFiles:
 
     def get_flags(self, number: int) -> int:
         """Return the O_ flags with which a file of the program is opened."""
-        return _ACCESS[FILES[number].access]
+        return FILES[number].flags
 
     def _inode(self, name: str) -> int:
         if name not in self._inodes:
@@ -46,10 +49,16 @@ class ProgramFiles:
         if name == "memfd":
             fd = os.memfd_create("memory")
         else:
-            fd = os.open(self._folder / "file", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            # A new one for each program: of an old one the host's flusher may write pages back at any moment.
+            path = self._folder / "file"
+            path.unlink(missing_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         # One page at a time, so that the host caches them one by one and not in large folios, which it maps as a whole.
         for start in range(0, len(_CONTENT), PAGE_SIZE):
             os.write(fd, _CONTENT[start : start + PAGE_SIZE])
+        if name == "regular":
+            # From here on a page is dirty where the program has made it so.
+            _libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(0), _WRITE_AND_WAIT)
         return fd
 
     def truncate(self, number: int, length: int) -> int:

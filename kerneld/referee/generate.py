@@ -15,6 +15,7 @@ from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
 PAGE = 4096
 _ADVICE = [advice.value for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)]
 """HWPOISON and SOFT_OFFLINE take real memory from the host."""
+_REMOTE_ADVICE = (Madv.COLD.value, Madv.PAGEOUT.value, Madv.WILLNEED.value, Madv.COLLAPSE.value)
 _BAD_ADVICE = (5, 7, 26, 99, 200, U64)
 _WRAPPING = (1 << 47, (1 << 47) - PAGE, 1 << 63, U64 - PAGE + 1, U64 - PAGE, U64)
 _VERY_LONG = (1 << 45, 256 << 20, (64 << 20) + PAGE)
@@ -25,7 +26,8 @@ _ODD_PROTS = (8, 0x10, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0100_0003, 0x100
 _WEIGHTS = {
     "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
-    "process_vm_writev": 2, "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1,
+    "process_vm_writev": 2, "process_madvise": 1.5, "ftruncate": 2.5, "load": 10, "store": 14, "touch": 8,
+    "fork": 3, "exit": 1,
 }  # fmt: skip
 _LOCKING = ("mlock", "mlock2", "mlockall")
 
@@ -216,6 +218,23 @@ class _Generator:
 
     def _process_vm_writev(self) -> Op:
         return self._process_vm("process_vm_writev")
+
+    def _process_madvise(self) -> Op:
+        rng = self._rng
+        peer = rng.choice(self._processes) if self._chance(0.95) else MAX_PROCESSES
+        advice = rng.choice(_REMOTE_ADVICE) if self._chance(0.7) else rng.choice((*_ADVICE, *_BAD_ADVICE))
+        place, length = self._range()
+        if self._long and advice in (Madv.POPULATE_READ, Madv.POPULATE_WRITE):
+            length = min(length, 16 * PAGE)
+        flags = rng.choice((1, U64)) if self._chance(0.04) else 0
+        return Op(self._who(), "process_madvise", (peer, place, length, advice, flags))
+
+    def _ftruncate(self) -> Op:
+        rng = self._rng
+        length = rng.choice((0, 1, 2, 3, 5, 6, 6, 7, 9, 12)) * PAGE + rng.choice((0, 0, 0, 1, 100, 4095))
+        if self._chance(0.05):
+            length = rng.choice((U64, 1 << 63))
+        return Op(self._who(), "ftruncate", (length,), file=rng.choice(self._files))
 
     def _access(self) -> tuple[At, int]:
         place, _ = self._place(aligned=False)

@@ -30,7 +30,7 @@ from shared.uapi.syscalls import Nr
 _REQUEST = struct.Struct("<Q7QQ184s")
 _REPLY = struct.Struct("<qQQQii")
 _CALL, _LOAD, _STORE, _TOUCH, _FORK, _EXIT = range(6)
-_NR_OPEN, _NR_CLOSE, _NR_PRCTL = 2, 3, 157
+_NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_PIDFD_OPEN = 2, 3, 157, 434
 _PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
 _ADDR_NO_RANDOMIZE = 0x004_0000
 IN_DATA = 0xDA7A_B0FF << 32
@@ -170,6 +170,15 @@ class Host:
         elif nr in (Nr.PROCESS_VM_READV, Nr.PROCESS_VM_WRITEV):
             args = (args[0], IN_DATA, args[2], IN_DATA + 16 * args[2], *args[4:])
         return self._children[who].call(nr, args, data)
+
+    def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome:
+        """Advise a process's memory, by a pidfd that is opened for it; one that is none where the process has ended."""
+        caller = self._children[who]
+        pidfd = caller.call(_NR_PIDFD_OPEN, (self.pid(peer), 0)).ret if peer in self._children else -1
+        outcome = caller.call(Nr.PROCESS_MADVISE, (pidfd, IN_DATA, 1, advice, flags), iovec)
+        if pidfd >= 0:
+            caller.call(_NR_CLOSE, (pidfd,))
+        return outcome
 
     def pid(self, who: int) -> int:
         """Return a process's pid; one that nobody has where it has ended."""

@@ -16,12 +16,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 from kerneld.errors import SysError
+from kerneld.hw.paging import PTRS_PER_TABLE
 from kerneld.mm import fault, madvise, mmap, mremap, munmap, unmapped_area, vma_merge
-from kerneld.mm.filemap import FAULT_AROUND_PAGES, File
+from kerneld.mm.filemap import AddressSpace, File
+from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
@@ -31,9 +32,11 @@ from kerneld.mm.populate import mm_populate
 from kerneld.mm.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED
 from kerneld.mm.vma import Vma
+from kerneld.syscalls import remote
 from kerneld.task import uaccess
+from kerneld.task.task import Process
 from shared.uapi.mman import Madv, Map, Mremap
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 
 _MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
 _KNOWN_MAPS_FLAGS = {"lf": "??"}
@@ -219,32 +222,29 @@ def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: 
 
 
 class _Fault:
-    """The fault under way, and where the host has no leaf table, although kerneld made one for a fault that failed."""
+    """The fault under way."""
 
-    table_is_fresh = False
-    absent: ClassVar[WeakKeyDictionary[MmStruct, set[int]]] = WeakKeyDictionary()
+    has_table = True
+    """Whether the page's leaf table was there before."""
 
 
 def _handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
-    absent = _Fault.absent.setdefault(mm, set())
-    table = address // PMD_SIZE
-    if mm.page_table.find_pte(address) is None:
-        absent.add(table)
-    elif table in absent and mm.page_table.entries(table * PMD_SIZE, (table + 1) * PMD_SIZE).any():
-        absent.discard(table)
-    _Fault.table_is_fresh = table in absent
+    _Fault.has_table = mm.page_table.find_pte(address) is not None
     return _v6_8["handle_mm_fault"](mm, vma, address, write)  # type: ignore[no-any-return]
 
 
-def _do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
+def _map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     """Source: Linux v6.18 mm/filemap.c:filemap_map_pages(), can_map_large: no table is put in for the last page."""
     assert vma.file is not None
     mapping = vma.file.mapping
-    first = max(vma.pgoff, vma.page_index(vaddr) - (vaddr // PAGE_SIZE) % FAULT_AROUND_PAGES)
-    past_end = vma.page_index(vaddr) >= mapping.last_index()
-    if past_end and first + 1 >= mapping.last_index() and _Fault.table_is_fresh and not vma.file.in_memory:
-        return fault.VM_FAULT_SIGBUS
-    return _v6_8["do_read_fault"](mm, vma, vaddr, pte)  # type: ignore[no-any-return]
+    table = pte & -PTRS_PER_TABLE
+    if not (vma.file.in_memory or _Fault.has_table or mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()):
+        low, high = fault.window_around(vma, vaddr)
+        last = mapping.last_index()
+        cached = (i for i in range(low, min(high, last)) if i not in mapping.reclaim and i not in mapping.uncached)
+        if next(cached, 0) == last - 1:
+            return
+    _v6_8["map_pages_around"](mm, vma, vaddr, pte)
 
 
 # What kerneld does on purpose.
@@ -254,23 +254,40 @@ class Notices:
     """Faults that kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
 
     count = 0
-    cleaned: ClassVar[set[tuple[int, int]]] = set()
-    """Pages, by mapping and index, that kerneld wrote back because a mapping of them went."""
 
 
 def _unmap_vma(mm: MmStruct, vma: Vma) -> None:
-    if vma.file is not None and vma.vm_flags & VM_SHARED:
-        mapping, first, last = vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages
-        Notices.cleaned.update((mapping.number, index) for index in mapping.dirty if first <= index < last)
-    _v6_8["unmap_vma"](mm, vma)
+    """Source: Linux v6.8 mm/mmap.c:unmap_region(): nothing is written to the file."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, vma.start, vma.end)
+    mm.zap_range(vma.start, vma.end)
+    mm.remove_vma(vma)
+
+
+def _unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
+    """What is cached of a file stays when nothing maps it; shared anonymous memory goes with its last mapping."""
+    del mapping.i_mmap[vma]
+    if not mapping.i_mmap and mapping.is_shmem:
+        mapping.evict()
 
 
 def _wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
     if vma.file is not None and not vma.file.mapping.is_shmem:
-        page = (vma.file.mapping.number, vma.page_index(vaddr))
-        Notices.count += vma.file.in_memory or page in Notices.cleaned
-        Notices.cleaned.discard(page)
+        Notices.count += vma.file.in_memory
     return _v6_8["wp_page_shared"](mm, vma, vaddr, pte, entry)  # type: ignore[no-any-return]
+
+
+# v6.12 and v6.13: what a process may advise itself.
+
+
+def _check_process_madvise(caller: Process, process: Process, advice: int) -> None:
+    """Source: Linux v6.13 mm/madvise.c:SYSCALL_DEFINE5(process_madvise)."""
+    if not remote.may_access(caller, process):
+        raise SysError(errno.EACCES)
+    if process is not caller and advice not in madvise.PROCESS_ADVICE:
+        raise SysError(errno.EINVAL)
+    if process is not caller and not caller.cred.superuser:
+        raise SysError(errno.EPERM)
 
 
 # Configuration.
@@ -301,9 +318,8 @@ _v6_8: dict[str, Any] = {
     "_madvise_vma": madvise._madvise_vma,
     "mmap_region": mmap.mmap_region,
     "handle_mm_fault": fault.handle_mm_fault,
-    "unmap_vma": munmap.unmap_vma,
     "wp_page_shared": fault.wp_page_shared,
-    "do_read_fault": fault.do_read_fault,
+    "map_pages_around": fault.map_pages_around,
 }
 
 KNOWN = (
@@ -349,15 +365,26 @@ KNOWN = (
         "74207de2ba10",
         "A read past the end of a regular file maps nothing around it where that begins with the file's last page and "
         "no page table is there yet.",
-        ((fault, "handle_mm_fault", _handle_mm_fault), (fault, "do_read_fault", _do_read_fault)),
+        ((fault, "handle_mm_fault", _handle_mm_fault), (fault, "map_pages_around", _map_pages_around)),
+    ),
+    Known(
+        (6, 13),
+        "22af8caff7d1",
+        "process_madvise takes any advice for the caller's own memory, from any user.",
+        ((remote, "check_process_madvise", _check_process_madvise),),
     ),
     Known((6, 16), "smaps", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."),
     Known(
         (0, 0),
         "on purpose",
-        "The first write to a page of a memory file that was read before, and one to a page of a file of which a "
-        "mapping has gone, take a minor fault more: kerneld writes pages back to the file that the process passed.",
-        ((fault, "wp_page_shared", _wp_page_shared), (munmap, "unmap_vma", _unmap_vma)),
+        "The first write to a page of a memory file that was read before takes a minor fault more: kerneld writes "
+        "pages back to the file that the process passed, and does so when a mapping goes. With the last one it drops "
+        "what it has cached of the file; while the referee runs it keeps that, as Linux does.",
+        (
+            (fault, "wp_page_shared", _wp_page_shared),
+            (munmap, "unmap_vma", _unmap_vma),
+            (AddressSpace, "unlink_vma", _unlink_vma),
+        ),
     ),
     Known(
         (0, 0),
@@ -399,6 +426,9 @@ def following_host() -> Iterator[None]:
     for known in applying():
         for owner, name, rule in known.rules:
             earlier = getattr(owner, name)
+            if isinstance(owner, type):
+                undo.append((owner, name, earlier))
+                setattr(owner, name, rule)
             for module in modules:
                 if module is not here and module.__dict__.get(name) is earlier:
                     undo.append((module, name, earlier))

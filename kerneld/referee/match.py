@@ -45,7 +45,9 @@ class Match:
 
     def play(self, program: Program) -> Divergence | None:
         """Run a program on both sides; returns where they part, or None."""
-        self.hosts.prepare_files({op.file for op in program if op.name == "mmap" and op.file >= 0})
+        files = {op.file for op in program if op.file >= 0}
+        self.hosts.prepare_files(files)
+        self.ours.prepare_files(files)
         self.ours.start()
         self.hosts.start()
         try:

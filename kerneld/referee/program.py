@@ -11,6 +11,7 @@ set stands for a fixed place, and an operation of a process that is not there is
 from __future__ import annotations
 
 import json
+import os
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
@@ -63,18 +64,21 @@ class FileKind(NamedTuple):
     name: str
     inode: str
     """Files with the same inode are opens of the same file."""
-    access: str
-    """`rw`, `r` or `w`."""
+    flags: int
+    """O_ flags."""
 
 
 FILES = (
-    FileKind("memory file", "memfd", "rw"),
-    FileKind("regular file", "regular", "rw"),
-    FileKind("regular file, open for reading", "regular", "r"),
-    FileKind("regular file, open for writing", "regular", "w"),
-    FileKind("directory", "directory", "r"),
-    FileKind("memory file, open for reading", "memfd", "r"),
+    FileKind("memory file", "memfd", os.O_RDWR),
+    FileKind("regular file", "regular", os.O_RDWR),
+    FileKind("regular file, open for reading", "regular", os.O_RDONLY),
+    FileKind("regular file, open for writing", "regular", os.O_WRONLY),
+    FileKind("directory", "directory", os.O_RDONLY),
+    FileKind("memory file, open for reading", "memfd", os.O_RDONLY),
+    FileKind("regular file, open for appending", "regular", os.O_RDWR | os.O_APPEND),
+    FileKind("regular file, open as a path", "regular", os.O_PATH),
 )
+"""A program in a file names them by their place here: new ones go to the end."""
 FILE_BYTES = 6 * 4096 + 100
 """The size of each regular or memory file when a program starts."""
 HARMLESS = bytes((0xF5, 0xF8, 0xF9, 0xFC))

@@ -6,6 +6,7 @@ choose among the same free addresses. Between dispatch and the program nothing i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -17,7 +18,9 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.fs.proc_maps import show_map_vma
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smap_vma_flags
+from kerneld.mm.filemap import File
 from kerneld.mm.fork import dup_mmap
+from kerneld.mm.invariants import check_machine
 from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
 from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
@@ -39,6 +42,31 @@ _pids = itertools.count(1 << 22).__next__
 """Above any real pid: Linux's PID_MAX_LIMIT."""
 
 
+class _Machine(Kernel):
+    """A kernel that holds the files of a program, mapped or not."""
+
+    def __init__(self, config: KernelConfig) -> None:
+        super().__init__(config)
+        self.held: list[File] = []
+
+    def check(self) -> None:
+        if self.config.check_invariants:
+            check_machine(self.frames, self.table.address_spaces(), {file.mapping for file in self.held})
+            self.shadowpt.check()
+
+    def hold(self, fd: int) -> None:
+        """Hold the file of a descriptor, which is the machine's now; one that cannot be mapped is none."""
+        with contextlib.suppress(SysError):
+            self.held.append(self.files.open_fd(fd))
+
+    def let_go(self) -> None:
+        """Drop what is cached of the files held, and let go of them."""
+        for file in self.held:
+            file.mapping.evict()
+            self.files.put_unused(file)
+        self.held.clear()
+
+
 class Simulated:
     """The machine, for one program after another."""
 
@@ -47,11 +75,18 @@ class Simulated:
         self._layout = layout
         uid = os.getuid()
         sysctl = Sysctl(transparent_hugepage=TransparentHugepage.NEVER)
-        self.kernel = Kernel(KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, sysctl=sysctl))
+        self.kernel = _Machine(
+            KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, sysctl=sysctl)
+        )
         self._cred = Cred(uid, os.getgid(), uid == 0)
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
         self._files = ProgramFiles(folder)
+
+    def prepare_files(self, numbers: set[int]) -> None:
+        """Open the files that a program will use: what is cached of one is kept to the program's end, as Linux does."""
+        for number in sorted(numbers):
+            self.kernel.hold(os.dup(self._files.get_fd(number)))
 
     def check_invariants(self, wanted: bool) -> None:
         """Have every invariant of the machine checked after every call from now on, or not."""
@@ -85,6 +120,7 @@ class Simulated:
             do_group_exit(thread, 0)
         self.kernel.take_ended()
         self.threads.clear()
+        self.kernel.let_go()
         self._files.close()
         if self.kernel.frames.free_pages != self._free_pages:
             raise KernelBug(f"{self._free_pages - self.kernel.frames.free_pages} frames have leaked")
@@ -109,7 +145,14 @@ class Simulated:
 
     def truncate(self, file: int, length: int) -> Outcome:
         """Set a file's size."""
-        return Outcome(self._files.truncate(file, length))
+        outcome = Outcome(self._files.truncate(file, length))
+        self.kernel.files_changed()
+        return outcome
+
+    def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome:
+        """Advise a process's memory; one that has ended has a descriptor that is no pidfd."""
+        fds = [] if peer in self.threads else [os.open("/dev/null", os.O_RDONLY)]
+        return self._call(who, Nr.PROCESS_MADVISE, (self.pid(peer), 0, 1, advice, flags), iovec, fds)
 
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome:
         """Make a system call."""

@@ -61,7 +61,7 @@ def _process_vm_rw(call: Call, *, write: bool) -> int:
     if not any(length for _, length in remote):
         return 0
     process = _get_process(call, pid)
-    if not _may_access(call.process, process):
+    if not may_access(call.process, process):
         raise SysError(errno.EPERM)
     mm = process.live_mm
     wanted = local.left
@@ -194,8 +194,10 @@ def _get_process(call: Call, pid: Pid) -> Process:
     return process
 
 
-def _may_access(caller: Process, process: Process) -> bool:
-    """Source: Linux v6.8 kernel/fork.c:mm_access() and kernel/ptrace.c:__ptrace_may_access()."""
+def may_access(caller: Process, process: Process) -> bool:
+    """Tell whether a process may reach into another's memory.
+
+    Source: Linux v6.8 kernel/fork.c:mm_access() and kernel/ptrace.c:__ptrace_may_access()."""
     theirs, ours = process.cred, caller.cred
     same_user = (theirs.uid, theirs.gid) == (ours.uid, ours.gid) and not theirs.superuser
     return process is caller or caller.cred.superuser or same_user
@@ -220,14 +222,19 @@ def sys_process_madvise(call: Call) -> int:
     finally:
         if pidfd is not None:
             os.close(pidfd)
-    if advice not in PROCESS_ADVICE:
-        raise SysError(errno.EINVAL)
-    if not _may_access(call.process, process):
-        raise SysError(errno.EACCES)
-    if not call.process.cred.superuser:
-        raise SysError(errno.EPERM)
+    check_process_madvise(call.process, process, advice)
     with held(process.live_mm) as mm:
         return _vector_madvise(mm, ranges, advice, call.may_write)
+
+
+def check_process_madvise(caller: Process, process: Process, advice: int) -> None:
+    """Check whether one process may advise another so, or itself. Raises SysError as `sys_process_madvise` says."""
+    if advice not in PROCESS_ADVICE:
+        raise SysError(errno.EINVAL)
+    if not may_access(caller, process):
+        raise SysError(errno.EACCES)
+    if not caller.cred.superuser:
+        raise SysError(errno.EPERM)
 
 
 def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int, may_write: MayWrite) -> int:

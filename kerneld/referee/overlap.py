@@ -1,0 +1,50 @@
+"""How far a copy between two places goes before it would read what it has written.
+
+Of a copy between ranges that overlap Linux says nothing: the bytes depend on how the processor copies. A program's copy
+is cut before that. Two ranges overlap where they are the same memory of one process, or where both are mappings of the
+same page of one file; private copies of it that differ by now count as that page all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kerneld.referee.outcome import View
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE
+
+Place = tuple[int, int]
+"""A process and an address."""
+_Page = tuple[object, ...]
+
+
+def length_without_overlap(views: Mapping[int, View], local: Place, remote: Place, length: int) -> int:
+    """Return how many bytes may be copied, at most `length`; what is copied onto itself is no overlap."""
+    pieces: dict[_Page, list[tuple[int, int, int]]] = {}
+    for page, low, high, at in _pieces(views, local, length):
+        pieces.setdefault(page, []).append((low, high, at))
+    for page, low, high, at in _pieces(views, remote, length):
+        for other_low, other_high, other_at in pieces.get(page, ()):
+            first = max(low, other_low)
+            if first < min(high, other_high) and at + first - low != other_at + first - other_low:
+                length = min(length, max(at + first - low, other_at + first - other_low))
+    return length
+
+
+def _pieces(views: Mapping[int, View], place: Place, length: int) -> Iterator[tuple[_Page, int, int, int]]:
+    """Yield, page by page, what it is, the bytes of it that are in the range, and where in the range they begin."""
+    who, vaddr = place
+    done = 0
+    while done < length:
+        low = (vaddr + done) % PAGE_SIZE
+        count = min(PAGE_SIZE - low, length - done)
+        page = vaddr + done & PAGE_MASK
+        for name in {(who, page), _file_page(views.get(who), page) or (who, page)}:
+            yield name, low, low + count, done
+        done += count
+
+
+def _file_page(view: View | None, vaddr: int) -> _Page | None:
+    for mapping in view.mappings if view is not None else ():
+        if mapping.start <= vaddr < mapping.end and mapping.name and not mapping.name.startswith("["):
+            return mapping.name, mapping.offset + vaddr - mapping.start
+    return None
