@@ -144,8 +144,9 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
 def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
     """The fault of a file's page itself, as the host's cache would take it. Returns VM_FAULT_MAJOR and VM_FAULT_RETRY.
 
-    A page that is not cached is read in with those around it, which counts as major; of a file in memory a hole is
-    filled at once. One that reclaim has tried to write out takes a second try, no more.
+    A page that is not cached is read in with those around it, which counts as major: what lies on a disk has come when
+    the page itself had to come from there, and is on its way where that is a hole. Of a file in memory a hole is filled
+    at once. One that reclaim has tried to write out takes a second try, no more.
     Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
     """
     assert vma.file is not None
@@ -157,7 +158,10 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
             mapping.uncached.remove(index, index + 1)
         else:
             first = index if vma.vm_flags & VM_SEQ_READ else max(index - READ_AROUND_PAGES // 2, 0)
-            mapping.uncached.remove(first, first + READ_AROUND_PAGES)
+            around = range(first, first + READ_AROUND_PAGES)
+            if index in mapping.holes:
+                mapping.in_flight |= {i for i in around if i in mapping.uncached and i not in mapping.holes}
+            mapping.uncached.remove(around.start, around.stop)
         return VM_FAULT_MAJOR | VM_FAULT_RETRY
     if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
         mapping.reclaim.discard(index)
@@ -185,6 +189,7 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     pfn = mapping.ensure_page(index)
     if result & VM_FAULT_RETRY:
         map_pages_around(mm, vma, vaddr, pte)
+        mapping.in_flight.clear()
     if not mm.frames.ram.words[pte]:
         _map_cached(mm, vma, vaddr, pte, pfn)
     return result & VM_FAULT_MAJOR
@@ -198,11 +203,11 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     low, high = window_around(vma, vaddr)
     high = min(high, mapping.last_index())
     mapping.read_around(low, high)
-    words, pages, waits = mm.frames.ram.words, mapping.pages, mapping.reclaim
+    words, pages = mm.frames.ram.words, mapping.pages
     for i in range(low, high):
         pfn = pages.get(i)
         slot = pte + i - index
-        if pfn is not None and not words[slot] and i not in waits and i not in mapping.uncached:
+        if pfn is not None and not words[slot] and mapping.is_uptodate(i):
             _map_cached(mm, vma, vaddr + ((i - index) << PAGE_SHIFT), slot, pfn)
 
 

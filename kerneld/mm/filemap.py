@@ -80,8 +80,12 @@ class AddressSpace:
         self.uncached = IndexRanges()
         """Pages of a real file that the host's cache has not either, as far as can be known: holes that nobody has
         read, and what a program has paged out."""
+        self.holes = IndexRanges()
+        """Pages of a real file that nothing has been written to, as far as can be known: to read one takes no time."""
         self.reclaim: set[int] = set()
         """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
+        self.in_flight: set[int] = set()
+        """Pages that the fault under way has asked the disk for, and that have not come."""
         self.error = 0
         """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
 
@@ -112,6 +116,13 @@ class AddressSpace:
     def must_read(self, index: int) -> bool:
         """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
         return index in self.shadows or index in self.swapped
+
+    def is_uptodate(self, index: int) -> bool:
+        """Tell whether fault-around may map a page, if it is cached: nothing has to be done or waited for first.
+
+        Source: Linux v6.8 mm/filemap.c:next_uptodate_folio().
+        """
+        return index not in self.reclaim and index not in self.uncached and index not in self.in_flight
 
     def read_around(self, first: int, last: int) -> None:
         """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
@@ -245,6 +256,7 @@ class AddressSpace:
         offset = index << PAGE_SHIFT
         length = min(PAGE_SIZE, size - offset)
         if length > 0:
+            self.holes.remove(index, index + 1)
             try:
                 self.backing.write_at(offset, self._frames.ram.page(pfn)[:length])
             except OSError as error:
@@ -282,6 +294,7 @@ class AddressSpace:
         self.account(-self.accounted_pages)
         self.reclaim.clear()
         self.uncached.clear()
+        self.holes.clear()
         if self.backing is not None:
             self.backing.release()
 

@@ -190,7 +190,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         raise SysError(errno.ENOMEM)
     if next(mm.vmas.overlapping(addr, end), None) is not None:
         do_munmap(mm, addr, length)
-    if accountable_mapping(vm_flags):
+    if accountable_mapping(file, vm_flags):
         check_enough_memory(mm, pages)
         vm_flags |= VM_ACCOUNT
     if file is not None:

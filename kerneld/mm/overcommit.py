@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
+from kerneld.mm.filemap import File
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import OVERCOMMIT_ALWAYS, OVERCOMMIT_GUESS, Sysctl
 from kerneld.mm.mm import MmStruct
@@ -25,11 +26,14 @@ from shared.uapi.page import PAGE_SHIFT
 _KBYTES_SHIFT = PAGE_SHIFT - 10
 
 
-def accountable_mapping(vm_flags: int) -> bool:
-    """Tell whether a mapping counts as promised memory: private and writable.
+def accountable_mapping(file: File | None, vm_flags: int) -> bool:
+    """Tell whether a mapping counts as promised memory: private and writable, and no file that has its own account.
 
+    Huge pages have one: theirs is the file that refuses, because their pool is empty.
     Source: mm/mmap.c:accountable_mapping().
     """
+    if file is not None and file.refuses:
+        return False
     return vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 
 

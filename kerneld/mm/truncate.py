@@ -56,6 +56,7 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     unmap_mapping_range(mapping, first, last, even_cows=True)
     drop_pages(mapping, first, max([*mapping.pages, *mapping.shadows, *mapping.swapped], default=0) + 1)
     mapping.uncached.remove(first, MAX_INDEX)
+    mapping.holes.remove(first, MAX_INDEX)
     partial = mapping.find_page(first - 1) if tail else None
     if partial is not None:
         mapping.zero_page_from(partial, tail)
@@ -66,7 +67,12 @@ def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) ->
 
     Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
     """
-    mapping.uncached.add(old_size + PAGE_SIZE - 1 >> PAGE_SHIFT, size + PAGE_SIZE - 1 >> PAGE_SHIFT)
+    _add_hole(mapping, old_size + PAGE_SIZE - 1 >> PAGE_SHIFT, size + PAGE_SIZE - 1 >> PAGE_SHIFT)
+
+
+def _add_hole(mapping: AddressSpace, first: int, last: int) -> None:
+    mapping.uncached.add(first, last)
+    mapping.holes.add(first, last)
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
@@ -79,6 +85,6 @@ def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
             mapping.backing.punch_hole(first << PAGE_SHIFT, (last - first) << PAGE_SHIFT)
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
-        mapping.uncached.add(first, min(last, mapping.last_index()))
+        _add_hole(mapping, first, min(last, mapping.last_index()))
     unmap_mapping_range(mapping, first, last, even_cows=False)
     drop_pages(mapping, first, last)

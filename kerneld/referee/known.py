@@ -119,7 +119,7 @@ def _merge_into_neighbours(
 
 def _mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
     """Source: Linux v6.12 mm/mmap.c:mmap_region(): charged before anything is unmapped."""
-    if accountable_mapping(vm_flags):
+    if accountable_mapping(file, vm_flags):
         check_enough_memory(mm, length >> PAGE_SHIFT)
     return _v6_8["mmap_region"](mm, addr, length, vm_flags, file, pgoff)  # type: ignore[no-any-return]
 
@@ -241,7 +241,7 @@ def _map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     if not (vma.file.in_memory or _Fault.has_table or mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()):
         low, high = fault.window_around(vma, vaddr)
         last = mapping.last_index()
-        cached = (i for i in range(low, min(high, last)) if i not in mapping.reclaim and i not in mapping.uncached)
+        cached = (i for i in range(low, min(high, last)) if mapping.is_uptodate(i))
         if next(cached, 0) == last - 1:
             return
     _v6_8["map_pages_around"](mm, vma, vaddr, pte)

@@ -125,6 +125,11 @@ class TestHugetlb:
         assert mmap(program, 0, PMD_SIZE, RW, kind | HUGETLB | size) == -errno.ENOMEM
         assert mmap(program, 0, 1, RW, kind | HUGETLB | size) == -errno.ENOMEM
 
+    def test_huge_pages_have_their_own_account(self, program: Program) -> None:
+        """Too much to be promised, yet refused for the offset: Linux v6.8 mm/mmap.c:accountable_mapping()."""
+        assert mmap(program, 0, 1 << 45, RW, ANON, offset=PAGE_SIZE) == -errno.ENOMEM
+        assert mmap(program, 0, 1 << 45, RW, ANON | HUGETLB, offset=PAGE_SIZE) == -errno.EINVAL
+
     @pytest.mark.parametrize("size", [HUGE_4MB, 16 << 26])
     def test_a_size_that_there_is_none_of(self, program: Program, size: int) -> None:
         assert mmap(program, 0, PMD_SIZE, RW, ANON | HUGETLB | size) == -errno.EINVAL
