@@ -85,7 +85,7 @@ class FileTable:
             file = File(inode.mapping, path, readable=readable, writable=writable, dev=dev, ino=ino)
             file.noexec = is_noexec(fd)
             file.write_sealed = is_write_sealed(fd)
-            file.in_memory = is_in_memory(fd)
+            file.mapping.in_memory = is_in_memory(fd)
             os.set_inheritable(fd, False)
             if owner is not None:
                 self._payers[file] = self.accounts.charge(owner)

@@ -151,9 +151,13 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
     """
     assert vma.file is not None
     if index in mapping.uncached:
-        if vma.file.in_memory:
+        if vma.file.mapping.in_memory:
             mapping.uncached.remove(index, index + 1)
             return 0
+        if index in mapping.unread:
+            mapping.unread.discard(index)
+            mapping.uncached.remove(index, index + 1)
+            return VM_FAULT_RETRY
         if vma.vm_flags & VM_RAND_READ:
             mapping.uncached.remove(index, index + 1)
         else:
@@ -161,7 +165,7 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
             around = range(first, first + READ_AROUND_PAGES)
             if index in mapping.holes:
                 mapping.in_flight |= {i for i in around if i in mapping.uncached and i not in mapping.holes}
-            mapping.uncached.remove(around.start, around.stop)
+            mapping.read_in(around.start, around.stop)
         return VM_FAULT_MAJOR | VM_FAULT_RETRY
     if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
         mapping.reclaim.discard(index)

@@ -84,8 +84,12 @@ class AddressSpace:
         """Pages of a real file that nothing has been written to, as far as can be known: to read one takes no time."""
         self.reclaim: set[int] = set()
         """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
+        self.unread: set[int] = set()
+        """Holes among `uncached` that have a page in the cache which nobody has read: a fault of one is a minor one."""
         self.in_flight: set[int] = set()
         """Pages that the fault under way has asked the disk for, and that have not come."""
+        self.in_memory = backing is None
+        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
         self.error = 0
         """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
 
@@ -123,6 +127,15 @@ class AddressSpace:
         Source: Linux v6.8 mm/filemap.c:next_uptodate_folio().
         """
         return index not in self.reclaim and index not in self.uncached and index not in self.in_flight
+
+    def read_in(self, first: int, last: int) -> None:
+        """The host's cache has the pages of [first, last) from now on, but for those that it had a place for already.
+
+        Source: Linux v6.8 mm/readahead.c:page_cache_ra_unbounded().
+        """
+        self.uncached.remove(first, last)
+        for index in self.unread:
+            self.uncached.add(index, index + 1)
 
     def read_around(self, first: int, last: int) -> None:
         """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
@@ -295,6 +308,7 @@ class AddressSpace:
         self.reclaim.clear()
         self.uncached.clear()
         self.holes.clear()
+        self.unread.clear()
         if self.backing is not None:
             self.backing.release()
 
@@ -308,7 +322,6 @@ class File:
 
     __slots__ = (
         "dev",
-        "in_memory",
         "ino",
         "mappable",
         "mapping",
@@ -334,8 +347,6 @@ class File:
         """Whether it can be mapped at all (Linux: file->f_op->mmap)."""
         self.noexec = False
         """Whether it lies on a file system mounted noexec (Linux: path_noexec())."""
-        self.in_memory = mapping.is_shmem
-        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
         self.refuses = 0
         """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
         self.write_sealed = False

@@ -55,8 +55,8 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
             mapping = vma.file.mapping
             first = vma.page_index(start)
             last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
-            if not vma.file.in_memory:
-                mapping.uncached.remove(first, last)
+            if not vma.file.mapping.in_memory:
+                mapping.read_in(first, last)
             for index in sorted(i for i in [*mapping.swapped, *mapping.shadows] if first <= i < last):
                 mapping.ensure_page(index)
 
@@ -114,11 +114,9 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
     A page of a file in memory is still there: it can go nowhere.
     """
     mapping = file.mapping
-    if file.in_memory:
-        mapping.reclaim.clear()
     for index in [i for i in mapping.shadows if first <= i < last]:
         del mapping.shadows[index]
-        if not file.in_memory:
+        if not file.mapping.in_memory:
             mapping.uncached.add(index, index + 1)
 
 

@@ -86,7 +86,7 @@ def do_mmap(
         raise SysError(errno.EOVERFLOW)
     if mm.map_count > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
-    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.in_memory
+    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.in_memory
     offset = None if file is None else pgoff << PAGE_SHIFT
     addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
     if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
@@ -131,7 +131,7 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
     if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
         raise SysError(errno.EINVAL)
     # File systems on disk know MAP_SYNC, and refuse it later where the disk is none (Linux: mmap_supported_flags).
-    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | (0 if file.in_memory else Map.SYNC.value)
+    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | (0 if file.mapping.in_memory else Map.SYNC.value)
     if kind == _SHARED_VALIDATE and flags & ~known:
         raise SysError(errno.EOPNOTSUPP)
     if kind != _PRIVATE:
@@ -218,7 +218,7 @@ def _call_mmap(file: File, vm_flags: int) -> None:
     """
     if file.refuses:
         raise SysError(file.refuses)
-    if vm_flags & VM_SYNC and not file.in_memory:
+    if vm_flags & VM_SYNC and not file.mapping.in_memory:
         raise SysError(errno.EOPNOTSUPP)
 
 

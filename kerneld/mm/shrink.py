@@ -203,7 +203,8 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> M
         pfn = int(pfns[place])
         mapping = _mapping_of(frames, pfn)
         if not may_write:
-            mapping.reclaim.add(frames.index_at[pfn])
+            if not mapping.in_memory:
+                mapping.reclaim.add(frames.index_at[pfn])
             failed[place] = True
             continue
         # A failure is the mapping's to report: the page is clean then, as in Linux, and what was written is lost.

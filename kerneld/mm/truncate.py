@@ -57,6 +57,7 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     drop_pages(mapping, first, max([*mapping.pages, *mapping.shadows, *mapping.swapped], default=0) + 1)
     mapping.uncached.remove(first, MAX_INDEX)
     mapping.holes.remove(first, MAX_INDEX)
+    mapping.unread = {index for index in mapping.unread if index < first}
     partial = mapping.find_page(first - 1) if tail else None
     if partial is not None:
         mapping.zero_page_from(partial, tail)
@@ -86,5 +87,6 @@ def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
         _add_hole(mapping, first, min(last, mapping.last_index()))
+        mapping.unread = {index for index in mapping.unread if not first <= index < last}
     unmap_mapping_range(mapping, first, last, even_cows=False)
     drop_pages(mapping, first, last)

@@ -15,7 +15,7 @@ from kerneld.referee.outcome import Outcome, State, View
 from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import U64, At, Base, Op, default_slots
 from shared.uapi.mman import Map
-from shared.uapi.page import TASK_SIZE
+from shared.uapi.page import TASK_SIZE, page_align
 from shared.uapi.syscalls import Nr
 
 _FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
@@ -78,7 +78,9 @@ class Execution:
         if name in ("munmap", "mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name == "mremap":
-            ranges = [(args[0], max(args[1], args[2])), (args[4], args[2])]
+            # A length that wraps is none, and one of none still names the mapping at the address.
+            old, new = (page_align(length) % (1 << 64) for length in args[1:3])
+            ranges = [(args[0], max(old, new, 1)), (args[4], max(new, 1))]
         elif name == "mmap" and args[3] & (_FIXED | _NOREPLACE) == _FIXED:
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name in ("load", "store", "touch"):

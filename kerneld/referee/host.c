@@ -5,8 +5,8 @@
  * fixed place, and no vdso. It has no writable data of its own, so no bss lies next to the heap. Whoever runs it keeps
  * to orders and answers over a pair of pipes for each process of the program; a fork uses the next pair.
  *
- * argv[1]: the address of the control mapping, aligned to AREA; argv[2]: its length, both in hexadecimal; argv[3]: two
- * characters a process, the descriptors to read from and write to, counted from the blank on.
+ * argv[1]: the address of the control mapping, aligned to AREA; argv[2]: its length, both in hexadecimal; argv[3]: for
+ * each process the descriptors to read from and to write to, each four hexadecimal digits.
  */
 #define _GNU_SOURCE
 #include <asm/unistd.h>
@@ -230,6 +230,21 @@ static void catch_signals(struct state *state)
 	raw(__NR_rt_sigaction, SIGCHLD, (long)&ignored, 0, 8, 0, 0);
 }
 
+static uint64_t parse_hex(const char *text, int digits)
+{
+	uint64_t value = 0;
+
+	for (; *text && digits; text++, digits--)
+		value = value * 16 + (*text <= '9' ? *text - '0' : *text - 'a' + 10);
+	return value;
+}
+
+static void take_pipe(struct state *state, const char *pipes, uint64_t index)
+{
+	state->in = parse_hex(pipes + index * 8, 4);
+	state->out = parse_hex(pipes + index * 8 + 4, 4);
+}
+
 /* Returns the state of the process that goes on: the parent's own, or the child's in the next area. */
 static struct state *run_fork(struct state *state, const char *pipes)
 {
@@ -238,8 +253,7 @@ static struct state *run_fork(struct state *state, const char *pipes)
 
 	if (pid == 0) {
 		struct state *child = (struct state *)(state->request.args[1] + index * AREA);
-		child->in = pipes[index * 2] - ' ';
-		child->out = pipes[index * 2 + 1] - ' ';
+		take_pipe(child, pipes, index);
 		catch_signals(child);
 		child->reply = (struct reply){ 0 };
 		return child;
@@ -280,23 +294,13 @@ static void serve(struct state *state, const char *pipes)
 	}
 }
 
-static uint64_t parse_hex(const char *text)
-{
-	uint64_t value = 0;
-
-	for (; *text; text++)
-		value = value * 16 + (*text <= '9' ? *text - '0' : *text - 'a' + 10);
-	return value;
-}
-
 __attribute__((used)) static void start(long *stack)
 {
 	char **argv = (char **)(stack + 1);
-	struct state *state = (struct state *)parse_hex(argv[1]);
+	struct state *state = (struct state *)parse_hex(argv[1], 16);
 
-	raw(__NR_mmap, (long)state, parse_hex(argv[2]), 3, 0x31 /* SHARED | FIXED | ANONYMOUS */, -1, 0);
-	state->in = argv[3][0] - ' ';
-	state->out = argv[3][1] - ' ';
+	raw(__NR_mmap, (long)state, parse_hex(argv[2], 16), 3, 0x31 /* SHARED | FIXED | ANONYMOUS */, -1, 0);
+	take_pipe(state, argv[3], 0);
 	catch_signals(state);
 	serve(state, argv[3]);
 }

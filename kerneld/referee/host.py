@@ -42,11 +42,14 @@ _FLAGS = (
 ).split()
 _SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?VmFlags: (.*)\n", re.MULTILINE)
 _NR_PIPES = MAX_PROCESSES + 1
-_BLANK = ord(" ")
 
 
 class HostError(Exception):
     """This host cannot be the referee; says why in one line."""
+
+
+class RunnerDiedError(HostError):
+    """The runner has gone in the middle of a program."""
 
 
 def compile_runner(folder: Path) -> Path:
@@ -80,7 +83,7 @@ class Host:
         self.layout = self._settle()
 
     def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
-        names = "".join(chr(pipe.child_in + _BLANK) + chr(pipe.child_out + _BLANK) for pipe in self._pipes)
+        names = "".join(f"{pipe.child_in:04x}{pipe.child_out:04x}" for pipe in self._pipes)
         libc = ctypes.CDLL(None, use_errno=True)
 
         def prepare() -> None:
@@ -227,7 +230,7 @@ class _Pipe:
         os.write(self._to, _REQUEST.pack(order, *padded, len(data), data))
 
     def get_reply(self) -> tuple[Outcome, int]:
-        """Return the outcome and the minor faults counted. Raises HostError where the process has died."""
+        """Return the outcome and the minor faults counted. Raises RunnerDiedError."""
         ret, addr, min_flt, length, signo, code = _REPLY.unpack(self._read(_REPLY.size))
         return Outcome(ret, signo, code, addr, self._read(length)), min_flt
 
@@ -236,7 +239,7 @@ class _Pipe:
         while len(data) < length:
             chunk = os.read(self._from, length - len(data))
             if not chunk:
-                raise HostError("the runner has died")
+                raise RunnerDiedError("the runner has died")
             data += chunk
         return data
 

@@ -21,12 +21,12 @@ from kerneld.fs.proc_smaps import show_smap_vma_flags
 from kerneld.mm.filemap import File
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.invariants import check_machine
-from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
 from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
-from kerneld.referee.known import Notices
 from kerneld.referee.layout import Layout
+from kerneld.referee.limits import host_sysctl, own_rlimits
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
+from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from kerneld.task.exec import fresh_mm
@@ -74,7 +74,7 @@ class Simulated:
         self._folder = folder
         self._layout = layout
         uid = os.getuid()
-        sysctl = Sysctl(transparent_hugepage=TransparentHugepage.NEVER)
+        sysctl = host_sysctl()
         self.kernel = _Machine(
             KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, sysctl=sysctl)
         )
@@ -94,7 +94,7 @@ class Simulated:
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""
-        mm = fresh_mm(self.kernel.frames, Rlimits(), self.kernel.sysctl)
+        mm = fresh_mm(self.kernel.frames, own_rlimits(), self.kernel.sysctl)
         mm.start_brk = mm.brk = self._layout.brk
         for start, end in self._layout.taken:
             flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerneld.referee.host import HostError
+from kerneld.referee.host import HostError, RunnerDiedError
 from kerneld.referee.match import Match, open_match
 
 
@@ -15,6 +15,8 @@ def match() -> Iterator[Match]:
     try:
         opened = open_match(check_invariants=True)
         both = opened.__enter__()
+    except RunnerDiedError:
+        raise
     except HostError as error:
         pytest.skip(str(error))
     try:

@@ -1,0 +1,73 @@
+"""Which VMAs merge, as newer kernels say: rules that replace kerneld's own while the referee runs (`known`).
+
+Answers to Linux v6.16 mm/vma.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kerneld.mm import vma_merge
+from kerneld.mm.filemap import File
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.rmap import AnonVma, dup_anon_vma
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_SHIFT, Vaddr
+
+
+class _Source:
+    """The VMA whose memory is to be merged into another, during a call; None where it is new memory."""
+
+    vma: Vma | None = None
+
+
+def _is_fork_child(vma: Vma | None) -> bool:
+    return vma is not None and vma.anon_vma is not None and len(vma.anon_vma_chain) != 1
+
+
+def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
+    """Source: Linux v6.16 mm/vma.c:is_mergeable_anon_vma(); `one` is the source's, `other` the target's."""
+    if vma is None:
+        return one is None or other is None or one is other
+    if other is None and one is not None:
+        return not _is_fork_child(_Source.vma)
+    if other is not None and one is None:
+        return not _is_fork_child(vma)
+    return one is other
+
+
+def with_source(function: Callable[..., Vma]) -> Callable[..., Vma]:
+    def wrapped(mm: MmStruct, vma: Vma, *args: Any) -> Vma:
+        _Source.vma = vma
+        try:
+            return function(mm, vma, *args)
+        finally:
+            _Source.vma = None
+
+    return wrapped
+
+
+def merge_into_neighbours(
+    mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
+) -> Vma | None:
+    """Source: Linux v6.16 mm/vma.c:vma_merge_new_range(): the VMA before is asked first."""
+    prev, following = mm.vmas.preceding(start), mm.vmas.find(start)
+    pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
+    left = prev is not None and prev.end == start and vma_merge.can_merge_after(prev, vm_flags, None, file, pgoff)
+    right = (
+        following is not None
+        and following.start == end
+        and vma_merge.can_merge_before(following, vm_flags, None, file, pgoff_end)
+    )
+    if left and prev is not None:
+        if right and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+            dup_anon_vma(prev, following)
+            mm.remove_vma(following)
+            end = following.end
+        mm.move_vma_bounds(prev, prev.start, end)
+        return prev
+    if right and following is not None:
+        mm.move_vma_bounds(following, start, following.end)
+        return following
+    return None

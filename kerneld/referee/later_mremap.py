@@ -1,0 +1,97 @@
+"""mremap as newer kernels do it: a rule that replaces kerneld's own while the referee runs (`known`).
+
+It checks everything before it changes anything, and moves several VMAs at once. Answers to Linux v6.17 mm/mremap.c.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm import mremap
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mmap import may_expand_vm
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.populate import mm_populate
+from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_SHARED
+from shared.uapi.mman import Map, Mremap
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
+
+_MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
+_do_mremap_v6_8 = mremap.do_mremap
+
+
+def do_mremap(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, new_addr: Vaddr, *, privileged: bool
+) -> Vaddr:
+    """Source: Linux v6.17 mm/mremap.c:do_mremap(), check_mremap_params()."""
+    old_len, new_len = page_align(old_len) % (1 << 64), page_align(new_len) % (1 << 64)
+    if flags & ~(_MAYMOVE | _FIXED | _DONTUNMAP) or addr & ~PAGE_MASK or not new_len or new_len > TASK_SIZE:
+        raise SysError(errno.EINVAL)
+    if not flags & (_FIXED | _DONTUNMAP):
+        return _mremap_at(mm, addr, old_len, new_len, flags, privileged)
+    if new_addr > TASK_SIZE - new_len or new_addr & ~PAGE_MASK or not flags & _MAYMOVE:
+        raise SysError(errno.EINVAL)
+    if flags & _DONTUNMAP and old_len != new_len:
+        raise SysError(errno.EINVAL)
+    if (addr + old_len) % (1 << 64) > new_addr and new_addr + new_len > addr:
+        raise SysError(errno.EINVAL)
+    if flags & _FIXED and old_len == new_len:
+        return _remap_move(mm, addr, old_len, new_addr, flags, privileged)
+    return _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged)
+
+
+def _mremap_at(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vaddr:
+    return _do_mremap_v6_8(mm, addr, old_len, new_len, flags, 0, privileged=privileged)
+
+
+def _remap_move(mm: MmStruct, addr: Vaddr, length: int, new_addr: Vaddr, flags: int, privileged: bool) -> Vaddr:
+    """Source: Linux v6.17 mm/mremap.c:remap_move(): the gaps between VMAs are kept."""
+    end, target, result, last_end = addr + length, new_addr, -1, 0
+    vma = mm.vmas.find(addr)
+    while vma is not None and vma.start < end:
+        if result < 0 and addr < vma.start:
+            raise SysError(errno.EFAULT)
+        start, stop = max(vma.start, addr), min(end, vma.end)
+        target += vma.start - last_end if result >= 0 else 0
+        last_end = vma.end
+        moved = _mremap_to(mm, start, stop - start, target, stop - start, flags, privileged)
+        result = moved if result < 0 else result
+        target = moved + stop - start
+        vma = mm.vmas.find(stop) if stop < end else None
+    if result < 0:
+        raise SysError(errno.EFAULT)
+    return result
+
+
+def _mremap_to(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int, privileged: bool
+) -> Vaddr:
+    """Source: Linux v6.17 mm/mremap.c:check_prep_vma(), mremap_to()."""
+    kept = min(old_len, new_len)
+    vma = mm.vmas.lookup(addr)
+    if vma is None:
+        raise SysError(errno.EFAULT)
+    if not old_len and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        raise SysError(errno.EINVAL)
+    mremap.vma_to_resize(mm, addr, kept, new_len, flags, privileged)
+    if mm.map_count + 2 >= mm.sysctl.max_map_count - 3:
+        raise SysError(errno.ENOMEM)
+    if flags & _FIXED:
+        do_munmap(mm, new_addr, new_len)
+        if mm.vmas.lookup(addr) is None:
+            raise SysError(errno.EFAULT)
+    if old_len > new_len:
+        do_munmap(mm, addr + new_len, old_len - new_len)
+    vma = mm.vmas.lookup(addr)
+    if vma is None:
+        raise SysError(errno.EFAULT)
+    if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, kept >> PAGE_SHIFT):
+        raise SysError(errno.ENOMEM)
+    map_flags = Map.FIXED.value if flags & _FIXED else 0
+    new_addr = mremap.find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
+    locked = vma.vm_flags & VM_LOCKED
+    mremap.move_vma(mm, vma, addr, kept, new_addr, new_len, flags)
+    if locked and new_len > old_len:
+        mm_populate(mm, new_addr + old_len, new_addr + new_len)
+    return new_addr

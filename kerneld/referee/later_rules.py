@@ -1,0 +1,78 @@
+"""Rules of newer kernels, one function each, that replace kerneld's own while the referee runs (`known`)."""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTRS_PER_TABLE
+from kerneld.mm import fault, madvise, mmap, unmapped_area
+from kerneld.mm.filemap import File
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.vma import Vma
+from kerneld.syscalls import remote
+from kerneld.task.task import Process
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
+
+_mmap_region_v6_8 = mmap.mmap_region
+_aligned_to_pmd_v6_8 = unmapped_area._aligned_to_pmd
+_handle_mm_fault_v6_8 = fault.handle_mm_fault
+_map_pages_around_v6_8 = fault.map_pages_around
+
+
+def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+    """Source: Linux v6.12 mm/mmap.c:mmap_region(): charged before anything is unmapped."""
+    if accountable_mapping(file, vm_flags):
+        check_enough_memory(mm, length >> PAGE_SHIFT)
+    return _mmap_region_v6_8(mm, addr, length, vm_flags, file, pgoff)
+
+
+def access_ok(vaddr: Vaddr, length: int) -> bool:
+    """Source: Linux v6.12 arch/x86/include/asm/uaccess_64.h:__access_ok()."""
+    return vaddr + length <= TASK_SIZE
+
+
+def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
+    """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area(): whole huge pages, without a hint."""
+    if offset is None and (addr or length % PMD_SIZE):
+        return None
+    return _aligned_to_pmd_v6_8(mm, addr, length, flags, offset)
+
+
+def check_process_madvise(caller: Process, process: Process, advice: int) -> None:
+    """Source: Linux v6.13 mm/madvise.c:SYSCALL_DEFINE5(process_madvise)."""
+    if not remote.may_access(caller, process):
+        raise SysError(errno.EACCES)
+    if process is not caller and advice not in madvise.PROCESS_ADVICE:
+        raise SysError(errno.EINVAL)
+    if process is not caller and not caller.cred.superuser:
+        raise SysError(errno.EPERM)
+
+
+class _Fault:
+    """The fault under way."""
+
+    has_table = True
+    """Whether the page's leaf table was there before."""
+
+
+def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
+    _Fault.has_table = mm.page_table.find_pte(address) is not None
+    return _handle_mm_fault_v6_8(mm, vma, address, write)
+
+
+def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
+    """Source: Linux v6.18 mm/filemap.c:filemap_map_pages(), can_map_large: no table is put in for the last page."""
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    table = pte & -PTRS_PER_TABLE
+    if not (
+        vma.file.mapping.in_memory or _Fault.has_table or mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()
+    ):
+        low, high = fault.window_around(vma, vaddr)
+        last = mapping.last_index()
+        cached = (i for i in range(low, min(high, last)) if mapping.is_uptodate(i))
+        if next(cached, 0) == last - 1:
+            return
+    _map_pages_around_v6_8(mm, vma, vaddr, pte)

@@ -1,0 +1,37 @@
+"""What the host allows a process: both sides go by the same limits.
+
+Source: Linux v6.8 Documentation/admin-guide/sysctl/vm.rst.
+"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from kerneld.mm.limits import OVERCOMMIT_NEVER, Rlimits, Sysctl, TransparentHugepage
+from kerneld.referee.host import HostError
+from shared.uapi.resource import RLIM_INFINITY, Rlimit
+
+
+def host_sysctl() -> Sysctl:
+    """Return the host's knobs. Raises HostError where what is promised is the whole machine's matter, not a program's.
+
+    No program gets huge pages: the runner turns them off for itself.
+    """
+    values = {name: int(Path("/proc/sys/vm", name).read_text()) for name in _NAMES}
+    if values["overcommit_memory"] == OVERCOMMIT_NEVER:
+        raise HostError("vm.overcommit_memory is 2 here: who gets memory depends on all that others have been promised")
+    return Sysctl(transparent_hugepage=TransparentHugepage.NEVER, **values)
+
+
+_NAMES = ("max_map_count", "mmap_min_addr", "overcommit_memory")
+
+
+def own_rlimits() -> Rlimits:
+    """Return the limits that this process has, and the host's runner from it."""
+    rlimits = Rlimits()
+    for limit in Rlimit:
+        soft, hard = resource.getrlimit(limit)
+        rlimits.soft[limit] = RLIM_INFINITY if soft < 0 else soft
+        rlimits.hard[limit] = RLIM_INFINITY if hard < 0 else hard
+    return rlimits

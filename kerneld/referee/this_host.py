@@ -1,0 +1,116 @@
+"""Rules that are no release's: what kerneld does otherwise on purpose, what the host is built with, where its files lie.
+
+They replace kerneld's own while the referee runs (`known`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from kerneld.errors import SysError
+from kerneld.mm import fault, madvise, truncate, vma_merge
+from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.locked_pages import munlock_range
+from kerneld.mm.madvise_pages import MayWrite
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED
+from kerneld.mm.vma import Vma
+from shared.uapi.mman import Madv
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
+
+_wp_page_shared_v6_8 = fault.wp_page_shared
+_madvise_vma_v6_8 = madvise._madvise_vma
+_truncate_pagecache_v6_8 = truncate.truncate_pagecache
+_pagecache_isize_extended_v6_8 = truncate.pagecache_isize_extended
+
+
+class Notices:
+    """Faults that kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
+
+    count = 0
+
+
+def unmap_vma(mm: MmStruct, vma: Vma) -> None:
+    """Source: Linux v6.8 mm/mmap.c:unmap_region(): nothing is written to the file."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, vma.start, vma.end)
+    mm.zap_range(vma.start, vma.end)
+    mm.remove_vma(vma)
+
+
+def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
+    """What is cached of a file stays when nothing maps it; shared anonymous memory goes with its last mapping."""
+    del mapping.i_mmap[vma]
+    if not mapping.i_mmap and mapping.is_shmem:
+        mapping.evict()
+
+
+def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
+    if vma.file is not None and not vma.file.mapping.is_shmem:
+        Notices.count += vma.file.mapping.in_memory
+    return _wp_page_shared_v6_8(mm, vma, vaddr, pte, entry)
+
+
+def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
+    """With KSM, MERGEABLE and UNMERGEABLE set and clear a flag; COLLAPSE finds huge pages turned off.
+
+    Source: Linux v6.8 mm/ksm.c:ksm_madvise(), mm/khugepaged.c:madvise_collapse().
+    """
+    if advice is Madv.WILLNEED and vma.file is None:
+        return
+    if advice is Madv.COLLAPSE:
+        raise SysError(errno.EINVAL)
+    if advice not in (Madv.MERGEABLE, Madv.UNMERGEABLE):
+        _madvise_vma_v6_8(mm, vma, start, end, advice, may_write)
+        return
+    vm_flags = vma.vm_flags & ~VM_MERGEABLE
+    if advice is Madv.MERGEABLE and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        vm_flags |= VM_MERGEABLE
+    if vm_flags != vma.vm_flags:
+        vma_merge.vma_modify(mm, vma, start, end, vm_flags)
+
+
+def has_ksm() -> bool:
+    """Tell whether the host merges equal pages."""
+    return Path("/sys/kernel/mm/ksm").exists()
+
+
+def is_ext4() -> bool:
+    """Tell whether the regular files of programs lie on an ext4 file system."""
+    folder = os.path.realpath(tempfile.gettempdir())
+    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    above = [(len(point), kind) for point, kind in mounts if os.path.commonpath((point, folder)) == point]
+    return max(above)[1] == "ext4"
+
+
+def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
+    """A file that is cut in a page has that page read, to zero its rest. Source: Linux v6.8 fs/ext4/inode.c:ext4_truncate()."""
+    _truncate_pagecache_v6_8(mapping, size)
+    _zero_rest_of_block(mapping, size)
+
+
+def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
+    """So has one that is made longer. Source: Linux v6.13 fs/ext4/inode.c:ext4_setattr()."""
+    _zero_rest_of_block(mapping, old_size)
+    _pagecache_isize_extended_v6_8(mapping, old_size, size)
+
+
+def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
+    """Source: Linux v6.8 fs/ext4/inode.c:ext4_block_truncate_page(): a hole has its page put in the cache, but not read."""
+    index, tail = size >> PAGE_SHIFT, size % PAGE_SIZE
+    if mapping.in_memory or not tail:
+        return
+    if index in mapping.holes and index not in mapping.dirty:
+        if index in mapping.uncached:
+            mapping.unread.add(index)
+        return
+    waits = index in mapping.reclaim
+    mapping.uncached.remove(index, index + 1)
+    pfn = mapping.ensure_page(index)
+    mapping.zero_page_from(pfn, tail)
+    mapping.mark_dirty(index, pfn)
+    if waits:
+        mapping.reclaim.add(index)
