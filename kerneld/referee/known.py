@@ -88,8 +88,8 @@ KNOWN = (
     ),
     Known(
         (6, 13),
-        "22af8caff7d1",
-        "process_madvise takes any advice for the caller's own memory, from any user.",
+        "22af8caff7d1; mm/madvise.c:process_madvise_remote_valid()",
+        "process_madvise takes any advice for the caller's own memory, from any user (the latter since v6.12).",
         ((remote, "check_process_madvise", later_rules.check_process_madvise),),
     ),
     Known(

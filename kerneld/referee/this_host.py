@@ -1,4 +1,4 @@
-"""Rules that are no release's: what kerneld does otherwise on purpose, what the host is built with, where its files lie.
+"""Rules that are no release's: what kerneld does on purpose, what the host is built with, where its files lie.
 
 They replace kerneld's own while the referee runs (`known`).
 """
@@ -87,7 +87,10 @@ def is_ext4() -> bool:
 
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
-    """A file that is cut in a page has that page read, to zero its rest. Source: Linux v6.8 fs/ext4/inode.c:ext4_truncate()."""
+    """A file that is cut in a page has that page read, to zero its rest.
+
+    Source: Linux v6.8 fs/ext4/inode.c:ext4_truncate().
+    """
     _truncate_pagecache_v6_8(mapping, size)
     _zero_rest_of_block(mapping, size)
 
@@ -99,7 +102,10 @@ def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) ->
 
 
 def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
-    """Source: Linux v6.8 fs/ext4/inode.c:ext4_block_truncate_page(): a hole has its page put in the cache, but not read."""
+    """Have the page that the file ends in read and dirty; of a hole it is in the cache then, but not read.
+
+    Source: Linux v6.8 fs/ext4/inode.c:__ext4_block_zero_page_range().
+    """
     index, tail = size >> PAGE_SHIFT, size % PAGE_SIZE
     if mapping.in_memory or not tail:
         return
@@ -109,7 +115,11 @@ def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
         return
     waits = index in mapping.reclaim
     mapping.uncached.remove(index, index + 1)
-    pfn = mapping.ensure_page(index)
+    try:
+        pfn = mapping.ensure_page(index)
+    except SysError:
+        # Open for writing alone: no program can map it.
+        return
     mapping.zero_page_from(pfn, tail)
     mapping.mark_dirty(index, pfn)
     if waits:
