@@ -42,12 +42,13 @@ from kerneld.hw.paging import (
 from kerneld.mm.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.lru import mlock_folio, munlock_folios
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.rmap import anon_vma_root
 from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.thp import handle_huge_fault, unshare_huge_page
-from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
+from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
 
@@ -158,19 +159,30 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
             mapping.unread.discard(index)
             mapping.uncached.remove(index, index + 1)
             return VM_FAULT_RETRY
-        if vma.vm_flags & VM_RAND_READ:
-            mapping.uncached.remove(index, index + 1)
-        else:
-            first = index if vma.vm_flags & VM_SEQ_READ else max(index - READ_AROUND_PAGES // 2, 0)
-            around = range(first, first + READ_AROUND_PAGES)
-            if index in mapping.holes:
-                mapping.in_flight |= {i for i in around if i in mapping.uncached and i not in mapping.holes}
-            mapping.read_in(around.start, around.stop)
+        first, last = window_to_read(vma, index)
+        if index in mapping.holes:
+            low, high = max(first, index - FAULT_AROUND_PAGES), min(last, index + FAULT_AROUND_PAGES)
+            mapping.in_flight |= {i for i in range(low, high) if i in mapping.uncached and i not in mapping.holes}
+        mapping.read_in(first, last)
         return VM_FAULT_MAJOR | VM_FAULT_RETRY
     if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
         mapping.reclaim.discard(index)
         return VM_FAULT_RETRY
     return 0
+
+
+def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
+    """Return the indexes of a file's pages, [first, last), that are read in where a fault finds one not cached.
+
+    Source: Linux v6.8 mm/filemap.c:do_sync_mmap_readahead().
+    """
+    if vma.vm_flags & VM_HUGEPAGE:
+        first = index & -HPAGE_PMD_NR
+        return first, first + (HPAGE_PMD_NR if vma.vm_flags & VM_RAND_READ else 2 * HPAGE_PMD_NR)
+    if vma.vm_flags & VM_RAND_READ:
+        return index, index + 1
+    first = index if vma.vm_flags & VM_SEQ_READ else max(index - READ_AROUND_PAGES // 2, 0)
+    return first, first + READ_AROUND_PAGES
 
 
 def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:

@@ -58,3 +58,10 @@ class Sysctl:
     transparent_hugepage: TransparentHugepage = TransparentHugepage.MADVISE
     admin_reserve_kbytes: int = 8 << 10
     user_reserve_kbytes: int = 128 << 10
+    lsm_mmap_min_addr: int = 0
+    """CONFIG_LSM_MMAP_MIN_ADDR: below it nobody gets memory without asking for that place."""
+
+    @property
+    def lowest_chosen_addr(self) -> int:
+        """The lowest address that a hint or a growing stack comes to: Linux v6.8 security/min_addr.c."""
+        return max(self.mmap_min_addr, self.lsm_mmap_min_addr)

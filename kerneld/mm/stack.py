@@ -27,7 +27,7 @@ def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
     if not vma.vm_flags & VM_GROWSDOWN:
         raise SysError(errno.EFAULT)
     address &= PAGE_MASK
-    if address < mm.sysctl.mmap_min_addr:
+    if address < mm.sysctl.lowest_chosen_addr:
         raise SysError(errno.EPERM)
     before = mm.vmas.previous(vma)
     if (

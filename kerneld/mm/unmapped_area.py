@@ -23,8 +23,8 @@ _BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
 def round_hint_to_min(mm: MmStruct, hint: Vaddr) -> Vaddr:
     """Round a hint down to a page, and up to vm.mmap_min_addr unless it is 0. Source: mm/mmap.c:round_hint_to_min()."""
     hint &= PAGE_MASK
-    if hint and hint < mm.sysctl.mmap_min_addr:
-        return page_align(mm.sysctl.mmap_min_addr)
+    if hint and hint < mm.sysctl.lowest_chosen_addr:
+        return page_align(mm.sysctl.lowest_chosen_addr)
     return hint
 
 

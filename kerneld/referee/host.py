@@ -25,6 +25,8 @@ from kerneld.referee.known import normal_flags
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.referee.program import MAX_PROCESSES
+from shared.uapi.mman import Map
+from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 
 _REQUEST = struct.Struct("<Q7QQ184s")
@@ -117,7 +119,13 @@ class Host:
                 taken.append((start, end))
         if len(taken) != 2:
             raise HostError(f"the runner has mappings at unexpected places: {taken}")
-        return Layout(brk, tuple(taken))
+        return Layout(brk, tuple(taken), self._find_lowest_hint())
+
+    def _find_lowest_hint(self) -> int:
+        flags = (Map.PRIVATE | Map.ANONYMOUS).value
+        found = self._template.call(Nr.MMAP, (PAGE_SIZE, PAGE_SIZE, 0, flags, -1, 0)).ret
+        self._template.call(Nr.MUNMAP, (found, PAGE_SIZE))
+        return found
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""

@@ -87,6 +87,13 @@ KNOWN = (
         ),
     ),
     Known(
+        (6, 16),
+        "mm/filemap.c:do_sync_mmap_readahead()",
+        "A fault of an executable mapping whose page is not cached reads in what follows in the mapping, not what is "
+        "around.",
+        ((fault, "window_to_read", later_rules.window_to_read),),
+    ),
+    Known(
         (6, 13),
         "22af8caff7d1; mm/madvise.c:process_madvise_remote_valid()",
         "process_madvise takes any advice for the caller's own memory, from any user (the latter since v6.12).",

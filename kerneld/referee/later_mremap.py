@@ -12,8 +12,9 @@ from kerneld.mm import mremap
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.munmap import do_munmap
+from kerneld.mm.overcommit import check_enough_memory
 from kerneld.mm.populate import mm_populate
-from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_SHARED
+from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYSHARE, VM_SHARED
 from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
@@ -91,6 +92,9 @@ def _mremap_to(
     map_flags = Map.FIXED.value if flags & _FIXED else 0
     new_addr = mremap.find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
     locked = vma.vm_flags & VM_LOCKED
+    if old_len > new_len and not flags & _DONTUNMAP and vma.vm_flags & VM_ACCOUNT:
+        # mm/mremap.c:vrm_calc_charge(): what has just been given back is asked for.
+        check_enough_memory(mm, (old_len - new_len) >> PAGE_SHIFT)
     mremap.move_vma(mm, vma, addr, kept, new_addr, new_len, flags)
     if locked and new_len > old_len:
         mm_populate(mm, new_addr + old_len, new_addr + new_len)

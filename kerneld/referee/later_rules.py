@@ -7,9 +7,10 @@ import errno
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTRS_PER_TABLE
 from kerneld.mm import fault, madvise, mmap, unmapped_area
-from kerneld.mm.filemap import File
+from kerneld.mm.filemap import READ_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 from kerneld.mm.vma import Vma
 from kerneld.syscalls import remote
 from kerneld.task.task import Process
@@ -19,6 +20,7 @@ _mmap_region_v6_8 = mmap.mmap_region
 _aligned_to_pmd_v6_8 = unmapped_area._aligned_to_pmd
 _handle_mm_fault_v6_8 = fault.handle_mm_fault
 _map_pages_around_v6_8 = fault.map_pages_around
+_window_to_read_v6_8 = fault.window_to_read
 
 
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
@@ -67,12 +69,19 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     assert vma.file is not None
     mapping = vma.file.mapping
     table = pte & -PTRS_PER_TABLE
-    if not (
-        vma.file.mapping.in_memory or _Fault.has_table or mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()
-    ):
+    is_new = not _Fault.has_table and not mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()
+    if is_new and not mapping.in_memory:
         low, high = fault.window_around(vma, vaddr)
         last = mapping.last_index()
         cached = (i for i in range(low, min(high, last)) if mapping.is_uptodate(i))
         if next(cached, 0) == last - 1:
             return
     _map_pages_around_v6_8(mm, vma, vaddr, pte)
+
+
+def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
+    """What may be executed is read ahead, not around. Source: Linux v6.16 mm/filemap.c:do_sync_mmap_readahead()."""
+    first, last = _window_to_read_v6_8(vma, index)
+    if vma.vm_flags & (VM_EXEC | VM_RAND_READ | VM_SEQ_READ | VM_HUGEPAGE) == VM_EXEC:
+        return index, min(index + READ_AROUND_PAGES, vma.pgoff + vma.nr_pages)
+    return first, last

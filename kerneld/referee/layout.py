@@ -24,6 +24,8 @@ class Layout(NamedTuple):
     """The heap's start."""
     taken: tuple[tuple[int, int], ...]
     """The ranges of text and control mapping."""
+    lowest_hint: int
+    """What a hint of the second page is rounded up to."""
 
     def is_taken(self, mapping: Mapping) -> bool:
         """Tell whether a mapping is the runner's own."""

@@ -74,7 +74,7 @@ class Simulated:
         self._folder = folder
         self._layout = layout
         uid = os.getuid()
-        sysctl = host_sysctl()
+        sysctl = host_sysctl(layout.lowest_hint)
         self.kernel = _Machine(
             KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, sysctl=sysctl)
         )

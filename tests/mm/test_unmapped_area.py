@@ -7,6 +7,7 @@ __thp_get_unmapped_area().
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,12 @@ class TestHint:
         assert [round_hint_to_min(mm, hint) for hint in (0, 1, 4095)] == [0, 0, 0]
         assert [round_hint_to_min(mm, hint) for hint in (4096, 0xFFFF)] == [LOWEST, LOWEST]
         assert round_hint_to_min(mm, BASE + 4095) == BASE
+
+    def test_a_security_module_rounds_hints_further_up_and_refuses_no_more(self, mm: MmStruct) -> None:
+        """Source: Linux v6.8 security/min_addr.c."""
+        mm.sysctl = replace(mm.sysctl, mmap_min_addr=PAGE_SIZE, lsm_mmap_min_addr=LOWEST)
+        assert round_hint_to_min(mm, PAGE_SIZE) == LOWEST
+        assert area(mm, 1, PAGE_SIZE, Map.FIXED.value) == PAGE_SIZE
 
 
 class TestFixed:
