@@ -16,7 +16,7 @@ from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import U64, At, Base, Op, default_slots
 from shared.uapi.mman import Map
 from shared.uapi.page import TASK_SIZE, page_align
-from shared.uapi.syscalls import Nr
+from shared.uapi.syscalls import Access, Nr
 
 _FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _STACK_ROOM = (0x7FFF_F800_0000, 1 << 47)
@@ -141,7 +141,9 @@ class Execution:
         return self._side.store(op.who, args[0], args[1], op.data)
 
     def _touch(self, op: Op, args: tuple[int, ...]) -> Outcome:
-        return self._side.touch(op.who, args[0], args[1], args[2])
+        # An instruction of two bytes that begins at an even address is in one page.
+        start = args[0] & ~1 if args[2] == Access.FETCH else args[0]
+        return self._side.touch(op.who, start, args[1], args[2])
 
 
 _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {

@@ -96,8 +96,8 @@ def _select_bad_process(tracing: Tracing, inner: Function) -> Function:
 def _shrink_folio_list(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(SHRINK_INACTIVE).emit
 
-    def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False) -> int:
-        freed: int = inner(frames, pfns, ignore_references=ignore_references)
+    def shrink_folio_list(frames: Frames, pfns: Pfns, **how: bool) -> int:
+        freed: int = inner(frames, pfns, **how)
         emit(0, len(pfns), freed)
         return freed
 
