@@ -19,10 +19,11 @@ import os
 from collections.abc import Callable
 
 from kerneld.fs.inotify import NO_WATCH
-from kerneld.fs.open_file import OpenFile, find_same_description, punch_hole, reopen
+from kerneld.fs.open_file import OpenFile, find_data, find_same_description, punch_hole, reopen
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
 from kerneld.mm.truncate import pagecache_isize_extended, truncate_pagecache
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 
 _RWF_NOAPPEND = 1 << 5
 """pwritev2(2): write where told in spite of O_APPEND, from Linux 6.9 on."""
@@ -138,6 +139,9 @@ class Inode:
             truncate_pagecache(self.mapping, size)
         elif size > self._watched_bytes:
             pagecache_isize_extended(self.mapping, self._watched_bytes, size)
+            with contextlib.suppress(OSError):
+                for start, end in find_data(self._reader, page_align(self._watched_bytes), size):
+                    self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
         self._watched_bytes = size
 
     def read_at(self, offset: int, length: int) -> bytes:

@@ -131,6 +131,27 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def find_data(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """Return the ranges of [start, end), in bytes, of a descriptor's file that somebody has written to: lseek(2).
+
+    The description's own offset stays where it is. Raises OSError where the host does not say.
+    """
+    own = reopen(fd, os.O_RDONLY)
+    found = []
+    try:
+        while start < end:
+            start = os.lseek(own, start, os.SEEK_DATA)
+            stop = os.lseek(own, start, os.SEEK_HOLE)
+            found.append((start, min(stop, end)))
+            start = stop
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+    finally:
+        os.close(own)
+    return found
+
+
 def reopen(fd: int, flags: int) -> int:
     """Open a descriptor's regular file anew with these O_ flags; a lease that somebody holds cannot make it wait.
 

@@ -128,6 +128,11 @@ class AddressSpace:
         """
         return index not in self.reclaim and index not in self.uncached and index not in self.in_flight
 
+    def fill_hole(self, first: int, last: int) -> None:
+        """Somebody has written to the pages of [first, last): they are in the host's cache, and no hole."""
+        self.uncached.remove(first, last)
+        self.holes.remove(first, last)
+
     def read_in(self, first: int, last: int) -> None:
         """The host's cache has the pages of [first, last) from now on, but for those that it had a place for already.
 

@@ -126,6 +126,26 @@ class TestFilesThatAreCut:
         assert mm.resident_pages == 2
         os.close(fd)
 
+    def test_what_a_longer_file_has_is_a_hole_where_nobody_has_written(self, watched: Machine, path: Path) -> None:
+        """Source: Linux v6.8 mm/filemap.c:filemap_fault(): a hole that nobody has read is not in the cache."""
+        mm = watched.new_mm()
+        fd = os.open(path, os.O_RDWR)
+        watched.map_fd(mm, fd, 3 * PAGE_SIZE)
+        (vma,) = mm.vmas
+        assert vma.file is not None
+        mapping = vma.file.mapping
+        os.lseek(fd, 7, os.SEEK_SET)
+        os.pwrite(fd, b"new", 5 * PAGE_SIZE)
+        os.truncate(path, 9 * PAGE_SIZE)
+        watched.files.take_changes()
+        assert [index for index in range(12) if index in mapping.holes] == [3, 4, 6, 7, 8]
+        assert [index for index in range(12) if index in mapping.uncached] == [3, 4, 6, 7, 8]
+        os.truncate(path, 7 * PAGE_SIZE)
+        watched.files.take_changes()
+        assert [index for index in range(12) if index in mapping.holes] == [3, 4, 6]
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 7
+        os.close(fd)
+
     def test_a_watch_lasts_as_long_as_the_mapping(self, watched: Machine, inotify: Inotify, path: Path) -> None:
         before = open_descriptors()
         for _count in range(3):
