@@ -209,7 +209,9 @@ class Kernel:
     def check(self) -> None:
         """In tests: check every invariant of the machine. Raises KernelBug."""
         if self.config.check_invariants:
-            check_machine(self.frames, self.table.address_spaces())
+            mms = self.table.address_spaces()
+            check_machine(self.frames, mms)
+            self.rq.check(mms)
             self.shadowpt.check()
 
     def shutdown(self) -> None:

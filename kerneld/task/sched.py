@@ -18,7 +18,10 @@ Answers to Linux v6.8 kernel/sched/core.c and, for CR3, arch/x86/mm/tlb.c. The p
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from kerneld.errors import KernelBug
 
 if TYPE_CHECKING:
     from kerneld.mm.mm import MmStruct
@@ -54,6 +57,21 @@ class RunQueue:
     def cr3(self) -> int:
         """The physical address of the page table that is loaded, in bytes; 0 where none is."""
         return self.pgd.cr3 if self.pgd is not None else 0
+
+    def check(self, mms: Collection[MmStruct]) -> None:
+        """Check the invariants; `mms` are the address spaces that live. Raises KernelBug."""
+        runnable = [*self.queue, *([self.curr] if self.curr is not None else [])]
+        if len(set(runnable)) != len(runnable):
+            raise KernelBug("a thread runs and waits to run, or waits twice")
+        for thread in runnable:
+            if not thread.on_rq or thread.state != TASK_RUNNING or thread.process.mm is None:
+                raise KernelBug(f"thread {thread.tid} is on the run queue: state {thread.state:#x}")
+        if self.mm is not None and self.mm not in mms:
+            raise KernelBug("CR3 names the page table of an address space that has gone")
+        if self.pgd is not (self.mm.page_table if self.mm is not None else None):
+            raise KernelBug("CR3 names another page table than the address space's that is loaded")
+        if self.curr is not None and self.curr.process.mm is not self.mm:
+            raise KernelBug("CR3 names the page table of another process than the one that runs")
 
 
 def run_task(rq: RunQueue, thread: Thread | None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from signal import SIGKILL, SIGSEGV
 
 import pytest
 
+from kerneld.errors import KernelBug
 from kerneld.syscalls.kernel import Kernel
+from kerneld.task import cpu
 from kerneld.task.entry import sysvec_apic_timer_interrupt
 from kerneld.task.sched import TASK_DEAD, TASK_INTERRUPTIBLE, TASK_RUNNING, TIF_NEED_RESCHED, RunQueue, run_task
 from kerneld.task.signal import send_signal_locked
@@ -23,20 +25,8 @@ from tests.syscalls.world import BASE, Program, World, page
 def world() -> Iterator[World]:
     world = World()
     yield world
-    check(world.kernel.rq)
     world.close()
     assert (world.kernel.rq.curr, world.kernel.rq.cr3, list(world.kernel.rq.queue)) == (None, 0, [])
-
-
-def check(rq: RunQueue) -> None:
-    """Check the invariants that `kerneld.task.sched` promises."""
-    running = [rq.curr] if rq.curr is not None else []
-    assert all(thread.on_rq and thread.state == TASK_RUNNING for thread in [*running, *rq.queue])
-    assert rq.curr not in rq.queue
-    for thread in running:
-        assert rq.mm is thread.process.mm
-    assert (rq.mm is None) == (rq.cr3 == 0)
-    assert rq.mm is None or rq.mm.users > 0
 
 
 def second_thread(program: Program) -> Program:
@@ -47,7 +37,7 @@ def second_thread(program: Program) -> Program:
 
 
 def rq_of(kernel: Kernel) -> tuple[Thread | None, int]:
-    check(kernel.rq)
+    kernel.check()
     return kernel.rq.curr, kernel.rq.cr3
 
 
@@ -86,7 +76,9 @@ class TestSwitch:
         run_task(rq, first.thread)
         rq.pgd = second.mm.page_table
         try:
-            assert first.load(BASE, 5) == b"other"
+            assert cpu.load(first.thread, world.kernel.ram, BASE, 5) == b"other"
+            with pytest.raises(KernelBug, match="another page table"):
+                world.kernel.check()
         finally:
             rq.pgd = first.mm.page_table
 
@@ -125,7 +117,7 @@ class TestSlices:
         assert (rq.curr, list(rq.queue)) == (None, [program.thread])
         assert not program.thread.flags & TIF_NEED_RESCHED
         assert rq.cr3 == program.mm.page_table.cr3, "the loop has no memory of its own: CR3 stays"
-        check(rq)
+        world.kernel.check()
         program.call(Nr.GETPID)
         assert (rq.curr, list(rq.queue)) == (program.thread, [])
 
@@ -146,7 +138,7 @@ class TestSlices:
         sysvec_apic_timer_interrupt(waiting.thread)
         other.call(Nr.GETPID)
         assert (world.kernel.rq.curr, list(world.kernel.rq.queue)) == (other.thread, [waiting.thread])
-        check(world.kernel.rq)
+        world.kernel.check()
 
     def test_who_dies_waiting_waits_no_more(self, world: World) -> None:
         program = world.attach()
@@ -248,3 +240,34 @@ class TestDeath:
         program.call(Nr.GETPID)
         world.kernel.process_died(program.process)
         assert rq_of(world.kernel) == (None, 0)
+
+
+class TestCheck:
+    """The check itself sees what is wrong: it runs after every request in tests."""
+
+    @pytest.mark.parametrize(
+        ("wrong", "what"),
+        [
+            (lambda rq, thread: rq.queue.append(thread), "waits to run"),
+            (lambda rq, thread: setattr(thread, "on_rq", False), "on the run queue"),
+            (lambda rq, thread: setattr(thread, "state", TASK_DEAD), "on the run queue"),
+            (lambda rq, thread: setattr(rq, "mm", None), "another page table"),
+        ],
+    )
+    def test_it_raises(self, world: World, wrong: Callable[[RunQueue, Thread], None], what: str) -> None:
+        program = world.attach()
+        rq = world.kernel.rq
+        wrong(rq, program.thread)
+        with pytest.raises(KernelBug, match=what):
+            world.kernel.check()
+        rq.queue.clear()
+        program.thread.on_rq, program.thread.state, rq.mm = True, TASK_RUNNING, program.mm
+
+    def test_an_address_space_that_has_gone(self, world: World) -> None:
+        program, gone = world.attach(), world.attach()
+        mm = gone.mm
+        world.kernel.process_died(gone.process)
+        world.kernel.rq.mm, world.kernel.rq.pgd = mm, mm.page_table
+        with pytest.raises(KernelBug, match="has gone"):
+            world.kernel.check()
+        program.call(Nr.GETPID)
