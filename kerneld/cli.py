@@ -39,6 +39,7 @@ Examples:
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
   kerneld trace --pid 4242          what it does, and why, as it happens
+  kerneld strace 4242               its calls, as strace prints them
   kerneld ftrace --graph            the kernel's functions as they run
   kerneld stop                      end it, and wait until it has ended
   kerneld referee                   compare it with this host's kernel
@@ -71,6 +72,7 @@ ELSEWHERE = {
     "ftrace": "kerneld.ftrace_command",
     "inspect-dump": "kerneld.inspect_dump",
     "run": "kerneld.run",
+    "strace": "kerneld.strace.command",
     "trace": "kerneld.trace_command",
 }
 """The commands with a module of their own, which is imported when they are asked for."""

@@ -22,8 +22,9 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
 
 from kerneld.perfetto.slices import SLICE_EVENTS, Slices, Who
 from kerneld.perfetto.tracks import Tracks
+from kerneld.strace.calls import call_text
 from shared.trace.event import Field, Show
-from shared.trace.events import PROCESS_EXIT, RSS_STAT, RssMember
+from shared.trace.events import PROCESS_EXIT, RSS_STAT, SYS_ENTER, RssMember
 from shared.trace.record import Comm, Lost, Record
 from shared.trace.text import cause_text, field_text
 from shared.uapi.page import PAGE_SHIFT
@@ -110,6 +111,9 @@ class PerfettoWriter:
         event.name = name
         if record.event.number in SLICE_EVENTS:
             _annotate_fields(event, record)
+            if record.event is SYS_ENTER:
+                call = call_text(record.fields["id"], [record.fields[f"arg{n}"] for n in range(6)])
+                event.debug_annotations.add(name="call", string_value=call)
         elif category == "fault":
             event.debug_annotations.add(name="address", pointer_value=record.address)
 

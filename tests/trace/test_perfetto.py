@@ -52,6 +52,7 @@ def test_a_call_is_a_slice_with_what_it_was_asked_and_what_it_said(world: Traced
     (call,) = file.slices[program.pid]
     assert (call.name, call.category) == ("mmap", "syscall")
     assert (call.args["arg0"], call.args["arg1"], call.args["ret"]) == (BASE, 2 * PAGE_SIZE, BASE)
+    assert call.args["call"].startswith(f"mmap({BASE:#x}, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|")
     (inserted,) = [one for one in file.instants[program.pid] if one.name == "vma_insert"]
     assert call.begin <= inserted.begin <= call.end
     assert (inserted.category, inserted.args["start"]) == ("vma", BASE)

@@ -1,0 +1,141 @@
+"""`kerneld strace`: the options, and the loop's side that prints.
+
+Reading a trace is `kerneld.trace_command`'s. Imports no kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import IO
+
+import click
+
+from kerneld.failure import Failure, Status
+from kerneld.start import Size, socket_option
+from kerneld.strace.calls import MACHINE, parse_trace
+from kerneld.strace.printer import Printer, Style
+from kerneld.strace.summary import summary
+from kerneld.trace_command import Follower, opened, run, stop_signals
+from kerneld.trace_writer import TextWriter
+from shared.client.path import default_socket_path
+from shared.trace.record import Comm, Entry, Lost
+
+_GLOBS = ("raw_syscalls:*", "signal:*", "sched:*")
+
+
+@click.command(
+    short_help="Print a process's calls as strace does.",
+    help="""Print the calls that a process makes, as strace(1) does: arguments, flags by name, results, errnos, signals.
+
+Ctrl+C detaches; it ends by itself when the process does. Loads, stores and touches are no calls, but the processor at
+work: -e machine shows them. What a pointer points at is not shown.
+
+\b
+Examples:
+  kerneld strace 4242                            all calls of process 4242
+  kerneld strace -f 4242                         of the children that it forks too
+  kerneld strace -e trace=mmap,munmap 4242       of these calls alone; -e '!brk': all but that
+  kerneld strace -e all,machine 4242             loads, stores and touches too
+  kerneld strace -c 4242                         a table of what took how long, at the end
+  kerneld strace -tt -T -o calls.txt 4242        with the time of day, and how long each took
+""",
+)
+@click.argument("process", type=click.IntRange(min=1), metavar="PID", nargs=-1)
+@click.option("-p", "--attach", "attach", type=click.IntRange(min=1), multiple=True, metavar="PID", help="The same.")
+@click.option("-f", "--follow-forks", "forks", is_flag=True, help="Follow the children of fork.")
+@click.option(
+    "-e",
+    "--trace",
+    "chosen",
+    multiple=True,
+    metavar="LIST",
+    help="These calls, or classes of them: memory, process, machine … [all]",
+)
+@click.option("-c", "--summary-only", "counts", is_flag=True, help="Only a table at the end.")
+@click.option("-t", "clock", count=True, help="The time of day; -tt with microseconds, -ttt since the epoch.")
+@click.option("-r", "--relative-timestamps", "relative", is_flag=True, help="The time since the line before.")
+@click.option("-T", "--syscall-times", "spent", is_flag=True, help="How long each call took.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
+@click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
+@socket_option
+def strace(
+    process: tuple[int, ...],
+    attach: tuple[int, ...],
+    forks: bool,
+    chosen: tuple[str, ...],
+    counts: bool,
+    clock: int,
+    relative: bool,
+    spent: bool,
+    output: str | None,
+    buffer: int,
+    socket_path: str | None,
+) -> None:
+    """Read calls and print them."""
+    pids = (*process, *attach)
+    if not pids:
+        raise click.UsageError("PID is missing: which process?")
+    calls = frozenset().union(*(parse_trace(one) for one in chosen or ("all",)))
+    offset = time.time_ns() - time.monotonic_ns()
+    style = Style(clock, relative, spent, pids=forks and output is not None, realtime_offset=offset)
+    globs = (*_GLOBS, "machine:*") if calls & MACHINE else _GLOBS
+    with opened(output) as file, stop_signals() as stopped:
+        follow = CallFollower(Printer(set(pids), calls, forks, style), file, counts=counts)
+        path = socket_path or default_socket_path()
+        # A child's first call comes before anybody could ask for it: who follows forks is told of everybody's.
+        run(path, globs, () if forks else pids, buffer, None, follow, stopped)
+        follow.end()
+
+
+class CallFollower(Follower):
+    """Prints lines, or counts."""
+
+    def __init__(self, printer: Printer, file: IO[str], *, counts: bool) -> None:
+        super().__init__(TextWriter(file), None)
+        self._printer = printer
+        self._file = file
+        self._counts = counts
+        self._unseen = set(printer.pids)
+        self._is_new = True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all that were followed have ended."""
+        return not self._printer.pids
+
+    def take(self, entries: Iterator[Entry]) -> None:
+        """Print what has come. Raises Failure where the trace begins without the processes that are asked for."""
+        for entry in entries:
+            if isinstance(entry, Comm):
+                self._unseen.discard(entry.pid)
+                continue
+            self._check_seen()
+            if isinstance(entry, Lost):
+                self._print(f"strace: {entry.records} events lost")
+            else:
+                for line in self._printer.lines(entry):
+                    self._print(line)
+        self._check_seen()
+        self._file.flush()
+
+    def _check_seen(self) -> None:
+        """A trace starts with the names of all whom it may see."""
+        if self._is_new and self._unseen:
+            raise Failure(Status.NO_PROCESS, f"kerneld has no process {min(self._unseen)} that you may trace")
+        self._is_new = False
+
+    def _print(self, line: str) -> None:
+        if not self._counts:
+            print(line, file=self._file)
+
+    def end(self) -> None:
+        """Say who is let go, and how much was lost; with -c, what there was."""
+        for pid in sorted(self._printer.pids):
+            click.echo(f"strace: Process {pid} detached", err=True)
+        if self._counts:
+            for line in summary(self._printer.tallies):
+                print(line, file=self._file)
+        self._file.flush()
+        if self.lost:
+            click.echo(f"strace: {self.lost} events lost", err=True)
