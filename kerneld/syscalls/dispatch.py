@@ -54,9 +54,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if handler is None:
         return -errno.ENOSYS
     kernel, thread = call.kernel, call.thread
-    rq = kernel.rq
-    if rq.curr is not thread:
-        run_task(rq, thread)
+    if kernel.rq.curr is not thread:
+        run_task(kernel.rq, thread)
     try:
         result = handler(call)
     except SysError as error:
