@@ -214,7 +214,7 @@ def test_one_process_or_user_has_its_own_limit(
 
 
 def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
-    server.loop.slice_seconds = 0
+    server.loop.service.slice_seconds = 0
     long, short = server.attached(tid=1), server.attached(tid=2)
     long.send(GETPID * 10 + wire.pack_request(Nr.MMAP), fds=[0, 0])
     short.send(GETPID)
@@ -238,7 +238,7 @@ def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
 
 
 def test_an_unfinished_batch_ends_with_its_process(server: ServerUnderTest) -> None:
-    server.loop.slice_seconds = 0
+    server.loop.service.slice_seconds = 0
     before = open_fds()
     child = ChildClient(server)
     other = server.attached()

@@ -1,0 +1,322 @@
+"""Serving: what happens on a connection that is ready, and to the process behind it.
+
+Owns the connections, the watches of their processes, and the batches that go on in a later turn; when each of these is
+its turn is `kerneld.server.loop`'s. It must not know what a request means. A connection that breaks, or a request that
+fails in an unforeseen way, costs that connection, never the loop. KernelBug alone goes through: dispatch has made an
+oops of what one task can be blamed for, so where one comes out of it the machine itself is broken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.server.airlock import Airlock, client_of
+from kerneld.server.connection import (
+    ANCILLARY_BYTES,
+    MSG_CUT,
+    RECEIVE_FLAGS,
+    Connection,
+    Datagram,
+    Inbox,
+    close_fds,
+)
+from kerneld.server.door import ClientLimits, Door
+from kerneld.server.exchange import SLICE_SECONDS, Batch, Outcome, answer_datagram, answer_usual
+from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
+
+if TYPE_CHECKING:
+    import socket
+
+    from kerneld.syscalls.kernel import Kernel, Sender
+    from shared import wire
+
+OTHER_FDS = 4
+"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, changes of files."""
+LEAST_SLICE_SECONDS = 0.0005
+BROKEN = select.EPOLLHUP | select.EPOLLERR
+
+log = structlog.get_logger("kerneld.server")
+
+
+class Service:
+    """The clients of `listener`, served with `kernel`; what is to be listened to is in `epoll`."""
+
+    def __init__(self, kernel: Kernel, listener: socket.socket, limits: ClientLimits, epoll: select.epoll) -> None:
+        self._kernel = kernel
+        self._epoll = epoll
+        self._airlock = Airlock(kernel.files.mounts)
+        self._door = Door(listener, limits, self._airlock.is_barred)
+        self._inbox = Inbox()
+        self.connections: dict[int, Connection] = {}
+        self.watches = Watches(epoll)
+        self.most_events = OTHER_FDS
+        """How many descriptors epoll watches at most."""
+        self.slice_seconds = SLICE_SECONDS
+        """How long a batch runs before others are served."""
+        self.waiting = kernel.rq.queue
+        """The threads with a batch that goes on in the next turn; one that has died meanwhile is not there any more."""
+
+    def _recount(self) -> None:
+        self.most_events = len(self.connections) + len(self.watches.by_pidfd) + OTHER_FDS
+
+    def close(self) -> None:
+        """Close every connection and every pidfd; the listener and epoll stay their owners'."""
+        for connection in list(self.connections.values()):
+            self._drop(connection)
+        self.watches.close()
+        self._door.close()
+
+    def serve(self, connection: Connection, mask: int) -> None:
+        """Do what a connection is ready for, once: answer a datagram, send what waited, or let it go."""
+        if connection.batch is not None:
+            # Watched for nothing meanwhile, and yet an end is told of: the batch is run first, as if it were short.
+            return
+        try:
+            if not connection.unsent:
+                self._answer_next(connection)
+            elif mask & BROKEN:
+                self._hang_up(connection)
+            else:
+                self._send_again(connection)
+        except KernelBug:
+            raise
+        except Exception:
+            self._give_up(connection)
+        if self._kernel.ended:
+            self._reap()
+
+    def _answer_next(self, connection: Connection) -> None:
+        """Take one datagram from the connection and answer it."""
+        inbox = self._inbox
+        try:
+            length, ancillary, flags, _ = connection.receive(inbox.buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
+        except BlockingIOError:
+            return
+        except OSError:
+            # ECONNRESET: the client closed without reading all that we sent. As good an end as any.
+            self._hang_up(connection)
+            return
+        outcome = None
+        if ancillary == connection.usual and not flags & MSG_CUT:
+            outcome = answer_usual(connection, inbox.view, length)
+        if outcome is None:
+            datagram = inbox.datagram(length, ancillary, flags)
+            if datagram is None:
+                self._hang_up(connection)
+                return
+            whole = self._answer(connection, datagram)
+            if whole is None:
+                return
+            outcome = whole
+        self._send(connection, outcome)
+
+    def _send(self, connection: Connection, outcome: Outcome | Batch | bytes) -> None:
+        """Send the answer to a datagram, and do what it came to besides."""
+        try:
+            if isinstance(outcome, bytes):
+                is_sent, is_last = connection.send(outcome), False
+            elif isinstance(outcome, Batch):
+                self._put_aside(connection, outcome)
+                return
+            else:
+                is_sent, is_last = connection.send(outcome.answer, outcome.fds), outcome.is_last
+        except OSError as error:
+            connection.note_broken(error)
+            self._hang_up(connection)
+            return
+        if is_last:
+            # The reply is in the client's queue, and stays there after the close. Had a client that never reads left no
+            # room for it, it is dropped: a well-behaved one has at most one datagram unanswered.
+            self._hang_up(connection)
+        elif not is_sent:
+            self._epoll.modify(connection.fd, select.EPOLLOUT)
+        watch = connection.watch
+        if watch is not None and len(watch.process.threads) < len(watch.connections):
+            self._drop_ended_threads(watch)
+
+    def _answer(self, connection: Connection, datagram: Datagram) -> Outcome | None:
+        """Return what a datagram came to, its fds that nobody has consumed closed; None where it goes on."""
+        if datagram.fds:
+            self._airlock.admit(datagram.fds, connection.peer)
+            if self._airlock.is_barred(connection.peer):
+                close_fds(datagram.fds)
+                self._turn_out(connection.peer)
+                return None
+        try:
+            outcome = answer_datagram(self._kernel, connection, datagram, self._attach, self._slice())
+        except BaseException:
+            close_fds(datagram.fds)
+            raise
+        if isinstance(outcome, Batch):
+            self._put_aside(connection, outcome)
+            return None
+        if datagram.fds:
+            close_fds(datagram.fds)
+        return outcome
+
+    def _put_aside(self, connection: Connection, batch: Batch) -> None:
+        """Others are served before a batch goes on; nothing more is read from its connection until it is done."""
+        connection.batch = batch
+        self._epoll.modify(connection.fd, 0)
+
+    def _slice(self) -> float:
+        """Return how long one of those that wait may run, in seconds: all of them together take one slice or so."""
+        return max(self.slice_seconds / (len(self.waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
+
+    def go_on(self) -> None:
+        """Run a slice of each thread's that waits for the processor."""
+        for thread in list(self.waiting):
+            connection = thread.connection
+            if not isinstance(connection, Connection) or connection.batch is None:
+                continue
+            try:
+                self._go_on_with(connection, connection.batch)
+            except KernelBug:
+                raise
+            except Exception:
+                self._give_up(connection)
+            if self._kernel.ended:
+                self._reap()
+
+    def _go_on_with(self, connection: Connection, batch: Batch) -> None:
+        outcome = batch.run(self._slice())
+        if outcome is None:
+            return
+        connection.batch = None
+        close_fds(batch.fds)
+        self._epoll.modify(connection.fd, select.EPOLLIN)
+        self._send(connection, outcome)
+
+    def _send_again(self, connection: Connection) -> None:
+        """The client has read: send the answer that waited, then listen to it again."""
+        try:
+            if connection.send_again():
+                self._epoll.modify(connection.fd, select.EPOLLIN)
+        except OSError as error:
+            connection.note_broken(error)
+            self._hang_up(connection)
+
+    def _turn_out(self, peer: Sender) -> None:
+        """Let go of a client whose descriptors cannot be closed, with every connection of its."""
+        log.warning("connections closed: too many descriptors that nobody can close", pid=peer.pid, uid=peer.uid)
+        for connection in list(self.connections.values()):
+            if client_of(connection.peer) == client_of(peer):
+                self._hang_up(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        log.exception("request failed in an unforeseen way: its connection is closed", pid=connection.pid)
+        self._hang_up(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        """The connection is over, and with it the thread behind it."""
+        self._drop(connection)
+        thread = connection.thread
+        if thread is None or thread.process.ended:
+            return
+        try:
+            self._kernel.thread_exited(thread)
+        except KernelBug:
+            raise
+        except Exception:
+            log.exception("thread could not be ended cleanly", pid=thread.process.pid, tid=thread.tid)
+
+    def _drop(self, connection: Connection) -> None:
+        if connection.is_closed:
+            return
+        del self.connections[connection.fd]
+        self._door.left(connection.peer)
+        self._recount()
+        if connection.watch is not None:
+            connection.watch.connections.remove(connection)
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(connection.fd)
+        connection.close()
+
+    # Processes
+
+    def _attach(self, connection: Connection, sender: Sender, request: wire.Request) -> int:
+        """Make the connection a thread of the process that sent the request; returns its pid or -errno."""
+        if connection.thread is not None:
+            return -errno.EINVAL
+        if sender.pid <= 0:
+            # A process of another pid namespace: it has no pid here.
+            return -errno.EPERM
+        watch = self.watches.find(sender.pid)
+        try:
+            pidfd = NO_PIDFD if watch is not None else open_pidfd(sender.pid)
+        except OSError as error:
+            return -(error.errno or errno.EAGAIN)
+        try:
+            thread = self._kernel.attach(sender, *request.args[:4])
+        except SysError as error:
+            if pidfd != NO_PIDFD:
+                os.close(pidfd)
+            return -error.errno
+        connection.attached(self._kernel, thread, sender)
+        if watch is None:
+            watch = Watch(thread.process, pidfd)
+            self.watches.add(watch)
+            self._recount()
+            if pidfd == NO_PIDFD:
+                # It died between sending this and now; whoever reads the reply is not it.
+                self._kernel.process_died(thread.process)
+        watch.connections.append(connection)
+        connection.watch = watch
+        log.debug("attached", pid=sender.pid, tid=thread.tid)
+        return thread.process.pid
+
+    def end_process(self, watch: Watch) -> None:
+        """The real process is dead."""
+        try:
+            self._kernel.process_died(watch.process)
+        except KernelBug:
+            raise
+        except Exception:
+            log.exception("process could not be ended cleanly", pid=watch.process.pid)
+        self._reap()
+        self._unwatch(watch)
+
+    def _reap(self) -> None:
+        """Kill the real processes that the OOM killer has chosen; let go of those that the kernel has ended."""
+        for process in self._kernel.take_killed():
+            self.watches.kill(process)
+        for process in self._kernel.take_ended():
+            watch = self.watches.find_of(process)
+            if watch is not None:
+                self._unwatch(watch)
+
+    def _drop_ended_threads(self, watch: Watch) -> None:
+        """Close the connections of threads that the kernel has ended, as execve does with all but the caller's."""
+        threads = watch.process.threads
+        for connection in [other for other in watch.connections if other.thread not in threads]:
+            self._drop(connection)
+
+    def _unwatch(self, watch: Watch) -> None:
+        if self.watches.find_of(watch.process) is not watch:
+            return
+        for connection in list(watch.connections):
+            self._drop(connection)
+        self.watches.remove(watch)
+        self._recount()
+
+    # New connections
+
+    def accept(self) -> None:
+        """Admit who has knocked."""
+        for connection in self._door.admit(self.connections.values(), self._drop):
+            try:
+                self._epoll.register(connection.fd, select.EPOLLIN)
+            except OSError as error:
+                log.warning("connection refused", error=error.strerror)
+                self._door.left(connection.peer)
+                connection.close()
+                continue
+            self.connections[connection.fd] = connection
+            self._recount()
