@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
-import time
-from collections.abc import Iterable
 from datetime import datetime
-from typing import NamedTuple
 
 import click
 
@@ -23,16 +18,17 @@ from inspector.address import (
     parse_page,
     round_outward,
 )
+from inspector.events import EventLog, open_session
 from inspector.failure import Failure, OneLineCommand, Status
+from inspector.following import follow_until_stopped
 from inspector.hexdump import hexdump
-from inspector.interrupts import Interrupts, Woken, interrupts
+from inspector.interrupts import interrupts
 from inspector.maps import find_named
-from inspector.session import NO_PFNS, Machine, Watch, has_process, read_maps
-from inspector.table import Entry, diff
-from inspector.view import Print, json_line, maps_json_line, maps_lines, page_json_line, text_lines
+from inspector.printing import Options, emit, note, print_until_stopped
+from inspector.session import Machine, Watch, read_maps
+from inspector.view import maps_json_line, maps_lines, page_json_line
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
-from shared.uapi.shadowpt import Spte
 
 HELP = """Watch a stretch of another process's page table, live.
 
@@ -45,6 +41,9 @@ then be left out. With PID alone the process's maps are listed. A range is round
 A print comes each second until Ctrl+C, which closes the table. What changed since the print before is marked in the
 first column: + gained flags, - lost flags, * another frame or other flags.
 
+With --events the table is printed once, and then each change as it happens: frame and flags, old and new, and what led
+to it. The end of the process ends that too. With --interval prints come as well.
+
 \b
 Examples:
   inspector 4242                                    list what process 4242 has mapped
@@ -54,6 +53,7 @@ Examples:
   inspector 4242 libc.so.6 --once --all             one print, one line for each page
   inspector 4242 [stack] --json                     a JSON object a print, for programs
   inspector 4242 --contents 0x7f0000001000          what that page holds
+  inspector 4242 [heap] --events                    each change of the heap's entries, and why
 
 \b
 Exit status:
@@ -64,15 +64,6 @@ Exit status:
   7  busy: a table is open already           8  the page has no frame (--contents)
   9  no mapping of that name
 """
-
-
-class Options(NamedTuple):
-    """How to print: every page or runs; JSON or text; once or each `interval` seconds."""
-
-    every_page: bool
-    as_json: bool
-    once: bool
-    interval: float
 
 
 @click.command(
@@ -93,6 +84,7 @@ class Options(NamedTuple):
 @click.option("--all", "every_page", is_flag=True, help="One line for each page: do not fold runs of alike pages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a print, on one line.")
 @click.option("--contents", metavar="VADDR", help="Dump the page at VADDR and end; START and END may be left out.")
+@click.option("--events", is_flag=True, help="Print each change of an entry as it happens, and what led to it.")
 @click.option(
     "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
 )
@@ -105,11 +97,16 @@ def cli(
     every_page: bool,
     as_json: bool,
     contents: str | None,
+    events: bool,
     socket_path: str | None,
 ) -> None:
-    """Turn the arguments into one of the three things to do, and what the client library raises into statuses."""
-    options = Options(every_page, as_json, once, interval)
+    """Turn the arguments into one of the four things to do, and what the client library raises into statuses."""
+    source = click.get_current_context().get_parameter_source("interval")
+    prints = not events or source is click.core.ParameterSource.COMMANDLINE
+    options = Options(every_page, as_json, once, interval, events, prints)
     try:
+        if events and (once or contents is not None or start is None):
+            raise AddressError("--events goes with a range, and not with --once or --contents")
         # What is wrong without a look at the process is said without kerneld.
         page = None if contents is None else parse_page(contents)
         span = None if start is None or looks_like_name(start) else parse_span(start, end)
@@ -141,12 +138,14 @@ def main() -> None:
     cli(prog_name="inspector")
 
 
-def run(machine: Machine, pid: int, span: Span | None, page: int | None, options: Options) -> None:
+def run(machine: Process, pid: int, span: Span | None, page: int | None, options: Options) -> None:
     """Do what the arguments ask: list the maps, dump a page, or watch a range."""
     if page is not None:
         dump_page(machine, pid, span or Span(page & PAGE_MASK, (page & PAGE_MASK) + PAGE_SIZE), page, options)
     elif span is None:
         list_maps(machine, pid, options)
+    elif options.events:
+        follow_range(machine, pid, span, options)
     else:
         watch_range(machine, pid, span, options)
 
@@ -212,58 +211,22 @@ def watch_range(machine: Machine, pid: int, span: Span, options: Options) -> Non
                 emit(["The table is closed."], to_stderr=options.as_json)
 
 
-def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> None:
-    """Print the open table at each interval until a signal comes; once where that is asked."""
-    before: list[Entry] | None = None
-    exited = False
-    due = time.monotonic()
-    while True:
-        entries = watch.read()
-        if before is None and any(entry.flags & Spte.PTE_MAPPED and not entry.pfn for entry in entries):
-            note(NO_PFNS)
-        # A table without a flag is an empty range, or what is left of a process that ended: only then is kerneld asked.
-        ended = not exited and not any(entry.flags for entry in entries) and not has_process(watch.machine, watch.pid)
-        exited = exited or ended
-        shown = Print(
-            time=datetime.now().astimezone(),
-            pid=watch.pid,
-            start=watch.span.start,
-            end=watch.span.end,
-            entries=entries,
-            changes=diff(before, entries),
-            first=before is None,
-            exited=exited,
-        )
-        emit([json_line(shown)] if options.as_json else text_lines(shown, options.every_page))
-        if ended:
-            emit([f"Process {watch.pid} has exited; its table stays. Ctrl+C ends."], to_stderr=options.as_json)
-        if options.once:
-            return
-        before = entries
-        due = max(due + options.interval, time.monotonic())
-        woken = signals.wait(due - time.monotonic(), watch.machine.fileno())
-        if woken is Woken.STOP:
-            return
-        if woken is Woken.HANGUP:
-            raise KerneldGone("the connection has ended")
+def follow_range(process: Process, pid: int, span: Span, options: Options) -> None:
+    """Print the table of `span`, then each change until a signal or the process ends; close it, and say how many.
 
-
-def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
-    """Write lines to stdout at once, without colours where NO_COLOR is set or the output is no terminal.
-
-    Raises Failure(FAILED) when the output cannot be written; BrokenPipeError is left to click, which ends quietly.
+    Raises KerneldGone when the connection ends.
     """
+    # The trace is there before the table: no change is missed between the two.
+    log = EventLog(open_session(process))
     try:
-        click.echo("\n".join(lines), err=to_stderr, color=False if os.environ.get("NO_COLOR") else None)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # What is left in the buffer would fail again when the interpreter ends.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
-
-
-def note(text: str) -> None:
-    """Write one line for the person to stderr."""
-    click.echo(f"inspector: {text}", err=True)
+        with interrupts() as signals:
+            with Watch(process, pid, span) as watch:
+                if watch.span != span:
+                    note(f"cut to 8 MiB: the range shown ends at {watch.span.end:#x}")
+                has_exited = follow_until_stopped(watch, log, signals, options)
+            with contextlib.suppress(Failure):
+                ended = [f"Process {pid} has exited."] if has_exited else []
+                totals = f"{log.pages} changes of entries, {log.lost} events lost. The table is closed."
+                emit([*ended, totals], to_stderr=options.as_json)
+    finally:
+        log.close()

@@ -59,6 +59,10 @@ class Interrupts:
         os.close(self._wake)
         os.close(self._wake_writer)
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once a signal has come: for a wait for more than signals."""
+        return self._wake
+
     @property
     def wake_writer(self) -> int:
         """The descriptor that Python writes to when a signal comes."""

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import click
 
+from inspector.events import Update
 from inspector.maps import Mapping
 from inspector.table import Change, Entry, Frames, Run, count, fold, unfolded
+from shared.trace.record import Lost
 from shared.uapi.shadowpt import Spte
 
 COLOURS = {Change.GAINED: "green", Change.LOST: "red", Change.ALTERED: "yellow"}
@@ -124,6 +126,43 @@ def json_line(shown: Print) -> str:
             "exited": shown.exited,
         }
     )
+
+
+def update_line(update: Update, pid: int) -> str:
+    """Return one change as a line: when, mark, pages, frames and flags before and after, what led to it."""
+    after = update.after
+    where = f"{after.first.vaddr:#014x}"
+    if after.pages > 1:
+        where += f"-{after.end:#014x}  {pages_words(after.pages)}"
+    pfns = _arrow(pfn_words(update.before), pfn_words(after))
+    words = _arrow(flag_words(update.before.first.flags), flag_words(after.first.flags))
+    who = f" by {update.by}" if update.by not in (0, pid) else ""
+    when = f"{update.time:%H:%M:%S.%f}"
+    return f"{when}  {_marked(update.change, f'{where}  pfn {pfns}  {words}')}  ({update.cause or 'nobody'}{who})"
+
+
+def _arrow(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"
+
+
+def update_json_line(update: Update, pid: int) -> str:
+    """Return the change of one page as one JSON object on one line."""
+    return _dumps(
+        {
+            "time": update.time.isoformat(timespec="microseconds"),
+            "pid": pid,
+            "vaddr": update.after.first.vaddr,
+            "old": {"pfn": update.before.first.pfn, "flags": update.before.first.flags},
+            "new": {"pfn": update.after.first.pfn, "flags": update.after.first.flags},
+            "cause": update.cause,
+            "by": update.by,
+        }
+    )
+
+
+def lost_line(lost: Lost, as_json: bool) -> str:
+    """Return the line that stands where changes are missing."""
+    return _dumps({"lost": lost.records}) if as_json else f"… {lost.records} changes lost"
 
 
 def page_json_line(time: datetime, pid: int, entry: Entry, contents: bytes) -> str:

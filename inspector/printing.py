@@ -1,0 +1,112 @@
+"""Prints of the table, one after another: what `--interval` and `--once` are about; and the way to stdout.
+
+Owns what was printed before, for what has changed since. Knows no arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+import click
+
+from inspector.failure import Failure, Status
+from inspector.interrupts import Interrupts, Woken
+from inspector.session import NO_PFNS, Watch, has_process
+from inspector.table import Entry, diff
+from inspector.view import Print, json_line, text_lines
+from shared.client import KerneldGone
+from shared.uapi.shadowpt import Spte
+
+
+class Options(NamedTuple):
+    """How to print: every page or runs; JSON or text; once or each `interval` seconds; changes as they happen.
+
+    `prints` is whether the table is printed after the first time.
+    """
+
+    every_page: bool
+    as_json: bool
+    once: bool
+    interval: float
+    events: bool = False
+    prints: bool = True
+
+
+def has_ended(watch: Watch, entries: list[Entry]) -> bool:
+    """Whether the target has ended. A table without a flag is an empty range, or what is left: only then we ask."""
+    return not any(entry.flags for entry in entries) and not has_process(watch.machine, watch.pid)
+
+
+class Printer:
+    """Prints an open table, and knows what it printed before."""
+
+    def __init__(self, watch: Watch, options: Options) -> None:
+        self._watch = watch
+        self._options = options
+        self._before: list[Entry] | None = None
+        self._exited = False
+
+    def print(self) -> None:
+        """Print the table as it is now; the end of the target is said once."""
+        watch, before = self._watch, self._before
+        entries = watch.read()
+        if before is None and any(entry.flags & Spte.PTE_MAPPED and not entry.pfn for entry in entries):
+            note(NO_PFNS)
+        ended = not self._exited and has_ended(watch, entries)
+        self._exited = self._exited or ended
+        shown = Print(
+            time=datetime.now().astimezone(),
+            pid=watch.pid,
+            start=watch.span.start,
+            end=watch.span.end,
+            entries=entries,
+            changes=diff(before, entries),
+            first=before is None,
+            exited=self._exited,
+        )
+        emit([json_line(shown)] if self._options.as_json else text_lines(shown, self._options.every_page))
+        if ended and not self._options.events:
+            emit([f"Process {watch.pid} has exited; its table stays. Ctrl+C ends."], to_stderr=self._options.as_json)
+        self._before = entries
+
+
+def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> None:
+    """Print the open table at each interval until a signal comes; once where that is asked."""
+    printer = Printer(watch, options)
+    due = time.monotonic()
+    while True:
+        printer.print()
+        if options.once:
+            return
+        due = max(due + options.interval, time.monotonic())
+        woken = signals.wait(due - time.monotonic(), watch.machine.fileno())
+        if woken is Woken.STOP:
+            return
+        if woken is Woken.HANGUP:
+            raise KerneldGone("the connection has ended")
+
+
+def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
+    """Write lines to stdout at once, without colours where NO_COLOR is set or the output is no terminal.
+
+    Raises Failure(FAILED) when the output cannot be written; BrokenPipeError is left to click, which ends quietly.
+    """
+    try:
+        click.echo("\n".join(lines), err=to_stderr, color=False if os.environ.get("NO_COLOR") else None)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would fail again when the interpreter ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
+
+
+def note(text: str) -> None:
+    """Write one line for the person to stderr."""
+    click.echo(f"inspector: {text}", err=True)
