@@ -46,7 +46,7 @@ class PerfettoWriter:
         self._trace = Trace()
         self._tracks = Tracks()
         self._slices = Slices(self)
-        self._last_time = 0
+        self._last_time = time.monotonic_ns()
         self._resident: dict[int, tuple[int, dict[int, int]]] = {}
         """Of each process its address space's number, and that one's counters in bytes."""
         self._changed: dict[int, int] = {}
