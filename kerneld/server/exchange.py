@@ -42,6 +42,7 @@ from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.syscalls.dispatch import dispatch, run
 from kerneld.syscalls.table import RESTART
 from kerneld.task.entry import sysvec_apic_timer_interrupt
+from kerneld.task.sched import run_task
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -210,6 +211,10 @@ class Batch:
         """
         until = self._until = monotonic() + slice_seconds
         requests = self._requests
+        thread = self._connection.thread
+        if thread is not None:
+            # Not every request has the processor given to its thread: a number that no call has, a reply without room.
+            run_task(self._kernel.rq, thread)
         if self._work is not None:
             work, self._work = self._work, None
             self._next += 1

@@ -180,3 +180,19 @@ def test_descriptors_that_come_with_long_requests_are_on_an_account(monkeypatch:
     assert len(kernel.files.accounts) == 0
     assert len(os.listdir("/proc/self/fd")) == before
     kernel.shutdown()
+
+
+def test_a_batch_that_nothing_runs_in_is_on_the_run_queue_while_it_waits(kernel: Kernel) -> None:
+    """Numbers that no call has are answered without the processor; who else runs must not be taken for the one."""
+    unknown, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    assert call(other, Nr.GETPID).ret == os.getppid()
+    requests = wire.pack_request(0x7FFF, ()) * 3
+    datagram = Datagram(memoryview(requests), unknown.sender, [], False, False)
+    batch = answer_datagram(kernel, cast(Any, unknown), datagram, cast(Any, None), 0.0)
+    assert isinstance(batch, Batch)
+    assert list(kernel.rq.queue) == [unknown.thread]
+    assert call(other, Nr.GETPID).ret == os.getppid()
+    assert list(kernel.rq.queue) == [unknown.thread]
+    replies, _ = finish(batch, other)
+    assert [reply.ret for reply in replies] == [-38] * 3
+    assert not kernel.rq.queue
