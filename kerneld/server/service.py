@@ -165,6 +165,7 @@ class Service:
         """Others are served before a batch goes on; nothing more is read from its connection until it is done."""
         connection.batch = batch
         self._epoll.modify(connection.fd, 0)
+        self._drop_ended_threads(connection.watch)
 
     def _slice(self) -> float:
         """Return how long one of those that wait may run, in seconds: all of them together take one slice or so."""
@@ -188,6 +189,7 @@ class Service:
     def _go_on_with(self, connection: Connection, batch: Batch) -> None:
         outcome = batch.run(self._slice())
         if outcome is None:
+            self._drop_ended_threads(connection.watch)
             return
         connection.batch = None
         close_fds(batch.fds)
@@ -292,8 +294,13 @@ class Service:
             if watch is not None:
                 self._unwatch(watch)
 
-    def _drop_ended_threads(self, watch: Watch) -> None:
-        """Close the connections of threads that the kernel has ended, as execve does with all but the caller's."""
+    def _drop_ended_threads(self, watch: Watch | None) -> None:
+        """Close the connections of threads that the kernel has ended, as execve does with all but the caller's.
+
+        To be done before anybody else is served: a thread that has ended must not run again.
+        """
+        if watch is None:
+            return
         threads = watch.process.threads
         for connection in [other for other in watch.connections if other.thread not in threads]:
             self._drop(connection)

@@ -237,6 +237,22 @@ def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
     assert [reply.ret for reply in long.receive()] == [os.getpid()]
 
 
+def test_the_threads_that_execve_ends_are_gone_before_its_batch_is_done(server: ServerUnderTest) -> None:
+    """What a dead thread asks, or what is left of its own batch, must not be run."""
+    server.loop.service.slice_seconds = 0
+    asking, waiting, caller = server.attached(tid=1), server.attached(tid=2), server.attached(tid=3)
+    waiting.send(GETPID * 100)
+    server.turn()
+    caller.send(wire.pack_request(Nr.EXECVE) + GETPID * 100)
+    server.turn()
+    assert asking.is_ended()
+    assert waiting.is_ended()
+    before = [thread.tid for thread, _ in server.kernel.requests].count(2)
+    server.turn()
+    assert [thread.tid for thread, _ in server.kernel.requests].count(2) == before
+    assert [thread.tid for thread in server.loop.service.waiting] == [3]
+
+
 def test_an_unfinished_batch_ends_with_its_process(server: ServerUnderTest) -> None:
     server.loop.service.slice_seconds = 0
     before = open_fds()
