@@ -133,9 +133,9 @@ def fake_dispatch(kernel: FakeKernel, thread: Thread, request: wire.Request, fds
         case 0x7004:
             raise KernelBug("a frame has no owner")
         case Nr.EXECVE:
-            for other in [other for other in process.threads if other is not thread]:
-                process.threads.remove(other)
-                do_task_dead(other)
+            for sibling in [one for one in process.threads if one is not thread]:
+                process.threads.remove(sibling)
+                do_task_dead(sibling)
             return Answer(0)
         case 0x7003:
             return Answer(0, b"P" * request.args[0])
