@@ -15,7 +15,6 @@ some trace wants one of the events of FTRACE. Answers to Linux v6.8 kernel/trace
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from shared.trace.events import FTRACE, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION
+from shared.trace.glob import compile_glob
 
 if TYPE_CHECKING:
     from kerneld.trace.trace import Trace
@@ -160,9 +160,13 @@ def function_name(frame: FrameType) -> bytes:
 
 def _matches(name: bytes, globs: tuple[str, ...]) -> bool:
     """Tell whether one of the globs names a function, by its whole name or without its class."""
+    whole, own = _both_names(name)
+    return any(matches(whole) or matches(own) for matches in map(compile_glob, globs))
+
+
+def _both_names(name: bytes) -> tuple[str, str]:
     whole = name.decode("utf-8", "replace")
-    own = whole.rpartition(".")[2]
-    return any(fnmatch.fnmatchcase(whole, glob) or fnmatch.fnmatchcase(own, glob) for glob in globs)
+    return whole, whole.rpartition(".")[2]
 
 
 def available_filter_functions() -> Iterator[bytes]:
@@ -182,5 +186,5 @@ def available_filter_functions() -> Iterator[bytes]:
 
 def all_name_functions(globs: tuple[str, ...]) -> bool:
     """Tell whether each glob names some function that can be traced."""
-    names = list(available_filter_functions()) if globs else []
-    return all(any(_matches(name, (glob,)) for name in names) for glob in globs)
+    names = {name for both in map(_both_names, available_filter_functions()) for name in both} if globs else set()
+    return all(any(map(matches, names)) for matches in map(compile_glob, globs))

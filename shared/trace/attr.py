@@ -21,8 +21,10 @@ from typing import NamedTuple
 _HEAD_0 = struct.Struct("<IIII")
 _HEAD = struct.Struct("<IIIIII")
 MAX_PIDS = 1024
-MAX_GLOBS = 256
-"""Of each kind."""
+MAX_GLOBS = 32
+"""Of each kind. A kernel that looks through all of its names for each glob serves nobody else meanwhile."""
+MAX_GLOB_BYTES = 128
+"""No name is as long by half."""
 
 
 class TraceAttr(NamedTuple):
@@ -78,4 +80,6 @@ def _unpack_globs(data: bytes) -> tuple[str, ...]:
     globs = data[:-1].decode().split("\0")
     if len(globs) > MAX_GLOBS:
         raise ValueError("too many globs")
+    if any(len(glob) > MAX_GLOB_BYTES for glob in globs):
+        raise ValueError("a glob that is too long")
     return tuple(globs)

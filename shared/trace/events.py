@@ -7,10 +7,10 @@ Names and fields are Linux v6.8's (include/trace/events/*.h) where it has such a
 
 from __future__ import annotations
 
-import fnmatch
 from enum import IntEnum
 
 from shared.trace.event import Event, Field, Show
+from shared.trace.glob import compile_glob
 
 D, X, P, E, T = Show.DECIMAL, Show.HEX, Show.PFN, Show.ENTRY, Show.TEXT
 
@@ -322,6 +322,7 @@ def matching(glob: str) -> tuple[Event, ...]:
     """Return the events that a glob names: of the whole name, or where it has no colon of a system or of an event."""
     named = glob.partition(":")[0]
     events = [event for event in EVENTS if event.number not in NAMED_ONLY or event.system == named]
+    matches = compile_glob(glob)
     if ":" in glob:
-        return tuple(event for event in events if fnmatch.fnmatchcase(event.name, glob))
-    return tuple(event for event in events if any(fnmatch.fnmatchcase(part, glob) for part in event.name.split(":")))
+        return tuple(event for event in events if matches(event.name))
+    return tuple(event for event in events if any(matches(part) for part in event.name.split(":")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import pytest
 
 from kerneld.task import cpu
 from kerneld.trace.ftrace import available_filter_functions
-from shared.trace.attr import MAX_GLOBS, TraceAttr, unpack_attr
+from shared.trace.attr import MAX_GLOB_BYTES, MAX_GLOBS, TraceAttr, unpack_attr
 from shared.trace.events import FTRACE, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION, matching
 from shared.trace.reader import Reader
 from shared.trace.record import Lost, Record
@@ -273,3 +274,20 @@ class TestAttr:
     def test_too_many_globs(self) -> None:
         with pytest.raises(ValueError, match="too many"):
             unpack_attr(TraceAttr(("*",), (), 1, ("x",) * (MAX_GLOBS + 1)).pack())
+
+    def test_a_glob_that_no_name_can_be_as_long_as(self) -> None:
+        """Each is made a regular expression of, while everybody waits."""
+        with pytest.raises(ValueError, match="too long"):
+            unpack_attr(TraceAttr(("*a" * MAX_GLOB_BYTES,)).pack())
+        with pytest.raises(ValueError, match="too long"):
+            unpack_attr(TraceAttr(("*",), (), 1, (), ("x" * (MAX_GLOB_BYTES + 1),)).pack())
+
+
+def test_globs_that_have_been_asked_for_are_not_kept(world: TracedWorld) -> None:
+    """Anybody may ask for any, and again for others."""
+    user = world.attach(USER)
+    fnmatch._compile_pattern.cache_clear()
+    for number in range(3):
+        data = TraceAttr((f"no*such{number}",), (), 1, (f"no*such{number}",)).pack()
+        assert user.call(Nr.PERF_EVENT_OPEN, 0, data=data) == -errno.EINVAL
+    assert fnmatch._compile_pattern.cache_info().currsize == 0

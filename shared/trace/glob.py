@@ -1,0 +1,15 @@
+"""Globs of names, as a shell has them: `*`, `?`, `[ab]`. What is asked for by others must not be remembered for ever."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable
+
+
+def compile_glob(glob: str) -> Callable[[str], object]:
+    """Return what tells whether a whole name matches: something true if so, else None.
+
+    Not fnmatch.fnmatchcase(): that keeps 32,768 globs, this keeps the few hundred that `re` does.
+    """
+    return re.compile(fnmatch.translate(glob)).fullmatch
