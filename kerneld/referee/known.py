@@ -1,10 +1,12 @@
 """Known differences: where the host's kernel does otherwise than Linux v6.8, to which kerneld answers.
 
-Each is a rule with the release and the commit that brought it, written as a replacement of kerneld's own. While the
-referee runs, kerneld follows the later rule where the host is that new: what follows from the difference is then
-compared as exactly as everything else, and no operation is left out. Nobody but the referee sees these rules.
+Each is a rule with the release and the commit that brought it, or the function where the commit was not found, written
+as a replacement of kerneld's own. While the referee runs, kerneld follows the later rule where the host is that new:
+what follows from the difference is then compared as exactly as everything else, and no operation is left out. Only
+the referee sees these rules.
 
-Differences of configuration, not of version, stand at the end: what the host is built with and kerneld has not.
+Differences that no release brought have (0, 0): what kerneld does on purpose, what the host is built with, where its
+files lie.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Known(NamedTuple):
 
     since: tuple[int, int]
     """The release that brought it; (0, 0) for one of configuration."""
-    commit: str
+    source: str
+    """The commit that brought it, or the function that it changed; of one of configuration, what it depends on."""
     what: str
     rules: tuple[tuple[Any, str, Any], ...] = ()
     """What replaces what: a module of kerneld, a name in it, the later rule."""
@@ -59,9 +62,10 @@ KNOWN = (
     ),
     Known(
         (6, 17),
-        "d23cb648e365 and those before it",
+        "d23cb648e365 and mm/mremap.c:do_mremap()",
         "mremap checks the mapping before it unmaps what is at the new place; with MREMAP_FIXED and the same length it "
-        "moves several VMAs; a new length over the address space is EINVAL.",
+        "moves several VMAs; a new length over the address space is EINVAL; what a move shrinks by is asked for as if "
+        "it were new.",
         ((mremap, "do_mremap", later_mremap.do_mremap),),
     ),
     Known(
@@ -72,7 +76,7 @@ KNOWN = (
     ),
     Known(
         (6, 13),
-        "d4148aeab412, 249608ee4713",
+        "d4148aeab412 (v6.12), 249608ee4713",
         "Only anonymous mappings whose length is a multiple of 2 MiB, without a hint, are aligned to 2 MiB.",
         ((unmapped_area, "_aligned_to_pmd", later_rules.aligned_to_pmd),),
     ),
@@ -95,25 +99,27 @@ KNOWN = (
     ),
     Known(
         (6, 13),
-        "22af8caff7d1; mm/madvise.c:process_madvise_remote_valid()",
-        "process_madvise takes any advice for the caller's own memory, from any user (the latter since v6.12).",
+        "22af8caff7d1 (v6.12), mm/madvise.c:process_madvise_remote_valid()",
+        "process_madvise takes any advice for the caller's own memory, from any user.",
         ((remote, "check_process_madvise", later_rules.check_process_madvise),),
     ),
     Known(
         (0, 0),
-        "ext4",
-        "A file that is cut in the middle of a page has that page in the cache, dirty; a hole has it there unread.",
+        "ext4, where the programs' files lie",
+        "A file that is cut in the middle of a page has that page in the cache, dirty; of a hole it is there unread.",
         ((truncate, "truncate_pagecache", this_host.truncate_pagecache),),
         this_host.is_ext4,
     ),
     Known(
         (6, 13),
         "c7fc0366c656",
-        "On ext4 so has one that ended in the middle of a page and is made longer, and the rest of the page is zeroed.",
+        "On ext4 so has one that ended in the middle of a page and is made longer; the rest of the page is zeroed.",
         ((truncate, "pagecache_isize_extended", this_host.pagecache_isize_extended),),
         this_host.is_ext4,
     ),
-    Known((6, 16), "smaps", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."),
+    Known(
+        (6, 16), "fs/proc/task_mmu.c:show_smap_vma_flags()", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."
+    ),
     Known(
         (0, 0),
         "on purpose",
