@@ -9,6 +9,7 @@ from kerneld.hw.paging import PTRS_PER_TABLE
 from kerneld.mm import fault, madvise, mmap, unmapped_area
 from kerneld.mm.filemap import READ_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import split_range
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 from kerneld.mm.vma import Vma
@@ -26,6 +27,8 @@ _window_to_read_v6_8 = fault.window_to_read
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
     """Source: Linux v6.12 mm/mmap.c:mmap_region(): charged before anything is unmapped."""
     if accountable_mapping(file, vm_flags):
+        # What it does not replace has been cut off by then, and stays so.
+        split_range(mm, addr, addr + length)
         check_enough_memory(mm, length >> PAGE_SHIFT)
     return _mmap_region_v6_8(mm, addr, length, vm_flags, file, pgoff)
 
