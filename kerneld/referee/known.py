@@ -57,7 +57,8 @@ KNOWN = (
     Known(
         (6, 12),
         "f8d112a4e657",
-        "mmap over a mapping that fails for want of memory leaves what was there, cut in two where it would have ended.",
+        "mmap over a mapping that fails for want of memory leaves what was there, cut in two where it would have begun "
+        "or ended.",
         ((mmap, "mmap_region", later_rules.mmap_region),),
     ),
     Known(
