@@ -1,4 +1,4 @@
-"""Globs of names, as a shell has them: `*`, `?`, `[ab]`. What is asked for by others must not be remembered for ever."""
+"""Globs of names, as a shell has them: `*`, `?`, `[ab]`. What others ask for must not be remembered for ever."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import fnmatch
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -286,8 +287,9 @@ class TestAttr:
 def test_globs_that_have_been_asked_for_are_not_kept(world: TracedWorld) -> None:
     """Anybody may ask for any, and again for others."""
     user = world.attach(USER)
-    fnmatch._compile_pattern.cache_clear()
+    cache: Any = vars(fnmatch)["_compile_pattern"]
+    cache.cache_clear()
     for number in range(3):
         data = TraceAttr((f"no*such{number}",), (), 1, (f"no*such{number}",)).pack()
         assert user.call(Nr.PERF_EVENT_OPEN, 0, data=data) == -errno.EINVAL
-    assert fnmatch._compile_pattern.cache_info().currsize == 0
+    assert cache.cache_info().currsize == 0
