@@ -116,6 +116,10 @@ class ProcessTable:
         """Return the copies of a process's memory that wait for a child."""
         return [copy.mm for copy in self._tokens.values() if copy.parent is parent]
 
+    def find_parent(self, mm: MmStruct) -> Process | None:
+        """Return the process whose memory an address space is a copy of that waits for a child, or None."""
+        return next((copy.parent for copy in self._tokens.values() if copy.mm is mm), None)
+
     def setuid(self, process: Process, uid: int) -> None:
         """Change who a process acts as; a superuser that becomes somebody else is none for good.
 
@@ -141,7 +145,8 @@ class ProcessTable:
     def _forget(self, process: Process) -> None:
         del self.processes[process.pid]
         for token in [token for token, copy in self._tokens.items() if copy.parent is process]:
-            exit_mmap(self._tokens.pop(token).mm)
+            exit_mmap(self._tokens[token].mm)
+            del self._tokens[token]
         self.ended.append(process)
 
     def take_ended(self) -> list[Process]:

@@ -90,5 +90,6 @@ class Trace:
 
 def may_see(caller: Process, process: Process) -> bool:
     """Source: Linux v6.8 kernel/events/core.c:perf_event_open(), and kernel/ptrace.c:__ptrace_may_access()."""
-    cred = process.cred
-    return process is caller or caller.cred.superuser or (cred.uid == caller.cred.uid and not cred.superuser)
+    theirs, ours = process.cred, caller.cred
+    same_user = (theirs.uid, theirs.gid) == (ours.uid, ours.gid) and not theirs.superuser
+    return process is caller or ours.superuser or same_user

@@ -82,9 +82,20 @@ class Tracing:
         """Return an event's tracepoint."""
         return self.points[event.number]
 
-    def owner(self, mm: MmStruct) -> int:
+    def find_pid(self, mm: MmStruct) -> int:
         """Return the pid of an address space's process; 0 for one that has none yet (fork, execve)."""
         return self._owners.get(mm.number, 0)
+
+    def owner(self, mm: MmStruct) -> int:
+        """Return whose memory an address space is: its process's, or that one's whose copy waits for a child; or 0.
+
+        It is 0 only while the address space is made, by whoever is served.
+        """
+        pid = self._owners.get(mm.number, 0)
+        if not pid:
+            parent = self.kernel.table.find_parent(mm)
+            pid = parent.pid if parent is not None else 0
+        return pid
 
     @property
     def processes(self) -> dict[int, Process]:

@@ -10,6 +10,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.syscalls.kernel import Sender
+from kerneld.syscalls.table import HANDLERS
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import MAX_RING_BYTES, MAX_TRACES, MAX_USER_TRACES
 from shared.trace.attr import TraceAttr
@@ -82,6 +83,18 @@ def test_whom_one_may_trace(world: TracedWorld) -> None:
     world.kernel.process_died(root.process)
 
 
+def test_whoever_has_another_group_is_another(world: TracedWorld) -> None:
+    """As for process_vm_readv and /proc: Linux v6.8 kernel/ptrace.c:__ptrace_may_access()."""
+    user = world.attach(USER)
+    sender = Sender(user.pid + 1000, USER, OTHER)
+    grouped = Program(world.kernel, world.kernel.attach(sender, ABI_VERSION, 0, 0))
+    assert ask(user, "*", pids=(grouped.pid,)) == -errno.EPERM
+    with world.trace(opener=user) as trace:
+        grouped.mmap(1, at=page(0))
+        assert trace.records() == []
+        assert set(trace.comms) == {user.pid}
+
+
 def test_how_many(world: TracedWorld) -> None:
     user, root = world.attach(USER), world.attach(ROOT)
     assert all(ask(user, "sched:*") > 0 for _ in range(MAX_USER_TRACES))
@@ -127,8 +140,32 @@ def test_what_reclaim_does_to_a_users_memory_is_told_without_who_needed_it() -> 
     world.close()
 
 
+def test_a_copy_that_waits_for_a_child_is_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever needs the frames of another's copy is not told where its pages are; nor when it goes with its parent."""
+    world = TracedWorld(4 << 20, swap_bytes=8 << 20)
+    user, other = world.attach(USER), world.attach(OTHER)
+    other.mmap(400, at=page(0))
+    other.touch(0, 400)
+    assert other.call(Nr.CLONE) > 0
+    user.mmap(1200, at=page(0))
+    mine = user.mm.number
+    with world.trace(opener=user, data_pages=4096) as trace, world.trace(data_pages=4096) as superuser:
+        for _ in range(3):
+            user.touch(0, 1200)
+        copies = {record.fields["mm"] for record in superuser.records() if record.owner == other.pid}
+        assert len(copies) == 2
+        # As the OOM killer does, for a frame that the user needs.
+        monkeypatch.setitem(HANDLERS, int(Nr.GETUID), lambda _call: world.kernel.oom_tasks.kill(other.pid))
+        user.call(Nr.GETUID)
+        records = trace.records()
+        assert {record.fields["mm"] for record in records if "mm" in record.fields} == {mine}
+        assert {record.owner for record in records} == {0, user.pid}
+    world.close()
+
+
 def test_who_becomes_somebody_else_is_seen_no_longer(world: TracedWorld) -> None:
-    root, user, climber = world.attach(ROOT), world.attach(USER), world.attach(ROOT)
+    root, user = world.attach(ROOT), world.attach(USER)
+    climber = Program(world.kernel, world.kernel.attach(Sender(user.pid + 1000, ROOT, USER), ABI_VERSION, 0, 0))
     with world.trace("raw_syscalls:sys_enter", opener=user) as trace:
         climber.call(Nr.GETPID)
         assert trace.records() == []
@@ -200,8 +237,6 @@ def test_a_slow_reader_is_told_what_it_lost_and_the_others_lose_nothing(world: T
 
 
 def test_an_oops_is_told_and_leaves_the_trace_whole(world: TracedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kerneld.syscalls.table import HANDLERS  # noqa: PLC0415
-
     def broken(_call: object) -> int:
         raise RuntimeError("a bug")
 

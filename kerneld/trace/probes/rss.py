@@ -77,7 +77,7 @@ def tell_rss(tracing: Tracing) -> None:
     """Tell the counters that have changed, of the address spaces that are some process's."""
     point, told = tracing.point(RSS_STAT), tracing.rss_told
     for number, mm in tracing.rss_changed.items():
-        owner = tracing.owner(mm)
+        owner = tracing.find_pid(mm)
         if not owner:
             told.pop(number, None)
             continue
