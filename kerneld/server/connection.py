@@ -12,9 +12,11 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -121,6 +123,11 @@ class Connection:
     def pid(self) -> int:
         """Who it is, for the log."""
         return self.thread.process.pid if self.thread is not None else self.peer.pid
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the client has still to read an answer. Source: Linux v6.8 net/unix/af_unix.c:unix_outq_len()."""
+        return fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
 
     def note_broken(self, error: OSError) -> None:
         """A client may leave without waiting for its answer; anything else is worth a line."""

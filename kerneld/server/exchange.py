@@ -20,7 +20,8 @@ that nothing that changes anything can lose its reply. Longer inline data comes 
 served; where it does not fit the request gets -EMSGSIZE. For `load` that is decided before it runs (its length is an
 argument, and running it faults pages in); for the others that return much (procread, mincore, process_vm_readv,
 page_contents) after it, by the true length, as they change nothing of the caller's. Those that answer with fds are
-refused before they run where their fds would go beyond what one datagram carries.
+refused before they run where their fds would go beyond what one datagram carries, and where the client has not read an
+answer yet: fds on their way are in no table but ours. A trace, which anybody may open, has a datagram of its own.
 
 One datagram may hold thousands of requests, each of which may touch all of RAM. A batch therefore runs for a slice of
 time at a turn, and those that wait are served between two slices: a batch is in order, it is not one moment. The same
@@ -57,9 +58,11 @@ SLICE_SECONDS = 0.01
 # Plain ints: each is compared for every request, and an enum's member costs a look-up each time.
 ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
-SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.PERF_EVENT_OPEN)})
+PERF_EVENT_OPEN = int(Nr.PERF_EVENT_OPEN)
+SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), PERF_EVENT_OPEN})
 ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 SPECIAL = SENDS_FDS | ENDS_THREAD | {ATTACH, LOAD}
+UNUSUAL = SENDS_FDS | {ATTACH}
 
 UNPACK, PACK = wire.REQUEST.unpack_from, wire.REPLY.pack
 REQUEST_BYTES, REPLY_BYTES = wire.REQUEST.size, wire.REPLY.size
@@ -81,7 +84,9 @@ class Outcome(NamedTuple):
 
 
 def answer_usual(connection: Connection, view: memoryview, length: int) -> Outcome | Batch | bytes | None:
-    """Answer the usual datagram, one request of the attached sender's without fds, which is the first `length` bytes.
+    """Answer the usual datagram, one request of the attached sender's, without fds on the way there or back.
+
+    It is the first `length` bytes.
 
     Returns the bytes alone where the connection goes on and no fds go with them; None for whatever else it may be,
     which `answer_datagram` knows, and a batch of one where the request goes on. What that checks holds here: the
@@ -93,7 +98,7 @@ def answer_usual(connection: Connection, view: memoryview, length: int) -> Outco
     fields = UNPACK(view)
     nr = fields[1]
     call = connection.call
-    if fields[0] != length or nr == ATTACH or call is None:
+    if fields[0] != length or nr in UNUSUAL or call is None:
         return None
     call.args = fields[2:]
     if length > REQUEST_BYTES:
@@ -293,7 +298,7 @@ class Batch:
         """Run one request that is not `attach`; returns whether the batch ends with it."""
         thread = self._connection.thread
         assert thread is not None
-        if not _may_run(request, self._room, self._answer_fds):
+        if not _may_run(self._connection, request, self._room, self._answer_fds):
             self._replies.append(wire.pack_reply(-errno.EMSGSIZE))
             return False
         if self._call is None:
@@ -325,11 +330,14 @@ class Batch:
         close_fds(self._answer_fds)
 
 
-def _may_run(request: wire.Request, room: int, fds: list[int]) -> bool:
+def _may_run(connection: Connection, request: wire.Request, room: int, fds: list[int]) -> bool:
     """Whether the reply is known beforehand to fit. A length over MAX_INLINE is the kernel's to refuse."""
     if request.nr == LOAD:
         return request.args[1] > wire.MAX_INLINE or _long_bytes(request.args[1]) <= room
-    return request.nr not in SENDS_FDS or len(fds) + FDS_OF_ONE_ANSWER <= wire.MAX_FDS
+    if request.nr not in SENDS_FDS:
+        return True
+    most = FDS_OF_ONE_ANSWER if request.nr == PERF_EVENT_OPEN else wire.MAX_FDS
+    return len(fds) + FDS_OF_ONE_ANSWER <= most and not connection.has_unread
 
 
 def _long_bytes(data_bytes: int) -> int:

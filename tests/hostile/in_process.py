@@ -56,6 +56,7 @@ class FakeConnection:
         self.thread: Thread | None = None
         self.call: Call | None = None
         self.reply_limit = wire.MAX_REPLY
+        self.has_unread = False
 
 
 class Drive:

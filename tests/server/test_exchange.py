@@ -238,6 +238,26 @@ def test_more_fds_than_an_answer_carries_are_emsgsize(server: ServerUnderTest) -
     assert open_fds() == before
 
 
+@pytest.mark.parametrize("behind", [b"", wire.pack_request(Nr.GETPID)], ids=["alone", "in a batch"])
+def test_who_does_not_read_gets_no_more_fds(server: ServerUnderTest, behind: bytes) -> None:
+    """Those on their way are in nobody's table, and on no account but ours."""
+    client = server.attached()
+    before = open_fds()
+    for _ in range(3):
+        client.send(wire.pack_request(Nr.RAM) + behind)
+        server.turn()
+    rets = []
+    for nr_fds in (1, 0, 0):
+        answer, fds, _flags, _address = socket.recv_fds(client.socket, 4096, 8)
+        assert len(fds) == nr_fds
+        rets.append(wire.unpack_replies(answer)[0].ret)
+        for fd in fds:
+            os.close(fd)
+    assert rets == [0, -errno.EMSGSIZE, -errno.EMSGSIZE]
+    assert client.call(Nr.RAM).ret == 0
+    assert open_fds() == before
+
+
 def test_answer_fds_are_closed_when_the_client_is_gone(server: ServerUnderTest) -> None:
     client = server.attached()
     client.send(wire.pack_request(Nr.RAM) * 2)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.server.connection import Datagram
+from kerneld.server.exchange import Outcome, answer_datagram
 from kerneld.syscalls.kernel import Sender
 from kerneld.syscalls.table import HANDLERS
 from kerneld.trace.fprobe import FPROBES
@@ -26,6 +29,8 @@ from shared.trace.events import (
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Nr
+from shared.wire import pack_request, unpack_replies
+from tests.hostile.in_process import FakeConnection
 from tests.syscalls.world import OTHER, ROOT, USER, Program, page
 from tests.trace.world import Trace, TracedWorld
 
@@ -314,3 +319,22 @@ def test_a_request_that_makes_very_many_records_does_not_gather_them_all(world: 
         world.tracing.flush()
         trace.records()
         assert trace.reader.lost > 10_000
+
+
+def test_a_datagram_opens_one_trace(world: TracedWorld) -> None:
+    """Its descriptors wait with the answer for as long as the client does not read: closed traces cost them too."""
+    user = world.attach(USER)
+    connection = FakeConnection(Sender(user.pid, USER, USER))
+    connection.thread = user.thread
+    attr = TraceAttr(("sched:*",), (), 1).pack()
+    requests = b"".join(
+        pack_request(Nr.PERF_EVENT_OPEN, (0,), attr) + pack_request(Nr.CLOSE, (handle,)) for handle in (1, 2, 3)
+    )
+    datagram = Datagram(memoryview(requests), connection.sender, [], False, False)
+    outcome = answer_datagram(world.kernel, cast(Any, connection), datagram, cast(Any, None), 60.0)
+    assert isinstance(outcome, Outcome)
+    for fd in outcome.fds:
+        os.close(fd)
+    assert len(outcome.fds) == 2
+    rets = [reply.ret for reply in unpack_replies(outcome.answer)]
+    assert rets == [1, 0, -errno.EMSGSIZE, -errno.EBADF, -errno.EMSGSIZE, -errno.EBADF]
