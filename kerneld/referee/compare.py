@@ -20,7 +20,7 @@ def find_difference(
 ) -> Difference | None:
     """Return the first difference after the operation `name`, or None; `before` is the states before it, if any.
 
-    `locked` says that the program has locked memory.
+    `locked` says that the program has locked memory, or else put pages into a processor's batches.
     """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)

@@ -18,8 +18,9 @@ from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.known import applying, following_host
 from kerneld.referee.outcome import Outcome, State
-from kerneld.referee.program import Program
+from kerneld.referee.program import Op, Program
 from kerneld.referee.simulated import Simulated
+from shared.uapi.mman import Madv
 
 
 class Divergence(NamedTuple):
@@ -77,11 +78,21 @@ class Match:
             locked = locked or any(
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )
+            locked = locked or _is_batched(op)
             difference = find_difference(op.name, *states, before, locked=locked)
             if difference is not None:
                 return Divergence(step, difference, *states)
             before = states
         return None
+
+
+def _is_batched(op: Op) -> bool:
+    """Tell whether an operation leaves pages in a processor's batches, as locking does.
+
+    Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree(), folio_deactivate().
+    """
+    position = {"madvise": 2, "process_madvise": 3}.get(op.name)
+    return position is not None and op.args[position] in (Madv.FREE, Madv.COLD)
 
 
 @contextlib.contextmanager
