@@ -15,8 +15,10 @@ the descriptor's link. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.fs.open_file import is_in_memory
@@ -41,13 +43,18 @@ class Mounts:
         self._spare = _open_spare()
 
     def look(self) -> None:
-        """See what is mounted now: to be called when a descriptor has come, whose mount cannot go from then on."""
+        """See what is mounted now: to be called when a descriptor has come, whose mount cannot go from then on.
+
+        Where that cannot be seen no mount is known.
+        """
         try:
-            text = _MOUNTINFO.read_text(errors="surrogateescape")
+            text = _read_mountinfo()
         except OSError:
-            os.close(self._spare)
-            text = _MOUNTINFO.read_text(errors="surrogateescape")
-            self._spare = _open_spare()
+            with self._with_spare():
+                try:
+                    text = _read_mountinfo()
+                except OSError:
+                    text = ""
         # proc(5), /proc/pid/mountinfo: the mount's number comes first, its type behind the lone dash.
         self._fstypes = {
             int(line.split(" ", 1)[0]): line.partition(" - ")[2].split(" ", 1)[0] for line in text.splitlines()
@@ -67,13 +74,21 @@ class Mounts:
         except OSError:
             pass
         # A client has sent so many that there is none left to look with, but for this one.
-        os.close(self._spare)
+        with self._with_spare():
+            try:
+                return self._may_wait(fd)
+            except OSError:
+                return True
+
+    @contextlib.contextmanager
+    def _with_spare(self) -> Iterator[None]:
+        """Let go of the spare descriptor for a moment; where it does not come back there is none until it does."""
+        self.close()
         try:
-            return self._may_wait(fd)
-        except OSError:
-            return True
+            yield
         finally:
-            self._spare = _open_spare()
+            with contextlib.suppress(OSError):
+                self._spare = _open_spare()
 
     def _may_wait(self, fd: int) -> bool:
         fstype = self.find_fstype(fd)
@@ -90,7 +105,13 @@ class Mounts:
 
     def close(self) -> None:
         """Close what is kept for looking."""
-        os.close(self._spare)
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
+
+
+def _read_mountinfo() -> str:
+    return _MOUNTINFO.read_text(errors="surrogateescape")
 
 
 def _open_spare() -> int:

@@ -15,6 +15,8 @@ from kerneld.fs.mounts import Mounts
 
 _MAX_LINKS = 40
 """Linux v6.8 include/linux/namei.h: MAXSYMLINKS."""
+_MAX_NAMES = 4096
+"""As many as the longest path has names, and one long link more: each costs us what a hundred cost Linux."""
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -22,17 +24,20 @@ def open_look(path: str, mounts: Mounts) -> int:
     """Return an O_PATH descriptor of what stands at an absolute path; nothing is opened by that.
 
     Raises SysError(EACCES) where a name or the end of it lies on a file system that may make us wait, SysError(ELOOP)
-    with too many links, OSError for what else the host says.
+    with too many links or names, OSError for what else the host says.
     """
     mounts.look()
     at = os.open("/", _LOOK)
     names = path.split("/")[::-1]
-    nr_links = 0
+    nr_links = nr_names = 0
     try:
         while names:
             name = names.pop()
             if name in ("", "."):
                 continue
+            nr_names += 1
+            if nr_names > _MAX_NAMES:
+                raise SysError(errno.ELOOP)
             found = os.open(name, _LOOK, dir_fd=at)
             try:
                 fstype = mounts.find_fstype(found)

@@ -120,3 +120,40 @@ def test_a_look_goes_where_open_goes(mounts: Mounts, tmp_path: Path) -> None:
             open_look(f"{tmp_path}/{name}", mounts)
         assert refused.value.errno == code
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_any_descriptor_nothing_is_taken_for_harmless(
+    mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole host is out of them: what is kept for looking goes to somebody else, and is not ours to close again."""
+    (tmp_path / "file").write_bytes(b"x")
+    file, memory = os.open(tmp_path / "file", os.O_RDONLY), os.memfd_create("memory")
+    kept = mounts._spare
+
+    def refuse(*_args: object, **_kwargs: object) -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        patch.setattr(Path, "read_text", refuse)
+        mounts.look()
+        assert mounts.may_wait(file)
+        assert mounts.may_wait(memory)
+        others = os.dup2(file, kept)
+        mounts.look()
+        assert mounts.may_wait(file)
+        os.fstat(others)
+    mounts.look()
+    assert not mounts.may_wait(file)
+    assert not mounts.may_wait(memory)
+    close_fds([file, memory, others])
+
+
+def test_a_path_of_very_many_names_is_given_up(mounts: Mounts, tmp_path: Path) -> None:
+    """Each name is looked at by itself, and links can make a path forty times as long as one may be."""
+    (tmp_path / "d").mkdir()
+    target = "d/../" * 800
+    for number in range(39):
+        (tmp_path / f"{number}").symlink_to(target + ("." if not number else f"{number - 1}"))
+    assert fails(errno.ELOOP, open_look, f"{tmp_path}/38", mounts)
+    close_fds([open_look(f"{tmp_path}/{'d/../' * 500}0", mounts)])
