@@ -7,8 +7,10 @@ the host's, so whoever asked has to look at the file. Knows no file beyond its d
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
+import termios
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,7 +19,7 @@ NO_WATCH = -1
 _IN_MODIFY, _IN_Q_OVERFLOW = 0x2, 0x4000
 """Linux v6.8 include/uapi/linux/inotify.h; a truncation is a modification."""
 _EVENT = struct.Struct("=iIII")
-_READ_BYTES = 1 << 16
+_COUNT = struct.Struct("=i")
 
 
 @cache
@@ -48,14 +50,16 @@ class Inotify:
             _libc()("inotify_rm_watch")(self.fd, watch)
 
     def read(self) -> set[int] | None:
-        """Return the watches that have news since the last call; None: some was lost, so any may have."""
+        """Return the watches that have news since the last call; None: some was lost, so any may have.
+
+        What comes while it reads is for the next call: whoever writes without end would keep us here.
+        """
         watches: set[int] = set()
         is_lost = False
-        while self.fd >= 0:
-            try:
-                data = os.read(self.fd, _READ_BYTES)
-            except BlockingIOError:
-                break
+        left = self._unread_bytes()
+        while left > 0:
+            data = os.read(self.fd, left)
+            left -= len(data)
             offset = 0
             while offset < len(data):
                 watch, mask, _, name_bytes = _EVENT.unpack_from(data, offset)
@@ -64,6 +68,12 @@ class Inotify:
                 if mask & _IN_MODIFY:
                     watches.add(watch)
         return None if is_lost else watches
+
+    def _unread_bytes(self) -> int:
+        if self.fd < 0:
+            return 0
+        (count,) = _COUNT.unpack(fcntl.ioctl(self.fd, termios.FIONREAD, bytes(_COUNT.size)))
+        return int(count)
 
     def close(self) -> None:
         """End the instance and every watch of it."""

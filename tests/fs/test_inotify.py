@@ -55,6 +55,32 @@ class TestInotify:
         os.truncate(paths[0], 0)
         assert inotify.read() == {watches[0]}
 
+    def test_who_never_stops_writing_does_not_keep_us_reading(
+        self, inotify: Inotify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"content")
+        fd = os.open(path, os.O_RDWR)
+        watch = inotify.add_watch(fd)
+        read = os.read
+        nr_reads = 0
+
+        def read_while_others_write(of: int, length: int) -> bytes:
+            nonlocal nr_reads
+            nr_reads += 1
+            assert nr_reads < 10
+            data = read(of, length)
+            os.pwrite(fd, b"x", 0)
+            return data
+
+        os.pwrite(fd, b"x", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "read", read_while_others_write)
+            assert inotify.read() == {watch}
+        assert is_readable(inotify)
+        assert inotify.read() == {watch}
+        os.close(fd)
+
     def test_a_memory_file(self, inotify: Inotify) -> None:
         fd = os.memfd_create("m")
         watch = inotify.add_watch(fd)
