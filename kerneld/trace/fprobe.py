@@ -80,6 +80,10 @@ class Fprobes:
         if not site.wraps:
             del self._sites[probe.function]
 
+    def defined(self, function: Any) -> Any:
+        """Return the function as it was defined that another one stands in for; anything else as it is."""
+        return self._defined.get(function, function) if isinstance(function, FunctionType) else function
+
     @property
     def functions(self) -> list[Function]:
         """The functions that are wrapped now, as they were defined."""

@@ -22,6 +22,7 @@ from time import monotonic_ns
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
+from kerneld.trace.fprobe import FPROBES
 from shared.trace.events import FTRACE, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION
 from shared.trace.glob import compile_glob
 
@@ -179,7 +180,8 @@ def available_filter_functions() -> Iterator[bytes]:
             continue
         for value in list(vars(module).values()):
             for held in vars(value).values() if inspect.isclass(value) else (value,):
-                function = inspect.unwrap(getattr(held, "fget", None) or getattr(held, "__func__", held))
+                found = getattr(held, "fget", None) or getattr(held, "__func__", held)
+                function = inspect.unwrap(FPROBES.defined(found))
                 if inspect.isfunction(function) and function.__module__ == name:
                     yield function.__qualname__.encode()
 

@@ -284,6 +284,14 @@ class TestAttr:
             unpack_attr(TraceAttr(("*",), (), 1, (), ("x" * (MAX_GLOB_BYTES + 1),)).pack())
 
 
+def test_a_function_that_a_trace_has_wrapped_has_its_name(world: TracedWorld) -> None:
+    """Two people look at one machine: one at events, the other at the functions that these hang on."""
+    before = set(available_filter_functions())
+    with world.trace("*", "machine:*", "kmem:*"):
+        assert set(available_filter_functions()) == before
+    assert {b"exc_page_fault", b"PteOps.map_page", b"run"} <= before
+
+
 def test_globs_that_have_been_asked_for_are_not_kept(world: TracedWorld) -> None:
     """Anybody may ask for any, and again for others."""
     user = world.attach(USER)
