@@ -72,8 +72,7 @@ class _Graph:
         ):
             return
         if self._function:
-            caller = frame.f_back
-            self._record(FUNCTION, monotonic_ns(), name, function_name(caller) if caller is not None else b"")
+            self._record(FUNCTION, monotonic_ns(), name, _caller_name(frame))
         # The last, so that the time is the function's and not ours.
         begun = monotonic_ns()
         if self._entry:
@@ -157,6 +156,14 @@ def function_name(frame: FrameType) -> bytes:
     if not module.startswith(_KERNEL) or module.startswith(_TRACER) or code.co_name.startswith("<"):
         return b""
     return code.co_qualname.replace("<locals>.", "").encode()[:_NAME_BYTES]
+
+
+def _caller_name(frame: FrameType) -> bytes:
+    """Return the name of the kernel's function that called one; what stands between while it is traced is passed by."""
+    caller = frame.f_back
+    while caller is not None and caller.f_globals.get("__name__", "").startswith(_TRACER):
+        caller = caller.f_back
+    return function_name(caller) if caller is not None else b""
 
 
 def _matches(name: bytes, globs: tuple[str, ...]) -> bool:

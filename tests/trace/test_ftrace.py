@@ -284,6 +284,14 @@ class TestAttr:
             unpack_attr(TraceAttr(("*",), (), 1, (), ("x" * (MAX_GLOB_BYTES + 1),)).pack())
 
 
+def test_who_calls_a_function_that_is_wrapped(world: TracedWorld, program: Program) -> None:
+    program.mmap(1, at=BASE)
+    with functions(world, ["exc_page_fault", "handle_mm_fault"], events=("ftrace:function",)) as trace:
+        program.store(BASE, b"x")
+        parents = {record.fields["func"]: record.fields["parent"] for record in trace.records()}
+    assert parents == {"exc_page_fault": "_translate", "handle_mm_fault": "do_user_addr_fault"}
+
+
 def test_a_function_that_a_trace_has_wrapped_has_its_name(world: TracedWorld) -> None:
     """Two people look at one machine: one at events, the other at the functions that these hang on."""
     before = set(available_filter_functions())
