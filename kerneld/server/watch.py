@@ -6,6 +6,7 @@ Invariant: a process has a watch from its first attach until the kernel reports 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -69,7 +70,9 @@ class Watches:
         del self._by_pid[watch.process.pid]
         if watch.pidfd != NO_PIDFD:
             del self.by_pidfd[watch.pidfd]
-            self._epoll.unregister(watch.pidfd)
+            # One that could not be registered is not there.
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(watch.pidfd)
             os.close(watch.pidfd)
         log.debug("process gone", pid=watch.process.pid)
 

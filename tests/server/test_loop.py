@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -271,6 +273,28 @@ def test_an_unfinished_batch_ends_with_its_process(server: ServerUnderTest) -> N
     other.socket.close()
     child.let_go()
     assert open_fds() <= before
+
+
+def test_a_process_that_cannot_be_watched_costs_its_connection_alone(
+    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host gives a user only so many places in epolls (max_user_watches)."""
+    watches = server.loop.service.watches
+    epoll = watches._epoll
+    before = open_fds()
+    client = server.connect()
+
+    def refuse(_fd: int, _events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watches, "_epoll", SimpleNamespace(register=refuse, unregister=epoll.unregister))
+        client.send(wire.pack_request(Nr.ATTACH, (1, 0, 0)))
+        server.turn()
+        assert client.is_ended()
+    client.socket.close()
+    assert open_fds() == before
+    assert server.attached().call(Nr.GETPID).ret == os.getpid()
 
 
 def test_out_of_fds_a_connection_is_turned_away_and_the_loop_goes_on(server: ServerUnderTest) -> None:
