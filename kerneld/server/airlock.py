@@ -41,10 +41,14 @@ class Airlock:
         self._mounts = mounts
         self._closed: SimpleQueue[Client] = SimpleQueue()
         self._waiting: Counter[Client] = Counter()
+        self._unbegun: list[tuple[list[int], Client]] = []
+        """What no thread could be had for (RLIMIT_NPROC): tried again whenever descriptors come."""
 
     def admit(self, fds: list[int], peer: Sender) -> None:
         """Put a descriptor of /dev/null in the place of each one that might make us wait."""
         self._mounts.look()
+        if self._unbegun:
+            self._begin_again()
         slow = [at for at, fd in enumerate(fds) if self._mounts.may_wait(fd)]
         if not slow:
             return
@@ -54,7 +58,18 @@ class Airlock:
             fds[at] = _open_null()
         self._waiting[client] += len(waiting)
         log.info("descriptors of files that may not answer, of sockets or devices", pid=peer.pid, count=len(waiting))
-        threading.Thread(target=self._close, args=(waiting, client), daemon=True).start()
+        self._begin(waiting, client)
+
+    def _begin(self, waiting: list[int], client: Client) -> None:
+        try:
+            threading.Thread(target=self._close, args=(waiting, client), daemon=True).start()
+        except RuntimeError:
+            self._unbegun.append((waiting, client))
+
+    def _begin_again(self) -> None:
+        unbegun, self._unbegun = self._unbegun, []
+        for waiting, client in unbegun:
+            self._begin(waiting, client)
 
     def _close(self, fds: list[int], client: Client) -> None:
         for fd in fds:
