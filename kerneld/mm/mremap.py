@@ -299,8 +299,10 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
                 stop = min(leaf.end, vaddr + PMD_SIZE - (vaddr + delta & PMD_SIZE - 1))
                 low = leaf.low + ((vaddr - leaf.start) >> PAGE_SHIFT)
                 count = (stop - vaddr) >> PAGE_SHIFT
+                # The new place gets a table wherever the old one has one, entries or not (Linux: move_page_tables()).
+                to_low = mm.page_table.ensure_pte(vaddr + delta)
                 if mm.has_entries(low, count):
-                    mm.move_entries(low, vaddr, mm.page_table.ensure_pte(vaddr + delta), vaddr + delta, count)
+                    mm.move_entries(low, vaddr, to_low, vaddr + delta, count)
                 vaddr = moved = stop
     except SysError:
         if delta:

@@ -6,11 +6,12 @@ from signal import SIGBUS, SIGSEGV
 
 import pytest
 
+from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mremap import do_mremap
 from kerneld.mm.populate import mm_populate
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK
-from shared.uapi.mman import Map, Mremap
+from shared.uapi.mman import Madv, Map, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (
     ANON,
@@ -382,3 +383,16 @@ class TestOldSizeZero:
         assert remap(mm, 0, 0, 1, TO, page(8)) == page(8)
         assert load(mm, page(8)) == b"x"
         assert [(at, pages) for at, pages, _ in layout(mm)] == [(0, 1), (8, 1)]
+
+
+def test_an_empty_table_has_one_at_the_new_place(mm: MmStruct) -> None:
+    """Source: Linux v6.8 mm/mremap.c:move_page_tables(): whether the old table holds an entry is not asked."""
+    mmap(mm, 2, at=page(0))
+    store(mm, page(0), b"x")
+    do_madvise(mm, page(0), 2 * PAGE_SIZE, Madv.DONTNEED)
+    tables = mm.page_table.table_pages
+    to = page(0) + 5 * PMD_SIZE
+    do_mremap(mm, page(0), 2 * PAGE_SIZE, 2 * PAGE_SIZE, TO, to, privileged=False)
+    assert mm.page_table.find_pte(to) is not None
+    # The old one has gone with the last mapping in its 2 MiB.
+    assert mm.page_table.table_pages == tables
