@@ -27,7 +27,9 @@ def straced(daemon: Daemon, target: Client, *options: str) -> Iterator[subproces
         try:
             assert tracer.stdout is not None
             os.set_blocking(tracer.stdout.fileno(), False)
-            while not tracer.stdout.readline():
+            line = ""
+            # What cannot be waited for may come in pieces.
+            while not (line := line + tracer.stdout.readline()).endswith("\n"):
                 assert tracer.poll() is None, tracer.communicate()
                 target.p.getppid()
             os.set_blocking(tracer.stdout.fileno(), True)

@@ -60,10 +60,11 @@ def fork_as(pid: int, run: Callable[[], int]) -> int:
     pytest.skip("the pid is taken by others on this host each time")
 
 
-def leave_behind(daemon: Daemon, before_the_end: Callable[[RawThread], object]) -> tuple[int, int]:
-    """Have a process attach, store something and be killed while a child of its holds the socket.
+@contextlib.contextmanager
+def left_behind(daemon: Daemon, before_the_end: Callable[[RawThread], object]) -> Iterator[int]:
+    """Have a process attach, store something and be killed while a child of its holds the socket; yields its pid.
 
-    Returns its pid and a pipe's end that keeps the holder alive.
+    The holder, which has our descriptors too, ends with the block, a skip included.
     """
     read_fd, write_fd = os.pipe()
     ready_read, ready_write = os.pipe()
@@ -84,7 +85,10 @@ def leave_behind(daemon: Daemon, before_the_end: Callable[[RawThread], object]) 
     os.waitpid(pid, 0)
     os.close(ready_read)
     os.close(ready_write)
-    return pid, write_fd
+    try:
+        yield pid
+    finally:
+        os.close(write_fd)
 
 
 def test_the_next_of_a_pid_begins_anew(daemon: Daemon) -> None:
@@ -92,41 +96,34 @@ def test_the_next_of_a_pid_begins_anew(daemon: Daemon) -> None:
         address = raw.call(MMAP, 0x10000000, PAGE, 3, 0x32, -1, 0).ret
         assert raw.call(STORE, address, 6, data=b"secret").ret == 6
 
-    pid, holder = leave_behind(daemon, store)
-
-    def look() -> int:
+    def look(pid: int) -> int:
         raw = RawThread()
         if raw.attach(str(daemon.path)) != pid or raw.call(GETPID).ret != pid:
             return 1
         reply = raw.call(LOAD, 0x10000000, 6)
         return 0 if (reply.ret, reply.signo) == (0, signal.SIGSEGV) else 2
 
-    assert fork_as(pid, look) == 0
-    with contextlib.suppress(OSError):
-        os.close(holder)
+    with left_behind(daemon, store) as pid:
+        assert fork_as(pid, lambda: look(pid)) == 0
 
 
 def test_rights_that_one_gave_up_the_next_has(daemon: Daemon) -> None:
     """setuid is for good, but for that process: its pid's next owner has done nothing."""
-    pid, holder = leave_behind(daemon, lambda raw: raw.call(SETUID, 1234))
 
     def look() -> int:
         raw = RawThread()
         raw.attach(str(daemon.path))
         return 0 if raw.call(GETUID).ret == os.getuid() else 1
 
-    assert fork_as(pid, look) == 0
-    os.close(holder)
+    with left_behind(daemon, lambda raw: raw.call(SETUID, 1234)) as pid:
+        assert fork_as(pid, look) == 0
 
 
 def test_a_token_is_not_inherited_by_the_next_of_the_parents_pid(daemon: Daemon) -> None:
     """The parent has gone and its pid comes again: a child of the new one cannot take the old one's memory."""
     read_fd, write_fd = os.pipe()
-    pid, holder = leave_behind(daemon, lambda raw: os.write(write_fd, raw.call(CLONE).ret.to_bytes(8, "little")))
-    token = int.from_bytes(os.read(read_fd, 8), "little")
-    assert token > 0
 
-    def take() -> int:
+    def take(token: int) -> int:
         raw = RawThread()
         raw.attach(str(daemon.path))
         child = os.fork()
@@ -134,6 +131,9 @@ def test_a_token_is_not_inherited_by_the_next_of_the_parents_pid(daemon: Daemon)
             os._exit(0 if RawThread().attach(str(daemon.path), token=token) == -errno.EINVAL else 1)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    assert fork_as(pid, take) == 0
-    for fd in (holder, read_fd, write_fd):
+    with left_behind(daemon, lambda raw: os.write(write_fd, raw.call(CLONE).ret.to_bytes(8, "little"))) as pid:
+        token = int.from_bytes(os.read(read_fd, 8), "little")
+        assert token > 0
+        assert fork_as(pid, lambda: take(token)) == 0
+    for fd in (read_fd, write_fd):
         os.close(fd)
