@@ -16,9 +16,8 @@ from pathlib import Path
 
 import click
 
-from kerneld.failure import Commands, Failure, Status
+from kerneld.failure import Commands, Failure, Status, client_failures
 from kerneld.start import socket_option, start
-from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 from shared.client.path import default_socket_path
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -276,15 +275,8 @@ def read_proc(path: str, name: str, if_missing: str = "this kerneld has no such 
 def as_failures(name: str, if_missing: str) -> Iterator[None]:
     """Turn what the client library raises into the one line and the status that people get."""
     try:
-        yield
-    except KerneldUnavailable as error:
-        # The library says why in words; the errno behind them tells a locked door from an empty house.
-        is_locked = isinstance(error.__context__, PermissionError)
-        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
-    except KerneldGone as error:
-        raise Failure(Status.DAEMON_GONE, str(error)) from None
-    except KerneldError as error:
-        raise Failure(Status.FAILED, str(error)) from None
+        with client_failures():
+            yield
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise Failure(Status.NO_PROCESS, if_missing) from None

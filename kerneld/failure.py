@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from importlib import import_module
 from typing import Any
 
 import click
+
+from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
 
 OWN_OPTIONS = ("-h", "--help", "--version")
 
@@ -91,6 +94,21 @@ class Commands(click.Group):
             # A bug of ours; the daemon's log has the traceback, people get a line.
             status = say(f"internal error: {type(error).__name__}: {error}", Status.FAILED)
         sys.exit(status)
+
+
+@contextlib.contextmanager
+def client_failures() -> Iterator[None]:
+    """Turn what the client library raises of its own into one line and a status; an OSError goes through."""
+    try:
+        yield
+    except KerneldUnavailable as error:
+        # The library says why in words; the errno behind them tells a locked door from an empty house.
+        is_locked = isinstance(error.__context__, PermissionError)
+        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
+    except KerneldGone as error:
+        raise Failure(Status.DAEMON_GONE, str(error)) from None
+    except KerneldError as error:
+        raise Failure(Status.FAILED, str(error)) from None
 
 
 def say(message: str, status: int) -> int:

@@ -16,11 +16,12 @@ import click
 from kerneld.failure import Status
 from kerneld.start import Size, socket_option
 from kerneld.trace_command import WHY, Follower, opened, run, stop_signals
+from kerneld.trace_writer import LineWriter
 from shared.client.path import default_socket_path
 from shared.trace.events import FUNCGRAPH_EXIT, FUNCTION
 from shared.trace.graph_text import FUNCTION_HEADER, GRAPH_HEADER, Graph, function_line, plain_name
-from shared.trace.record import Comm, Lost, Record
-from shared.trace.text import Names, lost_line
+from shared.trace.record import Lost, Record
+from shared.trace.text import lost_line
 
 _WHY = {
     **WHY,
@@ -88,31 +89,18 @@ def ftrace(
             follow.end()
 
 
-class _Writer:
+class _Writer(LineWriter):
     """What both formats share."""
 
     header = ""
 
     def __init__(self, file: IO[str], *, classes: bool) -> None:
-        self._file = file
+        super().__init__(file)
         self._classes = classes
-        self._names = Names()
 
     def begin(self) -> None:
         """The trace is open."""
         print(self.header, file=self._file, flush=True)
-
-    def name(self, comm: Comm) -> None:
-        """A process has this name from here on."""
-        self._names.note(comm)
-
-    def flush(self) -> None:
-        """Nothing more has come for now."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        self._file.flush()
 
 
 class FunctionWriter(_Writer):

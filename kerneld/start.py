@@ -10,12 +10,15 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
 from kerneld.failure import Failure, Status
 from shared.client.path import default_socket_path
+
+if TYPE_CHECKING:
+    from kerneld.server.daemon import DaemonConfig
 
 PAGE_SIZE = 4096
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -37,6 +40,30 @@ class Size(click.ParamType[int]):
         if size_bytes % PAGE_SIZE:
             self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)
         return size_bytes
+
+
+class MachineOptions(TypedDict):
+    """What the command line says of the machine and its clients: sizes in bytes, the interval in milliseconds."""
+
+    ram: int
+    swap: int
+    overcommit_memory: int
+    overcommit_ratio: int
+    max_map_count: int
+    mmap_min_addr: int
+    log_format: str
+    log_level: str
+    max_clients: int
+    max_threads: int
+    max_user_clients: int
+    max_files: int
+    max_user_files: int
+    allow_network_files: bool
+    host_targets: bool | None
+    host_interval: float
+    thp: str
+    trace_buffer: int
+    check_invariants: bool
 
 
 socket_option = click.option(
@@ -164,80 +191,67 @@ Examples:
     help="The largest buffer of a trace; without privilege a sixteenth of it. [256M]",
 )
 @click.option("--check-invariants", is_flag=True, hidden=True)
-def start(
-    ram: int,
-    swap: int,
-    overcommit_memory: int,
-    overcommit_ratio: int,
-    max_map_count: int,
-    mmap_min_addr: int,
-    socket_path: str | None,
-    detach: bool,
-    log_format: str,
-    log_level: str,
-    max_clients: int,
-    max_threads: int,
-    max_user_clients: int,
-    max_files: int,
-    max_user_files: int,
-    allow_network_files: bool,
-    host_targets: bool | None,
-    host_interval: float,
-    thp: str,
-    allow_group: str | None,
-    trace_buffer: int,
-    check_invariants: bool,
-) -> None:
+def start(socket_path: str | None, detach: bool, allow_group: str | None, **options: Unpack[MachineOptions]) -> None:
     """Serve, or have a child serve in the background."""
     path = os.path.abspath(socket_path or default_socket_path())
     gid = get_gid(allow_group) if allow_group is not None else None
-
-    def serve(on_ready: Callable[[], None]) -> None:
-        # One thread is all there is: spare the start the pool that numpy's algebra would make.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # The arrays of frames are as sparse as the RAM that they describe: not in pages of 2 MiB.
-        os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
-        # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
-        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-        from kerneld.fs.file_limits import FileRules  # noqa: PLC0415
-        from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415
-        from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
-        from kerneld.server.door import ClientLimits  # noqa: PLC0415
-        from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
-        from kerneld.syscalls.kernel import HostTargets  # noqa: PLC0415
-
-        allowed = {None: HostTargets.ASKED, True: HostTargets.ALWAYS, False: HostTargets.NEVER}[host_targets]
-        logs.configure(logs.LogFormat(log_format), log_level)
-        try:
-            limits = ClientLimits(max_clients, max_threads, max_user_clients)
-            sysctl = Sysctl(max_map_count, mmap_min_addr, overcommit_memory, overcommit_ratio, TransparentHugepage(thp))
-            files = FileRules(max_files, max_user_files, allow_network_files)
-            config = daemon.DaemonConfig(
-                path,
-                ram,
-                limits,
-                check_invariants,
-                allowed,
-                host_interval / 1000,
-                swap,
-                sysctl,
-                files,
-                gid,
-                trace_buffer,
-            )
-            daemon.run(config, on_ready)
-        except AlreadyRunning as error:
-            raise Failure(Status.FAILED, str(error)) from None
-        except (SocketPathError, daemon.MachineError) as error:
-            raise Failure(Status.CANNOT_START, str(error)) from None
-        except daemon.Panic as error:
-            hint = f" (kerneld inspect-dump {error.dump})" if error.dump else ""
-            raise Failure(Status.FAILED, f"kernel panic: {error}{hint}") from None
-
     if detach:
-        start_in_background(path, gid, serve)
+        start_in_background(path, gid, lambda on_ready: serve(path, gid, options, on_ready))
     else:
-        serve(lambda: None)
+        serve(path, gid, options, lambda: None)
+
+
+def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callable[[], None]) -> None:
+    """Be the daemon until it is told to end; `on_ready` is called once it accepts connections. Raises Failure."""
+    # One thread is all there is: spare the start the pool that numpy's algebra would make.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # The arrays of frames are as sparse as the RAM that they describe: not in pages of 2 MiB.
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
+    # structlog takes rich in wherever it is installed, for colours that the log does not use: half of the start.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    from kerneld.server import daemon, logs  # noqa: PLC0415  (numpy, structlog)
+    from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
+
+    logs.configure(logs.LogFormat(options["log_format"]), options["log_level"])
+    try:
+        daemon.run(get_config(path, gid, options), on_ready)
+    except AlreadyRunning as error:
+        raise Failure(Status.FAILED, str(error)) from None
+    except (SocketPathError, daemon.MachineError) as error:
+        raise Failure(Status.CANNOT_START, str(error)) from None
+    except daemon.Panic as error:
+        hint = f" (kerneld inspect-dump {error.dump})" if error.dump else ""
+        raise Failure(Status.FAILED, f"kernel panic: {error}{hint}") from None
+
+
+def get_config(path: str, gid: int | None, options: MachineOptions) -> DaemonConfig:
+    """Return what the options come to."""
+    from kerneld.fs.file_limits import FileRules  # noqa: PLC0415
+    from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415
+    from kerneld.server.daemon import DaemonConfig  # noqa: PLC0415  (numpy, structlog)
+    from kerneld.server.door import ClientLimits  # noqa: PLC0415
+    from kerneld.syscalls.kernel import HostTargets  # noqa: PLC0415
+
+    allowed = {None: HostTargets.ASKED, True: HostTargets.ALWAYS, False: HostTargets.NEVER}[options["host_targets"]]
+    return DaemonConfig(
+        path,
+        options["ram"],
+        ClientLimits(options["max_clients"], options["max_threads"], options["max_user_clients"]),
+        options["check_invariants"],
+        allowed,
+        options["host_interval"] / 1000,
+        options["swap"],
+        Sysctl(
+            options["max_map_count"],
+            options["mmap_min_addr"],
+            options["overcommit_memory"],
+            options["overcommit_ratio"],
+            TransparentHugepage(options["thp"]),
+        ),
+        FileRules(options["max_files"], options["max_user_files"], options["allow_network_files"]),
+        gid,
+        options["trace_buffer"],
+    )
 
 
 def get_gid(group: str) -> int:

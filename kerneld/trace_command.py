@@ -19,10 +19,10 @@ from typing import IO
 
 import click
 
-from kerneld.failure import Failure, Status
+from kerneld.failure import Failure, Status, client_failures
 from kerneld.start import Size, socket_option
 from kerneld.trace_writer import EVERYTHING, WRITERS, Writer
-from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from shared.client.errors import KerneldGone
 from shared.client.path import default_socket_path
 from shared.trace.events import EVENTS, NAMED_ONLY, matching
 from shared.trace.record import Comm, Entry, Lost, Record
@@ -231,14 +231,8 @@ def is_hung_up(fd: int) -> bool:
 def as_failures(reasons: Mapping[int, tuple[Status, str]]) -> Iterator[None]:
     """Turn what opening a trace may raise into one line and a status."""
     try:
-        yield
-    except KerneldUnavailable as error:
-        is_locked = isinstance(error.__context__, PermissionError)
-        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
-    except KerneldGone as error:
-        raise Failure(Status.DAEMON_GONE, str(error)) from None
-    except KerneldError as error:
-        raise Failure(Status.FAILED, str(error)) from None
+        with client_failures():
+            yield
     except OSError as error:
         status, why = reasons.get(error.errno or 0, (Status.FAILED, f"cannot trace: {error.strerror}"))
         raise Failure(status, why) from None

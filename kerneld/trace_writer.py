@@ -29,24 +29,27 @@ class Writer(Protocol):
         """Nothing more comes; the file itself is its opener's to close."""
 
 
-class _Lines:
-    """A line for each record, seen at once."""
+class LineWriter:
+    """What writers of lines share: a line for each record, seen at once."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._names = Names()
 
     def name(self, comm: Comm) -> None:
+        """A process has this name from here on."""
         self._names.note(comm)
 
     def flush(self) -> None:
+        """Nothing more has come for now."""
         self._file.flush()
 
     def close(self) -> None:
+        """Nothing more comes."""
         self._file.flush()
 
 
-class TextWriter(_Lines):
+class TextWriter(LineWriter):
     """Lines as of trace_pipe."""
 
     def lost(self, lost: Lost) -> None:
@@ -58,7 +61,7 @@ class TextWriter(_Lines):
         print(text_line(record, self._names), file=self._file)
 
 
-class JsonWriter(_Lines):
+class JsonWriter(LineWriter):
     """One object a line."""
 
     def lost(self, lost: Lost) -> None:
