@@ -44,6 +44,7 @@ def open_exec(machine: Machine, path: Path, cred: Cred) -> None:
 def test_a_program_for_everybody(machine: Machine, program: Path, cred: Cred) -> None:
     open_path(machine, program, cred)
     open_exec(machine, program, cred)
+    assert len(machine.files) == 0
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ class TestMsync:
         for flags in (0, SYNC, ASYNC, INVALIDATE, SYNC | INVALIDATE):
             do_msync(mm, page(0), 2 * PAGE_SIZE, flags)
         do_msync(mm, page(5), 0, SYNC)
+        assert mm.map_count == 1
 
     def test_a_hole_does_not_keep_the_rest_from_the_file(self, machine: Machine, mm: MmStruct) -> None:
         file, backing = machine.new_file(b"x" * 2 * PAGE_SIZE)

@@ -258,6 +258,7 @@ class TestWillNeed:
     def test_shared_anonymous_memory(self, mm: MmStruct) -> None:
         mmap(mm, 1, RW, SHARED_ANON, at=BASE)
         advise(mm, 0, 1, Madv.WILLNEED)
+        assert entry(mm, BASE) == 0
 
 
 class TestRemove:

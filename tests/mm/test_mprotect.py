@@ -72,6 +72,7 @@ class TestErrors:
 
     def test_no_length_is_fine_wherever_it_is(self, mm: MmStruct) -> None:
         do_mprotect(mm, BASE, 0, 0x100)
+        assert layout(mm) == []
 
     def test_what_lies_before_a_hole_is_changed(self, mm: MmStruct) -> None:
         mmap(mm, 3, at=page(0))

@@ -70,6 +70,7 @@ class TestErrorsInOrder:
         for flags in (0, SYNC, ASYNC, INVALIDATE, SYNC | INVALIDATE, ASYNC | INVALIDATE):
             do_msync(mm, BASE, 0, flags)
             do_msync(mm, BASE, (1 << 64) - 1, flags)
+        assert mm.map_count == 0
 
     def test_invalidate_of_locked_memory(self, machine: Machine, mm: MmStruct) -> None:
         backing = shared_file(machine, mm, 1)

@@ -34,6 +34,7 @@ def test_bad_arguments(mm: MmStruct, start: int, length: int) -> None:
 def test_nothing_there_is_fine(mm: MmStruct) -> None:
     do_munmap(mm, BASE, PAGE_SIZE)
     do_munmap(mm, 0, TASK_SIZE)
+    assert mm.map_count == 0
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def test_second_claim_is_refused_and_the_first_goes_on(private_dir: Path) -> Non
 
 def test_two_sockets_share_a_directory(private_dir: Path) -> None:
     first, second = claim(str(private_dir / "a.sock")), claim(str(private_dir / "b.sock"))
+    for name in ("a.sock", "b.sock"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            assert client.connect_ex(str(private_dir / name)) == 0
     first.release()
     second.release()
 

@@ -23,7 +23,14 @@ def connection() -> Iterator[tuple[int, int]]:
 
 
 def test_a_delay_of_nothing_does_not_wait(connection: tuple[int, int]) -> None:
-    DelayPace(0, connection[0]).wait(3)
+    os.close(connection[1])
+    try:
+        DelayPace(0, connection[0]).wait(3)
+        looked = False
+    except KerneldGone:
+        # Who waits sees that the connection has ended.
+        looked = True
+    assert not looked
 
 
 def test_a_delay_ends_when_kerneld_goes_away(connection: tuple[int, int]) -> None:
