@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from kerneld.server.connection import Connection
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
+from kerneld.server.pipe_watch import PipeWatch
 from kerneld.server.service import Service
 from shared.spin import Spin
 
@@ -59,6 +60,7 @@ class Loop:
         self._epoll.register(stop_fd, select.EPOLLIN)
         if kernel.file_changes_fd >= 0:
             self._epoll.register(kernel.file_changes_fd, select.EPOLLIN)
+        self._pipes = PipeWatch(kernel, self._epoll)
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
         self._tends = False
         """Whether the host is to be looked at between requests."""
@@ -124,6 +126,8 @@ class Loop:
                 self._kernel.files_changed()
             elif fd == self._host.pidfd:
                 self._host.end()
+            elif fd == self._pipes.fd:
+                self._pipes.tend()
             elif fd == self._stop_fd:
                 self._is_stopping = True
             else:
@@ -138,4 +142,5 @@ class Loop:
         """Close every connection and every fd of the loop; the listener stays its owner's."""
         self.service.close()
         self._host.close()
+        self._pipes.close()
         self._epoll.close()

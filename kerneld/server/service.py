@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel, Sender
     from shared import wire
 
-OTHER_FDS = 4
-"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, changes of files."""
+OTHER_FDS = 5
+"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, changes of files, the
+readers of traces."""
 LEAST_SLICE_SECONDS = 0.0005
 BROKEN = select.EPOLLHUP | select.EPOLLERR
 

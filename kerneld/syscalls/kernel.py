@@ -95,8 +95,21 @@ class TraceCalls(Protocol):
     def reap(self) -> None:
         """Close the traces whose thread has ended."""
 
+    def reader_gone(self, pipe: int) -> None:
+        """Nobody holds the other end of the pipe any more that wakes a trace's reader."""
+
     def shutdown(self) -> None:
         """Close every trace."""
+
+
+class PipeWatch(Protocol):
+    """What the kernel knows of the server: it tells when the readers of pipes are gone (`TraceCalls.reader_gone`)."""
+
+    def add(self, pipe: int) -> None:
+        """Watch the writing end of a pipe. Raises OSError."""
+
+    def remove(self, pipe: int) -> None:
+        """Watch it no longer."""
 
 
 class Kernel:
@@ -139,6 +152,8 @@ class Kernel:
         """Puts `tracing` in when it is first needed; None where it never is."""
         self.tracing: TraceCalls | None = None
         """Put in by whoever builds a machine that can be traced: `kerneld.trace`."""
+        self.pipe_watch: PipeWatch | None = None
+        """Put in by the server, while there is one."""
 
     def _out_of_memory(self) -> bool:
         """Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_may_oom(): who is dying fails at once."""

@@ -1,10 +1,10 @@
 """The kernel's side of a ring: writes whole records, waits for nobody, believes the reader nothing.
 
-Owns the memory file, its mapping and the pipe that wakes the reader. All that the reader can reach is its own copy: the
-head, the count of the lost and the size are kept here and only ever written there. Its tail is taken for what it
-claims, as long as that can be so: a wrong one costs the reader records and the kernel nothing. The file is sealed
-against being cut, so that no store here can fail; the pipe has two ends of their own, so that no flag that the reader
-sets makes a write wait.
+Owns the memory file's mapping and the pipe that wakes the reader, also after the last record. All that the reader can
+reach is its own copy: the head, the count of the lost and the size are kept here and only ever written there. Its tail
+is taken for what it claims, as long as that can be so: a wrong one costs the reader records and the kernel nothing. The
+file is sealed against being cut, so that no store here can fail; the pipe has two ends of their own, so that no flag
+that the reader sets makes a write wait.
 
 Answers to Linux v6.8 kernel/events/ring_buffer.c: perf_output_begin(), perf_output_wakeup().
 """
@@ -54,9 +54,9 @@ class Ring:
             undo.callback(os.close, self._fd)
             os.ftruncate(self._fd, HEADER_BYTES + self._size)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
-            self._reader_end, self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._reader_end, self.pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             undo.callback(os.close, self._reader_end)
-            undo.callback(os.close, self._pipe)
+            undo.callback(os.close, self.pipe)
             self._map = mmap.mmap(self._fd, HEADER_BYTES + self._size)
             undo.pop_all()
         view = memoryview(self._map)
@@ -125,21 +125,32 @@ class Ring:
     def _wake(self) -> None:
         self._words[SLEEPING] = 0
         try:
-            os.write(self._pipe, b"\0")
+            os.write(self.pipe, b"\0")
         except BlockingIOError:
             pass  # Full: there is enough in it to wake anybody.
         except OSError:
             raise ReaderGone from None
 
-    def close(self) -> None:
-        """Tell the reader that nothing more comes, and let go of it."""
+    def end(self) -> None:
+        """Tell the reader that nothing more comes; nothing may be written from then on. Once only."""
         if self._untold:
             with contextlib.suppress(ReaderGone):
                 self.write([])
         self._words[ENDED] = 1
+
+    def empty(self) -> None:
+        """Take the memory out of the file, whoever else has it open or mapped: its bytes are zeros from then on.
+
+        No seal forbids that. What is touched there again is on the account of whoever touches it (memory cgroups).
+        """
+        with contextlib.suppress(OSError):
+            self._map.madvise(mmap.MADV_REMOVE)
+
+    def close(self) -> None:
+        """Let go of it."""
         self._words.release()
         self._data.release()
         self._map.close()
-        for fd in (self._fd, self._reader_end, self._pipe):
+        for fd in (self._fd, self._reader_end, self.pipe):
             if fd >= 0:
                 os.close(fd)

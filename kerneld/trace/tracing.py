@@ -26,7 +26,8 @@ from kerneld.trace.fprobe import FPROBES, Fprobe
 from kerneld.trace.ftrace import FunctionTracer, all_name_functions
 from kerneld.trace.probe import PROBES, Probe
 from kerneld.trace.probes.rss import note_rss, tell_rss
-from kerneld.trace.ring import ReaderGone, Ring
+from kerneld.trace.ring import ReaderGone
+from kerneld.trace.rings import Rings
 from kerneld.trace.trace import Trace, may_see
 from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.attr import TraceAttr, unpack_attr
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from kerneld.trace.probes.shadow import SpteLog
     from shared.trace.event import Event
 
-MAX_TRACES = 32
-"""Open at once, of everybody."""
-MAX_USER_TRACES = 4
-"""Open at once by one user who is not the superuser."""
 MAX_RING_BYTES = 256 << 20
 _USER_SHARE = 16
 """Who is not the superuser may have a ring of a sixteenth of the largest (Linux: kernel.perf_event_mlock_kb)."""
@@ -72,6 +69,7 @@ class Tracing:
         self._ftrace = FunctionTracer(self)
         self._max_ring_bytes = max_ring_bytes
         self._traces: list[Trace] = []
+        self._rings = Rings(kernel)
         self._registered: dict[Probe, Fprobe] = {}
         self._owners: dict[int, int] = {}
         """The pid of the process that each address space is of, by its number."""
@@ -115,23 +113,21 @@ class Tracing:
 
         The caller closes the descriptors. Raises SysError(EINVAL) for no such events or functions or a ring of no such
         size, ENOSPC for one that is too large, ESRCH for no such process, EPERM for another user's or for everybody's
-        functions, EMFILE with too many traces open, ENOMEM where the host has no memory for the ring.
+        functions, EMFILE with too many rings that may still be read, ENOMEM where the host has no memory for the ring.
         """
         try:
             attr = unpack_attr(data)
         except (ValueError, UnicodeDecodeError):
             raise SysError(errno.EINVAL) from None
         events = self._check(thread, attr)
-        try:
-            ring = Ring(attr.data_pages)
-        except OSError:
-            raise SysError(errno.ENOMEM) from None
+        self._rings.check_room(thread.process)
+        ring = self._rings.make(thread.process, attr.data_pages)
         trace = Trace(self._next_handle, thread, events, attr.pids, ring)
         self._next_handle += 1
         try:
             self._attach(trace)
         except BaseException:
-            ring.close()
+            self._rings.free(ring)
             raise
         self._ftrace.open(trace, attr.functions, attr.graph_functions)
         _log.info("trace opened", pid=thread.process.pid, handle=trace.handle, events=len(events))
@@ -158,9 +154,6 @@ class Tracing:
             raise SysError(errno.EPERM)
         if not all_name_functions((*attr.functions, *attr.graph_functions)):
             raise SysError(errno.EINVAL)
-        of_user = sum(trace.owner.process.cred.uid == cred.uid for trace in self._traces)
-        if len(self._traces) >= MAX_TRACES or (not cred.superuser and of_user >= MAX_USER_TRACES):
-            raise SysError(errno.EMFILE)
         return tuple(found.values())
 
     def _attach(self, trace: Trace) -> None:
@@ -211,7 +204,7 @@ class Tracing:
         for event in trace.events:
             self.point(event).traces.remove(trace)
         self._update_probes()
-        trace.ring.close()
+        trace.ring.end()
         _log.info("trace closed", pid=trace.owner.process.pid, handle=trace.handle)
 
     def reap(self) -> None:
@@ -219,10 +212,20 @@ class Tracing:
         for trace in [trace for trace in self._traces if trace.owner not in trace.owner.process.threads]:
             self._end(trace)
 
+    def reader_gone(self, pipe: int) -> None:
+        """Nobody holds the other end of a ring's pipe any more: its trace ends, and its memory is given back."""
+        ring = self._rings.find(pipe)
+        if ring is None:
+            return
+        for trace in [trace for trace in self._traces if trace.ring is ring]:
+            self._end(trace)
+        self._rings.free(ring)
+
     def shutdown(self) -> None:
         """Close every trace."""
         for trace in list(self._traces):
             self._end(trace)
+        self._rings.shutdown()
 
     # What probes call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -15,12 +16,15 @@ from pathlib import Path
 import pytest
 
 from kerneld.failure import Status
+from kerneld.trace.rings import MAX_USER_RINGS
 from shared.client import Process
 from shared.client.trace import TraceSession
+from shared.trace.attr import TraceAttr
 from shared.trace.events import EVENTS, MM_FAULT, SYS_ENTER
 from shared.trace.record import Record
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
+from shared.uapi.syscalls import Nr
 from tests.server.daemons import KERNELD, environment, kerneld, running_daemon
 
 pytestmark = pytest.mark.timeout(120)
@@ -193,3 +197,21 @@ def test_a_program_traces_itself(client: Process) -> None:
     assert session.reader.is_ended
     session.close()
     client.munmap(address, 512 * PAGE_SIZE)
+
+
+def test_who_closes_the_pipe_alone_leaves_no_memory(daemon: tuple[Path, int], client: Process) -> None:
+    """The daemon hears of it without being asked anything about traces."""
+    kept = []
+    for _ in range(2 * MAX_USER_RINGS):
+        packed = TraceAttr(("raw_syscalls",), (), 16).pack()
+        memory = ctypes.create_string_buffer(packed, len(packed))
+        _reply, (ring, pipe) = client.call_for_fds(Nr.PERF_EVENT_OPEN, ctypes.addressof(memory), data=packed)
+        kept.append(ring)
+        client.getpid()
+        assert os.fstat(ring).st_blocks
+        os.close(pipe)
+        client.getpid()
+        assert not os.fstat(ring).st_blocks
+        assert not rings(daemon)
+    for ring in kept:
+        os.close(ring)

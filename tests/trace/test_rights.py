@@ -15,7 +15,7 @@ from kerneld.server.exchange import Outcome, answer_datagram
 from kerneld.syscalls.kernel import Sender
 from kerneld.syscalls.table import HANDLERS
 from kerneld.trace.fprobe import FPROBES
-from kerneld.trace.tracing import MAX_RING_BYTES, MAX_TRACES, MAX_USER_TRACES
+from kerneld.trace.tracing import MAX_RING_BYTES
 from shared.trace.attr import TraceAttr
 from shared.trace.events import (
     ACCESS_ENTER,
@@ -98,17 +98,6 @@ def test_whoever_has_another_group_is_another(world: TracedWorld) -> None:
         grouped.mmap(1, at=page(0))
         assert trace.records() == []
         assert set(trace.comms) == {user.pid}
-
-
-def test_how_many(world: TracedWorld) -> None:
-    user, root = world.attach(USER), world.attach(ROOT)
-    assert all(ask(user, "sched:*") > 0 for _ in range(MAX_USER_TRACES))
-    assert ask(user, "sched:*") == -errno.EMFILE
-    assert all(ask(root, "sched:*") > 0 for _ in range(MAX_TRACES - MAX_USER_TRACES))
-    assert ask(root, "sched:*") == -errno.EMFILE
-    world.kernel.process_died(user.process)
-    assert ask(root, "sched:*") > 0
-    world.kernel.process_died(root.process)
 
 
 def test_a_user_sees_its_own_processes_alone_and_no_frame_numbers(world: TracedWorld) -> None:

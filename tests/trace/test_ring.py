@@ -97,9 +97,10 @@ def test_losses_at_the_end_are_told_when_it_ends() -> None:
     both = Both()
     both.ring.write([record(number) for number in range(FIT + 3)])
     both.read()
-    both.ring.close()
+    both.ring.end()
     assert both.read() == [Lost(3)]
     assert both.reader.is_ended
+    both.ring.close()
     both.reader.close()
     both.words.release()
     both.map.close()

@@ -1,0 +1,68 @@
+"""The pipes that wake the readers of traces: the kernel is told when nobody can be woken any more.
+
+Owns an epoll of its own, inside the loop's, while there is a pipe: most machines are never traced. Knows of a trace the
+pipe alone. Invariant: what it watches is open; whoever closes a pipe has it removed before.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kerneld.syscalls.kernel import Kernel
+
+
+class PipeWatch:
+    """The loop's side of `Kernel.pipe_watch`."""
+
+    def __init__(self, kernel: Kernel, epoll: select.epoll) -> None:
+        self._kernel = kernel
+        self._outer = epoll
+        self._inner: select.epoll | None = None
+        self._pipes: set[int] = set()
+        self.fd = -1
+        """Readable, while there is one, when `tend` has something to do."""
+        kernel.pipe_watch = self
+
+    def add(self, pipe: int) -> None:
+        """Watch the writing end of a pipe. Raises OSError."""
+        inner = self._inner or self._open()
+        inner.register(pipe, 0)
+        self._pipes.add(pipe)
+
+    def _open(self) -> select.epoll:
+        inner = select.epoll()
+        try:
+            self._outer.register(inner.fileno(), select.EPOLLIN)
+        except OSError:
+            inner.close()
+            raise
+        self._inner, self.fd = inner, inner.fileno()
+        return inner
+
+    def remove(self, pipe: int) -> None:
+        """Watch it no longer."""
+        assert self._inner is not None
+        self._inner.unregister(pipe)
+        self._pipes.remove(pipe)
+        if not self._pipes:
+            self._close_inner()
+
+    def tend(self) -> None:
+        """Tell the kernel whose readers are gone."""
+        tracing = self._kernel.tracing
+        assert self._inner is not None
+        assert tracing is not None
+        for pipe, _ in self._inner.poll(0, len(self._pipes)):
+            tracing.reader_gone(pipe)
+
+    def _close_inner(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+            self._inner, self.fd = None, -1
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._kernel.pipe_watch = None
+        self._close_inner()
