@@ -28,6 +28,8 @@ from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
 from inspector.view import maps_json_line, maps_lines, page_json_line
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
+from shared.process_name import set_process_name
+from shared.standard_streams import open_standard_streams
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 
 HELP = """Watch a stretch of another process's page table, live.
@@ -133,6 +135,8 @@ def cli(
 
 def main() -> None:
     """Run the inspector and exit with its status."""
+    open_standard_streams()
+    set_process_name("inspector")
     # Outside of a watch there is nothing to close: Ctrl+C then is the plain end of a program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli(prog_name="inspector")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from shared.standard_streams import complain, discard_output
+
 
 class Status(IntEnum):
     """Exit statuses, as `inspector --help` lists them."""
@@ -42,9 +44,13 @@ class OneLineCommand(click.Command):
             status = super().main(*args, **kwargs)
         except click.ClickException as error:
             hint = " (inspector --help tells more)" if isinstance(error, click.UsageError) else ""
-            click.echo(f"inspector: {' '.join(error.format_message().split())}{hint}", err=True)
+            complain(f"inspector: {' '.join(error.format_message().split())}{hint}")
             sys.exit(error.status if isinstance(error, Failure) else error.exit_code)
         except click.Abort:
-            click.echo("inspector: interrupted", err=True)
+            complain("inspector: interrupted")
+            sys.exit(Status.FAILED)
+        except OSError as error:
+            complain(f"inspector: cannot write: {error.strerror}")
+            discard_output()
             sys.exit(Status.FAILED)
         sys.exit(status or Status.OK)

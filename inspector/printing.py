@@ -6,7 +6,6 @@ Owns what was printed before, for what has changed since. Knows no arguments.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -20,6 +19,7 @@ from inspector.session import NO_PFNS, Watch, has_process
 from inspector.table import Entry, diff
 from inspector.view import Print, json_line, text_lines
 from shared.client import KerneldGone
+from shared.standard_streams import discard_output
 from shared.uapi.shadowpt import Spte
 
 
@@ -102,8 +102,7 @@ def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
         raise
     except OSError as error:
         # What is left in the buffer would fail again when the interpreter ends.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        discard_output()
         raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
 
 

@@ -19,6 +19,8 @@ import click
 from kerneld.failure import Commands, Failure, Status, client_failures
 from kerneld.start import socket_option, start
 from shared.client.path import default_socket_path
+from shared.process_name import set_process_name
+from shared.standard_streams import open_standard_streams
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 PS_COLUMNS = ("PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND")
@@ -87,6 +89,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run kerneld's command line and exit with its status."""
+    open_standard_streams()
+    set_process_name("kerneld")
     # Until the daemon notes signals for itself there is nothing to undo: Ctrl+C is the plain end of a program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli(prog_name="kerneld")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import sys
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
@@ -13,8 +13,11 @@ from typing import Any
 import click
 
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from shared.standard_streams import complain, discard_output
 
 OWN_OPTIONS = ("-h", "--help", "--version")
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What only writing raises: where no file is named, it is the output that cannot be written."""
 
 
 class Status(IntEnum):
@@ -77,19 +80,20 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader of our output left (`kerneld ps | head`): nothing to say, and nothing to flush at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
             status = Status.FAILED
         except click.Abort:
             status = say("interrupted", Status.FAILED)
         except click.UsageError as error:
-            status = say(f"{error.format_message()} (kerneld --help tells more)", Status.USAGE)
+            of_command = error.ctx.command_path if error.ctx else "kerneld"
+            status = say(f"{error.format_message()} ({of_command} --help tells more)", Status.USAGE)
         except Failure as error:
             status = say(error.message, error.status)
         except click.ClickException as error:
             status = say(error.format_message(), Status.FAILED)
         except OSError as error:
-            what = f"{error.filename}: " if error.filename else ""
-            status = say(what + (error.strerror or str(error)), Status.FAILED)
+            status = say(_words_of(error), Status.FAILED)
+            discard_output()
         except Exception as error:
             # A bug of ours; the daemon's log has the traceback, people get a line.
             status = say(f"internal error: {type(error).__name__}: {error}", Status.FAILED)
@@ -113,5 +117,11 @@ def client_failures() -> Iterator[None]:
 
 def say(message: str, status: int) -> int:
     """Print one line on stderr; returns `status`."""
-    click.echo(f"kerneld: {' '.join(message.split())}", err=True)
+    complain(f"kerneld: {' '.join(message.split())}")
     return status
+
+
+def _words_of(error: OSError) -> str:
+    if error.filename:
+        return f"{error.filename}: {error.strerror or error}"
+    return f"cannot write: {error.strerror}" if error.errno in _OF_WRITING else error.strerror or str(error)

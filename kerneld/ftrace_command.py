@@ -15,7 +15,7 @@ import click
 
 from kerneld.failure import Status
 from kerneld.start import Size, socket_option
-from kerneld.trace_command import WHY, Follower, opened, run, stop_signals
+from kerneld.trace_command import WHY, Follower, ending, opened, run, stop_signals
 from kerneld.trace_writer import LineWriter
 from shared.client.path import default_socket_path
 from shared.trace.events import FUNCGRAPH_EXIT, FUNCTION
@@ -83,10 +83,8 @@ def ftrace(
         writer = GraphWriter(file, classes=classes) if graph else FunctionWriter(file, classes=classes)
         follow = CallFollower(writer, count)
         path = socket_path or default_socket_path()
-        try:
+        with ending(follow):
             run(path, events, pids, buffer, duration, follow, stopped, functions, graph_functions, _WHY)
-        finally:
-            follow.end()
 
 
 class _Writer(LineWriter):
@@ -153,6 +151,7 @@ class CallFollower(Follower):
 
     def begin(self) -> None:
         """Whoever sees the header knows that the trace is open."""
+        super().begin()
         self._header.begin()
 
     def _take_one(self, record: Record) -> None:

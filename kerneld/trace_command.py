@@ -81,11 +81,9 @@ def trace(
         return
     with opened(output) as file, stop_signals() as stopped:
         follow = Follower(WRITERS[form](file), count)
-        try:
-            wanted = globs or EVERYTHING.get(form, ("*",))
+        wanted = globs or EVERYTHING.get(form, ("*",))
+        with ending(follow):
             run(socket_path or default_socket_path(), wanted, pids, buffer, duration, follow, stopped)
-        finally:
-            follow.end()
 
 
 def check_globs(globs: tuple[str, ...]) -> None:
@@ -142,6 +140,7 @@ class Follower:
         self._writer = writer
         self._left = count
         self._totals: Counter[str] = Counter()
+        self.is_open = False
         self.lost = 0
 
     @property
@@ -151,6 +150,7 @@ class Follower:
 
     def begin(self) -> None:
         """The trace is open: whatever happens from now on is in it."""
+        self.is_open = True
 
     def take(self, entries: Iterator[Entry]) -> None:
         """Write what has come, as much of it as is wanted."""
@@ -175,6 +175,18 @@ class Follower:
         for name, number in self._totals.most_common():
             click.echo(f"{number:>10} {name}", err=True)
         click.echo(f"{self._totals.total():>10} events, {self.lost} lost", err=True)
+
+
+@contextlib.contextmanager
+def ending(follow: Follower) -> Iterator[None]:
+    """End what follows a trace, also where kerneld went away in between; not where it never began, or cannot write."""
+    try:
+        yield
+    except Failure:
+        if follow.is_open:
+            follow.end()
+        raise
+    follow.end()
 
 
 def run(

@@ -13,6 +13,8 @@ import click
 
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
 from shared.client.signals import die_of
+from shared.process_name import set_process_name
+from shared.standard_streams import complain, discard_output, open_standard_streams
 from target.failure import Failure, Interrupted, Status, raise_on_signals
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
 from target.scenario import Scenario
@@ -92,18 +94,27 @@ def cli(
 
 def main() -> NoReturn:
     """Run the target; the exit status, or the signal that ended it, is the process's."""
+    open_standard_streams()
+    set_process_name("target")
     try:
         raise_on_signals()
         status = cli.main(prog_name="target", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"target: {error.format_message()}", err=True)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        complain(f"target: {error.format_message()} (target --help tells more)")
         status = error.exit_code
     except Failure as failure:
-        click.echo(f"target: {failure}", err=True)
+        complain(f"target: {failure}")
         status = failure.status
     except Interrupted as interrupted:
-        click.echo(f"target: ended by {interrupted}", err=True)
+        complain(f"target: ended by {interrupted}")
         die_of(interrupted.signo)
+    except OSError as error:
+        # All others are a step's, or kerneld's: this one is of the output.
+        if not isinstance(error, BrokenPipeError):
+            complain(f"target: cannot write: {error.strerror}")
+        discard_output()
+        status = Status.FAILED
     sys.exit(status)
 
 
@@ -140,15 +151,14 @@ def attach(socket_path: str | None) -> Process:
 
 
 def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:
-    """Play `scenarios`, for ever with `loop`, in a directory that is gone afterwards. Raises Failure."""
+    """Play `scenarios`, for ever with `loop`; real files are made in the temporary directory. Raises Failure."""
     try:
-        with tempfile.TemporaryDirectory(prefix="kerneld-target-") as directory:
-            tour = Tour(Stage(process, Window(), Path(directory)), pace, say_to_stdout, socket_path)
-            tour.begin(any(scenario.in_window for scenario in scenarios))
-            for _round in count():
-                tour.play_all(scenarios)
-                if not loop:
-                    return
+        tour = Tour(Stage(process, Window(), Path(tempfile.gettempdir())), pace, say_to_stdout, socket_path)
+        tour.begin(any(scenario.in_window for scenario in scenarios))
+        for _round in count():
+            tour.play_all(scenarios)
+            if not loop:
+                return
     except EndOfInput:
         click.echo("The input has ended, and the tour with it.")
     except BrokenPipeError:

@@ -22,11 +22,21 @@ from typing import NoReturn
 import click
 
 from shared.client.signals import die_of
+from shared.standard_streams import complain, discard_output, open_standard_streams
 from target.demo_inspector import LiveInspector, Print, pick_shown
 from target.demo_program import PATIENCE_SECONDS, DemoError, Program
 from target.failure import Interrupted, Status, raise_on_signals
 from target.pace import PROMPT
 from target.scenarios.files import CHANGED, FILE_NAME
+
+HELP = """Run kerneld, a target and an inspector together, show what each prints, and check it.
+
+It takes some ten seconds, touches nothing of yours, and leaves nothing behind.
+
+\b
+Exit status:
+  0  all was as it should be        1  something was not: one line says what        2  wrong usage
+"""
 
 SCENARIOS = ("demand", "hole", "file-shared", "fork", "exec", "exit")
 
@@ -194,21 +204,29 @@ class Demo:
             time.sleep(0.1)
 
 
+@click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli() -> None:
+    with tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory, ExitStack() as programs:
+        Demo(Path(directory), programs).run()
+
+
 def main() -> NoReturn:
     """Run the demonstration; exit status 0 when all was as it should be, 1 when something was not."""
-    status = Status.OK
+    open_standard_streams()
+    status: int = Status.OK
     try:
         raise_on_signals()
-        with tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory, ExitStack() as programs:
-            Demo(Path(directory), programs).run()
-    except DemoError as error:
-        click.echo(f"demo: {error}", err=True)
-        status = Status.FAILED
-    except OSError as error:
-        click.echo(f"demo: {error}", err=True)
+        cli.main(prog_name="demo", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        complain(f"demo: {error.format_message()} (demo --help tells more)")
+        status = Status.USAGE
+    except (DemoError, OSError) as error:
+        complain(f"demo: {error}")
+        discard_output()
         status = Status.FAILED
     except Interrupted as interrupted:
-        click.echo(f"demo: ended by {interrupted}", err=True)
+        complain(f"demo: ended by {interrupted}")
         die_of(interrupted.signo)
     sys.exit(status)
 

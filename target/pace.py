@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shared.client import KerneldGone
+from shared.standard_streams import discard_output
+from target.failure import Failure, Status
 
 PROMPT = "[Enter]"
 """What the stepwise mode prints when it waits; a line of its own where the input is no terminal."""
@@ -85,9 +87,18 @@ class StepPace:
 
 
 def say_to_stdout(text: str) -> None:
-    """Write `text` to standard output at once: a forked child must not inherit half a line."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write `text` to standard output at once: a forked child must not inherit half a line.
+
+    Raises Failure(FAILED) where it cannot be written; BrokenPipeError where nobody reads any more.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
 
 
 def _gone() -> KerneldGone:

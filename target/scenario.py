@@ -48,7 +48,7 @@ class Scenario:
     """One lesson: its name on the command line, its title, what it teaches, and the generator that plays it.
 
     `in_window` says that all that changes lies in the tour's window; `ends_process` that nothing can follow it. `last`
-    is what it does at the very end, when the program has put its own files away.
+    is what it does at the very end, when the tour is over.
     """
 
     name: str

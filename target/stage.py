@@ -1,4 +1,4 @@
-"""What a scenario plays on: the process, the window of addresses it maps in, a directory for its real files.
+"""What a scenario plays on: the process, the window of addresses it maps in, where its real files go.
 
 The window is a fixed range where a fresh process has nothing, so that one inspector, started once, sees most of the
 tour. Nothing is mapped there before a scenario does it: the table starts empty. Knows no scenario and prints nothing.
@@ -41,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A process, its window, and a directory of its own for real files."""
+    """A process, its window, and the directory in which real files may be made; who makes one removes it."""
 
     process: Process
     window: Window

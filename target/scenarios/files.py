@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from shared.uapi.mman import Map, Ms
 from shared.uapi.page import PAGE_SIZE
@@ -12,33 +14,35 @@ from target.scenario import Beats, Note, Scenario, Step
 from target.stage import Stage
 
 FILE_NAME = "tour.txt"
-"""Name of the real file, in the tour's directory."""
+"""Name of the real file, in a directory that is there as long as it is."""
 ORIGINAL, CHANGED = "as it was on the disk", "written through memory"
 _PAGES = 4
 
 
 @contextmanager
-def _open_file(stage: Stage) -> Iterator[int]:
-    """Write a real file of whole pages and yield a descriptor of it, open for reading and writing."""
-    path = stage.directory / FILE_NAME
-    path.write_bytes(b"".join(ORIGINAL.encode().ljust(PAGE_SIZE, b".") for _ in range(_PAGES)))
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _open_file(stage: Stage) -> Iterator[tuple[Path, int]]:
+    """Write a real file of whole pages; yield its path, and a descriptor of it, open for reading and writing."""
+    # A target that is killed has nothing to put away outside of these scenarios.
+    with tempfile.TemporaryDirectory(prefix="kerneld-target-", dir=stage.directory) as directory:
+        path = Path(directory) / FILE_NAME
+        path.write_bytes(b"".join(ORIGINAL.encode().ljust(PAGE_SIZE, b".") for _ in range(_PAGES)))
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            yield path, descriptor
+        finally:
+            os.close(descriptor)
 
 
-def _on_disk(stage: Stage) -> str:
+def _on_disk(path: Path) -> str:
     """Return the first words of the real file, read from it and not from memory."""
-    return (stage.directory / FILE_NAME).read_bytes()[: max(len(ORIGINAL), len(CHANGED))].decode().rstrip(".")
+    return path.read_bytes()[: max(len(ORIGINAL), len(CHANGED))].decode().rstrip(".")
 
 
-def _map_step(stage: Stage, kind: str) -> Step:
+def _map_step(stage: Stage, path: Path, kind: str) -> Step:
     page = stage.window.page
     return Step(
-        f"mmap of a real file, {stage.directory / FILE_NAME}, {_PAGES} pages at {page(0):#x}, {kind}. The entries "
-        "become ALLOCATED but not ANONYMOUS: there is a file behind them. No frame yet."
+        f"mmap of a real file, {path}, {_PAGES} pages at {page(0):#x}, {kind}. The entries become ALLOCATED but not "
+        "ANONYMOUS: there is a file behind them. No frame yet."
     )
 
 
@@ -50,8 +54,8 @@ def _in_memory(stage: Stage, text: str) -> str:
 
 def _play_shared(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
-    with _open_file(stage) as descriptor:
-        yield _map_step(stage, "MAP_SHARED")
+    with _open_file(stage) as (path, descriptor):
+        yield _map_step(stage, path, "MAP_SHARED")
         start = stage.map_in_window(0, _PAGES, flags=Map.SHARED, fd=descriptor)
 
         yield Step(
@@ -68,13 +72,13 @@ def _play_shared(stage: Stage) -> Beats:
         )
         stage.store(start, CHANGED)
         yield Note(
-            f'Memory reads "{_in_memory(stage, CHANGED)}", the real file "{_on_disk(stage)}". Now: '
+            f'Memory reads "{_in_memory(stage, CHANGED)}", the real file "{_on_disk(path)}". Now: '
             f"{stage.frames(start, 1)}"
         )
 
         yield Step("msync(MS_SYNC): dirty pages are written back. Nothing moves in the table; the real file changes.")
         process.msync(start, _PAGES * PAGE_SIZE, Ms.SYNC)
-        yield Note(f'The real file reads "{_on_disk(stage)}".')
+        yield Note(f'The real file reads "{_on_disk(path)}".')
 
         yield Step(
             f"munmap: the {_PAGES} entries go to nothing. The frames were the page cache's, which keeps them as "
@@ -85,8 +89,8 @@ def _play_shared(stage: Stage) -> Beats:
 
 def _play_private(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
-    with _open_file(stage) as descriptor:
-        yield _map_step(stage, "MAP_PRIVATE")
+    with _open_file(stage) as (path, descriptor):
+        yield _map_step(stage, path, "MAP_PRIVATE")
         start = stage.map_in_window(0, _PAGES, flags=Map.PRIVATE, fd=descriptor)
 
         yield Step(f"Reads of the pages {page(0):#x} and {page(1):#x}: both are MAPPED, with the page cache's frames.")
@@ -101,11 +105,11 @@ def _play_private(stage: Stage) -> Beats:
         )
         stage.store(start, CHANGED)
         yield Note(f"Now: {stage.frames(start, 2)}")
-        yield Note(f'Memory reads "{_in_memory(stage, CHANGED)}", the real file "{_on_disk(stage)}".')
+        yield Note(f'Memory reads "{_in_memory(stage, CHANGED)}", the real file "{_on_disk(path)}".')
 
         yield Step("munmap: the entries go, and with them the private copy. The real file never knew of it.")
         process.munmap(start, _PAGES * PAGE_SIZE)
-        yield Note(f'The real file reads "{_on_disk(stage)}".')
+        yield Note(f'The real file reads "{_on_disk(path)}".')
 
 
 FILE_SHARED = Scenario(

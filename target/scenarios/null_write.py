@@ -12,7 +12,7 @@ VALUE = 5
 
 
 def _play(stage: Stage) -> Beats:
-    """The write itself is left to the program, which has files of its own to put away before."""
+    """The write itself is left to the program, which ends the tour first."""
     path = find_program()
     loaded = f"execve of {path}, for the memory of a real program. Then a" if path is not None else "A"
     yield Step(

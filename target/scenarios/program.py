@@ -99,7 +99,7 @@ def _run_image(stage: Stage, image: list[Mapping]) -> Beats:
 
 
 def _play_exit(stage: Stage) -> Beats:
-    """The exit itself is left to the program, which has files of its own to put away before."""
+    """The exit itself is left to the program, which ends the tour first."""
     page, process = stage.window.page, stage.process
     yield Step(f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED.")
     stage.map_in_window(0, _PAGES)

@@ -26,12 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def running(words: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a program of the project on `socket`; it is gone afterwards."""
+def running(words: Sequence[str], socket: Path, **more: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a program of the project on `socket`, with `more` in its environment; it is gone afterwards."""
+    # What a killed target leaves is in the tests' own directory.
+    own = {"KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", *words],
-        # What a killed target leaves is in the tests' own directory.
-        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)},
+        env={**os.environ, **own, **more},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -331,6 +332,28 @@ def test_the_end_of_kerneld_ends_the_tour_at_once(arguments: list[str], own_sock
         assert target.wait() == 4
         assert target.stderr is not None
         assert len(target.stderr.read().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "left"), [("hole", 0), ("file-shared", 1)])
+def test_a_killed_tour_leaves_a_directory_only_while_it_has_a_file(
+    name: str, left: int, socket: Path, tmp_path: Path
+) -> None:
+    with running(["target", "--step", "--scenario", name], socket, TMPDIR=str(tmp_path)) as target:
+        read_to_prompt(target)
+        press_enter(target)
+        assert len(list(tmp_path.iterdir())) == left
+        press_enter(target)
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "line"),
+    [("--help", 0, ""), ("--nonsense", 2, "demo: No such option '--nonsense'. (demo --help tells more)\n")],
+)
+def test_the_demonstration_takes_no_arguments(argument: str, status: int, line: str, socket: Path) -> None:
+    with running(["target.demo", argument], socket) as demo:
+        out, err = demo.communicate()
+    assert (demo.returncode, err) == (status, line)
+    assert "===" not in out
 
 
 def test_the_exact_command_that_is_printed_starts_an_inspector(socket: Path) -> None:

@@ -135,6 +135,7 @@ def test_ps_lists_its_processes_in_columns(path: Path) -> None:
     [own] = [row for row in rows if int(row[0]) == os.getpid()]
     assert own[1:3] == [str(os.getuid()), "1"]
     assert int(own[3]) > 0
+    assert "kerneld" in [row[6] for row in rows], "the command itself is one of them, by its own name"
 
 
 def test_maps_and_proc_print_what_the_process_reads_itself(path: Path) -> None:

@@ -106,9 +106,17 @@ def test_shared_file_changes_on_the_disk_at_msync(tmp_path: Path) -> None:
 
 
 def test_private_file_stays_as_it_was(tmp_path: Path) -> None:
-    play("file-private", tmp_path)
+    _process, beats = play("file-private", tmp_path)
 
-    assert (tmp_path / files.FILE_NAME).read_bytes().startswith(files.ORIGINAL.encode())
+    notes = [beat.text for beat in beats if isinstance(beat, Note)]
+    assert notes[-1] == f'The real file reads "{files.ORIGINAL}".'
+
+
+@pytest.mark.parametrize("name", ["file-shared", "file-private"])
+def test_a_real_file_is_gone_with_its_scenario(name: str, tmp_path: Path) -> None:
+    play(name, tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_protect_shows_the_real_wait_status_of_the_child(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Standard input, output and error that are closed, full or left by their reader: one clear line, a status, no more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.server.daemons import running_daemon
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 30
+PRINTING = [
+    ["kerneld", "--help"],
+    ["kerneld", "--version"],
+    ["kerneld", "status"],
+    ["kerneld", "ps"],
+    ["kerneld", "proc", "meminfo"],
+    ["kerneld", "trace", "--list"],
+    ["kerneld", "trace", "--count", "1"],
+    ["kerneld", "ftrace", "--graph", "--count", "1"],
+    ["inspector", "--help"],
+    ["inspector", "SELF", "[stack]", "--once"],
+    ["target", "--help"],
+    ["target", "--list"],
+    ["target", "--scenario", "hole", "--delay", "0"],
+]
+"""SELF is a process that the daemon may look at: the test's own."""
+
+
+@pytest.fixture(scope="module")
+def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a daemon that runs, with a process in it that goes on and on: there is something to trace."""
+    directory = tmp_path_factory.mktemp("run")
+    directory.chmod(0o700)
+    path = directory / "kerneld.sock"
+    with running_daemon(path):
+        words = [sys.executable, "-m", "target", "--loop", "--delay", "0.05", "--scenario", "hole"]
+        environment = {**os.environ, "KERNELD_SOCKET": str(path), "TMPDIR": str(directory)}
+        busy = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            yield path
+        finally:
+            busy.kill()
+            busy.wait(PATIENCE_SECONDS)
+
+
+def run(words: Sequence[str], socket: Path, redirection: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of the project with a shell's redirection."""
+    words = [str(os.getpid()) if word == "SELF" else word for word in words]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-P", "-m", *words],
+        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)},
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_closed_output_is_as_good_as_none(words: list[str], socket: Path) -> None:
+    done = run(words, socket, ">&-")
+    assert done.returncode == 0
+    assert not [line for line in done.stderr.splitlines() if line.startswith(f"{words[0]}:")]
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_full_disk_is_one_line_and_status_1(words: list[str], socket: Path) -> None:
+    done = run(words, socket, ">/dev/full")
+    assert (done.returncode, done.stderr) == (1, f"{words[0]}: cannot write: No space left on device\n")
+
+
+def test_a_closed_input_has_ended(socket: Path) -> None:
+    done = run(["target", "--step", "--scenario", "hole"], socket, "<&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("The input has ended, and the tour with it.\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["kerneld", "status"], ["inspector", "1", "0", "+4K"], ["target"]], ids=lambda words: words[0]
+)
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_a_status_is_kept_where_its_line_cannot_be_said(words: list[str], redirection: str, tmp_path: Path) -> None:
+    done = run(words, tmp_path / "nobody", redirection)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+def test_a_daemon_without_any_of_the_three_serves(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    path = tmp_path / "kerneld.sock"
+    assert run(["kerneld", "start", "--detach", "--ram", "64M"], path, "<&- >&- 2>&-").returncode == 0
+    try:
+        assert "running" in run(["kerneld", "status"], path, "").stdout
+    finally:
+        assert run(["kerneld", "stop"], path, "").returncode == 0
