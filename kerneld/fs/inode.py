@@ -129,20 +129,25 @@ class Inode:
         self.watch = watch
         self._watched_bytes = self.size_bytes()
 
-    def changed(self) -> None:
-        """The file has been modified: let go of what lies beyond its end if it is shorter now, note a hole if longer.
+    def changed(self, most_extents: int) -> int:
+        """The file has been modified: let go of what lies beyond its end if it is shorter now, note holes if longer.
 
+        What lies behind `most_extents` pieces of data counts as data: no file is so large that others wait long.
+        Returns how many pieces have been looked at.
         Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
         """
-        size = self.size_bytes()
-        if size < self._watched_bytes:
-            truncate_pagecache(self.mapping, size)
-        elif size > self._watched_bytes:
-            pagecache_isize_extended(self.mapping, self._watched_bytes, size)
-            with contextlib.suppress(OSError):
-                for start, end in find_data(self._reader, page_align(self._watched_bytes), size):
-                    self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+        size, before = self.size_bytes(), self._watched_bytes
         self._watched_bytes = size
+        if size < before:
+            truncate_pagecache(self.mapping, size)
+        elif size > before and most_extents:
+            pagecache_isize_extended(self.mapping, before, size)
+            with contextlib.suppress(OSError):
+                found = find_data(self._reader, page_align(before), size, most_extents)
+                for start, end in found:
+                    self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+                return len(found)
+        return 0
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.

@@ -131,15 +131,19 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def find_data(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+def find_data(fd: int, start: int, end: int, most: int) -> list[tuple[int, int]]:
     """Return the ranges of [start, end), in bytes, of a descriptor's file that somebody has written to: lseek(2).
 
-    The description's own offset stays where it is. Raises OSError where the host does not say.
+    Where there are more than `most`, the last one is the rest of the file. The description's own offset stays where it
+    is. Raises OSError where the host does not say.
     """
     own = reopen(fd, os.O_RDONLY)
-    found = []
+    found: list[tuple[int, int]] = []
     try:
         while start < end:
+            if len(found) >= most:
+                found.append((start, end))
+                break
             start = os.lseek(own, start, os.SEEK_DATA)
             stop = os.lseek(own, start, os.SEEK_HOLE)
             found.append((start, min(stop, end)))

@@ -114,7 +114,7 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
     A page of a file in memory is still there: it can go nowhere.
     """
     mapping = file.mapping
-    for index in [i for i in mapping.shadows if first <= i < last]:
+    for index in sorted(i for i in mapping.shadows if first <= i < last):
         del mapping.shadows[index]
         if not file.mapping.in_memory:
             mapping.uncached.add(index, index + 1)
