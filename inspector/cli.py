@@ -28,6 +28,7 @@ from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
 from inspector.view import maps_json_line, maps_lines, page_json_line
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
+from shared.option_types import Seconds, SocketPath, Whole
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
@@ -71,12 +72,12 @@ Exit status:
 @click.command(
     cls=OneLineCommand, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=Whole(min=1))
 @click.argument("start", required=False)
 @click.argument("end", required=False)
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.01),
+    type=Seconds(min=0.01),
     default=1.0,
     metavar="SECONDS",
     show_default=True,
@@ -88,7 +89,11 @@ Exit status:
 @click.option("--contents", metavar="VADDR", help="Dump the page at VADDR and end; START and END may be left out.")
 @click.option("--events", is_flag=True, help="Print each change of an entry as it happens, and what led to it.")
 @click.option(
-    "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
+    "--socket",
+    "socket_path",
+    type=SocketPath(),
+    metavar="PATH",
+    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
 )
 def cli(
     pid: int,
@@ -122,7 +127,9 @@ def cli(
     except AddressError as error:
         raise click.UsageError(str(error)) from None
     except KerneldUnavailable as error:
-        raise Failure(Status.NO_DAEMON, str(error)) from None
+        # The library says why in words; the errno behind them tells a locked door from an empty house.
+        is_locked = isinstance(error.__context__, PermissionError)
+        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
     except KerneldGone:
         raise Failure(Status.DAEMON_GONE, "kerneld went away, and the table with it") from None
     except KerneldError as error:

@@ -49,12 +49,17 @@ def parse_maps(text: str) -> list[Mapping]:
 
 
 def find_named(mappings: list[Mapping], name: str) -> NamedRun | None:
-    """Return the range of the mappings called `name` (`[heap]`, a file's path or base name), None for no such.
+    """Return the range of the mappings called `name`, None for no such: `[heap]`, a file's path or base name, `heap`.
 
     Neighbours of one name (the segments of an ELF file, a mapping split by mprotect) are one range. The first such run
     in address order counts; the others are only counted.
     """
-    found = [m for m in mappings if m.name == name] or [m for m in mappings if os.path.basename(m.name) == name]
+    found = (
+        [m for m in mappings if m.name == name]
+        or [m for m in mappings if os.path.basename(m.name) == name]
+        # Brackets are the shell's to expand, and zsh's to refuse: `heap` is [heap] where no file is called so.
+        or [m for m in mappings if m.name == f"[{name}]"]
+    )
     if not name or not found:
         return None
     start, end = found[0].start, found[0].end

@@ -19,6 +19,7 @@ import click
 from kerneld.failure import Commands, Failure, Status, client_failures
 from kerneld.start import socket_option, start
 from shared.client.path import default_socket_path
+from shared.option_types import Seconds, Whole
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
 
@@ -110,9 +111,7 @@ Examples:
 """,
 )
 @socket_option
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), default=30.0, metavar="SECONDS", help="Longest time to wait. [30]"
-)
+@click.option("--timeout", type=Seconds(min=0), default=30.0, metavar="SECONDS", help="Longest time to wait. [30]")
 def stop(socket_path: str | None, timeout: float) -> None:
     """Signal the daemon that answers on the socket."""
     from kerneld.server.peer import stop_daemon  # noqa: PLC0415
@@ -175,14 +174,15 @@ def ps(socket_path: str | None) -> None:
 
 
 @cli.command(
+    short_help="List what a process has mapped.",
     help="""List what process PID has mapped, as Linux's /proc/PID/maps does.
 
 \b
 Examples:
   kerneld maps 4242
-"""
+""",
 )
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=Whole(min=1))
 @socket_option
 def maps(pid: int, socket_path: str | None) -> None:
     """Print the maps of a process."""
@@ -190,21 +190,34 @@ def maps(pid: int, socket_path: str | None) -> None:
 
 
 @cli.command(
+    short_help="Print a file of kerneld's /proc.",
     help="""Print a file of kerneld's /proc, as it is: PATH is under /proc.
+
+\b
+Files:
+  meminfo, vmstat, buddyinfo, kpagecount, kpageflags
+  PID/maps, smaps, smaps_rollup, pagemap, status, stat, statm, comm, cmdline
+  kerneld/status, kerneld/tasks
 
 \b
 Examples:
   kerneld proc meminfo
   kerneld proc 4242/smaps
   kerneld proc 4242/pagemap | xxd
-"""
+""",
 )
 @click.argument("path")
 @socket_option
 def proc(path: str, socket_path: str | None) -> None:
     """Print a /proc file."""
     name = path.removeprefix("/proc").strip("/")
-    emit(read_proc(socket_path or default_socket_path(), name, f"kerneld's /proc has no file {name or '/'}"))
+    emit(
+        read_proc(
+            socket_path or default_socket_path(),
+            name,
+            f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them",
+        )
+    )
 
 
 @cli.command(
@@ -221,9 +234,9 @@ Examples:
   kerneld referee --replay referee-7-42.json
 """,
 )
-@click.option("--programs", type=click.IntRange(min=1), default=1000, show_default=True, help="How many programs.")
+@click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="How many programs.")
 @click.option("--seed", metavar="SEED", help="Makes the same programs again. [a fresh one]")
-@click.option("--ops", type=click.IntRange(min=1), default=40, show_default=True, help="Calls of each program.")
+@click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="Calls of each program.")
 @click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
 def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> None:
     """Let the host's kernel judge."""
@@ -234,7 +247,11 @@ def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> No
     logs.configure(logs.LogFormat.CONSOLE, "error")
     try:
         if replay is not None:
-            if not runs.replay(Path(replay), click.echo):
+            try:
+                agree = runs.replay(Path(replay), click.echo)
+            except ValueError:
+                raise Failure(Status.FAILED, f"{replay} holds no program of the referee's") from None
+            if not agree:
                 raise Failure(Status.FAILED, "kerneld and the host's kernel differ")
             click.echo("no divergence")
             return
@@ -243,8 +260,6 @@ def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> No
         result = runs.run(programs, seed, ops, Path.cwd(), click.echo)
     except HostError as error:
         raise Failure(Status.FAILED, str(error)) from None
-    except ValueError as error:
-        raise Failure(Status.FAILED, f"{replay}: {error}") from None
     if result.saved is not None:
         raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
     click.echo(f"{result.programs} programs: no divergence")

@@ -18,6 +18,7 @@ from kerneld.start import Size, socket_option
 from kerneld.trace_command import WHY, Follower, ending, opened, run, stop_signals
 from kerneld.trace_writer import LineWriter
 from shared.client.path import default_socket_path
+from shared.option_types import Seconds, Whole
 from shared.trace.events import FUNCGRAPH_EXIT, FUNCTION
 from shared.trace.graph_text import FUNCTION_HEADER, GRAPH_HEADER, Graph, function_line, plain_name
 from shared.trace.record import Lost, Record
@@ -56,11 +57,11 @@ Examples:
 @click.option(
     "--graph-function", "graph_functions", multiple=True, metavar="GLOB", help="Only what is inside these. [anything]"
 )
-@click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, metavar="PID", help="Only for this process.")
+@click.option("--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="Only for this process.")
 @click.option("--classes", is_flag=True, help="Name a method with its class.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many calls.")
-@click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long.")
+@click.option("--count", type=Whole(min=1), metavar="N", help="End after so many calls.")
+@click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after so long.")
 @click.option("--buffer", type=Size(), default="16M", metavar="SIZE", help="Room for what is not read yet. [16M]")
 def ftrace(
     socket_path: str | None,

@@ -16,6 +16,7 @@ from kerneld.failure import Failure, Status
 from kerneld.preload import SEMESTERS, PreloadError, ensure_library, header_path
 from kerneld.program import ProgramError, check_program, find_program
 from shared.client.path import default_socket_path
+from shared.option_types import SocketPath
 
 HELP = """Run PROGRAM with the shadow page table's system calls: kerneld answers them, the real kernel all others.
 
@@ -46,7 +47,11 @@ Exit status: the program's, or
 @click.option("--abi", type=click.Choice(SEMESTERS), default="f24", show_default=True, help="The semester.")
 @click.option("--header", "header_directory", metavar="DIR", help="Put that semester's header to DIR/linux/shadowpt.h.")
 @click.option(
-    "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
+    "--socket",
+    "socket_path",
+    type=SocketPath(),
+    metavar="PATH",
+    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
 )
 @click.argument("program", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

@@ -16,6 +16,7 @@ import click
 
 from kerneld.failure import Failure, Status
 from shared.client.path import default_socket_path
+from shared.option_types import Seconds, SocketPath, Whole
 
 if TYPE_CHECKING:
     from kerneld.server.daemon import DaemonConfig
@@ -69,6 +70,7 @@ class MachineOptions(TypedDict):
 socket_option = click.option(
     "--socket",
     "socket_path",
+    type=SocketPath(),
     metavar="PATH",
     help="Where kerneld listens. [$KERNELD_SOCKET, $XDG_RUNTIME_DIR/kerneld/kerneld.sock or "
     "/tmp/kerneld-<uid>/kerneld.sock]",
@@ -91,14 +93,14 @@ Examples:
 )
 @click.option(
     "--overcommit-memory",
-    type=click.IntRange(0, 2),
+    type=Whole(0, 2),
     default=0,
     show_default=True,
     help="vm.overcommit_memory: 0 guess, 1 always, 2 never.",
 )
 @click.option(
     "--overcommit-ratio",
-    type=click.IntRange(0, 10_000),
+    type=Whole(0, 10_000),
     default=50,
     show_default=True,
     metavar="PERCENT",
@@ -106,14 +108,14 @@ Examples:
 )
 @click.option(
     "--max-map-count",
-    type=click.IntRange(0, (1 << 31) - 1),
+    type=Whole(0, (1 << 31) - 1),
     default=65_530,
     show_default=True,
     help="vm.max_map_count: most mappings of a process.",
 )
 @click.option(
     "--mmap-min-addr",
-    type=click.IntRange(0, 1 << 46),
+    type=Whole(0, 1 << 46),
     default=65_536,
     show_default=True,
     metavar="BYTES",
@@ -125,29 +127,27 @@ Examples:
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
+@click.option("--max-clients", type=Whole(1, 65_536), default=1024, show_default=True, help="Most connections at once.")
 @click.option(
-    "--max-clients", type=click.IntRange(1, 65_536), default=1024, show_default=True, help="Most connections at once."
-)
-@click.option(
-    "--max-threads", type=click.IntRange(1, 65_536), default=256, show_default=True, help="Most of them by one process."
+    "--max-threads", type=Whole(1, 65_536), default=256, show_default=True, help="Most of them by one process."
 )
 @click.option(
     "--max-user-clients",
-    type=click.IntRange(1, 65_536),
+    type=Whole(1, 65_536),
     default=256,
     show_default=True,
     help="Most of them by one user, root and yourself excepted.",
 )
 @click.option(
     "--max-files",
-    type=click.IntRange(1, 1 << 20),
+    type=Whole(1, 1 << 20),
     default=1024,
     show_default=True,
     help="Most open files of one process in use at once.",
 )
 @click.option(
     "--max-user-files",
-    type=click.IntRange(1, 1 << 20),
+    type=Whole(1, 1 << 20),
     default=4096,
     show_default=True,
     help="Most of one user, root and yourself excepted; an eighth of RLIMIT_NOFILE if that is less.",
@@ -165,7 +165,7 @@ Examples:
 )
 @click.option(
     "--host-interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=1.0,
     show_default=True,
     metavar="MILLISECONDS",

@@ -24,11 +24,11 @@ from kerneld.start import Size, socket_option
 from kerneld.trace_writer import EVERYTHING, WRITERS, Writer
 from shared.client.errors import KerneldGone
 from shared.client.path import default_socket_path
+from shared.option_types import Seconds, Whole
 from shared.trace.events import EVENTS, NAMED_ONLY, matching
 from shared.trace.record import Comm, Entry, Lost, Record
 
 WHY = {
-    errno.ESRCH: (Status.NO_PROCESS, "kerneld has no such process"),
     errno.EPERM: (Status.NOT_PERMITTED, "not permitted to trace a process of another user's"),
     errno.EMFILE: (Status.FAILED, "too many traces are open"),
     errno.ENOSPC: (Status.FAILED, "kerneld allows no buffer of that size"),
@@ -38,7 +38,7 @@ WHY = {
 
 
 @click.command(
-    short_help="Follow what happens: calls, faults, page-table entries, frames …",
+    short_help="Follow what happens, and why: calls, faults, entries …",
     help="""Follow what happens in a running kerneld: calls, faults, VMAs, page-table entries, frames, signals, reclaim.
 
 Each line says who, when, what, and why: cause=store/fault@0x7f… is the fault of a store. Ctrl+C ends it; how many of
@@ -55,12 +55,12 @@ Examples:
 """,
 )
 @socket_option
-@click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, metavar="PID", help="This process, or these.")
+@click.option("--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="This process, or these.")
 @click.option("--event", "globs", multiple=True, metavar="GLOB", help="These events. [all]")
 @click.option("--format", "form", type=click.Choice(sorted(WRITERS)), default="text", show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
-@click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long.")
+@click.option("--count", type=Whole(min=1), metavar="N", help="End after so many events.")
+@click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after so long.")
 @click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
 @click.option("--list", "listing", is_flag=True, help="List the events, and end.")
 def trace(
@@ -90,7 +90,9 @@ def check_globs(globs: tuple[str, ...]) -> None:
     """Raise a usage error for a glob that names no event."""
     for glob in globs:
         if not matching(glob):
-            raise click.BadParameter(f"there is no event '{glob}' (kerneld trace --list)", param_hint="--event")
+            raise click.BadParameter(
+                f"there is no event '{glob}': kerneld trace --list has them all", param_hint="--event"
+            )
 
 
 def list_events(globs: tuple[str, ...]) -> None:
@@ -208,7 +210,7 @@ def run(
     from shared.client import Process  # noqa: PLC0415
     from shared.client.trace import TraceSession  # noqa: PLC0415
 
-    with as_failures(why):
+    with as_failures({**why, errno.ESRCH: (Status.NO_PROCESS, no_process(pids))}):
         process = Process.attach(path)
         session = TraceSession(process, globs, pids, buffer, functions, graph_functions)
     reader = session.reader
@@ -222,7 +224,7 @@ def run(
             if reader.wait(left, process.fileno(), wanted_bytes=reader.size_bytes // 8):
                 follow.take(reader.read())
             elif is_hung_up(process.fileno()) and not reader.is_ended:
-                raise Failure(Status.DAEMON_GONE, "kerneld is gone")
+                raise Failure(Status.DAEMON_GONE, "kerneld went away")
         with contextlib.suppress(KerneldGone):
             session.stop()
         follow.take(reader.read())
@@ -230,6 +232,12 @@ def run(
         follow.lost = reader.lost
         session.close()
         process.close()
+
+
+def no_process(pids: tuple[int, ...]) -> str:
+    """Return the words for a trace of processes of which one is missing."""
+    numbers = ", ".join(map(str, pids))
+    return f"kerneld has not all of the processes {numbers}" if len(pids) > 1 else f"kerneld has no process {numbers}"
 
 
 def is_hung_up(fd: int) -> bool:

@@ -13,6 +13,7 @@ import click
 
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
 from shared.client.signals import die_of
+from shared.option_types import Seconds, SocketPath
 from shared.process_name import set_process_name
 from shared.standard_streams import complain, discard_output, open_standard_streams
 from target.failure import Failure, Interrupted, Status, raise_on_signals
@@ -44,7 +45,7 @@ Examples:
 Exit status:
   0  done                                  1  a step failed
   2  wrong usage                           3  kerneld does not run
-  4  kerneld went away
+  4  kerneld went away                     6  not permitted to use it
 """
 
 
@@ -58,11 +59,15 @@ Exit status:
     type=click.Choice([scenario.name for scenario in ALL]),
     help="Play this one; give it again for more.",
 )
-@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Time before each step. [3]")
+@click.option("--delay", type=Seconds(min=0), metavar="SECONDS", help="Time before each step. [3]")
 @click.option("--step", is_flag=True, help="Wait for Enter before each step.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl+C; exit is left out.")
 @click.option(
-    "--socket", "socket_path", metavar="PATH", help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]"
+    "--socket",
+    "socket_path",
+    type=SocketPath(),
+    metavar="PATH",
+    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
 )
 def cli(
     list_only: bool, names: tuple[str, ...], delay: float | None, step: bool, loop: bool, socket_path: str | None
@@ -143,7 +148,9 @@ def attach(socket_path: str | None) -> Process:
     try:
         return Process.attach(socket_path)
     except KerneldUnavailable as error:
-        raise Failure(Status.NO_DAEMON, str(error)) from None
+        # The library says why in words; the errno behind them tells a locked door from an empty house.
+        is_locked = isinstance(error.__context__, PermissionError)
+        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
     except KerneldGone:
         raise Failure(Status.DAEMON_GONE, "kerneld went away") from None
     except (KerneldError, OSError) as error:

@@ -16,6 +16,7 @@ class Status(IntEnum):
     USAGE = 2
     NO_DAEMON = 3
     DAEMON_GONE = 4
+    NOT_PERMITTED = 6
 
 
 class Failure(Exception):

@@ -19,6 +19,7 @@ from kerneld.strace.summary import summary
 from kerneld.trace_command import Follower, opened, run, stop_signals
 from kerneld.trace_writer import TextWriter
 from shared.client.path import default_socket_path
+from shared.option_types import Whole
 from shared.trace.record import Comm, Entry, Lost
 
 _GLOBS = ("raw_syscalls:*", "signal:*", "sched:*")
@@ -41,8 +42,8 @@ Examples:
   kerneld strace -tt -T -o calls.txt 4242        with the time of day, and how long each took
 """,
 )
-@click.argument("process", type=click.IntRange(min=1), metavar="PID", nargs=-1)
-@click.option("-p", "--attach", "attach", type=click.IntRange(min=1), multiple=True, metavar="PID", help="The same.")
+@click.argument("process", type=Whole(min=1), metavar="PID", nargs=-1)
+@click.option("-p", "--attach", "attach", type=Whole(min=1), multiple=True, metavar="PID", help="The same.")
 @click.option("-f", "--follow-forks", "forks", is_flag=True, help="Follow the children of fork.")
 @click.option(
     "-e",

@@ -158,7 +158,7 @@ def test_a_daemon_that_dies_is_4(tmp_path: Path) -> None:
             _out, err = trace.communicate(timeout=WAIT_SECONDS)
         client.close()
     assert trace.returncode == Status.DAEMON_GONE
-    assert err.splitlines()[-1] == "kerneld: kerneld is gone"
+    assert err.splitlines()[-1] == "kerneld: kerneld went away"
 
 
 def test_a_reader_that_is_killed_leaves_nothing(daemon: tuple[Path, int], client: Process) -> None:

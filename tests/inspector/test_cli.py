@@ -164,6 +164,8 @@ def test_a_refused_open(inspector: Inspector, code: int, status: int) -> None:
         [str(PID), hex(BASE), "+4K", "more"],
         [*RANGE, "--interval", "0"],
         [*RANGE, "--interval", "soon"],
+        [*RANGE, "--interval", "nan"],
+        [*RANGE, "--socket", ""],
         [*RANGE, "--contents", "page"],
         [*RANGE, "--nonsense"],
     ],

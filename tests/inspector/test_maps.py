@@ -46,8 +46,14 @@ def test_neighbours_of_one_name_are_one_range(name: str) -> None:
     assert find_named(parse_maps(TEXT), name) == NamedRun(0x400000, 0x403000, elsewhere=1)
 
 
-def test_brackets() -> None:
-    assert find_named(parse_maps(TEXT), "[heap]") == NamedRun(0xE03000, 0xE24000, elsewhere=0)
+@pytest.mark.parametrize("name", ["[heap]", "heap"])
+def test_brackets_need_not_be_typed(name: str) -> None:
+    assert find_named(parse_maps(TEXT), name) == NamedRun(0xE03000, 0xE24000, elsewhere=0)
+
+
+def test_a_file_comes_before_what_stands_in_brackets() -> None:
+    text = TEXT + "7fff00000000-7fff00001000 r--p 00000000 08:02 7 /tmp/heap\n"
+    assert find_named(parse_maps(text), "heap") == NamedRun(0x7FFF_0000_0000, 0x7FFF_0000_1000, elsewhere=0)
 
 
 @pytest.mark.parametrize("name", ["", "[vdso]", "program", "/bin/a program"])

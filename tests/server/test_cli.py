@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kerneld.cli import cli
+import inspector.cli
+import kerneld.cli
+import target.cli
 from kerneld.failure import Status
 from kerneld.server import peer  # noqa: F401  (for the forked child below, which can read no file)
 from kerneld.start import SIZE_UNITS, Size
 from shared.client import Process
-from tests.server.daemons import kerneld, running_daemon
+from tests.server import daemons
+from tests.server.daemons import running_daemon
 
 COMMANDS = ["start", "stop", "status", "ps", "maps", "proc"]
+MAINS: dict[str, Callable[[], object]] = {
+    "kerneld": kerneld.cli.main,
+    "inspector": inspector.cli.main,
+    "target": target.cli.main,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +39,18 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_has_examples(tmp_path: Path, command: list[str], option: str) -> None:
-    done = kerneld(tmp_path, *command, option)
+    done = daemons.kerneld(tmp_path, *command, option)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Examples:\n    kerneld" in done.stdout
 
 
 def test_version(tmp_path: Path) -> None:
-    assert kerneld(tmp_path, "--version").stdout.startswith("kerneld ")
+    assert daemons.kerneld(tmp_path, "--version").stdout.startswith("kerneld ")
 
 
 @pytest.mark.parametrize("command", [["stop"], ["status"], ["ps"], ["maps", "1"], ["proc", "meminfo"]])
 def test_without_a_daemon_it_is_one_line_and_3(tmp_path: Path, command: list[str]) -> None:
-    done = kerneld(tmp_path / "kerneld.sock", *command)
+    done = daemons.kerneld(tmp_path / "kerneld.sock", *command)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.NO_DAEMON, "", 1)
 
 
@@ -59,32 +67,59 @@ def test_without_a_daemon_it_is_one_line_and_3(tmp_path: Path, command: list[str
         ["start", "--max-clients", "0"],
         ["start", "--thp", "sometimes"],
         ["start", "--log-format", "xml"],
+        ["start", "--host-interval", "nan"],
+        ["start", "--socket", ""],
+        ["stop", "--timeout", "inf"],
+        ["trace", "--duration", "nan"],
+        ["trace", "--event", "nonsense"],
+        ["strace", "x"],
+        ["ftrace", "--count", "0"],
+        ["run"],
+        ["inspect-dump"],
+        ["referee", "--programs", "none"],
     ],
 )
 def test_wrong_usage_is_one_line_and_2(tmp_path: Path, command: list[str]) -> None:
-    done = kerneld(tmp_path / "kerneld.sock", *command)
+    done = daemons.kerneld(tmp_path / "kerneld.sock", *command)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.USAGE, "", 1)
+    of_command = {"nonsense": "", "--nonsense": " start"}.get(command[0], f" {command[0]}")
+    assert done.stderr.endswith(f" (kerneld{of_command} --help tells more)\n")
+
+
+@pytest.mark.parametrize("file", ["kerneld.sock", "nowhere"])
+def test_a_file_without_a_program_is_one_line_and_1(tmp_path: Path, file: str) -> None:
+    (tmp_path / "kerneld.sock").write_text("no JSON")
+    done = daemons.kerneld(tmp_path, "referee", "--replay", str(tmp_path / file))
+    assert (done.returncode, done.stdout) == (Status.FAILED, "")
+    why = "holds no program of the referee's" if file == "kerneld.sock" else "No such file or directory"
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [[], ["--detach"]])
 def test_directory_that_is_refused_is_one_line_and_7(tmp_path: Path, options: list[str]) -> None:
     tmp_path.chmod(0o755)
-    done = kerneld(tmp_path / "kerneld.sock", "start", *options)
+    done = daemons.kerneld(tmp_path / "kerneld.sock", "start", *options)
     assert (done.returncode, done.stdout) == (Status.CANNOT_START, "")
     assert done.stderr == f"kerneld: refusing the socket directory {tmp_path}: its mode is 0755, not 0700\n"
 
 
 @pytest.mark.parametrize("options", [[], ["--detach"]])
 def test_machine_that_is_too_big_is_one_line_and_7(private_dir: Path, options: list[str]) -> None:
-    done = kerneld(private_dir / "kerneld.sock", "start", "--ram", "900000T", *options)
+    done = daemons.kerneld(private_dir / "kerneld.sock", "start", "--ram", "900000T", *options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.CANNOT_START, "", 1)
     assert [name for name in os.listdir(private_dir) if not name.endswith(".log")] == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
-@pytest.mark.parametrize("command", ["stop", "status", "ps"])
-def test_locked_directory_is_one_line_and_6(path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["kerneld", "stop"], ["kerneld", "status"], ["kerneld", "ps"], ["inspector", "1", "0", "+4K"], ["target"]],
+    ids=" ".join,
+)
+def test_locked_directory_is_one_line_and_6(path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     read_fd, write_fd = os.pipe()
+    monkeypatch.setattr(sys, "argv", [*words, "--socket", str(path)])
     pid = os.fork()
     if pid == 0:
         # Not a new program: the interpreter itself may stand where that user cannot reach it.
@@ -93,7 +128,7 @@ def test_locked_directory_is_one_line_and_6(path: Path, command: str) -> None:
             os.dup2(write_fd, 2)
             os.setuid(65534)
             sys.stderr = os.fdopen(2, "w")
-            cli([command, "--socket", str(path)])
+            MAINS[words[0]]()
         except SystemExit as ended:
             sys.stderr.flush()
             status = int(ended.code or 0)
@@ -103,7 +138,7 @@ def test_locked_directory_is_one_line_and_6(path: Path, command: str) -> None:
     with os.fdopen(read_fd) as pipe:
         said = pipe.read()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == Status.NOT_PERMITTED
-    assert said == f"kerneld: not permitted to use the kerneld at {path}\n"
+    assert said == f"{words[0]}: not permitted to use the kerneld at {path}\n"
 
 
 @pytest.mark.parametrize("value", ["1M", "1m", "256M", "1G", "1GiB", "1048576", "1024K"])
@@ -115,7 +150,7 @@ def test_sizes(value: str) -> None:
 
 
 def test_status_of_a_daemon(path: Path) -> None:
-    done = kerneld(path, "status")
+    done = daemons.kerneld(path, "status")
     assert (done.returncode, done.stderr) == (0, "")
     rows = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert rows["Status"].strip() == "running"
@@ -126,7 +161,7 @@ def test_status_of_a_daemon(path: Path) -> None:
 def test_ps_lists_its_processes_in_columns(path: Path) -> None:
     process = Process.attach(str(path))
     try:
-        done = kerneld(path, "ps")
+        done = daemons.kerneld(path, "ps")
     finally:
         process.close()
     assert (done.returncode, done.stderr) == (0, "")
@@ -144,13 +179,16 @@ def test_maps_and_proc_print_what_the_process_reads_itself(path: Path) -> None:
         process.mmap(0, 8192, 3, 0x22)
         own = process.read_proc("self/maps").decode()
         assert own
-        assert kerneld(path, "maps", str(os.getpid())).stdout == own
-        assert kerneld(path, "proc", f"/proc/{os.getpid()}/maps").stdout == own
+        assert daemons.kerneld(path, "maps", str(os.getpid())).stdout == own
+        assert daemons.kerneld(path, "proc", f"/proc/{os.getpid()}/maps").stdout == own
     finally:
         process.close()
 
 
 def test_no_such_process_is_one_line_and_5(path: Path) -> None:
-    done = kerneld(path, "maps", "1")
+    done = daemons.kerneld(path, "maps", "1")
     assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", "kerneld: kerneld has no process 1\n")
-    assert kerneld(path, "proc", "nonsense").returncode == Status.NO_PROCESS
+    assert daemons.kerneld(path, "proc", "nonsense").returncode == Status.NO_PROCESS
+    for command in (["trace", "--pid", "1"], ["ftrace", "--pid", "1"]):
+        done = daemons.kerneld(path, *command)
+        assert (done.returncode, done.stderr) == (Status.NO_PROCESS, "kerneld: kerneld has no process 1\n")

@@ -67,6 +67,9 @@ def test_help_has_examples() -> None:
         ("--scenario", "nonesuch"),
         ("--delay", "-1"),
         ("--delay", "soon"),
+        ("--delay", "nan"),
+        ("--delay", "inf"),
+        ("--socket", ""),
         ("--step", "--delay", "1"),
         ("--nonesuch",),
         ("extra",),
@@ -81,6 +84,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...]) -> Non
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("target: ")
+    assert result.stderr.endswith(" (target --help tells more)\n")
 
 
 def test_no_daemon_is_one_line_and_status_3(tmp_path: Path) -> None:
