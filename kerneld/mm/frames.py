@@ -78,8 +78,9 @@ class Frames:
         self.lru = np.zeros(count, dtype=np.uint32)
         """When the frame came to the head of its LRU list, by `lru_clock`; the list is in this order."""
         self.lru_clock = 0
-        self.lru_sizes_noted: tuple[int, list[int]] = (LRU_CLOCK_END + 1, [])
-        """The clock when `kerneld.mm.lru.recent_lru_sizes` last counted, ahead of it for never, and what it found."""
+        self.lru_sizes_noted: tuple[int, int, list[int]] = (LRU_CLOCK_END + 1, 0, [])
+        """When `kerneld.mm.lru.recent_lru_sizes` last counted: the clock, ahead of it for never, how many frames were
+        free, and what it found."""
         self.nonresident_age = 0
         """Evictions and activations so far: how far apart an eviction and a refault are (Linux: mm/workingset.c)."""
         self.lru_cost = [0, 0]

@@ -67,12 +67,16 @@ def lru_sizes(frames: Frames) -> list[int]:
 def recent_lru_sizes(frames: Frames) -> list[int]:
     """Return what `lru_sizes` does, or what it has returned before a thousandth of the machine has changed its place.
 
-    For who asks at every page. Linux's counters lag behind as well (mm/vmstat.c: a batch a processor).
+    For who asks at every page: a refault, and the cost of reclaim; a pass of reclaim counts. What comes to a list has a
+    new stamp. What is freed has none: there are more free frames then, but for those taken since, and each of these has
+    one. So at most two thousandths have gone unnoticed. Linux's counters lag behind as well (mm/vmstat.c: a batch a
+    processor).
     """
-    clock, sizes = frames.lru_sizes_noted
-    if not clock <= frames.lru_clock <= clock + (frames.total_pages >> _LAG_SHIFT):
+    clock, nr_free, sizes = frames.lru_sizes_noted
+    lag = frames.total_pages >> _LAG_SHIFT
+    if not clock <= frames.lru_clock <= clock + lag or frames.free_pages > nr_free + lag:
         sizes = lru_sizes(frames)
-        frames.lru_sizes_noted = frames.lru_clock, sizes
+        frames.lru_sizes_noted = frames.lru_clock, frames.free_pages, sizes
     return sizes
 
 
@@ -188,11 +192,16 @@ def mlock_folios(frames: Frames, pfns: Pfns) -> None:
     """Keep frames out of reclaim. Source: Linux v6.8 mm/mlock.c:mlock_folio()."""
     frames.flags[pfns] |= np.uint32(PG_UNEVICTABLE)
     _clear(frames, pfns, PG_ACTIVE)
+    # There is no order of what is not reclaimed: the stamps say that these have changed their place.
+    frames.stamp(pfns)
 
 
 def mlock_folio(frames: Frames, pfn: Pfn) -> None:
     """Keep one frame out of reclaim, as `mlock_folios` does."""
-    frames.flags_at[pfn] = (frames.flags_at[pfn] | PG_UNEVICTABLE) & ~PG_ACTIVE
+    flags = frames.flags_at[pfn]
+    if not flags & PG_UNEVICTABLE:
+        frames.flags_at[pfn] = (flags | PG_UNEVICTABLE) & ~PG_ACTIVE
+        frames.stamp(np.array([pfn]))
 
 
 def munlock_folios(frames: Frames, pfns: Pfns) -> None:

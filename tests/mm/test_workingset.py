@@ -7,11 +7,16 @@ import pytest
 
 from kerneld.mm import lru
 from kerneld.mm.frames import PG_ACTIVE, Frames
+from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.lru import folio_activate, lru_sizes, recent_lru_sizes
 from kerneld.mm.madvise_pages import madvise_pageout
+from kerneld.mm.mlock import do_mlock
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.populate import mm_populate, populate_locked
+from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
-from tests.mm.world import ANON, BASE, RW, Machine, load, mmap, page, pfn_of, store, vma_at
+from tests.mm.world import ANON, BASE, RW, SHARED, Machine, load, mmap, page, pfn_of, store, vma_at
 
 PAGES = 600
 
@@ -57,6 +62,46 @@ def test_what_is_said_is_what_was_a_moment_ago(machine: Machine) -> None:
         store(mm, page(number), b"x")
         ahead = sum(lru_sizes(machine.frames)) - sum(recent_lru_sizes(machine.frames))
         assert 0 <= ahead <= lag
+    machine.close()
+
+
+@pytest.mark.parametrize("thp", ["never", "always"])
+def test_what_has_been_freed_is_not_said_to_be_there(thp: str) -> None:
+    """Frames that go have no new stamp: many of them are noticed all the same, at the next question."""
+    machine = Machine(64 << 20)
+    machine.sysctl.transparent_hugepage = TransparentHugepage(thp)
+    frames, lag = machine.frames, machine.frames.total_pages >> 10
+    mm = machine.new_mm()
+    mmap(mm, 8 * PAGES, RW, ANON, at=BASE)
+    mm_populate(mm, BASE, BASE + 8 * PAGES * PAGE_SIZE)
+    assert sum(recent_lru_sizes(frames)) == sum(lru_sizes(frames)) >= 8 * PAGES
+    for number in range(8):
+        do_munmap(mm, page(number * PAGES), PAGES * PAGE_SIZE)
+        # Some frames are taken meanwhile: that fewer are free for it must not hide the others.
+        held = [frames.alloc_page() for _ in range(lag)]
+        assert abs(sum(recent_lru_sizes(frames)) - sum(lru_sizes(frames))) <= 2 * lag
+        for pfn in held:
+            frames.put_page(pfn)
+    assert sum(recent_lru_sizes(frames)) <= 2 * lag
+    machine.close()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_has_been_locked_is_not_said_to_be_evictable(machine: Machine, at_once: bool) -> None:
+    """Pages of a file that another mapping has brought in are locked: all by the call, or one by one by faults."""
+    lag = machine.frames.total_pages >> 10
+    mm = machine.new_mm()
+    file, _ = machine.new_file(bytes(PAGES * PAGE_SIZE))
+    mmap(mm, PAGES, RW, SHARED, at=BASE, file=file)
+    mm_populate(mm, BASE, page(PAGES))
+    locked = page(2 * PAGES) if not at_once else BASE
+    if not at_once:
+        mmap(mm, PAGES, RW, SHARED, at=locked, file=file)
+    assert recent_lru_sizes(machine.frames)[-1] == 0
+    start, end = do_mlock(mm, locked, PAGES * PAGE_SIZE, VM_LOCKED, privileged=True)
+    assert populate_locked(mm, start, end) == 0
+    assert lru_sizes(machine.frames)[-1] == PAGES
+    assert PAGES - recent_lru_sizes(machine.frames)[-1] <= lag
     machine.close()
 
 
