@@ -6,6 +6,8 @@ Owns what was printed before, for what has changed since. Knows no arguments.
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -17,7 +19,7 @@ from inspector.failure import Failure, Status
 from inspector.interrupts import Interrupts, Woken
 from inspector.session import NO_PFNS, Watch, has_process
 from inspector.table import Entry, diff
-from inspector.view import Print, json_line, text_lines
+from inspector.view import WIDE_COLUMNS, Print, json_line, text_lines
 from shared.client import KerneldGone
 from shared.standard_streams import discard_output
 from shared.uapi.shadowpt import Spte
@@ -69,7 +71,7 @@ class Printer:
             first=before is None,
             exited=self._exited,
         )
-        emit([json_line(shown)] if self._options.as_json else text_lines(shown, self._options.every_page))
+        emit([json_line(shown)] if self._options.as_json else text_lines(shown, self._options.every_page, is_narrow()))
         if ended and not self._options.events:
             emit([f"Process {watch.pid} has exited; its table stays. Ctrl+C ends."], to_stderr=self._options.as_json)
         self._before = entries
@@ -89,6 +91,11 @@ def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> 
             return
         if woken is Woken.HANGUP:
             raise KerneldGone("the connection has ended")
+
+
+def is_narrow() -> bool:
+    """Whether the output is a terminal whose lines are too short for a run's: it would break each of them in two."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_COLUMNS
 
 
 def emit(lines: Iterable[str], to_stderr: bool = False) -> None:

@@ -25,6 +25,8 @@ WORDS = {
     Spte.PTE_MAPPED: "mapped",
 }
 NOTHING = "-"
+WIDE_COLUMNS = 95
+"""As long as a line of a run may be where it shows all that there is."""
 
 
 class Print(NamedTuple):
@@ -74,8 +76,8 @@ def pages_words(pages: int) -> str:
     return f"{pages} page{'' if pages == 1 else 's'}"
 
 
-def header_line(shown: Print) -> str:
-    """Return the first line of a print: time, pid, range, counts."""
+def header_lines(shown: Print, narrow: bool) -> list[str]:
+    """Return the head of a print: time, pid, range, counts; these on a line of their own where it is `narrow`."""
     counts = count(shown.entries)
     changed = "first print" if shown.first else f"{len(shown.changed)} changed"
     exited = click.style(" (exited)", fg="red") if shown.exited else ""
@@ -84,10 +86,11 @@ def header_line(shown: Print) -> str:
         f"{shown.start:#x}-{shown.end:#x}",
         bold=True,
     )
-    return (
-        f"{title}  {pages_words(counts.pages)}: {counts.allocated} allocated, {counts.anonymous} anonymous, "
+    words = (
+        f"{pages_words(counts.pages)}: {counts.allocated} allocated, {counts.anonymous} anonymous, "
         f"{counts.mapped} mapped, {changed}"
     )
+    return [title, f"  {words}"] if narrow else [f"{title}  {words}"]
 
 
 def page_line(run: Run) -> str:
@@ -96,21 +99,23 @@ def page_line(run: Run) -> str:
     return _marked(run.change, f"{run.first.vaddr:#014x}  {pfn:<12}  {flag_words(run.first.flags)}")
 
 
-def run_line(run: Run) -> str:
-    """Return the line of a run: mark, start-end, pages, frames, flags."""
+def run_line(run: Run, narrow: bool) -> str:
+    """Return the line of a run: mark, start-end, pages, frames, flags; without the end where it is `narrow`."""
     pages, pfn = pages_words(run.pages), f"pfn {pfn_words(run)}"
-    return _marked(
-        run.change, f"{run.first.vaddr:#014x}-{run.end:#014x}  {pages:>10}  {pfn:<20}  {flag_words(run.first.flags)}"
-    )
+    where = f"{run.first.vaddr:#014x}" if narrow else f"{run.first.vaddr:#014x}-{run.end:#014x}"
+    return _marked(run.change, f"{where}  {pages:>10}  {pfn:<20}  {flag_words(run.first.flags)}")
 
 
-def text_lines(shown: Print, every_page: bool) -> Iterator[str]:
-    """Yield the lines of a print: the header, then one line a page, or one a run of alike pages."""
-    yield header_line(shown)
+def text_lines(shown: Print, every_page: bool, narrow: bool = False) -> Iterator[str]:
+    """Yield the lines of a print: the head, then one line a page, or one a run of alike pages.
+
+    `narrow` is for less than WIDE_COLUMNS: 80 are enough then.
+    """
+    yield from header_lines(shown, narrow)
     if every_page:
         yield from map(page_line, unfolded(shown.entries, shown.changes))
     else:
-        yield from map(run_line, fold(shown.entries, shown.changes))
+        yield from (run_line(run, narrow) for run in fold(shown.entries, shown.changes))
 
 
 def json_line(shown: Print) -> str:

@@ -100,7 +100,7 @@ class Demo:
         kerneld.interrupt()
         show("kerneld", kerneld.wait()[-1:])
         self._check_left_behind(shm)
-        say("The socket is gone and /dev/shm is as it was. All that was shown has been checked.")
+        say("The socket is gone, and nothing of kerneld's is left in /dev/shm. All that was shown has been checked.")
 
     def _start(self, module: str, words: Sequence[str]) -> Program:
         show(module, ["$ " + shlex.join(words)])
@@ -196,7 +196,7 @@ class Demo:
         """Raise DemoError where kerneld has left its socket, or something in /dev/shm."""
         if self._socket.exists():
             raise DemoError(f"kerneld has left its socket behind: {self._socket}")
-        # Other programs of this machine come and go in /dev/shm: what is ours would stay.
+        # Another kerneld's may be there for a moment: what is ours would stay.
         give_up = time.monotonic() + PATIENCE_SECONDS
         while left := _shm_names() - shm_before:
             if time.monotonic() > give_up:
@@ -268,8 +268,9 @@ def _words(counts: Sequence[int]) -> str:
 
 
 def _shm_names() -> frozenset[str]:
+    """Return the names of kernelds' segments: other programs come, go and stay as they like."""
     try:
-        return frozenset(os.listdir(_SHM))
+        return frozenset(name for name in os.listdir(_SHM) if name.startswith("kerneld-"))
     except FileNotFoundError:
         return frozenset()
 

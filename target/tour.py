@@ -72,7 +72,9 @@ class Tour:
                     self._say_wrapped(line, f"{_TEXT_INDENT}> ", f"{_TEXT_INDENT}  ")
             case Watch(pid, start, end, what):
                 command = inspector_command(pid, start, end, self._socket_path)
-                self._say(f"{_STEP_INDENT}Watch {start:#x} to {end:#x} from another terminal, {what}:\n")
+                self._say_wrapped(
+                    f"Watch {start:#x} to {end:#x} from another terminal, {what}:", _STEP_INDENT, _TEXT_INDENT
+                )
                 self._say(f"{_TEXT_INDENT}{command}\n")
                 self._pace.wait(_WATCH_PAUSES)
 

@@ -10,7 +10,16 @@ import pytest
 
 from inspector.maps import Mapping
 from inspector.table import Entry, diff
-from inspector.view import Print, flag_words, json_line, maps_json_line, maps_lines, page_json_line, text_lines
+from inspector.view import (
+    WIDE_COLUMNS,
+    Print,
+    flag_words,
+    json_line,
+    maps_json_line,
+    maps_lines,
+    page_json_line,
+    text_lines,
+)
 from shared.uapi.page import PAGE_SIZE
 
 BASE = 0x7F00_0000_0000
@@ -62,6 +71,24 @@ def test_a_first_print() -> None:
         "  0x7f0000002000-0x7f0000003000      1 page  pfn -                 allocated anonymous",
         "  0x7f0000003000-0x7f0000004000      1 page  pfn -                 -",
     ]
+
+
+def test_a_narrow_terminal_has_no_line_in_two() -> None:
+    shown = make_print(None, [(7, 0x2A_5237), (7, 0x2A_5238), (3, 0), *[(0, 0)] * 2045])
+    assert [click.unstyle(line) for line in text_lines(shown, every_page=False, narrow=True)] == [
+        "14:03:07.123  pid 42  0x7f0000000000-0x7f0000800000",
+        "  2048 pages: 3 allocated, 3 anonymous, 2 mapped, first print",
+        "  0x7f0000000000     2 pages  pfn 0x2a5237..0x2a5238  allocated anonymous mapped",
+        "  0x7f0000002000      1 page  pfn -                 allocated anonymous",
+        "  0x7f0000003000  2045 pages  pfn -                 -",
+    ]
+
+
+def test_a_wide_line_is_no_longer_than_is_said() -> None:
+    shown = make_print([(3, 0)] * 2048, [(7, 0x12_0000 + page) for page in range(2048)])
+    assert max(len(line) for line in plain(shown)[1:]) == WIDE_COLUMNS
+    narrow = [click.unstyle(line) for line in text_lines(shown, every_page=False, narrow=True)]
+    assert max(map(len, narrow)) <= 80
 
 
 def test_changes_are_marked() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import KerneldGone, Process
+from tests.e2e.daemons import shm_is_as, shm_names
 from tests.server.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, running_daemon, wait_until_gone
 
 
@@ -22,7 +23,7 @@ def path(private_dir: Path) -> Path:
 
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_lets_clients_go_and_leaves_nothing(path: Path, signo: signal.Signals) -> None:
-    shm_before = sorted(os.listdir("/dev/shm"))
+    shm_before = shm_names()
     with running_daemon(path) as daemon:
         client = Process.attach(str(path))
         daemon.send_signal(signo)
@@ -31,7 +32,7 @@ def test_signal_lets_clients_go_and_leaves_nothing(path: Path, signo: signal.Sig
             client.getpid()
         client.close()
     assert list(path.parent.iterdir()) == []
-    assert sorted(os.listdir("/dev/shm")) == shm_before
+    assert shm_is_as(shm_before)
 
 
 def test_ready_line_is_one_json_object(path: Path) -> None:

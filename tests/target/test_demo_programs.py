@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import click
 import pytest
@@ -13,6 +14,7 @@ from inspector.table import Entry, diff
 from inspector.view import Print, text_lines
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import Spte
+from target import demo
 from target.demo_inspector import Counts, LiveInspector, parse_print, pick_shown
 from target.demo_inspector import Print as Seen
 from target.demo_program import DemoError, Program
@@ -109,3 +111,12 @@ def test_an_inspector_that_fails_says_why() -> None:
     words = [sys.executable, "-c", "raise SystemExit('inspector: kerneld does not run')"]
     with pytest.raises(DemoError, match="kerneld does not run"):
         LiveInspector(words, os.environ)
+
+
+def test_what_other_programs_keep_in_shared_memory_is_not_kernelds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_SHM", tmp_path)
+    (tmp_path / "org.chromium.x").touch()
+    (tmp_path / "kerneld-0123").touch()
+    assert demo._shm_names() == {"kerneld-0123"}
