@@ -30,6 +30,9 @@ def find_inspector() -> list[str]:
         return [relative if os.sep in relative else f"./{relative}"]
     if shutil.which("inspector"):
         return ["inspector"]
+    beside = Path(sys.executable).with_name("inspector")
+    if os.access(beside, os.X_OK):
+        return [str(beside)]
     return [sys.executable, "-m", "inspector"]
 
 

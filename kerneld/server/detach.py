@@ -5,6 +5,7 @@ A pipe joins the two: the child writes READY, or one line for people, or dies an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -26,8 +27,8 @@ class Started(NamedTuple):
 def start_detached(log_fd: int, serve: Callable[[Callable[[], None], Callable[[str], None]], int]) -> Started:
     """Fork a child in a session of its own that runs `serve(on_ready, on_failure)` and exits with what that returns.
 
-    Its stdout and stderr are `log_fd`, its stdin empty, its directory the root. Must be called while there is one
-    thread.
+    Its stdout and stderr are `log_fd`, its stdin empty, its directory the root; it keeps nothing else open of what the
+    caller was started with. Must be called while there is one thread.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -59,8 +60,8 @@ def _become_daemon(
         os.dup2(null_fd, 0)
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
-        for fd in {null_fd, log_fd} - {0, 1, 2}:
-            os.close(fd)
+        # Whoever reads a pipe of the caller's to its end would wait for this daemon's.
+        _close_all_but({0, 1, 2, write_fd})
 
         def tell(words: bytes) -> None:
             os.write(write_fd, words)
@@ -69,3 +70,12 @@ def _become_daemon(
         status = serve(lambda: tell(READY), lambda message: tell(message.encode()))
     finally:
         os._exit(status)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close every descriptor of this process that is not in `kept`."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in kept:
+            # The one of the listing itself is among them, and closed by now.
+            with contextlib.suppress(OSError):
+                os.close(fd)

@@ -33,6 +33,11 @@ class _Stderr:
         """Nothing is held back."""
 
 
+def _has_colours() -> bool:
+    """Whether the log may be coloured: on a terminal that can show it, to a person who has not said no (NO_COLOR)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def configure(log_format: LogFormat, level_name: str) -> None:
     """Send the log to stderr from `level_name` (debug, info, warning, error) up."""
     renderer: structlog.typing.Processor
@@ -40,7 +45,7 @@ def configure(log_format: LogFormat, level_name: str) -> None:
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+            colors=_has_colours(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
         )
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -79,6 +80,43 @@ def test_log_whose_reader_left_stops_nothing(path: Path) -> None:
             Process.attach(str(path)).close()
         daemon.terminate()
         assert daemon.wait(WAIT_SECONDS) == 0
+
+
+def test_a_detached_daemon_keeps_no_pipe_of_its_callers_open(path: Path) -> None:
+    read_fd, write_fd = os.pipe()
+    subprocess.run(
+        [*KERNELD, "start", "--detach", "--ram", "64M"],
+        env=environment(path),
+        pass_fds=[write_fd],
+        stdout=subprocess.DEVNULL,
+        timeout=WAIT_SECONDS,
+        check=True,
+    )
+    os.close(write_fd)
+    try:
+        assert select.select([read_fd], [], [], WAIT_SECONDS)[0], "the daemon has the other end"
+        assert os.read(read_fd, 1) == b""
+    finally:
+        os.close(read_fd)
+        assert kerneld(path, "stop").returncode == 0
+
+
+@pytest.mark.parametrize(("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_a_log_has_colours_where_they_are_welcome(path: Path, more: dict[str, str], coloured: bool) -> None:
+    main_fd, terminal_fd = os.openpty()
+    usual = {name: value for name, value in environment(path).items() if name != "NO_COLOR"}
+    try:
+        command = [*KERNELD, "start", "--ram", "64M"]
+        daemon = subprocess.Popen(command, env={**usual, "TERM": "xterm", **more}, stderr=terminal_fd)
+        said = b""
+        while b"\n" not in said:
+            said += os.read(main_fd, 4096)
+        daemon.terminate()
+        assert daemon.wait(WAIT_SECONDS) == 0
+        assert (b"\x1b[" in said) is coloured
+    finally:
+        os.close(main_fd)
+        os.close(terminal_fd)
 
 
 def test_detach_returns_when_it_accepts_and_stop_when_it_has_ended(path: Path) -> None:

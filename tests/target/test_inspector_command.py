@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_an_installed_inspector_is_found_on_path(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", str(launcher.parent))
 
     assert inspector_command(42, 0x1000, 0x3000) == "inspector 42 0x1000 0x3000"
+
+
+def test_one_that_is_installed_beside_the_interpreter_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = make_checkout(tmp_path, monkeypatch)
+    monkeypatch.setattr(module, "_CHECKOUT", tmp_path / "nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(sys, "executable", str(launcher.with_name("python3")))
+
+    assert inspector_command(42, 0x1000, 0x3000) == f"{launcher} 42 0x1000 0x3000"
 
 
 def test_another_socket_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
