@@ -18,8 +18,8 @@ from kerneld.fs.seq_file import END, START, Records
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
+from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.pagetable import Leaf
 from kerneld.mm.thp import thp_eligible
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
@@ -117,7 +117,7 @@ def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) ->
 
 
 def _gather_leaf(mm: MmStruct, leaf: Leaf, stats: MemSizeStats) -> None:
-    entries = mm.page_table.leaf_entries(leaf)
+    entries = mm.page_table.page_entries(leaf)
     entries = entries[entries != 0]
     if not len(entries):
         return

@@ -60,7 +60,7 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
         return True
     _swap_in(mm, vma, haddr)
     leaf = next(mm.page_table.leaves(haddr, haddr + PMD_SIZE))
-    entries = mm.page_table.leaf_entries(leaf)
+    entries = mm.page_table.page_entries(leaf)
     if not (entries & np.uint64(PTE_RW)).any():
         return False
     collapse_huge_page(mm, vma, haddr, pmd)

@@ -18,10 +18,10 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, PTE_SWP_EXCLUSIVE, present_mask, pte_pfn, swap_mask
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
+from kerneld.mm.leaf_walk import Leaf, Run, Words
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
 from kerneld.mm.overcommit import check_enough_memory
-from kerneld.mm.pagetable import Leaf
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.rmap import anon_vma_fork
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
@@ -64,54 +64,59 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> None:
         copy_page_range(old, new, vma)
 
 
-def _copy_swap_ptes(old: MmStruct, new: MmStruct, leaf: Leaf, low: int) -> None:
-    """What is swapped out belongs to both from now on. Source: Linux v6.8 mm/memory.c:copy_nonpresent_pte()."""
-    entries = old.frames.ram.words_np[leaf.low : leaf.high]
-    swapped = swap_mask(entries)
-    if swapped.any():
-        shared = entries & np.uint64(~PTE_SWP_EXCLUSIVE & _U64)
-        old.write_ptes(leaf.low, leaf.start, np.where(swapped, shared, entries))
-        new.copy_swap_ptes(low, leaf.start, np.where(swapped, shared, np.uint64(0)))
-
-
 def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
-    """Give the child the parent's entries of a VMA, one leaf table at a time. Raises SysError(ENOMEM).
+    """Give the child the parent's entries of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
+
+    Source: Linux v6.8 mm/memory.c:copy_page_range().
+    """
+    for found in old.page_table.runs(vma.start, vma.end):
+        run = found
+        if isinstance(run, Leaf) and run.huge:
+            if old.copy_huge_pmd(new, run):
+                continue
+            run = next(old.page_table.leaves(run.start, run.end))
+        filled = old.page_table.find_filled(run)
+        if filled is not None:
+            # Before anything is read: to make a table may reclaim pages of the parent.
+            place = new.page_table.ensure_run(filled)
+            _copy_run(old, new, vma, filled, place)
+
+
+def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> None:
+    """Copy the entries of a run to the child's, which are empty; what is swapped out belongs to both from now on.
 
     The write-protection of both sides is what makes the next write of either copy. Source: Linux v6.8
-    mm/memory.c:copy_present_pte(): in a shared VMA entries stay writable, but the child's are clean.
+    mm/memory.c:copy_present_pte(), copy_nonpresent_pte(): in a shared VMA entries stay writable, but the child's are
+    clean.
     """
-    frames = old.frames
-    words_np = frames.ram.words_np
-    shared = vma.vm_flags & VM_SHARED
-    for found in old.page_table.leaves(vma.start, vma.end):
-        leaf = found
-        if leaf.huge:
-            if old.copy_huge_pmd(new, leaf):
-                continue
-            leaf = next(old.page_table.leaves(leaf.start, leaf.end))
-        entries = words_np[leaf.low : leaf.high]
-        if not entries.any():
-            continue
-        # Before anything is read: to make a table may reclaim pages of the parent.
-        low = new.page_table.ensure_pte(leaf.start)
-        _copy_swap_ptes(old, new, leaf, low)
-        present = present_mask(entries)
-        if not present.any():
-            continue
-        if not shared:
-            protected = entries & np.uint64(~PTE_RW & _U64)
-            old.write_ptes(leaf.low, leaf.start, np.where(present, protected, entries))
-        copied = np.where(present, words_np[leaf.low : leaf.high], np.uint64(0))
-        if shared:
-            copied &= np.uint64(~PTE_DIRTY & _U64)
-        counted = copied[present & ((copied & np.uint64(PTE_SPECIAL)) == 0)]
-        pfns = pte_pfn(counted).astype(np.int64)
-        flags = frames.flags[pfns]
-        anon = (flags & np.uint32(PG_ANON)) != 0
-        frames.flags[pfns[anon]] &= np.uint32(~PG_ANON_EXCLUSIVE & (1 << 32) - 1)
-        frames.refcount[pfns] += 1
-        nr_anon = int(np.count_nonzero(anon))
-        kind = Rss.SHMEM if vma.file is not None and vma.file.mapping.is_shmem else Rss.FILE
-        new.rss[kind] += len(pfns) - nr_anon
-        new.map_pages(low, leaf.start, copied, pfns, Rss.ANON)
-        new.rss[Rss.ANON] -= len(pfns) - nr_anon
+    entries = kept = old.page_table.read(run)
+    present, swapped = present_mask(entries), swap_mask(entries)
+    if not vma.vm_flags & VM_SHARED:
+        kept = np.where(present, entries & np.uint64(~PTE_RW & _U64), entries)
+    if swapped.any():
+        kept = np.where(swapped, entries & np.uint64(~PTE_SWP_EXCLUSIVE & _U64), kept)
+        new.copy_swap_ptes(place, np.where(swapped, kept, np.uint64(0)))
+    if (kept != entries).any():
+        old.write_ptes(run, kept)
+    copied = np.where(present, kept, np.uint64(0))
+    if vma.vm_flags & VM_SHARED:
+        copied &= np.uint64(~PTE_DIRTY & _U64)
+    _share_frames(new, vma, place, copied)
+
+
+def _share_frames(new: MmStruct, vma: Vma, place: Run, copied: Words) -> None:
+    """Map the frames of present entries in the child as well. Source: Linux v6.8 mm/memory.c:copy_present_pte()."""
+    counted = copied[(copied != 0) & ((copied & np.uint64(PTE_SPECIAL)) == 0)]
+    if not len(counted):
+        new.map_zero_pages(place, copied)
+        return
+    frames = new.frames
+    pfns = pte_pfn(counted).astype(np.int64)
+    anon = (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
+    frames.flags[pfns[anon]] &= np.uint32(~PG_ANON_EXCLUSIVE & (1 << 32) - 1)
+    frames.refcount[pfns] += 1
+    nr_anon = int(np.count_nonzero(anon))
+    kind = Rss.SHMEM if vma.file is not None and vma.file.mapping.is_shmem else Rss.FILE
+    new.rss[kind] += len(pfns) - nr_anon
+    new.map_pages(place, copied, pfns, Rss.ANON)
+    new.rss[Rss.ANON] -= len(pfns) - nr_anon

@@ -27,9 +27,9 @@ def munlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 
 def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:
-    runs = [np.zeros(0, dtype=np.int64)]
-    for leaf in mm.page_table.leaves(start, end):
-        entries = mm.page_table.leaf_entries(leaf)
+    found = [np.zeros(0, dtype=np.int64)]
+    for run in mm.page_table.runs(start, end):
+        entries = mm.page_table.page_entries(run)
         counted = entries[present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)]
-        runs.append(pte_pfn(counted).astype(np.int64))
-    return np.concatenate(runs)
+        found.append(pte_pfn(counted).astype(np.int64))
+    return np.concatenate(found)

@@ -25,9 +25,9 @@ from kerneld.hw.paging import (
 from kerneld.mm.filemap import File
 from kerneld.mm.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE, Pfns
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.leaf_walk import Leaf, Run
 from kerneld.mm.lru import folio_deactivate, folio_mark_lazyfree
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.pagetable import Leaf
 from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.vm_flags import VM_MAYSHARE
 from kerneld.mm.vma import Vma
@@ -47,7 +47,7 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """
     with contextlib.suppress(SysError):
         for leaf in mm.page_table.leaves(start, end):
-            entries = mm.page_table.leaf_entries(leaf)
+            entries = mm.page_table.page_entries(leaf)
             for slot in swp_offset(entries[swap_mask(entries)]).tolist():
                 if not mm.frames.swap.cache_at[slot]:
                     read_swap_cache(mm.frames, slot)
@@ -67,10 +67,10 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     Source: Linux v6.8 mm/madvise.c:madvise_free_pte_range() and mm/huge_memory.c:madvise_free_huge_pmd().
     """
     frames = mm.frames
-    for leaf in _leaves(mm, start, end, PG_SWAPCACHE | PG_DIRTY):
-        if not leaf.huge:
-            mm.zap_swapped(leaf.low, leaf.high, leaf.start)
-        positions, pfns = _mapped(mm, leaf)
+    for run in _runs(mm, start, end, PG_SWAPCACHE | PG_DIRTY):
+        if not run.huge:
+            mm.zap_swapped(run)
+        positions, pfns = _mapped(mm, run)
         keep = np.ones(len(pfns), dtype=np.bool_)
         flags = frames.flags[pfns]
         for place in np.flatnonzero((flags & np.uint32(PG_SWAPCACHE | PG_DIRTY)) != 0).tolist():
@@ -81,15 +81,15 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
             )
         pfns = pfns[keep]
         frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
-        _clear_bits(mm, leaf, positions[keep], PTE_ACCESSED | PTE_DIRTY)
+        _clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
         folio_mark_lazyfree(frames, pfns)
 
 
 def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     """Make pages that are mapped here alone old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
     frames = mm.frames
-    for leaf in _leaves(mm, start, end, 0):
-        pfns = _make_old(mm, leaf, anon_only=False)
+    for run in _runs(mm, start, end, 0):
+        pfns = _make_old(mm, run, anon_only=False)
         folio_deactivate(frames, pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0])
 
 
@@ -101,8 +101,8 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
     anon_only = vma.file is not None and not may_write(vma.file)
     if anon_only and vma.vm_flags & VM_MAYSHARE:
         return
-    for leaf in _leaves(mm, start, end, 0):
-        pfns = _make_old(mm, leaf, anon_only=anon_only)
+    for run in _runs(mm, start, end, 0):
+        pfns = _make_old(mm, run, anon_only=anon_only)
         reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0], may_write=False)
     if vma.file is not None:
         _count_as_hosts(vma.file, vma.page_index(start), vma.page_index(end))
@@ -120,49 +120,49 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
             mapping.uncached.add(index, index + 1)
 
 
-def _leaves(mm: MmStruct, start: Vaddr, end: Vaddr, bad_flags: int) -> Iterator[Leaf]:
+def _runs(mm: MmStruct, start: Vaddr, end: Vaddr, bad_flags: int) -> Iterator[Run]:
     """Yield the leaf tables of a range, and those huge pages that are this VMA's alone and have none of these flags.
 
     Any other huge page, the zero page's among them, and one that lies in the range only in part is cut up.
     """
     frames = mm.frames
     mm.split_huge_pmds_at(start, end)
-    for leaf in mm.page_table.leaves(start, end):
-        if leaf.huge:
-            entry = frames.ram.words[leaf.low]
-            run = slice(pte_pfn(entry), pte_pfn(entry) + HPAGE_PMD_NR)
-            shared = entry & PTE_SPECIAL or (frames.mapcount[run] != 1).any()
-            if shared or (frames.flags[run] & np.uint32(bad_flags)).any():
-                mm.split_huge_pmd(leaf.low, leaf.start)
-                yield next(mm.page_table.leaves(leaf.start, leaf.end))
+    for run in mm.page_table.runs(start, end):
+        if isinstance(run, Leaf) and run.huge:
+            entry = frames.ram.words[run.low]
+            pages = slice(pte_pfn(entry), pte_pfn(entry) + HPAGE_PMD_NR)
+            shared = entry & PTE_SPECIAL or (frames.mapcount[pages] != 1).any()
+            if shared or (frames.flags[pages] & np.uint32(bad_flags)).any():
+                mm.split_huge_pmd(run.low, run.start)
+                yield next(mm.page_table.leaves(run.start, run.end))
                 continue
-        yield leaf
+        yield run
 
 
-def _make_old(mm: MmStruct, leaf: Leaf, *, anon_only: bool) -> Pfns:
+def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
     """Take the accessed bits of pages that no other entry maps, and return their frames."""
     frames = mm.frames
     pfns: Pfns
-    positions, pfns = _mapped(mm, leaf)
+    positions, pfns = _mapped(mm, run)
     ours = frames.mapcount[pfns] == 1
     if anon_only:
         ours &= (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
-    _clear_bits(mm, leaf, positions[ours], PTE_ACCESSED)
+    _clear_bits(mm, run, positions[ours], PTE_ACCESSED)
     pfns = pfns[ours]
     frames.flags[pfns] &= np.uint32(~PG_REFERENCED & _U32)
     return pfns
 
 
-def _mapped(mm: MmStruct, leaf: Leaf) -> tuple[npt.NDArray[np.int64], Pfns]:
-    """Return which entries of a leaf map a frame that is counted, and the frames."""
-    entries = mm.page_table.leaf_entries(leaf)
+def _mapped(mm: MmStruct, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
+    """Return which entries of a run map a frame that is counted, and the frames."""
+    entries = mm.page_table.page_entries(run)
     positions = np.flatnonzero(present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
     return positions, pte_pfn(entries[positions]).astype(np.int64)
 
 
-def _clear_bits(mm: MmStruct, leaf: Leaf, positions: npt.NDArray[np.int64], bits: int) -> None:
-    """Take state bits from some entries of a leaf table, or from a huge page's one entry."""
+def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:
+    """Take state bits from some entries of a run, or from a huge page's one entry."""
     if len(positions):
-        entries = mm.frames.ram.words_np[leaf.low : leaf.high].copy()
-        entries[0 if leaf.huge else positions] &= np.uint64(~bits & _U64)
-        mm.write_leaf(leaf, entries)
+        entries = mm.page_table.read(run).copy()
+        entries[0 if run.huge else positions] &= np.uint64(~bits & _U64)
+        mm.write_ptes(run, entries)

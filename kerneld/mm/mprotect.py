@@ -122,8 +122,8 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     Source: Linux v6.8 mm/mprotect.c:change_pte_range(), mm/huge_memory.c:change_huge_pmd().
     """
     prot = vma_page_prot(vma)
-    for leaf in mm.page_table.leaves(start, end):
-        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+    for run in mm.page_table.runs(start, end):
+        entries = mm.page_table.read(run)
         present = present_mask(entries)
         if not present.any():
             continue
@@ -131,7 +131,7 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
             changed[~present] = 0  # what a swap entry holds is no frame number
             changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
-        mm.write_leaf(leaf, np.where(present, changed, entries))
+        mm.write_ptes(run, np.where(present, changed, entries))
 
 
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

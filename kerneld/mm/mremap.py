@@ -16,8 +16,12 @@ mm/mmap.c:copy_vma().
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+
+import numpy as np
 
 from kerneld.errors import SysError
+from kerneld.mm.leaf_walk import Leaf, Leaves, Run
 from kerneld.mm.mlock import mlock_future_ok
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
@@ -257,54 +261,83 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
     if delta & PMD_SIZE - 1 or first >= last:
         move_ptes(mm, old_addr, new_addr, length)
         return
-    moved = old_addr
+    move_ptes(mm, old_addr, new_addr, first - old_addr)
     try:
-        move_ptes(mm, old_addr, new_addr, first - old_addr)
-        moved = first
-        if not mm.move_tables(first, last, first + delta):
+        by_tables = mm.move_tables(first, last, first + delta)
+        if not by_tables:
             move_ptes(mm, first, first + delta, last - first)
-        moved = last
-        move_ptes(mm, last, last + delta, end - last)
+        try:
+            move_ptes(mm, last, last + delta, end - last)
+        except SysError:
+            if not (by_tables and mm.move_tables(first + delta, last + delta, first)):
+                _move_back(mm, first, first + delta, last - first)
+            raise
     except SysError:
-        move_page_tables(mm, new_addr, old_addr, moved - old_addr)
+        _move_back(mm, old_addr, new_addr, first - old_addr)
         raise
 
 
 def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
-    """Move the entries of a range to another, one run within a leaf table of each side at a time.
+    """Move the entries of a range to another that is not as many 2 MiB away, or has tables already.
 
-    A huge page moves as it is where its new place is on a 2 MiB boundary too, else it is cut up first.
+    A huge page moves as it is where its new place is on a 2 MiB boundary too, else it is cut up first. The new place
+    gets a table wherever the old one has one, entries or not.
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
-    Source: Linux v6.8 mm/mremap.c:move_ptes(), move_huge_pmd().
+    Source: Linux v6.8 mm/mremap.c:move_page_tables(), move_ptes(), move_huge_pmd().
     """
     delta = new_addr - old_addr
     moved = old_addr
     mm.split_huge_pmds_at(old_addr, old_addr + length)
     try:
-        for found in mm.page_table.leaves(old_addr, old_addr + length):
-            leaf = found
-            if leaf.huge:
-                to_pmd = None if delta & PMD_SIZE - 1 else mm.page_table.ensure_pmd(leaf.start + delta)
-                pmd = mm.page_table.find_huge_pmd(leaf.start)
-                if pmd is not None and to_pmd is not None:
-                    mm.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)
-                    moved = leaf.end
+        for found in _without_gaps(mm.page_table.runs(old_addr, old_addr + length)):
+            run = found
+            if isinstance(run, Leaf) and run.huge:
+                if _move_huge(mm, run, delta):
+                    moved = max(moved, run.end)
                     continue
-                if pmd is not None:
-                    mm.split_huge_pmd(pmd, leaf.start)
-                # Else reclaim has cut it up, for a table of the new place.
-                leaf = next(mm.page_table.leaves(leaf.start, leaf.end))
-            vaddr = leaf.start
-            while vaddr < leaf.end:
-                stop = min(leaf.end, vaddr + PMD_SIZE - (vaddr + delta & PMD_SIZE - 1))
-                low = leaf.low + ((vaddr - leaf.start) >> PAGE_SHIFT)
-                count = (stop - vaddr) >> PAGE_SHIFT
-                # The new place gets a table wherever the old one has one, entries or not (Linux: move_page_tables()).
-                to_low = mm.page_table.ensure_pte(vaddr + delta)
-                if mm.has_entries(low, count):
-                    mm.move_entries(low, vaddr, to_low, vaddr + delta, count)
-                vaddr = moved = stop
+                run = next(mm.page_table.leaves(run.start, run.end))
+            place = mm.page_table.ensure_whole(run.start + delta, run.end + delta)
+            mm.move_entries(run, place, (run.start + delta - place.start) >> PAGE_SHIFT)
+            moved = max(moved, run.end)  # Huge pages come before the tables of their GiB.
     except SysError:
-        if delta:
-            move_ptes(mm, new_addr, old_addr, moved - old_addr)
+        _move_back(mm, old_addr, new_addr, moved - old_addr)
         raise
+
+
+def _move_back(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
+    """Undo a move of entries; it needs no memory, for the tables that they came from are still there."""
+    delta = new_addr - old_addr
+    for leaf in mm.page_table.leaves(new_addr, new_addr + length):
+        if leaf.huge:
+            pmd = mm.page_table.find_pmd(leaf.start - delta)
+            assert pmd is not None
+            mm.move_huge_pmd(leaf.low, leaf.start, pmd, leaf.start - delta)
+            continue
+        vaddr = leaf.start - delta
+        for place in mm.page_table.leaves(vaddr, leaf.end - delta):
+            low = leaf.low + ((place.start - vaddr) >> PAGE_SHIFT)
+            run = Leaf(place.start + delta, place.end + delta, low, low + place.high - place.low)
+            mm.move_entries(run, place, 0)
+
+
+def _without_gaps(runs: Iterator[Run]) -> Iterator[Run]:
+    for run in runs:
+        if isinstance(run, Leaf):
+            yield run
+            continue
+        gaps = np.flatnonzero(np.diff(run.starts) != PMD_SIZE) + 1
+        for starts, tables in zip(np.split(run.starts, gaps), np.split(run.tables, gaps), strict=True):
+            yield Leaves(int(starts[0]), int(starts[-1]) + PMD_SIZE, starts, tables)
+
+
+def _move_huge(mm: MmStruct, leaf: Leaf, delta: int) -> bool:
+    """Move a huge page to its new place, or see to it that it is cut up; returns whether it has moved."""
+    to_pmd = None if delta & PMD_SIZE - 1 else mm.page_table.ensure_pmd(leaf.start + delta)
+    pmd = mm.page_table.find_huge_pmd(leaf.start)
+    if pmd is None:  # Reclaim has cut it up, for a table of the new place.
+        return False
+    if to_pmd is None:
+        mm.split_huge_pmd(pmd, leaf.start)
+        return False
+    mm.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)
+    return True

@@ -14,12 +14,10 @@ An entry is named by its word index in RAM: `Ram.words[index]` is the entry, `Ra
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from kerneld.errors import KernelBug
+from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
     PF_USER,
     PF_WRITE,
@@ -33,47 +31,27 @@ from kerneld.hw.paging import (
     PTE_TABLE,
     PTE_USER,
     PTRS_PER_TABLE,
-    PUD_SHIFT,
     make_pte,
     pte_pfn,
-    small_entries,
     translate,
 )
 from kerneld.hw.ram import WORDS_SHIFT
-from kerneld.mm.frames import PG_TABLE, Frames
+from kerneld.mm.frames import PG_TABLE, Frames, Pfns
+from kerneld.mm.leaf_walk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Vaddr
 
-_UPPER_SHIFTS = (PGD_SHIFT, PUD_SHIFT, PMD_SHIFT)
 _READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
 _WRITTEN = _READ | PTE_RW | PTE_DIRTY
 """An entry with all of these needs no change and no fault for such an access."""
 _MAX_CACHED = 64
-PUD_SIZE = 1 << PUD_SHIFT
-_KIND = PTE_PRESENT | PTE_PSE
-"""Of an upper entry: PTE_PRESENT alone names a table; PTE_PSE, with or without it, is a huge page; else it is empty."""
 
 
-class Leaf(NamedTuple):
-    """A run of entries in one leaf table: entry `low + i` (a word index) maps the page at `start + i * PAGE_SIZE`.
-
-    Where `huge` is set it is one entry of 2 MiB instead, at `low`, of which [start, end) may be a part.
-    """
-
-    start: Vaddr
-    end: Vaddr
-    low: int
-    high: int
-    huge: bool = False
-
-
-class PageTable:
+class PageTable(LeafWalk):
     """An empty page table; `root` is the frame that CR3 names."""
 
     def __init__(self, frames: Frames) -> None:
         """Allocate the root. Raises SysError(ENOMEM)."""
-        self._frames = frames
-        self._words = frames.ram.words
-        self._words_np = frames.ram.words_np
+        super().__init__(frames)
         self._cached: dict[int, tuple[int, int, int]] = {}
         """The processor's paging-structure cache (Intel SDM volume 3, 4.10.3): for an address's number of 2 MiB, the
         word index of the entry that names its leaf table, that entry, and the word index of the leaf table. It holds
@@ -116,10 +94,10 @@ class PageTable:
         if cached is not None and words[cached[0]] == cached[1]:
             return cached[2] | vaddr >> PAGE_SHIFT & 511
         table = self.root << WORDS_SHIFT
-        for shift in _UPPER_SHIFTS:
+        for shift in UPPER_SHIFTS:
             slot = table | vaddr >> shift & 511
             entry = words[slot]
-            if entry & _KIND != PTE_PRESENT:
+            if entry & KIND != PTE_PRESENT:
                 return None
             table = (entry & PTE_PFN_MASK) >> 3
         if len(self._cached) >= _MAX_CACHED:
@@ -131,7 +109,7 @@ class PageTable:
         """Return the word index of the entry for the 2 MiB around an address, or None where no table holds one."""
         words = self._words
         table = self.root << WORDS_SHIFT
-        for shift in _UPPER_SHIFTS[:2]:
+        for shift in UPPER_SHIFTS[:2]:
             entry = words[table | vaddr >> shift & 511]
             if not entry & PTE_PRESENT:
                 return None
@@ -155,14 +133,14 @@ class PageTable:
 
         Raises SysError(ENOMEM); tables made before that stay, as in Linux v6.8 mm/memory.c:__pte_alloc().
         """
-        return self._ensure_table(vaddr, _UPPER_SHIFTS) | vaddr >> PAGE_SHIFT & 511
+        return self._ensure_table(vaddr, UPPER_SHIFTS) | vaddr >> PAGE_SHIFT & 511
 
     def ensure_pmd(self, vaddr: Vaddr) -> int:
         """Return the word index of the entry for the 2 MiB around an address, making the tables on the way.
 
         Raises as `ensure_pte` does. Source: Linux v6.8 include/linux/mm.h:pmd_alloc().
         """
-        return self._ensure_table(vaddr, _UPPER_SHIFTS[:2]) | vaddr >> PMD_SHIFT & 511
+        return self._ensure_table(vaddr, UPPER_SHIFTS[:2]) | vaddr >> PMD_SHIFT & 511
 
     def _ensure_table(self, vaddr: Vaddr, shifts: tuple[int, ...]) -> int:
         words = self._words
@@ -170,7 +148,7 @@ class PageTable:
         for shift in shifts:
             slot = table | vaddr >> shift & 511
             entry = words[slot]
-            if entry & _KIND != PTE_PRESENT:
+            if entry & KIND != PTE_PRESENT:
                 if entry:
                     raise KernelBug(f"a table is wanted for {vaddr:#x}, where a huge page is mapped by {entry:#x}")
                 entry = make_pte(self._alloc_table(), PTE_TABLE)
@@ -221,39 +199,6 @@ class PageTable:
         self._frames.put_page(self.deposited.pop())
         self.table_pages -= 1
 
-    def leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
-        """Yield what exists of the leaf tables and huge pages in [start, end), in order; absent parts are stepped over.
-
-        What it has yielded may be changed before it goes on, cut up or removed as well.
-        """
-        words = self._words
-        while start < end:
-            table = self.root << WORDS_SHIFT
-            for shift in _UPPER_SHIFTS:
-                slot = table | start >> shift & 511
-                entry = words[slot]
-                if entry & _KIND != PTE_PRESENT:
-                    if entry:
-                        stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
-                        yield Leaf(start, stop, slot, slot + 1, huge=True)
-                        start = stop
-                    else:
-                        start = self._next_present(table, start, shift)
-                    break
-                table = (entry & PTE_PFN_MASK) >> 3
-            else:
-                stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
-                low = table | start >> PAGE_SHIFT & 511
-                yield Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
-                start = stop
-
-    def _next_present(self, table: int, vaddr: Vaddr, shift: int) -> Vaddr:
-        """Return the first address after `vaddr` that this table's next present entry covers, or the table's end."""
-        index = vaddr >> shift & 511
-        ahead = np.flatnonzero(self._words_np[table + index : table + PTRS_PER_TABLE])
-        step = int(ahead[0]) if len(ahead) else PTRS_PER_TABLE - index
-        return ((vaddr >> shift) + step) << shift
-
     def ensure_leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
         """Yield the leaf tables for [start, end), where no huge page is, in order, each made when its turn comes.
 
@@ -265,22 +210,41 @@ class PageTable:
             yield Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
             start = stop
 
-    def entries(self, start: Vaddr, end: Vaddr) -> npt.NDArray[np.uint64]:
-        """Return a copy of the 4 KiB entries of the page-aligned range [start, end), 0 where there is none.
+    def ensure_run(self, run: Run) -> Run:
+        """Return the entries for the pages that a run of another page table is for, which are in no huge page.
 
-        A huge page counts as the entries that it would be cut up into.
+        Makes the tables that miss. Raises SysError(ENOMEM).
         """
-        entries = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
-        for leaf in self.leaves(start, end):
-            entries[(leaf.start - start) >> PAGE_SHIFT : (leaf.end - start) >> PAGE_SHIFT] = self.leaf_entries(leaf)
-        return entries
+        if isinstance(run, Leaf):
+            low = self.ensure_pte(run.start)
+            return run._replace(low=low, high=low + run.high - run.low)
+        slots = self.ensure_pmd(run.start) + ((run.starts - run.starts[0]) >> np.uint64(PMD_SHIFT)).astype(np.int64)
+        missing = slots[self._words_np[slots] == 0]
+        if len(missing):
+            self._make_tables(run, missing)
+        return run._replace(tables=pte_pfn(self._words_np[slots]).astype(np.int64))
 
-    def leaf_entries(self, leaf: Leaf) -> npt.NDArray[np.uint64]:
-        """Return the 4 KiB entries of a leaf, to be read: those of a huge page as `entries` has them."""
-        if leaf.huge:
-            first = leaf.start >> PAGE_SHIFT & PTRS_PER_TABLE - 1
-            return small_entries(self._words[leaf.low], first, (leaf.end - leaf.start) >> PAGE_SHIFT)
-        return self._words_np[leaf.low : leaf.high]
+    def ensure_whole(self, start: Vaddr, end: Vaddr) -> Leaves:
+        """Return the whole leaf tables around [start, end), where no huge page is, and make those that miss.
+
+        Raises SysError(ENOMEM).
+        """
+        start, end = start & -PMD_SIZE, end + (-end & PMD_SIZE - 1)
+        tables = [self.ensure_pte(vaddr) >> WORDS_SHIFT for vaddr in range(start, end, PMD_SIZE)]
+        starts = np.arange(start, end, PMD_SIZE, dtype=np.uint64)
+        return Leaves(start, end, starts, np.array(tables, dtype=np.int64))
+
+    def _make_tables(self, run: Leaves, missing: Pfns) -> None:
+        """Make the leaf tables of a run whose upper entries, by word index, are `missing`."""
+        try:
+            tables = self._frames.alloc_pages(len(missing), PG_TABLE)
+        except SysError:
+            for start in run.starts.tolist():
+                self.ensure_pte(start)  # For one frame more is done than for many.
+            return
+        self._frames.ram.written[tables] = True
+        self._words_np[missing] = (tables.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_TABLE)
+        self.table_pages += len(missing)
 
     def free_tables(self, start: Vaddr, end: Vaddr, floor: Vaddr, ceiling: Vaddr) -> None:
         """Free the tables for [start, end) that cover nothing outside [floor, ceiling), a range without any VMA.
@@ -297,23 +261,25 @@ class PageTable:
         span = 1 << shift
         first = max(0, (start - base) >> shift)
         last = min(PTRS_PER_TABLE, (end - base + span - 1) >> shift)
-        run = self._words_np[table + first : table + last]
-        for index in (np.flatnonzero(run) + first).tolist():
-            low = base + (index << shift)
-            below = (self._words[table | index] & PTE_PFN_MASK) >> 3
-            if shift > PMD_SHIFT:
-                self._free_below(below, shift - 9, low, bounds)
-            if floor <= low and low + span <= ceiling:
-                self._words[table | index] = 0
-                self._frames.put_page(below >> WORDS_SHIFT)
-                self.table_pages -= 1
+        present = np.flatnonzero(self._words_np[table + first : table + last]) + first
+        if shift > PMD_SHIFT:
+            for index in present.tolist():
+                below = (self._words[table | index] & PTE_PFN_MASK) >> 3
+                self._free_below(below, shift - 9, base + (index << shift), bounds)
+        lows = (present << shift) + base
+        slots = table + present[(lows >= floor) & (lows + span <= ceiling)]
+        if len(slots):
+            freed = pte_pfn(self._words_np[slots]).astype(np.int64)
+            self._words_np[slots] = 0
+            self._frames.put_pages(freed)
+            self.table_pages -= len(freed)
 
     def tables(self) -> list[Pfn]:
         """Return the frame of every table, the root first, the deposited ones last; found by a walk, for tests."""
         found = level = [self.root]
-        for _ in _UPPER_SHIFTS:
+        for _ in UPPER_SHIFTS:
             rows = self._frames.ram.frames_np[level].ravel()
-            level = pte_pfn(rows[(rows & np.uint64(_KIND)) == PTE_PRESENT]).astype(np.int64).tolist()
+            level = pte_pfn(rows[(rows & np.uint64(KIND)) == PTE_PRESENT]).astype(np.int64).tolist()
             found = found + level
         return found + self.deposited
 

@@ -28,7 +28,7 @@ from kerneld.hw.paging import (
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames import PG_ANON_EXCLUSIVE, ZERO_PFN
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.pagetable import Leaf
+from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.pte_ops import PteOps, Rss
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 

@@ -15,8 +15,8 @@ from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_
 from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
 from kerneld.mm.frames import ZERO_PFN
+from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct, vma_page_prot
-from kerneld.mm.pagetable import Leaf
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
@@ -122,7 +122,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     prot = vma_page_prot(vma)
     if not write:
         new[empty] = make_pte(ZERO_PFN, prot | PTE_SPECIAL)
-        mm.map_zero_pages(leaf.low, leaf.start, new)
+        mm.map_zero_pages(leaf, new)
         return
     number = prepare_anon_vma(mm, vma)
     try:
@@ -135,7 +135,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW | PTE_DIRTY
     new[empty] = (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(prot)
-    mm.map_pages(leaf.low, leaf.start, new, pfns, Rss.ANON)
+    mm.map_pages(leaf, new, pfns, Rss.ANON)
 
 
 def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr, int] | None:

@@ -21,6 +21,7 @@ from kerneld.hw.paging import (
     PTE_DIRTY,
     PTE_PFN_MASK,
     PTE_SPECIAL,
+    PTRS_PER_TABLE,
     present_mask,
     pte_pfn,
     pte_present,
@@ -29,9 +30,10 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
+from kerneld.mm.leaf_walk import Leaf, Run, Words
 from kerneld.mm.lru import folio_mark_accessed
 from kerneld.mm.notifier import MmuNotifier
-from kerneld.mm.pagetable import Leaf, PageTable
+from kerneld.mm.pagetable import PageTable
 from kerneld.mm.swap import Slots
 from kerneld.mm.swap_state import folio_free_swap, free_swap_and_cache
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
@@ -70,6 +72,7 @@ class PteOps:
         self.notifiers: list[MmuNotifier] = []
         self._words = frames.ram.words
         self._words_np = frames.ram.words_np
+        self._frames_np = frames.ram.frames_np
 
     @property
     def resident_pages(self) -> int:
@@ -113,14 +116,12 @@ class PteOps:
         if self.notifiers:
             self.notify(vaddr, vaddr + PAGE_SIZE)
 
-    def copy_swap_ptes(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64]) -> None:
+    def copy_swap_ptes(self, run: Run, entries: Words) -> None:
         """Fill the empty entries of a run with swap entries, each one more of its slot; a 0 is left as it is."""
         slots = swp_offset(entries[entries != 0]).astype(np.int64)
         self.frames.swap.swap_duplicate(slots)
-        run = self._words_np[low : low + len(entries)]
-        np.bitwise_or(run, entries, out=run)
         self.rss[Rss.SWAP] += len(slots)
-        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+        self._fill(run, entries)
 
     def clear_young(self, ptes: Slots) -> npt.NDArray[np.bool_]:
         """Take the accessed bit from entries, and return for each whether it was set.
@@ -132,7 +133,7 @@ class PteOps:
         young: npt.NDArray[np.bool_] = (entries & np.uint64(PTE_ACCESSED)) != 0
         return young
 
-    def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: npt.NDArray[np.uint64]) -> None:
+    def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
         """Let entries that each map a frame become swap entries, or 0; the caller holds each frame.
 
         `vaddrs` are the pages of the entries, in order. Dirty bits are the caller's business. Source: Linux v6.8
@@ -164,57 +165,60 @@ class PteOps:
         if self.notifiers:
             self.notify(vaddr, vaddr + PAGE_SIZE)
 
-    def map_pages(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64], pfns: Pfns, kind: int) -> None:
+    def map_pages(self, run: Run, entries: Words, pfns: Pfns, kind: int) -> None:
         """Fill the empty entries of a run with frames, each frame named once; an entry of 0 is left as it is.
 
-        `entries[i]` goes to word index `low + i` for the page at `vaddr + i * PAGE_SIZE`; `pfns` are the frames of
-        those that are not 0, all of one kind.
+        `pfns` are the frames of those that are not 0, all of one kind.
         """
-        run = self._words_np[low : low + len(entries)]
-        np.bitwise_or(run, entries, out=run)
         self.frames.mapcount[pfns] += 1
         self.rss[kind] += len(pfns)
-        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+        self._fill(run, entries)
 
-    def map_zero_pages(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64]) -> None:
+    def map_zero_pages(self, run: Run, entries: Words) -> None:
         """Fill the empty entries of a run with the shared zero page; an entry of 0 is left as it is."""
-        run = self._words_np[low : low + len(entries)]
-        np.bitwise_or(run, entries, out=run)
-        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+        self._fill(run, entries)
 
-    def write_ptes(self, low: int, vaddr: Vaddr, entries: npt.NDArray[np.uint64]) -> None:
-        """Give a run of entries other rights or state bits; each goes on mapping the same frame, or none."""
-        self._words_np[low : low + len(entries)] = entries
-        self.notify(vaddr, vaddr + (len(entries) << PAGE_SHIFT))
+    def _fill(self, run: Run, entries: Words) -> None:
+        self._put(run, self.page_table.read(run) | entries)
+        self.notify(run.start, run.end)
 
-    def write_leaf(self, leaf: Leaf, entries: npt.NDArray[np.uint64]) -> None:
-        """Give the entries of a leaf, which may be one huge page, other rights or state bits, as `write_ptes` does."""
-        self._words_np[leaf.low : leaf.high] = entries
-        self.notify(leaf.start, leaf.end)
+    def _put(self, run: Run, entries: Words) -> None:
+        if isinstance(run, Leaf):
+            self._words_np[run.low : run.high] = entries
+        else:
+            self._frames_np[run.tables] = entries.reshape(-1, PTRS_PER_TABLE)
 
-    def has_entries(self, low: int, count: int) -> bool:
-        """Tell whether any of a run of entries is not 0."""
-        return bool(self._words_np[low : low + count].any())
+    def write_ptes(self, run: Run, entries: Words) -> None:
+        """Give a run of entries other rights or state bits; each, a huge page's too, maps what it did, or none."""
+        self._put(run, entries)
+        self.notify(run.start, run.end)
 
-    def move_entries(self, low: int, vaddr: Vaddr, to_low: int, to_vaddr: Vaddr, count: int) -> None:
-        """Move a run of entries to an empty run of another page; frames and counters stay as they are."""
-        source = self._words_np[low : low + count]
-        self._words_np[to_low : to_low + count] = source
-        source[:] = 0
-        length = count << PAGE_SHIFT
-        self.notify(vaddr, vaddr + length)
-        self.notify(to_vaddr, to_vaddr + length)
+    def move_entries(self, run: Run, place: Run, first: int) -> None:
+        """Move the entries of a run to empty ones: to those of `place` from its entry `first` on, both without gaps.
 
-    def zap_swapped(self, low: int, high: int, vaddr: Vaddr) -> None:
-        """Clear the swap entries among a run, word indexes [low, high), and let go of their slots."""
-        run = self._words_np[low:high]
-        swapped = swap_mask(run)
-        slots = swp_offset(run[swapped]).astype(np.int64)
+        Frames and counters stay as they are.
+        """
+        entries = self.page_table.read(run).copy()
+        if not entries.any():
+            return
+        target = self.page_table.read(place).copy()
+        target[first : first + len(entries)] = entries
+        self._put(place, target)
+        self._clear(run)
+        self.notify(run.start, run.end)
+        to = place.start + (first << PAGE_SHIFT)
+        self.notify(to, to + (len(entries) << PAGE_SHIFT))
+
+    def zap_swapped(self, run: Run) -> None:
+        """Clear the swap entries among a run's, and let go of their slots."""
+        entries = self.page_table.read(run)
+        swapped = swap_mask(entries)
+        slots = swp_offset(entries[swapped]).astype(np.int64)
         if len(slots):
-            run[swapped] = 0
+            self._put(run, np.where(swapped, np.uint64(0), entries))
             self.rss[Rss.SWAP] -= len(slots)
             free_swap_and_cache(self.frames, slots)
-            self.notify(vaddr, vaddr + (high - low << PAGE_SHIFT))
+            self.notify(run.start, run.end)
 
     def _update_hiwater_rss(self) -> None:
         """Note what is resident before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_rss()."""
@@ -229,18 +233,24 @@ class PteOps:
         """
         changed = False
         self._update_hiwater_rss()
-        for leaf in self.page_table.leaves(start, end):
-            if leaf.high - leaf.low <= _SMALL:
-                changed |= self._zap_few(leaf.low, leaf.high)
+        for run in self.page_table.runs(start, end):
+            if isinstance(run, Leaf) and run.high - run.low <= _SMALL:
+                changed |= self._zap_few(run.low, run.high)
                 continue
-            run = self._words_np[leaf.low : leaf.high]
-            entries = run[run != 0]
+            entries = self.page_table.read(run)
+            entries = entries[entries != 0]
             if len(entries):
                 changed = True
-                run[:] = 0
+                self._clear(run)
                 self._forget_entries(entries)
         if changed:
             self.notify(start, end)
+
+    def _clear(self, run: Run) -> None:
+        if isinstance(run, Leaf):
+            self._words_np[run.low : run.high] = 0
+        else:
+            self._frames_np[run.tables] = 0
 
     def zap_cached(self, start: Vaddr, end: Vaddr) -> None:
         """Clear the entries of [start, end), a part of one VMA, that map pages of its file, and keep private copies."""
@@ -292,7 +302,7 @@ class PteOps:
         if entry & PTE_ACCESSED:
             folio_mark_accessed(frames, np.array([pfn]))
 
-    def _forget_entries(self, entries: npt.NDArray[np.uint64]) -> None:
+    def _forget_entries(self, entries: Words) -> None:
         """Let go of the frames of entries of one VMA, in which no frame can stand twice."""
         present = present_mask(entries)
         if not present.all():

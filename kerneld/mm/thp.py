@@ -40,9 +40,9 @@ from kerneld.hw.paging import (
 from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.limits import Sysctl, TransparentHugepage
 from kerneld.mm.mm import MmStruct, vma_page_prot
-from kerneld.mm.pagetable import Leaf
 from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr

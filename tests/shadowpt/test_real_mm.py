@@ -96,7 +96,8 @@ class Machine:
         if self.mm.vmas.lookup(vaddr) is not None:
             slots = self.frames.swap.get_swap_pages(1)
             entries = make_swap_pte(slots.astype(np.uint64))
-            self.mm.copy_swap_ptes(self.mm.page_table.ensure_pte(vaddr), vaddr, entries)
+            [leaf] = self.mm.page_table.ensure_leaves(vaddr, vaddr + PAGE_SIZE)
+            self.mm.copy_swap_ptes(leaf, entries)
 
     def expected(self) -> list[tuple[int, int, int]]:
         rows = []

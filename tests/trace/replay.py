@@ -52,7 +52,7 @@ def entries_now(mm: MmStruct) -> dict[int, int]:
     there = {}
     for vma in mm.vmas:
         for leaf in mm.page_table.leaves(vma.start, vma.end):
-            words = mm.page_table.leaf_entries(leaf)
+            words = mm.page_table.page_entries(leaf)
             for number in np.flatnonzero(words).tolist():
                 there[(leaf.start >> PAGE_SHIFT) + number] = kernels(int(words[number]))
     return there

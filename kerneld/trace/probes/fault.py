@@ -15,8 +15,8 @@ from kerneld.mm.fault import (
     wp_page_shared,
 )
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.pagetable import Leaf
 from kerneld.mm.populate import _fill_anonymous
 from kerneld.mm.thp import _fault_in_one, do_huge_pmd_anonymous_page, do_huge_pmd_wp_page
 from kerneld.mm.vm_flags import VM_SHARED

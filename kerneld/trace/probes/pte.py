@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL
 from kerneld.mm.frames import Pfns
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.pagetable import Leaf
+from kerneld.mm.leaf_walk import Leaf, Run, Words
 from kerneld.mm.pmd_ops import PmdOps
 from kerneld.mm.pte_ops import PteOps
 from kerneld.mm.swap import Slots
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from kerneld.trace.tracepoint import Tracepoint
     from kerneld.trace.tracing import Tracing
 
-Words = npt.NDArray[np.uint64]
 _ZERO = np.uint64(0)
 _PAGE = np.uint64(PAGE_SIZE)
 _SWAP_STEP = np.uint64((1 << 64) - (1 << 9))
@@ -62,9 +60,9 @@ class EntryLog:
             space: MmStruct = mm  # type: ignore[assignment]  # The half of one that a primitive is in.
             point.emit(self._tracing.owner(space), space.number, nr_pages, vaddr, old, new)
 
-    def run(self, mm: PteOps, vaddr: int, old: Words, new: Words) -> None:
-        """The entries of pages in a row from `vaddr` on, as they were and as they are."""
-        self.many(mm, np.arange(len(old), dtype=np.uint64) * _PAGE + np.uint64(vaddr), old, new)
+    def run(self, mm: PteOps, run: Run, old: Words, new: Words) -> None:
+        """The entries of a run, none of them a huge page's, as they were and as they are."""
+        self.many(mm, run.vaddrs(), old, new)
 
     def many(self, mm: PteOps, vaddrs: Words, old: Words, new: Words) -> None:
         """The entries of any pages, as they were and as they are."""
@@ -156,9 +154,9 @@ _of_another_frame(PteOps.replace_page)
 def _copy_swap_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def copy_swap_ptes(self: PteOps, low: int, vaddr: int, entries: Words) -> None:
-        log.run(self, vaddr, _filled(entries), entries)
-        inner(self, low, vaddr, entries)
+    def copy_swap_ptes(self: PteOps, run: Run, entries: Words) -> None:
+        log.run(self, run, _filled(entries), entries)
+        inner(self, run, entries)
 
     return copy_swap_ptes
 
@@ -167,9 +165,9 @@ def _copy_swap_ptes(tracing: Tracing, inner: Function) -> Function:
 def _map_pages(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_pages(self: PteOps, low: int, vaddr: int, entries: Words, pfns: Pfns, kind: int) -> None:
-        log.run(self, vaddr, _filled(entries), entries)
-        inner(self, low, vaddr, entries, pfns, kind)
+    def map_pages(self: PteOps, run: Run, entries: Words, pfns: Pfns, kind: int) -> None:
+        log.run(self, run, _filled(entries), entries)
+        inner(self, run, entries, pfns, kind)
 
     return map_pages
 
@@ -178,9 +176,9 @@ def _map_pages(tracing: Tracing, inner: Function) -> Function:
 def _map_zero_pages(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_zero_pages(self: PteOps, low: int, vaddr: int, entries: Words) -> None:
-        log.run(self, vaddr, _filled(entries), entries)
-        inner(self, low, vaddr, entries)
+    def map_zero_pages(self: PteOps, run: Run, entries: Words) -> None:
+        log.run(self, run, _filled(entries), entries)
+        inner(self, run, entries)
 
     return map_zero_pages
 
@@ -189,25 +187,14 @@ def _map_zero_pages(tracing: Tracing, inner: Function) -> Function:
 def _write_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def write_ptes(self: PteOps, low: int, vaddr: int, entries: Words) -> None:
-        log.run(self, vaddr, self._words_np[low : low + len(entries)], entries)
-        inner(self, low, vaddr, entries)
+    def write_ptes(self: PteOps, run: Run, entries: Words) -> None:
+        if isinstance(run, Leaf) and run.huge:
+            _huge(log, self, run.low, run.start, int(entries[0]))
+        else:
+            log.run(self, run, self.page_table.read(run), entries)
+        inner(self, run, entries)
 
     return write_ptes
-
-
-@probe(PteOps.write_leaf, *_CHANGES)
-def _write_leaf(tracing: Tracing, inner: Function) -> Function:
-    log = EntryLog(tracing)
-
-    def write_leaf(self: PteOps, leaf: Leaf, entries: Words) -> None:
-        if leaf.huge:
-            _huge(log, self, leaf.low, leaf.start, int(entries[0]))
-        else:
-            log.run(self, leaf.start, self._words_np[leaf.low : leaf.high], entries)
-        inner(self, leaf, entries)
-
-    return write_leaf
 
 
 def _huge(log: EntryLog, mm: PteOps, pmd: int, vaddr: int, new: int) -> None:
@@ -232,11 +219,11 @@ def _unmap_frames(tracing: Tracing, inner: Function) -> Function:
 def _move_entries(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def move_entries(self: PteOps, low: int, vaddr: int, to_low: int, to_vaddr: int, count: int) -> None:
-        entries = self._words_np[low : low + count].copy()
-        log.run(self, vaddr, entries, _filled(entries))
-        log.run(self, to_vaddr, _filled(entries), entries)
-        inner(self, low, vaddr, to_low, to_vaddr, count)
+    def move_entries(self: PteOps, run: Run, place: Run, first: int) -> None:
+        entries = self.page_table.read(run).copy()
+        log.run(self, run, entries, _filled(entries))
+        log.many(self, place.vaddrs()[first : first + len(entries)], _filled(entries), entries)
+        inner(self, run, place, first)
 
     return move_entries
 
@@ -245,10 +232,10 @@ def _move_entries(tracing: Tracing, inner: Function) -> Function:
 def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def zap_swapped(self: PteOps, low: int, high: int, vaddr: int) -> None:
-        old = self._words_np[low:high].copy()
-        inner(self, low, high, vaddr)
-        log.run(self, vaddr, old, self._words_np[low:high])
+    def zap_swapped(self: PteOps, run: Run) -> None:
+        old = self.page_table.read(run).copy()
+        inner(self, run)
+        log.run(self, run, old, self.page_table.read(run))
 
     return zap_swapped
 
@@ -259,10 +246,10 @@ def _zap_range(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def zap_range(self: PteOps, start: int, end: int) -> None:
-        for leaf in self.page_table.leaves(start, end):
-            if not leaf.huge:
-                entries = self._words_np[leaf.low : leaf.high]
-                log.run(self, leaf.start, entries, _filled(entries))
+        for run in self.page_table.runs(start, end):
+            if not run.huge:
+                entries = self.page_table.read(run)
+                log.run(self, run, entries, _filled(entries))
         inner(self, start, end)
 
     return zap_range
@@ -275,7 +262,8 @@ def _zap_cached(tracing: Tracing, inner: Function) -> Function:
     def zap_cached(self: PteOps, start: int, end: int) -> None:
         old = self.page_table.entries(start, end)
         inner(self, start, end)
-        log.run(self, start, old, self.page_table.entries(start, end))
+        vaddrs = np.arange(start, end, PAGE_SIZE, dtype=np.uint64)
+        log.many(self, vaddrs, old, self.page_table.entries(start, end))
 
     return zap_cached
 
@@ -366,9 +354,9 @@ def _move_tables(tracing: Tracing, inner: Function) -> Function:
                     log.one(self, source, entry, 0, HPAGE_PMD_NR)
                     log.one(self, leaf.start, 0, entry, HPAGE_PMD_NR)
                 else:
-                    entries = self._words_np[leaf.low : leaf.high]
-                    log.run(self, source, entries, _filled(entries))
-                    log.run(self, leaf.start, _filled(entries), entries)
+                    entries = self.page_table.read(leaf)
+                    log.many(self, leaf.vaddrs() - np.uint64(to) + np.uint64(start), entries, _filled(entries))
+                    log.run(self, leaf, _filled(entries), entries)
         return moved
 
     return move_tables
