@@ -70,9 +70,10 @@ def sys_exit_group(call: Call) -> int:
 def sys_execve(call: Call) -> int:
     """args: three pointers; a descriptor of the program's file; inline: argv and envp.
 
-    Raises as `do_execve` does. Every other thread of the process ends, as in Linux v6.8 fs/exec.c:de_thread().
+    Raises EBADF without a descriptor, EFAULT for strings that do not end, and as `do_execve` does. The file is opened
+    before the strings are looked at, as in Linux v6.8 fs/exec.c:alloc_bprm(). Every other thread of the process ends,
+    as in de_thread() there.
     """
-    argv, envp = _split_strings(call.data)
     cred = call.process.cred
     files = call.kernel.files
     file = files.open_exec(call.take_fd(), cred, call.process)
@@ -83,6 +84,7 @@ def sys_execve(call: Call) -> int:
         return held[-1]
 
     try:
+        argv, envp = _split_strings(call.data)
         do_execve(call.process, file, argv, envp, open_interpreter)
     finally:
         for opened in held:

@@ -10,10 +10,12 @@ from signal import SIGBUS, SIGKILL, SIGSEGV, SIGSTOP, SIGTERM
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Sender
 from kerneld.task.table import MAX_TOKENS
 from shared.uapi.signals import BusCode, Disposition, SegvCode
 from shared.uapi.syscalls import ABI_VERSION, Nr
+from shared.wire import Request
 from tests.syscalls.world import BASE, OTHER, READ, ROOT, SHARED, USER, Program, World
 
 NOBODY = (1 << 32) - 1
@@ -243,8 +245,24 @@ def test_execve_without_a_descriptor(program: Program) -> None:
 
 
 def test_execve_of_strings_that_do_not_end(program: Program, fd: int) -> None:
+    """The file is opened first."""
+    assert program.call(Nr.EXECVE, 0, 0, 0, data=b"a\0b", fds=[fd]) == -errno.EACCES
+    os.fchmod(fd, 0o755)
     assert program.call(Nr.EXECVE, 0, 0, 0, data=b"a\0b", fds=[fd]) == -errno.EFAULT
     assert program.mmap(1, at=BASE) == BASE
+
+
+@pytest.mark.parametrize("data", [b"a\0b", b"a\0\0"])
+@pytest.mark.parametrize("mode", [0o600, 0o700])
+def test_execve_that_fails_has_consumed_its_descriptor(program: Program, fd: int, data: bytes, mode: int) -> None:
+    """The next request of the datagram must not get it: they are consumed in order."""
+    os.fchmod(fd, mode)
+    copy = os.dup(fd)
+    left = [copy]
+    request = Request(Nr.EXECVE, (0, 0, 0, 0, 0, 0), data)
+    assert dispatch(program.kernel, program.thread, request, left).ret < 0
+    assert left == []
+    assert not os.path.exists(f"/proc/self/fd/{copy}")
 
 
 def test_a_superuser_that_is_not_root(world: World) -> None:
