@@ -15,13 +15,12 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 from shared.wire import MAX_INLINE
 
 _ACCESS = (0, PF_WRITE, PF_INSTR)
-_END = 1 << 64
 
 
 def load(call: Call) -> int | Answer:
-    """args: vaddr, length. Raises SysError(EINVAL) over 65,536 bytes or where the range wraps."""
+    """args: vaddr, length. Raises SysError(EINVAL) over 65,536 bytes."""
     vaddr, length = call.args[0], call.args[1]
-    if length > MAX_INLINE or vaddr + length > _END:
+    if length > MAX_INLINE:
         raise SysError(errno.EINVAL)
     data = cpu.load(call.thread, call.kernel.ram, vaddr, length)
     return Answer(len(data), data)
@@ -33,18 +32,19 @@ def store(call: Call) -> int:
     Raises SysError(EINVAL) as `load`, or where the inline data is not that long.
     """
     vaddr, length = call.args[0], call.args[1]
-    if length > MAX_INLINE or vaddr + length > _END or length != len(call.data):
+    if length > MAX_INLINE or length != len(call.data):
         raise SysError(errno.EINVAL)
     return cpu.store(call.thread, call.kernel.ram, vaddr, call.data)
 
 
 def touch(call: Call) -> int | Answer | Work:
-    """args: vaddr, length, access. Raises SysError(EINVAL) for an unknown access or where the range wraps.
+    """args: vaddr, length, access. Raises SysError(EINVAL) for an unknown access.
 
-    It is the processor that touches page after page, and no call: a long one goes on in pieces.
+    It is the processor that touches page after page, and no call: a long one goes on in pieces, and one of any length
+    ends at a signal, where user space does if not before.
     """
     vaddr, length, access = call.args[:3]
-    if access >= len(_ACCESS) or vaddr + length > _END:
+    if access >= len(_ACCESS):
         raise SysError(errno.EINVAL)
     if length <= PMD_SIZE:
         return cpu.touch(call.thread, call.kernel.ram, vaddr, length, _ACCESS[access])

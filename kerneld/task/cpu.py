@@ -2,7 +2,8 @@
 
 Owns the retry after a fault. Each access translates each page; a page that cannot be translated raises the page-fault
 exception, as on a real machine, and the access goes on or stops at the signal. Knows no VMA. A signal that stopped an
-access is in `Thread.delivered`; the return value is what was done before it.
+access is in `Thread.delivered`; the return value is what was done before it. A range may run over the top of all
+addresses: it stops before it comes there, for what lies above user space is nobody's.
 """
 
 from __future__ import annotations

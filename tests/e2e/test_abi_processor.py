@@ -68,9 +68,17 @@ def test_nothing_at_all_is_zero_wherever(client: Client) -> None:
     assert touch(client, 0, 0, raw.WRITE) == raw.Reply(0)
 
 
-def test_a_range_that_wraps(client: Client) -> None:
-    assert client.raw.call(raw.LOAD, END - 4, 8).ret == -errno.EINVAL
-    assert touch(client, END - 4, 8, raw.READ).ret == -errno.EINVAL
+@pytest.mark.parametrize("nr", [raw.LOAD, raw.STORE, raw.TOUCH])
+def test_a_range_that_runs_over_the_top_stops_at_its_first_page(client: Client, nr: int) -> None:
+    reply = client.raw.call(nr, END - 4, 8, raw.READ, data=b"12345678" if nr == raw.STORE else b"")
+    assert (reply.ret, reply.signo, reply.siginfo) == (0, SIGSEGV, (raw.MAPERR, 0, END - 4))
+
+
+@pytest.mark.parametrize("length", [1 << 60, END - BASE, END - BASE + 1, END - 1])
+def test_a_touch_of_any_length_stops_at_the_first_signal(client: Client, length: int) -> None:
+    map_pages(client, 2)
+    reply = touch(client, BASE, length, raw.WRITE)
+    assert (reply.ret, reply.signo, reply.siginfo) == (2, SIGSEGV, (raw.MAPERR, 0, BASE + 2 * PAGE))
 
 
 def test_an_unknown_access(client: Client) -> None:
