@@ -26,13 +26,13 @@ def shadowpt_open(call: Call) -> Answer:
     _check_superuser(call)
     if len(call.data) != USER_SHADOW_PT.size:
         raise SysError(errno.EFAULT)
-    pid, _dest, layout = call.args[:3]
+    layout = call.args[2]
     if layout not in FLAGS:
         raise SysError(errno.EINVAL)
     start, end, entries = USER_SHADOW_PT.unpack(call.data)
     if layout == Layout.F23:
         start, end = start & PAGE_MASK, end & PAGE_MASK
-    target = _find_target(call, pid)
+    target = _find_target(call, call.int_arg(0))
     try:
         end, fds = call.kernel.shadowpt.open(call.process, target, start, end, entries, FLAGS[Layout(layout)])
     except BaseException:
