@@ -26,14 +26,16 @@ def do_mincore(
     (Linux v6.8 mm/mincore.c:can_do_mincore()).
 
     Raises SysError(EINVAL) for an unaligned start, SysError(ENOMEM) outside user space or at a hole,
-    SysError(EFAULT) for more pages than the caller's vector can hold (`max_pages`).
+    SysError(EMSGSIZE) for more pages than an answer carries (`max_pages`).
+
+    Differs from Linux: there is no EMSGSIZE.
     """
     if start & ~PAGE_MASK:
         raise SysError(errno.EINVAL)
     if start + length > TASK_SIZE:
         raise SysError(errno.ENOMEM)
     if page_align(length) >> PAGE_SHIFT > max_pages:
-        raise SysError(errno.EFAULT)
+        raise SysError(errno.EMSGSIZE)
     end = start + page_align(length)
     parts = []
     while start < end:
