@@ -1,6 +1,6 @@
 """A daemon in the background: the caller returns when the socket accepts, or with the reason why it never will.
 
-A pipe joins the two: the child writes READY, or one line for people, or dies and the pipe ends.
+A pipe joins the two: the child writes READY, or one line for people, or dies and the pipe ends; the log then says why.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -68,6 +69,9 @@ def _become_daemon(
             os.close(write_fd)
 
         status = serve(lambda: tell(READY), lambda message: tell(message.encode()))
+    except Exception:
+        # What nobody has foreseen has no line for people: the log, where they are sent, has it all.
+        traceback.print_exc()
     finally:
         os._exit(status)
 
