@@ -49,7 +49,7 @@ def test_attach_may_be_the_first_of_a_batch(client: Client) -> None:
     assert [reply.ret for reply in replies] == [client.pid, client.pid]
 
 
-@pytest.mark.parametrize("nr", [0, 1, 57, 461, 467, 0xFFF, 0x1007, 0xFFFF_FFFF])
+@pytest.mark.parametrize("nr", [0, 1, 57, 461, 467, 0xFFF, 0x1FFF, 0xFFFF_FFFF])
 def test_an_unknown_number(attached: Client, nr: int) -> None:
     assert attached.raw.call(nr).ret == -errno.ENOSYS
     assert attached.raw.call(raw.GETPID).ret == attached.pid
