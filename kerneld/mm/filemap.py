@@ -19,6 +19,8 @@ import errno
 import itertools
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from kerneld.errors import SysError
 from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
 from kerneld.mm.index_ranges import IndexRanges
@@ -236,11 +238,16 @@ class AddressSpace:
 
     def drop_page(self, index: int) -> None:
         """Forget a cached page that nothing maps, dirty or not (Linux: filemap_remove_folio())."""
-        self._frames.put_page(self.pages.pop(index))
-        self.dirty.discard(index)
-        self.reclaim.discard(index)
+        self.drop_pages([index])
+
+    def drop_pages(self, indexes: list[int]) -> None:
+        """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
+        pfns = [self.pages.pop(index) for index in indexes]
+        self._frames.put_pages(np.array(pfns, dtype=np.int64))
+        self.dirty.difference_update(indexes)
+        self.reclaim.difference_update(indexes)
         if self.accounts_blocks:
-            self.account(-1)
+            self.account(-len(indexes))
 
     def zero_page_from(self, pfn: Pfn, offset: int) -> None:
         """Clear a cached frame's bytes from `offset` on (Linux: folio_zero_segment())."""
@@ -301,8 +308,7 @@ class AddressSpace:
     def evict(self) -> None:
         """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict()."""
         self.writeback()
-        for pfn in self.pages.values():
-            self._frames.put_page(pfn)
+        self._frames.put_pages(np.fromiter(self.pages.values(), dtype=np.int64, count=len(self.pages)))
         for slot in self.swapped.values():
             self._frames.swap.swap_free(slot)
         self.pages.clear()

@@ -16,7 +16,16 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, PTE_SWP_EXCLUSIVE, present_mask, pte_pfn, swap_mask
+from kerneld.hw.paging import (
+    PTE_DIRTY,
+    PTE_RW,
+    PTE_SPECIAL,
+    PTE_SWP_EXCLUSIVE,
+    present_mask,
+    pte_pfn,
+    pte_present,
+    swap_mask,
+)
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.leaf_walk import Leaf, Run, Words
 from kerneld.mm.mm import MmStruct
@@ -26,8 +35,11 @@ from kerneld.mm.pte_ops import Rss
 from kerneld.mm.rmap import anon_vma_fork
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_SHIFT
 
 _U64 = (1 << 64) - 1
+_FEW = 8
+"""Up to so many entries a loop is faster than numpy's fixed costs."""
 _COPIED = (
     "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
     "arg_start", "arg_end", "env_start", "env_end", "exe_path", "has_cap_sys_admin",
@@ -79,7 +91,32 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
         if filled is not None:
             # Before anything is read: to make a table may reclaim pages of the parent.
             place = new.page_table.ensure_run(filled)
-            _copy_run(old, new, vma, filled, place)
+            if not _copy_few(old, new, vma, filled, place):
+                _copy_run(old, new, vma, filled, place)
+
+
+def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> bool:
+    """Do as `_copy_run` does, entry by entry, and return True; False where they are many, or one is swapped out."""
+    if not isinstance(run, Leaf) or not isinstance(place, Leaf) or run.high - run.low > _FEW:
+        return False
+    frames, shared = old.frames, vma.vm_flags & VM_SHARED
+    entries = frames.ram.words[run.low : run.high].tolist()
+    if any(entry and not pte_present(entry) for entry in entries):
+        return False
+    for number, entry in enumerate(entries):
+        if not entry:
+            continue
+        vaddr = run.start + (number << PAGE_SHIFT)
+        old.update_pte(run.low + number, vaddr, entry if shared else entry & ~PTE_RW)
+        copied = entry & ~PTE_DIRTY if shared else entry & ~PTE_RW
+        if entry & PTE_SPECIAL:
+            new.map_zero_page(place.low + number, vaddr, copied)
+            continue
+        pfn = pte_pfn(entry)
+        frames.flags_at[pfn] &= ~PG_ANON_EXCLUSIVE
+        frames.get_page(pfn)
+        new.map_page(place.low + number, vaddr, copied, pfn)
+    return True
 
 
 def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> None:

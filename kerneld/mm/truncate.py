@@ -37,8 +37,7 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
 def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
     """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
-    for index in [i for i in mapping.pages if first <= i < last]:
-        mapping.drop_page(index)
+    mapping.drop_pages([i for i in mapping.pages if first <= i < last])
     mapping.drop_swapped(first, last)
     for index in [i for i in mapping.shadows if first <= i < last]:
         del mapping.shadows[index]
