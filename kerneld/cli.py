@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -73,6 +71,7 @@ def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 ELSEWHERE = {
     "ftrace": "kerneld.ftrace_command",
     "inspect-dump": "kerneld.inspect_dump",
+    "referee": "kerneld.referee_command",
     "run": "kerneld.run",
     "strace": "kerneld.strace.command",
     "trace": "kerneld.trace_command",
@@ -218,51 +217,6 @@ def proc(path: str, socket_path: str | None) -> None:
             f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them",
         )
     )
-
-
-@cli.command(
-    short_help="Run random memory programs on kerneld and on this host's kernel.",
-    help="""Run random memory programs on kerneld and on this host's kernel, and compare after every call.
-
-Needs a C compiler; no running kerneld. A divergence is shrunk, printed with both results side by side, and saved to a
-file that --replay runs again. Exit status 1 where the two differ.
-
-\b
-Examples:
-  kerneld referee --programs 1000
-  kerneld referee --programs 100 --seed 7 --ops 60
-  kerneld referee --replay referee-7-42.json
-""",
-)
-@click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="How many programs.")
-@click.option("--seed", metavar="SEED", help="Makes the same programs again. [a fresh one]")
-@click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="Calls of each program.")
-@click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
-def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> None:
-    """Let the host's kernel judge."""
-    from kerneld.referee import run as runs  # noqa: PLC0415  (numpy, the whole kernel)
-    from kerneld.referee.host import HostError  # noqa: PLC0415
-    from kerneld.server import logs  # noqa: PLC0415
-
-    logs.configure(logs.LogFormat.CONSOLE, "error")
-    try:
-        if replay is not None:
-            try:
-                agree = runs.replay(Path(replay), click.echo)
-            except ValueError:
-                raise Failure(Status.FAILED, f"{replay} holds no program of the referee's") from None
-            if not agree:
-                raise Failure(Status.FAILED, "kerneld and the host's kernel differ")
-            click.echo("no divergence")
-            return
-        seed = seed or os.urandom(4).hex()
-        click.echo(f"seed {seed}: {programs} programs of {ops} calls")
-        result = runs.run(programs, seed, ops, Path.cwd(), click.echo)
-    except HostError as error:
-        raise Failure(Status.FAILED, str(error)) from None
-    if result.saved is not None:
-        raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
-    click.echo(f"{result.programs} programs: no divergence")
 
 
 def get_daemon(path: str) -> int:

@@ -1,0 +1,74 @@
+"""`kerneld referee`: random programs on kerneld and on the host's kernel, and what is said of them.
+
+The kernel, and with it numpy, is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from kerneld.failure import Failure, Status
+from kerneld.interrupts import ending_by_signals
+from shared.option_types import Whole
+
+
+@click.command(
+    short_help="Run random memory programs on kerneld and on this host's kernel.",
+    help="""Run random memory programs on kerneld and on this host's kernel, and compare after every call.
+
+Needs a C compiler; no running kerneld. A divergence is shrunk, printed with both results side by side, and saved to a
+file that --replay runs again. Exit status 1 where the two differ.
+
+\b
+Examples:
+  kerneld referee --programs 1000
+  kerneld referee --programs 100 --seed 7 --ops 60
+  kerneld referee --replay referee-7-42.json
+""",
+)
+@click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="How many programs.")
+@click.option("--seed", metavar="SEED", help="Makes the same programs again. [a fresh one]")
+@click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="Calls of each program.")
+@click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
+def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> None:
+    """Let the host's kernel judge."""
+    from kerneld.referee.host import HostError  # noqa: PLC0415
+    from kerneld.server import logs  # noqa: PLC0415
+
+    logs.configure(logs.LogFormat.CONSOLE, "error")
+    # It is run for as long as one likes: a Ctrl+C must leave no directory behind.
+    with ending_by_signals():
+        try:
+            if replay is None:
+                run_programs(programs, seed or os.urandom(4).hex(), ops)
+            else:
+                run_again(Path(replay))
+        except HostError as error:
+            raise Failure(Status.FAILED, str(error)) from None
+
+
+def run_programs(programs: int, seed: str, ops: int) -> None:
+    """Run the programs of a seed. Raises Failure where one diverges, and HostError."""
+    from kerneld.referee.run import run  # noqa: PLC0415
+
+    click.echo(f"seed {seed}: {programs} programs of {ops} calls")
+    result = run(programs, seed, ops, Path.cwd(), click.echo)
+    if result.saved is not None:
+        raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
+    click.echo(f"{result.programs} programs: no divergence")
+
+
+def run_again(file: Path) -> None:
+    """Run the program of a file. Raises Failure where it diverges, or there is none in it, and HostError."""
+    from kerneld.referee.run import replay  # noqa: PLC0415
+
+    try:
+        agree = replay(file, click.echo)
+    except ValueError:
+        raise Failure(Status.FAILED, f"{file} holds no program of the referee's") from None
+    if not agree:
+        raise Failure(Status.FAILED, "kerneld and the host's kernel differ")
+    click.echo("no divergence")
