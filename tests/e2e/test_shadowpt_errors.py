@@ -78,9 +78,15 @@ def test_no_such_target(daemon: Daemon, caller: Client, target: Client, entries:
     unattached = daemon.client()
     thread = target.run(scripts.start_thread)
     assert target.raw.attach(str(daemon.path), thread) == target.pid
-    for pid in (0, NOBODY, unattached.pid, os.getpid(), thread, target.pid | 1 << 32, (1 << 64) - 1):
+    for pid in (0, NOBODY, unattached.pid, os.getpid(), thread, thread | 1 << 32, (1 << 64) - 1):
         assert open_errno(caller, pid, START, START + PAGE, entries) == errno.EINVAL
     target.run(scripts.end_thread)
+
+
+def test_a_target_is_a_pid_t(caller: Client, target: Client, entries: int) -> None:
+    """What stands in the upper half of the word is no matter, as in Linux's calls."""
+    assert open_errno(caller, target.pid | 1 << 32, START, START + PAGE, entries) == 0
+    assert caller.raw.call(raw.CLOSE).ret == 0
 
 
 def test_a_target_that_has_ended(daemon: Daemon, caller: Client, target: Client, entries: int) -> None:
