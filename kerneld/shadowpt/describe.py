@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import PTE_RW, entry_pfn, present_mask, pte_pfn, pte_present
+from kerneld.hw.paging import (
+    PTE_KERNEL_PRESENT,
+    PTE_PFN_MASK,
+    PTE_PSE,
+    PTE_RW,
+    entry_pfn,
+    present_mask,
+    pte_pfn,
+)
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.shadowpt.layout import F24, Flags
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
@@ -42,17 +50,21 @@ def describe_page(mm: MmStruct, vaddr: Vaddr, layout: Flags = F24) -> tuple[int,
     """Return what describe() says of one page, page-aligned, for a fifth of its cost: a fault changes one page."""
     vma = mm.vmas.lookup(vaddr)
     flags = 0 if vma is None else _vma_flags(vma, layout)
-    at = mm.page_table.find_leaf(vaddr)
-    entry = 0 if at is None else mm.frames.ram.words[at]
-    if not pte_present(entry):
+    pte = mm.page_table.find_pte(vaddr)
+    if pte is None:
+        pte = mm.page_table.find_huge_pmd(vaddr)
+        if pte is None:
+            return flags, 0
+    entry = mm.frames.ram.words[pte]
+    if not entry & PTE_KERNEL_PRESENT:
         return flags, 0
     if entry & PTE_RW:
         flags |= layout.pte_writeable
-    return flags | layout.mapped, entry_pfn(entry, vaddr)
+    return flags | layout.mapped, entry_pfn(entry, vaddr) if entry & PTE_PSE else (entry & PTE_PFN_MASK) >> PAGE_SHIFT
 
 
 def _vma_flags(vma: Vma, layout: Flags) -> int:
-    flags = layout.anonymous if vma.is_anonymous else layout.allocated
+    flags = layout.anonymous if vma.file is None else layout.allocated
     if layout.vaddr_writeable and vma.vm_flags & VM_WRITE:
         flags |= layout.vaddr_writeable
     return flags

@@ -199,7 +199,8 @@ class ShadowPt:
         for start, end in self.dirty:
             index = (start - session.start) >> PAGE_SHIFT
             if end - start == PAGE_SIZE:
-                table.update_one(index, *describe_page(session.mm, start, session.layout))
+                flags, pfn = describe_page(session.mm, start, session.layout)
+                table.update_one(index, flags, pfn)
             else:
                 table.update(index, *describe(session.mm, start, end, session.layout))
         self.dirty.clear()
@@ -210,7 +211,8 @@ class ShadowPt:
         session = self._session
         if session is None or session.mm is None:
             return
-        start, end = max(start, session.start), min(end, session.end)
+        low, high = session.start, session.end
+        start, end = start if start > low else low, end if end < high else high
         if start >= end:
             return
         dirty = self.dirty

@@ -88,16 +88,18 @@ class ShadowTable:
     def update_one(self, index: int, flags: int, pfn: Pfn) -> None:
         """Do what update() does, for one entry: most accesses that fault change one page, and this costs a tenth."""
         words = self._words
-        at = index * _PTE_WORDS
-        moved = words[at + _PFN] != pfn
-        if not moved and words[at + _FLAGS] == flags:
+        at_pfn, at_flags = index * _PTE_WORDS + _PFN, index * _PTE_WORDS + _FLAGS
+        now = words[at_flags]
+        moved = words[at_pfn] != pfn
+        if not moved and now == flags:
             return
-        self._begin()
+        if not self._sequence & 1:
+            self._begin()
         if moved:
-            if words[at + _FLAGS] & self._mapped:
-                words[at + _FLAGS] = flags & ~self._mapped
-            words[at + _PFN] = pfn
-        words[at + _FLAGS] = flags
+            if now & self._mapped:
+                words[at_flags] = flags & ~self._mapped
+            words[at_pfn] = pfn
+        words[at_flags] = flags
 
     def is_equal(self, flags: Words, pfns: Words) -> bool:
         """Tell whether every row has these flags and frames, and its own address; for the invariants."""
