@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow, traced
 from bench.machine import Daemon, Host
 from bench.sample import Row
+from kerneld.interrupts import ending_by_signals
+
+ROWS = range(1, 17)
 
 
 def measure(wanted: set[int]) -> Iterator[Row]:
@@ -42,9 +45,18 @@ def with_daemon(ram: str, group: Callable[[Daemon], Iterator[Row]]) -> Iterator[
         daemon.close()
 
 
+def rows_of(arguments: list[str]) -> set[int]:
+    """Return the rows that are wanted, all where none is named; ends the program with a line where one is none."""
+    wrong = [argument for argument in arguments if argument not in map(str, ROWS)]
+    if wrong:
+        print(f"bench: rows are {ROWS[0]} to {ROWS[-1]}, not '{wrong[0]}'", file=sys.stderr)
+        sys.exit(2)
+    return set(map(int, arguments)) or set(ROWS)
+
+
 def main(arguments: list[str]) -> None:
     """Measure, print each row as it comes, and write the report when all were wanted."""
-    wanted = {int(argument) for argument in arguments} or set(range(1, 17))
+    wanted = rows_of(arguments)
     load = os.getloadavg()
     rows = []
     for row in measure(wanted):
@@ -55,4 +67,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with ending_by_signals("bench"):
+        main(sys.argv[1:])

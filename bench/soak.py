@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from kerneld.interrupts import ending_by_signals
 from shared import wire
 from shared.client import Process, realmem
 from shared.client.connection import Connection
@@ -242,4 +243,5 @@ def run(args: argparse.Namespace, path: str, daemon: subprocess.Popen[bytes]) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending_by_signals("soak"):
+        sys.exit(main())

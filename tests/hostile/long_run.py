@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -68,6 +71,25 @@ def piece(way: str, seed: int, count: int, check_share: float) -> tuple[str, int
     return way, seed, total, ""
 
 
+def outcomes(tasks: list[tuple[str, int, int, float]], jobs: int) -> Iterator[tuple[str, int, Counter[str], str]]:
+    """Yield what came of each piece as it ends, `jobs` at once; whoever leaves off early leaves nothing running."""
+    # What they keep in files lies in one directory, which goes also when they are killed.
+    with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
+        os.environ["TMPDIR"] = directory
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            jobs, context, signal.signal, (signal.SIGINT, signal.SIG_DFL), max_tasks_per_child=1
+        ) as pool:
+            try:
+                for done in as_completed([pool.submit(piece, *task) for task in tasks]):
+                    yield done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                raise
+
+
 def main() -> int:
     """Run every piece; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description="The long run of the fuzzers.")
@@ -89,13 +111,10 @@ def main() -> int:
     started = time.monotonic()
     sums: dict[str, Counter[str]] = {"machine": Counter(), "daemon": Counter()}
     failed = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        for done in as_completed([pool.submit(piece, *task) for task in tasks]):
-            way, seed, total, failure = done.result()
-            sums[way] += total
-            failed += bool(failure)
-            print(f"{way} seed {seed}: {failure or dict(total)}", flush=True)
+    for way, seed, total, failure in outcomes(tasks, args.jobs):
+        sums[way] += total
+        failed += bool(failure)
+        print(f"{way} seed {seed}: {failure or dict(total)}", flush=True)
     for way, total in sums.items():
         print(f"{way}: {dict(total)}")
     print(f"{len(tasks)} pieces, {failed} failed, {time.monotonic() - started:.0f} s")
