@@ -50,12 +50,8 @@ def describe_page(mm: MmStruct, vaddr: Vaddr, layout: Flags = F24) -> tuple[int,
     """Return what describe() says of one page, page-aligned, for a fifth of its cost: a fault changes one page."""
     vma = mm.vmas.lookup(vaddr)
     flags = 0 if vma is None else _vma_flags(vma, layout)
-    pte = mm.page_table.find_pte(vaddr)
-    if pte is None:
-        pte = mm.page_table.find_huge_pmd(vaddr)
-        if pte is None:
-            return flags, 0
-    entry = mm.frames.ram.words[pte]
+    at = mm.page_table.find_leaf(vaddr)
+    entry = 0 if at is None else mm.frames.ram.words[at]
     if not entry & PTE_KERNEL_PRESENT:
         return flags, 0
     if entry & PTE_RW:
@@ -64,7 +60,7 @@ def describe_page(mm: MmStruct, vaddr: Vaddr, layout: Flags = F24) -> tuple[int,
 
 
 def _vma_flags(vma: Vma, layout: Flags) -> int:
-    flags = layout.anonymous if vma.file is None else layout.allocated
+    flags = layout.anonymous if vma.is_anonymous else layout.allocated
     if layout.vaddr_writeable and vma.vm_flags & VM_WRITE:
         flags |= layout.vaddr_writeable
     return flags
