@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from kerneld.strace.calls import call_text, result_text
-from kerneld.strace.values import pointer, signal_code, signal_name
+from kerneld.strace.values import pointer, quoted, signal_code, signal_name
 from shared.trace.events import (
     ACCESS_ENTER,
     ACCESS_EXIT,
@@ -172,7 +172,7 @@ class Printer:
             pending = self._pending.get((record.pid, record.tid))
             if pending is not None and pending.nr == Nr.EXECVE:
                 head, _, rest = pending.text.partition(", ")
-                pending.text = f'{head.partition("(")[0]}("{fields["filename"]}", {rest}'
+                pending.text = f"{head.partition('(')[0]}({quoted(fields['filename'])}, {rest}"
 
     def _prefix(self, record: Record, time: int, pid: int = 0) -> str:
         """Return what stands before a line: whose it is, and when."""

@@ -22,6 +22,7 @@ _MAP_HUGE_MASK = 0x3F << _MAP_HUGE_SHIFT
 _MAP_NAMES = {Map.BIT32: "32BIT"}
 _ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK", errno.EAGAIN: "EAGAIN"}
 """Where Python knows a number by another of its names."""
+_ESCAPES = {ord(char): "\\" + letter for char, letter in zip('"\\\t\n\v\f\r', '"\\tnvfr', strict=True)}
 _CODES: dict[int, type[IntEnum]] = {Signals.SIGSEGV: SegvCode, Signals.SIGBUS: BusCode}
 
 
@@ -108,6 +109,21 @@ def signal_code(signo: int, code: int) -> str:
 def errno_name(code: int) -> str:
     """The name of an errno."""
     return _ERRNO_NAMES.get(code) or errno.errorcode.get(code) or f"ERRNO_{code}"
+
+
+def quoted(text: str) -> str:
+    """A string: in quotes, with what is not plain ASCII escaped as in C. Source: strace(1)."""
+    data = text.encode("utf-8", "surrogateescape")
+    words = []
+    for byte, following in zip(data, [*data[1:], 0], strict=True):
+        if byte in _ESCAPES:
+            words.append(_ESCAPES[byte])
+        elif 0x20 <= byte < 0x7F:
+            words.append(chr(byte))
+        else:
+            # A digit behind it would be read as one of the number.
+            words.append(f"\\{byte:03o}" if following in b"0123456789" else f"\\{byte:o}")
+    return f'"{"".join(words)}"'
 
 
 def failure(ret: int) -> str:

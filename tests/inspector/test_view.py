@@ -156,3 +156,9 @@ def test_maps_can_be_pasted_back() -> None:
         "0x7f0000000000 0x7f0000001000  ---p         4 KiB",
     ]
     assert json.loads(maps_json_line(TIME, 42, [heap]))["maps"] == [heap._asdict()]
+
+
+def test_a_name_steers_no_terminal() -> None:
+    mapping = Mapping(BASE, BASE + PAGE_SIZE, "r--p", 0, "08:02", 7, "/tmp/\x1b[31mred\x07 \udcff \u00e9")
+    (line,) = maps_lines([mapping])
+    assert line.endswith("/tmp/?[31mred? \udcff \u00e9")

@@ -13,6 +13,7 @@ import pytest
 from kerneld.strace.calls import MACHINE, call_text, parse_trace, result_text
 from kerneld.strace.printer import Printer, Style, Tally
 from kerneld.strace.summary import summary
+from kerneld.strace.values import quoted
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.signals import Disposition
@@ -217,3 +218,18 @@ def test_summary() -> None:
 
 def test_summary_of_nothing() -> None:
     assert list(summary({}))[-1].split() == ["0.00", "0.000000", "0", "0", "total"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/bin/true", '"/bin/true"'),
+        ("a\x1b[31m", r'"a\33[31m"'),
+        ("a\x1b1", r'"a\0331"'),
+        ('q" \\ \n\t', r'"q\" \\ \n\t"'),
+        ("\u00e9\udcff", r'"\303\251\377"'),
+        ("\x01\udcb2", r'"\1\262"'),
+    ],
+)
+def test_a_string_is_quoted_as_strace_quotes_it(text: str, shown: str) -> None:
+    assert quoted(text) == shown
