@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from target.cli import main
+import signal
+
+# Until the tour begins there is nothing to put away: a Ctrl+C during the imports ends the program without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from target.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()
