@@ -82,7 +82,8 @@ def new_world() -> Iterator[World]:
     made = World()
     yield made
     made.close()
-    assert open_descriptors() == before
+    # Fewer there may be: the memory of another test's machine goes when it is collected.
+    assert open_descriptors().items() <= before.items()
 
 
 def fails(code: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
