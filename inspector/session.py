@@ -49,7 +49,13 @@ def read_maps(machine: Machine, pid: int) -> list[Mapping]:
     try:
         maps = machine.read_proc(f"{pid}/maps")
     except OSError as error:
-        if error.errno not in _MISSING or not (maps := _host_maps(pid)):
+        if error.errno not in _MISSING:
+            raise _failure(error, machine, pid) from None
+        try:
+            maps = _read_host_maps(pid)
+        except PermissionError:
+            raise _not_to_be_seen(pid) from None
+        if not maps:
             raise _failure(error, machine, pid) from None
     return parse_maps(maps.decode(errors="surrogateescape"))
 
@@ -59,16 +65,34 @@ def has_process(machine: Machine, pid: int) -> bool:
     try:
         machine.read_proc(f"{pid}/maps")
     except OSError as error:
-        return error.errno not in _MISSING or bool(_host_maps(pid))
+        if error.errno not in _MISSING:
+            return True
+        try:
+            return bool(_read_host_maps(pid))
+        except PermissionError:
+            return False
     return True
 
 
-def _host_maps(pid: int) -> bytes:
-    """Return the maps of a real process; nothing where there is none, or it is a zombie, or not to be looked at."""
+def _read_host_maps(pid: int) -> bytes:
+    """Return the maps of a real process; nothing where there is none, or it is a zombie.
+
+    Raises PermissionError where it is not to be looked at.
+    """
     try:
         return Path(f"/proc/{pid}/maps").read_bytes()
+    except PermissionError:
+        raise
     except OSError:
         return b""
+
+
+def _not_to_be_seen(pid: int) -> Failure:
+    return Failure(
+        Status.NOT_PERMITTED,
+        f"process {pid} is none of kerneld's and may not be looked at: it is another user's, or a thread, or kerneld "
+        "runs with --no-host-targets",
+    )
 
 
 class Watch:
@@ -157,11 +181,7 @@ def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
     if error.errno == errno.EBUSY:
         return Failure(Status.BUSY, "busy: another inspector has a table open, and there is one at a time")
     if error.errno == errno.EINVAL and _is_real_alone(machine, pid):
-        return Failure(
-            Status.NOT_PERMITTED,
-            f"process {pid} is none of kerneld's and may not be looked at: it is another user's, or a thread, or "
-            "kerneld runs with --no-host-targets",
-        )
+        return _not_to_be_seen(pid)
     if error.errno == errno.EINVAL and not has_process(machine, pid):
         return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
     return Failure(Status.FAILED, f"kerneld refuses: {error.strerror}")

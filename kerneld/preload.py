@@ -44,9 +44,17 @@ def ensure_library(abi: str) -> Path:
         raise PreloadError(f"programs run on x86-64 alone: this is {platform.machine()}")
     directory = _cache_directory()
     library = directory / f"preload-{abi}-{_hash(abi)}.so"
-    if not library.exists():
+    try:
+        is_built = library.exists()
+    except OSError as error:
+        raise PreloadError(_unusable(directory, error)) from None
+    if not is_built:
         _build(abi, directory, library)
     return library
+
+
+def _unusable(cache: Path, error: OSError) -> str:
+    return f"cannot use the cache {cache}: {error.strerror} (XDG_CACHE_HOME names another)"
 
 
 def _cache_directory() -> Path:
@@ -58,9 +66,7 @@ def _cache_directory() -> Path:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise PreloadError(
-            f"cannot use the cache {directory}: {error.strerror} (XDG_CACHE_HOME names another)"
-        ) from None
+        raise PreloadError(_unusable(directory, error)) from None
     return directory
 
 

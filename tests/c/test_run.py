@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.preload import PreloadError, ensure_library
 from shared.client import Process, realmem
 from tests.c.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
 from tests.c.steps import Inspector, Stepper, run_command, run_environment
@@ -255,3 +257,15 @@ def test_layouts_on_the_wire(daemon_socket: Path) -> None:
             with pytest.raises(OSError, match="Invalid argument"):
                 process.shadowpt_open(os.getpid(), PAGE, 2 * PAGE, entries, layout=layout)  # type: ignore[arg-type]
         realmem.unmap(entries, PAGE)
+
+
+def test_a_cache_of_another_users_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(
+        PreloadError, match=r"^cannot use the cache .*: Permission denied \(XDG_CACHE_HOME names another"
+    ):
+        ensure_library("f24")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,19 @@ def test_no_such_process(inspector: Inspector, args: list[str]) -> None:
     assert inspector.fail(machine, *args) == (5, "inspector: kerneld has no process 999")
     assert "start" not in machine.calls
     assert machine.calls[-1] == "detach"
+
+
+@pytest.mark.parametrize("args", [["999"], ["999", "heap"]])
+def test_a_real_process_that_is_not_to_be_seen(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    status, line = inspector.fail(FakeMachine(), *args)
+    assert status == 6
+    assert "another user's" in line
 
 
 @pytest.mark.parametrize(("code", "status"), [(errno.EPERM, 6), (errno.EBUSY, 7), (errno.EINVAL, 1), (errno.ENOMEM, 1)])
