@@ -265,7 +265,5 @@ def test_a_cache_of_another_users_is_named(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Path, "exists", refuse)
-    with pytest.raises(
-        PreloadError, match=r"^cannot use the cache .*: Permission denied \(XDG"
-    ):
+    with pytest.raises(PreloadError, match=r"^cannot use the cache .*: Permission denied \(XDG"):
         ensure_library("f24")
