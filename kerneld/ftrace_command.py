@@ -40,8 +40,9 @@ _TOP = 10
     short_help="Print the kernel's functions as they run.",
     help="""Print the functions of a running kerneld as they are called; with --graph indented as they nest, with times.
 
-A function's time includes those it calls, and what it costs to watch them. Ctrl+C ends it; totals are then printed on
-stderr. Everybody's functions are the superuser's to see; --pid of one's own processes is anybody's.
+A function's time includes those it calls, and what it costs to watch them. Ctrl+C ends it, or with --pid the end of the
+process; totals are then printed on stderr. Everybody's functions are the superuser's to see; --pid of one's own
+processes is anybody's.
 
 \b
 Examples:

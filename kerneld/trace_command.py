@@ -41,8 +41,9 @@ WHY = {
     short_help="Follow what happens, and why: calls, faults, entries …",
     help="""Follow what happens in a running kerneld: calls, faults, VMAs, page-table entries, frames, signals, reclaim.
 
-Each line says who, when, what, and why: cause=store/fault@0x7f… is the fault of a store. Ctrl+C ends it; how many of
-what there were is then said on stderr. What --list names can be chosen by --event, by system or name, * for any part.
+Each line says who, when, what, and why: cause=store/fault@0x7f… is the fault of a store. Ctrl+C ends it, or with --pid
+the end of the process; how many of what there were is then said on stderr. What --list names can be chosen by --event,
+by system or name, * for any part.
 
 \b
 Examples:
@@ -203,10 +204,11 @@ def run(
     graph_functions: tuple[str, ...] = (),
     why: Mapping[int, tuple[Status, str]] = WHY,
 ) -> None:
-    """Follow until somebody says stop, it has been enough, or kerneld ends.
+    """Follow until somebody says stop, it has been enough, all of `pids` have ended, or kerneld ends.
 
     Raises Failure; `why` has the words for what refuses the trace, by errno.
     """
+    from kerneld.traced_processes import TracedProcesses  # noqa: PLC0415
     from shared.client import Process  # noqa: PLC0415
     from shared.client.trace import TraceSession  # noqa: PLC0415
 
@@ -214,10 +216,11 @@ def run(
         process = Process.attach(path)
         session = TraceSession(process, globs, pids, buffer, functions, graph_functions)
     reader = session.reader
+    traced = TracedProcesses(process, pids)
     follow.begin()
     until = None if duration is None else time.monotonic() + duration
     try:
-        while not follow.is_full and not stopped() and not reader.is_ended:
+        while not (follow.is_full or stopped() or reader.is_ended or traced.have_ended()):
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 break
@@ -230,6 +233,7 @@ def run(
         follow.take(reader.read())
     finally:
         follow.lost = reader.lost
+        traced.close()
         session.close()
         process.close()
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,30 @@ def test_bad_input_is_one_line(daemon: tuple[Path, int], args: list[str], status
 def test_without_a_daemon_it_is_3(tmp_path: Path) -> None:
     done = kerneld(tmp_path / "kerneld.sock", "trace")
     assert done.returncode == Status.NO_DAEMON
+
+
+@pytest.mark.parametrize("signo", [0, signal.SIGKILL])
+def test_the_end_of_the_process_ends_its_trace(daemon: tuple[Path, int], client: Process, signo: int) -> None:
+    code = "from shared.client import Process; p = Process.attach(); print(flush=True); input(); p.exit(0)"
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment(daemon[0]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        with tracing(daemon, "--format", "json", "--event", "sched", "--pid", str(program.pid)) as trace:
+            until(lambda: rings(daemon), client)
+            if signo:
+                program.send_signal(signo)
+            else:
+                program.communicate("\n")
+            out, _err = trace.communicate(timeout=WAIT_SECONDS)
+    assert trace.returncode == 0
+    assert [json.loads(line)["event"] for line in out.splitlines()][-1] == "sched:sched_process_exit"
 
 
 def test_a_daemon_that_dies_is_4(tmp_path: Path) -> None:
