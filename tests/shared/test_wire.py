@@ -46,6 +46,38 @@ def test_replies_come_back(replies: list[Reply]) -> None:
     assert wire.unpack_replies(b"".join(wire.pack_reply(reply.ret, reply.data) for reply in replies)) == replies
 
 
+@given(st.binary(max_size=9), st.lists(st.tuples(U64, st.booleans()), min_size=4, max_size=12), st.booleans())
+def test_many_of_one_size_come_back_whatever_is_among_them(
+    data: bytes, requests: list[tuple[int, bool]], as_bytes: bool
+) -> None:
+    """Records of one size are unpacked at once; one among them of another size has them go one by one."""
+    wanted = [Request(7, (arg, 0, 1, 2, 3, arg), data * (2 if odd else 1)) for arg, odd in requests]
+    packed = b"".join(wire.pack_request(*request) for request in wanted)
+    found = wire.unpack_requests(packed if as_bytes else memoryview(packed))
+    assert found == wanted
+    assert {(type(request), type(request.args), type(request.data)) for request in found} == {(Request, tuple, bytes)}
+
+
+@given(st.lists(I64, min_size=4, max_size=12), st.integers(0, 11), st.integers(0, 64), SIGNALS, st.booleans())
+def test_many_plain_replies_come_back_whatever_is_among_them(
+    rets: list[int], place: int, signo: int, info: SigInfo, is_data: bool
+) -> None:
+    wanted = [Reply(ret) for ret in rets]
+    packed = [wire.pack_reply(ret) for ret in rets]
+    place %= len(rets)
+    if is_data:
+        wanted[place], packed[place] = Reply(1, 0, bytes(16)), wire.pack_reply(1, bytes(16))
+    elif signo:
+        wanted[place] = Reply(1, signo, wire.SIGINFO.pack(*info), info)
+        packed[place] = wire.pack_signal_reply(1, signo, info)
+    assert wire.unpack_replies(b"".join(packed)) == wanted
+
+
+def test_a_signal_without_its_siginfo_among_plain_replies_is_refused() -> None:
+    with pytest.raises(WireError):
+        wire.unpack_replies(wire.pack_reply(0) * 4 + wire.REPLY.pack(wire.REPLY.size, 11, 0))
+
+
 @given(I64, st.integers(1, 64), SIGNALS)
 def test_signals_come_back(ret: int, signo: int, info: SigInfo) -> None:
     (reply,) = wire.unpack_replies(wire.pack_signal_reply(ret, signo, info))
