@@ -52,8 +52,9 @@ class Daemon:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in order to find this kerneld and the project."""
-        return {**os.environ, "KERNELD_SOCKET": str(self.path), "PYTHONPATH": str(ROOT)}
+        """What a program needs in order to find this kerneld and the project; what it leaves when killed is the test's."""
+        own = {"KERNELD_SOCKET": str(self.path), "PYTHONPATH": str(ROOT), "TMPDIR": str(self.path.parent.parent)}
+        return {**os.environ, **own}
 
     def client(self) -> Client:
         """Return a new actor; it is gone when the daemon is let go, if not before."""
