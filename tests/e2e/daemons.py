@@ -52,7 +52,7 @@ class Daemon:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in order to find this kerneld and the project; what it leaves when killed is the test's."""
+        """What a program needs in order to find this kerneld and the project; what it leaves when killed is ours."""
         own = {"KERNELD_SOCKET": str(self.path), "PYTHONPATH": str(ROOT), "TMPDIR": str(self.path.parent.parent)}
         return {**os.environ, **own}
 
