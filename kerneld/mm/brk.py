@@ -12,8 +12,7 @@ from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm, vm_brk_limit_ok
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.overcommit import check_enough_memory
-from kerneld.mm.populate import mm_populate
-from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DATA_DEFAULT_FLAGS, VM_LOCKED, VM_SOFTDIRTY
+from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DATA_DEFAULT_FLAGS, VM_SOFTDIRTY
 from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma, vm_start_gap
 from kerneld.mm.vma_merge import can_merge_after
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
@@ -23,6 +22,7 @@ from shared.uapi.resource import RLIM_INFINITY, Rlimit
 def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
     """Move the end of the heap to `brk`, any byte address, and return where it is then: unchanged where that fails.
 
+    Where new memory is locked (`mm.def_flags`) the caller faults it in.
     Source: Linux v6.8 mm/mmap.c:SYSCALL_DEFINE1(brk).
     """
     limit = mm.rlimits.soft[Rlimit.DATA]
@@ -43,8 +43,6 @@ def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
     except SysError:
         return mm.brk
     mm.brk = brk
-    if new > old and mm.def_flags & VM_LOCKED:
-        mm_populate(mm, old, new)
     return brk
 
 

@@ -23,6 +23,7 @@ Differs from Linux: KSM and memory failure are not built in, their advice is EIN
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.mm.collapse import madvise_collapse
@@ -31,7 +32,8 @@ from kerneld.mm.filemap import File
 from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.populate import fault_in_range
+from kerneld.mm.pace import Pace
+from kerneld.mm.populate import drain, fault_in_range
 from kerneld.mm.truncate import punch_hole
 from kerneld.mm.vm_flags import (
     VM_DONTCOPY,
@@ -69,8 +71,8 @@ _FLAG_CHANGES = {
 _PAGE_ADVICE = frozenset(
     {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE, Madv.COLLAPSE}
 )
-_POPULATE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
-_VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | _POPULATE
+POPULATE_ADVICE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
+_VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | POPULATE_ADVICE
 PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
 """What process_madvise accepts. Source: Linux v6.8 mm/madvise.c:process_madvise_behavior_valid()."""
 
@@ -89,16 +91,21 @@ def do_madvise(
     Raises SysError(EINVAL) for unknown advice, an unaligned start, a range that wraps, or as the table above says;
     SysError(ENOMEM) for a range with a hole (what is mapped has been advised), SysError(EAGAIN) with too many VMAs.
     """
+    if advice in POPULATE_ADVICE:
+        drain(madvise_populate_in_pieces(mm, start, length, advice))
+        return
+    end = _range_end(start, length, advice)
+    if end > start:
+        _madvise_walk_vmas(mm, start, end, Madv(advice), may_write)
+
+
+def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
     if advice not in _VALID or start & ~PAGE_MASK or page_align(length) >= 1 << 64:
         raise SysError(errno.EINVAL)
     end = start + page_align(length)
     if end >= 1 << 64:
         raise SysError(errno.EINVAL)
-    known = Madv(advice)
-    if known in _POPULATE:
-        _madvise_populate(mm, start, end, known is Madv.POPULATE_WRITE)
-    elif end > start:
-        _madvise_walk_vmas(mm, start, end, known, may_write)
+    return end
 
 
 def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
@@ -164,15 +171,30 @@ def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:
     punch_hole(vma.file.mapping, first, first + ((end - start) >> PAGE_SHIFT))
 
 
-def _madvise_populate(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
-    """Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags()."""
+def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
+    """Do as `do_madvise` for advice of POPULATE_ADVICE, and yield where Linux may let go of mmap_lock; returns 0.
+
+    Whatever others have done to the address space meanwhile, the next VMA is looked up anew.
+    Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags().
+    """
+    end = _range_end(start, length, advice)
+    write = advice == Madv.POPULATE_WRITE
     needed = VM_WRITE if write else VM_READ
+    pace = Pace()
     while start < end:
         vma = mm.vmas.lookup(start)
         if vma is None:
             raise SysError(errno.ENOMEM)
         if not vma.vm_flags & needed:
             raise SysError(errno.EINVAL)
-        start, fault = fault_in_range(mm, vma, start, min(end, vma.end), write)
-        if fault:
-            raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
+        last = min(end, vma.end)
+        while start < last:
+            start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write)
+            if fault:
+                raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
+            if pace.is_over():
+                break
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    return 0

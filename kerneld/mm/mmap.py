@@ -28,7 +28,6 @@ from kerneld.mm.mlock import can_do_mlock, mlock_future_ok
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
-from kerneld.mm.populate import mm_populate
 from kerneld.mm.unmapped_area import get_unmapped_area, round_hint_to_min
 from kerneld.mm.vm_flags import (
     VM_ACCOUNT,
@@ -56,6 +55,7 @@ from shared.uapi.resource import RLIM_INFINITY, Rlimit
 _SHARED, _PRIVATE, _SHARED_VALIDATE = Map.SHARED.value, Map.PRIVATE.value, Map.SHARED_VALIDATE.value
 _FIXED, _FIXED_NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
+_LOCKED = Map.LOCKED.value
 _LEGACY_MAP_MASK = (
     Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
     | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
@@ -67,7 +67,7 @@ _MAX_LFS_FILESIZE = (1 << 63) - 1
 def do_mmap(
     mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
 ) -> Vaddr:
-    """Make a mapping and return its address.
+    """Make a mapping and return its address; the caller asks `wants_populate`, and faults its pages in then.
 
     `length` is in bytes and need not be aligned, `pgoff` in pages; `file` is None for anonymous memory; `privileged` is
     CAP_IPC_LOCK and CAP_SYS_RAWIO. Raises SysError as the table above says.
@@ -93,7 +93,7 @@ def do_mmap(
         raise SysError(errno.EEXIST)
     vm_flags = calc_vm_prot_bits(prot) | calc_vm_flag_bits(flags) | mm.def_flags
     vm_flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-    if flags & Map.LOCKED.value and not can_do_mlock(mm, privileged):
+    if flags & _LOCKED and not can_do_mlock(mm, privileged):
         raise SysError(errno.EPERM)
     if not mlock_future_ok(mm, vm_flags, length, privileged):
         raise SysError(errno.EAGAIN)
@@ -104,9 +104,15 @@ def do_mmap(
     if flags & Map.NORESERVE.value and mm.sysctl.overcommit_memory != 2:
         vm_flags |= VM_NORESERVE
     mmap_region(mm, addr, length, vm_flags, file, pgoff)
-    if vm_flags & VM_LOCKED or flags & (_POPULATE | _NONBLOCK) == _POPULATE:
-        mm_populate(mm, addr, addr + length)
     return addr
+
+
+def wants_populate(mm: MmStruct, flags: int) -> bool:
+    """Tell whether what has just been mapped with these MAP_ flags is to be faulted in: MAP_POPULATE, or locked.
+
+    Source: Linux v6.8 mm/mmap.c:do_mmap(), what it says in `*populate`.
+    """
+    return flags & (_POPULATE | _NONBLOCK) == _POPULATE or (flags & _LOCKED or mm.def_flags & VM_LOCKED) != 0
 
 
 def _check_anonymous(flags: int, vm_flags: int, addr: Vaddr) -> tuple[int, int]:

@@ -7,6 +7,9 @@ Linux v6.8 mm/gup.c: __mm_populate(), populate_vma_page_range().
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,37 +20,62 @@ from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FA
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct, vma_page_prot
+from kerneld.mm.pace import Pace
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
+Outcome = TypeVar("Outcome")
+
+
+def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors: bool) -> Generator[None, None, int]:
+    """Fault the mapped pages of [start, end), page-aligned, in; yield where Linux may let go of mmap_lock.
+
+    With `ignore_errors` what cannot be had is passed over, to the next VMA. Without, it ends there: memory that allows
+    no access at all is one such, unless it is locked on fault. Whatever others have done to the address space
+    meanwhile, the next VMA is looked up anew.
+    Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:__mm_populate().
+    """
+    pace = Pace()
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None or vma.start >= end:
+            break
+        start, last = max(start, vma.start), min(end, vma.end)
+        fault = 0
+        if not _is_populated(vma):
+            start, fault = last, 0 if vma.vm_flags & VM_LOCKONFAULT else VM_FAULT_SIGSEGV
+        while start < last and not fault:
+            stop = pace.stop(start, last)
+            fault = populate_vma(mm, vma, start, stop)
+            start = stop
+            if pace.is_over():
+                break
+        if fault and not ignore_errors:
+            return fault
+        if fault:
+            start = last
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    return 0
+
+
+def drain(pieces: Generator[None, None, Outcome]) -> Outcome:
+    """Do all of a long piece of work at once."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as over:
+            outcome: Outcome = over.value
+            return outcome
+
 
 def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Fault the mapped pages of [start, end) in as far as that goes; errors and holes are passed over.
-
-    Source: Linux v6.8 mm/gup.c:__mm_populate() with ignore_errors.
-    """
-    for vma in list(mm.vmas.overlapping(start, end)):
-        populate_vma(mm, vma, max(start, vma.start), min(end, vma.end))
-
-
-def populate_locked(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
-    """Fault in a page-aligned range that has just been locked; memory locked on fault is passed over.
-
-    Returns 0 or the VM_FAULT_* that stopped it, SIGSEGV for memory that allows no access at all.
-    Source: Linux v6.8 mm/gup.c:__mm_populate() without ignore_errors.
-    """
-    if start == end:
-        return 0
-    for vma in list(mm.vmas.overlapping(start, end)):
-        if not vma.vm_flags & (VM_ACCESS_FLAGS | VM_LOCKONFAULT):
-            return VM_FAULT_SIGSEGV
-        fault = populate_vma(mm, vma, max(start, vma.start), min(end, vma.end))
-        if fault:
-            return fault
-    return 0
+    """Fault the mapped pages of [start, end) in at once, as far as that goes; errors and holes are passed over."""
+    drain(populate_in_pieces(mm, start, end, ignore_errors=True))
 
 
 def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
@@ -55,10 +83,14 @@ def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
 
     Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:populate_vma_page_range().
     """
-    if not vma.vm_flags & VM_ACCESS_FLAGS or vma.vm_flags & VM_LOCKONFAULT:
+    if not _is_populated(vma):
         return 0
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     return fault_in_range(mm, vma, start, end, write)[1]
+
+
+def _is_populated(vma: Vma) -> bool:
+    return vma.vm_flags & VM_ACCESS_FLAGS != 0 and not vma.vm_flags & VM_LOCKONFAULT
 
 
 def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool) -> tuple[Vaddr, int]:

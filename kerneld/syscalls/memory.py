@@ -9,19 +9,19 @@ from kerneld.errors import SysError
 from kerneld.mm.brk import do_brk
 from kerneld.mm.fault import VM_FAULT_OOM
 from kerneld.mm.filemap import AddressSpace, File
-from kerneld.mm.madvise import do_madvise
+from kerneld.mm.madvise import POPULATE_ADVICE, do_madvise, madvise_populate_in_pieces
 from kerneld.mm.mincore import do_mincore
 from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
-from kerneld.mm.mmap import do_mmap
+from kerneld.mm.mmap import do_mmap, wants_populate
 from kerneld.mm.mprotect import do_mprotect
 from kerneld.mm.mremap import do_mremap
 from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import mm_populate, populate_locked
+from kerneld.mm.populate import populate_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.mm.writeback import do_msync
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.wire import MAX_REPLY
 
 _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
@@ -30,13 +30,14 @@ _HUGE_LOGS = (0, 21)
 """Huge page sizes of the machine, as MAP_HUGE_* give them: the default, and 2 MiB."""
 
 
-def sys_mmap(call: Call) -> int:
+def sys_mmap(call: Call) -> int | Answer | Work:
     """args: addr, length, prot, flags, fd, offset; a descriptor unless MAP_ANONYMOUS.
 
     Raises as `do_mmap` does, and EBADF.
 
     MAP_HUGETLB finds an empty pool: ENOMEM, or EINVAL for a size that there is none of, or for a file that is none of
-    hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff().
+    hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff(), mm/util.c:
+    vm_mmap_pgoff().
     """
     addr, length, prot, flags, _fd, offset = call.args
     if offset & ~PAGE_MASK:
@@ -52,10 +53,26 @@ def sys_mmap(call: Call) -> int:
                 raise SysError(errno.EINVAL)
             return _mmap_hugetlb(call, flags)
         privileged = call.process.cred.superuser
-        return do_mmap(call.mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT, privileged=privileged)
+        addr = do_mmap(call.mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
         if file is not None:
             call.kernel.files.put_unused(file)
+    if wants_populate(call.mm, flags):
+        return _populate(call, addr, addr + page_align(length), addr)
+    return addr
+
+
+def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | Work:
+    """Fault in what a call has mapped or locked, as far as that goes, and answer `ret`.
+
+    mmap_lock has been let go of by then, and is again and again: a long range goes on in pieces.
+    """
+
+    def pieces() -> Pieces:
+        yield from populate_in_pieces(call.mm, start, end, ignore_errors=True)
+        return ret
+
+    return Work(pieces()).go_on()
 
 
 def _mmap_hugetlb(call: Call, flags: int) -> int:
@@ -85,9 +102,14 @@ def sys_mprotect(call: Call) -> int:
     return 0
 
 
-def sys_brk(call: Call) -> int:
+def sys_brk(call: Call) -> int | Answer | Work:
     """args: the new break. Returns the break as it is then, as the raw call does."""
-    return do_brk(call.mm, call.args[0], privileged=call.process.cred.superuser)
+    mm = call.mm
+    old = page_align(mm.brk)
+    brk = do_brk(mm, call.args[0], privileged=call.process.cred.superuser)
+    if mm.def_flags & VM_LOCKED and page_align(brk) > old:
+        return _populate(call, old, page_align(brk), brk)
+    return brk
 
 
 def sys_mremap(call: Call) -> int:
@@ -96,9 +118,12 @@ def sys_mremap(call: Call) -> int:
     return do_mremap(call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.superuser)
 
 
-def sys_madvise(call: Call) -> int:
+def sys_madvise(call: Call) -> int | Answer | Work:
     """args: addr, length, advice."""
-    do_madvise(call.mm, call.args[0], call.args[1], call.int_arg(2), call.may_write)
+    advice = call.int_arg(2)
+    if advice in POPULATE_ADVICE:
+        return Work(madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice)).go_on()
+    do_madvise(call.mm, call.args[0], call.args[1], advice, call.may_write)
     return 0
 
 
@@ -107,12 +132,12 @@ def sys_mincore(call: Call) -> Answer:
     return Answer(0, do_mincore(call.mm, call.args[0], call.args[1], MAX_REPLY, call.may_write))
 
 
-def sys_mlock(call: Call) -> int:
+def sys_mlock(call: Call) -> int | Answer | Work:
     """args: addr, length."""
     return _mlock(call, VM_LOCKED)
 
 
-def sys_mlock2(call: Call) -> int:
+def sys_mlock2(call: Call) -> int | Answer | Work:
     """args: addr, length, flags: MLOCK_ONFAULT or 0."""
     flags = call.int_arg(2)
     if flags & ~MLOCK_ONFAULT:
@@ -120,14 +145,18 @@ def sys_mlock2(call: Call) -> int:
     return _mlock(call, VM_LOCKED | VM_LOCKONFAULT if flags else VM_LOCKED)
 
 
-def _mlock(call: Call, vm_flags: int) -> int:
+def _mlock(call: Call, vm_flags: int) -> int | Answer | Work:
     """Lock, then fault in; what cannot be faulted in is ENOMEM, a machine without frames EAGAIN.
 
     Source: Linux v6.8 mm/mlock.c:do_mlock() and __mlock_posix_error_return().
     """
     privileged = call.process.cred.superuser
     start, end = do_mlock(call.mm, call.args[0], call.args[1], vm_flags, privileged=privileged)
-    fault = populate_locked(call.mm, start, end)
+    return Work(_populate_locked(call, start, end)).go_on()
+
+
+def _populate_locked(call: Call, start: Vaddr, end: Vaddr) -> Pieces:
+    fault = yield from populate_in_pieces(call.mm, start, end, ignore_errors=False)
     if fault:
         raise SysError(errno.EAGAIN if fault & VM_FAULT_OOM else errno.ENOMEM)
     return 0
@@ -139,12 +168,12 @@ def sys_munlock(call: Call) -> int:
     return 0
 
 
-def sys_mlockall(call: Call) -> int:
+def sys_mlockall(call: Call) -> int | Answer | Work:
     """args: flags."""
     flags = call.int_arg(0)
     do_mlockall(call.mm, flags, privileged=call.process.cred.superuser)
     if flags & Mcl.CURRENT.value:
-        mm_populate(call.mm, 0, TASK_SIZE)
+        return _populate(call, 0, TASK_SIZE, 0)
     return 0
 
 

@@ -15,7 +15,8 @@ from kerneld.mm.madvise import PROCESS_ADVICE, do_madvise
 from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import mmput
-from kerneld.syscalls.answer import Call
+from kerneld.mm.pace import Pace
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.task import Process
 from kerneld.task.uaccess import access_ok, copy_from_user, copy_to_user
 from shared.uapi.page import PAGE_SIZE, Pid, Vaddr
@@ -24,26 +25,28 @@ UIO_MAXIOV = 1024
 _IOVEC = struct.Struct("<QQ")
 _MAX_RW_COUNT = 0x7FFF_F000
 _PINNED_PAGES = 1024
-"""Remote pages that are pinned at once (Linux: PVM_MAX_USER_PAGES)."""
+"""Remote pages that are pinned at once (Linux: PVM_MAX_KMALLOC_PAGES, as pointers)."""
+_FEWEST_PINNED_PAGES = 64
+"""So few where more take long."""
 Piece = tuple[Vaddr, int]
 
 
-def sys_process_vm_readv(call: Call) -> int:
+def sys_process_vm_readv(call: Call) -> int | Answer | Work:
     """args: pid, local iovecs, count, remote iovecs, count, flags; inline: the local iovecs, then the remote ones.
 
     Both sides are simulated memory. Returns the bytes copied, fewer where a page on the way cannot be accessed.
     Raises SysError(EFAULT) where not even the first can, or iovecs are missing or not a user's, EINVAL for flags, too
     many iovecs or a length that is negative as a signed number, ESRCH, and EPERM for another user's process.
     """
-    return _process_vm_rw(call, write=False)
+    return Work(_process_vm_rw(call, write=False)).go_on()
 
 
-def sys_process_vm_writev(call: Call) -> int:
+def sys_process_vm_writev(call: Call) -> int | Answer | Work:
     """As process_vm_readv, from the local iovecs to the remote ones."""
-    return _process_vm_rw(call, write=True)
+    return Work(_process_vm_rw(call, write=True)).go_on()
 
 
-def _process_vm_rw(call: Call, *, write: bool) -> int:
+def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
     """Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw(), process_vm_rw_core()."""
     pid = call.int_arg(0)
     _local, nr_local, _remote, nr_remote, flags = call.args[1:]
@@ -63,31 +66,53 @@ def _process_vm_rw(call: Call, *, write: bool) -> int:
     process = _get_process(call, pid)
     if not may_access(call.process, process):
         raise SysError(errno.EPERM)
-    mm = process.live_mm
     wanted = local.left
     try:
-        with held(mm):
-            for vaddr, length in remote:
-                _rw_single_vec(mm, vaddr, length, local, write=write)
+        yield from _rw_in_pieces(process, remote, local, write=write)
     except SysError:
         if local.left == wanted:
             raise
     return wanted - local.left
 
 
-def _rw_single_vec(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, *, write: bool) -> None:
-    """Copy one remote piece: all its pages are pinned before the first is copied, as far as that goes.
+def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, *, write: bool) -> Pieces:
+    """Copy, and yield between two batches of pages, which Linux takes mmap_lock for one by one.
 
-    Raises SysError(EFAULT). Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
+    Raises SysError(EFAULT). Differs from Linux: a process that ends or execs meanwhile takes its memory along, while
+    there the call holds it (mm_access()) unless the OOM reaper comes; what was copied until then is the answer.
     """
-    while length and local.left:
-        pages = pin_user_pages(mm, vaddr, min(length, _PINNED_PAGES * PAGE_SIZE - vaddr % PAGE_SIZE), write=write)
-        try:
-            copied = _rw_pages(mm, pages, vaddr % PAGE_SIZE, length, local, write=write)
-        finally:
-            unpin_user_pages(mm, pages)
-        vaddr += copied
-        length -= copied
+    mm = process.live_mm
+    pace = Pace()
+    most_pages = _PINNED_PAGES
+    for start, length in remote:
+        vaddr, end = start, start + length
+        while vaddr < end and local.left:
+            if pace.is_over():
+                if pace.is_late():
+                    # These come from swap, one by one.
+                    most_pages = max(most_pages // 2, _FEWEST_PINNED_PAGES)
+                yield
+                pace.begin()
+                if process.mm is not mm:
+                    raise SysError(errno.EFAULT)
+            with held(mm):
+                vaddr += _rw_batch(
+                    mm, vaddr, min(end - vaddr, most_pages * PAGE_SIZE - vaddr % PAGE_SIZE), local, write
+                )
+    return 0
+
+
+def _rw_batch(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, write: bool) -> int:
+    """Copy a part of a remote piece: all its pages are pinned before the first is copied, as far as that goes.
+
+    Returns the bytes copied. Raises SysError(EFAULT).
+    Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
+    """
+    pages = pin_user_pages(mm, vaddr, length, write=write)
+    try:
+        return _rw_pages(mm, pages, vaddr % PAGE_SIZE, length, local, write=write)
+    finally:
+        unpin_user_pages(mm, pages)
 
 
 def _rw_pages(mm: MmStruct, pages: list[int], offset: int, length: int, local: _LocalIter, *, write: bool) -> int:

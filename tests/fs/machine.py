@@ -17,11 +17,12 @@ from kerneld.mm.filemap import File
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap
+from kerneld.mm.mmap import do_mmap, wants_populate
 from kerneld.mm.munmap import do_munmap, exit_mmap
+from kerneld.mm.populate import mm_populate
 from kerneld.task.task import Cred
 from shared.uapi.mman import Map, Prot
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_SIZE, page_align
 
 RW = Prot.READ | Prot.WRITE
 ROOT = Cred(0, 0, superuser=True)
@@ -90,7 +91,10 @@ def map_file(
     flags: int = Map.PRIVATE,
     pgoff: int = 0,
 ) -> int:
-    return do_mmap(mm, addr, length, int(prot), int(flags), file, pgoff, privileged=False)
+    addr = do_mmap(mm, addr, length, int(prot), int(flags), file, pgoff, privileged=False)
+    if wants_populate(mm, flags):
+        mm_populate(mm, addr, addr + page_align(length))
+    return addr
 
 
 def unmap(mm: MmStruct, addr: int, length: int = PAGE_SIZE) -> None:

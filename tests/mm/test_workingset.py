@@ -13,7 +13,7 @@ from kerneld.mm.madvise_pages import madvise_pageout
 from kerneld.mm.mlock import do_mlock
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import mm_populate, populate_locked
+from kerneld.mm.populate import drain, mm_populate, populate_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import ANON, BASE, RW, SHARED, Machine, load, mmap, page, pfn_of, store, vma_at
@@ -99,7 +99,7 @@ def test_what_has_been_locked_is_not_said_to_be_evictable(machine: Machine, at_o
         mmap(mm, PAGES, RW, SHARED, at=locked, file=file)
     assert recent_lru_sizes(machine.frames)[-1] == 0
     start, end = do_mlock(mm, locked, PAGES * PAGE_SIZE, VM_LOCKED, privileged=True)
-    assert populate_locked(mm, start, end) == 0
+    assert drain(populate_in_pieces(mm, start, end, ignore_errors=False)) == 0
     assert lru_sizes(machine.frames)[-1] == PAGES
     assert PAGES - recent_lru_sizes(machine.frames)[-1] <= lag
     machine.close()

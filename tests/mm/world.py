@@ -20,9 +20,10 @@ from kerneld.mm.frames import PG_LRU, PG_UNEVICTABLE, Frames
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap
+from kerneld.mm.mmap import do_mmap, wants_populate
 from kerneld.mm.munmap import exit_mmap
 from kerneld.mm.page_alloc import PageAlloc
+from kerneld.mm.populate import mm_populate
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.swap import SwapFile
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE
@@ -165,7 +166,10 @@ def mmap(
 ) -> Vaddr:
     """Make a mapping; fixed where `at` is given."""
     flags |= FIXED if at is not None else 0
-    return do_mmap(mm, at or 0, pages * PAGE_SIZE, prot, flags, file, pgoff, privileged=privileged)
+    addr = do_mmap(mm, at or 0, pages * PAGE_SIZE, prot, flags, file, pgoff, privileged=privileged)
+    if wants_populate(mm, flags):
+        mm_populate(mm, addr, addr + pages * PAGE_SIZE)
+    return addr
 
 
 def _fault(mm: MmStruct, vaddr: Vaddr, access: int) -> None:
