@@ -12,7 +12,7 @@ from time import monotonic
 from shared.uapi.page import PMD_SIZE, Vaddr
 
 _PIECE_SECONDS = 0.001
-_LATE_SECONDS = 0.01
+_LATE_SECONDS = 0.004
 
 
 class Pace:

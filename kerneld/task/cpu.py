@@ -9,22 +9,20 @@ addresses: it stops before it comes there, for what lies above user space is nob
 from __future__ import annotations
 
 from collections.abc import Generator
-from time import monotonic
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
 from kerneld.mm.fault import VM_FAULT_ERROR
+from kerneld.mm.pace import Pace
 from kerneld.mm.populate import fault_in_range, mark_accessed
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
 from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
 
 _CANONICAL_END = 1 << 47
 _KERNEL_HALF = (1 << 64) - _CANONICAL_END
-_LONGEST_PIECE = 64 * PMD_SIZE
-_SHORT_SECONDS = 0.001
 _PATIENCE = 8
 """Faults that one access may take at the same page: stack growth, the page, its copy. More means a bug of ours."""
 
@@ -117,19 +115,16 @@ def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access:
     """
     pages = 0
     end = page_align(vaddr + length) if length else vaddr
-    piece = PMD_SIZE
+    pace = Pace()
     while vaddr < end:
-        began = monotonic()
-        stop = min(end, (vaddr & -PMD_SIZE) + piece)
-        done = touch(thread, ram, vaddr, stop - vaddr, access)
-        pages += done
+        stop = pace.stop(vaddr, end)
+        pages += touch(thread, ram, vaddr, stop - vaddr, access)
         if thread.delivered is not None:
             break
         vaddr = stop
-        # Pages of zeros come by the thousand in a millisecond; those that are swapped in, one by one, do not.
-        piece = min(2 * piece, _LONGEST_PIECE) if monotonic() - began < _SHORT_SECONDS else PMD_SIZE
-        if vaddr < end:
+        if vaddr < end and pace.is_over():
             yield
+            pace.begin()
     return pages
 
 

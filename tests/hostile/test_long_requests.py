@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from kerneld.fs.file_limits import FileRules
+from kerneld.mm import pace
 from kerneld.server import exchange
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
@@ -27,8 +28,9 @@ PRIVATE_NORESERVE = 0x4022
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    """Every slice is over at once."""
+    """Every slice is over at once, and every piece after a moment."""
     monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0005)
     kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, check_invariants=True))
     free_pages = kernel.frames.free_pages
     yield kernel
