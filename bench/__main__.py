@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow, traced
 from bench.machine import Daemon, Host
 from bench.sample import Row
-from kerneld.interrupts import ending_by_signals
+from shared.interrupts import ending_by_signals
 
 ROWS = range(1, 17)
 

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kerneld.interrupts import ending_by_signals
 from shared import wire
 from shared.client import Process, realmem
 from shared.client.connection import Connection
+from shared.interrupts import ending_by_signals
 from shared.uapi.mman import Map, Prot
 from shared.uapi.syscalls import Nr
 

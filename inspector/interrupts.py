@@ -9,10 +9,13 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from types import FrameType
 from typing import Any
+
+from shared.interrupts import GRACE_SECONDS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,16 +33,19 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
         self._wake, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
 
     def handle(self, signo: int, _frame: FrameType | None) -> None:
         """Be the handler of a signal."""
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signo, now
+        elif now - self._received_at >= GRACE_SECONDS:
             signal.signal(signo, signal.SIG_DFL)
             os.kill(os.getpid(), signo)
-        self.received = signo
 
     def wait(self, seconds: float, connection: int) -> Woken:
         """Wait until a signal has come (earlier ones count), `connection` is at its end, or `seconds` are over."""

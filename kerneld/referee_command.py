@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from kerneld.failure import Failure, Status
-from kerneld.interrupts import ending_by_signals
+from shared.interrupts import ending_by_signals
 from shared.option_types import Whole
 
 
@@ -40,7 +40,7 @@ def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> No
 
     logs.configure(logs.LogFormat.CONSOLE, "error")
     # It is run for as long as one likes: a Ctrl+C must leave no directory behind.
-    with ending_by_signals():
+    with ending_by_signals("kerneld"):
         try:
             if replay is None:
                 run_programs(programs, seed or os.urandom(4).hex(), ops)

@@ -13,10 +13,11 @@ import click
 
 from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
 from shared.client.signals import die_of
+from shared.interrupts import Interrupted, raise_on_signals
 from shared.option_types import Seconds, SocketPath
 from shared.process_name import set_process_name
 from shared.standard_streams import complain, discard_output, open_standard_streams
-from target.failure import Failure, Interrupted, Status, raise_on_signals
+from target.failure import Failure, Status
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
 from target.scenario import Scenario
 from target.scenarios import ALL, TOUR

@@ -22,10 +22,11 @@ from typing import NoReturn
 import click
 
 from shared.client.signals import die_of
+from shared.interrupts import Interrupted, raise_on_signals
 from shared.standard_streams import complain, discard_output, open_standard_streams
 from target.demo_inspector import LiveInspector, Print, pick_shown
 from target.demo_program import PATIENCE_SECONDS, DemoError, Program
-from target.failure import Interrupted, Status, raise_on_signals
+from target.failure import Status
 from target.pace import PROMPT
 from target.scenarios.files import CHANGED, FILE_NAME
 

@@ -73,9 +73,21 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 import os, signal
 from inspector.interrupts import interrupts
 with interrupts():
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
-    os._exit(0)
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=LONG)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_the_two_of_timeout_are_one() -> None:
+    program = """
+import os, signal
+from inspector.interrupts import interrupts
+with interrupts():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=LONG)
+    assert (done.returncode, done.stderr) == (7, b"")
