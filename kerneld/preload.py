@@ -59,8 +59,11 @@ def _unusable(cache: Path, error: OSError) -> str:
 
 def _cache_directory() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # As the XDG base directory specification has it: a relative path there counts for nothing.
-    directory = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "kerneld"
+    try:
+        # As the XDG base directory specification has it: a relative path there counts for nothing.
+        directory = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "kerneld"
+    except RuntimeError:
+        raise PreloadError("this user has no home directory for the cache: set XDG_CACHE_HOME") from None
     if any(character in str(directory) for character in _SEPARATORS):
         raise PreloadError(f"{directory} cannot hold a library to preload: set XDG_CACHE_HOME to a path without blanks")
     try:

@@ -267,3 +267,13 @@ def test_a_cache_of_another_users_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "exists", refuse)
     with pytest.raises(PreloadError, match=r"^cannot use the cache .*: Permission denied \(XDG"):
         ensure_library("f24")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(PreloadError, match="set XDG_CACHE_HOME"):
+        ensure_library("f24")
