@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.mm import pace
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import Outcome, answer_datagram
 from kerneld.syscalls.kernel import Sender
@@ -265,21 +266,26 @@ def test_a_long_request_begins_and_ends_once_under_its_own_number(world: TracedW
     assert (last.fields["ret"], sum(record.fields["nr_pages"] for record in faults)) == (1100, 1100)
 
 
-def test_a_long_request_that_nobody_saw_begin(world: TracedWorld, program: Program) -> None:
+def test_a_long_request_that_nobody_saw_begin(
+    world: TracedWorld, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kerneld.syscalls.answer import Call, Work  # noqa: PLC0415
     from kerneld.syscalls.dispatch import run  # noqa: PLC0415
     from kerneld.syscalls.table import RESTART  # noqa: PLC0415
 
     program.mmap(1100, at=page(0))
     call = Call(world.kernel, program.thread, (page(0), 1100 * PAGE_SIZE, 1, 0, 0, 0), b"", [])
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
     result = run(call, Nr.TOUCH)
+    assert isinstance(result, Work)
     with world.trace("machine:*", "raw_syscalls:*", "fault:*") as trace:
         from kerneld.syscalls.dispatch import run as traced  # noqa: PLC0415
 
-        while isinstance(result, Work):
-            call.work = result
-            result = traced(call, RESTART)
-        assert result == 1100
+        outcome: object = result
+        while isinstance(outcome, Work):
+            call.work = outcome
+            outcome = traced(call, RESTART)
+        assert outcome == 1100
         assert {record.event.system for record in trace.records() if record.pid == program.pid} == {"fault", "machine"}
 
 
