@@ -67,6 +67,11 @@ class Leaves(NamedTuple):
     tables: Pfns
     huge: bool = False
 
+    @classmethod
+    def of(cls, starts: Words, tables: Pfns) -> Leaves:
+        """Return the run of these tables, one at least: from its first one to its last one."""
+        return cls(int(starts[0]), int(starts[-1]) + PMD_SIZE, starts, tables)
+
     def vaddrs(self) -> Words:
         """Return the address of the page of each entry."""
         return (self.starts[:, np.newaxis] + _PAGES).ravel()
@@ -139,8 +144,7 @@ class LeafWalk:
             for at in range(0, len(tables), _TABLES_AT_ONCE):
                 chosen = tables[at : at + _TABLES_AT_ONCE]
                 starts = (chosen.astype(np.uint64) << np.uint64(PMD_SHIFT)) + np.uint64(vaddr)
-                pfns = pte_pfn(upper[chosen]).astype(np.int64)
-                yield Leaves(int(starts[0]), int(starts[-1]) + PMD_SIZE, starts, pfns)
+                yield Leaves.of(starts, pte_pfn(upper[chosen]).astype(np.int64))
         yield from self.leaves(last, end)
 
     def _pmd_runs(self, start: Vaddr, end: Vaddr) -> Iterator[tuple[Vaddr, int, int]]:
@@ -190,4 +194,4 @@ class LeafWalk:
         filled = self._frames_np[run.tables].any(axis=1)
         if filled.all():
             return run
-        return run._replace(starts=run.starts[filled], tables=run.tables[filled]) if filled.any() else None
+        return Leaves.of(run.starts[filled], run.tables[filled]) if filled.any() else None

@@ -327,7 +327,7 @@ def _without_gaps(runs: Iterator[Run]) -> Iterator[Run]:
             continue
         gaps = np.flatnonzero(np.diff(run.starts) != PMD_SIZE) + 1
         for starts, tables in zip(np.split(run.starts, gaps), np.split(run.tables, gaps), strict=True):
-            yield Leaves(int(starts[0]), int(starts[-1]) + PMD_SIZE, starts, tables)
+            yield Leaves.of(starts, tables)
 
 
 def _move_huge(mm: MmStruct, leaf: Leaf, delta: int) -> bool:

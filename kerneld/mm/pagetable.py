@@ -232,7 +232,7 @@ class PageTable(LeafWalk):
         start, end = start & -PMD_SIZE, end + (-end & PMD_SIZE - 1)
         tables = [self.ensure_pte(vaddr) >> WORDS_SHIFT for vaddr in range(start, end, PMD_SIZE)]
         starts = np.arange(start, end, PMD_SIZE, dtype=np.uint64)
-        return Leaves(start, end, starts, np.array(tables, dtype=np.int64))
+        return Leaves.of(starts, np.array(tables, dtype=np.int64))
 
     def _make_tables(self, run: Leaves, missing: Pfns) -> None:
         """Make the leaf tables of a run whose upper entries, by word index, are `missing`."""

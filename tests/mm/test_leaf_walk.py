@@ -41,8 +41,8 @@ EVERYWHERE = ((BASE, BASE + PAGES * PAGE_SIZE), (FAR, FAR + (PAGES + HUGE) * PAG
 places = st.integers(0, PAGES - 1) | st.integers(0, TABLES - 1).map(lambda table: table * HUGE)
 large = st.tuples(st.integers(0, 2 * HUGE), st.integers(PAGES - 2 * HUGE, PAGES))
 ranges = large | st.tuples(places, places).filter(lambda pair: pair[0] < pair[1])
-layouts = st.lists(st.sampled_from("-rwwW"), min_size=TABLES, max_size=TABLES)
-"""What a leaf table has at first: nothing, pages read, pages written, or pages written that are swapped out."""
+layouts = st.lists(st.sampled_from("-0rwwW"), min_size=TABLES, max_size=TABLES)
+"""What is in each 2 MiB at first: no table, an empty one, pages read, pages written, or such that are swapped out."""
 advice = st.sampled_from([Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.NOHUGEPAGE])
 calls = st.one_of(
     st.tuples(st.just("touch"), st.lists(st.tuples(places, st.booleans()), min_size=1, max_size=30)),
@@ -66,8 +66,8 @@ class World(HugeMachine):
             first = table * HUGE + table * 7
             if what != "-":
                 self.touch([(first, what != "r"), (first + 1, False), (first + 300, what != "r")])
-            if what == "W":
-                do_madvise(self.mm, page(first), 301 * PAGE_SIZE, Madv.PAGEOUT)
+            if what in "0W":
+                do_madvise(self.mm, page(first), 301 * PAGE_SIZE, Madv.PAGEOUT if what == "W" else Madv.DONTNEED)
 
     def call(self, name: str, *args: object) -> object:
         try:
@@ -172,6 +172,17 @@ def test_a_run_is_whole_tables_of_one_gib(mm: MmStruct) -> None:
     for run in runs:
         for vaddr, entry in zip(run.vaddrs().tolist(), mm.page_table.read(run).tolist(), strict=True):
             assert entry == mm.page_table.entries(vaddr, vaddr + PAGE_SIZE)[0]
+
+
+@pytest.mark.parametrize("layout", ["0000wwww", "w0000w0w", "wwww0000", "0w00000W"])
+def test_a_child_has_its_pages_where_its_parent_has_them(layout: str) -> None:
+    """Tables that are there and empty, first, last or in between, are none of the child's."""
+    world = World(ANON, TransparentHugepage.NEVER, [*layout, *"-" * (TABLES - len(layout))])
+    parent, child = world.mm, world.fork(world.mm)
+    world.check()
+    assert child.page_table.table_pages == parent.page_table.table_pages - layout.count("0")
+    assert np.array_equal(child.page_table.entries(*EVERYWHERE[0]), parent.page_table.entries(*EVERYWHERE[0]))
+    world.close()
 
 
 @pytest.mark.parametrize("shift", [0, 1])
