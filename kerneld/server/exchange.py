@@ -25,7 +25,8 @@ answer yet: fds on their way are in no table but ours. A trace, which anybody ma
 
 One datagram may hold thousands of requests, each of which may touch all of RAM. A batch therefore runs for a slice of
 time at a turn, and those that wait are served between two slices: a batch is in order, it is not one moment. The same
-holds for one request that is no system call but a program's own run through its memory, or a look at another's.
+holds for one request that is a program's own run through its memory, a look at another's, or a call in which Linux
+makes way too.
 """
 
 from __future__ import annotations
@@ -153,9 +154,9 @@ def _refusal(count: int, code: int) -> Outcome:
 class Batch:
     """The requests of one datagram, run in order until one ends the batch, one slice of time after another.
 
-    A system call is never interrupted; a request that is none may be between two of its pieces (`answer.Work`). Between
-    two slices others are served. Owns the fds of its answer until `run` has
-    returned that, and knows the datagram's, which stay its caller's to close.
+    A request is not interrupted but between two of its pieces, where it has such (`answer.Work`). Between two slices
+    others are served. Owns the fds of its answer until `run` has returned that, and knows the datagram's, which stay
+    its caller's to close.
     """
 
     __slots__ = (

@@ -1,7 +1,8 @@
 """One request: find the handler, run it, make an errno, a signal or an oops of what it says.
 
 The one place where SysError becomes `-errno`, where the shadow table is flushed, and where invariants are checked in
-tests. One thread, run to completion: a call never yields, so nothing in the kernel needs a lock.
+tests. One thread, run to completion: nothing else runs before a call, or a piece of one, has left the machine whole. So
+nothing in the kernel needs a lock.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
 def run(call: Call, nr: int) -> int | Answer | Work:
     """Do what `dispatch` does, for a call put together; a plain `ret`, all that most calls say, stays an int.
 
-    A long request that is no system call may come back as `Work`, with one piece done and the machine whole: it goes on
+    A long request may come back as `Work`, with one piece done and the machine whole: it goes on
     when that is run again as the call's, with the number RESTART.
     """
     handler = HANDLERS.get(nr)
