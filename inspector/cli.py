@@ -117,7 +117,7 @@ def cli(
         # What is wrong without a look at the process is said without kerneld.
         page = None if contents is None else parse_page(contents)
         span = None if start is None or looks_like_name(start) else parse_span(start, end)
-        process = Process.attach(socket_path)
+        process = attach(socket_path)
         try:
             if span is None and start is not None:
                 span = find_span(process, pid, start, end)
@@ -147,6 +147,14 @@ def main() -> None:
     # Outside of a watch there is nothing to close: Ctrl+C then is the plain end of a program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli(prog_name="inspector")
+
+
+def attach(socket_path: str | None) -> Process:
+    """Return this process as kerneld sees it. Raises Failure(DAEMON_GONE), and what Process.attach() raises else."""
+    try:
+        return Process.attach(socket_path)
+    except KerneldGone as error:
+        raise Failure(Status.DAEMON_GONE, str(error)) from None
 
 
 def run(machine: Process, pid: int, span: Span | None, page: int | None, options: Options) -> None:

@@ -152,10 +152,11 @@ def attach(socket_path: str | None) -> Process:
         # The library says why in words; the errno behind them tells a locked door from an empty house.
         is_locked = isinstance(error.__context__, PermissionError)
         raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
-    except KerneldGone:
-        raise Failure(Status.DAEMON_GONE, "kerneld went away") from None
+    except KerneldGone as error:
+        raise Failure(Status.DAEMON_GONE, str(error)) from None
     except (KerneldError, OSError) as error:
-        raise Failure(Status.FAILED, f"kerneld refuses this process: {error}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise Failure(Status.FAILED, f"kerneld refuses this process: {why}") from None
 
 
 def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:

@@ -122,9 +122,8 @@ def build_kernel(config: DaemonConfig) -> Kernel:
         )
     except (OSError, MemoryError, ValueError) as error:
         swap = f" and {config.swap_bytes // BYTES_PER_MIB} MiB of swap" if config.swap_bytes else ""
-        raise MachineError(
-            f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {str(error) or 'out of memory'}"
-        ) from None
+        why = (error.strerror if isinstance(error, OSError) else str(error)) or "out of memory"
+        raise MachineError(f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {why}") from None
     kernel.load_tracing = functools.partial(_load_tracing, config.trace_buffer_bytes)
     return kernel
 

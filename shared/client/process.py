@@ -43,6 +43,11 @@ class Process(MemoryCalls):
         self._shadow = ShadowTable(self)
         try:
             self._attach(tid, token)
+        except KerneldGone:
+            self._connection.close()
+            raise KerneldGone(
+                "kerneld closed the connection at once: it has too many, or is ending; its log says"
+            ) from None
         except BaseException:
             self._connection.close()
             raise
@@ -51,8 +56,8 @@ class Process(MemoryCalls):
     def attach(cls, socket_path: str | None = None, tid: int = 0, token: int = 0) -> Process:
         """Connect this process, or its thread `tid`, to the kerneld at `socket_path`, or the default one.
 
-        `token` is a clone's. Raises KerneldUnavailable when there is none, KerneldError when it speaks another version,
-        OSError when it refuses.
+        `token` is a clone's. Raises KerneldUnavailable when there is none, KerneldGone when it lets nobody more in,
+        KerneldError when it speaks another version, OSError when it refuses.
         """
         return cls(socket_path or default_socket_path(), tid, token)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +140,27 @@ def test_locked_directory_is_one_line_and_6(path: Path, words: list[str], monkey
         said = pipe.read()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == Status.NOT_PERMITTED
     assert said == f"{words[0]}: not permitted to use the kerneld at {path}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["kerneld", "ps"], ["kerneld", "trace"], ["inspector", "1"], ["target"]], ids=" ".join
+)
+def test_a_full_house_is_told_from_one_that_has_gone(private_dir: Path, words: list[str]) -> None:
+    path = private_dir / "kerneld.sock"
+    with running_daemon(path, "--max-clients", "1"):
+        inside = Process.attach(str(path))
+        inside.getpid()
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            env=daemons.environment(path),
+            capture_output=True,
+            text=True,
+            timeout=daemons.WAIT_SECONDS,
+            check=False,
+        )
+        inside.close()
+    line = f"{words[0]}: kerneld closed the connection at once: it has too many, or is ending; its log says\n"
+    assert (done.returncode, done.stdout, done.stderr) == (Status.DAEMON_GONE, "", line)
 
 
 @pytest.mark.parametrize("value", ["1M", "1m", "256M", "1G", "1GiB", "1048576", "1024K"])
