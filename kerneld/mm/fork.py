@@ -17,6 +17,7 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import (
+    PTE_ACCESSED,
     PTE_DIRTY,
     PTE_RW,
     PTE_SPECIAL,
@@ -108,7 +109,7 @@ def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> b
             continue
         vaddr = run.start + (number << PAGE_SHIFT)
         old.update_pte(run.low + number, vaddr, entry if shared else entry & ~PTE_RW)
-        copied = entry & ~PTE_DIRTY if shared else entry & ~PTE_RW
+        copied = entry & (~(PTE_ACCESSED | PTE_DIRTY) if shared else ~(PTE_ACCESSED | PTE_RW))
         if entry & PTE_SPECIAL:
             new.map_zero_page(place.low + number, vaddr, copied)
             continue
@@ -123,8 +124,8 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
     """Copy the entries of a run to the child's, which are empty; what is swapped out belongs to both from now on.
 
     The write-protection of both sides is what makes the next write of either copy. Source: Linux v6.8
-    mm/memory.c:copy_present_pte(), copy_nonpresent_pte(): in a shared VMA entries stay writable, but the child's are
-    clean.
+    mm/memory.c:copy_present_pte(), copy_nonpresent_pte(): the child's entries are old; in a shared VMA they stay
+    writable, but the child's are clean.
     """
     entries = kept = old.page_table.read(run)
     present, swapped = present_mask(entries), swap_mask(entries)
@@ -135,7 +136,7 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
         new.copy_swap_ptes(place, np.where(swapped, kept, np.uint64(0)))
     if (kept != entries).any():
         old.write_ptes(run, kept)
-    copied = np.where(present, kept, np.uint64(0))
+    copied = np.where(present, kept & np.uint64(~PTE_ACCESSED & _U64), np.uint64(0))
     if vma.vm_flags & VM_SHARED:
         copied &= np.uint64(~PTE_DIRTY & _U64)
     _share_frames(new, vma, place, copied)

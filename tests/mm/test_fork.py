@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW
 from kerneld.mm.frames import PG_ANON_EXCLUSIVE, ZERO_PFN
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
@@ -45,6 +45,16 @@ def test_both_see_the_page_and_neither_may_write_it(machine: Machine, mm: MmStru
     assert (machine.frames.refcount[pfn], machine.frames.mapcount[pfn]) == (2, 2)
     assert not machine.frames.flags[pfn] & PG_ANON_EXCLUSIVE
     assert load(child, BASE, 6) == b"before"
+
+
+@pytest.mark.parametrize("pages", [1, 20], ids=["entry by entry", "a run"])
+def test_the_child_has_accessed_nothing(machine: Machine, mm: MmStruct, pages: int) -> None:
+    """Source: Linux v6.8 mm/memory.c:copy_present_pte(), pte_mkold()."""
+    mmap(mm, pages, at=BASE)
+    store(mm, BASE, b"data")
+    child = machine.fork(mm)
+    assert entry(mm, BASE) & (PTE_ACCESSED | PTE_DIRTY) == PTE_ACCESSED | PTE_DIRTY
+    assert entry(child, BASE) & (PTE_ACCESSED | PTE_DIRTY) == PTE_DIRTY
 
 
 @pytest.mark.parametrize("child_first", [False, True])
