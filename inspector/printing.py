@@ -5,7 +5,6 @@ Owns what was printed before, for what has changed since. Knows no arguments.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -21,7 +20,7 @@ from inspector.session import NO_PFNS, Watch, has_process
 from inspector.table import Entry, diff
 from inspector.view import WIDE_COLUMNS, Print, json_line, text_lines
 from shared.client import KerneldGone
-from shared.standard_streams import discard_output
+from shared.standard_streams import are_colours_welcome, discard_output
 from shared.uapi.shadowpt import Spte
 
 
@@ -99,12 +98,12 @@ def is_narrow() -> bool:
 
 
 def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
-    """Write lines to stdout at once, without colours where NO_COLOR is set or the output is no terminal.
+    """Write lines to stdout at once, without colours where they are not welcome or the output is no terminal.
 
     Raises Failure(FAILED) when the output cannot be written; BrokenPipeError is left to click, which ends quietly.
     """
     try:
-        click.echo("\n".join(lines), err=to_stderr, color=False if os.environ.get("NO_COLOR") else None)
+        click.echo("\n".join(lines), err=to_stderr, color=None if are_colours_welcome() else False)
     except BrokenPipeError:
         raise
     except OSError as error:

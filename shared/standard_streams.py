@@ -39,3 +39,8 @@ def complain(line: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def are_colours_welcome() -> bool:
+    """Whether a terminal may be sent colours: one that can show them, to a person who has not said no (NO_COLOR)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

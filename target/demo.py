@@ -23,7 +23,7 @@ import click
 
 from shared.client.signals import die_of
 from shared.interrupts import Interrupted, raise_on_signals
-from shared.standard_streams import complain, discard_output, open_standard_streams
+from shared.standard_streams import are_colours_welcome, complain, discard_output, open_standard_streams
 from target.demo_inspector import LiveInspector, Print, pick_shown
 from target.demo_program import PATIENCE_SECONDS, DemoError, Program
 from target.failure import Status
@@ -207,6 +207,8 @@ class Demo:
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
+    if not are_colours_welcome():
+        click.get_current_context().color = False
     with tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory, ExitStack() as programs:
         Demo(Path(directory), programs).run()
 

@@ -11,6 +11,8 @@ from typing import TextIO, cast
 
 import structlog
 
+from shared.standard_streams import are_colours_welcome
+
 STDERR_FD = 2
 
 
@@ -33,11 +35,6 @@ class _Stderr:
         """Nothing is held back."""
 
 
-def _has_colours() -> bool:
-    """Whether the log may be coloured: on a terminal that can show it, to a person who has not said no (NO_COLOR)."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
 def configure(log_format: LogFormat, level_name: str) -> None:
     """Send the log to stderr from `level_name` (debug, info, warning, error) up."""
     renderer: structlog.typing.Processor
@@ -45,7 +42,9 @@ def configure(log_format: LogFormat, level_name: str) -> None:
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=_has_colours(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+            colors=sys.stderr.isatty() and are_colours_welcome(),
+            exception_formatter=structlog.dev.plain_traceback,
+            pad_event_to=0,
         )
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,

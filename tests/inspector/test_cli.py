@@ -275,11 +275,14 @@ def test_contents_outside_the_range_is_wrong_usage(inspector: Inspector) -> None
     assert inspector.fail(FakeMachine(), *RANGE, "--contents", hex(BASE + 0x4000))[0] == 2
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+@pytest.mark.parametrize(
+    ("no_color", "term", "coloured"), [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False)]
+)
 def test_colours_on_a_terminal_only(
-    inspector: Inspector, monkeypatch: pytest.MonkeyPatch, no_color: str, coloured: bool
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch, no_color: str, term: str, coloured: bool
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", term)
     result = inspector.run(FakeMachine([[(3, 0)]]), *RANGE, "--once", color=True)
     assert ("\x1b[" in result.stdout) is coloured
     assert "\x1b[" not in inspector.run(FakeMachine([[(3, 0)]]), *RANGE, "--once").stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from inspector.table import Entry, diff
 from inspector.view import Print, text_lines
@@ -120,3 +121,12 @@ def test_what_other_programs_keep_in_shared_memory_is_not_kernelds(
     (tmp_path / "org.chromium.x").touch()
     (tmp_path / "kerneld-0123").touch()
     assert demo._shm_names() == {"kerneld-0123"}
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, no_color: str, coloured: bool) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(demo.Demo, "run", lambda _self: demo.say("words"))
+    said = CliRunner().invoke(demo.cli, [], color=True).stdout
+    assert ("\x1b[" in said) is coloured
