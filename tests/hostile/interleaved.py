@@ -1,0 +1,96 @@
+"""Hostile datagrams into a machine in this process, where what is long waits between any two of its pieces.
+
+Every request that can go on in pieces does, and so does every batch; meanwhile others have theirs run, and whoever
+waits may leave, or be killed for want of memory. Stands where the server does, which does so only under load.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, cast
+
+from kerneld.server.connection import Datagram, close_fds
+from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
+from shared import wire
+from tests.hostile.datagrams import Hostile
+from tests.hostile.in_process import NR_CLIENTS, Drive, FakeConnection
+
+
+class InterleavedDrive(Drive):
+    """One machine and its hostile clients, of whom several wait at a time."""
+
+    def __init__(self, seed: int, check_share: float, *, ram_bytes: int) -> None:
+        self._waiting: dict[FakeConnection, tuple[Hostile, Batch]] = {}
+        self.nr_waits = 0
+        """Datagrams that others were served in the middle of."""
+        self.nr_given_up = 0
+        """Of these, how many were given up, as their process left."""
+        super().__init__(seed, check_share, ram_bytes=ram_bytes)
+
+    def step(self) -> None:
+        """Let some of those that wait go on, and send one datagram of one client that does not."""
+        for _ in range(self._random.randrange(4)):
+            if self._waiting:
+                self._go_on(self._random.choice(list(self._waiting)))
+        connection = self._connections[self._random.randrange(NR_CLIENTS)]
+        if connection not in self._waiting:
+            self._send(connection)
+        elif self._random.random() < 0.02:
+            self._leave(connection)
+        self._reap()
+
+    def _send(self, connection: FakeConnection) -> None:
+        hostile = self.writer.datagram() if connection.thread is not None else self.writer.attach()
+        fds = [os.dup(fd) for fd in self.fds.pick(self._random, hostile.nr_fds)] if hostile.nr_fds else []
+        self._choose_whether_to_check()
+        data, length = memoryview(hostile.data)[: wire.MAX_DATAGRAM], len(hostile.data)
+        is_cut = length > wire.MAX_DATAGRAM
+        came_to = None if fds or is_cut else answer_usual(cast(Any, connection), data, length)
+        if came_to is None:
+            datagram = Datagram(data, connection.sender, fds, is_cut, False)
+            came_to = answer_datagram(self.kernel, cast(Any, connection), datagram, cast(Any, self._attach), 0.0)
+        if isinstance(came_to, Batch):
+            self._waiting[connection] = hostile, came_to
+            self.nr_waits += 1
+            return
+        close_fds(fds)
+        outcome = Outcome(came_to, [], False) if isinstance(came_to, bytes) else came_to
+        if self._look(hostile, outcome) or self._random.random() < 0.002:
+            self._leave(connection)
+
+    def _choose_whether_to_check(self) -> None:
+        self.kernel.config = replace(self._config, check_invariants=self._random.random() < self._check_share)
+
+    def _go_on(self, connection: FakeConnection) -> None:
+        hostile, batch = self._waiting[connection]
+        self._choose_whether_to_check()
+        outcome = batch.run(0.0)
+        if outcome is not None:
+            del self._waiting[connection]
+            close_fds(batch.fds)
+            if self._look(hostile, outcome):
+                self._leave(connection)
+        self._reap()
+
+    def _leave(self, connection: FakeConnection) -> None:
+        self._give_up(connection)
+        super()._leave(connection)
+
+    def _give_up(self, connection: FakeConnection) -> None:
+        """The connection closes, and with it what waits, before anybody else is served."""
+        if connection in self._waiting:
+            self._waiting.pop(connection)[1].close()
+            self.nr_given_up += 1
+
+    def _reap(self) -> None:
+        super()._reap()
+        for connection in list(self._waiting):
+            if connection.thread is None or connection not in self._connections:
+                self._give_up(connection)
+
+    def finish(self) -> None:
+        """Let every client go, also those that wait, and see that nothing has stayed."""
+        for connection in list(self._waiting):
+            self._give_up(connection)
+        super().finish()
