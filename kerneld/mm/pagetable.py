@@ -85,6 +85,8 @@ class PageTable(LeafWalk):
                 return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
             if not entry:
                 return ~(PF_USER | access)
+        elif not self.deposited and self.find_pte(vaddr) is not None:
+            return self.translate(vaddr, access)  # It is in the cache now.
         return translate(words, self.root, vaddr, access)
 
     def find_pte(self, vaddr: Vaddr) -> int | None:
