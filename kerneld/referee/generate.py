@@ -2,7 +2,7 @@
 
 Owns the weights. Sizes, offsets and flags are drawn from those that split, join, straddle, wrap or are refused. What
 could take the real machine's memory is kept from a program as a whole: one with very long mappings locks and populates
-nothing.
+nothing. A few programs are of another kind: see `wide`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U64, At, Base, Op, Program
+from kerneld.referee.wide import WideGenerator
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
 
 PAGE = 4096
@@ -30,11 +31,15 @@ _WEIGHTS = {
     "fork": 3, "exit": 1,
 }  # fmt: skip
 _LOCKING = ("mlock", "mlock2", "mlockall")
+_WIDE_SHARE = 0.08
 
 
 def generate(seed: int | str, nr_ops: int) -> Program:
     """Return the program of a seed: the same in every run and on every machine."""
-    return _Generator(random.Random(seed)).program(nr_ops)
+    rng = random.Random(seed)
+    if random.Random(f"{seed} wide").random() < _WIDE_SHARE:
+        return WideGenerator(rng).program(nr_ops)
+    return _Generator(rng).program(nr_ops)
 
 
 class _Generator:

@@ -1,0 +1,127 @@
+"""Random programs on wide ranges: three to eight leaf tables, of which calls take many at once.
+
+Owns the weights of such programs; `generate` makes one of them now and then. They make a few calls, and nearly all of
+them on memory that is there: each page of it is compared. Most tables have a few pages, some none, some all.
+"""
+
+from __future__ import annotations
+
+import random
+
+from kerneld.referee.program import ARENA_START, HARMLESS, MAX_PROCESSES, At, Base, Op, Program
+from shared.uapi.mman import Madv, Map, Mremap
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
+
+_SLOTS = 3
+_TABLE_PAGES = PMD_SIZE >> PAGE_SHIFT
+_TABLES = (3, 4, 5, 8)
+_UNEVEN_PAGES = (0, 0, 0, -1, 1, 100)
+_PLACES = (*(ARENA_START + number * (16 << 20) for number in range(4)), (1 << 31) - (4 << 20), (1 << 39) - (6 << 20))
+"""The last two lie before boundaries of the tables of higher levels."""
+_ADVICE = (Madv.DONTNEED, Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.POPULATE_READ, Madv.POPULATE_WRITE)
+_WEIGHTS = {
+    "mapping": 8, "munmap": 6, "mprotect": 18, "mremap": 16, "madvise": 18, "mlock2": 3, "munlock": 4, "touch": 14,
+    "store": 8, "fork": 8, "exit": 2,
+}  # fmt: skip
+
+
+class WideGenerator:
+    """The program of one state of `rng`."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._pages: dict[int, int] = {}
+        """How long the mapping in each slot was when it was made."""
+        self._processes = [0]
+        self._forks = 0
+
+    def program(self, nr_ops: int) -> Program:
+        """Return so many calls."""
+        ops = self._mapping() + self._mapping()
+        while len(ops) < nr_ops:
+            name = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+            ops.extend(getattr(self, f"_{name}")())
+        return tuple(ops[:nr_ops])
+
+    def _who(self) -> int:
+        return self._rng.choice(self._processes)
+
+    def _place(self) -> At:
+        rng = self._rng
+        return At(Base.ZERO, rng.choice(_PLACES) + rng.choice((0, 0, 1, _TABLE_PAGES - 1)) * PAGE_SIZE)
+
+    def _range(self) -> tuple[At, int]:
+        """Return a part of what is mapped: all of it or most, from and to a table's end or not."""
+        rng = self._rng
+        slot = rng.choice(list(self._pages))
+        pages = self._pages[slot]
+        first = min(rng.choice((0, 0, 0, 1, _TABLE_PAGES - 1, _TABLE_PAGES, rng.randrange(pages))), pages - 1)
+        last = rng.choice((pages, pages, pages, pages - 1, pages & -_TABLE_PAGES, rng.randrange(pages)))
+        return At(slot, first * PAGE_SIZE), max(last - first, 1) * PAGE_SIZE
+
+    def _mapping(self) -> list[Op]:
+        """A mapping, and accesses in most of its leaf tables."""
+        rng = self._rng
+        who, slot = self._processes[0], rng.randrange(_SLOTS)
+        pages = self._pages[slot] = rng.choice(_TABLES) * _TABLE_PAGES + rng.choice(_UNEVEN_PAGES)
+        flags = rng.choice((Map.PRIVATE, Map.PRIVATE, Map.PRIVATE, Map.SHARED)) | Map.ANONYMOUS
+        flags |= rng.choice((Map.FIXED, Map.FIXED, Map.NORESERVE))
+        ops = [Op(who, "mmap", (self._place(), pages * PAGE_SIZE, 3, flags.value, 0), slot=slot)]
+        for table in range(pages // _TABLE_PAGES):
+            if rng.random() < 0.7:
+                vaddr = At(slot, (table * _TABLE_PAGES + rng.choice((0, 9, _TABLE_PAGES - 2))) * PAGE_SIZE)
+                ops.append(Op(who, "touch", (vaddr, rng.choice((1, 3)) * PAGE_SIZE, rng.choice((0, 1, 1)))))
+        return ops
+
+    def _munmap(self) -> list[Op]:
+        return [Op(self._who(), "munmap", self._range())]
+
+    def _mprotect(self) -> list[Op]:
+        return [Op(self._who(), "mprotect", (*self._range(), self._rng.choice((0, 1, 3, 3))))]
+
+    def _madvise(self) -> list[Op]:
+        return [Op(self._who(), "madvise", (*self._range(), self._rng.choice(_ADVICE).value))]
+
+    def _mremap(self) -> list[Op]:
+        """Nearly always a move: to where it lies alike in its tables, or not."""
+        rng = self._rng
+        place, old = self._range()
+        new = rng.choice((old, old, old, old + 3 * PAGE_SIZE, max(old >> 1 & -PAGE_SIZE, PAGE_SIZE)))
+        flags = rng.choice((Mremap.MAYMOVE, Mremap.MAYMOVE | Mremap.FIXED, Mremap.MAYMOVE | Mremap.FIXED))
+        if new == old and rng.random() < 0.2:
+            flags |= Mremap.DONTUNMAP
+        slot = place.base if not place.offset else rng.randrange(_SLOTS)
+        if new > _TABLE_PAGES * PAGE_SIZE:
+            self._pages[slot] = new >> PAGE_SHIFT
+        else:
+            slot = -1
+        return [Op(self._who(), "mremap", (place, old, new, flags.value, self._place()), slot=slot)]
+
+    def _mlock2(self) -> list[Op]:
+        return [Op(self._who(), "mlock2", (*self._range(), 1))]
+
+    def _munlock(self) -> list[Op]:
+        return [Op(self._who(), "munlock", self._range())]
+
+    def _touch(self) -> list[Op]:
+        place, length = self._range()
+        return [Op(self._who(), "touch", (place, min(length, 20 * PAGE_SIZE), self._rng.choice((0, 1, 1))))]
+
+    def _store(self) -> list[Op]:
+        data = bytes(self._rng.choices(HARMLESS, k=3))
+        return [Op(self._who(), "store", (self._range()[0], 8), data=data)]
+
+    def _fork(self) -> list[Op]:
+        if self._forks + 1 >= MAX_PROCESSES:
+            return self._touch()
+        who = self._who()
+        self._forks += 1
+        self._processes.append(self._forks)
+        return [Op(who, "fork", (self._forks,))]
+
+    def _exit(self) -> list[Op]:
+        if len(self._processes) == 1:
+            return self._store()
+        who = self._who()
+        self._processes.remove(who)
+        return [Op(who, "exit")]
