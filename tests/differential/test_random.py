@@ -6,6 +6,7 @@ The random ones are the same in every run, so that a test that passes goes on to
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kerneld.referee.describe import describe_divergence
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Match
 from kerneld.referee.program import Program, from_json, to_json
+from kerneld.referee.wide import WideGenerator
 
 REGRESSIONS = sorted(Path(__file__).with_name("programs").glob("*.json"))
 FRESH_PROGRAMS = 150
@@ -42,3 +44,9 @@ def test_random_programs(match: Match) -> None:
             break
         match.ours.check_invariants(number % 25 == 0)
         agree(match, generate(f"{seed}-{number}", 40))
+
+
+def test_programs_on_wide_ranges(match: Match) -> None:
+    for number in range(20):
+        match.ours.check_invariants(number % 4 == 0)
+        agree(match, WideGenerator(random.Random(f"ci-{number}")).program(40))

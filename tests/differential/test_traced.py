@@ -6,6 +6,7 @@ Page tables, VMAs and free frames rebuilt from the records alone are the kernel'
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from kerneld.referee.generate import generate
 from kerneld.referee.match import Match
 from kerneld.referee.outcome import View
 from kerneld.referee.simulated import Simulated
+from kerneld.referee.wide import WideGenerator
 from kerneld.syscalls.kernel import Sender
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import Tracing
@@ -93,4 +95,12 @@ def test_random_programs(traced: tuple[Match, Follower]) -> None:
         if number and time.monotonic() > end:
             break
         agree(match, generate(f"{seed}-{number}", 40))
+    assert follower.looks > 40
+
+
+def test_programs_on_wide_ranges(traced: tuple[Match, Follower]) -> None:
+    """Records of many leaf tables at once are as true as those of one."""
+    match, follower = traced
+    for number in range(5):
+        agree(match, WideGenerator(random.Random(f"traced-{number}")).program(40))
     assert follower.looks > 40
