@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_ACCESSED, PTE_PFN_MASK, present_mask
+from kerneld.hw.paging import PTE_ACCESSED, PTE_PFN_MASK, PTE_PRESENT, present_mask
 from kerneld.mm import leaf_walk
 from kerneld.mm.leaf_walk import Leaf, Leaves
 from kerneld.mm.limits import TransparentHugepage
@@ -26,11 +26,11 @@ from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
 from kerneld.mm.mremap import do_mremap
 from kerneld.mm.munmap import do_munmap
-from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT, VM_WRITE
+from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT, VM_READ, VM_WRITE
 from shared.uapi.mman import Madv, Map, Mremap
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.mm.huge_world import HUGE, HugeMachine
-from tests.mm.world import ANON, BASE, READ, RW, SHARED_ANON, load, mmap, page, store
+from tests.mm.world import ANON, BASE, NONE, READ, RW, SHARED_ANON, load, mmap, page, store
 
 TABLES = 24
 PAGES = TABLES * HUGE
@@ -46,12 +46,12 @@ layouts = st.lists(st.sampled_from("-0rwwW"), min_size=TABLES, max_size=TABLES)
 advice = st.sampled_from([Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.NOHUGEPAGE])
 calls = st.one_of(
     st.tuples(st.just("touch"), st.lists(st.tuples(places, st.booleans()), min_size=1, max_size=30)),
-    st.tuples(st.just("mprotect"), ranges, st.sampled_from([READ, RW])),
+    st.tuples(st.just("mprotect"), ranges, st.sampled_from([NONE, READ, RW, RW])),
     st.tuples(st.just("madvise"), ranges, advice),
     st.tuples(st.just("mlock"), ranges, st.booleans()),
     st.tuples(st.just("munmap"), ranges),
     st.tuples(st.just("mremap"), ranges, st.sampled_from([0, 1, 511, 512])),
-    st.tuples(st.just("become_child")),
+    st.tuples(st.just("become_child"), st.booleans()),
 )
 
 
@@ -80,7 +80,7 @@ class World(HugeMachine):
             vma = self.mm.vmas.lookup(page(number))
             if vma is not None and is_write and vma.vm_flags & VM_WRITE:
                 store(self.mm, page(number), number.to_bytes(4, "little"))
-            elif vma is not None:
+            elif vma is not None and vma.vm_flags & VM_READ:
                 load(self.mm, page(number))
 
     def mprotect(self, pair: tuple[int, int], prot: int) -> None:
@@ -111,9 +111,10 @@ class World(HugeMachine):
         length, flags = PAGES << PAGE_SHIFT, (Mremap.MAYMOVE | Mremap.FIXED).value
         do_mremap(self.mm, BASE, length, length, flags, FAR + (shift << PAGE_SHIFT), privileged=True)
 
-    def become_child(self) -> None:
+    def become_child(self, parent_stays: bool) -> None:
         parent, self.mm = self.mm, self.fork(self.mm)
-        self.exit(parent)
+        if not parent_stays:
+            self.exit(parent)
 
     def state(self) -> tuple[object, ...]:
         entries = self.mm.page_table.entries(*EVERYWHERE[0])
@@ -125,7 +126,7 @@ class World(HugeMachine):
 
     def contents(self) -> list[bytes]:
         entries = self.mm.page_table.entries(*EVERYWHERE[0])
-        readable = np.flatnonzero(present_mask(entries)).tolist()
+        readable = np.flatnonzero((entries & np.uint64(PTE_PRESENT)) != 0).tolist()
         return [load(self.mm, page(number), 4) for number in readable[:: max(1, len(readable) // 100)]]
 
 
