@@ -236,10 +236,6 @@ class AddressSpace:
             if self.accounts_blocks:
                 self.account(-1)
 
-    def drop_page(self, index: int) -> None:
-        """Forget a cached page that nothing maps, dirty or not (Linux: filemap_remove_folio())."""
-        self.drop_pages([index])
-
     def drop_pages(self, indexes: list[int]) -> None:
         """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
         pfns = [self.pages.pop(index) for index in indexes]

@@ -247,12 +247,14 @@ def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
         np.count_nonzero((flags & np.uint32(PG_ANON | PG_SWAPCACHE)) == np.uint32(PG_ANON))
     )
     cached = pfns[((flags & np.uint32(PG_SWAPCACHE | PG_ANON)) == 0) & (frames.refcount[pfns] > 1)]
-    shadows = workingset_eviction(frames, cached).tolist()
-    for pfn, shadow in zip(cached.tolist(), shadows, strict=True):
-        mapping, index = _mapping_of(frames, pfn), frames.index_at[pfn]
-        mapping.drop_page(index)
+    shadows, numbers = workingset_eviction(frames, cached), frames.mapping[cached]
+    for number in np.unique(numbers).tolist():
+        ours = numbers == number
+        mapping = _mapping_of(frames, int(cached[ours][0]))
+        indexes = frames.index[cached[ours]].tolist()
+        mapping.drop_pages(indexes)
         if not mapping.is_shmem:
-            mapping.shadows[index] = shadow
+            mapping.shadows.update(zip(indexes, shadows[ours].tolist(), strict=True))
 
 
 def _activate(frames: Frames, pfns: Pfns) -> None:

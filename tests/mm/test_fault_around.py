@@ -73,7 +73,7 @@ def test_each_allocation_that_fails_while_others_are_read(machine: Machine, mm: 
         machine.check()
         mm.zap_range(BASE, page(PAGES))
         for index in list(file.mapping.pages):
-            file.mapping.drop_page(index)
+            file.mapping.drop_pages([index])
 
 
 class TestWhatTheHostHasNot:
