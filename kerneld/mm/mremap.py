@@ -336,7 +336,7 @@ def _move_huge(mm: MmStruct, leaf: Leaf, delta: int) -> bool:
     pmd = mm.page_table.find_huge_pmd(leaf.start)
     if pmd is None:  # Reclaim has cut it up, for a table of the new place.
         return False
-    if to_pmd is None:
+    if to_pmd is None or mm.frames.ram.words[to_pmd]:  # A table that is there stays, empty or not (move_huge_pmd()).
         mm.split_huge_pmd(pmd, leaf.start)
         return False
     mm.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)

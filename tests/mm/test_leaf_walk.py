@@ -24,7 +24,7 @@ from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mlock import do_mlock, do_munlock
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import do_mremap
+from kerneld.mm.mremap import copy_vma, do_mremap, move_ptes
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT, VM_READ, VM_WRITE
 from shared.uapi.mman import Madv, Map, Mremap
@@ -208,4 +208,20 @@ def test_a_failed_move_brings_all_back(shift: int) -> None:
         failures += 1
         assert world.state()[0] == before
     assert failures > 2
+    world.close()
+
+
+def test_a_huge_page_does_not_take_the_place_of_a_table() -> None:
+    world = World(ANON, TransparentHugepage.ALWAYS, ["-"] * TABLES)
+    mm = world.mm
+    store(mm, page(3), b"x")
+    vma = mm.vmas.lookup(BASE)
+    assert vma is not None
+    copy_vma(mm, vma, BASE, FAR, PMD_SIZE)
+    mm.page_table.ensure_pte(FAR)
+    assert mm.page_table.find_huge_pmd(BASE) is not None
+    move_ptes(mm, BASE, FAR, PMD_SIZE)
+    world.check()
+    assert mm.page_table.find_huge_pmd(FAR) is None
+    assert load(mm, FAR + 3 * PAGE_SIZE) == b"x"
     world.close()
