@@ -285,6 +285,8 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
     Source: Linux v6.8 mm/mremap.c:move_page_tables(), move_ptes(), move_huge_pmd().
     """
+    if not length:
+        return
     delta = new_addr - old_addr
     moved = old_addr
     mm.split_huge_pmds_at(old_addr, old_addr + length)
