@@ -9,7 +9,7 @@ from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.mm import MmStruct
 from kerneld.shadowpt.describe import describe, describe_page
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
-from tests.mm.world import BASE, Machine
+from tests.mm.world import ANON, BASE, RW, Machine, load, mmap, store
 
 HUGE = PMD_SIZE >> PAGE_SHIFT
 """Pages of a huge page."""
@@ -114,3 +114,15 @@ def frames_of(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[int]:
     entries = mm.page_table.entries(start, end)
     frames: list[int] = (pte_pfn(entries) * present_mask(entries)).tolist()
     return frames
+
+
+def marked(mm: MmStruct, pages: int, at: int = BASE) -> None:
+    """Make writable memory in which some pages have a mark of their own, in huge pages as far as there are some."""
+    mmap(mm, pages, RW, ANON, at=at)
+    for number in [*range(0, pages, 61), pages - 1]:
+        store(mm, at + number * PAGE_SIZE, number.to_bytes(4, "little"))
+
+
+def check_marks(mm: MmStruct, pages: int, at: int = BASE) -> None:
+    for number in [*range(0, pages, 61), pages - 1]:
+        assert load(mm, at + number * PAGE_SIZE, 4) == number.to_bytes(4, "little")
