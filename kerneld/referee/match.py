@@ -89,10 +89,13 @@ class Match:
 def _is_batched(op: Op) -> bool:
     """Tell whether an operation leaves pages in a processor's batches, as locking does.
 
-    Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree(), folio_deactivate().
+    Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree(), folio_deactivate(), and for what another process reads or writes
+    of memory, after populate a second access, mm/gup.c:follow_page_pte() (FOLL_TOUCH), mm/swap.c:folio_activate().
     """
     position = {"madvise": 2, "process_madvise": 3}.get(op.name)
-    return position is not None and op.args[position] in (Madv.FREE, Madv.COLD)
+    if position is None:
+        return op.name in ("process_vm_readv", "process_vm_writev")
+    return op.args[position] in (Madv.FREE, Madv.COLD)
 
 
 @contextlib.contextmanager
