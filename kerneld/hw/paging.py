@@ -79,6 +79,11 @@ def present_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_KERNEL_PRESENT)) != 0)
 
 
+def counted_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return for each entry whether it maps a frame that it counts as an owner of: present, and not special."""
+    return cast("npt.NDArray[np.bool_]", present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
+
+
 def entry_pfn(entry: int, vaddr: Vaddr) -> Pfn:
     """Return the frame that a leaf entry maps at an address: an entry of 2 MiB (PTE_PSE) names only its first one."""
     return pte_pfn(entry) + (vaddr >> PAGE_SHIFT & PTRS_PER_TABLE - 1) if entry & PTE_PSE else pte_pfn(entry)

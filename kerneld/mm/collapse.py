@@ -23,7 +23,7 @@ import errno
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, make_pte, present_mask, pte_pfn, swap_mask
+from kerneld.hw.paging import PTE_PSE, PTE_RW, counted_mask, make_pte, pte_pfn, swap_mask
 from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
 from kerneld.mm.locked_pages import munlock_range
@@ -94,7 +94,7 @@ def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
         raise
     huge.events["thp_collapse_alloc"] += 1
     entries = mm.page_table.entries(haddr, haddr + PMD_SIZE)
-    counted = np.flatnonzero(present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
+    counted = np.flatnonzero(counted_mask(entries))
     for place, pfn in zip(counted.tolist(), pte_pfn(entries[counted]).tolist(), strict=True):
         ram.copy_page(head + place, pfn)
     if vma.vm_flags & VM_LOCKED:

@@ -22,13 +22,14 @@ from kerneld.hw.paging import (
     PTE_RW,
     PTE_SPECIAL,
     PTE_SWP_EXCLUSIVE,
+    counted_mask,
     present_mask,
     pte_pfn,
     pte_present,
     swap_mask,
 )
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
-from kerneld.mm.leaf_walk import Leaf, Run, Words
+from kerneld.mm.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
 from kerneld.mm.overcommit import check_enough_memory
@@ -39,8 +40,6 @@ from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT
 
 _U64 = (1 << 64) - 1
-_FEW = 8
-"""Up to so many entries a loop is faster than numpy's fixed costs."""
 _COPIED = (
     "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
     "arg_start", "arg_end", "env_start", "env_end", "exe_path", "has_cap_sys_admin",
@@ -98,7 +97,7 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
 
 def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> bool:
     """Do as `_copy_run` does, entry by entry, and return True; False where they are many, or one is swapped out."""
-    if not isinstance(run, Leaf) or not isinstance(place, Leaf) or run.high - run.low > _FEW:
+    if not isinstance(run, Leaf) or not isinstance(place, Leaf) or run.high - run.low > FEW_ENTRIES:
         return False
     frames, shared = old.frames, vma.vm_flags & VM_SHARED
     entries = frames.ram.words[run.low : run.high].tolist()
@@ -144,7 +143,7 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
 
 def _share_frames(new: MmStruct, vma: Vma, place: Run, copied: Words) -> None:
     """Map the frames of present entries in the child as well. Source: Linux v6.8 mm/memory.c:copy_present_pte()."""
-    counted = copied[(copied != 0) & ((copied & np.uint64(PTE_SPECIAL)) == 0)]
+    counted = copied[counted_mask(copied)]
     if not len(counted):
         new.map_zero_pages(place, copied)
         return

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
-from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import (
     PG_ACTIVE,
@@ -45,7 +45,7 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     """
     count = frames.ram.nr_frames
     frames.buddy.check()
-    leaves = [walk.entries[present_mask(walk.entries) & ((walk.entries & PTE_SPECIAL) == 0)] for walk in walks]
+    leaves = [walk.entries[counted_mask(walk.entries)] for walk in walks]
     mapped = np.bincount(_concatenate([pte_pfn(run).astype(np.int64) for run in leaves]), minlength=count)
     kept = np.array(deposited, dtype=np.int64)
     tables = np.bincount(_concatenate([kept, *(walk.table_pfns for walk in walks)]), minlength=count)

@@ -37,6 +37,8 @@ _TABLES_AT_ONCE = 16
 """So many that numpy's fixed costs no longer show, and so few that their entries stay in a processor's cache."""
 _FEW_TABLES = 2
 """Up to so many whole tables are gone to one by one."""
+FEW_ENTRIES = 8
+"""Up to so many entries a loop is faster than numpy's fixed costs."""
 _PAGES = np.arange(PTRS_PER_TABLE, dtype=np.uint64) * np.uint64(PAGE_SIZE)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.hw.paging import counted_mask, pte_pfn
 from kerneld.mm.frames import Pfns
 from kerneld.mm.lru import mlock_folios, munlock_folios
 from kerneld.mm.mm import MmStruct
@@ -30,6 +30,6 @@ def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:
     found = [np.zeros(0, dtype=np.int64)]
     for run in mm.page_table.runs(start, end):
         entries = mm.page_table.page_entries(run)
-        counted = entries[present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)]
+        counted = entries[counted_mask(entries)]
         found.append(pte_pfn(counted).astype(np.int64))
     return np.concatenate(found)

@@ -17,7 +17,7 @@ from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_SPECIAL,
-    present_mask,
+    counted_mask,
     pte_pfn,
     swap_mask,
     swp_offset,
@@ -156,7 +156,7 @@ def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
 def _mapped(mm: MmStruct, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
     """Return which entries of a run map a frame that is counted, and the frames."""
     entries = mm.page_table.page_entries(run)
-    positions = np.flatnonzero(present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
+    positions = np.flatnonzero(counted_mask(entries))
     return positions, pte_pfn(entries[positions]).astype(np.int64)
 
 

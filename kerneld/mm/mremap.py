@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -261,20 +262,16 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
     if delta & PMD_SIZE - 1 or first >= last:
         move_ptes(mm, old_addr, new_addr, length)
         return
-    move_ptes(mm, old_addr, new_addr, first - old_addr)
-    try:
-        by_tables = mm.move_tables(first, last, first + delta)
-        if not by_tables:
+    with ExitStack() as undo:
+        move_ptes(mm, old_addr, new_addr, first - old_addr)
+        undo.callback(_move_back, mm, old_addr, new_addr, first - old_addr)
+        if mm.move_tables(first, last, first + delta):
+            undo.callback(mm.move_tables, first + delta, last + delta, first)
+        else:
             move_ptes(mm, first, first + delta, last - first)
-        try:
-            move_ptes(mm, last, last + delta, end - last)
-        except SysError:
-            if not (by_tables and mm.move_tables(first + delta, last + delta, first)):
-                _move_back(mm, first, first + delta, last - first)
-            raise
-    except SysError:
-        _move_back(mm, old_addr, new_addr, first - old_addr)
-        raise
+            undo.callback(_move_back, mm, first, first + delta, last - first)
+        move_ptes(mm, last, last + delta, end - last)
+        undo.pop_all()
 
 
 def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:

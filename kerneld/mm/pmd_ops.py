@@ -68,10 +68,10 @@ class PmdOps(PteOps):
         """
         if self.page_table.deposited:
             self.split_huge_pmds_at(start, end)
-            self.hiwater_rss = max(self.hiwater_rss, self.resident_pages)
-            for leaf in self.page_table.leaves(start, end):
-                if leaf.huge:
-                    self._zap_huge_pmd(leaf)
+            self._update_hiwater_rss()
+            for run in self.page_table.runs(start, end):
+                if isinstance(run, Leaf) and run.huge:
+                    self._zap_huge_pmd(run)
         super().zap_range(start, end)
 
     def _zap_huge_pmd(self, leaf: Leaf) -> None:

@@ -22,6 +22,7 @@ from kerneld.hw.paging import (
     PTE_PFN_MASK,
     PTE_SPECIAL,
     PTRS_PER_TABLE,
+    counted_mask,
     present_mask,
     pte_pfn,
     pte_present,
@@ -30,7 +31,7 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
-from kerneld.mm.leaf_walk import Leaf, Run, Words
+from kerneld.mm.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.lru import folio_mark_accessed
 from kerneld.mm.notifier import MmuNotifier
 from kerneld.mm.pagetable import PageTable
@@ -39,8 +40,6 @@ from kerneld.mm.swap_state import folio_free_swap, free_swap_and_cache
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 
 _U64 = (1 << 64) - 1
-_SMALL = 8
-"""Up to so many entries a loop is faster than numpy's fixed costs."""
 
 
 class Rss(IntEnum):
@@ -234,7 +233,7 @@ class PteOps:
         changed = False
         self._update_hiwater_rss()
         for run in self.page_table.runs(start, end):
-            if isinstance(run, Leaf) and run.high - run.low <= _SMALL:
+            if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES:
                 changed |= self._zap_few(run.low, run.high)
                 continue
             entries = self.page_table.read(run)
@@ -256,7 +255,7 @@ class PteOps:
         """Clear the entries of [start, end), a part of one VMA, that map pages of its file, and keep private copies."""
         for leaf in self.page_table.leaves(start, end):
             run = self._words_np[leaf.low : leaf.high]
-            mapped = present_mask(run) & ((run & np.uint64(PTE_SPECIAL)) == 0)
+            mapped = counted_mask(run)
             pfns = pte_pfn(run).astype(np.int64)
             cached = np.flatnonzero(mapped & ((self.frames.flags[pfns * mapped] & np.uint32(PG_ANON)) == 0))
             for position in cached.tolist():

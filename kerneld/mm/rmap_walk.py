@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
-from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn
+from kerneld.hw.paging import counted_mask, pte_pfn
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import Frames, Pfns
 from kerneld.mm.mm import MmStruct
@@ -82,7 +82,7 @@ def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> It
             continue
         ptes = first + (vaddrs[low:high] >> PAGE_SHIFT & 511)
         entries = frames.ram.words_np[ptes]
-        hit = present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0)
+        hit = counted_mask(entries)
         hit &= pte_pfn(entries).astype(np.int64) == pfns[at[low:high]]
         if hit.any():
             yield Mapped(mm, vma, at[low:high][hit], vaddrs[low:high][hit], ptes[hit])
