@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.c.compiler import ROOT, build, has_sanitizer, include_directory
-from tests.server.daemons import kerneld, running_daemon
+from tests.server.daemons import kerneld, private_socket, running_daemon
 
 EXAMPLES = ROOT / "examples" / "c"
 LIBRARY = ROOT / "shared" / "c"
@@ -18,8 +18,7 @@ LIBRARY = ROOT / "shared" / "c"
 def daemon_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The socket of a daemon that checks its invariants after every call."""
     directory = tmp_path_factory.mktemp("kerneld")
-    directory.chmod(0o700)
-    path = directory / "kerneld.sock"
+    path = private_socket(directory)
     with running_daemon(path):
         yield path
 

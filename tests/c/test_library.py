@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared.uapi.shadowpt import Spte
 from tests.c.compiler import SECONDS
-from tests.server.daemons import environment, running_daemon
+from tests.server.daemons import environment, private_socket, running_daemon
 
 PAGE = 4096
 ALLOCATED = int(Spte.VADDR_ALLOCATED)
@@ -101,8 +101,7 @@ def test_contents_are_the_targets(library_programs: Program, daemon_socket: Path
 def test_a_daemon_that_dies_is_connreset_and_the_memory_is_private_again(
     library_programs: Program, tmp_path: Path
 ) -> None:
-    tmp_path.chmod(0o700)
-    path = tmp_path / "kerneld.sock"
+    path = private_socket(tmp_path)
     with running_daemon(path) as daemon, Target(library_programs["target"], path) as target:
         daemon.send_signal(signal.SIGKILL)
         daemon.wait(SECONDS)

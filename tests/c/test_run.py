@@ -17,7 +17,7 @@ from kerneld.preload import PreloadError, ensure_library
 from shared.client import Process, realmem
 from tests.c.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
 from tests.c.steps import Inspector, Stepper, run_command, run_environment
-from tests.server.daemons import environment, kerneld, running_daemon
+from tests.server.daemons import environment, kerneld, private_socket, running_daemon
 
 PAGE = 4096
 ANON = {"allocated", "anonymous"}
@@ -171,8 +171,7 @@ def test_without_a_daemon(tmp_path: Path, cache: Path, inspectors: Programs) -> 
 
 
 def test_a_daemon_that_dies(tmp_path: Path, cache: Path, inspectors: Programs, target_program: Path) -> None:
-    tmp_path.chmod(0o700)
-    path = tmp_path / "kerneld.sock"
+    path = private_socket(tmp_path)
     with running_daemon(path) as daemon, Stepper([target_program], environment(path)) as target:
         start, end = target.line().split()[3:]
         with Inspector("f24", inspectors["f24"], path, cache, target.process.pid, start, end) as inspector:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.daemons import running_daemon
+from tests.server.daemons import private_socket, running_daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30
@@ -36,8 +36,7 @@ PRINTING = [
 def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The socket of a daemon that runs, with a process in it that goes on and on: there is something to trace."""
     directory = tmp_path_factory.mktemp("run")
-    directory.chmod(0o700)
-    path = directory / "kerneld.sock"
+    path = private_socket(directory)
     with running_daemon(path):
         words = [sys.executable, "-m", "target", "--loop", "--delay", "0.05", "--scenario", "hole"]
         environment = {**os.environ, "KERNELD_SOCKET": str(path), "TMPDIR": str(directory)}
@@ -92,8 +91,7 @@ def test_a_status_is_kept_where_its_line_cannot_be_said(words: list[str], redire
 
 
 def test_a_daemon_without_any_of_the_three_serves(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    path = tmp_path / "kerneld.sock"
+    path = private_socket(tmp_path)
     assert run(["kerneld", "start", "--detach", "--ram", "64M"], path, "<&- >&- 2>&-").returncode == 0
     try:
         assert "running" in run(["kerneld", "status"], path, "").stdout

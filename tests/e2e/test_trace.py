@@ -26,7 +26,7 @@ from shared.trace.record import Record
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.server.daemons import KERNELD, environment, kerneld, running_daemon
+from tests.server.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
 
 pytestmark = pytest.mark.timeout(120)
 WAIT_SECONDS = 30.0
@@ -37,9 +37,9 @@ RW, ANON = Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
     """The socket and the pid of a daemon that runs."""
     directory = tmp_path_factory.mktemp("run")
-    directory.chmod(0o700)
-    with running_daemon(directory / "kerneld.sock") as process:
-        yield directory / "kerneld.sock", process.pid
+    path = private_socket(directory)
+    with running_daemon(path) as process:
+        yield path, process.pid
 
 
 @pytest.fixture
@@ -172,8 +172,7 @@ def test_the_end_of_the_process_ends_its_trace(daemon: tuple[Path, int], client:
 
 
 def test_a_daemon_that_dies_is_4(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    path = tmp_path / "kerneld.sock"
+    path = private_socket(tmp_path)
     with running_daemon(path) as process:
         here = (path, process.pid)
         client = Process.attach(str(path))

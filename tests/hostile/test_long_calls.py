@@ -9,21 +9,18 @@ from signal import SIGKILL
 
 import pytest
 
-from kerneld.mm import pace
-from kerneld.server import exchange
 from kerneld.server.exchange import Batch, Outcome
 from kerneld.syscalls.answer import Call
 from kerneld.syscalls.dispatch import run
-from kerneld.syscalls.kernel import Kernel, KernelConfig
+from kerneld.syscalls.kernel import Kernel
 from shared import wire
 from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 from tests.hostile.in_process import FakeConnection
-from tests.hostile.test_long_requests import attached, begun, call, finish
+from tests.hostile.test_long_requests import attached, begun, call, finish, kernel_in_pieces
 from tests.syscalls.world import iovecs
 
-RAM_BYTES = 32 << 20
 MIB = 1 << 20
 LENGTH = 64 * MIB
 """More than there is RAM: what is read there is the zero page."""
@@ -36,15 +33,7 @@ NO_FD = (1 << 64) - 1
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Every slice, and every piece, is over at once."""
-    monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
-    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
-    kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, check_invariants=True))
-    free_pages = kernel.frames.free_pages
-    yield kernel
-    for process in list(kernel.processes.values()):
-        kernel.process_died(process)
-    assert kernel.frames.free_pages == free_pages
-    kernel.shutdown()
+    yield from kernel_in_pieces(monkeypatch, 0.0)
 
 
 @pytest.fixture

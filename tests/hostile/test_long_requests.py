@@ -29,8 +29,13 @@ PRIVATE_NORESERVE = 0x4022
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Every slice is over at once, and every piece after a moment."""
+    yield from kernel_in_pieces(monkeypatch, 0.0005)
+
+
+def kernel_in_pieces(monkeypatch: pytest.MonkeyPatch, piece_seconds: float) -> Iterator[Kernel]:
+    """Yield a kernel that gives way at once, for a fixture; see that nothing is left in it when the test is over."""
     monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
-    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0005)
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", piece_seconds)
     kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, check_invariants=True))
     free_pages = kernel.frames.free_pages
     yield kernel

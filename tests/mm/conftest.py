@@ -7,15 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from kerneld.mm.mm import MmStruct
-from tests.mm.world import Machine
+from tests.mm.world import Machine, checked
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    made = Machine()
-    yield made
-    made.check()
-    made.close()
+    yield from checked(Machine())
 
 
 @pytest.fixture

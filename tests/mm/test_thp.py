@@ -41,6 +41,7 @@ from tests.mm.world import (
     RW,
     SHARED_ANON,
     access,
+    checked,
     errno_of,
     failure,
     load,
@@ -54,15 +55,7 @@ from tests.mm.world import (
 
 @pytest.fixture
 def machine() -> Iterator[HugeMachine]:
-    made = HugeMachine()
-    yield made
-    made.check()
-    made.close()
-
-
-@pytest.fixture
-def mm(machine: HugeMachine) -> MmStruct:
-    return machine.new_mm()
+    yield from checked(HugeMachine())
 
 
 def test_a_write_maps_two_mebibytes_at_once(machine: HugeMachine, mm: MmStruct) -> None:

@@ -37,6 +37,7 @@ from tests.mm.world import (
     NONE,
     READ,
     RW,
+    checked,
     failure,
     load,
     mmap,
@@ -48,15 +49,7 @@ from tests.mm.world import (
 
 @pytest.fixture
 def machine() -> Iterator[HugeMachine]:
-    made = HugeMachine()
-    yield made
-    made.check()
-    made.close()
-
-
-@pytest.fixture
-def mm(machine: HugeMachine) -> MmStruct:
-    return machine.new_mm()
+    yield from checked(HugeMachine())
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (HUGE - 1, HUGE), (100, 200), (0, HUGE - 1)])

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from signal import SIGBUS, SIGKILL, SIGSEGV
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ class Machine:
         assert self.frames.committed_as == 0
         self.frames.swap.close()
         self.ram.close()
+
+
+AnyMachine = TypeVar("AnyMachine", bound=Machine)
+
+
+def checked(made: AnyMachine) -> Iterator[AnyMachine]:
+    """Yield a machine, for a fixture; check and count it when the test is over."""
+    yield made
+    made.check()
+    made.close()
 
 
 class FakeBacking:

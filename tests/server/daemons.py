@@ -34,6 +34,12 @@ def wait_until_gone(pidfd: int) -> bool:
     return bool(poll.poll(WAIT_SECONDS * 1000))
 
 
+def private_socket(directory: Path) -> Path:
+    """Return the path of a socket in a directory that others may not enter from now on, as kerneld wants it."""
+    directory.chmod(0o700)
+    return directory / "kerneld.sock"
+
+
 @contextmanager
 def running_daemon(path: Path | str, *args: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a daemon in the foreground and yield it once its log says that it is ready; it is killed at the end."""

@@ -18,7 +18,7 @@ from kerneld.server import peer  # noqa: F401  (for the forked child below, whic
 from kerneld.start import SIZE_UNITS, Size
 from shared.client import Process
 from tests.server import daemons
-from tests.server.daemons import running_daemon
+from tests.server.daemons import private_socket, running_daemon
 
 COMMANDS = ["start", "stop", "status", "ps", "maps", "proc"]
 MAINS: dict[str, Callable[[], object]] = {
@@ -32,9 +32,9 @@ MAINS: dict[str, Callable[[], object]] = {
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The socket of a daemon that runs."""
     directory = tmp_path_factory.mktemp("run")
-    directory.chmod(0o700)
-    with running_daemon(directory / "kerneld.sock"):
-        yield directory / "kerneld.sock"
+    path = private_socket(directory)
+    with running_daemon(path):
+        yield path
 
 
 @pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])

@@ -256,6 +256,8 @@ SCENES: dict[Event, Callable[[Stage], None]] = {
 @pytest.mark.parametrize("scene", dict.fromkeys(SCENES.values()), ids=lambda scene: scene.__name__)
 def test_scene(stage: Stage, scene: Callable[[Stage], None]) -> None:
     scene(stage)
+    stage.trace.records()
+    assert {event for event, its_scene in SCENES.items() if its_scene is scene} <= stage.trace.told
 
 
 def fork_of(world: TracedWorld, parent: Program) -> Program:

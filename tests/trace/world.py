@@ -29,6 +29,8 @@ class Trace:
         self.reader = Reader(*answer.fds)
         self.comms: dict[int, str] = {}
         self.lost = 0
+        self.told: set[Event] = set()
+        """The events that have come so far."""
 
     def entries(self) -> list[Entry]:
         return list(self.reader.read())
@@ -41,8 +43,10 @@ class Trace:
                 self.comms[entry.pid] = entry.comm
             elif isinstance(entry, Lost):
                 self.lost += entry.records
-            elif event is None or entry.event is event:
-                found.append(entry)
+            else:
+                self.told.add(entry.event)
+                if event is None or entry.event is event:
+                    found.append(entry)
         return found
 
     def during(self, act: Callable[[], Any], event: Event | None = None) -> list[Record]:
