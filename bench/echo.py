@@ -1,7 +1,7 @@
 """The yardstick of a round trip: a bare SEQPACKET socket whose far end unpacks each request and packs a reply.
 
-The least that two Python processes can do to exchange ABI.md's records: no table of calls, no epoll, no credentials.
-Knows nothing of kerneld. Run as a program it is the far end, on the socket that is its stdin.
+The least that two Python processes can do to exchange the records of docs/abi.md: no table of calls, no epoll, no
+credentials. Knows nothing of kerneld. Run as a program it is the far end, on the socket that is its stdin.
 """
 
 from __future__ import annotations

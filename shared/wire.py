@@ -1,4 +1,4 @@
-"""Packing and unpacking of datagrams: ABI.md's records and nothing else. Pure: no socket, no state.
+"""Packing and unpacking of datagrams: docs/abi.md's records and nothing else. Pure: no socket, no state.
 
 A datagram from a client holds requests back to back; the answer holds one reply for each, in order. Every record starts
 with its own size, so that a reader needs no other framing.

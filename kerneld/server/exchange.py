@@ -1,4 +1,4 @@
-"""One datagram answered: every rule of ABI.md's Transport that needs no socket.
+"""One datagram answered: every rule of docs/abi.md's Transport that needs no socket.
 
 | datagram                                             | answer                                 | connection |
 |------------------------------------------------------|----------------------------------------|------------|

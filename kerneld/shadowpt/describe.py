@@ -1,7 +1,7 @@
 """What a shadow page table says of a range: a function of the VMAs and the page-table entries as they are now.
 
 Owns nothing, remembers nothing: it serves `start`, every change, execve and page_contents alike, so that the table
-cannot depend on the way by which a state was reached. Answers to ABI.md, "Shadow page table".
+cannot depend on the way by which a state was reached. Answers to docs/abi.md, "Shadow page table".
 """
 
 from __future__ import annotations

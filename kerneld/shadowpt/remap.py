@@ -66,7 +66,7 @@ def check_entries(pid: Pid, entries: Vaddr, length: int) -> None:
 
     `entries` in bytes, any number; `length` a multiple of PAGE_SIZE. Raises SysError(EINVAL), and logs why, unless it
     is page-aligned, inside one private anonymous mapping, and no page of it has been touched or swapped out; also when
-    the process cannot be looked into, or is gone. Source: ABI.md, shadowpt_open.
+    the process cannot be looked into, or is gone. Source: docs/abi.md, shadowpt_open.
     """
     try:
         if entries & (PAGE_SIZE - 1):

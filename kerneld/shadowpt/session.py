@@ -3,7 +3,8 @@
     closed --open--> open --start--> tracking --stop--> open        close, or the opener's end: closed, from any state
 
 Owns the session's state and its table. Knows an address space only through the notifier, VMAs and entries; knows no
-request and no socket. Answers to ABI.md, "Shadow page table", and for the notifier to Linux v6.8 mm/mmu_notifier.c.
+request and no socket. Answers to docs/abi.md, "Shadow page table", and for the notifier to Linux v6.8
+mm/mmu_notifier.c.
 
 A target is a process of this kernel, whose address space notifies; or a real one of the host (`HostTarget`), which
 nobody notifies of: `refresh()` looks at it again, and whoever drives this class calls it while `followed_host` is one.

@@ -1,7 +1,7 @@
 """The table that a client maps: the entries segment and the sequence page, and the order in which words are written.
 
-Owns two shared-memory segments. Knows no address space: flags and frames come ready. Answers to ABI.md, "Shadow page
-table"; there is no such file in Linux.
+Owns two shared-memory segments. Knows no address space: flags and frames come ready. Answers to docs/abi.md, "Shadow
+page table"; there is no such file in Linux.
 
 Invariants:
 - Every store is of one aligned 64-bit word. Memory order is the program's order: x86 does not reorder stores, and each

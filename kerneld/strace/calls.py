@@ -1,7 +1,7 @@
 """Every call's arguments, by number: which there are, and how strace writes each. Pure.
 
 What a pointer points at is not in a trace: pointers are shown, as strace shows what it cannot read. Answers to
-strace(1) and Linux v6.8 include/linux/syscalls.h; this machine's own calls to ABI.md.
+strace(1) and Linux v6.8 include/linux/syscalls.h; this machine's own calls to docs/abi.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Requests of this machine that have no Linux number: the processor, /proc, and the RAM itself.
 
-Translates arguments and does nothing else. Answers to ABI.md, "Requests of this machine".
+Translates arguments and does nothing else. Answers to docs/abi.md, "Requests of this machine".
 """
 
 from __future__ import annotations

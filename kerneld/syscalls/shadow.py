@@ -1,6 +1,6 @@
 """The five calls of the shadow page table: raw arguments in, typed ones to the session.
 
-Owns nothing. Knows the order of the checks that come before the session's own: ABI.md, "Shadow page table".
+Owns nothing. Knows the order of the checks that come before the session's own: docs/abi.md, "Shadow page table".
 """
 
 from __future__ import annotations

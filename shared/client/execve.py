@@ -13,7 +13,7 @@ def pack_strings(argv: Sequence[str | bytes], envp: Mapping[str, str] | Sequence
     """Return argv, an empty string, envp (NAME=VALUE strings, or a mapping), each string NUL-ended.
 
     Raises ValueError for a string that is empty or holds a NUL byte, which this form cannot carry, and OSError(E2BIG)
-    when they do not fit into one datagram. Source: ABI.md, execve.
+    when they do not fit into one datagram. Source: docs/abi.md, execve.
     """
     environment = [f"{name}={value}" for name, value in envp.items()] if isinstance(envp, Mapping) else envp
     packed = b"".join([*map(_ended, argv), b"\0", *map(_ended, environment)])

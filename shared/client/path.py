@@ -6,7 +6,7 @@ import os
 
 
 def default_socket_path() -> str:
-    """Return the socket's path: $KERNELD_SOCKET, else under $XDG_RUNTIME_DIR, else under /tmp. Source: ABI.md."""
+    """Return the socket's path: $KERNELD_SOCKET, else under $XDG_RUNTIME_DIR, else under /tmp. Source: docs/abi.md."""
     if path := os.environ.get("KERNELD_SOCKET"):
         return path
     if directory := os.environ.get("XDG_RUNTIME_DIR"):

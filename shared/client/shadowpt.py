@@ -58,7 +58,7 @@ class ShadowTable:
 
         With `host` a target that is none of kerneld's may be a real process.
 
-        Raises OSError(EPERM, EINVAL, EBUSY). Source: ABI.md, shadowpt_open.
+        Raises OSError(EPERM, EINVAL, EBUSY). Source: docs/abi.md, shadowpt_open.
         """
         protection = realmem.find_protection(entries)
         packed = USER_SHADOW_PT.pack(start & U64_MASK, end & U64_MASK, entries & U64_MASK)

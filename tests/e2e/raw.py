@@ -1,4 +1,4 @@
-"""A client written from ABI.md alone: its own packing, its own numbers, nothing of the project's."""
+"""A client written from docs/abi.md alone: its own packing, its own numbers, nothing of the project's."""
 
 from __future__ import annotations
 

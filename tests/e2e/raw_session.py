@@ -1,4 +1,4 @@
-"""What the tests of ABI.md share: an attached raw client, and memory of its own at a known address."""
+"""What the tests of docs/abi.md share: an attached raw client, and memory of its own at a known address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The memory calls' rules about descriptors, /proc, and the machine's RAM, by a client that knows ABI.md alone."""
+"""The memory calls' rules about descriptors, /proc, and the machine's RAM, by a client that knows docs/abi.md alone.
+
+Sections: Linux calls (mmap and its errnos); Requests of this machine (procread, ram).
+"""
 
 from __future__ import annotations
 

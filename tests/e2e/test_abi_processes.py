@@ -1,4 +1,7 @@
-"""Fork by a token, threads, credentials, execve and exit, by a client that knows ABI.md alone."""
+"""Fork by a token, threads, credentials, execve and exit, by a client that knows docs/abi.md alone.
+
+Sections: Attach; Fork; Linux calls (execve, exit, rt_sigaction).
+"""
 
 from __future__ import annotations
 

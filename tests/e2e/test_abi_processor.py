@@ -1,4 +1,7 @@
-"""load, store and touch: limits, partial counts, and the signals that stop them."""
+"""load, store and touch: limits, partial counts, and the signals that stop them.
+
+Sections of docs/abi.md: Requests of this machine; Records (a reply with a signal).
+"""
 
 from __future__ import annotations
 

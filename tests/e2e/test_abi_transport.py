@@ -1,4 +1,7 @@
-"""ABI.md, Transport and Records, by a client that knows nothing else."""
+"""Datagrams, batches, records and their limits, by a client that knows docs/abi.md alone.
+
+Sections: Transport; Records.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every errno of the shadow table's calls, and which of two wins."""
+"""Every errno of the shadow table's calls, and which of two wins.
+
+Section of docs/abi.md: Shadow page table, the order of the checks of shadowpt_open.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The table follows everything that changes a page table, in the inspector's memory, without a call of its own."""
+"""The table follows everything that changes a page table, in the inspector's memory, without a call of its own.
+
+Section of docs/abi.md: Shadow page table, what entry i describes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The table in the caller's real memory: what `entries` may be, and what it is while open and after close."""
+"""The table in the caller's real memory: what `entries` may be, and what it is while open and after close.
+
+Section of docs/abi.md: Shadow page table, the checks of `entries`, and close.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Hostile datagrams from a seed: requests that nearly make sense, broken ones, and raw bytes.
 
-Knows ABI.md's records and which kind of value each argument is; where a value is drawn from makes the difference:
+Knows docs/abi.md's records and which kind of value each argument is; where a value is drawn from makes the difference:
 addresses that mmap has answered, sizes near every limit, one another's pids, frames of the open table, tokens. Owns
 nothing but what it has learnt from answers.
 """

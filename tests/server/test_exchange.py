@@ -1,4 +1,4 @@
-"""The rules of ABI.md's Transport, over real sockets."""
+"""The rules of docs/abi.md's Transport, over real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scripted kerneld: the socket and the records of ABI.md, and answers that each test writes itself.
+"""A scripted kerneld: the socket and the records of docs/abi.md, and answers that each test writes itself.
 
 One loop over all connections, one datagram at a time, as the real one; in a thread, or in a process of its own for
 tests that fork.

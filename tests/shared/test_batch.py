@@ -165,7 +165,7 @@ def test_what_fits_no_datagram_is_refused_before_anything_is_sent(attached: Atta
 
 
 def test_a_refused_datagram_is_the_end_of_the_connection(attached: Attached) -> None:
-    """ABI.md: one reply with -EBADMSG, whatever the number of requests."""
+    """docs/abi.md: one reply with -EBADMSG, whatever the number of requests."""
     answers = iter([wire.pack_reply(-errno.EBADMSG), b""])
     _fake, process = attached(lambda request, _fds: Said(1, raw=None if request.nr == Nr.ATTACH else next(answers)))
     batch = process.batch()
