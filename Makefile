@@ -1,7 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What is installed, by what it is for: to run, to test, to work on the project. Each has what the one before has.
+RUN := $(VENV)/.installed-to-run
+TEST := $(VENV)/.installed-to-test
+DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -10,19 +13,19 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv and install everything into it
+setup: $(DEV) ## make .venv and install everything into it
 
-check: $(STAMP) ## ruff, format, mypy --strict, import layers
+check: $(DEV) ## ruff, format, mypy --strict, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
+test: $(TEST) ## run the tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
-demo: $(STAMP) ## kerneld, target and inspector together; ends by itself
-	bin/demo
+demo: $(RUN) ## kerneld, target and inspector together; ends by itself
+	@bin/demo
 
 ABI ?= f24
 INSTALL_HDR_PATH ?= build/usr
@@ -37,29 +40,45 @@ headers_install: ## put linux/shadowpt.h to INSTALL_HDR_PATH/include (ABI=f23 or
 	@chmod 644 "$(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
 	@echo "  INSTALL $(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
 
-bench: $(STAMP) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to choose)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[bench]'
+bench: $(RUN) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to choose)
+	@echo 'make: installing what the benchmark needs (psutil)'
+	@$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m bench $(ROWS)
 
-referee: $(STAMP) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
+referee: $(RUN) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
 	$(BIN)/kerneld referee $(ARGS)
 
-fuzz: $(STAMP) ## the long run of the fuzzers; takes an hour (ARGS="--datagrams 50000 --seed 7")
+fuzz: $(TEST) ## the long run of the fuzzers; takes an hour (ARGS="--datagrams 50000 --seed 7")
 	$(BIN)/python -m tests.hostile $(ARGS)
 
-soak: $(STAMP) ## 500 targets, heavy batches and an inspector at once (ARGS="--processes 50 --seconds 600")
+soak: $(RUN) ## 500 targets, heavy batches and an inspector at once (ARGS="--processes 50 --seconds 600")
 	$(BIN)/python -m bench.soak $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A .venv that is there already is kept and brought up to date.
-$(STAMP): pyproject.toml
-	@if [ ! -x $(BIN)/python ]; then \
-	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	    { echo "make: '$(PYTHON)' is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }; \
-	  $(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON)' cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }; \
-	fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]'
+# A .venv that is there already is kept and brought up to date. pip's warnings are about its own configuration: -qq.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
+
+$(BIN)/python:
+	@echo "make: making $(VENV), an environment of the project's own; nothing is installed outside it"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "make: '$(PYTHON)' is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "make: '$(PYTHON)' cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+
+$(RUN): pyproject.toml | $(BIN)/python
+	@echo 'make: installing what kerneld needs to run (numpy and four small packages)'
+	@$(INSTALL) -e .
 	@touch $@
+
+$(TEST): pyproject.toml | $(BIN)/python
+	@echo 'make: installing what the tests need (pytest, hypothesis, Unicorn, volatility3, perfetto)'
+	@$(INSTALL) -e '.[perfetto,test]'
+	@touch $(RUN) $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	@echo 'make: installing what kerneld, its tests and its checks need (300 MB)'
+	@$(INSTALL) -e '.[dev]'
+	@touch $(RUN) $(TEST) $@

@@ -43,6 +43,7 @@ Examples:
   kerneld ftrace --graph            the kernel's functions as they run
   kerneld stop                      end it, and wait until it has ended
   kerneld referee                   compare it with this host's kernel
+  kerneld demo                      see it work: kerneld, a target and an inspector together
 
 \b
 Exit status:
@@ -69,6 +70,7 @@ def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 
 
 ELSEWHERE = {
+    "demo": "kerneld.demo_command",
     "ftrace": "kerneld.ftrace_command",
     "inspect-dump": "kerneld.inspect_dump",
     "referee": "kerneld.referee_command",
