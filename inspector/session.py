@@ -63,7 +63,7 @@ def read_maps(machine: Machine, pid: int) -> list[Mapping]:
 def has_process(machine: Machine, pid: int) -> bool:
     """Whether kerneld has a process `pid`, or the host has one that has memory."""
     try:
-        machine.read_proc(f"{pid}/maps")
+        machine.read_proc(f"{pid}/stat")
     except OSError as error:
         if error.errno not in _MISSING:
             return True
@@ -190,7 +190,7 @@ def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
 def _is_real_alone(machine: Machine, pid: int) -> bool:
     """Whether `pid` is a process of the host and none of kerneld's."""
     try:
-        machine.read_proc(f"{pid}/maps")
+        machine.read_proc(f"{pid}/stat")
     except OSError as error:
         return error.errno in _MISSING and Path(f"/proc/{pid}").exists()
     return False

@@ -6,18 +6,15 @@ structlog cost more than all of `status` does.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import signal
-import sys
-from collections.abc import Iterator
 
 import click
 
-from kerneld.failure import Commands, Failure, Status, client_failures
+from kerneld.failure import Commands, Failure, Status
+from kerneld.proc_reading import read_proc
 from kerneld.start import socket_option, start
 from shared.client.path import default_socket_path
-from shared.option_types import Seconds, Whole
+from shared.option_types import Seconds
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
 
@@ -73,6 +70,8 @@ ELSEWHERE = {
     "demo": "kerneld.demo_command",
     "ftrace": "kerneld.ftrace_command",
     "inspect-dump": "kerneld.inspect_dump",
+    "maps": "kerneld.proc_command",
+    "proc": "kerneld.proc_command",
     "referee": "kerneld.referee_command",
     "run": "kerneld.run",
     "strace": "kerneld.strace.command",
@@ -174,53 +173,6 @@ def ps(socket_path: str | None) -> None:
         click.echo(" ".join([*cells, printable(row[-1])]))
 
 
-@cli.command(
-    short_help="List what a process has mapped.",
-    help="""List what process PID has mapped, as Linux's /proc/PID/maps does.
-
-\b
-Examples:
-  kerneld maps 4242
-""",
-)
-@click.argument("pid", type=Whole(min=1))
-@socket_option
-def maps(pid: int, socket_path: str | None) -> None:
-    """Print the maps of a process."""
-    emit(read_proc(socket_path or default_socket_path(), f"{pid}/maps", f"kerneld has no process {pid}"))
-
-
-@cli.command(
-    short_help="Print a file of kerneld's /proc.",
-    help="""Print a file of kerneld's /proc, as it is: PATH is under /proc.
-
-\b
-Files:
-  meminfo, vmstat, buddyinfo, kpagecount, kpageflags
-  PID/maps, smaps, smaps_rollup, pagemap, status, stat, statm, comm, cmdline
-  kerneld/status, kerneld/tasks
-
-\b
-Examples:
-  kerneld proc meminfo
-  kerneld proc 4242/smaps
-  kerneld proc 4242/pagemap | xxd
-""",
-)
-@click.argument("path")
-@socket_option
-def proc(path: str, socket_path: str | None) -> None:
-    """Print a /proc file."""
-    name = path.removeprefix("/proc").strip("/")
-    emit(
-        read_proc(
-            socket_path or default_socket_path(),
-            name,
-            f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them",
-        )
-    )
-
-
 def get_daemon(path: str) -> int:
     """Return the pid of the daemon at `path`. Raises Failure(NO_DAEMON) or Failure(NOT_PERMITTED)."""
     from kerneld.server.peer import find_daemon  # noqa: PLC0415
@@ -232,38 +184,6 @@ def get_daemon(path: str) -> int:
     if pid is None:
         raise Failure(Status.NO_DAEMON, f"kerneld does not run: nobody listens at {path}")
     return pid
-
-
-def read_proc(path: str, name: str, if_missing: str = "this kerneld has no such file") -> bytes:
-    """Return the whole of kerneld's /proc file `name`. Raises Failure with the status that fits."""
-    from shared.client import Process  # noqa: PLC0415
-
-    with as_failures(name, if_missing):
-        process = Process.attach(path)
-        try:
-            return process.read_proc(name)
-        finally:
-            process.close()
-
-
-@contextlib.contextmanager
-def as_failures(name: str, if_missing: str) -> Iterator[None]:
-    """Turn what the client library raises into the one line and the status that people get."""
-    try:
-        with client_failures():
-            yield
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESRCH):
-            raise Failure(Status.NO_PROCESS, if_missing) from None
-        if error.errno in (errno.EPERM, errno.EACCES):
-            raise Failure(Status.NOT_PERMITTED, f"not permitted to read /proc/{name}") from None
-        raise Failure(Status.FAILED, f"cannot read /proc/{name}: {error.strerror}") from None
-
-
-def emit(content: bytes) -> None:
-    """Write bytes to stdout as they are."""
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,6 @@ cost more than all of `status` does.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -16,28 +15,20 @@ import click
 
 from kerneld.failure import Failure, Status
 from shared.client.path import default_socket_path
-from shared.option_types import Seconds, SocketPath, Whole
+from shared.option_types import ByteCount, Seconds, SocketPath, Whole
 
 if TYPE_CHECKING:
     from kerneld.server.daemon import DaemonConfig
 
 PAGE_SIZE = 4096
-SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-
-    name = "size"
+class Size(ByteCount):
+    """A size that memory can have: whole pages."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the bytes; a usage error where it is no size, or no size that memory can have."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value, re.IGNORECASE | re.ASCII)
-        if match is None:
-            self.fail(f"'{value}' is not a size: say 256M, or 1G", param, ctx)
-        size_bytes = int(match[1]) * SIZE_UNITS[match[2].upper()]
+        size_bytes = super().convert(value, param, ctx)
         if size_bytes % PAGE_SIZE:
             self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)
         return size_bytes
@@ -115,11 +106,11 @@ Examples:
 )
 @click.option(
     "--mmap-min-addr",
-    type=Whole(0, 1 << 46),
+    type=ByteCount(1 << 46),
     default=65_536,
     show_default=True,
-    metavar="BYTES",
-    help="vm.mmap_min_addr: the lowest address that a program may map.",
+    metavar="SIZE",
+    help="vm.mmap_min_addr: how much of the lowest memory no program may map, 65536, 64K or 0x10000.",
 )
 @socket_option
 @click.option("--detach", is_flag=True, help="Run in the background; its log goes to a file beside the socket.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
@@ -25,6 +26,39 @@ class Seconds(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"'{value}' is no time", param, ctx)
         return number
+
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_BYTES = re.compile(r"(0x[0-9a-f]+|[0-9]+)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_MOST_BYTES = (1 << 63) - 1
+"""What a file's offset can be."""
+
+
+def parse_bytes(text: str) -> int | None:
+    """Return the number of bytes that `text` is: decimal, or hexadecimal after 0x, with K, M, G or T; None for none."""
+    match = _BYTES.fullmatch(text)
+    if match is None:
+        return None
+    number, unit = match.groups()
+    return int(number, 16 if number[:2] in ("0x", "0X") else 10) * UNITS[unit.upper()]
+
+
+class ByteCount(click.ParamType[int]):
+    """A number of bytes, `most` at most: decimal with K, M, G or T for powers of 1024, or hexadecimal after 0x."""
+
+    name = "size"
+
+    def __init__(self, most: int = _MOST_BYTES) -> None:
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes; a usage error where it is no such number."""
+        count = value if isinstance(value, int) else parse_bytes(value)
+        if count is None:
+            self.fail(f"'{value}' is not a size: say 64K, 256M or 1G", param, ctx)
+        if count > self._most:
+            self.fail(f"'{value}' is too much: {self._most} bytes are the most", param, ctx)
+        return count
 
 
 class SocketPath(click.ParamType[str]):

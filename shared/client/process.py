@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -169,12 +169,22 @@ class Process(MemoryCalls):
         """
         return self.call(Nr.PROCREAD, offset, length, data=os.fsencode(path.removeprefix("/proc/"))).data
 
+    def iter_proc(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield a file under /proc in pieces, as they are read: `length` bytes from `offset`, or all up to its end.
+
+        For files that are longer than memory: pagemap has 256 GiB. Raises OSError as procread does.
+        """
+        end = None if length is None else offset + length
+        while end is None or offset < end:
+            part = self.procread(path, offset, wire.MAX_INLINE if end is None else min(wire.MAX_INLINE, end - offset))
+            if not part:
+                return
+            yield part
+            offset += len(part)
+
     def read_proc(self, path: str) -> bytes:
-        """Return a whole file under /proc. Raises OSError as procread does."""
-        content = bytearray()
-        while part := self.procread(path, len(content)):
-            content += part
-        return bytes(content)
+        """Return a whole file under /proc; `iter_proc` is for a long one. Raises OSError as procread does."""
+        return b"".join(self.iter_proc(path))
 
     def ram(self, pid: int) -> tuple[int, int]:
         """Return the CR3 of process `pid` and a read-only descriptor of the machine's RAM, which the caller owns.

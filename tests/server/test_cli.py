@@ -15,8 +15,9 @@ import kerneld.cli
 import target.cli
 from kerneld.failure import Status
 from kerneld.server import peer  # noqa: F401  (for the forked child below, which can read no file)
-from kerneld.start import SIZE_UNITS, Size
+from kerneld.start import Size
 from shared.client import Process
+from shared.option_types import UNITS
 from tests.server import daemons
 from tests.server.daemons import private_socket, running_daemon
 
@@ -77,6 +78,10 @@ def test_without_a_daemon_it_is_one_line_and_3(tmp_path: Path, command: list[str
         ["ftrace", "--count", "0"],
         ["run"],
         ["inspect-dump"],
+        ["proc", "meminfo", "--offset", "-1"],
+        ["proc", "meminfo", "--length", "much"],
+        ["proc", "meminfo", "--offset", "0x8000000000000000"],
+        ["start", "--mmap-min-addr", "128T"],
         ["referee", "--programs", "none"],
     ],
 )
@@ -168,7 +173,7 @@ def test_sizes(value: str) -> None:
     size_bytes = Size().convert(value, None, None)
     digits = value.rstrip("KMGmiB")
     unit = value[len(digits) : len(digits) + 1].upper()
-    assert size_bytes == int(digits) * SIZE_UNITS[unit]
+    assert size_bytes == int(digits) * UNITS[unit]
 
 
 def test_status_of_a_daemon(path: Path) -> None:

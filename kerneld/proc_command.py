@@ -1,0 +1,70 @@
+"""`kerneld maps` and `kerneld proc`: files of kerneld's /proc, printed as they come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import click
+
+from kerneld.proc_reading import stream_proc
+from kerneld.start import socket_option
+from shared.client.path import default_socket_path
+from shared.option_types import ByteCount, Whole
+
+
+@click.command(
+    short_help="List what a process has mapped.",
+    help="""List what process PID has mapped, as Linux's /proc/PID/maps does.
+
+\b
+Examples:
+  kerneld maps 4242
+""",
+)
+@click.argument("pid", type=Whole(min=1))
+@socket_option
+def maps(pid: int, socket_path: str | None) -> None:
+    """Print the maps of a process."""
+    path = socket_path or default_socket_path()
+    emit(stream_proc(path, f"{pid}/maps", if_missing=f"kerneld has no process {pid}"))
+
+
+@click.command(
+    short_help="Print a file of kerneld's /proc.",
+    help="""Print a file of kerneld's /proc, as it is: PATH is under /proc. It is printed as it is read, from OFFSET on,
+LENGTH bytes or up to its end. Both are decimal with K, M or G for powers of 1024, or hexadecimal with 0x.
+
+pagemap has a word of 8 bytes for each page of 4K of the address space, most of it zeros: 256G in all. That of an
+address is at the address divided by 512.
+
+\b
+Files:
+  meminfo, vmstat, buddyinfo, kpagecount, kpageflags
+  PID/maps, smaps, smaps_rollup, pagemap, status, stat, statm, comm, cmdline
+  kerneld/status, kerneld/tasks
+
+\b
+Examples:
+  kerneld proc meminfo
+  kerneld proc 4242/smaps
+  kerneld proc 4242/pagemap --offset $((0x1000000000 / 512)) --length 128 | xxd -e -g8
+                                    the words of sixteen pages from 0x1000000000 on
+""",
+)
+@click.argument("path")
+@click.option("--offset", type=ByteCount(), default="0", metavar="OFFSET", help="Where to begin, in bytes. [0]")
+@click.option("--length", type=ByteCount(), metavar="LENGTH", help="How many bytes. [all]")
+@socket_option
+def proc(path: str, offset: int, length: int | None, socket_path: str | None) -> None:
+    """Print a /proc file."""
+    name = path.removeprefix("/proc").strip("/")
+    missing = f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them"
+    emit(stream_proc(socket_path or default_socket_path(), name, offset, length, if_missing=missing))
+
+
+def emit(pieces: Iterable[bytes]) -> None:
+    """Write bytes to stdout as they are, each piece when it has come."""
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
