@@ -1,6 +1,8 @@
 """What a person types for a range, into numbers. Pure: the maps of the process are passed in by the caller.
 
-A range is `START END`: START an address or a mapping's name, END an address or `+SIZE`; after a name it may be missing.
+A range is `START END`, or one word `START-END` as maps has it: START an address or a mapping's name, END an address or
+`+SIZE`; after a name it may be missing. Addresses are hexadecimal, with 0x in front or without, as maps, gdb and the
+kernel's log have them: what is copied from there is what it was there. Sizes are decimal, but after 0x.
 """
 
 from __future__ import annotations
@@ -8,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from shared.option_types import parse_bytes
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, page_align
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
-SIZE = re.compile(r"\+(0[xX][0-9a-fA-F]+|[0-9]+)([KMGkmg]?)(?:i?[bB])?")
+_ADDRESS = r"(?:0[xX])?[0-9a-fA-F]+"
+_RANGE = re.compile(f"({_ADDRESS})-({_ADDRESS})")
 
 
 class AddressError(ValueError):
@@ -27,18 +29,21 @@ class Span(NamedTuple):
 
 
 def looks_like_name(text: str) -> bool:
-    """Whether `text` in the place of START is a mapping's name ([heap], /bin/true): nothing like a number."""
-    return not re.match(r"[-+]?[0-9]", text) and re.fullmatch(r"[0-9a-fA-F]+", text) is None
+    """Whether `text` in the place of START is a mapping's name ([heap], /bin/true): no number and no range."""
+    return not re.match(r"[-+]?[0-9]", text) and re.fullmatch(_ADDRESS, text) is None and split_range(text) is None
+
+
+def split_range(text: str) -> tuple[str, str] | None:
+    """Return the two addresses, not looked at yet, of `START-END`; None for another word."""
+    match = _RANGE.fullmatch(text)
+    return None if match is None else (match[1], match[2])
 
 
 def parse_address(text: str) -> int:
-    """Return the address that `text` is: hexadecimal after 0x, else decimal. Raises AddressError."""
-    if NUMBER.fullmatch(text) is None:
-        if re.fullmatch(r"[0-9a-fA-F]+", text):
-            # Not guessed: 550000 would be decimal and 55000a hexadecimal.
-            raise AddressError(f"'{text}' is no address: a hexadecimal one needs 0x in front")
-        raise AddressError(f"'{text}' is no address: give it as 0x7f0000000000 or in decimal")
-    value = int(text, 0) if text[:2] in ("0x", "0X") else int(text)
+    """Return the address that `text` is, hexadecimal with or without 0x. Raises AddressError."""
+    if re.fullmatch(_ADDRESS, text) is None:
+        raise AddressError(f"'{text}' is no address: it is hexadecimal, 0x7f0000000000 or 7f0000000000")
+    value = int(text, 16)
     if value > TASK_SIZE:
         raise AddressError(f"{value:#x} is beyond the end of user space, {TASK_SIZE:#x}")
     return value
@@ -56,11 +61,9 @@ def parse_end(text: str, start: int) -> int:
     """Return the end that `text` is: an address, or `+SIZE` after `start`, in bytes, KiB, MiB. Raises AddressError."""
     if not text.startswith("+"):
         return parse_address(text)
-    match = SIZE.fullmatch(text)
-    if match is None:
+    size = parse_bytes(text[1:])
+    if size is None:
         raise AddressError(f"'{text}' is no size: give it as +0x4000, +16384, +16K or +8M")
-    number, unit = match.groups()
-    size = (int(number, 16) if number[:2] in ("0x", "0X") else int(number)) * UNITS[unit.upper()]
     if start + size > TASK_SIZE:
         raise AddressError(f"{start:#x}{text} goes beyond the end of user space, {TASK_SIZE:#x}")
     return start + size

@@ -17,6 +17,7 @@ from inspector.address import (
     parse_end,
     parse_page,
     round_outward,
+    split_range,
 )
 from inspector.events import EventLog, open_session
 from inspector.failure import Failure, OneLineCommand, Status
@@ -36,10 +37,10 @@ from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 HELP = """Watch a stretch of another process's page table, live.
 
 PID is a process of kerneld's, or any process of yours, which kerneld looks at each millisecond. START and END are
-addresses in hexadecimal (0x...) or decimal. END may be +SIZE
-(+0x4000, +64K, +8M). A mapping's name may stand in place of START: [heap], [stack], a file's path or base name; END may
-then be left out. With PID alone the process's maps are listed. A range is rounded outward to whole pages, and cut after
-8 MiB (2048 pages).
+addresses: hexadecimal, with 0x or without. START-END may be one word, as maps has it. END may be +SIZE, which is
+decimal (+65536, +64K, +8M, or +0x4000). A mapping's name may stand in place of START: [heap], [stack], a file's path or
+base name; END may then be left out. With PID alone the process's maps are listed. A range is rounded outward to whole
+pages, and cut after 8 MiB (2048 pages).
 
 A print comes each second until Ctrl+C, which closes the table. What changed since the print before is marked in the
 first column: + gained flags, - lost flags, * another frame or other flags.
@@ -52,6 +53,7 @@ Examples:
   inspector 4242                                    list what process 4242 has mapped
   inspector 4242 0x7f0000000000 0x7f0000010000      watch sixteen pages
   inspector 4242 0x7f0000000000 +64K                the same
+  inspector 4242 7f0000000000-7f0000010000          the same, as kerneld maps prints it
   inspector 4242 [heap] --interval 0.2              watch the heap, five times a second
   inspector 4242 libc.so.6 --once --all             one print, one line for each page
   inspector 4242 [stack] --json                     a JSON object a print, for programs
@@ -171,6 +173,11 @@ def run(machine: Process, pid: int, span: Span | None, page: int | None, options
 
 def parse_span(start: str, end: str | None) -> Span:
     """Return the range of whole pages that START and END mean, saying so where it is rounded. Raises AddressError."""
+    both = split_range(start)
+    if both is not None:
+        if end is not None:
+            raise AddressError(f"{start} is a range already: {end} is too much")
+        start, end = both
     first = parse_address(start)
     if end is None:
         raise AddressError(f"END is missing after {start}: an address, or +SIZE")

@@ -78,8 +78,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: inspector PID START END [lines]\n");
 		return 2;
 	}
-	table.start_vaddr = strtoul(argv[2], NULL, 0);
-	table.end_vaddr = strtoul(argv[3], NULL, 0);
+	table.start_vaddr = strtoul(argv[2], NULL, 16);
+	table.end_vaddr = strtoul(argv[3], NULL, 16);
 	table.entries = mmap(NULL, SPT_TABLE_BYTES(0, MAX_SPT_RANGE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			     -1, 0);
 	if (table.entries == MAP_FAILED) {

@@ -171,7 +171,10 @@ def test_a_refused_open(inspector: Inspector, code: int, status: int) -> None:
         ["0"],
         [str(PID), hex(BASE)],
         [str(PID), hex(BASE), hex(BASE)],
-        [str(PID), "7f00abcd0000", "+4K"],
+        [str(PID), "7f00abcd000g", "+4K"],
+        [str(PID), "1000-3000", "+4K"],
+        [str(PID), "3000-1000"],
+        [str(PID), "0-800000000000000"],
         [str(PID), hex(BASE), "4Q"],
         [str(PID), hex(BASE), "+4Q"],
         [str(PID), "0x0", "0xffffffffffffffff"],
@@ -188,6 +191,23 @@ def test_wrong_usage_is_one_line_and_needs_no_kerneld(inspector: Inspector, args
     status, line = inspector.fail(None, *args)
     assert status == 2
     assert "--help" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"{BASE:x}-{BASE + 0x4000:x}"],
+        [f"{BASE:#x}-{BASE + 0x4000:#x}"],
+        [f"{BASE:x}", f"{BASE + 0x4000:x}"],
+        [f"{BASE:x}", "+16384"],
+        [f"{BASE:x}", "+0x4000"],
+    ],
+    ids=" ".join,
+)
+def test_a_range_as_it_is_copied_from_maps(inspector: Inspector, words: list[str]) -> None:
+    machine = FakeMachine([[(3, 0)]])
+    result = inspector.run(machine, str(PID), *words, "--once")
+    assert (result.exit_code, machine.span, result.stderr) == (0, (BASE, BASE + 0x4000), "")
 
 
 def test_an_unaligned_range_is_rounded_and_that_is_said(inspector: Inspector) -> None:
