@@ -128,6 +128,8 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
         return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
     major |= filemap_fault(vma, mapping, index) & VM_FAULT_MAJOR
+    # Nothing is mapped around a write: what it has asked the disk for has come when the next fault looks.
+    mapping.in_flight.clear()
     source = mapping.ensure_page(index)
     if vma.vm_flags & VM_SHARED:
         mm.frames.get_page(source)
@@ -202,9 +204,11 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     if index >= mapping.last_index():
         return VM_FAULT_SIGBUS
     result = filemap_fault(vma, mapping, index)
-    pfn = mapping.ensure_page(index)
-    if result & VM_FAULT_RETRY:
-        map_pages_around(mm, vma, vaddr, pte)
+    try:
+        pfn = mapping.ensure_page(index)
+        if result & VM_FAULT_RETRY:
+            map_pages_around(mm, vma, vaddr, pte)
+    finally:
         mapping.in_flight.clear()
     if not mm.frames.ram.words[pte]:
         _map_cached(mm, vma, vaddr, pte, pfn)

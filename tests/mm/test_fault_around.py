@@ -114,6 +114,30 @@ class TestWhatTheHostHasNot:
         assert self.fault(mm, 3) == 0
         assert self.mapped(mm) == list(range(PAGES))
 
+    @pytest.mark.parametrize("flags", [PRIVATE, SHARED])
+    def test_what_a_write_has_asked_for_has_come_when_others_look(
+        self, machine: Machine, mm: MmStruct, flags: int
+    ) -> None:
+        file, _ = machine.new_file(contents(PAGES))
+        mmap(mm, PAGES, RW, flags, at=BASE, file=file)
+        file.mapping.uncached.add(3, 6)
+        file.mapping.holes.add(4, 5)
+        store(mm, page(4), b"x")
+        assert self.fault(mm, 0) == 0
+        assert self.mapped(mm) == list(range(PAGES))
+
+    def test_so_has_what_a_fault_that_failed_has_asked_for(
+        self, machine: Machine, mm: MmStruct, mapping: AddressSpace
+    ) -> None:
+        mapping.uncached.add(3, 6)
+        mapping.holes.add(4, 5)
+        mm.page_table.ensure_pte(BASE)
+        held = machine.frames.alloc_pages(machine.frames.free_pages)
+        assert signal_of(lambda: load(mm, page(4))) == SIGKILL
+        machine.frames.put_pages(held)
+        assert self.fault(mm, 0) == 0
+        assert self.mapped(mm) == list(range(PAGES))
+
     @pytest.mark.parametrize(("advice", "brought"), [(Madv.RANDOM, [4]), (Madv.SEQUENTIAL, [4, 5])])
     def test_advice_says_how_many_are_read(
         self, mm: MmStruct, mapping: AddressSpace, advice: Madv, brought: list[int]
