@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from types import FrameType
 
 import structlog
 
+import kerneld.trace.probes
 from kerneld.errors import KernelBug
 from kerneld.fs.file_limits import FileRules
 from kerneld.mm.limits import Sysctl
@@ -33,6 +35,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BYTES_PER_MIB = 1 << 20
 GC_THRESHOLD = 10_000
 """Objects between two collections of the young ones; what one request makes goes by reference counting."""
+TRACING_MODULES = (
+    "shared.trace.events",
+    *(f"kerneld.trace.{name}" for name in ("fprobe", "tracepoint", "ring", "trace", "ftrace", "probe")),
+    *(f"kerneld.trace.probes.{name}" for name in kerneld.trace.probes.NAMES),
+)
+"""What tracing imports, in an order in which none brings many others along."""
 
 log = structlog.get_logger("kerneld.server")
 
@@ -161,8 +169,15 @@ def _note(_signo: int, _frame: FrameType | None) -> None:
     """Do nothing: the wake-up pipe has the byte already."""
 
 
-def _load_tracing(max_ring_bytes: int | None, kernel: Kernel) -> None:
-    """Make the machine one that can be traced, when the first trace is asked for: a start need not wait for it."""
+def _load_tracing(max_ring_bytes: int | None, kernel: Kernel) -> Iterator[None]:
+    """Make the machine one that can be traced, when the first trace is asked for: a start need not wait for it.
+
+    Module by module, so that others are served in between: together they take as long as many requests.
+    """
+    for module in TRACING_MODULES:
+        importlib.import_module(module)
+        yield
     from kerneld.trace.tracing import MAX_RING_BYTES, Tracing  # noqa: PLC0415
 
-    Tracing(kernel, MAX_RING_BYTES if max_ring_bytes is None else max_ring_bytes)
+    if kernel.tracing is None:
+        Tracing(kernel, MAX_RING_BYTES if max_ring_bytes is None else max_ring_bytes)

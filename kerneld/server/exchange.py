@@ -41,7 +41,7 @@ from kerneld.fs.file_limits import Payer
 from kerneld.server.connection import NOBODY, Connection, Datagram, close_fds
 from kerneld.syscalls.ahead import STORE, fault_stores_ahead
 from kerneld.syscalls.answer import Answer, Call, Work
-from kerneld.syscalls.dispatch import dispatch, run
+from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.table import RESTART
 from kerneld.task.entry import sysvec_apic_timer_interrupt
 from kerneld.task.sched import run_task
@@ -292,6 +292,8 @@ class Batch:
         result = run(call, nr)
         if not isinstance(result, int):
             return self._go_on(nr, result) if isinstance(result, Work) else self._take(nr, result)
+        if nr in ENDS_THREAD:
+            return self._take(nr, Answer(result))
         self._replies.append(PACK(REPLY_BYTES, 0, result))
         return call.process.ended
 
@@ -304,9 +306,7 @@ class Batch:
             return False
         if self._call is None:
             self._call = Call(self._kernel, thread, request.args, request.data, self.fds)
-            if request.nr not in SPECIAL:
-                return self._run_usual(self._call, request)
-        return self._take(request.nr, dispatch(self._kernel, thread, request, self.fds))
+        return self._run_usual(self._call, request)
 
     def _take(self, nr: int, answer: Answer) -> bool:
         """Add the reply to a request that has run; returns whether the batch ends with it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -86,7 +86,7 @@ class Sender(NamedTuple):
 class TraceCalls(Protocol):
     """What the kernel knows of tracing: `kerneld.trace` stands above it."""
 
-    def open(self, thread: Thread, data: bytes) -> tuple[int, tuple[int, int]]:
+    def open(self, thread: Thread, data: bytes) -> Generator[None, None, tuple[int, tuple[int, int]]]:
         """Open a trace for a thread, as a packed request says; return its handle and the reader's descriptors."""
 
     def close(self, thread: Thread, handle: int) -> None:
@@ -148,8 +148,8 @@ class Kernel:
         )
         self.vmscan = Vmscan(self.frames)
         PageAlloc(self.frames, self.vmscan, self._out_of_memory)
-        self.load_tracing: Callable[[Kernel], None] | None = None
-        """Puts `tracing` in when it is first needed; None where it never is."""
+        self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
+        """Puts `tracing` in when it is first needed, in pieces; None where it never is."""
         self.tracing: TraceCalls | None = None
         """Put in by whoever builds a machine that can be traced: `kerneld.trace`."""
         self.pipe_watch: PipeWatch | None = None
@@ -204,10 +204,10 @@ class Kernel:
         self._reap_traces()
         return ended
 
-    def find_tracing(self) -> TraceCalls | None:
-        """Return what traces this machine; None where it cannot be traced."""
+    def find_tracing(self) -> Generator[None, None, TraceCalls | None]:
+        """Return what traces this machine, made in pieces where it is not there yet; None where it cannot be traced."""
         if self.tracing is None and self.load_tracing is not None:
-            self.load_tracing(self)
+            yield from self.load_tracing(self)
         return self.tracing
 
     def _reap_traces(self) -> None:

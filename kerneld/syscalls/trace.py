@@ -9,18 +9,23 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.task.task import Thread
 
 
-def sys_perf_event_open(call: Call) -> Answer:
+def sys_perf_event_open(call: Call) -> int | Answer | Work:
     """args: a pointer; inline: a kd_trace_attr (`shared.trace.attr`). Returns a handle and two descriptors.
 
     Raises SysError(ENOSYS) on a machine that cannot be traced, and as `Tracing.open` does.
     """
-    tracing = call.kernel.find_tracing()
+    return Work(_open(call, call.thread, call.data)).go_on()
+
+
+def _open(call: Call, thread: Thread, data: bytes) -> Pieces:
+    tracing = yield from call.kernel.find_tracing()
     if tracing is None:
         raise SysError(errno.ENOSYS)
-    handle, fds = tracing.open(call.thread, call.data)
+    handle, fds = yield from tracing.open(thread, data)
     return Answer(handle, fds=fds)
 
 

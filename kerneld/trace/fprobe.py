@@ -7,6 +7,9 @@ function their wrappers stand inside one another, the last to come outermost, an
 A bound method that an object has kept (`self._poll = self._epoll.poll`) is out of reach: nothing hangs on such a one.
 
 Invariant: a function with no wrapper is, in every place, the very object that it was.
+
+To look through every module takes as long as to serve a thousand requests. So that is done once (`_Places`), and again
+only where another module has come, or what stands somewhere is not what stood there then.
 Answers to Linux v6.8 Documentation/trace/fprobe.rst and kernel/trace/fprobe.c.
 """
 
@@ -22,6 +25,67 @@ Function = Callable[..., Any]
 Wrap = Callable[[Function], Function]
 """Makes of a function one that does the same and tells of it."""
 _KERNEL = "kerneld"
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    """A name of a module or a class."""
+
+    holder: Any
+    name: str
+
+    def held(self) -> Any:
+        return vars(self.holder).get(self.name)
+
+    def __call__(self, function: Function) -> None:
+        setattr(self.holder, self.name, function)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An item of a table."""
+
+    table: dict[Any, Any]
+    key: Any
+
+    def held(self) -> Any:
+        return self.table.get(self.key)
+
+    def __call__(self, function: Function) -> None:
+        self.table[self.key] = function
+
+
+_Place = _Attribute | _Item
+
+
+class _Places:
+    """Where each function of the kernel stands, as far as that is known."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[_Place]] = {}
+        """By the id of what stands there; nothing is believed of it that is not looked at again."""
+        self._nr_modules = 0
+
+    def find(self, function: Function) -> list[_Place]:
+        """Return every place where a function stands now."""
+        if len(sys.modules) != self._nr_modules:
+            self._look()
+        found = self._known.get(id(function), [])
+        if not found or any(place.held() is not function for place in found):
+            self._look()
+            found = self._known.get(id(function), [])
+        return found
+
+    def moved(self, old: Function, new: Function, places: list[_Place]) -> None:
+        """Another function stands there from now on."""
+        self._known.pop(id(old), None)
+        self._known[id(new)] = places
+
+    def _look(self) -> None:
+        self._nr_modules = len(sys.modules)
+        self._known.clear()
+        for place, held in _everything():
+            self._known.setdefault(id(held), []).append(place)
 
 
 class _Site:
@@ -53,6 +117,7 @@ class Fprobes:
     """What is replaced in this process."""
 
     def __init__(self) -> None:
+        self._places = _Places()
         self._sites: dict[Function, _Site] = {}
         self._defined: dict[Function, Function] = {}
         """By what stands in its place."""
@@ -64,7 +129,7 @@ class Fprobes:
         """
         defined = self._defined.get(function, function)
         site = self._sites.get(defined) or _Site(_find_home(defined))
-        places = list(_places(site.current))
+        places = self._places.find(site.current)
         if not places:
             raise ValueError(f"{defined!r} stands nowhere in the kernel")
         site.wraps.append(wrap)
@@ -76,7 +141,7 @@ class Fprobes:
         """Take one wrapper away."""
         site = self._sites[probe.function]
         site.wraps.remove(probe.wrap)
-        self._replace(probe.function, site, list(_places(site.current)))
+        self._replace(probe.function, site, self._places.find(site.current))
         if not site.wraps:
             del self._sites[probe.function]
 
@@ -89,10 +154,11 @@ class Fprobes:
         """The functions that are wrapped now, as they were defined."""
         return list(self._sites)
 
-    def _replace(self, defined: Function, site: _Site, places: list[Callable[[Function], None]]) -> None:
+    def _replace(self, defined: Function, site: _Site, places: list[_Place]) -> None:
         wrapped = site.rebuild()
         for put in places:
             put(wrapped)
+        self._places.moved(site.current, wrapped, places)
         self._defined.pop(site.current, None)
         site.current = wrapped
         if site.wraps:
@@ -111,38 +177,21 @@ def _find_home(function: Function) -> Function:
     return found if callable(found) else function
 
 
-def _places(function: Function) -> Iterator[Callable[[Function], None]]:
-    """Yield a setter for each place of the kernel's modules where a function stands."""
-    # A list: a module may be imported meanwhile by nobody, but the interpreter cannot know.
+def _everything() -> Iterator[tuple[_Place, Any]]:
+    """Yield each place of the kernel's modules where something that can be called stands, and what."""
+    # Lists: a module may be imported meanwhile by nobody, but the interpreter cannot know.
     for name, module in list(sys.modules.items()):
         if name != _KERNEL and not name.startswith(_KERNEL + "."):
             continue
         for key, value in list(vars(module).items()):
-            if value is function:
-                yield _Attribute(module, key)
-            elif isinstance(value, type) and value.__module__ == name:
-                yield from (_Attribute(value, own) for own, held in list(vars(value).items()) if held is function)
-            elif isinstance(value, dict) and isinstance(function, FunctionType):
-                yield from (_Item(value, own) for own, held in list(value.items()) if held is function)
-
-
-@dataclass(frozen=True, slots=True)
-class _Attribute:
-    """A name of a module or a class."""
-
-    holder: Any
-    name: str
-
-    def __call__(self, function: Function) -> None:
-        setattr(self.holder, self.name, function)
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """An item of a table."""
-
-    table: dict[Any, Any]
-    key: Any
-
-    def __call__(self, function: Function) -> None:
-        self.table[self.key] = function
+            if isinstance(value, type):
+                if value.__module__ == name:
+                    for own, held in list(vars(value).items()):
+                        if callable(held):
+                            yield _Attribute(value, own), held
+            elif isinstance(value, dict):
+                for own, held in list(value.items()):
+                    if isinstance(held, FunctionType):
+                        yield _Item(value, own), held
+            elif callable(value):
+                yield _Attribute(module, key), value

@@ -15,9 +15,10 @@ some trace wants one of the events of FTRACE. Answers to Linux v6.8 kernel/trace
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from time import monotonic_ns
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,8 @@ class _Graph:
         self.trace = trace
         self._tracing = tracing
         self._now = tracing.current
-        self._functions = functions
-        self._graph_functions = graph_functions
+        self._functions = [compile_glob(glob) for glob in functions]
+        self._graph_functions = [compile_glob(glob) for glob in graph_functions]
         wanted = {event.number for event in trace.events}
         self._function = FUNCTION.number in wanted
         self._entry = FUNCGRAPH_ENTRY.number in wanted
@@ -166,10 +167,10 @@ def _caller_name(frame: FrameType) -> bytes:
     return function_name(caller) if caller is not None else b""
 
 
-def _matches(name: bytes, globs: tuple[str, ...]) -> bool:
-    """Tell whether one of the globs names a function, by its whole name or without its class."""
+def _matches(name: bytes, globs: list[Callable[[str], object]]) -> bool:
+    """Tell whether one of the globs, as `compile_glob` has made them, names a function, with its class or without."""
     whole, own = _both_names(name)
-    return any(matches(whole) or matches(own) for matches in map(compile_glob, globs))
+    return any(matches(whole) or matches(own) for matches in globs)
 
 
 def _both_names(name: bytes) -> tuple[str, str]:
@@ -193,7 +194,17 @@ def available_filter_functions() -> Iterator[bytes]:
                     yield function.__qualname__.encode()
 
 
-def all_name_functions(globs: tuple[str, ...]) -> bool:
-    """Tell whether each glob names some function that can be traced."""
-    names = {name for both in map(_both_names, available_filter_functions()) for name in both} if globs else set()
-    return all(any(map(matches, names)) for matches in map(compile_glob, globs))
+@functools.lru_cache(maxsize=1)
+def _filter_names(_nr_modules: int) -> tuple[str, ...]:
+    """Return the names by which functions can be chosen, each once; it is asked for anew when a module has come."""
+    return tuple({name for both in map(_both_names, available_filter_functions()) for name in both})
+
+
+def check_globs(globs: tuple[str, ...]) -> Generator[None, None, bool]:
+    """Tell whether each glob names some function that can be traced, one glob a piece: there are a thousand names."""
+    for glob in globs:
+        matches = compile_glob(glob)
+        if not any(map(matches, _filter_names(len(sys.modules)))):
+            return False
+        yield
+    return True

@@ -14,17 +14,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 import structlog
 
-import kerneld.trace.probes  # noqa: F401  (fills PROBES)
 from kerneld.errors import SysError
 from kerneld.trace.current import Current
 from kerneld.trace.fprobe import FPROBES, Fprobe
-from kerneld.trace.ftrace import FunctionTracer, all_name_functions
+from kerneld.trace.ftrace import FunctionTracer, check_globs
 from kerneld.trace.probe import PROBES, Probe
+from kerneld.trace.probes import fault, frames, pte, reclaim, request, shadow, task, vma  # noqa: F401  (into PROBES)
 from kerneld.trace.probes.rss import note_rss, tell_rss
 from kerneld.trace.ring import ReaderGone
 from kerneld.trace.rings import Rings
@@ -108,10 +108,11 @@ class Tracing:
 
     # Opening and closing
 
-    def open(self, thread: Thread, data: bytes) -> tuple[int, tuple[int, int]]:
+    def open(self, thread: Thread, data: bytes) -> Generator[None, None, tuple[int, tuple[int, int]]]:
         """Open a trace for a thread, as a packed TraceAttr says; return its handle and the reader's two descriptors.
 
-        The caller closes the descriptors. Raises SysError(EINVAL) for no such events or functions or a ring of no such
+        It comes in pieces as long as it looks at what is asked for; what happens is traced from the last one on. The
+        caller closes the descriptors. Raises SysError(EINVAL) for no such events or functions or a ring of no such
         size, ENOSPC for one that is too large, ESRCH for no such process, EPERM for another user's or for everybody's
         functions, EMFILE with too many rings that may still be read, ENOMEM where the host has no memory for the ring.
         """
@@ -119,7 +120,7 @@ class Tracing:
             attr = unpack_attr(data)
         except (ValueError, UnicodeDecodeError):
             raise SysError(errno.EINVAL) from None
-        events = self._check(thread, attr)
+        events = yield from self._check(thread, attr)
         self._rings.check_room(thread.process)
         ring = self._rings.make(thread.process, attr.data_pages)
         trace = Trace(self._next_handle, thread, events, attr.pids, ring)
@@ -133,14 +134,26 @@ class Tracing:
         _log.info("trace opened", pid=thread.process.pid, handle=trace.handle, events=len(events))
         return trace.handle, ring.take_fds()
 
-    def _check(self, thread: Thread, attr: TraceAttr) -> tuple[Event, ...]:
+    def _check(self, thread: Thread, attr: TraceAttr) -> Generator[None, None, tuple[Event, ...]]:
         """Return the events that are asked for, each once. Raises as `open` does."""
-        found = {event.number: event for glob in attr.globs for event in matching(glob)}
+        found: dict[int, Event] = {}
         pages = attr.data_pages
-        if not all(matching(glob) for glob in attr.globs) or not pages or pages & pages - 1:
+        for glob in attr.globs:
+            named = matching(glob)
+            if not named or not pages or pages & pages - 1:
+                raise SysError(errno.EINVAL)
+            found.update((event.number, event) for event in named)
+            yield
+        self._check_rights(thread, attr, found)
+        if not (yield from check_globs((*attr.functions, *attr.graph_functions))):
             raise SysError(errno.EINVAL)
+        # Others have been served meanwhile: who may see whom is asked last.
+        self._check_rights(thread, attr, found)
+        return tuple(found.values())
+
+    def _check_rights(self, thread: Thread, attr: TraceAttr, found: dict[int, Event]) -> None:
         limit = self._max_ring_bytes if thread.process.cred.superuser else self._max_ring_bytes // _USER_SHARE
-        if pages << PAGE_SHIFT > limit:
+        if attr.data_pages << PAGE_SHIFT > limit:
             raise SysError(errno.ENOSPC)
         for pid in attr.pids:
             process = self.kernel.processes.get(pid)
@@ -152,9 +165,6 @@ class Tracing:
         # Functions tell what everybody does, and how long it takes: without the superuser's rights only of one's own.
         if not cred.superuser and not attr.pids and not FTRACE.isdisjoint(found):
             raise SysError(errno.EPERM)
-        if not all_name_functions((*attr.functions, *attr.graph_functions)):
-            raise SysError(errno.EINVAL)
-        return tuple(found.values())
 
     def _attach(self, trace: Trace) -> None:
         """Have a trace told of its events, or of none where a probe cannot be registered."""

@@ -1,4 +1,7 @@
-"""Globs of names, as a shell has them: `*`, `?`, `[ab]`. What others ask for must not be remembered for ever."""
+"""Globs of names, as a shell has them: `*`, `?`, `[ab]`. What others ask for must not be remembered for ever.
+
+To make a matcher takes a hundred times as long as to use it: who has many names to look at makes it once.
+"""
 
 from __future__ import annotations
 

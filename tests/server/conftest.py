@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.server import exchange
-from tests.server.fakes import ServerUnderTest, fake_dispatch, fake_run
+from tests.server.fakes import ServerUnderTest, fake_run
 
 
 @pytest.fixture
@@ -22,7 +22,6 @@ def private_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(private_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerUnderTest]:
     """A server over the fake kernel, driven turn by turn."""
-    monkeypatch.setattr(exchange, "dispatch", fake_dispatch)
     monkeypatch.setattr(exchange, "run", fake_run)
     server = ServerUnderTest(private_dir)
     yield server

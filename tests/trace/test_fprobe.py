@@ -104,7 +104,7 @@ def test_all_or_nothing(world: TracedWorld, monkeypatch: pytest.MonkeyPatch) -> 
     before = everything()
     monkeypatch.setattr(type(FPROBES), "register", failing)
     with pytest.raises(ValueError, match="no place"):
-        world.tracing.open(world.tracer.thread, b"\x10\0\0\0\1\0\0\0\0\0\0\0\2\0\0\0*\0")
+        list(world.tracing.open(world.tracer.thread, b"\x10\0\0\0\1\0\0\0\0\0\0\0\2\0\0\0*\0"))
     assert FPROBES.functions == []
     after = everything()
     assert [place for place in before if after[place] is not before[place]] == []

@@ -1,7 +1,8 @@
-"""The probes, by what they watch. Importing this package puts all of them into `kerneld.trace.probe.PROBES`."""
+"""The probes, by what they watch: each file puts its own into `kerneld.trace.probe.PROBES` when it is imported.
+
+This package imports none of them: to import all takes a while, and a daemon does that one by one.
+"""
 
 from __future__ import annotations
 
-from kerneld.trace.probes import fault, frames, pte, reclaim, request, rss, shadow, task, vma
-
-__all__ = ["fault", "frames", "pte", "reclaim", "request", "rss", "shadow", "task", "vma"]
+NAMES = ("fault", "frames", "pte", "reclaim", "request", "rss", "shadow", "task", "vma")
