@@ -10,6 +10,7 @@ mm/memory.c:__access_remote_vm() and mm/gup.c: check_vma_flags(), can_follow_wri
 | lacks it, private        | EFAULT         | done           | EFAULT         | into a copy of its own   |
 | lacks it, shared         | EFAULT         | done           | EFAULT         | EFAULT                   |
 
+What is gone to is marked as `kerneld.mm.foll_touch` says, and what is written to is dirty, frame and all.
 Below a VMA that grows down the VMA grows. A forced write leaves the entry read-only: the program still cannot write.
 """
 
@@ -17,15 +18,18 @@ from __future__ import annotations
 
 import errno
 
+import numpy as np
+
 from kerneld.errors import KernelBug, SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_PSE, PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault, unshare_page
+from kerneld.mm.foll_touch import folio_mark_dirty, touch_entry
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_MAYREAD, VM_MAYWRITE, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 _PATIENCE = 4
 """Faults that one page may take: the page, then its copy. More means a bug of ours."""
@@ -42,7 +46,7 @@ def read_remote_vm(mm: MmStruct, vaddr: Vaddr, length: int, *, force: bool = Fal
     while length > 0:
         offset = vaddr & ~PAGE_MASK
         count = min(length, PAGE_SIZE - offset)
-        paddr = _get_user_page(mm, vaddr & PAGE_MASK, write=False, force=force) + offset
+        paddr = get_user_page(mm, vaddr & PAGE_MASK, write=False, force=force) + offset
         parts.append(bytes(ram.read(paddr, count)))
         vaddr += count
         length -= count
@@ -60,8 +64,9 @@ def write_remote_vm(mm: MmStruct, vaddr: Vaddr, data: bytes, *, force: bool = Fa
     while view:
         offset = vaddr & ~PAGE_MASK
         count = min(len(view), PAGE_SIZE - offset)
-        paddr = _get_user_page(mm, vaddr & PAGE_MASK, write=True, force=force) + offset
+        paddr = get_user_page(mm, vaddr & PAGE_MASK, write=True, force=force) + offset
         ram.write(paddr, view[:count])
+        folio_mark_dirty(mm.frames, np.array([paddr >> PAGE_SHIFT]))
         vaddr += count
         view = view[count:]
 
@@ -81,9 +86,7 @@ def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> l
             if vma is None:
                 raise SysError(errno.EFAULT)
             _check_vma_flags(vma, write, False)
-            paddr = _follow_page(mm, vma, page, write=write, force=False)
-            if not write and _must_unshare(mm, paddr >> PAGE_SHIFT):
-                paddr = unshare_page(mm, vma, page) << PAGE_SHIFT
+            paddr = _follow_page(mm, vma, page, write=write, pin=True)
         except SysError:
             if pages:
                 break
@@ -93,34 +96,43 @@ def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> l
     return pages
 
 
-def unpin_user_pages(mm: MmStruct, pages: list[int]) -> None:
-    """Let go of pages that `pin_user_pages` has returned. Source: Linux v6.8 mm/gup.c:unpin_user_pages()."""
+def unpin_user_pages(mm: MmStruct, pages: list[int], *, dirty: bool) -> None:
+    """Let go of pages that `pin_user_pages` has returned; with `dirty` they have been written to, or may have been.
+
+    Source: Linux v6.8 mm/gup.c:unpin_user_pages_dirty_lock().
+    """
+    if dirty:
+        folio_mark_dirty(mm.frames, np.unique(np.array(pages, dtype=np.int64) >> PAGE_SHIFT))
     for paddr in pages:
         mm.frames.put_page(paddr >> PAGE_SHIFT)
 
 
-def _must_unshare(mm: MmStruct, pfn: int) -> bool:
-    return mm.frames.flags_at[pfn] & (PG_ANON | PG_ANON_EXCLUSIVE) == PG_ANON
+def _must_unshare(mm: MmStruct, entry: int, pfn: int) -> bool:
+    """Source: Linux v6.8 mm/gup.c:gup_must_unshare(), for a page that is pinned to be read."""
+    return not entry & PTE_RW and mm.frames.flags_at[pfn] & (PG_ANON | PG_ANON_EXCLUSIVE) == PG_ANON
 
 
-def _get_user_page(mm: MmStruct, vaddr: Vaddr, *, write: bool, force: bool) -> int:
-    """Return the physical address of a page, faulted in for the access. Source: mm/gup.c:__get_user_pages()."""
+def get_user_page(mm: MmStruct, vaddr: Vaddr, *, write: bool, force: bool) -> int:
+    """Return the physical address of a page, faulted in for the access; a VMA grows down to it.
+
+    Raises as `read_remote_vm` does. Source: Linux v6.8 mm/gup.c:get_user_page_vma_remote().
+    """
     vma = _find_extend_vma(mm, vaddr)
     _check_vma_flags(vma, write, force)
     return _follow_page(mm, vma, vaddr, write=write, force=force)
 
 
-def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bool) -> int:
-    """Return the physical address of a page of a VMA that allows the access, faulted in where need be."""
+def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bool = False, pin: bool = False) -> int:
+    """Return the physical address of a page of a VMA that allows the access, faulted in or unshared where need be."""
     words = mm.frames.ram.words
     for _ in range(_PATIENCE):
         at = mm.page_table.find_leaf(vaddr)
         entry = words[at] if at is not None else 0
         if at is not None and pte_present(entry) and (not write or _can_follow_write_pte(mm, entry, force)):
-            if write:
-                update = mm.update_huge_pmd if entry & PTE_PSE else mm.update_pte
-                update(at, vaddr & -PMD_SIZE if entry & PTE_PSE else vaddr, entry | PTE_DIRTY)
-            return entry_pfn(entry, vaddr) << PAGE_SHIFT
+            if pin and not write and _must_unshare(mm, entry, entry_pfn(entry, vaddr)):
+                unshare_page(mm, vma, vaddr)
+                continue
+            return touch_entry(mm, at, vaddr, write) << PAGE_SHIFT
         fault = handle_mm_fault(mm, vma, vaddr, write)
         if fault & VM_FAULT_ERROR:
             raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)

@@ -189,7 +189,7 @@ def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: 
             raise SysError(errno.EINVAL)
         last = min(end, vma.end)
         while start < last:
-            start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write)
+            start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True)
             if fault:
                 raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
             if pace.is_over():

@@ -17,6 +17,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
 from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
+from kerneld.mm.foll_touch import touch_leaf
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct, vma_page_prot
@@ -86,28 +87,29 @@ def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
     if not _is_populated(vma):
         return 0
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-    return fault_in_range(mm, vma, start, end, write)[1]
+    return fault_in_range(mm, vma, start, end, write, foll_touch=True)[1]
 
 
 def _is_populated(vma: Vma) -> bool:
     return vma.vm_flags & VM_ACCESS_FLAGS != 0 and not vma.vm_flags & VM_LOCKONFAULT
 
 
-def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool) -> tuple[Vaddr, int]:
+def fault_in_range(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, *, foll_touch: bool = False
+) -> tuple[Vaddr, int]:
     """Fault in every page of [start, end), page-aligned and inside one VMA whose rights allow the access.
 
+    With `foll_touch` it is the kernel that goes to the pages, not the processor: see `kerneld.mm.foll_touch`.
     Returns how far it came and 0 or the VM_FAULT_* that stopped it there.
     """
     if vma.file is not None:
-        return _fault_in_file(mm, vma, start, end, write)
+        return _fault_in_file(mm, vma, start, end, write, foll_touch)
     huge = may_have_huge_pages(mm, vma)
     try:
         for leaf in fault_in_huge(mm, vma, start, end, write) if huge else mm.page_table.ensure_leaves(start, end):
-            if leaf.huge:
-                start = leaf.end
-                continue
-            _fill_anonymous(mm, vma, leaf, write)
-            stopped = _fault_rest(mm, vma, leaf, write)
+            if not leaf.huge:
+                _fill_anonymous(mm, vma, leaf, write)
+            stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
             if stopped is not None:
                 return stopped
             start = leaf.end
@@ -116,7 +118,9 @@ def fault_in_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool
     return end, 0
 
 
-def _fault_in_file(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool) -> tuple[Vaddr, int]:
+def _fault_in_file(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, foll_touch: bool
+) -> tuple[Vaddr, int]:
     """Do as `fault_in_range` for a file: its first fault makes a leaf table, and one that fails makes none."""
     while start < end:
         stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
@@ -126,7 +130,8 @@ def _fault_in_file(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool
                 return start, result
         low = mm.page_table.find_pte(start)
         assert low is not None
-        stopped = _fault_rest(mm, vma, Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT)), write)
+        leaf = Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
+        stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
         if stopped is not None:
             return stopped
         start = stop
@@ -168,6 +173,16 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
         prot |= PTE_RW | PTE_DIRTY
     new[empty] = (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(prot)
     mm.map_pages(leaf, new, pfns, Rss.ANON)
+
+
+def _fault_leaf(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: bool) -> tuple[Vaddr, int] | None:
+    """Fault in what misses of a leaf table, or nothing of a huge page; returns where and why it stopped."""
+    stopped = None if leaf.huge else _fault_rest(mm, vma, leaf, write)
+    if foll_touch:
+        if stopped is not None:
+            leaf = leaf._replace(end=stopped[0], high=leaf.low + ((stopped[0] - leaf.start) >> PAGE_SHIFT))
+        touch_leaf(mm, leaf, write)
+    return stopped
 
 
 def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr, int] | None:

@@ -112,7 +112,7 @@ def _rw_batch(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, write:
     try:
         return _rw_pages(mm, pages, vaddr % PAGE_SIZE, length, local, write=write)
     finally:
-        unpin_user_pages(mm, pages)
+        unpin_user_pages(mm, pages, dirty=write)
 
 
 def _rw_pages(mm: MmStruct, pages: list[int], offset: int, length: int, local: _LocalIter, *, write: bool) -> int:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from kerneld.errors import SysError
-from kerneld.mm.access import write_remote_vm
 from kerneld.mm.brk import do_brk_flags
 from kerneld.mm.filemap import File
 from kerneld.mm.mlock import mlock_future_ok
@@ -30,6 +29,7 @@ from kerneld.mm.munmap import do_munmap
 from kerneld.mm.unmapped_area import get_unmapped_area
 from kerneld.mm.vm_flags import VM_EXEC
 from kerneld.task.elf import U64_MASK, ElfImage, ElfSegment
+from kerneld.task.uaccess import copy_to_user
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
@@ -219,11 +219,8 @@ def _elf_map(
 def _padzero(mm: MmStruct, start: Vaddr, *, must: bool) -> None:
     """Zero the rest of a page in memory, if there is any. Source: Linux v6.8 fs/binfmt_elf.c:padzero()."""
     count = -start & _PAGE_OFFSET
-    try:
-        write_remote_vm(mm, start, bytes(count))
-    except SysError as error:
-        if must or error.errno != errno.EFAULT:
-            raise
+    if copy_to_user(mm, start, bytes(count)) < count and must:
+        raise SysError(errno.EFAULT)
 
 
 def _vm_brk_flags(mm: MmStruct, start: Vaddr, length: int, prot: int, *, privileged: bool) -> None:

@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kerneld.errors import SysError
-from kerneld.mm.access import write_remote_vm
+from kerneld.mm.access import get_user_page
 from kerneld.mm.limits import STACK_LIMIT_BYTES, Rlimits
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.overcommit import check_enough_memory
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
 from kerneld.mm.vma import Vma
+from kerneld.task.uaccess import copy_to_user
 from shared.uapi.auxvec import ELF_PLATFORM, At
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
 from shared.uapi.resource import Rlimit
@@ -93,20 +94,42 @@ def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
 def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> Vaddr:
     """Make the stack with the strings at its top, and return where they begin (mm.arg_start).
 
-    Raises SysError(E2BIG) where RLIMIT_STACK or RLIMIT_AS has no room for them, SysError(EFAULT) where it has none for
-    128 KiB more, SysError(ENOMEM) without a frame. Source: Linux v6.8 fs/exec.c:setup_arg_pages(), get_arg_page().
+    Raises SysError(E2BIG) where RLIMIT_STACK or RLIMIT_AS has no room for them, or without a frame, SysError(EFAULT)
+    where there is none for 128 KiB more. Source: Linux v6.8 fs/exec.c:setup_arg_pages(), get_arg_page().
     """
     vma = insert_stack(mm, PAGE_SIZE, VM_EXEC if executable else 0)
     arg_start = STACK_TOP - _WORD - len(arguments.strings)
     if arg_start < vma.start:
         _expand(mm, vma, arg_start, errno.E2BIG)
-    write_remote_vm(mm, arg_start, arguments.strings)
+    env_start = arg_start + arguments.argv_bytes
+    name_start = env_start + arguments.envp_bytes
+    for start, end in ((name_start, STACK_TOP - _WORD), (env_start, name_start), (arg_start, env_start)):
+        _copy_strings(mm, start, arguments.strings[start - arg_start : end - arg_start])
     limit = mm.rlimits.soft[Rlimit.STACK] & PAGE_MASK
     base = max(vma.start - STACK_EXPAND_BYTES, vma.end - limit)
     if base < vma.start:
         _expand(mm, vma, base, errno.EFAULT)
     mm.arg_start = arg_start
     return arg_start
+
+
+def _copy_strings(mm: MmStruct, vaddr: Vaddr, strings: bytes) -> None:
+    """Write to the new stack before it is anybody's. Source: Linux v6.8 fs/exec.c:copy_strings(), get_arg_page()."""
+    view = memoryview(strings)
+    while view:
+        count = min(len(view), PAGE_SIZE - vaddr % PAGE_SIZE)
+        try:
+            paddr = get_user_page(mm, vaddr & PAGE_MASK, write=True, force=True)
+        except SysError:
+            raise SysError(errno.E2BIG) from None
+        mm.frames.ram.write(paddr + vaddr % PAGE_SIZE, view[:count])
+        vaddr += count
+        view = view[count:]
+
+
+def _put_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> None:
+    if copy_to_user(mm, vaddr, data) < len(data):
+        raise SysError(errno.EFAULT)
 
 
 def _expand(mm: MmStruct, vma: Vma, address: Vaddr, code: int) -> None:
@@ -120,14 +143,14 @@ def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[A
     """Write what a program finds at its stack pointer, and note it in the address space (arg_*, env_*, start_stack).
 
     `auxv` is what the caller knows of the auxiliary vector; AT_RANDOM, AT_EXECFN, AT_PLATFORM and AT_NULL are added.
-    Raises SysError(EFAULT) where a segment has taken the stack's place or the stack has no room left,
-    SysError(ENOMEM) without a frame. Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables().
+    Raises SysError(EFAULT) where a segment has taken the stack's place, or the stack has no room left, or without a
+    frame. Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables().
     """
     start = mm.arg_start
     platform = ELF_PLATFORM + b"\0"
     at_platform = (start & -16) - len(platform)
     at_random = at_platform - _RANDOM_BYTES
-    write_remote_vm(mm, at_random, os.urandom(_RANDOM_BYTES) + platform)
+    _put_user(mm, at_random, os.urandom(_RANDOM_BYTES) + platform)
     mm.arg_end = mm.env_start = start + arguments.argv_bytes
     mm.env_end = mm.env_start + arguments.envp_bytes
     own = ((At.RANDOM, at_random), (At.EXECFN, mm.env_end), (At.PLATFORM, at_platform), (At.NULL, 0))
@@ -141,7 +164,7 @@ def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[A
     ]
     words = pointers + vector
     stack_pointer = (at_random - len(words) * _WORD) & -16
-    write_remote_vm(mm, stack_pointer, struct.pack(f"<{len(words)}Q", *words))
+    _put_user(mm, stack_pointer, struct.pack(f"<{len(words)}Q", *words))
     mm.start_stack = stack_pointer
 
 

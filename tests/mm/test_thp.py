@@ -264,13 +264,13 @@ def test_pinning_unshares(machine: HugeMachine, mm: MmStruct) -> None:
     child = machine.fork(mm)
     frames = frames_of(mm, BASE, huge(2))
     (pinned,) = pin_user_pages(mm, page(61), 4, write=False)
-    unpin_user_pages(mm, [pinned])
+    unpin_user_pages(mm, [pinned], dirty=False)
     assert sizes(mm, 2) == "tH"
     assert frame_at(mm, page(61)) == pinned >> PAGE_SHIFT != frames[61]
     machine.exit(child)
     pages = pin_user_pages(mm, page(HUGE + 5), 4, write=False)
     assert pages == [frames[HUGE + 5] << PAGE_SHIFT]
-    unpin_user_pages(mm, pages)
+    unpin_user_pages(mm, pages, dirty=False)
     assert sizes(mm, 2) == "tH"
     assert not entry_at(mm, page(HUGE)) & PTE_RW
     machine.check()

@@ -190,6 +190,6 @@ def test_every_allocation_may_fail(world: World) -> None:
         world.check()
         assert (world.mm, world.frames.free_pages) == (mm, free)
         codes.add(code)
-    assert codes == {errno.ENOMEM}
+    assert codes == {errno.ENOMEM, errno.E2BIG, errno.EFAULT}
     assert allowed > 5
     assert world.process.comm == "program"

@@ -1,0 +1,73 @@
+"""What the kernel leaves behind on pages that it goes to for somebody: get_user_pages() with FOLL_TOUCH.
+
+The processor's own access leaves its marks in the entry. The kernel's does not go by the entry: it marks the frame as
+used and, for a write through an entry that is clean, as dirty. Without that a page that MADV_FREE has cleaned, and that
+is then populated or locked to be written to, would count as given up. Knows no fault. Answers to Linux v6.8
+mm/gup.c:follow_page_pte(), mm/huge_memory.c:touch_pmd() and mm/page-writeback.c:folio_mark_dirty().
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, counted_mask, entry_pfn, pte_pfn
+from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.frames import PG_ANON, PG_DIRTY, Frames, Pfns
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.leaf_walk import Leaf
+from kerneld.mm.lru import folio_mark_accessed
+from kerneld.mm.mm import MmStruct
+from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
+
+
+def folio_mark_dirty(frames: Frames, pfns: Pfns) -> None:
+    """Note of frames that they have changed; of a file's the file knows it too. A huge page is dirty as a whole.
+
+    Source: Linux v6.8 mm/page-writeback.c:folio_mark_dirty().
+    """
+    flags = frames.flags[pfns]
+    anon = pfns[(flags & np.uint32(PG_ANON)) != 0]
+    frames.flags[anon] |= np.uint32(PG_DIRTY)
+    if frames.huge.entire_mapcount:
+        for head in np.unique(anon & -HPAGE_PMD_NR).tolist():
+            if head in frames.huge.entire_mapcount:
+                frames.flags[head : head + HPAGE_PMD_NR] |= np.uint32(PG_DIRTY)
+    for pfn in pfns[(flags & np.uint32(PG_ANON | PG_DIRTY)) == 0].tolist():
+        mapping = frames.find_mapping(pfn)
+        if isinstance(mapping, AddressSpace):
+            mapping.mark_dirty(frames.index_at[pfn], pfn)
+
+
+def touch_entry(mm: MmStruct, at: int, vaddr: Vaddr, write: bool) -> Pfn:
+    """Mark the page of a present entry, by its word index, that allows the access; returns the page's frame."""
+    entry = mm.frames.ram.words[at]
+    if entry & PTE_PSE:
+        mm.update_huge_pmd(at, vaddr & -PMD_SIZE, _touched_pmd(entry, write))
+        return entry_pfn(entry, vaddr)
+    pfn = pte_pfn(entry)
+    if not entry & PTE_SPECIAL:
+        pfns = np.array([pfn])
+        if write and not entry & PTE_DIRTY:
+            folio_mark_dirty(mm.frames, pfns)
+        folio_mark_accessed(mm.frames, pfns)
+    return pfn
+
+
+def touch_leaf(mm: MmStruct, leaf: Leaf, write: bool) -> None:
+    """Mark every page that a run of entries maps, each of which allows the access, or a huge page's one entry."""
+    if leaf.huge:
+        entry = mm.frames.ram.words[leaf.low]
+        mm.update_huge_pmd(leaf.low, leaf.start & -PMD_SIZE, _touched_pmd(entry, write))
+        return
+    entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+    counted = entries[counted_mask(entries)]
+    pfns = pte_pfn(counted).astype(np.int64)
+    if write:
+        clean = pfns[(counted & np.uint64(PTE_DIRTY)) == 0]
+        if len(clean):
+            folio_mark_dirty(mm.frames, clean)
+    folio_mark_accessed(mm.frames, pfns)
+
+
+def _touched_pmd(entry: int, write: bool) -> int:
+    return entry | PTE_ACCESSED | (PTE_DIRTY if write else 0)
