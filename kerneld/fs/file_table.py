@@ -23,9 +23,10 @@ from kerneld.errors import SysError
 from kerneld.fs.file_limits import FileAccounts, FileRules, Payer
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
+from kerneld.fs.mmap_ops import MmapOps, find_mmap_ops
 from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
-from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_noexec, is_write_sealed, reopen
+from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_write_sealed, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
@@ -65,39 +66,47 @@ class FileTable:
         try:
             opened = describe_fd(fd)
             _check_descriptors_left(fd)
-            if not opened.is_regular:
-                return self._unmappable(fd, opened)
-            return self._open_regular(fd, opened, owner)
+            file = self._find_open(fd, opened)
+            if file is not None:
+                os.close(fd)
+                return file
+            ops = find_mmap_ops(fd, opened)
+            if not opened.is_regular or not ops.exists or ops.refuses or ops.huge_page_bytes:
+                return self._open_uncached(fd, opened, ops)
+            return self._open_regular(fd, opened, ops, owner)
         except (SysError, OSError) as error:
             with contextlib.suppress(OSError):
                 os.close(fd)
             raise SysError(error.errno or errno.EBADF) from None
 
-    def _unmappable(self, fd: int, opened: OpenFile) -> File:
-        file = File(AddressSpace(self._frames, None), find_path(fd), readable=opened.readable, writable=opened.writable)
-        file.mappable = False
+    def _find_open(self, fd: int, opened: OpenFile) -> File | None:
+        """Return the File of a description that is in use, held once more."""
+        inode = self._inodes.get(opened.inode_key)
+        file = inode.find_file(fd, opened) if inode is not None else None
+        if inode is not None and file is not None:
+            inode.nr_holds += 1
+        return file
+
+    def _open_uncached(self, fd: int, opened: OpenFile, ops: MmapOps) -> File:
+        """A file that no mapping can come of: nothing of it is kept."""
+        file = _new_file(AddressSpace(self._frames, None), find_path(fd), opened, ops)
         os.close(fd)
         return file
 
-    def _open_regular(self, fd: int, opened: OpenFile, owner: Process | None) -> File:
-        dev, ino = key = opened.inode_key
+    def _open_regular(self, fd: int, opened: OpenFile, ops: MmapOps, owner: Process | None) -> File:
+        key = opened.inode_key
         inode = self._inodes.get(key) or Inode(self._frames, key, self._forget, self._file_gone)
-        file = inode.find_file(fd, opened)
-        if file is None:
-            path, readable, writable = find_path(fd), opened.readable, opened.writable
-            file = File(inode.mapping, path, readable=readable, writable=writable, dev=dev, ino=ino)
-            file.noexec = is_noexec(fd)
-            file.write_sealed = is_write_sealed(fd)
-            file.mapping.in_memory = is_in_memory(fd)
-            os.set_inheritable(fd, False)
-            if owner is not None:
-                self._payers[file] = self.accounts.charge(owner)
-            inode.add_file(file, fd, opened)
-            if key not in self._inodes:
-                self._inodes[key] = inode
-                self._begin_watch(inode, fd)
-        else:
-            os.close(fd)
+        file = _new_file(inode.mapping, find_path(fd), opened, ops)
+        file.dev, file.ino = key
+        file.write_sealed = is_write_sealed(fd)
+        file.mapping.in_memory = is_in_memory(fd)
+        os.set_inheritable(fd, False)
+        if owner is not None:
+            self._payers[file] = self.accounts.charge(owner)
+        inode.add_file(file, fd, opened)
+        if key not in self._inodes:
+            self._inodes[key] = inode
+            self._begin_watch(inode, fd)
         inode.nr_holds += 1
         return file
 
@@ -156,7 +165,7 @@ class FileTable:
             raise SysError(error.errno or errno.EBADF) from None
         file = self.open_fd(fd, owner)
         try:
-            if not file.mappable or not file.readable or file.noexec:
+            if self._find_inode(file) is None or not file.readable or file.noexec:
                 raise SysError(errno.EACCES)
             check_permission(status, cred, MAY_EXEC)
         except SysError:
@@ -206,6 +215,13 @@ class FileTable:
     def close(self) -> None:
         """Close what is of the table itself; no file may be in use any more."""
         self.mounts.close()
+
+
+def _new_file(mapping: AddressSpace, path: str, opened: OpenFile, ops: MmapOps) -> File:
+    file = File(mapping, path, readable=opened.readable, writable=opened.writable)
+    file.mappable, file.refuses, file.noexec = ops.exists, ops.refuses, ops.noexec
+    file.huge_page_bytes, file.max_bytes = ops.huge_page_bytes, ops.max_bytes
+    return file
 
 
 def _check_descriptors_left(fd: int) -> None:

@@ -12,7 +12,9 @@ import fcntl
 import functools
 import os
 import stat
+import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kerneld.errors import SysError
 
@@ -84,9 +86,27 @@ def find_path(fd: int) -> str:
         return ""
 
 
-def is_noexec(fd: int) -> bool:
-    """Tell whether the file lies on a file system mounted noexec."""
-    return os.fstatvfs(fd).f_flag & os.ST_NOEXEC != 0
+class StatFs(NamedTuple):
+    """What statfs(2) says of the file system that a file is on."""
+
+    type: int
+    """Its magic number: Linux v6.8 include/uapi/linux/magic.h."""
+    block_bytes: int
+    flags: int
+    """ST_ flags of the mount."""
+
+
+_STATFS = struct.Struct("=qq64xq32x")
+"""Linux v6.8 include/uapi/asm-generic/statfs.h: struct statfs64 on x86-64: f_type, f_bsize, f_flags."""
+
+
+def fstatfs(fd: int) -> StatFs:
+    """Return what the host says of the file system behind a descriptor: fstatfs(2). Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATFS.size)
+    if _libc().fstatfs(fd, buffer) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return StatFs._make(_STATFS.unpack(buffer.raw))
 
 
 def is_write_sealed(fd: int) -> bool:

@@ -329,9 +329,11 @@ class File:
 
     __slots__ = (
         "dev",
+        "huge_page_bytes",
         "ino",
         "mappable",
         "mapping",
+        "max_bytes",
         "noexec",
         "path",
         "readable",
@@ -352,8 +354,12 @@ class File:
         self.ino = ino
         self.mappable = True
         """Whether it can be mapped at all (Linux: file->f_op->mmap)."""
+        self.max_bytes = (1 << 63) - 1
+        """Offsets of it end here (Linux: file_mmap_size_max(), MAX_LFS_FILESIZE)."""
+        self.huge_page_bytes = 0
+        """The size of its pages where it is a file of hugetlbfs, else 0 (Linux: is_file_hugepages())."""
         self.noexec = False
-        """Whether it lies on a file system mounted noexec (Linux: path_noexec())."""
+        """Whether it lies on a file system that nothing is executed of (Linux: path_noexec())."""
         self.refuses = 0
         """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
         self.write_sealed = False

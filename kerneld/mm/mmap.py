@@ -13,9 +13,12 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 | shared and writable: the file not open for writing      | EACCES                         |
 | file not open for reading                               | EACCES                         |
 | file on a noexec mount, with PROT_EXEC                  | EPERM                          |
-| file of a kind that cannot be mapped                    | ENODEV                         |
+| file without an mmap operation: a pipe, a directory     | ENODEV                         |
 | neither shared nor private; GROWSDOWN where not allowed | EINVAL                         |
 | file sealed against writing, shared and writable        | EPERM                          |
+| then, when what was there is gone:                      |                                |
+| no memory to promise                                    | ENOMEM                         |
+| file whose mmap operation refuses: sysfs, huge pages    | its errno                      |
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.filemap import File, shmem_zero_setup
+from kerneld.mm.hugetlb import check_hugetlb_area, hugetlbfs_file_mmap
 from kerneld.mm.mlock import can_do_mlock, mlock_future_ok
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
@@ -61,7 +65,6 @@ _LEGACY_MAP_MASK = (
     | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
     | Map.ABOVE4G
 ).value | MAP_HUGE_SIZES  # fmt: skip
-_MAX_LFS_FILESIZE = (1 << 63) - 1
 
 
 def do_mmap(
@@ -88,6 +91,8 @@ def do_mmap(
         raise SysError(errno.ENOMEM)
     aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.in_memory
     offset = None if file is None else pgoff << PAGE_SHIFT
+    if file is not None and file.huge_page_bytes:
+        check_hugetlb_area(file, addr, length, flags)
     addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
     if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
         raise SysError(errno.EEXIST)
@@ -128,9 +133,8 @@ def _check_anonymous(flags: int, vm_flags: int, addr: Vaddr) -> tuple[int, int]:
 
 
 def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
-    """Return the VM_ flags of a file mapping."""
-    # What is no regular file has no largest offset of its own, and is refused later (Linux: file_mmap_ok()).
-    limit = _MAX_LFS_FILESIZE if file.mappable else (1 << 64) - 1
+    """Return the VM_ flags of a file mapping. Source: Linux v6.8 mm/mmap.c:do_mmap() and file_mmap_ok()."""
+    limit = file.max_bytes
     if length > limit or pgoff > (limit - length) >> PAGE_SHIFT:
         raise SysError(errno.EOVERFLOW)
     kind = flags & MAP_TYPE
@@ -200,7 +204,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         check_enough_memory(mm, pages)
         vm_flags |= VM_ACCOUNT
     if file is not None:
-        _call_mmap(file, vm_flags)
+        _call_mmap(file, vm_flags, pgoff)
     anonymous_shared = file is None and vm_flags & VM_SHARED != 0
     if not anonymous_shared:
         merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
@@ -216,12 +220,14 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     return vma
 
 
-def _call_mmap(file: File, vm_flags: int) -> None:
+def _call_mmap(file: File, vm_flags: int, pgoff: int) -> None:
     """Ask the file itself, once what was there has gone. Raises SysError with its errno.
 
     MAP_SYNC is for files in persistent memory, and for those in memory no matter.
     Source: Linux v6.8 mm/mmap.c:mmap_region() and fs/ext4/file.c:ext4_file_mmap().
     """
+    if file.huge_page_bytes:
+        hugetlbfs_file_mmap(file, pgoff)
     if file.refuses:
         raise SysError(file.refuses)
     if vm_flags & VM_SYNC and not file.mapping.in_memory:

@@ -29,10 +29,9 @@ _KBYTES_SHIFT = PAGE_SHIFT - 10
 def accountable_mapping(file: File | None, vm_flags: int) -> bool:
     """Tell whether a mapping counts as promised memory: private and writable, and no file that has its own account.
 
-    Huge pages have one: theirs is the file that refuses, because their pool is empty.
-    Source: mm/mmap.c:accountable_mapping().
+    Huge pages have one. Source: mm/mmap.c:accountable_mapping().
     """
-    if file is not None and file.refuses:
+    if file is not None and file.huge_page_bytes:
         return False
     return vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 

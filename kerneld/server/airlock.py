@@ -2,7 +2,8 @@
 
 To close a descriptor may take as long as to read from it: a FUSE file system is asked to flush, a socket lingers, a
 terminal drains. Those that `Mounts.may_wait` names are closed by a thread that does nothing else and touches nothing of
-the kernel's; one of /dev/null, which can be mapped and executed as little, takes each one's place.
+the kernel's. Another takes each one's place, which can be mapped and executed as little, and is refused as it would be:
+a socket that was never connected a socket's, one of /dev/null any other's.
 
 Owns what waits to be closed, and for whom: a client for which too much waits is turned out, and let in again when that
 has been closed. Invariant: `_waiting` counts the descriptors that no thread has closed yet, but for those in `_closed`.
@@ -11,6 +12,7 @@ has been closed. Invariant: `_waiting` counts the descriptors that no thread has
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import Counter
 from queue import Empty, SimpleQueue
@@ -45,7 +47,7 @@ class Airlock:
         """What no thread could be had for (RLIMIT_NPROC): tried again whenever descriptors come."""
 
     def admit(self, fds: list[int], peer: Sender) -> None:
-        """Put a descriptor of /dev/null in the place of each one that might make us wait."""
+        """Put a harmless descriptor in the place of each one that might make us wait."""
         self._mounts.look()
         if self._unbegun:
             self._begin_again()
@@ -55,7 +57,7 @@ class Airlock:
         client, waiting = client_of(peer), [fds[at] for at in slow]
         for at in slow:
             # Where not even one is left the number stands for none, and whoever uses it is told EBADF.
-            fds[at] = _open_null()
+            fds[at] = _open_socket() if _is_socket(fds[at]) else _open_null()
         self._waiting[client] += len(waiting)
         log.info("descriptors of files that may not answer, of sockets or devices", pid=peer.pid, count=len(waiting))
         self._begin(waiting, client)
@@ -87,6 +89,21 @@ class Airlock:
             if not self._waiting[client]:
                 del self._waiting[client]
         return self._waiting[client_of(peer)] > MOST_WAITING
+
+
+def _is_socket(fd: int) -> bool:
+    """Tell whether a descriptor is a socket's, without asking what it is of."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
+    except OSError:
+        return False
+
+
+def _open_socket() -> int:
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).detach()
+    except OSError:
+        return -1
 
 
 def _open_null() -> int:

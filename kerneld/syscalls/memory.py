@@ -8,7 +8,8 @@ import os
 from kerneld.errors import SysError
 from kerneld.mm.brk import do_brk
 from kerneld.mm.fault import VM_FAULT_OOM
-from kerneld.mm.filemap import AddressSpace, File
+from kerneld.mm.filemap import File
+from kerneld.mm.hugetlb import align_to_huge_pages, hugetlb_file_setup
 from kerneld.mm.madvise import POPULATE_ADVICE, do_madvise, madvise_populate_in_pieces
 from kerneld.mm.mincore import do_mincore
 from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
@@ -48,12 +49,11 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     try:
         if not flags & _ANONYMOUS:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
-        if flags & _HUGETLB:
-            if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
-                raise SysError(errno.EINVAL)
-            return _mmap_hugetlb(call, flags)
+        mapped = _check_hugetlb(call, flags, file)
+        if mapped is not None and mapped.huge_page_bytes:
+            length = align_to_huge_pages(length, mapped.huge_page_bytes)
         privileged = call.process.cred.superuser
-        addr = do_mmap(call.mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT, privileged=privileged)
+        addr = do_mmap(call.mm, addr, length, prot, flags, mapped, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
         if file is not None:
             call.kernel.files.put_unused(file)
@@ -75,19 +75,16 @@ def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | 
     return Work(pieces()).go_on()
 
 
-def _mmap_hugetlb(call: Call, flags: int) -> int:
-    """An anonymous mapping of huge pages is one of a file of them, which finds the pool empty when it is mapped.
+def _check_hugetlb(call: Call, flags: int, file: File | None) -> File | None:
+    """Return the file of a mapping: an anonymous one of huge pages is one of a file of them.
 
-    Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_get_unmapped_area(), hugetlbfs_file_mmap().
+    Raises SysError(EINVAL) for a size that there is no pool of, and for a file that is none of hugetlbfs.
     """
-    addr, length, prot, _flags, _fd, offset = call.args
-    length = (length + PMD_SIZE - 1 & -PMD_SIZE) % (1 << 64)
-    if 0 < length <= TASK_SIZE and flags & (Map.FIXED | Map.FIXED_NOREPLACE).value and addr % PMD_SIZE:
+    if not flags & _HUGETLB or (file is not None and file.huge_page_bytes):
+        return file
+    if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
         raise SysError(errno.EINVAL)
-    file = File(AddressSpace(call.mm.frames, None), "/anon_hugepage (deleted)", readable=True, writable=True)
-    file.refuses = errno.EINVAL if offset % PMD_SIZE else errno.ENOMEM
-    privileged = call.process.cred.superuser
-    return do_mmap(call.mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT, privileged=privileged)
+    return hugetlb_file_setup(call.mm.frames, PMD_SIZE)
 
 
 def sys_munmap(call: Call) -> int:

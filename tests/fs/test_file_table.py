@@ -14,6 +14,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.fs import inode as inode_module
+from kerneld.fs.mmap_ops import MmapOps
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.writeback import do_msync
 from kerneld.task.task import Cred
@@ -273,7 +274,8 @@ def test_a_file_on_a_noexec_mount_is_not_mapped_executable(
     machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mm = machine.new_mm()
-    monkeypatch.setattr("kerneld.fs.file_table.is_noexec", lambda fd: True)
+    noexec = MmapOps(noexec=True)
+    monkeypatch.setattr("kerneld.fs.file_table.find_mmap_ops", lambda fd, opened: noexec)
     assert fails(errno.EPERM, machine.map_fd, mm, fd, prot=Prot.READ | Prot.EXEC)
     machine.map_fd(mm, fd)
     (vma,) = mm.vmas
@@ -282,9 +284,17 @@ def test_a_file_on_a_noexec_mount_is_not_mapped_executable(
 
 def test_a_file_made_up_by_the_host_is_never_read(machine: Machine) -> None:
     """Of these fstat says regular and size 0; a read of some of them (/proc/kmsg) would wait."""
-    number = os.open("/proc/self/stat", os.O_RDONLY)
-    file = machine.files.open_fd(number)
+    before = open_descriptors()
+    file = machine.files.open_fd(os.open("/proc/self/stat", os.O_RDONLY))
+    assert not file.mappable
+    assert file.mapping.backing is None
+    assert (len(machine.files), open_descriptors()) == (0, before)
+
+
+def test_nothing_is_read_beyond_the_size(machine: Machine, fd: int) -> None:
+    file = machine.files.open_fd(os.dup(fd))
     assert file.mapping.backing is not None
+    os.ftruncate(fd, 0)
     assert file.mapping.backing.read_at(0, PAGE_SIZE) == b""
     machine.files.put_unused(file)
 

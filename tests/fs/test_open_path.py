@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.fs.mmap_ops import MmapOps
 from kerneld.mm.filemap import File
 from kerneld.task.task import Cred
 from tests.fs.machine import ROOT, Machine, fails
@@ -115,6 +116,7 @@ def test_what_is_no_program_at_all(machine: Machine, program: Path) -> None:
 
 
 def test_a_noexec_mount(machine: Machine, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kerneld.fs.file_table.is_noexec", lambda fd: True)
+    noexec = MmapOps(noexec=True)
+    monkeypatch.setattr("kerneld.fs.file_table.find_mmap_ops", lambda fd, opened: noexec)
     assert fails(errno.EACCES, machine.files.open_path, str(program), ROOT)
     assert fails(errno.EACCES, machine.files.open_exec, os.open(program, os.O_RDONLY), ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import socket
 import threading
 from collections.abc import Iterator
@@ -24,14 +25,22 @@ def airlock() -> Iterator[Airlock]:
     mounts.close()
 
 
-def test_a_socket_is_closed_by_another_thread_and_null_takes_its_place(airlock: Airlock) -> None:
+def test_a_socket_is_closed_by_another_thread_and_one_without_a_peer_takes_its_place(airlock: Airlock) -> None:
     ours, theirs = socket.socketpair()
     fds = [theirs.detach()]
     airlock.admit(fds, PEER)
-    assert os.fstat(fds[0]).st_rdev == os.stat(os.devnull).st_rdev
+    with socket.socket(fileno=os.dup(fds[0])) as other, pytest.raises(OSError, match="not connected"):
+        other.getpeername()
     close_fds(fds)
     with ours:
         assert ours.recv(1) == b""
+
+
+def test_null_takes_the_place_of_a_device(airlock: Airlock) -> None:
+    fds = list(pty.openpty())
+    airlock.admit(fds, PEER)
+    assert {os.fstat(fd).st_rdev for fd in fds} == {os.stat(os.devnull).st_rdev}
+    close_fds(fds)
 
 
 def test_what_no_thread_could_be_had_for_is_closed_when_one_can(

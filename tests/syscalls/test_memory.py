@@ -31,6 +31,7 @@ from tests.syscalls.world import (
     page,
 )
 
+MFD_HUGETLB = 4
 HUGETLB, NOREPLACE, VALIDATE = Map.HUGETLB.value, Map.FIXED_NOREPLACE.value, Map.SHARED_VALIDATE.value
 HUGE_2MB, HUGE_4MB = 21 << 26, 22 << 26
 WRAPS = (1 << 64) - 1
@@ -133,6 +134,24 @@ class TestHugetlb:
     @pytest.mark.parametrize("size", [HUGE_4MB, 16 << 26])
     def test_a_size_that_there_is_none_of(self, program: Program, size: int) -> None:
         assert mmap(program, 0, PMD_SIZE, RW, ANON | HUGETLB | size) == -errno.EINVAL
+
+    def test_a_memory_file_of_huge_pages(self, program: Program) -> None:
+        """Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_get_unmapped_area(), hugetlbfs_file_mmap()."""
+        try:
+            huge = os.memfd_create("huge", MFD_HUGETLB)
+        except OSError as error:
+            pytest.skip(f"a memory file of huge pages: {error.strerror}")
+        size = os.fstatvfs(huge).f_bsize
+        for flags in (SHARED, PRIVATE, SHARED | HUGETLB):
+            assert mmap(program, 0, 1, RW, flags, fd=huge) == -errno.ENOMEM
+            assert mmap(program, 0, size, READ, flags, offset=PAGE_SIZE, fd=huge) == -errno.EINVAL
+            program.mmap(1, at=page(1))
+            assert mmap(program, page(1), 1, RW, flags | FIXED, fd=huge) == -errno.EINVAL
+            program.store(page(1), b"still there")
+        program.mmap(1, at=BASE)
+        assert mmap(program, BASE & -size, size, RW, SHARED | FIXED, fd=huge) == -errno.ENOMEM
+        assert program.answer(Nr.LOAD, BASE, 1).signo == SIGSEGV
+        os.close(huge)
 
     def test_a_file_that_is_none_of_hugetlbfs(self, program: Program, fd: int) -> None:
         assert mmap(program, 0, PMD_SIZE, RW, PRIVATE | HUGETLB, fd=fd) == -errno.EINVAL

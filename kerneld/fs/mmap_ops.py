@@ -1,0 +1,122 @@
+"""What the mmap operation of a file says: which files have none, which have one that refuses, and with what errno.
+
+Knows descriptors and nothing of page caches. A file system that is not known here is asked: this process tries to map
+the file itself, and the host's kernel says what it says to everybody. Answers to Linux v6.8 mm/mmap.c:do_mmap() (the
+checks of `file->f_op->mmap` and path_noexec()) and to the mmap operations of the file systems below.
+
+| the file                                  | its operation in Linux      | errno, and when                |
+|-------------------------------------------|-----------------------------|--------------------------------|
+| of ext4, XFS, Btrfs, tmpfs, a memory file | the page cache's            | –                              |
+| of hugetlbfs, memfd_create(MFD_HUGETLB)   | hugetlbfs_file_mmap()       | see `kerneld.mm.hugetlb`       |
+| of sysfs, cgroup, resctrl                 | kernfs_fop_mmap()           | ENODEV, what was there is gone |
+| a socket                                  | sock_no_mmap()              | ENODEV, what was there is gone |
+| of procfs, with proc_ops (meminfo)        | proc_reg_mmap(), pde_mmap() | EIO, what was there is gone    |
+| of procfs, of a process (maps), a sysctl  | none                        | ENODEV, nothing has changed    |
+| a directory, pipe, device, epoll, timerfd | none, or a device's         | ENODEV, nothing has changed    |
+| any other regular file                    | what the host says          | what the host says             |
+
+Differs from Linux: devices, files of sysfs that stand for device memory, and TCP sockets cannot be mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kerneld.fs.open_file import OpenFile, StatFs, fstatfs
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_SIZE
+
+HUGETLBFS_MAGIC = 0x9584_58F6
+_PROC_MAGIC, _MQUEUE_MAGIC, _BINFMTFS_MAGIC = 0x9FA0, 0x1980_0202, 0x4249_4E4D
+_KERNFS_MAGICS = frozenset({0x6265_6572, 0x0027_E0EB, 0x6367_7270, 0x0765_5821})
+"""sysfs, cgroup, cgroup2, resctrl: the users of Linux v6.8 fs/kernfs."""
+_PAGE_CACHE_MAGICS = frozenset({0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994})
+"""ext4, XFS, Btrfs, tmpfs: those that need not be asked."""
+_NOEXEC_MAGICS = _KERNFS_MAGICS | {_PROC_MAGIC, _MQUEUE_MAGIC, _BINFMTFS_MAGIC}
+"""Where nothing is executed however it is mounted (Linux: SB_I_NOEXEC)."""
+_SHORT_OF_SOMETHING = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENFILE, errno.EMFILE})
+"""What the host may say to us and not to others."""
+_MAP_FAILED = (1 << 64) - 1
+MAX_LFS_FILESIZE = (1 << 63) - 1
+_NO_LIMIT = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class MmapOps:
+    """What to expect of mmap."""
+
+    exists: bool = True
+    """Whether the file can be mapped at all (Linux: file->f_op->mmap)."""
+    refuses: int = 0
+    """The errno with which the operation refuses every mapping, when what was there is gone; 0 where it does not."""
+    noexec: bool = False
+    """Whether nothing of the file may be executed (Linux: path_noexec())."""
+    huge_page_bytes: int = 0
+    """The size of its pages where the file is one of hugetlbfs."""
+    max_bytes: int = MAX_LFS_FILESIZE
+    """Offsets end here (Linux: file_mmap_size_max())."""
+
+
+def find_mmap_ops(fd: int, opened: OpenFile) -> MmapOps:
+    """Return what the mmap operation of a descriptor's file is. Raises OSError where the host does not say."""
+    mode = opened.stat.st_mode
+    status = fstatfs(fd)
+    noexec = status.flags & os.ST_NOEXEC != 0 or status.type in _NOEXEC_MAGICS
+    if stat.S_ISSOCK(mode):
+        return MmapOps(refuses=errno.ENODEV, noexec=noexec)
+    if not opened.is_regular:
+        limit = MAX_LFS_FILESIZE if stat.S_ISBLK(mode) else _NO_LIMIT
+        return MmapOps(exists=False, noexec=noexec, max_bytes=limit)
+    if status.type in _PAGE_CACHE_MAGICS:
+        return MmapOps(noexec=noexec)
+    if status.type == HUGETLBFS_MAGIC:
+        return MmapOps(noexec=noexec, huge_page_bytes=status.block_bytes)
+    if status.type in _KERNFS_MAGICS:
+        return MmapOps(refuses=errno.ENODEV, noexec=noexec)
+    exists, refuses = _ask_host(fd, status) if opened.readable else (True, 0)
+    return MmapOps(exists=exists, refuses=refuses, noexec=noexec)
+
+
+def _ask_host(fd: int, status: StatFs) -> tuple[bool, int]:
+    """Return whether a readable regular file has an mmap operation, and with which errno that refuses.
+
+    A mapping that grows down is refused by do_mmap() itself, right after it has seen that there is an operation.
+    """
+    if _try_to_map(fd, Map.GROWSDOWN.value) == errno.ENODEV:
+        return False, 0
+    refuses = _try_to_map(fd, 0)
+    if not refuses and status.type == _PROC_MAGIC:
+        # A device's memory (/proc/bus/pci): there is none here.
+        return True, errno.ENODEV
+    return True, 0 if refuses in _SHORT_OF_SOMETHING else refuses
+
+
+def _try_to_map(fd: int, flags: int) -> int:
+    """Map the file's first page for a moment, and return the errno; 0 where that went well."""
+    addr = _mmap()(None, PAGE_SIZE, Prot.READ.value, Map.PRIVATE.value | flags, fd, 0)
+    if addr == _MAP_FAILED:
+        return ctypes.get_errno()
+    _munmap()(addr, PAGE_SIZE)
+    return 0
+
+
+@functools.cache
+def _mmap() -> Callable[..., Any]:
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    call.restype = ctypes.c_uint64
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    return call
+
+
+@functools.cache
+def _munmap() -> Callable[..., Any]:
+    call = ctypes.CDLL(None, use_errno=True).munmap
+    call.argtypes = (ctypes.c_uint64, ctypes.c_size_t)
+    return call
