@@ -9,11 +9,15 @@ import errno
 
 
 class SysError(Exception):
-    """A system call fails with this errno: handlers raise it, dispatch alone turns it into `-errno`."""
+    """A system call fails with this errno: handlers raise it, dispatch alone turns it into `-errno`.
 
-    def __init__(self, code: int) -> None:
+    Where one errno has many causes, `why` says in words which one it was: for the log, and for a caller that asks.
+    """
+
+    def __init__(self, code: int, why: str = "") -> None:
         super().__init__(errno.errorcode.get(code, str(code)))
         self.errno = code
+        self.why = why
 
 
 class KernelBug(Exception):

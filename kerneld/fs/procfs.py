@@ -12,6 +12,7 @@ fs/proc/base.c (tgid_base_stuff), fs/proc/root.c, fs/proc/self.c and kernel/ptra
 | meminfo, vmstat, buddyinfo                  | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
+| kerneld/explanation                         | all, each its own  | any; why the reader's last call was refused    |
 
 PID may be `self` or `thread-self`. Differs from Linux: other threads than the main one have no directory, and reading
 the root lists pids where Linux answers EISDIR.
@@ -97,6 +98,7 @@ class ProcFs:
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()
             ),
+            "kerneld/explanation": lambda reader: reader.explanation.encode(),
             "kerneld/tasks": lambda reader: show_tasks(kernel.processes.values(), reader),
         }
         self._frame_words: dict[str, Callable[[Frames, int, int], bytes]] = {

@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import structlog
 
 from kerneld.errors import SysError
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr
-
-_log = structlog.get_logger(__name__)
 
 _PM_ENTRY_BYTES = 8
 _PM_PRESENT = 1 << 63
@@ -29,7 +26,7 @@ _ANON_VMA_NAME = b"[anon:"
 
 
 class _Refusal(Exception):
-    """Why the memory will not do, in words for the log: the caller gets EINVAL alone."""
+    """Why the memory will not do, in words."""
 
 
 class HostMapping(NamedTuple):
@@ -64,7 +61,7 @@ def parse_mapping(line: bytes) -> HostMapping:
 def check_entries(pid: Pid, entries: Vaddr, length: int) -> None:
     """Check that [entries, entries + length) of the real process `pid` can become the kernel's table.
 
-    `entries` in bytes, any number; `length` a multiple of PAGE_SIZE. Raises SysError(EINVAL), and logs why, unless it
+    `entries` in bytes, any number; `length` a multiple of PAGE_SIZE. Raises SysError(EINVAL), which says why, unless it
     is page-aligned, inside one private anonymous mapping, and no page of it has been touched or swapped out; also when
     the process cannot be looked into, or is gone. Source: docs/abi.md, shadowpt_open.
     """
@@ -79,8 +76,7 @@ def check_entries(pid: Pid, entries: Vaddr, length: int) -> None:
         why = f"cannot look into the process: {error.strerror}"
     else:
         return
-    _log.warning("shadowpt_open: entries refused", pid=pid, entries=hex(entries), length=length, why=why)
-    raise SysError(errno.EINVAL)
+    raise SysError(errno.EINVAL, f"entries {entries:#x}, {length} bytes for the table: {why}")
 
 
 def _check_mapping(pid: Pid, entries: Vaddr, length: int) -> None:

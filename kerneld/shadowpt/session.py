@@ -27,6 +27,7 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.host import HostTarget
 from kerneld.shadowpt.layout import F24, Flags
+from kerneld.shadowpt.refusal import NO_PFNS, NoTarget, why_no_range
 from kerneld.shadowpt.remap import check_entries
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
@@ -40,6 +41,7 @@ _log = structlog.get_logger(__name__)
 
 _HOST_READS = 8
 """How often a frame of the host is looked for anew that has moved while it was read."""
+_NONE_OPEN = "no table is open"
 _MAX_DIRTY_RANGES = 8
 """With more ranges than this it is cheaper to look at everything from the first to the last."""
 
@@ -49,6 +51,8 @@ class Tracked(Protocol):
 
     @property
     def pid(self) -> Pid: ...
+    @property
+    def comm(self) -> str: ...
     @property
     def ended(self) -> bool: ...
     @property
@@ -70,6 +74,11 @@ class _Session:
         self.mm: MmStruct | None = None
         """The mm that notifies us; None when stopped, and once the target has ended."""
 
+    @property
+    def caveat(self) -> str:
+        """What the table cannot show; "" where it shows all."""
+        return NO_PFNS if isinstance(self.target, HostTarget) and self.target.hides_pfns else ""
+
 
 class ShadowPt:
     """The shadow page table of one kernel, and the MmuNotifier that keeps it up to date."""
@@ -86,7 +95,7 @@ class ShadowPt:
     def open(
         self,
         opener: Tracked,
-        target: Tracked | HostTarget | None,
+        target: Tracked | HostTarget | NoTarget,
         start: Vaddr,
         end: Vaddr,
         entries: Vaddr,
@@ -100,10 +109,14 @@ class ShadowPt:
         EBUSY where a table is open; then EINVAL when the opener's real memory at `entries` will not do; then ENOMEM
         when the host has no memory for the table.
         """
-        if not start < end <= TASK_SIZE or (start | end) & ~PAGE_MASK or target is None or not _is_alive(target):
-            raise SysError(errno.EINVAL)
+        if not start < end <= TASK_SIZE or (start | end) & ~PAGE_MASK:
+            raise SysError(errno.EINVAL, why_no_range(start, end))
+        if isinstance(target, NoTarget):
+            raise SysError(errno.EINVAL, target.why)
+        if not _is_alive(target):
+            raise SysError(errno.EINVAL, f"process {target.pid} has ended")
         if self._session is not None:
-            raise SysError(errno.EBUSY)
+            raise SysError(errno.EBUSY, _why_busy(self._session))
         end = min(end, start + MAX_SPT_RANGE)
         check_entries(opener.pid, entries, table_bytes(start, end))
         try:
@@ -114,8 +127,7 @@ class ShadowPt:
                 session.table.close()
                 raise
         except OSError as error:
-            _log.warning("shadowpt_open: no shared memory", pid=opener.pid, why=str(error))
-            raise SysError(errno.ENOMEM) from error
+            raise SysError(errno.ENOMEM, f"no shared memory for the table: {error}") from error
         self._session = session
         _log.info("shadow table opened", opener=opener.pid, target=target.pid, start=hex(start), end=hex(end))
         return end, fds
@@ -175,15 +187,15 @@ class ShadowPt:
         """
         session = self._session
         if session is None:
-            raise SysError(errno.EINVAL)
+            raise SysError(errno.EINVAL, _NONE_OPEN)
         if isinstance(session.target, HostTarget):
             return _read_host_frame(session, session.target, pfn)
         mm = _find_mm(session.target)
         if mm is None:
-            raise SysError(errno.EINVAL)
+            raise SysError(errno.EINVAL, f"process {session.target.pid} has ended")
         flags, pfns = describe(mm, session.start, session.end, session.layout)
         if not np.any((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0)):
-            raise SysError(errno.EINVAL)
+            raise SysError(errno.EINVAL, _why_not_mapped(session, pfn))
         return bytes(self._ram.page(pfn))
 
     def opener_gone(self, process: Tracked) -> None:
@@ -253,6 +265,11 @@ class ShadowPt:
         if not session.table.is_equal(flags, pfns):
             raise KernelBug("the shadow table is not what VMAs and page table say")
 
+    @property
+    def caveat(self) -> str:
+        """What the open table cannot show, in words for who opened it; "" where it shows all."""
+        return "" if self._session is None else self._session.caveat
+
     def describe_session(self) -> tuple[str, Pid | None, Pid | None]:
         """Return "closed", "open" or "tracking", and the pids of the opener and of the target, for people to read."""
         session = self._session
@@ -264,9 +281,9 @@ class ShadowPt:
     def _get_session(self, caller: Tracked) -> _Session:
         """Return the open session. Raises SysError(EINVAL) where there is none, EPERM when another opened it."""
         if self._session is None:
-            raise SysError(errno.EINVAL)
+            raise SysError(errno.EINVAL, _NONE_OPEN)
         if self._session.opener is not caller:
-            raise SysError(errno.EPERM)
+            raise SysError(errno.EPERM, f"only who opened the table may: {_in_words(self._session.opener)}")
         return self._session
 
     def _follow(self, session: _Session, mm: MmStruct | None) -> None:
@@ -303,18 +320,33 @@ def _read_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
         flags, pfns = host.describe(session.start, session.end, session.layout)
         at = np.flatnonzero((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0))
         if not len(at) or pfn == 0:
-            raise SysError(errno.EINVAL)
+            raise SysError(errno.EINVAL, _why_not_mapped(session, pfn))
         vaddr = session.start + (int(at[0]) << PAGE_SHIFT)
         try:
             page = host.read_page(vaddr)
         except PermissionError:
-            raise SysError(errno.EPERM) from None
+            raise SysError(errno.EPERM, f"the host lets kerneld not read process {host.pid}'s memory") from None
         except OSError:
             continue
         _flags, again = host.describe(vaddr, vaddr + PAGE_SIZE, session.layout)
         if int(again[0]) == pfn:
             return page
-    raise SysError(errno.EINVAL)
+    raise SysError(errno.EINVAL, f"page {vaddr:#x} does not keep frame {pfn:#x} for long enough to read it")
+
+
+def _in_words(process: Tracked) -> str:
+    return f"process {process.pid} ({process.comm})"
+
+
+def _why_busy(session: _Session) -> str:
+    return f"{_in_words(session.opener)} has a table open, of process {session.target.pid}; there is one at a time"
+
+
+def _why_not_mapped(session: _Session, pfn: Pfn) -> str:
+    if pfn == 0 and session.caveat:
+        return session.caveat
+    where = f"in {session.start:#x}-{session.end:#x}"
+    return f"process {session.target.pid} maps no frame {pfn:#x} {where} now"
 
 
 def _find_mm(process: Tracked) -> MmStruct | None:

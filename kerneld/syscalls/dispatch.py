@@ -61,6 +61,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         result = handler(call)
     except SysError as error:
         result = -error.errno
+        if error.why:
+            explain_refusal(call, nr, error)
     except Exception:
         return _oops(call, nr)
     if thread.flags:
@@ -83,6 +85,16 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if kernel.config.check_invariants:
         kernel.check()
     return result
+
+
+def explain_refusal(call: Call, nr: int, error: SysError) -> None:
+    """Keep for the caller, and log, why a call was refused where its errno alone does not tell.
+
+    What those without privilege are refused is for themselves: they could fill the log.
+    """
+    call.process.explanation = error.why
+    log = _log.warning if call.process.cred.superuser else _log.debug
+    log(f"{find_name(nr)} refused", pid=call.process.pid, error=str(error), why=error.why)
 
 
 def _oops(call: Call, nr: int) -> Answer:

@@ -6,10 +6,12 @@ Owns nothing. Knows the order of the checks that come before the session's own: 
 from __future__ import annotations
 
 import errno
+import os
 
 from kerneld.errors import SysError
 from kerneld.shadowpt.host import HostTarget, find_host_target
 from kerneld.shadowpt.layout import FLAGS
+from kerneld.shadowpt.refusal import NoTarget, why_no_target
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.task import Process
 from shared.uapi.page import PAGE_MASK, Pid
@@ -25,10 +27,10 @@ def shadowpt_open(call: Call) -> Answer:
     """
     _check_superuser(call)
     if len(call.data) != USER_SHADOW_PT.size:
-        raise SysError(errno.EFAULT)
+        raise SysError(errno.EFAULT, f"struct user_shadow_pt has {USER_SHADOW_PT.size} bytes: {len(call.data)} came")
     layout = call.args[2]
     if layout not in FLAGS:
-        raise SysError(errno.EINVAL)
+        raise SysError(errno.EINVAL, f"there is no layout {layout}: {', '.join(str(int(known)) for known in FLAGS)}")
     start, end, entries = USER_SHADOW_PT.unpack(call.data)
     if layout == Layout.F23:
         start, end = start & PAGE_MASK, end & PAGE_MASK
@@ -39,17 +41,19 @@ def shadowpt_open(call: Call) -> Answer:
         if isinstance(target, HostTarget):
             target.close()
         raise
+    call.process.explanation = call.kernel.shadowpt.caveat
     return Answer(0, USER_SHADOW_PT.pack(start, end, entries), fds=fds)
 
 
-def _find_target(call: Call, pid: Pid) -> Process | HostTarget | None:
+def _find_target(call: Call, pid: Pid) -> Process | HostTarget | NoTarget:
     """Return the process to look at: one of this kernel's; else, if this kernel may and the caller asks, the host's."""
     process = call.kernel.processes.get(pid)
     if process is not None and not process.memory_is_host:
         return process
-    if not call.kernel.config.host_targets.allows(asked=bool(call.args[3] & OPEN_HOST)):
-        return process
-    return find_host_target(pid, call.process.cred.uid, call.process.cred.gid) or process
+    is_asked = bool(call.args[3] & OPEN_HOST)
+    may_be_real = call.kernel.config.host_targets.allows(asked=is_asked)
+    found = find_host_target(pid, call.process.cred.uid, call.process.cred.gid) if may_be_real else None
+    return found or process or why_no_target(pid, are_real_ones_allowed=may_be_real, is_asked=is_asked)
 
 
 def shadowpt_close(call: Call) -> int:
@@ -81,4 +85,5 @@ def shadowpt_page_contents(call: Call) -> Answer:
 
 def _check_superuser(call: Call) -> None:
     if not call.process.cred.superuser:
-        raise SysError(errno.EPERM)
+        why = f"only root and the user that runs kerneld (uid {os.getuid()}) may, not uid {call.process.cred.uid}"
+        raise SysError(errno.EPERM, why)

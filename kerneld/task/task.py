@@ -60,6 +60,8 @@ class Process:
         """Called once it has ended: the process table takes it out."""
         self.memory_is_host = False
         """Whether it said so itself: its program uses its real memory, and an inspector is to be shown that."""
+        self.explanation = ""
+        """What its last call has to say beside the errno; "" for nothing. It may read that itself."""
         self.ended = False
         self.exit_signal = 0
         """The signal that ended it, 0 for an exit."""

@@ -270,7 +270,12 @@ MARK_VICTIM = Event(
     ),
     "The OOM killer has chosen. Sizes are in KiB.",
 )  # fmt: skip
-SHADOWPT_OPEN = Event(128, "shadowpt:open", _SESSION, "A shadow table is open.")
+SHADOWPT_OPEN = Event(
+    128,
+    "shadowpt:open",
+    (*_SESSION, Field("ret", "q"), Field("why", "128s", T)),
+    "A shadow table is open, or has been refused: ret is 0 or -errno, why what that does not tell.",
+)
 SHADOWPT_START = Event(129, "shadowpt:start", _SESSION, "It follows its target from now on.")
 SHADOWPT_STOP = Event(130, "shadowpt:stop", _SESSION, "It stays as it is.")
 SHADOWPT_CLOSE = Event(131, "shadowpt:close", _SESSION, "It has been emptied and is no more.")

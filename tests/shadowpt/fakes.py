@@ -100,6 +100,8 @@ class FakeCred:
 class FakeProcess:
     pid: int
     mm: Any = None
+    comm: str = "fake"
+    explanation: str = ""
     ended: bool = False
     memory_is_host: bool = False
     cred: FakeCred = field(default_factory=FakeCred)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kerneld.shadowpt import session as session_module
+from kerneld.shadowpt.refusal import NoTarget
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE
 from tests.shadowpt.fakes import FakeMm, FakeProcess, open_descriptors
@@ -42,7 +43,7 @@ def test_the_last_page_of_user_space_will_do(world: World) -> None:
 
 
 def test_a_target_that_is_not_there_is_einval(world: World) -> None:
-    assert fails(errno.EINVAL, world.open, target=None)
+    assert fails(errno.EINVAL, world.open, target=NoTarget("nobody"))
     world.target.exit()
     assert fails(errno.EINVAL, world.open)
 
@@ -57,7 +58,7 @@ def test_the_order_of_open_errors(world: World) -> None:
     world.open()
     bad = world.memory.address + 1
     assert fails(errno.EINVAL, world.open, END, START, entries=bad)
-    assert fails(errno.EINVAL, world.open, target=None, entries=bad)
+    assert fails(errno.EINVAL, world.open, target=NoTarget("nobody"), entries=bad)
     assert fails(errno.EBUSY, world.open, entries=bad)
     world.shadowpt.close(world.opener)
     assert fails(errno.EINVAL, world.open, entries=bad)

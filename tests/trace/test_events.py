@@ -321,8 +321,9 @@ def test_the_shadow_table_tells_its_session_and_each_change_with_its_cause() -> 
         session = {"opener": opener.pid, "target": target.pid, "start": page(0), "end": page(8)}
         records = trace.records()
         assert [record.fields for record in records if record.event in (ev.SHADOWPT_OPEN, ev.SHADOWPT_START)] == [
-            session
-        ] * 2
+            session | {"ret": 0, "why": ""},
+            session,
+        ]
         (filled,) = [record for record in records if record.event is ev.SPTE_UPDATE]
         assert (filled.fields["nr_pages"], filled.fields["new_flags"], filled.nr) == (8, 3, Nr.SHADOWPT_START)
         (stored,) = trace.during(lambda: target.store(page(3), b"x"))

@@ -6,6 +6,7 @@ range that is marked dirty is noted with the cause of that moment, and the chang
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.shadowpt.table import ShadowTable
+from kerneld.syscalls.dispatch import explain_refusal
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from shared.trace.events import (
@@ -23,8 +25,12 @@ from shared.trace.events import (
     SPTE_UPDATE,
 )
 from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.shadowpt import USER_SHADOW_PT
+from shared.uapi.syscalls import Nr
 
 if TYPE_CHECKING:
+    from kerneld.errors import SysError
+    from kerneld.syscalls.answer import Call
     from kerneld.trace.tracing import Tracing
 
 Words = npt.NDArray[np.uint64]
@@ -142,6 +148,37 @@ def spte_log(tracing: Tracing) -> SpteLog:
     return log
 
 
+@probe(ShadowPt.open, SHADOWPT_OPEN)
+def _open(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(SHADOWPT_OPEN).emit
+
+    def open_(self: ShadowPt, opener: Any, target: Any, start: int, end: int, *args: Any) -> Any:
+        opened = inner(self, opener, target, start, end, *args)
+        emit(target.pid, opener.pid, target.pid, start, opened[0], 0, os.fsencode(self.caveat))
+        return opened
+
+    return open_
+
+
+@probe(explain_refusal, SHADOWPT_OPEN)
+def _refuse(tracing: Tracing, inner: Function) -> Function:
+    """An open that is refused, by whatever check: it is about its caller, for there may be no target."""
+    emit = tracing.point(SHADOWPT_OPEN).emit
+
+    def refuse(call: Call, nr: int, error: SysError) -> None:
+        inner(call, nr, error)
+        if nr == Nr.SHADOWPT_OPEN:
+            opener = call.process.pid
+            start, end, _entries = _unpack_range(call.data)
+            emit(opener, opener, call.int_arg(0), start, end, -error.errno, os.fsencode(error.why))
+
+    return refuse
+
+
+def _unpack_range(data: bytes) -> tuple[int, ...]:
+    return USER_SHADOW_PT.unpack(data) if len(data) == USER_SHADOW_PT.size else (0, 0, 0)
+
+
 def _of_session(function: Function, event: Any) -> None:
     """What begins or ends; told when it has been done, and of a close before its session is forgotten."""
 
@@ -161,7 +198,6 @@ def _of_session(function: Function, event: Any) -> None:
         return tell
 
 
-_of_session(ShadowPt.open, SHADOWPT_OPEN)
 _of_session(ShadowPt.start, SHADOWPT_START)
 _of_session(ShadowPt.stop, SHADOWPT_STOP)
 _of_session(ShadowPt._close, SHADOWPT_CLOSE)

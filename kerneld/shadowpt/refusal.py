@@ -1,0 +1,63 @@
+"""Why an open is refused, in words: EINVAL has a dozen causes that look alike to who gets it.
+
+Owns no check: what is wrong has been found by then, and these say it to a person. Reads /proc/PID/status of the host,
+which waits for nobody's memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from shared.uapi.page import PAGE_MASK, TASK_SIZE, Pid, Vaddr
+
+NO_PFNS = "the host shows kerneld no frame numbers, which takes root: every pfn is 0, the flags are right"
+_MAX_PID = 1 << 22
+"""Linux v6.8 include/linux/threads.h: PID_MAX_LIMIT."""
+
+
+class NoTarget(NamedTuple):
+    """A target that is none."""
+
+    why: str
+
+
+def why_no_range(start: Vaddr, end: Vaddr) -> str:
+    """Say what is wrong with a range that no table can have; any numbers."""
+    if start >= end:
+        return f"the range is empty: its end {end:#x} is not after its start {start:#x}"
+    for name, address in (("start", start), ("end", end)):
+        if address & ~PAGE_MASK:
+            return f"{name} {address:#x} is not page-aligned"
+    return f"end {end:#x} is beyond the end of user space, {TASK_SIZE:#x}"
+
+
+def why_no_target(pid: Pid, *, are_real_ones_allowed: bool, is_asked: bool) -> NoTarget:
+    """Say why there is no process `pid` to open a table of: it is none of kerneld's."""
+    fields = _read_status(pid)
+    if fields is None:
+        return NoTarget(f"there is no process {pid}, neither kerneld's nor one that this host shows kerneld")
+    name = f"process {pid} ({fields.get('Name', '?')})"
+    leader = fields.get("Tgid", "")
+    if leader != str(pid):
+        return NoTarget(f"{pid} is no process but a thread of process {leader}")
+    if "VmSize" not in fields:
+        return NoTarget(f"{name} has no memory: it has ended, or is a thread of the host's kernel")
+    if not are_real_ones_allowed:
+        if is_asked:
+            return NoTarget(f"{name} is none of kerneld's, and kerneld runs with --no-host-targets")
+        return NoTarget(
+            f"{name} is none of kerneld's, and the caller does not ask for real ones (kerneld start --host-targets)"
+        )
+    return NoTarget(f"{name} may not be looked at: it is another user's, not dumpable, or kerneld itself may not")
+
+
+def _read_status(pid: Pid) -> dict[str, str] | None:
+    if not 0 < pid <= _MAX_PID:
+        return None
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return {key: value.strip() for key, _, value in pairs}
