@@ -97,8 +97,8 @@ class MmStruct(PmdOps):
         self.start_stack: Vaddr = 0
         self.start_code = self.end_code = self.start_data = self.end_data = 0
         self.arg_start = self.arg_end = self.env_start = self.env_end = 0
-        self.has_cap_sys_admin = True
-        """Whether its process is the superuser, who may have the last of what can be promised."""
+        self.is_superusers = True
+        """Whether its process is the superuser: what a fault asks, where a call is told by who makes it (capable())."""
         self.users = 1
         """Who works with it: its process, and calls of others (Linux: mm->mm_users). See `mmput`."""
         self.exe_path = ""

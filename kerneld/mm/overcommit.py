@@ -67,7 +67,7 @@ def check_enough_memory(mm: MmStruct, pages: int) -> None:
             raise SysError(errno.ENOMEM)
         return
     allowed = vm_commit_limit(frames, sysctl)
-    if not mm.has_cap_sys_admin:
+    if not mm.is_superusers:
         allowed -= sysctl.admin_reserve_kbytes >> _KBYTES_SHIFT
     allowed -= min(mm.total_vm // 32, sysctl.user_reserve_kbytes >> _KBYTES_SHIFT)
     if frames.committed_as + pages >= allowed:

@@ -9,20 +9,22 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.anon_page import prepare_anon_vma
+from kerneld.mm.mlock import mlock_future_ok
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.overcommit import check_enough_memory
-from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN
 from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr
-from shared.uapi.resource import RLIM_INFINITY, Rlimit
+from shared.uapi.resource import Rlimit
 
 
 def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
     """Let a VMA that grows down reach down to the page of `address`, below its start.
 
     Raises SysError(EFAULT) where it does not grow, SysError(EPERM) below vm.mmap_min_addr, SysError(ENOMEM) where it
-    would come within the guard gap of another mapping, or over RLIMIT_STACK, RLIMIT_AS or RLIMIT_MEMLOCK.
+    would come within the guard gap of another mapping, or over RLIMIT_STACK, RLIMIT_AS or, but for the
+    superuser, RLIMIT_MEMLOCK.
     """
     if not vma.vm_flags & VM_GROWSDOWN:
         raise SysError(errno.EFAULT)
@@ -48,10 +50,10 @@ def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
 
 def _acct_stack_growth(mm: MmStruct, vma: Vma, size_bytes: int, grow_pages: int) -> None:
     """Source: Linux v6.8 mm/mmap.c:acct_stack_growth()."""
-    memlock = mm.rlimits.soft[Rlimit.MEMLOCK]
-    over_memlock = (
-        vma.vm_flags & VM_LOCKED and memlock != RLIM_INFINITY and mm.locked_vm + grow_pages > memlock >> PAGE_SHIFT
-    )
-    if not may_expand_vm(mm, vma.vm_flags, grow_pages) or size_bytes > mm.rlimits.soft[Rlimit.STACK] or over_memlock:
+    if (
+        not may_expand_vm(mm, vma.vm_flags, grow_pages)
+        or size_bytes > mm.rlimits.soft[Rlimit.STACK]
+        or not mlock_future_ok(mm, vma.vm_flags, grow_pages << PAGE_SHIFT, mm.is_superusers)
+    ):
         raise SysError(errno.ENOMEM)
     check_enough_memory(mm, grow_pages)

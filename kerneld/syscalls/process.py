@@ -13,7 +13,7 @@ from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.signal import do_sigaction
 from kerneld.task.table import find_ppid
 from kerneld.task.task import Process
-from shared.uapi.resource import RLIM_NLIMITS
+from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 
 _RLIMIT64 = struct.Struct("<QQ")
 
@@ -109,8 +109,8 @@ def sys_prlimit64(call: Call) -> int | Answer:
 
     The new limit is there where args[2] is not 0, the old one is returned where args[3] is not 0. Raises
     SysError(EINVAL) for an unknown resource or a soft limit over the hard one, ESRCH for no such process, EPERM for
-    another user's process or a hard limit raised by anyone but the superuser. Source: Linux v6.8
-    kernel/sys.c:do_prlimit().
+    another user's process, a hard limit raised by anyone but the superuser, or more open files than fs.nr_open.
+    Source: Linux v6.8 kernel/sys.c:do_prlimit().
     """
     pid, resource = call.int_arg(0), call.int_arg(1)
     new, old = call.args[2:4]
@@ -128,6 +128,8 @@ def sys_prlimit64(call: Call) -> int | Answer:
         soft, hard = _RLIMIT64.unpack(call.data)
         if soft > hard:
             raise SysError(errno.EINVAL)
+        if resource == RLIMIT_NOFILE and hard > NR_OPEN:
+            raise SysError(errno.EPERM)
         if hard > limits.hard[resource] and not call.process.cred.superuser:
             raise SysError(errno.EPERM)
         limits.soft[resource], limits.hard[resource] = soft, hard

@@ -99,7 +99,7 @@ def do_execve(
         raise SysError(errno.EACCES)
     image = read_program(old.frames, file)
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
-    mm.has_cap_sys_admin = process.cred.superuser
+    mm.is_superusers = process.cred.superuser
     try:
         _load(mm, process.cred, file, image, arguments, open_interpreter)
     except SysError:

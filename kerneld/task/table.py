@@ -85,7 +85,7 @@ class ProcessTable:
 
     def add(self, process: Process) -> None:
         """Take a process in; it leaves the table when it ends."""
-        process.live_mm.has_cap_sys_admin = process.cred.superuser
+        process.live_mm.is_superusers = process.cred.superuser
         process.on_exit = self._forget
         self.processes[process.pid] = process
 
@@ -132,7 +132,7 @@ class ProcessTable:
         if not cred.superuser and uid != cred.uid:
             raise SysError(errno.EPERM)
         process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
-        process.live_mm.has_cap_sys_admin = process.cred.superuser
+        process.live_mm.is_superusers = process.cred.superuser
         if cred.superuser and not process.cred.superuser:
             for pid in [pid for pid in self._dropped if self._find_dropped(pid) is None]:
                 del self._dropped[pid]

@@ -14,7 +14,7 @@ import pytest
 
 from shared.uapi.mman import Map, Mcl, Mremap
 from shared.uapi.page import PAGE_SIZE
-from shared.uapi.resource import RLIM_INFINITY, RLIM_NLIMITS, Rlimit
+from shared.uapi.resource import NR_OPEN, RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_NOFILE, Rlimit
 from shared.uapi.syscalls import Nr
 from tests.syscalls.world import ANON, BASE, NOBODY_FROM, OTHER, READ, ROOT, SHARED_ANON, USER, Program, World, page
 
@@ -106,6 +106,11 @@ class TestErrorsInOrder:
         assert get_limit(program, Rlimit.MEMLOCK) == (1, MIB8 - 1)
         assert set_limit(root, Rlimit.MEMLOCK, 1, MIB8, pid=program.pid) == 0
 
+    def test_no_more_open_files_than_the_machine_has(self, root: Program) -> None:
+        assert set_limit(root, RLIMIT_NOFILE, 1, RLIM_INFINITY) == -errno.EPERM
+        assert set_limit(root, RLIMIT_NOFILE, 2, 1) == -errno.EINVAL
+        assert set_limit(root, RLIMIT_NOFILE, NR_OPEN, NR_OPEN) == 0
+
     def test_a_failed_one_returns_no_old_limit(self, program: Program) -> None:
         answer = program.answer(Nr.PRLIMIT64, 0, Rlimit.MEMLOCK, NEW, OLD, data=limit(2, 1))
         assert (answer.ret, answer.data) == (-errno.EINVAL, b"")
@@ -165,6 +170,21 @@ class TestEnforced:
         assert set_limit(root, Rlimit.MEMLOCK, 0) == 0
         root.mmap(3, at=BASE)
         assert root.call(Nr.MLOCK, BASE, 3 * PAGE_SIZE) == 0
+
+    def test_memlock_holds_for_locked_memory_that_grows_but_not_for_the_superusers(
+        self, root: Program, program: Program
+    ) -> None:
+        """Source: Linux v6.8 mm/mmap.c:acct_stack_growth()."""
+        for caller in (root, program):
+            assert set_limit(caller, Rlimit.MEMLOCK, 4 * PAGE_SIZE, MIB8) == 0
+            flags = ANON | Map.GROWSDOWN.value | Map.LOCKED.value
+            assert caller.mmap(1, flags=flags, at=page(2000)) == page(2000)
+            caller.store(page(1997), b"x")
+        root.store(page(1996), b"x")
+        assert root.mm.locked_vm == 5
+        assert program.answer(Nr.STORE, page(1996), 1, data=b"x").signo == SIGSEGV
+        assert root.call(Nr.SETUID, USER) == 0
+        assert root.answer(Nr.STORE, page(1995), 1, data=b"x").signo == SIGSEGV
 
     def test_another_process_feels_it_at_once(self, root: Program, program: Program) -> None:
         assert set_limit(root, Rlimit.AS, 0, pid=program.pid) == 0
