@@ -24,7 +24,7 @@ from kerneld.mm.frames import (
     ZERO_PFN,
     Frames,
 )
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
 
 Mask = npt.NDArray[np.bool_]
 
@@ -33,6 +33,8 @@ KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU, KPF_BUDDY, KPF_MMAP = 2, 3, 4,
 KPF_ACTIVE, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL = 6, 12, 13, 14, 15, 16
 KPF_UNEVICTABLE, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE = 18, 22, 24, 26
 """Bit numbers of a frame's word."""
+_OF_HEADS = PG_REFERENCED | PG_DIRTY | PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
+"""What Linux reads in `page->flags` and keeps in those of a huge page's first page: tails have none of it."""
 
 
 def _window(frames: Frames, offset: int, length: int) -> slice:
@@ -56,14 +58,18 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
     window = _window(frames, offset, length)
     flags = frames.flags[window]
     anon = (flags & PG_ANON) != 0
+    is_large = (flags & PG_LARGE) != 0
+    is_tail = is_large & (np.arange(window.start, window.stop) % HPAGE_PMD_NR != 0)
+    # What a huge page is like is noted at its first frame alone.
+    flags = np.where(is_tail, flags & np.uint32(~_OF_HEADS & (1 << 32) - 1), flags)
     cached = (frames.mapping[window] != 0) & ~anon
-    is_head, is_compound, is_zero = _huge_pages(frames)
+    is_zero = _zero_pages(frames)
     in_block = frames.buddy.is_free()
     in_block[frames.buddy.pcp] = False
     words = np.zeros(len(flags), dtype=np.uint64)
     for bit, mask in (
         (KPF_REFERENCED, (flags & PG_REFERENCED) != 0),
-        (KPF_UPTODATE, anon | cached | ((flags & PG_SWAPCACHE) != 0)),
+        (KPF_UPTODATE, (anon | cached | ((flags & PG_SWAPCACHE) != 0)) & ~is_tail),
         (KPF_DIRTY, (flags & PG_DIRTY) != 0),
         (KPF_LRU, (flags & PG_LRU) != 0),
         (KPF_ACTIVE, (flags & PG_ACTIVE) != 0),
@@ -73,9 +79,9 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
         (KPF_SWAPCACHE, (flags & PG_SWAPCACHE) != 0),
         (KPF_UNEVICTABLE, (flags & PG_UNEVICTABLE) != 0),
         (KPF_SWAPBACKED, (flags & PG_SWAPBACKED) != 0),
-        (KPF_COMPOUND_HEAD, is_head[window]),
-        (KPF_COMPOUND_TAIL, is_compound[window] & ~is_head[window]),
-        (KPF_THP, is_compound[window]),
+        (KPF_COMPOUND_HEAD, is_large & ~is_tail),
+        (KPF_COMPOUND_TAIL, is_tail),
+        (KPF_THP, is_large),
         (KPF_ZERO_PAGE, is_zero[window]),
         (KPF_PGTABLE, (flags & PG_TABLE) != 0),
     ):
@@ -83,15 +89,11 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
     return words.tobytes()
 
 
-def _huge_pages(frames: Frames) -> tuple[Mask, Mask, Mask]:
-    """Return for each frame whether it is the first of a huge page, in a huge page, and a zero page of either size."""
-    is_head, is_compound, is_zero = (np.zeros(frames.ram.nr_frames, dtype=np.bool_) for _ in range(3))
-    for head in frames.huge.entire_mapcount:
-        is_head[head] = is_compound[head : head + HPAGE_PMD_NR] = True
+def _zero_pages(frames: Frames) -> Mask:
+    """Return for each frame whether it is the zero page, or of the huge one."""
+    is_zero = np.zeros(frames.ram.nr_frames, dtype=np.bool_)
     is_zero[ZERO_PFN] = True
     zero = frames.huge.zero_pfn
     if zero is not None:
-        is_head[zero] = True
-        for mask in (is_compound, is_zero):
-            mask[zero : zero + HPAGE_PMD_NR] = True
-    return is_head, is_compound, is_zero
+        is_zero[zero : zero + HPAGE_PMD_NR] = True
+    return is_zero

@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 
 import numpy as np
+import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn, swap_mask, swp_offset
 from kerneld.mm.frames import PG_ANON
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_SOFTDIRTY
-from shared.uapi.page import PAGE_SHIFT, TASK_SIZE
+from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Vaddr
 
 ENTRY_BYTES = 8
 _MAX_SWAPFILES_SHIFT = 5
@@ -55,9 +56,25 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
     flags = np.where((mm.frames.flags[counted_pfns] & PG_ANON) == 0, np.uint64(PM_FILE), np.uint64(0))
     flags |= np.where(mm.frames.mapcount[counted_pfns] == 1, np.uint64(PM_MMAP_EXCLUSIVE), np.uint64(0))
     words[counted] |= flags
+    if mm.page_table.deposited:
+        _huge_pages(mm, start, end, words)
     for vma in mm.vmas.overlapping(start, end):
         if vma.vm_flags & VM_SOFTDIRTY:
             first = (max(start, vma.start) - start) >> PAGE_SHIFT
             last = (min(end, vma.end) - start) >> PAGE_SHIFT
             words[first:last] |= np.uint64(PM_SOFT_DIRTY)
     return words.tobytes()
+
+
+def _huge_pages(mm: MmStruct, start: Vaddr, end: Vaddr, words: npt.NDArray[np.uint64]) -> None:
+    """Say of the pages of huge ones what their entry says: bit 56 of the first page, and the huge zero page is no
+    anonymous one. Source: Linux v6.8 fs/proc/task_mmu.c:pagemap_pmd_range().
+    """
+    for leaf in mm.page_table.leaves(start, end):
+        if leaf.huge:
+            entry = mm.frames.ram.words[leaf.low]
+            is_zero = entry & PTE_SPECIAL
+            exclusive = not is_zero and mm.frames.mapcount_at[pte_pfn(entry)] == 1
+            run = words[(leaf.start - start) >> PAGE_SHIFT : (leaf.end - start) >> PAGE_SHIFT]
+            run &= np.uint64(~(PM_FILE | PM_MMAP_EXCLUSIVE) & (1 << 64) - 1)
+            run |= np.uint64((PM_FILE if is_zero else 0) | (PM_MMAP_EXCLUSIVE if exclusive else 0))

@@ -42,7 +42,7 @@ from kerneld.hw.paging import (
 from kerneld.mm.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.lru import mlock_folio, munlock_folios
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.rmap import anon_vma_root
@@ -310,12 +310,15 @@ def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> in
 def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
     """Tell whether an anonymous frame is this address space's alone; one whose other owners have gone becomes so.
 
-    Its slot in the swap file, which only the swap cache knows, it gives up for that. Source: Linux v6.8
-    mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
+    Its slot in the swap file, which only the swap cache knows, it gives up for that. One of a huge page stays what it
+    is, whoever maps the rest. Source: Linux v6.8 mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's
+    anon_vma.
     """
     frames = mm.frames
     if frames.flags_at[pfn] & PG_ANON_EXCLUSIVE:
         return True
+    if frames.flags_at[pfn] & PG_LARGE:
+        return False
     if frames.flags_at[pfn] & PG_SWAPCACHE and frames.refcount_at[pfn] == 2:
         folio_free_swap(frames, pfn)
     if frames.refcount_at[pfn] != 1:

@@ -9,13 +9,15 @@ MiB counts in each of its frames as an entry of 4 KiB would. Cutting a huge page
 every rule about entries and frames holds for both sizes alike; the price is one step on 512 neighbours in each array,
 a few microseconds, for each mapping of a huge page as a whole.
 
+A huge page stays one, PG_LARGE, where small entries map it: what of it somebody maps is its frames with PG_LARGE, which
+lie in its 2 MiB. `kerneld.mm.split_folio` makes single pages of it.
+
 Invariants: `entire_mapcount[head]` is how many entries of 2 MiB map the frames from `head` on, none of them the zero
 page's; while there is one, those frames agree in mapping, PG_ANON and PG_ANON_EXCLUSIVE and have consecutive indexes.
 `zero_users` is how many entries of 2 MiB map the huge zero page, whose frames are held once as long as that is not 0.
 
-Differs from Linux: a huge page is one as long as an entry maps it whole, and then at once 512 single frames, each
-free as soon as nothing maps it (Linux keeps them together until memory is short: deferred_split_folio()). The huge
-zero page goes with its last entry (Linux: when memory is short).
+Differs from Linux: each frame is free as soon as nothing maps it (Linux keeps them together until memory is short:
+deferred_split_folio()). The huge zero page goes with its last entry (Linux: when memory is short).
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn
 if TYPE_CHECKING:
     from kerneld.mm.frames import Frames
 
+PG_LARGE = 1 << 16
+"""A flag of frames: of a huge page, or of what is left of one (Linux: PageCompound())."""
 HPAGE_PMD_ORDER = PMD_SHIFT - PAGE_SHIFT
 HPAGE_PMD_NR = 1 << HPAGE_PMD_ORDER
 """Frames of a huge page."""
@@ -74,7 +78,7 @@ class HugeFrames:
             raise SysError(errno.ENOMEM) from None
         run = slice(head, head + HPAGE_PMD_NR)
         frames.ram.clear_pages(_OFFSETS + head)
-        frames.flags[run] = flags
+        frames.flags[run] = flags | PG_LARGE
         frames.refcount[run] = 1
         frames.stamp(_OFFSETS + head)
         return head

@@ -24,15 +24,16 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.filemap import File
 from kerneld.mm.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE, Pfns
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.huge_frames import PG_LARGE
 from kerneld.mm.leaf_walk import Leaf, Run
 from kerneld.mm.lru import folio_deactivate, folio_mark_lazyfree
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.split_folio import estimated_sharers, split_folio
 from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.vm_flags import VM_MAYSHARE
 from kerneld.mm.vma import Vma
 from kerneld.mm.vmscan import reclaim_pages
-from shared.uapi.page import PAGE_SHIFT, Vaddr
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 MayWrite = Callable[[File], bool]
@@ -67,9 +68,11 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     Source: Linux v6.8 mm/madvise.c:madvise_free_pte_range() and mm/huge_memory.c:madvise_free_huge_pmd().
     """
     frames = mm.frames
-    for run in _runs(mm, start, end, PG_SWAPCACHE | PG_DIRTY):
-        if not run.huge:
-            mm.zap_swapped(run)
+    for run in _runs(mm, start, end):
+        if run.huge:
+            _free_huge(mm, run)
+            continue
+        mm.zap_swapped(run)
         positions, pfns = _mapped(mm, run)
         keep = np.ones(len(pfns), dtype=np.bool_)
         flags = frames.flags[pfns]
@@ -85,10 +88,18 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
         folio_mark_lazyfree(frames, pfns)
 
 
+def _free_huge(mm: MmStruct, run: Run) -> None:
+    """Source: Linux v6.8 mm/huge_memory.c:madvise_free_huge_pmd()."""
+    positions, pfns = _mapped(mm, run)
+    mm.frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
+    _clear_bits(mm, run, positions, PTE_ACCESSED | PTE_DIRTY)
+    folio_mark_lazyfree(mm.frames, pfns)
+
+
 def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     """Make pages that are mapped here alone old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
     frames = mm.frames
-    for run in _runs(mm, start, end, 0):
+    for run in _runs(mm, start, end):
         pfns = _make_old(mm, run, anon_only=False)
         folio_deactivate(frames, pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0])
 
@@ -101,7 +112,7 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
     anon_only = vma.file is not None and not may_write(vma.file)
     if anon_only and vma.vm_flags & VM_MAYSHARE:
         return
-    for run in _runs(mm, start, end, 0):
+    for run in _runs(mm, start, end):
         pfns = _make_old(mm, run, anon_only=anon_only)
         reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0], may_write=False)
     if vma.file is not None:
@@ -120,23 +131,52 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
             mapping.uncached.add(index, index + 1)
 
 
-def _runs(mm: MmStruct, start: Vaddr, end: Vaddr, bad_flags: int) -> Iterator[Run]:
-    """Yield the leaf tables of a range, and those huge pages that are this VMA's alone and have none of these flags.
+def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
+    """Yield what of a range is advised: leaf tables, and huge pages whole.
 
-    Any other huge page, the zero page's among them, and one that lies in the range only in part is cut up.
+    The huge zero page is left alone, and a huge page that others map as well; of one's own, a part is split off.
+    Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range(), mm/huge_memory.c:madvise_free_huge_pmd().
     """
     frames = mm.frames
-    mm.split_huge_pmds_at(start, end)
     for run in mm.page_table.runs(start, end):
         if isinstance(run, Leaf) and run.huge:
             entry = frames.ram.words[run.low]
-            pages = slice(pte_pfn(entry), pte_pfn(entry) + HPAGE_PMD_NR)
-            shared = entry & PTE_SPECIAL or (frames.mapcount[pages] != 1).any()
-            if shared or (frames.flags[pages] & np.uint32(bad_flags)).any():
-                mm.split_huge_pmd(run.low, run.start)
-                yield next(mm.page_table.leaves(run.start, run.end))
+            if entry & PTE_SPECIAL or estimated_sharers(frames, pte_pfn(entry)) != 1:
                 continue
-        yield run
+            if run.end - run.start == PMD_SIZE:
+                yield run
+                continue
+            split_folio(frames, pte_pfn(entry))
+            yield from mm.page_table.leaves(run.start, run.end)
+        elif _has_large(mm, run):
+            for leaf in mm.page_table.leaves(run.start, run.end):
+                if not leaf.huge:
+                    yield from _before_a_shared_one(mm, leaf)
+        else:
+            yield run
+
+
+def _has_large(mm: MmStruct, run: Run) -> bool:
+    pfns = _mapped(mm, run)[1]
+    return bool((mm.frames.flags[pfns] & np.uint32(PG_LARGE)).any())
+
+
+def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
+    """Yield of a leaf table what comes before the first page of a huge page that others map; those of one's own are
+    split. Linux takes no account of what lies behind.
+    """
+    frames = mm.frames
+    positions, pfns = _mapped(mm, leaf)
+    for position, pfn in zip(positions.tolist(), pfns.tolist(), strict=True):
+        if not frames.flags_at[pfn] & PG_LARGE:
+            continue
+        if estimated_sharers(frames, pfn) != 1:
+            if position:
+                end = leaf.start + (position << PAGE_SHIFT)
+                yield leaf._replace(end=end, high=leaf.low + position)
+            return
+        split_folio(frames, pfn)
+    yield leaf
 
 
 def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
@@ -144,7 +184,8 @@ def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
     frames = mm.frames
     pfns: Pfns
     positions, pfns = _mapped(mm, run)
-    ours = frames.mapcount[pfns] == 1
+    # Of a huge page the first one has been asked already, for all.
+    ours = (frames.mapcount[pfns] == 1) | run.huge
     if anon_only:
         ours &= (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
     _clear_bits(mm, run, positions[ours], PTE_ACCESSED)

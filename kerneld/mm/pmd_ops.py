@@ -15,6 +15,7 @@ import numpy as np
 
 from kerneld.hw.paging import (
     PTE_ACCESSED,
+    PTE_DIRTY,
     PTE_PFN_MASK,
     PTE_PSE,
     PTE_RW,
@@ -26,7 +27,7 @@ from kerneld.hw.paging import (
     small_entries,
 )
 from kerneld.hw.ram import WORDS_SHIFT
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE, ZERO_PFN
+from kerneld.mm.frames import PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN
 from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.pte_ops import PteOps, Rss
@@ -102,7 +103,8 @@ class PmdOps(PteOps):
     def split_huge_pmd(self, pmd: int, haddr: Vaddr) -> None:
         """Put a table of 512 entries of the same frames in the place of an entry of 2 MiB; it cannot fail.
 
-        Of the huge zero page each becomes an entry of the shared zero page.
+        Of the huge zero page each becomes an entry of the shared zero page. Any other is one page still, and is dirty
+        now where the entry was.
         Source: Linux v6.8 mm/huge_memory.c:__split_huge_pmd_locked(), __split_huge_zero_page_pmd().
         """
         entry = self._words[pmd]
@@ -113,7 +115,10 @@ class PmdOps(PteOps):
             self.frames.huge.put_zero()
         else:
             self._words_np[low : low + PTRS_PER_TABLE] = small_entries(entry, 0, PTRS_PER_TABLE)
-            self.frames.huge.remove_mapping(pte_pfn(entry))
+            head = pte_pfn(entry)
+            self.frames.huge.remove_mapping(head)
+            if entry & PTE_DIRTY:
+                self.frames.flags[head : head + HPAGE_PMD_NR] |= np.uint32(PG_DIRTY)
         self._words[pmd] = make_pte(table, PTE_TABLE)
         self.frames.huge.events["thp_split_pmd"] += 1
         self.notify(haddr, haddr + PMD_SIZE)

@@ -16,8 +16,8 @@ folio_check_references(), pageout(), __remove_mapping() and mm/rmap.c:try_to_unm
 | of a file                             | unmapped, written to the file if dirty, dropped from the page cache         |
 | of shared anonymous memory            | unmapped, written to the swap file if dirty, dropped from the page cache    |
 
-Differs from Linux: there is no flusher thread, so dirty pages of files are written here; a write ends before it
-returns, so nothing is ever under writeback.
+Differs from Linux: a huge page is split first, and not swapped as a whole; there is no flusher thread, so dirty pages
+of files are written here; a write ends before it returns, so nothing is ever under writeback.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from kerneld.mm.frames import (
 )
 from kerneld.mm.lru import folio_activate, mlock_folios, putback
 from kerneld.mm.rmap_walk import Mapped, rmap_walk
+from kerneld.mm.split_folio import split_folios
 from kerneld.mm.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
 from kerneld.mm.workingset import workingset_eviction
@@ -81,6 +82,7 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
     of a file is left for the flusher: unmapped, active, and noted in `AddressSpace.reclaim`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
+    split_folios(frames, pfns)
     users = Users(frames, pfns)
     locked = users.locked
     mlock_folios(frames, pfns[locked])

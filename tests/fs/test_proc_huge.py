@@ -76,5 +76,57 @@ def test_pagemap_kpagecount_and_kpageflags(world: World) -> None:
     assert (bits(head), bits(head + HUGE - 1)) == ({HEAD, THP, ANON, MMAP}, {TAIL, THP, ANON, MMAP})
     assert (bits(zero), bits(zero + 1)) == ({HEAD, THP, ZERO_PAGE}, {TAIL, THP, ZERO_PAGE})
     assert bits(1) == {ZERO_PAGE}
-    do_madvise(mm, addr, PAGE_SIZE, Madv.DONTNEED)
+    do_madvise(mm, addr + 9 * PAGE_SIZE, PAGE_SIZE, Madv.COLD)
     assert bits(head + 1) == {ANON, MMAP}
+
+
+def test_pagemap_of_a_huge_page_goes_by_its_first_page(world: World) -> None:
+    """Bit 56 says of all 512 whether the first has one who maps it (fs/proc/task_mmu.c:pagemap_pmd_range())."""
+    addr = map_huge(world)
+
+    def exclusive() -> set[int]:
+        words = world.read("self/pagemap", offset=addr >> PAGE_SHIFT << 3, length=8 * HUGE)
+        return {word >> 56 & 1 for word in struct.unpack(f"={HUGE}Q", words)}
+
+    assert exclusive() == {1}
+    child = world.fork(world.me, 77)
+    assert exclusive() == {0}
+    do_madvise(child.live_mm, addr, PAGE_SIZE, Madv.DONTNEED)
+    assert exclusive() == {1}
+    do_madvise(child.live_mm, addr, PMD_SIZE, Madv.DONTNEED)
+    do_madvise(world.me.live_mm, addr + PAGE_SIZE, PAGE_SIZE, Madv.DONTFORK)
+    assert exclusive() == {1}
+    world.forget(child)
+
+
+def test_pagemap_takes_the_huge_zero_page_for_a_file(world: World) -> None:
+    """It is no anonymous page, and of an entry of 2 MiB Linux asks no more; of the zero page's it asks nothing."""
+    addr = map_huge(world) + PMD_SIZE
+    (word,) = struct.unpack("=Q", world.read("self/pagemap", offset=addr >> PAGE_SHIFT << 3, length=8))
+    assert word >> 56 == 0xA0
+
+
+def test_kpageflags_of_tails_have_what_is_each_pages_own(world: World) -> None:
+    """The state of a huge page is its head's, also when small entries map it; split up, each page has it."""
+    addr = map_huge(world)
+    mm = world.me.live_mm
+    pmd = mm.page_table.find_huge_pmd(addr)
+    assert pmd is not None
+    head = entry_pfn(mm.frames.ram.words[pmd], addr)
+
+    def bits(pfn: int) -> set[int]:
+        (word,) = struct.unpack("=Q", world.read("kpageflags", offset=pfn * 8, length=8))
+        return {bit for bit in range(64) if word & 1 << bit}
+
+    uptodate, dirty, lru, swapbacked = 3, 4, 5, 14
+    tail = bits(head + 7)
+    assert tail & {2, uptodate, dirty, lru, 6, swapbacked, 18} == set()
+    assert tail >= {TAIL, THP, ANON, MMAP}
+    assert bits(head) >= {HEAD, THP, ANON, MMAP, uptodate, lru, swapbacked}
+    assert dirty not in bits(head)
+    do_madvise(mm, addr + PAGE_SIZE, PAGE_SIZE, Madv.DONTNEED)
+    assert bits(head + 7) == tail
+    assert bits(head) >= {HEAD, THP, dirty}
+    do_madvise(mm, addr + 9 * PAGE_SIZE, PAGE_SIZE, Madv.COLD)
+    assert {HEAD, TAIL, THP} & (bits(head) | bits(head + 7)) == set()
+    assert bits(head + 7) >= {uptodate, dirty, lru, swapbacked, ANON, MMAP}
