@@ -6,7 +6,6 @@ Colours are always in the text for people: click takes them out where the output
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import click
 from inspector.events import Update
 from inspector.maps import Mapping
 from inspector.table import Change, Entry, Frames, Run, count, fold, unfolded
+from shared.terminal import escaped
 from shared.trace.record import Lost
 from shared.uapi.shadowpt import Spte
 
@@ -190,12 +190,7 @@ def maps_lines(mappings: Sequence[Mapping]) -> Iterator[str]:
     for mapping in mappings:
         kib = (mapping.end - mapping.start) // 1024
         line = f"{mapping.start:#014x} {mapping.end:#014x}  {mapping.perms}  {kib:>8} KiB"
-        yield f"{line}  {plain_name(mapping.name)}".rstrip()
-
-
-def plain_name(name: str) -> str:
-    """Return a mapping's name with what could steer a terminal replaced: whoever names a file chooses its bytes."""
-    return "".join("?" if unicodedata.category(char) == "Cc" else char for char in name)
+        yield f"{line}  {escaped(mapping.name)}".rstrip()
 
 
 def maps_json_line(time: datetime, pid: int, mappings: Sequence[Mapping]) -> str:

@@ -17,6 +17,7 @@ from shared.client.path import default_socket_path
 from shared.option_types import Seconds
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
+from shared.terminal import one_line
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 PS_COLUMNS = ("PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND")
@@ -149,7 +150,7 @@ def status(socket_path: str | None) -> None:
             rows.append((key.strip(), value.strip()))
     width = max(len(key) for key, _ in rows) + 2
     for key, value in rows:
-        click.echo(f"{key + ':':<{width}}{printable(value)}")
+        click.echo(f"{key + ':':<{width}}{one_line(value)}")
 
 
 @cli.command(
@@ -170,7 +171,7 @@ def ps(socket_path: str | None) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(PS_COLUMNS) - 1)]
     for row in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
-        click.echo(" ".join([*cells, printable(row[-1])]))
+        click.echo(" ".join([*cells, one_line(row[-1])]))
 
 
 def get_daemon(path: str) -> int:
@@ -184,8 +185,3 @@ def get_daemon(path: str) -> int:
     if pid is None:
         raise Failure(Status.NO_DAEMON, f"kerneld does not run: nobody listens at {path}")
     return pid
-
-
-def printable(text: str) -> str:
-    """Return `text` with what could steer a terminal replaced: a process chooses its own name."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kerneld.failure import Failure, Status
+from shared.terminal import one_line
 from shared.uapi.dump import DUMP_FORMAT
 
 
@@ -34,7 +35,7 @@ def inspect_dump(path: str) -> None:
     if not isinstance(dump, dict) or dump.get("format") != DUMP_FORMAT:
         raise Failure(Status.FAILED, f"{path} is not a dump of a kerneld panic")
     for line in lines_of(dump):
-        click.echo("".join(char if char.isprintable() else "?" for char in line))
+        click.echo(one_line(line))
 
 
 def lines_of(dump: dict[str, Any]) -> list[str]:

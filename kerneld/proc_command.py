@@ -11,6 +11,7 @@ from kerneld.proc_reading import stream_proc
 from kerneld.start import socket_option
 from shared.client.path import default_socket_path
 from shared.option_types import ByteCount, Whole
+from shared.terminal import escaped_pieces
 
 
 @click.command(
@@ -33,7 +34,8 @@ def maps(pid: int, socket_path: str | None) -> None:
 @click.command(
     short_help="Print a file of kerneld's /proc.",
     help="""Print a file of kerneld's /proc, as it is: PATH is under /proc. It is printed as it is read, from OFFSET on,
-LENGTH bytes or up to its end. Both are decimal with K, M or G for powers of 1024, or hexadecimal with 0x.
+LENGTH bytes or up to its end. Both are decimal with K, M or G for powers of 1024, or hexadecimal with 0x. A terminal is
+sent what is not for printing as octal escapes; a file and a pipe get every byte.
 
 pagemap has a word of 8 bytes for each page of 4K of the address space, most of it zeros: 256G in all. That of an
 address is at the address divided by 512.
@@ -64,7 +66,9 @@ def proc(path: str, offset: int, length: int | None, socket_path: str | None) ->
 
 
 def emit(pieces: Iterable[bytes]) -> None:
-    """Write bytes to stdout as they are, each piece when it has come."""
+    """Write bytes to stdout, each piece when it has come: as they are, but to a terminal such as cannot steer it."""
+    if sys.stdout.isatty():
+        pieces = escaped_pieces(pieces)
     for piece in pieces:
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()

@@ -16,11 +16,13 @@ from kerneld.mm.frames import Frames
 from kerneld.mm.lru import LruList, lru_sizes
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.pte_ops import Rss
+from kerneld.ratelimit import RateLimit
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid
 
 _log = structlog.get_logger("kerneld.mm")
 _KBYTES_SHIFT = PAGE_SHIFT - 10
 _GFP = "gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0"
+_MOST_TASKS = 64
 _HEADER = (
     "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name"
 )
@@ -84,6 +86,7 @@ class OomKiller:
         self._tasks = tasks
         self._current = current
         self._kill = kill
+        self._ratelimit = RateLimit()
 
     def out_of_memory(self) -> bool:
         """Kill the worst process and return whether that has made room at once; without a process nothing is done.
@@ -95,36 +98,47 @@ class OomKiller:
         if victim is None:
             _log.critical("Out of memory and no killable processes...")
             return False
-        self._dump_header(tasks, victim)
+        if self._ratelimit.allows():
+            self._dump_header(tasks, victim)
         mm = victim.mm
+        # Each costs a process that had most of the memory, so there is no limit, as in Linux.
         _log.error(
             f"Out of memory: Killed process {victim.pid} ({victim.comm}) total-vm:{_kb(mm.total_vm)}, "
             f"anon-rss:{_kb(mm.rss[Rss.ANON])}, file-rss:{_kb(mm.rss[Rss.FILE])}, "
             f"shmem-rss:{_kb(mm.rss[Rss.SHMEM])}, UID:{victim.uid} pgtables:{pgtables_bytes(mm) >> 10}kB "
-            "oom_score_adj:0"
+            "oom_score_adj:0",
+            whole=True,
         )
         self._frames.vmstat["oom_kill"] += 1
         return self._kill(victim.pid)
 
     def _dump_header(self, tasks: Sequence[OomTask], victim: OomTask) -> None:
-        """Source: Linux v6.8 mm/oom_kill.c:dump_header(), dump_tasks() and dump_oom_summary()."""
+        """Source: Linux v6.8 mm/oom_kill.c:dump_header(), dump_tasks() and dump_oom_summary().
+
+        Differs from Linux: of many tasks the youngest are listed.
+        """
         sizes, frames = lru_sizes(self._frames), self._frames
-        _log.warning(f"{self._current()} invoked oom-killer: {_GFP}, oom_score_adj=0")
-        _log.warning("Mem-Info:")
+        missed = self._ratelimit.take_missed()
+        if missed:
+            _log.warning(f"oom_kill_process: {missed} callbacks suppressed", whole=True)
+        _log.warning(f"{self._current()} invoked oom-killer: {_GFP}, oom_score_adj=0", whole=True)
+        _log.warning("Mem-Info:", whole=True)
         _log.warning(
             f"active_anon:{sizes[LruList.ACTIVE_ANON]} inactive_anon:{sizes[LruList.INACTIVE_ANON]} "
             f"active_file:{sizes[LruList.ACTIVE_FILE]} inactive_file:{sizes[LruList.INACTIVE_FILE]} "
-            f"unevictable:{sizes[-1]} free:{frames.free_pages}"
+            f"unevictable:{sizes[-1]} free:{frames.free_pages}",
+            whole=True,
         )
-        _log.warning(f"Free swap  = {_kb(frames.swap.nr_free)}")
-        _log.warning(f"Total swap = {_kb(frames.swap.total_pages)}")
-        _log.info("Tasks state (memory values in pages):")
-        _log.info(_HEADER)
-        for task in tasks:
-            _log.info(_task_line(task))
+        _log.warning(f"Free swap  = {_kb(frames.swap.nr_free)}", whole=True)
+        _log.warning(f"Total swap = {_kb(frames.swap.total_pages)}", whole=True)
+        _log.info("Tasks state (memory values in pages):", whole=True)
+        _log.info(_HEADER, whole=True)
+        for task in tasks[-_MOST_TASKS:]:
+            _log.info(_task_line(task), whole=True)
         _log.info(
             "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/,"
-            f"task={victim.comm},pid={victim.pid},uid={victim.uid}"
+            f"task={victim.comm},pid={victim.pid},uid={victim.uid}",
+            whole=True,
         )
 
 

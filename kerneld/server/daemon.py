@@ -26,6 +26,7 @@ from kerneld.fs.file_limits import FileRules
 from kerneld.mm.limits import Sysctl
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
+from kerneld.server.logs import LIMITS
 from kerneld.server.loop import Loop
 from kerneld.server.panic import write_dump
 from kerneld.server.socket_path import Claim, claim
@@ -101,7 +102,8 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
                 raise Panic(str(error), _dump(kernel, error, held)) from error
         finally:
             held.release()
-    log.info("kerneld stopped")
+    missed = LIMITS.missed()
+    log.info("kerneld stopped", **({"suppressed": missed} if missed else {}))
 
 
 def _dump(kernel: Kernel, error: KernelBug, held: Claim) -> str:

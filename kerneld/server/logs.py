@@ -1,4 +1,7 @@
-"""How the daemon's log looks: structlog on stderr, for people or as one JSON object a line."""
+"""How the daemon's log looks: structlog on stderr, for people or as one JSON object a line.
+
+Names in it are clients' choice: they are made fit for a terminal, and JSON escapes them by itself.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,13 @@ from typing import TextIO, cast
 
 import structlog
 
+from kerneld.ratelimit import RateLimit
 from shared.standard_streams import are_colours_welcome
+from shared.terminal import escaped
 
 STDERR_FD = 2
+WHOLE = "whole"
+"""Set on lines that belong to one message of many lines: that one is limited where it is made."""
 
 
 class LogFormat(StrEnum):
@@ -35,6 +42,45 @@ class _Stderr:
         """Nothing is held back."""
 
 
+class Limits:
+    """The processor that drops what is over the limit of its kind; `suppressed` of a line counts those before it."""
+
+    def __init__(self) -> None:
+        self._by_place: dict[tuple[str, int], RateLimit] = {}
+
+    def __call__(
+        self, _logger: structlog.typing.WrappedLogger, method: str, event_dict: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        """Return the line, or raise structlog.DropEvent. Lines for debugging have no limit, nor has a panic."""
+        if event_dict.pop(WHOLE, False) or method in ("debug", "critical"):
+            return event_dict
+        limit = self._by_place.setdefault(_place_that_logs(), RateLimit())
+        if not limit.allows():
+            raise structlog.DropEvent
+        missed = limit.take_missed()
+        return {**event_dict, "suppressed": missed} if missed else event_dict
+
+    def missed(self) -> int:
+        """Return how many lines no line has told of yet."""
+        return sum(limit.missed for limit in self._by_place.values())
+
+
+LIMITS = Limits()
+
+
+def _place_that_logs() -> tuple[str, int]:
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "structlog":
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _for_terminals(
+    _logger: structlog.typing.WrappedLogger, _method: str, event_dict: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return {key: escaped(value) if isinstance(value, str) else value for key, value in event_dict.items()}
+
+
 def configure(log_format: LogFormat, level_name: str) -> None:
     """Send the log to stderr from `level_name` (debug, info, warning, error) up."""
     renderer: structlog.typing.Processor
@@ -47,12 +93,15 @@ def configure(log_format: LogFormat, level_name: str) -> None:
             pad_event_to=0,
         )
     processors: list[structlog.typing.Processor] = [
+        LIMITS,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         renderer,
     ]
     if log_format is LogFormat.JSON:
         processors.insert(-1, structlog.processors.format_exc_info)
+    else:
+        processors.insert(-1, _for_terminals)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level_name.upper()]),

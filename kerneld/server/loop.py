@@ -16,10 +16,14 @@ What is done for whom is `kerneld.server.service`'s.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import select
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING
+
+import structlog
 
 from kerneld.server.connection import Connection
 from kerneld.server.door import ClientLimits
@@ -31,6 +35,7 @@ from shared.spin import Spin
 if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel
 
+log = structlog.get_logger("kerneld.server")
 STOP_SECONDS = 1.0
 """How long a daemon that is asked to stop goes on with the batches that have begun."""
 
@@ -69,10 +74,19 @@ class Loop:
         """Serve until asked to stop, then let every client go."""
         try:
             while not self._is_stopping:
-                self.turn()
+                try:
+                    self.turn()
+                except MemoryError:
+                    self._turn_given_up()
             self._finish_batches()
         finally:
             self.close()
+
+    def _turn_given_up(self) -> None:
+        """The host has no memory for what a turn takes outside of a request: who was not served then is in the next."""
+        with contextlib.suppress(MemoryError):
+            gc.collect()
+            log.error("out of memory on the host: a turn of the loop was given up")
 
     def _finish_batches(self) -> None:
         """What has begun is finished, and answered, as far as that does not keep the daemon from ending."""

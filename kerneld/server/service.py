@@ -214,8 +214,9 @@ class Service:
                 self._hang_up(connection)
 
     def _give_up(self, connection: Connection) -> None:
-        log.exception("request failed in an unforeseen way: its connection is closed", pid=connection.pid)
+        # First: where there is no memory to log, there may be some to close a connection whose client waits.
         self._hang_up(connection)
+        log.exception("request failed in an unforeseen way: its connection is closed", pid=connection.pid)
 
     def _hang_up(self, connection: Connection) -> None:
         """The connection is over, and with it the thread behind it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shared.terminal import one_line
 from shared.trace.events import FUNCGRAPH_ENTRY
 from shared.trace.record import Lost, Record
 from shared.trace.text import Names, lost_line
@@ -48,7 +49,7 @@ def function_line(record: Record, names: Names, *, classes: bool) -> str:
     fields = record.fields
     func, parent = (fields[key] if classes else plain_name(fields[key]) for key in ("func", "parent"))
     seconds, nanoseconds = divmod(record.time, 1_000_000_000)
-    who = f"{names.find(record.pid)[:15]:>16}-{record.tid:<7}"
+    who = f"{one_line(names.find(record.pid))[:15]:>16}-{record.tid:<7}"
     return f"{who} [000] {seconds:>5}.{nanoseconds // 1000:06}: {func} <-{parent or 'loop'}"
 
 
@@ -112,7 +113,7 @@ class Graph:
         yield f" 0) {duration}{'  ' * fields['depth']}{text}"
 
     def _proc(self, pid: int) -> str:
-        text = f"{self._names.find(pid)[:_COMM_SHOWN]}-{pid}"
+        text = f"{one_line(self._names.find(pid))[:_COMM_SHOWN]}-{pid}"
         return (" " * ((_PROC_COLUMNS - len(text)) // 2) + text).ljust(_PROC_COLUMNS)
 
     def _name(self, record: Record) -> str:

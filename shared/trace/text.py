@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shared.terminal import one_line
 from shared.trace.event import Field, Show
 from shared.trace.events import SYS_ENTER, SYS_EXIT, Cause
 from shared.trace.record import Comm, Lost, Record
@@ -60,7 +61,7 @@ def field_text(field: Field, value: Any) -> str:
             return f"{value:#x}"
     if field.show in _HEXADECIMAL:
         return f"{value:#x}"
-    return "".join(char if char.isprintable() else "?" for char in value) if isinstance(value, str) else str(value)
+    return one_line(value) if isinstance(value, str) else str(value)
 
 
 def fields_text(record: Record) -> str:

@@ -161,4 +161,4 @@ def test_maps_can_be_pasted_back() -> None:
 def test_a_name_steers_no_terminal() -> None:
     mapping = Mapping(BASE, BASE + PAGE_SIZE, "r--p", 0, "08:02", 7, "/tmp/\x1b[31mred\x07 \udcff \u00e9")
     (line,) = maps_lines([mapping])
-    assert line.endswith("/tmp/?[31mred? \udcff \u00e9")
+    assert line.endswith("/tmp/\\033[31mred\\007 \\377 \u00e9")

@@ -347,3 +347,37 @@ def _is_readable(client: Client) -> bool:
     poll = select.poll()
     poll.register(client.socket, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def test_a_turn_that_finds_no_memory_is_not_the_last(server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of a request nobody can be blamed: for new connections, pidfds, the list of what is ready."""
+    waits = [server.loop._wait]
+    turns = 0
+
+    def failing(_timeout: float | None) -> list[tuple[int, int]]:
+        nonlocal turns
+        turns += 1
+        if turns < 4:
+            raise MemoryError
+        os.write(server.stop_write, b"x")
+        return waits[0](None)
+
+    monkeypatch.setattr(server.loop, "_wait", failing)
+    server.loop.run()
+    assert turns >= 4
+
+
+def test_a_request_that_finds_no_memory_costs_its_connection(
+    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, other = server.attached(), server.attached(tid=os.getpid() + 1)
+
+    def failing(*_args: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.loop.service, "_send", failing)
+        client.send(GETPID)
+        server.turn()
+    assert client.is_ended()
+    assert other.call(Nr.GETPID).ret == os.getpid()

@@ -99,3 +99,13 @@ def test_the_plain_tracers_line() -> None:
         record(FUNCTION, time=3_684_123_456_789, func="VmaTree.find", parent="find_vma"), names, classes=False
     )
     assert line == "          target-7       [000]  3684.123456: find <-find_vma"
+
+
+def test_a_name_cannot_steer_the_terminal() -> None:
+    names = Names()
+    names.note(Comm(7, 1, "\x1b[2J\nevil"))
+    shown = function_line(record(FUNCTION, func="f", parent="g"), names, classes=False)
+    graph = Graph(names, classes=False)
+    shown += "".join([*graph.add(begins("f", 0, pid=9)), *graph.add(begins("f", 0)), *graph.add(ends("f", 0))])
+    assert "?[2J?evil" in shown
+    assert "\x1b" not in shown
