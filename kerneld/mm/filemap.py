@@ -24,6 +24,7 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
 from kerneld.mm.index_ranges import IndexRanges
+from kerneld.mm.swap_state import delete_from_swap_cache, free_swap_and_cache, read_swap_cache
 from kerneld.mm.workingset import workingset_refault
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
 
@@ -108,6 +109,15 @@ class AddressSpace:
         """Return the frame of a cached page, or None."""
         return self.pages.get(index)
 
+    def swap_in(self, first: int, last: int) -> None:
+        """Have what of the pages of [first, last) is swapped out in the swap cache; each stays where it is.
+
+        Raises SysError(ENOMEM), SysError(EIO). Source: Linux v6.8 mm/madvise.c:shmem_swapin_range().
+        """
+        for index in sorted(i for i in self.swapped if first <= i < last):
+            if not self._frames.swap.cache_at[self.swapped[index]]:
+                read_swap_cache(self._frames, self.swapped[index])
+
     def ensure_page(self, index: int) -> Pfn:
         """Return the frame of a page inside the file, read in if it is not cached.
 
@@ -121,7 +131,7 @@ class AddressSpace:
 
     def must_read(self, index: int) -> bool:
         """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
-        return index in self.shadows or index in self.swapped
+        return index in self.shadows or (index in self.swapped and not self._frames.swap.cache_at[self.swapped[index]])
 
     def is_uptodate(self, index: int) -> bool:
         """Tell whether fault-around may map a page, if it is cached: nothing has to be done or waited for first.
@@ -186,7 +196,7 @@ class AddressSpace:
             workingset_refault(frames, pfn, shadow, is_file=True)
 
     def _read_shmem(self, index: int) -> Pfn:
-        """Return a new frame for a page of shared anonymous memory, with what the swap file has of it.
+        """Return a frame for a page of shared anonymous memory, a new one or, of what is swapped out, the swap cache's.
 
         Source: Linux v6.8 mm/shmem.c:shmem_get_folio_gfp() and shmem_swapin_folio().
         """
@@ -201,18 +211,12 @@ class AddressSpace:
                 if self.accounts_blocks:
                     self.account(-1)
                 raise
-        pfn = frames.alloc_page(PG_SWAPBACKED | PG_LRU, zero=False)
-        try:
-            frames.ram.write(pfn << PAGE_SHIFT, swap.read_page(slot))
-        except OSError:
-            frames.put_page(pfn)
-            raise SysError(errno.EIO) from None
-        shadow = swap.shadow_at[slot]
+        pfn = swap.cache_at[slot] or read_swap_cache(frames, slot)
+        frames.get_page(pfn)
         del self.swapped[index]
         swap.swap_free(slot)
-        frames.vmstat["pswpin"] += 1
+        delete_from_swap_cache(frames, pfn)
         self.mark_dirty(index, pfn)
-        workingset_refault(frames, pfn, shadow, is_file=False)
         return pfn
 
     def account(self, pages: int) -> None:
@@ -231,10 +235,10 @@ class AddressSpace:
 
     def drop_swapped(self, first: int, last: int) -> None:
         """Forget the pages of [first, last) that are in the swap file (Linux: mm/shmem.c:shmem_free_swap())."""
-        for index in [i for i in self.swapped if first <= i < last]:
-            self._frames.swap.swap_free(self.swapped.pop(index))
-            if self.accounts_blocks:
-                self.account(-1)
+        gone = [i for i in self.swapped if first <= i < last]
+        free_swap_and_cache(self._frames, np.array([self.swapped.pop(i) for i in gone], dtype=np.int64))
+        if self.accounts_blocks:
+            self.account(-len(gone))
 
     def drop_pages(self, indexes: list[int]) -> None:
         """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
@@ -305,8 +309,7 @@ class AddressSpace:
         """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict()."""
         self.writeback()
         self._frames.put_pages(np.fromiter(self.pages.values(), dtype=np.int64, count=len(self.pages)))
-        for slot in self.swapped.values():
-            self._frames.swap.swap_free(slot)
+        free_swap_and_cache(self._frames, np.array([*self.swapped.values()], dtype=np.int64))
         self.pages.clear()
         self.dirty.clear()
         self.swapped.clear()

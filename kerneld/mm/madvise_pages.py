@@ -43,23 +43,33 @@ MayWrite = Callable[[File], bool]
 def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Read in what of a part of a VMA is not in memory, as far as memory goes; nothing is mapped.
 
+    What is swapped out comes into the swap cache: of private anonymous memory what its entries say, of shared memory
+    what its file says, and of a file's private copies none.
+
     Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry(), shmem_swapin_range() and, for a file of a disk,
     mm/readahead.c:force_page_cache_ra().
     """
     with contextlib.suppress(SysError):
-        for leaf in mm.page_table.leaves(start, end):
-            entries = mm.page_table.page_entries(leaf)
-            for slot in swp_offset(entries[swap_mask(entries)]).tolist():
-                if not mm.frames.swap.cache_at[slot]:
-                    read_swap_cache(mm.frames, slot)
-        if vma.file is not None:
-            mapping = vma.file.mapping
-            first = vma.page_index(start)
-            last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
-            if not vma.file.mapping.in_memory:
-                mapping.read_in(first, last)
-            for index in sorted(i for i in [*mapping.swapped, *mapping.shadows] if first <= i < last):
-                mapping.ensure_page(index)
+        if vma.file is None:
+            _swap_in(mm, start, end)
+            return
+        mapping = vma.file.mapping
+        first = vma.page_index(start)
+        last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
+        if mapping.in_memory:
+            mapping.swap_in(first, last)
+            return
+        mapping.read_in(first, last)
+        for index in sorted(i for i in mapping.shadows if first <= i < last):
+            mapping.ensure_page(index)
+
+
+def _swap_in(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.page_table.page_entries(leaf)
+        for slot in swp_offset(entries[swap_mask(entries)]).tolist():
+            if not mm.frames.swap.cache_at[slot]:
+                read_swap_cache(mm.frames, slot)
 
 
 def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:

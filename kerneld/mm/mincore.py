@@ -64,6 +64,8 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
         indexes = np.arange(first, first + len(here))
         if mapping.is_shmem:
             cached = np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
+            cache = mm.frames.swap.cache_at
+            cached |= np.isin(indexes, [index for index, slot in mapping.swapped.items() if cache[slot]])
         else:
             cached = indexes < mapping.last_index()
             if mapping.uncached:

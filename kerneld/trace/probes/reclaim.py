@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import Frames, Pfns
 from kerneld.mm.oom import OomKiller, OomTask, pgtables_bytes, select_bad_process
 from kerneld.mm.pte_ops import Rss
@@ -126,17 +125,3 @@ def _read_swap_cache(tracing: Tracing, inner: Function) -> Function:
         return pfn
 
     return read_swap_cache
-
-
-@probe(AddressSpace._read_shmem, SWAP_IN)
-def _read_shmem(tracing: Tracing, inner: Function) -> Function:
-    emit = tracing.point(SWAP_IN).emit
-
-    def _read_shmem(self: AddressSpace, index: int) -> int:
-        slot = self.swapped.get(index)
-        pfn: int = inner(self, index)
-        if slot is not None:
-            emit(0, slot, pfn)
-        return pfn
-
-    return _read_shmem
