@@ -15,9 +15,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from kerneld.semesters import SEMESTERS
+
 SOURCES = Path(__file__).resolve().parent.parent / "shared"
 """Where the C sources and the headers are: in a checkout and where it is installed alike."""
-SEMESTERS = ("f24", "f23", "f25")
 _LIBRARY_FILES = ("preload.c", "kerneld.c", "kerneld.h")
 _FLAGS = ("-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 _COMPILERS = ("cc", "gcc", "clang")
@@ -31,8 +32,7 @@ class PreloadError(Exception):
 
 def header_path(abi: str) -> Path:
     """Return the semester's linux/shadowpt.h."""
-    include = SOURCES / "include"
-    return (include if abi == "f24" else include / abi) / "linux" / "shadowpt.h"
+    return SOURCES / "include" / SEMESTERS[abi].include / "linux" / "shadowpt.h"
 
 
 def ensure_library(abi: str) -> Path:
@@ -94,7 +94,14 @@ def _build(abi: str, directory: Path, library: Path) -> None:
     except OSError as error:
         raise PreloadError(f"cannot write to the cache {directory}: {error.strerror}") from None
     try:
-        command = [compiler, *_FLAGS, f"-DKERNELD_ABI={abi[1:]}", "-o", temporary, str(SOURCES / "c" / "preload.c")]
+        command = [
+            compiler,
+            *_FLAGS,
+            f"-DKERNELD_ABI={SEMESTERS[abi].define}",
+            "-o",
+            temporary,
+            str(SOURCES / "c" / "preload.c"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
             why = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import struct
+from typing import BinaryIO
 
 _ELF_MAGIC = b"\x7fELF"
 _ELF64_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -50,6 +51,7 @@ def check_program(path: str) -> None:
             status = os.stat(path)
             with open(path, "rb") as file:
                 head = file.read(4096)
+                phdrs = _read_phdrs(file, head)
         except PermissionError:
             # Executable, and not readable: nothing can be said.
             return
@@ -60,7 +62,7 @@ def check_program(path: str) -> None:
         ):
             raise ProgramError(f"{path} is set-user-ID, and nothing is preloaded into such: use it around kerneld run")
         if not head.startswith(b"#!"):
-            _check_elf(path, head)
+            _check_elf(path, head, phdrs)
             return
         words = head[2:].split(b"\n", 1)[0].split()
         if not words:
@@ -68,16 +70,27 @@ def check_program(path: str) -> None:
         path = os.fsdecode(words[0])
 
 
-def _check_elf(path: str, head: bytes) -> None:
+def _read_phdrs(file: BinaryIO, head: bytes) -> bytes:
+    """Return the program headers of an ELF file, wherever it has them; what is no ELF file has none."""
+    if not head.startswith(_ELF_MAGIC) or len(head) < _ELF64_HEADER.size:
+        return b""
+    *_before, phoff, _shoff, _flags, _ehsize, phentsize, phnum, _, _, _ = _ELF64_HEADER.unpack_from(head)
+    try:
+        file.seek(phoff)
+        return file.read(phentsize * phnum)
+    except (OSError, ValueError):
+        return b""
+
+
+def _check_elf(path: str, head: bytes, phdrs: bytes) -> None:
     if not head.startswith(_ELF_MAGIC) or len(head) < _ELF64_HEADER.size:
         raise ProgramError(f"{path} is neither an ELF program nor a script with #!")
     (ident, _type, machine, *_rest) = _ELF64_HEADER.unpack_from(head)
     if ident[4] != _ELFCLASS64 or ident[5] != _ELFDATA2LSB or machine != _EM_X86_64:
         what = _MACHINES.get(machine, f"machine {machine}")
         raise ProgramError(f"{path} is a program for another architecture ({what}): x86-64 is what runs here")
-    phoff, phentsize, phnum = _rest[2], _rest[6], _rest[7]
-    for index in range(phnum):
-        at = phoff + index * phentsize
-        if at + _PHDR.size <= len(head) and _PHDR.unpack_from(head, at)[0] == _PT_INTERP:
+    phentsize = _rest[6]
+    for at in range(0, len(phdrs) - _PHDR.size + 1, max(phentsize, _PHDR.size)):
+        if _PHDR.unpack_from(phdrs, at)[0] == _PT_INTERP:
             return
     raise ProgramError(f"{path} is linked statically: its system calls cannot be taken (link it without -static)")

@@ -13,8 +13,9 @@ from typing import NoReturn
 import click
 
 from kerneld.failure import Failure, Status
-from kerneld.preload import SEMESTERS, PreloadError, ensure_library, header_path
+from kerneld.preload import PreloadError, ensure_library, header_path
 from kerneld.program import ProgramError, check_program, find_program
+from kerneld.semesters import SEMESTERS
 from shared.client.path import default_socket_path
 from shared.option_types import SocketPath
 
@@ -24,11 +25,17 @@ For programs as the assignment has them, compiled with any compiler against <lin
 process of yours may be their target. --abi says which numbers are taken: f24 462-466, f25 467-470, f23 451-453.
 PROGRAM has this process's pid and its exit status. kerneld must be running.
 
+An errno of these calls has many causes. With --explain each call that fails says why in a line on stderr, and so does
+one that kerneld never sees: of another semester's number, by a syscall instruction of the program's own, or by a static
+program that it starts.
+
 \b
 Examples:
   kerneld run --header include              put <linux/shadowpt.h> to include/linux/shadowpt.h
   cc -I include inspector.c -o inspector
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
+  kerneld run --explain -- ./inspector 4242 0x7f0000000001 0x7f0000010000
+                                            kerneld: shadowpt_open: EINVAL: start 0x7f0000000001 is not page-aligned
   kerneld run --abi f23 -- ./inspector 4242 0x7f0000000000 0x7f0000010000
 
 \b
@@ -44,8 +51,9 @@ Exit status: the program's, or
     help=HELP,
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--abi", type=click.Choice(SEMESTERS), default="f24", show_default=True, help="The semester.")
+@click.option("--abi", type=click.Choice(list(SEMESTERS)), default="f24", show_default=True, help="The semester.")
 @click.option("--header", "header_directory", metavar="DIR", help="Put that semester's header to DIR/linux/shadowpt.h.")
+@click.option("--explain", is_flag=True, help="Say on stderr why a call fails, or does not reach kerneld.")
 @click.option(
     "--socket",
     "socket_path",
@@ -56,7 +64,12 @@ Exit status: the program's, or
 @click.argument("program", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
-    abi: str, header_directory: str | None, socket_path: str | None, program: str | None, arguments: tuple[str, ...]
+    abi: str,
+    header_directory: str | None,
+    explain: bool,
+    socket_path: str | None,
+    program: str | None,
+    arguments: tuple[str, ...],
 ) -> None:
     """Install the header, run the program, or both."""
     if header_directory is not None:
@@ -73,6 +86,11 @@ def run(
     except (ProgramError, PreloadError) as error:
         raise Failure(Status.CANNOT_RUN, str(error)) from None
     check_daemon(path)
+    if explain:
+        from kerneld.explain import watch_calls  # noqa: PLC0415
+
+        os.environ["KERNELD_EXPLAIN"] = "1"
+        watch_calls(abi, library)
     execute(found, [program, *arguments], library, path)
 
 

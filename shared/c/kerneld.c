@@ -498,6 +498,14 @@ ssize_t kd_touch(struct kd *kd, uint64_t vaddr, size_t length, enum kd_access ac
 	return ret == 0 && kd->signal.signo != 0 ? fail(EFAULT) : ret;
 }
 
+ssize_t kd_procread(struct kd *kd, const char *path, uint64_t offset, void *to, size_t length)
+{
+	struct kd_call call = { .nr = KD_PROCREAD, .args = { offset, length < KD_MAX_INLINE ? length : KD_MAX_INLINE },
+				.in = path, .in_bytes = strlen(path), .out = to, .out_bytes = length };
+
+	return run_one(kd, &call);
+}
+
 uint64_t kd_mmap(struct kd *kd, uint64_t addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
 	struct kd_call call = { .nr = SYS_mmap, .args = { addr, length, (uint64_t)prot, (uint64_t)flags,

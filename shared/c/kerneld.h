@@ -120,6 +120,9 @@ ssize_t kd_load(struct kd *kd, uint64_t vaddr, void *to, size_t length);
 ssize_t kd_store(struct kd *kd, uint64_t vaddr, const void *from, size_t length);
 ssize_t kd_touch(struct kd *kd, uint64_t vaddr, size_t length, enum kd_access access);
 
+/* Read at most `length` bytes of a file of kerneld's /proc, from `offset`; 0 at its end. */
+ssize_t kd_procread(struct kd *kd, const char *path, uint64_t offset, void *to, size_t length);
+
 /* Memory, as mmap(2) and the rest; the address where mmap fails is UINT64_MAX. kd_brk is the raw call. */
 uint64_t kd_mmap(struct kd *kd, uint64_t addr, size_t length, int prot, int flags, int fd, off_t offset);
 int kd_munmap(struct kd *kd, uint64_t addr, size_t length);

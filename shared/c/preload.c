@@ -70,7 +70,15 @@ static struct kd kd = KD_INIT;
 static struct stat connection; /* what kd.fd is, as long as it is ours: a program may close it, and open another file */
 static uint64_t lock;          /* pid << 32 | tid of the holder; a tid of 0: free */
 static int has_spoken;
+static int is_explaining;      /* `kerneld run --explain`: why a call fails is said on stderr */
+static int has_bad_address;    /* the call that is under way has met one of the program's */
+static char why[512], line[640];
 static unsigned char page[PAGE];
+
+__attribute__((constructor)) static void look_at_environment(void)
+{
+	is_explaining = getenv("KERNELD_EXPLAIN") != NULL;
+}
 
 long syscall_failed(long ret)
 {
@@ -132,8 +140,10 @@ static int copy(void *to, const void *from, size_t bytes, int is_out)
 
 	if (done == (ssize_t)bytes)
 		return 0;
-	if (done >= 0 || errno == EFAULT)
+	if (done >= 0 || errno == EFAULT) {
+		has_bad_address = 1;
 		return fail(EFAULT);
+	}
 	/* A sandbox forbids the call: then a wrong address is what it is in any other function. */
 	memcpy(to, from, bytes);
 	return 0;
@@ -215,6 +225,60 @@ static int run_call(long nr, long first, long second)
 	}
 }
 
+/* ---- Why: one line a call, for who asked ---- */
+
+static const char *call_name(long nr)
+{
+#if KERNELD_ABI == 23
+	static const char *const names[] = { "shadowpt_enable", "shadowpt_disable", "shadowpt_page_contents" };
+#else
+	static const char *const names[] = { "shadowpt_open", "shadowpt_close", "shadowpt_start", "shadowpt_stop",
+					     "shadowpt_page_contents" };
+#endif
+	return names[nr - FIRST];
+}
+
+static const char *errno_name(int error)
+{
+	switch (error) {
+	case EPERM:
+		return "EPERM: ";
+	case EFAULT:
+		return "EFAULT: ";
+	case EBUSY:
+		return "EBUSY: ";
+	case EINVAL:
+		return "EINVAL: ";
+	case ENOMEM:
+		return "ENOMEM: ";
+	default:
+		return "";
+	}
+}
+
+/* Say what kerneld has to say of the call that has just ended with `error` (0: it has not failed). */
+static void explain(long nr, int error)
+{
+	ssize_t length;
+
+	if (error == EFAULT && has_bad_address) {
+		strcpy(why, "the address that the program gives cannot be read, or not be written");
+	} else {
+		length = kd_procread(&kd, "kerneld/explanation", 0, why, sizeof(why) - 1);
+		if (length <= 0)
+			return;
+		why[length] = '\0';
+	}
+	strcpy(line, "kerneld: ");
+	strcat(line, call_name(nr));
+	strcat(line, ": ");
+	strcat(line, errno_name(error));
+	strcat(line, why);
+	strcat(line, "\n");
+	length = write(2, line, strlen(line));
+	(void)length;
+}
+
 long shadowpt_syscall(long nr, long first, long second)
 {
 	int before = errno, ret, error;
@@ -224,8 +288,11 @@ long shadowpt_syscall(long nr, long first, long second)
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &mask);
 	take_lock(pid);
+	has_bad_address = 0;
 	ret = connect_here() < 0 ? -1 : run_call(nr, first, second);
 	error = ret < 0 ? errno : before;
+	if (is_explaining && is_ours() && (ret < 0 || nr == FIRST))
+		explain(nr, ret < 0 ? error : 0);
 	if (ret < 0 && (error == ECONNRESET || error == EPROTO)) {
 		say("the kerneld at ", kd.path, " went away, and the table with it");
 		error = EIO;

@@ -110,7 +110,7 @@ def test_fall_2023_shifts_bounds_down_and_reduces_a_long_range(
             (start + 5, start + 0x2000000, (start, start + 0x800000)),
         ):
             with Inspector(
-                "f23", inspectors["f23"], daemon_socket, cache, target.process.pid, first, last
+                "f23", inspectors["f23"], daemon_socket, cache, target.process.pid, hex(first), hex(last)
             ) as inspector:
                 assert inspector.line() == f"open {bounds[0]:#x} {bounds[1]:#x}\n"
                 inspector.read()
@@ -142,7 +142,7 @@ def test_an_inspector_that_ends_by_a_signal_leaves_the_table_to_the_next(
 def test_a_python_target(inspectors: Programs, daemon_socket: Path, cache: Path) -> None:
     with Process.attach(str(daemon_socket)) as process:
         address = process.mmap(0, 2 * PAGE, 3, 0x22)
-        arguments = (os.getpid(), address, address + 2 * PAGE)
+        arguments = (os.getpid(), hex(address), hex(address + 2 * PAGE))
         with Inspector("f24", inspectors["f24"], daemon_socket, cache, *arguments) as inspector:
             inspector.line()
             assert [words for _, words in inspector.read()] == [ANON, ANON]
@@ -154,12 +154,12 @@ def test_a_python_target(inspectors: Programs, daemon_socket: Path, cache: Path)
 def test_without_a_daemon(tmp_path: Path, cache: Path, inspectors: Programs) -> None:
     path = tmp_path / "none.sock"
     line = f"no kerneld at {path}: start one with 'kerneld start'\n"
-    assert run(path, cache, inspectors["f24"], 1, 0, PAGE) == (3, f"kerneld: {line}")
+    assert run(path, cache, inspectors["f24"], 1, 0, hex(PAGE)) == (3, f"kerneld: {line}")
     # One that was there when the program started, and is not at its first call.
     library = next((cache / "kerneld").glob("preload-f24-*.so"), None)
     if library is not None:
         done = subprocess.run(
-            [inspectors["f24"], "1", "0", "4096"],
+            [inspectors["f24"], "1", "0", "0x1000"],
             env={**environment(path), "LD_PRELOAD": str(library)},
             capture_output=True,
             text=True,
