@@ -26,16 +26,24 @@ file that --replay runs again. Exit status 1 where the two differ.
 Examples:
   kerneld referee --programs 1000
   kerneld referee --programs 100 --seed 7 --ops 60
+  kerneld referee --mode huge --programs 500
   kerneld referee --replay referee-7-42.json
 """,
 )
 @click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="How many programs.")
 @click.option("--seed", metavar="SEED", help="Makes the same programs again. [a fresh one]")
 @click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="Calls of each program.")
+@click.option(
+    "--mode",
+    type=click.Choice(["plain", "huge", "swap"]),
+    default="plain",
+    show_default=True,
+    help="What both machines have besides: huge pages; swap (root: the host gets a swap file for the run).",
+)
 @click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
-def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> None:
+def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | None) -> None:
     """Let the host's kernel judge."""
-    from kerneld.referee.host import HostError  # noqa: PLC0415
+    from kerneld.referee.errors import HostError  # noqa: PLC0415
     from kerneld.server import logs  # noqa: PLC0415
 
     logs.configure(logs.LogFormat.CONSOLE, "error")
@@ -43,30 +51,32 @@ def referee(programs: int, seed: str | None, ops: int, replay: str | None) -> No
     with ending_by_signals("kerneld"):
         try:
             if replay is None:
-                run_programs(programs, seed or os.urandom(4).hex(), ops)
+                run_programs(programs, seed or os.urandom(4).hex(), ops, mode)
             else:
-                run_again(Path(replay))
+                run_again(Path(replay), mode)
         except HostError as error:
             raise Failure(Status.FAILED, str(error)) from None
 
 
-def run_programs(programs: int, seed: str, ops: int) -> None:
+def run_programs(programs: int, seed: str, ops: int, mode: str) -> None:
     """Run the programs of a seed. Raises Failure where one diverges, and HostError."""
+    from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import run  # noqa: PLC0415
 
     click.echo(f"seed {seed}: {programs} programs of {ops} calls")
-    result = run(programs, seed, ops, Path.cwd(), click.echo)
+    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode))
     if result.saved is not None:
         raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
     click.echo(f"{result.programs} programs: no divergence")
 
 
-def run_again(file: Path) -> None:
+def run_again(file: Path, mode: str) -> None:
     """Run the program of a file. Raises Failure where it diverges, or there is none in it, and HostError."""
+    from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import replay  # noqa: PLC0415
 
     try:
-        agree = replay(file, click.echo)
+        agree = replay(file, click.echo, Mode(mode))
     except ValueError:
         raise Failure(Status.FAILED, f"{file} holds no program of the referee's") from None
     if not agree:

@@ -14,7 +14,7 @@ from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Outcome, State, View
 from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import U64, At, Base, Op, default_slots
-from shared.uapi.mman import Map
+from shared.uapi.mman import Madv, Map
 from shared.uapi.page import TASK_SIZE, page_align
 from shared.uapi.syscalls import Access, Nr
 
@@ -42,8 +42,9 @@ class Side(Protocol):
 class Execution:
     """A program under way on one side."""
 
-    def __init__(self, side: Side, layout: Layout) -> None:
+    def __init__(self, side: Side, layout: Layout, *, pages_out: bool = True) -> None:
         self._side = side
+        self._pages_out = pages_out
         self._forbidden = (*layout.taken, _STACK_ROOM)
         self._brk = layout.brk
         self._slots = default_slots()
@@ -60,7 +61,7 @@ class Execution:
 
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
-        if self._hits_runner(op.name, args):
+        if self._hits_runner(op.name, args) or (not self._pages_out and _is_pageout(op)):
             return PASSED_OVER
         special = _SPECIAL.get(op.name)
         if special is not None:
@@ -144,6 +145,10 @@ class Execution:
         # An instruction of two bytes that begins at an even address is in one page.
         start = args[0] & ~1 if args[2] == Access.FETCH else args[0]
         return self._side.touch(op.who, start, args[1], args[2])
+
+
+def _is_pageout(op: Op) -> bool:
+    return op.name in ("madvise", "process_madvise") and Madv.PAGEOUT in op.args
 
 
 _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {

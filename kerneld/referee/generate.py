@@ -8,6 +8,7 @@ nothing. A few programs are of another kind: see `wide`.
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U64, At, Base, Op, Program
 from kerneld.referee.wide import WideGenerator
@@ -24,7 +25,7 @@ _ODD_PLACES = (0, 0x1000, 0xF000, 0x1_0000, 0x4000_0000, 0x7FFF_FFFF_E000, 1 << 
 _BYTES = (0, 0, 0, 0, 0, 1, 100, 2048, 4090, 4095)
 _PROTS = (3, 3, 3, 3, 1, 1, 0, 7, 5, 2, 4)
 _ODD_PROTS = (8, 0x10, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0100_0003, 0x100, U64)
-_WEIGHTS = {
+_WEIGHTS: dict[str, float] = {
     "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
     "process_vm_writev": 2, "process_madvise": 1.5, "ftruncate": 2.5, "load": 10, "store": 14, "touch": 8,
@@ -39,10 +40,15 @@ def generate(seed: int | str, nr_ops: int) -> Program:
     rng = random.Random(seed)
     if random.Random(f"{seed} wide").random() < _WIDE_SHARE:
         return WideGenerator(rng).program(nr_ops)
-    return _Generator(rng).program(nr_ops)
+    return Generator(rng).program(nr_ops)
 
 
-class _Generator:
+class Generator:
+    """The program of one state of `rng`."""
+
+    weights: ClassVar[dict[str, float]] = _WEIGHTS
+    advice: ClassVar[list[int]] = _ADVICE
+
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._lengths = [0] * NR_SLOTS
@@ -52,8 +58,9 @@ class _Generator:
         self._files = [rng.randrange(len(FILES)) for _ in range(2)]
 
     def program(self, nr_ops: int) -> Program:
-        names = [name for name in _WEIGHTS if not (self._long and name in _LOCKING)]
-        weights = [_WEIGHTS[name] for name in names]
+        """Return so many calls."""
+        names = [name for name in self.weights if not (self._long and name in _LOCKING)]
+        weights = [self.weights[name] for name in names]
         ops = [self._mmap(), self._mmap()]
         while len(ops) < nr_ops:
             name = self._rng.choices(names, weights)[0]
@@ -177,7 +184,7 @@ class _Generator:
 
     def _madvise(self) -> Op:
         rng = self._rng
-        advice = rng.choice(_BAD_ADVICE) if self._chance(0.04) else rng.choice(_ADVICE)
+        advice = rng.choice(_BAD_ADVICE) if self._chance(0.04) else rng.choice(self.advice)
         place, length = self._range()
         if self._long and advice in (Madv.POPULATE_READ, Madv.POPULATE_WRITE):
             length = min(length, 16 * PAGE)

@@ -4,7 +4,7 @@ Owns the runner (host.c, compiled on the spot), started once and without address
 fork of it. Knows nothing of kerneld. The runner has the pipes of every process of a program from the start; it is
 killed when this ends.
 
-The runner turns transparent huge pages off for itself.
+The runner turns transparent huge pages off for itself, but for the mode that is about them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import struct
 import subprocess
 from pathlib import Path
 
+from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.known import normal_flags
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
+from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.mman import Map
@@ -46,14 +48,6 @@ _SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?VmFlags: (.*)\n
 _NR_PIPES = MAX_PROCESSES + 1
 
 
-class HostError(Exception):
-    """This host cannot be the referee; says why in one line."""
-
-
-class RunnerDiedError(HostError):
-    """The runner has gone in the middle of a program."""
-
-
 def compile_runner(folder: Path) -> Path:
     """Compile host.c into a folder and return the program's path. Raises HostError without a compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -71,7 +65,7 @@ def compile_runner(folder: Path) -> Path:
 class Host:
     """The runner, for one program after another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: Mode = Mode.PLAIN) -> None:
         """Start the runner; `folder` is this side's alone. Raises HostError."""
         if os.uname().machine != "x86_64":
             raise HostError("the referee is an x86-64 Linux kernel: this host is none")
@@ -82,7 +76,7 @@ class Host:
         self._children: dict[int, _Child] = {}
         self._fds: dict[int, int] = {}
         self._files = ProgramFiles(folder)
-        self.layout = self._settle()
+        self.layout = self._settle(huge_pages=mode is Mode.HUGE)
 
     def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
         names = "".join(f"{pipe.child_in:04x}{pipe.child_out:04x}" for pipe in self._pipes)
@@ -102,10 +96,10 @@ class Host:
             pipe.close_child_ends()
         return runner
 
-    def _settle(self) -> Layout:
+    def _settle(self, *, huge_pages: bool) -> Layout:
         """Rid the runner of what the kernel mapped beside the program, and find what is left."""
         brk = self._template.call(Nr.BRK, (0,)).ret
-        self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+        self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 0 if huge_pages else 1, 0, 0, 0))
         taken: list[tuple[int, int]] = []
         for line in Path(f"/proc/{self._runner.pid}/maps").read_bytes().splitlines():
             start, end, _, _, name = parse_maps_line(line)

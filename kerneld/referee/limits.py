@@ -9,20 +9,20 @@ import resource
 from pathlib import Path
 
 from kerneld.mm.limits import OVERCOMMIT_NEVER, Rlimits, Sysctl, TransparentHugepage
-from kerneld.referee.host import HostError
+from kerneld.referee.errors import HostError
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
 
-def host_sysctl(lowest_hint: int) -> Sysctl:
+def host_sysctl(lowest_hint: int, thp: TransparentHugepage) -> Sysctl:
     """Return the host's knobs; `lowest_hint` is what the lowest hint of a place is rounded up to there.
 
-    Raises HostError where what is promised is the whole machine's matter, not a program's. No program gets huge pages:
-    the runner turns them off for itself.
+    `thp` says which of the runner's memory gets huge pages. Raises HostError where what is promised is the whole
+    machine's matter, not a program's.
     """
     values = {name: int(Path("/proc/sys/vm", name).read_text()) for name in _NAMES}
     if values["overcommit_memory"] == OVERCOMMIT_NEVER:
         raise HostError("vm.overcommit_memory is 2 here: who gets memory depends on all that others have been promised")
-    return Sysctl(transparent_hugepage=TransparentHugepage.NEVER, lsm_mmap_min_addr=lowest_hint, **values)
+    return Sysctl(transparent_hugepage=thp, lsm_mmap_min_addr=lowest_hint, **values)
 
 
 _NAMES = ("max_map_count", "mmap_min_addr", "overcommit_memory")

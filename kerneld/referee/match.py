@@ -16,10 +16,13 @@ from kerneld.errors import KernelBug
 from kerneld.referee.compare import Difference, find_difference
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
+from kerneld.referee.host_swap import host_swap
 from kerneld.referee.known import applying, following_host
+from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import Op, Program
 from kerneld.referee.simulated import Simulated
+from kerneld.referee.swap_lock import host_has_swap, locked_swap
 from shared.uapi.mman import Madv
 
 
@@ -40,9 +43,12 @@ class Divergence(NamedTuple):
 class Match:
     """Both sides, for one program after another."""
 
-    def __init__(self, ours: Simulated, hosts: Host) -> None:
+    def __init__(self, ours: Simulated, hosts: Host, mode: Mode) -> None:
         self.ours = ours
         self.hosts = hosts
+        self.mode = mode
+        self._pages_out = mode is Mode.SWAP or not host_has_swap()
+        """Else MADV_PAGEOUT is passed over: the host would swap, some time, and kerneld has no swap then."""
 
     def play(self, program: Program) -> Divergence | None:
         """Run a program on both sides; returns where they part, or None."""
@@ -61,11 +67,15 @@ class Match:
         """Say in one line who the referee is and what is compared."""
         frames = "frames are compared" if os.getuid() == 0 else "frames are not compared: only root sees them"
         count = len(applying())
-        return f"The referee is Linux {os.uname().release}; {frames}; {count} known differences apply."
+        pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
+        return (
+            f"The referee is Linux {os.uname().release}, mode {self.mode}; {frames}; {count} known differences apply"
+            f"{pageout}."
+        )
 
     def _play(self, program: Program) -> Divergence | None:
         layout = self.hosts.layout
-        mine, theirs = Execution(self.ours, layout), Execution(self.hosts, layout)
+        mine, theirs = (Execution(side, layout, pages_out=self._pages_out) for side in (self.ours, self.hosts))
         before: tuple[State, State] | None = None
         locked = False
         for step, op in enumerate(program):
@@ -99,18 +109,24 @@ def _is_batched(op: Op) -> bool:
 
 
 @contextlib.contextmanager
-def open_match(*, check_invariants: bool = False) -> Iterator[Match]:
-    """Start both sides. Raises HostError where this host cannot be the referee."""
-    with TemporaryDirectory(prefix="kerneld-referee-") as folder, _on_one_cpu():
+def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> Iterator[Match]:
+    """Start both sides. Raises HostError where this host cannot be the referee, or not in this mode."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="kerneld-referee-"))
+        stack.enter_context(_on_one_cpu())
+        if mode is Mode.SWAP:
+            stack.enter_context(host_swap(Path(folder)))
+        else:
+            stack.enter_context(locked_swap(alone=False))
         folders = [Path(folder, name) for name in ("host", "kerneld")]
         for each in folders:
             each.mkdir()
-        host = Host(folders[0])
+        host = Host(folders[0], mode)
         try:
-            ours = Simulated(folders[1], host.layout, check_invariants=check_invariants)
+            ours = Simulated(folders[1], host.layout, mode, check_invariants=check_invariants)
             try:
                 with following_host():
-                    yield Match(ours, host)
+                    yield Match(ours, host, mode)
             finally:
                 ours.close()
         finally:

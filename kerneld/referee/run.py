@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kerneld.referee.describe import describe_divergence
-from kerneld.referee.generate import generate
 from kerneld.referee.match import Divergence, Match, open_match
+from kerneld.referee.mode import Mode
 from kerneld.referee.program import Program, from_json, to_json
+from kerneld.referee.programs import make_program
 from kerneld.referee.shrink import shrink
 
 CHECKED_SHARE = 20
@@ -30,35 +31,36 @@ class Result(NamedTuple):
     """The file of the shortest program that diverges; None where none did."""
 
 
-def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say) -> Result:
+def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mode = Mode.PLAIN) -> Result:
     """Run programs of a seed up to the first divergence, which is shrunk, described and saved in `folder`.
 
     Raises HostError where this host cannot be the referee.
     """
     started = time.monotonic()
-    with open_match() as match:
+    prefix = "referee" if mode is Mode.PLAIN else f"referee-{mode}"
+    with open_match(mode) as match:
         say(match.describe())
         for number in range(programs):
             name = f"{seed}-{number}"
             match.ours.check_invariants(number % CHECKED_SHARE == 0)
-            program = generate(name, nr_ops)
+            program = make_program(mode, name, nr_ops)
             divergence = match.play(program)
             if divergence is not None:
                 match.ours.check_invariants(False)
                 say(f"program {name} diverges at its call {divergence.step}; looking for the shortest that does")
-                return Result(number + 1, _report(match, program, divergence, folder / f"referee-{name}.json", say))
+                return Result(number + 1, _report(match, program, divergence, folder / f"{prefix}-{name}.json", say))
             if (number + 1) % 1000 == 0:
                 say(f"{number + 1} programs, {time.monotonic() - started:.0f} s")
     return Result(programs, None)
 
 
-def replay(file: Path, say: Say) -> bool:
+def replay(file: Path, say: Say, mode: Mode = Mode.PLAIN) -> bool:
     """Run the program of a file; returns whether the two sides agree.
 
     Raises HostError, OSError where the file cannot be read, ValueError where it holds no program.
     """
     program = from_json(file.read_text())
-    with open_match(check_invariants=True) as match:
+    with open_match(mode, check_invariants=True) as match:
         say(match.describe())
         divergence = match.play(program)
         if divergence is not None:

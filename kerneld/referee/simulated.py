@@ -23,8 +23,10 @@ from kerneld.mm.fork import dup_mmap
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
+from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.layout import Layout
 from kerneld.referee.limits import host_sysctl, own_rlimits
+from kerneld.referee.mode import Mode, thp_of
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
@@ -70,14 +72,21 @@ class _Machine(Kernel):
 class Simulated:
     """The machine, for one program after another."""
 
-    def __init__(self, folder: Path, layout: Layout, *, check_invariants: bool = False) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, mode: Mode = Mode.PLAIN, *, check_invariants: bool = False
+    ) -> None:
+        """`folder` is this side's alone. Raises HostError where the mode cannot be had here."""
         self._folder = folder
         self._layout = layout
         uid = os.getuid()
-        sysctl = host_sysctl(layout.lowest_hint)
-        self.kernel = _Machine(
-            KernelConfig(RAM_BYTES, superuser_uid=0, check_invariants=check_invariants, sysctl=sysctl)
+        config = KernelConfig(
+            RAM_BYTES,
+            superuser_uid=0,
+            swap_bytes=SWAP_BYTES if mode is Mode.SWAP else 0,
+            check_invariants=check_invariants,
+            sysctl=host_sysctl(layout.lowest_hint, thp_of(mode)),
         )
+        self.kernel = _Machine(config)
         self._cred = Cred(uid, os.getgid(), uid == 0)
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from kerneld.errors import SysError
 from kerneld.mm import fault, madvise, truncate, vma_merge
 from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
@@ -59,9 +60,9 @@ def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, 
 
     Source: Linux v6.8 mm/ksm.c:ksm_madvise(), mm/khugepaged.c:madvise_collapse().
     """
-    if advice is Madv.WILLNEED and vma.file is None:
+    if advice is Madv.WILLNEED and vma.file is None and not mm.frames.swap.total_pages:
         return
-    if advice is Madv.COLLAPSE:
+    if advice is Madv.COLLAPSE and mm.sysctl.transparent_hugepage is TransparentHugepage.NEVER:
         raise SysError(errno.EINVAL)
     if advice not in (Madv.MERGEABLE, Madv.UNMERGEABLE):
         _madvise_vma_v6_8(mm, vma, start, end, advice, may_write)

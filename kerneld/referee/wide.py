@@ -7,6 +7,7 @@ them on memory that is there: each page of it is compared. Most tables have a fe
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 from kerneld.referee.program import ARENA_START, HARMLESS, MAX_PROCESSES, At, Base, Op, Program
 from shared.uapi.mman import Madv, Map, Mremap
@@ -28,6 +29,10 @@ _WEIGHTS = {
 class WideGenerator:
     """The program of one state of `rng`."""
 
+    weights: ClassVar[dict[str, int]] = _WEIGHTS
+    advice: ClassVar[tuple[Madv, ...]] = _ADVICE
+    tables: ClassVar[tuple[int, ...]] = _TABLES
+
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._pages: dict[int, int] = {}
@@ -39,7 +44,7 @@ class WideGenerator:
         """Return so many calls."""
         ops = self._mapping() + self._mapping()
         while len(ops) < nr_ops:
-            name = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+            name = self._rng.choices(list(self.weights), list(self.weights.values()))[0]
             ops.extend(getattr(self, f"_{name}")())
         return tuple(ops[:nr_ops])
 
@@ -63,7 +68,7 @@ class WideGenerator:
         """A mapping, and accesses in most of its leaf tables."""
         rng = self._rng
         who, slot = self._processes[0], rng.randrange(_SLOTS)
-        pages = self._pages[slot] = rng.choice(_TABLES) * _TABLE_PAGES + rng.choice(_UNEVEN_PAGES)
+        pages = self._pages[slot] = rng.choice(self.tables) * _TABLE_PAGES + rng.choice(_UNEVEN_PAGES)
         flags = rng.choice((Map.PRIVATE, Map.PRIVATE, Map.PRIVATE, Map.SHARED)) | Map.ANONYMOUS
         flags |= rng.choice((Map.FIXED, Map.FIXED, Map.NORESERVE))
         ops = [Op(who, "mmap", (self._place(), pages * PAGE_SIZE, 3, flags.value, 0), slot=slot)]
@@ -80,7 +85,7 @@ class WideGenerator:
         return [Op(self._who(), "mprotect", (*self._range(), self._rng.choice((0, 1, 3, 3))))]
 
     def _madvise(self) -> list[Op]:
-        return [Op(self._who(), "madvise", (*self._range(), self._rng.choice(_ADVICE).value))]
+        return [Op(self._who(), "madvise", (*self._range(), self._rng.choice(self.advice).value))]
 
     def _mremap(self) -> list[Op]:
         """Nearly always a move: to where it lies alike in its tables, or not."""

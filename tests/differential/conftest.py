@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerneld.referee.host import HostError, RunnerDiedError
+from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.match import Match, open_match
 
 

@@ -1,0 +1,22 @@
+"""The random programs of each mode."""
+
+from __future__ import annotations
+
+import random
+
+from kerneld.referee.generate import generate
+from kerneld.referee.huge import HugeGenerator
+from kerneld.referee.mode import Mode
+from kerneld.referee.program import Program
+from kerneld.referee.swap import SwapGenerator
+
+_OTHER_SHARE = 0.2
+"""So many programs of a mode are those of the plain one: what they do is to be the same with huge pages, or swap."""
+
+
+def make_program(mode: Mode, seed: str, nr_ops: int) -> Program:
+    """Return the program of a seed in a mode: the same in every run and on every machine."""
+    if mode is Mode.PLAIN or random.Random(f"{seed} {mode}").random() < _OTHER_SHARE:
+        return generate(seed, nr_ops)
+    rng = random.Random(seed)
+    return (HugeGenerator(rng) if mode is Mode.HUGE else SwapGenerator(rng)).program(nr_ops)

@@ -1,0 +1,23 @@
+"""Random programs for machines with swap: the plain ones, with much more of what swaps out and in.
+
+Owns the weights.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from kerneld.referee.generate import Generator
+from shared.uapi.mman import Madv
+
+_OTHERS = [advice.value for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE, Madv.COLLAPSE)]
+_SWAPPING = (Madv.PAGEOUT, Madv.PAGEOUT, Madv.PAGEOUT, Madv.WILLNEED, Madv.FREE, Madv.COLD, Madv.POPULATE_READ)
+
+
+class SwapGenerator(Generator):
+    """The program of one state of `rng`."""
+
+    weights: ClassVar[dict[str, float]] = Generator.weights | {
+        "madvise": 30, "process_madvise": 4, "mincore": 6, "fork": 5, "touch": 12,
+    }  # fmt: skip
+    advice: ClassVar[list[int]] = _OTHERS + 6 * [advice.value for advice in _SWAPPING]
