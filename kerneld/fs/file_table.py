@@ -200,6 +200,18 @@ class FileTable:
             os.close(look)
         return self.open_exec(fd, cred, owner)
 
+    def may_read(self, file: File, cred: Cred) -> bool:
+        """Tell whether `cred` may read a File's inode, in whatever way it is open."""
+        inode = self._find_inode(file)
+        fd = inode.fd_of(file) if inode is not None else None
+        if fd is None:
+            return file.readable
+        try:
+            check_permission(os.fstat(fd), cred, MAY_READ)
+        except SysError:
+            return False
+        return True
+
     def may_write(self, file: File, cred: Cred) -> bool:
         """Tell whether `cred` owns a File's inode or may write to it; a File that no descriptor is of says itself."""
         inode = self._find_inode(file)

@@ -1,18 +1,20 @@
 """The files under /proc: which view stands at a path, who may read it, and the piece that was asked for.
 
 Owns names and rights; what the views show is each `proc_` module's. Knows no request. Answers to Linux v6.8
-fs/proc/base.c (tgid_base_stuff), fs/proc/root.c, fs/proc/self.c and kernel/ptrace.c:__ptrace_may_access().
+fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/self.c.
 
 | path                                        | who                | read by                                        |
 |---------------------------------------------|--------------------|------------------------------------------------|
 | the empty path                              | all                | the pids, one a line                           |
 | PID/status, stat, statm, comm, cmdline      | all                | any offset and length                          |
 | PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; a mapping's lines are never torn          |
-| PID/pagemap                                 | ptrace_may_access  | multiples of 8; frame numbers: the superuser   |
+| PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | meminfo, vmstat, buddyinfo                  | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
 | kerneld/explanation                         | all, each its own  | any; why the reader's last call was refused    |
+
+* And the file is root's while the process is not dumpable: then not even the process itself may read it.
 
 PID may be `self` or `thread-self`. Differs from Linux: other threads than the main one have no directory, and reading
 the root lists pids where Linux answers EISDIR.
@@ -38,6 +40,7 @@ from kerneld.fs.seq_file import SeqFiles, Show, one_record
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.mm import MmStruct
+from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.page import Pid
 
@@ -70,18 +73,6 @@ class KernelView(Protocol):
     @property
     def start_time(self) -> float:
         """CLOCK_MONOTONIC when the machine started, in seconds."""
-
-
-def ptrace_may_access(reader: Process, process: Process) -> bool:
-    """Tell whether a process may look into another: the same user with no fewer rights, or the superuser.
-
-    Source: Linux v6.8 kernel/ptrace.c:__ptrace_may_access() with PTRACE_MODE_READ_FSCREDS, and
-    security/commoncap.c:cap_ptrace_access_check().
-    """
-    if process is reader or reader.cred.superuser:
-        return True
-    mine, theirs = reader.cred, process.cred
-    return (mine.uid, mine.gid) == (theirs.uid, theirs.gid) and not theirs.superuser
 
 
 class ProcFs:
@@ -169,7 +160,8 @@ class ProcFs:
         if show is not None:
             pieces = self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
             return (yield from _while_it_lives(process, pieces))
-        if not permitted:
+        # Only its owner may open this one, which Linux asks first (mode 0400).
+        if not permitted or not (process.mm.dumpable or reader.cred.superuser):
             raise SysError(errno.EACCES)
         return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.superuser)
 

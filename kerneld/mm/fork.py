@@ -42,7 +42,7 @@ from shared.uapi.page import PAGE_SHIFT
 _U64 = (1 << 64) - 1
 _COPIED = (
     "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
-    "arg_start", "arg_end", "env_start", "env_end", "exe_path", "is_superusers",
+    "arg_start", "arg_end", "env_start", "env_end", "exe_path", "is_superusers", "dumpable",
 )  # fmt: skip
 
 

@@ -99,6 +99,8 @@ class MmStruct(PmdOps):
         self.arg_start = self.arg_end = self.env_start = self.env_end = 0
         self.is_superusers = True
         """Whether its process is the superuser: what a fault asks, where a call is told by who makes it (capable())."""
+        self.dumpable = True
+        """Whether others of the same user may look into it (Linux: get_dumpable() == SUID_DUMP_USER)."""
         self.users = 1
         """Who works with it: its process, and calls of others (Linux: mm->mm_users). See `mmput`."""
         self.exe_path = ""

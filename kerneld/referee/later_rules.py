@@ -13,7 +13,7 @@ from kerneld.mm.munmap import split_range
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 from kerneld.mm.vma import Vma
-from kerneld.syscalls import remote
+from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
 
@@ -47,7 +47,7 @@ def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: i
 
 def check_process_madvise(caller: Process, process: Process, advice: int) -> None:
     """Source: Linux v6.13 mm/madvise.c:SYSCALL_DEFINE5(process_madvise)."""
-    if not remote.may_access(caller, process):
+    if not ptrace_may_access(caller, process):
         raise SysError(errno.EACCES)
     if process is not caller and advice not in madvise.PROCESS_ADVICE:
         raise SysError(errno.EINVAL)

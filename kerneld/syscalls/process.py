@@ -8,7 +8,7 @@ import struct
 from kerneld.errors import SysError
 from kerneld.mm.filemap import File
 from kerneld.syscalls.answer import Answer, Call
-from kerneld.task.exec import do_execve
+from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.signal import do_sigaction
 from kerneld.task.table import find_ppid
@@ -85,7 +85,8 @@ def sys_execve(call: Call) -> int:
 
     try:
         argv, envp = _split_strings(call.data)
-        do_execve(call.process, file, argv, envp, open_interpreter)
+        bprm = Binprm(file, argv, envp, dumpable=files.may_read(file, cred))
+        do_execve(call.process, bprm, open_interpreter)
     finally:
         for opened in held:
             files.put_unused(opened)

@@ -17,6 +17,7 @@ from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import mmput
 from kerneld.mm.pace import Pace
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from kerneld.task.uaccess import access_ok, copy_from_user, copy_to_user
 from shared.uapi.page import PAGE_SIZE, Pid, Vaddr
@@ -64,7 +65,7 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
     if not any(length for _, length in remote):
         return 0
     process = _get_process(call, pid)
-    if not may_access(call.process, process):
+    if not ptrace_may_access(call.process, process):
         raise SysError(errno.EPERM)
     wanted = local.left
     try:
@@ -219,15 +220,6 @@ def _get_process(call: Call, pid: Pid) -> Process:
     return process
 
 
-def may_access(caller: Process, process: Process) -> bool:
-    """Tell whether a process may reach into another's memory.
-
-    Source: Linux v6.8 kernel/fork.c:mm_access() and kernel/ptrace.c:__ptrace_may_access()."""
-    theirs, ours = process.cred, caller.cred
-    same_user = (theirs.uid, theirs.gid) == (ours.uid, ours.gid) and not theirs.superuser
-    return process is caller or caller.cred.superuser or same_user
-
-
 def sys_process_madvise(call: Call) -> int:
     """args: pidfd, iovecs, count, advice, flags; inline: the iovecs; a pidfd as descriptor, or a pid in its place.
 
@@ -256,7 +248,7 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
     """Check whether one process may advise another so, or itself. Raises SysError as `sys_process_madvise` says."""
     if advice not in PROCESS_ADVICE:
         raise SysError(errno.EINVAL)
-    if not may_access(caller, process):
+    if not ptrace_may_access(caller, process):
         raise SysError(errno.EACCES)
     if not caller.cred.superuser:
         raise SysError(errno.EPERM)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from kerneld.errors import SysError
 from kerneld.mm.filemap import File
@@ -77,29 +78,39 @@ def arch_pick_mmap_layout(mm: MmStruct) -> None:
     mm.mmap_base = page_align(STACK_TOP - gap)
 
 
-def do_execve(
-    process: Process,
-    file: File,
-    argv: Sequence[bytes],
-    envp: Sequence[bytes],
-    open_interpreter: Callable[[str], File],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Binprm:
+    """What an execve is asked to load (Linux: struct linux_binprm)."""
+
+    file: File
+    argv: Sequence[bytes]
+    """Strings without NUL, as those of envp."""
+    envp: Sequence[bytes] = ()
+    dumpable: bool = True
+    """Whether the process may read the file: what it may only execute, others of its user are not to read in its
+    memory (Linux: would_dump())."""
+
+
+def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> None:
     """Let a process go on with another program; its other threads are the caller's business.
 
-    `argv` and `envp` are strings without NUL; `open_interpreter` opens the path in PT_INTERP and raises SysError where
-    it cannot. Both files stay the caller's, which holds them open until this returns: while segments replace one
-    another the last mapping of a file may go before the next one comes. Raises SysError, with nothing changed: E2BIG
-    for too many arguments; EACCES for a file not open for reading; ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says;
-    EINVAL, ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be mapped; and what `open_interpreter` raises.
+    `open_interpreter` opens the path in PT_INTERP and raises SysError where it cannot. Both files stay the caller's,
+    which holds them open until this returns: while segments replace one another the last mapping of a file may go
+    before the next one comes.
+    Raises SysError, with nothing changed: E2BIG for too many arguments; EACCES for a file not open for reading;
+    ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL, ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be
+    mapped; and what `open_interpreter` raises.
     Source: Linux v6.8 fs/exec.c:do_execveat_common(), begin_new_exec().
     """
     old = process.live_mm
-    arguments = pack_arguments(os.fsencode(file.path), argv, envp, old.rlimits)
+    file = bprm.file
+    arguments = pack_arguments(os.fsencode(file.path), bprm.argv, bprm.envp, old.rlimits)
     if not file.readable:
         raise SysError(errno.EACCES)
     image = read_program(old.frames, file)
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
     mm.is_superusers = process.cred.superuser
+    mm.dumpable = bprm.dumpable
     try:
         _load(mm, process.cred, file, image, arguments, open_interpreter)
     except SysError:

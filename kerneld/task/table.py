@@ -50,9 +50,9 @@ class ProcessTable:
         self._tokens: dict[int, _Token] = {}
         self.ended: list[Process] = []
         """Those that have ended since take_ended()."""
-        self._dropped: dict[Pid, tuple[int, Cred]] = {}
-        """Real processes that gave the superuser's rights up, by pid, with their start time: they stay without if they
-        close every connection and attach again."""
+        self._dropped: dict[Pid, tuple[int, Cred, bool]] = {}
+        """Real processes that gave the superuser's rights up, by pid, with their start time and whether they are
+        dumpable: they stay so if they close every connection and attach again."""
 
     def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int) -> Thread:
         """Make a thread of the real process `pid`: its first makes the process, with a token as the child of a fork.
@@ -78,8 +78,10 @@ class ProcessTable:
             process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
             process.dispositions = copy.dispositions
         else:
-            cred = self._find_dropped(pid) or Cred(uid, gid, uid in (0, self._superuser_uid))
+            fresh = Cred(uid, gid, uid in (0, self._superuser_uid)), True
+            cred, dumpable = self._find_dropped(pid) or fresh
             process = Process(pid, cred, self._new_mm(), find_comm(pid), time.monotonic())
+            process.live_mm.dumpable = dumpable
         self.add(process)
         return process
 
@@ -133,14 +135,19 @@ class ProcessTable:
             raise SysError(errno.EPERM)
         process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
         process.live_mm.is_superusers = process.cred.superuser
+        if uid != cred.uid:
+            # It may still know what others of its new user are not to see: kernel/cred.c:commit_creds().
+            process.live_mm.dumpable = False
         if cred.superuser and not process.cred.superuser:
             for pid in [pid for pid in self._dropped if self._find_dropped(pid) is None]:
                 del self._dropped[pid]
-            self._dropped[process.pid] = (find_start_time(process.pid), process.cred)
+            self._dropped[process.pid] = (find_start_time(process.pid), process.cred, process.live_mm.dumpable)
 
-    def _find_dropped(self, pid: Pid) -> Cred | None:
-        started, cred = self._dropped.get(pid, (0, None))
-        return cred if cred is not None and started == find_start_time(pid) else None
+    def _find_dropped(self, pid: Pid) -> tuple[Cred, bool] | None:
+        dropped = self._dropped.get(pid)
+        if dropped is None or dropped[0] != find_start_time(pid):
+            return None
+        return dropped[1:]
 
     def _forget(self, process: Process) -> None:
         del self.processes[process.pid]

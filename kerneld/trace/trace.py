@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from kerneld.task.ptrace import ptrace_may_access
 from kerneld.trace.ring import ReaderGone, Ring
 from shared.trace.record import pack_comm
 
@@ -69,7 +70,7 @@ class Trace:
 
     def _look_at(self, process: Process) -> None:
         assert self.pids is not None
-        if may_see(self.owner.process, process) and (not self.wanted_pids or process.pid in self.wanted_pids):
+        if ptrace_may_access(self.owner.process, process) and (not self.wanted_pids or process.pid in self.wanted_pids):
             self.pids.add(process.pid)
         else:
             self.pids.discard(process.pid)
@@ -86,10 +87,3 @@ class Trace:
         if self.records:
             records, self.records = self.records, []
             self.ring.write(records)
-
-
-def may_see(caller: Process, process: Process) -> bool:
-    """Source: Linux v6.8 kernel/events/core.c:perf_event_open(), and kernel/ptrace.c:__ptrace_may_access()."""
-    theirs, ours = process.cred, caller.cred
-    same_user = (theirs.uid, theirs.gid) == (ours.uid, ours.gid) and not theirs.superuser
-    return process is caller or ours.superuser or same_user

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import SysError
+from kerneld.task.ptrace import ptrace_may_access
 from kerneld.trace.current import Current
 from kerneld.trace.fprobe import FPROBES, Fprobe
 from kerneld.trace.ftrace import FunctionTracer, check_globs
@@ -28,7 +29,7 @@ from kerneld.trace.probes import fault, frames, pte, reclaim, request, shadow, t
 from kerneld.trace.probes.rss import note_rss, tell_rss
 from kerneld.trace.ring import ReaderGone
 from kerneld.trace.rings import Rings
-from kerneld.trace.trace import Trace, may_see
+from kerneld.trace.trace import Trace
 from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.attr import TraceAttr, unpack_attr
 from shared.trace.events import EVENTS, FTRACE, RSS_STAT, FaultKind, matching
@@ -159,7 +160,7 @@ class Tracing:
             process = self.kernel.processes.get(pid)
             if process is None:
                 raise SysError(errno.ESRCH)
-            if not may_see(thread.process, process):
+            if not ptrace_may_access(thread.process, process):
                 raise SysError(errno.EPERM)
         cred = thread.process.cred
         # Functions tell what everybody does, and how long it takes: without the superuser's rights only of one's own.

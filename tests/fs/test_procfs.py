@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.fs.procfs import ptrace_may_access
 from kerneld.mm.frames import PG_TABLE, ZERO_PFN
+from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Cred
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE

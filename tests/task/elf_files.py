@@ -18,7 +18,7 @@ from kerneld.mm.invariants import check_machine
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
-from kerneld.task.exec import do_execve, fresh_mm
+from kerneld.task.exec import Binprm, do_execve, fresh_mm
 from kerneld.task.task import Cred, Process
 from shared.uapi.page import PAGE_SIZE
 
@@ -146,7 +146,7 @@ class World:
         self, content: Elf | bytes | File, argv: Iterable[bytes] = (b"program",), envp: Iterable[bytes] = ()
     ) -> MmStruct:
         file = content if isinstance(content, File) else self.file(content)
-        do_execve(self.process, file, [*argv], [*envp], self.open_interpreter)
+        do_execve(self.process, Binprm(file, [*argv], [*envp]), self.open_interpreter)
         self.check()
         return self.mm
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -33,6 +34,7 @@ from shared.uapi.syscalls import ABI_VERSION, Nr
 from shared.wire import pack_request, unpack_replies
 from tests.hostile.in_process import FakeConnection
 from tests.syscalls.world import OTHER, ROOT, USER, Program, page
+from tests.task.programs import STATIC
 from tests.trace.world import Trace, TracedWorld
 
 
@@ -158,13 +160,21 @@ def test_a_copy_that_waits_for_a_child_is_its_parents(monkeypatch: pytest.Monkey
     world.close()
 
 
-def test_who_becomes_somebody_else_is_seen_no_longer(world: TracedWorld) -> None:
+def test_who_becomes_one_of_us_is_seen_from_its_next_execve_on(world: TracedWorld, tmp_path: Path) -> None:
+    """Until then its memory is the superuser's still: it is not dumpable."""
+    path = tmp_path / "program"
+    path.write_bytes(STATIC.build())
+    path.chmod(0o755)
     root, user = world.attach(ROOT), world.attach(USER)
     climber = Program(world.kernel, world.kernel.attach(Sender(user.pid + 1000, ROOT, USER), ABI_VERSION, 0, 0))
     with world.trace("raw_syscalls:sys_enter", opener=user) as trace:
         climber.call(Nr.GETPID)
         assert trace.records() == []
         climber.call(Nr.SETUID, USER)
+        climber.call(Nr.GETPID)
+        assert trace.records() == []
+        with path.open("rb") as file:
+            assert climber.call(Nr.EXECVE, 1, 1, 1, data=b"x\0\0", fds=[file.fileno()]) == 0
         trace.records()
         climber.call(Nr.GETPID)
         (seen,) = trace.records(SYS_ENTER)

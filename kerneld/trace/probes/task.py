@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kerneld.mm.filemap import File
 from kerneld.mm.mm import MmStruct
-from kerneld.task.exec import do_execve
+from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.signal import get_signal, send_signal_locked
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
@@ -86,12 +86,10 @@ def _exec_mmap(tracing: Tracing, inner: Function) -> Function:
 def _do_execve(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(PROCESS_EXEC)
 
-    def do_execve(
-        process: Process, file: File, argv: list[bytes], envp: list[bytes], open_interpreter: Callable[[str], File]
-    ) -> None:
-        inner(process, file, argv, envp, open_interpreter)
+    def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> None:
+        inner(process, bprm, open_interpreter)
         tracing.note_process(process)
-        name = file.path.encode("utf-8", "surrogateescape")[:63]
+        name = bprm.file.path.encode("utf-8", "surrogateescape")[:63]
         point.emit(process.pid, name, process.pid, process.pid, process.live_mm.number)
 
     return do_execve
