@@ -65,6 +65,13 @@ class FileAccounts:
         self._processes[process] += nr_files
         return Payer(process, uid, nr_files)
 
+    def has_room(self, process: Process) -> bool:
+        """Tell whether one file more may go on a process's account."""
+        cred = process.cred
+        if self._processes[process] >= self._of_a_process:
+            return False
+        return cred.superuser or self._users[cred.uid] < self._of_a_user
+
     def uncharge(self, payer: Payer) -> None:
         """The files have been closed."""
         process, uid = payer.process, payer.uid

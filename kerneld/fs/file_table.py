@@ -28,6 +28,7 @@ from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
 from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_write_sealed, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
+from kerneld.mm.dying import room_after
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
 from kerneld.task.task import Cred, Process
@@ -102,6 +103,7 @@ class FileTable:
         file.mapping.in_memory = is_in_memory(fd)
         os.set_inheritable(fd, False)
         if owner is not None:
+            room_after(self._frames, lambda: self.accounts.has_room(owner))
             self._payers[file] = self.accounts.charge(owner)
         inode.add_file(file, fd, opened)
         if key not in self._inodes:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -29,6 +30,9 @@ from kerneld.mm.buddy import Buddy, OutOfFrames
 from kerneld.mm.huge_frames import HugeFrames
 from kerneld.mm.swap import SwapFile
 from shared.uapi.page import Pfn
+
+if TYPE_CHECKING:
+    from kerneld.mm.dying import Dying
 
 ZERO_PFN: Pfn = 1
 """The shared zero page."""
@@ -104,6 +108,8 @@ class Frames:
         self.slowpath: Callable[[int], None] | None = None
         """Called with the count of frames wanted where that would leave `watermark_min` or less free: makes room, or
         raises SysError(ENOMEM) (Linux: __alloc_pages_slowpath())."""
+        self.dying: Dying | None = None
+        """The address spaces that are being taken down, where that is done in pieces."""
         self.alloc_hook: Callable[[int], None] | None = None
         """Called with the count of frames before each allocation; tests make it raise SysError(ENOMEM)."""
         self.huge = HugeFrames(self)

@@ -103,6 +103,8 @@ class MmStruct(PmdOps):
         """Whether others of the same user may look into it (Linux: get_dumpable() == SUID_DUMP_USER)."""
         self.users = 1
         """Who works with it: its process, and calls of others (Linux: mm->mm_users). See `mmput`."""
+        self.is_dying = False
+        """Whether nobody works with it any more, and it is being taken down: `kerneld.mm.dying`."""
         self.exe_path = ""
         """The program's file, for /proc; empty where no execve has been made."""
 

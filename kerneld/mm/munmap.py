@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
+from kerneld.mm.dying import take_down
 from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
@@ -47,16 +48,19 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
 
 
 def exit_mmap(mm: MmStruct) -> None:
-    """Take an address space down: listeners are told first, then entries, VMAs and tables go.
+    """Take an address space down: listeners are told first, then entries, VMAs and tables go, now or in pieces.
 
     Source: Linux v6.8 mm/mmap.c:exit_mmap().
     """
     for notifier in list(mm.notifiers):
         notifier.release()
     mm.notifiers.clear()
-    for vma in list(mm.vmas):
-        unmap_vma(mm, vma)
-    mm.page_table.destroy()
+    dying = mm.frames.dying
+    if dying is not None:
+        dying.begin(mm)
+        return
+    for _ in take_down(mm):
+        pass
 
 
 def mmput(mm: MmStruct) -> None:

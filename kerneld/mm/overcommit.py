@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
+from kerneld.mm.dying import room_after
 from kerneld.mm.filemap import File
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import OVERCOMMIT_ALWAYS, OVERCOMMIT_GUESS, Sysctl
@@ -70,5 +71,5 @@ def check_enough_memory(mm: MmStruct, pages: int) -> None:
     if not mm.is_superusers:
         allowed -= sysctl.admin_reserve_kbytes >> _KBYTES_SHIFT
     allowed -= min(mm.total_vm // 32, sysctl.user_reserve_kbytes >> _KBYTES_SHIFT)
-    if frames.committed_as + pages >= allowed:
+    if not room_after(frames, lambda: frames.committed_as + pages < allowed):
         raise SysError(errno.ENOMEM)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import isqrt
 
 from kerneld.errors import SysError
+from kerneld.mm.dying import room_after
 from kerneld.mm.frames import Frames
 from kerneld.mm.vmscan import MAX_RECLAIM_RETRIES, Vmscan
 from shared.uapi.page import PAGE_SHIFT
@@ -51,7 +52,7 @@ class PageAlloc:
         is left to kill; for more frames as soon as reclaim finds no more, for then single ones will do as well.
         Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_slowpath().
         """
-        while not self._reclaim(count):
+        while not (room_after(self._frames, lambda: self._is_enough(count)) or self._reclaim(count)):
             if count > 1 or not self._out_of_memory():
                 raise SysError(errno.ENOMEM)
 

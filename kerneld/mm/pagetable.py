@@ -38,6 +38,7 @@ from kerneld.hw.paging import (
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames import PG_TABLE, Frames, Pfns
 from kerneld.mm.leaf_walk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
+from kerneld.mm.pace import Pace
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Vaddr
 
 _READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
@@ -300,9 +301,14 @@ class PageTable(LeafWalk):
         self._frames.put_page(low >> WORDS_SHIFT)
         self.table_pages -= 1
 
-    def destroy(self) -> None:
-        """Free every table, the root last. No entry may map a frame any more."""
+    def destroy_in_pieces(self, pace: Pace) -> Iterator[None]:
+        """Free every table, the root last; yield where the rest is whole. No entry may map a frame any more."""
         end = TASK_SIZE + PAGE_SIZE
+        for vaddr, _, _ in self._pmd_runs(0, TASK_SIZE):
+            self.free_tables(vaddr, vaddr + PUD_SIZE, vaddr, vaddr + PUD_SIZE)
+            if pace.is_over():
+                yield
+                pace.begin()
         self.free_tables(0, end, 0, end)
         self._frames.put_page(self.root)
         self.table_pages = 0

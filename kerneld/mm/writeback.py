@@ -7,11 +7,15 @@ Knows which address spaces map an inode from `AddressSpace.i_mmap`. Answers to L
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+
+import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW, pte_present
+from kerneld.hw.paging import PTE_DIRTY, PTE_PFN_MASK, PTE_RW, present_mask, pte_present
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pace import Pace
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.mman import Ms
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
@@ -22,11 +26,35 @@ _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
 def writeback_range(mapping: AddressSpace, first: int, last: int) -> None:
     """Write the dirty pages with indexes in [first, last) to the file; the next store to one faults again."""
-    if mapping.is_shmem:
+    for _ in writeback_in_pieces(mapping, first, last):
+        pass
+
+
+def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterator[None]:
+    """Do as `writeback_range` does; yield between pages, where others may be served, and may write to the file too."""
+    if mapping.is_shmem or mapping.backing is None:
         return
-    for index in [i for i in mapping.dirty if first <= i < last]:
-        folio_mkclean(mapping, index)
-    mapping.writeback(first, last)
+    pace = Pace()
+    for index in sorted(i for i in mapping.dirty if first <= i < last):
+        if index in mapping.dirty:
+            folio_mkclean(mapping, index)
+            mapping.write_page(index, mapping.size_bytes())
+        if pace.is_over():
+            yield
+            pace.begin()
+
+
+def sync_mm(mm: MmStruct) -> None:
+    """Write to their files what an address space has written to shared mappings of them: it will not be taken down."""
+    for vma in mm.vmas:
+        if vma.file is not None and vma.vm_flags & VM_SHARED and not vma.file.mapping.is_shmem:
+            mapping = vma.file.mapping
+            for run in mm.page_table.runs(vma.start, vma.end):
+                entries = mm.page_table.page_entries(run)
+                for entry in entries[present_mask(entries) & ((entries & np.uint64(PTE_DIRTY)) != 0)].tolist():
+                    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+                    mapping.mark_dirty(mm.frames.index_at[pfn], pfn)
+            writeback_range(mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
 
 
 def folio_mkclean(mapping: AddressSpace, index: int) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from kerneld.mm.dying import SLICE_SECONDS
 from kerneld.server.connection import Connection
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
@@ -60,6 +61,8 @@ class Loop:
         self.service = Service(kernel, listener, limits, self._epoll)
         self._connections = self.service.connections
         self._waiting = self.service.waiting
+        self._dying = kernel.dying
+        self._dying.slice_seconds = SLICE_SECONDS
         self._serve = self.service.serve
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
@@ -104,6 +107,8 @@ class Loop:
             self._serve_all(events)
         if self._waiting:
             self.service.go_on()
+        if self._dying.queue:
+            self._kernel.reap_memory()
         self._tends = self._host.is_needed
         if self._tends:
             self._host.tend()
@@ -111,7 +116,7 @@ class Loop:
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
-        if self._waiting:
+        if self._waiting or self._dying.queue:
             return self._look()
         if spin.skip:
             spin.skip -= 1

@@ -68,7 +68,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if thread.flags:
         exit_to_user_mode_prepare(thread)
     frames = kernel.frames
-    if frames.buddy.nr_free < frames.watermark_low:
+    if frames.buddy.nr_free < frames.watermark_low and not kernel.dying.queue:
         kernel.vmscan.balance_pgdat()
     if kernel.shadowpt.dirty:
         kernel.shadowpt.flush()

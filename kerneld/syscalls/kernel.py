@@ -21,6 +21,7 @@ from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
 from kerneld.fs.procfs import ProcFs
 from kerneld.hw.ram import Ram
+from kerneld.mm.dying import Dying
 from kerneld.mm.frames import Frames
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.limits import Rlimits, Sysctl
@@ -30,6 +31,7 @@ from kerneld.mm.overcommit import init_reserves
 from kerneld.mm.page_alloc import PageAlloc
 from kerneld.mm.swap import SwapFile
 from kerneld.mm.vmscan import Vmscan
+from kerneld.mm.writeback import sync_mm
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_exit, kill_process
@@ -42,6 +44,8 @@ from shared.uapi.shadowpt import ATTACH_HOST
 from shared.uapi.syscalls import ABI_VERSION
 
 MIN_RAM_BYTES = 4 << 20
+_SHUTDOWN_SECONDS = 1.0
+"""How long a machine that ends takes its memory down in order. What is left then goes with the daemon."""
 _log = structlog.get_logger("kerneld.task")
 
 
@@ -147,6 +151,8 @@ class Kernel:
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )
         self.vmscan = Vmscan(self.frames)
+        self.dying = self.frames.dying = Dying()
+        """Who has ended, and whose memory has not gone yet."""
         PageAlloc(self.frames, self.vmscan, self._out_of_memory)
         self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
         """Puts `tracing` in when it is first needed, in pieces; None where it never is."""
@@ -189,6 +195,11 @@ class Kernel:
         kill_process(process)
         self.check()
 
+    def reap_memory(self) -> None:
+        """A turn of the loop: take down some of what processes have left behind."""
+        self.dying.turn()
+        self.check()
+
     def files_changed(self) -> None:
         """Files that are mapped have been modified behind our back: a truncation is acted upon, and shown."""
         self.files.take_changes()
@@ -224,7 +235,7 @@ class Kernel:
     def check(self) -> None:
         """In tests: check every invariant of the machine. Raises KernelBug."""
         if self.config.check_invariants:
-            mms = self.table.address_spaces()
+            mms = [*self.table.address_spaces(), *self.dying.queue]
             check_machine(self.frames, mms)
             self.rq.check(mms)
             self.shadowpt.check()
@@ -234,6 +245,10 @@ class Kernel:
         for process in list(self.processes.values()):
             kill_process(process)
         self.take_ended()
+        until = time.monotonic() + _SHUTDOWN_SECONDS
+        self.dying.finish(lambda: time.monotonic() >= until)
+        for mm in self.dying.queue:
+            sync_mm(mm)
         if self.tracing is not None:
             self.tracing.shutdown()
         self._inotify.close()

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from shared.trace.events import Cause
 from shared.trace.record import push_cause
 
+NOBODY = (1 << 32) - 1
+"""In place of the pid that memory belongs to: of a process that has ended, and whose pid is another's by now."""
+
 
 class Current:
     """The moment's who and why."""

@@ -21,7 +21,7 @@ import structlog
 
 from kerneld.errors import SysError
 from kerneld.task.ptrace import ptrace_may_access
-from kerneld.trace.current import Current
+from kerneld.trace.current import NOBODY, Current
 from kerneld.trace.fprobe import FPROBES, Fprobe
 from kerneld.trace.ftrace import FunctionTracer, check_globs
 from kerneld.trace.probe import PROBES, Probe
@@ -253,6 +253,9 @@ class Tracing:
         """A process is there, or has another name, memory or credentials: tell one trace, or all."""
         if process.mm is None:
             return
+        for dying in self.kernel.dying.queue:
+            if self._owners.get(dying.number) == process.pid:
+                self._owners[dying.number] = NOBODY
         self._owners[process.mm.number] = process.pid
         for one in self._traces if trace is None else (trace,):
             one.note_process(process, process.mm.number)
@@ -267,6 +270,11 @@ class Tracing:
     def note_mm(self, mm: MmStruct, pid: int) -> None:
         """An address space is a process's from now on."""
         self._owners[mm.number] = pid
+
+    def mm_left(self, mm: MmStruct) -> None:
+        """A process works with an address space no more: it has gone, or is somebody else's, or is still taken down."""
+        if not mm.users and not mm.page_table.table_pages:
+            self.forget_mm(mm)
 
     def forget_mm(self, mm: MmStruct) -> None:
         """An address space has gone."""

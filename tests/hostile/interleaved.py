@@ -27,12 +27,16 @@ class InterleavedDrive(Drive):
         self.nr_given_up = 0
         """Of these, how many were given up, as their process left."""
         super().__init__(seed, check_share, ram_bytes=ram_bytes)
+        self.kernel.dying.slice_seconds = 0.0
 
     def step(self) -> None:
         """Let some of those that wait go on, and send one datagram of one client that does not."""
         for _ in range(self._random.randrange(4)):
             if self._waiting:
                 self._go_on(self._random.choice(list(self._waiting)))
+        if self._random.random() < 0.5:
+            self._choose_whether_to_check()
+            self.kernel.reap_memory()
         connection = self._connections[self._random.randrange(NR_CLIENTS)]
         if connection not in self._waiting:
             self._send(connection)
@@ -93,4 +97,5 @@ class InterleavedDrive(Drive):
         """Let every client go, also those that wait, and see that nothing has stayed."""
         for connection in list(self._waiting):
             self._give_up(connection)
+        self.kernel.dying.slice_seconds = None
         super().finish()

@@ -10,6 +10,7 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PTE_PRESENT, PTE_TABLE, PTE_USER, make_pte
 from kerneld.mm.frames import Frames
 from kerneld.mm.leaf_walk import Leaf
+from kerneld.mm.pace import Pace
 from kerneld.mm.page_walk import walk_page_table
 from kerneld.mm.pagetable import PageTable
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
@@ -33,7 +34,7 @@ def table(frames: Frames) -> PageTable:
 @pytest.fixture(autouse=True)
 def _destroyed(table: PageTable) -> object:
     yield
-    table.destroy()
+    list(table.destroy_in_pieces(Pace()))
 
 
 def test_the_way_is_made_once(table: PageTable) -> None:
@@ -112,7 +113,7 @@ def test_destroying_frees_all(machine: Machine, frames: Frames) -> None:
     table = PageTable(frames)
     for vaddr in (0, BASE, BASE + PUD_SIZE, TASK_SIZE - PAGE_SIZE):
         table.ensure_pte(vaddr)
-    table.destroy()
+    list(table.destroy_in_pieces(Pace()))
     assert frames.free_pages == before
 
 

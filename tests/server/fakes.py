@@ -14,6 +14,7 @@ from typing import Any, cast
 from kerneld.errors import KernelBug, SysError
 from kerneld.fs.file_limits import FileAccounts, FileRules
 from kerneld.fs.mounts import Mounts
+from kerneld.mm.dying import Dying
 from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
@@ -54,6 +55,7 @@ class FakeKernel:
         self.shadowpt = SimpleNamespace(followed_host=None)
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
+        self.dying = Dying()
 
     def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> Thread:
         if version != 1:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kerneld.errors import SysError
+from kerneld.mm.dying import Pieces, run_piece
 from kerneld.mm.mm import MmStruct
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.syscalls.answer import Answer, Call, Work
@@ -20,6 +21,7 @@ from kerneld.syscalls.table import RESTART
 from kerneld.task.cpu import fault_ahead
 from kerneld.task.exit import do_exit
 from kerneld.task.task import Process, Thread
+from kerneld.trace.current import NOBODY
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from kerneld.trace.probes.rss import tell_rss
@@ -212,7 +214,37 @@ def _exit_mm(tracing: Tracing, inner: Function) -> Function:
         mm: MmStruct | None = self.mm
         with _exiting(tracing):
             inner(self)
-        if mm is not None and not mm.users:
-            tracing.forget_mm(mm)
+        if mm is not None:
+            tracing.mm_left(mm)
 
     return exit_mm
+
+
+@probe(run_piece)
+def _run_piece(tracing: Tracing, inner: Function) -> Function:
+    """What is left of an ended process's memory goes between requests, or in the middle of one that is in want of it.
+
+    It is told as that process's, unless another has its pid by now: nobody is told of it as of that one's.
+    """
+    now = tracing.current
+
+    def run_piece(mm: MmStruct, pieces: Pieces) -> bool:
+        before = now.pid, now.tid, now.nr, now.causes, now.address
+        pid = tracing.find_pid(mm)
+        now.pid, now.tid, now.nr, now.address = pid if pid != NOBODY else 0, 0, 0, 0
+        now.causes = Cause.EXIT
+        now.depth += 1
+        try:
+            is_last: bool = inner(mm, pieces)
+        finally:
+            now.depth -= 1
+            if not now.depth:
+                if tracing.rss_changed:
+                    tell_rss(tracing)
+                tracing.flush()
+            now.pid, now.tid, now.nr, now.causes, now.address = before
+        if is_last:
+            tracing.forget_mm(mm)
+        return is_last
+
+    return run_piece

@@ -78,7 +78,7 @@ def tell_rss(tracing: Tracing) -> None:
     point, told = tracing.point(RSS_STAT), tracing.rss_told
     for number, mm in tracing.rss_changed.items():
         owner = tracing.find_pid(mm)
-        if not owner:
+        if not owner or mm.is_dying:
             told.pop(number, None)
             continue
         counters = tuple(mm.rss)

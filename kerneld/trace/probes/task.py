@@ -76,8 +76,8 @@ def _exec_mmap(tracing: Tracing, inner: Function) -> Function:
         old = self.mm
         tracing.note_mm(new_mm, self.pid)
         inner(self, new_mm)
-        if old is not None and not old.users:
-            tracing.forget_mm(old)
+        if old is not None:
+            tracing.mm_left(old)
 
     return exec_mmap
 

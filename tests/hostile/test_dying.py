@@ -1,0 +1,190 @@
+"""Processes that end with much memory: others are served while it is taken down, and whoever needs it gets it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kerneld.mm import pace
+from kerneld.mm.limits import OVERCOMMIT_NEVER, Sysctl
+from kerneld.syscalls.kernel import Kernel, KernelConfig
+from kerneld.trace.tracing import Tracing
+from shared.trace.events import PTE_CLEAR
+from shared.uapi.mman import Map
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.syscalls import Access, Nr
+from tests.syscalls.world import ANON, BASE, READ, ROOT, RW, SHARED, USER, Program, World
+from tests.trace.world import Trace
+
+RAM_BYTES = 16 << 20
+PAGES = 96
+NORESERVE = ANON | Map.NORESERVE.value
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every piece is over at once."""
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A machine whose turns take down one piece; at its end all frames must be free."""
+    world = World(KernelConfig(ram_bytes=RAM_BYTES, superuser_uid=ROOT, check_invariants=True))
+    world.kernel.dying.slice_seconds = 0.0
+    yield world
+    close(world)
+
+
+def close(world: World) -> None:
+    for process in list(world.kernel.processes.values()):
+        world.kernel.process_died(process)
+    turns(world.kernel)
+    world.close()
+
+
+def turns(kernel: Kernel) -> int:
+    """Let the loop have its turns until nothing is left; returns how many that took."""
+    number = 0
+    while kernel.dying.queue:
+        kernel.reap_memory()
+        number += 1
+    return number
+
+
+def with_many_vmas(world: World, uid: int = USER, pages: int = PAGES) -> Program:
+    """Return a program that has a VMA, and a frame, for every other page."""
+    program = world.attach(uid)
+    program.mmap(pages, at=BASE)
+    program.touch(0, pages, Access.WRITE)
+    for number in range(0, pages, 2):
+        program.call(Nr.MPROTECT, BASE + number * PAGE_SIZE, PAGE_SIZE, READ)
+    return program
+
+
+def end(world: World, program: Program) -> None:
+    world.kernel.process_died(program.process)
+    world.kernel.take_ended()
+
+
+def test_others_are_served_between_two_pieces(world: World) -> None:
+    dead, other = with_many_vmas(world), world.attach(USER)
+    end(world, dead)
+    assert dead.process.mm is None
+    served = 0
+    while world.kernel.dying.queue:
+        served += other.call(Nr.GETPID) == other.pid
+        other.touch(0, 1, Access.WRITE) if served > 1 else other.mmap(1, at=BASE)
+        world.kernel.reap_memory()
+    assert served >= PAGES // 2
+
+
+def test_many_that_end_in_one_turn_have_one_slice(world: World) -> None:
+    dead = [with_many_vmas(world, pages=16) for _ in range(4)]
+    world.kernel.dying.slice_seconds = 1e-9
+    for program in dead:
+        end(world, program)
+    assert len(world.kernel.dying.queue) >= 3
+    assert turns(world.kernel) >= 3 * 8
+
+
+def test_a_wide_range_of_zero_pages(world: World) -> None:
+    dead = world.attach(USER)
+    pages = 1 << 16
+    dead.mmap(pages, READ, NORESERVE, at=BASE)
+    dead.touch(0, pages, Access.READ)
+    end(world, dead)
+    assert turns(world.kernel) >= 2
+
+
+def test_the_same_pid_comes_again_meanwhile(world: World) -> None:
+    dead = with_many_vmas(world)
+    pid = dead.pid
+    end(world, dead)
+    new = world.attach(USER, pid=pid)
+    assert new.call(Nr.MINCORE, BASE, PAGE_SIZE, 0) == -errno.ENOMEM
+    new.mmap(PAGES, at=BASE)
+    assert new.load(BASE) == b"\0"
+    assert world.kernel.dying.queue
+
+
+def test_who_needs_memory_gets_it(world: World) -> None:
+    dead, other = with_many_vmas(world), world.attach(USER)
+    dead.mmap(3000, at=BASE + 2 * PAGES * PAGE_SIZE)
+    dead.touch(2 * PAGES, 3000, Access.WRITE)
+    end(world, dead)
+    other.mmap(3000, at=BASE)
+    other.touch(0, 3000, Access.WRITE)
+    assert other.process.live_mm.resident_pages >= 3000
+    assert world.kernel.frames.vmstat["oom_kill"] == 0
+
+
+def test_who_needs_a_promise_gets_it() -> None:
+    sysctl = Sysctl(overcommit_memory=OVERCOMMIT_NEVER, overcommit_ratio=100)
+    config = KernelConfig(ram_bytes=RAM_BYTES, superuser_uid=ROOT, check_invariants=True, sysctl=sysctl)
+    world = World(config)
+    world.kernel.dying.slice_seconds = 0.0
+    dead, other = world.attach(ROOT), world.attach(ROOT)
+    most = 2500
+    for number in range(20):
+        dead.mmap(1, at=BASE + number * 2 * PAGE_SIZE)
+    dead.mmap(most, at=BASE + most * PAGE_SIZE)
+    assert other.answer(Nr.MMAP, 0, most * PAGE_SIZE, RW, ANON).ret == -errno.ENOMEM
+    end(world, dead)
+    assert world.kernel.dying.queue
+    assert other.mmap(most) > 0
+    close(world)
+
+
+def test_what_was_written_to_a_file_is_there(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(32 * PAGE_SIZE))
+    writer = world.attach(ROOT)
+    with path.open("r+b") as file:
+        for number in range(32):
+            writer.call(
+                Nr.MMAP, BASE + 2 * number * PAGE_SIZE, PAGE_SIZE, RW, SHARED | Map.FIXED.value, 0,
+                number * PAGE_SIZE, fds=[file.fileno()],
+            )  # fmt: skip
+            writer.store(BASE + 2 * number * PAGE_SIZE, b"x")
+    end(world, writer)
+    assert turns(world.kernel) >= 16
+    assert path.read_bytes()[::PAGE_SIZE] == (b"x" * 32)
+
+
+def test_a_machine_that_ends_meanwhile_has_written_to_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kerneld.syscalls.kernel._SHUTDOWN_SECONDS", 0.0)
+    world = World(KernelConfig(ram_bytes=RAM_BYTES, superuser_uid=ROOT))
+    world.kernel.dying.slice_seconds = 0.0
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4 * PAGE_SIZE))
+    writer = with_many_vmas(world, ROOT)
+    with path.open("r+b") as file:
+        vaddr = writer.call(Nr.MMAP, 0, 4 * PAGE_SIZE, RW, SHARED, 0, 0, fds=[file.fileno()])
+    assert vaddr > BASE
+    assert writer.call(Nr.STORE, vaddr, 5, data=b"hello") == 5
+    world.kernel.shutdown()
+    assert path.read_bytes()[:5] == b"hello"
+
+
+def test_what_is_left_is_traced_as_the_dead_ones_until_its_pid_comes_again(world: World) -> None:
+    Tracing(world.kernel)
+    root, user = world.attach(ROOT), world.attach(USER)
+    traces = [Trace(root, "pte:clear"), Trace(user, "pte:clear")]
+    dead = with_many_vmas(world, uid=USER + 1, pages=32)
+    pid = dead.pid
+    end(world, dead)
+    world.kernel.reap_memory()
+    assert {record.pid for record in traces[0].records(PTE_CLEAR)} == {pid}
+    new = world.attach(USER, pid=pid)
+    new.mmap(1, at=BASE)
+    turns(world.kernel)
+    told = traces[0].records(PTE_CLEAR)
+    assert told
+    assert {(record.pid, record.owner == pid) for record in told} == {(0, False)}
+    assert traces[1].records(PTE_CLEAR) == []
+    for trace in traces:
+        trace.close()
