@@ -47,6 +47,8 @@ class _Log:
     def debug(self, event: str, **fields: object) -> None:
         pass
 
+    warning = debug
+
     def exception(self, event: str, **fields: object) -> None:
         raise OopsError(f"{event}: {fields}")
 
