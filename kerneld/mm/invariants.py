@@ -265,6 +265,7 @@ def _check_counters(mm: MmStruct, walk: Walk, vmas: list[Vma]) -> None:
         kinds["stack_vm"] += pages * (flags & VM_STACK != 0)
         kinds["exec_vm"] += pages * (flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC)
         kinds["data_vm"] += pages * (flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE)
+    kinds["locked_vm"] += mm.uncounted_unlocked_pages
     for name, counted in kinds.items():
         _require(getattr(mm, name) == counted, f"{name} is {getattr(mm, name)}, the VMAs have {counted} pages")
     _require(mm.map_count == len(vmas), f"map_count is {mm.map_count}, VMAs are {len(vmas)}")

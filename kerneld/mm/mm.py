@@ -84,6 +84,8 @@ class MmStruct(PmdOps):
         self.exec_vm = 0
         self.stack_vm = 0
         self.locked_vm = 0
+        self.uncounted_unlocked_pages = 0
+        """Pages that `locked_vm` has still and no VMA: see `keep_locked_vm`."""
         self.hiwater_vm = 0
         """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
         self.range_major_faults = 0
@@ -126,6 +128,11 @@ class MmStruct(PmdOps):
             self.locked_vm += pages
         if vm_flags & VM_ACCOUNT:
             self.frames.committed_as += pages
+
+    def keep_locked_vm(self, pages: int) -> None:
+        """Let `locked_vm` be what it is said to be, whatever is locked: Linux unlocks some memory uncounted."""
+        self.uncounted_unlocked_pages += pages - self.locked_vm
+        self.locked_vm = pages
 
     def _update_hiwater_vm(self) -> None:
         """Note the size before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_vm()."""

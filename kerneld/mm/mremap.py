@@ -196,6 +196,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         raise SysError(errno.ENOMEM)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(mm, (new_len if flags & _DONTUNMAP else new_len - old_len) >> PAGE_SHIFT)
+    locked_vm = mm.locked_vm
     new_vma = copy_vma(mm, vma, old_addr, new_addr, new_len)
     try:
         move_page_tables(mm, old_addr, new_addr, old_len)
@@ -206,6 +207,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         source = mm.vmas.lookup(old_addr)
         assert source is not None
         mm.set_vma_flags(source, source.vm_flags & ~VM_LOCKED_MASK)
+        mm.keep_locked_vm(locked_vm_after_dontunmap(locked_vm, new_vma, new_len))
         if source is not new_vma and source.start == old_addr and source.end == old_addr + old_len:
             unlink_anon_vmas(source)
     elif old_len:
@@ -213,6 +215,15 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         hiwater_vm = mm.hiwater_vm
         do_munmap(mm, old_addr, old_len)
         mm.hiwater_vm = hiwater_vm
+
+
+def locked_vm_after_dontunmap(before: int, new_vma: Vma, new_len: int) -> int:
+    """Return `locked_vm` after a move that leaves the old mapping there, unlocked whole, in pages; `before` it.
+
+    Source: Linux v6.8 mm/mremap.c:move_vma(): "we don't need to touch locked_vm". Of a mapping that moves in part the
+    rest goes on counting, for good, though nothing of it is locked.
+    """
+    return before
 
 
 def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:

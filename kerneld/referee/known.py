@@ -70,6 +70,13 @@ KNOWN = (
         ((mremap, "do_mremap", later_mremap.do_mremap),),
     ),
     Known(
+        (6, 15),
+        "mm/mremap.c:vrm_stat_account()",
+        "Locked memory that mremap moves with MREMAP_DONTUNMAP is added to VmLck; the old mapping, unlocked, goes "
+        "on counting too.",
+        ((mremap, "locked_vm_after_dontunmap", later_mremap.locked_vm_after_dontunmap),),
+    ),
+    Known(
         (6, 12),
         "86e6b1547b3d",
         "An address between the user's half and the middle of all addresses is refused before it is accessed.",

@@ -15,6 +15,7 @@ from kerneld.mm.munmap import do_munmap
 from kerneld.mm.overcommit import check_enough_memory
 from kerneld.mm.populate import mm_populate
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYSHARE, VM_SHARED
+from kerneld.mm.vma import Vma
 from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
@@ -40,6 +41,11 @@ def do_mremap(
     if flags & _FIXED and old_len == new_len:
         return _remap_move(mm, addr, old_len, new_addr, flags, privileged)
     return _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged)
+
+
+def locked_vm_after_dontunmap(before: int, new_vma: Vma, new_len: int) -> int:
+    """Source: Linux v6.15 mm/mremap.c:vrm_stat_account(): the new mapping counts, and the old one goes on counting."""
+    return before + (new_len >> PAGE_SHIFT if new_vma.vm_flags & VM_LOCKED else 0)
 
 
 def _mremap_at(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vaddr:

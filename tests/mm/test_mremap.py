@@ -10,7 +10,7 @@ from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mremap import do_mremap
 from kerneld.mm.populate import mm_populate
-from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK
+from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Map, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (
@@ -307,57 +307,6 @@ class TestFixed:
         remap(mm, 0, 1, 3, TO, page(10))
         assert layout(mm) == [(10, 3, RW)]
         assert frames(mm, page(10), 3) == [*held, 0, 0]
-
-
-class TestDontUnmap:
-    """The pages go, the mapping stays."""
-
-    def test_the_old_place_reads_zeros(self, mm: MmStruct) -> None:
-        mmap(mm, 2, at=BASE)
-        held = write_pages(mm, 0, 2)
-        new = remap(mm, 0, 2, 2, KEEP)
-        assert frames(mm, new, 2) == held
-        assert layout(mm)[0] == (0, 2, RW)
-        assert load(mm, page(1)) == b"\0"
-        assert mm.total_vm == 4
-        assert vma_at(mm, BASE).anon_vma is None
-
-    def test_a_part_keeps_the_owner_of_the_rest(self, mm: MmStruct) -> None:
-        mmap(mm, 3, at=BASE)
-        held = write_pages(mm, 0, 3)
-        new = remap(mm, 1, 1, 1, KEEP)
-        assert frames(mm, BASE, 3) == [held[0], 0, held[2]]
-        assert pfn_of(mm, new) == held[1]
-        assert vma_at(mm, BASE).anon_vma is not None
-        assert layout(mm)[0] == (0, 3, RW)
-
-    def test_to_a_place(self, mm: MmStruct) -> None:
-        mmap(mm, 1, at=BASE)
-        mmap(mm, 1, READ, at=page(5))
-        held = write_pages(mm, 0, 1)
-        assert remap(mm, 0, 1, 1, KEEP | TO, page(5)) == page(5)
-        assert frames(mm, page(5), 1) == held
-        assert layout(mm) == [(0, 1, RW), (5, 1, RW)]
-
-    def test_a_hint_that_is_free_is_taken(self, mm: MmStruct) -> None:
-        mmap(mm, 1, at=BASE)
-        mmap(mm, 1, READ, at=page(5))
-        assert remap(mm, 0, 1, 1, KEEP, page(7)) == page(7)
-        assert remap(mm, 0, 1, 1, KEEP, page(5)) not in (page(5), page(0))
-
-    def test_the_old_place_is_not_locked_any_more(self, mm: MmStruct) -> None:
-        mmap(mm, 2, RW, LOCKED, at=BASE)
-        new = remap(mm, 0, 2, 2, KEEP)
-        assert not vma_at(mm, BASE).vm_flags & VM_LOCKED_MASK
-        assert vma_at(mm, new).vm_flags & VM_LOCKED
-        assert mm.locked_vm == 2
-
-    def test_shared_memory_is_seen_at_both_places(self, mm: MmStruct) -> None:
-        mmap(mm, 1, RW, SHARED_ANON, at=BASE)
-        store(mm, BASE, b"s")
-        new = remap(mm, 0, 1, 1, KEEP)
-        assert entry(mm, BASE) == 0
-        assert load(mm, BASE) == load(mm, new) == b"s"
 
 
 class TestOldSizeZero:
