@@ -96,11 +96,12 @@ class FileTable:
 
     def _open_regular(self, fd: int, opened: OpenFile, ops: MmapOps, owner: Process | None) -> File:
         key = opened.inode_key
-        inode = self._inodes.get(key) or Inode(self._frames, key, self._forget, self._file_gone)
+        inode = self._inodes.get(key)
+        if inode is None:
+            inode = Inode(self._frames, key, self._forget, self._file_gone, is_shmem=is_in_memory(fd))
         file = _new_file(inode.mapping, find_path(fd), opened, ops)
         file.dev, file.ino = key
         file.write_sealed = is_write_sealed(fd)
-        file.mapping.in_memory = is_in_memory(fd)
         os.set_inheritable(fd, False)
         if owner is not None:
             room_after(self._frames, lambda: self.accounts.has_room(owner))

@@ -18,6 +18,7 @@ import errno
 import os
 from collections.abc import Callable
 
+from kerneld.fs.host_mmap import mincore
 from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, punch_hole, reopen
 from kerneld.mm.filemap import AddressSpace, File
@@ -38,10 +39,12 @@ class Inode:
         key: tuple[int, int],
         on_close: Callable[[Inode], None],
         on_file_gone: Callable[[File], None],
+        *,
+        is_shmem: bool,
     ) -> None:
         """`on_file_gone` is told of each File that is let go of, `on_close` when all descriptors have been closed."""
         self.key = key
-        self.mapping = AddressSpace(frames, self)
+        self.mapping = AddressSpace(frames, self, is_shmem=is_shmem)
         self.nr_holds = 0
         """Calls under way that use one of its Files, mapped or not."""
         self._files: dict[File, tuple[int, OpenFile]] = {}
@@ -140,7 +143,7 @@ class Inode:
         self._watched_bytes = size
         if size < before:
             truncate_pagecache(self.mapping, size)
-        elif size > before and most_extents:
+        elif size > before and most_extents and not self.mapping.is_shmem:
             pagecache_isize_extended(self.mapping, before, size)
             with contextlib.suppress(OSError):
                 found = find_data(self._reader, page_align(before), size, most_extents)
@@ -176,6 +179,13 @@ class Inode:
     def punch_hole(self, offset: int, length: int) -> None:
         """Make bytes read as zeros and keep the size. Raises OSError where the file system cannot."""
         punch_hole(self._writer, offset, length)
+
+    def mincore(self, first: int, count: int) -> bytes:
+        """Return for each of `count` pages from `first` 0 where the host has it not in memory, if it says so."""
+        try:
+            return mincore(self._reader, first << PAGE_SHIFT, count)
+        except OSError:
+            return b"\1" * count
 
     def release(self) -> None:
         """Nothing maps the inode: close everything, unless a call is about to map it (MAP_FIXED over its last VMA)."""

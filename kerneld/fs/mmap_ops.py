@@ -20,18 +20,14 @@ Differs from Linux: devices, files of sysfs that stand for device memory, and TC
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import functools
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from kerneld.fs.host_mmap import try_to_map
 from kerneld.fs.open_file import OpenFile, StatFs, fstatfs
-from shared.uapi.mman import Map, Prot
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.mman import Map
 
 HUGETLBFS_MAGIC = 0x9584_58F6
 _PROC_MAGIC, _MQUEUE_MAGIC, _BINFMTFS_MAGIC = 0x9FA0, 0x1980_0202, 0x4249_4E4D
@@ -43,7 +39,6 @@ _NOEXEC_MAGICS = _KERNFS_MAGICS | {_PROC_MAGIC, _MQUEUE_MAGIC, _BINFMTFS_MAGIC}
 """Where nothing is executed however it is mounted (Linux: SB_I_NOEXEC)."""
 _SHORT_OF_SOMETHING = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENFILE, errno.EMFILE})
 """What the host may say to us and not to others."""
-_MAP_FAILED = (1 << 64) - 1
 MAX_LFS_FILESIZE = (1 << 63) - 1
 _NO_LIMIT = (1 << 64) - 1
 
@@ -89,34 +84,10 @@ def _ask_host(fd: int, status: StatFs) -> tuple[bool, int]:
 
     A mapping that grows down is refused by do_mmap() itself, right after it has seen that there is an operation.
     """
-    if _try_to_map(fd, Map.GROWSDOWN.value) == errno.ENODEV:
+    if try_to_map(fd, Map.GROWSDOWN.value) == errno.ENODEV:
         return False, 0
-    refuses = _try_to_map(fd, 0)
+    refuses = try_to_map(fd, 0)
     if not refuses and status.type == _PROC_MAGIC:
         # A device's memory (/proc/bus/pci): there is none here.
         return True, errno.ENODEV
     return True, 0 if refuses in _SHORT_OF_SOMETHING else refuses
-
-
-def _try_to_map(fd: int, flags: int) -> int:
-    """Map the file's first page for a moment, and return the errno; 0 where that went well."""
-    addr = _mmap()(None, PAGE_SIZE, Prot.READ.value, Map.PRIVATE.value | flags, fd, 0)
-    if addr == _MAP_FAILED:
-        return ctypes.get_errno()
-    _munmap()(addr, PAGE_SIZE)
-    return 0
-
-
-@functools.cache
-def _mmap() -> Callable[..., Any]:
-    call = ctypes.CDLL(None, use_errno=True).mmap
-    call.restype = ctypes.c_uint64
-    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-    return call
-
-
-@functools.cache
-def _munmap() -> Callable[..., Any]:
-    call = ctypes.CDLL(None, use_errno=True).munmap
-    call.argtypes = (ctypes.c_uint64, ctypes.c_size_t)
-    return call

@@ -74,7 +74,7 @@ def show_smaps(mm: MmStruct, files: FileTable, key: int) -> Records:
 
 def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) -> bytes:
     """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap()."""
-    stats.swap += _shmem_swap_usage(vma)
+    stats.swap += shmem_swap_usage(mm, vma)
     if vma.vm_flags & vm.VM_LOCKED:
         stats.pss_locked = stats.pss
     page = PAGE_SIZE >> 10
@@ -96,7 +96,7 @@ def show_smaps_rollup(mm: MmStruct, key: int) -> Records:
     stats = MemSizeStats()
     for _ in gather_stats(mm, 0, TASK_SIZE, stats):
         yield None
-    stats.swap += sum(_shmem_swap_usage(vma) for vma in mm.vmas)
+    stats.swap += sum(shmem_swap_usage(mm, vma) for vma in mm.vmas)
     first, last = next(iter(mm.vmas), None), next(reversed(mm.vmas), None)
     if mm.locked_vm:
         for vma in [vma for vma in mm.vmas if vma.vm_flags & vm.VM_LOCKED]:
@@ -131,15 +131,20 @@ def _gather_leaf(mm: MmStruct, leaf: Leaf, stats: MemSizeStats) -> None:
         _account(mm.frames, counted, stats)
 
 
-def _shmem_swap_usage(vma: Vma) -> int:
-    """Return the bytes of shared anonymous memory in a mapping that are swapped out: no entry says so.
+def shmem_swap_usage(mm: MmStruct, vma: Vma) -> int:
+    """Return the bytes of a file in memory in a mapping that are swapped out: no entry says so.
 
-    Source: Linux v6.8 mm/shmem.c:shmem_swap_usage().
+    Where a program may have copies of its own, only what it has none of counts.
+    Source: Linux v6.8 mm/shmem.c:shmem_swap_usage(), fs/proc/task_mmu.c:smap_gather_stats(), smaps_pte_hole_lookup().
     """
     if vma.file is None or not vma.file.mapping.swapped:
         return 0
-    swapped = vma.file.mapping.swapped
-    return sum(vma.pgoff <= index < vma.pgoff + vma.nr_pages for index in swapped) << PAGE_SHIFT
+    swapped = [index for index in vma.file.mapping.swapped if vma.pgoff <= index < vma.pgoff + vma.nr_pages]
+    if vma.vm_flags & (vm.VM_SHARED | vm.VM_WRITE) == vm.VM_WRITE:
+        words, table = mm.frames.ram.words, mm.page_table
+        ptes = [table.find_pte(vma.start + ((index - vma.pgoff) << PAGE_SHIFT)) for index in swapped]
+        return sum(pte is None or not words[pte] for pte in ptes) << PAGE_SHIFT
+    return len(swapped) << PAGE_SHIFT
 
 
 def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:

@@ -148,15 +148,12 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
     """The fault of a file's page itself, as the host's cache would take it. Returns VM_FAULT_MAJOR and VM_FAULT_RETRY.
 
     A page that is not cached is read in with those around it, which counts as major: what lies on a disk has come when
-    the page itself had to come from there, and is on its way where that is a hole. Of a file in memory a hole is filled
-    at once. One that reclaim has tried to write out takes a second try, no more.
+    the page itself had to come from there, and is on its way where that is a hole. One that reclaim has tried to write
+    out takes a second try, no more.
     Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
     """
     assert vma.file is not None
     if index in mapping.uncached:
-        if vma.file.mapping.in_memory:
-            mapping.uncached.remove(index, index + 1)
-            return 0
         if index in mapping.unread:
             mapping.unread.discard(index)
             mapping.uncached.remove(index, index + 1)

@@ -2,11 +2,13 @@
 
 Owns `AddressSpace` (the cached pages of one inode) and `File` (an inode opened in some way, which VMAs hold). Reads and
 writes through the `Backing` that it is given, and knows neither descriptors nor sockets. Answers to Linux v6.8
-mm/filemap.c, mm/page-writeback.c and, for shared anonymous memory (no backing), mm/shmem.c.
+mm/filemap.c, mm/page-writeback.c and, for files in memory, mm/shmem.c: shared anonymous memory, which has no backing,
+and memory files and those of a tmpfs, whose backing is the real file.
 
 Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back
 here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY; an index is in one of `pages`, `swapped`
-and `shadows` at most.
+and `shadows` at most. What the real file has not got yet is `dirty` of a file on a disk, and `unsaved` of one in
+memory: there a page stays dirty however often it is written, and may be in the swap file meanwhile.
 
 Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file),
 and what others write to the real file while it is mapped is seen only in pages that are not cached yet.
@@ -24,7 +26,8 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
 from kerneld.mm.index_ranges import IndexRanges
-from kerneld.mm.swap_state import delete_from_swap_cache, free_swap_and_cache, read_swap_cache
+from kerneld.mm.shmem import shmem_get_folio
+from kerneld.mm.swap_state import free_swap_and_cache
 from kerneld.mm.workingset import workingset_refault
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
 
@@ -54,6 +57,12 @@ class Backing(Protocol):
     def punch_hole(self, offset: int, length: int) -> None:
         """Make bytes of the file read as zeros and keep its size. Raises OSError."""
 
+    def mincore(self, first: int, count: int) -> bytes:
+        """Return for each of `count` pages from `first` 0 where the host has it not in memory: of a file there, a hole.
+
+        Where the host does not say, every page counts as there.
+        """
+
     def release(self) -> None:
         """No mapping of the inode is left."""
 
@@ -61,8 +70,11 @@ class Backing(Protocol):
 class AddressSpace:
     """The cached pages of one inode (Linux: struct address_space)."""
 
-    def __init__(self, frames: Frames, backing: Backing | None, size_bytes: int = 0) -> None:
-        """`backing` is None for shared anonymous memory, whose size, in bytes, is then fixed."""
+    def __init__(self, frames: Frames, backing: Backing | None, size_bytes: int = 0, *, is_shmem: bool = False) -> None:
+        """`backing` is None for shared anonymous memory, whose size, in bytes, is then fixed.
+
+        `is_shmem` says of a file with a backing that it lies in memory: a memory file, or a tmpfs's.
+        """
         self._frames = frames
         self.backing = backing
         self._size_bytes = size_bytes
@@ -70,14 +82,16 @@ class AddressSpace:
         self.pages: dict[int, Pfn] = {}
         """The frame of each cached page, by index."""
         self.dirty: set[int] = set()
+        self.unsaved: set[int] = set()
+        """Of a file in memory with a backing: the pages, cached or swapped, that differ from the real file's."""
         self.swapped: dict[int, int] = {}
-        """Of shared anonymous memory: the swap slot of each page that is out; each counts once."""
+        """Of a file in memory: the swap slot of each page that is out; each counts once."""
         self.shadows: dict[int, int] = {}
         """Pages that reclaim has dropped, with their shadows: see `kerneld.mm.workingset`."""
         self.accounted_pages = 0
-        """What shared anonymous memory adds to `Frames.committed_as` (Linux: shmem_acct_size(), shmem_acct_block())."""
-        self.accounts_blocks = False
-        """MAP_NORESERVE: shared anonymous memory that is promised page by page, as it is used."""
+        """What a file in memory adds to `Frames.committed_as` (Linux: shmem_acct_size(), shmem_acct_block())."""
+        self.accounts_blocks = is_shmem
+        """Whether it is promised page by page, as it is used: but for shared anonymous memory without MAP_NORESERVE."""
         self.i_mmap: dict[Vma, MmStruct] = {}
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.uncached = IndexRanges()
@@ -91,15 +105,10 @@ class AddressSpace:
         """Holes among `uncached` that have a page in the cache which nobody has read: a fault of one is a minor one."""
         self.in_flight: set[int] = set()
         """Pages that the fault under way has asked the disk for, and that have not come."""
-        self.in_memory = backing is None
+        self.is_shmem = is_shmem or backing is None
         """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
         self.error = 0
         """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
-
-    @property
-    def is_shmem(self) -> bool:
-        """Whether this is shared anonymous memory."""
-        return self.backing is None
 
     def size_bytes(self) -> int:
         """Return the file's size in bytes (Linux: i_size_read())."""
@@ -109,14 +118,12 @@ class AddressSpace:
         """Return the frame of a cached page, or None."""
         return self.pages.get(index)
 
-    def swap_in(self, first: int, last: int) -> None:
-        """Have what of the pages of [first, last) is swapped out in the swap cache; each stays where it is.
-
-        Raises SysError(ENOMEM), SysError(EIO). Source: Linux v6.8 mm/madvise.c:shmem_swapin_range().
-        """
-        for index in sorted(i for i in self.swapped if first <= i < last):
-            if not self._frames.swap.cache_at[self.swapped[index]]:
-                read_swap_cache(self._frames, self.swapped[index])
+    def find_contents(self, index: int) -> memoryview | None:
+        """Return what is cached of a page, in a frame or in the swap file, or None. Raises OSError."""
+        pfn, slot = self.pages.get(index), self.swapped.get(index)
+        if pfn is not None:
+            return self._frames.ram.page(pfn)
+        return None if slot is None else memoryview(self._frames.swap.read_page(slot))
 
     def ensure_page(self, index: int) -> Pfn:
         """Return the frame of a page inside the file, read in if it is not cached.
@@ -157,33 +164,42 @@ class AddressSpace:
     def read_around(self, first: int, last: int) -> None:
         """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
 
-        Nothing where memory is short, and nothing of shared anonymous memory, which has no host.
+        Nothing where memory is short, nothing of shared anonymous memory, which has no host, and of a file in memory
+        nothing that the swap file has or that is a hole.
         """
         frames = self._frames
         if self.backing is None:
             return
         missing = [i for i in range(first, last) if i not in self.pages and i not in self.uncached]
+        if missing and self.is_shmem:
+            there = self.backing.mincore(first, last - first)
+            missing = [i for i in missing if there[i - first] and i not in self.swapped]
         if missing and frames.free_pages - len(missing) >= frames.watermark_low:
             with contextlib.suppress(SysError):
                 self._read_in(missing)
 
     def _read_in(self, indexes: list[int]) -> None:
         """Read pages that are not cached; more than one only where that reclaims none of them again."""
-        if self.backing is None:
-            for index in indexes:
-                self._add(index, self._read_shmem(index))
-            return
         first = indexes[0]
+        if self.backing is None or first in self.swapped:
+            for index in indexes:
+                self._add(index, shmem_get_folio(self._frames, self, index))
+            return
         try:
             data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
         except OSError:
             raise SysError(errno.EIO) from None
         for index in indexes:
-            pfn = self._frames.alloc_page(PG_LRU)
+            pfn = self._frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
             chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
             if len(chunk):
                 self._frames.ram.write(pfn << PAGE_SHIFT, chunk)
             self._add(index, pfn)
+            if self.is_shmem:
+                self.account(1)
+                # Others have written to what is no hole, which has made it dirty.
+                if bytes(chunk).strip(b"\0") or self.backing.mincore(index, 1)[0]:
+                    self.set_dirty(index, pfn)
 
     def _add(self, index: int, pfn: Pfn) -> None:
         """Source: Linux v6.8 mm/filemap.c:filemap_add_folio()."""
@@ -195,37 +211,13 @@ class AddressSpace:
         if shadow:
             workingset_refault(frames, pfn, shadow, is_file=True)
 
-    def _read_shmem(self, index: int) -> Pfn:
-        """Return a frame for a page of shared anonymous memory, a new one or, of what is swapped out, the swap cache's.
-
-        Source: Linux v6.8 mm/shmem.c:shmem_get_folio_gfp() and shmem_swapin_folio().
-        """
-        frames, swap = self._frames, self._frames.swap
-        slot = self.swapped.get(index)
-        if slot is None:
-            if self.accounts_blocks:
-                self.account(1)
-            try:
-                return frames.alloc_page(PG_SWAPBACKED | PG_LRU)
-            except SysError:
-                if self.accounts_blocks:
-                    self.account(-1)
-                raise
-        pfn = swap.cache_at[slot] or read_swap_cache(frames, slot)
-        frames.get_page(pfn)
-        del self.swapped[index]
-        swap.swap_free(slot)
-        delete_from_swap_cache(frames, pfn)
-        self.mark_dirty(index, pfn)
-        return pfn
-
     def account(self, pages: int) -> None:
-        """Promise so many pages more of shared anonymous memory; whether that is too much is the caller's to ask."""
+        """Promise so many pages more of a file in memory; whether that is too much is the caller's to ask."""
         self.accounted_pages += pages
         self._frames.committed_as += pages
 
     def swap_out_page(self, index: int, slot: int) -> None:
-        """Let a page of shared anonymous memory, which nothing maps, be in the swap file only; takes one count of it.
+        """Let a page of a file in memory, which nothing maps, be in the swap file only; takes one count of it.
 
         Source: Linux v6.8 mm/shmem.c:shmem_writepage().
         """
@@ -237,6 +229,7 @@ class AddressSpace:
         """Forget the pages of [first, last) that are in the swap file (Linux: mm/shmem.c:shmem_free_swap())."""
         gone = [i for i in self.swapped if first <= i < last]
         free_swap_and_cache(self._frames, np.array([self.swapped.pop(i) for i in gone], dtype=np.int64))
+        self.unsaved.difference_update(gone)
         if self.accounts_blocks:
             self.account(-len(gone))
 
@@ -245,6 +238,7 @@ class AddressSpace:
         pfns = [self.pages.pop(index) for index in indexes]
         self._frames.put_pages(np.array(pfns, dtype=np.int64))
         self.dirty.difference_update(indexes)
+        self.unsaved.difference_update(indexes)
         self.reclaim.difference_update(indexes)
         if self.accounts_blocks:
             self.account(-len(indexes))
@@ -255,35 +249,50 @@ class AddressSpace:
 
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
+        self.set_dirty(index, pfn)
+        self.reclaim.discard(index)
+        if self.is_shmem and self.backing is not None:
+            self.unsaved.add(index)
+
+    def set_dirty(self, index: int, pfn: Pfn) -> None:
+        """Note that a cached page is not to be dropped; the real file may have it."""
         self._frames.flags_at[pfn] |= PG_DIRTY
         self.dirty.add(index)
-        self.reclaim.discard(index)
 
     def writeback(self, first: int = 0, last: int | None = None) -> None:
         """Write the dirty pages of [first, last) to the file and clean them; beyond its end nothing is written.
 
         A failure is remembered in `error`, and the page stays clean, as in Linux. Shared anonymous memory has no file:
-        its pages stay dirty. Source: Linux v6.8 mm/page-writeback.c:write_cache_pages().
+        its pages stay dirty, and so do those of a memory file, which the real one gets all the same.
+        Source: Linux v6.8 mm/page-writeback.c:write_cache_pages().
         """
-        if self.backing is None or not self.dirty:
-            return
-        size = self.size_bytes()
-        for index in sorted(i for i in self.dirty if i >= first and (last is None or i < last)):
-            self.write_page(index, size)
+        if self.backing is not None and self.unwritten:
+            size = self.size_bytes()
+            for index in sorted(i for i in self.unwritten if i >= first and (last is None or i < last)):
+                self.write_page(index, size)
+
+    @property
+    def unwritten(self) -> set[int]:
+        """The pages that the real file has not got yet."""
+        return self.unsaved if self.is_shmem else self.dirty
 
     def write_page(self, index: int, size: int) -> None:
         """Write one dirty page to the file, which is `size` bytes long, as `writeback` does."""
         assert self.backing is not None
-        pfn = self.pages[index]
-        self.dirty.discard(index)
-        self.reclaim.discard(index)
-        self._frames.flags_at[pfn] &= ~PG_DIRTY
+        pfn = self.pages.get(index)
+        self.unsaved.discard(index)
+        if not self.is_shmem and pfn is not None:
+            self.dirty.discard(index)
+            self.reclaim.discard(index)
+            self._frames.flags_at[pfn] &= ~PG_DIRTY
         offset = index << PAGE_SHIFT
         length = min(PAGE_SIZE, size - offset)
         if length > 0:
             self.holes.remove(index, index + 1)
             try:
-                self.backing.write_at(offset, self._frames.ram.page(pfn)[:length])
+                data = self.find_contents(index)
+                assert data is not None
+                self.backing.write_at(offset, data[:length])
             except OSError as error:
                 self.error = error.errno or errno.EIO
 
@@ -312,6 +321,7 @@ class AddressSpace:
         free_swap_and_cache(self._frames, np.array([*self.swapped.values()], dtype=np.int64))
         self.pages.clear()
         self.dirty.clear()
+        self.unsaved.clear()
         self.swapped.clear()
         self.shadows.clear()
         self.account(-self.accounted_pages)

@@ -229,15 +229,19 @@ def _check_mapped_frames(
     writable, dirty = _has(walk.entries, PTE_RW), _has(walk.entries, PTE_DIRTY)
     shared = np.array([vma.vm_flags & VM_SHARED != 0 for vma in vmas])[place]
     number = np.array([vma.file.mapping.number if vma.file is not None else 0 for vma in vmas])[place]
-    real_file = np.array([vma.file is not None and not vma.file.mapping.is_shmem for vma in vmas])[place]
+    real_file = np.array([vma.file is not None and vma.file.mapping.backing is not None for vma in vmas])[place]
     first_index = np.array([vma.pgoff for vma in vmas], dtype=np.uint64)[place]
     vma_start = np.array([vma.start for vma in vmas], dtype=np.uint64)[place]
     index = first_index + ((walk.vaddrs - vma_start) >> np.uint64(PAGE_SHIFT))
     _refuse(walk, counted & (frames.index[pfns] != index), "maps a frame of another index")
     _refuse(walk, cached & (frames.mapping[pfns] != number), "maps a page that is not of its VMA's file")
     _refuse(walk, cached & ~shared & writable, "is a private mapping of a file's own page, and writable")
-    clean = cached & shared & real_file & ~_has(page_flags, PG_DIRTY)
-    _refuse(walk, clean & (writable | dirty), "is writable or dirty, and maps a clean page of a file")
+    noticed = cached & shared & real_file & (writable | dirty)
+    _refuse(walk, noticed & ~_has(page_flags, PG_DIRTY), "is writable or dirty, and maps a clean page of a file")
+    for at in np.flatnonzero(noticed).tolist():
+        file = vmas[place[at]].file
+        saved = file is not None and file.mapping.is_shmem and int(index[at]) not in file.mapping.unsaved
+        _require(not saved, f"{walk.vaddrs[at]:#x} is writable or dirty, and its file has what it maps")
     _refuse(walk, anon & shared, "maps an anonymous frame in a shared VMA")
     exclusive = _has(page_flags, PG_ANON_EXCLUSIVE)
     _refuse(walk, anon & writable & ~exclusive, "is writable, and its anonymous frame may have other owners")

@@ -28,6 +28,7 @@ from kerneld.mm.huge_frames import PG_LARGE
 from kerneld.mm.leaf_walk import Leaf, Run
 from kerneld.mm.lru import folio_deactivate, folio_mark_lazyfree
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.shmem import shmem_swapin_range
 from kerneld.mm.split_folio import estimated_sharers, split_folio
 from kerneld.mm.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.vm_flags import VM_MAYSHARE
@@ -56,8 +57,8 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         mapping = vma.file.mapping
         first = vma.page_index(start)
         last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
-        if mapping.in_memory:
-            mapping.swap_in(first, last)
+        if mapping.is_shmem:
+            shmem_swapin_range(mm.frames, mapping, first, last)
             return
         mapping.read_in(first, last)
         for index in sorted(i for i in mapping.shadows if first <= i < last):
@@ -137,7 +138,7 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
     mapping = file.mapping
     for index in sorted(i for i in mapping.shadows if first <= i < last):
         del mapping.shadows[index]
-        if not file.mapping.in_memory:
+        if not file.mapping.is_shmem:
             mapping.uncached.add(index, index + 1)
 
 

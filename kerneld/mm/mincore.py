@@ -65,6 +65,10 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
         if mapping.is_shmem:
             cached = np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
             cache = mm.frames.swap.cache_at
+            if mapping.backing is not None:
+                cached |= np.frombuffer(mapping.backing.mincore(first, len(here)), dtype=np.uint8) != 0
+                cached &= indexes < mapping.last_index()
+                cached &= ~np.isin(indexes, [index for index, slot in mapping.swapped.items() if not cache[slot]])
             cached |= np.isin(indexes, [index for index, slot in mapping.swapped.items() if cache[slot]])
         else:
             cached = indexes < mapping.last_index()

@@ -62,7 +62,7 @@ def vma_page_prot(vma: Vma) -> int:
     Source: Linux v6.8 mm/mmap.c:vma_set_page_prot() and vma_wants_writenotify().
     """
     bits = vm_get_page_prot(vma.vm_flags)
-    if bits & PTE_RW and vma.file is not None and not vma.file.mapping.is_shmem:
+    if bits & PTE_RW and vma.file is not None and vma.file.mapping.backing is not None:
         bits &= ~PTE_RW
     return bits
 

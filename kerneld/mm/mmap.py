@@ -89,7 +89,7 @@ def do_mmap(
         raise SysError(errno.EOVERFLOW)
     if mm.map_count > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
-    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.in_memory
+    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.is_shmem
     offset = None if file is None else pgoff << PAGE_SHIFT
     if file is not None and file.huge_page_bytes:
         check_hugetlb_area(file, addr, length, flags)
@@ -141,7 +141,7 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
     if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
         raise SysError(errno.EINVAL)
     # File systems on disk know MAP_SYNC, and refuse it later where the disk is none (Linux: mmap_supported_flags).
-    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | (0 if file.mapping.in_memory else Map.SYNC.value)
+    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | (0 if file.mapping.is_shmem else Map.SYNC.value)
     if kind == _SHARED_VALIDATE and flags & ~known:
         raise SysError(errno.EOPNOTSUPP)
     if kind != _PRIVATE:
@@ -230,7 +230,7 @@ def _call_mmap(file: File, vm_flags: int, pgoff: int) -> None:
         hugetlbfs_file_mmap(file, pgoff)
     if file.refuses:
         raise SysError(file.refuses)
-    if vm_flags & VM_SYNC and not file.mapping.in_memory:
+    if vm_flags & VM_SYNC and not file.mapping.is_shmem:
         raise SysError(errno.EOPNOTSUPP)
 
 

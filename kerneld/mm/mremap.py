@@ -124,7 +124,7 @@ def find_new_place(
     mm: MmStruct, vma: Vma, addr: Vaddr, new_addr: Vaddr, new_len: int, map_flags: int, privileged: bool
 ) -> Vaddr:
     """Return where the mapping at `addr` goes that moves. Raises as `get_unmapped_area` does."""
-    aligned = vma.file is None or not vma.file.mapping.in_memory
+    aligned = vma.file is None or not vma.file.mapping.is_shmem
     offset = None if vma.file is None else vma.page_index(addr) << PAGE_SHIFT
     return get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
 

@@ -205,7 +205,7 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> M
         pfn = int(pfns[place])
         mapping = _mapping_of(frames, pfn)
         if not may_write:
-            if not mapping.in_memory:
+            if not mapping.is_shmem:
                 mapping.reclaim.add(frames.index_at[pfn])
             failed[place] = True
             continue

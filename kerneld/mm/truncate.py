@@ -57,9 +57,24 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     mapping.uncached.remove(first, MAX_INDEX)
     mapping.holes.remove(first, MAX_INDEX)
     mapping.unread = {index for index in mapping.unread if index < first}
-    partial = mapping.find_page(first - 1) if tail else None
-    if partial is not None:
-        mapping.zero_page_from(partial, tail)
+    if tail and (first - 1 in mapping.pages or first - 1 in mapping.swapped):
+        _zero_rest_of_page(mapping, first - 1, tail)
+
+
+def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
+    """Clear the bytes from `tail` on of the page that the file ends in; of a file in memory it is dirty then.
+
+    Where the page cannot be had from the swap file it is the real file's again, which the host has cut already.
+    Source: Linux v6.8 mm/truncate.c:truncate_inode_partial_folio(), mm/shmem.c:shmem_undo_range().
+    """
+    try:
+        pfn = mapping.ensure_page(index)
+    except SysError:
+        mapping.drop_swapped(index, index + 1)
+        return
+    mapping.zero_page_from(pfn, tail)
+    if mapping.is_shmem:
+        mapping.set_dirty(index, pfn)
 
 
 def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
@@ -71,6 +86,9 @@ def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) ->
 
 
 def _add_hole(mapping: AddressSpace, first: int, last: int) -> None:
+    if mapping.is_shmem:
+        # Of a file in memory the host says each time what is a hole.
+        return
     mapping.uncached.add(first, last)
     mapping.holes.add(first, last)
 

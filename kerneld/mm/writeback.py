@@ -25,18 +25,18 @@ _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
 
 def writeback_range(mapping: AddressSpace, first: int, last: int) -> None:
-    """Write the dirty pages with indexes in [first, last) to the file; the next store to one faults again."""
+    """Write what the file has not got of the pages [first, last) to it; the next store to one faults again."""
     for _ in writeback_in_pieces(mapping, first, last):
         pass
 
 
 def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterator[None]:
     """Do as `writeback_range` does; yield between pages, where others may be served, and may write to the file too."""
-    if mapping.is_shmem or mapping.backing is None:
+    if mapping.backing is None:
         return
     pace = Pace()
-    for index in sorted(i for i in mapping.dirty if first <= i < last):
-        if index in mapping.dirty:
+    for index in sorted(i for i in mapping.unwritten if first <= i < last):
+        if index in mapping.unwritten:
             folio_mkclean(mapping, index)
             mapping.write_page(index, mapping.size_bytes())
         if pace.is_over():
@@ -47,7 +47,7 @@ def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterato
 def sync_mm(mm: MmStruct) -> None:
     """Write to their files what an address space has written to shared mappings of them: it will not be taken down."""
     for vma in mm.vmas:
-        if vma.file is not None and vma.vm_flags & VM_SHARED and not vma.file.mapping.is_shmem:
+        if vma.file is not None and vma.vm_flags & VM_SHARED and vma.file.mapping.backing is not None:
             mapping = vma.file.mapping
             for run in mm.page_table.runs(vma.start, vma.end):
                 entries = mm.page_table.page_entries(run)

@@ -73,7 +73,7 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     mapping = vma.file.mapping
     table = pte & -PTRS_PER_TABLE
     is_new = not _Fault.has_table and not mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()
-    if is_new and not mapping.in_memory:
+    if is_new and not mapping.is_shmem:
         low, high = fault.window_around(vma, vaddr)
         last = mapping.last_index()
         cached = (i for i in range(low, min(high, last)) if mapping.is_uptodate(i))

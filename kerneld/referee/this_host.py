@@ -45,13 +45,13 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
 def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
     """What is cached of a file stays when nothing maps it; shared anonymous memory goes with its last mapping."""
     del mapping.i_mmap[vma]
-    if not mapping.i_mmap and mapping.is_shmem:
+    if not mapping.i_mmap and mapping.backing is None:
         mapping.evict()
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    if vma.file is not None and not vma.file.mapping.is_shmem:
-        Notices.count += vma.file.mapping.in_memory
+    if vma.file is not None and vma.file.mapping.backing is not None:
+        Notices.count += vma.file.mapping.is_shmem
     return _wp_page_shared_v6_8(mm, vma, vaddr, pte, entry)
 
 
@@ -108,7 +108,7 @@ def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
     Source: Linux v6.8 fs/ext4/inode.c:__ext4_block_zero_page_range().
     """
     index, tail = size >> PAGE_SHIFT, size % PAGE_SIZE
-    if mapping.in_memory or not tail:
+    if mapping.is_shmem or not tail:
         return
     if index in mapping.holes and index not in mapping.dirty:
         if index in mapping.uncached:

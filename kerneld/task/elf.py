@@ -201,13 +201,13 @@ def _kernel_read(frames: Frames, file: File, offset: int, length: int) -> bytes:
     try:
         length = min(length, max(0, mapping.size_bytes() - offset))
         data = bytearray(mapping.backing.read_at(offset, length)) if mapping.backing is not None else bytearray(length)
+        end = offset + len(data)
+        for index in range(offset >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT):
+            cached = mapping.find_contents(index)
+            if cached is not None:
+                page = index << PAGE_SHIFT
+                low, high = max(offset, page), min(end, page + PAGE_SIZE)
+                data[low - offset : high - offset] = cached[low - page : high - page]
     except OSError:
         raise SysError(errno.EIO) from None
-    end = offset + len(data)
-    for index in range(offset >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT):
-        pfn = mapping.find_page(index)
-        if pfn is not None:
-            page = index << PAGE_SHIFT
-            low, high = max(offset, page), min(end, page + PAGE_SIZE)
-            data[low - offset : high - offset] = frames.ram.page(pfn)[low - page : high - page]
     return bytes(data)

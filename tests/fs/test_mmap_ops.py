@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.fs.mmap_ops import _try_to_map, find_mmap_ops
+from kerneld.fs.host_mmap import try_to_map
+from kerneld.fs.mmap_ops import find_mmap_ops
 from kerneld.fs.open_file import describe_fd
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import do_mmap
@@ -180,7 +181,7 @@ def test_what_is_short_on_our_side_refuses_nobody(monkeypatch: pytest.MonkeyPatc
     """The host answers us with ENOMEM: that says nothing of the file."""
     made = KINDS["/proc/meminfo"]()
     answers = iter([errno.EINVAL, errno.ENOMEM])
-    monkeypatch.setattr("kerneld.fs.mmap_ops._try_to_map", lambda fd, flags: next(answers))
+    monkeypatch.setattr("kerneld.fs.mmap_ops.try_to_map", lambda fd, flags: next(answers))
     ops = find_mmap_ops(made, describe_fd(made))
     assert (ops.exists, ops.refuses) == (True, 0)
     os.close(made)
@@ -190,7 +191,7 @@ def test_to_ask_leaves_no_mapping() -> None:
     fd = KINDS["memory file"]()
     os.ftruncate(fd, PAGE_SIZE)
     before = Path("/proc/self/maps").read_text()
-    assert _try_to_map(fd, 0) == 0
-    assert _try_to_map(fd, Map.GROWSDOWN.value) == errno.EINVAL
+    assert try_to_map(fd, 0) == 0
+    assert try_to_map(fd, Map.GROWSDOWN.value) == errno.EINVAL
     assert Path("/proc/self/maps").read_text().count("memfd:memory") == before.count("memfd:memory") == 0
     os.close(fd)

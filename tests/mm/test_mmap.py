@@ -114,7 +114,7 @@ class TestErrorsInOrder:
         assert self.call(mm, 0, PAGE_SIZE, validate, file=file) == errno.EACCES
         # A disk's file system knows MAP_SYNC, and refuses it last of all where the disk is no persistent memory.
         assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EACCES
-        file.mapping.in_memory = True
+        file.mapping.is_shmem = True
         assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=file) == errno.EOPNOTSUPP
         good, _ = machine.new_file(b"")
         assert self.call(mm, 0, PAGE_SIZE, validate | Map.SYNC.value, file=good) == errno.EOPNOTSUPP

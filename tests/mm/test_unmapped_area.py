@@ -194,8 +194,8 @@ class TestHugeBoundary:
     def test_what_mmap_asks_for(self, machine: Machine, mm: MmStruct) -> None:
         file, _ = machine.new_file(bytes(PMD_SIZE))
         assert mmap(mm, self.PAGES, RW, Map.SHARED.value | Map.ANONYMOUS.value) == MMAP_BASE - PMD_SIZE
-        file.mapping.in_memory = True
+        file.mapping.is_shmem = True
         assert mmap(mm, self.PAGES, RW, Map.PRIVATE.value, file=file) == MMAP_BASE - 2 * PMD_SIZE
-        file.mapping.in_memory = False
+        file.mapping.is_shmem = False
         assert mmap(mm, self.PAGES, RW, Map.PRIVATE.value, file=file) % PMD_SIZE == 0
         assert mmap(mm, self.PAGES) % PMD_SIZE == 0

@@ -77,9 +77,12 @@ class Machine:
         self.mms.remove(mm)
         exit_mmap(mm)
 
-    def new_file(self, data: bytes, *, readable: bool = True, writable: bool = True) -> tuple[File, FakeBacking]:
+    def new_file(
+        self, data: bytes, *, readable: bool = True, writable: bool = True, is_shmem: bool = False
+    ) -> tuple[File, FakeBacking]:
         backing = FakeBacking(data)
-        return File(AddressSpace(self.frames, backing), "/f", readable=readable, writable=writable), backing
+        mapping = AddressSpace(self.frames, backing, is_shmem=is_shmem)
+        return File(mapping, "/f", readable=readable, writable=writable), backing
 
     def reclaim_all(self) -> int:
         """Reclaim every frame that can be, used or not; returns how many were freed."""
@@ -137,6 +140,8 @@ class FakeBacking:
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
         self.fail = 0
+        self.holes: set[int] = set()
+        """Of a file in memory: the pages that nobody has written to."""
         self.releases = 0
 
     def size_bytes(self) -> int:
@@ -159,6 +164,9 @@ class FakeBacking:
             raise OSError(self.fail, "punch_hole")
         end = min(offset + length, len(self.data))
         self.data[offset:end] = bytes(max(0, end - offset))
+
+    def mincore(self, first: int, count: int) -> bytes:
+        return bytes(index not in self.holes for index in range(first, first + count))
 
     def release(self) -> None:
         self.releases += 1

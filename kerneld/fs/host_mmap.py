@@ -1,0 +1,76 @@
+"""Real mappings of files in this process: made for a moment, to learn what the host says of a file.
+
+Owns nothing. The file's memory is never accessed through them: a file that somebody cuts meanwhile would be SIGBUS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_SIZE
+
+_MAP_FAILED = (1 << 64) - 1
+_WORD, _INT = ctypes.c_uint64, ctypes.c_int
+
+
+@functools.cache
+def libc_call(name: str) -> Callable[..., Any]:
+    """Return mmap, munmap or mincore of libc, whose addresses are whole words."""
+    call = ctypes.CDLL(None, use_errno=True)[name]
+    call.restype = _WORD if name == "mmap" else _INT
+    call.argtypes = {
+        "mmap": (_WORD, _WORD, _INT, _INT, _INT, ctypes.c_int64),
+        "munmap": (_WORD, _WORD),
+        "mincore": (_WORD, _WORD, ctypes.c_char_p),
+    }[name]
+    return call
+
+
+def map_file(fd: int, offset: int, length: int, prot: int, flags: int) -> int:
+    """Map a file anywhere, and return the address. Raises OSError."""
+    addr: int = libc_call("mmap")(0, length, prot, flags, fd, offset)
+    if addr == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return addr
+
+
+def try_to_map(fd: int, flags: int) -> int:
+    """Map a file's first page, private and readable, with further MAP_ `flags`; return the errno, 0 where it went well.
+
+    The mapping is gone again.
+    """
+    try:
+        addr = map_file(fd, 0, PAGE_SIZE, Prot.READ.value, Map.PRIVATE.value | flags)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    libc_call("munmap")(addr, PAGE_SIZE)
+    return 0
+
+
+def mincore(fd: int, offset: int, count: int) -> bytes:
+    """Return for each of `count` pages of a file from `offset`, in bytes, 1 where the host has it in memory, else 0.
+
+    A file that is neither our user's nor one that it may write to has all of its pages there. Raises OSError.
+    Source: mincore(2).
+    """
+    length = count * PAGE_SIZE
+    addr = map_file(fd, offset, length, Prot.NONE.value, Map.PRIVATE.value)
+    try:
+        vector = ctypes.create_string_buffer(count)
+        if libc_call("mincore")(addr, length, vector):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return vector.raw.translate(_LOW_BIT)
+    finally:
+        libc_call("munmap")(addr, length)
+
+
+_LOW_BIT = bytes(byte & 1 for byte in range(256))
+"""The others of mincore's bits are for later use."""
