@@ -32,9 +32,10 @@ INSTALL_HDR_PATH ?= build/usr
 HEADERS_f24 := shared/include
 HEADERS_f23 := shared/include/f23
 HEADERS_f25 := shared/include/f25
+HEADERS_f25-part1 := shared/include/f25-part1
 
-headers_install: ## put linux/shadowpt.h to INSTALL_HDR_PATH/include (ABI=f23 or f25: that semester's)
-	@if [ -z "$(HEADERS_$(ABI))" ]; then echo "make: ABI is f23, f24 or f25, not '$(ABI)'" >&2; exit 1; fi
+headers_install: ## put linux/shadowpt.h to INSTALL_HDR_PATH/include (ABI=f23, f25 or f25-part1: that semester's)
+	@if [ -z "$(HEADERS_$(ABI))" ]; then echo "make: ABI is f23, f24, f25 or f25-part1, not '$(ABI)'" >&2; exit 1; fi
 	@mkdir -p "$(INSTALL_HDR_PATH)/include/linux"
 	@cp "$(HEADERS_$(ABI))/linux/shadowpt.h" "$(INSTALL_HDR_PATH)/include/linux/shadowpt.h"
 	@chmod 644 "$(INSTALL_HDR_PATH)/include/linux/shadowpt.h"

@@ -22,8 +22,8 @@ from shared.option_types import SocketPath
 HELP = """Run PROGRAM with the shadow page table's system calls: kerneld answers them, the real kernel all others.
 
 For programs as the assignment has them, compiled with any compiler against <linux/shadowpt.h>, dynamically linked. Any
-process of yours may be their target. --abi says which numbers are taken: f24 462-466, f25 467-470, f23 451-453.
-PROGRAM has this process's pid and its exit status. kerneld must be running.
+process of yours may be their target. --abi says which numbers are taken: f24 462-466, f25 467-470, f25-part1 467-468,
+f23 451-453. PROGRAM has this process's pid and its exit status. kerneld must be running.
 
 An errno of these calls has many causes. With --explain each call that fails says why in a line on stderr, and so does
 one that kerneld never sees: of another semester's number, by a syscall instruction of the program's own, or by a static

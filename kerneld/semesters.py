@@ -35,6 +35,7 @@ SEMESTERS = {
     "f24": Semester(462, _CALLS, 24, ""),
     "f23": Semester(451, ("shadowpt_enable", "shadowpt_disable", "shadowpt_page_contents"), 23, "f23"),
     "f25": Semester(467, _CALLS[:4], 25, "f25"),
+    "f25-part1": Semester(467, _CALLS[:2], 251, "f25-part1"),
 }
 
 

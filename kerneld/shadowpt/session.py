@@ -25,6 +25,7 @@ import structlog
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.shadowpt.describe import describe, describe_page
+from kerneld.shadowpt.fault_log import Faulting, FaultLog
 from kerneld.shadowpt.host import HostTarget
 from kerneld.shadowpt.layout import F24, Flags
 from kerneld.shadowpt.refusal import NO_PFNS, NoTarget, why_no_range
@@ -46,15 +47,9 @@ _MAX_DIRTY_RANGES = 8
 """With more ranges than this it is cheaper to look at everything from the first to the last."""
 
 
-class Tracked(Protocol):
+class Tracked(Faulting, Protocol):
     """What this module needs of a process."""
 
-    @property
-    def pid(self) -> Pid: ...
-    @property
-    def comm(self) -> str: ...
-    @property
-    def ended(self) -> bool: ...
     @property
     def mm(self) -> MmStruct | None: ...
 
@@ -86,6 +81,8 @@ class ShadowPt:
     def __init__(self, ram: Ram) -> None:
         self._ram = ram
         self._session: _Session | None = None
+        self.faults = FaultLog()
+        """The table of page faults, which may be open in place of this one."""
         self.dirty: list[tuple[Vaddr, Vaddr]] = []
         """Page-aligned ranges within the table's that have changed since the last flush(). Dispatch looks whether it is
         empty after each request, which is all that an untracked kernel pays."""
@@ -115,8 +112,9 @@ class ShadowPt:
             raise SysError(errno.EINVAL, target.why)
         if not _is_alive(target):
             raise SysError(errno.EINVAL, f"process {target.pid} has ended")
-        if self._session is not None:
-            raise SysError(errno.EBUSY, _why_busy(self._session))
+        busy = self.why_busy()
+        if busy:
+            raise SysError(errno.EBUSY, busy)
         end = min(end, start + MAX_SPT_RANGE)
         check_entries(opener.pid, entries, table_bytes(start, end))
         try:
@@ -132,8 +130,19 @@ class ShadowPt:
         _log.info("shadow table opened", opener=opener.pid, target=target.pid, start=hex(start), end=hex(end))
         return end, fds
 
+    def why_busy(self) -> str:
+        """Say who has a table open, of either kind; "" where nobody has."""
+        holder = self.faults if self.faults.is_open else self._session
+        if holder is None or holder.opener is None or holder.target is None:
+            return ""
+        return f"{_in_words(holder.opener)} has a table open, of process {holder.target.pid}; there is one at a time"
+
     def close(self, caller: Tracked) -> None:
         """Empty the table and forget it. Raises SysError(EINVAL) where none is open, EPERM unless caller opened it."""
+        if self.faults.is_open:
+            self.faults.close(caller)
+            self.followed_host = None
+            return
         self._close(self._get_session(caller))
 
     def start(self, caller: Tracked) -> None:
@@ -166,17 +175,20 @@ class ShadowPt:
         """Look again at the host's process that is followed, if there is one, and write what has changed."""
         session, host = self._session, self.followed_host
         if session is None or host is None:
+            self.faults.refresh()
             return
         session.table.update(0, *host.describe(session.start, session.end, session.layout))
         session.table.publish()
 
     def refresh_for(self, caller: Tracked) -> None:
         """Do as refresh() does if `caller` is the opener: after each of its calls, before the reply."""
-        if self._session is not None and self._session.opener is caller:
+        holder = self.faults if self.faults.is_open else self._session
+        if holder is not None and holder.opener is caller:
             self.refresh()
 
     def host_exited(self) -> None:
         """The host's process that is followed has ended: its entries lose flags and frames, and stay so."""
+        self.faults.refresh()
         self.followed_host = None
         self.release()
 
@@ -202,6 +214,9 @@ class ShadowPt:
         """Do as close() does if it is the opener that has ended; called at the end of every process."""
         if self._session is not None and self._session.opener is process:
             self._close(self._session)
+        elif self.faults.opener is process:
+            self.faults.opener_gone(process)
+            self.followed_host = None
 
     def flush(self) -> None:
         """Bring the dirty ranges up to date in the table, as one change; called before each reply."""
@@ -274,7 +289,8 @@ class ShadowPt:
         """Return "closed", "open" or "tracking", and the pids of the opener and of the target, for people to read."""
         session = self._session
         if session is None:
-            return "closed", None, None
+            opener, target = self.faults.opener, self.faults.target
+            return ("closed", None, None) if opener is None or target is None else ("tracking", opener.pid, target.pid)
         is_tracking = session.mm is not None or self.followed_host is not None
         return "tracking" if is_tracking else "open", session.opener.pid, session.target.pid
 
@@ -334,12 +350,8 @@ def _read_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
     raise SysError(errno.EINVAL, f"page {vaddr:#x} does not keep frame {pfn:#x} for long enough to read it")
 
 
-def _in_words(process: Tracked) -> str:
+def _in_words(process: Faulting) -> str:
     return f"process {process.pid} ({process.comm})"
-
-
-def _why_busy(session: _Session) -> str:
-    return f"{_in_words(session.opener)} has a table open, of process {session.target.pid}; there is one at a time"
 
 
 def _why_not_mapped(session: _Session, pfn: Pfn) -> str:

@@ -23,14 +23,16 @@ def shadowpt_open(call: Call) -> Answer:
 
     Returns it as updated, and read-only descriptors of the table and of the sequence page. Raises SysError(EPERM)
     unless the caller is the superuser, EFAULT without a whole structure, EINVAL for an unknown layout, then as
-    ShadowPt.open() does. Layout.F23 shifts unaligned bounds down to their pages.
+    ShadowPt.open() does. Layout.F23 shifts unaligned bounds down to their pages; Layout.F25_PART1 is FaultLog's.
     """
     _check_superuser(call)
     if len(call.data) != USER_SHADOW_PT.size:
         raise SysError(errno.EFAULT, f"struct user_shadow_pt has {USER_SHADOW_PT.size} bytes: {len(call.data)} came")
     layout = call.args[2]
+    if layout == Layout.F25_PART1:
+        return _open_faults(call)
     if layout not in FLAGS:
-        raise SysError(errno.EINVAL, f"there is no layout {layout}: {', '.join(str(int(known)) for known in FLAGS)}")
+        raise SysError(errno.EINVAL, f"there is no layout {layout}: {', '.join(str(int(known)) for known in Layout)}")
     start, end, entries = USER_SHADOW_PT.unpack(call.data)
     if layout == Layout.F23:
         start, end = start & PAGE_MASK, end & PAGE_MASK
@@ -43,6 +45,28 @@ def shadowpt_open(call: Call) -> Answer:
         raise
     call.process.explanation = call.kernel.shadowpt.caveat
     return Answer(0, USER_SHADOW_PT.pack(start, end, entries), fds=fds)
+
+
+def _open_faults(call: Call) -> Answer:
+    """Open a table of page faults instead: the structure is 0, its size in bytes, and where it is mapped.
+
+    Raises SysError(EINVAL) unless the first word is 0, then as FaultLog.open() does.
+    """
+    zero, size_bytes, dest = USER_SHADOW_PT.unpack(call.data)
+    if zero:
+        raise SysError(errno.EINVAL, f"a table of page faults begins at 0, not at {zero:#x}")
+    shadowpt = call.kernel.shadowpt
+    target = _find_target(call, call.int_arg(0))
+    try:
+        fds = shadowpt.faults.open(call.process, target, size_bytes, dest, shadowpt.why_busy())
+    except BaseException:
+        if isinstance(target, HostTarget):
+            target.close()
+        raise
+    if isinstance(target, HostTarget):
+        shadowpt.followed_host = target
+    call.process.explanation = ""
+    return Answer(0, call.data, fds=fds)
 
 
 def _find_target(call: Call, pid: Pid) -> Process | HostTarget | NoTarget:

@@ -133,7 +133,8 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
     process = thread.process
     mm = process.live_mm
     vma = mm.vmas.lookup(start)
-    if vma is None or access == PF_INSTR or access_error(PF_USER | access, vma):
+    # Whoever is told of faults is told of each: then every page goes the processor's way.
+    if vma is None or process.on_page_fault is not None or access == PF_INSTR or access_error(PF_USER | access, vma):
         return 0
     end = min(end, vma.end)
     if end <= start:
@@ -159,7 +160,13 @@ def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
     process = thread.process
     mm = process.live_mm
     vma = mm.vmas.lookup(start)
-    if vma is None or vma.file is not None or vma.end < end or access_error(PF_USER | PF_WRITE, vma):
+    if (
+        vma is None
+        or process.on_page_fault is not None
+        or vma.file is not None
+        or vma.end < end
+        or access_error(PF_USER | PF_WRITE, vma)
+    ):
         return
     # Twice the pages are more than their tables can add.
     if mm.frames.free_pages - 2 * ((end - start) >> PAGE_SHIFT) <= mm.frames.watermark_high:

@@ -18,7 +18,7 @@ from kerneld.mm.limits import Rlimits
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import mmput
 from kerneld.task.sched import TASK_INTERRUPTIBLE, RunQueue, switch_mm
-from shared.uapi.page import Pid
+from shared.uapi.page import Pid, Vaddr
 from shared.uapi.signals import Disposition
 from shared.wire import SigInfo
 
@@ -60,6 +60,8 @@ class Process:
         """Called once it has ended: the process table takes it out."""
         self.memory_is_host = False
         """Whether it said so itself: its program uses its real memory, and an inspector is to be shown that."""
+        self.on_page_fault: Callable[[Vaddr], None] | None = None
+        """Told the address of each page fault; None while nobody wants to know."""
         self.explanation = ""
         """What its last call has to say beside the errno; "" for nothing. It may read that itself."""
         self.ended = False

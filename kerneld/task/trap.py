@@ -44,6 +44,9 @@ def exc_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
 
 def handle_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
     """Tell the two halves of the address space apart. Source: Linux v6.8 arch/x86/mm/fault.c:handle_page_fault()."""
+    tell = thread.process.on_page_fault
+    if tell is not None:
+        tell(address)
     if address < TASK_SIZE:
         do_user_addr_fault(thread, error_code, address)
     else:

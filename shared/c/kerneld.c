@@ -594,9 +594,8 @@ void kd_exit(struct kd *kd, int status)
 /* ---- The shadow page table ---- */
 
 /* Map the table over `entries`, and its sequence page: what remap_pfn_range() does inside a kernel. */
-static int map_table(struct kd *kd, const struct range *range, int prot, const int *fds)
+static int map_table(struct kd *kd, const struct range *range, size_t bytes, int prot, const int *fds)
 {
-	size_t bytes = ((range->end - range->start) / PAGE * ENTRY_BYTES + PAGE - 1) & ~(PAGE - 1);
 	struct stat status;
 	void *sequence, *entries;
 
@@ -613,6 +612,13 @@ static int map_table(struct kd *kd, const struct range *range, int prot, const i
 	}
 	kd->table = (struct kd_table){ entries, bytes, sequence, prot, status.st_dev, status.st_ino };
 	return 0;
+}
+
+static size_t table_bytes(const struct range *range, enum kd_layout layout)
+{
+	size_t bytes = range->end - range->start;
+
+	return layout == KD_LAYOUT_F25_PART1 ? bytes : (bytes / PAGE * ENTRY_BYTES + PAGE - 1) & ~(PAGE - 1);
 }
 
 int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, enum kd_layout layout, uint64_t flags)
@@ -636,7 +642,9 @@ int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, e
 		return -1;
 	if (call.ret < 0)
 		return fail((int)-call.ret);
-	mapped = nr_fds == 2 && call.out_got == sizeof(range) ? map_table(kd, &range, prot, fds) : fail(EPROTO);
+	mapped = nr_fds == 2 && call.out_got == sizeof(range) ?
+			 map_table(kd, &range, table_bytes(&range, layout), prot, fds) :
+			 fail(EPROTO);
 	error = errno;
 	for (size_t i = 0; i < nr_fds; i++)
 		close(fds[i]);
@@ -646,6 +654,13 @@ int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, e
 	}
 	memcpy((void *)dest, &range, sizeof(range));
 	return 0;
+}
+
+int kd_faults_open(struct kd *kd, pid_t target, void *dest, size_t size, uint64_t flags)
+{
+	struct range range = { 0, size, (uintptr_t)dest };
+
+	return kd_shadowpt_open(kd, target, (void *)&range, KD_LAYOUT_F25_PART1, flags);
 }
 
 int kd_shadowpt_close(struct kd *kd)

@@ -47,7 +47,7 @@ enum kd_nr {
 };
 enum kd_access { KD_READ = 0, KD_WRITE = 1, KD_FETCH = 2 };
 enum kd_disposition { KD_SIGNAL_DEFAULT = 0, KD_SIGNAL_IGNORE = 1, KD_SIGNAL_CAUGHT = 2 };
-enum kd_layout { KD_LAYOUT_F24 = 0, KD_LAYOUT_F23 = 23 };
+enum kd_layout { KD_LAYOUT_F24 = 0, KD_LAYOUT_F23 = 23, KD_LAYOUT_F25_PART1 = 251 };
 
 /* attach, fourth argument: this program's memory is its real one, and that is what others inspect. */
 #define KD_ATTACH_HOST 1
@@ -140,6 +140,9 @@ int kd_shadowpt_close(struct kd *kd);
 int kd_shadowpt_start(struct kd *kd);
 int kd_shadowpt_stop(struct kd *kd);
 int kd_shadowpt_page_contents(struct kd *kd, uint64_t pfn, void *page);
+/* Fall 2025's first part, in place of that table: `size` bytes at `dest`, whole pages, where each page fault of the target
+   stores its address at index (vaddr % size) / sizeof(unsigned long). kd_shadowpt_close closes it. */
+int kd_faults_open(struct kd *kd, pid_t target, void *dest, size_t size, uint64_t flags);
 /* Copy `bytes` of the open table as they were at one moment; EAGAIN where it does not stand still. */
 int kd_snapshot(struct kd *kd, void *entries, size_t bytes);
 

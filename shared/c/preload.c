@@ -25,11 +25,14 @@
 #elif KERNELD_ABI == 25
 #define FIRST 467
 #define COUNT 4
+#elif KERNELD_ABI == 251 /* the first part of 25 */
+#define FIRST 467
+#define COUNT 2
 #elif KERNELD_ABI == 23
 #define FIRST 451
 #define COUNT 3
 #else
-#error "KERNELD_ABI is 23, 24 or 25"
+#error "KERNELD_ABI is 23, 24, 25 or 251"
 #endif
 
 #define TEXT(value) #value
@@ -64,7 +67,7 @@ __asm__(".text\n"
 	".size syscall, .-syscall\n");
 
 __attribute__((used)) long syscall_failed(long ret);
-__attribute__((used)) long shadowpt_syscall(long nr, long first, long second);
+__attribute__((used)) long shadowpt_syscall(long nr, long first, long second, long third);
 
 static struct kd kd = KD_INIT;
 static struct stat connection; /* what kd.fd is, as long as it is ours: a program may close it, and open another file */
@@ -182,6 +185,7 @@ static int connect_here(void)
 
 /* ---- The calls ---- */
 
+#if KERNELD_ABI != 251
 static int open_table(pid_t target, void *user)
 {
 	struct range range;
@@ -197,6 +201,8 @@ static int open_table(pid_t target, void *user)
 	return fail(error);
 }
 
+#endif
+
 static int page_contents(unsigned long pfn, void *user)
 {
 	if (kd_shadowpt_page_contents(&kd, pfn, page) < 0)
@@ -204,7 +210,7 @@ static int page_contents(unsigned long pfn, void *user)
 	return copy(user, page, sizeof(page), 1);
 }
 
-static int run_call(long nr, long first, long second)
+static int run_call(long nr, long first, long second, long third)
 {
 #if KERNELD_ABI == 23
 	static const char calls[] = { 'o', 'c', 'p' };
@@ -213,7 +219,12 @@ static int run_call(long nr, long first, long second)
 #endif
 	switch (calls[nr - FIRST]) {
 	case 'o':
+#if KERNELD_ABI == 251
+		return kd_faults_open(&kd, (pid_t)first, (void *)second, (size_t)third, KD_OPEN_HOST);
+#else
+		(void)third;
 		return open_table((pid_t)first, (void *)second);
+#endif
 	case 'c':
 		return kd_shadowpt_close(&kd);
 	case 's':
@@ -279,7 +290,7 @@ static void explain(long nr, int error)
 	(void)length;
 }
 
-long shadowpt_syscall(long nr, long first, long second)
+long shadowpt_syscall(long nr, long first, long second, long third)
 {
 	int before = errno, ret, error;
 	uint64_t pid = (uint64_t)getpid();
@@ -289,7 +300,7 @@ long shadowpt_syscall(long nr, long first, long second)
 	sigprocmask(SIG_BLOCK, &all, &mask);
 	take_lock(pid);
 	has_bad_address = 0;
-	ret = connect_here() < 0 ? -1 : run_call(nr, first, second);
+	ret = connect_here() < 0 ? -1 : run_call(nr, first, second, third);
 	error = ret < 0 ? errno : before;
 	if (is_explaining && is_ours() && (ret < 0 || nr == FIRST))
 		explain(nr, ret < 0 ? error : 0);

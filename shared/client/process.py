@@ -219,6 +219,15 @@ class Process(MemoryCalls):
         """
         return self._shadow.open(target, start, end, entries, layout, host)
 
+    def faults_open(self, target: int, dest: int, size: int, *, host: bool = False) -> None:
+        """Open, in place of that table, one of the page faults of process `target`: fall 2025's first part.
+
+        It is mapped at `dest`, memory as `shadowpt_open` wants it, `size` bytes of whole pages. Each fault of the
+        target, also one that ends in SIGSEGV, stores its address there at index (vaddr % size) / 8. `shadowpt_close`
+        closes it; `snapshot` copies it. Raises OSError(EPERM, EINVAL, EBUSY).
+        """
+        self._shadow.open(target, 0, size, dest, Layout.F25_PART1, host)
+
     def shadowpt_close(self) -> None:
         """Close the table; `entries` is fresh private memory again. Raises OSError(EPERM, EINVAL)."""
         self._shadow.close()

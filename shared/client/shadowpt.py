@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.client import realmem
 from shared.client.calls import SystemCalls
 from shared.client.errors import KerneldError
 from shared.uapi.mman import Prot
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from shared.uapi.shadowpt import OPEN_HOST, SHADOW_PTE, USER_SHADOW_PT, Layout, table_bytes
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
+from shared.uapi.shadowpt import OPEN_HOST, SHADOW_PTE, USER_SHADOW_PT, Layout
 from shared.uapi.syscalls import Nr
 from shared.wire import U64_MASK
 
@@ -32,6 +32,18 @@ class OpenTable:
     entries: int
     protection: Prot
     sequence_page: int
+    layout: Layout = Layout.F24
+
+    @property
+    def entries_bytes(self) -> int:
+        """How long what the kernel writes is."""
+        is_of_faults = self.layout is Layout.F25_PART1
+        return self.end if is_of_faults else ((self.end - self.start) >> PAGE_SHIFT) * SHADOW_PTE.size
+
+    @property
+    def mapped_bytes(self) -> int:
+        """The same in whole pages: what is mapped."""
+        return page_align(self.entries_bytes)
 
 
 class ShadowTable:
@@ -71,7 +83,7 @@ class ShadowTable:
             if len(fds) != 2 or len(reply.data) != USER_SHADOW_PT.size or protection is None:
                 raise KerneldError("kerneld opened a shadow page table without the table")
             start, end, entries = USER_SHADOW_PT.unpack(reply.data)
-            self._map(start, end, entries, protection, *fds)
+            self._map(OpenTable(start, end, entries, protection, 0, layout), *fds)
         except BaseException:
             self._calls.syscall(Nr.SHADOWPT_CLOSE)
             self.restore()
@@ -92,7 +104,7 @@ class ShadowTable:
         if table is None:
             return
         self._open = None
-        realmem.map_anonymous_over(table.entries, table_bytes(table.start, table.end), table.protection)
+        realmem.map_anonymous_over(table.entries, table.mapped_bytes, table.protection)
         realmem.unmap(table.sequence_page, PAGE_SIZE)
 
     def forget(self) -> None:
@@ -105,25 +117,24 @@ class ShadowTable:
         Raises TimeoutError when the kernel keeps changing them, KerneldError when no table is open.
         """
         table = self._get_open()
-        length = ((table.end - table.start) >> PAGE_SHIFT) * SHADOW_PTE.size
         for _try in range(_SNAPSHOT_TRIES):
             before = realmem.read_u64(table.sequence_page)
             if before % 2 == 0:
-                entries = realmem.read(table.entries, length)
+                entries = realmem.read(table.entries, table.entries_bytes)
                 if realmem.read_u64(table.sequence_page) == before:
                     return entries
             # Whoever changes the table may need this processor to be done with it.
             os.sched_yield()
         raise TimeoutError("the shadow page table did not stand still long enough to copy it")
 
-    def _map(self, start: int, end: int, entries: int, protection: Prot, table_fd: int, sequence_fd: int) -> None:
+    def _map(self, table: OpenTable, table_fd: int, sequence_fd: int) -> None:
         sequence_page = realmem.map_file(PAGE_SIZE, sequence_fd)
         try:
-            realmem.map_file_over(entries, table_bytes(start, end), table_fd)
+            realmem.map_file_over(table.entries, table.mapped_bytes, table_fd)
         except BaseException:
             realmem.unmap(sequence_page, PAGE_SIZE)
             raise
-        self._open = OpenTable(start, end, entries, protection, sequence_page)
+        self._open = replace(table, sequence_page=sequence_page)
 
     def _get_open(self) -> OpenTable:
         if self._open is None:

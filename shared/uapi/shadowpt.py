@@ -16,10 +16,14 @@ USER_SHADOW_PT = struct.Struct("<QQQ")
 
 
 class Layout(IntEnum):
-    """The third argument of shadowpt_open: whose flags the table speaks. Fall 2024's (and 2025's), or fall 2023's."""
+    """The third argument of shadowpt_open: whose flags the table speaks. Fall 2024's (and 2025's), or fall 2023's.
+
+    Fall 2025's first part has another table: of the addresses of page faults.
+    """
 
     F24 = 0
     F23 = 23
+    F25_PART1 = 251
 
 
 ATTACH_HOST = 1
@@ -44,6 +48,11 @@ class SpteF23(IntFlag):
     VADDR_WRITEABLE = 4
     PTE_MAPPED = 8
     PTE_WRITEABLE = 16
+
+
+def fault_index(vaddr: int, size_bytes: int) -> int:
+    """Where the table of page faults, of `size_bytes`, has a fault at `vaddr`."""
+    return vaddr % size_bytes // 8
 
 
 def table_bytes(start: int, end: int) -> int:

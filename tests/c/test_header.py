@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, SHADOW_PTE, USER_SHADOW_PT, Layout, Spte, SpteF23, table_bytes
 from shared.uapi.syscalls import Nr
 from tests.c.compiler import ROOT, SECONDS, build, include_directory
@@ -23,6 +24,7 @@ NUMBERS: dict[str, dict[str, int]] = {
     },
     "f25": {"open": 467, "close": 468, "start": 469, "stop": 470},
     "f23": {"enable": 451, "disable": 452, "page_contents": 453},
+    "f25-part1": {"open": 467, "close": 468},
 }
 LAYOUT = {"f24": Layout.F24, "f25": Layout.F24, "f23": Layout.F23}
 
@@ -39,13 +41,20 @@ def expected(abi: str) -> dict[str, int]:
     values |= {f"offsetof(struct user_shadow_pt, {field})": index * 8 for index, field in enumerate(TABLE_FIELDS)}
     values |= {"sizeof(struct shadow_pte)": SHADOW_PTE.size, "sizeof(struct user_shadow_pt)": USER_SHADOW_PT.size}
     values |= {"MAX_SPT_RANGE": MAX_SPT_RANGE, "SPT_TABLE_BYTES(0x1000UL, 0x456000UL)": table_bytes(0x1000, 0x456000)}
+    return values | numbers(abi)
+
+
+def numbers(abi: str) -> dict[str, int]:
+    """Return each name of a call's number."""
+    values = {"PAGE_SIZE": PAGE_SIZE}
     for name, number in NUMBERS[abi].items():
-        values[f"__NR_shadowpt_{name}"] = values[f"SYS_shadowpt_{name}"] = int(number)
+        for prefix in ("__NR", "SYS", "NR"):
+            values[f"{prefix}_shadowpt_{name}"] = int(number)
     return values
 
 
 def printed(directory: Path, abi: str, suffix: str, compiler: str, *flags: str) -> dict[str, int]:
-    names = list(expected(abi))
+    names = list(expected(abi) if abi in LAYOUT else numbers(abi))
     lines = [f'    printf("%s\\t%lu\\n", "{name}", (unsigned long)({name}));' for name in names]
     source = directory / f"values.{suffix}"
     # Twice: the guard holds.
@@ -85,7 +94,56 @@ def test_entries_is_a_pointer_to_entries_and_each_field_an_unsigned_long(tmp_pat
     assert subprocess.run([program], check=False, timeout=SECONDS).returncode == 0
 
 
-@pytest.mark.parametrize("abi", ["f24", "f25", "f23"])
+@pytest.mark.parametrize(("suffix", "compiler"), [("c", "cc"), ("cpp", "c++")])
+def test_the_first_part_of_fall_2025(tmp_path: Path, suffix: str, compiler: str) -> None:
+    assert printed(tmp_path, "f25-part1", suffix, compiler) == numbers("f25-part1")
+
+
+OWN_NAMES = {
+    "macros": "#define {name} {value}",
+    "macros in brackets": "#define {name} ({value})",
+    "of the number's other name": "#define {name} __NR_shadowpt_{call}",
+    "where there is none": "#ifndef {name}\n#define {name} {value}\n#endif",
+}
+
+
+@pytest.mark.parametrize("abi", NUMBERS)
+@pytest.mark.parametrize("form", OWN_NAMES)
+@pytest.mark.parametrize("is_first", [True, False], ids=["before the header", "after it"])
+@pytest.mark.parametrize(("suffix", "compiler"), [("c", "cc"), ("cpp", "c++")])
+def test_a_program_may_define_the_names_itself(
+    tmp_path: Path, abi: str, form: str, *, is_first: bool, suffix: str, compiler: str
+) -> None:
+    """As one has to with the headers of a stock kernel; warnings are errors here."""
+    own = [
+        OWN_NAMES[form].format(name=f"{prefix}_shadowpt_{call}", value=number, call=call)
+        for prefix in ("SYS", "NR")
+        for call, number in NUMBERS[abi].items()
+    ]
+    own.append("#ifndef PAGE_SIZE\n#define PAGE_SIZE 4096UL\n#endif" if "none" in form else "#define PAGE_SIZE 4096UL")
+    include = ["#include <linux/shadowpt.h>"]
+    uses = [f"(long)(SYS_shadowpt_{call}) - (long)(NR_shadowpt_{call})" for call in NUMBERS[abi]]
+    source = tmp_path / f"own.{suffix}"
+    lines = [*own, *include] if is_first else [*include, *own]
+    end = ["#include <sys/user.h>", f"int main(void) {{ return (int)({' + '.join(uses)} + PAGE_SIZE - 4096); }}", ""]
+    # <sys/user.h> has a PAGE_SIZE too; it is a system's header, which nobody is warned of.
+    source.write_text("\n".join([*lines, *end]))
+    program = build(tmp_path / "own", [source], f"-I{include_directory(abi)}", compiler=compiler)
+    assert subprocess.run([program], check=False, timeout=SECONDS).returncode == 0
+
+
+def test_a_program_may_have_variables_of_these_names(tmp_path: Path) -> None:
+    source = tmp_path / "local.c"
+    source.write_text(
+        "#include <linux/shadowpt.h>\n#include <unistd.h>\nint main(void)\n{\n"
+        "    long PAGE_SIZE = sysconf(_SC_PAGESIZE), SYS_shadowpt_open = 462;\n"
+        "    return PAGE_SIZE > 0 && SYS_shadowpt_open == __NR_shadowpt_open ? 0 : 1;\n}\n"
+    )
+    program = build(tmp_path / "local", [source], f"-I{include_directory('f24')}")
+    assert subprocess.run([program], check=False, timeout=SECONDS).returncode == 0
+
+
+@pytest.mark.parametrize("abi", ["f24", "f25", "f23", "f25-part1"])
 def test_headers_install(tmp_path: Path, abi: str) -> None:
     command = ["make", "-C", str(ROOT), "headers_install", f"INSTALL_HDR_PATH={tmp_path}/a b/usr", f"ABI={abi}"]
     subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)

@@ -102,6 +102,7 @@ class FakeProcess:
     mm: Any = None
     comm: str = "fake"
     explanation: str = ""
+    on_page_fault: Any = None
     ended: bool = False
     memory_is_host: bool = False
     cred: FakeCred = field(default_factory=FakeCred)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.shadowpt.fault_log import FaultLog
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.shadowpt.table import ShadowTable
 from kerneld.syscalls.dispatch import explain_refusal
@@ -158,6 +159,29 @@ def _open(tracing: Tracing, inner: Function) -> Function:
         return opened
 
     return open_
+
+
+@probe(FaultLog.open, SHADOWPT_OPEN)
+def _open_faults(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(SHADOWPT_OPEN).emit
+
+    def open_(self: FaultLog, opener: Any, target: Any, size_bytes: int, *args: Any) -> Any:
+        fds = inner(self, opener, target, size_bytes, *args)
+        emit(target.pid, opener.pid, target.pid, 0, size_bytes, 0, b"")
+        return fds
+
+    return open_
+
+
+@probe(FaultLog._close, SHADOWPT_CLOSE)
+def _close_faults(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(SHADOWPT_CLOSE).emit
+
+    def _close(self: FaultLog, session: Any) -> None:
+        inner(self, session)
+        emit(session.target.pid, session.opener.pid, session.target.pid, 0, session.size_bytes)
+
+    return _close
 
 
 @probe(explain_refusal, SHADOWPT_OPEN)

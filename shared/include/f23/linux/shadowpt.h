@@ -48,14 +48,31 @@ struct user_shadow_pt {
 #ifndef __NR_shadowpt_page_contents
 #define __NR_shadowpt_page_contents 453
 #endif
+
+/*
+ * The same numbers under the names that programs have for them, and the size of a page. Constants and not macros: a
+ * program may #define any of them itself, before this header or after it, whatever it writes for the value.
+ */
 #ifndef SYS_shadowpt_enable
-#define SYS_shadowpt_enable __NR_shadowpt_enable
+enum { SYS_shadowpt_enable = __NR_shadowpt_enable };
 #endif
 #ifndef SYS_shadowpt_disable
-#define SYS_shadowpt_disable __NR_shadowpt_disable
+enum { SYS_shadowpt_disable = __NR_shadowpt_disable };
 #endif
 #ifndef SYS_shadowpt_page_contents
-#define SYS_shadowpt_page_contents __NR_shadowpt_page_contents
+enum { SYS_shadowpt_page_contents = __NR_shadowpt_page_contents };
+#endif
+#ifndef NR_shadowpt_enable
+enum { NR_shadowpt_enable = __NR_shadowpt_enable };
+#endif
+#ifndef NR_shadowpt_disable
+enum { NR_shadowpt_disable = __NR_shadowpt_disable };
+#endif
+#ifndef NR_shadowpt_page_contents
+enum { NR_shadowpt_page_contents = __NR_shadowpt_page_contents };
+#endif
+#ifndef PAGE_SIZE
+enum { PAGE_SIZE = 4096 };
 #endif
 
 /* Convenience */
