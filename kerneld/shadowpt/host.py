@@ -4,9 +4,9 @@ Owns a descriptor of /proc/PID, which stays that process's even where the pid co
 says is what was so when it looked, never a change: its caller looks again. It answers to Linux v6.8 fs/proc/task_mmu.c
 and Documentation/admin-guide/mm/pagemap.rst, and for who may look to kernel/ptrace.c:__ptrace_may_access().
 
-Differs from Linux: PTE_WRITEABLE (layout f23) is worked out, as no file of /proc shows it: a mapped page of a private
-mapping that may be written counts as writeable where it is a copy of its own and no one else maps its frame, one of a
-shared mapping always.
+Differs from Linux: PTE_WRITEABLE (layout f23) is worked out, as no file of /proc shows it: from the page's flags where
+root runs the daemon (`kpageflags`). Without those a mapped page of a private mapping that may be written counts as
+writeable where it is a copy of its own and no one else maps its frame, one of a shared mapping always.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.shadowpt.kpageflags import writeable
 from kerneld.shadowpt.layout import Flags
 from kerneld.shadowpt.pagemap import can_see_pfns, read_entries
 from kerneld.shadowpt.remap import HostMapping, parse_mapping
@@ -26,6 +27,7 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr
 from shared.uapi.pagemap import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFRAME_MASK, PM_PRESENT
 
 Words = npt.NDArray[np.uint64]
+Indexes = npt.NDArray[np.intp]
 _CHUNK_BYTES = 1 << 16
 _PROT_WRITE_AT, _SHARED_AT = 1, 3
 """Where in `rwxp` the two letters stand."""
@@ -61,8 +63,18 @@ class HostTarget:
         flags[present] |= np.uint64(layout.mapped)
         if layout.pte_writeable:
             own = (entries & private) == (private & np.uint64(PM_MMAP_EXCLUSIVE))
-            flags[present & own & ((flags & np.uint64(layout.vaddr_writeable)) != 0)] |= np.uint64(layout.pte_writeable)
+            at = np.flatnonzero(present & own & ((flags & np.uint64(layout.vaddr_writeable)) != 0))
+            flags[self._writeable(at, entries, private)] |= np.uint64(layout.pte_writeable)
         return flags, (entries & np.uint64(PM_PFRAME_MASK)) * present
+
+    def _writeable(self, at: Indexes, entries: Words, private: Words) -> Indexes:
+        """Return which of these pages, all that may be writeable, are, where the host shows what that takes."""
+        if self.hides_pfns or not len(at):
+            return at
+        try:
+            return at[writeable(entries[at] & np.uint64(PM_PFRAME_MASK), private[at] != 0)]
+        except OSError:
+            return at
 
     def read_page(self, vaddr: Vaddr) -> bytes:
         """Return the 4,096 bytes at a page-aligned address. Raises OSError where they cannot be read."""
