@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test demo headers_install bench referee fuzz soak clean
+.PHONY: help setup check test demo headers_install bench referee hosts fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(RUN) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to 
 
 referee: $(RUN) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
 	$(BIN)/kerneld referee $(ARGS)
+
+hosts: $(RUN) ## a command on Debian's 6.1 or 6.12 under QEMU, as root (ARGS="--kernel 6.12 -- kerneld referee")
+	$(BIN)/python -m tests.hosts $(ARGS)
 
 fuzz: $(TEST) ## the long run of the fuzzers; takes an hour (ARGS="--datagrams 50000 --seed 7")
 	$(BIN)/python -m tests.hostile $(ARGS)

@@ -1,0 +1,28 @@
+"""`python -m tests.hosts`, or `make hosts`: a command of this checkout on another kernel, in a virtual machine."""
+
+import sys
+
+from tests.hosts import guest
+from tests.hosts.command_line import parse
+from tests.hosts.trouble import HostsError
+
+
+def main() -> int:
+    """Return the exit status."""
+
+    def say(line: str) -> None:
+        print(f"hosts: {line}", file=sys.stderr, flush=True)
+
+    choice = parse(sys.argv[1:])
+    try:
+        return guest.run(choice, say)
+    except HostsError as error:
+        say(str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("hosts: interrupted")
