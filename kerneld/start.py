@@ -55,6 +55,7 @@ class MachineOptions(TypedDict):
     host_interval: float
     thp: str
     trace_buffer: int
+    no_pku: bool
     check_invariants: bool
 
 
@@ -170,6 +171,9 @@ Examples:
     help="Huge pages: for all anonymous memory, for what MADV_HUGEPAGE names, or for none.",
 )
 @click.option(
+    "--no-pku", is_flag=True, help="A processor without memory protection keys: execute-only memory can be read."
+)
+@click.option(
     "--allow-group",
     metavar="GROUP",
     help="Let members of this group connect too, as users without privilege. [none but you and root]",
@@ -242,6 +246,7 @@ def get_config(path: str, gid: int | None, options: MachineOptions) -> DaemonCon
         FileRules(options["max_files"], options["max_user_files"], options["allow_network_files"]),
         gid,
         options["trace_buffer"],
+        not options["no_pku"],
     )
 
 

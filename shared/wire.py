@@ -16,6 +16,8 @@ REPLY = struct.Struct("<Iiq")
 """struct kd_reply: size, signo, ret."""
 SIGINFO = struct.Struct("<iiQ")
 """struct kd_siginfo: si_code, fatal, si_addr."""
+SIGINFO_PKRU = struct.Struct(f"{SIGINFO.format}II")
+"""The same with si_pkey and what PKRU was, where that says something."""
 
 MAX_DATAGRAM = 131_072
 """Longest datagram from a client, in bytes."""
@@ -49,11 +51,16 @@ class Request(NamedTuple):
 
 
 class SigInfo(NamedTuple):
-    """What a signal says: si_code, whether the kernel has ended the process, the address."""
+    """What a signal says: si_code, whether the kernel has ended the process, the address, the protection key."""
 
     si_code: int
     fatal: bool
     si_addr: int
+    si_pkey: int = 0
+    """The key that denied the access, for SEGV_PKUERR."""
+    pkru: int | None = None
+    """What PKRU was: whoever has run the handler sets it again. None where it was as for a new program, but for
+    SEGV_PKUERR, which always says it."""
 
 
 class Reply(NamedTuple):
@@ -128,8 +135,10 @@ def pack_reply(ret: int, data: bytes | memoryview = b"") -> bytes:
 
 
 def pack_signal_reply(ret: int, signo: int, info: SigInfo) -> bytes:
-    """Return one reply that carries a signal and its siginfo."""
-    return REPLY.pack(REPLY.size + SIGINFO.size, signo, ret) + SIGINFO.pack(info.si_code, info.fatal, info.si_addr)
+    """Return one reply that carries a signal and its siginfo: longer where a protection key or PKRU is to be told."""
+    if info.pkru is None:
+        return REPLY.pack(REPLY.size + SIGINFO.size, signo, ret) + SIGINFO.pack(info.si_code, info.fatal, info.si_addr)
+    return REPLY.pack(REPLY.size + SIGINFO_PKRU.size, signo, ret) + SIGINFO_PKRU.pack(*info)
 
 
 def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
@@ -154,8 +163,8 @@ def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
         data = bytes(datagram[offset + REPLY.size : offset + size])
         info = None
         if signo:
-            if len(data) != SIGINFO.size:
-                raise WireError(f"a signal with {len(data)} bytes about it, not {SIGINFO.size}")
+            if len(data) not in (SIGINFO.size, SIGINFO_PKRU.size):
+                raise WireError(f"a signal with {len(data)} bytes about it, not {SIGINFO.size} or {SIGINFO_PKRU.size}")
             info = unpack_siginfo(data)
         replies.append(Reply(ret, signo, data, info))
         offset += size
@@ -164,5 +173,8 @@ def unpack_replies(datagram: bytes | memoryview) -> list[Reply]:
 
 def unpack_siginfo(data: bytes) -> SigInfo:
     """Return the siginfo that is the inline data of a reply with a signal."""
+    if len(data) == SIGINFO_PKRU.size:
+        code, fatal, addr, pkey, pkru = SIGINFO_PKRU.unpack(data)
+        return SigInfo(code, bool(fatal), addr, pkey, pkru)
     code, fatal, addr = SIGINFO.unpack(data)
     return SigInfo(code, bool(fatal), addr)

@@ -20,6 +20,7 @@ from kerneld.mm import vm_flags as vm
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pkeys import vma_pkey
 from kerneld.mm.thp import thp_eligible
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
@@ -80,13 +81,17 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) ->
     page = PAGE_SIZE >> 10
     sizes = f"Size:           {(vma.end - vma.start) >> 10:8} kB\n"
     sizes += f"KernelPageSize: {page:8} kB\nMMUPageSize:    {page:8} kB\n"
-    end = f"THPeligible:    {thp_eligible(mm.sysctl, vma):8}\nVmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"
+    end = f"THPeligible:    {thp_eligible(mm.sysctl, vma):8}\n"
+    if mm.frames.processor.ospke:
+        end += f"ProtectionKey:  {vma_pkey(vma):8}\n"
+    end += f"VmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"
     return show_map_vma(mm, files, vma) + (sizes + _show_stats(stats, rollup=False) + end).encode()
 
 
 def show_smap_vma_flags(vm_flags: int) -> str:
-    """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap_vma_flags(); a blank follows each name."""
-    return "".join(_MNEMONICS.get(1 << bit, "??") + " " for bit in range(64) if vm_flags & 1 << bit)
+    """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap_vma_flags(); a blank follows each name. The key has none."""
+    flags = vm_flags & ~vm.VM_PKEY_MASK
+    return "".join(_MNEMONICS.get(1 << bit, "??") + " " for bit in range(64) if flags & 1 << bit)
 
 
 def show_smaps_rollup(mm: MmStruct, key: int) -> Records:

@@ -19,6 +19,10 @@ there in speculation is beyond all memory. E says that the page belongs to this 
 (_PAGE_SWP_EXCLUSIVE). There is one swap file: type 0. Bit 9, PTE_SPECIAL in a present entry, is a bit of the offset
 here: ask whether an entry is present first. Answers to Linux v6.8 arch/x86/include/asm/pgtable_64.h.
 
+Bits 59 to 62 of a present leaf entry are its page's protection key. PKRU (`kerneld.hw.processor`) says what may be done
+with each key: two bits a key, to deny all access to data and to deny writes. An instruction fetch asks nobody. Answers
+to the Intel SDM, volume 3, 4.6.2.
+
 Differs from Linux: the frame number of a PROT_NONE entry is not inverted (Linux does so against L1TF on real
 processors).
 """
@@ -30,6 +34,7 @@ from typing import Any, cast, overload
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.hw.processor import pkru_allows
 from kerneld.hw.ram import WORDS_SHIFT
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn, Vaddr
 
@@ -42,6 +47,9 @@ PTE_PSE = 1 << 7
 PTE_PROTNONE = 1 << 8
 PTE_SPECIAL = 1 << 9
 """Software bit: the frame is not counted (the shared zero page), as Linux's _PAGE_SPECIAL."""
+PTE_PKEY_SHIFT = 59
+PTE_PKEY_MASK = 0xF << PTE_PKEY_SHIFT
+"""The protection key of a present entry (Linux: _PAGE_PKEY_BIT0 to 3)."""
 PTE_NX = 1 << 63
 PTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
 PTE_TABLE = PTE_PRESENT | PTE_RW | PTE_USER | PTE_ACCESSED | PTE_DIRTY
@@ -56,7 +64,7 @@ _SWP_OFFSET_MASK = (1 << 50) - 1
 PTRS_PER_TABLE = 512
 PUD_SHIFT, PGD_SHIFT = 30, 39
 
-PF_PROT, PF_WRITE, PF_USER, PF_INSTR = 0x1, 0x2, 0x4, 0x10
+PF_PROT, PF_WRITE, PF_USER, PF_INSTR, PF_PK = 0x1, 0x2, 0x4, 0x10, 0x20
 """Page-fault error code bits: X86_PF_* of Linux v6.8 arch/x86/include/asm/trap_pf.h."""
 
 
@@ -67,6 +75,15 @@ def pte_pfn(entry: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]: ...
 def pte_pfn(entry: Any) -> Any:
     """Return the frame number in an entry, or in each of an array of entries."""
     return (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+
+
+@overload
+def pte_pkey(entry: int) -> int: ...
+@overload
+def pte_pkey(entry: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]: ...
+def pte_pkey(entry: Any) -> Any:
+    """Return the protection key in a present entry, or in each of an array of entries."""
+    return (entry & PTE_PKEY_MASK) >> PTE_PKEY_SHIFT
 
 
 def pte_present(entry: int) -> bool:
@@ -133,13 +150,15 @@ def table_index(vaddr: Vaddr, shift: int) -> int:
     return vaddr >> shift & (PTRS_PER_TABLE - 1)
 
 
-def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int) -> int:
+def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int, pkru: int = 0) -> int:
     """Translate one user access as the processor does, setting the accessed and dirty bits.
 
-    `root` is CR3's frame; `access` is 0, PF_WRITE or PF_INSTR. Returns the physical address in bytes, or the complement
-    (~) of the page-fault error code, which is negative. Rights are those of all levels together: a write needs RW
-    everywhere, a fetch no NX anywhere (Intel SDM volume 3, 4.6 and 4.7). Pages may be of 4 KiB, 2 MiB and 1 GiB. The
-    tables' own entries are taken to be accessed already (PTE_TABLE), and reserved bits to be 0: the kernel sets none.
+    `root` is CR3's frame; `access` is 0, PF_WRITE or PF_INSTR; `pkru` what the register PKRU holds, 0 on a processor
+    without protection keys. Returns the physical address in bytes, or the complement (~) of the page-fault error code,
+    which is negative. Rights are those of all levels together: a write needs RW everywhere, a fetch no NX anywhere
+    (Intel SDM volume 3, 4.6 and 4.7); the leaf's protection key may deny data what they allow. Pages may be of 4 KiB,
+    2 MiB and 1 GiB. The tables' own entries are taken to be accessed already (PTE_TABLE), and reserved bits to be 0:
+    the kernel sets none.
     """
     entry = rights = words[root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
     no_execute = entry
@@ -154,6 +173,8 @@ def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int) -> int:
             break
     if not entry & PTE_PRESENT:
         return ~(PF_USER | access)
+    if pkru and access != PF_INSTR and rights & PTE_USER and not pkru_allows(pkru, pte_pkey(entry), bool(access)):
+        return ~(PF_PROT | PF_USER | PF_PK | access)
     if (
         not rights & PTE_USER
         or (access == PF_WRITE and not rights & PTE_RW)

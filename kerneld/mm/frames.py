@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
 from kerneld.mm.buddy import Buddy, OutOfFrames
 from kerneld.mm.huge_frames import HugeFrames
@@ -66,9 +67,11 @@ LRU_CLOCK_END = (1 << 32) - 1
 class Frames:
     """Every frame of `ram`, and the free ones among them."""
 
-    def __init__(self, ram: Ram, swap: SwapFile | None = None) -> None:
+    def __init__(self, ram: Ram, swap: SwapFile | None = None, processor: Processor | None = None) -> None:
         self.ram = ram
         self.swap = swap or SwapFile()
+        self.processor = processor or Processor()
+        """The processor beside them: what it may read and write of a key's memory."""
         count = ram.nr_frames
         self.refcount = np.zeros(count, dtype=np.int32)
         self.mapcount = np.zeros(count, dtype=np.int32)

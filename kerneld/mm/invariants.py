@@ -29,6 +29,7 @@ from kerneld.hw.paging import (
     make_swap_pte,
     present_mask,
     pte_pfn,
+    pte_pkey,
     swap_mask,
     swp_offset,
 )
@@ -45,6 +46,8 @@ from kerneld.mm.vm_flags import (
     VM_EXEC,
     VM_GROWSDOWN,
     VM_LOCKED,
+    VM_PKEY_MASK,
+    VM_PKEY_SHIFT,
     VM_SHARED,
     VM_SOFTDIRTY,
     VM_STACK,
@@ -190,6 +193,8 @@ def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray
     _refuse(walk, hardware & ~_has(flags, VM_ACCESS_FLAGS), "is present, its VMA allows no access")
     _refuse(walk, protnone & _has(flags, VM_ACCESS_FLAGS), "is PROT_NONE, its VMA is not")
     _refuse(walk, hardware & ~_has(entries, PTE_USER), "is not for user mode")
+    keys = (flags & np.uint64(VM_PKEY_MASK)) >> np.uint64(VM_PKEY_SHIFT)
+    _refuse(walk, pte_pkey(entries) != keys, "has another protection key than its VMA")
     present = present_mask(entries)
     pfns = pte_pfn(entries).astype(np.int64)
     special = present & _has(entries, PTE_SPECIAL)

@@ -33,6 +33,7 @@ from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.pace import Pace
+from kerneld.mm.pkeys import vma_access_permitted
 from kerneld.mm.populate import drain, fault_in_range
 from kerneld.mm.truncate import punch_hole
 from kerneld.mm.vm_flags import (
@@ -185,7 +186,7 @@ def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: 
         vma = mm.vmas.lookup(start)
         if vma is None:
             raise SysError(errno.ENOMEM)
-        if not vma.vm_flags & needed:
+        if not vma.vm_flags & needed or not vma_access_permitted(mm.frames.processor.pkru, vma, write):
             raise SysError(errno.EINVAL)
         last = min(end, vma.end)
         while start < last:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 
-from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
+from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PKEY_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
 from kerneld.mm.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.pmd_ops import PmdOps
@@ -24,6 +24,8 @@ from kerneld.mm.vm_flags import (
     VM_ACCOUNT,
     VM_EXEC,
     VM_LOCKED,
+    VM_PKEY_MASK,
+    VM_PKEY_SHIFT,
     VM_SHARED,
     VM_STACK,
     VM_WRITE,
@@ -45,11 +47,13 @@ _numbers = itertools.count(1)
 def vm_get_page_prot(vm_flags: int) -> int:
     """Return the entry bits of a page of a VMA with these flags, before write-protection for COW or dirty tracking.
 
-    Source: Linux v6.8 arch/x86/mm/pgprot.c:protection_map: private writable memory is read-only there until a fault.
+    Source: Linux v6.8 arch/x86/mm/pgprot.c:protection_map: private writable memory is read-only there until a fault;
+    vm_get_page_prot(): memory without rights has its key too.
     """
+    key = (vm_flags & VM_PKEY_MASK) << (PTE_PKEY_SHIFT - VM_PKEY_SHIFT)
     if not vm_flags & VM_ACCESS_FLAGS:
-        return PTE_PROTNONE | PTE_ACCESSED | PTE_NX
-    bits = PTE_PRESENT | PTE_USER | PTE_ACCESSED
+        return PTE_PROTNONE | PTE_ACCESSED | PTE_NX | key
+    bits = PTE_PRESENT | PTE_USER | PTE_ACCESSED | key
     if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
         bits |= PTE_RW
     return bits if vm_flags & VM_EXEC else bits | PTE_NX
@@ -93,6 +97,10 @@ class MmStruct(PmdOps):
         """Faults that ranges have taken all at once, for who counts them: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
+        self.pkey_allocation_map = 1 if frames.processor.ospke else 0
+        """Protection keys that are taken, bit by bit: key 0 is everybody's (Linux: mm->context.pkey_allocation_map)."""
+        self.execute_only_pkey = -1 if frames.processor.ospke else 0
+        """The key of memory that is only executable, -1 where none has been needed (Linux: mm->context)."""
         self.mmap_base: Vaddr = MMAP_BASE
         self.start_brk: Vaddr = 0
         self.brk: Vaddr = 0

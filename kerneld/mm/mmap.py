@@ -32,6 +32,7 @@ from kerneld.mm.mlock import can_do_mlock, mlock_future_ok
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.pkeys import execute_only_pkey
 from kerneld.mm.unmapped_area import get_unmapped_area, round_hint_to_min
 from kerneld.mm.vm_flags import (
     VM_ACCOUNT,
@@ -60,6 +61,7 @@ _SHARED, _PRIVATE, _SHARED_VALIDATE = Map.SHARED.value, Map.PRIVATE.value, Map.S
 _FIXED, _FIXED_NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
 _LOCKED = Map.LOCKED.value
+_EXEC = Prot.EXEC.value
 _LEGACY_MAP_MASK = (
     Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
     | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
@@ -73,7 +75,8 @@ def do_mmap(
     """Make a mapping and return its address; the caller asks `wants_populate`, and faults its pages in then.
 
     `length` is in bytes and need not be aligned, `pgoff` in pages; `file` is None for anonymous memory; `privileged` is
-    CAP_IPC_LOCK and CAP_SYS_RAWIO. Raises SysError as the table above says.
+    CAP_IPC_LOCK and CAP_SYS_RAWIO. Memory that is only executable gets its key. Raises SysError as the table above
+    says; what fails behind EEXIST may have taken that key.
     Source: Linux v6.8 mm/mmap.c:do_mmap().
     """
     if not length:
@@ -96,7 +99,8 @@ def do_mmap(
     addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
     if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
         raise SysError(errno.EEXIST)
-    vm_flags = calc_vm_prot_bits(prot) | calc_vm_flag_bits(flags) | mm.def_flags
+    pkey = max(execute_only_pkey(mm), 0) if prot == _EXEC else 0
+    vm_flags = calc_vm_prot_bits(prot, pkey) | calc_vm_flag_bits(flags) | mm.def_flags
     vm_flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     if flags & _LOCKED and not can_do_mlock(mm, privileged):
         raise SysError(errno.EPERM)

@@ -1,4 +1,4 @@
-"""mprotect: other rights for a range, VMA by VMA up to the first hole.
+"""mprotect and pkey_mprotect: other rights for a range, VMA by VMA up to the first hole.
 
 Answers to Linux v6.8 mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_pte_range(),
 can_change_pte_writable().
@@ -27,6 +27,7 @@ from kerneld.mm.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
 from kerneld.mm.populate import populate_vma
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -35,6 +36,7 @@ from kerneld.mm.vm_flags import (
     VM_HUGETLB,
     VM_LOCKED,
     VM_NORESERVE,
+    VM_PKEY_MASK,
     VM_SHARED,
     VM_WRITE,
     calc_vm_prot_bits,
@@ -47,15 +49,16 @@ from shared.uapi.page import PAGE_MASK, Vaddr, page_align
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
 _KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
-"""What an entry keeps when its rights change (Linux: _PAGE_CHG_MASK)."""
+"""What an entry keeps when its rights change, its key not (Linux: _PAGE_CHG_MASK)."""
 
 
-def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int) -> None:
-    """Give the pages of [start, start + length) the rights `prot`; `length` in bytes is rounded up to pages.
+def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> None:
+    """Give the pages of [start, start + length) the rights `prot`, and the key `pkey`; `length` is in bytes.
 
-    Raises SysError(EINVAL) for an unaligned start or unknown bits, SysError(ENOMEM) at a hole (what lies before it is
-    changed) or over a limit, SysError(EACCES) for a right that the mapping can never have (a file not open for
-    writing).
+    It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`.
+    Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
+    SysError(ENOMEM) at a hole (what lies before it is changed) or over a limit, SysError(EACCES) for a right that the
+    mapping can never have (a file not open for writing).
     """
     grows = prot & (_GROWSDOWN | _GROWSUP)
     prot &= ~grows
@@ -67,6 +70,8 @@ def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int) -> None:
     if end >= 1 << 64:
         raise SysError(errno.ENOMEM)
     if prot & ~_VALID_PROT:
+        raise SysError(errno.EINVAL)
+    if pkey != NO_PKEY and not mm_pkey_is_allocated(mm, pkey):
         raise SysError(errno.EINVAL)
     vma = next(mm.vmas.overlapping(start, end), None)
     if vma is None:
@@ -82,7 +87,8 @@ def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int) -> None:
     while vma is not None and start < end:
         if vma.start > start:
             raise SysError(errno.ENOMEM)
-        vm_flags = calc_vm_prot_bits(prot) | (vma.vm_flags & ~VM_ACCESS_FLAGS)
+        vm_flags = calc_vm_prot_bits(prot, override_mprotect_pkey(mm, vma, prot, pkey))
+        vm_flags |= vma.vm_flags & ~(VM_ACCESS_FLAGS | VM_PKEY_MASK)
         if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
             raise SysError(errno.EACCES)
         start = mprotect_fixup(mm, vma, start, min(vma.end, end), vm_flags)

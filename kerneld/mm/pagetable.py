@@ -25,6 +25,7 @@ from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_PFN_MASK,
+    PTE_PKEY_MASK,
     PTE_PRESENT,
     PTE_PSE,
     PTE_RW,
@@ -35,6 +36,7 @@ from kerneld.hw.paging import (
     pte_pfn,
     translate,
 )
+from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames import PG_TABLE, Frames, Pfns
 from kerneld.mm.leaf_walk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
@@ -44,6 +46,9 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SI
 _READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
 _WRITTEN = _READ | PTE_RW | PTE_DIRTY
 """An entry with all of these needs no change and no fault for such an access."""
+_READ_KEY, _WRITTEN_KEY = _READ | PTE_PKEY_MASK, _WRITTEN | PTE_PKEY_MASK
+_KEY_0 = PKRU_AD | PKRU_WD
+"""Key 0's bits of PKRU."""
 _MAX_CACHED = 64
 
 
@@ -73,22 +78,25 @@ class PageTable(LeafWalk):
         """The physical address of the root, in bytes."""
         return self.root << PAGE_SHIFT
 
-    def translate(self, vaddr: Vaddr, access: int) -> int:
-        """Translate one user access as `kerneld.hw.paging.translate` does, by way of the paging-structure cache."""
+    def translate(self, vaddr: Vaddr, access: int, pkru: int) -> int:
+        """Translate one user access as `kerneld.hw.paging.translate` does, by way of the paging-structure cache.
+
+        The quick ways are for pages with key 0, which `pkru` nearly always allows.
+        """
         cached = self._cached.get(vaddr >> PMD_SHIFT)
         words = self._words
         if cached is not None and words[cached[0]] == cached[1]:
             entry = words[cached[2] | vaddr >> PAGE_SHIFT & 511]
             if access == PF_WRITE:
-                if entry & _WRITTEN == _WRITTEN:
+                if entry & _WRITTEN_KEY == _WRITTEN and not pkru & _KEY_0:
                     return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
-            elif not access and entry & _READ == _READ:
+            elif not access and entry & _READ_KEY == _READ and not pkru & _KEY_0:
                 return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
             if not entry:
                 return ~(PF_USER | access)
         elif not self.deposited and self.find_pte(vaddr) is not None:
-            return self.translate(vaddr, access)  # It is in the cache now.
-        return translate(words, self.root, vaddr, access)
+            return self.translate(vaddr, access, pkru)  # It is in the cache now.
+        return translate(words, self.root, vaddr, access, pkru)
 
     def find_pte(self, vaddr: Vaddr) -> int | None:
         """Return the word index of the entry for a page, or None where no leaf table is: a huge page has none."""

@@ -22,6 +22,7 @@ from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.pace import Pace
+from kerneld.mm.pkeys import vma_access_permitted
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
@@ -82,11 +83,14 @@ def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
     """Fault a page-aligned part of a VMA in: for writing where it is private and writable, else for reading.
 
-    Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:populate_vma_page_range().
+    Returns 0 or the VM_FAULT_* that stopped it: memory whose protection key denies the access is not faulted in. The
+    address space is that of whoever runs. Source: Linux v6.8 mm/gup.c:populate_vma_page_range(), check_vma_flags().
     """
     if not _is_populated(vma):
         return 0
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    if not vma_access_permitted(mm.frames.processor.pkru, vma, write):
+        return VM_FAULT_SIGSEGV
     return fault_in_range(mm, vma, start, end, write, foll_touch=True)[1]
 
 

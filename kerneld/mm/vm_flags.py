@@ -35,6 +35,9 @@ VM_SOFTDIRTY = 0x800_0000
 VM_HUGEPAGE = 0x2000_0000
 VM_NOHUGEPAGE = 0x4000_0000
 VM_MERGEABLE = 0x8000_0000
+VM_PKEY_SHIFT = 32
+VM_PKEY_MASK = 0xF << VM_PKEY_SHIFT
+"""The protection key (Linux: VM_PKEY_BIT0 to 3, ARCH_VM_PKEY_FLAGS)."""
 
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_STACK = VM_GROWSDOWN
@@ -47,12 +50,12 @@ VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 _PROT_BITS = VM_READ | VM_WRITE | VM_EXEC
 
 
-def calc_vm_prot_bits(prot: int) -> int:
-    """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*: the three bits are equal in value.
+def calc_vm_prot_bits(prot: int, pkey: int) -> int:
+    """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*, which are equal in value, and a key's VM_PKEY bits.
 
-    Source: Linux v6.8 include/linux/mman.h:calc_vm_prot_bits().
+    Source: Linux v6.8 include/linux/mman.h:calc_vm_prot_bits(), arch/x86/include/asm/mman.h.
     """
-    return prot & (Prot.READ | Prot.WRITE | Prot.EXEC).value & _PROT_BITS
+    return prot & (Prot.READ | Prot.WRITE | Prot.EXEC).value & _PROT_BITS | pkey << VM_PKEY_SHIFT
 
 
 def calc_vm_flag_bits(flags: int) -> int:

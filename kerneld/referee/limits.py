@@ -5,6 +5,7 @@ Source: Linux v6.8 Documentation/admin-guide/sysctl/vm.rst.
 
 from __future__ import annotations
 
+import re
 import resource
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def host_sysctl(lowest_hint: int, thp: TransparentHugepage) -> Sysctl:
 
 
 _NAMES = ("max_map_count", "mmap_min_addr", "overcommit_memory")
+
+
+def host_has_pkeys() -> bool:
+    """Tell whether the host's processor has memory protection keys, and its kernel uses them (X86_FEATURE_OSPKE)."""
+    flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return flags is not None and "ospke" in flags[1].split()
 
 
 def own_rlimits() -> Rlimits:

@@ -25,7 +25,7 @@ from kerneld.mm.mmap import do_mmap
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.layout import Layout
-from kerneld.referee.limits import host_sysctl, own_rlimits
+from kerneld.referee.limits import host_has_pkeys, host_sysctl, own_rlimits
 from kerneld.referee.mode import Mode, thp_of
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.referee.this_host import Notices
@@ -85,6 +85,7 @@ class Simulated:
             swap_bytes=SWAP_BYTES if mode is Mode.SWAP else 0,
             check_invariants=check_invariants,
             sysctl=host_sysctl(layout.lowest_hint, thp_of(mode)),
+            pku=host_has_pkeys(),
         )
         self.kernel = _Machine(config)
         self._cred = Cred(uid, os.getgid(), uid == 0)
@@ -142,6 +143,7 @@ class Simulated:
         except SysError as error:
             return Outcome(-error.errno)
         self._add(child, Process(_pids(), parent.cred, mm, parent.comm, time.monotonic()))
+        self.threads[child].pkru = self.pkru(who)
         self._touch_taken(child)
         return Outcome(0)
 
@@ -168,6 +170,11 @@ class Simulated:
         fds = [os.dup(self._files.get_fd(file))] if file >= 0 else []
         outcome = self._call(who, nr, args, data, fds)
         return outcome._replace(data=outcome.data if nr == Nr.MINCORE else b"")
+
+    def pkru(self, who: int) -> int:
+        """Return what the register PKRU is for a process."""
+        rq, thread = self.kernel.rq, self.threads[who]
+        return rq.processor.pkru if rq.curr is thread else thread.pkru
 
     def pid(self, who: int) -> int:
         """Return a process's pid; one that nobody has where it has ended."""
@@ -201,6 +208,8 @@ class Simulated:
             os.close(fd)
         info = answer.siginfo
         if info is not None:
+            if info.pkru is not None and not info.fatal:
+                self.kernel.rq.processor.wrpkru(info.pkru)
             return Outcome(answer.ret, answer.signo, info.si_code, info.si_addr)
         return Outcome(answer.ret, data=answer.data)
 

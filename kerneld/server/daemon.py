@@ -77,6 +77,8 @@ class DaemonConfig:
     """The gid of a group whose members may connect too."""
     trace_buffer_bytes: int | None = None
     """The largest buffer that a trace may have; None: what `kerneld.trace` says."""
+    pku: bool = True
+    """Whether the processor has memory protection keys."""
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
@@ -128,6 +130,7 @@ def build_kernel(config: DaemonConfig) -> Kernel:
                 swap_bytes=config.swap_bytes,
                 sysctl=config.sysctl,
                 files=config.files,
+                pku=config.pku,
             )
         )
     except (OSError, MemoryError, ValueError) as error:

@@ -23,7 +23,7 @@ from kerneld.strace.values import (
     signed,
 )
 from shared.trace.text import call_name
-from shared.uapi.mman import Madv, Mcl, Mremap, Ms, Prot
+from shared.uapi.mman import Madv, Mcl, Mremap, Ms, Pkey, Prot
 from shared.uapi.resource import Rlimit
 from shared.uapi.shadowpt import Layout
 from shared.uapi.signals import Disposition
@@ -58,6 +58,9 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.CLOSE: (signed,),
     Nr.MMAP: (*_RANGE, _PROT, map_flags, signed, hexadecimal),
     Nr.MPROTECT: (*_RANGE, _PROT),
+    Nr.PKEY_MPROTECT: (*_RANGE, _PROT, signed),
+    Nr.PKEY_ALLOC: (hexadecimal, flags(Pkey, "PKEY_")),
+    Nr.PKEY_FREE: (signed,),
     Nr.MUNMAP: _RANGE,
     Nr.BRK: (pointer,),
     Nr.RT_SIGACTION: (signal_name, _disposition),
@@ -86,24 +89,25 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.TOUCH: (*_RANGE, one_of(Access, "")),
     Nr.PROCREAD: (hexadecimal, number),
     Nr.RAM: (signed,),
+    Nr.WRPKRU: (hexadecimal,),
     **dict.fromkeys(
         (
             Nr.GETPID, Nr.GETUID, Nr.GETPPID, Nr.MUNLOCKALL, Nr.GETTID, Nr.SHADOWPT_CLOSE, Nr.SHADOWPT_START,
-            Nr.SHADOWPT_STOP, Nr.CLONE,
+            Nr.SHADOWPT_STOP, Nr.CLONE, Nr.RDPKRU,
         ),
         (),
     ),
 }  # fmt: skip
-_ADDRESSES = frozenset({Nr.MMAP, Nr.MREMAP, Nr.BRK, Nr.RAM, Nr.CLONE})
+_ADDRESSES = frozenset({Nr.MMAP, Nr.MREMAP, Nr.BRK, Nr.RAM, Nr.CLONE, Nr.RDPKRU})
 """Whose result reads better in hexadecimal."""
 _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
-MACHINE = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH)})
+MACHINE = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU)})
 """No calls: the processor."""
 CLASSES: dict[str, frozenset[int]] = {
     "memory": frozenset(
         {
             Nr.MMAP, Nr.MPROTECT, Nr.MUNMAP, Nr.BRK, Nr.MREMAP, Nr.MSYNC, Nr.MINCORE, Nr.MADVISE, Nr.MLOCK, Nr.MUNLOCK,
-            Nr.MLOCKALL, Nr.MUNLOCKALL, Nr.MLOCK2, Nr.PROCESS_MADVISE,
+            Nr.MLOCKALL, Nr.MUNLOCKALL, Nr.MLOCK2, Nr.PROCESS_MADVISE, Nr.PKEY_MPROTECT,
         }
     ),
     "process": frozenset({Nr.EXECVE, Nr.EXIT, Nr.EXIT_GROUP, Nr.ATTACH, Nr.CLONE}),

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from signal import SIGSEGV
+from typing import Any, NamedTuple
 
 from kerneld.strace.calls import call_text, result_text
 from kerneld.strace.values import pointer, quoted, signal_code, signal_name
@@ -26,7 +27,7 @@ from shared.trace.events import (
     SYS_EXIT,
 )
 from shared.trace.record import Record
-from shared.uapi.signals import SI_USER
+from shared.uapi.signals import SI_USER, SegvCode
 from shared.uapi.syscalls import Nr
 
 _COLUMN = 40
@@ -167,7 +168,7 @@ class Printer:
             if fields["fatal"]:
                 yield from self._unreturned(record)
             if fields["sig"] != 9:
-                yield self._prefix(record, record.time) + _signal_text(fields["sig"], fields["code"], address)
+                yield self._prefix(record, record.time) + _signal_text(fields, address)
         elif record.event is PROCESS_EXEC:
             pending = self._pending.get((record.pid, record.tid))
             if pending is not None and pending.nr == Nr.EXECVE:
@@ -195,9 +196,12 @@ class Printer:
         return f"{text}.{microseconds:06} " if level > 1 else f"{text} "
 
 
-def _signal_text(signo: int, code: int, address: int) -> str:
+def _signal_text(fields: dict[str, Any], address: int) -> str:
+    signo, code = fields["sig"], fields["code"]
     name = signal_name(signo)
     where = "" if code == SI_USER else f", si_addr={pointer(address)}"
+    if (signo, code) == (SIGSEGV, SegvCode.PKUERR):
+        where += f", si_pkey={fields['pkey']}"
     return f"--- {name} {{si_signo={name}, si_code={signal_code(signo, code)}{where}}} ---"
 
 

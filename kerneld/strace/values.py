@@ -12,7 +12,7 @@ from enum import IntEnum, IntFlag
 from signal import Signals
 
 from shared.uapi.mman import MAP_TYPE, Map
-from shared.uapi.signals import SI_KERNEL, SI_USER, BusCode, SegvCode
+from shared.uapi.signals import SI_KERNEL, SI_USER, BusCode, IllCode, SegvCode
 
 Show = Callable[[int], str]
 """Writes one argument: 64 bits as they stand in the register."""
@@ -23,7 +23,7 @@ _MAP_NAMES = {Map.BIT32: "32BIT"}
 _ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK", errno.EAGAIN: "EAGAIN"}
 """Where Python knows a number by another of its names."""
 _ESCAPES = {ord(char): "\\" + letter for char, letter in zip('"\\\t\n\v\f\r', '"\\tnvfr', strict=True)}
-_CODES: dict[int, type[IntEnum]] = {Signals.SIGSEGV: SegvCode, Signals.SIGBUS: BusCode}
+_CODES: dict[int, type[IntEnum]] = {Signals.SIGSEGV: SegvCode, Signals.SIGBUS: BusCode, Signals.SIGILL: IllCode}
 
 
 def pointer(value: int) -> str:

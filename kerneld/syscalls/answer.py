@@ -84,6 +84,11 @@ class Call:
         """Return an argument that is an int, a pid_t or a uid_t in C, as its unsigned 32 bits: the rest is ignored."""
         return self.args[index] & 0xFFFF_FFFF
 
+    def signed_int_arg(self, index: int) -> int:
+        """Return an argument that is an int in C, with its sign."""
+        value = self.args[index] & 0xFFFF_FFFF
+        return value - (1 << 32) if value >> 31 else value
+
     def may_write(self, file: File) -> bool:
         """Tell whether the caller owns a file or may write to it, in whatever way it is open."""
         return self.kernel.files.may_write(file, self.process.cred)

@@ -20,6 +20,7 @@ from kerneld.fs.file_limits import FileRules
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
 from kerneld.fs.procfs import ProcFs
+from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
 from kerneld.mm.dying import Dying
 from kerneld.mm.frames import Frames
@@ -75,6 +76,8 @@ class KernelConfig:
     """vm.* and who gets huge pages, as the machine starts."""
     files: FileRules = field(default_factory=FileRules)
     """How many files of whom are used, and which are."""
+    pku: bool = True
+    """Whether the processor has memory protection keys."""
     check_invariants: bool = False
     """Check everything after every request: for tests."""
 
@@ -131,7 +134,7 @@ class Kernel:
         self.config = config
         self.start_time = time.monotonic()
         self.ram = Ram(config.ram_bytes)
-        self.frames = Frames(self.ram, SwapFile(config.swap_bytes))
+        self.frames = Frames(self.ram, SwapFile(config.swap_bytes), Processor(ospke=config.pku))
         self.sysctl = replace(config.sysctl)
         init_reserves(self.frames, self.sysctl)
         self._inotify = Inotify()
@@ -144,7 +147,7 @@ class Kernel:
         self.ended = self.table.ended
         """Not empty exactly while take_ended() has something to say: looked at after each request."""
         self.procfs = ProcFs(self)
-        self.rq = RunQueue()
+        self.rq = RunQueue(self.frames.processor)
         """The processor: who runs, who waits for it."""
         self.oom_tasks = OomTasks(self.processes, self.rq, self.table.copies_of)
         self._oom_killer = OomKiller(

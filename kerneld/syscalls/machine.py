@@ -11,6 +11,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task import cpu
+from kerneld.task.trap import exc_invalid_op
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 from shared.wire import MAX_INLINE
 
@@ -49,6 +50,27 @@ def touch(call: Call) -> int | Answer | Work:
     if length <= PMD_SIZE:
         return cpu.touch(call.thread, call.kernel.ram, vaddr, length, _ACCESS[access])
     return Work(cpu.touch_in_pieces(call.thread, call.kernel.ram, vaddr, length, _ACCESS[access])).go_on()
+
+
+def rdpkru(call: Call) -> int:
+    """No arguments. Returns PKRU; on a processor without protection keys there is no such instruction: SIGILL.
+
+    Source: Intel SDM, volume 2, RDPKRU.
+    """
+    processor = call.kernel.rq.processor
+    if not processor.ospke:
+        exc_invalid_op(call.thread)
+    return processor.pkru
+
+
+def wrpkru(call: Call) -> int:
+    """args: what PKRU is to be, in the lower 32 bits. As `rdpkru`. Source: Intel SDM, volume 2, WRPKRU."""
+    processor = call.kernel.rq.processor
+    if processor.ospke:
+        processor.wrpkru(call.args[0])
+    else:
+        exc_invalid_op(call.thread)
+    return 0
 
 
 def restart_syscall(call: Call) -> int | Answer | Work:

@@ -17,6 +17,7 @@ from kerneld.mm.mmap import do_mmap, wants_populate
 from kerneld.mm.mprotect import do_mprotect
 from kerneld.mm.mremap import do_mremap
 from kerneld.mm.munmap import do_munmap
+from kerneld.mm.pkeys import pkey_alloc, pkey_free
 from kerneld.mm.populate import populate_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.mm.writeback import do_msync
@@ -96,6 +97,23 @@ def sys_munmap(call: Call) -> int:
 def sys_mprotect(call: Call) -> int:
     """args: addr, length, prot."""
     do_mprotect(call.mm, call.args[0], call.args[1], call.args[2])
+    return 0
+
+
+def sys_pkey_mprotect(call: Call) -> int:
+    """args: addr, length, prot, key: -1 for none, which is mprotect."""
+    do_mprotect(call.mm, call.args[0], call.args[1], call.args[2], call.signed_int_arg(3))
+    return 0
+
+
+def sys_pkey_alloc(call: Call) -> int:
+    """args: flags, what PKRU is to deny of the key. Returns the key."""
+    return pkey_alloc(call.mm, call.args[0], call.args[1])
+
+
+def sys_pkey_free(call: Call) -> int:
+    """args: key."""
+    pkey_free(call.mm, call.signed_int_arg(0))
     return 0
 
 

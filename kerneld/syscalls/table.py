@@ -15,6 +15,9 @@ _TABLE: dict[Nr, Handler] = {
     Nr.CLOSE: trace.sys_close,
     Nr.MMAP: memory.sys_mmap,
     Nr.MPROTECT: memory.sys_mprotect,
+    Nr.PKEY_MPROTECT: memory.sys_pkey_mprotect,
+    Nr.PKEY_ALLOC: memory.sys_pkey_alloc,
+    Nr.PKEY_FREE: memory.sys_pkey_free,
     Nr.MUNMAP: memory.sys_munmap,
     Nr.BRK: memory.sys_brk,
     Nr.MSYNC: memory.sys_msync,
@@ -50,6 +53,8 @@ _TABLE: dict[Nr, Handler] = {
     Nr.TOUCH: machine.touch,
     Nr.PROCREAD: machine.procread,
     Nr.RAM: machine.ram,
+    Nr.RDPKRU: machine.rdpkru,
+    Nr.WRPKRU: machine.wrpkru,
     Nr.CLONE: process.clone,
 }
 

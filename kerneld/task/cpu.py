@@ -37,10 +37,11 @@ def _translate(thread: Thread, vaddr: Vaddr, access: int) -> int:
         return -1
     rq = thread.rq
     assert rq is not None
+    processor = rq.processor
     for _ in range(_PATIENCE):
         pgd = rq.pgd
         assert pgd is not None
-        paddr = pgd.translate(vaddr, access)
+        paddr = pgd.translate(vaddr, access, processor.pkru)
         if paddr >= 0:
             return paddr
         exc_page_fault(thread, ~paddr, vaddr)
@@ -134,7 +135,9 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
     mm = process.live_mm
     vma = mm.vmas.lookup(start)
     # Whoever is told of faults is told of each: then every page goes the processor's way.
-    if vma is None or process.on_page_fault is not None or access == PF_INSTR or access_error(PF_USER | access, vma):
+    if vma is None or process.on_page_fault is not None or access == PF_INSTR:
+        return 0
+    if access_error(PF_USER | access, vma, mm.frames.processor.pkru):
         return 0
     end = min(end, vma.end)
     if end <= start:
@@ -165,7 +168,7 @@ def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
         or process.on_page_fault is not None
         or vma.file is not None
         or vma.end < end
-        or access_error(PF_USER | PF_WRITE, vma)
+        or access_error(PF_USER | PF_WRITE, vma, mm.frames.processor.pkru)
     ):
         return
     # Twice the pages are more than their tables can add.

@@ -111,10 +111,15 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
     mm.is_superusers = process.cred.superuser
     mm.dumpable = bprm.dumpable
+    processor = old.frames.processor
+    pkru = processor.pkru
+    # Before a segment takes a key: a new program has no say in what others had denied (Linux: pkru_flush_thread()).
+    processor.wrpkru(processor.init_pkru)
     try:
         _load(mm, process.cred, file, image, arguments, open_interpreter)
     except SysError:
         exit_mmap(mm)
+        processor.wrpkru(pkru)
         raise
     process.exec_mmap(mm)
     process.dispositions = {

@@ -1,10 +1,10 @@
 """The run queue of the one processor, and the switch from one thread to another.
 
-Owns who is `curr` (Linux: current), which address space CR3 names, and who waits for the processor. A thread is on the
-run queue (`on_rq`) while a request of its is run or waits for its next slice of time; it sleeps while its client has
-nothing to ask. Knows no socket: the server's loop stands where Linux's idle task does. It hears who has something to
-ask (as interrupts tell it), has that thread run (`run_task`), and gets the processor back when a thread has used up its
-slice or has died: `curr` is None then.
+Owns who is `curr` (Linux: current), which address space CR3 names, whose PKRU is loaded, and who waits for the
+processor. A thread is on the run queue (`on_rq`) while a request of its is run or waits for its next slice of time; it
+sleeps while its client has nothing to ask. Knows no socket: the server's loop stands where Linux's idle task does. It
+hears who has something to ask (as interrupts tell it), has that thread run (`run_task`), and gets the processor back
+when a thread has used up its slice or has died: `curr` is None then.
 
 A thread that has answered stays `curr` until another is to run: it is in user mode, as far as can be known. Its sleep
 is therefore noted late, when it no longer costs its next request anything.
@@ -22,6 +22,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug
+from kerneld.hw.processor import Processor
 
 if TYPE_CHECKING:
     from kerneld.mm.mm import MmStruct
@@ -38,9 +39,9 @@ EXIT_TO_USER_MODE_WORK = TIF_SIGPENDING | TIF_NEED_RESCHED
 class RunQueue:
     """The processor's run queue (Linux: struct rq)."""
 
-    __slots__ = ("curr", "mm", "next", "nr_switches", "pgd", "queue")
+    __slots__ = ("curr", "mm", "next", "nr_switches", "pgd", "processor", "queue")
 
-    def __init__(self) -> None:
+    def __init__(self, processor: Processor | None = None) -> None:
         self.curr: Thread | None = None
         """Who runs; None: the loop, which is no thread."""
         self.next: Thread | None = None
@@ -51,6 +52,8 @@ class RunQueue:
         """The address space whose page table is loaded (Linux: cpu_tlbstate.loaded_mm)."""
         self.pgd: PageTable | None = None
         """Its page table: what the processor translates by."""
+        self.processor = processor or Processor()
+        """The other registers that a switch saves and loads."""
         self.nr_switches = 0
 
     @property
@@ -154,10 +157,15 @@ def pick_next_task(rq: RunQueue, prev: Thread | None) -> Thread | None:
 def context_switch(rq: RunQueue, prev: Thread | None, following: Thread | None) -> None:
     """Make another thread `curr`, and load its page table. Source: Linux v6.8 kernel/sched/core.c:context_switch().
 
-    The loop has no address space of its own: CR3 stays what it was (Linux: lazy TLB).
+    The loop has no address space of its own: CR3 stays what it was (Linux: lazy TLB). PKRU is a thread's own:
+    arch/x86/kernel/process_64.c:x86_pkru_load().
     """
     rq.nr_switches += 1
     rq.curr = following
+    if prev is not None:
+        prev.pkru = rq.processor.pkru
+    if following is not None and rq.processor.ospke:
+        rq.processor.pkru = following.pkru
     mm = following.process.mm if following is not None else None
     if mm is not None and mm is not rq.mm:
         switch_mm(rq, mm)

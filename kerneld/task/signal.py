@@ -10,14 +10,15 @@ Invariant: TIF_SIGPENDING is set exactly while a signal is pending.
 from __future__ import annotations
 
 import errno
-from signal import SIGKILL, SIGSTOP
+from signal import SIGKILL, SIGSEGV, SIGSTOP
 
 from kerneld.errors import SysError
+from kerneld.hw.processor import Processor
 from kerneld.task.exit import do_group_exit
 from kerneld.task.sched import TIF_SIGPENDING
 from kerneld.task.task import Delivered, Process, Thread
 from shared.uapi.page import Vaddr
-from shared.uapi.signals import NSIG, Disposition
+from shared.uapi.signals import NSIG, Disposition, SegvCode
 from shared.wire import SigInfo
 
 
@@ -39,6 +40,15 @@ def force_sig_fault(thread: Thread, signo: int, si_code: int, address: Vaddr) ->
     Source: Linux v6.8 kernel/signal.c:force_sig_fault().
     """
     force_sig_fault_to_task(thread, signo, si_code, address)
+
+
+def force_sig_pkuerr(thread: Thread, address: Vaddr, pkey: int) -> None:
+    """Raise SIGSEGV where a protection key denied the access to an address of the running thread.
+
+    Source: Linux v6.8 kernel/signal.c:force_sig_pkuerr().
+    """
+    info = SigInfo(SegvCode.PKUERR, False, address, pkey, _processor(thread).pkru)
+    force_sig_info_to_task(thread, SIGSEGV, info)
 
 
 def force_sig_fault_to_task(thread: Thread, signo: int, si_code: int, address: Vaddr) -> None:
@@ -127,8 +137,19 @@ def recalc_sigpending(thread: Thread) -> None:
 
 
 def handle_signal(thread: Thread, caught: Delivered) -> None:
-    """Have the client library run the program's handler. Source: Linux v6.8 arch/x86/kernel/signal.c:handle_signal().
+    """Have the client library run the program's handler.
 
-    Differs from Linux: no frame is laid on the program's stack; the reply to the request says it.
+    The handler has the PKRU that programs start with. Differs from Linux: no frame is laid on the program's stack; the
+    reply to the request says it. Where PKRU was another, the reply says that too, and whoever runs the handler sets it
+    again (WRPKRU), as sigreturn would. Source: Linux v6.8 arch/x86/kernel/signal.c:handle_signal(),
+    arch/x86/kernel/fpu/core.c:fpu__clear_user_states().
     """
+    processor = _processor(thread)
+    if processor.pkru != processor.init_pkru:
+        caught = Delivered(caught.signo, caught.info._replace(pkru=processor.pkru))
+        processor.wrpkru(processor.init_pkru)
     thread.delivered = caught
+
+
+def _processor(thread: Thread) -> Processor:
+    return thread.process.live_mm.frames.processor

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kerneld.errors import SysError
+from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
@@ -37,6 +38,7 @@ class _Token:
     mm: MmStruct
     cred: Cred
     dispositions: dict[int, Disposition]
+    pkru: int
 
 
 class ProcessTable:
@@ -65,25 +67,31 @@ class ProcessTable:
             raise SysError(errno.EINVAL)
         process = self.processes.get(pid)
         if process is None:
-            process = self._new_process(pid, uid, gid, token)
+            process, pkru = self._new_process(pid, uid, gid, token)
         elif token or any(thread.tid == tid for thread in process.threads):
             raise SysError(errno.EINVAL)
+        else:
+            pkru = process.threads[0].pkru
         thread = Thread(tid, process)
+        thread.pkru = pkru
         process.threads.append(thread)
         return thread
 
-    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> Process:
+    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> tuple[Process, int]:
+        """Return a process and the PKRU that its first thread has."""
+        pkru = INIT_PKRU
         if token:
             copy = self._take_token(pid, token)
             process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
             process.dispositions = copy.dispositions
+            pkru = copy.pkru
         else:
             fresh = Cred(uid, gid, uid in (0, self._superuser_uid)), True
             cred, dumpable = self._find_dropped(pid) or fresh
             process = Process(pid, cred, self._new_mm(), find_comm(pid), time.monotonic())
             process.live_mm.dumpable = dumpable
         self.add(process)
-        return process
+        return process, pkru
 
     def add(self, process: Process) -> None:
         """Take a process in; it leaves the table when it ends."""
@@ -99,7 +107,7 @@ class ProcessTable:
         return copy
 
     def clone(self, parent: Process) -> int:
-        """Copy a process's memory now and return the token with which its child attaches.
+        """Copy a process's memory, and the PKRU of its thread that runs, and return the token for the child's attach.
 
         Raises SysError(EAGAIN) with too many copies waiting, or too many mappings in them, SysError(ENOMEM).
         """
@@ -111,7 +119,7 @@ class ProcessTable:
             raise SysError(errno.EAGAIN)
         mm = dup_mmap(parent.live_mm)
         token = secrets.randbits(62) + 1
-        self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy())
+        self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
         return token
 
     def copies_of(self, parent: Process) -> list[MmStruct]:

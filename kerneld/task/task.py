@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from signal import SIGKILL
 
+from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.limits import Rlimits
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import mmput
@@ -108,14 +109,16 @@ class Thread:
     """One thread of a process: one connection."""
 
     __slots__ = (
-        "__weakref__", "connection", "delivered", "flags", "on_rq", "pending", "process", "rq", "siginfo", "state",
-        "tid",
+        "__weakref__", "connection", "delivered", "flags", "on_rq", "pending", "pkru", "process", "rq", "siginfo",
+        "state", "tid",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
         self.tid = tid
         self.process = process
         self.connection: object | None = None
+        self.pkru = INIT_PKRU
+        """PKRU while it does not run: `kerneld.task.sched` loads and saves it (Linux: thread.pkru)."""
         self.state = TASK_INTERRUPTIBLE
         """TASK_ of `kerneld.task.sched`: what it is, or is to be once it is off the processor."""
         self.on_rq = False

@@ -7,28 +7,30 @@ Linux v6.8 arch/x86/mm/fault.c.
 |-------------------------------------------------|---------------------------------------------------|
 | in a VMA whose rights allow it                  | `handle_mm_fault`; its SIGBUS becomes a signal    |
 | below a VMA that grows down, within its limits  | the VMA grows, then as above                      |
+| in a VMA, its protection key denies data        | SIGSEGV, SEGV_PKUERR, also where its rights would |
 | in a VMA, not allowed                           | SIGSEGV, SEGV_ACCERR                              |
 | in no VMA, or not in user space                 | SIGSEGV, SEGV_MAPERR                              |
 """
 
 from __future__ import annotations
 
-from signal import SIGBUS, SIGKILL, SIGSEGV
+from signal import SIGBUS, SIGILL, SIGKILL, SIGSEGV
 
 import structlog
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PF_PROT, PF_WRITE
+from kerneld.hw.paging import PF_INSTR, PF_PK, PF_PROT, PF_WRITE
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pkeys import vma_access_permitted, vma_pkey
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE
 from kerneld.mm.vma import Vma
 from kerneld.task.entry import irqentry_exit
-from kerneld.task.signal import force_sig_fault
+from kerneld.task.signal import force_sig_fault, force_sig_pkuerr
 from kerneld.task.task import Thread
 from shared.uapi.page import TASK_SIZE, Vaddr
-from shared.uapi.signals import SI_KERNEL, BusCode, Disposition, SegvCode
+from shared.uapi.signals import SI_KERNEL, BusCode, Disposition, IllCode, SegvCode
 
 _log = structlog.get_logger("kerneld.mm")
 
@@ -67,8 +69,8 @@ def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
     if vma is None:
         bad_area_nosemaphore(thread, error_code, address)
         return
-    if access_error(error_code, vma):
-        bad_area_access_error(thread, error_code, address)
+    if access_error(error_code, vma, mm.frames.processor.pkru):
+        bad_area_access_error(thread, error_code, address, vma)
         return
     fault = handle_mm_fault(mm, vma, address, error_code & PF_WRITE != 0)
     if fault & VM_FAULT_ERROR:
@@ -111,11 +113,16 @@ def find_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
     return mm.vmas.find(address)
 
 
-def access_error(error_code: int, vma: Vma) -> bool:
-    """Tell whether a VMA's rights forbid the access: a fetch is a read here, and fails later at the entry's NX bit.
+def access_error(error_code: int, vma: Vma, pkru: int) -> bool:
+    """Tell whether a VMA's key or its rights forbid the access of whoever runs, whose PKRU it is.
 
-    Source: Linux v6.8 arch/x86/mm/fault.c:access_error().
+    The key is asked first, so that no page comes that could not be accessed. To its rights a fetch is a read, and fails
+    later at the entry's NX bit. Source: Linux v6.8 arch/x86/mm/fault.c:access_error().
     """
+    if error_code & PF_PK or not vma_access_permitted(
+        pkru, vma, error_code & PF_WRITE != 0, error_code & PF_INSTR != 0
+    ):
+        return True
     if error_code & PF_WRITE:
         return not vma.vm_flags & VM_WRITE
     return error_code & PF_PROT != 0 or not vma.vm_flags & VM_ACCESS_FLAGS
@@ -126,10 +133,13 @@ def bad_area_nosemaphore(thread: Thread, error_code: int, address: Vaddr) -> Non
     __bad_area_nosemaphore(thread, error_code, address, SegvCode.MAPERR)
 
 
-def __bad_area_nosemaphore(thread: Thread, error_code: int, address: Vaddr, si_code: int) -> None:
+def __bad_area_nosemaphore(thread: Thread, error_code: int, address: Vaddr, si_code: int, pkey: int = 0) -> None:
     """An access that cannot be: SIGSEGV. Source: Linux v6.8 arch/x86/mm/fault.c:__bad_area_nosemaphore()."""
     show_signal_msg(thread, error_code, address)
-    force_sig_fault(thread, SIGSEGV, si_code, address)
+    if si_code == SegvCode.PKUERR:
+        force_sig_pkuerr(thread, address, pkey)
+    else:
+        force_sig_fault(thread, SIGSEGV, si_code, address)
 
 
 def show_signal_msg(thread: Thread, error_code: int, address: Vaddr) -> None:
@@ -139,9 +149,22 @@ def show_signal_msg(thread: Thread, error_code: int, address: Vaddr) -> None:
         _log.debug("segfault", comm=process.comm, pid=process.pid, at=hex(address), error=error_code)
 
 
-def bad_area_access_error(thread: Thread, error_code: int, address: Vaddr) -> None:
+def bad_area_access_error(thread: Thread, error_code: int, address: Vaddr, vma: Vma) -> None:
     """The VMA forbids it. Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_access_error(), __bad_area()."""
-    __bad_area_nosemaphore(thread, error_code, address, SegvCode.ACCERR)
+    if bad_area_access_from_pkeys(error_code, vma, thread.process.live_mm.frames.processor.pkru):
+        __bad_area_nosemaphore(thread, error_code, address, SegvCode.PKUERR, vma_pkey(vma))
+    else:
+        __bad_area_nosemaphore(thread, error_code, address, SegvCode.ACCERR)
+
+
+def bad_area_access_from_pkeys(error_code: int, vma: Vma, pkru: int) -> bool:
+    """Tell whether it is the VMA's key that forbids it, whatever its rights say.
+
+    Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_access_from_pkeys().
+    """
+    if error_code & PF_PK:
+        return True
+    return not vma_access_permitted(pkru, vma, error_code & PF_WRITE != 0, error_code & PF_INSTR != 0)
 
 
 def do_sigbus(thread: Thread, address: Vaddr) -> None:
@@ -171,4 +194,13 @@ def exc_general_protection(thread: Thread) -> None:
     Source: arch/x86/kernel/traps.c:exc_general_protection().
     """
     force_sig_fault(thread, SIGSEGV, SI_KERNEL, 0)
+    irqentry_exit(thread)
+
+
+def exc_invalid_op(thread: Thread) -> None:
+    """An instruction that this processor does not have: SIGILL. Where it lies nobody says, so there is no address.
+
+    Source: arch/x86/kernel/traps.c:exc_invalid_op(), handle_invalid_op().
+    """
+    force_sig_fault(thread, SIGILL, IllCode.ILLOPN, 0)
     irqentry_exit(thread)

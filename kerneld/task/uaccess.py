@@ -1,6 +1,6 @@
 """A process's own memory as the kernel accesses it on the process's behalf: like its own access, without signals.
 
-The page table decides, so that what the program could load can be read here: memory that is only executable, say. Each
+The page table decides, and PKRU as it is for the program: what the program could load can be read here. Each
 page that is missing is faulted in; where that fails the copy ends and says how far it came. Answers to Linux v6.8
 include/linux/uaccess.h: copy_from_user(), copy_to_user(), and arch/x86/mm/fault.c for a fault in kernel mode.
 """
@@ -56,14 +56,15 @@ def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
 
 def _user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
     """Return the physical address of an access, or -1 where it is not allowed or nothing is there."""
+    pkru = mm.frames.processor.pkru
     for _ in range(_PATIENCE):
         if vaddr >= TASK_SIZE:
             return -1
-        paddr = translate(mm.frames.ram.words, mm.page_table.root, vaddr, access)
+        paddr = translate(mm.frames.ram.words, mm.page_table.root, vaddr, access, pkru)
         if paddr >= 0:
             return paddr
         vma = lock_mm_and_find_vma(mm, vaddr)
-        if vma is None or access_error(~paddr | PF_USER, vma):
+        if vma is None or access_error(~paddr | PF_USER, vma, pkru):
             return -1
         if handle_mm_fault(mm, vma, vaddr, access == PF_WRITE) & VM_FAULT_ERROR:
             return -1

@@ -36,6 +36,7 @@ _Static_assert(sizeof(struct kd_request) == 56 && sizeof(struct kd_reply) == 16,
 /* What <linux/shadowpt.h> calls user_shadow_pt and shadow_pte. */
 struct range { uint64_t start, end, entries; };
 #define ENTRY_BYTES 24UL
+#define START_PKRU 0x55555554U /* as every program begins, and a handler */
 
 /* ---- The caller's own memory, from /proc/self/maps ---- */
 
@@ -365,10 +366,12 @@ static int take_replies(struct kd *kd, struct kd_call *calls, size_t nr, size_t 
 		call->ret = reply.ret;
 		at += reply.size;
 		if (reply.signo != 0) {
-			if (bytes != sizeof(kd->signal.info))
+			struct kd_signal signal = { reply.signo, { 0, 0, 0, 0, START_PKRU } };
+
+			if (bytes != sizeof(signal.info) && bytes != offsetof(struct kd_siginfo, pkey))
 				return -1;
-			kd->signal.signo = reply.signo;
-			memcpy(&kd->signal.info, data, bytes);
+			memcpy(&signal.info, data, bytes);
+			kd->signal = signal;
 			continue;
 		}
 		call->out_got = bytes < call->out_bytes ? bytes : call->out_bytes;
@@ -376,6 +379,16 @@ static int take_replies(struct kd *kd, struct kd_call *calls, size_t nr, size_t 
 			memcpy(call->out, data, call->out_got);
 	}
 	return at == length ? (int)count : -1;
+}
+
+/* A caught signal leaves PKRU as a handler has it: set it again, as sigreturn would. */
+static void restore_pkru(struct kd *kd)
+{
+	struct kd_signal signal = kd->signal;
+
+	if (signal.info.pkru != START_PKRU)
+		kd_raw(kd, KD_WRPKRU, signal.info.pkru, 0, 0, 0, 0, 0);
+	kd->signal = signal;
 }
 
 int kd_run_fds(struct kd *kd, struct kd_call *calls, size_t nr, const int *fds, size_t nr_fds, int *fds_out,
@@ -408,6 +421,8 @@ int kd_run_fds(struct kd *kd, struct kd_call *calls, size_t nr, const int *fds, 
 	count = length <= 0 ? -1 : take_replies(kd, calls, nr, (size_t)length);
 	if (count > 0 && kd->signal.signo != 0 && kd->signal.info.fatal)
 		die(kd->signal.signo);
+	if (count > 0 && kd->signal.signo != 0)
+		restore_pkru(kd);
 	if (count > 0)
 		return count;
 	for (size_t i = 0; i < nr_got; i++)
@@ -528,6 +543,45 @@ int kd_munmap(struct kd *kd, uint64_t addr, size_t length)
 int kd_mprotect(struct kd *kd, uint64_t addr, size_t length, int prot)
 {
 	return (int)kd_syscall(kd, SYS_mprotect, addr, length, (uint64_t)prot, 0, 0, 0);
+}
+
+int kd_pkey_alloc(struct kd *kd, unsigned long flags, unsigned long rights)
+{
+	return (int)kd_syscall(kd, SYS_pkey_alloc, flags, rights, 0, 0, 0, 0);
+}
+
+int kd_pkey_free(struct kd *kd, int pkey)
+{
+	return (int)kd_syscall(kd, SYS_pkey_free, (uint32_t)pkey, 0, 0, 0, 0, 0);
+}
+
+int kd_pkey_mprotect(struct kd *kd, uint64_t addr, size_t length, int prot, int pkey)
+{
+	return (int)kd_syscall(kd, SYS_pkey_mprotect, addr, length, (uint64_t)prot, (uint32_t)pkey, 0, 0);
+}
+
+long kd_rdpkru(struct kd *kd)
+{
+	return kd_syscall(kd, KD_RDPKRU, 0, 0, 0, 0, 0, 0);
+}
+
+int kd_wrpkru(struct kd *kd, uint32_t pkru)
+{
+	return (int)kd_syscall(kd, KD_WRPKRU, pkru, 0, 0, 0, 0, 0);
+}
+
+int kd_pkey_get(struct kd *kd, int pkey)
+{
+	long pkru = pkey < 0 || pkey > 15 ? fail(EINVAL) : kd_rdpkru(kd);
+
+	return pkru < 0 ? -1 : (int)(pkru >> 2 * pkey & 3);
+}
+
+int kd_pkey_set(struct kd *kd, int pkey, unsigned rights)
+{
+	long pkru = pkey < 0 || pkey > 15 || rights > 3 ? fail(EINVAL) : kd_rdpkru(kd);
+
+	return pkru < 0 ? -1 : kd_wrpkru(kd, ((uint32_t)pkru & ~(3U << 2 * pkey)) | rights << 2 * pkey);
 }
 
 uint64_t kd_brk(struct kd *kd, uint64_t addr)

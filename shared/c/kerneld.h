@@ -13,7 +13,8 @@
  * with their tid.
  *
  * A fatal signal of the simulated machine (SIGSEGV, SIGBUS, SIGKILL) ends the real process with that real signal. One
- * that rt_sigaction has said to be caught (KD_SIGNAL_CAUGHT) is in `kd->signal` after the call.
+ * that rt_sigaction has said to be caught (KD_SIGNAL_CAUGHT) is in `kd->signal` after the call, and PKRU is what it was
+ * before it, as if a handler had run and returned.
  */
 #ifndef KERNELD_H
 #define KERNELD_H
@@ -43,7 +44,9 @@ enum kd_nr {
 	KD_TOUCH = 0x1003,
 	KD_PROCREAD = 0x1004,
 	KD_RAM = 0x1005,
-	KD_CLONE = 0x1006
+	KD_CLONE = 0x1006,
+	KD_RDPKRU = 0x1007,
+	KD_WRPKRU = 0x1008
 };
 enum kd_access { KD_READ = 0, KD_WRITE = 1, KD_FETCH = 2 };
 enum kd_disposition { KD_SIGNAL_DEFAULT = 0, KD_SIGNAL_IGNORE = 1, KD_SIGNAL_CAUGHT = 2 };
@@ -56,7 +59,8 @@ enum kd_layout { KD_LAYOUT_F24 = 0, KD_LAYOUT_F23 = 23, KD_LAYOUT_F25_PART1 = 25
 
 struct kd_request { uint32_t size; uint32_t nr; uint64_t args[6]; };
 struct kd_reply { uint32_t size; int32_t signo; int64_t ret; };
-struct kd_siginfo { int32_t code; int32_t fatal; uint64_t addr; }; /* si_addr is a macro of <signal.h> */
+/* si_addr is a macro of <signal.h>. pkey: the protection key of a SEGV_PKUERR; pkru: what PKRU was before the signal. */
+struct kd_siginfo { int32_t code; int32_t fatal; uint64_t addr; uint32_t pkey; uint32_t pkru; };
 
 struct user_shadow_pt; /* <linux/shadowpt.h> */
 
@@ -81,7 +85,7 @@ struct kd {
 	struct kd_table table;
 	int check_owner;    /* the path is one that nobody chose: see is_trusted() */
 };
-#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0 }, 0 }
+#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0 }, 0 }
 
 /* One call of a batch. Set what goes in, zero the rest. */
 struct kd_call {
@@ -128,6 +132,16 @@ uint64_t kd_mmap(struct kd *kd, uint64_t addr, size_t length, int prot, int flag
 int kd_munmap(struct kd *kd, uint64_t addr, size_t length);
 int kd_mprotect(struct kd *kd, uint64_t addr, size_t length, int prot);
 uint64_t kd_brk(struct kd *kd, uint64_t addr);
+
+/* Memory protection keys: pkey_alloc(2), pkey_free(2), pkey_mprotect(2), pkey_get(3), pkey_set(3), and the instructions
+   RDPKRU and WRPKRU, which are SIGILL where the machine has no keys. PKRU is this connection's own. */
+int kd_pkey_alloc(struct kd *kd, unsigned long flags, unsigned long rights);
+int kd_pkey_free(struct kd *kd, int pkey);
+int kd_pkey_mprotect(struct kd *kd, uint64_t addr, size_t length, int prot, int pkey);
+int kd_pkey_get(struct kd *kd, int pkey);
+int kd_pkey_set(struct kd *kd, int pkey, unsigned rights);
+long kd_rdpkru(struct kd *kd);
+int kd_wrpkru(struct kd *kd, uint32_t pkru);
 
 /* Fork the real and the simulated process; 0 in the child, whose `kd` is its own connection. The table is the parent's.
    kd_exit ends both. */

@@ -113,6 +113,10 @@ class SystemCalls:
         """Do what the signal in `reply` asks for; nothing when there is none. Raises what its handler raises."""
         if reply.signo:
             self._actions.deliver(reply)
+            info = reply.siginfo
+            if info is not None and info.pkru is not None:
+                # As sigreturn does it; a handler that raised has jumped out, and keeps what it had.
+                self.syscall(Nr.WRPKRU, info.pkru)
 
     def fileno(self) -> int:
         """Return the connection's descriptor, to wait on: between calls it is readable only once kerneld ended it."""

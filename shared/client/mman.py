@@ -40,6 +40,43 @@ class MemoryCalls(SystemCalls):
         """Set the protection of the pages of [addr, addr + length). Source: mprotect(2)."""
         self.call(Nr.MPROTECT, addr, length, prot)
 
+    def pkey_mprotect(self, addr: int, length: int, prot: int, pkey: int) -> None:
+        """Set the protection and the protection key of the pages of [addr, addr + length). Source: pkey_mprotect(2)."""
+        self.call(Nr.PKEY_MPROTECT, addr, length, prot, pkey)
+
+    def pkey_alloc(self, flags: int = 0, access_rights: int = 0) -> int:
+        """Take a protection key and return it; `access_rights` is what this thread may not do (Pkey).
+
+        Source: pkey_alloc(2).
+        """
+        return self.call(Nr.PKEY_ALLOC, flags, access_rights).ret
+
+    def pkey_free(self, pkey: int) -> None:
+        """Give a protection key back. Source: pkey_free(2)."""
+        self.call(Nr.PKEY_FREE, pkey)
+
+    def pkey_get(self, pkey: int) -> int:
+        """Return what this thread may not do with a key's memory (Pkey). Raises OSError(EINVAL).
+
+        Source: pkey_get(3).
+        """
+        return self.rdpkru() >> 2 * _check_pkey(pkey) & 3
+
+    def pkey_set(self, pkey: int, access_rights: int) -> None:
+        """Set what this thread may not do with a key's memory (Pkey). Raises OSError(EINVAL). Source: pkey_set(3)."""
+        shift = 2 * _check_pkey(pkey)
+        if access_rights & ~3:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.wrpkru(self.rdpkru() & ~(3 << shift) | access_rights << shift)
+
+    def rdpkru(self) -> int:
+        """Return the register PKRU of this thread: two bits a protection key. The instruction RDPKRU."""
+        return self.call(Nr.RDPKRU).ret
+
+    def wrpkru(self, value: int) -> None:
+        """Set the register PKRU of this thread. The instruction WRPKRU."""
+        self.call(Nr.WRPKRU, value)
+
     def mremap(self, old_addr: int, old_length: int, new_length: int, flags: int = 0, new_addr: int = 0) -> int:
         """Grow, shrink or move a mapping and return its address. Source: mremap(2)."""
         return self.call(Nr.MREMAP, old_addr, old_length, new_length, flags, new_addr).ret
@@ -143,6 +180,13 @@ class MemoryCalls(SystemCalls):
         pointer = ctypes.addressof(memory)
         remote_pointer = pointer + len(local) * _IOVEC.size
         return self.call(nr, pid, pointer, len(local), remote_pointer, len(remote), flags, data=iovecs).ret
+
+
+def _check_pkey(pkey: int) -> int:
+    """Return a key that PKRU has bits for. Raises OSError(EINVAL)."""
+    if not 0 <= pkey < 16:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return pkey
 
 
 def _pack_iovecs(ranges: Sequence[tuple[int, int]]) -> bytes:

@@ -240,8 +240,8 @@ SIGNAL_GENERATE = Event(
 SIGNAL_DELIVER = Event(
     97,
     "signal:signal_deliver",
-    (Field("sig", "i"), Field("errno", "i"), Field("code", "i"), Field("fatal", "i")),
-    "A thread takes a signal, on its way back to user mode.",
+    (Field("sig", "i"), Field("errno", "i"), Field("code", "i"), Field("fatal", "i"), Field("pkey", "I")),
+    "A thread takes a signal, on its way back to user mode; pkey is the protection key of a SEGV_PKUERR.",
 )
 DIRECT_RECLAIM_BEGIN = Event(
     112, "vmscan:mm_vmscan_direct_reclaim_begin", (Field("nr_to_reclaim", "Q"),), "An allocation starts to reclaim."

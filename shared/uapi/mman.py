@@ -17,6 +17,13 @@ class Prot(IntFlag):
     GROWSUP = 0x0200_0000
 
 
+class Pkey(IntFlag):
+    """What pkey_alloc is to deny to the caller's thread of the new key's memory."""
+
+    DISABLE_ACCESS = 0x1
+    DISABLE_WRITE = 0x2
+
+
 class Map(IntFlag):
     """Flags of mmap. SHARED_VALIDATE is the value 3 of the two-bit type field MAP_TYPE."""
 

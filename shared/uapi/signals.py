@@ -24,6 +24,13 @@ class SegvCode(IntEnum):
 
     MAPERR = 1
     ACCERR = 2
+    PKUERR = 4
+
+
+class IllCode(IntEnum):
+    """si_code of a SIGILL."""
+
+    ILLOPN = 2
 
 
 class BusCode(IntEnum):

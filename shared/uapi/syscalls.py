@@ -37,6 +37,9 @@ class Nr(IntEnum):
     PROCESS_VM_READV = 310
     PROCESS_VM_WRITEV = 311
     MLOCK2 = 325
+    PKEY_MPROTECT = 329
+    PKEY_ALLOC = 330
+    PKEY_FREE = 331
     PROCESS_MADVISE = 440
     SHADOWPT_OPEN = 462
     SHADOWPT_CLOSE = 463
@@ -50,6 +53,8 @@ class Nr(IntEnum):
     PROCREAD = 0x1004
     RAM = 0x1005
     CLONE = 0x1006
+    RDPKRU = 0x1007
+    WRPKRU = 0x1008
 
 
 class Access(IntEnum):

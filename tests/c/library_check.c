@@ -90,6 +90,31 @@ static void signals(void)
 	HERE(kd_syscall(&kd, SYS_rt_sigaction, SIGSEGV, KD_SIGNAL_DEFAULT, 0, 0, 0, 0) == 0);
 }
 
+/* A handler's PKRU is the one of a new program; what the program had is set again after it. */
+static void keys(void)
+{
+	char got[1];
+	int key = kd_pkey_alloc(&kd, 0, 2);
+	uint64_t at = BASE + 0x100000;
+	long before = kd_rdpkru(&kd);
+
+	HERE(before == ((0x55555554 & ~(3 << 2 * key)) | 2 << 2 * key) && kd_pkey_get(&kd, key) == 2);
+	map(at, 1);
+	HERE(kd_pkey_mprotect(&kd, at, PAGE, RW, key) == 0 && kd_load(&kd, at, got, 1) == 1);
+	HERE(kd_syscall(&kd, SYS_rt_sigaction, SIGSEGV, KD_SIGNAL_CAUGHT, 0, 0, 0, 0) == 0);
+	HERE(kd_store(&kd, at, "x", 1) == -1 && errno == EFAULT && kd.signal.signo == SIGSEGV);
+	HERE(kd.signal.info.code == 4 && kd.signal.info.addr == at && kd.signal.info.pkey == (uint32_t)key);
+	HERE(kd.signal.info.pkru == (uint32_t)before && kd_rdpkru(&kd) == before && kd.signal.signo == 0);
+	HERE(kd_pkey_set(&kd, key, 0) == 0 && kd_store(&kd, at, "x", 1) == 1);
+	HERE(kd_load(&kd, at + PAGE, got, 1) == -1 && kd.signal.info.code == 1 && kd.signal.info.pkey == 0);
+	HERE(kd_pkey_get(&kd, key) == 0);
+	HERE(kd_pkey_set(&kd, 16, 0) == -1 && errno == EINVAL && kd_pkey_get(&kd, -1) == -1 && kd_pkey_set(&kd, 1, 4) == -1);
+	HERE(kd_wrpkru(&kd, 0x55555554) == 0 && kd_load(&kd, at, got, 1) == -1 && kd.signal.info.pkey == (uint32_t)key);
+	HERE(kd_pkey_free(&kd, key) == 0 && kd_pkey_free(&kd, key) == -1 && errno == EINVAL);
+	HERE(kd_pkey_mprotect(&kd, at, PAGE, RW, -1) == 0 && kd_munmap(&kd, at, PAGE) == 0);
+	HERE(kd_syscall(&kd, SYS_rt_sigaction, SIGSEGV, KD_SIGNAL_DEFAULT, 0, 0, 0, 0) == 0);
+}
+
 static void forks(void)
 {
 	char got[5];
@@ -174,6 +199,7 @@ int main(void)
 	calls();
 	batches();
 	signals();
+	keys();
 	forks();
 	table();
 	kd_disconnect(&kd);

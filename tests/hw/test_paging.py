@@ -9,6 +9,7 @@ import pytest
 
 from kerneld.hw.paging import (
     PF_INSTR,
+    PF_PK,
     PF_PROT,
     PF_USER,
     PF_WRITE,
@@ -16,6 +17,7 @@ from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_NX,
+    PTE_PKEY_SHIFT,
     PTE_PRESENT,
     PTE_PROTNONE,
     PTE_PSE,
@@ -26,10 +28,12 @@ from kerneld.hw.paging import (
     make_pte,
     present_mask,
     pte_pfn,
+    pte_pkey,
     pte_present,
     table_index,
     translate,
 )
+from kerneld.hw.processor import INIT_PKRU, NR_PKEYS, PKRU_AD, PKRU_WD, Processor
 from kerneld.hw.ram import WORDS_SHIFT, Ram
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, TASK_SIZE
 
@@ -58,8 +62,8 @@ class Walk:
     def set(self, level: int, entry: int) -> None:
         self.ram.words[self.slot(level)] = entry
 
-    def translate(self, access: int = 0, vaddr: int = VADDR) -> int:
-        return translate(self.ram.words, ROOT, vaddr, access)
+    def translate(self, access: int = 0, vaddr: int = VADDR, pkru: int = 0) -> int:
+        return translate(self.ram.words, ROOT, vaddr, access, pkru)
 
 
 @pytest.fixture
@@ -168,3 +172,59 @@ def test_entries_of_arrays() -> None:
     assert present_mask(entries).tolist() == [False, True, True, False]
     assert [pte_present(entry) for entry in entries.tolist()] == [False, True, True, False]
     assert pte_pfn(make_pte(7, LEAF | PTE_NX)) == 7
+
+
+class TestProtectionKeys:
+    """The Intel SDM, volume 3, 4.6.2 and 4.7: a leaf's key, and two bits of PKRU for it."""
+
+    @pytest.mark.parametrize("key", range(NR_PKEYS))
+    @pytest.mark.parametrize("access", [0, PF_WRITE, PF_INSTR])
+    @pytest.mark.parametrize("bits", [0, PKRU_AD, PKRU_WD, PKRU_AD | PKRU_WD])
+    def test_its_bits_alone_count(self, walk: Walk, key: int, access: int, bits: int) -> None:
+        walk.set(3, make_pte(PAGE, LEAF | key << PTE_PKEY_SHIFT))
+        of_others = 0xFFFF_FFFF & ~(3 << 2 * key)
+        denied = (access == 0 and bits & PKRU_AD) or (access == PF_WRITE and bits)
+        for others in (0, of_others):
+            paddr = walk.translate(access, pkru=bits << 2 * key | others)
+            assert paddr == (~(PF_PROT | PF_USER | PF_PK | access) if denied else PAGE << PAGE_SHIFT | VADDR & 0xFFF)
+
+    def test_the_error_says_so_whatever_else_is_wrong(self, walk: Walk) -> None:
+        walk.set(3, make_pte(PAGE, PTE_PRESENT | PTE_USER | PTE_NX | 5 << PTE_PKEY_SHIFT))
+        assert walk.translate(PF_WRITE, pkru=PKRU_WD << 10) == ~(PF_PROT | PF_USER | PF_WRITE | PF_PK)
+        assert walk.translate(PF_WRITE) == ~(PF_PROT | PF_USER | PF_WRITE)
+        assert walk.translate(PF_INSTR, pkru=PKRU_AD << 10) == ~(PF_PROT | PF_USER | PF_INSTR)
+
+    def test_a_page_that_is_absent_or_the_kernels_has_no_key(self, walk: Walk) -> None:
+        walk.set(3, make_pte(PAGE, PTE_PRESENT | PTE_RW | 5 << PTE_PKEY_SHIFT))
+        assert walk.translate(pkru=0xFFFF_FFFF) == ~(PF_PROT | PF_USER)
+        walk.set(3, make_pte(PAGE, PTE_PROTNONE | 5 << PTE_PKEY_SHIFT))
+        assert walk.translate(pkru=0xFFFF_FFFF) == ~PF_USER
+
+    def test_a_denied_access_leaves_the_entry_alone(self, walk: Walk) -> None:
+        walk.set(3, make_pte(PAGE, LEAF | 1 << PTE_PKEY_SHIFT))
+        before = walk.get(3)
+        assert walk.translate(PF_WRITE, pkru=INIT_PKRU) < 0
+        assert walk.get(3) == before
+        assert walk.translate(PF_WRITE, pkru=0) >= 0
+        assert walk.get(3) == before | PTE_ACCESSED | PTE_DIRTY
+
+    def test_a_huge_page_has_one(self, walk: Walk) -> None:
+        walk.set(2, make_pte(HUGE, LEAF | PTE_PSE | 9 << PTE_PKEY_SHIFT))
+        assert walk.translate(pkru=INIT_PKRU) == ~(PF_PROT | PF_USER | PF_PK)
+        assert walk.translate(pkru=INIT_PKRU & ~(3 << 18)) >= 0
+
+    def test_the_key_of_many_entries(self) -> None:
+        entries = np.array([0, 15 << PTE_PKEY_SHIFT | PTE_NX, 1 << PTE_PKEY_SHIFT], dtype=np.uint64)
+        assert pte_pkey(entries).tolist() == [0, 15, 1]
+        assert pte_pkey(make_pte(PAGE, LEAF | PTE_NX | 6 << PTE_PKEY_SHIFT)) == 6
+
+
+def test_pkru_of_a_new_program() -> None:
+    """Source: Linux v6.8 arch/x86/mm/pkeys.c: init_pkru_value."""
+    assert INIT_PKRU == 0x5555_5554
+    assert (Processor().pkru, Processor(ospke=False).pkru) == (INIT_PKRU, 0)
+    processor = Processor()
+    processor.wrpkru(1 << 32 | 0xFFFF_FFFF)
+    assert processor.pkru == 0xFFFF_FFFF
+    processor.set_pkru_bits(3, PKRU_WD)
+    assert processor.pkru == 0xFFFF_FFBF

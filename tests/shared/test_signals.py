@@ -119,6 +119,35 @@ def test_a_handler_learns_why_and_the_access_is_tried_again(attached: Attached) 
     assert fake.requests[0] == Request(Nr.RT_SIGACTION, (signal.SIGSEGV, Disposition.CAUGHT, 0, 0, 0, 0))
 
 
+def test_pkru_is_set_again_when_a_handler_returns(attached: Attached) -> None:
+    script = Faulting()
+    fake, process = attached(script)
+
+    def told(request: Request, fds: list[int]) -> Said:
+        said = script(request, fds)
+        return Said(0, signo=said.signo, info=SigInfo(4, False, 0xABC, 3, 0x1234)) if said.signo else said
+
+    fake.script = told
+    process.sigaction(signal.SIGSEGV, script.fix)
+    process.mem.load_u8(0xABC)
+    sent = [(request.nr, request.args[0]) for request in fake.requests[1:]]
+    assert sent == [(Nr.LOAD, 0xABC), (Nr.WRPKRU, 0x1234), (Nr.LOAD, 0xABC)]
+
+
+def test_a_handler_that_raises_keeps_its_pkru(attached: Attached) -> None:
+    def told(request: Request, _fds: list[int]) -> Said:
+        return Said(0, signo=signal.SIGSEGV, info=SigInfo(4, False, 0, 3, 0)) if request.nr == Nr.LOAD else Said(0)
+
+    def jump(_signo: int, _info: SigInfo) -> None:
+        raise LookupError
+
+    fake, process = attached(told)
+    process.sigaction(signal.SIGSEGV, jump)
+    with pytest.raises(LookupError):
+        process.mem.load_u8(0)
+    assert [request.nr for request in fake.requests[1:]] == [Nr.LOAD]
+
+
 def test_a_store_goes_on_from_the_first_byte_not_done(attached: Attached) -> None:
     script = Faulting(done=3)
     _fake, process = attached(script)

@@ -18,7 +18,10 @@ REQUESTS = st.builds(
     Request, st.integers(0, (1 << 32) - 1), st.tuples(U64, U64, U64, U64, U64, U64), st.binary(max_size=99)
 )
 PLAIN = st.builds(Reply, I64, st.just(0), st.binary(max_size=99), st.none())
-SIGNALS = st.builds(SigInfo, I32, st.booleans(), U64)
+U32 = st.integers(0, (1 << 32) - 1)
+SIGNALS = st.builds(SigInfo, I32, st.booleans(), U64, st.just(0), st.none()) | st.builds(
+    SigInfo, I32, st.booleans(), U64, U32, U32
+)
 
 
 def test_the_sizes_are_those_of_the_contract() -> None:
@@ -34,6 +37,8 @@ def test_a_reply_is_laid_out_as_the_c_struct() -> None:
     assert wire.pack_reply(-22, b"xy") == struct.pack("<Iiq", 18, 0, -22) + b"xy"
     packed = wire.pack_signal_reply(5, 11, SigInfo(2, True, 0x1000))
     assert packed == struct.pack("<IiqiiQ", 32, 11, 5, 2, 1, 0x1000)
+    packed = wire.pack_signal_reply(5, 11, SigInfo(4, False, 0x1000, 7, 0xFFFF_FFFC))
+    assert packed == struct.pack("<IiqiiQII", 40, 11, 5, 4, 0, 0x1000, 7, 0xFFFF_FFFC)
 
 
 @given(st.lists(REQUESTS, min_size=1, max_size=5))
@@ -68,8 +73,8 @@ def test_many_plain_replies_come_back_whatever_is_among_them(
     if is_data:
         wanted[place], packed[place] = Reply(1, 0, bytes(16)), wire.pack_reply(1, bytes(16))
     elif signo:
-        wanted[place] = Reply(1, signo, wire.SIGINFO.pack(*info), info)
         packed[place] = wire.pack_signal_reply(1, signo, info)
+        wanted[place] = Reply(1, signo, packed[place][wire.REPLY.size :], info)
     assert wire.unpack_replies(b"".join(packed)) == wanted
 
 

@@ -15,6 +15,7 @@ from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from shared.uapi.signals import SI_KERNEL, Disposition
 from shared.uapi.syscalls import Nr
+from shared.wire import SigInfo
 from tests.syscalls.world import BASE, USER, Program, World
 
 
@@ -96,7 +97,7 @@ class TestOops:
         with structlog.testing.capture_logs() as logs:
             answer = program.answer(install(handler), 1, 2)
         assert (answer.ret, answer.signo) == (-errno.EFAULT, SIGSEGV)
-        assert answer.siginfo == (SI_KERNEL, True, 0)
+        assert answer.siginfo == SigInfo(SI_KERNEL, True, 0)
         assert (program.process.ended, program.process.exit_signal) == (True, SIGSEGV)
         assert world.kernel.take_ended() == [program.process]
         assert other.mmap(1, at=BASE) == BASE

@@ -15,7 +15,7 @@ from kerneld.syscalls.kernel import Sender
 from kerneld.task.table import MAX_TOKENS
 from shared.uapi.signals import BusCode, Disposition, SegvCode
 from shared.uapi.syscalls import ABI_VERSION, Nr
-from shared.wire import Request
+from shared.wire import Request, SigInfo
 from tests.syscalls.world import BASE, OTHER, READ, ROOT, SHARED, USER, Program, World
 
 NOBODY = (1 << 32) - 1
@@ -91,7 +91,7 @@ class TestSigaction:
         assert program.call(Nr.RT_SIGACTION, SIGSEGV, Disposition.CAUGHT) == 0
         for _ in range(2):
             answer = program.answer(Nr.LOAD, BASE, 4)
-            assert (answer.ret, answer.signo, answer.siginfo) == (0, SIGSEGV, (SegvCode.MAPERR, False, BASE))
+            assert (answer.ret, answer.signo, answer.siginfo) == (0, SIGSEGV, SigInfo(SegvCode.MAPERR, False, BASE))
         assert program.mmap(1, at=BASE) == BASE
         assert program.load(BASE) == b"\0"
 
@@ -101,7 +101,7 @@ class TestSigaction:
         if disposition is not None:
             assert program.call(Nr.RT_SIGACTION, SIGSEGV, disposition) == 0
         answer = program.answer(Nr.LOAD, BASE, 4)
-        assert (answer.signo, answer.siginfo) == (SIGSEGV, (SegvCode.MAPERR, True, BASE))
+        assert (answer.signo, answer.siginfo) == (SIGSEGV, SigInfo(SegvCode.MAPERR, True, BASE))
         assert world.kernel.take_ended() == [program.process]
         assert (program.process.exit_signal, program.process.ended) == (SIGSEGV, True)
 
@@ -109,9 +109,9 @@ class TestSigaction:
         assert program.call(Nr.RT_SIGACTION, SIGBUS, Disposition.CAUGHT) == 0
         program.mmap(3, READ, SHARED, at=BASE, fd=fd)
         answer = program.answer(Nr.LOAD, BASE + 0x2000, 1)
-        assert (answer.signo, answer.siginfo) == (SIGBUS, (BusCode.ADRERR, False, BASE + 0x2000))
+        assert (answer.signo, answer.siginfo) == (SIGBUS, SigInfo(BusCode.ADRERR, False, BASE + 0x2000))
         answer = program.answer(Nr.STORE, BASE, 1, data=b"x")
-        assert (answer.signo, answer.siginfo) == (SIGSEGV, (SegvCode.ACCERR, True, BASE))
+        assert (answer.signo, answer.siginfo) == (SIGSEGV, SigInfo(SegvCode.ACCERR, True, BASE))
 
     def test_a_child_inherits_them(self, world: World, real_child: int) -> None:
         parent = world.attach(USER, pid=os.getpid())

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from kerneld.hw.paging import PTE_RW, pte_pfn
+from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.access import read_remote_vm
 from kerneld.mm.frames import PG_ANON
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.pkeys import vma_pkey
 from kerneld.task.exec import fresh_mm
 from shared.uapi.auxvec import ELF_HWCAP, At
 from shared.uapi.page import PAGE_SIZE
@@ -22,6 +24,7 @@ from tests.task.elf_files import (
     LD_PATH,
     PT_GNU_STACK,
     BytesBacking,
+    Elf,
     Phdr,
     R,
     W,
@@ -288,3 +291,26 @@ def test_a_fresh_process(world: World) -> None:
         assert stack.start <= mm.start_stack < stack.end
     finally:
         exit_mmap(mm)
+
+
+@pytest.mark.parametrize("pkru", [0, INIT_PKRU, 0xFFFF_FFFC])
+def test_a_segment_that_is_only_executable_has_a_key(world: World, pkru: int) -> None:
+    """The new program begins with PKRU as every one does, whatever the old one had, and with keys of its own."""
+    processor = world.frames.processor
+    world.mm.pkey_allocation_map = 0xF
+    processor.wrpkru(pkru)
+    only = replace(TEXT, flags=X, vaddr=0x1000)
+    mm = world.execve(Elf(at(BASE, TEXT, only), entry=BASE + 0x80))
+    assert [vma_pkey(vma) for vma in mm.vmas] == [0, 1, 0]
+    assert world.maps()[1] == (BASE + 0x1000, BASE + 0x2000, "--x", PROGRAM)
+    assert (mm.pkey_allocation_map, mm.execute_only_pkey, processor.pkru) == (3, 1, INIT_PKRU)
+
+
+def test_a_program_that_cannot_be_run_leaves_pkru_and_keys(world: World) -> None:
+    processor = world.frames.processor
+    before = world.mm
+    processor.wrpkru(0xFF00)
+    before.pkey_allocation_map = 3
+    only = replace(TEXT, flags=X)
+    refused(world, Elf(at(BASE, only, replace(TEXT, vaddr=1 << 47)), entry=BASE + 0x80))
+    assert (world.mm, processor.pkru, before.pkey_allocation_map) == (before, 0xFF00, 3)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kerneld.hw.paging import pte_pkey
 from shared.trace.events import (
     EXPAND_STACK,
     MM_FAULT,
@@ -15,6 +16,7 @@ from shared.trace.events import (
     PTE_SET,
     SIGNAL_DELIVER,
     SIGNAL_GENERATE,
+    VMA_INSERT,
     Cause,
     FaultAccess,
     FaultKind,
@@ -24,7 +26,7 @@ from shared.trace.record import Record
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.syscalls.world import NONE, PRIVATE, SHARED, Program, page
+from tests.syscalls.world import EXEC, NONE, PRIVATE, SHARED, Program, page
 from tests.trace.world import TracedWorld
 
 READS, WRITES = FaultAccess.READ, FaultAccess.WRITE
@@ -192,6 +194,22 @@ def test_a_bad_access_raises_and_takes_a_signal(world: TracedWorld, prot: int | 
     generated, delivered = find(records, SIGNAL_GENERATE).fields, find(records, SIGNAL_DELIVER).fields
     assert (generated["sig"], generated["code"], generated["pid"], generated["result"]) == (11, code, pid, 0)
     assert (delivered["sig"], delivered["code"], delivered["fatal"]) == (11, code, 1)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_protection_key_is_told_of(world: TracedWorld, is_there: bool) -> None:
+    """Of a page that is there the processor's error says it (X86_PF_PK); mappings and entries have the key in them."""
+    program = world.attach()
+    with world.trace() as trace:
+        mapped = find(trace.during(lambda: program.mmap(1, EXEC, at=page(0))), VMA_INSERT).fields
+        touched = trace.during(lambda: program.touch(0, 1, Access.FETCH)) if is_there else []
+        records = trace.during(lambda: program.answer(Nr.LOAD, page(0), 1))
+    assert mapped["vm_flags"] >> 32 == 1
+    if is_there:
+        assert pte_pkey(find(touched, PTE_SET).fields["new"]) == 1
+    assert find(records, PAGE_FAULT_USER).fields["error_code"] == (0x25 if is_there else 4)
+    delivered = find(records, SIGNAL_DELIVER).fields
+    assert (delivered["code"], delivered["pkey"]) == (4, 1)
 
 
 def test_many_stores_ahead_are_one_record_of_their_pages(world: TracedWorld) -> None:

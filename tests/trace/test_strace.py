@@ -18,7 +18,7 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import ANON, BASE, RW, Program
+from tests.syscalls.world import ANON, BASE, EXEC, RW, Program
 from tests.trace.world import TracedWorld
 
 U64 = (1 << 64) - 1
@@ -43,6 +43,12 @@ GLOBS = ("raw_syscalls:*", "signal:*", "sched:*", "machine:*")
         ),
         (Nr.MMAP, (0, 1, 0x40, 0x200, 0, 0), "mmap(NULL, 1, 0x40 /* PROT_??? */, 0|0x200, 0, 0)"),
         (Nr.MPROTECT, (BASE, 4096, 0x43), f"mprotect({BASE:#x}, 4096, PROT_READ|PROT_WRITE|0x40)"),
+        (Nr.PKEY_MPROTECT, (BASE, 1, 1, U64), f"pkey_mprotect({BASE:#x}, 1, PROT_READ, -1)"),
+        (Nr.PKEY_ALLOC, (0, 3), "pkey_alloc(0, PKEY_DISABLE_ACCESS|PKEY_DISABLE_WRITE)"),
+        (Nr.PKEY_ALLOC, (1, 4), "pkey_alloc(0x1, 0x4 /* PKEY_??? */)"),
+        (Nr.PKEY_FREE, (5,), "pkey_free(5)"),
+        (Nr.WRPKRU, (0x5555_5554,), "wrpkru(0x55555554)"),
+        (Nr.RDPKRU, (), "rdpkru()"),
         (Nr.MUNMAP, (BASE, U64), f"munmap({BASE:#x}, {U64})"),
         (Nr.BRK, (0,), "brk(NULL)"),
         (Nr.RT_SIGACTION, (11, Disposition.IGNORE), "rt_sigaction(SIGSEGV, SIG_IGN)"),
@@ -150,6 +156,15 @@ def test_a_fatal_signal(world: TracedWorld, program: Program) -> None:
         "+++ killed by SIGSEGV +++",
     ]
     assert printer.pids == set()
+
+
+def test_a_signal_of_a_protection_key(world: TracedWorld, program: Program) -> None:
+    program.mmap(1, EXEC, at=BASE)
+    printer = Printer({program.pid}, EVERY)
+    assert lines_of(world, printer, lambda: program.answer(Nr.LOAD, BASE + 8, 1)) == [
+        "--- SIGSEGV {si_signo=SIGSEGV, si_code=SEGV_PKUERR, si_addr=0x1000000008, si_pkey=1} ---",
+        "+++ killed by SIGSEGV +++",
+    ]
 
 
 def test_a_signal_that_is_caught_goes_on(world: TracedWorld, program: Program) -> None:

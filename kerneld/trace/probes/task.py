@@ -127,7 +127,8 @@ def _get_signal(tracing: Tracing, inner: Function) -> Function:
     def get_signal(thread: Thread) -> object:
         signo = int(SIGKILL) if thread.is_killed else (thread.pending & -thread.pending).bit_length()
         is_caught = thread.process.dispositions.get(signo) is Disposition.CAUGHT and signo != SIGKILL
-        emit(thread.process.pid, signo, 0, thread.siginfo[signo].si_code, not is_caught)
+        info = thread.siginfo[signo]
+        emit(thread.process.pid, signo, 0, info.si_code, not is_caught, info.si_pkey)
         return inner(thread)
 
     return get_signal
