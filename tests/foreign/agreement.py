@@ -1,4 +1,8 @@
-"""Whether our walk, the foreign processor and the foreign walker say the same of the same RAM and CR3."""
+"""Whether our walk, the foreign processor and the foreign walker say the same of the same RAM and CR3.
+
+Unicorn's processor and volatility3 know no protection keys: to them bits 59 to 62 of an entry are nobody's. Our walk is
+therefore asked as on a processor without them, PKRU 0. What keys deny is the hosts' to judge (`kerneld.referee`).
+"""
 
 from __future__ import annotations
 

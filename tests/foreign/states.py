@@ -56,6 +56,22 @@ def zero_page_then_written(world: World) -> list[Thread]:
 
 
 @_state
+def protection_keys(world: World) -> list[Thread]:
+    """Every key, of memory of all rights; the foreign ones translate as a processor without keys does."""
+    vaddr = world.mmap(16 * 12, at=_EDGE)
+    world.touch(vaddr, 16 * 6)
+    for key in range(16):
+        part = vaddr + key * 12 * PAGE_SIZE
+        if key:
+            assert world.call(Nr.PKEY_ALLOC, 0, 0) == key
+        for number, prot in enumerate((R, R | W, R | X, NONE)):
+            world.call(Nr.PKEY_MPROTECT, part + 3 * number * PAGE_SIZE, 3 * PAGE_SIZE, prot, key)
+    for key in range(8, 16):
+        world.touch(vaddr + key * 12 * PAGE_SIZE, 9, Access.READ)
+    return [world.me, world.fork()]
+
+
+@_state
 def written(world: World) -> list[Thread]:
     world.touch(world.mmap(3000, at=_EDGE), 3000)
     return [world.me]
