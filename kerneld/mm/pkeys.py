@@ -41,7 +41,8 @@ def vma_access_permitted(pkru: int, vma: Vma, write: bool, execute: bool = False
 
     Source: Linux v6.8 arch/x86/include/asm/mmu_context.h:arch_vma_access_permitted().
     """
-    return execute or pkru_allows(pkru, vma_pkey(vma), write)
+    # Written out, as each fault asks: pkru_allows(pkru, vma_pkey(vma), write), a key having two bits.
+    return execute or not pkru >> (vma.vm_flags >> VM_PKEY_SHIFT - 1 & 0x1E) & (PKRU_AD | PKRU_WD if write else PKRU_AD)
 
 
 def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
