@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 
 from kerneld.errors import SysError
+from kerneld.fs.open_file import is_in_memory
 from kerneld.mm.filemap import File
+from kerneld.mm.limits import STACK_LIMIT_BYTES
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.exec import Binprm, do_execve
+from kerneld.task.exec_stack import Strings
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.signal import do_sigaction
 from kerneld.task.table import find_ppid
 from kerneld.task.task import Process
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
+from shared.uapi.syscalls import Exec
 
+_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD).value
 _RLIMIT64 = struct.Struct("<QQ")
 
 
@@ -68,41 +74,70 @@ def sys_exit_group(call: Call) -> int:
 
 
 def sys_execve(call: Call) -> int:
-    """args: three pointers; a descriptor of the program's file; inline: argv and envp.
+    """args: three pointers, Exec flags, argc, envc; a descriptor of the program's file; inline: its strings.
 
-    Raises EBADF without a descriptor, EFAULT for strings that do not end, and as `do_execve` does. The file is opened
-    before the strings are looked at, as in Linux v6.8 fs/exec.c:alloc_bprm(). Every other thread of the process ends,
-    as in de_thread() there.
+    Raises EBADF without a descriptor, or where the second one is no memory file, EINVAL for other flags, EFAULT for
+    strings that do not end, and as `do_execve` does. The file is opened before the strings are looked at, as in Linux
+    v6.8 fs/exec.c:alloc_bprm(). Every other thread of the process ends, as in de_thread() there.
     """
     cred = call.process.cred
     files = call.kernel.files
-    file = files.open_exec(call.take_fd(), cred, call.process)
-    held = [file]
+    flags = call.args[3]
+    fd = call.take_fd()
+    strings_fd = call.take_fd() if flags & Exec.STRINGS_FD and call.fds else None
+    held: list[File] = []
 
     def open_interpreter(path: str) -> File:
         held.append(files.open_path(path, cred, call.process))
         return held[-1]
 
     try:
-        argv, envp = _split_strings(call.data)
-        bprm = Binprm(file, argv, envp, dumpable=files.may_read(file, cred))
+        file = files.open_exec(fd, cred, call.process)
+        held.append(file)
+        filename, strings = _take_strings(call, file, strings_fd)
+        bprm = Binprm(file, filename, strings, dumpable=files.may_read(file, cred))
         do_execve(call.process, bprm, open_interpreter)
     finally:
+        if strings_fd is not None:
+            os.close(strings_fd)
         for opened in held:
             files.put_unused(opened)
     zap_other_threads(call.thread)
     return 0
 
 
-def _split_strings(data: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Return argv and envp: strings ended by NUL, an empty one between the two lists. Raises SysError(EFAULT)."""
-    if data and not data.endswith(b"\0"):
+def _take_strings(call: Call, file: File, fd: int | None) -> tuple[bytes, Strings]:
+    """Return the program's name and the strings of an execve."""
+    flags, argc, envc = call.args[3:]
+    if flags & ~_EXEC_FLAGS:
+        raise SysError(errno.EINVAL)
+    data = call.data if not flags & Exec.STRINGS_FD else _read_strings(fd)
+    if not data.endswith(b"\0") and (data or flags & Exec.COUNTED):
         raise SysError(errno.EFAULT)
+    if not flags & Exec.COUNTED:
+        return os.fsencode(file.path), _split_strings(data)
+    name_at = data.rfind(b"\0", 0, -1) + 1
+    return data[name_at:-1], Strings(data[:name_at], argc, envc)
+
+
+def _read_strings(fd: int | None) -> bytes:
+    """Return the contents of a memory file, which nobody has to wait for."""
+    if fd is None or not is_in_memory(fd):
+        raise SysError(errno.EBADF)
+    size = os.fstat(fd).st_size
+    if size > STACK_LIMIT_BYTES:
+        raise SysError(errno.E2BIG)
+    try:
+        return os.pread(fd, size, 0)
+    except OSError as error:
+        raise SysError(error.errno or errno.EBADF) from None
+
+
+def _split_strings(data: bytes) -> Strings:
+    """Return the strings of two lists with an empty one between them."""
     strings = data.split(b"\0")[:-1]
-    if b"" not in strings:
-        return strings, []
-    middle = strings.index(b"")
-    return strings[:middle], strings[middle + 1 :]
+    middle = strings.index(b"") if b"" in strings else len(strings)
+    return Strings.of(strings[:middle], strings[middle + 1 :])
 
 
 def sys_prlimit64(call: Call) -> int | Answer:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kerneld.errors import SysError
@@ -30,6 +30,7 @@ from kerneld.task.exec_stack import (
     STACK_EXPAND_BYTES,
     STACK_TOP,
     Arguments,
+    Strings,
     create_elf_tables,
     insert_stack,
     pack_arguments,
@@ -83,9 +84,9 @@ class Binprm:
     """What an execve is asked to load (Linux: struct linux_binprm)."""
 
     file: File
-    argv: Sequence[bytes]
-    """Strings without NUL, as those of envp."""
-    envp: Sequence[bytes] = ()
+    filename: bytes
+    """The program's name as it was given, by a link or from the working directory as it may be."""
+    strings: Strings
     dumpable: bool = True
     """Whether the process may read the file: what it may only execute, others of its user are not to read in its
     memory (Linux: would_dump())."""
@@ -97,14 +98,15 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     `open_interpreter` opens the path in PT_INTERP and raises SysError where it cannot. Both files stay the caller's,
     which holds them open until this returns: while segments replace one another the last mapping of a file may go
     before the next one comes.
-    Raises SysError, with nothing changed: E2BIG for too many arguments; EACCES for a file not open for reading;
+    Raises SysError, with nothing changed: E2BIG for too many arguments; EFAULT for strings that are not as many as is
+    said; EACCES for a file not open for reading;
     ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL, ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be
     mapped; and what `open_interpreter` raises.
     Source: Linux v6.8 fs/exec.c:do_execveat_common(), begin_new_exec().
     """
     old = process.live_mm
     file = bprm.file
-    arguments = pack_arguments(os.fsencode(file.path), bprm.argv, bprm.envp, old.rlimits)
+    arguments = pack_arguments(bprm.filename, bprm.strings, old.rlimits)
     if not file.readable:
         raise SysError(errno.EACCES)
     image = read_program(old.frames, file)
@@ -127,7 +129,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
         for signo, disposition in process.dispositions.items()
         if disposition is not Disposition.CAUGHT
     }
-    process.comm = os.fsdecode(os.path.basename(os.fsencode(file.path))[:TASK_COMM_BYTES])
+    process.comm = os.fsdecode(os.path.basename(bprm.filename)[:TASK_COMM_BYTES])
 
 
 def _load(
@@ -171,6 +173,7 @@ def _lay_out(
 
 
 def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred) -> list[tuple[At, int]]:
+    """Return the auxiliary vector in Linux's order; what `create_elf_tables` puts on the stack itself is 0 here."""
     return [
         (At.HWCAP, ELF_HWCAP),
         (At.PAGESZ, PAGE_SIZE),
@@ -186,5 +189,9 @@ def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred) -> list[
         (At.GID, cred.gid),
         (At.EGID, cred.gid),
         (At.SECURE, 0),
+        (At.RANDOM, 0),
         (At.HWCAP2, ELF_HWCAP2),
+        (At.EXECFN, 0),
+        (At.PLATFORM, 0),
+        (At.NULL, 0),
     ]

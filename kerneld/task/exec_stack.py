@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.mm.access import get_user_page
 from kerneld.mm.limits import STACK_LIMIT_BYTES, Rlimits
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.populate import fault_in_range
 from kerneld.mm.stack import expand_stack
 from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
 from kerneld.mm.vma import Vma
@@ -38,8 +41,24 @@ MAX_ARG_STRLEN = 32 * PAGE_SIZE
 """The longest argument, its NUL included."""
 _ARG_MAX = 128 << 10
 """Room for arguments that there always is, however small RLIMIT_STACK."""
+Lengths = npt.NDArray[np.int64]
+
 _WORD = 8
 _RANDOM_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Strings:
+    """argv and envp as they came: one string after another, each ended by NUL."""
+
+    data: bytes
+    argc: int
+    envc: int
+
+    @classmethod
+    def of(cls, argv: Sequence[bytes], envp: Sequence[bytes] = ()) -> Strings:
+        """Return these strings, none of which holds a NUL."""
+        return cls(b"".join(string + b"\0" for string in (*argv, *envp)), len(argv), len(envp))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +66,41 @@ class Arguments:
     """The strings of an execve, packed as they will lie in memory: argv, envp, the file's name, each with its NUL."""
 
     strings: bytes
-    argv_lengths: tuple[int, ...]
+    argv_lengths: Lengths
     """Bytes of each string, its NUL included."""
-    envp_lengths: tuple[int, ...]
+    envp_lengths: Lengths
 
     @property
     def argv_bytes(self) -> int:
         """What all of argv takes."""
-        return sum(self.argv_lengths)
+        return int(self.argv_lengths.sum())
 
     @property
     def envp_bytes(self) -> int:
         """What all of envp takes."""
-        return sum(self.envp_lengths)
+        return int(self.envp_lengths.sum())
 
 
-def pack_arguments(filename: bytes, argv: Sequence[bytes], envp: Sequence[bytes], rlimits: Rlimits) -> Arguments:
+def pack_arguments(filename: bytes, given: Strings, rlimits: Rlimits) -> Arguments:
     """Check and pack the strings of an execve; an empty argv becomes one empty string.
 
     Raises SysError(E2BIG) for a string over 128 KiB, or where strings and pointers take more than a quarter of
-    RLIMIT_STACK, or 6 MiB, or 128 KiB where that quarter is less. Source: Linux v6.8 fs/exec.c:bprm_stack_limits(),
-    copy_strings(), do_execveat_common().
+    RLIMIT_STACK, or 6 MiB, or 128 KiB where that quarter is less; SysError(EFAULT) where there are not as many strings.
+    Source: Linux v6.8 fs/exec.c:bprm_stack_limits(), copy_strings(), do_execveat_common().
     """
     limit = max(min(STACK_LIMIT_BYTES // 4 * 3, rlimits.soft[Rlimit.STACK] // 4), _ARG_MAX)
-    room = limit - (max(len(argv), 1) + len(envp)) * _WORD
-    strings = [*(argv or [b""]), *envp, filename]
-    lengths = tuple(len(string) + 1 for string in strings)
-    if room <= 0 or sum(lengths) > room or max(lengths) > MAX_ARG_STRLEN:
+    argc = max(given.argc, 1)
+    room = limit - (argc + given.envc) * _WORD
+    if room <= 0 or len(filename) >= MAX_ARG_STRLEN:
         raise SysError(errno.E2BIG)
-    argc = max(len(argv), 1)
-    return Arguments(b"".join(string + b"\0" for string in strings), lengths[:argc], lengths[argc:-1])
+    data = given.data if given.argc else b"\0" + given.data
+    ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == 0)
+    if len(ends) != argc + given.envc or ends[-1] + 1 != len(data):
+        raise SysError(errno.EFAULT)
+    lengths = np.diff(ends, prepend=-1)
+    if len(data) + len(filename) + 1 > room or lengths.max() > MAX_ARG_STRLEN:
+        raise SysError(errno.E2BIG)
+    return Arguments(data + filename + b"\0", lengths[:argc], lengths[argc:])
 
 
 def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
@@ -101,6 +125,8 @@ def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> 
     arg_start = STACK_TOP - _WORD - len(arguments.strings)
     if arg_start < vma.start:
         _expand(mm, vma, arg_start, errno.E2BIG)
+    # At once what can be: it may be six MiB, and whatever fails fails again below.
+    fault_in_range(mm, vma, arg_start & PAGE_MASK, STACK_TOP, True)
     env_start = arg_start + arguments.argv_bytes
     name_start = env_start + arguments.envp_bytes
     for start, end in ((name_start, STACK_TOP - _WORD), (env_start, name_start), (arg_start, env_start)):
@@ -142,7 +168,7 @@ def _expand(mm: MmStruct, vma: Vma, address: Vaddr, code: int) -> None:
 def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[At, int]]) -> None:
     """Write what a program finds at its stack pointer, and note it in the address space (arg_*, env_*, start_stack).
 
-    `auxv` is what the caller knows of the auxiliary vector; AT_RANDOM, AT_EXECFN, AT_PLATFORM and AT_NULL are added.
+    `auxv` is the auxiliary vector; AT_RANDOM, AT_EXECFN and AT_PLATFORM in it get their addresses here.
     Raises SysError(EFAULT) where a segment has taken the stack's place, or the stack has no room left, or without a
     frame. Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables().
     """
@@ -153,25 +179,24 @@ def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[A
     _put_user(mm, at_random, os.urandom(_RANDOM_BYTES) + platform)
     mm.arg_end = mm.env_start = start + arguments.argv_bytes
     mm.env_end = mm.env_start + arguments.envp_bytes
-    own = ((At.RANDOM, at_random), (At.EXECFN, mm.env_end), (At.PLATFORM, at_platform), (At.NULL, 0))
-    vector = [word for pair in (*auxv, *own) for word in pair]
-    pointers = [
-        len(arguments.argv_lengths),
-        *_pointers(start, arguments.argv_lengths),
-        0,
-        *_pointers(mm.env_start, arguments.envp_lengths),
-        0,
-    ]
-    words = pointers + vector
-    stack_pointer = (at_random - len(words) * _WORD) & -16
-    _put_user(mm, stack_pointer, struct.pack(f"<{len(words)}Q", *words))
+    own = {At.RANDOM: at_random, At.EXECFN: mm.env_end, At.PLATFORM: at_platform}
+    vector = [word for kind, value in auxv for word in (kind, own.get(kind, value))]
+    words = np.concatenate(
+        [
+            [len(arguments.argv_lengths)],
+            _pointers(start, arguments.argv_lengths),
+            [0],
+            _pointers(mm.env_start, arguments.envp_lengths),
+            [0],
+            vector,
+        ]
+    ).astype("<u8")
+    stack_pointer = (at_random - words.nbytes) & -16
+    _put_user(mm, stack_pointer, words.tobytes())
     mm.start_stack = stack_pointer
 
 
-def _pointers(start: Vaddr, lengths: Sequence[int]) -> list[Vaddr]:
+def _pointers(start: Vaddr, lengths: Lengths) -> Lengths:
     """Return the address of each of the strings that lie one after another from `start`."""
-    addresses = []
-    for length in lengths:
-        addresses.append(start)
-        start += length
-    return addresses
+    ends: Lengths = np.cumsum(lengths)
+    return start + ends - lengths

@@ -18,7 +18,7 @@ from typing import NoReturn
 from shared import wire
 from shared.client.batch import Batch
 from shared.client.errors import KerneldError, KerneldGone
-from shared.client.execve import pack_strings
+from shared.client.execve import memory_file, pack_strings
 from shared.client.fork import fork_attached
 from shared.client.malloc import Malloc
 from shared.client.memory import Memory
@@ -27,7 +27,7 @@ from shared.client.path import default_socket_path
 from shared.client.shadowpt import ShadowTable
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import Layout
-from shared.uapi.syscalls import ABI_VERSION, Nr
+from shared.uapi.syscalls import ABI_VERSION, Exec, Nr
 
 
 class Process(MemoryCalls):
@@ -92,16 +92,22 @@ class Process(MemoryCalls):
 
         The heap's book and the handlers are the old program's, and go. Raises OSError. Source: execve(2).
         """
-        strings = pack_strings(argv, envp)
         name = os.fsencode(path)
-        memory = ctypes.create_string_buffer(name + b"\0" + strings)
-        pointer = ctypes.addressof(memory)
-        argv_pointer = pointer + len(name) + 1
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        strings = pack_strings(name, argv, envp)
+        memory = ctypes.create_string_buffer(strings.data)
+        argv_at = ctypes.addressof(memory)
+        name_at = argv_at + len(strings.data) - len(name) - 1
+        flags, data = Exec.COUNTED, strings.data
+        fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
         try:
-            self.call(Nr.EXECVE, pointer, argv_pointer, argv_pointer, data=strings, fds=(fd,))
+            if not strings.fit_inline:
+                fds.append(memory_file(strings.data))
+                flags, data = flags | Exec.STRINGS_FD, b""
+            counts = (flags.value, strings.argc, strings.envc)
+            self.call(Nr.EXECVE, name_at, argv_at, argv_at, *counts, data=data, fds=fds)
         finally:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
         self._malloc = Malloc(self, self.mem)
         self._actions.reset_caught()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 ABI_VERSION = 1
 
@@ -63,3 +63,12 @@ class Access(IntEnum):
     READ = 0
     WRITE = 1
     FETCH = 2
+
+
+class Exec(IntFlag):
+    """args[3] of `execve`: how its strings travel."""
+
+    COUNTED = 1
+    """args[4] strings of argv, args[5] strings of envp, then the program's name as it was given; each ended by NUL."""
+    STRINGS_FD = 2
+    """They are the contents of a memory file, the second descriptor: more than one datagram holds."""

@@ -102,13 +102,19 @@ def test_children_are_followed(daemon: Daemon, target: Client) -> None:
     assert any(line.startswith("clone() ") for line in printed)
 
 
-def test_execve_has_its_path(daemon: Daemon, target: Client) -> None:
+def test_execve_has_the_name_that_it_was_given(daemon: Daemon, target: Client, tmp_path: Path) -> None:
+    """By a symbolic link too: the process is called after the link."""
+    link = tmp_path / "a_link"
+    link.symlink_to("/bin/true")
     with straced(daemon, target, "-e", "execve,getppid") as tracer:
-        target.p.execve("/bin/true", ["true"])
+        target.p.execve(str(link), ["true", "x" * 131_071])
+        assert target.p.read_proc("self/comm") == b"a_link\n"
+        with pytest.raises(OSError, match="Argument list too long"):
+            target.p.execve(str(link), ["true", "x" * 131_072])
         target.post(_exit_with_3)
-        (call, end) = lines(tracer)
-    path = os.path.realpath("/bin/true")
-    assert re.fullmatch(rf'execve\("{path}", 0x[0-9a-f]+, 0x[0-9a-f]+\) = 0', call)
+        (call, refused, end) = lines(tracer)
+    assert re.fullmatch(rf'execve\("{re.escape(str(link)[:63])}", 0x[0-9a-f]+, 0x[0-9a-f]+\) = 0', call)
+    assert refused.endswith("= -1 E2BIG (Argument list too long)")
     assert end == "+++ exited with 3 +++"
 
 

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from kerneld.mm.vm_flags import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_WRITE
 from kerneld.task.task import Thread
-from shared.client.execve import pack_strings
 from shared.uapi.mman import Madv, Map, Mremap, Ms
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
@@ -310,7 +309,7 @@ def after_execve(world: World) -> list[Thread]:
     world.touch(world.mmap(100), 100)
     program = Path("/bin/cat").resolve()
     with program.open("rb") as file:
-        world.call(Nr.EXECVE, 0, 0, 0, data=pack_strings(["cat", "file"], ["LANG=C"]), fd=file.fileno())
+        world.call(Nr.EXECVE, 0, 0, 0, data=b"cat\0file\0\0LANG=C\0", fd=file.fileno())
     return [world.me]
 
 

@@ -19,6 +19,7 @@ from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
 from kerneld.task.exec import Binprm, do_execve, fresh_mm
+from kerneld.task.exec_stack import Strings
 from kerneld.task.task import Cred, Process
 from shared.uapi.page import PAGE_SIZE
 
@@ -146,10 +147,15 @@ class World:
         return self.files[path]
 
     def execve(
-        self, content: Elf | bytes | File, argv: Iterable[bytes] = (b"program",), envp: Iterable[bytes] = ()
+        self,
+        content: Elf | bytes | File,
+        argv: Iterable[bytes] = (b"program",),
+        envp: Iterable[bytes] = (),
+        filename: bytes = b"",
     ) -> MmStruct:
         file = content if isinstance(content, File) else self.file(content)
-        do_execve(self.process, Binprm(file, [*argv], [*envp]), self.open_interpreter)
+        bprm = Binprm(file, filename or os.fsencode(file.path), Strings.of([*argv], [*envp]))
+        do_execve(self.process, bprm, self.open_interpreter)
         self.check()
         return self.mm
 

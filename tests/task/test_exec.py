@@ -191,6 +191,33 @@ def test_the_stack_as_a_program_finds_it(world: World) -> None:
     assert read_remote_vm(mm, STACK_TOP - 8, 8) == bytes(8)
 
 
+def test_the_auxiliary_vector_is_in_linuxs_order(world: World) -> None:
+    """Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables(); LD_SHOW_AUXV=1 shows a host's."""
+    world.execve(STATIC)
+    names = [At(kind).name for kind, _value in Stack(world).auxv]
+    assert " ".join(names) == (
+        "HWCAP PAGESZ CLKTCK PHDR PHENT PHNUM BASE FLAGS ENTRY UID EUID GID EGID SECURE "
+        "RANDOM HWCAP2 EXECFN PLATFORM NULL"
+    )
+
+
+def test_a_program_goes_by_the_name_that_it_was_given(world: World) -> None:
+    """A symbolic link's, or one from the working directory: fs/exec.c:begin_new_exec() and bprm->filename."""
+    world.execve(world.file(STATIC, "/bin/busybox"), filename=b"links/./a_name_of_some_length")
+    stack = Stack(world)
+    assert stack.string(dict(stack.auxv)[At.EXECFN]) == b"links/./a_name_of_some_length"
+    assert world.process.comm == "a_name_of_some_"
+    assert world.mm.exe_path == "/bin/busybox"
+
+
+def test_very_many_strings(world: World) -> None:
+    world.process.rlimits.soft[Rlimit.STACK] = 8 << 20
+    argv, envp = [b"%d" % number for number in range(60_000)], [b"E%d=" % number for number in range(60_000)]
+    world.execve(STATIC, argv, envp)
+    stack = Stack(world)
+    assert (stack.argv[-1], stack.argv[::7000], stack.envp[::7000]) == (argv[-1], argv[::7000], envp[::7000])
+
+
 def test_the_random_bytes_differ_from_program_to_program(world: World) -> None:
     seen = set()
     for _ in range(2):

@@ -19,6 +19,7 @@ from kerneld.mm.access import read_remote_vm
 from kerneld.mm.filemap import File
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.task.exec import Binprm, do_execve
+from kerneld.task.exec_stack import Strings
 from shared.uapi.page import PAGE_MASK, page_align
 from tests.task.elf_files import World, new_world
 
@@ -38,7 +39,8 @@ class Machine:
     def execve(self, path: str) -> None:
         file = self.files.open_fd(os.open(path, os.O_RDONLY))
         self.held.append(file)
-        do_execve(self.world.process, Binprm(file, [path.encode()], [b"LANG=C"]), self._open_interpreter)
+        bprm = Binprm(file, path.encode(), Strings.of([path.encode()], [b"LANG=C"]))
+        do_execve(self.world.process, bprm, self._open_interpreter)
         while self.held:
             self.files.put_unused(self.held.pop())
         self.world.check()

@@ -89,7 +89,7 @@ def _do_execve(tracing: Tracing, inner: Function) -> Function:
     def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> None:
         inner(process, bprm, open_interpreter)
         tracing.note_process(process)
-        name = bprm.file.path.encode("utf-8", "surrogateescape")[:63]
+        name = bprm.filename[:63]
         point.emit(process.pid, name, process.pid, process.pid, process.live_mm.number)
 
     return do_execve

@@ -1,0 +1,74 @@
+"""execve: how argv, envp and the program's name travel; tests/task has what becomes of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from kerneld.fs.open_file import is_in_memory
+from shared.client.execve import memory_file
+from shared.uapi.syscalls import Exec, Nr
+from tests.syscalls.world import Program
+
+
+@pytest.fixture
+def true_fd() -> Iterator[int]:
+    fd = os.open("/bin/true", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def cmdline(program: Program) -> bytes:
+    return program.answer(Nr.PROCREAD, 0, 65536, data=b"self/cmdline").data
+
+
+class TestExecveStrings:
+    """How argv, envp and the name travel: counted, or in a memory file."""
+
+    def execve(self, program: Program, fds: list[int], data: bytes = b"", *counts: int) -> int:
+        return program.call(Nr.EXECVE, 1, 1, 1, *counts, data=data, fds=fds)
+
+    def test_counted_ones_may_be_empty(self, program: Program, true_fd: int) -> None:
+        data = b"a\0\0\0E=1\0\0./link\0"
+        assert self.execve(program, [true_fd], data, Exec.COUNTED, 3, 2) == 0
+        assert cmdline(program) == b"a\0\0\0"
+        assert program.mm.env_end - program.mm.env_start == 5
+        assert program.process.comm == "link"
+
+    @pytest.mark.parametrize(("argc", "envc"), [(0, 0), (2, 0), (0, 2), (1 << 10, 0)])
+    def test_not_as_many_as_is_said(self, program: Program, true_fd: int, argc: int, envc: int) -> None:
+        assert self.execve(program, [true_fd], b"a\0name\0", Exec.COUNTED, argc, envc) == -errno.EFAULT
+        assert self.execve(program, [true_fd], b"", Exec.COUNTED, argc, envc) == -errno.EFAULT
+        assert self.execve(program, [true_fd], b"a\0name", Exec.COUNTED, 1, 0) == -errno.EFAULT
+
+    def test_more_than_any_limit(self, program: Program, true_fd: int) -> None:
+        for argc, envc in ((1 << 20, 0), (0, (1 << 64) - 1)):
+            assert self.execve(program, [true_fd], b"a\0name\0", Exec.COUNTED, argc, envc) == -errno.E2BIG
+
+    def test_flags_that_are_none(self, program: Program, true_fd: int) -> None:
+        assert self.execve(program, [true_fd], b"a\0name\0", 4, 1, 0) == -errno.EINVAL
+
+    @pytest.mark.parametrize(("length", "code"), [(131_071, 0), (131_072, -errno.E2BIG)])
+    def test_the_longest_argument_comes_in_a_file(self, program: Program, true_fd: int, length: int, code: int) -> None:
+        """MAX_ARG_STRLEN includes the NUL: fs/exec.c:valid_arg_len()."""
+        fd = memory_file(b"x" * length + b"\0name\0")
+        try:
+            flags = Exec.COUNTED | Exec.STRINGS_FD
+            assert self.execve(program, [true_fd, fd], b"", flags, 1, 0) == code
+        finally:
+            os.close(fd)
+        if not code:
+            assert program.mm.arg_end - program.mm.arg_start == length + 1
+
+    def test_a_file_that_is_none(self, program: Program, true_fd: int, fd: int) -> None:
+        for fds in ([true_fd], [true_fd, fd] if not is_in_memory(fd) else [true_fd]):
+            assert self.execve(program, fds, b"", Exec.STRINGS_FD) == -errno.EBADF
+
+    def test_a_file_that_is_too_long(self, program: Program, true_fd: int) -> None:
+        fd = os.memfd_create("strings")
+        os.ftruncate(fd, 1 << 40)
+        assert self.execve(program, [true_fd, fd], b"", Exec.STRINGS_FD) == -errno.E2BIG
+        os.close(fd)
