@@ -21,8 +21,11 @@ check: $(DEV) ## ruff, format, mypy --strict, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(TEST) ## run the tests (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest $(ARGS)
+# Two workers a processor: many tests wait for other processes. Each file is one worker's, with what its tests share.
+JOBS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 1))))
+
+test: $(TEST) ## run the tests side by side (ARGS="-k name" to choose, JOBS=0 for one after the other)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 demo: $(RUN) ## kerneld, target and inspector together; ends by itself
 	@bin/demo

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -29,6 +29,9 @@ from tests.trace.world import Trace
 pytestmark = pytest.mark.timeout(120)
 TRACER = (1 << 22) - 2
 SECONDS = 8
+FRESH_PROGRAMS = 60
+FEWEST = 15
+"""So many are run however long it takes."""
 
 
 class Follower:
@@ -87,15 +90,16 @@ def test_programs_that_once_diverged(traced: tuple[Match, Follower]) -> None:
     assert follower.looks > len(REGRESSIONS)
 
 
-def test_random_programs(traced: tuple[Match, Follower]) -> None:
+def test_random_programs(traced: tuple[Match, Follower], record_property: Callable[[str, object], None]) -> None:
     match, follower = traced
     seed = os.environ.get("REFEREE_SEED", "traced")
     end = time.monotonic() + SECONDS
-    for number in range(60):
-        if number and time.monotonic() > end:
-            break
-        agree(match, generate(f"{seed}-{number}", 40))
-    assert follower.looks > 40
+    played = 0
+    while played < FRESH_PROGRAMS and (played < FEWEST or time.monotonic() < end):
+        agree(match, generate(f"{seed}-{played}", 40))
+        played += 1
+    assert follower.looks > played
+    record_property("played", f"{played} of {FRESH_PROGRAMS} programs")
 
 
 def test_programs_on_wide_ranges(traced: tuple[Match, Follower]) -> None:

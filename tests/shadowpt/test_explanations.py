@@ -114,7 +114,7 @@ OTHERS: list[tuple[Nr, Refused, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("refused", "code", "why"), OPENS, ids=[f"{why[:24]}" for _, _, why in OPENS])
+@pytest.mark.parametrize(("refused", "code", "why"), OPENS, ids=[str(nr) for nr in range(len(OPENS))])
 def test_an_open_that_is_refused_says_why(scene: Scene, refused: Refused, code: int, why: str) -> None:
     scene.explanation()
     with scene.world.trace("shadowpt:open") as trace, structlog.testing.capture_logs() as logs:
