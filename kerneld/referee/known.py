@@ -1,12 +1,16 @@
 """Known differences: where the host's kernel does otherwise than Linux v6.8, to which kerneld answers.
 
 Each is a rule with the release and the commit that brought it, or the function where the commit was not found, written
-as a replacement of kerneld's own. While the referee runs, kerneld follows the later rule where the host is that new:
-what follows from the difference is then compared as exactly as everything else, and no operation is left out. Only
-the referee sees these rules.
+as a replacement of kerneld's own. While the referee runs, kerneld follows the rule where the host does: its witness, a
+tiny program, is played on the host at the start. What follows from the difference is then compared as exactly as
+everything else, and no operation is left out. Only the referee sees these rules.
 
 Differences that no release brought have (0, 0): what kerneld does on purpose, what the host is built with, where its
 files lie.
+
+Who adds one writes an entry of KNOWN, its rule beside the others' (a function in place of kerneld's, or OnTop of it),
+its witness in `witnesses`, and its row in docs/fidelity.md; tests/differential/test_known.py plays the witness with and
+without the rule.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from kerneld.mm import fault, madvise, mmap, mremap, munmap, truncate, unmapped_area, vma_merge
 from kerneld.mm.filemap import AddressSpace
-from kerneld.referee import later_merge, later_mremap, later_rules, this_host
+from kerneld.referee import later_merge, later_mremap, later_rules, this_host, witnesses
+from kerneld.referee.mode import Mode
+from kerneld.referee.witness import Stage, Witness
 from kerneld.syscalls import remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv
@@ -28,17 +34,29 @@ from shared.uapi.mman import Madv
 _KNOWN_MAPS_FLAGS = {"lf": "??"}
 
 
+class OnTop(NamedTuple):
+    """A rule that is made of the one which is there when it comes: kerneld's own, or that of an entry before."""
+
+    make: Callable[[Any], Any]
+
+
 class Known(NamedTuple):
     """One difference."""
 
     since: tuple[int, int]
-    """The release that brought it; (0, 0) for one of configuration."""
+    """The release that brought it; (0, 0) for one of configuration. For people: it decides nothing where there is a
+    witness."""
     source: str
     """The commit that brought it, or the function that it changed; of one of configuration, what it depends on."""
     what: str
     rules: tuple[tuple[Any, str, Any], ...] = ()
-    """What replaces what: a module of kerneld, a name in it, the later rule."""
+    """What replaces what: a module of kerneld, a name in it, the other rule."""
     applies: Callable[[], bool] = lambda: True
+    """Whether the host is built so; asked before the witness."""
+    witness: Witness | None = None
+    """Plays a program on the host and tells whether it has the difference; without one its release decides."""
+    before: tuple[int, int] | None = None
+    """Of a rule that steps back from v6.8: the release that first had v6.8's."""
 
 
 KNOWN = (
@@ -53,6 +71,7 @@ KNOWN = (
             (vma_merge, "vma_modify", later_merge.with_source(vma_merge.vma_modify)),
             (mremap, "copy_vma", later_merge.with_source(mremap.copy_vma)),
         ),
+        witness=witnesses.merges_with_what_never_faulted,
     ),
     Known(
         (6, 12),
@@ -60,6 +79,7 @@ KNOWN = (
         "mmap over a mapping that fails for want of memory leaves what was there, cut in two where it would have begun "
         "or ended.",
         ((mmap, "mmap_region", later_rules.mmap_region),),
+        witness=witnesses.failed_mmap_leaves_a_cut,
     ),
     Known(
         (6, 17),
@@ -68,6 +88,7 @@ KNOWN = (
         "moves several VMAs; a new length over the address space is EINVAL; what a move shrinks by is asked for as if "
         "it were new.",
         ((mremap, "do_mremap", later_mremap.do_mremap),),
+        witness=witnesses.mremap_moves_several,
     ),
     Known(
         (6, 15),
@@ -81,12 +102,21 @@ KNOWN = (
         "86e6b1547b3d",
         "An address between the user's half and the middle of all addresses is refused before it is accessed.",
         ((uaccess, "access_ok", later_rules.access_ok),),
+        witness=witnesses.refuses_the_middle_before_access,
+    ),
+    Known(
+        (6, 12),
+        "d4148aeab412",
+        "Only anonymous mappings whose length is a multiple of 2 MiB are aligned to 2 MiB.",
+        ((unmapped_area, "_aligned_to_pmd", OnTop(later_rules.aligns_whole_huge_pages_alone)),),
+        witness=witnesses.aligns_whole_huge_pages_alone,
     ),
     Known(
         (6, 13),
-        "d4148aeab412 (v6.12), 249608ee4713",
-        "Only anonymous mappings whose length is a multiple of 2 MiB, without a hint, are aligned to 2 MiB.",
-        ((unmapped_area, "_aligned_to_pmd", later_rules.aligned_to_pmd),),
+        "249608ee4713",
+        "Anonymous mappings with a hint are not aligned to 2 MiB.",
+        ((unmapped_area, "_aligned_to_pmd", OnTop(later_rules.aligns_nothing_with_a_hint)),),
+        witness=witnesses.aligns_nothing_with_a_hint,
     ),
     Known(
         (6, 18),
@@ -97,6 +127,7 @@ KNOWN = (
             (fault, "handle_mm_fault", later_rules.handle_mm_fault),
             (fault, "map_pages_around", later_rules.map_pages_around),
         ),
+        witness=witnesses.maps_no_last_page_alone,
     ),
     Known(
         (6, 16),
@@ -104,26 +135,28 @@ KNOWN = (
         "A fault of an executable mapping whose page is not cached reads in what follows in the mapping, not what is "
         "around.",
         ((fault, "window_to_read", later_rules.window_to_read),),
+        witness=witnesses.reads_ahead_what_is_executable,
     ),
     Known(
         (6, 13),
         "22af8caff7d1 (v6.12), mm/madvise.c:process_madvise_remote_valid()",
         "process_madvise takes any advice for the caller's own memory, from any user.",
         ((remote, "check_process_madvise", later_rules.check_process_madvise),),
+        witness=witnesses.advises_own_memory_anything,
     ),
     Known(
         (0, 0),
         "ext4, where the programs' files lie",
         "A file that is cut in the middle of a page has that page in the cache, dirty; of a hole it is there unread.",
         ((truncate, "truncate_pagecache", this_host.truncate_pagecache),),
-        this_host.is_ext4,
+        witness=witnesses.zeroes_the_page_that_is_cut,
     ),
     Known(
         (6, 13),
         "c7fc0366c656",
         "On ext4 so has one that ended in the middle of a page and is made longer; the rest of the page is zeroed.",
         ((truncate, "pagecache_isize_extended", this_host.pagecache_isize_extended),),
-        this_host.is_ext4,
+        witness=witnesses.zeroes_the_page_that_is_filled_up,
     ),
     Known(
         (6, 16), "fs/proc/task_mmu.c:show_smap_vma_flags()", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."
@@ -154,16 +187,30 @@ KNOWN = (
 )
 
 
+_decided: dict[Mode, tuple[Known, ...]] = {}
+
+
+def decide(stage: Stage, mode: Mode = Mode.PLAIN) -> tuple[Known, ...]:
+    """Return the differences that the host has, as their witnesses say: played once a process for each mode.
+
+    `stage` is the host's, before any program is run on it.
+    """
+    if mode not in _decided:
+        release = host_release()
+        _decided[mode] = tuple(known for known in KNOWN if known.applies() and _has(known, stage, release))
+    return _decided[mode]
+
+
+def _has(known: Known, stage: Stage, release: tuple[int, int]) -> bool:
+    if known.witness is not None:
+        return known.witness(stage)
+    return known.since <= release and (known.before is None or release < known.before)
+
+
 def host_release() -> tuple[int, int]:
-    """Return the host kernel's version, as far as differences are counted."""
+    """Return the host kernel's version, for differences without a witness."""
     match = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def applying() -> list[Known]:
-    """Return the differences that this host has."""
-    release = host_release()
-    return [known for known in KNOWN if known.since <= release and known.applies()]
 
 
 def normal_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
@@ -172,25 +219,25 @@ def normal_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def following_host() -> Iterator[None]:
-    """Let kerneld follow the host's later rules, wherever a module of kerneld has the earlier one by name."""
+def following(differences: Iterable[Known]) -> Iterator[None]:
+    """Let kerneld follow the rules of differences, wherever a module of kerneld has its own by name."""
     undo: list[tuple[Any, str, Any]] = []
     modules = [
         module
         for name, module in sys.modules.items()
         if name.startswith("kerneld.") and not name.startswith(f"{__package__}.") and module is not None
     ]
-    for known in applying():
-        for owner, name, rule in known.rules:
+    try:
+        for owner, name, rule in (each for known in differences for each in known.rules):
             earlier = getattr(owner, name)
+            new = rule.make(earlier) if isinstance(rule, OnTop) else rule
             if isinstance(owner, type):
                 undo.append((owner, name, earlier))
-                setattr(owner, name, rule)
+                setattr(owner, name, new)
             for module in modules:
                 if module.__dict__.get(name) is earlier:
                     undo.append((module, name, earlier))
-                    setattr(module, name, rule)
-    try:
+                    setattr(module, name, new)
         yield
     finally:
         for module, name, earlier in reversed(undo):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import TypeAlias
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTRS_PER_TABLE
-from kerneld.mm import fault, madvise, mmap, unmapped_area
+from kerneld.mm import fault, madvise, mmap
 from kerneld.mm.filemap import READ_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import split_range
@@ -17,8 +19,9 @@ from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
 
+AlignedToPmd: TypeAlias = "Callable[[MmStruct, Vaddr, int, int, int | None], Vaddr | None]"
+
 _mmap_region_v6_8 = mmap.mmap_region
-_aligned_to_pmd_v6_8 = unmapped_area._aligned_to_pmd
 _handle_mm_fault_v6_8 = fault.handle_mm_fault
 _map_pages_around_v6_8 = fault.map_pages_around
 _window_to_read_v6_8 = fault.window_to_read
@@ -38,11 +41,24 @@ def access_ok(vaddr: Vaddr, length: int) -> bool:
     return vaddr + length <= TASK_SIZE
 
 
-def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
-    """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area(): whole huge pages, without a hint."""
-    if offset is None and (addr or length % PMD_SIZE):
-        return None
-    return _aligned_to_pmd_v6_8(mm, addr, length, flags, offset)
+def aligns_whole_huge_pages_alone(earlier: AlignedToPmd) -> AlignedToPmd:
+    """Source: Linux v6.12 mm/mmap.c:__get_unmapped_area()."""
+
+    def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
+        if offset is None and length % PMD_SIZE:
+            return None
+        return earlier(mm, addr, length, flags, offset)
+
+    return aligned_to_pmd
+
+
+def aligns_nothing_with_a_hint(earlier: AlignedToPmd) -> AlignedToPmd:
+    """Source: Linux v6.13 mm/mmap.c:__get_unmapped_area()."""
+
+    def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
+        return None if offset is None and addr else earlier(mm, addr, length, flags, offset)
+
+    return aligned_to_pmd
 
 
 def check_process_madvise(caller: Process, process: Process, advice: int) -> None:

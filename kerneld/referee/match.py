@@ -17,12 +17,13 @@ from kerneld.referee.compare import Difference, find_difference
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.host_swap import host_swap
-from kerneld.referee.known import applying, following_host
+from kerneld.referee.known import Known, decide, following
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import Op, Program
 from kerneld.referee.simulated import Simulated
 from kerneld.referee.swap_lock import host_has_swap, locked_swap
+from kerneld.referee.witness import Stage
 from shared.uapi.mman import Madv
 
 
@@ -43,10 +44,12 @@ class Divergence(NamedTuple):
 class Match:
     """Both sides, for one program after another."""
 
-    def __init__(self, ours: Simulated, hosts: Host, mode: Mode) -> None:
+    def __init__(self, ours: Simulated, hosts: Host, mode: Mode, known: tuple[Known, ...]) -> None:
+        """`known` are the differences that the host has."""
         self.ours = ours
         self.hosts = hosts
         self.mode = mode
+        self.known = known
         self._pages_out = mode is Mode.SWAP or not host_has_swap()
         """Else MADV_PAGEOUT is passed over: the host would swap, some time, and kerneld has no swap then."""
 
@@ -66,7 +69,7 @@ class Match:
     def describe(self) -> str:
         """Say in one line who the referee is and what is compared."""
         frames = "frames are compared" if os.getuid() == 0 else "frames are not compared: only root sees them"
-        count = len(applying())
+        count = len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
         return (
             f"The referee is Linux {os.uname().release}, mode {self.mode}; {frames}; {count} known differences apply"
@@ -125,8 +128,9 @@ def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> It
         try:
             ours = Simulated(folders[1], host.layout, mode, check_invariants=check_invariants)
             try:
-                with following_host():
-                    yield Match(ours, host, mode)
+                known = decide(Stage(host, host.layout), mode)
+                with following(known):
+                    yield Match(ours, host, mode, known)
             finally:
                 ours.close()
         finally:

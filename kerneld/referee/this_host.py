@@ -6,8 +6,6 @@ They replace kerneld's own while the referee runs (`known`).
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 from pathlib import Path
 
 from kerneld.errors import SysError
@@ -77,14 +75,6 @@ def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, 
 def has_ksm() -> bool:
     """Tell whether the host merges equal pages."""
     return Path("/sys/kernel/mm/ksm").exists()
-
-
-def is_ext4() -> bool:
-    """Tell whether the regular files of programs lie on an ext4 file system."""
-    folder = os.path.realpath(tempfile.gettempdir())
-    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    above = [(len(point), kind) for point, kind in mounts if os.path.commonpath((point, folder)) == point]
-    return max(above)[1] == "ext4"
 
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:

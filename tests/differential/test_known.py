@@ -1,7 +1,11 @@
-"""The list of known differences: what people read is what the referee goes by, and it goes with the referee."""
+"""The list of known differences: what people read is what the referee goes by, and it goes with the referee.
+
+Each witness is played here on kerneld itself, where no host is needed: by its own rules, and by the difference's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,13 +13,30 @@ import pytest
 from kerneld.mm import fault, mremap
 from kerneld.mm.filemap import AddressSpace
 from kerneld.referee import known
-from kerneld.referee.known import KNOWN, Known, applying, following_host
+from kerneld.referee.known import KNOWN, Known, OnTop, decide, following
+from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
+from kerneld.referee.mode import Mode
+from kerneld.referee.program import MAX_PROCESSES
+from kerneld.referee.simulated import Simulated
+from kerneld.referee.witness import Stage
+from shared.uapi.page import PAGE_SIZE
 
 FIDELITY = Path(__file__).parents[2] / "docs" / "fidelity.md"
+LAYOUT = Layout(
+    TEXT_START + 4 * PAGE_SIZE,
+    (
+        (TEXT_START, TEXT_START + 3 * PAGE_SIZE),
+        (CONTROL_START, CONTROL_START + (MAX_PROCESSES + 1) * AREA_BYTES),
+    ),
+    0x10000,
+)
+"""Where the host's runner lies, nearly: there is none here."""
 
 
 def row(difference: Known) -> str:
     since = f"v{difference.since[0]}.{difference.since[1]}" if difference.since > (0, 0) else "–"
+    if difference.before is not None:
+        since = f"before v{difference.before[0]}.{difference.before[1]}"
     return f"| {since} | {difference.source} | {difference.what} |"
 
 
@@ -26,18 +47,55 @@ def test_the_document_has_each_and_no_other() -> None:
     assert not lines[start + len(KNOWN)]
 
 
-@pytest.mark.parametrize(("release", "has"), [((6, 8), []), ((6, 12), ["f8d112a4e657", "86e6b1547b3d"])])
-def test_a_host_has_those_up_to_its_release(
-    monkeypatch: pytest.MonkeyPatch, release: tuple[int, int], has: list[str]
-) -> None:
-    monkeypatch.setattr(known, "host_release", lambda: release)
-    assert [difference.source for difference in applying() if difference.since > (0, 0)] == has
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    ours = Simulated(tmp_path_factory.mktemp("files"), LAYOUT)
+    yield Stage(ours, LAYOUT)
+    ours.close()
 
 
-def test_the_rules_are_there_for_as_long_as_the_referee(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "host_release", lambda: (6, 18))
+WITNESSED = [difference for difference in KNOWN if difference.witness is not None and difference.rules]
+
+
+@pytest.mark.parametrize("difference", WITNESSED, ids=lambda difference: difference.witness.__name__)
+def test_a_witness_tells_kerneld_with_the_rule_from_kerneld_without(stage: Stage, difference: Known) -> None:
+    assert difference.witness is not None
+    assert not difference.witness(stage)
+    with following([difference]):
+        assert difference.witness(stage)
+    assert not difference.witness(stage)
+
+
+def test_witnesses_decide_and_not_the_release(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = (
+        Known((6, 99), "yes", "", witness=lambda _: True),
+        Known((0, 0), "no", "", witness=lambda _: False),
+        Known((6, 16), "by release", ""),
+        Known((6, 18), "too new", ""),
+        Known((0, 0), "old", "", before=(6, 8)),
+        Known((0, 0), "not built so", "", applies=lambda: False, witness=lambda _: True),
+    )
+    monkeypatch.setattr(known, "KNOWN", differences)
+    monkeypatch.setattr(known, "_decided", {})
+    monkeypatch.setattr(known, "host_release", lambda: (6, 17))
+    assert [difference.source for difference in decide(stage)] == ["yes", "by release"]
+    monkeypatch.setattr(known, "KNOWN", ())
+    assert len(decide(stage)) == 2  # played once a process
+    assert not decide(stage, Mode.HUGE)
+
+
+def test_a_rule_stands_on_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault, "window_to_read", lambda: "v6.8")
+    first = OnTop(lambda earlier: lambda: f"{earlier()}, a")
+    second = OnTop(lambda earlier: lambda: f"{earlier()}, b")
+    with following([Known((0, 0), "", "", ((fault, "window_to_read", rule),)) for rule in (first, second)]):
+        assert str(fault.window_to_read()) == "v6.8, a, b"  # type: ignore[call-arg]
+    assert str(fault.window_to_read()) == "v6.8"  # type: ignore[call-arg]
+
+
+def test_the_rules_are_there_for_as_long_as_the_referee() -> None:
     before = (fault.window_to_read, mremap.do_mremap, AddressSpace.unlink_vma)
-    with following_host():
+    with following(KNOWN):
         after = (fault.window_to_read, mremap.do_mremap, AddressSpace.unlink_vma)
         assert not any(rule is earlier for rule, earlier in zip(after, before, strict=True))
     assert (fault.window_to_read, mremap.do_mremap, AddressSpace.unlink_vma) == before

@@ -1,0 +1,136 @@
+"""The witnesses of the known differences: each plays a program and tells whether the side does as the later rule says.
+
+Sorted by what they are about. Addresses are slots (`At`); a page is `P`.
+"""
+
+from __future__ import annotations
+
+from kerneld.referee.program import At, Base, Op
+from kerneld.referee.witness import Stage
+from shared.uapi.mman import Madv, Map, Mremap, Prot
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
+
+P = PAGE_SIZE
+REGULAR = 1
+_READ, _WRITE, _EXEC = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value
+_RW = _READ | _WRITE
+_PRIVATE, _SHARED, _FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
+_ANON = _PRIVATE | Map.ANONYMOUS.value
+_NEAR_HALF = 1 << 50
+"""An address that is neither the user's nor the kernel's."""
+_TOO_LONG = 1 << 45
+"""Bytes that no machine has memory for."""
+
+
+def mmap(
+    slot: int, nr_bytes: int, prot: int = _RW, flags: int = _ANON, at: At | int = 0, file: int = -1, offset: int = 0
+) -> Op:
+    """Return the operation that maps memory and keeps its place in a slot."""
+    return Op(0, "mmap", (at, nr_bytes, prot, flags, offset), slot, file)
+
+
+def call(name: str, *args: At | int, slot: int = -1, file: int = -1) -> Op:
+    """Return an operation of the first process."""
+    return Op(0, name, args, slot, file)
+
+
+def store(at: At) -> Op:
+    """Return a store of a byte."""
+    return Op(0, "store", (at, 1), data=b"\xf5")
+
+
+def load(at: At) -> Op:
+    """Return a load of a byte."""
+    return Op(0, "load", (at, 1))
+
+
+def merges_with_what_never_faulted(stage: Stage) -> bool:
+    """The lower page, which never faulted, gets the rights of the upper, which did: they become one."""
+    played = stage.play(
+        mmap(0, 2 * P),
+        call("mprotect", At(0), P, _RW | _EXEC),
+        store(At(0, P)),
+        call("mprotect", At(0, P), P, _RW | _EXEC),
+    )
+    return len(played.mappings(played.rets[0], 2)) == 1
+
+
+def failed_mmap_leaves_a_cut(stage: Stage) -> bool:
+    """What no machine has memory for is to replace the second page: it stays, cut off."""
+    played = stage.play(
+        mmap(0, 2 * P, flags=_ANON | _FIXED, at=At(Base.ZERO, 1 << 28)),
+        mmap(1, _TOO_LONG, flags=_ANON | _FIXED, at=At(0, P)),
+    )
+    return len(played.mappings(played.rets[0], 2)) == 2
+
+
+def mremap_moves_several(stage: Stage) -> bool:
+    """Two mappings are moved by one call."""
+    played = stage.play(
+        mmap(0, 2 * P),
+        call("mprotect", At(0), P, _READ),
+        mmap(1, 2 * P),
+        call("mremap", At(0), 2 * P, 2 * P, (Mremap.MAYMOVE | Mremap.FIXED).value, At(1)),
+    )
+    return played.rets[-1] > 0
+
+
+def refuses_the_middle_before_access(stage: Stage) -> bool:
+    """process_vm_readv to an address that cannot be one: it is refused before the page that it reads comes in."""
+    played = stage.play(mmap(0, P), call("process_vm_readv", 0, At(Base.ZERO, _NEAR_HALF), P, At(0), P, 0))
+    return not played.view.pages
+
+
+def aligns_whole_huge_pages_alone(stage: Stage) -> bool:
+    """Three MiB are not aligned to two."""
+    return stage.play(mmap(0, PMD_SIZE + PMD_SIZE // 2)).rets[0] % PMD_SIZE != 0
+
+
+def aligns_nothing_with_a_hint(stage: Stage) -> bool:
+    """A hint that is taken leaves the search to the kernel, which does not align then."""
+    return stage.play(mmap(0, P), mmap(1, 2 * PMD_SIZE, at=At(0))).rets[1] % PMD_SIZE != 0
+
+
+def advises_own_memory_anything(stage: Stage) -> bool:
+    """process_madvise of the caller's own memory takes MADV_DONTNEED."""
+    played = stage.play(mmap(0, P), call("process_madvise", 0, At(0), P, Madv.DONTNEED.value, 0))
+    return played.rets[-1] == P
+
+
+def maps_no_last_page_alone(stage: Stage) -> bool:
+    """A read past a file's end, whose last page would be mapped with what is around: it is not."""
+    played = stage.play(mmap(0, 16 * P, _READ, _SHARED, file=REGULAR, offset=5 * P), load(At(0, 2 * P)))
+    return not played.view.pages
+
+
+def reads_ahead_what_is_executable(stage: Stage) -> bool:
+    """A fault of an executable mapping brings none of the pages before it."""
+    played = stage.play(
+        mmap(0, 12 * P, _READ | _EXEC, _PRIVATE, file=REGULAR),
+        call("ftruncate", 12 * P, file=REGULAR),
+        load(At(0, 10 * P)),
+        call("mincore", At(0), 12 * P),
+    )
+    return not played[-1].outcome.data[7] & 1
+
+
+def _is_dirty_after(stage: Stage, page: int, size: int) -> bool:
+    """Set the size of a regular file: is a page dirty then? A clean one would leave the cache by MADV_PAGEOUT."""
+    played = stage.play(
+        mmap(0, 7 * P, _RW, _SHARED, file=REGULAR),
+        call("ftruncate", size, file=REGULAR),
+        load(At(0, page * P)),
+        call("madvise", At(0, page * P), P, Madv.PAGEOUT.value),
+        call("mincore", At(0), 7 * P),
+    )
+    return bool(played[-1].outcome.data[page] & 1)
+
+
+def zeroes_the_page_that_is_cut(stage: Stage) -> bool:
+    """A file is cut in the middle of a page."""
+    return _is_dirty_after(stage, 3, 3 * P + 100)
+
+
+def zeroes_the_page_that_is_filled_up(stage: Stage) -> bool:
+    """A file that ends in the middle of a page is made longer."""
+    return _is_dirty_after(stage, 6, 12 * P)
