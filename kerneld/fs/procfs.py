@@ -46,6 +46,7 @@ from shared.uapi.page import Pid
 
 _MAX_OFFSET = (1 << 63) - 1
 _MAX_PID_DIGITS = 10
+_OF_ALL_MEMORY = frozenset({"meminfo", "vmstat", "buddyinfo", "kerneld/status", "kpagecount", "kpageflags"})
 
 
 class ShadowView(Protocol):
@@ -127,6 +128,9 @@ class ProcFs:
         if names and (names[0] in ("self", "thread-self") or names[0][0].isdigit()):
             return (yield from self._read_of_process(reader, names, offset, length))
         name = "/".join(names)
+        if name in _OF_ALL_MEMORY:
+            # Who reads these after a process has ended is to find its memory gone, as on Linux.
+            yield from self._finish_dying()
         if name in self._root:
             show = one_record(functools.partial(self._root[name], reader))
             return (yield from self._seq_files.read(reader, name, show, offset, length))
@@ -135,6 +139,11 @@ class ProcFs:
                 raise SysError(errno.EACCES)
             return self._frame_words[name](self._kernel.frames, offset, length)
         raise SysError(self._why_missing(names))
+
+    def _finish_dying(self) -> Generator[None, None, None]:
+        dying = self._kernel.frames.dying
+        if dying is not None:
+            yield from dying.finish_in_pieces()
 
     def _why_missing(self, names: list[str]) -> int:
         if names == ["kerneld"]:

@@ -76,6 +76,13 @@ class Dying:
         """Go on until somebody has what is needed, or all have gone."""
         self._go_on(is_enough)
 
+    def finish_in_pieces(self) -> Pieces:
+        """Take down those that are dying now; yield between two pieces, where others may be served."""
+        last = self.queue[-1] if self.queue else None
+        while last in self._pieces:
+            self._go_on(lambda: True)
+            yield
+
     def _go_on(self, is_enough: Callable[[], bool]) -> None:
         """Run pieces, one at least."""
         while self.queue:

@@ -111,6 +111,19 @@ def test_the_same_pid_comes_again_meanwhile(world: World) -> None:
     assert world.kernel.dying.queue
 
 
+@pytest.mark.parametrize("name", [b"meminfo", b"kpagecount"])
+def test_who_looks_at_all_of_memory_finds_it_gone(world: World, name: bytes) -> None:
+    reader = world.attach(ROOT)
+
+    def look() -> bytes:
+        return reader.answer(Nr.PROCREAD, 0, 1 << 16, data=name).data
+
+    before = look()
+    end(world, with_many_vmas(world))
+    assert world.kernel.dying.queue
+    assert look() == before
+
+
 def test_who_needs_memory_gets_it(world: World) -> None:
     dead, other = with_many_vmas(world), world.attach(USER)
     dead.mmap(3000, at=BASE + 2 * PAGES * PAGE_SIZE)
