@@ -112,13 +112,21 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
         if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
             check_enough_memory(mm, pages)
             vm_flags |= VM_ACCOUNT
-    elif old & VM_ACCOUNT and vma.is_anonymous and vma.anon_vma is None:
+    elif old & VM_ACCOUNT and may_unaccount(vma):
         vm_flags &= ~VM_ACCOUNT
     vma = vma_modify(mm, vma, start, end, vm_flags)
     change_protection(mm, vma, start, end)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and vm_flags & VM_WRITE:
         populate_vma(mm, vma, start, end)
     return vma.end
+
+
+def may_unaccount(vma: Vma) -> bool:
+    """Tell whether memory that may no longer be written, and never was, is taken off the account of promised memory.
+
+    Source: Linux v6.8 mm/mprotect.c:mprotect_fixup().
+    """
+    return vma.is_anonymous and vma.anon_vma is None
 
 
 def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:

@@ -22,14 +22,26 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kerneld.mm import fault, madvise, mmap, mremap, munmap, truncate, unmapped_area, vma_merge
+from kerneld.fs import proc_maps
+from kerneld.mm import (
+    fault,
+    madvise,
+    mmap,
+    mprotect,
+    mremap,
+    munmap,
+    truncate,
+    unmapped_area,
+    vm_flags,
+    vma_merge,
+)
 from kerneld.mm.filemap import AddressSpace
-from kerneld.referee import later_merge, later_mremap, later_rules, this_host, witnesses
+from kerneld.referee import earlier_rules, later_merge, later_mremap, later_rules, this_host, witnesses
 from kerneld.referee.mode import Mode
 from kerneld.referee.witness import Stage, Witness
 from kerneld.syscalls import remote
 from kerneld.task import uaccess
-from shared.uapi.mman import Madv
+from shared.uapi.mman import Madv, Map
 
 _KNOWN_MAPS_FLAGS = {"lf": "??"}
 
@@ -60,6 +72,54 @@ class Known(NamedTuple):
 
 
 KNOWN = (
+    Known(
+        (0, 0),
+        "mm/mprotect.c:mprotect_fixup()",
+        "Memory that mprotect makes read-only stays on the account of promised memory though it was never written.",
+        ((mprotect, "may_unaccount", earlier_rules.keeps_its_account),),
+        witness=witnesses.mprotect_keeps_the_account,
+        before=(6, 7),
+    ),
+    Known(
+        (0, 0),
+        "include/linux/mman.h:calc_vm_flag_bits()",
+        "MAP_STACK means nothing; v6.8 has no huge pages there.",
+        ((vm_flags, "calc_vm_flag_bits", OnTop(earlier_rules.without_map_stack)),),
+        witness=witnesses.map_stack_means_nothing,
+        before=(6, 7),
+    ),
+    Known(
+        (0, 0),
+        "mm/mmap.c:get_unmapped_area()",
+        "No anonymous mapping is aligned to 2 MiB.",
+        ((unmapped_area, "_aligned_to_pmd", OnTop(earlier_rules.aligns_no_anonymous_memory)),),
+        witness=witnesses.aligns_no_anonymous_memory,
+        before=(6, 7),
+    ),
+    Known(
+        (0, 0),
+        "mm/huge_memory.c:__thp_get_unmapped_area()",
+        "A file's mapping that is to be aligned to 2 MiB stays where the search from the top has found it aligned.",
+        ((unmapped_area, "_aligned_to_pmd", OnTop(earlier_rules.aligns_upwards)),),
+        witness=witnesses.aligns_files_upwards,
+        before=(6, 8),
+    ),
+    Known(
+        (0, 0),
+        "fs/proc/task_mmu.c:show_map_vma()",
+        "What ends where the heap begins, or begins where it ends, is [heap] in maps.",
+        ((proc_maps, "vma_is_initial_heap", earlier_rules.touches_the_heap),),
+        witness=witnesses.names_what_touches_the_heap,
+        before=(6, 8),
+    ),
+    Known(
+        (0, 0),
+        "arch/x86/include/uapi/asm/mman.h",
+        "MAP_ABOVE4G is no flag: MAP_SHARED_VALIDATE refuses it.",
+        ((mmap, "_LEGACY_MAP_MASK", mmap._LEGACY_MAP_MASK & ~Map.ABOVE4G.value),),
+        witness=witnesses.knows_no_map_above4g,
+        before=(6, 6),
+    ),
     Known(
         (6, 16),
         "879bca0a2c4f",

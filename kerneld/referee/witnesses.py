@@ -5,6 +5,8 @@ Sorted by what they are about. Addresses are slots (`At`); a page is `P`.
 
 from __future__ import annotations
 
+import errno
+
 from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
 from shared.uapi.mman import Madv, Map, Mremap, Prot
@@ -18,6 +20,8 @@ _PRIVATE, _SHARED, _FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
 _ANON = _PRIVATE | Map.ANONYMOUS.value
 _NEAR_HALF = 1 << 50
 """An address that is neither the user's nor the kernel's."""
+_TOP = 0x7FFF_F7E0_0000
+"""A boundary of two MiB below which no mapping of this module lies."""
 _TOO_LONG = 1 << 45
 """Bytes that no machine has memory for."""
 
@@ -134,3 +138,44 @@ def zeroes_the_page_that_is_cut(stage: Stage) -> bool:
 def zeroes_the_page_that_is_filled_up(stage: Stage) -> bool:
     """A file that ends in the middle of a page is made longer."""
     return _is_dirty_after(stage, 6, 12 * P)
+
+
+def mprotect_keeps_the_account(stage: Stage) -> bool:
+    """Memory that was never written is made read-only."""
+    played = stage.play(mmap(0, P), call("mprotect", At(0), P, _READ))
+    return "ac" in played.view.mappings[-1].flags
+
+
+def map_stack_means_nothing(stage: Stage) -> bool:
+    """VmFlags show no nh of it."""
+    played = stage.play(mmap(0, P, flags=_ANON | Map.STACK.value))
+    return "nh" not in played.view.mappings[-1].flags
+
+
+def aligns_no_anonymous_memory(stage: Stage) -> bool:
+    """Four MiB are not aligned to two."""
+    return stage.play(mmap(0, 2 * PMD_SIZE)).rets[0] % PMD_SIZE != 0
+
+
+def aligns_files_upwards(stage: Stage) -> bool:
+    """Above the free place ends on a boundary, and a file's mapping of two MiB is put right there."""
+    played = stage.play(
+        mmap(0, P),
+        mmap(1, 2 * PMD_SIZE, flags=_ANON | _FIXED, at=At(Base.ZERO, _TOP - 2 * PMD_SIZE)),
+        mmap(2, 2 * PMD_SIZE, _READ, file=REGULAR, flags=_PRIVATE),
+    )
+    return played.rets[1] - played.rets[2] == 3 * PMD_SIZE
+
+
+def names_what_touches_the_heap(stage: Stage) -> bool:
+    """A page right above an empty heap."""
+    played = stage.play(mmap(0, P, flags=_ANON | _FIXED, at=At(Base.BRK, 0)))
+    return played.view.mappings[0].name == "[heap]"
+
+
+def knows_no_map_above4g(stage: Stage) -> bool:
+    """MAP_SHARED_VALIDATE takes flags alone that it knows."""
+    played = stage.play(
+        mmap(0, P, _READ, Map.SHARED_VALIDATE.value | Map.ABOVE4G.value, file=REGULAR),
+    )
+    return played.rets[0] == -errno.EOPNOTSUPP

@@ -1,0 +1,54 @@
+"""Rules of kernels older than v6.8, one function each, that replace kerneld's own while the referee runs (`known`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kerneld.mm import unmapped_area
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vma import Vma
+from kerneld.referee.later_rules import AlignedToPmd
+from shared.uapi.mman import Map
+from shared.uapi.page import PMD_SIZE, Vaddr
+
+
+def keeps_its_account(vma: Vma) -> bool:
+    """Source: Linux v6.1 mm/mprotect.c:mprotect_fixup(): memory that is promised stays so."""
+    return False
+
+
+def without_map_stack(earlier: Callable[[int], int]) -> Callable[[int], int]:
+    """Source: Linux v6.1 include/linux/mman.h:calc_vm_flag_bits()."""
+
+    def calc_vm_flag_bits(flags: int) -> int:
+        return earlier(flags & ~Map.STACK.value)
+
+    return calc_vm_flag_bits
+
+
+def aligns_no_anonymous_memory(earlier: AlignedToPmd) -> AlignedToPmd:
+    """Source: Linux v6.1 mm/mmap.c:get_unmapped_area(): only a file system asks for a boundary."""
+
+    def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
+        return None if offset is None else earlier(mm, addr, length, flags, offset)
+
+    return aligned_to_pmd
+
+
+def aligns_upwards(earlier: AlignedToPmd) -> AlignedToPmd:
+    """Source: Linux v6.1 mm/huge_memory.c:__thp_get_unmapped_area(): on a boundary already, it stays there."""
+
+    def aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
+        found = earlier(mm, addr, length, flags, offset)
+        if found is None or found == addr:
+            return found
+        # The search that the earlier rule has begun with, once more.
+        on_boundary = not (unmapped_area._topdown(mm, addr, length + PMD_SIZE, flags) - (offset or 0)) % PMD_SIZE
+        return found - PMD_SIZE if on_boundary else found
+
+    return aligned_to_pmd
+
+
+def touches_the_heap(mm: MmStruct, vma: Vma) -> bool:
+    """Source: Linux v6.1 fs/proc/task_mmu.c:show_map_vma(): what ends where it begins has its name too."""
+    return vma.start <= mm.brk and vma.end >= mm.start_brk
