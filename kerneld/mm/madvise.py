@@ -175,13 +175,38 @@ def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:
 def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
     """Do as `do_madvise` for advice of POPULATE_ADVICE, and yield where Linux may let go of mmap_lock; returns 0.
 
-    Whatever others have done to the address space meanwhile, the next VMA is looked up anew.
-    Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags().
+    Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): what lies behind a hole is populated too.
     """
     end = _range_end(start, length, advice)
-    write = advice == Madv.POPULATE_WRITE
-    needed = VM_WRITE if write else VM_READ
     pace = Pace()
+    has_hole = False
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        if start < vma.start:
+            has_hole = True
+            start = vma.start
+            continue
+        stop = min(end, vma.end)
+        yield from faultin_range(mm, start, stop, advice == Madv.POPULATE_WRITE, pace)
+        start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    if has_hole:
+        raise SysError(errno.ENOMEM)
+    return 0
+
+
+def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pace) -> Generator[None, None, None]:
+    """Populate [start, end) for reading or writing, up to a hole, and yield where `pace` says so.
+
+    Whatever others have done to the address space meanwhile, the next VMA is looked up anew. Raises SysError(ENOMEM) at
+    a hole or without memory, SysError(EINVAL) without the right, SysError(EFAULT) past a file's end.
+    Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags().
+    """
+    needed = VM_WRITE if write else VM_READ
     while start < end:
         vma = mm.vmas.lookup(start)
         if vma is None:
@@ -198,4 +223,3 @@ def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: 
         if start < end and pace.is_over():
             yield
             pace.begin()
-    return 0

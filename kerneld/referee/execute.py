@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
+from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Outcome, State, View
 from kerneld.referee.overlap import length_without_overlap
@@ -46,6 +47,7 @@ class Execution:
         self._side = side
         self._pages_out = pages_out
         self._forbidden = (*layout.taken, _STACK_ROOM)
+        self._task_size = layout.task_size
         self._brk = layout.brk
         self._slots = default_slots()
         self._views: dict[int, View] = {}
@@ -62,6 +64,8 @@ class Execution:
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
         if self._hits_runner(op.name, args) or (not self._pages_out and _is_pageout(op)):
+            return PASSED_OVER
+        if self._task_size > TASK_SIZE and is_out_of_reach(op.name, args):
             return PASSED_OVER
         special = _SPECIAL.get(op.name)
         if special is not None:
@@ -96,7 +100,7 @@ class Execution:
         fails_past_end = name in ("munmap", "mmap")
         for start, length in ranges:
             end = start + length + 4095
-            if end > U64 or (fails_past_end and start + length > TASK_SIZE):
+            if end > U64 or (fails_past_end and start + length > self._task_size):
                 continue
             if any(start < high and low < end for low, high in self._forbidden):
                 return True

@@ -22,13 +22,14 @@ from pathlib import Path
 
 from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.files import ProgramFiles
+from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
 from kerneld.referee.known import normal_flags
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.mman import Map
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.syscalls import Nr
 
 _REQUEST = struct.Struct("<Q7QQ184s")
@@ -113,13 +114,17 @@ class Host:
                 taken.append((start, end))
         if len(taken) != 2:
             raise HostError(f"the runner has mappings at unexpected places: {taken}")
-        return Layout(brk, tuple(taken), self._find_lowest_hint())
+        return Layout(brk, tuple(taken), self._find_lowest_hint(), self._find_task_size())
 
     def _find_lowest_hint(self) -> int:
         flags = (Map.PRIVATE | Map.ANONYMOUS).value
         found = self._template.call(Nr.MMAP, (PAGE_SIZE, PAGE_SIZE, 0, flags, -1, 0)).ret
         self._template.call(Nr.MUNMAP, (found, PAGE_SIZE))
         return found
+
+    def _find_task_size(self) -> int:
+        above = self._template.call(Nr.MUNMAP, (TASK_SIZE + PAGE_SIZE, PAGE_SIZE)).ret
+        return TASK_SIZE if above < 0 else TASK_SIZE_5LEVEL
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""

@@ -36,7 +36,7 @@ from kerneld.mm import (
     vma_merge,
 )
 from kerneld.mm.filemap import AddressSpace
-from kerneld.referee import earlier_rules, later_merge, later_mremap, later_rules, this_host, witnesses
+from kerneld.referee import earlier_rules, five_levels, later_merge, later_mremap, later_rules, this_host, witnesses
 from kerneld.referee.mode import Mode
 from kerneld.referee.witness import Stage, Witness
 from kerneld.syscalls import remote
@@ -50,6 +50,12 @@ class OnTop(NamedTuple):
     """A rule that is made of the one which is there when it comes: kerneld's own, or that of an entry before."""
 
     make: Callable[[Any], Any]
+
+
+class Here(NamedTuple):
+    """A rule for the one module that is named: others that have the same by name keep it."""
+
+    rule: Any
 
 
 class Known(NamedTuple):
@@ -119,6 +125,13 @@ KNOWN = (
         ((mmap, "_LEGACY_MAP_MASK", mmap._LEGACY_MAP_MASK & ~Map.ABOVE4G.value),),
         witness=witnesses.knows_no_map_above4g,
         before=(6, 6),
+    ),
+    Known(
+        (6, 9),
+        "631426ba1d45",
+        "MADV_POPULATE_READ and _WRITE end at a hole.",
+        ((madvise, "madvise_populate_in_pieces", later_rules.madvise_populate_in_pieces),),
+        witness=witnesses.populates_nothing_behind_a_hole,
     ),
     Known(
         (6, 16),
@@ -235,6 +248,13 @@ KNOWN = (
     ),
     Known(
         (0, 0),
+        "CONFIG_X86_5LEVEL, and a processor that has it (LA57)",
+        "Addresses from 2^47 to 2^56 are a user's: an access finds nothing mapped there, and munmap nothing to do.",
+        tuple((module, name, Here(value)) for module, name, value in five_levels.RULES),
+        witness=witnesses.has_five_levels,
+    ),
+    Known(
+        (0, 0),
         "CONFIG_SWAP, CONFIG_KSM, CONFIG_TRANSPARENT_HUGEPAGE",
         "MADV_WILLNEED of anonymous memory succeeds; MADV_MERGEABLE and MADV_UNMERGEABLE set and clear a flag; "
         "MADV_COLLAPSE is known, and refused for each mapping, because the runner turns huge pages off.",
@@ -290,14 +310,11 @@ def following(differences: Iterable[Known]) -> Iterator[None]:
     try:
         for owner, name, rule in (each for known in differences for each in known.rules):
             earlier = getattr(owner, name)
-            new = rule.make(earlier) if isinstance(rule, OnTop) else rule
-            if isinstance(owner, type):
-                undo.append((owner, name, earlier))
-                setattr(owner, name, new)
-            for module in modules:
-                if module.__dict__.get(name) is earlier:
-                    undo.append((module, name, earlier))
-                    setattr(module, name, new)
+            new = rule.make(earlier) if isinstance(rule, OnTop) else rule.rule if isinstance(rule, Here) else rule
+            places = [module for module in modules if module.__dict__.get(name) is earlier and module is not owner]
+            for place in [owner] if isinstance(rule, Here) else [owner, *places]:
+                undo.append((place, name, earlier))
+                setattr(place, name, new)
         yield
     finally:
         for module, name, earlier in reversed(undo):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TypeAlias
 
 from kerneld.errors import SysError
@@ -13,10 +13,12 @@ from kerneld.mm.filemap import READ_AROUND_PAGES, File
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import split_range
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.pace import Pace
 from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 from kerneld.mm.vma import Vma
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
+from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
 
 AlignedToPmd: TypeAlias = "Callable[[MmStruct, Vaddr, int, int, int | None], Vaddr | None]"
@@ -104,3 +106,10 @@ def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
     if vma.vm_flags & (VM_EXEC | VM_RAND_READ | VM_SEQ_READ | VM_HUGEPAGE) == VM_EXEC:
         return index, min(index + READ_AROUND_PAGES, vma.pgoff + vma.nr_pages)
     return first, last
+
+
+def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
+    """Source: Linux v6.9 mm/madvise.c:madvise_populate(): the range is one, and ends at a hole."""
+    end = madvise._range_end(start, length, advice)
+    yield from madvise.faultin_range(mm, start, end, advice == Madv.POPULATE_WRITE, Pace())
+    return 0

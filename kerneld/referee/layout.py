@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kerneld.referee.outcome import Mapping
+from shared.uapi.page import TASK_SIZE
 
 TEXT_START = 0x5555_5555_4000
 """Where a position-independent program is loaded without randomisation, and kerneld's fresh process has its own."""
@@ -26,6 +27,8 @@ class Layout(NamedTuple):
     """The ranges of text and control mapping."""
     lowest_hint: int
     """What a hint of the second page is rounded up to."""
+    task_size: int = TASK_SIZE
+    """Where the user's addresses end: further up where page tables have five levels."""
 
     def is_taken(self, mapping: Mapping) -> bool:
         """Tell whether a mapping is the runner's own."""

@@ -11,6 +11,7 @@ from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
 from shared.uapi.mman import Madv, Map, Mremap, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
+from shared.uapi.signals import SegvCode
 
 P = PAGE_SIZE
 REGULAR = 1
@@ -18,7 +19,7 @@ _READ, _WRITE, _EXEC = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value
 _RW = _READ | _WRITE
 _PRIVATE, _SHARED, _FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
 _ANON = _PRIVATE | Map.ANONYMOUS.value
-_NEAR_HALF = 1 << 50
+_MIDDLE = 1 << 60
 """An address that is neither the user's nor the kernel's."""
 _TOP = 0x7FFF_F7E0_0000
 """A boundary of two MiB below which no mapping of this module lies."""
@@ -81,7 +82,7 @@ def mremap_moves_several(stage: Stage) -> bool:
 
 def refuses_the_middle_before_access(stage: Stage) -> bool:
     """process_vm_readv to an address that cannot be one: it is refused before the page that it reads comes in."""
-    played = stage.play(mmap(0, P), call("process_vm_readv", 0, At(Base.ZERO, _NEAR_HALF), P, At(0), P, 0))
+    played = stage.play(mmap(0, P), call("process_vm_readv", 0, At(Base.ZERO, _MIDDLE), P, At(0), P, 0))
     return not played.view.pages
 
 
@@ -179,3 +180,16 @@ def knows_no_map_above4g(stage: Stage) -> bool:
         mmap(0, P, _READ, Map.SHARED_VALIDATE.value | Map.ABOVE4G.value, file=REGULAR),
     )
     return played.rets[0] == -errno.EOPNOTSUPP
+
+
+def has_five_levels(stage: Stage) -> bool:
+    """What has no address on four levels is an address where nothing is mapped."""
+    return stage.play(load(At(Base.ZERO, 1 << 48)))[0].outcome.si_code == SegvCode.MAPERR
+
+
+def populates_nothing_behind_a_hole(stage: Stage) -> bool:
+    """Three pages of which the middle one is not there."""
+    played = stage.play(
+        mmap(0, 3 * P), call("munmap", At(0, P), P), call("madvise", At(0), 3 * P, Madv.POPULATE_READ.value)
+    )
+    return len(played.view.pages) == 1

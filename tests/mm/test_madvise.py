@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from signal import SIGBUS
 
 import pytest
 
+from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW
 from kerneld.mm.frames import ZERO_PFN
 from kerneld.mm.madvise import do_madvise
@@ -341,6 +343,24 @@ class TestPopulate:
         mmap(mm, 2, READ | 4, at=start + 2 * PAGE_SIZE)
         do_madvise(mm, start, 4 * PAGE_SIZE, Madv.POPULATE_READ)
         assert all(pfn_of(mm, start + number * PAGE_SIZE) for number in range(4))
+
+    @pytest.mark.parametrize("advice", [Madv.POPULATE_READ, Madv.POPULATE_WRITE])
+    def test_a_hole_is_told_of_when_all_behind_it_is_populated(self, mm: MmStruct, advice: Madv) -> None:
+        for number in (1, 3, 4):
+            mmap(mm, 1, at=page(number))
+        with pytest.raises(SysError) as error:
+            advise(mm, 0, 6, advice)
+        assert error.value.errno == errno.ENOMEM
+        assert all(pfn_of(mm, page(number)) for number in (1, 3, 4))
+
+    def test_what_cannot_be_populated_ends_it_behind_a_hole_too(self, mm: MmStruct) -> None:
+        for number, prot in ((1, RW), (2, NONE), (4, RW)):
+            mmap(mm, 1, prot, at=page(number))
+        with pytest.raises(SysError) as error:
+            advise(mm, 0, 5, Madv.POPULATE_READ)
+        assert error.value.errno == errno.EINVAL
+        assert pfn_of(mm, page(1))
+        assert not pfn_of(mm, page(4))
 
     def test_locked_on_fault_memory_too(self, mm: MmStruct) -> None:
         """Unlike mlock's own populating."""

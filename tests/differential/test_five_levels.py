@@ -1,0 +1,38 @@
+"""Where five levels of page tables reach and four do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from kerneld.mm import mremap, munmap
+from kerneld.referee.five_levels import TASK_SIZE_5LEVEL, is_out_of_reach
+from kerneld.referee.known import KNOWN, following
+from shared.uapi import page
+from shared.uapi.mman import Mremap
+from shared.uapi.page import TASK_SIZE
+
+FIXED = (Mremap.MAYMOVE | Mremap.FIXED).value
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "out"),
+    [
+        ("mmap", (0, 1 << 48, 3, 0x22, 0), False),  # no hint: searched for where four levels reach
+        ("mmap", (1 << 47, 4096, 3, 0x22, 0), True),
+        ("mmap", (TASK_SIZE - 4096, 4096, 3, 0x22, 0), False),
+        ("mmap", (TASK_SIZE - 4096, 8192, 3, 0x32, 0), True),
+        ("mremap", (0x10000, 4096, 8192, FIXED, TASK_SIZE - 4096), True),
+        ("mremap", (0x10000, 4096, 1 << 48, Mremap.MAYMOVE.value, 0), False),
+        ("munmap", (1 << 47, 4096), False),
+    ],
+)
+def test_what_only_five_levels_reach(name: str, args: tuple[int, ...], out: bool) -> None:
+    assert is_out_of_reach(name, args) is out
+
+
+def test_the_rule_is_for_the_modules_that_it_names() -> None:
+    rule = [known for known in KNOWN if known.source.startswith("CONFIG_X86_5LEVEL")]
+    with following(rule):
+        assert vars(munmap)["TASK_SIZE"] == vars(mremap)["TASK_SIZE"] == TASK_SIZE_5LEVEL
+        assert page.TASK_SIZE == TASK_SIZE
+    assert vars(munmap)["TASK_SIZE"] == TASK_SIZE
