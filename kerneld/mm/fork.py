@@ -37,7 +37,7 @@ from kerneld.mm.pte_ops import Rss
 from kerneld.mm.rmap import anon_vma_fork
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 
 _U64 = (1 << 64) - 1
 _COPIED = (
@@ -80,18 +80,23 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> None:
 def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
     """Give the child the parent's entries of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
 
+    It gets a table, upper ones too, wherever the parent has one, with entries of this VMA or without.
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
+    if old.page_table.find_pte(vma.start) is None or vma.end > (vma.start & -PMD_SIZE) + PMD_SIZE:
+        new.page_table.copy_upper(old.page_table, vma.start, vma.end)
     for found in old.page_table.runs(vma.start, vma.end):
         run = found
         if isinstance(run, Leaf) and run.huge:
             if old.copy_huge_pmd(new, run):
                 continue
             run = next(old.page_table.leaves(run.start, run.end))
+        # Before anything is read: to make a table may reclaim pages of the parent.
+        place = new.page_table.ensure_run(run)
         filled = old.page_table.find_filled(run)
         if filled is not None:
-            # Before anything is read: to make a table may reclaim pages of the parent.
-            place = new.page_table.ensure_run(filled)
+            if filled is not run:
+                place = new.page_table.ensure_run(filled)
             if not _copy_few(old, new, vma, filled, place):
                 _copy_run(old, new, vma, filled, place)
 

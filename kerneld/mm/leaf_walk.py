@@ -31,6 +31,7 @@ Words = npt.NDArray[np.uint64]
 
 UPPER_SHIFTS = (PGD_SHIFT, PUD_SHIFT, PMD_SHIFT)
 PUD_SIZE = 1 << PUD_SHIFT
+PGD_SIZE = 1 << PGD_SHIFT
 KIND = PTE_PRESENT | PTE_PSE
 """Of an upper entry: PTE_PRESENT alone names a table; PTE_PSE, with or without it, is a huge page; else it is empty."""
 _TABLES_AT_ONCE = 16

@@ -270,12 +270,15 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
     """
     end, delta = old_addr + length, new_addr - old_addr
     first, last = old_addr + (-old_addr & PMD_SIZE - 1), end & -PMD_SIZE
+    if first <= last and _can_realign(mm, old_addr, new_addr):
+        # Nothing else lies in the first table: it moves too, and takes nobody anything.
+        old_addr = first = old_addr & -PMD_SIZE
     if delta & PMD_SIZE - 1 or first >= last:
         move_ptes(mm, old_addr, new_addr, length)
         return
     with ExitStack() as undo:
-        move_ptes(mm, old_addr, new_addr, first - old_addr)
-        undo.callback(_move_back, mm, old_addr, new_addr, first - old_addr)
+        move_ptes(mm, old_addr, old_addr + delta, first - old_addr)
+        undo.callback(_move_back, mm, old_addr, old_addr + delta, first - old_addr)
         if mm.move_tables(first, last, first + delta):
             undo.callback(mm.move_tables, first + delta, last + delta, first)
         else:
@@ -283,6 +286,20 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
             undo.callback(_move_back, mm, first, first + delta, last - first)
         move_ptes(mm, last, last + delta, end - last)
         undo.pop_all()
+
+
+def _can_realign(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool:
+    """Tell whether a move may begin at the start of its first leaf table instead of inside it.
+
+    Source: Linux v6.8 mm/mremap.c:try_realign_addr(), can_align_down().
+    """
+    if not old_addr & PMD_SIZE - 1 or (old_addr ^ new_addr) & PMD_SIZE - 1:
+        return False
+    for addr in (old_addr, new_addr):
+        vma, below = mm.vmas.lookup(addr), mm.vmas.preceding(addr)
+        if vma is None or vma.start != addr or (below is not None and below.end > addr & -PMD_SIZE):
+            return False
+    return True
 
 
 def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
@@ -299,6 +316,7 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
     moved = old_addr
     mm.split_huge_pmds_at(old_addr, old_addr + length)
     try:
+        mm.page_table.ensure_puds(old_addr, old_addr + length, new_addr)
         for found in _without_gaps(mm.page_table.runs(old_addr, old_addr + length)):
             run = found
             if isinstance(run, Leaf) and run.huge:

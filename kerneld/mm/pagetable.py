@@ -32,6 +32,7 @@ from kerneld.hw.paging import (
     PTE_TABLE,
     PTE_USER,
     PTRS_PER_TABLE,
+    PUD_SHIFT,
     make_pte,
     pte_pfn,
     translate,
@@ -39,7 +40,7 @@ from kerneld.hw.paging import (
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames import PG_TABLE, Frames, Pfns
-from kerneld.mm.leaf_walk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
+from kerneld.mm.leaf_walk import KIND, PGD_SIZE, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
 from kerneld.mm.pace import Pace
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Vaddr
 
@@ -168,27 +169,90 @@ class PageTable(LeafWalk):
             table = (entry & PTE_PFN_MASK) >> 3
         return table
 
+    def find_pud(self, vaddr: Vaddr) -> int | None:
+        """Return the word index of the entry for the GiB around an address, or None where no table holds one."""
+        entry = self._words[self.root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
+        if not entry & PTE_PRESENT:
+            return None
+        return (entry & PTE_PFN_MASK) >> 3 | vaddr >> PUD_SHIFT & 511
+
+    def ensure_pud(self, vaddr: Vaddr) -> int:
+        """Return the word index of the entry for the GiB around an address, making the table that holds it.
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 include/linux/mm.h:pud_alloc().
+        """
+        return self._ensure_table(vaddr, UPPER_SHIFTS[:1]) | vaddr >> PUD_SHIFT & 511
+
+    def ensure_puds(self, start: Vaddr, end: Vaddr, to: Vaddr) -> None:
+        """Make the tables that would hold the entries for the GiB around `to` and on, where [start, end) has tables.
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 mm/mremap.c:move_page_tables(), alloc_new_pud().
+        """
+        for piece, _, target in self._pud_pieces(start, end, to):
+            pud = self.find_pud(piece)
+            if pud is not None and self._words[pud]:
+                self.ensure_pud(target)
+
+    def copy_upper(self, source: PageTable, start: Vaddr, end: Vaddr) -> None:
+        """Make the tables above the leaf tables that another page table has for [start, end).
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 mm/memory.c:copy_p4d_range(), copy_pud_range().
+        """
+        while start < end:
+            stop = min(end, (start & -PGD_SIZE) + PGD_SIZE)
+            pud = source.find_pud(start)
+            if pud is None:
+                start = source._next_present(source.root << WORDS_SHIFT, start, PGD_SHIFT)
+                continue
+            self.ensure_pud(start)
+            count = (stop - (start & -PUD_SIZE) + PUD_SIZE - 1) >> PUD_SHIFT
+            for number in np.flatnonzero(self._words_np[pud : pud + count]).tolist():
+                self.ensure_pmd((start & -PUD_SIZE) + (number << PUD_SHIFT))
+            start = stop
+
+    def _pud_pieces(self, start: Vaddr, end: Vaddr, to: Vaddr) -> Iterator[tuple[Vaddr, int, Vaddr]]:
+        """Yield address, size and new address of the pieces of a move, each within one GiB at either place.
+
+        Steps over what has no table of entries for GiBs.
+        """
+        while start < end:
+            step = min(end - start, PUD_SIZE - start % PUD_SIZE, PUD_SIZE - to % PUD_SIZE)
+            if self.find_pud(start) is None:
+                step = min(end, self._next_present(self.root << WORDS_SHIFT, start, PGD_SHIFT)) - start
+            else:
+                yield start, step, to
+            start, to = start + step, to + step
+
     def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
         """Move the entries that name the leaf tables of [start, end), or are huge pages, to those of `to`.
 
-        All three lie on 2 MiB boundaries. Returns whether it did: not where `to` has a table already. Raises
-        SysError(ENOMEM) before any is moved. Source: Linux v6.8 mm/mremap.c:move_normal_pmd().
+        All three lie on 2 MiB boundaries. Of a whole GiB that moves by whole GiBs the one entry above them moves.
+        Returns whether it did: not where `to` has a table already. Raises SysError(ENOMEM) before any is moved.
+        Source: Linux v6.8 mm/mremap.c:move_normal_pud(), move_normal_pmd().
         """
         words_np = self._words_np
         pieces = []
-        while start < end:
-            step = min(end - start, PUD_SIZE - start % PUD_SIZE, PUD_SIZE - to % PUD_SIZE)
+        for at, step, target in self._pud_pieces(start, end, to):
+            pud = self.find_pud(at)
+            assert pud is not None
+            if not self._words[pud]:
+                continue
+            to_pud = self.ensure_pud(target)
+            if step == PUD_SIZE and not self._words[to_pud]:
+                pieces.append((pud, to_pud, 1))
+                continue
             count = step >> PMD_SHIFT
-            low = self.find_pmd(start)
-            if low is not None and words_np[low : low + count].any():
-                to_low = self.ensure_pmd(to)
+            low = self.find_pmd(at)
+            assert low is not None
+            if words_np[low : low + count].any():
+                to_low = self.ensure_pmd(target)
                 if words_np[to_low : to_low + count].any():
                     return False
                 pieces.append((low, to_low, count))
-            start, to = start + step, to + step
         for low, to_low, count in pieces:
             words_np[to_low : to_low + count] = words_np[low : low + count]
             words_np[low : low + count] = 0
+        self._cached.clear()
         return True
 
     def deposit_new(self) -> None:
