@@ -26,7 +26,7 @@ from kerneld.fs.inotify import NO_WATCH, Inotify
 from kerneld.fs.mmap_ops import MmapOps, find_mmap_ops
 from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
-from kerneld.fs.open_file import OpenFile, describe_fd, find_path, is_in_memory, is_write_sealed, reopen
+from kerneld.fs.open_file import OpenFile, describe_fd, find_path, find_seals, is_in_memory, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
 from kerneld.mm.dying import room_after
 from kerneld.mm.filemap import AddressSpace, File
@@ -86,11 +86,14 @@ class FileTable:
         file = inode.find_file(fd, opened) if inode is not None else None
         if inode is not None and file is not None:
             inode.nr_holds += 1
+            # A seal may have come since.
+            file.seals = find_seals(fd) if file.mapping.is_shmem else 0
         return file
 
     def _open_uncached(self, fd: int, opened: OpenFile, ops: MmapOps) -> File:
         """A file that no mapping can come of: nothing of it is kept."""
         file = _new_file(AddressSpace(self._frames, None), find_path(fd), opened, ops)
+        file.seals = find_seals(fd) if ops.huge_page_bytes else 0
         os.close(fd)
         return file
 
@@ -101,7 +104,7 @@ class FileTable:
             inode = Inode(self._frames, key, self._forget, self._file_gone, is_shmem=is_in_memory(fd))
         file = _new_file(inode.mapping, find_path(fd), opened, ops)
         file.dev, file.ino = key
-        file.write_sealed = is_write_sealed(fd)
+        file.seals = find_seals(fd) if file.mapping.is_shmem else 0
         os.set_inheritable(fd, False)
         if owner is not None:
             room_after(self._frames, lambda: self.accounts.has_room(owner))

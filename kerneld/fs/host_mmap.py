@@ -15,30 +15,37 @@ from typing import Any
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 
-_MAP_FAILED = (1 << 64) - 1
+_FAILED = (1 << 64) - 1
+MREMAP_MAYMOVE = 1
 _WORD, _INT = ctypes.c_uint64, ctypes.c_int
 
 
 @functools.cache
 def libc_call(name: str) -> Callable[..., Any]:
-    """Return mmap, munmap or mincore of libc, whose addresses are whole words."""
+    """Return a function of libc's, one of these, whose addresses and lengths are whole words; see `to_os_error`."""
     call = ctypes.CDLL(None, use_errno=True)[name]
-    call.restype = _WORD if name == "mmap" else _INT
-    call.argtypes = {
-        "mmap": (_WORD, _WORD, _INT, _INT, _INT, ctypes.c_int64),
-        "munmap": (_WORD, _WORD),
-        "mincore": (_WORD, _WORD, ctypes.c_char_p),
+    call.restype, *arguments = {
+        "mmap": (_WORD, _WORD, _WORD, _INT, _INT, _INT, ctypes.c_int64),
+        "mremap": (_WORD, _WORD, _WORD, _WORD, _INT),
+        "munmap": (_INT, _WORD, _WORD),
+        "mincore": (_INT, _WORD, _WORD, ctypes.c_char_p),
+        "process_vm_writev": (ctypes.c_int64, _INT, ctypes.c_void_p, _WORD, ctypes.c_void_p, _WORD, _WORD),
     }[name]
+    call.argtypes = arguments
     return call
+
+
+def to_os_error(result: int) -> int:
+    """Return what a function of libc's has returned. Raises OSError where that says that it failed."""
+    if result in (-1, _FAILED):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
 
 
 def map_file(fd: int, offset: int, length: int, prot: int, flags: int) -> int:
     """Map a file anywhere, and return the address. Raises OSError."""
-    addr: int = libc_call("mmap")(0, length, prot, flags, fd, offset)
-    if addr == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return addr
+    return to_os_error(libc_call("mmap")(0, length, prot, flags, fd, offset))
 
 
 def try_to_map(fd: int, flags: int) -> int:
@@ -64,9 +71,7 @@ def mincore(fd: int, offset: int, count: int) -> bytes:
     addr = map_file(fd, offset, length, Prot.NONE.value, Map.PRIVATE.value)
     try:
         vector = ctypes.create_string_buffer(count)
-        if libc_call("mincore")(addr, length, vector):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        to_os_error(libc_call("mincore")(addr, length, vector))
         return vector.raw.translate(_LOW_BIT)
     finally:
         libc_call("munmap")(addr, length)

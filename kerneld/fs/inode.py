@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 from kerneld.fs.host_mmap import mincore
 from kerneld.fs.inotify import NO_WATCH
-from kerneld.fs.open_file import OpenFile, find_data, find_same_description, punch_hole, reopen
+from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
+from kerneld.fs.writable_mapping import WritableMapping
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
 from kerneld.mm.truncate import pagecache_isize_extended, truncate_pagecache
@@ -51,6 +52,7 @@ class Inode:
         self._reader = -1
         self._writer = -1
         self._writer_appends = False
+        self._real_mapping: WritableMapping | None = None
         self._size_bytes = 0
         self.watch = NO_WATCH
         """The number of its inotify watch."""
@@ -166,8 +168,36 @@ class Inode:
             data = data + chunk if data else chunk
         return data
 
+    def map_writable(self) -> None:
+        """Keep a memory file from being sealed against writing, as Linux does while such a mapping lives: hold one.
+
+        Raises OSError(EPERM) where it has been. A host that has no room for it lets the file be sealed.
+        """
+        fd = next((fd for fd, opened in self._files.values() if opened.readable and opened.writable), -1)
+        if self._real_mapping is not None or not may_be_sealed(fd):
+            return
+        try:
+            self._real_mapping = WritableMapping(fd)
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                raise
+
+    def unmap_writable(self) -> None:
+        """The file may be sealed again."""
+        mapping, self._real_mapping = self._real_mapping, None
+        if mapping is not None:
+            mapping.close()
+
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at `offset`. Raises OSError."""
+        """Write all of `data` at `offset`, past a seal too that is younger than the mapping. Raises OSError."""
+        try:
+            self._write_at(offset, data)
+        except PermissionError:
+            if self._real_mapping is None:
+                raise
+            self._real_mapping.write_at(offset, data)
+
+    def _write_at(self, offset: int, data: memoryview) -> None:
         flags = _RWF_NOAPPEND if self._writer_appends else 0
         while len(data):
             written = os.pwritev(self._writer, [data], offset, flags)
@@ -194,6 +224,7 @@ class Inode:
 
     def close(self) -> None:
         """Close every descriptor; the inode is over."""
+        self.unmap_writable()
         fds = self._fds() | {self._reader, self._writer}
         files = list(self._files)
         self._files.clear()

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kerneld.errors import SysError
+from shared.uapi.fcntl import F_SEAL_SEAL
 
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 _NR_KCMP = 312
 """kcmp(2) on x86-64, which libc has no name for."""
 _KCMP_FILE = 0
-_F_SEAL_FUTURE_WRITE = 1 << 4
-"""fcntl names it from Python 3.13 on."""
-_WRITE_SEALS = fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +107,22 @@ def fstatfs(fd: int) -> StatFs:
     return StatFs._make(_STATFS.unpack(buffer.raw))
 
 
-def is_write_sealed(fd: int) -> bool:
-    """Tell whether seals forbid a new writable shared mapping; only memory files can have any."""
+def find_seals(fd: int) -> int:
+    """Return the F_SEAL_ flags of a descriptor's file, -1 where it cannot have any: only files in memory can."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _WRITE_SEALS != 0
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
-        return False
+        return -1
+
+
+def may_be_sealed(fd: int) -> bool:
+    """Tell whether seals may still be added to a descriptor's file."""
+    return find_seals(fd) & F_SEAL_SEAL == 0
 
 
 def is_in_memory(fd: int) -> bool:
     """Tell whether the file lies in memory alone, as memory files and those of a tmpfs do: only they have seals."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) >= 0
-    except OSError:
-        return False
+    return find_seals(fd) >= 0
 
 
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2

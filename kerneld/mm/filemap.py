@@ -19,15 +19,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kerneld.errors import SysError
+from kerneld.mm.backing import Backing
 from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
 from kerneld.mm.index_ranges import IndexRanges
 from kerneld.mm.shmem import shmem_get_folio
 from kerneld.mm.swap_state import free_swap_and_cache
+from kerneld.mm.vm_flags import is_shared_maywrite
 from kerneld.mm.workingset import workingset_refault
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
 
@@ -42,31 +44,6 @@ READ_AROUND_PAGES = 32
 """Pages that a fault of an uncached page reads in with it (Linux: ra_pages, 128 KiB)."""
 
 
-class Backing(Protocol):
-    """Where the pages of an inode come from and go to."""
-
-    def size_bytes(self) -> int:
-        """Return the file's size now, in bytes."""
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError."""
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at `offset`. Raises OSError."""
-
-    def punch_hole(self, offset: int, length: int) -> None:
-        """Make bytes of the file read as zeros and keep its size. Raises OSError."""
-
-    def mincore(self, first: int, count: int) -> bytes:
-        """Return for each of `count` pages from `first` 0 where the host has it not in memory: of a file there, a hole.
-
-        Where the host does not say, every page counts as there.
-        """
-
-    def release(self) -> None:
-        """No mapping of the inode is left."""
-
-
 class AddressSpace:
     """The cached pages of one inode (Linux: struct address_space)."""
 
@@ -75,7 +52,7 @@ class AddressSpace:
 
         `is_shmem` says of a file with a backing that it lies in memory: a memory file, or a tmpfs's.
         """
-        self._frames = frames
+        self.frames = frames
         self.backing = backing
         self._size_bytes = size_bytes
         self.number = frames.register_mapping(self)
@@ -94,6 +71,8 @@ class AddressSpace:
         """Whether it is promised page by page, as it is used: but for shared anonymous memory without MAP_NORESERVE."""
         self.i_mmap: dict[Vma, MmStruct] = {}
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
+        self.i_mmap_writable = 0
+        """How many of them are shared and may be written to, or made such as may (Linux: mapping->i_mmap_writable)."""
         self.uncached = IndexRanges()
         """Pages of a real file that the host's cache has not either, as far as can be known: holes that nobody has
         read, and what a program has paged out."""
@@ -122,8 +101,8 @@ class AddressSpace:
         """Return what is cached of a page, in a frame or in the swap file, or None. Raises OSError."""
         pfn, slot = self.pages.get(index), self.swapped.get(index)
         if pfn is not None:
-            return self._frames.ram.page(pfn)
-        return None if slot is None else memoryview(self._frames.swap.read_page(slot))
+            return self.frames.ram.page(pfn)
+        return None if slot is None else memoryview(self.frames.swap.read_page(slot))
 
     def ensure_page(self, index: int) -> Pfn:
         """Return the frame of a page inside the file, read in if it is not cached.
@@ -138,7 +117,7 @@ class AddressSpace:
 
     def must_read(self, index: int) -> bool:
         """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
-        return index in self.shadows or (index in self.swapped and not self._frames.swap.cache_at[self.swapped[index]])
+        return index in self.shadows or (index in self.swapped and not self.frames.swap.cache_at[self.swapped[index]])
 
     def is_uptodate(self, index: int) -> bool:
         """Tell whether fault-around may map a page, if it is cached: nothing has to be done or waited for first.
@@ -167,7 +146,7 @@ class AddressSpace:
         Nothing where memory is short, nothing of shared anonymous memory, which has no host, and of a file in memory
         nothing that the swap file has or that is a hole.
         """
-        frames = self._frames
+        frames = self.frames
         if self.backing is None:
             return
         missing = [i for i in range(first, last) if i not in self.pages and i not in self.uncached]
@@ -183,17 +162,17 @@ class AddressSpace:
         first = indexes[0]
         if self.backing is None or first in self.swapped:
             for index in indexes:
-                self._add(index, shmem_get_folio(self._frames, self, index))
+                self._add(index, shmem_get_folio(self.frames, self, index))
             return
         try:
             data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
         except OSError:
             raise SysError(errno.EIO) from None
         for index in indexes:
-            pfn = self._frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
+            pfn = self.frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
             chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
             if len(chunk):
-                self._frames.ram.write(pfn << PAGE_SHIFT, chunk)
+                self.frames.ram.write(pfn << PAGE_SHIFT, chunk)
             self._add(index, pfn)
             if self.is_shmem:
                 self.account(1)
@@ -203,7 +182,7 @@ class AddressSpace:
 
     def _add(self, index: int, pfn: Pfn) -> None:
         """Source: Linux v6.8 mm/filemap.c:filemap_add_folio()."""
-        frames = self._frames
+        frames = self.frames
         frames.mapping_at[pfn] = self.number
         frames.index_at[pfn] = index
         self.pages[index] = pfn
@@ -214,29 +193,12 @@ class AddressSpace:
     def account(self, pages: int) -> None:
         """Promise so many pages more of a file in memory; whether that is too much is the caller's to ask."""
         self.accounted_pages += pages
-        self._frames.committed_as += pages
-
-    def swap_out_page(self, index: int, slot: int) -> None:
-        """Let a page of a file in memory, which nothing maps, be in the swap file only; takes one count of it.
-
-        Source: Linux v6.8 mm/shmem.c:shmem_writepage().
-        """
-        self.swapped[index] = slot
-        self._frames.put_page(self.pages.pop(index))
-        self.dirty.discard(index)
-
-    def drop_swapped(self, first: int, last: int) -> None:
-        """Forget the pages of [first, last) that are in the swap file (Linux: mm/shmem.c:shmem_free_swap())."""
-        gone = [i for i in self.swapped if first <= i < last]
-        free_swap_and_cache(self._frames, np.array([self.swapped.pop(i) for i in gone], dtype=np.int64))
-        self.unsaved.difference_update(gone)
-        if self.accounts_blocks:
-            self.account(-len(gone))
+        self.frames.committed_as += pages
 
     def drop_pages(self, indexes: list[int]) -> None:
         """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
         pfns = [self.pages.pop(index) for index in indexes]
-        self._frames.put_pages(np.array(pfns, dtype=np.int64))
+        self.frames.put_pages(np.array(pfns, dtype=np.int64))
         self.dirty.difference_update(indexes)
         self.unsaved.difference_update(indexes)
         self.reclaim.difference_update(indexes)
@@ -245,7 +207,7 @@ class AddressSpace:
 
     def zero_page_from(self, pfn: Pfn, offset: int) -> None:
         """Clear a cached frame's bytes from `offset` on (Linux: folio_zero_segment())."""
-        self._frames.ram.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))
+        self.frames.ram.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))
 
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
@@ -256,7 +218,7 @@ class AddressSpace:
 
     def set_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page is not to be dropped; the real file may have it."""
-        self._frames.flags_at[pfn] |= PG_DIRTY
+        self.frames.flags_at[pfn] |= PG_DIRTY
         self.dirty.add(index)
 
     def writeback(self, first: int = 0, last: int | None = None) -> None:
@@ -284,7 +246,7 @@ class AddressSpace:
         if not self.is_shmem and pfn is not None:
             self.dirty.discard(index)
             self.reclaim.discard(index)
-            self._frames.flags_at[pfn] &= ~PG_DIRTY
+            self.frames.flags_at[pfn] &= ~PG_DIRTY
         offset = index << PAGE_SHIFT
         length = min(PAGE_SIZE, size - offset)
         if length > 0:
@@ -307,18 +269,42 @@ class AddressSpace:
     def link_vma(self, vma: Vma, mm: MmStruct) -> None:
         """A VMA begins to map the inode. Source: Linux v6.8 mm/mmap.c:vma_link_file()."""
         self.i_mmap[vma] = mm
+        if is_shared_maywrite(vma.vm_flags):
+            self.map_writable()
+
+    def map_writable(self) -> None:
+        """One more may write to the file in memory: it cannot be sealed against that (Linux: mapping_map_writable()).
+
+        Raises SysError(EPERM) where it has been.
+        """
+        if not self.i_mmap_writable and self.backing is not None:
+            try:
+                self.backing.map_writable()
+            except OSError as error:
+                raise SysError(error.errno or errno.EPERM) from None
+        self.i_mmap_writable += 1
+
+    def unmap_writable(self) -> None:
+        """One less may; a file that may be sealed from now on gets what it has not got of what they have written."""
+        self.i_mmap_writable -= 1
+        if not self.i_mmap_writable and self.backing is not None:
+            if self.is_shmem:
+                self.writeback()
+            self.backing.unmap_writable()
 
     def unlink_vma(self, vma: Vma) -> None:
         """A VMA has gone; the last one writes dirty pages back and drops the cache."""
         del self.i_mmap[vma]
+        if is_shared_maywrite(vma.vm_flags):
+            self.unmap_writable()
         if not self.i_mmap:
             self.evict()
 
     def evict(self) -> None:
         """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict()."""
         self.writeback()
-        self._frames.put_pages(np.fromiter(self.pages.values(), dtype=np.int64, count=len(self.pages)))
-        free_swap_and_cache(self._frames, np.array([*self.swapped.values()], dtype=np.int64))
+        self.frames.put_pages(np.fromiter(self.pages.values(), dtype=np.int64, count=len(self.pages)))
+        free_swap_and_cache(self.frames, np.array([*self.swapped.values()], dtype=np.int64))
         self.pages.clear()
         self.dirty.clear()
         self.unsaved.clear()
@@ -351,8 +337,8 @@ class File:
         "path",
         "readable",
         "refuses",
+        "seals",
         "writable",
-        "write_sealed",
     )
 
     def __init__(
@@ -375,8 +361,8 @@ class File:
         """Whether it lies on a file system that nothing is executed of (Linux: path_noexec())."""
         self.refuses = 0
         """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
-        self.write_sealed = False
-        """Whether F_SEAL_WRITE or F_SEAL_FUTURE_WRITE forbids new writable shared mappings."""
+        self.seals = 0
+        """F_SEAL_ flags, as they were when the call that maps it began (Linux: shmem_inode_info.seals)."""
 
 
 _get_next_ino = itertools.count(1).__next__

@@ -52,6 +52,7 @@ from kerneld.mm.vm_flags import (
     VM_SOFTDIRTY,
     VM_STACK,
     VM_WRITE,
+    is_shared_maywrite,
 )
 from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE
@@ -74,6 +75,8 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
             if vma.file is not None:
                 cached.setdefault(vma.file.mapping, {})[vma] = mm
     for mapping, users in cached.items():
+        writable = sum(is_shared_maywrite(vma.vm_flags) for vma in mapping.i_mmap)
+        _require(mapping.i_mmap_writable == writable, f"i_mmap_writable of mapping {mapping.number} is not {writable}")
         _require(mapping.i_mmap == users, f"i_mmap of mapping {mapping.number} names other VMAs than map it")
         check_mapping(frames, mapping)
     check_anon_vmas(frames, vmas)

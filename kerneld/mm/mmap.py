@@ -15,9 +15,9 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 | file on a noexec mount, with PROT_EXEC                  | EPERM                          |
 | file without an mmap operation: a pipe, a directory     | ENODEV                         |
 | neither shared nor private; GROWSDOWN where not allowed | EINVAL                         |
-| file sealed against writing, shared and writable        | EPERM                          |
 | then, when what was there is gone:                      |                                |
 | no memory to promise                                    | ENOMEM                         |
+| file sealed against writing, shared and writable        | EPERM                          |
 | file whose mmap operation refuses: sysfs, huge pages    | its errno                      |
 """
 
@@ -50,9 +50,11 @@ from kerneld.mm.vm_flags import (
     VM_WRITE,
     calc_vm_flag_bits,
     calc_vm_prot_bits,
+    is_shared_maywrite,
 )
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import merge_into_neighbours
+from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
 from shared.uapi.mman import MAP_HUGE_SIZES, MAP_TYPE, Map, Prot
 from shared.uapi.page import PAGE_SHIFT, Vaddr, page_align
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
@@ -61,6 +63,7 @@ _SHARED, _PRIVATE, _SHARED_VALIDATE = Map.SHARED.value, Map.PRIVATE.value, Map.S
 _FIXED, _FIXED_NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
 _LOCKED = Map.LOCKED.value
+_WRITE_SEALS = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
 _EXEC = Prot.EXEC.value
 _LEGACY_MAP_MASK = (
     Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
@@ -164,10 +167,6 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
         raise SysError(errno.ENODEV)
     if vm_flags & VM_GROWSDOWN:
         raise SysError(errno.EINVAL)
-    if file.write_sealed and vm_flags & VM_SHARED:
-        if vm_flags & VM_WRITE:
-            raise SysError(errno.EPERM)
-        vm_flags &= ~VM_MAYWRITE
     return vm_flags
 
 
@@ -195,7 +194,8 @@ def _mapped_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
     """Put a checked mapping at `addr`, replacing what is there, merged with its neighbours where it can be.
 
-    Raises SysError(ENOMEM): over a limit (before any change), or after what was there has been unmapped, as Linux does.
+    Raises SysError(ENOMEM) over a limit, before any change; after what was there has been unmapped, as Linux does, for
+    want of memory, and what the file itself says.
     Source: Linux v6.8 mm/mmap.c:mmap_region().
     """
     end = addr + length
@@ -207,35 +207,66 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     if accountable_mapping(file, vm_flags):
         check_enough_memory(mm, pages)
         vm_flags |= VM_ACCOUNT
-    if file is not None:
-        _call_mmap(file, vm_flags, pgoff)
-    anonymous_shared = file is None and vm_flags & VM_SHARED != 0
-    if not anonymous_shared:
+    if file is None and vm_flags & VM_SHARED:
+        return _insert(mm, addr, end, vm_flags, _new_shared_memory(mm, length, vm_flags), pgoff)
+    # What a neighbour can take in needs no leave of the file: seals that are younger than the neighbour do not count.
+    merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
+    if merged is not None:
+        return merged
+    if file is None:
+        return _insert(mm, addr, end, vm_flags, None, pgoff)
+    asked, vm_flags = vm_flags, _call_mmap(file, vm_flags, pgoff)
+    if is_shared_maywrite(vm_flags):
+        file.mapping.map_writable()
+        vma = _insert(mm, addr, end, vm_flags, file, pgoff)
+        file.mapping.unmap_writable()
+        return vma
+    if vm_flags != asked and mm.vmas.preceding(addr) is not None:
         merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
-        if merged is not None:
-            return merged
-    elif file is None:
-        noreserve = vm_flags & VM_NORESERVE != 0
-        if not noreserve:
-            check_enough_memory(mm, pages)
-        file = shmem_zero_setup(mm.frames, length, noreserve=noreserve)
-    vma = Vma(addr, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
+    return merged or _insert(mm, addr, end, vm_flags, file, pgoff)
+
+
+def _insert(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+    vma = Vma(start, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
     mm.insert_vma(vma)
     return vma
 
 
-def _call_mmap(file: File, vm_flags: int, pgoff: int) -> None:
-    """Ask the file itself, once what was there has gone. Raises SysError with its errno.
+def _new_shared_memory(mm: MmStruct, length: int, vm_flags: int) -> File:
+    """Return a file for shared anonymous memory. Raises SysError(ENOMEM)."""
+    noreserve = vm_flags & VM_NORESERVE != 0
+    if not noreserve:
+        check_enough_memory(mm, length >> PAGE_SHIFT)
+    return shmem_zero_setup(mm.frames, length, noreserve=noreserve)
+
+
+def seal_check_write(file: File, vm_flags: int) -> int:
+    """Return the VM_ flags of a mapping of a file, if its seals allow that: a shared one never becomes writable.
+
+    Raises SysError(EPERM) for one that is shared and writable where the file is sealed against writing.
+    Source: Linux v6.8 include/linux/mm.h:seal_check_write().
+    """
+    if not file.seals & _WRITE_SEALS or not vm_flags & VM_SHARED:
+        return vm_flags
+    if vm_flags & VM_WRITE:
+        raise SysError(errno.EPERM)
+    return vm_flags & ~VM_MAYWRITE
+
+
+def _call_mmap(file: File, vm_flags: int, pgoff: int) -> int:
+    """Ask the file itself, once what was there has gone, and return the VM_ flags. Raises SysError with its errno.
 
     MAP_SYNC is for files in persistent memory, and for those in memory no matter.
-    Source: Linux v6.8 mm/mmap.c:mmap_region() and fs/ext4/file.c:ext4_file_mmap().
+    Source: Linux v6.8 mm/mmap.c:mmap_region(), mm/shmem.c:shmem_mmap() and fs/ext4/file.c:ext4_file_mmap().
     """
+    vm_flags = seal_check_write(file, vm_flags)
     if file.huge_page_bytes:
         hugetlbfs_file_mmap(file, pgoff)
     if file.refuses:
         raise SysError(file.refuses)
     if vm_flags & VM_SYNC and not file.mapping.is_shmem:
         raise SysError(errno.EOPNOTSUPP)
+    return vm_flags
 
 
 def vm_brk_limit_ok(mm: MmStruct, addr: Vaddr, length: int, *, privileged: bool) -> bool:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kerneld.errors import SysError
 from kerneld.mm.frames import PG_LRU, PG_SWAPBACKED, Frames
-from kerneld.mm.swap_state import delete_from_swap_cache, read_swap_cache
+from kerneld.mm.swap_state import delete_from_swap_cache, free_swap_and_cache, read_swap_cache
 from shared.uapi.page import Pfn
 
 if TYPE_CHECKING:
@@ -50,3 +52,22 @@ def shmem_swapin_range(frames: Frames, mapping: AddressSpace, first: int, last: 
     for index in sorted(i for i in mapping.swapped if first <= i < last):
         if not frames.swap.cache_at[mapping.swapped[index]]:
             read_swap_cache(frames, mapping.swapped[index])
+
+
+def shmem_writepage(frames: Frames, mapping: AddressSpace, index: int, slot: int) -> None:
+    """Let a page of a file in memory, which nothing maps, be in the swap file only; takes one count of the slot.
+
+    Source: Linux v6.8 mm/shmem.c:shmem_writepage().
+    """
+    mapping.swapped[index] = slot
+    frames.put_page(mapping.pages.pop(index))
+    mapping.dirty.discard(index)
+
+
+def shmem_free_swap(frames: Frames, mapping: AddressSpace, first: int, last: int) -> None:
+    """Forget the pages of [first, last) that are in the swap file. Source: Linux v6.8 mm/shmem.c:shmem_free_swap()."""
+    gone = [index for index in mapping.swapped if first <= index < last]
+    free_swap_and_cache(frames, np.array([mapping.swapped.pop(index) for index in gone], dtype=np.int64))
+    mapping.unsaved.difference_update(gone)
+    if mapping.accounts_blocks:
+        mapping.account(-len(gone))

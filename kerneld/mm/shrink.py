@@ -41,6 +41,7 @@ from kerneld.mm.frames import (
 )
 from kerneld.mm.lru import folio_activate, mlock_folios, putback
 from kerneld.mm.rmap_walk import Mapped, rmap_walk
+from kerneld.mm.shmem import shmem_writepage
 from kerneld.mm.split_folio import split_folios
 from kerneld.mm.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
@@ -229,7 +230,7 @@ def _shmem_writepages(frames: Frames, pfns: Pfns) -> Mask:
         pfn = int(pfns[number])
         if done[number]:
             swap.shadow_at[slot] = int(workingset_eviction(frames, pfns[number : number + 1])[0])
-            _mapping_of(frames, pfn).swap_out_page(frames.index_at[pfn], slot)
+            shmem_writepage(frames, _mapping_of(frames, pfn), frames.index_at[pfn], slot)
         else:
             swap.swap_free(slot)
     return done

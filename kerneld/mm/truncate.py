@@ -10,6 +10,7 @@ import errno
 from kerneld.errors import SysError
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.locked_pages import munlock_range
+from kerneld.mm.shmem import shmem_free_swap
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
@@ -38,7 +39,7 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
     """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
     mapping.drop_pages([i for i in mapping.pages if first <= i < last])
-    mapping.drop_swapped(first, last)
+    shmem_free_swap(mapping.frames, mapping, first, last)
     for index in [i for i in mapping.shadows if first <= i < last]:
         del mapping.shadows[index]
 
@@ -70,7 +71,7 @@ def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
     try:
         pfn = mapping.ensure_page(index)
     except SysError:
-        mapping.drop_swapped(index, index + 1)
+        shmem_free_swap(mapping.frames, mapping, index, index + 1)
         return
     mapping.zero_page_from(pfn, tail)
     if mapping.is_shmem:

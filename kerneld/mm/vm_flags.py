@@ -50,6 +50,11 @@ VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 _PROT_BITS = VM_READ | VM_WRITE | VM_EXEC
 
 
+def is_shared_maywrite(vm_flags: int) -> bool:
+    """Tell whether what is stored in a mapping can reach its file (Linux: is_shared_maywrite())."""
+    return vm_flags & (VM_SHARED | VM_MAYWRITE) == VM_SHARED | VM_MAYWRITE
+
+
 def calc_vm_prot_bits(prot: int, pkey: int) -> int:
     """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*, which are equal in value, and a key's VM_PKEY bits.
 

@@ -14,9 +14,9 @@ from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Outcome, State, View
 from kerneld.referee.overlap import length_without_overlap
-from kerneld.referee.program import U64, At, Base, Op, default_slots
+from kerneld.referee.program import FILES, U64, At, Base, Op, default_slots
 from shared.uapi.mman import Madv, Map
-from shared.uapi.page import TASK_SIZE, page_align
+from shared.uapi.page import PMD_SIZE, TASK_SIZE, page_align
 from shared.uapi.syscalls import Access, Nr
 
 _FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
@@ -31,6 +31,7 @@ class Side(Protocol):
     def fork(self, who: int, child: int) -> Outcome: ...
     def exit(self, who: int) -> Outcome: ...
     def truncate(self, file: int, length: int) -> Outcome: ...
+    def add_seals(self, file: int, seals: int) -> Outcome: ...
     def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome: ...
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome: ...
     def load(self, who: int, vaddr: int, length: int) -> Outcome: ...
@@ -63,7 +64,7 @@ class Execution:
 
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
-        if self._hits_runner(op.name, args) or (not self._pages_out and _is_pageout(op)):
+        if self._hits_runner(op, args) or (not self._pages_out and _is_pageout(op)):
             return PASSED_OVER
         if self._task_size > TASK_SIZE and is_out_of_reach(op.name, args):
             return PASSED_OVER
@@ -77,8 +78,9 @@ class Execution:
         base = self._slots[at.base] if at.base >= 0 else bases[Base(at.base)]
         return base + at.offset & U64
 
-    def _hits_runner(self, name: str, args: tuple[int, ...]) -> bool:
+    def _hits_runner(self, op: Op, args: tuple[int, ...]) -> bool:
         """Tell whether a call would change what the host's runner needs: only where it does not fail before that."""
+        name = op.name
         ranges: list[tuple[int, int]] = []
         if name in ("munmap", "mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
             ranges = [args[:2]]  # type: ignore[list-item]
@@ -88,6 +90,9 @@ class Execution:
             ranges = [(args[0], max(old, new, 1)), (args[4], max(new, 1))]
         elif name == "mmap" and args[3] & (_FIXED | _NOREPLACE) == _FIXED:
             ranges = [args[:2]]  # type: ignore[list-item]
+            if op.file >= 0 and FILES[op.file].inode == "huge":
+                # It takes whole huge pages.
+                ranges.append((args[0], args[1] + PMD_SIZE - 1 & -PMD_SIZE))
         elif name in ("load", "store", "touch"):
             # One that wraps around is no access that a machine makes.
             ranges = [args[:2]]  # type: ignore[list-item]
@@ -139,6 +144,9 @@ class Execution:
     def _ftruncate(self, op: Op, args: tuple[int, ...]) -> Outcome:
         return self._side.truncate(op.file, args[0] - (args[0] >> 63 << 64))
 
+    def _add_seals(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return self._side.add_seals(op.file, args[0])
+
     def _load(self, op: Op, args: tuple[int, ...]) -> Outcome:
         return self._side.load(op.who, args[0], args[1])
 
@@ -163,6 +171,7 @@ _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {
     "fork": Execution._fork,
     "exit": Execution._exit,
     "ftruncate": Execution._ftruncate,
+    "add_seals": Execution._add_seals,
     "load": Execution._load,
     "store": Execution._store,
     "touch": Execution._touch,

@@ -6,7 +6,10 @@ Owns descriptors and a folder for the regular ones; `close` gives all back. Know
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 from kerneld.referee.program import FILES, file_content
@@ -15,6 +18,9 @@ from shared.uapi.page import PAGE_SIZE
 _CONTENT = file_content()
 _WRITE_AND_WAIT = 7
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
+_MFD_ALLOW_SEALING, _MFD_HUGETLB = 2, 4
+_MADE_UP = {"sysfs": "/sys/kernel/mm/transparent_hugepage/enabled", "procfs": "/proc/meminfo"}
+"""Files that the host makes up, which every host has."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,8 +52,14 @@ class ProgramFiles:
     def _create(self, name: str) -> int:
         if name == "directory":
             return os.open(self._folder, os.O_RDONLY)
-        if name == "memfd":
-            fd = os.memfd_create("memory")
+        if name in _MADE_UP:
+            return os.open(_MADE_UP[name], os.O_RDONLY)
+        if name == "huge":
+            return os.memfd_create("huge", _MFD_HUGETLB | _MFD_ALLOW_SEALING)
+        if name in ("memfd", "sealable"):
+            fd = os.memfd_create("memory", _MFD_ALLOW_SEALING if name == "sealable" else 0)
+        elif name == "tmpfs":
+            fd = _open_in_tmpfs()
         else:
             # A new one for each program: of an old one the host's flusher may write pages back at any moment.
             path = self._folder / "file"
@@ -69,9 +81,33 @@ class ProgramFiles:
             return -(error.errno or 0)
         return 0
 
+    def add_seals(self, number: int, seals: int) -> int:
+        """Seal a file, as a process beside the program does; returns 0 or -errno."""
+        try:
+            fcntl.fcntl(self.get_fd(number), fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            return -(error.errno or 0)
+        return 0
+
     def close(self) -> None:
         """Close everything."""
         for fd in (*self._opens.values(), *self._inodes.values()):
             os.close(fd)
         self._opens.clear()
         self._inodes.clear()
+
+
+def _open_in_tmpfs() -> int:
+    """Return a new file of a tmpfs; a memory file, which differs by its name alone, where /dev/shm is none."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="kerneld-referee-", dir="/dev/shm") as folder:
+            fd = os.open(f"{folder}/file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    except OSError:
+        fd = os.memfd_create("no tmpfs")
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            os.close(fd)
+            fd = os.memfd_create("no tmpfs")
+    return fd

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U64, At, Base, Op, Program
 from kerneld.referee.wide import WideGenerator
+from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
 
 PAGE = 4096
@@ -28,9 +29,16 @@ _ODD_PROTS = (8, 0x10, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0100_0003, 0x100
 _WEIGHTS: dict[str, float] = {
     "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
-    "process_vm_writev": 2, "process_madvise": 1.5, "ftruncate": 2.5, "load": 10, "store": 14, "touch": 8,
-    "fork": 3, "exit": 1,
+    "process_vm_writev": 2, "process_madvise": 1.5, "ftruncate": 2.5, "add_seals": 1, "load": 10, "store": 14,
+    "touch": 8, "fork": 3, "exit": 1,
 }  # fmt: skip
+_FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
+"""Of each of FILES."""
+_SEALS = (
+    F_SEAL_FUTURE_WRITE, F_SEAL_FUTURE_WRITE, F_SEAL_WRITE, F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL,
+    F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE, 0x40, 0,
+)  # fmt: skip
+"""0x40 is none."""
 _LOCKING = ("mlock", "mlock2", "mlockall")
 _WIDE_SHARE = 0.08
 
@@ -55,7 +63,7 @@ class Generator:
         self._processes = [0]
         self._forks = 0
         self._long = rng.random() < 0.1
-        self._files = [rng.randrange(len(FILES)) for _ in range(2)]
+        self._files = rng.choices(range(len(FILES)), _FILE_WEIGHTS, k=2)
 
     def program(self, nr_ops: int) -> Program:
         """Return so many calls."""
@@ -124,6 +132,9 @@ class Generator:
             length = behind * PAGE if self._chance(0.2) else length
             flags |= rng.choices((Map.FIXED.value, Map.FIXED_NOREPLACE.value, 0, 0x10_0010), (10, 3, 3, 1))[0]
         flags |= self._odd_map_flags()
+        if flags & Map.HUGETLB.value or (file >= 0 and FILES[file].inode == "huge"):
+            # Without a reservation the mapping would be made, of huge pages that kerneld has not.
+            flags &= ~Map.NORESERVE.value
         slot = rng.randrange(NR_SLOTS)
         offset = rng.choice((0, 0, 0, 1, 2, 5, 6, 7)) * PAGE if file >= 0 else rng.choice((0, 0, PAGE))
         if self._chance(0.03):
@@ -146,9 +157,6 @@ class Generator:
         ):  # fmt: skip
             if self._chance(probability):
                 flags |= flag.value
-        if flags & Map.HUGETLB.value:
-            # Without a reservation the mapping would be made, of huge pages that kerneld has not.
-            flags &= ~Map.NORESERVE.value
         if self._chance(0.02):
             flags |= rng.choice((0x80, 1 << 21, 1 << 30, 1 << 31, 1 << 40))
         return flags
@@ -240,6 +248,10 @@ class Generator:
             length = min(length, 16 * PAGE)
         flags = rng.choice((1, U64)) if self._chance(0.04) else 0
         return Op(self._who(), "process_madvise", (peer, place, length, advice, flags))
+
+    def _add_seals(self) -> Op:
+        rng = self._rng
+        return Op(self._who(), "add_seals", (rng.choice(_SEALS),), file=rng.choice(self._files))
 
     def _ftruncate(self) -> Op:
         rng = self._rng

@@ -171,6 +171,10 @@ class Host:
         """Set a file's size."""
         return Outcome(self._files.truncate(file, length))
 
+    def add_seals(self, file: int, seals: int) -> Outcome:
+        """Seal a file."""
+        return Outcome(self._files.add_seals(file, seals))
+
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome:
         """Make a system call."""
         if nr == Nr.MMAP:

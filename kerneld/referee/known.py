@@ -155,6 +155,28 @@ KNOWN = (
         witness=witnesses.failed_mmap_leaves_a_cut,
     ),
     Known(
+        (6, 7),
+        "e8e17ee90eaf",
+        "A file that is sealed against writing cannot be mapped shared, not for reading either.",
+        ((mmap, "seal_check_write", later_rules.seal_check_write),),
+        witness=witnesses.write_sealed_is_not_shared,
+        before=(6, 7),
+    ),
+    Known(
+        (6, 12),
+        "5de195060b2e, as in v6.1.119",
+        "F_SEAL_WRITE is looked at before anything is unmapped.",
+        ((mmap, "_check_file", later_rules.check_file_write_seal),),
+        witness=witnesses.write_seal_refuses_early,
+    ),
+    Known(
+        (6, 12),
+        "5de195060b2e",
+        "All seals against writing are looked at before anything is unmapped.",
+        ((mmap, "_check_file", later_rules.check_file),),
+        witness=witnesses.future_write_seal_refuses_early,
+    ),
+    Known(
         (6, 17),
         "d23cb648e365 and mm/mremap.c:do_mremap()",
         "mremap checks the mapping before it unmaps what is at the new place; with MREMAP_FIXED and the same length it "

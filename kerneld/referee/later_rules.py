@@ -14,15 +14,18 @@ from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import split_range
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.pace import Pace
-from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ
+from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, is_shared_maywrite
 from kerneld.mm.vma import Vma
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
+from shared.uapi.fcntl import F_SEAL_WRITE
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
 
 AlignedToPmd: TypeAlias = "Callable[[MmStruct, Vaddr, int, int, int | None], Vaddr | None]"
 
+_check_file_v6_8 = mmap._check_file
+_seal_check_write_v6_8 = mmap.seal_check_write
 _mmap_region_v6_8 = mmap.mmap_region
 _handle_mm_fault_v6_8 = fault.handle_mm_fault
 _map_pages_around_v6_8 = fault.map_pages_around
@@ -36,6 +39,26 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         split_range(mm, addr, addr + length)
         check_enough_memory(mm, length >> PAGE_SHIFT)
     return _mmap_region_v6_8(mm, addr, length, vm_flags, file, pgoff)
+
+
+def check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
+    """Source: Linux v6.12 mm/mmap.c:do_mmap(), mm/memfd.c:memfd_check_seals_mmap()."""
+    return mmap.seal_check_write(file, _check_file_v6_8(file, prot, flags, vm_flags, pgoff, length))
+
+
+def check_file_write_seal(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
+    """Source: Linux v6.1.119 mm/mmap.c:mmap_region(), mapping_map_writable()."""
+    vm_flags = _check_file_v6_8(file, prot, flags, vm_flags, pgoff, length)
+    if file.seals > 0 and file.seals & F_SEAL_WRITE and is_shared_maywrite(vm_flags):
+        raise SysError(errno.EPERM)
+    return vm_flags
+
+
+def seal_check_write(file: File, vm_flags: int) -> int:
+    """What is shared counts as writable. Source: Linux v6.1 mm/mmap.c:mmap_region(), mapping_map_writable()."""
+    if file.seals > 0 and file.seals & F_SEAL_WRITE and vm_flags & VM_SHARED:
+        raise SysError(errno.EPERM)
+    return _seal_check_write_v6_8(file, vm_flags)
 
 
 def access_ok(vaddr: Vaddr, length: int) -> bool:

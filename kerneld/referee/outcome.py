@@ -69,7 +69,7 @@ def parse_maps_line(line: bytes) -> tuple[int, int, str, int, str]:
 
 def _short_name(name: str) -> str:
     """The two sides' files lie in different folders."""
-    if name.endswith(" (deleted)") and not name.startswith("/memfd:"):
+    if name.endswith(" (deleted)") and not name.startswith(("/memfd:", "/dev/shm/")):
         return name
     return name.rpartition("/")[2] if name.startswith("/") else name
 

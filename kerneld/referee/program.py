@@ -50,7 +50,7 @@ class Op(NamedTuple):
     slot: int = -1
     """Where the address that it returns is kept; -1 for nowhere."""
     file: int = -1
-    """The number of a file in FILES, for mmap and ftruncate."""
+    """The number of a file in FILES, for mmap, ftruncate and add_seals."""
     data: bytes = b""
     """What a store writes, again and again."""
 
@@ -77,10 +77,17 @@ FILES = (
     FileKind("memory file, open for reading", "memfd", os.O_RDONLY),
     FileKind("regular file, open for appending", "regular", os.O_RDWR | os.O_APPEND),
     FileKind("regular file, open as a path", "regular", os.O_PATH),
+    FileKind("memory file that may be sealed", "sealable", os.O_RDWR),
+    FileKind("memory file that may be sealed, open for reading", "sealable", os.O_RDONLY),
+    FileKind("file of a tmpfs", "tmpfs", os.O_RDWR),
+    FileKind("file of a tmpfs, open for reading", "tmpfs", os.O_RDONLY),
+    FileKind("memory file of huge pages", "huge", os.O_RDWR),
+    FileKind("file of sysfs", "sysfs", os.O_RDONLY),
+    FileKind("file of procfs", "procfs", os.O_RDONLY),
 )
 """A program in a file names them by their place here: new ones go to the end."""
 FILE_BYTES = 6 * 4096 + 100
-"""The size of each regular or memory file when a program starts."""
+"""The size of each file on a disk or in memory when a program starts, but for one of huge pages, which is empty."""
 HARMLESS = bytes((0xF5, 0xF8, 0xF9, 0xFC))
 """Instructions of one byte that change flags alone (cmc, clc, stc, cld): all that programs store, because programs also
 fetch instructions. As the second byte of an `add` whose first byte is zero, each of them names registers alone."""

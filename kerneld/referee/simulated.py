@@ -160,6 +160,10 @@ class Simulated:
         self.kernel.files_changed()
         return outcome
 
+    def add_seals(self, file: int, seals: int) -> Outcome:
+        """Seal a file."""
+        return Outcome(self._files.add_seals(file, seals))
+
     def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome:
         """Advise a process's memory; one that has ended has a descriptor that is no pidfd."""
         fds = [] if peer in self.threads else [os.open("/dev/null", os.O_RDONLY)]

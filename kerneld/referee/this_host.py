@@ -15,7 +15,7 @@ from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED
+from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
 from kerneld.mm.vma import Vma
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
@@ -43,6 +43,8 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
 def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
     """What is cached of a file stays when nothing maps it; shared anonymous memory goes with its last mapping."""
     del mapping.i_mmap[vma]
+    if is_shared_maywrite(vma.vm_flags):
+        mapping.unmap_writable()
     if not mapping.i_mmap and mapping.backing is None:
         mapping.evict()
 

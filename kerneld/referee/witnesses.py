@@ -9,12 +9,13 @@ import errno
 
 from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
+from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mremap, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.signals import SegvCode
 
 P = PAGE_SIZE
-REGULAR = 1
+REGULAR, SEALABLE = 1, 8
 _READ, _WRITE, _EXEC = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value
 _RW = _READ | _WRITE
 _PRIVATE, _SHARED, _FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
@@ -67,6 +68,34 @@ def failed_mmap_leaves_a_cut(stage: Stage) -> bool:
         mmap(1, _TOO_LONG, flags=_ANON | _FIXED, at=At(0, P)),
     )
     return len(played.mappings(played.rets[0], 2)) == 2
+
+
+def _survives_a_seal(stage: Stage, seal: int) -> bool:
+    """Memory that a sealed file is to replace, shared and writable."""
+    played = stage.play(
+        call("add_seals", seal, file=SEALABLE),
+        mmap(0, P),
+        mmap(1, P, flags=_SHARED | _FIXED, at=At(0), file=SEALABLE),
+    )
+    return len(played.mappings(played.rets[1], 1)) == 1
+
+
+def write_seal_refuses_early(stage: Stage) -> bool:
+    """What F_SEAL_WRITE forbids leaves what was there."""
+    return _survives_a_seal(stage, F_SEAL_WRITE)
+
+
+def future_write_seal_refuses_early(stage: Stage) -> bool:
+    """What F_SEAL_FUTURE_WRITE forbids leaves what was there."""
+    return _survives_a_seal(stage, F_SEAL_FUTURE_WRITE)
+
+
+def write_sealed_is_not_shared(stage: Stage) -> bool:
+    """A sealed file is mapped for reading, and shared."""
+    played = stage.play(
+        call("add_seals", F_SEAL_WRITE, file=SEALABLE), mmap(0, P, prot=_READ, flags=_SHARED, file=SEALABLE)
+    )
+    return played.rets[-1] < 0
 
 
 def mremap_moves_several(stage: Stage) -> bool:

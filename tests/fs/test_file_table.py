@@ -94,7 +94,7 @@ def test_rights_are_those_of_the_opening(
     assert (file.readable, file.writable) == (readable, writable)
     assert (file.dev, file.ino, file.path) == (path.stat().st_dev, path.stat().st_ino, str(path))
     assert file.mappable
-    assert not file.write_sealed
+    assert not file.seals
     machine.files.put_unused(file)
 
 

@@ -12,6 +12,7 @@ from kerneld.mm.mmap import do_mmap
 from kerneld.mm.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYEXEC, VM_MAYWRITE, VM_NORESERVE, VM_SHARED
 from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
+from shared.uapi.fcntl import F_SEAL_WRITE
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from shared.uapi.resource import Rlimit
@@ -164,7 +165,7 @@ class TestErrorsInOrder:
 
     def test_a_file_sealed_against_writing(self, machine: Machine, mm: MmStruct) -> None:
         file, _ = machine.new_file(bytes(PAGE_SIZE))
-        file.write_sealed = True
+        file.seals = F_SEAL_WRITE
         assert self.call(mm, 0, PAGE_SIZE, SHARED, RW, file=file) == errno.EPERM
         assert not vma_at(mm, mmap(mm, 1, READ, SHARED, file=file)).vm_flags & VM_MAYWRITE
         mmap(mm, 1, RW, PRIVATE, file=file)

@@ -140,6 +140,7 @@ class FakeBacking:
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
         self.fail = 0
+        self.is_sealed = self.is_mapped_writable = False
         self.holes: set[int] = set()
         """Of a file in memory: the pages that nobody has written to."""
         self.releases = 0
@@ -164,6 +165,14 @@ class FakeBacking:
             raise OSError(self.fail, "punch_hole")
         end = min(offset + length, len(self.data))
         self.data[offset:end] = bytes(max(0, end - offset))
+
+    def map_writable(self) -> None:
+        if self.is_sealed:
+            raise PermissionError(errno.EPERM, "sealed")
+        self.is_mapped_writable = True
+
+    def unmap_writable(self) -> None:
+        self.is_mapped_writable = False
 
     def mincore(self, first: int, count: int) -> bytes:
         return bytes(index not in self.holes for index in range(first, first + count))

@@ -97,6 +97,12 @@ class BytesBacking:
         self.fails = False
         self.nr_releases = 0
 
+    def map_writable(self) -> None:
+        pass
+
+    def unmap_writable(self) -> None:
+        pass
+
     def mincore(self, first: int, count: int) -> bytes:
         return b"\1" * count
 
