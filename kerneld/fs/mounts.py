@@ -10,6 +10,7 @@ the descriptor's link. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.
 | a regular file or directory of a local file system                 | harmless                                 |
 | anything on a file system that another machine or a process serves | one to wait for, unless that is allowed  |
 | a file of a mount that we do not see: another mount namespace's    | likewise: anybody may mount FUSE there   |
+| a file of the mount that our own root is on, seen or not (chroot)  | as its file system is                    |
 | a socket, a device but /dev/null and the like                      | one to wait for: its last close may take |
 """
 
@@ -21,13 +22,20 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kerneld.fs.open_file import is_in_memory
+from kerneld.fs.open_file import fstatfs, is_in_memory
 
 SERVED = frozenset({
     "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "gpfs", "lustre", "ncpfs",
     "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs", "vboxsf",
 })  # fmt: skip
 """File systems whose answers come from elsewhere. Not virtiofs: who serves that is the host of this very machine."""
+_SERVED_MAGICS = {
+    0x6573_5546: "fuse", 0x6969: "nfs", 0x0102_1997: "9p", 0xFF53_4D42: "cifs", 0xFE53_4D42: "smb3", 0x517B: "smbfs",
+    0x00C3_6400: "ceph", 0x0187: "autofs", 0x5346_414F: "afs", 0x7375_7245: "coda", 0x7461_636F: "ocfs2",
+    0x0116_1970: "gfs2", 0x786F_4256: "vboxsf", 0x0BD0_0BD0: "lustre", 0x2003_0528: "orangefs", 0x564C: "ncpfs",
+    0x4750_4653: "gpfs", 0x1983_0326: "beegfs",
+}  # fmt: skip
+"""The same by their numbers: Linux v6.8 include/uapi/linux/magic.h, statfs(2)."""
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEM_MAJOR = 1
 """Linux v6.8 include/uapi/linux/major.h: MEM_MAJOR."""
@@ -40,6 +48,7 @@ class Mounts:
         """With `allow_network` files of every file system are harmless: whoever said so answers for it."""
         self._allow_network = allow_network
         self._fstypes: dict[int, str] = {}
+        self._own_root = _find_own_root()
         self._spare = _open_spare()
 
     def look(self) -> None:
@@ -56,7 +65,7 @@ class Mounts:
                 except OSError:
                     text = ""
         # proc(5), /proc/pid/mountinfo: the mount's number comes first, its type behind the lone dash.
-        self._fstypes = {
+        self._fstypes = self._own_root | {
             int(line.split(" ", 1)[0]): line.partition(" - ")[2].split(" ", 1)[0] for line in text.splitlines()
         }
 
@@ -112,6 +121,24 @@ class Mounts:
 
 def _read_mountinfo() -> str:
     return _MOUNTINFO.read_text(errors="surrogateescape")
+
+
+def _find_own_root() -> dict[int, str]:
+    """Return the number and the type of the mount that our root directory is on.
+
+    In a chroot whose directory is no mount's own root it is not among those that the host shows us: it is seen all the
+    same, as every program of ours is loaded from it.
+    """
+    try:
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        return {_find_mount(root): _SERVED_MAGICS.get(fstatfs(root).type, "root")}
+    except OSError:
+        return {}
+    finally:
+        os.close(root)
 
 
 def _open_spare() -> int:

@@ -30,6 +30,7 @@ from kerneld.server.logs import LIMITS
 from kerneld.server.loop import Loop
 from kerneld.server.panic import write_dump
 from kerneld.server.socket_path import Claim, claim
+from kerneld.shadowpt.segment import why_no_segment
 from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -93,6 +94,9 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
             kernel = build_kernel(config)
             loop = Loop(kernel, held.listener, stop_fd, config.limits, config.host_interval_seconds)
             log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
+            reason = why_no_segment()
+            if reason:
+                log.warning("no shadow page table can be opened for now", reason=reason)
             spare_collector()
             on_ready()
             try:

@@ -25,6 +25,7 @@ import posix_ipc
 
 from shared.uapi.mman import Map, Prot
 
+_DIRECTORY = "/dev/shm"
 _MODE_OWNER_READS = 0o400
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +38,21 @@ _libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
+
+
+def why_no_segment() -> str:
+    """Say what is wrong with the place where segments are made, by its name; "" where nothing is."""
+    if not os.path.isdir(_DIRECTORY):
+        return f"{_DIRECTORY} is missing"
+    try:
+        room = os.statvfs(_DIRECTORY)
+    except OSError as error:
+        return f"{_DIRECTORY}: {error.strerror}"
+    if room.f_flag & os.ST_RDONLY or not os.access(_DIRECTORY, os.W_OK | os.X_OK):
+        return f"{_DIRECTORY} may not be written to"
+    if not room.f_bavail or (room.f_files and not room.f_favail):
+        return f"{_DIRECTORY} is full"
+    return ""
 
 
 class Segment:
@@ -83,8 +99,9 @@ def _create_unlinked(size_bytes: int) -> tuple[int, int]:
         except BaseException:
             writable.close_fd()
             raise
-    except posix_ipc.Error as error:
-        raise OSError(errno.ENOMEM, f"no shared memory: {error}") from error
+    except (posix_ipc.Error, OSError) as error:
+        code = error.errno if isinstance(error, OSError) and error.errno else errno.ENOMEM
+        raise OSError(code, why_no_segment() or f"no shared memory: {error}") from error
     finally:
         with contextlib.suppress(posix_ipc.Error):
             posix_ipc.unlink_shared_memory(name)

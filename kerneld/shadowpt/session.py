@@ -125,7 +125,7 @@ class ShadowPt:
                 session.table.close()
                 raise
         except OSError as error:
-            raise SysError(errno.ENOMEM, f"no shared memory for the table: {error}") from error
+            raise SysError(errno.ENOMEM, f"no shared memory for the table: {error.strerror or error}") from error
         self._session = session
         _log.info("shadow table opened", opener=opener.pid, target=target.pid, start=hex(start), end=hex(end))
         return end, fds

@@ -15,6 +15,7 @@ from kerneld.errors import SysError
 from kerneld.fs import mounts as mounts_module
 from kerneld.fs.mounts import SERVED, Mounts
 from kerneld.fs.namei import open_look
+from kerneld.fs.open_file import StatFs
 from kerneld.server.connection import close_fds
 from tests.fs.fuse import stuck_file_system
 from tests.fs.machine import fails
@@ -87,6 +88,26 @@ def test_a_mount_that_is_not_seen_may_be_anything(
     (tmp_path / "file").write_bytes(b"x")
     assert waits(mounts, os.open(tmp_path / "file", os.O_RDONLY))
     assert not waits(mounts, os.memfd_create("memory"))
+
+
+@pytest.mark.parametrize(("magic", "harmless"), [(0xEF53, True), (0x6969, False), (0x6573_5546, False)])
+def test_in_a_chroot_the_mount_of_our_own_root_is_seen(
+    monkeypatch: pytest.MonkeyPatch, magic: int, harmless: bool
+) -> None:
+    """A directory that is no mount's own root: the host shows no mount at all there."""
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda: "")
+    monkeypatch.setattr(mounts_module, "fstatfs", lambda fd: StatFs(magic, 4096, 0))
+    made = Mounts()
+    made.look()
+    for path in ("/", "/etc/passwd"):
+        fd = os.open(path, os.O_RDONLY)
+        if mounts_module._find_mount(fd) == next(iter(made._own_root)):
+            assert made.may_wait(fd) is not harmless
+        os.close(fd)
+    other = os.open("/proc/self/stat", os.O_RDONLY)
+    assert made.may_wait(other)
+    os.close(other)
+    made.close()
 
 
 def test_a_file_system_that_does_not_answer_is_known_without_asking_it(mounts: Mounts, tmp_path: Path) -> None:

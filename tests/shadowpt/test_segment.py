@@ -56,6 +56,30 @@ def test_the_name_does_exist_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == [f"kerneld-{NAME}"]
 
 
+@pytest.mark.parametrize(
+    ("directory", "why"), [("/dev/null", "is missing"), ("/nowhere/shm", "is missing"), ("/proc", "is full")]
+)
+def test_what_is_wrong_with_the_place_is_said_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, directory: str, why: str
+) -> None:
+    """/proc has no room for anything, and another owner where the tests are not root's."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise posix_ipc.ExistentialError("No shared memory exists with the specified name")
+
+    monkeypatch.setattr(segment_module, "_DIRECTORY", directory)
+    monkeypatch.setattr(posix_ipc, "SharedMemory", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    with pytest.raises(OSError, match=f"{directory} {why}"):
+        Segment(4096)
+
+
+def test_a_place_that_may_not_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert segment_module.why_no_segment() == ""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert segment_module.why_no_segment() == "/dev/shm may not be written to"
+
+
 def test_it_starts_as_zeros_and_stores_are_seen_by_a_reader(segment: Segment) -> None:
     fd = segment.client_fd()
     assert os.pread(fd, 9000, 0) == bytes(8192)
