@@ -26,6 +26,8 @@ def show_kerneld_status(
         ("MemTotal", f"{frames.total_pages << PAGE_SHIFT - 10} kB"),
         ("MemFree", f"{frames.free_pages << PAGE_SHIFT - 10} kB"),
         ("Tasks", nr_tasks),
+        # Of processes that have ended, and whose memory has not gone yet.
+        ("Exiting", len(frames.dying.queue) if frames.dying is not None else 0),
         ("ShadowTable", state),
     ]
     if opener is not None:

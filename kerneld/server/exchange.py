@@ -44,7 +44,7 @@ from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.table import RESTART
 from kerneld.task.entry import sysvec_apic_timer_interrupt
-from kerneld.task.sched import run_task
+from kerneld.task.sched import run_task, sleep
 from shared import wire
 from shared.uapi.syscalls import Nr
 
@@ -215,18 +215,20 @@ class Batch:
 
         Returns None where requests are left then: the thread has gone behind those that wait for the processor.
         """
-        until = self._until = monotonic() + slice_seconds
+        self._until = monotonic() + slice_seconds
         requests = self._requests
         thread = self._connection.thread
         if thread is not None:
             # Not every request has the processor given to its thread: a number that no call has, a reply without room.
             run_task(self._kernel.rq, thread)
         if self._work is not None:
+            if self._sleeps():
+                return None
             work, self._work = self._work, None
             self._next += 1
             if self._go_on(requests[self._next - 1].nr, work) or self._next == len(requests):
                 return self._outcome()
-            if monotonic() >= until:
+            if monotonic() >= self._until:
                 self._give_way()
                 return None
         while True:
@@ -247,15 +249,33 @@ class Batch:
                 is_over = self._run_one(request)
             if is_over or self._next == len(requests):
                 return self._outcome()
-            if monotonic() >= until:
+            if monotonic() >= self._until:
                 self._give_way()
                 return None
+
+    def _sleeps(self) -> bool:
+        """Put the thread to sleep where the next piece waits for something; returns whether it does."""
+        waits_for = self._work.waits_for if self._work is not None else None
+        if waits_for is None or waits_for.is_over:
+            return False
+        self._pay()
+        waits_for.wake = sleep(self._connection.thread)
+        return True
 
     def _outcome(self) -> Outcome:
         self._pay_back()
         return Outcome(b"".join(self._replies), self._answer_fds, self._is_last)
 
     def _give_way(self) -> None:
+        if self._sleeps():
+            return
+        thread = self._connection.thread
+        assert thread is not None
+        self._pay()
+        sysvec_apic_timer_interrupt(thread)
+
+    def _pay(self) -> None:
+        """Put the descriptors that are left on an account while others are served."""
         thread = self._connection.thread
         assert thread is not None
         if self.fds and self._payer is None:
@@ -265,7 +285,6 @@ class Batch:
                 # Too many with what others of its batches hold: whoever wants one of these is told EBADF.
                 close_fds(self.fds)
                 self.fds.clear()
-        sysvec_apic_timer_interrupt(thread)
 
     def _pay_back(self) -> None:
         if self._payer is not None:
@@ -281,17 +300,24 @@ class Batch:
             result = run(call, RESTART)
             if not isinstance(result, Work):
                 return self._take(nr, Answer(result) if isinstance(result, int) else result)
-            if monotonic() >= self._until:
-                self._work = result
-                self._next -= 1
-                return False
+            if result.waits_for is not None or monotonic() >= self._until:
+                return self._put_off(result)
+
+    def _begin(self, nr: int, work: Work) -> bool:
+        return self._go_on(nr, work) if work.waits_for is None else self._put_off(work)
+
+    def _put_off(self, work: Work) -> bool:
+        """What is left of a request is run later, and the slice is over."""
+        self._work, self._until = work, 0.0
+        self._next -= 1
+        return False
 
     def _run_usual(self, call: Call, request: wire.Request) -> bool:
         """Do what `_run_one` does, for a request that needs no check before it runs: most say no more than a number."""
         nr, call.args, call.data = request
         result = run(call, nr)
         if not isinstance(result, int):
-            return self._go_on(nr, result) if isinstance(result, Work) else self._take(nr, result)
+            return self._begin(nr, result) if isinstance(result, Work) else self._take(nr, result)
         if nr in ENDS_THREAD:
             return self._take(nr, Answer(result))
         self._replies.append(PACK(REPLY_BYTES, 0, result))

@@ -18,6 +18,7 @@ import structlog
 from kerneld.server.watch import NO_PIDFD, open_pidfd
 
 if TYPE_CHECKING:
+    from kerneld.shadowpt.asking import Pending
     from kerneld.shadowpt.host import HostTarget
     from kerneld.shadowpt.session import ShadowPt
 
@@ -36,6 +37,9 @@ class HostWatch:
         self._epoll = epoll
         self._interval_seconds = interval_seconds
         self._host: HostTarget | None = None
+        self._look: Pending | None = None
+        """The look that is under way."""
+        self._begun = 0.0
         self._due = 0.0
         self.pidfd = NO_PIDFD
 
@@ -46,7 +50,7 @@ class HostWatch:
 
     def wait_seconds(self, longest: float | None) -> float | None:
         """Return how long to wait at most, `longest` or until the next look; None: for ever."""
-        if self._host is None:
+        if self._host is None or self._look is not None:
             return longest
         wait = max(0.0, self._due - time.monotonic())
         return wait if longest is None else min(wait, longest)
@@ -56,11 +60,14 @@ class HostWatch:
         if self._shadowpt.followed_host is not self._host:
             self._change(self._shadowpt.followed_host)
         now = time.monotonic()
-        if self._host is None or now < self._due:
-            return
-        self._shadowpt.refresh()
-        after = time.monotonic()
-        self._due = after + max(self._interval_seconds - (after - now), _REST * (after - now))
+        if self._look is None:
+            if self._host is None or now < self._due:
+                return
+            self._begun, self._look = now, self._shadowpt.look_again()
+        if self._look is None or self._look.is_over:
+            self._look = None
+            after = time.monotonic()
+            self._due = after + max(self._interval_seconds - (after - self._begun), _REST * (after - self._begun))
 
     def end(self) -> None:
         """The pidfd says that the process has ended."""
@@ -76,6 +83,9 @@ class HostWatch:
 
     def _change(self, host: HostTarget | None) -> None:
         self.close()
+        if self._look is not None:
+            self._shadowpt.asking.reader.give_up(self._look)
+            self._look = None
         self._host = host
         if host is None:
             return

@@ -28,6 +28,7 @@ import structlog
 from kerneld.mm.dying import SLICE_SECONDS
 from kerneld.server.connection import Connection
 from kerneld.server.door import ClientLimits
+from kerneld.server.host_reader import HostReader
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.pipe_watch import PipeWatch
 from kerneld.server.service import Service
@@ -69,6 +70,8 @@ class Loop:
         if kernel.file_changes_fd >= 0:
             self._epoll.register(kernel.file_changes_fd, select.EPOLLIN)
         self._pipes = PipeWatch(kernel, self._epoll)
+        self._reader = HostReader(self._epoll)
+        kernel.shadowpt.asking.reader = self._reader
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
         self._tends = False
         """Whether the host is to be looked at between requests."""
@@ -109,8 +112,9 @@ class Loop:
             self.service.go_on()
         if self._dying.queue:
             self._kernel.reap_memory()
-        self._tends = self._host.is_needed
+        self._tends = self._host.is_needed or self._reader.is_busy
         if self._tends:
+            self._reader.tend()
             self._host.tend()
 
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
@@ -125,7 +129,7 @@ class Loop:
             if events:
                 return events
         if self._tends:
-            timeout_seconds = self._host.wait_seconds(timeout_seconds)
+            timeout_seconds = self._reader.wait_seconds(self._host.wait_seconds(timeout_seconds))
         return self._poll(timeout_seconds, self.service.most_events)
 
     def _look(self) -> list[tuple[int, int]]:
@@ -143,6 +147,8 @@ class Loop:
                 self.service.end_process(watches[fd])
             elif fd == self._kernel.file_changes_fd:
                 self._kernel.files_changed()
+            elif fd == self._reader.fd:
+                self._reader.receive()
             elif fd == self._host.pidfd:
                 self._host.end()
             elif fd == self._pipes.fd:
@@ -161,5 +167,6 @@ class Loop:
         """Close every connection and every fd of the loop; the listener stays its owner's."""
         self.service.close()
         self._host.close()
+        self._reader.close()
         self._pipes.close()
         self._epoll.close()

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel, Sender
     from shared import wire
 
-OTHER_FDS = 5
-"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, changes of files, the
-readers of traces."""
+OTHER_FDS = 6
+"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, who looks at it,
+changes of files, the readers of traces."""
 LEAST_SLICE_SECONDS = 0.0005
 BROKEN = select.EPOLLHUP | select.EPOLLERR
 
@@ -165,7 +165,8 @@ class Service:
     def _put_aside(self, connection: Connection, batch: Batch) -> None:
         """Others are served before a batch goes on; nothing more is read from its connection until it is done."""
         connection.batch = batch
-        self._epoll.modify(connection.fd, 0)
+        # Edge-triggered: a client that has gone is told of once, not in every turn that the batch sleeps.
+        self._epoll.modify(connection.fd, select.EPOLLET)
         self._drop_ended_threads(connection.watch)
 
     def _slice(self) -> float:

@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from kerneld.errors import SysError
+from kerneld.shadowpt.asking import Asking
 from kerneld.shadowpt.fault_table import FaultTable
 from kerneld.shadowpt.host import HostTarget
 from kerneld.shadowpt.host_faults import HostFaults
@@ -74,7 +75,8 @@ def _follow(pid: Pid) -> HostFaults:
 class FaultLog:
     """The one table of page faults of a kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
         self._session: _Session | None = None
 
     @property
@@ -101,7 +103,7 @@ class FaultLog:
         Returns read-only descriptors of the table and of the sequence page, which the caller closes.
         Raises SysError(EINVAL) unless the size is of whole pages, at least one, at most MAX_SPT_RANGE, and the target
         alive; then EBUSY; then EINVAL when the opener's real memory at `dest` will not do; then ENOMEM, or EPERM where
-        the host lets this daemon not hear of the faults of a real target.
+        the host lets this daemon not hear of the faults of a real target. Raises WouldWait before it changes anything.
         """
         if size_bytes & ~PAGE_MASK or not 0 < size_bytes <= MAX_SPT_RANGE:
             raise SysError(errno.EINVAL, f"size {size_bytes:#x} is not of 1 to {MAX_SPT_RANGE >> 12} whole pages")
@@ -111,7 +113,7 @@ class FaultLog:
             raise SysError(errno.EINVAL, f"process {target.pid} has ended")
         if busy:
             raise SysError(errno.EBUSY, busy)
-        check_entries(opener.pid, dest, size_bytes)
+        check_entries(opener.pid, dest, size_bytes, self._asking)
         try:
             session = _Session(opener, target, size_bytes)
             try:

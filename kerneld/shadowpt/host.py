@@ -1,7 +1,8 @@
 """A real process of the host as the target of a table: its mappings and its page table, as the host's /proc shows them.
 
 Owns a descriptor of /proc/PID, which stays that process's even where the pid comes again. Knows no session. What it
-says is what was so when it looked, never a change: its caller looks again. It answers to Linux v6.8 fs/proc/task_mmu.c
+says is what was so when it looked, never a change: its caller looks again. What may take for ever is asked of a reader
+(`asking`); the directory and `status` wait for nobody's memory. It answers to Linux v6.8 fs/proc/task_mmu.c
 and Documentation/admin-guide/mm/pagemap.rst, and for who may look to kernel/ptrace.c:__ptrace_may_access().
 
 Differs from Linux: PTE_WRITEABLE (layout f23) is worked out, as no file of /proc shows it: from the page's flags where
@@ -11,24 +12,21 @@ writeable where it is a copy of its own and no one else maps its frame, one of a
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.shadowpt.asking import Asking, DirectReader
+from kerneld.shadowpt.host_look import Look, Question, Seen, Want
 from kerneld.shadowpt.kpageflags import writeable
 from kerneld.shadowpt.layout import Flags
-from kerneld.shadowpt.pagemap import can_see_pfns, read_entries
-from kerneld.shadowpt.remap import HostMapping, parse_mapping
+from kerneld.shadowpt.pagemap import can_see_pfns
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr
 from shared.uapi.pagemap import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFRAME_MASK, PM_PRESENT
 
 Words = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.intp]
-_CHUNK_BYTES = 1 << 16
 _PROT_WRITE_AT, _SHARED_AT = 1, 3
 """Where in `rwxp` the two letters stand."""
 
@@ -36,28 +34,45 @@ _PROT_WRITE_AT, _SHARED_AT = 1, 3
 class HostTarget:
     """One real process that its inspector may look at."""
 
-    def __init__(self, pid: Pid, directory_fd: int) -> None:
+    def __init__(self, pid: Pid, directory_fd: int, asking: Asking | None = None) -> None:
         self.pid = pid
         self._directory_fd = directory_fd
+        self._asking = asking or Asking(DirectReader())
         self.hides_pfns = not can_see_pfns()
         """Whether the host shows this daemon no frame numbers: MAPPED is right then, and every pfn 0."""
+
+    def question(self, start: Vaddr, end: Vaddr, layout: Flags) -> Question:
+        """Return what is to be asked for `described`; without frames to see and rights to work out it is less."""
+        is_plain = self.hides_pfns and not layout.pte_writeable
+        return Question(self.pid, self._directory_fd, Want.PRESENT if is_plain else Want.MAPPED, start, end)
 
     def describe(self, start: Vaddr, end: Vaddr, layout: Flags) -> tuple[Words, Words]:
         """Return state_flags and pfn of each page in [start, end), page-aligned; all zeros once it cannot be looked at.
 
-        A process that has exited, or has become another user's by execve, is not to be looked at.
+        A process that has exited, or has become another user's by execve, is not to be looked at. Raises TimeoutError
+        where nobody knows, as the host has not answered, and WouldWait.
         """
+        try:
+            found = self._asking.get(self.question(start, end, layout))
+        except TimeoutError:
+            raise
+        except OSError:
+            found = Look([], b"", b"")
+        return self.described(found, start, end, layout)
+
+    def check_access(self) -> None:
+        """Raise OSError where the host does not let this daemon look; raises WouldWait too."""
+        self._asking.get(Question(self.pid, self._directory_fd, Want.PRESENT, 0, PAGE_SIZE))
+
+    def described(self, found: Look, start: Vaddr, end: Vaddr, layout: Flags) -> tuple[Words, Words]:
+        """Return what a look says of each page in [start, end): state_flags and pfn."""
         flags = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
         private = np.zeros(len(flags), dtype=np.uint64)
-        try:
-            for mapping in self._mappings(start, end):
-                first = (max(mapping.start, start) - start) >> PAGE_SHIFT
-                last = (min(mapping.end, end) - start) >> PAGE_SHIFT
-                _fill(flags[first:last], private[first:last], mapping, layout)
-            entries = self._entries(start, end, layout)
-        except OSError:
-            nothing = np.zeros(len(flags), dtype=np.uint64)
-            return nothing, nothing
+        for mapping in found.mappings:
+            first = (max(mapping.start, start) - start) >> PAGE_SHIFT
+            last = (min(mapping.end, end) - start) >> PAGE_SHIFT
+            _fill(flags[first:last], private[first:last], mapping, layout)
+        entries = np.frombuffer(found.data.ljust(8 * len(flags), b"\0"), dtype=np.uint64)
         # The two files are read one after the other: a mapping that went in between leaves no frame without it.
         present = ((entries & np.uint64(PM_PRESENT)) != 0) & (flags != 0)
         flags[present] |= np.uint64(layout.mapped)
@@ -77,60 +92,29 @@ class HostTarget:
             return at
 
     def read_page(self, vaddr: Vaddr) -> bytes:
-        """Return the 4,096 bytes at a page-aligned address. Raises OSError where they cannot be read."""
-        with self._opened("mem") as fd:
-            page = os.pread(fd, PAGE_SIZE, vaddr)
-        if len(page) != PAGE_SIZE:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return page
+        """Return the 4,096 bytes at a page-aligned address. Raises OSError where they cannot be read, and WouldWait."""
+        question = Question(self.pid, self._directory_fd, Want.CONTENTS, vaddr, vaddr + PAGE_SIZE)
+        return self._asking.get(question).data
 
     def is_alive(self) -> bool:
         """Tell whether the process is there, a zombie not counted among the living."""
         try:
-            return b"VmSize:" in self._read("status")
+            return b"VmSize:" in self.read_status()
         except OSError:
             return False
+
+    def read_status(self) -> bytes:
+        """Return /proc/PID/status, which takes no mmap_lock. Raises OSError."""
+        fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory_fd)
+        with open(fd, "rb") as status:
+            return status.read()
 
     def close(self) -> None:
         """Let go of /proc/PID."""
         os.close(self._directory_fd)
 
-    def _mappings(self, start: Vaddr, end: Vaddr) -> Iterator[HostMapping]:
-        """Yield the mappings that overlap [start, end)."""
-        for line in self._read("maps", end).split(b"\n")[:-1]:
-            mapping = parse_mapping(line)
-            if mapping.start >= end:
-                return
-            if mapping.end > start:
-                yield mapping
 
-    def _entries(self, start: Vaddr, end: Vaddr, layout: Flags) -> Words:
-        """Return the pagemap's entries; without frames to see and rights to work out, PRESENT alone."""
-        with self._opened("pagemap") as fd:
-            return read_entries(fd, start, end, only_present=self.hides_pfns and not layout.pte_writeable)
-
-    def _read(self, name: str, last: Vaddr | None = None) -> bytes:
-        """Return a file of /proc/PID; of maps, no more than what reaches address `last`."""
-        chunks = []
-        with self._opened(name) as fd:
-            while chunk := os.read(fd, _CHUNK_BYTES):
-                chunks.append(chunk)
-                # A read ends with a whole line, and lines are in order.
-                if last is not None and int(chunk.rsplit(b"\n", 2)[-2].split(b"-", 1)[0], 16) >= last:
-                    break
-        return b"".join(chunks)
-
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[int]:
-        # Each look opens anew: a descriptor of maps or pagemap stays with the address space that an execve replaces.
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory_fd)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-
-def _fill(flags: Words, private: Words, mapping: HostMapping, layout: Flags) -> None:
+def _fill(flags: Words, private: Words, mapping: Seen, layout: Flags) -> None:
     """Say of each page of a mapping what the mapping says, and which bits of its entry tell whether it is writeable."""
     value = layout.anonymous if mapping.is_private_anonymous else layout.allocated
     if mapping.perms[_PROT_WRITE_AT : _PROT_WRITE_AT + 1] == b"w":
@@ -140,12 +124,13 @@ def _fill(flags: Words, private: Words, mapping: HostMapping, layout: Flags) -> 
         private[:] = PM_MMAP_EXCLUSIVE | PM_FILE
 
 
-def find_host_target(pid: Pid, uid: int, gid: int) -> HostTarget | None:
+def find_host_target(pid: Pid, uid: int, gid: int, asking: Asking | None = None) -> HostTarget | None:
     """Return the real process `pid`, a thread group's leader with memory of its own, where user `uid` may look at it.
 
     None where there is none, or it is another's: root may look at all that this daemon can, others at a process all of
     whose user and group ids are theirs and that the host counts as dumpable. Source: Linux v6.8
     kernel/ptrace.c:__ptrace_may_access(). What this daemon's own user may not look at, nobody can through it.
+    Raises WouldWait.
     """
     if not 0 < pid < 1 << 31:
         return None
@@ -153,18 +138,22 @@ def find_host_target(pid: Pid, uid: int, gid: int) -> HostTarget | None:
         directory_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
-    target = HostTarget(pid, directory_fd)
+    target = HostTarget(pid, directory_fd, asking)
     try:
         if target.is_alive() and _may_access(target, directory_fd, uid, gid):
+            target.check_access()
             return target
     except OSError:
         pass
+    except BaseException:
+        target.close()
+        raise
     target.close()
     return None
 
 
 def _may_access(target: HostTarget, directory_fd: int, uid: int, gid: int) -> bool:
-    fields = dict(line.split(b":", 1) for line in target._read("status").splitlines() if b":" in line)
+    fields = dict(line.split(b":", 1) for line in target.read_status().splitlines() if b":" in line)
     if int(fields[b"Tgid"]) != target.pid:
         return False
     if uid != 0:
@@ -172,7 +161,4 @@ def _may_access(target: HostTarget, directory_fd: int, uid: int, gid: int) -> bo
         owners = {*map(int, fields[b"Uid"].split()), os.stat("maps", dir_fd=directory_fd).st_uid}
         if owners != {uid} or {*map(int, fields[b"Gid"].split())} != {gid}:
             return False
-    for name in ("maps", "pagemap"):
-        with target._opened(name):
-            pass
     return True

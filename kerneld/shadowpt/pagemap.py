@@ -1,21 +1,19 @@
 """The entries of a real process's page table, through a descriptor of its /proc/PID/pagemap.
 
 Owns nothing but what the host was found to offer. PAGEMAP_SCAN (Linux 6.7) finds the pages that are there without a
-word for each that is not; frame numbers are in the file alone. Answers to Linux v6.8 fs/proc/task_mmu.c:pagemap_read()
-and do_pagemap_scan().
+word for each that is not; frame numbers are in the file alone. Needs nothing but Python, as `host_maps`. Answers to
+Linux v6.8 fs/proc/task_mmu.c:pagemap_read() and do_pagemap_scan().
 """
 
 from __future__ import annotations
 
+import array
 import ctypes
 import errno
 import fcntl
 import mmap
 import os
 from functools import cache
-
-import numpy as np
-import numpy.typing as npt
 
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 from shared.uapi.pagemap import (
@@ -28,55 +26,55 @@ from shared.uapi.pagemap import (
     PM_SCAN_ARG,
 )
 
-Words = npt.NDArray[np.uint64]
+_PRESENT = PM_PRESENT.to_bytes(PM_ENTRY_BYTES, "little")
 
 
-def read_entries(fd: int, start: Vaddr, end: Vaddr, only_present: bool) -> Words:
-    """Return the entry of each page in [start, end), page-aligned; with `only_present` no bit but PM_PRESENT counts.
+def read_present(fd: int, start: Vaddr, end: Vaddr, *, only_present: bool) -> bytes:
+    """Return the entry of each page in [start, end), page-aligned, 8 bytes each, 0 for a page that is not there.
 
-    Zeros where the process has no memory any more. Raises OSError.
+    With `only_present` no bit but PM_PRESENT counts. Zeros where the process has no memory any more. Raises OSError.
     """
     regions = _scan(fd, start, end)
     if regions is None:
-        return _read(fd, start, end)
-    entries = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
-    if not len(regions):
-        return entries
+        return read_entries(fd, start, end).ljust((end - start) >> PAGE_SHIFT << 3, b"\0")
+    entries = bytearray((end - start) >> PAGE_SHIFT << 3)
+    if not regions:
+        return bytes(entries)
     if only_present:
-        for first, last in ((regions - np.uint64(start)) >> np.uint64(PAGE_SHIFT)).tolist():
-            entries[first:last] = PM_PRESENT
-        return entries
-    low, high = int(regions[0, 0]), int(regions[-1, 1])
-    first = (low - start) >> PAGE_SHIFT
-    entries[first : first + ((high - low) >> PAGE_SHIFT)] = _read(fd, low, high)
-    return entries
+        for low, high in regions:
+            first, count = (low - start) >> PAGE_SHIFT << 3, (high - low) >> PAGE_SHIFT
+            entries[first : first + count * PM_ENTRY_BYTES] = _PRESENT * count
+        return bytes(entries)
+    low, high = regions[0][0], regions[-1][1]
+    found, first = read_entries(fd, low, high), (low - start) >> PAGE_SHIFT << 3
+    entries[first : first + len(found)] = found
+    return bytes(entries)
 
 
-def _read(fd: int, start: Vaddr, end: Vaddr) -> Words:
-    length = ((end - start) >> PAGE_SHIFT) * PM_ENTRY_BYTES
-    raw = os.pread(fd, length, (start >> PAGE_SHIFT) * PM_ENTRY_BYTES)
-    return np.frombuffer(raw.ljust(length, b"\0"), dtype=np.uint64)
+def read_entries(fd: int, start: Vaddr, end: Vaddr) -> bytes:
+    """Return the entries of [start, end) as they stand in the file; fewer where the process is ending."""
+    return os.pread(fd, (end - start) >> PAGE_SHIFT << 3, start >> PAGE_SHIFT << 3)
 
 
-def _scan(fd: int, start: Vaddr, end: Vaddr) -> Words | None:
-    """Return the runs of present pages as rows of (start, end); None where the host has no PAGEMAP_SCAN."""
+def _scan(fd: int, start: Vaddr, end: Vaddr) -> list[tuple[Vaddr, Vaddr]] | None:
+    """Return the runs of present pages; None where the host has no PAGEMAP_SCAN."""
     if not _has_scan():
         return None
     # Runs are at least a page apart.
-    nr_regions = (((end - start) >> PAGE_SHIFT) + 1) // 2
-    rows = np.zeros((nr_regions, 3), dtype=np.uint64)
-    vec = rows.ctypes.data
+    most = (((end - start) >> PAGE_SHIFT) + 1) // 2
+    rows = array.array("Q", bytes(most * PAGE_REGION.size))
+    vec = rows.buffer_info()[0]
     argument = bytearray(
-        PM_SCAN_ARG.pack(PM_SCAN_ARG.size, 0, start, end, 0, vec, nr_regions, 0, 0, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT)
+        PM_SCAN_ARG.pack(PM_SCAN_ARG.size, 0, start, end, 0, vec, most, 0, 0, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT)
     )
     try:
         found = fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
     except OSError as error:
         if error.errno == errno.ESRCH:
             # Its address space is gone, as a read of no bytes says.
-            return rows[:0, :2]
+            return []
         raise
-    return rows[:found, :2]
+    return [(rows[at], rows[at + 1]) for at in range(0, 3 * found, 3)]
 
 
 @cache
@@ -99,5 +97,5 @@ def can_see_pfns() -> bool:
     with mmap.mmap(-1, mmap.PAGESIZE) as page, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         page[0] = 1
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        entry = int(_read(pagemap.fileno(), address, address + mmap.PAGESIZE)[0])
+        entry = int.from_bytes(read_entries(pagemap.fileno(), address, address + mmap.PAGESIZE), "little")
     return entry & PM_PFRAME_MASK != 0

@@ -7,7 +7,8 @@ request and no socket. Answers to docs/abi.md, "Shadow page table", and for the 
 mm/mmu_notifier.c.
 
 A target is a process of this kernel, whose address space notifies; or a real one of the host (`HostTarget`), which
-nobody notifies of: `refresh()` looks at it again, and whoever drives this class calls it while `followed_host` is one.
+nobody notifies of: `look_again()` does that, and whoever drives this class calls it while `followed_host` is one. The
+host's answers may be long in coming: see `asking`.
 
 Invariants: processes are held and compared as objects, never by pid, for a pid may come again. The notifier is
 registered with the target's mm exactly while tracking a target that lives, so that an untracked kernel pays nothing. A
@@ -17,16 +18,20 @@ dirty between two requests.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import structlog
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.shadowpt.asking import Asking, DirectReader, Pending
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.fault_log import Faulting, FaultLog
 from kerneld.shadowpt.host import HostTarget
+from kerneld.shadowpt.host_look import Look
 from kerneld.shadowpt.layout import F24, Flags
 from kerneld.shadowpt.refusal import NO_PFNS, NoTarget, why_no_range
 from kerneld.shadowpt.remap import check_entries
@@ -81,11 +86,15 @@ class ShadowPt:
     def __init__(self, ram: Ram) -> None:
         self._ram = ram
         self._session: _Session | None = None
-        self.faults = FaultLog()
         """The table of page faults, which may be open in place of this one."""
         self.dirty: list[tuple[Vaddr, Vaddr]] = []
         """Page-aligned ranges within the table's that have changed since the last flush(). Dispatch looks whether it is
         empty after each request, which is all that an untracked kernel pays."""
+        self.asking = Asking(DirectReader())
+        """How the host is asked: by another reader where others must not wait for its answers."""
+        self.faults = FaultLog(self.asking)
+        self._is_late = False
+        """Whether the host has not answered when it was asked last."""
         self.followed_host: HostTarget | None = None
         """The real process that a started table describes; None while there is no such."""
 
@@ -116,7 +125,7 @@ class ShadowPt:
         if busy:
             raise SysError(errno.EBUSY, busy)
         end = min(end, start + MAX_SPT_RANGE)
-        check_entries(opener.pid, entries, table_bytes(start, end))
+        check_entries(opener.pid, entries, table_bytes(start, end), self.asking)
         try:
             session = _Session(opener, target, start, end, layout)
             try:
@@ -151,6 +160,7 @@ class ShadowPt:
         self.dirty.clear()
         table = session.table
         table.write_vaddrs()
+        self._is_late = False
         if isinstance(session.target, HostTarget):
             self.followed_host = session.target
             self.refresh()
@@ -172,19 +182,58 @@ class ShadowPt:
         self.followed_host = None
 
     def refresh(self) -> None:
-        """Look again at the host's process that is followed, if there is one, and write what has changed."""
+        """Look again at the host's process that is followed, if there is one, and write what has changed.
+
+        Where the host does not answer the table stays as it is. Raises WouldWait.
+        """
         session, host = self._session, self.followed_host
         if session is None or host is None:
             self.faults.refresh()
             return
-        session.table.update(0, *host.describe(session.start, session.end, session.layout))
+        with contextlib.suppress(TimeoutError):
+            session.table.update(0, *host.describe(session.start, session.end, session.layout))
         session.table.publish()
 
-    def refresh_for(self, caller: Tracked) -> None:
-        """Do as refresh() does if `caller` is the opener: after each of its calls, before the reply."""
+    def look_again(self) -> Pending | None:
+        """Begin to look again at the host's process that is followed; what has changed is written when it is known.
+
+        Returns what is waited for, None where nothing is followed.
+        """
+        session, host = self._session, self.followed_host
+        if session is None or host is None:
+            self.faults.refresh()
+            return None
+        pending = self.asking.reader.ask(host.question(session.start, session.end, session.layout))
+        if pending.is_over:
+            self.take_look(session, host, pending)
+        else:
+            pending.on_over = functools.partial(self.take_look, session, host, pending)
+        return pending
+
+    def take_look(self, session: _Session, host: HostTarget, pending: Pending) -> None:
+        """Write what a look has found, if that is still to be known."""
+        if self._session is not session or self.followed_host is not host:
+            return
+        try:
+            found = pending.result()
+        except TimeoutError:
+            self._is_late = True
+            return
+        except OSError:
+            found = Look([], b"", b"")
+        self._is_late = False
+        session.table.update(0, *host.described(found, session.start, session.end, session.layout))
+        session.table.publish()
+
+    def refresh_for(self, caller: Tracked) -> Pending | None:
+        """Do as look_again() does if `caller` is the opener: after each of its calls, before the reply.
+
+        A host that has not answered is not waited for again until it has.
+        """
         holder = self.faults if self.faults.is_open else self._session
-        if holder is not None and holder.opener is caller:
-            self.refresh()
+        if holder is None or holder.opener is not caller or self._is_late:
+            return None
+        return self.look_again()
 
     def host_exited(self) -> None:
         """The host's process that is followed has ended: its entries lose flags and frames, and stay so."""
@@ -332,6 +381,13 @@ def _read_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
 
     Raises SysError(EINVAL) where no page of the range maps it, SysError(EPERM) where the host lets nobody read.
     """
+    try:
+        return _find_host_frame(session, host, pfn)
+    except TimeoutError:
+        raise SysError(errno.EINVAL, f"process {host.pid} cannot be looked into: the host does not answer") from None
+
+
+def _find_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
     for _attempt in range(_HOST_READS):
         flags, pfns = host.describe(session.start, session.end, session.layout)
         at = np.flatnonzero((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0))
@@ -342,6 +398,8 @@ def _read_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
             page = host.read_page(vaddr)
         except PermissionError:
             raise SysError(errno.EPERM, f"the host lets kerneld not read process {host.pid}'s memory") from None
+        except TimeoutError:
+            raise
         except OSError:
             continue
         _flags, again = host.describe(vaddr, vaddr + PAGE_SIZE, session.layout)

@@ -16,6 +16,7 @@ from kerneld.task.task import Process, Thread
 from shared.wire import SigInfo
 
 if TYPE_CHECKING:
+    from kerneld.shadowpt.asking import Pending
     from kerneld.syscalls.kernel import Kernel
 
 
@@ -29,23 +30,28 @@ class Answer(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
-Pieces = Generator[None, None, "int | Answer"]
+Pieces = Generator["Pending | None", None, "int | Answer"]
 """A long request: it yields where the machine is whole, so that others can be served before the next piece; what it
-returns at last is the outcome of all."""
+returns at last is the outcome of all. Where it yields something that is pending there is nothing to be done before that
+is over."""
 
 
 class Work:
     """A request that has begun and goes on later."""
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_pieces", "is_refreshed", "waits_for")
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, *, is_refreshed: bool = False) -> None:
+        """`is_refreshed`: all that is left is to see that the shadow table is up to date."""
         self._pieces = pieces
+        self.is_refreshed = is_refreshed
+        self.waits_for: Pending | None = None
+        """What the next piece waits for."""
 
     def go_on(self) -> int | Answer | Work:
         """Run one piece; returns the outcome where it was the last. Raises what the piece raises."""
         try:
-            next(self._pieces)
+            self.waits_for = next(self._pieces)
         except StopIteration as end:
             outcome: int | Answer = end.value
             return outcome

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import SysError
-from kerneld.syscalls.answer import Answer, Call, Work
+from kerneld.shadowpt.asking import Asking, Pending, WouldWait
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from kerneld.task.entry import exit_to_user_mode_prepare
 from kerneld.task.exit import do_group_exit
@@ -54,7 +55,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     handler = HANDLERS.get(nr)
     if handler is None:
         return -errno.ENOSYS
-    kernel, thread = call.kernel, call.thread
+    kernel, thread, work = call.kernel, call.thread, call.work
     if kernel.rq.curr is not thread:
         run_task(kernel.rq, thread)
     try:
@@ -63,6 +64,9 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         result = -error.errno
         if error.why:
             explain_refusal(call, nr, error)
+    except WouldWait as wait:
+        # Both yield at once, and have begun then: what has begun can be given up.
+        result = Work(_begun_again(call, nr, wait)).go_on()
     except Exception:
         return _oops(call, nr)
     if thread.flags:
@@ -73,7 +77,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if kernel.shadowpt.dirty:
         kernel.shadowpt.flush()
     elif kernel.shadowpt.followed_host is not None:
-        kernel.shadowpt.refresh_for(call.process)
+        result = _after_look(call, result, is_refreshed=work is not None and work.is_refreshed)
     delivered = thread.delivered
     if delivered is not None:
         thread.delivered = None
@@ -84,6 +88,57 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         result = Answer(ret, b"", delivered.signo, delivered.info, fds_out)
     if kernel.config.check_invariants:
         kernel.check()
+    return result
+
+
+def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
+    """Begin a request again, from its first line, whenever what it has asked for has come. It has changed nothing yet.
+
+    As Linux does for -ERESTARTNOINTR: arch/x86/kernel/signal.c:arch_do_signal_or_restart().
+    """
+    args, data = call.args, call.data
+    asking = call.kernel.shadowpt.asking
+    told, pending = asking.put_aside(), wait.pending
+    try:
+        while True:
+            while not pending.is_over:
+                yield pending
+            call.args, call.data = args, data
+            asking.take_up(told)
+            try:
+                result = HANDLERS[nr](call)
+                assert not isinstance(result, Work)
+                return result
+            except WouldWait as again:
+                pending = again.pending
+            except SysError as error:
+                if error.why:
+                    explain_refusal(call, nr, error)
+                raise SysError(error.errno) from None
+            finally:
+                told = asking.put_aside()
+    finally:
+        if not pending.is_over:
+            asking.reader.give_up(pending)
+
+
+def _after_look(call: Call, result: int | Answer | Work, *, is_refreshed: bool) -> int | Answer | Work:
+    """Have a real process that the caller's table follows looked at; the answer waits for that."""
+    if is_refreshed or isinstance(result, Work) or call.thread.delivered is not None:
+        return result
+    pending = call.kernel.shadowpt.refresh_for(call.process)
+    if pending is None or pending.is_over:
+        return result
+    return Work(_when_over(pending, result, call.kernel.shadowpt.asking), is_refreshed=True).go_on()
+
+
+def _when_over(pending: Pending, result: int | Answer, asking: Asking) -> Pieces:
+    try:
+        while not pending.is_over:
+            yield pending
+    finally:
+        if not pending.is_over:
+            asking.reader.give_up(pending)
     return result
 
 

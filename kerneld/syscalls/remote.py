@@ -92,7 +92,7 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, *, w
                 if pace.is_late():
                     # These come from swap, one by one.
                     most_pages = max(most_pages // 2, _FEWEST_PINNED_PAGES)
-                yield
+                yield None
                 pace.begin()
                 if process.mm is not mm:
                     raise SysError(errno.EFAULT)

@@ -76,8 +76,13 @@ def _find_target(call: Call, pid: Pid) -> Process | HostTarget | NoTarget:
         return process
     is_asked = bool(call.args[3] & OPEN_HOST)
     may_be_real = call.kernel.config.host_targets.allows(asked=is_asked)
-    found = find_host_target(pid, call.process.cred.uid, call.process.cred.gid) if may_be_real else None
+    found = _find_host_target(call, pid) if may_be_real else None
     return found or process or why_no_target(pid, are_real_ones_allowed=may_be_real, is_asked=is_asked)
+
+
+def _find_host_target(call: Call, pid: Pid) -> HostTarget | None:
+    cred = call.process.cred
+    return find_host_target(pid, cred.uid, cred.gid, call.kernel.shadowpt.asking)
 
 
 def shadowpt_close(call: Call) -> int:

@@ -18,7 +18,7 @@ Answers to Linux v6.8 kernel/sched/core.c and, for CR3, arch/x86/mm/tlb.c. The p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug
@@ -97,6 +97,24 @@ def try_to_wake_up(rq: RunQueue, thread: Thread) -> None:
     if not thread.on_rq:
         thread.state = TASK_RUNNING
         activate_task(rq, thread)
+
+
+def sleep(thread: Thread | None) -> Callable[[], None]:
+    """Take a running thread off the processor until what is returned is called; once it is dead that does nothing.
+
+    Source: Linux v6.8 kernel/sched/wait.c:prepare_to_wait() and autoremove_wake_function().
+    """
+    assert thread is not None
+    assert thread.rq is not None
+    rq = thread.rq
+    thread.state = TASK_INTERRUPTIBLE
+    schedule(rq)
+
+    def wake() -> None:
+        if thread.state == TASK_INTERRUPTIBLE:
+            try_to_wake_up(rq, thread)
+
+    return wake
 
 
 def activate_task(rq: RunQueue, thread: Thread) -> None:

@@ -108,8 +108,11 @@ def status_of(checker: Client) -> dict[str, str]:
 
 
 def free_kb(checker: Client) -> int:
-    """Return MemFree, in KiB, as `checker` reads it."""
-    return int(status_of(checker)["MemFree"].split()[0])
+    """Return MemFree, in KiB, as `checker` reads it once all that have ended have left their memory."""
+    while True:
+        status = status_of(checker)
+        if status["Exiting"] == "0":
+            return int(status["MemFree"].split()[0])
 
 
 def shm_names() -> set[str]:

@@ -45,11 +45,12 @@ class Witness:
         memory[self._at : self._at + PAGES * PAGE] = self._number.to_bytes(8, "little") * (PAGES * PAGE // 8)
 
     def free_kb(self) -> int:
-        """Return how much of the machine's RAM is free."""
-        for line in self._process.read_proc("kerneld/status").decode().splitlines():
-            if line.startswith("MemFree:"):
-                return int(line.split()[1])
-        raise AssertionError("no MemFree")
+        """Return how much of the machine's RAM is free, once all that have ended have left theirs."""
+        while True:
+            lines = self._process.read_proc("kerneld/status").decode().splitlines()
+            status = dict(line.split(":\t") for line in lines)
+            if status["Exiting"] == "0":
+                return int(status["MemFree"].split()[0])
 
     def tasks(self) -> int:
         """Return how many processes the daemon serves."""

@@ -52,7 +52,7 @@ class FakeKernel:
         self.ended: list[FakeProcess] = []
         self.file_changes_fd = -1
         self.files = SimpleNamespace(mounts=Mounts(), accounts=FileAccounts(FileRules()))
-        self.shadowpt = SimpleNamespace(followed_host=None)
+        self.shadowpt = SimpleNamespace(followed_host=None, asking=SimpleNamespace(reader=None))
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
         self.dying = Dying()

@@ -13,6 +13,8 @@ import pytest
 
 from kerneld.server.host_watch import HostWatch
 from kerneld.server.watch import NO_PIDFD
+from kerneld.shadowpt.asking import Pending
+from kerneld.shadowpt.host_look import Look
 
 
 class FakeShadow:
@@ -22,12 +24,19 @@ class FakeShadow:
         self.followed_host: Any = None
         self.looks = 0
         self.cost = 0.0
+        self.is_stuck = False
+        self.given_up: list[Pending] = []
+        self.asking = SimpleNamespace(reader=SimpleNamespace(give_up=self.given_up.append))
 
-    def refresh(self) -> None:
+    def look_again(self) -> Pending:
         self.looks += 1
         until = time.monotonic() + self.cost
         while time.monotonic() < until:
             pass
+        pending = Pending()
+        if not self.is_stuck:
+            pending.finish(Look([], b"", b""))
+        return pending
 
     def host_exited(self) -> None:
         self.followed_host = None
@@ -90,3 +99,17 @@ def test_a_target_that_died_before_the_watch_ends_at_once(watch: HostWatch, shad
     assert shadow.followed_host is None
     assert watch.pidfd == NO_PIDFD
     assert not watch.is_needed
+
+
+def test_a_look_that_does_not_end_is_the_only_one(shadow: FakeShadow) -> None:
+    fake: Any = shadow
+    with select.epoll() as epoll:
+        watch = HostWatch(fake, epoll, 0.0)
+        shadow.followed_host, shadow.is_stuck = target(os.getpid()), True
+        for _ in range(3):
+            watch.tend()
+        assert (shadow.looks, watch.wait_seconds(None)) == (1, None)
+        shadow.followed_host = None
+        watch.tend()
+        assert len(shadow.given_up) == 1
+        watch.close()

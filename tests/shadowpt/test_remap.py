@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.shadowpt.remap import HostMapping, check_entries, parse_mapping
+from kerneld.shadowpt.host_maps import HostMapping, parse_mapping
+from kerneld.shadowpt.remap import check_entries
 from shared.uapi.page import PAGE_SIZE
 from tests.shadowpt.fakes import PROT_NONE, HostMemory
 

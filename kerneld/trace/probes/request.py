@@ -184,6 +184,7 @@ def _of_shadow(function: Function) -> None:
 
 
 _of_shadow(ShadowPt.refresh)
+_of_shadow(ShadowPt.take_look)
 _of_shadow(ShadowPt.host_exited)
 
 

@@ -1,0 +1,122 @@
+"""A look into a real process, in one piece: what is asked, what the answer is, and how it is found.
+
+Everything here may take for ever. What a process has mapped and which pages are there is read under its mmap_lock, and
+who holds that may wait for a file system that never answers; to open these files may wait for an execve. So a daemon
+that serves others leaves it to a process that can be given up (`kerneld.server.host_reader`). Owns nothing; needs
+nothing but Python. Answers to Linux v6.8 fs/proc/task_mmu.c: m_start(), pagemap_read(), do_pagemap_scan(), which take
+mmap_lock, and kernel/fork.c:mm_access(), which takes exec_update_lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from kerneld.shadowpt.host_maps import HostMapping, mappings_in
+from kerneld.shadowpt.pagemap import read_entries, read_present
+from shared.uapi.page import PAGE_SIZE, Pid, Vaddr
+
+
+class Want(IntEnum):
+    """What of a process is looked at."""
+
+    PRESENT = 1
+    """Mappings, and entries of which PM_PRESENT alone counts."""
+    MAPPED = 2
+    """Mappings, and the entries of pages that are there."""
+    ENTRIES = 3
+    """Mappings, and every entry as it stands in the file."""
+    CONTENTS = 4
+    """The bytes of one page."""
+
+
+class Question(NamedTuple):
+    """What is asked of the process `pid`, whose /proc directory is `directory_fd`: of [start, end), page-aligned."""
+
+    pid: Pid
+    directory_fd: int
+    want: Want
+    start: Vaddr
+    end: Vaddr
+
+    def is_same(self, other: Question) -> bool:
+        """Tell whether another asks the same, by whatever descriptor."""
+        return self._replace(directory_fd=0) == other._replace(directory_fd=0)
+
+
+class Seen(NamedTuple):
+    """What of a mapping counts here."""
+
+    start: Vaddr
+    end: Vaddr
+    perms: bytes
+    is_private_anonymous: bool
+
+
+class Look(NamedTuple):
+    """The answer: the mappings that share an address with the range, in order, and what was read."""
+
+    mappings: list[Seen]
+    data: bytes
+    """8 bytes a page; or a page's contents."""
+    first_name: bytes
+    """The first mapping's, for people."""
+
+
+_HEAD = struct.Struct("<IIH")
+_MAPPING = struct.Struct("<QQ4s?")
+_MOST_NAME_BYTES = 255
+
+
+def look(question: Question) -> Look:
+    """Look into a process. Raises OSError."""
+    directory_fd, start, end = question.directory_fd, question.start, question.end
+    if question.want is Want.CONTENTS:
+        with _opened(directory_fd, "mem") as fd:
+            page = os.pread(fd, PAGE_SIZE, start)
+        if len(page) != PAGE_SIZE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return Look([], page, b"")
+    with _opened(directory_fd, "maps") as fd:
+        found = mappings_in(fd, start, end)
+    with _opened(directory_fd, "pagemap") as fd:
+        if question.want is Want.ENTRIES:
+            data = read_entries(fd, start, end)
+        else:
+            data = read_present(fd, start, end, only_present=question.want is Want.PRESENT)
+    return Look([_seen(mapping) for mapping in found], data, found[0].name if found else b"")
+
+
+def _seen(mapping: HostMapping) -> Seen:
+    return Seen(mapping.start, mapping.end, mapping.perms, mapping.is_private_anonymous)
+
+
+@contextlib.contextmanager
+def _opened(directory_fd: int, name: str) -> Iterator[int]:
+    # Each look opens anew: a descriptor of maps or pagemap stays with the address space that an execve replaces.
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def pack_look(found: Look) -> bytes:
+    """Return an answer as bytes, for another process."""
+    name = found.first_name[:_MOST_NAME_BYTES]
+    rows = b"".join(_MAPPING.pack(*mapping) for mapping in found.mappings)
+    return _HEAD.pack(len(found.mappings), len(found.data), len(name)) + rows + found.data + name
+
+
+def unpack_look(packed: bytes) -> Look:
+    """Return the answer that `pack_look` has made these bytes of."""
+    nr_mappings, data_bytes, _name_bytes = _HEAD.unpack_from(packed)
+    data_at = _HEAD.size + nr_mappings * _MAPPING.size
+    name_at = data_at + data_bytes
+    mappings = [Seen(*row) for row in _MAPPING.iter_unpack(packed[_HEAD.size : data_at])]
+    return Look(mappings, packed[data_at:name_at], packed[name_at:])
