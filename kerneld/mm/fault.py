@@ -338,6 +338,8 @@ def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
     if wp_can_reuse_anon(mm, vma, pfn):
         return pfn
     new = _copy_of(mm, vma, vaddr, pfn)
+    if vma.vm_flags & VM_LOCKED:
+        munlock_folios(mm.frames, np.array([pfn]))
     mm.replace_page(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
     return new
 

@@ -74,6 +74,9 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(((frames.flags & PG_ACTIVE) != 0) & ~listed, "is active and on no LRU list")
     both = PG_ACTIVE | PG_UNEVICTABLE
     _none((frames.flags & both) == both, "is active and cannot be evicted")
+    more = frames.mlock_more
+    _none(more < 0, "is unlocked more often than it was locked")
+    _none((more > 0) & ((frames.flags & PG_UNEVICTABLE) == 0), "is locked by more than one and can be evicted")
     _none(frames.lru > np.uint32(frames.lru_clock), "came to its list later than now")
     _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
     _check_unwritten(frames)

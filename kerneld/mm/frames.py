@@ -67,6 +67,11 @@ LRU_CLOCK_END = (1 << 32) - 1
 class Frames:
     """Every frame of `ram`, and the free ones among them."""
 
+    mlock_more: npt.NDArray[np.int32]
+    """How many locked VMAs map a frame that cannot be evicted, beside the first (Linux: folio->mlock_count)."""
+    has_mlock_more = False
+    """Whether any of these has ever been more than 0."""
+
     def __init__(self, ram: Ram, swap: SwapFile | None = None, processor: Processor | None = None) -> None:
         self.ram = ram
         self.swap = swap or SwapFile()
@@ -82,6 +87,7 @@ class Frames:
         """The frame's page offset in its mapping (Linux: page->index)."""
         self.swap_slot = np.zeros(count, dtype=np.uint32)
         """The slot of the swap file that a frame in the swap cache belongs to (Linux: folio->swap)."""
+        self.mlock_more = np.zeros(count, dtype=np.int32)
         self.lru = np.zeros(count, dtype=np.uint32)
         """When the frame came to the head of its LRU list, by `lru_clock`; the list is in this order."""
         self.lru_clock = 0
@@ -217,6 +223,8 @@ class Frames:
             raise KernelBug("a frame is put more often than it was got")
         if len(dead):
             self.flags[dead] = 0
+            if self.has_mlock_more:
+                self.mlock_more[dead] = 0
             self.mapping[dead] = 0
             self.buddy.free_many(dead)
 
@@ -224,4 +232,6 @@ class Frames:
         if self.mapcount_at[pfn]:
             raise KernelBug(f"frame {pfn:#x} is freed while {self.mapcount_at[pfn]} entries map it")
         self.flags_at[pfn] = 0
+        if self.has_mlock_more:
+            self.mlock_more[pfn] = 0
         self.mapping_at[pfn] = 0

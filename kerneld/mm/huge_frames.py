@@ -99,6 +99,7 @@ class HugeFrames:
             raise KernelBug(f"huge page {head:#x} is freed while entries map it")
         frames.refcount[run] = 0
         frames.flags[run] = 0
+        frames.mlock_more[run] = 0
         frames.mapping[run] = 0
         frames.buddy.free_block(head, HPAGE_PMD_ORDER)
 

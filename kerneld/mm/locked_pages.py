@@ -1,8 +1,6 @@
 """Pages of locked memory: kept out of reclaim as they come, given back when they are unlocked.
 
 Knows which VMA is locked from its caller. Answers to Linux v6.8 mm/mlock.c:mlock_vma_pages_range().
-
-Differs from Linux: a page does not count by how many locked VMAs it is mapped (folio->mlock_count); reclaim asks them.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.hw.paging import counted_mask, pte_pfn
-from kerneld.mm.frames import Pfns
+from kerneld.mm.frames import PG_ANON, Pfns
 from kerneld.mm.lru import mlock_folios, munlock_folios
 from kerneld.mm.mm import MmStruct
 from shared.uapi.page import Vaddr
@@ -24,6 +22,12 @@ def mlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 def munlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     """Give what is mapped in [start, end), page-aligned, back to reclaim; called before entries go."""
     munlock_folios(mm.frames, _mapped(mm, start, end))
+
+
+def munlock_cached_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Do as `munlock_range` does with pages of a file alone: private copies stay."""
+    pfns = _mapped(mm, start, end)
+    munlock_folios(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_ANON)) == 0])
 
 
 def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:

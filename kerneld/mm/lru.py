@@ -189,7 +189,14 @@ def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
 
 
 def mlock_folios(frames: Frames, pfns: Pfns) -> None:
-    """Keep frames out of reclaim. Source: Linux v6.8 mm/mlock.c:mlock_folio()."""
+    """Keep frames, each given once, out of reclaim on behalf of one locked VMA more.
+
+    Source: Linux v6.8 mm/mlock.c:mlock_folio(), __mlock_folio().
+    """
+    more = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) != 0]
+    if len(more):
+        frames.has_mlock_more = True
+        frames.mlock_more[more] += 1
     frames.flags[pfns] |= np.uint32(PG_UNEVICTABLE)
     _clear(frames, pfns, PG_ACTIVE)
     # There is no order of what is not reclaimed: the stamps say that these have changed their place.
@@ -198,18 +205,19 @@ def mlock_folios(frames: Frames, pfns: Pfns) -> None:
 
 def mlock_folio(frames: Frames, pfn: Pfn) -> None:
     """Keep one frame out of reclaim, as `mlock_folios` does."""
-    flags = frames.flags_at[pfn]
-    if not flags & PG_UNEVICTABLE:
-        frames.flags_at[pfn] = (flags | PG_UNEVICTABLE) & ~PG_ACTIVE
-        frames.stamp(np.array([pfn]))
+    mlock_folios(frames, np.array([pfn]))
 
 
 def munlock_folios(frames: Frames, pfns: Pfns) -> None:
-    """Give locked frames back to reclaim; one that is locked by somebody else too is kept out again when it is met.
+    """Take back what `mlock_folios` has done for one locked VMA; the last one gives the frames back to reclaim.
 
-    Source: Linux v6.8 mm/mlock.c:munlock_folio().
+    Source: Linux v6.8 mm/mlock.c:munlock_folio(), __munlock_folio().
     """
     pfns = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) != 0]
+    if frames.has_mlock_more:
+        more = frames.mlock_more[pfns] > 0
+        frames.mlock_more[pfns[more]] -= 1
+        pfns = pfns[~more]
     if len(pfns):
         _clear(frames, pfns, PG_UNEVICTABLE)
         frames.stamp(pfns)

@@ -9,7 +9,7 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.locked_pages import munlock_range
+from kerneld.mm.locked_pages import munlock_cached_range, munlock_range
 from kerneld.mm.shmem import shmem_free_swap
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
@@ -33,6 +33,8 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
                     munlock_range(mm, start, end)
                 mm.zap_range(start, end)
             else:
+                if vma.vm_flags & VM_LOCKED:
+                    munlock_cached_range(mm, start, end)
                 mm.zap_cached(start, end)
 
 
