@@ -59,12 +59,15 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
     if words[pmd] & PTE_PSE:
         return True
     _swap_in(mm, vma, haddr)
-    leaf = next(mm.page_table.leaves(haddr, haddr + PMD_SIZE))
-    entries = mm.page_table.page_entries(leaf)
-    if not (entries & np.uint64(PTE_RW)).any():
+    if not _may_collapse(mm, haddr):
         return False
     collapse_huge_page(mm, vma, haddr, pmd)
     return True
+
+
+def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:
+    """Tell whether a leaf table has an entry that may be written to (Linux: SCAN_PAGE_RO where not)."""
+    return bool((mm.page_table.entries(haddr, haddr + PMD_SIZE) & np.uint64(PTE_RW)).any())
 
 
 def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:

@@ -13,11 +13,14 @@ import numpy as np
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, counted_mask, entry_pfn, pte_pfn
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, Frames, Pfns
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.lru import folio_mark_accessed
 from kerneld.mm.mm import MmStruct
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
+
+_MARKS_THAT_COUNT = 3
+"""Referenced, then active instead, then both: more change nothing."""
 
 
 def folio_mark_dirty(frames: Frames, pfns: Pfns) -> None:
@@ -28,10 +31,9 @@ def folio_mark_dirty(frames: Frames, pfns: Pfns) -> None:
     flags = frames.flags[pfns]
     anon = pfns[(flags & np.uint32(PG_ANON)) != 0]
     frames.flags[anon] |= np.uint32(PG_DIRTY)
-    if frames.huge.entire_mapcount:
-        for head in np.unique(anon & -HPAGE_PMD_NR).tolist():
-            if head in frames.huge.entire_mapcount:
-                frames.flags[head : head + HPAGE_PMD_NR] |= np.uint32(PG_DIRTY)
+    large = anon[(flags[(flags & np.uint32(PG_ANON)) != 0] & np.uint32(PG_LARGE)) != 0]
+    for head in np.unique(large & -HPAGE_PMD_NR).tolist():
+        frames.flags[frames.huge.pages_of(head)] |= np.uint32(PG_DIRTY)
     for pfn in pfns[(flags & np.uint32(PG_ANON | PG_DIRTY)) == 0].tolist():
         mapping = frames.find_mapping(pfn)
         if isinstance(mapping, AddressSpace):
@@ -49,7 +51,7 @@ def touch_entry(mm: MmStruct, at: int, vaddr: Vaddr, write: bool) -> Pfn:
         pfns = np.array([pfn])
         if write and not entry & PTE_DIRTY:
             folio_mark_dirty(mm.frames, pfns)
-        folio_mark_accessed(mm.frames, pfns)
+        _mark_accessed(mm.frames, pfns)
     return pfn
 
 
@@ -66,8 +68,25 @@ def touch_leaf(mm: MmStruct, leaf: Leaf, write: bool) -> None:
         clean = pfns[(counted & np.uint64(PTE_DIRTY)) == 0]
         if len(clean):
             folio_mark_dirty(mm.frames, clean)
-    folio_mark_accessed(mm.frames, pfns)
+    _mark_accessed(mm.frames, pfns)
 
 
 def _touched_pmd(entry: int, write: bool) -> int:
-    return entry | PTE_ACCESSED | (PTE_DIRTY if write else 0)
+    """Nothing changes for a read: x86 takes a new entry of 2 MiB only where it is dirty.
+
+    Source: Linux v6.8 mm/huge_memory.c:touch_pmd(), arch/x86/mm/pgtable.c:pmdp_set_access_flags().
+    """
+    return entry | PTE_ACCESSED | PTE_DIRTY if write else entry
+
+
+def _mark_accessed(frames: Frames, pfns: Pfns) -> None:
+    """Mark frames as used; a huge page that small entries map is so as a whole, once for each page gone to."""
+    large = (frames.flags[pfns] & np.uint32(PG_LARGE)) != 0
+    if not large.any():
+        folio_mark_accessed(frames, pfns)
+        return
+    folio_mark_accessed(frames, pfns[~large])
+    heads, counts = np.unique(pfns[large] & -HPAGE_PMD_NR, return_counts=True)
+    for head, count in zip(heads.tolist(), counts.tolist(), strict=True):
+        for _ in range(min(count, _MARKS_THAT_COUNT)):
+            folio_mark_accessed(frames, frames.huge.pages_of(head))

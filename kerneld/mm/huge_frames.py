@@ -33,7 +33,7 @@ from kerneld.mm.buddy import OutOfFrames
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn
 
 if TYPE_CHECKING:
-    from kerneld.mm.frames import Frames
+    from kerneld.mm.frames import Frames, Pfns
 
 PG_LARGE = 1 << 16
 """A flag of frames: of a huge page, or of what is left of one (Linux: PageCompound())."""
@@ -87,6 +87,11 @@ class HugeFrames:
         """Note of which anon_vma a huge page is, and the page offset of its first frame there."""
         self._frames.mapping[head : head + HPAGE_PMD_NR] = number
         self._frames.index[head : head + HPAGE_PMD_NR] = _OFFSETS + index
+
+    def pages_of(self, head: Pfn) -> Pfns:
+        """Return what is left of the huge page that begins, or began, with a frame: the frames that something maps."""
+        large = (self._frames.flags[head : head + HPAGE_PMD_NR] & np.uint32(PG_LARGE)) != 0
+        return np.flatnonzero(large) + head
 
     def put(self, head: Pfn) -> None:
         """Drop one reference of each frame of a huge page; frames whose last it was are free again."""

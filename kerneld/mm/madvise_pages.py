@@ -76,9 +76,11 @@ def _swap_in(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     """Let anonymous pages of a part of a VMA be dropped when memory is short; what is swapped out goes at once.
 
-    Source: Linux v6.8 mm/madvise.c:madvise_free_pte_range() and mm/huge_memory.c:madvise_free_huge_pmd().
+    Source: Linux v6.8 mm/madvise.c:madvise_free_single_vma(), madvise_free_pte_range() and
+    mm/huge_memory.c:madvise_free_huge_pmd().
     """
     frames = mm.frames
+    mm.update_hiwater_rss()
     for run in _runs(mm, start, end):
         if run.huge:
             _free_huge(mm, run)

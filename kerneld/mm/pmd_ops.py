@@ -69,7 +69,7 @@ class PmdOps(PteOps):
         """
         if self.page_table.deposited:
             self.split_huge_pmds_at(start, end)
-            self._update_hiwater_rss()
+            self.update_hiwater_rss()
             for run in self.page_table.runs(start, end):
                 if isinstance(run, Leaf) and run.huge:
                     self._zap_huge_pmd(run)

@@ -140,7 +140,7 @@ class PteOps:
         """
         pfns = pte_pfn(self._words_np[ptes]).astype(np.int64)
         flags = self.frames.flags[pfns]
-        self._update_hiwater_rss()
+        self.update_hiwater_rss()
         self._words_np[ptes] = entries
         anon = (flags & PG_ANON) != 0
         shmem = ~anon & ((flags & PG_SWAPBACKED) != 0)
@@ -219,7 +219,7 @@ class PteOps:
             free_swap_and_cache(self.frames, slots)
             self.notify(run.start, run.end)
 
-    def _update_hiwater_rss(self) -> None:
+    def update_hiwater_rss(self) -> None:
         """Note what is resident before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_rss()."""
         resident = self.resident_pages
         self.hiwater_rss = max(self.hiwater_rss, resident)
@@ -231,7 +231,7 @@ class PteOps:
         Source: Linux v6.8 mm/memory.c:zap_pte_range().
         """
         changed = False
-        self._update_hiwater_rss()
+        self.update_hiwater_rss()
         for run in self.page_table.runs(start, end):
             if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES:
                 changed |= self._zap_few(run.low, run.high)

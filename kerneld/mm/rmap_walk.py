@@ -18,6 +18,7 @@ from kerneld.errors import KernelBug
 from kerneld.hw.paging import counted_mask, pte_pfn
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.frames import Frames, Pfns
+from kerneld.mm.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.rmap import AnonVma
 from kerneld.mm.vma import Vma
@@ -76,6 +77,9 @@ def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> It
         haddr = int(vaddrs[low]) & -PMD_SIZE
         pmd = mm.page_table.find_huge_pmd(haddr)
         if pmd is not None:
+            # Another huge page may have come there since, or the huge zero page (Linux: check_pmd()).
+            if not np.isin(pte_pfn(frames.ram.words[pmd]), pfns[at[low:high]] & -HPAGE_PMD_NR):
+                continue
             mm.split_huge_pmd(pmd, haddr)
         first = mm.page_table.find_pte(haddr)
         if first is None:

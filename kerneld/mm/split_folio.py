@@ -31,17 +31,10 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
     Every entry of 2 MiB that maps it is cut up. Source: Linux v6.8 mm/huge_memory.c:split_huge_page_to_list(),
     mm/rmap.c:try_to_migrate_one() (folio_mark_dirty()).
     """
-    pfns = pages_of_folio(frames, pfn)
+    pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     words = frames.ram.words_np
     dirty = any((words[mapped.ptes] & np.uint64(PTE_DIRTY)).any() for mapped in rmap_walk(frames, pfns))
     frames.flags[pfns] = (frames.flags[pfns] & np.uint32(~PG_LARGE & (1 << 32) - 1)) | np.uint32(PG_DIRTY * dirty)
-
-
-def pages_of_folio(frames: Frames, pfn: Pfn) -> Pfns:
-    """Return what is left of the huge page that a frame is of: the frames that something maps."""
-    head = pfn & -HPAGE_PMD_NR
-    large = (frames.flags[head : head + HPAGE_PMD_NR] & np.uint32(PG_LARGE)) != 0
-    return np.flatnonzero(large) + head
 
 
 def split_folios(frames: Frames, pfns: Pfns) -> None:

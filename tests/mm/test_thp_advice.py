@@ -158,3 +158,19 @@ def test_reclaim_takes_single_pages(machine: HugeMachine, mm: MmStruct) -> None:
     load(mm, page(61))
     assert not flags_of(mm, page(61), page(62))[0] & PG_LARGE
     assert load(mm, page(122), 4) == (122).to_bytes(4, "little")
+
+
+def test_the_huge_page_that_a_child_has_in_its_place_stays_one(machine: HugeMachine, mm: MmStruct) -> None:
+    """Who is asked for a page's entries, and has another there, keeps it (mm/page_vma_mapped.c:check_pmd())."""
+    mmap(mm, 2 * HUGE, RW, ANON, at=BASE)
+    load(mm, BASE)
+    store(mm, huge(1), b"x")
+    child = machine.fork(mm)
+    store(mm, BASE, b"y")
+    do_madvise(child, huge(1), PMD_SIZE, Madv.DONTNEED)
+    store(child, huge(1), b"z")
+    assert (sizes(mm, 2), sizes(child, 2)) == ("tH", "ZH")
+    machine.frames.flags[frame_at(mm, huge(1))] &= ~np.uint32(PG_DIRTY)
+    do_madvise(mm, BASE, 2 * PMD_SIZE, Madv.PAGEOUT)
+    assert absent(mm, huge(1), huge(2)) == HUGE
+    assert sizes(child, 2) == "ZH"
