@@ -9,12 +9,13 @@ from enum import IntFlag
 from kerneld.referee.match import Divergence
 from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import FILES, At, Base, Op, Program
-from shared.uapi.mman import MAP_TYPE, Madv, Map, Mcl, Mremap, Ms, Prot
+from shared.uapi.mman import MAP_TYPE, Madv, Map, Mcl, Mremap, Ms, Pkey, Prot
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
 _SLOT_NAMES = "abcdef"
 _FLAGS: dict[tuple[str, int], type[IntFlag]] = {
-    ("mmap", 2): Prot, ("mprotect", 2): Prot, ("mremap", 3): Mremap, ("msync", 2): Ms, ("mlockall", 0): Mcl,
+    ("mmap", 2): Prot, ("mprotect", 2): Prot, ("pkey_mprotect", 2): Prot, ("pkey_alloc", 1): Pkey,
+    ("mremap", 3): Mremap, ("msync", 2): Ms, ("mlockall", 0): Mcl,
 }  # fmt: skip
 _ACCESSES = ("read", "write", "fetch")
 
@@ -52,6 +53,10 @@ def _describe_arg(op: Op, position: int) -> str:
         return Madv(arg).name if arg in list(Madv) else str(arg)
     if op.name in ("fork",) or (op.name.startswith("process_") and position == 0):
         return f"process {arg}"
+    if op.name == "wrpkru":
+        return f"{arg:#x}"
+    if op.name in ("pkey_mprotect", "pkey_free") and position == len(op.args) - 1:
+        return str(arg - (1 << 32) if arg >> 31 == 1 else arg)
     return _describe_length(arg)
 
 
@@ -110,7 +115,8 @@ def describe_outcome(outcome: Outcome) -> str:
     """Return a result in words."""
     if outcome.signo:
         name = signal.Signals(outcome.signo).name
-        return f"{name} code {outcome.si_code} at {outcome.si_addr:#x}, after {outcome.ret}"
+        key = f" of key {outcome.si_pkey}" if outcome.si_pkey else ""
+        return f"{name} code {outcome.si_code}{key} at {outcome.si_addr:#x}, after {outcome.ret}"
     show: Callable[[int], str] = hex if outcome.ret > PAGE_SIZE else str
     faults = f", {outcome.min_flt} minor faults" if outcome.min_flt is not None else ""
     return f"returned {show(outcome.ret)}{faults}"

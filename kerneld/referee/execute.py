@@ -14,7 +14,7 @@ from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Outcome, State, View
 from kerneld.referee.overlap import length_without_overlap
-from kerneld.referee.program import FILES, U64, At, Base, Op, default_slots
+from kerneld.referee.program import FILES, U32, U64, At, Base, Op, default_slots
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PMD_SIZE, TASK_SIZE, page_align
 from shared.uapi.syscalls import Access, Nr
@@ -37,6 +37,7 @@ class Side(Protocol):
     def load(self, who: int, vaddr: int, length: int) -> Outcome: ...
     def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome: ...
     def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome: ...
+    def wrpkru(self, who: int, value: int) -> Outcome: ...
     def view(self, who: int) -> View: ...
     def pid(self, who: int) -> int: ...
 
@@ -82,7 +83,10 @@ class Execution:
         """Tell whether a call would change what the host's runner needs: only where it does not fail before that."""
         name = op.name
         ranges: list[tuple[int, int]] = []
-        if name in ("munmap", "mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
+        if name == "pkey_free" and not args[0] & U32:
+            # The key of all that the runner has: who takes it next would have PKRU deny it.
+            return True
+        if name in ("munmap", "mprotect", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name == "mremap":
             # A length that wraps is none, and one of none still names the mapping at the address.
@@ -158,6 +162,10 @@ class Execution:
         start = args[0] & ~1 if args[2] == Access.FETCH else args[0]
         return self._side.touch(op.who, start, args[1], args[2])
 
+    def _wrpkru(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        # Key 0 is that of all that the runner has: it stays open.
+        return self._side.wrpkru(op.who, args[0] & U32 & ~3)
+
 
 def _is_pageout(op: Op) -> bool:
     return op.name in ("madvise", "process_madvise") and Madv.PAGEOUT in op.args
@@ -175,4 +183,5 @@ _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {
     "load": Execution._load,
     "store": Execution._store,
     "touch": Execution._touch,
+    "wrpkru": Execution._wrpkru,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U64, At, Base, Op, Program
+from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
 from kerneld.referee.wide import WideGenerator
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
@@ -30,7 +30,7 @@ _WEIGHTS: dict[str, float] = {
     "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
     "process_vm_writev": 2, "process_madvise": 1.5, "ftruncate": 2.5, "add_seals": 1, "load": 10, "store": 14,
-    "touch": 8, "fork": 3, "exit": 1,
+    "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7, "wrpkru": 2,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
 """Of each of FILES."""
@@ -167,6 +167,31 @@ class Generator:
     def _mprotect(self) -> Op:
         prot = self._rng.choice(_ODD_PROTS) if self._chance(0.06) else self._rng.choice(_PROTS)
         return Op(self._who(), "mprotect", (*self._range(), prot))
+
+    def _key(self) -> int:
+        """Return a protection key: mostly one of the first, which are taken in this order, or none."""
+        rng = self._rng
+        if self._chance(0.05):
+            return rng.choice((15, 16, U32 - 1, 1 << 31))
+        return rng.choice((0, 1, 1, 1, 2, 2, 3, 4, U32))
+
+    def _pkey_mprotect(self) -> Op:
+        prot = self._rng.choice(_ODD_PROTS) if self._chance(0.03) else self._rng.choice(_PROTS)
+        return Op(self._who(), "pkey_mprotect", (*self._range(), prot, self._key()))
+
+    def _pkey_alloc(self) -> Op:
+        flags = self._rng.choice((1, U64)) if self._chance(0.04) else 0
+        rights = self._rng.choice((4, 1 << 32)) if self._chance(0.04) else self._rng.choice((0, 0, 1, 2, 3))
+        return Op(self._who(), "pkey_alloc", (flags, rights))
+
+    def _pkey_free(self) -> Op:
+        return Op(self._who(), "pkey_free", (self._key(),))
+
+    def _wrpkru(self) -> Op:
+        """Nearly always two or three keys open, or nearly."""
+        rights = [self._rng.choice((0, 0, 1, 2, 3)) for _ in range(4)]
+        value = sum(right << 2 * key for key, right in enumerate(rights, 1)) | 0x5555_5400
+        return Op(self._who(), "wrpkru", (self._rng.choice((0, value, value, value, 0x5555_5554, U32)),))
 
     def _mremap(self) -> Op:
         rng = self._rng

@@ -22,7 +22,7 @@
 #define TRAP_FLAG 0x100UL
 #define IN_DATA 0xDA7AB0FFUL /* the upper half of an argument that is an offset in the data of its area */
 
-enum order { CALL, LOAD, STORE, TOUCH, FORK, EXIT };
+enum order { CALL, LOAD, STORE, TOUCH, FORK, EXIT, WRPKRU };
 enum access { READ, WRITE, FETCH };
 
 struct request {
@@ -34,6 +34,7 @@ struct reply {
 	int64_t ret;
 	uint64_t fault_addr, minflt, data_len;
 	int32_t signo, code;
+	uint32_t pkey, pkru;
 };
 
 /* What a process knows; its place in the shared control mapping is its own, so that a fork copies none of it. */
@@ -42,6 +43,7 @@ struct state {
 	struct reply reply;
 	struct { uint64_t time[4]; int64_t rest[14]; } usage;
 	uint64_t step; /* of probe_fetch: 1 before the jump, 2 after it */
+	uint64_t has_pkeys; /* of the processor, and the kernel uses them */
 	int in, out;
 	uint8_t data[MAX_DATA];
 	uint8_t alt_stack[ALT_STACK];
@@ -80,6 +82,7 @@ long probe_load(const void *addr);
 long probe_store(void *addr, long byte);
 long probe_write(void *addr);
 long probe_fetch(const void *addr, void *scratch);
+long probe_wrpkru(uint32_t value);
 extern char recovered[];
 void restorer(void);
 void entry(void);
@@ -90,6 +93,8 @@ __asm__(".text\n"
 	"probe_write: lock orb $0, (%rdi)\n xorl %eax, %eax\n ret\n"
 	"probe_fetch: movq %rsi, %rax\n pushfq\n orq $0x100, (%rsp)\n popfq\n"
 	"jmp *%rdi\n"
+	"probe_wrpkru: movl %edi, %eax\n xorl %ecx, %ecx\n xorl %edx, %edx\n"
+	".byte 0x0f, 0x01, 0xef\n xorl %eax, %eax\n ret\n"
 	"recovered: movq $-1, %rax\n ret\n"
 	"restorer: movl $15, %eax\n syscall\n"
 	".globl entry\n"
@@ -115,7 +120,9 @@ static void on_signal(int signo, siginfo_t *info, ucontext_t *context)
 	if (signo != SIGTRAP) {
 		state->reply.signo = signo;
 		state->reply.code = info->si_code;
-		state->reply.fault_addr = (uint64_t)info->si_addr;
+		/* Of an instruction that the processor does not have it is where that lies: kerneld's lies nowhere. */
+		state->reply.fault_addr = signo == SIGILL ? 0 : (uint64_t)info->si_addr;
+		state->reply.pkey = signo == SIGSEGV && info->si_code == SEGV_PKUERR ? info->si_pkey : 0;
 	}
 	regs[REG_RIP] = (greg_t)recovered;
 	regs[REG_EFL] &= ~TRAP_FLAG;
@@ -214,6 +221,30 @@ static void run_access(struct state *state)
 	state->reply.minflt = min_flt(state) - before;
 }
 
+/* CPUID 7, ECX bit 4: OSPKE. */
+static uint64_t find_pkeys(void)
+{
+	uint32_t a = 0, b, c = 0, d;
+
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+	if (a < 7)
+		return 0;
+	a = 7, c = 0;
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+	return c >> 4 & 1;
+}
+
+/* The program's own value: the kernel puts it back after a signal, and the runner's own memory has key 0. */
+static uint32_t read_pkru(const struct state *state)
+{
+	uint32_t value, d;
+
+	if (!state->has_pkeys)
+		return 0;
+	__asm__ volatile(".byte 0x0f, 0x01, 0xee" : "=a"(value), "=d"(d) : "c"(0));
+	return value;
+}
+
 static void catch_signals(struct state *state)
 {
 	stack_t stack = { .ss_sp = state->alt_stack, .ss_size = ALT_STACK };
@@ -226,6 +257,7 @@ static void catch_signals(struct state *state)
 	raw(__NR_sigaltstack, (long)&stack, 0, 0, 0, 0, 0);
 	raw(__NR_rt_sigaction, SIGSEGV, (long)&caught, 0, 8, 0, 0);
 	raw(__NR_rt_sigaction, SIGBUS, (long)&caught, 0, 8, 0, 0);
+	raw(__NR_rt_sigaction, SIGILL, (long)&caught, 0, 8, 0, 0);
 	raw(__NR_rt_sigaction, SIGTRAP, (long)&caught, 0, 8, 0, 0);
 	raw(__NR_rt_sigaction, SIGCHLD, (long)&ignored, 0, 8, 0, 0);
 }
@@ -255,6 +287,7 @@ static struct state *run_fork(struct state *state, const char *pipes)
 		struct state *child = (struct state *)(state->request.args[1] + index * AREA);
 		take_pipe(child, pipes, index);
 		catch_signals(child);
+		child->has_pkeys = state->has_pkeys;
 		child->reply = (struct reply){ 0 };
 		return child;
 	}
@@ -286,9 +319,13 @@ static void serve(struct state *state, const char *pipes)
 		case EXIT:
 			raw(__NR_exit_group, 0, 0, 0, 0, 0, 0);
 			break;
+		case WRPKRU:
+			probe_wrpkru(a[0]);
+			break;
 		default:
 			run_access(state);
 		}
+		state->reply.pkru = read_pkru(state);
 		put_exactly(state, &state->reply, sizeof state->reply);
 		put_exactly(state, state->data, state->reply.data_len);
 	}
@@ -302,5 +339,6 @@ __attribute__((used)) static void start(long *stack)
 	raw(__NR_mmap, (long)state, parse_hex(argv[2], 16), 3, 0x31 /* SHARED | FIXED | ANONYMOUS */, -1, 0);
 	take_pipe(state, argv[3], 0);
 	catch_signals(state);
+	state->has_pkeys = find_pkeys();
 	serve(state, argv[3]);
 }

@@ -26,15 +26,15 @@ from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
 from kerneld.referee.known import normal_flags
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
-from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
+from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, key_word, parse_maps_line, windows
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.syscalls import Nr
 
 _REQUEST = struct.Struct("<Q7QQ184s")
-_REPLY = struct.Struct("<qQQQii")
-_CALL, _LOAD, _STORE, _TOUCH, _FORK, _EXIT = range(6)
+_REPLY = struct.Struct("<qQQQiiII")
+_CALL, _LOAD, _STORE, _TOUCH, _FORK, _EXIT, _WRPKRU = range(7)
 _NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_PIDFD_OPEN = 2, 3, 157, 434
 _PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
 _ADDR_NO_RANDOMIZE = 0x004_0000
@@ -45,7 +45,9 @@ _FLAGS = (
     "-fno-asynchronous-unwind-tables -mgeneral-regs-only -Wl,-e,entry -Wl,-z,noexecstack -Wl,-z,norelro "
     f"-Wl,--build-id=none -Wl,-Ttext-segment={TEXT_START:#x}"
 ).split()
-_SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?VmFlags: (.*)\n", re.MULTILINE)
+_SMAPS = re.compile(
+    rb"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?(?:ProtectionKey: +(\d+)\n)?VmFlags: (.*)\n", re.MULTILINE
+)
 _NR_PIPES = MAX_PROCESSES + 1
 
 
@@ -210,6 +212,10 @@ class Host:
         """Access a byte of each page."""
         return self._access(who, _TOUCH, (vaddr, length, access))
 
+    def wrpkru(self, who: int, value: int) -> Outcome:
+        """Set PKRU of a process, which it keeps: SIGILL where the processor has no protection keys."""
+        return self._children[who].order(_WRPKRU, (value,))
+
     def _access(self, who: int, order: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         return self._children[who].order(order, args, data, counts=True)
 
@@ -242,8 +248,8 @@ class _Pipe:
 
     def get_reply(self) -> tuple[Outcome, int]:
         """Return the outcome and the minor faults counted. Raises RunnerDiedError."""
-        ret, addr, min_flt, length, signo, code = _REPLY.unpack(self._read(_REPLY.size))
-        return Outcome(ret, signo, code, addr, self._read(length)), min_flt
+        ret, addr, min_flt, length, signo, code, pkey, pkru = _REPLY.unpack(self._read(_REPLY.size))
+        return Outcome(ret, signo, code, addr, self._read(length), None, pkey, pkru), min_flt
 
     def _read(self, length: int) -> bytes:
         data = b""
@@ -283,8 +289,8 @@ class _Child:
         mappings: list[Mapping] = []
         pages: dict[int, int] = {}
         frames: dict[int, int] = {}
-        for line, flags in _SMAPS.findall(_read_whole(self._smaps)):
-            mapping = Mapping(*parse_maps_line(line), normal_flags(tuple(flags.decode().split())))
+        for line, key, flags in _SMAPS.findall(_read_whole(self._smaps)):
+            mapping = Mapping(*parse_maps_line(line), (*normal_flags(tuple(flags.decode().split())), *key_word(key)))
             if layout.is_taken(mapping):
                 continue
             mappings.append(mapping)

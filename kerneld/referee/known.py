@@ -30,13 +30,23 @@ from kerneld.mm import (
     mprotect,
     mremap,
     munmap,
+    pkeys,
     truncate,
     unmapped_area,
     vm_flags,
     vma_merge,
 )
 from kerneld.mm.filemap import AddressSpace
-from kerneld.referee import earlier_rules, five_levels, later_merge, later_mremap, later_rules, this_host, witnesses
+from kerneld.referee import (
+    earlier_rules,
+    five_levels,
+    later_merge,
+    later_mremap,
+    later_pkeys,
+    later_rules,
+    this_host,
+    witnesses,
+)
 from kerneld.referee.mode import Mode
 from kerneld.referee.witness import Stage, Witness
 from kerneld.syscalls import remote
@@ -191,6 +201,20 @@ KNOWN = (
         "Locked memory that mremap moves with MREMAP_DONTUNMAP is added to VmLck; the old mapping, unlocked, goes "
         "on counting too.",
         ((mremap, "locked_vm_after_dontunmap", later_mremap.locked_vm_after_dontunmap),),
+    ),
+    Known(
+        (6, 10),
+        "mm/mmap.c:do_mmap()",
+        "mmap of memory that is only executable takes its protection key before it looks for a place.",
+        ((mmap, "do_mmap", OnTop(later_pkeys.takes_a_key_before_a_place)),),
+        witness=witnesses.takes_a_key_before_a_place,
+    ),
+    Known(
+        (0, 0),
+        "arch/x86/include/asm/pkeys.h:mm_pkey_alloc(), also in stable kernels",
+        "On a processor without protection keys pkey_alloc is ENOSPC the first time too, and not EINVAL.",
+        ((pkeys, "pkey_alloc", OnTop(later_pkeys.has_no_key_to_give)),),
+        witness=witnesses.has_no_key_to_give,
     ),
     Known(
         (6, 12),

@@ -28,6 +28,10 @@ class Outcome(NamedTuple):
     data: bytes = b""
     min_flt: int | None = None
     """Minor faults of an access; None where Linux defines no number."""
+    si_pkey: int = 0
+    """The protection key of a SEGV_PKUERR."""
+    pkru: int | None = None
+    """PKRU after it, 0 where the processor has no protection keys; None where nobody has asked."""
 
 
 class Mapping(NamedTuple):
@@ -39,6 +43,7 @@ class Mapping(NamedTuple):
     offset: int
     name: str
     flags: tuple[str, ...]
+    """And its protection key, where that is not 0."""
 
 
 class View(NamedTuple):
@@ -65,6 +70,11 @@ def parse_maps_line(line: bytes) -> tuple[int, int, str, int, str]:
         raise ValueError(f"no line of maps: {line!r}")
     start, end, rights, offset, name = match.groups()
     return int(start, 16), int(end, 16), rights.decode(), int(offset, 16), _short_name(name.decode())
+
+
+def key_word(key: bytes | int) -> tuple[str, ...]:
+    """Return what stands for a protection key among a mapping's flags: nothing for key 0, or where there are none."""
+    return (f"key{int(key)}",) if key and int(key) else ()
 
 
 def _short_name(name: str) -> str:

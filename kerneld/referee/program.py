@@ -20,7 +20,7 @@ MAX_PROCESSES = 4
 SLOT_DISTANCE = 1 << 24
 ARENA_START = 0x7FFF_C000_0000
 """Where slots lie that nothing has set: SLOT_DISTANCE apart from here on."""
-U64 = (1 << 64) - 1
+U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
 class Base(IntEnum):

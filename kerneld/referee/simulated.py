@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 from pathlib import Path
-from signal import SIGBUS, SIGSEGV
+from signal import SIGBUS, SIGILL, SIGSEGV
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.fs.proc_maps import show_map_vma
@@ -22,12 +22,13 @@ from kerneld.mm.filemap import File
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.mmap import do_mmap
+from kerneld.mm.pkeys import vma_pkey
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.layout import Layout
 from kerneld.referee.limits import host_has_pkeys, host_sysctl, own_rlimits
 from kerneld.referee.mode import Mode, thp_of
-from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, parse_maps_line, windows
+from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, key_word, parse_maps_line, windows
 from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig
@@ -73,9 +74,18 @@ class Simulated:
     """The machine, for one program after another."""
 
     def __init__(
-        self, folder: Path, layout: Layout, mode: Mode = Mode.PLAIN, *, check_invariants: bool = False
+        self,
+        folder: Path,
+        layout: Layout,
+        mode: Mode = Mode.PLAIN,
+        *,
+        check_invariants: bool = False,
+        pku: bool | None = None,
     ) -> None:
-        """`folder` is this side's alone. Raises HostError where the mode cannot be had here."""
+        """`folder` is this side's alone; `pku`, whether the processor has protection keys, is the host's by default.
+
+        Raises HostError where the mode cannot be had here.
+        """
         self._folder = folder
         self._layout = layout
         uid = os.getuid()
@@ -85,7 +95,7 @@ class Simulated:
             swap_bytes=SWAP_BYTES if mode is Mode.SWAP else 0,
             check_invariants=check_invariants,
             sysctl=host_sysctl(layout.lowest_hint, thp_of(mode)),
-            pku=host_has_pkeys(),
+            pku=host_has_pkeys() if pku is None else pku,
         )
         self.kernel = _Machine(config)
         self._cred = Cred(uid, os.getgid(), uid == 0)
@@ -118,7 +128,7 @@ class Simulated:
             self._call(who, Nr.TOUCH, (start, 1, 0))
 
     def _add(self, who: int, process: Process) -> None:
-        process.dispositions = {SIGSEGV: Disposition.CAUGHT, SIGBUS: Disposition.CAUGHT}
+        process.dispositions = dict.fromkeys((SIGSEGV, SIGBUS, SIGILL), Disposition.CAUGHT)
         self.kernel.table.add(process)
         thread = Thread(process.pid, process)
         process.threads.append(thread)
@@ -196,6 +206,10 @@ class Simulated:
         """Access a byte of each page."""
         return self._access(who, Nr.TOUCH, (vaddr, length, access))
 
+    def wrpkru(self, who: int, value: int) -> Outcome:
+        """Set PKRU of a process: SIGILL where the processor has no protection keys."""
+        return self._call(who, Nr.WRPKRU, (value,))
+
     def _access(self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         process = self.threads[who].process
         before, notices = process.min_flt, Notices.count
@@ -214,8 +228,9 @@ class Simulated:
         if info is not None:
             if info.pkru is not None and not info.fatal:
                 self.kernel.rq.processor.wrpkru(info.pkru)
-            return Outcome(answer.ret, answer.signo, info.si_code, info.si_addr)
-        return Outcome(answer.ret, data=answer.data)
+            pkru = self.pkru(who)
+            return Outcome(answer.ret, answer.signo, info.si_code, info.si_addr, si_pkey=info.si_pkey, pkru=pkru)
+        return Outcome(answer.ret, data=answer.data, pkru=self.pkru(who))
 
     def view(self, who: int) -> View:
         """Return what a process's memory looks like."""
@@ -228,7 +243,8 @@ class Simulated:
         frames: dict[int, int] = {}
         for vma in mm.vmas:
             line = show_map_vma(mm, self.kernel.files, vma)
-            mapping = Mapping(*parse_maps_line(line), tuple(show_smap_vma_flags(vma.vm_flags).split()))
+            flags = (*show_smap_vma_flags(vma.vm_flags).split(), *key_word(vma_pkey(vma)))
+            mapping = Mapping(*parse_maps_line(line), flags)
             if self._layout.is_taken(mapping):
                 continue
             mappings.append(mapping)

@@ -22,7 +22,7 @@ _PLACES = (*(ARENA_START + number * (16 << 20) for number in range(4)), (1 << 31
 _ADVICE = (Madv.DONTNEED, Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.POPULATE_READ, Madv.POPULATE_WRITE)
 _WEIGHTS = {
     "mapping": 8, "munmap": 6, "mprotect": 18, "mremap": 16, "madvise": 18, "mlock2": 3, "munlock": 4, "touch": 14,
-    "store": 8, "fork": 8, "exit": 2,
+    "store": 8, "fork": 8, "exit": 2, "pkey_mprotect": 3, "pkey_alloc": 1, "wrpkru": 1,
 }  # fmt: skip
 
 
@@ -83,6 +83,16 @@ class WideGenerator:
 
     def _mprotect(self) -> list[Op]:
         return [Op(self._who(), "mprotect", (*self._range(), self._rng.choice((0, 1, 3, 3))))]
+
+    def _pkey_mprotect(self) -> list[Op]:
+        prot, key = self._rng.choice((0, 1, 3, 3)), self._rng.choice((0, 1, 1, 2))
+        return [Op(self._who(), "pkey_mprotect", (*self._range(), prot, key))]
+
+    def _pkey_alloc(self) -> list[Op]:
+        return [Op(self._who(), "pkey_alloc", (0, self._rng.choice((0, 0, 1, 2))))]
+
+    def _wrpkru(self) -> list[Op]:
+        return [Op(self._who(), "wrpkru", (self._rng.choice((0, 0, 0x5555_5550, 0x5555_5554)),))]
 
     def _madvise(self) -> list[Op]:
         return [Op(self._who(), "madvise", (*self._range(), self._rng.choice(self.advice).value))]

@@ -222,3 +222,15 @@ def populates_nothing_behind_a_hole(stage: Stage) -> bool:
         mmap(0, 3 * P), call("munmap", At(0, P), P), call("madvise", At(0), 3 * P, Madv.POPULATE_READ.value)
     )
     return len(played.view.pages) == 1
+
+
+def takes_a_key_before_a_place(stage: Stage) -> bool:
+    """Executable memory where a mapping is already is refused; the key that the next call gets is the second."""
+    flags = _ANON | Map.FIXED_NOREPLACE.value
+    played = stage.play(mmap(0, P), mmap(1, P, _EXEC, flags, At(0)), call("pkey_alloc", 0, 0))
+    return played.rets[-1] == 2
+
+
+def has_no_key_to_give(stage: Stage) -> bool:
+    """A processor without keys has none left the first time."""
+    return stage.play(call("pkey_alloc", 0, 0)).rets[0] == -errno.ENOSPC

@@ -14,23 +14,16 @@ from kerneld.mm import fault, mremap
 from kerneld.mm.filemap import AddressSpace
 from kerneld.referee import known
 from kerneld.referee.known import KNOWN, Known, OnTop, decide, following
-from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
-from kerneld.referee.program import MAX_PROCESSES
+from kerneld.referee.program import Op
 from kerneld.referee.simulated import Simulated
 from kerneld.referee.witness import Stage
-from shared.uapi.page import PAGE_SIZE
+from tests.differential.alone import LAYOUT
 
 FIDELITY = Path(__file__).parents[2] / "docs" / "fidelity.md"
-LAYOUT = Layout(
-    TEXT_START + 4 * PAGE_SIZE,
-    (
-        (TEXT_START, TEXT_START + 3 * PAGE_SIZE),
-        (CONTROL_START, CONTROL_START + (MAX_PROCESSES + 1) * AREA_BYTES),
-    ),
-    0x10000,
-)
-"""Where the host's runner lies, nearly: there is none here."""
+
+
+NEEDS_KEYS = {"takes_a_key_before_a_place": True, "has_no_key_to_give": False}
 
 
 def row(difference: Known) -> str:
@@ -47,9 +40,9 @@ def test_the_document_has_each_and_no_other() -> None:
     assert not lines[start + len(KNOWN)]
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    ours = Simulated(tmp_path_factory.mktemp("files"), LAYOUT)
+@pytest.fixture(scope="module", params=[True, False], ids=["pku", "no-pku"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    ours = Simulated(tmp_path_factory.mktemp("files"), LAYOUT, pku=request.param)
     yield Stage(ours, LAYOUT)
     ours.close()
 
@@ -61,8 +54,10 @@ WITNESSED = [difference for difference in KNOWN if difference.witness is not Non
 def test_a_witness_tells_kerneld_with_the_rule_from_kerneld_without(stage: Stage, difference: Known) -> None:
     assert difference.witness is not None
     assert not difference.witness(stage)
+    has_keys = stage.play(Op(0, "pkey_alloc", (0, 0))).rets[0] > 0
     with following([difference]):
-        assert difference.witness(stage)
+        # What only a processor with protection keys shows, or only one without, the other does not.
+        assert difference.witness(stage) == (NEEDS_KEYS.get(difference.witness.__name__, has_keys) == has_keys)
     assert not difference.witness(stage)
 
 

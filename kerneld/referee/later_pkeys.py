@@ -1,0 +1,57 @@
+"""Protection keys as later kernels, and stable ones with later changes, treat them: rules made of kerneld's own."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from kerneld.errors import SysError
+from kerneld.mm import pkeys
+from kerneld.mm.filemap import File
+from kerneld.mm.mm import MmStruct
+from shared.uapi.mman import Prot
+from shared.uapi.page import PAGE_SHIFT, Vaddr, page_align
+
+PkeyAlloc = Callable[[MmStruct, int, int], int]
+
+
+def takes_a_key_before_a_place(earlier: Callable[..., Vaddr]) -> Callable[..., Vaddr]:
+    """The key of memory that is only executable is taken before a place is looked for, which may fail then.
+
+    Source: Linux v6.10 mm/mmap.c:do_mmap().
+    """
+
+    def do_mmap(
+        mm: MmStruct,
+        addr: Vaddr,
+        length: int,
+        prot: int,
+        flags: int,
+        file: File | None,
+        pgoff: int,
+        *,
+        privileged: bool,
+    ) -> Vaddr:
+        pages = page_align(length) >> PAGE_SHIFT
+        fits = 0 < pages < 1 << 52 and pgoff + pages < 1 << 64
+        if prot == Prot.EXEC and fits and mm.map_count <= mm.sysctl.max_map_count:
+            pkeys.execute_only_pkey(mm)
+        return earlier(mm, addr, length, prot, flags, file, pgoff, privileged=privileged)
+
+    return do_mmap
+
+
+def has_no_key_to_give(earlier: PkeyAlloc) -> PkeyAlloc:
+    """Without the processor's keys there is none to be had, from the first time on.
+
+    Source: later arch/x86/include/asm/pkeys.h:mm_pkey_alloc().
+    """
+
+    def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
+        try:
+            return earlier(mm, flags, rights)
+        except SysError:
+            is_known = not flags and not rights & ~3
+            raise SysError(errno.ENOSPC if is_known else errno.EINVAL) from None
+
+    return pkey_alloc

@@ -1,0 +1,17 @@
+"""kerneld's side of the referee without a host."""
+
+from __future__ import annotations
+
+from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
+from kerneld.referee.program import MAX_PROCESSES
+from shared.uapi.page import PAGE_SIZE
+
+LAYOUT = Layout(
+    TEXT_START + 4 * PAGE_SIZE,
+    (
+        (TEXT_START, TEXT_START + 3 * PAGE_SIZE),
+        (CONTROL_START, CONTROL_START + (MAX_PROCESSES + 1) * AREA_BYTES),
+    ),
+    0x10000,
+)
+"""Where the host's runner lies, nearly: there is none here."""
