@@ -33,6 +33,7 @@ from shared.option_types import Seconds, SocketPath, Whole
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
+from shared.version import version_option
 
 HELP = """Watch a stretch of another process's page table, live.
 
@@ -97,6 +98,7 @@ Exit status:
     metavar="PATH",
     help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
 )
+@version_option("inspector")
 def cli(
     pid: int,
     start: str | None,

@@ -45,6 +45,8 @@ class Update(NamedTuple):
     cause: str
     by: int
     """The process that was being served; 0 for none."""
+    monotonic: int = 0
+    """`time` as CLOCK_MONOTONIC, in nanoseconds: what a trace and the log show too."""
 
     @property
     def change(self) -> Change:
@@ -116,7 +118,9 @@ class EventLog:
         new = Entry(vaddr, fields["new_pfn"], fields["new_flags"])
         change = change_of(old, new)
         when = datetime.fromtimestamp((record.time + self._offset) / 1e9).astimezone()
-        return Update(when, _run(old, pages, change), _run(new, pages, change), cause_text(record), record.pid)
+        return Update(
+            when, _run(old, pages, change), _run(new, pages, change), cause_text(record), record.pid, record.time
+        )
 
     def close(self) -> None:
         """Unmap the ring; the trace itself ends with the connection."""

@@ -6,7 +6,7 @@ import time
 
 from inspector.events import EventLog
 from inspector.interrupts import Interrupts, Woken
-from inspector.printing import Options, Printer, emit, has_ended
+from inspector.printing import Options, Printer, emit, has_ended, terminal_columns
 from inspector.session import Watch
 from inspector.view import lost_line, update_json_line, update_line
 from shared.client import KerneldGone
@@ -50,6 +50,7 @@ def print_updates(log: EventLog, pid: int, options: Options) -> None:
         elif options.as_json:
             lines.extend(update_json_line(page, pid) for page in update.unfolded())
         else:
-            lines.extend(update_line(one, pid) for one in (update.unfolded() if options.every_page else [update]))
+            pages = update.unfolded() if options.every_page else [update]
+            lines.extend(update_line(page, pid, terminal_columns()) for page in pages)
     if lines:
         emit(lines)

@@ -1,24 +1,11 @@
-"""Reading a process's maps as text: Linux's lines, into values, and a name into a range. Pure: no kernel, no terminal.
-
-The format is that of Linux v6.8 fs/proc/task_mmu.c:show_map_vma().
-"""
+"""A name of a process's maps, into a range. Pure: no kernel, no terminal."""
 
 from __future__ import annotations
 
 import os
 from typing import NamedTuple
 
-
-class Mapping(NamedTuple):
-    """One line of maps: [start, end) in bytes, `rwxp`, the file offset in bytes, `major:minor`, the inode, the name."""
-
-    start: int
-    end: int
-    perms: str
-    offset: int
-    device: str
-    inode: int
-    name: str
+from shared.proc_maps import Mapping
 
 
 class NamedRun(NamedTuple):
@@ -27,25 +14,6 @@ class NamedRun(NamedTuple):
     start: int
     end: int
     elsewhere: int
-
-
-def parse_maps(text: str) -> list[Mapping]:
-    """Return the mappings that `text`, the contents of a maps file, lists, in its order.
-
-    Raises ValueError on a line of another format.
-    """
-    mappings = []
-    for line in text.splitlines():
-        # The name is the rest of the line and may hold blanks.
-        fields = line.split(maxsplit=5)
-        if len(fields) < 5:
-            raise ValueError(f"not a line of maps: {line!r}")
-        start, _, end = fields[0].partition("-")
-        name = fields[5] if len(fields) == 6 else ""
-        mappings.append(
-            Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], int(fields[4]), name)
-        )
-    return mappings
 
 
 def find_named(mappings: list[Mapping], name: str) -> NamedRun | None:

@@ -94,7 +94,13 @@ def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> 
 
 def is_narrow() -> bool:
     """Whether the output is a terminal whose lines are too short for a run's: it would break each of them in two."""
-    return sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_COLUMNS
+    columns = terminal_columns()
+    return columns is not None and columns < WIDE_COLUMNS
+
+
+def terminal_columns() -> int | None:
+    """Return how long a line may be before the terminal breaks it, anywhere; None where the output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def emit(lines: Iterable[str], to_stderr: bool = False) -> None:

@@ -14,9 +14,11 @@ from typing import Protocol
 
 from inspector.address import Span
 from inspector.failure import Failure, Status
-from inspector.maps import Mapping, parse_maps
 from inspector.table import Entry, parse_table
 from shared.client import KerneldGone, realmem
+from shared.proc_maps import Mapping, parse_maps
+from shared.real_process import no_process
+from shared.terminal import one_line
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, Spte, table_bytes
 
@@ -172,19 +174,28 @@ class Watch:
 def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
     """Return what an errno of the kernel means to a person."""
     if error.errno in _MISSING:
-        return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
+        return Failure(Status.NO_PROCESS, no_process(pid))
     if error.errno in (errno.EPERM, errno.EACCES):
         return Failure(
             Status.NOT_PERMITTED,
             f"not permitted to look into process {pid}: only root and the user running kerneld may",
         )
     if error.errno == errno.EBUSY:
-        return Failure(Status.BUSY, "busy: another inspector has a table open, and there is one at a time")
+        why = _explanation(machine) or "another inspector has a table open, and there is one at a time"
+        return Failure(Status.BUSY, f"busy: {why}")
     if error.errno == errno.EINVAL and _is_real_alone(machine, pid):
         return _not_to_be_seen(pid)
     if error.errno == errno.EINVAL and not has_process(machine, pid):
-        return Failure(Status.NO_PROCESS, f"kerneld has no process {pid}")
-    return Failure(Status.FAILED, f"kerneld refuses: {error.strerror}")
+        return Failure(Status.NO_PROCESS, no_process(pid))
+    return Failure(Status.FAILED, f"kerneld refuses: {_explanation(machine) or error.strerror}")
+
+
+def _explanation(machine: Machine) -> str:
+    """Return what kerneld has to say of the call that it has just refused."""
+    try:
+        return one_line(machine.read_proc("kerneld/explanation").decode("utf-8", "replace"))
+    except OSError:
+        return ""
 
 
 def _is_real_alone(machine: Machine, pid: int) -> bool:

@@ -6,6 +6,7 @@ Colours are always in the text for people: click takes them out where the output
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import click
 
 from inspector.events import Update
-from inspector.maps import Mapping
 from inspector.table import Change, Entry, Frames, Run, count, fold, unfolded
+from shared.proc_maps import Mapping
 from shared.terminal import escaped
 from shared.trace.record import Lost
 from shared.uapi.shadowpt import Spte
@@ -26,6 +27,7 @@ WORDS = {
     Spte.PTE_MAPPED: "mapped",
 }
 NOTHING = "-"
+_INDENT = " " * 8
 WIDE_COLUMNS = 95
 """As long as a line of a run may be where it shows all that there is."""
 
@@ -134,8 +136,11 @@ def json_line(shown: Print) -> str:
     )
 
 
-def update_line(update: Update, pid: int) -> str:
-    """Return one change as a line: when, mark, pages, frames and flags before and after, what led to it."""
+def update_line(update: Update, pid: int, columns: int | None = None) -> str:
+    """Return one change as a line: when, mark, pages, frames and flags before and after, what led to it.
+
+    On a terminal of so many `columns` it is folded where a part ends, never within a word.
+    """
     after = update.after
     where = f"{after.first.vaddr:#014x}"
     if after.pages > 1:
@@ -144,7 +149,29 @@ def update_line(update: Update, pid: int) -> str:
     words = _arrow(flag_words(update.before.first.flags), flag_words(after.first.flags))
     who = f" by {update.by}" if update.by not in (0, pid) else ""
     when = f"{update.time:%H:%M:%S.%f}"
-    return f"{when}  {_marked(update.change, f'{where}  pfn {pfns}  {words}')}  ({update.cause or 'nobody'}{who})"
+    mark, why = update.change.value, f"({update.cause or 'nobody'}{who})"
+    lines = _folded([f"{when}  {mark} {where}", f"pfn {pfns}", words, why], columns)
+    if len(lines) > 1:
+        return "\n".join(_coloured(update.change, line) for line in lines)
+    return f"{when}  {_marked(update.change, f'{where}  pfn {pfns}  {words}')}  {why}"
+
+
+def _folded(parts: list[str], columns: int | None) -> list[str]:
+    """Join parts by two blanks into lines of at most `columns`; a part that is longer than one is cut at blanks."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if columns is None or len(lines[-1]) + 2 + len(part) <= columns:
+            lines[-1] += f"  {part}"
+        else:
+            lines += textwrap.wrap(
+                part,
+                columns,
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return lines
 
 
 def _arrow(before: str, after: str) -> str:
@@ -156,6 +183,7 @@ def update_json_line(update: Update, pid: int) -> str:
     return _dumps(
         {
             "time": update.time.isoformat(timespec="microseconds"),
+            "monotonic": update.monotonic / 1e9,
             "pid": pid,
             "vaddr": update.after.first.vaddr,
             "old": {"pfn": update.before.first.pfn, "flags": update.before.first.flags},
@@ -205,7 +233,10 @@ def maps_json_line(time: datetime, pid: int, mappings: Sequence[Mapping]) -> str
 
 
 def _marked(change: Change, text: str) -> str:
-    line = f"{change.value} {text}".rstrip()
+    return _coloured(change, f"{change.value} {text}".rstrip())
+
+
+def _coloured(change: Change, line: str) -> str:
     colour = COLOURS.get(change)
     return click.style(line, fg=colour) if colour else line
 

@@ -10,17 +10,16 @@ import signal
 
 import click
 
+from kerneld.daemon_at import get_daemon
 from kerneld.failure import Commands, Failure, Status
-from kerneld.proc_reading import read_proc
 from kerneld.start import socket_option, start
 from shared.client.path import default_socket_path
 from shared.option_types import Seconds
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
-from shared.terminal import one_line
+from shared.version import version_option
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-PS_COLUMNS = ("PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND")
 
 
 HELP = """A kernel in user space whose page tables can be watched.
@@ -54,27 +53,16 @@ Exit status:
 """
 
 
-def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
-    """Print the version and end."""
-    if not wanted:
-        return
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  (slow, for this alone)
-
-    try:
-        click.echo(f"kerneld {version('kerneld')}")
-    except PackageNotFoundError:
-        click.echo("kerneld (run from a checkout, not installed)")
-    ctx.exit()
-
-
 ELSEWHERE = {
     "demo": "kerneld.demo_command",
     "ftrace": "kerneld.ftrace_command",
     "inspect-dump": "kerneld.inspect_dump",
     "maps": "kerneld.proc_command",
     "proc": "kerneld.proc_command",
+    "ps": "kerneld.status_command",
     "referee": "kerneld.referee_command",
     "run": "kerneld.run",
+    "status": "kerneld.status_command",
     "strace": "kerneld.strace.command",
     "trace": "kerneld.trace_command",
 }
@@ -82,9 +70,7 @@ ELSEWHERE = {
 
 
 @click.group(cls=Commands, elsewhere=ELSEWHERE, help=HELP, context_settings=CONTEXT)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print the version."
-)
+@version_option("kerneld")
 def cli() -> None:
     """Nothing of its own to do: the commands do it."""
 
@@ -127,61 +113,3 @@ def stop(socket_path: str | None, timeout: float) -> None:
     if not ended:
         raise Failure(Status.FAILED, f"kerneld (pid {pid}) has not ended after {timeout:g} seconds")
     click.echo(f"kerneld has ended (pid {pid})")
-
-
-@cli.command(
-    help="""Say whether kerneld runs, and how it is doing. Exit status 0 when it runs, 3 when it does not.
-
-\b
-Examples:
-  kerneld status
-  kerneld status > /dev/null || kerneld start --detach
-"""
-)
-@socket_option
-def status(socket_path: str | None) -> None:
-    """Print what kerneld says of itself."""
-    path = socket_path or default_socket_path()
-    pid = get_daemon(path)
-    rows = [("Status", "running"), ("Pid", str(pid)), ("Socket", path)]
-    for line in read_proc(path, "kerneld/status").decode("utf-8", "replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip().lower() != "pid":
-            rows.append((key.strip(), value.strip()))
-    width = max(len(key) for key, _ in rows) + 2
-    for key, value in rows:
-        click.echo(f"{key + ':':<{width}}{one_line(value)}")
-
-
-@cli.command(
-    short_help="List the processes that kerneld serves.",
-    help="""List the processes that kerneld serves (this command is one of them). VSZ and RSS are in KiB.
-
-\b
-Examples:
-  kerneld ps
-  kerneld ps --socket ~/machine/kerneld.sock
-""",
-)
-@socket_option
-def ps(socket_path: str | None) -> None:
-    """Print a table as ps(1) does: numbers to the right, the command last."""
-    tasks = read_proc(socket_path or default_socket_path(), "kerneld/tasks").decode("utf-8", "replace")
-    rows = [PS_COLUMNS, *(tuple(line.split("\t", len(PS_COLUMNS) - 1)) for line in tasks.splitlines())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(PS_COLUMNS) - 1)]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
-        click.echo(" ".join([*cells, one_line(row[-1])]))
-
-
-def get_daemon(path: str) -> int:
-    """Return the pid of the daemon at `path`. Raises Failure(NO_DAEMON) or Failure(NOT_PERMITTED)."""
-    from kerneld.server.peer import find_daemon  # noqa: PLC0415
-
-    try:
-        pid = find_daemon(path)
-    except PermissionError:
-        raise Failure(Status.NOT_PERMITTED, f"not permitted to use the kerneld at {path}") from None
-    if pid is None:
-        raise Failure(Status.NO_DAEMON, f"kerneld does not run: nobody listens at {path}")
-    return pid

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import click
 
 from kerneld.failure import Status
 from kerneld.start import Size, socket_option
-from kerneld.trace_command import WHY, Follower, ending, opened, run, stop_signals
+from kerneld.trace_command import WHY, Follower, ending, opened, output_option, run, stop_signals
 from kerneld.trace_writer import LineWriter
 from shared.client.path import default_socket_path
 from shared.option_types import Seconds, Whole
@@ -60,7 +60,7 @@ Examples:
 )
 @click.option("--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="Only for this process.")
 @click.option("--classes", is_flag=True, help="Name a method with its class.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
+@output_option
 @click.option("--count", type=Whole(min=1), metavar="N", help="End after so many calls.")
 @click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after so long.")
 @click.option("--buffer", type=Size(), default="16M", metavar="SIZE", help="Room for what is not read yet. [16M]")
@@ -81,9 +81,9 @@ def ftrace(
         if not glob or "\0" in glob:
             raise click.BadParameter("a function has a name")
     events = ("ftrace:funcgraph_*",) if graph else (FUNCTION.name,)
-    with opened(output) as file, stop_signals() as stopped:
-        writer = GraphWriter(file, classes=classes) if graph else FunctionWriter(file, classes=classes)
-        follow = CallFollower(writer, count)
+    with opened(output) as out, stop_signals() as stopped:
+        writer = GraphWriter(out.file, classes=classes) if graph else FunctionWriter(out.file, classes=classes)
+        follow = CallFollower(writer, count, out.begin)
         path = socket_path or default_socket_path()
         with ending(follow):
             run(path, events, pids, buffer, duration, follow, stopped, functions, graph_functions, _WHY)
@@ -147,8 +147,8 @@ class GraphWriter(_Writer):
 class CallFollower(Follower):
     """Counts calls, by function; with --graph one that has ended."""
 
-    def __init__(self, writer: FunctionWriter | GraphWriter, count: int | None) -> None:
-        super().__init__(writer, count)
+    def __init__(self, writer: FunctionWriter | GraphWriter, count: int | None, on_open: Callable[[], None]) -> None:
+        super().__init__(writer, count, on_open)
         self._header = writer
 
     def begin(self) -> None:

@@ -35,6 +35,11 @@ def header_path(abi: str) -> Path:
     return SOURCES / "include" / SEMESTERS[abi].include / "linux" / "shadowpt.h"
 
 
+def library_sources() -> list[Path]:
+    """Return libkerneld: its header, and the one file that a program is compiled with."""
+    return [SOURCES / "c" / "kerneld.h", SOURCES / "c" / "kerneld.c"]
+
+
 def ensure_library(abi: str) -> Path:
     """Return the path of the semester's library, which is built where the cache has none.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 
 import click
 
-from kerneld.proc_reading import stream_proc
+from kerneld.proc_reading import read_proc, stream_proc
 from kerneld.start import socket_option
 from shared.client.path import default_socket_path
 from shared.option_types import ByteCount, Whole
+from shared.proc_maps import parse_maps
+from shared.real_process import no_process
 from shared.terminal import escaped_pieces
 
 
@@ -21,14 +24,20 @@ from shared.terminal import escaped_pieces
 \b
 Examples:
   kerneld maps 4242
+  kerneld maps 4242 --json          an object on one line, for programs: addresses are numbers
 """,
 )
 @click.argument("pid", type=Whole(min=1))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, on one line.")
 @socket_option
-def maps(pid: int, socket_path: str | None) -> None:
+def maps(pid: int, as_json: bool, socket_path: str | None) -> None:
     """Print the maps of a process."""
-    path = socket_path or default_socket_path()
-    emit(stream_proc(path, f"{pid}/maps", if_missing=f"kerneld has no process {pid}"))
+    path, missing = socket_path or default_socket_path(), no_process(pid)
+    if as_json:
+        text = read_proc(path, f"{pid}/maps", missing).decode("utf-8", "surrogateescape")
+        click.echo(json.dumps({"pid": pid, "maps": [mapping._asdict() for mapping in parse_maps(text)]}))
+    else:
+        emit(stream_proc(path, f"{pid}/maps", if_missing=missing))
 
 
 @click.command(

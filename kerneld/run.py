@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from kerneld.failure import Failure, Status
-from kerneld.preload import PreloadError, ensure_library, header_path
+from kerneld.preload import PreloadError, ensure_library, header_path, library_sources
 from kerneld.program import ProgramError, check_program, find_program
 from kerneld.semesters import SEMESTERS
 from shared.client.path import default_socket_path
@@ -31,7 +31,7 @@ program that it starts.
 
 \b
 Examples:
-  kerneld run --header include              put <linux/shadowpt.h> to include/linux/shadowpt.h
+  kerneld run --header include              put <linux/shadowpt.h> and <kerneld.h> to the directory include
   cc -I include inspector.c -o inspector
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
   kerneld run --explain -- ./inspector 4242 0x7f0000000001 0x7f0000010000
@@ -52,7 +52,12 @@ Exit status: the program's, or
     context_settings={"allow_interspersed_args": False},
 )
 @click.option("--abi", type=click.Choice(list(SEMESTERS)), default="f24", show_default=True, help="The semester.")
-@click.option("--header", "header_directory", metavar="DIR", help="Put that semester's header to DIR/linux/shadowpt.h.")
+@click.option(
+    "--header",
+    "header_directory",
+    metavar="DIR",
+    help="Put that semester's header to DIR/linux/shadowpt.h, and libkerneld to DIR/kerneld.h and .c.",
+)
 @click.option("--explain", is_flag=True, help="Say on stderr why a call fails, or does not reach kerneld.")
 @click.option(
     "--socket",
@@ -95,14 +100,18 @@ def run(
 
 
 def install_header(abi: str, directory: Path) -> None:
-    """Copy the semester's header to linux/shadowpt.h below a directory of headers, and say so."""
-    target = directory / "linux" / "shadowpt.h"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(header_path(abi).read_bytes())
-    except OSError as error:
-        raise Failure(Status.FAILED, f"cannot write {target}: {error.strerror}") from None
-    click.echo(f"{target}: <linux/shadowpt.h> of {abi}, for cc -I {directory}", err=True)
+    """Copy the semester's header to linux/shadowpt.h below a directory of headers, libkerneld beside, and say so."""
+    copies = {directory / "linux" / "shadowpt.h": header_path(abi)}
+    copies |= {directory / source.name: source for source in library_sources()}
+    for target, source in copies.items():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        except OSError as error:
+            raise Failure(Status.FAILED, f"cannot write {target}: {error.strerror}") from None
+    header = next(iter(copies))
+    click.echo(f"{header}: <linux/shadowpt.h> of {abi}, for cc -I {directory}", err=True)
+    click.echo(f"{directory / 'kerneld.h'}: <kerneld.h> of libkerneld, which is {directory / 'kerneld.c'}", err=True)
 
 
 def check_daemon(path: str) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -21,10 +22,12 @@ import click
 
 from kerneld.failure import Failure, Status, client_failures
 from kerneld.start import Size, socket_option
-from kerneld.trace_writer import EVERYTHING, WRITERS, Writer
+from kerneld.trace_writer import EVERYTHING, WRITERS, TextWriter, Writer
 from shared.client.errors import KerneldGone
 from shared.client.path import default_socket_path
+from shared.clock import WallClock
 from shared.option_types import Seconds, Whole
+from shared.real_process import no_process
 from shared.trace.events import EVENTS, NAMED_ONLY, matching
 from shared.trace.record import Comm, Entry, Lost, Record
 
@@ -35,6 +38,15 @@ WHY = {
     errno.ENOSYS: (Status.FAILED, "this kerneld cannot be traced"),
     errno.ENOMEM: (Status.FAILED, "the host has no memory for the buffer"),
 }
+
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write there; - is stdout. [stdout]",
+)
 
 
 @click.command(
@@ -59,7 +71,14 @@ Examples:
 @click.option("--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="This process, or these.")
 @click.option("--event", "globs", multiple=True, metavar="GLOB", help="These events. [all]")
 @click.option("--format", "form", type=click.Choice(sorted(WRITERS)), default="text", show_default=True)
-@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
+@click.option(
+    "--clock",
+    type=click.Choice(["monotonic", "realtime"]),
+    default="monotonic",
+    show_default=True,
+    help="Of text: seconds as in the log's `monotonic`, or the time of day as inspector --events has it.",
+)
+@output_option
 @click.option("--count", type=Whole(min=1), metavar="N", help="End after so many events.")
 @click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after so long.")
 @click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
@@ -69,6 +88,7 @@ def trace(
     pids: tuple[int, ...],
     globs: tuple[str, ...],
     form: str,
+    clock: str,
     output: str | None,
     count: int | None,
     duration: float | None,
@@ -80,8 +100,10 @@ def trace(
     if listing:
         list_events(globs)
         return
-    with opened(output) as file, stop_signals() as stopped:
-        follow = Follower(WRITERS[form](file), count)
+    with opened(output) as out, stop_signals() as stopped:
+        is_of_day = form == "text" and clock == "realtime"
+        writer = TextWriter(out.file, WallClock()) if is_of_day else WRITERS[form](out.file)
+        follow = Follower(writer, count, out.begin)
         wanted = globs or EVERYTHING.get(form, ("*",))
         with ending(follow):
             run(socket_path or default_socket_path(), wanted, pids, buffer, duration, follow, stopped)
@@ -107,17 +129,43 @@ def list_events(globs: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def opened(output: str | None) -> Iterator[IO[str]]:
-    """Yield what is written to. Raises Failure where the file cannot be."""
-    if output is None:
-        yield sys.stdout
+def opened(output: str | None) -> Iterator[Output]:
+    """Yield what is written to: stdout for None and for "-". Raises Failure where the file cannot be.
+
+    A file that is there keeps what it holds until the trace begins; one that is not goes again where none does.
+    """
+    if output is None or output == "-":
+        yield Output(sys.stdout, None)
         return
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(Path(output).open("w", encoding="utf-8"))
+            is_new = not os.path.lexists(output)
+            fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            file = stack.enter_context(open(fd, "w", encoding="utf-8"))
         except OSError as error:
             raise Failure(Status.FAILED, f"cannot write {output}: {error.strerror}") from None
-        yield file
+        made = Output(file, fd)
+        try:
+            yield made
+        finally:
+            if is_new and not made.has_begun:
+                with contextlib.suppress(OSError):
+                    os.unlink(output)
+
+
+class Output:
+    """Where a trace goes."""
+
+    def __init__(self, file: IO[str], fd: int | None) -> None:
+        self.file = file
+        self.has_begun = False
+        self._fd = fd
+
+    def begin(self) -> None:
+        """The trace is open: what the file held before is gone from here on."""
+        self.has_begun = True
+        if self._fd is not None and stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.ftruncate(self._fd, 0)
 
 
 @contextlib.contextmanager
@@ -139,8 +187,10 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 class Follower:
     """Takes the records, counts them, and has them written."""
 
-    def __init__(self, writer: Writer, count: int | None) -> None:
+    def __init__(self, writer: Writer, count: int | None, on_open: Callable[[], None]) -> None:
+        """`on_open` is called when the trace is open, before anything is written."""
         self._writer = writer
+        self._on_open = on_open
         self._left = count
         self._totals: Counter[str] = Counter()
         self.is_open = False
@@ -153,6 +203,7 @@ class Follower:
 
     def begin(self) -> None:
         """The trace is open: whatever happens from now on is in it."""
+        self._on_open()
         self.is_open = True
 
     def take(self, entries: Iterator[Entry]) -> None:
@@ -212,7 +263,7 @@ def run(
     from shared.client import Process  # noqa: PLC0415
     from shared.client.trace import TraceSession  # noqa: PLC0415
 
-    with as_failures({**why, errno.ESRCH: (Status.NO_PROCESS, no_process(pids))}):
+    with as_failures({**why, errno.ESRCH: (Status.NO_PROCESS, no_processes(pids))}):
         process = Process.attach(path)
         session = TraceSession(process, globs, pids, buffer, functions, graph_functions)
     reader = session.reader
@@ -238,10 +289,10 @@ def run(
         process.close()
 
 
-def no_process(pids: tuple[int, ...]) -> str:
+def no_processes(pids: tuple[int, ...]) -> str:
     """Return the words for a trace of processes of which one is missing."""
     numbers = ", ".join(map(str, pids))
-    return f"kerneld has not all of the processes {numbers}" if len(pids) > 1 else f"kerneld has no process {numbers}"
+    return f"kerneld has not all of the processes {numbers}" if len(pids) != 1 else no_process(pids[0])
 
 
 def is_hung_up(fd: int) -> bool:

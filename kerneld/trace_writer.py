@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import IO, Protocol, TextIO, cast
 
 from kerneld.failure import Failure, Status
+from shared.clock import WallClock
 from shared.trace.record import Comm, Lost, Record
 from shared.trace.text import Names, as_json, lost_json, lost_line, text_line
 
@@ -50,7 +51,11 @@ class LineWriter:
 
 
 class TextWriter(LineWriter):
-    """Lines as of trace_pipe."""
+    """Lines as of trace_pipe; with a WallClock of the time of day."""
+
+    def __init__(self, file: IO[str], wall: WallClock | None = None) -> None:
+        super().__init__(file)
+        self._wall = wall
 
     def lost(self, lost: Lost) -> None:
         """As trace_pipe says it."""
@@ -58,11 +63,15 @@ class TextWriter(LineWriter):
 
     def event(self, record: Record) -> None:
         """One line."""
-        print(text_line(record, self._names), file=self._file)
+        print(text_line(record, self._names, self._wall), file=self._file)
 
 
 class JsonWriter(LineWriter):
     """One object a line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        super().__init__(file)
+        self._wall = WallClock()
 
     def lost(self, lost: Lost) -> None:
         """An object with `lost` alone."""
@@ -70,7 +79,7 @@ class JsonWriter(LineWriter):
 
     def event(self, record: Record) -> None:
         """One object."""
-        print(as_json(record, self._names), file=self._file)
+        print(as_json(record, self._names, self._wall), file=self._file)
 
 
 def _perfetto(file: IO[str]) -> Writer:

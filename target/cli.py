@@ -17,6 +17,7 @@ from shared.interrupts import Interrupted, raise_on_signals
 from shared.option_types import Seconds, SocketPath
 from shared.process_name import set_process_name
 from shared.standard_streams import complain, discard_output, open_standard_streams
+from shared.version import version_option
 from target.failure import Failure, Status
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
 from target.scenario import Scenario
@@ -70,6 +71,7 @@ Exit status:
     metavar="PATH",
     help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
 )
+@version_option("target")
 def cli(
     list_only: bool, names: tuple[str, ...], delay: float | None, step: bool, loop: bool, socket_path: str | None
 ) -> None:

@@ -9,12 +9,15 @@ import contextlib
 import logging
 import os
 import sys
+import time
+from datetime import datetime
 from enum import StrEnum
 from typing import TextIO, cast
 
 import structlog
 
 from kerneld.ratelimit import RateLimit
+from shared.clock import seconds_text
 from shared.standard_streams import are_colours_welcome
 from shared.terminal import escaped
 
@@ -81,6 +84,13 @@ def _for_terminals(
     return {key: escaped(value) if isinstance(value, str) else value for key, value in event_dict.items()}
 
 
+def _stamp(_logger: object, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Give a line both clocks: the local time, as the inspector has it, and the seconds that a trace has."""
+    entry["timestamp"] = datetime.now().astimezone().isoformat(timespec="microseconds")
+    entry["monotonic"] = seconds_text(time.monotonic_ns())
+    return entry
+
+
 def configure(log_format: LogFormat, level_name: str) -> None:
     """Send the log to stderr from `level_name` (debug, info, warning, error) up."""
     renderer: structlog.typing.Processor
@@ -95,7 +105,7 @@ def configure(log_format: LogFormat, level_name: str) -> None:
     processors: list[structlog.typing.Processor] = [
         LIMITS,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso"),
+        _stamp,
         renderer,
     ]
     if log_format is LogFormat.JSON:

@@ -1,10 +1,11 @@
 """Where the daemon listens: the directory, the lock and the socket file, claimed at start and gone at the end.
 
 The directory is the security boundary: 0700 and the daemon's user's, so that nobody else can connect, or put a socket
-of their own in the daemon's place. With `--allow-group` the group may search it (0710) and connect to the socket
-(0660), and still put nothing there. It is held open and every name is used relative to it, so that what was checked is
-what is used. One daemon per socket path: a lock file beside the socket, locked with flock(2) for as long as the
-daemon lives, says whether a socket file that is there is somebody's or was left by one that was killed.
+of their own in the daemon's place. With `--allow-group` the group may search it (0710, or 0750 where it is so already)
+and connect to the socket (0660), and still put nothing there. It is held open and every name is used relative to it,
+so that what was checked is what is used. One daemon per socket path: a lock file beside the socket, locked with
+flock(2) for as long as the daemon lives, says whether a socket file that is there is somebody's or was left by one that
+was killed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MAX_SOCKET_PATH = 107
 """Longest path that fits sockaddr_un with its final NUL: unix(7). A longer one could be bound, but never reached."""
 BACKLOG = 128
 PRIVATE_MODE, GROUP_MODE = 0o700, 0o710
+MODES_FOR_GROUP = (PRIVATE_MODE, GROUP_MODE, 0o750)
+"""Those that a directory may have whose socket is a group's: members can put nothing there, others do not see it."""
 SOCKET_MODE, GROUP_SOCKET_MODE = 0o600, 0o660
 
 
@@ -48,8 +51,8 @@ class Claim:
         for name in (os.path.basename(self.path), lock_name(self.path)):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=self.directory_fd)
-        if self.group is not None:
-            # As a daemon without a group wants to find it.
+        if self.group is not None and stat.S_IMODE(os.fstat(self.directory_fd).st_mode) == GROUP_MODE:
+            # As a daemon without a group wants to find it; what the administrator has given it, it keeps.
             with contextlib.suppress(OSError):
                 os.fchmod(self.directory_fd, PRIVATE_MODE)
         os.close(self.lock_fd)
@@ -97,21 +100,24 @@ def open_directory(path: str, group: int | None = None) -> int:
     problem = None
     if status.st_uid != os.geteuid():
         problem = f"it belongs to uid {status.st_uid}, not to uid {os.geteuid()}"
-    elif status.st_mode & 0o777 not in (PRIVATE_MODE, PRIVATE_MODE if group is None else GROUP_MODE):
-        problem = f"its mode is {stat.S_IMODE(status.st_mode):04o}, not 0700"
+    elif status.st_mode & 0o777 not in (MODES_FOR_GROUP if group is not None else (PRIVATE_MODE,)):
+        allowed = "not 0700" if group is None else "and not 0700, 0710 or 0750"
+        problem = f"its mode is {stat.S_IMODE(status.st_mode):04o}, {allowed}"
     elif group is not None:
-        problem = _give_to_group(directory_fd, group)
+        problem = _give_to_group(directory_fd, group, status)
     if problem is not None:
         os.close(directory_fd)
         raise SocketPathError(f"refusing the socket directory {directory}: {problem}")
     return directory_fd
 
 
-def _give_to_group(directory_fd: int, group: int) -> str | None:
+def _give_to_group(directory_fd: int, group: int, status: os.stat_result) -> str | None:
     """Let a group search the directory; returns what is in the way."""
     try:
-        os.fchown(directory_fd, -1, group)
-        os.fchmod(directory_fd, GROUP_MODE)
+        if status.st_gid != group:
+            os.fchown(directory_fd, -1, group)
+        if status.st_mode & 0o777 == PRIVATE_MODE:
+            os.fchmod(directory_fd, GROUP_MODE)
     except OSError as error:
         return f"it cannot be given to group {group}: {error.strerror}"
     return None

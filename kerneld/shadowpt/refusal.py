@@ -6,14 +6,12 @@ which waits for nobody's memory.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
+from shared.real_process import read_status
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Pid, Vaddr
 
 NO_PFNS = "the host shows kerneld no frame numbers, which takes root: every pfn is 0, the flags are right"
-_MAX_PID = 1 << 22
-"""Linux v6.8 include/linux/threads.h: PID_MAX_LIMIT."""
 
 
 class NoTarget(NamedTuple):
@@ -34,7 +32,7 @@ def why_no_range(start: Vaddr, end: Vaddr) -> str:
 
 def why_no_target(pid: Pid, *, are_real_ones_allowed: bool, is_asked: bool) -> NoTarget:
     """Say why there is no process `pid` to open a table of: it is none of kerneld's."""
-    fields = _read_status(pid)
+    fields = read_status(pid)
     if fields is None:
         return NoTarget(f"there is no process {pid}, neither kerneld's nor one that this host shows kerneld")
     name = f"process {pid} ({fields.get('Name', '?')})"
@@ -50,14 +48,3 @@ def why_no_target(pid: Pid, *, are_real_ones_allowed: bool, is_asked: bool) -> N
             f"{name} is none of kerneld's, and the caller does not ask for real ones (kerneld start --host-targets)"
         )
     return NoTarget(f"{name} may not be looked at: it is another user's, not dumpable, or kerneld itself may not")
-
-
-def _read_status(pid: Pid) -> dict[str, str] | None:
-    if not 0 < pid <= _MAX_PID:
-        return None
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    pairs = (line.partition(":") for line in lines)
-    return {key: value.strip() for key, _, value in pairs}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import IO
 
 import click
 
@@ -16,10 +15,11 @@ from kerneld.start import Size, socket_option
 from kerneld.strace.calls import MACHINE, parse_trace
 from kerneld.strace.printer import Printer, Style
 from kerneld.strace.summary import summary
-from kerneld.trace_command import Follower, opened, run, stop_signals
+from kerneld.trace_command import Follower, Output, opened, output_option, run, stop_signals
 from kerneld.trace_writer import TextWriter
 from shared.client.path import default_socket_path
 from shared.option_types import Whole
+from shared.real_process import no_process
 from shared.trace.record import Comm, Entry, Lost
 
 _GLOBS = ("raw_syscalls:*", "signal:*", "sched:*")
@@ -57,7 +57,7 @@ Examples:
 @click.option("-t", "clock", count=True, help="The time of day; -tt with microseconds, -ttt since the epoch.")
 @click.option("-r", "--relative-timestamps", "relative", is_flag=True, help="The time since the line before.")
 @click.option("-T", "--syscall-times", "spent", is_flag=True, help="How long each call took.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there. [stdout]")
+@output_option
 @click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
 @socket_option
 def strace(
@@ -79,10 +79,10 @@ def strace(
         raise click.UsageError("PID is missing: which process?")
     calls = frozenset().union(*(parse_trace(one) for one in chosen or ("all",)))
     offset = time.time_ns() - time.monotonic_ns()
-    style = Style(clock, relative, spent, pids=forks and output is not None, realtime_offset=offset)
+    style = Style(clock, relative, spent, pids=forks and output not in (None, "-"), realtime_offset=offset)
     globs = (*_GLOBS, "machine:*") if calls & MACHINE else _GLOBS
-    with opened(output) as file, stop_signals() as stopped:
-        follow = CallFollower(Printer(set(pids), calls, forks, style), file, counts=counts)
+    with opened(output) as out, stop_signals() as stopped:
+        follow = CallFollower(Printer(set(pids), calls, forks, style), out, counts=counts)
         path = socket_path or default_socket_path()
         # A child's first call comes before anybody could ask for it: who follows forks is told of everybody's.
         run(path, globs, () if forks else pids, buffer, None, follow, stopped)
@@ -92,10 +92,10 @@ def strace(
 class CallFollower(Follower):
     """Prints lines, or counts."""
 
-    def __init__(self, printer: Printer, file: IO[str], *, counts: bool) -> None:
-        super().__init__(TextWriter(file), None)
+    def __init__(self, printer: Printer, out: Output, *, counts: bool) -> None:
+        super().__init__(TextWriter(out.file), None, out.begin)
         self._printer = printer
-        self._file = file
+        self._file = out.file
         self._counts = counts
         self._unseen = set(printer.pids)
         self._is_new = True
@@ -123,7 +123,7 @@ class CallFollower(Follower):
     def _check_seen(self) -> None:
         """A trace starts with the names of all whom it may see."""
         if self._is_new and self._unseen:
-            raise Failure(Status.NO_PROCESS, f"kerneld has no process {min(self._unseen)} that you may trace")
+            raise Failure(Status.NO_PROCESS, f"{no_process(min(self._unseen))}: none that you may trace")
         self._is_new = False
 
     def _print(self, line: str) -> None:

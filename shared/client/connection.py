@@ -50,6 +50,7 @@ class Connection:
         self._view = memoryview(self.buffer)
         self._log: list[Any] = []
         self._busy = False
+        self._is_gone = False
         self._spin = Spin()
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -113,6 +114,11 @@ class Connection:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         return answer, fds.tolist()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been closed here, and has not been found ended."""
+        return self._socket.fileno() >= 0 and not self._is_gone
+
     def fileno(self) -> int:
         """Return the socket's descriptor, to wait on: between exchanges it is readable only at the connection's end."""
         return self._socket.fileno()
@@ -154,6 +160,7 @@ class Connection:
     def _raise_gone(self, error: OSError | None) -> NoReturn:
         if error is not None and error.errno not in _GONE and self._socket.fileno() >= 0:
             raise error
+        self._is_gone = True
         raise KerneldGone("kerneld is gone: it stopped, or it has released this process") from None
 
 

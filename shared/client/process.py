@@ -61,6 +61,11 @@ class Process(MemoryCalls):
         """
         return cls(socket_path or default_socket_path(), tid, token)
 
+    def __repr__(self) -> str:
+        thread = f" thread {self.tid}" if self.tid else ""
+        state = "attached to" if self._connection.is_open else "no longer attached to"
+        return f"<Process {getattr(self, 'pid', '?')}{thread} {state} {self.socket_path}>"
+
     def __enter__(self) -> Process:
         return self
 

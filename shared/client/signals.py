@@ -13,13 +13,18 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn, TypeAlias
 
 from shared.client import libc
 from shared.client.errors import KerneldError
-from shared.uapi.signals import Disposition
+from shared.standard_streams import complain
+from shared.uapi.signals import BusCode, Disposition, SegvCode
 from shared.wire import Reply, SigInfo
 
+_CODES: dict[int, type[SegvCode] | type[BusCode]] = {signal.SIGSEGV: SegvCode, signal.SIGBUS: BusCode}
+_OURS = os.path.dirname(__file__) + os.sep
+"""Where the library is: what it does for the program is not where the program is."""
 Handler: TypeAlias = Callable[[int, SigInfo], object]
 """What catches a signal. It may raise, as C's may siglongjmp; when it returns, the access is tried again."""
 Action: TypeAlias = signal.Handlers | Handler
@@ -51,6 +56,7 @@ class SignalActions:
         """
         signo, info = reply.signo, reply.siginfo
         if info is None or info.fatal or signo in self._running:
+            complain(last_words(signo, info))
             die_of(signo)
         action = self.get(signo)
         if isinstance(action, signal.Handlers):
@@ -60,6 +66,23 @@ class SignalActions:
             action(signo, info)
         finally:
             self._running.discard(signo)
+
+
+def last_words(signo: int, info: SigInfo | None) -> str:
+    """Return the line with which a process dies: of what, at which address, and where in the program.
+
+    A C program has its debugger for that; a simulated access stands in no core file.
+    """
+    parts = [f"process {os.getpid()}: {signal.Signals(signo).name}"]
+    if info is not None and signo in _CODES:
+        name = next((code.name for code in _CODES[signo] if code == info.si_code), f"si_code {info.si_code}")
+        parts.append(f"at {info.si_addr:#x} ({name})")
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    if frame is not None:
+        parts.append(f"in {frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_qualname}")
+    return "kerneld: " + " ".join(parts)
 
 
 def disposition_of(action: Action) -> Disposition:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shared.clock import seconds_text
 from shared.terminal import one_line
 from shared.trace.events import FUNCGRAPH_ENTRY
 from shared.trace.record import Lost, Record
@@ -48,9 +49,8 @@ def function_line(record: Record, names: Names, *, classes: bool) -> str:
     """Return a call as the function tracer's line: `comm-tid [000] seconds: function <-caller`."""
     fields = record.fields
     func, parent = (fields[key] if classes else plain_name(fields[key]) for key in ("func", "parent"))
-    seconds, nanoseconds = divmod(record.time, 1_000_000_000)
     who = f"{one_line(names.find(record.pid))[:15]:>16}-{record.tid:<7}"
-    return f"{who} [000] {seconds:>5}.{nanoseconds // 1000:06}: {func} <-{parent or 'loop'}"
+    return f"{who} [000] {seconds_text(record.time):>12}: {func} <-{parent or 'loop'}"
 
 
 class Graph:

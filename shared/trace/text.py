@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shared.clock import WallClock, seconds_text
 from shared.terminal import one_line
 from shared.trace.event import Field, Show
 from shared.trace.events import SYS_ENTER, SYS_EXIT, Cause
@@ -75,11 +76,13 @@ def fields_text(record: Record) -> str:
     return " ".join(f"{one.name}={field_text(one, fields[one.name])}" for one in record.event.fields)
 
 
-def text_line(record: Record, names: Names) -> str:
-    """Return a record as a line of trace_pipe: `comm-tid [000] seconds: event: fields cause=…`."""
+def text_line(record: Record, names: Names, wall: WallClock | None = None) -> str:
+    """Return a record as a line of trace_pipe: `comm-tid [000] seconds: event: fields cause=…`.
+
+    With a WallClock the time of day stands in place of the seconds.
+    """
     who = f"{field_text(_COMM, names.find(record.pid))}-{record.tid:<7}"
-    seconds, nanoseconds = divmod(record.time, 1_000_000_000)
-    when = f"{seconds:>5}.{nanoseconds // 1000:06}"
+    when = f"{seconds_text(record.time):>12}" if wall is None else f"{wall.at(record.time):%H:%M:%S.%f}"
     cause = cause_text(record)
     line = f"{who:>24} [000] {when}: {record.event.name}: {fields_text(record)}"
     return f"{line} cause={cause}" if cause else line
@@ -90,16 +93,20 @@ def lost_line(lost: Lost) -> str:
     return f"CPU:0 [LOST {lost.records} EVENTS]"
 
 
-def as_json(record: Record, names: Names) -> str:
-    """Return a record as one line of JSON; numbers are numbers, entries and frames too."""
+def as_json(record: Record, names: Names, wall: WallClock) -> str:
+    """Return a record as one line of JSON; numbers are numbers, entries and frames too.
+
+    `time` is CLOCK_MONOTONIC in nanoseconds, `when` the local time.
+    """
     named = {
         one.name: field_text(one, record.fields[one.name]) if one.names else record.fields[one.name]
         for one in record.event.fields
     }
+    when = wall.at(record.time).isoformat(timespec="microseconds")
     return json.dumps(
         {
-            "time": record.time, "event": record.event.name, "comm": names.find(record.pid), "pid": record.pid,
-            "tid": record.tid, "owner": record.owner, "cause": cause_text(record),
+            "time": record.time, "when": when, "event": record.event.name, "comm": names.find(record.pid),
+            "pid": record.pid, "tid": record.tid, "owner": record.owner, "cause": cause_text(record),
             "causes": [cause.name.lower() for cause in record.causes], "nr": record.nr, "address": record.address,
             "fields": named,
         }

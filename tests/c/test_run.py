@@ -248,6 +248,15 @@ def test_the_header_of_a_semester(tmp_path: Path, abi: str) -> None:
     assert installed.read_bytes() == (include_directory(abi) / "linux" / "shadowpt.h").read_bytes()
 
 
+def test_the_header_comes_with_libkerneld(tmp_path: Path) -> None:
+    """A program of libkerneld's is compiled with what --header gives, and nothing else."""
+    include = tmp_path / "include"
+    command = [sys.executable, "-m", "kerneld", "run", "--header", str(include)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+    assert f"{include / 'kerneld.h'}: " in done.stderr
+    build(tmp_path / "target", [ROOT / "examples" / "c" / "target.c", include / "kerneld.c"], f"-I{include}")
+
+
 def test_layouts_on_the_wire(daemon_socket: Path) -> None:
     """Fall 2023's layout is args[2] = 23, and there is no third."""
     with Process.attach(str(daemon_socket)) as process:

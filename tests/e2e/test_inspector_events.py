@@ -115,6 +115,21 @@ def test_changes_replayed_are_the_table(daemon: Daemon, target: Client) -> None:
     assert replayed == shown
 
 
+def test_busy_says_who_has_the_table(daemon: Daemon, target: Client) -> None:
+    with daemon.program("inspector", str(target.pid), hex(START), "+32K") as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with daemon.program("inspector", str(target.pid), hex(START), "+4K", "--once") as second:
+            out, err = second.communicate(timeout=SECONDS)
+        assert (second.returncode, out) == (7, "")
+        assert err == (
+            f"inspector: busy: process {first.pid} (inspector) has a table open, of process {target.pid}; "
+            "there is one at a time\n"
+        )
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=SECONDS)
+
+
 def test_a_real_process_of_the_host(daemon: Daemon) -> None:
     """Of a program that is none of kerneld's: the look that found the change is its cause."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as cat:

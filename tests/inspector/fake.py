@@ -42,6 +42,7 @@ class FakeMachine:
         self.live = {PID}
         self.live_until_table: int | None = None
         self.refuse = 0
+        self.explanation = ""
         self.frames: dict[int, bytes] = {}
         self.calls: list[str] = []
         self.looks = 0
@@ -53,6 +54,8 @@ class FakeMachine:
         return self._ours.fileno()
 
     def read_proc(self, path: str) -> bytes:
+        if path == "kerneld/explanation":
+            return self.explanation.encode()
         self.calls.append("read_proc")
         pid = int(path.partition("/")[0])
         gone = self.live_until_table is not None and self.looks > self.live_until_table

@@ -132,12 +132,11 @@ def test_no_daemon(inspector: Inspector) -> None:
     assert "kerneld start" in line
 
 
-@pytest.mark.parametrize(
-    "args", [["999", hex(BASE), "+16K"], ["999"], ["999", "[heap]"], ["999", "--contents", hex(BASE)]]
-)
+@pytest.mark.parametrize("args", [[hex(BASE), "+16K"], [], ["[heap]"], ["--contents", hex(BASE)]])
 def test_no_such_process(inspector: Inspector, args: list[str]) -> None:
     machine = FakeMachine()
-    assert inspector.fail(machine, *args) == (5, "inspector: kerneld has no process 999")
+    # Larger than any pid is.
+    assert inspector.fail(machine, "8388607", *args) == (5, "inspector: kerneld has no process 8388607")
     assert "start" not in machine.calls
     assert machine.calls[-1] == "detach"
 
@@ -161,6 +160,17 @@ def test_a_refused_open(inspector: Inspector, code: int, status: int) -> None:
     machine.refuse = code
     assert inspector.fail(machine, *RANGE)[0] == status
     assert "close" not in machine.calls
+
+
+@pytest.mark.parametrize(("code", "line"), [(errno.EBUSY, "busy: "), (errno.EINVAL, "kerneld refuses: ")])
+def test_a_refusal_says_what_kerneld_says_of_it(inspector: Inspector, code: int, line: str) -> None:
+    machine = FakeMachine()
+    machine.refuse, machine.explanation = code, "process 17 (python) has a table open,\x1b of process 4"
+    assert inspector.fail(machine, *RANGE)[1] == f"inspector: {line}process 17 (python) has a table open,? of process 4"
+
+
+def test_version(inspector: Inspector) -> None:
+    assert inspector.run(None, "--version").stdout.startswith("inspector ")
 
 
 @pytest.mark.parametrize(

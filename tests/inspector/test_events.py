@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -101,6 +102,21 @@ def test_lines(pages: int, old: tuple[int, int], new: tuple[int, int], change: C
     assert plain == f"{line}  (store/fault@{BASE + 8:#x})"
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 200])
+@pytest.mark.parametrize("change", [((1, 7), (0, 0)), ((37, 7), (0, 3)), ((0, 3), (37, 7))])
+def test_a_line_is_folded_where_a_word_ends(columns: int, change: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """A terminal of 80 columns broke words in two: `anonym` and `ous`."""
+    update = update_of(3, *change)
+    whole = click.unstyle(update_line(update, PID))
+    folded = click.unstyle(update_line(update, PID, columns))
+    assert folded.split() == whole.split()
+    lines = folded.split("\n")
+    assert len(lines) == 1 or len(whole) > columns
+    longest = max(columns, len("00:00:00.000000  - 0x7f0000000000-0x7f0000003000  3 pages"))
+    assert all(len(line) <= longest for line in lines)
+    assert all(line.startswith("        ") for line in lines[1:])
+
+
 def test_another_process_is_named_as_the_one_that_did_it() -> None:
     update = update_of(1, (0, 3), (37, 7), (Cause.SYSCALL, Cause.FAULT), Nr.PROCESS_VM_WRITEV)
     assert update_line(update, 1).endswith(f"(process_vm_writev/fault@{BASE + 8:#x} by {PID})")
@@ -121,6 +137,7 @@ def test_a_run_is_its_pages() -> None:
 def test_json_has_numbers() -> None:
     line = json.loads(update_json_line(update_of(1, (0, 3), (37, 7)), PID))
     assert datetime.fromisoformat(line.pop("time")).timestamp() == pytest.approx((NOON + 5_000_000) / 1e9)
+    assert line.pop("monotonic") == 0.005
     assert line == {
         "pid": PID, "vaddr": BASE, "old": {"pfn": 0, "flags": 3}, "new": {"pfn": 37, "flags": 7},
         "cause": f"store/fault@{BASE + 8:#x}", "by": PID,

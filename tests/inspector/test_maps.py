@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from inspector.maps import Mapping, NamedRun, find_named, parse_maps
+from inspector.maps import NamedRun, find_named
+from shared.proc_maps import Mapping, parse_maps
 
 TEXT = """\
 00400000-00401000 r--p 00000000 08:02 173521      /usr/bin/a program

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import click
 import pytest
 
-from inspector.maps import Mapping
 from inspector.table import Entry, diff
 from inspector.view import (
     WIDE_COLUMNS,
@@ -20,6 +19,7 @@ from inspector.view import (
     page_json_line,
     text_lines,
 )
+from shared.proc_maps import Mapping
 from shared.uapi.page import PAGE_SIZE
 
 BASE = 0x7F00_0000_0000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from shared.option_types import UNITS
 from tests.server import daemons
 from tests.server.daemons import private_socket, running_daemon
 
+NOBODY = "8388607"
+"""Larger than any pid is."""
 COMMANDS = ["start", "stop", "status", "ps", "maps", "proc"]
 MAINS: dict[str, Callable[[], object]] = {
     "kerneld": kerneld.cli.main,
@@ -213,9 +216,45 @@ def test_maps_and_proc_print_what_the_process_reads_itself(path: Path) -> None:
 
 
 def test_no_such_process_is_one_line_and_5(path: Path) -> None:
-    done = daemons.kerneld(path, "maps", "1")
-    assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", "kerneld: kerneld has no process 1\n")
+    line = f"kerneld: kerneld has no process {NOBODY}\n"
+    done = daemons.kerneld(path, "maps", NOBODY)
+    assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", line)
     assert daemons.kerneld(path, "proc", "nonsense").returncode == Status.NO_PROCESS
-    for command in (["trace", "--pid", "1"], ["ftrace", "--pid", "1"]):
+    for command in (["trace", "--pid", NOBODY], ["ftrace", "--pid", NOBODY]):
         done = daemons.kerneld(path, *command)
-        assert (done.returncode, done.stderr) == (Status.NO_PROCESS, "kerneld: kerneld has no process 1\n")
+        assert (done.returncode, done.stderr) == (Status.NO_PROCESS, line)
+
+
+@pytest.mark.parametrize("command", [["maps"], ["maps", "--json"], ["trace", "--pid"], ["strace"], ["ftrace", "--pid"]])
+def test_a_real_process_that_is_none_of_kernelds_is_called_so(path: Path, command: list[str]) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as cat:
+        done = daemons.kerneld(path, *command, str(cat.pid))
+        line = f"kerneld: kerneld has no process {cat.pid}: it is a real one (cat), whose memory the host has"
+        assert (done.returncode, done.stdout) == (Status.NO_PROCESS, "")
+        assert done.stderr.startswith(line)
+        assert done.stderr.count("\n") == 1
+
+
+def test_json_of_status_ps_and_maps(path: Path) -> None:
+    process = Process.attach(str(path))
+    try:
+        at = process.mmap(0, 8192, 3, 0x22)
+        status = json.loads(daemons.kerneld(path, "status", "--json").stdout)
+        assert status["status"] == "running"
+        assert status["socket"] == str(path)
+        assert 0 < status["mem_total_kb"] <= 64 << 10
+        assert 0 < status["mem_free_kb"] < status["mem_total_kb"]
+        assert status["shadow_table"] == "closed"
+        assert isinstance(status["uptime_seconds"], float)
+        processes = json.loads(daemons.kerneld(path, "ps", "--json").stdout)["processes"]
+        (own,) = [one for one in processes if one["pid"] == os.getpid()]
+        assert (own["uid"], own["threads"], own["state"]) == (os.getuid(), 1, "S")
+        assert own["vsz_kb"] > own["rss_kb"]
+        maps = json.loads(daemons.kerneld(path, "maps", str(os.getpid()), "--json").stdout)
+        assert maps["pid"] == os.getpid()
+        (mapping,) = [one for one in maps["maps"] if one["start"] <= at < one["end"]]
+        assert (mapping["perms"], mapping["inode"], mapping["name"]) == ("rw-p", 0, "")
+        lines = daemons.kerneld(path, "maps", str(os.getpid())).stdout.splitlines()
+        assert [f"{one['start']:08x}-{one['end']:08x}" for one in maps["maps"]] == [line.split()[0] for line in lines]
+    finally:
+        process.close()

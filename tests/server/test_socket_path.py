@@ -128,9 +128,24 @@ def test_a_group_finds_the_directory_of_a_daemon_that_was_killed(private_dir: Pa
     group = os.getgid()
     private_dir.chmod(0o710)
     claim(str(private_dir / "kerneld.sock"), group).release()
+
+
+def test_a_directory_that_a_group_may_read_is_kept_so(private_dir: Path) -> None:
+    """As administrators give it: `install -d -m 0750 -g students`. Members can put nothing there."""
     private_dir.chmod(0o750)
-    with pytest.raises(SocketPathError, match="0750, not 0700"):
-        claim(str(private_dir / "kerneld.sock"), group)
+    held = claim(str(private_dir / "kerneld.sock"), os.getgid())
+    assert stat.S_IMODE(private_dir.stat().st_mode) == 0o750
+    assert stat.S_IMODE((private_dir / "kerneld.sock").stat().st_mode) == 0o660
+    held.release()
+    assert stat.S_IMODE(private_dir.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o711, 0o751, 0o770, 0o730, 0o500, 0o550])
+def test_a_directory_that_others_see_or_the_group_can_write_is_refused(private_dir: Path, mode: int) -> None:
+    private_dir.chmod(mode)
+    with pytest.raises(SocketPathError, match=f"{mode:04o}, and not 0700, 0710 or 0750"):
+        claim(str(private_dir / "kerneld.sock"), os.getgid())
+    private_dir.chmod(0o700)
 
 
 def test_groups_by_name_and_by_number() -> None:

@@ -25,6 +25,11 @@ def run_target(*arguments: str, socket: str = "/nonexistent/kerneld.sock") -> su
     )
 
 
+def test_version() -> None:
+    done = run_target("--version")
+    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "target", "")
+
+
 def test_all_are_chosen_in_their_order() -> None:
     assert choose([], loop=False) == list(TOUR)
 

@@ -1,0 +1,18 @@
+"""Who listens at a socket, for the commands that ask."""
+
+from __future__ import annotations
+
+from kerneld.failure import Failure, Status
+
+
+def get_daemon(path: str) -> int:
+    """Return the pid of the daemon at `path`. Raises Failure(NO_DAEMON) or Failure(NOT_PERMITTED)."""
+    from kerneld.server.peer import find_daemon  # noqa: PLC0415
+
+    try:
+        pid = find_daemon(path)
+    except PermissionError:
+        raise Failure(Status.NOT_PERMITTED, f"not permitted to use the kerneld at {path}") from None
+    if pid is None:
+        raise Failure(Status.NO_DAEMON, f"kerneld does not run: nobody listens at {path}")
+    return pid

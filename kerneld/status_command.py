@@ -1,0 +1,104 @@
+"""`kerneld status` and `kerneld ps`: how the daemon is doing, and whom it serves."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NamedTuple
+
+import click
+
+from kerneld.daemon_at import get_daemon
+from kerneld.proc_reading import read_proc
+from kerneld.start import socket_option
+from shared.client.path import default_socket_path
+from shared.terminal import one_line
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, on one line.")
+_UNITS = {"kB": "kb", "s": "seconds"}
+
+
+@click.command(
+    short_help="Say whether kerneld runs, and how it is doing.",
+    help="""Say whether kerneld runs, and how it is doing. Exit status 0 when it runs, 3 when it does not.
+
+\b
+Examples:
+  kerneld status
+  kerneld status --json             an object on one line, for programs: mem_free_kb, tasks …
+  kerneld status > /dev/null || kerneld start --detach
+""",
+)
+@json_option
+@socket_option
+def status(as_json: bool, socket_path: str | None) -> None:
+    """Print what kerneld says of itself."""
+    path = socket_path or default_socket_path()
+    rows = [("Status", "running"), ("Pid", str(get_daemon(path))), ("Socket", path)]
+    for line in read_proc(path, "kerneld/status").decode("utf-8", "replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() != "pid":
+            rows.append((key.strip(), value.strip()))
+    if as_json:
+        click.echo(json.dumps(dict(_json_pair(key, value) for key, value in rows)))
+        return
+    width = max(len(key) for key, _ in rows) + 2
+    for key, value in rows:
+        click.echo(f"{key + ':':<{width}}{one_line(value)}")
+
+
+def _json_pair(key: str, value: str) -> tuple[str, object]:
+    """Return a row as a name, with its unit, and a value: `MemFree: 12 kB` is mem_free_kb, 12."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: (kB|s))?", value)
+    if match is None or key == "Socket":
+        return name, value
+    number, unit = match.groups()
+    return f"{name}_{_UNITS[unit]}" if unit else name, float(number) if "." in number else int(number)
+
+
+class _Task(NamedTuple):
+    """A line of kerneld/tasks: its columns, which are the heads of the table too."""
+
+    pid: str
+    uid: str
+    threads: str
+    vsz: str
+    rss: str
+    state: str
+    command: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return it with numbers as numbers, and sizes named by their unit."""
+        numbers = {name: int(getattr(self, name)) for name in ("pid", "uid", "threads")}
+        sizes = {"vsz_kb": int(self.vsz), "rss_kb": int(self.rss)}
+        command = re.sub(r"\\([\\n])", lambda match: "\n" if match[1] == "n" else "\\", self.command)
+        return {**numbers, **sizes, "state": self.state, "command": command}
+
+
+@click.command(
+    short_help="List the processes that kerneld serves.",
+    help="""List the processes that kerneld serves (this command is one of them). VSZ and RSS are in KiB.
+
+\b
+Examples:
+  kerneld ps
+  kerneld ps --json                 an object on one line, for programs
+  kerneld ps --socket ~/machine/kerneld.sock
+""",
+)
+@json_option
+@socket_option
+def ps(as_json: bool, socket_path: str | None) -> None:
+    """Print a table as ps(1) does: numbers to the right, the command last."""
+    tasks = read_proc(socket_path or default_socket_path(), "kerneld/tasks").decode("utf-8", "surrogateescape")
+    nr_columns = len(_Task._fields)
+    rows = [_Task(*line.split("\t", nr_columns - 1)) for line in tasks.removesuffix("\n").split("\n")]
+    if as_json:
+        click.echo(json.dumps({"processes": [row.as_json() for row in rows]}))
+        return
+    heads = _Task(*(name.upper() for name in _Task._fields))
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(nr_columns - 1)]
+    for row in (heads, *rows):
+        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
+        click.echo(" ".join([*cells, one_line(row.command)]))

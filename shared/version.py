@@ -1,0 +1,27 @@
+"""--version, the same of all three programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def version_option(program: str) -> Callable[[Any], Any]:
+    """Return the decorator that gives a command --version: a line with the program's name, and the end."""
+
+    def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+        if not wanted:
+            return
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  (slow, for this alone)
+
+        try:
+            click.echo(f"{program} {version('kerneld')}")
+        except PackageNotFoundError:
+            click.echo(f"{program} (run from a checkout, not installed)")
+        ctx.exit()
+
+    return click.option(
+        "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print the version."
+    )
