@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shared.standard_streams import complain, discard_output
+from shared.standard_streams import complain, discard_output, flush_output
 
 
 class Status(IntEnum):
@@ -42,15 +42,18 @@ class OneLineCommand(click.Command):
         kwargs["standalone_mode"] = False
         try:
             status = super().main(*args, **kwargs)
+            sys.stdout.flush()
         except click.ClickException as error:
             hint = " (inspector --help tells more)" if isinstance(error, click.UsageError) else ""
             complain(f"inspector: {' '.join(error.format_message().split())}{hint}")
-            sys.exit(error.status if isinstance(error, Failure) else error.exit_code)
+            status = error.status if isinstance(error, Failure) else error.exit_code
         except click.Abort:
             complain("inspector: interrupted")
-            sys.exit(Status.FAILED)
+            status = Status.FAILED
         except OSError as error:
-            complain(f"inspector: cannot write: {error.strerror}")
+            if not isinstance(error, BrokenPipeError):
+                complain(f"inspector: cannot write: {error.strerror}")
             discard_output()
-            sys.exit(Status.FAILED)
+            status = Status.FAILED
+        flush_output()
         sys.exit(status or Status.OK)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
-from shared.standard_streams import complain, discard_output
+from shared.standard_streams import complain, discard_output, flush_output
 
 OWN_OPTIONS = ("-h", "--help", "--version")
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -97,6 +97,7 @@ class Commands(click.Group):
         except Exception as error:
             # A bug of ours; the daemon's log has the traceback, people get a line.
             status = say(f"internal error: {type(error).__name__}: {error}", Status.FAILED)
+        flush_output()
         sys.exit(status)
 
 

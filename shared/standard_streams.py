@@ -7,14 +7,45 @@ kerneld's answers would be read as somebody's input. Answers to what a C library
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+STDERR_FD = 2
+_replaced: list[TextIO | None] = []
+"""What standard error was: it would close the descriptor if nobody had it any more."""
+
+
+class _Errors(io.RawIOBase):
+    """Descriptor 2, written to as well as can be: what cannot be said there can be said to nobody.
+
+    An error while it is written would be met again when the interpreter ends and flushes, and make its status 120.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        whole = memoryview(data).cast("B")
+        with contextlib.suppress(OSError):
+            return os.write(STDERR_FD, whole)
+        return len(whole)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return STDERR_FD
+
+    def isatty(self) -> bool:
+        return os.isatty(STDERR_FD)
 
 
 def open_standard_streams() -> None:
     """Open each of descriptors 0, 1 and 2 that is closed on /dev/null, for this program alone.
 
-    Must be called before anything else is opened.
+    Standard error is one that takes everything from here on. Must be called before anything else is opened.
     """
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -25,13 +56,29 @@ def open_standard_streams() -> None:
     # The interpreter has noted None for what was closed when it began.
     sys.stdin = sys.stdin or open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    _replaced.append(sys.stderr)
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    errors = io.BufferedWriter(_Errors())
+    sys.stderr = io.TextIOWrapper(errors, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def discard_output() -> None:
     """Send what standard output still holds, and whatever follows, nowhere: it could not be written."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
+
+
+def flush_output() -> OSError | None:
+    """Write what standard output still holds; where that fails it is discarded, and the error returned.
+
+    The last thing that a program does: what is left to the interpreter's end makes the status 120 where it fails.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        discard_output()
+        return error
+    return None
 
 
 def complain(line: str) -> None:

@@ -16,7 +16,7 @@ from shared.client.signals import die_of
 from shared.interrupts import Interrupted, raise_on_signals
 from shared.option_types import Seconds, SocketPath
 from shared.process_name import set_process_name
-from shared.standard_streams import complain, discard_output, open_standard_streams
+from shared.standard_streams import complain, discard_output, flush_output, open_standard_streams
 from shared.version import version_option
 from target.failure import Failure, Status
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
@@ -123,6 +123,7 @@ def main() -> NoReturn:
             complain(f"target: cannot write: {error.strerror}")
         discard_output()
         status = Status.FAILED
+    flush_output()
     sys.exit(status)
 
 
@@ -149,7 +150,10 @@ def end(process: Process, scenarios: Sequence[Scenario]) -> None:
 def attach(socket_path: str | None) -> Process:
     """Return this process as kerneld sees it. Raises Failure."""
     try:
-        return Process.attach(socket_path)
+        process = Process.attach(socket_path)
+        # The tour itself says what it dies of.
+        process.says_where = False
+        return process
     except KerneldUnavailable as error:
         # The library says why in words; the errno behind them tells a locked door from an empty house.
         is_locked = isinstance(error.__context__, PermissionError)

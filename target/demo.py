@@ -23,7 +23,7 @@ import click
 
 from shared.client.signals import die_of
 from shared.interrupts import Interrupted, raise_on_signals
-from shared.standard_streams import are_colours_welcome, complain, discard_output, open_standard_streams
+from shared.standard_streams import are_colours_welcome, complain, discard_output, flush_output, open_standard_streams
 from target.demo_inspector import LiveInspector, Print, pick_shown
 from target.demo_program import PATIENCE_SECONDS, DemoError, Program
 from target.failure import Status
@@ -231,6 +231,7 @@ def main() -> NoReturn:
     except Interrupted as interrupted:
         complain(f"demo: ended by {interrupted}")
         die_of(interrupted.signo)
+    flush_output()
     sys.exit(status)
 
 

@@ -133,6 +133,15 @@ class SystemCalls:
         self._actions.set(signo, action)
         return before
 
+    @property
+    def says_where(self) -> bool:
+        """Whether a signal that ends this process is said on stderr first: of which address, in which line."""
+        return self._actions.says_where
+
+    @says_where.setter
+    def says_where(self, value: bool) -> None:
+        self._actions.says_where = value
+
     def _connect(self, socket_path: str) -> None:
         self._owner = os.getpid()
         self._forks = _forks

@@ -36,6 +36,8 @@ class SignalActions:
     def __init__(self) -> None:
         self._actions: dict[int, Action] = {}
         self._running: set[int] = set()
+        self.says_where = True
+        """Whether a fatal signal is said on stderr, with its address and the line of the program."""
 
     def get(self, signo: int) -> Action:
         """Return the action of `signo`: SIG_DFL, SIG_IGN or a handler."""
@@ -56,7 +58,8 @@ class SignalActions:
         """
         signo, info = reply.signo, reply.siginfo
         if info is None or info.fatal or signo in self._running:
-            complain(last_words(signo, info))
+            if self.says_where:
+                complain(last_words(signo, info))
             die_of(signo)
         action = self.get(signo)
         if isinstance(action, signal.Handlers):

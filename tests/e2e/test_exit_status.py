@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -43,7 +44,8 @@ def test_the_parent_sees_the_signal(
     prepare(client)
     client.send((method, args, {}))
     assert client.wait() == -signo
-    assert client.stderr == b""
+    name = signal.Signals(signo).name.encode()
+    assert re.fullmatch(rb"kerneld: process %d: %s at 0x[0-9a-f]+ \(.*\) in .*\n" % (client.pid, name), client.stderr)
     assert free_kb(inspector) == free
 
 

@@ -49,11 +49,15 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(words: Sequence[str], socket: Path, redirection: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of the project with a shell's redirection."""
+    """Run a program of the project with a shell's redirection.
+
+    Its streams are buffered, as they are where nobody has said otherwise: what is left in them at the end counts too.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     words = [str(os.getpid()) if word == "SELF" else word for word in words]
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-P", "-m", *words],
-        env={**os.environ, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)},
+        env={**inherited, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)},
         capture_output=True,
         stdin=subprocess.DEVNULL,
         text=True,
@@ -82,12 +86,56 @@ def test_a_closed_input_has_ended(socket: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["kerneld", "status"], ["inspector", "1", "0", "+4K"], ["target"]], ids=lambda words: words[0]
+    ("words", "status"),
+    [
+        (["kerneld", "status"], 3),
+        (["kerneld", "ps"], 3),
+        (["kerneld", "maps", "1"], 3),
+        (["kerneld", "proc", "meminfo"], 3),
+        (["kerneld", "stop"], 3),
+        (["kerneld", "trace"], 3),
+        (["kerneld", "ftrace"], 3),
+        (["kerneld", "strace", "1"], 3),
+        (["kerneld", "run", "--", "true"], 3),
+        (["kerneld", "run", "--", "/nowhere"], 8),
+        (["kerneld", "run", "--header", "/dev/null"], 1),
+        (["kerneld", "inspect-dump", "/nowhere"], 1),
+        (["kerneld", "referee", "--replay", "/nowhere"], 1),
+        (["kerneld", "start", "--socket", "/proc/kerneld.sock"], 7),
+        (["kerneld", "nonsense"], 2),
+        (["inspector", "1", "0", "+4K"], 3),
+        (["inspector", "1", "5"], 2),
+        (["target"], 3),
+        (["target", "--nonsense"], 2),
+        (["target.demo", "--nonsense"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_status_is_kept_where_its_line_cannot_be_said(
+    words: list[str], status: int, redirection: str, tmp_path: Path
+) -> None:
+    done = run(words, tmp_path / "nobody", redirection)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["kerneld", "trace", "--duration", "0"],
+        ["kerneld", "ftrace", "--duration", "0"],
+        ["kerneld", "strace", "-c", "SELF"],
+        ["inspector", "SELF", "[stack]", "--once"],
+        ["kerneld", "run", "--header", "include"],
+    ],
+    ids=" ".join,
 )
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
-def test_a_status_is_kept_where_its_line_cannot_be_said(words: list[str], redirection: str, tmp_path: Path) -> None:
-    done = run(words, tmp_path / "nobody", redirection)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+def test_what_is_said_beside_is_no_failure_where_it_cannot_be(
+    words: list[str], redirection: str, socket: Path, tmp_path: Path
+) -> None:
+    words = [str(tmp_path / "include") if word == "include" else word for word in words]
+    assert run(words, socket, redirection).returncode == run(words, socket, "").returncode
 
 
 def test_a_daemon_without_any_of_the_three_serves(tmp_path: Path) -> None:
