@@ -147,8 +147,7 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
     kind = flags & MAP_TYPE
     if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
         raise SysError(errno.EINVAL)
-    # File systems on disk know MAP_SYNC, and refuse it later where the disk is none (Linux: mmap_supported_flags).
-    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | (0 if file.mapping.is_shmem else Map.SYNC.value)
+    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | mmap_supported_flags(file)
     if kind == _SHARED_VALIDATE and flags & ~known:
         raise SysError(errno.EOPNOTSUPP)
     if kind != _PRIVATE:
@@ -168,6 +167,14 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
     if vm_flags & VM_GROWSDOWN:
         raise SysError(errno.EINVAL)
     return vm_flags
+
+
+def mmap_supported_flags(file: File) -> int:
+    """Return the flags of MAP_SHARED_VALIDATE that a file's file system knows beside those of all.
+
+    Those on disk know MAP_SYNC, and refuse it later where the disk is none. Source: Linux v6.8 fs/ext4/file.c.
+    """
+    return 0 if file.mapping.is_shmem else Map.SYNC.value
 
 
 def may_expand_vm(mm: MmStruct, vm_flags: int, pages: int) -> bool:

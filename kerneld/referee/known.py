@@ -39,6 +39,7 @@ from kerneld.mm import (
 from kerneld.mm.filemap import AddressSpace
 from kerneld.referee import (
     earlier_rules,
+    file_systems,
     five_levels,
     later_merge,
     later_mremap,
@@ -291,6 +292,34 @@ KNOWN = (
             (munmap, "unmap_vma", this_host.unmap_vma),
             (AddressSpace, "unlink_vma", this_host.unlink_vma),
         ),
+    ),
+    Known(
+        (0, 0),
+        "the file system of the programs' files, as overlayfs",
+        "Long mappings of regular files are not aligned to 2 MiB.",
+        ((unmapped_area, "_aligned_to_pmd", OnTop(file_systems.aligns_no_file)),),
+        witness=witnesses.aligns_no_file,
+    ),
+    Known(
+        (0, 0),
+        "the file system of the programs' files, as overlayfs",
+        "New mappings of regular files do not merge with their neighbours.",
+        ((vma_merge, "merge_into_neighbours", OnTop(file_systems.merges_no_new_mapping)),),
+        witness=witnesses.merges_no_new_mapping,
+    ),
+    Known(
+        (0, 0),
+        "the file system of the programs' files, as overlayfs and btrfs",
+        "MAP_SYNC is a flag that it does not know.",
+        ((mmap, "mmap_supported_flags", file_systems.knows_no_map_sync),),
+        witness=witnesses.knows_no_map_sync,
+    ),
+    Known(
+        (0, 0),
+        "the file system of the programs' files, as btrfs",
+        "MAP_SYNC of a private mapping is taken.",
+        ((mmap, "_call_mmap", OnTop(file_systems.takes_map_sync)),),
+        witness=witnesses.takes_map_sync,
     ),
     Known(
         (0, 0),

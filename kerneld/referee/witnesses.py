@@ -16,6 +16,8 @@ from shared.uapi.signals import SegvCode
 
 P = PAGE_SIZE
 REGULAR, SEALABLE = 1, 8
+_FOR_WRITING = 3
+"""The regular file, open for writing alone."""
 _READ, _WRITE, _EXEC = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value
 _RW = _READ | _WRITE
 _PRIVATE, _SHARED, _FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
@@ -234,3 +236,28 @@ def takes_a_key_before_a_place(stage: Stage) -> bool:
 def has_no_key_to_give(stage: Stage) -> bool:
     """A processor without keys has none left the first time."""
     return stage.play(call("pkey_alloc", 0, 0)).rets[0] == -errno.ENOSPC
+
+
+def aligns_no_file(stage: Stage) -> bool:
+    """Four MiB of a file are not aligned to two."""
+    return stage.play(mmap(0, 2 * PMD_SIZE, _READ, _PRIVATE, file=REGULAR)).rets[0] % PMD_SIZE != 0
+
+
+def merges_no_new_mapping(stage: Stage) -> bool:
+    """A file's first page is mapped in front of its second."""
+    played = stage.play(
+        mmap(0, P, _READ, _PRIVATE | _FIXED, at=At(Base.ZERO, 1 << 28), file=REGULAR, offset=P),
+        mmap(1, P, _READ, _PRIVATE | _FIXED, at=At(0, -P), file=REGULAR),
+    )
+    return len(played.mappings(played.rets[1], 2)) == 2
+
+
+def knows_no_map_sync(stage: Stage) -> bool:
+    """The flag is looked at before the right to read, which this open file has not."""
+    played = stage.play(mmap(0, P, _READ, Map.SHARED_VALIDATE.value | Map.SYNC.value, file=_FOR_WRITING))
+    return played.rets[0] == -errno.EOPNOTSUPP
+
+
+def takes_map_sync(stage: Stage) -> bool:
+    """MAP_PRIVATE does not look at flags, so that the file system has to."""
+    return stage.play(mmap(0, P, _READ, _PRIVATE | Map.SYNC.value, file=REGULAR)).rets[0] > 0

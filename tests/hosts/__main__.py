@@ -1,5 +1,6 @@
 """`python -m tests.hosts`, or `make hosts`: a command of this checkout on another kernel, in a virtual machine."""
 
+import signal
 import sys
 
 from tests.hosts import guest
@@ -22,6 +23,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl+C: the guest ends, and what it works on is put away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
