@@ -15,7 +15,7 @@ from kerneld.mm.vma import Vma
 from kerneld.referee.later_rules import AlignedToPmd
 from shared.uapi.page import Vaddr
 
-CallMmap: TypeAlias = "Callable[[File, int, int], None]"
+CallMmap: TypeAlias = "Callable[[File, int, int], int]"
 MergeIntoNeighbours: TypeAlias = "Callable[[MmStruct, Vaddr, Vaddr, int, File | None, int], Vma | None]"
 
 
@@ -49,7 +49,7 @@ def knows_no_map_sync(file: File) -> int:
 def takes_map_sync(earlier: CallMmap) -> CallMmap:
     """Source: one that does not ask what disk it is on: Linux v6.8 fs/btrfs/file.c:btrfs_file_mmap()."""
 
-    def call_mmap(file: File, vm_flags: int, pgoff: int) -> None:
-        earlier(file, vm_flags & ~VM_SYNC, pgoff)
+    def call_mmap(file: File, vm_flags: int, pgoff: int) -> int:
+        return earlier(file, vm_flags & ~VM_SYNC, pgoff) | vm_flags & VM_SYNC
 
     return call_mmap

@@ -15,13 +15,6 @@ without the rule.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
-
 from kerneld.fs import proc_maps
 from kerneld.mm import (
     fault,
@@ -48,44 +41,12 @@ from kerneld.referee import (
     this_host,
     witnesses,
 )
-from kerneld.referee.mode import Mode
-from kerneld.referee.witness import Stage, Witness
+from kerneld.referee.difference import Here, Known, OnTop
 from kerneld.syscalls import remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv, Map
 
 _KNOWN_MAPS_FLAGS = {"lf": "??"}
-
-
-class OnTop(NamedTuple):
-    """A rule that is made of the one which is there when it comes: kerneld's own, or that of an entry before."""
-
-    make: Callable[[Any], Any]
-
-
-class Here(NamedTuple):
-    """A rule for the one module that is named: others that have the same by name keep it."""
-
-    rule: Any
-
-
-class Known(NamedTuple):
-    """One difference."""
-
-    since: tuple[int, int]
-    """The release that brought it; (0, 0) for one of configuration. For people: it decides nothing where there is a
-    witness."""
-    source: str
-    """The commit that brought it, or the function that it changed; of one of configuration, what it depends on."""
-    what: str
-    rules: tuple[tuple[Any, str, Any], ...] = ()
-    """What replaces what: a module of kerneld, a name in it, the other rule."""
-    applies: Callable[[], bool] = lambda: True
-    """Whether the host is built so; asked before the witness."""
-    witness: Witness | None = None
-    """Plays a program on the host and tells whether it has the difference; without one its release decides."""
-    before: tuple[int, int] | None = None
-    """Of a rule that steps back from v6.8: the release that first had v6.8's."""
 
 
 KNOWN = (
@@ -342,55 +303,6 @@ KNOWN = (
 )
 
 
-_decided: dict[Mode, tuple[Known, ...]] = {}
-
-
-def decide(stage: Stage, mode: Mode = Mode.PLAIN) -> tuple[Known, ...]:
-    """Return the differences that the host has, as their witnesses say: played once a process for each mode.
-
-    `stage` is the host's, before any program is run on it.
-    """
-    if mode not in _decided:
-        release = host_release()
-        _decided[mode] = tuple(known for known in KNOWN if known.applies() and _has(known, stage, release))
-    return _decided[mode]
-
-
-def _has(known: Known, stage: Stage, release: tuple[int, int]) -> bool:
-    if known.witness is not None:
-        return known.witness(stage)
-    return known.since <= release and (known.before is None or release < known.before)
-
-
-def host_release() -> tuple[int, int]:
-    """Return the host kernel's version, for differences without a witness."""
-    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def normal_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
     """Return a host's VmFlags as v6.8 names them."""
     return tuple(_KNOWN_MAPS_FLAGS.get(flag, flag) for flag in flags)
-
-
-@contextlib.contextmanager
-def following(differences: Iterable[Known]) -> Iterator[None]:
-    """Let kerneld follow the rules of differences, wherever a module of kerneld has its own by name."""
-    undo: list[tuple[Any, str, Any]] = []
-    modules = [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith("kerneld.") and not name.startswith(f"{__package__}.") and module is not None
-    ]
-    try:
-        for owner, name, rule in (each for known in differences for each in known.rules):
-            earlier = getattr(owner, name)
-            new = rule.make(earlier) if isinstance(rule, OnTop) else rule.rule if isinstance(rule, Here) else rule
-            places = [module for module in modules if module.__dict__.get(name) is earlier and module is not owner]
-            for place in [owner] if isinstance(rule, Here) else [owner, *places]:
-                undo.append((place, name, earlier))
-                setattr(place, name, new)
-        yield
-    finally:
-        for module, name, earlier in reversed(undo):
-            setattr(module, name, earlier)

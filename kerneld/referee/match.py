@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from kerneld.errors import KernelBug
 from kerneld.referee.compare import Difference, find_difference
+from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.host_swap import host_swap
-from kerneld.referee.known import Known, decide, following
+from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import Op, Program
@@ -128,7 +129,7 @@ def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> It
         try:
             ours = Simulated(folders[1], host.layout, mode, check_invariants=check_invariants)
             try:
-                known = decide(Stage(host, host.layout), mode)
+                known = decide(KNOWN, Stage(host, host.layout), mode)
                 with following(known):
                     yield Match(ours, host, mode, known)
             finally:

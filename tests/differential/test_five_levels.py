@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kerneld.mm import mremap, munmap
+from kerneld.referee.difference import following
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL, is_out_of_reach
-from kerneld.referee.known import KNOWN, following
+from kerneld.referee.known import KNOWN
 from shared.uapi import page
 from shared.uapi.mman import Mremap
 from shared.uapi.page import TASK_SIZE

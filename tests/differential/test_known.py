@@ -12,8 +12,9 @@ import pytest
 
 from kerneld.mm import fault, mremap
 from kerneld.mm.filemap import AddressSpace
-from kerneld.referee import known
-from kerneld.referee.known import KNOWN, Known, OnTop, decide, following
+from kerneld.referee import difference as mechanism
+from kerneld.referee.difference import Known, OnTop, decide, following
+from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
 from kerneld.referee.program import Op
 from kerneld.referee.simulated import Simulated
@@ -70,13 +71,11 @@ def test_witnesses_decide_and_not_the_release(stage: Stage, monkeypatch: pytest.
         Known((0, 0), "old", "", before=(6, 8)),
         Known((0, 0), "not built so", "", applies=lambda: False, witness=lambda _: True),
     )
-    monkeypatch.setattr(known, "KNOWN", differences)
-    monkeypatch.setattr(known, "_decided", {})
-    monkeypatch.setattr(known, "host_release", lambda: (6, 17))
-    assert [difference.source for difference in decide(stage)] == ["yes", "by release"]
-    monkeypatch.setattr(known, "KNOWN", ())
-    assert len(decide(stage)) == 2  # played once a process
-    assert not decide(stage, Mode.HUGE)
+    monkeypatch.setattr(mechanism, "_decided", {})
+    monkeypatch.setattr(mechanism, "host_release", lambda: (6, 17))
+    assert [difference.source for difference in decide(differences, stage)] == ["yes", "by release"]
+    assert len(decide((), stage)) == 2  # played once a process
+    assert not decide((), stage, Mode.HUGE)
 
 
 def test_a_rule_stands_on_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
