@@ -46,6 +46,8 @@ class Known(NamedTuple):
     """Plays a program on the host and tells whether it has the difference; without one its release decides."""
     before: tuple[int, int] | None = None
     """Of a rule that steps back from v6.8: the release that first had v6.8's."""
+    mode: Mode | None = None
+    """The one mode that shows it, and in which it is followed; None for every mode."""
 
 
 _decided: dict[Mode, tuple[Known, ...]] = {}
@@ -58,7 +60,8 @@ def decide(differences: Iterable[Known], stage: Stage, mode: Mode = Mode.PLAIN) 
     """
     if mode not in _decided:
         release = host_release()
-        _decided[mode] = tuple(known for known in differences if known.applies() and _has(known, stage, release))
+        here = [known for known in differences if known.mode in (None, mode) and known.applies()]
+        _decided[mode] = tuple(known for known in here if _has(known, stage, release))
     return _decided[mode]
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
+from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State, View
 from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import FILES, U32, U64, At, Base, Op, default_slots
@@ -45,8 +46,10 @@ class Side(Protocol):
 class Execution:
     """A program under way on one side."""
 
-    def __init__(self, side: Side, layout: Layout, *, pages_out: bool = True) -> None:
+    def __init__(self, side: Side, layout: Layout, mode: Mode = Mode.PLAIN, *, pages_out: bool = True) -> None:
+        """Without `pages_out` MADV_PAGEOUT is passed over."""
         self._side = side
+        self._mode = mode
         self._pages_out = pages_out
         self._forbidden = (*layout.taken, _STACK_ROOM)
         self._task_size = layout.task_size
@@ -65,7 +68,7 @@ class Execution:
 
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
-        if self._hits_runner(op, args) or (not self._pages_out and _is_pageout(op)):
+        if self._hits_runner(op, args) or self._is_left_out(op, args):
             return PASSED_OVER
         if self._task_size > TASK_SIZE and is_out_of_reach(op.name, args):
             return PASSED_OVER
@@ -114,6 +117,23 @@ class Execution:
             if any(start < high and low < end for low, high in self._forbidden):
                 return True
         return False
+
+    def _is_left_out(self, op: Op, args: tuple[int, ...]) -> bool:
+        """Tell whether an operation asks for what kerneld has not, or not in this mode."""
+        if op.name not in ("madvise", "process_madvise"):
+            return False
+        if Madv.PAGEOUT in op.args and not self._pages_out:
+            return True
+        if Madv.COLLAPSE not in op.args or self._mode is not Mode.HUGE:
+            return False
+        # Shared memory and files have no huge pages in kerneld.
+        who, start, length = (op.who, *args[:2]) if op.name == "madvise" else args[:3]
+        view = self._views.get(who)
+        mappings = view.mappings if view is not None else ()
+        return any(
+            mapping.start < start + length and start < mapping.end and mapping.name not in ("", "[heap]")
+            for mapping in mappings
+        )
 
     def _mmap(self, op: Op, args: tuple[int, ...]) -> Outcome:
         file = -1 if args[3] & Map.ANONYMOUS.value else op.file
@@ -165,10 +185,6 @@ class Execution:
     def _wrpkru(self, op: Op, args: tuple[int, ...]) -> Outcome:
         # Key 0 is that of all that the runner has: it stays open.
         return self._side.wrpkru(op.who, args[0] & U32 & ~3)
-
-
-def _is_pageout(op: Op) -> bool:
-    return op.name in ("madvise", "process_madvise") and Madv.PAGEOUT in op.args
 
 
 _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {

@@ -6,12 +6,12 @@ import contextlib
 import ctypes
 import mmap
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.referee.errors import HostError
+from kerneld.referee.keeper import READY, keeper
 from kerneld.referee.outcome import PM_SWAP
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
@@ -25,26 +25,12 @@ def host_swap(folder: Path) -> Iterator[None]:
     """Give the host a swap file in `folder`. Raises HostError, in words, where it cannot have one."""
     if os.geteuid():
         raise HostError("the swap mode needs root: only root may give the host a swap file")
-    keeper = subprocess.Popen(
-        [sys.executable, "-m", "kerneld.referee.swap_keeper", str(folder / "swap"), str(SWAP_BYTES)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with keeper:
-        assert keeper.stdin is not None
-        assert keeper.stdout is not None
-        answer = keeper.stdout.readline().strip()
-        try:
-            if answer != "ready":
-                raise HostError(f"no swap: {answer or 'its keeper has died'}")
-            if not _is_swapped_out():
-                raise HostError("no swap: what is paged out stays in memory here (a limit of the control group?)")
-            yield
-        finally:
-            keeper.stdin.close()
-            keeper.wait()
+    with keeper("swap_keeper", str(folder / "swap"), str(SWAP_BYTES)) as answer:
+        if answer != READY:
+            raise HostError(f"no swap: {answer or 'its keeper has died'}")
+        if not _is_swapped_out():
+            raise HostError("no swap: what is paged out stays in memory here (a limit of the control group?)")
+        yield
 
 
 def _is_swapped_out() -> bool:

@@ -42,6 +42,7 @@ from kerneld.referee import (
     witnesses,
 )
 from kerneld.referee.difference import Here, Known, OnTop
+from kerneld.referee.known_modes import KNOWN_OF_MODES
 from kerneld.syscalls import remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv, Map
@@ -300,6 +301,7 @@ KNOWN = (
         ),
         this_host.has_ksm,
     ),
+    *KNOWN_OF_MODES,
 )
 
 

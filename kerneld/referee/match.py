@@ -18,6 +18,7 @@ from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.host_swap import host_swap
+from kerneld.referee.keeper import keeper
 from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State
@@ -79,7 +80,9 @@ class Match:
 
     def _play(self, program: Program) -> Divergence | None:
         layout = self.hosts.layout
-        mine, theirs = (Execution(side, layout, pages_out=self._pages_out) for side in (self.ours, self.hosts))
+        mine, theirs = (
+            Execution(side, layout, self.mode, pages_out=self._pages_out) for side in (self.ours, self.hosts)
+        )
         before: tuple[State, State] | None = None
         locked = False
         for step, op in enumerate(program):
@@ -93,7 +96,7 @@ class Match:
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )
             locked = locked or _is_batched(op)
-            difference = find_difference(op.name, *states, before, locked=locked)
+            difference = find_difference(op.name, *states, before, locked=locked, huge=self.mode is Mode.HUGE)
             if difference is not None:
                 return Divergence(step, difference, *states)
             before = states
@@ -125,6 +128,8 @@ def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> It
         folders = [Path(folder, name) for name in ("host", "kerneld")]
         for each in folders:
             each.mkdir()
+        if mode is Mode.HUGE:
+            stack.enter_context(keeper("khugepaged"))
         host = Host(folders[0], mode)
         try:
             ours = Simulated(folders[1], host.layout, mode, check_invariants=check_invariants)

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kerneld.referee.keeper import keep
 from kerneld.referee.swap_lock import locked_swap
 from shared.uapi.page import PAGE_SIZE
 
@@ -48,8 +49,7 @@ def main() -> None:
             for knob, value in _KNOBS:
                 undo.enter_context(_turned(knob, value))
             undo.enter_context(_swapped_to(sys.argv[1], int(sys.argv[2])))
-            print("ready", flush=True)
-            sys.stdin.buffer.read()
+            keep()
     except NoSwapError as error:
         print(error, flush=True)
 

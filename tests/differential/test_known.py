@@ -14,7 +14,9 @@ from kerneld.mm import fault, mremap
 from kerneld.mm.filemap import AddressSpace
 from kerneld.referee import difference as mechanism
 from kerneld.referee.difference import Known, OnTop, decide, following
+from kerneld.referee.errors import HostError
 from kerneld.referee.known import KNOWN
+from kerneld.referee.known_modes import KNOWN_OF_MODES
 from kerneld.referee.mode import Mode
 from kerneld.referee.program import Op
 from kerneld.referee.simulated import Simulated
@@ -48,7 +50,24 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ours.close()
 
 
-WITNESSED = [difference for difference in KNOWN if difference.witness is not None and difference.rules]
+@pytest.fixture(scope="module")
+def swap_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    ours = Simulated(tmp_path_factory.mktemp("swap"), LAYOUT, Mode.SWAP)
+    yield Stage(ours, LAYOUT)
+    ours.close()
+
+
+@pytest.fixture(scope="module")
+def huge_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    try:
+        ours = Simulated(tmp_path_factory.mktemp("huge"), LAYOUT, Mode.HUGE)
+    except HostError as error:
+        pytest.skip(str(error))
+    yield Stage(ours, LAYOUT)
+    ours.close()
+
+
+WITNESSED = [known for known in KNOWN if known.witness is not None and known.rules and known.mode is None]
 
 
 @pytest.mark.parametrize("difference", WITNESSED, ids=lambda difference: difference.witness.__name__)
@@ -60,6 +79,22 @@ def test_a_witness_tells_kerneld_with_the_rule_from_kerneld_without(stage: Stage
         # What only a processor with protection keys shows, or only one without, the other does not.
         assert difference.witness(stage) == (NEEDS_KEYS.get(difference.witness.__name__, has_keys) == has_keys)
     assert not difference.witness(stage)
+
+
+@pytest.mark.parametrize("difference", KNOWN_OF_MODES, ids=lambda difference: difference.witness.__name__)
+def test_a_witness_of_a_mode_does_so_in_its_mode(request: pytest.FixtureRequest, difference: Known) -> None:
+    stage: Stage = request.getfixturevalue(f"{difference.mode}_stage")
+    assert difference.witness is not None
+    assert not difference.witness(stage)
+    with following([difference]):
+        assert difference.witness(stage)
+    assert not difference.witness(stage)
+
+
+def test_a_difference_of_a_mode_is_followed_in_it_alone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mechanism, "_decided", {})
+    differences = (Known((6, 12), "", "", witness=lambda _: True, mode=Mode.HUGE),)
+    assert [decide(differences, stage, mode) for mode in Mode] == [(), differences, ()]
 
 
 def test_witnesses_decide_and_not_the_release(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""The known differences that one mode alone shows: of huge pages, and of swap. A part of `kerneld.referee.known`."""
+
+from __future__ import annotations
+
+from kerneld.mm import collapse, fault, madvise_pages, split_folio, thp
+from kerneld.referee import later_huge, later_swap, witnesses_huge, witnesses_swap
+from kerneld.referee.difference import Known
+from kerneld.referee.mode import Mode
+
+KNOWN_OF_MODES = (
+    Known(
+        (6, 12),
+        "b1f202060afe",
+        "Of a huge page that is split, pages of zeros are given back for the shared zero page.",
+        ((split_folio, "split_folio", later_huge.split_folio_to_zero_pages),),
+        witness=witnesses_huge.maps_zero_pages_after_a_split,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 13),
+        "mm/huge_memory.c:do_huge_zero_wp_pmd()",
+        "A write to the huge zero page gets a huge page.",
+        ((thp, "do_huge_pmd_wp_page", later_huge.do_huge_pmd_wp_page),),
+        witness=witnesses_huge.writes_make_the_huge_zero_page_huge,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 15),
+        "1da190f4d0a6, and mm/madvise.c (v6.9 to v6.15)",
+        "A huge page is taken for shared where more than one address space maps a part of it. Advice for a part passes "
+        "over the pages of one that is, and goes on behind it. A write takes a page of one that is not.",
+        (
+            (split_folio, "estimated_sharers", later_huge.estimated_sharers),
+            (madvise_pages, "_before_a_shared_one", later_huge.advised_parts),
+            (fault, "wp_can_reuse_anon", later_huge.wp_can_reuse_anon),
+        ),
+        witness=witnesses_huge.asks_all_pages_whether_it_is_shared,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 18),
+        "mm/khugepaged.c:hpage_collapse_scan_pmd()",
+        "MADV_COLLAPSE makes a huge page of pages too of which none is writable.",
+        ((collapse, "_may_collapse", later_huge.may_collapse),),
+        witness=witnesses_huge.collapses_what_is_read_only,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 11),
+        "c18160dba5ff",
+        "A page that is swapped in for a read, and that nobody else has, may be written without another fault.",
+        ((fault, "do_swap_page", later_swap.do_swap_page),),
+        witness=witnesses_swap.reads_in_what_may_be_written,
+        mode=Mode.SWAP,
+    ),
+)

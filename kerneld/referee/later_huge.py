@@ -1,0 +1,160 @@
+"""Rules of newer kernels for huge pages, which replace kerneld's own while the referee runs (`known`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kerneld.hw.paging import PTE_SPECIAL, make_pte, present_mask, pte_pfn
+from kerneld.mm import fault, split_folio, thp
+from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
+from kerneld.mm.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
+from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
+from kerneld.mm.leaf_walk import Leaf, Words
+from kerneld.mm.mm import MmStruct, vma_page_prot
+from kerneld.mm.rmap import AnonVma
+from kerneld.mm.rmap_walk import rmap_walk
+from kerneld.mm.vm_flags import VM_LOCKED
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
+
+_split_folio_v6_8 = split_folio.split_folio
+_do_huge_pmd_wp_page_v6_8 = thp.do_huge_pmd_wp_page
+_wp_can_reuse_anon_v6_8 = fault.wp_can_reuse_anon
+
+
+def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
+    """What of it holds zeros alone is given back: its entries map the shared zero page then, but for locked memory.
+
+    Source: Linux v6.12 mm/migrate.c:try_to_map_unused_to_zeropage(). mm/rmap.c:try_to_migrate_one() notes what was
+    resident before, but not where an entry of 2 MiB is cut up.
+    """
+    pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
+    peaks = {mm: mm.hiwater_rss for mm, vaddr in _users(frames, pfns) if mm.page_table.find_huge_pmd(vaddr) is not None}
+    _split_folio_v6_8(frames, pfn)
+    unused = pfns[~frames.ram.frames_np[pfns].any(axis=1)]
+    frames.refcount[unused] += 1
+    for mapped in rmap_walk(frames, unused):
+        if mapped.vma.vm_flags & VM_LOCKED:
+            continue
+        mapped.mm.unmap_frames(mapped.ptes, mapped.vaddrs, np.zeros(len(mapped.ptes), dtype=np.uint64))
+        entry = make_pte(ZERO_PFN, vma_page_prot(mapped.vma) | PTE_SPECIAL)
+        for pte, vaddr in zip(mapped.ptes.tolist(), mapped.vaddrs.tolist(), strict=True):
+            mapped.mm.map_zero_page(pte, vaddr, entry)
+    frames.put_pages(unused)
+    for mm, peak in peaks.items():
+        mm.hiwater_rss = peak
+
+
+def maybe_mapped_shared(frames: Frames, pfn: Pfn) -> bool:
+    """Tell whether more than one address space maps a part of the huge page that a frame is of.
+
+    Source: Linux v6.15 include/linux/mm.h:folio_maybe_mapped_shared(), which knows of two address spaces at a time.
+    """
+    return len({mm for mm, _ in _users(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))}) > 1
+
+
+def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
+    """Yield each mapping of some of a huge page's frames: the address space, and where its part of them begins."""
+    first = int(pfns[0])
+    owner = frames.find_mapping(first)
+    assert isinstance(owner, AnonVma)
+    index = frames.index_at[first] - first % HPAGE_PMD_NR
+    for vma in owner.vmas:
+        low, high = max(index, vma.pgoff), min(index + HPAGE_PMD_NR, vma.pgoff + vma.nr_pages)
+        if vma.vm_mm is not None and low < high:
+            start = vma.start + (low - vma.pgoff << PAGE_SHIFT)
+            entries = vma.vm_mm.page_table.entries(start, start + (high - low << PAGE_SHIFT))
+            if np.isin(pte_pfn(entries[present_mask(entries)]).astype(np.int64), pfns).any():
+                yield vma.vm_mm, start
+
+
+def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
+    """Source: Linux v6.15 mm/madvise.c: folio_maybe_mapped_shared() in the place of the first page's map count."""
+    return 2 if maybe_mapped_shared(frames, pfn) else 1
+
+
+def advised_parts(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
+    """Yield of a leaf table what is advised: a huge page that it maps whole too; of others' the pages are passed over.
+
+    Source: Linux v6.12 mm/madvise.c:madvise_cold_or_pageout_pte_range(), madvise_free_pte_range().
+    """
+    frames = mm.frames
+    at, last = 0, (leaf.end - leaf.start) >> PAGE_SHIFT
+    begun = 0
+    while at < last:
+        count = _count_large(frames, mm.page_table.read(leaf), at)
+        if not count:
+            at += 1
+            continue
+        pfn = pte_pfn(int(mm.page_table.read(leaf)[at]))
+        passed_over = count != HPAGE_PMD_NR and maybe_mapped_shared(frames, pfn)
+        if count != HPAGE_PMD_NR and not passed_over:
+            split_folio.split_folio(frames, pfn)
+            continue
+        if count == HPAGE_PMD_NR and int(frames.mapcount[pfn : pfn + count].max()) != 1:
+            passed_over = True
+        if passed_over:
+            if at > begun:
+                yield _part(leaf, begun, at)
+            begun = at + count
+        at += count
+    if last > begun:
+        yield _part(leaf, begun, last)
+
+
+def _part(leaf: Leaf, first: int, last: int) -> Leaf:
+    start = leaf.start + (first << PAGE_SHIFT)
+    return Leaf(start, leaf.start + (last << PAGE_SHIFT), leaf.low + first, leaf.low + last)
+
+
+def _count_large(frames: Frames, entries: Words, at: int) -> int:
+    """Return how many entries from `at` on map consecutive pages of one huge page; 0 where the first does not.
+
+    Source: Linux v6.12 mm/internal.h:folio_pte_batch().
+    """
+    run = entries[at:]
+    if not present_mask(run[:1])[0] or int(run[0]) & PTE_SPECIAL:
+        return 0
+    first = pte_pfn(int(run[0]))
+    if not frames.flags_at[first] & PG_LARGE:
+        return 0
+    run = run[: HPAGE_PMD_NR - first % HPAGE_PMD_NR]
+    same = present_mask(run) & (pte_pfn(run) == np.arange(first, first + len(run), dtype=np.uint64))
+    return int(np.argmin(same)) if not same.all() else len(run)
+
+
+def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
+    """A page of a huge page is taken where no other address space maps any of it, and more of it than that page.
+
+    Source: Linux v6.15 mm/memory.c:__wp_can_reuse_large_anon_folio().
+    """
+    frames = mm.frames
+    if _wp_can_reuse_anon_v6_8(mm, vma, pfn):
+        return True
+    if not frames.flags_at[pfn] & PG_LARGE:
+        return False
+    pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
+    if len(pfns) < 2 or maybe_mapped_shared(frames, pfn) or (frames.refcount[pfns] != frames.mapcount[pfns]).any():
+        return False
+    frames.flags_at[pfn] |= PG_ANON_EXCLUSIVE
+    return True
+
+
+def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
+    """A write to the huge zero page gets a huge page. Source: Linux v6.13 mm/huge_memory.c:do_huge_zero_wp_pmd()."""
+    if not mm.frames.ram.words[pmd] & PTE_SPECIAL:
+        return _do_huge_pmd_wp_page_v6_8(mm, vma, haddr, pmd)
+    huge = mm.frames.huge
+    head = huge.alloc(anon_flags(vma))
+    huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
+    mm.frames.ram.words[pmd] = 0
+    huge.put_zero()
+    mm.map_huge_page(pmd, haddr, make_pte(head, thp.huge_page_prot(vma)), head)
+    return True
+
+
+def may_collapse(_mm: MmStruct, _haddr: Vaddr) -> bool:
+    """Source: Linux v6.18 mm/khugepaged.c:hpage_collapse_scan_pmd(), without SCAN_PAGE_RO."""
+    return True

@@ -1,0 +1,23 @@
+"""Rules of newer kernels for swap, which replace kerneld's own while the referee runs (`known`)."""
+
+from __future__ import annotations
+
+from kerneld.hw.paging import PTE_RW, pte_pfn
+from kerneld.mm import fault
+from kerneld.mm.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.vm_flags import VM_WRITE
+from kerneld.mm.vma import Vma
+from shared.uapi.page import Vaddr
+
+_do_swap_page_v6_8 = fault.do_swap_page
+
+
+def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
+    """What is the reader's alone may be written at once. Source: Linux v6.11 mm/memory.c:do_swap_page()."""
+    result = _do_swap_page_v6_8(mm, vma, vaddr, pte, entry, write)
+    now = mm.frames.ram.words[pte]
+    is_ours = not result & fault.VM_FAULT_ERROR and mm.frames.flags_at[pte_pfn(now)] & PG_ANON_EXCLUSIVE
+    if is_ours and vma.vm_flags & VM_WRITE:
+        mm.update_pte(pte, vaddr, now | PTE_RW)
+    return result
