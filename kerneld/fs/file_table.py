@@ -20,6 +20,7 @@ import os
 import resource
 
 from kerneld.errors import SysError
+from kerneld.fs.changes import Changes
 from kerneld.fs.file_limits import FileAccounts, FileRules, Payer
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
@@ -32,9 +33,6 @@ from kerneld.mm.dying import room_after
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
 from kerneld.task.task import Cred, Process
-
-MOST_EXTENTS = 1024
-"""Pieces of data that are looked for in the files that have changed, in one go: a few milliseconds."""
 
 
 class FileTable:
@@ -49,6 +47,8 @@ class FileTable:
         self._payers: dict[File, Payer] = {}
         self._inodes: dict[tuple[int, int], Inode] = {}
         self._inotify = inotify
+        self.changes = Changes()
+        """Files that have another size than was acted upon."""
         self._watched: dict[int, Inode] = {}
         """The inodes in use that have a watch, by its number."""
 
@@ -123,6 +123,7 @@ class FileTable:
 
     def _forget(self, inode: Inode) -> None:
         del self._inodes[inode.key]
+        self.changes.forget(inode)
         if self._inotify is not None and self._watched.pop(inode.watch, None) is not None:
             self._inotify.rm_watch(inode.watch)
 
@@ -133,18 +134,18 @@ class FileTable:
             inode.begin_watch(watch)
 
     def take_changes(self) -> None:
-        """Look at the files that have been modified since the last call: what they have lost is unmapped.
+        """Look at files that have been modified: what they have lost is unmapped, as far as this turn may.
 
         Differs from Linux: a file that was cut and has grown again since is one that was written to.
         """
         if self._inotify is None:
             return
         changed = self._inotify.read()
-        left = MOST_EXTENTS
         for watch in list(self._watched) if changed is None else changed:
             inode = self._watched.get(watch)
             if inode is not None:
-                left = max(0, left - inode.changed(left))
+                self.changes.note(inode)
+        self.changes.go_on()
 
     def put_unused(self, file: File) -> None:
         """Let go of a File that a call has held; one that nothing maps is closed with all that is cached of it."""

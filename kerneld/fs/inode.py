@@ -18,15 +18,18 @@ import errno
 import os
 from collections.abc import Callable
 
+from kerneld.fs.changes import Pieces
 from kerneld.fs.host_mmap import mincore
 from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
 from kerneld.fs.writable_mapping import WritableMapping
 from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.frames import Frames
-from kerneld.mm.truncate import pagecache_isize_extended, truncate_pagecache
+from kerneld.mm.truncate import pagecache_isize_extended, truncate_in_pieces
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 
+MOST_EXTENTS = 1024
+"""Pieces of data that are looked for in a file that has grown: a few milliseconds."""
 _RWF_NOAPPEND = 1 << 5
 """pwritev2(2): write where told in spite of O_APPEND, from Linux 6.9 on."""
 
@@ -54,6 +57,8 @@ class Inode:
         self._writer_appends = False
         self._real_mapping: WritableMapping | None = None
         self._size_bytes = 0
+        self._most_bytes: int | None = None
+        """The size while a truncation is acted upon: no page beyond comes in."""
         self.watch = NO_WATCH
         """The number of its inotify watch."""
         self._watched_bytes = 0
@@ -127,6 +132,8 @@ class Inode:
         """Return the file's size now, in bytes; where the host does not say any more, the last that it said."""
         with contextlib.suppress(OSError):
             self._size_bytes = os.fstat(self._reader if self._reader >= 0 else self._writer).st_size
+        if self._most_bytes is not None:
+            return min(self._size_bytes, self._most_bytes)
         return self._size_bytes
 
     def begin_watch(self, watch: int) -> None:
@@ -134,25 +141,30 @@ class Inode:
         self.watch = watch
         self._watched_bytes = self.size_bytes()
 
-    def changed(self, most_extents: int) -> int:
-        """The file has been modified: let go of what lies beyond its end if it is shorter now, note holes if longer.
+    def has_other_size(self) -> bool:
+        """Tell whether the file is shorter or longer than when its change was last acted upon."""
+        return self.size_bytes() != self._watched_bytes
 
-        What lies behind `most_extents` pieces of data counts as data: no file is so large that others wait long.
-        Returns how many pieces have been looked at.
+    def change_in_pieces(self) -> Pieces:
+        """Let go of what lies beyond the file's end if it is shorter now, note holes if longer; yield between pieces.
+
+        Meanwhile the file is no longer than it was at the beginning, however often it grows. Of one that has grown
+        what lies behind MOST_EXTENTS pieces of data counts as data: no file is so large that others wait long.
         Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
         """
         size, before = self.size_bytes(), self._watched_bytes
         self._watched_bytes = size
         if size < before:
-            truncate_pagecache(self.mapping, size)
-        elif size > before and most_extents and not self.mapping.is_shmem:
+            self._most_bytes = size
+            try:
+                yield from truncate_in_pieces(self.mapping, size)
+            finally:
+                self._most_bytes = None
+        elif size > before and not self.mapping.is_shmem:
             pagecache_isize_extended(self.mapping, before, size)
             with contextlib.suppress(OSError):
-                found = find_data(self._reader, page_align(before), size, most_extents)
-                for start, end in found:
+                for start, end in find_data(self._reader, page_align(before), size, MOST_EXTENTS):
                     self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
-                return len(found)
-        return 0
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.

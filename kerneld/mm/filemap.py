@@ -205,6 +205,11 @@ class AddressSpace:
         if self.accounts_blocks:
             self.account(-len(indexes))
 
+    def forget_shadows(self, indexes: list[int]) -> None:
+        """Forget that reclaim has dropped these pages."""
+        for index in indexes:
+            del self.shadows[index]
+
     def zero_page_from(self, pfn: Pfn, offset: int) -> None:
         """Clear a cached frame's bytes from `offset` on (Linux: folio_zero_segment())."""
         self.frames.ram.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))

@@ -6,16 +6,22 @@ Answers to Linux v6.8 mm/truncate.c and mm/memory.c:unmap_mapping_range().
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 from kerneld.errors import SysError
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.locked_pages import munlock_cached_range, munlock_range
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.pace import Pace
 from kerneld.mm.shmem import shmem_free_swap
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
+from kerneld.mm.vma import Vma
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
 MAX_INDEX = 1 << 52
 """No page of a file lies beyond."""
+_UNMAPPED_AT_ONCE = 16 * PMD_SIZE
+_DROPPED_AT_ONCE = 4096
 
 
 def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
@@ -23,27 +29,53 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
     Source: Linux v6.8 mm/memory.c:unmap_mapping_pages().
     """
+    for _ in _unmap_in_pieces(mapping, first, last, Pace(), even_cows=even_cows):
+        pass
+
+
+def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
+    """Do as `unmap_mapping_range` does; yield between pieces, where VMAs may go but do not change."""
     for vma, mm in list(mapping.i_mmap.items()):
-        low, high = max(first, vma.pgoff), min(last, vma.pgoff + vma.nr_pages)
-        if low < high:
-            start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
-            end = start + ((high - low) << PAGE_SHIFT)
-            if even_cows or vma.vm_flags & VM_SHARED:
-                if vma.vm_flags & VM_LOCKED:
-                    munlock_range(mm, start, end)
-                mm.zap_range(start, end)
-            else:
-                if vma.vm_flags & VM_LOCKED:
-                    munlock_cached_range(mm, start, end)
-                mm.zap_cached(start, end)
+        start = vma.start + (max(0, first - vma.pgoff) << PAGE_SHIFT)
+        end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
+        while start < end and vma in mapping.i_mmap:
+            stop = min(end, (start & -_UNMAPPED_AT_ONCE) + _UNMAPPED_AT_ONCE)
+            _unmap(mm, vma, start, stop, even_cows=even_cows)
+            start = stop
+            if pace.is_over():
+                yield
+                pace.begin()
+
+
+def _unmap(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, *, even_cows: bool) -> None:
+    if not even_cows and not vma.vm_flags & VM_SHARED:
+        if vma.vm_flags & VM_LOCKED:
+            munlock_cached_range(mm, start, end)
+        mm.zap_cached(start, end)
+        return
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, start, end)
+    mm.zap_range(start, end)
 
 
 def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
     """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
-    mapping.drop_pages([i for i in mapping.pages if first <= i < last])
+    for _ in _drop_in_pieces(mapping, first, last, Pace()):
+        pass
+
+
+def _drop_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace) -> Iterator[None]:
+    """Do as `drop_pages` does; yield between pieces, where others may drop pages, too, and map none of these."""
+    for cached, drop in ((mapping.pages, mapping.drop_pages), (mapping.shadows, mapping.forget_shadows)):
+        indexes = list(cached)
+        for at in range(0, len(indexes), _DROPPED_AT_ONCE):
+            doomed = [i for i in indexes[at : at + _DROPPED_AT_ONCE] if first <= i < last and i in cached]
+            if doomed:
+                drop(doomed)
+            if pace.is_over():
+                yield
+                pace.begin()
     shmem_free_swap(mapping.frames, mapping, first, last)
-    for index in [i for i in mapping.shadows if first <= i < last]:
-        del mapping.shadows[index]
 
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
@@ -52,11 +84,19 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     A process's own copies go too, but for the one of the page that the file's end lies in; of the file's page itself
     the rest reads as zeros. Source: Linux v6.8 mm/truncate.c:truncate_pagecache(), truncate_inode_partial_folio().
     """
+    for _ in truncate_in_pieces(mapping, size):
+        pass
+
+
+def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
+    """Do as `truncate_pagecache` does; yield between pieces, where others may be served.
+
+    The caller sees to it that meanwhile nobody maps what lies beyond, and no VMA of the file changes but for going.
+    """
     first, tail = size + PAGE_SIZE - 1 >> PAGE_SHIFT, size % PAGE_SIZE
-    # A VMA may lie beyond any index that the file has had.
-    last = max((vma.pgoff + vma.nr_pages for vma in mapping.i_mmap), default=first)
-    unmap_mapping_range(mapping, first, last, even_cows=True)
-    drop_pages(mapping, first, max([*mapping.pages, *mapping.shadows, *mapping.swapped], default=0) + 1)
+    pace = Pace()
+    yield from _unmap_in_pieces(mapping, first, MAX_INDEX, pace, even_cows=True)
+    yield from _drop_in_pieces(mapping, first, MAX_INDEX, pace)
     mapping.uncached.remove(first, MAX_INDEX)
     mapping.holes.remove(first, MAX_INDEX)
     mapping.unread = {index for index in mapping.unread if index < first}

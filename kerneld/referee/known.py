@@ -230,7 +230,7 @@ KNOWN = (
         (0, 0),
         "ext4, where the programs' files lie",
         "A file that is cut in the middle of a page has that page in the cache, dirty; of a hole it is there unread.",
-        ((truncate, "truncate_pagecache", this_host.truncate_pagecache),),
+        ((truncate, "truncate_in_pieces", this_host.truncate_in_pieces),),
         witness=witnesses.zeroes_the_page_that_is_cut,
     ),
     Known(

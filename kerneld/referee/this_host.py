@@ -6,6 +6,7 @@ They replace kerneld's own while the referee runs (`known`).
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
@@ -22,7 +23,7 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 _wp_page_shared_v6_8 = fault.wp_page_shared
 _madvise_vma_v6_8 = madvise._madvise_vma
-_truncate_pagecache_v6_8 = truncate.truncate_pagecache
+_truncate_in_pieces_v6_8 = truncate.truncate_in_pieces
 _pagecache_isize_extended_v6_8 = truncate.pagecache_isize_extended
 
 
@@ -79,12 +80,12 @@ def has_ksm() -> bool:
     return Path("/sys/kernel/mm/ksm").exists()
 
 
-def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
+def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
     """A file that is cut in a page has that page read, to zero its rest.
 
     Source: Linux v6.8 fs/ext4/inode.c:ext4_truncate().
     """
-    _truncate_pagecache_v6_8(mapping, size)
+    yield from _truncate_in_pieces_v6_8(mapping, size)
     _zero_rest_of_block(mapping, size)
 
 

@@ -7,7 +7,8 @@ slice of time leaves its thread on the run queue, which is the one list of those
 the next turn, behind those that are ready by then, round robin.
 
 Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch, and
-files that have changed, so that who truncates one and then asks is told the truth; then connections; then new ones. An
+files that have changed, so that who truncates one and then asks is told the truth; then connections; then new ones.
+Where a turn is too short for all that has changed, who maps these files is passed over until it has been done. An
 fd closed in a turn may be given out again in the same turn: connections are therefore looked up before any is served,
 and one that was closed meanwhile is passed over.
 
@@ -64,6 +65,8 @@ class Loop:
         self._waiting = self.service.waiting
         self._dying = kernel.dying
         self._dying.slice_seconds = SLICE_SECONDS
+        kernel.files.changes.slice_seconds = SLICE_SECONDS
+        self._changes = kernel.files.changes.queue
         self._serve = self.service.serve
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
@@ -98,11 +101,15 @@ class Loop:
         """What has begun is finished, and answered, as far as that does not keep the daemon from ending."""
         until = monotonic() + STOP_SECONDS
         while self._waiting and monotonic() < until:
+            if self._changes:
+                self._kernel.files_changed()
             self.service.go_on()
 
     def turn(self, timeout_seconds: float | None = None) -> None:
         """Wait until something is ready, and serve each that is once."""
         events = self._wait(timeout_seconds)
+        if self._changes:
+            events = self._act_on_changes(events)
         connection = self._connections.get(events[0][0]) if len(events) == 1 else None
         if connection is not None:
             self._serve(connection, events[0][1])
@@ -117,10 +124,20 @@ class Loop:
             self._reader.tend()
             self._host.tend()
 
+    def _act_on_changes(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Go on with files that have been cut or made longer; return the events of those who need not wait for that."""
+        self._kernel.files_changed()
+        left = []
+        for fd, mask in events:
+            connection = self._connections.get(fd)
+            if fd != self._kernel.file_changes_fd and (connection is None or not self.service.is_held(connection)):
+                left.append((fd, mask))
+        return left
+
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
-        if self._waiting or self._dying.queue:
+        if self._waiting or self._dying.queue or self._changes:
             return self._look()
         if spin.skip:
             spin.skip -= 1
@@ -158,7 +175,7 @@ class Loop:
             else:
                 accepting = True
         for connection, mask in ready:
-            if not connection.is_closed:
+            if not connection.is_closed and not (self._changes and self.service.is_held(connection)):
                 self._serve(connection, mask)
         if accepting:
             self.service.accept()

@@ -173,11 +173,16 @@ class Service:
         """Return how long one of those that wait may run, in seconds: all of them together take one slice or so."""
         return max(self.slice_seconds / (len(self.waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
 
+    def is_held(self, connection: Connection) -> bool:
+        """Tell whether a connection's process waits until a change of a file that it maps has been acted upon."""
+        thread = connection.thread
+        return thread is not None and self._kernel.files.changes.holds(thread.process.mm)
+
     def go_on(self) -> None:
         """Run a slice of each thread's that waits for the processor."""
         for thread in list(self.waiting):
             connection = thread.connection
-            if not isinstance(connection, Connection) or connection.batch is None:
+            if not isinstance(connection, Connection) or connection.batch is None or self.is_held(connection):
                 continue
             try:
                 self._go_on_with(connection, connection.batch)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.fs.changes import Changes
 from kerneld.fs.file_limits import FileAccounts, FileRules
 from kerneld.fs.mounts import Mounts
 from kerneld.mm.dying import Dying
@@ -31,12 +32,18 @@ NR_PANIC = 0x7004
 TURN_SECONDS = 10.0
 
 
+class FakeMm:
+    """An address space that a thread can run in."""
+
+    page_table = None
+
+
 @dataclass(slots=True, eq=False)
 class FakeProcess:
     pid: int
     threads: list[Thread] = field(default_factory=list)
     ended: bool = False
-    mm: None = None
+    mm: FakeMm | None = None
     cred: Cred = field(default_factory=lambda: Cred(0, 0, superuser=True))
 
 
@@ -51,7 +58,8 @@ class FakeKernel:
         self.consumed_fds: list[int] = []
         self.ended: list[FakeProcess] = []
         self.file_changes_fd = -1
-        self.files = SimpleNamespace(mounts=Mounts(), accounts=FileAccounts(FileRules()))
+        self.changes = Changes()
+        self.files = SimpleNamespace(mounts=Mounts(), accounts=FileAccounts(FileRules()), changes=self.changes)
         self.shadowpt = SimpleNamespace(followed_host=None, asking=SimpleNamespace(reader=None))
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
@@ -72,6 +80,9 @@ class FakeKernel:
         do_task_dead(thread)
         if not thread.process.threads:
             self.end(cast(Any, thread.process))
+
+    def files_changed(self) -> None:
+        self.changes.go_on()
 
     def process_died(self, process: FakeProcess) -> None:
         self.died.append(process.pid)

@@ -11,6 +11,7 @@ import signal
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +19,8 @@ from kerneld.server import door
 from kerneld.server.door import ClientLimits
 from shared import wire
 from shared.uapi.syscalls import Nr
-from tests.server.fakes import NR_CRASH_OTHERS, Client, ServerUnderTest, open_fds
+from tests.fs.fake_inode import FakeInode
+from tests.server.fakes import NR_CRASH_OTHERS, Client, FakeMm, ServerUnderTest, open_fds
 
 GETPID = wire.pack_request(Nr.GETPID)
 
@@ -237,6 +239,31 @@ def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
     assert len(short.receive()) == 1
     server.turn()
     assert [reply.ret for reply in long.receive()] == [os.getpid()]
+
+
+def test_who_maps_a_file_that_is_being_cut_waits_and_others_are_served(server: ServerUnderTest) -> None:
+    server.kernel.changes.slice_seconds = 0.0
+    server.loop.service.slice_seconds = 0
+    # One process with two threads: a batch of the one is under way, the other asks.
+    busy, asking = server.attached(tid=1), server.attached(tid=2)
+    newcomer = server.connect()
+    busy.send(GETPID * 3)
+    server.turn()
+    mm = server.kernel.processes[os.getpid()].mm = FakeMm()
+    inode = FakeInode("cut", 3, [], (mm,))
+    server.kernel.changes.note(cast(Any, inode))
+    before = len(server.kernel.requests)
+    asking.send(GETPID)
+    newcomer.send(wire.pack_request(Nr.ATTACH, (1, 3, 0)))
+    for done in range(1, 4):
+        server.turn()
+        assert (inode.done, len(server.kernel.requests)) == (["cut"] * done, before)
+    assert [reply.ret for reply in newcomer.receive()] == [os.getpid()]
+    for _turn in range(4):
+        server.turn()
+    assert [reply.ret for reply in asking.receive()] == [os.getpid()]
+    assert [reply.ret for reply in busy.receive()] == [os.getpid()] * 3
+    assert not server.kernel.changes.queue
 
 
 def test_the_threads_that_execve_ends_are_gone_before_its_batch_is_done(server: ServerUnderTest) -> None:

@@ -1,0 +1,158 @@
+"""Changes of files that are acted upon in pieces: whose turn it is, and who has to wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from kerneld.fs.changes import Changes
+from kerneld.fs.file_table import FileTable
+from kerneld.fs.inotify import Inotify
+from kerneld.mm.invariants import check_machine
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import exit_mmap
+from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_SIZE
+from tests.fs.fake_inode import FakeInode
+from tests.fs.machine import Machine
+
+BASE = 0x10_0000_0000
+READ, RW = Prot.READ.value, (Prot.READ | Prot.WRITE).value
+SHARED, FIXED = Map.SHARED.value, Map.FIXED.value
+
+
+def noted(*inodes: FakeInode, slice_seconds: float | None = 0.0) -> Changes:
+    changes = Changes()
+    changes.slice_seconds = slice_seconds
+    for inode in inodes:
+        changes.note(cast(Any, inode))
+    return changes
+
+
+class TestTurns:
+    def test_one_piece_of_one_file_a_turn_round_robin(self) -> None:
+        done: list[str] = []
+        changes = noted(FakeInode("long", 4, done), FakeInode("short", 1, done), FakeInode("same", 0, done))
+        for _turn in range(3):
+            changes.go_on()
+        assert done == ["long", "short", "long"]
+        while changes.queue:
+            changes.go_on()
+        assert done == ["long", "short", "long", "long", "long"]
+
+    def test_without_a_slice_all_is_done_at_once(self) -> None:
+        done: list[str] = []
+        changes = noted(FakeInode("a", 3, done), FakeInode("b", 2, done), slice_seconds=None)
+        changes.go_on()
+        assert (len(done), changes.queue) == (5, {})
+
+    def test_who_maps_the_file_waits_until_it_is_done(self) -> None:
+        one, both, nobody = (cast(MmStruct, object()) for _ in range(3))
+        done: list[str] = []
+        first, second = FakeInode("first", 1, done, (one, both, both)), FakeInode("second", 2, done, (both,))
+        changes = noted(first, second)
+        waits = []
+        while changes.queue:
+            changes.go_on()
+            waits.append((changes.holds(one), changes.holds(both), changes.holds(nobody)))
+        assert waits[0] == (True, True, False)
+        assert waits[-2:] == [(False, True, False), (False, False, False)]
+        assert not changes.holds(None)
+
+    def test_what_changes_again_has_another_turn_when_others_have_had_theirs(self) -> None:
+        mm = cast(MmStruct, object())
+        done: list[str] = []
+        inode = FakeInode("again", 1, done, (mm,))
+        changes = noted(inode)
+        changes.go_on()
+        changes.note(cast(Any, inode))
+        changes.go_on()
+        assert (list(changes.queue.values()), changes.holds(mm)) == ([None], False)
+        changes.go_on()
+        assert (done, changes.holds(mm)) == (["again", "again"], True)
+        changes.go_on()
+        assert (changes.queue, changes.holds(mm)) == ({}, False)
+
+    def test_what_is_closed_meanwhile_holds_nobody(self) -> None:
+        mm = cast(MmStruct, object())
+        inode = FakeInode("gone", 9, [], (mm,))
+        changes = noted(inode)
+        changes.go_on()
+        assert changes.holds(mm)
+        changes.forget(cast(Any, inode))
+        assert (changes.queue, changes.holds(mm), inode.is_closed) == ({}, False, True)
+        changes.forget(cast(Any, inode))
+
+
+class TestAFileThatIsCut:
+    """With a piece a turn: nothing is lost or found between any two."""
+
+    @pytest.fixture
+    def inotify(self) -> Iterator[Inotify]:
+        inotify = Inotify()
+        yield inotify
+        inotify.close()
+
+    @pytest.fixture
+    def watched(self, machine: Machine, inotify: Inotify, monkeypatch: pytest.MonkeyPatch) -> Machine:
+        monkeypatch.setattr("kerneld.mm.pace._PIECE_SECONDS", 0.0)
+        machine.files.close()
+        machine.files = FileTable(machine.frames, inotify)
+        machine.files.changes.slice_seconds = 0.0
+        return machine
+
+    def mapped(self, watched: Machine, fd: int, count: int) -> MmStruct:
+        mm = watched.new_mm()
+        for number in range(count):
+            addr = BASE + 4 * number * PAGE_SIZE
+            watched.map_fd(mm, fd, 2 * PAGE_SIZE, addr=addr, prot=RW, flags=SHARED | FIXED)
+            watched.store(mm, addr + PAGE_SIZE, b"x")
+            watched.store(mm, addr, b"x")
+        return mm
+
+    def finish(self, watched: Machine) -> int:
+        turns = 0
+        while watched.files.changes.queue:
+            watched.files.take_changes()
+            check_machine(watched.frames, watched.mms)
+            turns += 1
+        return turns
+
+    def test_in_as_many_turns_as_it_takes(self, watched: Machine) -> None:
+        fd = os.memfd_create("cut")
+        os.ftruncate(fd, 2 * PAGE_SIZE)
+        mm = self.mapped(watched, fd, 5)
+        (mapping,) = {vma.file.mapping for vma in mm.vmas if vma.file is not None}
+        os.ftruncate(fd, PAGE_SIZE)
+        watched.files.take_changes()
+        # Longer again, before all is unmapped: not as far as we know.
+        os.ftruncate(fd, 2 * PAGE_SIZE)
+        assert mapping.size_bytes() == PAGE_SIZE
+        assert watched.files.changes.holds(mm)
+        assert 1 < mm.resident_pages < 10
+        assert self.finish(watched) >= 5
+        assert (mm.resident_pages, mapping.size_bytes()) == (5, 2 * PAGE_SIZE)
+        assert not watched.files.changes.holds(mm)
+        os.close(fd)
+
+    def test_whose_mappings_end_meanwhile(self, watched: Machine) -> None:
+        fd = os.memfd_create("cut")
+        os.ftruncate(fd, 2 * PAGE_SIZE)
+        dying, other = self.mapped(watched, fd, 3), self.mapped(watched, fd, 3)
+        os.ftruncate(fd, 0)
+        watched.files.take_changes()
+        watched.mms.remove(dying)
+        exit_mmap(dying)
+        assert watched.files.changes.holds(other)
+        self.finish(watched)
+        assert other.resident_pages == 0
+        os.ftruncate(fd, PAGE_SIZE)
+        os.ftruncate(fd, 0)
+        watched.files.take_changes()
+        watched.mms.remove(other)
+        exit_mmap(other)
+        assert watched.files.changes.queue == {}
+        os.close(fd)
