@@ -20,11 +20,12 @@ import structlog
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_PK, PF_PROT, PF_WRITE
+from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.pkeys import vma_access_permitted, vma_pkey
 from kerneld.mm.stack import expand_stack
-from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_PKEY_MASK, VM_WRITE
 from kerneld.mm.vma import Vma
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.signal import force_sig_fault, force_sig_pkuerr
@@ -119,8 +120,10 @@ def access_error(error_code: int, vma: Vma, pkru: int) -> bool:
     The key is asked first, so that no page comes that could not be accessed. To its rights a fetch is a read, and fails
     later at the entry's NX bit. Source: Linux v6.8 arch/x86/mm/fault.c:access_error().
     """
-    if error_code & PF_PK or not vma_access_permitted(
-        pkru, vma, error_code & PF_WRITE != 0, error_code & PF_INSTR != 0
+    # Key 0, which hardly any program's PKRU denies, costs a fault no call.
+    if error_code & PF_PK or (
+        (vma.vm_flags & VM_PKEY_MASK or pkru & (PKRU_AD | PKRU_WD))
+        and not vma_access_permitted(pkru, vma, error_code & PF_WRITE != 0, error_code & PF_INSTR != 0)
     ):
         return True
     if error_code & PF_WRITE:

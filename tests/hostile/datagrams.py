@@ -48,12 +48,12 @@ WEIGHTS: dict[Nr, float] = {
     Nr.MPROTECT: 5,
 }
 WEIGHTS |= {Nr.MREMAP: 5, Nr.BRK: 3, Nr.EXIT: 0.2, Nr.EXIT_GROUP: 0.1, Nr.EXECVE: 0.6, Nr.ATTACH: 0.3, Nr.CLONE: 0.7}
-WEIGHTS |= {Nr.SETUID: 0.1, Nr.PROCREAD: 1.5, Nr.RAM: 0.3, Nr.MLOCKALL: 0.3}
+WEIGHTS |= {Nr.SETUID: 0.1, Nr.PROCREAD: 1.5, Nr.RAM: 0.3, Nr.MLOCKALL: 0.3, Nr.PKEY_MPROTECT: 2, Nr.WRPKRU: 0.5}
 NUMBERS = tuple(Nr)
 NUMBER_WEIGHTS = [WEIGHTS.get(nr, 1.0) for nr in NUMBERS]
 SHAPES: dict[Nr, str] = {
     # a address, l length, p protection, f mmap flags, o offset, P pid, m small number, e edge, v advice, x frame
-    # number, t token, r mremap flags, b break, V abi version, c access, T tid, E real memory of the opener
+    # number, t token, r mremap flags, b break, V abi version, c access, T tid, E real memory of the opener, k PKRU
     Nr.MMAP: "alpfmo",
     Nr.MPROTECT: "alp",
     Nr.MUNMAP: "al",
@@ -83,6 +83,10 @@ SHAPES: dict[Nr, str] = {
     Nr.TOUCH: "alc",
     Nr.PROCREAD: "om",
     Nr.RAM: "P",
+    Nr.PKEY_MPROTECT: "alpm",
+    Nr.PKEY_ALLOC: "mm",
+    Nr.PKEY_FREE: "m",
+    Nr.WRPKRU: "k",
 }
 
 
@@ -123,6 +127,7 @@ class Writer:
             "V": lambda: ABI_VERSION if self._random.random() < 0.9 else self._edge(),
             "c": lambda: self._random.choice((0, 1, 1, 2, 3, self._edge())),
             "T": lambda: self._random.choice((0, 0, 0, self._pid(), self._edge())),
+            "k": lambda: self._random.choice((0, 0, 0, 0x5555_5554, 0x5555_5500, self._bits(32), self._edge())),
             "E": lambda: self._random.choice((self._entries, self._edge())),
         }
 

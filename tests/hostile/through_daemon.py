@@ -103,7 +103,9 @@ def run(daemon: Daemon, seed: int, count: int, nr_clients: int) -> Counter[str]:
             assert client.returncode == 0, f"a hostile client ended with {client.returncode}"
     witness.look()
     after = witness.free_kb(), fds_of(daemon.process.pid), witness.tasks(), shm_names()
-    assert after[:3] == before[:3], f"free kB, descriptors, tasks: before {before[:3]}, after {after[:3]}"
+    # The process that looks into real ones stays once somebody has needed it, and so does the daemon's socket to it.
+    expected = [before[:3], (before[0], before[1] + 1, before[2])]
+    assert after[:3] in expected, f"free kB, descriptors, tasks: before {before[:3]}, after {after[:3]}"
     assert shm_is_as(before[3])
     witness.close()
     return total
