@@ -26,6 +26,7 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.mm.backing import Backing
 from kerneld.mm.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
+from kerneld.mm.i_mmap import IMmap
 from kerneld.mm.index_ranges import IndexRanges
 from kerneld.mm.shmem import shmem_get_folio
 from kerneld.mm.swap_state import free_swap_and_cache
@@ -69,7 +70,7 @@ class AddressSpace:
         """What a file in memory adds to `Frames.committed_as` (Linux: shmem_acct_size(), shmem_acct_block())."""
         self.accounts_blocks = is_shmem
         """Whether it is promised page by page, as it is used: but for shared anonymous memory without MAP_NORESERVE."""
-        self.i_mmap: dict[Vma, MmStruct] = {}
+        self.i_mmap = IMmap()
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.i_mmap_writable = 0
         """How many of them are shared and may be written to, or made such as may (Linux: mapping->i_mmap_writable)."""

@@ -75,9 +75,9 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
             if vma.file is not None:
                 cached.setdefault(vma.file.mapping, {})[vma] = mm
     for mapping, users in cached.items():
+        _require(mapping.i_mmap == users, f"i_mmap of mapping {mapping.number} names other VMAs than map it")
         writable = sum(is_shared_maywrite(vma.vm_flags) for vma in mapping.i_mmap)
         _require(mapping.i_mmap_writable == writable, f"i_mmap_writable of mapping {mapping.number} is not {writable}")
-        _require(mapping.i_mmap == users, f"i_mmap of mapping {mapping.number} names other VMAs than map it")
         check_mapping(frames, mapping)
     check_anon_vmas(frames, vmas)
     check_frames(frames, walks, list(cached), [pfn for mm in mms for pfn in mm.page_table.deposited])

@@ -174,6 +174,8 @@ class MmStruct(PmdOps):
         self._update_hiwater_vm()
         vma.pgoff += (start - vma.start) >> PAGE_SHIFT
         self.vmas.move(vma, start, end)
+        if vma.file is not None:
+            vma.file.mapping.i_mmap.moved()
         self._account(vma.vm_flags, vma.nr_pages - before)
         self.notify(low, high)
 

@@ -8,6 +8,7 @@ Differs from Linux: a huge page that is met is cut up, so reclaim, which alone a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -50,19 +51,27 @@ def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
         index = frames.index[pfns[at]].astype(np.int64)
         order = np.argsort(index)
         at, index = at[order], index[order]
-        for vma in _vmas(frames, number):
-            low, high = np.searchsorted(index, [vma.pgoff, vma.pgoff + vma.nr_pages]).tolist()
+        indexes = index.tolist()
+        left = int(frames.mapcount[pfns[at]].sum())
+        for vma in _vmas(frames, number, indexes[0], indexes[-1] + 1):
+            low, high = bisect_left(indexes, vma.pgoff), bisect_left(indexes, vma.pgoff + vma.nr_pages)
             if low < high:
-                found.extend(_walk_vma(frames, pfns, vma, at[low:high], index[low:high]))
+                for mapped_here in _walk_vma(frames, pfns, vma, at[low:high], index[low:high]):
+                    found.append(mapped_here)
+                    left -= len(mapped_here.at)
+                # Who has found all of them need not look at the other VMAs (Linux: rmap_walk_control.done).
+                if not left:
+                    break
     return found
 
 
-def _vmas(frames: Frames, number: int) -> list[Vma]:
+def _vmas(frames: Frames, number: int, first: int, last: int) -> list[Vma]:
+    """Return the VMAs that may map a page of [first, last) of a mapping."""
     owner = frames.find_mapping_number(number)
     if isinstance(owner, AnonVma):
         return list(owner.vmas)
     if isinstance(owner, AddressSpace):
-        return list(owner.i_mmap)
+        return owner.i_mmap.overlapping(first, last)
     raise KernelBug(f"mapping {number} of a mapped frame has gone")
 
 

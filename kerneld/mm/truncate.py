@@ -35,10 +35,11 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
 def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
     """Do as `unmap_mapping_range` does; yield between pieces, where VMAs may go but do not change."""
-    for vma, mm in list(mapping.i_mmap.items()):
+    for vma in mapping.i_mmap.overlapping(first, last):
+        mm = mapping.i_mmap.get(vma)
         start = vma.start + (max(0, first - vma.pgoff) << PAGE_SHIFT)
         end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
-        while start < end and vma in mapping.i_mmap:
+        while start < end and mm is not None and vma in mapping.i_mmap:
             stop = min(end, (start & -_UNMAPPED_AT_ONCE) + _UNMAPPED_AT_ONCE)
             _unmap(mm, vma, start, stop, even_cows=even_cows)
             start = stop

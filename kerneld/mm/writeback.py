@@ -62,9 +62,10 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
 
     Source: mm/rmap.c:folio_mkclean().
     """
-    for vma, mm in mapping.i_mmap.items():
-        if not vma.vm_flags & VM_SHARED or not vma.pgoff <= index < vma.pgoff + vma.nr_pages:
+    for vma in mapping.i_mmap.overlapping(index, index + 1):
+        if not vma.vm_flags & VM_SHARED:
             continue
+        mm = mapping.i_mmap[vma]
         vaddr = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
         pte = mm.page_table.find_pte(vaddr)
         if pte is not None:

@@ -141,6 +141,8 @@ BREAK: list[tuple[str, Callable[[World], object]]] = [
     ("rss of SHMEM is", lambda w: w.mm.rss.__setitem__(3, 7)),
     ("names no slot", lambda w: w.set_entry(3, 1 << 20)),
     ("rss of SWAP is", lambda w: w.mm.rss.__setitem__(2, 7)),
+    ("i_mmap_writable of mapping", lambda w: setattr(w.file.mapping, "i_mmap_writable", 7)),
+    ("has not got are gone", lambda w: w.file.mapping.unsaved.add(99)),
     ("i_mmap of mapping", lambda w: w.file.mapping.i_mmap.clear()),
     ("names another mapping or index", lambda w: w.file.mapping.pages.__setitem__(5, w.pfn(9))),
     ("dirty pages of", lambda w: w.file.mapping.dirty.add(1)),
