@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow, traced
-from bench.machine import Daemon, Host
+from bench.machine import CPUS, Daemon, Host
 from bench.sample import Row
 from shared.interrupts import ending_by_signals
 
@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> None:
     """Measure, print each row as it comes, and write the report when all were wanted."""
     wanted = rows_of(arguments)
     load = os.getloadavg()
+    if len(CPUS) < 2:
+        print("bench: one processor: a client and kerneld take turns, and no figure is that of two", file=sys.stderr)
     rows = []
     for row in measure(wanted):
         rows.append(row)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 from kerneld.failure import Failure, Status
+from shared.wire import MAX_SOCKET_PATH
+
+
+def check_length(path: str) -> None:
+    """Raise Failure for a path that no socket can have: nobody could connect there."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise Failure(Status.NO_DAEMON, f"the socket path is longer than {MAX_SOCKET_PATH} bytes: {path}")
 
 
 def get_daemon(path: str) -> int:
     """Return the pid of the daemon at `path`. Raises Failure(NO_DAEMON) or Failure(NOT_PERMITTED)."""
     from kerneld.server.peer import find_daemon  # noqa: PLC0415
 
+    check_length(path)
     try:
         pid = find_daemon(path)
     except PermissionError:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from kerneld.failure import Failure, Status
+from kerneld.start import check_processor
 from shared.interrupts import ending_by_signals
 from shared.option_types import Whole
 
@@ -43,6 +44,7 @@ Examples:
 @click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
 def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | None) -> None:
     """Let the host's kernel judge."""
+    check_processor()
     from kerneld.referee.errors import HostError  # noqa: PLC0415
     from kerneld.server import logs  # noqa: PLC0415
 

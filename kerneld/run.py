@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from kerneld.daemon_at import check_length
 from kerneld.failure import Failure, Status
 from kerneld.preload import PreloadError, ensure_library, header_path, library_sources
 from kerneld.program import ProgramError, check_program, find_program
@@ -118,6 +119,7 @@ def check_daemon(path: str) -> None:
     """Raise Failure where nobody listens at `path`."""
     from kerneld.server.peer import find_daemon  # noqa: PLC0415
 
+    check_length(path)
     try:
         pid = find_daemon(path)
     except PermissionError:

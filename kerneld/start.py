@@ -16,6 +16,7 @@ import click
 from kerneld.failure import Failure, Status
 from shared.client.path import default_socket_path
 from shared.option_types import ByteCount, Seconds, SocketPath, Whole
+from shared.processor import why_too_old
 
 if TYPE_CHECKING:
     from kerneld.server.daemon import DaemonConfig
@@ -188,12 +189,20 @@ Examples:
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(socket_path: str | None, detach: bool, allow_group: str | None, **options: Unpack[MachineOptions]) -> None:
     """Serve, or have a child serve in the background."""
+    check_processor()
     path = os.path.abspath(socket_path or default_socket_path())
     gid = get_gid(allow_group) if allow_group is not None else None
     if detach:
         start_in_background(path, gid, lambda on_ready: serve(path, gid, options, on_ready))
     else:
         serve(path, gid, options, lambda: None)
+
+
+def check_processor() -> None:
+    """Raise Failure where numpy would end with a traceback, or a signal, when it is imported."""
+    why = why_too_old()
+    if why:
+        raise Failure(Status.CANNOT_START, why)
 
 
 def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callable[[], None]) -> None:

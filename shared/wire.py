@@ -19,6 +19,8 @@ SIGINFO = struct.Struct("<iiQ")
 SIGINFO_PKRU = struct.Struct(f"{SIGINFO.format}II")
 """The same with si_pkey and what PKRU was, where that says something."""
 
+MAX_SOCKET_PATH = 107
+"""Longest path that fits sockaddr_un with its final NUL: unix(7). A longer one could be bound, but never reached."""
 MAX_DATAGRAM = 131_072
 """Longest datagram from a client, in bytes."""
 MAX_REPLY = 409_600

@@ -7,11 +7,18 @@ by time says how much it did (`record_property("played", ...)`): the run's last 
 
 from __future__ import annotations
 
+import functools
+import getpass
 import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from shared.processor import why_too_old
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -19,6 +26,28 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_LONGEST_BASE = 40
+"""What a socket's path leaves for pytest's own directory: 107 bytes less a worker's, a test's, and the daemon's."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End where numpy cannot be imported. Have the tests' directories in a short place where the usual one is long.
+
+    It is so for a user with a long name, say.
+    """
+    if why_too_old():
+        pytest.exit(why_too_old(), returncode=1)
+    if config.option.basetemp is not None or hasattr(config, "workerinput"):
+        return
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    if len(os.fsencode(Path(tempfile.gettempdir()) / f"pytest-of-{user}" / "pytest-0000")) > _LONGEST_BASE:
+        config.option.basetemp = tempfile.mkdtemp(prefix="kd-", dir="/tmp")
+        config.add_cleanup(functools.partial(shutil.rmtree, config.option.basetemp, ignore_errors=True))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from kerneld.referee.errors import HostError
 from kerneld.referee.keeper import READY, keeper
 from kerneld.referee.outcome import PM_SWAP
+from kerneld.referee.rights import is_host_superuser
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
 
@@ -23,7 +24,7 @@ SWAP_BYTES = 256 << 20
 @contextlib.contextmanager
 def host_swap(folder: Path) -> Iterator[None]:
     """Give the host a swap file in `folder`. Raises HostError, in words, where it cannot have one."""
-    if os.geteuid():
+    if not is_host_superuser():
         raise HostError("the swap mode needs root: only root may give the host a swap file")
     with keeper("swap_keeper", str(folder / "swap"), str(SWAP_BYTES)) as answer:
         if answer != READY:

@@ -23,6 +23,7 @@ from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import Op, Program
+from kerneld.referee.rights import sees_frames
 from kerneld.referee.simulated import Simulated
 from kerneld.referee.swap_lock import host_has_swap, locked_swap
 from kerneld.referee.witness import Stage
@@ -70,7 +71,7 @@ class Match:
 
     def describe(self) -> str:
         """Say in one line who the referee is and what is compared."""
-        frames = "frames are compared" if os.getuid() == 0 else "frames are not compared: only root sees them"
+        frames = "frames are compared" if sees_frames() else "frames are not compared: only root sees them"
         count = len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
         return (

@@ -29,6 +29,7 @@ from kerneld.referee.layout import Layout
 from kerneld.referee.limits import host_has_pkeys, host_sysctl, own_rlimits
 from kerneld.referee.mode import Mode, thp_of
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, key_word, parse_maps_line, windows
+from kerneld.referee.rights import is_host_superuser
 from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig
@@ -88,7 +89,6 @@ class Simulated:
         """
         self._folder = folder
         self._layout = layout
-        uid = os.getuid()
         config = KernelConfig(
             RAM_BYTES,
             superuser_uid=0,
@@ -98,7 +98,7 @@ class Simulated:
             pku=host_has_pkeys() if pku is None else pku,
         )
         self.kernel = _Machine(config)
-        self._cred = Cred(uid, os.getgid(), uid == 0)
+        self._cred = Cred(os.getuid(), os.getgid(), is_host_superuser())
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
         self._files = ProgramFiles(folder)

@@ -18,8 +18,8 @@ import socket
 import stat
 from dataclasses import dataclass
 
-MAX_SOCKET_PATH = 107
-"""Longest path that fits sockaddr_un with its final NUL: unix(7). A longer one could be bound, but never reached."""
+from shared.wire import MAX_SOCKET_PATH
+
 BACKLOG = 128
 PRIVATE_MODE, GROUP_MODE = 0o700, 0o710
 MODES_FOR_GROUP = (PRIVATE_MODE, GROUP_MODE, 0o750)

@@ -180,6 +180,8 @@ def _connect(path: str) -> socket.socket:
             text = f"no kerneld at {path}: start one with 'kerneld start'"
         elif error.errno in (errno.EACCES, errno.EPERM):
             text = f"not permitted to use the kerneld at {path}"
+        elif len(os.fsencode(path)) > wire.MAX_SOCKET_PATH:
+            text = f"the socket path is longer than {wire.MAX_SOCKET_PATH} bytes: {path}"
         else:
             text = f"no kerneld at {path}: {os.strerror(error.errno) if error.errno else error}"
         raise KerneldUnavailable(text) from None

@@ -16,6 +16,7 @@ from kerneld.referee.match import Match, open_match
 from kerneld.referee.outcome import Mapping, View
 from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import At, Op
+from tests.rights import needs_another_user
 
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
@@ -55,7 +56,7 @@ def play_as_nobody() -> None:
         assert not state.views[0].frames
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else; another user runs everything so")
+@needs_another_user
 def test_another_user_sees_no_frames_and_compares_the_rest(match: Match) -> None:
     assert "frames are compared" in match.describe()
     assert in_child(play_as_nobody) == 0

@@ -29,7 +29,9 @@ PRINTING = [
     ["target", "--list"],
     ["target", "--scenario", "hole", "--delay", "0"],
 ]
-"""SELF is a process that the daemon may look at: the test's own."""
+"""SELF is a process of kerneld's: the one that goes on and on."""
+
+SELF: list[int] = []
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,19 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with running_daemon(path):
         words = [sys.executable, "-m", "target", "--loop", "--delay", "0.05", "--scenario", "hole"]
         environment = {**os.environ, "KERNELD_SOCKET": str(path), "TMPDIR": str(directory)}
-        busy = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+        busy = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE)
+        assert busy.stdout is not None
+        # Its first line says that it is attached.
+        busy.stdout.readline()
+        drain = subprocess.Popen(["cat"], stdin=busy.stdout, stdout=subprocess.DEVNULL)
+        busy.stdout.close()
         try:
+            SELF.append(busy.pid)
             yield path
         finally:
             busy.kill()
             busy.wait(PATIENCE_SECONDS)
+            drain.wait(PATIENCE_SECONDS)
 
 
 def run(words: Sequence[str], socket: Path, redirection: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +63,7 @@ def run(words: Sequence[str], socket: Path, redirection: str) -> subprocess.Comp
     Its streams are buffered, as they are where nobody has said otherwise: what is left in them at the end counts too.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    words = [str(os.getpid()) if word == "SELF" else word for word in words]
+    words = [str(SELF[-1]) if word == "SELF" else word for word in words]
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-P", "-m", *words],
         env={**inherited, "KERNELD_SOCKET": str(socket), "PYTHONPATH": str(ROOT), "TMPDIR": str(socket.parent)},

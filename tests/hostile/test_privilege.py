@@ -35,8 +35,9 @@ from tests.e2e.raw import (
     RawThread,
 )
 from tests.hostile.other_user import GROUP, OTHER_UID, THIRD_UID, living_as, run_as
+from tests.rights import needs_another_user
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="starting processes under other uids takes root")
+pytestmark = needs_another_user
 PAGE = 4096
 
 

@@ -19,6 +19,7 @@ from kerneld.server import peer  # noqa: F401  (for the forked child below, whic
 from kerneld.start import Size
 from shared.client import Process
 from shared.option_types import UNITS
+from tests.rights import needs_another_user
 from tests.server import daemons
 from tests.server.daemons import private_socket, running_daemon
 
@@ -57,6 +58,19 @@ def test_version(tmp_path: Path) -> None:
 def test_without_a_daemon_it_is_one_line_and_3(tmp_path: Path, command: list[str]) -> None:
     done = daemons.kerneld(tmp_path / "kerneld.sock", *command)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.NO_DAEMON, "", 1)
+
+
+@pytest.mark.parametrize(
+    "words", [["kerneld", "status"], ["kerneld", "ps"], ["kerneld", "trace"], ["kerneld", "run", "--", "true"],
+              ["inspector", "1"], ["target"]], ids=" ".join
+)  # fmt: skip
+def test_a_socket_path_that_none_can_have_is_called_so(tmp_path: Path, words: list[str]) -> None:
+    path = tmp_path / ("x" * 120)
+    done = subprocess.run(
+        [sys.executable, "-m", *words], env=daemons.environment(path), capture_output=True, text=True, check=False
+    )
+    line = f"{words[0]}: the socket path is longer than 107 bytes: {path}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (Status.NO_DAEMON, "", line)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +134,7 @@ def test_machine_that_is_too_big_is_one_line_and_7(private_dir: Path, options: l
     assert [name for name in os.listdir(private_dir) if not name.endswith(".log")] == []
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
+@needs_another_user
 @pytest.mark.parametrize(
     "words",
     [["kerneld", "stop"], ["kerneld", "status"], ["kerneld", "ps"], ["inspector", "1", "0", "+4K"], ["target"]],

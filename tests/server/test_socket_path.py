@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.server.socket_path import AlreadyRunning, SocketPathError, claim, find_group, open_log
+from tests.rights import NOBODY, needs_another_user
 
 
 def test_directory_is_created_private_and_everything_is_removed(tmp_path: Path) -> None:
@@ -33,10 +34,10 @@ def test_directory_that_is_not_0700_is_refused(tmp_path: Path, mode: int) -> Non
     assert list(directory.iterdir()) == []
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="giving a directory away needs root")
+@needs_another_user
 def test_directory_of_another_user_is_refused(private_dir: Path) -> None:
-    os.chown(private_dir, 1234, -1)
-    with pytest.raises(SocketPathError, match="belongs to uid 1234"):
+    os.chown(private_dir, NOBODY, -1)
+    with pytest.raises(SocketPathError, match=f"belongs to uid {NOBODY}"):
         claim(str(private_dir / "kerneld.sock"))
 
 
@@ -114,7 +115,7 @@ def test_nobody_else_may_connect_by_the_modes(private_dir: Path) -> None:
 
 
 def test_a_group_may_search_and_connect_while_the_daemon_lives(private_dir: Path) -> None:
-    group = os.getgroups()[0] if os.getuid() else 1234
+    group = next((group for group in os.getgroups() if group != os.getgid()), os.getgid())
     held = claim(str(private_dir / "kerneld.sock"), group)
     directory, sock = private_dir.stat(), (private_dir / "kerneld.sock").stat()
     assert (directory.st_gid, stat.S_IMODE(directory.st_mode)) == (group, 0o710)

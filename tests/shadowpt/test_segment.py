@@ -14,6 +14,7 @@ import pytest
 
 from kerneld.shadowpt import segment as segment_module
 from kerneld.shadowpt.segment import Segment
+from tests.rights import needs_another_user
 from tests.shadowpt.fakes import open_descriptors
 
 NAME = f"of-this-test-{os.getpid()}"
@@ -110,7 +111,7 @@ def test_the_descriptor_can_only_be_read(segment: Segment) -> None:
         os.close(fd)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@needs_another_user
 def test_another_user_cannot_open_it_for_writing(segment: Segment) -> None:
     fd = segment.client_fd()
     child = os.fork()

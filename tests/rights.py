@@ -1,0 +1,46 @@
+"""What the user that runs the tests may do on this host: uid 0 alone does not say it, nor another uid that it may not.
+
+In a container, or in `unshare -Ur`, there may be no other user to become. Each mark says what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+NOBODY = 65534
+
+
+def _works(act: Callable[[], object]) -> bool:
+    """Whether `act` raises nothing, tried in a child."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    if os.getuid() != NOBODY:
+        raise PermissionError
+
+
+@cache
+def can_become_others() -> bool:
+    """Whether a child can become another user."""
+    return _works(_become_nobody)
+
+
+needs_another_user = pytest.mark.skipif(
+    not can_become_others(), reason="becoming another user takes CAP_SETUID, and a user namespace that has another"
+)
