@@ -1,6 +1,6 @@
-"""Real mappings of files in this process: made for a moment, to learn what the host says of a file.
+"""Real mappings of files in this process: made to learn what the host says of a file.
 
-Owns nothing. The file's memory is never accessed through them: a file that somebody cuts meanwhile would be SIGBUS.
+The file's memory is never accessed through them: a file that somebody cuts meanwhile would be SIGBUS.
 """
 
 from __future__ import annotations
@@ -61,21 +61,37 @@ def try_to_map(fd: int, flags: int) -> int:
     return 0
 
 
-def mincore(fd: int, offset: int, count: int) -> bytes:
-    """Return for each of `count` pages of a file from `offset`, in bytes, 1 where the host has it in memory, else 0.
+class ResidentPages:
+    """Which pages of one file the host has in memory: a mapping of it that nobody can access, kept to ask about.
 
-    A file that is neither our user's nor one that it may write to has all of its pages there. Raises OSError.
-    Source: mincore(2).
+    It is private, so that it hinders nobody who seals the file.
     """
-    length = count * PAGE_SIZE
-    addr = map_file(fd, offset, length, Prot.NONE.value, Map.PRIVATE.value)
-    try:
+
+    def __init__(self) -> None:
+        self._addr = self._length = 0
+
+    def mincore(self, fd: int, first: int, count: int) -> bytes:
+        """Return for each of `count` pages from `first` 1 where the host has it in memory, else 0; `fd` is the file's.
+
+        A file that is neither our user's nor one that it may write to has all of its pages there, and what the host has
+        swapped out is not there. Raises OSError. Source: mincore(2).
+        """
+        end = (first + count) * PAGE_SIZE
+        if end > self._length:
+            self.close()
+            length = end + _MAPPED_AHEAD - 1 & -_MAPPED_AHEAD
+            self._addr, self._length = map_file(fd, 0, length, Prot.NONE.value, Map.PRIVATE.value), length
         vector = ctypes.create_string_buffer(count)
-        to_os_error(libc_call("mincore")(addr, length, vector))
+        to_os_error(libc_call("mincore")(self._addr + first * PAGE_SIZE, count * PAGE_SIZE, vector))
         return vector.raw.translate(_LOW_BIT)
-    finally:
-        libc_call("munmap")(addr, length)
+
+    def close(self) -> None:
+        """Unmap it; the next question maps it again."""
+        if self._length:
+            libc_call("munmap")(self._addr, self._length)
+            self._addr = self._length = 0
 
 
+_MAPPED_AHEAD = 64 << 20
 _LOW_BIT = bytes(byte & 1 for byte in range(256))
 """The others of mincore's bits are for later use."""

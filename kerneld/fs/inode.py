@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 
 from kerneld.fs.changes import Pieces
-from kerneld.fs.host_mmap import mincore
+from kerneld.fs.host_mmap import ResidentPages
 from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
 from kerneld.fs.writable_mapping import WritableMapping
@@ -56,6 +56,7 @@ class Inode:
         self._writer = -1
         self._writer_appends = False
         self._real_mapping: WritableMapping | None = None
+        self._resident = ResidentPages()
         self._size_bytes = 0
         self._most_bytes: int | None = None
         """The size while a truncation is acted upon: no page beyond comes in."""
@@ -225,7 +226,7 @@ class Inode:
     def mincore(self, first: int, count: int) -> bytes:
         """Return for each of `count` pages from `first` 0 where the host has it not in memory, if it says so."""
         try:
-            return mincore(self._reader, first << PAGE_SHIFT, count)
+            return self._resident.mincore(self._reader, first, count)
         except OSError:
             return b"\1" * count
 
@@ -236,6 +237,7 @@ class Inode:
 
     def close(self) -> None:
         """Close every descriptor; the inode is over."""
+        self._resident.close()
         self.unmap_writable()
         fds = self._fds() | {self._reader, self._writer}
         files = list(self._files)

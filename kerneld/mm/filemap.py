@@ -44,6 +44,8 @@ FAULT_AROUND_PAGES = 16
 READ_AROUND_PAGES = 32
 """Pages that a fault of an uncached page reads in with it (Linux: ra_pages, 128 KiB)."""
 
+_ZEROS = bytes(PAGE_SIZE)
+
 
 class AddressSpace:
     """The cached pages of one inode (Linux: struct address_space)."""
@@ -172,13 +174,14 @@ class AddressSpace:
         for index in indexes:
             pfn = self.frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
             chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
-            if len(chunk):
+            is_zero = _ZEROS.startswith(bytes(chunk))
+            if not is_zero:
                 self.frames.ram.write(pfn << PAGE_SHIFT, chunk)
             self._add(index, pfn)
             if self.is_shmem:
                 self.account(1)
                 # Others have written to what is no hole, which has made it dirty.
-                if bytes(chunk).strip(b"\0") or self.backing.mincore(index, 1)[0]:
+                if not is_zero or self.backing.mincore(index, 1)[0]:
                     self.set_dirty(index, pfn)
 
     def _add(self, index: int, pfn: Pfn) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import tempfile
@@ -17,7 +18,7 @@ from kerneld.mm.mm import MmStruct
 from kerneld.mm.pte_ops import Rss
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.machine import Machine
+from tests.fs.machine import Machine, unmap
 
 PAGES, WRITTEN = 40, 20
 LENGTH = PAGES * PAGE_SIZE
@@ -124,3 +125,31 @@ def test_a_file_of_a_disk_is_none(machine: Machine, tmp_path: Path) -> None:
     machine.load(mm, BASE, 1)
     assert (mm.rss[Rss.SHMEM], mm.rss[Rss.FILE]) == (0, 16)
     os.close(fd)
+
+
+def test_what_is_kept_to_ask_the_host_goes_with_the_file(machine: Machine) -> None:
+    fd = os.memfd_create("asked")
+    os.ftruncate(fd, 1 << 40)
+    mm = machine.new_mm()
+    machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
+    machine.map_fd(mm, fd, LENGTH, addr=2 * BASE, flags=Map.SHARED | Map.FIXED, pgoff=1 << 27)
+    assert machine.load(mm, BASE, 1) == machine.load(mm, 2 * BASE, 1) == b"\0"
+    assert mm.rss[Rss.SHMEM] == 2
+    assert Path("/proc/self/maps").read_text().count("memfd:asked") == 1
+    unmap(mm, BASE, LENGTH)
+    unmap(mm, 2 * BASE, LENGTH)
+    assert "memfd:asked" not in Path("/proc/self/maps").read_text()
+    os.close(fd)
+
+
+def test_where_the_host_does_not_say_every_page_counts_as_there(
+    machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("kerneld.fs.host_mmap.map_file", refuse)
+    mm = machine.new_mm()
+    machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
+    machine.load(mm, BASE + 32 * PAGE_SIZE, 1)
+    assert mm.rss[Rss.SHMEM] == 8
