@@ -34,6 +34,7 @@ from kerneld.referee import (
     earlier_rules,
     file_systems,
     five_levels,
+    later_dontunmap,
     later_merge,
     later_mremap,
     later_pkeys,
@@ -157,6 +158,30 @@ KNOWN = (
         "it were new.",
         ((mremap, "do_mremap", later_mremap.do_mremap),),
         witness=witnesses.mremap_moves_several,
+    ),
+    Known(
+        (0, 0),
+        "stable updates of 2026, mm/mremap.c:move_vma()",
+        "MREMAP_DONTUNMAP cuts the part of a locked mapping off before it moves it: the rest stays locked.",
+        ((mremap, "move_vma", OnTop(later_dontunmap.cuts_what_is_locked)),),
+        witness=witnesses.dontunmap_cuts_what_is_locked,
+    ),
+    Known(
+        (0, 0),
+        "stable updates of 2026, mm/vma.c:copy_vma()",
+        "With MREMAP_DONTUNMAP memory that was never faulted does not merge with itself at the new place.",
+        (
+            (mremap, "move_vma", OnTop(later_dontunmap.tells_of_dontunmap)),
+            (mremap, "copy_vma", OnTop(later_dontunmap.merges_not_with_itself)),
+        ),
+        witness=witnesses.dontunmap_merges_not_with_itself,
+    ),
+    Known(
+        (0, 0),
+        "stable updates of 2026, mm/mremap.c:move_vma()",
+        "Memory that MREMAP_DONTUNMAP has left behind has the offsets of its place, and merges with its neighbours.",
+        ((mremap, "move_vma", OnTop(later_dontunmap.takes_its_own_offsets)),),
+        witness=witnesses.dontunmap_gives_its_own_offsets,
     ),
     Known(
         (6, 15),

@@ -19,6 +19,8 @@ from kerneld.referee.shrink import shrink
 
 CHECKED_SHARE = 20
 """One program in so many is run again with every invariant of the machine checked after every call."""
+SECONDS_BETWEEN = 60
+"""So often a line says how far a run has come."""
 Say = Callable[[str], None]
 
 
@@ -36,7 +38,7 @@ def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mod
 
     Raises HostError where this host cannot be the referee.
     """
-    started = time.monotonic()
+    started = told = time.monotonic()
     prefix = "referee" if mode is Mode.PLAIN else f"referee-{mode}"
     with open_match(mode) as match:
         say(match.describe())
@@ -49,8 +51,9 @@ def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mod
                 match.ours.check_invariants(False)
                 say(f"program {name} diverges at its call {divergence.step}; looking for the shortest that does")
                 return Result(number + 1, _report(match, program, divergence, folder / f"{prefix}-{name}.json", say))
-            if (number + 1) % 1000 == 0:
-                say(f"{number + 1} programs, {time.monotonic() - started:.0f} s")
+            if time.monotonic() - told >= SECONDS_BETWEEN:
+                told = time.monotonic()
+                say(f"{number + 1} programs, {told - started:.0f} s")
     return Result(programs, None)
 
 

@@ -111,6 +111,38 @@ def mremap_moves_several(stage: Stage) -> bool:
     return played.rets[-1] > 0
 
 
+def _dontunmap(at: At, nr_bytes: int, to: At) -> Op:
+    return call("mremap", at, nr_bytes, nr_bytes, (Mremap.MAYMOVE | Mremap.DONTUNMAP | Mremap.FIXED).value, to)
+
+
+def dontunmap_cuts_what_is_locked(stage: Stage) -> bool:
+    """The first of two locked pages is moved."""
+    played = stage.play(mmap(0, 2 * P), mmap(1, P), call("mlock", At(0), 2 * P), _dontunmap(At(0), P, At(1)))
+    return len(played.mappings(played.rets[0], 2)) == 2
+
+
+def dontunmap_merges_not_with_itself(stage: Stage) -> bool:
+    """A page that was never touched is moved right behind itself."""
+    played = stage.play(mmap(0, 2 * P), call("munmap", At(0, P), P), _dontunmap(At(0), P, At(0, P)))
+    return len(played.mappings(played.rets[0], 2)) == 2
+
+
+def dontunmap_gives_its_own_offsets(stage: Stage) -> bool:
+    """A page has come from elsewhere, and goes on: what is left of it merges with what is mapped behind it then."""
+    moved = (Mremap.MAYMOVE | Mremap.FIXED).value
+    played = stage.play(
+        mmap(0, P),
+        store(At(0)),
+        mmap(1, 2 * P),
+        mmap(2, P),
+        call("munmap", At(1, P), P),
+        call("mremap", At(0), P, P, moved, At(1)),
+        _dontunmap(At(1), P, At(2)),
+        mmap(3, P, flags=_ANON | _FIXED, at=At(1, P)),
+    )
+    return len(played.mappings(played.rets[2], 2)) == 1
+
+
 def refuses_the_middle_before_access(stage: Stage) -> bool:
     """process_vm_readv to an address that cannot be one: it is refused before the page that it reads comes in."""
     played = stage.play(mmap(0, P), call("process_vm_readv", 0, At(Base.ZERO, _MIDDLE), P, At(0), P, 0))

@@ -1,0 +1,93 @@
+"""MREMAP_DONTUNMAP as newer kernels do it, and older ones that are kept up: the old mapping is one of its own.
+
+Rules that replace kerneld's own while the referee runs (`known`). Answers to mm/mremap.c and mm/vma.c of Debian's
+6.12.117, which has later changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.munmap import split_range
+from kerneld.mm.vm_flags import VM_LOCKED
+from kerneld.mm.vma import Vma
+from kerneld.mm.vma_merge import can_merge_after, can_merge_before
+from shared.uapi.mman import Mremap
+from shared.uapi.page import PAGE_SHIFT, Vaddr
+
+MoveVma: TypeAlias = "Callable[[MmStruct, Vma, Vaddr, int, Vaddr, int, int], None]"
+CopyVma: TypeAlias = "Callable[[MmStruct, Vma, Vaddr, Vaddr, int], Vma]"
+_DONTUNMAP = Mremap.DONTUNMAP.value
+_SPARE_MAPS = 3
+
+
+def cuts_what_is_locked(earlier: MoveVma) -> MoveVma:
+    """Source: mm/mremap.c:move_vma(): a part of a locked mapping is cut off before it is moved."""
+
+    def move_vma(
+        mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int
+    ) -> None:
+        has_room = mm.map_count < mm.sysctl.max_map_count - _SPARE_MAPS
+        if flags & _DONTUNMAP and vma.vm_flags & VM_LOCKED and old_len and has_room:
+            vma = split_range(mm, old_addr, old_addr + old_len)[0]
+        earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
+
+    return move_vma
+
+
+class _Kept:
+    """Whether the call under way leaves the old mapping."""
+
+    source = False
+
+
+def tells_of_dontunmap(earlier: MoveVma) -> MoveVma:
+    def move_vma(
+        mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int
+    ) -> None:
+        _Kept.source = flags & _DONTUNMAP != 0
+        try:
+            earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
+        finally:
+            _Kept.source = False
+
+    return move_vma
+
+
+def merges_not_with_itself(earlier: CopyVma) -> CopyVma:
+    """Source: mm/vma.c:copy_vma(): of a mapping that is kept the neighbour on the other side may still grow."""
+
+    def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:
+        end = addr + length
+        untouched = vma.is_anonymous and vma.anon_vma is None
+        if not (_Kept.source and untouched and (vma.end == addr or vma.start == end)):
+            return earlier(mm, vma, old_addr, addr, length)
+        pgoff = addr >> PAGE_SHIFT
+        other = mm.vmas.find(addr) if vma.end == addr else mm.vmas.preceding(addr)
+        if other is not None and other.start == end and can_merge_before(other, vma.vm_flags, None, None, end >> 12):
+            mm.move_vma_bounds(other, addr, other.end)
+            return other
+        if other is not None and other.end == addr and can_merge_after(other, vma.vm_flags, None, None, pgoff):
+            mm.move_vma_bounds(other, other.start, end)
+            return other
+        new_vma = Vma(addr, end, vma.vm_flags, pgoff, None)
+        mm.insert_vma(new_vma)
+        return new_vma
+
+    return copy_vma
+
+
+def takes_its_own_offsets(earlier: MoveVma) -> MoveVma:
+    """Source: mm/mremap.c:move_vma(): the old mapping has never been faulted then, and merges where it lies."""
+
+    def move_vma(
+        mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int
+    ) -> None:
+        earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
+        source = mm.vmas.lookup(old_addr) if flags & _DONTUNMAP else None
+        if source is not None and source.is_anonymous and (source.start, source.end) == (old_addr, old_addr + old_len):
+            source.pgoff = old_addr >> PAGE_SHIFT
+
+    return move_vma
