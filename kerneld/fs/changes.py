@@ -32,7 +32,7 @@ class _Change:
     __slots__ = ("has_changed_again", "mms", "pieces")
 
     def __init__(self, inode: Inode) -> None:
-        self.pieces: Pieces = inode.change_in_pieces()
+        self.pieces: Pieces = inode.begin_change()
         self.mms = frozenset(inode.mapping.i_mmap.values())
         self.has_changed_again = False
 

@@ -146,26 +146,34 @@ class Inode:
         """Tell whether the file is shorter or longer than when its change was last acted upon."""
         return self.size_bytes() != self._watched_bytes
 
-    def change_in_pieces(self) -> Pieces:
-        """Let go of what lies beyond the file's end if it is shorter now, note holes if longer; yield between pieces.
+    def begin_change(self) -> Pieces:
+        """Return what lets go of what lies beyond the file's end if it is shorter now, or notes holes if it is longer.
 
-        Meanwhile the file is no longer than it was at the beginning, however often it grows. Of one that has grown
-        what lies behind MOST_EXTENTS pieces of data counts as data: no file is so large that others wait long.
-        Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
+        That yields between pieces. From now until it is done the file is no longer than it is now, however often it
+        grows. Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
         """
         size, before = self.size_bytes(), self._watched_bytes
         self._watched_bytes = size
         if size < before:
             self._most_bytes = size
-            try:
-                yield from truncate_in_pieces(self.mapping, size)
-            finally:
-                self._most_bytes = None
-        elif size > before and not self.mapping.is_shmem:
-            pagecache_isize_extended(self.mapping, before, size)
-            with contextlib.suppress(OSError):
-                for start, end in find_data(self._reader, page_align(before), size, MOST_EXTENTS):
-                    self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+            return self._cut_in_pieces(size)
+        return self._note_holes(before, size)
+
+    def _cut_in_pieces(self, size: int) -> Pieces:
+        try:
+            yield from truncate_in_pieces(self.mapping, size)
+        finally:
+            self._most_bytes = None
+
+    def _note_holes(self, before: int, size: int) -> Pieces:
+        """What lies behind MOST_EXTENTS pieces of data counts as data: no file is so large that others wait long."""
+        if self.mapping.is_shmem:
+            return
+        pagecache_isize_extended(self.mapping, before, size)
+        with contextlib.suppress(OSError):
+            for start, end in find_data(self._reader, page_align(before), size, MOST_EXTENTS):
+                self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+        yield
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.

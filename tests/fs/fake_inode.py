@@ -17,7 +17,7 @@ class FakeInode:
     def has_other_size(self) -> bool:
         return self.pieces > 0
 
-    def change_in_pieces(self) -> Pieces:
+    def begin_change(self) -> Pieces:
         try:
             for _ in range(self.pieces):
                 self.done.append(self.name)

@@ -11,6 +11,7 @@ import pytest
 from kerneld.fs.changes import Changes
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
+from kerneld.mm.fault import VM_FAULT_SIGBUS, handle_mm_fault
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
@@ -137,6 +138,29 @@ class TestAFileThatIsCut:
         assert (mm.resident_pages, mapping.size_bytes()) == (5, 2 * PAGE_SIZE)
         assert not watched.files.changes.holds(mm)
         os.close(fd)
+
+    def test_who_comes_while_it_waits_for_its_turn_finds_it_as_short(self, watched: Machine) -> None:
+        """Two files: the second is not begun with, and is longer again, when somebody maps it anew."""
+        fds = [os.memfd_create(name) for name in ("first", "second")]
+        for fd in fds:
+            os.ftruncate(fd, 2 * PAGE_SIZE)
+            self.mapped(watched, fd, 2)
+        for fd in fds:
+            os.ftruncate(fd, 0)
+        watched.files.take_changes()
+        newcomers = [watched.new_mm() for _ in fds]
+        for mm, fd in zip(newcomers, fds, strict=True):
+            os.ftruncate(fd, 2 * PAGE_SIZE)
+            watched.map_fd(mm, fd, 2 * PAGE_SIZE, addr=BASE, flags=SHARED | FIXED)
+            assert not watched.files.changes.holds(mm)
+            vma = mm.vmas.lookup(BASE)
+            assert vma is not None
+            assert handle_mm_fault(mm, vma, BASE, False) == VM_FAULT_SIGBUS
+        self.finish(watched)
+        for mm in newcomers:
+            assert watched.load(mm, BASE, 1) == b"\0"
+        for fd in fds:
+            os.close(fd)
 
     def test_whose_mappings_end_meanwhile(self, watched: Machine) -> None:
         fd = os.memfd_create("cut")
