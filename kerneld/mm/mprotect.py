@@ -132,10 +132,12 @@ def may_unaccount(vma: Vma) -> bool:
 def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Give the present entries of a part of a VMA its rights: less at once, writable again only where no fault is owed.
 
-    A huge page is one entry here: it lies in the VMA whole, and its frames agree in what `_can_be_writable` asks.
-    Source: Linux v6.8 mm/mprotect.c:change_pte_range(), mm/huge_memory.c:change_huge_pmd().
+    A huge page is one entry here: it lies in the VMA whole, and its frames agree in what `_can_be_writable` asks. An
+    entry that is old stays so: of the bits that an entry keeps the new rights give none.
+    Source: Linux v6.8 mm/mprotect.c:change_pte_range(), mm/huge_memory.c:change_huge_pmd(),
+    arch/x86/include/asm/pgtable.h:pte_modify().
     """
-    prot = vma_page_prot(vma)
+    prot = vma_page_prot(vma) & ~_KEPT_BITS
     for run in mm.page_table.runs(start, end):
         entries = mm.page_table.read(run)
         present = present_mask(entries)

@@ -7,12 +7,13 @@ from signal import SIGSEGV
 
 import pytest
 
-from kerneld.hw.paging import PF_INSTR, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW
+from kerneld.hw.paging import PF_INSTR, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW
 from kerneld.mm.frames import ZERO_PFN
+from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
 from kerneld.mm.vm_flags import VM_ACCOUNT
-from shared.uapi.mman import Map, Prot
+from shared.uapi.mman import Madv, Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
 from tests.mm.world import (
@@ -123,6 +124,16 @@ class TestEntries:
         assert (load(mm, page(0), 4), pfn_of(mm, page(0)), pfn_of(mm, page(1))) == (b"kept", pfn, ZERO_PFN)
         store(mm, page(1), b"x")
         assert pfn_of(mm, page(1)) != ZERO_PFN
+
+    @pytest.mark.parametrize("mapping", [ANON, SHARED_ANON])
+    def test_an_old_page_stays_old(self, mm: MmStruct, mapping: int) -> None:
+        mmap(mm, 2, RW, mapping, at=BASE)
+        store(mm, page(0), b"a")
+        store(mm, page(1), b"b")
+        do_madvise(mm, BASE, PAGE_SIZE, Madv.COLD)
+        for prot in (NONE, READ, RW):
+            protect(mm, 0, 2, prot)
+            assert [bool(entry(mm, page(number)) & PTE_ACCESSED) for number in range(2)] == [False, True]
 
     def test_ones_own_page_is_writable_again_at_once(self, mm: MmStruct) -> None:
         mmap(mm, 2, at=page(0))
