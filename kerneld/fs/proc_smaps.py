@@ -6,8 +6,9 @@ Counts one leaf table at a time, in arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from kerneld.fs.seq_file import END, START, Records
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
-from kerneld.mm.leaf_walk import Leaf
+from kerneld.mm.leaf_walk import FEW_ENTRIES, Leaf
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.pkeys import vma_pkey
 from kerneld.mm.thp import thp_eligible
@@ -38,29 +39,45 @@ _MNEMONICS = {
 """Linux has none for VM_LOCKONFAULT either, and shows it as `??`."""
 
 Words = npt.NDArray[np.uint64]
+_ANON, _SWAPBACKED, _DIRTY, _YOUNG, _PRIVATE = 1, 2, 4, 8, 16
+_NR_KINDS = 32
+"""What smaps asks of a page makes it one of so many kinds: pages are counted by kind, and the kinds summed up."""
+
+
+_SIZES: tuple[Callable[[int], bool], ...] = (
+    lambda kind: not kind & (_PRIVATE | _DIRTY),
+    lambda kind: kind & (_PRIVATE | _DIRTY) == _DIRTY,
+    lambda kind: kind & (_PRIVATE | _DIRTY) == _PRIVATE,
+    lambda kind: kind & (_PRIVATE | _DIRTY) == _PRIVATE | _DIRTY,
+    lambda kind: kind & _YOUNG != 0,
+    lambda kind: kind & _ANON != 0,
+    lambda kind: kind & (_ANON | _SWAPBACKED | _DIRTY) == _ANON,
+)
+"""Which kinds are shared and clean, shared and dirty, private and clean, private and dirty, referenced, anonymous, and
+lazily freed."""
+_SHARES: tuple[Callable[[int], bool], ...] = (
+    lambda kind: True,
+    lambda kind: kind & _DIRTY != 0,
+    lambda kind: kind & _ANON != 0,
+    lambda kind: not kind & (_ANON | _SWAPBACKED),
+    lambda kind: kind & (_ANON | _SWAPBACKED) == _SWAPBACKED,
+)
+"""Of which kinds the shares are summed up: of all, of dirty pages, of anonymous memory, of files, of shared memory."""
 
 
 @dataclass(slots=True)
 class MemSizeStats:
-    """Sums over resident pages, in bytes; the pss ones in 1 / 2**_PSS_SHIFT of a byte (Linux: mem_size_stats)."""
+    """What is resident of a range: by kind of page, see `_kind`, and what no page says (Linux: mem_size_stats)."""
 
-    resident: int = 0
-    shared_clean: int = 0
-    shared_dirty: int = 0
-    private_clean: int = 0
-    private_dirty: int = 0
-    referenced: int = 0
-    anonymous: int = 0
-    lazyfree: int = 0
+    pages: list[int] = field(default_factory=lambda: [0] * _NR_KINDS)
+    """Pages of each kind."""
+    shares: list[int] = field(default_factory=lambda: [0] * _NR_KINDS)
+    """The shares of the pages of each kind, in 1 / 2**_PSS_SHIFT of a byte, as all that follow."""
     anonymous_thp: int = 0
+    """In bytes, as `swap`."""
     swap: int = 0
-    pss: int = 0
-    pss_anon: int = 0
-    pss_file: int = 0
-    pss_shmem: int = 0
-    pss_dirty: int = 0
-    pss_locked: int = 0
     swap_pss: int = 0
+    pss_locked: int = 0
 
 
 def show_smaps(mm: MmStruct, files: FileTable, key: int) -> Records:
@@ -77,7 +94,7 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) ->
     """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap()."""
     stats.swap += shmem_swap_usage(mm, vma)
     if vma.vm_flags & vm.VM_LOCKED:
-        stats.pss_locked = stats.pss
+        stats.pss_locked = sum(stats.shares)
     page = PAGE_SIZE >> 10
     sizes = f"Size:           {(vma.end - vma.start) >> 10:8} kB\n"
     sizes += f"KernelPageSize: {page:8} kB\nMMUPageSize:    {page:8} kB\n"
@@ -88,6 +105,7 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) ->
     return show_map_vma(mm, files, vma) + (sizes + _show_stats(stats, rollup=False) + end).encode()
 
 
+@functools.cache
 def show_smap_vma_flags(vm_flags: int) -> str:
     """Source: Linux v6.8 fs/proc/task_mmu.c:show_smap_vma_flags(); a blank follows each name. The key has none."""
     flags = vm_flags & ~vm.VM_PKEY_MASK
@@ -108,7 +126,7 @@ def show_smaps_rollup(mm: MmStruct, key: int) -> Records:
             locked = MemSizeStats()
             for _ in gather_stats(mm, vma.start, vma.end, locked):
                 yield None
-            stats.pss_locked += locked.pss
+            stats.pss_locked += sum(locked.shares)
     header = show_rollup_header(first.start if first is not None else 0, last.end if last is not None else 0)
     yield END, header + _show_stats(stats, rollup=True).encode()
 
@@ -154,65 +172,57 @@ def shmem_swap_usage(mm: MmStruct, vma: Vma) -> int:
 
 def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:
     """Add the pages that these present entries map. Source: Linux v6.8 fs/proc/task_mmu.c:smaps_account()."""
+    if len(entries) <= FEW_ENTRIES:
+        for entry in entries.tolist():
+            pfn = pte_pfn(entry)
+            mapcount = frames.mapcount_at[pfn]
+            kind = _kind(entry, frames.flags_at[pfn], frames.refcount_at[pfn], mapcount)
+            stats.pages[kind] += 1
+            stats.shares[kind] += (PAGE_SIZE << _PSS_SHIFT) // (mapcount or 1)
+        return
     pfns = pte_pfn(entries).astype(np.int64)
     flags, mapcount = frames.flags[pfns], frames.mapcount[pfns]
-    anon = (flags & PG_ANON) != 0
-    swapbacked = (flags & PG_SWAPBACKED) != 0
-    dirty = ((entries & PTE_DIRTY) != 0) | ((flags & PG_DIRTY) != 0)
-    young = ((entries & PTE_ACCESSED) != 0) | ((flags & PG_REFERENCED) != 0)
-    private = (frames.refcount[pfns] == 1) | (mapcount < 2)
+    kinds = ((flags & PG_ANON) != 0) * _ANON
+    kinds += ((flags & PG_SWAPBACKED) != 0) * _SWAPBACKED
+    kinds += (((entries & PTE_DIRTY) != 0) | ((flags & PG_DIRTY) != 0)) * _DIRTY
+    kinds += (((entries & PTE_ACCESSED) != 0) | ((flags & PG_REFERENCED) != 0)) * _YOUNG
+    kinds += ((frames.refcount[pfns] == 1) | (mapcount < 2)) * _PRIVATE
     pss = (PAGE_SIZE << _PSS_SHIFT) // np.maximum(mapcount, 1).astype(np.int64)
+    stats.pages = (np.bincount(kinds, minlength=_NR_KINDS) + stats.pages).tolist()
+    for kind in np.unique(kinds).tolist():
+        stats.shares[kind] += int(pss[kinds == kind].sum())
 
-    def size(mask: npt.NDArray[np.bool_]) -> int:
-        return int(np.count_nonzero(mask)) << PAGE_SHIFT
 
-    def share(mask: npt.NDArray[np.bool_]) -> int:
-        return int(pss[mask].sum())
-
-    stats.resident += len(pfns) << PAGE_SHIFT
-    stats.shared_clean += size(~private & ~dirty)
-    stats.shared_dirty += size(~private & dirty)
-    stats.private_clean += size(private & ~dirty)
-    stats.private_dirty += size(private & dirty)
-    stats.referenced += size(young)
-    stats.anonymous += size(anon)
-    stats.lazyfree += size(anon & ~swapbacked & ~dirty)
-    stats.pss += int(pss.sum())
-    stats.pss_anon += share(anon)
-    stats.pss_shmem += share(~anon & swapbacked)
-    stats.pss_file += share(~anon & ~swapbacked)
-    stats.pss_dirty += share(dirty)
+def _kind(entry: int, flags: int, refcount: int, mapcount: int) -> int:
+    """Return which kind of page an entry maps."""
+    kind = (_ANON if flags & PG_ANON else 0) | (_SWAPBACKED if flags & PG_SWAPBACKED else 0)
+    kind |= _DIRTY if entry & PTE_DIRTY or flags & PG_DIRTY else 0
+    kind |= _YOUNG if entry & PTE_ACCESSED or flags & PG_REFERENCED else 0
+    return kind | (_PRIVATE if refcount == 1 or mapcount < 2 else 0)
 
 
 def _show_stats(stats: MemSizeStats, *, rollup: bool) -> str:
     """Source: Linux v6.8 fs/proc/task_mmu.c:__show_smap(). There are no merged (KSM) pages."""
-    rows = [
-        ("Rss", stats.resident),
-        ("Pss", stats.pss >> _PSS_SHIFT),
-        ("Pss_Dirty", stats.pss_dirty >> _PSS_SHIFT),
-    ]
-    if rollup:
-        rows += [
-            ("Pss_Anon", stats.pss_anon >> _PSS_SHIFT),
-            ("Pss_File", stats.pss_file >> _PSS_SHIFT),
-            ("Pss_Shmem", stats.pss_shmem >> _PSS_SHIFT),
-        ]
-    rows += [
-        ("Shared_Clean", stats.shared_clean),
-        ("Shared_Dirty", stats.shared_dirty),
-        ("Private_Clean", stats.private_clean),
-        ("Private_Dirty", stats.private_dirty),
-        ("Referenced", stats.referenced),
-        ("Anonymous", stats.anonymous),
-        ("KSM", 0),
-        ("LazyFree", stats.lazyfree),
-        ("AnonHugePages", stats.anonymous_thp),
-        ("ShmemPmdMapped", 0),
-        ("FilePmdMapped", 0),
-        ("Shared_Hugetlb", 0),
-        ("Private_Hugetlb", 0),
-        ("Swap", stats.swap),
-        ("SwapPss", stats.swap_pss >> _PSS_SHIFT),
-        ("Locked", stats.pss_locked >> _PSS_SHIFT),
-    ]
-    return "".join(f"{name + ':':16}{size_bytes >> 10:8} kB\n" for name, size_bytes in rows)
+    kinds = [kind for kind, pages in enumerate(stats.pages) if pages]
+    shares = [sum(stats.shares[kind] for kind in kinds if is_in(kind)) >> _PSS_SHIFT for is_in in _SHARES]
+    sizes = [sum(stats.pages[kind] for kind in kinds if is_in(kind)) << PAGE_SHIFT for is_in in _SIZES]
+    last = (stats.swap, stats.swap_pss >> _PSS_SHIFT, stats.pss_locked >> _PSS_SHIFT)
+    rows = (
+        *(sum(stats.pages) << PAGE_SHIFT, *(shares if rollup else shares[:2])),
+        *(*sizes[:6], 0, sizes[6], stats.anonymous_thp, 0, 0, 0, 0, *last),
+    )
+    return (_ROLLUP_LINES if rollup else _LINES) % tuple(size_bytes >> 10 for size_bytes in rows)
+
+
+def _lines(names: Sequence[str]) -> str:
+    return "".join(f"{name + ':':16}%8d kB\n" for name in names)
+
+
+_SHARED_OUT = ("Rss", "Pss", "Pss_Dirty")
+_REST = (
+    "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Referenced", "Anonymous", "KSM", "LazyFree",
+    "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb", "Swap", "SwapPss",
+    "Locked",
+)  # fmt: skip
+_LINES = _lines((*_SHARED_OUT, *_REST))
+_ROLLUP_LINES = _lines((*_SHARED_OUT, "Pss_Anon", "Pss_File", "Pss_Shmem", *_REST))
