@@ -14,7 +14,7 @@ Answers to Linux v6.8 mm/mmap.c:exit_mmap() and, for who is too late to wait for
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -105,13 +105,18 @@ def take_down(mm: MmStruct) -> Pieces:
     pace = Pace()
     while (vma := mm.vmas.find(0)) is not None:
         yield from _zap(mm, vma, pace)
-        if vma.vm_flags & VM_SHARED and vma.file is not None:
-            yield from writeback_in_pieces(vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
+        yield from write_back(vma)
         mm.remove_vma(vma)
         if pace.is_over():
             yield
             pace.begin()
     yield from mm.page_table.destroy_in_pieces(pace)
+
+
+def write_back(vma: Vma) -> Iterator[None]:
+    """Write what a VMA has written to a shared file to it, as `kerneld.mm.munmap.unmap_vma` does."""
+    if vma.vm_flags & VM_SHARED and vma.file is not None:
+        yield from writeback_in_pieces(vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
 
 
 def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:

@@ -149,9 +149,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
     elif vma.vm_flags & VM_LOCKED and advice is not Madv.DONTNEED_LOCKED:
         raise SysError(errno.EINVAL)
     elif advice in (Madv.DONTNEED, Madv.DONTNEED_LOCKED):
-        if vma.vm_flags & VM_LOCKED:
-            munlock_range(mm, start, end)
-        mm.zap_range(start, end)
+        madvise_dontneed(mm, vma, start, end)
     elif advice is Madv.FREE:
         if vma.file is not None:
             raise SysError(errno.EINVAL)
@@ -160,6 +158,13 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
         madvise_cold(mm, start, end)
     else:
         madvise_pageout(mm, vma, start, end, may_write)
+
+
+def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Let go of the pages of a part of a VMA. Source: Linux v6.8 mm/madvise.c:madvise_dontneed_single_vma()."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, start, end)
+    mm.zap_range(start, end)
 
 
 def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:

@@ -5,6 +5,7 @@ Owns what counts as the same: frames by identity, addresses as they are (both si
 
 from __future__ import annotations
 
+from kerneld.referee.numbers import find_different_number, find_different_total
 from kerneld.referee.outcome import Mapping, State, View
 
 Difference = tuple[str, str, str]
@@ -12,6 +13,7 @@ Difference = tuple[str, str, str]
 
 _IGNORED_FLAGS = frozenset({"sd"})
 """VM_SOFTDIRTY is there only where the host is built with it, and no program can see it otherwise."""
+_ACCESSED = "Referenced"
 _ACCESSES = frozenset({"load", "store", "touch"})
 
 
@@ -23,12 +25,14 @@ def find_difference(
     *,
     locked: bool = False,
     huge: bool = False,
+    accessed: bool = True,
 ) -> Difference | None:
     """Return the first difference after the operation `name`, or None; `before` is the states before it, if any.
 
     `locked` says that the program has locked memory, or else put pages into a processor's batches. `huge` says that
     there are huge pages: of one that becomes writable a processor may have noted pages before it was, ahead of their
-    use too, and faults once more at each. So the host may take more faults.
+    use too, and faults once more at each. So the host may take more faults. Without `accessed` which pages have been
+    accessed is not compared.
     """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
@@ -41,6 +45,10 @@ def find_difference(
             return field, _show(field, mine), _show(field, theirs)
     for who in ours.views:
         found = _compare_views(who, ours.views[who], hosts.views[who])
+        if found is not None:
+            return found
+    for who in ours.views:
+        found = _compare_numbers(who, ours.views[who], hosts.views[who], accessed)
         if found is not None:
             return found
     if any(view.frames for view in hosts.views.values()):
@@ -72,6 +80,22 @@ def _compare_pages(who: int, ours: dict[int, int], hosts: dict[int, int]) -> Dif
     vaddr = min(vaddr for vaddr in ours.keys() | hosts.keys() if ours.get(vaddr) != hosts.get(vaddr))
     mine, theirs = show_page(ours.get(vaddr, 0)), show_page(hosts.get(vaddr, 0))
     return f"the page at {vaddr:#x} of process {who}", mine, theirs
+
+
+def is_of_accessed_bits(difference: Difference) -> bool:
+    """Tell whether a difference is one of how many pages have been accessed."""
+    return difference[0].startswith((_ACCESSED, f"rollup {_ACCESSED}"))
+
+
+def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Difference | None:
+    """Compare what smaps says of each mapping, and the totals."""
+    left_out = frozenset() if accessed else frozenset({_ACCESSED, f"rollup {_ACCESSED}"})
+    for mine, theirs in zip(ours.mappings, hosts.mappings, strict=True):
+        found = find_different_number(mine.numbers, theirs.numbers, left_out)
+        if found is not None:
+            return f"{found[0]} of the mapping at {mine.start:#x} of process {who}", str(found[1]), str(found[2])
+    found = find_different_total(ours.totals, hosts.totals, left_out)
+    return (f"{found[0]} of process {who}", str(found[1]), str(found[2])) if found is not None else None
 
 
 def _key(mapping: Mapping) -> tuple[object, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import tempfile
 from pathlib import Path
 
 from kerneld.referee.program import FILES, file_content
+from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
 
 _CONTENT = file_content()
@@ -71,6 +73,8 @@ class ProgramFiles:
         if name == "regular":
             # From here on a page is dirty where the program has made it so.
             _libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(0), _WRITE_AND_WAIT)
+        else:
+            _forget_uses(fd)
         return fd
 
     def truncate(self, number: int, length: int) -> int:
@@ -111,3 +115,14 @@ def _open_in_tmpfs() -> int:
             os.close(fd)
             fd = os.memfd_create("no tmpfs")
     return fd
+
+
+def _forget_uses(fd: int) -> None:
+    """Have no page of a file in memory be one that was used: what write(2) has done is not the program's.
+
+    Source: Linux v6.8 mm/shmem.c:shmem_get_folio_gfp() (SGP_WRITE), mm/madvise.c:madvise_cold_or_pageout_pte_range().
+    """
+    with mmap.mmap(fd, len(_CONTENT), flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as pages:
+        for start in range(0, len(_CONTENT), PAGE_SIZE):
+            pages[start]
+        pages.madvise(Madv.COLD)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import select
 import shutil
 import signal
@@ -23,10 +22,10 @@ from pathlib import Path
 from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
-from kerneld.referee.known import normal_flags
+from kerneld.referee.host_view import Drain, ProcFiles, find_uncounted
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
-from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, key_word, parse_maps_line, windows
+from kerneld.referee.outcome import Outcome, View, parse_maps_line
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
@@ -45,9 +44,6 @@ _FLAGS = (
     "-fno-asynchronous-unwind-tables -mgeneral-regs-only -Wl,-e,entry -Wl,-z,noexecstack -Wl,-z,norelro "
     f"-Wl,--build-id=none -Wl,-Ttext-segment={TEXT_START:#x}"
 ).split()
-_SMAPS = re.compile(
-    rb"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?(?:ProtectionKey: +(\d+)\n)?VmFlags: (.*)\n", re.MULTILINE
-)
 _NR_PIPES = MAX_PROCESSES + 1
 
 
@@ -80,6 +76,9 @@ class Host:
         self._fds: dict[int, int] = {}
         self._files = ProgramFiles(folder)
         self.layout = self._settle(huge_pages=mode is Mode.HUGE)
+        self._drain = Drain()
+        self._start_totals: dict[str, int] = {}
+        self._uncounted = self._find_uncounted()
 
     def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
         names = "".join(f"{pipe.child_in:04x}{pipe.child_out:04x}" for pipe in self._pipes)
@@ -128,9 +127,19 @@ class Host:
         above = self._template.call(Nr.MUNMAP, (TASK_SIZE + PAGE_SIZE, PAGE_SIZE)).ret
         return TASK_SIZE if above < 0 else TASK_SIZE_5LEVEL
 
+    def _find_uncounted(self) -> frozenset[str]:
+        """Touch a page, and see which counters show it."""
+        before = self._template.proc.totals(self.layout)
+        flags = (Map.PRIVATE | Map.ANONYMOUS | Map.POPULATE).value
+        page = self._template.call(Nr.MMAP, (0, PAGE_SIZE, 3, flags, -1, 0)).ret
+        after = self._template.proc.totals(self.layout)
+        self._template.call(Nr.MUNMAP, (page, PAGE_SIZE))
+        return find_uncounted(before, after)
+
     def start(self) -> None:
         """Begin a program, with one process, number 0."""
         self._fork(self._template, 0)
+        self._start_totals = self._children[0].proc.totals(self.layout)
 
     def _fork(self, parent: _Child, who: int) -> Outcome:
         outcome = parent.order(_FORK, (who + 1, CONTROL_START))
@@ -221,7 +230,8 @@ class Host:
 
     def view(self, who: int) -> View:
         """Return what a process's memory looks like."""
-        return self._children[who].view(self.layout)
+        self._drain()
+        return self._children[who].proc.view(self.layout, self._start_totals, self._uncounted)
 
     def close(self) -> None:
         """End the runner."""
@@ -271,8 +281,7 @@ class _Child:
     def __init__(self, pid: int, pipe: _Pipe) -> None:
         self.pid = pid
         self._pipe = pipe
-        self._smaps = -1
-        self._pagemap = -1
+        self._proc: ProcFiles | None = None
 
     def order(self, order: int, args: tuple[int, ...], data: bytes = b"", *, counts: bool = False) -> Outcome:
         self._pipe.put(order, args, data)
@@ -282,38 +291,19 @@ class _Child:
     def call(self, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         return self.order(_CALL, (nr, *args), data)
 
-    def view(self, layout: Layout) -> View:
-        if self._smaps < 0:
-            self._smaps = os.open(f"/proc/{self.pid}/smaps", os.O_RDONLY)
-            self._pagemap = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY)
-        mappings: list[Mapping] = []
-        pages: dict[int, int] = {}
-        frames: dict[int, int] = {}
-        for line, key, flags in _SMAPS.findall(_read_whole(self._smaps)):
-            mapping = Mapping(*parse_maps_line(line), (*normal_flags(tuple(flags.decode().split())), *key_word(key)))
-            if layout.is_taken(mapping):
-                continue
-            mappings.append(mapping)
-            for start, end in windows(mapping.start, mapping.end):
-                add_pages(os.pread(self._pagemap, (end - start) >> 9, start >> 9), start, pages, frames)
-        return View(tuple(mappings), pages, frames)
+    @property
+    def proc(self) -> ProcFiles:
+        """Its files in /proc, open from the first look on."""
+        if self._proc is None:
+            self._proc = ProcFiles(self.pid)
+        return self._proc
 
     def end(self, order: int) -> None:
         """Let the process exit and wait for that: its memory goes before its pidfd says so."""
-        for fd in (self._smaps, self._pagemap):
-            if fd >= 0:
-                os.close(fd)
+        if self._proc is not None:
+            self._proc.close()
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(self.pid)
             self._pipe.put(order, (), b"")
             select.select([pidfd], [], [])
             os.close(pidfd)
-
-
-def _read_whole(fd: int) -> bytes:
-    data = os.pread(fd, 1 << 16, 0)
-    chunk = data
-    while chunk:
-        chunk = os.pread(fd, 1 << 16, len(data))
-        data += chunk
-    return data

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 from kerneld.fs import proc_maps
 from kerneld.mm import (
+    dying,
     fault,
     madvise,
+    madvise_pages,
     mmap,
     mprotect,
     mremap,
@@ -47,9 +49,6 @@ from kerneld.referee.known_modes import KNOWN_OF_MODES
 from kerneld.syscalls import remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv, Map
-
-_KNOWN_MAPS_FLAGS = {"lf": "??"}
-
 
 KNOWN = (
     Known(
@@ -252,9 +251,24 @@ KNOWN = (
         witness=witnesses.advises_own_memory_anything,
     ),
     Known(
+        (6, 9),
+        "2864f3d0f583",
+        "MADV_PAGEOUT takes no accessed bit: what it cannot reclaim is as young as before.",
+        ((madvise_pages, "madvise_pageout", later_rules.madvise_pageout),),
+        witness=witnesses.pages_out_nothing_by_its_accessed_bit,
+    ),
+    Known(
+        (6, 14),
+        "6375e95f381e, CONFIG_PT_RECLAIM",
+        "MADV_DONTNEED frees the page tables that its range covers whole.",
+        ((madvise, "madvise_dontneed", later_rules.madvise_dontneed),),
+        witness=witnesses.frees_tables_of_what_is_not_needed,
+    ),
+    Known(
         (0, 0),
         "ext4, where the programs' files lie",
-        "A file that is cut in the middle of a page has that page in the cache, dirty; of a hole it is there unread.",
+        "A file that is cut in the middle of a page, or to the size that it has, has that page in the cache, dirty; of "
+        "a hole it is there unread.",
         ((truncate, "truncate_in_pieces", this_host.truncate_in_pieces),),
         witness=witnesses.zeroes_the_page_that_is_cut,
     ),
@@ -277,6 +291,7 @@ KNOWN = (
         (
             (fault, "wp_page_shared", this_host.wp_page_shared),
             (munmap, "unmap_vma", this_host.unmap_vma),
+            (dying, "write_back", this_host.write_back),
             (AddressSpace, "unlink_vma", this_host.unlink_vma),
         ),
     ),
@@ -328,8 +343,3 @@ KNOWN = (
     ),
     *KNOWN_OF_MODES,
 )
-
-
-def normal_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a host's VmFlags as v6.8 names them."""
-    return tuple(_KNOWN_MAPS_FLAGS.get(flag, flag) for flag in flags)

@@ -6,10 +6,13 @@ import errno
 from collections.abc import Callable, Generator
 from typing import TypeAlias
 
+import numpy as np
+
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTRS_PER_TABLE
-from kerneld.mm import fault, madvise, mmap
+from kerneld.hw.paging import PTE_ACCESSED, PTRS_PER_TABLE
+from kerneld.mm import fault, madvise, madvise_pages, mmap
 from kerneld.mm.filemap import READ_AROUND_PAGES, File
+from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import split_range
 from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
@@ -29,6 +32,8 @@ _seal_check_write_v6_8 = mmap.seal_check_write
 _mmap_region_v6_8 = mmap.mmap_region
 _handle_mm_fault_v6_8 = fault.handle_mm_fault
 _map_pages_around_v6_8 = fault.map_pages_around
+_madvise_pageout_v6_8 = madvise_pages.madvise_pageout
+_madvise_dontneed_v6_8 = madvise.madvise_dontneed
 _window_to_read_v6_8 = fault.window_to_read
 
 
@@ -94,6 +99,27 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
         raise SysError(errno.EINVAL)
     if process is not caller and not caller.cred.superuser:
         raise SysError(errno.EPERM)
+
+
+def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """The leaf tables that the range covers go too. Source: Linux v6.14 mm/memory.c:zap_pte_range(), reclaim_pt."""
+    _madvise_dontneed_v6_8(mm, vma, start, end)
+    for leaf in list(mm.page_table.leaves(start, end)):
+        if leaf.end - leaf.start == PMD_SIZE:
+            mm.page_table.free_empty_table(leaf.start)
+
+
+def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
+    """What stays is as young as it was. Source: Linux v6.9 mm/madvise.c:madvise_cold_or_pageout_pte_range()."""
+    words = mm.frames.ram.words_np
+    young = []
+    for leaf in mm.page_table.leaves(start, end):
+        places = np.flatnonzero(words[leaf.low : leaf.high] & np.uint64(PTE_ACCESSED))
+        young += [(leaf.low + place, leaf.start + (place << PAGE_SHIFT)) for place in places.tolist()]
+    _madvise_pageout_v6_8(mm, vma, start, end, may_write)
+    for pte, vaddr in young:
+        if words[pte]:
+            mm.update_pte(pte, vaddr, int(words[pte]) | PTE_ACCESSED)
 
 
 class _Fault:

@@ -6,6 +6,7 @@ Owns the pair of sides for a run of many programs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from kerneld.errors import KernelBug
-from kerneld.referee.compare import Difference, find_difference
+from kerneld.referee.compare import Difference, find_difference, is_of_accessed_bits
 from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.host_swap import host_swap
+from kerneld.referee.host_view import has_damon, is_watched
 from kerneld.referee.keeper import keeper
 from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
@@ -57,14 +59,27 @@ class Match:
         """Else MADV_PAGEOUT is passed over: the host would swap, some time, and kerneld has no swap then."""
 
     def play(self, program: Program) -> Divergence | None:
-        """Run a program on both sides; returns where they part, or None."""
+        """Run a program on both sides; returns where they part, or None.
+
+        Where only accessed bits differ, and the host takes such at random (`host_view.has_damon`), they are not
+        compared from there on if a page shows it, or what differs must do so again.
+        """
+        divergence = self._play_once(program)
+        if divergence is None or not is_of_accessed_bits(divergence.difference) or not has_damon():
+            return divergence
+        again = self._play_once(program)
+        if again is not None and (again.step, again.difference) == (divergence.step, divergence.difference):
+            return divergence
+        return self._play_once(program, accessed=False)
+
+    def _play_once(self, program: Program, *, accessed: bool = True) -> Divergence | None:
         files = {op.file for op in program if op.file >= 0}
         self.hosts.prepare_files(files)
         self.ours.prepare_files(files)
         self.ours.start()
         self.hosts.start()
         try:
-            return self._play(program)
+            return self._play(program, accessed)
         finally:
             self.hosts.end()
             self.ours.end()
@@ -79,7 +94,7 @@ class Match:
             f"{pageout}."
         )
 
-    def _play(self, program: Program) -> Divergence | None:
+    def _play(self, program: Program, accessed: bool) -> Divergence | None:
         layout = self.hosts.layout
         mine, theirs = (
             Execution(side, layout, self.mode, pages_out=self._pages_out) for side in (self.ours, self.hosts)
@@ -97,7 +112,13 @@ class Match:
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )
             locked = locked or _is_batched(op)
-            difference = find_difference(op.name, *states, before, locked=locked, huge=self.mode is Mode.HUGE)
+            compare = functools.partial(
+                find_difference, op.name, *states, before, locked=locked, huge=self.mode is Mode.HUGE
+            )
+            difference = compare(accessed=accessed)
+            if difference is not None and accessed and is_of_accessed_bits(difference) and is_watched(states[1].views):
+                accessed = False
+                difference = compare(accessed=False)
             if difference is not None:
                 return Divergence(step, difference, *states)
             before = states

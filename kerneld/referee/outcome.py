@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """One line of maps, with the VmFlags of smaps."""
+    """One line of maps, with what smaps says about it."""
 
     start: int
     end: int
@@ -44,6 +44,8 @@ class Mapping(NamedTuple):
     name: str
     flags: tuple[str, ...]
     """And its protection key, where that is not 0."""
+    numbers: bytes = b""
+    """The lines of smaps between the first and VmFlags."""
 
 
 class View(NamedTuple):
@@ -54,6 +56,8 @@ class View(NamedTuple):
     """The state bits of each page that has any, by address."""
     frames: dict[int, int]
     """The frame of each present page; empty where the host does not show frames."""
+    totals: dict[str, int] = {}  # noqa: RUF012  (never changed)
+    """The numbers of the whole process: see `kerneld.referee.numbers`."""
 
 
 class State(NamedTuple):
@@ -72,9 +76,9 @@ def parse_maps_line(line: bytes) -> tuple[int, int, str, int, str]:
     return int(start, 16), int(end, 16), rights.decode(), int(offset, 16), _short_name(name.decode())
 
 
-def key_word(key: bytes | int) -> tuple[str, ...]:
+def key_word(key: int) -> tuple[str, ...]:
     """Return what stands for a protection key among a mapping's flags: nothing for key 0, or where there are none."""
-    return (f"key{int(key)}",) if key and int(key) else ()
+    return (f"key{key}",) if key else ()
 
 
 def _short_name(name: str) -> str:

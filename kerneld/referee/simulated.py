@@ -15,20 +15,22 @@ from pathlib import Path
 from signal import SIGBUS, SIGILL, SIGSEGV
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.fs.proc_maps import show_map_vma
+from kerneld.fs.proc_array import show_stat, show_statm, show_status
 from kerneld.fs.proc_pagemap import read_pagemap
-from kerneld.fs.proc_smaps import show_smap_vma_flags
-from kerneld.mm.filemap import File
+from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
+from kerneld.fs.seq_file import START, Records
+from kerneld.mm.filemap import AddressSpace, File
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.invariants import check_machine
 from kerneld.mm.mmap import do_mmap
-from kerneld.mm.pkeys import vma_pkey
+from kerneld.referee import this_host
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.layout import Layout
 from kerneld.referee.limits import host_has_pkeys, host_sysctl, own_rlimits
 from kerneld.referee.mode import Mode, thp_of
-from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, key_word, parse_maps_line, windows
+from kerneld.referee.numbers import ProcTexts, parse_smaps, since, totals
+from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, windows
 from kerneld.referee.rights import is_host_superuser
 from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
@@ -38,7 +40,7 @@ from kerneld.task.exit import do_group_exit
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map, Prot
 from shared.uapi.signals import Disposition
-from shared.uapi.syscalls import Nr
+from shared.uapi.syscalls import Access, Nr
 from shared.wire import Request
 
 RAM_BYTES = 1 << 30
@@ -62,6 +64,12 @@ class _Machine(Kernel):
         """Hold the file of a descriptor, which is the machine's now; one that cannot be mapped is none."""
         with contextlib.suppress(SysError):
             self.held.append(self.files.open_fd(fd))
+
+    def find_held(self, fd: int) -> AddressSpace | None:
+        """Return what is cached of a descriptor's file, where it is held."""
+        stat = os.fstat(fd)
+        found = (file.mapping for file in self.held if (file.dev, file.ino) == (stat.st_dev, stat.st_ino))
+        return next(found, None)
 
     def let_go(self) -> None:
         """Drop what is cached of the files held, and let go of them."""
@@ -102,6 +110,7 @@ class Simulated:
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
         self._files = ProgramFiles(folder)
+        self._start_totals: dict[str, int] = {}
 
     def prepare_files(self, numbers: set[int]) -> None:
         """Open the files that a program will use: what is cached of one is kept to the program's end, as Linux does."""
@@ -121,6 +130,8 @@ class Simulated:
             do_mmap(mm, start, end - start, Prot.READ.value, flags, None, 0, privileged=True)
         self._add(0, Process(_pids(), self._cred, mm, "program", time.monotonic()))
         self._touch_taken(0)
+        self._call(0, Nr.TOUCH, (mm.start_stack, 1, Access.WRITE))
+        self._start_totals = self._totals(0)
 
     def _touch_taken(self, who: int) -> None:
         """The runner's own pages are there: page tables that the program's share with them exist on both sides."""
@@ -165,9 +176,12 @@ class Simulated:
         return Outcome(0)
 
     def truncate(self, file: int, length: int) -> Outcome:
-        """Set a file's size."""
+        """Set a file's size; to the one that it has, which no watch tells from a write, is told too."""
+        before = os.fstat(self._files.get_fd(file)).st_size
         outcome = Outcome(self._files.truncate(file, length))
         self.kernel.files_changed()
+        if length == before and not outcome.ret:
+            this_host.truncated_to_its_size(self.kernel.find_held(self._files.get_fd(file)), length)
         return outcome
 
     def add_seals(self, file: int, seals: int) -> Outcome:
@@ -234,25 +248,42 @@ class Simulated:
 
     def view(self, who: int) -> View:
         """Return what a process's memory looks like."""
-        mm = self.threads[who].process.mm
+        process = self.threads[who].process
+        mm = process.mm
         if mm is None:
             # Ended where it should not have: the outcome says by what.
             return View((), {}, {})
         mappings: list[Mapping] = []
+        own: list[Mapping] = []
         pages: dict[int, int] = {}
         frames: dict[int, int] = {}
-        for vma in mm.vmas:
-            line = show_map_vma(mm, self.kernel.files, vma)
-            flags = (*show_smap_vma_flags(vma.vm_flags).split(), *key_word(vma_pkey(vma)))
-            mapping = Mapping(*parse_maps_line(line), flags)
+        for mapping in parse_smaps(_whole(show_smaps(mm, self.kernel.files, START))):
             if self._layout.is_taken(mapping):
+                own.append(mapping)
                 continue
             mappings.append(mapping)
-            for start, end in windows(vma.start, vma.end):
+            for start, end in windows(mapping.start, mapping.end):
                 words = read_pagemap(mm, start >> 9, (end - start) >> 9, show_pfn=True)
                 add_pages(words, start, pages, frames)
-        return View(tuple(mappings), pages, frames)
+        return View(tuple(mappings), pages, frames, since(totals(self._texts(process), own), self._start_totals))
+
+    def _texts(self, process: Process) -> ProcTexts:
+        return ProcTexts(
+            _whole(show_smaps_rollup(process.live_mm, START)),
+            show_status(process, process),
+            show_statm(process),
+            show_stat(process, process, permitted=True),
+        )
+
+    def _totals(self, who: int) -> dict[str, int]:
+        process = self.threads[who].process
+        smaps = parse_smaps(_whole(show_smaps(process.live_mm, self.kernel.files, START)))
+        return totals(self._texts(process), [mapping for mapping in smaps if self._layout.is_taken(mapping)])
 
     def close(self) -> None:
         """Give the machine back."""
         self.kernel.shutdown()
+
+
+def _whole(records: Records) -> bytes:
+    return b"".join(record[1] for record in records if record is not None)

@@ -9,11 +9,14 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from kerneld.errors import SysError
 from kerneld.mm import fault, madvise, truncate, vma_merge
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.locked_pages import munlock_range
+from kerneld.mm.lru import folio_mark_accessed
 from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
@@ -39,6 +42,11 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
         munlock_range(mm, vma.start, vma.end)
     mm.zap_range(vma.start, vma.end)
     mm.remove_vma(vma)
+
+
+def write_back(_vma: Vma) -> Iterator[None]:
+    """Nor is it where a process ends. Source: Linux v6.8 mm/mmap.c:exit_mmap()."""
+    return iter(())
 
 
 def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
@@ -89,6 +97,13 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
     _zero_rest_of_block(mapping, size)
 
 
+def truncated_to_its_size(mapping: AddressSpace | None, size: int) -> None:
+    """So has one that is cut to the size that it has. Source: Linux v6.8 fs/ext4/inode.c:ext4_setattr()."""
+    if mapping is not None and not mapping.is_shmem and truncate.truncate_in_pieces is truncate_in_pieces:
+        for _ in truncate_in_pieces(mapping, size):
+            pass
+
+
 def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
     """So has one that is made longer. Source: Linux v6.13 fs/ext4/inode.c:ext4_setattr()."""
     _zero_rest_of_block(mapping, old_size)
@@ -98,21 +113,24 @@ def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) ->
 def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
     """Have the page that the file ends in read and dirty; of a hole it is in the cache then, but not read.
 
-    Source: Linux v6.8 fs/ext4/inode.c:__ext4_block_zero_page_range().
+    It has been referenced then. Source: Linux v6.8 fs/ext4/inode.c:__ext4_block_zero_page_range(), FGP_ACCESSED.
     """
     index, tail = size >> PAGE_SHIFT, size % PAGE_SIZE
     if mapping.is_shmem or not tail:
         return
-    if index in mapping.holes and index not in mapping.dirty:
-        if index in mapping.uncached:
-            mapping.unread.add(index)
-        return
+    is_hole = index in mapping.holes and index not in mapping.dirty
+    if is_hole and index in mapping.uncached:
+        mapping.unread.add(index)
     waits = index in mapping.reclaim
-    mapping.uncached.remove(index, index + 1)
+    if not is_hole:
+        mapping.uncached.remove(index, index + 1)
     try:
         pfn = mapping.ensure_page(index)
     except SysError:
         # Open for writing alone: no program can map it.
+        return
+    folio_mark_accessed(mapping.frames, np.array([pfn]))
+    if is_hole:
         return
     mapping.zero_page_from(pfn, tail)
     mapping.mark_dirty(index, pfn)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 
+from kerneld.referee.numbers import parse_numbers
 from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
@@ -163,6 +164,28 @@ def advises_own_memory_anything(stage: Stage) -> bool:
     """process_madvise of the caller's own memory takes MADV_DONTNEED."""
     played = stage.play(mmap(0, P), call("process_madvise", 0, At(0), P, Madv.DONTNEED.value, 0))
     return played.rets[-1] == P
+
+
+def pages_out_nothing_by_its_accessed_bit(stage: Stage) -> bool:
+    """A page that is written after MADV_FREE cannot be paged out at once: it stays, accessed."""
+    played = stage.play(
+        mmap(0, P),
+        store(At(0)),
+        call("madvise", At(0), P, Madv.FREE.value),
+        store(At(0)),
+        call("madvise", At(0), P, Madv.PAGEOUT.value),
+    )
+    return parse_numbers(played.view.mappings[0].numbers)["Referenced"] > 0
+
+
+def frees_tables_of_what_is_not_needed(stage: Stage) -> bool:
+    """Memory that has a page table for itself is not needed: the table goes."""
+    played = stage.play(
+        mmap(0, 3 * PMD_SIZE),
+        store(At(0, PMD_SIZE)),
+        call("madvise", At(0), 3 * PMD_SIZE, Madv.DONTNEED.value),
+    )
+    return played.view.totals["VmPTE"] < played[-2].views[0].totals["VmPTE"]
 
 
 def maps_no_last_page_alone(stage: Stage) -> bool:

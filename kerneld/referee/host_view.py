@@ -1,0 +1,120 @@
+"""What the host's /proc says of one process of a program: opened once, read after every call.
+
+Knows nothing of orders and answers, and nothing of kerneld.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import sys
+from pathlib import Path
+
+from kerneld.referee.layout import Layout
+from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_smaps, since, totals
+from kerneld.referee.outcome import Mapping, View, add_pages, windows
+
+_MADV_COLD = 20
+_KPF_IDLE = 1 << 25
+"""A bit of /proc/kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h."""
+_ROLLUP, _STATUS, _STATM, _STAT = "smaps_rollup", "status", "statm", "stat"
+_NAMES = ("smaps", "pagemap", _ROLLUP, _STATUS, _STATM, _STAT)
+
+
+class Drain:
+    """Empties the batches of pages that this processor has, so that their states are what they will be anyway.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_cold() → mm/swap.c:lru_add_drain(). Both sides run on one processor.
+    """
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def __call__(self) -> None:
+        """Empty them."""
+        self._page.madvise(_MADV_COLD)
+
+
+@functools.cache
+def has_damon() -> bool:
+    """Tell whether this host watches which memory is used: it takes accessed bits at random for that.
+
+    Source: Linux v6.8 mm/damon/paddr.c:damon_pa_mkold(), mm/damon/core.c (the threads' names).
+    """
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if comm.read_text().startswith("kdamond"):
+                return True
+    return False
+
+
+def is_watched(views: dict[int, View]) -> bool:
+    """Tell whether a page of these processes has lost its accessed bit to who watches memory: it is marked as idle."""
+    frames = {frame for view in views.values() for frame in view.frames.values()}
+    if not frames or not has_damon():
+        return False
+    with open("/proc/kpageflags", "rb", buffering=0) as flags:
+        words = (int.from_bytes(os.pread(flags.fileno(), 8, frame * 8), sys.byteorder) for frame in frames)
+        return any(word & _KPF_IDLE for word in words)
+
+
+class ProcFiles:
+    """The files of /proc/PID."""
+
+    def __init__(self, pid: int) -> None:
+        """Open them; the process lives."""
+        self._fds = {name: os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in _NAMES}
+
+    def close(self) -> None:
+        """Close them."""
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def _texts(self) -> ProcTexts:
+        return ProcTexts(*(os.pread(self._fds[name], 1 << 13, 0) for name in _NAMES[2:]))
+
+    def totals(self, layout: Layout) -> dict[str, int]:
+        """Return the numbers of all its memory, the runner's own left out where that can be known."""
+        own = [mapping for mapping in parse_smaps(_read_whole(self._fds["smaps"])) if layout.is_taken(mapping)]
+        return totals(self._texts(), own)
+
+    def view(self, layout: Layout, start: dict[str, int], uncounted: frozenset[str]) -> View:
+        """Return what the process's memory looks like.
+
+        `start` are the totals when the program started, `uncounted` the names of those that are not compared.
+        """
+        mappings: list[Mapping] = []
+        own: list[Mapping] = []
+        pages: dict[int, int] = {}
+        frames: dict[int, int] = {}
+        for mapping in parse_smaps(_read_whole(self._fds["smaps"])):
+            if layout.is_taken(mapping):
+                own.append(mapping)
+                continue
+            mappings.append(mapping)
+            for low, high in windows(mapping.start, mapping.end):
+                add_pages(os.pread(self._fds["pagemap"], (high - low) >> 9, low >> 9), low, pages, frames)
+        found = since(totals(self._texts(), own), start)
+        for name in uncounted:
+            found.pop(name, None)
+        return View(tuple(mappings), pages, frames, found)
+
+
+def find_uncounted(before: dict[str, int], after: dict[str, int]) -> frozenset[str]:
+    """Return the names of counters that lag behind on this host: they do not show a page that has come between.
+
+    Source: Linux v6.8 include/linux/mm.h:get_mm_counter() sums up batches only roughly; it is exact where
+    fs/proc/task_mmu.c:task_mem() of newer kernels uses get_mm_counter_sum().
+    """
+    return frozenset(name for name, shown_by in COUNTERS.items() if after[shown_by] == before[shown_by])
+
+
+def _read_whole(fd: int) -> bytes:
+    data = os.pread(fd, 1 << 16, 0)
+    chunk = data
+    while chunk:
+        chunk = os.pread(fd, 1 << 16, len(data))
+        data += chunk
+    return data

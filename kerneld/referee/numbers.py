@@ -1,0 +1,146 @@
+"""The numbers that /proc gives of a process's memory: read from the same texts on both sides, and compared.
+
+Owns what of them is the program's and what the runner's own, which lies in the same address space: of sums over all
+mappings the runner's part is taken off. Knows neither kernel. Answers to Linux v6.8 fs/proc/task_mmu.c (smaps,
+smaps_rollup, task_mem(), task_statm()) and fs/proc/array.c:do_task_stat().
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kerneld.referee.outcome import Mapping, key_word, parse_maps_line
+
+_SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+ .*)\n((?:[A-Z].*\n)*?)VmFlags: (.*)\n", re.MULTILINE)
+_NUMBER = re.compile(rb"^(\w+): *\t? *(\d+)(?: kB)?$", re.MULTILINE)
+_V6_8_FLAGS = {"lf": "??"}
+"""VmFlags that newer kernels have another name for (`kerneld.referee.known`)."""
+_STATM = ("size", "resident", "shared", "text", "lib", "data", "dt")
+_STAT_VSIZE, _STAT_RSS, _STAT_RSSLIM = 22, 23, 24
+"""Fields of /proc/PID/stat, from 0: Linux v6.8 Documentation/filesystems/proc.rst, table 1-4."""
+_SINCE_START = ("VmData", "VmStk", "VmExe", "VmLib", "VmPTE", "statm text", "statm data")
+"""To these the runner adds what never changes: they are counted from the program's start."""
+_ROUNDED = frozenset({"Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", "SwapPss", "Locked"})
+"""Shares of pages are rounded down to kB for each mapping, and once for the sum of all."""
+_ROUNDED_OWN = 4
+"""So the runner's own mappings, which are taken off such a sum, make it so many kB more or less."""
+_BATCHED = 512
+"""Where counters lag behind, the most that was resident is noted by them: three, each by up to 32 pages, in kB, and
+what the runner's own stack has got meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch)."""
+COUNTERS = {
+    "VmRSS": "VmRSS", "RssAnon": "RssAnon", "RssFile": "VmRSS", "RssShmem": "VmRSS", "VmSwap": "VmRSS",
+    "statm resident": "statm resident", "statm shared": "statm resident", "stat rss": "stat rss",
+}  # fmt: skip
+"""What a kernel may count in batches, so that what it shows lags behind, each with the one in which it is seen."""
+
+_OWN_KINDS = {"/dev/zero (deleted)": "Shmem", "[stack]": "Anon"}
+"""Of which kind the pages of a mapping of the runner's are, by its name; the others map its program."""
+
+_UNSETTLED = frozenset({"VmPTE"})
+"""Not compared yet: upper tables that fork and mremap make where nothing is to be copied or moved."""
+
+
+class ProcTexts(NamedTuple):
+    """What a process's /proc directory says at one moment."""
+
+    rollup: bytes
+    status: bytes
+    statm: bytes
+    stat: bytes
+
+
+def parse_smaps(text: bytes) -> list[Mapping]:
+    """Return the mappings of a smaps text. A name for VmFlags that newer kernels have is v6.8's here."""
+    return [_parse_mapping(*found) for found in _SMAPS.findall(text)]
+
+
+@functools.lru_cache(1024)
+def _parse_mapping(line: bytes, numbers: bytes, flags: bytes) -> Mapping:
+    """Most mappings are after a call what they were before."""
+    names = tuple(_V6_8_FLAGS.get(flag, flag) for flag in flags.decode().split())
+    return Mapping(*parse_maps_line(line), (*names, *key_word(parse_numbers(numbers).get("ProtectionKey", 0))), numbers)
+
+
+@functools.lru_cache(1024)
+def parse_numbers(text: bytes) -> dict[str, int]:
+    """Return the numbers of lines like `Rss:   4 kB`, by name, in the unit that they have there."""
+    return {name.decode(): int(value) for name, value in _NUMBER.findall(text)}
+
+
+def totals(texts: ProcTexts, own: Iterable[Mapping]) -> dict[str, int]:
+    """Return what a process's /proc says of all its memory, without the runner's `own` mappings: in kB or pages.
+
+    What `_SINCE_START` names still has them: see `since`.
+    """
+    rollup, status = parse_numbers(texts.rollup), parse_numbers(texts.status)
+    mine: dict[str, int] = dict.fromkeys((*rollup, "Size", "VmLck", "Anon", "File", "Shmem"), 0)
+    for mapping in own:
+        _add_own(mine, mapping)
+    found = {f"rollup {name}": value - mine[name] for name, value in rollup.items()}
+    found |= {name: value for name, value in status.items() if name.startswith(("Vm", "Rss"))}
+    found |= {f"statm {name}": int(value) for name, value in zip(_STATM, texts.statm.split(), strict=True)}
+    stat = texts.stat.rpartition(b")")[2].split()
+    found["stat vsize"] = (int(stat[_STAT_VSIZE - 2]) >> 10) - mine["Size"]
+    found["stat rss"] = int(stat[_STAT_RSS - 2]) - (mine["Rss"] >> 2)
+    found["stat rsslim"] = int(stat[_STAT_RSSLIM - 2])
+    for name, part, shift in (
+        ("VmSize", "Size", 0), ("VmPeak", "Size", 0), ("statm size", "Size", 2), ("VmLck", "VmLck", 0),
+        ("VmRSS", "Rss", 0), ("VmHWM", "Rss", 0), ("statm resident", "Rss", 2), ("RssAnon", "Anonymous", 0),
+        ("RssFile", "File", 0), ("RssShmem", "Shmem", 0), ("statm shared", "File", 2), ("statm shared", "Shmem", 2),
+    ):  # fmt: skip
+        found[name] -= mine[part] >> shift
+    return found
+
+
+def _add_own(mine: dict[str, int], mapping: Mapping) -> None:
+    if mapping.name == "[vsyscall]":
+        # No VMA: sums leave it out.
+        return
+    numbers = parse_numbers(mapping.numbers)
+    for name, value in numbers.items():
+        if name in mine:
+            mine[name] += value
+    if "lo" in mapping.flags:
+        mine["VmLck"] += numbers["Size"]
+    kind = _OWN_KINDS.get(mapping.name, "File")
+    mine[f"Pss_{kind}"] += numbers["Pss"]
+    mine[kind] += numbers["Rss"] - numbers["Anonymous"]
+
+
+def since(found: dict[str, int], start: dict[str, int]) -> dict[str, int]:
+    """Return totals with what the runner adds to them taken off: what they were when the program started."""
+    return found | {name: found[name] - start[name] for name in _SINCE_START}
+
+
+def find_different_number(
+    ours: bytes, hosts: bytes, left_out: frozenset[str] = frozenset()
+) -> tuple[str, int, int] | None:
+    """Return the first number that two mappings' texts give differently, or None; what only one has is not compared."""
+    if ours == hosts:
+        return None
+    mine, theirs = parse_numbers(ours), parse_numbers(hosts)
+    compared = mine.keys() & theirs.keys() - left_out
+    return next(
+        ((name, mine[name], theirs[name]) for name in mine if name in compared and mine[name] != theirs[name]), None
+    )
+
+
+def find_different_total(
+    ours: dict[str, int], hosts: dict[str, int], left_out: frozenset[str] = frozenset()
+) -> tuple[str, int, int] | None:
+    """Return the first total that differs, or None; by more than it may, where one side does not give it exactly."""
+    for name, mine in ours.items():
+        if name in hosts and name not in left_out and name not in _UNSETTLED:
+            theirs = hosts[name]
+            if mine != theirs and abs(mine - theirs) > _slack(name, hosts):
+                return name, mine, theirs
+    return None
+
+
+def _slack(name: str, hosts: dict[str, int]) -> int:
+    if name == "VmHWM" and "stat rss" not in hosts:
+        return _BATCHED
+    return _ROUNDED_OWN if name.rpartition(" ")[2] in _ROUNDED else 0
