@@ -35,7 +35,8 @@ from shared.uapi.page import Pfn
 _U32 = (1 << 32) - 1
 _PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
 _QUEUED = 8192
-"""How many frames of a list are put in order at a time."""
+_MOST_QUEUED = 4 * _QUEUED
+"""About how many frames of a list are put in order at a time, and at most."""
 _LAG_SHIFT = 10
 SWAP_CLUSTER_MAX = 32
 
@@ -118,8 +119,11 @@ class Lists:
         frames = self._frames
         pfns = np.flatnonzero((frames.flags & np.uint32(_PLACE)) == np.uint32(_FLAGS_OF[kind]))
         stamps = frames.lru[pfns]
-        if len(pfns) > _QUEUED:
-            oldest = np.argpartition(stamps, _QUEUED)[:_QUEUED]
+        if len(pfns) > _MOST_QUEUED:
+            # A share of the stamps tells well enough up to which there are so many: any number of the oldest will do.
+            share = stamps[:: len(pfns) // _QUEUED]
+            limit = np.partition(share, len(share) * _QUEUED // len(pfns))[len(share) * _QUEUED // len(pfns)]
+            oldest = stamps <= limit
             pfns, stamps = pfns[oldest], stamps[oldest]
         order = np.argsort(stamps)
         self._queues[kind], self._stamps[kind] = pfns[order], stamps[order]

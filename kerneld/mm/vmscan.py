@@ -5,23 +5,30 @@ Owns the scan: pages go from the tail of an active list to the inactive one, and
 requests (`balance_pgdat`). Answers to Linux v6.8 mm/vmscan.c, without the multi-generational LRU (lru_gen), cgroups
 and more nodes than one.
 
-Differs from Linux: there is no thread for the background pass; where much is wanted a batch is larger than 32 pages.
+Differs from Linux: there is no thread for the background pass, it is done in pieces between requests; where much is
+wanted a batch is larger than 32 pages. A direct reclaim that has looked at thousands of pages, and found them all in
+use, takes the oldest of them: here everybody waits for it, there one program does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import isqrt
 
 import numpy as np
 
 from kerneld.mm.frames import PG_ACTIVE, PG_WORKINGSET, Frames, Pfns
-from kerneld.mm.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, lru_sizes, putback
+from kerneld.mm.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, putback, recent_lru_sizes
+from kerneld.mm.pace import Pace
 from kerneld.mm.shrink import Users, shrink_folio_list
 
 DEF_PRIORITY = 12
 MAX_RECLAIM_RETRIES = 16
 SWAPPINESS = 60
 _BATCH_MAX = 512
+_BACKGROUND_BATCH = 128
+_MOST_SCANNED = 1024
+"""Pages that a direct reclaim looks at before it takes pages that are in use."""
 _INACTIVE_ANON, _ACTIVE_ANON = LruList.INACTIVE_ANON, LruList.ACTIVE_ANON
 _INACTIVE_FILE, _ACTIVE_FILE = LruList.INACTIVE_FILE, LruList.ACTIVE_FILE
 
@@ -34,6 +41,7 @@ class ScanControl:
         self.nr_to_reclaim = nr_to_reclaim
         self.origin = origin
         self.priority = DEF_PRIORITY
+        self.nr_scanned = 0
         self.nr_reclaimed = 0
         self.may_deactivate = [False, False]
         """Whether anonymous and file pages that are active may become inactive."""
@@ -43,7 +51,23 @@ class ScanControl:
     @property
     def batch(self) -> int:
         """How many pages are taken from a list at once."""
-        return min(max(SWAP_CLUSTER_MAX, self.nr_to_reclaim - self.nr_reclaimed), _BATCH_MAX)
+        most = _BATCH_MAX if self.is_direct else _BACKGROUND_BATCH
+        return min(max(SWAP_CLUSTER_MAX, self.nr_to_reclaim - self.nr_reclaimed), most)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether an allocation waits."""
+        return self.origin == "direct"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is enough, or it has taken too long."""
+        return self.nr_reclaimed >= self.nr_to_reclaim or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """Whether so much has been looked at that it is no longer asked who uses it."""
+        return self.is_direct and self.nr_scanned >= _MOST_SCANNED + self.nr_to_reclaim
 
 
 class Vmscan:
@@ -53,12 +77,17 @@ class Vmscan:
         self._frames = frames
         self._lists = Lists(frames)
         self._refaults = [0, 0]
+        self.in_pieces = False
+        """Whether somebody goes on with the background pass between requests (`kswapd`); else it is done at once."""
+        self._background: Iterator[None] | None = None
+        """What is left of the background pass, where one is under way."""
+        self._background_freed = 0
         self.kswapd_failures = 0
         """How often the background pass has ended and freed nothing; at 16 it rests until a direct one succeeds."""
 
     def reclaimable_pages(self) -> int:
         """Return how many frames could be reclaimed at best. Source: mm/vmscan.c:zone_reclaimable_pages()."""
-        sizes = lru_sizes(self._frames)
+        sizes = recent_lru_sizes(self._frames)
         nr = sizes[_INACTIVE_FILE] + sizes[_ACTIVE_FILE]
         if self._frames.swap.nr_free:
             nr += sizes[_INACTIVE_ANON] + sizes[_ACTIVE_ANON]
@@ -74,25 +103,76 @@ class Vmscan:
         while True:
             for priority in range(DEF_PRIORITY, -1, -1):
                 scan.priority = priority
-                self._shrink_node(scan)
-                if scan.nr_reclaimed >= scan.nr_to_reclaim:
+                for _ in self._shrink_node(scan):
+                    if scan.is_over:
+                        break
+                if scan.is_over:
                     break
-            if scan.nr_reclaimed or not scan.skipped_deactivate:
+            if scan.nr_reclaimed or scan.is_late or not scan.skipped_deactivate:
                 break
             scan.force_deactivate, scan.skipped_deactivate = True, False
+        if scan.nr_reclaimed < scan.nr_to_reclaim and scan.is_late:
+            self._take_oldest(scan)
         if scan.nr_reclaimed:
             self.kswapd_failures = 0
         return scan.nr_reclaimed
 
-    def balance_pgdat(self) -> int:
-        """Reclaim in the background until the high watermark is reached; returns how many frames were freed.
+    def _take_oldest(self, scan: ScanControl) -> None:
+        """Reclaim pages that are in use, the oldest of each list first; as many are looked at as were before."""
+        kinds = [(_INACTIVE_FILE, _ACTIVE_FILE)]
+        if self._frames.swap.nr_free:
+            kinds.append((_INACTIVE_ANON, _ACTIVE_ANON))
+        scan.nr_scanned = 0
+        for inactive, active in kinds:
+            while scan.nr_reclaimed < scan.nr_to_reclaim and not scan.is_late:
+                before = scan.nr_scanned
+                self._shrink_inactive_list(scan, inactive, scan.batch, ignore_references=True)
+                if scan.nr_scanned == before:
+                    self._shrink_active_list(scan, active, scan.batch)
+                if scan.nr_scanned == before:
+                    break
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether the background pass is under way."""
+        return self._background is not None
+
+    def wakeup_kswapd(self) -> None:
+        """Have memory reclaimed in the background until the high watermark is reached.
+
+        Source: Linux v6.8 mm/vmscan.c:wakeup_kswapd().
+        """
+        if self._background is not None or self.kswapd_failures >= MAX_RECLAIM_RETRIES:
+            return
+        self.kswapd_begins()
+        self._background = self.balance_pgdat()
+        while self._background is not None and not self.in_pieces:
+            self.kswapd()
+
+    def kswapd_begins(self) -> None:
+        """The background pass wakes up."""
+        self._background_freed = 0
+
+    def kswapd(self) -> None:
+        """Go on with the background pass for a piece of time. Source: Linux v6.8 mm/vmscan.c:kswapd()."""
+        pace = Pace()
+        assert self._background is not None
+        for _ in self._background:
+            if self.in_pieces and pace.is_over():
+                return
+        self._background = None
+        self.kswapd_sleeps()
+
+    def kswapd_sleeps(self) -> int:
+        """The background pass is over; returns how many frames it has freed."""
+        return self._background_freed
+
+    def balance_pgdat(self) -> Iterator[None]:
+        """Reclaim until the high watermark is reached; yield between two batches, where others may be served.
 
         Source: Linux v6.8 mm/vmscan.c:balance_pgdat() and kswapd_shrink_node().
         """
         frames = self._frames
-        if self.kswapd_failures >= MAX_RECLAIM_RETRIES:
-            return 0
-        total = 0
         self._age_active_anon()
         for priority in range(DEF_PRIORITY, 0, -1):
             wanted = frames.watermark_high - frames.free_pages
@@ -100,23 +180,26 @@ class Vmscan:
                 break
             scan = ScanControl(max(wanted, SWAP_CLUSTER_MAX), "kswapd")
             scan.priority = priority
-            self._shrink_node(scan)
-            total += scan.nr_reclaimed
+            before = 0
+            for _ in self._shrink_node(scan):
+                self._background_freed += scan.nr_reclaimed - before
+                before = scan.nr_reclaimed
+                yield
         else:
-            if not total:
+            if not self._background_freed:
                 self.kswapd_failures += 1
-        if total:
+        if self._background_freed:
             self.kswapd_failures = 0
-        return total
 
     def _age_active_anon(self) -> None:
         """Source: Linux v6.8 mm/vmscan.c:kswapd_age_node()."""
-        if self._frames.swap.total_pages and _inactive_is_low(lru_sizes(self._frames), False):
+        if self._frames.swap.total_pages and _inactive_is_low(recent_lru_sizes(self._frames), False):
             self._shrink_active_list(ScanControl(SWAP_CLUSTER_MAX, "kswapd"), _ACTIVE_ANON, SWAP_CLUSTER_MAX)
 
-    def _shrink_node(self, scan: ScanControl) -> None:
-        """One round over all lists. Source: Linux v6.8 mm/vmscan.c:shrink_node() and shrink_lruvec()."""
-        sizes = lru_sizes(self._frames)
+    def _shrink_node(self, scan: ScanControl) -> Iterator[None]:
+        """One round over all lists; yields after each batch. Source: Linux v6.8 mm/vmscan.c: shrink_node(),
+        shrink_lruvec()."""
+        sizes = recent_lru_sizes(self._frames)
         self._prepare_scan_count(scan, sizes)
         left = self._get_scan_count(scan, sizes)
         self._refaults = self._count_refaults()
@@ -126,10 +209,12 @@ class Vmscan:
                     nr = min(left[kind], scan.batch)
                     left[kind] -= nr
                     self._shrink_list(scan, kind, nr)
+                    yield
             if scan.nr_reclaimed >= scan.nr_to_reclaim:
                 break
-        if self._frames.swap.total_pages and _inactive_is_low(lru_sizes(self._frames), False):
+        if self._frames.swap.total_pages and _inactive_is_low(recent_lru_sizes(self._frames), False):
             self._shrink_active_list(scan, _ACTIVE_ANON, SWAP_CLUSTER_MAX)
+            yield
 
     def _count_refaults(self) -> list[int]:
         vmstat = self._frames.vmstat
@@ -189,7 +274,9 @@ class Vmscan:
         else:
             scan.skipped_deactivate = True
 
-    def _shrink_inactive_list(self, scan: ScanControl, kind: LruList, count: int) -> None:
+    def _shrink_inactive_list(
+        self, scan: ScanControl, kind: LruList, count: int, *, ignore_references: bool = False
+    ) -> None:
         """Source: Linux v6.8 mm/vmscan.c:shrink_inactive_list()."""
         frames = self._frames
         pfns = self._lists.isolate(kind, count)
@@ -199,7 +286,8 @@ class Vmscan:
         kind_name = "file" if is_file else "anon"
         written = frames.vmstat["nr_vmscan_write"]
         before = frames.vmstat["pgactivate"]
-        freed = shrink_folio_list(frames, pfns)
+        scan.nr_scanned += len(pfns)
+        freed = shrink_folio_list(frames, pfns, ignore_references=ignore_references)
         written = frames.vmstat["nr_vmscan_write"] - written
         lru_note_cost(frames, is_file, written, frames.vmstat["pgactivate"] - before)
         scan.nr_reclaimed += freed
@@ -216,6 +304,7 @@ class Vmscan:
         pfns = self._lists.isolate(kind, count)
         if not len(pfns):
             return
+        scan.nr_scanned += len(pfns)
         users = Users(frames, pfns)
         rotate = users.executable if kind == _ACTIVE_FILE else np.zeros(len(pfns), dtype=np.bool_)
         putback(frames, pfns[rotate])

@@ -67,6 +67,8 @@ class Loop:
         self._dying.slice_seconds = SLICE_SECONDS
         kernel.files.changes.slice_seconds = SLICE_SECONDS
         self._changes = kernel.files.changes.queue
+        self._vmscan = kernel.vmscan
+        self._vmscan.in_pieces = True
         self._serve = self.service.serve
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
@@ -119,6 +121,8 @@ class Loop:
             self.service.go_on()
         if self._dying.queue:
             self._kernel.reap_memory()
+        if self._vmscan.is_awake:
+            self._kernel.run_kswapd()
         self._tends = self._host.is_needed or self._reader.is_busy
         if self._tends:
             self._reader.tend()
@@ -137,7 +141,7 @@ class Loop:
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
-        if self._waiting or self._dying.queue or self._changes:
+        if self._waiting or self._dying.queue or self._changes or self._vmscan.is_awake:
             return self._look()
         if spin.skip:
             spin.skip -= 1

@@ -73,7 +73,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         exit_to_user_mode_prepare(thread)
     frames = kernel.frames
     if frames.buddy.nr_free < frames.watermark_low and not kernel.dying.queue:
-        kernel.vmscan.balance_pgdat()
+        kernel.vmscan.wakeup_kswapd()
     if kernel.shadowpt.dirty:
         kernel.shadowpt.flush()
     elif kernel.shadowpt.followed_host is not None:

@@ -203,6 +203,12 @@ class Kernel:
         self.dying.turn()
         self.check()
 
+    def run_kswapd(self) -> None:
+        """A turn of the loop: go on with the background pass of reclaim."""
+        self.vmscan.kswapd()
+        self.shadowpt.flush()
+        self.check()
+
     def files_changed(self) -> None:
         """Files that are mapped have been modified behind our back: a truncation is acted upon, and shown."""
         self.files.take_changes()

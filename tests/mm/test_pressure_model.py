@@ -54,7 +54,7 @@ class AddressSpacesUnderPressure(AddressSpaces):
 
     @rule()
     def background(self) -> None:
-        self.machine.vmscan.balance_pgdat()
+        self.machine.vmscan.wakeup_kswapd()
 
     @rule(who=WHO, place=PLACE, count=COUNT, advice=st.sampled_from([Madv.PAGEOUT, Madv.WILLNEED]))
     def advise_reclaim(self, who: int, place: int, count: int, advice: int) -> None:

@@ -64,6 +64,7 @@ class FakeKernel:
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
         self.dying = Dying()
+        self.vmscan = SimpleNamespace(is_awake=False)
 
     def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> Thread:
         if version != 1:

@@ -17,6 +17,7 @@ from kerneld.mm.swap_state import read_swap_cache, swap_writepages
 from kerneld.mm.vmscan import Vmscan
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
+from kerneld.trace.probes.request import entered
 from kerneld.trace.probes.task import comm_bytes
 from shared.trace.events import (
     DIRECT_RECLAIM_BEGIN,
@@ -51,18 +52,43 @@ def _try_to_free_pages(tracing: Tracing, inner: Function) -> Function:
     return try_to_free_pages
 
 
-@probe(Vmscan.balance_pgdat)
-def _balance_pgdat(tracing: Tracing, inner: Function) -> Function:
-    wake, sleep = tracing.point(KSWAPD_WAKE), tracing.point(KSWAPD_SLEEP)
+@probe(Vmscan.kswapd_begins, KSWAPD_WAKE)
+def _kswapd_begins(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(KSWAPD_WAKE).emit
 
-    def balance_pgdat(self: Vmscan) -> int:
-        wake.emit(0, tracing.kernel.frames.free_pages)
-        with tracing.current.under(Cause.KSWAPD):
-            freed: int = inner(self)
-        sleep.emit(0, freed)
+    def kswapd_begins(self: Vmscan) -> None:
+        emit(0, tracing.kernel.frames.free_pages)
+        inner(self)
+
+    return kswapd_begins
+
+
+@probe(Vmscan.kswapd)
+def _kswapd(tracing: Tracing, inner: Function) -> Function:
+    """A piece of the background pass, at the end of a request or between two."""
+
+    def kswapd(self: Vmscan) -> None:
+        now = tracing.current
+        if now.depth:
+            with now.under(Cause.KSWAPD):
+                inner(self)
+            return
+        with entered(tracing, 0, 0, Cause.KSWAPD):
+            inner(self)
+
+    return kswapd
+
+
+@probe(Vmscan.kswapd_sleeps, KSWAPD_SLEEP)
+def _kswapd_sleeps(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(KSWAPD_SLEEP).emit
+
+    def kswapd_sleeps(self: Vmscan) -> int:
+        freed: int = inner(self)
+        emit(0, freed)
         return freed
 
-    return balance_pgdat
+    return kswapd_sleeps
 
 
 @probe(OomKiller.out_of_memory)
