@@ -32,7 +32,7 @@ from kerneld.mm.filemap import File
 from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.pace import Pace
+from kerneld.mm.pace import Pace, Steps, run_at_once
 from kerneld.mm.pkeys import vma_access_permitted
 from kerneld.mm.populate import drain, fault_in_range
 from kerneld.mm.truncate import punch_hole
@@ -72,6 +72,9 @@ _FLAG_CHANGES = {
 _PAGE_ADVICE = frozenset(
     {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE, Madv.COLLAPSE}
 )
+_FAST_ADVICE = frozenset({Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD})
+SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
+"""Advice that is given to a part of a VMA as well as to all of it: many page tables at once, or one."""
 POPULATE_ADVICE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
 _VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | POPULATE_ADVICE
 PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
@@ -94,10 +97,17 @@ def do_madvise(
     """
     if advice in POPULATE_ADVICE:
         drain(madvise_populate_in_pieces(mm, start, length, advice))
-        return
+    else:
+        run_at_once(madvise_in_pieces(mm, start, length, advice, may_write))
+
+
+def madvise_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
+) -> Steps:
+    """Do as `do_madvise` for advice that is not of POPULATE_ADVICE; yield where others may be served."""
     end = _range_end(start, length, advice)
     if end > start:
-        _madvise_walk_vmas(mm, start, end, Madv(advice), may_write)
+        yield from _madvise_walk_vmas(mm, start, end, Madv(advice), may_write)
 
 
 def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
@@ -109,9 +119,10 @@ def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
     return end
 
 
-def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
+def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps:
     """Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): holes are passed over and reported at the end."""
     has_hole = False
+    pace = Pace()
     while start < end:
         vma = mm.vmas.find(start)
         if vma is None:
@@ -122,8 +133,15 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may
             if start >= end:
                 break
         stop = min(end, vma.end)
+        if advice in _FAST_ADVICE:
+            stop = pace.far_stop(start, stop)
+        elif advice in SLOW_ADVICE:
+            stop = pace.stop(start, stop)
         _madvise_vma(mm, vma, start, stop, advice, may_write)
         start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
     if has_hole:
         raise SysError(errno.ENOMEM)
 

@@ -11,6 +11,7 @@ import errno
 from kerneld.errors import SysError
 from kerneld.mm.locked_pages import mlock_range, munlock_range
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pace import Pace, Steps, run_at_once
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT, VM_PFNMAP
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import vma_modify
@@ -77,19 +78,33 @@ def do_munlock(mm: MmStruct, start: Vaddr, length: int) -> None:
     apply_vma_lock_flags(mm, *_lock_range(start, length), 0)
 
 
+def munlock_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
+    """Do as `do_munlock` does; yield where others may be served."""
+    yield from lock_flags_in_pieces(mm, *_lock_range(start, length), 0)
+
+
 def apply_vma_lock_flags(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) -> None:
-    """Give the VMAs of a page-aligned range these lock flags, up to the first hole.
+    """Do as `lock_flags_in_pieces` does, at once."""
+    run_at_once(lock_flags_in_pieces(mm, start, end, vm_flags))
+
+
+def lock_flags_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) -> Steps:
+    """Give the VMAs of a page-aligned range these lock flags, up to the first hole; yield after a VMA.
 
     Source: Linux v6.8 mm/mlock.c:apply_vma_lock_flags().
     """
     if end >= 1 << 64:
         raise SysError(errno.EINVAL)
+    pace = Pace()
     while start < end:
         vma = mm.vmas.lookup(start)
         if vma is None:
             raise SysError(errno.ENOMEM)
         stop = min(end, vma.end)
         start = mlock_fixup(mm, vma, start, stop, (vma.vm_flags & ~VM_LOCKED_MASK) | vm_flags).end
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
 
 
 def mlock_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vma:

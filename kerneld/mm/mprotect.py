@@ -27,6 +27,7 @@ from kerneld.mm.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.mm import MmStruct, vma_page_prot
 from kerneld.mm.mmap import may_expand_vm
 from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.pace import Pace, Steps, run_at_once
 from kerneld.mm.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
 from kerneld.mm.populate import populate_vma
 from kerneld.mm.vm_flags import (
@@ -53,13 +54,20 @@ _KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
 
 
 def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> None:
+    """Do as `mprotect_in_pieces` does, at once."""
+    run_at_once(mprotect_in_pieces(mm, start, length, prot, pkey))
+
+
+def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> Steps:
     """Give the pages of [start, start + length) the rights `prot`, and the key `pkey`; `length` is in bytes.
 
     It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`.
     Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
     SysError(ENOMEM) at a hole (what lies before it is changed) or over a limit, SysError(EACCES) for a right that the
-    mapping can never have (a file not open for writing).
+    mapping can never have (a file not open for writing). Yields where others may be served: after a VMA, or a part of a
+    large one, which is a VMA of its own until the rest is like it.
     """
+    pace = Pace()
     grows = prot & (_GROWSDOWN | _GROWSUP)
     prot &= ~grows
     if grows == _GROWSDOWN | _GROWSUP or start & ~PAGE_MASK:
@@ -91,10 +99,30 @@ def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = 
         vm_flags |= vma.vm_flags & ~(VM_ACCESS_FLAGS | VM_PKEY_MASK)
         if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
             raise SysError(errno.EACCES)
-        start = mprotect_fixup(mm, vma, start, min(vma.end, end), vm_flags)
+        stop = min(vma.end, end)
+        if _may_go_in_parts(mm, vma, start, stop, vm_flags):
+            stop = pace.far_stop(start, stop)
+        start = mprotect_fixup(mm, vma, start, stop, vm_flags)
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
         vma = mm.vmas.find(start)
     if start < end:
         raise SysError(errno.ENOMEM)
+
+
+def _may_go_in_parts(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> bool:
+    """Tell whether a part of a VMA may be changed step by step, with the same outcome.
+
+    There must be room for one VMA more. What is to be promised or counted against a limit, and may be refused, is so
+    for all of it or for none; and what has been locked is faulted in.
+    """
+    if vm_flags & VM_WRITE and (not vma.vm_flags & VM_WRITE or vma.vm_flags & VM_LOCKED):
+        pages = (end - start) >> 12
+        may_be_refused = not vma.vm_flags & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE)
+        if may_be_refused or vma.vm_flags & VM_LOCKED or not may_expand_vm(mm, vm_flags, pages):
+            return False
+    return mm.map_count + 2 < mm.sysctl.max_map_count
 
 
 def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vaddr:

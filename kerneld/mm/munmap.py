@@ -6,16 +6,65 @@ Answers to Linux v6.8 mm/mmap.c: do_vmi_munmap(), do_vmi_align_munmap(), exit_mm
 from __future__ import annotations
 
 import errno
+import itertools
 
 from kerneld.errors import SysError
 from kerneld.mm.dying import take_down
 from kerneld.mm.locked_pages import munlock_range
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pace import Pace, Steps
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from kerneld.mm.vma import Vma
 from kerneld.mm.vma_merge import check_map_count
-from kerneld.mm.writeback import writeback_range
+from kerneld.mm.writeback import writeback_in_pieces, writeback_range
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
+
+_FEW = 64
+"""So many VMAs go at a time."""
+
+
+def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
+    """Do as `do_munmap` does; yield where others may be served.
+
+    All that can be refused is refused before anything goes. Then VMA after VMA goes, of a large one the entries first;
+    Linux takes all VMAs out of the tree, and lets others work with the rest while entries and tables go
+    (mm/mmap.c:do_vmi_align_munmap(), mmap_write_downgrade()).
+    """
+    _check_range(start, length)
+    first, end = start, start + page_align(length)
+    if not split_range(mm, start, end):
+        return
+    pace = Pace()
+    while not mm.is_dying and (vma := mm.vmas.find(start)) is not None and vma.start < end:
+        low = max(start, vma.start)
+        stop = pace.far_stop(low, end)
+        if vma.end > stop and stop < end:
+            if vma.vm_flags & VM_LOCKED:
+                munlock_range(mm, low, stop)
+            mm.zap_range(low, stop)
+            start = stop
+        else:
+            start = _end_of_few(mm, low, stop)
+            if vma.vm_flags & VM_SHARED and vma.file is not None:
+                start = min(vma.end, end)
+                mm.zap_range(low, start)
+                yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
+            low = max(first, vma.start)
+            do_munmap(mm, low, start - low)
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+
+
+def _end_of_few(mm: MmStruct, start: Vaddr, end: Vaddr) -> Vaddr:
+    """Return where the last of the next VMAs ends, not too many, that end below `end`; or `end`, in the first one."""
+    few = itertools.islice(mm.vmas.overlapping(start, end), _FEW)
+    return max([vma.end for vma in few if vma.end <= end], default=end)
+
+
+def _check_range(start: Vaddr, length: int) -> None:
+    if start & ~PAGE_MASK or start > TASK_SIZE or length > TASK_SIZE - start or not length:
+        raise SysError(errno.EINVAL)
 
 
 def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
@@ -24,8 +73,7 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
     Raises SysError(EINVAL) for an unaligned start, a length of 0 or a range outside user space, SysError(ENOMEM) when
     cutting a VMA in three would exceed vm.max_map_count; nothing has changed then.
     """
-    if start & ~PAGE_MASK or start > TASK_SIZE or length > TASK_SIZE - start or not length:
-        raise SysError(errno.EINVAL)
+    _check_range(start, length)
     end = start + page_align(length)
     vmas = split_range(mm, start, end)
     if not vmas:

@@ -15,7 +15,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_PFN_MASK, PTE_RW, present_mask, pte_present
 from kerneld.mm.filemap import AddressSpace
 from kerneld.mm.mm import MmStruct
-from kerneld.mm.pace import Pace
+from kerneld.mm.pace import Pace, Steps, run_at_once
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.mman import Ms
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
@@ -75,11 +75,17 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
 
 
 def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
+    """Do as `msync_in_pieces` does, at once."""
+    run_at_once(msync_in_pieces(mm, start, length, flags))
+
+
+def msync_in_pieces(mm: MmStruct, start: Vaddr, length: int, flags: int) -> Steps:
     """Write the shared file pages of [start, start + length) back (MS_SYNC); the other flags only check the range.
 
     Raises SysError(EINVAL) for unknown or contradicting flags or an unaligned start, SysError(ENOMEM) for a range
     with a hole (what is mapped is written all the same), SysError(EBUSY) for MS_INVALIDATE of locked memory, and
-    the errno of a write-back that failed. Source: Linux v6.8 mm/msync.c.
+    the errno of a write-back that failed. Yields where others may be served.
+    Source: Linux v6.8 mm/msync.c.
     """
     if flags & ~_ALL_FLAGS or start & ~PAGE_MASK or (flags & _ASYNC and flags & _SYNC):
         raise SysError(errno.EINVAL)
@@ -101,10 +107,11 @@ def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
         stop = min(end, vma.end)
         if flags & _SYNC and vma.file is not None and vma.vm_flags & VM_SHARED:
             first = vma.page_index(start)
-            writeback_range(vma.file.mapping, first, first + ((stop - start) >> PAGE_SHIFT))
-            error = vma.file.mapping.take_error()
+            mapping = vma.file.mapping
+            yield from writeback_in_pieces(mapping, first, first + ((stop - start) >> PAGE_SHIFT))
+            error = mapping.take_error()
             if error:
                 raise SysError(error)
-        start = vma.end
+        start = stop
     if has_hole:
         raise SysError(errno.ENOMEM)

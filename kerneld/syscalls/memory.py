@@ -10,17 +10,18 @@ from kerneld.mm.brk import do_brk
 from kerneld.mm.fault import VM_FAULT_OOM
 from kerneld.mm.filemap import File
 from kerneld.mm.hugetlb import align_to_huge_pages, hugetlb_file_setup
-from kerneld.mm.madvise import POPULATE_ADVICE, do_madvise, madvise_populate_in_pieces
+from kerneld.mm.madvise import POPULATE_ADVICE, SLOW_ADVICE, do_madvise, madvise_in_pieces, madvise_populate_in_pieces
 from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
+from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, munlock_in_pieces
 from kerneld.mm.mmap import do_mmap, wants_populate
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.pkeys import pkey_alloc, pkey_free
+from kerneld.mm.munmap import do_munmap, munmap_in_pieces
+from kerneld.mm.pace import Steps, is_wide
+from kerneld.mm.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.populate import populate_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
-from kerneld.mm.writeback import do_msync
+from kerneld.mm.writeback import msync_in_pieces
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
@@ -88,21 +89,40 @@ def _check_hugetlb(call: Call, flags: int, file: File | None) -> File | None:
     return hugetlb_file_setup(call.mm.frames, PMD_SIZE)
 
 
-def sys_munmap(call: Call) -> int:
+def _in_pieces(steps: Steps) -> int | Answer | Work:
+    """Do a call on a wide range, and answer 0."""
+
+    def pieces() -> Pieces:
+        yield from steps
+        return 0
+
+    return Work(pieces()).go_on()
+
+
+def sys_munmap(call: Call) -> int | Answer | Work:
     """args: addr, length."""
-    do_munmap(call.mm, call.args[0], call.args[1])
+    start, length = call.args[:2]
+    if is_wide(call.mm, length):
+        return _in_pieces(munmap_in_pieces(call.mm, start, length))
+    do_munmap(call.mm, start, length)
     return 0
 
 
-def sys_mprotect(call: Call) -> int:
+def sys_mprotect(call: Call) -> int | Answer | Work:
     """args: addr, length, prot."""
-    do_mprotect(call.mm, call.args[0], call.args[1], call.args[2])
-    return 0
+    return _mprotect(call, NO_PKEY)
 
 
-def sys_pkey_mprotect(call: Call) -> int:
+def sys_pkey_mprotect(call: Call) -> int | Answer | Work:
     """args: addr, length, prot, key: -1 for none, which is mprotect."""
-    do_mprotect(call.mm, call.args[0], call.args[1], call.args[2], call.signed_int_arg(3))
+    return _mprotect(call, call.signed_int_arg(3))
+
+
+def _mprotect(call: Call, pkey: int) -> int | Answer | Work:
+    start, length, prot = call.args[:3]
+    if is_wide(call.mm, length):
+        return _in_pieces(mprotect_in_pieces(call.mm, start, length, prot, pkey))
+    do_mprotect(call.mm, start, length, prot, pkey)
     return 0
 
 
@@ -138,7 +158,10 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     advice = call.int_arg(2)
     if advice in POPULATE_ADVICE:
         return Work(madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice)).go_on()
-    do_madvise(call.mm, call.args[0], call.args[1], advice, call.may_write)
+    start, length = call.args[:2]
+    if is_wide(call.mm, length) or advice in SLOW_ADVICE:
+        return _in_pieces(madvise_in_pieces(call.mm, start, length, advice, call.may_write))
+    do_madvise(call.mm, start, length, advice, call.may_write)
     return 0
 
 
@@ -177,10 +200,9 @@ def _populate_locked(call: Call, start: Vaddr, end: Vaddr) -> Pieces:
     return 0
 
 
-def sys_munlock(call: Call) -> int:
+def sys_munlock(call: Call) -> int | Answer | Work:
     """args: addr, length."""
-    do_munlock(call.mm, call.args[0], call.args[1])
-    return 0
+    return _in_pieces(munlock_in_pieces(call.mm, call.args[0], call.args[1]))
 
 
 def sys_mlockall(call: Call) -> int | Answer | Work:
@@ -198,7 +220,6 @@ def sys_munlockall(call: Call) -> int:
     return 0
 
 
-def sys_msync(call: Call) -> int:
+def sys_msync(call: Call) -> int | Answer | Work:
     """args: addr, length, flags."""
-    do_msync(call.mm, call.args[0], call.args[1], call.int_arg(2))
-    return 0
+    return _in_pieces(msync_in_pieces(call.mm, call.args[0], call.args[1], call.int_arg(2)))

@@ -1,0 +1,168 @@
+"""Calls on wide ranges and on many VMAs: others are served between two pieces, and the outcome is that of one piece."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kerneld.errors import SysError
+from kerneld.mm import munmap, pace
+from kerneld.mm.madvise import do_madvise
+from kerneld.mm.mlock import do_munlock
+from kerneld.mm.mm import MmStruct
+from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.munmap import do_munmap
+from kerneld.mm.populate import mm_populate
+from kerneld.syscalls.kernel import Kernel
+from shared.uapi.mman import Madv, Map, Prot
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
+from shared.uapi.syscalls import Nr
+from tests.hostile.in_process import FakeConnection
+from tests.hostile.test_long_requests import attached, begun, call, finish, kernel_in_pieces
+
+BASE = 0x10_0000_0000
+TABLES = 24
+LENGTH = TABLES * PMD_SIZE
+NONE, READ, RW = 0, Prot.READ.value, Prot.READ.value | Prot.WRITE.value
+ANON = (Map.PRIVATE | Map.ANONYMOUS | Map.NORESERVE | Map.FIXED).value
+NO_FD = (1 << 64) - 1
+AtOnce = Callable[[MmStruct], None]
+ADVICE = (Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.DONTFORK)
+
+
+def advise(advice: Madv) -> AtOnce:
+    return lambda mm: do_madvise(mm, BASE, LENGTH, advice.value)
+
+
+CALLS: dict[str, tuple[Nr, tuple[int, ...], AtOnce]] = {
+    "munmap": (Nr.MUNMAP, (), lambda mm: do_munmap(mm, BASE, LENGTH)),
+    "mprotect": (Nr.MPROTECT, (READ,), lambda mm: do_mprotect(mm, BASE, LENGTH, READ)),
+    "mprotect none": (Nr.MPROTECT, (NONE,), lambda mm: do_mprotect(mm, BASE, LENGTH, NONE)),
+    "mprotect write": (Nr.MPROTECT, (RW | 4,), lambda mm: do_mprotect(mm, BASE, LENGTH, RW | 4)),
+    **{advice.name.lower(): (Nr.MADVISE, (advice.value,), advise(advice)) for advice in ADVICE},
+    "munlock": (Nr.MUNLOCK, (), lambda mm: do_munlock(mm, BASE, LENGTH)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """Every slice, and every piece, is over at once, and two tables or sixteen VMAs are many."""
+    monkeypatch.setattr(pace, "_AT_ONCE", 2 * PMD_SIZE)
+    monkeypatch.setattr(pace, "_FEW_VMAS", 16)
+    monkeypatch.setattr(munmap, "_FEW", 4)
+    yield from kernel_in_pieces(monkeypatch, 0.0)
+
+
+def one_vma(mm: MmStruct, who: FakeConnection) -> None:
+    """A wide range that has been read, but for a few pages that have been written; VMAs on both sides."""
+    assert call(who, Nr.MMAP, BASE - PMD_SIZE, LENGTH + 2 * PMD_SIZE, RW, ANON, NO_FD, 0).ret == BASE - PMD_SIZE
+    do_mprotect(mm, BASE, LENGTH, READ)
+    mm_populate(mm, BASE, BASE + LENGTH)
+    do_mprotect(mm, BASE, LENGTH, RW)
+    for table in range(0, TABLES, 5):
+        assert call(who, Nr.STORE, BASE + table * PMD_SIZE + 7 * PAGE_SIZE, 1, data=b"x").ret == 1
+
+
+def many_vmas(mm: MmStruct, who: FakeConnection) -> None:
+    """Forty-eight VMAs, some of them with a page."""
+    step = LENGTH // 48
+    for number in range(48):
+        vaddr = BASE + number * step
+        prot = RW if number % 2 else READ
+        assert call(who, Nr.MMAP, vaddr, step, prot, ANON, NO_FD, 0).ret == vaddr
+        if number % 4 == 1:
+            assert call(who, Nr.STORE, vaddr, 1, data=b"x").ret == 1
+
+
+def state(mm: MmStruct) -> list[object]:
+    """Return what there is of VMAs, and where an entry is."""
+    vmas = [(vma.start, vma.end, vma.vm_flags, vma.pgoff, vma.anon_vma is None) for vma in mm.vmas]
+    entries = mm.page_table.entries(BASE - PMD_SIZE, BASE + LENGTH + PMD_SIZE)
+    counters = mm.total_vm, mm.data_vm, mm.locked_vm, mm.map_count, mm.page_table.table_pages, list(mm.rss)
+    return [vmas, (entries != 0).tolist(), (entries & 3).tolist(), counters]
+
+
+def mm_of(who: FakeConnection) -> MmStruct:
+    assert who.thread is not None
+    return who.thread.process.live_mm
+
+
+ONE_STEP = {("dontfork", one_vma), ("munlock", one_vma)}
+"""One VMA has other flags, and that is all."""
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("make", [one_vma, many_vmas])
+def test_what_comes_of_it(kernel: Kernel, name: str, make: Callable[[MmStruct, FakeConnection], None]) -> None:
+    long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    for who in (long, twin):
+        make(mm_of(who), who)
+    nr, args, at_once = CALLS[name]
+    expected = 0
+    try:
+        at_once(mm_of(twin))
+    except SysError as error:
+        expected = -error.errno
+    if (name, make) in ONE_STEP:
+        assert call(long, nr, BASE, LENGTH, *args).ret == expected
+    else:
+        (reply,), served = finish(begun(long, nr, BASE, LENGTH, *args), twin)
+        assert reply.ret == expected
+        assert served >= 5
+    assert state(mm_of(long)) == state(mm_of(twin))
+
+
+def test_what_is_mapped_there_meanwhile_may_go_and_nothing_beside_it(kernel: Kernel) -> None:
+    """Others of the process are quicker than the call that removes the range."""
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    mm = mm_of(long)
+    one_vma(mm, long)
+    batch = begun(long, Nr.MUNMAP, BASE, LENGTH)
+    do_mprotect(mm, BASE + LENGTH // 2, LENGTH // 2 + PMD_SIZE, READ | 4)
+    (reply,), _ = finish(batch, other)
+    assert reply.ret == 0
+    assert [(vma.start, vma.end) for vma in mm.vmas if vma.start < BASE + 2 * LENGTH and vma.end > BASE - LENGTH] == [
+        (BASE - PMD_SIZE, BASE), (BASE + LENGTH, BASE + LENGTH + PMD_SIZE)
+    ]  # fmt: skip
+
+
+def test_who_unmaps_may_die_meanwhile(kernel: Kernel) -> None:
+    long = attached(kernel, os.getpid())
+    one_vma(mm_of(long), long)
+    batch = begun(long, Nr.MUNMAP, BASE, LENGTH)
+    assert long.thread is not None
+    kernel.process_died(long.thread.process)
+    batch.close()
+
+
+def test_a_range_that_nobody_can_unmap_stays_whole(kernel: Kernel) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    mm = mm_of(long)
+    one_vma(mm, long)
+    mm.sysctl.max_map_count = mm.map_count
+    before = state(mm)
+    assert call(long, Nr.MUNMAP, BASE + PMD_SIZE, LENGTH - 2 * PMD_SIZE).ret == -errno.ENOMEM
+    assert state(mm) == before
+    assert call(other, Nr.GETPID).ret == os.getppid()
+
+
+def test_others_are_served_while_pages_are_written_to_a_file(kernel: Kernel, tmp_path: Path) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    mm = mm_of(long)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 * PAGE_SIZE))
+    assert long.call is not None
+    with path.open("r+b") as file:
+        long.call.fds.append(os.dup(file.fileno()))
+    vaddr = call(long, Nr.MMAP, 0, 64 * PAGE_SIZE, RW, Map.SHARED.value, 0, 0).ret
+    assert vaddr > 0
+    for number in range(64):
+        assert call(long, Nr.STORE, vaddr + number * PAGE_SIZE, 1, data=b"x").ret == 1
+    (reply,), served = finish(begun(long, Nr.MSYNC, vaddr, 64 * PAGE_SIZE, 4), other)
+    assert (reply.ret, mm.map_count > 0) == (0, True)
+    assert served >= 60
+    assert path.read_bytes()[::PAGE_SIZE] == b"x" * 64
