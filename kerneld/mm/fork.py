@@ -33,11 +33,12 @@ from kerneld.mm.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
 from kerneld.mm.overcommit import check_enough_memory
+from kerneld.mm.pace import Pace, Steps, run_at_once
 from kerneld.mm.pte_ops import Rss
 from kerneld.mm.rmap import anon_vma_fork
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from kerneld.mm.vma import Vma
-from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
 _U64 = (1 << 64) - 1
 _COPIED = (
@@ -52,20 +53,43 @@ def dup_mmap(old: MmStruct) -> MmStruct:
 
     Raises SysError(ENOMEM), with the half-made child gone again; the parent's pages may stay write-protected then.
     """
-    new = MmStruct(old.frames, old.rlimits.copy(), old.sysctl)
+    new = new_copy(old)
     try:
-        for name in _COPIED:
-            setattr(new, name, getattr(old, name))
-        for vma in old.vmas:
-            if not vma.vm_flags & VM_DONTCOPY:
-                _dup_vma(old, new, vma)
+        run_at_once(dup_in_pieces(old, new))
     except SysError:
         exit_mmap(new)
         raise
     return new
 
 
-def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> None:
+def new_copy(old: MmStruct) -> MmStruct:
+    """Return an empty address space that is to be a copy of another. Raises SysError(ENOMEM)."""
+    new = MmStruct(old.frames, old.rlimits.copy(), old.sysctl)
+    for name in _COPIED:
+        setattr(new, name, getattr(old, name))
+    return new
+
+
+def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
+    """Make an empty address space a copy of another, VMA by VMA; yield where both are whole.
+
+    Linux holds the mmap_lock of both, so that no thread of the parent's changes what has not been copied yet: whoever
+    goes on with this sees to that. Raises SysError(ENOMEM), with the copy half made.
+    Source: Linux v6.8 kernel/fork.c:dup_mmap().
+    """
+    pace = Pace()
+    vma = old.vmas.find(0)
+    while vma is not None:
+        if not vma.vm_flags & VM_DONTCOPY:
+            yield from _dup_vma(old, new, vma, pace)
+        end = vma.end
+        if pace.is_over():
+            yield
+            pace.begin()
+        vma = old.vmas.find(end)
+
+
+def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(old, vma.nr_pages)
     child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file)
@@ -73,19 +97,27 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> None:
     if not wiped:
         anon_vma_fork(child, vma, new.frames)
     new.insert_vma(child)
-    if not wiped and vma.anon_vma is not None:
-        copy_page_range(old, new, vma)
-
-
-def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma) -> None:
-    """Give the child the parent's entries of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
-
-    It gets a table, upper ones too, wherever the parent has one, with entries of this VMA or without.
-    Source: Linux v6.8 mm/memory.c:copy_page_range().
-    """
+    if wiped or vma.anon_vma is None:
+        return
     if old.page_table.find_pte(vma.start) is None or vma.end > (vma.start & -PMD_SIZE) + PMD_SIZE:
         new.page_table.copy_upper(old.page_table, vma.start, vma.end)
-    for found in old.page_table.runs(vma.start, vma.end):
+    start, end = vma.start, vma.end
+    while start < end:
+        stop = pace.far_stop(start, end)
+        copy_page_range(old, new, vma, start, stop)
+        start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+
+
+def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Give the child the parent's entries of a part of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
+
+    It gets a table, upper ones too (`copy_upper`), wherever the parent has one, with entries of this VMA or without.
+    Source: Linux v6.8 mm/memory.c:copy_page_range().
+    """
+    for found in old.page_table.runs(start, end):
         run = found
         if isinstance(run, Leaf) and run.huge:
             if old.copy_huge_pmd(new, run):

@@ -10,7 +10,7 @@ from kerneld.errors import SysError
 from kerneld.fs.open_file import is_in_memory
 from kerneld.mm.filemap import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
@@ -56,9 +56,9 @@ def sys_rt_sigaction(call: Call) -> int:
     return 0
 
 
-def clone(call: Call) -> int:
+def clone(call: Call) -> int | Answer | Work:
     """Return the token with which the child of a real fork attaches; the copy of the memory is made now."""
-    return call.kernel.table.clone(call.process)
+    return Work(call.kernel.table.clone(call.process)).go_on()
 
 
 def sys_exit(call: Call) -> int:

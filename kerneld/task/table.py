@@ -11,13 +11,13 @@ from __future__ import annotations
 import errno
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kerneld.errors import SysError
 from kerneld.hw.processor import INIT_PKRU
-from kerneld.mm.fork import dup_mmap
+from kerneld.mm.fork import dup_in_pieces, new_copy
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.munmap import exit_mmap
 from kerneld.task.task import Cred, Process, Thread
@@ -60,7 +60,8 @@ class ProcessTable:
         """Make a thread of the real process `pid`: its first makes the process, with a token as the child of a fork.
 
         Raises SysError(EINVAL) for a tid that is no thread of it or is attached already, or a token that is unknown or
-        not for a child of that parent, SysError(ENOMEM) without a frame for its memory.
+        not for a child of that parent, SysError(ENOMEM) without a frame for its memory, and
+        SysError(EAGAIN) while that is copied for a fork.
         """
         tid = tid or pid
         if tid != pid and not Path(f"/proc/{pid}/task/{tid}").exists():
@@ -70,6 +71,8 @@ class ProcessTable:
             process, pkru = self._new_process(pid, uid, gid, token)
         elif token or any(thread.tid == tid for thread in process.threads):
             raise SysError(errno.EINVAL)
+        elif process.is_copied:
+            raise SysError(errno.EAGAIN)
         else:
             pkru = process.threads[0].pkru
         thread = Thread(tid, process)
@@ -106,8 +109,10 @@ class ProcessTable:
         del self._tokens[token]
         return copy
 
-    def clone(self, parent: Process) -> int:
+    def clone(self, parent: Process) -> Generator[None, None, int]:
         """Copy a process's memory, and the PKRU of its thread that runs, and return the token for the child's attach.
+
+        It yields where others may be served; no thread of the parent's is to be among them.
 
         Raises SysError(EAGAIN) with too many copies waiting, or too many mappings in them, SysError(ENOMEM).
         """
@@ -117,9 +122,21 @@ class ProcessTable:
         nr_maps = sum(len(mm.vmas) for mm in [*copies, parent.live_mm])
         if copies and nr_maps > parent.live_mm.sysctl.max_map_count:
             raise SysError(errno.EAGAIN)
-        mm = dup_mmap(parent.live_mm)
-        token = secrets.randbits(62) + 1
+        # It is the parent's from the beginning: for the OOM killer, and should the parent end meanwhile.
+        old, mm, token = parent.live_mm, new_copy(parent.live_mm), secrets.randbits(62) + 1
         self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
+        parent.is_copied = True
+        try:
+            for _ in dup_in_pieces(old, mm):
+                # Other threads of the parent's would change what is not copied yet: it is copied at once then.
+                if len(parent.threads) == 1:
+                    yield
+        except BaseException:
+            if self._tokens.pop(token, None) is not None:
+                exit_mmap(mm)
+            raise
+        finally:
+            parent.is_copied = False
         return token
 
     def copies_of(self, parent: Process) -> list[MmStruct]:

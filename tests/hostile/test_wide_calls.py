@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.mm import munmap, pace
+from kerneld.mm.fork import dup_mmap
 from kerneld.mm.madvise import do_madvise
 from kerneld.mm.mlock import do_munlock
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.munmap import do_munmap, exit_mmap
 from kerneld.mm.populate import mm_populate
 from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import Madv, Map, Prot
@@ -166,3 +169,61 @@ def test_others_are_served_while_pages_are_written_to_a_file(kernel: Kernel, tmp
     assert (reply.ret, mm.map_count > 0) == (0, True)
     assert served >= 60
     assert path.read_bytes()[::PAGE_SIZE] == b"x" * 64
+
+
+@contextlib.contextmanager
+def another_thread() -> Iterator[int]:
+    """Yield the tid of a thread of this process that lives as long."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        yield thread.native_id or 0
+    finally:
+        over.set()
+        thread.join()
+
+
+def copy_of(kernel: Kernel, who: FakeConnection) -> MmStruct:
+    assert who.thread is not None
+    (copy,) = kernel.table.copies_of(who.thread.process)
+    return copy
+
+
+@pytest.mark.parametrize("make", [one_vma, many_vmas])
+def test_a_fork(kernel: Kernel, make: Callable[[MmStruct, FakeConnection], None]) -> None:
+    long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    for who in (long, twin):
+        make(mm_of(who), who)
+    at_once = dup_mmap(mm_of(twin))
+    expected = state(at_once)
+    exit_mmap(at_once)
+    batch = begun(long, Nr.CLONE)
+    with another_thread() as tid, pytest.raises(SysError, match="EAGAIN"):
+        kernel.attach(long.sender, 1, tid, 0)
+    (reply,), served = finish(batch, twin)
+    assert reply.ret > 0
+    assert served >= 5
+    assert state(copy_of(kernel, long)) == expected
+    assert state(mm_of(long)) == state(mm_of(twin))
+
+
+def test_who_forks_may_die_meanwhile(kernel: Kernel) -> None:
+    long = attached(kernel, os.getpid())
+    one_vma(mm_of(long), long)
+    batch = begun(long, Nr.CLONE)
+    assert long.thread is not None
+    kernel.process_died(long.thread.process)
+    batch.close()
+
+
+def test_a_fork_that_is_given_up_leaves_nothing(kernel: Kernel) -> None:
+    long = attached(kernel, os.getpid())
+    one_vma(mm_of(long), long)
+    free = kernel.frames.free_pages
+    batch = begun(long, Nr.CLONE)
+    assert kernel.frames.free_pages < free
+    batch.close()
+    assert kernel.frames.free_pages == free
+    assert long.thread is not None
+    assert kernel.table.copies_of(long.thread.process) == []
