@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_WANTED = {"CAP_IPC_LOCK": 14, "CAP_SYS_RAWIO": 17, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23, "CAP_SYS_RESOURCE": 24}
-"""What memory management asks for: mlock, low addresses, overcommit and frames, process_madvise, limits."""
+_WANTED = {"CAP_IPC_LOCK": 14, "CAP_SYS_RAWIO": 17, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
+"""What memory management asks for: mlock, low addresses, overcommit and frames, process_madvise. No program raises a
+hard limit, so that a root without CAP_SYS_RESOURCE, as some machines have it, is as good as any."""
 _EVERYBODY = ["0", "0", "4294967295"]
 
 
