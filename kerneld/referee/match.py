@@ -27,7 +27,7 @@ from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import Op, Program
 from kerneld.referee.rights import sees_frames
 from kerneld.referee.simulated import Simulated
-from kerneld.referee.swap_lock import host_has_swap, locked_swap
+from kerneld.referee.swap_lock import host_has_swap, shared_swap
 from kerneld.referee.witness import Stage
 from shared.uapi.mman import Madv
 
@@ -146,7 +146,7 @@ def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> It
         if mode is Mode.SWAP:
             stack.enter_context(host_swap(Path(folder)))
         else:
-            stack.enter_context(locked_swap(alone=False))
+            stack.enter_context(shared_swap())
         folders = [Path(folder, name) for name in ("host", "kerneld")]
         for each in folders:
             each.mkdir()

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.referee.keeper import keep
-from kerneld.referee.swap_lock import locked_swap
+from kerneld.referee.swap_lock import own_swap
 from shared.uapi.page import PAGE_SIZE
 
 _KNOBS = ((Path("/sys/module/zswap/parameters/enabled"), "Y"), (Path("/proc/sys/vm/page-cluster"), "0"))
@@ -44,7 +44,7 @@ def main() -> None:
         signal.signal(signo, signal.SIG_IGN)
     try:
         with contextlib.ExitStack() as undo:
-            if not undo.enter_context(locked_swap(alone=True)):
+            if not undo.enter_context(own_swap()):
                 raise NoSwapError("another referee runs on this host, and it would meet the swap file")
             for knob, value in _KNOBS:
                 undo.enter_context(_turned(knob, value))
