@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_ACCESSED, PTRS_PER_TABLE
+from kerneld.hw.paging import PTE_ACCESSED, PTRS_PER_TABLE, pte_present
 from kerneld.mm import fault, madvise, madvise_pages, mmap
 from kerneld.mm.filemap import READ_AROUND_PAGES, File
 from kerneld.mm.madvise_pages import MayWrite
@@ -118,7 +118,7 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
         young += [(leaf.low + place, leaf.start + (place << PAGE_SHIFT)) for place in places.tolist()]
     _madvise_pageout_v6_8(mm, vma, start, end, may_write)
     for pte, vaddr in young:
-        if words[pte]:
+        if pte_present(int(words[pte])):
             mm.update_pte(pte, vaddr, int(words[pte]) | PTE_ACCESSED)
 
 
