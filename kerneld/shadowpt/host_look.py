@@ -56,6 +56,7 @@ class Seen(NamedTuple):
     end: Vaddr
     perms: bytes
     is_private_anonymous: bool
+    is_anonymous_memory: bool
 
 
 class Look(NamedTuple):
@@ -69,7 +70,7 @@ class Look(NamedTuple):
 
 
 _HEAD = struct.Struct("<IIH")
-_MAPPING = struct.Struct("<QQ4s?")
+_MAPPING = struct.Struct("<QQ4s??")
 _MOST_NAME_BYTES = 255
 
 
@@ -93,7 +94,8 @@ def look(question: Question) -> Look:
 
 
 def _seen(mapping: HostMapping) -> Seen:
-    return Seen(mapping.start, mapping.end, mapping.perms, mapping.is_private_anonymous)
+    private, memory = mapping.is_private_anonymous, mapping.is_anonymous_memory
+    return Seen(mapping.start, mapping.end, mapping.perms, private, memory)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ from shared.uapi.procmap import (
 _ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]")
 _ANON_VMA_NAME = b"[anon:"
 """How a name given by prctl(PR_SET_VMA_ANON_NAME) starts; "[anon_shmem:" is a shared mapping's."""
+_DEV_ZERO = b"/dev/zero"
+_ANON_SHMEM_NAME = b"[anon_shmem:"
 _CHUNK_BYTES = 1 << 16
 _NAME_BYTES = 4096
 
@@ -47,9 +49,20 @@ class HostMapping(NamedTuple):
 
     @property
     def is_private_anonymous(self) -> bool:
-        """Tell whether it is the program's own memory: not shared, of no file, none of the kernel's special ones."""
+        """Tell whether it is the program's own memory: not shared, of no file, none of the kernel's special ones.
+
+        A private mapping of /dev/zero is such too: Linux v6.8 drivers/char/mem.c:mmap_zero(), vma_set_anonymous().
+        """
         nameless = self.name in _ANONYMOUS_NAMES or self.name.startswith(_ANON_VMA_NAME)
-        return self.perms[3:4] == b"p" and self.inode == 0 and self.dev == b"00:00" and nameless
+        of_no_file = self.inode == 0 and self.dev == b"00:00" and nameless
+        return self.perms[3:4] == b"p" and (of_no_file or (self.name == _DEV_ZERO and self.inode != 0))
+
+    @property
+    def is_anonymous_memory(self) -> bool:
+        """Tell whether it is memory of no file, shared or not: Linux v6.8 mm/shmem.c:shmem_zero_setup() names it."""
+        is_shared = self.perms[3:4] == b"s" and self.inode != 0
+        named = self.name == _DEV_ZERO + b" (deleted)" or self.name.startswith(_ANON_SHMEM_NAME)
+        return self.is_private_anonymous or (is_shared and named)
 
 
 def parse_mapping(line: bytes) -> HostMapping:

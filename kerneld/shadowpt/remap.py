@@ -27,8 +27,8 @@ def check_entries(pid: Pid, entries: Vaddr, length: int, asking: Asking | None =
     """Check that [entries, entries + length) of the real process `pid` can become the kernel's table.
 
     `entries` in bytes, any number; `length` a multiple of PAGE_SIZE. Raises SysError(EINVAL), which says why, unless it
-    is page-aligned, inside one private anonymous mapping, and no page of it has been touched or swapped out; also when
-    the process cannot be looked into, or is gone; and WouldWait. Source: docs/abi.md, shadowpt_open.
+    is page-aligned, inside one anonymous mapping, private or shared, and no page of it has been touched or swapped out;
+    also when the process cannot be looked into, or is gone; and WouldWait. Source: docs/abi.md, shadowpt_open.
     """
     try:
         if entries & (PAGE_SIZE - 1):
@@ -59,9 +59,9 @@ def _check_mapping(found: Look, entries: Vaddr, length: int) -> None:
     if not found.mappings or found.mappings[0].start > entries:
         raise _Refusal("nothing is mapped there")
     mapping = found.mappings[0]
-    if not mapping.is_private_anonymous:
+    if not mapping.is_anonymous_memory:
         name = found.first_name.decode(errors="replace")
-        raise _Refusal(f"not private anonymous memory: {mapping.perms.decode()} {name}")
+        raise _Refusal(f"not anonymous memory: {mapping.perms.decode()} {name}")
     if mapping.end - entries < length:
         raise _Refusal(f"the mapping ends {mapping.end - entries} bytes after it")
 

@@ -111,11 +111,13 @@ class ShadowPt:
 
         All in bytes; any numbers. A HostTarget is this class's own once open has succeeded. Returns the end as cut to
         MAX_SPT_RANGE, and read-only descriptors of the table and of the sequence page, which the caller closes.
-        Raises SysError(EINVAL) unless start < end, both page-aligned, end within user space, and the target alive; then
+        Raises SysError(EINVAL) unless start < end, both page-aligned, the end within user space once it is cut, and the
+        target alive; then
         EBUSY where a table is open; then EINVAL when the opener's real memory at `entries` will not do; then ENOMEM
         when the host has no memory for the table.
         """
-        if not start < end <= TASK_SIZE or (start | end) & ~PAGE_MASK:
+        cut = min(end, start + MAX_SPT_RANGE)
+        if not start < end or (start | end) & ~PAGE_MASK or cut > TASK_SIZE:
             raise SysError(errno.EINVAL, why_no_range(start, end))
         if isinstance(target, NoTarget):
             raise SysError(errno.EINVAL, target.why)
@@ -124,7 +126,7 @@ class ShadowPt:
         busy = self.why_busy()
         if busy:
             raise SysError(errno.EBUSY, busy)
-        end = min(end, start + MAX_SPT_RANGE)
+        end = cut
         check_entries(opener.pid, entries, table_bytes(start, end), self.asking)
         try:
             session = _Session(opener, target, start, end, layout)

@@ -38,7 +38,7 @@ from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_exit, kill_process
 from kerneld.task.oom_tasks import OomTasks
 from kerneld.task.sched import RunQueue, run_task
-from kerneld.task.table import ProcessTable
+from kerneld.task.table import ProcessTable, find_effective_ids
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
 from shared.uapi.shadowpt import ATTACH_HOST
@@ -180,7 +180,11 @@ class Kernel:
             raise SysError(errno.EPROTO)
         # Nobody's request: should memory be short now, the OOM killer must not take the last one's maker for the asker.
         run_task(self.rq, None)
-        thread = self.table.attach(sender.pid, sender.uid, sender.gid, tid, token)
+        uid, gid = sender.uid, sender.gid
+        if flags & ATTACH_HOST:
+            # A program of the host's acts as its effective user; what came with the datagram is the real one.
+            uid, gid = find_effective_ids(sender.pid) or (uid, gid)
+        thread = self.table.attach(sender.pid, uid, gid, tid, token)
         run_task(self.rq, thread)
         if flags & ATTACH_HOST:
             thread.process.memory_is_host = True

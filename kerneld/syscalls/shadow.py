@@ -13,6 +13,7 @@ from kerneld.shadowpt.host import HostTarget, find_host_target
 from kerneld.shadowpt.layout import FLAGS
 from kerneld.shadowpt.refusal import NoTarget, why_no_target
 from kerneld.syscalls.answer import Answer, Call
+from kerneld.task.table import find_effective_ids
 from kerneld.task.task import Process
 from shared.uapi.page import PAGE_MASK, Pid
 from shared.uapi.shadowpt import OPEN_HOST, USER_SHADOW_PT, Layout
@@ -22,8 +23,9 @@ def shadowpt_open(call: Call) -> Answer:
     """Open a table: args are the target's pid, a pointer, the layout and OPEN_ flags; inline a user_shadow_pt.
 
     Returns it as updated, and read-only descriptors of the table and of the sequence page. Raises SysError(EPERM)
-    unless the caller is the superuser, EFAULT without a whole structure, EINVAL for an unknown layout, then as
-    ShadowPt.open() does. Layout.F23 shifts unaligned bounds down to their pages; Layout.F25_PART1 is FaultLog's.
+    unless the caller is the superuser, by its real process's effective user too, EFAULT without a whole structure,
+    EINVAL for an unknown layout, then as ShadowPt.open() does. Layout.F23 shifts unaligned bounds down to their pages;
+    Layout.F25_PART1 is FaultLog's.
     """
     _check_superuser(call)
     if len(call.data) != USER_SHADOW_PT.size:
@@ -113,6 +115,10 @@ def shadowpt_page_contents(call: Call) -> Answer:
 
 
 def _check_superuser(call: Call) -> None:
-    if not call.process.cred.superuser:
-        why = f"only root and the user that runs kerneld (uid {os.getuid()}) may, not uid {call.process.cred.uid}"
+    """Raise SysError(EPERM) unless the caller is the superuser, here and as its real process acts at this moment."""
+    cred, own_uid = call.process.cred, os.getuid()
+    ids = find_effective_ids(call.process.pid) if cred.superuser else None
+    uid = cred.uid if ids is None else ids[0]
+    if not cred.superuser or (ids is not None and uid not in (0, own_uid)):
+        why = f"only root and the user that runs kerneld (uid {own_uid}) may, not uid {uid}"
         raise SysError(errno.EPERM, why)

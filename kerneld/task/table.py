@@ -207,6 +207,16 @@ def find_ppid(pid: Pid) -> Pid | None:
     return int(fields[1]) if fields else None
 
 
+def find_effective_ids(pid: Pid) -> tuple[int, int] | None:
+    """Return the effective user and group of a real process, or None when it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    ids = {line.partition(":")[0]: line.split() for line in lines if line.startswith(("Uid:", "Gid:"))}
+    return int(ids["Uid"][2]), int(ids["Gid"][2])
+
+
 def find_start_time(pid: Pid) -> int:
     """Return when the real process started, in clock ticks since boot, or -1 when it has gone."""
     fields = _stat_fields(pid)

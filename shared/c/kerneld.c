@@ -40,7 +40,7 @@ struct range { uint64_t start, end, entries; };
 
 /* ---- The caller's own memory, from /proc/self/maps ---- */
 
-struct mapping { uint64_t start, end, dev, ino; int prot; };
+struct mapping { uint64_t start, end, dev, ino; int prot, sharing; };
 struct maps { int fd; ssize_t length, at; char text[1024]; };
 
 static int next_char(struct maps *maps)
@@ -82,7 +82,7 @@ static int next_mapping(struct maps *maps, struct mapping *mapping)
 	mapping->prot = next_char(maps) == 'r' ? PROT_READ : 0;
 	mapping->prot |= next_char(maps) == 'w' ? PROT_WRITE : 0;
 	mapping->prot |= next_char(maps) == 'x' ? PROT_EXEC : 0;
-	next_char(maps);
+	mapping->sharing = next_char(maps) == 's' ? MAP_SHARED : MAP_PRIVATE;
 	next_char(maps);
 	read_number(maps, 16, &offset);
 	read_number(maps, 16, &major_number);
@@ -101,27 +101,26 @@ static int open_maps(struct maps *maps)
 	return maps->fd;
 }
 
-/* Return the protection of what is mapped at an address; that of malloc's memory where it cannot be found out. */
-static int find_protection(uint64_t address)
+/* Find how what is mapped at an address may be used; as malloc's memory where that cannot be found out. */
+static struct mapping find_mapping(uint64_t address)
 {
 	struct maps maps;
-	struct mapping mapping;
-	int prot = PROT_READ | PROT_WRITE;
+	struct mapping mapping, found = { .prot = PROT_READ | PROT_WRITE, .sharing = MAP_PRIVATE };
 
 	if (open_maps(&maps) < 0)
-		return prot;
+		return found;
 	while (next_mapping(&maps, &mapping))
 		if (mapping.start <= address && address < mapping.end)
-			prot = mapping.prot;
+			found = mapping;
 	close(maps.fd);
-	return prot;
+	return found;
 }
 
-/* Put private memory back where the table still is: the program may have unmapped it, or mapped something else there. */
+/* Put fresh memory where the table is mapped: the program may have unmapped it, moved it, or mapped something else there. */
 static void restore_table(struct kd *kd)
 {
 	struct kd_table table = kd->table;
-	uint64_t first = (uintptr_t)table.entries, last = first + table.table_bytes;
+	int flags = table.sharing | MAP_ANONYMOUS | MAP_FIXED;
 	struct maps maps;
 	struct mapping mapping;
 
@@ -130,15 +129,12 @@ static void restore_table(struct kd *kd)
 	memset(&kd->table, 0, sizeof(kd->table));
 	munmap((void *)(uintptr_t)table.sequence, PAGE);
 	if (open_maps(&maps) < 0) {
-		mmap(table.entries, table.table_bytes, table.prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		mmap(table.entries, table.table_bytes, table.prot, flags, -1, 0);
 		return;
 	}
-	while (next_mapping(&maps, &mapping)) {
-		uint64_t start = mapping.start > first ? mapping.start : first;
-		uint64_t end = mapping.end < last ? mapping.end : last;
-		if (start < end && mapping.ino == table.ino && mapping.dev == table.dev)
-			mmap((void *)(uintptr_t)start, end - start, table.prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-	}
+	while (next_mapping(&maps, &mapping))
+		if (mapping.ino == table.ino && mapping.dev == table.dev)
+			mmap((void *)(uintptr_t)mapping.start, mapping.end - mapping.start, table.prot, flags, -1, 0);
 	close(maps.fd);
 }
 
@@ -647,9 +643,10 @@ void kd_exit(struct kd *kd, int status)
 
 /* ---- The shadow page table ---- */
 
-/* Map the table over `entries`, and its sequence page: what remap_pfn_range() does inside a kernel. */
-static int map_table(struct kd *kd, const struct range *range, size_t bytes, int prot, const int *fds)
+/* Map the table over `entries`, all pages at once, and its sequence page: what remap_pfn_range() does inside a kernel. */
+static int map_table(struct kd *kd, const struct range *range, size_t bytes, const struct mapping *before, const int *fds)
 {
+	int flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
 	struct stat status;
 	void *sequence, *entries;
 
@@ -658,13 +655,15 @@ static int map_table(struct kd *kd, const struct range *range, size_t bytes, int
 	sequence = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fds[1], 0);
 	if (sequence == MAP_FAILED)
 		return -1;
-	entries = mmap((void *)(uintptr_t)range->entries, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fds[0], 0);
+	entries = mmap((void *)(uintptr_t)range->entries, bytes, PROT_READ, flags, fds[0], 0);
 	if (entries == MAP_FAILED) {
 		int error = errno;
 		munmap(sequence, PAGE);
 		return fail(error);
 	}
-	kd->table = (struct kd_table){ entries, bytes, sequence, prot, status.st_dev, status.st_ino };
+	kd->table = (struct kd_table){ entries, bytes, sequence, before->prot, before->sharing, status.st_dev, status.st_ino };
+	if (before->prot == PROT_NONE)
+		mprotect(entries, bytes, PROT_NONE);
 	return 0;
 }
 
@@ -679,7 +678,8 @@ int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, e
 {
 	struct range range;
 	struct kd_call call = { .nr = NR_SHADOWPT_OPEN, .out = &range, .out_bytes = sizeof(range) };
-	int fds[2], mapped, error, prot = PROT_NONE;
+	struct mapping before = { .prot = PROT_NONE };
+	int fds[2], mapped, error;
 	size_t nr_fds = 2;
 
 	call.args[0] = (uint64_t)(int64_t)target;
@@ -690,14 +690,14 @@ int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, e
 		memcpy(&range, dest, sizeof(range));
 		call.in = &range;
 		call.in_bytes = sizeof(range);
-		prot = find_protection(range.entries);
+		before = find_mapping(range.entries);
 	}
 	if (kd_run_fds(kd, &call, 1, NULL, 0, fds, &nr_fds) < 0)
 		return -1;
 	if (call.ret < 0)
 		return fail((int)-call.ret);
 	mapped = nr_fds == 2 && call.out_got == sizeof(range) ?
-			 map_table(kd, &range, table_bytes(&range, layout), prot, fds) :
+			 map_table(kd, &range, table_bytes(&range, layout), &before, fds) :
 			 fail(EPROTO);
 	error = errno;
 	for (size_t i = 0; i < nr_fds; i++)
@@ -750,6 +750,8 @@ int kd_snapshot(struct kd *kd, void *entries, size_t bytes)
 
 	if (table->entries == NULL || bytes > table->table_bytes)
 		return fail(EINVAL);
+	if (table->prot == PROT_NONE)
+		return fail(EFAULT);
 	for (int i = 0; i < SNAPSHOT_TRIES; i++) {
 		uint64_t before = *table->sequence;
 		if (before % 2 == 0) {

@@ -72,7 +72,7 @@ struct kd_table {
 	char *entries;
 	size_t table_bytes;              /* whole pages */
 	const volatile uint64_t *sequence; /* odd while the kernel is changing the table */
-	int prot;                        /* what close puts back */
+	int prot, sharing;               /* what close puts back: PROT_ bits, MAP_PRIVATE or MAP_SHARED */
 	uint64_t dev, ino;               /* of the mapping: what is no longer it is left alone at close */
 };
 
@@ -85,7 +85,7 @@ struct kd {
 	struct kd_table table;
 	int check_owner;    /* the path is one that nobody chose: see is_trusted() */
 };
-#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0 }, 0 }
+#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0, 0 }, 0 }
 
 /* One call of a batch. Set what goes in, zero the rest. */
 struct kd_call {

@@ -17,6 +17,7 @@
 #include "kerneld.c"
 
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sys/uio.h>
 
 #if KERNELD_ABI == 24
@@ -69,17 +70,30 @@ __asm__(".text\n"
 __attribute__((used)) long syscall_failed(long ret);
 __attribute__((used)) long shadowpt_syscall(long nr, long first, long second, long third);
 
-static struct kd kd = KD_INIT;
-static struct stat connection; /* what kd.fd is, as long as it is ours: a program may close it, and open another file */
-static uint64_t lock;          /* pid << 32 | tid of the holder; a tid of 0: free */
+/* All that a call needs. A child of vfork works in the memory of its parent, whose connection it must leave alone: it has
+   a side of its own. */
+struct side {
+	struct kd kd;
+	struct stat connection; /* what kd.fd is, as long as it is ours: a program may close it, and open another file */
+	uint64_t lock;          /* pid << 32 | tid of the holder; a tid of 0: free */
+	int has_bad_address;    /* the call that is under way has met one of the program's */
+	char why[512], line[640];
+	unsigned char page[PAGE];
+};
+static struct side own = { .kd = KD_INIT }, guest = { .kd = KD_INIT };
+static pid_t memory_pid;   /* whose memory this is */
 static int has_spoken;
-static int is_explaining;      /* `kerneld run --explain`: why a call fails is said on stderr */
-static int has_bad_address;    /* the call that is under way has met one of the program's */
-static char why[512], line[640];
-static unsigned char page[PAGE];
+static int is_explaining;  /* `kerneld run --explain`: why a call fails is said on stderr */
+
+static void note_memory(void)
+{
+	memory_pid = getpid();
+}
 
 __attribute__((constructor)) static void look_at_environment(void)
 {
+	note_memory();
+	pthread_atfork(NULL, NULL, note_memory);
 	is_explaining = getenv("KERNELD_EXPLAIN") != NULL;
 }
 
@@ -109,32 +123,32 @@ static void say(const char *what, const char *path, const char *hint)
 
 /* ---- The lock ---- */
 
-static void take_lock(uint64_t pid)
+static void take_lock(struct side *side, uint64_t pid)
 {
 	uint64_t tid = (uint64_t)syscall(SYS_gettid), held, mine = pid << 32 | tid;
 
 	for (;;) {
-		held = __atomic_load_n(&lock, __ATOMIC_RELAXED);
+		held = __atomic_load_n(&side->lock, __ATOMIC_RELAXED);
 		/* Another process's lock is what the parent held at the fork. */
 		if (held >> 32 != pid || (uint32_t)held == 0) {
-			if (__atomic_compare_exchange_n(&lock, &held, mine, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+			if (__atomic_compare_exchange_n(&side->lock, &held, mine, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 				return;
 		} else {
 			/* The low half comes first in memory. */
-			syscall(SYS_futex, &lock, FUTEX_WAIT_PRIVATE, (uint32_t)held, NULL, NULL, 0);
+			syscall(SYS_futex, &side->lock, FUTEX_WAIT_PRIVATE, (uint32_t)held, NULL, NULL, 0);
 		}
 	}
 }
 
-static void drop_lock(uint64_t pid)
+static void drop_lock(struct side *side, uint64_t pid)
 {
-	__atomic_store_n(&lock, pid << 32, __ATOMIC_RELEASE);
-	syscall(SYS_futex, &lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	__atomic_store_n(&side->lock, pid << 32, __ATOMIC_RELEASE);
+	syscall(SYS_futex, &side->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 /* ---- The program's memory, by addresses that may be wrong ---- */
 
-static int copy(void *to, const void *from, size_t bytes, int is_out)
+static int copy(struct side *side, void *to, const void *from, size_t bytes, int is_out)
 {
 	struct iovec local = { is_out ? (void *)(uintptr_t)from : to, bytes };
 	struct iovec remote = { is_out ? to : (void *)(uintptr_t)from, bytes };
@@ -144,7 +158,7 @@ static int copy(void *to, const void *from, size_t bytes, int is_out)
 	if (done == (ssize_t)bytes)
 		return 0;
 	if (done >= 0 || errno == EFAULT) {
-		has_bad_address = 1;
+		side->has_bad_address = 1;
 		return fail(EFAULT);
 	}
 	/* A sandbox forbids the call: then a wrong address is what it is in any other function. */
@@ -154,63 +168,78 @@ static int copy(void *to, const void *from, size_t bytes, int is_out)
 
 /* ---- The connection ---- */
 
-static int is_ours(void)
+static int is_ours(const struct side *side)
 {
+	const struct stat *then = &side->connection;
 	struct stat now;
 
-	return kd.fd >= 0 && fstat(kd.fd, &now) == 0 && now.st_ino == connection.st_ino && now.st_dev == connection.st_dev;
+	return side->kd.fd >= 0 && fstat(side->kd.fd, &now) == 0 && now.st_ino == then->st_ino && now.st_dev == then->st_dev;
 }
 
-static int connect_here(void)
+/* Leave alone what another process has opened, in its own table of descriptors, while it used this memory. */
+static void forget_other_guest(struct side *side)
 {
-	if (kd.fd >= 0 && !is_ours()) {
+	if (side != &guest || side->kd.pid == getpid())
+		return;
+	side->kd.fd = -1;
+	kd_forget(&side->kd);
+}
+
+static int connect_here(struct side *side)
+{
+	struct kd *kd = &side->kd;
+
+	forget_other_guest(side);
+	if (kd->fd >= 0 && !is_ours(side)) {
 		/* Closed behind our back: the kernel has closed the table, and the number may be anyone's. */
-		kd.fd = -1;
-		kd_disconnect(&kd);
+		kd->fd = -1;
+		kd_disconnect(kd);
 	}
-	if (kd.fd >= 0 && kd.pid != getpid())
-		kd_forget(&kd);
-	if (kd.fd >= 0)
+	if (kd->fd >= 0 && kd->pid != getpid())
+		kd_forget(kd);
+	if (kd->fd >= 0)
 		return 0;
-	if (kd_attach(&kd, NULL, 0, 0, KD_ATTACH_HOST) == 0)
-		return fstat(kd.fd, &connection);
+	if (kd_attach(kd, NULL, 0, 0, KD_ATTACH_HOST) == 0)
+		return fstat(kd->fd, &side->connection);
+	if (errno == EACCES || errno == EPERM) {
+		say("not permitted to use the kerneld at ", kd->path, "");
+		return fail(EPERM);
+	}
 	if (errno == ENOENT || errno == ENOTDIR || errno == ECONNREFUSED)
-		say("no kerneld at ", kd.path, ": start one with 'kerneld start'");
-	else if (errno == EACCES || errno == EPERM)
-		say("not permitted to use the kerneld at ", kd.path, "");
+		say("no kerneld at ", kd->path, ": start one with 'kerneld start'");
 	else
-		say("cannot attach to the kerneld at ", kd.path, "");
+		say("cannot attach to the kerneld at ", kd->path, "");
 	return fail(ENOSYS);
 }
 
 /* ---- The calls ---- */
 
 #if KERNELD_ABI != 251
-static int open_table(pid_t target, void *user)
+static int open_table(struct side *side, pid_t target, void *user)
 {
 	struct range range;
-	struct user_shadow_pt *dest = copy(&range, user, sizeof(range), 0) == 0 ? (void *)&range : NULL;
+	struct user_shadow_pt *dest = copy(side, &range, user, sizeof(range), 0) == 0 ? (void *)&range : NULL;
 	enum kd_layout layout = KERNELD_ABI == 23 ? KD_LAYOUT_F23 : KD_LAYOUT_F24;
 
-	if (kd_shadowpt_open(&kd, target, dest, layout, KD_OPEN_HOST) < 0)
+	if (kd_shadowpt_open(&side->kd, target, dest, layout, KD_OPEN_HOST) < 0)
 		return -1;
-	if (copy(user, &range, sizeof(range), 1) == 0 && (KERNELD_ABI != 23 || kd_shadowpt_start(&kd) == 0))
+	if (copy(side, user, &range, sizeof(range), 1) == 0 && (KERNELD_ABI != 23 || kd_shadowpt_start(&side->kd) == 0))
 		return 0;
 	int error = errno;
-	kd_shadowpt_close(&kd);
+	kd_shadowpt_close(&side->kd);
 	return fail(error);
 }
 
 #endif
 
-static int page_contents(unsigned long pfn, void *user)
+static int page_contents(struct side *side, unsigned long pfn, void *user)
 {
-	if (kd_shadowpt_page_contents(&kd, pfn, page) < 0)
+	if (kd_shadowpt_page_contents(&side->kd, pfn, side->page) < 0)
 		return -1;
-	return copy(user, page, sizeof(page), 1);
+	return copy(side, user, side->page, sizeof(side->page), 1);
 }
 
-static int run_call(long nr, long first, long second, long third)
+static int run_call(struct side *side, long nr, long first, long second, long third)
 {
 #if KERNELD_ABI == 23
 	static const char calls[] = { 'o', 'c', 'p' };
@@ -220,19 +249,19 @@ static int run_call(long nr, long first, long second, long third)
 	switch (calls[nr - FIRST]) {
 	case 'o':
 #if KERNELD_ABI == 251
-		return kd_faults_open(&kd, (pid_t)first, (void *)second, (size_t)third, KD_OPEN_HOST);
+		return kd_faults_open(&side->kd, (pid_t)first, (void *)second, (size_t)third, KD_OPEN_HOST);
 #else
 		(void)third;
-		return open_table((pid_t)first, (void *)second);
+		return open_table(side, (pid_t)first, (void *)second);
 #endif
 	case 'c':
-		return kd_shadowpt_close(&kd);
+		return kd_shadowpt_close(&side->kd);
 	case 's':
-		return kd_shadowpt_start(&kd);
+		return kd_shadowpt_start(&side->kd);
 	case 't':
-		return kd_shadowpt_stop(&kd);
+		return kd_shadowpt_stop(&side->kd);
 	default:
-		return page_contents((unsigned long)first, (void *)second);
+		return page_contents(side, (unsigned long)first, (void *)second);
 	}
 }
 
@@ -268,14 +297,15 @@ static const char *errno_name(int error)
 }
 
 /* Say what kerneld has to say of the call that has just ended with `error` (0: it has not failed). */
-static void explain(long nr, int error)
+static void explain(struct side *side, long nr, int error)
 {
+	char *why = side->why, *line = side->line;
 	ssize_t length;
 
-	if (error == EFAULT && has_bad_address) {
+	if (error == EFAULT && side->has_bad_address) {
 		strcpy(why, "the address that the program gives cannot be read, or not be written");
 	} else {
-		length = kd_procread(&kd, "kerneld/explanation", 0, why, sizeof(why) - 1);
+		length = kd_procread(&side->kd, "kerneld/explanation", 0, why, sizeof(side->why) - 1);
 		if (length <= 0)
 			return;
 		why[length] = '\0';
@@ -294,21 +324,22 @@ long shadowpt_syscall(long nr, long first, long second, long third)
 {
 	int before = errno, ret, error;
 	uint64_t pid = (uint64_t)getpid();
+	struct side *side = (pid_t)pid == memory_pid ? &own : &guest;
 	sigset_t all, mask;
 
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &mask);
-	take_lock(pid);
-	has_bad_address = 0;
-	ret = connect_here() < 0 ? -1 : run_call(nr, first, second, third);
+	take_lock(side, pid);
+	side->has_bad_address = 0;
+	ret = connect_here(side) < 0 ? -1 : run_call(side, nr, first, second, third);
 	error = ret < 0 ? errno : before;
-	if (is_explaining && is_ours() && (ret < 0 || nr == FIRST))
-		explain(nr, ret < 0 ? error : 0);
+	if (is_explaining && is_ours(side) && (ret < 0 || nr == FIRST))
+		explain(side, nr, ret < 0 ? error : 0);
 	if (ret < 0 && (error == ECONNRESET || error == EPROTO)) {
-		say("the kerneld at ", kd.path, " went away, and the table with it");
+		say("the kerneld at ", side->kd.path, " went away, and the table with it");
 		error = EIO;
 	}
-	drop_lock(pid);
+	drop_lock(side, pid);
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 	errno = error;
 	return ret;

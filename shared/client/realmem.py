@@ -6,6 +6,8 @@ Everything here is about the real process, nothing goes to kerneld. Addresses ar
 from __future__ import annotations
 
 import ctypes
+import os
+from typing import NamedTuple
 
 from shared.client import libc
 from shared.uapi.mman import Map, Prot
@@ -20,14 +22,17 @@ def map_anonymous(length: int, prot: int = Prot.READ | Prot.WRITE) -> int:
     return libc.mmap(0, page_align(length), prot, Map.PRIVATE | Map.ANONYMOUS)
 
 
-def map_anonymous_over(address: int, length: int, prot: int) -> None:
-    """Replace [address, address + length) by fresh private anonymous memory. Raises OSError."""
-    libc.mmap(address, page_align(length), prot, Map.PRIVATE | Map.ANONYMOUS | Map.FIXED)
+def map_anonymous_over(address: int, length: int, prot: int, sharing: Map = Map.PRIVATE) -> None:
+    """Replace [address, address + length) by fresh anonymous memory, private or Map.SHARED. Raises OSError."""
+    libc.mmap(address, page_align(length), prot, sharing | Map.ANONYMOUS | Map.FIXED)
 
 
 def map_file_over(address: int, length: int, fd: int) -> None:
-    """Replace [address, address + length) by a shared, read-only mapping of `fd` from its start. Raises OSError."""
-    libc.mmap(address, length, Prot.READ, Map.SHARED | Map.FIXED, fd)
+    """Replace [address, address + length) by a shared, read-only mapping of `fd` from its start, every page mapped.
+
+    Raises OSError.
+    """
+    libc.mmap(address, length, Prot.READ, Map.SHARED | Map.FIXED | Map.POPULATE, fd)
 
 
 def map_file(length: int, fd: int) -> int:
@@ -63,15 +68,39 @@ def read_u64(address: int) -> int:
     return ctypes.c_uint64.from_address(address).value
 
 
-def find_protection(address: int) -> Prot | None:
-    """Return the protection of the real mapping that covers `address`, or None. Source: proc(5), /proc/PID/maps."""
+class Mapping(NamedTuple):
+    """One real mapping: [start, end), how it may be used, and of which file it is."""
+
+    start: int
+    end: int
+    protection: Prot
+    sharing: Map
+    device: str
+    """MAJOR:MINOR, as /proc has it."""
+    inode: int
+
+
+def mappings() -> list[Mapping]:
+    """Return the real mappings of this process. Source: proc(5), /proc/PID/maps."""
+    found = []
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
-            bounds, permissions = line.split(maxsplit=2)[:2]
+            bounds, permissions, _offset, device, inode = line.split(maxsplit=5)[:5]
             start, end = (int(bound, 16) for bound in bounds.split("-"))
-            if start <= address < end:
-                return _protection(permissions)
-    return None
+            sharing = Map.SHARED if "s" in permissions else Map.PRIVATE
+            found.append(Mapping(start, end, _protection(permissions), sharing, device, int(inode)))
+    return found
+
+
+def find_mapping(address: int) -> Mapping | None:
+    """Return the real mapping that covers `address`, or None."""
+    return next((mapping for mapping in mappings() if mapping.start <= address < mapping.end), None)
+
+
+def mappings_of(status: os.stat_result) -> list[Mapping]:
+    """Return the real mappings of a file, wherever they are."""
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return [mapping for mapping in mappings() if (mapping.device, mapping.inode) == (device, status.st_ino)]
 
 
 def _protection(permissions: str) -> Prot:

@@ -1,20 +1,22 @@
 """The shadow page table in the opener's memory: what remap_pfn_range does to the caller in the kernel, done here.
 
 Owns the mapping of the table over `entries` and that of the sequence page, from open to close. Reads the table; the
-kernel alone writes it. Invariant: while a table is open, `entries` is the kernel's memory, read-only; after close it
-is fresh private anonymous memory with the protection it had before.
+kernel alone writes it. Invariant: while a table is open, `entries` is the kernel's memory, read-only, or not to be read
+where it was not before; after close it is fresh anonymous memory, wherever the program has moved it, with the
+protection it had before.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass, replace
 
 from shared.client import realmem
 from shared.client.calls import SystemCalls
 from shared.client.errors import KerneldError
-from shared.uapi.mman import Prot
+from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 from shared.uapi.shadowpt import OPEN_HOST, SHADOW_PTE, USER_SHADOW_PT, Layout
 from shared.uapi.syscalls import Nr
@@ -31,7 +33,9 @@ class OpenTable:
     end: int
     entries: int
     protection: Prot
+    sharing: Map
     sequence_page: int
+    file: os.stat_result | None = None
     layout: Layout = Layout.F24
 
     @property
@@ -72,7 +76,7 @@ class ShadowTable:
 
         Raises OSError(EPERM, EINVAL, EBUSY). Source: docs/abi.md, shadowpt_open.
         """
-        protection = realmem.find_protection(entries)
+        before = realmem.find_mapping(entries)
         packed = USER_SHADOW_PT.pack(start & U64_MASK, end & U64_MASK, entries & U64_MASK)
         dest = ctypes.create_string_buffer(packed, len(packed))
         pointer = ctypes.addressof(dest)
@@ -80,10 +84,10 @@ class ShadowTable:
             Nr.SHADOWPT_OPEN, target, pointer, layout, OPEN_HOST if host else 0, data=packed
         )
         try:
-            if len(fds) != 2 or len(reply.data) != USER_SHADOW_PT.size or protection is None:
+            if len(fds) != 2 or len(reply.data) != USER_SHADOW_PT.size or before is None:
                 raise KerneldError("kerneld opened a shadow page table without the table")
             start, end, entries = USER_SHADOW_PT.unpack(reply.data)
-            self._map(OpenTable(start, end, entries, protection, 0, layout), *fds)
+            self._map(OpenTable(start, end, entries, before.protection, before.sharing, 0, layout=layout), *fds)
         except BaseException:
             self._calls.syscall(Nr.SHADOWPT_CLOSE)
             self.restore()
@@ -94,17 +98,22 @@ class ShadowTable:
         return start, end
 
     def close(self) -> None:
-        """Close the table; `entries` is fresh private memory again. Raises OSError(EPERM, EINVAL)."""
+        """Close the table; `entries` is fresh memory again. Raises OSError(EPERM, EINVAL)."""
         self._calls.call(Nr.SHADOWPT_CLOSE)
         self.restore()
 
     def restore(self) -> None:
-        """Put private memory back at `entries`, whatever has become of kerneld; nothing when no table is open."""
+        """Put fresh memory wherever the table is mapped, whatever has become of kerneld; nothing when none is open."""
         table = self._open
         if table is None:
             return
         self._open = None
-        realmem.map_anonymous_over(table.entries, table.mapped_bytes, table.protection)
+        assert table.file is not None
+        for mapping in realmem.mappings_of(table.file):
+            # What can be written is not what came with the read-only descriptor.
+            if not mapping.protection & Prot.WRITE:
+                size = mapping.end - mapping.start
+                realmem.map_anonymous_over(mapping.start, size, table.protection, table.sharing)
         realmem.unmap(table.sequence_page, PAGE_SIZE)
 
     def forget(self) -> None:
@@ -114,9 +123,12 @@ class ShadowTable:
     def snapshot(self) -> bytes:
         """Return the entries as they were at one moment: struct shadow_pte one after the other.
 
-        Raises TimeoutError when the kernel keeps changing them, KerneldError when no table is open.
+        Raises TimeoutError when the kernel keeps changing them, KerneldError when no table is open, OSError(EFAULT)
+        where the memory may not be read.
         """
         table = self._get_open()
+        if table.protection is Prot.NONE:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
         for _try in range(_SNAPSHOT_TRIES):
             before = realmem.read_u64(table.sequence_page)
             if before % 2 == 0:
@@ -131,10 +143,12 @@ class ShadowTable:
         sequence_page = realmem.map_file(PAGE_SIZE, sequence_fd)
         try:
             realmem.map_file_over(table.entries, table.mapped_bytes, table_fd)
+            if table.protection is Prot.NONE:
+                realmem.protect(table.entries, table.mapped_bytes, Prot.NONE)
         except BaseException:
             realmem.unmap(sequence_page, PAGE_SIZE)
             raise
-        self._open = replace(table, sequence_page=sequence_page)
+        self._open = replace(table, sequence_page=sequence_page, file=os.fstat(table_fd))
 
     def _get_open(self) -> OpenTable:
         if self._open is None:

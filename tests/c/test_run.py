@@ -52,10 +52,13 @@ def test_a_program_of_the_assignment(
     source = ROOT / "tests" / "c" / "run_check.c"
     program = build(tmp_path / "run_check", [source], f"-I{include_directory('f24')}", "-pthread", *flags)
     path, pid = unchecked_daemon
-    before = count_fds(pid)
-    assert run(path, cache, program) == (0, "")
-    assert "ShadowTable: closed" in kerneld(path, "status").stdout
-    assert count_fds(pid) == before
+    counts = []
+    for _round in range(2):
+        # The first look at a real process starts the process that looks, and the daemon keeps its end of that.
+        assert run(path, cache, program) == (0, "")
+        assert "ShadowTable: closed" in kerneld(path, "status").stdout
+        counts.append(count_fds(pid))
+    assert counts[0] == counts[1]
     assert not [name for name in os.listdir("/dev/shm") if name.startswith("kerneld-")]
 
 
@@ -108,6 +111,7 @@ def test_fall_2023_shifts_bounds_down_and_reduces_a_long_range(
         for first, last, bounds in (
             (start + 5, start + 3 * PAGE - 1, (start, start + 2 * PAGE)),
             (start + 5, start + 0x2000000, (start, start + 0x800000)),
+            (0x7000_0000_0000, 0x8000_0000_0000, (0x7000_0000_0000, 0x7000_0080_0000)),
         ):
             with Inspector(
                 "f23", inspectors["f23"], daemon_socket, cache, target.process.pid, hex(first), hex(last)

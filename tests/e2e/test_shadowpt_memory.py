@@ -40,7 +40,6 @@ REFUSED: list[Callable[[Client], int]] = [
     lambda client: client.run(scripts.real_map, "first page written"),
     lambda client: client.run(scripts.real_map, "last page written"),
     lambda client: client.run(scripts.real_map, "first page read"),
-    lambda client: client.run(scripts.real_map, "shared"),
     lambda client: client.run(scripts.real_map, "file"),
     lambda client: client.run(scripts.real_map, "private file"),
     lambda client: client.run(scripts.real_map, "two mappings"),
@@ -59,7 +58,7 @@ def test_memory_that_will_not_do(inspector: Client, target: Client, case: int) -
 
 
 def test_memory_that_does(inspector: Client, target: Client) -> None:
-    for kind in ("exact", "beside a written page", "merged of two", "read only", "none"):
+    for kind in ("exact", "beside a written page", "merged of two", "read only", "none", "shared"):
         assert not refuses(inspector, target, inspector.run(scripts.real_map, kind)), kind
 
 

@@ -70,8 +70,8 @@ class FakeMachine:
         # As the real one does: the memory must be there, whole.
         self.span = (start, min(end, start + MAX_SPT_RANGE))
         size = (self.span[1] - start) // PAGE_SIZE * SHADOW_PTE.size
-        assert realmem.find_protection(entries) is not None
-        assert realmem.find_protection(entries + size - 1) is not None
+        assert realmem.find_mapping(entries) is not None
+        assert realmem.find_mapping(entries + size - 1) is not None
         self.entries = entries
         return self.span
 

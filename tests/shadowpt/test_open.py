@@ -30,7 +30,8 @@ def world() -> Iterator[World]:
         (START, START),
         (START + 1, END),
         (START, END - 1),
-        (START, TASK_SIZE + PAGE_SIZE),
+        (TASK_SIZE - PAGE_SIZE, TASK_SIZE + PAGE_SIZE),
+        (TASK_SIZE, TASK_SIZE + MAX_SPT_RANGE),
         (2**64 - 2 * PAGE_SIZE, 2**64 - PAGE_SIZE),
     ],
 )
@@ -40,6 +41,12 @@ def test_a_bad_range_is_einval(world: World, start: int, end: int) -> None:
 
 def test_the_last_page_of_user_space_will_do(world: World) -> None:
     assert world.open(TASK_SIZE - PAGE_SIZE, TASK_SIZE) == TASK_SIZE
+
+
+@pytest.mark.parametrize("end", [TASK_SIZE + PAGE_SIZE, 1 << 47, 1 << 63, 2**64 - PAGE_SIZE])
+@pytest.mark.parametrize("start", [START, TASK_SIZE - MAX_SPT_RANGE])
+def test_a_range_is_cut_before_its_end_is_looked_at(world: World, start: int, end: int) -> None:
+    assert world.open(start, end) == start + MAX_SPT_RANGE
 
 
 def test_a_target_that_is_not_there_is_einval(world: World) -> None:

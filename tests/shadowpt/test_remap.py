@@ -82,9 +82,19 @@ def test_two_mappings_are_refused(memory: HostMemory) -> None:
     assert not refused(memory.address, 6 * PAGE_SIZE)
 
 
-def test_shared_anonymous_memory_is_refused() -> None:
-    with mmap.mmap(-1, LENGTH, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as region:
-        assert refused(map_address(region))
+@pytest.mark.parametrize("sharing", [mmap.MAP_PRIVATE, mmap.MAP_SHARED])
+@pytest.mark.parametrize("name", ["", "/dev/zero"])
+def test_memory_of_no_file_will_do_shared_or_not(sharing: int, name: str) -> None:
+    fd = os.open(name, os.O_RDWR) if name else -1
+    flags = sharing | (0 if name else mmap.MAP_ANONYMOUS)
+    with mmap.mmap(fd, LENGTH, flags) as region:
+        address = map_address(region)
+        assert not refused(address)
+        region[5 * PAGE_SIZE] = 1
+        assert refused(address)
+        assert not refused(address, 5 * PAGE_SIZE)
+    if name:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("name", ["file", "a name [heap]", "two\nlines 00:00 0 ", "back\\012slash", "caf\udce9\r"])
@@ -164,6 +174,10 @@ def test_a_line_of_maps(line: bytes, mapping: HostMapping) -> None:
         (b"---p", b"00:00", 0, b"[stack]", True),
         (b"rw-p", b"00:00", 0, b"[heap]", True),
         (b"rw-p", b"00:00", 0, b"[anon:x]", True),
+        (b"rw-p", b"00:05", 4, b"/dev/zero", True),
+        (b"rw-s", b"00:01", 4, b"/dev/zero (deleted)", False),
+        (b"rw-p", b"00:01", 4, b"/dev/zero (deleted)", False),
+        (b"rw-p", b"00:05", 4, b"/dev/zero2", False),
         (b"rw-s", b"00:00", 0, b"", False),
         (b"rw-p", b"00:01", 0, b"", False),
         (b"rw-p", b"00:00", 9, b"", False),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.client import KerneldError, KerneldGone, Process, realmem
-from shared.uapi.mman import Prot
+from shared.client import KerneldError, KerneldGone, Process, libc, realmem
+from shared.uapi.mman import Map, Mremap, Prot
 from shared.uapi.shadowpt import SHADOW_PTE, USER_SHADOW_PT, table_bytes
 from shared.uapi.syscalls import Nr
 from shared.wire import Request
@@ -108,7 +108,53 @@ def test_close_gives_fresh_private_memory_with_the_old_protection(attached: Atta
         assert tables.entries[8] == 9
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     assert [line for line in maps if "r--s" in line and tables.name in line] == []
-    assert len(process.snapshot() if _open(process, prot) else b"") == 300 * SHADOW_PTE.size
+    _open(process, prot)
+    if prot:
+        assert len(process.snapshot()) == 300 * SHADOW_PTE.size
+    else:
+        with pytest.raises(OSError, match="Bad address"):
+            process.snapshot()
+
+
+def test_memory_that_may_not_be_read_may_not_be_while_the_table_is_open(attached: Attached) -> None:
+    _fake, process = attached(Tables())
+    entries = _open(process, Prot.NONE)
+    assert _maps_of(entries)[1] == "---s"
+
+
+def test_shared_memory_is_shared_again(attached: Attached) -> None:
+    _fake, process = attached(Tables())
+    entries = libc.mmap(0, BYTES, Prot.READ | Prot.WRITE, Map.SHARED | Map.ANONYMOUS)
+    process.shadowpt_open(42, START, END + 4096, entries)
+    process.shadowpt_close()
+    assert _maps_of(entries)[1] == "rw-s"
+    realmem.unmap(entries, BYTES)
+
+
+def test_every_page_of_the_table_is_mapped_at_once(attached: Attached) -> None:
+    _fake, process = attached(Tables())
+    entries = _open(process)
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(entries // 4096 * 8)
+        words = struct.unpack(f"<{BYTES // 4096}Q", pagemap.read(BYTES // 4096 * 8))
+    assert all(word >> 63 for word in words)
+
+
+def test_a_table_that_was_moved_is_fresh_memory_where_it_is_now(attached: Attached) -> None:
+    tables = Tables()
+    _fake, process = attached(tables)
+    entries = _open(process)
+    tables.set(0, 9)
+    to = realmem.map_anonymous(BYTES, Prot.NONE)
+    remap = ctypes.CDLL(None, use_errno=True).mremap
+    remap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+    remap.restype = ctypes.c_void_p
+    assert remap(entries, BYTES, BYTES, (Mremap.MAYMOVE | Mremap.FIXED).value, to) == to
+    assert SHADOW_PTE.unpack_from(realmem.view(to, BYTES), 0) == (START, 9, 7)
+    process.shadowpt_close()
+    assert _maps_of(entries) == []
+    assert _maps_of(to)[1] == "rw-p"
+    assert realmem.read(to, BYTES) == bytes(BYTES)
 
 
 def test_no_descriptor_stays(attached: Attached) -> None:
