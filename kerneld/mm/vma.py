@@ -35,7 +35,7 @@ STACK_GUARD_GAP_BYTES = 256 * PAGE_SIZE
 class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
-    __slots__ = ("anon_vma", "anon_vma_chain", "end", "file", "pgoff", "start", "vm_flags", "vm_mm")
+    __slots__ = ("anon_vma", "chain_top", "end", "file", "pgoff", "start", "vm_flags", "vm_mm")
 
     def __init__(self, start: Vaddr, end: Vaddr, vm_flags: int, pgoff: int, file: File | None = None) -> None:
         self.start = start
@@ -47,7 +47,13 @@ class Vma:
         self.vm_mm: MmStruct | None = None
         """The address space that it is inserted in."""
         self.anon_vma: AnonVma | None = None
-        self.anon_vma_chain: tuple[AnonVma, ...] = ()
+        self.chain_top: AnonVma | None = None
+        """The last anon_vma of its chain: see `kerneld.mm.rmap`."""
+
+    @property
+    def anon_vma_chain(self) -> tuple[AnonVma, ...]:
+        """The anon_vmas whose frames it may map, the oldest first."""
+        return () if self.chain_top is None else tuple(self.chain_top.chain())[::-1]
 
     @property
     def is_anonymous(self) -> bool:

@@ -39,7 +39,7 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
     without any chain is refused as well when the other side has an anon_vma: v6.8 does so (v6.16 mended it).
     Source: Linux v6.8 mm/mmap.c:is_mergeable_anon_vma().
     """
-    if (one is None or other is None) and (vma is None or len(vma.anon_vma_chain) == 1):
+    if (one is None or other is None) and (vma is None or (vma.chain_top is not None and vma.chain_top.is_singular)):
         return True
     return one is other
 
