@@ -188,6 +188,7 @@ KNOWN = (
         "Locked memory that mremap moves with MREMAP_DONTUNMAP is added to VmLck; the old mapping, unlocked, goes "
         "on counting too.",
         ((mremap, "locked_vm_after_dontunmap", later_mremap.locked_vm_after_dontunmap),),
+        witness=witnesses.dontunmap_counts_twice,
     ),
     Known(
         (6, 10),
@@ -206,7 +207,8 @@ KNOWN = (
     Known(
         (6, 12),
         "86e6b1547b3d",
-        "An address between the user's half and the middle of all addresses is refused before it is accessed.",
+        "An address between the user's half and the middle of all addresses is refused before it is accessed; so it "
+        "was before v6.4.",
         ((uaccess, "access_ok", later_rules.access_ok),),
         witness=witnesses.refuses_the_middle_before_access,
     ),
@@ -339,7 +341,7 @@ KNOWN = (
             (madvise, "_madvise_vma", this_host.madvise_vma),
             (madvise, "_VALID", madvise._VALID | {Madv.MERGEABLE, Madv.UNMERGEABLE, Madv.COLLAPSE}),
         ),
-        this_host.has_ksm,
+        witness=witnesses.has_ksm,
     ),
     *KNOWN_OF_MODES,
 )

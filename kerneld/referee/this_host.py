@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -81,11 +80,6 @@ def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, 
         vm_flags |= VM_MERGEABLE
     if vm_flags != vma.vm_flags:
         vma_merge.vma_modify(mm, vma, start, end, vm_flags)
-
-
-def has_ksm() -> bool:
-    """Tell whether the host merges equal pages."""
-    return Path("/sys/kernel/mm/ksm").exists()
 
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:

@@ -144,6 +144,12 @@ def dontunmap_gives_its_own_offsets(stage: Stage) -> bool:
     return len(played.mappings(played.rets[2], 2)) == 1
 
 
+def dontunmap_counts_twice(stage: Stage) -> bool:
+    """A locked page is moved, and VmLck says two."""
+    played = stage.play(mmap(0, P), mmap(1, P), call("mlock", At(0), P), _dontunmap(At(0), P, At(1)))
+    return played.view.totals["VmLck"] == 2 * P >> 10
+
+
 def refuses_the_middle_before_access(stage: Stage) -> bool:
     """process_vm_readv to an address that cannot be one: it is refused before the page that it reads comes in."""
     played = stage.play(mmap(0, P), call("process_vm_readv", 0, At(Base.ZERO, _MIDDLE), P, At(0), P, 0))
@@ -316,3 +322,8 @@ def knows_no_map_sync(stage: Stage) -> bool:
 def takes_map_sync(stage: Stage) -> bool:
     """MAP_PRIVATE does not look at flags, so that the file system has to."""
     return stage.play(mmap(0, P, _READ, _PRIVATE | Map.SYNC.value, file=REGULAR)).rets[0] > 0
+
+
+def has_ksm(stage: Stage) -> bool:
+    """Equal pages may be merged: the advice is known."""
+    return stage.play(mmap(0, P), call("madvise", At(0), P, Madv.MERGEABLE.value)).rets[-1] == 0
