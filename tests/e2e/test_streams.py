@@ -133,7 +133,7 @@ def test_a_status_is_kept_where_its_line_cannot_be_said(
     [
         ["kerneld", "trace", "--duration", "0"],
         ["kerneld", "ftrace", "--duration", "0"],
-        ["kerneld", "strace", "-c", "SELF"],
+        ["kerneld", "strace", "-c", "8388607"],
         ["inspector", "SELF", "[stack]", "--once"],
         ["kerneld", "run", "--header", "include"],
     ],
