@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from signal import SIGBUS, SIGILL, SIGSEGV
 
@@ -15,7 +16,7 @@ import pytest
 from kerneld.hw.paging import pte_pkey
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.vm_flags import VM_LOCKED
-from kerneld.syscalls.kernel import KernelConfig
+from kerneld.syscalls.kernel import KernelConfig, Sender
 from kerneld.task.cpu import fault_ahead
 from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pkey
 from shared.uapi.page import PAGE_SIZE
@@ -32,6 +33,7 @@ from tests.syscalls.world import (
     ROOT,
     RW,
     SHARED,
+    USER,
     Program,
     World,
     iovecs,
@@ -329,6 +331,21 @@ class TestPkru:
         assert child.call(Nr.PKEY_FREE, key) == 0
         assert child.call(Nr.PKEY_ALLOC, 0, 0) == key
         assert child.load(BASE) == b"\0"
+
+    def test_a_further_thread_begins_with_the_first_ones(self, world: World) -> None:
+        """As one has it from whoever made it, by clone; after that each has its own."""
+        program = world.attach(pid=os.getpid())
+        program.call(Nr.WRPKRU, 0x5555_5500)
+        over = threading.Event()
+        real = threading.Thread(target=over.wait)
+        real.start()
+        assert real.native_id is not None
+        further = Program(world.kernel, world.kernel.attach(Sender(os.getpid(), USER, USER), 1, real.native_id, 0))
+        assert further.call(Nr.RDPKRU) == 0x5555_5500
+        further.call(Nr.WRPKRU, 0)
+        assert (program.call(Nr.RDPKRU), further.call(Nr.RDPKRU)) == (0x5555_5500, 0)
+        over.set()
+        real.join()
 
     def test_a_handler_has_the_value_of_a_new_program(self, program: Program) -> None:
         catch(program)
