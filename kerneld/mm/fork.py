@@ -51,7 +51,8 @@ _COPIED = (
 def dup_mmap(old: MmStruct) -> MmStruct:
     """Return the child's address space; the parent's private pages become write-protected.
 
-    Raises SysError(ENOMEM), with the half-made child gone again; the parent's pages may stay write-protected then.
+    Raises SysError(ENOMEM), also with too many VMAs on the machine; the half-made child is gone again, and the parent's
+    pages may stay write-protected then.
     """
     new = new_copy(old)
     try:
@@ -64,6 +65,7 @@ def dup_mmap(old: MmStruct) -> MmStruct:
 
 def new_copy(old: MmStruct) -> MmStruct:
     """Return an empty address space that is to be a copy of another. Raises SysError(ENOMEM)."""
+    old.frames.kernel_objects.check_room(len(old.vmas), in_fork=True)
     new = MmStruct(old.frames, old.rlimits.copy(), old.sysctl)
     for name in _COPIED:
         setattr(new, name, getattr(old, name))
@@ -90,6 +92,8 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
 
 
 def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
+    # Others may have forked between two pieces of this.
+    new.frames.kernel_objects.check_room(1, in_fork=True)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(old, vma.nr_pages)
     child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file)

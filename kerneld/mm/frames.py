@@ -16,6 +16,7 @@ time, which costs a third of what an index into the array costs.
 from __future__ import annotations
 
 import errno
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -29,8 +30,9 @@ from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
 from kerneld.mm.buddy import Buddy, OutOfFrames
 from kerneld.mm.huge_frames import HugeFrames
+from kerneld.mm.kernel_objects import KernelObjects
 from kerneld.mm.swap import SwapFile
-from shared.uapi.page import Pfn
+from shared.uapi.page import PAGE_SHIFT, Pfn
 
 if TYPE_CHECKING:
     from kerneld.mm.dying import Dying
@@ -125,6 +127,11 @@ class Frames:
         """What is known of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
         self._next_mapping = 1
+
+    @functools.cached_property
+    def kernel_objects(self) -> KernelObjects:
+        """What the daemon itself takes for mappings."""
+        return KernelObjects(self.ram.nr_frames << PAGE_SHIFT)
 
     @property
     def free_pages(self) -> int:

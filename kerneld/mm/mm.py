@@ -149,6 +149,7 @@ class MmStruct(PmdOps):
     def insert_vma(self, vma: Vma) -> None:
         """Add a VMA where no other is."""
         self.vmas.insert(vma)
+        self.frames.kernel_objects.nr_vmas += 1
         vma.vm_mm = self
         self._account(vma.vm_flags, vma.nr_pages)
         if vma.file is not None:
@@ -159,6 +160,7 @@ class MmStruct(PmdOps):
         """Take a VMA out, after its entries; the last one of a file writes it back."""
         self._update_hiwater_vm()
         self.vmas.remove(vma)
+        self.frames.kernel_objects.nr_vmas -= 1
         self._account(vma.vm_flags, -vma.nr_pages)
         unlink_anon_vmas(vma)
         if vma.file is not None:

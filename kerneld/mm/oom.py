@@ -13,6 +13,7 @@ from typing import NamedTuple
 import structlog
 
 from kerneld.mm.frames import Frames
+from kerneld.mm.kernel_objects import VMA_BYTES
 from kerneld.mm.lru import LruList, lru_sizes
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.pte_ops import Rss
@@ -23,6 +24,7 @@ _log = structlog.get_logger("kerneld.mm")
 _KBYTES_SHIFT = PAGE_SHIFT - 10
 _GFP = "gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0"
 _MOST_TASKS = 64
+_FEW_MAPPINGS = 1000
 _HEADER = (
     "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name"
 )
@@ -49,8 +51,14 @@ def _rss(mm: MmStruct) -> int:
 
 
 def oom_badness(mm: MmStruct) -> int:
-    """Return how much would be won: resident and swapped pages, and page tables (Linux: oom_badness())."""
-    return _rss(mm) + mm.rss[Rss.SWAP] + pgtables_bytes(mm) // PAGE_SIZE
+    """Return how much would be won: resident and swapped pages, and page tables (Linux: oom_badness()).
+
+    Differs from Linux: of a process with very many mappings the daemon's own memory for them counts too. In Linux that
+    is the machine's, and nobody's.
+    """
+    nr_maps = len(mm.vmas)
+    mappings = nr_maps * VMA_BYTES // PAGE_SIZE if nr_maps > _FEW_MAPPINGS else 0
+    return _rss(mm) + mm.rss[Rss.SWAP] + pgtables_bytes(mm) // PAGE_SIZE + mappings
 
 
 def select_bad_process(tasks: Sequence[OomTask]) -> OomTask | None:
