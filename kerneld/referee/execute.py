@@ -33,6 +33,8 @@ class Side(Protocol):
     def exit(self, who: int) -> Outcome: ...
     def truncate(self, file: int, length: int) -> Outcome: ...
     def add_seals(self, file: int, seals: int) -> Outcome: ...
+    def prlimit(self, who: int, peer: int, resource: int, limits: bytes) -> Outcome: ...
+    def used_at_start(self, resource: int) -> int: ...
     def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome: ...
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome: ...
     def load(self, who: int, vaddr: int, length: int) -> Outcome: ...
@@ -150,6 +152,14 @@ class Execution:
         peer, start, length, advice, flags = args
         return self._side.process_madvise(op.who, peer, struct.pack("<2Q", start, length), advice, flags)
 
+    def _prlimit64(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        """A limit of what the program has begun with is given beside that: the sides may differ in it."""
+        peer, resource, beside, soft, hard = args
+        if beside:
+            used = self._side.used_at_start(resource)
+            soft, hard = (min(limit + used, U64) for limit in (soft, hard))
+        return self._side.prlimit(op.who, peer, resource, struct.pack("<2Q", soft, hard))
+
     def _fork(self, op: Op, args: tuple[int, ...]) -> Outcome:
         child = args[0]
         if child in self.alive:
@@ -192,6 +202,7 @@ _SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {
     "process_vm_readv": Execution._process_vm,
     "process_vm_writev": Execution._process_vm,
     "process_madvise": Execution._process_madvise,
+    "prlimit64": Execution._prlimit64,
     "fork": Execution._fork,
     "exit": Execution._exit,
     "ftruncate": Execution._ftruncate,

@@ -14,6 +14,7 @@ from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U3
 from kerneld.referee.wide import WideGenerator
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
+from shared.uapi.resource import Rlimit
 
 PAGE = 4096
 _ADVICE = [advice.value for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)]
@@ -29,8 +30,9 @@ _ODD_PROTS = (8, 0x10, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0100_0003, 0x100
 _WEIGHTS: dict[str, float] = {
     "mmap": 18, "munmap": 7, "mprotect": 10, "mremap": 9, "brk": 4, "madvise": 10, "mlock": 2, "munlock": 2,
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
-    "process_vm_writev": 2, "process_madvise": 1.5, "ftruncate": 2.5, "add_seals": 1, "load": 10, "store": 14,
-    "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7, "wrpkru": 2,
+    "process_vm_writev": 2, "process_madvise": 1.5, "prlimit64": 1.5, "ftruncate": 2.5, "add_seals": 1,
+    "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7,
+    "wrpkru": 2,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
 """Of each of FILES."""
@@ -39,6 +41,15 @@ _SEALS = (
     F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE, 0x40, 0,
 )  # fmt: skip
 """0x40 is none."""
+_LIMITED = (
+    *(Rlimit.AS.value, Rlimit.DATA.value, Rlimit.MEMLOCK.value) * 4,
+    Rlimit.STACK.value,
+    Rlimit.STACK.value,
+    5,
+    16,
+)
+"""Limits of resources: 5 is RLIMIT_RSS, which nothing goes by, and 16 is none."""
+_LIMIT_PAGES = (0, 0, 1, 3, 8, 20, 60, 200, 2000, 20_000)
 _LOCKING = ("mlock", "mlock2", "mlockall")
 _WIDE_SHARE = 0.08
 
@@ -277,6 +288,18 @@ class Generator:
     def _add_seals(self) -> Op:
         rng = self._rng
         return Op(self._who(), "add_seals", (rng.choice(_SEALS),), file=rng.choice(self._files))
+
+    def _prlimit64(self) -> Op:
+        """Mostly so many pages more than the program has begun with, of address space or data; or as it is given."""
+        rng = self._rng
+        peer = self._who() if self._chance(0.97) else MAX_PROCESSES
+        resource = rng.choice(_LIMITED)
+        soft = rng.choice(_LIMIT_PAGES) * PAGE + rng.choice((0, 0, 0, 100))
+        if self._chance(0.2):
+            soft = U64
+        beside = int(resource in (Rlimit.AS, Rlimit.DATA) and self._chance(0.9))
+        hard = rng.choices((U64, soft, max(soft - 1, 0)), (20, 1, 1))[0]
+        return Op(self._who(), "prlimit64", (peer, resource, beside, soft, hard))
 
     def _ftruncate(self) -> Op:
         rng = self._rng

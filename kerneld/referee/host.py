@@ -22,7 +22,7 @@ from pathlib import Path
 from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
-from kerneld.referee.host_view import Drain, ProcFiles, find_uncounted
+from kerneld.referee.host_view import Drain, ProcFiles, data_bytes, find_uncounted
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, View, parse_maps_line
@@ -78,6 +78,7 @@ class Host:
         self.layout = self._settle(huge_pages=mode is Mode.HUGE)
         self._drain = Drain()
         self._start_totals: dict[str, int] = {}
+        self._used_at_start: dict[int, int] = {}
         self._uncounted = self._find_uncounted()
 
     def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
@@ -115,7 +116,7 @@ class Host:
                 taken.append((start, end))
         if len(taken) != 2:
             raise HostError(f"the runner has mappings at unexpected places: {taken}")
-        return Layout(brk, tuple(taken), self._find_lowest_hint(), self._find_task_size())
+        return Layout(brk, tuple(taken), self._find_lowest_hint(), self._find_task_size(), data_bytes(self._runner.pid))
 
     def _find_lowest_hint(self) -> int:
         flags = (Map.PRIVATE | Map.ANONYMOUS).value
@@ -140,6 +141,7 @@ class Host:
         """Begin a program, with one process, number 0."""
         self._fork(self._template, 0)
         self._start_totals = self._children[0].proc.totals(self.layout)
+        self._used_at_start = self._children[0].proc.used()
 
     def _fork(self, parent: _Child, who: int) -> Outcome:
         outcome = parent.order(_FORK, (who + 1, CONTROL_START))
@@ -208,6 +210,14 @@ class Host:
     def pid(self, who: int) -> int:
         """Return a process's pid; one that nobody has where it has ended."""
         return self._children[who].pid if who in self._children else (1 << 22) - 1
+
+    def prlimit(self, who: int, peer: int, resource: int, limits: bytes) -> Outcome:
+        """Set a process's soft and hard limit of a resource."""
+        return self._children[who].call(Nr.PRLIMIT64, (self.pid(peer), resource, IN_DATA, 0), limits)
+
+    def used_at_start(self, resource: int) -> int:
+        """Return how many bytes of a resource the program began with."""
+        return self._used_at_start[resource]
 
     def load(self, who: int, vaddr: int, length: int) -> Outcome:
         """Read memory."""

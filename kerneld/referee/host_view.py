@@ -13,10 +13,13 @@ import sys
 from pathlib import Path
 
 from kerneld.referee.layout import Layout
-from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_smaps, since, totals
+from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_numbers, parse_smaps, since, totals
 from kerneld.referee.outcome import Mapping, View, add_pages, windows
+from shared.uapi.resource import Rlimit
 
 _MADV_COLD = 20
+_STAT_END_DATA = 46 - 3
+"""The field of /proc/PID/stat, behind the name."""
 _KPF_IDLE = 1 << 25
 """A bit of /proc/kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h."""
 _ROLLUP, _STATUS, _STATM, _STAT = "smaps_rollup", "status", "statm", "stat"
@@ -75,6 +78,11 @@ class ProcFiles:
     def _texts(self) -> ProcTexts:
         return ProcTexts(*(os.pread(self._fds[name], 1 << 13, 0) for name in _NAMES[2:]))
 
+    def used(self) -> dict[int, int]:
+        """Return how many bytes its memory takes of RLIMIT_AS and RLIMIT_DATA, the runner's own among them."""
+        status = parse_numbers(self._texts().status)
+        return {Rlimit.AS: status["VmSize"] << 10, Rlimit.DATA: status["VmData"] << 10}
+
     def totals(self, layout: Layout) -> dict[str, int]:
         """Return the numbers of all its memory, the runner's own left out where that can be known."""
         own = [mapping for mapping in parse_smaps(_read_whole(self._fds["smaps"])) if layout.is_taken(mapping)]
@@ -100,6 +108,12 @@ class ProcFiles:
         for name in uncounted:
             found.pop(name, None)
         return View(tuple(mappings), pages, frames, found)
+
+
+def data_bytes(pid: int) -> int:
+    """Return end_data - start_data of a process, in bytes. Source: Linux v6.8 fs/proc/array.c:do_task_stat()."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return int(fields[_STAT_END_DATA]) - int(fields[_STAT_END_DATA - 1])
 
 
 def find_uncounted(before: dict[str, int], after: dict[str, int]) -> frozenset[str]:

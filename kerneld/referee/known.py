@@ -46,7 +46,7 @@ from kerneld.referee import (
 )
 from kerneld.referee.difference import Here, Known, OnTop
 from kerneld.referee.known_modes import KNOWN_OF_MODES
-from kerneld.syscalls import remote
+from kerneld.syscalls import process, remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv, Map
 
@@ -122,8 +122,8 @@ KNOWN = (
     Known(
         (6, 12),
         "f8d112a4e657",
-        "mmap over a mapping that fails for want of memory leaves what was there, cut in two where it would have begun "
-        "or ended.",
+        "mmap over a mapping that fails for want of memory or over a limit leaves what was there, cut in two where it "
+        "would have begun or ended.",
         ((mmap, "mmap_region", later_rules.mmap_region),),
         witness=witnesses.failed_mmap_leaves_a_cut,
     ),
@@ -283,6 +283,13 @@ KNOWN = (
     ),
     Known(
         (6, 16), "fs/proc/task_mmu.c:show_smap_vma_flags()", "VmFlags shows VM_LOCKONFAULT as lf, where v6.8 shows ??."
+    ),
+    Known(
+        (0, 0),
+        "the rights of who runs the referee",
+        "A superuser without CAP_SYS_RESOURCE raises no hard limit.",
+        ((process, "may_raise_limits", this_host.may_raise_limits),),
+        this_host.root_raises_no_limits,
     ),
     Known(
         (0, 0),

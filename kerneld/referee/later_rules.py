@@ -38,10 +38,10 @@ _window_to_read_v6_8 = fault.window_to_read
 
 
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
-    """Source: Linux v6.12 mm/mmap.c:mmap_region(): charged before anything is unmapped."""
+    """Source: Linux v6.12 mm/mmap.c:mmap_region(): limits and memory are asked for before anything is unmapped."""
+    # What it does not replace has been cut off by then, and stays so.
+    split_range(mm, addr, addr + length)
     if accountable_mapping(file, vm_flags):
-        # What it does not replace has been cut off by then, and stays so.
-        split_range(mm, addr, addr + length)
         check_enough_memory(mm, length >> PAGE_SHIFT)
     return _mmap_region_v6_8(mm, addr, length, vm_flags, file, pgoff)
 

@@ -29,6 +29,8 @@ class Layout(NamedTuple):
     """What a hint of the second page is rounded up to."""
     task_size: int = TASK_SIZE
     """Where the user's addresses end: further up where page tables have five levels."""
+    data_bytes: int = 0
+    """What of the runner's program is taken for data: RLIMIT_DATA counts it with the heap."""
 
     def is_taken(self, mapping: Mapping) -> bool:
         """Tell whether a mapping is the runner's own."""

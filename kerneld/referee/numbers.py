@@ -39,9 +39,6 @@ COUNTERS = {
 _OWN_KINDS = {"/dev/zero (deleted)": "Shmem", "[stack]": "Anon"}
 """Of which kind the pages of a mapping of the runner's are, by its name; the others map its program."""
 
-_UNSETTLED = frozenset({"VmPTE"})
-"""Not compared yet: upper tables that fork and mremap make where nothing is to be copied or moved."""
-
 
 class ProcTexts(NamedTuple):
     """What a process's /proc directory says at one moment."""
@@ -133,7 +130,7 @@ def find_different_total(
 ) -> tuple[str, int, int] | None:
     """Return the first total that differs, or None; by more than it may, where one side does not give it exactly."""
     for name, mine in ours.items():
-        if name in hosts and name not in left_out and name not in _UNSETTLED:
+        if name in hosts and name not in left_out:
             theirs = hosts[name]
             if mine != theirs and abs(mine - theirs) > _slack(name, hosts):
                 return name, mine, theirs

@@ -9,14 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 
 _WANTED = {"CAP_IPC_LOCK": 14, "CAP_SYS_RAWIO": 17, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
-"""What memory management asks for: mlock, low addresses, overcommit and frames, process_madvise. No program raises a
-hard limit, so that a root without CAP_SYS_RESOURCE, as some machines have it, is as good as any."""
+"""What memory management asks for: mlock, low addresses, overcommit and frames, process_madvise. A root
+without CAP_SYS_RESOURCE, as some machines have it, is as good as any but for hard limits (`may_raise_limits`)."""
+_CAP_SYS_RESOURCE = 24
 _EVERYBODY = ["0", "0", "4294967295"]
 
 
 def is_host_superuser() -> bool:
     """Tell whether this process has now all that memory management asks the superuser for."""
     return _has(*_WANTED.values())
+
+
+def may_raise_limits() -> bool:
+    """Tell whether the host lets this process raise a hard limit."""
+    return _has(_CAP_SYS_RESOURCE)
 
 
 def sees_frames() -> bool:

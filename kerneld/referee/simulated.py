@@ -39,6 +39,8 @@ from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_group_exit
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map, Prot
+from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.resource import Rlimit
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import Request
@@ -111,6 +113,7 @@ class Simulated:
         self.threads: dict[int, Thread] = {}
         self._files = ProgramFiles(folder)
         self._start_totals: dict[str, int] = {}
+        self._used_at_start: dict[int, int] = {}
 
     def prepare_files(self, numbers: set[int]) -> None:
         """Open the files that a program will use: what is cached of one is kept to the program's end, as Linux does."""
@@ -125,6 +128,7 @@ class Simulated:
         """Begin a program, with one process, number 0."""
         mm = fresh_mm(self.kernel.frames, own_rlimits(), self.kernel.sysctl)
         mm.start_brk = mm.brk = self._layout.brk
+        mm.end_data = self._layout.data_bytes
         for start, end in self._layout.taken:
             flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value
             do_mmap(mm, start, end - start, Prot.READ.value, flags, None, 0, privileged=True)
@@ -132,6 +136,7 @@ class Simulated:
         self._touch_taken(0)
         self._call(0, Nr.TOUCH, (mm.start_stack, 1, Access.WRITE))
         self._start_totals = self._totals(0)
+        self._used_at_start = {Rlimit.AS: mm.total_vm << PAGE_SHIFT, Rlimit.DATA: mm.data_vm << PAGE_SHIFT}
 
     def _touch_taken(self, who: int) -> None:
         """The runner's own pages are there: page tables that the program's share with them exist on both sides."""
@@ -203,6 +208,14 @@ class Simulated:
         """Return what the register PKRU is for a process."""
         rq, thread = self.kernel.rq, self.threads[who]
         return rq.processor.pkru if rq.curr is thread else thread.pkru
+
+    def prlimit(self, who: int, peer: int, resource: int, limits: bytes) -> Outcome:
+        """Set a process's soft and hard limit of a resource."""
+        return self._call(who, Nr.PRLIMIT64, (self.pid(peer), resource, 1, 0), limits)
+
+    def used_at_start(self, resource: int) -> int:
+        """Return how many bytes of a resource the program began with."""
+        return self._used_at_start[resource]
 
     def pid(self, who: int) -> int:
         """Return a process's pid; one that nobody has where it has ended."""

@@ -20,6 +20,8 @@ from kerneld.mm.madvise_pages import MayWrite
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
 from kerneld.mm.vma import Vma
+from kerneld.referee import rights
+from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
@@ -80,6 +82,16 @@ def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, 
         vm_flags |= VM_MERGEABLE
     if vm_flags != vma.vm_flags:
         vma_merge.vma_modify(mm, vma, start, end, vm_flags)
+
+
+def may_raise_limits(_cred: Cred) -> bool:
+    """Nobody may, where who runs the referee may not."""
+    return False
+
+
+def root_raises_no_limits() -> bool:
+    """Tell whether who runs the referee is the superuser but for hard limits."""
+    return rights.is_host_superuser() and not rights.may_raise_limits()
 
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:

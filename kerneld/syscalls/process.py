@@ -16,7 +16,7 @@ from kerneld.task.exec_stack import Strings
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.signal import do_sigaction
 from kerneld.task.table import find_ppid
-from kerneld.task.task import Process
+from kerneld.task.task import Cred, Process
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
@@ -166,10 +166,15 @@ def sys_prlimit64(call: Call) -> int | Answer:
             raise SysError(errno.EINVAL)
         if resource == RLIMIT_NOFILE and hard > NR_OPEN:
             raise SysError(errno.EPERM)
-        if hard > limits.hard[resource] and not call.process.cred.superuser:
+        if hard > limits.hard[resource] and not may_raise_limits(call.process.cred):
             raise SysError(errno.EPERM)
         limits.soft[resource], limits.hard[resource] = soft, hard
     return Answer(0, before) if old else 0
+
+
+def may_raise_limits(cred: Cred) -> bool:
+    """Tell whether somebody may raise a hard limit (Linux: CAP_SYS_RESOURCE)."""
+    return cred.superuser
 
 
 def _check_may_limit(caller: Process, process: Process) -> None:
