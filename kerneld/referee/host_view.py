@@ -53,6 +53,17 @@ def has_damon() -> bool:
     return False
 
 
+def has_lru_gen(knob: Path = Path("/sys/kernel/mm/lru_gen/enabled")) -> bool:
+    """Tell whether this host has its pages on lists by generation: they are marked as accessed otherwise.
+
+    Source: Linux v6.8 mm/swap.c:folio_mark_accessed(), CONFIG_LRU_GEN_ENABLED.
+    """
+    try:
+        return int(knob.read_text(), 16) & 1 != 0
+    except OSError:
+        return False
+
+
 def is_watched(views: dict[int, View]) -> bool:
     """Tell whether a page of these processes has lost its accessed bit to who watches memory: it is marked as idle."""
     frames = {frame for view in views.values() for frame in view.frames.values()}

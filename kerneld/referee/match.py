@@ -19,7 +19,7 @@ from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import Execution
 from kerneld.referee.host import Host
 from kerneld.referee.host_swap import host_swap
-from kerneld.referee.host_view import has_damon, is_watched
+from kerneld.referee.host_view import has_damon, has_lru_gen, is_watched
 from kerneld.referee.keeper import keeper
 from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
@@ -57,6 +57,7 @@ class Match:
         self.known = known
         self._pages_out = mode is Mode.SWAP or not host_has_swap()
         """Else MADV_PAGEOUT is passed over: the host would swap, some time, and kerneld has no swap then."""
+        self._accessed = not has_lru_gen()
 
     def play(self, program: Program) -> Divergence | None:
         """Run a program on both sides; returns where they part, or None.
@@ -64,15 +65,15 @@ class Match:
         Where only accessed bits differ, and the host takes such at random (`host_view.has_damon`), they are not
         compared from there on if a page shows it, or what differs must do so again.
         """
-        divergence = self._play_once(program)
+        divergence = self._play_once(program, accessed=self._accessed)
         if divergence is None or not is_of_accessed_bits(divergence.difference) or not has_damon():
             return divergence
-        again = self._play_once(program)
+        again = self._play_once(program, accessed=True)
         if again is not None and (again.step, again.difference) == (divergence.step, divergence.difference):
             return divergence
         return self._play_once(program, accessed=False)
 
-    def _play_once(self, program: Program, *, accessed: bool = True) -> Divergence | None:
+    def _play_once(self, program: Program, *, accessed: bool) -> Divergence | None:
         files = {op.file for op in program if op.file >= 0}
         self.hosts.prepare_files(files)
         self.ours.prepare_files(files)
@@ -89,9 +90,10 @@ class Match:
         frames = "frames are compared" if sees_frames() else "frames are not compared: only root sees them"
         count = len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
+        accessed = "" if self._accessed else "; Referenced is not compared, for this host's lists of pages are others"
         return (
             f"The referee is Linux {os.uname().release}, mode {self.mode}; {frames}; {count} known differences apply"
-            f"{pageout}."
+            f"{pageout}{accessed}."
         )
 
     def _play(self, program: Program, accessed: bool) -> Divergence | None:
