@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.mm.locked_pages import mlock_range, munlock_range
@@ -101,27 +102,39 @@ def lock_flags_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) 
         if vma is None:
             raise SysError(errno.ENOMEM)
         stop = min(end, vma.end)
-        start = mlock_fixup(mm, vma, start, stop, (vma.vm_flags & ~VM_LOCKED_MASK) | vm_flags).end
+        start = yield from mlock_fixup(mm, vma, start, stop, (vma.vm_flags & ~VM_LOCKED_MASK) | vm_flags, pace)
         if start < end and pace.is_over():
             yield
             pace.begin()
 
 
-def mlock_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vma:
-    """Give a part of a VMA other lock flags; returns the VMA that covers it.
+def mlock_fixup(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, pace: Pace
+) -> Generator[None, None, Vaddr]:
+    """Give a part of a VMA other lock flags, then its pages; returns where the VMA ends that covers it.
 
     Source: Linux v6.8 mm/mlock.c:mlock_fixup().
     """
     if vm_flags == vma.vm_flags or vma.vm_flags & VM_PFNMAP:
-        return vma
+        return vma.end
     before = vma.vm_flags
-    vma = vma_modify(mm, vma, start, end, vm_flags)
-    if (vm_flags ^ before) & VM_LOCKED:
-        (mlock_range if vm_flags & VM_LOCKED else munlock_range)(mm, start, end)
-    return vma
+    covered = vma_modify(mm, vma, start, end, vm_flags).end
+    while (vm_flags ^ before) & VM_LOCKED and start < end:
+        stop = pace.far_stop(start, end)
+        (mlock_range if vm_flags & VM_LOCKED else munlock_range)(mm, start, stop)
+        start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    return covered
 
 
 def do_mlockall(mm: MmStruct, flags: int, *, privileged: bool) -> None:
+    """Do as `mlockall_in_pieces` does, at once."""
+    run_at_once(mlockall_in_pieces(mm, flags, privileged=privileged))
+
+
+def mlockall_in_pieces(mm: MmStruct, flags: int, *, privileged: bool) -> Steps:
     """Lock what is mapped (MCL_CURRENT), what will be (MCL_FUTURE), or both; the caller faults pages in.
 
     Raises SysError(EINVAL) for other flags, SysError(EPERM) without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK.
@@ -133,11 +146,14 @@ def do_mlockall(mm: MmStruct, flags: int, *, privileged: bool) -> None:
         raise SysError(errno.EPERM)
     if flags & _CURRENT and not privileged and mm.total_vm > _limit_pages(mm):
         raise SysError(errno.ENOMEM)
-    apply_mlockall_flags(mm, flags)
+    yield from mlockall_flags_in_pieces(mm, flags)
 
 
-def apply_mlockall_flags(mm: MmStruct, flags: int) -> None:
-    """Set what mlockall's flags say, 0 to unlock everything. Source: Linux v6.8 mm/mlock.c:apply_mlockall_flags()."""
+def mlockall_flags_in_pieces(mm: MmStruct, flags: int) -> Steps:
+    """Set what mlockall's flags say, 0 to unlock everything; yield where others may be served.
+
+    Source: Linux v6.8 mm/mlock.c:apply_mlockall_flags().
+    """
     bits = VM_LOCKED | VM_LOCKONFAULT if flags & _ONFAULT else VM_LOCKED
     mm.def_flags &= ~VM_LOCKED_MASK
     if flags & _FUTURE:
@@ -145,8 +161,13 @@ def apply_mlockall_flags(mm: MmStruct, flags: int) -> None:
         if not flags & _CURRENT:
             return
     added = bits if flags & _CURRENT else 0
+    pace = Pace()
     vma = mm.vmas.find(0)
     while vma is not None:
+        end = vma.end
         with contextlib.suppress(SysError):
-            vma = mlock_fixup(mm, vma, vma.start, vma.end, (vma.vm_flags & ~VM_LOCKED_MASK) | added)
-        vma = mm.vmas.find(vma.end)
+            end = yield from mlock_fixup(mm, vma, vma.start, end, (vma.vm_flags & ~VM_LOCKED_MASK) | added, pace)
+        if pace.is_over():
+            yield
+            pace.begin()
+        vma = mm.vmas.find(end)

@@ -12,7 +12,8 @@ from kerneld.mm.filemap import File
 from kerneld.mm.hugetlb import align_to_huge_pages, hugetlb_file_setup
 from kerneld.mm.madvise import POPULATE_ADVICE, SLOW_ADVICE, do_madvise, madvise_in_pieces, madvise_populate_in_pieces
 from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mlock import apply_mlockall_flags, do_mlock, do_mlockall, munlock_in_pieces
+from kerneld.mm.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_in_pieces, munlock_in_pieces
+from kerneld.mm.mm import MmStruct
 from kerneld.mm.mmap import do_mmap, wants_populate
 from kerneld.mm.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.mremap import do_mremap
@@ -208,16 +209,20 @@ def sys_munlock(call: Call) -> int | Answer | Work:
 def sys_mlockall(call: Call) -> int | Answer | Work:
     """args: flags."""
     flags = call.int_arg(0)
-    do_mlockall(call.mm, flags, privileged=call.process.cred.superuser)
-    if flags & Mcl.CURRENT.value:
-        return _populate(call, 0, TASK_SIZE, 0)
+    steps = mlockall_in_pieces(call.mm, flags, privileged=call.process.cred.superuser)
+    return Work(_mlockall(call.mm, steps, is_populated=bool(flags & Mcl.CURRENT.value))).go_on()
+
+
+def _mlockall(mm: MmStruct, steps: Steps, *, is_populated: bool) -> Pieces:
+    yield from steps
+    if is_populated:
+        yield from populate_in_pieces(mm, 0, TASK_SIZE, ignore_errors=True)
     return 0
 
 
-def sys_munlockall(call: Call) -> int:
+def sys_munlockall(call: Call) -> int | Answer | Work:
     """No arguments."""
-    apply_mlockall_flags(call.mm, 0)
-    return 0
+    return _in_pieces(mlockall_flags_in_pieces(call.mm, 0))
 
 
 def sys_msync(call: Call) -> int | Answer | Work:

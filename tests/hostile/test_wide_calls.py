@@ -15,13 +15,14 @@ from kerneld.errors import SysError
 from kerneld.mm import munmap, pace
 from kerneld.mm.fork import dup_mmap
 from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mlock import do_munlock
+from kerneld.mm.mlock import do_munlock, mlockall_flags_in_pieces
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.mprotect import do_mprotect
 from kerneld.mm.munmap import do_munmap, exit_mmap
+from kerneld.mm.pace import run_at_once
 from kerneld.mm.populate import mm_populate
 from kerneld.syscalls.kernel import Kernel
-from shared.uapi.mman import Madv, Map, Prot
+from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
 from tests.hostile.in_process import FakeConnection
@@ -117,6 +118,20 @@ def test_what_comes_of_it(kernel: Kernel, name: str, make: Callable[[MmStruct, F
         assert reply.ret == expected
         assert served >= 5
     assert state(mm_of(long)) == state(mm_of(twin))
+
+
+@pytest.mark.parametrize("make", [one_vma, many_vmas])
+def test_all_memory_locked_and_unlocked(kernel: Kernel, make: Callable[[MmStruct, FakeConnection], None]) -> None:
+    long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    for who in (long, twin):
+        make(mm_of(who), who)
+    for flags in (Mcl.FUTURE | Mcl.CURRENT | Mcl.ONFAULT, 0):
+        run_at_once(mlockall_flags_in_pieces(mm_of(twin), int(flags)))
+        nr = Nr.MLOCKALL if flags else Nr.MUNLOCKALL
+        (reply,), served = finish(begun(long, nr, int(flags)), twin)
+        assert reply.ret == 0
+        assert served >= 5
+        assert (mm_of(long).def_flags, *state(mm_of(long))) == (mm_of(twin).def_flags, *state(mm_of(twin)))
 
 
 def test_what_is_mapped_there_meanwhile_may_go_and_nothing_beside_it(kernel: Kernel) -> None:

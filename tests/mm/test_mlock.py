@@ -6,8 +6,9 @@ import errno
 
 import pytest
 
-from kerneld.mm.mlock import apply_mlockall_flags, can_do_mlock, do_mlock, do_mlockall, do_munlock, mlock_future_ok
+from kerneld.mm.mlock import can_do_mlock, do_mlock, do_mlockall, do_munlock, mlock_future_ok, mlockall_flags_in_pieces
 from kerneld.mm.mm import MmStruct
+from kerneld.mm.pace import run_at_once
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
 from shared.uapi.mman import Map, Mcl
 from shared.uapi.page import PAGE_SIZE
@@ -209,7 +210,7 @@ class TestLockAll:
         mmap(mm, 2, at=BASE)
         mmap(mm, 1, READ, ANON | Map.LOCKED.value, at=page(2))
         do_mlockall(mm, FUTURE, privileged=False)
-        apply_mlockall_flags(mm, 0)
+        run_at_once(mlockall_flags_in_pieces(mm, 0))
         assert (mm.def_flags, mm.locked_vm, locked(mm)) == (0, 0, {})
 
     def test_its_limit_is_the_size_of_all(self, mm: MmStruct) -> None:
