@@ -26,31 +26,24 @@ _FEW = 64
 def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
     """Do as `do_munmap` does; yield where others may be served.
 
-    All that can be refused is refused before anything goes. Then VMA after VMA goes, of a large one the entries first;
-    Linux takes all VMAs out of the tree, and lets others work with the rest while entries and tables go
-    (mm/mmap.c:do_vmi_align_munmap(), mmap_write_downgrade()).
+    All that can be refused is refused before anything goes. Then part after part goes, the lowest first: a VMA
+    that is cut off from below is not one more. Linux takes all VMAs out of the tree, and lets others work with the rest
+    while entries and tables go (mm/mmap.c:do_vmi_align_munmap(), mmap_write_downgrade()).
     """
     _check_range(start, length)
-    first, end = start, start + page_align(length)
+    end = start + page_align(length)
     if not split_range(mm, start, end):
         return
     pace = Pace()
     while not mm.is_dying and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         low = max(start, vma.start)
         stop = pace.far_stop(low, end)
-        if vma.end > stop and stop < end:
-            if vma.vm_flags & VM_LOCKED:
-                munlock_range(mm, low, stop)
-            mm.zap_range(low, stop)
-            start = stop
-        else:
-            start = _end_of_few(mm, low, stop)
-            if vma.vm_flags & VM_SHARED and vma.file is not None:
-                start = min(vma.end, end)
-                mm.zap_range(low, start)
-                yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
-            low = max(first, vma.start)
-            do_munmap(mm, low, start - low)
+        start = stop if vma.end > stop else _end_of_few(mm, low, stop)
+        if vma.vm_flags & VM_SHARED and vma.file is not None:
+            start = min(start, vma.end)
+            mm.zap_range(low, start)
+            yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
+        do_munmap(mm, low, start - low)
         if start < end and pace.is_over():
             yield
             pace.begin()
