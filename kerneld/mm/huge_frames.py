@@ -58,6 +58,8 @@ class HugeFrames:
         self.zero_pfn: Pfn | None = None
         """The first frame of the huge zero page, while there is one."""
         self.zero_users = 0
+        self.has_been_used = False
+        """Whether a huge page has been taken since the start: where none has, no frame has PG_LARGE."""
         self.events = dict.fromkeys(EVENTS, 0)
         """How often each has happened since the start."""
 
@@ -76,6 +78,7 @@ class HugeFrames:
             head = frames.buddy.alloc_block(HPAGE_PMD_ORDER)
         except OutOfFrames:
             raise SysError(errno.ENOMEM) from None
+        self.has_been_used = True
         run = slice(head, head + HPAGE_PMD_NR)
         frames.ram.clear_pages(_OFFSETS + head)
         frames.flags[run] = flags | PG_LARGE

@@ -161,7 +161,7 @@ def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
                 continue
             split_folio(frames, pte_pfn(entry))
             yield from mm.page_table.leaves(run.start, run.end)
-        elif _has_large(mm, run):
+        elif frames.huge.has_been_used and _has_large(mm, run):
             for leaf in mm.page_table.leaves(run.start, run.end):
                 if not leaf.huge:
                     yield from _before_a_shared_one(mm, leaf)
