@@ -89,6 +89,8 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
             yield
             pace.begin()
         vma = old.vmas.find(end)
+    # What is resident then is the child's first peak (Linux: dup_mm()).
+    new.hiwater_rss, new.hiwater_vm = new.resident_pages, new.total_vm
 
 
 def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
