@@ -12,7 +12,7 @@ import numpy as np
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, counted_mask, entry_pfn, pte_pfn
 from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.frames import PG_ANON, PG_DIRTY, Frames, Pfns
+from kerneld.mm.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.leaf_walk import Leaf
 from kerneld.mm.lru import folio_mark_accessed
@@ -48,10 +48,12 @@ def touch_entry(mm: MmStruct, at: int, vaddr: Vaddr, write: bool) -> Pfn:
         return entry_pfn(entry, vaddr)
     pfn = pte_pfn(entry)
     if not entry & PTE_SPECIAL:
-        pfns = np.array([pfn])
         if write and not entry & PTE_DIRTY:
-            folio_mark_dirty(mm.frames, pfns)
-        _mark_accessed(mm.frames, pfns)
+            folio_mark_dirty(mm.frames, np.array([pfn]))
+        flags = mm.frames.flags_at[pfn]
+        # One that is active, or on no list, and marked already stays as it is.
+        if flags & PG_LARGE or not (flags & PG_REFERENCED and flags & (PG_ACTIVE | PG_UNEVICTABLE)):
+            _mark_accessed(mm.frames, np.array([pfn]))
     return pfn
 
 
