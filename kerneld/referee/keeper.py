@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def keeper(module: str, *args: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.stdin.close()
+            # Who still waits for its turn need not; who has begun ignores it, and puts all back.
+            process.send_signal(signal.SIGALRM)
             process.wait()
 
 
