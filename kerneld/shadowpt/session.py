@@ -31,6 +31,7 @@ from kerneld.shadowpt.asking import Asking, DirectReader, Pending
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.fault_log import Faulting, FaultLog
 from kerneld.shadowpt.host import HostTarget
+from kerneld.shadowpt.host_frame import read_host_frame, why_not_mapped
 from kerneld.shadowpt.host_look import Look
 from kerneld.shadowpt.layout import F24, Flags
 from kerneld.shadowpt.refusal import NO_PFNS, NoTarget, why_no_range
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_HOST_READS = 8
-"""How often a frame of the host is looked for anew that has moved while it was read."""
 _NONE_OPEN = "no table is open"
 _MAX_DIRTY_RANGES = 8
 """With more ranges than this it is cheaper to look at everything from the first to the last."""
@@ -252,13 +251,13 @@ class ShadowPt:
         if session is None:
             raise SysError(errno.EINVAL, _NONE_OPEN)
         if isinstance(session.target, HostTarget):
-            return _read_host_frame(session, session.target, pfn)
+            return read_host_frame(session, session.target, pfn)
         mm = _find_mm(session.target)
         if mm is None:
             raise SysError(errno.EINVAL, f"process {session.target.pid} has ended")
         flags, pfns = describe(mm, session.start, session.end, session.layout)
         if not np.any((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0)):
-            raise SysError(errno.EINVAL, _why_not_mapped(session, pfn))
+            raise SysError(errno.EINVAL, why_not_mapped(session, pfn))
         return bytes(self._ram.page(pfn))
 
     def opener_gone(self, process: Tracked) -> None:
@@ -378,47 +377,8 @@ def _is_alive(target: Tracked | HostTarget) -> bool:
     return target.is_alive() if isinstance(target, HostTarget) else _find_mm(target) is not None
 
 
-def _read_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
-    """Return a frame of the host through the page of its process that it is mapped at, if that holds until it is read.
-
-    Raises SysError(EINVAL) where no page of the range maps it, SysError(EPERM) where the host lets nobody read.
-    """
-    try:
-        return _find_host_frame(session, host, pfn)
-    except TimeoutError:
-        raise SysError(errno.EINVAL, f"process {host.pid} cannot be looked into: the host does not answer") from None
-
-
-def _find_host_frame(session: _Session, host: HostTarget, pfn: Pfn) -> bytes:
-    for _attempt in range(_HOST_READS):
-        flags, pfns = host.describe(session.start, session.end, session.layout)
-        at = np.flatnonzero((pfns == np.uint64(pfn)) & ((flags & session.layout.mapped) != 0))
-        if not len(at) or pfn == 0:
-            raise SysError(errno.EINVAL, _why_not_mapped(session, pfn))
-        vaddr = session.start + (int(at[0]) << PAGE_SHIFT)
-        try:
-            page = host.read_page(vaddr)
-        except PermissionError:
-            raise SysError(errno.EPERM, f"the host lets kerneld not read process {host.pid}'s memory") from None
-        except TimeoutError:
-            raise
-        except OSError:
-            continue
-        _flags, again = host.describe(vaddr, vaddr + PAGE_SIZE, session.layout)
-        if int(again[0]) == pfn:
-            return page
-    raise SysError(errno.EINVAL, f"page {vaddr:#x} does not keep frame {pfn:#x} for long enough to read it")
-
-
 def _in_words(process: Faulting) -> str:
     return f"process {process.pid} ({process.comm})"
-
-
-def _why_not_mapped(session: _Session, pfn: Pfn) -> str:
-    if pfn == 0 and session.caveat:
-        return session.caveat
-    where = f"in {session.start:#x}-{session.end:#x}"
-    return f"process {session.target.pid} maps no frame {pfn:#x} {where} now"
 
 
 def _find_mm(process: Tracked) -> MmStruct | None:
