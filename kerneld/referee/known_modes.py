@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kerneld.mm import collapse, fault, madvise_pages, split_folio, thp
+from kerneld.mm import collapse, fault, madvise_pages, split_folio, swap_state, thp
 from kerneld.referee import later_huge, later_swap, witnesses_huge, witnesses_swap
 from kerneld.referee.difference import Known
 from kerneld.referee.mode import Mode
@@ -51,6 +51,14 @@ KNOWN_OF_MODES = (
         "A page that is swapped in for a read, and that nobody else has, may be written without another fault.",
         ((fault, "do_swap_page", later_swap.do_swap_page),),
         witness=witnesses_swap.reads_in_what_may_be_written,
+        mode=Mode.SWAP,
+    ),
+    Known(
+        (0, 0),
+        "zswap, mm/zswap.c:zswap_load()",
+        "A page that is swapped in is dirty, unless it is all zeros: zswap keeps none that it has given out.",
+        ((swap_state, "read_swap_cache", later_swap.read_swap_cache),),
+        witness=witnesses_swap.brings_pages_in_dirty,
         mode=Mode.SWAP,
     ),
 )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from kerneld.hw.paging import PTE_RW, pte_pfn
-from kerneld.mm import fault
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm import fault, swap_state
+from kerneld.mm.frames import PG_ANON_EXCLUSIVE, PG_DIRTY, Frames
 from kerneld.mm.mm import MmStruct
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.mm.vma import Vma
-from shared.uapi.page import Vaddr
+from shared.uapi.page import Pfn, Vaddr
 
 _do_swap_page_v6_8 = fault.do_swap_page
+_read_swap_cache_v6_8 = swap_state.read_swap_cache
 
 
 def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
@@ -21,3 +22,14 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     if is_ours and vma.vm_flags & VM_WRITE:
         mm.update_pte(pte, vaddr, now | PTE_RW)
     return result
+
+
+def read_swap_cache(frames: Frames, slot: int) -> Pfn:
+    """What zswap gives out it forgets: the page is dirty, but for one of zeros, which zswap never had.
+
+    Source: Linux v6.8 mm/zswap.c:zswap_load() with zswap_exclusive_loads_enabled, v6.12 mm/page_io.c (zeromap).
+    """
+    pfn = _read_swap_cache_v6_8(frames, slot)
+    if frames.ram.frames_np[pfn].any():
+        frames.flags_at[pfn] |= PG_DIRTY
+    return pfn
