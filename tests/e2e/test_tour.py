@@ -345,17 +345,6 @@ def test_a_killed_tour_leaves_a_directory_only_while_it_has_a_file(
         press_enter(target)
 
 
-@pytest.mark.parametrize(
-    ("argument", "status", "line"),
-    [("--help", 0, ""), ("--nonsense", 2, "demo: No such option '--nonsense'. (demo --help tells more)\n")],
-)
-def test_the_demonstration_takes_no_arguments(argument: str, status: int, line: str, socket: Path) -> None:
-    with running(["target.demo", argument], socket) as demo:
-        out, err = demo.communicate()
-    assert (demo.returncode, err) == (status, line)
-    assert "===" not in out
-
-
 def test_the_exact_command_that_is_printed_starts_an_inspector(socket: Path) -> None:
     with running(["target", "--step", "--scenario", "demand"], socket) as target:
         command = read_to_prompt(target)[-1].strip()
@@ -366,38 +355,3 @@ def test_the_exact_command_that_is_printed_starts_an_inspector(socket: Path) -> 
         )
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.startswith("{")
-
-
-def test_the_demonstration_ends_by_itself() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "KERNELD_SOCKET"}
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", "target.demo"],
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
-def test_a_demonstration_cut_short_leaves_nothing_behind(signo: signal.Signals, tmp_path: Path) -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-P", "-m", "target.demo"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with demo:
-        read_past(demo, "inspector | +")
-        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
-        assert len(children) == 3
-        demo.send_signal(signo)
-        _out, err = demo.communicate()
-    assert (demo.returncode, err) == (-signo, f"demo: ended by {signo.name}\n")
-    assert not any(Path("/proc", child).exists() for child in children)
-    assert list(tmp_path.iterdir()) == []

@@ -64,4 +64,7 @@ def test_a_program(tmp_path: Path, options: list[str], said: list[object], ends_
             timeout=WAIT_SECONDS,
             check=False,
         )
-    assert (done.stdout, done.stderr, done.returncode) == (f"{said}\n", "", -ends_by)
+    assert (done.stdout, done.returncode) == (f"{said}\n", -ends_by)
+    # The library says where the program has died.
+    assert signal.Signals(ends_by).name in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -287,7 +287,7 @@ def test_fork_tells_parent_child_and_memory() -> None:
         assert fork.fields["mm"] == child.mm.number
         copies = [record for record in records if record.event is ev.PTE_SET and record.fields["mm"] == child.mm.number]
         assert sum(record.fields["nr_pages"] for record in copies) == 8
-        assert {(record.pid, record.nr, record.owner) for record in copies} == {(parent.pid, Nr.CLONE, 0)}
+        assert {(record.pid, record.nr, record.owner) for record in copies} == {(parent.pid, Nr.CLONE, parent.pid)}
         assert [record for record in records if record.event is ev.TASK_NEWTASK]
     world.close()
 

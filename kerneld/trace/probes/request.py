@@ -225,13 +225,22 @@ def _exit_mm(tracing: Tracing, inner: Function) -> Function:
 def _run_piece(tracing: Tracing, inner: Function) -> Function:
     """What is left of an ended process's memory goes between requests, or in the middle of one that is in want of it.
 
-    It is told as that process's, unless another has its pid by now: nobody is told of it as of that one's.
+    It is told as that process's, unless another has its pid by now: nobody is told of it as of that one's. What goes in
+    the process's own end has that end's causes.
     """
     now = tracing.current
 
+    def is_its_own_end(pid: int) -> bool:
+        return now.depth > 0 and now.pid == pid and now.causes & 0xF == Cause.EXIT
+
     def run_piece(mm: MmStruct, pieces: Pieces) -> bool:
-        before = now.pid, now.tid, now.nr, now.causes, now.address
         pid = tracing.find_pid(mm)
+        if is_its_own_end(pid):
+            is_gone: bool = inner(mm, pieces)
+            if is_gone:
+                tracing.forget_mm(mm)
+            return is_gone
+        before = now.pid, now.tid, now.nr, now.causes, now.address
         now.pid, now.tid, now.nr, now.address = pid if pid != NOBODY else 0, 0, 0, 0
         now.causes = Cause.EXIT
         now.depth += 1
