@@ -14,8 +14,11 @@ def check_length(path: str) -> None:
         raise Failure(Status.NO_DAEMON, f"the socket path is longer than {MAX_SOCKET_PATH} bytes: {path}")
 
 
-def get_daemon(path: str) -> int:
-    """Return the pid of the daemon at `path`. Raises Failure(NO_DAEMON) or Failure(NOT_PERMITTED)."""
+def get_daemon(path: str, if_none: str = "kerneld does not run: nobody listens at {}") -> int:
+    """Return the pid of the daemon at `path`. Raises Failure(NO_DAEMON) or Failure(NOT_PERMITTED).
+
+    `if_none` is what people are told where nobody listens; {} in it is the path.
+    """
     from kerneld.server.peer import find_daemon  # noqa: PLC0415
 
     check_length(path)
@@ -24,5 +27,5 @@ def get_daemon(path: str) -> int:
     except PermissionError:
         raise Failure(Status.NOT_PERMITTED, f"not permitted to use the kerneld at {path}") from None
     if pid is None:
-        raise Failure(Status.NO_DAEMON, f"kerneld does not run: nobody listens at {path}")
+        raise Failure(Status.NO_DAEMON, if_none.format(path))
     return pid

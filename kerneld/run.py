@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from kerneld.daemon_at import check_length
+from kerneld.daemon_at import get_daemon
 from kerneld.failure import Failure, Status
 from kerneld.preload import PreloadError, ensure_library, header_path, library_sources
 from kerneld.program import ProgramError, check_program, find_program
@@ -91,7 +91,7 @@ def run(
         library = ensure_library(abi)
     except (ProgramError, PreloadError) as error:
         raise Failure(Status.CANNOT_RUN, str(error)) from None
-    check_daemon(path)
+    get_daemon(path, "no kerneld at {}: start one with 'kerneld start'")
     if explain:
         from kerneld.explain import watch_calls  # noqa: PLC0415
 
@@ -113,19 +113,6 @@ def install_header(abi: str, directory: Path) -> None:
     header = next(iter(copies))
     click.echo(f"{header}: <linux/shadowpt.h> of {abi}, for cc -I {directory}", err=True)
     click.echo(f"{directory / 'kerneld.h'}: <kerneld.h> of libkerneld, which is {directory / 'kerneld.c'}", err=True)
-
-
-def check_daemon(path: str) -> None:
-    """Raise Failure where nobody listens at `path`."""
-    from kerneld.server.peer import find_daemon  # noqa: PLC0415
-
-    check_length(path)
-    try:
-        pid = find_daemon(path)
-    except PermissionError:
-        raise Failure(Status.NOT_PERMITTED, f"not permitted to use the kerneld at {path}") from None
-    if pid is None:
-        raise Failure(Status.NO_DAEMON, f"no kerneld at {path}: start one with 'kerneld start'")
 
 
 def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoReturn:

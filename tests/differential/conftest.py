@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.referee.errors import HostError, RunnerDiedError
-from kerneld.referee.match import Match, open_match
+from kerneld.referee.match import Match
+from tests.differential.both_sides import referee
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,14 +20,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def match() -> Iterator[Match]:
-    try:
-        opened = open_match(check_invariants=True)
-        both = opened.__enter__()
-    except RunnerDiedError:
-        raise
-    except HostError as error:
-        pytest.skip(str(error))
-    try:
+    with referee(check_invariants=True) as both:
         yield both
-    finally:
-        opened.__exit__(None, None, None)
