@@ -182,7 +182,11 @@ def test_a_daemon_that_dies_is_4(tmp_path: Path) -> None:
             _out, err = trace.communicate(timeout=WAIT_SECONDS)
         client.close()
     assert trace.returncode == Status.DAEMON_GONE
-    assert err.splitlines()[-1] == "kerneld: kerneld went away"
+    # It is noticed while it waits, or by a request: the first one's answer may be under way when the ring is there.
+    assert err.splitlines()[-1] in (
+        "kerneld: kerneld went away",
+        "kerneld: kerneld is gone: it stopped, or it has released this process",
+    )
 
 
 def test_a_reader_that_is_killed_leaves_nothing(daemon: tuple[Path, int], client: Process) -> None:
@@ -192,7 +196,8 @@ def test_a_reader_that_is_killed_leaves_nothing(daemon: tuple[Path, int], client
         trace.kill()
         trace.wait()
         until(lambda: not rings(daemon), client)
-    assert len(os.listdir(f"/proc/{daemon[1]}/fd")) == fds
+        # Its connection is let go of when its end is seen, which may be a turn later.
+        until(lambda: len(os.listdir(f"/proc/{daemon[1]}/fd")) == fds, client)
 
 
 def test_a_reader_that_stops_reading_keeps_nobody_waiting(daemon: tuple[Path, int], client: Process) -> None:
