@@ -27,9 +27,10 @@ _ROUNDED = frozenset({"Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", "
 """Shares of pages are rounded down to kB for each mapping, and once for the sum of all."""
 _ROUNDED_OWN = 4
 """So the runner's own mappings, which are taken off such a sum, make it so many kB more or less."""
-_BATCHED = 512
+_BATCHED = 1024
 """Where counters lag behind, the most that was resident is noted by them: three, each by up to 32 pages, in kB, and
-what the runner's own stack has got meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch)."""
+what the runner's own stack has got meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch). Before v6.2 a
+thread keeps up to 64 events of each to itself (Linux v6.1 mm/memory.c: TASK_RSS_EVENTS_THRESH)."""
 COUNTERS = {
     "VmRSS": "VmRSS", "RssAnon": "RssAnon", "RssFile": "VmRSS", "RssShmem": "VmRSS", "VmSwap": "VmRSS",
     "statm resident": "statm resident", "statm shared": "statm resident", "stat rss": "stat rss",
