@@ -41,6 +41,8 @@ def straced(daemon: Daemon, target: Client, *options: str) -> Iterator[subproces
 def lines(tracer: subprocess.Popen[str]) -> list[str]:
     """Return what is printed until the end, without the calls that showed its beginning."""
     out, _err = tracer.communicate(timeout=SECONDS)
+    # The newline of the line that showed the beginning may come by itself.
+    out = out.removeprefix("\n")
     return [line for line in out.splitlines() if "getppid" not in line]
 
 
