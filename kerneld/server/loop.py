@@ -63,8 +63,8 @@ class Loop:
         self.service = Service(kernel, listener, limits, self._epoll)
         self._connections = self.service.connections
         self._waiting = self.service.waiting
-        self._dying = kernel.dying
-        self._dying.slice_seconds = SLICE_SECONDS
+        kernel.dying.slice_seconds = SLICE_SECONDS
+        self._dying = kernel.dying.queue
         kernel.files.changes.slice_seconds = SLICE_SECONDS
         self._changes = kernel.files.changes.queue
         self._vmscan = kernel.vmscan
@@ -119,7 +119,7 @@ class Loop:
             self._serve_all(events)
         if self._waiting:
             self.service.go_on()
-        if self._dying.queue:
+        if self._dying:
             self._kernel.reap_memory()
         if self._vmscan.is_awake:
             self._kernel.run_kswapd()
@@ -141,7 +141,7 @@ class Loop:
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
-        if self._waiting or self._dying.queue or self._changes or self._vmscan.is_awake:
+        if self._waiting or self._dying or self._changes or self._vmscan.is_awake:
             return self._look()
         if spin.skip:
             spin.skip -= 1
