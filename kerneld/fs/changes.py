@@ -18,7 +18,7 @@ from collections.abc import Generator
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 
 if TYPE_CHECKING:
     from kerneld.fs.inode import Inode

@@ -29,9 +29,9 @@ from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
 from kerneld.fs.open_file import OpenFile, describe_fd, find_path, find_seals, is_in_memory, reopen
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
-from kerneld.mm.dying import room_after
-from kerneld.mm.filemap import AddressSpace, File
-from kerneld.mm.frames import Frames
+from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.space.dying import room_after
 from kerneld.task.task import Cred, Process
 
 

@@ -23,9 +23,9 @@ from kerneld.fs.host_mmap import ResidentPages
 from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
 from kerneld.fs.writable_mapping import WritableMapping
-from kerneld.mm.filemap import AddressSpace, File
-from kerneld.mm.frames import Frames
-from kerneld.mm.truncate import pagecache_isize_extended, truncate_in_pieces
+from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.space.truncate import pagecache_isize_extended, truncate_in_pieces
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 
 MOST_EXTENTS = 1024

@@ -7,7 +7,7 @@ checks of `file->f_op->mmap` and path_noexec()) and to the mmap operations of th
 | the file                                  | its operation in Linux      | errno, and when                |
 |-------------------------------------------|-----------------------------|--------------------------------|
 | of ext4, XFS, Btrfs, tmpfs, a memory file | the page cache's            | –                              |
-| of hugetlbfs, memfd_create(MFD_HUGETLB)   | hugetlbfs_file_mmap()       | see `kerneld.mm.hugetlb`       |
+| of hugetlbfs, memfd_create(MFD_HUGETLB)   | hugetlbfs_file_mmap()       | see `kerneld.mm.files.hugetlb`       |
 | of sysfs, cgroup, resctrl                 | kernfs_fop_mmap()           | ENODEV, what was there is gone |
 | a socket                                  | sock_no_mmap()              | ENODEV, what was there is gone |
 | of procfs, with proc_ops (meminfo)        | proc_reg_mmap(), pde_mmap() | EIO, what was there is gone    |

@@ -13,9 +13,9 @@ import os
 from signal import SIGCHLD
 
 from kerneld.errors import SysError
-from kerneld.mm.access import read_remote_vm
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.pte_ops import Rss
+from kerneld.mm.calls.access import read_remote_vm
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pte_ops import Rss
 from kerneld.task.table import find_ppid
 from kerneld.task.task import Process
 from shared.uapi.auxvec import CLOCKS_PER_SEC

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 from kerneld.fs.proc_array import state_letter
-from kerneld.mm.frames import Frames
+from kerneld.mm.frames.frames import Frames
 from kerneld.task.task import Process
 from shared.uapi.page import PAGE_SHIFT, Pid
 

@@ -9,9 +9,9 @@ import os
 
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.seq_file import Records
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
-from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 _NAME_COLUMN = 72

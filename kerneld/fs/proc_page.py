@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.mm.frames import (
+from kerneld.mm.frames.frames import (
     PG_ACTIVE,
     PG_ANON,
     PG_DIRTY,
@@ -24,7 +24,7 @@ from kerneld.mm.frames import (
     ZERO_PFN,
     Frames,
 )
-from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 
 Mask = npt.NDArray[np.bool_]
 

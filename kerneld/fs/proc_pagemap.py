@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn, swap_mask, swp_offset
-from kerneld.mm.frames import PG_ANON
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.frames.frames import PG_ANON
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Vaddr
 

@@ -18,12 +18,12 @@ from kerneld.fs.proc_maps import show_map_vma, show_rollup_header
 from kerneld.fs.seq_file import END, START, Records
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
-from kerneld.mm.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
-from kerneld.mm.leaf_walk import FEW_ENTRIES, Leaf
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.pkeys import vma_pkey
-from kerneld.mm.thp import thp_eligible
-from kerneld.mm.vma import Vma
+from kerneld.mm.fault.thp import thp_eligible
+from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
+from kerneld.mm.space.leaf_walk import FEW_ENTRIES, Leaf
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pkeys import vma_pkey
+from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
 
 _LEAVES_AT_ONCE = 16

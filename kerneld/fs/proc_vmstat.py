@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerneld.mm.frames import FIRST_PFN, PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, PG_TABLE, Frames
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.frames.frames import FIRST_PFN, PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, PG_TABLE, Frames
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.frames.lru import LruList, lru_sizes
 from kerneld.mm.limits import Sysctl
-from kerneld.mm.lru import LruList, lru_sizes
-from kerneld.mm.overcommit import vm_commit_limit
+from kerneld.mm.space.overcommit import vm_commit_limit
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 
 _VMALLOC_TOTAL_KB = (1 << 45) - 1 >> 10

@@ -37,9 +37,9 @@ from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
 from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_vmstat
 from kerneld.fs.seq_file import SeqFiles, Show, one_record
-from kerneld.mm.frames import Frames
+from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Sysctl
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.page import Pid

@@ -1,8 +1,8 @@
 """Physical memory: one sparse memory file, seen as bytes, as 64-bit words, and as a numpy array.
 
-Owns the memory file and its mapping. Knows no frame states: whether a frame is free is `kerneld.mm.frames`'s business.
-Page tables live in here as real entries, so that a foreign page-table walker, given this file and a CR3, agrees with
-us.
+Owns the memory file and its mapping. Knows no frame states: whether a frame is free is `kerneld.mm.frames.frames`'s
+business. Page tables live in here as real entries, so that a foreign page-table walker, given this file and a CR3,
+agrees with us.
 
 Invariants: a frame that `written` does not name reads as zeros: whoever writes page contents does so by a method of
 `Ram`, and page tables (written as words) are noted when they are allocated. The size never changes, and nobody but this

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kerneld.mm import unmapped_area
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.vma import Vma
+from kerneld.mm.space import unmapped_area
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.referee.later_rules import AlignedToPmd
 from shared.uapi.mman import Map
 from shared.uapi.page import PMD_SIZE, Vaddr

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.mm.filemap import File
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_SYNC
-from kerneld.mm.vma import Vma
 from kerneld.referee.later_rules import AlignedToPmd
 from shared.uapi.page import Vaddr
 

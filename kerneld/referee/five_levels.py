@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kerneld.mm import mincore, mremap, munmap
+from kerneld.mm.calls import mincore, mremap
+from kerneld.mm.space import munmap
 from kerneld.referee import later_mremap, later_rules
 from kerneld.task import cpu, trap
 from shared.uapi.mman import Mremap

@@ -16,22 +16,11 @@ without the rule.
 from __future__ import annotations
 
 from kerneld.fs import proc_maps
-from kerneld.mm import (
-    dying,
-    fault,
-    madvise,
-    madvise_pages,
-    mmap,
-    mprotect,
-    mremap,
-    munmap,
-    pkeys,
-    truncate,
-    unmapped_area,
-    vm_flags,
-    vma_merge,
-)
-from kerneld.mm.filemap import AddressSpace
+from kerneld.mm import vm_flags
+from kerneld.mm.calls import madvise, madvise_pages, mmap, mprotect, mremap
+from kerneld.mm.fault import fault
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.space import dying, munmap, pkeys, truncate, unmapped_area, vma_merge
 from kerneld.referee import (
     earlier_rules,
     file_systems,

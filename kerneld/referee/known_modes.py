@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from kerneld.mm import collapse, fault, madvise_pages, split_folio, swap_state, thp
+from kerneld.mm.calls import madvise_pages
+from kerneld.mm.fault import collapse, fault, thp
+from kerneld.mm.frames import swap_state
+from kerneld.mm.space import split_folio
 from kerneld.referee import later_huge, later_swap, witnesses_huge, witnesses_swap
 from kerneld.referee.difference import Known
 from kerneld.referee.mode import Mode

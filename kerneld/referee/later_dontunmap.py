@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import split_range
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import split_range
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before
 from kerneld.mm.vm_flags import VM_LOCKED
-from kerneld.mm.vma import Vma
-from kerneld.mm.vma_merge import can_merge_after, can_merge_before
 from shared.uapi.mman import Mremap
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 

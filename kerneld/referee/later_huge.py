@@ -7,16 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from kerneld.hw.paging import PTE_SPECIAL, make_pte, present_mask, pte_pfn
-from kerneld.mm import fault, split_folio, thp
-from kerneld.mm.anon_page import anon_flags, prepare_anon_vma
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
-from kerneld.mm.huge_frames import HPAGE_PMD_NR, PG_LARGE
-from kerneld.mm.leaf_walk import Leaf, Words
-from kerneld.mm.mm import MmStruct, vma_page_prot
-from kerneld.mm.rmap import AnonVma
-from kerneld.mm.rmap_walk import rmap_walk
+from kerneld.mm.fault import fault, thp
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
+from kerneld.mm.space import split_folio
+from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
+from kerneld.mm.space.leaf_walk import Leaf, Words
+from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.rmap import AnonVma
+from kerneld.mm.space.rmap_walk import rmap_walk
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED
-from kerneld.mm.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
 _split_folio_v6_8 = split_folio.split_folio

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kerneld.mm import vma_merge
-from kerneld.mm.filemap import File
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.rmap import AnonVma, dup_anon_vma
-from kerneld.mm.vma import Vma
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space import vma_merge
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
+from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
-from kerneld.mm import mremap
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import may_expand_vm
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.overcommit import check_enough_memory
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls import mremap
+from kerneld.mm.calls.mmap import may_expand_vm
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYSHARE, VM_SHARED
-from kerneld.mm.vma import Vma
 from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 

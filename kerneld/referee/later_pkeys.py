@@ -6,9 +6,9 @@ import errno
 from collections.abc import Callable
 
 from kerneld.errors import SysError
-from kerneld.mm import pkeys
-from kerneld.mm.filemap import File
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space import pkeys
+from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_SHIFT, Vaddr, page_align
 

@@ -10,15 +10,16 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTRS_PER_TABLE, pte_present
-from kerneld.mm import fault, madvise, madvise_pages, mmap
-from kerneld.mm.filemap import READ_AROUND_PAGES, File
-from kerneld.mm.madvise_pages import MayWrite
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import split_range
-from kerneld.mm.overcommit import accountable_mapping, check_enough_memory
-from kerneld.mm.pace import Pace
+from kerneld.mm.calls import madvise, madvise_pages, mmap
+from kerneld.mm.calls.madvise_pages import MayWrite
+from kerneld.mm.fault import fault
+from kerneld.mm.files.filemap import READ_AROUND_PAGES, File
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import split_range
+from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, is_shared_maywrite
-from kerneld.mm.vma import Vma
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.fcntl import F_SEAL_WRITE

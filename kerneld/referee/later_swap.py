@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kerneld.hw.paging import PTE_RW, pte_pfn
-from kerneld.mm import fault, swap_state
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE, PG_DIRTY, Frames
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.fault import fault
+from kerneld.mm.frames import swap_state
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, PG_DIRTY, Frames
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_WRITE
-from kerneld.mm.vma import Vma
 from shared.uapi.page import Pfn, Vaddr
 
 _do_swap_page_v6_8 = fault.do_swap_page

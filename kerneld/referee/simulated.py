@@ -19,10 +19,10 @@ from kerneld.fs.proc_array import show_stat, show_statm, show_status
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
 from kerneld.fs.seq_file import START, Records
-from kerneld.mm.filemap import AddressSpace, File
-from kerneld.mm.fork import dup_mmap
-from kerneld.mm.invariants import check_machine
-from kerneld.mm.mmap import do_mmap
+from kerneld.mm.calls.fork import dup_mmap
+from kerneld.mm.calls.mmap import do_mmap
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.referee import this_host
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.mm import fault, madvise, truncate, vma_merge
-from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.calls import madvise
+from kerneld.mm.calls.madvise_pages import MayWrite
+from kerneld.mm.fault import fault
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.locked_pages import munlock_range
-from kerneld.mm.lru import folio_mark_accessed
-from kerneld.mm.madvise_pages import MayWrite
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space import truncate, vma_merge
+from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
-from kerneld.mm.vma import Vma
 from kerneld.referee import rights
 from kerneld.task.task import Cred
 from shared.uapi.mman import Madv

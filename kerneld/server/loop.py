@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from kerneld.mm.dying import SLICE_SECONDS
+from kerneld.mm.space.dying import SLICE_SECONDS
 from kerneld.server.connection import Connection
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_reader import HostReader

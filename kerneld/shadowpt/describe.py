@@ -25,8 +25,8 @@ from kerneld.shadowpt.layout import F24, Flags
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
 if TYPE_CHECKING:
-    from kerneld.mm.mm import MmStruct
-    from kerneld.mm.vma import Vma
+    from kerneld.mm.space.mm import MmStruct
+    from kerneld.mm.space.vma import Vma
 
 
 def describe(

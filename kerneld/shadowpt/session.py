@@ -42,7 +42,7 @@ from shared.uapi.shadowpt import MAX_SPT_RANGE, table_bytes
 
 if TYPE_CHECKING:
     from kerneld.hw.ram import Ram
-    from kerneld.mm.mm import MmStruct
+    from kerneld.mm.space.mm import MmStruct
 
 _log = structlog.get_logger(__name__)
 

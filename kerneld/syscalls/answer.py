@@ -10,8 +10,8 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import SysError
-from kerneld.mm.filemap import File
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space.mm import MmStruct
 from kerneld.task.task import Process, Thread
 from shared.wire import SigInfo
 

@@ -22,17 +22,17 @@ from kerneld.fs.inotify import Inotify
 from kerneld.fs.procfs import ProcFs
 from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
-from kerneld.mm.dying import Dying
-from kerneld.mm.frames import Frames
-from kerneld.mm.invariants import check_machine
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.frames.swap import SwapFile
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.oom import OomKiller
-from kerneld.mm.overcommit import init_reserves
-from kerneld.mm.page_alloc import PageAlloc
-from kerneld.mm.swap import SwapFile
-from kerneld.mm.vmscan import Vmscan
-from kerneld.mm.writeback import sync_mm
+from kerneld.mm.reclaim.oom import OomKiller
+from kerneld.mm.reclaim.page_alloc import PageAlloc
+from kerneld.mm.reclaim.vmscan import Vmscan
+from kerneld.mm.space.dying import Dying
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.overcommit import init_reserves
+from kerneld.mm.space.writeback import sync_mm
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_exit, kill_process

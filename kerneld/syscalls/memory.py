@@ -6,23 +6,29 @@ import errno
 import os
 
 from kerneld.errors import SysError
-from kerneld.mm.brk import do_brk
-from kerneld.mm.fault import VM_FAULT_OOM
-from kerneld.mm.filemap import File
-from kerneld.mm.hugetlb import align_to_huge_pages, hugetlb_file_setup
-from kerneld.mm.madvise import POPULATE_ADVICE, SLOW_ADVICE, do_madvise, madvise_in_pieces, madvise_populate_in_pieces
-from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_in_pieces, munlock_in_pieces
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap, wants_populate
-from kerneld.mm.mprotect import do_mprotect, mprotect_in_pieces
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import do_munmap, munmap_in_pieces
-from kerneld.mm.pace import Steps, is_wide
-from kerneld.mm.pkeys import NO_PKEY, pkey_alloc, pkey_free
-from kerneld.mm.populate import populate_in_pieces
+from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.madvise import (
+    POPULATE_ADVICE,
+    SLOW_ADVICE,
+    do_madvise,
+    madvise_in_pieces,
+    madvise_populate_in_pieces,
+)
+from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.calls.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_in_pieces, munlock_in_pieces
+from kerneld.mm.calls.mmap import do_mmap, wants_populate
+from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.fault.fault import VM_FAULT_OOM
+from kerneld.mm.fault.populate import populate_in_pieces
+from kerneld.mm.files.filemap import File
+from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
+from kerneld.mm.space.pace import Steps, is_wide
+from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
+from kerneld.mm.space.writeback import msync_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
-from kerneld.mm.writeback import msync_in_pieces
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align

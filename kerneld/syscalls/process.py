@@ -8,7 +8,7 @@ import struct
 
 from kerneld.errors import SysError
 from kerneld.fs.open_file import is_in_memory
-from kerneld.mm.filemap import File
+from kerneld.mm.files.filemap import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
 from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.task.exec import Binprm, do_execve

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
-from kerneld.mm.access import pin_user_pages, unpin_user_pages
-from kerneld.mm.madvise import PROCESS_ADVICE, do_madvise
-from kerneld.mm.madvise_pages import MayWrite
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import mmput
-from kerneld.mm.pace import Pace
+from kerneld.mm.calls.access import pin_user_pages, unpin_user_pages
+from kerneld.mm.calls.madvise import PROCESS_ADVICE, do_madvise
+from kerneld.mm.calls.madvise_pages import MayWrite
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import mmput
+from kerneld.mm.space.pace import Pace
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process

@@ -13,9 +13,9 @@ from collections.abc import Generator
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
-from kerneld.mm.fault import VM_FAULT_ERROR
-from kerneld.mm.pace import Pace
-from kerneld.mm.populate import fault_in_range, mark_accessed
+from kerneld.mm.fault.fault import VM_FAULT_ERROR
+from kerneld.mm.fault.populate import fault_in_range, mark_accessed
+from kerneld.mm.space.pace import Pace
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
 from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error

@@ -23,8 +23,8 @@ from functools import cache
 from typing import Any
 
 from kerneld.errors import SysError
-from kerneld.mm.filemap import File
-from kerneld.mm.frames import Frames
+from kerneld.mm.files.filemap import File
+from kerneld.mm.frames.frames import Frames
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
 

@@ -20,13 +20,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from kerneld.errors import SysError
-from kerneld.mm.brk import do_brk_flags
-from kerneld.mm.filemap import File
-from kerneld.mm.mlock import mlock_future_ok
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.unmapped_area import get_unmapped_area
+from kerneld.mm.calls.brk import do_brk_flags
+from kerneld.mm.calls.mlock import mlock_future_ok
+from kerneld.mm.calls.mmap import do_mmap
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.unmapped_area import get_unmapped_area
 from kerneld.mm.vm_flags import VM_EXEC
 from kerneld.task.elf import U64_MASK, ElfImage, ElfSegment
 from kerneld.task.uaccess import copy_to_user

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kerneld.errors import SysError
-from kerneld.mm.filemap import File
-from kerneld.mm.frames import Frames
+from kerneld.mm.files.filemap import File
+from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import exit_mmap
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
 from kerneld.task.elf import PHDR_BYTES, ElfImage, read_interpreter, read_program
 from kerneld.task.elf_map import ELF_ET_DYN_BASE, Placement, map_interpreter, map_program
 from kerneld.task.exec_stack import (

@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.mm.access import get_user_page
+from kerneld.mm.calls.access import get_user_page
+from kerneld.mm.calls.stack import expand_stack
+from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.limits import STACK_LIMIT_BYTES, Rlimits
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.overcommit import check_enough_memory
-from kerneld.mm.populate import fault_in_range
-from kerneld.mm.stack import expand_stack
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
-from kerneld.mm.vma import Vma
 from kerneld.task.uaccess import copy_to_user
 from shared.uapi.auxvec import ELF_PLATFORM, At
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr

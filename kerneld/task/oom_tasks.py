@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from signal import SIGKILL
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.oom import OomTask
+from kerneld.mm.reclaim.oom import OomTask
+from kerneld.mm.space.mm import MmStruct
 from kerneld.task.exit import kill_process
 from kerneld.task.sched import RunQueue
 from kerneld.task.signal import send_signal_locked

@@ -25,8 +25,8 @@ from kerneld.errors import KernelBug
 from kerneld.hw.processor import Processor
 
 if TYPE_CHECKING:
-    from kerneld.mm.mm import MmStruct
-    from kerneld.mm.pagetable import PageTable
+    from kerneld.mm.space.mm import MmStruct
+    from kerneld.mm.space.pagetable import PageTable
     from kerneld.task.task import Thread
 
 TASK_RUNNING, TASK_INTERRUPTIBLE, TASK_DEAD = 0x00, 0x01, 0x80

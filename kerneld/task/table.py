@@ -17,9 +17,9 @@ from pathlib import Path
 
 from kerneld.errors import SysError
 from kerneld.hw.processor import INIT_PKRU
-from kerneld.mm.fork import dup_in_pieces, new_copy
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.calls.fork import dup_in_pieces, new_copy
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition

@@ -16,8 +16,8 @@ from signal import SIGKILL
 
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.limits import Rlimits
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import mmput
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import mmput
 from kerneld.task.sched import TASK_INTERRUPTIBLE, RunQueue, switch_mm
 from shared.uapi.page import Pid, Vaddr
 from shared.uapi.signals import Disposition

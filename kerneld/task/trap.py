@@ -21,12 +21,12 @@ import structlog
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_PK, PF_PROT, PF_WRITE
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
-from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.pkeys import vma_access_permitted, vma_pkey
-from kerneld.mm.stack import expand_stack
+from kerneld.mm.calls.stack import expand_stack
+from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pkeys import vma_access_permitted, vma_pkey
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_PKEY_MASK, VM_WRITE
-from kerneld.mm.vma import Vma
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.signal import force_sig_fault, force_sig_pkuerr
 from kerneld.task.task import Thread

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PF_USER, PF_WRITE, translate
-from kerneld.mm.fault import VM_FAULT_ERROR, handle_mm_fault
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.fault.fault import VM_FAULT_ERROR, handle_mm_fault
+from kerneld.mm.space.mm import MmStruct
 from kerneld.task.trap import access_error, lock_mm_and_find_vma
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, TASK_SIZE, Vaddr
 

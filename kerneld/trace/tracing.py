@@ -36,7 +36,7 @@ from shared.trace.events import EVENTS, FTRACE, RSS_STAT, FaultKind, matching
 from shared.uapi.page import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from kerneld.mm.mm import MmStruct
+    from kerneld.mm.space.mm import MmStruct
     from kerneld.syscalls.kernel import Kernel
     from kerneld.task.task import Process, Thread
     from kerneld.trace.probes.shadow import SpteLog

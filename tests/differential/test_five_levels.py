@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kerneld.mm import mremap, munmap
+from kerneld.mm.calls import mremap
+from kerneld.mm.space import munmap
 from kerneld.referee.difference import following
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL, is_out_of_reach
 from kerneld.referee.known import KNOWN

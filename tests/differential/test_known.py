@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.mm import fault, mremap
-from kerneld.mm.filemap import AddressSpace
+from kerneld.mm.calls import mremap
+from kerneld.mm.fault import fault
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.referee import difference as mechanism
 from kerneld.referee.difference import Known, OnTop, decide, following
 from kerneld.referee.errors import HostError

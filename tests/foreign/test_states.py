@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kerneld.hw.paging import PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER, pte_pfn
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_EXEC, VM_WRITE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from tests.foreign import huge_and_swapped, states

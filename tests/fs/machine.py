@@ -12,14 +12,14 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.fs.file_table import FileTable
 from kerneld.hw.ram import Ram
-from kerneld.mm.fault import handle_mm_fault
-from kerneld.mm.filemap import File
-from kerneld.mm.frames import Frames
+from kerneld.mm.calls.mmap import do_mmap, wants_populate
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.files.filemap import File
+from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap, wants_populate
-from kerneld.mm.munmap import do_munmap, exit_mmap
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.task.task import Cred
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE, page_align

@@ -11,10 +11,10 @@ import pytest
 from kerneld.fs.changes import Changes
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
-from kerneld.mm.fault import VM_FAULT_SIGBUS, handle_mm_fault
-from kerneld.mm.invariants import check_machine
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.fault.fault import VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.fs.fake_inode import FakeInode
@@ -99,7 +99,7 @@ class TestAFileThatIsCut:
 
     @pytest.fixture
     def watched(self, machine: Machine, inotify: Inotify, monkeypatch: pytest.MonkeyPatch) -> Machine:
-        monkeypatch.setattr("kerneld.mm.pace._PIECE_SECONDS", 0.0)
+        monkeypatch.setattr("kerneld.mm.space.pace._PIECE_SECONDS", 0.0)
         machine.files.close()
         machine.files = FileTable(machine.frames, inotify)
         machine.files.changes.slice_seconds = 0.0

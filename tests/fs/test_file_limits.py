@@ -9,7 +9,7 @@ import pytest
 
 from kerneld.fs.file_limits import FileRules
 from kerneld.fs.file_table import FileTable
-from kerneld.mm.filemap import File
+from kerneld.mm.files.filemap import File
 from kerneld.task.task import Cred, Process
 from tests.fs.machine import ROOT, USER, Machine, fails, map_file, unmap
 

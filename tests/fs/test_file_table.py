@@ -15,8 +15,8 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.fs import inode as inode_module
 from kerneld.fs.mmap_ops import MmapOps
-from kerneld.mm.fork import dup_mmap
-from kerneld.mm.writeback import do_msync
+from kerneld.mm.calls.fork import dup_mmap
+from kerneld.mm.space.writeback import do_msync
 from kerneld.task.task import Cred
 from shared.uapi.mman import Map, Ms, Prot
 from shared.uapi.page import PAGE_SIZE

@@ -12,7 +12,7 @@ import pytest
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inode import MOST_EXTENTS
 from kerneld.fs.inotify import NO_WATCH, Inotify
-from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.space.munmap import exit_mmap
 from shared.uapi.page import PAGE_SIZE
 from tests.fs.machine import Machine, open_descriptors
 

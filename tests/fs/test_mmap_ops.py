@@ -19,8 +19,8 @@ from kerneld.errors import SysError
 from kerneld.fs.host_mmap import try_to_map
 from kerneld.fs.mmap_ops import find_mmap_ops
 from kerneld.fs.open_file import describe_fd
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap
+from kerneld.mm.calls.mmap import do_mmap
+from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.fs.machine import ROOT, Machine, fails

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.fs.mmap_ops import MmapOps
-from kerneld.mm.filemap import File
+from kerneld.mm.files.filemap import File
 from kerneld.task.task import Cred
 from tests.fs.machine import ROOT, Machine, fails
 

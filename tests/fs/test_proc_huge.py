@@ -7,8 +7,8 @@ import struct
 import numpy as np
 
 from kerneld.hw.paging import entry_pfn
-from kerneld.mm.fault import handle_mm_fault
-from kerneld.mm.madvise import do_madvise
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.fault.fault import handle_mm_fault
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.fs.world import World

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.mm.brk import do_brk
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.task.exec import fresh_mm
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.mm.frames import PG_TABLE, ZERO_PFN
+from kerneld.mm.frames.frames import PG_TABLE, ZERO_PFN
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Cred
 from shared.uapi.mman import Map

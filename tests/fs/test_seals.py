@@ -15,14 +15,14 @@ import pytest
 
 from kerneld.fs.open_file import may_be_sealed
 from kerneld.fs.writable_mapping import WritableMapping
-from kerneld.mm.fork import dup_mmap
-from kerneld.mm.invariants import check_machine
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import exit_mmap
+from kerneld.mm.calls.fork import dup_mmap
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.writeback import do_msync
 from kerneld.mm.vm_flags import VM_MAYWRITE
-from kerneld.mm.writeback import do_msync
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
 from shared.uapi.mman import Map, Mremap, Ms, Prot
 from shared.uapi.page import PAGE_SIZE

@@ -14,8 +14,8 @@ import pytest
 
 from kerneld.fs.open_file import is_in_memory
 from kerneld.fs.proc_smaps import MemSizeStats, _show_stats, gather_stats
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.pte_ops import Rss
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pte_ops import Rss
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.fs.machine import Machine, unmap

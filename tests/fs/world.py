@@ -6,9 +6,9 @@ import os
 import time
 
 from kerneld.fs.procfs import ProcFs
-from kerneld.mm.fork import dup_mmap
+from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.limits import Sysctl
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map
 from tests.fs.machine import ROOT, RW, Machine, map_file

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.mm import pace
 from kerneld.mm.limits import OVERCOMMIT_NEVER, Sysctl
+from kerneld.mm.space import pace
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from kerneld.trace.tracing import Tracing
 from shared.trace.events import PTE_CLEAR

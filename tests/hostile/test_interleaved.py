@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerneld.mm import pace
+from kerneld.mm.space import pace
 from kerneld.server import exchange
 from tests.hostile.interleaved import InterleavedDrive
 

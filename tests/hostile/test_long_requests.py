@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from kerneld.fs.file_limits import FileRules
-from kerneld.mm import pace
+from kerneld.mm.space import pace
 from kerneld.server import exchange
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.mm import munmap, pace
-from kerneld.mm.fork import dup_mmap
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mlock import do_munlock, mlockall_flags_in_pieces
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.munmap import do_munmap, exit_mmap
-from kerneld.mm.pace import run_at_once
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.fork import dup_mmap
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mlock import do_munlock, mlockall_flags_in_pieces
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space import munmap, pace
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap, exit_mmap
+from kerneld.mm.space.pace import run_at_once
 from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

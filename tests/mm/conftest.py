@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from tests.mm.world import Machine, checked
 
 

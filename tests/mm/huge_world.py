@@ -6,7 +6,7 @@ import numpy as np
 
 from kerneld.hw.paging import PTE_PSE, entry_pfn, present_mask, pte_pfn
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from kerneld.shadowpt.describe import describe, describe_page
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 from tests.mm.world import ANON, BASE, RW, Machine, load, mmap, store

@@ -1,4 +1,4 @@
-"""Reading and writing another address space: each row of the table in kerneld.mm.access, and what it leaves behind."""
+"""Reading and writing another address space: each row of the table in mm.calls.access, and what it leaves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
-from kerneld.mm.access import read_remote_vm, write_remote_vm
-from kerneld.mm.frames import ZERO_PFN
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.access import read_remote_vm, write_remote_vm
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.frames.frames import ZERO_PFN
+from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from tests.mm.world import (

@@ -10,11 +10,11 @@ from signal import SIGKILL, SIGSEGV
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.mm.brk import do_brk
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

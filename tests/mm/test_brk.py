@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kerneld.mm.brk import do_brk, do_brk_flags
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.calls.brk import do_brk, do_brk_flags
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
 from kerneld.mm.vm_flags import VM_LOCKED
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
 from tests.mm.world import BASE, READ, RW, Machine, entry, grows_down, layout, mmap, page, store

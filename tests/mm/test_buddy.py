@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerneld.errors import KernelBug
-from kerneld.mm.buddy import MAX_ORDER, PCP_BATCH, PCP_HIGH, Buddy, OutOfFrames
+from kerneld.mm.frames.buddy import MAX_ORDER, PCP_BATCH, PCP_HIGH, Buddy, OutOfFrames
 
 FIRST = 2
 LOW = 1024

@@ -1,4 +1,4 @@
-"""Page faults by the table in kerneld.mm.fault, row by row."""
+"""Page faults by the table in kerneld.mm.fault.fault, row by row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTE_USER, make_pte
-from kerneld.mm.fault import VM_FAULT_SIGBUS, handle_mm_fault
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, ZERO_PFN
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.pte_ops import Rss
+from kerneld.mm.fault.fault import VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, ZERO_PFN
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pte_ops import Rss
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (
     BASE,

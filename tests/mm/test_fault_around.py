@@ -8,11 +8,11 @@ from signal import SIGBUS, SIGKILL
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.mm.fault import VM_FAULT_MAJOR, handle_mm_fault
-from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.fault.fault import VM_FAULT_MAJOR, handle_mm_fault
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import BASE, PRIVATE, READ, RW, SHARED, Machine, entry, load, mmap, page, pfn_of, signal_of, store

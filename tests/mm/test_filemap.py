@@ -7,11 +7,11 @@ import errno
 import pytest
 
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
-from kerneld.mm.frames import PG_DIRTY
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.truncate import punch_hole
-from kerneld.mm.writeback import do_msync
+from kerneld.mm.frames.frames import PG_DIRTY
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.truncate import punch_hole
+from kerneld.mm.space.writeback import do_msync
 from shared.uapi.mman import Map, Ms
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import (

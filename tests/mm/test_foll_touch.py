@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY
-from kerneld.mm.access import pin_user_pages, read_remote_vm, unpin_user_pages, write_remote_vm
-from kerneld.mm.frames import PG_ACTIVE, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED
+from kerneld.mm.calls.access import pin_user_pages, read_remote_vm, unpin_user_pages, write_remote_vm
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mlock import do_mlock, do_munlock
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mlock import do_mlock, do_munlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.writeback import do_msync
 from kerneld.mm.vm_flags import VM_LOCKED
-from kerneld.mm.writeback import do_msync
 from shared.uapi.mman import Madv, Ms
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.huge_world import HUGE, HugeMachine, entry_at, frame_at, huge, sizes

@@ -6,10 +6,10 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE, ZERO_PFN
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_DONTCOPY, VM_LOCKED, VM_WIPEONFORK
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE

@@ -10,8 +10,8 @@ import pytest
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.ram import Ram
-from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.frames import FIRST_PFN, LRU_CLOCK_END, PG_ANON, PG_DIRTY, ZERO_PFN, Frames
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.frames.frames import FIRST_PFN, LRU_CLOCK_END, PG_ANON, PG_DIRTY, ZERO_PFN, Frames
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import Machine
 

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from kerneld.mm import rmap_walk as rmap_walk_module
-from kerneld.mm.i_mmap import _FEW
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.rmap_walk import Mapped, rmap_walk
-from kerneld.mm.vma import Vma
+from kerneld.mm.files.i_mmap import _FEW
+from kerneld.mm.space import rmap_walk as rmap_walk_module
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.rmap_walk import Mapped, rmap_walk
+from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import BASE, READ, SHARED, Machine, load, mmap, page, pfn_of
 

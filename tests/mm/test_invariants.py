@@ -8,12 +8,12 @@ import pytest
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_SPECIAL, PTE_USER
-from kerneld.mm.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, ZERO_PFN
-from kerneld.mm.invariants import check_machine, check_mm, find_unmerged
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.check.invariants import check_machine, check_mm, find_unmerged
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_TABLE, ZERO_PFN
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_SHARED
-from kerneld.mm.vma import Vma
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (

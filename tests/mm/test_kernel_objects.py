@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.oom import oom_badness
-from kerneld.mm.rmap import AnonVma
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.reclaim.oom import oom_badness
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.rmap import AnonVma
 from shared.uapi.mman import Mremap
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import BASE, READ, Machine, errno_of, load, mmap, page, store, vma_at

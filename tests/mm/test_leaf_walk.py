@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_PFN_MASK, PTE_PRESENT, present_mask
-from kerneld.mm import leaf_walk
-from kerneld.mm.leaf_walk import Leaf, Leaves
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mlock import do_mlock, do_munlock
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import copy_vma, do_mremap, move_ptes
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mlock import do_mlock, do_munlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import copy_vma, do_mremap, move_ptes
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.space import leaf_walk
+from kerneld.mm.space.leaf_walk import Leaf, Leaves
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT, VM_READ, VM_WRITE
 from shared.uapi.mman import Madv, Map, Mremap
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE

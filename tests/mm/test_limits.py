@@ -6,11 +6,11 @@ import errno
 
 import pytest
 
+from kerneld.mm.calls.mmap import may_expand_vm
+from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.limits import Rlimits
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import may_expand_vm
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_GROWSDOWN, VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE

@@ -9,11 +9,11 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW
-from kerneld.mm.frames import ZERO_PFN
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.frames.frames import ZERO_PFN
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import (
     VM_DONTCOPY,
     VM_DONTDUMP,

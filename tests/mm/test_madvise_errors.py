@@ -10,10 +10,10 @@ import errno
 import pytest
 
 from kerneld.hw.paging import PTE_ACCESSED
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_DONTCOPY
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_READ, VM_WRITE
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE

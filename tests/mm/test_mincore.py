@@ -6,10 +6,10 @@ import errno
 
 import pytest
 
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from tests.mm.world import (

@@ -6,9 +6,16 @@ import errno
 
 import pytest
 
-from kerneld.mm.mlock import can_do_mlock, do_mlock, do_mlockall, do_munlock, mlock_future_ok, mlockall_flags_in_pieces
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.pace import run_at_once
+from kerneld.mm.calls.mlock import (
+    can_do_mlock,
+    do_mlock,
+    do_mlockall,
+    do_munlock,
+    mlock_future_ok,
+    mlockall_flags_in_pieces,
+)
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
 from shared.uapi.mman import Map, Mcl
 from shared.uapi.page import PAGE_SIZE

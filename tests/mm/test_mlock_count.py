@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kerneld.mm.access import pin_user_pages, unpin_user_pages
-from kerneld.mm.frames import PG_UNEVICTABLE
+from kerneld.mm.calls.access import pin_user_pages, unpin_user_pages
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mlock import do_mlock, do_munlock
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.frames.frames import PG_UNEVICTABLE
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mlock import do_mlock, do_munlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import mm_populate
-from kerneld.mm.truncate import punch_hole, truncate_pagecache
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.truncate import punch_hole, truncate_pagecache
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE

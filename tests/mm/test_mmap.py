@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
-from kerneld.mm.mm import MMAP_BASE, MmStruct
-from kerneld.mm.mmap import do_mmap
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.calls.mmap import do_mmap
+from kerneld.mm.space.mm import MMAP_BASE, MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYEXEC, VM_MAYWRITE, VM_NORESERVE, VM_SHARED
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
 from shared.uapi.fcntl import F_SEAL_WRITE
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE

@@ -16,16 +16,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kerneld.mm.brk import do_brk
-from kerneld.mm.invariants import find_unmerged
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.check.invariants import find_unmerged
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.writeback import do_msync
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS
-from kerneld.mm.writeback import do_msync
 from shared.uapi.mman import Madv, Map, Mremap, Ms
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (

@@ -8,10 +8,10 @@ from signal import SIGSEGV
 import pytest
 
 from kerneld.hw.paging import PF_INSTR, PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW
-from kerneld.mm.frames import ZERO_PFN
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.frames.frames import ZERO_PFN
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_ACCOUNT
 from shared.uapi.mman import Madv, Map, Prot
 from shared.uapi.page import PAGE_SIZE

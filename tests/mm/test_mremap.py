@@ -6,10 +6,10 @@ from signal import SIGBUS, SIGSEGV
 
 import pytest
 
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Map, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from kerneld.mm.mlock import do_mlock, do_munlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.calls.mlock import do_mlock, do_munlock
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKED_MASK
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit

@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.populate import mm_populate
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_DONTEXPAND
 from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE

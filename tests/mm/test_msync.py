@@ -7,8 +7,8 @@ import errno
 import pytest
 
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.writeback import do_msync
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.writeback import do_msync
 from shared.uapi.mman import Map, Ms
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import (

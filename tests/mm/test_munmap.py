@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from tests.mm.world import BASE, READ, RW, Machine, entry, errno_of, layout, mmap, page, store
 

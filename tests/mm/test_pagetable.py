@@ -8,11 +8,11 @@ import pytest
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PTE_PRESENT, PTE_TABLE, PTE_USER, make_pte
-from kerneld.mm.frames import Frames
-from kerneld.mm.leaf_walk import Leaf
-from kerneld.mm.pace import Pace
-from kerneld.mm.page_walk import walk_page_table
-from kerneld.mm.pagetable import PageTable
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.space.leaf_walk import Leaf
+from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.page_walk import walk_page_table
+from kerneld.mm.space.pagetable import PageTable
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from tests.mm.world import BASE, Machine
 

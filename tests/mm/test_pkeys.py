@@ -10,14 +10,14 @@ import pytest
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_NX, PTE_PKEY_MASK, PTE_PKEY_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_PSE, pte_pkey
 from kerneld.hw.processor import INIT_PKRU
-from kerneld.mm.brk import do_brk
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.pkeys import pkey_alloc, pkey_free, vma_pkey
-from kerneld.mm.stack import expand_stack
+from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mmap import do_mmap
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.calls.stack import expand_stack
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pkeys import pkey_alloc, pkey_free, vma_pkey
 from shared.uapi.mman import Madv, Map, Mremap, Pkey, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import (

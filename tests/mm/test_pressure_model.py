@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.madvise import do_madvise
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 from tests.mm.huge_world import HugeMachine

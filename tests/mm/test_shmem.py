@@ -10,15 +10,15 @@ import pytest
 
 from kerneld.fs.proc_smaps import shmem_swap_usage
 from kerneld.hw.paging import PTE_RW
-from kerneld.mm.filemap import File
-from kerneld.mm.frames import PG_DIRTY, PG_SWAPBACKED
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.pte_ops import Rss
-from kerneld.mm.truncate import punch_hole, truncate_pagecache
-from kerneld.mm.writeback import do_msync
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.files.filemap import File
+from kerneld.mm.frames.frames import PG_DIRTY, PG_SWAPBACKED
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.truncate import punch_hole, truncate_pagecache
+from kerneld.mm.space.writeback import do_msync
 from shared.uapi.mman import Madv, Ms
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import (

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kerneld.mm.fault import VM_FAULT_MAJOR, handle_mm_fault
-from kerneld.mm.filemap import AddressSpace
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.truncate import punch_hole
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.fault.fault import VM_FAULT_MAJOR, handle_mm_fault
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.truncate import punch_hole
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import BASE, PRIVATE, RW, SHARED_ANON, Machine, checked, load, mmap, page, store, vma_at

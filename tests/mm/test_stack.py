@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from signal import SIGSEGV
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.stack import expand_stack
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.stack import expand_stack
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit

@@ -10,16 +10,16 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_RW
-from kerneld.mm.access import pin_user_pages, read_remote_vm, unpin_user_pages, write_remote_vm
-from kerneld.mm.frames import ZERO_PFN
+from kerneld.mm.calls.access import pin_user_pages, read_remote_vm, unpin_user_pages, write_remote_vm
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.fault.populate import fault_in_range, mark_accessed, mm_populate
+from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mincore import do_mincore
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import fault_in_range, mark_accessed, mm_populate
-from kerneld.mm.pte_ops import Rss
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pte_ops import Rss
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.mm.huge_world import (

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, present_mask
-from kerneld.mm.frames import PG_DIRTY, PG_SWAPBACKED
-from kerneld.mm.huge_frames import PG_LARGE
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.frames.frames import PG_DIRTY, PG_SWAPBACKED
+from kerneld.mm.frames.huge_frames import PG_LARGE
+from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.huge_world import HUGE, HugeMachine, check_marks, entry_at, frame_at, frames_of, huge, marked, sizes

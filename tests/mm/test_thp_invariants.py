@@ -9,10 +9,10 @@ import pytest
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL
-from kerneld.mm.frames import PG_ANON_EXCLUSIVE
-from kerneld.mm.invariants import check_machine
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_GROWSDOWN
-from kerneld.mm.vma import Vma
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 from tests.mm.huge_world import HUGE, HugeMachine, frame_at, huge, sizes

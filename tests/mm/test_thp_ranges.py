@@ -9,14 +9,14 @@ from signal import SIGSEGV
 import pytest
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW
-from kerneld.mm.brk import do_brk
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mlock import do_mlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mprotect import do_mprotect
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.pte_ops import Rss
+from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mlock import do_mlock
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pte_ops import Rss
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

@@ -7,9 +7,9 @@ from signal import SIGBUS
 
 import pytest
 
-from kerneld.mm.mlock import do_mlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.truncate import drop_pages, punch_hole, truncate_pagecache, unmap_mapping_range
+from kerneld.mm.calls.mlock import do_mlock
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.truncate import drop_pages, punch_hole, truncate_pagecache, unmap_mapping_range
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import (

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from kerneld.mm.mm import MMAP_BASE, MmStruct
-from kerneld.mm.unmapped_area import TASK_UNMAPPED_BASE, get_unmapped_area, round_hint_to_min
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES
+from kerneld.mm.space.mm import MMAP_BASE, MmStruct
+from kerneld.mm.space.unmapped_area import TASK_UNMAPPED_BASE, get_unmapped_area, round_hint_to_min
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from tests.mm.world import BASE, NONE, RW, Machine, errno_of, grows_down, mmap, page

@@ -12,10 +12,10 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_PRESENT, pte_pfn
 from kerneld.hw.ram import WORDS_SHIFT
-from kerneld.mm.madvise import do_madvise
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mremap import do_mremap
-from kerneld.mm.munmap import do_munmap
+from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.mm.world import BASE, RW, SHARED_ANON, Machine, errno_of, load, mmap, page, store

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerneld.errors import KernelBug
-from kerneld.mm import vma as vma_module
+from kerneld.mm.space import vma as vma_module
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma, VmaTree, vm_start_gap
 from kerneld.mm.vm_flags import VM_GROWSDOWN
-from kerneld.mm.vma import STACK_GUARD_GAP_BYTES, Vma, VmaTree, vm_start_gap
 from shared.uapi.page import PAGE_SIZE
 
 PAGES = 64

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kerneld.mm import lru
-from kerneld.mm.frames import PG_ACTIVE, Frames
+from kerneld.mm.calls.madvise_pages import madvise_pageout
+from kerneld.mm.calls.mlock import do_mlock
+from kerneld.mm.fault.populate import drain, mm_populate, populate_in_pieces
+from kerneld.mm.frames import lru
+from kerneld.mm.frames.frames import PG_ACTIVE, Frames
+from kerneld.mm.frames.lru import folio_activate, lru_sizes, recent_lru_sizes
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.lru import folio_activate, lru_sizes, recent_lru_sizes
-from kerneld.mm.madvise_pages import madvise_pageout
-from kerneld.mm.mlock import do_mlock
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import do_munmap
-from kerneld.mm.populate import drain, mm_populate, populate_in_pieces
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.world import ANON, BASE, RW, SHARED, Machine, load, mmap, page, pfn_of, store, vma_at

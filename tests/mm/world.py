@@ -14,22 +14,22 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_WRITE, pte_pfn, translate
 from kerneld.hw.ram import Ram
-from kerneld.mm.fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
-from kerneld.mm.filemap import AddressSpace, File
-from kerneld.mm.fork import dup_mmap
-from kerneld.mm.frames import PG_LRU, PG_UNEVICTABLE, Frames
-from kerneld.mm.invariants import check_machine
+from kerneld.mm.calls.fork import dup_mmap
+from kerneld.mm.calls.mmap import do_mmap, wants_populate
+from kerneld.mm.calls.stack import expand_stack
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.frames.frames import PG_LRU, PG_UNEVICTABLE, Frames
+from kerneld.mm.frames.swap import SwapFile
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mmap import do_mmap, wants_populate
-from kerneld.mm.munmap import exit_mmap
-from kerneld.mm.page_alloc import PageAlloc
-from kerneld.mm.populate import mm_populate
-from kerneld.mm.stack import expand_stack
-from kerneld.mm.swap import SwapFile
+from kerneld.mm.reclaim.page_alloc import PageAlloc
+from kerneld.mm.reclaim.vmscan import Vmscan, reclaim_pages
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE
-from kerneld.mm.vma import Vma
-from kerneld.mm.vmscan import Vmscan, reclaim_pages
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 

@@ -16,7 +16,7 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.fs.changes import Changes
 from kerneld.fs.file_limits import FileAccounts, FileRules
 from kerneld.fs.mounts import Mounts
-from kerneld.mm.dying import Dying
+from kerneld.mm.space.dying import Dying
 from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim

@@ -12,11 +12,11 @@ from structlog.testing import LogCapture
 
 from kerneld import ratelimit
 from kerneld.hw.ram import Ram
-from kerneld.mm.frames import Frames
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.frames.swap import SwapFile
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.oom import OomKiller, OomTask
-from kerneld.mm.swap import SwapFile
+from kerneld.mm.reclaim.oom import OomKiller, OomTask
+from kerneld.mm.space.mm import MmStruct
 from kerneld.ratelimit import BURST, INTERVAL_SECONDS, RateLimit
 from kerneld.server.door import ClientLimits
 from kerneld.server.logs import Limits

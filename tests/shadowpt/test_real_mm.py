@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from kerneld.hw.paging import PTE_NX, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER, make_pte, make_swap_pte, pte_present
 from kerneld.hw.ram import Ram
-from kerneld.mm.frames import PG_ANON, ZERO_PFN, Frames
+from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN, Frames
+from kerneld.mm.frames.swap import SwapFile
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import exit_mmap
-from kerneld.mm.swap import SwapFile
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_READ, VM_WRITE
-from kerneld.mm.vma import Vma
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.session import ShadowPt
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.mm import pace, vmscan
-from kerneld.mm.lru import SWAP_CLUSTER_MAX
+from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
+from kerneld.mm.reclaim import vmscan
+from kerneld.mm.space import pace
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from kerneld.syscalls.answer import Answer
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender

@@ -12,11 +12,11 @@ from typing import Any
 
 from kerneld.errors import SysError
 from kerneld.hw.ram import Ram
-from kerneld.mm.filemap import AddressSpace, File
-from kerneld.mm.frames import Frames
-from kerneld.mm.invariants import check_machine
+from kerneld.mm.check.invariants import check_machine
+from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
 from kerneld.task.exec import Binprm, do_execve, fresh_mm
 from kerneld.task.exec_stack import Strings

@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 from typing import Any
 
-from kerneld.mm.access import read_remote_vm
+from kerneld.mm.calls.access import read_remote_vm
 from shared.uapi.auxvec import At
 from shared.uapi.page import PAGE_SIZE
 from tests.task.elf_files import (

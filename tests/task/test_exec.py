@@ -9,12 +9,12 @@ import pytest
 
 from kerneld.hw.paging import PTE_RW, pte_pfn
 from kerneld.hw.processor import INIT_PKRU
-from kerneld.mm.access import read_remote_vm
-from kerneld.mm.frames import PG_ANON
+from kerneld.mm.calls.access import read_remote_vm
+from kerneld.mm.frames.frames import PG_ANON
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.munmap import exit_mmap
-from kerneld.mm.pkeys import vma_pkey
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.pkeys import vma_pkey
 from kerneld.task.exec import fresh_mm
 from shared.uapi.auxvec import ELF_HWCAP, At
 from shared.uapi.page import PAGE_SIZE

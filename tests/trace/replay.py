@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY
-from kerneld.mm.frames import Frames
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.space.mm import MmStruct
 from shared.trace.event import PRESENT, PSE, run_of
 from shared.trace.events import (
     MM_PAGE_ALLOC,

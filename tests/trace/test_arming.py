@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from kerneld.mm import mm as mm_module
+from kerneld.mm.space import mm as mm_module
 from kerneld.server.connection import Datagram, close_fds
 from kerneld.server.daemon import TRACING_MODULES, _load_tracing
 from kerneld.server.exchange import Batch, answer_datagram

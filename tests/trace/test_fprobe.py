@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kerneld.mm import mm as mm_module
+from kerneld.mm.space import mm as mm_module
 from kerneld.server import exchange
 from kerneld.syscalls import dispatch
 from kerneld.trace.fprobe import FPROBES, Function

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kerneld.mm import pace
+from kerneld.mm.space import pace
 from shared.trace.events import ACCESS_ENTER, ACCESS_EXIT, PTE_SET, SYS_ENTER, SYS_EXIT
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

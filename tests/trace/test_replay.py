@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from kerneld.mm import leaf_walk
+from kerneld.mm.space import leaf_walk
 from kerneld.trace.fprobe import FPROBES
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE

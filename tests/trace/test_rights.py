@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from kerneld.errors import SysError
-from kerneld.mm import pace
+from kerneld.mm.space import pace
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import Outcome, answer_datagram
 from kerneld.syscalls.kernel import Sender

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kerneld.mm.fault import (
+from kerneld.mm.fault.fault import (
     do_anonymous_page,
     do_fault,
     do_read_fault,
@@ -14,13 +14,13 @@ from kerneld.mm.fault import (
     wp_page_reuse,
     wp_page_shared,
 )
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.leaf_walk import Leaf
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.populate import _fill_anonymous
-from kerneld.mm.thp import _fault_in_one, do_huge_pmd_anonymous_page, do_huge_pmd_wp_page
+from kerneld.mm.fault.populate import _fill_anonymous
+from kerneld.mm.fault.thp import _fault_in_one, do_huge_pmd_anonymous_page, do_huge_pmd_wp_page
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.space.leaf_walk import Leaf
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_SHARED
-from kerneld.mm.vma import Vma
 from kerneld.task.task import Thread
 from kerneld.task.trap import exc_page_fault
 from kerneld.trace.fprobe import Function

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kerneld.mm.buddy import Buddy
-from kerneld.mm.frames import Frames, Pfns
-from kerneld.mm.huge_frames import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HugeFrames
+from kerneld.mm.frames.buddy import Buddy
+from kerneld.mm.frames.frames import Frames, Pfns
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, HPAGE_PMD_ORDER, HugeFrames
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from kerneld.trace.tracepoint import Tracepoint

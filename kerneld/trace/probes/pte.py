@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL
-from kerneld.mm.frames import Pfns
-from kerneld.mm.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.leaf_walk import Leaf, Run, Words
-from kerneld.mm.pmd_ops import PmdOps
-from kerneld.mm.pte_ops import PteOps
-from kerneld.mm.swap import Slots
+from kerneld.mm.frames.frames import Pfns
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.frames.swap import Slots
+from kerneld.mm.space.leaf_walk import Leaf, Run, Words
+from kerneld.mm.space.pmd_ops import PmdOps
+from kerneld.mm.space.pte_ops import PteOps
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from shared.trace.events import PTE_CLEAR, PTE_REPLACE, PTE_SET
 from shared.uapi.page import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from kerneld.mm.mm import MmStruct
+    from kerneld.mm.space.mm import MmStruct
     from kerneld.trace.tracepoint import Tracepoint
     from kerneld.trace.tracing import Tracing
 

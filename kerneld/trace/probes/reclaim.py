@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.mm.frames import Frames, Pfns
-from kerneld.mm.oom import OomKiller, OomTask, pgtables_bytes, select_bad_process
-from kerneld.mm.pte_ops import Rss
-from kerneld.mm.shrink import shrink_folio_list
-from kerneld.mm.swap import Slots
-from kerneld.mm.swap_state import read_swap_cache, swap_writepages
-from kerneld.mm.vmscan import Vmscan
+from kerneld.mm.frames.frames import Frames, Pfns
+from kerneld.mm.frames.swap import Slots
+from kerneld.mm.frames.swap_state import read_swap_cache, swap_writepages
+from kerneld.mm.reclaim.oom import OomKiller, OomTask, pgtables_bytes, select_bad_process
+from kerneld.mm.reclaim.shrink import shrink_folio_list
+from kerneld.mm.reclaim.vmscan import Vmscan
+from kerneld.mm.space.pte_ops import Rss
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from kerneld.trace.probes.request import entered

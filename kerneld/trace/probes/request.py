@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kerneld.errors import SysError
-from kerneld.mm.dying import Pieces, run_piece
-from kerneld.mm.mm import MmStruct
+from kerneld.mm.space.dying import Pieces, run_piece
+from kerneld.mm.space.mm import MmStruct
 from kerneld.shadowpt.session import ShadowPt
 from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.syscalls.dispatch import run

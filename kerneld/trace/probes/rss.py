@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.pmd_ops import PmdOps
-from kerneld.mm.pte_ops import PteOps
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pmd_ops import PmdOps
+from kerneld.mm.space.pte_ops import PteOps
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process
 from kerneld.trace.fprobe import Function

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kerneld.errors import SysError
-from kerneld.mm.filemap import File
-from kerneld.mm.mm import MmStruct
-from kerneld.mm.mremap import _expand, copy_vma
-from kerneld.mm.stack import expand_stack
-from kerneld.mm.unmapped_area import _topdown
-from kerneld.mm.vma import Vma
-from kerneld.mm.vma_merge import merge_into_neighbours, vma_modify
+from kerneld.mm.calls.mremap import _expand, copy_vma
+from kerneld.mm.calls.stack import expand_stack
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.unmapped_area import _topdown
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import merge_into_neighbours, vma_modify
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from shared.trace.events import (

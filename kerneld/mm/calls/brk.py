@@ -1,0 +1,73 @@
+"""brk: the heap grows and shrinks at its end.
+
+Answers to Linux v6.8 mm/mmap.c: SYSCALL_DEFINE1(brk), do_brk_flags().
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.calls.mmap import may_expand_vm, vm_brk_limit_ok
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma, vm_start_gap
+from kerneld.mm.space.vma_merge import can_merge_after
+from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DATA_DEFAULT_FLAGS, VM_SOFTDIRTY
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
+from shared.uapi.resource import RLIM_INFINITY, Rlimit
+
+
+def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
+    """Move the end of the heap to `brk`, any byte address, and return where it is then: unchanged where that fails.
+
+    Where new memory is locked (`mm.def_flags`) the caller faults it in.
+    Source: Linux v6.8 mm/mmap.c:SYSCALL_DEFINE1(brk).
+    """
+    limit = mm.rlimits.soft[Rlimit.DATA]
+    data = brk - mm.start_brk + mm.end_data - mm.start_data
+    if brk < mm.start_brk or (limit != RLIM_INFINITY and data > limit):
+        return mm.brk
+    new, old = page_align(brk), page_align(mm.brk)
+    try:
+        if new < old:
+            vma = mm.vmas.find(new)
+            if vma is None or vma.start >= old:
+                return mm.brk
+            do_munmap(mm, new, old - new)
+        elif new > old:
+            if not _may_grow(mm, old, new, privileged):
+                return mm.brk
+            do_brk_flags(mm, old, new - old, above=mm.start_brk)
+    except SysError:
+        return mm.brk
+    mm.brk = brk
+    return brk
+
+
+def _may_grow(mm: MmStruct, old: Vaddr, new: Vaddr, privileged: bool) -> bool:
+    if not vm_brk_limit_ok(mm, old, new - old, privileged=privileged):
+        return False
+    above = next(mm.vmas.overlapping(old, new + PAGE_SIZE + STACK_GUARD_GAP_BYTES), None)
+    return above is None or new + PAGE_SIZE <= vm_start_gap(above)
+
+
+def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0, *, above: Vaddr = 0) -> None:
+    """Map [addr, addr + length), page-aligned, as anonymous private data; grows the VMA before it where it can.
+
+    Only a VMA that ends above `above` may grow: brk never lets one that ends where the heap begins, a program's bss,
+    become heap (vma_prev_limit()), while execve lays out a bss behind other data as one.
+    Raises SysError(ENOMEM) over a limit. Source: Linux v6.8 mm/mmap.c:do_brk_flags(), vm_brk_flags().
+    """
+    vm_flags |= VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags
+    pages = length >> PAGE_SHIFT
+    if not may_expand_vm(mm, vm_flags, pages) or mm.map_count > mm.sysctl.max_map_count:
+        raise SysError(errno.ENOMEM)
+    check_enough_memory(mm, pages)
+    pgoff = addr >> PAGE_SHIFT
+    before = mm.vmas.preceding(addr) if addr > above else None
+    if before is not None and before.end == addr and can_merge_after(before, vm_flags, None, None, pgoff):
+        mm.move_vma_bounds(before, before.start, addr + length)
+    else:
+        mm.insert_vma(Vma(addr, addr + length, vm_flags | VM_SOFTDIRTY, pgoff))

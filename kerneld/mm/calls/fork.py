@@ -1,0 +1,203 @@
+"""fork: a copy of an address space whose private pages are shared until somebody writes.
+
+Answers to Linux v6.8 kernel/fork.c:dup_mmap() and mm/memory.c:copy_page_range(), copy_present_pte().
+
+| VMA of the parent                   | in the child                                                          |
+|-------------------------------------|-----------------------------------------------------------------------|
+| VM_DONTCOPY                         | absent                                                                |
+| VM_WIPEONFORK                       | present, empty                                                        |
+| without an anon_vma                 | present, empty: its pages can be faulted in again from the file       |
+| shared                              | present, empty (likewise)                                             |
+| private with an anon_vma            | same frames and swap slots, both sides write-protected                |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_RW,
+    PTE_SPECIAL,
+    PTE_SWP_EXCLUSIVE,
+    counted_mask,
+    present_mask,
+    pte_pfn,
+    pte_present,
+    swap_mask,
+)
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
+from kerneld.mm.space.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rmap import anon_vma_fork
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
+
+_U64 = (1 << 64) - 1
+_COPIED = (
+    "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
+    "arg_start", "arg_end", "env_start", "env_end", "exe_path", "is_superusers", "dumpable",
+    "pkey_allocation_map", "execute_only_pkey",
+)  # fmt: skip
+
+
+def dup_mmap(old: MmStruct) -> MmStruct:
+    """Return the child's address space; the parent's private pages become write-protected.
+
+    Raises SysError(ENOMEM), also with too many VMAs on the machine; the half-made child is gone again, and the parent's
+    pages may stay write-protected then.
+    """
+    new = new_copy(old)
+    try:
+        run_at_once(dup_in_pieces(old, new))
+    except SysError:
+        exit_mmap(new)
+        raise
+    return new
+
+
+def new_copy(old: MmStruct) -> MmStruct:
+    """Return an empty address space that is to be a copy of another. Raises SysError(ENOMEM)."""
+    old.frames.kernel_objects.check_room(len(old.vmas), in_fork=True)
+    new = MmStruct(old.frames, old.rlimits.copy(), old.sysctl)
+    for name in _COPIED:
+        setattr(new, name, getattr(old, name))
+    return new
+
+
+def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
+    """Make an empty address space a copy of another, VMA by VMA; yield where both are whole.
+
+    Linux holds the mmap_lock of both, so that no thread of the parent's changes what has not been copied yet: whoever
+    goes on with this sees to that. Raises SysError(ENOMEM), with the copy half made.
+    Source: Linux v6.8 kernel/fork.c:dup_mmap().
+    """
+    pace = Pace()
+    vma = old.vmas.find(0)
+    while vma is not None:
+        if not vma.vm_flags & VM_DONTCOPY:
+            yield from _dup_vma(old, new, vma, pace)
+        end = vma.end
+        if pace.is_over():
+            yield
+            pace.begin()
+        vma = old.vmas.find(end)
+    # What is resident then is the child's first peak (Linux: dup_mm()).
+    new.hiwater_rss, new.hiwater_vm = new.resident_pages, new.total_vm
+
+
+def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
+    # Others may have forked between two pieces of this.
+    new.frames.kernel_objects.check_room(1, in_fork=True)
+    if vma.vm_flags & VM_ACCOUNT:
+        check_enough_memory(old, vma.nr_pages)
+    child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file)
+    wiped = vma.vm_flags & VM_WIPEONFORK
+    if not wiped:
+        anon_vma_fork(child, vma, new.frames)
+    new.insert_vma(child)
+    if wiped or vma.anon_vma is None:
+        return
+    if old.page_table.find_pte(vma.start) is None or vma.end > (vma.start & -PMD_SIZE) + PMD_SIZE:
+        new.page_table.copy_upper(old.page_table, vma.start, vma.end)
+    start, end = vma.start, vma.end
+    while start < end:
+        stop = pace.far_stop(start, end)
+        copy_page_range(old, new, vma, start, stop)
+        start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+
+
+def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Give the child the parent's entries of a part of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
+
+    It gets a table, upper ones too (`copy_upper`), wherever the parent has one, with entries of this VMA or without.
+    Source: Linux v6.8 mm/memory.c:copy_page_range().
+    """
+    for found in old.page_table.runs(start, end):
+        run = found
+        if isinstance(run, Leaf) and run.huge:
+            if old.copy_huge_pmd(new, run):
+                continue
+            run = next(old.page_table.leaves(run.start, run.end))
+        # Before anything is read: to make a table may reclaim pages of the parent.
+        place = new.page_table.ensure_run(run)
+        filled = old.page_table.find_filled(run)
+        if filled is not None:
+            if filled is not run:
+                place = new.page_table.ensure_run(filled)
+            if not _copy_few(old, new, vma, filled, place):
+                _copy_run(old, new, vma, filled, place)
+
+
+def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> bool:
+    """Do as `_copy_run` does, entry by entry, and return True; False where they are many, or one is swapped out."""
+    if not isinstance(run, Leaf) or not isinstance(place, Leaf) or run.high - run.low > FEW_ENTRIES:
+        return False
+    frames, shared = old.frames, vma.vm_flags & VM_SHARED
+    entries = frames.ram.words[run.low : run.high].tolist()
+    if any(entry and not pte_present(entry) for entry in entries):
+        return False
+    for number, entry in enumerate(entries):
+        if not entry:
+            continue
+        vaddr = run.start + (number << PAGE_SHIFT)
+        old.update_pte(run.low + number, vaddr, entry if shared else entry & ~PTE_RW)
+        copied = entry & (~(PTE_ACCESSED | PTE_DIRTY) if shared else ~(PTE_ACCESSED | PTE_RW))
+        if entry & PTE_SPECIAL:
+            new.map_zero_page(place.low + number, vaddr, copied)
+            continue
+        pfn = pte_pfn(entry)
+        frames.flags_at[pfn] &= ~PG_ANON_EXCLUSIVE
+        frames.get_page(pfn)
+        new.map_page(place.low + number, vaddr, copied, pfn)
+    return True
+
+
+def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> None:
+    """Copy the entries of a run to the child's, which are empty; what is swapped out belongs to both from now on.
+
+    The write-protection of both sides is what makes the next write of either copy. Source: Linux v6.8
+    mm/memory.c:copy_present_pte(), copy_nonpresent_pte(): the child's entries are old; in a shared VMA they stay
+    writable, but the child's are clean.
+    """
+    entries = kept = old.page_table.read(run)
+    present, swapped = present_mask(entries), swap_mask(entries)
+    if not vma.vm_flags & VM_SHARED:
+        kept = np.where(present, entries & np.uint64(~PTE_RW & _U64), entries)
+    if swapped.any():
+        kept = np.where(swapped, entries & np.uint64(~PTE_SWP_EXCLUSIVE & _U64), kept)
+        new.copy_swap_ptes(place, np.where(swapped, kept, np.uint64(0)))
+    if (kept != entries).any():
+        old.write_ptes(run, kept)
+    copied = np.where(present, kept & np.uint64(~PTE_ACCESSED & _U64), np.uint64(0))
+    if vma.vm_flags & VM_SHARED:
+        copied &= np.uint64(~PTE_DIRTY & _U64)
+    _share_frames(new, vma, place, copied)
+
+
+def _share_frames(new: MmStruct, vma: Vma, place: Run, copied: Words) -> None:
+    """Map the frames of present entries in the child as well. Source: Linux v6.8 mm/memory.c:copy_present_pte()."""
+    counted = copied[counted_mask(copied)]
+    if not len(counted):
+        new.map_zero_pages(place, copied)
+        return
+    frames = new.frames
+    pfns = pte_pfn(counted).astype(np.int64)
+    anon = (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
+    frames.flags[pfns[anon]] &= np.uint32(~PG_ANON_EXCLUSIVE & (1 << 32) - 1)
+    frames.refcount[pfns] += 1
+    nr_anon = int(np.count_nonzero(anon))
+    kind = Rss.SHMEM if vma.file is not None and vma.file.mapping.is_shmem else Rss.FILE
+    new.rss[kind] += len(pfns) - nr_anon
+    new.map_pages(place, copied, pfns, Rss.ANON)
+    new.rss[Rss.ANON] -= len(pfns) - nr_anon

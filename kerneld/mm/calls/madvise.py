@@ -1,0 +1,248 @@
+"""madvise: what a program says about its memory.
+
+Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior().
+
+| advice                        | effect                                        | refused (EINVAL unless said)         |
+|-------------------------------|-----------------------------------------------|--------------------------------------|
+| NORMAL, RANDOM, SEQUENTIAL    | VM_RAND_READ, VM_SEQ_READ                     |                                      |
+| DONTFORK, DOFORK              | VM_DONTCOPY                                   |                                      |
+| WIPEONFORK, KEEPONFORK        | VM_WIPEONFORK                                 | WIPEONFORK: files, shared memory     |
+| DONTDUMP, DODUMP              | VM_DONTDUMP                                   |                                      |
+| HUGEPAGE, NOHUGEPAGE          | VM_HUGEPAGE, VM_NOHUGEPAGE                    |                                      |
+| DONTNEED, DONTNEED_LOCKED     | entries go; anonymous memory reads zero again | DONTNEED: locked memory              |
+| FREE                          | entries become clean and old                  | locked memory, files                 |
+| COLD, PAGEOUT                 | entries become old                            | locked memory                        |
+| WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap |
+| REMOVE                        | the hole is punched into the file             | locked, private; EACCES not writable |
+| POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end |
+| COLLAPSE                      | each whole 2 MiB becomes a huge page          | see `mm/fault/collapse.py`           |
+
+Differs from Linux: KSM and memory failure are not built in, their advice is EINVAL as on such a kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator
+
+from kerneld.errors import SysError
+from kerneld.mm.calls.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
+from kerneld.mm.fault.collapse import madvise_collapse
+from kerneld.mm.fault.fault import VM_FAULT_OOM
+from kerneld.mm.fault.populate import drain, fault_in_range
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pkeys import vma_access_permitted
+from kerneld.mm.space.truncate import punch_hole
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import vma_modify
+from kerneld.mm.vm_flags import (
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_WIPEONFORK,
+    VM_WRITE,
+)
+from shared.uapi.mman import Madv
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
+
+_FLAG_CHANGES = {
+    Madv.NORMAL: (0, VM_RAND_READ | VM_SEQ_READ),
+    Madv.RANDOM: (VM_RAND_READ, VM_SEQ_READ),
+    Madv.SEQUENTIAL: (VM_SEQ_READ, VM_RAND_READ),
+    Madv.DONTFORK: (VM_DONTCOPY, 0),
+    Madv.DOFORK: (0, VM_DONTCOPY),
+    Madv.WIPEONFORK: (VM_WIPEONFORK, 0),
+    Madv.KEEPONFORK: (0, VM_WIPEONFORK),
+    Madv.DONTDUMP: (VM_DONTDUMP, 0),
+    Madv.DODUMP: (0, VM_DONTDUMP),
+    Madv.HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+    Madv.NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+}
+"""Advice that only sets and clears VM_ flags: (set, cleared)."""
+_PAGE_ADVICE = frozenset(
+    {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE, Madv.COLLAPSE}
+)
+_FAST_ADVICE = frozenset({Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD})
+SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
+"""Advice that is given to a part of a VMA as well as to all of it: many page tables at once, or one."""
+POPULATE_ADVICE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
+_VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | POPULATE_ADVICE
+PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
+"""What process_madvise accepts. Source: Linux v6.8 mm/madvise.c:process_madvise_behavior_valid()."""
+
+
+def _is_open_for_writing(file: File) -> bool:
+    return file.writable
+
+
+def do_madvise(
+    mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
+) -> None:
+    """Apply advice to [start, start + length); `length` in bytes is rounded up to pages.
+
+    `may_write` says whether the caller may write to a file: PAGEOUT asks.
+
+    Raises SysError(EINVAL) for unknown advice, an unaligned start, a range that wraps, or as the table above says;
+    SysError(ENOMEM) for a range with a hole (what is mapped has been advised), SysError(EAGAIN) with too many VMAs.
+    """
+    if advice in POPULATE_ADVICE:
+        drain(madvise_populate_in_pieces(mm, start, length, advice))
+    else:
+        run_at_once(madvise_in_pieces(mm, start, length, advice, may_write))
+
+
+def madvise_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
+) -> Steps:
+    """Do as `do_madvise` for advice that is not of POPULATE_ADVICE; yield where others may be served."""
+    end = _range_end(start, length, advice)
+    if end > start:
+        yield from _madvise_walk_vmas(mm, start, end, Madv(advice), may_write)
+
+
+def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
+    if advice not in _VALID or start & ~PAGE_MASK or page_align(length) >= 1 << 64:
+        raise SysError(errno.EINVAL)
+    end = start + page_align(length)
+    if end >= 1 << 64:
+        raise SysError(errno.EINVAL)
+    return end
+
+
+def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps:
+    """Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): holes are passed over and reported at the end."""
+    has_hole = False
+    pace = Pace()
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        if start < vma.start:
+            has_hole = True
+            start = vma.start
+            if start >= end:
+                break
+        stop = min(end, vma.end)
+        if advice in _FAST_ADVICE:
+            stop = pace.far_stop(start, stop)
+        elif advice in SLOW_ADVICE:
+            stop = pace.stop(start, stop)
+        _madvise_vma(mm, vma, start, stop, advice, may_write)
+        start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    if has_hole:
+        raise SysError(errno.ENOMEM)
+
+
+def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior()."""
+    change = _FLAG_CHANGES.get(advice)
+    if change is not None:
+        if advice is Madv.WIPEONFORK and (vma.file is not None or vma.vm_flags & VM_SHARED):
+            raise SysError(errno.EINVAL)
+        vm_flags = (vma.vm_flags | change[0]) & ~change[1]
+        if vm_flags != vma.vm_flags:
+            try:
+                vma_modify(mm, vma, start, end, vm_flags)
+            except SysError:
+                raise SysError(errno.EAGAIN) from None
+    elif advice is Madv.WILLNEED:
+        madvise_willneed(mm, vma, start, end)
+    elif advice is Madv.REMOVE:
+        _madvise_remove(vma, start, end)
+    elif advice is Madv.COLLAPSE:
+        madvise_collapse(mm, vma, start, end)
+    elif vma.vm_flags & VM_LOCKED and advice is not Madv.DONTNEED_LOCKED:
+        raise SysError(errno.EINVAL)
+    elif advice in (Madv.DONTNEED, Madv.DONTNEED_LOCKED):
+        madvise_dontneed(mm, vma, start, end)
+    elif advice is Madv.FREE:
+        if vma.file is not None:
+            raise SysError(errno.EINVAL)
+        madvise_free(mm, start, end)
+    elif advice is Madv.COLD:
+        madvise_cold(mm, start, end)
+    else:
+        madvise_pageout(mm, vma, start, end, may_write)
+
+
+def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Let go of the pages of a part of a VMA. Source: Linux v6.8 mm/madvise.c:madvise_dontneed_single_vma()."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, start, end)
+    mm.zap_range(start, end)
+
+
+def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_remove()."""
+    if vma.vm_flags & VM_LOCKED or vma.file is None:
+        raise SysError(errno.EINVAL)
+    if vma.vm_flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
+        raise SysError(errno.EACCES)
+    first = vma.page_index(start)
+    punch_hole(vma.file.mapping, first, first + ((end - start) >> PAGE_SHIFT))
+
+
+def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
+    """Do as `do_madvise` for advice of POPULATE_ADVICE, and yield where Linux may let go of mmap_lock; returns 0.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): what lies behind a hole is populated too.
+    """
+    end = _range_end(start, length, advice)
+    pace = Pace()
+    has_hole = False
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        if start < vma.start:
+            has_hole = True
+            start = vma.start
+            continue
+        stop = min(end, vma.end)
+        yield from faultin_range(mm, start, stop, advice == Madv.POPULATE_WRITE, pace)
+        start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    if has_hole:
+        raise SysError(errno.ENOMEM)
+    return 0
+
+
+def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pace) -> Generator[None, None, None]:
+    """Populate [start, end) for reading or writing, up to a hole, and yield where `pace` says so.
+
+    Whatever others have done to the address space meanwhile, the next VMA is looked up anew. Raises SysError(ENOMEM) at
+    a hole or without memory, SysError(EINVAL) without the right, SysError(EFAULT) past a file's end.
+    Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags().
+    """
+    needed = VM_WRITE if write else VM_READ
+    while start < end:
+        vma = mm.vmas.lookup(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        if not vma.vm_flags & needed or not vma_access_permitted(mm.frames.processor.pkru, vma, write):
+            raise SysError(errno.EINVAL)
+        last = min(end, vma.end)
+        while start < last:
+            start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True)
+            if fault:
+                raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
+            if pace.is_over():
+                break
+        if start < end and pace.is_over():
+            yield
+            pace.begin()

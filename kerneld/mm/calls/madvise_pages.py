@@ -1,0 +1,222 @@
+"""Advice that tells reclaim about pages: WILLNEED, FREE, COLD and PAGEOUT.
+
+The checks are `kerneld.mm.calls.madvise`'s. Answers to Linux v6.8 mm/madvise.c: madvise_willneed(),
+madvise_free_pte_range(), madvise_cold_or_pageout_pte_range().
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_SPECIAL,
+    counted_mask,
+    pte_pfn,
+    swap_mask,
+    swp_offset,
+)
+from kerneld.mm.files.filemap import File
+from kerneld.mm.files.shmem import shmem_swapin_range
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE, Pfns
+from kerneld.mm.frames.huge_frames import PG_LARGE
+from kerneld.mm.frames.lru import folio_deactivate, folio_mark_lazyfree
+from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
+from kerneld.mm.reclaim.vmscan import reclaim_pages
+from kerneld.mm.space.leaf_walk import Leaf, Run
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.split_folio import estimated_sharers, split_folio
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_MAYSHARE
+from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
+
+_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+MayWrite = Callable[[File], bool]
+"""Says of a file whether the caller owns it or may write to it, in whatever way it is open."""
+
+
+def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Read in what of a part of a VMA is not in memory, as far as memory goes; nothing is mapped.
+
+    What is swapped out comes into the swap cache: of private anonymous memory what its entries say, of shared memory
+    what its file says, and of a file's private copies none.
+
+    Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry(), shmem_swapin_range() and, for a file of a disk,
+    mm/readahead.c:force_page_cache_ra().
+    """
+    with contextlib.suppress(SysError):
+        if vma.file is None:
+            _swap_in(mm, start, end)
+            return
+        mapping = vma.file.mapping
+        first = vma.page_index(start)
+        last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
+        if mapping.is_shmem:
+            shmem_swapin_range(mm.frames, mapping, first, last)
+            return
+        mapping.read_in(first, last)
+        for index in sorted(i for i in mapping.shadows if first <= i < last):
+            mapping.ensure_page(index)
+
+
+def _swap_in(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.page_table.page_entries(leaf)
+        for slot in swp_offset(entries[swap_mask(entries)]).tolist():
+            if not mm.frames.swap.cache_at[slot]:
+                read_swap_cache(mm.frames, slot)
+
+
+def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Let anonymous pages of a part of a VMA be dropped when memory is short; what is swapped out goes at once.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_free_single_vma(), madvise_free_pte_range() and
+    mm/huge_memory.c:madvise_free_huge_pmd().
+    """
+    frames = mm.frames
+    mm.update_hiwater_rss()
+    for run in _runs(mm, start, end):
+        if run.huge:
+            _free_huge(mm, run)
+            continue
+        mm.zap_swapped(run)
+        positions, pfns = _mapped(mm, run)
+        keep = np.ones(len(pfns), dtype=np.bool_)
+        flags = frames.flags[pfns]
+        for place in np.flatnonzero((flags & np.uint32(PG_SWAPCACHE | PG_DIRTY)) != 0).tolist():
+            pfn = int(pfns[place])
+            # Of a page that others map too it is not ours to say that it is clean, nor of one that others swap in.
+            keep[place] = frames.mapcount_at[pfn] == 1 and (
+                not flags[place] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
+            )
+        pfns = pfns[keep]
+        frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
+        _clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
+        folio_mark_lazyfree(frames, pfns)
+
+
+def _free_huge(mm: MmStruct, run: Run) -> None:
+    """Source: Linux v6.8 mm/huge_memory.c:madvise_free_huge_pmd()."""
+    positions, pfns = _mapped(mm, run)
+    mm.frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
+    _clear_bits(mm, run, positions, PTE_ACCESSED | PTE_DIRTY)
+    folio_mark_lazyfree(mm.frames, pfns)
+
+
+def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Make pages that are mapped here alone old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
+    frames = mm.frames
+    for run in _runs(mm, start, end):
+        pfns = _make_old(mm, run, anon_only=False)
+        folio_deactivate(frames, pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0])
+
+
+def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
+    """Reclaim pages that are mapped here alone; those of a file only where the caller owns it or may write to it.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_pageout() and can_do_file_pageout().
+    """
+    anon_only = vma.file is not None and not may_write(vma.file)
+    if anon_only and vma.vm_flags & VM_MAYSHARE:
+        return
+    for run in _runs(mm, start, end):
+        pfns = _make_old(mm, run, anon_only=anon_only)
+        reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0], may_write=False)
+    if vma.file is not None:
+        _count_as_hosts(vma.file, vma.page_index(start), vma.page_index(end))
+
+
+def _count_as_hosts(file: File, first: int, last: int) -> None:
+    """What the program asked to have dropped is as if the host's cache, which a real kernel's is, had dropped it.
+
+    A page of a file in memory is still there: it can go nowhere.
+    """
+    mapping = file.mapping
+    for index in sorted(i for i in mapping.shadows if first <= i < last):
+        del mapping.shadows[index]
+        if not file.mapping.is_shmem:
+            mapping.uncached.add(index, index + 1)
+
+
+def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
+    """Yield what of a range is advised: leaf tables, and huge pages whole.
+
+    The huge zero page is left alone, and a huge page that others map as well; of one's own, a part is split off.
+    Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range(), mm/huge_memory.c:madvise_free_huge_pmd().
+    """
+    frames = mm.frames
+    for run in mm.page_table.runs(start, end):
+        if isinstance(run, Leaf) and run.huge:
+            entry = frames.ram.words[run.low]
+            if entry & PTE_SPECIAL or estimated_sharers(frames, pte_pfn(entry)) != 1:
+                continue
+            if run.end - run.start == PMD_SIZE:
+                yield run
+                continue
+            split_folio(frames, pte_pfn(entry))
+            yield from mm.page_table.leaves(run.start, run.end)
+        elif frames.huge.has_been_used and _has_large(mm, run):
+            for leaf in mm.page_table.leaves(run.start, run.end):
+                if not leaf.huge:
+                    yield from _before_a_shared_one(mm, leaf)
+        else:
+            yield run
+
+
+def _has_large(mm: MmStruct, run: Run) -> bool:
+    pfns = _mapped(mm, run)[1]
+    return bool((mm.frames.flags[pfns] & np.uint32(PG_LARGE)).any())
+
+
+def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
+    """Yield of a leaf table what comes before the first page of a huge page that others map; those of one's own are
+    split. Linux takes no account of what lies behind.
+    """
+    frames = mm.frames
+    positions, pfns = _mapped(mm, leaf)
+    for position, pfn in zip(positions.tolist(), pfns.tolist(), strict=True):
+        if not frames.flags_at[pfn] & PG_LARGE:
+            continue
+        if estimated_sharers(frames, pfn) != 1:
+            if position:
+                end = leaf.start + (position << PAGE_SHIFT)
+                yield leaf._replace(end=end, high=leaf.low + position)
+            return
+        split_folio(frames, pfn)
+    yield leaf
+
+
+def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
+    """Take the accessed bits of pages that no other entry maps, and return their frames."""
+    frames = mm.frames
+    pfns: Pfns
+    positions, pfns = _mapped(mm, run)
+    # Of a huge page the first one has been asked already, for all.
+    ours = (frames.mapcount[pfns] == 1) | run.huge
+    if anon_only:
+        ours &= (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
+    _clear_bits(mm, run, positions[ours], PTE_ACCESSED)
+    pfns = pfns[ours]
+    frames.flags[pfns] &= np.uint32(~PG_REFERENCED & _U32)
+    return pfns
+
+
+def _mapped(mm: MmStruct, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
+    """Return which entries of a run map a frame that is counted, and the frames."""
+    entries = mm.page_table.page_entries(run)
+    positions = np.flatnonzero(counted_mask(entries))
+    return positions, pte_pfn(entries[positions]).astype(np.int64)
+
+
+def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:
+    """Take state bits from some entries of a run, or from a huge page's one entry."""
+    if len(positions):
+        entries = mm.page_table.read(run).copy()
+        entries[0 if run.huge else positions] &= np.uint64(~bits & _U64)
+        mm.write_ptes(run, entries)

@@ -1,0 +1,81 @@
+"""mincore: which pages of a range are in memory.
+
+Answers to Linux v6.8 mm/mincore.c.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import present_mask, swap_mask, swp_offset
+from kerneld.mm.calls.madvise_pages import MayWrite
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
+
+
+def do_mincore(
+    mm: MmStruct, start: Vaddr, length: int, max_pages: int, may_write: MayWrite = lambda _file: True
+) -> bytes:
+    """Return one byte a page of [start, start + length), 1 where it is in memory.
+
+    Of a file that the caller may not write to all of it is said to be: what others have read is not his to know
+    (Linux v6.8 mm/mincore.c:can_do_mincore()).
+
+    Raises SysError(EINVAL) for an unaligned start, SysError(ENOMEM) outside user space or at a hole,
+    SysError(EMSGSIZE) for more pages than an answer carries (`max_pages`).
+
+    Differs from Linux: there is no EMSGSIZE.
+    """
+    if start & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    if start + length > TASK_SIZE:
+        raise SysError(errno.ENOMEM)
+    if page_align(length) >> PAGE_SHIFT > max_pages:
+        raise SysError(errno.EMSGSIZE)
+    end = start + page_align(length)
+    parts = []
+    while start < end:
+        vma = mm.vmas.lookup(start)
+        if vma is None:
+            raise SysError(errno.ENOMEM)
+        stop = min(end, vma.end)
+        may_know = vma.file is None or may_write(vma.file)
+        parts.append(_in_memory(mm, vma, start, stop) if may_know else b"\1" * ((stop - start) >> PAGE_SHIFT))
+        start = stop
+    return b"".join(parts)
+
+
+def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
+    """A page without an entry is there where the page cache has it; the host's has every page of a real file that
+    reclaim has not dropped. One in the swap file is there where the swap cache has it.
+    """
+    entries = mm.page_table.entries(start, end)
+    here = present_mask(entries)
+    swapped = swap_mask(entries)
+    if swapped.any():
+        here[swapped] = mm.frames.swap.cache[swp_offset(entries[swapped]).astype(np.int64)] != 0
+    if vma.file is not None:
+        mapping = vma.file.mapping
+        first = vma.page_index(start)
+        indexes = np.arange(first, first + len(here))
+        if mapping.is_shmem:
+            cached = np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
+            cache = mm.frames.swap.cache_at
+            if mapping.backing is not None:
+                cached |= np.frombuffer(mapping.backing.mincore(first, len(here)), dtype=np.uint8) != 0
+                cached &= indexes < mapping.last_index()
+                cached &= ~np.isin(indexes, [index for index, slot in mapping.swapped.items() if not cache[slot]])
+            cached |= np.isin(indexes, [index for index, slot in mapping.swapped.items() if cache[slot]])
+        else:
+            cached = indexes < mapping.last_index()
+            if mapping.uncached:
+                cached &= ~mapping.uncached.mask(first, len(here))
+            if mapping.shadows:
+                shadows = np.fromiter(mapping.shadows, dtype=np.int64, count=len(mapping.shadows))
+                cached &= ~np.isin(indexes, shadows)
+        here |= cached & (entries == 0)
+    return here.astype(np.uint8).tobytes()

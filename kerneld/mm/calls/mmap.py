@@ -1,0 +1,286 @@
+"""mmap: checks in Linux's order, then the mapping itself.
+
+Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mmap_region(), may_expand_vm().
+
+| check, in this order                                    | error                          |
+|---------------------------------------------------------|--------------------------------|
+| length 0                                                | EINVAL                         |
+| length rounds up to 0; too many VMAs; no room           | ENOMEM                         |
+| offset + length wraps, or is past what a file can be    | EOVERFLOW                      |
+| MAP_FIXED_NOREPLACE over a mapping                      | EEXIST                         |
+| MAP_LOCKED without right or over the limit              | EPERM, EAGAIN                  |
+| shared, validated: a flag that the file does not know   | EOPNOTSUPP                     |
+| shared and writable: the file not open for writing      | EACCES                         |
+| file not open for reading                               | EACCES                         |
+| file on a noexec mount, with PROT_EXEC                  | EPERM                          |
+| file without an mmap operation: a pipe, a directory     | ENODEV                         |
+| neither shared nor private; GROWSDOWN where not allowed | EINVAL                         |
+| then, when what was there is gone:                      |                                |
+| no memory to promise                                    | ENOMEM                         |
+| file sealed against writing, shared and writable        | EPERM                          |
+| file whose mmap operation refuses: sysfs, huge pages    | its errno                      |
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.calls.mlock import can_do_mlock, mlock_future_ok
+from kerneld.mm.files.filemap import File, shmem_zero_setup
+from kerneld.mm.files.hugetlb import check_hugetlb_area, hugetlbfs_file_mmap
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.space.pkeys import execute_only_pkey
+from kerneld.mm.space.unmapped_area import get_unmapped_area, round_hint_to_min
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import merge_into_neighbours
+from kerneld.mm.vm_flags import (
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_SYNC,
+    VM_WRITE,
+    calc_vm_flag_bits,
+    calc_vm_prot_bits,
+    is_shared_maywrite,
+)
+from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
+from shared.uapi.mman import MAP_HUGE_SIZES, MAP_TYPE, Map, Prot
+from shared.uapi.page import PAGE_SHIFT, Vaddr, page_align
+from shared.uapi.resource import RLIM_INFINITY, Rlimit
+
+_SHARED, _PRIVATE, _SHARED_VALIDATE = Map.SHARED.value, Map.PRIVATE.value, Map.SHARED_VALIDATE.value
+_FIXED, _FIXED_NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
+_POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
+_LOCKED = Map.LOCKED.value
+_WRITE_SEALS = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
+_EXEC = Prot.EXEC.value
+_LEGACY_MAP_MASK = (
+    Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
+    | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
+    | Map.ABOVE4G
+).value | MAP_HUGE_SIZES  # fmt: skip
+
+
+def do_mmap(
+    mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
+) -> Vaddr:
+    """Make a mapping and return its address; the caller asks `wants_populate`, and faults its pages in then.
+
+    `length` is in bytes and need not be aligned, `pgoff` in pages; `file` is None for anonymous memory; `privileged` is
+    CAP_IPC_LOCK and CAP_SYS_RAWIO. Memory that is only executable gets its key. Raises SysError as the table above
+    says; what fails behind EEXIST may have taken that key.
+    Source: Linux v6.8 mm/mmap.c:do_mmap().
+    """
+    if not length:
+        raise SysError(errno.EINVAL)
+    if flags & _FIXED_NOREPLACE:
+        flags |= _FIXED
+    if not flags & _FIXED:
+        addr = round_hint_to_min(mm, addr)
+    length = page_align(length)
+    if length >= 1 << 64:
+        raise SysError(errno.ENOMEM)
+    if pgoff + (length >> PAGE_SHIFT) >= 1 << 64:
+        raise SysError(errno.EOVERFLOW)
+    if mm.map_count > mm.sysctl.max_map_count:
+        raise SysError(errno.ENOMEM)
+    mm.frames.kernel_objects.check_room(1)
+    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.is_shmem
+    offset = None if file is None else pgoff << PAGE_SHIFT
+    if file is not None and file.huge_page_bytes:
+        check_hugetlb_area(file, addr, length, flags)
+    addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
+    if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
+        raise SysError(errno.EEXIST)
+    pkey = max(execute_only_pkey(mm), 0) if prot == _EXEC else 0
+    vm_flags = calc_vm_prot_bits(prot, pkey) | calc_vm_flag_bits(flags) | mm.def_flags
+    vm_flags |= VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    if flags & _LOCKED and not can_do_mlock(mm, privileged):
+        raise SysError(errno.EPERM)
+    if not mlock_future_ok(mm, vm_flags, length, privileged):
+        raise SysError(errno.EAGAIN)
+    if file is None:
+        vm_flags, pgoff = _check_anonymous(flags, vm_flags, addr)
+    else:
+        vm_flags = _check_file(file, prot, flags, vm_flags, pgoff, length)
+    if flags & Map.NORESERVE.value and mm.sysctl.overcommit_memory != 2:
+        vm_flags |= VM_NORESERVE
+    mmap_region(mm, addr, length, vm_flags, file, pgoff)
+    return addr
+
+
+def wants_populate(mm: MmStruct, flags: int) -> bool:
+    """Tell whether what has just been mapped with these MAP_ flags is to be faulted in: MAP_POPULATE, or locked.
+
+    Source: Linux v6.8 mm/mmap.c:do_mmap(), what it says in `*populate`.
+    """
+    return flags & (_POPULATE | _NONBLOCK) == _POPULATE or (flags & _LOCKED or mm.def_flags & VM_LOCKED) != 0
+
+
+def _check_anonymous(flags: int, vm_flags: int, addr: Vaddr) -> tuple[int, int]:
+    """Return the VM_ flags and the page offset of an anonymous mapping."""
+    kind = flags & MAP_TYPE
+    if kind == _SHARED:
+        if vm_flags & VM_GROWSDOWN:
+            raise SysError(errno.EINVAL)
+        return vm_flags | VM_SHARED | VM_MAYSHARE, 0
+    if kind == _PRIVATE:
+        return vm_flags, addr >> PAGE_SHIFT
+    raise SysError(errno.EINVAL)
+
+
+def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
+    """Return the VM_ flags of a file mapping. Source: Linux v6.8 mm/mmap.c:do_mmap() and file_mmap_ok()."""
+    limit = file.max_bytes
+    if length > limit or pgoff > (limit - length) >> PAGE_SHIFT:
+        raise SysError(errno.EOVERFLOW)
+    kind = flags & MAP_TYPE
+    if kind not in (_SHARED, _PRIVATE, _SHARED_VALIDATE):
+        raise SysError(errno.EINVAL)
+    known = _LEGACY_MAP_MASK | _SHARED_VALIDATE | mmap_supported_flags(file)
+    if kind == _SHARED_VALIDATE and flags & ~known:
+        raise SysError(errno.EOPNOTSUPP)
+    if kind != _PRIVATE:
+        if prot & Prot.WRITE.value and not file.writable:
+            raise SysError(errno.EACCES)
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if not file.writable:
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+    if not file.readable:
+        raise SysError(errno.EACCES)
+    if file.noexec:
+        if vm_flags & VM_EXEC:
+            raise SysError(errno.EPERM)
+        vm_flags &= ~VM_MAYEXEC
+    if not file.mappable:
+        raise SysError(errno.ENODEV)
+    if vm_flags & VM_GROWSDOWN:
+        raise SysError(errno.EINVAL)
+    return vm_flags
+
+
+def mmap_supported_flags(file: File) -> int:
+    """Return the flags of MAP_SHARED_VALIDATE that a file's file system knows beside those of all.
+
+    Those on disk know MAP_SYNC, and refuse it later where the disk is none. Source: Linux v6.8 fs/ext4/file.c.
+    """
+    return 0 if file.mapping.is_shmem else Map.SYNC.value
+
+
+def may_expand_vm(mm: MmStruct, vm_flags: int, pages: int) -> bool:
+    """Tell whether RLIMIT_AS and RLIMIT_DATA leave room for so many pages.
+
+    Source: Linux v6.8 mm/mmap.c:may_expand_vm().
+    """
+    if mm.total_vm + pages > mm.rlimits.pages(Rlimit.AS):
+        return False
+    if vm_flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE:
+        limit = mm.rlimits.soft[Rlimit.DATA]
+        if limit != RLIM_INFINITY and mm.data_vm + pages > limit >> PAGE_SHIFT:
+            hard = mm.rlimits.hard[Rlimit.DATA]
+            return limit == 0 and mm.data_vm + pages <= hard >> PAGE_SHIFT
+    return True
+
+
+def _mapped_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
+    """Return how many pages of [start, end) VMAs cover. Source: Linux v6.8 mm/mmap.c:count_vma_pages_range()."""
+    covered = sum(min(end, vma.end) - max(start, vma.start) for vma in mm.vmas.overlapping(start, end))
+    return covered >> PAGE_SHIFT
+
+
+def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+    """Put a checked mapping at `addr`, replacing what is there, merged with its neighbours where it can be.
+
+    Raises SysError(ENOMEM) over a limit, before any change; after what was there has been unmapped, as Linux does, for
+    want of memory, and what the file itself says.
+    Source: Linux v6.8 mm/mmap.c:mmap_region().
+    """
+    end = addr + length
+    pages = length >> PAGE_SHIFT
+    if not may_expand_vm(mm, vm_flags, pages) and not may_expand_vm(mm, vm_flags, pages - _mapped_pages(mm, addr, end)):
+        raise SysError(errno.ENOMEM)
+    if next(mm.vmas.overlapping(addr, end), None) is not None:
+        do_munmap(mm, addr, length)
+    if accountable_mapping(file, vm_flags):
+        check_enough_memory(mm, pages)
+        vm_flags |= VM_ACCOUNT
+    if file is None and vm_flags & VM_SHARED:
+        return _insert(mm, addr, end, vm_flags, _new_shared_memory(mm, length, vm_flags), pgoff)
+    # What a neighbour can take in needs no leave of the file: seals that are younger than the neighbour do not count.
+    merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
+    if merged is not None:
+        return merged
+    if file is None:
+        return _insert(mm, addr, end, vm_flags, None, pgoff)
+    asked, vm_flags = vm_flags, _call_mmap(file, vm_flags, pgoff)
+    if is_shared_maywrite(vm_flags):
+        file.mapping.map_writable()
+        vma = _insert(mm, addr, end, vm_flags, file, pgoff)
+        file.mapping.unmap_writable()
+        return vma
+    if vm_flags != asked and mm.vmas.preceding(addr) is not None:
+        merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
+    return merged or _insert(mm, addr, end, vm_flags, file, pgoff)
+
+
+def _insert(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+    vma = Vma(start, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
+    mm.insert_vma(vma)
+    return vma
+
+
+def _new_shared_memory(mm: MmStruct, length: int, vm_flags: int) -> File:
+    """Return a file for shared anonymous memory. Raises SysError(ENOMEM)."""
+    noreserve = vm_flags & VM_NORESERVE != 0
+    if not noreserve:
+        check_enough_memory(mm, length >> PAGE_SHIFT)
+    return shmem_zero_setup(mm.frames, length, noreserve=noreserve)
+
+
+def seal_check_write(file: File, vm_flags: int) -> int:
+    """Return the VM_ flags of a mapping of a file, if its seals allow that: a shared one never becomes writable.
+
+    Raises SysError(EPERM) for one that is shared and writable where the file is sealed against writing.
+    Source: Linux v6.8 include/linux/mm.h:seal_check_write().
+    """
+    if not file.seals & _WRITE_SEALS or not vm_flags & VM_SHARED:
+        return vm_flags
+    if vm_flags & VM_WRITE:
+        raise SysError(errno.EPERM)
+    return vm_flags & ~VM_MAYWRITE
+
+
+def _call_mmap(file: File, vm_flags: int, pgoff: int) -> int:
+    """Ask the file itself, once what was there has gone, and return the VM_ flags. Raises SysError with its errno.
+
+    MAP_SYNC is for files in persistent memory, and for those in memory no matter.
+    Source: Linux v6.8 mm/mmap.c:mmap_region(), mm/shmem.c:shmem_mmap() and fs/ext4/file.c:ext4_file_mmap().
+    """
+    vm_flags = seal_check_write(file, vm_flags)
+    if file.huge_page_bytes:
+        hugetlbfs_file_mmap(file, pgoff)
+    if file.refuses:
+        raise SysError(file.refuses)
+    if vm_flags & VM_SYNC and not file.mapping.is_shmem:
+        raise SysError(errno.EOPNOTSUPP)
+    return vm_flags
+
+
+def vm_brk_limit_ok(mm: MmStruct, addr: Vaddr, length: int, *, privileged: bool) -> bool:
+    """Tell whether [addr, addr + length) may become heap. Source: Linux v6.8 mm/mmap.c:check_brk_limits()."""
+    try:
+        get_unmapped_area(mm, addr, length, _FIXED, raw_io=privileged)
+    except SysError:
+        return False
+    return mlock_future_ok(mm, mm.def_flags, length, privileged)

@@ -1,0 +1,190 @@
+"""mprotect and pkey_mprotect: other rights for a range, VMA by VMA up to the first hole.
+
+Answers to Linux v6.8 mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_pte_range(),
+can_change_pte_writable().
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_PSE,
+    PTE_RW,
+    PTE_SPECIAL,
+    present_mask,
+    pte_pfn,
+)
+from kerneld.mm.calls.mmap import may_expand_vm
+from kerneld.mm.fault.populate import populate_vma
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import vma_modify
+from kerneld.mm.vm_flags import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_NORESERVE,
+    VM_PKEY_MASK,
+    VM_SHARED,
+    VM_WRITE,
+    calc_vm_prot_bits,
+)
+from shared.uapi.mman import Prot
+from shared.uapi.page import PAGE_MASK, Vaddr, page_align
+
+_GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
+_VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
+_KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
+"""What an entry keeps when its rights change, its key not (Linux: _PAGE_CHG_MASK)."""
+
+
+def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> None:
+    """Do as `mprotect_in_pieces` does, at once."""
+    run_at_once(mprotect_in_pieces(mm, start, length, prot, pkey))
+
+
+def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> Steps:
+    """Give the pages of [start, start + length) the rights `prot`, and the key `pkey`; `length` is in bytes.
+
+    It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`.
+    Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
+    SysError(ENOMEM) at a hole (what lies before it is changed) or over a limit, SysError(EACCES) for a right that the
+    mapping can never have (a file not open for writing). Yields where others may be served: after a VMA, or a part of a
+    large one, which is a VMA of its own until the rest is like it.
+    """
+    pace = Pace()
+    grows = prot & (_GROWSDOWN | _GROWSUP)
+    prot &= ~grows
+    if grows == _GROWSDOWN | _GROWSUP or start & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    if not length:
+        return
+    end = start + page_align(length)
+    if end >= 1 << 64:
+        raise SysError(errno.ENOMEM)
+    if prot & ~_VALID_PROT:
+        raise SysError(errno.EINVAL)
+    if pkey != NO_PKEY and not mm_pkey_is_allocated(mm, pkey):
+        raise SysError(errno.EINVAL)
+    vma = next(mm.vmas.overlapping(start, end), None)
+    if vma is None:
+        raise SysError(errno.ENOMEM)
+    if grows == _GROWSDOWN:
+        start = vma.start
+        if not vma.vm_flags & VM_GROWSDOWN:
+            raise SysError(errno.EINVAL)
+    elif vma.start > start:
+        raise SysError(errno.ENOMEM)
+    elif grows:
+        raise SysError(errno.EINVAL)
+    while vma is not None and start < end:
+        if vma.start > start:
+            raise SysError(errno.ENOMEM)
+        vm_flags = calc_vm_prot_bits(prot, override_mprotect_pkey(mm, vma, prot, pkey))
+        vm_flags |= vma.vm_flags & ~(VM_ACCESS_FLAGS | VM_PKEY_MASK)
+        if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
+            raise SysError(errno.EACCES)
+        stop = min(vma.end, end)
+        if _may_go_in_parts(mm, vma, start, stop, vm_flags):
+            stop = pace.far_stop(start, stop)
+        start = mprotect_fixup(mm, vma, start, stop, vm_flags)
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+        vma = mm.vmas.find(start)
+    if start < end:
+        raise SysError(errno.ENOMEM)
+
+
+def _may_go_in_parts(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> bool:
+    """Tell whether a part of a VMA may be changed step by step, with the same outcome.
+
+    There must be room for one VMA more. What is to be promised or counted against a limit, and may be refused, is so
+    for all of it or for none; and what has been locked is faulted in.
+    """
+    if vm_flags & VM_WRITE and (not vma.vm_flags & VM_WRITE or vma.vm_flags & VM_LOCKED):
+        pages = (end - start) >> 12
+        may_be_refused = not vma.vm_flags & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE)
+        if may_be_refused or vma.vm_flags & VM_LOCKED or not may_expand_vm(mm, vm_flags, pages):
+            return False
+    return mm.map_count + 2 < mm.sysctl.max_map_count
+
+
+def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vaddr:
+    """Change a part of one VMA and its entries; returns where the VMA that covers the part now ends.
+
+    Source: Linux v6.8 mm/mprotect.c:mprotect_fixup().
+    """
+    old = vma.vm_flags
+    if vm_flags == old:
+        return vma.end
+    pages = (end - start) >> 12
+    if vm_flags & VM_WRITE:
+        if not may_expand_vm(mm, vm_flags, pages) and may_expand_vm(mm, old, pages):
+            raise SysError(errno.ENOMEM)
+        if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+            check_enough_memory(mm, pages)
+            vm_flags |= VM_ACCOUNT
+    elif old & VM_ACCOUNT and may_unaccount(vma):
+        vm_flags &= ~VM_ACCOUNT
+    vma = vma_modify(mm, vma, start, end, vm_flags)
+    change_protection(mm, vma, start, end)
+    if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and vm_flags & VM_WRITE:
+        populate_vma(mm, vma, start, end)
+    return vma.end
+
+
+def may_unaccount(vma: Vma) -> bool:
+    """Tell whether memory that may no longer be written, and never was, is taken off the account of promised memory.
+
+    Source: Linux v6.8 mm/mprotect.c:mprotect_fixup().
+    """
+    return vma.is_anonymous and vma.anon_vma is None
+
+
+def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Give the present entries of a part of a VMA its rights: less at once, writable again only where no fault is owed.
+
+    A huge page is one entry here: it lies in the VMA whole, and its frames agree in what `_can_be_writable` asks. An
+    entry that is old stays so: of the bits that an entry keeps the new rights give none.
+    Source: Linux v6.8 mm/mprotect.c:change_pte_range(), mm/huge_memory.c:change_huge_pmd(),
+    arch/x86/include/asm/pgtable.h:pte_modify().
+    """
+    prot = vma_page_prot(vma) & ~_KEPT_BITS
+    for run in mm.page_table.runs(start, end):
+        entries = mm.page_table.read(run)
+        present = present_mask(entries)
+        if not present.any():
+            continue
+        changed = (entries & np.uint64(_KEPT_BITS)) | np.uint64(prot)
+        if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
+            changed[~present] = 0  # what a swap entry holds is no frame number
+            changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
+        mm.write_ptes(run, np.where(present, changed, entries))
+
+
+def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Tell for each entry whether a write would only be let through.
+
+    Source: mm/mprotect.c:can_change_pte_writable().
+    """
+    if vma.vm_flags & VM_SHARED:
+        return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_DIRTY)) != 0)
+    counted = (entries & PTE_SPECIAL) == 0
+    exclusive = (mm.frames.flags[pte_pfn(entries).astype(np.int64)] & PG_ANON_EXCLUSIVE) != 0
+    return cast("npt.NDArray[np.bool_]", counted & exclusive)

@@ -1,0 +1,201 @@
+"""The accounts of the frames, recomputed from nothing: who holds each frame, and who may find it.
+
+A part of the invariants (`kerneld.mm.check.invariants`), in a file of its own for its length. Knows page tables only as
+the walks over them. Raises KernelBug with the first thing that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug
+from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.frames.frames import (
+    PG_ACTIVE,
+    PG_ANON,
+    PG_ANON_EXCLUSIVE,
+    PG_DIRTY,
+    PG_LRU,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_TABLE,
+    PG_UNEVICTABLE,
+    ZERO_PFN,
+    Frames,
+)
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.space.page_walk import Walk
+from kerneld.mm.space.rmap import AnonVma
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_SHARED
+from shared.uapi.page import Pfn
+
+_SAMPLE = 16
+"""Frames read back at each check: reading one that was never written makes the host back it with memory."""
+
+
+def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace], deposited: list[Pfn]) -> None:
+    """Check every frame's counts and state against all page tables and all cached files of the machine.
+
+    `deposited` are the tables kept for huge pages, in no page table. Raises KernelBug.
+    """
+    count = frames.ram.nr_frames
+    frames.buddy.check()
+    leaves = [walk.entries[counted_mask(walk.entries)] for walk in walks]
+    mapped = np.bincount(_concatenate([pte_pfn(run).astype(np.int64) for run in leaves]), minlength=count)
+    kept = np.array(deposited, dtype=np.int64)
+    tables = np.bincount(_concatenate([kept, *(walk.table_pfns for walk in walks)]), minlength=count)
+    slots = np.bincount(_concatenate([_slots(mapping)[1] for mapping in mappings]), minlength=count)
+    reserved = np.zeros(count, dtype=np.int64)
+    reserved[[0, ZERO_PFN]] = 1
+    check_huge_frames(frames, walks)
+    if frames.huge.zero_pfn is not None:
+        reserved[frames.huge.zero_pfn : frames.huge.zero_pfn + HPAGE_PMD_NR] = 1
+    _same(frames.mapcount, mapped, "mapcount", "entries that map it")
+    swapcache = (frames.flags & PG_SWAPCACHE) != 0
+    _same(frames.refcount, mapped + tables + slots + swapcache + reserved, "refcount", "entries and pins")
+    free = frames.buddy.is_free()
+    _none(free & (frames.refcount != 0), "is free and has references")
+    _none(~free & (frames.refcount == 0), "is neither free nor held by anything: it has leaked")
+    _none(free & ((frames.flags != 0) | (frames.mapping != 0)), "is free and keeps flags or a mapping")
+    is_table = (frames.flags & PG_TABLE) != 0
+    _none(is_table != (tables == 1), "is a page table by its flags or by a walk, but not by both")
+    _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
+    anon = (frames.flags & PG_ANON) != 0
+    _none(anon & (slots != 0), "is anonymous and in a page cache")
+    lazyfree = anon & ((frames.flags & PG_SWAPBACKED) == 0)
+    _none(lazyfree & swapcache, "is lazily freed and in the swap cache")
+    listed = (frames.flags & PG_LRU) != 0
+    _none(listed != (anon | swapcache | (slots != 0)), "is on an LRU list and has no contents, or the other way round")
+    _none(((frames.flags & PG_ACTIVE) != 0) & ~listed, "is active and on no LRU list")
+    both = PG_ACTIVE | PG_UNEVICTABLE
+    _none((frames.flags & both) == both, "is active and cannot be evicted")
+    more = frames.mlock_more
+    _none(more < 0, "is unlocked more often than it was locked")
+    _none((more > 0) & ((frames.flags & PG_UNEVICTABLE) == 0), "is locked by more than one and can be evicted")
+    _none(frames.lru > np.uint32(frames.lru_clock), "came to its list later than now")
+    _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
+    _check_unwritten(frames)
+
+
+def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
+    """Check what is known of whole huge pages against the entries of 2 MiB in all page tables. Raises KernelBug."""
+    huge = frames.huge
+    entries = np.concatenate([walk.huge_entries for walk in walks]) if walks else np.zeros(0, dtype=np.uint64)
+    is_zero = (entries & np.uint64(PTE_SPECIAL)) != 0
+    heads = Counter(pte_pfn(entries[~is_zero]).astype(np.int64).tolist())
+    if heads != huge.entire_mapcount or not all(huge.entire_mapcount.values()):
+        raise KernelBug(f"entire_mapcount is {dict(huge.entire_mapcount)}, entries of 2 MiB are {dict(heads)}")
+    zero_users = int(np.count_nonzero(is_zero))
+    if huge.zero_users != zero_users or (huge.zero_pfn is None) != (zero_users == 0):
+        raise KernelBug(f"the huge zero page {huge.zero_pfn} counts {huge.zero_users} entries, there are {zero_users}")
+    if zero_users and set(pte_pfn(entries[is_zero]).tolist()) != {huge.zero_pfn}:
+        raise KernelBug("an entry of 2 MiB is special and does not map the huge zero page")
+    for head in heads:
+        run = slice(head, head + HPAGE_PMD_NR)
+        if head % HPAGE_PMD_NR or head + HPAGE_PMD_NR > frames.ram.nr_frames:
+            raise KernelBug(f"huge page {head:#x} is not on its boundary, or leaves memory")
+        owners = frames.flags[run] & np.uint32(PG_ANON | PG_ANON_EXCLUSIVE)
+        if len(np.unique(owners)) > 1 or len(np.unique(frames.mapping[run])) > 1:
+            raise KernelBug(f"the frames of huge page {head:#x} differ in whose they are")
+        if not frames.flags_at[head] & PG_ANON or (np.diff(frames.index[run].astype(np.int64)) != 1).any():
+            raise KernelBug(f"huge page {head:#x} is not anonymous, or its indexes are not consecutive")
+
+
+def _concatenate(runs: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)
+
+
+def _slots(mapping: AddressSpace) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Return index and frame of each cached page."""
+    count = len(mapping.pages)
+    return (
+        np.fromiter(mapping.pages.keys(), dtype=np.uint64, count=count),
+        np.fromiter(mapping.pages.values(), dtype=np.int64, count=count),
+    )
+
+
+def _same(have: npt.NDArray[np.int32], want: npt.NDArray[np.int64], name: str, what: str) -> None:
+    wrong = np.flatnonzero(have != want)
+    if len(wrong):
+        pfn = int(wrong[0])
+        raise KernelBug(f"{name} of frame {pfn:#x} is {have[pfn]}, {what}: {want[pfn]}")
+
+
+def _none(bad: npt.NDArray[np.bool_], message: str) -> None:
+    wrong = np.flatnonzero(bad)
+    if len(wrong):
+        raise KernelBug(f"frame {int(wrong[0]):#x} {message}")
+
+
+def _check_unwritten(frames: Frames) -> None:
+    """A sample of the frames that nobody has written, the zero page always among them, reads as zeros."""
+    unwritten = np.flatnonzero(~frames.ram.written)
+    zeros = [ZERO_PFN] if frames.huge.zero_pfn is None else [ZERO_PFN, *_huge_range(frames.huge.zero_pfn)]
+    if frames.ram.written[zeros].any():
+        raise KernelBug("the shared zero page has been written")
+    in_use = unwritten[frames.refcount[unwritten] > 0]
+    for pfns in (in_use, unwritten):
+        sample = pfns[:: max(1, len(pfns) // _SAMPLE)]
+        dirty = sample[frames.ram.frames_np[sample].any(axis=1)]
+        if len(dirty):
+            raise KernelBug(f"frame {int(dirty[0]):#x} is not noted as written and does not read as zeros")
+
+
+def _huge_range(head: Pfn) -> range:
+    return range(head, head + HPAGE_PMD_NR)
+
+
+def check_mapping(frames: Frames, mapping: AddressSpace) -> None:
+    """Check the page cache of one inode: every slot's frame leads back to it, and `dirty` is what PG_DIRTY says.
+
+    Raises KernelBug.
+    """
+    indexes, pfns = _slots(mapping)
+    name = f"mapping {mapping.number}"
+    if bool((frames.mapping[pfns] != mapping.number).any()) or bool((frames.index[pfns] != indexes).any()):
+        raise KernelBug(f"a cached frame of {name} names another mapping or index")
+    flags = frames.flags[pfns]
+    dirty = set(indexes[(flags & PG_DIRTY) != 0].tolist())
+    if mapping.dirty != dirty:
+        raise KernelBug(f"dirty pages of {name}: noted {sorted(mapping.dirty)}, flagged {sorted(dirty)}")
+    if bool((((flags & PG_SWAPBACKED) != 0) != mapping.is_shmem).any()):
+        raise KernelBug(f"a cached frame of {name} is of the wrong kind")
+    kept = mapping.dirty | mapping.swapped.keys()
+    if not mapping.unsaved <= kept:
+        raise KernelBug(f"pages of {name} that its file has not got are gone: {sorted(mapping.unsaved - kept)}")
+    if frames.find_mapping_number(mapping.number) is not mapping:
+        raise KernelBug(f"{name} is not registered under its number")
+
+
+def check_anon_vmas(frames: Frames, vmas: list[Vma]) -> None:
+    """Check the chains between all VMAs of the machine and their anon_vmas, both ways, and the anon_vmas' counts.
+
+    Raises KernelBug.
+    """
+    chained: dict[AnonVma, set[Vma]] = {}
+    for vma in vmas:
+        if vma.anon_vma is not None and vma.anon_vma not in vma.anon_vma_chain:
+            raise KernelBug(f"{vma} is not chained to its own anon_vma")
+        if vma.anon_vma_chain and (vma.anon_vma is None or vma.vm_flags & VM_SHARED):
+            raise KernelBug(f"{vma} has a chain of anon_vmas without one of its own, or is shared")
+        for anon_vma in vma.anon_vma_chain:
+            chained.setdefault(anon_vma, set()).add(vma)
+    active = Counter(vma.anon_vma for vma in vmas)
+    children = Counter(anon_vma.parent for anon_vma in chained)
+    for anon_vma, users in chained.items():
+        name = f"anon_vma {anon_vma.number}"
+        named = anon_vma.vmas
+        if len(named) != len(users) or set(named) != users:
+            raise KernelBug(f"{name} names {len(named)} VMAs, {len(users)} are chained to it")
+        if anon_vma.num_active_vmas != active[anon_vma]:
+            raise KernelBug(f"{name}: num_active_vmas is {anon_vma.num_active_vmas}, VMAs are {active[anon_vma]}")
+        expected = children[anon_vma] + (anon_vma.parent is None)
+        if anon_vma.num_children != expected:
+            raise KernelBug(f"{name}: num_children is {anon_vma.num_children}, children are {expected}")
+        if frames.find_mapping_number(anon_vma.number) is not anon_vma:
+            raise KernelBug(f"{name} is not registered under its number")

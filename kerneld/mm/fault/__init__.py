@@ -1,0 +1,1 @@
+"""Page faults, and all that takes pages into memory as faults do."""

@@ -1,0 +1,108 @@
+"""MADV_COLLAPSE: pages of 4 KiB become huge pages at once, because the program asks.
+
+Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_pmd(), collapse_huge_page().
+
+| 2 MiB of the range                      | what happens                          | the call ends with        |
+|-----------------------------------------|---------------------------------------|---------------------------|
+| mapped by a huge page                   | nothing                               | 0                         |
+| a leaf table with a writable entry      | its pages move into a huge page       | 0                         |
+| … and no huge page can be had           | nothing, the rest is not looked at    | ENOMEM                    |
+| … part of it is swapped out             | it is read in first                   | 0; EAGAIN if it won't fit |
+| a leaf table without a writable entry   | nothing, the rest is looked at        | EINVAL                    |
+| no leaf table                           | nothing, the rest is looked at        | EINVAL                    |
+
+Pages that other address spaces map as well are copied, absent ones become zeros. Whether `--thp` allows huge pages does
+not matter; MADV_NOHUGEPAGE does, and memory that is not anonymous or has never been written: EINVAL.
+Differs from Linux: pages of files and of shared anonymous memory are never collapsed.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_PSE, PTE_RW, counted_mask, make_pte, pte_pfn, swap_mask
+from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
+from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
+from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
+from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_LOCKED
+from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, Vaddr
+
+
+def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Make huge pages of the whole 2 MiB in [start, end), a page-aligned part of a VMA; what is at its ends stays.
+
+    Raises SysError(EINVAL) and SysError(ENOMEM) as the table above says; what was done before that stays done.
+    """
+    if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False) or vma.anon_vma is None:
+        raise SysError(errno.EINVAL)
+    if not thp_vma_suitable(vma, vma.end - PMD_SIZE):
+        raise SysError(errno.EINVAL)
+    first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
+    collapsed = sum(_collapse_pmd(mm, vma, haddr) for haddr in range(first, last, PMD_SIZE))
+    # A range between two boundaries has last < first and is refused, an empty one is not: so Linux subtracts.
+    if collapsed != last - first >> PMD_SHIFT:
+        raise SysError(errno.EINVAL)
+
+
+def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
+    """Return whether a huge page maps these 2 MiB afterwards. Source: mm/khugepaged.c:hpage_collapse_scan_pmd()."""
+    words = mm.frames.ram.words
+    pmd = mm.page_table.find_pmd(haddr)
+    if pmd is None or not words[pmd]:
+        return False
+    if words[pmd] & PTE_PSE:
+        return True
+    _swap_in(mm, vma, haddr)
+    if not _may_collapse(mm, haddr):
+        return False
+    collapse_huge_page(mm, vma, haddr, pmd)
+    return True
+
+
+def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:
+    """Tell whether a leaf table has an entry that may be written to (Linux: SCAN_PAGE_RO where not)."""
+    return bool((mm.page_table.entries(haddr, haddr + PMD_SIZE) & np.uint64(PTE_RW)).any())
+
+
+def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:
+    """Have what of a leaf table is swapped out back in.
+
+    Raises SysError(ENOMEM) without a frame, SysError(EAGAIN) where the pages do not fit into memory together.
+    Source: Linux v6.8 mm/khugepaged.c:__collapse_huge_page_swapin() and madvise_collapse_errno().
+    """
+    for place in np.flatnonzero(swap_mask(mm.page_table.entries(haddr, haddr + PMD_SIZE))).tolist():
+        fault = handle_mm_fault(mm, vma, haddr + (place << PAGE_SHIFT), False)
+        if fault & VM_FAULT_ERROR:
+            raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EINVAL)
+    if swap_mask(mm.page_table.entries(haddr, haddr + PMD_SIZE)).any():
+        raise SysError(errno.EAGAIN)
+
+
+def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
+    """Move the pages of a leaf table into a new huge page; the table is the one deposited for it.
+
+    Raises SysError(ENOMEM) before any change. Source: Linux v6.8 mm/khugepaged.c:collapse_huge_page().
+    """
+    ram, huge = mm.frames.ram, mm.frames.huge
+    try:
+        head = huge.alloc(anon_flags(vma))
+    except SysError:
+        huge.events["thp_collapse_alloc_failed"] += 1
+        raise
+    huge.events["thp_collapse_alloc"] += 1
+    entries = mm.page_table.entries(haddr, haddr + PMD_SIZE)
+    counted = np.flatnonzero(counted_mask(entries))
+    for place, pfn in zip(counted.tolist(), pte_pfn(entries[counted]).tolist(), strict=True):
+        ram.copy_page(head + place, pfn)
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, haddr, haddr + PMD_SIZE)
+    mm.zap_range(haddr, haddr + PMD_SIZE)
+    huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
+    mm.deposit_table(pmd)
+    mm.map_huge_page(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)

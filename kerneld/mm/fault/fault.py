@@ -1,0 +1,390 @@
+"""Page faults: what a missing or too weak entry becomes.
+
+Owns the decision; the entry itself is set by `MmStruct`. Knows no task and no signal: it returns VM_FAULT_* and the
+caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memory.c.
+
+| entry          | VMA           | read                                  | write                                   |
+|----------------|---------------|---------------------------------------|-----------------------------------------|
+| none           | anonymous     | shared zero page                      | new zeroed frame                        |
+| none           | file, private | cached page and those around it       | copy of the cached page                 |
+| none           | file, shared  | cached page and those around it       | cached page, writable, noted dirty      |
+| present, no RW | private       | –                                     | reuse where it is ours alone, else copy |
+| present, no RW | shared        | –                                     | made writable, noted dirty              |
+| swap           | private       | read in, unless the swap cache has it | likewise; ours alone: writable at once  |
+
+Where no leaf table is, `kerneld.mm.fault.thp` is asked first: huge pages are its business.
+Past the end of a file, or where a page cannot be read: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM. A page that had
+to be read in: VM_FAULT_MAJOR.
+
+To allocate is to give reclaim a chance: after it, an entry that was present may be a swap entry or none, a huge page
+may be cut up, and a frame that nothing holds may be another's. So each function here takes a reference of a frame that
+it needs afterwards, which keeps the frame and every entry of it as they are.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_RW,
+    PTE_SPECIAL,
+    PTE_SWP_EXCLUSIVE,
+    make_pte,
+    pte_present,
+    swp_offset,
+)
+from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
+from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
+from kerneld.mm.frames.lru import mlock_folio, munlock_folios
+from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
+from kerneld.mm.space.anon_page import new_anon_page, prepare_anon_vma
+from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.rmap import anon_vma_root
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
+
+VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = 0x1, 0x2, 0x4, 0x40, 0x400
+VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
+"""Results of a fault: Linux v6.8 include/linux/mm_types.h vm_fault_reason; 0 is a minor fault that was settled."""
+
+
+def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
+    """Settle one fault in a VMA whose rights allow the access; `address` need not be aligned. Returns VM_FAULT_*.
+
+    Source: Linux v6.8 mm/memory.c:handle_mm_fault() and handle_pte_fault().
+    """
+    vaddr = address & PAGE_MASK
+    try:
+        pte = mm.page_table.find_pte(vaddr)
+        if pte is None:
+            if vma.file is not None:
+                return _fault_without_table(mm, vma, vaddr, write)
+            if handle_huge_fault(mm, vma, vaddr, write):
+                return 0
+            pte = mm.page_table.ensure_pte(vaddr)
+        entry = mm.frames.ram.words[pte]
+        if not entry:
+            if vma.file is None:
+                return do_anonymous_page(mm, vma, vaddr, pte, write)
+            return do_fault(mm, vma, vaddr, pte, write)
+        if not pte_present(entry):
+            return do_swap_page(mm, vma, vaddr, pte, entry, write)
+        if write and not entry & PTE_RW:
+            return do_wp_page(mm, vma, vaddr, pte, entry)
+        mm.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
+        return 0
+    except SysError as error:
+        return VM_FAULT_OOM if error.errno == errno.ENOMEM else VM_FAULT_SIGBUS
+
+
+def _fault_without_table(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
+    """A file's page where no leaf table is: one that is made for the fault goes again where nothing gets into it.
+
+    Source: Linux v6.8 mm/memory.c:do_fault(), `vmf->prealloc_pte`.
+    """
+    result = VM_FAULT_ERROR
+    try:
+        result = do_fault(mm, vma, vaddr, mm.page_table.ensure_pte(vaddr), write)
+    finally:
+        if result & VM_FAULT_ERROR:
+            mm.page_table.free_empty_table(vaddr)
+    return result
+
+
+def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
+    """Demand zero. Source: Linux v6.8 mm/memory.c:do_anonymous_page()."""
+    prot = vma_page_prot(vma)
+    if not write:
+        mm.map_zero_page(pte, vaddr, make_pte(ZERO_PFN, prot | PTE_SPECIAL))
+        return 0
+    pfn = new_anon_page(mm, vma, vaddr)
+    if vma.vm_flags & VM_WRITE:
+        prot |= PTE_RW | PTE_DIRTY
+    mm.map_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    return 0
+
+
+def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
+    """A file's page that has no entry. Source: Linux v6.8 mm/memory.c:do_fault()."""
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    index = vma.page_index(vaddr)
+    major = VM_FAULT_MAJOR if mapping.must_read(index) else 0
+    if not write:
+        return do_read_fault(mm, vma, vaddr, pte) or major
+    if not vma.vm_flags & VM_SHARED:
+        # Before the file is asked: a fault that ends in SIGBUS leaves an anon_vma behind, which fork and merges see.
+        prepare_anon_vma(mm, vma)
+    if index >= mapping.last_index():
+        return VM_FAULT_SIGBUS
+    prot = vma_page_prot(vma)
+    major |= filemap_fault(vma, mapping, index) & VM_FAULT_MAJOR
+    # Nothing is mapped around a write: what it has asked the disk for has come when the next fault looks.
+    mapping.in_flight.clear()
+    source = mapping.ensure_page(index)
+    if vma.vm_flags & VM_SHARED:
+        mm.frames.get_page(source)
+        mm.map_page(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_DIRTY), source)
+        mapping.mark_dirty(index, source)
+        if vma.vm_flags & VM_LOCKED:
+            mlock_folio(mm.frames, source)
+        return major
+    pfn = _copy_of(mm, vma, vaddr, source)
+    bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+    mm.map_page(pte, vaddr, make_pte(pfn, prot | bits), pfn)
+    return major
+
+
+def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
+    """The fault of a file's page itself, as the host's cache would take it. Returns VM_FAULT_MAJOR and VM_FAULT_RETRY.
+
+    A page that is not cached is read in with those around it, which counts as major: what lies on a disk has come when
+    the page itself had to come from there, and is on its way where that is a hole. One that reclaim has tried to write
+    out takes a second try, no more.
+    Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
+    """
+    assert vma.file is not None
+    if index in mapping.uncached:
+        if index in mapping.unread:
+            mapping.unread.discard(index)
+            mapping.uncached.remove(index, index + 1)
+            return VM_FAULT_RETRY
+        first, last = window_to_read(vma, index)
+        if index in mapping.holes:
+            low, high = max(first, index - FAULT_AROUND_PAGES), min(last, index + FAULT_AROUND_PAGES)
+            mapping.in_flight |= {i for i in range(low, high) if i in mapping.uncached and i not in mapping.holes}
+        mapping.read_in(first, last)
+        return VM_FAULT_MAJOR | VM_FAULT_RETRY
+    if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
+        mapping.reclaim.discard(index)
+        return VM_FAULT_RETRY
+    return 0
+
+
+def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
+    """Return the indexes of a file's pages, [first, last), that are read in where a fault finds one not cached.
+
+    Source: Linux v6.8 mm/filemap.c:do_sync_mmap_readahead().
+    """
+    if vma.vm_flags & VM_HUGEPAGE:
+        first = index & -HPAGE_PMD_NR
+        return first, first + (HPAGE_PMD_NR if vma.vm_flags & VM_RAND_READ else 2 * HPAGE_PMD_NR)
+    if vma.vm_flags & VM_RAND_READ:
+        return index, index + 1
+    first = index if vma.vm_flags & VM_SEQ_READ else max(index - READ_AROUND_PAGES // 2, 0)
+    return first, first + READ_AROUND_PAGES
+
+
+def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
+    """Map a file's page and those around it that lie in the same VMA, the same leaf table and the file.
+
+    The host's page cache is ours, so every page of a real file counts as cached, as long as memory is not short; of
+    shared anonymous memory only what has been written or read before. Those around it are mapped also where the page
+    itself lies past the end of the file, and once more where it had to be waited for.
+    Source: Linux v6.8 mm/memory.c:do_read_fault(), arch/x86/mm/fault.c:do_user_addr_fault().
+    """
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    index = vma.page_index(vaddr)
+    map_pages_around(mm, vma, vaddr, pte)
+    if mm.frames.ram.words[pte]:
+        return 0
+    if index >= mapping.last_index():
+        return VM_FAULT_SIGBUS
+    result = filemap_fault(vma, mapping, index)
+    try:
+        pfn = mapping.ensure_page(index)
+        if result & VM_FAULT_RETRY:
+            map_pages_around(mm, vma, vaddr, pte)
+    finally:
+        mapping.in_flight.clear()
+    if not mm.frames.ram.words[pte]:
+        _map_cached(mm, vma, vaddr, pte, pfn)
+    return result & VM_FAULT_MAJOR
+
+
+def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
+    """Map the cached pages around a read fault, and its own. Source: Linux v6.8 mm/memory.c:do_fault_around()."""
+    assert vma.file is not None
+    mapping = vma.file.mapping
+    index = vma.page_index(vaddr)
+    low, high = window_around(vma, vaddr)
+    high = min(high, mapping.last_index())
+    mapping.read_around(low, high)
+    words, pages = mm.frames.ram.words, mapping.pages
+    for i in range(low, high):
+        pfn = pages.get(i)
+        slot = pte + i - index
+        if pfn is not None and not words[slot] and mapping.is_uptodate(i):
+            _map_cached(mm, vma, vaddr + ((i - index) << PAGE_SHIFT), slot, pfn)
+
+
+def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
+    """Return the indexes of a file's pages around a fault, [first, last): those of the same VMA and leaf table."""
+    index = vma.page_index(vaddr)
+    offset = vaddr >> PAGE_SHIFT & 511
+    first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
+    last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
+    return index - (offset - first), index + last - offset
+
+
+def _map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:
+    mm.frames.refcount_at[pfn] += 1
+    mm.map_page(pte, vaddr, make_pte(pfn, vma_page_prot(vma)), pfn)
+    if vma.vm_flags & VM_LOCKED:
+        mlock_folio(mm.frames, pfn)
+
+
+def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
+    """A page that is in the swap file. Source: Linux v6.8 mm/memory.c:do_swap_page()."""
+    frames = mm.frames
+    slot = swp_offset(entry)
+    if slot >= len(frames.swap.count) or not frames.swap.count_at[slot]:
+        raise KernelBug(f"entry {entry:#x} at {vaddr:#x} is neither present nor empty, and names no swap slot in use")
+    major = 0
+    pfn = frames.swap.cache_at[slot]
+    if not pfn:
+        pfn = read_swap_cache(frames, slot)
+        major = VM_FAULT_MAJOR
+    frames.get_page(pfn)
+    frames.swap.swap_free(slot)
+    if frames.swap.is_full or vma.vm_flags & VM_LOCKED or (write and frames.refcount_at[pfn] == 2):
+        folio_free_swap(frames, pfn)
+    exclusive = entry & PTE_SWP_EXCLUSIVE != 0 or frames.refcount_at[pfn] == 1
+    _add_anon_rmap(mm, vma, vaddr, pfn, exclusive)
+    prot = vma_page_prot(vma)
+    if write and exclusive:
+        prot |= PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+    mm.map_swapped_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    if vma.vm_flags & VM_LOCKED:
+        mlock_folio(frames, pfn)
+    if not write or exclusive:
+        return major
+    try:
+        return do_wp_page(mm, vma, vaddr, pte, make_pte(pfn, prot)) | major
+    except SysError:
+        # The page is in; only the copy of it failed.
+        return VM_FAULT_OOM
+
+
+def _add_anon_rmap(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn, exclusive: bool) -> None:
+    """Make a frame of the swap cache anonymous memory of a VMA: of its alone, or of the family's oldest.
+
+    Source: Linux v6.8 mm/rmap.c:folio_add_anon_rmap_pte() and __folio_set_anon().
+    """
+    frames = mm.frames
+    if not frames.flags_at[pfn] & PG_ANON:
+        prepare_anon_vma(mm, vma)
+        assert vma.anon_vma is not None
+        frames.mapping_at[pfn] = (vma.anon_vma if exclusive else anon_vma_root(vma.anon_vma)).number
+        frames.index_at[pfn] = vma.page_index(vaddr)
+    frames.flags_at[pfn] |= PG_ANON | PG_ANON_EXCLUSIVE if exclusive else PG_ANON
+
+
+def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
+    """A write to a present entry without RW. Source: Linux v6.8 mm/memory.c:do_wp_page()."""
+    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+    frames = mm.frames
+    if vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
+        return wp_page_shared(mm, vma, vaddr, pte, entry)
+    if entry & PTE_SPECIAL:
+        return wp_page_copy(mm, vma, vaddr, pte, ZERO_PFN)
+    if frames.flags_at[pfn] & PG_ANON and wp_can_reuse_anon(mm, vma, pfn):
+        wp_page_reuse(mm, vma, vaddr, pte, entry)
+        return 0
+    return wp_page_copy(mm, vma, vaddr, pte, pfn)
+
+
+def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
+    """Tell whether an anonymous frame is this address space's alone; one whose other owners have gone becomes so.
+
+    Its slot in the swap file, which only the swap cache knows, it gives up for that. One of a huge page stays what it
+    is, whoever maps the rest. Source: Linux v6.8 mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's
+    anon_vma.
+    """
+    frames = mm.frames
+    if frames.flags_at[pfn] & PG_ANON_EXCLUSIVE:
+        return True
+    if frames.flags_at[pfn] & PG_LARGE:
+        return False
+    if frames.flags_at[pfn] & PG_SWAPCACHE and frames.refcount_at[pfn] == 2:
+        folio_free_swap(frames, pfn)
+    if frames.refcount_at[pfn] != 1:
+        return False
+    frames.flags_at[pfn] |= PG_ANON_EXCLUSIVE
+    frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
+    return True
+
+
+def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
+    """Make the anonymous page that an entry maps this address space's alone, still not writable, and return its frame.
+
+    Raises SysError(ENOMEM). Source: Linux v6.8 mm/memory.c:do_wp_page() with FAULT_FLAG_UNSHARE.
+    """
+    huge = unshare_huge_page(mm, vma, vaddr)
+    if huge is not None:
+        return huge
+    pte = mm.page_table.ensure_pte(vaddr)
+    pfn = (mm.frames.ram.words[pte] & PTE_PFN_MASK) >> PAGE_SHIFT
+    if wp_can_reuse_anon(mm, vma, pfn):
+        return pfn
+    new = _copy_of(mm, vma, vaddr, pfn)
+    if vma.vm_flags & VM_LOCKED:
+        munlock_folios(mm.frames, np.array([pfn]))
+    mm.replace_page(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
+    return new
+
+
+def _copy_of(mm: MmStruct, vma: Vma, vaddr: Vaddr, source: Pfn) -> Pfn:
+    """Return a new anonymous frame of the VMA with the contents of another. Raises SysError(ENOMEM)."""
+    frames = mm.frames
+    frames.get_page(source)
+    try:
+        pfn = new_anon_page(mm, vma, vaddr, zero=False)
+    finally:
+        frames.put_page(source)
+    frames.ram.copy_page(pfn, source)
+    return pfn
+
+
+def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> None:
+    """Make an entry writable in place. Source: Linux v6.8 mm/memory.c:wp_page_reuse()."""
+    bits = PTE_ACCESSED | PTE_DIRTY
+    if vma.vm_flags & VM_WRITE:
+        bits |= PTE_RW
+    mm.update_pte(pte, vaddr, entry | bits)
+
+
+def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
+    """The first write to a shared page since it was clean. Source: Linux v6.8 mm/memory.c:wp_page_shared()."""
+    assert vma.file is not None
+    index = vma.page_index(vaddr)
+    if index >= vma.file.mapping.last_index():
+        return VM_FAULT_SIGBUS
+    wp_page_reuse(mm, vma, vaddr, pte, entry)
+    vma.file.mapping.mark_dirty(index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
+    return 0
+
+
+def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) -> int:
+    """Give the writer a frame of its own. Source: Linux v6.8 mm/memory.c:wp_page_copy()."""
+    if source == ZERO_PFN:
+        pfn = new_anon_page(mm, vma, vaddr)
+    else:
+        pfn = _copy_of(mm, vma, vaddr, source)
+        if vma.vm_flags & VM_LOCKED:
+            munlock_folios(mm.frames, np.array([source]))
+    prot = vma_page_prot(vma) | PTE_DIRTY
+    if vma.vm_flags & VM_WRITE:
+        prot |= PTE_RW
+    mm.replace_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    return 0

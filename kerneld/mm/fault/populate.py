@@ -1,0 +1,228 @@
+"""Faulting in many pages at once: MAP_POPULATE, locked memory, and the processor's `touch`.
+
+Does for a range what `kerneld.mm.fault.fault` does for a page, one leaf table at a time where the pages are anonymous;
+whatever is not a plain first fault goes through `handle_mm_fault` itself, and huge pages through `thp`. Answers to
+Linux v6.8 mm/gup.c: __mm_populate(), populate_vma_page_range().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
+from kerneld.mm.fault.foll_touch import touch_leaf
+from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
+from kerneld.mm.frames.frames import ZERO_PFN
+from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
+from kerneld.mm.space.leaf_walk import Leaf
+from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.pkeys import vma_access_permitted
+from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
+
+Outcome = TypeVar("Outcome")
+
+
+def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors: bool) -> Generator[None, None, int]:
+    """Fault the mapped pages of [start, end), page-aligned, in; yield where Linux may let go of mmap_lock.
+
+    With `ignore_errors` what cannot be had is passed over, to the next VMA. Without, it ends there: memory that allows
+    no access at all is one such, unless it is locked on fault. Whatever others have done to the address space
+    meanwhile, the next VMA is looked up anew.
+    Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:__mm_populate().
+    """
+    pace = Pace()
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None or vma.start >= end:
+            break
+        start, last = max(start, vma.start), min(end, vma.end)
+        fault = 0
+        if not _is_populated(vma):
+            start, fault = last, 0 if vma.vm_flags & VM_LOCKONFAULT else VM_FAULT_SIGSEGV
+        while start < last and not fault:
+            stop = pace.stop(start, last)
+            fault = populate_vma(mm, vma, start, stop)
+            start = stop
+            if pace.is_over():
+                break
+        if fault and not ignore_errors:
+            return fault
+        if fault:
+            start = last
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+    return 0
+
+
+def drain(pieces: Generator[None, None, Outcome]) -> Outcome:
+    """Do all of a long piece of work at once."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as over:
+            outcome: Outcome = over.value
+            return outcome
+
+
+def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+    """Fault the mapped pages of [start, end) in at once, as far as that goes; errors and holes are passed over."""
+    drain(populate_in_pieces(mm, start, end, ignore_errors=True))
+
+
+def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
+    """Fault a page-aligned part of a VMA in: for writing where it is private and writable, else for reading.
+
+    Returns 0 or the VM_FAULT_* that stopped it: memory whose protection key denies the access is not faulted in. The
+    address space is that of whoever runs. Source: Linux v6.8 mm/gup.c:populate_vma_page_range(), check_vma_flags().
+    """
+    if not _is_populated(vma):
+        return 0
+    write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    if not vma_access_permitted(mm.frames.processor.pkru, vma, write):
+        return VM_FAULT_SIGSEGV
+    return fault_in_range(mm, vma, start, end, write, foll_touch=True)[1]
+
+
+def _is_populated(vma: Vma) -> bool:
+    return vma.vm_flags & VM_ACCESS_FLAGS != 0 and not vma.vm_flags & VM_LOCKONFAULT
+
+
+def fault_in_range(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, *, foll_touch: bool = False
+) -> tuple[Vaddr, int]:
+    """Fault in every page of [start, end), page-aligned and inside one VMA whose rights allow the access.
+
+    With `foll_touch` it is the kernel that goes to the pages, not the processor: see `kerneld.mm.fault.foll_touch`.
+    Returns how far it came and 0 or the VM_FAULT_* that stopped it there.
+    """
+    if vma.file is not None:
+        return _fault_in_file(mm, vma, start, end, write, foll_touch)
+    huge = may_have_huge_pages(mm, vma)
+    try:
+        for leaf in fault_in_huge(mm, vma, start, end, write) if huge else mm.page_table.ensure_leaves(start, end):
+            if not leaf.huge:
+                _fill_anonymous(mm, vma, leaf, write)
+            stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
+            if stopped is not None:
+                return stopped
+            start = leaf.end
+    except SysError:
+        return start, VM_FAULT_OOM
+    return end, 0
+
+
+def _fault_in_file(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, foll_touch: bool
+) -> tuple[Vaddr, int]:
+    """Do as `fault_in_range` for a file: its first fault makes a leaf table, and one that fails makes none."""
+    while start < end:
+        stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
+        if mm.page_table.find_pte(start) is None:
+            result = _fault_one(mm, vma, start, write)
+            if result & VM_FAULT_ERROR:
+                return start, result
+        low = mm.page_table.find_pte(start)
+        assert low is not None
+        leaf = Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
+        stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
+        if stopped is not None:
+            return stopped
+        start = stop
+    return end, 0
+
+
+def _fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
+    result = handle_mm_fault(mm, vma, vaddr, write)
+    if result & VM_FAULT_MAJOR:
+        mm.range_major_faults += 1
+    elif not result & VM_FAULT_ERROR:
+        mm.range_faults += 1
+    return result
+
+
+def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
+    """Fill the empty entries of a leaf table; where not enough frames are free it leaves them to the single faults."""
+    entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+    empty = entries == 0
+    count = int(np.count_nonzero(empty))
+    if not count:
+        return
+    mm.range_faults += count
+    new = np.zeros(len(entries), dtype=np.uint64)
+    prot = vma_page_prot(vma)
+    if not write:
+        new[empty] = make_pte(ZERO_PFN, prot | PTE_SPECIAL)
+        mm.map_zero_pages(leaf, new)
+        return
+    number = prepare_anon_vma(mm, vma)
+    try:
+        pfns = mm.frames.alloc_pages(count, anon_flags(vma))
+    except SysError:
+        mm.range_faults -= count
+        return
+    mm.frames.mapping[pfns] = number
+    mm.frames.index[pfns] = np.flatnonzero(empty).astype(np.uint64) + np.uint64(vma.page_index(leaf.start))
+    if vma.vm_flags & VM_WRITE:
+        prot |= PTE_RW | PTE_DIRTY
+    new[empty] = (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(prot)
+    mm.map_pages(leaf, new, pfns, Rss.ANON)
+
+
+def _fault_leaf(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: bool) -> tuple[Vaddr, int] | None:
+    """Fault in what misses of a leaf table, or nothing of a huge page; returns where and why it stopped."""
+    stopped = None if leaf.huge else _fault_rest(mm, vma, leaf, write)
+    if foll_touch:
+        if stopped is not None:
+            leaf = leaf._replace(end=stopped[0], high=leaf.low + ((stopped[0] - leaf.start) >> PAGE_SHIFT))
+        touch_leaf(mm, leaf, write)
+    return stopped
+
+
+def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr, int] | None:
+    """Fault, one by one, the entries that still are not what the access needs; returns where and why it stopped.
+
+    Each page is gone to once: where memory is short the first may be reclaimed again while the last comes in.
+    """
+    entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+    done = 0
+    while True:
+        missing = _missing(entries[done:], write) + done
+        if not len(missing):
+            return None
+        # A fault may map pages around it, so what is missing is looked up anew after each run of sixteen.
+        for position in missing[:16].tolist():
+            vaddr = leaf.start + position * PAGE_SIZE
+            if _lacks(int(entries[position]), write):
+                result = _fault_one(mm, vma, vaddr, write)
+                if result & VM_FAULT_ERROR:
+                    return vaddr, result
+            done = position + 1
+
+
+def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:
+    needed = np.uint64(PTE_PRESENT | PTE_RW if write else PTE_PRESENT)
+    return np.flatnonzero((entries & needed) != needed)
+
+
+def _lacks(entry: int, write: bool) -> bool:
+    needed = PTE_PRESENT | PTE_RW if write else PTE_PRESENT
+    return entry & needed != needed
+
+
+def mark_accessed(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
+    """Set the accessed bit (for a write the dirty bit too) of present entries, as the processor does on an access."""
+    bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
+    for leaf in mm.page_table.leaves(start, end):
+        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
+        np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)

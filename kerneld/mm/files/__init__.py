@@ -1,0 +1,1 @@
+"""Files that can be mapped: their pages in the page cache."""

@@ -1,0 +1,390 @@
+"""The page cache: a file's pages in frames.
+
+Owns `AddressSpace` (the cached pages of one inode) and `File` (an inode opened in some way, which VMAs hold). Reads and
+writes through the `Backing` that it is given, and knows neither descriptors nor sockets. Answers to Linux v6.8
+mm/filemap.c, mm/page-writeback.c and, for files in memory, mm/shmem.c: shared anonymous memory, which has no backing,
+and memory files and those of a tmpfs, whose backing is the real file.
+
+Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back
+here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY; an index is in one of `pages`, `swapped`
+and `shadows` at most. What the real file has not got yet is `dirty` of a file on a disk, and `unsaved` of one in
+memory: there a page stays dirty however often it is written, and may be in the swap file meanwhile.
+
+Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file),
+and what others write to the real file while it is mapped is seen only in pages that are not cached yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.mm.files.backing import Backing
+from kerneld.mm.files.i_mmap import IMmap
+from kerneld.mm.files.shmem import shmem_get_folio
+from kerneld.mm.frames.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
+from kerneld.mm.frames.index_ranges import IndexRanges
+from kerneld.mm.frames.swap_state import free_swap_and_cache
+from kerneld.mm.frames.workingset import workingset_refault
+from kerneld.mm.vm_flags import is_shared_maywrite
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.mm import MmStruct
+    from kerneld.mm.space.vma import Vma
+
+FAULT_AROUND_PAGES = 16
+"""Pages mapped at once by a read fault where they are cached (Linux: fault_around_pages, 64 KiB)."""
+
+READ_AROUND_PAGES = 32
+"""Pages that a fault of an uncached page reads in with it (Linux: ra_pages, 128 KiB)."""
+
+_ZEROS = bytes(PAGE_SIZE)
+
+
+class AddressSpace:
+    """The cached pages of one inode (Linux: struct address_space)."""
+
+    def __init__(self, frames: Frames, backing: Backing | None, size_bytes: int = 0, *, is_shmem: bool = False) -> None:
+        """`backing` is None for shared anonymous memory, whose size, in bytes, is then fixed.
+
+        `is_shmem` says of a file with a backing that it lies in memory: a memory file, or a tmpfs's.
+        """
+        self.frames = frames
+        self.backing = backing
+        self._size_bytes = size_bytes
+        self.number = frames.register_mapping(self)
+        self.pages: dict[int, Pfn] = {}
+        """The frame of each cached page, by index."""
+        self.dirty: set[int] = set()
+        self.unsaved: set[int] = set()
+        """Of a file in memory with a backing: the pages, cached or swapped, that differ from the real file's."""
+        self.swapped: dict[int, int] = {}
+        """Of a file in memory: the swap slot of each page that is out; each counts once."""
+        self.shadows: dict[int, int] = {}
+        """Pages that reclaim has dropped, with their shadows: see `kerneld.mm.frames.workingset`."""
+        self.accounted_pages = 0
+        """What a file in memory adds to `Frames.committed_as` (Linux: shmem_acct_size(), shmem_acct_block())."""
+        self.accounts_blocks = is_shmem
+        """Whether it is promised page by page, as it is used: but for shared anonymous memory without MAP_NORESERVE."""
+        self.i_mmap = IMmap()
+        """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
+        self.i_mmap_writable = 0
+        """How many of them are shared and may be written to, or made such as may (Linux: mapping->i_mmap_writable)."""
+        self.uncached = IndexRanges()
+        """Pages of a real file that the host's cache has not either, as far as can be known: holes that nobody has
+        read, and what a program has paged out."""
+        self.holes = IndexRanges()
+        """Pages of a real file that nothing has been written to, as far as can be known: to read one takes no time."""
+        self.reclaim: set[int] = set()
+        """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
+        self.unread: set[int] = set()
+        """Holes among `uncached` that have a page in the cache which nobody has read: a fault of one is a minor one."""
+        self.in_flight: set[int] = set()
+        """Pages that the fault under way has asked the disk for, and that have not come."""
+        self.is_shmem = is_shmem or backing is None
+        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
+        self.error = 0
+        """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
+
+    def size_bytes(self) -> int:
+        """Return the file's size in bytes (Linux: i_size_read())."""
+        return self._size_bytes if self.backing is None else self.backing.size_bytes()
+
+    def find_page(self, index: int) -> Pfn | None:
+        """Return the frame of a cached page, or None."""
+        return self.pages.get(index)
+
+    def find_contents(self, index: int) -> memoryview | None:
+        """Return what is cached of a page, in a frame or in the swap file, or None. Raises OSError."""
+        pfn, slot = self.pages.get(index), self.swapped.get(index)
+        if pfn is not None:
+            return self.frames.ram.page(pfn)
+        return None if slot is None else memoryview(self.frames.swap.read_page(slot))
+
+    def ensure_page(self, index: int) -> Pfn:
+        """Return the frame of a page inside the file, read in if it is not cached.
+
+        Raises SysError(ENOMEM) without a frame, SysError(EIO) where the file cannot be read.
+        """
+        pfn = self.pages.get(index)
+        if pfn is None:
+            self._read_in([index])
+            pfn = self.pages[index]
+        return pfn
+
+    def must_read(self, index: int) -> bool:
+        """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
+        return index in self.shadows or (index in self.swapped and not self.frames.swap.cache_at[self.swapped[index]])
+
+    def is_uptodate(self, index: int) -> bool:
+        """Tell whether fault-around may map a page, if it is cached: nothing has to be done or waited for first.
+
+        Source: Linux v6.8 mm/filemap.c:next_uptodate_folio().
+        """
+        return index not in self.reclaim and index not in self.uncached and index not in self.in_flight
+
+    def fill_hole(self, first: int, last: int) -> None:
+        """Somebody has written to the pages of [first, last): they are in the host's cache, and no hole."""
+        self.uncached.remove(first, last)
+        self.holes.remove(first, last)
+
+    def read_in(self, first: int, last: int) -> None:
+        """The host's cache has the pages of [first, last) from now on, but for those that it had a place for already.
+
+        Source: Linux v6.8 mm/readahead.c:page_cache_ra_unbounded().
+        """
+        self.uncached.remove(first, last)
+        for index in self.unread:
+            self.uncached.add(index, index + 1)
+
+    def read_around(self, first: int, last: int) -> None:
+        """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
+
+        Nothing where memory is short, nothing of shared anonymous memory, which has no host, and of a file in memory
+        nothing that the swap file has or that is a hole.
+        """
+        frames = self.frames
+        if self.backing is None:
+            return
+        missing = [i for i in range(first, last) if i not in self.pages and i not in self.uncached]
+        if missing and self.is_shmem:
+            there = self.backing.mincore(first, last - first)
+            missing = [i for i in missing if there[i - first] and i not in self.swapped]
+        if missing and frames.free_pages - len(missing) >= frames.watermark_low:
+            with contextlib.suppress(SysError):
+                self._read_in(missing)
+
+    def _read_in(self, indexes: list[int]) -> None:
+        """Read pages that are not cached; more than one only where that reclaims none of them again."""
+        first = indexes[0]
+        if self.backing is None or first in self.swapped:
+            for index in indexes:
+                self._add(index, shmem_get_folio(self.frames, self, index))
+            return
+        try:
+            data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
+        except OSError:
+            raise SysError(errno.EIO) from None
+        for index in indexes:
+            pfn = self.frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
+            chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
+            is_zero = _ZEROS.startswith(bytes(chunk))
+            if not is_zero:
+                self.frames.ram.write(pfn << PAGE_SHIFT, chunk)
+            self._add(index, pfn)
+            if self.is_shmem:
+                self.account(1)
+                # Others have written to what is no hole, which has made it dirty.
+                if not is_zero or self.backing.mincore(index, 1)[0]:
+                    self.set_dirty(index, pfn)
+
+    def _add(self, index: int, pfn: Pfn) -> None:
+        """Source: Linux v6.8 mm/filemap.c:filemap_add_folio()."""
+        frames = self.frames
+        frames.mapping_at[pfn] = self.number
+        frames.index_at[pfn] = index
+        self.pages[index] = pfn
+        shadow = self.shadows.pop(index, 0)
+        if shadow:
+            workingset_refault(frames, pfn, shadow, is_file=True)
+
+    def account(self, pages: int) -> None:
+        """Promise so many pages more of a file in memory; whether that is too much is the caller's to ask."""
+        self.accounted_pages += pages
+        self.frames.committed_as += pages
+
+    def drop_pages(self, indexes: list[int]) -> None:
+        """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
+        pfns = [self.pages.pop(index) for index in indexes]
+        self.frames.put_pages(np.array(pfns, dtype=np.int64))
+        self.dirty.difference_update(indexes)
+        self.unsaved.difference_update(indexes)
+        self.reclaim.difference_update(indexes)
+        if self.accounts_blocks:
+            self.account(-len(indexes))
+
+    def forget_shadows(self, indexes: list[int]) -> None:
+        """Forget that reclaim has dropped these pages."""
+        for index in indexes:
+            del self.shadows[index]
+
+    def zero_page_from(self, pfn: Pfn, offset: int) -> None:
+        """Clear a cached frame's bytes from `offset` on (Linux: folio_zero_segment())."""
+        self.frames.ram.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))
+
+    def mark_dirty(self, index: int, pfn: Pfn) -> None:
+        """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
+        self.set_dirty(index, pfn)
+        self.reclaim.discard(index)
+        if self.is_shmem and self.backing is not None:
+            self.unsaved.add(index)
+
+    def set_dirty(self, index: int, pfn: Pfn) -> None:
+        """Note that a cached page is not to be dropped; the real file may have it."""
+        self.frames.flags_at[pfn] |= PG_DIRTY
+        self.dirty.add(index)
+
+    def writeback(self, first: int = 0, last: int | None = None) -> None:
+        """Write the dirty pages of [first, last) to the file and clean them; beyond its end nothing is written.
+
+        A failure is remembered in `error`, and the page stays clean, as in Linux. Shared anonymous memory has no file:
+        its pages stay dirty, and so do those of a memory file, which the real one gets all the same.
+        Source: Linux v6.8 mm/page-writeback.c:write_cache_pages().
+        """
+        if self.backing is not None and self.unwritten:
+            size = self.size_bytes()
+            for index in sorted(i for i in self.unwritten if i >= first and (last is None or i < last)):
+                self.write_page(index, size)
+
+    @property
+    def unwritten(self) -> set[int]:
+        """The pages that the real file has not got yet."""
+        return self.unsaved if self.is_shmem else self.dirty
+
+    def write_page(self, index: int, size: int) -> None:
+        """Write one dirty page to the file, which is `size` bytes long, as `writeback` does."""
+        assert self.backing is not None
+        pfn = self.pages.get(index)
+        self.unsaved.discard(index)
+        if not self.is_shmem and pfn is not None:
+            self.dirty.discard(index)
+            self.reclaim.discard(index)
+            self.frames.flags_at[pfn] &= ~PG_DIRTY
+        offset = index << PAGE_SHIFT
+        length = min(PAGE_SIZE, size - offset)
+        if length > 0:
+            self.holes.remove(index, index + 1)
+            try:
+                data = self.find_contents(index)
+                assert data is not None
+                self.backing.write_at(offset, data[:length])
+            except OSError as error:
+                self.error = error.errno or errno.EIO
+
+    def take_error(self) -> int:
+        """Return the errno of a failed write-back since the last call, 0 for none.
+
+        Source: Linux v6.8 mm/filemap.c:file_check_and_advance_wb_err().
+        """
+        error, self.error = self.error, 0
+        return error
+
+    def link_vma(self, vma: Vma, mm: MmStruct) -> None:
+        """A VMA begins to map the inode. Source: Linux v6.8 mm/mmap.c:vma_link_file()."""
+        self.i_mmap[vma] = mm
+        if is_shared_maywrite(vma.vm_flags):
+            self.map_writable()
+
+    def map_writable(self) -> None:
+        """One more may write to the file in memory: it cannot be sealed against that (Linux: mapping_map_writable()).
+
+        Raises SysError(EPERM) where it has been.
+        """
+        if not self.i_mmap_writable and self.backing is not None:
+            try:
+                self.backing.map_writable()
+            except OSError as error:
+                raise SysError(error.errno or errno.EPERM) from None
+        self.i_mmap_writable += 1
+
+    def unmap_writable(self) -> None:
+        """One less may; a file that may be sealed from now on gets what it has not got of what they have written."""
+        self.i_mmap_writable -= 1
+        if not self.i_mmap_writable and self.backing is not None:
+            if self.is_shmem:
+                self.writeback()
+            self.backing.unmap_writable()
+
+    def unlink_vma(self, vma: Vma) -> None:
+        """A VMA has gone; the last one writes dirty pages back and drops the cache."""
+        del self.i_mmap[vma]
+        if is_shared_maywrite(vma.vm_flags):
+            self.unmap_writable()
+        if not self.i_mmap:
+            self.evict()
+
+    def evict(self) -> None:
+        """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict()."""
+        self.writeback()
+        self.frames.put_pages(np.fromiter(self.pages.values(), dtype=np.int64, count=len(self.pages)))
+        free_swap_and_cache(self.frames, np.array([*self.swapped.values()], dtype=np.int64))
+        self.pages.clear()
+        self.dirty.clear()
+        self.unsaved.clear()
+        self.swapped.clear()
+        self.shadows.clear()
+        self.account(-self.accounted_pages)
+        self.reclaim.clear()
+        self.uncached.clear()
+        self.holes.clear()
+        self.unread.clear()
+        if self.backing is not None:
+            self.backing.release()
+
+    def last_index(self) -> int:
+        """Return the number of pages that the file has now, the last one possibly in part."""
+        return (self.size_bytes() + PAGE_SIZE - 1 & PAGE_MASK) >> PAGE_SHIFT
+
+
+class File:
+    """An inode as one open file description sees it; VMAs of one File may merge (Linux: struct file)."""
+
+    __slots__ = (
+        "dev",
+        "huge_page_bytes",
+        "ino",
+        "mappable",
+        "mapping",
+        "max_bytes",
+        "noexec",
+        "path",
+        "readable",
+        "refuses",
+        "seals",
+        "writable",
+    )
+
+    def __init__(
+        self, mapping: AddressSpace, path: str, *, readable: bool, writable: bool, dev: int = 0, ino: int = 0
+    ) -> None:
+        self.mapping = mapping
+        self.path = path
+        """As /proc/PID/maps shows it."""
+        self.readable = readable
+        self.writable = writable
+        self.dev = dev
+        self.ino = ino
+        self.mappable = True
+        """Whether it can be mapped at all (Linux: file->f_op->mmap)."""
+        self.max_bytes = (1 << 63) - 1
+        """Offsets of it end here (Linux: file_mmap_size_max(), MAX_LFS_FILESIZE)."""
+        self.huge_page_bytes = 0
+        """The size of its pages where it is a file of hugetlbfs, else 0 (Linux: is_file_hugepages())."""
+        self.noexec = False
+        """Whether it lies on a file system that nothing is executed of (Linux: path_noexec())."""
+        self.refuses = 0
+        """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
+        self.seals = 0
+        """F_SEAL_ flags, as they were when the call that maps it began (Linux: shmem_inode_info.seals)."""
+
+
+_get_next_ino = itertools.count(1).__next__
+
+
+def shmem_zero_setup(frames: Frames, size_bytes: int, *, noreserve: bool = False) -> File:
+    """Return a new file for shared anonymous memory of this size, which is promised at once unless `noreserve`.
+
+    Whether there is so much is the caller's to ask. Source: Linux v6.8 mm/shmem.c:shmem_zero_setup().
+    """
+    mapping = AddressSpace(frames, None, size_bytes)
+    if noreserve:
+        mapping.accounts_blocks = True
+    else:
+        mapping.account(size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT)
+    return File(mapping, "/dev/zero (deleted)", readable=True, writable=True, dev=1, ino=_get_next_ino())

@@ -1,0 +1,1 @@
+"""The frames of RAM: who has which, what is free, what is in the swap file."""

@@ -1,0 +1,245 @@
+"""Frames: what Linux keeps in `struct page`, as one array a field, and the allocation of them.
+
+Owns each frame's reference count, map count, flags, mapping, index, swap slot and age. Knows no address space. What to
+do when memory runs out is `slowpath`'s, which whoever builds the machine puts in. Answers to Linux v6.8
+include/linux/mm_types.h (struct page), include/linux/page-flags.h and mm/page_alloc.c.
+
+Invariants: a frame is free exactly when its reference count is 0; `refcount = page-table entries + pins` (a slot of a
+page cache or of the swap cache and a page table's own use are one pin each; a call holds one while it allocates and
+needs the frame afterwards: reclaim leaves such a frame alone); `mapcount = page-table entries`; frame 0 is never handed
+out. Frame ZERO_PFN is the shared zero page: mapped by special entries, never counted.
+
+Each field has two views of the same memory: the numpy array for ranges, and a memoryview (`_at`) for one frame at a
+time, which costs a third of what an index into the array costs.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.hw.processor import Processor
+from kerneld.hw.ram import Ram
+from kerneld.mm.frames.buddy import Buddy, OutOfFrames
+from kerneld.mm.frames.huge_frames import HugeFrames
+from kerneld.mm.frames.kernel_objects import KernelObjects
+from kerneld.mm.frames.swap import SwapFile
+from shared.uapi.page import PAGE_SHIFT, Pfn
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.dying import Dying
+
+ZERO_PFN: Pfn = 1
+"""The shared zero page."""
+FIRST_PFN: Pfn = 2
+
+PG_REFERENCED = 1 << 1
+PG_DIRTY = 1 << 4
+PG_LRU = 1 << 5
+"""On an LRU list: `kerneld.mm.frames.lru` says which."""
+PG_ACTIVE = 1 << 6
+PG_UNEVICTABLE = 1 << 7
+"""Kept out of reclaim: memory of a locked VMA (Linux: PG_mlocked and PG_unevictable, which differ for others alone)."""
+PG_ANON = 1 << 8
+"""The frame's mapping is an anon_vma (Linux: the low bit of page->mapping)."""
+PG_SWAPBACKED = 1 << 9
+"""Anonymous, or of a shared anonymous file: needs swap to be reclaimed. An anonymous frame without it is lazily freed:
+dropped where nobody has written to it since MADV_FREE."""
+PG_ANON_EXCLUSIVE = 1 << 10
+"""Belongs to one address space alone: a write need not copy it (Linux: PageAnonExclusive)."""
+PG_TABLE = 1 << 11
+PG_SWAPCACHE = 1 << 12
+"""The swap cache holds it for the slot in `swap_slot`."""
+PG_WORKINGSET = 1 << 13
+"""Was on an active list before."""
+
+Pfns = npt.NDArray[np.int64]
+
+LRU_CLOCK_END = (1 << 32) - 1
+
+
+class Frames:
+    """Every frame of `ram`, and the free ones among them."""
+
+    mlock_more: npt.NDArray[np.int32]
+    """How many locked VMAs map a frame that cannot be evicted, beside the first (Linux: folio->mlock_count)."""
+    has_mlock_more = False
+    """Whether any of these has ever been more than 0."""
+
+    def __init__(self, ram: Ram, swap: SwapFile | None = None, processor: Processor | None = None) -> None:
+        self.ram = ram
+        self.swap = swap or SwapFile()
+        self.processor = processor or Processor()
+        """The processor beside them: what it may read and write of a key's memory."""
+        count = ram.nr_frames
+        self.refcount = np.zeros(count, dtype=np.int32)
+        self.mapcount = np.zeros(count, dtype=np.int32)
+        self.flags = np.zeros(count, dtype=np.uint32)
+        self.mapping = np.zeros(count, dtype=np.uint32)
+        """The number of the anon_vma or address_space that the frame belongs to; 0 for none. See `register_mapping`."""
+        self.index = np.zeros(count, dtype=np.uint64)
+        """The frame's page offset in its mapping (Linux: page->index)."""
+        self.swap_slot = np.zeros(count, dtype=np.uint32)
+        """The slot of the swap file that a frame in the swap cache belongs to (Linux: folio->swap)."""
+        self.mlock_more = np.zeros(count, dtype=np.int32)
+        self.lru = np.zeros(count, dtype=np.uint32)
+        """When the frame came to the head of its LRU list, by `lru_clock`; the list is in this order."""
+        self.lru_clock = 0
+        self.lru_sizes_noted: tuple[int, int, list[int]] = (LRU_CLOCK_END + 1, 0, [])
+        """When `kerneld.mm.frames.lru.recent_lru_sizes` last counted: the clock, ahead of it for never, how many frames
+        were
+        free, and what it found."""
+        self.nonresident_age = 0
+        """Evictions and activations so far: how far apart an eviction and a refault are (Linux: mm/workingset.c)."""
+        self.lru_cost = [0, 0]
+        """What reclaim of anonymous memory and of files has cost lately (Linux: lruvec->anon_cost, file_cost)."""
+        self.refcount_at = self.refcount.data
+        self.mapcount_at = self.mapcount.data
+        self.flags_at = self.flags.data
+        self.mapping_at = self.mapping.data
+        self.index_at = self.index.data
+        self.swap_slot_at = self.swap_slot.data
+        self.lru_at = self.lru.data
+        self.buddy = Buddy(count, FIRST_PFN)
+        self.refcount_at[0] = self.refcount_at[ZERO_PFN] = 1
+        self.total_pages = count - FIRST_PFN
+        self.committed_as = 0
+        """Pages promised to private writable mappings and shared memory (Linux: vm_committed_as)."""
+        self.vmstat: Counter[str] = Counter()
+        """Events of reclaim and swap, under their names in /proc/vmstat."""
+        self.watermark_min = self.watermark_low = self.watermark_high = 0
+        """Free pages below which allocations reclaim; below which the background pass starts; at which it ends."""
+        self.slowpath: Callable[[int], None] | None = None
+        """Called with the count of frames wanted where that would leave `watermark_min` or less free: makes room, or
+        raises SysError(ENOMEM) (Linux: __alloc_pages_slowpath())."""
+        self.dying: Dying | None = None
+        """The address spaces that are being taken down, where that is done in pieces."""
+        self.alloc_hook: Callable[[int], None] | None = None
+        """Called with the count of frames before each allocation; tests make it raise SysError(ENOMEM)."""
+        self.huge = HugeFrames(self)
+        """What is known of whole huge pages."""
+        self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
+        self._next_mapping = 1
+
+    @functools.cached_property
+    def kernel_objects(self) -> KernelObjects:
+        """What the daemon itself takes for mappings."""
+        return KernelObjects(self.ram.nr_frames << PAGE_SHIFT)
+
+    @property
+    def free_pages(self) -> int:
+        """How many frames are free."""
+        return self.buddy.nr_free
+
+    def register_mapping(self, mapping: object) -> int:
+        """Give an anon_vma or address_space the number by which frames name it."""
+        number = self._next_mapping
+        self._next_mapping += 1
+        self._mappings[number] = mapping
+        return number
+
+    def find_mapping_number(self, number: int) -> object | None:
+        """Return the anon_vma or address_space that has this number, or None where it has gone."""
+        return self._mappings.get(number)
+
+    def find_mapping(self, pfn: Pfn) -> object | None:
+        """Return the anon_vma or address_space of a frame, or None."""
+        return self._mappings.get(self.mapping_at[pfn])
+
+    def alloc_page(self, flags: int = 0, *, zero: bool = True) -> Pfn:
+        """Take one frame with a reference count of 1 and these PG_ flags, filled with zeros unless `zero` is false.
+
+        Raises SysError(ENOMEM) when none is free.
+        """
+        if self.alloc_hook is not None:
+            self.alloc_hook(1)
+        if self.buddy.nr_free <= self.watermark_min and self.slowpath is not None:
+            self.slowpath(1)
+        try:
+            pfn = self.buddy.alloc_one()
+        except OutOfFrames:
+            raise SysError(errno.ENOMEM) from None
+        if zero:
+            self.ram.clear_page(pfn)
+        self.flags_at[pfn] = flags
+        self.refcount_at[pfn] = 1
+        if self.lru_clock >= LRU_CLOCK_END:
+            self._turn_clock_back()
+        self.lru_clock = self.lru_at[pfn] = self.lru_clock + 1
+        return pfn
+
+    def alloc_pages(self, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
+        """Take `count` single frames as `alloc_page` does, all or none. Raises SysError(ENOMEM)."""
+        if self.alloc_hook is not None:
+            self.alloc_hook(count)
+        if self.buddy.nr_free - count < self.watermark_min and self.slowpath is not None:
+            self.slowpath(count)
+        try:
+            pfns = self.buddy.alloc_many(count)
+        except OutOfFrames:
+            raise SysError(errno.ENOMEM) from None
+        if zero:
+            self.ram.clear_pages(pfns)
+        self.flags[pfns] = flags
+        self.refcount[pfns] = 1
+        self.stamp(pfns)
+        return pfns
+
+    def stamp(self, pfns: Pfns) -> None:
+        """Put frames at the head of their LRU list, in this order, the last one foremost."""
+        if self.lru_clock + len(pfns) > LRU_CLOCK_END:
+            self._turn_clock_back()
+        clock = self.lru_clock
+        self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint32)
+        self.lru_clock = clock + len(pfns)
+
+    def _turn_clock_back(self) -> None:
+        """Give every frame a new stamp, in the same order, before they outgrow their 32 bits: after days, at most."""
+        stamped = np.flatnonzero(self.lru)
+        order = np.argsort(self.lru[stamped], kind="stable")
+        self.lru[stamped[order]] = np.arange(1, 1 + len(stamped), dtype=np.uint32)
+        self.lru_clock = len(stamped)
+
+    def get_page(self, pfn: Pfn) -> None:
+        """Take one reference more: the frame stays until `put_page` (Linux: folio_get())."""
+        self.refcount_at[pfn] += 1
+
+    def put_page(self, pfn: Pfn) -> None:
+        """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""
+        count = self.refcount_at[pfn] - 1
+        self.refcount_at[pfn] = count
+        if count == 0:
+            self._forget(pfn)
+            self.buddy.free_one(pfn)
+        elif count < 0:
+            raise KernelBug(f"frame {pfn:#x} is put more often than it was got")
+
+    def put_pages(self, pfns: Pfns) -> None:
+        """Drop one reference of each frame, each named once, and free those whose last it was."""
+        counts = self.refcount[pfns] - 1
+        self.refcount[pfns] = counts
+        dead = pfns[counts == 0]
+        if len(counts) and int(counts.min()) < 0:
+            raise KernelBug("a frame is put more often than it was got")
+        if len(dead):
+            self.flags[dead] = 0
+            if self.has_mlock_more:
+                self.mlock_more[dead] = 0
+            self.mapping[dead] = 0
+            self.buddy.free_many(dead)
+
+    def _forget(self, pfn: Pfn) -> None:
+        if self.mapcount_at[pfn]:
+            raise KernelBug(f"frame {pfn:#x} is freed while {self.mapcount_at[pfn]} entries map it")
+        self.flags_at[pfn] = 0
+        if self.has_mlock_more:
+            self.mlock_more[pfn] = 0
+        self.mapping_at[pfn] = 0

@@ -1,0 +1,240 @@
+"""The LRU lists: which frames reclaim looks at, and in what order.
+
+A list is not a chain: it is every frame whose flags say that it is on it, in the order of `Frames.lru`, a stamp that a
+frame gets when it comes to the head. So joining a list, leaving it (also by being freed) and going to another costs a
+flag and a stamp, for one frame or for many, and only reclaim pays for the order: `Lists` sorts the oldest frames of a
+list into a queue and works it off. A frame that got a younger stamp, or left, since it was queued is passed over; one
+that joined since is younger than all that are queued: the order is exact. Knows no page table. Answers to Linux v6.8
+mm/swap.c, include/linux/mm_inline.h and mm/mlock.c (mlock_folio, munlock_folio).
+
+Invariant: an anonymous or cached frame has PG_LRU, and not both PG_ACTIVE and PG_UNEVICTABLE; no other has it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.mm.frames.frames import (
+    PG_ACTIVE,
+    PG_ANON,
+    PG_DIRTY,
+    PG_LRU,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_UNEVICTABLE,
+    PG_WORKINGSET,
+    Frames,
+    Pfns,
+)
+from shared.uapi.page import Pfn
+
+_U32 = (1 << 32) - 1
+_PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
+_QUEUED = 8192
+_MOST_QUEUED = 4 * _QUEUED
+"""About how many frames of a list are put in order at a time, and at most."""
+_LAG_SHIFT = 10
+SWAP_CLUSTER_MAX = 32
+
+
+class LruList(IntEnum):
+    """The evictable lists: Linux v6.8 include/linux/mmzone.h enum lru_list."""
+
+    INACTIVE_ANON = 0
+    ACTIVE_ANON = 1
+    INACTIVE_FILE = 2
+    ACTIVE_FILE = 3
+
+
+_FLAGS_OF = {
+    LruList.INACTIVE_ANON: PG_LRU | PG_SWAPBACKED,
+    LruList.ACTIVE_ANON: PG_LRU | PG_SWAPBACKED | PG_ACTIVE,
+    LruList.INACTIVE_FILE: PG_LRU,
+    LruList.ACTIVE_FILE: PG_LRU | PG_ACTIVE,
+}
+
+
+def lru_sizes(frames: Frames) -> list[int]:
+    """Return how many frames each `LruList` has, and last those that cannot be evicted."""
+    places = frames.flags & np.uint32(_PLACE)
+    sizes = [int(np.count_nonzero(places == np.uint32(flags))) for flags in _FLAGS_OF.values()]
+    return [*sizes, int(np.count_nonzero(places & np.uint32(PG_UNEVICTABLE)))]
+
+
+def recent_lru_sizes(frames: Frames) -> list[int]:
+    """Return what `lru_sizes` does, or what it has returned before a thousandth of the machine has changed its place.
+
+    For who asks at every page: a refault, and the cost of reclaim; a pass of reclaim counts. What comes to a list has a
+    new stamp. What is freed has none: there are more free frames then, but for those taken since, and each of these has
+    one. So at most two thousandths have gone unnoticed. Linux's counters lag behind as well (mm/vmstat.c: a batch a
+    processor).
+    """
+    clock, nr_free, sizes = frames.lru_sizes_noted
+    lag = frames.total_pages >> _LAG_SHIFT
+    if not clock <= frames.lru_clock <= clock + lag or frames.free_pages > nr_free + lag:
+        sizes = lru_sizes(frames)
+        frames.lru_sizes_noted = frames.lru_clock, frames.free_pages, sizes
+    return sizes
+
+
+class Lists:
+    """The order of the lists, as far as reclaim has got."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._queues: list[Pfns] = [np.zeros(0, dtype=np.int64) for _ in LruList]
+        self._stamps: list[npt.NDArray[np.uint32]] = [np.zeros(0, dtype=np.uint32) for _ in LruList]
+
+    def isolate(self, kind: LruList, count: int) -> Pfns:
+        """Take up to `count` frames off the tail of a list, the oldest first, each held by one more reference.
+
+        Source: Linux v6.8 mm/vmscan.c:isolate_lru_folios().
+        """
+        found: list[Pfns] = []
+        left, refilled = count, False
+        while left:
+            queue, stamps = self._queues[kind], self._stamps[kind]
+            if not len(queue):
+                if refilled or not self._refill(kind):
+                    break
+                refilled = True
+                continue
+            head = queue[:left]
+            valid = self._is_on(head, kind) & (self._frames.lru[head] == stamps[:left])
+            self._queues[kind], self._stamps[kind] = queue[left:], stamps[left:]
+            found.append(head[valid])
+            isolate(self._frames, found[-1])
+            left -= len(found[-1])
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+    def _is_on(self, pfns: Pfns, kind: LruList) -> npt.NDArray[np.bool_]:
+        on: npt.NDArray[np.bool_] = (self._frames.flags[pfns] & np.uint32(_PLACE)) == np.uint32(_FLAGS_OF[kind])
+        return on
+
+    def _refill(self, kind: LruList) -> bool:
+        frames = self._frames
+        pfns = np.flatnonzero((frames.flags & np.uint32(_PLACE)) == np.uint32(_FLAGS_OF[kind]))
+        stamps = frames.lru[pfns]
+        if len(pfns) > _MOST_QUEUED:
+            # A share of the stamps tells well enough up to which there are so many: any number of the oldest will do.
+            share = stamps[:: len(pfns) // _QUEUED]
+            limit = np.partition(share, len(share) * _QUEUED // len(pfns))[len(share) * _QUEUED // len(pfns)]
+            oldest = stamps <= limit
+            pfns, stamps = pfns[oldest], stamps[oldest]
+        order = np.argsort(stamps)
+        self._queues[kind], self._stamps[kind] = pfns[order], stamps[order]
+        return len(pfns) > 0
+
+
+def _clear(frames: Frames, pfns: Pfns, bits: int) -> None:
+    frames.flags[pfns] &= np.uint32(~bits & _U32)
+
+
+def isolate(frames: Frames, pfns: Pfns) -> None:
+    """Take frames off their lists, and a reference of each (Linux: folio_isolate_lru())."""
+    _clear(frames, pfns, PG_LRU)
+    frames.refcount[pfns] += 1
+
+
+def putback(frames: Frames, pfns: Pfns) -> None:
+    """Put isolated frames at the head of the list that their flags say; the references stay the caller's.
+
+    Source: Linux v6.8 mm/vmscan.c:move_folios_to_lru().
+    """
+    frames.flags[pfns] |= np.uint32(PG_LRU)
+    frames.stamp(pfns)
+
+
+def folio_activate(frames: Frames, pfns: Pfns) -> None:
+    """Put frames at the head of their active list. Source: Linux v6.8 mm/swap.c:folio_activate_fn()."""
+    frames.flags[pfns] |= np.uint32(PG_ACTIVE)
+    frames.stamp(pfns)
+    frames.nonresident_age += len(pfns)
+    frames.vmstat["pgactivate"] += len(pfns)
+
+
+def folio_deactivate(frames: Frames, pfns: Pfns) -> None:
+    """Put frames at the head of their inactive list, unreferenced (Linux: mm/swap.c:lru_deactivate_fn())."""
+    active = pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0]
+    frames.flags[active] |= np.uint32(PG_WORKINGSET)
+    _clear(frames, pfns, PG_ACTIVE | PG_REFERENCED)
+    frames.stamp(pfns)
+    frames.vmstat["pgdeactivate"] += len(active)
+
+
+def folio_mark_accessed(frames: Frames, pfns: Pfns) -> None:
+    """Note an access: the first marks a frame as referenced, a second one makes it active.
+
+    Source: Linux v6.8 mm/swap.c:folio_mark_accessed().
+    """
+    flags = frames.flags[pfns]
+    again = (flags & np.uint32(PG_REFERENCED | PG_ACTIVE | PG_UNEVICTABLE)) == np.uint32(PG_REFERENCED)
+    if again.any():
+        folio_activate(frames, pfns[again])
+        _clear(frames, pfns[again], PG_REFERENCED)
+    frames.flags[pfns[~again]] |= np.uint32(PG_REFERENCED)
+
+
+def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
+    """Make anonymous frames such as are dropped unless somebody writes: they go to the inactive file list.
+
+    Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree().
+    """
+    wanted = PG_LRU | PG_ANON | PG_SWAPBACKED
+    mask = np.uint32(wanted | PG_SWAPCACHE | PG_UNEVICTABLE)
+    pfns = pfns[(frames.flags[pfns] & mask) == np.uint32(wanted)]
+    _clear(frames, pfns, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED | PG_DIRTY)
+    frames.stamp(pfns)
+    frames.vmstat["pglazyfree"] += len(pfns)
+
+
+def mlock_folios(frames: Frames, pfns: Pfns) -> None:
+    """Keep frames, each given once, out of reclaim on behalf of one locked VMA more.
+
+    Source: Linux v6.8 mm/mlock.c:mlock_folio(), __mlock_folio().
+    """
+    more = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) != 0]
+    if len(more):
+        frames.has_mlock_more = True
+        frames.mlock_more[more] += 1
+    frames.flags[pfns] |= np.uint32(PG_UNEVICTABLE)
+    _clear(frames, pfns, PG_ACTIVE)
+    # There is no order of what is not reclaimed: the stamps say that these have changed their place.
+    frames.stamp(pfns)
+
+
+def mlock_folio(frames: Frames, pfn: Pfn) -> None:
+    """Keep one frame out of reclaim, as `mlock_folios` does."""
+    mlock_folios(frames, np.array([pfn]))
+
+
+def munlock_folios(frames: Frames, pfns: Pfns) -> None:
+    """Take back what `mlock_folios` has done for one locked VMA; the last one gives the frames back to reclaim.
+
+    Source: Linux v6.8 mm/mlock.c:munlock_folio(), __munlock_folio().
+    """
+    pfns = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) != 0]
+    if frames.has_mlock_more:
+        more = frames.mlock_more[pfns] > 0
+        frames.mlock_more[pfns[more]] -= 1
+        pfns = pfns[~more]
+    if len(pfns):
+        _clear(frames, pfns, PG_UNEVICTABLE)
+        frames.stamp(pfns)
+
+
+def lru_note_cost(frames: Frames, is_file: bool, nr_io: int, nr_rotated: int) -> None:
+    """Note what reclaim of one kind has cost, in pages read or written and pages kept: the other kind is scanned more.
+
+    Source: Linux v6.8 mm/swap.c:lru_note_cost().
+    """
+    cost = nr_io * SWAP_CLUSTER_MAX + nr_rotated
+    if not cost:
+        return
+    frames.lru_cost[is_file] += cost
+    if sum(frames.lru_cost) > sum(recent_lru_sizes(frames)[:4]) // 4:
+        frames.lru_cost = [cost // 2 for cost in frames.lru_cost]

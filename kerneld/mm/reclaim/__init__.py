@@ -1,0 +1,1 @@
+"""Memory that is short: reclaim and the OOM killer."""

@@ -1,0 +1,79 @@
+"""What an allocation does when memory is short: watermarks, reclaim, and at last the OOM killer.
+
+Owns the order of the attempts. `Frames` calls `PageAlloc.slowpath` where an allocation would go below the minimum.
+Answers to Linux v6.8 mm/page_alloc.c: calculate_min_free_kbytes(), __setup_per_zone_wmarks(),
+__alloc_pages_slowpath(), should_reclaim_retry().
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from math import isqrt
+
+from kerneld.errors import SysError
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES, Vmscan
+from kerneld.mm.space.dying import room_after
+from shared.uapi.page import PAGE_SHIFT
+
+_MIN_FREE_KBYTES, _MAX_FREE_KBYTES = 128, 262_144
+_WATERMARK_SCALE_FACTOR = 10
+
+
+def setup_watermarks(frames: Frames) -> None:
+    """Set how much stays free: the square root of 16 times the memory in KiB, a quarter more, and half as much more.
+
+    Source: Linux v6.8 mm/page_alloc.c:calculate_min_free_kbytes() and __setup_per_zone_wmarks().
+    """
+    managed = frames.total_pages
+    kbytes = isqrt((managed << PAGE_SHIFT - 10) * 16)
+    kbytes = min(max(kbytes, _MIN_FREE_KBYTES), _MAX_FREE_KBYTES)
+    low = kbytes >> PAGE_SHIFT - 10
+    step = max(low // 4, managed * _WATERMARK_SCALE_FACTOR // 10_000)
+    frames.watermark_min, frames.watermark_low, frames.watermark_high = low, low + step, low + 2 * step
+
+
+class PageAlloc:
+    """The slow path of one machine's allocations."""
+
+    def __init__(self, frames: Frames, vmscan: Vmscan, out_of_memory: Callable[[], bool]) -> None:
+        """`out_of_memory` kills somebody and returns whether it is worth trying again: `kerneld.mm.reclaim.oom`."""
+        self._frames = frames
+        self._vmscan = vmscan
+        self._out_of_memory = out_of_memory
+        setup_watermarks(frames)
+        frames.slowpath = self.slowpath
+
+    def slowpath(self, count: int) -> None:
+        """Make room for `count` frames above the minimum.
+
+        Raises SysError(ENOMEM) where that fails: for one frame only when the caller has been chosen to die, or nobody
+        is left to kill; for more frames as soon as reclaim finds no more, for then single ones will do as well.
+        Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_slowpath().
+        """
+        while not (room_after(self._frames, lambda: self._is_enough(count)) or self._reclaim(count)):
+            if count > 1 or not self._out_of_memory():
+                raise SysError(errno.ENOMEM)
+
+    def _reclaim(self, count: int) -> bool:
+        """Reclaim until the allocation can be made, as long as that leads anywhere; returns whether it can be."""
+        no_progress_loops = 0
+        while not self._is_enough(count):
+            wanted = count + self._frames.watermark_min - self._frames.free_pages
+            progress = self._vmscan.try_to_free_pages(wanted)
+            no_progress_loops = 0 if progress else no_progress_loops + 1
+            if not self._should_retry(count, no_progress_loops):
+                return self._is_enough(count)
+        return True
+
+    def _is_enough(self, count: int) -> bool:
+        """Source: Linux v6.8 mm/page_alloc.c:__zone_watermark_ok()."""
+        return self._frames.free_pages - (count - 1) > self._frames.watermark_min
+
+    def _should_retry(self, count: int, no_progress_loops: int) -> bool:
+        """Source: Linux v6.8 mm/page_alloc.c:should_reclaim_retry()."""
+        if no_progress_loops > MAX_RECLAIM_RETRIES:
+            return False
+        available = self._vmscan.reclaimable_pages() + self._frames.free_pages
+        return available - (count - 1) > self._frames.watermark_min

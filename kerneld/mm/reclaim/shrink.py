@@ -1,0 +1,270 @@
+"""Reclaiming a batch of frames: who uses them, unmap, write, free.
+
+Owns the decisions of a batch; which frames are in it is `kerneld.mm.reclaim.vmscan`'s. A batch is worked on as arrays,
+step by step, in the order in which Linux takes each folio through. Answers to Linux v6.8
+mm/vmscan.c:shrink_folio_list(), folio_check_references(), pageout(), __remove_mapping() and
+mm/rmap.c:try_to_unmap_one().
+
+| frame                                 | what becomes of it                                                          |
+|---------------------------------------|-----------------------------------------------------------------------------|
+| of a locked VMA                       | out of reclaim's sight                                                      |
+| used by more than one entry, or twice | active                                                                      |
+| used once since it was last looked at | stays, marked: the next time counts double                                  |
+| held by a call                        | active                                                                      |
+| anonymous                             | swap entries in its place, written unless the slot has the same, freed      |
+| anonymous, no slot free               | active                                                                      |
+| lazily freed, nobody has written      | freed without being written; else anonymous again, and active               |
+| of a file                             | unmapped, written to the file if dirty, dropped from the page cache         |
+| of shared anonymous memory            | unmapped, written to the swap file if dirty, dropped from the page cache    |
+
+Differs from Linux: a huge page is split first, and not swapped as a whole; there is no flusher thread, so dirty pages
+of files are written here; a write ends before it returns, so nothing is ever under writeback.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug
+from kerneld.hw.paging import PTE_DIRTY, PTE_SWP_EXCLUSIVE, make_swap_pte
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.files.shmem import shmem_writepage
+from kerneld.mm.frames.frames import (
+    PG_ANON,
+    PG_ANON_EXCLUSIVE,
+    PG_DIRTY,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    PG_UNEVICTABLE,
+    Frames,
+    Pfns,
+)
+from kerneld.mm.frames.lru import folio_activate, mlock_folios, putback
+from kerneld.mm.frames.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
+from kerneld.mm.frames.workingset import workingset_eviction
+from kerneld.mm.space.rmap_walk import Mapped, rmap_walk
+from kerneld.mm.space.split_folio import split_folios
+from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
+
+Mask = npt.NDArray[np.bool_]
+_U32 = (1 << 32) - 1
+
+
+class Users:
+    """Who uses each frame of a batch, as its entries say; asking clears their accessed bits.
+
+    Source: Linux v6.8 mm/rmap.c:folio_referenced().
+    """
+
+    def __init__(self, frames: Frames, pfns: Pfns) -> None:
+        count = len(pfns)
+        self.entries: list[Mapped] = rmap_walk(frames, pfns)
+        self.referenced = np.zeros(count, dtype=np.int64)
+        """By how many entries each frame has been accessed."""
+        self.locked = np.zeros(count, dtype=np.bool_)
+        self.executable = np.zeros(count, dtype=np.bool_)
+        self.dirty = np.zeros(count, dtype=np.bool_)
+        """Whether an entry says that the frame was written to."""
+        words = frames.ram.words_np
+        for mapped in self.entries:
+            young = mapped.mm.clear_young(mapped.ptes)
+            self.referenced[mapped.at[young]] += 1
+            # Only who has used it says what for, but a locked VMA locks the frame anyhow.
+            self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
+            self.locked[mapped.at] |= mapped.vma.vm_flags & VM_LOCKED != 0
+            self.dirty[mapped.at] |= (words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0
+
+
+def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False, may_write: bool = True) -> int:
+    """Reclaim what can be of a batch of isolated frames, each given once, and return how many were freed.
+
+    The caller's reference of each is dropped; what stays is at the head of its list. Without `may_write` a dirty page
+    of a file is left for the flusher: unmapped, active, and noted in `AddressSpace.reclaim`.
+    Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
+    """
+    split_folios(frames, pfns)
+    users = Users(frames, pfns)
+    locked = users.locked
+    mlock_folios(frames, pfns[locked])
+    candidates = ~locked
+    activate = np.zeros(len(pfns), dtype=np.bool_)
+    if not ignore_references:
+        activate, keep = _check_references(frames, pfns, users)
+        candidates &= ~activate & ~keep
+    pinned = frames.refcount[pfns] != 1 + frames.mapcount[pfns] + _cache_pins(frames, pfns)
+    activate |= pinned & candidates
+    candidates &= ~pinned
+    refused = _check_backing(frames, pfns, users, candidates)
+    activate |= refused
+    candidates &= ~refused
+    _try_to_unmap(frames, pfns, users, candidates)
+    failed = _pageout(frames, pfns, candidates, may_write)
+    activate |= failed
+    candidates &= ~failed
+    _remove_mapping(frames, pfns[candidates])
+    putback(frames, pfns[~candidates])
+    _activate(frames, pfns[activate & ~locked])
+    nr_reclaimed = int(np.count_nonzero(frames.refcount[pfns] == 1))
+    frames.put_pages(pfns)
+    return nr_reclaimed
+
+
+def _cache_pins(frames: Frames, pfns: Pfns) -> npt.NDArray[np.int64]:
+    """Return how many references the page cache or the swap cache holds of each frame."""
+    flags = frames.flags[pfns]
+    pins: npt.NDArray[np.int64] = (
+        ((flags & np.uint32(PG_ANON)) == 0) | ((flags & np.uint32(PG_SWAPCACHE)) != 0)
+    ).astype(np.int64)
+    return pins
+
+
+def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, Mask]:
+    """Return which frames are to become active, and which are to stay for another round.
+
+    Source: Linux v6.8 mm/vmscan.c:folio_check_references().
+    """
+    flags = frames.flags[pfns]
+    was_referenced = (flags & np.uint32(PG_REFERENCED)) != 0
+    used = users.referenced > 0
+    is_file = (flags & np.uint32(PG_SWAPBACKED)) == 0
+    activate = used & (was_referenced | (users.referenced > 1) | (users.executable & is_file))
+    activate &= ~users.locked
+    frames.flags[pfns[~used]] &= np.uint32(~PG_REFERENCED & _U32)
+    frames.flags[pfns[used]] |= np.uint32(PG_REFERENCED)
+    return activate, used & ~activate
+
+
+def _check_backing(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> Mask:
+    """Give anonymous candidates a slot in the swap file; return the candidates that cannot be reclaimed.
+
+    A lazily freed frame that was written to is anonymous memory like any other again.
+    """
+    flags = frames.flags[pfns]
+    anon = candidates & ((flags & np.uint32(PG_ANON)) != 0)
+    dirty = users.dirty | ((flags & np.uint32(PG_DIRTY)) != 0)
+    lazyfree = anon & ((flags & np.uint32(PG_SWAPBACKED)) == 0)
+    redirtied = lazyfree & dirty
+    frames.flags[pfns[redirtied]] |= np.uint32(PG_SWAPBACKED)
+    # The swap cache holds frames that no entry has made anonymous yet.
+    cached = (flags & np.uint32(PG_SWAPCACHE)) != 0
+    new = np.flatnonzero(anon & ~lazyfree & ~cached)
+    given = add_to_swap(frames, pfns[new])
+    refused: Mask = redirtied
+    refused[new[len(given) :]] = True
+    return refused
+
+
+def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> None:
+    """Take the candidates out of every page table; their dirty bits go over to the frames.
+
+    Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
+    """
+    frames.flags[pfns[candidates & users.dirty]] |= np.uint32(PG_DIRTY)
+    flags = frames.flags[pfns]
+    swapped = candidates & ((flags & np.uint32(PG_SWAPCACHE)) != 0)
+    exclusive = (flags & np.uint32(PG_ANON_EXCLUSIVE)) != 0
+    entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * np.uint64(PTE_SWP_EXCLUSIVE)
+    entries[~swapped] = 0
+    for mapped in users.entries:
+        wanted = candidates[mapped.at]
+        if wanted.any():
+            mapped.mm.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[mapped.at[wanted]])
+    frames.flags[pfns[swapped]] &= np.uint32(~PG_ANON_EXCLUSIVE & _U32)
+    gone = pfns[candidates]
+    if frames.mapcount[gone].any():
+        raise KernelBug("a frame is mapped by an entry that its mapping does not lead to")
+    for pfn in pfns[candidates & users.dirty & ((flags & np.uint32(PG_ANON | PG_SWAPCACHE)) == 0)].tolist():
+        _mapping_of(frames, pfn).mark_dirty(frames.index_at[pfn], pfn)
+
+
+def _mapping_of(frames: Frames, pfn: int) -> AddressSpace:
+    mapping = frames.find_mapping(pfn)
+    if not isinstance(mapping, AddressSpace):
+        raise KernelBug(f"frame {pfn:#x} of a page cache has no mapping")
+    return mapping
+
+
+def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> Mask:
+    """Write the dirty candidates, which nothing maps any more; return those that could not be written.
+
+    Source: Linux v6.8 mm/vmscan.c:pageout().
+    """
+    failed = np.zeros(len(pfns), dtype=np.bool_)
+    flags = frames.flags[pfns]
+    dirty = candidates & ((flags & np.uint32(PG_DIRTY)) != 0)
+    swapped = np.flatnonzero(dirty & ((flags & np.uint32(PG_SWAPCACHE)) != 0))
+    if len(swapped):
+        done = swap_writepages(frames, pfns[swapped], frames.swap_slot[pfns[swapped]].astype(np.int64))
+        frames.flags[pfns[swapped[done]]] &= np.uint32(~PG_DIRTY & _U32)
+        failed[swapped[~done]] = True
+    cached = dirty & ((flags & np.uint32(PG_SWAPCACHE | PG_ANON)) == 0)
+    shmem = np.flatnonzero(cached & ((flags & np.uint32(PG_SWAPBACKED)) != 0))
+    if len(shmem):
+        failed[shmem] = ~_shmem_writepages(frames, pfns[shmem])
+    for place in np.flatnonzero(cached & ((flags & np.uint32(PG_SWAPBACKED)) == 0)).tolist():
+        pfn = int(pfns[place])
+        mapping = _mapping_of(frames, pfn)
+        if not may_write:
+            if not mapping.is_shmem:
+                mapping.reclaim.add(frames.index_at[pfn])
+            failed[place] = True
+            continue
+        # A failure is the mapping's to report: the page is clean then, as in Linux, and what was written is lost.
+        mapping.write_page(frames.index_at[pfn], mapping.size_bytes())
+    frames.vmstat["nr_vmscan_write"] += int(np.count_nonzero(dirty & ~failed))
+    return failed
+
+
+def _shmem_writepages(frames: Frames, pfns: Pfns) -> Mask:
+    """Write pages of shared anonymous memory to the swap file, and leave only that; returns which went.
+
+    Source: Linux v6.8 mm/shmem.c:shmem_writepage().
+    """
+    swap = frames.swap
+    slots = swap.get_swap_pages(len(pfns))
+    done = np.zeros(len(pfns), dtype=np.bool_)
+    swap.count[slots] = 1
+    done[: len(slots)] = swap_writepages(frames, pfns[: len(slots)], slots)
+    for number, slot in enumerate(slots.tolist()):
+        pfn = int(pfns[number])
+        if done[number]:
+            swap.shadow_at[slot] = int(workingset_eviction(frames, pfns[number : number + 1])[0])
+            shmem_writepage(frames, _mapping_of(frames, pfn), frames.index_at[pfn], slot)
+        else:
+            swap.swap_free(slot)
+    return done
+
+
+def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
+    """Take what nothing maps and nothing would be lost of out of its cache: the caller's reference is the last then.
+
+    Source: Linux v6.8 mm/vmscan.c:__remove_mapping().
+    """
+    flags = frames.flags[pfns]
+    swapped = pfns[(flags & np.uint32(PG_SWAPCACHE)) != 0]
+    if len(swapped):
+        frames.swap.shadow[frames.swap_slot[swapped]] = workingset_eviction(frames, swapped)
+        delete_many_from_swap_cache(frames, swapped)
+    frames.vmstat["pglazyfreed"] += int(
+        np.count_nonzero((flags & np.uint32(PG_ANON | PG_SWAPCACHE)) == np.uint32(PG_ANON))
+    )
+    cached = pfns[((flags & np.uint32(PG_SWAPCACHE | PG_ANON)) == 0) & (frames.refcount[pfns] > 1)]
+    shadows, numbers = workingset_eviction(frames, cached), frames.mapping[cached]
+    for number in np.unique(numbers).tolist():
+        ours = numbers == number
+        mapping = _mapping_of(frames, int(cached[ours][0]))
+        indexes = frames.index[cached[ours]].tolist()
+        mapping.drop_pages(indexes)
+        if not mapping.is_shmem:
+            mapping.shadows.update(zip(indexes, shadows[ours].tolist(), strict=True))
+
+
+def _activate(frames: Frames, pfns: Pfns) -> None:
+    """Make frames active; those of the swap cache give up their slots where the swap file is filling up."""
+    if frames.swap.is_full:
+        for pfn in pfns[(frames.flags[pfns] & np.uint32(PG_SWAPCACHE)) != 0].tolist():
+            folio_free_swap(frames, pfn)
+    pfns = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0]
+    folio_activate(frames, pfns)

@@ -1,0 +1,344 @@
+"""Page reclaim: which lists are scanned, how far, and when it is enough.
+
+Owns the scan: pages go from the tail of an active list to the inactive one, and from its tail to
+`kerneld.mm.reclaim.shrink`. Directly when an allocation finds too little (`try_to_free_pages`), and in the background
+between requests (`balance_pgdat`). Answers to Linux v6.8 mm/vmscan.c, without the multi-generational LRU (lru_gen),
+cgroups and more nodes than one.
+
+Differs from Linux: there is no thread for the background pass, it is done in pieces between requests; where much is
+wanted a batch is larger than 32 pages. A direct reclaim that has looked at thousands of pages, and found them all in
+use, takes the oldest of them: here everybody waits for it, there one program does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isqrt
+
+import numpy as np
+
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_WORKINGSET, Frames, Pfns
+from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, putback, recent_lru_sizes
+from kerneld.mm.reclaim.shrink import Users, shrink_folio_list
+from kerneld.mm.space.pace import Pace
+
+DEF_PRIORITY = 12
+MAX_RECLAIM_RETRIES = 16
+SWAPPINESS = 60
+_BATCH_MAX = 512
+_BACKGROUND_BATCH = 128
+_MOST_SCANNED = 1024
+"""Pages that a direct reclaim looks at before it takes pages that are in use."""
+_INACTIVE_ANON, _ACTIVE_ANON = LruList.INACTIVE_ANON, LruList.ACTIVE_ANON
+_INACTIVE_FILE, _ACTIVE_FILE = LruList.INACTIVE_FILE, LruList.ACTIVE_FILE
+
+
+class ScanControl:
+    """What one reclaim is after, and how far it has come (Linux: struct scan_control)."""
+
+    def __init__(self, nr_to_reclaim: int, origin: str) -> None:
+        """`origin` is `direct` or `kswapd`, for the counters of /proc/vmstat."""
+        self.nr_to_reclaim = nr_to_reclaim
+        self.origin = origin
+        self.priority = DEF_PRIORITY
+        self.nr_scanned = 0
+        self.nr_reclaimed = 0
+        self.may_deactivate = [False, False]
+        """Whether anonymous and file pages that are active may become inactive."""
+        self.force_deactivate = False
+        self.skipped_deactivate = False
+
+    @property
+    def batch(self) -> int:
+        """How many pages are taken from a list at once."""
+        most = _BATCH_MAX if self.is_direct else _BACKGROUND_BATCH
+        return min(max(SWAP_CLUSTER_MAX, self.nr_to_reclaim - self.nr_reclaimed), most)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether an allocation waits."""
+        return self.origin == "direct"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is enough, or it has taken too long."""
+        return self.nr_reclaimed >= self.nr_to_reclaim or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """Whether so much has been looked at that it is no longer asked who uses it."""
+        return self.is_direct and self.nr_scanned >= _MOST_SCANNED + self.nr_to_reclaim
+
+
+class Vmscan:
+    """Reclaim of one machine's memory."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._lists = Lists(frames)
+        self._refaults = [0, 0]
+        self.in_pieces = False
+        """Whether somebody goes on with the background pass between requests (`kswapd`); else it is done at once."""
+        self._background: Iterator[None] | None = None
+        """What is left of the background pass, where one is under way."""
+        self._background_freed = 0
+        self.kswapd_failures = 0
+        """How often the background pass has ended and freed nothing; at 16 it rests until a direct one succeeds."""
+
+    def reclaimable_pages(self) -> int:
+        """Return how many frames could be reclaimed at best. Source: mm/vmscan.c:zone_reclaimable_pages()."""
+        sizes = recent_lru_sizes(self._frames)
+        nr = sizes[_INACTIVE_FILE] + sizes[_ACTIVE_FILE]
+        if self._frames.swap.nr_free:
+            nr += sizes[_INACTIVE_ANON] + sizes[_ACTIVE_ANON]
+        return nr
+
+    def try_to_free_pages(self, nr_to_reclaim: int) -> int:
+        """Reclaim directly, for an allocation that waits; returns how many frames were freed.
+
+        Source: Linux v6.8 mm/vmscan.c:try_to_free_pages() and do_try_to_free_pages().
+        """
+        self._frames.vmstat["allocstall_movable"] += 1
+        scan = ScanControl(max(nr_to_reclaim, SWAP_CLUSTER_MAX), "direct")
+        while True:
+            for priority in range(DEF_PRIORITY, -1, -1):
+                scan.priority = priority
+                for _ in self._shrink_node(scan):
+                    if scan.is_over:
+                        break
+                if scan.is_over:
+                    break
+            if scan.nr_reclaimed or scan.is_late or not scan.skipped_deactivate:
+                break
+            scan.force_deactivate, scan.skipped_deactivate = True, False
+        if scan.nr_reclaimed < scan.nr_to_reclaim and scan.is_late:
+            self._take_oldest(scan)
+        if scan.nr_reclaimed:
+            self.kswapd_failures = 0
+        return scan.nr_reclaimed
+
+    def _take_oldest(self, scan: ScanControl) -> None:
+        """Reclaim pages that are in use, the oldest of each list first; as many are looked at as were before."""
+        kinds = [(_INACTIVE_FILE, _ACTIVE_FILE)]
+        if self._frames.swap.nr_free:
+            kinds.append((_INACTIVE_ANON, _ACTIVE_ANON))
+        scan.nr_scanned = 0
+        for inactive, active in kinds:
+            while scan.nr_reclaimed < scan.nr_to_reclaim and not scan.is_late:
+                before = scan.nr_scanned
+                self._shrink_inactive_list(scan, inactive, scan.batch, ignore_references=True)
+                if scan.nr_scanned == before:
+                    self._shrink_active_list(scan, active, scan.batch)
+                if scan.nr_scanned == before:
+                    break
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether the background pass is under way."""
+        return self._background is not None
+
+    def wakeup_kswapd(self) -> None:
+        """Have memory reclaimed in the background until the high watermark is reached.
+
+        Source: Linux v6.8 mm/vmscan.c:wakeup_kswapd().
+        """
+        if self._background is not None or self.kswapd_failures >= MAX_RECLAIM_RETRIES:
+            return
+        self.kswapd_begins()
+        self._background = self.balance_pgdat()
+        while self._background is not None and not self.in_pieces:
+            self.kswapd()
+
+    def kswapd_begins(self) -> None:
+        """The background pass wakes up."""
+        self._background_freed = 0
+
+    def kswapd(self) -> None:
+        """Go on with the background pass for a piece of time. Source: Linux v6.8 mm/vmscan.c:kswapd()."""
+        pace = Pace()
+        assert self._background is not None
+        for _ in self._background:
+            if self.in_pieces and pace.is_over():
+                return
+        self._background = None
+        self.kswapd_sleeps()
+
+    def kswapd_sleeps(self) -> int:
+        """The background pass is over; returns how many frames it has freed."""
+        return self._background_freed
+
+    def balance_pgdat(self) -> Iterator[None]:
+        """Reclaim until the high watermark is reached; yield between two batches, where others may be served.
+
+        Source: Linux v6.8 mm/vmscan.c:balance_pgdat() and kswapd_shrink_node().
+        """
+        frames = self._frames
+        self._age_active_anon()
+        for priority in range(DEF_PRIORITY, 0, -1):
+            wanted = frames.watermark_high - frames.free_pages
+            if wanted <= 0:
+                break
+            scan = ScanControl(max(wanted, SWAP_CLUSTER_MAX), "kswapd")
+            scan.priority = priority
+            before = 0
+            for _ in self._shrink_node(scan):
+                self._background_freed += scan.nr_reclaimed - before
+                before = scan.nr_reclaimed
+                yield
+        else:
+            if not self._background_freed:
+                self.kswapd_failures += 1
+        if self._background_freed:
+            self.kswapd_failures = 0
+
+    def _age_active_anon(self) -> None:
+        """Source: Linux v6.8 mm/vmscan.c:kswapd_age_node()."""
+        if self._frames.swap.total_pages and _inactive_is_low(recent_lru_sizes(self._frames), False):
+            self._shrink_active_list(ScanControl(SWAP_CLUSTER_MAX, "kswapd"), _ACTIVE_ANON, SWAP_CLUSTER_MAX)
+
+    def _shrink_node(self, scan: ScanControl) -> Iterator[None]:
+        """One round over all lists; yields after each batch. Source: Linux v6.8 mm/vmscan.c: shrink_node(),
+        shrink_lruvec()."""
+        sizes = recent_lru_sizes(self._frames)
+        self._prepare_scan_count(scan, sizes)
+        left = self._get_scan_count(scan, sizes)
+        self._refaults = self._count_refaults()
+        while left[_INACTIVE_ANON] or left[_ACTIVE_FILE] or left[_INACTIVE_FILE]:
+            for kind in LruList:
+                if left[kind]:
+                    nr = min(left[kind], scan.batch)
+                    left[kind] -= nr
+                    self._shrink_list(scan, kind, nr)
+                    yield
+            if scan.nr_reclaimed >= scan.nr_to_reclaim:
+                break
+        if self._frames.swap.total_pages and _inactive_is_low(recent_lru_sizes(self._frames), False):
+            self._shrink_active_list(scan, _ACTIVE_ANON, SWAP_CLUSTER_MAX)
+            yield
+
+    def _count_refaults(self) -> list[int]:
+        vmstat = self._frames.vmstat
+        return [vmstat["workingset_activate_anon"], vmstat["workingset_activate_file"]]
+
+    def _prepare_scan_count(self, scan: ScanControl, sizes: list[int]) -> None:
+        """Active pages may go where the inactive list is short, or where pages that were evicted have come back.
+
+        Source: Linux v6.8 mm/vmscan.c:prepare_scan_count().
+        """
+        for is_file, refaults in enumerate(self._count_refaults()):
+            scan.may_deactivate[is_file] = (
+                scan.force_deactivate or refaults != self._refaults[is_file] or _inactive_is_low(sizes, is_file == 1)
+            )
+
+    def _get_scan_count(self, scan: ScanControl, sizes: list[int]) -> list[int]:
+        """Return how many pages of each list to scan. Source: Linux v6.8 mm/vmscan.c:get_scan_count()."""
+        frames = self._frames
+        anon_fraction, file_fraction, denominator = self._balance(scan, sizes)
+        counts = []
+        for kind in LruList:
+            fraction = file_fraction if kind >= _INACTIVE_FILE else anon_fraction
+            count = sizes[kind] >> scan.priority
+            counts.append(count if denominator is None else -(-count * fraction // denominator))
+            if denominator is None and not fraction:
+                counts[-1] = 0
+        if not frames.swap.nr_free:
+            counts[_INACTIVE_ANON] = counts[_ACTIVE_ANON] = 0
+        return counts
+
+    def _balance(self, scan: ScanControl, sizes: list[int]) -> tuple[int, int, int | None]:
+        """Return the shares of anonymous and file pages, and of what; None where each is scanned wholly, or (0) not."""
+        frames = self._frames
+        if not frames.swap.nr_free:
+            return 0, 1, None
+        if not scan.priority:
+            return 1, 1, None
+        nr_file = sizes[_INACTIVE_FILE] + sizes[_ACTIVE_FILE]
+        tiny = nr_file + frames.free_pages <= frames.watermark_high
+        if tiny and not scan.may_deactivate[0] and sizes[_INACTIVE_ANON] >> scan.priority:
+            return 1, 0, None
+        if sizes[_INACTIVE_FILE] >> scan.priority and not scan.may_deactivate[1]:
+            return 0, 1, None
+        total = sum(frames.lru_cost)
+        anon_cost, file_cost = (total + cost for cost in frames.lru_cost)
+        total = anon_cost + file_cost
+        anon = SWAPPINESS * (total + 1) // (anon_cost + 1)
+        file = (200 - SWAPPINESS) * (total + 1) // (file_cost + 1)
+        return anon, file, anon + file
+
+    def _shrink_list(self, scan: ScanControl, kind: LruList, count: int) -> None:
+        """Source: Linux v6.8 mm/vmscan.c:shrink_list()."""
+        if kind not in (_ACTIVE_ANON, _ACTIVE_FILE):
+            self._shrink_inactive_list(scan, kind, count)
+        elif scan.may_deactivate[kind >= _INACTIVE_FILE]:
+            self._shrink_active_list(scan, kind, count)
+        else:
+            scan.skipped_deactivate = True
+
+    def _shrink_inactive_list(
+        self, scan: ScanControl, kind: LruList, count: int, *, ignore_references: bool = False
+    ) -> None:
+        """Source: Linux v6.8 mm/vmscan.c:shrink_inactive_list()."""
+        frames = self._frames
+        pfns = self._lists.isolate(kind, count)
+        if not len(pfns):
+            return
+        is_file = kind == _INACTIVE_FILE
+        kind_name = "file" if is_file else "anon"
+        written = frames.vmstat["nr_vmscan_write"]
+        before = frames.vmstat["pgactivate"]
+        scan.nr_scanned += len(pfns)
+        freed = shrink_folio_list(frames, pfns, ignore_references=ignore_references)
+        written = frames.vmstat["nr_vmscan_write"] - written
+        lru_note_cost(frames, is_file, written, frames.vmstat["pgactivate"] - before)
+        scan.nr_reclaimed += freed
+        for name, number in (("scan", len(pfns)), ("steal", freed)):
+            frames.vmstat[f"pg{name}_{scan.origin}"] += number
+            frames.vmstat[f"pg{name}_{kind_name}"] += number
+
+    def _shrink_active_list(self, scan: ScanControl, kind: LruList, count: int) -> None:
+        """Make the oldest active pages inactive; used pages of programs stay for another round.
+
+        Source: Linux v6.8 mm/vmscan.c:shrink_active_list().
+        """
+        frames = self._frames
+        pfns = self._lists.isolate(kind, count)
+        if not len(pfns):
+            return
+        scan.nr_scanned += len(pfns)
+        users = Users(frames, pfns)
+        rotate = users.executable if kind == _ACTIVE_FILE else np.zeros(len(pfns), dtype=np.bool_)
+        putback(frames, pfns[rotate])
+        _deactivate(frames, pfns[~rotate])
+        lru_note_cost(frames, kind == _ACTIVE_FILE, 0, int(np.count_nonzero(rotate)))
+        frames.vmstat["pgrefill"] += len(pfns)
+        frames.put_pages(pfns)
+
+
+def _deactivate(frames: Frames, pfns: Pfns) -> None:
+    """Put active pages at the head of the inactive list; that they were referenced counts on there."""
+    frames.flags[pfns] = (frames.flags[pfns] | np.uint32(PG_WORKINGSET)) & np.uint32(~PG_ACTIVE & (1 << 32) - 1)
+    putback(frames, pfns)
+    frames.vmstat["pgdeactivate"] += len(pfns)
+
+
+def _inactive_is_low(sizes: list[int], is_file: bool) -> bool:
+    """Tell whether an inactive list is short against its active one: of large memories a smaller share will do.
+
+    Source: Linux v6.8 mm/vmscan.c:inactive_is_low().
+    """
+    first = _INACTIVE_FILE if is_file else _INACTIVE_ANON
+    inactive, active = sizes[first], sizes[first + 1]
+    gib = (inactive + active) >> 18
+    return inactive * (isqrt(10 * gib) if gib else 1) < active
+
+
+def reclaim_pages(frames: Frames, pfns: Pfns, *, may_write: bool = True) -> int:
+    """Reclaim these frames of the LRU lists, each given once, used or not; returns how many were freed.
+
+    Source: Linux v6.8 mm/vmscan.c:reclaim_pages().
+    """
+    isolate(frames, pfns)
+    return sum(
+        shrink_folio_list(frames, pfns[start : start + _BATCH_MAX], ignore_references=True, may_write=may_write)
+        for start in range(0, len(pfns), _BATCH_MAX)
+    )

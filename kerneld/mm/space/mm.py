@@ -1,0 +1,211 @@
+"""An address space: its VMAs, its page table, its counters, and the few primitives that change them.
+
+`MmStruct` alone inserts, removes or changes a VMA and (through `PmdOps`) sets or clears an entry, and it alone
+notifies: a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm in files of their
+own. Knows no task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c (vma_link, vm_stat_account,
+exit_mmap).
+
+Invariants: VMAs are sorted and disjoint, and neighbours that can merge are merged; the counters equal what a walk over
+VMAs and entries finds; an entry that is not 0 lies in a VMA.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PKEY_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.space.pmd_ops import PmdOps
+from kerneld.mm.space.rmap import split_anon_vma, unlink_anon_vmas
+from kerneld.mm.space.vma import Vma, VmaTree
+from kerneld.mm.vm_flags import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_LOCKED,
+    VM_PKEY_MASK,
+    VM_PKEY_SHIFT,
+    VM_SHARED,
+    VM_STACK,
+    VM_WRITE,
+)
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
+
+MMAP_BASE = 0x7FFF_F7FF_F000
+"""Top of the mmap area: 128 MiB below the stack's top, as Linux without address randomisation (what gdb shows).
+
+Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base(), where the gap for an 8 MiB stack is clamped up to 128 MiB.
+"""
+
+
+_numbers = itertools.count(1)
+
+
+@functools.cache
+def vm_get_page_prot(vm_flags: int) -> int:
+    """Return the entry bits of a page of a VMA with these flags, before write-protection for COW or dirty tracking.
+
+    Source: Linux v6.8 arch/x86/mm/pgprot.c:protection_map: private writable memory is read-only there until a fault;
+    vm_get_page_prot(): memory without rights has its key too.
+    """
+    key = (vm_flags & VM_PKEY_MASK) << (PTE_PKEY_SHIFT - VM_PKEY_SHIFT)
+    if not vm_flags & VM_ACCESS_FLAGS:
+        return PTE_PROTNONE | PTE_ACCESSED | PTE_NX | key
+    bits = PTE_PRESENT | PTE_USER | PTE_ACCESSED | key
+    if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
+        bits |= PTE_RW
+    return bits if vm_flags & VM_EXEC else bits | PTE_NX
+
+
+def vma_page_prot(vma: Vma) -> int:
+    """Return the entry bits of a fresh page of a VMA (Linux: vma->vm_page_prot).
+
+    A shared file's pages start write-protected, so that the first write is seen and the page noted dirty.
+    Source: Linux v6.8 mm/mmap.c:vma_set_page_prot() and vma_wants_writenotify().
+    """
+    bits = vm_get_page_prot(vma.vm_flags)
+    if bits & PTE_RW and vma.file is not None and vma.file.mapping.backing is not None:
+        bits &= ~PTE_RW
+    return bits
+
+
+class MmStruct(PmdOps):
+    """One address space (Linux: struct mm_struct)."""
+
+    def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
+        """Make an empty address space. Raises SysError(ENOMEM) where no frame is left for the page table's root."""
+        super().__init__(frames)
+        self.number = next(_numbers)
+        """What it is called where people and programs are told of it: no other ever has the same."""
+        self.rlimits = rlimits
+        self.sysctl = sysctl
+        self.vmas = VmaTree()
+        self.total_vm = 0
+        """Pages of all VMAs; the next four count those of a kind (Linux: vm_stat_account())."""
+        self.data_vm = 0
+        self.exec_vm = 0
+        self.stack_vm = 0
+        self.locked_vm = 0
+        self.uncounted_unlocked_pages = 0
+        """Pages that `locked_vm` has still and no VMA: see `keep_locked_vm`."""
+        self.hiwater_vm = 0
+        """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
+        self.range_major_faults = 0
+        self.range_faults = 0
+        """Faults that ranges have taken all at once, for who counts them: not always one a page (fault-around)."""
+        self.def_flags = 0
+        """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
+        self.pkey_allocation_map = 1 if frames.processor.ospke else 0
+        """Protection keys that are taken, bit by bit: key 0 is everybody's (Linux: mm->context.pkey_allocation_map)."""
+        self.execute_only_pkey = -1 if frames.processor.ospke else 0
+        """The key of memory that is only executable, -1 where none has been needed (Linux: mm->context)."""
+        self.mmap_base: Vaddr = MMAP_BASE
+        self.start_brk: Vaddr = 0
+        self.brk: Vaddr = 0
+        self.start_stack: Vaddr = 0
+        self.start_code = self.end_code = self.start_data = self.end_data = 0
+        self.arg_start = self.arg_end = self.env_start = self.env_end = 0
+        self.is_superusers = True
+        """Whether its process is the superuser: what a fault asks, where a call is told by who makes it (capable())."""
+        self.dumpable = True
+        """Whether others of the same user may look into it (Linux: get_dumpable() == SUID_DUMP_USER)."""
+        self.users = 1
+        """Who works with it: its process, and calls of others (Linux: mm->mm_users). See `mmput`."""
+        self.is_dying = False
+        """Whether nobody works with it any more, and it is being taken down: `kerneld.mm.space.dying`."""
+        self.exe_path = ""
+        """The program's file, for /proc; empty where no execve has been made."""
+
+    @property
+    def map_count(self) -> int:
+        """How many VMAs there are."""
+        return len(self.vmas)
+
+    def _account(self, vm_flags: int, pages: int) -> None:
+        """Source: Linux v6.8 mm/mmap.c:vm_stat_account(), and mm->locked_vm and vm_committed_as beside it."""
+        self.total_vm += pages
+        if vm_flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC:
+            self.exec_vm += pages
+        elif vm_flags & VM_STACK:
+            self.stack_vm += pages
+        elif vm_flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE:
+            self.data_vm += pages
+        if vm_flags & VM_LOCKED:
+            self.locked_vm += pages
+        if vm_flags & VM_ACCOUNT:
+            self.frames.committed_as += pages
+
+    def keep_locked_vm(self, pages: int) -> None:
+        """Let `locked_vm` be what it is said to be, whatever is locked: Linux unlocks some memory uncounted."""
+        self.uncounted_unlocked_pages += pages - self.locked_vm
+        self.locked_vm = pages
+
+    def _update_hiwater_vm(self) -> None:
+        """Note the size before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_vm()."""
+        self.hiwater_vm = max(self.hiwater_vm, self.total_vm)
+
+    def insert_vma(self, vma: Vma) -> None:
+        """Add a VMA where no other is."""
+        self.vmas.insert(vma)
+        self.frames.kernel_objects.nr_vmas += 1
+        vma.vm_mm = self
+        self._account(vma.vm_flags, vma.nr_pages)
+        if vma.file is not None:
+            vma.file.mapping.link_vma(vma, self)
+        self.notify(vma.start, vma.end)
+
+    def remove_vma(self, vma: Vma) -> None:
+        """Take a VMA out, after its entries; the last one of a file writes it back."""
+        self._update_hiwater_vm()
+        self.vmas.remove(vma)
+        self.frames.kernel_objects.nr_vmas -= 1
+        self._account(vma.vm_flags, -vma.nr_pages)
+        unlink_anon_vmas(vma)
+        if vma.file is not None:
+            vma.file.mapping.unlink_vma(vma)
+        self.notify(vma.start, vma.end)
+
+    def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+        """Give a VMA other bounds, its pages keeping their offsets; entries that fall out must be gone already."""
+        if self.page_table.deposited:
+            self.split_huge_pmds_at(start, end)
+        low, high = min(vma.start, start), max(vma.end, end)
+        before = vma.nr_pages
+        self._update_hiwater_vm()
+        vma.pgoff += (start - vma.start) >> PAGE_SHIFT
+        self.vmas.move(vma, start, end)
+        if vma.file is not None:
+            vma.file.mapping.i_mmap.moved()
+        self._account(vma.vm_flags, vma.nr_pages - before)
+        self.notify(low, high)
+
+    def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
+        """Give a VMA other VM_ flags; entries are the caller's business."""
+        self._account(vma.vm_flags, -vma.nr_pages)
+        vma.vm_flags = vm_flags
+        self._account(vm_flags, vma.nr_pages)
+        self.notify(vma.start, vma.end)
+
+    def split_vma(self, vma: Vma, vaddr: Vaddr) -> Vma:
+        """Cut a VMA in two at a page-aligned address inside it and return the upper half; `vma` becomes the lower.
+
+        The caller has checked max_map_count. Source: Linux v6.8 mm/mmap.c:__split_vma().
+        """
+        upper = Vma(vaddr, vma.end, vma.vm_flags, vma.page_index(vaddr), vma.file)
+        split_anon_vma(upper, vma)
+        self.move_vma_bounds(vma, vma.start, vaddr)
+        self.insert_vma(upper)
+        return upper
+
+    def free_pgtables(self, start: Vaddr, end: Vaddr) -> None:
+        """Free the tables of a hole that [start, end) has become part of, up to the neighbouring VMAs.
+
+        Source: Linux v6.8 mm/memory.c:free_pgtables().
+        """
+        below = self.vmas.preceding(start)
+        above = self.vmas.find(start)
+        floor = below.end if below is not None else 0
+        ceiling = above.start if above is not None else TASK_SIZE + PAGE_SIZE
+        self.page_table.free_tables(start, end, floor, ceiling)

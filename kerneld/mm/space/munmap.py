@@ -1,0 +1,129 @@
+"""munmap: split at the ends, clear the entries, remove the VMAs, free the tables.
+
+Answers to Linux v6.8 mm/mmap.c: do_vmi_munmap(), do_vmi_align_munmap(), exit_mmap().
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+
+from kerneld.errors import SysError
+from kerneld.mm.space.dying import take_down
+from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace, Steps
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import check_map_count
+from kerneld.mm.space.writeback import writeback_in_pieces, writeback_range
+from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
+
+_FEW = 64
+"""So many VMAs go at a time."""
+
+
+def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
+    """Do as `do_munmap` does; yield where others may be served.
+
+    All that can be refused is refused before anything goes. Then part after part goes, the lowest first: a VMA
+    that is cut off from below is not one more. Linux takes all VMAs out of the tree, and lets others work with the rest
+    while entries and tables go (mm/mmap.c:do_vmi_align_munmap(), mmap_write_downgrade()).
+    """
+    _check_range(start, length)
+    end = start + page_align(length)
+    if not split_range(mm, start, end):
+        return
+    pace = Pace()
+    while not mm.is_dying and (vma := mm.vmas.find(start)) is not None and vma.start < end:
+        low = max(start, vma.start)
+        stop = pace.far_stop(low, end)
+        start = stop if vma.end > stop else _end_of_few(mm, low, stop)
+        if vma.vm_flags & VM_SHARED and vma.file is not None:
+            start = min(start, vma.end)
+            mm.zap_range(low, start)
+            yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
+        do_munmap(mm, low, start - low)
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
+
+
+def _end_of_few(mm: MmStruct, start: Vaddr, end: Vaddr) -> Vaddr:
+    """Return where the last of the next VMAs ends, not too many, that end below `end`; or `end`, in the first one."""
+    few = itertools.islice(mm.vmas.overlapping(start, end), _FEW)
+    return max([vma.end for vma in few if vma.end <= end], default=end)
+
+
+def _check_range(start: Vaddr, length: int) -> None:
+    if start & ~PAGE_MASK or start > TASK_SIZE or length > TASK_SIZE - start or not length:
+        raise SysError(errno.EINVAL)
+
+
+def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
+    """Unmap [start, start + length), where holes do not matter; `length` in bytes is rounded up to pages.
+
+    Raises SysError(EINVAL) for an unaligned start, a length of 0 or a range outside user space, SysError(ENOMEM) when
+    cutting a VMA in three would exceed vm.max_map_count; nothing has changed then.
+    """
+    _check_range(start, length)
+    end = start + page_align(length)
+    vmas = split_range(mm, start, end)
+    if not vmas:
+        return
+    for vma in vmas:
+        unmap_vma(mm, vma)
+    mm.free_pgtables(start, end)
+
+
+def unmap_vma(mm: MmStruct, vma: Vma) -> None:
+    """Clear a VMA's entries and remove it; what it has written to a shared file goes to the file."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, vma.start, vma.end)
+    mm.zap_range(vma.start, vma.end)
+    file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
+    shared = vma.vm_flags & VM_SHARED
+    mm.remove_vma(vma)
+    if file is not None and shared and file.mapping.i_mmap:
+        writeback_range(file.mapping, first, last)
+
+
+def exit_mmap(mm: MmStruct) -> None:
+    """Take an address space down: listeners are told first, then entries, VMAs and tables go, now or in pieces.
+
+    Source: Linux v6.8 mm/mmap.c:exit_mmap().
+    """
+    for notifier in list(mm.notifiers):
+        notifier.release()
+    mm.notifiers.clear()
+    dying = mm.frames.dying
+    if dying is not None:
+        dying.begin(mm)
+        return
+    for _ in take_down(mm):
+        pass
+
+
+def mmput(mm: MmStruct) -> None:
+    """Let go of an address space; the last one takes it down. Source: Linux v6.8 kernel/fork.c:mmput()."""
+    mm.users -= 1
+    if not mm.users:
+        exit_mmap(mm)
+
+
+def split_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[Vma]:
+    """Cut the VMAs at `start` and `end` and return those between.
+
+    Raises SysError(ENOMEM) as `do_munmap` does, before any change.
+    """
+    vmas = list(mm.vmas.overlapping(start, end))
+    if not vmas:
+        return vmas
+    first = vmas[0]
+    if first.start < start:
+        if end < first.end:
+            check_map_count(mm, 1)
+        vmas[0] = mm.split_vma(first, start)
+    if end < vmas[-1].end:
+        mm.split_vma(vmas[-1], end)
+    return vmas

@@ -1,0 +1,27 @@
+"""Who wants to know what changes in an address space.
+
+Answers to Linux v6.8 include/linux/mmu_notifier.h. A notification is a range, never a delta: the listener recomputes
+what it shows from VMAs and page table. `MmStruct` alone calls these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from shared.uapi.page import Vaddr
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.mm import MmStruct
+
+
+class MmuNotifier(Protocol):
+    """A listener; put it into `MmStruct.notifiers` to be called, take it out to be left alone."""
+
+    def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
+        """VMAs or entries of [start, end), in bytes, have changed; called after the change, possibly more than once."""
+
+    def release(self) -> None:
+        """The address space goes: its process exits. Called while everything is still mapped."""
+
+    def exec_mmap(self, new_mm: MmStruct) -> None:
+        """The process goes on with another address space, already laid out; the listener moved with it (execve)."""

@@ -1,0 +1,75 @@
+"""Whether the machine promises more memory than it has.
+
+What has been promised is `Frames.committed_as`: the pages of all VM_ACCOUNT VMAs, which `MmStruct` keeps, and those of
+shared anonymous memory, which its `AddressSpace` keeps. Here is only asked whether more may be. Answers to Linux v6.8
+mm/util.c:__vm_enough_memory() and Documentation/mm/overcommit-accounting.rst.
+
+| vm.overcommit_memory | refused                                                                    |
+|----------------------|----------------------------------------------------------------------------|
+| 0, guess             | one request for more than RAM and swap together                            |
+| 1, always            | nothing                                                                    |
+| 2, never             | what would bring all promises to the limit, less what is kept in reserve   |
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.files.filemap import File
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.limits import OVERCOMMIT_ALWAYS, OVERCOMMIT_GUESS, Sysctl
+from kerneld.mm.space.dying import room_after
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.vm_flags import VM_NORESERVE, VM_SHARED, VM_WRITE
+from shared.uapi.page import PAGE_SHIFT
+
+_KBYTES_SHIFT = PAGE_SHIFT - 10
+
+
+def accountable_mapping(file: File | None, vm_flags: int) -> bool:
+    """Tell whether a mapping counts as promised memory: private and writable, and no file that has its own account.
+
+    Huge pages have one. Source: mm/mmap.c:accountable_mapping().
+    """
+    if file is not None and file.huge_page_bytes:
+        return False
+    return vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
+
+
+def vm_commit_limit(frames: Frames, sysctl: Sysctl) -> int:
+    """Return how many pages may be promised with vm.overcommit_memory 2: a share of RAM, and all swap.
+
+    Source: Linux v6.8 mm/util.c:vm_commit_limit().
+    """
+    return frames.total_pages * sysctl.overcommit_ratio // 100 + frames.swap.total_pages
+
+
+def init_reserves(frames: Frames, sysctl: Sysctl) -> None:
+    """Set what is kept for the superuser, and kept from one large process: 1/32 of RAM, and 8 and 128 MiB at most.
+
+    Source: Linux v6.8 mm/mmap.c:init_admin_reserve() and init_user_reserve().
+    """
+    share = (frames.total_pages << _KBYTES_SHIFT) // 32
+    sysctl.admin_reserve_kbytes = min(share, 8 << 10)
+    sysctl.user_reserve_kbytes = min(share, 128 << 10)
+
+
+def check_enough_memory(mm: MmStruct, pages: int) -> None:
+    """Raise SysError(ENOMEM) where so many pages more may not be promised to an address space.
+
+    Source: Linux v6.8 mm/util.c:__vm_enough_memory().
+    """
+    frames, sysctl = mm.frames, mm.sysctl
+    if sysctl.overcommit_memory == OVERCOMMIT_ALWAYS:
+        return
+    if sysctl.overcommit_memory == OVERCOMMIT_GUESS:
+        if pages > frames.total_pages + frames.swap.total_pages:
+            raise SysError(errno.ENOMEM)
+        return
+    allowed = vm_commit_limit(frames, sysctl)
+    if not mm.is_superusers:
+        allowed -= sysctl.admin_reserve_kbytes >> _KBYTES_SHIFT
+    allowed -= min(mm.total_vm // 32, sysctl.user_reserve_kbytes >> _KBYTES_SHIFT)
+    if not room_after(frames, lambda: frames.committed_as + pages < allowed):
+        raise SysError(errno.ENOMEM)

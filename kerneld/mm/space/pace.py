@@ -1,0 +1,66 @@
+"""How far a walk over a long range goes before others may have their turn.
+
+Linux walks on under mmap_lock for reading and makes way by itself; here who walks in pieces yields between two of them.
+Knows no address space. A piece is some page tables, as many as go in a millisecond: those of zeros take microseconds
+each, those whose pages come from a file or from swap milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from shared.uapi.page import PMD_SIZE, Vaddr
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.mm import MmStruct
+
+_PIECE_SECONDS = 0.001
+_AT_ONCE = 64 * PMD_SIZE
+_FEW_VMAS = 256
+_LATE_SECONDS = 0.004
+
+
+Steps = Generator[None, None, None]
+"""A call on a range, in pieces: others are served where it yields, and may change the address space, or end it."""
+
+
+def is_wide(mm: MmStruct, length: int) -> bool:
+    """Tell whether a call on so many bytes of an address space may take long: wide, or of many VMAs."""
+    return length > _AT_ONCE or mm.map_count > _FEW_VMAS
+
+
+def run_at_once(steps: Steps) -> None:
+    """Do all of a call that comes in pieces."""
+    for _ in steps:
+        pass
+
+
+class Pace:
+    """The time that one walk's piece has taken so far."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until = monotonic() + _PIECE_SECONDS
+
+    def stop(self, start: Vaddr, end: Vaddr) -> Vaddr:
+        """Return the end of the page table's range that `start` lies in, or `end` where that comes first."""
+        return min(end, (start & -PMD_SIZE) + PMD_SIZE)
+
+    def far_stop(self, start: Vaddr, end: Vaddr) -> Vaddr:
+        """Return the end of a step for what takes a millisecond or so for 64 page tables: `end` or less."""
+        return min(end, (start & -_AT_ONCE) + _AT_ONCE)
+
+    def is_over(self) -> bool:
+        """Tell whether the piece has lasted long enough."""
+        return monotonic() >= self._until
+
+    def is_late(self) -> bool:
+        """Tell whether the piece has lasted much too long."""
+        return monotonic() >= self._until + _LATE_SECONDS
+
+    def begin(self) -> None:
+        """The next piece begins."""
+        self._until = monotonic() + _PIECE_SECONDS

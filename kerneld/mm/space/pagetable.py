@@ -1,0 +1,386 @@
+"""The page table of one address space: four levels of real x86-64 entries in RAM.
+
+Owns the table frames and the way to an entry. Knows no VMA; it neither sets nor reads leaf entries for anyone: it says
+where they are, and `MmStruct` changes them. Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables),
+mm/pgtable-generic.c (pgtable_trans_huge_deposit) and arch/x86/mm/pgtable.c.
+
+Invariants: every table below the root is pointed to by exactly one entry; a table that maps nothing may exist only
+where a VMA lies in what it covers (`free_tables` is called for each hole that munmap makes); one table is deposited for
+each entry of 2 MiB, so that cutting a huge page up needs no memory and cannot fail.
+
+An entry is named by its word index in RAM: `Ram.words[index]` is the entry, `Ram.words_np[low:high]` a run of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.hw.paging import (
+    PF_USER,
+    PF_WRITE,
+    PGD_SHIFT,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_PKEY_MASK,
+    PTE_PRESENT,
+    PTE_PSE,
+    PTE_RW,
+    PTE_TABLE,
+    PTE_USER,
+    PTRS_PER_TABLE,
+    PUD_SHIFT,
+    make_pte,
+    pte_pfn,
+    translate,
+)
+from kerneld.hw.processor import PKRU_AD, PKRU_WD
+from kerneld.hw.ram import WORDS_SHIFT
+from kerneld.mm.frames.frames import PG_TABLE, Frames, Pfns
+from kerneld.mm.space.leaf_walk import KIND, PGD_SIZE, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
+from kerneld.mm.space.pace import Pace
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Vaddr
+
+_READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
+_WRITTEN = _READ | PTE_RW | PTE_DIRTY
+"""An entry with all of these needs no change and no fault for such an access."""
+_READ_KEY, _WRITTEN_KEY = _READ | PTE_PKEY_MASK, _WRITTEN | PTE_PKEY_MASK
+_KEY_0 = PKRU_AD | PKRU_WD
+"""Key 0's bits of PKRU."""
+_MAX_CACHED = 64
+
+
+class PageTable(LeafWalk):
+    """An empty page table; `root` is the frame that CR3 names."""
+
+    def __init__(self, frames: Frames) -> None:
+        """Allocate the root. Raises SysError(ENOMEM)."""
+        super().__init__(frames)
+        self._cached: dict[int, tuple[int, int, int]] = {}
+        """The processor's paging-structure cache (Intel SDM volume 3, 4.10.3): for an address's number of 2 MiB, the
+        word index of the entry that names its leaf table, that entry, and the word index of the leaf table. It holds
+        good while the entry is what it was; dropped whenever a table is freed."""
+        self.root: Pfn = self._alloc_table()
+        self.table_pages = 1
+        """Frames that the tables take, the root and the deposited ones included."""
+        self.deposited: list[Pfn] = []
+        """A table for each huge page, unused until that is cut up: empty exactly where there is no huge page."""
+
+    def _alloc_table(self) -> Pfn:
+        pfn = self._frames.alloc_page(PG_TABLE)
+        self._frames.ram.set_written(pfn)
+        return pfn
+
+    @property
+    def cr3(self) -> int:
+        """The physical address of the root, in bytes."""
+        return self.root << PAGE_SHIFT
+
+    def translate(self, vaddr: Vaddr, access: int, pkru: int) -> int:
+        """Translate one user access as `kerneld.hw.paging.translate` does, by way of the paging-structure cache.
+
+        The quick ways are for pages with key 0, which `pkru` nearly always allows.
+        """
+        cached = self._cached.get(vaddr >> PMD_SHIFT)
+        words = self._words
+        if cached is not None and words[cached[0]] == cached[1]:
+            entry = words[cached[2] | vaddr >> PAGE_SHIFT & 511]
+            if access == PF_WRITE:
+                if entry & _WRITTEN_KEY == _WRITTEN and not pkru & _KEY_0:
+                    return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
+            elif not access and entry & _READ_KEY == _READ and not pkru & _KEY_0:
+                return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
+            if not entry:
+                return ~(PF_USER | access)
+        elif not self.deposited and self.find_pte(vaddr) is not None:
+            return self.translate(vaddr, access, pkru)  # It is in the cache now.
+        return translate(words, self.root, vaddr, access, pkru)
+
+    def find_pte(self, vaddr: Vaddr) -> int | None:
+        """Return the word index of the entry for a page, or None where no leaf table is: a huge page has none."""
+        words = self._words
+        cached = self._cached.get(vaddr >> PMD_SHIFT)
+        if cached is not None and words[cached[0]] == cached[1]:
+            return cached[2] | vaddr >> PAGE_SHIFT & 511
+        table = self.root << WORDS_SHIFT
+        for shift in UPPER_SHIFTS:
+            slot = table | vaddr >> shift & 511
+            entry = words[slot]
+            if entry & KIND != PTE_PRESENT:
+                return None
+            table = (entry & PTE_PFN_MASK) >> 3
+        if len(self._cached) >= _MAX_CACHED:
+            self._cached.clear()
+        self._cached[vaddr >> PMD_SHIFT] = (slot, entry, table)
+        return table | vaddr >> PAGE_SHIFT & 511
+
+    def find_pmd(self, vaddr: Vaddr) -> int | None:
+        """Return the word index of the entry for the 2 MiB around an address, or None where no table holds one."""
+        words = self._words
+        table = self.root << WORDS_SHIFT
+        for shift in UPPER_SHIFTS[:2]:
+            entry = words[table | vaddr >> shift & 511]
+            if not entry & PTE_PRESENT:
+                return None
+            table = (entry & PTE_PFN_MASK) >> 3
+        return table | vaddr >> PMD_SHIFT & 511
+
+    def find_huge_pmd(self, vaddr: Vaddr) -> int | None:
+        """Return the word index of the entry of 2 MiB that maps an address, or None."""
+        if not self.deposited:
+            return None
+        pmd = self.find_pmd(vaddr)
+        return pmd if pmd is not None and self._words[pmd] & PTE_PSE else None
+
+    def find_leaf(self, vaddr: Vaddr) -> int | None:
+        """Return the word index of the entry, of 4 KiB or of 2 MiB, that says what is at an address, or None."""
+        pte = self.find_pte(vaddr)
+        return self.find_huge_pmd(vaddr) if pte is None else pte
+
+    def ensure_pte(self, vaddr: Vaddr) -> int:
+        """Return the word index of the entry for a page that is in no huge page, making the tables on the way.
+
+        Raises SysError(ENOMEM); tables made before that stay, as in Linux v6.8 mm/memory.c:__pte_alloc().
+        """
+        return self._ensure_table(vaddr, UPPER_SHIFTS) | vaddr >> PAGE_SHIFT & 511
+
+    def ensure_pmd(self, vaddr: Vaddr) -> int:
+        """Return the word index of the entry for the 2 MiB around an address, making the tables on the way.
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 include/linux/mm.h:pmd_alloc().
+        """
+        return self._ensure_table(vaddr, UPPER_SHIFTS[:2]) | vaddr >> PMD_SHIFT & 511
+
+    def _ensure_table(self, vaddr: Vaddr, shifts: tuple[int, ...]) -> int:
+        words = self._words
+        table = self.root << WORDS_SHIFT
+        for shift in shifts:
+            slot = table | vaddr >> shift & 511
+            entry = words[slot]
+            if entry & KIND != PTE_PRESENT:
+                if entry:
+                    raise KernelBug(f"a table is wanted for {vaddr:#x}, where a huge page is mapped by {entry:#x}")
+                entry = make_pte(self._alloc_table(), PTE_TABLE)
+                words[slot] = entry
+                self.table_pages += 1
+            table = (entry & PTE_PFN_MASK) >> 3
+        return table
+
+    def find_pud(self, vaddr: Vaddr) -> int | None:
+        """Return the word index of the entry for the GiB around an address, or None where no table holds one."""
+        entry = self._words[self.root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
+        if not entry & PTE_PRESENT:
+            return None
+        return (entry & PTE_PFN_MASK) >> 3 | vaddr >> PUD_SHIFT & 511
+
+    def ensure_pud(self, vaddr: Vaddr) -> int:
+        """Return the word index of the entry for the GiB around an address, making the table that holds it.
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 include/linux/mm.h:pud_alloc().
+        """
+        return self._ensure_table(vaddr, UPPER_SHIFTS[:1]) | vaddr >> PUD_SHIFT & 511
+
+    def ensure_puds(self, start: Vaddr, end: Vaddr, to: Vaddr) -> None:
+        """Make the tables that would hold the entries for the GiB around `to` and on, where [start, end) has tables.
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 mm/mremap.c:move_page_tables(), alloc_new_pud().
+        """
+        for piece, _, target in self._pud_pieces(start, end, to):
+            pud = self.find_pud(piece)
+            if pud is not None and self._words[pud]:
+                self.ensure_pud(target)
+
+    def copy_upper(self, source: PageTable, start: Vaddr, end: Vaddr) -> None:
+        """Make the tables above the leaf tables that another page table has for [start, end).
+
+        Raises as `ensure_pte` does. Source: Linux v6.8 mm/memory.c:copy_p4d_range(), copy_pud_range().
+        """
+        while start < end:
+            stop = min(end, (start & -PGD_SIZE) + PGD_SIZE)
+            pud = source.find_pud(start)
+            if pud is None:
+                start = source._next_present(source.root << WORDS_SHIFT, start, PGD_SHIFT)
+                continue
+            self.ensure_pud(start)
+            count = (stop - (start & -PUD_SIZE) + PUD_SIZE - 1) >> PUD_SHIFT
+            for number in np.flatnonzero(self._words_np[pud : pud + count]).tolist():
+                self.ensure_pmd((start & -PUD_SIZE) + (number << PUD_SHIFT))
+            start = stop
+
+    def _pud_pieces(self, start: Vaddr, end: Vaddr, to: Vaddr) -> Iterator[tuple[Vaddr, int, Vaddr]]:
+        """Yield address, size and new address of the pieces of a move, each within one GiB at either place.
+
+        Steps over what has no table of entries for GiBs.
+        """
+        while start < end:
+            step = min(end - start, PUD_SIZE - start % PUD_SIZE, PUD_SIZE - to % PUD_SIZE)
+            if self.find_pud(start) is None:
+                step = min(end, self._next_present(self.root << WORDS_SHIFT, start, PGD_SHIFT)) - start
+            else:
+                yield start, step, to
+            start, to = start + step, to + step
+
+    def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
+        """Move the entries that name the leaf tables of [start, end), or are huge pages, to those of `to`.
+
+        All three lie on 2 MiB boundaries. Of a whole GiB that moves by whole GiBs the one entry above them moves.
+        Returns whether it did: not where `to` has a table already. Raises SysError(ENOMEM) before any is moved.
+        Source: Linux v6.8 mm/mremap.c:move_normal_pud(), move_normal_pmd().
+        """
+        words_np = self._words_np
+        pieces = []
+        for at, step, target in self._pud_pieces(start, end, to):
+            pud = self.find_pud(at)
+            assert pud is not None
+            if not self._words[pud]:
+                continue
+            to_pud = self.ensure_pud(target)
+            if step == PUD_SIZE and not self._words[to_pud]:
+                pieces.append((pud, to_pud, 1))
+                continue
+            count = step >> PMD_SHIFT
+            low = self.find_pmd(at)
+            assert low is not None
+            if words_np[low : low + count].any():
+                to_low = self.ensure_pmd(target)
+                if words_np[to_low : to_low + count].any():
+                    return False
+                pieces.append((low, to_low, count))
+        for low, to_low, count in pieces:
+            words_np[to_low : to_low + count] = words_np[low : low + count]
+            words_np[low : low + count] = 0
+        self._cached.clear()
+        return True
+
+    def deposit_new(self) -> None:
+        """Take a frame for the table of a huge page about to be mapped. Raises SysError(ENOMEM)."""
+        self.deposited.append(self._frames.alloc_page(PG_TABLE, zero=False))
+        self.table_pages += 1
+
+    def withdraw(self) -> Pfn:
+        """Return a deposited table, for the pages of a huge page that is cut up; the contents are whatever they were.
+
+        Source: Linux v6.8 mm/pgtable-generic.c:pgtable_trans_huge_withdraw().
+        """
+        pfn = self.deposited.pop()
+        self._frames.ram.set_written(pfn)
+        return pfn
+
+    def free_deposit(self) -> None:
+        """Free the table of a huge page that has gone. Source: Linux v6.8 mm/huge_memory.c:zap_deposited_table()."""
+        self._frames.put_page(self.deposited.pop())
+        self.table_pages -= 1
+
+    def ensure_leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
+        """Yield the leaf tables for [start, end), where no huge page is, in order, each made when its turn comes.
+
+        Raises SysError(ENOMEM).
+        """
+        while start < end:
+            stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
+            low = self.ensure_pte(start)
+            yield Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
+            start = stop
+
+    def ensure_run(self, run: Run) -> Run:
+        """Return the entries for the pages that a run of another page table is for, which are in no huge page.
+
+        Makes the tables that miss. Raises SysError(ENOMEM).
+        """
+        if isinstance(run, Leaf):
+            low = self.ensure_pte(run.start)
+            return run._replace(low=low, high=low + run.high - run.low)
+        slots = self.ensure_pmd(run.start) + ((run.starts - run.starts[0]) >> np.uint64(PMD_SHIFT)).astype(np.int64)
+        missing = slots[self._words_np[slots] == 0]
+        if len(missing):
+            self._make_tables(run, missing)
+        return run._replace(tables=pte_pfn(self._words_np[slots]).astype(np.int64))
+
+    def ensure_whole(self, start: Vaddr, end: Vaddr) -> Leaves:
+        """Return the whole leaf tables around [start, end), where no huge page is, and make those that miss.
+
+        Raises SysError(ENOMEM).
+        """
+        start, end = start & -PMD_SIZE, end + (-end & PMD_SIZE - 1)
+        tables = [self.ensure_pte(vaddr) >> WORDS_SHIFT for vaddr in range(start, end, PMD_SIZE)]
+        starts = np.arange(start, end, PMD_SIZE, dtype=np.uint64)
+        return Leaves.of(starts, np.array(tables, dtype=np.int64))
+
+    def _make_tables(self, run: Leaves, missing: Pfns) -> None:
+        """Make the leaf tables of a run whose upper entries, by word index, are `missing`."""
+        try:
+            tables = self._frames.alloc_pages(len(missing), PG_TABLE)
+        except SysError:
+            for start in run.starts.tolist():
+                self.ensure_pte(start)  # For one frame more is done than for many.
+            return
+        self._frames.ram.written[tables] = True
+        self._words_np[missing] = (tables.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_TABLE)
+        self.table_pages += len(missing)
+
+    def free_tables(self, start: Vaddr, end: Vaddr, floor: Vaddr, ceiling: Vaddr) -> None:
+        """Free the tables for [start, end) that cover nothing outside [floor, ceiling), a range without any VMA.
+
+        Source: Linux v6.8 mm/memory.c:free_pgd_range(), where floor and ceiling are the neighbours' bounds.
+        """
+        if max(floor, start & -PMD_SIZE) + PMD_SIZE > ceiling:
+            return
+        self._cached.clear()
+        self._free_below(self.root << WORDS_SHIFT, PGD_SHIFT, 0, (start, end, floor, ceiling))
+
+    def _free_below(self, table: int, shift: int, base: Vaddr, bounds: tuple[Vaddr, Vaddr, Vaddr, Vaddr]) -> None:
+        start, end, floor, ceiling = bounds
+        span = 1 << shift
+        first = max(0, (start - base) >> shift)
+        last = min(PTRS_PER_TABLE, (end - base + span - 1) >> shift)
+        present = np.flatnonzero(self._words_np[table + first : table + last]) + first
+        if shift > PMD_SHIFT:
+            for index in present.tolist():
+                below = (self._words[table | index] & PTE_PFN_MASK) >> 3
+                self._free_below(below, shift - 9, base + (index << shift), bounds)
+        lows = (present << shift) + base
+        slots = table + present[(lows >= floor) & (lows + span <= ceiling)]
+        if len(slots):
+            freed = pte_pfn(self._words_np[slots]).astype(np.int64)
+            self._words_np[slots] = 0
+            self._frames.put_pages(freed)
+            self.table_pages -= len(freed)
+
+    def tables(self) -> list[Pfn]:
+        """Return the frame of every table, the root first, the deposited ones last; found by a walk, for tests."""
+        found = level = [self.root]
+        for _ in UPPER_SHIFTS:
+            rows = self._frames.ram.frames_np[level].ravel()
+            level = pte_pfn(rows[(rows & np.uint64(KIND)) == PTE_PRESENT]).astype(np.int64).tolist()
+            found = found + level
+        return found + self.deposited
+
+    def free_empty_table(self, vaddr: Vaddr) -> None:
+        """Free the leaf table for an address if it holds no entry: it was made for a fault that then failed."""
+        pte = self.find_pte(vaddr)
+        if pte is None:
+            return
+        low = pte & -PTRS_PER_TABLE
+        if self._words_np[low : low + PTRS_PER_TABLE].any():
+            return
+        pmd = self.find_pmd(vaddr)
+        assert pmd is not None
+        self._words[pmd] = 0
+        self._cached.clear()
+        self._frames.put_page(low >> WORDS_SHIFT)
+        self.table_pages -= 1
+
+    def destroy_in_pieces(self, pace: Pace) -> Iterator[None]:
+        """Free every table, the root last; yield where the rest is whole. No entry may map a frame any more."""
+        end = TASK_SIZE + PAGE_SIZE
+        for vaddr, _, _ in self._pmd_runs(0, TASK_SIZE):
+            self.free_tables(vaddr, vaddr + PUD_SIZE, vaddr, vaddr + PUD_SIZE)
+            if pace.is_over():
+                yield
+                pace.begin()
+        self.free_tables(0, end, 0, end)
+        self._frames.put_page(self.root)
+        self.table_pages = 0

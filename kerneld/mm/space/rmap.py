@@ -1,0 +1,219 @@
+"""Reverse mapping of anonymous memory: which VMAs may map a frame.
+
+Owns `AnonVma` and the chains from VMAs to them. A VMA that has faulted an anonymous page in has an `anon_vma`; its
+chain holds that one and those it inherited by fork, so that from a frame's anon_vma all VMAs that may map it are found.
+Knows no page table. Answers to Linux v6.8 mm/rmap.c and include/linux/rmap.h.
+
+Chains share what they have in common. An anon_vma is made at the end of one chain, and whoever has it in its chain has
+all before it: so each anon_vma knows the one before it, `previous`, and a VMA the last one of its chain, `chain_top`.
+Backwards the same links are a tree: those that may map a frame of an anon_vma are the VMAs whose chains end in it or in
+one after it. A fork takes one anon_vma a VMA that way, whatever its generation; Linux copies the chain (struct
+anon_vma_chain), which is memory by the square of the generations.
+
+Invariant: an anon_vma is in its `previous` one's `following` exactly while a chain ends in it or in one after it; a
+VMA's own anon_vma is in its chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_SOFTDIRTY
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.vma import Vma
+
+Item = TypeVar("Item")
+
+
+class AnonVma:
+    """The anonymous pages of a family of VMAs (Linux: struct anon_vma)."""
+
+    __slots__ = (
+        "__weakref__", "ending", "following", "num_active_vmas", "num_children", "number", "parent", "previous",
+    )  # fmt: skip
+
+    def __init__(self, frames: Frames, parent: AnonVma | None = None, previous: AnonVma | None = None) -> None:
+        """`previous` ends the chain that this one is put behind."""
+        self.number = frames.register_mapping(self)
+        self.parent = parent
+        self.previous = previous
+        self.ending: Vma | set[Vma] | None = None
+        """The VMAs whose chains end here; the one where it is one, which is nearly always."""
+        self.following: AnonVma | set[AnonVma] | None = None
+        """Those before which this one is."""
+        self.num_children = 0
+        """anon_vmas whose parent this is; a root counts itself (Linux: anon_vma->num_children)."""
+        self.num_active_vmas = 0
+        """VMAs whose own anon_vma this is."""
+        (parent or self).num_children += 1
+        if previous is not None:
+            previous.following = _with(previous.following, self)
+
+    @property
+    def vmas(self) -> list[Vma]:
+        """Every VMA that has this one in its chain: those that may map its frames."""
+        found: list[Vma] = []
+        left = [self]
+        while left:
+            anon_vma = left.pop()
+            found += _each(anon_vma.ending)
+            left += _each(anon_vma.following)
+        return found
+
+    @property
+    def is_singular(self) -> bool:
+        """Whether a chain that ends here has no other (Linux: list_is_singular(&vma->anon_vma_chain))."""
+        return self.previous is None
+
+    def chain(self) -> Iterator[AnonVma]:
+        """Yield the chain that ends here, the last one first."""
+        anon_vma: AnonVma | None = self
+        while anon_vma is not None:
+            yield anon_vma
+            anon_vma = anon_vma.previous
+
+
+def _each(items: Item | set[Item] | None) -> list[Item]:
+    if items is None:
+        return []
+    return list(items) if isinstance(items, set) else [items]
+
+
+def _with(items: Item | set[Item] | None, item: Item) -> Item | set[Item]:
+    if items is None:
+        return item
+    if not isinstance(items, set):
+        return {items, item}
+    items.add(item)
+    return items
+
+
+def _without(items: Item | set[Item] | None, item: Item) -> set[Item] | Item | None:
+    if not isinstance(items, set):
+        return None if items is item else items
+    items.discard(item)
+    return items or None
+
+
+def anon_vma_root(anon_vma: AnonVma) -> AnonVma:
+    """Return the oldest ancestor of an anon_vma: the one to which all VMAs of the family are chained."""
+    while anon_vma.parent is not None:
+        anon_vma = anon_vma.parent
+    return anon_vma
+
+
+def _end_chain(vma: Vma, anon_vma: AnonVma) -> None:
+    vma.chain_top = anon_vma
+    anon_vma.ending = _with(anon_vma.ending, vma)
+
+
+def anon_vma_prepare(vma: Vma, near: tuple[Vma | None, Vma | None], frames: Frames) -> AnonVma:
+    """Return the VMA's anon_vma, taking a neighbour's where the two VMAs could be merged but for it, else a new one.
+
+    `near` is the previous and the next VMA. Source: Linux v6.8 mm/rmap.c:__anon_vma_prepare().
+    """
+    if vma.anon_vma is None:
+        anon_vma = _find_mergeable_anon_vma(vma, near) or AnonVma(frames)
+        vma.anon_vma = anon_vma
+        _end_chain(vma, anon_vma)
+        anon_vma.num_active_vmas += 1
+    return vma.anon_vma
+
+
+def _find_mergeable_anon_vma(vma: Vma, near: tuple[Vma | None, Vma | None]) -> AnonVma | None:
+    """Source: Linux v6.8 mm/mmap.c:find_mergeable_anon_vma(): the next VMA is asked first."""
+    previous, following = near
+    if following is not None:
+        anon_vma = _reusable_anon_vma(following, vma, following)
+        if anon_vma is not None:
+            return anon_vma
+    return _reusable_anon_vma(previous, previous, vma) if previous is not None else None
+
+
+def _reusable_anon_vma(old: Vma, low: Vma, high: Vma) -> AnonVma | None:
+    """Source: Linux v6.8 mm/mmap.c:reusable_anon_vma() and anon_vma_compatible(): protections may differ."""
+    if (
+        low.end == high.start
+        and low.file is high.file
+        and not (low.vm_flags ^ high.vm_flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY)
+        and high.pgoff == low.pgoff + low.nr_pages
+        and old.anon_vma is not None
+        and old.chain_top is old.anon_vma
+        and old.chain_top.is_singular
+    ):
+        return old.anon_vma
+    return None
+
+
+def anon_vma_clone(to: Vma, source: Vma) -> None:
+    """Give `to`, which has none, the chain of `source`; it keeps its own anon_vma, or gets none.
+
+    Source: Linux v6.8 mm/rmap.c:anon_vma_clone().
+    """
+    if source.chain_top is not None:
+        _end_chain(to, source.chain_top)
+    if to.anon_vma is not None:
+        to.anon_vma.num_active_vmas += 1
+
+
+def _find_reusable(top: AnonVma) -> AnonVma | None:
+    """Return the oldest anon_vma of a chain that nobody has as its own any more, and that has one child at most."""
+    found = None
+    for anon_vma in top.chain():
+        if anon_vma.num_children <= 1 and anon_vma.num_active_vmas == 0:
+            found = anon_vma
+    return found
+
+
+def anon_vma_fork(child: Vma, parent: Vma, frames: Frames) -> None:
+    """Attach a forked VMA to its parent's anon_vmas and give it one of its own, or one that is used no more.
+
+    Source: Linux v6.8 mm/rmap.c:anon_vma_fork(), anon_vma_clone().
+    """
+    child.anon_vma = None
+    if parent.anon_vma is None or parent.chain_top is None:
+        return
+    child.anon_vma = _find_reusable(parent.chain_top)
+    if child.anon_vma is not None:
+        _end_chain(child, parent.chain_top)
+    else:
+        child.anon_vma = AnonVma(frames, parent.anon_vma, parent.chain_top)
+        _end_chain(child, child.anon_vma)
+    child.anon_vma.num_active_vmas += 1
+
+
+def dup_anon_vma(to: Vma, source: Vma) -> None:
+    """Let a VMA that grows over `source` take its anon_vma where it has none.
+
+    Source: Linux v6.8 mm/mmap.c:dup_anon_vma().
+    """
+    if source.anon_vma is not None and to.anon_vma is None:
+        to.anon_vma = source.anon_vma
+        anon_vma_clone(to, source)
+
+
+def split_anon_vma(new: Vma, old: Vma) -> None:
+    """Give the other half of a split VMA the same anon_vma and chain. Source: Linux v6.8 mm/mmap.c:__split_vma()."""
+    new.anon_vma = old.anon_vma
+    anon_vma_clone(new, old)
+
+
+def unlink_anon_vmas(vma: Vma) -> None:
+    """Take a VMA that goes out of its anon_vmas. Source: Linux v6.8 mm/rmap.c:unlink_anon_vmas()."""
+    if vma.anon_vma is not None:
+        vma.anon_vma.num_active_vmas -= 1
+    top, vma.anon_vma, vma.chain_top = vma.chain_top, None, None
+    if top is None:
+        return
+    top.ending = _without(top.ending, vma)
+    while top is not None and top.ending is None and top.following is None:
+        if top.parent is not None:
+            top.parent.num_children -= 1
+            top.parent = None
+        gone, top = top, top.previous
+        gone.previous = None
+        if top is not None:
+            top.following = _without(top.following, gone)

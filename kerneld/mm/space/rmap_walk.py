@@ -1,0 +1,101 @@
+"""From frames to the entries that map them, many at a time.
+
+Knows the way through anon_vmas and address_spaces to VMAs and from there to page tables; changes no more than the size
+of the entries. Answers to Linux v6.8 mm/rmap.c:rmap_walk() and mm/page_vma_mapped.c.
+
+Differs from Linux: a huge page that is met is cut up, so reclaim, which alone asks, sees pages of 4 KiB only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.errors import KernelBug
+from kerneld.hw.paging import counted_mask, pte_pfn
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.frames.frames import Frames, Pfns
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.rmap import AnonVma
+from kerneld.mm.space.vma import Vma
+from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE
+
+Ints = npt.NDArray[np.int64]
+
+
+class Mapped(NamedTuple):
+    """Entries of one leaf table and one VMA that map some of the frames asked for."""
+
+    mm: MmStruct
+    vma: Vma
+    at: Ints
+    """Which of the frames each entry maps."""
+    vaddrs: Ints
+    """The page of each entry, in rising order."""
+    ptes: Ints
+    """The word index of each entry in RAM."""
+
+
+def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
+    """Return every entry that maps one of these frames, each given once; all are of 4 KiB afterwards."""
+    mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
+    numbers = frames.mapping[pfns[mapped]]
+    found: list[Mapped] = []
+    for number in np.unique(numbers).tolist():
+        at = mapped[numbers == number]
+        index = frames.index[pfns[at]].astype(np.int64)
+        order = np.argsort(index)
+        at, index = at[order], index[order]
+        indexes = index.tolist()
+        left = int(frames.mapcount[pfns[at]].sum())
+        for vma in _vmas(frames, number, indexes[0], indexes[-1] + 1):
+            low, high = bisect_left(indexes, vma.pgoff), bisect_left(indexes, vma.pgoff + vma.nr_pages)
+            if low < high:
+                for mapped_here in _walk_vma(frames, pfns, vma, at[low:high], index[low:high]):
+                    found.append(mapped_here)
+                    left -= len(mapped_here.at)
+                # Who has found all of them need not look at the other VMAs (Linux: rmap_walk_control.done).
+                if not left:
+                    break
+    return found
+
+
+def _vmas(frames: Frames, number: int, first: int, last: int) -> list[Vma]:
+    """Return the VMAs that may map a page of [first, last) of a mapping."""
+    owner = frames.find_mapping_number(number)
+    if isinstance(owner, AnonVma):
+        return owner.vmas
+    if isinstance(owner, AddressSpace):
+        return owner.i_mmap.overlapping(first, last)
+    raise KernelBug(f"mapping {number} of a mapped frame has gone")
+
+
+def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> Iterator[Mapped]:
+    mm = vma.vm_mm
+    if mm is None:
+        return
+    vaddrs = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
+    tables = vaddrs >> PMD_SHIFT
+    breaks = np.flatnonzero(np.diff(tables)) + 1
+    for low, high in zip([0, *breaks.tolist()], [*breaks.tolist(), len(at)], strict=True):
+        haddr = int(vaddrs[low]) & -PMD_SIZE
+        pmd = mm.page_table.find_huge_pmd(haddr)
+        if pmd is not None:
+            # Another huge page may have come there since, or the huge zero page (Linux: check_pmd()).
+            if not np.isin(pte_pfn(frames.ram.words[pmd]), pfns[at[low:high]] & -HPAGE_PMD_NR):
+                continue
+            mm.split_huge_pmd(pmd, haddr)
+        first = mm.page_table.find_pte(haddr)
+        if first is None:
+            continue
+        ptes = first + (vaddrs[low:high] >> PAGE_SHIFT & 511)
+        entries = frames.ram.words_np[ptes]
+        hit = counted_mask(entries)
+        hit &= pte_pfn(entries).astype(np.int64) == pfns[at[low:high]]
+        if hit.any():
+            yield Mapped(mm, vma, at[low:high][hit], vaddrs[low:high][hit], ptes[hit])

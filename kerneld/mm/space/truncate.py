@@ -1,0 +1,153 @@
+"""Pages of a file that go while they are mapped: truncation and punched holes.
+
+Answers to Linux v6.8 mm/truncate.c and mm/memory.c:unmap_mapping_range().
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from kerneld.errors import SysError
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.files.shmem import shmem_free_swap
+from kerneld.mm.space.locked_pages import munlock_cached_range, munlock_range
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
+
+MAX_INDEX = 1 << 52
+"""No page of a file lies beyond."""
+_UNMAPPED_AT_ONCE = 16 * PMD_SIZE
+_DROPPED_AT_ONCE = 4096
+
+
+def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
+    """Clear every entry that maps a page of [first, last) of the file; with `even_cows` also a process's own copies.
+
+    Source: Linux v6.8 mm/memory.c:unmap_mapping_pages().
+    """
+    for _ in _unmap_in_pieces(mapping, first, last, Pace(), even_cows=even_cows):
+        pass
+
+
+def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
+    """Do as `unmap_mapping_range` does; yield between pieces, where VMAs may go but do not change."""
+    for vma in mapping.i_mmap.overlapping(first, last):
+        mm = mapping.i_mmap.get(vma)
+        start = vma.start + (max(0, first - vma.pgoff) << PAGE_SHIFT)
+        end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
+        while start < end and mm is not None and vma in mapping.i_mmap:
+            stop = min(end, (start & -_UNMAPPED_AT_ONCE) + _UNMAPPED_AT_ONCE)
+            _unmap(mm, vma, start, stop, even_cows=even_cows)
+            start = stop
+            if pace.is_over():
+                yield
+                pace.begin()
+
+
+def _unmap(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, *, even_cows: bool) -> None:
+    if not even_cows and not vma.vm_flags & VM_SHARED:
+        if vma.vm_flags & VM_LOCKED:
+            munlock_cached_range(mm, start, end)
+        mm.zap_cached(start, end)
+        return
+    if vma.vm_flags & VM_LOCKED:
+        munlock_range(mm, start, end)
+    mm.zap_range(start, end)
+
+
+def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
+    """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
+    for _ in _drop_in_pieces(mapping, first, last, Pace()):
+        pass
+
+
+def _drop_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace) -> Iterator[None]:
+    """Do as `drop_pages` does; yield between pieces, where others may drop pages, too, and map none of these."""
+    for cached, drop in ((mapping.pages, mapping.drop_pages), (mapping.shadows, mapping.forget_shadows)):
+        indexes = list(cached)
+        for at in range(0, len(indexes), _DROPPED_AT_ONCE):
+            doomed = [i for i in indexes[at : at + _DROPPED_AT_ONCE] if first <= i < last and i in cached]
+            if doomed:
+                drop(doomed)
+            if pace.is_over():
+                yield
+                pace.begin()
+    shmem_free_swap(mapping.frames, mapping, first, last)
+
+
+def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
+    """Let go of what lies beyond `size`, in bytes, of a file that has become shorter: an access there is SIGBUS now.
+
+    A process's own copies go too, but for the one of the page that the file's end lies in; of the file's page itself
+    the rest reads as zeros. Source: Linux v6.8 mm/truncate.c:truncate_pagecache(), truncate_inode_partial_folio().
+    """
+    for _ in truncate_in_pieces(mapping, size):
+        pass
+
+
+def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
+    """Do as `truncate_pagecache` does; yield between pieces, where others may be served.
+
+    The caller sees to it that meanwhile nobody maps what lies beyond, and no VMA of the file changes but for going.
+    """
+    first, tail = size + PAGE_SIZE - 1 >> PAGE_SHIFT, size % PAGE_SIZE
+    pace = Pace()
+    yield from _unmap_in_pieces(mapping, first, MAX_INDEX, pace, even_cows=True)
+    yield from _drop_in_pieces(mapping, first, MAX_INDEX, pace)
+    mapping.uncached.remove(first, MAX_INDEX)
+    mapping.holes.remove(first, MAX_INDEX)
+    mapping.unread = {index for index in mapping.unread if index < first}
+    if tail and (first - 1 in mapping.pages or first - 1 in mapping.swapped):
+        _zero_rest_of_page(mapping, first - 1, tail)
+
+
+def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
+    """Clear the bytes from `tail` on of the page that the file ends in; of a file in memory it is dirty then.
+
+    Where the page cannot be had from the swap file it is the real file's again, which the host has cut already.
+    Source: Linux v6.8 mm/truncate.c:truncate_inode_partial_folio(), mm/shmem.c:shmem_undo_range().
+    """
+    try:
+        pfn = mapping.ensure_page(index)
+    except SysError:
+        shmem_free_swap(mapping.frames, mapping, index, index + 1)
+        return
+    mapping.zero_page_from(pfn, tail)
+    if mapping.is_shmem:
+        mapping.set_dirty(index, pfn)
+
+
+def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
+    """A file has become longer: what it has now and had not before is a hole, which nobody has read yet.
+
+    Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
+    """
+    _add_hole(mapping, old_size + PAGE_SIZE - 1 >> PAGE_SHIFT, size + PAGE_SIZE - 1 >> PAGE_SHIFT)
+
+
+def _add_hole(mapping: AddressSpace, first: int, last: int) -> None:
+    if mapping.is_shmem:
+        # Of a file in memory the host says each time what is a hole.
+        return
+    mapping.uncached.add(first, last)
+    mapping.holes.add(first, last)
+
+
+def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
+    """Make the pages of [first, last) read as zeros, in the file and in every mapping of it (FALLOC_FL_PUNCH_HOLE).
+
+    Copies that belong to a process stay. Raises SysError with the errno of the file system where it cannot.
+    """
+    if mapping.backing is not None:
+        try:
+            mapping.backing.punch_hole(first << PAGE_SHIFT, (last - first) << PAGE_SHIFT)
+        except OSError as error:
+            raise SysError(error.errno or errno.EOPNOTSUPP) from None
+        _add_hole(mapping, first, min(last, mapping.last_index()))
+        mapping.unread = {index for index in mapping.unread if not first <= index < last}
+    unmap_mapping_range(mapping, first, last, even_cows=False)
+    drop_pages(mapping, first, last)

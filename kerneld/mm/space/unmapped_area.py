@@ -1,0 +1,101 @@
+"""Where a new mapping goes when the program leaves the choice to the kernel.
+
+Knows no page table. Answers to Linux v6.8 mm/mmap.c:get_unmapped_area(), arch/x86/kernel/sys_x86_64.c and
+mm/huge_memory.c:thp_get_unmapped_area().
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import vm_start_gap
+from shared.uapi.mman import Map
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+
+TASK_UNMAPPED_BASE = page_align(TASK_SIZE // 3)
+"""Where the search from below starts, when nothing is left under mmap_base."""
+_LAST_ERR_VALUE = (1 << 64) - 4096
+_BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
+
+
+def round_hint_to_min(mm: MmStruct, hint: Vaddr) -> Vaddr:
+    """Round a hint down to a page, and up to vm.mmap_min_addr unless it is 0. Source: mm/mmap.c:round_hint_to_min()."""
+    hint &= PAGE_MASK
+    if hint and hint < mm.sysctl.lowest_chosen_addr:
+        return page_align(mm.sysctl.lowest_chosen_addr)
+    return hint
+
+
+def get_unmapped_area(
+    mm: MmStruct,
+    addr: Vaddr,
+    length: int,
+    flags: int,
+    *,
+    pmd_aligned: bool = False,
+    offset: int | None = None,
+    raw_io: bool = False,
+) -> Vaddr:
+    """Return where a mapping of `length` bytes (page-aligned) goes.
+
+    `addr` is a hint, or with MAP_FIXED the place itself; `pmd_aligned` asks for a 2 MiB boundary where the mapping is
+    that long (anonymous private memory, files on disk), which for a file lies where its `offset`, in bytes, has one;
+    `raw_io` is CAP_SYS_RAWIO, which may map below vm.mmap_min_addr.
+    Raises SysError(ENOMEM) when nothing is free, SysError(EINVAL) for an unaligned fixed address, SysError(EPERM) below
+    vm.mmap_min_addr.
+    """
+    if length > TASK_SIZE:
+        raise SysError(errno.ENOMEM)
+    found = _aligned_to_pmd(mm, addr, length, flags, offset) if pmd_aligned else None
+    if found is None:
+        found = _topdown(mm, addr, length, flags)
+    if found > _LAST_ERR_VALUE:
+        # A fixed address so high is taken for the search's errno (Linux: IS_ERR_VALUE()).
+        raise SysError((1 << 64) - found)
+    if found > TASK_SIZE - length:
+        raise SysError(errno.ENOMEM)
+    if found & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    if found < mm.sysctl.mmap_min_addr and not raw_io:
+        raise SysError(errno.EPERM)
+    return found
+
+
+def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
+    """Source: Linux v6.8 mm/huge_memory.c:__thp_get_unmapped_area(): a hint that is free is taken as it is."""
+    start = offset or 0
+    first_boundary = start + (-start & (PMD_SIZE - 1))
+    if start + length < first_boundary + PMD_SIZE or flags & Map.FIXED.value:
+        return None
+    try:
+        found = _topdown(mm, addr, length + PMD_SIZE, flags)
+    except SysError:
+        return None
+    # From a boundary it is the next one: the higher place, as the search from the top would have it.
+    return found if found == addr else found + ((start - found & (PMD_SIZE - 1)) or PMD_SIZE)
+
+
+def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
+    """Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c:arch_get_unmapped_area_topdown(), arch_get_unmapped_area()."""
+    if length > TASK_SIZE:
+        raise SysError(errno.ENOMEM)
+    if flags & Map.FIXED.value:
+        return addr
+    if addr:
+        # A hint may lie below where the search of MAP_32BIT starts, but not above where it ends.
+        addr &= PAGE_MASK
+        vma = mm.vmas.find(addr)
+        limit = _BIT32_HIGH if flags & Map.BIT32.value else TASK_SIZE
+        if addr <= limit - length and (vma is None or addr + length <= vm_start_gap(vma)):
+            return addr
+    if flags & Map.BIT32.value:
+        found = mm.vmas.find_gap_above(_BIT32_LOW, _BIT32_HIGH, length)
+    else:
+        found = mm.vmas.find_gap_below(PAGE_SIZE, mm.mmap_base, length)
+        if found is None:
+            found = mm.vmas.find_gap_above(TASK_UNMAPPED_BASE, TASK_SIZE, length)
+    if found is None:
+        raise SysError(errno.ENOMEM)
+    return found

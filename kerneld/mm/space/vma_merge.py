@@ -1,0 +1,148 @@
+"""Which VMAs become one: the rules of merging, and changing a part of one.
+
+Knows no page table. Answers to Linux v6.8 mm/mmap.c: can_vma_merge_before(), can_vma_merge_after(), vma_merge(),
+vma_modify().
+
+What `vma_modify` makes of [start, end), a part of `vma` that gets other flags, between `prev` and `next` where they
+touch it and could merge with it:
+
+| prev merges | next merges | result (Linux's case numbers)                                          |
+|-------------|-------------|------------------------------------------------------------------------|
+| yes         | yes         | prev grows over vma and next, if their anon_vmas agree (6), else as below |
+| yes         | no          | prev grows up to `end`; vma shrinks (5) or goes (7)                     |
+| no          | yes         | next grows down to `start`; vma shrinks (4) or goes (8)                 |
+| no          | no          | vma is split at `start` and at `end` and the middle gets the flags      |
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.files.filemap import File
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_SOFTDIRTY
+from shared.uapi.page import PAGE_SHIFT, Vaddr
+
+
+def _mergeable(vma: Vma, vm_flags: int, file: File | None) -> bool:
+    """Source: Linux v6.8 mm/mmap.c:is_mergeable_vma()."""
+    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.file is file
+
+
+def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
+    """Tell whether memory of two anon_vmas may lie in one VMA; `vma` is the one that would be grown over, if any.
+
+    A VMA that came by fork has a longer chain, and merging it would make the chains of all of them longer. A VMA
+    without any chain is refused as well when the other side has an anon_vma: v6.8 does so (v6.16 mended it).
+    Source: Linux v6.8 mm/mmap.c:is_mergeable_anon_vma().
+    """
+    if (one is None or other is None) and (vma is None or (vma.chain_top is not None and vma.chain_top.is_singular)):
+        return True
+    return one is other
+
+
+def can_merge_after(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff: int) -> bool:
+    """Tell whether memory with these properties may be appended to `vma`."""
+    return (
+        _mergeable(vma, vm_flags, file)
+        and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
+        and vma.pgoff + vma.nr_pages == pgoff
+    )
+
+
+def can_merge_before(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff_end: int) -> bool:
+    """Tell whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
+    return (
+        _mergeable(vma, vm_flags, file)
+        and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
+        and vma.pgoff == pgoff_end
+    )
+
+
+def check_map_count(mm: MmStruct, more: int) -> None:
+    """Raise SysError(ENOMEM) where `more` further VMAs would exceed vm.max_map_count, or all that the machine has."""
+    mm.frames.kernel_objects.check_room(more)
+    if mm.map_count + more > mm.sysctl.max_map_count:
+        raise SysError(errno.ENOMEM)
+
+
+def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vma:
+    """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
+
+    Raises SysError(ENOMEM) when a split would exceed vm.max_map_count; nothing has changed then but an earlier split.
+    """
+    prev = mm.vmas.previous(vma) if start == vma.start else None
+    following = mm.vmas.following(vma) if end == vma.end else None
+    pgoff = vma.page_index(start)
+    pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
+    merge_prev = (
+        prev is not None and prev.end == start and can_merge_after(prev, vm_flags, vma.anon_vma, vma.file, pgoff)
+    )
+    merge_next = (
+        following is not None
+        and following.start == end
+        and can_merge_before(following, vm_flags, vma.anon_vma, vma.file, pgoff_end)
+    )
+    if merge_prev and prev is not None:
+        if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+            dup_anon_vma(prev, following)
+            dup_anon_vma(prev, vma)
+            mm.remove_vma(vma)
+            mm.remove_vma(following)
+            mm.move_vma_bounds(prev, prev.start, following.end)
+            return prev
+        dup_anon_vma(prev, vma)
+        _shrink_to(mm, vma, end, vma.end)
+        mm.move_vma_bounds(prev, prev.start, end)
+        return prev
+    if merge_next and following is not None:
+        dup_anon_vma(following, vma)
+        _shrink_to(mm, vma, vma.start, start)
+        mm.move_vma_bounds(following, start, following.end)
+        return following
+    if vma.start < start:
+        check_map_count(mm, 1)
+        vma = mm.split_vma(vma, start)
+    if end < vma.end:
+        check_map_count(mm, 1)
+        mm.split_vma(vma, end)
+    mm.set_vma_flags(vma, vm_flags)
+    return vma
+
+
+def _shrink_to(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    if start == end:
+        mm.remove_vma(vma)
+    else:
+        mm.move_vma_bounds(vma, start, end)
+
+
+def merge_into_neighbours(
+    mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
+) -> Vma | None:
+    """Let a new mapping of the free range [start, end) become part of its neighbours, and return the VMA, or None.
+
+    Source: Linux v6.8 mm/mmap.c:mmap_region() and vma_expand(): the next VMA is asked first, and the one before grows
+    over both where its anon_vma agrees with the next one's.
+    """
+    following = mm.vmas.find(start)
+    prev = mm.vmas.preceding(start)
+    pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
+    if following is not None and not (
+        following.start == end and can_merge_before(following, vm_flags, None, file, pgoff_end)
+    ):
+        following = None
+    anon_vma = following.anon_vma if following is not None else None
+    if prev is not None and prev.end == start and can_merge_after(prev, vm_flags, anon_vma, file, pgoff):
+        if following is not None:
+            dup_anon_vma(prev, following)
+            mm.remove_vma(following)
+            end = following.end
+        mm.move_vma_bounds(prev, prev.start, end)
+        return prev
+    if following is not None:
+        mm.move_vma_bounds(following, start, following.end)
+    return following

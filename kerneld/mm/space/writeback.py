@@ -1,0 +1,117 @@
+"""Writing shared dirty pages back to their file, and making the entries that map them clean.
+
+Knows which address spaces map an inode from `AddressSpace.i_mmap`. Answers to Linux v6.8 mm/page-writeback.c
+(folio_clear_dirty_for_io), mm/rmap.c:folio_mkclean() and mm/msync.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import numpy as np
+
+from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_DIRTY, PTE_PFN_MASK, PTE_RW, present_mask, pte_present
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from shared.uapi.mman import Ms
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
+
+_ALL_FLAGS = (Ms.ASYNC | Ms.INVALIDATE | Ms.SYNC).value
+_ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
+
+
+def writeback_range(mapping: AddressSpace, first: int, last: int) -> None:
+    """Write what the file has not got of the pages [first, last) to it; the next store to one faults again."""
+    for _ in writeback_in_pieces(mapping, first, last):
+        pass
+
+
+def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterator[None]:
+    """Do as `writeback_range` does; yield between pages, where others may be served, and may write to the file too."""
+    if mapping.backing is None:
+        return
+    pace = Pace()
+    for index in sorted(i for i in mapping.unwritten if first <= i < last):
+        if index in mapping.unwritten:
+            folio_mkclean(mapping, index)
+            mapping.write_page(index, mapping.size_bytes())
+        if pace.is_over():
+            yield
+            pace.begin()
+
+
+def sync_mm(mm: MmStruct) -> None:
+    """Write to their files what an address space has written to shared mappings of them: it will not be taken down."""
+    for vma in mm.vmas:
+        if vma.file is not None and vma.vm_flags & VM_SHARED and vma.file.mapping.backing is not None:
+            mapping = vma.file.mapping
+            for run in mm.page_table.runs(vma.start, vma.end):
+                entries = mm.page_table.page_entries(run)
+                for entry in entries[present_mask(entries) & ((entries & np.uint64(PTE_DIRTY)) != 0)].tolist():
+                    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+                    mapping.mark_dirty(mm.frames.index_at[pfn], pfn)
+            writeback_range(mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
+
+
+def folio_mkclean(mapping: AddressSpace, index: int) -> None:
+    """Take the dirty and the write bit from every entry that maps a page of the file.
+
+    Source: mm/rmap.c:folio_mkclean().
+    """
+    for vma in mapping.i_mmap.overlapping(index, index + 1):
+        if not vma.vm_flags & VM_SHARED:
+            continue
+        mm = mapping.i_mmap[vma]
+        vaddr = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
+        pte = mm.page_table.find_pte(vaddr)
+        if pte is not None:
+            entry = mm.frames.ram.words[pte]
+            if pte_present(entry):
+                mm.update_pte(pte, vaddr, entry & ~(PTE_RW | PTE_DIRTY))
+
+
+def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
+    """Do as `msync_in_pieces` does, at once."""
+    run_at_once(msync_in_pieces(mm, start, length, flags))
+
+
+def msync_in_pieces(mm: MmStruct, start: Vaddr, length: int, flags: int) -> Steps:
+    """Write the shared file pages of [start, start + length) back (MS_SYNC); the other flags only check the range.
+
+    Raises SysError(EINVAL) for unknown or contradicting flags or an unaligned start, SysError(ENOMEM) for a range
+    with a hole (what is mapped is written all the same), SysError(EBUSY) for MS_INVALIDATE of locked memory, and
+    the errno of a write-back that failed. Yields where others may be served.
+    Source: Linux v6.8 mm/msync.c.
+    """
+    if flags & ~_ALL_FLAGS or start & ~PAGE_MASK or (flags & _ASYNC and flags & _SYNC):
+        raise SysError(errno.EINVAL)
+    end = start + page_align(length) % (1 << 64)
+    if end >= 1 << 64:
+        raise SysError(errno.ENOMEM)
+    has_hole = False
+    while start < end:
+        vma = mm.vmas.find(start)
+        if vma is None or (start < vma.start and flags == _ASYNC):
+            raise SysError(errno.ENOMEM)
+        if start < vma.start:
+            has_hole = True
+            start = vma.start
+            if start >= end:
+                break
+        if flags & _INVALIDATE and vma.vm_flags & VM_LOCKED:
+            raise SysError(errno.EBUSY)
+        stop = min(end, vma.end)
+        if flags & _SYNC and vma.file is not None and vma.vm_flags & VM_SHARED:
+            first = vma.page_index(start)
+            mapping = vma.file.mapping
+            yield from writeback_in_pieces(mapping, first, first + ((stop - start) >> PAGE_SHIFT))
+            error = mapping.take_error()
+            if error:
+                raise SysError(error)
+        start = stop
+    if has_hole:
+        raise SysError(errno.ENOMEM)
