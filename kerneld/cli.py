@@ -10,9 +10,11 @@ import signal
 
 import click
 
+from kerneld.commands.failure import Failure, Status
+from kerneld.commands.group import Commands
+from kerneld.commands.options import socket_option
 from kerneld.daemon_at import get_daemon
-from kerneld.failure import Commands, Failure, Status
-from kerneld.start import socket_option, start
+from kerneld.start import start
 from shared.client.path import default_socket_path
 from shared.option_types import Seconds
 from shared.process_name import set_process_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from kerneld.failure import Failure, Status
+from kerneld.commands.failure import Failure, Status
 from shared.wire import MAX_SOCKET_PATH
 
 

@@ -13,8 +13,8 @@ from typing import IO
 
 import click
 
-from kerneld.failure import Status
-from kerneld.start import Size, socket_option
+from kerneld.commands.failure import Status
+from kerneld.commands.options import Size, socket_option
 from kerneld.trace_command import WHY, Follower, ending, opened, output_option, run, stop_signals
 from kerneld.trace_writer import LineWriter
 from shared.client.path import default_socket_path

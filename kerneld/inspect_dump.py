@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kerneld.failure import Failure, Status
+from kerneld.commands.failure import Failure, Status
 from shared.terminal import one_line
 from shared.uapi.dump import DUMP_FORMAT
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import click
 
+from kerneld.commands.options import json_option, socket_option
 from kerneld.proc_reading import read_proc, stream_proc
-from kerneld.start import socket_option
 from shared.client.path import default_socket_path
 from shared.option_types import ByteCount, Whole
 from shared.proc_maps import parse_maps
@@ -28,7 +28,7 @@ Examples:
 """,
 )
 @click.argument("pid", type=Whole(min=1))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, on one line.")
+@json_option
 @socket_option
 def maps(pid: int, as_json: bool, socket_path: str | None) -> None:
     """Print the maps of a process."""

@@ -9,30 +9,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from kerneld.failure import Failure, Status
+from kerneld.commands.failure import Failure, Status
+from kerneld.commands.options import Size, socket_option
+from kerneld.commands.processor import check_processor
 from shared.client.path import default_socket_path
-from shared.option_types import ByteCount, Seconds, SocketPath, Whole
-from shared.processor import why_too_old
+from shared.option_types import ByteCount, Seconds, Whole
 
 if TYPE_CHECKING:
     from kerneld.server.daemon import DaemonConfig
-
-PAGE_SIZE = 4096
-
-
-class Size(ByteCount):
-    """A size that memory can have: whole pages."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; a usage error where it is no size, or no size that memory can have."""
-        size_bytes = super().convert(value, param, ctx)
-        if size_bytes % PAGE_SIZE:
-            self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)
-        return size_bytes
 
 
 class MachineOptions(TypedDict):
@@ -58,16 +46,6 @@ class MachineOptions(TypedDict):
     trace_buffer: int
     no_pku: bool
     check_invariants: bool
-
-
-socket_option = click.option(
-    "--socket",
-    "socket_path",
-    type=SocketPath(),
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET, $XDG_RUNTIME_DIR/kerneld/kerneld.sock or "
-    "/tmp/kerneld-<uid>/kerneld.sock]",
-)
 
 
 @click.command(
@@ -196,13 +174,6 @@ def start(socket_path: str | None, detach: bool, allow_group: str | None, **opti
         start_in_background(path, gid, lambda on_ready: serve(path, gid, options, on_ready))
     else:
         serve(path, gid, options, lambda: None)
-
-
-def check_processor() -> None:
-    """Raise Failure where numpy would end with a traceback, or a signal, when it is imported."""
-    why = why_too_old()
-    if why:
-        raise Failure(Status.CANNOT_START, why)
 
 
 def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callable[[], None]) -> None:

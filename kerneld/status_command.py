@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import click
 
+from kerneld.commands.options import json_option, socket_option
 from kerneld.daemon_at import get_daemon
 from kerneld.proc_reading import read_proc
-from kerneld.start import socket_option
 from shared.client.path import default_socket_path
 from shared.terminal import one_line
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, on one line.")
 _UNITS = {"kB": "kb", "s": "seconds"}
 
 

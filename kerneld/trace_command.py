@@ -20,8 +20,8 @@ from typing import IO
 
 import click
 
-from kerneld.failure import Failure, Status, client_failures
-from kerneld.start import Size, socket_option
+from kerneld.commands.failure import Failure, Status, client_failures
+from kerneld.commands.options import Size, socket_option
 from kerneld.trace_writer import EVERYTHING, WRITERS, TextWriter, Writer
 from shared.client.errors import KerneldGone
 from shared.client.path import default_socket_path

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import click
 
-from kerneld.failure import Failure, Status
-from kerneld.start import Size, socket_option
+from kerneld.commands.failure import Failure, Status
+from kerneld.commands.options import Size, socket_option
 from kerneld.strace.calls import MACHINE, parse_trace
 from kerneld.strace.printer import Printer, Style
 from kerneld.strace.summary import summary

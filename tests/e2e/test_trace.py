@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.failure import Status
+from kerneld.commands.failure import Status
 from kerneld.trace.rings import MAX_USER_RINGS
 from shared.client import Process
 from shared.client.trace import TraceSession

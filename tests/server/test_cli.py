@@ -14,9 +14,9 @@ import pytest
 import inspector.cli
 import kerneld.cli
 import target.cli
-from kerneld.failure import Status
+from kerneld.commands.failure import Status
+from kerneld.commands.options import Size
 from kerneld.server import peer  # noqa: F401  (for the forked child below, which can read no file)
-from kerneld.start import Size
 from shared.client import Process
 from shared.option_types import UNITS
 from tests.rights import needs_another_user

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.failure import Status
+from kerneld.commands.failure import Status
 from shared.client import Process
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from tests.server import daemons

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from kerneld import start
-from kerneld.failure import Failure, Status
+from kerneld.commands.failure import Failure, Status
 from shared import processor
 
 V1 = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat clflush mmx fxsr sse sse2 ht syscall nx lm"
@@ -44,7 +44,7 @@ def test_where_nothing_can_be_told_nothing_is_said(tmp_path: Path) -> None:
 
 
 def test_kerneld_does_not_start_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(start, "why_too_old", lambda: "too old")
+    monkeypatch.setattr("kerneld.commands.processor.why_too_old", lambda: "too old")
     options = ["--socket", str(tmp_path / "sock")]
     with pytest.raises(Failure, match="too old") as raised:
         CliRunner().invoke(start.start, options, catch_exceptions=False, standalone_mode=False)

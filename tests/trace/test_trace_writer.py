@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.failure import Failure, Status
+from kerneld.commands.failure import Failure, Status
 from kerneld.trace_writer import WRITERS
 from shared.client import Process
 from shared.clock import WallClock

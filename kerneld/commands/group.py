@@ -1,45 +1,24 @@
-"""The ways a command of kerneld ends that are not success: one line on stderr and an exit status of its own."""
+"""The group of all commands: it finds a command's module when it is asked for, and turns what goes wrong into a line.
+
+Owns the order in which failures are told apart. Knows no command by name but `start`, which no command means.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
-from collections.abc import Iterator, Mapping
-from enum import IntEnum
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import click
 
-from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from kerneld.commands.failure import Failure, Status
 from shared.standard_streams import complain, discard_output, flush_output
 
 OWN_OPTIONS = ("-h", "--help", "--version")
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What only writing raises: where no file is named, it is the output that cannot be written."""
-
-
-class Status(IntEnum):
-    """Exit statuses, as `kerneld --help` lists them; those of the inspector, where both have one."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NO_DAEMON = 3
-    DAEMON_GONE = 4
-    NO_PROCESS = 5
-    NOT_PERMITTED = 6
-    CANNOT_START = 7
-    CANNOT_RUN = 8
-
-
-class Failure(click.ClickException):
-    """One line for people and the exit status."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Commands(click.Group):
@@ -99,21 +78,6 @@ class Commands(click.Group):
             status = say(f"internal error: {type(error).__name__}: {error}", Status.FAILED)
         flush_output()
         sys.exit(status)
-
-
-@contextlib.contextmanager
-def client_failures() -> Iterator[None]:
-    """Turn what the client library raises of its own into one line and a status; an OSError goes through."""
-    try:
-        yield
-    except KerneldUnavailable as error:
-        # The library says why in words; the errno behind them tells a locked door from an empty house.
-        is_locked = isinstance(error.__context__, PermissionError)
-        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
-    except KerneldGone as error:
-        raise Failure(Status.DAEMON_GONE, str(error)) from None
-    except KerneldError as error:
-        raise Failure(Status.FAILED, str(error)) from None
 
 
 def say(message: str, status: int) -> int:

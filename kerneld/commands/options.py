@@ -1,0 +1,32 @@
+"""Options that several commands have, and the types of their values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from shared.option_types import ByteCount, SocketPath
+from shared.uapi.page import PAGE_SIZE
+
+
+class Size(ByteCount):
+    """A size that memory can have: whole pages."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes; a usage error where it is no size, or no size that memory can have."""
+        size_bytes = super().convert(value, param, ctx)
+        if size_bytes % PAGE_SIZE:
+            self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)
+        return size_bytes
+
+
+socket_option = click.option(
+    "--socket",
+    "socket_path",
+    type=SocketPath(),
+    metavar="PATH",
+    help="Where kerneld listens. [$KERNELD_SOCKET, $XDG_RUNTIME_DIR/kerneld/kerneld.sock or "
+    "/tmp/kerneld-<uid>/kerneld.sock]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, on one line.")

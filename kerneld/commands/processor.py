@@ -1,0 +1,13 @@
+"""The check that commands make which are about to import numpy."""
+
+from __future__ import annotations
+
+from kerneld.commands.failure import Failure, Status
+from shared.processor import why_too_old
+
+
+def check_processor() -> None:
+    """Raise Failure where numpy would end with a traceback, or a signal, when it is imported."""
+    why = why_too_old()
+    if why:
+        raise Failure(Status.CANNOT_START, why)
