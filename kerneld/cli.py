@@ -1,7 +1,7 @@
-"""The command line of kerneld: `start` is the daemon, the other commands are clients of it like any program.
+"""The command line of kerneld: it joins the commands, each of which has a module below kerneld/commands.
 
-It owns words for people and exit statuses. What a command does not need is imported by those that do: numpy and
-structlog cost more than all of `status` does.
+Owns the list of commands and the words of `kerneld --help`. Imports no command before it is asked for: numpy and
+structlog, which `start` needs, cost more than all of `status` does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ import signal
 
 import click
 
-from kerneld.commands.failure import Failure, Status
 from kerneld.commands.group import Commands
-from kerneld.commands.options import socket_option
-from kerneld.daemon_at import get_daemon
-from kerneld.start import start
-from shared.client.path import default_socket_path
-from shared.option_types import Seconds
 from shared.process_name import set_process_name
 from shared.standard_streams import open_standard_streams
 from shared.version import version_option
@@ -55,23 +49,25 @@ Exit status:
 """
 
 
-ELSEWHERE = {
+COMMANDS = {
     "demo": "kerneld.demo_command",
     "ftrace": "kerneld.ftrace_command",
-    "inspect-dump": "kerneld.inspect_dump",
-    "maps": "kerneld.proc_command",
-    "proc": "kerneld.proc_command",
-    "ps": "kerneld.status_command",
+    "inspect-dump": "kerneld.commands.daemon.inspect_dump",
+    "maps": "kerneld.commands.proc.files",
+    "proc": "kerneld.commands.proc.files",
+    "ps": "kerneld.commands.proc.ps",
     "referee": "kerneld.referee_command",
     "run": "kerneld.run",
-    "status": "kerneld.status_command",
+    "start": "kerneld.commands.daemon.start",
+    "status": "kerneld.commands.daemon.status",
+    "stop": "kerneld.commands.daemon.stop",
     "strace": "kerneld.strace.command",
     "trace": "kerneld.trace_command",
 }
-"""The commands with a module of their own, which is imported when they are asked for."""
+"""The module of each command, where it has its name with an underscore for a dash; imported when it is asked for."""
 
 
-@click.group(cls=Commands, elsewhere=ELSEWHERE, help=HELP, context_settings=CONTEXT)
+@click.group(cls=Commands, modules=COMMANDS, help=HELP, context_settings=CONTEXT)
 @version_option("kerneld")
 def cli() -> None:
     """Nothing of its own to do: the commands do it."""
@@ -84,34 +80,3 @@ def main() -> None:
     # Until the daemon notes signals for itself there is nothing to undo: Ctrl+C is the plain end of a program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli(prog_name="kerneld")
-
-
-cli.add_command(start)
-
-
-@cli.command(
-    short_help="End kerneld, and wait until it has ended.",
-    help="""End the kerneld that listens on the socket, and wait until it has ended.
-
-\b
-Examples:
-  kerneld stop
-  kerneld stop --socket ~/machine/kerneld.sock
-""",
-)
-@socket_option
-@click.option("--timeout", type=Seconds(min=0), default=30.0, metavar="SECONDS", help="Longest time to wait. [30]")
-def stop(socket_path: str | None, timeout: float) -> None:
-    """Signal the daemon that answers on the socket."""
-    from kerneld.server.peer import stop_daemon  # noqa: PLC0415
-
-    pid = get_daemon(socket_path or default_socket_path())
-    try:
-        ended = stop_daemon(pid, timeout)
-    except PermissionError:
-        raise Failure(
-            Status.NOT_PERMITTED, f"not permitted to stop kerneld (pid {pid}): it is another user's"
-        ) from None
-    if not ended:
-        raise Failure(Status.FAILED, f"kerneld (pid {pid}) has not ended after {timeout:g} seconds")
-    click.echo(f"kerneld has ended (pid {pid})")

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from kerneld.commands.failure import Failure, Status
-from kerneld.daemon_at import get_daemon
+from kerneld.commands.listening import get_daemon
 from kerneld.preload import PreloadError, ensure_library, header_path, library_sources
 from kerneld.program import ProgramError, check_program, find_program
 from kerneld.semesters import SEMESTERS

@@ -24,23 +24,23 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 class Commands(click.Group):
     """The group: no command means `start`, and an error is one line, where click would print its usage too."""
 
-    def __init__(self, *args: Any, elsewhere: Mapping[str, str], **kwargs: Any) -> None:
-        """`elsewhere` names the module of each command that has one of its own: it is imported when it is asked for.
+    def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
+        """`modules` names the module of each command; it is imported when the command is asked for.
 
         In that module the command has its name, with an underscore for a dash.
         """
         super().__init__(*args, **kwargs)
-        self._elsewhere = elsewhere
+        self._modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return every command's name, sorted."""
-        return sorted([*super().list_commands(ctx), *self._elsewhere])
+        return sorted(self._modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, or None."""
-        module = self._elsewhere.get(cmd_name)
+        module = self._modules.get(cmd_name)
         if module is None:
-            return super().get_command(ctx, cmd_name)
+            return None
         command: click.Command = getattr(import_module(module), cmd_name.replace("-", "_"))
         return command
 

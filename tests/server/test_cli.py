@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ import kerneld.cli
 import target.cli
 from kerneld.commands.failure import Status
 from kerneld.commands.options import Size
-from kerneld.server import peer  # noqa: F401  (for the forked child below, which can read no file)
 from shared.client import Process
 from shared.option_types import UNITS
 from tests.rights import needs_another_user
@@ -143,6 +143,9 @@ def test_machine_that_is_too_big_is_one_line_and_7(private_dir: Path, options: l
 def test_locked_directory_is_one_line_and_6(path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     read_fd, write_fd = os.pipe()
     monkeypatch.setattr(sys, "argv", [*words, "--socket", str(path)])
+    for module in kerneld.cli.COMMANDS.values():
+        # The child can read no file of a checkout that is its owner's alone.
+        import_module(module)
     pid = os.fork()
     if pid == 0:
         # Not a new program: the interpreter itself may stand where that user cannot reach it.

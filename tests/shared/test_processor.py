@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kerneld import start
+from kerneld.commands.daemon import start
 from kerneld.commands.failure import Failure, Status
 from shared import processor
 

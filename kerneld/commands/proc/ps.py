@@ -1,4 +1,4 @@
-"""`kerneld status` and `kerneld ps`: how the daemon is doing, and whom it serves."""
+"""`kerneld ps`: the processes that the daemon serves."""
 
 from __future__ import annotations
 
@@ -9,51 +9,9 @@ from typing import NamedTuple
 import click
 
 from kerneld.commands.options import json_option, socket_option
-from kerneld.daemon_at import get_daemon
-from kerneld.proc_reading import read_proc
+from kerneld.commands.proc.reading import read_proc
 from shared.client.path import default_socket_path
 from shared.terminal import one_line
-
-_UNITS = {"kB": "kb", "s": "seconds"}
-
-
-@click.command(
-    short_help="Say whether kerneld runs, and how it is doing.",
-    help="""Say whether kerneld runs, and how it is doing. Exit status 0 when it runs, 3 when it does not.
-
-\b
-Examples:
-  kerneld status
-  kerneld status --json             an object on one line, for programs: mem_free_kb, tasks …
-  kerneld status > /dev/null || kerneld start --detach
-""",
-)
-@json_option
-@socket_option
-def status(as_json: bool, socket_path: str | None) -> None:
-    """Print what kerneld says of itself."""
-    path = socket_path or default_socket_path()
-    rows = [("Status", "running"), ("Pid", str(get_daemon(path))), ("Socket", path)]
-    for line in read_proc(path, "kerneld/status").decode("utf-8", "replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip().lower() != "pid":
-            rows.append((key.strip(), value.strip()))
-    if as_json:
-        click.echo(json.dumps(dict(_json_pair(key, value) for key, value in rows)))
-        return
-    width = max(len(key) for key, _ in rows) + 2
-    for key, value in rows:
-        click.echo(f"{key + ':':<{width}}{one_line(value)}")
-
-
-def _json_pair(key: str, value: str) -> tuple[str, object]:
-    """Return a row as a name, with its unit, and a value: `MemFree: 12 kB` is mem_free_kb, 12."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: (kB|s))?", value)
-    if match is None or key == "Socket":
-        return name, value
-    number, unit = match.groups()
-    return f"{name}_{_UNITS[unit]}" if unit else name, float(number) if "." in number else int(number)
 
 
 class _Task(NamedTuple):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 
 from kerneld.commands.failure import Failure, Status
 from shared.wire import MAX_SOCKET_PATH
+
+_UCRED = struct.Struct("=iII")
 
 
 def check_length(path: str) -> None:
@@ -19,8 +23,6 @@ def get_daemon(path: str, if_none: str = "kerneld does not run: nobody listens a
 
     `if_none` is what people are told where nobody listens; {} in it is the path.
     """
-    from kerneld.server.peer import find_daemon  # noqa: PLC0415
-
     check_length(path)
     try:
         pid = find_daemon(path)
@@ -29,3 +31,19 @@ def get_daemon(path: str, if_none: str = "kerneld does not run: nobody listens a
     if pid is None:
         raise Failure(Status.NO_DAEMON, if_none.format(path))
     return pid
+
+
+def find_daemon(path: str) -> int | None:
+    """Return the pid of the process that listens at `path`, or None when none does.
+
+    Raises PermissionError when the directory is not ours to look into. Source: SO_PEERCRED, unix(7).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(path)
+        except PermissionError:
+            raise
+        except OSError:
+            return None
+        pid, _uid, _gid = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import click
 
 from kerneld.commands.options import json_option, socket_option
-from kerneld.proc_reading import read_proc, stream_proc
+from kerneld.commands.proc.reading import read_proc, stream_proc
 from shared.client.path import default_socket_path
 from shared.option_types import ByteCount, Whole
 from shared.proc_maps import parse_maps

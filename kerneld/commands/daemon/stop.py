@@ -1,0 +1,61 @@
+"""`kerneld stop`: the daemon's end, asked for and waited for. Imports no kernel."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+import click
+
+from kerneld.commands.failure import Failure, Status
+from kerneld.commands.listening import get_daemon
+from kerneld.commands.options import socket_option
+from shared.client.path import default_socket_path
+from shared.option_types import Seconds
+
+
+@click.command(
+    short_help="End kerneld, and wait until it has ended.",
+    help="""End the kerneld that listens on the socket, and wait until it has ended.
+
+\b
+Examples:
+  kerneld stop
+  kerneld stop --socket ~/machine/kerneld.sock
+""",
+)
+@socket_option
+@click.option("--timeout", type=Seconds(min=0), default=30.0, metavar="SECONDS", help="Longest time to wait. [30]")
+def stop(socket_path: str | None, timeout: float) -> None:
+    """Signal the daemon that answers on the socket."""
+    pid = get_daemon(socket_path or default_socket_path())
+    try:
+        ended = stop_daemon(pid, timeout)
+    except PermissionError:
+        raise Failure(
+            Status.NOT_PERMITTED, f"not permitted to stop kerneld (pid {pid}): it is another user's"
+        ) from None
+    if not ended:
+        raise Failure(Status.FAILED, f"kerneld (pid {pid}) has not ended after {timeout:g} seconds")
+    click.echo(f"kerneld has ended (pid {pid})")
+
+
+def stop_daemon(pid: int, timeout_seconds: float) -> bool:
+    """Send SIGTERM to process `pid` and wait until it has ended; False when it has not in that time.
+
+    Raises PermissionError when it is another user's.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(timeout_seconds * 1000))
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(pidfd)
