@@ -51,7 +51,7 @@ Exit status:
 
 COMMANDS = {
     "demo": "kerneld.demo_command",
-    "ftrace": "kerneld.ftrace_command",
+    "ftrace": "kerneld.commands.trace.ftrace",
     "inspect-dump": "kerneld.commands.daemon.inspect_dump",
     "maps": "kerneld.commands.proc.files",
     "proc": "kerneld.commands.proc.files",
@@ -61,8 +61,8 @@ COMMANDS = {
     "start": "kerneld.commands.daemon.start",
     "status": "kerneld.commands.daemon.status",
     "stop": "kerneld.commands.daemon.stop",
-    "strace": "kerneld.strace.command",
-    "trace": "kerneld.trace_command",
+    "strace": "kerneld.commands.trace.strace.command",
+    "trace": "kerneld.commands.trace.command",
 }
 """The module of each command, where it has its name with an underscore for a dash; imported when it is asked for."""
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kerneld.perfetto.writer import PerfettoWriter
+from kerneld.commands.trace.perfetto.writer import PerfettoWriter
+from kerneld.commands.trace.writers import EVERYTHING
 from kerneld.task import table
-from kerneld.trace_writer import EVERYTHING
 from shared.trace.record import Comm, Entry, Lost
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.commands.failure import Failure, Status
-from kerneld.trace_writer import WRITERS
+from kerneld.commands.trace.writers import WRITERS
 from shared.client import Process
 from shared.clock import WallClock
 from shared.trace.events import SHADOWPT_START
@@ -31,7 +31,7 @@ def daemon_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_without_its_package_perfetto_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kerneld.perfetto.writer", None)
+    monkeypatch.setitem(sys.modules, "kerneld.commands.trace.perfetto.writer", None)
     with pytest.raises(Failure, match=r"pip install 'kerneld\[perfetto\]'") as raised:
         WRITERS["perfetto"](io.TextIOWrapper(io.BytesIO()))
     assert raised.value.status == Status.FAILED

@@ -1,6 +1,6 @@
 """`kerneld strace`: the options, and the loop's side that prints.
 
-Reading a trace is `kerneld.trace_command`'s. Imports no kernel.
+What reads a trace is `kerneld.commands.trace.follow`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import click
 
 from kerneld.commands.failure import Failure, Status
 from kerneld.commands.options import Size, socket_option
-from kerneld.strace.calls import MACHINE, parse_trace
-from kerneld.strace.printer import Printer, Style
-from kerneld.strace.summary import summary
-from kerneld.trace_command import Follower, Output, opened, output_option, run, stop_signals
-from kerneld.trace_writer import TextWriter
+from kerneld.commands.trace.follow import Follower, run, stop_signals
+from kerneld.commands.trace.output import Output, opened, output_option
+from kerneld.commands.trace.strace.calls import MACHINE, parse_trace
+from kerneld.commands.trace.strace.printer import Printer, Style
+from kerneld.commands.trace.strace.summary import summary
+from kerneld.commands.trace.writers import TextWriter
 from shared.client.path import default_socket_path
 from shared.option_types import Whole
 from shared.real_process import no_process

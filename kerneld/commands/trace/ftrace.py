@@ -1,7 +1,6 @@
 """`kerneld ftrace`: the kernel's functions as they run, until Ctrl+C.
 
-Owns the options, the two formats' writers and the totals; reading a trace is `kerneld.trace_command`'s. Imports no
-kernel.
+Owns the options, the two formats' writers and the totals; what reads a trace is `follow`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import click
 
 from kerneld.commands.failure import Status
 from kerneld.commands.options import Size, socket_option
-from kerneld.trace_command import WHY, Follower, ending, opened, output_option, run, stop_signals
-from kerneld.trace_writer import LineWriter
+from kerneld.commands.trace.follow import WHY, Follower, ending, run, stop_signals
+from kerneld.commands.trace.output import opened, output_option
+from kerneld.commands.trace.writers import LineWriter
 from shared.client.path import default_socket_path
 from shared.option_types import Seconds, Whole
 from shared.trace.events import FUNCGRAPH_EXIT, FUNCTION

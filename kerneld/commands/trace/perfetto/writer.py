@@ -2,7 +2,7 @@
 
 A file is one message `Trace`, and messages of its kind put behind one another are one, so that each part is written
 whole and nothing has to be closed. Slices are ended before each write: no request goes on beyond one. Owns the file and
-the counters of resident pages; what is a slice is `kerneld.perfetto.slices`'s to say.
+the counters of resident pages; what is a slice is `kerneld.commands.trace.perfetto.slices`'s to say.
 Answers to Perfetto's protos/perfetto/trace/track_event/track_event.proto.
 """
 
@@ -20,9 +20,9 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TrackEvent,
 )
 
-from kerneld.perfetto.slices import SLICE_EVENTS, Slices, Who
-from kerneld.perfetto.tracks import Tracks
-from kerneld.strace.calls import call_text
+from kerneld.commands.trace.perfetto.slices import SLICE_EVENTS, Slices, Who
+from kerneld.commands.trace.perfetto.tracks import Tracks
+from kerneld.commands.trace.strace.calls import call_text
 from shared.trace.event import Field, Show
 from shared.trace.events import PROCESS_EXIT, RSS_STAT, SYS_ENTER, RssMember
 from shared.trace.record import Comm, Lost, Record
@@ -62,7 +62,7 @@ class PerfettoWriter:
         for number, clock in _CLOCKS:
             packet.clock_snapshot.clocks.add(clock_id=number, timestamp=time.clock_gettime_ns(clock))
 
-    # A trace as it comes: see `kerneld.trace_writer.Writer`.
+    # A trace as it comes: see `kerneld.commands.trace.writers.Writer`.
 
     def name(self, comm: Comm) -> None:
         """A process has this name from here on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import CounterDescriptor, TrackDescriptor
 
-from kerneld.perfetto.slices import Who
+from kerneld.commands.trace.perfetto.slices import Who
 from shared.trace.record import Comm
 
 KERNEL = 1

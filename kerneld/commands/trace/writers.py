@@ -85,7 +85,7 @@ class JsonWriter(LineWriter):
 def _perfetto(file: IO[str]) -> Writer:
     """Raises Failure where the package is missing that has the format's messages, or a person would have to read it."""
     try:
-        from kerneld.perfetto.writer import PerfettoWriter  # noqa: PLC0415  (a tenth of a second, for this alone)
+        from kerneld.commands.trace.perfetto.writer import PerfettoWriter  # noqa: PLC0415  (a tenth of a second, for this alone)
     except ImportError:
         raise Failure(
             Status.FAILED, "the format perfetto needs a package more: pip install 'kerneld[perfetto]'"
