@@ -57,7 +57,7 @@ COMMANDS = {
     "proc": "kerneld.commands.proc.files",
     "ps": "kerneld.commands.proc.ps",
     "referee": "kerneld.referee_command",
-    "run": "kerneld.run",
+    "run": "kerneld.commands.run.command",
     "start": "kerneld.commands.daemon.start",
     "status": "kerneld.commands.daemon.status",
     "stop": "kerneld.commands.daemon.stop",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld import explain
-from kerneld.semesters import SEMESTERS
+from kerneld.commands.run import explain
+from kerneld.commands.run.semesters import SEMESTERS
 from tests.c.compiler import ROOT, SECONDS, build
 from tests.c.steps import run_command, run_environment
 

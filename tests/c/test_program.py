@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.program import ProgramError, check_program
+from kerneld.commands.run.program import ProgramError, check_program
 
 
 def test_program_headers_may_stand_anywhere(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.preload import PreloadError, ensure_library
+from kerneld.commands.run.preload import PreloadError, ensure_library
 from shared.client import Process, realmem
 from tests.c.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
 from tests.c.steps import Inspector, Stepper, run_command, run_environment

@@ -15,9 +15,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from kerneld.semesters import SEMESTERS
+import shared
+from kerneld.commands.run.semesters import SEMESTERS
 
-SOURCES = Path(__file__).resolve().parent.parent / "shared"
+SOURCES = Path(shared.__file__).resolve().parent
 """Where the C sources and the headers are: in a checkout and where it is installed alike."""
 _LIBRARY_FILES = ("preload.c", "kerneld.c", "kerneld.h")
 _FLAGS = ("-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")

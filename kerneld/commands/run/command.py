@@ -14,9 +14,9 @@ import click
 
 from kerneld.commands.failure import Failure, Status
 from kerneld.commands.listening import get_daemon
-from kerneld.preload import PreloadError, ensure_library, header_path, library_sources
-from kerneld.program import ProgramError, check_program, find_program
-from kerneld.semesters import SEMESTERS
+from kerneld.commands.run.preload import PreloadError, ensure_library, header_path, library_sources
+from kerneld.commands.run.program import ProgramError, check_program, find_program
+from kerneld.commands.run.semesters import SEMESTERS
 from shared.client.path import default_socket_path
 from shared.option_types import SocketPath
 
@@ -93,7 +93,7 @@ def run(
         raise Failure(Status.CANNOT_RUN, str(error)) from None
     get_daemon(path, "no kerneld at {}: start one with 'kerneld start'")
     if explain:
-        from kerneld.explain import watch_calls  # noqa: PLC0415
+        from kerneld.commands.run.explain import watch_calls  # noqa: PLC0415
 
         os.environ["KERNELD_EXPLAIN"] = "1"
         watch_calls(abi, library)
