@@ -50,13 +50,13 @@ Exit status:
 
 
 COMMANDS = {
-    "demo": "kerneld.demo_command",
+    "demo": "kerneld.commands.demo",
     "ftrace": "kerneld.commands.trace.ftrace",
     "inspect-dump": "kerneld.commands.daemon.inspect_dump",
     "maps": "kerneld.commands.proc.files",
     "proc": "kerneld.commands.proc.files",
     "ps": "kerneld.commands.proc.ps",
-    "referee": "kerneld.referee_command",
+    "referee": "kerneld.commands.referee",
     "run": "kerneld.commands.run.command",
     "start": "kerneld.commands.daemon.start",
     "status": "kerneld.commands.daemon.status",
