@@ -53,16 +53,16 @@ COMMANDS = {
     "demo": "kerneld.commands.demo",
     "ftrace": "kerneld.commands.trace.ftrace",
     "inspect-dump": "kerneld.commands.daemon.inspect_dump",
-    "maps": "kerneld.commands.proc.files",
-    "proc": "kerneld.commands.proc.files",
+    "maps": "kerneld.commands.proc.maps",
+    "proc": "kerneld.commands.proc.proc",
     "ps": "kerneld.commands.proc.ps",
     "referee": "kerneld.commands.referee",
-    "run": "kerneld.commands.run.command",
+    "run": "kerneld.commands.run.run",
     "start": "kerneld.commands.daemon.start",
     "status": "kerneld.commands.daemon.status",
     "stop": "kerneld.commands.daemon.stop",
-    "strace": "kerneld.commands.trace.strace.command",
-    "trace": "kerneld.commands.trace.command",
+    "strace": "kerneld.commands.trace.strace",
+    "trace": "kerneld.commands.trace.trace",
 }
 """The module of each command, where it has its name with an underscore for a dash; imported when it is asked for."""
 

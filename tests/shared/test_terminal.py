@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.proc.files import emit
+from kerneld.commands.proc.printing import emit
 from shared.terminal import escaped, escaped_pieces, one_line
 
 EVIL = "a\x1b]0;title\x07\u202e\x9bm\r"
@@ -41,7 +41,7 @@ def test_a_name_in_a_line_stays_in_it() -> None:
 def test_a_file_is_escaped_for_a_terminal_alone(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     emit([EVIL.encode()])
     assert capfdbinary.readouterr().out == EVIL.encode()
-    program = f"from kerneld.commands.proc.files import emit; emit([{EVIL.encode()!r}, b'end\\n'])"
+    program = f"from kerneld.commands.proc.printing import emit; emit([{EVIL.encode()!r}, b'end\\n'])"
     ours, theirs = pty.openpty()
     subprocess.run([sys.executable, "-c", program], stdout=theirs, check=True, cwd=Path(__file__).parents[2])
     os.close(theirs)

@@ -10,10 +10,10 @@ from typing import Any
 import click
 import pytest
 
-from kerneld.commands.trace.strace.calls import MACHINE, call_text, parse_trace, result_text
-from kerneld.commands.trace.strace.printer import Printer, Style, Tally
-from kerneld.commands.trace.strace.summary import summary
-from kerneld.commands.trace.strace.values import quoted
+from kerneld.commands.trace.calls.arguments import MACHINE, call_text, parse_trace, result_text
+from kerneld.commands.trace.calls.printer import Printer, Style, Tally
+from kerneld.commands.trace.calls.summary import summary
+from kerneld.commands.trace.calls.values import quoted
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.signals import Disposition

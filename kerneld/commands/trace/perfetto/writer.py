@@ -20,9 +20,9 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TrackEvent,
 )
 
+from kerneld.commands.trace.calls.arguments import call_text
 from kerneld.commands.trace.perfetto.slices import SLICE_EVENTS, Slices, Who
 from kerneld.commands.trace.perfetto.tracks import Tracks
-from kerneld.commands.trace.strace.calls import call_text
 from shared.trace.event import Field, Show
 from shared.trace.events import PROCESS_EXIT, RSS_STAT, SYS_ENTER, RssMember
 from shared.trace.record import Comm, Lost, Record

@@ -1,43 +1,14 @@
-"""`kerneld maps` and `kerneld proc`: files of kerneld's /proc, printed as they come."""
+"""`kerneld proc`: a file of kerneld's /proc, printed as it comes."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable
-
 import click
 
-from kerneld.commands.options import json_option, socket_option
-from kerneld.commands.proc.reading import read_proc, stream_proc
+from kerneld.commands.options import socket_option
+from kerneld.commands.proc.printing import emit
+from kerneld.commands.proc.reading import stream_proc
 from shared.client.path import default_socket_path
-from shared.option_types import ByteCount, Whole
-from shared.proc_maps import parse_maps
-from shared.real_process import no_process
-from shared.terminal import escaped_pieces
-
-
-@click.command(
-    short_help="List what a process has mapped.",
-    help="""List what process PID has mapped, as Linux's /proc/PID/maps does.
-
-\b
-Examples:
-  kerneld maps 4242
-  kerneld maps 4242 --json          an object on one line, for programs: addresses are numbers
-""",
-)
-@click.argument("pid", type=Whole(min=1))
-@json_option
-@socket_option
-def maps(pid: int, as_json: bool, socket_path: str | None) -> None:
-    """Print the maps of a process."""
-    path, missing = socket_path or default_socket_path(), no_process(pid)
-    if as_json:
-        text = read_proc(path, f"{pid}/maps", missing).decode("utf-8", "surrogateescape")
-        click.echo(json.dumps({"pid": pid, "maps": [mapping._asdict() for mapping in parse_maps(text)]}))
-    else:
-        emit(stream_proc(path, f"{pid}/maps", if_missing=missing))
+from shared.option_types import ByteCount
 
 
 @click.command(
@@ -72,12 +43,3 @@ def proc(path: str, offset: int, length: int | None, socket_path: str | None) ->
     name = path.removeprefix("/proc").strip("/")
     missing = f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them"
     emit(stream_proc(socket_path or default_socket_path(), name, offset, length, if_missing=missing))
-
-
-def emit(pieces: Iterable[bytes]) -> None:
-    """Write bytes to stdout, each piece when it has come: as they are, but to a terminal such as cannot steer it."""
-    if sys.stdout.isatty():
-        pieces = escaped_pieces(pieces)
-    for piece in pieces:
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kerneld.commands.trace.strace.printer import Tally
+from kerneld.commands.trace.calls.printer import Tally
 from shared.trace.text import call_name
 
 _RULE = "------ ----------- ----------- --------- --------- ----------------"

@@ -12,11 +12,11 @@ import click
 
 from kerneld.commands.failure import Failure, Status
 from kerneld.commands.options import Size, socket_option
+from kerneld.commands.trace.calls.arguments import MACHINE, parse_trace
+from kerneld.commands.trace.calls.printer import Printer, Style
+from kerneld.commands.trace.calls.summary import summary
 from kerneld.commands.trace.follow import Follower, run, stop_signals
 from kerneld.commands.trace.output import Output, opened, output_option
-from kerneld.commands.trace.strace.calls import MACHINE, parse_trace
-from kerneld.commands.trace.strace.printer import Printer, Style
-from kerneld.commands.trace.strace.summary import summary
 from kerneld.commands.trace.writers import TextWriter
 from shared.client.path import default_socket_path
 from shared.option_types import Whole

@@ -13,8 +13,8 @@ from datetime import datetime
 from signal import SIGSEGV
 from typing import Any, NamedTuple
 
-from kerneld.commands.trace.strace.calls import call_text, result_text
-from kerneld.commands.trace.strace.values import pointer, quoted, signal_code, signal_name
+from kerneld.commands.trace.calls.arguments import call_text, result_text
+from kerneld.commands.trace.calls.values import pointer, quoted, signal_code, signal_name
 from shared.trace.events import (
     ACCESS_ENTER,
     ACCESS_EXIT,

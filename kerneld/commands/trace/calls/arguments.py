@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import click
 
-from kerneld.commands.trace.strace.values import (
+from kerneld.commands.trace.calls.values import (
     Show,
     failure,
     flags,
