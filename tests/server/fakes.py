@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from kerneld.task.sched import RunQueue, do_task_dead, run_task
 from kerneld.task.task import Cred, Thread
 from shared import wire
 from shared.uapi.syscalls import Nr
+from tests.descriptors import open_descriptors
 
 NR_BUG = 0x7001
 NR_CRASH_OTHERS = 0x7002
@@ -239,5 +239,4 @@ class ServerUnderTest:
 
 def open_fds() -> int:
     """Return how many fds this process has open; what earlier tests have left to the collector is closed first."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())

@@ -156,10 +156,3 @@ def read_rows(fd: int, nr_pages: int) -> list[tuple[int, int, int]]:
 def read_sequence(fd: int) -> int:
     """Read the sequence word through a client's descriptor."""
     return int.from_bytes(os.pread(fd, 8, 0), "little")
-
-
-def open_descriptors() -> dict[str, str]:
-    """Return this process's descriptors and what they are."""
-    with os.scandir("/proc/self/fd") as listing:
-        names = [entry.name for entry in listing]
-    return {name: os.readlink(f"/proc/self/fd/{name}") for name in names if os.path.lexists(f"/proc/self/fd/{name}")}

@@ -14,8 +14,8 @@ import pytest
 
 from kerneld.shadowpt import segment as segment_module
 from kerneld.shadowpt.segment import Segment
+from tests.descriptors import open_descriptors
 from tests.rights import needs_another_user
-from tests.shadowpt.fakes import open_descriptors
 
 NAME = f"of-this-test-{os.getpid()}"
 

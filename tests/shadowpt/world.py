@@ -12,7 +12,8 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.shadowpt.session import ShadowPt
 from shared.uapi.page import PAGE_SIZE
-from tests.shadowpt.fakes import FakeMm, FakeProcess, FakeRam, HostMemory, open_descriptors, read_rows, read_sequence
+from tests.descriptors import leaves_no_descriptor
+from tests.shadowpt.fakes import FakeMm, FakeProcess, FakeRam, HostMemory, read_rows, read_sequence
 
 START, NR_PAGES = 0x4000_0000, 16
 END = START + NR_PAGES * PAGE_SIZE
@@ -78,12 +79,10 @@ class World:
 @contextmanager
 def new_world() -> Iterator[World]:
     """Make a world, and check that it leaves no descriptor."""
-    before = open_descriptors()
-    made = World()
-    yield made
-    made.close()
-    # Fewer there may be: the memory of another test's machine goes when it is collected.
-    assert open_descriptors().items() <= before.items()
+    with leaves_no_descriptor():
+        made = World()
+        yield made
+        made.close()
 
 
 def fails(code: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:

@@ -21,6 +21,7 @@ from shared import wire
 from shared.client import Process
 from shared.uapi.syscalls import Nr
 from shared.wire import Request, SigInfo
+from tests.descriptors import open_descriptors
 
 
 class Said(NamedTuple):
@@ -51,7 +52,7 @@ def signalled(signo: int, fatal: bool, ret: int = 0, address: int = 0) -> Said:
 def settled_fds(process: Process) -> int:
     """How many descriptors this process has, once the thread that serves `process` has closed its own."""
     process.syscall(Nr.GETPID)
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())
 
 
 class FakeKerneld:

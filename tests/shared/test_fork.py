@@ -12,6 +12,7 @@ import pytest
 from shared.client import KerneldError, Process
 from shared.uapi.syscalls import Nr
 from shared.wire import Request
+from tests.descriptors import open_descriptors
 from tests.shared.fake_kerneld import Said, Script
 from tests.shared.fake_memory import FakeMemory
 
@@ -115,10 +116,10 @@ def test_a_child_that_dies_before_it_attaches_does_not_hold_the_parent(
 
 def test_no_descriptor_is_left_by_forks(attached_apart: Apart) -> None:
     process = attached_apart(Cloning())
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     for _fork_number in range(3):
-        assert _fork(process, lambda: len(os.listdir("/proc/self/fd")) == before)[1] == 0
-    assert len(os.listdir("/proc/self/fd")) == before
+        assert _fork(process, lambda: len(open_descriptors()) == before)[1] == 0
+    assert len(open_descriptors()) == before
 
 
 def test_a_plain_fork_is_refused_before_anything_is_sent(attached_apart: Apart) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,23 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import leaves_no_descriptor
 from tests.syscalls.world import ROOT, USER, Program, World
-
-
-def open_descriptors() -> set[str]:
-    """Return this process's descriptors, without the one that lists them."""
-    return {name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    before = open_descriptors()
-    made = World()
-    yield made
-    made.close()
-    if not open_descriptors() <= before:
-        gc.collect()  # The traceback of an error that was caught may hold a file.
-    assert open_descriptors() <= before
+    with leaves_no_descriptor():
+        made = World()
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import signal
 
 from target.child import Child, describe_wait_status
+from tests.descriptors import open_descriptors
 from tests.target.fake_process import FakeProcess
 
 
@@ -56,7 +57,7 @@ def test_an_exception_in_the_child_never_runs_the_parents_code() -> None:
 
 def test_no_descriptor_is_left_behind() -> None:
     process = FakeProcess()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     with Child(process.as_process(), {}):
         pass
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_descriptors()) == before

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.syscalls.conftest import open_descriptors
+from tests.descriptors import leaves_no_descriptor
 from tests.syscalls.world import USER, Program
 from tests.trace.world import TracedWorld
 
 
 @pytest.fixture
 def world() -> Iterator[TracedWorld]:
-    before = open_descriptors()
-    made = TracedWorld()
-    yield made
-    made.close()
-    if not open_descriptors() <= before:
-        gc.collect()  # The traceback of an error that was caught may hold one.
-    assert open_descriptors() <= before
+    with leaves_no_descriptor():
+        made = TracedWorld()
+        yield made
+        made.close()
 
 
 @pytest.fixture
