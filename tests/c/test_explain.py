@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from kerneld.commands.run import explain
-from kerneld.commands.run.semesters import SEMESTERS
 from tests.c.compiler import ROOT, SECONDS, build
 from tests.c.steps import run_command, run_environment
 
@@ -134,27 +133,3 @@ def test_what_is_no_mistake_is_not_told(bypass: dict[str, Path], daemon_socket: 
     assert run(daemon_socket, cache, bypass["dynamic"], "raw", 467) == (0, "")
     assert run(daemon_socket, cache, bypass["dynamic"], "libc", 471) == (0, "")
     assert run(daemon_socket, cache, "sh", "-c", "exit 42") == (42, "")
-
-
-def test_the_filter_tells_of_every_semesters_numbers_and_of_no_other() -> None:
-    wanted = {number for semester in SEMESTERS.values() for number in semester.numbers}
-    code = explain.filter_instructions()
-
-    def outcome(number: int, arch: int) -> int:
-        """Run the filter, as Linux's net/core/filter.c does."""
-        at, accumulator = 0, 0
-        while True:
-            op, jt, jf, k = code[at]
-            at += 1
-            if op == explain._RET_K:
-                return k
-            if op == explain._LD_W_ABS:
-                accumulator = arch if k == explain._AT_ARCH else number
-            else:
-                holds = accumulator == k if op == explain._JEQ_K else accumulator >= k
-                at += jt if holds else jf
-
-    for number in range(1000):
-        told = outcome(number, explain._AUDIT_ARCH_X86_64) == explain._RET_USER_NOTIF
-        assert told == (number in wanted), number
-        assert outcome(number, 3) == explain._RET_ALLOW

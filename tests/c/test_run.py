@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.run.preload import PreloadError, ensure_library
 from shared.client import Process, realmem
 from tests.c.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
 from tests.c.steps import Inspector, Stepper, run_command, run_environment
@@ -269,23 +267,3 @@ def test_layouts_on_the_wire(daemon_socket: Path) -> None:
             with pytest.raises(OSError, match="Invalid argument"):
                 process.shadowpt_open(os.getpid(), PAGE, 2 * PAGE, entries, layout=layout)  # type: ignore[arg-type]
         realmem.unmap(entries, PAGE)
-
-
-def test_a_cache_of_another_users_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bool:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(Path, "exists", refuse)
-    with pytest.raises(PreloadError, match=r"^cannot use the cache .*: Permission denied \(XDG"):
-        ensure_library("f24")
-
-
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", unknown)
-    with pytest.raises(PreloadError, match="set XDG_CACHE_HOME"):
-        ensure_library("f24")

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from kerneld.commands.daemon import start
-from kerneld.commands.failure import Failure, Status
 from shared import processor
 
 V1 = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat clflush mmx fxsr sse sse2 ht syscall nx lm"
@@ -41,12 +38,3 @@ def test_where_nothing_can_be_told_nothing_is_said(tmp_path: Path) -> None:
     assert processor.why_too_old(tmp_path / "none") == ""
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
     assert processor.why_too_old(tmp_path / "arm") == ""
-
-
-def test_kerneld_does_not_start_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kerneld.commands.processor.why_too_old", lambda: "too old")
-    options = ["--socket", str(tmp_path / "sock")]
-    with pytest.raises(Failure, match="too old") as raised:
-        CliRunner().invoke(start.start, options, catch_exceptions=False, standalone_mode=False)
-    assert raised.value.status == Status.CANNOT_START
-    assert list(tmp_path.iterdir()) == []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from shared.client import Process
 from shared.option_types import UNITS
 from tests.rights import needs_another_user
 from tests.server import daemons
-from tests.server.daemons import private_socket, running_daemon
+from tests.server.daemons import running_daemon
 
 NOBODY = "8388607"
 """Larger than any pid is."""
-COMMANDS = ["start", "stop", "status", "ps", "maps", "proc"]
 MAINS: dict[str, Callable[[], object]] = {
     "kerneld": kerneld.cli.main,
     "inspector": inspector.cli.main,
@@ -33,16 +31,7 @@ MAINS: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a daemon that runs."""
-    directory = tmp_path_factory.mktemp("run")
-    path = private_socket(directory)
-    with running_daemon(path):
-        yield path
-
-
-@pytest.mark.parametrize("command", [[], *[[command] for command in COMMANDS]])
+@pytest.mark.parametrize("command", [[], *[[command] for command in kerneld.cli.COMMANDS]])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_has_examples(tmp_path: Path, command: list[str], option: str) -> None:
     done = daemons.kerneld(tmp_path, *command, option)
@@ -109,31 +98,6 @@ def test_wrong_usage_is_one_line_and_2(tmp_path: Path, command: list[str]) -> No
     assert done.stderr.endswith(f" (kerneld{of_command} --help tells more)\n")
 
 
-@pytest.mark.parametrize("file", ["kerneld.sock", "nowhere"])
-def test_a_file_without_a_program_is_one_line_and_1(tmp_path: Path, file: str) -> None:
-    (tmp_path / "kerneld.sock").write_text("no JSON")
-    done = daemons.kerneld(tmp_path, "referee", "--replay", str(tmp_path / file))
-    assert (done.returncode, done.stdout) == (Status.FAILED, "")
-    why = "holds no program of the referee's" if file == "kerneld.sock" else "No such file or directory"
-    assert why in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("options", [[], ["--detach"]])
-def test_directory_that_is_refused_is_one_line_and_7(tmp_path: Path, options: list[str]) -> None:
-    tmp_path.chmod(0o755)
-    done = daemons.kerneld(tmp_path / "kerneld.sock", "start", *options)
-    assert (done.returncode, done.stdout) == (Status.CANNOT_START, "")
-    assert done.stderr == f"kerneld: refusing the socket directory {tmp_path}: its mode is 0755, not 0700\n"
-
-
-@pytest.mark.parametrize("options", [[], ["--detach"]])
-def test_machine_that_is_too_big_is_one_line_and_7(private_dir: Path, options: list[str]) -> None:
-    done = daemons.kerneld(private_dir / "kerneld.sock", "start", "--ram", "900000T", *options)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Status.CANNOT_START, "", 1)
-    assert [name for name in os.listdir(private_dir) if not name.endswith(".log")] == []
-
-
 @needs_another_user
 @pytest.mark.parametrize(
     "words",
@@ -196,42 +160,6 @@ def test_sizes(value: str) -> None:
     assert size_bytes == int(digits) * UNITS[unit]
 
 
-def test_status_of_a_daemon(path: Path) -> None:
-    done = daemons.kerneld(path, "status")
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = dict(line.split(":", 1) for line in done.stdout.splitlines())
-    assert rows["Status"].strip() == "running"
-    assert rows["Socket"].strip() == str(path)
-    assert os.path.exists(f"/proc/{rows['Pid'].strip()}")
-
-
-def test_ps_lists_its_processes_in_columns(path: Path) -> None:
-    process = Process.attach(str(path))
-    try:
-        done = daemons.kerneld(path, "ps")
-    finally:
-        process.close()
-    assert (done.returncode, done.stderr) == (0, "")
-    head, *rows = [line.split(None, 6) for line in done.stdout.splitlines()]
-    assert head == ["PID", "UID", "THREADS", "VSZ", "RSS", "STATE", "COMMAND"]
-    [own] = [row for row in rows if int(row[0]) == os.getpid()]
-    assert own[1:3] == [str(os.getuid()), "1"]
-    assert int(own[3]) > 0
-    assert "kerneld" in [row[6] for row in rows], "the command itself is one of them, by its own name"
-
-
-def test_maps_and_proc_print_what_the_process_reads_itself(path: Path) -> None:
-    process = Process.attach(str(path))
-    try:
-        process.mmap(0, 8192, 3, 0x22)
-        own = process.read_proc("self/maps").decode()
-        assert own
-        assert daemons.kerneld(path, "maps", str(os.getpid())).stdout == own
-        assert daemons.kerneld(path, "proc", f"/proc/{os.getpid()}/maps").stdout == own
-    finally:
-        process.close()
-
-
 def test_no_such_process_is_one_line_and_5(path: Path) -> None:
     line = f"kerneld: kerneld has no process {NOBODY}\n"
     done = daemons.kerneld(path, "maps", NOBODY)
@@ -250,28 +178,3 @@ def test_a_real_process_that_is_none_of_kernelds_is_called_so(path: Path, comman
         assert (done.returncode, done.stdout) == (Status.NO_PROCESS, "")
         assert done.stderr.startswith(line)
         assert done.stderr.count("\n") == 1
-
-
-def test_json_of_status_ps_and_maps(path: Path) -> None:
-    process = Process.attach(str(path))
-    try:
-        at = process.mmap(0, 8192, 3, 0x22)
-        status = json.loads(daemons.kerneld(path, "status", "--json").stdout)
-        assert status["status"] == "running"
-        assert status["socket"] == str(path)
-        assert 0 < status["mem_total_kb"] <= 64 << 10
-        assert 0 < status["mem_free_kb"] < status["mem_total_kb"]
-        assert status["shadow_table"] == "closed"
-        assert isinstance(status["uptime_seconds"], float)
-        processes = json.loads(daemons.kerneld(path, "ps", "--json").stdout)["processes"]
-        (own,) = [one for one in processes if one["pid"] == os.getpid()]
-        assert (own["uid"], own["threads"], own["state"]) == (os.getuid(), 1, "S")
-        assert own["vsz_kb"] > own["rss_kb"]
-        maps = json.loads(daemons.kerneld(path, "maps", str(os.getpid()), "--json").stdout)
-        assert maps["pid"] == os.getpid()
-        (mapping,) = [one for one in maps["maps"] if one["start"] <= at < one["end"]]
-        assert (mapping["perms"], mapping["inode"], mapping["name"]) == ("rw-p", 0, "")
-        lines = daemons.kerneld(path, "maps", str(os.getpid())).stdout.splitlines()
-        assert [f"{one['start']:08x}-{one['end']:08x}" for one in maps["maps"]] == [line.split()[0] for line in lines]
-    finally:
-        process.close()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.commands.failure import Status
+from tests.server import daemons
+
 
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_ended_leaves_no_directory(signo: signal.Signals, tmp_path: Path) -> None:
@@ -34,3 +37,13 @@ def test_a_run_that_is_ended_leaves_no_directory(signo: signal.Signals, tmp_path
         _out, err = running.communicate()
     assert (running.returncode, err) == (-signo, f"kerneld: ended by {signo.name}\n")
     assert (list(folder.iterdir()), list(run_in.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("file", ["kerneld.sock", "nowhere"])
+def test_a_file_without_a_program_is_one_line_and_1(tmp_path: Path, file: str) -> None:
+    (tmp_path / "kerneld.sock").write_text("no JSON")
+    done = daemons.kerneld(tmp_path, "referee", "--replay", str(tmp_path / file))
+    assert (done.returncode, done.stdout) == (Status.FAILED, "")
+    why = "holds no program of the referee's" if file == "kerneld.sock" else "No such file or directory"
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1

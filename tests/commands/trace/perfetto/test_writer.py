@@ -15,8 +15,8 @@ from kerneld.task import table
 from shared.trace.record import Comm, Entry, Lost
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
+from tests.commands.trace.perfetto.perfetto_file import PerfettoFile
 from tests.syscalls.world import BASE, READ, Program, page
-from tests.trace.perfetto_file import PerfettoFile
 from tests.trace.world import TracedWorld
 
 

@@ -1,0 +1,7 @@
+"""What is read is the trace of a machine in this process: the one that the tests of tracing have."""
+
+from __future__ import annotations
+
+from tests.trace.conftest import fd, program, world
+
+__all__ = ["fd", "program", "world"]
