@@ -172,7 +172,7 @@ class Inode:
         pagecache_isize_extended(self.mapping, before, size)
         with contextlib.suppress(OSError):
             for start, end in find_data(self._reader, page_align(before), size, MOST_EXTENTS):
-                self.mapping.fill_hole(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+                self.mapping.host.write(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
         yield
 
     def read_at(self, offset: int, length: int) -> bytes:

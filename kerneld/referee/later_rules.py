@@ -144,7 +144,7 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     if is_new and not mapping.is_shmem:
         low, high = fault.window_around(vma, vaddr)
         last = mapping.last_index()
-        cached = (i for i in range(low, min(high, last)) if mapping.is_uptodate(i))
+        cached = (i for i in range(low, min(high, last)) if mapping.host.is_uptodate(i))
         if next(cached, 0) == last - 1:
             return
     _map_pages_around_v6_8(mm, vma, vaddr, pte)

@@ -126,12 +126,9 @@ def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
     index, tail = size >> PAGE_SHIFT, size % PAGE_SIZE
     if mapping.is_shmem or not tail:
         return
-    is_hole = index in mapping.holes and index not in mapping.dirty
-    if is_hole and index in mapping.uncached:
-        mapping.unread.add(index)
-    waits = index in mapping.reclaim
-    if not is_hole:
-        mapping.uncached.remove(index, index + 1)
+    is_hole = mapping.host.is_hole(index) and index not in mapping.dirty
+    waits = mapping.host.has_reclaim(index)
+    mapping.host.make_place(index, is_hole=is_hole)
     try:
         pfn = mapping.ensure_page(index)
     except SysError:
@@ -143,4 +140,4 @@ def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
     mapping.zero_page_from(pfn, tail)
     mapping.mark_dirty(index, pfn)
     if waits:
-        mapping.reclaim.add(index)
+        mapping.host.set_reclaim(index)

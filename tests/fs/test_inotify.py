@@ -165,11 +165,11 @@ class TestFilesThatAreCut:
         os.pwrite(fd, b"new", 5 * PAGE_SIZE)
         os.truncate(path, 9 * PAGE_SIZE)
         watched.files.take_changes()
-        assert [index for index in range(12) if index in mapping.holes] == [3, 4, 6, 7, 8]
-        assert [index for index in range(12) if index in mapping.uncached] == [3, 4, 6, 7, 8]
+        assert [index for index in range(12) if mapping.host.is_hole(index)] == [3, 4, 6, 7, 8]
+        assert [index for index in range(12) if not mapping.host.has(index)] == [3, 4, 6, 7, 8]
         os.truncate(path, 7 * PAGE_SIZE)
         watched.files.take_changes()
-        assert [index for index in range(12) if index in mapping.holes] == [3, 4, 6]
+        assert [index for index in range(12) if mapping.host.is_hole(index)] == [3, 4, 6]
         assert os.lseek(fd, 0, os.SEEK_CUR) == 7
         os.close(fd)
 
@@ -195,7 +195,7 @@ class TestFilesThatAreCut:
         assert len(looks) <= 2 * MOST_EXTENTS
         (vma,) = mm.vmas
         assert vma.file is not None
-        holes = int(vma.file.mapping.holes.mask(0, 2 * (MOST_EXTENTS + 60)).sum())
+        holes = int(vma.file.mapping.host.absent(0, 2 * (MOST_EXTENTS + 60)).sum())
         assert MOST_EXTENTS // 2 < holes <= MOST_EXTENTS
         os.close(fd)
 

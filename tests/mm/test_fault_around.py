@@ -20,6 +20,11 @@ from tests.mm.world import BASE, PRIVATE, READ, RW, SHARED, Machine, entry, load
 PAGES = 16
 
 
+def drop(mapping: AddressSpace, first: int, last: int) -> None:
+    for index in range(first, last):
+        mapping.host.drop(index)
+
+
 def contents(pages: int) -> bytes:
     return b"".join(bytes([number]) * PAGE_SIZE for number in range(pages))
 
@@ -97,18 +102,18 @@ class TestWhatTheHostHasNot:
         return handle_mm_fault(mm, vma, page(number), False)
 
     def test_a_cached_page_leaves_them_alone(self, mm: MmStruct, mapping: AddressSpace) -> None:
-        mapping.uncached.add(3, 6)
+        drop(mapping, 3, 6)
         assert self.fault(mm, 0) == 0
         assert self.mapped(mm) == [0, 1, 2, *range(6, PAGES)]
 
     def test_one_of_them_brings_the_others(self, mm: MmStruct, mapping: AddressSpace) -> None:
-        mapping.uncached.add(3, 6)
+        drop(mapping, 3, 6)
         assert self.fault(mm, 4) == VM_FAULT_MAJOR
         assert self.mapped(mm) == list(range(PAGES))
 
     def test_a_hole_waits_for_no_disk(self, mm: MmStruct, mapping: AddressSpace) -> None:
-        mapping.uncached.add(3, 6)
-        mapping.holes.add(4, 5)
+        drop(mapping, 3, 6)
+        mapping.host.add_hole(4, 5)
         assert self.fault(mm, 4) == VM_FAULT_MAJOR
         assert self.mapped(mm) == [0, 1, 2, 4, *range(6, PAGES)]
         assert self.fault(mm, 3) == 0
@@ -120,8 +125,8 @@ class TestWhatTheHostHasNot:
     ) -> None:
         file, _ = machine.new_file(contents(PAGES))
         mmap(mm, PAGES, RW, flags, at=BASE, file=file)
-        file.mapping.uncached.add(3, 6)
-        file.mapping.holes.add(4, 5)
+        drop(file.mapping, 3, 6)
+        file.mapping.host.add_hole(4, 5)
         store(mm, page(4), b"x")
         assert self.fault(mm, 0) == 0
         assert self.mapped(mm) == list(range(PAGES))
@@ -129,8 +134,8 @@ class TestWhatTheHostHasNot:
     def test_so_has_what_a_fault_that_failed_has_asked_for(
         self, machine: Machine, mm: MmStruct, mapping: AddressSpace
     ) -> None:
-        mapping.uncached.add(3, 6)
-        mapping.holes.add(4, 5)
+        drop(mapping, 3, 6)
+        mapping.host.add_hole(4, 5)
         mm.page_table.ensure_pte(BASE)
         held = machine.frames.alloc_pages(machine.frames.free_pages)
         assert signal_of(lambda: load(mm, page(4))) == SIGKILL
@@ -143,12 +148,12 @@ class TestWhatTheHostHasNot:
         self, mm: MmStruct, mapping: AddressSpace, advice: Madv, brought: list[int]
     ) -> None:
         do_madvise(mm, BASE, PAGES * PAGE_SIZE, advice)
-        mapping.uncached.add(3, 6)
+        drop(mapping, 3, 6)
         assert self.fault(mm, 4) == VM_FAULT_MAJOR
         assert self.mapped(mm) == sorted([0, 1, 2, *brought, *range(6, PAGES)])
 
     def test_willneed_reads_them(self, mm: MmStruct, mapping: AddressSpace) -> None:
-        mapping.uncached.add(3, 6)
+        drop(mapping, 3, 6)
         do_madvise(mm, page(3), 2 * PAGE_SIZE, Madv.WILLNEED)
         assert self.fault(mm, 0) == 0
         assert self.mapped(mm) == [0, 1, 2, 3, 4, *range(6, PAGES)]
@@ -159,7 +164,8 @@ class TestWhatTheHostHasNot:
         store(mm, page(2), b"x")
         do_madvise(mm, BASE, PAGES * PAGE_SIZE, Madv.PAGEOUT)
         assert not self.mapped(mm)
-        assert mapping.dirty == mapping.reclaim == {2}
+        assert mapping.dirty == {2}
+        assert mapping.host.has_reclaim(2)
         assert self.fault(mm, 5) == VM_FAULT_MAJOR
         assert self.mapped(mm) == [0, 1, *range(3, PAGES)]
         assert self.fault(mm, 2) == 0

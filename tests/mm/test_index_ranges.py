@@ -7,8 +7,8 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerneld.mm.frames import index_ranges
-from kerneld.mm.frames.index_ranges import MOST_RANGES, IndexRanges
+from kerneld.mm.files import index_ranges
+from kerneld.mm.files.index_ranges import MOST_RANGES, IndexRanges
 
 CHANGES = st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(0, 20)), max_size=12)
 

@@ -60,7 +60,7 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         if mapping.is_shmem:
             shmem_swapin_range(mm.frames, mapping, first, last)
             return
-        mapping.read_in(first, last)
+        mapping.host.read(first, last)
         for index in sorted(i for i in mapping.shadows if first <= i < last):
             mapping.ensure_page(index)
 
@@ -141,7 +141,7 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
     for index in sorted(i for i in mapping.shadows if first <= i < last):
         del mapping.shadows[index]
         if not file.mapping.is_shmem:
-            mapping.uncached.add(index, index + 1)
+            mapping.host.drop(index)
 
 
 def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:

@@ -72,8 +72,7 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
             cached |= np.isin(indexes, [index for index, slot in mapping.swapped.items() if cache[slot]])
         else:
             cached = indexes < mapping.last_index()
-            if mapping.uncached:
-                cached &= ~mapping.uncached.mask(first, len(here))
+            cached &= ~mapping.host.absent(first, len(here))
             if mapping.shadows:
                 shadows = np.fromiter(mapping.shadows, dtype=np.int64, count=len(mapping.shadows))
                 cached &= ~np.isin(indexes, shadows)

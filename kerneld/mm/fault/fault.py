@@ -129,7 +129,7 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     prot = vma_page_prot(vma)
     major |= filemap_fault(vma, mapping, index) & VM_FAULT_MAJOR
     # Nothing is mapped around a write: what it has asked the disk for has come when the next fault looks.
-    mapping.in_flight.clear()
+    mapping.host.fault_is_over()
     source = mapping.ensure_page(index)
     if vma.vm_flags & VM_SHARED:
         mm.frames.get_page(source)
@@ -153,19 +153,13 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
     Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
     """
     assert vma.file is not None
-    if index in mapping.uncached:
-        if index in mapping.unread:
-            mapping.unread.discard(index)
-            mapping.uncached.remove(index, index + 1)
+    host = mapping.host
+    if not host.has(index):
+        if host.read_place(index):
             return VM_FAULT_RETRY
-        first, last = window_to_read(vma, index)
-        if index in mapping.holes:
-            low, high = max(first, index - FAULT_AROUND_PAGES), min(last, index + FAULT_AROUND_PAGES)
-            mapping.in_flight |= {i for i in range(low, high) if i in mapping.uncached and i not in mapping.holes}
-        mapping.read_in(first, last)
+        host.ask_disk(index, *window_to_read(vma, index), near=FAULT_AROUND_PAGES)
         return VM_FAULT_MAJOR | VM_FAULT_RETRY
-    if index in mapping.reclaim and not vma.vm_flags & VM_RAND_READ:
-        mapping.reclaim.discard(index)
+    if not vma.vm_flags & VM_RAND_READ and host.clear_reclaim(index):
         return VM_FAULT_RETRY
     return 0
 
@@ -206,7 +200,7 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
         if result & VM_FAULT_RETRY:
             map_pages_around(mm, vma, vaddr, pte)
     finally:
-        mapping.in_flight.clear()
+        mapping.host.fault_is_over()
     if not mm.frames.ram.words[pte]:
         _map_cached(mm, vma, vaddr, pte, pfn)
     return result & VM_FAULT_MAJOR
@@ -224,7 +218,7 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     for i in range(low, high):
         pfn = pages.get(i)
         slot = pte + i - index
-        if pfn is not None and not words[slot] and mapping.is_uptodate(i):
+        if pfn is not None and not words[slot] and mapping.host.is_uptodate(i):
             _map_cached(mm, vma, vaddr + ((i - index) << PAGE_SHIFT), slot, pfn)
 
 

@@ -25,10 +25,10 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.mm.files.backing import Backing
+from kerneld.mm.files.host_cache import HostCache
 from kerneld.mm.files.i_mmap import IMmap
 from kerneld.mm.files.shmem import shmem_get_folio
 from kerneld.mm.frames.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
-from kerneld.mm.frames.index_ranges import IndexRanges
 from kerneld.mm.frames.swap_state import free_swap_and_cache
 from kerneld.mm.frames.workingset import workingset_refault
 from kerneld.mm.vm_flags import is_shared_maywrite
@@ -76,17 +76,8 @@ class AddressSpace:
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.i_mmap_writable = 0
         """How many of them are shared and may be written to, or made such as may (Linux: mapping->i_mmap_writable)."""
-        self.uncached = IndexRanges()
-        """Pages of a real file that the host's cache has not either, as far as can be known: holes that nobody has
-        read, and what a program has paged out."""
-        self.holes = IndexRanges()
-        """Pages of a real file that nothing has been written to, as far as can be known: to read one takes no time."""
-        self.reclaim: set[int] = set()
-        """Cached pages that reclaim has tried to write out: fault-around leaves them alone (Linux: PG_reclaim)."""
-        self.unread: set[int] = set()
-        """Holes among `uncached` that have a page in the cache which nobody has read: a fault of one is a minor one."""
-        self.in_flight: set[int] = set()
-        """Pages that the fault under way has asked the disk for, and that have not come."""
+        self.host = HostCache()
+        """What the host's cache is taken to hold; of a file in memory all."""
         self.is_shmem = is_shmem or backing is None
         """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
         self.error = 0
@@ -122,27 +113,6 @@ class AddressSpace:
         """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
         return index in self.shadows or (index in self.swapped and not self.frames.swap.cache_at[self.swapped[index]])
 
-    def is_uptodate(self, index: int) -> bool:
-        """Tell whether fault-around may map a page, if it is cached: nothing has to be done or waited for first.
-
-        Source: Linux v6.8 mm/filemap.c:next_uptodate_folio().
-        """
-        return index not in self.reclaim and index not in self.uncached and index not in self.in_flight
-
-    def fill_hole(self, first: int, last: int) -> None:
-        """Somebody has written to the pages of [first, last): they are in the host's cache, and no hole."""
-        self.uncached.remove(first, last)
-        self.holes.remove(first, last)
-
-    def read_in(self, first: int, last: int) -> None:
-        """The host's cache has the pages of [first, last) from now on, but for those that it had a place for already.
-
-        Source: Linux v6.8 mm/readahead.c:page_cache_ra_unbounded().
-        """
-        self.uncached.remove(first, last)
-        for index in self.unread:
-            self.uncached.add(index, index + 1)
-
     def read_around(self, first: int, last: int) -> None:
         """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
 
@@ -152,7 +122,7 @@ class AddressSpace:
         frames = self.frames
         if self.backing is None:
             return
-        missing = [i for i in range(first, last) if i not in self.pages and i not in self.uncached]
+        missing = [i for i in range(first, last) if i not in self.pages and self.host.has(i)]
         if missing and self.is_shmem:
             there = self.backing.mincore(first, last - first)
             missing = [i for i in missing if there[i - first] and i not in self.swapped]
@@ -205,7 +175,7 @@ class AddressSpace:
         self.frames.put_pages(np.array(pfns, dtype=np.int64))
         self.dirty.difference_update(indexes)
         self.unsaved.difference_update(indexes)
-        self.reclaim.difference_update(indexes)
+        self.host.forget_reclaim(indexes)
         if self.accounts_blocks:
             self.account(-len(indexes))
 
@@ -221,7 +191,7 @@ class AddressSpace:
     def mark_dirty(self, index: int, pfn: Pfn) -> None:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
         self.set_dirty(index, pfn)
-        self.reclaim.discard(index)
+        self.host.clear_reclaim(index)
         if self.is_shmem and self.backing is not None:
             self.unsaved.add(index)
 
@@ -254,12 +224,12 @@ class AddressSpace:
         self.unsaved.discard(index)
         if not self.is_shmem and pfn is not None:
             self.dirty.discard(index)
-            self.reclaim.discard(index)
+            self.host.clear_reclaim(index)
             self.frames.flags_at[pfn] &= ~PG_DIRTY
         offset = index << PAGE_SHIFT
         length = min(PAGE_SIZE, size - offset)
         if length > 0:
-            self.holes.remove(index, index + 1)
+            self.host.write_back(index)
             try:
                 data = self.find_contents(index)
                 assert data is not None
@@ -320,10 +290,7 @@ class AddressSpace:
         self.swapped.clear()
         self.shadows.clear()
         self.account(-self.accounted_pages)
-        self.reclaim.clear()
-        self.uncached.clear()
-        self.holes.clear()
-        self.unread.clear()
+        self.host.clear()
         if self.backing is not None:
             self.backing.release()
 

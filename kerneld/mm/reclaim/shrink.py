@@ -81,7 +81,7 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
     """Reclaim what can be of a batch of isolated frames, each given once, and return how many were freed.
 
     The caller's reference of each is dropped; what stays is at the head of its list. Without `may_write` a dirty page
-    of a file is left for the flusher: unmapped, active, and noted in `AddressSpace.reclaim`.
+    of a file is left for the flusher: unmapped, active, and noted in `HostCache.set_reclaim`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
     split_folios(frames, pfns)
@@ -208,7 +208,7 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> M
         mapping = _mapping_of(frames, pfn)
         if not may_write:
             if not mapping.is_shmem:
-                mapping.reclaim.add(frames.index_at[pfn])
+                mapping.host.set_reclaim(frames.index_at[pfn])
             failed[place] = True
             continue
         # A failure is the mapping's to report: the page is clean then, as in Linux, and what was written is lost.

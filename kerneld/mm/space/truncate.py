@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from kerneld.errors import SysError
 from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.files.index_ranges import MAX_INDEX
 from kerneld.mm.files.shmem import shmem_free_swap
 from kerneld.mm.space.locked_pages import munlock_cached_range, munlock_range
 from kerneld.mm.space.mm import MmStruct
@@ -18,8 +19,6 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
-MAX_INDEX = 1 << 52
-"""No page of a file lies beyond."""
 _UNMAPPED_AT_ONCE = 16 * PMD_SIZE
 _DROPPED_AT_ONCE = 4096
 
@@ -98,9 +97,7 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
     pace = Pace()
     yield from _unmap_in_pieces(mapping, first, MAX_INDEX, pace, even_cows=True)
     yield from _drop_in_pieces(mapping, first, MAX_INDEX, pace)
-    mapping.uncached.remove(first, MAX_INDEX)
-    mapping.holes.remove(first, MAX_INDEX)
-    mapping.unread = {index for index in mapping.unread if index < first}
+    mapping.host.truncate(first)
     if tail and (first - 1 in mapping.pages or first - 1 in mapping.swapped):
         _zero_rest_of_page(mapping, first - 1, tail)
 
@@ -133,8 +130,7 @@ def _add_hole(mapping: AddressSpace, first: int, last: int) -> None:
     if mapping.is_shmem:
         # Of a file in memory the host says each time what is a hole.
         return
-    mapping.uncached.add(first, last)
-    mapping.holes.add(first, last)
+    mapping.host.add_hole(first, last)
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
@@ -148,6 +144,5 @@ def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
         _add_hole(mapping, first, min(last, mapping.last_index()))
-        mapping.unread = {index for index in mapping.unread if not first <= index < last}
     unmap_mapping_range(mapping, first, last, even_cows=False)
     drop_pages(mapping, first, last)

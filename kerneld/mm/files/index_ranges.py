@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_RANGES = 1024
+MAX_INDEX = 1 << 52
+"""No page of a file has this index, nor one behind it."""
 
 
 class IndexRanges:
