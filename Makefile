@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test demo headers_install bench referee hosts fuzz soak clean
+.PHONY: help setup check test demo headers_install bench referee hosts fuzz waits soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ hosts: $(RUN) ## a command on Debian's 6.1 or 6.12 under QEMU, as root (ARGS="--
 
 fuzz: $(TEST) ## the long run of the fuzzers; takes an hour (ARGS="--datagrams 50000 --seed 7")
 	$(BIN)/python -m tests.hostile $(ARGS)
+
+waits: $(TEST) ## how long one client makes others wait, call by call, at 16 GiB (ARGS="--only 'mremap*' --traced")
+	$(BIN)/python -m tests.hostile.waits $(ARGS)
 
 soak: $(RUN) ## 500 targets, heavy batches and an inspector at once (ARGS="--processes 50 --seconds 600")
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -1,0 +1,167 @@
+"""How long one client makes all others wait: `python -m tests.hostile.waits`, or `make waits`.
+
+Plays every call that may be long in the worlds that it takes longest in (`waits_calls.py`), one process each, on a real
+kerneld that notes its longest turn (`measured_daemon.py`). Prints a line a case as it is done: the longest turn of the
+call, and of the end of the process behind it, in ms of the daemon's processor and of the clock. The exit status is 1
+where a call's turn was over the aim. On a busy machine the clock has what others took too; the processor's time has
+not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from shared.client import Process
+from shared.client.trace import TraceSession
+from shared.interrupts import ending_by_signals
+from tests.e2e.client import ROOT
+from tests.hostile.measured_daemon import Board
+from tests.hostile.waits_calls import CASES, Case
+from tests.hostile.waits_worlds import Scale
+
+AIM_MS = 100.0
+_GIB = 1 << 30
+_UNITS = {"M": 1 << 20, "G": 1 << 30}
+
+
+class Measured(NamedTuple):
+    """What came of one case: longest turns in ns, (processor, clock)."""
+
+    call: tuple[int, int]
+    end: tuple[int, int]
+    seconds: float
+    failure: str
+
+
+class MeasuredDaemon:
+    """A kerneld that notes its longest turn, in a directory of its own."""
+
+    def __init__(self, directory: Path, ram: str, swap: str, options: list[str]) -> None:
+        self.board = Board(str(directory / "board"))
+        self.path = str(directory / "kerneld.sock")
+        command = [sys.executable, "-P", "-m", "tests.hostile.measured_daemon", str(directory / "board"), "start"]
+        command += ["--ram", ram, "--swap", swap, "--socket", self.path, "--log-format", "json", *options]
+        self._log = (directory / "log").open("wb")
+        self.process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=self._log
+        )
+        while not os.path.exists(self.path):
+            if self.process.poll() is not None:
+                raise SystemExit((directory / "log").read_text())
+            time.sleep(0.05)
+
+    def settle(self) -> None:
+        """Wait until all that have ended have left their memory."""
+        with Process.attach(self.path) as process:
+            while b"Exiting:\t0" not in process.procread("kerneld/status"):
+                time.sleep(0.01)
+
+    def close(self) -> None:
+        """End it."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+        self._log.close()
+
+
+def play(daemon: MeasuredDaemon, case: Case, scale: Scale, *, traced: bool) -> Measured:
+    """Play one case in a process of its own."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(reading)
+        try:
+            _child(daemon, case, scale, writing, traced=traced)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        told = pipe.read()
+    os.waitpid(pid, 0)
+    daemon.settle()
+    after = daemon.board.read()
+    if not told:
+        # The call was its end.
+        return Measured(after, after, 0.0, "")
+    call, seconds, failure = pickle.loads(told)
+    return Measured(call, after, seconds, failure)
+
+
+def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, *, traced: bool) -> None:
+    """Make the world, make the call, tell what it took, and end."""
+    failure = ""
+    process = Process.attach(daemon.path)
+    world = case.make(process, scale)
+    trace = TraceSession(process, ("*",), [process.pid], 1 << 20) if traced else None
+    daemon.board.clear()
+    begun = time.monotonic()
+    try:
+        case.do(process, world)
+    except OSError as error:
+        failure = error.strerror or str(error)
+    process.getpid()  # The turn of the call is over then, and noted.
+    told = pickle.dumps((daemon.board.read(), time.monotonic() - begun, failure))
+    daemon.board.clear()
+    os.write(writing, told)
+    if trace is not None:
+        trace.close()
+    os._exit(0)
+
+
+def _in_ms(turn: tuple[int, int]) -> str:
+    return f"{turn[0] / 1e6:7.1f} ({turn[1] / 1e6:7.1f})"
+
+
+@contextlib.contextmanager
+def measured_daemon(ram: str, swap: str, options: list[str]) -> Iterator[MeasuredDaemon]:
+    """Yield a daemon that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="waits-") as directory:
+        daemon = MeasuredDaemon(Path(directory), ram, swap, options)
+        try:
+            yield daemon
+        finally:
+            daemon.close()
+
+
+def main() -> int:
+    """Play the cases; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile.waits", description=str(__doc__).split("\n\n")[1])
+    parser.add_argument("--ram", default="16G", help="the machine's RAM, in M or G; worlds are as large as it [16G]")
+    parser.add_argument("--swap", default="2G", help="its swap file [2G]")
+    parser.add_argument("--only", default="*", help="a glob over the names, such as 'mremap*/ wide'")
+    parser.add_argument("--traced", action="store_true", help="the process traces itself, every event")
+    args = parser.parse_args()
+    scale = Scale.of(int(args.ram[:-1]) * _UNITS[args.ram[-1]])
+    late = 0
+    print(f"{'call / world':44} {'call':>17} {'its end':>19} {'took':>8}   longest turn in ms: processor (clock)")
+    with measured_daemon(args.ram, args.swap, ["--overcommit-memory", "1"]) as daemon:
+        for case in CASES:
+            if not fnmatch.fnmatchcase(case.name, args.only):
+                continue
+            measured = play(daemon, case, scale, traced=args.traced)
+            worst = max(measured.call[0], measured.end[0]) / 1e6
+            late += worst > AIM_MS
+            mark = "  <-- over" if worst > AIM_MS else ""
+            print(
+                f"{case.name:44} {_in_ms(measured.call)} {_in_ms(measured.end)} {measured.seconds:7.2f}s "
+                f"{measured.failure}{mark}",
+                flush=True,
+            )
+    print(f"{late} of them over {AIM_MS:.0f} ms")
+    return 1 if late else 0
+
+
+if __name__ == "__main__":
+    with ending_by_signals("waits"):
+        sys.exit(main())

@@ -1,0 +1,191 @@
+"""What processes can have at its worst, for `tests.hostile.waits`: each function makes one such world for a client."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import NamedTuple
+
+from shared.client import Process
+from shared.uapi.mman import Madv, Map, Mremap, Prot
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
+from shared.uapi.syscalls import Access, Nr
+
+GIB = 1 << 30
+BASE = 1 << 40
+ELSEWHERE = 1 << 41
+RW = int(Prot.READ | Prot.WRITE)
+READ = int(Prot.READ)
+ANON = int(Map.PRIVATE | Map.ANONYMOUS | Map.NORESERVE | Map.FIXED)
+SHARED = int(Map.SHARED | Map.ANONYMOUS | Map.NORESERVE | Map.FIXED)
+FILE_PAGES = 1_000
+
+
+class World(NamedTuple):
+    """Where the memory is that calls are to be about."""
+
+    start: int
+    length: int
+
+
+class Scale(NamedTuple):
+    """How much there is of each: by default what 16 GiB of RAM allow."""
+
+    wide_bytes: int
+    nr_vmas: int
+    written_bytes: int
+
+    @classmethod
+    def of(cls, ram_bytes: int) -> Scale:
+        """Return what fits into a machine's RAM: a GiB of page tables is for 512 GiB."""
+        share = ram_bytes / (16 * GIB)
+        return cls(int(200 * share) * GIB or GIB, min(60_000, int(60_000 * share)), int(4 * share) * GIB or 64 << 20)
+
+
+def wide(p: Process, scale: Scale) -> World:
+    """A very long mapping that has been read: the zero page everywhere, and many page tables."""
+    p.mmap(BASE, scale.wide_bytes, RW, ANON)
+    p.madvise(BASE, scale.wide_bytes, Madv.POPULATE_READ)
+    p.mem.store_u8(BASE + scale.wide_bytes // 2, 1)  # Else a fork would copy nothing.
+    return World(BASE, scale.wide_bytes)
+
+
+def read_only(p: Process, scale: Scale) -> World:
+    """The same, that nobody may write to: to lock it takes no frame."""
+    world = wide(p, scale)
+    p.mprotect(world.start, world.length, READ)
+    return world
+
+
+def threads(p: Process, scale: Scale) -> World:
+    """The same, in a process with two threads."""
+    other = threading.Thread(target=threading.Event().wait, daemon=True)
+    other.start()
+    second = Process.attach(p.socket_path, tid=other.native_id or 0)
+    _kept.append(second)
+    return wide(p, scale)
+
+
+_kept: list[Process] = []
+
+
+def heap(p: Process, scale: Scale) -> World:
+    """The same as a heap: it grows in steps, for none may be larger than RAM."""
+    start = p.brk(0)
+    end = start
+    while end < start + scale.wide_bytes:
+        end = p.brk(end + 8 * GIB)
+    p.madvise(start, end - start, Madv.POPULATE_READ)
+    return World(start, end - start)
+
+
+def vmas(p: Process, scale: Scale) -> World:
+    """As many mappings as there may be, each with a page."""
+    length = scale.nr_vmas * PAGE_SIZE
+    p.mmap(BASE, length, RW, ANON)
+    p.call(Nr.TOUCH, BASE, length, Access.WRITE)
+    with p.batch() as batch:
+        for number in range(0, scale.nr_vmas, 2):
+            batch.call(Nr.MPROTECT, BASE + number * PAGE_SIZE, PAGE_SIZE, READ)
+    return World(BASE, length)
+
+
+def many_files(p: Process, scale: Scale) -> World:
+    """One memory file of 1,000 pages, mapped as often as there may be mappings, a page each, all written to."""
+    fd = os.memfd_create("waits")
+    os.ftruncate(fd, FILE_PAGES * PAGE_SIZE)
+    first = p.mmap(ELSEWHERE, FILE_PAGES * PAGE_SIZE, RW, int(Map.SHARED | Map.FIXED), fd)
+    _files.append(fd)
+    flags = int(Mremap.MAYMOVE | Mremap.FIXED)
+    count = scale.nr_vmas
+    with p.batch() as batch:
+        for number in range(count):
+            page = first + number % FILE_PAGES * PAGE_SIZE
+            batch.call(Nr.MREMAP, page, 0, PAGE_SIZE, flags, BASE + number * 2 * PAGE_SIZE)
+            batch.touch(BASE + number * 2 * PAGE_SIZE, PAGE_SIZE, Access.WRITE)
+    assert all(reply.ret > 0 for reply in batch.replies)
+    return World(first, FILE_PAGES * PAGE_SIZE)
+
+
+_files: list[int] = []
+
+
+def written(p: Process, scale: Scale) -> World:
+    """Memory that has been written to."""
+    p.mmap(BASE, scale.written_bytes, RW, ANON)
+    p.call(Nr.TOUCH, BASE, scale.written_bytes, Access.WRITE)
+    return World(BASE, scale.written_bytes)
+
+
+def shared(p: Process, scale: Scale) -> World:
+    """Shared anonymous memory that has been written to."""
+    p.mmap(BASE, scale.written_bytes, RW, SHARED)
+    p.call(Nr.TOUCH, BASE, scale.written_bytes, Access.WRITE)
+    return World(BASE, scale.written_bytes)
+
+
+def huge(p: Process, scale: Scale) -> World:
+    """Huge pages, each written to."""
+    p.mmap(BASE, scale.written_bytes, RW, ANON)
+    p.madvise(BASE, scale.written_bytes, Madv.HUGEPAGE)
+    p.call(Nr.TOUCH, BASE, scale.written_bytes, Access.WRITE)
+    return World(BASE, scale.written_bytes)
+
+
+def small_for_huge(p: Process, scale: Scale) -> World:
+    """Small pages that could be huge ones."""
+    p.mmap(BASE, scale.written_bytes, RW, ANON)
+    p.madvise(BASE, scale.written_bytes, Madv.NOHUGEPAGE)
+    p.call(Nr.TOUCH, BASE, scale.written_bytes, Access.WRITE)
+    p.madvise(BASE, scale.written_bytes, Madv.HUGEPAGE)
+    return World(BASE, scale.written_bytes)
+
+
+def file(p: Process, scale: Scale) -> World:
+    """A memory file of that length, mapped once, all of it written to."""
+    length = scale.written_bytes // 4
+    fd = os.memfd_create("waits")
+    os.ftruncate(fd, length)
+    _files.append(fd)
+    p.mmap(BASE, length, RW, int(Map.SHARED | Map.FIXED), fd)
+    p.call(Nr.TOUCH, BASE, length, Access.WRITE)
+    return World(BASE, length)
+
+
+def private_file(p: Process, scale: Scale) -> World:
+    """The same, mapped privately and written to: copies of its own."""
+    length = scale.written_bytes // 4
+    fd = os.memfd_create("waits")
+    os.ftruncate(fd, length)
+    _files.append(fd)
+    p.mmap(BASE, length, RW, int(Map.PRIVATE | Map.FIXED), fd)
+    p.call(Nr.TOUCH, BASE, length, Access.WRITE)
+    return World(BASE, length)
+
+
+def swapped(p: Process, scale: Scale) -> World:
+    """Memory that is in the swap file."""
+    length = scale.written_bytes // 4
+    p.mmap(BASE, length, RW, ANON)
+    p.call(Nr.TOUCH, BASE, length, Access.WRITE)
+    p.madvise(BASE, length, Madv.PAGEOUT)
+    return World(BASE, length)
+
+
+def locked(p: Process, scale: Scale) -> World:
+    """A very long mapping that is locked."""
+    world = read_only(p, scale)
+    p.mlock(world.start, world.length)
+    return world
+
+
+def locked_vmas(p: Process, scale: Scale) -> World:
+    """As many mappings as there may be, all locked."""
+    world = vmas(p, scale)
+    p.mlock(world.start, world.length)
+    return world
+
+
+def aligned_end(world: World) -> int:
+    """Return where the last whole 2 MiB of a world end."""
+    return (world.start + world.length) & -PMD_SIZE
