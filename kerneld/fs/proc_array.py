@@ -16,7 +16,7 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.access import read_remote_vm
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pte_ops import Rss
-from kerneld.task.table import find_ppid
+from kerneld.task.real_process import find_ppid
 from kerneld.task.task import Process
 from shared.uapi.auxvec import CLOCKS_PER_SEC
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr, page_align

@@ -30,7 +30,7 @@ import structlog
 import kerneld
 from kerneld.server.host_reader_process import ANSWER, QUESTION
 from kerneld.shadowpt.asking import Pending
-from kerneld.shadowpt.host_look import Question, unpack_look
+from kerneld.shadowpt.host_look import Descriptor, Question, unpack_look
 
 ANSWER_SECONDS = 3.0
 """How long a question may be under way while somebody waits: on a busy machine a process takes long to start."""
@@ -94,18 +94,20 @@ class HostReader:
     def receive(self) -> None:
         """The process has answered, or has ended."""
         assert self._socket is not None
+        fds: list[int] = []
         try:
-            answer = self._socket.recv(_MAX_ANSWER_BYTES, socket.MSG_DONTWAIT)
+            answer, fds, _flags, _address = socket.recv_fds(self._socket, _MAX_ANSWER_BYTES, 1, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
             answer = b""
+        event = Descriptor(fds[0]) if fds else None
         if not answer:
             self._end_process()
             self._answer(error=errno.EIO)
         else:
             (code,) = ANSWER.unpack_from(answer)
-            self._answer(answer[ANSWER.size :], code)
+            self._answer(answer[ANSWER.size :], code, event)
         self._send_next()
 
     def wait_seconds(self, longest: float | None) -> float | None:
@@ -135,14 +137,14 @@ class HostReader:
     def _is_waited_for(self) -> bool:
         return self._under_way is not None and (self._under_way.wake is not None or bool(self._waiting))
 
-    def _answer(self, packed: bytes = b"", error: int = 0) -> None:
+    def _answer(self, packed: bytes = b"", error: int = 0, event: Descriptor | None = None) -> None:
         pending, self._under_way = self._under_way, None
         if pending is None:
             return
         if error:
             pending.finish(None, OSError(error, os.strerror(error)))
         else:
-            pending.finish(unpack_look(packed))
+            pending.finish(unpack_look(packed, event))
 
     def _send_next(self) -> None:
         while self._waiting and self._under_way is None:

@@ -16,7 +16,7 @@ from kerneld.shadowpt.host_look import Question, Want, look, pack_look
 QUESTION = struct.Struct("<IIQQ")
 """pid, Want, start, end; the descriptor of the process's directory comes beside it."""
 ANSWER = struct.Struct("<i")
-"""An errno, or 0 and a packed `Look` behind it."""
+"""An errno, or 0 and a packed `Look` behind it; a perf event's descriptor comes beside it."""
 
 
 def main() -> None:
@@ -26,14 +26,23 @@ def main() -> None:
             data, fds, _flags, _address = socket.recv_fds(daemon, QUESTION.size, 1)
             if not data:
                 return
-            daemon.send(_answer(data, fds[0]) if fds else ANSWER.pack(errno.EMFILE))
+            answer, event = _answer(data, fds[0]) if fds else (ANSWER.pack(errno.EMFILE), -1)
+            if event < 0:
+                daemon.send(answer)
+                continue
+            try:
+                socket.send_fds(daemon, [answer], [event])
+            finally:
+                os.close(event)
 
 
-def _answer(data: bytes, directory_fd: int) -> bytes:
+def _answer(data: bytes, directory_fd: int) -> tuple[bytes, int]:
+    """Return an answer, and the descriptor that goes with it, or -1."""
     pid, want, start, end = QUESTION.unpack(data)
     try:
-        return ANSWER.pack(0) + pack_look(look(Question(pid, directory_fd, Want(want), start, end)))
+        found = look(Question(pid, directory_fd, Want(want), start, end))
+        return ANSWER.pack(0) + pack_look(found), -1 if found.event is None else found.event.take()
     except OSError as error:
-        return ANSWER.pack(error.errno or errno.EIO)
+        return ANSWER.pack(error.errno or errno.EIO), -1
     finally:
         os.close(directory_fd)

@@ -50,7 +50,7 @@ class _Session:
         self.opener = opener
         self.target = target
         self.size_bytes = size_bytes
-        self.host_faults = _follow(target.pid) if isinstance(target, HostTarget) else None
+        self.host_faults = _follow(target) if isinstance(target, HostTarget) else None
         try:
             self.table = FaultTable(size_bytes)
         except BaseException:
@@ -64,11 +64,13 @@ class _Session:
         self.table.close()
 
 
-def _follow(pid: Pid) -> HostFaults:
+def _follow(target: HostTarget) -> HostFaults:
     try:
-        return HostFaults(pid)
+        return target.follow_faults()
+    except TimeoutError as error:
+        raise SysError(errno.EINVAL, f"the host does not answer when asked for process {target.pid}") from error
     except OSError as error:
-        why = f"the host does not tell kerneld of process {pid}'s page faults: perf_event_open: {error.strerror}"
+        why = f"the host does not tell kerneld of process {target.pid}'s page faults: perf_event_open: {error.strerror}"
         raise SysError(errno.EPERM, why) from error
 
 
@@ -103,7 +105,8 @@ class FaultLog:
         Returns read-only descriptors of the table and of the sequence page, which the caller closes.
         Raises SysError(EINVAL) unless the size is of whole pages, at least one, at most MAX_SPT_RANGE, and the target
         alive; then EBUSY; then EINVAL when the opener's real memory at `dest` will not do; then ENOMEM, or EPERM where
-        the host lets this daemon not hear of the faults of a real target. Raises WouldWait before it changes anything.
+        the host lets this daemon not hear of the faults of a real target, EINVAL where it does not answer. Raises
+        WouldWait before it changes anything.
         """
         if size_bytes & ~PAGE_MASK or not 0 < size_bytes <= MAX_SPT_RANGE:
             raise SysError(errno.EINVAL, f"size {size_bytes:#x} is not of 1 to {MAX_SPT_RANGE >> 12} whole pages")

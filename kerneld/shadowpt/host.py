@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.shadowpt.asking import Asking, DirectReader
+from kerneld.shadowpt.host_faults import HostFaults
 from kerneld.shadowpt.host_look import Look, Question, Seen, Want
 from kerneld.shadowpt.kpageflags import writeable
 from kerneld.shadowpt.layout import Flags
@@ -95,6 +96,10 @@ class HostTarget:
         """Return the 4,096 bytes at a page-aligned address. Raises OSError where they cannot be read, and WouldWait."""
         question = Question(self.pid, self._directory_fd, Want.CONTENTS, vaddr, vaddr + PAGE_SIZE)
         return self._asking.get(question).data
+
+    def follow_faults(self) -> HostFaults:
+        """Begin to be told of the process's page faults. Raises as HostFaults does; it ends before this does."""
+        return HostFaults(self.pid, self._directory_fd, self._asking)
 
     def is_alive(self) -> bool:
         """Tell whether the process is there, a zombie not counted among the living."""

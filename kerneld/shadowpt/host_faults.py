@@ -1,7 +1,8 @@
 """The page faults of a real process, as the host's perf tells them: the address of each, also of one that is no page's.
 
-Owns a perf event and its ring for each thread of the process. Answers to perf_event_open(2) and Linux v6.8
-kernel/events/core.c; the event counts where arch/x86/mm/fault.c:do_user_addr_fault() begins.
+Owns the ring of a perf event for each thread of the process. The events are opened by who can be given up
+(`kerneld.shadowpt.host_look`): that of the first thread before anything is told, those of others as soon as they have
+been seen.
 
 Differs from Linux: a thread is followed from the first look after its start, and of more faults between two looks than
 a ring holds the last ones are missing.
@@ -10,40 +11,28 @@ a ring holds the last ones are missing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
+from kerneld.shadowpt.asking import Asking, Pending
+from kerneld.shadowpt.host_look import Descriptor, Question, Want
 from shared.uapi.page import Pid, Vaddr
 
-_NR_PERF_EVENT_OPEN = 298
-_TYPE_SOFTWARE, _COUNT_SW_PAGE_FAULTS = 1, 2
-_SAMPLE_ADDR = 1 << 3
-_EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 5, 1 << 6
-_FLAG_FD_CLOEXEC = 1 << 3
 _RECORD_SAMPLE = 9
-_ATTR = struct.Struct("<IIQQQQQ88x")
-"""struct perf_event_attr: type, size, config, sample_period, sample_type, read_format, flags; the rest is 0."""
 _RECORD_HEADER = struct.Struct("<IHH")
 _DATA_HEAD_WORD, _DATA_TAIL_WORD = 128, 129
 _DATA_PAGES = 16
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Thread:
     """The event of one thread and its ring."""
 
-    def __init__(self, tid: int) -> None:
-        flags = _EXCLUDE_KERNEL | _EXCLUDE_HV
-        attr = _ATTR.pack(_TYPE_SOFTWARE, _ATTR.size, _COUNT_SW_PAGE_FAULTS, 1, _SAMPLE_ADDR, 0, flags)
-        self._fd = _libc.syscall(_NR_PERF_EVENT_OPEN, attr, tid, -1, -1, _FLAG_FD_CLOEXEC)
-        if self._fd < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+    def __init__(self, event: Descriptor | None) -> None:
+        """Raises OSError where the host has not the memory."""
+        assert event is not None
+        self._fd = event.take()
         try:
             self._ring = mmap.mmap(self._fd, (1 + _DATA_PAGES) * mmap.PAGESIZE, mmap.MAP_SHARED)
         except BaseException:
@@ -72,12 +61,16 @@ class _Thread:
 
 
 class HostFaults:
-    """The faults of all threads of process `pid`."""
+    """The faults of all threads of process `pid`, whose /proc directory is `directory_fd`, which stays the caller's."""
 
-    def __init__(self, pid: Pid) -> None:
-        """Begin. Raises OSError where the host does not allow it."""
-        self._tasks = Path(f"/proc/{pid}/task")
-        self._threads: dict[int, _Thread] = {pid: _Thread(pid)}
+    def __init__(self, pid: Pid, directory_fd: int, asking: Asking) -> None:
+        """Begin. Raises OSError where the host does not allow it, TimeoutError where it does not answer, WouldWait."""
+        self._pid = pid
+        self._directory_fd = directory_fd
+        self._asking = asking
+        self._threads: dict[int, _Thread] = {pid: _Thread(asking.get(self._question(pid)).event)}
+        self._asked: dict[int, Pending] = {}
+        """Threads whose events are being opened, or cannot be."""
         self._follow_new_threads()
 
     def read(self) -> Iterator[Vaddr]:
@@ -88,13 +81,27 @@ class HostFaults:
 
     def close(self) -> None:
         """End it."""
+        for pending in self._asked.values():
+            if not pending.is_over:
+                self._asking.reader.give_up(pending)
+        self._asked.clear()
         for thread in self._threads.values():
             thread.close()
         self._threads.clear()
 
+    def _question(self, tid: Pid) -> Question:
+        return Question(self._pid, self._directory_fd, Want.FAULTS, tid, tid)
+
     def _follow_new_threads(self) -> None:
+        """Take the events that have been opened, and ask for those of threads that are new."""
+        for tid in [tid for tid, pending in self._asked.items() if pending.is_over]:
+            with contextlib.suppress(OSError):
+                self._threads[tid] = _Thread(self._asked.pop(tid).result().event)
         with contextlib.suppress(OSError):
-            tids = {int(name) for name in os.listdir(self._tasks)}
-            for tid in tids - self._threads.keys():
-                with contextlib.suppress(OSError):
-                    self._threads[tid] = _Thread(tid)
+            fd = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory_fd)
+            try:
+                tids = {int(name) for name in os.listdir(fd)}
+            finally:
+                os.close(fd)
+            for tid in tids - self._threads.keys() - self._asked.keys():
+                self._asked[tid] = self._asking.reader.ask(self._question(tid))

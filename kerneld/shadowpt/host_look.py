@@ -1,10 +1,12 @@
 """A look into a real process, in one piece: what is asked, what the answer is, and how it is found.
 
 Everything here may take for ever. What a process has mapped and which pages are there is read under its mmap_lock, and
-who holds that may wait for a file system that never answers; to open these files may wait for an execve. So a daemon
-that serves others leaves it to a process that can be given up (`kerneld.server.host_reader`). Owns nothing; needs
-nothing but Python. Answers to Linux v6.8 fs/proc/task_mmu.c: m_start(), pagemap_read(), do_pagemap_scan(), which take
-mmap_lock, and kernel/fork.c:mm_access(), which takes exec_update_lock.
+who holds that may wait for a file system that never answers; to open these files, and to have its page faults told,
+may wait for an execve, which may wait for that lock too. So a daemon that serves others leaves it to a process that can
+be given up (`kerneld.server.host_reader`). Owns nothing; needs nothing but Python. Answers to Linux v6.8
+fs/proc/task_mmu.c: m_start(), pagemap_read(), do_pagemap_scan(), which take mmap_lock, and kernel/fork.c:mm_access()
+and kernel/events/core.c:SYSCALL_DEFINE5(perf_event_open), which take exec_update_lock: fs/exec.c:exec_mmap() holds it
+while it waits for mmap_lock.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
+from kerneld.shadowpt.host_event import open_page_faults
 from kerneld.shadowpt.host_maps import HostMapping, mappings_in
 from kerneld.shadowpt.pagemap import read_entries, read_present
 from shared.uapi.page import PAGE_SIZE, Pid, Vaddr
@@ -33,6 +36,8 @@ class Want(IntEnum):
     """Mappings, and every entry as it stands in the file."""
     CONTENTS = 4
     """The bytes of one page."""
+    FAULTS = 5
+    """A perf event that tells the page faults of its thread `start`."""
 
 
 class Question(NamedTuple):
@@ -59,6 +64,24 @@ class Seen(NamedTuple):
     is_anonymous_memory: bool
 
 
+class Descriptor:
+    """A descriptor that comes with an answer: closed with the last who has the answer, unless somebody takes it."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def take(self) -> int:
+        """Return it, which is the caller's from now on; -1 where it has been taken."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
 class Look(NamedTuple):
     """The answer: the mappings that share an address with the range, in order, and what was read."""
 
@@ -67,6 +90,8 @@ class Look(NamedTuple):
     """8 bytes a page; or a page's contents."""
     first_name: bytes
     """The first mapping's, for people."""
+    event: Descriptor | None = None
+    """A perf event."""
 
 
 _HEAD = struct.Struct("<IIH")
@@ -77,6 +102,8 @@ _MOST_NAME_BYTES = 255
 def look(question: Question) -> Look:
     """Look into a process. Raises OSError."""
     directory_fd, start, end = question.directory_fd, question.start, question.end
+    if question.want is Want.FAULTS:
+        return Look([], b"", b"", Descriptor(open_page_faults(start)))
     if question.want is Want.CONTENTS:
         with _opened(directory_fd, "mem") as fd:
             page = os.pread(fd, PAGE_SIZE, start)
@@ -109,16 +136,16 @@ def _opened(directory_fd: int, name: str) -> Iterator[int]:
 
 
 def pack_look(found: Look) -> bytes:
-    """Return an answer as bytes, for another process."""
+    """Return an answer as bytes, for another process; its descriptor goes beside them."""
     name = found.first_name[:_MOST_NAME_BYTES]
     rows = b"".join(_MAPPING.pack(*mapping) for mapping in found.mappings)
     return _HEAD.pack(len(found.mappings), len(found.data), len(name)) + rows + found.data + name
 
 
-def unpack_look(packed: bytes) -> Look:
-    """Return the answer that `pack_look` has made these bytes of."""
+def unpack_look(packed: bytes, event: Descriptor | None = None) -> Look:
+    """Return the answer that `pack_look` has made these bytes of, with the descriptor that came beside them."""
     nr_mappings, data_bytes, _name_bytes = _HEAD.unpack_from(packed)
     data_at = _HEAD.size + nr_mappings * _MAPPING.size
     name_at = data_at + data_bytes
     mappings = [Seen(*row) for row in _MAPPING.iter_unpack(packed[_HEAD.size : data_at])]
-    return Look(mappings, packed[data_at:name_at], packed[name_at:])
+    return Look(mappings, packed[data_at:name_at], packed[name_at:], event)

@@ -37,8 +37,9 @@ from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_exit, kill_process
 from kerneld.task.oom_tasks import OomTasks
+from kerneld.task.real_process import find_effective_ids
 from kerneld.task.sched import RunQueue, run_task
-from kerneld.task.table import ProcessTable, find_effective_ids
+from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
 from shared.uapi.shadowpt import ATTACH_HOST
@@ -264,6 +265,7 @@ class Kernel:
             sync_mm(mm)
         if self.tracing is not None:
             self.tracing.shutdown()
+        self.table.close()
         self._inotify.close()
         self.files.close()
         self.frames.swap.close()

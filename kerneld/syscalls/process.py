@@ -14,8 +14,8 @@ from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
+from kerneld.task.real_process import find_ppid
 from kerneld.task.signal import do_sigaction
-from kerneld.task.table import find_ppid
 from kerneld.task.task import Cred, Process
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec

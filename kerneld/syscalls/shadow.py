@@ -13,7 +13,7 @@ from kerneld.shadowpt.host import HostTarget, find_host_target
 from kerneld.shadowpt.layout import FLAGS
 from kerneld.shadowpt.refusal import NoTarget, why_no_target
 from kerneld.syscalls.answer import Answer, Call
-from kerneld.task.table import find_effective_ids
+from kerneld.task.real_process import find_effective_ids
 from kerneld.task.task import Process
 from shared.uapi.page import PAGE_MASK, Pid
 from shared.uapi.shadowpt import OPEN_HOST, USER_SHADOW_PT, Layout

@@ -20,6 +20,7 @@ from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
+from kerneld.task.real_process import RealProcess, find_comm, find_ppid
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
@@ -52,9 +53,9 @@ class ProcessTable:
         self._tokens: dict[int, _Token] = {}
         self.ended: list[Process] = []
         """Those that have ended since take_ended()."""
-        self._dropped: dict[Pid, tuple[int, Cred, bool]] = {}
-        """Real processes that gave the superuser's rights up, by pid, with their start time and whether they are
-        dumpable: they stay so if they close every connection and attach again."""
+        self._dropped: dict[Pid, tuple[RealProcess, Cred, bool]] = {}
+        """Real processes that gave the superuser's rights up, by pid, and whether they are dumpable: they stay so if
+        they close every connection and attach again."""
 
     def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int) -> Thread:
         """Make a thread of the real process `pid`: its first makes the process, with a token as the child of a fork.
@@ -150,7 +151,8 @@ class ProcessTable:
     def setuid(self, process: Process, uid: int) -> None:
         """Change who a process acts as; a superuser that becomes somebody else is none for good.
 
-        Raises SysError(EINVAL) for no uid, SysError(EPERM) where somebody who is not the superuser takes another's.
+        Raises SysError(EINVAL) for no uid, SysError(EPERM) where somebody who is not the superuser takes another's,
+        SysError(EAGAIN) where that cannot be remembered of it.
         Source: Linux v6.8 kernel/sys.c:__sys_setuid().
         """
         if uid > _LAST_UID:
@@ -158,19 +160,24 @@ class ProcessTable:
         cred = process.cred
         if not cred.superuser and uid != cred.uid:
             raise SysError(errno.EPERM)
+        real = _held(process.pid) if cred.superuser and uid != 0 else None
         process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
         process.live_mm.is_superusers = process.cred.superuser
         if uid != cred.uid:
             # It may still know what others of its new user are not to see: kernel/cred.c:commit_creds().
             process.live_mm.dumpable = False
-        if cred.superuser and not process.cred.superuser:
+        if real is not None:
             for pid in [pid for pid in self._dropped if self._find_dropped(pid) is None]:
                 del self._dropped[pid]
-            self._dropped[process.pid] = (find_start_time(process.pid), process.cred, process.live_mm.dumpable)
+            self._dropped[process.pid] = (real, process.cred, process.live_mm.dumpable)
+
+    def close(self) -> None:
+        """The machine ends: let go of what the host is held to."""
+        self._dropped.clear()
 
     def _find_dropped(self, pid: Pid) -> tuple[Cred, bool] | None:
         dropped = self._dropped.get(pid)
-        if dropped is None or dropped[0] != find_start_time(pid):
+        if dropped is None or not dropped[0].has_its_pid():
             return None
         return dropped[1:]
 
@@ -193,40 +200,9 @@ class ProcessTable:
         return mms + [copy.mm for copy in self._tokens.values()]
 
 
-def find_comm(pid: Pid) -> str:
-    """Return the real process's name, or an empty string when it has gone."""
+def _held(pid: Pid) -> RealProcess:
+    """Return a real process so that it is known again. Raises SysError(EAGAIN) where this daemon has no descriptor."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+        return RealProcess(pid)
     except OSError:
-        return ""
-
-
-def find_ppid(pid: Pid) -> Pid | None:
-    """Return the pid of the real process's parent, or None when it has gone."""
-    fields = _stat_fields(pid)
-    return int(fields[1]) if fields else None
-
-
-def find_effective_ids(pid: Pid) -> tuple[int, int] | None:
-    """Return the effective user and group of a real process, or None when it has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    ids = {line.partition(":")[0]: line.split() for line in lines if line.startswith(("Uid:", "Gid:"))}
-    return int(ids["Uid"][2]), int(ids["Gid"][2])
-
-
-def find_start_time(pid: Pid) -> int:
-    """Return when the real process started, in clock ticks since boot, or -1 when it has gone."""
-    fields = _stat_fields(pid)
-    return int(fields[19]) if fields else -1
-
-
-def _stat_fields(pid: Pid) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third on: the second, a name, may hold anything."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return []
-    return stat[stat.rindex(")") + 2 :].split()
+        raise SysError(errno.EAGAIN) from None

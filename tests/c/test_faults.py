@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.shadowpt.host_faults import HostFaults
+from kerneld.shadowpt.host_event import open_page_faults
 from shared.client import Process, realmem
 from tests.c.compiler import ROOT, build, include_directory
 from tests.c.steps import Stepper, run_command, run_environment
@@ -22,7 +22,7 @@ SIZE = 2 * PAGE
 def can_hear_of_faults() -> bool:
     """Whether this host tells a process of page faults of its own user's."""
     try:
-        HostFaults(os.getpid()).close()
+        os.close(open_page_faults(os.getpid()))
     except OSError:
         return False
     return True

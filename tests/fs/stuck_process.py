@@ -11,9 +11,11 @@ import ctypes
 import mmap
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.c.compiler import build
 from tests.fs.fuse import SIZE, stuck_file_system
 
 ADDRESS = 0x3000_0000_0000
@@ -86,3 +88,34 @@ def stuck_process(directory: Path) -> Iterator[StuckWorld]:
             process.kill()
             stuck.end()
             os.waitpid(process.pid, 0)
+
+
+@contextlib.contextmanager
+def stuck_execve(directory: Path) -> Iterator[int]:
+    """Yield the pid of a process whose execve does not end, `stuck_execve.c`; skips the test where that cannot be."""
+    program = build(directory / "stuck_execve", [Path(__file__).with_name("stuck_execve.c")], "-pthread")
+    mounted = directory / "mounted"
+    mounted.mkdir()
+    with stuck_file_system(mounted, reads=True) as stuck:
+        orders, gives = os.pipe()
+        process = subprocess.Popen(
+            [program, stuck.file, str(orders)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(orders,), bufsize=0,
+        )  # fmt: skip
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.read(1) == b"r"
+            process.stdin.write(b"g")
+            stuck.wait_for_a_write()
+            os.write(gives, b"g")
+            pid = int(process.stdout.readline())
+            while "\nState:\tD" not in Path(f"/proc/{pid}/status").read_text():
+                os.sched_yield()
+            yield pid
+        finally:
+            process.kill()
+            stuck.end()
+            process.communicate()
+            os.close(orders)
+            os.close(gives)

@@ -88,7 +88,7 @@ class Drive:
         self.nr_fds = len(os.listdir("/proc/self/fd"))
         self.writer = Writer(seed, lambda: list(self.kernel.processes), self._entries)
         self._connections = [FakeConnection(self._sender(number)) for number in range(NR_CLIENTS)]
-        self._former = table.find_ppid, cast(Any, dispatch_module)._log
+        self._former = cast(Any, table).find_ppid, cast(Any, dispatch_module)._log
         cast(Any, table).find_ppid = self._parents.get
         cast(Any, dispatch_module)._log = _Log()
         self.nr_replies = 0

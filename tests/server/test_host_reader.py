@@ -15,8 +15,9 @@ import pytest
 from kerneld.server import host_reader
 from kerneld.server.host_reader import HostReader
 from kerneld.shadowpt.asking import DirectReader, Pending
+from kerneld.shadowpt.host_event import open_page_faults
 from kerneld.shadowpt.host_look import Question, Want
-from tests.fs.stuck_process import ADDRESS, StuckWorld, stuck_process
+from tests.fs.stuck_process import ADDRESS, StuckWorld, stuck_execve, stuck_process
 from tests.server.fakes import open_fds
 
 PAGE = 4096
@@ -157,3 +158,55 @@ def test_nothing_is_left(epoll: select.epoll, stuck: StuckWorld) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def can_hear_of_faults() -> bool:
+    """Whether this host tells a process of page faults of its own user's."""
+    try:
+        os.close(open_page_faults(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+hears_of_faults = pytest.mark.skipif(not can_hear_of_faults(), reason="this host tells nobody of page faults")
+
+
+@hears_of_faults
+def test_an_event_comes_with_the_answer(reader: HostReader, epoll: select.epoll) -> None:
+    until_over(reader, epoll, ask(reader, os.getpid()))
+    before = open_fds()
+    pending, unread = (ask(reader, os.getpid(), Want.FAULTS, os.getpid()) for _ in range(2))
+    until_over(reader, epoll, unread)
+    event = pending.result().event
+    assert event is not None
+    fd = event.take()
+    assert os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[perf_event]"
+    assert event.take() == -1
+    os.close(fd)
+    del event, pending, unread
+    assert open_fds() == before
+
+
+@hears_of_faults
+def test_an_event_that_nobody_wants_any_more_is_closed(reader: HostReader, epoll: select.epoll) -> None:
+    until_over(reader, epoll, ask(reader, os.getpid()))
+    before = open_fds()
+    reader.give_up(ask(reader, os.getpid(), Want.FAULTS, os.getpid()))
+    until_over(reader, epoll, ask(reader, os.getpid()))
+    assert open_fds() == before
+
+
+@hears_of_faults
+def test_one_in_an_execve_that_does_not_end_has_no_event(
+    reader: HostReader, epoll: select.epoll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """perf_event_open waits for it, for ever: kernel/events/core.c, exec_update_lock."""
+    monkeypatch.setattr(host_reader, "ANSWER_SECONDS", 0.0)
+    with stuck_execve(tmp_path) as pid:
+        never = ask(reader, pid, Want.FAULTS, pid)
+        behind = ask(reader, os.getpid(), start=my_start())
+        monkeypatch.setattr(host_reader, "ANSWER_SECONDS", 60.0)
+        until_over(reader, epoll, behind)
+        with pytest.raises(TimeoutError):
+            never.result()
