@@ -109,7 +109,7 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
         new.page_table.copy_upper(old.page_table, vma.start, vma.end)
     start, end = vma.start, vma.end
     while start < end:
-        stop = pace.far_stop(start, end)
+        stop = pace.far_stop(old.page_table, start, end)
         copy_page_range(old, new, vma, start, stop)
         start = stop
         if start < end and pace.is_over():

@@ -53,7 +53,7 @@ from kerneld.mm.vm_flags import (
     VM_WRITE,
 )
 from shared.uapi.mman import Madv
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, Vaddr, page_align
 
 _FLAG_CHANGES = {
     Madv.NORMAL: (0, VM_RAND_READ | VM_SEQ_READ),
@@ -132,11 +132,7 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may
             start = vma.start
             if start >= end:
                 break
-        stop = min(end, vma.end)
-        if advice in _FAST_ADVICE:
-            stop = pace.far_stop(start, stop)
-        elif advice in SLOW_ADVICE:
-            stop = pace.stop(start, stop)
+        stop = _step_end(mm, vma, start, min(end, vma.end), advice, pace)
         _madvise_vma(mm, vma, start, stop, advice, may_write)
         start = stop
         if start < end and pace.is_over():
@@ -144,6 +140,18 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may
             pace.begin()
     if has_hole:
         raise SysError(errno.ENOMEM)
+
+
+def _step_end(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, pace: Pace) -> Vaddr:
+    """Return how far a part of a VMA is advised at once."""
+    if advice in _FAST_ADVICE:
+        return pace.far_stop(mm.page_table, start, end)
+    if advice not in SLOW_ADVICE:
+        return end
+    if advice is Madv.WILLNEED and vma.file is not None:
+        # It goes by what the file has, whatever is mapped.
+        return pace.stop(start, end) if vma.page_index(start) < vma.file.mapping.last_index() else end
+    return pace.far_stop(mm.page_table, start, end, PMD_SIZE)
 
 
 def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:

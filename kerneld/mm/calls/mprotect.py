@@ -101,7 +101,7 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
             raise SysError(errno.EACCES)
         stop = min(vma.end, end)
         if _may_go_in_parts(mm, vma, start, stop, vm_flags):
-            stop = pace.far_stop(start, stop)
+            stop = pace.far_stop(mm.page_table, start, stop)
         start = mprotect_fixup(mm, vma, start, stop, vm_flags)
         if start < end and pace.is_over():
             yield

@@ -23,7 +23,6 @@ from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.writeback import writeback_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
-from shared.uapi.page import PMD_SIZE
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.002
 _LONG_AGO = 4
 """After so many slices in which none was run another turn has begun."""
-_ZAPPED_AT_ONCE = 64 * PMD_SIZE
 Pieces = Generator[None, None, None]
 
 
@@ -122,7 +120,7 @@ def write_back(vma: Vma) -> Iterator[None]:
 def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:
     start = vma.start
     while start < vma.end:
-        stop = min(vma.end, (start & -_ZAPPED_AT_ONCE) + _ZAPPED_AT_ONCE)
+        stop = pace.far_stop(mm.page_table, start, vma.end)
         if vma.vm_flags & VM_LOCKED:
             munlock_range(mm, start, stop)
         mm.zap_range(start, stop)

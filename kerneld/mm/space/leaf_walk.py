@@ -120,6 +120,12 @@ class LeafWalk:
                 yield Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
                 start = stop
 
+    def first_leaf(self, start: Vaddr, end: Vaddr) -> Vaddr:
+        """Return the first address of [start, end) that a leaf table or a huge page covers, or `end`."""
+        for leaf in self.leaves(start, end):
+            return leaf.start
+        return end
+
     def _next_present(self, table: int, vaddr: Vaddr, shift: int) -> Vaddr:
         """Return the first address after `vaddr` that this table's next present entry covers, or the table's end."""
         index = vaddr >> shift & 511

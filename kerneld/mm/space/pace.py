@@ -1,8 +1,9 @@
 """How far a walk over a long range goes before others may have their turn.
 
 Linux walks on under mmap_lock for reading and makes way by itself; here who walks in pieces yields between two of them.
-Knows no address space. A piece is some page tables, as many as go in a millisecond: those of zeros take microseconds
-each, those whose pages come from a file or from swap milliseconds.
+Of an address space it knows where there are page tables. A piece is some of them, as many as go in a millisecond: those
+of zeros take microseconds each, those whose pages come from a file or from swap milliseconds. Where there is none a
+step goes on to the next, as Linux's walks pass over an upper entry that is empty (mm/memory.c:zap_pgd_range()).
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from collections.abc import Generator
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from kerneld.hw.paging import PGD_SHIFT
 from shared.uapi.page import PMD_SIZE, Vaddr
 
 if TYPE_CHECKING:
+    from kerneld.mm.space.leaf_walk import LeafWalk
     from kerneld.mm.space.mm import MmStruct
 
 _PIECE_SECONDS = 0.001
 _AT_ONCE = 64 * PMD_SIZE
 _FEW_VMAS = 256
+_LOOKED_THROUGH = 1 << PGD_SHIFT
 _LATE_SECONDS = 0.004
 
 
@@ -49,9 +53,14 @@ class Pace:
         """Return the end of the page table's range that `start` lies in, or `end` where that comes first."""
         return min(end, (start & -PMD_SIZE) + PMD_SIZE)
 
-    def far_stop(self, start: Vaddr, end: Vaddr) -> Vaddr:
-        """Return the end of a step for what takes a millisecond or so for 64 page tables: `end` or less."""
-        return min(end, (start & -_AT_ONCE) + _AT_ONCE)
+    def far_stop(self, walk: LeafWalk, start: Vaddr, end: Vaddr, size: int = _AT_ONCE) -> Vaddr:
+        """Return the end of a step over the next page tables that are there: `end` or less.
+
+        They are those of a range of `size` bytes, as many as take a millisecond or so; a power of two.
+        """
+        # Upper tables may lead to none; a step looks through 512 of them at most.
+        first = walk.first_leaf(start, min(end, (start & -_LOOKED_THROUGH) + _LOOKED_THROUGH))
+        return min(end, (first & -size) + size)
 
     def is_over(self) -> bool:
         """Tell whether the piece has lasted long enough."""
