@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from datetime import datetime
 
 import click
@@ -20,18 +19,18 @@ from inspector.address import (
     split_range,
 )
 from inspector.events import EventLog, open_session
-from inspector.failure import Failure, OneLineCommand, Status
+from inspector.failure import InspectorStatus
 from inspector.following import follow_until_stopped
 from inspector.hexdump import hexdump
-from inspector.interrupts import interrupts
 from inspector.maps import find_named
 from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
 from inspector.view import maps_json_line, maps_lines, page_json_line
-from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
+from shared.client import Process
+from shared.failure import Failure, Status, client_failures
 from shared.option_types import Seconds, SocketPath, Whole
-from shared.process_name import set_process_name
-from shared.standard_streams import open_standard_streams
+from shared.program import CommandLine, run_program
+from shared.stop_signals import stop_signals
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.version import version_option
 
@@ -72,9 +71,7 @@ Exit status:
 """
 
 
-@click.command(
-    cls=OneLineCommand, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
-)
+@click.command("inspector", cls=CommandLine, help=HELP)
 @click.argument("pid", type=Whole(min=1))
 @click.argument("start", required=False)
 @click.argument("end", required=False)
@@ -121,23 +118,17 @@ def cli(
         # What is wrong without a look at the process is said without kerneld.
         page = None if contents is None else parse_page(contents)
         span = None if start is None or looks_like_name(start) else parse_span(start, end)
-        process = attach(socket_path)
+        with client_failures():
+            process = Process.attach(socket_path)
         try:
-            if span is None and start is not None:
-                span = find_span(process, pid, start, end)
-            run(process, pid, span, page, options)
+            with client_failures(gone="kerneld went away, and the table with it"):
+                if span is None and start is not None:
+                    span = find_span(process, pid, start, end)
+                run(process, pid, span, page, options)
         finally:
             process.close()
     except AddressError as error:
         raise click.UsageError(str(error)) from None
-    except KerneldUnavailable as error:
-        # The library says why in words; the errno behind them tells a locked door from an empty house.
-        is_locked = isinstance(error.__context__, PermissionError)
-        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
-    except KerneldGone:
-        raise Failure(Status.DAEMON_GONE, "kerneld went away, and the table with it") from None
-    except KerneldError as error:
-        raise Failure(Status.FAILED, str(error)) from None
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -146,19 +137,7 @@ def cli(
 
 def main() -> None:
     """Run the inspector and exit with its status."""
-    open_standard_streams()
-    set_process_name("inspector")
-    # Outside of a watch there is nothing to close: Ctrl+C then is the plain end of a program.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    cli(prog_name="inspector")
-
-
-def attach(socket_path: str | None) -> Process:
-    """Return this process as kerneld sees it. Raises Failure(DAEMON_GONE), and what Process.attach() raises else."""
-    try:
-        return Process.attach(socket_path)
-    except KerneldGone as error:
-        raise Failure(Status.DAEMON_GONE, str(error)) from None
+    run_program(cli)
 
 
 def run(machine: Process, pid: int, span: Span | None, page: int | None, options: Options) -> None:
@@ -197,7 +176,7 @@ def find_span(machine: Machine, pid: int, name: str, end: str | None) -> Span:
     """
     run = find_named(read_maps(machine, pid), name)
     if run is None:
-        raise Failure(Status.NO_MAPPING, f"process {pid} has no mapping called {name}: see inspector {pid}")
+        raise Failure(InspectorStatus.NO_MAPPING, f"process {pid} has no mapping called {name}: see inspector {pid}")
     if run.elsewhere:
         note(f"{name} is mapped elsewhere too: {run.start:#x} {run.end:#x} is shown")
     if end is None:
@@ -213,7 +192,7 @@ def list_maps(machine: Machine, pid: int, options: Options) -> None:
 
 def dump_page(machine: Machine, pid: int, span: Span, vaddr: int, options: Options) -> None:
     """Print the contents of the page that holds `vaddr`, found through the table of `span`."""
-    with interrupts(), Watch(machine, pid, span) as watch:
+    with stop_signals(), Watch(machine, pid, span) as watch:
         if not watch.span.start <= vaddr < watch.span.end:
             raise AddressError(f"{vaddr:#x} is not within the range {watch.span.start:#x} {watch.span.end:#x}")
         entry, contents = watch.read_page(vaddr)
@@ -228,7 +207,7 @@ def watch_range(machine: Machine, pid: int, span: Span, options: Options) -> Non
 
     Raises KerneldGone when the connection ends.
     """
-    with interrupts() as signals:
+    with stop_signals() as signals:
         with Watch(machine, pid, span) as watch:
             if watch.span != span:
                 note(f"cut to 8 MiB: the range shown ends at {watch.span.end:#x}")
@@ -247,7 +226,7 @@ def follow_range(process: Process, pid: int, span: Span, options: Options) -> No
     # The trace is there before the table: no change is missed between the two.
     log = EventLog(open_session(process))
     try:
-        with interrupts() as signals:
+        with stop_signals() as signals:
             with Watch(process, pid, span) as watch:
                 if watch.span != span:
                     note(f"cut to 8 MiB: the range shown ends at {watch.span.end:#x}")

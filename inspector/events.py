@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from inspector.failure import Failure, Status
 from inspector.table import Change, Entry, Frames, Run, change_of
+from shared.failure import Failure, Status
 from shared.trace.events import SPTE_UPDATE
 from shared.trace.record import Entry as TraceEntry
 from shared.trace.record import Lost, Record

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 
 from inspector.events import EventLog
-from inspector.interrupts import Interrupts, Woken
+from inspector.interrupts import Woken, wait
 from inspector.printing import Options, Printer, emit, has_ended, terminal_columns
 from inspector.session import Watch
 from inspector.view import lost_line, update_json_line, update_line
 from shared.client import KerneldGone
+from shared.stop_signals import StopSignals
 from shared.trace.record import Lost
 
 
-def follow_until_stopped(watch: Watch, log: EventLog, signals: Interrupts, options: Options) -> bool:
+def follow_until_stopped(watch: Watch, log: EventLog, signals: StopSignals, options: Options) -> bool:
     """Print changes as they come, and the table at each interval where that is asked; return whether the target ended.
 
     Raises KerneldGone when the connection ends.
@@ -25,7 +26,7 @@ def follow_until_stopped(watch: Watch, log: EventLog, signals: Interrupts, optio
         happened = log.reader.wait(max(0.0, due - time.monotonic()), signals.fileno(), watch.machine.fileno())
         if happened:
             print_updates(log, watch.pid, options)
-        woken = signals.wait(0, watch.machine.fileno())
+        woken = wait(signals, 0, watch.machine.fileno())
         if woken is Woken.HANGUP:
             raise KerneldGone("the connection has ended")
         is_due = time.monotonic() >= due

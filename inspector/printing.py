@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import click
 
-from inspector.failure import Failure, Status
-from inspector.interrupts import Interrupts, Woken
+from inspector.interrupts import Woken, wait
 from inspector.session import NO_PFNS, Watch, has_process
 from inspector.table import Entry, diff
 from inspector.view import WIDE_COLUMNS, Print, json_line, text_lines
 from shared.client import KerneldGone
-from shared.standard_streams import are_colours_welcome, discard_output
+from shared.failure import output_failures
+from shared.standard_streams import are_colours_welcome
+from shared.stop_signals import StopSignals
 from shared.uapi.shadowpt import Spte
 
 
@@ -76,7 +77,7 @@ class Printer:
         self._before = entries
 
 
-def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> None:
+def print_until_stopped(watch: Watch, signals: StopSignals, options: Options) -> None:
     """Print the open table at each interval until a signal comes; once where that is asked."""
     printer = Printer(watch, options)
     due = time.monotonic()
@@ -85,7 +86,7 @@ def print_until_stopped(watch: Watch, signals: Interrupts, options: Options) -> 
         if options.once:
             return
         due = max(due + options.interval, time.monotonic())
-        woken = signals.wait(due - time.monotonic(), watch.machine.fileno())
+        woken = wait(signals, due - time.monotonic(), watch.machine.fileno())
         if woken is Woken.STOP:
             return
         if woken is Woken.HANGUP:
@@ -108,14 +109,8 @@ def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
 
     Raises Failure(FAILED) when the output cannot be written; BrokenPipeError is left to click, which ends quietly.
     """
-    try:
+    with output_failures():
         click.echo("\n".join(lines), err=to_stderr, color=None if are_colours_welcome() else False)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # What is left in the buffer would fail again when the interpreter ends.
-        discard_output()
-        raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
 
 
 def note(text: str) -> None:

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Protocol
 
 from inspector.address import Span
-from inspector.failure import Failure, Status
+from inspector.failure import InspectorStatus
 from inspector.table import Entry, parse_table
 from shared.client import KerneldGone, realmem
+from shared.failure import Failure, Status
 from shared.proc_maps import Mapping, parse_maps
 from shared.real_process import no_process
 from shared.terminal import one_line
@@ -156,7 +157,8 @@ class Watch:
             if not entry.flags & Spte.PTE_MAPPED:
                 allocated = "allocated, but" if entry.flags & Spte.VADDR_ALLOCATED else "not allocated and"
                 raise Failure(
-                    Status.NOT_MAPPED, f"page {vaddr & PAGE_MASK:#x} of process {self.pid} is {allocated} has no frame"
+                    InspectorStatus.NOT_MAPPED,
+                    f"page {vaddr & PAGE_MASK:#x} of process {self.pid} is {allocated} has no frame",
                 )
             if not entry.pfn:
                 raise Failure(Status.NOT_PERMITTED, f"page {entry.vaddr:#x} cannot be read: {NO_PFNS}")
@@ -166,7 +168,7 @@ class Watch:
                 if error.errno != errno.EINVAL:
                     raise _failure(error, self.machine, self.pid) from None
         raise Failure(
-            Status.NOT_MAPPED,
+            InspectorStatus.NOT_MAPPED,
             f"page {vaddr & PAGE_MASK:#x} of process {self.pid} does not keep a frame for long enough",
         )
 
@@ -182,7 +184,7 @@ def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
         )
     if error.errno == errno.EBUSY:
         why = _explanation(machine) or "another inspector has a table open, and there is one at a time"
-        return Failure(Status.BUSY, f"busy: {why}")
+        return Failure(InspectorStatus.BUSY, f"busy: {why}")
     if error.errno == errno.EINVAL and _is_real_alone(machine, pid):
         return _not_to_be_seen(pid)
     if error.errno == errno.EINVAL and not has_process(machine, pid):

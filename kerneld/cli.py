@@ -6,17 +6,11 @@ structlog, which `start` needs, cost more than all of `status` does.
 
 from __future__ import annotations
 
-import signal
-
 import click
 
 from kerneld.commands.group import Commands
-from shared.process_name import set_process_name
-from shared.standard_streams import open_standard_streams
+from shared.program import run_program
 from shared.version import version_option
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-
 
 HELP = """A kernel in user space whose page tables can be watched.
 
@@ -67,7 +61,7 @@ COMMANDS = {
 """The module of each command, where it has its name with an underscore for a dash; imported when it is asked for."""
 
 
-@click.group(cls=Commands, modules=COMMANDS, help=HELP, context_settings=CONTEXT)
+@click.group("kerneld", cls=Commands, modules=COMMANDS, help=HELP)
 @version_option("kerneld")
 def cli() -> None:
     """Nothing of its own to do: the commands do it."""
@@ -75,8 +69,4 @@ def cli() -> None:
 
 def main() -> None:
     """Run kerneld's command line and exit with its status."""
-    open_standard_streams()
-    set_process_name("kerneld")
-    # Until the daemon notes signals for itself there is nothing to undo: Ctrl+C is the plain end of a program.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    cli(prog_name="kerneld")
+    run_program(cli)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import count
@@ -11,14 +10,12 @@ from typing import NoReturn
 
 import click
 
-from shared.client import KerneldError, KerneldGone, KerneldUnavailable, Process
-from shared.client.signals import die_of
-from shared.interrupts import Interrupted, raise_on_signals
+from shared.client import Process
+from shared.failure import Failure, Status, client_failures
+from shared.interrupts import ending_by_signals
 from shared.option_types import Seconds, SocketPath
-from shared.process_name import set_process_name
-from shared.standard_streams import complain, discard_output, flush_output, open_standard_streams
+from shared.program import CommandLine, run_program
 from shared.version import version_option
-from target.failure import Failure, Status
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
 from target.scenario import Scenario
 from target.scenarios import ALL, TOUR
@@ -51,7 +48,7 @@ Exit status:
 """
 
 
-@click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command("target", cls=CommandLine, help=HELP)
 @click.option("--list", "list_only", is_flag=True, help="List the scenarios and end.")
 @click.option(
     "--scenario",
@@ -82,49 +79,28 @@ def cli(
     if step and delay is not None:
         raise click.UsageError("--step and --delay exclude each other")
     scenarios = choose(names, loop)
+    # From here on there is something to put away.
+    with ending_by_signals("target"):
+        play(scenarios, DEFAULT_DELAY if delay is None else delay, step, loop, socket_path)
+
+
+def play(scenarios: Sequence[Scenario], delay: float, step: bool, loop: bool, socket_path: str | None) -> None:
+    """Be a process of kerneld's, play `scenarios`, and exit there. Raises Failure."""
     process = attach(socket_path)
-    pace: Pace
-    if step:
-        pace = StepPace(say_to_stdout, process.fileno())
-    else:
-        pace = DelayPace(DEFAULT_DELAY if delay is None else delay, process.fileno())
+    connection = process.fileno()
+    pace: Pace = StepPace(say_to_stdout, connection) if step else DelayPace(delay, connection)
     try:
-        run(process, scenarios, pace, loop, socket_path)
-        end(process, scenarios)
-        process.exit(Status.OK)
-    except KerneldGone:
-        raise Failure(Status.DAEMON_GONE, "kerneld went away, and this process's memory with it") from None
-    except KerneldError as error:
-        raise Failure(Status.FAILED, str(error)) from None
+        with client_failures(gone="kerneld went away, and this process's memory with it"):
+            run(process, scenarios, pace, loop, socket_path)
+            end(process, scenarios)
+            process.exit(Status.OK)
     finally:
         process.close()
 
 
 def main() -> NoReturn:
     """Run the target; the exit status, or the signal that ended it, is the process's."""
-    open_standard_streams()
-    set_process_name("target")
-    try:
-        raise_on_signals()
-        status = cli.main(prog_name="target", standalone_mode=False)
-        sys.stdout.flush()
-    except click.UsageError as error:
-        complain(f"target: {error.format_message()} (target --help tells more)")
-        status = error.exit_code
-    except Failure as failure:
-        complain(f"target: {failure}")
-        status = failure.status
-    except Interrupted as interrupted:
-        complain(f"target: ended by {interrupted}")
-        die_of(interrupted.signo)
-    except OSError as error:
-        # All others are a step's, or kerneld's: this one is of the output.
-        if not isinstance(error, BrokenPipeError):
-            complain(f"target: cannot write: {error.strerror}")
-        discard_output()
-        status = Status.FAILED
-    flush_output()
-    sys.exit(status)
+    run_program(cli)
 
 
 def choose(names: Sequence[str], loop: bool) -> list[Scenario]:
@@ -150,19 +126,13 @@ def end(process: Process, scenarios: Sequence[Scenario]) -> None:
 def attach(socket_path: str | None) -> Process:
     """Return this process as kerneld sees it. Raises Failure."""
     try:
-        process = Process.attach(socket_path)
-        # The tour itself says what it dies of.
-        process.says_where = False
-        return process
-    except KerneldUnavailable as error:
-        # The library says why in words; the errno behind them tells a locked door from an empty house.
-        is_locked = isinstance(error.__context__, PermissionError)
-        raise Failure(Status.NOT_PERMITTED if is_locked else Status.NO_DAEMON, str(error)) from None
-    except KerneldGone as error:
-        raise Failure(Status.DAEMON_GONE, str(error)) from None
-    except (KerneldError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise Failure(Status.FAILED, f"kerneld refuses this process: {why}") from None
+        with client_failures():
+            process = Process.attach(socket_path)
+    except OSError as error:
+        raise Failure(Status.FAILED, f"kerneld refuses this process: {error.strerror or error}") from None
+    # The tour itself says what it dies of.
+    process.says_where = False
+    return process
 
 
 def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:

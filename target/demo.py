@@ -21,12 +21,11 @@ from typing import NoReturn
 
 import click
 
-from shared.client.signals import die_of
-from shared.interrupts import Interrupted, raise_on_signals
-from shared.standard_streams import are_colours_welcome, complain, discard_output, flush_output, open_standard_streams
+from shared.interrupts import ending_by_signals
+from shared.program import CommandLine, run_program
+from shared.standard_streams import are_colours_welcome
 from target.demo_inspector import LiveInspector, Print, pick_shown
 from target.demo_program import PATIENCE_SECONDS, DemoError, Program
-from target.failure import Status
 from target.pace import PROMPT
 from target.scenarios.files import CHANGED, FILE_NAME
 
@@ -205,34 +204,21 @@ class Demo:
             time.sleep(0.1)
 
 
-@click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command("demo", cls=CommandLine, help=HELP)
 def cli() -> None:
     if not are_colours_welcome():
         click.get_current_context().color = False
-    with tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory, ExitStack() as programs:
+    with (
+        ending_by_signals("demo"),
+        tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory,
+        ExitStack() as programs,
+    ):
         Demo(Path(directory), programs).run()
 
 
 def main() -> NoReturn:
     """Run the demonstration; exit status 0 when all was as it should be, 1 when something was not."""
-    open_standard_streams()
-    status: int = Status.OK
-    try:
-        raise_on_signals()
-        cli.main(prog_name="demo", standalone_mode=False)
-        sys.stdout.flush()
-    except click.UsageError as error:
-        complain(f"demo: {error.format_message()} (demo --help tells more)")
-        status = Status.USAGE
-    except (DemoError, OSError) as error:
-        complain(f"demo: {error}")
-        discard_output()
-        status = Status.FAILED
-    except Interrupted as interrupted:
-        complain(f"demo: ended by {interrupted}")
-        die_of(interrupted.signo)
-    flush_output()
-    sys.exit(status)
+    run_program(cli)
 
 
 def say(text: str) -> None:

@@ -13,12 +13,17 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from shared.failure import Failure, Status
+
 PATIENCE_SECONDS = 10.0
 """Longest time that a program may keep the demonstration waiting."""
 
 
-class DemoError(Exception):
+class DemoError(Failure):
     """Something is not as it should be: one line for people."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Status.FAILED, message)
 
 
 class Program:

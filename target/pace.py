@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shared.client import KerneldGone
-from shared.standard_streams import discard_output
-from target.failure import Failure, Status
+from shared.failure import output_failures
 
 PROMPT = "[Enter]"
 """What the stepwise mode prints when it waits; a line of its own where the input is no terminal."""
@@ -91,14 +90,9 @@ def say_to_stdout(text: str) -> None:
 
     Raises Failure(FAILED) where it cannot be written; BrokenPipeError where nobody reads any more.
     """
-    try:
+    with output_failures():
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        discard_output()
-        raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None
 
 
 def _gone() -> KerneldGone:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kerneld.commands.failure import Failure, Status
+from kerneld.commands.failure import KerneldStatus
+from shared.failure import Failure
 from shared.processor import why_too_old
 
 
@@ -10,4 +11,4 @@ def check_processor() -> None:
     """Raise Failure where numpy would end with a traceback, or a signal, when it is imported."""
     why = why_too_old()
     if why:
-        raise Failure(Status.CANNOT_START, why)
+        raise Failure(KerneldStatus.CANNOT_START, why)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from kerneld.commands.failure import Failure, Status
 from kerneld.commands.processor import check_processor
+from shared.failure import Failure, Status
 from shared.interrupts import ending_by_signals
 from shared.option_types import Whole
 

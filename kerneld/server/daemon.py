@@ -13,10 +13,8 @@ import gc
 import importlib
 import os
 import resource
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 
 import structlog
 
@@ -32,8 +30,8 @@ from kerneld.server.panic import write_dump
 from kerneld.server.socket_path import Claim, claim
 from kerneld.shadowpt.segment import why_no_segment
 from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
+from shared.stop_signals import stop_signals
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BYTES_PER_MIB = 1 << 20
 GC_THRESHOLD = 10_000
 """Objects between two collections of the young ones; what one request makes goes by reference counting."""
@@ -88,11 +86,12 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
     Raises SocketPathError or MachineError when it cannot start, Panic when the machine has broken.
     """
     raise_fd_limit()
-    with stop_signals() as stop_fd:
+    # Whoever asks again asks for nothing new: the end waits for the request that is being run.
+    with stop_signals(ends_at_second=False) as stop:
         held = claim(os.path.abspath(config.socket_path), config.allow_group)
         try:
             kernel = build_kernel(config)
-            loop = Loop(kernel, held.listener, stop_fd, config.limits, config.host_interval_seconds)
+            loop = Loop(kernel, held.listener, stop.fileno(), config.limits, config.host_interval_seconds)
             log.info("kerneld ready", socket=held.path, ram_mib=config.ram_bytes // BYTES_PER_MIB, pid=os.getpid())
             reason = why_no_segment()
             if reason:
@@ -156,26 +155,6 @@ def raise_fd_limit() -> None:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[int]:
-    """Yield an fd that becomes readable at the first signal that asks the daemon to stop."""
-    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    former = {signo: signal.signal(signo, _note) for signo in STOP_SIGNALS}
-    former_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    try:
-        yield read_fd
-    finally:
-        signal.set_wakeup_fd(former_fd)
-        for signo, handler in former.items():
-            signal.signal(signo, handler)
-        os.close(read_fd)
-        os.close(write_fd)
-
-
-def _note(_signo: int, _frame: FrameType | None) -> None:
-    """Do nothing: the wake-up pipe has the byte already."""
 
 
 def _load_tracing(max_ring_bytes: int | None, kernel: Kernel) -> Iterator[None]:

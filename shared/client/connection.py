@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from shared import wire
-from shared.client.errors import KerneldError, KerneldGone, KerneldUnavailable
+from shared.client.errors import KerneldError, KerneldGone, KerneldLocked, KerneldUnavailable
 from shared.client.path import may_be_planted
 from shared.spin import Spin
 
@@ -37,11 +37,11 @@ class Connection:
     def __init__(self, path: str, on_late: Callable[[bytes], None]) -> None:
         """Connect to the socket at `path`; `on_late` gets an answer whose caller was interrupted.
 
-        Raises KerneldUnavailable when nobody listens there.
+        Raises KerneldUnavailable where nobody can be reached there.
         """
         self.path = path
         self._on_late = on_late
-        self._socket = _connect(path)
+        self._socket = connect(path)
         self._send = self._socket.send
         self._recv_into = self._socket.recv_into
         self.buffer = bytearray(wire.MAX_REPLY)
@@ -168,7 +168,12 @@ def _busy() -> KerneldError:
     return KerneldError("a call to kerneld is under way in this process: a signal handler may raise, not call")
 
 
-def _connect(path: str) -> socket.socket:
+def connect(path: str) -> socket.socket:
+    """Return a socket that is connected to the daemon at `path`.
+
+    Raises KerneldLocked where this user is not permitted to, KerneldUnavailable where nobody listens or the daemon is a
+    stranger's.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.connect(path)
@@ -176,18 +181,31 @@ def _connect(path: str) -> socket.socket:
         sock.close()
         if not isinstance(error, OSError):
             raise
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
-            text = f"no kerneld at {path}: start one with 'kerneld start'"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            text = f"not permitted to use the kerneld at {path}"
-        elif len(os.fsencode(path)) > wire.MAX_SOCKET_PATH:
-            text = f"the socket path is longer than {wire.MAX_SOCKET_PATH} bytes: {path}"
-        else:
-            text = f"no kerneld at {path}: {os.strerror(error.errno) if error.errno else error}"
-        raise KerneldUnavailable(text) from None
+        raise _unavailable(path, error) from None
     if may_be_planted(path):
         _check_owner(sock, path)
     return sock
+
+
+def find_daemon(path: str) -> int:
+    """Return the pid of the daemon at `path`, which serves nothing for that. Raises as `connect` does.
+
+    Source: SO_PEERCRED, unix(7).
+    """
+    with connect(path) as sock:
+        pid, _uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)
+
+
+def _unavailable(path: str, error: OSError) -> KerneldUnavailable:
+    """Tell a locked door from an empty house."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
+        return KerneldUnavailable(f"no kerneld at {path}: start one with 'kerneld start'")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return KerneldLocked(f"not permitted to use the kerneld at {path}")
+    if len(os.fsencode(path)) > wire.MAX_SOCKET_PATH:
+        return KerneldUnavailable(f"the socket path is longer than {wire.MAX_SOCKET_PATH} bytes: {path}")
+    return KerneldUnavailable(f"no kerneld at {path}: {os.strerror(error.errno) if error.errno else error}")
 
 
 def _check_owner(sock: socket.socket, path: str) -> None:

@@ -14,5 +14,9 @@ class KerneldUnavailable(KerneldError):
     """No daemon can be reached at that path."""
 
 
+class KerneldLocked(KerneldUnavailable):
+    """A daemon may be at that path, and this user is not permitted to reach it."""
+
+
 class KerneldGone(KerneldError):
     """The connection has ended: the daemon stopped, or it released this process."""

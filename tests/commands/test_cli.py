@@ -14,9 +14,9 @@ import pytest
 import inspector.cli
 import kerneld.cli
 import target.cli
-from kerneld.commands.failure import Status
 from kerneld.commands.options import Size
 from shared.client import Process
+from shared.failure import Status
 from shared.option_types import UNITS
 from tests.rights import needs_another_user
 from tests.server import daemons

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.failure import Status
+from shared.failure import Status
 from tests.server import daemons
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.failure import Status
 from kerneld.trace.rings import MAX_USER_RINGS
 from shared.client import Process
 from shared.client.trace import TraceSession
+from shared.failure import Status
+from shared.stop_signals import STOP_SIGNALS
 from shared.trace.attr import TraceAttr
 from shared.trace.events import EVENTS, MM_FAULT, SYS_ENTER
 from shared.trace.record import Record
@@ -89,13 +90,16 @@ def test_json_ends_by_itself_after_so_many(daemon: tuple[Path, int], client: Pro
     assert err.splitlines()[-1].split() == ["5", "events,", "0", "lost"]
 
 
-def test_text_is_as_of_trace_pipe_and_ctrl_c_ends_it(daemon: tuple[Path, int], client: Process, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signo", STOP_SIGNALS)
+def test_text_is_as_of_trace_pipe_and_a_signal_ends_it(
+    daemon: tuple[Path, int], client: Process, tmp_path: Path, signo: signal.Signals
+) -> None:
     output = tmp_path / "trace"
     with tracing(daemon, "-o", str(output), "--pid", str(client.pid)) as trace:
         until(lambda: rings(daemon), client)
         address = client.mmap(0, 8 * PAGE_SIZE, RW, ANON)
         client.mem.store_u64(address, 1)
-        trace.send_signal(signal.SIGINT)
+        trace.send_signal(signo)
         out, err = trace.communicate(timeout=WAIT_SECONDS)
     assert (trace.returncode, out) == (Status.OK, "")
     lines = output.read_text().splitlines()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import KerneldUnavailable, Process, path, realmem
-from shared.client.connection import Connection
+from shared.client.connection import Connection, find_daemon
 from tests.e2e.client import ROOT, Nursery
 from tests.e2e.daemons import Daemon
 from tests.e2e.raw import (
@@ -233,6 +233,9 @@ def test_a_strangers_daemon_at_the_path_that_nobody_chose_is_refused(
     try:
         with pytest.raises(KerneldUnavailable, match=f"it is run by uid {OTHER_UID}"):
             Process.attach(str(planted))
+        # Nor does `kerneld stop` send a signal to a process of the stranger's choice.
+        with pytest.raises(KerneldUnavailable, match=f"it is run by uid {OTHER_UID}"):
+            find_daemon(str(planted))
         # Named on purpose, it is the user's own choice, as on a lab machine.
         monkeypatch.setenv("KERNELD_SOCKET", str(planted))
         Connection(str(planted), lambda _late: None).close()

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from inspector import cli
-from inspector.failure import Status
 from shared.client import KerneldUnavailable, Process
+from shared.failure import Status
 from shared.uapi.page import PAGE_SIZE
 from tests.inspector.fake import BASE, PID, FakeMachine, end_by
 

@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 
 from inspector import cli
 from inspector.events import EventLog, Update
-from inspector.failure import Failure, Status
+from inspector.failure import InspectorStatus
 from inspector.table import Change, Frames
 from inspector.view import update_json_line, update_line
 from shared.client import Process
+from shared.failure import Failure, Status
 from shared.trace.events import SHADOWPT_START, SPTE_UPDATE, Cause
 from shared.trace.record import Comm, Entry, Lost, Record
 from shared.uapi.page import PAGE_SIZE
@@ -249,7 +250,7 @@ def test_kerneld_going_away(inspector: Inspector) -> None:
 def test_a_refused_table_lets_the_trace_go(inspector: Inspector) -> None:
     machine, session = FakeMachine(), FakeSession()
     machine.refuse = 16
-    assert inspector.run(machine, session, *RANGE).exit_code == Status.BUSY
+    assert inspector.run(machine, session, *RANGE).exit_code == InspectorStatus.BUSY
     assert session.closed == 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kerneld.commands.failure import Failure, Status
+from shared.failure import Failure, Status
 from shared.terminal import one_line
 from shared.uapi.dump import DUMP_FORMAT
 

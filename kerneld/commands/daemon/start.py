@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from kerneld.commands.failure import Failure, Status
+from kerneld.commands.failure import KerneldStatus
 from kerneld.commands.options import Size, socket_option
 from kerneld.commands.processor import check_processor
 from shared.client.path import default_socket_path
+from shared.failure import Failure, Status
 from shared.option_types import ByteCount, Seconds, Whole
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callabl
     except AlreadyRunning as error:
         raise Failure(Status.FAILED, str(error)) from None
     except (SocketPathError, daemon.MachineError) as error:
-        raise Failure(Status.CANNOT_START, str(error)) from None
+        raise Failure(KerneldStatus.CANNOT_START, str(error)) from None
     except daemon.Panic as error:
         hint = f" (kerneld inspect-dump {error.dump})" if error.dump else ""
         raise Failure(Status.FAILED, f"kernel panic: {error}{hint}") from None
@@ -257,9 +258,9 @@ def start_in_background(path: str, gid: int | None, serve: Callable[[Callable[[]
     try:
         log_fd = open_log(path, gid)
     except SocketPathError as error:
-        raise Failure(Status.CANNOT_START, str(error)) from None
+        raise Failure(KerneldStatus.CANNOT_START, str(error)) from None
     started = detach.start_detached(log_fd, serve_in_child)
     os.close(log_fd)
     if not started.is_ready:
-        raise Failure(Status(started.status), started.message.replace(detach.SEE_LOG, f"see {log_path}"))
+        raise Failure(started.status, started.message.replace(detach.SEE_LOG, f"see {log_path}"))
     click.echo(f"kerneld runs: pid {started.pid}, socket {path}, log {log_path}")

@@ -7,10 +7,11 @@ import re
 
 import click
 
-from kerneld.commands.listening import get_daemon
 from kerneld.commands.options import json_option, socket_option
 from kerneld.commands.proc.reading import read_proc
+from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
+from shared.failure import client_failures
 from shared.terminal import one_line
 
 _UNITS = {"kB": "kb", "s": "seconds"}
@@ -32,7 +33,9 @@ Examples:
 def status(as_json: bool, socket_path: str | None) -> None:
     """Print what kerneld says of itself."""
     path = socket_path or default_socket_path()
-    rows = [("Status", "running"), ("Pid", str(get_daemon(path))), ("Socket", path)]
+    with client_failures():
+        pid = find_daemon(path)
+    rows = [("Status", "running"), ("Pid", str(pid)), ("Socket", path)]
     for line in read_proc(path, "kerneld/status").decode("utf-8", "replace").splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() != "pid":

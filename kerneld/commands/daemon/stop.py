@@ -8,10 +8,10 @@ import signal
 
 import click
 
-from kerneld.commands.failure import Failure, Status
-from kerneld.commands.listening import get_daemon
 from kerneld.commands.options import socket_option
+from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
+from shared.failure import Failure, Status, client_failures
 from shared.option_types import Seconds
 
 
@@ -29,7 +29,8 @@ Examples:
 @click.option("--timeout", type=Seconds(min=0), default=30.0, metavar="SECONDS", help="Longest time to wait. [30]")
 def stop(socket_path: str | None, timeout: float) -> None:
     """Signal the daemon that answers on the socket."""
-    pid = get_daemon(socket_path or default_socket_path())
+    with client_failures():
+        pid = find_daemon(socket_path or default_socket_path())
     try:
         ended = stop_daemon(pid, timeout)
     except PermissionError:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from kerneld.commands.failure import Failure, Status, client_failures
+from shared.failure import Failure, Status, client_failures
 
 _WORD_BYTES = 8
 """Files of words, such as pagemap, are read by whole words: at offsets and lengths that are multiples of it."""

@@ -12,12 +12,13 @@ from typing import NoReturn
 
 import click
 
-from kerneld.commands.failure import Failure, Status
-from kerneld.commands.listening import get_daemon
+from kerneld.commands.failure import KerneldStatus
 from kerneld.commands.run.preload import PreloadError, ensure_library, header_path, library_sources
 from kerneld.commands.run.program import ProgramError, check_program, find_program
 from kerneld.commands.run.semesters import SEMESTERS
+from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
+from shared.failure import Failure, Status, client_failures
 from shared.option_types import SocketPath
 
 HELP = """Run PROGRAM with the shadow page table's system calls: kerneld answers them, the real kernel all others.
@@ -90,8 +91,9 @@ def run(
         check_program(found)
         library = ensure_library(abi)
     except (ProgramError, PreloadError) as error:
-        raise Failure(Status.CANNOT_RUN, str(error)) from None
-    get_daemon(path, "no kerneld at {}: start one with 'kerneld start'")
+        raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
+    with client_failures():
+        find_daemon(path)
     if explain:
         from kerneld.commands.run.explain import watch_calls  # noqa: PLC0415
 
@@ -129,4 +131,4 @@ def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoRe
     try:
         os.execve(path, argv, environment)
     except OSError as error:
-        raise Failure(Status.CANNOT_RUN, f"cannot run {path}: {error.strerror}") from None
+        raise Failure(KerneldStatus.CANNOT_RUN, f"cannot run {path}: {error.strerror}") from None

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import select
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 
 import click
 
-from kerneld.commands.failure import Failure, Status, client_failures
 from kerneld.commands.trace.writers import Writer
 from shared.client.errors import KerneldGone
+from shared.failure import Failure, Status, client_failures
 from shared.real_process import no_process
+from shared.stop_signals import StopSignals
 from shared.trace.record import Comm, Entry, Lost, Record
 
 WHY = {
@@ -26,22 +25,6 @@ WHY = {
     errno.ENOSYS: (Status.FAILED, "this kerneld cannot be traced"),
     errno.ENOMEM: (Status.FAILED, "the host has no memory for the buffer"),
 }
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether somebody has asked for the end: the one who reads looks between two waits."""
-    asked: list[int] = []
-
-    def note(signo: int, _frame: FrameType | None) -> None:
-        asked.append(signo)
-
-    former = {signo: signal.signal(signo, note) for signo in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for signo, handler in former.items():
-            signal.signal(signo, handler)
 
 
 class Follower:
@@ -110,7 +93,7 @@ def run(
     buffer: int,
     duration: float | None,
     follow: Follower,
-    stopped: Callable[[], bool],
+    stopped: StopSignals,
     functions: tuple[str, ...] = (),
     graph_functions: tuple[str, ...] = (),
     why: Mapping[int, tuple[Status, str]] = WHY,
@@ -131,11 +114,11 @@ def run(
     follow.begin()
     until = None if duration is None else time.monotonic() + duration
     try:
-        while not (follow.is_full or stopped() or reader.is_ended or traced.have_ended()):
+        while not (follow.is_full or stopped.received or reader.is_ended or traced.have_ended()):
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 break
-            if reader.wait(left, process.fileno(), wanted_bytes=reader.size_bytes // 8):
+            if reader.wait(left, process.fileno(), stopped.fileno(), wanted_bytes=reader.size_bytes // 8):
                 follow.take(reader.read())
             elif is_hung_up(process.fileno()) and not reader.is_ended:
                 raise Failure(Status.DAEMON_GONE, "kerneld went away")

@@ -11,7 +11,7 @@ from typing import IO
 
 import click
 
-from kerneld.commands.failure import Failure, Status
+from shared.failure import Failure, Status
 
 output_option = click.option(
     "-o",

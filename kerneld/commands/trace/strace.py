@@ -10,17 +10,18 @@ from collections.abc import Iterator
 
 import click
 
-from kerneld.commands.failure import Failure, Status
 from kerneld.commands.options import Size, socket_option
 from kerneld.commands.trace.calls.arguments import MACHINE, parse_trace
 from kerneld.commands.trace.calls.printer import Printer, Style
 from kerneld.commands.trace.calls.summary import summary
-from kerneld.commands.trace.follow import Follower, run, stop_signals
+from kerneld.commands.trace.follow import Follower, run
 from kerneld.commands.trace.output import Output, opened, output_option
 from kerneld.commands.trace.writers import TextWriter
 from shared.client.path import default_socket_path
+from shared.failure import Failure, Status
 from shared.option_types import Whole
 from shared.real_process import no_process
+from shared.stop_signals import stop_signals
 from shared.trace.record import Comm, Entry, Lost
 
 _GLOBS = ("raw_syscalls:*", "signal:*", "sched:*")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO, Protocol, TextIO, cast
 
-from kerneld.commands.failure import Failure, Status
 from shared.clock import WallClock
+from shared.failure import Failure, Status
 from shared.trace.record import Comm, Lost, Record
 from shared.trace.text import Names, as_json, lost_json, lost_line, text_line
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.failure import Status
 from shared.client import Process
+from shared.failure import Status
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from tests.server import daemons
 from tests.server.daemons import private_socket, running_daemon

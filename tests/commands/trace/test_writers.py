@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.failure import Failure, Status
 from kerneld.commands.trace.writers import WRITERS
 from shared.client import Process
 from shared.clock import WallClock
+from shared.failure import Failure, Status
 from shared.trace.events import SHADOWPT_START
 from shared.trace.record import Record
 from shared.trace.text import Names, text_line
