@@ -11,25 +11,16 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import fcntl
 import os
 import socket
 import struct
 import termios
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import structlog
-
-from kerneld.syscalls.answer import Call
-from kerneld.syscalls.kernel import Kernel, Sender
+from kerneld.syscalls.kernel import Sender
 from shared import wire
-
-if TYPE_CHECKING:
-    from kerneld.server.exchange import Batch
-    from kerneld.server.watch import Watch
-    from kerneld.task.task import Thread
 
 CREDENTIALS = struct.Struct("=iII")
 """struct ucred: pid, uid, gid. unix(7)."""
@@ -40,8 +31,6 @@ SKB_OVERHEAD = 32
 SEND_BUFFER = 212_992
 """Doubled by the kernel: room for MAX_REPLY within the usual net.core.wmem_max, so that no privilege is needed."""
 NOBODY = Sender(0, 0, 0)
-log = structlog.get_logger("kerneld.server")
-NO_ARGS = (0, 0, 0, 0, 0, 0)
 
 # Plain ints: an operation on the enums of the socket module costs a microsecond, of the few that a request takes.
 RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -88,13 +77,15 @@ class Inbox:
         return Datagram(self.view[:length], sender, fds, flags & MSG_TRUNC != 0, flags & MSG_CTRUNC != 0)
 
 
-class Connection:
-    """A client's connection: one thread of one process, once it has attached."""
+def usual_ancillary(sender: Sender) -> list[tuple[int, int, bytes]]:
+    """Return what comes beside a datagram of this sender's: its credentials, in the host's bytes, and no fds."""
+    return [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, CREDENTIALS.pack(*sender))]
 
-    __slots__ = (
-        "_send", "_unsent_fds", "batch", "call", "fd", "is_closed", "peer", "receive", "reply_limit", "socket",
-        "thread", "unsent", "usual", "watch",
-    )  # fmt: skip
+
+class Connection:
+    """A client's connection. What its client has attached is `kerneld.server.session`'s."""
+
+    __slots__ = ("_send", "_unsent_fds", "fd", "is_closed", "peer", "receive", "reply_limit", "socket", "unsent")
 
     def __init__(self, accepted: socket.socket, peer: Sender) -> None:
         """`peer` is who connected."""
@@ -104,15 +95,6 @@ class Connection:
         self.receive = accepted.recvmsg_into
         self._send = accepted.send
         self.fd = accepted.fileno()
-        self.thread: Thread | None = None
-        self.watch: Watch | None = None
-        self.batch: Batch | None = None
-        """What is left of a long datagram. Nothing is read from the connection until it has been answered."""
-        self.call: Call | None = None
-        """The thread's, used again by each of its single requests."""
-        self.usual: list[tuple[int, int, bytes]] | None = None
-        """What comes beside a datagram of the sender that attached: its credentials, in the host's bytes, and no fds.
-        A datagram whose ancillary data is equal needs no closer look at who sent it."""
         self.is_closed = False
         self.reply_limit = min(wire.MAX_REPLY, accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - SKB_OVERHEAD)
         self.unsent = b""
@@ -120,26 +102,9 @@ class Connection:
         self._unsent_fds: list[int] = []
 
     @property
-    def pid(self) -> int:
-        """Who it is, for the log."""
-        return self.thread.process.pid if self.thread is not None else self.peer.pid
-
-    @property
     def has_unread(self) -> bool:
         """Whether the client has still to read an answer. Source: Linux v6.8 net/unix/af_unix.c:unix_outq_len()."""
         return fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
-
-    def note_broken(self, error: OSError) -> None:
-        """A client may leave without waiting for its answer; anything else is worth a line."""
-        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-            log.warning("answer cannot be sent: connection closed", pid=self.pid, error=error.strerror)
-
-    def attached(self, kernel: Kernel, thread: Thread, sender: Sender) -> None:
-        """The connection is a thread's from now on."""
-        self.thread = thread
-        thread.connection = self
-        self.call = Call(kernel, thread, NO_ARGS, b"", [])
-        self.usual = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, CREDENTIALS.pack(*sender))]
 
     def send(self, answer: bytes, fds: list[int] | None = None) -> bool:
         """Send one answer, or keep it where the client has left no room for it; `fds` are closed once it has gone.
@@ -175,9 +140,6 @@ class Connection:
         self.unsent = b""
         close_fds(self._unsent_fds)
         self._unsent_fds = []
-        if self.batch is not None:
-            self.batch.close()
-            self.batch = None
         self.socket.close()
 
 

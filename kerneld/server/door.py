@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -50,11 +50,10 @@ class Door:
         self._nr_inside = 0
         self._spare_fd = _open_spare()
 
-    def admit(self, inside: Collection[Connection], drop: Callable[[Connection], None]) -> Iterator[Connection]:
+    def admit(self, make_room: Callable[[], None]) -> Iterator[Connection]:
         """Let in those that wait outside, as far as limits allow, each as a connection counted from now on.
 
-        `inside` are all that are in, oldest first; `drop` makes one of them leave. Who connects and never attaches may
-        stay as long as nobody else needs the room: the oldest goes first.
+        `make_room` is called where all places are taken: it makes one leave that has none to lose, if there is one.
         """
         for _ in range(ACCEPTS_A_TURN):
             caller = self._accept()
@@ -62,10 +61,7 @@ class Door:
                 return
             accepted, peer = caller
             if self._is_full:
-                silent = next((connection for connection in inside if connection.thread is None), None)
-                if silent is not None:
-                    log.warning("connection closed: it never attached, and others wait", pid=silent.peer.pid)
-                    drop(silent)
+                make_room()
             objection = self._find_objection(peer)
             if objection:
                 log.warning(f"connection refused: {objection}", pid=peer.pid, uid=peer.uid)

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.mm.space.dying import SLICE_SECONDS
-from kerneld.server.connection import Connection
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_reader import HostReader
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.pipe_watch import PipeWatch
 from kerneld.server.service import Service
+from kerneld.server.session import Session
 from shared.spin import Spin
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Loop:
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self.service = Service(kernel, listener, limits, self._epoll)
-        self._connections = self.service.connections
+        self._sessions = self.service.sessions
         self._waiting = self.service.waiting
         kernel.dying.slice_seconds = SLICE_SECONDS
         self._dying = kernel.dying.queue
@@ -112,9 +112,9 @@ class Loop:
         events = self._wait(timeout_seconds)
         if self._changes:
             events = self._act_on_changes(events)
-        connection = self._connections.get(events[0][0]) if len(events) == 1 else None
-        if connection is not None:
-            self._serve(connection, events[0][1])
+        session = self._sessions.get(events[0][0]) if len(events) == 1 else None
+        if session is not None:
+            self._serve(session, events[0][1])
         else:
             self._serve_all(events)
         if self._waiting:
@@ -133,8 +133,8 @@ class Loop:
         self._kernel.files_changed()
         left = []
         for fd, mask in events:
-            connection = self._connections.get(fd)
-            if fd != self._kernel.file_changes_fd and (connection is None or not self.service.is_held(connection)):
+            session = self._sessions.get(fd)
+            if fd != self._kernel.file_changes_fd and (session is None or not self.service.is_held(session)):
                 left.append((fd, mask))
         return left
 
@@ -158,12 +158,12 @@ class Loop:
 
     def _serve_all(self, events: list[tuple[int, int]]) -> None:
         accepting = False
-        ready: list[tuple[Connection, int]] = []
+        ready: list[tuple[Session, int]] = []
         watches = self.service.watches.by_pidfd
         for fd, mask in events:
-            connection = self._connections.get(fd)
-            if connection is not None:
-                ready.append((connection, mask))
+            session = self._sessions.get(fd)
+            if session is not None:
+                ready.append((session, mask))
             elif fd in watches:
                 self.service.end_process(watches[fd])
             elif fd == self._kernel.file_changes_fd:
@@ -178,9 +178,9 @@ class Loop:
                 self._is_stopping = True
             else:
                 accepting = True
-        for connection, mask in ready:
-            if not connection.is_closed and not (self._changes and self.service.is_held(connection)):
-                self._serve(connection, mask)
+        for session, mask in ready:
+            if not session.connection.is_closed and not (self._changes and self.service.is_held(session)):
+                self._serve(session, mask)
         if accepting:
             self.service.accept()
 

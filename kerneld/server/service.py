@@ -1,6 +1,6 @@
 """Serving: what happens on a connection that is ready, and to the process behind it.
 
-Owns the connections, the watches of their processes, and the batches that go on in a later turn; when each of these is
+Owns the sessions, the watches of their processes, and the batches that go on in a later turn; when each of these is
 its turn is `kerneld.server.loop`'s. It must not know what a request means. A connection that breaks, or a request that
 fails in an unforeseen way, costs that connection, never the loop. KernelBug alone goes through: dispatch has made an
 oops of what one task can be blamed for, so where one comes out of it the machine itself is broken.
@@ -18,22 +18,24 @@ import structlog
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.server.airlock import Airlock, client_of
+from kerneld.server.batch import SLICE_SECONDS, Batch
 from kerneld.server.connection import (
     ANCILLARY_BYTES,
     MSG_CUT,
     RECEIVE_FLAGS,
-    Connection,
     Datagram,
     Inbox,
     close_fds,
 )
 from kerneld.server.door import ClientLimits, Door
-from kerneld.server.exchange import SLICE_SECONDS, Batch, Outcome, answer_datagram, answer_usual
+from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
 
 if TYPE_CHECKING:
     import socket
 
+    from kerneld.server.reply import Outcome
     from kerneld.syscalls.kernel import Kernel, Sender
     from shared import wire
 
@@ -55,7 +57,7 @@ class Service:
         self._airlock = Airlock(kernel.files.mounts)
         self._door = Door(listener, limits, self._airlock.is_barred)
         self._inbox = Inbox()
-        self.connections: dict[int, Connection] = {}
+        self.sessions: dict[int, Session] = {}
         self.watches = Watches(epoll)
         self.most_events = OTHER_FDS
         """How many descriptors epoll watches at most."""
@@ -65,169 +67,169 @@ class Service:
         """The threads with a batch that goes on in the next turn; one that has died meanwhile is not there any more."""
 
     def _recount(self) -> None:
-        self.most_events = len(self.connections) + len(self.watches.by_pidfd) + OTHER_FDS
+        self.most_events = len(self.sessions) + len(self.watches.by_pidfd) + OTHER_FDS
 
     def close(self) -> None:
         """Close every connection and every pidfd; the listener and epoll stay their owners'."""
-        for connection in list(self.connections.values()):
-            self._drop(connection)
+        for session in list(self.sessions.values()):
+            self._drop(session)
         self.watches.close()
         self._door.close()
 
-    def serve(self, connection: Connection, mask: int) -> None:
+    def serve(self, session: Session, mask: int) -> None:
         """Do what a connection is ready for, once: answer a datagram, send what waited, or let it go."""
-        if connection.batch is not None:
+        if session.batch is not None:
             # Watched for nothing meanwhile, and yet an end is told of: the batch is run first, as if it were short.
             return
         try:
-            if not connection.unsent:
-                self._answer_next(connection)
+            if not session.connection.unsent:
+                self._answer_next(session)
             elif mask & BROKEN:
-                self._hang_up(connection)
+                self._hang_up(session)
             else:
-                self._send_again(connection)
+                self._send_again(session)
         except KernelBug:
             raise
         except Exception:
-            self._give_up(connection)
+            self._give_up(session)
         if self._kernel.ended:
             self._reap()
 
-    def _answer_next(self, connection: Connection) -> None:
+    def _answer_next(self, session: Session) -> None:
         """Take one datagram from the connection and answer it."""
         inbox = self._inbox
         try:
-            length, ancillary, flags, _ = connection.receive(inbox.buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
+            length, ancillary, flags, _ = session.receive(inbox.buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
         except BlockingIOError:
             return
         except OSError:
             # ECONNRESET: the client closed without reading all that we sent. As good an end as any.
-            self._hang_up(connection)
+            self._hang_up(session)
             return
         outcome = None
-        if ancillary == connection.usual and not flags & MSG_CUT:
-            outcome = answer_usual(connection, inbox.view, length)
+        if ancillary == session.usual and not flags & MSG_CUT:
+            outcome = answer_usual(session, inbox.view, length)
         if outcome is None:
             datagram = inbox.datagram(length, ancillary, flags)
             if datagram is None:
-                self._hang_up(connection)
+                self._hang_up(session)
                 return
-            whole = self._answer(connection, datagram)
+            whole = self._answer(session, datagram)
             if whole is None:
                 return
             outcome = whole
-        self._send(connection, outcome)
+        self._send(session, outcome)
 
-    def _send(self, connection: Connection, outcome: Outcome | Batch | bytes) -> None:
+    def _send(self, session: Session, outcome: Outcome | Batch | bytes) -> None:
         """Send the answer to a datagram, and do what it came to besides."""
         try:
             if isinstance(outcome, bytes):
-                is_sent, is_last = connection.send(outcome), False
+                is_sent, is_last = session.connection.send(outcome), False
             elif isinstance(outcome, Batch):
-                self._put_aside(connection, outcome)
+                self._put_aside(session, outcome)
                 return
             else:
-                is_sent, is_last = connection.send(outcome.answer, outcome.fds), outcome.is_last
+                is_sent, is_last = session.connection.send(outcome.answer, outcome.fds), outcome.is_last
         except OSError as error:
-            connection.note_broken(error)
-            self._hang_up(connection)
+            _note_broken(session, error)
+            self._hang_up(session)
             return
         if is_last:
             # The reply is in the client's queue, and stays there after the close. Had a client that never reads left no
             # room for it, it is dropped: a well-behaved one has at most one datagram unanswered.
-            self._hang_up(connection)
+            self._hang_up(session)
         elif not is_sent:
-            self._epoll.modify(connection.fd, select.EPOLLOUT)
-        watch = connection.watch
-        if watch is not None and len(watch.process.threads) < len(watch.connections):
+            self._epoll.modify(session.fd, select.EPOLLOUT)
+        watch = session.watch
+        if watch is not None and len(watch.process.threads) < len(watch.sessions):
             self._drop_ended_threads(watch)
 
-    def _answer(self, connection: Connection, datagram: Datagram) -> Outcome | None:
+    def _answer(self, session: Session, datagram: Datagram) -> Outcome | None:
         """Return what a datagram came to, its fds that nobody has consumed closed; None where it goes on."""
         if datagram.fds:
-            self._airlock.admit(datagram.fds, connection.peer)
-            if self._airlock.is_barred(connection.peer):
+            self._airlock.admit(datagram.fds, session.connection.peer)
+            if self._airlock.is_barred(session.connection.peer):
                 close_fds(datagram.fds)
-                self._turn_out(connection.peer)
+                self._turn_out(session.connection.peer)
                 return None
         try:
-            outcome = answer_datagram(self._kernel, connection, datagram, self._attach, self._slice())
+            outcome = answer_datagram(self._kernel, session, datagram, self._attach, self._slice())
         except BaseException:
             close_fds(datagram.fds)
             raise
         if isinstance(outcome, Batch):
-            self._put_aside(connection, outcome)
+            self._put_aside(session, outcome)
             return None
         if datagram.fds:
             close_fds(datagram.fds)
         return outcome
 
-    def _put_aside(self, connection: Connection, batch: Batch) -> None:
+    def _put_aside(self, session: Session, batch: Batch) -> None:
         """Others are served before a batch goes on; nothing more is read from its connection until it is done."""
-        connection.batch = batch
+        session.batch = batch
         # Edge-triggered: a client that has gone is told of once, not in every turn that the batch sleeps.
-        self._epoll.modify(connection.fd, select.EPOLLET)
-        self._drop_ended_threads(connection.watch)
+        self._epoll.modify(session.fd, select.EPOLLET)
+        self._drop_ended_threads(session.watch)
 
     def _slice(self) -> float:
         """Return how long one of those that wait may run, in seconds: all of them together take one slice or so."""
         return max(self.slice_seconds / (len(self.waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
 
-    def is_held(self, connection: Connection) -> bool:
+    def is_held(self, session: Session) -> bool:
         """Tell whether a connection's process waits until a change of a file that it maps has been acted upon."""
-        thread = connection.thread
+        thread = session.thread
         return thread is not None and self._kernel.files.changes.holds(thread.process.mm)
 
     def go_on(self) -> None:
         """Run a slice of each thread's that waits for the processor."""
         for thread in list(self.waiting):
-            connection = thread.connection
-            if not isinstance(connection, Connection) or connection.batch is None or self.is_held(connection):
+            session = thread.session
+            if not isinstance(session, Session) or session.batch is None or self.is_held(session):
                 continue
             try:
-                self._go_on_with(connection, connection.batch)
+                self._go_on_with(session, session.batch)
             except KernelBug:
                 raise
             except Exception:
-                self._give_up(connection)
+                self._give_up(session)
             if self._kernel.ended:
                 self._reap()
 
-    def _go_on_with(self, connection: Connection, batch: Batch) -> None:
+    def _go_on_with(self, session: Session, batch: Batch) -> None:
         outcome = batch.run(self._slice())
         if outcome is None:
-            self._drop_ended_threads(connection.watch)
+            self._drop_ended_threads(session.watch)
             return
-        connection.batch = None
+        session.batch = None
         close_fds(batch.fds)
-        self._epoll.modify(connection.fd, select.EPOLLIN)
-        self._send(connection, outcome)
+        self._epoll.modify(session.fd, select.EPOLLIN)
+        self._send(session, outcome)
 
-    def _send_again(self, connection: Connection) -> None:
+    def _send_again(self, session: Session) -> None:
         """The client has read: send the answer that waited, then listen to it again."""
         try:
-            if connection.send_again():
-                self._epoll.modify(connection.fd, select.EPOLLIN)
+            if session.connection.send_again():
+                self._epoll.modify(session.fd, select.EPOLLIN)
         except OSError as error:
-            connection.note_broken(error)
-            self._hang_up(connection)
+            _note_broken(session, error)
+            self._hang_up(session)
 
     def _turn_out(self, peer: Sender) -> None:
         """Let go of a client whose descriptors cannot be closed, with every connection of its."""
         log.warning("connections closed: too many descriptors that nobody can close", pid=peer.pid, uid=peer.uid)
-        for connection in list(self.connections.values()):
-            if client_of(connection.peer) == client_of(peer):
-                self._hang_up(connection)
+        for session in list(self.sessions.values()):
+            if client_of(session.connection.peer) == client_of(peer):
+                self._hang_up(session)
 
-    def _give_up(self, connection: Connection) -> None:
+    def _give_up(self, session: Session) -> None:
         # First: where there is no memory to log, there may be some to close a connection whose client waits.
-        self._hang_up(connection)
-        log.exception("request failed in an unforeseen way: its connection is closed", pid=connection.pid)
+        self._hang_up(session)
+        log.exception("request failed in an unforeseen way: its connection is closed", pid=session.pid)
 
-    def _hang_up(self, connection: Connection) -> None:
+    def _hang_up(self, session: Session) -> None:
         """The connection is over, and with it the thread behind it."""
-        self._drop(connection)
-        thread = connection.thread
+        self._drop(session)
+        thread = session.thread
         if thread is None or thread.process.ended:
             return
         try:
@@ -237,23 +239,23 @@ class Service:
         except Exception:
             log.exception("thread could not be ended cleanly", pid=thread.process.pid, tid=thread.tid)
 
-    def _drop(self, connection: Connection) -> None:
-        if connection.is_closed:
+    def _drop(self, session: Session) -> None:
+        if session.connection.is_closed:
             return
-        del self.connections[connection.fd]
-        self._door.left(connection.peer)
+        del self.sessions[session.fd]
+        self._door.left(session.connection.peer)
         self._recount()
-        if connection.watch is not None:
-            connection.watch.connections.remove(connection)
+        if session.watch is not None:
+            session.watch.sessions.remove(session)
         with contextlib.suppress(OSError):
-            self._epoll.unregister(connection.fd)
-        connection.close()
+            self._epoll.unregister(session.fd)
+        session.close()
 
     # Processes
 
-    def _attach(self, connection: Connection, sender: Sender, request: wire.Request) -> int:
+    def _attach(self, session: Session, sender: Sender, request: wire.Request) -> int:
         """Make the connection a thread of the process that sent the request; returns its pid or -errno."""
-        if connection.thread is not None:
+        if session.thread is not None:
             return -errno.EINVAL
         if sender.pid <= 0:
             # A process of another pid namespace: it has no pid here.
@@ -269,7 +271,7 @@ class Service:
             if pidfd != NO_PIDFD:
                 os.close(pidfd)
             return -error.errno
-        connection.attached(self._kernel, thread, sender)
+        session.attached(self._kernel, thread, sender)
         if watch is None:
             watch = Watch(thread.process, pidfd)
             self.watches.add(watch)
@@ -277,8 +279,8 @@ class Service:
             if pidfd == NO_PIDFD:
                 # It died between sending this and now; whoever reads the reply is not it.
                 self._kernel.process_died(thread.process)
-        watch.connections.append(connection)
-        connection.watch = watch
+        watch.sessions.append(session)
+        session.watch = watch
         log.debug("attached", pid=sender.pid, tid=thread.tid)
         return thread.process.pid
 
@@ -310,14 +312,14 @@ class Service:
         if watch is None:
             return
         threads = watch.process.threads
-        for connection in [other for other in watch.connections if other.thread not in threads]:
-            self._drop(connection)
+        for session in [other for other in watch.sessions if other.thread not in threads]:
+            self._drop(session)
 
     def _unwatch(self, watch: Watch) -> None:
         if self.watches.find_of(watch.process) is not watch:
             return
-        for connection in list(watch.connections):
-            self._drop(connection)
+        for session in list(watch.sessions):
+            self._drop(session)
         self.watches.remove(watch)
         self._recount()
 
@@ -325,7 +327,7 @@ class Service:
 
     def accept(self) -> None:
         """Admit who has knocked."""
-        for connection in self._door.admit(self.connections.values(), self._drop):
+        for connection in self._door.admit(self._make_room):
             try:
                 self._epoll.register(connection.fd, select.EPOLLIN)
             except OSError as error:
@@ -333,5 +335,18 @@ class Service:
                 self._door.left(connection.peer)
                 connection.close()
                 continue
-            self.connections[connection.fd] = connection
+            self.sessions[connection.fd] = Session(connection)
             self._recount()
+
+    def _make_room(self) -> None:
+        """Who connects and never attaches may stay as long as nobody else needs the room: the oldest goes first."""
+        silent = next((session for session in self.sessions.values() if session.thread is None), None)
+        if silent is not None:
+            log.warning("connection closed: it never attached, and others wait", pid=silent.pid)
+            self._drop(silent)
+
+
+def _note_broken(session: Session, error: OSError) -> None:
+    """A client may leave without waiting for its answer; anything else is worth a line."""
+    if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+        log.warning("answer cannot be sent: connection closed", pid=session.pid, error=error.strerror)

@@ -1,4 +1,4 @@
-"""The real processes behind the kernel's: one pidfd each, and the connections that are their threads.
+"""The real processes behind the kernel's: one pidfd each, and the sessions that are their threads.
 
 A process must end here when the real one does, though a forked child may hold its sockets open: only the pidfd tells.
 Invariant: a process has a watch from its first attach until the kernel reports it ended, and one watch per pid exists.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from kerneld.server.connection import Connection
+    from kerneld.server.session import Session
     from kerneld.task.task import Process
 
 NO_PIDFD = -1
@@ -26,11 +26,11 @@ log = structlog.get_logger("kerneld.server")
 
 @dataclass(slots=True)
 class Watch:
-    """One attached process: its pidfd (NO_PIDFD: it was dead before it could be watched) and its connections."""
+    """One attached process: its pidfd (NO_PIDFD: it was dead before it could be watched) and its sessions."""
 
     process: Process
     pidfd: int
-    connections: list[Connection] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
 
 
 def open_pidfd(pid: int) -> int:

@@ -1,7 +1,7 @@
 """Processes and their threads.
 
 Owns `Process` (Linux: a thread group with its mm, signals and credentials) and `Thread` (one connection). Knows no
-socket: `Thread.connection` is the server's own. Answers to Linux v6.8 include/linux/sched.h and
+socket: `Thread.session` is the server's own. Answers to Linux v6.8 include/linux/sched.h and
 include/linux/sched/signal.h.
 
 Invariants: `process.mm` is an address space until `ended`, None from then on; `threads` is empty exactly when it
@@ -111,14 +111,14 @@ class Thread:
     """One thread of a process: one connection."""
 
     __slots__ = (
-        "__weakref__", "connection", "delivered", "flags", "on_rq", "pending", "pkru", "process", "rq", "siginfo",
-        "state", "tid",
+        "__weakref__", "delivered", "flags", "on_rq", "pending", "pkru", "process", "rq", "session", "siginfo", "state",
+        "tid",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
         self.tid = tid
         self.process = process
-        self.connection: object | None = None
+        self.session: object | None = None
         self.pkru = INIT_PKRU
         """PKRU while it does not run: `kerneld.task.sched` loads and saves it (Linux: thread.pkru)."""
         self.state = TASK_INTERRUPTIBLE

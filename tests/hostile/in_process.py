@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from kerneld.errors import SysError
+from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram
-from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
+from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.reply import Outcome
+from kerneld.server.session import Session
 from kerneld.syscalls import dispatch as dispatch_module
-from kerneld.syscalls.answer import Call
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
 from kerneld.task import table
-from kerneld.task.task import Thread
 from shared import wire
 from shared.client import realmem
 from tests.hostile.datagrams import Hostile, Writer
@@ -54,15 +55,23 @@ class _Log:
         raise OopsError(f"{event}: {fields}")
 
 
-class FakeConnection:
-    """What answer_datagram needs of a connection."""
+class _NoSocket:
+    """In place of a session's connection."""
+
+    fd = -1
+    receive = None
+    reply_limit = wire.MAX_REPLY
+    has_unread = False
+
+
+class Client(Session):
+    """The session of a client that has no socket."""
+
+    __slots__ = ("sender",)
 
     def __init__(self, sender: Sender) -> None:
+        super().__init__(cast(Any, _NoSocket()))
         self.sender = sender
-        self.thread: Thread | None = None
-        self.call: Call | None = None
-        self.reply_limit = wire.MAX_REPLY
-        self.has_unread = False
 
 
 class Drive:
@@ -87,7 +96,7 @@ class Drive:
         gc.collect()  # What earlier tests have left to the collector is not ours to count.
         self.nr_fds = len(os.listdir("/proc/self/fd"))
         self.writer = Writer(seed, lambda: list(self.kernel.processes), self._entries)
-        self._connections = [FakeConnection(self._sender(number)) for number in range(NR_CLIENTS)]
+        self._clients = [Client(self._sender(number)) for number in range(NR_CLIENTS)]
         self._former = cast(Any, table).find_ppid, cast(Any, dispatch_module)._log
         cast(Any, table).find_ppid = self._parents.get
         cast(Any, dispatch_module)._log = _Log()
@@ -112,30 +121,30 @@ class Drive:
     def step(self) -> None:
         """Send one datagram of one client and look at the answer."""
         at = self._random.randrange(NR_CLIENTS)
-        connection = self._connections[at]
-        hostile = self.writer.datagram() if connection.thread is not None else self.writer.attach()
+        client = self._clients[at]
+        hostile = self.writer.datagram() if client.thread is not None else self.writer.attach()
         fds = [os.dup(fd) for fd in self.fds.pick(self._random, hostile.nr_fds)] if hostile.nr_fds else []
         checked = self._random.random() < self._check_share and len(hostile.requests) <= MOST_CHECKED
         self.kernel.config = replace(self._config, check_invariants=checked)
-        is_last = self._answer(connection, hostile, fds)
+        is_last = self._answer(client, hostile, fds)
         for fd in fds:
             os.close(fd)
         if is_last or self._random.random() < 0.002:
-            self._leave(connection)
+            self._leave(client)
         self._reap()
         if self._check_each:
             self.kernel.config = replace(self._config, check_invariants=True)
             self.kernel.check()
             self.nr_checked += 1
 
-    def _answer(self, connection: FakeConnection, hostile: Hostile, fds: list[int]) -> bool:
-        sender = connection.sender
+    def _answer(self, client: Client, hostile: Hostile, fds: list[int]) -> bool:
+        sender = client.sender
         if self._random.random() < 0.01:
             sender = sender._replace(pid=self._random.choice((0, 1, FIRST_PID)))
         length = len(hostile.data)
         data = memoryview(hostile.data)[: wire.MAX_DATAGRAM]
-        if sender is connection.sender and not fds and length <= wire.MAX_DATAGRAM:
-            usual = answer_usual(cast(Any, connection), data, length)
+        if sender is client.sender and not fds and length <= wire.MAX_DATAGRAM:
+            usual = answer_usual(client, data, length)
             while isinstance(usual, Batch):
                 usual = usual.run(0.0) or usual
             if usual is not None:
@@ -143,13 +152,13 @@ class Drive:
         datagram = Datagram(data, sender, fds, length > wire.MAX_DATAGRAM, self._random.random() < 0.002)
         slice_seconds = self._random.choice((0.0, 10.0))
         attach = cast(Any, self._attach)
-        outcome = answer_datagram(self.kernel, cast(Any, connection), datagram, attach, slice_seconds)
+        outcome = answer_datagram(self.kernel, client, datagram, attach, slice_seconds)
         while isinstance(outcome, Batch):
             outcome = outcome.run(slice_seconds) or outcome
         return self._look(hostile, outcome)
 
     def _look(self, hostile: Hostile, outcome: Outcome) -> bool:
-        """Look at an answer; returns whether the connection ends with it."""
+        """Look at an answer; returns whether the client leaves with it."""
         for fd in outcome.fds:
             os.close(fd)
         assert len(outcome.answer) <= wire.MAX_REPLY
@@ -164,19 +173,19 @@ class Drive:
         self.writer.learn(hostile.requests, replies)
         return outcome.is_last
 
-    def _attach(self, connection: FakeConnection, sender: Sender, request: wire.Request) -> int:
-        if connection.thread is not None or sender.pid != connection.sender.pid:
+    def _attach(self, client: Client, sender: Sender, request: wire.Request) -> int:
+        if client.thread is not None or sender.pid != client.sender.pid:
             return -22
         try:
-            connection.thread = self.kernel.attach(sender, *request.args[:4])
+            thread = self.kernel.attach(sender, *request.args[:4])
         except SysError as error:
             return -error.errno
-        connection.call = Call(self.kernel, connection.thread, (0, 0, 0, 0, 0, 0), b"", [])
-        return connection.thread.process.pid
+        client.attached(self.kernel, thread, sender)
+        return thread.process.pid
 
-    def _leave(self, connection: FakeConnection) -> None:
-        """Close the connection, or have its real process die."""
-        thread, connection.thread = connection.thread, None
+    def _leave(self, client: Client) -> None:
+        """Have the client leave, or its real process die."""
+        thread, client.thread = client.thread, None
         if thread is None or thread.process.ended:
             return
         if self._random.random() < 0.5:
@@ -186,18 +195,18 @@ class Drive:
 
     def _reap(self) -> None:
         ended = self.kernel.take_ended()
-        for at, connection in enumerate(self._connections):
-            thread = connection.thread
+        for at, client in enumerate(self._clients):
+            thread = client.thread
             if thread is not None and (thread.process in ended or thread not in thread.process.threads):
-                connection.thread = None
-            if connection.thread is None and ended:
-                self._connections[at] = FakeConnection(self._sender(at))
+                client.thread = None
+            if client.thread is None and ended:
+                self._clients[at] = Client(self._sender(at))
 
     def finish(self) -> None:
         """Let every client go and see that nothing has stayed."""
         self.kernel.config = replace(self._config, check_invariants=True)
-        for connection in self._connections:
-            self._leave(connection)
+        for client in self._clients:
+            self._leave(client)
         for process in list(self.kernel.processes.values()):
             self.kernel.process_died(process)
         self._reap()

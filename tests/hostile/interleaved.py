@@ -10,18 +10,20 @@ import os
 from dataclasses import replace
 from typing import Any, cast
 
+from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram, close_fds
-from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
+from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.reply import Outcome
 from shared import wire
 from tests.hostile.datagrams import Hostile
-from tests.hostile.in_process import NR_CLIENTS, Drive, FakeConnection
+from tests.hostile.in_process import NR_CLIENTS, Client, Drive
 
 
 class InterleavedDrive(Drive):
     """One machine and its hostile clients, of whom several wait at a time."""
 
     def __init__(self, seed: int, check_share: float, *, ram_bytes: int) -> None:
-        self._waiting: dict[FakeConnection, tuple[Hostile, Batch]] = {}
+        self._waiting: dict[Client, tuple[Hostile, Batch]] = {}
         self.nr_waits = 0
         """Datagrams that others were served in the middle of."""
         self.nr_given_up = 0
@@ -37,65 +39,65 @@ class InterleavedDrive(Drive):
         if self._random.random() < 0.5:
             self._choose_whether_to_check()
             self.kernel.reap_memory()
-        connection = self._connections[self._random.randrange(NR_CLIENTS)]
-        if connection not in self._waiting:
-            self._send(connection)
+        client = self._clients[self._random.randrange(NR_CLIENTS)]
+        if client not in self._waiting:
+            self._send(client)
         elif self._random.random() < 0.02:
-            self._leave(connection)
+            self._leave(client)
         self._reap()
 
-    def _send(self, connection: FakeConnection) -> None:
-        hostile = self.writer.datagram() if connection.thread is not None else self.writer.attach()
+    def _send(self, client: Client) -> None:
+        hostile = self.writer.datagram() if client.thread is not None else self.writer.attach()
         fds = [os.dup(fd) for fd in self.fds.pick(self._random, hostile.nr_fds)] if hostile.nr_fds else []
         self._choose_whether_to_check()
         data, length = memoryview(hostile.data)[: wire.MAX_DATAGRAM], len(hostile.data)
         is_cut = length > wire.MAX_DATAGRAM
-        came_to = None if fds or is_cut else answer_usual(cast(Any, connection), data, length)
+        came_to = None if fds or is_cut else answer_usual(client, data, length)
         if came_to is None:
-            datagram = Datagram(data, connection.sender, fds, is_cut, False)
-            came_to = answer_datagram(self.kernel, cast(Any, connection), datagram, cast(Any, self._attach), 0.0)
+            datagram = Datagram(data, client.sender, fds, is_cut, False)
+            came_to = answer_datagram(self.kernel, client, datagram, cast(Any, self._attach), 0.0)
         if isinstance(came_to, Batch):
-            self._waiting[connection] = hostile, came_to
+            self._waiting[client] = hostile, came_to
             self.nr_waits += 1
             return
         close_fds(fds)
         outcome = Outcome(came_to, [], False) if isinstance(came_to, bytes) else came_to
         if self._look(hostile, outcome) or self._random.random() < 0.002:
-            self._leave(connection)
+            self._leave(client)
 
     def _choose_whether_to_check(self) -> None:
         self.kernel.config = replace(self._config, check_invariants=self._random.random() < self._check_share)
 
-    def _go_on(self, connection: FakeConnection) -> None:
-        hostile, batch = self._waiting[connection]
+    def _go_on(self, client: Client) -> None:
+        hostile, batch = self._waiting[client]
         self._choose_whether_to_check()
         outcome = batch.run(0.0)
         if outcome is not None:
-            del self._waiting[connection]
+            del self._waiting[client]
             close_fds(batch.fds)
             if self._look(hostile, outcome):
-                self._leave(connection)
+                self._leave(client)
         self._reap()
 
-    def _leave(self, connection: FakeConnection) -> None:
-        self._give_up(connection)
-        super()._leave(connection)
+    def _leave(self, client: Client) -> None:
+        self._give_up(client)
+        super()._leave(client)
 
-    def _give_up(self, connection: FakeConnection) -> None:
-        """The connection closes, and with it what waits, before anybody else is served."""
-        if connection in self._waiting:
-            self._waiting.pop(connection)[1].close()
+    def _give_up(self, client: Client) -> None:
+        """The client leaves, and with it what waits, before anybody else is served."""
+        if client in self._waiting:
+            self._waiting.pop(client)[1].close()
             self.nr_given_up += 1
 
     def _reap(self) -> None:
         super()._reap()
-        for connection in list(self._waiting):
-            if connection.thread is None or connection not in self._connections:
-                self._give_up(connection)
+        for client in list(self._waiting):
+            if client.thread is None or client not in self._clients:
+                self._give_up(client)
 
     def finish(self) -> None:
         """Let every client go, also those that wait, and see that nothing has stayed."""
-        for connection in list(self._waiting):
-            self._give_up(connection)
+        for client in list(self._waiting):
+            self._give_up(client)
         self.kernel.dying.slice_seconds = None
         super().finish()

@@ -9,15 +9,15 @@ from signal import SIGKILL
 
 import pytest
 
-from kerneld.server.exchange import Batch, Outcome
-from kerneld.syscalls.answer import Call
-from kerneld.syscalls.dispatch import run
+from kerneld.server.batch import Batch
+from kerneld.server.reply import Outcome
+from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel
 from shared import wire
 from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.hostile.in_process import FakeConnection
+from tests.hostile.in_process import Client
 from tests.hostile.test_long_requests import attached, begun, call, finish, kernel_in_pieces
 from tests.syscalls.world import iovecs
 
@@ -37,34 +37,34 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def long(kernel: Kernel) -> FakeConnection:
+def long(kernel: Kernel) -> Client:
     """Who makes the call."""
     return attached(kernel, os.getpid())
 
 
 @pytest.fixture
-def other(kernel: Kernel) -> FakeConnection:
+def other(kernel: Kernel) -> Client:
     """Who is served meanwhile."""
     return attached(kernel, os.getppid())
 
 
-def mmap(who: FakeConnection, length: int = LENGTH, prot: int = READ, flags: int = ANON) -> int:
+def mmap(who: Client, length: int = LENGTH, prot: int = READ, flags: int = ANON) -> int:
     vaddr = call(who, Nr.MMAP, 0, length, prot, flags, NO_FD, 0).ret
     assert vaddr > 0
     return vaddr
 
 
-def rss_pages(who: FakeConnection) -> int:
+def rss_pages(who: Client) -> int:
     assert who.thread is not None
     return who.thread.process.live_mm.resident_pages
 
 
-def mapped_zero_pages(who: FakeConnection, vaddr: int, length: int = LENGTH) -> int:
+def mapped_zero_pages(who: Client, vaddr: int, length: int = LENGTH) -> int:
     assert who.thread is not None
     return int((who.thread.process.live_mm.page_table.entries(vaddr, vaddr + length) != 0).sum())
 
 
-def test_a_mapping_that_is_populated(long: FakeConnection, other: FakeConnection) -> None:
+def test_a_mapping_that_is_populated(long: Client, other: Client) -> None:
     (reply,), served = finish(begun(long, Nr.MMAP, 0, LENGTH, READ, POPULATE, NO_FD, 0), other)
     assert mapped_zero_pages(long, reply.ret) == LENGTH // PAGE_SIZE
     assert served >= 30
@@ -74,9 +74,7 @@ def test_a_mapping_that_is_populated(long: FakeConnection, other: FakeConnection
     ("nr", "args"),
     [(Nr.MLOCK, ()), (Nr.MLOCK2, (0,)), (Nr.MADVISE, (Madv.POPULATE_READ,)), (Nr.MLOCKALL, None)],
 )
-def test_memory_that_is_locked_or_populated(
-    long: FakeConnection, other: FakeConnection, nr: Nr, args: tuple[int, ...] | None
-) -> None:
+def test_memory_that_is_locked_or_populated(long: Client, other: Client, nr: Nr, args: tuple[int, ...] | None) -> None:
     vaddr = mmap(long)
     words = (Mcl.CURRENT.value,) if args is None else (vaddr, LENGTH, *args)
     (reply,), served = finish(begun(long, nr, *words), other)
@@ -85,7 +83,7 @@ def test_memory_that_is_locked_or_populated(
     assert served >= 30
 
 
-def test_a_locked_heap_that_grows(long: FakeConnection, other: FakeConnection) -> None:
+def test_a_locked_heap_that_grows(long: Client, other: Client) -> None:
     assert call(long, Nr.MLOCKALL, Mcl.FUTURE.value).ret == 0
     brk = call(long, Nr.BRK, 0).ret
     before = rss_pages(long)
@@ -100,7 +98,7 @@ def test_a_locked_heap_that_grows(long: FakeConnection, other: FakeConnection) -
     [(Nr.MLOCK, (), 0), (Nr.MADVISE, (Madv.POPULATE_READ,), -errno.ENOMEM), (Nr.MADVISE, (Madv.POPULATE_WRITE,), -22)],
 )
 def test_memory_that_goes_meanwhile(
-    long: FakeConnection, other: FakeConnection, kernel: Kernel, nr: Nr, args: tuple[int, ...], ret: int
+    long: Client, other: Client, kernel: Kernel, nr: Nr, args: tuple[int, ...], ret: int
 ) -> None:
     """Linux: __mm_populate() finds no VMA and is content, madvise_populate() is not; nor with rights that have gone."""
     is_write = args == (Madv.POPULATE_WRITE,)
@@ -110,25 +108,26 @@ def test_memory_that_goes_meanwhile(
     assert long.thread is not None
     half = vaddr + length // 2
     words = (half, length // 2, READ if is_write else 0, 0, 0, 0)
-    assert run(Call(kernel, long.thread, words, b"", []), int(Nr.MPROTECT if is_write else Nr.MUNMAP)) == 0
+    change = wire.Request(int(Nr.MPROTECT if is_write else Nr.MUNMAP), words, b"")
+    assert dispatch(kernel, long.thread, change, []).ret == 0
     (reply,), _ = finish(batch, other)
     assert reply.ret == ret
     assert mapped_zero_pages(long, vaddr, length) == length // 2 // PAGE_SIZE
 
 
-def test_who_populates_more_than_there_is_is_killed(long: FakeConnection, other: FakeConnection) -> None:
+def test_who_populates_more_than_there_is_is_killed(long: Client, other: Client) -> None:
     (reply,), _ = finish(begun(long, Nr.MMAP, 0, LENGTH, RW, POPULATE, NO_FD, 0), other)
     assert reply.signo == SIGKILL
 
 
-def test_who_populates_may_die_meanwhile(long: FakeConnection, kernel: Kernel) -> None:
+def test_who_populates_may_die_meanwhile(long: Client, kernel: Kernel) -> None:
     batch = begun(long, Nr.MMAP, 0, LENGTH, READ, POPULATE, NO_FD, 0)
     assert long.thread is not None
     kernel.process_died(long.thread.process)
     batch.close()
 
 
-def copy(reader: FakeConnection, remote: FakeConnection, nr: Nr, near: int, far: int) -> Batch:
+def copy(reader: Client, remote: Client, nr: Nr, near: int, far: int) -> Batch:
     """Begin to copy LENGTH bytes between a MiB of the reader's, again and again, and memory of the other's."""
     assert remote.thread is not None
     pieces = [(near, MIB)] * (LENGTH // MIB)
@@ -136,7 +135,7 @@ def copy(reader: FakeConnection, remote: FakeConnection, nr: Nr, near: int, far:
     return begun(reader, nr, remote.thread.process.pid, 1, len(pieces), 1, 1, 0, data=data)
 
 
-def test_memory_that_is_copied(long: FakeConnection, other: FakeConnection) -> None:
+def test_memory_that_is_copied(long: Client, other: Client) -> None:
     near, far = mmap(long, MIB, RW), mmap(other, LENGTH, RW)
     call(other, Nr.STORE, far + LENGTH - MIB, 5, data=b"hello")
     (reply,), served = finish(copy(long, other, Nr.PROCESS_VM_READV, near, far), other)
@@ -145,9 +144,7 @@ def test_memory_that_is_copied(long: FakeConnection, other: FakeConnection) -> N
     assert served >= 10
 
 
-def test_a_process_that_is_written_to_may_die_meanwhile(
-    long: FakeConnection, other: FakeConnection, kernel: Kernel
-) -> None:
+def test_a_process_that_is_written_to_may_die_meanwhile(long: Client, other: Client, kernel: Kernel) -> None:
     near, far = mmap(long, MIB, RW), mmap(other, LENGTH, RW)
     batch = copy(long, other, Nr.PROCESS_VM_WRITEV, near, far)
     assert batch.run(0.0) is None
@@ -161,7 +158,7 @@ def test_a_process_that_is_written_to_may_die_meanwhile(
     assert reply.ret % MIB == 0
 
 
-def test_who_copies_may_die_meanwhile(long: FakeConnection, other: FakeConnection, kernel: Kernel) -> None:
+def test_who_copies_may_die_meanwhile(long: Client, other: Client, kernel: Kernel) -> None:
     near, far = mmap(long, MIB, RW), mmap(other, LENGTH, RW)
     batch = copy(long, other, Nr.PROCESS_VM_READV, near, far)
     assert long.thread is not None

@@ -11,15 +11,16 @@ import pytest
 from kerneld.fs.file_limits import FileRules
 from kerneld.mm.space import pace
 from kerneld.server import exchange
+from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram
-from kerneld.server.exchange import Batch, Outcome, answer_datagram, answer_usual
-from kerneld.syscalls.answer import Call
-from kerneld.syscalls.dispatch import run
+from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.reply import Outcome
+from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
 from shared import wire
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.hostile.in_process import FakeConnection
+from tests.hostile.in_process import Client
 
 RAM_BYTES = 32 << 20
 GIB = 1 << 30
@@ -45,35 +46,34 @@ def kernel_in_pieces(monkeypatch: pytest.MonkeyPatch, piece_seconds: float) -> I
     kernel.shutdown()
 
 
-def attached(kernel: Kernel, pid: int) -> FakeConnection:
-    connection = FakeConnection(Sender(pid, 0, 0))
-    connection.thread = kernel.attach(connection.sender, 1, pid, 0)
-    connection.call = Call(kernel, connection.thread, (0, 0, 0, 0, 0, 0), b"", [])
-    return connection
+def attached(kernel: Kernel, pid: int) -> Client:
+    client = Client(Sender(pid, 0, 0))
+    client.attached(kernel, kernel.attach(client.sender, 1, pid, 0), client.sender)
+    return client
 
 
 def pack(nr: Nr, *args: int, data: bytes = b"") -> bytes:
     return wire.pack_request(nr, args, data)
 
 
-def ask(connection: FakeConnection, datagram: bytes) -> Batch | list[wire.Reply]:
+def ask(client: Client, datagram: bytes) -> Batch | list[wire.Reply]:
     """Send one request; returns the replies, or what is left to do."""
-    outcome = answer_usual(cast(Any, connection), memoryview(datagram), len(datagram))
+    outcome = answer_usual(client, memoryview(datagram), len(datagram))
     if isinstance(outcome, Batch):
         return outcome
     assert outcome is not None
     return wire.unpack_replies(outcome if isinstance(outcome, bytes) else outcome.answer)
 
 
-def call(connection: FakeConnection, nr: Nr, *args: int, data: bytes = b"") -> wire.Reply:
-    replies = ask(connection, pack(nr, *args, data=data))
+def call(client: Client, nr: Nr, *args: int, data: bytes = b"") -> wire.Reply:
+    replies = ask(client, pack(nr, *args, data=data))
     if isinstance(replies, Batch):
-        replies, _ = finish(replies, connection)
+        replies, _ = finish(replies, client)
     (reply,) = replies
     return reply
 
 
-def finish(batch: Batch, other: FakeConnection) -> tuple[list[wire.Reply], int]:
+def finish(batch: Batch, other: Client) -> tuple[list[wire.Reply], int]:
     """Go on to the end, and serve another client before each piece; returns the replies, and how often it was."""
     served = 0
     assert other.thread is not None
@@ -84,12 +84,12 @@ def finish(batch: Batch, other: FakeConnection) -> tuple[list[wire.Reply], int]:
             return wire.unpack_replies(outcome.answer), served
 
 
-def map_gib(connection: FakeConnection, gib: int) -> int:
-    return call(connection, Nr.MMAP, 0, gib * GIB, 3, PRIVATE_NORESERVE, (1 << 64) - 1, 0).ret
+def map_gib(client: Client, gib: int) -> int:
+    return call(client, Nr.MMAP, 0, gib * GIB, 3, PRIVATE_NORESERVE, (1 << 64) - 1, 0).ret
 
 
-def begun(connection: FakeConnection, nr: Nr, *args: int, data: bytes = b"") -> Batch:
-    batch = ask(connection, pack(nr, *args, data=data))
+def begun(client: Client, nr: Nr, *args: int, data: bytes = b"") -> Batch:
+    batch = ask(client, pack(nr, *args, data=data))
     assert isinstance(batch, Batch)
     return batch
 
@@ -130,8 +130,8 @@ def test_memory_that_goes_meanwhile_is_a_fault(kernel: Kernel) -> None:
     vaddr = map_gib(long, 1)
     batch = begun(long, Nr.TOUCH, vaddr, GIB, 0)
     assert long.thread is not None
-    another_thread = Call(kernel, long.thread, (vaddr + GIB // 2, GIB // 2, 0, 0, 0, 0), b"", [])
-    assert run(another_thread, int(Nr.MUNMAP)) == 0
+    munmap = wire.Request(int(Nr.MUNMAP), (vaddr + GIB // 2, GIB // 2, 0, 0, 0, 0), b"")
+    assert dispatch(kernel, long.thread, munmap, []).ret == 0
     (reply,), _ = finish(batch, other)
     assert (reply.ret, reply.signo) == (GIB // 2 // PAGE_SIZE, 11)
 

@@ -45,7 +45,7 @@ class _Log:
 
 def meddle(drive: Drive, chance: random.Random) -> None:
     """One of the clients opens a trace, well or badly, or closes one; what it is given it drops."""
-    threads = [connection.thread for connection in drive._connections if connection.thread is not None]
+    threads = [connection.thread for connection in drive._clients if connection.thread is not None]
     if not threads:
         return
     thread = chance.choice(threads)

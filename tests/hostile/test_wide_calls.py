@@ -25,7 +25,7 @@ from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
-from tests.hostile.in_process import FakeConnection
+from tests.hostile.in_process import Client
 from tests.hostile.test_long_requests import attached, begun, call, finish, kernel_in_pieces
 
 BASE = 0x10_0000_0000
@@ -61,7 +61,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     yield from kernel_in_pieces(monkeypatch, 0.0)
 
 
-def one_vma(mm: MmStruct, who: FakeConnection) -> None:
+def one_vma(mm: MmStruct, who: Client) -> None:
     """A wide range that has been read, but for a few pages that have been written; VMAs on both sides."""
     assert call(who, Nr.MMAP, BASE - PMD_SIZE, LENGTH + 2 * PMD_SIZE, RW, ANON, NO_FD, 0).ret == BASE - PMD_SIZE
     do_mprotect(mm, BASE, LENGTH, READ)
@@ -71,7 +71,7 @@ def one_vma(mm: MmStruct, who: FakeConnection) -> None:
         assert call(who, Nr.STORE, BASE + table * PMD_SIZE + 7 * PAGE_SIZE, 1, data=b"x").ret == 1
 
 
-def many_vmas(mm: MmStruct, who: FakeConnection) -> None:
+def many_vmas(mm: MmStruct, who: Client) -> None:
     """Forty-eight VMAs, some of them with a page."""
     step = LENGTH // 48
     for number in range(48):
@@ -90,7 +90,7 @@ def state(mm: MmStruct) -> list[object]:
     return [vmas, (entries != 0).tolist(), (entries & 3).tolist(), counters]
 
 
-def mm_of(who: FakeConnection) -> MmStruct:
+def mm_of(who: Client) -> MmStruct:
     assert who.thread is not None
     return who.thread.process.live_mm
 
@@ -101,7 +101,7 @@ ONE_STEP = {("dontfork", one_vma), ("munlock", one_vma)}
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("make", [one_vma, many_vmas])
-def test_what_comes_of_it(kernel: Kernel, name: str, make: Callable[[MmStruct, FakeConnection], None]) -> None:
+def test_what_comes_of_it(kernel: Kernel, name: str, make: Callable[[MmStruct, Client], None]) -> None:
     long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
     for who in (long, twin):
         make(mm_of(who), who)
@@ -121,7 +121,7 @@ def test_what_comes_of_it(kernel: Kernel, name: str, make: Callable[[MmStruct, F
 
 
 @pytest.mark.parametrize("make", [one_vma, many_vmas])
-def test_all_memory_locked_and_unlocked(kernel: Kernel, make: Callable[[MmStruct, FakeConnection], None]) -> None:
+def test_all_memory_locked_and_unlocked(kernel: Kernel, make: Callable[[MmStruct, Client], None]) -> None:
     long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
     for who in (long, twin):
         make(mm_of(who), who)
@@ -199,14 +199,14 @@ def another_thread() -> Iterator[int]:
         thread.join()
 
 
-def copy_of(kernel: Kernel, who: FakeConnection) -> MmStruct:
+def copy_of(kernel: Kernel, who: Client) -> MmStruct:
     assert who.thread is not None
     (copy,) = kernel.table.copies_of(who.thread.process)
     return copy
 
 
 @pytest.mark.parametrize("make", [one_vma, many_vmas])
-def test_a_fork(kernel: Kernel, make: Callable[[MmStruct, FakeConnection], None]) -> None:
+def test_a_fork(kernel: Kernel, make: Callable[[MmStruct, Client], None]) -> None:
     long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
     for who in (long, twin):
         make(mm_of(who), who)

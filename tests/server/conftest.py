@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.server import exchange
+from kerneld.server import batch, exchange
 from tests.server.fakes import ServerUnderTest, fake_run
 
 
@@ -22,7 +22,8 @@ def private_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(private_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerUnderTest]:
     """A server over the fake kernel, driven turn by turn."""
-    monkeypatch.setattr(exchange, "run", fake_run)
+    for module in (exchange, batch):
+        monkeypatch.setattr(module, "run", fake_run)
     server = ServerUnderTest(private_dir)
     yield server
     server.close()

@@ -8,9 +8,10 @@ from typing import Any, cast
 import pytest
 
 from kerneld.mm.space import mm as mm_module
+from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram, close_fds
 from kerneld.server.daemon import TRACING_MODULES, _load_tracing
-from kerneld.server.exchange import Batch, answer_datagram
+from kerneld.server.exchange import answer_datagram
 from kerneld.trace import fprobe
 from kerneld.trace.fprobe import FPROBES, Function
 from shared import wire

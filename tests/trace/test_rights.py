@@ -13,7 +13,8 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.mm.space import pace
 from kerneld.server.connection import Datagram
-from kerneld.server.exchange import Outcome, answer_datagram
+from kerneld.server.exchange import answer_datagram
+from kerneld.server.reply import Outcome
 from kerneld.syscalls.kernel import Sender
 from kerneld.syscalls.table import HANDLERS
 from kerneld.trace.fprobe import FPROBES
@@ -32,7 +33,7 @@ from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Nr
 from shared.wire import pack_request, unpack_replies
-from tests.hostile.in_process import FakeConnection
+from tests.hostile.in_process import Client
 from tests.syscalls.world import OTHER, ROOT, USER, Program, page
 from tests.task.programs import STATIC
 from tests.trace.world import Trace, TracedWorld
@@ -329,7 +330,7 @@ def test_a_request_that_makes_very_many_records_does_not_gather_them_all(world: 
 def test_a_datagram_opens_one_trace(world: TracedWorld) -> None:
     """Its descriptors wait with the answer for as long as the client does not read: closed traces cost them too."""
     user = world.attach(USER)
-    connection = FakeConnection(Sender(user.pid, USER, USER))
+    connection = Client(Sender(user.pid, USER, USER))
     connection.thread = user.thread
     attr = TraceAttr(("sched:*",), (), 1).pack()
     requests = b"".join(
