@@ -5,23 +5,27 @@ A call that comes in pieces ends one after each step here. Of 100 TiB there are 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 
 import pytest
 
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
-from kerneld.mm.calls.madvise import madvise_in_pieces
+from kerneld.mm.calls.madvise import do_madvise, madvise_in_pieces
 from kerneld.mm.calls.mlock import lock_flags_in_pieces, munlock_in_pieces
 from kerneld.mm.calls.mprotect import mprotect_in_pieces
+from kerneld.mm.fault import collapse
 from kerneld.mm.space.dying import take_down
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_in_pieces
 from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.truncate import truncate_in_pieces
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from shared.uapi.mman import Madv, Map
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from tests.mm.world import ANON, BASE, NONE, PRIVATE, RW, SHARED, Machine, load, mmap, page, store
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
+from tests.mm.huge_world import HUGE
+from tests.mm.world import ANON, BASE, NONE, PRIVATE, RW, SHARED, Machine, errno_of, load, mmap, page, store
 
 PAGES = (100 << 40) >> PAGE_SHIFT
 LENGTH = PAGES * PAGE_SIZE
@@ -76,6 +80,21 @@ def test_a_fork(machine: Machine, mm: MmStruct) -> None:
     machine.mms.append(child)
     assert 2 < steps_of(dup_in_pieces(mm, child)) < FEW
     assert load(child, page(MIDDLE), 5) == b"there"
+
+
+def test_collapse(mm: MmStruct, monkeypatch: pytest.MonkeyPatch) -> None:
+    mmap(mm, PAGES, flags=ANON | NORESERVE, at=BASE)
+    fill(mm)
+    tried: list[int] = []
+
+    def try_one(_mm: MmStruct, _vma: Vma, haddr: Vaddr) -> bool:
+        assert len(tried) < FEW
+        tried.append(haddr)
+        return False
+
+    monkeypatch.setattr(collapse, "_collapse_pmd", try_one)
+    assert errno_of(lambda: do_madvise(mm, BASE, LENGTH, Madv.COLLAPSE)) == errno.EINVAL
+    assert [haddr - BASE >> PAGE_SHIFT for haddr in tried] == [0, MIDDLE, PAGES - HUGE]
 
 
 def test_locked_memory(mm: MmStruct) -> None:

@@ -44,7 +44,8 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     if not thp_vma_suitable(vma, vma.end - PMD_SIZE):
         raise SysError(errno.EINVAL)
     first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
-    collapsed = sum(_collapse_pmd(mm, vma, haddr) for haddr in range(first, last, PMD_SIZE))
+    # Where there is no leaf table there is nothing to collapse: it is passed over, however much it is.
+    collapsed = sum(_collapse_pmd(mm, vma, leaf.start) for leaf in mm.page_table.leaves(first, last))
     # A range between two boundaries has last < first and is refused, an empty one is not: so Linux subtracts.
     if collapsed != last - first >> PMD_SHIFT:
         raise SysError(errno.EINVAL)
