@@ -14,7 +14,6 @@ from kerneld.mm.fault.populate import mm_populate
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.overcommit import check_enough_memory
-from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYSHARE, VM_SHARED
 from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
@@ -43,9 +42,12 @@ def do_mremap(
     return _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged)
 
 
-def locked_vm_after_dontunmap(before: int, new_vma: Vma, new_len: int) -> int:
-    """Source: Linux v6.15 mm/mremap.c:vrm_stat_account(): the new mapping counts, and the old one goes on counting."""
-    return before + (new_len >> PAGE_SHIFT if new_vma.vm_flags & VM_LOCKED else 0)
+def locked_vm_after_dontunmap(before: int, vm_flags: int, new_len: int) -> int:
+    """Source: Linux v6.15 mm/mremap.c:vrm_stat_account(): the new mapping counts, and the old one goes on counting.
+
+    It goes by the old one's flags before that is unlocked: both may be one VMA by then.
+    """
+    return before + (new_len >> PAGE_SHIFT if vm_flags & VM_LOCKED else 0)
 
 
 def _mremap_at(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vaddr:

@@ -197,7 +197,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     mm.frames.kernel_objects.check_room(_SPARE_MAPS)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(mm, (new_len if flags & _DONTUNMAP else new_len - old_len) >> PAGE_SHIFT)
-    locked_vm = mm.locked_vm
+    locked_vm, vm_flags = mm.locked_vm, vma.vm_flags
     new_vma = copy_vma(mm, vma, old_addr, new_addr, new_len)
     try:
         move_page_tables(mm, old_addr, new_addr, old_len)
@@ -208,7 +208,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         source = mm.vmas.lookup(old_addr)
         assert source is not None
         mm.set_vma_flags(source, source.vm_flags & ~VM_LOCKED_MASK)
-        mm.keep_locked_vm(locked_vm_after_dontunmap(locked_vm, new_vma, new_len))
+        mm.keep_locked_vm(locked_vm_after_dontunmap(locked_vm, vm_flags, new_len))
         if source is not new_vma and source.start == old_addr and source.end == old_addr + old_len:
             unlink_anon_vmas(source)
     elif old_len:
@@ -218,7 +218,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         mm.hiwater_vm = hiwater_vm
 
 
-def locked_vm_after_dontunmap(before: int, new_vma: Vma, new_len: int) -> int:
+def locked_vm_after_dontunmap(before: int, _vm_flags: int, new_len: int) -> int:
     """Return `locked_vm` after a move that leaves the old mapping there, unlocked whole, in pages; `before` it.
 
     Source: Linux v6.8 mm/mremap.c:move_vma(): "we don't need to touch locked_vm". Of a mapping that moves in part the
