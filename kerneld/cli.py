@@ -23,6 +23,7 @@ Examples:
   kerneld status                    is it running, and how is it doing
   kerneld ps                        the processes it serves
   kerneld maps 4242                 what process 4242 has mapped
+  kerneld exec -- python3           a program, as it is, whose memory is kerneld's
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
   kerneld trace --pid 4242          what it does, and why, as it happens
@@ -39,12 +40,13 @@ Exit status:
   3  kerneld does not run                              4  kerneld went away
   5  no such process, or no such file of one           6  not permitted
   7  kerneld cannot start there, or not so big
-  8  the program of kerneld run cannot be run here
+  8  the program of kerneld run or exec cannot be run here
 """
 
 
 COMMANDS = {
     "demo": "kerneld.commands.demo",
+    "exec": "kerneld.commands.exec.exec",
     "ftrace": "kerneld.commands.trace.ftrace",
     "inspect-dump": "kerneld.commands.daemon.inspect_dump",
     "maps": "kerneld.commands.proc.maps",

@@ -5,9 +5,10 @@ business. Page tables live in here as real entries, so that a foreign page-table
 agrees with us.
 
 Invariants: a frame that `written` does not name reads as zeros: whoever writes page contents does so by a method of
-`Ram`, and page tables (written as words) are noted when they are allocated. The size never changes, and nobody but this
-process can write: the file is sealed (F_SEAL_FUTURE_WRITE) once our own mapping stands, so that even a read-only
-descriptor reopened through /proc cannot be written or mapped writable.
+`Ram`, or says so before (`set_written`); page tables (written as words) are noted when they are allocated. The size
+never changes. Nobody but this process can write, unless the machine takes native programs in: the file is sealed
+(F_SEAL_FUTURE_WRITE) once our own mapping stands, so that even a read-only descriptor reopened through /proc cannot be
+written or mapped writable.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ _ZEROS = bytes(PAGE_SIZE)
 class Ram:
     """The machine's memory of `size_bytes`, a multiple of PAGE_SIZE."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, *, is_shared: bool = False) -> None:
         """Create the memory file and map it; every byte reads zero and takes no memory until it is written.
+
+        `is_shared`: native programs will map it to write (`open_writable`), so that it is not sealed against that.
 
         Raises OSError where the host has no memory files or no address space for it.
         """
@@ -46,7 +49,8 @@ class Ram:
         os.ftruncate(self._fd, size_bytes)
         self._map = mmap.mmap(self._fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         os.fchmod(self._fd, 0o400)
-        fcntl.fcntl(self._fd, _F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+        seals = _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL
+        fcntl.fcntl(self._fd, _F_ADD_SEALS, seals if is_shared else seals | _F_SEAL_FUTURE_WRITE)
         self._bytes = memoryview(self._map)
         self._readonly = self._bytes.toreadonly()
         self.words = self._bytes.cast("Q")
@@ -106,6 +110,13 @@ class Ram:
     def open_readonly(self) -> int:
         """Return a new read-only descriptor of the memory file; the caller closes it."""
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_writable(self) -> int:
+        """Return a new descriptor of the memory file that can be mapped to write; the caller closes it.
+
+        Whoever maps a frame so tells it by `set_written`.
+        """
+        return os.dup(self._fd)
 
     def close(self) -> None:
         """Give the memory back to the host. No view of it may be used afterwards.

@@ -78,6 +78,8 @@ class DaemonConfig:
     """The largest buffer that a trace may have; None: what `kerneld.trace` says."""
     pku: bool = True
     """Whether the processor has memory protection keys."""
+    native: bool = True
+    """Whether native programs may come (`kerneld exec`)."""
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
@@ -130,6 +132,7 @@ def build_kernel(config: DaemonConfig) -> Kernel:
                 superuser_uid=os.getuid(),
                 host_targets=config.host_targets,
                 check_invariants=config.check_invariants,
+                native=config.native,
                 swap_bytes=config.swap_bytes,
                 sysctl=config.sysctl,
                 files=config.files,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.server.agent_link import AgentLink, with_record
 from kerneld.server.airlock import Airlock, client_of
 from kerneld.server.batch import SLICE_SECONDS, Batch
 from kerneld.server.connection import (
@@ -31,6 +32,7 @@ from kerneld.server.door import ClientLimits, Door
 from kerneld.server.exchange import answer_datagram, answer_usual
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
+from shared.uapi.native import ATTACH_AGENT
 
 if TYPE_CHECKING:
     import socket
@@ -107,6 +109,8 @@ class Service:
             self._hang_up(session)
             return
         outcome = None
+        if session.thread is not None and session.thread.tlb is not None:
+            session.thread.tlb.begin()
         if ancillary == session.usual and not flags & MSG_CUT:
             outcome = answer_usual(session, inbox.view, length)
         if outcome is None:
@@ -122,6 +126,8 @@ class Service:
 
     def _send(self, session: Session, outcome: Outcome | Batch | bytes) -> None:
         """Send the answer to a datagram, and do what it came to besides."""
+        if session.thread is not None and session.thread.tlb is not None and not isinstance(outcome, Batch):
+            outcome = with_record(outcome, session.thread.tlb.take())
         try:
             if isinstance(outcome, bytes):
                 is_sent, is_last = session.connection.send(outcome), False
@@ -261,6 +267,8 @@ class Service:
             # A process of another pid namespace: it has no pid here.
             return -errno.EPERM
         watch = self.watches.find(sender.pid)
+        if request.args[3] & ATTACH_AGENT:
+            return self._attach_agent(session, watch, request.args[2])
         try:
             pidfd = NO_PIDFD if watch is not None else open_pidfd(sender.pid)
         except OSError as error:
@@ -283,6 +291,19 @@ class Service:
         session.watch = watch
         log.debug("attached", pid=sender.pid, tid=thread.tid)
         return thread.process.pid
+
+    def _attach_agent(self, session: Session, watch: Watch | None, token: int) -> int:
+        """Make the connection the agent's of a TLB of the process that sent the request; returns 0 or -errno."""
+        if watch is None:
+            return -errno.EINVAL
+        process = watch.process
+        link = AgentLink(session.connection, lambda: self.watches.kill(process))
+        try:
+            self._kernel.tlbs.employ(token, link)
+        except SysError as error:
+            return -error.errno
+        session.on_close = link.lost
+        return 0
 
     def end_process(self, watch: Watch) -> None:
         """The real process is dead."""

@@ -8,6 +8,7 @@ Invariant: `thread`, `call` and `usual` are there from `attached` on, `watch` so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kerneld.server.connection import Connection, usual_ancillary
@@ -25,7 +26,7 @@ NO_ARGS = (0, 0, 0, 0, 0, 0)
 class Session:
     """A connection and what has been attached through it."""
 
-    __slots__ = ("batch", "call", "connection", "fd", "receive", "thread", "usual", "watch")
+    __slots__ = ("batch", "call", "connection", "fd", "on_close", "receive", "thread", "usual", "watch")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -37,6 +38,8 @@ class Session:
         """What is left of a long datagram. Nothing is read from the connection until it has been answered."""
         self.call: Call | None = None
         """The thread's, used again by each of its single requests."""
+        self.on_close: Callable[[], None] | None = None
+        """Who is told of its end, where it is no thread's."""
         self.usual: list[tuple[int, int, bytes]] | None = None
         """What comes beside a datagram of the sender that attached. A datagram whose ancillary data is equal needs no
         closer look at who sent it."""
@@ -55,6 +58,8 @@ class Session:
 
     def close(self) -> None:
         """Give up what goes on, and close the connection."""
+        if self.on_close is not None:
+            self.on_close()
         if self.batch is not None:
             self.batch.close()
             self.batch = None

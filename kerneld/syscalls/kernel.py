@@ -41,6 +41,7 @@ from kerneld.task.real_process import find_effective_ids
 from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
+from kerneld.tlb.tlbs import Tlbs
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
 from shared.uapi.shadowpt import ATTACH_HOST
 from shared.uapi.syscalls import ABI_VERSION
@@ -79,6 +80,8 @@ class KernelConfig:
     """How many files of whom are used, and which are."""
     pku: bool = True
     """Whether the processor has memory protection keys."""
+    native: bool = False
+    """Whether native programs may come (`kerneld exec`): the RAM can be mapped to write by the superuser then."""
     check_invariants: bool = False
     """Check everything after every request: for tests."""
 
@@ -134,7 +137,7 @@ class Kernel:
             raise ValueError(f"RAM must be a multiple of 4 KiB and at least {MIN_RAM_BYTES >> 20} MiB")
         self.config = config
         self.start_time = time.monotonic()
-        self.ram = Ram(config.ram_bytes)
+        self.ram = Ram(config.ram_bytes, is_shared=config.native)
         self.frames = Frames(self.ram, SwapFile(config.swap_bytes), Processor(ospke=config.pku))
         self.sysctl = replace(config.sysctl)
         init_reserves(self.frames, self.sysctl)
@@ -143,6 +146,8 @@ class Kernel:
         """Readable while files_changed() has something to do; -1 where the host cannot tell."""
         self.files = FileTable(self.frames, self._inotify, config.files)
         self.shadowpt = ShadowPt(self.ram)
+        self.tlbs = Tlbs()
+        """Of the native programs."""
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.processes = self.table.processes
         self.ended = self.table.ended
@@ -253,6 +258,7 @@ class Kernel:
             check_machine(self.frames, mms)
             self.rq.check(mms)
             self.shadowpt.check()
+            self.tlbs.check()
 
     def shutdown(self) -> None:
         """End every process and give the memory back."""

@@ -20,7 +20,8 @@ from kerneld.task.task import Cred, Process
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
-_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD).value
+_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY).value
+_ENTRY = struct.Struct("<QQ")
 _RLIMIT64 = struct.Struct("<QQ")
 
 
@@ -73,7 +74,7 @@ def sys_exit_group(call: Call) -> int:
     return 0
 
 
-def sys_execve(call: Call) -> int:
+def sys_execve(call: Call) -> int | Answer:
     """args: three pointers, Exec flags, argc, envc; a descriptor of the program's file; inline: its strings.
 
     Raises EBADF without a descriptor, or where the second one is no memory file, EINVAL for other flags, EFAULT for
@@ -96,13 +97,15 @@ def sys_execve(call: Call) -> int:
         held.append(file)
         filename, strings = _take_strings(call, file, strings_fd)
         bprm = Binprm(file, filename, strings, dumpable=files.may_read(file, cred))
-        do_execve(call.process, bprm, open_interpreter)
+        entry = do_execve(call.process, bprm, open_interpreter)
     finally:
         if strings_fd is not None:
             os.close(strings_fd)
         for opened in held:
             files.put_unused(opened)
     zap_other_threads(call.thread)
+    if flags & Exec.ENTRY:
+        return Answer(0, _ENTRY.pack(entry, call.mm.start_stack))
     return 0
 
 

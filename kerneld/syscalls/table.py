@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, process, remote, shadow, trace
+from kerneld.syscalls import machine, memory, native, process, remote, shadow, trace
 from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
@@ -56,6 +56,8 @@ _TABLE: dict[Nr, Handler] = {
     Nr.RDPKRU: machine.rdpkru,
     Nr.WRPKRU: machine.wrpkru,
     Nr.CLONE: process.clone,
+    Nr.NATIVE: native.native,
+    Nr.FAULT: native.fault,
 }
 
 RESTART = -1

@@ -24,7 +24,7 @@ from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
-from kerneld.task.elf import PHDR_BYTES, ElfImage, read_interpreter, read_program
+from kerneld.task.elf import PHDR_BYTES, U64_MASK, ElfImage, read_interpreter, read_program
 from kerneld.task.elf_map import ELF_ET_DYN_BASE, Placement, map_interpreter, map_program
 from kerneld.task.exec_stack import (
     STACK_EXPAND_BYTES,
@@ -92,8 +92,10 @@ class Binprm:
     memory (Linux: would_dump())."""
 
 
-def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> None:
-    """Let a process go on with another program; its other threads are the caller's business.
+def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
+    """Let a process go on with another program, and return where that begins: in its interpreter, or in itself.
+
+    Its other threads are the caller's business.
 
     `open_interpreter` opens the path in PT_INTERP and raises SysError where it cannot. Both files stay the caller's,
     which holds them open until this returns: while segments replace one another the last mapping of a file may go
@@ -118,7 +120,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     # Before a segment takes a key: a new program has no say in what others had denied (Linux: pkru_flush_thread()).
     processor.wrpkru(processor.init_pkru)
     try:
-        _load(mm, process.cred, file, image, arguments, open_interpreter)
+        entry = _load(mm, process.cred, file, image, arguments, open_interpreter)
     except SysError:
         exit_mmap(mm)
         processor.wrpkru(pkru)
@@ -130,6 +132,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
         if disposition is not Disposition.CAUGHT
     }
     process.comm = os.fsdecode(os.path.basename(bprm.filename)[:TASK_COMM_BYTES])
+    return entry
 
 
 def _load(
@@ -139,15 +142,17 @@ def _load(
     image: ElfImage,
     arguments: Arguments,
     open_interpreter: Callable[[str], File],
-) -> None:
-    """Fill an empty address space. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary()."""
+) -> Vaddr:
+    """Fill an empty address space, and return where the program begins.
+
+    Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
+    """
     if image.interpreter is None:
-        _lay_out(mm, cred, file, image, arguments, None)
-        return
+        return _lay_out(mm, cred, file, image, arguments, None)
     interpreter = open_interpreter(image.interpreter)
     if not interpreter.readable:
         raise SysError(errno.EACCES)
-    _lay_out(mm, cred, file, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
+    return _lay_out(mm, cred, file, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
 
 
 def _lay_out(
@@ -157,19 +162,21 @@ def _lay_out(
     image: ElfImage,
     arguments: Arguments,
     interpreter: tuple[File, ElfImage] | None,
-) -> None:
+) -> Vaddr:
     """Map stack, program, interpreter, and write the tables: in Linux's order, for one may replace another."""
     arch_pick_mmap_layout(mm)
     setup_arg_pages(mm, arguments, executable=image.executable_stack)
     program = map_program(mm, file, image, privileged=cred.superuser)
-    base = 0
+    base, entry = 0, program.entry
     if interpreter is not None:
         base = map_interpreter(mm, *interpreter, program, privileged=cred.superuser)
+        entry = base + interpreter[1].entry & U64_MASK
     create_elf_tables(mm, arguments, _auxv(image, program, base, cred))
     mm.start_code, mm.end_code = program.start_code, program.end_code
     mm.start_data, mm.end_data = program.start_data, program.end_data
     mm.start_brk = mm.brk = page_align(program.brk)
     mm.exe_path = file.path
+    return entry
 
 
 def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred) -> list[tuple[At, int]]:

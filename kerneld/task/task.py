@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from signal import SIGKILL
+from typing import Protocol
 
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.limits import Rlimits
@@ -39,6 +40,16 @@ class Delivered:
 
     signo: int
     info: SigInfo
+
+
+class ThreadTlb(Protocol):
+    """What a thread's connection must know of a TLB: it is told when the program stops and goes on."""
+
+    def begin(self) -> None:
+        """A request has come: the thread is not in its program."""
+
+    def take(self) -> bytes:
+        """Return what goes behind the answer; the thread is in its program again."""
 
 
 class Process:
@@ -112,7 +123,7 @@ class Thread:
 
     __slots__ = (
         "__weakref__", "delivered", "flags", "on_rq", "pending", "pkru", "process", "rq", "session", "siginfo", "state",
-        "tid",
+        "tid", "tlb",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
@@ -131,6 +142,8 @@ class Thread:
         self.pending = 0
         """Pending signals as a bit mask, bit signo - 1 (Linux: sigset_t)."""
         self.siginfo: dict[int, SigInfo] = {}
+        self.tlb: ThreadTlb | None = None
+        """Of a native program's thread: what the host maps of its memory (`kerneld.tlb`)."""
         self.delivered: Delivered | None = None
         """The signal that the current request has raised; dispatch takes it."""
 

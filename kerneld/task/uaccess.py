@@ -31,7 +31,7 @@ def copy_from_user(mm: MmStruct, vaddr: Vaddr, length: int) -> bytes:
     parts = []
     while length > 0:
         count = min(length, PAGE_SIZE - (vaddr & ~PAGE_MASK))
-        paddr = _user_page(mm, vaddr, 0)
+        paddr = user_page(mm, vaddr, 0)
         if paddr < 0:
             break
         parts.append(bytes(mm.frames.ram.read(paddr, count)))
@@ -46,7 +46,7 @@ def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
     done = 0
     while done < len(view):
         count = min(len(view) - done, PAGE_SIZE - (vaddr + done & ~PAGE_MASK))
-        paddr = _user_page(mm, vaddr + done, PF_WRITE)
+        paddr = user_page(mm, vaddr + done, PF_WRITE)
         if paddr < 0:
             break
         mm.frames.ram.write(paddr, view[done : done + count])
@@ -54,7 +54,7 @@ def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
     return done
 
 
-def _user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
+def user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
     """Return the physical address of an access, or -1 where it is not allowed or nothing is there."""
     pkru = mm.frames.processor.pkru
     for _ in range(_PATIENCE):

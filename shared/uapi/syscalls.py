@@ -55,6 +55,8 @@ class Nr(IntEnum):
     CLONE = 0x1006
     RDPKRU = 0x1007
     WRPKRU = 0x1008
+    NATIVE = 0x1009
+    FAULT = 0x100A
 
 
 class Access(IntEnum):
@@ -72,3 +74,5 @@ class Exec(IntFlag):
     """args[4] strings of argv, args[5] strings of envp, then the program's name as it was given; each ended by NUL."""
     STRINGS_FD = 2
     """They are the contents of a memory file, the second descriptor: more than one datagram holds."""
+    ENTRY = 4
+    """The reply has the address of the first instruction and the stack pointer inline, 64 bits each."""

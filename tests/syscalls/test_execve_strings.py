@@ -49,7 +49,7 @@ class TestExecveStrings:
             assert self.execve(program, [true_fd], b"a\0name\0", Exec.COUNTED, argc, envc) == -errno.E2BIG
 
     def test_flags_that_are_none(self, program: Program, true_fd: int) -> None:
-        assert self.execve(program, [true_fd], b"a\0name\0", 4, 1, 0) == -errno.EINVAL
+        assert self.execve(program, [true_fd], b"a\0name\0", 8, 1, 0) == -errno.EINVAL
 
     @pytest.mark.parametrize(("length", "code"), [(131_071, 0), (131_072, -errno.E2BIG)])
     def test_the_longest_argument_comes_in_a_file(self, program: Program, true_fd: int, length: int, code: int) -> None:

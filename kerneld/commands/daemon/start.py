@@ -46,6 +46,7 @@ class MachineOptions(TypedDict):
     thp: str
     trace_buffer: int
     no_pku: bool
+    no_exec: bool
     check_invariants: bool
 
 
@@ -154,6 +155,11 @@ Examples:
     "--no-pku", is_flag=True, help="A processor without memory protection keys: execute-only memory can be read."
 )
 @click.option(
+    "--no-exec",
+    is_flag=True,
+    help="Take no programs of kerneld exec in: nobody else's process can then map the RAM to write.",
+)
+@click.option(
     "--allow-group",
     metavar="GROUP",
     help="Let members of this group connect too, as users without privilege. [none but you and root]",
@@ -228,6 +234,7 @@ def get_config(path: str, gid: int | None, options: MachineOptions) -> DaemonCon
         gid,
         options["trace_buffer"],
         not options["no_pku"],
+        not options["no_exec"],
     )
 
 

@@ -48,14 +48,16 @@ def ensure_library(abi: str) -> Path:
     """
     if platform.machine() != "x86_64":
         raise PreloadError(f"programs run on x86-64 alone: this is {platform.machine()}")
-    directory = _cache_directory()
+    directory = cache_directory()
     library = directory / f"preload-{abi}-{_hash(abi)}.so"
     try:
         is_built = library.exists()
     except OSError as error:
         raise PreloadError(_unusable(directory, error)) from None
     if not is_built:
-        _build(abi, directory, library)
+        source = str(SOURCES / "c" / "preload.c")
+        define = f"-DKERNELD_ABI={SEMESTERS[abi].define}"
+        build([*_FLAGS, define, source], directory, library, "the library that takes the calls")
     return library
 
 
@@ -63,7 +65,8 @@ def _unusable(cache: Path, error: OSError) -> str:
     return f"cannot use the cache {cache}: {error.strerror} (XDG_CACHE_HOME names another)"
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Return the user's cache, made where there is none. Raises PreloadError."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     try:
         # As the XDG base directory specification has it: a relative path there counts for nothing.
@@ -86,36 +89,30 @@ def _hash(abi: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(abi: str, directory: Path, library: Path) -> None:
-    """Compile into a file of another name first: two that build at once each put a whole library there."""
+def build(arguments: list[str], directory: Path, target: Path, what: str) -> None:
+    """Compile into a file of another name first: two that build at once each put a whole one there.
+
+    `arguments` are the compiler's, but for -o; `what` is built, in words. Raises PreloadError.
+    """
     names = [os.environ["CC"]] if os.environ.get("CC") else list(_COMPILERS)
     compiler = next((found for found in map(shutil.which, names) if found), None)
     if compiler is None:
-        raise PreloadError(
-            f"a C compiler is needed once, for the library that takes the calls, and there is no {' or '.join(names)}"
-        )
+        raise PreloadError(f"a C compiler is needed once, for {what}, and there is no {' or '.join(names)}")
     try:
         fd, temporary = tempfile.mkstemp(prefix=".preload-", dir=directory)
         os.close(fd)
     except OSError as error:
         raise PreloadError(f"cannot write to the cache {directory}: {error.strerror}") from None
     try:
-        command = [
-            compiler,
-            *_FLAGS,
-            f"-DKERNELD_ABI={SEMESTERS[abi].define}",
-            "-o",
-            temporary,
-            str(SOURCES / "c" / "preload.c"),
-        ]
+        command = [compiler, "-o", temporary, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
             why = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
-            raise PreloadError(f"{compiler} cannot build the library that takes the calls: {why}")
+            raise PreloadError(f"{compiler} cannot build {what}: {why}")
         os.chmod(temporary, 0o755)
-        os.rename(temporary, library)
+        os.rename(temporary, target)
     except OSError as error:
-        raise PreloadError(f"cannot build the library that takes the calls: {error.strerror}") from None
+        raise PreloadError(f"cannot build {what}: {error.strerror}") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -69,7 +69,7 @@ class Users:
         """Whether an entry says that the frame was written to."""
         words = frames.ram.words_np
         for mapped in self.entries:
-            young = mapped.mm.clear_young(mapped.ptes)
+            young = mapped.mm.clear_young(mapped.ptes, mapped.vaddrs)
             self.referenced[mapped.at[young]] += 1
             # Only who has used it says what for, but a locked VMA locks the frame anyhow.
             self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0

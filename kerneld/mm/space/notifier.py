@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
 
 
+class YoungListener(Protocol):
+    """Who is told that entries are old again: a TLB that goes on using them would keep them from being young."""
+
+    def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
+        """Entries of [start, end), in bytes, have lost their accessed bit. Source: mmu_notifier_clear_flush_young()."""
+
+
 class MmuNotifier(Protocol):
     """A listener; put it into `MmStruct.notifiers` to be called, take it out to be left alone."""
 

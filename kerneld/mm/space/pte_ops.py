@@ -35,7 +35,7 @@ from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.frames.swap import Slots
 from kerneld.mm.frames.swap_state import folio_free_swap, free_swap_and_cache
 from kerneld.mm.space.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
-from kerneld.mm.space.notifier import MmuNotifier
+from kerneld.mm.space.notifier import MmuNotifier, YoungListener
 from kerneld.mm.space.pagetable import PageTable
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 
@@ -69,6 +69,8 @@ class PteOps:
         self.hiwater_rss = 0
         """The most resident pages before they last fell: VmHWM is this or what is resident (Linux: mm->hiwater_rss)."""
         self.notifiers: list[MmuNotifier] = []
+        self.tlb: YoungListener | None = None
+        """Of a native program: where the host maps its memory (`kerneld.tlb`)."""
         self._words = frames.ram.words
         self._words_np = frames.ram.words_np
         self._frames_np = frames.ram.frames_np
@@ -122,13 +124,16 @@ class PteOps:
         self.rss[Rss.SWAP] += len(slots)
         self._fill(run, entries)
 
-    def clear_young(self, ptes: Slots) -> npt.NDArray[np.bool_]:
+    def clear_young(self, ptes: Slots, vaddrs: Slots) -> npt.NDArray[np.bool_]:
         """Take the accessed bit from entries, and return for each whether it was set.
 
-        No listener is told: what a page is mapped to stays. Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
+        `vaddrs` are the pages of the entries, in order. No listener is told but a TLB: what a page is mapped to stays.
+        Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
         """
         entries = self._words_np[ptes]
         self._words_np[ptes] = entries & np.uint64(~PTE_ACCESSED & _U64)
+        if self.tlb is not None:
+            self.tlb.clear_flush_young(int(vaddrs[0]), int(vaddrs[-1]) + PAGE_SIZE)
         young: npt.NDArray[np.bool_] = (entries & np.uint64(PTE_ACCESSED)) != 0
         return young
 

@@ -90,6 +90,8 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.PROCREAD: (hexadecimal, number),
     Nr.RAM: (signed,),
     Nr.WRPKRU: (hexadecimal,),
+    Nr.NATIVE: (hexadecimal,),
+    Nr.FAULT: (hexadecimal, hexadecimal, hexadecimal),
     **dict.fromkeys(
         (
             Nr.GETPID, Nr.GETUID, Nr.GETPPID, Nr.MUNLOCKALL, Nr.GETTID, Nr.SHADOWPT_CLOSE, Nr.SHADOWPT_START,
@@ -101,7 +103,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
 _ADDRESSES = frozenset({Nr.MMAP, Nr.MREMAP, Nr.BRK, Nr.RAM, Nr.CLONE, Nr.RDPKRU})
 """Whose result reads better in hexadecimal."""
 _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
-MACHINE = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU)})
+MACHINE = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT)})
 """No calls: the processor."""
 CLASSES: dict[str, frozenset[int]] = {
     "memory": frozenset(

@@ -1,0 +1,84 @@
+/* The agent: one more task in the program's address space that drops from the TLB what kerneld takes away on behalf of
+ * others, and acknowledges it. It shares nothing but the memory with the program: no descriptors, no handlers, no
+ * session. It takes no lock, and waits for no thread but for the few instructions in which one maps. */
+#include "native.h"
+
+#define CLONE_VM 0x100
+#define AGENT_STACK 0x6a7000000000UL
+#define AGENT_STACK_BYTES 0x10000UL
+#define DISMISSED 0xffffffffU
+#define FUTEX_WAIT_PRIVATE 128
+#define NR_setsid 112
+#define NR_pidfd_open 434
+#define NR_pidfd_send_signal 424
+#define NR_recvfrom 45
+#define PR_SET_NAME 15
+
+extern long clone_on(u64 flags, u64 stack, u64 ptid, u64 ctid, u64 tls, void (*function)(u64));
+
+static void wait_for_mappers(void)
+{
+	static const u64 a_millisecond[2] = {0, 1000000};
+	for (int i = 0; i < MAX_AREAS; i++) {
+		struct thread *t = area_at(i);
+		while (t && __atomic_load_n(&t->mapping, __ATOMIC_SEQ_CST)) {
+			u64 one = 1;
+			__atomic_compare_exchange_n(&t->mapping, &one, 2, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+			sys4(NR_futex, &t->mapping, FUTEX_WAIT_PRIVATE, 2, a_millisecond);
+		}
+	}
+}
+
+static void agent_main(u64 conn)
+{
+	char buffer[4096];
+	const struct tlb_record *record = (const struct tlb_record *)buffer;
+	long program = sys2(NR_pidfd_open, process.agent_pid, 0);
+	sys0(NR_setsid);
+	sys2(NR_prctl, PR_SET_NAME, "kerneld-tlb");
+	for (;;) {
+		long got = sys6(NR_recvfrom, conn, (long)buffer, sizeof buffer, 0, 0, 0);
+		if (got == -EINTR)
+			continue;
+		if (got < (long)sizeof *record) {
+			/* kerneld has gone, and the program's memory with it. */
+			sys4(NR_pidfd_send_signal, program, SIGKILL, 0, 0);
+			sys1(NR_exit_group, 0);
+		}
+		if (record->count == DISMISSED)
+			sys1(NR_exit_group, 0);
+		__atomic_store_n(&process.generation, record->generation, __ATOMIC_SEQ_CST);
+		wait_for_mappers();
+		const struct tlb_op *op = (const struct tlb_op *)(record + 1);
+		for (u32 i = 0; i < record->count; i++, op++)
+			if (tlb_drop(op->start, op->length_prot & -PAGE_BYTES) < 0)
+				tlb_drop_all();
+		sys6(NR_sendto, conn, (long)&record->generation, 8, 0x4000, 0, 0);
+	}
+}
+
+static void agent_begin(u64 conn)
+{
+	/* Its table of descriptors is a copy of the program's: an end of a pipe in it would keep that open. */
+	sys3(NR_close_range, 0, conn - 1, 0);
+	sys3(NR_close_range, conn + 1, ~0U, 0);
+	agent_main(conn);
+}
+
+void agent_start(struct thread *t)
+{
+	u64 all = ~0UL, mask, args[6] = {1, 0, process.agent_token, ATTACH_AGENT};
+	struct thread link = {.conn = kerneld_connect(process.socket_path), .buffer = t->buffer};
+	if (link.conn < 0 || ask_ret(&link, KD_ATTACH, args) < 0)
+		die("no connection for the agent");
+	if (sys6(NR_mmap, AGENT_STACK, AGENT_STACK_BYTES, 3, 0x32, -1, 0) < 0)
+		die("no memory for the agent");
+	process.agent_pid = sys0(NR_getpid);
+	u64 *top = (u64 *)(AGENT_STACK + AGENT_STACK_BYTES - 16);
+	*top = link.conn;
+	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
+	if (clone_on(CLONE_VM, (u64)top, 0, 0, 0, agent_begin) < 0)
+		die("no process for the agent");
+	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
+	sys1(NR_close, link.conn);
+}

@@ -1,0 +1,171 @@
+/* A system call of the program has come: whose is it? kerneld's (memory.c), the stub's (below), or the host's.
+ *
+ * A call of the host's is made by the gate: the program goes on at two instructions in the thread's own area, `syscall`
+ * and a jump behind the program's own instruction, with all its registers, its mask and its stack. So whatever the host
+ * does about signals and restarts is what it does outside. */
+#include "native.h"
+
+#define ARCH_SET_GS 0x1001
+#define ARCH_GET_GS 0x1004
+#define ARCH_GET_FS 0x1003
+#define ARCH_GET_CPUID 0x1011
+#define PR_GET_PDEATHSIG 2
+#define PR_SET_SECCOMP 22
+#define PR_SET_NAME 15
+#define PR_GET_NAME 16
+#define PR_SET_MM 35
+#define PR_SET_VMA 0x53564d41
+#define F_DUPFD 0
+#define F_DUPFD_CLOEXEC 1030
+#define CLONE_VFORK 0x4000
+#define CLONE_VM 0x100
+#define CLOSE_RANGE_UNSHARE 2
+
+void pass(struct thread *t, struct ucontext *uc)
+{
+	t->gate_return = uc->mc.rip;
+	uc->mc.rip = gate_of(t);
+}
+
+static int is_hidden(u64 fd)
+{
+	return (int)fd >= process.hidden_fds && (int)fd < process.hidden_fds + 1024;
+}
+
+/* Calls that could reach the descriptors that are not the program's. 1 and a result, or 0: the host's. */
+static int descriptor_call(const u64 *args, long nr, long *ret)
+{
+	switch (nr) {
+	case NR_close:
+		*ret = -EBADF;
+		return is_hidden(args[0]);
+	case NR_dup2: case NR_dup3:
+		*ret = -EBADF;
+		return is_hidden(args[0]) || is_hidden(args[1]);
+	case NR_close_range: {
+		u64 low = args[0] & 0xffffffff, high = args[1] & 0xffffffff, first = process.hidden_fds, last = first + 1023;
+		if (low > high || high < first || low > last)
+			return 0;
+		*ret = low < first ? sys3(nr, low, first - 1, args[2]) : args[2] & CLOSE_RANGE_UNSHARE ? sys3(nr, ~0U, ~0U, args[2]) : 0;
+		if (!*ret && high > last)
+			*ret = sys3(nr, last + 1, high, args[2] & ~CLOSE_RANGE_UNSHARE);
+		return 1;
+	}
+	case NR_fcntl:
+		*ret = args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC ? -EINVAL : -EBADF;
+		return is_hidden(args[0]) || ((args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC) && is_hidden(args[2]));
+	}
+	return 0;
+}
+
+static int prctl_call(const u64 *args, long *ret)
+{
+	switch (args[0]) {
+	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA:
+		*ret = -EINVAL;
+		return 1;
+	case PR_SET_NAME: case PR_GET_NAME:
+		touch(args[1], 16, args[0] == PR_GET_NAME);
+		return 0;
+	case PR_GET_PDEATHSIG: case 9: case 11: case 19: case 5: case 25: case 37: case 40: case 42:
+		touch(args[1], 8, 1);
+	}
+	return 0;
+}
+
+static int is_own_exe(const char *path)
+{
+	static const char name[] = "/proc/self/exe";
+	u64 i = 0;
+	while (i < sizeof name && path[i] == name[i])
+		i++;
+	return i == sizeof name;
+}
+
+/* readlink("/proc/self/exe"): the program's, not the stub's. */
+static int readlink_call(const u64 *args, long nr, long *ret)
+{
+	int at = nr == NR_readlinkat;
+	char path[16] = {0};
+	long length = user_strlen((const char *)args[at]);
+	if (length < 0 || length > 15)
+		return 0;
+	memcpy(path, (const char *)args[at], length);
+	if (!is_own_exe(path))
+		return 0;
+	u64 exe = string_length(process.exe), size = args[at + 2];
+	*ret = (int)size <= 0 ? -EINVAL : user_copy((void *)args[at + 1], process.exe, exe < size ? exe : size) ? -EFAULT
+													   : (long)(exe < size ? exe : size);
+	return 1;
+}
+
+/* Calls that are the stub's own. 1 and a result, or 0. */
+static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret)
+{
+	switch (nr) {
+	case NR_rt_sigaction:
+		*ret = sys_sigaction(args);
+		return 1;
+	case NR_rt_sigprocmask:
+		*ret = sys_sigprocmask(t, uc, args);
+		return 1;
+	case NR_sigaltstack:
+		*ret = sys_sigaltstack(t, uc, args);
+		return 1;
+	case NR_clone: {
+		u64 rest[4] = {args[1], args[2], args[3], args[4]};
+		*ret = sys_clone(t, uc, args[0], rest);
+		return 1;
+	}
+	case NR_fork: case NR_vfork: {
+		u64 none[4] = {0};
+		*ret = sys_clone(t, uc, SIGCHLD | (nr == NR_vfork ? CLONE_VFORK | CLONE_VM : 0), none);
+		return 1;
+	}
+	case NR_execve:
+		*ret = sys_exec(t, uc, -100, (const char *)args[0], args + 1, 0);
+		return 1;
+	case NR_execveat:
+		*ret = sys_exec(t, uc, args[0], (const char *)args[1], args + 2, args[4]);
+		return 1;
+	case NR_set_tid_address:
+		t->clear_tid = args[0];
+		return 0;
+	case NR_exit:
+		touch(t->clear_tid, t->clear_tid ? 4 : 0, 1);
+		sys1(NR_close, t->conn);
+		leave_area(t, args[0]);
+	case NR_exit_group:
+		ask_ret(t, NR_exit_group, args);
+		sys1(NR_exit_group, args[0]);
+		__builtin_unreachable();
+	case NR_prctl:
+		return prctl_call(args, ret);
+	case NR_arch_prctl:
+		if (args[0] == ARCH_GET_FS || args[0] == ARCH_GET_GS)
+			touch(args[1], 8, 1);
+		return 0;
+	case NR_readlink: case NR_readlinkat:
+		return readlink_call(args, nr, ret);
+	}
+	return descriptor_call(args, nr, ret);
+}
+
+void on_syscall(struct thread *t, struct ucontext *uc)
+{
+	long nr = (int)uc->mc.rax, ret;
+	u64 args[6] = {uc->mc.rdi, uc->mc.rsi, uc->mc.rdx, uc->mc.r10, uc->mc.r8, uc->mc.r9};
+	if (nr == NR_rt_sigreturn) {
+		sys_sigreturn(t, uc);
+		return;
+	}
+	if (memory_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
+		uc->mc.rax = ret;
+		return;
+	}
+	ret = prepare(nr, args);
+	if (ret < 0)
+		uc->mc.rax = ret;
+	else
+		pass(t, uc);
+}

@@ -1,0 +1,178 @@
+/* execve as the loader makes it: open the program, follow `#!`, and have kerneld lay it out. */
+#include "native.h"
+
+#define AT_FDCWD -100
+#define AT_EACCESS 0x200
+#define AT_EMPTY_PATH 0x1000
+#define X_OK 1
+#define O_CLOEXEC 02000000
+#define BINPRM_BYTES 256
+#define MAX_SCRIPTS 5
+#define INLINE_BYTES 60000
+#define MFD_CLOEXEC 1
+#define NR_memfd_create 319
+#define NR_fstat 5
+#define S_IFMT 0170000
+#define S_IFREG 0100000
+
+/* Open a file that is to be executed; a descriptor or -errno. */
+static long open_program(const char *path)
+{
+	u64 status[18];
+	long fd = sys4(NR_openat, AT_FDCWD, path, O_CLOEXEC, 0), ret;
+	if (fd < 0)
+		return fd;
+	ret = sys2(NR_fstat, fd, status);
+	if (!ret && (((u32 *)status)[6] & S_IFMT) != S_IFREG)
+		ret = -EACCES;
+	if (!ret)
+		ret = sys4(NR_faccessat2, AT_FDCWD, path, X_OK, AT_EACCESS);
+	if (!ret)
+		return fd;
+	sys1(NR_close, fd);
+	return ret;
+}
+
+static int is_blank(char c)
+{
+	return c == ' ' || c == '\t';
+}
+
+/* Cut `#! interpreter argument` up in place. Source: Linux v6.8 fs/binfmt_script.c:load_script(). */
+static long parse_script(char *head, long length, char **interpreter, char **argument)
+{
+	head[length] = 0;
+	char *p = head + 2, *end = p;
+	while (*end && *end != '\n')
+		end++;
+	if (!*end && length >= BINPRM_BYTES)
+		return -ENOEXEC;
+	while (end > p && is_blank(end[-1]))
+		end--;
+	*end = 0;
+	while (is_blank(*p))
+		p++;
+	if (!*p)
+		return -ENOEXEC;
+	*interpreter = p;
+	while (*p && !is_blank(*p))
+		p++;
+	if (*p)
+		*p++ = 0;
+	while (is_blank(*p))
+		p++;
+	*argument = *p ? p : 0;
+	return 0;
+}
+
+struct scripts { char heads[MAX_SCRIPTS][BINPRM_BYTES + 1]; const char *before[2 * MAX_SCRIPTS + 1]; int count; };
+
+/* Follow scripts to a program that is none; `before` is what comes before the arguments, last first. */
+static long resolve(const char *path, struct scripts *scripts)
+{
+	scripts->count = 0;
+	for (int depth = 0;; depth++) {
+		char *head = scripts->heads[depth < MAX_SCRIPTS ? depth : 0], *interpreter, *argument;
+		long fd = open_program(path);
+		if (fd < 0)
+			return fd;
+		long length = sys4(17, fd, head, BINPRM_BYTES, 0);
+		if (length < 2 || head[0] != '#' || head[1] != '!') {
+			if (length >= 4 && *(u32 *)head == 0x464c457f)
+				return fd;
+			sys1(NR_close, fd);
+			return -ENOEXEC;
+		}
+		sys1(NR_close, fd);
+		if (depth == MAX_SCRIPTS)
+			return -ELOOP;
+		long ret = parse_script(head, length, &interpreter, &argument);
+		if (ret)
+			return ret;
+		scripts->before[scripts->count++] = path;
+		if (argument)
+			scripts->before[scripts->count++] = argument;
+		scripts->before[scripts->count++] = interpreter;
+		path = interpreter;
+	}
+}
+
+/* Tell whether a program could be executed: 0 or -errno. */
+long check_program(const char *path)
+{
+	struct scripts scripts;
+	long fd = resolve(path, &scripts);
+	if (fd >= 0)
+		sys1(NR_close, fd);
+	return fd < 0 ? fd : 0;
+}
+
+struct strings { int fd; char *inline_end; char bytes[INLINE_BYTES]; };
+
+static void add(struct strings *strings, const char *text)
+{
+	u64 length = string_length(text) + 1;
+	if (strings->fd < 0 && (u64)(strings->bytes + INLINE_BYTES - strings->inline_end) < length) {
+		strings->fd = sys2(NR_memfd_create, "strings", MFD_CLOEXEC);
+		sys3(NR_write, strings->fd, strings->bytes, strings->inline_end - strings->bytes);
+	}
+	if (strings->fd >= 0) {
+		sys3(NR_write, strings->fd, text, length);
+	} else {
+		memcpy(strings->inline_end, text, length);
+		strings->inline_end += length;
+	}
+}
+
+static void note_exe(long fd)
+{
+	char link[32] = "/proc/self/fd/";
+	char *end = link + 14;
+	if (fd >= 100)
+		*end++ = '0' + fd / 100 % 10;
+	if (fd >= 10)
+		*end++ = '0' + fd / 10 % 10;
+	*end++ = '0' + fd % 10;
+	*end = 0;
+	long length = sys3(NR_readlink, link, process.exe, sizeof process.exe - 1);
+	process.exe[length > 0 ? length : 0] = 0;
+}
+
+long load_program(struct thread *t, const char *path, const char *name, char **argv, u64 *entry)
+{
+	struct scripts scripts;
+	static struct strings strings;
+	strings.fd = -1;
+	strings.inline_end = strings.bytes;
+	long fd = resolve(path, &scripts);
+	if (fd < 0)
+		return fd;
+	note_exe(fd);
+	u64 argc = 0, envc = 0;
+	for (int i = scripts.count - 1; i >= 0; i--, argc++)
+		add(&strings, scripts.before[i]);
+	if (scripts.count && *argv)
+		argv++;		/* argv[0] has given way to the interpreter and the script's path */
+	for (; *argv; argv++, argc++)
+		add(&strings, *argv);
+	for (argv++; *argv; argv++, envc++)
+		add(&strings, *argv);
+	add(&strings, name);
+	u64 args[6] = {0, 0, 0, EXEC_COUNTED | EXEC_ENTRY | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0), argc, envc};
+	int fds[2] = {fd, strings.fd};
+	u64 length = strings.fd >= 0 ? 0 : strings.inline_end - strings.bytes;
+	struct answer answer = ask_two(t, NR_execve, args, strings.bytes, length, fds, strings.fd >= 0 ? 2 : 1);
+	sys1(NR_close, fd);
+	if (strings.fd >= 0)
+		sys1(NR_close, strings.fd);
+	if (answer.ret == 0)
+		memcpy(entry, answer.data, 16);
+	return answer.signo ? -ENOMEM : answer.ret;
+}
+
+void attach(struct thread *t, u64 tid, u64 token)
+{
+	u64 args[6] = {1, tid, token};
+	if (ask_ret(t, KD_ATTACH, args) < 0)
+		die("kerneld refuses to attach the program");
+}

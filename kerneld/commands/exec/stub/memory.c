@@ -1,0 +1,154 @@
+/* The memory calls: they go to kerneld, whose they are. What Linux reads from the caller's memory travels with the
+ * request; what it writes there is copied from the answer. */
+#include "native.h"
+
+#define MAP_FIXED 0x10
+#define MAP_FIXED_NOREPLACE 0x100000
+#define MAP_ANONYMOUS 0x20
+#define MREMAP_FIXED 2
+#define IOVEC_BYTES 16
+#define MAX_IOVECS 1024
+#define MINCORE_PAGES 0x10000UL
+
+static int meets_stub(u64 start, u64 length)
+{
+	return start < STUB_END && length > 0 && (start + length > STUB_START || start + length < start);
+}
+
+static long finish(struct thread *t, const struct answer *answer)
+{
+	(void)t;
+	if (answer->signo) {
+		/* kerneld has ended the process: the OOM killer, or an oops. */
+		for (;;)
+			sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+	}
+	return answer->ret;
+}
+
+static long call(struct thread *t, long nr, const u64 *args, const void *data, u64 length, int fd)
+{
+	struct answer answer = ask(t, nr, args, data, length, fd);
+	return finish(t, &answer);
+}
+
+static long do_mmap(struct thread *t, const u64 *given)
+{
+	u64 args[6];
+	memcpy(args, given, sizeof args);
+	if (meets_stub(args[0], args[1])) {
+		if (args[3] & (MAP_FIXED | MAP_FIXED_NOREPLACE))
+			return -ENOMEM;
+		args[0] = 0;
+	}
+	return call(t, NR_mmap, args, 0, 0, args[3] & MAP_ANONYMOUS ? -1 : (int)args[4]);
+}
+
+static long do_mincore(struct thread *t, const u64 *given)
+{
+	u64 args[6], pages = (given[1] + PAGE_BYTES - 1) / PAGE_BYTES;
+	memcpy(args, given, sizeof args);
+	for (u64 done = 0; done < pages || !done; done += MINCORE_PAGES) {
+		u64 count = pages - done < MINCORE_PAGES ? pages - done : MINCORE_PAGES;
+		args[0] = given[0] + done * PAGE_BYTES;
+		args[1] = pages <= MINCORE_PAGES ? given[1] : count * PAGE_BYTES;
+		struct answer answer = ask(t, NR_mincore, args, 0, 0, -1);
+		if (answer.ret < 0)
+			return answer.ret;
+		if (user_copy((void *)(given[2] + done), answer.data, answer.length))
+			return -EFAULT;
+		if (!count)
+			break;
+	}
+	return 0;
+}
+
+/* process_vm_readv, process_vm_writev; their iovecs are read as Linux reads them, first ours, then the other's. */
+static long do_vm_rw(struct thread *t, long nr, const u64 *args)
+{
+	u64 local = args[2], remote = args[4];
+	if (local > MAX_IOVECS || remote > MAX_IOVECS)
+		return -EINVAL;
+	if (user_copy(t->buffer, (void *)args[1], local * IOVEC_BYTES) ||
+	    user_copy(t->buffer + local * IOVEC_BYTES, (void *)args[3], remote * IOVEC_BYTES))
+		return -EFAULT;
+	return call(t, nr, args, t->buffer, (local + remote) * IOVEC_BYTES, -1);
+}
+
+static long do_process_madvise(struct thread *t, const u64 *args)
+{
+	if (args[2] > MAX_IOVECS)
+		return -EINVAL;
+	if (user_copy(t->buffer, (void *)args[1], args[2] * IOVEC_BYTES))
+		return -EFAULT;
+	return call(t, NR_process_madvise, args, t->buffer, args[2] * IOVEC_BYTES, args[0]);
+}
+
+/* The limits of memory are kerneld's, the others the host's: DATA 2, STACK 3, MEMLOCK 8, AS 9. */
+static int is_memory_limit(u64 resource)
+{
+	return resource == 2 || resource == 3 || resource == 8 || resource == 9;
+}
+
+static long do_prlimit(struct thread *t, u64 pid, u64 resource, u64 new, u64 old)
+{
+	u64 pair[2], args[6] = {pid, resource, new, old};
+	if (new && user_copy(pair, (void *)new, sizeof pair))
+		return -EFAULT;
+	struct answer answer = ask(t, NR_prlimit64, args, pair, new ? sizeof pair : 0, -1);
+	if (answer.ret < 0)
+		return answer.ret;
+	return old && user_copy((void *)old, answer.data, sizeof pair) ? -EFAULT : 0;
+}
+
+static int limit_call(struct thread *t, const u64 *args, long nr, long *ret)
+{
+	u64 resource = nr == NR_prlimit64 ? args[1] : args[0];
+	if (!is_memory_limit(resource & 0xffffffff))
+		return 0;
+	if (nr == NR_prlimit64)
+		*ret = do_prlimit(t, args[0], resource, args[2], args[3]);
+	else if (nr == NR_getrlimit)
+		*ret = args[1] ? do_prlimit(t, 0, resource, 0, args[1]) : -EFAULT;
+	else
+		*ret = args[1] ? do_prlimit(t, 0, resource, args[1], 0) : -EFAULT;
+	return 1;
+}
+
+/* Make a call that is kerneld's: 1 and its result, or 0 where it is none. */
+int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
+{
+	switch (nr) {
+	case NR_mmap:
+		*ret = do_mmap(t, args);
+		return 1;
+	case NR_mremap:
+		*ret = args[3] & MREMAP_FIXED && meets_stub(args[4], args[2]) ? -ENOMEM : call(t, nr, args, 0, 0, -1);
+		return 1;
+	case NR_mprotect: case NR_munmap: case NR_brk: case NR_msync: case NR_madvise: case NR_mlock: case NR_munlock:
+	case NR_mlockall: case NR_munlockall: case NR_mlock2:
+		*ret = call(t, nr, args, 0, 0, -1);
+		return 1;
+	case NR_mincore:
+		*ret = do_mincore(t, args);
+		return 1;
+	case NR_process_vm_readv: case NR_process_vm_writev:
+		*ret = do_vm_rw(t, nr, args);
+		return 1;
+	case NR_process_madvise:
+		*ret = do_process_madvise(t, args);
+		return 1;
+	case NR_getrlimit: case NR_setrlimit: case NR_prlimit64:
+		return limit_call(t, args, nr, ret);
+	case NR_pkey_alloc:	/* The register of the keys is the real processor's, and not under kerneld's rule. */
+		*ret = -ENOSPC;
+		return 1;
+	case NR_pkey_free:
+		*ret = -EINVAL;
+		return 1;
+	case NR_pkey_mprotect:
+		*ret = (int)args[3] == -1 ? call(t, NR_mprotect, args, 0, 0, -1) : -EINVAL;
+		return 1;
+	}
+	return 0;
+}

@@ -1,0 +1,149 @@
+/* A program whose memory is kerneld's: what the parts of the stub share.
+ *
+ * The stub is the only code of the host's process that is not the program's. It lies, with all that it needs, in one
+ * range of addresses, [STUB_START, STUB_END), where neither Linux nor kerneld ever puts a mapping unasked. All that is
+ * mapped outside of it are pages of the machine's RAM: a cache of kerneld's page table, a TLB. See docs/programs.md.
+ *
+ * No libc, no %fs, no %gs, no vector registers: these are the program's.
+ */
+#pragma once
+#include "sys.h"
+
+#pragma GCC visibility push(hidden)
+
+#define PAGE_BYTES 4096UL
+#define STUB_START 0x6a0000000000UL
+#define STUB_END 0x6a8000000000UL
+#define AREAS_START 0x6a1000000000UL
+#define AREA_BYTES 0x80000UL
+#define MAX_AREAS 4096
+#define USER_END 0x7ffffffff000UL
+
+/* The records of docs/abi.md. */
+struct request { u32 size, nr; u64 args[6]; };
+struct reply { u32 size; int32_t signo; int64_t ret; };
+struct siginfo_wire { int32_t si_code, fatal; u64 si_addr; };
+struct tlb_record { u32 size, count; u64 generation; };
+struct tlb_op { u64 start, length_prot, offset; };
+
+enum {
+	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a,
+	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4,
+};
+
+/* Linux's structures on the stack of a signal's handler. */
+struct kernel_sigaction { u64 handler, flags, restorer, mask; };
+struct stack { u64 sp; int32_t flags, pad; u64 size; };
+struct sigcontext {
+	u64 r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags;
+	uint16_t cs, gs, fs, ss;
+	u64 err, trapno, oldmask, cr2, fpstate, reserved[8];
+};
+struct ucontext { u64 flags, link; struct stack stack; struct sigcontext mc; u64 sigmask; };
+struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
+#define si_addr_of(info) ((info)->fields[0])
+
+#define SA_NOCLDSTOP 1UL
+#define SA_NOCLDWAIT 2UL
+#define SA_SIGINFO 4UL
+#define SA_RESTORER 0x04000000UL
+#define SA_ONSTACK 0x08000000UL
+#define SA_RESTART 0x10000000UL
+#define SA_NODEFER 0x40000000UL
+#define SA_RESETHAND 0x80000000UL
+#define BIT(signo) (1UL << ((signo) - 1))
+/* What the stub lives by: never really blocked, never really ignored. */
+#define OURS (BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGSYS))
+
+/* One thread of the program. Its area: a page of code (the gate), this, a buffer, the stack of the stub. */
+struct thread {
+	u64 gate_return;	/* where the gate goes on: behind the program's own syscall instruction */
+	u64 in_use;
+	int conn;		/* the connection to kerneld */
+	int tid;
+	u64 mapping;		/* it is about to map pages that an answer named: the agent waits for that */
+	u64 masked;		/* those of OURS that the program believes it has blocked */
+	struct stack altstack;	/* the program's own */
+	u64 clear_tid;		/* set_tid_address() */
+	char *buffer;
+};
+#define BUFFER_BYTES 0x20000UL
+
+/* The process: in the stub's own data, which fork copies and threads share. */
+struct process {
+	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
+	u64 agent_token, generation;
+	struct kernel_sigaction actions[65];
+	char socket_path[108];
+	char exe[4096];
+};
+extern struct process process;
+extern char stub_text_start[], stub_text_end[], user_access_start[], user_access_end[], user_access_failed[];
+
+/* start.c */
+struct thread *thread_area(void);
+void free_area(struct thread *t);
+struct thread *area_at(int number);
+void forget_other_areas(struct thread *t);
+void leave_area(struct thread *t, long status) __attribute__((noreturn));
+void go_native(struct thread *t);
+long gate_of(struct thread *t);
+static inline struct thread *this_thread(void)
+{
+	return (struct thread *)(((u64)__builtin_frame_address(0) & -AREA_BYTES) + PAGE_BYTES);
+}
+void die(const char *why) __attribute__((noreturn));
+void say(const char *text);
+
+/* wire.c */
+struct answer { long ret; int signo; struct siginfo_wire info; const char *data; u64 length; int fd[2]; };
+int kerneld_connect(const char *path);
+long hide_fd(int fd);
+struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd);
+struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count);
+long ask_ret(struct thread *t, u32 nr, const u64 *args);
+void attach(struct thread *t, u64 tid, u64 token);
+
+/* tlb.c */
+void tlb_apply(struct thread *t, const struct tlb_record *record);
+long tlb_drop(u64 start, u64 length);
+void tlb_drop_all(void);
+
+/* user.S in asm.c */
+long user_copy(void *to, const void *from, u64 length);	/* 0, or -1 where a page cannot be had */
+long user_strlen(const char *text);			/* without its NUL; -1 likewise */
+long touch_read(const void *p);
+long touch_write(void *p);
+long touch(u64 start, u64 length, int write);
+
+/* signals.c */
+void install_handlers(void);
+void set_altstack(struct thread *t);
+void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info);
+long sys_sigaction(const u64 *args);
+long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args);
+long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args);
+void sys_sigreturn(struct thread *t, struct ucontext *uc);
+void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
+
+/* calls.c, memory.c, args.c */
+void on_syscall(struct thread *t, struct ucontext *uc);
+int memory_call(struct thread *t, const u64 *args, long nr, long *ret);
+int prepare(long nr, const u64 *args);	/* faults the buffers of a call in; 0, or -errno where the call is refused */
+void pass(struct thread *t, struct ucontext *uc);
+
+/* fork.c, exec.c, agent.c */
+long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);
+long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);
+long check_program(const char *path);
+void agent_start(struct thread *t);
+
+static inline u64 string_length(const char *text)
+{
+	u64 length = 0;
+	while (text[length])
+		length++;
+	return length;
+}
+void *memcpy(void *to, const void *from, size_t length);
+void *memset(void *to, int value, size_t length);

@@ -1,0 +1,260 @@
+/* Signals: every handler that the host knows of is the stub's, on the stub's stack; the program's own frame is built by
+ * the stub, after its stack's pages have come. What is virtual: the handlers, the alternate stack, and the blocking of
+ * SIGSEGV, SIGBUS and SIGSYS. The rest of the mask, pending signals and default actions are the host's. */
+#include "native.h"
+
+#define SIG_DFL 0
+#define SIG_IGN 1
+#define SS_ONSTACK 1
+#define SS_DISABLE 2
+#define SS_AUTODISARM (int)(1U << 31)
+#define MINSIGSTKSZ 2048
+#define FXSAVE_SW_BYTES 464
+#define FP_XSTATE_MAGIC1 0x46505853U
+#define RED_ZONE 128
+#define X86_PF_WRITE 2
+#define X86_PF_INSTR 16
+#define X86_TRAP_PF 14
+#define SYS_SECCOMP 1
+#define DF_RF_TF 0x10500UL
+
+struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
+extern void stub_restorer(void);
+
+static void set_host_action(int signo, u64 handler, u64 flags)
+{
+	struct kernel_sigaction action = {handler, flags | SA_RESTORER, (u64)stub_restorer, ~OURS};
+	sys4(NR_rt_sigaction, signo, &action, 0, 8);
+}
+
+void install_handlers(void)
+{
+	for (int signo = 1; signo <= 64; signo++) {
+		sys4(NR_rt_sigaction, signo, 0, &process.actions[signo], 8);
+		if (BIT(signo) & OURS)
+			set_host_action(signo, (u64)stub_handler, SA_SIGINFO | SA_ONSTACK | SA_NODEFER);
+	}
+}
+
+void set_altstack(struct thread *t)
+{
+	struct stack stack = {(u64)t + PAGE_BYTES + BUFFER_BYTES, 0, 0, AREA_BYTES - 2 * PAGE_BYTES - BUFFER_BYTES};
+	sys2(NR_sigaltstack, &stack, 0);
+}
+
+static u64 xstate_bytes(u64 fpstate)
+{
+	const u32 *sw = (const u32 *)(fpstate + FXSAVE_SW_BYTES);
+	return sw[0] == FP_XSTATE_MAGIC1 ? sw[1] : 512;
+}
+
+static void end_by(int signo)
+{
+	u64 mask = ~BIT(signo);
+	set_host_action(signo, SIG_DFL, 0);
+	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
+	sys3(NR_tgkill, sys0(NR_getpid), sys0(NR_gettid), signo);
+	sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+}
+
+/* Lay the frame that Linux lays on the stack of a handler; 0, or -1 where there is no memory for it. */
+static long put_frame(struct thread *t, struct ucontext *uc, const struct kernel_sigaction *action, const struct siginfo *info)
+{
+	struct frame frame = {.restorer = action->restorer, .uc = *uc, .info = *info};
+	u64 sp = uc->mc.rsp - RED_ZONE, xstate = xstate_bytes(uc->mc.fpstate);
+	int on_altstack = uc->mc.rsp > t->altstack.sp && uc->mc.rsp - t->altstack.sp <= t->altstack.size;
+	frame.uc.link = 0;
+	frame.uc.stack = t->altstack;
+	frame.uc.stack.flags = t->altstack.size ? (on_altstack ? SS_ONSTACK : 0) : SS_DISABLE;
+	frame.uc.sigmask = uc->sigmask | t->masked;
+	if (action->flags & SA_ONSTACK && t->altstack.size && !on_altstack)
+		sp = t->altstack.sp + t->altstack.size;
+	frame.uc.mc.fpstate = (sp - xstate) & -64UL;
+	sp = ((frame.uc.mc.fpstate - sizeof frame) & -16UL) - 8;
+	if (user_copy((void *)frame.uc.mc.fpstate, (void *)uc->mc.fpstate, xstate) || user_copy((void *)sp, &frame, sizeof frame))
+		return -1;
+	if (t->altstack.flags & SS_AUTODISARM)
+		memset(&t->altstack, 0, sizeof t->altstack);
+	uc->mc.rsp = sp;
+	return 0;
+}
+
+/* Have the program's handler run when the stub's returns; or do what the signal does by default. */
+void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
+{
+	int signo = info->signo;
+	struct kernel_sigaction action = process.actions[signo];
+	int forced = (BIT(signo) & OURS) && info->code > 0;
+	if (forced && (t->masked & BIT(signo) || action.handler == SIG_IGN))
+		action.handler = SIG_DFL;
+	if (action.handler == SIG_IGN)
+		return;
+	if (action.handler == SIG_DFL || put_frame(t, uc, &action, info)) {
+		end_by(action.handler == SIG_DFL ? signo : SIGSEGV);
+		return;
+	}
+	if (action.flags & SA_RESETHAND) {
+		process.actions[signo].handler = SIG_DFL;
+		if (!(BIT(signo) & OURS))
+			set_host_action(signo, SIG_DFL, 0);
+	}
+	u64 mask = uc->sigmask | t->masked | action.mask | (action.flags & SA_NODEFER ? 0 : BIT(signo));
+	t->masked = mask & OURS;
+	uc->sigmask = mask & ~OURS;
+	uc->mc.rip = action.handler;
+	uc->mc.rdi = signo;
+	uc->mc.rsi = uc->mc.rsp + __builtin_offsetof(struct frame, info);
+	uc->mc.rdx = uc->mc.rsp + __builtin_offsetof(struct frame, uc);
+	uc->mc.rax = 0;
+	uc->mc.eflags &= ~DF_RF_TF;
+}
+
+static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo *host)
+{
+	struct siginfo info = *host;
+	int in_access = uc->mc.rip >= (u64)user_access_start && uc->mc.rip < (u64)user_access_end;
+	if (uc->mc.rip >= STUB_START && uc->mc.rip < STUB_END && !in_access && (uc->mc.rip & (AREA_BYTES - 1)) > 16)
+		die("a fault in the stub itself");
+	if (uc->mc.trapno == X86_TRAP_PF) {
+		u64 args[6] = {uc->mc.cr2, uc->mc.err & (X86_PF_WRITE | X86_PF_INSTR), in_access ? FAULT_FOR_KERNEL : 0};
+		struct answer answer = ask(t, KD_FAULT, args, 0, 0, -1);
+		if (!answer.signo && answer.ret >= 0)
+			return;
+		memset(&info, 0, sizeof info);
+		info.signo = answer.signo;
+		info.code = answer.info.si_code;
+		si_addr_of(&info) = answer.info.si_addr;
+	}
+	if (in_access) {
+		uc->mc.rip = (u64)user_access_failed;
+		return;
+	}
+	uc->mc.oldmask = uc->sigmask;
+	deliver(t, uc, &info);
+}
+
+/* A signal has come while the program was in a system call, by the gate: it is as if it had come at the program's own
+ * instruction, which is to be made again where the host would make it again. */
+static void leave_gate(struct thread *t, struct ucontext *uc)
+{
+	u64 gate = gate_of(t);
+	if (uc->mc.rip == gate)
+		uc->mc.rip = t->gate_return - 2;
+	else if (uc->mc.rip == gate + 2)
+		uc->mc.rip = t->gate_return;
+}
+
+void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
+{
+	struct thread *t = this_thread();
+	u64 ours = OURS;
+	if (signo == SIGSYS && info->code == SYS_SECCOMP) {
+		on_syscall(t, uc);
+		return;
+	}
+	if ((signo == SIGSEGV || signo == SIGBUS) && info->code > 0) {
+		on_fault(t, uc, info);
+		return;
+	}
+	/* sigsuspend() and the like may have blocked what the stub needs. */
+	sys4(NR_rt_sigprocmask, 1, &ours, 0, 8);
+	leave_gate(t, uc);
+	if (!(t->masked & BIT(signo)))
+		deliver(t, uc, info);
+}
+
+long sys_sigaction(const u64 *args)
+{
+	int signo = args[0];
+	struct kernel_sigaction action;
+	if (args[3] != 8 || signo < 1 || signo > 64 || (args[1] && (signo == SIGKILL || signo == SIGSTOP)))
+		return -EINVAL;
+	if (args[1] && user_copy(&action, (void *)args[1], sizeof action))
+		return -EFAULT;
+	struct kernel_sigaction old = process.actions[signo];
+	if (args[1]) {
+		action.mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
+		process.actions[signo] = action;
+		if (!(BIT(signo) & OURS)) {
+			u64 kept = action.flags & (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_RESTART);
+			if (action.handler == SIG_DFL || action.handler == SIG_IGN)
+				set_host_action(signo, action.handler, kept);
+			else
+				set_host_action(signo, (u64)stub_handler, kept | SA_SIGINFO | SA_ONSTACK);
+		}
+	}
+	return args[2] && user_copy((void *)args[2], &old, sizeof old) ? -EFAULT : 0;
+}
+
+long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args)
+{
+	u64 old = uc->sigmask | t->masked, set, mask;
+	if (args[3] != 8)
+		return -EINVAL;
+	if (args[1]) {
+		if (user_copy(&set, (void *)args[1], 8))
+			return -EFAULT;
+		if (args[0] > 2)
+			return -EINVAL;
+		mask = args[0] == 0 ? old | set : args[0] == 1 ? old & ~set : set;
+		mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
+		t->masked = mask & OURS;
+		uc->sigmask = mask & ~OURS;
+	}
+	return args[2] && user_copy((void *)args[2], &old, 8) ? -EFAULT : 0;
+}
+
+long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
+{
+	struct stack old = t->altstack, new;
+	int on_stack = uc->mc.rsp > old.sp && uc->mc.rsp - old.sp <= old.size;
+	old.flags = old.size ? (on_stack ? SS_ONSTACK : 0) | (old.flags & SS_AUTODISARM) : SS_DISABLE;
+	if (args[0]) {
+		if (user_copy(&new, (void *)args[0], sizeof new))
+			return -EFAULT;
+		int mode = new.flags & ~SS_AUTODISARM;
+		if (on_stack)
+			return -EPERM;
+		if (mode != 0 && mode != SS_DISABLE && mode != SS_ONSTACK)
+			return -EINVAL;
+		if (mode == SS_DISABLE)
+			new.sp = new.size = 0;
+		else if (new.size < MINSIGSTKSZ)
+			return -ENOMEM;
+		t->altstack = new;
+	}
+	return args[1] && user_copy((void *)args[1], &old, sizeof old) ? -EFAULT : 0;
+}
+
+/* The program returns from its handler: take up what its frame says. */
+void sys_sigreturn(struct thread *t, struct ucontext *uc)
+{
+	struct frame frame;
+	u64 fpstate = uc->mc.fpstate, room = xstate_bytes(fpstate);
+	if (user_copy(&frame, (void *)(uc->mc.rsp - 8), sizeof frame)) {
+		end_by(SIGSEGV);
+		return;
+	}
+	if (frame.uc.mc.fpstate) {
+		u32 head[2] = {0};
+		if (user_copy(head, (void *)(frame.uc.mc.fpstate + FXSAVE_SW_BYTES), 8)) {
+			end_by(SIGSEGV);
+			return;
+		}
+		u64 size = head[0] == FP_XSTATE_MAGIC1 ? head[1] : 512;
+		if (size > room || user_copy((void *)fpstate, (void *)frame.uc.mc.fpstate, size)) {
+			end_by(SIGSEGV);
+			return;
+		}
+	}
+	struct stack host = uc->stack;
+	uc->mc = frame.uc.mc;
+	uc->mc.fpstate = fpstate;
+	uc->stack = host;
+	uc->flags = frame.uc.flags;
+	t->masked = frame.uc.sigmask & OURS;
+	uc->sigmask = frame.uc.sigmask & ~OURS;
+	t->altstack.sp = frame.uc.stack.sp;
+	t->altstack.size = frame.uc.stack.flags & SS_DISABLE ? 0 : frame.uc.stack.size;
+	t->altstack.flags = frame.uc.stack.flags & SS_AUTODISARM;
+}

@@ -1,0 +1,228 @@
+/* The loader: it attaches to kerneld, has kerneld lay out the program, gives up all of the host's memory but the stub,
+ * and jumps to the program's entry.
+ *
+ * Arguments: the connection's descriptor, or "-" for a new one; kerneld's socket; from which number on descriptors are
+ * hidden; the signals that are to be blocked, or "-" for those that are; the program's path; its name as it was given;
+ * its arguments.
+ */
+#include "native.h"
+
+#define O_RDWR 2
+#define O_CLOEXEC 02000000
+#define PROT_RWX 7
+#define MAP_AREA 0x32		/* private, anonymous, fixed */
+#define F_SETFD 2
+#define PR_SET_NAME 15
+#define PR_SET_NO_NEW_PRIVS 38
+#define STATUS_CANNOT_RUN 8
+#define RLIMIT_COUNT 4
+
+struct process process;
+extern void run_on(u64 stack, void (*function)(u64), u64 argument);
+extern void install_filter(void);
+long load_program(struct thread *t, const char *path, const char *name, char **argv, u64 *entry);
+
+static u64 areas_used[MAX_AREAS / 64];
+
+void say(const char *text)
+{
+	sys3(NR_write, 2, text, string_length(text));
+}
+
+void die(const char *why)
+{
+	say("kerneld: ");
+	say(why);
+	say(": the program is ended\n");
+	for (;;)
+		sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+}
+
+long gate_of(struct thread *t)
+{
+	return (long)t - PAGE_BYTES;
+}
+
+static int take_area(void)
+{
+	for (int word = 0; word < MAX_AREAS / 64; word++) {
+		u64 old = __atomic_load_n(&areas_used[word], __ATOMIC_RELAXED);
+		while (~old) {
+			int bit = __builtin_ctzl(~old);
+			if (__atomic_compare_exchange_n(&areas_used[word], &old, old | 1UL << bit, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+				return word * 64 + bit;
+		}
+	}
+	return -1;
+}
+
+/* The gate: `syscall`, then a jump to where the program goes on. */
+static const unsigned char gate_code[] = {0x0f, 0x05, 0xff, 0x25, 0xf8, 0x0f, 0x00, 0x00};
+
+struct thread *thread_area(void)
+{
+	int number = take_area();
+	if (number < 0)
+		return 0;
+	u64 start = AREAS_START + number * AREA_BYTES;
+	if (sys6(NR_mmap, start, AREA_BYTES, PROT_RWX & 3, MAP_AREA, -1, 0) != (long)start)
+		return 0;
+	memcpy((void *)start, gate_code, sizeof gate_code);
+	sys3(NR_mprotect, start, PAGE_BYTES, 5);
+	struct thread *t = (struct thread *)(start + PAGE_BYTES);
+	t->buffer = (char *)t + PAGE_BYTES;
+	t->in_use = 1;
+	return t;
+}
+
+/* The thread whose area has a number, or 0. */
+struct thread *area_at(int number)
+{
+	if (!(__atomic_load_n(&areas_used[number / 64], __ATOMIC_ACQUIRE) >> (number % 64) & 1))
+		return 0;
+	return (struct thread *)(AREAS_START + number * AREA_BYTES + PAGE_BYTES);
+}
+
+/* After a fork: the other threads are not here. */
+void forget_other_areas(struct thread *t)
+{
+	u64 number = (gate_of(t) - AREAS_START) / AREA_BYTES;
+	memset(areas_used, 0, sizeof areas_used);
+	areas_used[number / 64] = 1UL << number % 64;
+}
+
+/* Give the area back and end the thread, without a step on its stack in between. */
+void leave_area(struct thread *t, long status)
+{
+	u64 number = (gate_of(t) - AREAS_START) / AREA_BYTES;
+	__asm__ volatile("lock andq %1, %0\n	mov $60, %%eax\n	syscall\n"
+			 : "+m"(areas_used[number / 64])
+			 : "r"(~(1UL << number % 64)), "D"(status)
+			 : "rax", "rcx", "r11", "memory");
+	__builtin_unreachable();
+}
+
+void free_area(struct thread *t)
+{
+	u64 number = (gate_of(t) - AREAS_START) / AREA_BYTES;
+	__atomic_fetch_and(&areas_used[number / 64], ~(1UL << (number % 64)), __ATOMIC_ACQ_REL);
+}
+
+static u64 number_of(const char *text)
+{
+	u64 number = 0;
+	while (*text >= '0' && *text <= '9')
+		number = number * 10 + (*text++ - '0');
+	return number;
+}
+
+static void tell_limits(struct thread *t)
+{
+	static const int limits[RLIMIT_COUNT] = {2, 3, 8, 9};
+	for (int i = 0; i < RLIMIT_COUNT; i++) {
+		u64 pair[2], args[6] = {0, limits[i], 1};
+		if (!sys4(NR_prlimit64, 0, limits[i], 0, pair))
+			ask(t, NR_prlimit64, args, pair, sizeof pair, -1);
+	}
+}
+
+void go_native(struct thread *t)
+{
+	u64 args[6] = {0};
+	struct answer answer = ask(t, KD_NATIVE, args, 0, 0, -1);
+	if (answer.ret < 0 || answer.length < 8)
+		die(answer.ret == -EPERM ? "this kerneld takes no programs in (kerneld start --no-exec, or another user's)"
+					 : "kerneld does not know native programs");
+	memcpy(&process.agent_token, answer.data, 8);
+	process.generation = 0;
+	if (process.ram_fd > 0)
+		sys1(NR_close, process.ram_fd);
+	process.ram_fd = hide_fd(answer.fd[0]);
+}
+
+__attribute__((noreturn)) static void enter(u64 entry, u64 stack)
+{
+	register u64 target __asm__("r11") = entry;
+	__asm__ volatile("mov %1, %%rsp\n"
+			 "	xor %%eax, %%eax\n	xor %%ebx, %%ebx\n	xor %%ecx, %%ecx\n	xor %%edx, %%edx\n"
+			 "	xor %%esi, %%esi\n	xor %%edi, %%edi\n	xor %%ebp, %%ebp\n	xor %%r8d, %%r8d\n"
+			 "	xor %%r9d, %%r9d\n	xor %%r10d, %%r10d\n	xor %%r12d, %%r12d\n"
+			 "	xor %%r13d, %%r13d\n	xor %%r14d, %%r14d\n	xor %%r15d, %%r15d\n"
+			 "	jmp *%0\n"
+			 :
+			 : "r"(target), "r"(stack));
+	__builtin_unreachable();
+}
+
+static void cannot_run(const char *name, long code)
+{
+	char digits[4] = {'0' + -code / 100, '0' + -code / 10 % 10, '0' + -code % 10, 0};
+	say("kerneld: cannot run ");
+	say(name);
+	say(": errno ");
+	say(digits + (digits[0] == '0') + (digits[0] == '0' && digits[1] == '0'));
+	say("\n");
+	sys1(NR_exit_group, STATUS_CANNOT_RUN);
+}
+
+static void set_name(const char *name)
+{
+	const char *base = name;
+	for (; *name; name++)
+		if (*name == '/' && name[1])
+			base = name + 1;
+	sys2(NR_prctl, PR_SET_NAME, base);
+}
+
+static void start_on_area(u64 sp)
+{
+	struct thread *t = this_thread();
+	char **argv = (char **)(sp + 8);
+	int is_new = argv[1][0] == '-';
+	u64 entry[2], mask, all = ~OURS;
+	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
+	process.hidden_fds = number_of(argv[3]);
+	memcpy(process.socket_path, argv[2], string_length(argv[2]) + 1);
+	t->conn = is_new ? kerneld_connect(argv[2]) : (int)number_of(argv[1]);
+	if (t->conn < 0)
+		die("cannot connect to kerneld");
+	t->tid = sys0(NR_gettid);
+	if (is_new) {
+		attach(t, 0, 0);
+		tell_limits(t);
+	} else {
+		sys3(NR_fcntl, t->conn, F_SETFD, 1);
+		sys4(NR_wait4, -1, 0, 0x80000001, 0);	/* the agent of the program before: __WCLONE | WNOHANG */
+	}
+	long ret = load_program(t, argv[5], argv[6], argv + 7, entry);
+	if (ret < 0 && is_new)
+		cannot_run(argv[6], ret);
+	if (ret < 0)
+		die("a program could not be loaded behind the point of no return");
+	set_name(argv[6]);
+	if (argv[4][0] != '-')
+		mask = number_of(argv[4]);
+	t->masked = mask & OURS;
+	tlb_drop_all();
+	go_native(t);
+	install_handlers();
+	set_altstack(t);
+	agent_start(t);
+	if (is_new)
+		install_filter();
+	mask &= ~OURS;
+	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
+	enter(entry[0], entry[1]);
+}
+
+void start_main(u64 sp)
+{
+	if (*(u64 *)sp < 8) {
+		say("kerneld: this is the stub of kerneld exec, not a program of its own\n");
+		sys1(NR_exit_group, 2);
+	}
+	struct thread *t = thread_area();
+	if (!t)
+		die("no memory for the stub");
+	run_on((u64)t - PAGE_BYTES + AREA_BYTES - 64, start_on_area, sp);
+}

@@ -1,0 +1,82 @@
+"""The connection of a native program's agent: orders to it, and the wait for their acknowledgement.
+
+Owns how long the kernel waits. An agent does nothing but this and waits for nobody, so it answers in microseconds, as
+the processor that gets an interrupt does; one that does not answer in time costs its own process the life, and nobody
+else more than that time. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kerneld.server.connection import SEND_FLAGS
+from kerneld.server.reply import Outcome
+from kerneld.tlb.tlb import DISMISSED, RECORD
+
+if TYPE_CHECKING:
+    from kerneld.server.connection import Connection
+
+PATIENCE_SECONDS = 1.0
+_ACKNOWLEDGED = struct.Struct("<Q")
+_MILLISECONDS = 1000
+log = structlog.get_logger("kerneld.server")
+
+
+def with_record(outcome: Outcome | bytes, record: bytes) -> Outcome | bytes:
+    """Return the answer to a native thread with what its TLB is told behind it."""
+    if isinstance(outcome, bytes):
+        return outcome + record
+    return outcome._replace(answer=outcome.answer + record)
+
+
+class AgentLink:
+    """One agent; see `kerneld.tlb.tlb.Agent`."""
+
+    def __init__(self, connection: Connection, kill: Callable[[], None]) -> None:
+        """`kill` ends the real process whose agent it is."""
+        self._connection = connection
+        self._kill = kill
+        self._is_over = False
+        self._poll = select.poll()
+        self._poll.register(connection.fd, select.POLLIN)
+
+    def order(self, record: bytes) -> None:
+        """Send an order and wait until it has been carried out; where that does not come the process is killed."""
+        if self._is_over:
+            return
+        with contextlib.suppress(OSError):
+            self._connection.socket.send(record, SEND_FLAGS)
+            if self._is_answered(RECORD.unpack_from(record)[2]):
+                return
+        self._end_process("its agent does not answer")
+
+    def _is_answered(self, number: int) -> bool:
+        while self._poll.poll(PATIENCE_SECONDS * _MILLISECONDS):
+            answer = self._connection.socket.recv(_ACKNOWLEDGED.size)
+            if answer == _ACKNOWLEDGED.pack(number):
+                return True
+            if not answer:
+                break
+        return False
+
+    def dismiss(self) -> None:
+        """The agent is needed no more: it ends by itself."""
+        self._is_over = True
+        with contextlib.suppress(OSError):
+            self._connection.socket.send(RECORD.pack(RECORD.size, DISMISSED, 0), SEND_FLAGS)
+
+    def lost(self) -> None:
+        """The connection has ended."""
+        self._end_process("its agent has gone")
+
+    def _end_process(self, why: str) -> None:
+        if not self._is_over:
+            self._is_over = True
+            log.warning("native process killed", pid=self._connection.peer.pid, why=why)
+            self._kill()

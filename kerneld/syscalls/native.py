@@ -1,0 +1,76 @@
+"""The requests of a native program's stub: docs/abi.md, "Native programs". Translates arguments, and no more."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from signal import SIGBUS, SIGSEGV
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.hw.paging import PF_INSTR, PF_WRITE
+from kerneld.syscalls.answer import Answer, Call
+from kerneld.task import uaccess
+from kerneld.task.trap import exc_general_protection, exc_page_fault
+from shared.uapi.native import FAULT_FOR_KERNEL, NATIVE_THREAD
+from shared.uapi.page import TASK_SIZE
+from shared.uapi.signals import Disposition
+
+_TOKEN = struct.Struct("<Q")
+_CANONICAL_END = 1 << 47
+_KERNEL_HALF = (1 << 64) - _CANONICAL_END
+_PATIENCE = 8
+"""Faults that one access may take at the same page, as `kerneld.task.cpu` has it."""
+
+
+def native(call: Call) -> int | Answer:
+    """args: flags: NATIVE_THREAD for a further thread of a process that is native already.
+
+    Returns 0; without that flag also the token for the agent, inline, and a descriptor of the RAM that can be written.
+    Raises SysError(EPERM) for anybody but the superuser, and where the machine takes no native programs in;
+    SysError(EINVAL) for a thread of a process that is not native.
+    """
+    if not call.process.cred.superuser or not call.kernel.config.native:
+        raise SysError(errno.EPERM)
+    if call.args[0] & NATIVE_THREAD:
+        call.thread.tlb = call.kernel.tlbs.get(call.mm)
+        return 0
+    if call.kernel.tlbs.find(call.mm) is not None:
+        raise SysError(errno.EINVAL)
+    call.thread.tlb, token = call.kernel.tlbs.make(call.process)
+    # Who catches them is the stub's business: a fault that cannot be settled is reported to it, whatever the program
+    # has said about the signal.
+    for signo in (SIGSEGV, SIGBUS):
+        call.process.dispositions[signo] = Disposition.CAUGHT
+    return Answer(0, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
+
+
+def fault(call: Call) -> int:
+    """args: address, access (PF_WRITE, PF_INSTR), flags. The page fault of a native program's processor.
+
+    With FAULT_FOR_KERNEL it is the stub that reads or writes for a system call: no signal, SysError(EFAULT) instead.
+    """
+    address, access, flags = call.args[:3]
+    access &= PF_WRITE | PF_INSTR
+    tlb = call.kernel.tlbs.get(call.mm)
+    if flags & FAULT_FOR_KERNEL:
+        if uaccess.user_page(call.mm, address, access & PF_WRITE) < 0:
+            raise SysError(errno.EFAULT)
+        tlb.grant(address)
+        return 0
+    thread = call.thread
+    if address >= TASK_SIZE:
+        if _CANONICAL_END <= address < _KERNEL_HALF:
+            exc_general_protection(thread)
+        else:
+            exc_page_fault(thread, access | 4, address)
+        return 0
+    processor = call.kernel.rq.processor
+    for _ in range(_PATIENCE):
+        paddr = call.mm.page_table.translate(address, access, processor.pkru)
+        if paddr >= 0:
+            tlb.grant(address)
+            return 0
+        exc_page_fault(thread, ~paddr, address)
+        if thread.delivered is not None:
+            return 0
+    raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")

@@ -1,0 +1,48 @@
+"""What a TLB entry may grant, by what a page-table entry says: pure functions on words.
+
+A TLB word is a frame's physical address with the PROT_ bits of a mapping of it below; 0 is no mapping. Read takes P, U
+and A; write takes RW and D besides, so that the first write faults and sets D as a real processor's walk would; NX
+takes execution away. The entry's protection key is not looked at: a native program has none (docs/programs.md).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PFN_MASK, PTE_PRESENT, PTE_RW, PTE_USER
+
+READ, WRITE, EXEC = 1, 2, 4
+"""PROT_READ, PROT_WRITE, PROT_EXEC."""
+RIGHTS = READ | WRITE | EXEC
+_READABLE = PTE_PRESENT | PTE_USER | PTE_ACCESSED
+_WRITABLE = PTE_RW | PTE_DIRTY
+TlbWords = npt.NDArray[np.uint64]
+
+
+def tlb_word(entry: int) -> int:
+    """Return the most that a TLB may grant of the page that an entry of 4 KiB maps."""
+    if entry & _READABLE != _READABLE:
+        return 0
+    word = entry & PTE_PFN_MASK | READ
+    if entry & _WRITABLE == _WRITABLE:
+        word |= WRITE
+    return word if entry & PTE_NX else word | EXEC
+
+
+def tlb_words(entries: TlbWords) -> TlbWords:
+    """Return `tlb_word` of each entry."""
+    words = (entries & np.uint64(PTE_PFN_MASK)) | np.uint64(READ)
+    words |= ((entries & np.uint64(_WRITABLE)) == _WRITABLE).astype(np.uint64) << np.uint64(1)
+    words |= ((entries & np.uint64(PTE_NX)) == 0).astype(np.uint64) << np.uint64(2)
+    readable = (entries & np.uint64(_READABLE)) == _READABLE
+    return np.where(readable, words, np.uint64(0))
+
+
+def exceeds(granted: TlbWords, allowed: TlbWords) -> npt.NDArray[np.bool_]:
+    """Return for each granted word whether it grants more than its entry allows now, or another frame."""
+    other = granted & ~np.uint64(RIGHTS) != allowed & ~np.uint64(RIGHTS)
+    more = granted & ~allowed & np.uint64(RIGHTS) != 0
+    return cast("npt.NDArray[np.bool_]", (granted != 0) & (other | more))

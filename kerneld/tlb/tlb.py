@@ -1,0 +1,254 @@
+"""The TLB of one address space: which pages the host maps for its native program, and what must be taken from it.
+
+Owns the list of what has been granted, and the agreement that nothing granted exceeds its page-table entry while the
+program can run. It listens to the address space as the shadow page table does: a notification is a range, and what has
+been granted there is compared with the entries as they are then. Knows no socket: orders go by an `Agent`, grants and
+drops by the reply to the program's own request.
+
+Who drops, and when. While the program's one thread is in a request of its own, nobody runs in its memory: what is to be
+dropped goes with the reply, before the program goes on. In every other case the agent drops it at once, and the
+primitive that took the page away goes on when that is acknowledged: no frame is used again before.
+
+An answer may be read after a later order of the agent's. It carries the number of orders given before it, so that its
+reader knows, and grants nothing then.
+
+Answers to Linux v6.8 arch/x86/mm/tlb.c:flush_tlb_mm_range() and mm/mmu_gather.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
+from kerneld.tlb.rights import RIGHTS, WRITE, TlbWords, exceeds, tlb_word, tlb_words
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.mm import MmStruct
+
+RECORD = struct.Struct("<IIQ")
+"""struct kd_tlb: size, number of operations, number of the agent's last order."""
+OPERATION = struct.Struct("<QQQ")
+"""start, length in bytes with the PROT_ bits of a grant (0: drop), offset in the RAM's file."""
+MOST_OPERATIONS = 48
+"""In one record: it fits the buffer that the stub has for an answer to a fault."""
+DISMISSED = 0xFFFF_FFFF
+"""Number of operations of the order that sends an agent home."""
+AROUND_PAGES = 16
+"""Pages around a fault, aligned, whose entries are looked at too: as many as Linux's fault-around maps."""
+Span = tuple[Vaddr, Vaddr]
+
+
+class Agent(Protocol):
+    """Who drops pages while the program runs."""
+
+    def order(self, record: bytes) -> None:
+        """Have an order carried out, and return when it is; where the agent does not answer, end the process."""
+
+    def dismiss(self) -> None:
+        """The address space goes: the agent is needed no more."""
+
+
+class Tlb:
+    """A listener of one address space; see `MmuNotifier`."""
+
+    def __init__(self, mm: MmStruct, is_shared: Callable[[], bool], forget: Callable[[Tlb], None]) -> None:
+        """`is_shared` tells whether more than one thread works with the memory; `forget` is called at the end."""
+        self.mm = mm
+        self.agent: Agent | None = None
+        self.is_inside = True
+        """Whether the program is in a request of its own: it does not run before the reply."""
+        self._is_shared = is_shared
+        self._forget = forget
+        self._granted: dict[int, TlbWords] = {}
+        """By number of the leaf table (address >> PMD_SHIFT): a TLB word a page."""
+        self._dirty: list[Span] = []
+        self._drops: list[Span] = []
+        self._grants: list[tuple[Vaddr, int, int]] = []
+        """Start, pages, TLB word of the first page."""
+        self.orders = 0
+        mm.notifiers.append(self)
+        mm.tlb = self
+
+    # What the address space tells
+
+    def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
+        """Entries of [start, end) have changed: drop what exceeds them, at once unless the program is inside."""
+        if end - start == PAGE_SIZE:
+            table = self._granted.get(start >> PMD_SHIFT)
+            if table is None or not table[start >> PAGE_SHIFT & 511]:
+                return
+        elif not self._granted:
+            return
+        self._dirty.append((start, end))
+        if not self.is_inside or self._is_shared():
+            self._order()
+
+    def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
+        """Entries of [start, end) are old: the next access is to be seen."""
+        self.invalidate_range(start, end)
+
+    def release(self) -> None:
+        """The process exits."""
+        self._end()
+
+    def exec_mmap(self, new_mm: MmStruct) -> None:
+        """The process goes on with another address space, which gets a TLB of its own when its loader asks for it."""
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing is granted any more: whoever still runs in the memory (the process is killed) meets nothing there."""
+        agent, self.agent = self.agent, None
+        if agent is not None:
+            if self._granted and (not self.is_inside or self._is_shared()):
+                self.orders += 1
+                agent.order(pack_record([(0, TASK_SIZE)], [], self.orders))
+            agent.dismiss()
+        self._granted.clear()
+        self.mm.tlb = None
+        self._forget(self)
+
+    # What the program is told
+
+    def begin(self) -> None:
+        """A request of the program's one thread has come: it does not run until `take`."""
+        self.is_inside = True
+
+    def take(self) -> bytes:
+        """Return the record that goes behind the replies of a request; the program runs again then."""
+        self._collect()
+        drops, grants = self._drops, self._grants
+        self._drops, self._grants = [], []
+        self.is_inside = False
+        if len(drops) + len(grants) > MOST_OPERATIONS:
+            drops = [(min(start for start, _ in drops), max(end for _, end in drops))]
+            grants = grants[: MOST_OPERATIONS - 1]
+        return pack_record(drops, grants, self.orders)
+
+    def _order(self) -> None:
+        self._collect()
+        drops, self._drops = self._drops, []
+        if not drops:
+            return
+        if len(drops) > MOST_OPERATIONS:
+            drops = [(drops[0][0], drops[-1][1])]
+        # What was granted and has not been sent yet is granted by the entries as they are now, when it is sent.
+        self._grants = []
+        self.orders += 1
+        if self.agent is not None:
+            self.agent.order(pack_record(drops, [], self.orders))
+
+    def _collect(self) -> None:
+        if self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for start, end in dirty:
+                self._drops.extend(self._take_exceeding(start, end))
+            self._drops.sort()
+
+    def _take_exceeding(self, start: Vaddr, end: Vaddr) -> Iterator[Span]:
+        """Forget what exceeds its entry in a range, and yield the spans that it lies in."""
+        first, last = start >> PMD_SHIFT, (end - 1) >> PMD_SHIFT
+        numbers = range(first, last + 1)
+        if len(numbers) > len(self._granted):
+            found = sorted(number for number in self._granted if first <= number <= last)
+        else:
+            found = [number for number in numbers if number in self._granted]
+        for number in found:
+            base = number << PMD_SHIFT
+            low = (max(start, base) - base) >> PAGE_SHIFT
+            high = (min(end, base + PMD_SIZE) - base + PAGE_SIZE - 1) >> PAGE_SHIFT
+            granted = self._granted[number][low:high]
+            if not granted.any():
+                continue
+            bad = np.flatnonzero(exceeds(granted, self._allowed(base)[low:high]))
+            if len(bad):
+                granted[bad] = 0
+                cuts = np.flatnonzero(np.diff(bad) != 1) + 1
+                for run in np.split(bad, cuts):
+                    yield (base + ((low + int(run[0])) << PAGE_SHIFT), base + ((low + int(run[-1]) + 1) << PAGE_SHIFT))
+
+    def _allowed(self, base: Vaddr) -> TlbWords:
+        """Return the TLB words of the 512 entries of the leaf table at `base`."""
+        table = self.mm.page_table
+        leaf = next(table.leaves(base, base + PMD_SIZE), None)
+        words = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
+        if leaf is not None:
+            entries = table.read(leaf)
+            low = (leaf.start - base) >> PAGE_SHIFT
+            words[low : low + len(entries)] = tlb_words(entries)
+        return words
+
+    # Grants
+
+    def grant(self, address: Vaddr) -> None:
+        """Grant the page at an address, which its entry allows to be accessed, and those around it that theirs do."""
+        vaddr = address & PAGE_MASK
+        number = vaddr >> PMD_SHIFT
+        table = self._granted.get(number)
+        if table is None:
+            table = self._granted[number] = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
+        index = vaddr >> PAGE_SHIFT & 511
+        pte = self.mm.page_table.find_pte(vaddr)
+        if pte is None:
+            self._grant_huge(number, table)
+            return
+        first = index & -AROUND_PAGES
+        entries = self.mm.frames.ram.words[pte - index + first : pte - index + first + AROUND_PAGES].tolist()
+        start, count, begun = 0, 0, 0
+        for at, entry in enumerate(entries, first):
+            word = tlb_word(entry)
+            if not word or (at != index and table[at] == word):
+                if count:
+                    self._grants.append((start, count, begun))
+                    count = 0
+                continue
+            table[at] = word
+            if word & WRITE:
+                self.mm.frames.ram.set_written(word >> PAGE_SHIFT)
+            if count and word == begun + (count << PAGE_SHIFT):
+                count += 1
+                continue
+            if count:
+                self._grants.append((start, count, begun))
+            start, count, begun = (number << PMD_SHIFT) + (at << PAGE_SHIFT), 1, word
+        if count:
+            self._grants.append((start, count, begun))
+
+    def _grant_huge(self, number: int, table: TlbWords) -> None:
+        """Grant a whole page of 2 MiB: one mapping of the host's, for its frames lie in a row."""
+        base = number << PMD_SHIFT
+        words = self._allowed(base)
+        table[:] = words
+        word = int(words[0])
+        if not word:
+            return
+        if word & WRITE:
+            self.mm.frames.ram.written[word >> PAGE_SHIFT : (word >> PAGE_SHIFT) + PTRS_PER_TABLE] = True
+        if bool((np.diff(words) == PAGE_SIZE).all()):
+            self._grants.append((base, PTRS_PER_TABLE, word))
+        else:
+            # The huge zero page: each page of it is the one frame after the other as well.
+            self._grants.extend((base + (at << PAGE_SHIFT), 1, int(words[at])) for at in range(MOST_OPERATIONS // 2))
+
+    def check(self) -> list[str]:
+        """Return what is wrong, in words: pages that are granted more than their entries allow."""
+        wrong = []
+        for number, granted in self._granted.items():
+            base = number << PMD_SHIFT
+            for at in np.flatnonzero(exceeds(granted, self._allowed(base))).tolist():
+                wrong.append(f"the TLB grants {granted[at]:#x} at {base + (at << PAGE_SHIFT):#x}")
+        return wrong
+
+
+def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders: int) -> bytes:
+    """Return a record: what is to be dropped comes first."""
+    operations = [OPERATION.pack(start, end - start, 0) for start, end in drops]
+    operations += [
+        OPERATION.pack(start, pages << PAGE_SHIFT | word & RIGHTS, word & PTE_PFN_MASK) for start, pages, word in grants
+    ]
+    size = RECORD.size + len(operations) * OPERATION.size
+    return RECORD.pack(size, len(operations), orders) + b"".join(operations)

@@ -1,0 +1,65 @@
+"""The TLBs of the machine's native programs, by address space, and the tokens by which their agents come.
+
+Owns who is native. Answers to nothing of Linux's: there every address space is in some processor's TLB.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from typing import TYPE_CHECKING
+
+from kerneld.errors import KernelBug, SysError
+from kerneld.tlb.tlb import Agent, Tlb
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.mm import MmStruct
+    from kerneld.task.task import Process
+
+
+class Tlbs:
+    """Every TLB there is."""
+
+    def __init__(self) -> None:
+        self._by_mm: dict[int, Tlb] = {}
+        self._tokens: dict[int, Tlb] = {}
+
+    def find(self, mm: MmStruct) -> Tlb | None:
+        """Return an address space's TLB; None where its program is not native."""
+        return self._by_mm.get(mm.number)
+
+    def get(self, mm: MmStruct) -> Tlb:
+        """Return an address space's TLB. Raises SysError(EINVAL) where it has none."""
+        tlb = self._by_mm.get(mm.number)
+        if tlb is None:
+            raise SysError(errno.EINVAL)
+        return tlb
+
+    def make(self, process: Process) -> tuple[Tlb, int]:
+        """Give a process's address space a TLB, and return it with the token for its agent."""
+        mm = process.live_mm
+        tlb = Tlb(mm, lambda: len(process.threads) > 1, self._forget)
+        token = secrets.randbits(62) + 1
+        self._by_mm[mm.number] = tlb
+        self._tokens[token] = tlb
+        return tlb, token
+
+    def employ(self, token: int, agent: Agent) -> None:
+        """An agent has come. Raises SysError(EINVAL) for a token that is none, or has been used."""
+        tlb = self._tokens.pop(token, None)
+        if tlb is None:
+            raise SysError(errno.EINVAL)
+        tlb.agent = agent
+
+    def _forget(self, tlb: Tlb) -> None:
+        self._by_mm.pop(tlb.mm.number, None)
+        for token in [token for token, waiting in self._tokens.items() if waiting is tlb]:
+            del self._tokens[token]
+
+    def check(self) -> None:
+        """Check that no TLB grants more than the page table. Raises KernelBug."""
+        for tlb in self._by_mm.values():
+            if not tlb.is_inside:
+                wrong = tlb.check()
+                if wrong:
+                    raise KernelBug(wrong[0])

@@ -1,0 +1,52 @@
+"""Programs inside, and the same outside: one kerneld for all of these tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.client import Nursery
+from tests.e2e.daemons import Daemon
+from tests.native.inside import Inside, compile_c, why_not_here
+
+
+class NativeDaemon(Daemon):
+    """A kerneld with room for real programs."""
+
+    options = ("--ram", "512M", "--swap", "64M")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _possible_here() -> None:
+    why = why_not_here()
+    if why:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def native_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeDaemon]:
+    """The kerneld that the tests share. It does not check its invariants: a program makes thousands of requests."""
+    nursery = Nursery()
+    daemon = NativeDaemon(tmp_path_factory.mktemp("n"), nursery, check_invariants=False)
+    yield daemon
+    daemon.close()
+    nursery.close()
+
+
+@pytest.fixture
+def inside(native_daemon: NativeDaemon) -> Iterator[Inside]:
+    """Runs programs inside; kerneld must still run afterwards, and have no process left."""
+    inside = Inside(native_daemon.environment)
+    yield inside
+    inside.close()
+    assert native_daemon.process.poll() is None, native_daemon.complaints()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The C programs of tests/native/c, compiled as people compile theirs."""
+    directory = tmp_path_factory.mktemp("c")
+    sources = sorted((Path(__file__).parent / "c").glob("*.c"))
+    return {source.stem: compile_c(source, directory / source.stem) for source in sources}

@@ -1,0 +1,141 @@
+"""Unmodified programs, each run inside and outside: the same output, the same status."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.native.inside import Inside, compile_c
+
+SCRIPT = r"""
+set -e
+cd "$1"
+mkdir tree; for i in 1 2 3; do echo "file $i" > tree/$i; done
+find tree -type f | sort | xargs cat | sed 's/file/FILE/' | tee all | wc -l
+(cd tree && exec ls) | sort -r
+trap 'echo trapped' USR1; kill -USR1 $$
+x=$(echo sub; exit 0); echo "$x"
+false || echo "status $?"
+sh -c 'kill -TERM $$' || echo "status $?"
+{ sleep 0; exit 7; } & wait $! || echo "status $?"
+read -r line < all; echo "$line"; cat <<END
+here $((6 * 7))
+END
+tar cf - tree | gzip | gunzip | tar tf - | sort
+exec cat all
+"""
+PYTHON = """
+import json, mmap, os, subprocess, sys, threading
+print(json.loads('[1, {"a": null}]'), sum(range(100000)))
+threads = [threading.Thread(target=lambda i=i: results.append(i * i)) for i in range(8)]
+results = []
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+print(sorted(results))
+print(subprocess.run(["echo", "from a child"], capture_output=True, text=True))
+memory = mmap.mmap(-1, 1 << 20)
+memory[5] = 6
+pid = os.fork()
+if not pid:
+    memory[5] += 1
+    os._exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), memory[5])
+try:
+    subprocess.run(["/nowhere"])
+except FileNotFoundError as error:
+    print(error)
+sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["true"],
+        ["false"],
+        ["echo", "one", "two"],
+        ["ls", "-ln", "/"],
+        ["cat", "/etc/passwd"],
+        ["cat", "/nowhere"],
+        ["sort", "-r", "/etc/group"],
+        ["sh", "-c", "kill -9 $$"],
+        ["env", "-i", "A=b", "env"],
+        ["perl", "-e", "print join(',', map { $_ * 2 } 1 .. 5), qq{\\n}; exit 4"],
+        ["awk", "BEGIN { for (i = 0; i < 5; i++) print i, i * i }"],
+        ["dd", "if=/dev/zero", "of=/dev/null", "bs=64K", "count=10", "status=none"],
+    ],
+    ids=lambda argv: "-".join(argv[:2]).replace("/", ""),
+)
+def test_a_program_is_the_same_inside(inside: Inside, argv: list[str]) -> None:
+    if shutil.which(argv[0]) is None:
+        pytest.skip(f"this host has no {argv[0]}")
+    inside.agrees(argv)
+
+
+def test_input_goes_through_pipes(inside: Inside) -> None:
+    assert inside.agrees(["tr", "a-z", "A-Z"], "some text\n" * 1000).output.startswith("SOME TEXT")
+
+
+def test_bash_runs_a_script(inside: Inside, tmp_path: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("this host has no bash")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    within = inside.run(["bash", "-c", SCRIPT, "bash", str(tmp_path / "in")])
+    assert within == inside.outside(["bash", "-c", SCRIPT, "bash", str(tmp_path / "out")])
+    assert within.status == 0
+
+
+def test_a_script_names_its_interpreter(inside: Inside, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text('#!/bin/sh -e\necho "$0" "$@"\nfalse\n')
+    script.chmod(0o755)
+    assert inside.agrees([str(script), "a", "b c"]).status == 1
+
+
+def test_python_runs(inside: Inside) -> None:
+    python = Path("/usr/bin/python3")
+    if not python.exists():
+        pytest.skip("this host has no /usr/bin/python3")
+    assert inside.agrees([str(python), "-c", PYTHON]).status == 5
+
+
+def test_gcc_compiles_and_links(inside: Inside, tmp_path: Path) -> None:
+    source = tmp_path / "hello.c"
+    source.write_text('#include <stdio.h>\nint main(void) { puts("compiled inside"); return 6; }\n')
+    program = tmp_path / "hello"
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    assert compiler is not None
+    assert inside.run([compiler, "-O2", "-o", str(program), str(source)]).status == 0
+    assert inside.agrees([str(program)]).output == "compiled inside\n"
+
+
+@pytest.mark.parametrize("options", [(), ("-static",), ("-static-pie",), ("-no-pie",)], ids=" ".join)
+def test_a_c_program_however_it_is_linked(inside: Inside, tmp_path: Path, options: tuple[str, ...]) -> None:
+    source = Path(__file__).parent / "c" / "memory.c"
+    program = compile_c(source, tmp_path / "memory", *options)
+    assert "in the file: k" in inside.agrees([str(program)], directory=tmp_path).output
+
+
+def test_signals_are_as_outside(inside: Inside, programs: dict[str, Path]) -> None:
+    assert inside.agrees([str(programs["signals"])]).status == -signal.SIGUSR1
+
+
+def test_threads_fault_and_unmap_at_once(inside: Inside, programs: dict[str, Path]) -> None:
+    inside.agrees([str(programs["threads"])])
+
+
+def test_sqlite_inserts_and_sorts(inside: Inside, tmp_path: Path) -> None:
+    if shutil.which("sqlite3") is None:
+        pytest.skip("this host has no sqlite3")
+    statements = (
+        "pragma journal_mode=wal; create table t(a, b); with recursive n(i) as (select 1 union all select i + 1 from n"
+        " where i < 5000) insert into t select i, i * 7919 % 5003 from n; select sum(a), count(distinct b) from t;"
+        " select a from t order by b limit 3; pragma integrity_check;"
+    )
+    first, second = tmp_path / "in.db", tmp_path / "out.db"
+    assert inside.run(["sqlite3", str(first), statements]) == inside.outside(["sqlite3", str(second), statements])
+    query = "select count(*), sum(b) from t"
+    assert inside.outside(["sqlite3", str(first), query]) == inside.outside(["sqlite3", str(second), query])

@@ -1,0 +1,149 @@
+"""What the host maps of a program inside is never more than its page table grants; whoever is killed leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.client import Process
+from tests.e2e.client import Nursery
+from tests.e2e.daemons import Daemon
+from tests.native.conftest import NativeDaemon
+from tests.native.host_maps import exceeding_pages, mapped_pages
+from tests.native.inside import SECONDS, Inside
+
+PAGE = 4096
+
+
+@pytest.fixture
+def inspector(native_daemon: NativeDaemon) -> Iterator[Process]:
+    """This process, attached; it may look at everybody."""
+    process = Process.attach(str(native_daemon.path))
+    yield process
+    process.close()
+
+
+def started(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start the program that waits, and return it with the address of its memory once that has been used."""
+    process = inside.start([str(program)])
+    assert process.stdout is not None
+    return process, int(process.stdout.readline(), 16)
+
+
+def agent_of(pid: int) -> int:
+    """Return the pid of the agent of a process's TLB: its child, though no child that it can wait for."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "kerneld-tlb\n")
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process that is not ours has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([pidfd], [], [], SECONDS)[0]
+    os.close(pidfd)
+
+
+def test_the_host_maps_no_more_than_the_page_table_grants(
+    inside: Inside, programs: dict[str, Path], inspector: Process
+) -> None:
+    process, vaddr = started(inside, programs["waits"])
+    mapped = {page.vaddr: page.rights for page in mapped_pages(process.pid)}
+    assert exceeding_pages(process.pid, inspector) == []
+    # mprotect, munmap and fork have taken away what was there.
+    assert "w" not in mapped.get(vaddr, "")
+    assert vaddr + PAGE not in mapped
+    assert mapped[vaddr + 2 * PAGE].startswith("r")
+    process.communicate("")
+    assert process.returncode == 0
+
+
+def free_kb(inspector: Process) -> int:
+    """Return MemFree once the memory of all that have ended has gone."""
+    while True:
+        lines = inspector.read_proc("kerneld/status").decode().splitlines()
+        status = dict(line.split(":\t") for line in lines)
+        if status["Exiting"] == "0":
+            return int(status["MemFree"].split()[0])
+
+
+@pytest.mark.parametrize("victim", ["program", "agent"])
+def test_whoever_is_killed_leaves_nothing(
+    inside: Inside, programs: dict[str, Path], inspector: Process, victim: str
+) -> None:
+    inside.run([str(programs["waits"])])  # Whose file stays in the page cache.
+    before = free_kb(inspector)
+    process, _ = started(inside, programs["waits"])
+    agent = agent_of(process.pid)
+    os.kill(process.pid if victim == "program" else agent, signal.SIGKILL)
+    assert process.wait(SECONDS) == -signal.SIGKILL
+    wait_for_end(agent)
+    assert free_kb(inspector) == before
+
+
+class SmallDaemon(Daemon):
+    """A kerneld whose RAM a program soon has used up."""
+
+    options = ("--ram", "24M", "--swap", "64M")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[SmallDaemon]:
+    """A small machine of this test's own."""
+    nursery = Nursery()
+    daemon = SmallDaemon(tmp_path, nursery, check_invariants=False)
+    yield daemon
+    daemon.close()
+    nursery.close()
+
+
+def test_memory_that_is_swapped_out_comes_back(small: SmallDaemon, programs: dict[str, Path]) -> None:
+    assert Inside(small.environment).agrees([str(programs["eats"]), "30"]).status == 0
+    inspector = Process.attach(str(small.path))
+    assert int(inspector.read_proc("vmstat").decode().split("pswpin ")[1].split()[0]) > 0
+    inspector.close()
+
+
+def test_a_stopped_program_holds_nobody_up(small: SmallDaemon, programs: dict[str, Path]) -> None:
+    """Its pages are reclaimed while it is stopped, by the agent, and are there again when it goes on."""
+    inside = Inside(small.environment)
+    process, _ = started(inside, programs["waits"])
+    process.send_signal(signal.SIGSTOP)
+    assert os.waitid(os.P_PID, process.pid, os.WSTOPPED) is not None
+    inspector = Process.attach(str(small.path))
+    before = len(mapped_pages(process.pid))
+    assert inside.run([str(programs["eats"]), "30"]).output == "all as written\n"
+    assert len(mapped_pages(process.pid)) < before
+    assert exceeding_pages(process.pid, inspector) == []
+    inspector.close()
+    process.send_signal(signal.SIGCONT)
+    process.communicate("")
+    inside.close()
+    assert process.returncode == 0
+
+
+def test_a_program_without_its_kernel_ends(tmp_path: Path, programs: dict[str, Path]) -> None:
+    nursery = Nursery()
+    daemon = NativeDaemon(tmp_path, nursery, check_invariants=False)
+    inside = Inside(daemon.environment)
+    process, _ = started(inside, programs["waits"])
+    daemon.end(signal.SIGKILL)
+    assert process.wait(SECONDS) == -signal.SIGKILL
+    inside.close()
+    nursery.close()
+
+
+def test_invariants_hold_after_every_request(tmp_path: Path, programs: dict[str, Path]) -> None:
+    nursery = Nursery()
+    daemon = Daemon(tmp_path, nursery)
+    assert Inside(daemon.environment).agrees([str(programs["memory"])], directory=tmp_path).status == 0
+    daemon.close()
+    nursery.close()
