@@ -34,31 +34,32 @@ from shared.stop_signals import stop_signals
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.version import version_option
 
-HELP = """Watch a stretch of another process's page table, live.
+HELP = """Watch a range of the page table of another process, live.
 
-PID is a process of kerneld's, or any process of yours, which kerneld looks at each millisecond. START and END are
-addresses: hexadecimal, with 0x or without. START-END may be one word, as maps has it. END may be +SIZE, which is
-decimal (+65536, +64K, +8M, or +0x4000). A mapping's name may stand in place of START: [heap], [stack], a file's path or
-base name; END may then be left out. With PID alone the process's maps are listed. A range is rounded outward to whole
-pages, and cut after 8 MiB (2048 pages).
+PID is a process of kerneld's, or a real process that you may ptrace. kerneld looks at a real process each millisecond.
+START and END are addresses: hexadecimal, with or without 0x. START-END may be one word, as in maps. END may be +SIZE,
+a decimal number of bytes (+65536, +64K, +8M) or +0x4000. The name of a mapping may stand in place of START: [heap],
+[stack], the path or the base name of a file. END may then be left out. With PID alone, the inspector lists the mappings
+of the process. A range is rounded outward to whole pages, and cut after 8 MiB (2048 pages).
 
-A print comes each second until Ctrl+C, which closes the table. What changed since the print before is marked in the
-first column: + gained flags, - lost flags, * another frame or other flags.
+The inspector prints the table each second until Ctrl+C, which closes the table. The first column marks the changes
+since the print before: + gained flags, - lost flags, * another frame or other flags.
 
-With --events the table is printed once, and then each change as it happens: frame and flags, old and new, and what led
-to it. The end of the process ends that too. With --interval prints come as well.
+With --events, the inspector prints the table once, and then each change of an entry as it happens: the old and the new
+frame and flags, and the cause. The end of the process ends the inspector too. With --interval, it prints the table as
+well.
 
 \b
 Examples:
-  inspector 4242                                    list what process 4242 has mapped
+  inspector 4242                                    list the mappings of process 4242
   inspector 4242 0x7f0000000000 0x7f0000010000      watch sixteen pages
   inspector 4242 0x7f0000000000 +64K                the same
-  inspector 4242 7f0000000000-7f0000010000          the same, as kerneld maps prints it
+  inspector 4242 7f0000000000-7f0000010000          the same, as kerneld maps prints a range
   inspector 4242 [heap] --interval 0.2              watch the heap, five times a second
   inspector 4242 libc.so.6 --once --all             one print, one line for each page
-  inspector 4242 [stack] --json                     a JSON object a print, for programs
-  inspector 4242 --contents 0x7f0000001000          what that page holds
-  inspector 4242 [heap] --events                    each change of the heap's entries, and why
+  inspector 4242 [stack] --json                     one JSON object a print, for programs
+  inspector 4242 --contents 0x7f0000001000          the contents of that page
+  inspector 4242 [heap] --events                    each change of an entry of the heap, with its cause
 
 \b
 Exit status:
@@ -84,10 +85,10 @@ Exit status:
     help="Time between prints.",
 )
 @click.option("--once", is_flag=True, help="Print once and end.")
-@click.option("--all", "every_page", is_flag=True, help="One line for each page: do not fold runs of alike pages.")
+@click.option("--all", "every_page", is_flag=True, help="One line for each page. Runs of equal pages are not folded.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a print, on one line.")
-@click.option("--contents", metavar="VADDR", help="Dump the page at VADDR and end; START and END may be left out.")
-@click.option("--events", is_flag=True, help="Print each change of an entry as it happens, and what led to it.")
+@click.option("--contents", metavar="VADDR", help="Dump the page at VADDR, and end. START and END may be left out.")
+@click.option("--events", is_flag=True, help="Print each change of an entry as it happens, with its cause.")
 @click.option(
     "--socket",
     "socket_path",
@@ -108,14 +109,14 @@ def cli(
     events: bool,
     socket_path: str | None,
 ) -> None:
-    """Turn the arguments into one of the four things to do, and what the client library raises into statuses."""
+    """List the mappings, dump a page, or watch or follow a range. An exception of the client library is a Failure."""
     source = click.get_current_context().get_parameter_source("interval")
     prints = not events or source is click.core.ParameterSource.COMMANDLINE
     options = Options(every_page, as_json, once, interval, events, prints)
     try:
         if events and (once or contents is not None or start is None):
             raise AddressError("--events goes with a range, and not with --once or --contents")
-        # What is wrong without a look at the process is said without kerneld.
+        # An error that needs no look at the process is reported without kerneld.
         page = None if contents is None else parse_page(contents)
         span = None if start is None or looks_like_name(start) else parse_span(start, end)
         with client_failures():

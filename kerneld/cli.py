@@ -1,4 +1,4 @@
-"""The command line of kerneld: it joins the commands, each of which has a module below kerneld/commands.
+"""The command line of kerneld: it joins the commands. Each command has a module in a room of kerneld/commands.
 
 Owns the list of commands and the words of `kerneld --help`. Imports no command before it is asked for: numpy and
 structlog, which `start` needs, cost more than all of `status` does.
@@ -12,34 +12,34 @@ from kerneld.commands.group import Commands
 from shared.program import run_program
 from shared.version import version_option
 
-HELP = """A kernel in user space whose page tables can be watched.
+HELP = """A kernel in user space. Its page tables can be watched.
 
-Without a command kerneld starts, in the foreground.
+Without a command kerneld starts in the foreground.
 
 \b
 Examples:
   kerneld                           start, until Ctrl+C
-  kerneld start --detach            start in the background: returns once it is ready
-  kerneld status                    is it running, and how is it doing
-  kerneld ps                        the processes it serves
-  kerneld maps 4242                 what process 4242 has mapped
-  kerneld exec -- python3           a program, as it is, whose memory is kerneld's
+  kerneld start --detach            start in the background; the command returns when kerneld is ready
+  kerneld status                    whether kerneld runs: uptime, memory, swap
+  kerneld ps                        the processes of the machine
+  kerneld maps 4242                 the mappings of process 4242
+  kerneld exec -- python3           an unmodified program with its memory in kerneld
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
-  kerneld trace --pid 4242          what it does, and why, as it happens
-  kerneld strace 4242               its calls, as strace prints them
-  kerneld ftrace --graph            the kernel's functions as they run
-  kerneld stop                      end it, and wait until it has ended
-  kerneld referee                   compare it with this host's kernel
-  kerneld demo                      see it work: kerneld, a target and an inspector together
+  kerneld trace --pid 4242          the events of process 4242 as they happen, each with its cause
+  kerneld strace 4242               the system calls of process 4242, as strace prints them
+  kerneld ftrace --graph            the functions of the kernel as they run
+  kerneld stop                      end kerneld, and wait for its end
+  kerneld referee                   compare kerneld with the kernel of this host
+  kerneld demo                      a demonstration: kerneld, a target and an inspector together
 
 \b
 Exit status:
   0  done
   1  failed (another kerneld runs on that socket)      2  wrong usage
   3  kerneld does not run                              4  kerneld went away
-  5  no such process, or no such file of one           6  not permitted
-  7  kerneld cannot start there, or not so big
+  5  no such process, or no such file under /proc      6  not permitted
+  7  kerneld cannot start: the directory or the size is refused
   8  the program of kerneld run or exec cannot be run here
 """
 
@@ -66,7 +66,7 @@ COMMANDS = {
 @click.group("kerneld", cls=Commands, modules=COMMANDS, help=HELP)
 @version_option("kerneld")
 def cli() -> None:
-    """Nothing of its own to do: the commands do it."""
+    """Do nothing: the commands do the work."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""How a program of the three ends without success: one line on stderr and an exit status.
+"""The end of a program without success: one line on stderr and an exit status.
 
-Owns the statuses that mean the same in all three, and what the client library's exceptions come to. A number from 7 up
-is a program's own: kerneld's and the inspector's differ.
+Owns the statuses that all programs have, and the status of each exception of the client library. The numbers from 7 up
+are different in kerneld and in the inspector.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Failure(click.ClickException):
 
 @contextlib.contextmanager
 def client_failures(gone: str = "") -> Iterator[None]:
-    """Turn what the client library raises of its own into one line and a status; an OSError goes through.
+    """Turn an exception of the client library into a Failure. An OSError of a system call goes through.
 
-    `gone` is what people are told where kerneld goes away; the library's own words where it is empty.
+    `gone` is the line for people when kerneld goes away; empty for the library's own line.
     """
     try:
         yield
@@ -56,7 +56,7 @@ def client_failures(gone: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_failures() -> Iterator[None]:
-    """Turn what writing to standard output raises into one line and a status; a reader that has left goes through."""
+    """Turn an error of writing to standard output into a Failure. A BrokenPipeError goes through."""
     try:
         yield
     except BrokenPipeError:

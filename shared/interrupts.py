@@ -1,6 +1,6 @@
-"""The signals that ask a program to end, as an exception where the program is: it puts away what it has on the way out.
+"""The signals that ask a program to end, as an exception at the place where the program is.
 
-The program then ends of the signal, so that its parent sees the true status.
+The exception lets the program clean up. The program then dies of the signal, so that its parent sees the true status.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def ending_by_signals(program: str) -> Iterator[None]:
-    """Have the three signals leave the block, say in a line that they have ended `program`, and end the process so."""
+    """Leave the block when one of the three signals comes, print a line with its name, and die of it."""
     asked = Asked()
 
     def interrupt(signo: int, _frame: FrameType | None) -> None:
@@ -44,7 +44,7 @@ def ending_by_signals(program: str) -> Iterator[None]:
 
 
 def _find_interrupted(error: BaseException | None) -> Interrupted | None:
-    """Return the signal that is behind an error: what goes wrong while things are put away is not worth a word."""
+    """Return the signal behind an error. An error of the cleanup is not reported."""
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error

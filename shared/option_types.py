@@ -1,4 +1,4 @@
-"""What the command lines of the three programs have in common: numbers that are numbers, and the socket's path."""
+"""Types of option values for the command lines of all programs: numbers, sizes, the path of the socket."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 
 
 class Whole(click.IntRange):
-    """An integer within bounds, called so where something else is refused."""
+    """An integer within bounds. The message for another value says "integer"."""
 
     name = "integer"
 
 
 class Seconds(click.FloatRange):
-    """A time that passes: neither endless nor `nan`, which no bound keeps out."""
+    """A finite number of seconds. A bound alone would let `nan` in."""
 
     name = "number"
 
@@ -62,7 +62,7 @@ class ByteCount(click.ParamType[int]):
 
 
 class SocketPath(click.ParamType[str]):
-    """Where kerneld listens; not the empty string, which a shell makes of a variable that is not set."""
+    """The path of the socket. The empty string is refused: a shell makes it of a variable that is not set."""
 
     name = "path"
 

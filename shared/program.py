@@ -1,4 +1,4 @@
-"""The frame of each program: its beginning, and its end as a status and one line on stderr.
+"""The common frame of all programs: the start, and the end as an exit status and one line on stderr.
 
 Owns the order in which failures are told apart. Knows no command.
 """
@@ -21,11 +21,11 @@ from shared.process_name import set_process_name
 from shared.standard_streams import complain, discard_output, flush_output, open_standard_streams
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What only writing raises: where no file is named, it is the output that cannot be written."""
+"""Errnos that only writing raises. An error without a file name is then an error of standard output."""
 
 
 class CommandLine(click.Command):
-    """A program's command line: however it ends, that is a status and at most one line; click would print its usage."""
+    """The command line of a program. Its end is an exit status and at most one line; click prints its usage too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -44,22 +44,22 @@ class CommandLine(click.Command):
 def run_program(program: CommandLine) -> NoReturn:
     """Be the program, under its name."""
     assert program.name is not None
-    # Before anything is opened: see there.
+    # Before any other file is opened: a closed standard stream would become that file.
     open_standard_streams()
     set_process_name(program.name)
-    # Until a command handles signals itself there is nothing to put away: Ctrl+C is the plain end of a program.
+    # Until a command handles signals itself it has nothing to clean up: Ctrl+C ends the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     program.main(prog_name=program.name)
 
 
 def _outcome(name: str, run: Callable[[], Any]) -> tuple[int, str]:
-    """Return the status of a run, and the line that people get."""
+    """Return the status of a run, and the line for people."""
     try:
         status = run()
         sys.stdout.flush()
         return status or Status.OK, ""
     except BrokenPipeError:
-        # The reader of our output left (`kerneld ps | head`): nothing to say, and nothing to flush at exit.
+        # The reader of our output has left (`kerneld ps | head`): no line, and no flush at the exit.
         discard_output()
         return Status.FAILED, ""
     except click.UsageError as error:
@@ -83,7 +83,7 @@ def _words_of(error: OSError) -> str:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Return where a bug of ours was met, for the report of it."""
+    """Return the file and line of a bug, for a report."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None:

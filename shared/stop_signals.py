@@ -23,7 +23,7 @@ GRACE_SECONDS = 0.3
 
 
 class Asked:
-    """What the signals have asked for so far."""
+    """The signals that have come so far."""
 
     def __init__(self, *, ends_at_second: bool = True) -> None:
         self.received: int | None = None
@@ -80,7 +80,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def stop_signals(*, ends_at_second: bool = True) -> Iterator[StopSignals]:
-    """Only note the three signals for the time of a with block; none of them then cuts a system call in two."""
+    """Note the three signals for the time of a with block. They interrupt no system call of the machine."""
     asked = Asked(ends_at_second=ends_at_second)
 
     def note(signo: int, _frame: FrameType | None) -> None:

@@ -23,22 +23,22 @@ from target.stage import Stage, Window
 from target.tour import Tour
 
 DEFAULT_DELAY = 3.0
-"""Seconds before each step: long enough to read what is coming, and for an inspector to have printed what was."""
+"""Seconds before each step: time to read the next step, and for the inspector to print the last one."""
 
-HELP = """Change this process's memory step by step, saying before each step what a watcher will see.
+HELP = """Change the memory of this process step by step. Before each step, a text says what the inspector will show.
 
-The tour prints its pid, the range of addresses to watch and the inspector's command, then plays its scenarios: each
-maps, writes, reads or unmaps something, and tells what that does to the page table. Without options it plays them all,
-once.
+The tour prints its pid, the range of addresses to watch, and the command of the inspector. It then plays its scenarios.
+Each scenario maps, writes, reads or unmaps memory, and explains the change of the page table. Without options, the tour
+plays all scenarios once.
 
 \b
 Examples:
   target                                   the whole tour, a step every three seconds
   target --step                            a step at each press of Enter
-  target --delay 0.5 --loop                on and on, twice a second, until Ctrl+C
-  target --list                            what there is
+  target --delay 0.5 --loop                again and again, two steps a second, until Ctrl+C
+  target --list                            the list of scenarios
   target --scenario heap --scenario fork   these two, in this order
-  target --scenario null-write             die of SIGSEGV (not part of the tour)
+  target --scenario null-write             a write through a null pointer, and SIGSEGV (not part of the tour)
 
 \b
 Exit status:
@@ -56,11 +56,11 @@ Exit status:
     multiple=True,
     metavar="NAME",
     type=click.Choice([scenario.name for scenario in ALL]),
-    help="Play this one; give it again for more.",
+    help="Play this scenario. May be given again.",
 )
 @click.option("--delay", type=Seconds(min=0), metavar="SECONDS", help="Time before each step. [3]")
 @click.option("--step", is_flag=True, help="Wait for Enter before each step.")
-@click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl+C; exit is left out.")
+@click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl+C. The scenario exit is left out.")
 @click.option(
     "--socket",
     "socket_path",
@@ -117,7 +117,7 @@ def choose(names: Sequence[str], loop: bool) -> list[Scenario]:
 
 
 def end(process: Process, scenarios: Sequence[Scenario]) -> None:
-    """Do what the scenarios have left to the very end: the process may not survive it."""
+    """Run the last action of each scenario. The process may die of it."""
     for scenario in scenarios:
         if scenario.last is not None:
             scenario.last(process)

@@ -29,13 +29,13 @@ from target.demo_program import PATIENCE_SECONDS, DemoError, Program
 from target.pace import PROMPT
 from target.scenarios.files import CHANGED, FILE_NAME
 
-HELP = """Run kerneld, a target and an inspector together, show what each prints, and check it.
+HELP = """Run kerneld, a target and an inspector together. Show the output of each, and check it.
 
-It takes some ten seconds, touches nothing of yours, and leaves nothing behind.
+The demonstration takes some ten seconds. It uses a temporary directory and removes it.
 
 \b
 Exit status:
-  0  all was as it should be        1  something was not: one line says what        2  wrong usage
+  0  every check has passed        1  a check has failed: one line says which        2  wrong usage
 """
 
 SCENARIOS = ("demand", "hole", "file-shared", "fork", "exec", "exit")
@@ -217,7 +217,7 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Run the demonstration; exit status 0 when all was as it should be, 1 when something was not."""
+    """Run the demonstration. The exit status is 0 when every check has passed, else 1."""
     run_program(cli)
 
 

@@ -1,5 +1,5 @@
-"""What people type: a room for each kind of command, and in this one what all of them share.
+"""The commands of kerneld: a room for each kind of command. The modules beside the rooms are for all commands.
 
-A command owns its options, its words and its exit statuses. The kernel is imported by the commands that run it (start,
-referee), and there only when they run; all others are clients of kerneld like any program, or read a file.
+A command owns its options, its words and its exit statuses. Only `start` and `referee` import the kernel, when they
+run. The other commands are clients of kerneld like any program, or read a file.
 """

@@ -1,6 +1,6 @@
 """`kerneld demo`: the demonstration, where kerneld is installed and there is no checkout with a Makefile.
 
-It becomes the demonstration's program and knows nothing of it but its module's name: kerneld stands under its clients.
+The command executes the module of the demonstration and knows only its name: kerneld imports no client.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import click
 @click.command(
     name="demo",
     short_help="Show kerneld, a target and an inspector together.",
-    help="""Run kerneld, a target and an inspector together, show what each prints, and check it.
+    help="""Run kerneld, a target and an inspector together. Show the output of each, and check it.
 
-It takes some ten seconds, touches nothing of yours, and leaves nothing behind.
+The demonstration takes some ten seconds. It uses a temporary directory and removes it.
 
 \b
 Examples:
@@ -24,7 +24,7 @@ Examples:
 
 \b
 Exit status:
-  0  all was as it should be        1  something was not: one line says what
+  0  every check has passed        1  a check has failed: one line says which
 """,
 )
 def demo() -> None:

@@ -1,4 +1,4 @@
-"""The check that commands make which are about to import numpy."""
+"""The check of the processor, for commands that import numpy."""
 
 from __future__ import annotations
 

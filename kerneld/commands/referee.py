@@ -1,4 +1,4 @@
-"""`kerneld referee`: random programs on kerneld and on the host's kernel, and what is said of them.
+"""`kerneld referee`: random programs on kerneld and on the host's kernel, and the report of the comparison.
 
 The kernel, and with it numpy, is imported when the command runs.
 """
@@ -20,8 +20,9 @@ from shared.option_types import Whole
     short_help="Run random memory programs on kerneld and on this host's kernel.",
     help="""Run random memory programs on kerneld and on this host's kernel, and compare after every call.
 
-Needs a C compiler; no running kerneld. A divergence is shrunk, printed with both results side by side, and saved to a
-file that --replay runs again. Exit status 1 where the two differ.
+The command needs a C compiler. It needs no running kerneld. When the kernels differ, the program is made as short as
+possible, both results are printed side by side, and the program is saved to a file. --replay runs such a file again.
+The exit status is 1 when the kernels differ.
 
 \b
 Examples:
@@ -31,17 +32,17 @@ Examples:
   kerneld referee --replay referee-7-42.json
 """,
 )
-@click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="How many programs.")
-@click.option("--seed", metavar="SEED", help="Makes the same programs again. [a fresh one]")
-@click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="Calls of each program.")
+@click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="The number of programs.")
+@click.option("--seed", metavar="SEED", help="A seed makes the same programs again. [random]")
+@click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="The number of calls in each program.")
 @click.option(
     "--mode",
     type=click.Choice(["plain", "huge", "swap"]),
     default="plain",
     show_default=True,
-    help="What both machines have besides: huge pages; swap (root: the host gets a swap file for the run).",
+    help="huge: with huge pages. swap: with swap (needs root: the host gets a swap file for the run).",
 )
-@click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program of a file instead.")
+@click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program in FILE instead.")
 def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | None) -> None:
     """Let the host's kernel judge."""
     check_processor()

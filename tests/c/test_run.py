@@ -204,7 +204,7 @@ def test_programs_that_cannot_be_run(tmp_path: Path, cache: Path, daemon_socket:
     script.chmod(0o755)
     for program, why in {
         static: f"{static} is linked statically: its system calls cannot be taken (link it without -static)",
-        foreign: f"{foreign} is a program for another architecture (64-bit ARM): x86-64 is what runs here",
+        foreign: f"{foreign} is a program for another architecture (64-bit ARM): only x86-64 programs run here",
         text: f"{text} is neither an ELF program nor a script with #!",
         script: f"{static} is linked statically: its system calls cannot be taken (link it without -static)",
         tmp_path / "none": f"there is no program {tmp_path / 'none'}",

@@ -1,1 +1,1 @@
-"""The daemon's life, from its beginning to what a panic has left: start, stop, status, inspect-dump."""
+"""The life of the daemon: start, stop, status, inspect-dump."""

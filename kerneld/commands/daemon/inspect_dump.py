@@ -1,4 +1,4 @@
-"""`kerneld inspect-dump`: what a panic's dump says, for people. Imports no kernel: a dump may be of another version."""
+"""`kerneld inspect-dump`: the dump of a panic, for people. Imports no kernel: a dump may be of another version."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from shared.uapi.dump import DUMP_FORMAT
 
 @click.command(
     "inspect-dump",
-    short_help="Print the dump that a panic has left.",
-    help="""Print the dump that a panic has left beside the socket: PATH is that of the dump.
+    short_help="Print the dump of a kernel panic.",
+    help="""Print the dump of a kernel panic. kerneld writes it beside its socket. PATH is the path of the dump.
 
 \b
 Examples:
@@ -39,7 +39,7 @@ def inspect_dump(path: str) -> None:
 
 
 def lines_of(dump: dict[str, Any]) -> list[str]:
-    """Return what is printed: the reason first, then the request, the machine, each process, and the traceback."""
+    """Return the lines: the reason first, then the request, the machine, each process, and the traceback."""
     lines = [f"kernel panic at {dump['time']}, kerneld pid {dump['pid']}", f"why: {dump['why']}"]
     request = dump.get("request")
     if request is None:

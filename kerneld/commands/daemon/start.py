@@ -1,7 +1,7 @@
 """`kerneld start`: the daemon, in the foreground or in the background.
 
-It owns the options and the words for people. What only the daemon needs is imported when it starts: numpy and structlog
-cost more than all of `status` does.
+Owns the options of the daemon and the words for people. numpy, structlog and the kernel are imported when the daemon
+starts: `--help` does not wait for them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class MachineOptions(TypedDict):
-    """What the command line says of the machine and its clients: sizes in bytes, the interval in milliseconds."""
+    """The options of the machine and its clients: sizes in bytes, the interval in milliseconds."""
 
     ram: int
     swap: int
@@ -51,18 +51,23 @@ class MachineOptions(TypedDict):
 
 
 @click.command(
-    help="""Start kerneld; SIGINT (Ctrl+C), SIGTERM or SIGHUP ends it.
+    short_help="Start kerneld.",
+    help="""Start kerneld. SIGINT (Ctrl+C), SIGTERM or SIGHUP ends it; a SIGHUP that nohup ignores does not.
 
 \b
 Examples:
   kerneld start
   kerneld start --ram 256M --swap 1G --log-format json
   kerneld start --detach --socket ~/machine/kerneld.sock
-"""
+""",
 )
-@click.option("--ram", type=Size(), default="1G", metavar="SIZE", help="The machine's RAM: 256M, 1G. [1G]")
+@click.option("--ram", type=Size(), default="1G", metavar="SIZE", help="RAM of the machine: 256M, 1G. [1G]")
 @click.option(
-    "--swap", type=Size(), default="0", metavar="SIZE", help="A swap file, gone when kerneld ends: 64M, 1G. [none]"
+    "--swap",
+    type=Size(),
+    default="0",
+    metavar="SIZE",
+    help="Size of a swap file, removed when kerneld ends: 64M, 1G. [none]",
 )
 @click.option(
     "--overcommit-memory",
@@ -77,14 +82,14 @@ Examples:
     default=50,
     show_default=True,
     metavar="PERCENT",
-    help="vm.overcommit_ratio: how much of RAM may be promised with --overcommit-memory 2.",
+    help="vm.overcommit_ratio: the part of RAM that --overcommit-memory 2 may promise.",
 )
 @click.option(
     "--max-map-count",
     type=Whole(0, (1 << 31) - 1),
     default=65_530,
     show_default=True,
-    help="vm.max_map_count: most mappings of a process.",
+    help="vm.max_map_count: the most mappings of a process.",
 )
 @click.option(
     "--mmap-min-addr",
@@ -92,49 +97,52 @@ Examples:
     default=65_536,
     show_default=True,
     metavar="SIZE",
-    help="vm.mmap_min_addr: how much of the lowest memory no program may map, 65536, 64K or 0x10000.",
+    help="vm.mmap_min_addr: the lowest address that a program may map: 65536, 64K or 0x10000.",
 )
 @socket_option
-@click.option("--detach", is_flag=True, help="Run in the background; its log goes to a file beside the socket.")
+@click.option("--detach", is_flag=True, help="Run in the background. The log goes to a file beside the socket.")
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-@click.option("--max-clients", type=Whole(1, 65_536), default=1024, show_default=True, help="Most connections at once.")
 @click.option(
-    "--max-threads", type=Whole(1, 65_536), default=256, show_default=True, help="Most of them by one process."
+    "--max-clients", type=Whole(1, 65_536), default=1024, show_default=True, help="The most connections at once."
+)
+@click.option(
+    "--max-threads", type=Whole(1, 65_536), default=256, show_default=True, help="The most connections of one process."
 )
 @click.option(
     "--max-user-clients",
     type=Whole(1, 65_536),
     default=256,
     show_default=True,
-    help="Most of them by one user, root and yourself excepted.",
+    help="The most connections of one user. Root and the user that runs kerneld have no such limit.",
 )
 @click.option(
     "--max-files",
     type=Whole(1, 1 << 20),
     default=1024,
     show_default=True,
-    help="Most open files of one process in use at once.",
+    help="The most open files that one process has in use at once.",
 )
 @click.option(
     "--max-user-files",
     type=Whole(1, 1 << 20),
     default=4096,
     show_default=True,
-    help="Most of one user, root and yourself excepted; an eighth of RLIMIT_NOFILE if that is less.",
+    help="The most open files of one user, or an eighth of RLIMIT_NOFILE if that is less. Root and the user that runs "
+    "kerneld have no such limit.",
 )
 @click.option(
     "--allow-network-files",
     is_flag=True,
-    help="Map files of NFS, FUSE and the like too: while one does not answer, everybody waits.",
+    help="Map files of network file systems too (NFS, FUSE …). All clients wait while a server does not answer.",
 )
 @click.option(
     "--host-targets/--no-host-targets",
     default=None,
-    help="Let every caller open tables of real processes that it may ptrace, or none. [those that ask for it: "
-    "inspector and programs of kerneld run]",
+    help="Whether callers may open tables of the real processes that they may ptrace: all callers, or no caller. "
+    "[callers that ask for it: the inspector and programs of kerneld run]",
 )
 @click.option(
     "--host-interval",
@@ -142,17 +150,17 @@ Examples:
     default=1.0,
     show_default=True,
     metavar="MILLISECONDS",
-    help="Time between two looks at a real process that a table follows.",
+    help="Time between two looks at a real process with an open table.",
 )
 @click.option(
     "--thp",
     type=click.Choice(["always", "madvise", "never"]),
     default="madvise",
     show_default=True,
-    help="Huge pages: for all anonymous memory, for what MADV_HUGEPAGE names, or for none.",
+    help="Huge pages for all anonymous memory, for ranges with MADV_HUGEPAGE, or for no memory.",
 )
 @click.option(
-    "--no-pku", is_flag=True, help="A processor without memory protection keys: execute-only memory can be read."
+    "--no-pku", is_flag=True, help="A processor without memory protection keys. Execute-only memory can then be read."
 )
 @click.option(
     "--no-exec",
@@ -162,14 +170,14 @@ Examples:
 @click.option(
     "--allow-group",
     metavar="GROUP",
-    help="Let members of this group connect too, as users without privilege. [none but you and root]",
+    help="Members of this group may connect too, without privilege. [only root and the user that runs kerneld]",
 )
 @click.option(
     "--trace-buffer",
     type=Size(),
     default="256M",
     metavar="SIZE",
-    help="The largest buffer of a trace; without privilege a sixteenth of it. [256M]",
+    help="The largest buffer of a trace. Users without privilege get a sixteenth. [256M]",
 )
 @click.option("--check-invariants", is_flag=True, hidden=True)
 def start(socket_path: str | None, detach: bool, allow_group: str | None, **options: Unpack[MachineOptions]) -> None:
@@ -184,8 +192,8 @@ def start(socket_path: str | None, detach: bool, allow_group: str | None, **opti
 
 
 def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callable[[], None]) -> None:
-    """Be the daemon until it is told to end; `on_ready` is called once it accepts connections. Raises Failure."""
-    # One thread is all there is: spare the start the pool that numpy's algebra would make.
+    """Run the daemon until a signal ends it; call `on_ready` when the socket accepts connections. Raises Failure."""
+    # The daemon has one thread. The pool of threads that numpy's algebra makes would only delay the start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # The arrays of frames are as sparse as the RAM that they describe: not in pages of 2 MiB.
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
@@ -207,7 +215,7 @@ def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callabl
 
 
 def get_config(path: str, gid: int | None, options: MachineOptions) -> DaemonConfig:
-    """Return what the options come to."""
+    """Return the configuration that the options describe."""
     from kerneld.fs.file_limits import FileRules  # noqa: PLC0415
     from kerneld.mm.limits import Sysctl, TransparentHugepage  # noqa: PLC0415
     from kerneld.server.daemon import DaemonConfig  # noqa: PLC0415  (numpy, structlog)
@@ -239,7 +247,7 @@ def get_config(path: str, gid: int | None, options: MachineOptions) -> DaemonCon
 
 
 def get_gid(group: str) -> int:
-    """Return the gid of a group, by name or number. Raises a usage error where there is none."""
+    """Return the gid of a group, by name or number. Raises a usage error for an unknown group."""
     from kerneld.server.socket_path import find_group  # noqa: PLC0415
 
     gid = find_group(group)
@@ -249,7 +257,7 @@ def get_gid(group: str) -> int:
 
 
 def start_in_background(path: str, gid: int | None, serve: Callable[[Callable[[], None]], None]) -> None:
-    """Start a daemon that outlives this program, and say where it is once it accepts connections."""
+    """Start a daemon that outlives this program. When it accepts connections, print its pid, socket and log."""
     from kerneld.server import detach  # noqa: PLC0415
     from kerneld.server.socket_path import SocketPathError, log_name, open_log  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""`kerneld status`: whether the daemon runs, and how it is doing. Imports no kernel."""
+"""`kerneld status`: whether the daemon runs, its uptime and its memory. Imports no kernel."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ _UNITS = {"kB": "kb", "s": "seconds"}
 
 
 @click.command(
-    short_help="Say whether kerneld runs, and how it is doing.",
-    help="""Say whether kerneld runs, and how it is doing. Exit status 0 when it runs, 3 when it does not.
+    short_help="Print whether kerneld runs, its uptime and its memory.",
+    help="""Print whether kerneld runs, its uptime, its memory and its swap. The exit status is 0 when kerneld runs, and
+3 when it does not.
 
 \b
 Examples:
   kerneld status
-  kerneld status --json             an object on one line, for programs: mem_free_kb, tasks …
+  kerneld status --json             one JSON object on one line, for programs: mem_free_kb, tasks …
   kerneld status > /dev/null || kerneld start --detach
 """,
 )
 @json_option
 @socket_option
 def status(as_json: bool, socket_path: str | None) -> None:
-    """Print what kerneld says of itself."""
+    """Print kerneld/status, a file of kerneld's /proc, with the pid and the socket in front."""
     path = socket_path or default_socket_path()
     with client_failures():
         pid = find_daemon(path)
@@ -49,7 +50,7 @@ def status(as_json: bool, socket_path: str | None) -> None:
 
 
 def _json_pair(key: str, value: str) -> tuple[str, object]:
-    """Return a row as a name, with its unit, and a value: `MemFree: 12 kB` is mem_free_kb, 12."""
+    """Return a row as a name with the unit, and a value: `MemFree: 12 kB` is mem_free_kb, 12."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?: (kB|s))?", value)
     if match is None or key == "Socket":

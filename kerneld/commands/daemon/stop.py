@@ -1,4 +1,4 @@
-"""`kerneld stop`: the daemon's end, asked for and waited for. Imports no kernel."""
+"""`kerneld stop`: sends the daemon a signal and waits for its end. Imports no kernel."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from shared.option_types import Seconds
 
 
 @click.command(
-    short_help="End kerneld, and wait until it has ended.",
-    help="""End the kerneld that listens on the socket, and wait until it has ended.
+    short_help="End kerneld, and wait for its end.",
+    help="""End the kerneld that listens on the socket, and wait for its end.
 
 \b
 Examples:
@@ -26,9 +26,9 @@ Examples:
 """,
 )
 @socket_option
-@click.option("--timeout", type=Seconds(min=0), default=30.0, metavar="SECONDS", help="Longest time to wait. [30]")
+@click.option("--timeout", type=Seconds(min=0), default=30.0, metavar="SECONDS", help="The longest time to wait. [30]")
 def stop(socket_path: str | None, timeout: float) -> None:
-    """Signal the daemon that answers on the socket."""
+    """Send SIGTERM to the daemon on the socket."""
     with client_failures():
         pid = find_daemon(socket_path or default_socket_path())
     try:
@@ -43,9 +43,9 @@ def stop(socket_path: str | None, timeout: float) -> None:
 
 
 def stop_daemon(pid: int, timeout_seconds: float) -> bool:
-    """Send SIGTERM to process `pid` and wait until it has ended; False when it has not in that time.
+    """Send SIGTERM to process `pid` and wait for its end. Return whether it has ended in that time.
 
-    Raises PermissionError when it is another user's.
+    Raises PermissionError for a process of another user.
     """
     try:
         pidfd = os.pidfd_open(pid)

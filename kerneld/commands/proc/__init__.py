@@ -1,1 +1,1 @@
-"""The machine as its /proc shows it: ps, maps, proc. Imports no kernel."""
+"""The files of kerneld's /proc: ps, maps, proc. Imports no kernel."""

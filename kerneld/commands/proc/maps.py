@@ -1,4 +1,4 @@
-"""`kerneld maps`: what a process has mapped, as its maps file has it."""
+"""`kerneld maps`: the mappings of a process, the text of its maps file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from shared.real_process import no_process
 
 
 @click.command(
-    short_help="List what a process has mapped.",
-    help="""List what process PID has mapped, as Linux's /proc/PID/maps does.
+    short_help="List the mappings of a process.",
+    help="""List the mappings of process PID, as Linux's /proc/PID/maps does.
 
 \b
 Examples:
   kerneld maps 4242
-  kerneld maps 4242 --json          an object on one line, for programs: addresses are numbers
+  kerneld maps 4242 --json          one JSON object on one line, for programs; addresses are numbers
 """,
 )
 @click.argument("pid", type=Whole(min=1))

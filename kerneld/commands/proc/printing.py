@@ -1,4 +1,4 @@
-"""The way of a file's bytes to standard output."""
+"""Writing the bytes of a file to standard output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.terminal import escaped_pieces
 
 
 def emit(pieces: Iterable[bytes]) -> None:
-    """Write bytes to stdout, each piece when it has come: as they are, but to a terminal such as cannot steer it."""
+    """Write each piece to stdout at once. A terminal gets escapes in place of bytes that would steer it."""
     if sys.stdout.isatty():
         pieces = escaped_pieces(pieces)
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""`kerneld proc`: a file of kerneld's /proc, printed as it comes."""
+"""`kerneld proc`: prints a file of kerneld's /proc, piece by piece."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from shared.option_types import ByteCount
 
 @click.command(
     short_help="Print a file of kerneld's /proc.",
-    help="""Print a file of kerneld's /proc, as it is: PATH is under /proc. It is printed as it is read, from OFFSET on,
-LENGTH bytes or up to its end. Both are decimal with K, M or G for powers of 1024, or hexadecimal with 0x. A terminal is
-sent what is not for printing as octal escapes; a file and a pipe get every byte.
+    help="""Print a file of kerneld's /proc. PATH is relative to /proc. The command prints LENGTH bytes from OFFSET on,
+or up to the end of the file. OFFSET and LENGTH are decimal, with K, M or G for powers of 1024, or hexadecimal with 0x.
+A file and a pipe get every byte. A terminal gets bytes that are not printable as octal escapes.
 
-pagemap has a word of 8 bytes for each page of 4K of the address space, most of it zeros: 256G in all. That of an
-address is at the address divided by 512.
+pagemap has a word of 8 bytes for each page of 4K of the address space: 256G in all, and most words are zero. The word
+of an address is at the offset address / 512.
 
 \b
 Files:
@@ -31,12 +31,12 @@ Examples:
   kerneld proc meminfo
   kerneld proc 4242/smaps
   kerneld proc 4242/pagemap --offset $((0x1000000000 / 512)) --length 128 | xxd -e -g8
-                                    the words of sixteen pages from 0x1000000000 on
+                                    the words of sixteen pages at 0x1000000000
 """,
 )
 @click.argument("path")
-@click.option("--offset", type=ByteCount(), default="0", metavar="OFFSET", help="Where to begin, in bytes. [0]")
-@click.option("--length", type=ByteCount(), metavar="LENGTH", help="How many bytes. [all]")
+@click.option("--offset", type=ByteCount(), default="0", metavar="OFFSET", help="The first byte. [0]")
+@click.option("--length", type=ByteCount(), metavar="LENGTH", help="The number of bytes. [all]")
 @socket_option
 def proc(path: str, offset: int, length: int | None, socket_path: str | None) -> None:
     """Print a /proc file."""

@@ -1,4 +1,4 @@
-"""`kerneld ps`: the processes that the daemon serves."""
+"""`kerneld ps`: the processes of the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.terminal import one_line
 
 
 class _Task(NamedTuple):
-    """A line of kerneld/tasks: its columns, which are the heads of the table too."""
+    """A line of kerneld/tasks. The names of the columns are the heads of the table."""
 
     pid: str
     uid: str
@@ -26,7 +26,7 @@ class _Task(NamedTuple):
     command: str
 
     def as_json(self) -> dict[str, object]:
-        """Return it with numbers as numbers, and sizes named by their unit."""
+        """Return the line as an object: numbers are numbers, and the names of sizes have the unit."""
         numbers = {name: int(getattr(self, name)) for name in ("pid", "uid", "threads")}
         sizes = {"vsz_kb": int(self.vsz), "rss_kb": int(self.rss)}
         command = re.sub(r"\\([\\n])", lambda match: "\n" if match[1] == "n" else "\\", self.command)
@@ -34,13 +34,13 @@ class _Task(NamedTuple):
 
 
 @click.command(
-    short_help="List the processes that kerneld serves.",
-    help="""List the processes that kerneld serves (this command is one of them). VSZ and RSS are in KiB.
+    short_help="List the processes of the machine.",
+    help="""List the processes of the machine. This command is a process of the machine too. VSZ and RSS are in KiB.
 
 \b
 Examples:
   kerneld ps
-  kerneld ps --json                 an object on one line, for programs
+  kerneld ps --json                 one JSON object on one line, for programs
   kerneld ps --socket ~/machine/kerneld.sock
 """,
 )

@@ -1,4 +1,4 @@
-"""A file of kerneld's /proc, read by a command: whole or in pieces, and what goes wrong as one line and a status."""
+"""Reading a file of kerneld's /proc for a command, whole or in pieces. An error becomes a Failure."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from shared.failure import Failure, Status, client_failures
 
 _WORD_BYTES = 8
-"""Files of words, such as pagemap, are read by whole words: at offsets and lengths that are multiples of it."""
+"""Files of words, such as pagemap, are read in whole words: offset and length are multiples of a word."""
 
 
 def read_proc(path: str, name: str, if_missing: str = "this kerneld has no such file") -> bytes:
-    """Return the whole of a file of the kerneld at `path`. Raises Failure as `stream_proc` does."""
+    """Return a whole file of /proc of the kerneld at `path`. Raises Failure as `stream_proc` does."""
     return b"".join(stream_proc(path, name, if_missing=if_missing))
 
 
 def stream_proc(
     path: str, name: str, offset: int = 0, length: int | None = None, *, if_missing: str
 ) -> Iterator[bytes]:
-    """Yield kerneld's /proc file `name` as it comes: `length` bytes from `offset`, all without a length.
+    """Yield the file `name` of kerneld's /proc in pieces: `length` bytes from `offset`, or up to the end.
 
-    Any offset and length will do, of a file of words too. Nothing is kept: a file may be longer than memory.
-    Raises Failure with the status that fits.
+    Offset and length may be any number, also for a file of words. The file may be longer than memory: no piece is kept.
+    Raises Failure.
     """
     from shared.client import Process  # noqa: PLC0415
 
@@ -35,7 +35,7 @@ def stream_proc(
         pieces = process.iter_proc(name, offset - skip, words)
         left = length
         while True:
-            # What goes wrong in the reader of these pieces is the reader's own.
+            # An error in the consumer of the pieces is not an error of reading.
             with as_failures(name, if_missing):
                 piece = next(pieces, None)
             if piece is None:
@@ -51,7 +51,7 @@ def stream_proc(
 
 @contextlib.contextmanager
 def as_failures(name: str, if_missing: str) -> Iterator[None]:
-    """Turn what the client library raises into the one line and the status that people get."""
+    """Turn an exception of the client library into a Failure."""
     try:
         with client_failures():
             yield

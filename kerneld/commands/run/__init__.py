@@ -1,1 +1,1 @@
-"""C programs with the shadow page table's system calls on a kernel that has none. Imports no kernel."""
+"""C programs with the system calls of the shadow page table, on a kernel without them. Imports no kernel."""

@@ -1,12 +1,12 @@
-"""What of a program's calls kerneld never sees, watched from beside it: the second half of `kerneld run --explain`.
+"""The second half of `kerneld run --explain`: a watcher of the calls that do not reach kerneld.
 
-A preloaded library takes libc's syscall() alone. A program that makes the instruction itself, a static one that a shell
-of it starts, one of another semester: the real kernel answers those, and what it has on the same numbers (mseal on 462)
-gives an errno that misleads. A seccomp filter tells this module's process of each such call before the real kernel gets
-it; it says so on stderr, once for each kind, and has the kernel go on as it would have without.
+The preloaded library takes only libc's syscall(). The real kernel answers a syscall instruction in the program, a call
+of a static program, and a number of another semester. It may have another call on that number (mseal on 462), and its
+errno misleads. A seccomp filter reports each such call to the watcher before the real kernel runs it. The watcher
+prints one line on stderr for each kind of call, and lets the real kernel run the call.
 
-Owns that process, a child of nobody the program could wait for; it ends when nobody is left under the filter. Answers
-to seccomp(2), seccomp_unotify(2) and Linux v6.8 kernel/seccomp.c.
+Owns the watcher's process. It is no child of the program, which therefore cannot wait for it by mistake. It ends with
+the last process under the filter. Answers to seccomp(2), seccomp_unotify(2) and Linux v6.8 kernel/seccomp.c.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _HOSTS_NAMES = {
     465: "listxattrat", 466: "removexattrat", 467: "open_tree_attr", 468: "file_getattr", 469: "file_setattr",
     470: "listns",
 }  # fmt: skip
-"""What Linux has on those numbers by now."""
+"""The calls of newer Linux versions with those numbers."""
 _LIBC_NAMES = ("libc.so", "libc-")
-"""Whose own calls of the host's are nobody's mistake: glibc's fchmodat() makes 452."""
+"""Files whose calls are no mistake: glibc's fchmodat() makes call 452."""
 
 
 class _Libc:
@@ -74,7 +74,7 @@ class _Libc:
 
 
 def filter_instructions() -> list[tuple[int, int, int, int]]:
-    """Return the filter, each instruction as code, jt, jf, k: the numbers of any semester, of x86-64, are told."""
+    """Return the filter, each instruction as code, jt, jf, k. It reports the x86-64 numbers of all semesters."""
     runs: list[range] = []
     for number in sorted(number for semester in SEMESTERS.values() for number in semester.numbers):
         if runs and number <= runs[-1].stop:
@@ -91,9 +91,9 @@ def filter_instructions() -> list[tuple[int, int, int, int]]:
 
 
 def watch_calls(abi: str, library: Path) -> None:
-    """Have the calls told of that this process, soon the program, and its children make past `library`.
+    """Watch the calls that this process, soon the program, and its children make past `library`.
 
-    Where the host has no such filters, or one is there already, that is said, and nothing is watched.
+    On a host without such filters, or under such a filter, a line says that, and no call is watched.
     """
     ours, theirs = socket.socketpair()
     pid = os.fork()
@@ -108,14 +108,14 @@ def watch_calls(abi: str, library: Path) -> None:
         try:
             fd = _Libc().install_filter(_PROGRAM.pack(len(packed) // _INSTRUCTION.size, ctypes.addressof(code)))
         except OSError as error:
-            complain(f"kerneld: calls that bypass kerneld cannot be told here: {error.strerror}")
+            complain(f"kerneld: calls that bypass kerneld cannot be reported here: {error.strerror}")
             return
         socket.send_fds(ours, [b"x"], [fd])
         os.close(fd)
 
 
 def _become_watcher(channel: socket.socket, abi: str, library: Path) -> NoReturn:
-    """In a child: be a process of nobody's, and watch until nobody is left."""
+    """In a child: leave the program's family, and watch until no process is left under the filter."""
     status = 1
     try:
         if os.fork():
@@ -138,7 +138,7 @@ def _become_watcher(channel: socket.socket, abi: str, library: Path) -> NoReturn
 
 
 class Told(NamedTuple):
-    """One call that the filter tells of."""
+    """One call that the filter reports."""
 
     number: int
     id: int
@@ -147,7 +147,7 @@ class Told(NamedTuple):
 
 
 class Watcher:
-    """Says of each call that bypasses kerneld what it is."""
+    """Prints a line for each kind of call that bypasses kerneld."""
 
     def __init__(self, abi: str, library: Path) -> None:
         self._abi = abi
@@ -156,7 +156,7 @@ class Watcher:
         self._said: set[str] = set()
 
     def follow(self, fd: int) -> None:
-        """Answer the filter's descriptor until nobody is left under it."""
+        """Answer the filter's descriptor until no process is left under the filter."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while True:
@@ -175,14 +175,14 @@ class Watcher:
             complain(f"kerneld: {words}")
 
     def words(self, told: Told, comm: str, code: str, has_library: bool) -> str | None:
-        """Return what is to be said of a call made by process `comm`, by code of the file `code`.
+        """Return the line for a call of process `comm`, by code of the file `code`; None for a call that is no mistake.
 
-        `has_library` is whether the library that takes calls is in that process. None for a call that is no mistake.
+        `has_library` says whether the preloaded library is in that process.
         """
         number = told.number
         answers = f"the real kernel answers (there it is {_HOSTS_NAMES[number]}), not kerneld"
         if code == self._library:
-            # What gets that far is none of this semester's.
+            # The library answers the numbers of its own semester: this is another one's.
             abi, name = find_call(number) or ("?", "?")
             numbers = self._semester.numbers
             return (
@@ -200,7 +200,7 @@ class Watcher:
 
 
 def _receive(fd: int) -> Told | None:
-    """Return the next call that is told of; None where its caller has been killed meanwhile."""
+    """Return the next call that the filter reports; None when the caller has been killed meanwhile."""
     buffer = bytearray(_NOTIF.size)
     try:
         fcntl.ioctl(fd, _IOCTL_RECV, buffer)
@@ -211,8 +211,10 @@ def _receive(fd: int) -> Told | None:
 
 
 def _look_into(told: Told, library: str) -> tuple[str, str, bool]:
-    """Return the name of the process that waits in a call, the file of the code that made it, and whether it has
-    `library`; what cannot be seen is empty."""
+    """Return the name of the calling process, the file of the calling code, and whether the process has `library`.
+
+    A name that cannot be read is empty.
+    """
     comm, code, has_library = "", "", False
     with contextlib.suppress(OSError):
         comm = "".join(
@@ -229,6 +231,6 @@ def _look_into(told: Told, library: str) -> tuple[str, str, bool]:
 
 
 def _let_go_on(fd: int, id_: int) -> None:
-    # Whoever has been killed meanwhile needs no answer.
+    # A caller that has been killed meanwhile needs no answer.
     with contextlib.suppress(OSError):
         fcntl.ioctl(fd, _IOCTL_SEND, bytearray(_NOTIF_RESP.pack(id_, 0, 0, _USER_NOTIF_FLAG_CONTINUE)))

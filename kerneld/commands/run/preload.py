@@ -1,7 +1,7 @@
-"""The library that `kerneld run` preloads: built by the system's compiler at its first use, kept in the user's cache.
+"""The library that `kerneld run` preloads. The C compiler of the system builds it at the first use.
 
-Owns the cache, $XDG_CACHE_HOME/kerneld or ~/.cache/kerneld. A library's name holds a hash of everything that it is made
-of, so that a new version of kerneld builds its own and an old one stays good. Knows no daemon.
+Owns the cache of libraries, $XDG_CACHE_HOME/kerneld or ~/.cache/kerneld. The name of a library has a hash of its
+sources and flags: each version of kerneld builds its own library, and earlier ones stay valid. Knows no daemon.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ import shared
 from kerneld.commands.run.semesters import SEMESTERS
 
 SOURCES = Path(shared.__file__).resolve().parent
-"""Where the C sources and the headers are: in a checkout and where it is installed alike."""
+"""The directory of the C sources and the headers, in a checkout and in an installation."""
 _LIBRARY_FILES = ("preload.c", "kerneld.c", "kerneld.h")
 _FLAGS = ("-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 _COMPILERS = ("cc", "gcc", "clang")
 _SEPARATORS = " :\t\n"
-"""What ld.so takes for the end of a name in LD_PRELOAD."""
+"""The characters that end a name in LD_PRELOAD, for ld.so."""
 
 
 class PreloadError(Exception):
-    """The library cannot be had: one line for people."""
+    """There is no library, and none can be built: one line for people."""
 
 
 def header_path(abi: str) -> Path:
-    """Return the semester's linux/shadowpt.h."""
+    """Return the path of the semester's linux/shadowpt.h."""
     return SOURCES / "include" / SEMESTERS[abi].include / "linux" / "shadowpt.h"
 
 
 def library_sources() -> list[Path]:
-    """Return libkerneld: its header, and the one file that a program is compiled with."""
+    """Return the two files of libkerneld: the header and the source."""
     return [SOURCES / "c" / "kerneld.h", SOURCES / "c" / "kerneld.c"]
 
 
 def ensure_library(abi: str) -> Path:
-    """Return the path of the semester's library, which is built where the cache has none.
+    """Return the path of the semester's library. It is built when the cache does not have it.
 
-    Raises PreloadError: another machine than x86-64, no compiler, or no cache that can be used.
+    Raises PreloadError for a machine that is not x86-64, without a compiler, or without a cache.
     """
     if platform.machine() != "x86_64":
-        raise PreloadError(f"programs run on x86-64 alone: this is {platform.machine()}")
+        raise PreloadError(f"programs run only on x86-64: this machine is {platform.machine()}")
     directory = cache_directory()
     library = directory / f"preload-{abi}-{_hash(abi)}.so"
     try:

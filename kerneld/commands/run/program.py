@@ -1,4 +1,4 @@
-"""A program that a person wants to run, looked at before it is: can a library be preloaded into it?
+"""The check of a program before `kerneld run` runs it: can a library be preloaded into the program?
 
 Owns nothing; reads files. Answers to ld.so(8) and to Linux v6.8 fs/binfmt_elf.c and fs/binfmt_script.c.
 """
@@ -28,7 +28,7 @@ class ProgramError(Exception):
 
 
 def find_program(name: str) -> str:
-    """Return the path of a program, looked for in $PATH where `name` is no path. Raises ProgramError."""
+    """Return the path of a program. A `name` without a slash is looked up in $PATH. Raises ProgramError."""
     if "/" in name:
         if not os.path.exists(name):
             raise ProgramError(f"there is no program {name}")
@@ -42,9 +42,9 @@ def find_program(name: str) -> str:
 
 
 def check_program(path: str) -> None:
-    """Check that a library can be preloaded into the program at `path`, or into the one that interprets it.
+    """Check that a library can be preloaded into the program at `path`, or into the interpreter of a script.
 
-    Raises ProgramError: it is linked statically, for another architecture, set-user-ID, or no program.
+    Raises ProgramError for a file that is linked statically, for another architecture, set-user-ID, or no program.
     """
     for _script in range(_MAX_SCRIPTS):
         try:
@@ -60,7 +60,9 @@ def check_program(path: str) -> None:
         if (status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()) or (
             status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()
         ):
-            raise ProgramError(f"{path} is set-user-ID, and nothing is preloaded into such: use it around kerneld run")
+            raise ProgramError(
+                f"{path} is set-user-ID: ld.so preloads nothing into such a program; use it around kerneld run"
+            )
         if not head.startswith(b"#!"):
             _check_elf(path, head, phdrs)
             return
@@ -71,7 +73,7 @@ def check_program(path: str) -> None:
 
 
 def _read_phdrs(file: BinaryIO, head: bytes) -> bytes:
-    """Return the program headers of an ELF file, wherever it has them; what is no ELF file has none."""
+    """Return the program headers of an ELF file; empty for another file."""
     if not head.startswith(_ELF_MAGIC) or len(head) < _ELF64_HEADER.size:
         return b""
     *_before, phoff, _shoff, _flags, _ehsize, phentsize, phnum, _, _, _ = _ELF64_HEADER.unpack_from(head)
@@ -88,7 +90,7 @@ def _check_elf(path: str, head: bytes, phdrs: bytes) -> None:
     (ident, _type, machine, *_rest) = _ELF64_HEADER.unpack_from(head)
     if ident[4] != _ELFCLASS64 or ident[5] != _ELFDATA2LSB or machine != _EM_X86_64:
         what = _MACHINES.get(machine, f"machine {machine}")
-        raise ProgramError(f"{path} is a program for another architecture ({what}): x86-64 is what runs here")
+        raise ProgramError(f"{path} is a program for another architecture ({what}): only x86-64 programs run here")
     phentsize = _rest[6]
     for at in range(0, len(phdrs) - _PHDR.size + 1, max(phentsize, _PHDR.size)):
         if _PHDR.unpack_from(phdrs, at)[0] == _PT_INTERP:

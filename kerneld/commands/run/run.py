@@ -1,6 +1,6 @@
-"""`kerneld run`: a C program with the shadow page table's system calls, on a kernel that has none.
+"""`kerneld run`: a C program with the system calls of the shadow page table, on a kernel that has no such calls.
 
-It owns the words and the environment of the program; then the program takes this process over, with its pid.
+Owns the options and the environment of the program. The program then takes over this process, with its pid.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from shared.client.path import default_socket_path
 from shared.failure import Failure, Status, client_failures
 from shared.option_types import SocketPath
 
-HELP = """Run PROGRAM with the shadow page table's system calls: kerneld answers them, the real kernel all others.
+HELP = """Run PROGRAM with the system calls of the shadow page table. kerneld answers these calls, the real kernel all
+others.
 
-For programs as the assignment has them, compiled with any compiler against <linux/shadowpt.h>, dynamically linked. Any
-process of yours may be their target. --abi says which numbers are taken: f24 462-466, f25 467-470, f25-part1 467-468,
-f23 451-453. PROGRAM has this process's pid and its exit status. kerneld must be running.
+PROGRAM is a program of the assignment: compiled against <linux/shadowpt.h>, with any compiler, and dynamically linked.
+Its target may be a process of kerneld's, or a real process that you may ptrace. --abi chooses the numbers of the calls:
+f24 462-466, f25 467-470, f25-part1 467-468, f23 451-453. PROGRAM has the pid of this process. kerneld must be running.
 
-An errno of these calls has many causes. With --explain each call that fails says why in a line on stderr, and so does
-one that kerneld never sees: of another semester's number, by a syscall instruction of the program's own, or by a static
-program that it starts.
+An errno of these calls has many causes. With --explain, a line on stderr names the cause of each failure. --explain
+also names calls that do not reach kerneld: a number of another semester, a syscall instruction in the program itself, a
+call of a static program.
 
 \b
 Examples:
-  kerneld run --header include              put <linux/shadowpt.h> and <kerneld.h> to the directory include
+  kerneld run --header include              write <linux/shadowpt.h> and <kerneld.h> into the directory include
   cc -I include inspector.c -o inspector
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
   kerneld run --explain -- ./inspector 4242 0x7f0000000001 0x7f0000010000
@@ -41,15 +42,15 @@ Examples:
   kerneld run --abi f23 -- ./inspector 4242 0x7f0000000000 0x7f0000010000
 
 \b
-Exit status: the program's, or
+Exit status: that of PROGRAM, or
   3  kerneld does not run                   6  not permitted to use it
-  8  the program cannot be run here, or the library that takes the calls cannot be built
+  8  PROGRAM cannot be run here, or the library for it cannot be built
 """
 
 
 @click.command(
     name="run",
-    short_help="Run a C program with the shadow page table's system calls.",
+    short_help="Run a C program with the system calls of the shadow page table.",
     help=HELP,
     context_settings={"allow_interspersed_args": False},
 )
@@ -58,9 +59,9 @@ Exit status: the program's, or
     "--header",
     "header_directory",
     metavar="DIR",
-    help="Put that semester's header to DIR/linux/shadowpt.h, and libkerneld to DIR/kerneld.h and .c.",
+    help="Write the header of the semester to DIR/linux/shadowpt.h, and libkerneld to DIR/kerneld.h and DIR/kerneld.c.",
 )
-@click.option("--explain", is_flag=True, help="Say on stderr why a call fails, or does not reach kerneld.")
+@click.option("--explain", is_flag=True, help="Print on stderr why a call fails, or does not reach kerneld.")
 @click.option(
     "--socket",
     "socket_path",
@@ -103,7 +104,7 @@ def run(
 
 
 def install_header(abi: str, directory: Path) -> None:
-    """Copy the semester's header to linux/shadowpt.h below a directory of headers, libkerneld beside, and say so."""
+    """Copy the header of the semester and libkerneld into a directory of headers, and print where they are."""
     copies = {directory / "linux" / "shadowpt.h": header_path(abi)}
     copies |= {directory / source.name: source for source in library_sources()}
     for target, source in copies.items():
@@ -118,7 +119,7 @@ def install_header(abi: str, directory: Path) -> None:
 
 
 def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoReturn:
-    """Become the program. Raises Failure where the real kernel refuses it."""
+    """Execute the program in this process. Raises Failure when the real kernel refuses."""
     environment = {**os.environ, "KERNELD_SOCKET": socket_path}
     earlier = environment.get("LD_PRELOAD", "")
     environment["LD_PRELOAD"] = f"{library}:{earlier}" if earlier else str(library)

@@ -1,6 +1,6 @@
-"""The semesters: which numbers mean which call of the shadow page table, and where a program's header is.
+"""The semesters of the assignment: the numbers of the calls of the shadow page table, and the header.
 
-Owns the one table of them; the library that takes the calls is compiled with a semester's `define`.
+Owns the table of semesters. The preloaded library is compiled with the `define` of a semester.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ class Semester(NamedTuple):
     """One --abi."""
 
     first: int
-    """The number of the first call; the others follow it."""
+    """The number of the first call. The numbers of the others follow."""
     calls: tuple[str, ...]
     define: int
-    """KERNELD_ABI, when the library is compiled."""
+    """The value of KERNELD_ABI for the compiler."""
     include: str
-    """The directory of its linux/shadowpt.h, below shared/include."""
+    """The directory of linux/shadowpt.h, below shared/include."""
 
     @property
     def numbers(self) -> range:
-        """The numbers of its calls."""
+        """The numbers of the calls of this semester."""
         return range(self.first, self.first + len(self.calls))
 
     def name(self, number: int) -> str:
-        """Return the name of the call with one of its numbers."""
+        """Return the name of a call, by a number of this semester."""
         return self.calls[number - self.first]
 
 
@@ -40,7 +40,7 @@ SEMESTERS = {
 
 
 def find_call(number: int) -> tuple[str, str] | None:
-    """Return the semester that a number belongs to, and the name of its call; None for any other number."""
+    """Return the semester of a number and the name of the call; None for a number of no semester."""
     for abi, semester in SEMESTERS.items():
         if number in semester.numbers:
             return abi, semester.name(number)

@@ -1,1 +1,1 @@
-"""What happens in a running kerneld, as it happens: trace, ftrace, strace, and what they share. Imports no kernel."""
+"""The commands that read a trace of a running kerneld: trace, ftrace, strace. Imports no kernel."""

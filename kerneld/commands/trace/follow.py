@@ -1,4 +1,4 @@
-"""The loop that reads a trace until it ends or is enough, and what counts the events: of trace, ftrace and strace."""
+"""The loop of trace, ftrace and strace: reads a trace up to its end, and counts the events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHY = {
 
 
 class Follower:
-    """Takes the records, counts them, and has them written."""
+    """Counts the records, and gives them to a writer."""
 
     def __init__(self, writer: Writer, count: int | None, on_open: Callable[[], None]) -> None:
         """`on_open` is called when the trace is open, before anything is written."""
@@ -41,16 +41,16 @@ class Follower:
 
     @property
     def is_full(self) -> bool:
-        """Whether there have been as many as were wanted."""
+        """Whether --count events have come."""
         return self._left == 0
 
     def begin(self) -> None:
-        """The trace is open: whatever happens from now on is in it."""
+        """Note that the trace is open: it has every event from now on."""
         self._on_open()
         self.is_open = True
 
     def take(self, entries: Iterator[Entry]) -> None:
-        """Write what has come, as much of it as is wanted."""
+        """Write the entries, up to --count events."""
         for entry in entries:
             if isinstance(entry, Comm):
                 self._writer.name(entry)
@@ -67,7 +67,7 @@ class Follower:
             self._left -= 1
 
     def end(self) -> None:
-        """Finish the file and say on stderr what there was."""
+        """Finish the file, and print the number of events of each kind on stderr."""
         self._writer.close()
         for name, number in self._totals.most_common():
             click.echo(f"{number:>10} {name}", err=True)
@@ -76,7 +76,7 @@ class Follower:
 
 @contextlib.contextmanager
 def ending(follow: Follower) -> Iterator[None]:
-    """End what follows a trace, also where kerneld went away in between; not where it never began, or cannot write."""
+    """Finish a trace that has begun, also when kerneld went away. An output that cannot be written is not finished."""
     try:
         yield
     except Failure:
@@ -98,9 +98,9 @@ def run(
     graph_functions: tuple[str, ...] = (),
     why: Mapping[int, tuple[Status, str]] = WHY,
 ) -> None:
-    """Follow until somebody says stop, it has been enough, all of `pids` have ended, or kerneld ends.
+    """Read a trace until a signal, --count, --duration, the end of all `pids`, or the end of kerneld.
 
-    Raises Failure; `why` has the words for what refuses the trace, by errno.
+    `why` has the status and the words for each errno of a refused trace. Raises Failure.
     """
     from kerneld.commands.trace.processes import TracedProcesses  # noqa: PLC0415
     from shared.client import Process  # noqa: PLC0415
@@ -133,13 +133,13 @@ def run(
 
 
 def no_processes(pids: tuple[int, ...]) -> str:
-    """Return the words for a trace of processes of which one is missing."""
+    """Return the words for a trace with a missing process among `pids`."""
     numbers = ", ".join(map(str, pids))
     return f"kerneld has not all of the processes {numbers}" if len(pids) != 1 else no_process(pids[0])
 
 
 def is_hung_up(fd: int) -> bool:
-    """Tell whether a connection has ended: between calls there is nothing else to read from it."""
+    """Return whether a connection has ended. Between calls kerneld sends nothing, so the end alone is readable."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
@@ -147,7 +147,7 @@ def is_hung_up(fd: int) -> bool:
 
 @contextlib.contextmanager
 def as_failures(reasons: Mapping[int, tuple[Status, str]]) -> Iterator[None]:
-    """Turn what opening a trace may raise into one line and a status."""
+    """Turn an exception of opening a trace into a Failure."""
     try:
         with client_failures():
             yield

@@ -1,6 +1,6 @@
-"""`kerneld ftrace`: the kernel's functions as they run, until Ctrl+C.
+"""`kerneld ftrace`: the functions of the kernel as they run.
 
-Owns the options, the two formats' writers and the totals; what reads a trace is `follow`.
+Owns the options, the writers of the two formats, and the totals. `follow` reads the trace.
 """
 
 from __future__ import annotations
@@ -30,41 +30,48 @@ _WHY = {
     errno.EINVAL: (Status.USAGE, "kerneld has no function of that name"),
     errno.EPERM: (
         Status.NOT_PERMITTED,
-        "not permitted: functions of all are root's to see, --pid those of your processes",
+        "not permitted: only root and the user that runs kerneld see all functions; use --pid for your own process",
     ),
 }
 _TOP = 10
-"""So many functions are named in the totals."""
+"""The number of functions in the totals."""
 
 
 @click.command(
-    short_help="Print the kernel's functions as they run.",
-    help="""Print the functions of a running kerneld as they are called; with --graph indented as they nest, with times.
+    short_help="Print the functions of the kernel as they run.",
+    help="""Print the functions of a running kerneld as they are called. With --graph the lines are indented as
+the calls nest, and have times.
 
-A function's time includes those it calls, and what it costs to watch them. Ctrl+C ends it, or with --pid the end of the
-process; totals are then printed on stderr. Everybody's functions are the superuser's to see; --pid of one's own
-processes is anybody's.
+The time of a function includes the functions that it calls, and the cost of watching them. Ctrl+C ends the trace. With
+--pid, the end of the process ends it too. The command then prints totals on stderr. Only root, or the user that runs
+kerneld, sees the functions of all processes. Other users see their own processes with --pid.
 
 \b
 Examples:
-  kerneld ftrace --graph --pid 4242                              all that is done for one process
-  kerneld ftrace --graph --graph-function exc_page_fault         page faults, and what is inside them
-  kerneld ftrace --filter 'do_*' --filter find_vma               calls of these, and who calls them
+  kerneld ftrace --graph --pid 4242                              all functions for one process
+  kerneld ftrace --graph --graph-function exc_page_fault         page faults, and the functions inside them
+  kerneld ftrace --filter 'do_*' --filter find_vma               calls of these functions, with their callers
   kerneld ftrace --graph --graph-function mmap -o mmap.txt --count 1000
 """,
 )
 @socket_option
-@click.option("--graph", is_flag=True, help="Print a graph: what calls what, and how long each takes.")
+@click.option("--graph", is_flag=True, help="Print a graph: the nesting of the calls, and the time of each.")
 @click.option("--filter", "functions", multiple=True, metavar="GLOB", help="Only these functions. [all]")
 @click.option(
-    "--graph-function", "graph_functions", multiple=True, metavar="GLOB", help="Only what is inside these. [anything]"
+    "--graph-function",
+    "graph_functions",
+    multiple=True,
+    metavar="GLOB",
+    help="Only these functions and the functions inside them. [all]",
 )
 @click.option("--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="Only for this process.")
-@click.option("--classes", is_flag=True, help="Name a method with its class.")
+@click.option("--classes", is_flag=True, help="Print a method with the name of its class.")
 @output_option
-@click.option("--count", type=Whole(min=1), metavar="N", help="End after so many calls.")
-@click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after so long.")
-@click.option("--buffer", type=Size(), default="16M", metavar="SIZE", help="Room for what is not read yet. [16M]")
+@click.option("--count", type=Whole(min=1), metavar="N", help="End after N calls.")
+@click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after this time.")
+@click.option(
+    "--buffer", type=Size(), default="16M", metavar="SIZE", help="The buffer for calls that are not read yet. [16M]"
+)
 def ftrace(
     socket_path: str | None,
     graph: bool,
@@ -77,10 +84,10 @@ def ftrace(
     duration: float | None,
     buffer: int,
 ) -> None:
-    """Read functions and write them."""
+    """Read calls of functions and write them."""
     for glob in (*functions, *graph_functions):
         if not glob or "\0" in glob:
-            raise click.BadParameter("a function has a name")
+            raise click.BadParameter("the name of a function is empty")
     events = ("ftrace:funcgraph_*",) if graph else (FUNCTION.name,)
     with opened(output) as out, stop_signals() as stopped:
         writer = GraphWriter(out.file, classes=classes) if graph else FunctionWriter(out.file, classes=classes)
@@ -91,7 +98,7 @@ def ftrace(
 
 
 class _Writer(LineWriter):
-    """What both formats share."""
+    """The common part of both formats."""
 
     header = ""
 
@@ -100,7 +107,7 @@ class _Writer(LineWriter):
         self._classes = classes
 
     def begin(self) -> None:
-        """The trace is open."""
+        """Write the header."""
         print(self.header, file=self._file, flush=True)
 
 
@@ -110,7 +117,7 @@ class FunctionWriter(_Writer):
     header = FUNCTION_HEADER
 
     def lost(self, lost: Lost) -> None:
-        """So many records are missing here."""
+        """Say how many records are missing here."""
         print(lost_line(lost), file=self._file)
 
     def event(self, record: Record) -> None:
@@ -128,7 +135,7 @@ class GraphWriter(_Writer):
         self._graph = Graph(self._names, classes=classes)
 
     def lost(self, lost: Lost) -> None:
-        """So many records are missing here."""
+        """Say how many records are missing here."""
         self._print(self._graph.lost(lost))
 
     def event(self, record: Record) -> None:
@@ -136,7 +143,7 @@ class GraphWriter(_Writer):
         self._print(self._graph.add(record))
 
     def close(self) -> None:
-        """What is still under way has no end here."""
+        """Write the calls that have not ended."""
         self._print(self._graph.end())
         super().close()
 
@@ -146,14 +153,14 @@ class GraphWriter(_Writer):
 
 
 class CallFollower(Follower):
-    """Counts calls, by function; with --graph one that has ended."""
+    """Counts the calls of each function. With --graph, a call counts when it ends."""
 
     def __init__(self, writer: FunctionWriter | GraphWriter, count: int | None, on_open: Callable[[], None]) -> None:
         super().__init__(writer, count, on_open)
         self._header = writer
 
     def begin(self) -> None:
-        """Whoever sees the header knows that the trace is open."""
+        """Write the header when the trace is open: a reader of the header knows that."""
         super().begin()
         self._header.begin()
 
@@ -166,7 +173,7 @@ class CallFollower(Follower):
             self._left -= 1
 
     def end(self) -> None:
-        """Finish the file and say on stderr what there was."""
+        """Finish the file, and print the totals on stderr."""
         self._writer.close()
         totals: Counter[str] = self._totals
         for name, number in totals.most_common(_TOP):

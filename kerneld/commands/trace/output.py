@@ -1,4 +1,4 @@
-"""Where a trace is written: standard output, or a file that keeps what it holds until the trace begins."""
+"""The file of a trace, or standard output. A file that exists keeps its text until the trace begins."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ output_option = click.option(
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Write there; - is stdout. [stdout]",
+    help="Write to FILE. A - is stdout. [stdout]",
 )
 
 
 @contextlib.contextmanager
 def opened(output: str | None) -> Iterator[Output]:
-    """Yield what is written to: stdout for None and for "-". Raises Failure where the file cannot be.
+    """Yield the output: stdout for None and for "-". Raises Failure for a file that cannot be written.
 
-    A file that is there keeps what it holds until the trace begins; one that is not goes again where none does.
+    A file that exists keeps its text until the trace begins. A new file is removed when no trace begins.
     """
     if output is None or output == "-":
         yield Output(sys.stdout, None)
@@ -48,7 +48,7 @@ def opened(output: str | None) -> Iterator[Output]:
 
 
 class Output:
-    """Where a trace goes."""
+    """The output of a trace."""
 
     def __init__(self, file: IO[str], fd: int | None) -> None:
         self.file = file
@@ -56,7 +56,7 @@ class Output:
         self._fd = fd
 
     def begin(self) -> None:
-        """The trace is open: what the file held before is gone from here on."""
+        """Note that the trace is open, and remove the earlier text of the file."""
         self.has_begun = True
         if self._fd is not None and stat.S_ISREG(os.fstat(self._fd).st_mode):
             os.ftruncate(self._fd, 0)

@@ -41,7 +41,7 @@ class TracedProcesses:
         try:
             self._client.read_proc(f"{pid}/stat")
         except KerneldGone:
-            # Whoever follows the trace notices that for himself.
+            # The loop that reads the trace notices the end of kerneld by itself.
             return True
         except OSError:
             return False

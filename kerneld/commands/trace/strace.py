@@ -1,6 +1,6 @@
-"""`kerneld strace`: the options, and the loop's side that prints.
+"""`kerneld strace`: the system calls of a process, as strace(1) prints them.
 
-What reads a trace is `kerneld.commands.trace.follow`.
+Owns the options. `follow` reads the trace, and `calls` makes the lines.
 """
 
 from __future__ import annotations
@@ -28,24 +28,27 @@ _GLOBS = ("raw_syscalls:*", "signal:*", "sched:*")
 
 
 @click.command(
-    short_help="Print a process's calls as strace does.",
-    help="""Print the calls that a process makes, as strace(1) does: arguments, flags by name, results, errnos, signals.
+    short_help="Print the system calls of a process as strace does.",
+    help="""Print the system calls of a process, as strace(1) does: arguments, flags by name, results, errnos, signals.
 
-Ctrl+C detaches; it ends by itself when the process does. Loads, stores and touches are no calls, but the processor at
-work: -e machine shows them. What a pointer points at is not shown.
+Ctrl+C ends the command, and the process goes on. The end of the process ends the command too. Loads, stores and touches
+are not system calls, but operations of the processor: -e machine prints them. The memory behind a pointer is not
+printed.
 
 \b
 Examples:
   kerneld strace 4242                            all calls of process 4242
-  kerneld strace -f 4242                         of the children that it forks too
-  kerneld strace -e trace=mmap,munmap 4242       of these calls alone; -e '!brk': all but that
+  kerneld strace -f 4242                         the calls of its children too
+  kerneld strace -e trace=mmap,munmap 4242       only these calls; -e '!brk': all calls except brk
   kerneld strace -e all,machine 4242             loads, stores and touches too
-  kerneld strace -c 4242                         a table of what took how long, at the end
-  kerneld strace -tt -T -o calls.txt 4242        with the time of day, and how long each took
+  kerneld strace -c 4242                         at the end, a table of the calls by time
+  kerneld strace -tt -T -o calls.txt 4242        with the time of day, and the duration of each call
 """,
 )
 @click.argument("process", type=Whole(min=1), metavar="PID", nargs=-1)
-@click.option("-p", "--attach", "attach", type=Whole(min=1), multiple=True, metavar="PID", help="The same.")
+@click.option(
+    "-p", "--attach", "attach", type=Whole(min=1), multiple=True, metavar="PID", help="The same as the argument PID."
+)
 @click.option("-f", "--follow-forks", "forks", is_flag=True, help="Follow the children of fork.")
 @click.option(
     "-e",
@@ -53,14 +56,18 @@ Examples:
     "chosen",
     multiple=True,
     metavar="LIST",
-    help="These calls, or classes of them: memory, process, machine … [all]",
+    help="Only these calls, or classes of calls: memory, process, machine … [all]",
 )
-@click.option("-c", "--summary-only", "counts", is_flag=True, help="Only a table at the end.")
-@click.option("-t", "clock", count=True, help="The time of day; -tt with microseconds, -ttt since the epoch.")
+@click.option("-c", "--summary-only", "counts", is_flag=True, help="Print only a table, at the end.")
+@click.option(
+    "-t", "clock", count=True, help="The time of day. -tt: with microseconds. -ttt: in seconds since the epoch."
+)
 @click.option("-r", "--relative-timestamps", "relative", is_flag=True, help="The time since the line before.")
-@click.option("-T", "--syscall-times", "spent", is_flag=True, help="How long each call took.")
+@click.option("-T", "--syscall-times", "spent", is_flag=True, help="The duration of each call.")
 @output_option
-@click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
+@click.option(
+    "--buffer", type=Size(), default="4M", metavar="SIZE", help="The buffer for calls that are not read yet. [4M]"
+)
 @socket_option
 def strace(
     process: tuple[int, ...],
@@ -78,7 +85,7 @@ def strace(
     """Read calls and print them."""
     pids = (*process, *attach)
     if not pids:
-        raise click.UsageError("PID is missing: which process?")
+        raise click.UsageError("PID is missing")
     calls = frozenset().union(*(parse_trace(one) for one in chosen or ("all",)))
     offset = time.time_ns() - time.monotonic_ns()
     style = Style(clock, relative, spent, pids=forks and output not in (None, "-"), realtime_offset=offset)
@@ -86,13 +93,13 @@ def strace(
     with opened(output) as out, stop_signals() as stopped:
         follow = CallFollower(Printer(set(pids), calls, forks, style), out, counts=counts)
         path = socket_path or default_socket_path()
-        # A child's first call comes before anybody could ask for it: who follows forks is told of everybody's.
+        # The first call of a child comes before a trace of the child could be opened: -f traces all processes.
         run(path, globs, () if forks else pids, buffer, None, follow, stopped)
         follow.end()
 
 
 class CallFollower(Follower):
-    """Prints lines, or counts."""
+    """Prints the lines of calls, or counts the calls."""
 
     def __init__(self, printer: Printer, out: Output, *, counts: bool) -> None:
         super().__init__(TextWriter(out.file), None, out.begin)
@@ -104,11 +111,11 @@ class CallFollower(Follower):
 
     @property
     def is_full(self) -> bool:
-        """Whether all that were followed have ended."""
+        """Whether all processes that are followed have ended."""
         return not self._printer.pids
 
     def take(self, entries: Iterator[Entry]) -> None:
-        """Print what has come. Raises Failure where the trace begins without the processes that are asked for."""
+        """Print the lines of the entries. Raises Failure for a trace that begins without a process of --attach."""
         for entry in entries:
             if isinstance(entry, Comm):
                 self._unseen.discard(entry.pid)
@@ -123,7 +130,7 @@ class CallFollower(Follower):
         self._file.flush()
 
     def _check_seen(self) -> None:
-        """A trace starts with the names of all whom it may see."""
+        """Check the names at the start of the trace: it names every process that this user may trace."""
         if self._is_new and self._unseen:
             raise Failure(Status.NO_PROCESS, f"{no_process(min(self._unseen))}: none that you may trace")
         self._is_new = False
@@ -133,7 +140,7 @@ class CallFollower(Follower):
             print(line, file=self._file)
 
     def end(self) -> None:
-        """Say who is let go, and how much was lost; with -c, what there was."""
+        """Print the processes that go on, and the number of lost events; with -c, the table."""
         for pid in sorted(self._printer.pids):
             click.echo(f"strace: Process {pid} detached", err=True)
         if self._counts:

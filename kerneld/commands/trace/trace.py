@@ -1,6 +1,6 @@
-"""`kerneld trace`: every event, and why it happened.
+"""`kerneld trace`: the events of the kernel, each with its cause.
 
-Owns the options; what reads is `follow`, how an event is written is a `Writer`'s.
+Owns the options. `follow` reads the trace, and a `Writer` writes the events.
 """
 
 from __future__ import annotations
@@ -19,39 +19,44 @@ from shared.trace.events import EVENTS, NAMED_ONLY, matching
 
 
 @click.command(
-    short_help="Follow what happens, and why: calls, faults, entries …",
-    help="""Follow what happens in a running kerneld: calls, faults, VMAs, page-table entries, frames, signals, reclaim.
+    short_help="Print the events of the kernel, each with its cause.",
+    help="""Print the events of a running kerneld: calls, faults, VMAs, page-table entries, frames, signals, reclaim.
 
-Each line says who, when, what, and why: cause=store/fault@0x7f… is the fault of a store. Ctrl+C ends it, or with --pid
-the end of the process; how many of what there were is then said on stderr. What --list names can be chosen by --event,
-by system or name, * for any part.
+A line has the process, the time, the event with its fields, and the cause: cause=store/fault@0x7f… means the fault of a
+store. Ctrl+C ends the trace. With --pid, the end of the process ends it too. The command then prints the number of
+events of each kind on stderr. --event chooses events by a part of their name, with * for any text; --list prints the
+names.
 
 \b
 Examples:
-  kerneld trace                                   everything, of everybody
+  kerneld trace                                   all events of all processes
   kerneld trace --pid 4242 --event 'pte:*'        the page-table entries of one process
-  kerneld trace --event fault --event sched       faults, and processes that come and go
+  kerneld trace --event fault --event sched       faults; processes that begin and end
   kerneld trace --format json -o trace.json --duration 5
   kerneld trace --format perfetto -o trace.pftrace  a file for ui.perfetto.dev
-  kerneld trace --list                            every event with its fields
+  kerneld trace --list                            the events with their fields
 """,
 )
 @socket_option
-@click.option("--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="This process, or these.")
-@click.option("--event", "globs", multiple=True, metavar="GLOB", help="These events. [all]")
+@click.option(
+    "--pid", "pids", type=Whole(min=1), multiple=True, metavar="PID", help="Only this process. May be given again."
+)
+@click.option("--event", "globs", multiple=True, metavar="GLOB", help="Only these events. May be given again. [all]")
 @click.option("--format", "form", type=click.Choice(sorted(WRITERS)), default="text", show_default=True)
 @click.option(
     "--clock",
     type=click.Choice(["monotonic", "realtime"]),
     default="monotonic",
     show_default=True,
-    help="Of text: seconds as in the log's `monotonic`, or the time of day as inspector --events has it.",
+    help="The times of the text format: seconds, as `monotonic` in the log, or the time of day, as inspector --events.",
 )
 @output_option
-@click.option("--count", type=Whole(min=1), metavar="N", help="End after so many events.")
-@click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after so long.")
-@click.option("--buffer", type=Size(), default="4M", metavar="SIZE", help="Room for what is not read yet. [4M]")
-@click.option("--list", "listing", is_flag=True, help="List the events, and end.")
+@click.option("--count", type=Whole(min=1), metavar="N", help="End after N events.")
+@click.option("--duration", type=Seconds(min=0), metavar="SECONDS", help="End after this time.")
+@click.option(
+    "--buffer", type=Size(), default="4M", metavar="SIZE", help="The buffer for events that are not read yet. [4M]"
+)
+@click.option("--list", "listing", is_flag=True, help="Print the names of the events, and end.")
 def trace(
     socket_path: str | None,
     pids: tuple[int, ...],

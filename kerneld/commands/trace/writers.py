@@ -1,4 +1,4 @@
-"""How a trace is written: one class a format. A new format is a class with the methods of `Writer`, and a row below."""
+"""The formats of a trace: one class for each. A new format is a class with the methods of `Writer`, and a row below."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from shared.trace.text import Names, as_json, lost_json, lost_line, text_line
 
 
 class Writer(Protocol):
-    """Takes a trace in the order in which it was written."""
+    """Takes the entries of a trace in their order."""
 
     def name(self, comm: Comm) -> None:
-        """A process has this name from here on."""
+        """Note the name that a process has from here on."""
 
     def lost(self, lost: Lost) -> None:
-        """So many records are missing here."""
+        """Say how many records are missing here."""
 
     def event(self, record: Record) -> None:
-        """Something has happened."""
+        """Write an event."""
 
     def flush(self) -> None:
-        """Nothing more has come for now: whoever looks may see what there is."""
+        """Write out: no more entries have come for now, and a person may look at the file."""
 
     def close(self) -> None:
-        """Nothing more comes; the file itself is its opener's to close."""
+        """Finish. The caller closes the file."""
 
 
 class LineWriter:
-    """What writers of lines share: a line for each record, seen at once."""
+    """The common part of formats with a line for each record."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._names = Names()
 
     def name(self, comm: Comm) -> None:
-        """A process has this name from here on."""
+        """Note the name that a process has from here on."""
         self._names.note(comm)
 
     def flush(self) -> None:
-        """Nothing more has come for now."""
+        """Write out."""
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Finish."""
         self._file.flush()
 
 
 class TextWriter(LineWriter):
-    """Lines as of trace_pipe; with a WallClock of the time of day."""
+    """Lines as in trace_pipe. With a WallClock they have the time of day."""
 
     def __init__(self, file: IO[str], wall: WallClock | None = None) -> None:
         super().__init__(file)
         self._wall = wall
 
     def lost(self, lost: Lost) -> None:
-        """As trace_pipe says it."""
+        """Say how many records are missing here, as trace_pipe does."""
         print(lost_line(lost), file=self._file)
 
     def event(self, record: Record) -> None:
@@ -83,18 +83,18 @@ class JsonWriter(LineWriter):
 
 
 def _perfetto(file: IO[str]) -> Writer:
-    """Raises Failure where the package is missing that has the format's messages, or a person would have to read it."""
+    """Return the writer. Raises Failure when the package perfetto is missing, or when the output is a terminal."""
     try:
         from kerneld.commands.trace.perfetto.writer import PerfettoWriter  # noqa: PLC0415  (a tenth of a second, for this alone)
     except ImportError:
         raise Failure(
-            Status.FAILED, "the format perfetto needs a package more: pip install 'kerneld[perfetto]'"
+            Status.FAILED, "the format perfetto needs one more package: pip install 'kerneld[perfetto]'"
         ) from None
     if file.isatty():
-        raise Failure(Status.USAGE, "a perfetto file is nothing for a terminal: name a file with -o")
+        raise Failure(Status.USAGE, "a perfetto file cannot be read on a terminal: name a file with -o")
     return PerfettoWriter(cast(TextIO, file).buffer)
 
 
 WRITERS: dict[str, Callable[[IO[str]], Writer]] = {"text": TextWriter, "json": JsonWriter, "perfetto": _perfetto}
 EVERYTHING: dict[str, tuple[str, ...]] = {"perfetto": ("*", "machine:*", "kmem:*")}
-"""What is traced where nothing is named, of a format for which that is more than `*`: accesses, resident pages."""
+"""The events of a format without --event, where they are more than `*`: accesses, resident pages."""

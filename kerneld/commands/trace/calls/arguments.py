@@ -1,6 +1,6 @@
-"""Every call's arguments, by number: which there are, and how strace writes each. Pure.
+"""The arguments of every call, by number, and the text of each as strace writes it. Pure.
 
-What a pointer points at is not in a trace: pointers are shown, as strace shows what it cannot read. Answers to
+A trace has pointers, not the memory behind them. The text of a pointer is its address. Answers to
 strace(1) and Linux v6.8 include/linux/syscalls.h; this machine's own calls to docs/abi.md.
 """
 
@@ -101,10 +101,10 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     ),
 }  # fmt: skip
 _ADDRESSES = frozenset({Nr.MMAP, Nr.MREMAP, Nr.BRK, Nr.RAM, Nr.CLONE, Nr.RDPKRU})
-"""Whose result reads better in hexadecimal."""
+"""Calls with a result in hexadecimal: an address or a mask."""
 _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
 MACHINE = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT)})
-"""No calls: the processor."""
+"""Operations of the processor. They are not system calls."""
 CLASSES: dict[str, frozenset[int]] = {
     "memory": frozenset(
         {
@@ -121,7 +121,7 @@ CLASSES: dict[str, frozenset[int]] = {
 
 
 def call_text(nr: int, args: Iterable[int]) -> str:
-    """Return a call and its arguments; where nothing is known of it, all six as they are."""
+    """Return the text of a call and its arguments; an unknown call has all six words."""
     values = list(args)
     shows = _ARGUMENTS.get(nr, (hexadecimal,) * len(values))
     if nr == Nr.MREMAP and not values[3] & (Mremap.FIXED | Mremap.DONTUNMAP):
@@ -130,7 +130,7 @@ def call_text(nr: int, args: Iterable[int]) -> str:
 
 
 def result_text(nr: int, ret: int) -> str:
-    """Return what a call returned."""
+    """Return the text of a result."""
     if nr in _NO_RETURN:
         return "?"
     if -_MAX_ERRNO <= ret < 0:
@@ -141,7 +141,7 @@ def result_text(nr: int, ret: int) -> str:
 def parse_trace(text: str) -> frozenset[int]:
     """Return the calls that the value of `-e` chooses: `trace=mmap,munmap`, `%memory,machine`, `!brk`, `all`, `none`.
 
-    Raises click.BadParameter for a name that is none.
+    Raises click.BadParameter for an unknown name.
     """
     names = text.removeprefix("trace=")
     is_negated = names.startswith("!")

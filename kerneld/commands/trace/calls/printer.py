@@ -1,7 +1,7 @@
 """Lines of strace, made of records: a call when it has returned, a signal, the end of a process.
 
-Owns what is under way in each thread, and who is followed. Pure: takes records, returns lines. Knows no file and no
-clock but the records'. Answers to strace(1).
+Owns the call that each thread is in, and the processes that are followed. Pure: takes records, returns lines. Knows no
+file, and only the clock of the records. Answers to strace(1).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _EXITS = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 
 
 class Style(NamedTuple):
-    """What stands before and behind a call."""
+    """The options for the text before and behind a call."""
 
     clock: int = 0
     """-t: the time of day; twice with microseconds; three times as seconds since the epoch."""
     relative: bool = False
     """-r: seconds since the line before."""
     spent: bool = False
-    """-T: how long it took."""
+    """-T: the duration of the call."""
     pids: bool = False
-    """Whose it is, by number alone, as in a file."""
+    """Print the pid before each line, as strace does in a file."""
     realtime_offset: int = 0
     """Nanoseconds from the clock of the records to that of people."""
 
@@ -62,7 +62,7 @@ class _Pending:
 
 @dataclass(slots=True)
 class Tally:
-    """What the calls of one kind have come to."""
+    """The totals of one kind of call."""
 
     calls: int = 0
     errors: int = 0
@@ -74,7 +74,7 @@ class Printer:
     """The lines of some processes."""
 
     pids: set[int]
-    """Who is followed now: those that have ended are out again."""
+    """The processes that are followed now, without those that have ended."""
     calls: frozenset[int]
     follows_forks: bool = False
     style: Style = field(default_factory=Style)
@@ -83,21 +83,21 @@ class Printer:
     def __post_init__(self) -> None:
         self._pending: dict[tuple[int, int], _Pending] = {}
         self._addresses: dict[int, int] = {}
-        """By thread, where the fault was that raised its signal."""
+        """By thread, the address of the fault that raised the signal."""
         self._statuses: dict[int, int] = {}
-        """By process, what it said when it ended itself."""
+        """By process, the argument of exit."""
         self._last_time = 0
         self._has_many = len(self.pids) > 1
 
     def lines(self, record: Record) -> Iterator[str]:
-        """Yield what a record brings: mostly one line or none."""
+        """Yield the lines for a record: mostly one line or none."""
         event, pid = record.event, record.pid
         if event is PROCESS_FORK:
             yield from self._fork(record)
         elif event is PROCESS_EXIT and record.fields["pid"] in self.pids:
             yield from self._exit(record)
         elif event in (SYS_ENTER, ACCESS_ENTER):
-            # A child's attach begins before it is known whose child it is.
+            # The attach of a child begins before its parent is known.
             if pid in self.pids or (self.follows_forks and record.fields["id"] == Nr.ATTACH):
                 self._enter(record)
         elif event in (SYS_EXIT, ACCESS_EXIT):
@@ -128,7 +128,7 @@ class Printer:
         yield self._call_line(record, pending, result_text(pending.nr, record.fields["ret"]), record.time)
 
     def _unreturned(self, record: Record) -> Iterator[str]:
-        """What a thread was in the middle of will not return."""
+        """Yield the line of a call that will not return."""
         pending = self._pending.pop((record.pid, record.tid), None)
         if pending is not None and pending.nr in self.calls:
             self.tallies[pending.nr].calls += 1
@@ -176,7 +176,7 @@ class Printer:
                 pending.text = f"{head.partition('(')[0]}({quoted(fields['filename'])}, {rest}"
 
     def _prefix(self, record: Record, time: int, pid: int = 0) -> str:
-        """Return what stands before a line: whose it is, and when."""
+        """Return the text before a line: the process and the time."""
         who = pid or record.tid
         parts = [f"{who} "] if self.style.pids else [f"[pid {who:>5}] "] if self._has_many else []
         parts.append(self._clock(time + self.style.realtime_offset))

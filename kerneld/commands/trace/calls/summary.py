@@ -1,4 +1,4 @@
-"""The table of `strace -c`: calls by the time that they took. Pure."""
+"""The table of `strace -c`: the calls, by their time. Pure."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def number(value: int) -> str:
 
 
 def signed(value: int) -> str:
-    """An int: what a C program passes in the lower half."""
+    """An int: the lower half of the word."""
     low = value & 0xFFFF_FFFF
     return str(low - (1 << 32) if low >> 31 else low)
 
@@ -48,7 +48,7 @@ def hexadecimal(value: int) -> str:
 
 
 def flags(kind: type[IntFlag], prefix: str, *, zero: str = "0") -> Show:
-    """Return what writes flags, `PROT_READ|PROT_WRITE`; those without a name are one number behind."""
+    """Return a function that writes flags, `PROT_READ|PROT_WRITE`. Flags without a name are one number at the end."""
 
     def show(value: int) -> str:
         if not value:
@@ -63,7 +63,7 @@ def flags(kind: type[IntFlag], prefix: str, *, zero: str = "0") -> Show:
 
 
 def one_of(kind: type[IntEnum], prefix: str) -> Show:
-    """Return what writes one of a few numbers by its name."""
+    """Return a function that writes the name of a number of an enumeration."""
 
     def show(value: int) -> str:
         try:
@@ -112,7 +112,7 @@ def errno_name(code: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string: in quotes, with what is not plain ASCII escaped as in C. Source: strace(1)."""
+    """A string: in quotes, with escapes as in C for characters that are not plain ASCII. Source: strace(1)."""
     data = text.encode("utf-8", "surrogateescape")
     words = []
     for byte, following in zip(data, [*data[1:], 0], strict=True):
@@ -127,5 +127,5 @@ def quoted(text: str) -> str:
 
 
 def failure(ret: int) -> str:
-    """What a call that failed returned: `-1 ENOMEM (Cannot allocate memory)`."""
+    """The result of a call that failed: `-1 ENOMEM (Cannot allocate memory)`."""
     return f"-1 {errno_name(-ret)} ({os.strerror(-ret)})"

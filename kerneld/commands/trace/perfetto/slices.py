@@ -1,8 +1,8 @@
-"""What was under way when, made of the causes of records: a call, in it a fault, in that a reclaim.
+"""Slices of time, made of the causes of records: a call, in it a fault, in the fault a reclaim.
 
-Every record says what it happened in. A slice is open from the first record that shows it to the last; where an event
+Every record has its causes. A slice is open from the first record with its cause to the last; where an event
 tells its beginning or its end (a call's, an access's, a fault's) that is the time. The kernel serves one request at a
-time, so that one stack is enough. Pure: what begins and ends is told to a sink. Knows no file format.
+time, so that one stack is enough. Pure: a sink is called for each begin and end. Knows no file format.
 
 Invariants: slices of a thread are nested; the times that the sink is told never go back.
 """
@@ -29,9 +29,9 @@ from shared.trace.text import call_name
 _BEGINS = frozenset({SYS_ENTER.number, ACCESS_ENTER.number})
 _ENDS = frozenset({SYS_EXIT.number, ACCESS_EXIT.number})
 SLICE_EVENTS = _BEGINS | _ENDS | {PAGE_FAULT_USER.number, MM_FAULT.number}
-"""They are beginnings and ends, and nothing beside."""
+"""Events that are only the begin or the end of a slice."""
 _AFTERWARDS = frozenset({SPTE_UPDATE.number, RSS_STAT.number})
-"""They are told when what led to them is over."""
+"""Events that come when their cause is over."""
 _REQUESTS = frozenset({Cause.SYSCALL, Cause.ACCESS})
 
 Who = tuple[int, int]
@@ -39,13 +39,13 @@ Who = tuple[int, int]
 
 
 class Sink(Protocol):
-    """Who is told."""
+    """The receiver of begins and ends."""
 
     def begin(self, who: Who, time: int, category: str, name: str, record: Record) -> None:
         """A slice begins; `record` is the first that shows it."""
 
     def end(self, who: Who, time: int, last: tuple[Record, ...]) -> None:
-        """The innermost slice of a thread ends; `last` are the records that tell what came of it."""
+        """The innermost slice of a thread ends; `last` are the records with its result."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Slices:
         self._stack: list[_Open] = []
 
     def follow(self, record: Record) -> None:
-        """Take a record in: what it shows to be over ends, what it shows for the first time begins."""
+        """Take a record: end the slices that it shows to be over, begin those that it shows first."""
         event = record.event
         if event.number in _AFTERWARDS:
             return
@@ -85,11 +85,11 @@ class Slices:
             self._cut(0, record.time)
 
     def close(self) -> None:
-        """Nothing goes on: a request has ended, another thread is served, or no more is known."""
+        """End all slices: a request has ended, another thread is served, or records are missing."""
         self._cut(0)
 
     def _show(self, record: Record) -> None:
-        """Make the stack what the record's causes are."""
+        """Make the stack equal to the causes of the record."""
         causes = record.causes
         keys = _keys(record)
         depth = 0
@@ -121,7 +121,7 @@ class Slices:
 
 
 def _keys(record: Record) -> list[int]:
-    """Return what tells each cause from the next of its kind: which call, and of the innermost fault which address."""
+    """Return a key for each cause: the number of a call, the address of the innermost fault."""
     causes = record.causes
     innermost = len(causes) - 1 - causes[::-1].index(Cause.FAULT) if Cause.FAULT in causes else -1
     return [

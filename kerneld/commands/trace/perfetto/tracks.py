@@ -1,6 +1,6 @@
 """The tracks of a file: one a process, in it one a thread and a counter of resident pages; one of the kernel itself.
 
-Owns which tracks have been described and what processes are called. A track is described before anything is on it, and
+Owns the set of described tracks and the names of processes. A track is described before anything is on it, and
 again when its process has another name. Answers to Perfetto's protos/perfetto/trace/track_event/track_descriptor.proto.
 """
 
@@ -12,13 +12,13 @@ from kerneld.commands.trace.perfetto.slices import Who
 from shared.trace.record import Comm
 
 KERNEL = 1
-"""The track of what is done for nobody: reclaim behind a request, looks at real processes."""
+"""The track of the kernel's own work: reclaim behind a request, looks at real processes."""
 _PROCESS, _THREAD, _RESIDENT = 1 << 40, 2 << 40, 3 << 40
-"""What the number of a track starts with; pid or tid stand below."""
+"""The upper bits of the number of a track. The lower bits are a pid or a tid."""
 
 
 class Tracks:
-    """What has been described so far."""
+    """The tracks that have been described."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -38,7 +38,7 @@ class Tracks:
             self._process(comm.pid)
 
     def of(self, who: Who) -> int:
-        """Return the number of a thread's track, the kernel's for nobody's."""
+        """Return the number of the track of a thread, or of the kernel."""
         pid, tid = who
         if not pid:
             if KERNEL not in self._described:

@@ -1,8 +1,8 @@
-"""Writes a trace as a Perfetto file, as it comes: what there is on disk is a whole file at any time.
+"""Writes a trace as a Perfetto file. The file on disk is valid at any time.
 
-A file is one message `Trace`, and messages of its kind put behind one another are one, so that each part is written
-whole and nothing has to be closed. Slices are ended before each write: no request goes on beyond one. Owns the file and
-the counters of resident pages; what is a slice is `kerneld.commands.trace.perfetto.slices`'s to say.
+A file is one message `Trace`. Two such messages behind each other are one message again. So each part is written as a
+whole message, and the file needs no end. Slices are ended before each write: no request lasts beyond a write. Owns the
+file and the counters of resident pages. `slices` decides when a slice begins and ends.
 Answers to Perfetto's protos/perfetto/trace/track_event/track_event.proto.
 """
 
@@ -50,11 +50,11 @@ class PerfettoWriter:
         self._resident: dict[int, tuple[int, dict[int, int]]] = {}
         """Of each process its address space's number, and that one's counters in bytes."""
         self._changed: dict[int, int] = {}
-        """Processes whose counters have changed, and when; they are told one by one, and only the sum is to be seen."""
+        """Processes with changed counters, and the time. A record has one counter; the track shows the sum."""
         self._write_clocks()
 
     def _write_clocks(self) -> None:
-        """Say what the clock of the records is, beside those that people know."""
+        """Write the time of the records' clock beside the times of the usual clocks."""
         packet = self._trace.packet.add()
         packet.trusted_packet_sequence_id = _SEQUENCE
         packet.sequence_flags = TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
@@ -65,18 +65,18 @@ class PerfettoWriter:
     # A trace as it comes: see `kerneld.commands.trace.writers.Writer`.
 
     def name(self, comm: Comm) -> None:
-        """A process has this name from here on."""
+        """Note the name that a process has from here on."""
         self._tracks.name(comm)
 
     def lost(self, lost: Lost) -> None:
-        """Whatever was under way may have ended meanwhile."""
+        """End all slices: they may have ended in the gap."""
         self._slices.close()
         event = self._event((0, 0), self._last_time, TrackEvent.TYPE_INSTANT)
         event.categories.append("lost")
         event.name = f"{lost.records} events lost"
 
     def event(self, record: Record) -> None:
-        """A slice's beginning or end, a counter's value, or an instant of its thread."""
+        """Write the begin or end of a slice, the value of a counter, or an instant of a thread."""
         self._last_time = record.time
         if record.event is not RSS_STAT:
             self._put_counters()
@@ -90,7 +90,7 @@ class PerfettoWriter:
                 self._put_counter(record.fields["pid"], record.time, 0)
 
     def flush(self) -> None:
-        """End what is open, and write."""
+        """End all slices, and write."""
         self._slices.close()
         self._put_counters()
         if self._trace.packet:
@@ -99,13 +99,13 @@ class PerfettoWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing is left to be done but to write."""
+        """Write the rest."""
         self.flush()
 
-    # What `Slices` tells.
+    # The sink of `Slices`.
 
     def begin(self, who: Who, time: int, category: str, name: str, record: Record) -> None:
-        """A slice begins; where its own event tells so, with what that says."""
+        """Begin a slice. A slice that an event begins has the fields of the event."""
         event = self._event(who, time, TrackEvent.TYPE_SLICE_BEGIN)
         event.categories.append(category)
         event.name = name
@@ -118,7 +118,7 @@ class PerfettoWriter:
             event.debug_annotations.add(name="address", pointer_value=record.address)
 
     def end(self, who: Who, time: int, last: tuple[Record, ...]) -> None:
-        """A slice ends; what came of it is told with its end."""
+        """End a slice, with the fields of its result."""
         event = self._event(who, time, TrackEvent.TYPE_SLICE_END)
         for record in last:
             _annotate_fields(event, record)
