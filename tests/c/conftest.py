@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.c.compiler import ROOT, build, has_sanitizer, include_directory
-from tests.server.daemons import kerneld, private_socket, running_daemon
+from tests.support.compiler import ROOT, build, has_sanitizer, include_directory
+from tests.support.daemons import kerneld, private_socket, running_daemon
 
 EXAMPLES = ROOT / "examples" / "c"
 LIBRARY = ROOT / "shared" / "c"

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.c.compiler import SECONDS
-from tests.server.daemons import environment
+from tests.support.compiler import SECONDS
+from tests.support.daemons import environment
 
 END_OF_PRINT = "---\n"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.c.compiler import ROOT, build, include_directory
-from tests.c.test_run import run
+from tests.c.run_programs import run
+from tests.support.compiler import ROOT, build, include_directory
 
 Check = Callable[..., tuple[int, str]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kerneld.commands.run import explain
-from tests.c.compiler import ROOT, SECONDS, build
 from tests.c.steps import run_command, run_environment
+from tests.support.compiler import ROOT, SECONDS, build
 
 SOURCE = ROOT / "tests" / "c" / "bypass.c"
 PAGE = 4096

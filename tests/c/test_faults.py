@@ -10,8 +10,8 @@ import pytest
 
 from kerneld.shadowpt.host_event import open_page_faults
 from shared.client import Process, realmem
-from tests.c.compiler import ROOT, build, include_directory
 from tests.c.steps import Stepper, run_command, run_environment
+from tests.support.compiler import ROOT, build, include_directory
 
 ABI = "f25-part1"
 AT = 0x7E00_0000_0000

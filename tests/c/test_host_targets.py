@@ -8,75 +8,23 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kerneld.referee.rights import sees_frames
 from shared.client import Process, realmem
-from shared.uapi.shadowpt import SHADOW_PTE, Layout, SpteF23, table_bytes
-from tests.c.compiler import ROOT, SECONDS, build
+from shared.uapi.shadowpt import Layout
+from tests.c.host_tables import END, PAGE, PAGES, PW, START, A, M, N, W, opened
 from tests.c.steps import Stepper
-from tests.server.daemons import environment, kerneld, running_daemon
-
-PAGE = 4096
-START, PAGES = 0x30_0000_0000, 16
-END = START + PAGES * PAGE
-A, N, W, M, PW = (int(flag) for flag in SpteF23)
-Row = tuple[int, int]
-"""state_flags and pfn."""
+from tests.support.compiler import ROOT, SECONDS, build
+from tests.support.daemons import environment, kerneld, running_daemon
 
 
 @pytest.fixture(scope="session")
 def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program of many steps."""
     return build(tmp_path_factory.mktemp("host") / "host_steps", [ROOT / "tests" / "c" / "host_steps.c"])
-
-
-class Table:
-    """An open table of a real process, as the client's own memory shows it."""
-
-    def __init__(self, process: Process, entries: int, start: int, end: int) -> None:
-        self.process = process
-        self.entries = entries
-        self.pages = (end - start) // PAGE
-
-    def rows(self) -> list[Row]:
-        """Return the table without a call."""
-        raw = realmem.read(self.entries, self.pages * SHADOW_PTE.size)
-        return [(flags, pfn) for _vaddr, pfn, flags in SHADOW_PTE.iter_unpack(raw)]
-
-    def flags(self) -> list[int]:
-        """Return the flags after a call of the opener's, which brings the table up to date."""
-        self.process.getpid()
-        return [flags for flags, _pfn in self.rows()]
-
-    def wait_for(self, flags: list[int]) -> None:
-        """Wait, without a call, until the daemon's own looks have brought the table to these flags."""
-        deadline = time.monotonic() + SECONDS
-        while [now for now, _pfn in self.rows()] != flags:
-            assert time.monotonic() < deadline, self.rows()
-            os.sched_yield()
-
-
-@contextmanager
-def opened(
-    path: Path, pid: int, start: int = START, end: int = END, layout: Layout = Layout.F24, *, host: bool = True
-) -> Iterator[Table]:
-    """Open and start a table of a process; all is closed at the end."""
-    with Process.attach(str(path)) as process:
-        length = table_bytes(start, end)
-        entries = realmem.map_anonymous(length)
-        try:
-            process.shadowpt_open(pid, start, end, entries, layout=layout, host=host)
-            process.shadowpt_start()
-            yield Table(process, entries, start, end)
-            process.shadowpt_close()
-        finally:
-            realmem.unmap(entries, length)
 
 
 def f24(flags: int) -> int:

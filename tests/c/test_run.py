@@ -13,26 +13,14 @@ from pathlib import Path
 import pytest
 
 from shared.client import Process, realmem
-from tests.c.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
+from tests.c.run_programs import run
 from tests.c.steps import Inspector, Stepper, run_command, run_environment
-from tests.server.daemons import environment, kerneld, private_socket, running_daemon
+from tests.support.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
+from tests.support.daemons import environment, kerneld, private_socket, running_daemon
 
 PAGE = 4096
 ANON = {"allocated", "anonymous"}
 Programs = dict[str, Path]
-
-
-def run(path: Path, cache: Path, program: Path | str, *args: object, abi: str = "f24") -> tuple[int, str]:
-    """Return the exit status and stderr of one `kerneld run`."""
-    done = subprocess.run(
-        run_command(abi, program, *args),
-        env=run_environment(path, cache),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    return done.returncode, done.stderr
 
 
 def count_fds(pid: int) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from shared.uapi.shadowpt import Layout, SpteF23
-from tests.c.compiler import ROOT, build
+from tests.c.host_tables import PAGE, START, opened
 from tests.c.steps import Stepper
-from tests.c.test_host_targets import PAGE, START, opened
+from tests.support.compiler import ROOT, build
 
 PW = int(SpteF23.PTE_WRITEABLE)
 MAPPED = int(SpteF23.PTE_MAPPED)

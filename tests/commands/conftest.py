@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.daemons import private_socket, running_daemon
+from tests.support.daemons import private_socket, running_daemon
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from kerneld.commands.options import Size
 from shared.client import Process
 from shared.failure import Status
 from shared.option_types import UNITS
-from tests.rights import needs_another_user
-from tests.server import daemons
-from tests.server.daemons import running_daemon
+from tests.support import daemons
+from tests.support.daemons import running_daemon
+from tests.support.rights import needs_another_user
 
 NOBODY = "8388607"
 """Larger than any pid is."""

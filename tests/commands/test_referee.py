@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.failure import Status
-from tests.server import daemons
+from tests.support import daemons
 
 
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])

@@ -16,8 +16,8 @@ from kerneld.referee.match import Match
 from kerneld.referee.mode import Mode
 from kerneld.referee.program import from_json
 from kerneld.referee.programs import make_program
+from tests.differential.agreement import agree
 from tests.differential.both_sides import referee
-from tests.differential.test_random import agree
 
 PROGRAMS = 60
 SECONDS = 15

@@ -13,29 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.referee.describe import describe_divergence
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Match
-from kerneld.referee.program import Program, from_json, to_json
+from kerneld.referee.program import from_json
 from kerneld.referee.wide import WideGenerator
+from tests.differential.agreement import REGRESSIONS, agree
 
-REGRESSIONS = sorted(Path(__file__).with_name("programs").glob("*.json"))
 FRESH_PROGRAMS = 150
 SECONDS = 20
 """On a busy machine fewer programs are run; the last lines of the test run say how many."""
 FEWEST = 40
 """So many are run however long it takes: the test's own timeout ends a machine that cannot."""
-
-
-def agree(match: Match, program: Program) -> None:
-    """Play a program, and fail where both sides differ each time.
-
-    kerneld does the same whenever a program is played. A difference that does not come again is the host's: its
-    processors' batches, a daemon that takes accessed bits, a neighbour.
-    """
-    divergence = match.play(program)
-    if divergence is not None and match.play(program) is not None:
-        pytest.fail("\n".join([*describe_divergence(program, divergence), "", to_json(program)]), pytrace=False)
 
 
 @pytest.mark.parametrize("file", REGRESSIONS, ids=lambda file: file.stem)

@@ -16,7 +16,7 @@ from kerneld.referee.match import Match, open_match
 from kerneld.referee.outcome import Mapping, View
 from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import At, Op
-from tests.rights import needs_another_user
+from tests.support.rights import needs_another_user
 
 NOBODY = 65534
 PR_SET_DUMPABLE = 4

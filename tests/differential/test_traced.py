@@ -21,10 +21,10 @@ from kerneld.syscalls.kernel import Sender
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import Tracing
 from shared.uapi.syscalls import ABI_VERSION
-from tests.differential.test_random import REGRESSIONS, agree
-from tests.syscalls.world import Program
-from tests.trace.replay import Replay
-from tests.trace.world import Trace
+from tests.differential.agreement import REGRESSIONS, agree
+from tests.support.programs import Program
+from tests.support.replay import Replay
+from tests.support.traced import Trace
 
 pytestmark = pytest.mark.timeout(120)
 TRACER = (1 << 22) - 2

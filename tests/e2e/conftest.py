@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Client, Nursery
-from tests.e2e.daemons import Daemon
+from tests.support.client import Client, Nursery
+from tests.support.watched_daemon import Daemon
 
 
 @pytest.fixture(scope="session")

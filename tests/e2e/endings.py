@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.e2e import scripts
-from tests.e2e.actor import Me
-from tests.e2e.client import Client
+from tests.support.actor import Me
+from tests.support.client import Client
 
 
 class Way(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from shared.client import Process
 from shared.uapi.mman import Madv, Map, Mremap, Prot
 from shared.uapi.syscalls import Access, Nr
-from tests.e2e.actor import Me
+from tests.support.actor import Me
 
 PAGE = 4096
 FIXED_ANONYMOUS = Map.PRIVATE | Map.ANONYMOUS | Map.FIXED

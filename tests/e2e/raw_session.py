@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.e2e import raw
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon
 
 PAGE = 4096
 BASE = 0x10_0000_0000

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from shared.client import libc, realmem
 from shared.uapi.mman import Map
-from tests.e2e.actor import Fail, Leave, Me
+from tests.support.actor import Fail, Leave, Me
 
 # Ends of a process
 

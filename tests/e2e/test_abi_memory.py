@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon
+from tests.e2e import scripts
 from tests.e2e.raw_session import (
     ANONYMOUS,
     BASE,
@@ -33,6 +31,9 @@ from tests.e2e.raw_session import (
     store,
     touch,
 )
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon, free_kb
+from tests.e2e import scripts
 from tests.e2e.raw_session import BASE, PAGE, SIGSEGV, attach, catch, load, map_pages, store
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon, free_kb
 
 EVERYBODY = 1000
 

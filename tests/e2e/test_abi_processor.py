@@ -9,9 +9,7 @@ import errno
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon
+from tests.e2e import scripts
 from tests.e2e.raw_session import (
     BASE,
     NONE,
@@ -30,6 +28,9 @@ from tests.e2e.raw_session import (
     store,
     touch,
 )
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon
 
 MOST = 65_536
 END = 1 << 64

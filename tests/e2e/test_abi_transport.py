@@ -10,10 +10,11 @@ import os
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon
+from tests.e2e import scripts
 from tests.e2e.raw_session import BASE, attach, map_pages
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon
 
 
 @pytest.fixture

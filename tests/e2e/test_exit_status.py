@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from tests.e2e import scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon, free_kb
 from tests.e2e.watch import PAGE, START
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon, free_kb
 
 RW, READ = 3, 1
 SIGSEGV, SIGBUS = signal.SIGSEGV, signal.SIGBUS

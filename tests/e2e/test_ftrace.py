@@ -14,8 +14,8 @@ from typing import IO
 import pytest
 
 from shared.uapi.mman import Map, Prot
-from tests.e2e.client import SECONDS, Client
-from tests.e2e.daemons import Daemon
+from tests.support.client import SECONDS, Client
+from tests.support.watched_daemon import Daemon
 
 NULL_WRITE = [
     (0, "exc_page_fault"),

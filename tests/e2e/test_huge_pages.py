@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shared.uapi.mman import Madv
-from tests.e2e.client import Client
 from tests.e2e.watch import PAGE, START, Watch
+from tests.support.client import Client
 
 HUGE = 512
 ANON_FIXED, RW = 0x32, 3

@@ -12,8 +12,8 @@ from typing import Any
 
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.e2e.client import SECONDS, Client
-from tests.e2e.daemons import Daemon
+from tests.support.client import SECONDS, Client
+from tests.support.watched_daemon import Daemon
 
 RW, FIXED = int(Prot.READ | Prot.WRITE), int(Map.PRIVATE | Map.ANONYMOUS | Map.FIXED)
 START = 0x10_0000_0000

@@ -9,11 +9,12 @@ import subprocess
 import pytest
 
 from shared.client import KerneldGone
-from tests.e2e import raw, scripts
-from tests.e2e.client import SECONDS, Client
-from tests.e2e.daemons import Daemon, free_kb, shm_is_as, shm_names
+from tests.e2e import scripts
 from tests.e2e.raw_session import attach
 from tests.e2e.watch import PAGE, START, Watch
+from tests.support import raw
+from tests.support.client import SECONDS, Client
+from tests.support.watched_daemon import Daemon, free_kb, shm_is_as, shm_names
 
 ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 GONE, NOT_RUNNING = 4, 3

@@ -8,11 +8,12 @@ import subprocess
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import SECONDS, Client
-from tests.e2e.daemons import Daemon, free_kb, shm_is_as, shm_names, status_of
+from tests.e2e import scripts
 from tests.e2e.endings import WAYS, Way
 from tests.e2e.watch import PAGE, START, Watch
+from tests.support import raw
+from tests.support.client import SECONDS, Client
+from tests.support.watched_daemon import Daemon, free_kb, shm_is_as, shm_names, status_of
 
 STATES = ("opened", "started", "stopped", "batch")
 BATCH = (raw.pack(raw.START) + raw.pack(raw.STOP)) * 60

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from target.pace import PROMPT
-from tests.e2e import raw, scripts
-from tests.e2e.client import SECONDS, Client
-from tests.e2e.daemons import Daemon, free_kb, shm_is_as, shm_names, status_of
+from tests.e2e import scripts
 from tests.e2e.endings import WAYS, Way
 from tests.e2e.raw_session import attach
 from tests.e2e.watch import PAGE, START, Watch
+from tests.support import raw
+from tests.support.client import SECONDS, Client
+from tests.support.watched_daemon import Daemon, free_kb, shm_is_as, shm_names, status_of
 
 PAGES = 64
 RW, ANON_FIXED, DONTNEED = 3, 0x32, 4

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon
+from tests.e2e import scripts
 from tests.e2e.raw_session import attach
 from tests.e2e.watch import PAGE, START, Watch, table_bytes
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon
 
 MAX_RANGE = 0x80_0000
 USER_END = 0x7FFF_FFFF_F000

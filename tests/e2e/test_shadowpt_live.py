@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
+from tests.e2e import scripts
 from tests.e2e.watch import MAPPED, PAGE, START, Watch
+from tests.support import raw
+from tests.support.client import Client
 
 NONE, READ, RW = 0, 1, 3
 PRIVATE_FIXED, SHARED_FIXED, ANONYMOUS, POPULATE = 0x12, 0x11, 0x20, 0x8000

@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e import raw, scripts
-from tests.e2e.client import Client
-from tests.e2e.daemons import Daemon
+from tests.e2e import scripts
 from tests.e2e.watch import PAGE, START, Watch
+from tests.support import raw
+from tests.support.client import Client
+from tests.support.watched_daemon import Daemon
 
 PAGES = 400
 """Pages watched: a table of three pages."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e import random_ops, scripts
-from tests.e2e.client import Client, Nursery
-from tests.e2e.daemons import Daemon
 from tests.e2e.watch import START, Watch
+from tests.support.client import Client, Nursery
+from tests.support.watched_daemon import Daemon
 
 PAGES = 64
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.daemons import private_socket, running_daemon
+from tests.support.daemons import private_socket, running_daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30

@@ -27,7 +27,7 @@ from shared.trace.record import Record
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.server.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
+from tests.support.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
 
 pytestmark = pytest.mark.timeout(120)
 WAIT_SECONDS = 30.0

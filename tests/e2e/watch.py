@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 from tests.e2e import scripts
-from tests.e2e.client import Client
+from tests.support.client import Client
 
 PAGE = 4096
 START = 0x20_0000_0000

@@ -13,7 +13,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.uapi.syscalls import Access
 from tests.foreign.agreement import choose_addresses, judge
 from tests.foreign.walker import Walker
-from tests.server.daemons import running_daemon
+from tests.support.daemons import running_daemon
 
 ADDRESSES = 5000
 PAGES = 600

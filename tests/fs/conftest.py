@@ -7,22 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fs.machine import Machine, open_descriptors
 from tests.fs.world import World
+from tests.support.file_machine import FileMachine, open_descriptors
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def machine() -> Iterator[FileMachine]:
     gc.collect()  # Descriptors that earlier tests left to the collector are not ours to count.
     before = open_descriptors()
-    made = Machine()
+    made = FileMachine()
     yield made
     made.close()
     assert open_descriptors() == before
 
 
 @pytest.fixture
-def world(machine: Machine) -> Iterator[World]:
+def world(machine: FileMachine) -> Iterator[World]:
     made = World(machine)
     yield made
     made.close()

@@ -17,8 +17,8 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.fake_inode import FakeInode
-from tests.fs.machine import Machine
+from tests.support.fake_inode import FakeInode
+from tests.support.file_machine import FileMachine
 
 BASE = 0x10_0000_0000
 READ, RW = Prot.READ.value, (Prot.READ | Prot.WRITE).value
@@ -98,14 +98,14 @@ class TestAFileThatIsCut:
         inotify.close()
 
     @pytest.fixture
-    def watched(self, machine: Machine, inotify: Inotify, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    def watched(self, machine: FileMachine, inotify: Inotify, monkeypatch: pytest.MonkeyPatch) -> FileMachine:
         monkeypatch.setattr("kerneld.mm.space.pace._PIECE_SECONDS", 0.0)
         machine.files.close()
         machine.files = FileTable(machine.frames, inotify)
         machine.files.changes.slice_seconds = 0.0
         return machine
 
-    def mapped(self, watched: Machine, fd: int, count: int) -> MmStruct:
+    def mapped(self, watched: FileMachine, fd: int, count: int) -> MmStruct:
         mm = watched.new_mm()
         for number in range(count):
             addr = BASE + 4 * number * PAGE_SIZE
@@ -114,7 +114,7 @@ class TestAFileThatIsCut:
             watched.store(mm, addr, b"x")
         return mm
 
-    def finish(self, watched: Machine) -> int:
+    def finish(self, watched: FileMachine) -> int:
         turns = 0
         while watched.files.changes.queue:
             watched.files.take_changes()
@@ -122,7 +122,7 @@ class TestAFileThatIsCut:
             turns += 1
         return turns
 
-    def test_in_as_many_turns_as_it_takes(self, watched: Machine) -> None:
+    def test_in_as_many_turns_as_it_takes(self, watched: FileMachine) -> None:
         fd = os.memfd_create("cut")
         os.ftruncate(fd, 2 * PAGE_SIZE)
         mm = self.mapped(watched, fd, 5)
@@ -139,7 +139,7 @@ class TestAFileThatIsCut:
         assert not watched.files.changes.holds(mm)
         os.close(fd)
 
-    def test_who_comes_while_it_waits_for_its_turn_finds_it_as_short(self, watched: Machine) -> None:
+    def test_who_comes_while_it_waits_for_its_turn_finds_it_as_short(self, watched: FileMachine) -> None:
         """Two files: the second is not begun with, and is longer again, when somebody maps it anew."""
         fds = [os.memfd_create(name) for name in ("first", "second")]
         for fd in fds:
@@ -162,7 +162,7 @@ class TestAFileThatIsCut:
         for fd in fds:
             os.close(fd)
 
-    def test_whose_mappings_end_meanwhile(self, watched: Machine) -> None:
+    def test_whose_mappings_end_meanwhile(self, watched: FileMachine) -> None:
         fd = os.memfd_create("cut")
         os.ftruncate(fd, 2 * PAGE_SIZE)
         dying, other = self.mapped(watched, fd, 3), self.mapped(watched, fd, 3)

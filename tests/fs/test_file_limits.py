@@ -11,20 +11,21 @@ from kerneld.fs.file_limits import FileRules
 from kerneld.fs.file_table import FileTable
 from kerneld.mm.files.filemap import File
 from kerneld.task.task import Cred, Process
-from tests.fs.machine import ROOT, USER, Machine, fails, map_file, unmap
+from tests.support.errors import fails
+from tests.support.file_machine import ROOT, USER, FileMachine, map_file, unmap
 
 NEIGHBOUR = Cred(1001, 1001, superuser=False)
 
 
 @pytest.fixture
-def files(machine: Machine) -> FileTable:
+def files(machine: FileMachine) -> FileTable:
     """Three files for a process, five for a user."""
     machine.files.close()
     machine.files = FileTable(machine.frames, rules=FileRules(3, 5))
     return machine.files
 
 
-def process(machine: Machine, pid: int, cred: Cred) -> Process:
+def process(machine: FileMachine, pid: int, cred: Cred) -> Process:
     return Process(pid, cred, machine.new_mm(), "test", 0.0)
 
 
@@ -34,14 +35,14 @@ def open_new(files: FileTable, owner: Process) -> File:
     return files.open_fd(fd, owner)
 
 
-def map_new(machine: Machine, owner: Process) -> int:
+def map_new(machine: FileMachine, owner: Process) -> int:
     file = open_new(machine.files, owner)
     addr = map_file(owner.live_mm, file)
     machine.files.put_unused(file)
     return addr
 
 
-def test_a_process_has_so_many(machine: Machine, files: FileTable) -> None:
+def test_a_process_has_so_many(machine: FileMachine, files: FileTable) -> None:
     greedy, other = process(machine, 1, ROOT), process(machine, 2, ROOT)
     first, *_ = [map_new(machine, greedy) for _ in range(3)]
     before = len(os.listdir("/proc/self/fd"))
@@ -53,7 +54,7 @@ def test_a_process_has_so_many(machine: Machine, files: FileTable) -> None:
     assert fails(errno.EMFILE, map_new, machine, greedy)
 
 
-def test_processes_of_a_user_add_up(machine: Machine, files: FileTable) -> None:
+def test_processes_of_a_user_add_up(machine: FileMachine, files: FileTable) -> None:
     one, two, other = process(machine, 1, USER), process(machine, 2, USER), process(machine, 3, NEIGHBOUR)
     for owner in (one, one, one, two, two):
         map_new(machine, owner)
@@ -62,13 +63,13 @@ def test_processes_of_a_user_add_up(machine: Machine, files: FileTable) -> None:
         map_new(machine, other)
 
 
-def test_the_superusers_do_not(machine: Machine, files: FileTable) -> None:
+def test_the_superusers_do_not(machine: FileMachine, files: FileTable) -> None:
     for pid in (1, 2, 3):
         owner = process(machine, pid, ROOT)
         assert len({map_new(machine, owner) for _ in range(3)}) == 3
 
 
-def test_one_open_file_is_paid_for_once(machine: Machine, files: FileTable) -> None:
+def test_one_open_file_is_paid_for_once(machine: FileMachine, files: FileTable) -> None:
     owner = process(machine, 1, USER)
     fd = os.memfd_create("one")
     os.ftruncate(fd, 4096)
@@ -80,7 +81,7 @@ def test_one_open_file_is_paid_for_once(machine: Machine, files: FileTable) -> N
     assert len(files.accounts) == 1
 
 
-def test_who_had_changed_its_user_is_paid_back_as_it_paid(machine: Machine, files: FileTable) -> None:
+def test_who_had_changed_its_user_is_paid_back_as_it_paid(machine: FileMachine, files: FileTable) -> None:
     owner = process(machine, 1, ROOT)
     addr = map_new(machine, owner)
     owner.cred = USER
@@ -88,7 +89,7 @@ def test_who_had_changed_its_user_is_paid_back_as_it_paid(machine: Machine, file
     assert len(files.accounts) == 0
 
 
-def test_the_daemons_own_limit_is_shared_in_eight(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemons_own_limit_is_shared_in_eight(machine: FileMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (16, 16))
     files = FileTable(machine.frames)
     monkeypatch.undo()

@@ -20,7 +20,8 @@ from kerneld.mm.space.writeback import do_msync
 from kerneld.task.task import Cred
 from shared.uapi.mman import Map, Ms, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.machine import ROOT, RW, USER, Machine, fails, map_file, open_descriptors, unmap
+from tests.support.errors import fails
+from tests.support.file_machine import ROOT, RW, USER, FileMachine, map_file, open_descriptors, unmap
 
 TEXT = bytes(range(256)) * 40
 """Two and a half pages."""
@@ -40,7 +41,7 @@ def fd(path: Path) -> Iterator[int]:
     os.close(made)
 
 
-def test_two_descriptors_of_one_open_file_are_one_file(machine: Machine, fd: int) -> None:
+def test_two_descriptors_of_one_open_file_are_one_file(machine: FileMachine, fd: int) -> None:
     file = machine.files.open_fd(os.dup(fd))
     assert machine.files.open_fd(os.dup(fd)) is file
     machine.files.put_unused(file)
@@ -49,7 +50,7 @@ def test_two_descriptors_of_one_open_file_are_one_file(machine: Machine, fd: int
     assert len(machine.files) == 0
 
 
-def test_two_opens_of_one_inode_share_the_cache_and_no_more(machine: Machine, fd: int, path: Path) -> None:
+def test_two_opens_of_one_inode_share_the_cache_and_no_more(machine: FileMachine, fd: int, path: Path) -> None:
     file = machine.files.open_fd(os.dup(fd))
     other = machine.files.open_fd(os.open(path, os.O_RDWR))
     assert other is not file
@@ -59,7 +60,7 @@ def test_two_opens_of_one_inode_share_the_cache_and_no_more(machine: Machine, fd
 
 
 def test_without_kcmp_the_mode_of_opening_tells_files_apart(
-    machine: Machine, fd: int, path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: FileMachine, fd: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inode_module, "find_same_description", lambda fd, other: None)
     files = [machine.files.open_fd(os.dup(fd))]
@@ -72,7 +73,7 @@ def test_without_kcmp_the_mode_of_opening_tells_files_apart(
         machine.files.put_unused(file)
 
 
-def test_mappings_of_one_description_merge_and_of_two_do_not(machine: Machine, fd: int, path: Path) -> None:
+def test_mappings_of_one_description_merge_and_of_two_do_not(machine: FileMachine, fd: int, path: Path) -> None:
     mm = machine.new_mm()
     base = machine.map_fd(mm, fd)
     second = machine.map_fd(mm, fd, addr=base + PAGE_SIZE, flags=Map.PRIVATE | Map.FIXED, pgoff=1)
@@ -88,7 +89,7 @@ def test_mappings_of_one_description_merge_and_of_two_do_not(machine: Machine, f
     [(os.O_RDONLY, True, False), (os.O_WRONLY, False, True), (os.O_RDWR, True, True)],
 )
 def test_rights_are_those_of_the_opening(
-    machine: Machine, path: Path, flags: int, readable: bool, writable: bool
+    machine: FileMachine, path: Path, flags: int, readable: bool, writable: bool
 ) -> None:
     file = machine.files.open_fd(os.open(path, flags))
     assert (file.readable, file.writable) == (readable, writable)
@@ -98,7 +99,7 @@ def test_rights_are_those_of_the_opening(
     machine.files.put_unused(file)
 
 
-def test_what_is_no_descriptor_is_refused(machine: Machine, path: Path) -> None:
+def test_what_is_no_descriptor_is_refused(machine: FileMachine, path: Path) -> None:
     before = open_descriptors()
     number = os.open(path, os.O_PATH)
     assert fails(errno.EBADF, machine.files.open_fd, number)
@@ -106,7 +107,7 @@ def test_what_is_no_descriptor_is_refused(machine: Machine, path: Path) -> None:
     assert open_descriptors() == before
 
 
-def test_what_cannot_be_mapped_is_told_after_the_other_checks(machine: Machine, tmp_path: Path) -> None:
+def test_what_cannot_be_mapped_is_told_after_the_other_checks(machine: FileMachine, tmp_path: Path) -> None:
     mm = machine.new_mm()
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
@@ -122,7 +123,7 @@ def test_what_cannot_be_mapped_is_told_after_the_other_checks(machine: Machine, 
     assert mm.map_count == 0
 
 
-def test_a_mapping_that_fails_lets_the_file_go(machine: Machine, path: Path) -> None:
+def test_a_mapping_that_fails_lets_the_file_go(machine: FileMachine, path: Path) -> None:
     reader = os.open(path, os.O_RDONLY)
     before = open_descriptors()
     assert fails(errno.EACCES, machine.map_fd, machine.new_mm(), reader, prot=RW, flags=Map.SHARED)
@@ -130,7 +131,7 @@ def test_a_mapping_that_fails_lets_the_file_go(machine: Machine, path: Path) -> 
     os.close(reader)
 
 
-def test_pages_come_from_the_file_and_the_descriptor_may_be_closed_at_once(machine: Machine, path: Path) -> None:
+def test_pages_come_from_the_file_and_the_descriptor_may_be_closed_at_once(machine: FileMachine, path: Path) -> None:
     mm = machine.new_mm()
     number = os.open(path, os.O_RDONLY)
     addr = machine.map_fd(mm, number, 3 * PAGE_SIZE)
@@ -145,7 +146,7 @@ def test_pages_come_from_the_file_and_the_descriptor_may_be_closed_at_once(machi
 
 
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_DIRECT])
-def test_shared_pages_are_written_back_where_they_belong(machine: Machine, path: Path, flags: int) -> None:
+def test_shared_pages_are_written_back_where_they_belong(machine: FileMachine, path: Path, flags: int) -> None:
     mm = machine.new_mm()
     try:
         number = os.open(path, flags)
@@ -161,7 +162,7 @@ def test_shared_pages_are_written_back_where_they_belong(machine: Machine, path:
 
 
 def test_an_append_descriptor_that_cannot_be_reopened_still_writes_in_place_or_says_so(
-    machine: Machine, path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: FileMachine, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(fd: int, flags: int) -> int:
         raise PermissionError(errno.EACCES, "refused")
@@ -180,7 +181,7 @@ def test_an_append_descriptor_that_cannot_be_reopened_still_writes_in_place_or_s
     assert path.read_bytes() == expected
 
 
-def test_dirty_pages_outlive_the_only_writable_description(machine: Machine, path: Path) -> None:
+def test_dirty_pages_outlive_the_only_writable_description(machine: FileMachine, path: Path) -> None:
     mm = machine.new_mm()
     reader, writer = os.open(path, os.O_RDONLY), os.open(path, os.O_RDWR)
     low = machine.map_fd(mm, reader)
@@ -194,7 +195,7 @@ def test_dirty_pages_outlive_the_only_writable_description(machine: Machine, pat
     assert path.read_bytes() == b"kept" + TEXT[4:]
 
 
-def test_a_writable_description_that_comes_later_is_written_through(machine: Machine, path: Path) -> None:
+def test_a_writable_description_that_comes_later_is_written_through(machine: FileMachine, path: Path) -> None:
     mm = machine.new_mm()
     reader = os.open(path, os.O_RDONLY)
     addr = machine.map_fd(mm, reader, flags=Map.SHARED)
@@ -209,14 +210,14 @@ def test_a_writable_description_that_comes_later_is_written_through(machine: Mac
     assert path.read_bytes()[:4] == b"late"
 
 
-def test_a_mapping_over_the_last_one_of_the_same_file_keeps_it(machine: Machine, fd: int) -> None:
+def test_a_mapping_over_the_last_one_of_the_same_file_keeps_it(machine: FileMachine, fd: int) -> None:
     mm = machine.new_mm()
     addr = machine.map_fd(mm, fd)
     assert machine.map_fd(mm, fd, addr=addr, flags=Map.PRIVATE | Map.FIXED, pgoff=1) == addr
     assert machine.load(mm, addr, 8) == TEXT[PAGE_SIZE : PAGE_SIZE + 8]
 
 
-def test_a_fork_keeps_the_file_until_both_have_gone(machine: Machine, fd: int) -> None:
+def test_a_fork_keeps_the_file_until_both_have_gone(machine: FileMachine, fd: int) -> None:
     mm = machine.new_mm()
     addr = machine.map_fd(mm, fd)
     child = dup_mmap(mm)
@@ -227,7 +228,7 @@ def test_a_fork_keeps_the_file_until_both_have_gone(machine: Machine, fd: int) -
     assert len(machine.files) == 0
 
 
-def test_descriptors_of_files_that_nothing_maps_any_more_are_not_collected(machine: Machine, path: Path) -> None:
+def test_descriptors_of_files_that_nothing_maps_any_more_are_not_collected(machine: FileMachine, path: Path) -> None:
     mm = machine.new_mm()
     kept = os.open(path, os.O_RDONLY)
     machine.map_fd(mm, kept)
@@ -240,7 +241,7 @@ def test_descriptors_of_files_that_nothing_maps_any_more_are_not_collected(machi
     assert len(open_descriptors()) <= before + 2
 
 
-def test_a_file_that_shrinks_has_no_pages_beyond_its_end(machine: Machine, path: Path) -> None:
+def test_a_file_that_shrinks_has_no_pages_beyond_its_end(machine: FileMachine, path: Path) -> None:
     mm = machine.new_mm()
     writer = os.open(path, os.O_RDWR)
     addr = machine.map_fd(mm, writer, 3 * PAGE_SIZE, prot=RW, flags=Map.SHARED)
@@ -254,7 +255,7 @@ def test_a_file_that_shrinks_has_no_pages_beyond_its_end(machine: Machine, path:
     assert path.stat().st_size == PAGE_SIZE
 
 
-def test_a_memory_file_maps_and_its_seals_count(machine: Machine) -> None:
+def test_a_memory_file_maps_and_its_seals_count(machine: FileMachine) -> None:
     mm = machine.new_mm()
     number = os.memfd_create("sealed", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.write(number, b"memory")
@@ -271,7 +272,7 @@ def test_a_memory_file_maps_and_its_seals_count(machine: Machine) -> None:
 
 
 def test_a_file_on_a_noexec_mount_is_not_mapped_executable(
-    machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
+    machine: FileMachine, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mm = machine.new_mm()
     noexec = MmapOps(noexec=True)
@@ -282,7 +283,7 @@ def test_a_file_on_a_noexec_mount_is_not_mapped_executable(
     assert not vma.vm_flags & 0x40
 
 
-def test_a_file_made_up_by_the_host_is_never_read(machine: Machine) -> None:
+def test_a_file_made_up_by_the_host_is_never_read(machine: FileMachine) -> None:
     """Of these fstat says regular and size 0; a read of some of them (/proc/kmsg) would wait."""
     before = open_descriptors()
     file = machine.files.open_fd(os.open("/proc/self/stat", os.O_RDONLY))
@@ -291,7 +292,7 @@ def test_a_file_made_up_by_the_host_is_never_read(machine: Machine) -> None:
     assert (len(machine.files), open_descriptors()) == (0, before)
 
 
-def test_nothing_is_read_beyond_the_size(machine: Machine, fd: int) -> None:
+def test_nothing_is_read_beyond_the_size(machine: FileMachine, fd: int) -> None:
     file = machine.files.open_fd(os.dup(fd))
     assert file.mapping.backing is not None
     os.ftruncate(fd, 0)
@@ -299,7 +300,7 @@ def test_nothing_is_read_beyond_the_size(machine: Machine, fd: int) -> None:
     machine.files.put_unused(file)
 
 
-def test_no_file_takes_the_last_descriptors(machine: Machine, fd: int) -> None:
+def test_no_file_takes_the_last_descriptors(machine: FileMachine, fd: int) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, soft - soft // 4)
     assert fails(errno.ENFILE, machine.files.open_fd, high)
@@ -307,7 +308,7 @@ def test_no_file_takes_the_last_descriptors(machine: Machine, fd: int) -> None:
         os.fstat(high)
 
 
-def test_a_write_that_the_host_refuses_is_told_once(machine: Machine, path: Path) -> None:
+def test_a_write_that_the_host_refuses_is_told_once(machine: FileMachine, path: Path) -> None:
     mm = machine.new_mm()
     number = os.open(path, os.O_RDWR)
     addr = machine.map_fd(mm, number, prot=RW, flags=Map.SHARED)
@@ -322,7 +323,7 @@ def test_a_write_that_the_host_refuses_is_told_once(machine: Machine, path: Path
     do_msync(mm, addr, PAGE_SIZE, int(Ms.SYNC))
 
 
-def test_a_file_that_is_held_twice_in_one_call_is_put_twice(machine: Machine, fd: int) -> None:
+def test_a_file_that_is_held_twice_in_one_call_is_put_twice(machine: FileMachine, fd: int) -> None:
     first, second = machine.files.open_fd(os.dup(fd)), machine.files.open_fd(os.dup(fd))
     machine.files.put_unused(first)
     mm = machine.new_mm()
@@ -342,7 +343,7 @@ def test_a_file_that_is_held_twice_in_one_call_is_put_twice(machine: Machine, fd
     ids=["another's", "everybody's", "one's own", "root"],
 )
 def test_who_may_write_is_the_files_matter_not_the_descriptors(
-    machine: Machine, path: Path, mode: int, mine: bool, cred: Cred, may: bool
+    machine: FileMachine, path: Path, mode: int, mine: bool, cred: Cred, may: bool
 ) -> None:
     """Source: Linux v6.8 mm/madvise.c:can_do_file_pageout()."""
     path.chmod(mode)

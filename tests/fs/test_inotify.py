@@ -14,7 +14,7 @@ from kerneld.fs.inode import MOST_EXTENTS
 from kerneld.fs.inotify import NO_WATCH, Inotify
 from kerneld.mm.space.munmap import exit_mmap
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.machine import Machine, open_descriptors
+from tests.support.file_machine import FileMachine, open_descriptors
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def inotify() -> Iterator[Inotify]:
 
 
 @pytest.fixture
-def watched(machine: Machine, inotify: Inotify) -> Machine:
+def watched(machine: FileMachine, inotify: Inotify) -> FileMachine:
     """A machine whose files are watched."""
     machine.files.close()
     machine.files = FileTable(machine.frames, inotify)
@@ -121,7 +121,7 @@ class TestFilesThatAreCut:
         path.write_bytes(b"f" * 3 * PAGE_SIZE)
         return path
 
-    def test_pages_past_the_end_go(self, watched: Machine, path: Path) -> None:
+    def test_pages_past_the_end_go(self, watched: FileMachine, path: Path) -> None:
         mm = watched.new_mm()
         fd = os.open(path, os.O_RDONLY)
         addr = watched.map_fd(mm, fd, 3 * PAGE_SIZE)
@@ -138,7 +138,7 @@ class TestFilesThatAreCut:
         assert watched.load(mm, addr + PAGE_SIZE, 2) == b"f\0"
         os.close(fd)
 
-    def test_what_was_written_to_or_has_grown_is_as_before(self, watched: Machine, path: Path) -> None:
+    def test_what_was_written_to_or_has_grown_is_as_before(self, watched: FileMachine, path: Path) -> None:
         mm = watched.new_mm()
         fd = os.open(path, os.O_RDWR)
         addr = watched.map_fd(mm, fd, 3 * PAGE_SIZE)
@@ -153,7 +153,7 @@ class TestFilesThatAreCut:
         assert mm.resident_pages == 2
         os.close(fd)
 
-    def test_what_a_longer_file_has_is_a_hole_where_nobody_has_written(self, watched: Machine, path: Path) -> None:
+    def test_what_a_longer_file_has_is_a_hole_where_nobody_has_written(self, watched: FileMachine, path: Path) -> None:
         """Source: Linux v6.8 mm/filemap.c:filemap_fault(): a hole that nobody has read is not in the cache."""
         mm = watched.new_mm()
         fd = os.open(path, os.O_RDWR)
@@ -174,7 +174,7 @@ class TestFilesThatAreCut:
         os.close(fd)
 
     def test_what_a_very_sparse_file_has_is_not_looked_for_to_its_end(
-        self, watched: Machine, path: Path, monkeypatch: pytest.MonkeyPatch
+        self, watched: FileMachine, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A file with more pieces than are looked for: what lies behind these counts as written to."""
         mm = watched.new_mm()
@@ -199,7 +199,7 @@ class TestFilesThatAreCut:
         assert MOST_EXTENTS // 2 < holes <= MOST_EXTENTS
         os.close(fd)
 
-    def test_a_watch_lasts_as_long_as_the_mapping(self, watched: Machine, inotify: Inotify, path: Path) -> None:
+    def test_a_watch_lasts_as_long_as_the_mapping(self, watched: FileMachine, inotify: Inotify, path: Path) -> None:
         before = open_descriptors()
         for _count in range(3):
             mm = watched.new_mm()

@@ -23,7 +23,8 @@ from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
-from tests.fs.machine import ROOT, Machine, fails
+from tests.support.errors import fails
+from tests.support.file_machine import ROOT, FileMachine
 
 BASE = 0x10_0000_0000
 READ, WRITE, EXEC = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value
@@ -139,7 +140,7 @@ def host_maps(fd: int, prot: int, flags: int, offset: int) -> tuple[int, bool]:
     return code, is_there
 
 
-def kerneld_maps(machine: Machine, fd: int, prot: int, flags: int, offset: int) -> tuple[int, bool]:
+def kerneld_maps(machine: FileMachine, fd: int, prot: int, flags: int, offset: int) -> tuple[int, bool]:
     mm: MmStruct = machine.new_mm()
     do_mmap(mm, BASE, PAGE_SIZE, READ, ANON | FIXED, None, 0, privileged=False)
     code = 0
@@ -156,21 +157,21 @@ def kerneld_maps(machine: Machine, fd: int, prot: int, flags: int, offset: int) 
     return code, mm.vmas.lookup(BASE) is not None
 
 
-def test_every_kind_is_refused_as_the_host_refuses_it(machine: Machine, fd: int) -> None:
+def test_every_kind_is_refused_as_the_host_refuses_it(machine: FileMachine, fd: int) -> None:
     for prot, flags, offset in WAYS:
         on_host = host_maps(fd, prot, flags, offset)
         assert kerneld_maps(machine, fd, prot, flags, offset) == on_host, (prot, flags, offset)
 
 
 @pytest.mark.parametrize("name", ["/proc/meminfo", "/proc/self/maps", "/sys/kernel/notes"])
-def test_nothing_of_these_file_systems_is_executed_however_they_are_mounted(machine: Machine, name: str) -> None:
+def test_nothing_of_these_file_systems_is_executed_however_they_are_mounted(machine: FileMachine, name: str) -> None:
     made = path(name)()
     assert kerneld_maps(machine, made, READ | EXEC, PRIVATE, 0) == (errno.EPERM, True)
     assert host_maps(made, READ | EXEC, PRIVATE, 0) == (errno.EPERM, True)
     os.close(made)
 
 
-def test_a_file_that_cannot_be_mapped_is_no_program(machine: Machine) -> None:
+def test_a_file_that_cannot_be_mapped_is_no_program(machine: FileMachine) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for kind in ("/proc/meminfo", "/proc/self/maps", "socket", "directory"):
         assert fails(errno.EACCES, machine.files.open_exec, KINDS[kind](), ROOT), kind

@@ -17,8 +17,8 @@ from kerneld.fs.mounts import SERVED, Mounts
 from kerneld.fs.namei import open_look
 from kerneld.fs.open_file import StatFs
 from kerneld.server.connection import close_fds
-from tests.fs.fuse import stuck_file_system
-from tests.fs.machine import fails
+from tests.support.errors import fails
+from tests.support.fuse import stuck_file_system
 
 
 @pytest.fixture

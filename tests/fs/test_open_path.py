@@ -13,7 +13,8 @@ import pytest
 from kerneld.fs.mmap_ops import MmapOps
 from kerneld.mm.files.filemap import File
 from kerneld.task.task import Cred
-from tests.fs.machine import ROOT, Machine, fails
+from tests.support.errors import fails
+from tests.support.file_machine import ROOT, FileMachine
 
 OWNER = Cred(os.getuid(), os.getgid(), superuser=False)
 OTHER = Cred(os.getuid() + 7, os.getgid() + 7, superuser=False)
@@ -31,18 +32,18 @@ def program() -> Iterator[Path]:
         yield made
 
 
-def open_path(machine: Machine, path: Path, cred: Cred) -> None:
+def open_path(machine: FileMachine, path: Path, cred: Cred) -> None:
     file = machine.files.open_path(str(path), cred)
     assert (file.path, file.readable, file.writable) == (str(path.resolve()), True, False)
     machine.files.put_unused(file)
 
 
-def open_exec(machine: Machine, path: Path, cred: Cred) -> None:
+def open_exec(machine: FileMachine, path: Path, cred: Cred) -> None:
     machine.files.put_unused(machine.files.open_exec(os.open(path, os.O_RDONLY), cred))
 
 
 @pytest.mark.parametrize("cred", [ROOT, OWNER, IN_GROUP, OTHER])
-def test_a_program_for_everybody(machine: Machine, program: Path, cred: Cred) -> None:
+def test_a_program_for_everybody(machine: FileMachine, program: Path, cred: Cred) -> None:
     open_path(machine, program, cred)
     open_exec(machine, program, cred)
     assert len(machine.files) == 0
@@ -64,7 +65,7 @@ def test_a_program_for_everybody(machine: Machine, program: Path, cred: Cred) ->
         (0o001, ROOT, True, True),
     ],
 )
-def test_mode_bits(machine: Machine, program: Path, mode: int, cred: Cred, path_ok: bool, exec_ok: bool) -> None:
+def test_mode_bits(machine: FileMachine, program: Path, mode: int, cred: Cred, path_ok: bool, exec_ok: bool) -> None:
     held = os.open(program, os.O_RDONLY)
     program.chmod(mode)
     calls: tuple[tuple[bool, Callable[..., File], str | int], ...] = (
@@ -80,7 +81,7 @@ def test_mode_bits(machine: Machine, program: Path, mode: int, cred: Cred, path_
     os.close(held)
 
 
-def test_a_directory_that_may_not_be_searched(machine: Machine, program: Path) -> None:
+def test_a_directory_that_may_not_be_searched(machine: FileMachine, program: Path) -> None:
     inner = program.parent / "inner"
     inner.mkdir()
     moved = program.rename(inner / "program")
@@ -93,7 +94,7 @@ def test_a_directory_that_may_not_be_searched(machine: Machine, program: Path) -
     open_path(machine, link, OWNER)
 
 
-def test_what_is_no_program_at_all(machine: Machine, program: Path) -> None:
+def test_what_is_no_program_at_all(machine: FileMachine, program: Path) -> None:
     directory = program.parent
     os.mkfifo(directory / "fifo")
     (directory / "fifo").chmod(0o777)
@@ -115,7 +116,7 @@ def test_what_is_no_program_at_all(machine: Machine, program: Path) -> None:
     assert fails(errno.EBADF, machine.files.open_exec, 1 << 20, ROOT)
 
 
-def test_a_noexec_mount(machine: Machine, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noexec_mount(machine: FileMachine, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noexec = MmapOps(noexec=True)
     monkeypatch.setattr("kerneld.fs.file_table.find_mmap_ops", lambda fd, opened: noexec)
     assert fails(errno.EACCES, machine.files.open_path, str(program), ROOT)

@@ -10,8 +10,8 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.signals import Disposition
 from tests.fs.host import proc
-from tests.fs.machine import USER, unmap
 from tests.fs.world import World, split_line
+from tests.support.file_machine import USER, unmap
 
 
 def stat_fields(text: str) -> list[str]:

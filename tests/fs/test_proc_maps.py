@@ -17,8 +17,9 @@ from kerneld.task.exec import fresh_mm
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from tests.fs.host import MAPS_LINE, host_memory, pagemap_of, proc, smaps_of
-from tests.fs.machine import RW, fails, unmap
 from tests.fs.world import World
+from tests.support.errors import fails
+from tests.support.file_machine import RW, unmap
 
 EXCLUSIVE, FILE, SWAP, PRESENT = 1 << 56, 1 << 61, 1 << 62, 1 << 63
 STATE = EXCLUSIVE | FILE | SWAP | PRESENT

@@ -15,8 +15,9 @@ from kerneld.task.task import Cred
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from tests.fs.host import proc
-from tests.fs.machine import ROOT, RW, USER, fails
 from tests.fs.world import World
+from tests.support.errors import fails
+from tests.support.file_machine import ROOT, RW, USER
 
 PUBLIC = ("status", "stat", "statm", "comm", "cmdline")
 PRIVATE = ("maps", "smaps", "smaps_rollup", "pagemap")

@@ -26,7 +26,8 @@ from kerneld.mm.vm_flags import VM_MAYWRITE
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
 from shared.uapi.mman import Map, Mremap, Ms, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.machine import Machine, fails, map_file, open_descriptors, unmap
+from tests.support.errors import fails
+from tests.support.file_machine import FileMachine, map_file, open_descriptors, unmap
 
 BASE = 0x10_0000_0000
 PAGES = 4
@@ -55,7 +56,7 @@ def seal(fd: int, seals: int) -> int:
 
 
 def map_at(
-    machine: Machine, mm: MmStruct, fd: int, page: int, prot: int = RW, flags: int = SHARED, *, pgoff: int = 0
+    machine: FileMachine, mm: MmStruct, fd: int, page: int, prot: int = RW, flags: int = SHARED, *, pgoff: int = 0
 ) -> int:
     return machine.map_fd(mm, fd, addr=BASE + page * PAGE_SIZE, prot=prot, flags=flags | FIXED, pgoff=pgoff)
 
@@ -66,7 +67,7 @@ def saved(fd: int, number: int = 0) -> bytes:
 
 class TestNoNewMapping:
     @pytest.mark.parametrize("seals", [WRITE, FUTURE_WRITE])
-    def test_is_shared_and_writable(self, machine: Machine, fd: int, seals: int) -> None:
+    def test_is_shared_and_writable(self, machine: FileMachine, fd: int, seals: int) -> None:
         """Also where the file has been mapped, and is still, by the very same descriptor."""
         mm = machine.new_mm()
         map_at(machine, mm, fd, 0, READ, PRIVATE)
@@ -79,7 +80,7 @@ class TestNoNewMapping:
         assert not vma.vm_flags & VM_MAYWRITE
         assert fails(errno.EACCES, do_mprotect, mm, vma.start, PAGE_SIZE, RW)
 
-    def test_and_what_it_was_to_replace_has_gone(self, machine: Machine, fd: int) -> None:
+    def test_and_what_it_was_to_replace_has_gone(self, machine: FileMachine, fd: int) -> None:
         """Source: Linux v6.8 mm/mmap.c:mmap_region(): the file is asked when the range has been unmapped."""
         mm = machine.new_mm()
         map_file(mm, None, LENGTH, addr=BASE, prot=RW, flags=PRIVATE | FIXED | Map.ANONYMOUS)
@@ -96,7 +97,7 @@ class TestNoNewMapping:
         os.close(reader)
         assert mm.vmas.lookup(BASE) is not None
 
-    def test_but_one_that_an_older_neighbour_takes_in(self, machine: Machine, fd: int) -> None:
+    def test_but_one_that_an_older_neighbour_takes_in(self, machine: FileMachine, fd: int) -> None:
         """Source: Linux v6.8 mm/mmap.c:mmap_region(): a VMA is expanded before the file is asked."""
         mm = machine.new_mm()
         map_at(machine, mm, fd, 0)
@@ -107,7 +108,9 @@ class TestNoNewMapping:
         assert fails(errno.EPERM, map_at, machine, mm, fd, 2, pgoff=3)
 
     @pytest.mark.parametrize("first", [0, 1])
-    def test_read_only_ones_merge_once_they_cannot_become_writable(self, machine: Machine, fd: int, first: int) -> None:
+    def test_read_only_ones_merge_once_they_cannot_become_writable(
+        self, machine: FileMachine, fd: int, first: int
+    ) -> None:
         """With what is below; with what is above where something is mapped below."""
         mm = machine.new_mm()
         assert seal(fd, FUTURE_WRITE) == 0
@@ -121,7 +124,7 @@ class TestNoNewMapping:
 
 
 class TestWhileItMayBeWritten:
-    def test_it_cannot_be_sealed(self, machine: Machine, fd: int) -> None:
+    def test_it_cannot_be_sealed(self, machine: FileMachine, fd: int) -> None:
         mm = machine.new_mm()
         map_at(machine, mm, fd, 0, READ, PRIVATE)
         map_at(machine, mm, fd, 1, READ, SHARED)
@@ -134,7 +137,7 @@ class TestWhileItMayBeWritten:
         unmap(mm, BASE + 2 * PAGE_SIZE)
         assert seal(fd, WRITE) == 0
 
-    def test_nor_while_a_child_has_it(self, machine: Machine, fd: int) -> None:
+    def test_nor_while_a_child_has_it(self, machine: FileMachine, fd: int) -> None:
         mm = machine.new_mm()
         map_at(machine, mm, fd, 0)
         child = dup_mmap(mm)
@@ -143,7 +146,7 @@ class TestWhileItMayBeWritten:
         exit_mmap(child)
         assert seal(fd, WRITE) == 0
 
-    def test_nor_when_it_has_moved_or_been_cut(self, machine: Machine, fd: int) -> None:
+    def test_nor_when_it_has_moved_or_been_cut(self, machine: FileMachine, fd: int) -> None:
         mm = machine.new_mm()
         machine.map_fd(mm, fd, LENGTH, addr=BASE, prot=RW, flags=SHARED | FIXED)
         unmap(mm, BASE + PAGE_SIZE)
@@ -154,12 +157,12 @@ class TestWhileItMayBeWritten:
         unmap(mm, BASE * 2)
         assert seal(fd, WRITE) == 0
 
-    def test_a_mapping_that_fails_hinders_nobody(self, machine: Machine, fd: int) -> None:
+    def test_a_mapping_that_fails_hinders_nobody(self, machine: FileMachine, fd: int) -> None:
         mm = machine.new_mm()
         assert fails(errno.EINVAL, map_at, machine, mm, fd, 0, RW, SHARED | Map.GROWSDOWN.value)
         assert seal(fd, WRITE) == 0
 
-    def test_nobody_holds_what_cannot_be_sealed(self, machine: Machine) -> None:
+    def test_nobody_holds_what_cannot_be_sealed(self, machine: FileMachine) -> None:
         mm = machine.new_mm()
         plain = os.memfd_create("plain")
         assert not may_be_sealed(plain)
@@ -169,7 +172,7 @@ class TestWhileItMayBeWritten:
         os.close(plain)
 
     def test_where_the_host_has_no_room_the_file_is_mapped_all_the_same(
-        self, machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
+        self, machine: FileMachine, fd: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mm = machine.new_mm()
 
@@ -182,7 +185,7 @@ class TestWhileItMayBeWritten:
         assert seal(fd, WRITE) == 0
 
     def test_a_seal_that_comes_between_the_look_and_the_mapping(
-        self, machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
+        self, machine: FileMachine, fd: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mm = machine.new_mm()
         assert seal(fd, WRITE) == 0
@@ -194,7 +197,7 @@ class TestWhileItMayBeWritten:
 
 class TestWhatAnOlderMappingStores:
     @pytest.mark.parametrize("how", ["msync", "munmap", "exit"])
-    def test_is_kept(self, machine: Machine, fd: int, how: str) -> None:
+    def test_is_kept(self, machine: FileMachine, fd: int, how: str) -> None:
         mm = machine.new_mm()
         machine.map_fd(mm, fd, LENGTH, addr=BASE, prot=RW, flags=SHARED | FIXED)
         machine.store(mm, BASE, b"then")
@@ -209,7 +212,7 @@ class TestWhatAnOlderMappingStores:
             exit_mmap(mm)
         assert (saved(fd), saved(fd, 3)) == (b"then", b"now!")
 
-    def test_is_kept_where_others_go_on_reading(self, machine: Machine, fd: int) -> None:
+    def test_is_kept_where_others_go_on_reading(self, machine: FileMachine, fd: int) -> None:
         """The file may be sealed for good once nobody can write to it: by then it has everything."""
         mm = machine.new_mm()
         map_at(machine, mm, fd, 0)
@@ -219,7 +222,7 @@ class TestWhatAnOlderMappingStores:
         assert seal(fd, WRITE) == 0
         assert saved(fd) == b"last"
 
-    def test_in_a_file_that_was_cut_is_lost_and_nobody_dies(self, machine: Machine, fd: int) -> None:
+    def test_in_a_file_that_was_cut_is_lost_and_nobody_dies(self, machine: FileMachine, fd: int) -> None:
         mm = machine.new_mm()
         machine.map_fd(mm, fd, LENGTH, addr=BASE, prot=RW, flags=SHARED | FIXED)
         machine.store(mm, BASE + 2 * PAGE_SIZE, b"cut!")

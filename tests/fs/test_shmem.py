@@ -18,7 +18,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pte_ops import Rss
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.fs.machine import Machine, unmap
+from tests.support.file_machine import FileMachine, unmap
 
 PAGES, WRITTEN = 40, 20
 LENGTH = PAGES * PAGE_SIZE
@@ -83,7 +83,7 @@ def _numbers(text: str) -> dict[str, int]:
     return {name: found[name] for name in NUMBERS}
 
 
-def on_kerneld(machine: Machine, mm: MmStruct, fd: int, flags: int, program: list[Step]) -> dict[str, int]:
+def on_kerneld(machine: FileMachine, mm: MmStruct, fd: int, flags: int, program: list[Step]) -> dict[str, int]:
     machine.map_fd(mm, fd, LENGTH, addr=BASE, prot=Prot.READ | Prot.WRITE, flags=flags | Map.FIXED)
     for what, number in program:
         vaddr = BASE + number * PAGE_SIZE
@@ -98,7 +98,7 @@ def on_kerneld(machine: Machine, mm: MmStruct, fd: int, flags: int, program: lis
 
 @pytest.mark.parametrize("flags", [Map.PRIVATE.value, Map.SHARED.value])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_smaps_has_the_hosts_numbers(machine: Machine, fd: int, program: str, flags: int) -> None:
+def test_smaps_has_the_hosts_numbers(machine: FileMachine, fd: int, program: str, flags: int) -> None:
     mm = machine.new_mm()
     here = on_kerneld(machine, mm, fd, flags, PROGRAMS[program])
     assert here == on_host(fd, flags, PROGRAMS[program])
@@ -106,7 +106,7 @@ def test_smaps_has_the_hosts_numbers(machine: Machine, fd: int, program: str, fl
     assert mm.rss[Rss.SHMEM] + mm.rss[Rss.ANON] == here["Rss"] >> 2
 
 
-def test_what_is_a_hole_the_host_says_each_time(machine: Machine, fd: int) -> None:
+def test_what_is_a_hole_the_host_says_each_time(machine: FileMachine, fd: int) -> None:
     """Also of what others have written to, or punched, since the file was mapped."""
     mm = machine.new_mm()
     machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
@@ -115,7 +115,7 @@ def test_what_is_a_hole_the_host_says_each_time(machine: Machine, fd: int) -> No
     assert mm.rss[Rss.SHMEM] == 2
 
 
-def test_a_file_of_a_disk_is_none(machine: Machine, tmp_path: Path) -> None:
+def test_a_file_of_a_disk_is_none(machine: FileMachine, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(LENGTH))
     fd = os.open(tmp_path / "file", os.O_RDWR)
     if is_in_memory(fd):
@@ -127,7 +127,7 @@ def test_a_file_of_a_disk_is_none(machine: Machine, tmp_path: Path) -> None:
     os.close(fd)
 
 
-def test_what_is_kept_to_ask_the_host_goes_with_the_file(machine: Machine) -> None:
+def test_what_is_kept_to_ask_the_host_goes_with_the_file(machine: FileMachine) -> None:
     fd = os.memfd_create("asked")
     os.ftruncate(fd, 1 << 40)
     mm = machine.new_mm()
@@ -143,7 +143,7 @@ def test_what_is_kept_to_ask_the_host_goes_with_the_file(machine: Machine) -> No
 
 
 def test_where_the_host_does_not_say_every_page_counts_as_there(
-    machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
+    machine: FileMachine, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_args: object) -> int:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

@@ -11,7 +11,7 @@ from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map
-from tests.fs.machine import ROOT, RW, Machine, map_file
+from tests.support.file_machine import ROOT, RW, FileMachine, map_file
 
 
 class FakeShadowPt:
@@ -25,7 +25,7 @@ class FakeShadowPt:
 class World:
     """Processes of one machine; the first is this real one."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: FileMachine) -> None:
         self.machine = machine
         self.frames = machine.frames
         self.files = machine.files

@@ -16,7 +16,7 @@ from kerneld.server.exchange import answer_datagram, answer_usual
 from kerneld.server.reply import Outcome
 from shared import wire
 from tests.hostile.datagrams import Hostile
-from tests.hostile.in_process import NR_CLIENTS, Client, Drive
+from tests.support.in_process import NR_CLIENTS, Client, Drive
 
 
 class InterleavedDrive(Drive):

@@ -30,7 +30,7 @@ RAM_MIB = (4, 4, 4, 16)
 
 def drive_machine(seed: int, count: int, check_share: float) -> Counter[str]:
     """Send `count` datagrams into a machine in this process; every invariant is checked after each."""
-    from tests.hostile.in_process import Drive  # noqa: PLC0415  (a machine: only where one is driven)
+    from tests.support.in_process import Drive  # noqa: PLC0415  (a machine: only where one is driven)
 
     drive = Drive(seed, check_share, check_each=True, ram_bytes=RAM_MIB[seed % len(RAM_MIB)] << 20)
     try:
@@ -48,9 +48,9 @@ def drive_machine(seed: int, count: int, check_share: float) -> Counter[str]:
 
 def drive_daemon(seed: int, count: int) -> Counter[str]:
     """Send `count` datagrams to a real daemon."""
-    from tests.e2e.client import Nursery  # noqa: PLC0415
     from tests.hostile import through_daemon  # noqa: PLC0415
-    from tests.hostile.daemons import HostileDaemon  # noqa: PLC0415
+    from tests.support.client import Nursery  # noqa: PLC0415
+    from tests.support.hostile_daemon import HostileDaemon  # noqa: PLC0415
 
     nursery = Nursery()
     with tempfile.TemporaryDirectory(prefix="hostile-") as directory:

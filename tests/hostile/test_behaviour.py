@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Nursery
-from tests.e2e.daemons import Daemon
-from tests.e2e.raw import CLONE, EXECVE, GETPID, LOAD, MMAP, MUNMAP, PROCREAD, STORE, TOUCH, RawThread, pack
-from tests.fs.fuse import stuck_file_system
-from tests.hostile.daemons import HostileDaemon
 from tests.hostile.through_daemon import Witness, fds_of
+from tests.support.client import Nursery
+from tests.support.fuse import stuck_file_system
+from tests.support.hostile_daemon import HostileDaemon
+from tests.support.raw import CLONE, EXECVE, GETPID, LOAD, MMAP, MUNMAP, PROCREAD, STORE, TOUCH, RawThread, pack
+from tests.support.watched_daemon import Daemon
 
 PAGE = 4096
 SHARED, PRIVATE_ANONYMOUS = 0x1, 0x22

@@ -16,8 +16,8 @@ from shared.trace.events import PTE_CLEAR
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.syscalls.world import ANON, BASE, READ, ROOT, RW, SHARED, USER, Program, World
-from tests.trace.world import Trace
+from tests.support.programs import ANON, BASE, READ, ROOT, RW, SHARED, USER, Program, World
+from tests.support.traced import Trace
 
 RAM_BYTES = 16 << 20
 PAGES = 96

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Nursery
 from tests.hostile import through_daemon
-from tests.hostile.daemons import HostileDaemon
-from tests.hostile.in_process import Drive
+from tests.support.client import Nursery
+from tests.support.hostile_daemon import HostileDaemon
+from tests.support.in_process import Drive
 
 
 @pytest.fixture(scope="module")

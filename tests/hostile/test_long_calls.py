@@ -17,9 +17,9 @@ from shared import wire
 from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.hostile.in_process import Client
-from tests.hostile.test_long_requests import attached, begun, call, finish, kernel_in_pieces
-from tests.syscalls.world import iovecs
+from tests.support.in_process import Client
+from tests.support.long_requests import attached, begun, call, finish, kernel_in_pieces
+from tests.support.programs import iovecs
 
 MIB = 1 << 20
 LENGTH = 64 * MIB

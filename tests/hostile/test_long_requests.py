@@ -9,89 +9,23 @@ from typing import Any, cast
 import pytest
 
 from kerneld.fs.file_limits import FileRules
-from kerneld.mm.space import pace
 from kerneld.server import exchange
 from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram
-from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.exchange import answer_datagram
 from kerneld.server.reply import Outcome
 from kerneld.syscalls.dispatch import dispatch
-from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
+from kerneld.syscalls.kernel import Kernel, KernelConfig
 from shared import wire
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.hostile.in_process import Client
-
-RAM_BYTES = 32 << 20
-GIB = 1 << 30
-PRIVATE_NORESERVE = 0x4022
+from tests.support.long_requests import GIB, RAM_BYTES, attached, begun, call, finish, kernel_in_pieces, map_gib, pack
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Every slice is over at once, and every piece after a moment."""
     yield from kernel_in_pieces(monkeypatch, 0.0005)
-
-
-def kernel_in_pieces(monkeypatch: pytest.MonkeyPatch, piece_seconds: float) -> Iterator[Kernel]:
-    """Yield a kernel that gives way at once, for a fixture; see that nothing is left in it when the test is over."""
-    monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
-    monkeypatch.setattr(pace, "_PIECE_SECONDS", piece_seconds)
-    kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, check_invariants=True))
-    free_pages = kernel.frames.free_pages
-    yield kernel
-    for process in list(kernel.processes.values()):
-        kernel.process_died(process)
-    assert kernel.frames.free_pages == free_pages
-    kernel.shutdown()
-
-
-def attached(kernel: Kernel, pid: int) -> Client:
-    client = Client(Sender(pid, 0, 0))
-    client.attached(kernel, kernel.attach(client.sender, 1, pid, 0), client.sender)
-    return client
-
-
-def pack(nr: Nr, *args: int, data: bytes = b"") -> bytes:
-    return wire.pack_request(nr, args, data)
-
-
-def ask(client: Client, datagram: bytes) -> Batch | list[wire.Reply]:
-    """Send one request; returns the replies, or what is left to do."""
-    outcome = answer_usual(client, memoryview(datagram), len(datagram))
-    if isinstance(outcome, Batch):
-        return outcome
-    assert outcome is not None
-    return wire.unpack_replies(outcome if isinstance(outcome, bytes) else outcome.answer)
-
-
-def call(client: Client, nr: Nr, *args: int, data: bytes = b"") -> wire.Reply:
-    replies = ask(client, pack(nr, *args, data=data))
-    if isinstance(replies, Batch):
-        replies, _ = finish(replies, client)
-    (reply,) = replies
-    return reply
-
-
-def finish(batch: Batch, other: Client) -> tuple[list[wire.Reply], int]:
-    """Go on to the end, and serve another client before each piece; returns the replies, and how often it was."""
-    served = 0
-    assert other.thread is not None
-    while True:
-        served += call(other, Nr.GETPID).ret == other.thread.process.pid
-        outcome = batch.run(0.0)
-        if outcome is not None:
-            return wire.unpack_replies(outcome.answer), served
-
-
-def map_gib(client: Client, gib: int) -> int:
-    return call(client, Nr.MMAP, 0, gib * GIB, 3, PRIVATE_NORESERVE, (1 << 64) - 1, 0).ret
-
-
-def begun(client: Client, nr: Nr, *args: int, data: bytes = b"") -> Batch:
-    batch = ask(client, pack(nr, *args, data=data))
-    assert isinstance(batch, Batch)
-    return batch
 
 
 def test_others_are_served_while_memory_is_touched(kernel: Kernel) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import ROOT, SECONDS
-from tests.e2e.raw import ATTACH, GETPID, GETPPID, VERSION, RawThread, pack
+from tests.support.client import ROOT, SECONDS
+from tests.support.daemons import start_kerneld
+from tests.support.raw import ATTACH, GETPID, GETPPID, VERSION, RawThread, pack
 
 BUGGY = """
 from kerneld.syscalls.table import HANDLERS
@@ -36,23 +37,16 @@ def private(tmp_path: Path) -> Path:
     return directory
 
 
-def start(directory: Path) -> subprocess.Popen[str]:
+def start(directory: Path) -> subprocess.Popen[bytes]:
     """Start a kerneld whose getppid raises and whose gettid loses a frame."""
-    command = [sys.executable, "-P", "-c", BUGGY, "start", "--ram", "16M", "--check-invariants", "--log-format", "json"]
-    daemon = subprocess.Popen(
-        [*command, "--socket", str(directory / "kerneld.sock")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert daemon.stderr is not None
-    assert "kerneld ready" in daemon.stderr.readline()
-    return daemon
+    path = directory / "kerneld.sock"
+    command = [sys.executable, "-P", "-c", BUGGY]
+    return start_kerneld(path, command=command, environ={**os.environ, "PYTHONPATH": str(ROOT)}, ram="16M")
 
 
-def log_of(daemon: subprocess.Popen[str]) -> list[str]:
+def log_of(daemon: subprocess.Popen[bytes]) -> list[str]:
     _out, err = daemon.communicate(timeout=SECONDS)
-    return err.splitlines()
+    return err.decode().splitlines()
 
 
 def test_a_handler_that_raises_ends_that_task_alone(private: Path) -> None:

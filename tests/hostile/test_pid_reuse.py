@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Nursery
-from tests.e2e.daemons import Daemon
-from tests.e2e.raw import CLONE, GETPID, GETUID, LOAD, MMAP, SETUID, STORE, RawThread
+from tests.support.client import Nursery
+from tests.support.raw import CLONE, GETPID, GETUID, LOAD, MMAP, SETUID, STORE, RawThread
+from tests.support.watched_daemon import Daemon
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 PAGE = 4096

@@ -18,9 +18,9 @@ import pytest
 
 from shared.client import KerneldUnavailable, Process, path, realmem
 from shared.client.connection import Connection, find_daemon
-from tests.e2e.client import ROOT, Nursery
-from tests.e2e.daemons import Daemon
-from tests.e2e.raw import (
+from tests.hostile.other_user import GROUP, OTHER_UID, THIRD_UID, living_as, run_as
+from tests.support.client import ROOT, Nursery
+from tests.support.raw import (
     GETUID,
     MADVISE,
     MMAP,
@@ -34,8 +34,8 @@ from tests.e2e.raw import (
     SETUID,
     RawThread,
 )
-from tests.hostile.other_user import GROUP, OTHER_UID, THIRD_UID, living_as, run_as
-from tests.rights import needs_another_user
+from tests.support.rights import needs_another_user
+from tests.support.watched_daemon import Daemon
 
 pytestmark = needs_another_user
 PAGE = 4096

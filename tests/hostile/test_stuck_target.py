@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from shared.client import realmem
-from tests.e2e.actor import Me
-from tests.e2e.client import Nursery
-from tests.fs.stuck_process import ADDRESS, StuckWorld, stuck_process
-from tests.hostile.daemons import HostileDaemon
 from tests.hostile.through_daemon import Witness
+from tests.support.actor import Me
+from tests.support.client import Nursery
+from tests.support.hostile_daemon import HostileDaemon
+from tests.support.stuck_process import ADDRESS, StuckWorld, stuck_process
 
 PAGE = 4096
 

@@ -24,10 +24,10 @@ from shared.trace.attr import TraceAttr
 from shared.trace.events import EVENTS
 from shared.uapi.syscalls import ABI_VERSION, Nr
 from shared.wire import Request
-from tests.hostile.in_process import Drive
-from tests.syscalls.world import Program
-from tests.trace.replay import Replay
-from tests.trace.world import Trace
+from tests.support.in_process import Drive
+from tests.support.programs import Program
+from tests.support.replay import Replay
+from tests.support.traced import Trace
 
 pytestmark = pytest.mark.timeout(300)
 TRACER = (1 << 23) - 1

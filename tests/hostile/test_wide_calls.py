@@ -25,8 +25,8 @@ from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import Madv, Map, Mcl, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
-from tests.hostile.in_process import Client
-from tests.hostile.test_long_requests import attached, begun, call, finish, kernel_in_pieces
+from tests.support.in_process import Client
+from tests.support.long_requests import attached, begun, call, finish, kernel_in_pieces
 
 BASE = 0x10_0000_0000
 TABLES = 24

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shared.client import Process
 from shared.uapi.mman import Map, Prot
-from tests.e2e.client import ROOT
-from tests.e2e.daemons import Daemon, shm_is_as, shm_names
+from tests.support.client import ROOT
+from tests.support.watched_daemon import Daemon, shm_is_as, shm_names
 
 PAGE = 4096
 PAGES = 4

@@ -26,10 +26,10 @@ from typing import NamedTuple
 from shared.client import Process
 from shared.client.trace import TraceSession
 from shared.interrupts import ending_by_signals
-from tests.e2e.client import ROOT
 from tests.hostile.measured_daemon import Board
 from tests.hostile.waits_calls import CASES, Case
 from tests.hostile.waits_worlds import Scale
+from tests.support.client import ROOT
 
 AIM_MS = 100.0
 _GIB = 1 << 30

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kerneld.mm.space.mm import MmStruct
-from tests.mm.world import Machine, checked
+from tests.support.machine import Machine, checked
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from kerneld.mm.vm_flags import VM_ACCOUNT, VM_GROWSDOWN, VM_NORESERVE, VM_READ,
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
-from tests.mm.world import ANON, BASE, NONE, PRIVATE, READ, RW, Machine, errno_of, layout, mmap, page, vma_at
+from tests.support.machine import ANON, BASE, NONE, PRIVATE, READ, RW, Machine, errno_of, layout, mmap, page, vma_at
 
 NORESERVE = Map.NORESERVE.value
 DATA = VM_READ | VM_WRITE

@@ -16,13 +16,13 @@ from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.limits import TransparentHugepage
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from tests.mm.huge_world import HugeMachine
-from tests.mm.test_model import ARENA, COUNT, PAGES, PLACE, WHO, AddressSpaces
-from tests.mm.test_thp_model import COUNT as HUGE_COUNT
-from tests.mm.test_thp_model import PAGES as HUGE_PAGES
-from tests.mm.test_thp_model import PLACE as HUGE_PLACE
-from tests.mm.test_thp_model import HugeAddressSpaces, Space
-from tests.mm.world import ANON, BASE, RW, Machine, failure, mmap
+from tests.mm.huge_model import COUNT as HUGE_COUNT
+from tests.mm.huge_model import PAGES as HUGE_PAGES
+from tests.mm.huge_model import PLACE as HUGE_PLACE
+from tests.mm.huge_model import HugeAddressSpaces, Space
+from tests.mm.model import ARENA, COUNT, PAGES, PLACE, WHO, AddressSpaces
+from tests.support.huge_machine import HugeMachine
+from tests.support.machine import ANON, BASE, RW, Machine, failure, mmap
 
 RAM_BYTES = 4 << 20
 HUGE_RAM_BYTES = 8 << 20

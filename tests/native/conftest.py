@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Nursery
-from tests.e2e.daemons import Daemon
 from tests.native.inside import Inside, compile_c, why_not_here
+from tests.support.client import Nursery
+from tests.support.watched_daemon import Daemon
 
 
 class NativeDaemon(Daemon):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from shared.client import Process
-from tests.e2e.client import Nursery
-from tests.e2e.daemons import Daemon
 from tests.native.conftest import NativeDaemon
 from tests.native.host_maps import exceeding_pages, mapped_pages
 from tests.native.inside import SECONDS, Inside
+from tests.support.client import Nursery
+from tests.support.watched_daemon import Daemon
 
 PAGE = 4096
 

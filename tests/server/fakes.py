@@ -24,7 +24,7 @@ from kerneld.task.sched import RunQueue, do_task_dead, run_task
 from kerneld.task.task import Cred, Thread
 from shared import wire
 from shared.uapi.syscalls import Nr
-from tests.descriptors import open_descriptors
+from tests.support.descriptors import open_descriptors
 
 NR_BUG = 0x7001
 NR_CRASH_OTHERS = 0x7002

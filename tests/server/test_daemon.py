@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from shared.client import KerneldGone, Process
-from tests.e2e.daemons import shm_is_as, shm_names
-from tests.server.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, running_daemon, wait_until_gone
+from tests.support.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, running_daemon, wait_until_gone
+from tests.support.watched_daemon import shm_is_as, shm_names
 
 
 @pytest.fixture

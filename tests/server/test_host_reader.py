@@ -17,8 +17,8 @@ from kerneld.server.host_reader import HostReader
 from kerneld.shadowpt.asking import DirectReader, Pending
 from kerneld.shadowpt.host_event import open_page_faults
 from kerneld.shadowpt.host_look import Question, Want
-from tests.fs.stuck_process import ADDRESS, StuckWorld, stuck_execve, stuck_process
 from tests.server.fakes import open_fds
+from tests.support.stuck_process import ADDRESS, StuckWorld, stuck_execve, stuck_process
 
 PAGE = 4096
 Reader = HostReader | DirectReader

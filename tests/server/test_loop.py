@@ -19,8 +19,8 @@ from kerneld.server import door
 from kerneld.server.door import ClientLimits
 from shared import wire
 from shared.uapi.syscalls import Nr
-from tests.fs.fake_inode import FakeInode
 from tests.server.fakes import NR_CRASH_OTHERS, Client, FakeMm, ServerUnderTest, open_fds
+from tests.support.fake_inode import FakeInode
 
 GETPID = wire.pack_request(Nr.GETPID)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.server.socket_path import AlreadyRunning, SocketPathError, claim, find_group, open_log
-from tests.rights import NOBODY, needs_another_user
+from tests.support.rights import NOBODY, needs_another_user
 
 
 def test_directory_is_created_private_and_everything_is_removed(tmp_path: Path) -> None:

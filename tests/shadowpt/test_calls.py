@@ -15,8 +15,9 @@ from kerneld.syscalls.answer import Call
 from kerneld.syscalls.kernel import KernelConfig
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, USER_SHADOW_PT
-from tests.shadowpt.fakes import FakeCred, FakeMm, FakeProcess
-from tests.shadowpt.world import END, START, World, fails, new_world, page
+from tests.shadowpt.world import END, START, World, new_world, page
+from tests.support.errors import fails
+from tests.support.fake_shadowpt import FakeCred, FakeMm, FakeProcess
 
 POINTER = 0x7FFF_0000_0000
 

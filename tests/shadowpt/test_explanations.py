@@ -15,9 +15,9 @@ from shared.trace.events import SHADOWPT_OPEN
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.shadowpt import OPEN_HOST, USER_SHADOW_PT
 from shared.uapi.syscalls import Nr
-from tests.shadowpt.fakes import HostMemory
-from tests.syscalls.world import NOBODY_FROM, ROOT, USER, Program, page
-from tests.trace.world import TracedWorld
+from tests.support.fake_shadowpt import HostMemory
+from tests.support.programs import NOBODY_FROM, ROOT, USER, Program, page
+from tests.support.traced import TracedWorld
 
 
 class Scene:

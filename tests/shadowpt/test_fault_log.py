@@ -13,9 +13,9 @@ from shared.trace.events import SHADOWPT_CLOSE, SHADOWPT_OPEN
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, USER_SHADOW_PT, Layout
 from shared.uapi.syscalls import Access, Nr
-from tests.shadowpt.fakes import HostMemory
-from tests.syscalls.world import NOBODY_FROM, ROOT, USER, Program, World, page
-from tests.trace.world import TracedWorld
+from tests.support.fake_shadowpt import HostMemory
+from tests.support.programs import NOBODY_FROM, ROOT, USER, Program, World, page
+from tests.support.traced import TracedWorld
 
 SIZE = 2 * PAGE_SIZE
 

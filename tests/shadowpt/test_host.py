@@ -15,8 +15,8 @@ from kerneld.shadowpt import host, pagemap
 from kerneld.shadowpt.host import HostTarget, find_host_target
 from kerneld.shadowpt.layout import F23, F24
 from shared.uapi.page import PAGE_SIZE
-from tests.descriptors import open_descriptors
-from tests.rights import NOBODY, can_become_others
+from tests.support.descriptors import open_descriptors
+from tests.support.rights import NOBODY, can_become_others
 
 PR_SET_DUMPABLE = 4
 

@@ -10,7 +10,7 @@ import pytest
 
 from kerneld.shadowpt import host_maps
 from kerneld.shadowpt.host_maps import HostMapping, has_query, mappings_in, parse_mapping
-from tests.shadowpt.fakes import HostMemory
+from tests.support.fake_shadowpt import HostMemory
 
 PAGE = 4096
 

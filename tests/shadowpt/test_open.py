@@ -13,9 +13,10 @@ from kerneld.shadowpt import session as session_module
 from kerneld.shadowpt.refusal import NoTarget
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE
-from tests.descriptors import open_descriptors
-from tests.shadowpt.fakes import FakeMm, FakeProcess
-from tests.shadowpt.world import END, START, World, fails, new_world, page
+from tests.shadowpt.world import END, START, World, new_world, page
+from tests.support.descriptors import open_descriptors
+from tests.support.errors import fails
+from tests.support.fake_shadowpt import FakeMm, FakeProcess
 
 
 @pytest.fixture

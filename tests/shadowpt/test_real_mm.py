@@ -22,7 +22,7 @@ from kerneld.mm.vm_flags import VM_READ, VM_WRITE
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.session import ShadowPt
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
-from tests.shadowpt.fakes import FakeProcess, HostMemory, read_rows
+from tests.support.fake_shadowpt import FakeProcess, HostMemory, read_rows
 
 NR_PAGES = 24
 START = 0x4000_0000 + PMD_SIZE - NR_PAGES // 2 * PAGE_SIZE

@@ -17,7 +17,7 @@ from kerneld.errors import SysError
 from kerneld.shadowpt.host_maps import HostMapping, parse_mapping
 from kerneld.shadowpt.remap import check_entries
 from shared.uapi.page import PAGE_SIZE
-from tests.shadowpt.fakes import PROT_NONE, HostMemory
+from tests.support.fake_shadowpt import PROT_NONE, HostMemory
 
 NR_PAGES = 12
 LENGTH = NR_PAGES * PAGE_SIZE

@@ -14,8 +14,8 @@ import pytest
 
 from kerneld.shadowpt import segment as segment_module
 from kerneld.shadowpt.segment import Segment
-from tests.descriptors import open_descriptors
-from tests.rights import needs_another_user
+from tests.support.descriptors import open_descriptors
+from tests.support.rights import needs_another_user
 
 NAME = f"of-this-test-{os.getpid()}"
 

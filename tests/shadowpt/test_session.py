@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.shadowpt.fakes import SWAP_ENTRY, FakeMm, FakeProcess, read_rows, read_sequence
-from tests.shadowpt.world import END, NR_PAGES, START, State, World, fails, new_world, page
+from tests.shadowpt.world import END, NR_PAGES, START, State, World, new_world, page
+from tests.support.errors import fails
+from tests.support.fake_shadowpt import SWAP_ENTRY, FakeMm, FakeProcess, read_rows, read_sequence
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_SIZE
-from tests.descriptors import open_descriptors
-from tests.shadowpt.fakes import read_rows, read_sequence
+from tests.support.descriptors import open_descriptors
+from tests.support.fake_shadowpt import read_rows, read_sequence
 
 START, NR_PAGES = 0x7000_0000, 9
 MAPPED = 4

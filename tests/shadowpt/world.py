@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
-from kerneld.errors import SysError
 from kerneld.shadowpt.session import ShadowPt
 from shared.uapi.page import PAGE_SIZE
-from tests.descriptors import leaves_no_descriptor
-from tests.shadowpt.fakes import FakeMm, FakeProcess, FakeRam, HostMemory, read_rows, read_sequence
+from tests.support.descriptors import leaves_no_descriptor
+from tests.support.fake_shadowpt import FakeMm, FakeProcess, FakeRam, HostMemory, read_rows, read_sequence
 
 START, NR_PAGES = 0x4000_0000, 16
 END = START + NR_PAGES * PAGE_SIZE
@@ -83,9 +80,3 @@ def new_world() -> Iterator[World]:
         made = World()
         yield made
         made.close()
-
-
-def fails(code: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
-    with pytest.raises(SysError) as caught:
-        call(*arguments, **named)
-    return caught.value.errno == code

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from shared.client import Process
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import FakeKerneld, Script
-
-Attached = Callable[[Script], tuple[FakeKerneld, Process]]
 
 
 @pytest.fixture

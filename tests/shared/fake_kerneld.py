@@ -21,7 +21,7 @@ from shared import wire
 from shared.client import Process
 from shared.uapi.syscalls import Nr
 from shared.wire import Request, SigInfo
-from tests.descriptors import open_descriptors
+from tests.support.descriptors import open_descriptors
 
 
 class Said(NamedTuple):

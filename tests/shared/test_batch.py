@@ -14,7 +14,7 @@ from shared import wire
 from shared.client import KerneldGone, Process, SigInfo
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import Reply, Request
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import Said, Script, signalled
 
 

@@ -19,7 +19,7 @@ from shared.uapi.mman import Map, Prot
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 from shared.uapi.syscalls import Nr
 from shared.wire import Reply, Request
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import Said, Script, settled_fds
 
 PRIVATE = Map.PRIVATE | Map.ANONYMOUS

@@ -24,7 +24,7 @@ from shared.client.connection import Connection
 from shared.spin import Spin
 from shared.uapi.syscalls import Nr
 from shared.wire import Request, SigInfo
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import FakeKerneld, Hangup, Said, settled_fds, signalled
 
 

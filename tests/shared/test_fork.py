@@ -12,9 +12,9 @@ import pytest
 from shared.client import KerneldError, Process
 from shared.uapi.syscalls import Nr
 from shared.wire import Request
-from tests.descriptors import open_descriptors
 from tests.shared.fake_kerneld import Said, Script
 from tests.shared.fake_memory import FakeMemory
+from tests.support.descriptors import open_descriptors
 
 Apart = Callable[[Script], Process]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import KerneldGone, Process
-from tests.server.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
+from tests.support.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
 
 PROGRAM = """
 from shared.client import Process

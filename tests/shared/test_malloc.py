@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shared.client import Process
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import FakeKerneld
 from tests.shared.fake_memory import HEAP, FakeMemory
 

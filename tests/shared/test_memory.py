@@ -12,7 +12,7 @@ from shared import wire
 from shared.client import KerneldError, Process
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import Request
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import FakeKerneld, Said
 from tests.shared.fake_memory import HEAP, FakeMemory
 

@@ -18,7 +18,7 @@ from shared.uapi.mman import Map, Mremap, Prot
 from shared.uapi.shadowpt import SHADOW_PTE, USER_SHADOW_PT, table_bytes
 from shared.uapi.syscalls import Nr
 from shared.wire import Request
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import Hangup, Said, Script, settled_fds
 
 START, END = 0x10_0000, 0x10_0000 + 300 * 4096

@@ -15,7 +15,7 @@ from shared.client.signals import Handler
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import Request, SigInfo
-from tests.shared.conftest import Attached
+from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import Said, Script, signalled
 
 

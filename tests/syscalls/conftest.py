@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.descriptors import leaves_no_descriptor
-from tests.syscalls.world import ROOT, USER, Program, World
+from tests.support.descriptors import leaves_no_descriptor
+from tests.support.programs import ROOT, USER, Program, World
 
 
 @pytest.fixture

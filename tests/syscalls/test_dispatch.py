@@ -16,7 +16,7 @@ from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from shared.uapi.signals import SI_KERNEL, Disposition
 from shared.uapi.syscalls import Nr
 from shared.wire import SigInfo
-from tests.syscalls.world import BASE, USER, Program, World
+from tests.support.programs import BASE, USER, Program, World
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import BASE, ROOT, USER, Program, World, iovecs
-from tests.task.programs import STATIC
+from tests.support.elf_programs import STATIC
+from tests.support.programs import BASE, ROOT, USER, Program, World, iovecs
 
 PRIVATE = ("maps", "smaps", "smaps_rollup", "pagemap")
 PUBLIC = ("status", "stat", "statm", "comm", "cmdline")

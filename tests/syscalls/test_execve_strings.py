@@ -11,7 +11,7 @@ import pytest
 from kerneld.fs.open_file import is_in_memory
 from shared.client.execve import memory_file
 from shared.uapi.syscalls import Exec, Nr
-from tests.syscalls.world import Program
+from tests.support.programs import Program
 
 
 @pytest.fixture

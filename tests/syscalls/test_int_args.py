@@ -11,7 +11,7 @@ from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Mcl, Ms
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import BASE, USER, Program, World, iovecs
+from tests.support.programs import BASE, USER, Program, World, iovecs
 
 HIGH = 0xDEAD_BEEF << 32
 

@@ -12,7 +12,7 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 from shared.uapi.signals import SI_KERNEL, SegvCode
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import MAX_INLINE, SigInfo
-from tests.syscalls.world import BASE, EXEC, NOBODY_FROM, NONE, READ, RW, WRITE, Program, page
+from tests.support.programs import BASE, EXEC, NOBODY_FROM, NONE, READ, RW, WRITE, Program, page
 
 END = 1 << 64
 

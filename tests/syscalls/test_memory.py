@@ -15,7 +15,7 @@ from shared.uapi.resource import Rlimit
 from shared.uapi.signals import BusCode, SegvCode
 from shared.uapi.syscalls import Nr
 from shared.wire import MAX_REPLY
-from tests.syscalls.world import (
+from tests.support.programs import (
     ANON,
     BASE,
     FIXED,

@@ -23,7 +23,7 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.signals import BusCode, Disposition, IllCode, SegvCode
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import SigInfo
-from tests.syscalls.world import (
+from tests.support.programs import (
     ANON,
     BASE,
     EXEC,

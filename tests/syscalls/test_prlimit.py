@@ -16,7 +16,7 @@ from shared.uapi.mman import Map, Mcl, Mremap
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import NR_OPEN, RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_NOFILE, Rlimit
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import ANON, BASE, NOBODY_FROM, OTHER, READ, ROOT, SHARED_ANON, USER, Program, World, page
+from tests.support.programs import ANON, BASE, NOBODY_FROM, OTHER, READ, ROOT, SHARED_ANON, USER, Program, World, page
 
 GONE = NOBODY_FROM + 999
 MIB8 = 8 << 20

@@ -16,7 +16,7 @@ from kerneld.task.table import MAX_TOKENS
 from shared.uapi.signals import BusCode, Disposition, SegvCode
 from shared.uapi.syscalls import ABI_VERSION, Nr
 from shared.wire import Request, SigInfo
-from tests.syscalls.world import BASE, OTHER, READ, ROOT, SHARED, USER, Program, World
+from tests.support.programs import BASE, OTHER, READ, ROOT, SHARED, USER, Program, World
 
 NOBODY = (1 << 32) - 1
 

@@ -13,7 +13,7 @@ from kerneld.mm.space import pace
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.syscalls.world import ANON, READ, ROOT, RW, SHARED, Program, World
+from tests.support.programs import ANON, READ, ROOT, RW, SHARED, Program, World
 
 RAM_BYTES = 32 << 20
 RAM_PAGES = RAM_BYTES // PAGE_SIZE

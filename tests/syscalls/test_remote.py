@@ -13,7 +13,7 @@ import pytest
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import (
+from tests.support.programs import (
     ANON,
     BASE,
     NOBODY_FROM,

@@ -6,7 +6,7 @@ import os
 import signal
 
 from target.child import Child, describe_wait_status
-from tests.descriptors import open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.target.fake_process import FakeProcess
 
 

@@ -16,7 +16,7 @@ from kerneld.mm.files.filemap import File
 from kerneld.task.elf import ElfImage, ElfSegment, read_interpreter, read_program
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_SIZE
-from tests.task.elf_files import (
+from tests.support.elf_files import (
     EM_386,
     ET_DYN,
     ET_REL,

@@ -20,7 +20,7 @@ from shared.uapi.auxvec import ELF_HWCAP, At
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 from shared.uapi.signals import Disposition
-from tests.task.elf_files import (
+from tests.support.elf_files import (
     LD_PATH,
     PT_GNU_STACK,
     BytesBacking,
@@ -33,7 +33,7 @@ from tests.task.elf_files import (
     new_world,
     with_interp,
 )
-from tests.task.programs import (
+from tests.support.elf_programs import (
     BASE,
     BSS,
     DATA,

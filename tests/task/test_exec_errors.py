@@ -13,7 +13,7 @@ from kerneld.errors import SysError
 from shared.uapi.auxvec import At
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
-from tests.task.elf_files import (
+from tests.support.elf_files import (
     ET_DYN,
     ET_EXEC,
     LD_PATH,
@@ -24,7 +24,7 @@ from tests.task.elf_files import (
     errno_of,
     new_world,
 )
-from tests.task.programs import (
+from tests.support.elf_programs import (
     BASE,
     BSS,
     DATA,

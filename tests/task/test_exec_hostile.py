@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.uapi.page import PAGE_SIZE
-from tests.task.elf_files import ET_DYN, ET_EXEC, LD_PATH, Elf, Phdr, R, W, X, errno_of, new_world, with_interp
+from tests.support.elf_files import ET_DYN, ET_EXEC, LD_PATH, Elf, Phdr, R, W, X, errno_of, new_world, with_interp
 
 SEGMENTS = (
     Phdr(flags=R | X, vaddr=0x40_0000, filesz=PAGE_SIZE, memsz=PAGE_SIZE),

@@ -21,7 +21,7 @@ from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings
 from shared.uapi.page import PAGE_MASK, page_align
-from tests.task.elf_files import World, new_world
+from tests.support.elf_files import World, new_world
 
 PROGRAMS = sorted(
     {str(Path(path).resolve()) for path in ("/bin/true", "/bin/cat", sys.executable) if Path(path).exists()}

@@ -12,7 +12,7 @@ import pytest
 
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import BASE, READ, World
+from tests.support.programs import BASE, READ, World
 
 ENTRY = ["exc_page_fault", "handle_page_fault", "do_user_addr_fault", "lock_vma_under_rcu"]
 NO_VMA = ["lock_mm_and_find_vma", "find_vma", "bad_area_nosemaphore", "__bad_area_nosemaphore"]

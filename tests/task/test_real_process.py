@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kerneld.task.real_process import RealProcess, find_comm, find_effective_ids, find_ppid
-from tests.fs.stuck_process import stuck_execve
+from tests.support.stuck_process import stuck_execve
 
 
 def test_one_in_an_execve_that_does_not_end(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from kerneld.task.task import Thread
 from shared.uapi.signals import SI_KERNEL, Disposition, SegvCode
 from shared.uapi.syscalls import Nr
 from shared.wire import SigInfo
-from tests.syscalls.world import BASE, Program, World, page
+from tests.support.programs import BASE, Program, World, page
 
 
 @pytest.fixture

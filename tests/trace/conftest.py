@@ -1,37 +1,7 @@
-"""A kernel that is traced, for each test; nothing of it is left after."""
+"""A kernel that is traced, for each test."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from tests.support.traced_fixtures import fd, program, world
 
-import pytest
-
-from tests.descriptors import leaves_no_descriptor
-from tests.syscalls.world import USER, Program
-from tests.trace.world import TracedWorld
-
-
-@pytest.fixture
-def world() -> Iterator[TracedWorld]:
-    with leaves_no_descriptor():
-        made = TracedWorld()
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def program(world: TracedWorld) -> Program:
-    """A program of an ordinary user."""
-    return world.attach(USER)
-
-
-@pytest.fixture
-def fd(tmp_path: Path) -> Iterator[int]:
-    """A descriptor of a real file of two pages, open for reading and writing."""
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 8192)
-    opened = os.open(path, os.O_RDWR)
-    yield opened
-    os.close(opened)
+__all__ = ["fd", "program", "world"]

@@ -17,8 +17,8 @@ from kerneld.trace.fprobe import FPROBES, Function
 from shared import wire
 from shared.trace.attr import MAX_GLOBS, TraceAttr
 from shared.uapi.syscalls import Nr
-from tests.hostile.test_long_requests import attached, call, kernel_in_pieces, pack
-from tests.trace.world import TracedWorld
+from tests.support.long_requests import attached, call, kernel_in_pieces, pack
+from tests.support.traced import TracedWorld
 
 
 @pytest.fixture

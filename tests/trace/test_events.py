@@ -21,9 +21,9 @@ from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.shadowpt import USER_SHADOW_PT
 from shared.uapi.syscalls import Access, Nr
-from tests.shadowpt.fakes import HostMemory
-from tests.syscalls.world import ROOT, Program, page
-from tests.trace.world import Trace, TracedWorld
+from tests.support.fake_shadowpt import HostMemory
+from tests.support.programs import ROOT, Program, page
+from tests.support.traced import Trace, TracedWorld
 
 TESTED_ELSEWHERE = {ev.MM_FAULT, ev.PAGE_FAULT_USER, ev.EXPAND_STACK, ev.SIGNAL_GENERATE, ev.SIGNAL_DELIVER}
 

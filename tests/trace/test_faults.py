@@ -26,8 +26,8 @@ from shared.trace.record import Record
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.syscalls.world import EXEC, NONE, PRIVATE, SHARED, Program, page
-from tests.trace.world import TracedWorld
+from tests.support.programs import EXEC, NONE, PRIVATE, SHARED, Program, page
+from tests.support.traced import TracedWorld
 
 READS, WRITES = FaultAccess.READ, FaultAccess.WRITE
 Scene = Callable[[Program, int], Callable[[], object]]

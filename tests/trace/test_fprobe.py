@@ -13,7 +13,7 @@ from kerneld.server import exchange
 from kerneld.syscalls import dispatch
 from kerneld.trace.fprobe import FPROBES, Function
 from kerneld.trace.probe import PROBES
-from tests.trace.world import TracedWorld
+from tests.support.traced import TracedWorld
 
 
 def everything() -> dict[tuple[str, str], object]:

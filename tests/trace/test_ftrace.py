@@ -18,8 +18,8 @@ from shared.trace.events import FTRACE, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTIO
 from shared.trace.reader import Reader
 from shared.trace.record import Lost, Record
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import BASE, USER, Program
-from tests.trace.world import TracedWorld
+from tests.support.programs import BASE, USER, Program
+from tests.support.traced import TracedWorld
 
 GRAPH = ("ftrace:funcgraph_*",)
 

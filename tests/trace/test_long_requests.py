@@ -9,8 +9,8 @@ from shared.trace.events import ACCESS_ENTER, ACCESS_EXIT, PTE_SET, SYS_ENTER, S
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.syscalls.world import BASE, READ, Program
-from tests.trace.world import TracedWorld
+from tests.support.programs import BASE, READ, Program
+from tests.support.traced import TracedWorld
 
 PAGES = 2 * PMD_SIZE // PAGE_SIZE
 

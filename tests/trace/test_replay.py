@@ -15,9 +15,9 @@ from kerneld.trace.fprobe import FPROBES
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.syscalls.world import ANON, FIXED, NONE, READ, RW, SHARED_ANON, USER, Program, page
-from tests.trace.replay import Replay
-from tests.trace.world import TracedWorld
+from tests.support.programs import ANON, FIXED, NONE, READ, RW, SHARED_ANON, USER, Program, page
+from tests.support.replay import Replay
+from tests.support.traced import TracedWorld
 
 pytestmark = pytest.mark.timeout(300)
 PAGES = 4 * 512

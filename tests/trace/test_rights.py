@@ -33,10 +33,10 @@ from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Nr
 from shared.wire import pack_request, unpack_replies
-from tests.hostile.in_process import Client
-from tests.syscalls.world import OTHER, ROOT, USER, Program, page
-from tests.task.programs import STATIC
-from tests.trace.world import Trace, TracedWorld
+from tests.support.elf_programs import STATIC
+from tests.support.in_process import Client
+from tests.support.programs import OTHER, ROOT, USER, Program, page
+from tests.support.traced import Trace, TracedWorld
 
 
 def ask(program: Program, *globs: str, pids: tuple[int, ...] = (), data_pages: int = 1) -> int:

@@ -14,8 +14,8 @@ from shared.trace.attr import TraceAttr
 from shared.trace.reader import Reader
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import OTHER, ROOT, USER, Program
-from tests.trace.world import TracedWorld
+from tests.support.programs import OTHER, ROOT, USER, Program
+from tests.support.traced import TracedWorld
 
 DATA_PAGES = 4
 BLOCK_BYTES = 512

@@ -7,9 +7,9 @@ import os
 from shared.trace.events import SPTE_UPDATE
 from shared.uapi.shadowpt import USER_SHADOW_PT
 from shared.uapi.syscalls import Nr
-from tests.shadowpt.fakes import HostMemory
-from tests.syscalls.world import OTHER, ROOT, USER, page
-from tests.trace.world import TracedWorld
+from tests.support.fake_shadowpt import HostMemory
+from tests.support.programs import OTHER, ROOT, USER, page
+from tests.support.traced import TracedWorld
 
 
 def test_changes_of_a_table_are_for_who_may_open_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
+from tests.support.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
 
 PROGRAM = """
 import errno

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from kerneld.commands.daemon import start
 from kerneld.commands.failure import KerneldStatus
 from shared.failure import Failure
-from tests.server import daemons
+from tests.support import daemons
 
 
 @pytest.mark.parametrize("options", [[], ["--detach"]])

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.server import daemons
+from tests.support import daemons
 
 
 def test_status_of_a_daemon(path: Path) -> None:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from kerneld.commands.daemon.stop import stop_daemon
-from tests.server import daemons
-from tests.server.daemons import private_socket, running_daemon
+from tests.support import daemons
+from tests.support.daemons import private_socket, running_daemon
 
 
 def test_a_daemon_is_ended(tmp_path: Path) -> None:

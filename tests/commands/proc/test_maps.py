@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from shared.client import Process
-from tests.server import daemons
+from tests.support import daemons
 
 
 def test_maps_and_proc_print_what_the_process_reads_itself(path: Path) -> None:

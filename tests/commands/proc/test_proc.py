@@ -12,8 +12,8 @@ import pytest
 from shared.client import Process
 from shared.failure import Status
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
-from tests.server import daemons
-from tests.server.daemons import private_socket, running_daemon
+from tests.support import daemons
+from tests.support.daemons import private_socket, running_daemon
 
 AT = 0x10_0000_0000
 WORDS_AT = AT // PAGE_SIZE * 8

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from shared.client import Process
-from tests.server import daemons
+from tests.support import daemons
 
 
 def test_ps_lists_its_processes_in_columns(path: Path) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.trace.conftest import fd, program, world
+from tests.support.traced_fixtures import fd, program, world
 
 __all__ = ["fd", "program", "world"]

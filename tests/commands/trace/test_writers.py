@@ -20,7 +20,7 @@ from shared.failure import Failure, Status
 from shared.trace.events import SHADOWPT_START
 from shared.trace.record import Record
 from shared.trace.text import Names, text_line
-from tests.server.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, private_socket, running_daemon
+from tests.support.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, private_socket, running_daemon
 
 
 @pytest.fixture(scope="module")

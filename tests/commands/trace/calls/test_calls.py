@@ -18,8 +18,8 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Nr
-from tests.syscalls.world import ANON, BASE, EXEC, RW, Program
-from tests.trace.world import TracedWorld
+from tests.support.programs import ANON, BASE, EXEC, RW, Program
+from tests.support.traced import TracedWorld
 
 U64 = (1 << 64) - 1
 EVERY = parse_trace("all")

@@ -16,8 +16,8 @@ from shared.trace.record import Comm, Entry, Lost
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
 from tests.commands.trace.perfetto.perfetto_file import PerfettoFile
-from tests.syscalls.world import BASE, READ, Program, page
-from tests.trace.world import TracedWorld
+from tests.support.programs import BASE, READ, Program, page
+from tests.support.traced import TracedWorld
 
 
 def write(entries: list[Entry], into: io.BytesIO | None = None) -> bytes:

@@ -1,0 +1,24 @@
+"""What tests of the referee share: a program is played, and both sides must agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kerneld.referee.describe import describe_divergence
+from kerneld.referee.match import Match
+from kerneld.referee.program import Program, to_json
+
+REGRESSIONS = sorted(Path(__file__).with_name("programs").glob("*.json"))
+
+
+def agree(match: Match, program: Program) -> None:
+    """Play a program, and fail where both sides differ each time.
+
+    kerneld does the same whenever a program is played. A difference that does not come again is the host's: its
+    processors' batches, a daemon that takes accessed bits, a neighbour.
+    """
+    divergence = match.play(program)
+    if divergence is not None and match.play(program) is not None:
+        pytest.fail("\n".join([*describe_divergence(program, divergence), "", to_json(program)]), pytrace=False)

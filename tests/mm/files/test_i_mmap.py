@@ -1,0 +1,57 @@
+"""Which VMAs map a page of a file: few of very many are looked at."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from kerneld.mm.files.i_mmap import _FEW
+from kerneld.mm.space import rmap_walk as rmap_walk_module
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.rmap_walk import Mapped, rmap_walk
+from kerneld.mm.space.vma import Vma
+from shared.uapi.page import PAGE_SIZE
+from tests.support.machine import BASE, READ, SHARED, Machine, load, mmap, page, pfn_of
+
+PAGES = 40
+
+
+@pytest.mark.parametrize("count", [_FEW, 3 * _FEW])
+def test_it_names_what_overlaps(machine: Machine, mm: MmStruct, count: int) -> None:
+    rng = random.Random(count)
+    file, _ = machine.new_file(bytes(PAGES * PAGE_SIZE))
+    for number in range(count):
+        pgoff = rng.randrange(PAGES)
+        mmap(mm, rng.randint(1, PAGES - pgoff), READ, SHARED, at=page(number * 50), file=file, pgoff=pgoff)
+    for _round in range(20):
+        first = rng.randrange(PAGES)
+        last = rng.randint(first, PAGES + 5)
+        expected = {v for v in mm.vmas if v.pgoff < last and first < v.pgoff + v.nr_pages}
+        found = file.mapping.i_mmap.overlapping(first, last)
+        assert set(found) == expected
+        assert len(found) == len(expected)
+        # Cut, split and gone: the bounds are those of now.
+        do_munmap(mm, page(rng.randrange(count) * 50 + rng.randrange(PAGES)), 3 * PAGE_SIZE)
+
+
+def test_who_has_found_all_entries_looks_no_further(
+    machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = machine.new_file(bytes(4 * PAGE_SIZE))
+    for number in range(100):
+        mmap(mm, 4, READ, SHARED, at=BASE + number * 8 * PAGE_SIZE, file=file)
+    load(mm, BASE)
+    walked: list[Vma] = []
+    walk = rmap_walk_module._walk_vma
+
+    def note(*args: object) -> object:
+        walked.append(args[2])  # type: ignore[arg-type]
+        return walk(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rmap_walk_module, "_walk_vma", note)
+    found: list[Mapped] = rmap_walk(machine.frames, np.array([pfn_of(mm, page(number)) for number in range(4)]))
+    assert [mapped.vaddrs.tolist() for mapped in found] == [[page(number) for number in range(4)]]
+    assert len(walked) == 1

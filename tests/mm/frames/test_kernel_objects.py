@@ -1,0 +1,85 @@
+"""The account of mappings: all of a machine's together, and what a chain of forks takes of it."""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.reclaim.oom import oom_badness
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.rmap import AnonVma
+from shared.uapi.mman import Mremap
+from shared.uapi.page import PAGE_SIZE
+from tests.support.machine import BASE, READ, Machine, errno_of, load, mmap, page, store, vma_at
+
+TO = (Mremap.MAYMOVE | Mremap.FIXED).value
+
+
+def fill(machine: Machine, left: int) -> None:
+    """Let only so many mappings more be possible."""
+    objects = machine.frames.kernel_objects
+    objects.max_vmas = objects.nr_vmas + left
+
+
+def test_mappings_of_all_processes_are_counted(machine: Machine, mm: MmStruct) -> None:
+    mmap(mm, 4, at=BASE)
+    do_mprotect(mm, page(1), PAGE_SIZE, READ)
+    child = machine.fork(mm)
+    assert machine.frames.kernel_objects.nr_vmas == 6
+    machine.exit(child)
+    machine.exit(mm)
+    assert machine.frames.kernel_objects.nr_vmas == 0
+
+
+def test_no_room_is_enomem_and_changes_nothing(machine: Machine, mm: MmStruct) -> None:
+    mmap(mm, 4, at=BASE)
+    fill(machine, 0)
+    assert errno_of(lambda: mmap(mm, 1, at=page(9))) == errno.ENOMEM
+    assert errno_of(lambda: do_mprotect(mm, page(1), PAGE_SIZE, READ)) == errno.ENOMEM
+    assert errno_of(lambda: do_mremap(mm, BASE, PAGE_SIZE, PAGE_SIZE, TO, page(9), privileged=True)) == errno.ENOMEM
+    assert errno_of(lambda: machine.fork(mm)) == errno.ENOMEM
+    assert mm.map_count == 1
+    fill(machine, 8)
+    mmap(mm, 1, at=page(9))
+
+
+def test_a_fork_leaves_others_an_eighth(machine: Machine, mm: MmStruct) -> None:
+    for number in range(7):
+        mmap(mm, 1, at=page(2 * number))
+    machine.frames.kernel_objects.max_vmas = 14
+    assert errno_of(lambda: machine.fork(mm)) == errno.ENOMEM
+    machine.frames.kernel_objects.max_vmas = 16
+    machine.fork(mm)
+    mmap(mm, 1, at=page(20))
+
+
+def test_each_generation_takes_as_much_as_the_first(machine: Machine, mm: MmStruct) -> None:
+    """All of them live: a VMA has one anon_vma more a generation, and each of these names one VMA and one successor."""
+    mmap(mm, 1, at=BASE)
+    store(mm, BASE, b"x")
+    line = [mm]
+    for generation in range(12):
+        line.append(machine.fork(line[-1]))
+        assert load(line[-1], BASE) == b"x"
+        assert len(vma_at(line[-1], BASE).anon_vma_chain) == generation + 2
+    machine.check()
+    chain = vma_at(line[-1], BASE).anon_vma_chain
+    for anon_vma, one in zip(chain, line, strict=True):
+        assert anon_vma.ending is vma_at(one, BASE)
+    assert all(isinstance(anon_vma.following, AnonVma) for anon_vma in chain[:-1])
+    assert [len(anon_vma.vmas) for anon_vma in chain] == list(range(13, 0, -1))
+    # Those in the middle go: what comes after them is still found.
+    for gone in line[1:-1]:
+        machine.exit(gone)
+    machine.check()
+    assert set(chain[0].vmas) == {vma_at(line[-1], BASE), vma_at(mm, BASE)}
+
+
+def test_very_many_mappings_count_when_somebody_must_die(machine: Machine, mm: MmStruct) -> None:
+    few = oom_badness(mm)
+    for number in range(1000):
+        mmap(mm, 1, at=page(2 * number))
+    assert oom_badness(mm) == few
+    mmap(mm, 1, at=page(5000))
+    assert oom_badness(mm) == few + 1001 * 512 // PAGE_SIZE
