@@ -113,7 +113,7 @@ KNOWN = (
         "f8d112a4e657",
         "mmap over a mapping that fails for want of memory or over a limit leaves what was there, cut in two where it "
         "would have begun or ended.",
-        ((mmap, "mmap_region", later_rules.mmap_region),),
+        ((mmap, "mmap_region", later_rules.mmap_region), (mmap, "clears_in_pieces", later_rules.never)),
         witness=witnesses.failed_mmap_leaves_a_cut,
     ),
     Known(
@@ -144,7 +144,7 @@ KNOWN = (
         "mremap checks the mapping before it unmaps what is at the new place; with MREMAP_FIXED and the same length it "
         "moves several VMAs; a new length over the address space is EINVAL; what a move shrinks by is asked for as if "
         "it were new.",
-        ((mremap, "do_mremap", later_mremap.do_mremap),),
+        ((mremap, "mremap_in_pieces", later_mremap.mremap_in_pieces),),
         witness=witnesses.mremap_moves_several,
     ),
     Known(
@@ -183,7 +183,10 @@ KNOWN = (
         (6, 10),
         "mm/mmap.c:do_mmap()",
         "mmap of memory that is only executable takes its protection key before it looks for a place.",
-        ((mmap, "do_mmap", OnTop(later_pkeys.takes_a_key_before_a_place)),),
+        (
+            (mmap, "do_mmap", OnTop(later_pkeys.takes_a_key_before_a_place)),
+            (mmap, "clears_in_pieces", later_rules.never),
+        ),
         witness=witnesses.takes_a_key_before_a_place,
     ),
     Known(

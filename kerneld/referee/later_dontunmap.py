@@ -11,13 +11,14 @@ from typing import TypeAlias
 
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import split_range
+from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Mremap
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
-MoveVma: TypeAlias = "Callable[[MmStruct, Vma, Vaddr, int, Vaddr, int, int], None]"
+MoveVma: TypeAlias = "Callable[[MmStruct, Vma, Vaddr, int, Vaddr, int, int], Steps]"
 CopyVma: TypeAlias = "Callable[[MmStruct, Vma, Vaddr, Vaddr, int], Vma]"
 _DONTUNMAP = Mremap.DONTUNMAP.value
 _SPARE_MAPS = 3
@@ -28,11 +29,11 @@ def cuts_what_is_locked(earlier: MoveVma) -> MoveVma:
 
     def move_vma(
         mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int
-    ) -> None:
+    ) -> Steps:
         has_room = mm.map_count < mm.sysctl.max_map_count - _SPARE_MAPS
         if flags & _DONTUNMAP and vma.vm_flags & VM_LOCKED and old_len and has_room:
             vma = split_range(mm, old_addr, old_addr + old_len)[0]
-        earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
+        yield from earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
 
     return move_vma
 
@@ -46,10 +47,10 @@ class _Kept:
 def tells_of_dontunmap(earlier: MoveVma) -> MoveVma:
     def move_vma(
         mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int
-    ) -> None:
+    ) -> Steps:
         _Kept.source = flags & _DONTUNMAP != 0
         try:
-            earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
+            yield from earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
         finally:
             _Kept.source = False
 
@@ -84,8 +85,8 @@ def takes_its_own_offsets(earlier: MoveVma) -> MoveVma:
 
     def move_vma(
         mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int
-    ) -> None:
-        earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
+    ) -> Steps:
+        yield from earlier(mm, vma, old_addr, old_len, new_addr, new_len, flags)
         source = mm.vmas.lookup(old_addr) if flags & _DONTUNMAP else None
         if source is not None and source.is_anonymous and (source.start, source.end) == (old_addr, old_addr + old_len):
             source.pgoff = old_addr >> PAGE_SHIFT

@@ -38,6 +38,11 @@ _madvise_dontneed_v6_8 = madvise.madvise_dontneed
 _window_to_read_v6_8 = fault.window_to_read
 
 
+def never(_mm: MmStruct, _length: int, _flags: int) -> bool:
+    """A rule of one piece stands for those of many."""
+    return False
+
+
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
     """Source: Linux v6.12 mm/mmap.c:mmap_region(): limits and memory are asked for before anything is unmapped."""
     # What it does not replace has been cut off by then, and stays so.

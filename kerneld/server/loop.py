@@ -67,6 +67,7 @@ class Loop:
         self._dying = kernel.dying.queue
         kernel.files.changes.slice_seconds = SLICE_SECONDS
         self._changes = kernel.files.changes.queue
+        self._locked = kernel.table.mmap_locks.holders
         self._vmscan = kernel.vmscan
         self._vmscan.in_pieces = True
         self._serve = self.service.serve
@@ -111,7 +112,8 @@ class Loop:
         """Wait until something is ready, and serve each that is once."""
         events = self._wait(timeout_seconds)
         if self._changes:
-            events = self._act_on_changes(events)
+            self._kernel.files_changed()
+            events = self._without_held(events)
         session = self._sessions.get(events[0][0]) if len(events) == 1 else None
         if session is not None:
             self._serve(session, events[0][1])
@@ -128,9 +130,8 @@ class Loop:
             self._reader.tend()
             self._host.tend()
 
-    def _act_on_changes(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Go on with files that have been cut or made longer; return the events of those who need not wait for that."""
-        self._kernel.files_changed()
+    def _without_held(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the events of those who need not wait, for a file's change or for another thread of their process."""
         left = []
         for fd, mask in events:
             session = self._sessions.get(fd)
@@ -142,7 +143,8 @@ class Loop:
         """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
         spin = self._spin
         if self._waiting or self._dying or self._changes or self._vmscan.is_awake:
-            return self._look()
+            # Who holds an address space goes on in each turn, and so is among those that wait.
+            return self._without_held(self._look()) if self._locked else self._look()
         if spin.skip:
             spin.skip -= 1
         elif timeout_seconds is None:
@@ -179,7 +181,8 @@ class Loop:
             else:
                 accepting = True
         for session, mask in ready:
-            if not session.connection.is_closed and not (self._changes and self.service.is_held(session)):
+            is_held = (self._changes or self._locked) and self.service.is_held(session)
+            if not session.connection.is_closed and not is_held:
                 self._serve(session, mask)
         if accepting:
             self.service.accept()

@@ -65,6 +65,7 @@ class Service:
         """How many descriptors epoll watches at most."""
         self.slice_seconds = SLICE_SECONDS
         """How long a batch runs before others are served."""
+        self._locks = kernel.table.mmap_locks
         self.waiting = kernel.rq.queue
         """The threads with a batch that goes on in the next turn; one that has died meanwhile is not there any more."""
 
@@ -182,9 +183,11 @@ class Service:
         return max(self.slice_seconds / (len(self.waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
 
     def is_held(self, session: Session) -> bool:
-        """Tell whether a connection's process waits until a change of a file that it maps has been acted upon."""
+        """Tell whether a thread waits: for another one of its process, or for a change of a file that this maps."""
         thread = session.thread
-        return thread is not None and self._kernel.files.changes.holds(thread.process.mm)
+        if thread is None:
+            return False
+        return self._locks.keeps_waiting(thread) or self._kernel.files.changes.holds(thread.process.mm)
 
     def go_on(self) -> None:
         """Run a slice of each thread's that waits for the processor."""

@@ -6,7 +6,7 @@ import errno
 import os
 
 from kerneld.errors import SysError
-from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.brk import brk_in_pieces
 from kerneld.mm.calls.madvise import (
     POPULATE_ADVICE,
     SLOW_ADVICE,
@@ -16,9 +16,9 @@ from kerneld.mm.calls.madvise import (
 )
 from kerneld.mm.calls.mincore import do_mincore
 from kerneld.mm.calls.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_in_pieces, munlock_in_pieces
-from kerneld.mm.calls.mmap import do_mmap, wants_populate
+from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
-from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.calls.mremap import mremap_in_pieces
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
@@ -54,13 +54,13 @@ def sys_mmap(call: Call) -> int | Answer | Work:
         if not flags & _ANONYMOUS and call.fds:
             os.close(call.take_fd())
         raise SysError(errno.EINVAL)
+    if clears_in_pieces(call.mm, length, flags):
+        return Work(_mmap_over(call)).go_on()
     file: File | None = None
     try:
         if not flags & _ANONYMOUS:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
-        mapped = _check_hugetlb(call, flags, file)
-        if mapped is not None and mapped.huge_page_bytes:
-            length = align_to_huge_pages(length, mapped.huge_page_bytes)
+        mapped, length = _check_hugetlb(call, flags, file, length)
         privileged = call.process.cred.superuser
         addr = do_mmap(call.mm, addr, length, prot, flags, mapped, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
@@ -68,6 +68,25 @@ def sys_mmap(call: Call) -> int | Answer | Work:
             call.kernel.files.put_unused(file)
     if wants_populate(call.mm, flags):
         return _populate(call, addr, addr + page_align(length), addr)
+    return addr
+
+
+def _mmap_over(call: Call) -> Pieces:
+    """Do as `sys_mmap` does, for a mapping that takes the place of much: that goes in pieces."""
+    addr, length, prot, flags, _fd, offset = call.args
+    file: File | None = None
+    try:
+        if not flags & _ANONYMOUS:
+            file = call.kernel.files.open_fd(call.take_fd(), call.process)
+        mapped, length = _check_hugetlb(call, flags, file, length)
+        pgoff, privileged = offset >> PAGE_SHIFT, call.process.cred.superuser
+        with call.kernel.table.mmap_locks.write(call.thread):
+            yield from mmap_in_pieces(call.mm, addr, length, prot, flags, mapped, pgoff, privileged=privileged)
+    finally:
+        if file is not None:
+            call.kernel.files.put_unused(file)
+    if wants_populate(call.mm, flags):
+        yield from populate_in_pieces(call.mm, addr, addr + page_align(length), ignore_errors=True)
     return addr
 
 
@@ -84,16 +103,18 @@ def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | 
     return Work(pieces()).go_on()
 
 
-def _check_hugetlb(call: Call, flags: int, file: File | None) -> File | None:
-    """Return the file of a mapping: an anonymous one of huge pages is one of a file of them.
+def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tuple[File | None, int]:
+    """Return the file of a mapping, and how long it is: an anonymous one of huge pages is one of a file of them.
 
     Raises SysError(EINVAL) for a size that there is no pool of, and for a file that is none of hugetlbfs.
     """
-    if not flags & _HUGETLB or (file is not None and file.huge_page_bytes):
-        return file
-    if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
-        raise SysError(errno.EINVAL)
-    return hugetlb_file_setup(call.mm.frames, PMD_SIZE)
+    if flags & _HUGETLB and (file is None or not file.huge_page_bytes):
+        if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
+            raise SysError(errno.EINVAL)
+        file = hugetlb_file_setup(call.mm.frames, PMD_SIZE)
+    if file is not None and file.huge_page_bytes:
+        length = align_to_huge_pages(length, file.huge_page_bytes)
+    return file, length
 
 
 def _in_pieces(steps: Steps) -> int | Answer | Work:
@@ -146,18 +167,32 @@ def sys_pkey_free(call: Call) -> int:
 
 def sys_brk(call: Call) -> int | Answer | Work:
     """args: the new break. Returns the break as it is then, as the raw call does."""
+    return Work(_brk(call)).go_on()
+
+
+def _brk(call: Call) -> Pieces:
     mm = call.mm
     old = page_align(mm.brk)
-    brk = do_brk(mm, call.args[0], privileged=call.process.cred.superuser)
+    with call.kernel.table.mmap_locks.write(call.thread):
+        brk = yield from brk_in_pieces(mm, call.args[0], privileged=call.process.cred.superuser)
     if mm.def_flags & VM_LOCKED and page_align(brk) > old:
-        return _populate(call, old, page_align(brk), brk)
+        yield from populate_in_pieces(mm, old, page_align(brk), ignore_errors=True)
     return brk
 
 
-def sys_mremap(call: Call) -> int:
+def sys_mremap(call: Call) -> int | Answer | Work:
     """args: addr, old length, new length, flags, new addr."""
+    return Work(_mremap(call)).go_on()
+
+
+def _mremap(call: Call) -> Pieces:
     addr, old_len, new_len, flags, new_addr = call.args[:5]
-    return do_mremap(call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.superuser)
+    with call.kernel.table.mmap_locks.write(call.thread):
+        return (
+            yield from mremap_in_pieces(
+                call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.superuser
+            )
+        )
 
 
 def sys_madvise(call: Call) -> int | Answer | Work:

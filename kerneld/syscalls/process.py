@@ -59,7 +59,7 @@ def sys_rt_sigaction(call: Call) -> int:
 
 def clone(call: Call) -> int | Answer | Work:
     """Return the token with which the child of a real fork attaches; the copy of the memory is made now."""
-    return Work(call.kernel.table.clone(call.process)).go_on()
+    return Work(call.kernel.table.clone(call.thread)).go_on()
 
 
 def sys_exit(call: Call) -> int:

@@ -6,13 +6,12 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.access import pin_user_pages, unpin_user_pages
-from kerneld.mm.calls.madvise import PROCESS_ADVICE, do_madvise
-from kerneld.mm.calls.madvise_pages import MayWrite
+from kerneld.mm.calls.madvise import PROCESS_ADVICE, madvise_in_pieces
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
 from kerneld.mm.space.pace import Pace
@@ -30,6 +29,8 @@ _PINNED_PAGES = 1024
 _FEWEST_PINNED_PAGES = 64
 """So few where more take long."""
 Piece = tuple[Vaddr, int]
+Lock = Callable[[MmStruct], Iterator[None]]
+"""Yields for as long as somebody else holds an address space."""
 
 
 def sys_process_vm_readv(call: Call) -> int | Answer | Work:
@@ -68,15 +69,16 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
     if not ptrace_may_access(call.process, process):
         raise SysError(errno.EPERM)
     wanted = local.left
+    locks = call.kernel.table.mmap_locks
     try:
-        yield from _rw_in_pieces(process, remote, local, write=write)
+        yield from _rw_in_pieces(process, remote, local, lambda mm: locks.wait_for(mm, call.thread), write=write)
     except SysError:
         if local.left == wanted:
             raise
     return wanted - local.left
 
 
-def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, *, write: bool) -> Pieces:
+def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock: Lock, *, write: bool) -> Pieces:
     """Copy, and yield between two batches of pages, which Linux takes mmap_lock for one by one.
 
     Raises SysError(EFAULT). Differs from Linux: a process that ends or execs meanwhile takes its memory along, while
@@ -94,8 +96,9 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, *, w
                     most_pages = max(most_pages // 2, _FEWEST_PINNED_PAGES)
                 yield None
                 pace.begin()
-                if process.mm is not mm:
-                    raise SysError(errno.EFAULT)
+            yield from lock(mm)
+            if process.mm is not mm:
+                raise SysError(errno.EFAULT)
             with held(mm):
                 vaddr += _rw_batch(
                     mm, vaddr, min(end - vaddr, most_pages * PAGE_SIZE - vaddr % PAGE_SIZE), local, write
@@ -220,7 +223,7 @@ def _get_process(call: Call, pid: Pid) -> Process:
     return process
 
 
-def sys_process_madvise(call: Call) -> int:
+def sys_process_madvise(call: Call) -> int | Answer | Work:
     """args: pidfd, iovecs, count, advice, flags; inline: the iovecs; a pidfd as descriptor, or a pid in its place.
 
     Returns the bytes advised. Raises SysError(EINVAL) for flags or advice that cannot be given to others, EFAULT for
@@ -240,8 +243,7 @@ def sys_process_madvise(call: Call) -> int:
         if pidfd is not None:
             os.close(pidfd)
     check_process_madvise(call.process, process, advice)
-    with held(process.live_mm) as mm:
-        return _vector_madvise(mm, ranges, advice, call.may_write)
+    return Work(_vector_madvise(call, process, ranges, advice)).go_on()
 
 
 def check_process_madvise(caller: Process, process: Process, advice: int) -> None:
@@ -254,17 +256,34 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
         raise SysError(errno.EPERM)
 
 
-def _vector_madvise(mm: MmStruct, ranges: list[Piece], advice: int, may_write: MayWrite) -> int:
+def _vector_madvise(call: Call, process: Process, ranges: list[Piece], advice: int) -> Pieces:
+    """Advise range after range, up to one that is refused; yield where others may be served.
+
+    A process that ends or execs meanwhile has been advised so far: its memory goes, as in `_rw_in_pieces`.
+    """
+    mm = process.live_mm
+    locks = call.kernel.table.mmap_locks
     total = left = sum(length for _, length in ranges)
+    pace = Pace()
     for start, length in ranges:
         if not left:
             break
-        try:
-            do_madvise(mm, start, length, advice, may_write)
-        except SysError:
-            if left == total:
-                raise
-            break
+        steps = madvise_in_pieces(mm, start, length, advice, call.may_write)
+        is_over = False
+        while not is_over:
+            yield from locks.wait_for(mm, call.thread)
+            if process.mm is not mm:
+                return total - left
+            try:
+                with held(mm):
+                    is_over = next(steps, steps) is steps
+            except SysError:
+                if left == total:
+                    raise
+                return total - left
+            if not is_over or pace.is_over():
+                yield None
+                pace.begin()
         left -= length
     return total - left
 

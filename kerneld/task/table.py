@@ -20,6 +20,7 @@ from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
+from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.real_process import RealProcess, find_comm, find_ppid
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.page import Pid
@@ -51,6 +52,7 @@ class ProcessTable:
         self._new_mm = new_mm
         self.processes: dict[Pid, Process] = {}
         self._tokens: dict[int, _Token] = {}
+        self.mmap_locks = MmapLocks()
         self.ended: list[Process] = []
         """Those that have ended since take_ended()."""
         self._dropped: dict[Pid, tuple[RealProcess, Cred, bool]] = {}
@@ -61,8 +63,7 @@ class ProcessTable:
         """Make a thread of the real process `pid`: its first makes the process, with a token as the child of a fork.
 
         Raises SysError(EINVAL) for a tid that is no thread of it or is attached already, or a token that is unknown or
-        not for a child of that parent, SysError(ENOMEM) without a frame for its memory, and
-        SysError(EAGAIN) while that is copied for a fork.
+        not for a child of that parent, and SysError(ENOMEM) without a frame for its memory.
         """
         tid = tid or pid
         if tid != pid and not Path(f"/proc/{pid}/task/{tid}").exists():
@@ -72,8 +73,6 @@ class ProcessTable:
             process, pkru = self._new_process(pid, uid, gid, token)
         elif token or any(thread.tid == tid for thread in process.threads):
             raise SysError(errno.EINVAL)
-        elif process.is_copied:
-            raise SysError(errno.EAGAIN)
         else:
             pkru = process.threads[0].pkru
         thread = Thread(tid, process)
@@ -110,13 +109,14 @@ class ProcessTable:
         del self._tokens[token]
         return copy
 
-    def clone(self, parent: Process) -> Generator[None, None, int]:
-        """Copy a process's memory, and the PKRU of its thread that runs, and return the token for the child's attach.
+    def clone(self, thread: Thread) -> Generator[None, None, int]:
+        """Copy the memory of a thread's process, and its PKRU, and return the token for the child's attach.
 
-        It yields where others may be served; no thread of the parent's is to be among them.
+        It yields where others may be served; other threads of the process wait meanwhile.
 
         Raises SysError(EAGAIN) with too many copies waiting, or too many mappings in them, SysError(ENOMEM).
         """
+        parent = thread.process
         copies = self.copies_of(parent)
         if len(copies) >= MAX_TOKENS:
             raise SysError(errno.EAGAIN)
@@ -126,18 +126,13 @@ class ProcessTable:
         # It is the parent's from the beginning: for the OOM killer, and should the parent end meanwhile.
         old, mm, token = parent.live_mm, new_copy(parent.live_mm), secrets.randbits(62) + 1
         self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
-        parent.is_copied = True
         try:
-            for _ in dup_in_pieces(old, mm):
-                # Other threads of the parent's would change what is not copied yet: it is copied at once then.
-                if len(parent.threads) == 1:
-                    yield
+            with self.mmap_locks.write(thread):
+                yield from dup_in_pieces(old, mm)
         except BaseException:
             if self._tokens.pop(token, None) is not None:
                 exit_mmap(mm)
             raise
-        finally:
-            parent.is_copied = False
         return token
 
     def copies_of(self, parent: Process) -> list[MmStruct]:

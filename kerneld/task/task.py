@@ -76,8 +76,6 @@ class Process:
         """Told the address of each page fault; None while nobody wants to know."""
         self.explanation = ""
         """What its last call has to say beside the errno; "" for nothing. It may read that itself."""
-        self.is_copied = False
-        """Whether its memory is copied for a fork, which goes on: no other thread of it may work with it meanwhile."""
         self.ended = False
         self.exit_signal = 0
         """The signal that ended it, 0 for an exit."""

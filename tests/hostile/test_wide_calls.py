@@ -16,24 +16,28 @@ from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mlock import do_munlock, mlockall_flags_in_pieces
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.fault.populate import mm_populate
 from kerneld.mm.space import munmap, pace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.mm.space.pace import run_at_once
 from kerneld.syscalls.kernel import Kernel
-from shared.uapi.mman import Madv, Map, Mcl, Prot
+from shared.uapi.mman import Madv, Map, Mcl
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
 from tests.support.in_process import Client
 from tests.support.long_requests import attached, begun, call, finish, kernel_in_pieces
+from tests.support.wide_ranges import (
+    BASE,
+    LENGTH,
+    NONE,
+    READ,
+    RW,
+    many_vmas,
+    mm_of,
+    one_vma,
+    state,
+)
 
-BASE = 0x10_0000_0000
-TABLES = 24
-LENGTH = TABLES * PMD_SIZE
-NONE, READ, RW = 0, Prot.READ.value, Prot.READ.value | Prot.WRITE.value
-ANON = (Map.PRIVATE | Map.ANONYMOUS | Map.NORESERVE | Map.FIXED).value
-NO_FD = (1 << 64) - 1
 AtOnce = Callable[[MmStruct], None]
 ADVICE = (Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.DONTFORK)
 
@@ -59,40 +63,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     monkeypatch.setattr(pace, "_FEW_VMAS", 16)
     monkeypatch.setattr(munmap, "_FEW", 4)
     yield from kernel_in_pieces(monkeypatch, 0.0)
-
-
-def one_vma(mm: MmStruct, who: Client) -> None:
-    """A wide range that has been read, but for a few pages that have been written; VMAs on both sides."""
-    assert call(who, Nr.MMAP, BASE - PMD_SIZE, LENGTH + 2 * PMD_SIZE, RW, ANON, NO_FD, 0).ret == BASE - PMD_SIZE
-    do_mprotect(mm, BASE, LENGTH, READ)
-    mm_populate(mm, BASE, BASE + LENGTH)
-    do_mprotect(mm, BASE, LENGTH, RW)
-    for table in range(0, TABLES, 5):
-        assert call(who, Nr.STORE, BASE + table * PMD_SIZE + 7 * PAGE_SIZE, 1, data=b"x").ret == 1
-
-
-def many_vmas(mm: MmStruct, who: Client) -> None:
-    """Forty-eight VMAs, some of them with a page."""
-    step = LENGTH // 48
-    for number in range(48):
-        vaddr = BASE + number * step
-        prot = RW if number % 2 else READ
-        assert call(who, Nr.MMAP, vaddr, step, prot, ANON, NO_FD, 0).ret == vaddr
-        if number % 4 == 1:
-            assert call(who, Nr.STORE, vaddr, 1, data=b"x").ret == 1
-
-
-def state(mm: MmStruct) -> list[object]:
-    """Return what there is of VMAs, and where an entry is."""
-    vmas = [(vma.start, vma.end, vma.vm_flags, vma.pgoff, vma.anon_vma is None) for vma in mm.vmas]
-    entries = mm.page_table.entries(BASE - PMD_SIZE, BASE + LENGTH + PMD_SIZE)
-    counters = mm.total_vm, mm.data_vm, mm.locked_vm, mm.map_count, mm.page_table.table_pages, list(mm.rss)
-    return [vmas, (entries != 0).tolist(), (entries & 3).tolist(), counters]
-
-
-def mm_of(who: Client) -> MmStruct:
-    assert who.thread is not None
-    return who.thread.process.live_mm
 
 
 ONE_STEP = {("dontfork", one_vma), ("munlock", one_vma)}
@@ -214,9 +184,11 @@ def test_a_fork(kernel: Kernel, make: Callable[[MmStruct, Client], None]) -> Non
     expected = state(at_once)
     exit_mmap(at_once)
     batch = begun(long, Nr.CLONE)
-    with another_thread() as tid, pytest.raises(SysError, match="EAGAIN"):
-        kernel.attach(long.sender, 1, tid, 0)
-    (reply,), served = finish(batch, twin)
+    with another_thread() as tid:
+        thread = kernel.attach(long.sender, 1, tid, 0)
+        assert kernel.table.mmap_locks.keeps_waiting(thread)
+        (reply,), served = finish(batch, twin)
+        assert not kernel.table.mmap_locks.keeps_waiting(thread)
     assert reply.ret > 0
     assert served >= 5
     assert state(copy_of(kernel, long)) == expected

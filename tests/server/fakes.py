@@ -20,6 +20,7 @@ from kerneld.server.door import ClientLimits
 from kerneld.server.loop import Loop
 from kerneld.server.socket_path import Claim, claim
 from kerneld.syscalls.answer import Answer, Call
+from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.sched import RunQueue, do_task_dead, run_task
 from kerneld.task.task import Cred, Thread
 from shared import wire
@@ -62,6 +63,7 @@ class FakeKernel:
         self.changes = Changes()
         self.files = SimpleNamespace(mounts=Mounts(), accounts=FileAccounts(FileRules()), changes=self.changes)
         self.shadowpt = SimpleNamespace(followed_host=None, asking=SimpleNamespace(reader=None))
+        self.table = SimpleNamespace(mmap_locks=MmapLocks())
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
         self.dying = Dying()

@@ -25,6 +25,27 @@ from tests.support.fake_inode import FakeInode
 GETPID = wire.pack_request(Nr.GETPID)
 
 
+def test_who_needs_an_address_space_that_another_thread_holds_waits(server: ServerUnderTest) -> None:
+    """The holder's batch goes on, in each turn; its process's other thread is served when it has let go."""
+    server.loop.service.slice_seconds = 0
+    holding, asking = server.attached(tid=1), server.attached(tid=2)
+    process = server.kernel.processes[os.getpid()]
+    process.mm = FakeMm()
+    holder = next(thread for thread in process.threads if thread.tid == 1)
+    holders = server.kernel.table.mmap_locks.holders
+    holding.send(GETPID * 3)
+    asking.send(GETPID)
+    holders[cast(Any, process.mm)] = holder
+    for _turn in range(2):
+        server.turn()
+        assert not _is_readable(asking)
+    holders.clear()
+    for _turn in range(2):
+        server.turn()
+    assert [reply.ret for reply in holding.receive()] == [os.getpid()] * 3
+    assert [reply.ret for reply in asking.receive()] == [os.getpid()]
+
+
 class ChildClient:
     """A child process that has attached and then waits until it is told to end, or is killed."""
 

@@ -6,12 +6,14 @@ Answers to Linux v6.8 mm/mmap.c: SYSCALL_DEFINE1(brk), do_brk_flags().
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.mmap import may_expand_vm, vm_brk_limit_ok
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.pace import drain
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma, vm_start_gap
 from kerneld.mm.space.vma_merge import can_merge_after
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DATA_DEFAULT_FLAGS, VM_SOFTDIRTY
@@ -25,6 +27,11 @@ def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
     Where new memory is locked (`mm.def_flags`) the caller faults it in.
     Source: Linux v6.8 mm/mmap.c:SYSCALL_DEFINE1(brk).
     """
+    return drain(brk_in_pieces(mm, brk, privileged=privileged))
+
+
+def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Generator[None, None, Vaddr]:
+    """Do as `do_brk` does; yield while a heap shrinks. Who goes on with it holds the address space."""
     limit = mm.rlimits.soft[Rlimit.DATA]
     data = brk - mm.start_brk + mm.end_data - mm.start_data
     if brk < mm.start_brk or (limit != RLIM_INFINITY and data > limit):
@@ -35,7 +42,7 @@ def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
             vma = mm.vmas.find(new)
             if vma is None or vma.start >= old:
                 return mm.brk
-            do_munmap(mm, new, old - new)
+            yield from munmap_steps(mm, new, old - new)
         elif new > old:
             if not _may_grow(mm, old, new, privileged):
                 return mm.brk

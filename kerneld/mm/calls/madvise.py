@@ -29,11 +29,11 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.fault.collapse import madvise_collapse
 from kerneld.mm.fault.fault import VM_FAULT_OOM
-from kerneld.mm.fault.populate import drain, fault_in_range
+from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pace import Pace, Steps, drain, run_at_once
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.truncate import punch_hole
 from kerneld.mm.space.vma import Vma

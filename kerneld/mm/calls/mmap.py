@@ -24,14 +24,16 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.mlock import can_do_mlock, mlock_future_ok
 from kerneld.mm.files.filemap import File, shmem_zero_setup
 from kerneld.mm.files.hugetlb import check_hugetlb_area, hugetlbfs_file_mmap
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
+from kerneld.mm.space.pace import is_wide
 from kerneld.mm.space.pkeys import execute_only_pkey
 from kerneld.mm.space.unmapped_area import get_unmapped_area, round_hint_to_min
 from kerneld.mm.space.vma import Vma
@@ -82,6 +84,32 @@ def do_mmap(
     says; what fails behind EEXIST may have taken that key.
     Source: Linux v6.8 mm/mmap.c:do_mmap().
     """
+    addr, vm_flags, pgoff = check_mmap(mm, addr, length, prot, flags, file, pgoff, privileged=privileged)
+    mmap_region(mm, addr, page_align(length), vm_flags, file, pgoff)
+    return addr
+
+
+def clears_in_pieces(mm: MmStruct, length: int, flags: int) -> bool:
+    """Tell whether what is where a mapping is to be may take long to go."""
+    return flags & _FIXED != 0 and is_wide(mm, length)
+
+
+def mmap_in_pieces(
+    mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
+) -> Generator[None, None, Vaddr]:
+    """Do as `do_mmap` does; yield while what is there goes. Who goes on with it holds the address space."""
+    addr, vm_flags, pgoff = check_mmap(mm, addr, length, prot, flags, file, pgoff, privileged=privileged)
+    length = page_align(length)
+    check_expand(mm, addr, length, vm_flags)
+    yield from munmap_in_pieces(mm, addr, length)
+    mmap_region(mm, addr, length, vm_flags, file, pgoff)
+    return addr
+
+
+def check_mmap(
+    mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
+) -> tuple[Vaddr, int, int]:
+    """Check what `do_mmap` is asked for, up to EINVAL of its table; return the address, the VM_ flags, the offset."""
     if not length:
         raise SysError(errno.EINVAL)
     if flags & _FIXED_NOREPLACE:
@@ -116,8 +144,7 @@ def do_mmap(
         vm_flags = _check_file(file, prot, flags, vm_flags, pgoff, length)
     if flags & Map.NORESERVE.value and mm.sysctl.overcommit_memory != 2:
         vm_flags |= VM_NORESERVE
-    mmap_region(mm, addr, length, vm_flags, file, pgoff)
-    return addr
+    return addr, vm_flags, pgoff
 
 
 def wants_populate(mm: MmStruct, flags: int) -> bool:
@@ -199,6 +226,15 @@ def _mapped_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
     return covered >> PAGE_SHIFT
 
 
+def check_expand(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int) -> None:
+    """Raise SysError(ENOMEM) where so much more is over a limit, what is there now not counted."""
+    pages = length >> PAGE_SHIFT
+    if not may_expand_vm(mm, vm_flags, pages):
+        mapped = _mapped_pages(mm, addr, addr + length)
+        if not may_expand_vm(mm, vm_flags, pages - mapped):
+            raise SysError(errno.ENOMEM)
+
+
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
     """Put a checked mapping at `addr`, replacing what is there, merged with its neighbours where it can be.
 
@@ -208,8 +244,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     """
     end = addr + length
     pages = length >> PAGE_SHIFT
-    if not may_expand_vm(mm, vm_flags, pages) and not may_expand_vm(mm, vm_flags, pages - _mapped_pages(mm, addr, end)):
-        raise SysError(errno.ENOMEM)
+    check_expand(mm, addr, length, vm_flags)
     if next(mm.vmas.overlapping(addr, end), None) is not None:
         do_munmap(mm, addr, length)
     if accountable_mapping(file, vm_flags):

@@ -16,19 +16,20 @@ mm/mmap.c:copy_vma().
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from typing import TypeAlias
 
 import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.mlock import mlock_future_ok
 from kerneld.mm.calls.mmap import may_expand_vm
-from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.space.leaf_walk import Leaf, Leaves, Run
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.pace import Pace, Steps, drain
 from kerneld.mm.space.rmap import anon_vma_clone, dup_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.unmapped_area import get_unmapped_area
 from kerneld.mm.space.vma import Vma
@@ -46,6 +47,8 @@ from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 
 _MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
+Place: TypeAlias = Generator[None, None, Vaddr]
+"""A call in pieces that comes to an address."""
 _SPARE_MAPS = 3
 """A move may need so many VMAs more before it gives one back."""
 
@@ -53,7 +56,17 @@ _SPARE_MAPS = 3
 def do_mremap(
     mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, new_addr: Vaddr, *, privileged: bool
 ) -> Vaddr:
+    """Change the size or the place of a mapping, and return its address, at once: as `mremap_in_pieces` does."""
+    return drain(mremap_in_pieces(mm, addr, old_len, new_len, flags, new_addr, privileged=privileged))
+
+
+def mremap_in_pieces(
+    mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, new_addr: Vaddr, *, privileged: bool
+) -> Place:
     """Change the size or the place of a mapping and return its address; lengths in bytes are rounded up to pages.
+
+    Yields where others may be served. Who goes on with it holds the address space: a mapping that moves is at both
+    places meanwhile, with its pages at either.
 
     Raises SysError(EINVAL) for contradicting flags, an unaligned address, a new length of 0, overlapping places, or an
     old length of 0 of private memory; EFAULT where the old range is not inside one VMA; ENOMEM without room, over a
@@ -70,10 +83,10 @@ def do_mremap(
     if vma is None:
         raise SysError(errno.EFAULT)
     if flags & (_FIXED | _DONTUNMAP):
-        return _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged)
+        return (yield from _mremap_to(mm, addr, old_len, new_addr, new_len, flags, privileged))
     if old_len >= new_len:
         if old_len > new_len:
-            do_munmap(mm, addr + new_len, old_len - new_len)
+            yield from munmap_steps(mm, addr + new_len, old_len - new_len)
         return addr
     vma = vma_to_resize(mm, addr, old_len, new_len, flags, privileged)
     if old_len == vma.end - addr and vma_expandable(mm, vma, new_len - old_len, privileged):
@@ -82,22 +95,22 @@ def do_mremap(
     elif flags & _MAYMOVE:
         map_flags = Map.SHARED.value if vma.vm_flags & VM_MAYSHARE else 0
         new_addr = find_new_place(mm, vma, addr, 0, new_len, map_flags, privileged)
-        move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
+        yield from move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
     else:
         raise SysError(errno.ENOMEM)
-    _populate_tail(mm, new_addr, old_len, new_len)
+    yield from _populate_tail(mm, new_addr, old_len, new_len)
     return new_addr
 
 
-def _populate_tail(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int) -> None:
+def _populate_tail(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int) -> Steps:
     vma = mm.vmas.lookup(addr)
     if vma is not None and vma.vm_flags & VM_LOCKED and new_len > old_len:
-        mm_populate(mm, addr + old_len, addr + new_len)
+        yield from populate_in_pieces(mm, addr + old_len, addr + new_len, ignore_errors=True)
 
 
 def _mremap_to(
     mm: MmStruct, addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int, privileged: bool
-) -> Vaddr:
+) -> Place:
     """Source: Linux v6.8 mm/mremap.c:mremap_to()."""
     if new_addr & ~PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
         raise SysError(errno.EINVAL)
@@ -106,17 +119,17 @@ def _mremap_to(
     if mm.map_count + 2 >= mm.sysctl.max_map_count - _SPARE_MAPS:
         raise SysError(errno.ENOMEM)
     if flags & _FIXED:
-        do_munmap(mm, new_addr, new_len)
+        yield from munmap_steps(mm, new_addr, new_len)
     if old_len > new_len:
-        do_munmap(mm, addr + new_len, old_len - new_len)
+        yield from munmap_steps(mm, addr + new_len, old_len - new_len)
         old_len = new_len
     vma = vma_to_resize(mm, addr, old_len, new_len, flags, privileged)
     if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, old_len >> PAGE_SHIFT):
         raise SysError(errno.ENOMEM)
     map_flags = Map.FIXED.value if flags & _FIXED else 0
     new_addr = find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
-    move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
-    _populate_tail(mm, new_addr, old_len, new_len)
+    yield from move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
+    yield from _populate_tail(mm, new_addr, old_len, new_len)
     return new_addr
 
 
@@ -186,8 +199,8 @@ def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
     mm.move_vma_bounds(vma, vma.start, end)
 
 
-def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int) -> None:
-    """Move [old_addr, old_addr + old_len) of a VMA to a free place of `new_len` bytes.
+def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int) -> Steps:
+    """Move [old_addr, old_addr + old_len) of a VMA to a free place of `new_len` bytes, in pieces.
 
     Raises SysError(ENOMEM) with too many VMAs or without frames for page tables; the mapping is then where it was.
     Source: Linux v6.8 mm/mremap.c:move_vma().
@@ -200,9 +213,9 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     locked_vm, vm_flags = mm.locked_vm, vma.vm_flags
     new_vma = copy_vma(mm, vma, old_addr, new_addr, new_len)
     try:
-        move_page_tables(mm, old_addr, new_addr, old_len)
+        yield from move_page_tables(mm, old_addr, new_addr, old_len)
     except SysError:
-        do_munmap(mm, new_addr, new_len)
+        yield from munmap_steps(mm, new_addr, new_len)
         raise
     if flags & _DONTUNMAP:
         source = mm.vmas.lookup(old_addr)
@@ -214,7 +227,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     elif old_len:
         # For a moment the mapping is there twice: that is no peak (Linux keeps mm->hiwater_vm here too).
         hiwater_vm = mm.hiwater_vm
-        do_munmap(mm, old_addr, old_len)
+        yield from munmap_steps(mm, old_addr, old_len)
         mm.hiwater_vm = hiwater_vm
 
 
@@ -263,7 +276,7 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
     return new_vma
 
 
-def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
+def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> Steps:
     """Move the entries of a range to another: whole leaf tables where both lie alike in them, else run by run.
 
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
@@ -275,18 +288,46 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
         # Nothing else lies in the first table: it moves too, and takes nobody anything.
         old_addr = first = old_addr & -PMD_SIZE
     if delta & PMD_SIZE - 1 or first >= last:
-        move_ptes(mm, old_addr, new_addr, length)
+        yield from _move_ptes_in_pieces(mm, old_addr, new_addr, length)
         return
-    with ExitStack() as undo:
-        move_ptes(mm, old_addr, old_addr + delta, first - old_addr)
-        undo.callback(_move_back, mm, old_addr, old_addr + delta, first - old_addr)
+    move_ptes(mm, old_addr, old_addr + delta, first - old_addr)
+    moved = first
+    try:
         if mm.move_tables(first, last, first + delta):
-            undo.callback(mm.move_tables, first + delta, last + delta, first)
+            moved = last
+            try:
+                move_ptes(mm, last, last + delta, end - last)
+            except SysError:
+                mm.move_tables(first + delta, last + delta, first)
+                moved = first
+                raise
         else:
-            move_ptes(mm, first, first + delta, last - first)
-            undo.callback(_move_back, mm, first, first + delta, last - first)
-        move_ptes(mm, last, last + delta, end - last)
-        undo.pop_all()
+            yield from _move_ptes_in_pieces(mm, first, first + delta, end - first)
+    except SysError:
+        _move_back(mm, old_addr, old_addr + delta, moved - old_addr)
+        raise
+
+
+def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> Steps:
+    """Do as `move_ptes` does, a part after the other; what had moved before one that fails goes back in parts, too."""
+    end, delta, pace = old_addr + length, new_addr - old_addr, Pace()
+    moved = old_addr
+    try:
+        while moved < end:
+            stop = pace.far_stop(mm.page_table, moved, end)
+            move_ptes(mm, moved, moved + delta, stop - moved)
+            moved = stop
+            if moved < end and pace.is_over():
+                yield
+                pace.begin()
+    except SysError:
+        at = old_addr
+        while at < moved:
+            stop = pace.far_stop(mm.page_table, at + delta, moved + delta) - delta
+            _move_back(mm, at, at + delta, stop - at)
+            at = stop
+            yield
+        raise
 
 
 def _can_realign(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool:

@@ -8,7 +8,6 @@ Linux v6.8 mm/gup.c: __mm_populate(), populate_vma_page_range().
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +21,12 @@ from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.space.leaf_walk import Leaf
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
-from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.pace import Pace, drain
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.pte_ops import Rss
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
-
-Outcome = TypeVar("Outcome")
 
 
 def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors: bool) -> Generator[None, None, int]:
@@ -63,16 +60,6 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
             yield
             pace.begin()
     return 0
-
-
-def drain(pieces: Generator[None, None, Outcome]) -> Outcome:
-    """Do all of a long piece of work at once."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as over:
-            outcome: Outcome = over.value
-            return outcome
 
 
 def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:

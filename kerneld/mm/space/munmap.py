@@ -12,7 +12,7 @@ from kerneld.errors import SysError
 from kerneld.mm.space.dying import take_down
 from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace, Steps
+from kerneld.mm.space.pace import Pace, Steps, is_wide
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
 from kerneld.mm.space.writeback import writeback_in_pieces, writeback_range
@@ -47,6 +47,14 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
         if start < end and pace.is_over():
             yield
             pace.begin()
+
+
+def munmap_steps(mm: MmStruct, start: Vaddr, length: int) -> Steps:
+    """Do as `do_munmap` does, in pieces where that may take long."""
+    if is_wide(mm, length):
+        yield from munmap_in_pieces(mm, start, length)
+    else:
+        do_munmap(mm, start, length)
 
 
 def _end_of_few(mm: MmStruct, start: Vaddr, end: Vaddr) -> Vaddr:

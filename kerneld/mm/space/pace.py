@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kerneld.hw.paging import PGD_SHIFT
 from shared.uapi.page import PMD_SIZE, Vaddr
@@ -26,19 +26,33 @@ _LOOKED_THROUGH = 1 << PGD_SHIFT
 _LATE_SECONDS = 0.004
 
 
+Outcome = TypeVar("Outcome")
 Steps = Generator[None, None, None]
 """A call on a range, in pieces: others are served where it yields, and may change the address space, or end it."""
 
 
 def is_wide(mm: MmStruct, length: int) -> bool:
-    """Tell whether a call on so many bytes of an address space may take long: wide, or of many VMAs."""
-    return length > _AT_ONCE or mm.map_count > _FEW_VMAS
+    """Tell whether a call on so many bytes of an address space may take long: wide, or of many VMAs.
+
+    A sixteenth of what is done at once of entries is a hundred times as long where pages are written to a file.
+    """
+    return length > _AT_ONCE // 8 or mm.map_count > _FEW_VMAS
 
 
 def run_at_once(steps: Steps) -> None:
     """Do all of a call that comes in pieces."""
     for _ in steps:
         pass
+
+
+def drain(steps: Generator[None, None, Outcome]) -> Outcome:
+    """Do all of a call that comes in pieces, and return what it comes to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
 
 
 class Pace:
@@ -53,11 +67,12 @@ class Pace:
         """Return the end of the page table's range that `start` lies in, or `end` where that comes first."""
         return min(end, (start & -PMD_SIZE) + PMD_SIZE)
 
-    def far_stop(self, walk: LeafWalk, start: Vaddr, end: Vaddr, size: int = _AT_ONCE) -> Vaddr:
+    def far_stop(self, walk: LeafWalk, start: Vaddr, end: Vaddr, size: int = 0) -> Vaddr:
         """Return the end of a step over the next page tables that are there: `end` or less.
 
-        They are those of a range of `size` bytes, as many as take a millisecond or so; a power of two.
+        They are those of a range of `size` bytes, a power of two; 0 for as many as usually take a millisecond or so.
         """
+        size = size or _AT_ONCE
         # Upper tables may lead to none; a step looks through 512 of them at most.
         first = walk.first_leaf(start, min(end, (start & -_LOOKED_THROUGH) + _LOOKED_THROUGH))
         return min(end, (first & -size) + size)

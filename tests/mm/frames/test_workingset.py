@@ -7,13 +7,14 @@ import pytest
 
 from kerneld.mm.calls.madvise_pages import madvise_pageout
 from kerneld.mm.calls.mlock import do_mlock
-from kerneld.mm.fault.populate import drain, mm_populate, populate_in_pieces
+from kerneld.mm.fault.populate import mm_populate, populate_in_pieces
 from kerneld.mm.frames import lru
 from kerneld.mm.frames.frames import PG_ACTIVE, Frames
 from kerneld.mm.frames.lru import folio_activate, lru_sizes, recent_lru_sizes
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pace import drain
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
 from tests.support.machine import ANON, BASE, RW, SHARED, Machine, load, mmap, page, pfn_of, store, vma_at
