@@ -18,7 +18,7 @@ import click
 
 from shared.failure import Failure, Status
 from shared.process_name import set_process_name
-from shared.standard_streams import complain, discard_output, flush_output, open_standard_streams
+from shared.standard_streams import complain, flush_output, open_standard_streams
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errnos that only writing raises. An error without a file name is then an error of standard output."""
@@ -59,8 +59,7 @@ def _outcome(name: str, run: Callable[[], Any]) -> tuple[int, str]:
         sys.stdout.flush()
         return status or Status.OK, ""
     except BrokenPipeError:
-        # The reader of our output has left (`kerneld ps | head`): no line, and no flush at the exit.
-        discard_output()
+        # The reader of our output has left (`kerneld ps | head`): no line. What is left is discarded by the last flush.
         return Status.FAILED, ""
     except click.UsageError as error:
         of_command = error.ctx.command_path if error.ctx else name
@@ -70,7 +69,6 @@ def _outcome(name: str, run: Callable[[], Any]) -> tuple[int, str]:
     except click.ClickException as error:
         return Status.FAILED, error.format_message()
     except OSError as error:
-        discard_output()
         return Status.FAILED, _words_of(error)
     except Exception as error:
         return Status.FAILED, f"internal error: {type(error).__name__}: {error}{_place(error.__traceback__)}"
