@@ -254,8 +254,8 @@ class Kernel:
     def check(self) -> None:
         """In tests: check every invariant of the machine. Raises KernelBug."""
         if self.config.check_invariants:
-            mms = [*self.table.address_spaces(), *self.dying.queue]
-            check_machine(self.frames, mms)
+            mms = [*self.table.address_spaces(), *self.dying.mms]
+            check_machine(self.frames, mms, self.dying.mappings)
             self.rq.check(mms)
             self.shadowpt.check()
             self.tlbs.check()
@@ -267,7 +267,7 @@ class Kernel:
         self.take_ended()
         until = time.monotonic() + _SHUTDOWN_SECONDS
         self.dying.finish(lambda: time.monotonic() >= until)
-        for mm in self.dying.queue:
+        for mm in self.dying.mms:
             sync_mm(mm)
         if self.tracing is not None:
             self.tracing.shutdown()

@@ -253,7 +253,7 @@ class Tracing:
         """A process is there, or has another name, memory or credentials: tell one trace, or all."""
         if process.mm is None:
             return
-        for dying in self.kernel.dying.queue:
+        for dying in self.kernel.dying.mms:
             if self._owners.get(dying.number) == process.pid:
                 self._owners[dying.number] = NOBODY
         self._owners[process.mm.number] = process.pid

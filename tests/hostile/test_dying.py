@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.mm.files import filemap
 from kerneld.mm.limits import OVERCOMMIT_NEVER, Sysctl
 from kerneld.mm.space import pace
 from kerneld.syscalls.kernel import Kernel, KernelConfig
@@ -201,3 +202,53 @@ def test_what_is_left_is_traced_as_the_dead_ones_until_its_pid_comes_again(world
     assert traces[1].records(PTE_CLEAR) == []
     for trace in traces:
         trace.close()
+
+
+SHARED_PAGES = 3000
+
+
+def with_shared_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Return a program that has written to much shared anonymous memory; what is cached of it goes in many pieces."""
+    monkeypatch.setattr(filemap, "EVICTED_AT_ONCE", 64)
+    program = world.attach(USER)
+    program.mmap(SHARED_PAGES, flags=SHARED | Map.ANONYMOUS.value, at=BASE)
+    program.touch(0, SHARED_PAGES, Access.WRITE)
+    return program
+
+
+@pytest.mark.parametrize("way", ["munmap", "exit"])
+def test_shared_memory_goes_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    owner, other = with_shared_memory(world, monkeypatch), world.attach(USER)
+    free = world.kernel.frames.free_pages
+    if way == "munmap":
+        assert owner.call(Nr.MUNMAP, BASE, SHARED_PAGES * PAGE_SIZE) == 0
+    else:
+        end(world, owner)
+    served = 0
+    while world.kernel.dying.queue:
+        served += other.call(Nr.GETPID) == other.pid
+        world.kernel.reap_memory()
+    assert served >= SHARED_PAGES // 64
+    assert world.kernel.frames.free_pages >= free + SHARED_PAGES
+
+
+def test_who_needs_the_memory_of_a_shared_mapping_gets_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, other = with_shared_memory(world, monkeypatch), world.attach(USER)
+    assert owner.call(Nr.MUNMAP, BASE, SHARED_PAGES * PAGE_SIZE) == 0
+    assert world.kernel.dying.queue
+    other.mmap(SHARED_PAGES, at=BASE)
+    other.touch(0, SHARED_PAGES, Access.WRITE)
+    assert other.process.live_mm.resident_pages >= SHARED_PAGES
+    assert world.kernel.frames.vmstat["oom_kill"] == 0
+
+
+def test_who_looks_at_all_of_memory_finds_a_shared_mapping_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = world.attach(ROOT)
+
+    def look() -> bytes:
+        return reader.answer(Nr.PROCREAD, 0, 1 << 16, data=b"kpagecount").data
+
+    before = look()
+    end(world, with_shared_memory(world, monkeypatch))
+    assert world.kernel.dying.queue
+    assert look() == before

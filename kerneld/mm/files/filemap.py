@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
     from kerneld.mm.space.vma import Vma
 
+EVICTED_AT_ONCE = 4096
+"""So many cached pages go at a time: they take a millisecond or so."""
 FAULT_AROUND_PAGES = 16
 """Pages mapped at once by a read fault where they are cached (Linux: fault_around_pages, 64 KiB)."""
 
@@ -280,19 +282,30 @@ class AddressSpace:
             self.evict()
 
     def evict(self) -> None:
-        """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict()."""
+        """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict().
+
+        Nobody finds this any more: who opens the file has another. Many pages go in pieces (`kerneld.mm.space.dying`).
+        """
         self.writeback()
-        self.frames.put_pages(np.fromiter(self.pages.values(), dtype=np.int64, count=len(self.pages)))
-        free_swap_and_cache(self.frames, np.array([*self.swapped.values()], dtype=np.int64))
-        self.pages.clear()
-        self.dirty.clear()
-        self.unsaved.clear()
-        self.swapped.clear()
-        self.shadows.clear()
         self.account(-self.accounted_pages)
+        self.accounts_blocks = False
+        self.shadows.clear()
         self.host.clear()
         if self.backing is not None:
             self.backing.release()
+        if len(self.pages) + len(self.swapped) > EVICTED_AT_ONCE and self.frames.dying is not None:
+            self.frames.dying.begin_eviction(self)
+        else:
+            while self.evict_some():
+                pass
+
+    def evict_some(self) -> bool:
+        """Drop some pages, cached or swapped out, of a file that nobody finds any more; return whether any are left."""
+        self.drop_pages(list(itertools.islice(self.pages, EVICTED_AT_ONCE)))
+        gone = list(itertools.islice(self.swapped, EVICTED_AT_ONCE))
+        free_swap_and_cache(self.frames, np.array([self.swapped.pop(index) for index in gone], dtype=np.int64))
+        self.unsaved.difference_update(gone)
+        return bool(self.pages or self.swapped)
 
     def last_index(self) -> int:
         """Return the number of pages that the file has now, the last one possibly in part."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.pace import Pace
@@ -35,13 +36,14 @@ Pieces = Generator[None, None, None]
 
 
 class Dying:
-    """The address spaces of one machine that are being taken down, the oldest first."""
+    """The address spaces of one machine that are being taken down, the oldest first, and files that go with them."""
 
     def __init__(self) -> None:
-        self.queue: deque[MmStruct] = deque()
+        self.queue: deque[MmStruct | AddressSpace] = deque()
         self.slice_seconds: float | None = None
         """How long a turn of the loop may take them down; None: until they have gone."""
-        self._pieces: dict[MmStruct, Pieces] = {}
+        self._pieces: dict[MmStruct | AddressSpace, Pieces] = {}
+        self._is_running = False
         self._spent = 0.0
         self._last = 0.0
 
@@ -53,6 +55,23 @@ class Dying:
             self._go_on(lambda: False)
         else:
             self._run_slice(self.slice_seconds)
+
+    def begin_eviction(self, mapping: AddressSpace) -> None:
+        """Drop what is cached of a file that nobody finds any more: next, as what is under way has let go of it."""
+        self._pieces[mapping] = _evict(mapping)
+        self.queue.insert(int(self._is_running), mapping)
+        if self.slice_seconds is None and not self._is_running:
+            self._go_on(lambda: False)
+
+    @property
+    def mms(self) -> list[MmStruct]:
+        """The address spaces."""
+        return [one for one in self.queue if not isinstance(one, AddressSpace)]
+
+    @property
+    def mappings(self) -> list[AddressSpace]:
+        """The files that are being evicted."""
+        return [one for one in self.queue if isinstance(one, AddressSpace)]
 
     def turn(self) -> None:
         """A turn of the loop: go on for a slice of time."""
@@ -77,24 +96,44 @@ class Dying:
     def finish_in_pieces(self) -> Pieces:
         """Take down those that are dying now; yield between two pieces, where others may be served."""
         last = self.queue[-1] if self.queue else None
-        while last in self._pieces:
+        while last in self._pieces or (self.queue and isinstance(self.queue[0], AddressSpace)):
             self._go_on(lambda: True)
             yield
 
     def _go_on(self, is_enough: Callable[[], bool]) -> None:
         """Run pieces, one at least."""
         while self.queue:
-            mm = self.queue[0]
-            if run_piece(mm, self._pieces[mm]):
+            first = self.queue[0]
+            pieces = self._pieces[first]
+            self._is_running = True
+            try:
+                is_last = _is_over(pieces) if isinstance(first, AddressSpace) else run_piece(first, pieces)
+            finally:
+                self._is_running = False
+            if is_last:
                 self.queue.popleft()
-                del self._pieces[mm]
+                del self._pieces[first]
             if is_enough():
                 return
 
 
+def _is_over(pieces: Pieces) -> bool:
+    """Run one piece, and return whether it was the last."""
+    return next(pieces, pieces) is pieces
+
+
 def run_piece(_mm: MmStruct, pieces: Pieces) -> bool:
     """Run one piece of an address space's end, and return whether it was the last."""
-    return next(pieces, pieces) is pieces
+    return _is_over(pieces)
+
+
+def _evict(mapping: AddressSpace) -> Pieces:
+    """Drop what is cached of a file; yield where the rest is whole: pages that nothing but reclaim comes to."""
+    pace = Pace()
+    while mapping.evict_some():
+        if pace.is_over():
+            yield
+            pace.begin()
 
 
 def take_down(mm: MmStruct) -> Pieces:
