@@ -61,7 +61,7 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
     is_large = (flags & PG_LARGE) != 0
     is_tail = is_large & (np.arange(window.start, window.stop) % HPAGE_PMD_NR != 0)
     # What a huge page is like is noted at its first frame alone.
-    flags = np.where(is_tail, flags & np.uint32(~_OF_HEADS & (1 << 32) - 1), flags)
+    flags = np.where(is_tail, flags & ~np.uint32(_OF_HEADS), flags)
     cached = (frames.mapping[window] != 0) & ~anon
     is_zero = _zero_pages(frames)
     in_block = frames.buddy.is_free()

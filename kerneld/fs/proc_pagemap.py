@@ -53,7 +53,7 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
     # The shared zero page is of nobody: neither a file's nor exclusive (Linux: vm_normal_page() returns none).
     counted = present & ((entries & PTE_SPECIAL) == 0)
     counted_pfns = pfns[counted]
-    flags = np.where((mm.frames.flags[counted_pfns] & PG_ANON) == 0, np.uint64(PM_FILE), np.uint64(0))
+    flags = np.where(~mm.frames.has(counted_pfns, PG_ANON), np.uint64(PM_FILE), np.uint64(0))
     flags |= np.where(mm.frames.mapcount[counted_pfns] == 1, np.uint64(PM_MMAP_EXCLUSIVE), np.uint64(0))
     words[counted] |= flags
     if mm.page_table.deposited:

@@ -193,8 +193,8 @@ def _share_frames(new: MmStruct, vma: Vma, place: Run, copied: Words) -> None:
         return
     frames = new.frames
     pfns = pte_pfn(counted).astype(np.int64)
-    anon = (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
-    frames.flags[pfns[anon]] &= np.uint32(~PG_ANON_EXCLUSIVE & (1 << 32) - 1)
+    anon = frames.has(pfns, PG_ANON)
+    frames.clear(pfns[anon], PG_ANON_EXCLUSIVE)
     frames.refcount[pfns] += 1
     nr_anon = int(np.count_nonzero(anon))
     kind = Rss.SHMEM if vma.file is not None and vma.file.mapping.is_shmem else Rss.FILE

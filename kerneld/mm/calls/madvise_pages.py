@@ -36,7 +36,7 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MAYSHARE
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
-_U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
+_U64 = (1 << 64) - 1
 MayWrite = Callable[[File], bool]
 """Says of a file whether the caller owns it or may write to it, in whatever way it is open."""
 
@@ -88,15 +88,14 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
         mm.zap_swapped(run)
         positions, pfns = _mapped(mm, run)
         keep = np.ones(len(pfns), dtype=np.bool_)
-        flags = frames.flags[pfns]
-        for place in np.flatnonzero((flags & np.uint32(PG_SWAPCACHE | PG_DIRTY)) != 0).tolist():
+        for place in np.flatnonzero(frames.has(pfns, PG_SWAPCACHE | PG_DIRTY)).tolist():
             pfn = int(pfns[place])
             # Of a page that others map too it is not ours to say that it is clean, nor of one that others swap in.
             keep[place] = frames.mapcount_at[pfn] == 1 and (
-                not flags[place] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
+                not frames.flags_at[pfn] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
             )
         pfns = pfns[keep]
-        frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
+        frames.clear(pfns, PG_DIRTY)
         _clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
         folio_mark_lazyfree(frames, pfns)
 
@@ -104,7 +103,7 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 def _free_huge(mm: MmStruct, run: Run) -> None:
     """Source: Linux v6.8 mm/huge_memory.c:madvise_free_huge_pmd()."""
     positions, pfns = _mapped(mm, run)
-    mm.frames.flags[pfns] &= np.uint32(~PG_DIRTY & _U32)
+    mm.frames.clear(pfns, PG_DIRTY)
     _clear_bits(mm, run, positions, PTE_ACCESSED | PTE_DIRTY)
     folio_mark_lazyfree(mm.frames, pfns)
 
@@ -114,7 +113,7 @@ def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     frames = mm.frames
     for run in _runs(mm, start, end):
         pfns = _make_old(mm, run, anon_only=False)
-        folio_deactivate(frames, pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0])
+        folio_deactivate(frames, pfns[frames.has(pfns, PG_ACTIVE)])
 
 
 def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
@@ -127,7 +126,7 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
         return
     for run in _runs(mm, start, end):
         pfns = _make_old(mm, run, anon_only=anon_only)
-        reclaim_pages(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0], may_write=False)
+        reclaim_pages(mm.frames, pfns[~mm.frames.has(pfns, PG_UNEVICTABLE)], may_write=False)
     if vma.file is not None:
         _count_as_hosts(vma.file, vma.page_index(start), vma.page_index(end))
 
@@ -171,7 +170,7 @@ def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
 
 def _has_large(mm: MmStruct, run: Run) -> bool:
     pfns = _mapped(mm, run)[1]
-    return bool((mm.frames.flags[pfns] & np.uint32(PG_LARGE)).any())
+    return bool(mm.frames.has(pfns, PG_LARGE).any())
 
 
 def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
@@ -200,10 +199,10 @@ def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
     # Of a huge page the first one has been asked already, for all.
     ours = (frames.mapcount[pfns] == 1) | run.huge
     if anon_only:
-        ours &= (frames.flags[pfns] & np.uint32(PG_ANON)) != 0
+        ours &= frames.has(pfns, PG_ANON)
     _clear_bits(mm, run, positions[ours], PTE_ACCESSED)
     pfns = pfns[ours]
-    frames.flags[pfns] &= np.uint32(~PG_REFERENCED & _U32)
+    frames.clear(pfns, PG_REFERENCED)
     return pfns
 
 

@@ -186,5 +186,5 @@ def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) ->
     if vma.vm_flags & VM_SHARED:
         return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_DIRTY)) != 0)
     counted = (entries & PTE_SPECIAL) == 0
-    exclusive = (mm.frames.flags[pte_pfn(entries).astype(np.int64)] & PG_ANON_EXCLUSIVE) != 0
+    exclusive = mm.frames.has(pte_pfn(entries).astype(np.int64), PG_ANON_EXCLUSIVE)
     return cast("npt.NDArray[np.bool_]", counted & exclusive)

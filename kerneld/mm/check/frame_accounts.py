@@ -99,7 +99,7 @@ def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
         run = slice(head, head + HPAGE_PMD_NR)
         if head % HPAGE_PMD_NR or head + HPAGE_PMD_NR > frames.ram.nr_frames:
             raise KernelBug(f"huge page {head:#x} is not on its boundary, or leaves memory")
-        owners = frames.flags[run] & np.uint32(PG_ANON | PG_ANON_EXCLUSIVE)
+        owners = frames.flags[run] & (PG_ANON | PG_ANON_EXCLUSIVE)
         if len(np.unique(owners)) > 1 or len(np.unique(frames.mapping[run])) > 1:
             raise KernelBug(f"the frames of huge page {head:#x} differ in whose they are")
         if not frames.flags_at[head] & PG_ANON or (np.diff(frames.index[run].astype(np.int64)) != 1).any():

@@ -37,7 +37,7 @@ def check_swap(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]) 
     pfns = swap.cache[cached].astype(np.int64)
     if bool((frames.swap_slot[pfns] != cached).any()):
         raise KernelBug("a frame of the swap cache belongs to another slot than it is cached for")
-    flagged = np.flatnonzero((frames.flags & np.uint32(PG_SWAPCACHE)) != 0)
+    flagged = np.flatnonzero(frames.has(slice(None), PG_SWAPCACHE))
     if not np.array_equal(np.sort(pfns), flagged):
         raise KernelBug(f"the swap cache holds {len(pfns)} frames, {len(flagged)} are flagged")
     unused = cached[(swap.count[cached] == 0) & (frames.mapcount[pfns] == 0)]

@@ -28,13 +28,13 @@ def folio_mark_dirty(frames: Frames, pfns: Pfns) -> None:
 
     Source: Linux v6.8 mm/page-writeback.c:folio_mark_dirty().
     """
-    flags = frames.flags[pfns]
-    anon = pfns[(flags & np.uint32(PG_ANON)) != 0]
-    frames.flags[anon] |= np.uint32(PG_DIRTY)
-    large = anon[(flags[(flags & np.uint32(PG_ANON)) != 0] & np.uint32(PG_LARGE)) != 0]
+    cached = pfns[~frames.has(pfns, PG_ANON | PG_DIRTY)]
+    anon = pfns[frames.has(pfns, PG_ANON)]
+    frames.set(anon, PG_DIRTY)
+    large = anon[frames.has(anon, PG_LARGE)]
     for head in np.unique(large & -HPAGE_PMD_NR).tolist():
-        frames.flags[frames.huge.pages_of(head)] |= np.uint32(PG_DIRTY)
-    for pfn in pfns[(flags & np.uint32(PG_ANON | PG_DIRTY)) == 0].tolist():
+        frames.set(frames.huge.pages_of(head), PG_DIRTY)
+    for pfn in cached.tolist():
         mapping = frames.find_mapping(pfn)
         if isinstance(mapping, AddressSpace):
             mapping.mark_dirty(frames.index_at[pfn], pfn)
@@ -83,7 +83,7 @@ def _touched_pmd(entry: int, write: bool) -> int:
 
 def _mark_accessed(frames: Frames, pfns: Pfns) -> None:
     """Mark frames as used; a huge page that small entries map is so as a whole, once for each page gone to."""
-    large = (frames.flags[pfns] & np.uint32(PG_LARGE)) != 0
+    large = frames.has(pfns, PG_LARGE)
     if not large.any():
         folio_mark_accessed(frames, pfns)
         return

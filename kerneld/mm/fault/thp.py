@@ -148,7 +148,7 @@ def _can_reuse(mm: MmStruct, vma: Vma, head: Pfn) -> bool:
     frames = mm.frames
     run = slice(head, head + HPAGE_PMD_NR)
     if not frames.flags_at[head] & PG_ANON_EXCLUSIVE and frames.refcount[run].max() == 1:
-        frames.flags[run] |= PG_ANON_EXCLUSIVE
+        frames.set(run, PG_ANON_EXCLUSIVE)
         frames.mapping[run] = prepare_anon_vma(mm, vma)
     return frames.flags_at[head] & PG_ANON_EXCLUSIVE != 0
 

@@ -63,7 +63,7 @@ PG_WORKINGSET = 1 << 13
 
 Pfns = npt.NDArray[np.int64]
 
-LRU_CLOCK_END = (1 << 32) - 1
+LRU_CLOCK_END = _U32 = (1 << 32) - 1
 
 
 class Frames:
@@ -207,6 +207,19 @@ class Frames:
         order = np.argsort(self.lru[stamped], kind="stable")
         self.lru[stamped[order]] = np.arange(1, 1 + len(stamped), dtype=np.uint32)
         self.lru_clock = len(stamped)
+
+    def has(self, pfns: Pfns | slice, flags: int) -> npt.NDArray[np.bool_]:
+        """Return for each of these frames whether it has one of these PG_ flags, or more."""
+        found: npt.NDArray[np.bool_] = (self.flags[pfns] & np.uint32(flags)) != 0
+        return found
+
+    def set(self, pfns: Pfns | slice, flags: int) -> None:
+        """Give these frames these PG_ flags; the others they keep."""
+        self.flags[pfns] |= np.uint32(flags)
+
+    def clear(self, pfns: Pfns | slice, flags: int) -> None:
+        """Take these PG_ flags from these frames; the others they keep."""
+        self.flags[pfns] &= np.uint32(~flags & _U32)
 
     def get_page(self, pfn: Pfn) -> None:
         """Take one reference more: the frame stays until `put_page` (Linux: folio_get())."""

@@ -93,7 +93,7 @@ class HugeFrames:
 
     def pages_of(self, head: Pfn) -> Pfns:
         """Return what is left of the huge page that begins, or began, with a frame: the frames that something maps."""
-        large = (self._frames.flags[head : head + HPAGE_PMD_NR] & np.uint32(PG_LARGE)) != 0
+        large = self._frames.has(slice(head, head + HPAGE_PMD_NR), PG_LARGE)
         return np.flatnonzero(large) + head
 
     def put(self, head: Pfn) -> None:

@@ -32,7 +32,6 @@ from kerneld.mm.frames.frames import (
 )
 from shared.uapi.page import Pfn
 
-_U32 = (1 << 32) - 1
 _PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
 _QUEUED = 8192
 _MOST_QUEUED = 4 * _QUEUED
@@ -60,9 +59,9 @@ _FLAGS_OF = {
 
 def lru_sizes(frames: Frames) -> list[int]:
     """Return how many frames each `LruList` has, and last those that cannot be evicted."""
-    places = frames.flags & np.uint32(_PLACE)
-    sizes = [int(np.count_nonzero(places == np.uint32(flags))) for flags in _FLAGS_OF.values()]
-    return [*sizes, int(np.count_nonzero(places & np.uint32(PG_UNEVICTABLE)))]
+    places = frames.flags & _PLACE
+    sizes = [int(np.count_nonzero(places == flags)) for flags in _FLAGS_OF.values()]
+    return [*sizes, int(np.count_nonzero(places & PG_UNEVICTABLE))]
 
 
 def recent_lru_sizes(frames: Frames) -> list[int]:
@@ -112,12 +111,12 @@ class Lists:
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def _is_on(self, pfns: Pfns, kind: LruList) -> npt.NDArray[np.bool_]:
-        on: npt.NDArray[np.bool_] = (self._frames.flags[pfns] & np.uint32(_PLACE)) == np.uint32(_FLAGS_OF[kind])
+        on: npt.NDArray[np.bool_] = (self._frames.flags[pfns] & _PLACE) == _FLAGS_OF[kind]
         return on
 
     def _refill(self, kind: LruList) -> bool:
         frames = self._frames
-        pfns = np.flatnonzero((frames.flags & np.uint32(_PLACE)) == np.uint32(_FLAGS_OF[kind]))
+        pfns = np.flatnonzero((frames.flags & _PLACE) == _FLAGS_OF[kind])
         stamps = frames.lru[pfns]
         if len(pfns) > _MOST_QUEUED:
             # A share of the stamps tells well enough up to which there are so many: any number of the oldest will do.
@@ -130,13 +129,9 @@ class Lists:
         return len(pfns) > 0
 
 
-def _clear(frames: Frames, pfns: Pfns, bits: int) -> None:
-    frames.flags[pfns] &= np.uint32(~bits & _U32)
-
-
 def isolate(frames: Frames, pfns: Pfns) -> None:
     """Take frames off their lists, and a reference of each (Linux: folio_isolate_lru())."""
-    _clear(frames, pfns, PG_LRU)
+    frames.clear(pfns, PG_LRU)
     frames.refcount[pfns] += 1
 
 
@@ -145,13 +140,13 @@ def putback(frames: Frames, pfns: Pfns) -> None:
 
     Source: Linux v6.8 mm/vmscan.c:move_folios_to_lru().
     """
-    frames.flags[pfns] |= np.uint32(PG_LRU)
+    frames.set(pfns, PG_LRU)
     frames.stamp(pfns)
 
 
 def folio_activate(frames: Frames, pfns: Pfns) -> None:
     """Put frames at the head of their active list. Source: Linux v6.8 mm/swap.c:folio_activate_fn()."""
-    frames.flags[pfns] |= np.uint32(PG_ACTIVE)
+    frames.set(pfns, PG_ACTIVE)
     frames.stamp(pfns)
     frames.nonresident_age += len(pfns)
     frames.vmstat["pgactivate"] += len(pfns)
@@ -159,9 +154,9 @@ def folio_activate(frames: Frames, pfns: Pfns) -> None:
 
 def folio_deactivate(frames: Frames, pfns: Pfns) -> None:
     """Put frames at the head of their inactive list, unreferenced (Linux: mm/swap.c:lru_deactivate_fn())."""
-    active = pfns[(frames.flags[pfns] & np.uint32(PG_ACTIVE)) != 0]
-    frames.flags[active] |= np.uint32(PG_WORKINGSET)
-    _clear(frames, pfns, PG_ACTIVE | PG_REFERENCED)
+    active = pfns[frames.has(pfns, PG_ACTIVE)]
+    frames.set(active, PG_WORKINGSET)
+    frames.clear(pfns, PG_ACTIVE | PG_REFERENCED)
     frames.stamp(pfns)
     frames.vmstat["pgdeactivate"] += len(active)
 
@@ -172,11 +167,11 @@ def folio_mark_accessed(frames: Frames, pfns: Pfns) -> None:
     Source: Linux v6.8 mm/swap.c:folio_mark_accessed().
     """
     flags = frames.flags[pfns]
-    again = (flags & np.uint32(PG_REFERENCED | PG_ACTIVE | PG_UNEVICTABLE)) == np.uint32(PG_REFERENCED)
+    again = (flags & (PG_REFERENCED | PG_ACTIVE | PG_UNEVICTABLE)) == PG_REFERENCED
     if again.any():
         folio_activate(frames, pfns[again])
-        _clear(frames, pfns[again], PG_REFERENCED)
-    frames.flags[pfns[~again]] |= np.uint32(PG_REFERENCED)
+        frames.clear(pfns[again], PG_REFERENCED)
+    frames.set(pfns[~again], PG_REFERENCED)
 
 
 def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
@@ -185,9 +180,8 @@ def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
     Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree().
     """
     wanted = PG_LRU | PG_ANON | PG_SWAPBACKED
-    mask = np.uint32(wanted | PG_SWAPCACHE | PG_UNEVICTABLE)
-    pfns = pfns[(frames.flags[pfns] & mask) == np.uint32(wanted)]
-    _clear(frames, pfns, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED | PG_DIRTY)
+    pfns = pfns[(frames.flags[pfns] & (wanted | PG_SWAPCACHE | PG_UNEVICTABLE)) == wanted]
+    frames.clear(pfns, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED | PG_DIRTY)
     frames.stamp(pfns)
     frames.vmstat["pglazyfree"] += len(pfns)
 
@@ -197,12 +191,12 @@ def mlock_folios(frames: Frames, pfns: Pfns) -> None:
 
     Source: Linux v6.8 mm/mlock.c:mlock_folio(), __mlock_folio().
     """
-    more = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) != 0]
+    more = pfns[frames.has(pfns, PG_UNEVICTABLE)]
     if len(more):
         frames.has_mlock_more = True
         frames.mlock_more[more] += 1
-    frames.flags[pfns] |= np.uint32(PG_UNEVICTABLE)
-    _clear(frames, pfns, PG_ACTIVE)
+    frames.set(pfns, PG_UNEVICTABLE)
+    frames.clear(pfns, PG_ACTIVE)
     # There is no order of what is not reclaimed: the stamps say that these have changed their place.
     frames.stamp(pfns)
 
@@ -217,13 +211,13 @@ def munlock_folios(frames: Frames, pfns: Pfns) -> None:
 
     Source: Linux v6.8 mm/mlock.c:munlock_folio(), __munlock_folio().
     """
-    pfns = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) != 0]
+    pfns = pfns[frames.has(pfns, PG_UNEVICTABLE)]
     if frames.has_mlock_more:
         more = frames.mlock_more[pfns] > 0
         frames.mlock_more[pfns[more]] -= 1
         pfns = pfns[~more]
     if len(pfns):
-        _clear(frames, pfns, PG_UNEVICTABLE)
+        frames.clear(pfns, PG_UNEVICTABLE)
         frames.stamp(pfns)
 
 

@@ -44,7 +44,7 @@ def add_to_swap(frames: Frames, pfns: Pfns) -> Pfns:
     pfns = pfns[: len(slots)]
     frames.swap.cache[slots] = pfns
     frames.swap_slot[pfns] = slots
-    frames.flags[pfns] |= np.uint32(PG_SWAPCACHE | PG_DIRTY)
+    frames.set(pfns, PG_SWAPCACHE | PG_DIRTY)
     frames.refcount[pfns] += 1
     return pfns
 
@@ -58,7 +58,7 @@ def delete_from_swap_cache(frames: Frames, pfn: Pfn) -> None:
 
 def delete_many_from_swap_cache(frames: Frames, pfns: Pfns) -> None:
     """Take frames out of the swap cache, each given once, as `delete_from_swap_cache` does."""
-    frames.flags[pfns] &= np.uint32(~PG_SWAPCACHE & (1 << 32) - 1)
+    frames.clear(pfns, PG_SWAPCACHE)
     frames.swap.clear_cache_many(frames.swap_slot[pfns].astype(np.int64))
     frames.put_pages(pfns)
 

@@ -25,7 +25,7 @@ def workingset_eviction(frames: Frames, pfns: Pfns) -> npt.NDArray[np.uint32]:
     """
     ages = np.arange(frames.nonresident_age, frames.nonresident_age + len(pfns), dtype=np.int64) & _EVICTION_MASK
     frames.nonresident_age += len(pfns)
-    was_active = (frames.flags[pfns] & np.uint32(PG_WORKINGSET)) != 0
+    was_active = frames.has(pfns, PG_WORKINGSET)
     shadows: npt.NDArray[np.uint32] = (ages | _PRESENT | was_active * _WORKINGSET).astype(np.uint32)
     return shadows
 

@@ -49,7 +49,6 @@ from kerneld.mm.space.split_folio import split_folios
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
 
 Mask = npt.NDArray[np.bool_]
-_U32 = (1 << 32) - 1
 
 
 class Users:
@@ -113,11 +112,7 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
 
 def _cache_pins(frames: Frames, pfns: Pfns) -> npt.NDArray[np.int64]:
     """Return how many references the page cache or the swap cache holds of each frame."""
-    flags = frames.flags[pfns]
-    pins: npt.NDArray[np.int64] = (
-        ((flags & np.uint32(PG_ANON)) == 0) | ((flags & np.uint32(PG_SWAPCACHE)) != 0)
-    ).astype(np.int64)
-    return pins
+    return (~frames.has(pfns, PG_ANON) | frames.has(pfns, PG_SWAPCACHE)).astype(np.int64)
 
 
 def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, Mask]:
@@ -125,14 +120,13 @@ def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, M
 
     Source: Linux v6.8 mm/vmscan.c:folio_check_references().
     """
-    flags = frames.flags[pfns]
-    was_referenced = (flags & np.uint32(PG_REFERENCED)) != 0
+    was_referenced = frames.has(pfns, PG_REFERENCED)
     used = users.referenced > 0
-    is_file = (flags & np.uint32(PG_SWAPBACKED)) == 0
+    is_file = ~frames.has(pfns, PG_SWAPBACKED)
     activate = used & (was_referenced | (users.referenced > 1) | (users.executable & is_file))
     activate &= ~users.locked
-    frames.flags[pfns[~used]] &= np.uint32(~PG_REFERENCED & _U32)
-    frames.flags[pfns[used]] |= np.uint32(PG_REFERENCED)
+    frames.clear(pfns[~used], PG_REFERENCED)
+    frames.set(pfns[used], PG_REFERENCED)
     return activate, used & ~activate
 
 
@@ -141,14 +135,13 @@ def _check_backing(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -
 
     A lazily freed frame that was written to is anonymous memory like any other again.
     """
-    flags = frames.flags[pfns]
-    anon = candidates & ((flags & np.uint32(PG_ANON)) != 0)
-    dirty = users.dirty | ((flags & np.uint32(PG_DIRTY)) != 0)
-    lazyfree = anon & ((flags & np.uint32(PG_SWAPBACKED)) == 0)
+    anon = candidates & frames.has(pfns, PG_ANON)
+    dirty = users.dirty | frames.has(pfns, PG_DIRTY)
+    lazyfree = anon & ~frames.has(pfns, PG_SWAPBACKED)
     redirtied = lazyfree & dirty
-    frames.flags[pfns[redirtied]] |= np.uint32(PG_SWAPBACKED)
+    frames.set(pfns[redirtied], PG_SWAPBACKED)
     # The swap cache holds frames that no entry has made anonymous yet.
-    cached = (flags & np.uint32(PG_SWAPCACHE)) != 0
+    cached = frames.has(pfns, PG_SWAPCACHE)
     new = np.flatnonzero(anon & ~lazyfree & ~cached)
     given = add_to_swap(frames, pfns[new])
     refused: Mask = redirtied
@@ -161,21 +154,20 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) ->
 
     Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
     """
-    frames.flags[pfns[candidates & users.dirty]] |= np.uint32(PG_DIRTY)
-    flags = frames.flags[pfns]
-    swapped = candidates & ((flags & np.uint32(PG_SWAPCACHE)) != 0)
-    exclusive = (flags & np.uint32(PG_ANON_EXCLUSIVE)) != 0
+    frames.set(pfns[candidates & users.dirty], PG_DIRTY)
+    swapped = candidates & frames.has(pfns, PG_SWAPCACHE)
+    exclusive = frames.has(pfns, PG_ANON_EXCLUSIVE)
     entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * np.uint64(PTE_SWP_EXCLUSIVE)
     entries[~swapped] = 0
     for mapped in users.entries:
         wanted = candidates[mapped.at]
         if wanted.any():
             mapped.mm.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[mapped.at[wanted]])
-    frames.flags[pfns[swapped]] &= np.uint32(~PG_ANON_EXCLUSIVE & _U32)
+    frames.clear(pfns[swapped], PG_ANON_EXCLUSIVE)
     gone = pfns[candidates]
     if frames.mapcount[gone].any():
         raise KernelBug("a frame is mapped by an entry that its mapping does not lead to")
-    for pfn in pfns[candidates & users.dirty & ((flags & np.uint32(PG_ANON | PG_SWAPCACHE)) == 0)].tolist():
+    for pfn in pfns[candidates & users.dirty & ~frames.has(pfns, PG_ANON | PG_SWAPCACHE)].tolist():
         _mapping_of(frames, pfn).mark_dirty(frames.index_at[pfn], pfn)
 
 
@@ -192,18 +184,17 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> M
     Source: Linux v6.8 mm/vmscan.c:pageout().
     """
     failed = np.zeros(len(pfns), dtype=np.bool_)
-    flags = frames.flags[pfns]
-    dirty = candidates & ((flags & np.uint32(PG_DIRTY)) != 0)
-    swapped = np.flatnonzero(dirty & ((flags & np.uint32(PG_SWAPCACHE)) != 0))
+    dirty = candidates & frames.has(pfns, PG_DIRTY)
+    swapped = np.flatnonzero(dirty & frames.has(pfns, PG_SWAPCACHE))
     if len(swapped):
         done = swap_writepages(frames, pfns[swapped], frames.swap_slot[pfns[swapped]].astype(np.int64))
-        frames.flags[pfns[swapped[done]]] &= np.uint32(~PG_DIRTY & _U32)
+        frames.clear(pfns[swapped[done]], PG_DIRTY)
         failed[swapped[~done]] = True
-    cached = dirty & ((flags & np.uint32(PG_SWAPCACHE | PG_ANON)) == 0)
-    shmem = np.flatnonzero(cached & ((flags & np.uint32(PG_SWAPBACKED)) != 0))
+    cached = dirty & ~frames.has(pfns, PG_SWAPCACHE | PG_ANON)
+    shmem = np.flatnonzero(cached & frames.has(pfns, PG_SWAPBACKED))
     if len(shmem):
         failed[shmem] = ~_shmem_writepages(frames, pfns[shmem])
-    for place in np.flatnonzero(cached & ((flags & np.uint32(PG_SWAPBACKED)) == 0)).tolist():
+    for place in np.flatnonzero(cached & ~frames.has(pfns, PG_SWAPBACKED)).tolist():
         pfn = int(pfns[place])
         mapping = _mapping_of(frames, pfn)
         if not may_write:
@@ -242,15 +233,13 @@ def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
 
     Source: Linux v6.8 mm/vmscan.c:__remove_mapping().
     """
-    flags = frames.flags[pfns]
-    swapped = pfns[(flags & np.uint32(PG_SWAPCACHE)) != 0]
+    in_swap_cache, of_file = frames.has(pfns, PG_SWAPCACHE), ~frames.has(pfns, PG_SWAPCACHE | PG_ANON)
+    frames.vmstat["pglazyfreed"] += int(np.count_nonzero(~in_swap_cache & ~of_file))
+    swapped = pfns[in_swap_cache]
     if len(swapped):
         frames.swap.shadow[frames.swap_slot[swapped]] = workingset_eviction(frames, swapped)
         delete_many_from_swap_cache(frames, swapped)
-    frames.vmstat["pglazyfreed"] += int(
-        np.count_nonzero((flags & np.uint32(PG_ANON | PG_SWAPCACHE)) == np.uint32(PG_ANON))
-    )
-    cached = pfns[((flags & np.uint32(PG_SWAPCACHE | PG_ANON)) == 0) & (frames.refcount[pfns] > 1)]
+    cached = pfns[of_file & (frames.refcount[pfns] > 1)]
     shadows, numbers = workingset_eviction(frames, cached), frames.mapping[cached]
     for number in np.unique(numbers).tolist():
         ours = numbers == number
@@ -264,7 +253,7 @@ def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
 def _activate(frames: Frames, pfns: Pfns) -> None:
     """Make frames active; those of the swap cache give up their slots where the swap file is filling up."""
     if frames.swap.is_full:
-        for pfn in pfns[(frames.flags[pfns] & np.uint32(PG_SWAPCACHE)) != 0].tolist():
+        for pfn in pfns[frames.has(pfns, PG_SWAPCACHE)].tolist():
             folio_free_swap(frames, pfn)
-    pfns = pfns[(frames.flags[pfns] & np.uint32(PG_UNEVICTABLE)) == 0]
+    pfns = pfns[~frames.has(pfns, PG_UNEVICTABLE)]
     folio_activate(frames, pfns)

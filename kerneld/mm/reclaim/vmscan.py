@@ -316,7 +316,8 @@ class Vmscan:
 
 def _deactivate(frames: Frames, pfns: Pfns) -> None:
     """Put active pages at the head of the inactive list; that they were referenced counts on there."""
-    frames.flags[pfns] = (frames.flags[pfns] | np.uint32(PG_WORKINGSET)) & np.uint32(~PG_ACTIVE & (1 << 32) - 1)
+    frames.set(pfns, PG_WORKINGSET)
+    frames.clear(pfns, PG_ACTIVE)
     putback(frames, pfns)
     frames.vmstat["pgdeactivate"] += len(pfns)
 

@@ -27,7 +27,7 @@ def munlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 def munlock_cached_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     """Do as `munlock_range` does with pages of a file alone: private copies stay."""
     pfns = _mapped(mm, start, end)
-    munlock_folios(mm.frames, pfns[(mm.frames.flags[pfns] & np.uint32(PG_ANON)) == 0])
+    munlock_folios(mm.frames, pfns[~mm.frames.has(pfns, PG_ANON)])
 
 
 def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:

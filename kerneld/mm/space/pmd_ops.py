@@ -11,8 +11,6 @@ huge zero page is special, as the zero page's entry of 4 KiB is. PROT_NONE is as
 
 from __future__ import annotations
 
-import numpy as np
-
 from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
@@ -118,7 +116,7 @@ class PmdOps(PteOps):
             head = pte_pfn(entry)
             self.frames.huge.remove_mapping(head)
             if entry & PTE_DIRTY:
-                self.frames.flags[head : head + HPAGE_PMD_NR] |= np.uint32(PG_DIRTY)
+                self.frames.set(slice(head, head + HPAGE_PMD_NR), PG_DIRTY)
         self._words[pmd] = make_pte(table, PTE_TABLE)
         self.frames.huge.events["thp_split_pmd"] += 1
         self.notify(haddr, haddr + PMD_SIZE)
@@ -162,7 +160,7 @@ class PmdOps(PteOps):
             return True
         head = pte_pfn(entry)
         run = slice(head, head + HPAGE_PMD_NR)
-        frames.flags[run] &= np.uint32(~PG_ANON_EXCLUSIVE & (1 << 32) - 1)
+        frames.clear(run, PG_ANON_EXCLUSIVE)
         frames.refcount[run] += 1
         self.update_huge_pmd(leaf.low, leaf.start, entry)
         new.map_huge_page(pmd, leaf.start, entry & ~PTE_ACCESSED, head)

@@ -262,7 +262,7 @@ class PteOps:
             run = self._words_np[leaf.low : leaf.high]
             mapped = counted_mask(run)
             pfns = pte_pfn(run).astype(np.int64)
-            cached = np.flatnonzero(mapped & ((self.frames.flags[pfns * mapped] & np.uint32(PG_ANON)) == 0))
+            cached = np.flatnonzero(mapped & ~self.frames.has(pfns * mapped, PG_ANON))
             for position in cached.tolist():
                 self._zap_few(leaf.low + position, leaf.low + position + 1)
         self.notify(start, end)

@@ -34,12 +34,14 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     words = frames.ram.words_np
     dirty = any((words[mapped.ptes] & np.uint64(PTE_DIRTY)).any() for mapped in rmap_walk(frames, pfns))
-    frames.flags[pfns] = (frames.flags[pfns] & np.uint32(~PG_LARGE & (1 << 32) - 1)) | np.uint32(PG_DIRTY * dirty)
+    frames.clear(pfns, PG_LARGE)
+    if dirty:
+        frames.set(pfns, PG_DIRTY)
 
 
 def split_folios(frames: Frames, pfns: Pfns) -> None:
     """Make single pages of every huge page that one of these frames is of."""
-    large = pfns[(frames.flags[pfns] & np.uint32(PG_LARGE)) != 0]
+    large = pfns[frames.has(pfns, PG_LARGE)]
     for head in np.unique(large & -HPAGE_PMD_NR).tolist():
         # The first page itself may have gone.
         split_folio(frames, head)

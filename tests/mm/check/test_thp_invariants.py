@@ -48,7 +48,7 @@ class World:
         self.mm.vmas.move(vma_at(self.mm, BASE), BASE, end)
 
     def forget_owner(self) -> None:
-        self.frames.flags[self.head(1) + 7] &= ~np.uint32(PG_ANON_EXCLUSIVE)
+        self.frames.clear(np.array([self.head(1) + 7]), PG_ANON_EXCLUSIVE)
         self.change(1, drop=PTE_RW)
 
     def split_vma(self, vaddr: int) -> None:

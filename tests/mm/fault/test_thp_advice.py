@@ -180,7 +180,7 @@ def test_the_huge_page_that_a_child_has_in_its_place_stays_one(machine: HugeMach
     do_madvise(child, huge(1), PMD_SIZE, Madv.DONTNEED)
     store(child, huge(1), b"z")
     assert (sizes(mm, 2), sizes(child, 2)) == ("tH", "ZH")
-    machine.frames.flags[frame_at(mm, huge(1))] &= ~np.uint32(PG_DIRTY)
+    machine.frames.clear(np.array([frame_at(mm, huge(1))]), PG_DIRTY)
     do_madvise(mm, BASE, 2 * PMD_SIZE, Madv.PAGEOUT)
     assert absent(mm, huge(1), huge(2)) == HUGE
     assert sizes(child, 2) == "ZH"

@@ -11,7 +11,7 @@ import pytest
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.ram import Ram
 from kerneld.mm.files.filemap import AddressSpace
-from kerneld.mm.frames.frames import FIRST_PFN, LRU_CLOCK_END, PG_ANON, PG_DIRTY, ZERO_PFN, Frames
+from kerneld.mm.frames.frames import FIRST_PFN, LRU_CLOCK_END, PG_ANON, PG_DIRTY, PG_REFERENCED, ZERO_PFN, Frames
 from shared.uapi.page import PAGE_SIZE
 from tests.support.machine import Machine
 
@@ -49,6 +49,19 @@ def test_many_frames(frames: Frames) -> None:
     assert not frames.flags[pfns[40:]].any()
     frames.put_pages(pfns[:40])
     assert frames.free_pages == frames.total_pages
+
+
+def test_flags_of_many_frames(frames: Frames) -> None:
+    pfns = frames.alloc_pages(6, PG_ANON)
+    frames.set(pfns[:4], PG_DIRTY | PG_REFERENCED)
+    frames.clear(pfns[1:2], PG_REFERENCED)
+    frames.clear(pfns[2:3], PG_DIRTY | PG_REFERENCED)
+    assert frames.has(pfns, PG_DIRTY).tolist() == [True, True, False, True, False, False]
+    assert frames.has(pfns, PG_DIRTY | PG_REFERENCED).tolist() == [True, True, False, True, False, False]
+    assert frames.has(pfns, PG_REFERENCED).tolist() == [True, False, False, True, False, False]
+    assert frames.has(pfns, PG_ANON).all(), "the other flags stay"
+    assert frames.has(slice(0, FIRST_PFN), PG_ANON | PG_DIRTY | PG_REFERENCED).tolist() == [False, False]
+    frames.put_pages(pfns)
 
 
 @pytest.mark.parametrize("zero", [True, False])
