@@ -38,7 +38,7 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
         raise SysError(errno.EINVAL)
     start = min(offset // ENTRY_BYTES << PAGE_SHIFT, TASK_SIZE)
     end = min(start + (length // ENTRY_BYTES << PAGE_SHIFT), TASK_SIZE)
-    entries = mm.page_table.entries(start, end)
+    entries = mm.page_table.walk.entries(start, end)
     words = np.zeros(len(entries), dtype=np.uint64)
     present = present_mask(entries)
     words[present] = PM_PRESENT
@@ -70,7 +70,7 @@ def _huge_pages(mm: MmStruct, start: Vaddr, end: Vaddr, words: npt.NDArray[np.ui
     """Say of the pages of huge ones what their entry says: bit 56 of the first page, and the huge zero page is no
     anonymous one. Source: Linux v6.8 fs/proc/task_mmu.c:pagemap_pmd_range().
     """
-    for leaf in mm.page_table.leaves(start, end):
+    for leaf in mm.page_table.walk.leaves(start, end):
         if leaf.huge:
             entry = mm.frames.ram.words[leaf.low]
             is_zero = entry & PTE_SPECIAL

@@ -20,8 +20,8 @@ from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.fault.thp import thp_eligible
 from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
-from kerneld.mm.space.leaf_walk import FEW_ENTRIES, Leaf
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf
 from kerneld.mm.space.pkeys import vma_pkey
 from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
@@ -133,14 +133,14 @@ def show_smaps_rollup(mm: MmStruct, key: int) -> Records:
 
 def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) -> Iterator[None]:
     """Add what is resident of the page-aligned range [start, end) to `stats`, and yield between two leaf tables."""
-    for number, leaf in enumerate(mm.page_table.leaves(start, end), 1):
+    for number, leaf in enumerate(mm.page_table.walk.leaves(start, end), 1):
         _gather_leaf(mm, leaf, stats)
         if not number % _LEAVES_AT_ONCE:
             yield
 
 
 def _gather_leaf(mm: MmStruct, leaf: Leaf, stats: MemSizeStats) -> None:
-    entries = mm.page_table.page_entries(leaf)
+    entries = mm.page_table.walk.page_entries(leaf)
     entries = entries[entries != 0]
     if not len(entries):
         return

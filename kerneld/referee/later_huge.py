@@ -12,8 +12,8 @@ from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.space import split_folio
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
-from kerneld.mm.space.leaf_walk import Leaf, Words
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.pagewalk import Leaf, Words
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.rmap_walk import rmap_walk
 from kerneld.mm.space.vma import Vma
@@ -66,7 +66,7 @@ def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
         low, high = max(index, vma.pgoff), min(index + HPAGE_PMD_NR, vma.pgoff + vma.nr_pages)
         if vma.vm_mm is not None and low < high:
             start = vma.start + (low - vma.pgoff << PAGE_SHIFT)
-            entries = vma.vm_mm.page_table.entries(start, start + (high - low << PAGE_SHIFT))
+            entries = vma.vm_mm.page_table.walk.entries(start, start + (high - low << PAGE_SHIFT))
             if np.isin(pte_pfn(entries[present_mask(entries)]).astype(np.int64), pfns).any():
                 yield vma.vm_mm, start
 
@@ -85,11 +85,11 @@ def advised_parts(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
     at, last = 0, (leaf.end - leaf.start) >> PAGE_SHIFT
     begun = 0
     while at < last:
-        count = _count_large(frames, mm.page_table.read(leaf), at)
+        count = _count_large(frames, mm.page_table.walk.read(leaf), at)
         if not count:
             at += 1
             continue
-        pfn = pte_pfn(int(mm.page_table.read(leaf)[at]))
+        pfn = pte_pfn(int(mm.page_table.walk.read(leaf)[at]))
         passed_over = count != HPAGE_PMD_NR and maybe_mapped_shared(frames, pfn)
         if count != HPAGE_PMD_NR and not passed_over:
             split_folio.split_folio(frames, pfn)

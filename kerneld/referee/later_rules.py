@@ -110,7 +110,7 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
 def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """The leaf tables that the range covers go too. Source: Linux v6.14 mm/memory.c:zap_pte_range(), reclaim_pt."""
     _madvise_dontneed_v6_8(mm, vma, start, end)
-    for leaf in list(mm.page_table.leaves(start, end)):
+    for leaf in list(mm.page_table.walk.leaves(start, end)):
         if leaf.end - leaf.start == PMD_SIZE:
             mm.page_table.free_empty_table(leaf.start)
 
@@ -119,7 +119,7 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
     """What stays is as young as it was. Source: Linux v6.9 mm/madvise.c:madvise_cold_or_pageout_pte_range()."""
     words = mm.frames.ram.words_np
     young = []
-    for leaf in mm.page_table.leaves(start, end):
+    for leaf in mm.page_table.walk.leaves(start, end):
         places = np.flatnonzero(words[leaf.low : leaf.high] & np.uint64(PTE_ACCESSED))
         young += [(leaf.low + place, leaf.start + (place << PAGE_SHIFT)) for place in places.tolist()]
     _madvise_pageout_v6_8(mm, vma, start, end, may_write)

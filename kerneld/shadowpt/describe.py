@@ -38,7 +38,7 @@ def describe(
         first = (max(vma.start, start) - start) >> PAGE_SHIFT
         last = (min(vma.end, end) - start) >> PAGE_SHIFT
         flags[first:last] = _vma_flags(vma, layout)
-    entries = mm.page_table.entries(start, end)
+    entries = mm.page_table.walk.entries(start, end)
     present = present_mask(entries)
     flags[present] |= layout.mapped
     if layout.pte_writeable:

@@ -31,14 +31,14 @@ def _huge(world: World, count: int, access: Access = Access.WRITE) -> int:
 def _huge_entries(world: World) -> int:
     """Return how many huge entries the caller's address space has at BASE and after."""
     mm = mm_of(world.me)
-    leaves = mm.page_table.leaves(BASE, BASE + 64 * HUGE_PAGES * PAGE_SIZE)
+    leaves = mm.page_table.walk.leaves(BASE, BASE + 64 * HUGE_PAGES * PAGE_SIZE)
     return sum(bool(leaf.huge and mm.frames.ram.words[leaf.low] & PTE_PSE) for leaf in leaves)
 
 
 def _page_out(world: World, vaddr: int, pages: int) -> None:
     """Let pages go to the swap file, and see that they have."""
     world.call(Nr.MADVISE, vaddr, pages * PAGE_SIZE, Madv.PAGEOUT)
-    assert swap_mask(mm_of(world.me).page_table.entries(vaddr, vaddr + pages * PAGE_SIZE)).any()
+    assert swap_mask(mm_of(world.me).page_table.walk.entries(vaddr, vaddr + pages * PAGE_SIZE)).any()
 
 
 @_state

@@ -42,7 +42,7 @@ def present_pages(mm: MmStruct) -> dict[int, int]:
     """Return every page that the processor may find, with its physical address, as the kernel's own view has it."""
     pages = {}
     for vma in mm.vmas:
-        for number, entry in enumerate(mm.page_table.entries(vma.start, vma.end).tolist()):
+        for number, entry in enumerate(mm.page_table.walk.entries(vma.start, vma.end).tolist()):
             if entry & PTE_PRESENT:
                 pages[vma.start + number * PAGE_SIZE] = pte_pfn(entry) << PAGE_SHIFT
     return pages
@@ -51,7 +51,7 @@ def present_pages(mm: MmStruct) -> dict[int, int]:
 def entry_says(mm: MmStruct, vaddr: int) -> tuple[int, int, int]:
     """Return what `translate` must say of a read, a write and a fetch, from the leaf entry alone."""
     page = vaddr & PAGE_MASK
-    entry = int(mm.page_table.entries(page, page + PAGE_SIZE)[0])
+    entry = int(mm.page_table.walk.entries(page, page + PAGE_SIZE)[0])
     if not entry & PTE_PRESENT:
         return ~0x4, ~0x6, ~0x14
     assert entry & PTE_USER

@@ -11,7 +11,7 @@ from kerneld.fs.proc_smaps import MemSizeStats, _account
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, make_pte
 from kerneld.hw.ram import Ram
 from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
-from kerneld.mm.space.leaf_walk import FEW_ENTRIES
+from kerneld.mm.space.pagewalk import FEW_ENTRIES
 
 FLAGS = (PG_ANON, PG_SWAPBACKED, PG_DIRTY, PG_REFERENCED)
 PAGES = 300

@@ -66,7 +66,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 def everything(mm: MmStruct) -> list[object]:
-    away = mm.page_table.entries(AWAY - PMD_SIZE, AWAY + 2 * LENGTH + PMD_SIZE)
+    away = mm.page_table.walk.entries(AWAY - PMD_SIZE, AWAY + 2 * LENGTH + PMD_SIZE)
     return [*state(mm), (away != 0).tolist(), (away & 3).tolist(), mm.hiwater_vm]
 
 
@@ -148,7 +148,7 @@ def test_a_move_that_fails_is_undone(kernel: Kernel) -> None:
         (reply,), _ = finish(batch, other)
     assert reply.ret == -errno.ENOMEM
     assert everything(mm)[:2] == before[:2]
-    assert mm.page_table.entries(BASE, BASE + LENGTH).any()
+    assert mm.page_table.walk.entries(BASE, BASE + LENGTH).any()
 
 
 @pytest.mark.parametrize("name", sorted(CALLS.keys() - ONE_STEP))

@@ -61,7 +61,7 @@ def rss_pages(who: Client) -> int:
 
 def mapped_zero_pages(who: Client, vaddr: int, length: int = LENGTH) -> int:
     assert who.thread is not None
-    return int((who.thread.process.live_mm.page_table.entries(vaddr, vaddr + length) != 0).sum())
+    return int((who.thread.process.live_mm.page_table.walk.entries(vaddr, vaddr + length) != 0).sum())
 
 
 def test_a_mapping_that_is_populated(long: Client, other: Client) -> None:

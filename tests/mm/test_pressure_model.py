@@ -84,7 +84,7 @@ class HugeAddressSpacesUnderPressure(HugeAddressSpaces):
 
     def check_kept(self, space: Space, mapped: npt.NDArray[np.bool_]) -> None:
         """What has been written is in memory or in the swap file."""
-        entries = space.mm.page_table.entries(BASE, BASE + (HUGE_PAGES << PAGE_SHIFT))
+        entries = space.mm.page_table.walk.entries(BASE, BASE + (HUGE_PAGES << PAGE_SHIFT))
         assert (entries[space.values != 0] != 0).all()
 
     @rule(who=WHO, place=HUGE_PLACE, count=HUGE_COUNT, advice=HUGE_ADVICE)

@@ -28,10 +28,10 @@ class FakeVma(NamedTuple):
 
 
 class FakeMm:
-    """VMAs by page in a dict, entries by page in a dict; it is its own VmaTree, PageTable, Frames and Ram."""
+    """VMAs by page in a dict, entries by page in a dict; it is its own VmaTree, PageTable, PageWalk, Frames and Ram."""
 
     def __init__(self) -> None:
-        self.vmas = self.page_table = self.frames = self.ram = self.words = self
+        self.vmas = self.page_table = self.walk = self.frames = self.ram = self.words = self
         self.notifiers: list[Any] = []
         self.pages: dict[int, bool] = {}
         self.ptes: dict[int, int] = {}

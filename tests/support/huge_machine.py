@@ -111,7 +111,7 @@ def frame_at(mm: MmStruct, vaddr: Vaddr) -> int:
 
 def frames_of(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[int]:
     """Return the frame of each page of a range, 0 where none is mapped."""
-    entries = mm.page_table.entries(start, end)
+    entries = mm.page_table.walk.entries(start, end)
     frames: list[int] = (pte_pfn(entries) * present_mask(entries)).tolist()
     return frames
 

@@ -265,7 +265,7 @@ def failure(call: Callable[[], object]) -> int:
 
 def entry(mm: MmStruct, vaddr: Vaddr) -> int:
     """Return the page-table entry of an address, 0 where none is."""
-    return int(mm.page_table.entries(vaddr & PAGE_MASK, (vaddr & PAGE_MASK) + PAGE_SIZE)[0])
+    return int(mm.page_table.walk.entries(vaddr & PAGE_MASK, (vaddr & PAGE_MASK) + PAGE_SIZE)[0])
 
 
 def pfn_of(mm: MmStruct, vaddr: Vaddr) -> Pfn:

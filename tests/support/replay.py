@@ -51,8 +51,8 @@ def entries_now(mm: MmStruct) -> dict[int, int]:
     """Return the entries of an address space that are not empty, by page."""
     there = {}
     for vma in mm.vmas:
-        for leaf in mm.page_table.leaves(vma.start, vma.end):
-            words = mm.page_table.page_entries(leaf)
+        for leaf in mm.page_table.walk.leaves(vma.start, vma.end):
+            words = mm.page_table.walk.page_entries(leaf)
             for number in np.flatnonzero(words).tolist():
                 there[(leaf.start >> PAGE_SHIFT) + number] = kernels(int(words[number]))
     return there

@@ -80,7 +80,7 @@ def test_a_run_ends_at_the_first_request_that_is_no_such_store(call: Call) -> No
     }
     for why, request in breaks.items():
         assert fault_stores_ahead(call, [*stores(10), request, *stores(40)[11:]], 0) == 10, why
-        assert call.mm.page_table.entries(BASE + 10 * PAGE_SIZE, BASE + 100 * PAGE_SIZE).any() == False, why  # noqa: E712
+        assert call.mm.page_table.walk.entries(BASE + 10 * PAGE_SIZE, BASE + 100 * PAGE_SIZE).any() == False, why  # noqa: E712
 
 
 def test_nothing_is_done_where_a_store_may_fail(call: Call) -> None:

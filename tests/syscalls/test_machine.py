@@ -146,7 +146,7 @@ class TestRam:
         answer = root.answer(Nr.RAM, program.pid)
         (ram,) = answer.fds
         assert answer.ret == program.mm.page_table.cr3
-        pfn = int(program.mm.page_table.entries(BASE, page(1))[0]) >> PAGE_SHIFT & 0xFFFF_FFFF
+        pfn = int(program.mm.page_table.walk.entries(BASE, page(1))[0]) >> PAGE_SHIFT & 0xFFFF_FFFF
         assert os.pread(ram, 6, pfn << PAGE_SHIFT) == b"in RAM"
         with pytest.raises(OSError, match=r"Bad file descriptor|not permitted"):
             os.pwrite(ram, b"x", 0)

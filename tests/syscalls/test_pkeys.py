@@ -398,6 +398,6 @@ class TestCalls:
     def test_entries_have_key_0_without_keys(self, without: Program) -> None:
         without.mmap(1, EXEC, at=BASE)
         without.load(BASE)
-        entries = without.mm.page_table.entries(BASE, page(1)).tolist()
+        entries = without.mm.page_table.walk.entries(BASE, page(1)).tolist()
         assert [pte_pkey(entry) for entry in entries] == [0]
         assert without.pid >= NOBODY_FROM

@@ -89,7 +89,7 @@ def test_the_last_page_of_the_file_is_zeroed_in_a_copy(world: World) -> None:
 
 def test_data_without_bss_is_not_touched_and_keeps_the_file_s_tail(world: World) -> None:
     mm = world.execve(replace(STATIC, phdrs=at(BASE, TEXT, DATA)))
-    assert not mm.page_table.entries(BASE, BASE + 0x6000).any()
+    assert not mm.page_table.walk.entries(BASE, BASE + 0x6000).any()
     assert read_remote_vm(mm, BASE + 0x3000, PAGE_SIZE) == b"\2" * PAGE_SIZE
     assert mm.brk == BASE + 0x4000
 

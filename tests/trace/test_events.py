@@ -327,7 +327,7 @@ def test_the_shadow_table_tells_its_session_and_each_change_with_its_cause() -> 
         (filled,) = [record for record in records if record.event is ev.SPTE_UPDATE]
         assert (filled.fields["nr_pages"], filled.fields["new_flags"], filled.nr) == (8, 3, Nr.SHADOWPT_START)
         (stored,) = trace.during(lambda: target.store(page(3), b"x"))
-        pfn = int(target.mm.page_table.entries(page(3), page(4))[0]) >> 12 & 0xFFFFFFFFFF
+        pfn = int(target.mm.page_table.walk.entries(page(3), page(4))[0]) >> 12 & 0xFFFFFFFFFF
         assert stored.fields == {
             "nr_pages": 1, "vaddr": page(3), "old_pfn": 0, "old_flags": 3, "new_pfn": pfn, "new_flags": 7,
         }  # fmt: skip

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from kerneld.mm.space import leaf_walk
+from kerneld.mm.space import pagewalk
 from kerneld.trace.fprobe import FPROBES
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE
@@ -93,7 +93,7 @@ def play(seed: int) -> list[tuple[int, int]]:
 def test_traced_calls_return_the_same_and_are_told_truly(
     seed: int, few_tables: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaf_walk, "_FEW_TABLES", few_tables)
+    monkeypatch.setattr(pagewalk, "_FEW_TABLES", few_tables)
     expected = play(seed)
     assert FPROBES.functions == []
     world, programs = make()

@@ -29,11 +29,11 @@ from kerneld.hw.paging import (
     swap_mask,
 )
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
-from kerneld.mm.space.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.space.pte_ops import Rss
 from kerneld.mm.space.rmap import anon_vma_fork
 from kerneld.mm.space.vma import Vma
@@ -109,7 +109,7 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
         new.page_table.copy_upper(old.page_table, vma.start, vma.end)
     start, end = vma.start, vma.end
     while start < end:
-        stop = pace.far_stop(old.page_table, start, end)
+        stop = pace.far_stop(old.page_table.walk, start, end)
         copy_page_range(old, new, vma, start, stop)
         start = stop
         if start < end and pace.is_over():
@@ -123,15 +123,15 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: V
     It gets a table, upper ones too (`copy_upper`), wherever the parent has one, with entries of this VMA or without.
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
-    for found in old.page_table.runs(start, end):
+    for found in old.page_table.walk.runs(start, end):
         run = found
         if isinstance(run, Leaf) and run.huge:
             if old.copy_huge_pmd(new, run):
                 continue
-            run = next(old.page_table.leaves(run.start, run.end))
+            run = next(old.page_table.walk.leaves(run.start, run.end))
         # Before anything is read: to make a table may reclaim pages of the parent.
         place = new.page_table.ensure_run(run)
-        filled = old.page_table.find_filled(run)
+        filled = old.page_table.walk.find_filled(run)
         if filled is not None:
             if filled is not run:
                 place = new.page_table.ensure_run(filled)
@@ -170,7 +170,7 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
     mm/memory.c:copy_present_pte(), copy_nonpresent_pte(): the child's entries are old; in a shared VMA they stay
     writable, but the child's are clean.
     """
-    entries = kept = old.page_table.read(run)
+    entries = kept = old.page_table.walk.read(run)
     present, swapped = present_mask(entries), swap_mask(entries)
     if not vma.vm_flags & VM_SHARED:
         kept = np.where(present, entries & np.uint64(~PTE_RW & _U64), entries)

@@ -145,13 +145,13 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may
 def _step_end(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, pace: Pace) -> Vaddr:
     """Return how far a part of a VMA is advised at once."""
     if advice in _FAST_ADVICE:
-        return pace.far_stop(mm.page_table, start, end)
+        return pace.far_stop(mm.page_table.walk, start, end)
     if advice not in SLOW_ADVICE:
         return end
     if advice is Madv.WILLNEED and vma.file is not None:
         # It goes by what the file has, whatever is mapped.
         return pace.stop(start, end) if vma.page_index(start) < vma.file.mapping.last_index() else end
-    return pace.far_stop(mm.page_table, start, end, PMD_SIZE)
+    return pace.far_stop(mm.page_table.walk, start, end, PMD_SIZE)
 
 
 def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:

@@ -29,8 +29,8 @@ from kerneld.mm.frames.huge_frames import PG_LARGE
 from kerneld.mm.frames.lru import folio_deactivate, folio_mark_lazyfree
 from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.reclaim.vmscan import reclaim_pages
-from kerneld.mm.space.leaf_walk import Leaf, Run
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pagewalk import Leaf, Run
 from kerneld.mm.space.split_folio import estimated_sharers, split_folio
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MAYSHARE
@@ -66,8 +66,8 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 
 
 def _swap_in(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    for leaf in mm.page_table.leaves(start, end):
-        entries = mm.page_table.page_entries(leaf)
+    for leaf in mm.page_table.walk.leaves(start, end):
+        entries = mm.page_table.walk.page_entries(leaf)
         for slot in swp_offset(entries[swap_mask(entries)]).tolist():
             if not mm.frames.swap.cache_at[slot]:
                 read_swap_cache(mm.frames, slot)
@@ -150,7 +150,7 @@ def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
     Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range(), mm/huge_memory.c:madvise_free_huge_pmd().
     """
     frames = mm.frames
-    for run in mm.page_table.runs(start, end):
+    for run in mm.page_table.walk.runs(start, end):
         if isinstance(run, Leaf) and run.huge:
             entry = frames.ram.words[run.low]
             if entry & PTE_SPECIAL or estimated_sharers(frames, pte_pfn(entry)) != 1:
@@ -159,9 +159,9 @@ def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
                 yield run
                 continue
             split_folio(frames, pte_pfn(entry))
-            yield from mm.page_table.leaves(run.start, run.end)
+            yield from mm.page_table.walk.leaves(run.start, run.end)
         elif frames.huge.has_been_used and _has_large(mm, run):
-            for leaf in mm.page_table.leaves(run.start, run.end):
+            for leaf in mm.page_table.walk.leaves(run.start, run.end):
                 if not leaf.huge:
                     yield from _before_a_shared_one(mm, leaf)
         else:
@@ -208,7 +208,7 @@ def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
 
 def _mapped(mm: MmStruct, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
     """Return which entries of a run map a frame that is counted, and the frames."""
-    entries = mm.page_table.page_entries(run)
+    entries = mm.page_table.walk.page_entries(run)
     positions = np.flatnonzero(counted_mask(entries))
     return positions, pte_pfn(entries[positions]).astype(np.int64)
 
@@ -216,6 +216,6 @@ def _mapped(mm: MmStruct, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
 def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:
     """Take state bits from some entries of a run, or from a huge page's one entry."""
     if len(positions):
-        entries = mm.page_table.read(run).copy()
+        entries = mm.page_table.walk.read(run).copy()
         entries[0 if run.huge else positions] &= np.uint64(~bits & _U64)
         mm.write_ptes(run, entries)

@@ -53,7 +53,7 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
     """A page without an entry is there where the page cache has it; the host's has every page of a real file that
     reclaim has not dropped. One in the swap file is there where the swap cache has it.
     """
-    entries = mm.page_table.entries(start, end)
+    entries = mm.page_table.walk.entries(start, end)
     here = present_mask(entries)
     swapped = swap_mask(entries)
     if swapped.any():

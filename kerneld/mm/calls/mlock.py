@@ -120,7 +120,7 @@ def mlock_fixup(
     before = vma.vm_flags
     covered = vma_modify(mm, vma, start, end, vm_flags).end
     while (vm_flags ^ before) & VM_LOCKED and start < end:
-        stop = pace.far_stop(mm.page_table, start, end)
+        stop = pace.far_stop(mm.page_table.walk, start, end)
         (mlock_range if vm_flags & VM_LOCKED else munlock_range)(mm, start, stop)
         start = stop
         if start < end and pace.is_over():

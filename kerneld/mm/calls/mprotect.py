@@ -101,7 +101,7 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
             raise SysError(errno.EACCES)
         stop = min(vma.end, end)
         if _may_go_in_parts(mm, vma, start, stop, vm_flags):
-            stop = pace.far_stop(mm.page_table, start, stop)
+            stop = pace.far_stop(mm.page_table.walk, start, stop)
         start = mprotect_fixup(mm, vma, start, stop, vm_flags)
         if start < end and pace.is_over():
             yield
@@ -166,8 +166,8 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     arch/x86/include/asm/pgtable.h:pte_modify().
     """
     prot = vma_page_prot(vma) & ~_KEPT_BITS
-    for run in mm.page_table.runs(start, end):
-        entries = mm.page_table.read(run)
+    for run in mm.page_table.walk.runs(start, end):
+        entries = mm.page_table.walk.read(run)
         present = present_mask(entries)
         if not present.any():
             continue

@@ -25,11 +25,11 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.mlock import mlock_future_ok
 from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.fault.populate import populate_in_pieces
-from kerneld.mm.space.leaf_walk import Leaf, Leaves, Run
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, drain
+from kerneld.mm.space.pagewalk import Leaf, Leaves, Run
 from kerneld.mm.space.rmap import anon_vma_clone, dup_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.unmapped_area import get_unmapped_area
 from kerneld.mm.space.vma import Vma
@@ -314,7 +314,7 @@ def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length:
     moved = old_addr
     try:
         while moved < end:
-            stop = pace.far_stop(mm.page_table, moved, end)
+            stop = pace.far_stop(mm.page_table.walk, moved, end)
             move_ptes(mm, moved, moved + delta, stop - moved)
             moved = stop
             if moved < end and pace.is_over():
@@ -323,7 +323,7 @@ def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length:
     except SysError:
         at = old_addr
         while at < moved:
-            stop = pace.far_stop(mm.page_table, at + delta, moved + delta) - delta
+            stop = pace.far_stop(mm.page_table.walk, at + delta, moved + delta) - delta
             _move_back(mm, at, at + delta, stop - at)
             at = stop
             yield
@@ -359,13 +359,13 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
     mm.split_huge_pmds_at(old_addr, old_addr + length)
     try:
         mm.page_table.ensure_puds(old_addr, old_addr + length, new_addr)
-        for found in _without_gaps(mm.page_table.runs(old_addr, old_addr + length)):
+        for found in _without_gaps(mm.page_table.walk.runs(old_addr, old_addr + length)):
             run = found
             if isinstance(run, Leaf) and run.huge:
                 if _move_huge(mm, run, delta):
                     moved = max(moved, run.end)
                     continue
-                run = next(mm.page_table.leaves(run.start, run.end))
+                run = next(mm.page_table.walk.leaves(run.start, run.end))
             place = mm.page_table.ensure_whole(run.start + delta, run.end + delta)
             mm.move_entries(run, place, (run.start + delta - place.start) >> PAGE_SHIFT)
             moved = max(moved, run.end)  # Huge pages come before the tables of their GiB.
@@ -377,14 +377,14 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
 def _move_back(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
     """Undo a move of entries; it needs no memory, for the tables that they came from are still there."""
     delta = new_addr - old_addr
-    for leaf in mm.page_table.leaves(new_addr, new_addr + length):
+    for leaf in mm.page_table.walk.leaves(new_addr, new_addr + length):
         if leaf.huge:
             pmd = mm.page_table.find_pmd(leaf.start - delta)
             assert pmd is not None
             mm.move_huge_pmd(leaf.low, leaf.start, pmd, leaf.start - delta)
             continue
         vaddr = leaf.start - delta
-        for place in mm.page_table.leaves(vaddr, leaf.end - delta):
+        for place in mm.page_table.walk.leaves(vaddr, leaf.end - delta):
             low = leaf.low + ((place.start - vaddr) >> PAGE_SHIFT)
             run = Leaf(place.start + delta, place.end + delta, low, low + place.high - place.low)
             mm.move_entries(run, place, 0)

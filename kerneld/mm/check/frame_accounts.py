@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn
+from kerneld.mm.check.whole_table import Walk
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import (
     PG_ACTIVE,
@@ -28,7 +29,6 @@ from kerneld.mm.frames.frames import (
     Frames,
 )
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.space.page_walk import Walk
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_SHARED

@@ -35,10 +35,10 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.check.frame_accounts import check_anon_vmas, check_frames, check_mapping
 from kerneld.mm.check.swap_accounts import check_swap
+from kerneld.mm.check.whole_table import Walk, Words, walk_page_table
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import FIRST_PFN, PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, ZERO_PFN, Frames
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.page_walk import Walk, Words, walk_page_table
 from kerneld.mm.space.pte_ops import Rss
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import (

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_SWP_EXCLUSIVE, swap_mask, swp_offset
+from kerneld.mm.check.whole_table import Walk
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_SWAPCACHE, Frames
-from kerneld.mm.space.page_walk import Walk
 
 
 def check_swap(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]) -> None:

@@ -45,7 +45,7 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         raise SysError(errno.EINVAL)
     first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
     # Where there is no leaf table there is nothing to collapse: it is passed over, however much it is.
-    collapsed = sum(_collapse_pmd(mm, vma, leaf.start) for leaf in mm.page_table.leaves(first, last))
+    collapsed = sum(_collapse_pmd(mm, vma, leaf.start) for leaf in mm.page_table.walk.leaves(first, last))
     # A range between two boundaries has last < first and is refused, an empty one is not: so Linux subtracts.
     if collapsed != last - first >> PMD_SHIFT:
         raise SysError(errno.EINVAL)
@@ -68,7 +68,7 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
 
 def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:
     """Tell whether a leaf table has an entry that may be written to (Linux: SCAN_PAGE_RO where not)."""
-    return bool((mm.page_table.entries(haddr, haddr + PMD_SIZE) & np.uint64(PTE_RW)).any())
+    return bool((mm.page_table.walk.entries(haddr, haddr + PMD_SIZE) & np.uint64(PTE_RW)).any())
 
 
 def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:
@@ -77,11 +77,11 @@ def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:
     Raises SysError(ENOMEM) without a frame, SysError(EAGAIN) where the pages do not fit into memory together.
     Source: Linux v6.8 mm/khugepaged.c:__collapse_huge_page_swapin() and madvise_collapse_errno().
     """
-    for place in np.flatnonzero(swap_mask(mm.page_table.entries(haddr, haddr + PMD_SIZE))).tolist():
+    for place in np.flatnonzero(swap_mask(mm.page_table.walk.entries(haddr, haddr + PMD_SIZE))).tolist():
         fault = handle_mm_fault(mm, vma, haddr + (place << PAGE_SHIFT), False)
         if fault & VM_FAULT_ERROR:
             raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EINVAL)
-    if swap_mask(mm.page_table.entries(haddr, haddr + PMD_SIZE)).any():
+    if swap_mask(mm.page_table.walk.entries(haddr, haddr + PMD_SIZE)).any():
         raise SysError(errno.EAGAIN)
 
 
@@ -97,7 +97,7 @@ def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
         huge.events["thp_collapse_alloc_failed"] += 1
         raise
     huge.events["thp_collapse_alloc"] += 1
-    entries = mm.page_table.entries(haddr, haddr + PMD_SIZE)
+    entries = mm.page_table.walk.entries(haddr, haddr + PMD_SIZE)
     counted = np.flatnonzero(counted_mask(entries))
     for place, pfn in zip(counted.tolist(), pte_pfn(entries[counted]).tolist(), strict=True):
         ram.copy_page(head + place, pfn)

@@ -15,8 +15,8 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.frames.lru import folio_mark_accessed
-from kerneld.mm.space.leaf_walk import Leaf
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pagewalk import Leaf
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 
 _MARKS_THAT_COUNT = 3

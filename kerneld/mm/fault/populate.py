@@ -19,9 +19,9 @@ from kerneld.mm.fault.foll_touch import touch_leaf
 from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
-from kerneld.mm.space.leaf_walk import Leaf
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pace import Pace, drain
+from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.pte_ops import Rss
 from kerneld.mm.space.vma import Vma
@@ -210,6 +210,6 @@ def _lacks(entry: int, write: bool) -> bool:
 def mark_accessed(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
     """Set the accessed bit (for a write the dirty bit too) of present entries, as the processor does on an access."""
     bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
-    for leaf in mm.page_table.leaves(start, end):
+    for leaf in mm.page_table.walk.leaves(start, end):
         entries = mm.frames.ram.words_np[leaf.low : leaf.high]
         np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)

@@ -41,8 +41,8 @@ from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.limits import Sysctl, TransparentHugepage
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
-from kerneld.mm.space.leaf_walk import Leaf
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr

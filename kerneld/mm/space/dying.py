@@ -159,7 +159,7 @@ def write_back(vma: Vma) -> Iterator[None]:
 def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:
     start = vma.start
     while start < vma.end:
-        stop = pace.far_stop(mm.page_table, start, vma.end)
+        stop = pace.far_stop(mm.page_table.walk, start, vma.end)
         if vma.vm_flags & VM_LOCKED:
             munlock_range(mm, start, stop)
         mm.zap_range(start, stop)

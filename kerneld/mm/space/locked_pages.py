@@ -32,8 +32,8 @@ def munlock_cached_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:
     found = [np.zeros(0, dtype=np.int64)]
-    for run in mm.page_table.runs(start, end):
-        entries = mm.page_table.page_entries(run)
+    for run in mm.page_table.walk.runs(start, end):
+        entries = mm.page_table.walk.page_entries(run)
         counted = entries[counted_mask(entries)]
         found.append(pte_pfn(counted).astype(np.int64))
     return np.concatenate(found)

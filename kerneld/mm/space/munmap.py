@@ -37,7 +37,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
     pace = Pace()
     while not mm.is_dying and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         low = max(start, vma.start)
-        stop = pace.far_stop(mm.page_table, low, end)
+        stop = pace.far_stop(mm.page_table.walk, low, end)
         start = stop if vma.end > stop else _end_of_few(mm, low, stop)
         if vma.vm_flags & VM_SHARED and vma.file is not None:
             start = min(start, vma.end)

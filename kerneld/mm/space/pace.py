@@ -16,8 +16,8 @@ from kerneld.hw.paging import PGD_SHIFT
 from shared.uapi.page import PMD_SIZE, Vaddr
 
 if TYPE_CHECKING:
-    from kerneld.mm.space.leaf_walk import LeafWalk
     from kerneld.mm.space.mm import MmStruct
+    from kerneld.mm.space.pagewalk import PageWalk
 
 _PIECE_SECONDS = 0.001
 _AT_ONCE = 64 * PMD_SIZE
@@ -67,7 +67,7 @@ class Pace:
         """Return the end of the page table's range that `start` lies in, or `end` where that comes first."""
         return min(end, (start & -PMD_SIZE) + PMD_SIZE)
 
-    def far_stop(self, walk: LeafWalk, start: Vaddr, end: Vaddr, size: int = 0) -> Vaddr:
+    def far_stop(self, walk: PageWalk, start: Vaddr, end: Vaddr, size: int = 0) -> Vaddr:
         """Return the end of a step over the next page tables that are there: `end` or less.
 
         They are those of a range of `size` bytes, a power of two; 0 for as many as usually take a millisecond or so.

@@ -1,8 +1,9 @@
 """The page table of one address space: four levels of real x86-64 entries in RAM.
 
-Owns the table frames and the way to an entry. Knows no VMA; it neither sets nor reads leaf entries for anyone: it says
-where they are, and `MmStruct` changes them. Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables),
-mm/pgtable-generic.c (pgtable_trans_huge_deposit) and arch/x86/mm/pgtable.c.
+Owns the table frames: finds, makes, moves and frees tables. Knows no VMA; it neither sets nor reads leaf entries for
+anyone: it says where they are, and `MmStruct` changes them. The way down, and the walk over a range, are
+`kerneld.mm.space.pagewalk`'s. Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables), mm/pgtable-generic.c
+(pgtable_trans_huge_deposit) and arch/x86/mm/pgtable.c.
 
 Invariants: every table below the root is pointed to by exactly one entry; a table that maps nothing may exist only
 where a VMA lies in what it covers (`free_tables` is called for each hole that munmap makes); one table is deposited for
@@ -21,7 +22,6 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
     PF_USER,
     PF_WRITE,
-    PGD_SHIFT,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_PFN_MASK,
@@ -40,8 +40,8 @@ from kerneld.hw.paging import (
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames.frames import PG_TABLE, Frames, Pfns
-from kerneld.mm.space.leaf_walk import KIND, PGD_SIZE, PUD_SIZE, UPPER_SHIFTS, Leaf, LeafWalk, Leaves, Run
 from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.pagewalk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, Leaves, PageWalk, Run, Table, descend
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Vaddr
 
 _READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
@@ -53,17 +53,20 @@ _KEY_0 = PKRU_AD | PKRU_WD
 _MAX_CACHED = 64
 
 
-class PageTable(LeafWalk):
+class PageTable:
     """An empty page table; `root` is the frame that CR3 names."""
 
     def __init__(self, frames: Frames) -> None:
         """Allocate the root. Raises SysError(ENOMEM)."""
-        super().__init__(frames)
+        self._frames = frames
+        self._words = frames.ram.words
+        self._words_np = frames.ram.words_np
         self._cached: dict[int, tuple[int, int, int]] = {}
         """The processor's paging-structure cache (Intel SDM volume 3, 4.10.3): for an address's number of 2 MiB, the
         word index of the entry that names its leaf table, that entry, and the word index of the leaf table. It holds
         good while the entry is what it was; dropped whenever a table is freed."""
         self.root: Pfn = self._alloc_table()
+        self.walk = PageWalk(frames.ram, self.root)
         self.table_pages = 1
         """Frames that the tables take, the root and the deposited ones included."""
         self.deposited: list[Pfn] = []
@@ -105,13 +108,11 @@ class PageTable(LeafWalk):
         cached = self._cached.get(vaddr >> PMD_SHIFT)
         if cached is not None and words[cached[0]] == cached[1]:
             return cached[2] | vaddr >> PAGE_SHIFT & 511
-        table = self.root << WORDS_SHIFT
-        for shift in UPPER_SHIFTS:
-            slot = table | vaddr >> shift & 511
-            entry = words[slot]
-            if entry & KIND != PTE_PRESENT:
-                return None
-            table = (entry & PTE_PFN_MASK) >> 3
+        slot, level = descend(words, self.root, vaddr, PMD_SHIFT)
+        entry = words[slot]
+        if level != PMD_SHIFT or entry & KIND != PTE_PRESENT:
+            return None
+        table = (entry & PTE_PFN_MASK) >> 3
         if len(self._cached) >= _MAX_CACHED:
             self._cached.clear()
         self._cached[vaddr >> PMD_SHIFT] = (slot, entry, table)
@@ -119,14 +120,8 @@ class PageTable(LeafWalk):
 
     def find_pmd(self, vaddr: Vaddr) -> int | None:
         """Return the word index of the entry for the 2 MiB around an address, or None where no table holds one."""
-        words = self._words
-        table = self.root << WORDS_SHIFT
-        for shift in UPPER_SHIFTS[:2]:
-            entry = words[table | vaddr >> shift & 511]
-            if not entry & PTE_PRESENT:
-                return None
-            table = (entry & PTE_PFN_MASK) >> 3
-        return table | vaddr >> PMD_SHIFT & 511
+        slot, level = descend(self._words, self.root, vaddr, PMD_SHIFT)
+        return slot if level == PMD_SHIFT else None
 
     def find_huge_pmd(self, vaddr: Vaddr) -> int | None:
         """Return the word index of the entry of 2 MiB that maps an address, or None."""
@@ -145,52 +140,41 @@ class PageTable(LeafWalk):
 
         Raises SysError(ENOMEM); tables made before that stay, as in Linux v6.8 mm/memory.c:__pte_alloc().
         """
-        return self._ensure_table(vaddr, UPPER_SHIFTS) | vaddr >> PAGE_SHIFT & 511
+        return self._ensure(vaddr, PAGE_SHIFT)
 
     def ensure_pmd(self, vaddr: Vaddr) -> int:
         """Return the word index of the entry for the 2 MiB around an address, making the tables on the way.
 
         Raises as `ensure_pte` does. Source: Linux v6.8 include/linux/mm.h:pmd_alloc().
         """
-        return self._ensure_table(vaddr, UPPER_SHIFTS[:2]) | vaddr >> PMD_SHIFT & 511
+        return self._ensure(vaddr, PMD_SHIFT)
 
-    def _ensure_table(self, vaddr: Vaddr, shifts: tuple[int, ...]) -> int:
+    def _ensure(self, vaddr: Vaddr, shift: int) -> int:
+        """Return the word index of the entry for `1 << shift` bytes around an address; makes the tables that miss."""
         words = self._words
-        table = self.root << WORDS_SHIFT
-        for shift in shifts:
-            slot = table | vaddr >> shift & 511
-            entry = words[slot]
-            if entry & KIND != PTE_PRESENT:
-                if entry:
-                    raise KernelBug(f"a table is wanted for {vaddr:#x}, where a huge page is mapped by {entry:#x}")
-                entry = make_pte(self._alloc_table(), PTE_TABLE)
-                words[slot] = entry
-                self.table_pages += 1
-            table = (entry & PTE_PFN_MASK) >> 3
-        return table
-
-    def find_pud(self, vaddr: Vaddr) -> int | None:
-        """Return the word index of the entry for the GiB around an address, or None where no table holds one."""
-        entry = self._words[self.root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
-        if not entry & PTE_PRESENT:
-            return None
-        return (entry & PTE_PFN_MASK) >> 3 | vaddr >> PUD_SHIFT & 511
+        while True:
+            slot, level = descend(words, self.root, vaddr, shift)
+            if level == shift:
+                return slot
+            if words[slot]:
+                raise KernelBug(f"a table is wanted for {vaddr:#x}, where a huge page is mapped by {words[slot]:#x}")
+            words[slot] = make_pte(self._alloc_table(), PTE_TABLE)
+            self.table_pages += 1
 
     def ensure_pud(self, vaddr: Vaddr) -> int:
         """Return the word index of the entry for the GiB around an address, making the table that holds it.
 
         Raises as `ensure_pte` does. Source: Linux v6.8 include/linux/mm.h:pud_alloc().
         """
-        return self._ensure_table(vaddr, UPPER_SHIFTS[:1]) | vaddr >> PUD_SHIFT & 511
+        return self._ensure(vaddr, PUD_SHIFT)
 
     def ensure_puds(self, start: Vaddr, end: Vaddr, to: Vaddr) -> None:
         """Make the tables that would hold the entries for the GiB around `to` and on, where [start, end) has tables.
 
         Raises as `ensure_pte` does. Source: Linux v6.8 mm/mremap.c:move_page_tables(), alloc_new_pud().
         """
-        for piece, _, target in self._pud_pieces(start, end, to):
-            pud = self.find_pud(piece)
-            if pud is not None and self._words[pud]:
+        for pud, _, _, target in self._pud_pieces(start, end, to):
+            if self._words[pud]:
                 self.ensure_pud(target)
 
     def copy_upper(self, source: PageTable, start: Vaddr, end: Vaddr) -> None:
@@ -198,30 +182,22 @@ class PageTable(LeafWalk):
 
         Raises as `ensure_pte` does. Source: Linux v6.8 mm/memory.c:copy_p4d_range(), copy_pud_range().
         """
-        while start < end:
-            stop = min(end, (start & -PGD_SIZE) + PGD_SIZE)
-            pud = source.find_pud(start)
-            if pud is None:
-                start = source._next_present(source.root << WORDS_SHIFT, start, PGD_SHIFT)
-                continue
-            self.ensure_pud(start)
-            count = (stop - (start & -PUD_SIZE) + PUD_SIZE - 1) >> PUD_SHIFT
-            for number in np.flatnonzero(self._words_np[pud : pud + count]).tolist():
-                self.ensure_pmd((start & -PUD_SIZE) + (number << PUD_SHIFT))
-            start = stop
+        for table in source.walk.tables(start, end, PUD_SHIFT):
+            self.ensure_pud(table.start)
+            for number in np.flatnonzero(self._words_np[table.low : table.high]).tolist():
+                self.ensure_pmd((table.start & -PUD_SIZE) + (number << PUD_SHIFT))
 
-    def _pud_pieces(self, start: Vaddr, end: Vaddr, to: Vaddr) -> Iterator[tuple[Vaddr, int, Vaddr]]:
-        """Yield address, size and new address of the pieces of a move, each within one GiB at either place.
-
-        Steps over what has no table of entries for GiBs.
+    def _pud_pieces(self, start: Vaddr, end: Vaddr, to: Vaddr) -> Iterator[tuple[int, Vaddr, int, Vaddr]]:
+        """Yield the pieces of a move, each within one GiB at either place: the entry for the GiB, address, size, new
+        address. What has no table of entries for GiBs is stepped over.
         """
-        while start < end:
-            step = min(end - start, PUD_SIZE - start % PUD_SIZE, PUD_SIZE - to % PUD_SIZE)
-            if self.find_pud(start) is None:
-                step = min(end, self._next_present(self.root << WORDS_SHIFT, start, PGD_SHIFT)) - start
-            else:
-                yield start, step, to
-            start, to = start + step, to + step
+        for table in self.walk.tables(start, end, PUD_SHIFT):
+            at = table.start
+            while at < table.end:
+                target = at - start + to
+                step = min(table.end - at, PUD_SIZE - at % PUD_SIZE, PUD_SIZE - target % PUD_SIZE)
+                yield table.low + (at >> PUD_SHIFT) - (table.start >> PUD_SHIFT), at, step, target
+                at += step
 
     def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
         """Move the entries that name the leaf tables of [start, end), or are huge pages, to those of `to`.
@@ -232,9 +208,7 @@ class PageTable(LeafWalk):
         """
         words_np = self._words_np
         pieces = []
-        for at, step, target in self._pud_pieces(start, end, to):
-            pud = self.find_pud(at)
-            assert pud is not None
+        for pud, at, step, target in self._pud_pieces(start, end, to):
             if not self._words[pud]:
                 continue
             to_pud = self.ensure_pud(target)
@@ -329,20 +303,16 @@ class PageTable(LeafWalk):
         if max(floor, start & -PMD_SIZE) + PMD_SIZE > ceiling:
             return
         self._cached.clear()
-        self._free_below(self.root << WORDS_SHIFT, PGD_SHIFT, 0, (start, end, floor, ceiling))
+        for shift in reversed(UPPER_SHIFTS):
+            for table in self.walk.tables(start, end, shift):
+                self._free_named(table, shift, floor, ceiling)
 
-    def _free_below(self, table: int, shift: int, base: Vaddr, bounds: tuple[Vaddr, Vaddr, Vaddr, Vaddr]) -> None:
-        start, end, floor, ceiling = bounds
+    def _free_named(self, table: Table, shift: int, floor: Vaddr, ceiling: Vaddr) -> None:
+        """Free the tables that a table's entries name, of those that cover nothing outside [floor, ceiling)."""
         span = 1 << shift
-        first = max(0, (start - base) >> shift)
-        last = min(PTRS_PER_TABLE, (end - base + span - 1) >> shift)
-        present = np.flatnonzero(self._words_np[table + first : table + last]) + first
-        if shift > PMD_SHIFT:
-            for index in present.tolist():
-                below = (self._words[table | index] & PTE_PFN_MASK) >> 3
-                self._free_below(below, shift - 9, base + (index << shift), bounds)
-        lows = (present << shift) + base
-        slots = table + present[(lows >= floor) & (lows + span <= ceiling)]
+        present = np.flatnonzero(self._words_np[table.low : table.high])
+        lows = (present << shift) + (table.start & -span)
+        slots = table.low + present[(lows >= floor) & (lows + span <= ceiling)]
         if len(slots):
             freed = pte_pfn(self._words_np[slots]).astype(np.int64)
             self._words_np[slots] = 0
@@ -351,11 +321,11 @@ class PageTable(LeafWalk):
 
     def tables(self) -> list[Pfn]:
         """Return the frame of every table, the root first, the deposited ones last; found by a walk, for tests."""
-        found = level = [self.root]
-        for _ in UPPER_SHIFTS:
-            rows = self._frames.ram.frames_np[level].ravel()
-            level = pte_pfn(rows[(rows & np.uint64(KIND)) == PTE_PRESENT]).astype(np.int64).tolist()
-            found = found + level
+        found = [self.root]
+        for shift in UPPER_SHIFTS:
+            for table in self.walk.tables(0, TASK_SIZE + PAGE_SIZE, shift):
+                entries = self._words_np[table.low : table.high]
+                found += pte_pfn(entries[(entries & np.uint64(KIND)) == PTE_PRESENT]).tolist()
         return found + self.deposited
 
     def free_empty_table(self, vaddr: Vaddr) -> None:
@@ -376,8 +346,8 @@ class PageTable(LeafWalk):
     def destroy_in_pieces(self, pace: Pace) -> Iterator[None]:
         """Free every table, the root last; yield where the rest is whole. No entry may map a frame any more."""
         end = TASK_SIZE + PAGE_SIZE
-        for vaddr, _, _ in self._pmd_runs(0, TASK_SIZE):
-            self.free_tables(vaddr, vaddr + PUD_SIZE, vaddr, vaddr + PUD_SIZE)
+        for table in self.walk.tables(0, TASK_SIZE, PMD_SHIFT):
+            self.free_tables(table.start, table.start + PUD_SIZE, table.start, table.start + PUD_SIZE)
             if pace.is_over():
                 yield
                 pace.begin()

@@ -27,7 +27,7 @@ from kerneld.hw.paging import (
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.space.leaf_walk import Leaf
+from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.pte_ops import PteOps, Rss
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 
@@ -68,7 +68,7 @@ class PmdOps(PteOps):
         if self.page_table.deposited:
             self.split_huge_pmds_at(start, end)
             self.update_hiwater_rss()
-            for run in self.page_table.runs(start, end):
+            for run in self.page_table.walk.runs(start, end):
                 if isinstance(run, Leaf) and run.huge:
                     self._zap_huge_pmd(run)
         super().zap_range(start, end)

@@ -34,9 +34,9 @@ from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCA
 from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.frames.swap import Slots
 from kerneld.mm.frames.swap_state import folio_free_swap, free_swap_and_cache
-from kerneld.mm.space.leaf_walk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.space.notifier import MmuNotifier, YoungListener
 from kerneld.mm.space.pagetable import PageTable
+from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run, Words
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
 
 _U64 = (1 << 64) - 1
@@ -183,7 +183,7 @@ class PteOps:
         self._fill(run, entries)
 
     def _fill(self, run: Run, entries: Words) -> None:
-        self._put(run, self.page_table.read(run) | entries)
+        self._put(run, self.page_table.walk.read(run) | entries)
         self.notify(run.start, run.end)
 
     def _put(self, run: Run, entries: Words) -> None:
@@ -202,10 +202,10 @@ class PteOps:
 
         Frames and counters stay as they are.
         """
-        entries = self.page_table.read(run).copy()
+        entries = self.page_table.walk.read(run).copy()
         if not entries.any():
             return
-        target = self.page_table.read(place).copy()
+        target = self.page_table.walk.read(place).copy()
         target[first : first + len(entries)] = entries
         self._put(place, target)
         self._clear(run)
@@ -215,7 +215,7 @@ class PteOps:
 
     def zap_swapped(self, run: Run) -> None:
         """Clear the swap entries among a run's, and let go of their slots."""
-        entries = self.page_table.read(run)
+        entries = self.page_table.walk.read(run)
         swapped = swap_mask(entries)
         slots = swp_offset(entries[swapped]).astype(np.int64)
         if len(slots):
@@ -237,11 +237,11 @@ class PteOps:
         """
         changed = False
         self.update_hiwater_rss()
-        for run in self.page_table.runs(start, end):
+        for run in self.page_table.walk.runs(start, end):
             if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES:
                 changed |= self._zap_few(run.low, run.high)
                 continue
-            entries = self.page_table.read(run)
+            entries = self.page_table.walk.read(run)
             entries = entries[entries != 0]
             if len(entries):
                 changed = True
@@ -258,7 +258,7 @@ class PteOps:
 
     def zap_cached(self, start: Vaddr, end: Vaddr) -> None:
         """Clear the entries of [start, end), a part of one VMA, that map pages of its file, and keep private copies."""
-        for leaf in self.page_table.leaves(start, end):
+        for leaf in self.page_table.walk.leaves(start, end):
             run = self._words_np[leaf.low : leaf.high]
             mapped = counted_mask(run)
             pfns = pte_pfn(run).astype(np.int64)

@@ -39,7 +39,7 @@ def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *
         start = vma.start + (max(0, first - vma.pgoff) << PAGE_SHIFT)
         end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
         while start < end and mm is not None and vma in mapping.i_mmap:
-            stop = pace.far_stop(mm.page_table, start, end, _UNMAPPED_AT_ONCE)
+            stop = pace.far_stop(mm.page_table.walk, start, end, _UNMAPPED_AT_ONCE)
             _unmap(mm, vma, start, stop, even_cows=even_cows)
             start = stop
             if pace.is_over():

@@ -49,8 +49,8 @@ def sync_mm(mm: MmStruct) -> None:
     for vma in mm.vmas:
         if vma.file is not None and vma.vm_flags & VM_SHARED and vma.file.mapping.backing is not None:
             mapping = vma.file.mapping
-            for run in mm.page_table.runs(vma.start, vma.end):
-                entries = mm.page_table.page_entries(run)
+            for run in mm.page_table.walk.runs(vma.start, vma.end):
+                entries = mm.page_table.walk.page_entries(run)
                 for entry in entries[present_mask(entries) & ((entries & np.uint64(PTE_DIRTY)) != 0)].tolist():
                     pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
                     mapping.mark_dirty(mm.frames.index_at[pfn], pfn)

@@ -17,8 +17,8 @@ from kerneld.mm.fault.fault import (
 from kerneld.mm.fault.populate import _fill_anonymous
 from kerneld.mm.fault.thp import _fault_in_one, do_huge_pmd_anonymous_page, do_huge_pmd_wp_page
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.space.leaf_walk import Leaf
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_SHARED
 from kerneld.task.task import Thread

@@ -17,7 +17,7 @@ from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL
 from kerneld.mm.frames.frames import Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.swap import Slots
-from kerneld.mm.space.leaf_walk import Leaf, Run, Words
+from kerneld.mm.space.pagewalk import Leaf, Run, Words
 from kerneld.mm.space.pmd_ops import PmdOps
 from kerneld.mm.space.pte_ops import PteOps
 from kerneld.trace.fprobe import Function
@@ -191,7 +191,7 @@ def _write_ptes(tracing: Tracing, inner: Function) -> Function:
         if isinstance(run, Leaf) and run.huge:
             _huge(log, self, run.low, run.start, int(entries[0]))
         else:
-            log.run(self, run, self.page_table.read(run), entries)
+            log.run(self, run, self.page_table.walk.read(run), entries)
         inner(self, run, entries)
 
     return write_ptes
@@ -220,7 +220,7 @@ def _move_entries(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def move_entries(self: PteOps, run: Run, place: Run, first: int) -> None:
-        entries = self.page_table.read(run).copy()
+        entries = self.page_table.walk.read(run).copy()
         log.run(self, run, entries, _filled(entries))
         log.many(self, place.vaddrs()[first : first + len(entries)], _filled(entries), entries)
         inner(self, run, place, first)
@@ -233,9 +233,9 @@ def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def zap_swapped(self: PteOps, run: Run) -> None:
-        old = self.page_table.read(run).copy()
+        old = self.page_table.walk.read(run).copy()
         inner(self, run)
-        log.run(self, run, old, self.page_table.read(run))
+        log.run(self, run, old, self.page_table.walk.read(run))
 
     return zap_swapped
 
@@ -246,9 +246,9 @@ def _zap_range(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def zap_range(self: PteOps, start: int, end: int) -> None:
-        for run in self.page_table.runs(start, end):
+        for run in self.page_table.walk.runs(start, end):
             if not run.huge:
-                entries = self.page_table.read(run)
+                entries = self.page_table.walk.read(run)
                 log.run(self, run, entries, _filled(entries))
         inner(self, start, end)
 
@@ -260,10 +260,10 @@ def _zap_cached(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def zap_cached(self: PteOps, start: int, end: int) -> None:
-        old = self.page_table.entries(start, end)
+        old = self.page_table.walk.entries(start, end)
         inner(self, start, end)
         vaddrs = np.arange(start, end, PAGE_SIZE, dtype=np.uint64)
-        log.many(self, vaddrs, old, self.page_table.entries(start, end))
+        log.many(self, vaddrs, old, self.page_table.walk.entries(start, end))
 
     return zap_cached
 
@@ -347,14 +347,14 @@ def _move_tables(tracing: Tracing, inner: Function) -> Function:
     def move_tables(self: PmdOps, start: int, end: int, to: int) -> bool:
         moved: bool = inner(self, start, end, to)
         if moved:
-            for leaf in self.page_table.leaves(to, to + end - start):
+            for leaf in self.page_table.walk.leaves(to, to + end - start):
                 source = leaf.start - to + start
                 if leaf.huge:
                     entry = self._words[leaf.low]
                     log.one(self, source, entry, 0, HPAGE_PMD_NR)
                     log.one(self, leaf.start, 0, entry, HPAGE_PMD_NR)
                 else:
-                    entries = self.page_table.read(leaf)
+                    entries = self.page_table.walk.read(leaf)
                     log.many(self, leaf.vaddrs() - np.uint64(to) + np.uint64(start), entries, _filled(entries))
                     log.run(self, leaf, _filled(entries), entries)
         return moved

@@ -199,7 +199,7 @@ class TestLateFailure:
         mmap(mm, pages, at=start)
         mm_populate(mm, start, start + pages * PAGE_SIZE)
         store(mm, start, b"first")
-        before = mm.page_table.entries(start, start + pages * PAGE_SIZE).tolist()
+        before = mm.page_table.walk.entries(start, start + pages * PAGE_SIZE).tolist()
         to = BASE + (1 << 39)
         free, failures = machine.frames.free_pages, 0
         for number in range(10):
@@ -209,7 +209,7 @@ class TestLateFailure:
             if not failed:
                 break
             failures += 1
-            assert mm.page_table.entries(start, start + pages * PAGE_SIZE).tolist() == before
+            assert mm.page_table.walk.entries(start, start + pages * PAGE_SIZE).tolist() == before
             assert [(vma.start, vma.nr_pages) for vma in mm.vmas] == [(start, pages)]
             assert machine.frames.free_pages == free
             machine.check()

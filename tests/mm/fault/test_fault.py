@@ -219,7 +219,7 @@ class TestFaultAround:
 
     def mapped(self, mm: MmStruct) -> list[int]:
         vma = next(iter(mm.vmas))
-        entries = mm.page_table.entries(vma.start, vma.end)
+        entries = mm.page_table.walk.entries(vma.start, vma.end)
         return [int(number) for number in np.flatnonzero(entries)]
 
     @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_range_is_as_good_as_its_pages(kind: str, accesses: list[tuple[int, in
         for vaddr in range(start, end, PAGE_SIZE):
             fault_in_range(mms[1], vma_at(mms[1], at), vaddr, vaddr + PAGE_SIZE, write)
         machine.check()
-    whole, single = (mm.page_table.entries(at, at + 60 * PAGE_SIZE) for mm in mms)
+    whole, single = (mm.page_table.walk.entries(at, at + 60 * PAGE_SIZE) for mm in mms)
     assert ((whole & 0xFFF) == (single & 0xFFF)).all()
     assert ((whole >> 12 == ZERO_PFN) == (single >> 12 == ZERO_PFN)).all()
     assert mms[0].rss == mms[1].rss

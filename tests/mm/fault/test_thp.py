@@ -341,4 +341,4 @@ def test_a_huge_page_taken_from_used_memory_reads_as_zeros(machine: HugeMachine,
     mm_populate(mm, BASE, huge(4))
     assert sizes(mm) == "HHHH"
     assert not any(machine.ram.frames_np[pfn].any() for pfn in frames_of(mm, BASE, huge(4)))
-    assert mm.page_table.entries(BASE, huge(4)).size == 4 * PMD_SIZE >> PAGE_SHIFT
+    assert mm.page_table.walk.entries(BASE, huge(4)).size == 4 * PMD_SIZE >> PAGE_SHIFT

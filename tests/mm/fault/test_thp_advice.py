@@ -45,7 +45,7 @@ def flags_of(mm: MmStruct, start: int, end: int) -> np.ndarray[tuple[int], np.dt
 
 def absent(mm: MmStruct, start: int, end: int) -> int:
     """Return how many pages of a range are not in memory."""
-    return int(np.count_nonzero(~present_mask(mm.page_table.entries(start, end))))
+    return int(np.count_nonzero(~present_mask(mm.page_table.walk.entries(start, end))))
 
 
 @pytest.mark.parametrize("advice", ADVICE)

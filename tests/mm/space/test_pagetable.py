@@ -8,11 +8,11 @@ import pytest
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PTE_PRESENT, PTE_TABLE, PTE_USER, make_pte
+from kerneld.mm.check.whole_table import walk_page_table
 from kerneld.mm.frames.frames import Frames
-from kerneld.mm.space.leaf_walk import Leaf
 from kerneld.mm.space.pace import Pace
-from kerneld.mm.space.page_walk import walk_page_table
 from kerneld.mm.space.pagetable import PageTable
+from kerneld.mm.space.pagewalk import Leaf
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from tests.support.machine import BASE, Machine
 
@@ -56,15 +56,15 @@ def test_leaves_step_over_what_is_absent(table: PageTable) -> None:
     second = table.ensure_pte(BASE + PMD_SIZE)
     far = table.ensure_pte(BASE + 3 * PUD_SIZE + 7 * PAGE_SIZE)
     farther = table.ensure_pte(BASE + 2 * PGD_SIZE)
-    assert list(table.leaves(BASE + PAGE_SIZE * 510, BASE + 2 * PGD_SIZE + PAGE_SIZE)) == [
+    assert list(table.walk.leaves(BASE + PAGE_SIZE * 510, BASE + 2 * PGD_SIZE + PAGE_SIZE)) == [
         Leaf(BASE + PAGE_SIZE * 510, BASE + PMD_SIZE, first, first + 2),
         Leaf(BASE + PMD_SIZE, BASE + 2 * PMD_SIZE, second, second + 512),
         Leaf(BASE + 3 * PUD_SIZE, BASE + 3 * PUD_SIZE + PMD_SIZE, far - 7, far - 7 + 512),
         Leaf(BASE + 2 * PGD_SIZE, BASE + 2 * PGD_SIZE + PAGE_SIZE, farther, farther + 1),
     ]
-    assert list(table.leaves(BASE + 2 * PMD_SIZE, BASE + 3 * PUD_SIZE)) == []
-    assert list(table.leaves(0, BASE)) == []
-    assert next(leaf.start for leaf in table.leaves(0, TOP)) == BASE
+    assert list(table.walk.leaves(BASE + 2 * PMD_SIZE, BASE + 3 * PUD_SIZE)) == []
+    assert list(table.walk.leaves(0, BASE)) == []
+    assert next(leaf.start for leaf in table.walk.leaves(0, TOP)) == BASE
 
 
 def test_ensured_leaves_are_all_there(table: PageTable) -> None:
@@ -82,7 +82,7 @@ def test_entries_of_a_range_with_holes(table: PageTable, frames: Frames) -> None
     entry = make_pte(77, PTE_PRESENT | PTE_USER)
     frames.ram.words[table.ensure_pte(vaddr)] = entry
     frames.ram.words[table.ensure_pte(vaddr + 2 * PMD_SIZE)] = entry + 4096
-    entries = table.entries(vaddr - PAGE_SIZE, vaddr + 2 * PMD_SIZE + PAGE_SIZE)
+    entries = table.walk.entries(vaddr - PAGE_SIZE, vaddr + 2 * PMD_SIZE + PAGE_SIZE)
     assert {at: int(found) for at, found in enumerate(entries) if found} == {1: entry, 1025: entry + 4096}
     assert len(entries) == 1026
     frames.ram.words[table.ensure_pte(vaddr)] = 0

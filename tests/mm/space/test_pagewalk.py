@@ -22,13 +22,13 @@ from kerneld.mm.calls.mlock import do_mlock, do_munlock
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.calls.mremap import copy_vma, do_mremap, move_ptes
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.space import leaf_walk
-from kerneld.mm.space.leaf_walk import Leaf, Leaves
+from kerneld.mm.space import pagewalk
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pagewalk import Leaf, Leaves, Run
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT, VM_READ, VM_WRITE
 from shared.uapi.mman import Madv, Map, Mremap
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE
 from tests.support.huge_machine import HUGE, HugeMachine
 from tests.support.machine import ANON, BASE, NONE, READ, RW, SHARED_ANON, load, mmap, page, store
 
@@ -118,7 +118,7 @@ class World(HugeMachine):
             self.exit(parent)
 
     def state(self) -> tuple[object, ...]:
-        entries = self.mm.page_table.entries(*EVERYWHERE[0])
+        entries = self.mm.page_table.walk.entries(*EVERYWHERE[0])
         present = present_mask(entries)
         bits = np.where(present, entries & np.uint64(~PTE_PFN_MASK & (1 << 64) - 1), entries != 0)
         vmas = [(vma.start, vma.end, vma.vm_flags) for vma in self.mm.vmas]
@@ -126,7 +126,7 @@ class World(HugeMachine):
         return bits.tolist(), vmas, self.mm.rss, table_pages, self.frames.free_pages, self.frames.swap.nr_free
 
     def contents(self) -> list[bytes]:
-        entries = self.mm.page_table.entries(*EVERYWHERE[0])
+        entries = self.mm.page_table.walk.entries(*EVERYWHERE[0])
         readable = np.flatnonzero((entries & np.uint64(PTE_PRESENT)) != 0).tolist()
         return [load(self.mm, page(number), 4) for number in readable[:: max(1, len(readable) // 100)]]
 
@@ -151,9 +151,9 @@ def test_many_at_once_is_as_one_by_one(data: st.DataObject) -> None:
     layout = data.draw(layouts)
     steps = data.draw(st.lists(calls, min_size=1, max_size=6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaf_walk, "_TABLES_AT_ONCE", data.draw(st.sampled_from([2, 3, 16])))
+        patch.setattr(pagewalk, "_TABLES_AT_ONCE", data.draw(st.sampled_from([2, 3, 16])))
         at_once = run(kind, thp, layout, steps)
-        patch.setattr(leaf_walk, "_FEW_TABLES", TABLES)
+        patch.setattr(pagewalk, "_FEW_TABLES", TABLES)
         assert run(kind, thp, layout, steps) == at_once
 
 
@@ -164,7 +164,7 @@ def test_a_run_is_whole_tables_of_one_gib(mm: MmStruct) -> None:
     touched = [BASE + gib // 2 + number * PMD_SIZE for number in (0, 1, 3, 7, 255, 256, 300, 511)]
     for vaddr in touched:
         load(mm, vaddr)
-    runs = list(mm.page_table.runs(touched[0] + PAGE_SIZE, touched[-1] + 2 * PAGE_SIZE))
+    runs = list(mm.page_table.walk.runs(touched[0] + PAGE_SIZE, touched[-1] + 2 * PAGE_SIZE))
     assert [type(run) for run in runs] == [Leaf, Leaves, Leaves, Leaf]
     assert [run.starts.tolist() for run in runs if isinstance(run, Leaves)] == [touched[1:5], touched[5:7]]
     assert [(run.start, run.end) for run in (runs[0], runs[-1])] == [
@@ -172,8 +172,55 @@ def test_a_run_is_whole_tables_of_one_gib(mm: MmStruct) -> None:
         (touched[-1], touched[-1] + 2 * PAGE_SIZE),
     ]
     for run in runs:
-        for vaddr, entry in zip(run.vaddrs().tolist(), mm.page_table.read(run).tolist(), strict=True):
-            assert entry == mm.page_table.entries(vaddr, vaddr + PAGE_SIZE)[0]
+        for vaddr, entry in zip(run.vaddrs().tolist(), mm.page_table.walk.read(run).tolist(), strict=True):
+            assert entry == mm.page_table.walk.entries(vaddr, vaddr + PAGE_SIZE)[0]
+
+
+def sizes_mixed() -> World:
+    """Return a world with leaf tables at 0, 3, 4 and 8, and huge pages at 5 and 12."""
+    world = World(ANON, TransparentHugepage.ALWAYS, ["-"] * TABLES)
+    for advice, tables in ((Madv.NOHUGEPAGE, (0, 3, 4, 8)), (Madv.HUGEPAGE, (5, 12))):
+        do_madvise(world.mm, BASE, PAGES << PAGE_SHIFT, advice)
+        for table in tables:
+            store(world.mm, page(table * HUGE + table), b"x")
+    return world
+
+
+def numbers(runs: list[Run]) -> list[str]:
+    """Return which 2 MiB each run is of, an H behind those of a huge page."""
+    starts = [run.starts.tolist() if isinstance(run, Leaves) else [run.start] for run in runs]
+    of = [",".join(str(start - BASE >> PMD_SHIFT) for start in some) for some in starts]
+    return [what + "H" * run.huge for what, run in zip(of, runs, strict=True)]
+
+
+def test_tables_and_huge_pages_come_in_order() -> None:
+    world = sizes_mixed()
+    walk = world.mm.page_table.walk
+    assert numbers(list(walk.runs(BASE, page(PAGES)))) == ["0,3,4", "5H", "8", "12H"]
+    assert numbers(list(walk.leaves(page(7), page(13 * HUGE)))) == ["0", "3", "4", "5H", "8", "12H"]
+    world.close()
+
+
+def test_a_huge_page_that_is_cut_up_when_it_is_met_is_walked_as_a_table() -> None:
+    world = sizes_mixed()
+    mm, met = world.mm, []
+
+    def cut_up_the_first(leaf: Leaf) -> None:
+        met.append(leaf)
+        if len(met) == 1:
+            mm.split_huge_pmd(leaf.low, leaf.start)
+
+    for huge, expected in (
+        (None, ["0,3,4", "5H", "8", "12H"]),
+        (met.append, ["0,3,4", "8"]),
+        (cut_up_the_first, ["0,3,4", "5", "8"]),
+    ):
+        found: list[Run] = []
+        met.clear()
+        mm.page_table.walk.page_range(BASE, page(PAGES), found.append, huge)
+        assert numbers(found) == expected
+        assert numbers(list(met)) == ([] if huge is None else ["5H", "12H"])
+    world.close()
 
 
 @pytest.mark.parametrize("layout", ["0000wwww", "w0000w0w", "wwww0000", "0w00000W"])
@@ -183,19 +230,17 @@ def test_a_child_has_its_pages_where_its_parent_has_them(layout: str) -> None:
     parent, child = world.mm, world.fork(world.mm)
     world.check()
     assert child.page_table.table_pages == parent.page_table.table_pages
-    entries = [mm.page_table.entries(*EVERYWHERE[0]) & np.uint64(~PTE_ACCESSED & (1 << 64) - 1) for mm in world.mms]
+    entries = [
+        mm.page_table.walk.entries(*EVERYWHERE[0]) & np.uint64(~PTE_ACCESSED & (1 << 64) - 1) for mm in world.mms
+    ]
     assert np.array_equal(entries[0], entries[1])
     world.close()
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_failed_move_brings_all_back(shift: int) -> None:
-    """Huge pages come before the tables of their GiB: which of them had moved when a table is not to be had."""
-    world = World(ANON, TransparentHugepage.ALWAYS, ["-"] * TABLES)
-    for advice, tables in ((Madv.NOHUGEPAGE, (0, 3, 4, 8)), (Madv.HUGEPAGE, (5, 12))):
-        do_madvise(world.mm, BASE, PAGES << PAGE_SHIFT, advice)
-        for table in tables:
-            store(world.mm, page(table * HUGE + table), b"x")
+    """Tables and huge pages: which of them had moved when a table is not to be had."""
+    world = sizes_mixed()
     before = world.state()[0]
     failures = 0
     while True:

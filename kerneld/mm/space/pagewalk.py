@@ -1,0 +1,263 @@
+"""The walk over a page table: the one place where its four levels are gone down.
+
+Owns the way from the root to an entry (`descend`), what a run of entries is, and how a range is walked: table by table,
+or many leaf tables at once where it is large. Changes no entry; knows no VMA. Answers to Linux v6.8 mm/pagewalk.c
+(walk_page_range, walk_pgd_range and the rest of its family) and include/linux/pagewalk.h (struct mm_walk_ops).
+
+| who wants                                             | asks                                    |
+|-------------------------------------------------------|-----------------------------------------|
+| one entry                                             | `descend` (xv6: walk())                 |
+| a function called for all entries of a range          | `PageWalk.page_range`                   |
+| a loop over them, with a yield in it                  | `PageWalk.leaves`, `PageWalk.runs`      |
+| the tables of an upper level                          | `PageWalk.tables`                       |
+| the entries of a range, whatever maps it, as an array | `PageWalk.entries`                      |
+
+What exists is given in order; what does not is stepped over. A table costs some twenty calls of numpy, however many
+tables one call is for: so a large range comes sixteen tables at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.hw.paging import (
+    PGD_SHIFT,
+    PTE_PFN_MASK,
+    PTE_PRESENT,
+    PTE_PSE,
+    PTRS_PER_TABLE,
+    PUD_SHIFT,
+    pte_pfn,
+    small_entries,
+)
+from kerneld.hw.ram import WORDS_SHIFT, Ram
+from kerneld.mm.frames.frames import Pfns
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Pfn, Vaddr
+
+Words = npt.NDArray[np.uint64]
+
+UPPER_SHIFTS = (PGD_SHIFT, PUD_SHIFT, PMD_SHIFT)
+PUD_SIZE = 1 << PUD_SHIFT
+KIND = PTE_PRESENT | PTE_PSE
+"""Of an upper entry: PTE_PRESENT alone names a table; PTE_PSE, with or without it, is a huge page; else it is empty."""
+_TABLES_AT_ONCE = 16
+"""So many that numpy's fixed costs no longer show, and so few that their entries stay in a processor's cache."""
+_FEW_TABLES = 2
+"""Up to so many whole tables are gone to one by one."""
+FEW_ENTRIES = 8
+"""Up to so many entries a loop is faster than numpy's fixed costs."""
+_PAGES = np.arange(PTRS_PER_TABLE, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+
+
+class Leaf(NamedTuple):
+    """A run of entries in one leaf table: entry `low + i` (a word index) maps the page at `start + i * PAGE_SIZE`.
+
+    Where `huge` is set it is one entry of 2 MiB instead, at `low`, of which [start, end) may be a part.
+    """
+
+    start: Vaddr
+    end: Vaddr
+    low: int
+    high: int
+    huge: bool = False
+
+    def vaddrs(self) -> Words:
+        """Return the address of the page of each entry of 4 KiB."""
+        return np.arange(self.start, self.end, PAGE_SIZE, dtype=np.uint64)
+
+
+class Leaves(NamedTuple):
+    """Several whole leaf tables of one GiB, in order: frame `tables[i]` maps the 512 pages from `starts[i]` on."""
+
+    start: Vaddr
+    end: Vaddr
+    """Between the two there may be tables that are not here."""
+    starts: Words
+    tables: Pfns
+    huge: bool = False
+
+    @classmethod
+    def of(cls, starts: Words, tables: Pfns) -> Leaves:
+        """Return the run of these tables, one at least: from its first one to its last one."""
+        return cls(int(starts[0]), int(starts[-1]) + PMD_SIZE, starts, tables)
+
+    def vaddrs(self) -> Words:
+        """Return the address of the page of each entry."""
+        return (self.starts[:, np.newaxis] + _PAGES).ravel()
+
+
+Run = Leaf | Leaves
+
+
+class Table(NamedTuple):
+    """A run of entries of one table of any level: entry `low + i` is for the bytes from `start + (i << shift)` on."""
+
+    start: Vaddr
+    """Where the range begins, maybe inside of what the first entry is for."""
+    end: Vaddr
+    low: int
+    high: int
+
+
+def descend(words: memoryview, root: Pfn, vaddr: Vaddr, shift: int) -> tuple[int, int]:
+    """Go down from the root to the entry for an address whose level maps `1 << shift` bytes an entry (xv6: walk()).
+
+    Returns the entry's word index and its level's shift. Where an entry on the way names no table the way ends there:
+    that one is returned, of a larger shift, and is 0 or a huge page.
+    """
+    table, level = root << WORDS_SHIFT, PGD_SHIFT
+    while True:
+        slot = table | vaddr >> level & 511
+        if level == shift:
+            return slot, level
+        entry = words[slot]
+        if entry & KIND != PTE_PRESENT:
+            return slot, level
+        table = (entry & PTE_PFN_MASK) >> 3
+        level -= 9
+
+
+class PageWalk:
+    """The walk over the page table that begins at frame `root` of `ram`."""
+
+    def __init__(self, ram: Ram, root: Pfn) -> None:
+        self._root = root
+        self._words = ram.words
+        self._words_np = ram.words_np
+        self._frames_np = ram.frames_np
+
+    def leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
+        """Yield what exists of the leaf tables and huge pages in [start, end), in order; absent parts are stepped over.
+
+        What it has yielded may be changed before it goes on, cut up or removed as well.
+        """
+        words = self._words
+        while start < end:
+            slot, level = descend(words, self._root, start, PAGE_SHIFT)
+            if level == PAGE_SHIFT:
+                stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
+                yield Leaf(start, stop, slot, slot + ((stop - start) >> PAGE_SHIFT))
+            elif words[slot]:
+                stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
+                yield Leaf(start, stop, slot, slot + 1, huge=True)
+            else:
+                stop = self._next_present(slot, start, level)
+            start = stop
+
+    def first_leaf(self, start: Vaddr, end: Vaddr) -> Vaddr:
+        """Return the first address of [start, end) that a leaf table or a huge page covers, or `end`."""
+        for leaf in self.leaves(start, end):
+            return leaf.start
+        return end
+
+    def tables(self, start: Vaddr, end: Vaddr, shift: int) -> Iterator[Table]:
+        """Yield what exists of the tables in [start, end) whose entries are each for `1 << shift` bytes, in order.
+
+        `shift` is an upper level's. What it has yielded may be changed before it goes on, as in `leaves`.
+        """
+        span = 1 << shift
+        while start < end:
+            slot, level = descend(self._words, self._root, start, shift)
+            if level == shift:
+                stop = min(end, (start & -span * PTRS_PER_TABLE) + span * PTRS_PER_TABLE)
+                yield Table(start, stop, slot, slot + ((stop - (start & -span) + span - 1) >> shift))
+            else:
+                stop = self._next_present(slot, start, level)
+            start = stop
+
+    def _next_present(self, slot: int, vaddr: Vaddr, shift: int) -> Vaddr:
+        """Return the first address behind what an empty entry is for that its table has an entry for, or its end."""
+        index = slot % PTRS_PER_TABLE
+        ahead = np.flatnonzero(self._words_np[slot : slot - index + PTRS_PER_TABLE])
+        step = int(ahead[0]) if len(ahead) else PTRS_PER_TABLE - index
+        return ((vaddr >> shift) + step) << shift
+
+    def runs(self, start: Vaddr, end: Vaddr) -> Iterator[Run]:
+        """Yield what `leaves` does, in order, whole leaf tables many at once.
+
+        What it has yielded may be changed before it goes on, as there, but no table of the range may be freed: a walk
+        that lets others run in between takes `leaves`.
+        """
+        first, last = start + (-start & PMD_SIZE - 1), end & -PMD_SIZE
+        if last - first <= _FEW_TABLES * PMD_SIZE:
+            yield from self.leaves(start, end)
+            return
+        yield from self.leaves(start, first)
+        for upper in self.tables(first, last, PMD_SHIFT):
+            yield from self._whole_leaves(upper)
+        yield from self.leaves(last, end)
+
+    def _whole_leaves(self, upper: Table) -> Iterator[Run]:
+        """Yield the whole leaf tables and huge pages that the entries of a table name."""
+        entries = self._words_np[upper.low : upper.high]
+        tables = np.flatnonzero((entries & np.uint64(KIND)) == PTE_PRESENT)
+        done = 0
+        for index in np.flatnonzero(entries & np.uint64(PTE_PSE)).tolist():
+            before = int(np.searchsorted(tables, index))
+            yield from self._in_batches(upper, tables[done:before])
+            done = before
+            haddr = upper.start + (index << PMD_SHIFT)
+            yield from self.leaves(haddr, haddr + PMD_SIZE)  # Cut up by now, maybe.
+        yield from self._in_batches(upper, tables[done:])
+
+    def _in_batches(self, upper: Table, indexes: npt.NDArray[np.int64]) -> Iterator[Leaves]:
+        for at in range(0, len(indexes), _TABLES_AT_ONCE):
+            chosen = indexes[at : at + _TABLES_AT_ONCE]
+            starts = (chosen.astype(np.uint64) << np.uint64(PMD_SHIFT)) + np.uint64(upper.start)
+            yield Leaves.of(starts, pte_pfn(self._words_np[upper.low + chosen]).astype(np.int64))
+
+    def page_range(
+        self, start: Vaddr, end: Vaddr, ptes: Callable[[Run], object], huge: Callable[[Leaf], object] | None = None
+    ) -> None:
+        """Call `ptes` for each run of entries of 4 KiB in [start, end), and `huge` for each entry of 2 MiB, in order.
+
+        Where there is no entry of 2 MiB any more when `huge` returns, the entries that it was cut up into are given to
+        `ptes` (Linux: ACTION_AGAIN). Without `huge` an entry of 2 MiB is given to `ptes`, a run of that one entry.
+        No table of the range may be freed meanwhile.
+        Source: Linux v6.8 mm/pagewalk.c:walk_page_range(), walk_pmd_range().
+        """
+        words = self._words
+        for run in self.runs(start, end):
+            if huge is None or not run.huge:
+                ptes(run)
+            elif isinstance(run, Leaf):
+                huge(run)
+                if words[run.low] & KIND == PTE_PRESENT:
+                    for leaf in self.leaves(run.start, run.end):
+                        ptes(leaf)
+
+    def entries(self, start: Vaddr, end: Vaddr) -> Words:
+        """Return a copy of the 4 KiB entries of the page-aligned range [start, end), 0 where there is none.
+
+        A huge page counts as the entries that it would be cut up into.
+        """
+        entries = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
+        for leaf in self.leaves(start, end):
+            entries[(leaf.start - start) >> PAGE_SHIFT : (leaf.end - start) >> PAGE_SHIFT] = self.page_entries(leaf)
+        return entries
+
+    def page_entries(self, run: Run) -> Words:
+        """Return the 4 KiB entries of a run, to be read: those of a huge page as `entries` has them."""
+        if isinstance(run, Leaf) and run.huge:
+            first = run.start >> PAGE_SHIFT & PTRS_PER_TABLE - 1
+            return small_entries(self._words[run.low], first, (run.end - run.start) >> PAGE_SHIFT)
+        return self.read(run)
+
+    def read(self, run: Run) -> Words:
+        """Return the entries of a run as they stand, a huge page's being one: for reading, and soon."""
+        if isinstance(run, Leaf):
+            return self._words_np[run.low : run.high]
+        return self._frames_np[run.tables].ravel()
+
+    def find_filled(self, run: Run) -> Run | None:
+        """Return the tables of a run that have an entry which is not 0, or None where none has."""
+        if isinstance(run, Leaf):
+            return run if self.read(run).any() else None
+        filled = self._frames_np[run.tables].any(axis=1)
+        if filled.all():
+            return run
+        return Leaves.of(run.starts[filled], run.tables[filled]) if filled.any() else None
