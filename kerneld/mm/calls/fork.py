@@ -13,6 +13,8 @@ Answers to Linux v6.8 kernel/fork.c:dup_mmap() and mm/memory.c:copy_page_range()
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from kerneld.errors import SysError
@@ -123,20 +125,18 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: V
     It gets a table, upper ones too (`copy_upper`), wherever the parent has one, with entries of this VMA or without.
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
-    for found in old.page_table.walk.runs(start, end):
-        run = found
-        if isinstance(run, Leaf) and run.huge:
-            if old.copy_huge_pmd(new, run):
-                continue
-            run = next(old.page_table.walk.leaves(run.start, run.end))
-        # Before anything is read: to make a table may reclaim pages of the parent.
-        place = new.page_table.ensure_run(run)
-        filled = old.page_table.walk.find_filled(run)
-        if filled is not None:
-            if filled is not run:
-                place = new.page_table.ensure_run(filled)
-            if not _copy_few(old, new, vma, filled, place):
-                _copy_run(old, new, vma, filled, place)
+    old.page_table.walk.page_range(start, end, partial(_copy_ptes, old, new, vma), partial(old.copy_huge_pmd, new))
+
+
+def _copy_ptes(old: MmStruct, new: MmStruct, vma: Vma, run: Run) -> None:
+    # Before anything is read: to make a table may reclaim pages of the parent.
+    place = new.page_table.ensure_run(run)
+    filled = old.page_table.walk.find_filled(run)
+    if filled is not None:
+        if filled is not run:
+            place = new.page_table.ensure_run(filled)
+        if not _copy_few(old, new, vma, filled, place):
+            _copy_run(old, new, vma, filled, place)
 
 
 def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_SPECIAL,
-    counted_mask,
     pte_pfn,
     swap_mask,
     swp_offset,
@@ -79,41 +79,45 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     Source: Linux v6.8 mm/madvise.c:madvise_free_single_vma(), madvise_free_pte_range() and
     mm/huge_memory.c:madvise_free_huge_pmd().
     """
-    frames = mm.frames
     mm.update_hiwater_rss()
-    for run in _runs(mm, start, end):
-        if run.huge:
-            _free_huge(mm, run)
-            continue
-        mm.zap_swapped(run)
-        positions, pfns = _mapped(mm, run)
-        keep = np.ones(len(pfns), dtype=np.bool_)
-        for place in np.flatnonzero(frames.has(pfns, PG_SWAPCACHE | PG_DIRTY)).tolist():
-            pfn = int(pfns[place])
-            # Of a page that others map too it is not ours to say that it is clean, nor of one that others swap in.
-            keep[place] = frames.mapcount_at[pfn] == 1 and (
-                not frames.flags_at[pfn] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
-            )
-        pfns = pfns[keep]
-        frames.clear(pfns, PG_DIRTY)
-        _clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
-        folio_mark_lazyfree(frames, pfns)
+    _advise(mm, start, end, partial(_free_ptes, mm), partial(_free_huge, mm))
 
 
-def _free_huge(mm: MmStruct, run: Run) -> None:
+def _free_ptes(mm: MmStruct, run: Run) -> None:
+    """Source: Linux v6.8 mm/madvise.c:madvise_free_pte_range()."""
+    frames = mm.frames
+    mm.zap_swapped(run)
+    positions, pfns = mm.page_table.walk.mapped(run)
+    keep = np.ones(len(pfns), dtype=np.bool_)
+    for place in np.flatnonzero(frames.has(pfns, PG_SWAPCACHE | PG_DIRTY)).tolist():
+        pfn = int(pfns[place])
+        # Of a page that others map too it is not ours to say that it is clean, nor of one that others swap in.
+        keep[place] = frames.mapcount_at[pfn] == 1 and (
+            not frames.flags_at[pfn] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
+        )
+    pfns = pfns[keep]
+    frames.clear(pfns, PG_DIRTY)
+    _clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
+    folio_mark_lazyfree(frames, pfns)
+
+
+def _free_huge(mm: MmStruct, leaf: Leaf) -> None:
     """Source: Linux v6.8 mm/huge_memory.c:madvise_free_huge_pmd()."""
-    positions, pfns = _mapped(mm, run)
+    positions, pfns = mm.page_table.walk.mapped(leaf)
     mm.frames.clear(pfns, PG_DIRTY)
-    _clear_bits(mm, run, positions, PTE_ACCESSED | PTE_DIRTY)
+    _clear_bits(mm, leaf, positions, PTE_ACCESSED | PTE_DIRTY)
     folio_mark_lazyfree(mm.frames, pfns)
 
 
 def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     """Make pages that are mapped here alone old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
     frames = mm.frames
-    for run in _runs(mm, start, end):
+
+    def make_cold(run: Run) -> None:
         pfns = _make_old(mm, run, anon_only=False)
         folio_deactivate(frames, pfns[frames.has(pfns, PG_ACTIVE)])
+
+    _advise(mm, start, end, make_cold, make_cold)
 
 
 def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
@@ -124,9 +128,12 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
     anon_only = vma.file is not None and not may_write(vma.file)
     if anon_only and vma.vm_flags & VM_MAYSHARE:
         return
-    for run in _runs(mm, start, end):
+
+    def reclaim(run: Run) -> None:
         pfns = _make_old(mm, run, anon_only=anon_only)
         reclaim_pages(mm.frames, pfns[~mm.frames.has(pfns, PG_UNEVICTABLE)], may_write=False)
+
+    _advise(mm, start, end, reclaim, reclaim)
     if vma.file is not None:
         _count_as_hosts(vma.file, vma.page_index(start), vma.page_index(end))
 
@@ -143,33 +150,37 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
             mapping.host.drop(index)
 
 
-def _runs(mm: MmStruct, start: Vaddr, end: Vaddr) -> Iterator[Run]:
-    """Yield what of a range is advised: leaf tables, and huge pages whole.
+def _advise(mm: MmStruct, start: Vaddr, end: Vaddr, ptes: Callable[[Run], None], huge: Callable[[Leaf], None]) -> None:
+    """Call `ptes` and `huge` for what of a range is advised: leaf tables, and huge pages whole.
 
     The huge zero page is left alone, and a huge page that others map as well; of one's own, a part is split off.
     Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range(), mm/huge_memory.c:madvise_free_huge_pmd().
     """
-    frames = mm.frames
-    for run in mm.page_table.walk.runs(start, end):
-        if isinstance(run, Leaf) and run.huge:
-            entry = frames.ram.words[run.low]
-            if entry & PTE_SPECIAL or estimated_sharers(frames, pte_pfn(entry)) != 1:
-                continue
-            if run.end - run.start == PMD_SIZE:
-                yield run
-                continue
-            split_folio(frames, pte_pfn(entry))
-            yield from mm.page_table.walk.leaves(run.start, run.end)
-        elif frames.huge.has_been_used and _has_large(mm, run):
-            for leaf in mm.page_table.walk.leaves(run.start, run.end):
-                if not leaf.huge:
-                    yield from _before_a_shared_one(mm, leaf)
-        else:
-            yield run
+    frames, walk = mm.frames, mm.page_table.walk
+
+    def advise_huge(leaf: Leaf) -> bool:
+        entry = frames.ram.words[leaf.low]
+        if entry & PTE_SPECIAL or estimated_sharers(frames, pte_pfn(entry)) != 1:
+            return True
+        if leaf.end - leaf.start == PMD_SIZE:
+            huge(leaf)
+            return True
+        split_folio(frames, pte_pfn(entry))
+        return False
+
+    def advise_ptes(run: Run) -> None:
+        if not frames.huge.has_been_used or not _has_large(mm, run):
+            ptes(run)
+            return
+        for leaf in walk.leaves(run.start, run.end):
+            for part in _before_a_shared_one(mm, leaf):
+                ptes(part)
+
+    walk.page_range(start, end, advise_ptes, advise_huge)
 
 
 def _has_large(mm: MmStruct, run: Run) -> bool:
-    pfns = _mapped(mm, run)[1]
+    pfns = mm.page_table.walk.mapped(run)[1]
     return bool(mm.frames.has(pfns, PG_LARGE).any())
 
 
@@ -178,7 +189,7 @@ def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
     split. Linux takes no account of what lies behind.
     """
     frames = mm.frames
-    positions, pfns = _mapped(mm, leaf)
+    positions, pfns = mm.page_table.walk.mapped(leaf)
     for position, pfn in zip(positions.tolist(), pfns.tolist(), strict=True):
         if not frames.flags_at[pfn] & PG_LARGE:
             continue
@@ -194,23 +205,15 @@ def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
 def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
     """Take the accessed bits of pages that no other entry maps, and return their frames."""
     frames = mm.frames
-    pfns: Pfns
-    positions, pfns = _mapped(mm, run)
+    positions, pfns = mm.page_table.walk.mapped(run)
     # Of a huge page the first one has been asked already, for all.
     ours = (frames.mapcount[pfns] == 1) | run.huge
     if anon_only:
         ours &= frames.has(pfns, PG_ANON)
     _clear_bits(mm, run, positions[ours], PTE_ACCESSED)
-    pfns = pfns[ours]
-    frames.clear(pfns, PG_REFERENCED)
-    return pfns
-
-
-def _mapped(mm: MmStruct, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
-    """Return which entries of a run map a frame that is counted, and the frames."""
-    entries = mm.page_table.walk.page_entries(run)
-    positions = np.flatnonzero(counted_mask(entries))
-    return positions, pte_pfn(entries[positions]).astype(np.int64)
+    old: Pfns = pfns[ours]
+    frames.clear(old, PG_REFERENCED)
+    return old
 
 
 def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:

@@ -357,18 +357,23 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
     delta = new_addr - old_addr
     moved = old_addr
     mm.split_huge_pmds_at(old_addr, old_addr + length)
-    try:
-        mm.page_table.ensure_puds(old_addr, old_addr + length, new_addr)
-        for found in _without_gaps(mm.page_table.walk.runs(old_addr, old_addr + length)):
-            run = found
-            if isinstance(run, Leaf) and run.huge:
-                if _move_huge(mm, run, delta):
-                    moved = max(moved, run.end)
-                    continue
-                run = next(mm.page_table.walk.leaves(run.start, run.end))
+
+    def move_run(found: Run) -> None:
+        nonlocal moved
+        for run in _without_gaps(found):
             place = mm.page_table.ensure_whole(run.start + delta, run.end + delta)
             mm.move_entries(run, place, (run.start + delta - place.start) >> PAGE_SHIFT)
-            moved = max(moved, run.end)  # Huge pages come before the tables of their GiB.
+            moved = run.end
+
+    def move_huge(leaf: Leaf) -> bool:
+        nonlocal moved
+        is_done = _move_huge(mm, leaf, delta)
+        moved = leaf.end if is_done else moved
+        return is_done
+
+    try:
+        mm.page_table.ensure_puds(old_addr, old_addr + length, new_addr)
+        mm.page_table.walk.page_range(old_addr, old_addr + length, move_run, move_huge)
     except SysError:
         _move_back(mm, old_addr, new_addr, moved - old_addr)
         raise
@@ -390,14 +395,14 @@ def _move_back(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> N
             mm.move_entries(run, place, 0)
 
 
-def _without_gaps(runs: Iterator[Run]) -> Iterator[Run]:
-    for run in runs:
-        if isinstance(run, Leaf):
-            yield run
-            continue
-        gaps = np.flatnonzero(np.diff(run.starts) != PMD_SIZE) + 1
-        for starts, tables in zip(np.split(run.starts, gaps), np.split(run.tables, gaps), strict=True):
-            yield Leaves.of(starts, tables)
+def _without_gaps(run: Run) -> Iterator[Run]:
+    """Yield the parts of a run that are each of neighbouring tables."""
+    if isinstance(run, Leaf):
+        yield run
+        return
+    gaps = np.flatnonzero(np.diff(run.starts) != PMD_SIZE) + 1
+    for starts, tables in zip(np.split(run.starts, gaps), np.split(run.tables, gaps), strict=True):
+        yield Leaves.of(starts, tables)
 
 
 def _move_huge(mm: MmStruct, leaf: Leaf, delta: int) -> bool:

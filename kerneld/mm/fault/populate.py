@@ -119,9 +119,7 @@ def _fault_in_file(
             result = _fault_one(mm, vma, start, write)
             if result & VM_FAULT_ERROR:
                 return start, result
-        low = mm.page_table.find_pte(start)
-        assert low is not None
-        leaf = Leaf(start, stop, low, low + ((stop - start) >> PAGE_SHIFT))
+        leaf = next(mm.page_table.walk.leaves(start, stop))
         stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
         if stopped is not None:
             return stopped

@@ -178,8 +178,7 @@ def fault_in_huge(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool)
     while start < end:
         stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
         if mm.page_table.find_pte(start) is None and _fault_in_one(mm, vma, start, write):
-            pmd = mm.page_table.ensure_pmd(start)
-            yield Leaf(start, stop, pmd, pmd + 1, huge=True)
+            yield from mm.page_table.walk.leaves(start, stop)
         else:
             yield from mm.page_table.ensure_leaves(start, stop)
         start = stop

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from kerneld.hw.paging import counted_mask, pte_pfn
 from kerneld.mm.frames.frames import PG_ANON, Pfns
 from kerneld.mm.frames.lru import mlock_folios, munlock_folios
 from kerneld.mm.space.mm import MmStruct
@@ -31,9 +30,5 @@ def munlock_cached_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 
 def _mapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> Pfns:
-    found = [np.zeros(0, dtype=np.int64)]
-    for run in mm.page_table.walk.runs(start, end):
-        entries = mm.page_table.walk.page_entries(run)
-        counted = entries[counted_mask(entries)]
-        found.append(pte_pfn(counted).astype(np.int64))
-    return np.concatenate(found)
+    walk = mm.page_table.walk
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(walk.mapped(run)[1] for run in walk.runs(start, end))])

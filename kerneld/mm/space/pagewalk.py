@@ -7,8 +7,9 @@ or many leaf tables at once where it is large. Changes no entry; knows no VMA. A
 | who wants                                             | asks                                    |
 |-------------------------------------------------------|-----------------------------------------|
 | one entry                                             | `descend` (xv6: walk())                 |
-| a function called for all entries of a range          | `PageWalk.page_range`                   |
-| a loop over them, with a yield in it                  | `PageWalk.leaves`, `PageWalk.runs`      |
+| the entries of a range, both sizes alike              | a loop over `PageWalk.runs`             |
+| … each size by a function of its own                  | `PageWalk.page_range`                   |
+| … while others may run in between                     | a loop over `PageWalk.leaves`           |
 | the tables of an upper level                          | `PageWalk.tables`                       |
 | the entries of a range, whatever maps it, as an array | `PageWalk.entries`                      |
 
@@ -31,6 +32,7 @@ from kerneld.hw.paging import (
     PTE_PSE,
     PTRS_PER_TABLE,
     PUD_SHIFT,
+    counted_mask,
     pte_pfn,
     small_entries,
 )
@@ -210,25 +212,21 @@ class PageWalk:
             starts = (chosen.astype(np.uint64) << np.uint64(PMD_SHIFT)) + np.uint64(upper.start)
             yield Leaves.of(starts, pte_pfn(self._words_np[upper.low + chosen]).astype(np.int64))
 
-    def page_range(
-        self, start: Vaddr, end: Vaddr, ptes: Callable[[Run], object], huge: Callable[[Leaf], object] | None = None
-    ) -> None:
+    def page_range(self, start: Vaddr, end: Vaddr, ptes: Callable[[Run], None], huge: Callable[[Leaf], bool]) -> None:
         """Call `ptes` for each run of entries of 4 KiB in [start, end), and `huge` for each entry of 2 MiB, in order.
 
-        Where there is no entry of 2 MiB any more when `huge` returns, the entries that it was cut up into are given to
-        `ptes` (Linux: ACTION_AGAIN). Without `huge` an entry of 2 MiB is given to `ptes`, a run of that one entry.
+        `huge` returns whether it is done with the entry (Linux: ACTION_CONTINUE). It returns False where it has cut the
+        huge page up, or has found it cut up: the entries of 4 KiB are then given to `ptes` (Linux: ACTION_AGAIN).
+        What is treated alike in either size needs no callbacks: `for run in walk.runs(start, end)`.
         No table of the range may be freed meanwhile.
         Source: Linux v6.8 mm/pagewalk.c:walk_page_range(), walk_pmd_range().
         """
-        words = self._words
         for run in self.runs(start, end):
-            if huge is None or not run.huge:
+            if not isinstance(run, Leaf) or not run.huge:
                 ptes(run)
-            elif isinstance(run, Leaf):
-                huge(run)
-                if words[run.low] & KIND == PTE_PRESENT:
-                    for leaf in self.leaves(run.start, run.end):
-                        ptes(leaf)
+            elif not huge(run):
+                for leaf in self.leaves(run.start, run.end):
+                    ptes(leaf)
 
     def entries(self, start: Vaddr, end: Vaddr) -> Words:
         """Return a copy of the 4 KiB entries of the page-aligned range [start, end), 0 where there is none.
@@ -252,6 +250,15 @@ class PageWalk:
         if isinstance(run, Leaf):
             return self._words_np[run.low : run.high]
         return self._frames_np[run.tables].ravel()
+
+    def mapped(self, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
+        """Return which pages of a run are mapped by an entry that counts, by number, and the frames of these.
+
+        Source: Linux v6.8 mm/memory.c:vm_normal_page(): the zero page is none.
+        """
+        entries = self.page_entries(run)
+        places = np.flatnonzero(counted_mask(entries))
+        return places, pte_pfn(entries[places]).astype(np.int64)
 
     def find_filled(self, run: Run) -> Run | None:
         """Return the tables of a run that have an entry which is not 0, or None where none has."""

@@ -22,7 +22,6 @@ from kerneld.hw.paging import (
     PTE_PFN_MASK,
     PTE_SPECIAL,
     PTRS_PER_TABLE,
-    counted_mask,
     present_mask,
     pte_pfn,
     pte_present,
@@ -259,11 +258,8 @@ class PteOps:
     def zap_cached(self, start: Vaddr, end: Vaddr) -> None:
         """Clear the entries of [start, end), a part of one VMA, that map pages of its file, and keep private copies."""
         for leaf in self.page_table.walk.leaves(start, end):
-            run = self._words_np[leaf.low : leaf.high]
-            mapped = counted_mask(run)
-            pfns = pte_pfn(run).astype(np.int64)
-            cached = np.flatnonzero(mapped & ~self.frames.has(pfns * mapped, PG_ANON))
-            for position in cached.tolist():
+            places, pfns = self.page_table.walk.mapped(leaf)
+            for position in places[~self.frames.has(pfns, PG_ANON)].tolist():
                 self._zap_few(leaf.low + position, leaf.low + position + 1)
         self.notify(start, end)
 
