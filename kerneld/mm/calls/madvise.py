@@ -23,7 +23,8 @@ Differs from Linux: KSM and memory failure are not built in, their advice is EIN
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
@@ -75,6 +76,9 @@ _PAGE_ADVICE = frozenset(
 _FAST_ADVICE = frozenset({Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD})
 SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
 """Advice that is given to a part of a VMA as well as to all of it: many page tables at once, or one."""
+Visited = Generator[None, None, Vaddr]
+Visit = Callable[[Vma, Vaddr, Vaddr, Pace], Visited]
+"""What is done to a part of a VMA, [start, end); it returns how far it has come."""
 POPULATE_ADVICE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
 _VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | POPULATE_ADVICE
 PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
@@ -107,7 +111,15 @@ def madvise_in_pieces(
     """Do as `do_madvise` for advice that is not of POPULATE_ADVICE; yield where others may be served."""
     end = _range_end(start, length, advice)
     if end > start:
-        yield from _madvise_walk_vmas(mm, start, end, Madv(advice), may_write)
+        yield from _madvise_walk_vmas(mm, start, end, partial(_advise, mm, Madv(advice), may_write))
+
+
+def _advise(mm: MmStruct, advice: Madv, may_write: MayWrite, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace) -> Visited:
+    """Advise a part of a VMA, or as much of it as goes at once; returns where that ends."""
+    yield from ()  # Nobody is served in the middle; `_populate` lets others.
+    stop = _step_end(mm, vma, start, end, advice, pace)
+    _madvise_vma(mm, vma, start, stop, advice, may_write)
+    return stop
 
 
 def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
@@ -119,8 +131,12 @@ def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
     return end
 
 
-def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps:
-    """Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): holes are passed over and reported at the end."""
+def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Visit) -> Steps:
+    """Visit the VMAs of [start, end), or what each has of it, in order; yield where others may be served.
+
+    Holes are passed over. Raises SysError(ENOMEM) at the end where there was one.
+    Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas().
+    """
     has_hole = False
     pace = Pace()
     while start < end:
@@ -130,11 +146,8 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, advice: Madv, may
         if start < vma.start:
             has_hole = True
             start = vma.start
-            if start >= end:
-                break
-        stop = _step_end(mm, vma, start, min(end, vma.end), advice, pace)
-        _madvise_vma(mm, vma, start, stop, advice, may_write)
-        start = stop
+            continue
+        start = yield from visit(vma, start, min(end, vma.end), pace)
         if start < end and pace.is_over():
             yield
             pace.begin()
@@ -209,25 +222,13 @@ def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: 
     Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): what lies behind a hole is populated too.
     """
     end = _range_end(start, length, advice)
-    pace = Pace()
-    has_hole = False
-    while start < end:
-        vma = mm.vmas.find(start)
-        if vma is None:
-            raise SysError(errno.ENOMEM)
-        if start < vma.start:
-            has_hole = True
-            start = vma.start
-            continue
-        stop = min(end, vma.end)
-        yield from faultin_range(mm, start, stop, advice == Madv.POPULATE_WRITE, pace)
-        start = stop
-        if start < end and pace.is_over():
-            yield
-            pace.begin()
-    if has_hole:
-        raise SysError(errno.ENOMEM)
+    yield from _madvise_walk_vmas(mm, start, end, partial(_populate, mm, advice == Madv.POPULATE_WRITE))
     return 0
+
+
+def _populate(mm: MmStruct, write: bool, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace) -> Visited:
+    yield from faultin_range(mm, start, end, write, pace)
+    return end
 
 
 def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pace) -> Generator[None, None, None]:
