@@ -1,15 +1,10 @@
-"""The stub of native programs: built by the system's compiler at its first use, kept in the user's cache.
-
-Owns how it is built; the cache and the compiler are `kerneld.commands.run.preload`'s. Knows no daemon.
-"""
+"""The stub of native programs, and how it is compiled. Knows no daemon."""
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from pathlib import Path
 
-from kerneld.commands.run.preload import PreloadError, build, cache_directory
+from kerneld.commands.compiled import ensure_built
 
 SOURCES = Path(__file__).resolve().parent / "stub"
 _FLAGS = (
@@ -21,19 +16,6 @@ _FLAGS = (
 
 
 def ensure_stub() -> Path:
-    """Return the path of the stub, which is built where the cache has none.
-
-    Raises PreloadError: another machine than x86-64, no compiler, or no cache that can be used.
-    """
-    if platform.machine() != "x86_64":
-        raise PreloadError(f"programs run on x86-64 alone: this is {platform.machine()}")
-    directory = cache_directory()
-    digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    files = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
-    for file in files:
-        digest.update(file.read_bytes())
-    stub = directory / f"exec-{digest.hexdigest()[:16]}"
-    if not stub.exists():
-        sources = [str(file) for file in files if file.suffix == ".c"]
-        build([*_FLAGS, *sources], directory, stub, "the stub of kerneld exec")
-    return stub
+    """Return the path of the stub. It is built when the cache does not have it. Raises BuildError."""
+    sources = sorted(SOURCES.glob("*.c"))
+    return ensure_built("exec", _FLAGS, sources, sorted(SOURCES.glob("*.h")), "the stub of kerneld exec")

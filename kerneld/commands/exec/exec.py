@@ -11,10 +11,10 @@ import signal
 
 import click
 
+from kerneld.commands.compiled import BuildError
 from kerneld.commands.exec.build_stub import ensure_stub
 from kerneld.commands.failure import KerneldStatus
-from kerneld.commands.run.preload import PreloadError
-from kerneld.commands.run.program import ProgramError, find_program
+from kerneld.commands.program import ProgramError, find_program
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import Failure, client_failures
@@ -66,7 +66,7 @@ def exec(variables: tuple[str, ...], socket_path: str | None, program: str, argu
     try:
         found = find_program(program)
         stub = ensure_stub()
-    except (ProgramError, PreloadError) as error:
+    except (ProgramError, BuildError) as error:
         raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
     with client_failures():
         find_daemon(path)

@@ -6,10 +6,11 @@ Owns nothing; reads files. Answers to ld.so(8) and to Linux v6.8 fs/binfmt_elf.c
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import struct
 from typing import BinaryIO
+
+from kerneld.commands.program import ProgramError
 
 _ELF_MAGIC = b"\x7fELF"
 _ELF64_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -21,24 +22,6 @@ _PT_INTERP = 3
 _MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 183: "64-bit ARM", 243: "RISC-V"}
 _MAX_SCRIPTS = 5
 """How often a script's interpreter may be a script: Linux v6.8 fs/exec.c:exec_binprm()."""
-
-
-class ProgramError(Exception):
-    """The program cannot be run with a library preloaded: one line for people."""
-
-
-def find_program(name: str) -> str:
-    """Return the path of a program. A `name` without a slash is looked up in $PATH. Raises ProgramError."""
-    if "/" in name:
-        if not os.path.exists(name):
-            raise ProgramError(f"there is no program {name}")
-        if os.path.isdir(name) or not os.access(name, os.X_OK):
-            raise ProgramError(f"{name} is not a program that may be executed")
-        return name
-    path = shutil.which(name)
-    if path is None:
-        raise ProgramError(f"there is no program {name} on the PATH")
-    return path
 
 
 def check_program(path: str) -> None:

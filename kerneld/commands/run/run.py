@@ -12,9 +12,11 @@ from typing import NoReturn
 
 import click
 
+from kerneld.commands.compiled import BuildError
 from kerneld.commands.failure import KerneldStatus
-from kerneld.commands.run.preload import PreloadError, ensure_library, header_path, library_sources
-from kerneld.commands.run.program import ProgramError, check_program, find_program
+from kerneld.commands.program import ProgramError, find_program
+from kerneld.commands.run.preload import ensure_library, header_path, library_sources
+from kerneld.commands.run.program import check_program
 from kerneld.commands.run.semesters import SEMESTERS
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
@@ -91,7 +93,7 @@ def run(
         found = find_program(program)
         check_program(found)
         library = ensure_library(abi)
-    except (ProgramError, PreloadError) as error:
+    except (ProgramError, BuildError) as error:
         raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
     with client_failures():
         find_daemon(path)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.run.preload import PreloadError, ensure_library
+from kerneld.commands.compiled import BuildError
+from kerneld.commands.run.preload import ensure_library
 
 
 def test_a_cache_of_another_users_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +17,7 @@ def test_a_cache_of_another_users_is_named(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Path, "exists", refuse)
-    with pytest.raises(PreloadError, match=r"^cannot use the cache .*: Permission denied \(XDG"):
+    with pytest.raises(BuildError, match=r"^cannot use the cache .*: Permission denied \(XDG"):
         ensure_library("f24")
 
 
@@ -26,5 +27,5 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
-    with pytest.raises(PreloadError, match="set XDG_CACHE_HOME"):
+    with pytest.raises(BuildError, match="set XDG_CACHE_HOME"):
         ensure_library("f24")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.commands.run.program import ProgramError, check_program
+from kerneld.commands.program import ProgramError
+from kerneld.commands.run.program import check_program
 
 
 def test_program_headers_may_stand_anywhere(tmp_path: Path) -> None:
