@@ -30,8 +30,8 @@ class FileMachine(Machine):
         self.files = FileTable(self.frames)
 
     def close(self) -> None:
-        for mm in list(self.mms):
-            self.exit(mm)
+        while self.mms:
+            self.exit(self.mms[-1])
         assert len(self.files) == 0
         assert len(self.files.accounts) == 0
         self.files.close()
