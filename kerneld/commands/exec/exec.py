@@ -1,6 +1,7 @@
-"""`kerneld exec`: an unmodified program whose memory is kerneld's.
+"""`kerneld exec`: an unmodified program with its memory in kerneld.
 
-It owns the words; then the stub takes this process over, with its pid, and becomes the program (docs/programs.md).
+Owns the options and the environment of the program. The stub then takes over this process, with its pid, and becomes
+the program (docs/programs.md).
 """
 
 from __future__ import annotations
@@ -20,36 +21,39 @@ from shared.client.path import default_socket_path
 from shared.failure import Failure, client_failures
 from shared.option_types import SocketPath
 
-HELP = """Run PROGRAM inside the machine: each page of its memory is kerneld's.
+HELP = """Run PROGRAM inside the machine: kerneld has each page of its memory.
 
-Any x86-64 program, as it is. It runs on the real processor; its page faults and memory calls are kerneld's, all other
-system calls the host's. PROGRAM has this process's pid, terminal, files and exit status, and its children are inside
-too. kerneld must be running, and be your own. docs/programs.md says what works, and what is refused.
+PROGRAM may be any x86-64 program, without a change. It runs on the real processor. kerneld serves its page faults and
+its calls of memory management. The host serves all other system calls. PROGRAM has the pid, the terminal and the files
+of this process, and its children are inside the machine too. kerneld must be running, under your own user.
+docs/programs.md lists the programs that work and the calls that are refused.
 
 \b
 Examples:
-  kerneld exec -- python3                   then, from elsewhere: kerneld maps PID, inspector PID [heap]
+  kerneld exec -- python3                   then, in another terminal: kerneld maps PID, inspector PID [heap]
   kerneld exec -- ./target
   kerneld exec --env LANG=C -- sort names.txt
 
 \b
-Exit status: the program's, or
+Exit status: that of PROGRAM, or
   3  kerneld does not run                   6  not permitted to use it
-  8  the program cannot be run here, or the stub cannot be built
+  8  PROGRAM cannot be run here, or the stub cannot be built
 """
 _HIDDEN_FDS = 64
-"""So many descriptors below the limit are the stub's."""
+"""The number of descriptors that the stub uses, just below the limit."""
 _MOST_FDS = 1024
-"""A process whose descriptors reach higher has a larger table of them, which each fork copies."""
+"""Higher descriptors need a larger table of descriptors, and each fork copies the table."""
 
 
 @click.command(
     name="exec",
-    short_help="Run a program inside: its memory is kerneld's.",
+    short_help="Run a program inside the machine.",
     help=HELP,
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of its environment.")
+@click.option(
+    "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the environment of PROGRAM."
+)
 @click.option(
     "--socket",
     "socket_path",
@@ -60,7 +64,7 @@ _MOST_FDS = 1024
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def exec(variables: tuple[str, ...], socket_path: str | None, program: str, arguments: tuple[str, ...]) -> None:
-    """Check what can be checked before, and become the stub."""
+    """Check the program and the daemon, and execute the stub."""
     path = os.path.abspath(socket_path or default_socket_path())
     environment = _environment(variables, path)
     try:
@@ -81,7 +85,7 @@ def exec(variables: tuple[str, ...], socket_path: str | None, program: str, argu
 
 
 def _environment(variables: tuple[str, ...], socket_path: str) -> dict[str, str]:
-    """Return the program's environment. Raises a usage error for what is no NAME=VALUE."""
+    """Return the environment of the program. Raises a usage error for an option that is not NAME=VALUE."""
     environment = {**os.environ, "KERNELD_SOCKET": socket_path}
     for variable in variables:
         name, is_set, value = variable.partition("=")
@@ -92,7 +96,7 @@ def _environment(variables: tuple[str, ...], socket_path: str) -> dict[str, str]
 
 
 def _first_hidden_fd() -> int:
-    """Return from which number on descriptors are the stub's. Raises Failure where the limit leaves no room."""
+    """Return the first descriptor of the stub. Raises Failure when the limit of open files is too small."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     hidden = min(soft, _MOST_FDS) - _HIDDEN_FDS
     if hidden < _HIDDEN_FDS:
