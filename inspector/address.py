@@ -1,8 +1,8 @@
-"""What a person types for a range, into numbers. Pure: the maps of the process are passed in by the caller.
+"""Turns the range that a person types into numbers. Pure: the caller passes in the maps of the process.
 
-A range is `START END`, or one word `START-END` as maps has it: START an address or a mapping's name, END an address or
-`+SIZE`; after a name it may be missing. Addresses are hexadecimal, with 0x in front or without, as maps, gdb and the
-kernel's log have them: what is copied from there is what it was there. Sizes are decimal, but after 0x.
+A range is `START END`, or one word `START-END` as in maps. START is an address or the name of a mapping. END is an
+address or `+SIZE`; after a name it may be missing. Addresses are hexadecimal, with or without 0x, as in maps, gdb and
+the kernel's log, so that a person can copy them from there. Sizes are decimal, or hexadecimal after 0x.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _RANGE = re.compile(f"({_ADDRESS})-({_ADDRESS})")
 
 
 class AddressError(ValueError):
-    """What was typed is no address, size or range; the message is for people."""
+    """The text is no address, size or range. The message is for people."""
 
 
 class Span(NamedTuple):
@@ -29,18 +29,18 @@ class Span(NamedTuple):
 
 
 def looks_like_name(text: str) -> bool:
-    """Whether `text` in the place of START is a mapping's name ([heap], /bin/true): no number and no range."""
+    """Whether `text` in place of START is the name of a mapping ([heap], /bin/true), and not a number or a range."""
     return not re.match(r"[-+]?[0-9]", text) and re.fullmatch(_ADDRESS, text) is None and split_range(text) is None
 
 
 def split_range(text: str) -> tuple[str, str] | None:
-    """Return the two addresses, not looked at yet, of `START-END`; None for another word."""
+    """Return the texts of the two addresses of `START-END`; None for another word."""
     match = _RANGE.fullmatch(text)
     return None if match is None else (match[1], match[2])
 
 
 def parse_address(text: str) -> int:
-    """Return the address that `text` is, hexadecimal with or without 0x. Raises AddressError."""
+    """Return the address in `text`, hexadecimal with or without 0x. Raises AddressError."""
     if re.fullmatch(_ADDRESS, text) is None:
         raise AddressError(f"'{text}' is no address: it is hexadecimal, 0x7f0000000000 or 7f0000000000")
     value = int(text, 16)
@@ -50,7 +50,7 @@ def parse_address(text: str) -> int:
 
 
 def parse_page(text: str) -> int:
-    """Return the address that `text` is, one that lies within a page of user space. Raises AddressError."""
+    """Return the address in `text`. It must lie within a page of user space. Raises AddressError."""
     address = parse_address(text)
     if address >= TASK_SIZE:
         raise AddressError(f"{address:#x} is the end of user space: no page is there")
@@ -58,7 +58,7 @@ def parse_page(text: str) -> int:
 
 
 def parse_end(text: str, start: int) -> int:
-    """Return the end that `text` is: an address, or `+SIZE` after `start`, in bytes, KiB, MiB. Raises AddressError."""
+    """Return the end in `text`: an address, or `+SIZE` after `start`, in bytes, KiB or MiB. Raises AddressError."""
     if not text.startswith("+"):
         return parse_address(text)
     size = parse_bytes(text[1:])

@@ -154,7 +154,7 @@ def run(machine: Process, pid: int, span: Span | None, page: int | None, options
 
 
 def parse_span(start: str, end: str | None) -> Span:
-    """Return the range of whole pages that START and END mean, saying so where it is rounded. Raises AddressError."""
+    """Return the range of whole pages of START and END. A note says if it was rounded. Raises AddressError."""
     both = split_range(start)
     if both is not None:
         if end is not None:
@@ -171,9 +171,9 @@ def parse_span(start: str, end: str | None) -> Span:
 
 
 def find_span(machine: Machine, pid: int, name: str, end: str | None) -> Span:
-    """Return the range of the mapping called `name` in process `pid`, up to END where that is given.
+    """Return the range of the mapping called `name` in process `pid`, up to END if it is given.
 
-    Raises AddressError, Failure(NO_MAPPING), and what read_maps() raises.
+    Raises AddressError, Failure(NO_MAPPING), and the exceptions of read_maps().
     """
     run = find_named(read_maps(machine, pid), name)
     if run is None:
@@ -204,7 +204,7 @@ def dump_page(machine: Machine, pid: int, span: Span, vaddr: int, options: Optio
 
 
 def watch_range(machine: Machine, pid: int, span: Span, options: Options) -> None:
-    """Print the table of `span` again and again until a signal asks to end (or once), and close it.
+    """Print the table of `span` repeatedly until a signal asks the program to end (or once), and close the table.
 
     Raises KerneldGone when the connection ends.
     """
@@ -215,16 +215,16 @@ def watch_range(machine: Machine, pid: int, span: Span, options: Options) -> Non
             print_until_stopped(watch, signals, options)
         if not options.once:
             with contextlib.suppress(Failure):
-                # After a SIGHUP the terminal may be gone: the table is closed all the same.
+                # After a SIGHUP the terminal may be gone: the table is closed anyway.
                 emit(["The table is closed."], to_stderr=options.as_json)
 
 
 def follow_range(process: Process, pid: int, span: Span, options: Options) -> None:
-    """Print the table of `span`, then each change until a signal or the process ends; close it, and say how many.
+    """Print the table of `span`, then each change until a signal or the end of the process. Close it, and print totals.
 
     Raises KerneldGone when the connection ends.
     """
-    # The trace is there before the table: no change is missed between the two.
+    # The trace is opened before the table, so that it has every change of the table.
     log = EventLog(open_session(process))
     try:
         with stop_signals() as signals:

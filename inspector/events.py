@@ -1,7 +1,7 @@
-"""The shadow table's own log: each change of an entry as it happens, what it was, what it is, and what led to it.
+"""The log of the shadow table: each change of an entry, with the old value, the new value and the cause.
 
-Owns the trace that brings the changes. Records are of runs of pages in a row; what is yielded is a run or, where that
-is asked for, a page. Knows no terminal.
+Owns the trace that has the changes. A record is about a run of consecutive pages; an update can be split into pages.
+Knows no terminal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 GLOBS = (SPTE_UPDATE.name,)
 _LAST_CONSTANT_PFN = 1
-"""No frame and the zero page repeat in a run; all others count up."""
+"""The frame numbers 0 (no frame) and 1 (zero page) repeat in a run; all others count up."""
 _WHY = {
     errno.EMFILE: "too many traces are open",
     errno.ENOSPC: "kerneld allows no buffer of that size",
@@ -37,20 +37,20 @@ _WHY = {
 
 
 class Update(NamedTuple):
-    """Pages in a row that have changed alike, in one moment; the two runs say how."""
+    """Consecutive pages that have changed in the same way at one moment: the run before and the run after."""
 
     time: datetime
     before: Run
     after: Run
     cause: str
     by: int
-    """The process that was being served; 0 for none."""
+    """The process that the kernel was serving; 0 for none."""
     monotonic: int = 0
-    """`time` as CLOCK_MONOTONIC, in nanoseconds: what a trace and the log show too."""
+    """`time` as CLOCK_MONOTONIC, in nanoseconds, as in a trace and in the log."""
 
     @property
     def change(self) -> Change:
-        """What has happened to each of them."""
+        """The kind of change, the same for all pages."""
         return self.after.change
 
     def unfolded(self) -> Iterator[Update]:
@@ -60,7 +60,7 @@ class Update(NamedTuple):
 
 
 class Ring(Protocol):
-    """What is asked of `shared.trace.reader.Reader`."""
+    """The part of `shared.trace.reader.Reader` that is used here."""
 
     @property
     def lost(self) -> int: ...
@@ -69,7 +69,7 @@ class Ring(Protocol):
 
 
 class Session(Protocol):
-    """What is asked of `shared.client.trace.TraceSession`."""
+    """The part of `shared.client.trace.TraceSession` that is used here."""
 
     @property
     def reader(self) -> Ring: ...
@@ -77,7 +77,7 @@ class Session(Protocol):
 
 
 def open_session(process: Process) -> Session:
-    """Open a trace of the table's changes. Raises Failure where kerneld refuses, KerneldGone."""
+    """Open a trace of the table's changes. Raises Failure when kerneld refuses, and KerneldGone."""
     from shared.client.trace import TraceSession  # noqa: PLC0415  (for this alone)
 
     try:
@@ -87,7 +87,7 @@ def open_session(process: Process) -> Session:
 
 
 class EventLog:
-    """The changes since the table was started. It has to be opened before: nothing is missed then."""
+    """The changes since the table was started. Must be opened before the start, so that no change is missed."""
 
     def __init__(self, session: Session, now: Callable[[], tuple[int, int]] | None = None) -> None:
         self.reader = session.reader
@@ -95,15 +95,15 @@ class EventLog:
         realtime, monotonic = (now or _clocks)()
         self._offset = realtime - monotonic
         self.pages = 0
-        """How many entries have changed so far."""
+        """The number of changed entries so far."""
 
     @property
     def lost(self) -> int:
-        """How many records have found no room in the ring."""
+        """The number of records that found no room in the ring."""
         return self.reader.lost
 
     def read(self) -> Iterator[Update | Lost]:
-        """Yield what has happened since the last look; how the table was filled at its start is no change."""
+        """Yield the changes since the last call. The first filling of the table at its start is no change."""
         for entry in self.reader.read():
             if isinstance(entry, Lost):
                 yield entry
@@ -123,7 +123,7 @@ class EventLog:
         )
 
     def close(self) -> None:
-        """Unmap the ring; the trace itself ends with the connection."""
+        """Unmap the ring. The trace ends with the connection."""
         self._session.close()
 
 

@@ -1,4 +1,4 @@
-"""The exit statuses that the inspector alone has, beside those of `shared.failure`."""
+"""The exit statuses of the inspector only. `shared.failure` has those of all programs."""
 
 from __future__ import annotations
 

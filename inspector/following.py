@@ -1,4 +1,4 @@
-"""The changes of a table, printed as they happen: what `--events` is about. Knows no arguments."""
+"""Prints the changes of a table as they happen, for `--events`. Knows no arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.trace.record import Lost
 
 
 def follow_until_stopped(watch: Watch, log: EventLog, signals: StopSignals, options: Options) -> bool:
-    """Print changes as they come, and the table at each interval where that is asked; return whether the target ended.
+    """Print each change, and with --interval also the table. Return whether the target has ended.
 
     Raises KerneldGone when the connection ends.
     """
@@ -43,7 +43,7 @@ def follow_until_stopped(watch: Watch, log: EventLog, signals: StopSignals, opti
 
 
 def print_updates(log: EventLog, pid: int, options: Options) -> None:
-    """Print the changes that there are now."""
+    """Print the changes that have come."""
     lines = []
     for update in log.read():
         if isinstance(update, Lost):

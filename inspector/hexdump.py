@@ -8,7 +8,7 @@ LINE_BYTES = 16
 
 
 def hexdump(data: bytes, base: int = 0) -> Iterator[str]:
-    """Yield the lines for `data`, which stands at address `base`; lines like the one before fold to one `*`."""
+    """Yield the lines for `data` at address `base`. A `*` stands for lines that are equal to the line before."""
     previous = b""
     folding = False
     for offset in range(0, len(data), LINE_BYTES):

@@ -24,5 +24,5 @@ def wait(signals: StopSignals, seconds: float, connection: int) -> Woken:
     ready = {fd for fd, _event in poll.poll(max(0.0, seconds) * 1000)}
     if signals.fileno() in ready:
         return Woken.STOP
-    # Between calls the kernel sends nothing: what can be read is the end.
+    # Between calls the kernel sends nothing. So a readable connection has ended.
     return Woken.HANGUP if connection in ready else Woken.TIME

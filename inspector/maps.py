@@ -1,4 +1,4 @@
-"""A name of a process's maps, into a range. Pure: no kernel, no terminal."""
+"""Finds the range of a mapping by its name. Pure: no kernel, no terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.proc_maps import Mapping
 
 
 class NamedRun(NamedTuple):
-    """The range [start, end) that a name stands for, and how many mappings of that name lie elsewhere."""
+    """The range [start, end) of a name, and the number of mappings with that name at other places."""
 
     start: int
     end: int
@@ -17,15 +17,15 @@ class NamedRun(NamedTuple):
 
 
 def find_named(mappings: list[Mapping], name: str) -> NamedRun | None:
-    """Return the range of the mappings called `name`, None for no such: `[heap]`, a file's path or base name, `heap`.
+    """Return the range of the mappings called `name`, or None. A name is `[heap]`, `heap`, a file's path or base name.
 
-    Neighbours of one name (the segments of an ELF file, a mapping split by mprotect) are one range. The first such run
-    in address order counts; the others are only counted.
+    Neighbours with one name (the segments of an ELF file, a mapping split by mprotect) are one range. The range is the
+    first such run in address order. The mappings of later runs are only counted.
     """
     found = (
         [m for m in mappings if m.name == name]
         or [m for m in mappings if os.path.basename(m.name) == name]
-        # Brackets are the shell's to expand, and zsh's to refuse: `heap` is [heap] where no file is called so.
+        # A shell may expand brackets, and zsh refuses them. So `heap` means [heap] if no file has that name.
         or [m for m in mappings if m.name == f"[{name}]"]
     )
     if not name or not found:

@@ -1,6 +1,6 @@
-"""Prints of the table, one after another: what `--interval` and `--once` are about; and the way to stdout.
+"""Prints the table, once or repeatedly, for `--once` and `--interval`; writes lines to stdout.
 
-Owns what was printed before, for what has changed since. Knows no arguments.
+Owns the entries of the print before, to find the changes. Knows no arguments.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from shared.uapi.shadowpt import Spte
 
 
 class Options(NamedTuple):
-    """How to print: every page or runs; JSON or text; once or each `interval` seconds; changes as they happen.
+    """How to print: every page or runs; JSON or text; once or every `interval` seconds; each change as it happens.
 
-    `prints` is whether the table is printed after the first time.
+    `prints` says whether the table is printed again after the first print.
     """
 
     every_page: bool
@@ -40,12 +40,15 @@ class Options(NamedTuple):
 
 
 def has_ended(watch: Watch, entries: list[Entry]) -> bool:
-    """Whether the target has ended. A table without a flag is an empty range, or what is left: only then we ask."""
+    """Whether the target has ended.
+
+    A table without flags means an empty range or an ended target: only then ask kerneld.
+    """
     return not any(entry.flags for entry in entries) and not has_process(watch.machine, watch.pid)
 
 
 class Printer:
-    """Prints an open table, and knows what it printed before."""
+    """Prints an open table, and remembers the print before."""
 
     def __init__(self, watch: Watch, options: Options) -> None:
         self._watch = watch
@@ -54,7 +57,7 @@ class Printer:
         self._exited = False
 
     def print(self) -> None:
-        """Print the table as it is now; the end of the target is said once."""
+        """Print the table as it is now. Print the end of the target once."""
         watch, before = self._watch, self._before
         entries = watch.read()
         if before is None and any(entry.flags & Spte.PTE_MAPPED and not entry.pfn for entry in entries):
@@ -78,7 +81,7 @@ class Printer:
 
 
 def print_until_stopped(watch: Watch, signals: StopSignals, options: Options) -> None:
-    """Print the open table at each interval until a signal comes; once where that is asked."""
+    """Print the open table at each interval until a signal comes, or once with --once."""
     printer = Printer(watch, options)
     due = time.monotonic()
     while True:
@@ -94,20 +97,20 @@ def print_until_stopped(watch: Watch, signals: StopSignals, options: Options) ->
 
 
 def is_narrow() -> bool:
-    """Whether the output is a terminal whose lines are too short for a run's: it would break each of them in two."""
+    """Whether the output is a terminal that is too narrow for the line of a run, and would break it in two."""
     columns = terminal_columns()
     return columns is not None and columns < WIDE_COLUMNS
 
 
 def terminal_columns() -> int | None:
-    """Return how long a line may be before the terminal breaks it, anywhere; None where the output is none."""
+    """Return the width of the terminal in columns; None if the output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def emit(lines: Iterable[str], to_stderr: bool = False) -> None:
-    """Write lines to stdout at once, without colours where they are not welcome or the output is no terminal.
+    """Write lines to stdout at once. They have colours only on a terminal, and without NO_COLOR.
 
-    Raises Failure(FAILED) when the output cannot be written; BrokenPipeError is left to click, which ends quietly.
+    Raises Failure(FAILED) when the output cannot be written. A BrokenPipeError goes through: click ends quietly.
     """
     with output_failures():
         click.echo("\n".join(lines), err=to_stderr, color=None if are_colours_welcome() else False)

@@ -1,7 +1,7 @@
-"""One look at a target: opening its shadow table in this process's own memory, reading it, closing it.
+"""Opens the shadow table of a target in this process's own memory, reads it, and closes it.
 
-Owns the real memory that the table is mapped into. Knows the client library, and no terminal. Reading the table makes
-no call: the kernel writes it, and it is this process's own memory that is read.
+Owns the real memory that the table is mapped over. Knows the client library, and no terminal. Reading the table makes
+no call: the kernel writes the table, and this process reads its own memory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, Spte, table_bytes
 
 PAGE_ATTEMPTS = 16
-"""How often a page is tried anew because its frame changed between the look at the table and the read."""
+"""How often a page is read again because its frame changed between reading the table and reading the page."""
 NO_PFNS = "the host shows kerneld no frame numbers, which takes root; every pfn is 0, the flags are right"
 _MISSING = (errno.ESRCH, errno.ENOENT)
 SNAPSHOT_ATTEMPTS = 100
 SNAPSHOT_PAUSE = 0.01
-"""How often a table that the kernel is changing is read anew, and how many seconds apart."""
+"""The number of new attempts to read a table that the kernel is changing, and the seconds between them."""
 
 
 class Machine(Protocol):
-    """What the inspector asks of `shared.client.Process`."""
+    """The part of `shared.client.Process` that the inspector uses."""
 
     def fileno(self) -> int: ...
     def read_proc(self, path: str) -> bytes: ...
@@ -45,7 +45,7 @@ class Machine(Protocol):
 
 
 def read_maps(machine: Machine, pid: int) -> list[Mapping]:
-    """Return the mappings of process `pid`: kerneld's, or where it has none of that number the host's.
+    """Return the mappings of process `pid`: kerneld's, or the host's if kerneld has no such process.
 
     Raises Failure(NO_PROCESS), Failure(NOT_PERMITTED).
     """
@@ -64,7 +64,7 @@ def read_maps(machine: Machine, pid: int) -> list[Mapping]:
 
 
 def has_process(machine: Machine, pid: int) -> bool:
-    """Whether kerneld has a process `pid`, or the host has one that has memory."""
+    """Whether kerneld has a process `pid`, or the host has one with memory."""
     try:
         machine.read_proc(f"{pid}/stat")
     except OSError as error:
@@ -78,9 +78,9 @@ def has_process(machine: Machine, pid: int) -> bool:
 
 
 def _read_host_maps(pid: int) -> bytes:
-    """Return the maps of a real process; nothing where there is none, or it is a zombie.
+    """Return the maps of a real process; empty if there is no such process, or it is a zombie.
 
-    Raises PermissionError where it is not to be looked at.
+    Raises PermissionError if this user may not read them.
     """
     try:
         return Path(f"/proc/{pid}/maps").read_bytes()
@@ -101,7 +101,7 @@ def _not_to_be_seen(pid: int) -> Failure:
 class Watch:
     """The shadow table of [start, end) of process `pid`: open and tracking inside a with block, closed after it.
 
-    `span` is page-aligned; the kernel cuts what is longer than MAX_SPT_RANGE, and `span` is then what it left.
+    `span` is page-aligned. The kernel cuts a range longer than MAX_SPT_RANGE; `span` is then the shorter range.
     Entering raises Failure(NO_PROCESS), Failure(NOT_PERMITTED) or Failure(BUSY).
     """
 
@@ -113,7 +113,7 @@ class Watch:
         self._entries = 0
 
     def __enter__(self) -> Watch:
-        # Untouched and private: open takes no other memory.
+        # The memory is untouched, as shadowpt_open demands.
         self._entries = realmem.map_anonymous(self._length)
         try:
             self.span = Span(
@@ -132,16 +132,16 @@ class Watch:
         realmem.unmap(self._entries, self._length)
 
     def read(self) -> list[Entry]:
-        """Return the entries as they are at one moment, without a call.
+        """Return the entries of one moment, without a call.
 
-        Raises KerneldGone when the connection has ended in the middle of a change, Failure(FAILED) when the changes do
-        not end.
+        Raises KerneldGone when the connection has ended in the middle of a change, and Failure(FAILED) when the changes
+        do not stop.
         """
         for _attempt in range(SNAPSHOT_ATTEMPTS):
             try:
                 return parse_table(self.machine.snapshot(), self.span.start, self.span.end)
             except TimeoutError:
-                # A kerneld that was killed while it wrote leaves a sequence number that stays odd.
+                # If kerneld was killed during a change, the sequence number stays odd.
                 if select.select([self.machine.fileno()], [], [], SNAPSHOT_PAUSE)[0]:
                     raise KerneldGone("kerneld ended while it was changing the table") from None
         raise Failure(Status.FAILED, "kerneld changes the table too fast to read it")
@@ -174,7 +174,7 @@ class Watch:
 
 
 def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
-    """Return what an errno of the kernel means to a person."""
+    """Return the Failure for an errno of the kernel."""
     if error.errno in _MISSING:
         return Failure(Status.NO_PROCESS, no_process(pid))
     if error.errno in (errno.EPERM, errno.EACCES):
@@ -193,7 +193,7 @@ def _failure(error: OSError, machine: Machine, pid: int) -> Failure:
 
 
 def _explanation(machine: Machine) -> str:
-    """Return what kerneld has to say of the call that it has just refused."""
+    """Return kerneld's explanation of the call that it has just refused."""
     try:
         return one_line(machine.read_proc("kerneld/explanation").decode("utf-8", "replace"))
     except OSError:
@@ -201,7 +201,7 @@ def _explanation(machine: Machine) -> str:
 
 
 def _is_real_alone(machine: Machine, pid: int) -> bool:
-    """Whether `pid` is a process of the host and none of kerneld's."""
+    """Whether `pid` is a process of the host that is not attached to kerneld."""
     try:
         machine.read_proc(f"{pid}/stat")
     except OSError as error:

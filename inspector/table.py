@@ -1,6 +1,6 @@
-"""A print of the table as values: entries, what changed since the last print, runs of alike pages, counts. Pure.
+"""The table as values: entries, changes since the last print, runs of similar pages, counts. Pure.
 
-Knows the layout of a shadow_pte and nothing of where the bytes come from or how they are shown.
+Knows the layout of a shadow_pte. Does not know where the bytes come from, or how they are printed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
 
 class Change(Enum):
-    """What happened to an entry since the last print; the value is its mark in the first column."""
+    """The change of an entry since the last print. The value is the mark in the first column."""
 
     NONE = " "
     GAINED = "+"
@@ -31,7 +31,7 @@ class Change(Enum):
 
 
 class Frames(Enum):
-    """How the frames of a run follow each other."""
+    """The order of the frames in a run."""
 
     ABSENT = "absent"
     CONSECUTIVE = "consecutive"
@@ -39,7 +39,7 @@ class Frames(Enum):
 
 
 class Run(NamedTuple):
-    """Pages in a row that are alike: the first entry, how many, how their frames run, what happened to all of them."""
+    """Similar consecutive pages: the first entry, the number of pages, the order of their frames, their change."""
 
     first: Entry
     pages: int
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many entries a print has, and how many of them carry each flag."""
+    """The number of entries of a print, and the number of entries with each flag."""
 
     pages: int
     allocated: int
@@ -62,7 +62,7 @@ class Counts(NamedTuple):
 
 
 def parse_table(raw: bytes, start: int, end: int) -> list[Entry]:
-    """Return the entries of the table of [start, end), page-aligned, from its bytes (which may go on after them)."""
+    """Return the entries of the table of [start, end), page-aligned. `raw` may have more bytes after them."""
     pages = (end - start) // PAGE_SIZE
     return [Entry(*fields) for fields in SHADOW_PTE.iter_unpack(raw[: pages * SHADOW_PTE.size])]
 
@@ -78,7 +78,7 @@ def count(entries: Sequence[Entry]) -> Counts:
 
 
 def change_of(before: Entry, now: Entry) -> Change:
-    """Return what happened between two prints of one page: flags gained, flags lost, or anything else."""
+    """Return the change of one page between two prints: it gained flags, lost flags, or changed in another way."""
     if (before.flags, before.pfn) == (now.flags, now.pfn):
         return Change.NONE
     gained, lost = now.flags & ~before.flags, before.flags & ~now.flags
@@ -90,16 +90,16 @@ def change_of(before: Entry, now: Entry) -> Change:
 
 
 def diff(before: Sequence[Entry] | None, now: Sequence[Entry]) -> list[Change]:
-    """Return the change of each entry of `now`; all NONE for the first print, where `before` is None."""
+    """Return the change of each entry of `now`. For the first print `before` is None, and all changes are NONE."""
     if before is None:
         return [Change.NONE] * len(now)
     return [change_of(old, new) for old, new in zip(before, now, strict=True)]
 
 
 def fold(entries: Sequence[Entry], changes: Sequence[Change]) -> Iterator[Run]:
-    """Yield the runs of alike pages, in order: same flags, same change, and frames absent, consecutive or all the same.
+    """Yield the runs of similar pages in order: same flags, same change, and frames absent, consecutive or all equal.
 
-    One and the same frame under many pages is what reads of fresh anonymous memory make: the zero page.
+    Many pages have the same frame after reads of fresh anonymous memory: it is the zero page.
     """
     run: Run | None = None
     for entry, change in zip(entries, changes, strict=True):
@@ -122,14 +122,14 @@ def unfolded(entries: Sequence[Entry], changes: Sequence[Change]) -> Iterator[Ru
 
 
 def _extend(run: Run, entry: Entry, change: Change) -> Run | None:
-    """Return `run` with `entry` as its next page, or None when that is not like the others."""
+    """Return `run` with `entry` as its next page, or None if `entry` does not fit the run."""
     if entry.flags != run.first.flags or change is not run.change:
         return None
     if run.frames is Frames.ABSENT:
         return run._replace(pages=run.pages + 1)
     if run.frames is Frames.CONSECUTIVE and entry.pfn == run.first.pfn + run.pages:
         return run._replace(pages=run.pages + 1)
-    # A run of one page does not know yet which of the two it is.
+    # A run of one page may still become a run of equal or of consecutive frames.
     if entry.pfn == run.first.pfn and (run.frames is Frames.SAME or run.pages == 1):
         return run._replace(pages=run.pages + 1, frames=Frames.SAME)
     return None

@@ -1,6 +1,6 @@
-"""A print of the table as text for people, as JSON for programs; a process's maps as both. Pure: returns lines.
+"""Formats a print of the table and the maps of a process: text for people, JSON for programs. Pure: returns lines.
 
-Colours are always in the text for people: click takes them out where the output is no terminal.
+The text for people always has colours. click removes them if the output is no terminal.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ WORDS = {
 NOTHING = "-"
 _INDENT = " " * 8
 WIDE_COLUMNS = 95
-"""As long as a line of a run may be where it shows all that there is."""
+"""The width of the line of a run with all its columns."""
 
 
 class Print(NamedTuple):
-    """All that one print shows: when, of whom, the entries of [start, end), the change of each since the print before.
+    """The contents of one print: the time, the pid, the entries of [start, end), and their changes since the print
+    before.
 
-    `first` says that there is no print before; `exited` that the target has gone.
+    `first`: there is no print before. `exited`: the target has ended.
     """
 
     time: datetime
@@ -54,7 +55,7 @@ class Print(NamedTuple):
 
 
 def flag_words(flags: int) -> str:
-    """Return state_flags in words, `-` for none; bits without a name show as a number."""
+    """Return state_flags in words, `-` for no flags. Bits without a name are a number."""
     words = [word for flag, word in WORDS.items() if flags & flag]
     unknown = flags & ~sum(WORDS)
     if unknown:
@@ -63,7 +64,7 @@ def flag_words(flags: int) -> str:
 
 
 def pfn_words(run: Run) -> str:
-    """Return the frames of a run: `-`, one, `first..last`, or the one that each page has."""
+    """Return the frames of a run: `-`, one frame, `first..last`, or the one frame of all pages."""
     first = run.first.pfn
     if run.frames is Frames.ABSENT:
         return NOTHING
@@ -80,7 +81,7 @@ def pages_words(pages: int) -> str:
 
 
 def header_lines(shown: Print, narrow: bool) -> list[str]:
-    """Return the head of a print: time, pid, range, counts; these on a line of their own where it is `narrow`."""
+    """Return the head of a print: time, pid, range, counts. With `narrow` the counts have their own line."""
     counts = count(shown.entries)
     changed = "first print" if shown.first else f"{len(shown.changed)} changed"
     exited = click.style(" (exited)", fg="red") if shown.exited else ""
@@ -97,22 +98,22 @@ def header_lines(shown: Print, narrow: bool) -> list[str]:
 
 
 def page_line(run: Run) -> str:
-    """Return the line of one page, as `--all` shows it: mark, vaddr, pfn, flags."""
+    """Return the line of one page, for `--all`: mark, vaddr, pfn, flags."""
     pfn = f"pfn {pfn_words(run)}"
     return _marked(run.change, f"{run.first.vaddr:#014x}  {pfn:<12}  {flag_words(run.first.flags)}")
 
 
 def run_line(run: Run, narrow: bool) -> str:
-    """Return the line of a run: mark, start-end, pages, frames, flags; without the end where it is `narrow`."""
+    """Return the line of a run: mark, start-end, pages, frames, flags. With `narrow` the end is left out."""
     pages, pfn = pages_words(run.pages), f"pfn {pfn_words(run)}"
     where = f"{run.first.vaddr:#014x}" if narrow else f"{run.first.vaddr:#014x}-{run.end:#014x}"
     return _marked(run.change, f"{where}  {pages:>10}  {pfn:<20}  {flag_words(run.first.flags)}")
 
 
 def text_lines(shown: Print, every_page: bool, narrow: bool = False) -> Iterator[str]:
-    """Yield the lines of a print: the head, then one line a page, or one a run of alike pages.
+    """Yield the lines of a print: the head, then one line for each page, or for each run of similar pages.
 
-    `narrow` is for less than WIDE_COLUMNS: 80 are enough then.
+    `narrow` is for a terminal with less than WIDE_COLUMNS columns; the lines then fit into 80.
     """
     yield from header_lines(shown, narrow)
     if every_page:
@@ -137,9 +138,9 @@ def json_line(shown: Print) -> str:
 
 
 def update_line(update: Update, pid: int, columns: int | None = None) -> str:
-    """Return one change as a line: when, mark, pages, frames and flags before and after, what led to it.
+    """Return one change as a line: time, mark, pages, frames and flags before and after, the cause.
 
-    On a terminal of so many `columns` it is folded where a part ends, never within a word.
+    For a terminal with `columns` columns the line is folded at the end of a part, never within a word.
     """
     after = update.after
     where = f"{after.first.vaddr:#014x}"
@@ -157,7 +158,7 @@ def update_line(update: Update, pid: int, columns: int | None = None) -> str:
 
 
 def _folded(parts: list[str], columns: int | None) -> list[str]:
-    """Join parts by two blanks into lines of at most `columns`; a part that is longer than one is cut at blanks."""
+    """Join parts by two blanks into lines of at most `columns`. A part that is longer than a line is cut at blanks."""
     lines = [parts[0]]
     for part in parts[1:]:
         if columns is None or len(lines[-1]) + 2 + len(part) <= columns:
@@ -195,7 +196,7 @@ def update_json_line(update: Update, pid: int) -> str:
 
 
 def lost_line(lost: Lost, as_json: bool) -> str:
-    """Return the line that stands where changes are missing."""
+    """Return the line for missing changes."""
     return _dumps({"lost": lost.records}) if as_json else f"… {lost.records} changes lost"
 
 
@@ -214,7 +215,7 @@ def page_json_line(time: datetime, pid: int, entry: Entry, contents: bytes) -> s
 
 
 def maps_lines(mappings: Sequence[Mapping]) -> Iterator[str]:
-    """Yield one line a mapping, its two addresses such that they can be given back as START and END."""
+    """Yield one line for each mapping. Its two addresses can be pasted as START and END."""
     for mapping in mappings:
         kib = (mapping.end - mapping.start) // 1024
         line = f"{mapping.start:#014x} {mapping.end:#014x}  {mapping.perms}  {kib:>8} KiB"

@@ -60,7 +60,7 @@ COMMANDS = {
     "strace": "kerneld.commands.trace.strace",
     "trace": "kerneld.commands.trace.trace",
 }
-"""The module of each command, where it has its name with an underscore for a dash; imported when it is asked for."""
+"""The module of each command, imported when the command runs. Its function has underscores for dashes."""
 
 
 @click.group("kerneld", cls=Commands, modules=COMMANDS, help=HELP)

@@ -1,6 +1,6 @@
-"""The two exceptions of the kernel: an errno for the caller, and a bug of our own.
+"""The two exceptions of the kernel: an errno for the caller, and a bug in kerneld.
 
-Every layer raises them, none but dispatch catches them.
+Every layer raises them. Only dispatch catches them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import errno
 
 
 class SysError(Exception):
-    """A system call fails with this errno: handlers raise it, dispatch alone turns it into `-errno`.
+    """A system call fails with this errno. Handlers raise it, and only dispatch turns it into `-errno`.
 
-    Where one errno has many causes, `why` says in words which one it was: for the log, and for a caller that asks.
+    An errno may have many causes. `why` names the cause in words, for the log and for `kerneld/explanation`.
     """
 
     def __init__(self, code: int, why: str = "") -> None:
@@ -21,4 +21,4 @@ class SysError(Exception):
 
 
 class KernelBug(Exception):
-    """An invariant of the kernel's own is broken. Never an errno: an oops ends the task, a broken machine panics."""
+    """An invariant of the kernel is broken. It is never an errno: an oops ends the task, a broken machine panics."""

@@ -1,8 +1,8 @@
-"""A limit on what clients can make the daemon write to its log: so many messages of a kind in so long.
+"""A limit on the messages that clients can make the daemon write to its log: BURST of a kind in INTERVAL_SECONDS.
 
-A kind is a place in the program that logs: names, numbers and errors in a line are the client's to vary. Owns the
-counts of each kind; knows no log. Answers to Linux v6.8 lib/ratelimit.c:___ratelimit(), which tells of the "callbacks
-suppressed" as well, when the next message of the kind is due.
+A kind is a place in the program that logs. The text of a message is no kind, because a client can vary the names and
+numbers in it. Owns the counts of each kind. Knows no log. Answers to Linux v6.8 lib/ratelimit.c:___ratelimit(), which
+also reports "callbacks suppressed" with the next message of the kind.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class RateLimit:
         self._begun = clock()
         self._printed = 0
         self.missed = 0
-        """Messages that were not to be written, and of which none has told yet."""
+        """The number of suppressed messages that no later message has reported yet."""
 
     def allows(self) -> bool:
-        """Tell whether a message may be written now. One that may is counted, and one that may not."""
+        """Return whether a message may be written now, and count it as written or as missed."""
         now = self._clock()
         if now - self._begun >= INTERVAL_SECONDS:
             self._begun, self._printed = now, 0
@@ -38,6 +38,6 @@ class RateLimit:
         return True
 
     def take_missed(self) -> int:
-        """Return how many have not been written since last asked, for the message that is to tell of them."""
+        """Return the number of messages suppressed since the last call. The caller's next message reports it."""
         missed, self.missed = self.missed, 0
         return missed

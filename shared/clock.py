@@ -1,7 +1,7 @@
-"""One clock for what people line up: the log, the inspector and a trace.
+"""Converts times, so that people can compare the log, the inspector and a trace.
 
-Records of a trace have CLOCK_MONOTONIC, as Linux's have; people read the time of day. The log and the inspector's JSON
-have both, and `kerneld trace --clock realtime` has the other.
+Records of a trace have CLOCK_MONOTONIC, as in Linux; people read the time of day. The log and the inspector's JSON have
+both. `kerneld trace --clock realtime` has the time of day.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def seconds_text(nanoseconds: int) -> str:
 
 
 class WallClock:
-    """Turns a time of CLOCK_MONOTONIC into the local time of day, as the two stood when this was made."""
+    """Turns a time of CLOCK_MONOTONIC into the local time of day, by their difference when the object was made."""
 
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()

@@ -62,6 +62,6 @@ def output_failures() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What is left in the buffer would fail again when the interpreter ends.
+        # The rest of the buffer would fail again when the interpreter ends.
         discard_output()
         raise Failure(Status.FAILED, f"cannot write: {error.strerror}") from None

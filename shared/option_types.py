@@ -21,7 +21,7 @@ class Seconds(click.FloatRange):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number; a usage error where it is none, or not finite, or out of bounds."""
+        """Return the number. Text that is no number, not finite, or out of bounds is a usage error."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"'{value}' is no time", param, ctx)
@@ -31,11 +31,11 @@ class Seconds(click.FloatRange):
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _BYTES = re.compile(r"(0x[0-9a-f]+|[0-9]+)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _MOST_BYTES = (1 << 63) - 1
-"""What a file's offset can be."""
+"""The largest offset of a file."""
 
 
 def parse_bytes(text: str) -> int | None:
-    """Return the number of bytes that `text` is: decimal, or hexadecimal after 0x, with K, M, G or T; None for none."""
+    """Return the number of bytes in `text`, or None. It is decimal, or hexadecimal after 0x, with K, M, G or T."""
     match = _BYTES.fullmatch(text)
     if match is None:
         return None
@@ -44,7 +44,7 @@ def parse_bytes(text: str) -> int | None:
 
 
 class ByteCount(click.ParamType[int]):
-    """A number of bytes, `most` at most: decimal with K, M, G or T for powers of 1024, or hexadecimal after 0x."""
+    """A number of bytes up to `most`: decimal with K, M, G or T for powers of 1024, or hexadecimal after 0x."""
 
     name = "size"
 
@@ -52,7 +52,7 @@ class ByteCount(click.ParamType[int]):
         self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; a usage error where it is no such number."""
+        """Return the number of bytes. Other text is a usage error."""
         count = value if isinstance(value, int) else parse_bytes(value)
         if count is None:
             self.fail(f"'{value}' is not a size: say 64K, 256M or 1G", param, ctx)
@@ -67,7 +67,7 @@ class SocketPath(click.ParamType[str]):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the path; a usage error where it is empty."""
+        """Return the path. An empty path is a usage error."""
         if not value:
             self.fail("the path is empty", param, ctx)
         return str(value)

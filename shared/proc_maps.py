@@ -18,12 +18,12 @@ class Mapping(NamedTuple):
 
 
 def parse_maps(text: str) -> list[Mapping]:
-    """Return the mappings that `text`, the contents of a maps file, lists, in its order.
+    """Return the mappings of `text`, the contents of a maps file, in their order.
 
     Raises ValueError on a line of another format.
     """
     mappings = []
-    # Not splitlines(): what else it takes for an end of line may stand in a name.
+    # Not splitlines(): it also splits at characters that may be in a name.
     for line in text.removesuffix("\n").split("\n") if text else []:
         # The name is the rest of the line and may hold blanks.
         fields = line.split(maxsplit=5)

@@ -1,6 +1,6 @@
-"""Whether this machine's processor is one that the packages from PyPI are built for: x86-64-v2.
+"""Tells whether the packages from PyPI can run on this processor: they need x86-64-v2.
 
-numpy's wheels have that as their baseline; on an older processor they end with a traceback, or with SIGILL.
+On an older processor numpy's wheels end with a traceback, or with SIGILL.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 _V2 = ("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3")
-"""/proc/cpuinfo's names of what x86-64-v2 adds: Linux v6.8 arch/x86/Makefile.cpu, and the psABI of x86-64."""
+"""The features of x86-64-v2, by their names in /proc/cpuinfo: Linux v6.8 arch/x86/Makefile.cpu, and the psABI of
+x86-64."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 def why_too_old(cpuinfo: Path = _CPUINFO) -> str:
-    """Say in a line what the processor lacks of x86-64-v2; "" where it lacks nothing, or that cannot be told."""
+    """Return a line with the features of x86-64-v2 that the processor lacks; "" if it lacks none, or on no
+    information."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:

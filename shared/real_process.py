@@ -1,6 +1,6 @@
-"""Words for a pid that kerneld does not know: it may well be a real process's.
+"""Messages for a pid that kerneld does not know: the pid may belong to a real process.
 
-Reads /proc/PID/status of the host, which waits for nobody's memory.
+Reads the host's /proc/PID/status, which takes no process's mmap_lock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MAX_PID = 1 << 22
 
 
 def no_process(pid: int) -> str:
-    """Return "kerneld has no process PID", and what the pid is of where it is somebody's."""
+    """Return "kerneld has no process PID", and for the pid of a real process or thread its name."""
     line = f"kerneld has no process {pid}"
     fields = read_status(pid)
     if fields is None:
@@ -28,7 +28,7 @@ def no_process(pid: int) -> str:
 
 
 def read_status(pid: int) -> dict[str, str] | None:
-    """Return the fields of the host's /proc/PID/status; None where it shows no such process."""
+    """Return the fields of the host's /proc/PID/status; None if the host shows no such process."""
     if not 0 < pid <= _MAX_PID:
         return None
     try:

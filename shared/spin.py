@@ -1,12 +1,13 @@
-"""Waiting awake for a moment before sleeping: both ends of a connection save the way through the scheduler.
+"""Polling for a moment before sleeping (busy waiting). Both ends of a connection then avoid the scheduler.
 
-Owns the decision whether that pays. Knows no socket: what is waited for is a function that says whether it is there.
+Owns the decision whether to poll. Knows no socket: the caller passes a function that says whether data has come.
 
-To wait awake is right only while nobody else wants the processor, and the other end has one of its own to run on:
-- With one processor allowed there is none: never.
-- Switched out against our will since last asked, or while awake: somebody else wants this one, so not for a while.
-- A wait that was in vain cost up to LONGEST_NS: after each in a row, twice as many waits go to sleep at once.
-An idle program therefore sleeps: a wait awake is at most LONGEST_NS long, and comes only after something was done.
+Polling helps only if no other task wants this processor, and the other end runs on another processor:
+- A process that may use only one processor never polls.
+- If the scheduler has preempted this process since the last question, or during a poll, another task wants the
+  processor. Then the next waits do not poll.
+- A poll without result costs up to LONGEST_NS. After each one in a row, twice as many waits sleep at once.
+So an idle program sleeps: a poll lasts at most LONGEST_NS, and comes only after some work.
 """
 
 from __future__ import annotations
@@ -19,28 +20,29 @@ from typing import TypeVar
 
 LONGEST_NS = 50_000
 SWITCHED_NS = 25_000
-"""A gap this long between two looks is no look's: another task ran here, or the machine below us had other work."""
+"""A longer gap between two polls means that another task has run here, or another virtual machine."""
 ASK_EVERY = 64
-"""Waits between two looks at what the scheduler says."""
+"""The number of waits between two questions to the system."""
 MOST_SKIPPED = 1024
 
 T = TypeVar("T")
 
 
 class Spin:
-    """One waiter's experience with waiting awake."""
+    """The state of one waiting side: how well polling has worked for it."""
 
     __slots__ = ("_asked_in", "_misses", "_switches", "skip")
 
     def __init__(self) -> None:
         self.skip = 0
-        """So many waits sleep at once; the waiter counts them down itself where a call of `wait` is too dear."""
+        """The number of next waits that sleep at once. On a hot path the caller counts it down, without a call of
+        `wait`."""
         self._misses = 0
         self._asked_in = 0
         self._switches = _involuntary_switches()
 
     def wait(self, look: Callable[[], T]) -> T | None:
-        """Call `look` until it returns something true, and return that; None when it is time to sleep instead."""
+        """Call `look` until it returns a true value, and return that value; None if the caller should sleep instead."""
         if self.skip:
             self.skip -= 1
             return None
@@ -62,7 +64,7 @@ class Spin:
             before = now
 
     def _ask(self) -> bool:
-        """Ask the system whether a processor is free for this; where not, skip as many waits as until the next time."""
+        """Ask the system whether polling makes sense now. If not, skip all waits until the next question."""
         self._asked_in = ASK_EVERY
         switches = _involuntary_switches()
         is_wanted, self._switches = switches > self._switches + 1, switches

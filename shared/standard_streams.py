@@ -1,7 +1,7 @@
-"""Standard input, output and error of a program that is starting, whatever it was started with.
+"""Standard input, output and error of a starting program: they are open, also if the parent has closed them.
 
-A descriptor 0, 1 or 2 that is closed would become the program's first socket: what is printed would go to kerneld, and
-kerneld's answers would be read as somebody's input. Answers to what a C library does for set-user-ID programs.
+If a descriptor 0, 1 or 2 is closed, the program's first socket would get that number. The program would then print to
+kerneld, and read kerneld's answers as its input. Answers to what a C library does for set-user-ID programs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 STDERR_FD = 2
 _replaced: list[TextIO | None] = []
-"""What standard error was: it would close the descriptor if nobody had it any more."""
+"""The earlier standard error. The reference keeps it alive, because its end would close the descriptor."""
 
 
 class _Errors(io.RawIOBase):
-    """Descriptor 2, written to as well as can be: what cannot be said there can be said to nobody.
+    """Descriptor 2, without errors: text that cannot be written is dropped.
 
-    An error while it is written would be met again when the interpreter ends and flushes, and make its status 120.
+    The interpreter flushes at its end. A write error would come again there, and make the exit status 120.
     """
 
     def write(self, data: ReadableBuffer, /) -> int:
@@ -43,17 +43,17 @@ class _Errors(io.RawIOBase):
 
 
 def open_standard_streams() -> None:
-    """Open each of descriptors 0, 1 and 2 that is closed on /dev/null, for this program alone.
+    """Open the closed ones of the descriptors 0, 1 and 2 on /dev/null, only for this program.
 
-    Standard error is one that takes everything from here on. Must be called before anything else is opened.
+    From then on standard error raises no write error. Must be called before anything else is opened.
     """
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest free descriptor is this one: those below it are open by now.
+            # This descriptor is the lowest free one: the lower ones are open by now.
             os.open(os.devnull, flags)
-    # The interpreter has noted None for what was closed when it began.
+    # The interpreter has set the streams of closed descriptors to None.
     sys.stdin = sys.stdin or open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     _replaced.append(sys.stderr)
@@ -63,15 +63,15 @@ def open_standard_streams() -> None:
 
 
 def discard_output() -> None:
-    """Send what standard output still holds, and whatever follows, nowhere: it could not be written."""
+    """Drop the buffered text of standard output, and all later text, because it cannot be written."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
 
 
 def flush_output() -> OSError | None:
-    """Write what standard output still holds; where that fails it is discarded, and the error returned.
+    """Write the buffered text of standard output. On failure drop the text and return the error.
 
-    The last thing that a program does: what is left to the interpreter's end makes the status 120 where it fails.
+    A program calls this last. A write error at the interpreter's own end would make the exit status 120.
     """
     try:
         sys.stdout.flush()
@@ -82,12 +82,12 @@ def flush_output() -> OSError | None:
 
 
 def complain(line: str) -> None:
-    """Write one line on standard error; where that is not possible there is nobody to tell."""
+    """Write one line to standard error. A line that cannot be written is dropped."""
     with contextlib.suppress(OSError):
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
 
 def are_colours_welcome() -> bool:
-    """Whether a terminal may be sent colours: one that can show them, to a person who has not said no (NO_COLOR)."""
+    """Whether the output may have colours: the terminal can show them, and NO_COLOR is not set."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

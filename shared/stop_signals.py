@@ -1,10 +1,11 @@
 """SIGINT, SIGTERM and SIGHUP: the signals that ask a program to end. One rule for all programs.
 
-The first signal asks for the end. A second one within GRACE_SECONDS is the same wish. A later one ends the process at
-once; the daemon alone takes no notice of it and finishes its request. A SIGHUP that is ignored when the program begins
-stays ignored (nohup). A forked child that has set no dispositions of its own dies of the signal.
+The first signal asks the program to end. A second signal within GRACE_SECONDS counts as the first one. A later signal
+ends the process at once; only the daemon ignores it and finishes its request. A SIGHUP that is ignored when the
+program begins stays ignored (nohup). A forked child that has set no dispositions of its own dies of the signal.
 
-A program with a loop waits for the signals (`stop_signals`). One without is left by an exception (`shared.interrupts`).
+A program with a loop waits for the signals (`stop_signals`). A program without a loop gets an exception
+(`shared.interrupts`).
 Must be used in the main thread. Knows no client and no kernel.
 """
 
@@ -27,13 +28,13 @@ class Asked:
 
     def __init__(self, *, ends_at_second: bool = True) -> None:
         self.received: int | None = None
-        """The first signal; None where none has come."""
+        """The first signal; None if none has come."""
         self._ends_at_second = ends_at_second
         self._owner = os.getpid()
         self._received_at = 0.0
 
     def take(self, signo: int) -> bool:
-        """Take a signal in; return whether it is the first. One that ends the process does so here."""
+        """Note a signal and return whether it is the first. A signal that ends the process at once ends it here."""
         if os.getpid() == self._owner:
             now = time.monotonic()
             if self.received is None:
@@ -48,7 +49,7 @@ class Asked:
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have `handler` handle the three signals for the time of a with block, but an ignored SIGHUP."""
+    """Let `handler` handle the three signals during a with block. An ignored SIGHUP stays ignored."""
     former = []
     try:
         for signo in STOP_SIGNALS:
@@ -62,7 +63,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 class StopSignals:
-    """The signals as something to wait for: a descriptor is readable from the first one on."""
+    """The signals as a descriptor to wait on. It becomes readable with the first signal."""
 
     def __init__(self, asked: Asked, read_fd: int) -> None:
         self._asked = asked
@@ -70,7 +71,7 @@ class StopSignals:
 
     @property
     def received(self) -> int | None:
-        """The first signal; None where none has come."""
+        """The first signal; None if none has come."""
         return self._asked.received
 
     def fileno(self) -> int:
@@ -80,7 +81,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def stop_signals(*, ends_at_second: bool = True) -> Iterator[StopSignals]:
-    """Note the three signals for the time of a with block. They interrupt no system call of the machine."""
+    """Note the three signals during a with block. They interrupt no system call of the machine."""
     asked = Asked(ends_at_second=ends_at_second)
 
     def note(signo: int, _frame: FrameType | None) -> None:

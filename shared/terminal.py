@@ -1,8 +1,8 @@
-"""What a process, a file or a program calls itself, made fit for a terminal: no name may steer the one that reads it.
+"""Makes names safe for a terminal. The name of a process, file or program must not control the terminal of its reader.
 
-Names are anybody's choice: a file may be called by the bytes that move a cursor or set a title. `one_line` is for names
-in lines that we write ourselves. `escaped_pieces` is for files that are printed as they come, and only where a terminal
-reads them, as a pipe gets every byte; it writes \\ooo, as Linux v6.8 fs/seq_file.c:mangle_path() does in names.
+Any user chooses names: a file name may have bytes that move the cursor or set a title. `one_line` is for names in our
+own lines. `escaped_pieces` is for whole files on a terminal (a pipe gets every byte). It writes \\ooo, as Linux v6.8
+fs/seq_file.c:mangle_path() does in names.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _KEPT = "\n\t"
 
 
 def one_line(text: str) -> str:
-    """Return `text` with each character that is not for printing, or would end the line, as a question mark."""
+    """Return `text` with a question mark for each character that is not printable or would end the line."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def escaped(text: str) -> str:
-    """Return `text` with all that is not for printing as \\ooo, a byte of its UTF-8 each, but newlines and tabs."""
+    """Return `text` with \\ooo for each byte of a character that is not printable. Newlines and tabs stay."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in _KEPT else _octal(char) for char in text)
@@ -30,7 +30,7 @@ def _octal(char: str) -> str:
 
 
 def escaped_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a file that comes in pieces, which may be cut within a character, with all of it escaped."""
+    """Yield the pieces of a file, escaped. A piece may end within a character."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     for piece in pieces:
         yield escaped(decoder.decode(piece)).encode()

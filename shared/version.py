@@ -1,4 +1,4 @@
-"""--version, the same of all three programs."""
+"""The option --version of all three programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 def version_option(program: str) -> Callable[[Any], Any]:
-    """Return the decorator that gives a command --version: a line with the program's name, and the end."""
+    """Return a decorator that gives a command the option --version, which prints a line and ends the program."""
 
     def print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
         if not wanted:

@@ -17,14 +17,15 @@ REPLY = struct.Struct("<Iiq")
 SIGINFO = struct.Struct("<iiQ")
 """struct kd_siginfo: si_code, fatal, si_addr."""
 SIGINFO_PKRU = struct.Struct(f"{SIGINFO.format}II")
-"""The same with si_pkey and what PKRU was, where that says something."""
+"""struct kd_siginfo_pkru: the same with si_pkey and the value of PKRU before the signal."""
 
 MAX_SOCKET_PATH = 107
-"""Longest path that fits sockaddr_un with its final NUL: unix(7). A longer one could be bound, but never reached."""
+"""Longest path that fits sockaddr_un with its final NUL: unix(7). A longer path could be bound, but no client could
+connect to it."""
 MAX_DATAGRAM = 131_072
 """Longest datagram from a client, in bytes."""
 MAX_REPLY = 409_600
-"""Longest answer, in bytes: six full loads. An unprivileged daemon's socket carries no more than 425,952 at once."""
+"""Longest answer, in bytes: six full loads. The socket of an unprivileged daemon carries at most 425,952 at once."""
 MAX_INLINE = 65_536
 """Most bytes that one load, store or procread moves."""
 MAX_FDS = 253
@@ -34,9 +35,9 @@ U64_MASK = (1 << 64) - 1
 
 
 _PLAIN_REPLY = struct.Struct("<Qq")
-"""The same reply without a signal: its first word is the size then."""
+"""A reply without a signal: its first 64-bit word is then just the size."""
 _FEWEST_ALIKE = 4
-"""So many records of one size are unpacked faster all at once."""
+"""From this number on, records of one size are unpacked faster all at once."""
 _MAX_LAYOUTS = 32
 
 
@@ -53,7 +54,7 @@ class Request(NamedTuple):
 
 
 class SigInfo(NamedTuple):
-    """What a signal says: si_code, whether the kernel has ended the process, the address, the protection key."""
+    """The data of a signal: si_code, whether the kernel has ended the process, the address, the protection key."""
 
     si_code: int
     fatal: bool
@@ -61,8 +62,8 @@ class SigInfo(NamedTuple):
     si_pkey: int = 0
     """The key that denied the access, for SEGV_PKUERR."""
     pkru: int | None = None
-    """What PKRU was: whoever has run the handler sets it again. None where it was as for a new program, but for
-    SEGV_PKUERR, which always says it."""
+    """The value of PKRU before the signal. The client restores it after the handler. None if it was the value of a new
+    program; SEGV_PKUERR always has the value."""
 
 
 class Reply(NamedTuple):
@@ -110,7 +111,7 @@ def unpack_requests(datagram: bytes | memoryview) -> list[Request]:
 
 
 def _unpack_alike(datagram: bytes | memoryview) -> list[Request] | None:
-    """Return the requests of a datagram where all of them have one size, as in a walk over memory; None where not."""
+    """Return the requests of a datagram if all have the same size, as in a walk over memory; else None."""
     end = len(datagram)
     size = int.from_bytes(datagram[:4], "little")
     if size < REQUEST.size or size * _FEWEST_ALIKE > end or end % size:
@@ -137,7 +138,7 @@ def pack_reply(ret: int, data: bytes | memoryview = b"") -> bytes:
 
 
 def pack_signal_reply(ret: int, signo: int, info: SigInfo) -> bytes:
-    """Return one reply that carries a signal and its siginfo: longer where a protection key or PKRU is to be told."""
+    """Return one reply with a signal and its siginfo. It is longer if it has a protection key or PKRU."""
     if info.pkru is None:
         return REPLY.pack(REPLY.size + SIGINFO.size, signo, ret) + SIGINFO.pack(info.si_code, info.fatal, info.si_addr)
     return REPLY.pack(REPLY.size + SIGINFO_PKRU.size, signo, ret) + SIGINFO_PKRU.pack(*info)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-# Until the tour begins there is nothing to put away: a Ctrl+C during the imports ends the program without a traceback.
+# Before the tour begins there is nothing to clean up: a Ctrl+C during the imports ends the program without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from target.cli import main  # noqa: E402

@@ -1,7 +1,8 @@
-"""A forked child that carries out orders: one line in, one line of answer out, each when its parent says so.
+"""A forked child that carries out orders: it reads an order line from its parent, and writes an answer line.
 
-The child is a real process with a copy-on-write copy of its parent's memory in the kernel. It never runs its parent's
-code past the fork: whatever happens in it, it ends here. Its parent's end ends it too, by the end of the order pipe.
+The child is a real process with a copy-on-write copy of its parent's memory in the kernel. It never returns to its
+parent's code after the fork: it always ends here. The end of the parent ends the child too, because the order pipe
+ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NoReturn
 from shared.client import Process
 
 Orders = Mapping[str, Callable[[], str]]
-"""What the child can do, by name: each returns one line that says what came of it."""
+"""The orders by name. Each returns one line with its result."""
 
 _FAILED = 1
 
@@ -46,7 +47,7 @@ class Child:
             os.close(answer_write)
 
     def order(self, name: str) -> str:
-        """Have the child do what `name` says and return its answer; '' when it ended instead of answering."""
+        """Let the child carry out the order `name`, and return its answer; '' if the child ended instead."""
         try:
             os.write(self._order_write, f"{name}\n".encode())
         except BrokenPipeError:
@@ -90,7 +91,7 @@ def _carry_out(process: Process, orders: Orders, order_read: int, answer_write: 
 
 
 def _read_line(descriptor: int) -> str:
-    """Read one line byte by byte: nothing is held back in a buffer that a fork would copy."""
+    """Read one line byte by byte. A buffer could hold more input, and a fork would copy it."""
     line = bytearray()
     while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
         line += byte

@@ -1,4 +1,4 @@
-"""The command line of the target: arguments in, the tour out, every end of it an exit status or a signal."""
+"""The command line of the target. It plays the tour, and ends with an exit status or a signal."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def cli(
     if step and delay is not None:
         raise click.UsageError("--step and --delay exclude each other")
     scenarios = choose(names, loop)
-    # From here on there is something to put away.
+    # From here on a signal needs a cleanup.
     with ending_by_signals("target"):
         play(scenarios, DEFAULT_DELAY if delay is None else delay, step, loop, socket_path)
 
 
 def play(scenarios: Sequence[Scenario], delay: float, step: bool, loop: bool, socket_path: str | None) -> None:
-    """Be a process of kerneld's, play `scenarios`, and exit there. Raises Failure."""
+    """Attach to kerneld, play `scenarios`, and exit. Raises Failure."""
     process = attach(socket_path)
     connection = process.fileno()
     pace: Pace = StepPace(say_to_stdout, connection) if step else DelayPace(delay, connection)
@@ -99,14 +99,14 @@ def play(scenarios: Sequence[Scenario], delay: float, step: bool, loop: bool, so
 
 
 def main() -> NoReturn:
-    """Run the target; the exit status, or the signal that ended it, is the process's."""
+    """Run the target. The process ends with its exit status, or by its signal."""
     run_program(cli)
 
 
 def choose(names: Sequence[str], loop: bool) -> list[Scenario]:
-    """Return the scenarios to play, in the order of `names`, the tour where none is named; a loop leaves out its end.
+    """Return the scenarios of `names` in their order, or the tour if `names` is empty. A loop leaves out the exit.
 
-    Raises UsageError where one that ends the process is not the last.
+    Raises UsageError if a scenario that ends the process is not the last.
     """
     by_name = {scenario.name: scenario for scenario in ALL}
     chosen = [by_name[name] for name in names] or [s for s in TOUR if not (loop and s.ends_process)]
@@ -130,13 +130,13 @@ def attach(socket_path: str | None) -> Process:
             process = Process.attach(socket_path)
     except OSError as error:
         raise Failure(Status.FAILED, f"kerneld refuses this process: {error.strerror or error}") from None
-    # The tour itself says what it dies of.
+    # The tour itself announces the fatal signal.
     process.says_where = False
     return process
 
 
 def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:
-    """Play `scenarios`, for ever with `loop`; real files are made in the temporary directory. Raises Failure."""
+    """Play `scenarios`, with `loop` for ever. Real files are in the temporary directory. Raises Failure."""
     try:
         tour = Tour(Stage(process, Window(), Path(tempfile.gettempdir())), pace, say_to_stdout, socket_path)
         tour.begin(any(scenario.in_window for scenario in scenarios))

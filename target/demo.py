@@ -1,9 +1,9 @@
 """The demonstration (`make demo`): kerneld, the target and the inspector as three real processes, in some ten seconds.
 
-It plays the person at three terminals: starts kerneld, starts the target, pastes the inspector's command that the
-target prints, presses Enter for each step and shows what the inspector sees, ends both by Ctrl+C. It checks what it
-shows, and ends with one line and status 1 at the first thing that is not as it should be. It knows the programs by what
-they print and by how they end, nothing of their insides.
+It acts like a person at three terminals. It starts kerneld, starts the target, and pastes the inspector's command that
+the target prints. It presses Enter for each step, shows the inspector's prints, and ends both by Ctrl+C. It checks
+everything that it shows. The first failed check ends it with one line and status 1. It knows only the output and the
+exit status of the programs.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ EXPECTED: dict[str, tuple[tuple[int, int, int, int], ...]] = {
     "exec": ((4, 4, 4, ANY), (0, 0, 0, 4), (SOME, ANY, SOME, SOME)),
     "exit": ((SOME, ANY, SOME, ANY), (0, 0, 0, SOME)),
 }
-"""What the inspector must show behind each step: pages allocated, anonymous, mapped, and how many entries changed.
+"""The counts that the inspector must show after each step: pages allocated, anonymous, mapped, and changed entries.
 
-After execve another range is watched, the image of one of the machine's own programs.
+After execve another range is watched: the image of a program of the host.
 """
 _WRITTEN_BACK = ("file-shared", 4)
-"""The scenario, and how many of its steps are done, where the real file must have changed."""
+"""The scenario and the step after which the real file must have changed."""
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _SHM = Path("/dev/shm")
@@ -68,7 +68,7 @@ class Demo:
     """The whole demonstration, in one temporary directory."""
 
     def __init__(self, directory: Path, programs: ExitStack) -> None:
-        """Keep everything in `directory`; what runs is ended by `programs` at the latest."""
+        """Keep all files in `directory`. `programs` ends the programs that still run at the end."""
         self._socket = directory / "kerneld" / "kerneld.sock"
         self._socket.parent.mkdir(mode=0o700)
         self._files = directory / "files"
@@ -86,7 +86,7 @@ class Demo:
         self._steps_done = 0
 
     def run(self) -> None:
-        """Play it all. Raises DemoError at the first thing that is not as it should be."""
+        """Play the demonstration. Raises DemoError at the first check that fails."""
         shm = _shm_names()
         say("kerneld, the kernel: it runs in a terminal of its own.")
         kerneld = self._start_kerneld()
@@ -120,7 +120,7 @@ class Demo:
         raise DemoError("kerneld has ended by itself")
 
     def _play(self, target: Program) -> None:
-        """Press Enter at each prompt of the target until it ends, and show the table behind each step."""
+        """Press Enter at each prompt of the target until it ends, and show the table after each step."""
         stepping = False
         while True:
             done, announced, ended = _read_block(target)
@@ -140,10 +140,10 @@ class Demo:
             target.press_enter()
 
     def _show_table(self) -> None:
-        """Show what the inspector prints now that one more step is done, and check it. Raises DemoError."""
+        """Show the inspector's print after the last step, and check it. Raises DemoError."""
         if self._inspector is None:
             raise DemoError("the target has named no range to watch")
-        # A print that was on its way may be older than the step; the one that begins after it is not.
+        # The next print may have begun before the step. The print after it has not.
         prints = self._inspector.next_prints(2)
         shown = pick_shown(prints)
         show("inspector", shown.lines if shown.changed else [shown.lines[0]])
@@ -162,13 +162,13 @@ class Demo:
             self._check_file()
 
     def _check_file(self) -> None:
-        """Read the real file behind the shared mapping, past kerneld. Raises DemoError where it has not changed."""
+        """Read the real file of the shared mapping, without kerneld. Raises DemoError if it has not changed."""
         paths = list(self._files.glob(f"*/{FILE_NAME}"))
         if not any(path.read_bytes().startswith(CHANGED.encode()) for path in paths):
             raise DemoError(f"msync has not changed the real file {FILE_NAME}")
 
     def _watch_if_told(self, lines: Sequence[str], pid: int) -> None:
-        """Start the inspector on what the target has named in `lines` to watch of process `pid`, by its own command."""
+        """Start the inspector of process `pid` with the command in `lines`, if the target has printed one."""
         command = next((line for line in lines if (found := _COMMAND_LINE.search(line)) and int(found[1]) == pid), None)
         if command is None:
             return
@@ -179,7 +179,7 @@ class Demo:
             self._close_inspector()
         words = shlex.split(command)
         while "=" in words[0]:
-            # The environment that the command sets is this program's children's already.
+            # The children of this program already have the environment that the command sets.
             words.pop(0)
         show("inspector", ["$ " + shlex.join(words)])
         self._inspector = LiveInspector(words, self._environment)
@@ -193,10 +193,10 @@ class Demo:
         self._inspector = None
 
     def _check_left_behind(self, shm_before: frozenset[str]) -> None:
-        """Raise DemoError where kerneld has left its socket, or something in /dev/shm."""
+        """Raise DemoError if kerneld has left its socket, or something in /dev/shm."""
         if self._socket.exists():
             raise DemoError(f"kerneld has left its socket behind: {self._socket}")
-        # Another kerneld's may be there for a moment: what is ours would stay.
+        # Another kerneld may have segments there for a moment. Segments of this kerneld would stay.
         give_up = time.monotonic() + PATIENCE_SECONDS
         while left := _shm_names() - shm_before:
             if time.monotonic() > give_up:
@@ -222,7 +222,7 @@ def main() -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Print what the demonstration itself has to say."""
+    """Print a line of the demonstration itself."""
     click.secho(f"\n=== {text}", bold=True)
 
 
@@ -234,7 +234,8 @@ def show(name: str, lines: Sequence[str]) -> None:
 
 
 def _read_block(target: Program) -> tuple[list[str], list[str], bool]:
-    """Return the lines up to the prompt: what came of the last step, what is announced, and if the target has ended."""
+    """Return the lines up to the prompt: the result of the last step, the announcement, and whether the target has
+    ended."""
     done: list[str] = []
     announced: list[str] = []
     while (line := target.read_line()) is not None:
@@ -258,7 +259,7 @@ def _words(counts: Sequence[int]) -> str:
 
 
 def _shm_names() -> frozenset[str]:
-    """Return the names of kernelds' segments: other programs come, go and stay as they like."""
+    """Return the names of the segments of kernelds. Other programs' segments do not count."""
     try:
         return frozenset(name for name in os.listdir(_SHM) if name.startswith("kerneld-"))
     except FileNotFoundError:

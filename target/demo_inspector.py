@@ -1,4 +1,4 @@
-"""The live inspector of the demonstration: its prints, one at a time, as it writes them for people.
+"""The live inspector of the demonstration: reads its prints, one at a time.
 
 Knows the head line of a print: time, pid, range, counts.
 """
@@ -27,7 +27,7 @@ class Counts(NamedTuple):
 
 
 class Print(NamedTuple):
-    """One print: its lines, the counts in its head, how many entries changed since the print before."""
+    """One print: its lines, the counts in its head, and the number of entries that changed since the print before."""
 
     lines: list[str]
     counts: Counts
@@ -35,7 +35,7 @@ class Print(NamedTuple):
 
 
 class LiveInspector:
-    """An inspector that prints on and on until it is interrupted."""
+    """An inspector that prints until it is interrupted."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the inspector that `words` name, and wait for its first print."""
@@ -48,10 +48,10 @@ class LiveInspector:
             raise
 
     def next_prints(self, count: int) -> list[Print]:
-        """Return the prints up to the one that is the `count`th to begin from now on, each whole."""
+        """Return complete prints, up to the `count`th print that begins after this call."""
         prints = self._take(self._program.read_waiting_lines())
         begun = 0
-        # A print is whole when the next begins.
+        # A print is complete when the next one begins.
         while begun <= count:
             line = self._program.read_line()
             if line is None:
@@ -62,7 +62,7 @@ class LiveInspector:
         return prints
 
     def close(self) -> list[str]:
-        """Send what Ctrl+C sends, wait for the end, return the last line. Raises DemoError where it was not clean."""
+        """Send SIGINT, wait for the end, and return the last line. Raises DemoError if the end was not clean."""
         self._program.interrupt()
         return self._program.wait()[-1:]
 
@@ -82,7 +82,7 @@ class LiveInspector:
 
 
 def parse_print(lines: list[str]) -> Print | None:
-    """Return the print that `lines` are, None where they do not begin with a head."""
+    """Return the print of `lines`; None if they do not begin with a head."""
     head = _HEAD.match(lines[0]) if lines else None
     if head is None:
         return None
@@ -91,5 +91,5 @@ def parse_print(lines: list[str]) -> Print | None:
 
 
 def pick_shown(prints: Sequence[Print]) -> Print:
-    """Return the print to show of several: the last in which something changed, else the last."""
+    """Return the print to show: the last print with a change, else the last print."""
     return next((shown for shown in reversed(prints) if shown.changed), prints[-1])

@@ -1,7 +1,7 @@
-"""A program that the demonstration runs: a real process, its lines as they come, its end.
+"""A program of the demonstration: a real process, its output line by line, its end.
 
-Owns the process and the thread that reads its output. No wait is without an end: a program that says nothing for too
-long is a failure of the demonstration.
+Owns the process and the thread that reads its output. Every wait has a limit: the demonstration fails if a program
+prints nothing for too long.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextlib import suppress
 from shared.failure import Failure, Status
 
 PATIENCE_SECONDS = 10.0
-"""Longest time that a program may keep the demonstration waiting."""
+"""The longest wait for a program, in seconds."""
 
 
 class DemoError(Failure):
-    """Something is not as it should be: one line for people."""
+    """A check has failed: one line for people."""
 
     def __init__(self, message: str) -> None:
         super().__init__(Status.FAILED, message)
@@ -30,7 +30,7 @@ class Program:
     """One running program."""
 
     def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start `words` in a process group of its own, so that Ctrl+C reaches the demonstration alone."""
+        """Start `words` in a new process group, so that Ctrl+C reaches only the demonstration."""
         self.name = name
         self._process = subprocess.Popen(
             words,
@@ -52,20 +52,20 @@ class Program:
         return self._process.pid
 
     def read_line(self) -> str | None:
-        """Return the next line without its end, None when there is no more. Raises DemoError when none comes."""
+        """Return the next line without its newline, None at the end. Raises DemoError when no line comes in time."""
         try:
             line = self._lines.get(timeout=PATIENCE_SECONDS)
         except queue.Empty:
             raise DemoError(f"{self.name} has said nothing for {PATIENCE_SECONDS:g} seconds") from None
         if line is None:
-            # The end stays the end, however often it is read.
+            # The end stays in the queue for the next read.
             self._lines.put(None)
         elif line:
             self._last_line = line
         return line
 
     def read_waiting_lines(self) -> list[str]:
-        """Return the lines that are there already."""
+        """Return the lines that have come already."""
         lines: list[str] = []
         with suppress(queue.Empty):
             while (line := self._lines.get_nowait()) is not None:
@@ -74,18 +74,18 @@ class Program:
         return lines
 
     def press_enter(self) -> None:
-        """Write an empty line to the program's input; one that has ended shows that by its output."""
+        """Write an empty line to the program's input. The output shows it if the program has ended."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write("\n")
             self._process.stdin.flush()
 
     def interrupt(self) -> None:
-        """Send what Ctrl+C sends."""
+        """Send SIGINT, as Ctrl+C does."""
         self._process.send_signal(signal.SIGINT)
 
     def wait(self) -> list[str]:
-        """Wait for the end; return the lines that were left. Raises DemoError on any exit status but 0."""
+        """Wait for the end and return the remaining lines. Raises DemoError on an exit status other than 0."""
         lines: list[str] = []
         while (line := self.read_line()) is not None:
             lines.append(line)
@@ -100,7 +100,7 @@ class Program:
         return lines
 
     def kill(self) -> None:
-        """End the program if it still runs, and put away what is left of it."""
+        """End the program if it still runs, and wait for it."""
         self._process.kill()
         self._process.wait()
         self._close()

@@ -1,4 +1,4 @@
-"""The command that starts an inspector on a range, such that it can be pasted into another terminal of this machine."""
+"""The command that starts an inspector on a range. It can be pasted into another terminal of this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 def inspector_command(pid: int, start: int, end: int, socket_path: str | None = None) -> str:
     """Return the shell command that watches [start, end) of process `pid`.
 
-    `socket_path` is where the daemon listens, None for its default place.
+    `socket_path` is the path of the daemon's socket, None for the default path.
     """
     words = [*find_inspector(), str(pid), f"{start:#x}", f"{end:#x}"]
     return " ".join([*_environment(socket_path), *map(shlex.quote, words)])
@@ -37,6 +37,6 @@ def find_inspector() -> list[str]:
 
 
 def _environment(socket_path: str | None) -> list[str]:
-    """Return the assignment that another terminal needs to find the same daemon; none for the default path."""
+    """Return the variable assignment with which another terminal finds the same daemon; empty for the default path."""
     path = socket_path or os.environ.get("KERNELD_SOCKET")
     return [f"KERNELD_SOCKET={shlex.quote(os.path.abspath(path))}"] if path else []

@@ -1,6 +1,6 @@
-"""How long the tour waits before each step: some seconds, or until Enter. Meanwhile it sees kerneld go away.
+"""The waits of the tour before each step: some seconds, or until Enter. A wait also notices the end of kerneld.
 
-Owns standard input in the stepwise mode, read byte by byte, so that what is piped in ahead stays in the pipe.
+Owns standard input with --step. It reads byte by byte, so that later lines stay in the pipe.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from shared.client import KerneldGone
 from shared.failure import output_failures
 
 PROMPT = "[Enter]"
-"""What the stepwise mode prints when it waits; a line of its own where the input is no terminal."""
+"""The prompt of --step. It is a whole line if the input is no terminal."""
 
 
 class EndOfInput(Exception):
-    """Nobody is left to press Enter."""
+    """Standard input has ended: no Enter can come."""
 
 
 class Pace(Protocol):
-    """What the runner asks before each step."""
+    """The wait before each step."""
 
     def wait(self, times: int = 1) -> None:
-        """Wait as long as before one step, or `times` as long."""
+        """Wait once, or `times` as long."""
 
 
 class DelayPace:
@@ -44,7 +44,7 @@ class DelayPace:
         due = time.monotonic() + self._delay * times
         poll = select.poll()
         poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
-        # Rounded up: a wait cut short would spin for its last millisecond.
+        # The time is rounded up: a shorter wait would spin for the last millisecond.
         while (left := due - time.monotonic()) > 0:
             if poll.poll(math.ceil(left * 1000)):
                 raise _gone()
@@ -66,7 +66,7 @@ class StepPace:
         try:
             self._read_line()
         except BaseException:
-            # What is said next begins a line of its own.
+            # The next text begins on a new line.
             if terminal:
                 self._say("\n")
             raise
@@ -88,7 +88,7 @@ class StepPace:
 def say_to_stdout(text: str) -> None:
     """Write `text` to standard output at once: a forked child must not inherit half a line.
 
-    Raises Failure(FAILED) where it cannot be written; BrokenPipeError where nobody reads any more.
+    Raises Failure(FAILED) if it cannot be written, and BrokenPipeError if the reader has left.
     """
     with output_failures():
         sys.stdout.write(text)
@@ -96,7 +96,7 @@ def say_to_stdout(text: str) -> None:
 
 
 def _gone() -> KerneldGone:
-    # Between calls the kernel sends nothing: what can be read is the end.
+    # Between calls the kernel sends nothing. So a readable connection has ended.
     return KerneldGone("kerneld went away")
 
 
@@ -104,5 +104,5 @@ def _read_byte(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 1)
     except OSError:
-        # A closed standard input is an input at its end.
+        # A closed standard input counts as ended.
         return b""

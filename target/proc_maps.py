@@ -19,7 +19,7 @@ _PM_PFN_MASK = (1 << 55) - 1
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """One line of /proc/self/maps: the range [start, end), the four letters of its rights, its name ('' where none)."""
+    """One line of /proc/self/maps: the range [start, end), the four letters of its rights, its name (may be '')."""
 
     start: int
     end: int
@@ -29,7 +29,7 @@ class Mapping:
 
 
 def read_maps(process: Process) -> list[Mapping]:
-    """Return the mappings of `process` in the order of their addresses. Raises OSError as the read does."""
+    """Return the mappings of `process`, sorted by address. Raises OSError as the read does."""
     return parse_maps(process.read_proc("self/maps").decode(errors="surrogateescape"))
 
 
@@ -44,14 +44,14 @@ def parse_maps(text: str) -> list[Mapping]:
 
 
 def find_mapping(mappings: list[Mapping], name: str) -> Mapping | None:
-    """Return the first mapping of that name, `[stack]` or a path; None where there is none."""
+    """Return the first mapping called `name`, `[stack]` or a path; None if there is none."""
     return next((mapping for mapping in mappings if mapping.name == name), None)
 
 
 def read_pfns(process: Process, start: int, pages: int) -> list[int]:
-    """Return the frame number of each of `pages` pages from the page-aligned address `start`; 0 where none is mapped.
+    """Return the frame numbers of `pages` pages from the page-aligned address `start`; 0 for a page without a frame.
 
-    A process that is no superuser reads 0 for all, as on Linux.
+    A process without privilege reads 0 for all pages, as on Linux.
     """
     size = _PAGEMAP_ENTRY.size
     data = process.procread("self/pagemap", (start >> PAGE_SHIFT) * size, pages * size)

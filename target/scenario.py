@@ -1,7 +1,7 @@
-"""What a scenario is made of: steps to announce, facts to report, ranges to watch.
+"""The parts of a scenario: steps to announce, facts to report, ranges to watch.
 
-Owns the vocabulary between scenarios and the runner. A scenario's generator yields a `Step` before it does the thing,
-so that the runner alone owns pausing and printing; it must not print or sleep by itself.
+Owns the vocabulary between scenarios and the runner. The generator of a scenario yields a `Step` before it takes that
+step. Only the runner pauses and prints: a scenario must not print or sleep.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from target.stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What changes next: announced, then a pause, then the generator goes on and does it."""
+    """The next change. The runner announces it and pauses; then the generator continues and makes the change."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What has come of the last step; printed without a pause."""
+    """The result of the last step. The runner prints it without a pause."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """A range [start, end) of a process to give to an inspector; a longer pause follows, time to start one."""
+    """A range [start, end) of a process for an inspector.
+
+    A longer pause follows: a person has to start the inspector.
+    """
 
     pid: int
     start: int
@@ -45,10 +48,10 @@ Play: TypeAlias = Callable[[Stage], Beats]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One lesson: its name on the command line, its title, what it teaches, and the generator that plays it.
+    """One lesson: its name on the command line, its title, its lesson, and the generator that plays it.
 
-    `in_window` says that all that changes lies in the tour's window; `ends_process` that nothing can follow it. `last`
-    is what it does at the very end, when the tour is over.
+    `in_window`: all changes lie in the tour's window. `ends_process`: no scenario can follow. `last` is the action at
+    the very end, after the tour.
     """
 
     name: str

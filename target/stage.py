@@ -1,7 +1,7 @@
-"""What a scenario plays on: the process, the window of addresses it maps in, where its real files go.
+"""The stage of a scenario: the process, the window of addresses for its mappings, the directory for its real files.
 
-The window is a fixed range where a fresh process has nothing, so that one inspector, started once, sees most of the
-tour. Nothing is mapped there before a scenario does it: the table starts empty. Knows no scenario and prints nothing.
+The window is a fixed range in which a new process has no mappings. So one inspector, started once, shows most of the
+tour, and its table is empty at first. Knows no scenario and prints nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shared.uapi.page import PAGE_SIZE
 from target.proc_maps import read_maps, read_pfns
 
 WINDOW_START = 64 << 30
-"""64 GiB: above any heap of a program loaded low, far below the mmap area that is filled from the top."""
+"""64 GiB: above the heap of a program that is loaded low, and far below the mmap area, which is filled from the top."""
 WINDOW_PAGES = 16
 
 READ_WRITE = Prot.READ | Prot.WRITE
@@ -41,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A process, its window, and the directory in which real files may be made; who makes one removes it."""
+    """A process, its window, and a directory for real files. A scenario removes the files that it makes."""
 
     process: Process
     window: Window
@@ -64,7 +64,7 @@ class Stage:
         self.process.munmap(self.window.start, self.window.pages * PAGE_SIZE)
 
     def frames(self, start: int, pages: int) -> str:
-        """Return the frames of `pages` pages from `start` in words, as the process's own pagemap says it."""
+        """Return the frames of `pages` pages from `start` in words, from the process's own pagemap."""
         pfns = read_pfns(self.process, start, pages)
         return ", ".join(f"pfn {pfn:#x}" if pfn else "no frame" for pfn in pfns)
 

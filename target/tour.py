@@ -1,6 +1,6 @@
-"""The runner: plays scenarios, and alone prints and pauses.
+"""The runner plays scenarios. Only the runner prints and pauses.
 
-Knows no scenario by name. It unmaps what a scenario leaves in the window, so that each finds it empty.
+Knows no scenario by name. It unmaps the window after each scenario, so that the next one finds it empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from target.scenario import Beat, Note, Scenario, Step, Watch
 from target.stage import Stage
 
 _WATCH_PAUSES = 3
-"""A range to watch is worth that many pauses: somebody has to start an inspector."""
+"""The number of pauses after a range to watch: a person has to start an inspector."""
 _MAX_COLUMNS = 110
 _STEP_INDENT, _TEXT_INDENT = "  ", "      "
 
@@ -25,7 +25,7 @@ class Tour:
     """Plays scenarios on one stage, at one pace."""
 
     def __init__(self, stage: Stage, pace: Pace, say: Callable[[str], None], socket_path: str | None = None) -> None:
-        """Play on `stage`, printing by `say`; `socket_path` is where kerneld listens, None for its default."""
+        """Play on `stage` and print by `say`. `socket_path` is the path of kerneld's socket, None for the default."""
         self._stage = stage
         self._pace = pace
         self._say = say
@@ -34,7 +34,8 @@ class Tour:
         self._steps = 0
 
     def begin(self, in_window: bool = True) -> None:
-        """Print who we are and, where it is used, the window to watch, with the time to start an inspector."""
+        """Print the pid and, with `in_window`, the window to watch; then wait, so that a person can start an
+        inspector."""
         stage = self._stage
         pid = stage.process.pid
         self._say(f"target: process {pid}, attached to kerneld.\n")
@@ -44,15 +45,15 @@ class Tour:
         self._play_beat(Watch(pid, window.start, window.end, f"the window of the tour, {window.pages} pages"))
 
     def play_all(self, scenarios: Sequence[Scenario]) -> None:
-        """Play `scenarios` one after another. Raises what a step or the pause raises."""
+        """Play `scenarios` one after another. Raises the exceptions of the steps and of the pause."""
         for number, scenario in enumerate(scenarios, 1):
             self._say(f"\n== {number}/{len(scenarios)} {scenario.name}: {scenario.title} ==\n")
             self._say_wrapped(scenario.teaches, "", "")
             self.play(scenario)
 
     def play(self, scenario: Scenario) -> None:
-        """Play one scenario, and unmap what it leaves in the window, except where the process ends with it."""
-        # Closed whatever happens: a scenario may have a child that waits for it, or an open file.
+        """Play one scenario and unmap its mappings in the window, unless the process ends with it."""
+        # The generator is closed in any case: a scenario may have a waiting child, or an open file.
         with closing(scenario.play(self._stage)) as beats:
             for beat in beats:
                 self._play_beat(beat)
@@ -79,7 +80,8 @@ class Tour:
                 self._pace.wait(_WATCH_PAUSES)
 
     def _say_wrapped(self, text: str, first: str, rest: str) -> None:
-        # An address broken at the line's end could not be copied; lines of /proc/self/maps keep their columns.
+        # An address that is broken at the end of a line could not be copied. Lines of /proc/self/maps keep their
+        # columns.
         wrapped = textwrap.wrap(
             text,
             self._columns,

@@ -1,6 +1,6 @@
-"""The group of all commands: it imports a command's module when the command is asked for.
+"""The group of all commands. It imports the module of a command when somebody runs that command.
 
-Knows no command by name but `start`, which no command means.
+Knows only one command by name, `start`: it runs when no command is named.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ class Commands(CommandLine, click.Group):
     """The group: no command means `start`."""
 
     def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
-        """`modules` names the module of each command, where the command has its name, an underscore for a dash."""
+        """`modules` has the module of each command.
+
+        The function has the command's name, with underscores for dashes.
+        """
         super().__init__(*args, **kwargs)
         self._modules = modules
 

@@ -14,7 +14,7 @@ class Size(ByteCount):
     """A size that memory can have: whole pages."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; a usage error where it is no size, or no size that memory can have."""
+        """Return the number of bytes. A value that is no size, or not a multiple of 4 KiB, is a usage error."""
         size_bytes = super().convert(value, param, ctx)
         if size_bytes % PAGE_SIZE:
             self.fail(f"'{value}': memory comes in whole pages of 4K", param, ctx)

@@ -8,7 +8,7 @@ from shared.processor import why_too_old
 
 
 def check_processor() -> None:
-    """Raise Failure where numpy would end with a traceback, or a signal, when it is imported."""
+    """Raise Failure on a processor on which the import of numpy would end with a traceback or a signal."""
     why = why_too_old()
     if why:
         raise Failure(KerneldStatus.CANNOT_START, why)

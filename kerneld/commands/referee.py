@@ -50,7 +50,7 @@ def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | 
     from kerneld.server import logs  # noqa: PLC0415
 
     logs.configure(logs.LogFormat.CONSOLE, "error")
-    # It is run for as long as one likes: a Ctrl+C must leave no directory behind.
+    # A person may end a long run by Ctrl+C: the run's directory is removed then too.
     with ending_by_signals("kerneld"):
         try:
             if replay is None:
@@ -62,7 +62,7 @@ def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | 
 
 
 def run_programs(programs: int, seed: str, ops: int, mode: str) -> None:
-    """Run the programs of a seed. Raises Failure where one diverges, and HostError."""
+    """Run the programs of a seed. Raises Failure when a program diverges, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import run  # noqa: PLC0415
 
@@ -74,7 +74,7 @@ def run_programs(programs: int, seed: str, ops: int, mode: str) -> None:
 
 
 def run_again(file: Path, mode: str) -> None:
-    """Run the program of a file. Raises Failure where it diverges, or there is none in it, and HostError."""
+    """Run the program of a file. Raises Failure when it diverges or the file has no program, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import replay  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The client library: what a libc is to a C program. A process attaches to kerneld, and is one of its machine.
+"""The client library. It has the role that libc has for a C program: a process attaches to kerneld and makes its calls.
 
     from shared.client import Process
 
@@ -6,8 +6,8 @@
     address = p.mmap(0, 4096, Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS)
     p.mem[address : address + 5] = b"hello"
 
-Everything else in this package is private, but for `shared.client.realmem`: the caller's own real memory. A name is
-imported when it is first used: a command that only wants the socket's path does not wait for numpy.
+Everything else in this package is private, except `shared.client.realmem`, which handles the caller's own real memory.
+A name is imported at its first use. So a command that needs only the socket's path does not wait for numpy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Several requests in one datagram: one way to the kernel and back for all of them.
+"""Several requests in one datagram: all of them share one round trip to the kernel.
 
-Owns the packing into as few datagrams as fit. A batch ends early after a request that raised a signal.
+Owns the packing into as few datagrams as possible. A batch ends early after a request that raised a signal.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class _Datagram:
 class Batch:
     """Requests collected in a with block, sent when it ends; their replies are then in `replies`, in order.
 
-    A failed request is a reply with ret < 0, no exception. After a caught signal `replies` ends with the one that
-    carries it; a fatal one ends the process. When the block raises, nothing is sent.
+    A failed request is a reply with ret < 0, not an exception. After a caught signal, `replies` ends with the reply
+    that carries the signal. A fatal signal ends the process. When the block raises, no request is sent.
     """
 
     def __init__(self, calls: SystemCalls) -> None:
@@ -53,7 +53,7 @@ class Batch:
             self.send()
 
     def call(self, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Add one request. Raises ValueError when it alone is over a datagram."""
+        """Add one request. Raises ValueError when the request, or its reply, is larger than a datagram."""
         self._add(wire.pack_request(nr, args, data), _reply_bytes(nr, args), fds)
 
     def _add(self, packed: bytes, expected: int, fds: Sequence[int] = ()) -> None:
@@ -90,7 +90,7 @@ class Batch:
         self.call(Nr.TOUCH, address, length, access)
 
     def send(self) -> None:
-        """Send what has been added, and append the replies."""
+        """Send the requests that have been added, and append their replies."""
         datagrams, self._datagrams = self._datagrams, []
         for datagram in datagrams:
             replies = self._calls.exchange(bytes(datagram.packed), datagram.requests, datagram.fds)
@@ -106,7 +106,7 @@ def _check_length(length: int) -> None:
 
 
 def _reply_bytes(nr: int, args: Sequence[int]) -> int:
-    """Size of the longest reply to a request, in bytes: room for a small one is kept whatever the request."""
+    """Size of the longest reply to a request, in bytes. Every request gets room for a small reply."""
     inline = 0
     if nr in _BY_LENGTH and len(args) > 1:
         inline = args[1]

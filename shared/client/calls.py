@@ -1,7 +1,7 @@
-"""The raw calls of one thread: requests out, replies in, signals delivered. All that the rest of the library stands on.
+"""The raw calls of one thread: sends requests, receives replies, delivers signals. The rest of the library uses it.
 
-Owns the connection and the signal actions; knows no call's meaning. A connection belongs to the process that
-attached, so that every use from another process (a plain os.fork) is refused before anything is sent.
+Owns the connection and the signal actions. Knows the meaning of no call. A connection belongs to the process that
+attached. The library refuses its use by another process (after a plain os.fork) before it sends anything.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _UNPACK = wire.REPLY.unpack_from
 _REQUEST_BYTES = wire.REQUEST.size
 _REPLY_BYTES = wire.REPLY.size
 _PADDING = tuple((0,) * (6 - count) for count in range(7))
-"""The zeros behind that many arguments."""
+"""By number of arguments, the zeros that follow them."""
 
 
 _forks = 0
-"""How many forks lie between this process and the one that imported this: a look costs less than getpid()."""
+"""The number of forks since the import. Comparing it costs less than getpid()."""
 
 
 def _count_fork() -> None:
@@ -41,7 +41,7 @@ class SystemCalls:
     """One thread's way into the kernel."""
 
     def __init__(self, socket_path: str) -> None:
-        """Connect; the first call has to be attach. Raises KerneldUnavailable."""
+        """Connect. The first call must be attach. Raises KerneldUnavailable."""
         self._actions = SignalActions()
         self._connect(socket_path)
 
@@ -89,7 +89,7 @@ class SystemCalls:
             try:
                 datagram = _PACK(_REQUEST_BYTES, nr, *args, *_PADDING[len(args)])
             except (struct.error, IndexError):
-                # A negative argument, or one over 64 bits: rare, so that masking is not paid for by every call.
+                # An argument is negative or over 64 bits. That is rare, so only this case pays for masking.
                 datagram = _pack(nr, args, data)
             length = connection.converse(datagram)
         if length < _REPLY_BYTES:
@@ -102,30 +102,30 @@ class SystemCalls:
         return ret, signo, inline
 
     def exchange(self, datagram: bytes, count: int, fds: Sequence[int] = ()) -> list[Reply]:
-        """Send a datagram of `count` packed requests and return the replies: fewer after a signal or an exit.
+        """Send a datagram of `count` packed requests and return the replies. After a signal or an exit there are fewer.
 
-        The signal is in the last one, and the caller's to `deliver`. Raises KerneldGone.
+        The last reply has the signal, and the caller must `deliver` it. Raises KerneldGone.
         """
         self._check_owner()
         return self._unpack(self._connection.exchange(datagram, fds), count)
 
     def deliver(self, reply: Reply) -> None:
-        """Do what the signal in `reply` asks for; nothing when there is none. Raises what its handler raises."""
+        """Act on the signal in `reply`, if it has one. Raises the exception of the handler."""
         if reply.signo:
             self._actions.deliver(reply)
             info = reply.siginfo
             if info is not None and info.pkru is not None:
-                # As sigreturn does it; a handler that raised has jumped out, and keeps what it had.
+                # This is sigreturn's part. A handler that raised has left by a jump, and keeps its PKRU.
                 self.syscall(Nr.WRPKRU, info.pkru)
 
     def fileno(self) -> int:
-        """Return the connection's descriptor, to wait on: between calls it is readable only once kerneld ended it."""
+        """Return the connection's descriptor, for poll. Between calls it is readable only if kerneld has closed it."""
         return self._connection.fileno()
 
     def sigaction(self, signo: int, action: Action) -> Action:
-        """Set what a SIGSEGV or SIGBUS does: SIG_DFL, SIG_IGN or a callable(signo, SigInfo). Returns what it was.
+        """Set the action of a signal: SIG_DFL, SIG_IGN or a callable(signo, SigInfo). Return the earlier action.
 
-        The callable may raise, as C's may siglongjmp; when it returns, the access is tried again.
+        The callable may raise, as a C handler may siglongjmp. When it returns, the access is tried again.
         Raises OSError(EINVAL) for a number that is no signal or cannot be caught. Source: sigaction(2).
         """
         self.call(Nr.RT_SIGACTION, signo, disposition_of(action))
@@ -135,7 +135,7 @@ class SystemCalls:
 
     @property
     def says_where(self) -> bool:
-        """Whether a signal that ends this process is said on stderr first: of which address, in which line."""
+        """Whether the library reports a fatal signal on stderr, with the address and the line of the program."""
         return self._actions.says_where
 
     @says_where.setter
@@ -161,13 +161,13 @@ class SystemCalls:
             raise _malformed() from None
         if not replies or len(replies) > count or any(reply.signo for reply in replies[:-1]):
             raise _malformed()
-        # A batch may end early with its exit too.
+        # An exit also ends a batch early.
         if len(replies) < count and not replies[-1].signo and replies[-1].ret < 0:
             raise KerneldGone(f"kerneld refused a datagram: {os.strerror(-replies[-1].ret)}")
         return replies
 
     def _take_late_answer(self, answer: bytes) -> None:
-        """Take the answer of an interrupted call: only that the kernel has ended this process still counts."""
+        """Take the answer of an interrupted call. Only the end of this process by the kernel still matters."""
         try:
             replies = wire.unpack_replies(answer)
         except wire.WireError:
@@ -186,7 +186,7 @@ def _pack(nr: int, args: tuple[int, ...], data: bytes) -> bytes:
     try:
         head = _PACK(size, nr, *args, *_PADDING[len(args)])
     except struct.error:
-        # A negative argument, or one over 64 bits: rare, so that masking is not paid for by every call.
+        # An argument is negative or over 64 bits. That is rare, so only this case pays for masking.
         return wire.pack_request(nr, args, data)
     return head + data if data else head
 

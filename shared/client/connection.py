@@ -1,12 +1,11 @@
-"""One connection: a datagram out, its answer in. Owns the socket; knows no request by name.
+"""One connection: sends a datagram and receives its answer. Owns the socket. Knows no request by name.
 
-Invariant: the log says how far the last exchange came, whatever interrupted it. Its length is 0 (nothing sent), 1
-(sent, the answer still to come) or 2 (answered). A Python signal handler may raise between any two bytecodes, after
-`send` or `recv` has done its work but before its result is stored; so both run inside `list.extend`, which appends
-the result without returning to the interpreter in between. The next exchange reads away an answer that nobody waits
-for any more.
+Invariant: the log shows the state of the last exchange, also after an interruption. Its length is 0 (nothing sent), 1
+(sent, no answer yet) or 2 (answered). A Python signal handler may raise between any two bytecodes: `send` or `recv` may
+have done its work, and its result is not stored yet. So both run inside `list.extend`, which appends the result without
+a return to the interpreter. The next exchange first reads and drops the answer of an interrupted one.
 
-Between the two a connection waits awake for a moment where that pays (`shared.spin`).
+Before it sleeps for an answer, a connection polls for a moment if that is likely to help (`shared.spin`).
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Connection:
     """A connected socket with at most one datagram unanswered."""
 
     def __init__(self, path: str, on_late: Callable[[bytes], None]) -> None:
-        """Connect to the socket at `path`; `on_late` gets an answer whose caller was interrupted.
+        """Connect to the socket at `path`. `on_late` gets the answer of an interrupted call.
 
-        Raises KerneldUnavailable where nobody can be reached there.
+        Raises KerneldUnavailable when there is no daemon to reach.
         """
         self.path = path
         self._on_late = on_late
@@ -45,7 +44,7 @@ class Connection:
         self._send = self._socket.send
         self._recv_into = self._socket.recv_into
         self.buffer = bytearray(wire.MAX_REPLY)
-        """The last answer, from its start; good until the next exchange."""
+        """The last answer, from its start; valid until the next exchange."""
         self._buffers = (self.buffer,)
         self._view = memoryview(self.buffer)
         self._log: list[Any] = []
@@ -57,9 +56,9 @@ class Connection:
         self._look = functools.partial(poll.poll, 0)
 
     def converse(self, datagram: bytes) -> int:
-        """Send one datagram and return its answer's length in bytes; the answer lies in `buffer`.
+        """Send one datagram and return the length of its answer in bytes. The answer is in `buffer`.
 
-        The one path of every single call, so it allocates little. Raises KerneldGone when the connection has ended.
+        Every single call takes this path, so it allocates little. Raises KerneldGone when the connection has ended.
         """
         if self._busy:
             raise _busy()
@@ -116,11 +115,14 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not been closed here, and has not been found ended."""
+        """Whether the connection has not been closed here, and its end has not been noticed."""
         return self._socket.fileno() >= 0 and not self._is_gone
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, to wait on: between exchanges it is readable only at the connection's end."""
+        """Return the socket's descriptor, for poll.
+
+        Between exchanges it is readable only if the connection has ended.
+        """
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -151,7 +153,7 @@ class Connection:
         return answer
 
     def _read_late_answer(self) -> None:
-        """Read the answer to an interrupted exchange; descriptors that come with it are closed by the real kernel."""
+        """Read the answer to an interrupted exchange. The real kernel closes descriptors that come with it."""
         log = self._log
         log.extend(map(self._recv_into, self._buffers))
         if log[1]:
@@ -171,8 +173,8 @@ def _busy() -> KerneldError:
 def connect(path: str) -> socket.socket:
     """Return a socket that is connected to the daemon at `path`.
 
-    Raises KerneldLocked where this user is not permitted to, KerneldUnavailable where nobody listens or the daemon is a
-    stranger's.
+    Raises KerneldLocked when this user is not permitted to connect, and KerneldUnavailable when no daemon listens or
+    the daemon belongs to another user.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -188,7 +190,7 @@ def connect(path: str) -> socket.socket:
 
 
 def find_daemon(path: str) -> int:
-    """Return the pid of the daemon at `path`, which serves nothing for that. Raises as `connect` does.
+    """Return the pid of the daemon at `path`. This makes no request. Raises the exceptions of `connect`.
 
     Source: SO_PEERCRED, unix(7).
     """
@@ -198,7 +200,7 @@ def find_daemon(path: str) -> int:
 
 
 def _unavailable(path: str, error: OSError) -> KerneldUnavailable:
-    """Tell a locked door from an empty house."""
+    """Return the exception for a failed connect: no daemon, or a daemon that this user may not reach."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
         return KerneldUnavailable(f"no kerneld at {path}: start one with 'kerneld start'")
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -209,7 +211,7 @@ def _unavailable(path: str, error: OSError) -> KerneldUnavailable:
 
 
 def _check_owner(sock: socket.socket, path: str) -> None:
-    """Trust a daemon of this user or of root alone: another's would be handed descriptors, and could lie.
+    """Accept only a daemon of this user or of root: the daemon gets this process's descriptors, and could lie.
 
     Raises KerneldUnavailable. Source: SO_PEERCRED, unix(7).
     """

@@ -1,13 +1,13 @@
-"""What goes wrong between this process and kerneld, as exceptions whose text is one line for people.
+"""Exceptions for failures between this process and kerneld. The text of each is one line for people.
 
-A failing system call is not among them: that is an OSError with Linux's errno.
+A system call that fails raises OSError with Linux's errno instead.
 """
 
 from __future__ import annotations
 
 
 class KerneldError(Exception):
-    """The library cannot go on; the text says why in one line."""
+    """The library cannot continue. The text says why in one line."""
 
 
 class KerneldUnavailable(KerneldError):

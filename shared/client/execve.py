@@ -1,4 +1,4 @@
-"""How execve's strings travel: argv, envp and the program's name, as bytes, or in a memory file where they are many."""
+"""Packs the strings of execve: argv, envp and the program's name. Long ones travel in a memory file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from shared import wire
 
 
 class ExecStrings(NamedTuple):
-    """argv, envp and the name one after another, each string NUL-ended, and how many of the first two there are."""
+    """argv, envp and the name in one byte string, each string NUL-ended, and the numbers of strings in argv and
+    envp."""
 
     data: bytes
     argc: int
@@ -18,7 +19,7 @@ class ExecStrings(NamedTuple):
 
     @property
     def fit_inline(self) -> bool:
-        """Whether a datagram holds them."""
+        """Whether the strings fit into a datagram."""
         return len(self.data) <= wire.MAX_DATAGRAM - wire.REQUEST.size
 
 
@@ -27,7 +28,8 @@ def pack_strings(
 ) -> ExecStrings:
     """Return the strings of an execve; envp is NAME=VALUE strings, or a mapping.
 
-    Raises ValueError for a string that holds a NUL byte, which no program's can. Source: docs/abi.md, execve.
+    Raises ValueError for a string with a NUL byte: a program's strings end at the first NUL. Source: docs/abi.md,
+    execve.
     """
     environment = [f"{key}={value}" for key, value in envp.items()] if isinstance(envp, Mapping) else envp
     data = b"".join([*map(_ended, argv), *map(_ended, environment), name + b"\0"])

@@ -1,6 +1,6 @@
-"""Fork: the simulated copy is made first, then the real one, and the parent goes on once the child is attached.
+"""Fork: first the simulated copy, then the real fork. The parent continues when the child is attached.
 
-Owns the pipe between the two. Answers to Linux v6.8 kernel/fork.c:kernel_clone(), seen from the program.
+Owns the pipe between parent and child. Answers to Linux v6.8 kernel/fork.c:kernel_clone(), seen from the program.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from shared.client.errors import KerneldError
 
 
 def fork_attached(attach_child: Callable[[], None]) -> int:
-    """Really fork; run `attach_child` in the child. Return the child's pid in the parent, 0 in the child.
+    """Fork the real process and run `attach_child` in the child. Return the child's pid in the parent, 0 in the child.
 
-    The parent returns when the child has attached, or is dead: then its pid is there to be waited for.
-    Raises OSError when the real fork fails, KerneldError when the child could not attach; that child is gone.
+    The parent returns when the child has attached or is dead. The parent can wait for a dead child by its pid.
+    Raises OSError when the real fork fails, and KerneldError when the child could not attach; that child has ended.
     """
     reader, writer = os.pipe()
     try:
@@ -32,7 +32,7 @@ def fork_attached(attach_child: Callable[[], None]) -> int:
     try:
         attach_child()
     except (KerneldError, OSError) as error:
-        # Nobody above may run twice: the parent says what happened, the child just ends.
+        # The callers' code must not run twice: the parent raises the error, the child just ends.
         os.write(writer, str(error).encode() or b"?")
         os._exit(127)
     finally:
@@ -41,7 +41,10 @@ def fork_attached(attach_child: Callable[[], None]) -> int:
 
 
 def _await_child(pid: int, reader: int) -> None:
-    """Read until the child closes its end: without a word when it has attached or died, else with what went wrong."""
+    """Read until the child closes its end.
+
+    The pipe is empty when the child has attached or died; else it has the error.
+    """
     with open(reader, "rb") as pipe:
         failure = pipe.read()
     if failure:

@@ -1,4 +1,4 @@
-"""The real libc: the few functions that Python does not offer, typed. They act on the real process alone."""
+"""The real libc: the few functions that Python does not offer, typed. They act only on the real process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mprotect(address: int, length: int, prot: int) -> None:
 
 
 def reset_signal(signo: int) -> None:
-    """Set a real signal's disposition to SIG_DFL, from any thread: Python's own call works in the main one alone."""
+    """Set a real signal's disposition to SIG_DFL, from any thread. Python's own call works only in the main thread."""
     _LIBC.signal(signo, None)
 
 

@@ -1,14 +1,14 @@
 """malloc on the simulated heap: glibc's, with one arena, a fixed mmap threshold and no caches.
 
-Owns the book of chunks; the size words are really written into the simulated memory, because that is how glibc's malloc
-touches pages. The book alone is trusted: a program that scribbles over a header does not confuse it.
+Owns the book of chunks. The size words are also written into the simulated memory, because glibc's malloc touches
+pages in this way. malloc trusts only the book: a program that overwrites a header does not confuse it.
 
-A chunk is 16 bytes of header (the size of the chunk before it, if that is free; its own size and flags) and what the
-program asked for, which may run 8 bytes into the next header. Sizes are multiples of 16, at least 32.
+A chunk is a header of 16 bytes (the size of the chunk before it, if that is free; its own size and flags) and the bytes
+for the program, which may extend 8 bytes into the next header. Sizes are multiples of 16, at least 32.
 
-Invariants: chunks, free chunks and the top lie back to back between the heap's start and the break that the top ends
-at; no two free chunks touch, none touches the top; `_free` is sorted by size, then address, so the first that fits is
-the best.
+Invariants: chunks, free chunks and the top lie back to back from the heap's start to the break, where the top ends. No
+two free chunks touch, and none touches the top. `_free` is sorted by size, then address: the first that is large
+enough is the best fit.
 
 Answers to glibc malloc/malloc.c: _int_malloc(), sysmalloc(), _int_free(), systrim(). Differs: the mmap threshold
 stays at 128 KiB, as after mallopt(M_MMAP_THRESHOLD), and counts the bytes asked for.
@@ -68,13 +68,13 @@ class Malloc:
         ptr = self.malloc(total)
         chunk = ptr - HEADER
         if chunk not in self._mapped:
-            # What this call had from brk behind the old top is zero already: glibc leaves it untouched too.
+            # The memory that brk has just added behind the old top is zero already. glibc does not clear it either.
             dirty = min(total, old_top_bytes - HEADER) if chunk == old_top else total
             self._mem.store(ptr, bytes(dirty))
         return ptr
 
     def realloc(self, ptr: int, size: int) -> int:
-        """Resize what `ptr` points at and return where it is now; the old bytes stay. 0 is as in malloc(3).
+        """Resize the block at `ptr` and return its new address; the old bytes stay. `ptr` or `size` 0: as in malloc(3).
 
         Raises OSError(ENOMEM), with the old block untouched, and ValueError for a pointer that is not allocated.
         """
@@ -96,7 +96,7 @@ class Malloc:
         return self._move(ptr, min(old_bytes - 8, size), size)
 
     def free(self, ptr: int) -> None:
-        """Give back what malloc, calloc or realloc returned; 0 is nothing.
+        """Free a block of malloc, calloc or realloc. A `ptr` of 0 does nothing.
 
         Raises ValueError, with glibc's words, for a pointer that is not allocated. Source: malloc(3).
         """
@@ -112,14 +112,17 @@ class Malloc:
             raise ValueError(self._why_invalid(chunk))
 
     def usable_size(self, ptr: int) -> int:
-        """Return how many bytes the program may use at `ptr`, a pointer from malloc. Source: malloc_usable_size(3)."""
+        """Return the number of bytes that the program may use at `ptr`, a pointer from malloc.
+
+        Source: malloc_usable_size(3).
+        """
         chunk = ptr - HEADER
         if chunk in self._mapped:
             return self._mapped[chunk] - HEADER
         return self._used[chunk] - 8
 
     def _take_free(self, place: int, wanted: int) -> int:
-        """Hand out the free chunk at `place` in the list, and keep what is over."""
+        """Hand out the free chunk at `place` in the list, and keep the rest of it as a free chunk."""
         size, chunk = self._free[place]
         end, rest = chunk + size, size - wanted
         if rest < MIN_CHUNK:
@@ -135,7 +138,7 @@ class Malloc:
         return chunk
 
     def _take_top(self, wanted: int) -> int:
-        """Hand out the start of the top, which always keeps MIN_CHUNK bytes at least."""
+        """Hand out the start of the top. The top always keeps at least MIN_CHUNK bytes."""
         if self._top_bytes < wanted + MIN_CHUNK:
             self._grow_top(wanted + MIN_CHUNK + TOP_PAD)
         chunk, rest = self._top, self._top_bytes - wanted
@@ -145,7 +148,10 @@ class Malloc:
         return chunk
 
     def _grow_top(self, wanted: int) -> None:
-        """Make the top `wanted` bytes long by moving the break; a new top where somebody else has moved it."""
+        """Make the top `wanted` bytes long by moving the break.
+
+        If the program itself has moved the break, start a new top.
+        """
         top_end = self._top + self._top_bytes
         current = self._calls.brk(0)
         if current < top_end:
@@ -159,7 +165,10 @@ class Malloc:
         self._top, self._top_bytes = start, end - start
 
     def _abandon_top(self) -> None:
-        """Turn the top into a free chunk before a fence that is in use for good: what is behind it is not ours."""
+        """Turn the top into a free chunk with a fence behind it.
+
+        The fence is never freed: the memory after it is not malloc's.
+        """
         size = self._top_bytes - MIN_CHUNK
         fence = self._top + size
         if size < MIN_CHUNK:
@@ -168,7 +177,7 @@ class Malloc:
         self._remember_free(self._top, fence)
 
     def _release(self, chunk: int, size: int) -> None:
-        """Make a chunk free, one with its free neighbours or with the top, which is then trimmed."""
+        """Free a chunk: merge it with its free neighbours or with the top, and trim the top."""
         start = self._free_by_end.get(chunk, chunk)
         end = chunk + size
         end += self._free_sizes.get(end, 0)
@@ -190,7 +199,10 @@ class Malloc:
             self._remember_free(start, end)
 
     def _trim_top(self) -> None:
-        """Give whole pages over the pad back to the kernel. Source: glibc malloc/malloc.c:systrim()."""
+        """Give the whole pages of the top that exceed the pad back to the kernel.
+
+        Source: glibc malloc/malloc.c:systrim().
+        """
         if self._top_bytes < TRIM_THRESHOLD:
             return
         extra = (self._top_bytes - MIN_CHUNK - 1 - TOP_PAD) & PAGE_MASK
@@ -201,7 +213,10 @@ class Malloc:
         self._mem.store_words([(self._top + 8, self._top_bytes | PREV_INUSE)])
 
     def _absorb_next(self, chunk: int, wanted: int) -> bool:
-        """Grow a used chunk into the top or the free chunk behind it; False when that does not give `wanted` bytes."""
+        """Grow a used chunk into the top or the free chunk behind it.
+
+        Return False if that does not give `wanted` bytes.
+        """
         size = self._used[chunk]
         following = chunk + size
         flag = self._prev_inuse(chunk)
@@ -222,7 +237,7 @@ class Malloc:
         return True
 
     def _cut(self, chunk: int, wanted: int) -> None:
-        """Free what a used chunk has over `wanted` bytes, if that makes a chunk."""
+        """Free the part of a used chunk after `wanted` bytes, if it is large enough for a chunk."""
         rest = self._used[chunk] - wanted
         if rest < MIN_CHUNK:
             return
@@ -285,7 +300,7 @@ class Malloc:
 
 
 def _chunk_bytes(size: int) -> int:
-    """Size of the chunk for a request: 8 bytes of header count, the rest may lie in the chunk behind it."""
+    """Size of the chunk for a request: 8 bytes of header are added; the other 8 are shared with the next chunk."""
     return max(MIN_CHUNK, (size + 8 + HEADER - 1) & -HEADER)
 
 

@@ -1,7 +1,7 @@
 """The simulated memory of this process, as its processor sees it: loads, stores and touches.
 
-Owns the splitting: one request moves 65,536 bytes at most, several go in one datagram. An access that raises a caught
-signal is tried again after the handler, from the first byte that is not done.
+Owns the splitting: one request moves at most 65,536 bytes, and a datagram has several requests. An access that raises
+a caught signal is tried again after the handler, from the first byte that was not accessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STORES_A_DATAGRAM = 2
 # Plain ints: an enum's member costs a look-up each time, and struct asks it for its value.
 _LOAD, _STORE = int(Nr.LOAD), int(Nr.STORE)
 _STORE_BYTES = (wire.MAX_DATAGRAM // _STORES_A_DATAGRAM - wire.REQUEST.size) & PAGE_MASK
-"""Stores go two a datagram, of whole pages where the range is aligned, so that no page is faulted in twice."""
+"""The bytes of one store; a datagram has two. They are whole pages if the range is aligned: no page faults twice."""
 
 
 class Memory:
@@ -81,11 +81,11 @@ class Memory:
             datagram = b"".join(
                 wire.pack_request(Nr.STORE, (at, 8), value.to_bytes(8, "little")) for at, value in words
             )
-            # A word whose store was interrupted is written again whole.
+            # A word is written again as a whole when its store was interrupted.
             words = words[self._stored(datagram, [(at, 8) for at, _value in words]) // 8 :]
 
     def touch(self, address: int, length: int, access: Access = Access.READ) -> int:
-        """Access each page of [address, address + length) once, moving no data; return how many pages that were."""
+        """Access each page of [address, address + length) once, without data. Return the number of pages."""
         end = address + length
         total = 0
         while address < end:
@@ -154,7 +154,7 @@ class Memory:
         return replies
 
     def _stored(self, datagram: bytes, pieces: Sequence[tuple[int, int]]) -> int:
-        """Send the stores of `pieces` and return how many bytes were stored before a signal, or all."""
+        """Send the stores of `pieces` and return the number of bytes stored before a signal, or of all bytes."""
         done = 0
         for (_at, size), reply in zip(pieces, self._exchange(datagram, len(pieces)), strict=False):
             if reply.signo:
@@ -187,7 +187,7 @@ def _pieces(address: int, length: int, most: int, count: int) -> Iterator[tuple[
 
 
 def _check(ret: int, length: int) -> None:
-    """Raise OSError for an errno, KerneldError for an access that is neither whole nor interrupted."""
+    """Raise OSError for an errno, and KerneldError for a short access without a signal."""
     if ret < 0:
         raise OSError(-ret, os.strerror(-ret))
     if ret != length:

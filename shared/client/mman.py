@@ -1,7 +1,7 @@
-"""The memory calls as C sees them: one thin method a call, OSError instead of -errno.
+"""The memory calls as C has them: one thin method for each call, with OSError in place of -errno.
 
-Owns nothing. Addresses and lengths are bytes in the simulated address space; what a call checks is the kernel's
-business. Each raises OSError with the errno that its page of the Linux manual names.
+Owns nothing. Addresses and lengths are bytes in the simulated address space. Only the kernel checks arguments. Each
+method raises OSError with an errno of its page in the Linux manual.
 """
 
 from __future__ import annotations
@@ -45,25 +45,29 @@ class MemoryCalls(SystemCalls):
         self.call(Nr.PKEY_MPROTECT, addr, length, prot, pkey)
 
     def pkey_alloc(self, flags: int = 0, access_rights: int = 0) -> int:
-        """Take a protection key and return it; `access_rights` is what this thread may not do (Pkey).
+        """Allocate a protection key and return it. `access_rights` (Pkey) has the accesses that are denied to this
+        thread.
 
         Source: pkey_alloc(2).
         """
         return self.call(Nr.PKEY_ALLOC, flags, access_rights).ret
 
     def pkey_free(self, pkey: int) -> None:
-        """Give a protection key back. Source: pkey_free(2)."""
+        """Free a protection key. Source: pkey_free(2)."""
         self.call(Nr.PKEY_FREE, pkey)
 
     def pkey_get(self, pkey: int) -> int:
-        """Return what this thread may not do with a key's memory (Pkey). Raises OSError(EINVAL).
+        """Return the accesses to a key's memory that are denied to this thread (Pkey). Raises OSError(EINVAL).
 
         Source: pkey_get(3).
         """
         return self.rdpkru() >> 2 * _check_pkey(pkey) & 3
 
     def pkey_set(self, pkey: int, access_rights: int) -> None:
-        """Set what this thread may not do with a key's memory (Pkey). Raises OSError(EINVAL). Source: pkey_set(3)."""
+        """Set the accesses to a key's memory that are denied to this thread (Pkey). Raises OSError(EINVAL).
+
+        Source: pkey_set(3).
+        """
         shift = 2 * _check_pkey(pkey)
         if access_rights & ~3:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -90,7 +94,7 @@ class MemoryCalls(SystemCalls):
         self.call(Nr.MSYNC, addr, length, flags)
 
     def mincore(self, addr: int, length: int) -> bytes:
-        """Return one byte a page of [addr, addr + length): bit 0 says that it is in memory. Source: mincore(2)."""
+        """Return one byte for each page of [addr, addr + length). Bit 0: the page is in memory. Source: mincore(2)."""
         vector = ctypes.create_string_buffer(max(page_align(length) >> PAGE_SHIFT, 1))
         return self.call(Nr.MINCORE, addr, length, ctypes.addressof(vector)).data
 
@@ -99,7 +103,7 @@ class MemoryCalls(SystemCalls):
         self.call(Nr.MLOCK, addr, length)
 
     def mlock2(self, addr: int, length: int, flags: int) -> None:
-        """Lock pages, with MLOCK_ONFAULT each once it is there. Source: mlock(2)."""
+        """Lock pages. With MLOCK_ONFAULT a page is locked when it is faulted in. Source: mlock(2)."""
         self.call(Nr.MLOCK2, addr, length, flags)
 
     def munlock(self, addr: int, length: int) -> None:
@@ -115,21 +119,21 @@ class MemoryCalls(SystemCalls):
         self.call(Nr.MUNLOCKALL)
 
     def brk(self, addr: int) -> int:
-        """Ask for the break at `addr` and return where it is then, as the raw call does: brk(0) just asks.
+        """Move the break to `addr` and return the break after the call. brk(0) only returns it. This is the raw call.
 
         Source: brk(2), "C library/kernel differences".
         """
         return self.call(Nr.BRK, addr).ret
 
     def sbrk(self, increment: int) -> int:
-        """Move the break by `increment` bytes and return where it was. Raises OSError(ENOMEM). Source: brk(2)."""
+        """Move the break by `increment` bytes and return the old break. Raises OSError(ENOMEM). Source: brk(2)."""
         before = self.brk(0)
         if increment and self.brk(before + increment) != before + increment:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return before
 
     def prlimit64(self, pid: int, resource: int, new: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Return the (soft, hard) limit that was, having set `new` when given; `pid` 0 is this process.
+        """Return the old (soft, hard) limit, and set `new` if it is given. A `pid` of 0 is this process.
 
         Source: prlimit(2).
         """
@@ -183,7 +187,7 @@ class MemoryCalls(SystemCalls):
 
 
 def _check_pkey(pkey: int) -> int:
-    """Return a key that PKRU has bits for. Raises OSError(EINVAL)."""
+    """Return `pkey` if PKRU has bits for it (0 to 15). Raises OSError(EINVAL)."""
     if not 0 <= pkey < 16:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     return pkey

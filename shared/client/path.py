@@ -1,4 +1,4 @@
-"""Where the daemon's socket is, when nobody says otherwise. Knows the environment, touches no file."""
+"""The default path of the daemon's socket. Reads the environment, touches no file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def default_socket_path() -> str:
 
 
 def fallback_socket_path() -> str:
-    """Return the path that nobody chose. It is in /tmp, where any user may have made that directory first."""
+    """Return the path in /tmp, for a user without $XDG_RUNTIME_DIR. Any user may have made that directory first."""
     return f"/tmp/kerneld-{os.getuid()}/kerneld.sock"
 
 
 def may_be_planted(path: str) -> bool:
-    """Tell whether a socket at `path` may be a stranger's trap: whose daemon that is, is to be looked at then."""
+    """Return whether another user may have made the socket at `path`. Then the client must check the daemon's user."""
     return path == fallback_socket_path() and os.environ.get("KERNELD_SOCKET") != path

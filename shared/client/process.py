@@ -1,7 +1,7 @@
-"""The calling process as kerneld sees it: the face of the library, thin on purpose.
+"""The calling process as kerneld sees it: the public class of the library, thin on purpose.
 
-Joins the parts: the calls, the memory, the heap, the shadow table. Owns attach, fork and execve, because those
-replace parts. One Process is one thread's connection; a further thread attaches with its own tid.
+Joins the parts: the calls, the memory, the heap, the shadow table. Owns attach, fork and execve, because these replace
+parts. One Process is the connection of one thread. A further thread attaches with its own tid.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Process(MemoryCalls):
     def attach(cls, socket_path: str | None = None, tid: int = 0, token: int = 0) -> Process:
         """Connect this process, or its thread `tid`, to the kerneld at `socket_path`, or the default one.
 
-        `token` is a clone's. Raises KerneldUnavailable when there is none, KerneldGone when it lets nobody more in,
-        KerneldError when it speaks another version, OSError when it refuses.
+        `token` is the token of a clone. Raises KerneldUnavailable when there is no kerneld, KerneldGone when it accepts
+        no more connections, KerneldError when it has another ABI version, and OSError when it refuses.
         """
         return cls(socket_path or default_socket_path(), tid, token)
 
@@ -75,7 +75,7 @@ class Process(MemoryCalls):
         self.close()
 
     def close(self) -> None:
-        """Leave kerneld: the connection ends, and memory that an open shadow table covered is private again."""
+        """Leave kerneld: the connection ends. Memory under an open shadow table becomes fresh private memory."""
         self._connection.close()
         if os.getpid() == self._owner:
             self._shadow.restore()
@@ -83,7 +83,7 @@ class Process(MemoryCalls):
     # Processes.
 
     def fork(self) -> int:
-        """Fork the real and the simulated process; return the child's pid, or 0 in the child, which is attached.
+        """Fork the real and the simulated process. Return the child's pid in the parent, 0 in the attached child.
 
         Raises OSError, and KerneldError when the child could not attach. Source: fork(2).
         """
@@ -93,9 +93,9 @@ class Process(MemoryCalls):
     def execve(
         self, path: str, argv: Sequence[str | bytes], envp: Mapping[str, str] | Sequence[str | bytes] = ()
     ) -> None:
-        """Replace the simulated program by the ELF file at `path`; the real process goes on behind it.
+        """Replace the simulated program by the ELF file at `path`. The real process continues after this call.
 
-        The heap's book and the handlers are the old program's, and go. Raises OSError. Source: execve(2).
+        The heap's book and the handlers of the old program are dropped. Raises OSError. Source: execve(2).
         """
         name = os.fsencode(path)
         strings = pack_strings(name, argv, envp)
@@ -142,7 +142,7 @@ class Process(MemoryCalls):
         return self.call(Nr.GETUID).ret
 
     def setuid(self, uid: int) -> None:
-        """Set the user id, which drops the superuser's for good. Raises OSError(EPERM). Source: setuid(2)."""
+        """Set the user id. A superuser loses this privilege for good. Raises OSError(EPERM). Source: setuid(2)."""
         self.call(Nr.SETUID, uid)
 
     # The heap, and several requests at once.
@@ -156,15 +156,15 @@ class Process(MemoryCalls):
         return self._malloc.calloc(count, size)
 
     def realloc(self, ptr: int, size: int) -> int:
-        """Resize what `ptr` points at; return where it is. Raises OSError(ENOMEM), ValueError. Source: malloc(3)."""
+        """Resize the block at `ptr` and return its address. Raises OSError(ENOMEM), ValueError. Source: malloc(3)."""
         return self._malloc.realloc(ptr, size)
 
     def free(self, ptr: int) -> None:
-        """Give back what malloc returned. Raises ValueError for a pointer that is not allocated. Source: malloc(3)."""
+        """Free a block of malloc. Raises ValueError for a pointer that is not allocated. Source: malloc(3)."""
         self._malloc.free(ptr)
 
     def malloc_usable_size(self, ptr: int) -> int:
-        """Return how many bytes may be used at `ptr`, a pointer from malloc. Source: malloc_usable_size(3)."""
+        """Return the number of usable bytes at `ptr`, a pointer from malloc. Source: malloc_usable_size(3)."""
         return self._malloc.usable_size(ptr)
 
     def batch(self) -> Batch:
@@ -181,9 +181,9 @@ class Process(MemoryCalls):
         return self.call(Nr.PROCREAD, offset, length, data=os.fsencode(path.removeprefix("/proc/"))).data
 
     def iter_proc(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Yield a file under /proc in pieces, as they are read: `length` bytes from `offset`, or all up to its end.
+        """Yield a file under /proc piece by piece: `length` bytes from `offset`, or up to the end of the file.
 
-        For files that are longer than memory: pagemap has 256 GiB. Raises OSError as procread does.
+        For files that are larger than memory: pagemap has 256 GiB. Raises OSError as procread does.
         """
         end = None if length is None else offset + length
         while end is None or offset < end:
@@ -194,7 +194,7 @@ class Process(MemoryCalls):
             offset += len(part)
 
     def read_proc(self, path: str) -> bytes:
-        """Return a whole file under /proc; `iter_proc` is for a long one. Raises OSError as procread does."""
+        """Return a whole file under /proc. Use `iter_proc` for a long file. Raises OSError as procread does."""
         return b"".join(self.iter_proc(path))
 
     def ram(self, pid: int) -> tuple[int, int]:
@@ -223,32 +223,32 @@ class Process(MemoryCalls):
     ) -> tuple[int, int]:
         """Open the shadow page table of [start, end) of process `target` at `entries`; return the range as updated.
 
-        `entries` is the page-aligned address of untouched private anonymous memory of this real process, large enough
-        for the table (shared.client.realmem.map_anonymous). Afterwards it is the kernel's table, read-only. With `host`
-        a target that is none of kerneld's may be a real process, where kerneld allows it. Raises OSError(EPERM, EINVAL,
+        `entries` is the page-aligned address of untouched anonymous memory of this real process, large enough for the
+        table (shared.client.realmem.map_anonymous). After the call it is the kernel's table, read-only. With `host` the
+        target may also be a real process that is not attached, if kerneld allows that. Raises OSError(EPERM, EINVAL,
         EBUSY).
         """
         return self._shadow.open(target, start, end, entries, layout, host)
 
     def faults_open(self, target: int, dest: int, size: int, *, host: bool = False) -> None:
-        """Open, in place of that table, one of the page faults of process `target`: fall 2025's first part.
+        """Open a table of the page faults of process `target`, as in the first part of fall 2025.
 
-        It is mapped at `dest`, memory as `shadowpt_open` wants it, `size` bytes of whole pages. Each fault of the
-        target, also one that ends in SIGSEGV, stores its address there at index (vaddr % size) / 8. `shadowpt_close`
-        closes it; `snapshot` copies it. Raises OSError(EPERM, EINVAL, EBUSY).
+        The table has `size` bytes, whole pages, and is mapped at `dest`, which is memory as for `shadowpt_open`. Each
+        fault of the target stores its address in the table at index (vaddr % size) / 8, also a fault that ends in
+        SIGSEGV. `shadowpt_close` closes the table; `snapshot` copies it. Raises OSError(EPERM, EINVAL, EBUSY).
         """
         self._shadow.open(target, 0, size, dest, Layout.F25_PART1, host)
 
     def shadowpt_close(self) -> None:
-        """Close the table; `entries` is fresh private memory again. Raises OSError(EPERM, EINVAL)."""
+        """Close the table. `entries` becomes fresh private memory again. Raises OSError(EPERM, EINVAL)."""
         self._shadow.close()
 
     def shadowpt_start(self) -> None:
-        """Fill the table, and have it follow every change from now on. Raises OSError(EPERM, EINVAL)."""
+        """Fill the table. From then on it has every change. Raises OSError(EPERM, EINVAL)."""
         self.call(Nr.SHADOWPT_START)
 
     def shadowpt_stop(self) -> None:
-        """Let the table stay as it is. Raises OSError(EPERM, EINVAL)."""
+        """Freeze the table: it gets no more changes. Raises OSError(EPERM, EINVAL)."""
         self.call(Nr.SHADOWPT_STOP)
 
     def shadowpt_page_contents(self, pfn: int) -> bytes:
@@ -274,7 +274,7 @@ class Process(MemoryCalls):
         self.pid = ret
 
     def _become_child(self, token: int) -> None:
-        """Go on as the forked child: everything as it was, but for the connection and the parent's shadow table."""
+        """Continue as the forked child: with a new connection, and without the parent's shadow table."""
         self._connection.close()
         self._shadow.forget()
         self.tid = 0

@@ -1,6 +1,6 @@
-"""The caller's own real memory, by address: what the shadow table needs and Python's mmap module hides.
+"""The caller's own real memory, by address. The shadow table needs addresses, and Python's mmap module hides them.
 
-Everything here is about the real process, nothing goes to kerneld. Addresses are ints, lengths are bytes.
+Everything here acts on the real process. Nothing is sent to kerneld. Addresses are ints, lengths are bytes.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def protect(address: int, length: int, prot: int) -> None:
 
 
 def view(address: int, length: int) -> memoryview:
-    """Return the memory itself, as bytes that can be read and written; it must stay mapped as long as the view is used.
+    """Return a view of the memory itself, readable and writable. The memory must stay mapped while the view is used.
 
-    Access is the processor's: a page that may not be read or written is a real SIGSEGV.
+    The processor makes the accesses: an access to a page without the right for it is a real SIGSEGV.
     """
     return memoryview((ctypes.c_ubyte * length).from_address(address)).cast("B")
 
@@ -69,7 +69,7 @@ def read_u64(address: int) -> int:
 
 
 class Mapping(NamedTuple):
-    """One real mapping: [start, end), how it may be used, and of which file it is."""
+    """One real mapping: [start, end), its rights, and its file."""
 
     start: int
     end: int

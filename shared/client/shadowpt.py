@@ -1,9 +1,10 @@
-"""The shadow page table in the opener's memory: what remap_pfn_range does to the caller in the kernel, done here.
+"""The shadow page table in the opener's memory. A Linux kernel would call remap_pfn_range; here the client maps the
+table.
 
-Owns the mapping of the table over `entries` and that of the sequence page, from open to close. Reads the table; the
-kernel alone writes it. Invariant: while a table is open, `entries` is the kernel's memory, read-only, or not to be read
-where it was not before; after close it is fresh anonymous memory, wherever the program has moved it, with the
-protection it had before.
+Owns the mapping of the table over `entries` and the mapping of the sequence page, from open to close. Reads the table;
+only the kernel writes it. Invariant: while a table is open, `entries` is the kernel's memory, read-only, or without
+rights if it had none before. After close there is fresh anonymous memory in its place, with the protection that it had
+before, also if the program has moved the table.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SNAPSHOT_TRIES = 1000
 
 @dataclass(frozen=True, slots=True)
 class OpenTable:
-    """A table as it lies in this process: its range, the address of its entries, what to put back there."""
+    """A table in this process: its range, the address of its entries, and the kind of memory to restore there."""
 
     start: int
     end: int
@@ -40,13 +41,13 @@ class OpenTable:
 
     @property
     def entries_bytes(self) -> int:
-        """How long what the kernel writes is."""
+        """The size of the part that the kernel writes, in bytes."""
         is_of_faults = self.layout is Layout.F25_PART1
         return self.end if is_of_faults else ((self.end - self.start) >> PAGE_SHIFT) * SHADOW_PTE.size
 
     @property
     def mapped_bytes(self) -> int:
-        """The same in whole pages: what is mapped."""
+        """The size of the mapping in bytes: whole pages."""
         return page_align(self.entries_bytes)
 
 
@@ -59,7 +60,7 @@ class ShadowTable:
 
     @property
     def table(self) -> OpenTable | None:
-        """The table as it lies in this process, None when none is open."""
+        """The open table in this process; None if no table is open."""
         return self._open
 
     @property
@@ -72,7 +73,7 @@ class ShadowTable:
     ) -> tuple[int, int]:
         """Open the table of [start, end) of process `target` at the real address `entries`; return the range it got.
 
-        With `host` a target that is none of kerneld's may be a real process.
+        With `host` the target may also be a real process that is not attached.
 
         Raises OSError(EPERM, EINVAL, EBUSY). Source: docs/abi.md, shadowpt_open.
         """
@@ -98,26 +99,26 @@ class ShadowTable:
         return start, end
 
     def close(self) -> None:
-        """Close the table; `entries` is fresh memory again. Raises OSError(EPERM, EINVAL)."""
+        """Close the table. `entries` becomes fresh memory again. Raises OSError(EPERM, EINVAL)."""
         self._calls.call(Nr.SHADOWPT_CLOSE)
         self.restore()
 
     def restore(self) -> None:
-        """Put fresh memory wherever the table is mapped, whatever has become of kerneld; nothing when none is open."""
+        """Map fresh memory at every place of the table, also if kerneld is gone. Without an open table do nothing."""
         table = self._open
         if table is None:
             return
         self._open = None
         assert table.file is not None
         for mapping in realmem.mappings_of(table.file):
-            # What can be written is not what came with the read-only descriptor.
+            # A writable mapping cannot come from the read-only descriptor.
             if not mapping.protection & Prot.WRITE:
                 size = mapping.end - mapping.start
                 realmem.map_anonymous_over(mapping.start, size, table.protection, table.sharing)
         realmem.unmap(table.sequence_page, PAGE_SIZE)
 
     def forget(self) -> None:
-        """Give the table up without touching memory: a forked child has the mapping, but is not the opener."""
+        """Give up the table without touching memory. A forked child has the mapping, but is not the opener."""
         self._open = None
 
     def snapshot(self) -> bytes:
@@ -135,7 +136,7 @@ class ShadowTable:
                 entries = realmem.read(table.entries, table.entries_bytes)
                 if realmem.read_u64(table.sequence_page) == before:
                     return entries
-            # Whoever changes the table may need this processor to be done with it.
+            # The kernel may need this processor to finish its change of the table.
             os.sched_yield()
         raise TimeoutError("the shadow page table did not stand still long enough to copy it")
 

@@ -1,7 +1,7 @@
-"""Signals that the simulated machine raises: the process's handlers, and a real death where the kernel says so.
+"""Signals of the simulated machine: runs the process's handlers, and ends the real process after a fatal signal.
 
-Owns the book of dispositions as the library set them. Invariant: a signo is in `_running` only while its handler
-runs; the same signal then is fatal, as Linux's force_sig makes it for a blocked one. Answers to Linux v6.8
+Owns the book of dispositions that the library has set. Invariant: a signo is in `_running` only while its handler
+runs. The same signal is then fatal, as Linux's force_sig does for a blocked signal. Answers to Linux v6.8
 kernel/signal.c.
 """
 
@@ -24,20 +24,20 @@ from shared.wire import Reply, SigInfo
 
 _CODES: dict[int, type[SegvCode] | type[BusCode]] = {signal.SIGSEGV: SegvCode, signal.SIGBUS: BusCode}
 _OURS = os.path.dirname(__file__) + os.sep
-"""Where the library is: what it does for the program is not where the program is."""
+"""The directory of the library. Its frames are skipped when the library reports a line of the program."""
 Handler: TypeAlias = Callable[[int, SigInfo], object]
-"""What catches a signal. It may raise, as C's may siglongjmp; when it returns, the access is tried again."""
+"""A signal handler. It may raise, as a C handler may siglongjmp. When it returns, the access is tried again."""
 Action: TypeAlias = signal.Handlers | Handler
 
 
 class SignalActions:
-    """What this process does with each signal that kerneld raises."""
+    """The actions of this process for the signals that kerneld raises."""
 
     def __init__(self) -> None:
         self._actions: dict[int, Action] = {}
         self._running: set[int] = set()
         self.says_where = True
-        """Whether a fatal signal is said on stderr, with its address and the line of the program."""
+        """Whether a fatal signal is reported on stderr, with its address and the line of the program."""
 
     def get(self, signo: int) -> Action:
         """Return the action of `signo`: SIG_DFL, SIG_IGN or a handler."""
@@ -48,13 +48,16 @@ class SignalActions:
         self._actions[signo] = action
 
     def reset_caught(self) -> None:
-        """Forget the handlers; what is ignored stays so. Source: Linux v6.8 kernel/signal.c:flush_signal_handlers()."""
+        """Forget the handlers.
+
+        Ignored signals stay ignored. Source: Linux v6.8 kernel/signal.c:flush_signal_handlers().
+        """
         self._actions = {no: action for no, action in self._actions.items() if action == signal.SIG_IGN}
 
     def deliver(self, reply: Reply) -> None:
-        """Do what `reply`'s signal asks for: end the real process when it is fatal, else run the handler.
+        """Act on the signal in `reply`: end the real process if the signal is fatal, else run the handler.
 
-        Raises whatever the handler raises, and KerneldError for a signal reported as caught that has no handler.
+        Raises the exception of the handler, and KerneldError for a caught signal without a handler.
         """
         signo, info = reply.signo, reply.siginfo
         if info is None or info.fatal or signo in self._running:
@@ -72,9 +75,9 @@ class SignalActions:
 
 
 def last_words(signo: int, info: SigInfo | None) -> str:
-    """Return the line with which a process dies: of what, at which address, and where in the program.
+    """Return the last line of a dying process: the signal, the address, and the line of the program.
 
-    A C program has its debugger for that; a simulated access stands in no core file.
+    For a C program a debugger shows this; a simulated access is in no core file.
     """
     parts = [f"process {os.getpid()}: {signal.Signals(signo).name}"]
     if info is not None and signo in _CODES:
@@ -89,7 +92,7 @@ def last_words(signo: int, info: SigInfo | None) -> str:
 
 
 def disposition_of(action: Action) -> Disposition:
-    """Return what rt_sigaction is told about `action`. Raises TypeError when it is none."""
+    """Return the argument of rt_sigaction for `action`. Raises TypeError when it is no action."""
     if action == signal.SIG_DFL:
         return Disposition.DEFAULT
     if action == signal.SIG_IGN:
@@ -100,9 +103,9 @@ def disposition_of(action: Action) -> Disposition:
 
 
 def die_of(signo: int) -> NoReturn:
-    """End the real process by the real signal, so that whoever waits for it sees the true status.
+    """End the real process by the real signal, so that its parent sees the true status.
 
-    Buffered output is written first. No core file: it would be Python's, not the simulated program's.
+    Buffered output is written first. There is no core file: it would show Python, not the simulated program.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
@@ -112,5 +115,5 @@ def die_of(signo: int) -> NoReturn:
     libc.reset_signal(signo)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signo})
     signal.raise_signal(signo)
-    # Only the first process of a pid namespace gets here: the kernel drops signals that would end it.
+    # Only the first process of a pid namespace gets here: the real kernel drops signals that would end it.
     os._exit(128 + signo)

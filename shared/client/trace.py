@@ -17,7 +17,7 @@ DEFAULT_RING_BYTES = 4 << 20
 
 
 class TraceSession:
-    """One open trace: `reader` has what it brings, until `close`."""
+    """One open trace. `reader` has its records, until `close`."""
 
     def __init__(
         self,
@@ -28,10 +28,10 @@ class TraceSession:
         functions: Sequence[str] = (),
         graph_functions: Sequence[str] = (),
     ) -> None:
-        """Open it, for the events that the globs name and these processes, or all; `ring_bytes` is rounded up.
+        """Open a trace of the events that the globs name, for `pids` or for all processes. `ring_bytes` is rounded up.
 
-        `functions` and `graph_functions` are the function tracer's: `shared.trace.attr`. Raises OSError(EINVAL) for a
-        glob without events or functions, ESRCH, EPERM, EMFILE, ENOSPC, ENOMEM, ENOSYS.
+        `functions` and `graph_functions` are for the function tracer: see `shared.trace.attr`. Raises OSError: EINVAL
+        for a glob without events or functions, ESRCH, EPERM, EMFILE, ENOSPC, ENOMEM, ENOSYS.
         """
         data_pages = 1 << max(0, (max(1, ring_bytes) - 1) // PAGE_SIZE).bit_length()
         packed = TraceAttr(tuple(globs), tuple(pids), data_pages, tuple(functions), tuple(graph_functions)).pack()
@@ -46,7 +46,7 @@ class TraceSession:
         self.reader = Reader(*fds)
 
     def stop(self) -> None:
-        """Have the kernel end it; what is in the ring can still be read. Raises OSError, KerneldGone."""
+        """Tell the kernel to end the trace. The records in the ring can still be read. Raises OSError, KerneldGone."""
         self._calls.call(Nr.CLOSE, self.handle)
 
     def close(self) -> None:

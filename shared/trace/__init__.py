@@ -1,5 +1,6 @@
-"""What a traced kernel and its readers agree on: the events with their fields, the records, the ring, the request.
+"""The contract between a traced kernel and its readers: the events with their fields, the records, the ring, the
+request.
 
-The kernel packs (`kerneld.trace`), a reader unpacks (`shared.trace.reader`), and neither knows more of the other than
-what is here. Nothing here imports the kernel or numpy.
+The kernel packs records (`kerneld.trace`), and a reader unpacks them (`shared.trace.reader`). They share only this
+package. Nothing here imports the kernel or numpy.
 """

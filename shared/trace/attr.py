@@ -1,13 +1,14 @@
-"""What perf_event_open asks for, as it travels inline: events, processes, the size of the ring.
+"""The argument of perf_event_open, which travels inline: events, processes, the size of the ring.
 
     struct kd_trace_attr { uint32_t size; uint32_t data_pages; uint32_t nr_pids; uint32_t globs_bytes;
                            uint32_t functions_bytes; uint32_t graph_bytes; };
     /* then nr_pids times uint32_t, then globs_bytes of event globs, functions_bytes of function globs, graph_bytes of
        function globs, each glob ended by a NUL */
 
-Function globs are for the events of the function tracer alone: which functions are told of (Linux: set_ftrace_filter),
-and inside which others (set_graph_function); none: all. `size` is the structure's, 24; one that ends before
-functions_bytes, of 16 bytes, says that there are none.
+Function globs are only for the events of the function tracer. The first list chooses the functions that are recorded
+(Linux: set_ftrace_filter). The second list limits them to calls inside these functions (set_graph_function). An empty
+list means all. `size` is the size of the structure, 24. A structure of 16 bytes ends before functions_bytes and has no
+function globs.
 
 Answers to Linux v6.8 include/uapi/linux/perf_event.h: struct perf_event_attr. Differs from Linux: one ring takes many
 events, each named by a glob, and many processes.
@@ -22,21 +23,21 @@ _HEAD_0 = struct.Struct("<IIII")
 _HEAD = struct.Struct("<IIIIII")
 MAX_PIDS = 1024
 MAX_GLOBS = 32
-"""Of each kind. A kernel that looks through all of its names for each glob serves nobody else meanwhile."""
+"""For each kind of glob. The kernel compares every name with each glob, and serves no other client meanwhile."""
 MAX_GLOB_BYTES = 128
-"""No name is as long by half."""
+"""More than twice the length of the longest name."""
 
 
 class TraceAttr(NamedTuple):
-    """A request to trace: `pids` empty for every process; `data_pages` a power of two."""
+    """A request to trace. Empty `pids` mean every process. `data_pages` is a power of two."""
 
     globs: tuple[str, ...]
     pids: tuple[int, ...] = ()
     data_pages: int = 256
     functions: tuple[str, ...] = ()
-    """Which functions the function tracer tells of; none: all."""
+    """Globs of the functions that the function tracer records; empty: all."""
     graph_functions: tuple[str, ...] = ()
-    """While which functions are under way; none: whenever."""
+    """Globs of functions: calls are recorded only inside these; empty: everywhere."""
 
     def pack(self) -> bytes:
         """Return the structure."""
@@ -46,7 +47,7 @@ class TraceAttr(NamedTuple):
 
 
 def unpack_attr(data: bytes) -> TraceAttr:
-    """Return what a structure says. Raises ValueError for bytes that are none."""
+    """Return the contents of a structure. Raises ValueError for bytes that are no such structure."""
     if len(data) < _HEAD_0.size:
         raise ValueError("too short")
     size, data_pages, nr_pids, globs_bytes = _HEAD_0.unpack_from(data)

@@ -1,8 +1,8 @@
-"""What an event is: a name, a number, typed fields, and how a record of it is packed.
+"""Defines an event: a name, a number, typed fields, and the layout of its records.
 
-A record is a header, the same for all, and the event's fields, in one little-endian struct padded to 8 bytes. Owns the
-layout; the events themselves stand in `shared.trace.events`. Answers to Linux v6.8 include/trace/stages and what
-`format` files under /sys/kernel/tracing/events say of each event.
+A record is a header, the same for all events, and the event's fields, in one little-endian struct padded to 8 bytes.
+Owns the layout. `shared.trace.events` has the events. Answers to Linux v6.8 include/trace/stages and to the `format`
+files under /sys/kernel/tracing/events.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ HEADER_BYTES = struct.calcsize(HEADER)
 
 
 class Show(Enum):
-    """How a field reads, and whether it is a secret of the superuser's."""
+    """How a field is printed, and whether only the superuser may see it."""
 
     DECIMAL = "decimal"
     HEX = "hex"
     PFN = "pfn"
-    """A frame number: 0 for who may not see those."""
+    """A frame number. It is 0 for users who may not see frame numbers."""
     ENTRY = "entry"
-    """A page-table entry: without its frame number for who may not see those."""
+    """A page-table entry. It has no frame number for users who may not see frame numbers."""
     TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its struct code, how it reads, and where its numbers have names, those."""
+    """One field: its struct code, how it is printed, and the names of its numbers, if they have names."""
 
     name: str
     code: str
@@ -46,12 +46,12 @@ class Event:
 
     number: int
     name: str
-    """`system:event`, Linux's where it has such an event."""
+    """`system:event`. It is Linux's name if Linux has such an event."""
     fields: tuple[Field, ...]
     about: str
     """One line for people."""
     layout: struct.Struct = field(init=False)
-    """A whole record."""
+    """The layout of a whole record."""
 
     def __post_init__(self) -> None:
         codes = HEADER + "".join(one.code for one in self.fields)
@@ -60,17 +60,18 @@ class Event:
 
     @property
     def system(self) -> str:
-        """What stands before the colon."""
+        """The part of the name before the colon."""
         return self.name.partition(":")[0]
 
     @property
     def secrets(self) -> dict[int, Callable[[int], int]]:
-        """Which fields, by index, are shown to the superuser alone, and what others see of each."""
+        """By index, the fields that only the superuser sees, each with the function that hides its value from
+        others."""
         hide = {Show.PFN: _no_pfn, Show.ENTRY: without_pfn}
         return {at: hide[one.show] for at, one in enumerate(self.fields) if one.show in hide}
 
     def unpack(self, record: bytes | memoryview) -> dict[str, Any]:
-        """Return the fields of a whole record, by name; text without its padding."""
+        """Return the fields of a whole record, by name. Text has no padding."""
         values = self.layout.unpack(record)[9:]
         return {
             one.name: _text(value) if one.show is Show.TEXT else value
@@ -87,24 +88,24 @@ def _no_pfn(_pfn: int) -> int:
 
 
 PRESENT, SPECIAL, PSE = 0x101, 1 << 9, 1 << 7
-"""Bits of a page-table entry: present to the processor or (PROT_NONE) to the kernel; the zero page's; of 2 MiB."""
+"""Bits of a page-table entry: present for the processor, or (PROT_NONE) for the kernel; zero page; entry of 2 MiB."""
 PFN_MASK = 0x000F_FFFF_FFFF_F000
 _SWAP_BITS = 0x1FF
 _U64 = (1 << 64) - 1
 
 
 def without_pfn(entry: int) -> int:
-    """Return an entry with its frame, or its place in the swap file, made 0; its bits stay."""
+    """Return an entry whose frame number or swap slot is replaced by 0. The other bits stay."""
     if entry & PRESENT:
         return entry & ~PFN_MASK
     return (_U64 ^ _SWAP_BITS) | entry & _SWAP_BITS if entry else 0
 
 
 def step_of(entry: int) -> int:
-    """Return how much the entry of the next page of a run differs from this one (modulo 1 << 64).
+    """Return the difference from this entry to the entry of the next page of a run (modulo 1 << 64).
 
-    A run is one record of many pages: an empty entry and the zero page's repeat, frames count up, and so do places in
-    the swap file, which stand inverted in an entry from bit 9 on.
+    A run is one record of many pages. An empty entry and the entry of the zero page repeat. Frame numbers count up, and
+    so do swap slots, which an entry holds inverted from bit 9 on.
     """
     if not entry:
         return 0

@@ -1,8 +1,8 @@
-"""Every event there is, in one table: number, name, fields. Numbers are given once and for ever: files hold them.
+"""All events in one table: number, name, fields. A number is never used again, because files hold it.
 
-Names and fields are Linux v6.8's (include/trace/events/*.h) where it has such an event; what Linux leaves out here
-(instruction pointers, nodes, gfp flags, which this kernel has not) is left out. Ours alone are the systems `pte`,
-`vma`, `fault`, `swap` and `shadowpt`. A field `mm` is the number of an address space, the same for its life.
+An event that Linux v6.8 has too (include/trace/events/*.h) has Linux's name and fields. Fields that kerneld cannot fill
+are left out (instruction pointers, nodes, gfp flags). The systems `pte`, `vma`, `fault`, `swap` and `shadowpt` are
+kerneld's own. A field `mm` is the number of an address space, which does not change in its life.
 """
 
 from __future__ import annotations
@@ -16,33 +16,36 @@ D, X, P, E, T = Show.DECIMAL, Show.HEX, Show.PFN, Show.ENTRY, Show.TEXT
 
 
 class Cause(IntEnum):
-    """What is under way: a record's `causes` holds up to eight of these, four bits each, the innermost lowest."""
+    """The cause of an event.
+
+    A record's `causes` holds up to eight, four bits each; the lowest bits are the innermost.
+    """
 
     NONE = 0
     SYSCALL = 1
     ACCESS = 2
-    """A load, store or touch: the processor at work for a program."""
+    """A load, store or touch by the processor, for a program."""
     FAULT = 3
     AHEAD = 4
-    """Stores of a batch that are about to come: their faults are taken together."""
+    """The next stores of a batch: the kernel takes their faults together, before the first store."""
     RECLAIM = 5
     """An allocation that waits for frames."""
     KSWAPD = 6
-    """The background pass of reclaim, behind the request that found too little free."""
+    """The background pass of reclaim, which a request has started because too few frames were free."""
     OOM = 7
     EXIT = 8
     ATTACH = 9
     TRUNCATE = 10
-    """A mapped file has been cut by somebody else."""
+    """Another program has truncated a mapped file."""
     REFRESH = 11
-    """A look at a real process of the host."""
+    """Reading the page table of a real process of the host."""
 
 
 class FaultKind(IntEnum):
-    """What became of a fault."""
+    """How a fault was settled."""
 
     SPURIOUS = 0
-    """The entry allowed the access already, or lacked no more than a bit of its state."""
+    """The entry already allowed the access, or needed only an accessed or dirty bit."""
     ANONYMOUS = 1
     ZERO_PAGE = 2
     FILE = 3
@@ -67,7 +70,7 @@ class FaultResult(IntEnum):
 
 
 class FaultAccess(IntEnum):
-    """What the program wanted."""
+    """The kind of access that faulted."""
 
     READ = 0
     WRITE = 1
@@ -117,13 +120,13 @@ SYS_ENTER = Event(
     16,
     "raw_syscalls:sys_enter",
     (Field("id", "q"), *(Field(f"arg{n}", "Q", X) for n in range(6)), Field("data_bytes", "Q")),
-    "A call begins; data_bytes is what travels inline with it.",
+    "A call begins. data_bytes is the size of its inline data.",
 )
 SYS_EXIT = Event(
     17,
     "raw_syscalls:sys_exit",
     (Field("id", "q"), Field("ret", "q"), Field("signo", "i")),
-    "A call ends; ret is what Linux would return.",
+    "A call ends. ret is the value that Linux would return.",
 )
 ACCESS_ENTER = Event(
     18,
@@ -135,7 +138,7 @@ ACCESS_EXIT = Event(
     19,
     "machine:access_exit",
     (Field("id", "q"), Field("ret", "q"), Field("signo", "i")),
-    "It ends; ret is how many bytes, or pages, it came to.",
+    "The load, store or touch ends. ret is the number of bytes, or of pages for a touch.",
 )
 PAGE_FAULT_USER = Event(
     24,
@@ -150,10 +153,10 @@ MM_FAULT = Event(
         Field("mm", "I"), Field("access", "I", D, FaultAccess), Field("address", "Q", X), Field("nr_pages", "Q"),
         Field("kind", "I", D, FaultKind), Field("result", "I", D, FaultResult),
     ),
-    "A fault, or a range of them taken together, is settled: how, and how much it mapped.",
+    "A fault, or a range of faults taken together, is settled. kind says how, nr_pages how many pages it mapped.",
 )  # fmt: skip
-VMA_INSERT = _vma(32, "vma_insert", "A VMA is there.")
-VMA_REMOVE = _vma(33, "vma_remove", "A VMA has gone.")
+VMA_INSERT = _vma(32, "vma_insert", "A VMA is inserted.")
+VMA_REMOVE = _vma(33, "vma_remove", "A VMA is removed.")
 VMA_CHANGE = Event(
     34,
     "vma:vma_change",
@@ -161,13 +164,13 @@ VMA_CHANGE = Event(
         Field("mm", "I"), Field("old_start", "Q", X), Field("old_end", "Q", X), Field("old_flags", "Q", X),
         Field("start", "Q", X), Field("end", "Q", X), Field("vm_flags", "Q", X), Field("pgoff", "Q"),
     ),
-    "A VMA has other bounds or flags.",
+    "A VMA gets other bounds or flags.",
 )  # fmt: skip
 VMA_SPLIT = Event(
     35,
     "vma:vma_split",
     (Field("mm", "I"), Field("start", "Q", X), Field("end", "Q", X), Field("at", "Q", X)),
-    "A VMA is about to be cut in two: a change and an insertion follow.",
+    "A VMA will be split in two: a change and an insertion follow.",
 )
 VMA_MERGE = Event(
     36,
@@ -188,16 +191,16 @@ VM_UNMAPPED_AREA = Event(
     38,
     "mmap:vm_unmapped_area",
     (Field("addr", "Q", X), Field("total_vm", "Q"), Field("flags", "Q", X), Field("length", "Q", X)),
-    "A place for a mapping was looked for and found.",
+    "An unmapped area for a new mapping is found.",
 )
-PTE_SET = _pte(48, "set", "Empty entries are filled; of a run the first entry, the others count up.")
-PTE_REPLACE = _pte(49, "replace", "Entries are changed: another frame, other rights, other state.")
+PTE_SET = _pte(48, "set", "Empty entries are filled. A run shows its first entry; the others count up.")
+PTE_REPLACE = _pte(49, "replace", "Entries get another frame, other rights or another state.")
 PTE_CLEAR = _pte(50, "clear", "Entries are emptied.")
 MM_PAGE_ALLOC = Event(
     64,
     "kmem:mm_page_alloc",
     (Field("pfn", "Q", P), Field("nr_pages", "I"), Field("order", "I"), Field("flags", "Q", X)),
-    "Frames are taken, in a run; flags are their PG_ flags, the order that of each block of the run.",
+    "A run of frames is allocated. flags are their PG_ flags; order is that of each block of the run.",
 )
 MM_PAGE_FREE = Event(
     65,
@@ -209,7 +212,7 @@ RSS_STAT = Event(
     66,
     "kmem:rss_stat",
     (Field("mm_id", "I"), Field("curr", "I"), Field("member", "I", D, RssMember), Field("size", "Q")),
-    "A counter of resident pages, in bytes, when the request that changed it ends.",
+    "The value of a counter of resident pages, in bytes, at the end of the request that changed it.",
 )
 TASK_NEWTASK = _task(80, "task:task_newtask", "A process attaches.", Field("mm", "I"))
 PROCESS_FORK = Event(
@@ -219,13 +222,13 @@ PROCESS_FORK = Event(
         Field("parent_comm", "16s", T), Field("parent_pid", "I"), Field("child_comm", "16s", T),
         Field("child_pid", "I"), Field("mm", "I"),
     ),
-    "A forked child attaches, and takes the copy of the memory that clone has made.",
+    "A forked child attaches, and gets the copy of the memory that clone has made.",
 )  # fmt: skip
 PROCESS_EXEC = Event(
     82,
     "sched:sched_process_exec",
     (Field("filename", "64s", T), Field("pid", "I"), Field("old_pid", "I"), Field("mm", "I")),
-    "A process goes on with another program, in a new address space.",
+    "A process gets another program, in a new address space.",
 )
 PROCESS_EXIT = _task(83, "sched:sched_process_exit", "A process ends.", Field("signo", "i"))
 SIGNAL_GENERATE = Event(
@@ -246,7 +249,9 @@ SIGNAL_DELIVER = Event(
 DIRECT_RECLAIM_BEGIN = Event(
     112, "vmscan:mm_vmscan_direct_reclaim_begin", (Field("nr_to_reclaim", "Q"),), "An allocation starts to reclaim."
 )
-DIRECT_RECLAIM_END = Event(113, "vmscan:mm_vmscan_direct_reclaim_end", _RECLAIMED, "It has freed so many frames.")
+DIRECT_RECLAIM_END = Event(
+    113, "vmscan:mm_vmscan_direct_reclaim_end", _RECLAIMED, "The allocation has freed nr_reclaimed frames."
+)
 KSWAPD_WAKE = Event(
     114, "vmscan:mm_vmscan_kswapd_wake", (Field("nr_free", "Q"),), "Few frames are free: the background pass starts."
 )
@@ -255,7 +260,7 @@ SHRINK_INACTIVE = Event(
     116,
     "vmscan:mm_vmscan_lru_shrink_inactive",
     (Field("nr_scanned", "Q"), Field("nr_reclaimed", "Q")),
-    "A batch of an inactive list has been gone through.",
+    "A batch of an inactive list has been scanned.",
 )
 SWAP_OUT = Event(117, "swap:swap_out", (Field("nr_pages", "Q"),), "Pages have been written to the swap file.")
 SWAP_IN = Event(
@@ -268,17 +273,17 @@ MARK_VICTIM = Event(
         Field("pid", "I"), Field("uid", "I"), Field("comm", "16s", T), Field("total_vm", "Q"), Field("anon_rss", "Q"),
         Field("file_rss", "Q"), Field("shmem_rss", "Q"), Field("pgtables", "Q"),
     ),
-    "The OOM killer has chosen. Sizes are in KiB.",
+    "The OOM killer has chosen a process. Sizes are in KiB.",
 )  # fmt: skip
 SHADOWPT_OPEN = Event(
     128,
     "shadowpt:open",
     (*_SESSION, Field("ret", "q"), Field("why", "128s", T)),
-    "A shadow table is open, or has been refused: ret is 0 or -errno, why what that does not tell.",
+    "A shadow table is opened or refused. ret is 0 or -errno; why names the cause in words.",
 )
-SHADOWPT_START = Event(129, "shadowpt:start", _SESSION, "It follows its target from now on.")
-SHADOWPT_STOP = Event(130, "shadowpt:stop", _SESSION, "It stays as it is.")
-SHADOWPT_CLOSE = Event(131, "shadowpt:close", _SESSION, "It has been emptied and is no more.")
+SHADOWPT_START = Event(129, "shadowpt:start", _SESSION, "The shadow table starts to follow its target.")
+SHADOWPT_STOP = Event(130, "shadowpt:stop", _SESSION, "The shadow table is frozen.")
+SHADOWPT_CLOSE = Event(131, "shadowpt:close", _SESSION, "The shadow table is emptied and closed.")
 SPTE_UPDATE = Event(
     132,
     "shadowpt:spte_update",
@@ -286,13 +291,13 @@ SPTE_UPDATE = Event(
         Field("nr_pages", "Q"), Field("vaddr", "Q", X), Field("old_pfn", "Q", P), Field("old_flags", "Q", X),
         Field("new_pfn", "Q", P), Field("new_flags", "Q", X),
     ),
-    "Entries of the shadow table change. In a run frames from 2 on count up.",
+    "Entries of the shadow table change. In a run, frame numbers from 2 on count up.",
 )  # fmt: skip
 FUNCTION = Event(
     144,
     "ftrace:function",
     (Field("func", "64s", T), Field("parent", "64s", T)),
-    "A function of the kernel is called, and by which.",
+    "A function of the kernel is called. parent_func is its caller.",
 )
 FUNCGRAPH_ENTRY = Event(
     145, "ftrace:funcgraph_entry", (Field("func", "64s", T), Field("depth", "I")), "A function of the kernel begins."
@@ -304,12 +309,13 @@ FUNCGRAPH_EXIT = Event(
         Field("func", "64s", T), Field("depth", "I"), Field("overrun", "I"), Field("calltime", "Q"),
         Field("rettime", "Q"),
     ),
-    "It ends; overrun is 0: no call is lost alone.",
+    "A function of the kernel ends. overrun is always 0: no single call is lost.",
 )  # fmt: skip
 FTRACE = frozenset({FUNCTION.number, FUNCGRAPH_ENTRY.number, FUNCGRAPH_EXIT.number})
-"""The function tracer's: they come only to who names their system, for they are many."""
+"""Events of the function tracer. They are many, so only a reader that names their system gets them."""
 NAMED_ONLY = FTRACE | {ACCESS_ENTER.number, ACCESS_EXIT.number, RSS_STAT.number}
-"""These come only to who names their system: `machine:*`, `kmem`; the others tell as much, and cost less."""
+"""Events that only a reader gets that names their system (`machine:*`, `kmem`). They cost much, and the other events
+have the same information."""
 
 EVENTS: tuple[Event, ...] = (
     SYS_ENTER, SYS_EXIT, ACCESS_ENTER, ACCESS_EXIT,
@@ -324,7 +330,7 @@ BY_NAME = {event.name: event for event in EVENTS}
 
 
 def matching(glob: str) -> tuple[Event, ...]:
-    """Return the events that a glob names: of the whole name, or where it has no colon of a system or of an event."""
+    """Return the events that match a glob. A glob without a colon matches the name of a system or of an event."""
     named = glob.partition(":")[0]
     events = [event for event in EVENTS if event.number not in NAMED_ONLY or event.system == named]
     matches = compile_glob(glob)

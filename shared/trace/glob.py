@@ -1,6 +1,6 @@
-"""Globs of names, as a shell has them: `*`, `?`, `[ab]`. What others ask for must not be remembered for ever.
+"""Globs of names, as in a shell: `*`, `?`, `[ab]`. Clients choose globs, so they must not stay in a cache for ever.
 
-To make a matcher takes a hundred times as long as to use it: who has many names to look at makes it once.
+Making a matcher takes a hundred times as long as using it. So a caller with many names makes the matcher once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 
 def compile_glob(glob: str) -> Callable[[str], object]:
-    """Return what tells whether a whole name matches: something true if so, else None.
+    """Return a function that returns a true value for a name that matches as a whole, else None.
 
-    Not fnmatch.fnmatchcase(): that keeps 32,768 globs, this keeps the few hundred that `re` does.
+    Not fnmatch.fnmatchcase(): its cache keeps 32,768 globs. The cache of `re` keeps a few hundred.
     """
     return re.compile(fnmatch.translate(glob)).fullmatch

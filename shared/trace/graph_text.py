@@ -1,4 +1,4 @@
-"""The function tracer's records as Linux's tracers print them: one line a call, or a graph indented as calls nest.
+"""Prints the function tracer's records as Linux's tracers do: a line for each call, or a graph of nested calls.
 
 Answers to Linux v6.8 kernel/trace/trace_functions_graph.c and Documentation/trace/ftrace.rst; there is one CPU.
 """
@@ -36,7 +36,7 @@ def plain_name(name: str) -> str:
 
 
 def duration_text(nanoseconds: int) -> str:
-    """Return a duration as the graph's column has it: seven digits at most, and a mark for a long one."""
+    """Return a duration for the graph's column: at most seven digits, with a mark for a long duration."""
     mark = next((sign for least, sign in _MARKS if nanoseconds > least), " ")
     microseconds, rest = divmod(nanoseconds, 1000)
     text = str(microseconds)
@@ -46,7 +46,7 @@ def duration_text(nanoseconds: int) -> str:
 
 
 def function_line(record: Record, names: Names, *, classes: bool) -> str:
-    """Return a call as the function tracer's line: `comm-tid [000] seconds: function <-caller`."""
+    """Return the function tracer's line of a call: `comm-tid [000] seconds: function <-caller`."""
     fields = record.fields
     func, parent = (fields[key] if classes else plain_name(fields[key]) for key in ("func", "parent"))
     who = f"{one_line(names.find(record.pid))[:15]:>16}-{record.tid:<7}"
@@ -54,7 +54,7 @@ def function_line(record: Record, names: Names, *, classes: bool) -> str:
 
 
 class Graph:
-    """Makes lines of entries and exits. A leaf takes one line, so an entry waits for the record behind it."""
+    """Makes lines of entries and exits. A leaf function takes one line, so an entry waits for the next record."""
 
     def __init__(self, names: Names, *, classes: bool) -> None:
         """With `classes` a method is named with its class."""
@@ -80,13 +80,13 @@ class Graph:
             yield from self._exit(record)
 
     def lost(self, lost: Lost) -> Iterator[str]:
-        """Yield what stands where records are missing; what was open may have ended there."""
+        """Yield the line for missing records. Open functions may have ended in the gap, so they are forgotten."""
         yield from self.end()
         self._open.clear()
         yield lost_line(lost)
 
     def end(self) -> Iterator[str]:
-        """Yield what waited: nothing comes behind it."""
+        """Yield the entry that waits: no more records come."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             yield from self._entry(waiting)

@@ -1,7 +1,7 @@
-"""The reader's side of a ring: takes what is there, waits for more, says how much was lost.
+"""The reader's side of a ring: reads records, waits for more, counts lost records.
 
-Owns the mapping and the wake-up pipe. Trusts the kernel that writes. Whoever holds it drains it now and then: what does
-not fit is lost, and the kernel waits for nobody.
+Owns the mapping and the wake-up pipe. Trusts the kernel, which writes the ring. The caller must read often enough: the
+kernel does not wait, and records that find no room are lost.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from shared.trace.ring import (
 )
 
 _NAP_SECONDS = 0.1
-"""The longest sleep: fewer bytes than are worth a wake-up may lie there, and a wake-up can be missed where the
-processor still holds back the word that asks for it."""
+"""The longest sleep. There may be fewer bytes than the wake-up level. And a wake-up can be missed, when the
+processor has not yet made the SLEEPING word visible to the kernel."""
 _PIPE_BYTES = 4096
 
 
@@ -36,7 +36,7 @@ class Reader:
     """One ring, read by one thread."""
 
     def __init__(self, ring_fd: int, wake_fd: int) -> None:
-        """Take both descriptors over; they are closed with the reader. Raises OSError, ValueError for no ring."""
+        """Take both descriptors; the reader closes them. Raises OSError, and ValueError for a file that is no ring."""
         self._wake_fd = wake_fd
         try:
             self._map = mmap.mmap(ring_fd, 0)
@@ -55,30 +55,30 @@ class Reader:
 
     @property
     def lost(self) -> int:
-        """How many records have found no room since the start."""
+        """The number of records since the start that found no room."""
         return self._words[LOST_WORD]
 
     @property
     def is_ended(self) -> bool:
-        """Whether the kernel will write no more; what is still there can be read."""
+        """Whether the kernel writes no more records. Those in the ring can still be read."""
         return self._words[ENDED] != 0
 
     @property
     def unread_bytes(self) -> int:
-        """How much there is to read now."""
+        """The number of bytes that can be read now."""
         return self._words[DATA_HEAD] - self._words[DATA_TAIL] & U64
 
     @property
     def size_bytes(self) -> int:
-        """How much the ring holds."""
+        """The size of the ring's data area in bytes."""
         return self._size
 
     def read(self) -> Iterator[Entry]:
-        """Yield every record that is there now; its room is free from then on."""
+        """Yield every record in the ring, and free its room."""
         yield from decode(self.take())
 
     def take(self) -> bytes:
-        """Return the bytes of every record that is there now; their room is free from then on."""
+        """Return the bytes of all records in the ring, and free their room."""
         head, tail = self._words[DATA_HEAD], self._words[DATA_TAIL]
         length = head - tail & U64
         start = tail & self._size - 1
@@ -88,9 +88,9 @@ class Reader:
         return data
 
     def wait(self, timeout_seconds: float | None = None, *others: int, wanted_bytes: int = 1) -> bool:
-        """Wait until there is something to read, and return whether there is: for so much, or a moment.
+        """Wait until `wanted_bytes` can be read, or for the time. Return whether there is something to read.
 
-        Ends early too where the ring has ended, or one of `others` (descriptors) is ready to be read or hung up.
+        The wait also ends when the ring has ended, or a descriptor of `others` becomes readable or hangs up.
         """
         words = self._words
         if self.unread_bytes >= wanted_bytes or self.is_ended:

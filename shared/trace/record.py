@@ -1,7 +1,7 @@
-"""Records as they stand in a ring: whatever its kind, each starts with its size and its number.
+"""The records in a ring. Each record of any kind begins with its size and its number.
 
-Two numbers are no event's: LOST, which says how many records did not fit since the last that did, and COMM, which
-names a process, so that a reader needs no /proc of a machine that has gone on since. Answers to Linux v6.8
+Two numbers are not events. LOST has the number of records that did not fit after the record before. COMM names a
+process; with it a reader does not need /proc, which may have changed since. Answers to Linux v6.8
 include/uapi/linux/perf_event.h: PERF_RECORD_LOST, PERF_RECORD_COMM, PERF_RECORD_SAMPLE.
 """
 
@@ -16,7 +16,7 @@ from shared.trace.events import BY_NUMBER, Cause
 
 LOST, COMM = 1, 2
 LOST_RECORD = struct.Struct("<HHIQ")
-"""size, LOST, 0, how many."""
+"""size, LOST, 0, number of lost records."""
 COMM_RECORD = struct.Struct("<HHII16s")
 """size, COMM, pid, the number of its address space, its name; padded to 32 bytes."""
 SIZE = struct.Struct("<H")
@@ -26,33 +26,33 @@ _CAUSE_BITS = 4
 
 
 class Record(NamedTuple):
-    """One event as it happened."""
+    """One event."""
 
     event: Event
     time: int
     """CLOCK_MONOTONIC in nanoseconds."""
     pid: int
-    """The process that was being served, or that ended; 0 for nobody, or for one that the reader may not see."""
+    """The process that the kernel was serving, or that ended. 0: no process, or one that the reader may not see."""
     tid: int
     owner: int
-    """The process whose memory it is about; 0 where it is about none."""
+    """The process that owns the memory of the event; 0 if the event is not about memory of a process."""
     causes: tuple[Cause, ...]
-    """What was under way, the outermost first."""
+    """The causes, the outermost first."""
     nr: int
-    """The call or access that was being served."""
+    """The number of the call or access that the kernel was serving."""
     address: int
-    """The innermost fault's address, 0 outside of one."""
+    """The address of the innermost fault; 0 outside a fault."""
     fields: dict[str, Any]
 
 
 class Lost(NamedTuple):
-    """Records that did not fit, between the record before and the one behind."""
+    """The number of records that did not fit between the record before and the record after."""
 
     records: int
 
 
 class Comm(NamedTuple):
-    """A process's name, from here on."""
+    """The name that a process has from here on."""
 
     pid: int
     mm: int
@@ -63,7 +63,7 @@ Entry = Record | Lost | Comm
 
 
 def pack_lost(count: int) -> bytes:
-    """Return the record that says how many were lost."""
+    """Return the record of `count` lost records."""
     return LOST_RECORD.pack(LOST_RECORD.size, LOST, 0, count)
 
 
@@ -73,7 +73,7 @@ def pack_comm(pid: int, mm: int, comm: bytes) -> bytes:
 
 
 def unpack_causes(causes: int) -> tuple[Cause, ...]:
-    """Return what was under way, the outermost first."""
+    """Return the causes, the outermost first."""
     found: list[Cause] = []
     while causes:
         found.append(Cause(causes & (1 << _CAUSE_BITS) - 1))
@@ -82,12 +82,12 @@ def unpack_causes(causes: int) -> tuple[Cause, ...]:
 
 
 def push_cause(causes: int, cause: Cause) -> int:
-    """Return `causes` with one more under way; of more than eight the outermost is forgotten."""
+    """Return `causes` with one more cause inside. Of more than eight, the outermost is dropped."""
     return (causes << _CAUSE_BITS | cause) & 0xFFFF_FFFF
 
 
 def decode(data: bytes) -> Iterator[Entry]:
-    """Yield the records of whole bytes of a ring. Raises ValueError for what are none."""
+    """Yield the records in the bytes of a ring. Raises ValueError for malformed bytes."""
     at, end = 0, len(data)
     while at < end:
         size, number = struct.unpack_from("<HH", data, at) if end - at >= LOST_RECORD.size else (0, 0)

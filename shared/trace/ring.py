@@ -1,13 +1,13 @@
-"""The ring between a traced kernel and one reader: a header page and a data area, in a memory file both have mapped.
+"""The ring between a traced kernel and one reader: a header page and a data area, in a memory file that both map.
 
-`DATA_HEAD` is the kernel's, `DATA_TAIL` the reader's: bytes written and bytes read since the start; the data lies at
-`position & (data_size - 1)` and may go on at the front. Positions only grow. The kernel writes records whole, and the
-head after them. A reader that is about to wait on the pipe sets `SLEEPING` to how many unread bytes are worth waking it
-(1: any; Linux: wakeup_watermark); the kernel clears it when it has written to the pipe. `LOST` counts the records that
-found no room. `ENDED` is set when nothing more will come.
+The kernel writes `DATA_HEAD`, the number of bytes written since the start. The reader writes `DATA_TAIL`, the number of
+bytes read. Both only grow. The data of a position lies at `position & (data_size - 1)`; a record may continue at the
+front. The kernel writes a whole record, and then the head. A reader that will wait on the pipe sets `SLEEPING` to the
+number of unread bytes that shall wake it (1: any; Linux: wakeup_watermark). The kernel clears it when it has written to
+the pipe. `LOST` counts the records that found no room. `ENDED` is set when no more records will come.
 
-Answers to Linux v6.8 include/uapi/linux/perf_event.h: struct perf_event_mmap_page, whose offsets are kept where it has
-such a field.
+Answers to Linux v6.8 include/uapi/linux/perf_event.h: struct perf_event_mmap_page. A field that Linux has too has
+Linux's offset.
 """
 
 from __future__ import annotations

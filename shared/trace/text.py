@@ -1,4 +1,4 @@
-"""An event as a line: as Linux's trace_pipe has it, with the cause behind, or as JSON."""
+"""An event as a line: as in Linux's trace_pipe, with the cause at the end, or as JSON."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _NAMED = frozenset({Cause.SYSCALL, Cause.ACCESS})
 
 
 class Names:
-    """The names of processes, as the records before have told them."""
+    """The names of processes, from the earlier records."""
 
     def __init__(self) -> None:
         self._comms: dict[int, str] = {0: "<idle>"}
 
     def note(self, comm: Comm) -> None:
-        """Take a name in."""
+        """Note a name."""
         self._comms[comm.pid] = comm.comm
 
     def find(self, pid: int) -> str:
-        """Return a process's name, as ftrace does `<...>` where it is not known."""
+        """Return the name of a process; `<...>` for an unknown name, as in ftrace."""
         return self._comms.get(pid, "<...>")
 
 
 def call_name(nr: int) -> str:
-    """Return a call's name, or its number in words where it has none."""
+    """Return the name of a call, or text with its number if it has no name."""
     try:
         return Nr(nr).name.lower()
     except ValueError:
@@ -40,7 +40,7 @@ def call_name(nr: int) -> str:
 
 
 def cause_text(record: Record) -> str:
-    """Return why it happened, the outermost first: `store/fault@0x7f0000`; empty where nothing was under way."""
+    """Return the causes, the outermost first: `store/fault@0x7f0000`. The text is empty for a record without causes."""
     parts = []
     for cause in record.causes:
         if cause in _NAMED:
@@ -66,7 +66,7 @@ def field_text(field: Field, value: Any) -> str:
 
 
 def fields_text(record: Record) -> str:
-    """Return the fields, as Linux prints those of its own."""
+    """Return the fields in Linux's format."""
     fields = record.fields
     if record.event is SYS_ENTER:
         args = ", ".join(f"{fields[f'arg{n}']:x}" for n in range(6))
@@ -79,7 +79,7 @@ def fields_text(record: Record) -> str:
 def text_line(record: Record, names: Names, wall: WallClock | None = None) -> str:
     """Return a record as a line of trace_pipe: `comm-tid [000] seconds: event: fields cause=…`.
 
-    With a WallClock the time of day stands in place of the seconds.
+    With a WallClock the line has the time of day in place of the seconds.
     """
     who = f"{field_text(_COMM, names.find(record.pid))}-{record.tid:<7}"
     when = f"{seconds_text(record.time):>12}" if wall is None else f"{wall.at(record.time):%H:%M:%S.%f}"
@@ -89,12 +89,12 @@ def text_line(record: Record, names: Names, wall: WallClock | None = None) -> st
 
 
 def lost_line(lost: Lost) -> str:
-    """Return the line that stands where records are missing, as trace_pipe has it."""
+    """Return the line for missing records, as in trace_pipe."""
     return f"CPU:0 [LOST {lost.records} EVENTS]"
 
 
 def as_json(record: Record, names: Names, wall: WallClock) -> str:
-    """Return a record as one line of JSON; numbers are numbers, entries and frames too.
+    """Return a record as one line of JSON. Entries and frames are numbers.
 
     `time` is CLOCK_MONOTONIC in nanoseconds, `when` the local time.
     """
@@ -114,7 +114,7 @@ def as_json(record: Record, names: Names, wall: WallClock) -> str:
 
 
 def lost_json(lost: Lost) -> str:
-    """Return the line of JSON that stands where records are missing."""
+    """Return the line of JSON for missing records."""
     return json.dumps({"lost": lost.records})
 
 

@@ -33,6 +33,6 @@ CLOCKS_PER_SEC = 100
 """USER_HZ, the unit of times(2)."""
 ELF_PLATFORM = b"x86_64"
 ELF_HWCAP = 0x178B_FBFF
-"""The feature bits of CPUID leaf 1, EDX: what every x86-64 processor has, up to SSE2."""
+"""The feature bits of CPUID leaf 1, EDX, that every x86-64 processor has, up to SSE2."""
 ELF_HWCAP2 = 0x2
 """HWCAP2_FSGSBASE: programs may use the instructions on FS and GS bases."""

@@ -1,4 +1,4 @@
-"""The name and the format of a panic's dump, which the daemon writes and `kerneld inspect-dump` reads."""
+"""The name and the format of the dump of a panic. The daemon writes it, and `kerneld inspect-dump` reads it."""
 
 from __future__ import annotations
 

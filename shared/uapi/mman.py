@@ -18,7 +18,7 @@ class Prot(IntFlag):
 
 
 class Pkey(IntFlag):
-    """What pkey_alloc is to deny to the caller's thread of the new key's memory."""
+    """The accesses to the new key's memory that pkey_alloc denies to the caller's thread."""
 
     DISABLE_ACCESS = 0x1
     DISABLE_WRITE = 0x2

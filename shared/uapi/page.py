@@ -1,8 +1,8 @@
-"""Pages and addresses: sizes, masks, and the names of the three kinds of numbers that must not be mixed up.
+"""Pages and addresses: sizes, masks, and the names of three kinds of numbers that must not be mixed up.
 
-`Vaddr`, `Pfn` and `Pid` are plain aliases of int: an arithmetic result of a NewType is an int again, so that every
-range computation would need a call of its own on the hottest paths of the kernel. The names in signatures are the
-documentation.
+`Vaddr`, `Pfn` and `Pid` are plain aliases of int. A NewType would not do: an arithmetic result of it is an int, and
+each computation on the hottest paths of the kernel would need a call to convert it back. In signatures the names
+document the kind of number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = ~(PAGE_SIZE - 1)
 PMD_SHIFT = 21
 PMD_SIZE = 1 << PMD_SHIFT
-"""What one leaf table, or one huge page, maps: 2 MiB."""
+"""The size that one leaf table, or one huge page, maps: 2 MiB."""
 TASK_SIZE = 0x7FFF_FFFF_F000
 """The end of user space: Linux v6.8 arch/x86/include/asm/page_64_types.h TASK_SIZE_MAX with four-level tables."""
 

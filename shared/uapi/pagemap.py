@@ -6,7 +6,7 @@ import struct
 
 PM_ENTRY_BYTES = 8
 PM_PFRAME_MASK = (1 << 55) - 1
-"""Zeros for a reader without CAP_SYS_ADMIN."""
+"""The frame number. It is 0 for a reader without CAP_SYS_ADMIN."""
 PM_MMAP_EXCLUSIVE = 1 << 56
 PM_FILE = 1 << 61
 """A page of a file, or of shared memory."""

@@ -1,4 +1,4 @@
-"""PROCMAP_QUERY: one mapping of a process, asked for by an address. Source: Linux v6.11 include/uapi/linux/fs.h."""
+"""PROCMAP_QUERY: returns one mapping of a process, by an address. Source: Linux v6.11 include/uapi/linux/fs.h."""
 
 from __future__ import annotations
 

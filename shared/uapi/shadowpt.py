@@ -1,4 +1,4 @@
-"""The shadow page table's structures and flags: what linux/shadowpt.h is to a C program."""
+"""The structures and flags of the shadow page table, as linux/shadowpt.h has them for a C program."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ USER_SHADOW_PT = struct.Struct("<QQQ")
 
 
 class Layout(IntEnum):
-    """The third argument of shadowpt_open: whose flags the table speaks. Fall 2024's (and 2025's), or fall 2023's.
+    """The third argument of shadowpt_open: the semester whose flags the table has, fall 2024 (and 2025) or fall 2023.
 
-    Fall 2025's first part has another table: of the addresses of page faults.
+    The first part of fall 2025 has another table, with the addresses of page faults.
     """
 
     F24 = 0
@@ -27,9 +27,9 @@ class Layout(IntEnum):
 
 
 ATTACH_HOST = 1
-"""Fourth argument of attach: this program's memory is its real one, and that is what others inspect."""
+"""Fourth argument of attach: this program uses its real memory. A shadow page table of it shows its real pages."""
 OPEN_HOST = 1
-"""Fourth argument of shadowpt_open: a target that is no process of kerneld's may be a real one of the host."""
+"""Fourth argument of shadowpt_open: the target may also be a real process of the host that is not attached."""
 
 
 class Spte(IntFlag):
@@ -51,7 +51,7 @@ class SpteF23(IntFlag):
 
 
 def fault_index(vaddr: int, size_bytes: int) -> int:
-    """Where the table of page faults, of `size_bytes`, has a fault at `vaddr`."""
+    """Return the index of a fault at `vaddr` in a table of page faults of `size_bytes`."""
     return vaddr % size_bytes // 8
 
 

@@ -68,11 +68,11 @@ class Access(IntEnum):
 
 
 class Exec(IntFlag):
-    """args[3] of `execve`: how its strings travel."""
+    """args[3] of `execve`: where its strings are, and what it returns."""
 
     COUNTED = 1
     """args[4] strings of argv, args[5] strings of envp, then the program's name as it was given; each ended by NUL."""
     STRINGS_FD = 2
-    """They are the contents of a memory file, the second descriptor: more than one datagram holds."""
+    """The strings do not fit into a datagram. They are the contents of a memory file, the second descriptor."""
     ENTRY = 4
     """The reply has the address of the first instruction and the stack pointer inline, 64 bits each."""

@@ -1,4 +1,4 @@
-"""The lessons of the tour, in the order in which they are given."""
+"""The lessons of the tour, in their order."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ TOUR: tuple[Scenario, ...] = (
     program.EXIT,
 )
 ALL: tuple[Scenario, ...] = (*TOUR, null_write.NULL_WRITE)
-"""The tour, and what is played only when it is asked for by name."""
+"""The tour, and the scenarios that are played only by name."""

@@ -1,4 +1,4 @@
-"""A real file in memory: shared, so that writes reach it, and private, so that they do not."""
+"""A real file in memory: a shared mapping, whose writes reach the file, and a private mapping, whose writes do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from target.scenario import Beats, Note, Scenario, Step
 from target.stage import Stage
 
 FILE_NAME = "tour.txt"
-"""Name of the real file, in a directory that is there as long as it is."""
+"""The name of the real file, in a temporary directory."""
 ORIGINAL, CHANGED = "as it was on the disk", "written through memory"
 _PAGES = 4
 
@@ -22,7 +22,7 @@ _PAGES = 4
 @contextmanager
 def _open_file(stage: Stage) -> Iterator[tuple[Path, int]]:
     """Write a real file of whole pages; yield its path, and a descriptor of it, open for reading and writing."""
-    # A target that is killed has nothing to put away outside of these scenarios.
+    # Only these scenarios make files, so only here can a killed target leave one.
     with tempfile.TemporaryDirectory(prefix="kerneld-target-", dir=stage.directory) as directory:
         path = Path(directory) / FILE_NAME
         path.write_bytes(b"".join(ORIGINAL.encode().ljust(PAGE_SIZE, b".") for _ in range(_PAGES)))
@@ -34,7 +34,7 @@ def _open_file(stage: Stage) -> Iterator[tuple[Path, int]]:
 
 
 def _on_disk(path: Path) -> str:
-    """Return the first words of the real file, read from it and not from memory."""
+    """Return the first words of the real file, read from the file and not from memory."""
     return path.read_bytes()[: max(len(ORIGINAL), len(CHANGED))].decode().rstrip(".")
 
 
@@ -47,7 +47,7 @@ def _map_step(stage: Stage, path: Path, kind: str) -> Step:
 
 
 def _in_memory(stage: Stage, text: str) -> str:
-    """Return as many bytes of the first page as `text` has, as text."""
+    """Return the first bytes of the first page as text, as many as `text` has."""
     start = stage.window.page(0)
     return stage.process.mem[start : start + len(text)].decode()
 

@@ -12,7 +12,7 @@ VALUE = 5
 
 
 def _play(stage: Stage) -> Beats:
-    """The write itself is left to the program, which ends the tour first."""
+    """Announce the write. The program makes it after the end of the tour."""
     path = find_program()
     loaded = f"execve of {path}, for the memory of a real program. Then a" if path is not None else "A"
     yield Step(

@@ -1,4 +1,4 @@
-"""execve and exit: the address space replaced by a real program's, and its end."""
+"""execve and exit: the address space of a real program replaces the old one; then the process ends."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _run_image(stage: Stage, image: list[Mapping]) -> Beats:
 
 
 def _play_exit(stage: Stage) -> Beats:
-    """The exit itself is left to the program, which ends the tour first."""
+    """Announce the exit. The program makes it after the end of the tour."""
     page, process = stage.window.page, stage.process
     yield Step(f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED.")
     stage.map_in_window(0, _PAGES)

@@ -1,4 +1,4 @@
-"""mprotect: memory that is there and may not be used, and the signal that ends who tries."""
+"""mprotect: memory with a frame but without rights, and the signal that ends a process which accesses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kerneld exec`: real programs in the machine. The command, and the stub in their process: docs/programs.md.
+"""`kerneld exec`: real programs in the machine. Has the command, and the stub for their process (docs/programs.md).
 
 Imports no kernel.
 """

@@ -75,7 +75,7 @@ def exec(variables: tuple[str, ...], socket_path: str | None, program: str, argu
     with client_failures():
         find_daemon(path)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-        # Python ignores them, and an ignored signal stays so across execve.
+        # Python ignores these signals, and an ignored signal stays ignored across execve.
         signal.signal(ignored, signal.SIG_DFL)
     hidden = str(_first_hidden_fd())
     try:

@@ -67,7 +67,7 @@ class _Libc:
             code = ctypes.get_errno()
             if code != errno.EACCES or is_last:
                 raise OSError(code, os.strerror(code))
-            # Without privilege the kernel wants this first: no program from here on gains any.
+            # Without privilege the kernel asks for no_new_privs first: no program may then gain privilege.
             if self._libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
                 raise OSError(ctypes.get_errno(), "no_new_privs")
         raise AssertionError
@@ -85,7 +85,8 @@ def filter_instructions() -> list[tuple[int, int, int, int]]:
     code = [(_LD_W_ABS, 0, 0, _AT_ARCH), (_JEQ_K, 0, rest, _AUDIT_ARCH_X86_64), (_LD_W_ABS, 0, 0, _AT_NR)]
     for index, run in enumerate(runs):
         left = 2 * (len(runs) - index)
-        # Below the run: allowed; in it: told; above: the next run.
+        # A number below the run is allowed, a number in the run is reported, a number above it is compared with the
+        # next run.
         code += [(_JGE_K, 0, left - 1, run.start), (_JGE_K, 0, left - 1, run.stop)]
     return [*code, (_RET_K, 0, 0, _RET_ALLOW), (_RET_K, 0, 0, _RET_USER_NOTIF)]
 

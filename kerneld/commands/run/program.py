@@ -36,7 +36,7 @@ def check_program(path: str) -> None:
                 head = file.read(4096)
                 phdrs = _read_phdrs(file, head)
         except PermissionError:
-            # Executable, and not readable: nothing can be said.
+            # The file is executable and not readable: it cannot be checked.
             return
         except OSError as error:
             raise ProgramError(f"cannot run {path}: {error.strerror}") from None

@@ -129,7 +129,7 @@ def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoRe
     options = environment.get("ASAN_OPTIONS", "")
     environment["ASAN_OPTIONS"] = ":".join(filter(None, ["verify_asan_link_order=0", options]))
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-        # Python ignores them, and an ignored signal stays so across execve.
+        # Python ignores these signals, and an ignored signal stays ignored across execve.
         signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execve(path, argv, environment)

@@ -1,6 +1,6 @@
-"""Whether the processes that a trace is of have all ended, so that nothing more can come.
+"""Tells whether all processes of a trace have ended. Then no more records can come.
 
-A process that lets go of kerneld and lives on may attach again: it has not ended. Owns a pidfd of each.
+A process may leave kerneld, still run, and attach again: it has not ended. Owns a pidfd of each process.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from shared.client import KerneldGone, Process
 
 
 class TracedProcesses:
-    """Some processes of kerneld's, by their pids; none are all, which never end."""
+    """Some processes of kerneld, by their pids. No pids mean all processes, which never end."""
 
     def __init__(self, client: Process, pids: tuple[int, ...]) -> None:
-        """Watch `pids`, of which `client` can ask kerneld."""
+        """Watch `pids`. `client` asks kerneld about them."""
         self._client = client
         self._pids = pids
         self._pidfds: list[int] = []
         for pid in pids:
-            # One of another pid namespace, or one that has ended by now: then kerneld alone can tell.
+            # The open fails for a process of another pid namespace, or one that has ended. Then only kerneld can tell.
             with contextlib.suppress(OSError):
                 self._pidfds.append(os.pidfd_open(pid))
 
     def have_ended(self) -> bool:
-        """Whether all of them have, here and for kerneld, which hears of it later."""
+        """Whether all of them have ended, for the host and for kerneld. kerneld notices the end later."""
         if not self._pids:
             return False
         poll = select.poll()
@@ -48,7 +48,7 @@ class TracedProcesses:
         return True
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close the pidfds."""
         for fd in self._pidfds:
             os.close(fd)
         self._pidfds.clear()

@@ -93,10 +93,10 @@ def check_globs(globs: tuple[str, ...]) -> None:
 
 
 def list_events(globs: tuple[str, ...]) -> None:
-    """Print the events with their fields, all where none is named."""
+    """Print the events with their fields: those of the globs, or all without globs."""
     wanted = {event.number for glob in globs for event in matching(glob)}
     for event in EVENTS:
         if event.number in wanted or not globs:
-            only = " Comes only where its system is named." if event.number in NAMED_ONLY else ""
+            only = " Comes only when --event names its system." if event.number in NAMED_ONLY else ""
             click.echo(f"{event.name}\n    {event.about}{only}")
             click.echo("    " + " ".join(field.name for field in event.fields))

@@ -21,7 +21,7 @@ _MAP_HUGE_MASK = 0x3F << _MAP_HUGE_SHIFT
 """include/uapi/asm-generic/hugetlb_encode.h: the logarithm of a size, six bits."""
 _MAP_NAMES = {Map.BIT32: "32BIT"}
 _ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK", errno.EAGAIN: "EAGAIN"}
-"""Where Python knows a number by another of its names."""
+"""Numbers with two names, for which Python has the other name."""
 _ESCAPES = {ord(char): "\\" + letter for char, letter in zip('"\\\t\n\v\f\r', '"\\tnvfr', strict=True)}
 _CODES: dict[int, type[IntEnum]] = {Signals.SIGSEGV: SegvCode, Signals.SIGBUS: BusCode, Signals.SIGILL: IllCode}
 
@@ -43,7 +43,7 @@ def signed(value: int) -> str:
 
 
 def hexadecimal(value: int) -> str:
-    """A number that reads better so, 0 aside."""
+    """A number in hexadecimal; 0 is `0`."""
     return f"{value:#x}" if value else "0"
 
 
@@ -75,7 +75,7 @@ def one_of(kind: type[IntEnum], prefix: str) -> Show:
 
 
 def map_flags(value: int) -> str:
-    """The flags of mmap: first whether shared or private, then the others, and which huge pages are meant."""
+    """The flags of mmap: first MAP_SHARED or MAP_PRIVATE, then the others, then the size of huge pages."""
     kind = value & MAP_TYPE
     words = [f"MAP_{Map(kind).name}" if kind in (Map.SHARED, Map.PRIVATE, Map.SHARED_VALIDATE) else hexadecimal(kind)]
     others = [member for member in Map if member > MAP_TYPE]
@@ -121,7 +121,7 @@ def quoted(text: str) -> str:
         elif 0x20 <= byte < 0x7F:
             words.append(chr(byte))
         else:
-            # A digit behind it would be read as one of the number.
+            # A digit after a short escape would be read as a part of the escape.
             words.append(f"\\{byte:03o}" if following in b"0123456789" else f"\\{byte:o}")
     return f'"{"".join(words)}"'
 

@@ -1,10 +1,10 @@
 """Slices of time, made of the causes of records: a call, in it a fault, in the fault a reclaim.
 
-Every record has its causes. A slice is open from the first record with its cause to the last; where an event
-tells its beginning or its end (a call's, an access's, a fault's) that is the time. The kernel serves one request at a
-time, so that one stack is enough. Pure: a sink is called for each begin and end. Knows no file format.
+Every record has its causes. A slice lasts from the first record with its cause to the last. Some events tell the begin
+or the end of a call, an access or a fault; then the slice has the time of that event. The kernel serves one request at
+a time, so one stack is enough. Pure: a sink is called for each begin and end. Knows no file format.
 
-Invariants: slices of a thread are nested; the times that the sink is told never go back.
+Invariants: the slices of a thread are nested; the times that the sink gets never go back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ENDS = frozenset({SYS_EXIT.number, ACCESS_EXIT.number})
 SLICE_EVENTS = _BEGINS | _ENDS | {PAGE_FAULT_USER.number, MM_FAULT.number}
 """Events that are only the begin or the end of a slice."""
 _AFTERWARDS = frozenset({SPTE_UPDATE.number, RSS_STAT.number})
-"""Events that come when their cause is over."""
+"""Events that come after the end of their cause."""
 _REQUESTS = frozenset({Cause.SYSCALL, Cause.ACCESS})
 
 Who = tuple[int, int]
@@ -54,7 +54,7 @@ class _Open:
     key: int
     last: int
     is_exception: bool = False
-    """Whether its beginning was told, and its end is that of the exception, not of one fault."""
+    """The slice began with an exception event, and ends with the exception, not with one fault."""
     results: list[Record] = field(default_factory=list)
 
 
@@ -114,7 +114,8 @@ class Slices:
             self._cut(len(self._stack) - 1)
 
     def _cut(self, depth: int, time: int = 0) -> None:
-        """End all but the outermost `depth`, each when it was last seen or, where that is told, at `time`."""
+        """End all slices except the outermost `depth`: at the time of their last record, or at `time` if that is
+        later."""
         while len(self._stack) > depth:
             opened = self._stack.pop()
             self._sink.end(self._who, max(time, opened.last), tuple(opened.results))
@@ -131,6 +132,6 @@ def _keys(record: Record) -> list[int]:
 
 def _name(cause: Cause, record: Record) -> str:
     if cause in _REQUESTS:
-        # Of a process that the reader may not see the call is not told.
+        # The record of a process that the reader may not see has no call.
         return call_name(record.nr) if record.pid else cause.name.lower()
     return "page fault" if cause is Cause.FAULT else cause.name.lower()

@@ -31,7 +31,7 @@ class Tracks:
         return fresh
 
     def name(self, comm: Comm) -> None:
-        """A process has this name from here on."""
+        """Note the name that a process has from here on."""
         if self._names.get(comm.pid) != comm.comm:
             self._names[comm.pid] = comm.comm
             self._described -= {_PROCESS | comm.pid, _THREAD | comm.pid}

@@ -48,7 +48,7 @@ class PerfettoWriter:
         self._slices = Slices(self)
         self._last_time = time.monotonic_ns()
         self._resident: dict[int, tuple[int, dict[int, int]]] = {}
-        """Of each process its address space's number, and that one's counters in bytes."""
+        """By process, the number of its address space, and the counters of that address space in bytes."""
         self._changed: dict[int, int] = {}
         """Processes with changed counters, and the time. A record has one counter; the track shows the sum."""
         self._write_clocks()
