@@ -20,6 +20,7 @@ from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space import truncate, vma_merge
 from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
 from kerneld.referee import rights
@@ -67,23 +68,23 @@ def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -
     return _wp_page_shared_v6_8(mm, vma, vaddr, pte, entry)
 
 
-def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
+def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps | None:
     """With KSM, MERGEABLE and UNMERGEABLE set and clear a flag; COLLAPSE finds huge pages turned off.
 
     Source: Linux v6.8 mm/ksm.c:ksm_madvise(), mm/khugepaged.c:madvise_collapse().
     """
     if advice is Madv.WILLNEED and vma.file is None and not mm.frames.swap.total_pages:
-        return
+        return None
     if advice is Madv.COLLAPSE and mm.sysctl.transparent_hugepage is TransparentHugepage.NEVER:
         raise SysError(errno.EINVAL)
     if advice not in (Madv.MERGEABLE, Madv.UNMERGEABLE):
-        _madvise_vma_v6_8(mm, vma, start, end, advice, may_write)
-        return
+        return _madvise_vma_v6_8(mm, vma, start, end, advice, may_write)
     vm_flags = vma.vm_flags & ~VM_MERGEABLE
     if advice is Madv.MERGEABLE and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
         vm_flags |= VM_MERGEABLE
     if vm_flags != vma.vm_flags:
         vma_merge.vma_modify(mm, vma, start, end, vm_flags)
+    return None
 
 
 def may_raise_limits(_cred: Cred) -> bool:

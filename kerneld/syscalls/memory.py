@@ -8,8 +8,8 @@ import os
 from kerneld.errors import SysError
 from kerneld.mm.calls.brk import brk_in_pieces
 from kerneld.mm.calls.madvise import (
+    LONG_ADVICE,
     POPULATE_ADVICE,
-    SLOW_ADVICE,
     do_madvise,
     madvise_in_pieces,
     madvise_populate_in_pieces,
@@ -201,7 +201,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     if advice in POPULATE_ADVICE:
         return Work(madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice)).go_on()
     start, length = call.args[:2]
-    if is_wide(call.mm, length) or advice in SLOW_ADVICE:
+    if is_wide(call.mm, length) or advice in LONG_ADVICE:
         return _in_pieces(madvise_in_pieces(call.mm, start, length, advice, call.may_write))
     do_madvise(call.mm, start, length, advice, call.may_write)
     return 0

@@ -16,10 +16,12 @@ from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mlock import do_munlock, mlockall_flags_in_pieces
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.space import munmap, pace
+from kerneld.mm.space import munmap, pace, truncate
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.mm.space.pace import run_at_once
+from kerneld.syscalls.answer import Call
+from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import Madv, Map, Mcl
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
@@ -27,8 +29,10 @@ from shared.uapi.syscalls import Nr
 from tests.support.in_process import Client
 from tests.support.long_requests import attached, begun, call, finish, kernel_in_pieces
 from tests.support.wide_ranges import (
+    ANON,
     BASE,
     LENGTH,
+    NO_FD,
     NONE,
     READ,
     RW,
@@ -214,3 +218,67 @@ def test_a_fork_that_is_given_up_leaves_nothing(kernel: Kernel) -> None:
     assert kernel.frames.free_pages == free
     assert long.thread is not None
     assert kernel.table.copies_of(long.thread.process) == []
+
+
+def with_shared_memory(kernel: Kernel, pages: int) -> tuple[Client, Client]:
+    """Return two processes; the first, and its copy, map so many pages of shared anonymous memory at BASE, written."""
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    flags = (Map.SHARED | Map.ANONYMOUS | Map.FIXED).value
+    assert call(long, Nr.MMAP, BASE, pages * PAGE_SIZE, RW, flags, NO_FD, 0).ret == BASE
+    assert call(long, Nr.TOUCH, BASE, pages * PAGE_SIZE, 1).ret == pages
+    assert call(long, Nr.STORE, BASE, 1, data=b"x").ret == 1
+    return long, other
+
+
+def test_a_hole_in_shared_memory(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile a page that has not gone yet is read again where it was unmapped, and one that has is written to."""
+    monkeypatch.setattr(truncate, "_DROPPED_AT_ONCE", 8)
+    monkeypatch.setattr(truncate, "_REMOVED_AT_ONCE", 4)
+    pages = 64
+    long, other = with_shared_memory(kernel, pages)
+    assert call(long, Nr.CLONE).ret > 0
+    before = kernel.frames.free_pages
+    batch = begun(long, Nr.MADVISE, BASE, pages * PAGE_SIZE, Madv.REMOVE)
+    assert long.thread is not None
+    last = Call(kernel, long.thread, (BASE + (pages - 1) * PAGE_SIZE, 1, 1, 0, 0, 0), b"", [])
+    first = Call(kernel, long.thread, (BASE, 1, 0, 0, 0, 0), b"y", [])
+    assert run(last, int(Nr.TOUCH)) == 1
+    assert run(first, int(Nr.STORE)) == 1
+    (reply,), served = finish(batch, other)
+    assert reply.ret == 0
+    assert served >= 8
+    assert call(long, Nr.LOAD, BASE + PAGE_SIZE, 8).data == bytes(8)
+    assert call(long, Nr.LOAD, BASE, 1).data in (b"y", b"\0")
+    assert kernel.frames.free_pages >= before + pages - 3
+
+
+def test_huge_pages_are_made_in_pieces(kernel: Kernel) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    length = 4 * PMD_SIZE
+    assert call(long, Nr.MMAP, BASE, length, RW, ANON, NO_FD, 0).ret == BASE
+    assert call(long, Nr.MADVISE, BASE, length, Madv.NOHUGEPAGE).ret == 0
+    for table in range(4):
+        assert call(long, Nr.STORE, BASE + table * PMD_SIZE, 1, data=b"x").ret == 1
+    assert call(long, Nr.MADVISE, BASE, length, Madv.HUGEPAGE).ret == 0
+    (reply,), served = finish(begun(long, Nr.MADVISE, BASE, length, Madv.COLLAPSE), other)
+    assert reply.ret == 0
+    assert served >= 2
+    assert all(mm_of(long).page_table.find_huge_pmd(BASE + table * PMD_SIZE) is not None for table in range(4))
+
+
+@pytest.mark.parametrize("way", ["unmap", "refuse"])
+def test_what_is_to_be_huge_goes_meanwhile(kernel: Kernel, way: str) -> None:
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    length = 4 * PMD_SIZE
+    assert call(long, Nr.MMAP, BASE, length, RW, ANON, NO_FD, 0).ret == BASE
+    for table in range(4):
+        assert call(long, Nr.STORE, BASE + table * PMD_SIZE, 1, data=b"x").ret == 1
+    batch = begun(long, Nr.MADVISE, BASE, length, Madv.COLLAPSE)
+    half = BASE + length // 2
+    if way == "unmap":
+        do_munmap(mm_of(long), half, length // 2)
+    else:
+        do_madvise(mm_of(long), half, length // 2, Madv.NOHUGEPAGE)
+    (reply,), _ = finish(batch, other)
+    assert reply.ret == -errno.EINVAL
+    assert mm_of(long).page_table.find_huge_pmd(half) is None

@@ -36,7 +36,7 @@ from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, drain, run_at_once
 from kerneld.mm.space.pkeys import vma_access_permitted
-from kerneld.mm.space.truncate import punch_hole
+from kerneld.mm.space.truncate import punch_hole_in_pieces
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import vma_modify
 from kerneld.mm.vm_flags import (
@@ -79,6 +79,8 @@ SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
 Visited = Generator[None, None, Vaddr]
 Visit = Callable[[Vma, Vaddr, Vaddr, Pace], Visited]
 """What is done to a part of a VMA, [start, end); it returns how far it has come."""
+LONG_ADVICE = SLOW_ADVICE | {Madv.REMOVE, Madv.COLLAPSE}
+"""Advice that may take long however short the range is: a page may be mapped many thousand times."""
 POPULATE_ADVICE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
 _VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | POPULATE_ADVICE
 PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
@@ -116,9 +118,10 @@ def madvise_in_pieces(
 
 def _advise(mm: MmStruct, advice: Madv, may_write: MayWrite, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace) -> Visited:
     """Advise a part of a VMA, or as much of it as goes at once; returns where that ends."""
-    yield from ()  # Nobody is served in the middle; `_populate` lets others.
     stop = _step_end(mm, vma, start, end, advice, pace)
-    _madvise_vma(mm, vma, start, stop, advice, may_write)
+    steps = _madvise_vma(mm, vma, start, stop, advice, may_write)
+    if steps is not None:
+        yield from steps
     return stop
 
 
@@ -167,8 +170,11 @@ def _step_end(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, pa
     return pace.far_stop(mm.page_table.walk, start, end, PMD_SIZE)
 
 
-def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> None:
-    """Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior()."""
+def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps | None:
+    """Advise a part of a VMA, or return the steps of what Linux lets go of mmap_lock for.
+
+    Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior().
+    """
     change = _FLAG_CHANGES.get(advice)
     if change is not None:
         if advice is Madv.WIPEONFORK and (vma.file is not None or vma.vm_flags & VM_SHARED):
@@ -182,9 +188,9 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
     elif advice is Madv.WILLNEED:
         madvise_willneed(mm, vma, start, end)
     elif advice is Madv.REMOVE:
-        _madvise_remove(vma, start, end)
+        return _madvise_remove(vma, start, end)
     elif advice is Madv.COLLAPSE:
-        madvise_collapse(mm, vma, start, end)
+        return madvise_collapse(mm, vma, start, end)
     elif vma.vm_flags & VM_LOCKED and advice is not Madv.DONTNEED_LOCKED:
         raise SysError(errno.EINVAL)
     elif advice in (Madv.DONTNEED, Madv.DONTNEED_LOCKED):
@@ -197,6 +203,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
         madvise_cold(mm, start, end)
     else:
         madvise_pageout(mm, vma, start, end, may_write)
+    return None
 
 
 def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
@@ -206,14 +213,14 @@ def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     mm.zap_range(start, end)
 
 
-def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> None:
+def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
     """Source: Linux v6.8 mm/madvise.c:madvise_remove()."""
     if vma.vm_flags & VM_LOCKED or vma.file is None:
         raise SysError(errno.EINVAL)
     if vma.vm_flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
         raise SysError(errno.EACCES)
     first = vma.page_index(start)
-    punch_hole(vma.file.mapping, first, first + ((end - start) >> PAGE_SHIFT))
+    return punch_hole_in_pieces(vma.file.mapping, first, first + ((end - start) >> PAGE_SHIFT))
 
 
 def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:

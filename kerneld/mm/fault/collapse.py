@@ -29,14 +29,16 @@ from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suit
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, Vaddr
 
 
-def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
     """Make huge pages of the whole 2 MiB in [start, end), a page-aligned part of a VMA; what is at its ends stays.
 
+    Yields where others may be served, as Linux lets go of mmap_lock; the VMA is looked up anew then.
     Raises SysError(EINVAL) and SysError(ENOMEM) as the table above says; what was done before that stays done.
     """
     if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False) or vma.anon_vma is None:
@@ -45,10 +47,30 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         raise SysError(errno.EINVAL)
     first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
     # Where there is no leaf table there is nothing to collapse: it is passed over, however much it is.
-    collapsed = sum(_collapse_pmd(mm, vma, leaf.start) for leaf in mm.page_table.walk.leaves(first, last))
+    collapsed, pace = 0, Pace()
+    for leaf in mm.page_table.walk.leaves(first, last):
+        collapsed += _collapse_pmd(mm, vma, leaf.start)
+        if leaf.end < last and pace.is_over():
+            yield
+            pace.begin()
+            vma = _revalidate(mm, leaf.end)
     # A range between two boundaries has last < first and is refused, an empty one is not: so Linux subtracts.
     if collapsed != last - first >> PMD_SHIFT:
         raise SysError(errno.EINVAL)
+
+
+def _revalidate(mm: MmStruct, vaddr: Vaddr) -> Vma:
+    """Return the VMA that has the next 2 MiB by now.
+
+    Raises SysError(EINVAL) where none may have a huge page there. Source: Linux v6.8
+    mm/khugepaged.c:hugepage_vma_revalidate(), madvise_collapse_errno().
+    """
+    vma = mm.vmas.lookup(vaddr)
+    if vma is None or not thp_vma_suitable(vma, vaddr) or vma.anon_vma is None:
+        raise SysError(errno.EINVAL)
+    if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False):
+        raise SysError(errno.EINVAL)
+    return vma
 
 
 def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:

@@ -66,7 +66,11 @@ def shmem_writepage(frames: Frames, mapping: AddressSpace, index: int, slot: int
 
 def shmem_free_swap(frames: Frames, mapping: AddressSpace, first: int, last: int) -> None:
     """Forget the pages of [first, last) that are in the swap file. Source: Linux v6.8 mm/shmem.c:shmem_free_swap()."""
-    gone = [index for index in mapping.swapped if first <= index < last]
+    shmem_free_swapped(frames, mapping, [index for index in mapping.swapped if first <= index < last])
+
+
+def shmem_free_swapped(frames: Frames, mapping: AddressSpace, gone: list[int]) -> None:
+    """Forget these pages, which are in the swap file."""
     free_swap_and_cache(frames, np.array([mapping.swapped.pop(index) for index in gone], dtype=np.int64))
     mapping.unsaved.difference_update(gone)
     if mapping.accounts_blocks:

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from kerneld.errors import SysError
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.files.index_ranges import MAX_INDEX
-from kerneld.mm.files.shmem import shmem_free_swap
+from kerneld.mm.files.shmem import shmem_free_swap, shmem_free_swapped
 from kerneld.mm.space.locked_pages import munlock_cached_range, munlock_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
 _UNMAPPED_AT_ONCE = 16 * PMD_SIZE
 _DROPPED_AT_ONCE = 4096
+_REMOVED_AT_ONCE = 512
 
 
 def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
@@ -33,15 +34,20 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
 
 def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
-    """Do as `unmap_mapping_range` does; yield between pieces, where VMAs may go but do not change."""
+    """Do as `unmap_mapping_range` does; yield between pieces, where VMAs may go and change.
+
+    Of VMAs that are new then, or begin earlier than they did, entries may be left.
+    """
     for vma in mapping.i_mmap.overlapping(first, last):
-        mm = mapping.i_mmap.get(vma)
-        start = vma.start + (max(0, first - vma.pgoff) << PAGE_SHIFT)
-        end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
-        while start < end and mm is not None and vma in mapping.i_mmap:
+        mm, index = mapping.i_mmap.get(vma), first
+        while mm is not None and vma in mapping.i_mmap:
+            start = vma.start + (max(0, index - vma.pgoff) << PAGE_SHIFT)
+            end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
+            if start >= end:
+                break
             stop = pace.far_stop(mm.page_table.walk, start, end, _UNMAPPED_AT_ONCE)
             _unmap(mm, vma, start, stop, even_cows=even_cows)
-            start = stop
+            index = vma.page_index(stop)
             if pace.is_over():
                 yield
                 pace.begin()
@@ -134,9 +140,16 @@ def _add_hole(mapping: AddressSpace, first: int, last: int) -> None:
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
+    """Do as `punch_hole_in_pieces` does, at once."""
+    run_at_once(punch_hole_in_pieces(mapping, first, last))
+
+
+def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
     """Make the pages of [first, last) read as zeros, in the file and in every mapping of it (FALLOC_FL_PUNCH_HOLE).
 
-    Copies that belong to a process stay. Raises SysError with the errno of the file system where it cannot.
+    Copies that belong to a process stay. Yields where others may be served, as Linux has let go of mmap_lock by then;
+    some pages have gone then, whole, and others have not. Raises SysError with the errno of the file system where it
+    cannot, before anything goes. Source: Linux v6.8 mm/truncate.c:truncate_pagecache_range().
     """
     if mapping.backing is not None:
         try:
@@ -144,5 +157,43 @@ def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
         _add_hole(mapping, first, min(last, mapping.last_index()))
-    unmap_mapping_range(mapping, first, last, even_cows=False)
-    drop_pages(mapping, first, last)
+    # A page is cached or swapped out, and may change from one to the other meanwhile: it goes wherever it is then.
+    pace, indexes = Pace(), [*mapping.swapped, *mapping.pages]
+    for at in range(0, len(indexes), _DROPPED_AT_ONCE):
+        doomed = sorted(index for index in indexes[at : at + _DROPPED_AT_ONCE] if first <= index < last)
+        for low, high in _runs_of(doomed):
+            yield from _unmap_in_pieces(mapping, low, high, pace, even_cows=False)
+            _drop_unmapped(mapping, low, high)
+        if pace.is_over():
+            yield
+            pace.begin()
+    mapping.forget_shadows([index for index in mapping.shadows if first <= index < last])
+
+
+def _runs_of(indexes: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [low, high) that sorted indexes are of, some pages each."""
+    low = high = -1
+    for index in indexes:
+        if index == high and high - low < _REMOVED_AT_ONCE:
+            high += 1
+            continue
+        if high >= 0:
+            yield low, high
+        low, high = index, index + 1
+    if high >= 0:
+        yield low, high
+
+
+def _drop_unmapped(mapping: AddressSpace, low: int, high: int) -> None:
+    """Drop the pages of [low, high), which have been unmapped; where somebody has mapped one again, it is once more.
+
+    Source: Linux v6.8 mm/truncate.c:truncate_cleanup_folio().
+    """
+    cached = [index for index in range(low, high) if index in mapping.pages]
+    mapcount = mapping.frames.mapcount_at
+    again = [index for index in cached if mapcount[mapping.pages[index]]]
+    if again:
+        unmap_mapping_range(mapping, again[0], again[-1] + 1, even_cows=False)
+    if cached:
+        mapping.drop_pages(cached)
+    shmem_free_swapped(mapping.frames, mapping, [index for index in range(low, high) if index in mapping.swapped])
