@@ -4,23 +4,23 @@
           |  PGD idx |  PUD idx |  PMD idx |  PTE idx |  offset  |
                9          9          9          9         12
 
-A table is one frame of 512 entries; an entry names the next table's frame in bits 12 to 51. Owns the bits and the walk;
-knows no process, no VMA, no frame state. Answers to Linux v6.8 arch/x86/include/asm/pgtable_types.h and the Intel SDM,
-volume 3, chapter 4.
+A table is one frame of 512 entries. An entry names the frame of the next table in bits 12 to 51. Owns the bits and the
+walk. Knows no process, no VMA, no frame state. Answers to Linux v6.8 arch/x86/include/asm/pgtable_types.h and the
+Intel SDM, volume 3, chapter 4.
 
-A PROT_NONE page keeps its frame in an entry that is not present to the processor but is present to the kernel: bit 8 is
-set then instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both clear and is not zero:
+The entry of a PROT_NONE page keeps its frame. It is not present for the processor, but present for the kernel: bit 8 is
+set instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both bits clear and is not zero:
 
     63   59 58              9 8 7 6 5 4 3 2 1 0
     | type | ~swap offset    |0|0|0|0|0|E|0|0|0|
 
-The offset, a page of the swap file, is inverted as Linux does, so that the physical address that a processor might read
-there in speculation is beyond all memory. E says that the page belongs to this address space alone
-(_PAGE_SWP_EXCLUSIVE). There is one swap file: type 0. Bit 9, PTE_SPECIAL in a present entry, is a bit of the offset
-here: ask whether an entry is present first. Answers to Linux v6.8 arch/x86/include/asm/pgtable_64.h.
+The offset, a page of the swap file, is inverted as in Linux: a processor that reads the entry in speculation then
+gets a physical address beyond all memory. E means that the page belongs only to this address space
+(_PAGE_SWP_EXCLUSIVE). There is one swap file: type 0. Bit 9 is PTE_SPECIAL in a present entry, and a bit of the
+offset here: check first whether an entry is present. Answers to Linux v6.8 arch/x86/include/asm/pgtable_64.h.
 
-Bits 59 to 62 of a present leaf entry are its page's protection key. PKRU (`kerneld.hw.processor`) says what may be done
-with each key: two bits a key, to deny all access to data and to deny writes. An instruction fetch asks nobody. Answers
+Bits 59 to 62 of a present leaf entry are the protection key of its page. PKRU (`kerneld.hw.processor`) has two bits for
+each key: one denies all accesses to data, the other denies writes. Instruction fetches do not depend on PKRU. Answers
 to the Intel SDM, volume 3, 4.6.2.
 
 Differs from Linux: the frame number of a PROT_NONE entry is not inverted (Linux does so against L1TF on real
@@ -53,11 +53,11 @@ PTE_PKEY_MASK = 0xF << PTE_PKEY_SHIFT
 PTE_NX = 1 << 63
 PTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
 PTE_TABLE = PTE_PRESENT | PTE_RW | PTE_USER | PTE_ACCESSED | PTE_DIRTY
-"""What an entry that points to a table carries: all rights, the leaf decides (Linux: _PAGE_TABLE)."""
+"""The bits of an entry that points to a table: all rights, so that the leaf decides (Linux: _PAGE_TABLE)."""
 PTE_KERNEL_PRESENT = PTE_PRESENT | PTE_PROTNONE
 
 PTE_SWP_EXCLUSIVE = 1 << 3
-"""In a swap entry: the page belongs to this address space alone."""
+"""In a swap entry: the page belongs only to this address space."""
 _SWP_OFFSET_FIRST_BIT = 9
 _SWP_OFFSET_MASK = (1 << 50) - 1
 
@@ -87,7 +87,7 @@ def pte_pkey(entry: Any) -> Any:
 
 
 def pte_present(entry: int) -> bool:
-    """Tell whether an entry maps a frame for the kernel: PROT_NONE ones included (Linux: pte_present())."""
+    """Return whether an entry maps a frame for the kernel; PROT_NONE entries do (Linux: pte_present())."""
     return entry & PTE_KERNEL_PRESENT != 0
 
 
@@ -97,17 +97,17 @@ def present_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 
 
 def counted_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Return for each entry whether it maps a frame that it counts as an owner of: present, and not special."""
+    """Return for each entry whether it is an owner that its frame counts: a present entry that is not special."""
     return cast("npt.NDArray[np.bool_]", present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
 
 
 def entry_pfn(entry: int, vaddr: Vaddr) -> Pfn:
-    """Return the frame that a leaf entry maps at an address: an entry of 2 MiB (PTE_PSE) names only its first one."""
+    """Return the frame that a leaf entry maps at an address. An entry of 2 MiB (PTE_PSE) names only its first frame."""
     return pte_pfn(entry) + (vaddr >> PAGE_SHIFT & PTRS_PER_TABLE - 1) if entry & PTE_PSE else pte_pfn(entry)
 
 
 def small_entries(entry: int, first: int, count: int) -> npt.NDArray[np.uint64]:
-    """Return the 4 KiB entries that say what an entry of 2 MiB says of its pages [first, first + count)."""
+    """Return the 4 KiB entries that map the pages [first, first + count) of an entry of 2 MiB in the same way."""
     pages = np.arange(first, first + count, dtype=np.uint64)
     return np.uint64(entry & ~PTE_PSE) + (pages << np.uint64(PAGE_SHIFT))
 
@@ -153,12 +153,12 @@ def table_index(vaddr: Vaddr, shift: int) -> int:
 def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int, pkru: int = 0) -> int:
     """Translate one user access as the processor does, setting the accessed and dirty bits.
 
-    `root` is CR3's frame; `access` is 0, PF_WRITE or PF_INSTR; `pkru` what the register PKRU holds, 0 on a processor
-    without protection keys. Returns the physical address in bytes, or the complement (~) of the page-fault error code,
-    which is negative. Rights are those of all levels together: a write needs RW everywhere, a fetch no NX anywhere
-    (Intel SDM volume 3, 4.6 and 4.7); the leaf's protection key may deny data what they allow. Pages may be of 4 KiB,
-    2 MiB and 1 GiB. The tables' own entries are taken to be accessed already (PTE_TABLE), and reserved bits to be 0:
-    the kernel sets none.
+    `root` is the frame in CR3; `access` is 0, PF_WRITE or PF_INSTR; `pkru` is the value of the register PKRU, 0 on a
+    processor without protection keys. Returns the physical address in bytes, or the complement (~) of the page-fault
+    error code, which is negative. All levels together decide: a write needs RW at every level, a fetch needs NX at no
+    level (Intel SDM volume 3, 4.6 and 4.7). The protection key of the leaf may still deny a data access. Pages may have
+    4 KiB, 2 MiB or 1 GiB. The function assumes that entries of tables are marked as accessed (PTE_TABLE), and that
+    reserved bits are 0, because the kernel writes such entries only.
     """
     entry = rights = words[root << WORDS_SHIFT | vaddr >> PGD_SHIFT & 511]
     no_execute = entry
@@ -169,7 +169,7 @@ def translate(words: memoryview, root: Pfn, vaddr: Vaddr, access: int, pkru: int
         entry = words[index]
         rights &= entry
         no_execute |= entry
-        if entry & PTE_PSE:  # In a last entry this bit is another (PAT), but the walk ends there anyhow.
+        if entry & PTE_PSE:  # In an entry of the last level this bit is PAT, but the walk ends there anyway.
             break
     if not entry & PTE_PRESENT:
         return ~(PF_USER | access)

@@ -1,14 +1,14 @@
 """Physical memory: one sparse memory file, seen as bytes, as 64-bit words, and as a numpy array.
 
-Owns the memory file and its mapping. Knows no frame states: whether a frame is free is `kerneld.mm.frames.frames`'s
-business. Page tables live in here as real entries, so that a foreign page-table walker, given this file and a CR3,
-agrees with us.
+Owns the memory file and its mapping. Knows no frame states: `kerneld.mm.frames.frames` knows which frames are free. The
+page tables are in this memory as real entries. So a foreign page-table walker that gets this file and a CR3 finds the
+same translations.
 
-Invariants: a frame that `written` does not name reads as zeros: whoever writes page contents does so by a method of
-`Ram`, or says so before (`set_written`); page tables (written as words) are noted when they are allocated. The size
-never changes. Nobody but this process can write, unless the machine takes native programs in: the file is sealed
-(F_SEAL_FUTURE_WRITE) once our own mapping stands, so that even a read-only descriptor reopened through /proc cannot be
-written or mapped writable.
+Invariants: a frame that is not in `written` reads as zeros. So code writes page contents only by a method of `Ram`, or
+calls `set_written` before. Page tables, which are written as words, are noted when they are allocated. The size never
+changes. Only this process can write, unless the machine allows native programs: the file is sealed
+(F_SEAL_FUTURE_WRITE) after our own mapping is made. Then even a read-only descriptor that is reopened through /proc
+cannot be written or mapped writable.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ _F_ADD_SEALS = 1033
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_FUTURE_WRITE = 0x1, 0x2, 0x4, 0x10
 
 _ZEROS = bytes(PAGE_SIZE)
-"""Copied to clear a frame, which takes a third of what filling a row of the array does."""
+"""Copied to clear a frame. That takes a third of the time of filling a row of the array."""
 
 
 class Ram:
     """The machine's memory of `size_bytes`, a multiple of PAGE_SIZE."""
 
     def __init__(self, size_bytes: int, *, is_shared: bool = False) -> None:
-        """Create the memory file and map it; every byte reads zero and takes no memory until it is written.
+        """Create the memory file and map it. Every byte reads as zero and takes no memory until it is written.
 
-        `is_shared`: native programs will map it to write (`open_writable`), so that it is not sealed against that.
-
-        Raises OSError where the host has no memory files or no address space for it.
+        `is_shared`: native programs will map the file writable (`open_writable`), so it is not sealed.
+        Raises OSError when the host has no memory files, or no address space for the mapping.
         """
         self.size_bytes = size_bytes
         self.nr_frames = size_bytes >> PAGE_SHIFT
@@ -54,13 +53,13 @@ class Ram:
         self._bytes = memoryview(self._map)
         self._readonly = self._bytes.toreadonly()
         self.words = self._bytes.cast("Q")
-        """The whole memory as words: for one entry at a time (an index here costs a third of one in numpy)."""
+        """The whole memory as words, for one entry at a time. An index here costs a third of an index in numpy."""
         self.words_np: npt.NDArray[np.uint64] = np.frombuffer(self._map, dtype=np.uint64)
         """The same words as an array: for ranges of entries."""
         self.frames_np = self.words_np.reshape(self.nr_frames, 1 << WORDS_SHIFT)
         """The same words, one row a frame."""
         self.written = np.zeros(self.nr_frames, dtype=np.bool_)
-        """Whether each frame may hold anything but zeros."""
+        """For each frame, whether it may hold something other than zeros."""
         self._written = self.written.data.cast("B")
 
     def page(self, pfn: Pfn) -> memoryview:
@@ -73,23 +72,23 @@ class Ram:
         return self._readonly[paddr : paddr + length]
 
     def write(self, paddr: int, data: bytes | memoryview) -> None:
-        """Store bytes at a physical address; they lie within one frame."""
+        """Store bytes at a physical address. They must lie within one frame."""
         self._bytes[paddr : paddr + len(data)] = data
         self._written[paddr >> PAGE_SHIFT] = 1
 
     def set_written(self, pfn: Pfn) -> None:
-        """Note that somebody writes to a frame through `words`: it becomes a page table."""
+        """Note that the caller writes to a frame through `words`, as into a page table."""
         self._written[pfn] = 1
 
     def clear_page(self, pfn: Pfn) -> None:
-        """Make one frame read as zeros; one that was never written does already, and takes no memory of the host."""
+        """Clear a frame. A frame that was never written already reads as zeros, and takes no memory of the host."""
         if self._written[pfn]:
             start = pfn << PAGE_SHIFT
             self._bytes[start : start + PAGE_SIZE] = _ZEROS
             self._written[pfn] = 0
 
     def clear_pages(self, pfns: npt.NDArray[np.int64]) -> None:
-        """Make frames read as zeros; a run of consecutive ones is one memset."""
+        """Clear frames. A run of consecutive frames is one memset."""
         pfns = pfns[self.written[pfns]]
         if not len(pfns):
             return
@@ -100,7 +99,7 @@ class Ram:
         self.written[pfns] = False
 
     def copy_page(self, to: Pfn, source: Pfn) -> None:
-        """Copy a whole frame; one that was never written is zeros, and copying it takes no memory of the host."""
+        """Copy a whole frame. Copying a frame that was never written takes no memory of the host."""
         if self._written[source]:
             self.frames_np[to] = self.frames_np[source]
             self._written[to] = 1
@@ -112,17 +111,17 @@ class Ram:
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def open_writable(self) -> int:
-        """Return a new descriptor of the memory file that can be mapped to write; the caller closes it.
+        """Return a new descriptor of the memory file that can be mapped writable; the caller closes it.
 
-        Whoever maps a frame so tells it by `set_written`.
+        Call `set_written` for every frame that somebody maps writable.
         """
         return os.dup(self._fd)
 
     def close(self) -> None:
         """Give the memory back to the host. No view of it may be used afterwards.
 
-        An array that somebody still holds (a dead address space that is not collected yet) keeps the mapping until it
-        goes too.
+        If some object still holds an array (a dead address space that is not collected yet), the mapping stays until
+        that object is collected.
         """
         del self.frames_np, self.words_np
         self.words.release()

@@ -1,5 +1,5 @@
-"""The daemon's outside: the only place with sockets, epoll and pidfds.
+"""The server: the only layer with sockets, epoll and pidfds.
 
-It turns datagrams into calls of dispatch and answers into datagrams, and tells the kernel when a thread's connection
-or a real process has ended. It knows nothing of memory.
+It turns datagrams into calls of dispatch, and answers into datagrams. It tells the kernel when the connection of a
+thread or a real process has ended. It knows nothing about memory.
 """

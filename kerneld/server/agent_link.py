@@ -1,8 +1,8 @@
-"""The connection of a native program's agent: orders to it, and the wait for their acknowledgement.
+"""The connection of a native program's agent: sends orders to the agent, and waits for the acknowledgement.
 
-Owns how long the kernel waits. An agent does nothing but this and waits for nobody, so it answers in microseconds, as
-the processor that gets an interrupt does; one that does not answer in time costs its own process the life, and nobody
-else more than that time. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
+Owns the longest wait. An agent does no other work and waits for no other process. So it answers in microseconds, as a
+processor answers an interrupt. If an agent does not answer in time, the kernel kills its process. Other clients lose no
+more than that time. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = structlog.get_logger("kerneld.server")
 
 
 def with_record(outcome: Outcome | bytes, record: bytes) -> Outcome | bytes:
-    """Return the answer to a native thread with what its TLB is told behind it."""
+    """Return the answer to a native thread with the record for its TLB appended."""
     if isinstance(outcome, bytes):
         return outcome + record
     return outcome._replace(answer=outcome.answer + record)
@@ -39,7 +39,7 @@ class AgentLink:
     """One agent; see `kerneld.tlb.tlb.Agent`."""
 
     def __init__(self, connection: Connection, kill: Callable[[], None]) -> None:
-        """`kill` ends the real process whose agent it is."""
+        """`kill` ends the real process of the agent."""
         self._connection = connection
         self._kill = kill
         self._is_over = False
@@ -47,7 +47,7 @@ class AgentLink:
         self._poll.register(connection.fd, select.POLLIN)
 
     def order(self, record: bytes) -> None:
-        """Send an order and wait until it has been carried out; where that does not come the process is killed."""
+        """Send an order and wait for the acknowledgement. Without an acknowledgement in time, kill the process."""
         if self._is_over:
             return
         with contextlib.suppress(OSError):
@@ -66,13 +66,13 @@ class AgentLink:
         return False
 
     def dismiss(self) -> None:
-        """The agent is needed no more: it ends by itself."""
+        """Tell the agent to end: it is not needed any more."""
         self._is_over = True
         with contextlib.suppress(OSError):
             self._connection.socket.send(RECORD.pack(RECORD.size, DISMISSED, 0), SEND_FLAGS)
 
     def lost(self) -> None:
-        """The connection has ended."""
+        """Note that the connection has ended, and kill the process."""
         self._end_process("its agent has gone")
 
     def _end_process(self, why: str) -> None:

@@ -1,12 +1,13 @@
-"""Descriptors that clients pass in, looked at before anybody uses or closes them.
+"""Checks the descriptors that clients pass in, before any other code uses or closes them.
 
-To close a descriptor may take as long as to read from it: a FUSE file system is asked to flush, a socket lingers, a
-terminal drains. Those that `Mounts.may_wait` names are closed by a thread that does nothing else and touches nothing of
-the kernel's. Another takes each one's place, which can be mapped and executed as little, and is refused as it would be:
-a socket that was never connected a socket's, one of /dev/null any other's.
+Closing a descriptor may block as long as reading from it: a FUSE file system has to flush, a socket lingers, a terminal
+drains. A thread of its own closes the descriptors that `Mounts.may_wait` names. This thread touches no other object of
+the kernel. A harmless descriptor takes the place of each of them. It cannot be mapped or executed either, so the
+request fails with the same errno: an unconnected socket replaces a socket, and /dev/null replaces any other file.
 
-Owns what waits to be closed, and for whom: a client for which too much waits is turned out, and let in again when that
-has been closed. Invariant: `_waiting` counts the descriptors that no thread has closed yet, but for those in `_closed`.
+Owns the descriptors that wait to be closed, with their clients. A client with too many of them is disconnected, and may
+connect again when they are closed. Invariant: `_waiting` counts the descriptors that no thread has closed yet, without
+those in `_closed`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kerneld.server.connection import close_fds
 from kerneld.syscalls.kernel import Sender
 
 MOST_WAITING = 512
-"""Descriptors of one client that have not been closed yet. One datagram may bring 253."""
+"""The most descriptors of one client that wait to be closed. One datagram may bring 253."""
 
 log = structlog.get_logger("kerneld.server")
 
@@ -32,7 +33,7 @@ Client = tuple[str, int]
 
 
 def client_of(peer: Sender) -> Client:
-    """Return whom a connection is accounted to: its user, or its process where that is root or the daemon's user."""
+    """Return the account of a connection: its user; for root and the daemon's user, its process."""
     return ("pid", peer.pid) if peer.uid in (0, os.getuid()) else ("uid", peer.uid)
 
 
@@ -44,10 +45,10 @@ class Airlock:
         self._closed: SimpleQueue[Client] = SimpleQueue()
         self._waiting: Counter[Client] = Counter()
         self._unbegun: list[tuple[list[int], Client]] = []
-        """What no thread could be had for (RLIMIT_NPROC): tried again whenever descriptors come."""
+        """Descriptors for which no thread could be started (RLIMIT_NPROC). The next descriptors cause a new attempt."""
 
     def admit(self, fds: list[int], peer: Sender) -> None:
-        """Put a harmless descriptor in the place of each one that might make us wait."""
+        """Replace each descriptor whose close may block by a harmless one."""
         self._mounts.look()
         if self._unbegun:
             self._begin_again()
@@ -56,7 +57,7 @@ class Airlock:
             return
         client, waiting = client_of(peer), [fds[at] for at in slow]
         for at in slow:
-            # Where not even one is left the number stands for none, and whoever uses it is told EBADF.
+            # If no descriptor can be opened, the number names no file, and its user gets EBADF.
             fds[at] = _open_socket() if _is_socket(fds[at]) else _open_null()
         self._waiting[client] += len(waiting)
         log.info("descriptors of files that may not answer, of sockets or devices", pid=peer.pid, count=len(waiting))
@@ -79,7 +80,7 @@ class Airlock:
             self._closed.put(client)
 
     def is_barred(self, peer: Sender) -> bool:
-        """Tell whether so many of a client's descriptors wait to be closed that it may bring no more."""
+        """Return whether too many descriptors of a client wait to be closed, so that it may pass no more."""
         while self._waiting:
             try:
                 client = self._closed.get_nowait()
@@ -92,7 +93,7 @@ class Airlock:
 
 
 def _is_socket(fd: int) -> bool:
-    """Tell whether a descriptor is a socket's, without asking what it is of."""
+    """Return whether a descriptor is a socket, without a question to its file system."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
     except OSError:

@@ -1,16 +1,16 @@
 """The requests of one datagram, run one after the other.
 
-One datagram may hold thousands of requests, each of which may touch all of RAM. A batch therefore runs for a slice of
-time at a turn, and those that wait are served between two slices: a batch is in order, it is not one moment. The same
-holds for one request that is a program's own run through its memory, a look at another's, or a call in which Linux
-makes way too.
+One datagram may hold thousands of requests, and each may touch all of RAM. So a batch runs for a slice of time in each
+turn, and the server serves other clients between two slices. The requests of a batch run in order, but not at one
+moment. Some single requests run in slices too: a touch of much memory, a read of /proc, and long calls.
 
-Replies longer than fit one answer. Longer inline data comes out of what small replies leave, first come first served.
-For `load` that is decided before it runs (its length is an argument, and running it faults pages in); for the others
-that return much (procread, mincore, process_vm_readv, page_contents) after it, by the true length, as they change
-nothing of the caller's. Those that answer with fds are refused before they run where their fds would go beyond what one
-datagram carries, and where the client has not read an answer yet: fds on their way are in no table but ours. A trace,
-which anybody may open, has a datagram of its own.
+The replies of a batch may not fit into one answer. Every request has room for a small reply. Longer inline data uses
+the rest of the answer, in the order of the requests. For `load` this is decided before it runs: its length is an
+argument, and running it would fault pages in. For the other calls with long replies (procread, mincore,
+process_vm_readv, page_contents) it is decided after they have run, by the true length, because they change nothing
+for the caller. A request that returns fds is refused before it runs in two cases: one datagram cannot carry its fds,
+or the client has not read an earlier answer. Only the daemon's file table counts fds that are on their way. A trace,
+which any user may open, needs an answer of its own.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 
 FDS_OF_ONE_ANSWER = 2
 SLICE_SECONDS = 0.01
-"""How long a batch is run before others get their turn; the request that is then under way is finished."""
-# Plain ints: each is compared for every request, and an enum's member costs a look-up each time.
+"""How long a batch runs before the other clients are served. The request that runs at that moment is finished."""
+# Plain ints: every request is compared with each of them, and an enum's member costs a look-up each time.
 ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
 PERF_EVENT_OPEN = int(Nr.PERF_EVENT_OPEN)
 SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), PERF_EVENT_OPEN})
 _IS_CHECKED = SENDS_FDS | {ATTACH, LOAD, STORE}
-"""Calls that something is asked of before they run."""
+"""Calls that need a check before they run."""
 
 
 class Batch:
-    """The requests of one datagram, run in order until one ends the batch, one slice of time after another.
+    """The requests of one datagram. They run in order, slice by slice, until one of them ends the batch.
 
-    A request is not interrupted but between two of its pieces, where it has such (`answer.Work`). Between two slices
-    others are served. Owns the fds of its answer until `run` has returned that, and knows the datagram's, which stay
-    its caller's to close.
+    A request may stop only between two of its pieces, if it has pieces (`answer.Work`). The server serves other clients
+    between two slices. Owns the fds of its answer until `run` has returned the answer. Knows the fds of the datagram,
+    which the caller must close.
     """
 
     __slots__ = (
@@ -61,39 +61,45 @@ class Batch:
     )  # fmt: skip
 
     def __init__(self, session: Session, call: Call, requests: list[wire.Request], work: Work | None = None) -> None:
-        """`call` is the thread's, with the datagram's fds; `work`: the first request has begun, this is left of it."""
+        """`call` is the thread's Call, with the datagram's fds.
+
+        `work` is the rest of the first request, if it has begun.
+        """
         self._session = session
         self._thread = call.thread
         self._call = call
         self._requests = requests
         self._next = 0
         self._looked_at = 0
-        """Requests before this index have been looked at for stores whose faults are taken together."""
+        """The search for stores whose faults can be taken together has reached this index."""
         self._replies: list[bytes] = []
         self._room = session.connection.reply_limit - SMALL_REPLY * len(requests)
         self._is_last = False
         self._answer_fds: list[int] = []
         self._until = 0.0
         self._work = work
-        """What is left of the request that `_next` names, where that is one that goes on."""
+        """The rest of the request at `_next`, if that request has begun."""
         self.fds = call.fds
-        """The datagram's, those that no request has consumed yet."""
+        """The fds of the datagram that no request has consumed yet."""
         self._payer: Payer | None = None
-        """Whose account they are on while others are served."""
+        """The account that pays for these fds while other clients are served."""
 
     def take_attach(self, ret: int) -> Outcome | None:
-        """Add the reply to the first request, an `attach` that has been done; returns the outcome where it was all."""
+        """Add the reply to the first request, an `attach` that has run.
+
+        Return the outcome if it was the only request.
+        """
         self._replies.append(seal_number(ret))
         self._next = 1
         return self._outcome() if len(self._requests) == 1 or self._thread.process.ended else None
 
     def run(self, slice_seconds: float) -> Outcome | None:
-        """Run the next request, and more until the slice is over.
+        """Run requests until the slice is over, at least one.
 
-        Returns None where requests are left then: the thread has gone behind those that wait for the processor.
+        Returns None if requests are left. The thread is then at the end of the run queue.
         """
         self._until = monotonic() + slice_seconds
-        # Not every request has the processor given to its thread: a number that no call has, a reply without room.
+        # Some requests do not make their thread the current one: an unknown number, a reply without room.
         run_task(self._call.kernel.rq, self._thread)
         if self._sleeps():
             return None
@@ -103,7 +109,7 @@ class Batch:
             work, self._work = self._work, None
             result = self._begin(request) if work is None else self._go_on(work)
             if isinstance(result, int) and request.nr not in ENDS_THREAD:
-                # Most say no more than a number.
+                # Most replies are only a number.
                 self._replies.append(seal_number(result))
             elif isinstance(result, Work):
                 self._work = result
@@ -119,7 +125,7 @@ class Batch:
                 return None
 
     def _begin(self, request: wire.Request) -> int | Answer | Work:
-        """Run a request, and as many pieces of it as the slice has time for."""
+        """Run a request, or as many of its pieces as fit into the slice."""
         call = self._call
         nr, call.args, call.data = request
         if nr in _IS_CHECKED:
@@ -134,14 +140,17 @@ class Batch:
         return self._go_on(result) if isinstance(result, Work) and result.waits_for is None else result
 
     def _has_room(self, request: wire.Request) -> bool:
-        """Whether the reply is known beforehand to fit. A length over MAX_INLINE is the kernel's to refuse."""
+        """Whether the reply of a request is known to fit before it runs.
+
+        The kernel refuses a length over MAX_INLINE.
+        """
         if request.nr == LOAD:
             return request.args[1] > wire.MAX_INLINE or long_bytes(request.args[1]) <= self._room
         most = FDS_OF_ONE_ANSWER if request.nr == PERF_EVENT_OPEN else wire.MAX_FDS
         return len(self._answer_fds) + FDS_OF_ONE_ANSWER <= most and not self._session.connection.has_unread
 
     def _go_on(self, work: Work) -> int | Answer | Work:
-        """Run pieces of a request until it has been answered, waits for something, or the slice is over."""
+        """Run pieces of a request until it has its answer, or waits for an event, or the slice is over."""
         while True:
             self._call.work = work
             result = run(self._call, RESTART)
@@ -150,7 +159,7 @@ class Batch:
             work = result
 
     def _seal(self, nr: int, result: int | Answer) -> bool:
-        """Add the reply to a request that has run; returns whether the batch ends with it."""
+        """Add the reply to a request that has run. Return whether the batch ends with this request."""
         sealed = seal(nr, result, self._room)
         if not isinstance(sealed, bytes):
             sealed, fds, self._is_last = sealed
@@ -160,7 +169,7 @@ class Batch:
         return self._is_last or (isinstance(result, Answer) and result.signo != 0)
 
     def _sleeps(self) -> bool:
-        """Put the thread to sleep where the next piece waits for something; returns whether it does."""
+        """Put the thread to sleep if the next piece waits for an event. Return whether it sleeps."""
         waits_for = self._work.waits_for if self._work is not None else None
         if waits_for is None or waits_for.is_over:
             return False
@@ -178,12 +187,12 @@ class Batch:
             sysvec_apic_timer_interrupt(self._thread)
 
     def _pay(self) -> None:
-        """Put the descriptors that are left on an account while others are served."""
+        """Charge the remaining descriptors to an account while other clients are served."""
         if self.fds and self._payer is None:
             try:
                 self._payer = self._call.kernel.files.accounts.charge(self._thread.process, len(self.fds))
             except SysError:
-                # Too many with what others of its batches hold: whoever wants one of these is told EBADF.
+                # Together with its other batches the client holds too many: requests that need one get EBADF.
                 close_fds(self.fds)
                 self.fds.clear()
 
@@ -193,7 +202,7 @@ class Batch:
             self._payer = None
 
     def close(self) -> None:
-        """Give up what has not been run, and close every fd, the datagram's too."""
+        """Give up the requests that have not run, and close every fd, also those of the datagram."""
         if self._work is not None:
             self._work.close()
         self._pay_back()

@@ -1,10 +1,10 @@
-"""One connection: datagrams in, answers out, both without ever waiting.
+"""One connection: receives datagrams and sends answers, and never blocks.
 
-It owns the socket and at most one answer that the client has not taken yet. It knows records no closer than their
-bytes.
+It owns the socket and at most one answer that does not fit into the socket yet. It does not look into the bytes of
+records.
 
-Invariant: while an answer waits (`unsent`), nothing is read from the connection. A client that does not read
-therefore costs one answer of memory and no more.
+Invariant: while an answer waits (`unsent`), the server reads nothing from the connection. So a client that does not
+read costs the memory of one answer, and no more.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ CREDENTIALS = struct.Struct("=iII")
 FD_BYTES = 4
 ANCILLARY_BYTES = socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_SPACE(FD_BYTES * wire.MAX_FDS)
 SKB_OVERHEAD = 32
-"""What a Unix datagram socket keeps back of its send buffer: Linux v6.8 net/unix/af_unix.c:unix_dgram_sendmsg()."""
+"""The part of its send buffer that a Unix datagram socket does not use: Linux v6.8
+net/unix/af_unix.c:unix_dgram_sendmsg()."""
 SEND_BUFFER = 212_992
-"""Doubled by the kernel: room for MAX_REPLY within the usual net.core.wmem_max, so that no privilege is needed."""
+"""The host's kernel doubles this size. It is within the usual net.core.wmem_max, and has room for MAX_REPLY."""
 NOBODY = Sender(0, 0, 0)
 
-# Plain ints: an operation on the enums of the socket module costs a microsecond, of the few that a request takes.
+# Plain ints: an operation on the enums of the socket module costs a microsecond, and a request takes only a few.
 RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 MSG_TRUNC = int(socket.MSG_TRUNC)
@@ -41,19 +42,19 @@ MSG_CUT = MSG_TRUNC | MSG_CTRUNC
 
 
 class Datagram(NamedTuple):
-    """What one recvmsg brought. `data` is only good until the next one; whoever holds `fds` must close them."""
+    """The result of one recvmsg. `data` is valid until the next one. The holder of `fds` must close them."""
 
     data: memoryview
     sender: Sender
     fds: list[int]
     is_cut: bool
-    """It was longer than MAX_DATAGRAM."""
+    """The datagram was longer than MAX_DATAGRAM."""
     lost_fds: bool
-    """Not every fd that came beside it could be installed: our fd table is full."""
+    """Some fds of the datagram are lost, because the daemon's fd table is full."""
 
 
 class Inbox:
-    """The buffer that every connection's datagrams are received into, one at a time."""
+    """The buffer into which the datagrams of all connections are received, one at a time."""
 
     __slots__ = ("buffers", "view")
 
@@ -63,8 +64,8 @@ class Inbox:
         self.buffers = [self.view]
 
     def datagram(self, length: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> Datagram | None:
-        """Return what recvmsg_into brought into `buffers`, or None at the end of the connection."""
-        # An empty datagram still has its sender beside it; the end of the connection has not.
+        """Return the datagram that recvmsg_into has put into `buffers`, or None at the end of the connection."""
+        # An empty datagram has the credentials of its sender; the end of the connection has none.
         if length == 0 and not ancillary:
             return None
         sender = NOBODY
@@ -78,17 +79,17 @@ class Inbox:
 
 
 def usual_ancillary(sender: Sender) -> list[tuple[int, int, bytes]]:
-    """Return what comes beside a datagram of this sender's: its credentials, in the host's bytes, and no fds."""
+    """Return the ancillary data of a datagram of this sender without fds: its credentials, as the host packs them."""
     return [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, CREDENTIALS.pack(*sender))]
 
 
 class Connection:
-    """A client's connection. What its client has attached is `kerneld.server.session`'s."""
+    """A client's connection. The thread that the client has attached belongs to `kerneld.server.session`."""
 
     __slots__ = ("_send", "_unsent_fds", "fd", "is_closed", "peer", "receive", "reply_limit", "socket", "unsent")
 
     def __init__(self, accepted: socket.socket, peer: Sender) -> None:
-        """`peer` is who connected."""
+        """`peer` has the credentials of the process that connected."""
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.socket = accepted
         self.peer = peer
@@ -98,19 +99,19 @@ class Connection:
         self.is_closed = False
         self.reply_limit = min(wire.MAX_REPLY, accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - SKB_OVERHEAD)
         self.unsent = b""
-        """The answer that waits for the client to read the ones before it."""
+        """The answer that waits until the client has read the earlier ones."""
         self._unsent_fds: list[int] = []
 
     @property
     def has_unread(self) -> bool:
-        """Whether the client has still to read an answer. Source: Linux v6.8 net/unix/af_unix.c:unix_outq_len()."""
+        """Whether the client has not read all answers yet. Source: Linux v6.8 net/unix/af_unix.c:unix_outq_len()."""
         return fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
 
     def send(self, answer: bytes, fds: list[int] | None = None) -> bool:
-        """Send one answer, or keep it where the client has left no room for it; `fds` are closed once it has gone.
+        """Send one answer, or keep it if the socket has no room for it. The `fds` are closed after the answer is sent.
 
-        Returns whether it has gone.
-        Raises OSError when the connection is broken; the fds are closed then too.
+        Returns whether the answer is sent.
+        Raises OSError when the connection is broken; then the fds are closed too.
         """
         try:
             if fds:
@@ -129,13 +130,13 @@ class Connection:
         return True
 
     def send_again(self) -> bool:
-        """Try again to send the answer that waits; returns and raises as send does."""
+        """Try again to send the answer that waits. Returns and raises as `send` does."""
         answer, fds = self.unsent, self._unsent_fds
         self.unsent, self._unsent_fds = b"", []
         return self.send(answer, fds)
 
     def close(self) -> None:
-        """Close the socket and drop the answer that waits, with its fds."""
+        """Close the socket, and drop the answer that waits with its fds."""
         self.is_closed = True
         self.unsent = b""
         close_fds(self._unsent_fds)
@@ -144,7 +145,7 @@ class Connection:
 
 
 def close_fds(fds: Iterable[int]) -> None:
-    """Close fds that came from a client or went to one, whatever closing them reports (a full disk, say)."""
+    """Close fds from a client or for a client. Errors of the close (a full disk, say) are ignored."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -1,8 +1,8 @@
-"""The daemon's life: claim the socket, build the machine, serve, and leave nothing behind.
+"""The life of the daemon: it claims the socket, builds the machine, serves, and removes everything at the end.
 
-It owns the order. The socket is claimed before the machine is built, so that a second daemon says so at once; it is
-given up last, so that whoever finds it gone finds everything else gone too. Signals are only noted (a byte in a pipe
-that the loop watches): a request in progress is always finished.
+Owns the order of these steps. The socket is claimed before the machine is built, so a second daemon reports the
+conflict at once. The socket is released last: when it is gone, everything else is gone too. A signal only writes a
+byte into a pipe that the loop watches: a running request is always finished.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from shared.stop_signals import stop_signals
 
 BYTES_PER_MIB = 1 << 20
 GC_THRESHOLD = 10_000
-"""Objects between two collections of the young ones; what one request makes goes by reference counting."""
+"""New objects between two collections of the youngest generation. Reference counting frees the objects of a request."""
 TRACING_MODULES = (
     "shared.trace.events",
     *(f"kerneld.trace.{name}" for name in ("fprobe", "tracepoint", "ring", "trace", "ftrace", "probe")),
     *(f"kerneld.trace.probes.{name}" for name in kerneld.trace.probes.NAMES),
 )
-"""What tracing imports, in an order in which none brings many others along."""
+"""The modules that tracing imports, in an order in which no module imports many others."""
 
 log = structlog.get_logger("kerneld.server")
 
 
 class MachineError(Exception):
-    """The machine cannot be built as asked: one line for people."""
+    """The machine cannot be built with these options: one line for people."""
 
 
 class Panic(KernelBug):
-    """The machine has broken; `dump` is the path of what it was like, empty where that could not be written."""
+    """The machine is broken. `dump` is the path of the dump; empty if the dump could not be written."""
 
     def __init__(self, why: str, dump: str) -> None:
         super().__init__(why)
@@ -59,7 +59,7 @@ class Panic(KernelBug):
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """What `kerneld start` was asked for."""
+    """The options of `kerneld start`."""
 
     socket_path: str
     ram_bytes: int
@@ -69,26 +69,26 @@ class DaemonConfig:
     host_interval_seconds: float = HOST_INTERVAL_SECONDS
     swap_bytes: int = 0
     sysctl: Sysctl = field(default_factory=Sysctl)
-    """vm.* and who gets huge pages, as the machine starts."""
+    """The values of vm.* and of transparent huge pages at the start."""
     files: FileRules = field(default_factory=FileRules)
-    """How many files of whom are used, and which are."""
+    """The limits on open files, and the kinds of files that may be used."""
     allow_group: int | None = None
     """The gid of a group whose members may connect too."""
     trace_buffer_bytes: int | None = None
-    """The largest buffer that a trace may have; None: what `kerneld.trace` says."""
+    """The largest buffer of a trace in bytes; None: the default of `kerneld.trace`."""
     pku: bool = True
     """Whether the processor has memory protection keys."""
     native: bool = True
-    """Whether native programs may come (`kerneld exec`)."""
+    """Whether native programs are allowed (`kerneld exec`)."""
 
 
 def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP; `on_ready` is called once the socket accepts.
+    """Serve until SIGINT, SIGTERM or SIGHUP. `on_ready` is called when the socket accepts connections.
 
-    Raises SocketPathError or MachineError when it cannot start, Panic when the machine has broken.
+    Raises SocketPathError or MachineError when the daemon cannot start, and Panic when the machine is broken.
     """
     raise_fd_limit()
-    # Whoever asks again asks for nothing new: the end waits for the request that is being run.
+    # A second signal changes nothing: the end waits for the running request.
     with stop_signals(ends_at_second=False) as stop:
         held = claim(os.path.abspath(config.socket_path), config.allow_group)
         try:
@@ -104,7 +104,7 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
                 loop.run()
                 kernel.shutdown()
             except KernelBug as error:
-                # A broken machine is not taken down in order: the process ends, and the host takes back all it held.
+                # A broken machine is not taken down in order: the process ends, and the host frees everything.
                 log.critical("kernel panic", exc_info=True)
                 raise Panic(str(error), _dump(kernel, error, held)) from error
         finally:
@@ -124,7 +124,7 @@ def _dump(kernel: Kernel, error: KernelBug, held: Claim) -> str:
 
 
 def build_kernel(config: DaemonConfig) -> Kernel:
-    """Return the machine. Raises MachineError when the host has not the memory, or the size will not do."""
+    """Return the machine. Raises MachineError when the host has too little memory, or the size is not possible."""
     try:
         kernel = Kernel(
             KernelConfig(
@@ -148,22 +148,22 @@ def build_kernel(config: DaemonConfig) -> Kernel:
 
 
 def spare_collector() -> None:
-    """Leave what the start has made out of every later garbage collection, and have fewer of the small ones."""
+    """Exclude the objects of the start from later garbage collections, and make young collections rarer."""
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
 
 def raise_fd_limit() -> None:
-    """Allow as many fds as the system lets us: each client costs a connection, and each process a pidfd."""
+    """Raise the limit of fds to its maximum: each client needs a connection, and each process a pidfd."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _load_tracing(max_ring_bytes: int | None, kernel: Kernel) -> Iterator[None]:
-    """Make the machine one that can be traced, when the first trace is asked for: a start need not wait for it.
+    """Load the tracing of a machine when the first trace is opened, so that the start does not wait for it.
 
-    Module by module, so that others are served in between: together they take as long as many requests.
+    It yields after each module, so that other clients are served in between: the imports take as long as many requests.
     """
     for module in TRACING_MODULES:
         importlib.import_module(module)

@@ -1,6 +1,7 @@
-"""A daemon in the background: the caller returns when the socket accepts, or with the reason why it never will.
+"""Starts a daemon in the background. The caller returns when the socket accepts connections, or when the start failed.
 
-A pipe joins the two: the child writes READY, or one line for people, or dies and the pipe ends; the log then says why.
+A pipe connects the two. The child writes READY, or one line for people. If the child dies, the pipe ends, and the log
+has the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SEE_LOG = "see its log"
 
 
 class Started(NamedTuple):
-    """How it went: the pid, and where it is not ready, the exit status and the line for people."""
+    """The result: the pid, and after a failure the exit status and the line for people."""
 
     pid: int
     is_ready: bool
@@ -26,10 +27,10 @@ class Started(NamedTuple):
 
 
 def start_detached(log_fd: int, serve: Callable[[Callable[[], None], Callable[[str], None]], int]) -> Started:
-    """Fork a child in a session of its own that runs `serve(on_ready, on_failure)` and exits with what that returns.
+    """Fork a child in a new session. It runs `serve(on_ready, on_failure)`, and exits with the returned status.
 
-    Its stdout and stderr are `log_fd`, its stdin empty, its directory the root; it keeps nothing else open of what the
-    caller was started with. Must be called while there is one thread.
+    Its stdout and stderr are `log_fd`, its stdin is empty, its working directory is the root. It closes all other
+    descriptors of the caller. Must be called while there is only one thread.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -61,7 +62,7 @@ def _become_daemon(
         os.dup2(null_fd, 0)
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
-        # Whoever reads a pipe of the caller's to its end would wait for this daemon's.
+        # A reader of the caller's pipe would otherwise wait for the end of this daemon.
         _close_all_but({0, 1, 2, write_fd})
 
         def tell(words: bytes) -> None:
@@ -70,7 +71,7 @@ def _become_daemon(
 
         status = serve(lambda: tell(READY), lambda message: tell(message.encode()))
     except Exception:
-        # What nobody has foreseen has no line for people: the log, where they are sent, has it all.
+        # An unexpected exception has no line for people. The log has the traceback.
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -80,6 +81,6 @@ def _close_all_but(kept: set[int]) -> None:
     """Close every descriptor of this process that is not in `kept`."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd not in kept:
-            # The one of the listing itself is among them, and closed by now.
+            # The list also has the descriptor of the listing itself, which is closed by now.
             with contextlib.suppress(OSError):
                 os.close(fd)

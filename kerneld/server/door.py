@@ -1,9 +1,10 @@
-"""Who comes in: the listening socket, and how many connections a process, a user and all together may have.
+"""Accepts connections, within the limits for one process, for one user and for all together.
 
-Owns the counts, and one spare descriptor with which a caller can be turned away when there is no other. Knows no
-request. Who connects is known from SO_PEERCRED before a word is said, so that limits hold for those that never say one.
+Owns the counts, and one spare descriptor: with it the daemon can accept and close a connection when it has no other
+descriptor. Knows no request. SO_PEERCRED names the peer before it sends anything, so the limits also hold for clients
+that never send.
 
-Invariant: the counts are those of the connections that have been let in and have not left.
+Invariant: the counts are those of the connections that were admitted and have not left.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ log = structlog.get_logger("kerneld.server")
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """Most connections at once."""
+    """The most connections at once."""
 
     total: int = 1024
     of_a_process: int = 256
     of_a_user: int = 256
-    """Of each user but root and the daemon's own, who could end the daemon anyway."""
+    """For each user, except root and the daemon's user: these could end the daemon anyway."""
 
 
 class Door:
-    """The listener and its doorkeeper."""
+    """The listener, with its limits."""
 
     def __init__(
         self, listener: socket.socket, limits: ClientLimits, is_barred: Callable[[Sender], bool] = lambda peer: False
     ) -> None:
-        """`is_barred` tells of a caller whether it must stay outside whatever the limits say."""
+        """`is_barred` says whether a client is refused although the limits would admit it."""
         self._is_barred = is_barred
         self._listener = listener
         self._limits = limits
@@ -51,9 +52,10 @@ class Door:
         self._spare_fd = _open_spare()
 
     def admit(self, make_room: Callable[[], None]) -> Iterator[Connection]:
-        """Let in those that wait outside, as far as limits allow, each as a connection counted from now on.
+        """Accept the waiting connections, within the limits, and count each of them.
 
-        `make_room` is called where all places are taken: it makes one leave that has none to lose, if there is one.
+        When all places are taken, `make_room` is called. It closes a connection that has never attached, if there is
+        one.
         """
         for _ in range(ACCEPTS_A_TURN):
             caller = self._accept()
@@ -81,7 +83,7 @@ class Door:
         return self._nr_inside >= self._limits.total
 
     def _accept(self) -> tuple[socket.socket, Sender] | None:
-        """Return the next that waits outside, and who it is; None where nobody does, or can be taken."""
+        """Return the next waiting connection and its peer; None if no connection waits, or none can be accepted."""
         try:
             accepted, _address = self._listener.accept()
         except BlockingIOError:
@@ -96,7 +98,7 @@ class Door:
         return accepted, Sender._make(CREDENTIALS.unpack(credentials))
 
     def _find_objection(self, peer: Sender) -> str:
-        """Return which limit lets this caller in no more, or an empty string."""
+        """Return the limit that refuses this client, in words; empty if it may connect."""
         limits = self._limits
         if self._is_barred(peer):
             return "descriptors that it has passed in cannot be closed"
@@ -110,7 +112,7 @@ class Door:
         return uid in (0, os.getuid())
 
     def left(self, peer: Sender) -> None:
-        """A connection of this peer's is over."""
+        """Uncount a connection of this peer, which has ended."""
         self._count(peer, -1)
 
     def _count(self, peer: Sender, change: int) -> None:
@@ -121,7 +123,10 @@ class Door:
                 del counter[key]
 
     def _turn_one_away(self) -> None:
-        """Out of fds: accept with the spare one and close, or the loop would spin on a listener that stays ready."""
+        """Accept with the spare descriptor, and close.
+
+        Without this the listener would stay ready, and the loop spin.
+        """
         close_fds([self._spare_fd])
         try:
             accepted, _address = self._listener.accept()
@@ -133,7 +138,7 @@ class Door:
             self._spare_fd = _open_spare()
 
     def close(self) -> None:
-        """Close the spare descriptor; the listener stays its owner's."""
+        """Close the spare descriptor. The owner of the listener closes the listener."""
         close_fds([self._spare_fd])
 
 

@@ -1,4 +1,4 @@
-"""One datagram answered: every rule of docs/abi.md's Transport that needs no socket.
+"""Answers one datagram: every rule of docs/abi.md, "Transport", that needs no socket.
 
 | datagram                                             | answer                                 | connection |
 |------------------------------------------------------|----------------------------------------|------------|
@@ -11,11 +11,11 @@
 | a request raises a signal that is not fatal          | ends with its reply                    | stays      |
 | a request ends the thread or the process             | ends with its reply                    | closed     |
 
-Who sent it is decided by the pid alone, on every datagram. The uid beside it is the real process's at that moment and
-may rightly differ from the one at `attach` (a set-user-ID program, a real setuid); what a task may do follows the
-credentials that the kernel keeps for it, which only the simulated setuid changes.
+Only the pid decides who the sender is, on every datagram. The uid of a datagram is that of the real process at that
+moment. It may differ from the uid at `attach` (a set-user-ID program, a real setuid). The rights of a task come from
+the credentials that the kernel keeps for it, and only the simulated setuid changes these.
 
-How a batch is run is `kerneld.server.batch`'s, and how a reply is made `kerneld.server.reply`'s.
+`kerneld.server.batch` runs a batch, and `kerneld.server.reply` makes a reply.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ Attach = Callable[[Session, "Sender", wire.Request], int]
 
 
 def answer_usual(session: Session, view: memoryview, length: int) -> Outcome | Batch | bytes | None:
-    """Answer the usual datagram, one request of the attached sender's, without fds on the way there or back.
+    """Answer a usual datagram: one request of the attached sender, without fds in the request or the reply.
 
-    It is the first `length` bytes.
+    The datagram is the first `length` bytes of `view`.
 
-    Returns the bytes alone where the reply is a number; None for whatever else the datagram may be, which
-    `answer_datagram` knows, and a batch of one where the request goes on. What that checks holds here: the request is
-    whole, a load of any length fits. It makes no object that it need not: a request takes some microseconds, and each
-    object a part of one.
+    Returns the bytes of the reply if the reply is a number; a batch of one request if the request goes on in a later
+    turn; None for any other datagram, which `answer_datagram` handles. The checks of `answer_datagram` hold here: the
+    request is complete, and a load of any length fits. The function makes as few objects as possible: a request takes
+    only some microseconds, and each object costs a part of one.
     """
     if length < _REQUEST_BYTES:
         return None
@@ -76,10 +76,10 @@ def answer_usual(session: Session, view: memoryview, length: int) -> Outcome | B
 def answer_datagram(
     kernel: Kernel, session: Session, datagram: Datagram, attach: Attach, slice_seconds: float = SLICE_SECONDS
 ) -> Outcome | Batch:
-    """Return the answer to one datagram, having run its requests; its fds that were not consumed stay in it.
+    """Run the requests of one datagram and return the answer. Fds that no request has consumed stay in `datagram`.
 
-    `attach(session, sender, request)` attaches the session and returns the pid or -errno. A batch that is longer than a
-    turn may be is returned as far as it came: `Batch.run` goes on with it.
+    `attach(session, sender, request)` attaches the session and returns the pid or -errno. A batch that needs more than
+    one slice of time is returned unfinished: `Batch.run` continues it.
     """
     thread = session.thread
     is_stranger = thread is not None and datagram.sender.pid != thread.process.pid

@@ -1,14 +1,14 @@
-"""Looks into real processes that the daemon does not wait for: another process makes them, and is given up if need be.
+"""Reads the pages of real processes without blocking the daemon: a helper process reads them, and can be killed.
 
-A thread would not do. One that sleeps in the host's kernel keeps its process from ending, so that not even SIGTERM
-would end the daemon. Owns that process, the socket to it, and the questions that wait for their turn. Knows no table.
+A thread is not enough: a thread that sleeps in the host's kernel keeps its process from ending, so even SIGTERM would
+not end the daemon. Owns the helper process, the socket to it, and the questions that wait. Knows no table.
 
-There is one question under way at a time. One that takes long, with somebody asleep for it or others behind it, is
-answered with ETIMEDOUT, and the process that has not answered it is killed. Where even that has no effect yet the
-process is left to the host; so many such as there may be, and then every question is answered with EAGAIN.
+The helper has one question at a time. If a question takes too long, and a client waits for it or other questions wait
+behind it, its answer is ETIMEDOUT, and the helper is killed. A helper in the host's kernel may not die at once; it is
+then left to the host. There may be MAX_LOST such helpers; beyond that every question is answered with EAGAIN.
 
-Invariants: `_under_way` is the question that the process has got; nothing waits while there is none. At most
-MAX_LOST processes have been killed and have not ended.
+Invariants: `_under_way` is the question that the helper has; if there is none, no question waits. At most MAX_LOST
+helpers have been killed and have not ended.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from kerneld.shadowpt.asking import Pending
 from kerneld.shadowpt.host_look import Descriptor, Question, unpack_look
 
 ANSWER_SECONDS = 3.0
-"""How long a question may be under way while somebody waits: on a busy machine a process takes long to start."""
+"""The longest time for a question while a client waits. On a busy machine a helper takes long to start."""
 UNWANTED_SECONDS = 0.1
-"""How long one still may be that nobody wants any more, while others are behind it."""
+"""The longest time for a question without a waiting client, while other questions wait behind it."""
 MAX_LOST = 8
 _MAX_ANSWER_BYTES = 1 << 18
 _ROOT = str(Path(kerneld.__file__).parents[1])
@@ -46,7 +46,7 @@ log = structlog.get_logger("kerneld.server")
 
 class _Asked(NamedTuple):
     question: Question
-    """With a descriptor of its own, which is closed when the question has been sent."""
+    """The question has its own descriptor, which is closed when the question has been sent."""
     pending: Pending
 
 
@@ -62,15 +62,15 @@ class HostReader:
         self._overdue = 0.0
         self._waiting: deque[_Asked] = deque()
         self.fd = -1
-        """Readable when an answer has come; -1 while there is no process."""
+        """Readable when an answer has come; -1 while there is no helper."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether a question is under way."""
+        """Whether the helper has a question."""
         return self._under_way is not None
 
     def ask(self, question: Question) -> Pending:
-        """Ask, as soon as those before have been answered."""
+        """Put a question at the end of the queue. The returned object gets the answer."""
         pending = Pending()
         try:
             own = question._replace(directory_fd=os.dup(question.directory_fd))
@@ -82,7 +82,10 @@ class HostReader:
         return pending
 
     def give_up(self, pending: Pending) -> None:
-        """Nobody waits for this answer any more: it is not asked for, or those behind it wait for it less long."""
+        """Note that no client waits for this answer.
+
+        A question that was not sent is dropped; a sent one gets less time.
+        """
         pending.on_over = pending.wake = None
         if pending is self._under_way:
             self._overdue = min(self._overdue, monotonic() + UNWANTED_SECONDS)
@@ -92,7 +95,7 @@ class HostReader:
             os.close(asked.question.directory_fd)
 
     def receive(self) -> None:
-        """The process has answered, or has ended."""
+        """Take the answer of the helper, or notice its end."""
         assert self._socket is not None
         fds: list[int] = []
         try:
@@ -111,14 +114,14 @@ class HostReader:
         self._send_next()
 
     def wait_seconds(self, longest: float | None) -> float | None:
-        """Return how long to wait at most, `longest` or until a question has been under way for too long."""
+        """Return the longest wait in seconds: `longest`, or the time until the current question takes too long."""
         if not self._is_waited_for():
             return longest
         wait = max(0.0, self._overdue - monotonic())
         return wait if longest is None else min(wait, longest)
 
     def tend(self) -> None:
-        """Give up what has been under way for too long."""
+        """Give up a question that takes too long."""
         if self._is_waited_for() and monotonic() >= self._overdue:
             log.warning("a real process cannot be looked into: the host has not answered", seconds=ANSWER_SECONDS)
             self._end_process()
@@ -126,7 +129,7 @@ class HostReader:
             self._send_next()
 
     def close(self) -> None:
-        """Let the process go, and nobody know anything."""
+        """End the helper. Questions without an answer get none."""
         self._end_process()
         self._answer(error=errno.ECANCELED)
         while self._waiting:
@@ -161,7 +164,7 @@ class HostReader:
                 os.close(directory_fd)
 
     def _start_process(self) -> socket.socket:
-        """Start the process that looks. Raises OSError."""
+        """Start the helper. Raises OSError."""
         self._reap()
         if len(self._lost) >= MAX_LOST:
             raise OSError(errno.EAGAIN, "the processes that look into others are all asleep")
@@ -177,7 +180,7 @@ class HostReader:
                         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                         (os.POSIX_SPAWN_DUP2, 1, 2),
                     ],
-                    # Ctrl+C is for the daemon alone, which ends this one.
+                    # Ctrl+C is only for the daemon, which ends the helper.
                     setpgroup=0,
                     setsigmask=(),
                 )

@@ -1,7 +1,7 @@
-"""The process that looks into real processes for the daemon: it may sleep for ever, and is killed then.
+"""The helper process that reads real processes for the daemon. It may block for ever; then the daemon kills it.
 
-Answers one question after the other on descriptor 0, and ends when that does. Knows nothing of the machine. Imports
-little: the daemon starts it when somebody first asks.
+Answers one question after the other on descriptor 0, and ends when descriptor 0 ends. Knows nothing about the machine.
+Imports little: the daemon starts it at the first question, and a client waits for it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import struct
 from kerneld.shadowpt.host_look import Question, Want, look, pack_look
 
 QUESTION = struct.Struct("<IIQQ")
-"""pid, Want, start, end; the descriptor of the process's directory comes beside it."""
+"""pid, Want, start, end. The descriptor of the /proc directory of the process comes with it."""
 ANSWER = struct.Struct("<i")
-"""An errno, or 0 and a packed `Look` behind it; a perf event's descriptor comes beside it."""
+"""An errno, or 0 followed by a packed `Look`. The descriptor of a perf event may come with it."""
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer questions until descriptor 0 ends."""
     with socket.socket(fileno=0) as daemon:
         while True:
             data, fds, _flags, _address = socket.recv_fds(daemon, QUESTION.size, 1)
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _answer(data: bytes, directory_fd: int) -> tuple[bytes, int]:
-    """Return an answer, and the descriptor that goes with it, or -1."""
+    """Return an answer, and the descriptor to send with it, or -1."""
     pid, want, start, end = QUESTION.unpack(data)
     try:
         found = look(Question(pid, directory_fd, Want(want), start, end))

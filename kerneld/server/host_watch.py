@@ -1,9 +1,9 @@
-"""A real process of the host that a shadow table follows: looked at again each interval, and its end by a pidfd.
+"""Follows a real process of the host for a shadow table: reads it again in each interval, and sees its end by a pidfd.
 
-Owns the pidfd and the time of the next look, both only while there is such a process: an idle daemon has no timer.
-Knows the shadow table only as what is to be refreshed.
+Owns the pidfd and the time of the next reading, only while there is such a process: an idle daemon has no timer. Of the
+shadow table it knows only how to refresh it.
 
-Invariant: looking takes at most a fifth of the daemon's time, whatever the interval: clients come first.
+Invariant: this reading takes at most a fifth of the daemon's time, for any interval: clients come first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HOST_INTERVAL_SECONDS = 0.001
 _REST = 4
-"""How many times as long as a look took the next one waits at least."""
+"""After a reading, the next one waits at least this many times its duration."""
 
 log = structlog.get_logger("kerneld.server")
 
@@ -38,25 +38,25 @@ class HostWatch:
         self._interval_seconds = interval_seconds
         self._host: HostTarget | None = None
         self._look: Pending | None = None
-        """The look that is under way."""
+        """The reading that has begun and is not finished."""
         self._begun = 0.0
         self._due = 0.0
         self.pidfd = NO_PIDFD
 
     @property
     def is_needed(self) -> bool:
-        """Whether there is anything to tend."""
+        """Whether `tend` has something to do."""
         return self._host is not None or self._shadowpt.followed_host is not None
 
     def wait_seconds(self, longest: float | None) -> float | None:
-        """Return how long to wait at most, `longest` or until the next look; None: for ever."""
+        """Return the longest wait in seconds: `longest`, or the time until the next reading. None: for ever."""
         if self._host is None or self._look is not None:
             return longest
         wait = max(0.0, self._due - time.monotonic())
         return wait if longest is None else min(wait, longest)
 
     def tend(self) -> None:
-        """Notice what is followed since, and look again if it is time; called at the end of each turn."""
+        """Notice a change of the followed process, and read again if it is time. Called at the end of each turn."""
         if self._shadowpt.followed_host is not self._host:
             self._change(self._shadowpt.followed_host)
         now = time.monotonic()
@@ -70,7 +70,7 @@ class HostWatch:
             self._due = after + max(self._interval_seconds - (after - self._begun), _REST * (after - self._begun))
 
     def end(self) -> None:
-        """The pidfd says that the process has ended."""
+        """Handle the end of the process, which the pidfd reports."""
         self._shadowpt.host_exited()
         self._change(None)
 
@@ -94,9 +94,9 @@ class HostWatch:
             if self.pidfd != NO_PIDFD:
                 self._epoll.register(self.pidfd, select.EPOLLIN)
         except OSError as error:
-            # Without one the table still loses every flag when the process has gone, at the next look.
+            # Without a pidfd the table still loses every flag after the end of the process, at the next reading.
             log.warning("no pidfd for a host target", pid=host.pid, error=error.strerror)
-        # The pid may be another process's by now: the target is what the descriptor of its /proc directory says.
+        # The pid may belong to another process by now. The descriptor of the /proc directory still names the target.
         if not host.is_alive():
             self.end()
             return

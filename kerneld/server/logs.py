@@ -1,6 +1,6 @@
-"""How the daemon's log looks: structlog on stderr, for people or as one JSON object a line.
+"""The daemon's log: structlog on stderr, for people or as one JSON object for each line.
 
-Names in it are clients' choice: they are made fit for a terminal, and JSON escapes them by itself.
+Clients choose the names in the log. Names are made safe for a terminal; JSON escapes them anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.terminal import escaped
 
 STDERR_FD = 2
 WHOLE = "whole"
-"""Set on lines that belong to one message of many lines: that one is limited where it is made."""
+"""Set on the lines of a message of many lines. The code that makes such a message limits it as a whole."""
 
 
 class LogFormat(StrEnum):
@@ -34,7 +34,7 @@ class LogFormat(StrEnum):
 
 
 class _Stderr:
-    """Writes to fd 2, and goes on without it: `kerneld 2>&1 | head` must not take the machine down."""
+    """Writes to fd 2 and ignores errors: `kerneld 2>&1 | head` must not end the machine."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -42,11 +42,14 @@ class _Stderr:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: there is no buffer."""
 
 
 class Limits:
-    """The processor that drops what is over the limit of its kind; `suppressed` of a line counts those before it."""
+    """The processor that drops lines over the limit of their kind.
+
+    `suppressed` in a line counts the dropped lines before.
+    """
 
     def __init__(self) -> None:
         self._by_place: dict[tuple[str, int], RateLimit] = {}
@@ -54,7 +57,7 @@ class Limits:
     def __call__(
         self, _logger: structlog.typing.WrappedLogger, method: str, event_dict: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
-        """Return the line, or raise structlog.DropEvent. Lines for debugging have no limit, nor has a panic."""
+        """Return the line, or raise structlog.DropEvent. Debug lines and panics have no limit."""
         if event_dict.pop(WHOLE, False) or method in ("debug", "critical"):
             return event_dict
         limit = self._by_place.setdefault(_place_that_logs(), RateLimit())
@@ -64,7 +67,7 @@ class Limits:
         return {**event_dict, "suppressed": missed} if missed else event_dict
 
     def missed(self) -> int:
-        """Return how many lines no line has told of yet."""
+        """Return the number of dropped lines that no line has reported yet."""
         return sum(limit.missed for limit in self._by_place.values())
 
 
@@ -85,7 +88,7 @@ def _for_terminals(
 
 
 def _stamp(_logger: object, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Give a line both clocks: the local time, as the inspector has it, and the seconds that a trace has."""
+    """Add both clocks to a line: the local time, as in the inspector, and the seconds, as in a trace."""
     entry["timestamp"] = datetime.now().astimezone().isoformat(timespec="microseconds")
     entry["monotonic"] = seconds_text(time.monotonic_ns())
     return entry

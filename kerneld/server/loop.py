@@ -1,18 +1,19 @@
-"""The event loop: who is served next. One thread; every call runs to completion, so the kernel needs no lock.
+"""The event loop decides which client is served next. It has one thread, so the kernel needs no lock.
 
-It is the machine's idle task and its interrupts in one: it hears who has something to ask, and gives that thread the
-processor (`kerneld.task.sched`). In a turn each ready connection has one datagram answered, then epoll is asked again
-(level-triggered: what is left over is ready still, behind those that came meanwhile). A batch that is longer than a
-slice of time leaves its thread on the run queue, which is the one list of those that go on: each has its next slice in
-the next turn, behind those that are ready by then, round robin.
+The loop is the machine's idle task and its interrupts: it learns which clients have sent requests, and gives their
+threads the processor (`kerneld.task.sched`). In each turn every ready connection gets an answer to one datagram; then
+the loop asks epoll again. epoll is level-triggered: a connection with more datagrams is ready again, after those that
+became ready meanwhile. A batch that needs more than a slice of time leaves its thread on the run queue, the one list of
+unfinished work. Each thread there gets its next slice in the next turn, after the ready connections, round robin.
 
-Order within a turn: dead processes first, so that a pid that was used again never meets its predecessor's watch, and
-files that have changed, so that who truncates one and then asks is told the truth; then connections; then new ones.
-Where a turn is too short for all that has changed, who maps these files is passed over until it has been done. An
-fd closed in a turn may be given out again in the same turn: connections are therefore looked up before any is served,
-and one that was closed meanwhile is passed over.
-
-What is done for whom is `kerneld.server.service`'s.
+Order within a turn:
+1. Dead processes. So a process with a reused pid never gets the watch of the old process.
+2. Changed files. So a process that truncates a file and then makes a request sees the change. If the turn is too short
+   for all changes, processes that map these files wait until the changes are done.
+3. Ready connections. An fd that is closed in a turn may be used again in the same turn. So the loop looks up all
+   connections before it serves one, and skips those that were closed meanwhile.
+4. New connections.
+`kerneld.server.service` does the work on a connection.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("kerneld.server")
 STOP_SECONDS = 1.0
-"""How long a daemon that is asked to stop goes on with the batches that have begun."""
+"""How long a stopping daemon still runs the batches that have begun."""
 
 
 class Loop:
@@ -80,10 +81,10 @@ class Loop:
         kernel.shadowpt.asking.reader = self._reader
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
         self._tends = False
-        """Whether the host is to be looked at between requests."""
+        """Whether the loop has to look at the host between requests."""
 
     def run(self) -> None:
-        """Serve until asked to stop, then let every client go."""
+        """Serve until a signal asks the daemon to stop, then close every connection."""
         try:
             while not self._is_stopping:
                 try:
@@ -95,13 +96,13 @@ class Loop:
             self.close()
 
     def _turn_given_up(self) -> None:
-        """The host has no memory for what a turn takes outside of a request: who was not served then is in the next."""
+        """Give up a turn, because the host has no memory for it. The next turn serves the remaining clients."""
         with contextlib.suppress(MemoryError):
             gc.collect()
             log.error("out of memory on the host: a turn of the loop was given up")
 
     def _finish_batches(self) -> None:
-        """What has begun is finished, and answered, as far as that does not keep the daemon from ending."""
+        """Finish and answer the batches that have begun, for at most STOP_SECONDS."""
         until = monotonic() + STOP_SECONDS
         while self._waiting and monotonic() < until:
             if self._changes:
@@ -109,7 +110,7 @@ class Loop:
             self.service.go_on()
 
     def turn(self, timeout_seconds: float | None = None) -> None:
-        """Wait until something is ready, and serve each that is once."""
+        """Wait until a descriptor is ready, and serve each ready one once."""
         events = self._wait(timeout_seconds)
         if self._changes:
             self._kernel.files_changed()
@@ -131,7 +132,8 @@ class Loop:
             self._host.tend()
 
     def _without_held(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the events of those who need not wait, for a file's change or for another thread of their process."""
+        """Return the events of the clients that need not wait for a changed file or for another thread of their
+        process."""
         left = []
         for fd, mask in events:
             session = self._sessions.get(fd)
@@ -140,10 +142,10 @@ class Loop:
         return left
 
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
-        """Return what is ready, all of it: a pidfd left out for lack of room would break the order promised above."""
+        """Return all ready descriptors. If a pidfd were left out, the order of a turn would be broken."""
         spin = self._spin
         if self._waiting or self._dying or self._changes or self._vmscan.is_awake:
-            # Who holds an address space goes on in each turn, and so is among those that wait.
+            # A thread that holds an address space is on the run queue, so it runs in each turn.
             return self._without_held(self._look()) if self._locked else self._look()
         if spin.skip:
             spin.skip -= 1
@@ -188,7 +190,7 @@ class Loop:
             self.service.accept()
 
     def close(self) -> None:
-        """Close every connection and every fd of the loop; the listener stays its owner's."""
+        """Close every connection and every fd of the loop. The owner of the listener closes the listener."""
         self.service.close()
         self._host.close()
         self._reader.close()

@@ -1,7 +1,7 @@
-"""A panic's dump: what the machine was like when an invariant broke, as one JSON file beside the socket.
+"""The dump of a panic: the state of the machine when an invariant broke, as one JSON file beside the socket.
 
-Owns the format of the dump. Nothing here may fail for a broken machine: each part is described on its own, and one that
-cannot be is said to be so. Answers to what Linux's kdump is for.
+Owns the format of the dump. The dump must not fail because the machine is broken: each part is described separately. A
+part that cannot be described gets the error as its text. It has the purpose of Linux's kdump.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from kerneld.task.task import Process
 from shared.uapi.dump import DUMP_FORMAT, dump_name
 
 MOST_VMAS = 256
-"""Of one process: the rest are counted."""
+"""The most VMAs of one process in a dump; the dump has the number of the others."""
 
 
 def write_dump(kernel: Kernel, error: BaseException, held: Claim) -> str:
-    """Write the dump of a machine that `error` has ended; returns its path. Raises OSError."""
+    """Write the dump of a machine that `error` has broken, and return its path. Raises OSError."""
     name = dump_name(os.path.basename(held.path))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, 0o600, dir_fd=held.directory_fd)
@@ -38,7 +38,7 @@ def write_dump(kernel: Kernel, error: BaseException, held: Claim) -> str:
 
 
 def describe_panic(kernel: Kernel, error: BaseException) -> dict[str, Any]:
-    """Return the dump as JSON has it."""
+    """Return the dump as an object for JSON."""
     return {
         "format": DUMP_FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -64,7 +64,10 @@ def _processes(kernel: Kernel) -> list[Process]:
 
 
 def _describe_request(at: TracebackType | None) -> dict[str, Any] | None:
-    """Return the request that was being run: the traceback has it, so that no request need be noted before it runs."""
+    """Return the request that was running.
+
+    It comes from the traceback, so that the kernel need not note each request.
+    """
     found = None
     while at is not None:
         call, nr = at.tb_frame.f_locals.get("call"), at.tb_frame.f_locals.get("nr")

@@ -1,7 +1,7 @@
-"""The pipes that wake the readers of traces: the kernel is told when nobody can be woken any more.
+"""Watches the pipes that wake the readers of traces, and tells the kernel when a pipe has no reader any more.
 
-Owns an epoll of its own, inside the loop's, while there is a pipe: most machines are never traced. Knows of a trace the
-pipe alone. Invariant: what it watches is open; whoever closes a pipe has it removed before.
+Owns a second epoll inside the loop's epoll, only while there is a pipe: most machines are never traced. Of a trace it
+knows only the pipe. Invariant: every watched pipe is open. A pipe is removed here before it is closed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PipeWatch:
         self._inner: select.epoll | None = None
         self._pipes: set[int] = set()
         self.fd = -1
-        """Readable, while there is one, when `tend` has something to do."""
+        """Readable when `tend` has something to do; -1 while there is no pipe."""
         kernel.pipe_watch = self
 
     def add(self, pipe: int) -> None:
@@ -42,7 +42,7 @@ class PipeWatch:
         return inner
 
     def remove(self, pipe: int) -> None:
-        """Watch it no longer."""
+        """Stop watching a pipe."""
         assert self._inner is not None
         self._inner.unregister(pipe)
         self._pipes.remove(pipe)
@@ -50,7 +50,7 @@ class PipeWatch:
             self._close_inner()
 
     def tend(self) -> None:
-        """Tell the kernel whose readers are gone."""
+        """Tell the kernel which pipes have no reader any more."""
         tracing = self._kernel.tracing
         assert self._inner is not None
         assert tracing is not None
@@ -63,6 +63,6 @@ class PipeWatch:
             self._inner, self.fd = None, -1
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all pipes."""
         self._kernel.pipe_watch = None
         self._close_inner()

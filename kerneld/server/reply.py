@@ -1,8 +1,8 @@
-"""The reply to a request: the one place that makes its bytes out of what a call has come to.
+"""Makes the bytes of the reply to a request, from the result of its call. No other code does.
 
-Room for a small reply is kept for every request of a datagram from the start, so that nothing that changes anything can
-lose its reply. Longer inline data comes out of what is left; where it does not fit, the reply is -EMSGSIZE. The
-layout is docs/abi.md's Replies.
+Room for a small reply is kept for every request of a datagram from the start. So a call that changes something always
+has room for its reply. Longer inline data uses the rest. If it does not fit, the reply is -EMSGSIZE. docs/abi.md,
+"Records", has the layout.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from shared.uapi.syscalls import Nr
 
 _REPLY_BYTES = wire.REPLY.size
 SMALL_REPLY = _REPLY_BYTES + 24
-"""Bytes of the longest reply to what changes something: shadowpt_open's user_shadow_pt; a siginfo is shorter."""
+"""Size in bytes of the longest reply of a call that changes something: shadowpt_open's. A siginfo is shorter."""
 ENDS_THREAD = frozenset({int(Nr.EXIT), int(Nr.EXIT_GROUP)})
 
 seal_number = partial(wire.REPLY.pack, _REPLY_BYTES, 0)
-"""The reply of a call that returns a number or -errno and nothing else: the usual one, without an object more."""
+"""Packs the usual reply, a number or -errno and nothing else, without an additional object."""
 
 
 class Outcome(NamedTuple):
-    """What a datagram came to: the answer, the fds that go with it, and whether the connection then ends."""
+    """The result of a datagram: the answer, the fds to send with it, and whether the connection then ends."""
 
     answer: bytes
     fds: list[int]
@@ -34,9 +34,10 @@ class Outcome(NamedTuple):
 
 
 def seal(nr: int, result: int | Answer, room: int) -> Outcome | bytes:
-    """Return the reply to a request: the bytes alone where no fds go with them and the connection goes on.
+    """Return the reply to a request: only its bytes if it has no fds and the connection stays open.
 
-    `room` is how many bytes the reply may take beyond SMALL_REPLY. Where it is too long its fds are closed.
+    `room` is the number of bytes that the reply may take beyond SMALL_REPLY. The fds of a reply that is too long are
+    closed.
     """
     if isinstance(result, int):
         reply = seal_number(result)
@@ -58,5 +59,5 @@ def refuse(count: int, code: int) -> Outcome:
 
 
 def long_bytes(data_bytes: int) -> int:
-    """Return how many bytes inline data of this length takes beyond what is kept for a small reply."""
+    """Return the number of bytes that inline data of this length takes beyond the room of a small reply."""
     return max(0, _REPLY_BYTES + data_bytes - SMALL_REPLY)

@@ -1,9 +1,9 @@
-"""Serving: what happens on a connection that is ready, and to the process behind it.
+"""Serves a ready connection, and handles the end of processes.
 
-Owns the sessions, the watches of their processes, and the batches that go on in a later turn; when each of these is
-its turn is `kerneld.server.loop`'s. It must not know what a request means. A connection that breaks, or a request that
-fails in an unforeseen way, costs that connection, never the loop. KernelBug alone goes through: dispatch has made an
-oops of what one task can be blamed for, so where one comes out of it the machine itself is broken.
+Owns the sessions, the watches of their processes, and the unfinished batches. `kerneld.server.loop` decides when each
+of them runs. It must not know the meaning of a request. If a connection breaks, or a request fails in an unexpected
+way, only that connection is closed, and the loop goes on. Only KernelBug goes through: dispatch turns the bug of one
+task into an oops, so a KernelBug that leaves dispatch means that the machine itself is broken.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from shared import wire
 
 OTHER_FDS = 6
-"""What epoll watches beside connections and pidfds: listener, stop pipe, a host target's pidfd, who looks at it,
-changes of files, the readers of traces."""
+"""The number of other descriptors in epoll, beside connections and pidfds: listener, stop pipe, pidfd of a host target,
+helper process, changes of files, readers of traces."""
 LEAST_SLICE_SECONDS = 0.0005
 BROKEN = select.EPOLLHUP | select.EPOLLERR
 
@@ -51,7 +51,7 @@ log = structlog.get_logger("kerneld.server")
 
 
 class Service:
-    """The clients of `listener`, served with `kernel`; what is to be listened to is in `epoll`."""
+    """The clients of `listener`, served with `kernel`. `epoll` has all descriptors to wait for."""
 
     def __init__(self, kernel: Kernel, listener: socket.socket, limits: ClientLimits, epoll: select.epoll) -> None:
         self._kernel = kernel
@@ -62,27 +62,27 @@ class Service:
         self.sessions: dict[int, Session] = {}
         self.watches = Watches(epoll)
         self.most_events = OTHER_FDS
-        """How many descriptors epoll watches at most."""
+        """The most descriptors that epoll watches."""
         self.slice_seconds = SLICE_SECONDS
-        """How long a batch runs before others are served."""
+        """How long a batch runs before other clients are served."""
         self._locks = kernel.table.mmap_locks
         self.waiting = kernel.rq.queue
-        """The threads with a batch that goes on in the next turn; one that has died meanwhile is not there any more."""
+        """The threads whose batch continues in the next turn. A thread that has died is not in it."""
 
     def _recount(self) -> None:
         self.most_events = len(self.sessions) + len(self.watches.by_pidfd) + OTHER_FDS
 
     def close(self) -> None:
-        """Close every connection and every pidfd; the listener and epoll stay their owners'."""
+        """Close every connection and every pidfd. The listener and epoll are closed by their owners."""
         for session in list(self.sessions.values()):
             self._drop(session)
         self.watches.close()
         self._door.close()
 
     def serve(self, session: Session, mask: int) -> None:
-        """Do what a connection is ready for, once: answer a datagram, send what waited, or let it go."""
+        """Serve a ready connection once: answer a datagram, send the answer that waits, or close the connection."""
         if session.batch is not None:
-            # Watched for nothing meanwhile, and yet an end is told of: the batch is run first, as if it were short.
+            # epoll reports the end of a connection also while its batch runs. The batch is finished first.
             return
         try:
             if not session.connection.unsent:
@@ -106,7 +106,7 @@ class Service:
         except BlockingIOError:
             return
         except OSError:
-            # ECONNRESET: the client closed without reading all that we sent. As good an end as any.
+            # ECONNRESET: the client closed without reading all answers. That is an end like any other.
             self._hang_up(session)
             return
         outcome = None
@@ -126,7 +126,7 @@ class Service:
         self._send(session, outcome)
 
     def _send(self, session: Session, outcome: Outcome | Batch | bytes) -> None:
-        """Send the answer to a datagram, and do what it came to besides."""
+        """Send the answer to a datagram, and close the connection if the answer says so."""
         if session.thread is not None and session.thread.tlb is not None and not isinstance(outcome, Batch):
             outcome = with_record(outcome, session.thread.tlb.take())
         try:
@@ -142,8 +142,8 @@ class Service:
             self._hang_up(session)
             return
         if is_last:
-            # The reply is in the client's queue, and stays there after the close. Had a client that never reads left no
-            # room for it, it is dropped: a well-behaved one has at most one datagram unanswered.
+            # The reply stays in the client's queue after the close. It is dropped if a client that never reads has
+            # left no room: a well-behaved client has at most one datagram unanswered.
             self._hang_up(session)
         elif not is_sent:
             self._epoll.modify(session.fd, select.EPOLLOUT)
@@ -152,7 +152,10 @@ class Service:
             self._drop_ended_threads(watch)
 
     def _answer(self, session: Session, datagram: Datagram) -> Outcome | None:
-        """Return what a datagram came to, its fds that nobody has consumed closed; None where it goes on."""
+        """Return the outcome of a datagram, and close its fds that no request consumed.
+
+        None if the datagram goes on.
+        """
         if datagram.fds:
             self._airlock.admit(datagram.fds, session.connection.peer)
             if self._airlock.is_barred(session.connection.peer):
@@ -172,25 +175,25 @@ class Service:
         return outcome
 
     def _put_aside(self, session: Session, batch: Batch) -> None:
-        """Others are served before a batch goes on; nothing more is read from its connection until it is done."""
+        """Keep an unfinished batch while other clients are served. Its connection is not read until it is done."""
         session.batch = batch
-        # Edge-triggered: a client that has gone is told of once, not in every turn that the batch sleeps.
+        # Edge-triggered: epoll reports the end of a client once, not in every turn in which the batch sleeps.
         self._epoll.modify(session.fd, select.EPOLLET)
         self._drop_ended_threads(session.watch)
 
     def _slice(self) -> float:
-        """Return how long one of those that wait may run, in seconds: all of them together take one slice or so."""
+        """Return the slice of each waiting thread, in seconds: all of them together take about one whole slice."""
         return max(self.slice_seconds / (len(self.waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
 
     def is_held(self, session: Session) -> bool:
-        """Tell whether a thread waits: for another one of its process, or for a change of a file that this maps."""
+        """Return whether a thread waits for another thread of its process, or for the change of a file that it maps."""
         thread = session.thread
         if thread is None:
             return False
         return self._locks.keeps_waiting(thread) or self._kernel.files.changes.holds(thread.process.mm)
 
     def go_on(self) -> None:
-        """Run a slice of each thread's that waits for the processor."""
+        """Run one slice of each thread on the run queue."""
         for thread in list(self.waiting):
             session = thread.session
             if not isinstance(session, Session) or session.batch is None or self.is_held(session):
@@ -215,7 +218,7 @@ class Service:
         self._send(session, outcome)
 
     def _send_again(self, session: Session) -> None:
-        """The client has read: send the answer that waited, then listen to it again."""
+        """Send the answer that waited, because the client has read; then listen to the client again."""
         try:
             if session.connection.send_again():
                 self._epoll.modify(session.fd, select.EPOLLIN)
@@ -224,19 +227,19 @@ class Service:
             self._hang_up(session)
 
     def _turn_out(self, peer: Sender) -> None:
-        """Let go of a client whose descriptors cannot be closed, with every connection of its."""
+        """Close every connection of a client with too many descriptors that cannot be closed."""
         log.warning("connections closed: too many descriptors that nobody can close", pid=peer.pid, uid=peer.uid)
         for session in list(self.sessions.values()):
             if client_of(session.connection.peer) == client_of(peer):
                 self._hang_up(session)
 
     def _give_up(self, session: Session) -> None:
-        # First: where there is no memory to log, there may be some to close a connection whose client waits.
+        # The connection is closed before the log is written: there may be memory for the close and not for the log.
         self._hang_up(session)
         log.exception("request failed in an unforeseen way: its connection is closed", pid=session.pid)
 
     def _hang_up(self, session: Session) -> None:
-        """The connection is over, and with it the thread behind it."""
+        """End a connection and its thread."""
         self._drop(session)
         thread = session.thread
         if thread is None or thread.process.ended:
@@ -263,11 +266,11 @@ class Service:
     # Processes
 
     def _attach(self, session: Session, sender: Sender, request: wire.Request) -> int:
-        """Make the connection a thread of the process that sent the request; returns its pid or -errno."""
+        """Make the connection a thread of the process that sent the request. Return its pid or -errno."""
         if session.thread is not None:
             return -errno.EINVAL
         if sender.pid <= 0:
-            # A process of another pid namespace: it has no pid here.
+            # A process of another pid namespace has no pid here.
             return -errno.EPERM
         watch = self.watches.find(sender.pid)
         if request.args[3] & ATTACH_AGENT:
@@ -288,7 +291,7 @@ class Service:
             self.watches.add(watch)
             self._recount()
             if pidfd == NO_PIDFD:
-                # It died between sending this and now; whoever reads the reply is not it.
+                # The process died after it sent this request: another process may read the reply.
                 self._kernel.process_died(thread.process)
         watch.sessions.append(session)
         session.watch = watch
@@ -296,7 +299,7 @@ class Service:
         return thread.process.pid
 
     def _attach_agent(self, session: Session, watch: Watch | None, token: int) -> int:
-        """Make the connection the agent's of a TLB of the process that sent the request; returns 0 or -errno."""
+        """Make the connection that of the agent of a TLB of the process that sent the request. Return 0 or -errno."""
         if watch is None:
             return -errno.EINVAL
         process = watch.process
@@ -309,7 +312,7 @@ class Service:
         return 0
 
     def end_process(self, watch: Watch) -> None:
-        """The real process is dead."""
+        """End a process in the kernel, because the real process is dead."""
         try:
             self._kernel.process_died(watch.process)
         except KernelBug:
@@ -320,7 +323,7 @@ class Service:
         self._unwatch(watch)
 
     def _reap(self) -> None:
-        """Kill the real processes that the OOM killer has chosen; let go of those that the kernel has ended."""
+        """Kill the real processes that the OOM killer has chosen. Drop the processes that the kernel has ended."""
         for process in self._kernel.take_killed():
             self.watches.kill(process)
         for process in self._kernel.take_ended():
@@ -329,9 +332,9 @@ class Service:
                 self._unwatch(watch)
 
     def _drop_ended_threads(self, watch: Watch | None) -> None:
-        """Close the connections of threads that the kernel has ended, as execve does with all but the caller's.
+        """Close the connections of threads that the kernel has ended. execve ends all threads except the caller.
 
-        To be done before anybody else is served: a thread that has ended must not run again.
+        Must be called before another client is served: a thread that has ended must not run again.
         """
         if watch is None:
             return
@@ -350,7 +353,7 @@ class Service:
     # New connections
 
     def accept(self) -> None:
-        """Admit who has knocked."""
+        """Accept the new connections."""
         for connection in self._door.admit(self._make_room):
             try:
                 self._epoll.register(connection.fd, select.EPOLLIN)
@@ -363,7 +366,7 @@ class Service:
             self._recount()
 
     def _make_room(self) -> None:
-        """Who connects and never attaches may stay as long as nobody else needs the room: the oldest goes first."""
+        """Close the oldest connection that has never attached. Such connections stay until others need the room."""
         silent = next((session for session in self.sessions.values() if session.thread is None), None)
         if silent is not None:
             log.warning("connection closed: it never attached, and others wait", pid=silent.pid)
@@ -371,6 +374,6 @@ class Service:
 
 
 def _note_broken(session: Session, error: OSError) -> None:
-    """A client may leave without waiting for its answer; anything else is worth a line."""
+    """Log a broken connection, unless the client has just left without waiting for its answer."""
     if error.errno not in (errno.EPIPE, errno.ECONNRESET):
         log.warning("answer cannot be sent: connection closed", pid=session.pid, error=error.strerror)

@@ -1,9 +1,9 @@
-"""A session: what stands above a connection once its client has attached.
+"""A session: the layer above a connection.
 
-One thread of one process, the watch of that process, and the datagram that goes on in a later turn. The connection
-below knows its socket alone; what is done with a session is `kerneld.server.service`'s.
+It has the thread that the client has attached, the watch of the process, and the datagram that is not finished. The
+connection below knows only its socket. `kerneld.server.service` serves a session.
 
-Invariant: `thread`, `call` and `usual` are there from `attached` on, `watch` soon after.
+Invariant: `thread`, `call` and `usual` are set from `attached` on, `watch` soon after.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_ARGS = (0, 0, 0, 0, 0, 0)
 
 
 class Session:
-    """A connection and what has been attached through it."""
+    """A connection, and the thread that was attached through it."""
 
     __slots__ = ("batch", "call", "connection", "fd", "on_close", "receive", "thread", "usual", "watch")
 
@@ -35,29 +35,29 @@ class Session:
         self.thread: Thread | None = None
         self.watch: Watch | None = None
         self.batch: Batch | None = None
-        """What is left of a long datagram. Nothing is read from the connection until it has been answered."""
+        """The rest of a long datagram. The server reads nothing from the connection until the datagram is answered."""
         self.call: Call | None = None
-        """The thread's, used again by each of its single requests."""
+        """The Call of the thread. Each of its single requests uses it again."""
         self.on_close: Callable[[], None] | None = None
-        """Who is told of its end, where it is no thread's."""
+        """Called at the end of a connection that has no thread (an agent's)."""
         self.usual: list[tuple[int, int, bytes]] | None = None
-        """What comes beside a datagram of the sender that attached. A datagram whose ancillary data is equal needs no
-        closer look at who sent it."""
+        """The ancillary data of a datagram of the attached sender. A datagram with equal ancillary data needs no
+        further check of its sender."""
 
     @property
     def pid(self) -> int:
-        """Who it is, for the log."""
+        """The pid of the client, for the log."""
         return self.thread.process.pid if self.thread is not None else self.connection.peer.pid
 
     def attached(self, kernel: Kernel, thread: Thread, sender: Sender) -> None:
-        """The connection is a thread's from now on."""
+        """Note the thread of this connection."""
         self.thread = thread
         thread.session = self
         self.call = Call(kernel, thread, NO_ARGS, b"", [])
         self.usual = usual_ancillary(sender)
 
     def close(self) -> None:
-        """Give up what goes on, and close the connection."""
+        """Give up an unfinished batch, and close the connection."""
         if self.on_close is not None:
             self.on_close()
         if self.batch is not None:

@@ -1,11 +1,12 @@
-"""Where the daemon listens: the directory, the lock and the socket file, claimed at start and gone at the end.
+"""The daemon's socket: its directory, lock file and socket file. The daemon claims them at start and removes them at
+end.
 
-The directory is the security boundary: 0700 and the daemon's user's, so that nobody else can connect, or put a socket
-of their own in the daemon's place. With `--allow-group` the group may search it (0710, or 0750 where it is so already)
-and connect to the socket (0660), and still put nothing there. It is held open and every name is used relative to it,
-so that what was checked is what is used. One daemon per socket path: a lock file beside the socket, locked with
-flock(2) for as long as the daemon lives, says whether a socket file that is there is somebody's or was left by one that
-was killed.
+The directory is the security boundary. It belongs to the daemon's user and has mode 0700, so no other user can connect,
+or put another socket in its place. With `--allow-group` the group may search the directory (0710, or 0750 if it has
+that mode already) and connect to the socket (0660), but create nothing there. The daemon holds the directory open and
+uses every name relative to it, so the checked directory is the used one. There is one daemon for each socket path. It
+locks a lock file beside the socket with flock(2) as long as it lives. The lock tells whether an existing socket file
+belongs to a running daemon or was left by one that was killed.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from shared.wire import MAX_SOCKET_PATH
 BACKLOG = 128
 PRIVATE_MODE, GROUP_MODE = 0o700, 0o710
 MODES_FOR_GROUP = (PRIVATE_MODE, GROUP_MODE, 0o750)
-"""Those that a directory may have whose socket is a group's: members can put nothing there, others do not see it."""
+"""The modes of a directory with --allow-group: members cannot create files there, other users cannot look into it."""
 SOCKET_MODE, GROUP_SOCKET_MODE = 0o600, 0o660
 
 
 class SocketPathError(Exception):
-    """The daemon cannot listen there: one line for people."""
+    """The daemon cannot listen on that path: one line for people."""
 
 
 class AlreadyRunning(SocketPathError):
@@ -37,7 +38,7 @@ class AlreadyRunning(SocketPathError):
 
 @dataclass(slots=True)
 class Claim:
-    """A socket path that this daemon holds; `release` gives it back and leaves nothing behind."""
+    """A socket path that this daemon holds. `release` removes its files."""
 
     path: str
     listener: socket.socket
@@ -52,7 +53,7 @@ class Claim:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=self.directory_fd)
         if self.group is not None and stat.S_IMODE(os.fstat(self.directory_fd).st_mode) == GROUP_MODE:
-            # As a daemon without a group wants to find it; what the administrator has given it, it keeps.
+            # A later daemon without a group needs mode 0700. A mode that the administrator has set stays.
             with contextlib.suppress(OSError):
                 os.fchmod(self.directory_fd, PRIVATE_MODE)
         os.close(self.lock_fd)
@@ -70,7 +71,7 @@ def log_name(path: str) -> str:
 
 
 def find_group(name: str) -> int | None:
-    """Return the gid of a group given by name or number, or None where there is none of that name."""
+    """Return the gid of a group given by name or number, or None for an unknown name."""
     if name.isascii() and name.isdigit():
         return int(name)
     try:
@@ -80,9 +81,10 @@ def find_group(name: str) -> int | None:
 
 
 def open_directory(path: str, group: int | None = None) -> int:
-    """Return an fd of the directory of the socket at `path`, created 0700 where it is not there; open to a group's gid.
+    """Return an fd of the directory of the socket at `path`. A missing directory is created with mode 0700.
 
-    Its last component is not followed where it is a symlink: in /tmp anybody may have planted one.
+    With `group`, a gid, the group may search it. The last component may not be a symlink: in /tmp any user may have
+    made one.
     Raises SocketPathError when it is not a directory, not this user's, or open to others.
     """
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -112,7 +114,7 @@ def open_directory(path: str, group: int | None = None) -> int:
 
 
 def _give_to_group(directory_fd: int, group: int, status: os.stat_result) -> str | None:
-    """Let a group search the directory; returns what is in the way."""
+    """Let a group search the directory. Return the problem in words, or None."""
     try:
         if status.st_gid != group:
             os.fchown(directory_fd, -1, group)
@@ -136,9 +138,10 @@ def open_log(path: str, group: int | None = None) -> int:
 
 
 def claim(path: str, group: int | None = None) -> Claim:
-    """Listen at `path`, in place of a socket file that a dead daemon left; `group`, a gid, may connect too.
+    """Listen on `path`. A socket file of a dead daemon is replaced. Members of `group`, a gid, may connect too.
 
-    Raises AlreadyRunning when another daemon holds it, SocketPathError when the directory or the name will not do.
+    Raises AlreadyRunning when another daemon holds the path, and SocketPathError for a directory or name that cannot
+    be used.
     """
     directory_fd = open_directory(path, group)
     lock_fd = -1
@@ -155,7 +158,7 @@ def claim(path: str, group: int | None = None) -> Claim:
 
 
 def _lock(path: str, directory_fd: int) -> int:
-    """Return the fd of the lock file, locked; its text is the pid of the one that holds it."""
+    """Return the fd of the locked lock file. The file has the pid of the daemon that holds the lock."""
     name = lock_name(path)
     while True:
         try:
@@ -174,7 +177,7 @@ def _lock(path: str, directory_fd: int) -> int:
             os.ftruncate(lock_fd, 0)
             os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
             return lock_fd
-        # Its last holder removed it between the open and the lock: what is locked is no longer the file others see.
+        # The last holder removed the file between our open and our lock: other daemons would not see this file.
         os.close(lock_fd)
 
 
@@ -187,7 +190,7 @@ def _is_still_named(fd: int, name: str, directory_fd: int) -> bool:
 
 
 def _listen(path: str, directory_fd: int, group: int | None) -> socket.socket:
-    """Return the listening socket; the caller holds the lock, so a socket file that is there is stale."""
+    """Return the listening socket. The caller holds the lock, so an existing socket file is stale."""
     name = os.path.basename(path)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
@@ -195,7 +198,7 @@ def _listen(path: str, directory_fd: int, group: int | None) -> socket.socket:
         os.unlink(name, dir_fd=directory_fd)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        # Before listen(): a connection takes the flag over at the moment it is made, and no datagram comes without it.
+        # Set before listen(): a new connection inherits the flag, so every datagram has credentials.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         bound = f"/proc/self/fd/{directory_fd}/{name}"
         listener.bind(bound)

@@ -1,7 +1,10 @@
-"""The real processes behind the kernel's: one pidfd each, and the sessions that are their threads.
+"""The real processes of the kernel's processes: one pidfd for each, and the sessions of their threads.
 
-A process must end here when the real one does, though a forked child may hold its sockets open: only the pidfd tells.
-Invariant: a process has a watch from its first attach until the kernel reports it ended, and one watch per pid exists.
+When a real process ends, its process in the kernel must end too. A forked child may still hold its sockets open, so
+only the pidfd shows the end.
+
+Invariants: a process has a watch from its first attach until the kernel reports its end; there is one watch for each
+pid.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ log = structlog.get_logger("kerneld.server")
 
 @dataclass(slots=True)
 class Watch:
-    """One attached process: its pidfd (NO_PIDFD: it was dead before it could be watched) and its sessions."""
+    """One attached process: its pidfd and its sessions. NO_PIDFD: the process was dead before it could be watched."""
 
     process: Process
     pidfd: int
@@ -34,7 +37,7 @@ class Watch:
 
 
 def open_pidfd(pid: int) -> int:
-    """Return a pidfd of `pid`, or NO_PIDFD when there is no such process any more. Raises OSError, EMFILE for one."""
+    """Return a pidfd of `pid`, or NO_PIDFD if the process has ended. Raises OSError, for example EMFILE."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
@@ -42,7 +45,7 @@ def open_pidfd(pid: int) -> int:
 
 
 class Watches:
-    """Every watch, by pid and by pidfd; the pidfds are in the loop's epoll as long as they are here."""
+    """All watches, by pid and by pidfd. The pidfds are in the loop's epoll as long as they are here."""
 
     def __init__(self, epoll: select.epoll) -> None:
         self._epoll = epoll
@@ -50,34 +53,34 @@ class Watches:
         self.by_pidfd: dict[int, Watch] = {}
 
     def find(self, pid: int) -> Watch | None:
-        """Return the watch of the process that has this pid now."""
+        """Return the watch of the process that has this pid now, or None."""
         return self._by_pid.get(pid)
 
     def find_of(self, process: Process) -> Watch | None:
-        """Return the watch of this very process, none of another that has its pid by now."""
+        """Return the watch of this process, not of a later process with the same pid."""
         watch = self._by_pid.get(process.pid)
         return watch if watch is not None and watch.process is process else None
 
     def add(self, watch: Watch) -> None:
-        """Watch from now on."""
+        """Start watching a process."""
         self._by_pid[watch.process.pid] = watch
         if watch.pidfd != NO_PIDFD:
             self.by_pidfd[watch.pidfd] = watch
             self._epoll.register(watch.pidfd, select.EPOLLIN)
 
     def remove(self, watch: Watch) -> None:
-        """Watch no longer, and close the pidfd."""
+        """Stop watching a process, and close the pidfd."""
         del self._by_pid[watch.process.pid]
         if watch.pidfd != NO_PIDFD:
             del self.by_pidfd[watch.pidfd]
-            # One that could not be registered is not there.
+            # A pidfd that could not be registered is not in epoll.
             with contextlib.suppress(OSError):
                 self._epoll.unregister(watch.pidfd)
             os.close(watch.pidfd)
         log.debug("process gone", pid=watch.process.pid)
 
     def kill(self, process: Process) -> None:
-        """End the real process: one that ignores its last reply, or never asks for it, must not live on."""
+        """Kill the real process. It must not live on if it ignores its last reply, or never reads it."""
         watch = self.find_of(process)
         if watch is None or watch.pidfd == NO_PIDFD:
             return
@@ -86,7 +89,7 @@ class Watches:
         except ProcessLookupError:
             pass
         except OSError as error:
-            # Another user's, and we are not root: it loses its connections all the same.
+            # The process belongs to another user, and the daemon is not root. It still loses its connections.
             log.warning("process cannot be killed", pid=process.pid, error=error.strerror)
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The system calls: from a number and six words to a typed call of memory management, tasks or the shadow table."""
+"""The system calls: turn a number and six words into a typed call of memory management, tasks or the shadow table."""

@@ -1,7 +1,7 @@
-"""Stores that walk through memory, page by page in one batch: their faults are taken together, before the first.
+"""Takes the faults of stores together, if a batch stores to one page after the other.
 
-What a batch leaves behind is the same: only where no store of the run can fail is anything done ahead. Knows the
-requests' raw arguments as `kerneld.syscalls.machine` does. Linux has no such thing; its likeness is fault-around.
+The result of the batch stays the same: faults are taken ahead only if no store of the run can fail. Knows the raw
+arguments of the requests, as `kerneld.syscalls.machine` does. Linux has nothing equal; fault-around is similar.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from shared.wire import Request
 
 STORE = int(Nr.STORE)
 _FEWEST = 8
-"""A run of fewer pages is faulted in faster one by one."""
+"""The shortest run in pages. For a shorter run single faults are faster."""
 
 
 def fault_stores_ahead(call: Call, requests: Sequence[Request], index: int) -> int:
-    """Look at the run of stores that starts at `requests[index]`, each within the page after the last one's.
+    """Take the faults of the run of stores that starts at `requests[index]`: each store is to the page after the last.
 
-    Returns the index behind the run; everything before it needs no further look.
+    Returns the index after the run. The caller need not check the requests before this index again.
     """
     start = end = requests[index].args[0] & PAGE_MASK
     first = index

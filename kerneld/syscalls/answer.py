@@ -1,6 +1,6 @@
-"""What goes into a handler and what comes out of it.
+"""The input and the result of a handler.
 
-Knows no byte of the wire. `Call` is the context of one request, `Answer` its outcome before it is packed.
+Knows no byte of the wire. `Call` is the context of one request. `Answer` is its result before it is packed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """The outcome of one request: ret as Linux would return it, inline data, or a signal; descriptors to send along."""
+    """The result of one request: ret as Linux returns it, inline data or a signal, and descriptors to send with it."""
 
     ret: int
     data: bytes = b""
@@ -31,25 +31,25 @@ class Answer(NamedTuple):
 
 
 Pieces = Generator["Pending | None", None, "int | Answer"]
-"""A long request: it yields where the machine is whole, so that others can be served before the next piece; what it
-returns at last is the outcome of all. Where it yields something that is pending there is nothing to be done before that
-is over."""
+"""A long request, as a generator. It yields between two pieces, when the machine is consistent; other clients may
+then be served. Its return value is the result of the whole request. If it yields a Pending, the next piece has to
+wait until the Pending is over."""
 
 
 class Work:
-    """A request that has begun and goes on later."""
+    """A request that has begun and continues later."""
 
     __slots__ = ("_pieces", "is_refreshed", "waits_for")
 
     def __init__(self, pieces: Pieces, *, is_refreshed: bool = False) -> None:
-        """`is_refreshed`: all that is left is to see that the shadow table is up to date."""
+        """`is_refreshed`: the request itself is finished, and only the shadow table has to be brought up to date."""
         self._pieces = pieces
         self.is_refreshed = is_refreshed
         self.waits_for: Pending | None = None
-        """What the next piece waits for."""
+        """The event that the next piece waits for, or None."""
 
     def go_on(self) -> int | Answer | Work:
-        """Run one piece; returns the outcome where it was the last. Raises what the piece raises."""
+        """Run one piece. Return the result if it was the last piece. Raises the exceptions of the piece."""
         try:
             self.waits_for = next(self._pieces)
         except StopIteration as end:
@@ -58,7 +58,7 @@ class Work:
         return self
 
     def close(self) -> None:
-        """Give up what is left."""
+        """Give up the remaining pieces."""
         self._pieces.close()
 
 
@@ -79,7 +79,7 @@ class Call:
         self.fds = fds
         """Descriptors of the datagram that no earlier request has consumed."""
         self.work: Work | None = None
-        """What is left of a request that goes on."""
+        """The rest of a request that has begun."""
 
     @property
     def mm(self) -> MmStruct:
@@ -87,20 +87,20 @@ class Call:
         return self.process.live_mm
 
     def int_arg(self, index: int) -> int:
-        """Return an argument that is an int, a pid_t or a uid_t in C, as its unsigned 32 bits: the rest is ignored."""
+        """Return the lower 32 bits of an argument, unsigned: it is an int, a pid_t or a uid_t in C."""
         return self.args[index] & 0xFFFF_FFFF
 
     def signed_int_arg(self, index: int) -> int:
-        """Return an argument that is an int in C, with its sign."""
+        """Return the lower 32 bits of an argument, signed: it is an int in C."""
         value = self.args[index] & 0xFFFF_FFFF
         return value - (1 << 32) if value >> 31 else value
 
     def may_write(self, file: File) -> bool:
-        """Tell whether the caller owns a file or may write to it, in whatever way it is open."""
+        """Return whether the caller owns a file or may write to it. The mode in which it is open does not matter."""
         return self.kernel.files.may_write(file, self.process.cred)
 
     def take_fd(self) -> int:
-        """Consume the next descriptor of the datagram. Raises SysError(EBADF) where none is left."""
+        """Consume the next descriptor of the datagram. Raises SysError(EBADF) if none is left."""
         if not self.fds:
             raise SysError(errno.EBADF)
         return self.fds.pop(0)

@@ -1,8 +1,7 @@
-"""One request: find the handler, run it, make an errno, a signal or an oops of what it says.
+"""Runs one request: finds the handler, runs it, and turns its result into an errno, a signal or an oops.
 
-The one place where SysError becomes `-errno`, where the shadow table is flushed, and where invariants are checked in
-tests. One thread, run to completion: nothing else runs before a call, or a piece of one, has left the machine whole. So
-nothing in the kernel needs a lock.
+Only here SysError becomes `-errno`, the shadow table is flushed, and tests check the invariants. There is one thread,
+and a call, or a piece of a call, runs until the machine is consistent again. So nothing in the kernel needs a lock.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _log = structlog.get_logger("kerneld.syscalls")
 
 
 def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -> Answer:
-    """Run one request of a thread whose process lives and return its outcome.
+    """Run one request of a thread whose process lives, and return its result.
 
-    `fds` are the datagram's descriptors that are left; those that the request consumes are taken from its front. The
-    shadow table is up to date on return, also when the call failed. Where memory has become short, the background pass
+    `fds` are the remaining descriptors of the datagram. The request takes those that it consumes from the front. The
+    shadow table is up to date on return, also when the call fails. If memory has become short, the background pass
     of reclaim runs before that.
     """
     call = Call(kernel, thread, request.args, request.data, fds)
@@ -47,10 +46,10 @@ def dispatch(kernel: Kernel, thread: Thread, request: Request, fds: list[int]) -
 
 
 def run(call: Call, nr: int) -> int | Answer | Work:
-    """Do what `dispatch` does, for a call put together; a plain `ret`, all that most calls say, stays an int.
+    """Do the same as `dispatch` for an existing Call. A result that is only `ret`, as for most calls, stays an int.
 
-    A long request may come back as `Work`, with one piece done and the machine whole: it goes on
-    when that is run again as the call's, with the number RESTART.
+    A long request may return a `Work`, after its first piece. It continues when the Work is set as `call.work` and the
+    call runs again with the number RESTART.
     """
     handler = HANDLERS.get(nr)
     if handler is None:
@@ -65,7 +64,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         if error.why:
             explain_refusal(call, nr, error)
     except WouldWait as wait:
-        # Both yield at once, and have begun then: what has begun can be given up.
+        # Both generators yield at once, so that they have begun: only a generator that has begun can be closed in
+        # order.
         result = Work(_begun_again(call, nr, wait)).go_on()
     except Exception:
         return _oops(call, nr)
@@ -92,9 +92,9 @@ def run(call: Call, nr: int) -> int | Answer | Work:
 
 
 def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
-    """Begin a request again, from its first line, whenever what it has asked for has come. It has changed nothing yet.
+    """Begin a request again from its start, each time its awaited answer has come. It has changed nothing before.
 
-    As Linux does for -ERESTARTNOINTR: arch/x86/kernel/signal.c:arch_do_signal_or_restart().
+    Linux does the same for -ERESTARTNOINTR: arch/x86/kernel/signal.c:arch_do_signal_or_restart().
     """
     args, data = call.args, call.data
     asking = call.kernel.shadowpt.asking
@@ -123,7 +123,7 @@ def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
 
 
 def _after_look(call: Call, result: int | Answer | Work, *, is_refreshed: bool) -> int | Answer | Work:
-    """Have a real process that the caller's table follows looked at; the answer waits for that."""
+    """Read the real process that the caller's table follows, if there is one. The answer waits for that."""
     if is_refreshed or isinstance(result, Work) or call.thread.delivered is not None:
         return result
     pending = call.kernel.shadowpt.refresh_for(call.process)
@@ -143,9 +143,9 @@ def _when_over(pending: Pending, result: int | Answer, asking: Asking) -> Pieces
 
 
 def explain_refusal(call: Call, nr: int, error: SysError) -> None:
-    """Keep for the caller, and log, why a call was refused where its errno alone does not tell.
+    """Keep and log the reason of a refused call, if its errno has many causes.
 
-    What those without privilege are refused is for themselves: they could fill the log.
+    The reason for a caller without privilege is not logged, because such a caller could fill the log.
     """
     call.process.explanation = error.why
     log = _log.warning if call.process.cred.superuser else _log.debug
@@ -153,9 +153,9 @@ def explain_refusal(call: Call, nr: int, error: SysError) -> None:
 
 
 def _oops(call: Call, nr: int) -> Answer:
-    """A handler has failed in a way that none should: log everything, end this task alone.
+    """Handle an unexpected exception of a handler: log everything, and end only this task.
 
-    As Linux's oops: the task dies of SIGSEGV, the machine goes on.
+    It is like Linux's oops: the task dies of SIGSEGV, and the machine goes on.
     """
     process = call.process
     _log.exception(

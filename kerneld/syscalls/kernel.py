@@ -1,7 +1,7 @@
-"""The kernel: one of each part, put together.
+"""The kernel: joins all parts of the machine.
 
-Owns the machine, its processes, files, views and the shadow table, from start to shutdown. The server talks to this
-class and to `kerneld.syscalls.dispatch`, to nothing below. Knows no socket.
+Owns the machine, its processes, files, views and the shadow table, from start to shutdown. The server uses only this
+class and `kerneld.syscalls.dispatch`. Knows no socket.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ from shared.uapi.syscalls import ABI_VERSION
 
 MIN_RAM_BYTES = 4 << 20
 _SHUTDOWN_SECONDS = 1.0
-"""How long a machine that ends takes its memory down in order. What is left then goes with the daemon."""
+"""How long a machine that ends frees its memory in order. The rest is freed with the daemon's process."""
 _log = structlog.get_logger("kerneld.task")
 
 
 class HostTargets(Enum):
-    """Whether a table may be of a real process that is none of this kernel's, for a caller that may look at it."""
+    """Whether a table may show a real process that is not attached, if the caller may ptrace that process."""
 
     NEVER = "never"
     ASKED = "asked"
-    """When the caller asks for it: a program of `kerneld run`, or inspector."""
+    """If the caller asks for it: a program of `kerneld run`, or inspector."""
     ALWAYS = "always"
 
     def allows(self, asked: bool) -> bool:
-        """Tell whether an open may be of such a process."""
+        """Return whether an open may name such a process."""
         return self is HostTargets.ALWAYS or (asked and self is HostTargets.ASKED)
 
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """What the machine is to be."""
+    """The configuration of the machine."""
 
     ram_bytes: int = 1 << 30
     superuser_uid: int = 0
@@ -75,19 +75,19 @@ class KernelConfig:
     swap_bytes: int = 0
     """The size of the swap file; 0 for none. Its first page is not used."""
     sysctl: Sysctl = field(default_factory=Sysctl)
-    """vm.* and who gets huge pages, as the machine starts."""
+    """The values of vm.* and of transparent huge pages at the start."""
     files: FileRules = field(default_factory=FileRules)
-    """How many files of whom are used, and which are."""
+    """The limits on open files, and the kinds of files that may be used."""
     pku: bool = True
     """Whether the processor has memory protection keys."""
     native: bool = False
-    """Whether native programs may come (`kerneld exec`): the RAM can be mapped to write by the superuser then."""
+    """Whether native programs are allowed (`kerneld exec`). The superuser can then map the RAM writable."""
     check_invariants: bool = False
-    """Check everything after every request: for tests."""
+    """Check all invariants after every request, for tests."""
 
 
 class Sender(NamedTuple):
-    """Who sent a datagram, as the host's kernel says (SCM_CREDENTIALS)."""
+    """The sender of a datagram, from the host's kernel (SCM_CREDENTIALS)."""
 
     pid: Pid
     uid: int
@@ -95,32 +95,32 @@ class Sender(NamedTuple):
 
 
 class TraceCalls(Protocol):
-    """What the kernel knows of tracing: `kerneld.trace` stands above it."""
+    """The interface to tracing: the layer `kerneld.trace` is above the kernel."""
 
     def open(self, thread: Thread, data: bytes) -> Generator[None, None, tuple[int, tuple[int, int]]]:
-        """Open a trace for a thread, as a packed request says; return its handle and the reader's descriptors."""
+        """Open a trace for a thread, from a packed request. Return its handle and the reader's descriptors."""
 
     def close(self, thread: Thread, handle: int) -> None:
-        """Close one of the thread's process. Raises SysError(EBADF)."""
+        """Close a trace of the thread's process. Raises SysError(EBADF)."""
 
     def reap(self) -> None:
         """Close the traces whose thread has ended."""
 
     def reader_gone(self, pipe: int) -> None:
-        """Nobody holds the other end of the pipe any more that wakes a trace's reader."""
+        """Note that the pipe which wakes a trace's reader has no reader any more."""
 
     def shutdown(self) -> None:
         """Close every trace."""
 
 
 class PipeWatch(Protocol):
-    """What the kernel knows of the server: it tells when the readers of pipes are gone (`TraceCalls.reader_gone`)."""
+    """The interface to the server: it calls `TraceCalls.reader_gone` when a pipe has no reader any more."""
 
     def add(self, pipe: int) -> None:
         """Watch the writing end of a pipe. Raises OSError."""
 
     def remove(self, pipe: int) -> None:
-        """Watch it no longer."""
+        """Stop watching a pipe."""
 
 
 class Kernel:
@@ -129,7 +129,7 @@ class Kernel:
     def __init__(self, config: KernelConfig) -> None:
         """Build the machine.
 
-        Raises ValueError for a size of RAM or swap that will not do, OSError where the host refuses it.
+        Raises ValueError for an impossible size of RAM or swap, and OSError when the host refuses it.
         """
         if config.swap_bytes & ~PAGE_MASK or config.swap_bytes == PAGE_SIZE:
             raise ValueError("swap must be a multiple of 4 KiB, and more than one page: the first is its header")
@@ -143,35 +143,38 @@ class Kernel:
         init_reserves(self.frames, self.sysctl)
         self._inotify = Inotify()
         self.file_changes_fd = self._inotify.fd
-        """Readable while files_changed() has something to do; -1 where the host cannot tell."""
+        """Readable while files_changed() has something to do; -1 on a host without inotify."""
         self.files = FileTable(self.frames, self._inotify, config.files)
         self.shadowpt = ShadowPt(self.ram)
         self.tlbs = Tlbs()
-        """Of the native programs."""
+        """The TLBs of the native programs."""
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.processes = self.table.processes
         self.ended = self.table.ended
-        """Not empty exactly while take_ended() has something to say: looked at after each request."""
+        """Not empty exactly when take_ended() returns something. The server checks it after each request."""
         self.procfs = ProcFs(self)
         self.rq = RunQueue(self.frames.processor)
-        """The processor: who runs, who waits for it."""
+        """The processor: the running thread, and the threads that wait for it."""
         self.oom_tasks = OomTasks(self.processes, self.rq, self.table.copies_of)
         self._oom_killer = OomKiller(
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )
         self.vmscan = Vmscan(self.frames)
         self.dying = self.frames.dying = Dying()
-        """Who has ended, and whose memory has not gone yet."""
+        """Address spaces of ended processes that are not freed yet."""
         PageAlloc(self.frames, self.vmscan, self._out_of_memory)
         self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
-        """Puts `tracing` in when it is first needed, in pieces; None where it never is."""
+        """Sets `tracing` at its first use, in pieces. None for a machine that cannot be traced."""
         self.tracing: TraceCalls | None = None
-        """Put in by whoever builds a machine that can be traced: `kerneld.trace`."""
+        """The layer `kerneld.trace`, set by the builder of a machine that can be traced."""
         self.pipe_watch: PipeWatch | None = None
-        """Put in by the server, while there is one."""
+        """Set by the server while it runs."""
 
     def _out_of_memory(self) -> bool:
-        """Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_may_oom(): who is dying fails at once."""
+        """Run the OOM killer.
+
+        Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_may_oom(): a dying task fails at once.
+        """
         return not self.oom_tasks.current_is_dying() and self._oom_killer.out_of_memory()
 
     def _new_mm(self) -> MmStruct:
@@ -184,11 +187,11 @@ class Kernel:
         """
         if version != ABI_VERSION:
             raise SysError(errno.EPROTO)
-        # Nobody's request: should memory be short now, the OOM killer must not take the last one's maker for the asker.
+        # No task runs now: if memory is short, the OOM killer must not blame the task of the last request.
         run_task(self.rq, None)
         uid, gid = sender.uid, sender.gid
         if flags & ATTACH_HOST:
-            # A program of the host's acts as its effective user; what came with the datagram is the real one.
+            # A real program acts as its effective user. The credentials of the datagram have the real user.
             uid, gid = find_effective_ids(sender.pid) or (uid, gid)
         thread = self.table.attach(sender.pid, uid, gid, tid, token)
         run_task(self.rq, thread)
@@ -198,35 +201,35 @@ class Kernel:
         return thread
 
     def thread_exited(self, thread: Thread) -> None:
-        """A thread's connection is gone; the last one ends the process."""
+        """End a thread, because its connection is gone. The last thread ends the process."""
         do_exit(thread)
         self._reap_traces()
         self.check()
 
     def process_died(self, process: Process) -> None:
-        """The real process has ended."""
+        """End a process, because the real process has ended."""
         kill_process(process)
         self.check()
 
     def reap_memory(self) -> None:
-        """A turn of the loop: take down some of what processes have left behind."""
+        """Free some memory of ended processes, once in each turn of the loop."""
         self.dying.turn()
         self.check()
 
     def run_kswapd(self) -> None:
-        """A turn of the loop: go on with the background pass of reclaim."""
+        """Continue the background pass of reclaim, once in each turn of the loop."""
         self.vmscan.kswapd()
         self.shadowpt.flush()
         self.check()
 
     def files_changed(self) -> None:
-        """Files that are mapped have been modified behind our back: a truncation is acted upon, and shown."""
+        """Handle changes of mapped files by other programs: unmap truncated pages, and update the shadow table."""
         self.files.take_changes()
         self.shadowpt.flush()
         self.check()
 
     def take_ended(self) -> list[Process]:
-        """Return the processes that have ended since last asked; a shadow table that one had opened is closed."""
+        """Return the processes that have ended since the last call. The shadow table of an ended opener is closed."""
         ended = self.table.take_ended()
         for process in ended:
             self.shadowpt.opener_gone(process)
@@ -235,7 +238,7 @@ class Kernel:
         return ended
 
     def find_tracing(self) -> Generator[None, None, TraceCalls | None]:
-        """Return what traces this machine, made in pieces where it is not there yet; None where it cannot be traced."""
+        """Return the tracing of this machine, and load it in pieces at first; None if it cannot be traced."""
         if self.tracing is None and self.load_tracing is not None:
             yield from self.load_tracing(self)
         return self.tracing
@@ -245,14 +248,14 @@ class Kernel:
             self.tracing.reap()
 
     def take_killed(self) -> list[Process]:
-        """Return the processes that the OOM killer has chosen since last asked: their real ones are to die by SIGKILL.
+        """Return the processes that the OOM killer has chosen since the last call. Their real processes get SIGKILL.
 
-        They have ended, but for the one whose request is being answered, which ends with the answer.
+        They have ended here, except the process of the current request, which ends with its answer.
         """
         return self.oom_tasks.take_killed()
 
     def check(self) -> None:
-        """In tests: check every invariant of the machine. Raises KernelBug."""
+        """Check every invariant of the machine, in tests. Raises KernelBug."""
         if self.config.check_invariants:
             mms = [*self.table.address_spaces(), *self.dying.mms]
             check_machine(self.frames, mms, self.dying.mappings)
@@ -261,7 +264,7 @@ class Kernel:
             self.tlbs.check()
 
     def shutdown(self) -> None:
-        """End every process and give the memory back."""
+        """End every process and free the memory."""
         for process in list(self.processes.values()):
             kill_process(process)
         self.take_ended()

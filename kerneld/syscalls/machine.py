@@ -30,7 +30,7 @@ def load(call: Call) -> int | Answer:
 def store(call: Call) -> int:
     """args: vaddr, length; inline: the bytes.
 
-    Raises SysError(EINVAL) as `load`, or where the inline data is not that long.
+    Raises SysError(EINVAL) as `load`, or if the inline data has another length.
     """
     vaddr, length = call.args[0], call.args[1]
     if length > MAX_INLINE or length != len(call.data):
@@ -41,8 +41,8 @@ def store(call: Call) -> int:
 def touch(call: Call) -> int | Answer | Work:
     """args: vaddr, length, access. Raises SysError(EINVAL) for an unknown access.
 
-    It is the processor that touches page after page, and no call: a long one goes on in pieces, and one of any length
-    ends at a signal, where user space does if not before.
+    The processor touches page after page; this is no system call. A long touch runs in pieces. It ends at a signal: at
+    the end of user space at the latest.
     """
     vaddr, length, access = call.args[:3]
     if access >= len(_ACCESS):
@@ -53,7 +53,7 @@ def touch(call: Call) -> int | Answer | Work:
 
 
 def rdpkru(call: Call) -> int:
-    """No arguments. Returns PKRU; on a processor without protection keys there is no such instruction: SIGILL.
+    """No arguments. Returns PKRU. On a processor without protection keys the instruction does not exist: SIGILL.
 
     Source: Intel SDM, volume 2, RDPKRU.
     """
@@ -64,7 +64,7 @@ def rdpkru(call: Call) -> int:
 
 
 def wrpkru(call: Call) -> int:
-    """args: what PKRU is to be, in the lower 32 bits. As `rdpkru`. Source: Intel SDM, volume 2, WRPKRU."""
+    """args: the new PKRU in the lower 32 bits. SIGILL as for `rdpkru`. Source: Intel SDM, volume 2, WRPKRU."""
     processor = call.kernel.rq.processor
     if processor.ospke:
         processor.wrpkru(call.args[0])
@@ -74,7 +74,7 @@ def wrpkru(call: Call) -> int:
 
 
 def restart_syscall(call: Call) -> int | Answer | Work:
-    """Run the next piece of a request that goes on. No client can ask for it: see `table.RESTART`."""
+    """Run the next piece of a request that has begun. No client can make this call: see `table.RESTART`."""
     work, call.work = call.work, None
     assert work is not None
     return work.go_on()
@@ -83,7 +83,7 @@ def restart_syscall(call: Call) -> int | Answer | Work:
 def procread(call: Call) -> int | Answer | Work:
     """args: offset, length; inline: a path under /proc. Raises SysError(EINVAL) over 65,536 bytes, ENOENT, EACCES.
 
-    A view of a large address space is made in pieces, as Linux's readers make way between two page tables.
+    The view of a large address space is made in pieces. Linux's readers release mmap_lock between two page tables.
     """
     offset, length = call.args[0], call.args[1]
     if length > MAX_INLINE:
@@ -101,7 +101,10 @@ def _procread(call: Call, path: str, offset: int, length: int) -> Pieces:
 
 
 def ram(call: Call) -> Answer:
-    """args: pid. Returns its CR3 and a read-only descriptor of the RAM. Raises SysError(EPERM), SysError(ESRCH)."""
+    """args: pid.
+
+    Returns the CR3 of the process and a read-only descriptor of the RAM. Raises SysError(EPERM, ESRCH).
+    """
     if not call.process.cred.superuser:
         raise SysError(errno.EPERM)
     process = call.kernel.processes.get(call.args[0])

@@ -1,4 +1,5 @@
-"""The memory calls: raw arguments in, typed ones to memory management. Answers to Linux v6.8 mm/mmap.c's syscalls."""
+"""The memory calls: turn raw arguments into typed calls of memory management. Answers to Linux v6.8 mm/mmap.c's
+syscalls."""
 
 from __future__ import annotations
 
@@ -37,16 +38,16 @@ from shared.wire import MAX_REPLY
 _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
 _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
 _HUGE_LOGS = (0, 21)
-"""Huge page sizes of the machine, as MAP_HUGE_* give them: the default, and 2 MiB."""
+"""The huge page sizes of the machine in the encoding of MAP_HUGE_*: the default, and 2 MiB."""
 
 
 def sys_mmap(call: Call) -> int | Answer | Work:
-    """args: addr, length, prot, flags, fd, offset; a descriptor unless MAP_ANONYMOUS.
+    """args: addr, length, prot, flags, fd, offset. Consumes a descriptor unless MAP_ANONYMOUS is set.
 
     Raises as `do_mmap` does, and EBADF.
 
-    MAP_HUGETLB finds an empty pool: ENOMEM, or EINVAL for a size that there is none of, or for a file that is none of
-    hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff(), mm/util.c:
+    MAP_HUGETLB finds an empty pool: ENOMEM. It is EINVAL for a size that the machine does not have, or for a file that
+    is not on hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff(), mm/util.c:
     vm_mmap_pgoff().
     """
     addr, length, prot, flags, _fd, offset = call.args
@@ -72,7 +73,7 @@ def sys_mmap(call: Call) -> int | Answer | Work:
 
 
 def _mmap_over(call: Call) -> Pieces:
-    """Do as `sys_mmap` does, for a mapping that takes the place of much: that goes in pieces."""
+    """Do the work of `sys_mmap` in pieces, for a mapping that replaces much memory."""
     addr, length, prot, flags, _fd, offset = call.args
     file: File | None = None
     try:
@@ -91,9 +92,9 @@ def _mmap_over(call: Call) -> Pieces:
 
 
 def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | Work:
-    """Fault in what a call has mapped or locked, as far as that goes, and answer `ret`.
+    """Fault in the range that a call has mapped or locked, as far as possible, and return `ret`.
 
-    mmap_lock has been let go of by then, and is again and again: a long range goes on in pieces.
+    Linux has released mmap_lock before, and releases it repeatedly here. So a long range runs in pieces.
     """
 
     def pieces() -> Pieces:
@@ -104,9 +105,9 @@ def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | 
 
 
 def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tuple[File | None, int]:
-    """Return the file of a mapping, and how long it is: an anonymous one of huge pages is one of a file of them.
+    """Return the file and the length of a mapping. An anonymous mapping of huge pages gets a file of huge pages.
 
-    Raises SysError(EINVAL) for a size that there is no pool of, and for a file that is none of hugetlbfs.
+    Raises SysError(EINVAL) for a size without a pool, and for a file that is not on hugetlbfs.
     """
     if flags & _HUGETLB and (file is None or not file.huge_page_bytes):
         if file is not None or flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_LOGS:
@@ -118,7 +119,7 @@ def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tu
 
 
 def _in_pieces(steps: Steps) -> int | Answer | Work:
-    """Do a call on a wide range, and answer 0."""
+    """Run a call on a wide range in pieces, and return 0."""
 
     def pieces() -> Pieces:
         yield from steps
@@ -142,7 +143,7 @@ def sys_mprotect(call: Call) -> int | Answer | Work:
 
 
 def sys_pkey_mprotect(call: Call) -> int | Answer | Work:
-    """args: addr, length, prot, key: -1 for none, which is mprotect."""
+    """args: addr, length, prot, key. A key of -1 means none: then it is mprotect."""
     return _mprotect(call, call.signed_int_arg(3))
 
 
@@ -155,7 +156,7 @@ def _mprotect(call: Call, pkey: int) -> int | Answer | Work:
 
 
 def sys_pkey_alloc(call: Call) -> int:
-    """args: flags, what PKRU is to deny of the key. Returns the key."""
+    """args: flags, the accesses that PKRU shall deny for the key. Returns the key."""
     return pkey_alloc(call.mm, call.args[0], call.args[1])
 
 
@@ -166,7 +167,7 @@ def sys_pkey_free(call: Call) -> int:
 
 
 def sys_brk(call: Call) -> int | Answer | Work:
-    """args: the new break. Returns the break as it is then, as the raw call does."""
+    """args: the new break. Returns the break after the call, as the raw call does."""
     return Work(_brk(call)).go_on()
 
 
@@ -208,7 +209,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
 
 
 def sys_mincore(call: Call) -> Answer:
-    """args: addr, length, pointer; returns 0 and one byte a page inline."""
+    """args: addr, length, pointer. Returns 0, and inline one byte for each page."""
     return Answer(0, do_mincore(call.mm, call.args[0], call.args[1], MAX_REPLY, call.may_write))
 
 
@@ -226,7 +227,7 @@ def sys_mlock2(call: Call) -> int | Answer | Work:
 
 
 def _mlock(call: Call, vm_flags: int) -> int | Answer | Work:
-    """Lock, then fault in; what cannot be faulted in is ENOMEM, a machine without frames EAGAIN.
+    """Lock the range, then fault it in. A page that cannot be faulted in is ENOMEM; no free frame is EAGAIN.
 
     Source: Linux v6.8 mm/mlock.c:do_mlock() and __mlock_posix_error_return().
     """

@@ -1,4 +1,4 @@
-"""The requests of a native program's stub: docs/abi.md, "Native programs". Translates arguments, and no more."""
+"""The requests of a native program's stub: docs/abi.md, "Native programs". Only translates arguments."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TOKEN = struct.Struct("<Q")
 _CANONICAL_END = 1 << 47
 _KERNEL_HALF = (1 << 64) - _CANONICAL_END
 _PATIENCE = 8
-"""Faults that one access may take at the same page, as `kerneld.task.cpu` has it."""
+"""The most faults of one access at the same page, as in `kerneld.task.cpu`."""
 
 
 def native(call: Call) -> int | Answer:
-    """args: flags: NATIVE_THREAD for a further thread of a process that is native already.
+    """args: flags. NATIVE_THREAD is for a further thread of a native process.
 
-    Returns 0; without that flag also the token for the agent, inline, and a descriptor of the RAM that can be written.
-    Raises SysError(EPERM) for anybody but the superuser, and where the machine takes no native programs in;
-    SysError(EINVAL) for a thread of a process that is not native.
+    Returns 0. Without that flag it also returns the token for the agent, inline, and a writable descriptor of the RAM.
+    Raises SysError(EPERM) for a caller that is not the superuser, and on a machine that allows no native programs;
+    SysError(EINVAL) without the flag for a process that is native already, and with it for one that is not native.
     """
     if not call.process.cred.superuser or not call.kernel.config.native:
         raise SysError(errno.EPERM)
@@ -37,17 +37,16 @@ def native(call: Call) -> int | Answer:
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
     call.thread.tlb, token = call.kernel.tlbs.make(call.process)
-    # Who catches them is the stub's business: a fault that cannot be settled is reported to it, whatever the program
-    # has said about the signal.
+    # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
     for signo in (SIGSEGV, SIGBUS):
         call.process.dispositions[signo] = Disposition.CAUGHT
     return Answer(0, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
 
 
 def fault(call: Call) -> int:
-    """args: address, access (PF_WRITE, PF_INSTR), flags. The page fault of a native program's processor.
+    """args: address, access (PF_WRITE, PF_INSTR), flags. A page fault of a native program's processor.
 
-    With FAULT_FOR_KERNEL it is the stub that reads or writes for a system call: no signal, SysError(EFAULT) instead.
+    With FAULT_FOR_KERNEL the stub reads or writes for a system call: a bad access raises SysError(EFAULT), no signal.
     """
     address, access, flags = call.args[:3]
     access &= PF_WRITE | PF_INSTR

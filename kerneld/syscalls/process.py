@@ -1,4 +1,4 @@
-"""The calls about processes: who one is, signals, fork, execve, exit, limits."""
+"""The calls about processes: ids, signals, fork, execve, exit, limits."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def sys_gettid(call: Call) -> int:
 
 
 def sys_getppid(call: Call) -> int:
-    """Return the id of the real process's parent; 0 where that has none here."""
+    """Return the pid of the real process's parent; 0 if the parent has no pid in the daemon's pid namespace."""
     return find_ppid(call.process.pid) or 0
 
 
 def sys_getuid(call: Call) -> int:
-    """Return the user the process acts as."""
+    """Return the user id of the process."""
     return call.process.cred.uid
 
 
@@ -58,12 +58,12 @@ def sys_rt_sigaction(call: Call) -> int:
 
 
 def clone(call: Call) -> int | Answer | Work:
-    """Return the token with which the child of a real fork attaches; the copy of the memory is made now."""
+    """Copy the memory now, and return a token. The child of the real fork attaches with it."""
     return Work(call.kernel.table.clone(call.thread)).go_on()
 
 
 def sys_exit(call: Call) -> int:
-    """End the calling thread, and with the last one the process."""
+    """End the calling thread. The end of the last thread ends the process."""
     do_exit(call.thread)
     return 0
 
@@ -77,9 +77,9 @@ def sys_exit_group(call: Call) -> int:
 def sys_execve(call: Call) -> int | Answer:
     """args: three pointers, Exec flags, argc, envc; a descriptor of the program's file; inline: its strings.
 
-    Raises EBADF without a descriptor, or where the second one is no memory file, EINVAL for other flags, EFAULT for
-    strings that do not end, and as `do_execve` does. The file is opened before the strings are looked at, as in Linux
-    v6.8 fs/exec.c:alloc_bprm(). Every other thread of the process ends, as in de_thread() there.
+    Raises EBADF without a descriptor, or if the second one is no memory file; EINVAL for unknown flags; EFAULT for
+    strings without an end; and as `do_execve` does. The file is opened before the strings are read, as in Linux v6.8
+    fs/exec.c:alloc_bprm(). All other threads of the process end, as in de_thread() there.
     """
     cred = call.process.cred
     files = call.kernel.files
@@ -124,7 +124,7 @@ def _take_strings(call: Call, file: File, fd: int | None) -> tuple[bytes, String
 
 
 def _read_strings(fd: int | None) -> bytes:
-    """Return the contents of a memory file, which nobody has to wait for."""
+    """Return the contents of a memory file. Reading it never blocks."""
     if fd is None or not is_in_memory(fd):
         raise SysError(errno.EBADF)
     size = os.fstat(fd).st_size
@@ -137,7 +137,7 @@ def _read_strings(fd: int | None) -> bytes:
 
 
 def _split_strings(data: bytes) -> Strings:
-    """Return the strings of two lists with an empty one between them."""
+    """Return the strings of two lists. An empty string is between the lists."""
     strings = data.split(b"\0")[:-1]
     middle = strings.index(b"") if b"" in strings else len(strings)
     return Strings.of(strings[:middle], strings[middle + 1 :])
@@ -146,9 +146,9 @@ def _split_strings(data: bytes) -> Strings:
 def sys_prlimit64(call: Call) -> int | Answer:
     """args: pid (0: the caller), resource, new limit, old limit; inline in and out: rlim_cur and rlim_max.
 
-    The new limit is there where args[2] is not 0, the old one is returned where args[3] is not 0. Raises
+    The inline data has a new limit if args[2] is not 0. The reply has the old limit if args[3] is not 0. Raises
     SysError(EINVAL) for an unknown resource or a soft limit over the hard one, ESRCH for no such process, EPERM for
-    another user's process, a hard limit raised by anyone but the superuser, or more open files than fs.nr_open.
+    another user's process, for a hard limit raised without being the superuser, or for more open files than fs.nr_open.
     Source: Linux v6.8 kernel/sys.c:do_prlimit().
     """
     pid, resource = call.int_arg(0), call.int_arg(1)
@@ -176,12 +176,12 @@ def sys_prlimit64(call: Call) -> int | Answer:
 
 
 def may_raise_limits(cred: Cred) -> bool:
-    """Tell whether somebody may raise a hard limit (Linux: CAP_SYS_RESOURCE)."""
+    """Return whether a task with these credentials may raise a hard limit (Linux: CAP_SYS_RESOURCE)."""
     return cred.superuser
 
 
 def _check_may_limit(caller: Process, process: Process) -> None:
-    """Source: Linux v6.8 kernel/sys.c:check_prlimit_permission()."""
+    """Raise SysError(EPERM) for another user's process. Source: Linux v6.8 kernel/sys.c:check_prlimit_permission()."""
     theirs, ours = process.cred, caller.cred
     if process is not caller and not ours.superuser and (theirs.uid, theirs.gid) != (ours.uid, ours.gid):
         raise SysError(errno.EPERM)

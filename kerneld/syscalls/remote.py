@@ -25,26 +25,26 @@ UIO_MAXIOV = 1024
 _IOVEC = struct.Struct("<QQ")
 _MAX_RW_COUNT = 0x7FFF_F000
 _PINNED_PAGES = 1024
-"""Remote pages that are pinned at once (Linux: PVM_MAX_KMALLOC_PAGES, as pointers)."""
+"""The most remote pages that are pinned at once (Linux: PVM_MAX_KMALLOC_PAGES, as pointers)."""
 _FEWEST_PINNED_PAGES = 64
-"""So few where more take long."""
+"""The least number of pages in a batch. A batch becomes smaller when its pages come from swap."""
 Piece = tuple[Vaddr, int]
 Lock = Callable[[MmStruct], Iterator[None]]
-"""Yields for as long as somebody else holds an address space."""
+"""Yields as long as another thread holds an address space."""
 
 
 def sys_process_vm_readv(call: Call) -> int | Answer | Work:
     """args: pid, local iovecs, count, remote iovecs, count, flags; inline: the local iovecs, then the remote ones.
 
-    Both sides are simulated memory. Returns the bytes copied, fewer where a page on the way cannot be accessed.
-    Raises SysError(EFAULT) where not even the first can, or iovecs are missing or not a user's, EINVAL for flags, too
-    many iovecs or a length that is negative as a signed number, ESRCH, and EPERM for another user's process.
+    Both sides are simulated memory. Returns the number of bytes copied. It is smaller if a page cannot be accessed.
+    Raises SysError(EFAULT) if the first page cannot be accessed, or iovecs are missing or not in user space; EINVAL for
+    flags, too many iovecs or a length that is negative as a signed number; ESRCH; EPERM for another user's process.
     """
     return Work(_process_vm_rw(call, write=False)).go_on()
 
 
 def sys_process_vm_writev(call: Call) -> int | Answer | Work:
-    """As process_vm_readv, from the local iovecs to the remote ones."""
+    """The same as process_vm_readv, but from the local iovecs to the remote ones."""
     return Work(_process_vm_rw(call, write=True)).go_on()
 
 
@@ -79,10 +79,11 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
 
 
 def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock: Lock, *, write: bool) -> Pieces:
-    """Copy, and yield between two batches of pages, which Linux takes mmap_lock for one by one.
+    """Copy, and yield between two batches of pages. Linux takes mmap_lock for each batch.
 
-    Raises SysError(EFAULT). Differs from Linux: a process that ends or execs meanwhile takes its memory along, while
-    there the call holds it (mm_access()) unless the OOM reaper comes; what was copied until then is the answer.
+    Raises SysError(EFAULT). Differs from Linux: if the other process ends or execs during the call, its memory is
+    freed, and the call returns the number of bytes copied until then. In Linux the call holds the memory
+    (mm_access()), unless the OOM reaper comes.
     """
     mm = process.live_mm
     pace = Pace()
@@ -92,7 +93,7 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock
         while vaddr < end and local.left:
             if pace.is_over():
                 if pace.is_late():
-                    # These come from swap, one by one.
+                    # The pages of this batch come from swap, one by one.
                     most_pages = max(most_pages // 2, _FEWEST_PINNED_PAGES)
                 yield None
                 pace.begin()
@@ -107,9 +108,9 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock
 
 
 def _rw_batch(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, write: bool) -> int:
-    """Copy a part of a remote piece: all its pages are pinned before the first is copied, as far as that goes.
+    """Copy a part of a remote piece. All pages that can be pinned are pinned before the first is copied.
 
-    Returns the bytes copied. Raises SysError(EFAULT).
+    Returns the number of bytes copied. Raises SysError(EFAULT).
     Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
     """
     pages = pin_user_pages(mm, vaddr, length, write=write)
@@ -120,9 +121,9 @@ def _rw_batch(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, write:
 
 
 def _rw_pages(mm: MmStruct, pages: list[int], offset: int, length: int, local: _LocalIter, *, write: bool) -> int:
-    """Copy up to `length` bytes from, or to, pinned pages, beginning at an offset in the first; returns how many.
+    """Copy up to `length` bytes from or to pinned pages, from `offset` in the first page. Return the number of bytes.
 
-    Raises SysError(EFAULT) where the caller's own memory cannot be accessed.
+    Raises SysError(EFAULT) if the caller's own memory cannot be accessed.
     Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_pages().
     """
     ram = mm.frames.ram
@@ -148,14 +149,14 @@ class _LocalIter:
     """The caller's own pieces, used up one after another (Linux: struct iov_iter)."""
 
     def __init__(self, mm: MmStruct, pieces: list[Piece]) -> None:
-        """Raises as `import_iovec` does."""
+        """Raises the exceptions of `import_iovec`."""
         self._mm = mm
         self._pieces = import_iovec(pieces)
         self.left = sum(length for _, length in self._pieces)
-        """Bytes that are still to be copied."""
+        """The number of bytes that are not copied yet."""
 
     def _next(self, most: int) -> Piece:
-        """Return where the next bytes go, and how many of them lie there together."""
+        """Return the address of the next bytes, and the number of consecutive bytes there."""
         while not self._pieces[0][1]:
             del self._pieces[0]
         vaddr, length = self._pieces[0]
@@ -167,7 +168,7 @@ class _LocalIter:
         self.left -= count
 
     def put(self, data: bytes) -> int:
-        """Write to the caller's memory; returns how many bytes could be."""
+        """Write to the caller's memory. Return the number of bytes written."""
         done = 0
         while done < len(data) and self.left:
             vaddr, count = self._next(len(data) - done)
@@ -179,7 +180,7 @@ class _LocalIter:
         return done
 
     def take(self, length: int) -> bytes:
-        """Read from the caller's memory; shorter where that could not be."""
+        """Read from the caller's memory. The result is shorter if a part cannot be read."""
         data = b""
         while len(data) < length and self.left:
             vaddr, count = self._next(length - len(data))
@@ -192,9 +193,9 @@ class _LocalIter:
 
 
 def import_iovec(pieces: list[Piece]) -> list[Piece]:
-    """Return the caller's pieces, cut to what one call moves at most.
+    """Return the caller's pieces, cut to the most bytes of one call.
 
-    Raises SysError(EINVAL) for a negative length, SysError(EFAULT) for what is no user's address.
+    Raises SysError(EINVAL) for a negative length, and SysError(EFAULT) for an address outside user space.
     Source: Linux v6.8 lib/iov_iter.c:__import_iovec().
     """
     if any(length >> 63 for _, length in pieces):
@@ -224,11 +225,11 @@ def _get_process(call: Call, pid: Pid) -> Process:
 
 
 def sys_process_madvise(call: Call) -> int | Answer | Work:
-    """args: pidfd, iovecs, count, advice, flags; inline: the iovecs; a pidfd as descriptor, or a pid in its place.
+    """args: pidfd, iovecs, count, advice, flags; inline: the iovecs. Consumes a pidfd; without one args[0] is a pid.
 
-    Returns the bytes advised. Raises SysError(EINVAL) for flags or advice that cannot be given to others, EFAULT for
-    iovecs as process_vm_readv, EBADF for what is no pidfd, ESRCH, EACCES for a process that the caller may not access,
-    EPERM for anybody but the superuser, and as `do_madvise` does for the first range.
+    Returns the number of bytes advised. Raises SysError(EINVAL) for flags, and for advice that is not allowed for other
+    processes; EFAULT as process_vm_readv; EBADF for a descriptor that is no pidfd; ESRCH; EACCES for a process that the
+    caller may not access; EPERM for a caller that is not the superuser; and as `do_madvise` does for the first range.
     Source: Linux v6.8 mm/madvise.c:SYSCALL_DEFINE5(process_madvise).
     """
     pid, advice, flags = call.int_arg(0), call.int_arg(3), call.int_arg(4)
@@ -247,7 +248,7 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
 
 
 def check_process_madvise(caller: Process, process: Process, advice: int) -> None:
-    """Check whether one process may advise another so, or itself. Raises SysError as `sys_process_madvise` says."""
+    """Check whether `caller` may give this advice to `process`. Raises SysError as `sys_process_madvise` says."""
     if advice not in PROCESS_ADVICE:
         raise SysError(errno.EINVAL)
     if not ptrace_may_access(caller, process):
@@ -257,9 +258,9 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
 
 
 def _vector_madvise(call: Call, process: Process, ranges: list[Piece], advice: int) -> Pieces:
-    """Advise range after range, up to one that is refused; yield where others may be served.
+    """Advise one range after the other, until one is refused. Yield between pieces.
 
-    A process that ends or execs meanwhile has been advised so far: its memory goes, as in `_rw_in_pieces`.
+    If the process ends or execs during the call, its memory is freed, and the call ends there, as in `_rw_in_pieces`.
     """
     mm = process.live_mm
     locks = call.kernel.table.mmap_locks
@@ -290,7 +291,7 @@ def _vector_madvise(call: Call, process: Process, ranges: list[Piece], advice: i
 
 @contextlib.contextmanager
 def held(mm: MmStruct) -> Iterator[MmStruct]:
-    """Keep an address space while a call works with it: the OOM killer may end its process meanwhile.
+    """Keep an address space during a call: the OOM killer may end its process meanwhile.
 
     Source: Linux v6.8 kernel/fork.c:mm_access(), mmput().
     """
@@ -302,7 +303,7 @@ def held(mm: MmStruct) -> Iterator[MmStruct]:
 
 
 def _pid_of(pidfd: int) -> Pid:
-    """Return the pid that a pidfd stands for. Raises SysError(EBADF) for any other descriptor."""
+    """Return the pid of a pidfd. Raises SysError(EBADF) for any other descriptor."""
     try:
         lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
     except OSError:

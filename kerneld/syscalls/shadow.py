@@ -1,6 +1,6 @@
-"""The five calls of the shadow page table: raw arguments in, typed ones to the session.
+"""The five calls of the shadow page table: turn raw arguments into typed calls of the session.
 
-Owns nothing. Knows the order of the checks that come before the session's own: docs/abi.md, "Shadow page table".
+Owns nothing. Knows the order of the checks before those of the session: docs/abi.md, "Shadow page table".
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from shared.uapi.shadowpt import OPEN_HOST, USER_SHADOW_PT, Layout
 def shadowpt_open(call: Call) -> Answer:
     """Open a table: args are the target's pid, a pointer, the layout and OPEN_ flags; inline a user_shadow_pt.
 
-    Returns it as updated, and read-only descriptors of the table and of the sequence page. Raises SysError(EPERM)
-    unless the caller is the superuser, by its real process's effective user too, EFAULT without a whole structure,
-    EINVAL for an unknown layout, then as ShadowPt.open() does. Layout.F23 shifts unaligned bounds down to their pages;
-    Layout.F25_PART1 is FaultLog's.
+    Returns the updated structure, and read-only descriptors of the table and of the sequence page. Raises
+    SysError(EPERM) unless the caller is the superuser, and the effective user of its real process is too; EFAULT
+    without a whole structure; EINVAL for an unknown layout; then as ShadowPt.open() does. Layout.F23 rounds unaligned
+    bounds down to their pages. Layout.F25_PART1 opens a FaultLog.
     """
     _check_superuser(call)
     if len(call.data) != USER_SHADOW_PT.size:
@@ -50,7 +50,7 @@ def shadowpt_open(call: Call) -> Answer:
 
 
 def _open_faults(call: Call) -> Answer:
-    """Open a table of page faults instead: the structure is 0, its size in bytes, and where it is mapped.
+    """Open a table of page faults. The structure has 0, the size in bytes, and the address of the table.
 
     Raises SysError(EINVAL) unless the first word is 0, then as FaultLog.open() does.
     """
@@ -72,7 +72,7 @@ def _open_faults(call: Call) -> Answer:
 
 
 def _find_target(call: Call, pid: Pid) -> Process | HostTarget | NoTarget:
-    """Return the process to look at: one of this kernel's; else, if this kernel may and the caller asks, the host's."""
+    """Return the target: a process of this kernel; else a real process, if the options allow it and the caller asks."""
     process = call.kernel.processes.get(pid)
     if process is not None and not process.memory_is_host:
         return process
@@ -88,19 +88,19 @@ def _find_host_target(call: Call, pid: Pid) -> HostTarget | None:
 
 
 def shadowpt_close(call: Call) -> int:
-    """Close the caller's table. Raises SysError(EINVAL) where none is open, EPERM for anyone but its opener."""
+    """Close the caller's table. Raises SysError(EINVAL) if none is open, EPERM for another process than the opener."""
     call.kernel.shadowpt.close(call.process)
     return 0
 
 
 def shadowpt_start(call: Call) -> int:
-    """Fill the caller's table and follow every change. Raises as shadowpt_close() does."""
+    """Fill the caller's table. From then on it has every change. Raises as shadowpt_close() does."""
     call.kernel.shadowpt.start(call.process)
     return 0
 
 
 def shadowpt_stop(call: Call) -> int:
-    """Follow no longer. Raises as shadowpt_close() does."""
+    """Freeze the caller's table. Raises as shadowpt_close() does."""
     call.kernel.shadowpt.stop(call.process)
     return 0
 
@@ -115,7 +115,8 @@ def shadowpt_page_contents(call: Call) -> Answer:
 
 
 def _check_superuser(call: Call) -> None:
-    """Raise SysError(EPERM) unless the caller is the superuser, here and as its real process acts at this moment."""
+    """Raise SysError(EPERM) unless the caller is the superuser here, and its real process has such an effective user
+    now."""
     cred, own_uid = call.process.cred, os.getuid()
     ids = find_effective_ids(call.process.pid) if cred.superuser else None
     uid = cred.uid if ids is None else ids[0]

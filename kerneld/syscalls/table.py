@@ -61,13 +61,14 @@ _TABLE: dict[Nr, Handler] = {
 }
 
 RESTART = -1
-"""What a request that goes on is run by (Linux: restart_syscall). The wire's numbers have no sign: no client has it."""
+"""The number that continues a request (Linux: restart_syscall). Numbers on the wire are unsigned: no client can send
+it."""
 HANDLERS: dict[int, Handler] = {int(nr): handler for nr, handler in _TABLE.items()}
 HANDLERS[RESTART] = machine.restart_syscall
 
 
 def find_name(nr: int) -> str:
-    """Return a call's name, or its number in words where it has none."""
+    """Return the name of a call, or text with its number if it has no name."""
     try:
         return Nr(nr).name.lower()
     except ValueError:

@@ -1,4 +1,4 @@
-"""The calls of tracing: a trace is opened and closed. What it does is `kerneld.trace`'s, which stands above.
+"""The calls that open and close a trace. The layer `kerneld.trace` above does the work.
 
 Answers to Linux v6.8 kernel/events/core.c:SYSCALL_DEFINE5(perf_event_open). Differs from Linux: a trace is named by a
 handle, not by a descriptor; two descriptors come with it, of the ring and of the pipe that wakes the reader.
@@ -30,7 +30,7 @@ def _open(call: Call, thread: Thread, data: bytes) -> Pieces:
 
 
 def sys_close(call: Call) -> int:
-    """args: the handle of a trace of the caller's process, which ends. Raises SysError(EBADF) for any other number."""
+    """args: the handle of a trace of the caller's process. The trace ends. Raises SysError(EBADF) for other numbers."""
     tracing = call.kernel.tracing
     if tracing is None:
         raise SysError(errno.EBADF)
