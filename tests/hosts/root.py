@@ -8,7 +8,6 @@ beside each says of what it was made; where that is no longer so it is made agai
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -91,11 +90,10 @@ class GuestRoot:
         # The checkout comes with each run: its packages are found where it will lie, as those of `pip install -e` are.
         for site in (self._root / "opt/venv/lib").glob("python*/site-packages"):
             (site / "checkout.pth").write_text("/src\n")
-        # Newer than any pyproject.toml: make need not install anything. What only `make check` needs is not there.
+        # hosts-init gives them pyproject.toml's time: make need not install anything. (What only `make check` needs is
+        # not there.) mke2fs has 32 bits for times, so that none made here is later than every checkout's.
         for purpose in ("-to-run", "-to-test", ""):
-            stamp = self._root / f"opt/venv/.installed{purpose}"
-            stamp.touch()
-            os.utime(stamp, (1 << 32, 1 << 32))
+            (self._root / f"opt/venv/.installed{purpose}").touch()
 
     def _make_kernel(self, package: str, folder: Path) -> None:
         self._say(f"getting {package}")
