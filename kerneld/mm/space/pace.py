@@ -73,6 +73,8 @@ class Pace:
         They are those of a range of `size` bytes, a power of two; 0 for as many as usually take a millisecond or so.
         """
         size = size or _AT_ONCE
+        if end <= (start & -size) + size:
+            return end
         # Upper tables may lead to none; a step looks through 512 of them at most.
         first = walk.first_leaf(start, min(end, (start & -_LOOKED_THROUGH) + _LOOKED_THROUGH))
         return min(end, (first & -size) + size)
