@@ -24,6 +24,7 @@ from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.check.invariants import check_machine
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.referee import this_host
+from kerneld.referee.errors import HostError
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.layout import Layout
@@ -95,7 +96,7 @@ class Simulated:
     ) -> None:
         """`folder` is this side's alone; `pku`, whether the processor has protection keys, is the host's by default.
 
-        Raises HostError where the mode cannot be had here.
+        Raises HostError where the mode cannot be had here, or nobody tells kerneld of truncation.
         """
         self._folder = folder
         self._layout = layout
@@ -108,6 +109,12 @@ class Simulated:
             pku=host_has_pkeys() if pku is None else pku,
         )
         self.kernel = _Machine(config)
+        if self.kernel.file_changes_fd < 0:
+            self.kernel.shutdown()
+            raise HostError(
+                "no inotify instance is left for this user, by which kerneld is told of truncation"
+                " (fs.inotify.max_user_instances); end programs that have some"
+            )
         self._cred = Cred(os.getuid(), os.getgid(), is_host_superuser())
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}

@@ -98,6 +98,8 @@ def run(config: DaemonConfig, on_ready: Callable[[], None]) -> None:
             reason = why_no_segment()
             if reason:
                 log.warning("no shadow page table can be opened for now", reason=reason)
+            if kernel.file_changes_fd < 0:
+                log.warning("no inotify instance is left: a file that is cut is looked at by the next fault alone")
             spare_collector()
             on_ready()
             try:

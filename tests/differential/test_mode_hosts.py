@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.fs.inotify import Inotify
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.referee import match as match_module
 from kerneld.referee import mode as mode_module
@@ -111,3 +112,10 @@ def test_the_swap_file_goes_however_the_run_ends(signo: signal.Signals, tmp_path
     with shared_swap():
         assert [SWAPS.read_text(), *(knob.read_text() for knob in knobs if knob.exists())] == before
     assert list(tmp_path.rglob("swap")) == []
+
+
+def test_a_host_that_tells_nothing_of_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others have all inotify instances, every program that cuts a file would differ."""
+    monkeypatch.setattr(Inotify, "__init__", lambda inotify: setattr(inotify, "fd", -1))
+    with pytest.raises(HostError, match="max_user_instances"), open_match():
+        pass

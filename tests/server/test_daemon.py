@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,24 @@ def test_ready_line_is_one_json_object(path: Path) -> None:
         daemon.terminate()
     assert ready["event"] == "kerneld ready"
     assert (ready["socket"], ready["ram_mib"], ready["pid"]) == (str(path), 32, daemon.pid)
+
+
+_WITHOUT_INOTIFY = """
+from kerneld.__main__ import main
+from kerneld.fs.inotify import Inotify
+
+Inotify.__init__ = lambda inotify: setattr(inotify, "fd", -1)
+main()
+"""
+
+
+def test_a_host_without_an_inotify_instance_is_a_warning(path: Path) -> None:
+    command = [sys.executable, "-c", _WITHOUT_INOTIFY, "start", "--ram", "32M"]
+    with subprocess.Popen(command, env=environment(path), stderr=subprocess.PIPE) as daemon:
+        assert daemon.stderr is not None
+        assert b"kerneld ready" in daemon.stderr.readline()
+        assert b"no inotify instance is left" in daemon.stderr.readline()
+        daemon.terminate()
 
 
 def test_bare_kerneld_starts(path: Path) -> None:
