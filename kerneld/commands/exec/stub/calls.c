@@ -38,12 +38,22 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 	switch (nr) {
 	case NR_close:
 		*ret = -EBADF;
+		if (!is_hidden(args[0]))
+			proc_forget(args[0]);
 		return is_hidden(args[0]);
 	case NR_dup2: case NR_dup3:
-		*ret = -EBADF;
-		return is_hidden(args[0]) || is_hidden(args[1]);
+		*ret = is_hidden(args[0]) || is_hidden(args[1]) ? -EBADF : sys3(nr, args[0], args[1], args[2]);
+		if (*ret >= 0 && args[0] != args[1])
+			proc_copy(args[0], *ret);
+		return 1;
+	case NR_dup:
+		*ret = is_hidden(args[0]) ? -EBADF : sys1(nr, args[0]);
+		proc_copy(args[0], *ret);
+		return 1;
 	case NR_close_range: {
 		u64 low = args[0] & 0xffffffff, high = args[1] & 0xffffffff, first = process.hidden_fds, last = first + 1023;
+		for (u64 fd = low; fd <= high && fd < first && !(args[2] & ~CLOSE_RANGE_UNSHARE); fd++)
+			proc_forget(fd);
 		if (low > high || high < first || low > last)
 			return 0;
 		*ret = low < first ? sys3(nr, low, first - 1, args[2]) : args[2] & CLOSE_RANGE_UNSHARE ? sys3(nr, ~0U, ~0U, args[2]) : 0;
@@ -51,9 +61,15 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 			*ret = sys3(nr, last + 1, high, args[2] & ~CLOSE_RANGE_UNSHARE);
 		return 1;
 	}
-	case NR_fcntl:
-		*ret = args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC ? -EINVAL : -EBADF;
-		return is_hidden(args[0]) || ((args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC) && is_hidden(args[2]));
+	case NR_fcntl: {
+		int is_dup = args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC;
+		*ret = is_hidden(args[0]) ? -EBADF : is_dup && is_hidden(args[2]) ? -EINVAL : 0;
+		if (*ret < 0 || !is_dup)
+			return *ret < 0;
+		*ret = sys3(nr, args[0], args[1], args[2]);
+		proc_copy(args[0], *ret);
+		return 1;
+	}
 	}
 	return 0;
 }
@@ -159,7 +175,7 @@ void on_syscall(struct thread *t, struct ucontext *uc)
 		sys_sigreturn(t, uc);
 		return;
 	}
-	if (memory_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
+	if (memory_call(t, args, nr, &ret) || proc_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
 		uc->mc.rax = ret;
 		return;
 	}

@@ -132,6 +132,11 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret);
 int prepare(long nr, const u64 *args);	/* faults the buffers of a call in; 0, or -errno where the call is refused */
 void pass(struct thread *t, struct ucontext *uc);
 
+/* proc.c */
+int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
+void proc_forget(u64 fd);
+void proc_copy(u64 fd, long copy);
+
 /* fork.c, exec.c, agent.c */
 long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);
