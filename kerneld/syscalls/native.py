@@ -32,12 +32,16 @@ def native(call: Call) -> int | Answer:
     if not call.process.cred.superuser or not call.kernel.config.native:
         raise SysError(errno.EPERM)
     if call.args[0] & NATIVE_THREAD:
-        call.thread.tlb = call.kernel.tlbs.get(call.mm)
+        call.thread.tlb = call.kernel.tlbs.get(call.mm).enter()
         return 0
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
-    call.thread.tlb, token = call.kernel.tlbs.make(call.process)
-    # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
+    tlb, token = call.kernel.tlbs.make(call.process)
+    if call.thread.tlb is not None:
+        call.thread.tlb.leave()
+    call.thread.tlb = tlb.enter()
+    # Who catches them is the stub's business: a fault that cannot be settled is reported to it, whatever the program
+    # has said about the signal.
     for signo in (SIGSEGV, SIGBUS):
         call.process.dispositions[signo] = Disposition.CAUGHT
     return Answer(0, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))

@@ -17,6 +17,7 @@ from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.real_process import find_ppid
 from kerneld.task.signal import do_sigaction
 from kerneld.task.task import Cred, Process
+from shared.uapi.native import CLONE_SHARE
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
@@ -58,7 +59,13 @@ def sys_rt_sigaction(call: Call) -> int:
 
 
 def clone(call: Call) -> int | Answer | Work:
-    """Copy the memory now, and return a token. The child of the real fork attaches with it."""
+    """args: CLONE_SHARE or 0. Return the token with which the child of a real fork attaches.
+
+    The copy of the memory is made now; with CLONE_SHARE there is none.
+    """
+    if call.args[0] & CLONE_SHARE:
+        call.kernel.tlbs.get(call.mm)
+        return call.kernel.table.share(call.process)
     return Work(call.kernel.table.clone(call.thread)).go_on()
 
 

@@ -19,6 +19,8 @@ def do_exit(thread: Thread) -> None:
         return
     process = thread.process
     process.threads.remove(thread)
+    if thread.tlb is not None:
+        thread.tlb.leave()
     enter_lazy_tlb(thread)
     if not process.threads:
         process.exit_mm()

@@ -19,7 +19,7 @@ from kerneld.errors import SysError
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import exit_mmap
+from kerneld.mm.space.munmap import exit_mmap, mmput
 from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.real_process import RealProcess, find_comm, find_ppid
 from kerneld.task.task import Cred, Process, Thread
@@ -135,9 +135,22 @@ class ProcessTable:
             raise
         return token
 
+    def share(self, parent: Process) -> int:
+        """Return a token with which a child attaches to the parent's own memory, as with CLONE_VM.
+
+        Raises SysError(EAGAIN) with too many waiting. Source: Linux v6.8 kernel/fork.c:copy_mm().
+        """
+        if sum(copy.parent is parent for copy in self._tokens.values()) >= MAX_TOKENS:
+            raise SysError(errno.EAGAIN)
+        mm, token = parent.live_mm, secrets.randbits(62) + 1
+        mm.users += 1
+        self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
+        return token
+
     def copies_of(self, parent: Process) -> list[MmStruct]:
         """Return the copies of a process's memory that wait for a child."""
-        return [copy.mm for copy in self._tokens.values() if copy.parent is parent]
+        tokens = self._tokens.values()
+        return [copy.mm for copy in tokens if copy.parent is parent and copy.mm is not parent.mm]
 
     def find_parent(self, mm: MmStruct) -> Process | None:
         """Return the process whose memory an address space is a copy of that waits for a child, or None."""
@@ -179,8 +192,7 @@ class ProcessTable:
     def _forget(self, process: Process) -> None:
         del self.processes[process.pid]
         for token in [token for token, copy in self._tokens.items() if copy.parent is process]:
-            exit_mmap(self._tokens[token].mm)
-            del self._tokens[token]
+            mmput(self._tokens.pop(token).mm)
         self.ended.append(process)
 
     def take_ended(self) -> list[Process]:
@@ -190,9 +202,9 @@ class ProcessTable:
         return ended
 
     def address_spaces(self) -> list[MmStruct]:
-        """Return every address space there is: of processes, and of copies that wait for a child."""
+        """Return every address space there is, once: of processes, and of copies that wait for a child."""
         mms = [process.live_mm for process in self.processes.values()]
-        return mms + [copy.mm for copy in self._tokens.values()]
+        return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.values())]))
 
 
 def _held(pid: Pid) -> RealProcess:

@@ -51,6 +51,9 @@ class ThreadTlb(Protocol):
     def take(self) -> bytes:
         """Return what goes behind the answer; the thread is in its program again."""
 
+    def leave(self) -> None:
+        """The thread has ended, or goes on with other memory."""
+
 
 class Process:
     """One process of the machine's user space, behind which a real one stands."""
@@ -94,6 +97,7 @@ class Process:
     def exec_mmap(self, new_mm: MmStruct) -> None:
         """Go on with a new address space: the processor and the listeners move over, then the old one is taken down.
 
+        One that others go on with (vfork's parent) stays, with its listeners.
         Source: Linux v6.8 fs/exec.c:exec_mmap().
         """
         old = self.live_mm
@@ -101,9 +105,10 @@ class Process:
         for thread in self.threads:
             if thread.rq is not None and thread.rq.mm is old:
                 switch_mm(thread.rq, new_mm)
-        for notifier in list(old.notifiers):
-            notifier.exec_mmap(new_mm)
-        old.notifiers.clear()
+        if old.users == 1:
+            for notifier in list(old.notifiers):
+                notifier.exec_mmap(new_mm)
+            old.notifiers.clear()
         mmput(old)
 
     def exit_mm(self) -> None:

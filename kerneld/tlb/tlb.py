@@ -53,16 +53,40 @@ class Agent(Protocol):
         """The address space goes: the agent is needed no more."""
 
 
+class View:
+    """A thread that works with an address space, as its TLB sees it; see `kerneld.task.task.ThreadTlb`."""
+
+    __slots__ = ("_tlb", "is_inside")
+
+    def __init__(self, tlb: Tlb) -> None:
+        self._tlb = tlb
+        self.is_inside = True
+        """Whether the thread is in a request of its own: it does not run before the reply."""
+
+    def begin(self) -> None:
+        """A request of the thread's has come."""
+        self.is_inside = True
+
+    def take(self) -> bytes:
+        """Return the record that goes behind the replies of a request; the thread runs again then."""
+        record = self._tlb.take()
+        self.is_inside = False
+        return record
+
+    def leave(self) -> None:
+        """The thread works with the address space no more."""
+        self._tlb.views.discard(self)
+
+
 class Tlb:
     """A listener of one address space; see `MmuNotifier`."""
 
-    def __init__(self, mm: MmStruct, is_shared: Callable[[], bool], forget: Callable[[Tlb], None]) -> None:
-        """`is_shared` tells whether more than one thread works with the memory; `forget` is called at the end."""
+    def __init__(self, mm: MmStruct, forget: Callable[[Tlb], None]) -> None:
+        """`forget` is called at the end."""
         self.mm = mm
         self.agent: Agent | None = None
-        self.is_inside = True
-        """Whether the program is in a request of its own: it does not run before the reply."""
-        self._is_shared = is_shared
+        self.views: set[View] = set()
+        """Of each thread that works with the memory: of the process, and of others that share it."""
         self._forget = forget
         self._granted: dict[int, TlbWords] = {}
         """By number of the leaf table (address >> PMD_SHIFT): a TLB word a page."""
@@ -85,7 +109,7 @@ class Tlb:
         elif not self._granted:
             return
         self._dirty.append((start, end))
-        if not self.is_inside or self._is_shared():
+        if not self.is_quiet:
             self._order()
 
     def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
@@ -104,7 +128,7 @@ class Tlb:
         """Nothing is granted any more: whoever still runs in the memory (the process is killed) meets nothing there."""
         agent, self.agent = self.agent, None
         if agent is not None:
-            if self._granted and (not self.is_inside or self._is_shared()):
+            if self._granted and not self.is_quiet:
                 self.orders += 1
                 agent.order(pack_record([(0, TASK_SIZE)], [], self.orders))
             agent.dismiss()
@@ -114,16 +138,22 @@ class Tlb:
 
     # What the program is told
 
-    def begin(self) -> None:
-        """A request of the program's one thread has come: it does not run until `take`."""
-        self.is_inside = True
+    def enter(self) -> View:
+        """A thread begins to work with the memory; it is in the request that says so."""
+        view = View(self)
+        self.views.add(view)
+        return view
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody runs in the memory: its one thread is in a request of its own."""
+        return len(self.views) == 1 and next(iter(self.views)).is_inside
 
     def take(self) -> bytes:
-        """Return the record that goes behind the replies of a request; the program runs again then."""
+        """Return the record that goes behind the replies of a request."""
         self._collect()
         drops, grants = self._drops, self._grants
         self._drops, self._grants = [], []
-        self.is_inside = False
         if len(drops) + len(grants) > MOST_OPERATIONS:
             drops = [(min(start for start, _ in drops), max(end for _, end in drops))]
             grants = grants[: MOST_OPERATIONS - 1]

@@ -38,7 +38,7 @@ class Tlbs:
     def make(self, process: Process) -> tuple[Tlb, int]:
         """Give a process's address space a TLB, and return it with the token for its agent."""
         mm = process.live_mm
-        tlb = Tlb(mm, lambda: len(process.threads) > 1, self._forget)
+        tlb = Tlb(mm, self._forget)
         token = secrets.randbits(62) + 1
         self._by_mm[mm.number] = tlb
         self._tokens[token] = tlb
@@ -59,7 +59,7 @@ class Tlbs:
     def check(self) -> None:
         """Check that no TLB grants more than the page table. Raises KernelBug."""
         for tlb in self._by_mm.values():
-            if not tlb.is_inside:
+            if not tlb.is_quiet:
                 wrong = tlb.check()
                 if wrong:
                     raise KernelBug(wrong[0])

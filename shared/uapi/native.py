@@ -9,3 +9,5 @@ NATIVE_THREAD = 1
 """First argument of native: a further thread of a native process."""
 FAULT_FOR_KERNEL = 1
 """Third argument of fault: the access is for a system call. It fails with EFAULT and raises no signal."""
+CLONE_SHARE = 1
+"""First argument of clone: the child is to share the memory of its parent, which is native."""

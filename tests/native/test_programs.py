@@ -127,6 +127,10 @@ def test_threads_fault_and_unmap_at_once(inside: Inside, programs: dict[str, Pat
     inside.agrees([str(programs["threads"])])
 
 
+def test_children_share_memory_until_they_exec(inside: Inside, programs: dict[str, Path]) -> None:
+    assert "no program: No such file" in inside.agrees([str(programs["spawns"])]).output
+
+
 def test_sqlite_inserts_and_sorts(inside: Inside, tmp_path: Path) -> None:
     if shutil.which("sqlite3") is None:
         pytest.skip("this host has no sqlite3")

@@ -149,6 +149,10 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		return 0;
 	case NR_exit:
 		touch(t->clear_tid, t->clear_tid ? 4 : 0, 1);
+		if (t->is_borrower) {
+			ask_ret(t, NR_exit_group, args);
+			sys1(NR_exit, args[0]);
+		}
 		sys1(NR_close, t->conn);
 		leave_area(t, args[0]);
 	case NR_exit_group:

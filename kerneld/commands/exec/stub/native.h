@@ -58,13 +58,14 @@ struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
 /* One thread of the program. Its area: a page of code (the gate), this, a buffer, the stack of the stub. */
 struct thread {
 	u64 gate_return;	/* where the gate goes on: behind the program's own syscall instruction */
-	u64 in_use;
 	int conn;		/* the connection to kerneld */
 	int tid;
 	u64 mapping;		/* it is about to map pages that an answer named: the agent waits for that */
 	u64 masked;		/* those of OURS that the program believes it has blocked */
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid;		/* set_tid_address() */
+	u64 token;		/* kerneld's, for the attach of a process in the same memory */
+	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
 	char *buffer;
 };
 #define BUFFER_BYTES 0x20000UL

@@ -259,7 +259,7 @@ static long read_pagemap(struct thread *t, int fd, u64 to, u64 length, u64 offse
 static int proc_read(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	int fd = args[0];
-	if (args[0] >= MAX_FDS || files[fd].kind == NO_FILE)
+	if (args[0] >= MAX_FDS || files[fd].kind == NO_FILE || t->is_borrower)
 		return 0;
 	long offset = nr == NR_pread64 ? (long)args[3] : sys3(NR_lseek, fd, 0, SEEK_CUR);
 	if (files[fd].kind == PAGEMAP) {
@@ -279,13 +279,13 @@ static int proc_read(struct thread *t, const u64 *args, long nr, long *ret)
 /* A descriptor has been closed, or has become a copy of another. */
 void proc_forget(u64 fd)
 {
-	if (fd < MAX_FDS)
+	if (fd < MAX_FDS && !this_thread()->is_borrower)
 		files[fd].kind = NO_FILE;
 }
 
 void proc_copy(u64 fd, long copy)
 {
-	if (copy < 0 || copy >= MAX_FDS)
+	if (copy < 0 || copy >= MAX_FDS || this_thread()->is_borrower)
 		return;
 	if (fd < MAX_FDS)
 		files[copy] = files[fd];

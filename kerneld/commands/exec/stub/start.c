@@ -71,7 +71,7 @@ struct thread *thread_area(void)
 	sys3(NR_mprotect, start, PAGE_BYTES, 5);
 	struct thread *t = (struct thread *)(start + PAGE_BYTES);
 	t->buffer = (char *)t + PAGE_BYTES;
-	t->in_use = 1;
+	t->is_borrower = 0;
 	return t;
 }
 
