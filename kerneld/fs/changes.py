@@ -61,6 +61,16 @@ class Changes:
         """Nothing maps an inode any more, and nobody holds it."""
         self._release(self.queue.pop(inode, None))
 
+    def finish(self, inode: Inode) -> None:
+        """Act upon an inode's change to its end: who has made it waits for that."""
+        if self.queue.get(inode) is None:
+            self._begin(inode)
+        change = self.queue.pop(inode, None)
+        if change is not None:
+            for _ in change.pieces:
+                pass
+            self._release(change)
+
     def go_on(self) -> None:
         """Look at those that have been noted, and act upon them for a slice of time: one piece at least."""
         until = None if self.slice_seconds is None else monotonic() + self.slice_seconds

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 
@@ -24,6 +25,7 @@ from kerneld.fs.changes import Changes
 from kerneld.fs.file_limits import FileAccounts, FileRules, Payer
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
+from kerneld.fs.mapped_files import MappedFiles
 from kerneld.fs.mmap_ops import MmapOps, find_mmap_ops
 from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
@@ -32,6 +34,7 @@ from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_se
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.dying import room_after
+from kerneld.mm.space.writeback import writeback_range
 from kerneld.task.task import Cred, Process
 
 
@@ -47,6 +50,7 @@ class FileTable:
         self._payers: dict[File, Payer] = {}
         self._inodes: dict[tuple[int, int], Inode] = {}
         self._inotify = inotify
+        self._mapped = MappedFiles(frames.ram)
         self.changes = Changes()
         """Files that have another size than was acted upon."""
         self._watched: dict[int, Inode] = {}
@@ -102,6 +106,7 @@ class FileTable:
         inode = self._inodes.get(key)
         if inode is None:
             inode = Inode(self._frames, key, self._forget, self._file_gone, is_shmem=is_in_memory(fd))
+            inode.on_writable = functools.partial(self._may_be_written, inode)
         file = _new_file(inode.mapping, find_path(fd), opened, ops)
         file.dev, file.ino = key
         file.seals = find_seals(fd) if file.mapping.is_shmem else 0
@@ -112,6 +117,7 @@ class FileTable:
         inode.add_file(file, fd, opened)
         if key not in self._inodes:
             self._inodes[key] = inode
+            self._mapped.add(key)
             self._begin_watch(inode, fd)
         inode.nr_holds += 1
         return file
@@ -123,9 +129,37 @@ class FileTable:
 
     def _forget(self, inode: Inode) -> None:
         del self._inodes[inode.key]
+        self._mapped.remove(inode.key)
         self.changes.forget(inode)
         if self._inotify is not None and self._watched.pop(inode.watch, None) is not None:
             self._inotify.rm_watch(inode.watch)
+
+    def _may_be_written(self, inode: Inode, is_writable: bool) -> None:
+        """The first mapping that can write to an inode has come, or the last one gone."""
+        change = self._mapped.add if is_writable else self._mapped.remove
+        change(inode.key, writable=True)
+
+    def before_host_call(self, fd: int) -> None:
+        """A native program is about to read or write a file by a call: the host gets what has been written in memory.
+
+        Raises SysError(EBADF). Source: on Linux both are one page cache.
+        """
+        inode = self._inodes.get(describe_fd(fd).inode_key)
+        if inode is not None:
+            writeback_range(inode.mapping, 0, inode.mapping.last_index())
+
+    def after_host_write(self, fd: int, offset: int, length: int) -> None:
+        """It has written `length` bytes at `offset`, or given the file another size: what is cached is the file again.
+
+        Raises SysError(EBADF).
+        """
+        inode = self._inodes.get(describe_fd(fd).inode_key)
+        if inode is None:
+            return
+        inode.reread(offset, length)
+        if inode.has_other_size():
+            self.changes.note(inode)
+            self.changes.finish(inode)
 
     def _begin_watch(self, inode: Inode, fd: int) -> None:
         watch = self._inotify.add_watch(fd) if self._inotify is not None else NO_WATCH

@@ -64,6 +64,9 @@ class Inode:
         """The number of its inotify watch."""
         self._watched_bytes = 0
         """The size when it was last looked at for a truncation: faults ask in between, and must not hide one."""
+        self.on_writable: Callable[[bool], None] = lambda is_writable: None
+        """Told when the first mapping that can write comes, and when the last one goes."""
+        self._is_writable = False
         self._on_close = on_close
         self._on_file_gone = on_file_gone
 
@@ -194,6 +197,7 @@ class Inode:
 
         Raises OSError(EPERM) where it has been. A host that has no room for it lets the file be sealed.
         """
+        self._note_writable(True)
         fd = next((fd for fd, opened in self._files.values() if opened.readable and opened.writable), -1)
         if self._real_mapping is not None or not may_be_sealed(fd):
             return
@@ -205,9 +209,27 @@ class Inode:
 
     def unmap_writable(self) -> None:
         """The file may be sealed again."""
+        self._note_writable(False)
         mapping, self._real_mapping = self._real_mapping, None
         if mapping is not None:
             mapping.close()
+
+    def _note_writable(self, is_writable: bool) -> None:
+        if is_writable is not self._is_writable:
+            self._is_writable = is_writable
+            self.on_writable(is_writable)
+
+    def reread(self, offset: int, length: int) -> None:
+        """Read what is cached of a range from the file again: a call has written there."""
+        mapping = self.mapping
+        first, last = offset >> PAGE_SHIFT, offset + length + PAGE_SIZE - 1 >> PAGE_SHIFT
+        indexes = range(first, last) if last - first < len(mapping.pages) else sorted(mapping.pages)
+        for index in indexes:
+            pfn = mapping.pages.get(index)
+            if pfn is not None and first <= index < last:
+                with contextlib.suppress(OSError):
+                    data = self.read_at(index << PAGE_SHIFT, PAGE_SIZE)
+                    mapping.frames.ram.write(pfn << PAGE_SHIFT, data.ljust(PAGE_SIZE, b"\0"))
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`, past a seal too that is younger than the mapping. Raises OSError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from signal import SIGBUS, SIGSEGV
 
@@ -11,7 +12,7 @@ from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
-from shared.uapi.native import FAULT_FOR_KERNEL, NATIVE_THREAD
+from shared.uapi.native import FAULT_FOR_KERNEL, FILE_SYNC_WRITTEN, NATIVE_THREAD
 from shared.uapi.page import TASK_SIZE
 from shared.uapi.signals import Disposition
 
@@ -77,3 +78,23 @@ def fault(call: Call) -> int:
         if thread.delivered is not None:
             return 0
     raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")
+
+
+def file_sync(call: Call) -> int:
+    """args: FILE_SYNC_WRITTEN or 0, offset, length; a descriptor. A native program reads or writes a file by a call.
+
+    Without the flag it is about to: what has been written in memory is in the file on return. With it, it has written:
+    what is mapped of the range is what the file has, and its size is acted upon. Raises SysError(EBADF), and EPERM for
+    a process that is not native.
+    """
+    fd = call.take_fd()
+    try:
+        if call.thread.tlb is None:
+            raise SysError(errno.EPERM)
+        if call.args[0] & FILE_SYNC_WRITTEN:
+            call.kernel.files.after_host_write(fd, call.args[1], call.args[2])
+        else:
+            call.kernel.files.before_host_call(fd)
+    finally:
+        os.close(fd)
+    return 0

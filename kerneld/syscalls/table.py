@@ -58,6 +58,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.CLONE: process.clone,
     Nr.NATIVE: native.native,
     Nr.FAULT: native.fault,
+    Nr.FILE_SYNC: native.file_sync,
 }
 
 RESTART = -1

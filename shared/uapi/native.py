@@ -11,3 +11,5 @@ FAULT_FOR_KERNEL = 1
 """Third argument of fault: the access is for a system call. It fails with EFAULT and raises no signal."""
 CLONE_SHARE = 1
 """First argument of clone: the child is to share the memory of its parent, which is native."""
+FILE_SYNC_WRITTEN = 1
+"""First argument of file_sync: the call has been made, and has written."""

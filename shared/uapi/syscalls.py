@@ -57,6 +57,7 @@ class Nr(IntEnum):
     WRPKRU = 0x1008
     NATIVE = 0x1009
     FAULT = 0x100A
+    FILE_SYNC = 0x100B
 
 
 class Access(IntEnum):

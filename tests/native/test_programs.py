@@ -131,6 +131,10 @@ def test_children_share_memory_until_they_exec(inside: Inside, programs: dict[st
     assert "no program: No such file" in inside.agrees([str(programs["spawns"])]).output
 
 
+def test_a_file_is_the_same_mapped_and_by_calls(inside: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    assert "longer: 0 0" in inside.agrees([str(programs["shared_file"])], directory=tmp_path).output
+
+
 def test_sqlite_inserts_and_sorts(inside: Inside, tmp_path: Path) -> None:
     if shutil.which("sqlite3") is None:
         pytest.skip("this host has no sqlite3")

@@ -184,7 +184,7 @@ void on_syscall(struct thread *t, struct ucontext *uc)
 		return;
 	}
 	ret = prepare(nr, args);
-	if (ret < 0)
+	if (ret < 0 || file_call(t, args, nr, &ret))
 		uc->mc.rax = ret;
 	else
 		pass(t, uc);

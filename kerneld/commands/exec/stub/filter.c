@@ -21,9 +21,9 @@ struct sock_fprog { uint16_t length; struct sock_filter *filter; };
 /* Calls without pointers. Those that could reach hidden descriptors (close, dup2, fcntl …) are not among them. */
 static const u32 free_calls[] = {
 	8 /* lseek */, 24 /* sched_yield */, 39 /* getpid */, 41 /* socket */, 48 /* shutdown */, 50 /* listen */,
-	73, 74, 75, 77 /* flock fsync fdatasync ftruncate */, 81 /* fchdir */, 91 /* fchmod */, 93 /* fchown */, 95 /* umask */,
+	73, 74, 75 /* flock fsync fdatasync */, 81 /* fchdir */, 91 /* fchmod */, 93 /* fchown */, 95 /* umask */,
 	102, 104, 107, 108, 109, 110, 111, 112, 121, 124 /* ids, groups, sessions */, 140, 141 /* priorities */,
-	145, 146, 147, 186 /* gettid */, 283 /* timerfd_create */, 285 /* fallocate */, 290, 291 /* eventfd2, epoll_create1 */,
+	145, 146, 147, 186 /* gettid */, 283 /* timerfd_create */, 290, 291 /* eventfd2, epoll_create1 */,
 };
 
 void install_filter(void)

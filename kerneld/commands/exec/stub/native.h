@@ -27,7 +27,7 @@ struct tlb_record { u32 size, count; u64 generation; };
 struct tlb_op { u64 start, length_prot, offset; };
 
 enum {
-	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a,
+	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
 	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4,
 };
 
@@ -137,6 +137,10 @@ void pass(struct thread *t, struct ucontext *uc);
 int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
 void proc_forget(u64 fd);
 void proc_copy(u64 fd, long copy);
+
+/* files.c */
+void files_start(void);
+int file_call(struct thread *t, const u64 *args, long nr, long *ret);
 
 /* fork.c, exec.c, agent.c */
 long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);

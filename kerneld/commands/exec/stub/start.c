@@ -138,6 +138,7 @@ void go_native(struct thread *t)
 	if (process.ram_fd > 0)
 		sys1(NR_close, process.ram_fd);
 	process.ram_fd = hide_fd(answer.fd[0]);
+	files_start();
 }
 
 __attribute__((noreturn)) static void enter(u64 entry, u64 stack)

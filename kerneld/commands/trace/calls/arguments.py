@@ -91,6 +91,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.RAM: (signed,),
     Nr.WRPKRU: (hexadecimal,),
     Nr.NATIVE: (hexadecimal,),
+    Nr.FILE_SYNC: (number, hexadecimal, number),
     Nr.FAULT: (hexadecimal, hexadecimal, hexadecimal),
     **dict.fromkeys(
         (
@@ -103,8 +104,10 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
 _ADDRESSES = frozenset({Nr.MMAP, Nr.MREMAP, Nr.BRK, Nr.RAM, Nr.CLONE, Nr.RDPKRU})
 """Calls with a result in hexadecimal: an address or a mask."""
 _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
-MACHINE = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT)})
-"""Operations of the processor. They are not system calls."""
+MACHINE = frozenset(
+    {int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT), int(Nr.FILE_SYNC)}
+)
+"""Operations of the processor, or the stub's. They are not system calls."""
 CLASSES: dict[str, frozenset[int]] = {
     "memory": frozenset(
         {
