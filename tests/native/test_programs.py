@@ -56,7 +56,7 @@ sys.exit(5)
         ["true"],
         ["false"],
         ["echo", "one", "two"],
-        ["ls", "-ln", "/"],
+        ["ls", "-ln", "/usr"],
         ["cat", "/etc/passwd"],
         ["cat", "/nowhere"],
         ["sort", "-r", "/etc/group"],
