@@ -23,9 +23,9 @@ int main(void)
 	setvbuf(stdout, 0, _IOLBF, 4096);
 	signal(SIGUSR1, handle);
 	printf("no program: %s\n", strerror(posix_spawn(&pid, "/nowhere", 0, 0, nowhere, environ)));
-	printf("a program: %d\n", posix_spawnp(&pid, "echo", 0, 0, echo, environ));
-	waitpid(pid, &status, 0);
-	printf("its status: %d\n", status);
+	int error = posix_spawnp(&pid, "echo", 0, 0, echo, environ);
+	waitpid(pid, &status, 0);	/* before anything is said: it speaks too */
+	printf("a program: %d, its status: %d\n", error, status);
 	for (int i = 0; i < 10; i++) {
 		pid = vfork();
 		if (!pid) {
