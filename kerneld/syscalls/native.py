@@ -41,8 +41,7 @@ def native(call: Call) -> int | Answer:
     if call.thread.tlb is not None:
         call.thread.tlb.leave()
     call.thread.tlb = tlb.enter()
-    # Who catches them is the stub's business: a fault that cannot be settled is reported to it, whatever the program
-    # has said about the signal.
+    # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
     for signo in (SIGSEGV, SIGBUS):
         call.process.dispositions[signo] = Disposition.CAUGHT
     return Answer(0, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
