@@ -1,8 +1,9 @@
 """What holds in all tests.
 
-Hypothesis has no deadline anywhere; on CI (the variable CI is set) it has the same examples each time. SIGINT is not
-ignored, as a shell has it for what runs behind `&`: every program of a test would ignore it too. A test that is cut off
-by time says how much it did (`record_property("played", ...)`): the run's last lines show it.
+Hypothesis has no deadline anywhere; on CI (the variable CI is set) it has the same examples each time. No signal that
+asks to end is ignored, as a shell has SIGINT for what runs behind `&`, and nohup SIGHUP: every program of a test would
+ignore it too. A test that is cut off by time says how much it did (`record_property("played", ...)`): the run's last
+lines show it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signo in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(_signo) is signal.SIG_IGN:
+        signal.signal(_signo, signal.default_int_handler if _signo == signal.SIGINT else signal.SIG_DFL)
 
 
 _LONGEST_BASE = 40
