@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from shared.failure import Failure, Status
 
-PATIENCE_SECONDS = 10.0
-"""The longest wait for a program, in seconds."""
+PATIENCE_SECONDS = 60.0
+"""The longest wait for a program, in seconds. On an emulated or a busy processor kerneld takes over 10 s to start."""
 
 
 class DemoError(Failure):
