@@ -1,1 +1,1 @@
-"""Files that processes passed in, and the views under /proc. Knows processes and their memory, none of their calls."""
+"""Files that processes passed in, and the views under /proc. Knows processes and their memory, but not their calls."""

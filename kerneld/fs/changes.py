@@ -1,12 +1,13 @@
-"""Files that others have cut or made longer while they are mapped: acted upon piece by piece, while others are served.
+"""Handles mapped files that another program has truncated or made longer: piece by piece, between other requests.
 
-On Linux who truncates does this work, and waits for it. Here it is the daemon's: somebody else's file may be mapped
-60,000 times, or be a thousand files. Owns the queue of inodes that have another size than was acted upon, how much of
-a turn they may take, and whom they hold: an address space that maps such a file is not worked with until it is done,
-so that who truncates and then asks is told the truth, and nothing of the mappings changes meanwhile. A file that
-changes again meanwhile has its turn again, when those who wait have had theirs.
+On Linux the process that truncates does this work, and waits for it. Here the daemon does it, and the work may be
+large: a file may be mapped 60,000 times, or a thousand files may change. Owns the queue of inodes whose size has
+changed, the time that they may take in a turn, and the address spaces that have to wait. An address space that maps
+such a file is not used until the work on the file is done. So a process that truncates a file and then makes a
+request sees the result, and the mappings do not change meanwhile. A file that changes again goes to the end of the
+queue.
 
-Without `slice_seconds`, as where there is no loop to go on with it, all is done at once.
+Without `slice_seconds`, when there is no loop, all work is done at once.
 
 Answers to Linux v6.8 mm/truncate.c:truncate_setsize().
 """
@@ -27,7 +28,7 @@ Pieces = Generator[None, None, None]
 
 
 class _Change:
-    """One inode's change under way."""
+    """The unfinished work on one inode."""
 
     __slots__ = ("has_changed_again", "mms", "pieces")
 
@@ -38,27 +39,27 @@ class _Change:
 
 
 class Changes:
-    """The inodes of one machine that have changed, the first first."""
+    """The changed inodes of one machine, in the order of their changes."""
 
     def __init__(self) -> None:
         self.queue: dict[Inode, _Change | None] = {}
-        """None: not looked at yet."""
+        """By inode, the work on it; None if the work has not begun."""
         self.slice_seconds: float | None = None
-        """How long a turn of the loop may act upon changes; None: until all is done."""
+        """The time in a turn of the loop for this work; None: until all is done."""
         self._held: Counter[MmStruct] = Counter()
 
     def note(self, inode: Inode) -> None:
-        """An inode's file has been modified."""
+        """Note that the file of an inode was modified."""
         change = self.queue.setdefault(inode, None)
         if change is not None:
             change.has_changed_again = True
 
     def holds(self, mm: MmStruct | None) -> bool:
-        """Tell whether an address space has to wait."""
+        """Return whether an address space has to wait."""
         return mm in self._held
 
     def forget(self, inode: Inode) -> None:
-        """Nothing maps an inode any more, and nobody holds it."""
+        """Drop an inode that no mapping and no call uses any more."""
         self._release(self.queue.pop(inode, None))
 
     def finish(self, inode: Inode) -> None:
@@ -72,14 +73,14 @@ class Changes:
             self._release(change)
 
     def go_on(self) -> None:
-        """Look at those that have been noted, and act upon them for a slice of time: one piece at least."""
+        """Work on the noted inodes for a slice of time, at least one piece."""
         until = None if self.slice_seconds is None else monotonic() + self.slice_seconds
         for inode in [inode for inode, change in self.queue.items() if change is None]:
             self._begin(inode)
         waiting = deque(self.queue)
         while waiting:
             inode = waiting.popleft()
-            # Round robin, from turn to turn too: one that takes long does not keep others from their end.
+            # Round robin, also from turn to turn: an inode with much work does not delay the others.
             change = self.queue.pop(inode)
             assert change is not None
             if next(change.pieces, change) is not change:

@@ -1,10 +1,10 @@
-"""How many open files the machine keeps for one process, and for one user: who asks for more gets EMFILE, alone.
+"""Limits on the open files that the machine keeps for one process and for one user. More files are EMFILE.
 
-Owns the counts. A file is on the account of the process that passed it in first, and of that one's user, until it is
-closed: a child that maps it still does not pay again. The superuser's account has no limit, a process's has. Answers,
-in kind, to Linux v6.8 fs/file.c:alloc_fd() and net/core/scm.c: too_many_unix_fds().
+Owns the counts. A file is charged to the process that passed it in first, and to its user, until it is closed. A child
+that still maps it does not pay again. Root and the daemon's user have no limit as users, but each process has one.
+Similar to Linux v6.8 fs/file.c:alloc_fd() and net/core/scm.c:too_many_unix_fds().
 
-Invariant: the counts are those of the payers that have been charged and not been let go of.
+Invariant: the counts are the sums of the charges that were not given back.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from kerneld.errors import SysError
 from kerneld.task.task import Process
 
 _SHARE = 8
-"""Of the daemon's own limit no account takes more than an eighth: two users at their limits leave room for a third."""
+"""No account gets more than an eighth of the daemon's own limit: two users at their limits leave room for a third."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """What is kept for whom."""
+    """The limits on open files, and the kinds of files that may be used."""
 
     of_a_process: int = 1024
     of_a_user: int = 4096
     network_files: bool = False
-    """Whether files of file systems that may not answer are used."""
+    """Whether clients may use files of file systems that may not answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Payer:
-    """Whose account some files are on."""
+    """The account to which files are charged."""
 
     process: Process
     uid: int | None
-    """None for the superuser."""
+    """The user; None for the superuser."""
     nr_files: int
 
 
 class FileAccounts:
-    """The open files of one machine, by who passed them in."""
+    """The open files of one machine, by account."""
 
     def __init__(self, rules: FileRules) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -53,7 +53,7 @@ class FileAccounts:
         self._users: Counter[int] = Counter()
 
     def charge(self, process: Process, nr_files: int = 1) -> Payer:
-        """Put files on a process's account. Raises SysError(EMFILE) where that would be too many."""
+        """Charge files to a process. Raises SysError(EMFILE) if that is over the limit."""
         cred = process.cred
         uid = None if cred.superuser else cred.uid
         if self._processes[process] + nr_files > self._of_a_process:
@@ -66,14 +66,14 @@ class FileAccounts:
         return Payer(process, uid, nr_files)
 
     def has_room(self, process: Process) -> bool:
-        """Tell whether one file more may go on a process's account."""
+        """Return whether one more file may be charged to a process."""
         cred = process.cred
         if self._processes[process] >= self._of_a_process:
             return False
         return cred.superuser or self._users[cred.uid] < self._of_a_user
 
     def uncharge(self, payer: Payer) -> None:
-        """The files have been closed."""
+        """Give back the charge of files that were closed."""
         process, uid = payer.process, payer.uid
         self._processes[process] -= payer.nr_files
         if not self._processes[process]:
@@ -84,5 +84,5 @@ class FileAccounts:
                 del self._users[uid]
 
     def __len__(self) -> int:
-        """Return how many files are on accounts."""
+        """Return the number of charged files."""
         return self._processes.total()

@@ -1,13 +1,13 @@
-"""The files that processes have passed in: descriptors become Files, of which one inode has one page cache.
+"""The files that processes have passed in. A descriptor becomes a File; all Files of one inode share one page cache.
 
-Owns every descriptor given to it, and the inodes behind them. Knows no VMA beyond what an `AddressSpace` says. Answers
+Owns every descriptor given to it, and their inodes. Of VMAs it knows only what an `AddressSpace` says. Answers
 to Linux v6.8 fs/file_table.c, fs/open.c:do_dentry_open() and fs/exec.c:do_open_execat().
 
 Invariants: an inode is in the table exactly while a VMA maps it or a call holds a File of it; two descriptors of one
 open file description give one File (VMAs merge by it), two of one inode give Files with one AddressSpace.
 
-Every File that an `open_` method returns is held for the call that asked, which lets go with `put_unused` when it is
-done, whether the File has been mapped by then or not (Linux: fput()).
+Every File that an `open_` method returns is held for the calling request. The request releases it at its end with
+`put_unused`, whether it has mapped the File or not (Linux: fput()).
 
 Differs from Linux: devices, even those that Linux can map, are ENODEV.
 """
@@ -42,7 +42,7 @@ class FileTable:
     """The files in use of one machine."""
 
     def __init__(self, frames: Frames, inotify: Inotify | None = None, rules: FileRules | None = None) -> None:
-        """Without `inotify` a truncation is seen by faults alone."""
+        """Without `inotify` only faults notice a truncation."""
         self._frames = frames
         rules = rules or FileRules()
         self.mounts = Mounts(allow_network=rules.network_files)
@@ -52,21 +52,21 @@ class FileTable:
         self._inotify = inotify
         self._mapped = MappedFiles(frames.ram)
         self.changes = Changes()
-        """Files that have another size than was acted upon."""
+        """Files whose size has changed, and whose change is not handled yet."""
         self._watched: dict[int, Inode] = {}
-        """The inodes in use that have a watch, by its number."""
+        """By number of the watch, the inodes in use that have a watch."""
 
     def __len__(self) -> int:
-        """Return how many inodes are in use."""
+        """Return the number of inodes in use."""
         return len(self._inodes)
 
     def open_fd(self, fd: int, owner: Process | None = None) -> File:
-        """Return the File of a descriptor, which belongs to the table from now on; it is closed when it fails.
+        """Return the File of a descriptor. The table owns the descriptor from now on, and closes it on failure.
 
-        It must be one that nobody has to wait for (`kerneld.fs.mounts`). A file that is not open yet goes on the
-        account of `owner`. A file that cannot be mapped gives a File that says so. Raises SysError(EBADF) for a
-        descriptor that is none or was opened with O_PATH, SysError(EMFILE) when so many files of the owner are in use
-        that it may have no more, SysError(ENFILE) when no descriptor could be spared for anybody.
+        Using the descriptor must not block (`kerneld.fs.mounts`). A file that is not in use yet is charged to `owner`.
+        A file that cannot be mapped gives a File that says so. Raises SysError(EBADF) for a number that is no
+        descriptor, or for one opened with O_PATH; SysError(EMFILE) when the owner has too many files in use;
+        SysError(ENFILE) when the daemon has too few descriptors left.
         """
         try:
             opened = describe_fd(fd)
@@ -85,17 +85,17 @@ class FileTable:
             raise SysError(error.errno or errno.EBADF) from None
 
     def _find_open(self, fd: int, opened: OpenFile) -> File | None:
-        """Return the File of a description that is in use, held once more."""
+        """Return the File of an open file description that is in use, and hold it."""
         inode = self._inodes.get(opened.inode_key)
         file = inode.find_file(fd, opened) if inode is not None else None
         if inode is not None and file is not None:
             inode.nr_holds += 1
-            # A seal may have come since.
+            # The file may have been sealed since.
             file.seals = find_seals(fd) if file.mapping.is_shmem else 0
         return file
 
     def _open_uncached(self, fd: int, opened: OpenFile, ops: MmapOps) -> File:
-        """A file that no mapping can come of: nothing of it is kept."""
+        """Return the File of a file that cannot be mapped. The table keeps nothing of it."""
         file = _new_file(AddressSpace(self._frames, None), find_path(fd), opened, ops)
         file.seals = find_seals(fd) if ops.huge_page_bytes else 0
         os.close(fd)
@@ -168,9 +168,9 @@ class FileTable:
             inode.begin_watch(watch)
 
     def take_changes(self) -> None:
-        """Look at files that have been modified: what they have lost is unmapped, as far as this turn may.
+        """Handle modified files: unmap the pages that a truncation has removed, within the time of this turn.
 
-        Differs from Linux: a file that was cut and has grown again since is one that was written to.
+        Differs from Linux: a file that was truncated and has grown again counts as written to.
         """
         if self._inotify is None:
             return
@@ -182,7 +182,7 @@ class FileTable:
         self.changes.go_on()
 
     def put_unused(self, file: File) -> None:
-        """Let go of a File that a call has held; one that nothing maps is closed with all that is cached of it."""
+        """Release a File that a call has held. If nothing maps it, it is closed and its cached pages are dropped."""
         inode = self._find_inode(file)
         if inode is None:
             return
@@ -197,8 +197,8 @@ class FileTable:
     def open_exec(self, fd: int, cred: Cred, owner: Process | None = None) -> File:
         """Return the File of a program that `cred` may execute, given by descriptor.
 
-        Raises as `open_fd` does, and SysError(EACCES) for what is no regular file, not open for reading, on a noexec
-        mount, or not allowed. Source: Linux v6.8 fs/exec.c:do_open_execat().
+        Raises as `open_fd` does, and SysError(EACCES) for a file that is not regular, not open for reading, on a noexec
+        mount, or not permitted. Source: Linux v6.8 fs/exec.c:do_open_execat().
         """
         try:
             status = os.fstat(fd)
@@ -215,16 +215,17 @@ class FileTable:
         return file
 
     def open_path(self, path: str, cred: Cred, owner: Process | None = None) -> File:
-        """Return the File at an absolute path, which `cred` may read and execute: a program's interpreter.
+        """Return the File at an absolute path, which `cred` may read and execute: the interpreter of a program.
 
-        Never waits, whatever stands at the path. Raises SysError(ENOENT) also for a relative path, SysError(EACCES) as
-        `open_exec` does, where a directory on the way may not be searched and where one might have to be waited for,
-        and what else the host says.
+        Never blocks. Raises SysError(ENOENT), also for a relative path; SysError(EACCES) as `open_exec` does, for a
+        directory on the way that may not be searched, and for a file system that may block; and other errors of the
+        host.
         """
         if not path.startswith("/") or "\0" in path:
             raise SysError(errno.ENOENT)
         try:
-            # A look before the open: an open of a FIFO would wait for a writer, one of a device may do anything.
+            # The file is checked before the open: the open of a FIFO would wait for a writer, and that of a device may
+            # have any effect.
             look = open_look(path, self.mounts)
         except OSError as error:
             raise SysError(error.errno or errno.ENOENT) from None
@@ -242,7 +243,7 @@ class FileTable:
         return self.open_exec(fd, cred, owner)
 
     def may_read(self, file: File, cred: Cred) -> bool:
-        """Tell whether `cred` may read a File's inode, in whatever way it is open."""
+        """Return whether `cred` may read a File's inode. The mode in which it is open does not matter."""
         inode = self._find_inode(file)
         fd = inode.fd_of(file) if inode is not None else None
         if fd is None:
@@ -254,19 +255,19 @@ class FileTable:
         return True
 
     def may_write(self, file: File, cred: Cred) -> bool:
-        """Tell whether `cred` owns a File's inode or may write to it; a File that no descriptor is of says itself."""
+        """Return whether `cred` owns a File's inode or may write to it. A File without a descriptor decides itself."""
         inode = self._find_inode(file)
         fd = inode.fd_of(file) if inode is not None else None
         return file.writable if fd is None else owns_or_may_write(os.fstat(fd), cred)
 
     def find_path(self, file: File) -> str:
-        """Return a File's path as it is now: files are renamed and deleted while they are mapped."""
+        """Return the current path of a File: a mapped file may be renamed or deleted."""
         inode = self._find_inode(file)
         fd = inode.fd_of(file) if inode is not None else None
         return (find_path(fd) if fd is not None else "") or file.path
 
     def close(self) -> None:
-        """Close what is of the table itself; no file may be in use any more."""
+        """Close the table's own descriptors. No file may be in use any more."""
         self.mounts.close()
 
 
@@ -278,7 +279,10 @@ def _new_file(mapping: AddressSpace, path: str, opened: OpenFile, ops: MmapOps) 
 
 
 def _check_descriptors_left(fd: int) -> None:
-    """Descriptors are numbered from the bottom: a high one says that few are left, and connections need the last."""
+    """Raise SysError(ENFILE) if few descriptors are left, because connections need the last ones.
+
+    The host gives the lowest free number, so a high number means that few are left.
+    """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and fd >= limit - limit // 4:
         raise SysError(errno.ENFILE)

@@ -1,6 +1,6 @@
-"""Real mappings of files in this process: made to learn what the host says of a file.
+"""Real mappings of files in this process. They show what the host's kernel says about a file.
 
-The file's memory is never accessed through them: a file that somebody cuts meanwhile would be SIGBUS.
+The daemon never accesses the file's memory through them: if another program truncated the file, that would be a SIGBUS.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORD, _INT = ctypes.c_uint64, ctypes.c_int
 
 @functools.cache
 def libc_call(name: str) -> Callable[..., Any]:
-    """Return a function of libc's, one of these, whose addresses and lengths are whole words; see `to_os_error`."""
+    """Return a function of libc whose addresses and lengths are 64-bit words. Check its result with `to_os_error`."""
     call = ctypes.CDLL(None, use_errno=True)[name]
     call.restype, *arguments = {
         "mmap": (_WORD, _WORD, _WORD, _INT, _INT, _INT, ctypes.c_int64),
@@ -36,7 +36,7 @@ def libc_call(name: str) -> Callable[..., Any]:
 
 
 def to_os_error(result: int) -> int:
-    """Return what a function of libc's has returned. Raises OSError where that says that it failed."""
+    """Return the result of a libc function. Raises OSError if the result means failure."""
     if result in (-1, _FAILED):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -49,9 +49,9 @@ def map_file(fd: int, offset: int, length: int, prot: int, flags: int) -> int:
 
 
 def try_to_map(fd: int, flags: int) -> int:
-    """Map a file's first page, private and readable, with further MAP_ `flags`; return the errno, 0 where it went well.
+    """Map a file's first page, private and readable, with additional MAP_ `flags`. Return the errno, 0 for success.
 
-    The mapping is gone again.
+    The mapping is removed again.
     """
     try:
         addr = map_file(fd, 0, PAGE_SIZE, Prot.READ.value, Map.PRIVATE.value | flags)
@@ -62,19 +62,19 @@ def try_to_map(fd: int, flags: int) -> int:
 
 
 class ResidentPages:
-    """Which pages of one file the host has in memory: a mapping of it that nobody can access, kept to ask about.
+    """Tells which pages of a file are in the host's memory. It keeps a mapping of the file without rights, for mincore.
 
-    It is private, so that it hinders nobody who seals the file.
+    The mapping is private, so that programs can still seal the file.
     """
 
     def __init__(self) -> None:
         self._addr = self._length = 0
 
     def mincore(self, fd: int, first: int, count: int) -> bytes:
-        """Return for each of `count` pages from `first` 1 where the host has it in memory, else 0; `fd` is the file's.
+        """Return for each of `count` pages from `first` 1 if it is in the host's memory, else 0. `fd` is the file.
 
-        A file that is neither our user's nor one that it may write to has all of its pages there, and what the host has
-        swapped out is not there. Raises OSError. Source: mincore(2).
+        If our user neither owns the file nor may write to it, all pages count as in memory. Pages that the host has
+        swapped out count as not in memory. Raises OSError. Source: mincore(2).
         """
         end = (first + count) * PAGE_SIZE
         if end > self._length:
@@ -86,7 +86,7 @@ class ResidentPages:
         return vector.raw.translate(_LOW_BIT)
 
     def close(self) -> None:
-        """Unmap it; the next question maps it again."""
+        """Unmap the file. The next call of mincore maps it again."""
         if self._length:
             libc_call("munmap")(self._addr, self._length)
             self._addr = self._length = 0
@@ -94,4 +94,4 @@ class ResidentPages:
 
 _MAPPED_AHEAD = 64 << 20
 _LOW_BIT = bytes(byte & 1 for byte in range(256))
-"""The others of mincore's bits are for later use."""
+"""Keeps bit 0 of each byte. The other bits of mincore are reserved."""

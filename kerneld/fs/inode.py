@@ -1,14 +1,14 @@
-"""One inode of the host as the page cache's backing: where pages are read from and written to.
+"""One inode of the host, from which the page cache reads pages and to which it writes pages.
 
-Owns the descriptors of one inode, from the first open to the moment that nothing maps or holds it. Knows no VMA
-but as a user of a File: the page cache says when the inode is unused. Answers to Linux v6.8 include/linux/fs.h (struct
+Owns the descriptors of one inode, from the first open until no mapping and no call uses it. Knows VMAs only as users of
+a File: the page cache says when the inode is unused. Answers to Linux v6.8 include/linux/fs.h (struct
 inode).
 
-Invariants: while an inode is in its table at least one descriptor of it is open, so that the host cannot give its
-number to another file. Every descriptor is closed exactly once: by `close`, or before that when its File is not used.
+Invariants: as long as an inode is in its table, at least one descriptor of it is open, so that the host cannot give its
+number to another file. Every descriptor is closed exactly once: by `close`, or earlier when its File is unused.
 
-Differs from Linux: reads and writes are the daemon's own. A file system that does not answer would hold every process
-up, not just the one that asked: files of such are not taken in (`kerneld.fs.mounts`).
+Differs from Linux: the daemon itself reads and writes. A file system that does not answer would block every process,
+not only the caller. So files of such file systems are refused (`kerneld.fs.mounts`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kerneld.mm.space.truncate import pagecache_isize_extended, truncate_in_piec
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 
 MOST_EXTENTS = 1024
-"""Pieces of data that are looked for in a file that has grown: a few milliseconds."""
+"""The most pieces of data to look for in a file that has grown: this takes a few milliseconds."""
 _RWF_NOAPPEND = 1 << 5
-"""pwritev2(2): write where told in spite of O_APPEND, from Linux 6.9 on."""
+"""pwritev2(2): write at the given offset in spite of O_APPEND, from Linux 6.9 on."""
 
 
 class Inode:
-    """An inode that is mapped or about to be, with its open file descriptions."""
+    """An inode that is mapped or will be mapped, with its open file descriptions."""
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class Inode:
         *,
         is_shmem: bool,
     ) -> None:
-        """`on_file_gone` is told of each File that is let go of, `on_close` when all descriptors have been closed."""
+        """`on_file_gone` is called for each File that is dropped, `on_close` when all descriptors are closed."""
         self.key = key
         self.mapping = AddressSpace(frames, self, is_shmem=is_shmem)
         self.nr_holds = 0
-        """Calls under way that use one of its Files, mapped or not."""
+        """The number of unfinished calls that use one of its Files, mapped or not."""
         self._files: dict[File, tuple[int, OpenFile]] = {}
         self._reader = -1
         self._writer = -1
@@ -59,11 +59,11 @@ class Inode:
         self._resident = ResidentPages()
         self._size_bytes = 0
         self._most_bytes: int | None = None
-        """The size while a truncation is acted upon: no page beyond comes in."""
+        """The size during the handling of a truncation: no page beyond it is read in."""
         self.watch = NO_WATCH
         """The number of its inotify watch."""
         self._watched_bytes = 0
-        """The size when it was last looked at for a truncation: faults ask in between, and must not hide one."""
+        """The size at the last check for a truncation. Faults also ask for the size, and must not hide a truncation."""
         self.on_writable: Callable[[bool], None] = lambda is_writable: None
         """Told when the first mapping that can write comes, and when the last one goes."""
         self._is_writable = False
@@ -73,7 +73,7 @@ class Inode:
     def find_file(self, fd: int, opened: OpenFile) -> File | None:
         """Return the File of the open file description that `fd` belongs to, or None.
 
-        Where the host cannot compare descriptions, one with the same access mode and O_APPEND counts as the same.
+        If the host cannot compare descriptions, one with the same access mode and O_APPEND counts as the same.
         """
         for file, (other, described) in self._files.items():
             same = find_same_description(fd, other)
@@ -88,7 +88,7 @@ class Inode:
         return None
 
     def add_file(self, file: File, fd: int, opened: OpenFile) -> None:
-        """Keep the descriptor of a new open file description: pages are read and written through it from now on."""
+        """Keep the descriptor of a new open file description. Pages are read and written through it from now on."""
         self.close_unused()
         self._files[file] = (fd, opened)
         if opened.readable and self._reader < 0:
@@ -104,7 +104,7 @@ class Inode:
             self._close_if_unused(replaced)
 
     def _plain_fd(self, fd: int, access: int) -> int:
-        """Return a descriptor without O_APPEND and O_DIRECT, or `fd` itself where the host refuses one."""
+        """Return a descriptor without O_APPEND and O_DIRECT, or `fd` itself if the host refuses it."""
         try:
             return reopen(fd, access)
         except OSError:
@@ -114,7 +114,7 @@ class Inode:
         return {fd for fd, _ in self._files.values()}
 
     def close_unused(self) -> None:
-        """Close the descriptors of Files that no VMA uses any more, while others of the inode are used."""
+        """Close the descriptors of Files that no VMA uses, while other Files of the inode are used."""
         if self.nr_holds:
             return
         used = {vma.file for vma in self.mapping.i_mmap}
@@ -133,7 +133,7 @@ class Inode:
         return None if kept is None else kept[0]
 
     def size_bytes(self) -> int:
-        """Return the file's size now, in bytes; where the host does not say any more, the last that it said."""
+        """Return the file's size in bytes. If the host does not answer any more, return the last known size."""
         with contextlib.suppress(OSError):
             self._size_bytes = os.fstat(self._reader if self._reader >= 0 else self._writer).st_size
         if self._most_bytes is not None:
@@ -141,19 +141,19 @@ class Inode:
         return self._size_bytes
 
     def begin_watch(self, watch: int) -> None:
-        """Note the size from which on a truncation is to be noticed; the inode has a descriptor by now."""
+        """Note the current size, so that a later truncation is noticed. The inode must have a descriptor."""
         self.watch = watch
         self._watched_bytes = self.size_bytes()
 
     def has_other_size(self) -> bool:
-        """Tell whether the file is shorter or longer than when its change was last acted upon."""
+        """Return whether the file's size differs from the size at the last handled change."""
         return self.size_bytes() != self._watched_bytes
 
     def begin_change(self) -> Pieces:
-        """Return what lets go of what lies beyond the file's end if it is shorter now, or notes holes if it is longer.
+        """Return a generator that drops the pages beyond a shorter file's end, or notes the holes of a longer file.
 
-        That yields between pieces. From now until it is done the file is no longer than it is now, however often it
-        grows. Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux whoever truncates calls.
+        It yields between pieces. Until it is done the file counts as no longer than now, even if it grows again.
+        Source: Linux v6.8 mm/truncate.c:truncate_setsize(), which on Linux the truncating process calls.
         """
         size, before = self.size_bytes(), self._watched_bytes
         self._watched_bytes = size
@@ -169,7 +169,10 @@ class Inode:
             self._most_bytes = None
 
     def _note_holes(self, before: int, size: int) -> Pieces:
-        """What lies behind MOST_EXTENTS pieces of data counts as data: no file is so large that others wait long."""
+        """Note the holes of the new part.
+
+        After MOST_EXTENTS pieces of data the rest counts as data, to limit the time.
+        """
         if self.mapping.is_shmem:
             return
         pagecache_isize_extended(self.mapping, before, size)
@@ -181,7 +184,7 @@ class Inode:
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.
 
-        Nothing beyond the size is asked for: files that the host makes up (of /proc) have none, and may block.
+        Nothing beyond the size is read: generated files of the host (/proc) have size 0, and reading them may block.
         """
         length = min(length, self.size_bytes() - offset)
         data = b""
@@ -193,9 +196,9 @@ class Inode:
         return data
 
     def map_writable(self) -> None:
-        """Keep a memory file from being sealed against writing, as Linux does while such a mapping lives: hold one.
+        """Hold a real writable mapping of a memory file. While it exists, nobody can seal the file against writing.
 
-        Raises OSError(EPERM) where it has been. A host that has no room for it lets the file be sealed.
+        Raises OSError(EPERM) if the file is sealed. If the daemon has no address space for it, the file can be sealed.
         """
         self._note_writable(True)
         fd = next((fd for fd, opened in self._files.values() if opened.readable and opened.writable), -1)
@@ -208,7 +211,7 @@ class Inode:
                 raise
 
     def unmap_writable(self) -> None:
-        """The file may be sealed again."""
+        """Drop the real writable mapping: the file may be sealed again."""
         self._note_writable(False)
         mapping, self._real_mapping = self._real_mapping, None
         if mapping is not None:
@@ -232,7 +235,7 @@ class Inode:
                     mapping.frames.ram.write(pfn << PAGE_SHIFT, data.ljust(PAGE_SIZE, b"\0"))
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at `offset`, past a seal too that is younger than the mapping. Raises OSError."""
+        """Write all of `data` at `offset`, even if the file was sealed after it was mapped. Raises OSError."""
         try:
             self._write_at(offset, data)
         except PermissionError:
@@ -250,23 +253,24 @@ class Inode:
             data = data[written:]
 
     def punch_hole(self, offset: int, length: int) -> None:
-        """Make bytes read as zeros and keep the size. Raises OSError where the file system cannot."""
+        """Make a range read as zeros and keep the size. Raises OSError if the file system cannot do that."""
         punch_hole(self._writer, offset, length)
 
     def mincore(self, first: int, count: int) -> bytes:
-        """Return for each of `count` pages from `first` 0 where the host has it not in memory, if it says so."""
+        """Return for each of `count` pages from `first` 0 if the host says that it is not in memory, else 1."""
         try:
             return self._resident.mincore(self._reader, first, count)
         except OSError:
             return b"\1" * count
 
     def release(self) -> None:
-        """Nothing maps the inode: close everything, unless a call is about to map it (MAP_FIXED over its last VMA)."""
+        """Close everything, because nothing maps the inode; but not while a call holds it (MAP_FIXED over its last
+        VMA)."""
         if not self.nr_holds:
             self.close()
 
     def close(self) -> None:
-        """Close every descriptor; the inode is over."""
+        """Close every descriptor, at the end of the inode."""
         self._resident.close()
         self.unmap_writable()
         fds = self._fds() | {self._reader, self._writer}

@@ -1,7 +1,7 @@
-"""News of files that change behind kerneld's back: the host's inotify, for inodes that are mapped.
+"""Reports changes of mapped files by other programs, with the host's inotify.
 
-Owns one inotify instance. Says which watches have something to tell, never what: two changes of a kind are one event of
-the host's, so whoever asked has to look at the file. Knows no file beyond its descriptor. Source: inotify(7).
+Owns one inotify instance. It reports which watches have an event, but not which change: the host merges equal events,
+so the caller has to check the file. Knows a file only by its descriptor. Source: inotify(7).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def _libc() -> Callable[[str], Any]:
 
 
 class Inotify:
-    """The watches of one machine; where the host gives no instance (max_user_instances) nothing is ever told."""
+    """The watches of one machine. If the host refuses an instance (max_user_instances), nothing is ever reported."""
 
     def __init__(self) -> None:
         self.fd: int = _libc()("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
-        """Readable while there is news; -1 where there is no instance."""
+        """Readable while there are events; -1 without an instance."""
 
     def add_watch(self, fd: int) -> int:
-        """Watch the inode behind a descriptor from now on.
+        """Start watching the inode of a descriptor.
 
-        Returns the number of the watch, or NO_WATCH where the host refuses one: too many, or no right to read.
+        Returns the number of the watch, or NO_WATCH if the host refuses it: too many watches, or no right to read.
         """
         if self.fd < 0:
             return NO_WATCH
@@ -45,14 +45,14 @@ class Inotify:
         return watch
 
     def rm_watch(self, watch: int) -> None:
-        """Watch no longer; the file may have gone meanwhile."""
+        """Stop watching. The file may have been deleted meanwhile."""
         if self.fd >= 0:
             _libc()("inotify_rm_watch")(self.fd, watch)
 
     def read(self) -> set[int] | None:
-        """Return the watches that have news since the last call; None: some was lost, so any may have.
+        """Return the watches with events since the last call. None: events were lost, so any watch may have one.
 
-        What comes while it reads is for the next call: whoever writes without end would keep us here.
+        Events that come during the read are for the next call: a program that writes without end must not keep us here.
         """
         watches: set[int] = set()
         is_lost = False

@@ -1,17 +1,17 @@
-"""Whether to use a descriptor can make the daemon wait for somebody: told without asking the file system that it is of.
+"""Tells whether using a descriptor can block the daemon, without a question to the descriptor's file system.
 
-Owns the list of mounts, as the host shows it. fstat, statfs and close of a file may each be a question to a server that
-never answers (FUSE, NFS); what is asked here is answered by the host's kernel alone: /proc/self/fdinfo, mountinfo and
-the descriptor's link. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.c.
+Owns the list of mounts of the host. fstat, statfs and close of a file may each ask a server that never answers (FUSE,
+NFS). So this module reads only what the host's kernel answers itself: /proc/self/fdinfo, mountinfo and the link of the
+descriptor. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.c.
 
-| the descriptor is of                                               | it is                                    |
+| the descriptor is                                                  | result                                   |
 |--------------------------------------------------------------------|------------------------------------------|
 | a pipe, an anonymous inode (pidfd, eventfd …), a memory file       | harmless                                 |
 | a regular file or directory of a local file system                 | harmless                                 |
-| anything on a file system that another machine or a process serves | one to wait for, unless that is allowed  |
-| a file of a mount that we do not see: another mount namespace's    | likewise: anybody may mount FUSE there   |
-| a file of the mount that our own root is on, seen or not (chroot)  | as its file system is                    |
-| a socket, a device but /dev/null and the like                      | one to wait for: its last close may take |
+| on a file system that another machine or a process serves          | may block, unless the options allow it   |
+| on a mount of another mount namespace, which is not in the list    | may block: any user may mount FUSE there |
+| on the mount of our own root, in the list or not (chroot)          | depends on the file system               |
+| a socket, or a device (except /dev/null and similar ones)          | may block: its last close may take long  |
 """
 
 from __future__ import annotations
@@ -28,33 +28,34 @@ SERVED = frozenset({
     "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "gpfs", "lustre", "ncpfs",
     "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs", "vboxsf",
 })  # fmt: skip
-"""File systems whose answers come from elsewhere. Not virtiofs: who serves that is the host of this very machine."""
+"""File systems that another machine or a process serves. virtiofs is not one: its server is the host of this
+machine."""
 _SERVED_MAGICS = {
     0x6573_5546: "fuse", 0x6969: "nfs", 0x0102_1997: "9p", 0xFF53_4D42: "cifs", 0xFE53_4D42: "smb3", 0x517B: "smbfs",
     0x00C3_6400: "ceph", 0x0187: "autofs", 0x5346_414F: "afs", 0x7375_7245: "coda", 0x7461_636F: "ocfs2",
     0x0116_1970: "gfs2", 0x786F_4256: "vboxsf", 0x0BD0_0BD0: "lustre", 0x2003_0528: "orangefs", 0x564C: "ncpfs",
     0x4750_4653: "gpfs", 0x1983_0326: "beegfs",
 }  # fmt: skip
-"""The same by their numbers: Linux v6.8 include/uapi/linux/magic.h, statfs(2)."""
+"""The same file systems by their numbers: Linux v6.8 include/uapi/linux/magic.h, statfs(2)."""
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEM_MAJOR = 1
 """Linux v6.8 include/uapi/linux/major.h: MEM_MAJOR."""
 
 
 class Mounts:
-    """The mounts of this process's namespace, as they were when last looked at."""
+    """The mounts of this process's namespace, from the last `look`."""
 
     def __init__(self, *, allow_network: bool = False) -> None:
-        """With `allow_network` files of every file system are harmless: whoever said so answers for it."""
+        """With `allow_network` files of every file system count as harmless."""
         self._allow_network = allow_network
         self._fstypes: dict[int, str] = {}
         self._own_root = _find_own_root()
         self._spare = _open_spare()
 
     def look(self) -> None:
-        """See what is mounted now: to be called when a descriptor has come, whose mount cannot go from then on.
+        """Read the list of mounts. Call it after a descriptor has come: its mount cannot go while it is open.
 
-        Where that cannot be seen no mount is known.
+        If the list cannot be read, no mount is known.
         """
         try:
             text = _read_mountinfo()
@@ -70,19 +71,19 @@ class Mounts:
         }
 
     def find_fstype(self, fd: int) -> str | None:
-        """Return the type of the file system that a descriptor's file is on, or None for a mount that was not seen."""
+        """Return the type of a descriptor's file system, or None for a mount that is not in the list."""
         return self._fstypes.get(_find_mount(fd))
 
     def may_wait(self, fd: int) -> bool:
-        """Tell whether to use or to close a descriptor may make its user wait, as the table above says.
+        """Return whether using or closing a descriptor may block, as the table above says.
 
-        So it may where nothing can be found out.
+        It may block if nothing can be found out.
         """
         try:
             return self._may_wait(fd)
         except OSError:
             pass
-        # A client has sent so many that there is none left to look with, but for this one.
+        # A client may have sent so many descriptors that only the spare one is left for this check.
         with self._with_spare():
             try:
                 return self._may_wait(fd)
@@ -91,7 +92,7 @@ class Mounts:
 
     @contextlib.contextmanager
     def _with_spare(self) -> Iterator[None]:
-        """Let go of the spare descriptor for a moment; where it does not come back there is none until it does."""
+        """Close the spare descriptor for a moment, and open it again. If that fails, a later call tries again."""
         self.close()
         try:
             yield
@@ -109,11 +110,11 @@ class Mounts:
         return link.startswith("socket:") or not (self._allow_network or is_in_memory(fd))
 
     def is_served(self, fstype: str) -> bool:
-        """Tell whether files of this type of file system are to be left alone."""
+        """Return whether files of this type of file system must not be used."""
         return not self._allow_network and fstype.partition(".")[0] in SERVED
 
     def close(self) -> None:
-        """Close what is kept for looking."""
+        """Close the spare descriptor."""
         spare, self._spare = self._spare, -1
         if spare >= 0:
             os.close(spare)
@@ -124,10 +125,10 @@ def _read_mountinfo() -> str:
 
 
 def _find_own_root() -> dict[int, str]:
-    """Return the number and the type of the mount that our root directory is on.
+    """Return the number and the type of the mount of our root directory.
 
-    In a chroot whose directory is no mount's own root it is not among those that the host shows us: it is seen all the
-    same, as every program of ours is loaded from it.
+    In a chroot the host's list may not have this mount. It is still known to be usable, because every program here is
+    loaded from it.
     """
     try:
         root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -146,14 +147,14 @@ def _open_spare() -> int:
 
 
 def _lingers(status: os.stat_result) -> bool:
-    """Tell whether the last close of a file that is here may take time: /dev/null and its like are always there."""
+    """Return whether the last close of a local file may take long. For /dev/null and similar devices it does not."""
     mode = status.st_mode
     is_memory = stat.S_ISCHR(mode) and os.major(status.st_rdev) == _MEM_MAJOR
     return stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not is_memory)
 
 
 def _find_mount(fd: int) -> int:
-    """Return the number of the mount that a descriptor's file is on; -1 where the host does not say."""
+    """Return the number of the mount of a descriptor's file; -1 if the host does not answer."""
     info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = os.read(info, 4096)

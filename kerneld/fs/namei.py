@@ -1,7 +1,7 @@
-"""A path gone along one name at a time, so that no file system is asked anything that it may not answer.
+"""Walks a path one name at a time, and asks no file system that may not answer.
 
-Owns the walk. Answers to Linux v6.8 fs/namei.c:link_path_walk(). Differs from Linux: the links of /proc that jump
-(`cwd`, `root`, `exe`) are followed as the text that they show.
+Owns the walk. Answers to Linux v6.8 fs/namei.c:link_path_walk(). Differs from Linux: the magic links of /proc (`cwd`,
+`root`, `exe`) are followed by their text.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from kerneld.fs.mounts import Mounts
 _MAX_LINKS = 40
 """Linux v6.8 include/linux/namei.h: MAXSYMLINKS."""
 _MAX_NAMES = 4096
-"""As many as the longest path has names, and one long link more: each costs us what a hundred cost Linux."""
+"""The most names in a walk: as many as in the longest path with one long link. A name costs as much as a hundred in
+Linux."""
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_look(path: str, mounts: Mounts) -> int:
-    """Return an O_PATH descriptor of what stands at an absolute path; nothing is opened by that.
+    """Return an O_PATH descriptor of the file at an absolute path. The file itself is not opened.
 
-    Raises SysError(EACCES) where a name or the end of it lies on a file system that may make us wait, SysError(ELOOP)
-    with too many links or names, OSError for what else the host says.
+    Raises SysError(EACCES) if a part of the path lies on a file system that may block, SysError(ELOOP) for too many
+    links or names, and OSError for other errors of the host.
     """
     mounts.look()
     at = os.open("/", _LOOK)

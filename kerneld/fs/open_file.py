@@ -1,4 +1,4 @@
-"""What a descriptor is: facts about an open file that the host tells, and none that it need wait for.
+"""Facts about an open file, from the host. None of these questions blocks.
 
 Owns the translation of the host's fstat, fcntl and kcmp into values. Knows no page cache and no table. Answers to Linux
 v6.8 fs/fcntl.c, kernel/kcmp.c and mm/memfd.c.
@@ -21,13 +21,13 @@ from shared.uapi.fcntl import F_SEAL_SEAL
 
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 _NR_KCMP = 312
-"""kcmp(2) on x86-64, which libc has no name for."""
+"""kcmp(2) on x86-64; libc has no function for it."""
 _KCMP_FILE = 0
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """What the host says of a descriptor at the moment that it arrives."""
+    """The host's facts about a descriptor at its arrival."""
 
     status_flags: int
     """O_ACCMODE and the rest of F_GETFL."""
@@ -35,37 +35,37 @@ class OpenFile:
 
     @property
     def readable(self) -> bool:
-        """Whether it is open for reading."""
+        """Whether the file is open for reading."""
         return self.status_flags & O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
 
     @property
     def writable(self) -> bool:
-        """Whether it is open for writing."""
+        """Whether the file is open for writing."""
         return self.status_flags & O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
     @property
     def appends(self) -> bool:
-        """Whether each write goes to the end of the file, wherever it is aimed at."""
+        """Whether each write goes to the end of the file, at any offset (O_APPEND)."""
         return self.status_flags & os.O_APPEND != 0
 
     @property
     def is_direct(self) -> bool:
-        """Whether reads and writes must be aligned in memory."""
+        """Whether reads and writes must be aligned (O_DIRECT)."""
         return self.status_flags & os.O_DIRECT != 0
 
     @property
     def is_regular(self) -> bool:
-        """Whether it is a file of a disk or of memory, which never blocks for long, and not a pipe or a device."""
+        """Whether it is a regular file, which never blocks for long, and not a pipe or a device."""
         return stat.S_ISREG(self.stat.st_mode)
 
     @property
     def inode_key(self) -> tuple[int, int]:
-        """What names the inode as long as it is open: st_dev and st_ino."""
+        """st_dev and st_ino: they identify the inode as long as it is open."""
         return self.stat.st_dev, self.stat.st_ino
 
 
 def describe_fd(fd: int) -> OpenFile:
-    """Return what the host says of a descriptor. Raises SysError(EBADF), also for one opened with O_PATH."""
+    """Return the host's facts about a descriptor. Raises SysError(EBADF), also for one opened with O_PATH."""
     try:
         status_flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         status = os.fstat(fd)
@@ -77,7 +77,7 @@ def describe_fd(fd: int) -> OpenFile:
 
 
 def find_path(fd: int) -> str:
-    """Return a descriptor's path as Linux shows it: with ` (deleted)` after one that is gone, empty without a /proc."""
+    """Return a descriptor's path as Linux shows it, with ` (deleted)` after a deleted file; empty without /proc."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
@@ -85,7 +85,7 @@ def find_path(fd: int) -> str:
 
 
 class StatFs(NamedTuple):
-    """What statfs(2) says of the file system that a file is on."""
+    """The result of statfs(2) for the file system of a file."""
 
     type: int
     """Its magic number: Linux v6.8 include/uapi/linux/magic.h."""
@@ -99,7 +99,7 @@ _STATFS = struct.Struct("=qq64xq32x")
 
 
 def fstatfs(fd: int) -> StatFs:
-    """Return what the host says of the file system behind a descriptor: fstatfs(2). Raises OSError."""
+    """Return the facts about a descriptor's file system: fstatfs(2). Raises OSError."""
     buffer = ctypes.create_string_buffer(_STATFS.size)
     if _libc().fstatfs(fd, buffer) < 0:
         code = ctypes.get_errno()
@@ -108,7 +108,7 @@ def fstatfs(fd: int) -> StatFs:
 
 
 def find_seals(fd: int) -> int:
-    """Return the F_SEAL_ flags of a descriptor's file, -1 where it cannot have any: only files in memory can."""
+    """Return the F_SEAL_ flags of a descriptor's file; -1 if it cannot have seals. Only files in memory can."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
@@ -116,12 +116,12 @@ def find_seals(fd: int) -> int:
 
 
 def may_be_sealed(fd: int) -> bool:
-    """Tell whether seals may still be added to a descriptor's file."""
+    """Return whether seals may still be added to a descriptor's file."""
     return find_seals(fd) & F_SEAL_SEAL == 0
 
 
 def is_in_memory(fd: int) -> bool:
-    """Tell whether the file lies in memory alone, as memory files and those of a tmpfs do: only they have seals."""
+    """Return whether the file is in memory only, as memory files and files of a tmpfs: only these have seals."""
     return find_seals(fd) >= 0
 
 
@@ -134,9 +134,9 @@ def _libc() -> ctypes.CDLL:
 
 
 def find_same_description(fd: int, other: int) -> bool | None:
-    """Tell whether two descriptors of ours are of one open file description; None where the host does not say.
+    """Return whether two descriptors belong to one open file description; None if the host does not say.
 
-    A host built without kcmp(2), or a sandbox that forbids it, does not.
+    A host without kcmp(2), or a sandbox that forbids it, does not say.
     """
     pid = os.getpid()
     order = _libc().syscall(*map(ctypes.c_long, (_NR_KCMP, pid, pid, _KCMP_FILE, fd, other)))
@@ -152,10 +152,10 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 
 
 def find_data(fd: int, start: int, end: int, most: int) -> list[tuple[int, int]]:
-    """Return the ranges of [start, end), in bytes, of a descriptor's file that somebody has written to: lseek(2).
+    """Return the ranges of [start, end), in bytes, of a descriptor's file that hold data: lseek(2), SEEK_DATA.
 
-    Where there are more than `most`, the last one is the rest of the file. The description's own offset stays where it
-    is. Raises OSError where the host does not say.
+    If there are more than `most`, the last range extends to the end. The offset of the file description is not changed.
+    Raises OSError if the host does not say.
     """
     own = reopen(fd, os.O_RDONLY)
     found: list[tuple[int, int]] = []
@@ -177,8 +177,8 @@ def find_data(fd: int, start: int, end: int, most: int) -> list[tuple[int, int]]
 
 
 def reopen(fd: int, flags: int) -> int:
-    """Open a descriptor's regular file anew with these O_ flags; a lease that somebody holds cannot make it wait.
+    """Open a descriptor's regular file again with these O_ flags. A lease on the file cannot block this.
 
-    Raises OSError where the host refuses.
+    Raises OSError if the host refuses.
     """
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)

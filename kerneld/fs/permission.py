@@ -1,7 +1,7 @@
-"""Who may do what with a file, from its mode bits.
+"""Checks access to a file by its mode bits.
 
-Answers to Linux v6.8 fs/namei.c: generic_permission(). Differs from Linux: neither supplementary groups nor access
-control lists are known; who has a right by them alone is refused.
+Answers to Linux v6.8 fs/namei.c: generic_permission(). Differs from Linux: supplementary groups and access control
+lists are not known. A user who has a right only by one of them is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kerneld.errors import SysError
 from kerneld.task.task import Cred
 
 MAY_EXEC, MAY_WRITE, MAY_READ = stat.S_IXOTH, stat.S_IWOTH, stat.S_IROTH
-"""As the lowest three mode bits have them."""
+"""The same values as the lowest three mode bits."""
 _ANY_EXEC = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
@@ -34,7 +34,7 @@ def check_permission(status: os.stat_result, cred: Cred, wanted: int) -> None:
 
 
 def owns_or_may_write(status: os.stat_result, cred: Cred) -> bool:
-    """Tell whether a file is the caller's own, or one that it may write to.
+    """Return whether a file belongs to the caller, or the caller may write to it.
 
     Source: Linux v6.8 mm/madvise.c:can_do_file_pageout().
     """

@@ -3,8 +3,8 @@
 Answers to Linux v6.8 fs/proc/array.c and, for the memory part, fs/proc/task_mmu.c: task_mem(), task_statm(); for
 cmdline fs/proc/base.c: get_mm_cmdline().
 
-Differs from Linux: status has the lines that mean something on this machine, in Linux's order. A process runs while it
-makes the very call that reads, and sleeps otherwise. Processor times are 0: the real process's are the host's to tell.
+Differs from Linux: status has only the lines that make sense on this machine, in Linux's order. The process that reads
+the file is running, all others sleep. Processor times are 0; the host has those of the real process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NICE_0_PRIORITY = 20
 
 
 def state_letter(process: Process, reader: Process) -> str:
-    """Return R for the process that makes the call, S for one that waits to make its next."""
+    """Return R for the process that makes the call, S for any other process."""
     return "R" if process is reader else "S"
 
 
@@ -103,7 +103,7 @@ def show_statm(process: Process) -> bytes:
 
 
 def show_stat(process: Process, reader: Process, *, permitted: bool) -> bytes:
-    """Return the 52 fields of /proc/PID/stat; addresses only where `permitted`, as `ptrace_may_access` says.
+    """Return the 52 fields of /proc/PID/stat. Addresses are 0 unless `permitted` (`ptrace_may_access`).
 
     Source: Linux v6.8 fs/proc/array.c:do_task_stat().
     """
@@ -146,9 +146,9 @@ def show_comm(process: Process) -> bytes:
 
 
 def show_cmdline(process: Process) -> bytes:
-    """Return the program's arguments, each ended by NUL, from its memory; nothing where no execve has been made.
+    """Return the program's arguments from its memory, each ended by NUL; empty without an execve.
 
-    Where the program has written over the last NUL, it has given itself a title: up to a page of that.
+    A program that has overwritten the last NUL has set a title: then up to a page of the title.
     Source: Linux v6.8 fs/proc/base.c:get_mm_cmdline().
     """
     mm = process.live_mm
@@ -163,7 +163,7 @@ def show_cmdline(process: Process) -> bytes:
 
 
 def _read_anonymous(mm: MmStruct, start: Vaddr, end: Vaddr) -> bytes:
-    """Return what can be read of [start, end) in pages that are no file's (Linux: FOLL_ANON)."""
+    """Return the readable part of [start, end) in anonymous pages (Linux: FOLL_ANON)."""
     data = b""
     while start < end:
         stop = min(end, (start & PAGE_MASK) + PAGE_SIZE)

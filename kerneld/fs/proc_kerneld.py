@@ -1,4 +1,4 @@
-"""/proc/kerneld: what the daemon says of itself, for its own commands. Linux has nothing of the kind."""
+"""/proc/kerneld: facts about the daemon, for its own commands. Linux has no such files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.uapi.page import PAGE_SHIFT, Pid
 def show_kerneld_status(
     frames: Frames, nr_tasks: int, start_time: float, shadow: tuple[str, Pid | None, Pid | None]
 ) -> bytes:
-    """Return one `Key:\\tvalue` a line; `shadow` is the table's state, its opener and its target.
+    """Return lines of `Key:\\tvalue`. `shadow` has the table's state, its opener and its target.
 
     `start_time` is CLOCK_MONOTONIC when the machine started, in seconds.
     """
@@ -26,7 +26,7 @@ def show_kerneld_status(
         ("MemTotal", f"{frames.total_pages << PAGE_SHIFT - 10} kB"),
         ("MemFree", f"{frames.free_pages << PAGE_SHIFT - 10} kB"),
         ("Tasks", nr_tasks),
-        # Of processes that have ended, and whose memory has not gone yet.
+        # The number of ended processes whose memory is not freed yet.
         ("Exiting", len(frames.dying.queue) if frames.dying is not None else 0),
         ("ShadowTable", state),
     ]
@@ -36,7 +36,7 @@ def show_kerneld_status(
 
 
 def show_tasks(processes: Iterable[Process], reader: Process) -> bytes:
-    """Return one line a process: pid, uid, threads, vsz and rss in kB, state, comm, with tabs between."""
+    """Return one line for each process: pid, uid, threads, vsz and rss in kB, state, comm, separated by tabs."""
     lines = []
     for process in processes:
         mm = process.live_mm

@@ -1,4 +1,4 @@
-"""/proc/PID/maps: one line a mapping.
+"""/proc/PID/maps: one line for each mapping.
 
 Answers to Linux v6.8 fs/proc/task_mmu.c: show_map_vma(), show_vma_header_prefix(), and fs/seq_file.c:seq_file_path().
 """
@@ -15,7 +15,7 @@ from kerneld.mm.vm_flags import VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 _NAME_COLUMN = 72
-"""seq_setwidth(): what the header is padded to, before the blank in front of the name."""
+"""seq_setwidth(): the width of the padded header, before the blank and the name."""
 
 
 def show_maps(mm: MmStruct, files: FileTable, key: int) -> Records:
@@ -43,7 +43,7 @@ def show_map_vma(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
 
 
 def vma_header(start: Vaddr, end: Vaddr, vm_flags: int, offset: int, dev: int, ino: int) -> bytes:
-    """Return what stands before a mapping's name. Source: Linux v6.8 show_vma_header_prefix()."""
+    """Return the part of a line before the mapping's name. Source: Linux v6.8 show_vma_header_prefix()."""
     rights = "".join(
         letter if vm_flags & flag else "-" for letter, flag in (("r", VM_READ), ("w", VM_WRITE), ("x", VM_EXEC))
     )
@@ -58,10 +58,10 @@ def show_rollup_header(start: Vaddr, end: Vaddr) -> bytes:
 
 
 def vma_is_initial_heap(mm: MmStruct, vma: Vma) -> bool:
-    """Tell whether a mapping shares an address with the heap. Source: Linux v6.8 include/linux/mm.h, of that name."""
+    """Return whether a mapping shares an address with the heap. Source: Linux v6.8 include/linux/mm.h, of that name."""
     return vma.start < mm.brk and vma.end > mm.start_brk
 
 
 def vma_is_initial_stack(mm: MmStruct, vma: Vma) -> bool:
-    """Tell whether a mapping holds the stack's start. Source: Linux v6.8 include/linux/mm.h, of that name."""
+    """Return whether a mapping holds the stack's start. Source: Linux v6.8 include/linux/mm.h, of that name."""
     return vma.start <= mm.start_stack <= vma.end

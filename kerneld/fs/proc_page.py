@@ -1,4 +1,4 @@
-"""/proc/kpagecount and /proc/kpageflags: a 64-bit word a frame.
+"""/proc/kpagecount and /proc/kpageflags: a 64-bit word for each frame.
 
 Answers to Linux v6.8 fs/proc/page.c: kpagecount_read(), stable_page_flags(), and linux/kernel-page-flags.h.
 """
@@ -32,13 +32,13 @@ _ENTRY_BYTES = 8
 KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU, KPF_BUDDY, KPF_MMAP = 2, 3, 4, 5, 10, 11
 KPF_ACTIVE, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL = 6, 12, 13, 14, 15, 16
 KPF_UNEVICTABLE, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE = 18, 22, 24, 26
-"""Bit numbers of a frame's word."""
+"""Bit numbers in the word of a frame."""
 _OF_HEADS = PG_REFERENCED | PG_DIRTY | PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
-"""What Linux reads in `page->flags` and keeps in those of a huge page's first page: tails have none of it."""
+"""Flags that Linux keeps only in the `page->flags` of a huge page's first page. Tail pages have none of them."""
 
 
 def _window(frames: Frames, offset: int, length: int) -> slice:
-    """Return the frames that a read is about. Raises SysError(EINVAL) unless both are multiples of 8."""
+    """Return the frames of a read. Raises SysError(EINVAL) unless offset and length are multiples of 8."""
     if offset % _ENTRY_BYTES or length % _ENTRY_BYTES:
         raise SysError(errno.EINVAL)
     first = min(offset // _ENTRY_BYTES, frames.ram.nr_frames)
@@ -46,21 +46,24 @@ def _window(frames: Frames, offset: int, length: int) -> slice:
 
 
 def read_kpagecount(frames: Frames, offset: int, length: int) -> bytes:
-    """Return how many page-table entries map each frame from offset / 8 on. Raises as `_window` does."""
+    """Return for each frame from offset / 8 on the number of page-table entries that map it.
+
+    Raises as `_window` does.
+    """
     return frames.mapcount[_window(frames, offset, length)].astype(np.uint64).tobytes()
 
 
 def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
-    """Return what each frame from offset / 8 on is, as KPF_* bits. Raises as `_window` does.
+    """Return the KPF_* bits of each frame from offset / 8 on. Raises as `_window` does.
 
-    Frames on the per-cpu list have none: they are free, but in no block.
+    Frames on the per-cpu list have no bits: they are free, but in no free block.
     """
     window = _window(frames, offset, length)
     flags = frames.flags[window]
     anon = (flags & PG_ANON) != 0
     is_large = (flags & PG_LARGE) != 0
     is_tail = is_large & (np.arange(window.start, window.stop) % HPAGE_PMD_NR != 0)
-    # What a huge page is like is noted at its first frame alone.
+    # The flags of a huge page are kept only at its first frame.
     flags = np.where(is_tail, flags & ~np.uint32(_OF_HEADS), flags)
     cached = (frames.mapping[window] != 0) & ~anon
     is_zero = _zero_pages(frames)
@@ -90,7 +93,7 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
 
 
 def _zero_pages(frames: Frames) -> Mask:
-    """Return for each frame whether it is the zero page, or of the huge one."""
+    """Return for each frame whether it is the zero page, or a part of the huge zero page."""
     is_zero = np.zeros(frames.ram.nr_frames, dtype=np.bool_)
     is_zero[ZERO_PFN] = True
     zero = frames.huge.zero_pfn

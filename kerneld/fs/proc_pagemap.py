@@ -1,9 +1,9 @@
-"""/proc/PID/pagemap: a 64-bit word a page of the address space.
+"""/proc/PID/pagemap: a 64-bit word for each page of the address space.
 
-Read by window: the whole file would be 256 GiB long. Answers to Linux v6.8 fs/proc/task_mmu.c: pagemap_read(),
+It is read in windows: the whole file has 256 GiB. Answers to Linux v6.8 fs/proc/task_mmu.c: pagemap_read(),
 pte_to_pagemap_entry(), and Documentation/admin-guide/mm/pagemap.rst.
 
-Differs from Linux: entries have no soft-dirty bit of their own; a page is soft-dirty where its mapping is.
+Differs from Linux: entries have no soft-dirty bit. A page is soft-dirty if its mapping is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PM_PRESENT = 1 << 63
 
 
 def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> bytes:
-    """Return the words of the pages from offset / 8 on; frame numbers only with `show_pfn`, else 0.
+    """Return the words of the pages from offset / 8 on. Frame numbers are 0 without `show_pfn`.
 
     Raises SysError(EINVAL) unless offset and length are multiples of 8.
     """
@@ -50,7 +50,7 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
     pfns = pte_pfn(entries).astype(np.int64)
     if show_pfn:
         words[present] |= pfns[present].astype(np.uint64)
-    # The shared zero page is of nobody: neither a file's nor exclusive (Linux: vm_normal_page() returns none).
+    # The shared zero page is neither a file page nor exclusive (Linux: vm_normal_page() returns none for it).
     counted = present & ((entries & PTE_SPECIAL) == 0)
     counted_pfns = pfns[counted]
     flags = np.where(~mm.frames.has(counted_pfns, PG_ANON), np.uint64(PM_FILE), np.uint64(0))
@@ -67,8 +67,9 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
 
 
 def _huge_pages(mm: MmStruct, start: Vaddr, end: Vaddr, words: npt.NDArray[np.uint64]) -> None:
-    """Say of the pages of huge ones what their entry says: bit 56 of the first page, and the huge zero page is no
-    anonymous one. Source: Linux v6.8 fs/proc/task_mmu.c:pagemap_pmd_range().
+    """Set the words of pages in huge pages: bit 56 is that of the first page; the huge zero page is not anonymous.
+
+    Source: Linux v6.8 fs/proc/task_mmu.c:pagemap_pmd_range().
     """
     for leaf in mm.page_table.walk.leaves(start, end):
         if leaf.huge:

@@ -1,4 +1,4 @@
-"""/proc/PID/smaps and smaps_rollup: what of a mapping, or of all of them, is resident, and whose it is.
+"""/proc/PID/smaps and smaps_rollup: the resident pages of a mapping, or of all mappings, by kind and sharing.
 
 Answers to Linux v6.8 fs/proc/task_mmu.c: smap_gather_stats(), smaps_account(), __show_smap(), show_smap_vma_flags().
 Counts one leaf table at a time, in arrays.
@@ -28,7 +28,7 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
 
 _LEAVES_AT_ONCE = 16
 _PSS_SHIFT = 12
-"""A page's share is counted in 1/4096 of a byte: a page that 4,096 map counts with a byte each."""
+"""The share of a page is counted in 1/4096 of a byte. A page with 4,096 mappings counts one byte for each."""
 _MNEMONICS = {
     vm.VM_READ: "rd", vm.VM_WRITE: "wr", vm.VM_EXEC: "ex", vm.VM_SHARED: "sh", vm.VM_MAYREAD: "mr",
     vm.VM_MAYWRITE: "mw", vm.VM_MAYEXEC: "me", vm.VM_MAYSHARE: "ms", vm.VM_GROWSDOWN: "gd", vm.VM_PFNMAP: "pf",
@@ -36,12 +36,12 @@ _MNEMONICS = {
     vm.VM_ACCOUNT: "ac", vm.VM_NORESERVE: "nr", vm.VM_HUGETLB: "ht", vm.VM_SYNC: "sf", vm.VM_WIPEONFORK: "wf",
     vm.VM_DONTDUMP: "dd", vm.VM_SOFTDIRTY: "sd", vm.VM_HUGEPAGE: "hg", vm.VM_NOHUGEPAGE: "nh", vm.VM_MERGEABLE: "mg",
 }  # fmt: skip
-"""Linux has none for VM_LOCKONFAULT either, and shows it as `??`."""
+"""VM_LOCKONFAULT has no name: Linux also shows it as `??`."""
 
 Words = npt.NDArray[np.uint64]
 _ANON, _SWAPBACKED, _DIRTY, _YOUNG, _PRIVATE = 1, 2, 4, 8, 16
 _NR_KINDS = 32
-"""What smaps asks of a page makes it one of so many kinds: pages are counted by kind, and the kinds summed up."""
+"""The number of kinds of pages that smaps tells apart. Pages are counted by kind; then the kinds are summed up."""
 
 
 _SIZES: tuple[Callable[[int], bool], ...] = (
@@ -53,7 +53,7 @@ _SIZES: tuple[Callable[[int], bool], ...] = (
     lambda kind: kind & _ANON != 0,
     lambda kind: kind & (_ANON | _SWAPBACKED | _DIRTY) == _ANON,
 )
-"""Which kinds are shared and clean, shared and dirty, private and clean, private and dirty, referenced, anonymous, and
+"""The kinds that are shared and clean, shared and dirty, private and clean, private and dirty, referenced, anonymous,
 lazily freed."""
 _SHARES: tuple[Callable[[int], bool], ...] = (
     lambda kind: True,
@@ -62,26 +62,29 @@ _SHARES: tuple[Callable[[int], bool], ...] = (
     lambda kind: not kind & (_ANON | _SWAPBACKED),
     lambda kind: kind & (_ANON | _SWAPBACKED) == _SWAPBACKED,
 )
-"""Of which kinds the shares are summed up: of all, of dirty pages, of anonymous memory, of files, of shared memory."""
+"""The kinds for the sums of shares: all, dirty pages, anonymous memory, files, shared memory."""
 
 
 @dataclass(slots=True)
 class MemSizeStats:
-    """What is resident of a range: by kind of page, see `_kind`, and what no page says (Linux: mem_size_stats)."""
+    """The resident pages of a range by kind (see `_kind`), and the sizes that are not counted by page.
+
+    Linux: struct mem_size_stats.
+    """
 
     pages: list[int] = field(default_factory=lambda: [0] * _NR_KINDS)
-    """Pages of each kind."""
+    """The number of pages of each kind."""
     shares: list[int] = field(default_factory=lambda: [0] * _NR_KINDS)
-    """The shares of the pages of each kind, in 1 / 2**_PSS_SHIFT of a byte, as all that follow."""
+    """The sum of the shares of each kind, in 1 / 2**_PSS_SHIFT of a byte."""
     anonymous_thp: int = 0
-    """In bytes, as `swap`."""
+    """In bytes, like `swap`."""
     swap: int = 0
     swap_pss: int = 0
     pss_locked: int = 0
 
 
 def show_smaps(mm: MmStruct, files: FileTable, key: int) -> Records:
-    """Yield the lines of the mappings that end after the address `key`, and about each what is resident of it."""
+    """Yield the lines of the mappings that end after the address `key`, each with the numbers of its resident pages."""
     while (vma := mm.vmas.find(key)) is not None:
         stats = MemSizeStats()
         for _ in gather_stats(mm, vma.start, vma.end, stats):
@@ -132,7 +135,7 @@ def show_smaps_rollup(mm: MmStruct, key: int) -> Records:
 
 
 def gather_stats(mm: MmStruct, start: Vaddr, end: Vaddr, stats: MemSizeStats) -> Iterator[None]:
-    """Add what is resident of the page-aligned range [start, end) to `stats`, and yield between two leaf tables."""
+    """Add the resident pages of the page-aligned range [start, end) to `stats`. Yield between two leaf tables."""
     for number, leaf in enumerate(mm.page_table.walk.leaves(start, end), 1):
         _gather_leaf(mm, leaf, stats)
         if not number % _LEAVES_AT_ONCE:
@@ -155,9 +158,9 @@ def _gather_leaf(mm: MmStruct, leaf: Leaf, stats: MemSizeStats) -> None:
 
 
 def shmem_swap_usage(mm: MmStruct, vma: Vma) -> int:
-    """Return the bytes of a file in memory in a mapping that are swapped out: no entry says so.
+    """Return the swapped-out bytes of a memory file in a mapping. Page-table entries do not show these.
 
-    Where a program may have copies of its own, only what it has none of counts.
+    In a private mapping, pages that the program has its own copies of do not count.
     Source: Linux v6.8 mm/shmem.c:shmem_swap_usage(), fs/proc/task_mmu.c:smap_gather_stats(), smaps_pte_hole_lookup().
     """
     if vma.file is None or not vma.file.mapping.swapped:
@@ -194,7 +197,7 @@ def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:
 
 
 def _kind(entry: int, flags: int, refcount: int, mapcount: int) -> int:
-    """Return which kind of page an entry maps."""
+    """Return the kind of the page that an entry maps."""
     kind = (_ANON if flags & PG_ANON else 0) | (_SWAPBACKED if flags & PG_SWAPBACKED else 0)
     kind |= _DIRTY if entry & PTE_DIRTY or flags & PG_DIRTY else 0
     kind |= _YOUNG if entry & PTE_ACCESSED or flags & PG_REFERENCED else 0

@@ -1,6 +1,6 @@
-"""/proc/meminfo, vmstat and buddyinfo: what the machine's memory is used for.
+"""/proc/meminfo, vmstat and buddyinfo: the use of the machine's memory.
 
-Counted afresh from the frames at each read: there are no counters that could drift. Answers to Linux v6.8
+Each read counts the frames again. So there are no counters that could become wrong. Answers to Linux v6.8
 fs/proc/meminfo.c, mm/vmstat.c, mm/show_mem.c:si_mem_available() and mm/util.c:vm_commit_limit().
 
 Differs from Linux: there is one zone.
@@ -20,7 +20,7 @@ from kerneld.mm.space.overcommit import vm_commit_limit
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 
 _VMALLOC_TOTAL_KB = (1 << 45) - 1 >> 10
-"""VMALLOC_TOTAL of x86-64 with four-level tables, which nothing takes from."""
+"""VMALLOC_TOTAL of x86-64 with four-level tables. Nothing uses this memory here."""
 _WORKINGSET_EVENTS = [
     f"workingset_{what}_{kind}" for what in ("refault", "activate", "restore") for kind in ("anon", "file")
 ]
@@ -33,7 +33,7 @@ _EVENTS_AFTER_FAULTS = (
 
 
 class PageCounts(NamedTuple):
-    """Frames by use, in pages; file ones include those of shared anonymous memory, as Linux's NR_FILE_PAGES do."""
+    """Frames by use, in pages. File pages include those of shared anonymous memory, as in Linux's NR_FILE_PAGES."""
 
     total: int
     free: int
@@ -45,9 +45,9 @@ class PageCounts(NamedTuple):
     tables: int
     swap_cached: int
     anon_huge: int
-    """Of the anonymous ones, those in huge pages."""
+    """The anonymous pages in huge pages."""
     lists: list[int]
-    """On each `LruList`, and last what cannot be evicted."""
+    """The pages on each `LruList`; the last number is for unevictable pages."""
 
     @property
     def active(self) -> int:
@@ -88,7 +88,7 @@ def count_pages(frames: Frames) -> PageCounts:
 
 
 def si_mem_available(counts: PageCounts, frames: Frames) -> int:
-    """Return how much could be had without swapping: what is free beyond the reserve, and most of the files' pages.
+    """Return the pages available without swapping: free pages beyond the reserve, and most file pages.
 
     Source: Linux v6.8 mm/show_mem.c:si_mem_available(); the reserve is mm/page_alloc.c:totalreserve_pages.
     """
@@ -154,7 +154,7 @@ def _show_val_kb(name: str, size_kb: int) -> str:
 
 
 def show_vmstat(frames: Frames, faults: tuple[int, int]) -> bytes:
-    """Return those lines of /proc/vmstat that this machine counts; `faults` are all there were, and the major ones.
+    """Return the lines of /proc/vmstat that this machine counts. `faults` are all faults and the major faults.
 
     Source: Linux v6.8 mm/vmstat.c:vmstat_text[].
     """
@@ -187,5 +187,5 @@ def show_vmstat(frames: Frames, faults: tuple[int, int]) -> bytes:
 
 
 def show_buddyinfo(frames: Frames) -> bytes:
-    """Return how many blocks of each order are free. Source: Linux v6.8 mm/vmstat.c:frag_show_print()."""
+    """Return the number of free blocks of each order. Source: Linux v6.8 mm/vmstat.c:frag_show_print()."""
     return ("Node 0, zone   Normal " + "".join(f"{count:6} " for count in frames.buddy.nr_blocks) + "\n").encode()

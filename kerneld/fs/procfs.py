@@ -1,23 +1,23 @@
-"""The files under /proc: which view stands at a path, who may read it, and the piece that was asked for.
+"""The files under /proc: finds the view of a path, checks the right to read it, and reads a part of it.
 
-Owns names and rights; what the views show is each `proc_` module's. Knows no request. Answers to Linux v6.8
+Owns names and rights. The `proc_` modules make the views. Knows no request. Answers to Linux v6.8
 fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/self.c.
 
 | path                                        | who                | read by                                        |
 |---------------------------------------------|--------------------|------------------------------------------------|
-| the empty path                              | all                | the pids, one a line                           |
+| the empty path                              | all                | the pids, one on each line                     |
 | PID/status, stat, statm, comm, cmdline      | all                | any offset and length                          |
-| PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; a mapping's lines are never torn          |
+| PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; the lines of a mapping stay together      |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | meminfo, vmstat, buddyinfo                  | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
 | kerneld/explanation                         | all, each its own  | any; why the reader's last call was refused    |
 
-* And the file is root's while the process is not dumpable: then not even the process itself may read it.
+* While the process is not dumpable, the file belongs to root: then even the process itself may not read it.
 
-PID may be `self` or `thread-self`. Differs from Linux: other threads than the main one have no directory, and reading
-the root lists pids where Linux answers EISDIR.
+PID may be `self` or `thread-self`. Differs from Linux: only the main thread has a directory. Reading the root lists the
+pids; in Linux it is EISDIR.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _OF_ALL_MEMORY = frozenset({"meminfo", "vmstat", "buddyinfo", "kerneld/status", 
 
 
 class ShadowView(Protocol):
-    """The shadow page table, as `kerneld/status` shows it."""
+    """The part of the shadow page table that `kerneld/status` shows."""
 
     def describe_session(self) -> tuple[str, Pid | None, Pid | None]:
-        """Return the state in a word, and the pids of the opener and of the target while it is open."""
+        """Return the state in a word, and the pids of the opener and of the target while a table is open."""
 
 
 class KernelView(Protocol):
-    """What the views need of the kernel: its parts, by the names that they have there."""
+    """The parts of the kernel that the views need, under the same names."""
 
     @property
     def frames(self) -> Frames: ...
@@ -65,7 +65,7 @@ class KernelView(Protocol):
     def files(self) -> FileTable: ...
     @property
     def processes(self) -> Mapping[Pid, Process]:
-        """Those that live, by pid."""
+        """The living processes by pid."""
 
     @property
     def sysctl(self) -> Sysctl: ...
@@ -99,13 +99,13 @@ class ProcFs:
         }
 
     def _count_faults(self) -> tuple[int, int]:
-        """Return the page faults since the machine started, and how many of them were major."""
+        """Return the number of page faults since the machine started, and the number of major ones."""
         ended, living = self._kernel.frames.vmstat, self._kernel.processes.values()
         major = ended["pgmajfault"] + sum(process.maj_flt for process in living)
         return ended["pgfault"] + sum(process.min_flt + process.maj_flt for process in living), major
 
     def read(self, reader: Process, path: str, offset: int, length: int) -> bytes:
-        """Return what `read_in_pieces` does, at once."""
+        """Do the same as `read_in_pieces`, at once."""
         pieces = self.read_in_pieces(reader, path, offset, length)
         while True:
             try:
@@ -117,10 +117,9 @@ class ProcFs:
     def read_in_pieces(self, reader: Process, path: str, offset: int, length: int) -> Generator[None, None, bytes]:
         """Return up to `length` bytes of the file at `path`, under /proc, from `offset`; nothing at its end.
 
-        Yields where others may be served before it goes on: a view of much memory is of no one moment, as in Linux.
-
-        Raises SysError(ENOENT) where nothing stands or the process does not live, SysError(EISDIR) or ENOTDIR as the
-        path is misused, SysError(EACCES) without the right, SysError(EINVAL) for an offset or a length out of range.
+        Yields between pieces, so that other clients may be served. A view of much memory is not of one moment, as in
+        Linux. Raises SysError(ENOENT) for an unknown path or a dead process, SysError(EISDIR) or ENOTDIR for a path
+        of the wrong kind, SysError(EACCES) without the right, SysError(EINVAL) for an offset or length out of range.
         """
         names = [name for name in path.split("/") if name not in ("", ".")]
         if offset > _MAX_OFFSET:
@@ -129,7 +128,7 @@ class ProcFs:
             return (yield from self._read_of_process(reader, names, offset, length))
         name = "/".join(names)
         if name in _OF_ALL_MEMORY:
-            # Who reads these after a process has ended is to find its memory gone, as on Linux.
+            # After the end of a process these files must show its memory as free, as on Linux.
             yield from self._finish_dying()
         if name in self._root:
             show = one_record(functools.partial(self._root[name], reader))
@@ -169,21 +168,21 @@ class ProcFs:
         if show is not None:
             pieces = self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
             return (yield from _while_it_lives(process, pieces))
-        # Only its owner may open this one, which Linux asks first (mode 0400).
+        # Only its owner may open this file (mode 0400). Linux checks that first.
         if not permitted or not (process.mm.dumpable or reader.cred.superuser):
             raise SysError(errno.EACCES)
         return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.superuser)
 
     def _find_process(self, name: str) -> Process | None:
-        """Return the process of a directory's name: a decimal number as Linux writes it, without zeros in front."""
+        """Return the process of a directory's name: a decimal number as Linux writes it, without leading zeros."""
         if not name.isascii() or not name.isdigit() or name[0] == "0" or len(name) > _MAX_PID_DIGITS:
             return None
         process = self._kernel.processes.get(int(name))
-        # What a program of `kerneld run` is stands in the host's own /proc.
+        # A program of `kerneld run` uses its real memory, so only the host's own /proc has it.
         return None if process is not None and process.memory_is_host else process
 
     def _open_show(self, reader: Process, process: Process, name: str, *, permitted: bool) -> Show | None:
-        """Return the view of a name in a process's directory, or None. Raises SysError(EACCES) where it is private."""
+        """Return the view of a name in a process's directory, or None. Raises SysError(EACCES) for a private view."""
         mm, files = process.live_mm, self._kernel.files
         public: dict[str, Callable[[], bytes]] = {
             "status": lambda: show_status(process, reader),
@@ -201,7 +200,7 @@ class ProcFs:
 
 
 def _while_it_lives(process: Process, pieces: Generator[None, None, bytes]) -> Generator[None, None, bytes]:
-    """Go on with a view of a process's memory. Raises SysError(ESRCH) once that has gone, as in Linux's m_start()."""
+    """Continue a view of a process's memory. Raises SysError(ESRCH) if the process has ended, as Linux's m_start()."""
     mm = process.mm
     while True:
         try:

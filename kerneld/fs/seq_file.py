@@ -1,10 +1,11 @@
-"""Views that are a run of records, read in pieces of any size.
+"""Views that consist of records, read in pieces of any size.
 
-Owns where each reader stands. A record (a mapping's lines, or a whole small file) is never cut by a change between two
-reads: what is left of one comes first when the reader goes on where it stopped; from any other offset the records are
-gone through from the start. Knows nothing of what it shows. Answers to Linux v6.8 fs/seq_file.c:seq_read_iter().
+Owns the position of each reader. A change between two reads never cuts a record (the lines of a mapping, or a whole
+small file): a reader that continues at its last offset first gets the rest of the last record. A read from another
+offset starts at the first record. Knows nothing about the contents. Answers to Linux v6.8
+fs/seq_file.c:seq_read_iter().
 
-Invariant: nothing of a process is kept but bytes and an address, so that a view under way keeps no memory alive.
+Invariant: of a process only bytes and an address are kept. So an unfinished view keeps no memory alive.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from weakref import WeakKeyDictionary
 from kerneld.task.task import Process
 
 START, END = 0, 1 << 64
-"""The first key, and the one of a view that has been read to its end."""
+"""The first key, and the key at the end of a view."""
 
 Records = Iterator[tuple[int, bytes] | None]
-"""Records in order, each with the key from which the next one is found; None where others may be served."""
+"""Records in order, each with the key of the next record; None where other clients may be served."""
 _MOST_AT_ONCE = 64
-"""Records between two such places."""
+"""The number of records between two such places."""
 Show = Callable[[int], Records]
 """A view: its records from a key on."""
 
 
 class _Position(NamedTuple):
-    """Where a reader stands in the view that it read last."""
+    """The position of a reader in the view that it read last."""
 
     path: str
     offset: int
     key: int
     rest: bytes
-    """What is left of the record before `key`."""
+    """The rest of the record before `key`."""
 
 
 def one_record(render: Callable[[], bytes]) -> Show:
-    """Return the view of something that is shown at once."""
+    """Return a view with a single record."""
 
     def show(key: int) -> Records:
         if key == START:
@@ -47,7 +48,7 @@ def one_record(render: Callable[[], bytes]) -> Show:
 
 
 class SeqFiles:
-    """The sequential reads that are under way: one a process, that of the view it read last."""
+    """The unfinished sequential reads: for each process, the position in the view that it read last."""
 
     def __init__(self) -> None:
         self._positions: WeakKeyDictionary[Process, _Position] = WeakKeyDictionary()

@@ -1,9 +1,9 @@
-"""A real mapping of a memory file, shared and writable: while it lives, the host's kernel lets nobody seal the file.
+"""A real mapping of a memory file, shared and writable. While it exists, the host's kernel lets nobody seal the file.
 
-Owns the mapping. A seal F_SEAL_FUTURE_WRITE forbids write(2) and new mappings, but not what was mapped before: the
-file is written to through this mapping then. The daemon never accesses it itself, as a file that somebody has cut is
-SIGBUS: the host copies, and says EFAULT. Answers to Linux v6.8 mm/memfd.c:memfd_add_seals() and include/linux/fs.h:
-mapping_deny_writable().
+Owns the mapping. The seal F_SEAL_FUTURE_WRITE forbids write(2) and new mappings, but not older mappings: the file is
+then written through this mapping. The daemon never accesses the mapping itself, because of a SIGBUS if another program
+has truncated the file. The host's kernel copies the data, and answers EFAULT in this case. Answers to Linux v6.8
+mm/memfd.c:memfd_add_seals() and include/linux/fs.h: mapping_deny_writable().
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class _Iovec(ctypes.Structure):
 
 
 class WritableMapping:
-    """One file's, from its beginning to as far as has been written."""
+    """The mapping of one file, from its beginning to the last byte written."""
 
     def __init__(self, fd: int) -> None:
-        """Map the first page of a descriptor's file. Raises OSError(EPERM) where it is sealed."""
+        """Map the first page of a descriptor's file. Raises OSError(EPERM) if the file is sealed."""
         self._length = PAGE_SIZE
         self._addr = map_file(fd, 0, PAGE_SIZE, (Prot.READ | Prot.WRITE).value, Map.SHARED.value)
 

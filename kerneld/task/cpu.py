@@ -1,9 +1,9 @@
 """The processor: loads, stores and touches of the running thread, through the page table that CR3 names.
 
-Owns the retry after a fault. Each access translates each page; a page that cannot be translated raises the page-fault
-exception, as on a real machine, and the access goes on or stops at the signal. Knows no VMA. A signal that stopped an
-access is in `Thread.delivered`; the return value is what was done before it. A range may run over the top of all
-addresses: it stops before it comes there, for what lies above user space is nobody's.
+Owns the retry after a fault. An access translates each of its pages. A page that cannot be translated raises the
+page-fault exception, as on a real machine; then the access continues, or stops at a signal. Knows no VMA. The signal
+that stopped an access is in `Thread.delivered`; the return value counts what was done before it. A range may wrap over
+the end of all addresses: the access stops before, because no program may access memory above user space.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
 _CANONICAL_END = 1 << 47
 _KERNEL_HALF = (1 << 64) - _CANONICAL_END
 _PATIENCE = 8
-"""Faults that one access may take at the same page: stack growth, the page, its copy. More means a bug of ours."""
+"""The most faults of one access at the same page: stack growth, the page, its copy. More faults mean a bug in
+kerneld."""
 
 
 def _translate(thread: Thread, vaddr: Vaddr, access: int) -> int:
-    """Return the physical address of a user access, faulting the page in, or -1 where a signal has stopped it."""
+    """Return the physical address of a user access, after faults if needed; -1 if a signal has stopped the access."""
     if vaddr >= _CANONICAL_END:
         if vaddr < _KERNEL_HALF:
             exc_general_protection(thread)
@@ -51,7 +52,7 @@ def _translate(thread: Thread, vaddr: Vaddr, access: int) -> int:
 
 
 def load(thread: Thread, ram: Ram, vaddr: Vaddr, length: int) -> bytes:
-    """Read `length` bytes at any address; shorter where a signal stopped it."""
+    """Read `length` bytes at any address. The result is shorter if a signal stopped the access."""
     if (vaddr & ~PAGE_MASK) + length <= PAGE_SIZE and length:
         paddr = _translate(thread, vaddr, 0)
         return bytes(ram.read(paddr, length)) if paddr >= 0 else b""
@@ -68,7 +69,7 @@ def load(thread: Thread, ram: Ram, vaddr: Vaddr, length: int) -> bytes:
 
 
 def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
-    """Write bytes at any address; returns how many were written before a signal stopped it."""
+    """Write bytes at any address. Return the number of bytes written before a signal, or all."""
     length = len(data)
     if (vaddr & ~PAGE_MASK) + length <= PAGE_SIZE and length:
         paddr = _translate(thread, vaddr, PF_WRITE)
@@ -89,10 +90,11 @@ def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
 
 
 def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> int:
-    """Access one byte of every page of [vaddr, vaddr + length) without moving data; returns the pages done.
+    """Access one byte of every page of [vaddr, vaddr + length) without moving data. Return the number of pages
+    accessed.
 
-    `access` is 0, PF_WRITE or PF_INSTR. The first access of a VMA goes the processor's way, which grows stacks and
-    raises signals; the rest of the VMA is then faulted in as a range.
+    `access` is 0, PF_WRITE or PF_INSTR. The first access in a VMA takes the processor's way, which grows stacks and
+    raises signals. The rest of the VMA is then faulted in as a range.
     """
     pages = 0
     end = page_align(vaddr + length) if length else vaddr
@@ -110,9 +112,9 @@ def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> i
 
 
 def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> Generator[None, None, int]:
-    """Do as `touch`, and yield where another thread may have the processor: between two pages, as ever.
+    """Do the same as `touch`, and yield between pages, so that other threads may run.
 
-    Whatever the others have done to the address space meanwhile, the next page is looked up anew.
+    The other threads may change the address space. So each page is looked up again after a yield.
     """
     pages = 0
     end = page_align(vaddr + length) if length else vaddr
@@ -130,11 +132,11 @@ def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access:
 
 
 def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
-    """Touch what of [start, end), page-aligned, lies in the VMA at `start`, if that allows it; returns the pages."""
+    """Touch the part of [start, end), page-aligned, in the VMA at `start`, if the VMA allows it. Return the pages."""
     process = thread.process
     mm = process.live_mm
     vma = mm.vmas.lookup(start)
-    # Whoever is told of faults is told of each: then every page goes the processor's way.
+    # A listener for faults has to see every fault: then every page takes the processor's way.
     if vma is None or process.on_page_fault is not None or access == PF_INSTR:
         return 0
     if access_error(PF_USER | access, vma, mm.frames.processor.pkru):
@@ -155,10 +157,10 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
 
 
 def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
-    """Fault [start, end), page-aligned, in for stores to each of its pages that are about to come.
+    """Fault in [start, end), page-aligned, before stores to each of its pages.
 
-    Does nothing unless all of it is in one VMA of private anonymous memory that allows them, and frames are plenty:
-    where reclaim or the OOM killer may have to act, each store takes its own fault.
+    Does nothing unless the whole range is in one VMA of private anonymous memory that allows stores, and many frames
+    are free. If reclaim or the OOM killer may be needed, each store takes its own fault.
     """
     process = thread.process
     mm = process.live_mm
@@ -171,7 +173,7 @@ def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
         or access_error(PF_USER | PF_WRITE, vma, mm.frames.processor.pkru)
     ):
         return
-    # Twice the pages are more than their tables can add.
+    # The pages and their tables together need less than twice the number of pages.
     if mm.frames.free_pages - 2 * ((end - start) >> PAGE_SHIFT) <= mm.frames.watermark_high:
         return
     before = mm.range_faults

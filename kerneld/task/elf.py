@@ -1,17 +1,17 @@
-"""What an ELF file says should be mapped: its headers, read with care.
+"""Reads the headers of an ELF file: which segments have to be mapped.
 
-Owns the reading of the file and the typed description of it. Maps nothing. No number in the file is believed: what
-`ElfImage` holds are unsigned 64-bit words as they stand in the file, and whoever maps checks them as Linux does. Of
-pyelftools only the structures of the headers are used: its segment classes follow offsets of the file. Answers to
+Owns the reading of the file and its typed description. Maps nothing. No number of the file is trusted: `ElfImage` holds
+the unsigned 64-bit words of the file, and `kerneld.task.elf_map` checks them as Linux does. Of pyelftools only the
+structures of the headers are used, because its segment classes follow offsets in the file. Answers to
 Linux v6.8 fs/binfmt_elf.c: load_elf_phdrs(), elf_read(), total_mapping_size(), maximum_alignment(), make_prot().
 
-| what is wrong                                                     | program | interpreter |
+| error in the file                                                 | program | interpreter |
 |-------------------------------------------------------------------|---------|-------------|
 | no ELF, another class, byte order, machine or type                | ENOEXEC | ELIBBAD     |
 | program headers of another size, none, over a page, out of file   | ENOEXEC | ELIBBAD     |
 | path of the interpreter under 2 or over 4,096 bytes, no NUL       | ENOEXEC | –           |
 | that path, or the interpreter's header, not wholly in the file    | EIO     | EIO         |
-| that path at an offset that no file can have                      | EINVAL  | –           |
+| that path at an impossible offset (negative as a signed number)   | EINVAL  | –           |
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_OFFSET = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class ElfSegment:
-    """One PT_LOAD: `file_bytes` at `offset` of the file belong at `vaddr`, zeros behind them up to `mem_bytes`."""
+    """One PT_LOAD: `file_bytes` from `offset` of the file go to `vaddr`; zeros follow, up to `mem_bytes`."""
 
     vaddr: int
     offset: int
@@ -49,10 +49,10 @@ class ElfSegment:
 
 @dataclass(frozen=True, slots=True)
 class ElfImage:
-    """The headers of one ELF file. Every number is as it stands in the file."""
+    """The headers of one ELF file. Every number is the unchecked number of the file."""
 
     is_dyn: bool
-    """ET_DYN: may be mapped anywhere; else ET_EXEC."""
+    """True for ET_DYN, which may be mapped anywhere; False for ET_EXEC."""
     entry: int
     phoff: int
     phnum: int
@@ -60,11 +60,12 @@ class ElfImage:
     interpreter: str | None
     """The path in PT_INTERP."""
     executable_stack: bool
-    """PT_GNU_STACK asks for it; without that header the stack is not executable on x86-64."""
+    """Whether PT_GNU_STACK asks for an executable stack. Without that header it is not executable on x86-64."""
 
     @property
     def total_mapping_bytes(self) -> int:
-        """From the first page of the lowest segment to the end of the highest, modulo 2^64; 0 without a segment."""
+        """The bytes from the first page of the lowest segment to the end of the highest, modulo 2^64; 0 without
+        segments."""
         if not self.segments:
             return 0
         low = min(segment.vaddr & PAGE_MASK for segment in self.segments)
@@ -73,7 +74,8 @@ class ElfImage:
 
     @property
     def maximum_alignment(self) -> int:
-        """The largest alignment that is a power of two, in bytes and at least a page; 0 where none is."""
+        """The largest alignment that is a power of two, in bytes, at least a page; 0 if no alignment is a power of
+        two."""
         aligns = [s.align for s in self.segments if s.align and not s.align & (s.align - 1)]
         return page_align(max(aligns, default=0))
 
@@ -101,7 +103,10 @@ def read_interpreter(frames: Frames, file: File) -> ElfImage:
 
 @cache
 def _structs() -> Any:
-    """Return pyelftools' structures of a 64-bit little-endian file. Imported here: only execve pays for it."""
+    """Return pyelftools' structures of a 64-bit little-endian file.
+
+    They are imported here, so that only execve pays.
+    """
     from elftools.elf.structs import ELFStructs  # noqa: PLC0415
 
     structs = ELFStructs(little_endian=True, elfclass=64)
@@ -170,7 +175,7 @@ def _make_prot(p_flags: int) -> int:
 
 
 def _find_interpreter(frames: Frames, file: File, phdrs: list[Any]) -> str | None:
-    """Return the path in the first PT_INTERP, or None where there is none."""
+    """Return the path in the first PT_INTERP, or None without PT_INTERP."""
     phdr = next((phdr for phdr in phdrs if phdr["p_type"] == "PT_INTERP"), None)
     if phdr is None:
         return None
@@ -191,9 +196,9 @@ def _elf_read(frames: Frames, file: File, offset: int, length: int) -> bytes:
 
 
 def _kernel_read(frames: Frames, file: File, offset: int, length: int) -> bytes:
-    """Read up to `length` bytes at `offset` as the machine sees the file: cached pages count, they may be newer.
+    """Read up to `length` bytes at `offset` through the page cache, because cached pages may be newer than the file.
 
-    Raises SysError(EINVAL) for an offset over 2^63, SysError(EIO) where the file cannot be read.
+    Raises SysError(EINVAL) for an offset over 2^63, and SysError(EIO) if the file cannot be read.
     """
     mapping = file.mapping
     if offset > _MAX_OFFSET:

@@ -1,15 +1,15 @@
-"""Mapping an ELF file's segments: the program's and its interpreter's.
+"""Maps the segments of a program and of its interpreter.
 
-Takes descriptions from `kerneld.task.elf` and calls memory management; reads no file and knows no process. Addresses
-are those without randomisation, as under `setarch -R`. Arithmetic is modulo 2^64, as in the kernel's C: the file's
-numbers are checked where Linux checks them, and where they wrap they wrap alike. Answers to Linux v6.8
+Takes descriptions from `kerneld.task.elf` and calls memory management. Reads no file and knows no process. Addresses
+are not randomised, as under `setarch -R`. Arithmetic is modulo 2^64, as in the kernel's C code: numbers of the file are
+checked where Linux checks them, and wrap where they wrap in Linux. Answers to Linux v6.8
 fs/binfmt_elf.c: elf_map(), elf_load(), load_elf_binary(), load_elf_interp().
 
-| file                         | first segment goes to                                                  |
+| file                         | address of the first segment                                           |
 |------------------------------|------------------------------------------------------------------------|
-| ET_EXEC                      | its address; the others too                                            |
+| ET_EXEC                      | the address in the file, for all segments                              |
 | ET_DYN with an interpreter   | ELF_ET_DYN_BASE, rounded down to the largest alignment                 |
-| ET_DYN without (static PIE)  | the top of the mmap area: it may be a loader, which must not be in the way |
+| ET_DYN without (static PIE)  | the top of the mmap area: a loader must not take the place of programs |
 | interpreter, ET_DYN          | the top of the mmap area                                               |
 """
 
@@ -34,7 +34,7 @@ from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
 ELF_ET_DYN_BASE: Vaddr = TASK_SIZE // 3 * 2
-"""Source: Linux v6.8 arch/x86/include/asm/elf.h. Its page is 0x555555554000, well known from debuggers."""
+"""Source: Linux v6.8 arch/x86/include/asm/elf.h. The page of this address is 0x555555554000, as debuggers show it."""
 
 _PRIVATE = Map.PRIVATE.value
 _FIXED = (Map.PRIVATE | Map.FIXED).value
@@ -44,7 +44,7 @@ _PAGE_OFFSET = ~PAGE_MASK
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a program has come to lie; addresses in bytes."""
+    """The place of a program; addresses in bytes."""
 
     load_bias: int
     """Added to every address in the file, modulo 2^64."""
@@ -60,10 +60,10 @@ class Placement:
 
 
 def map_program(mm: MmStruct, file: File, image: ElfImage, *, privileged: bool) -> Placement:
-    """Map the segments of a program and return where they lie.
+    """Map the segments of a program and return their place.
 
-    `privileged` may map below vm.mmap_min_addr. Raises SysError(EINVAL) for sizes and addresses that cannot be, and as
-    `do_mmap` does. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
+    A `privileged` program may be mapped below vm.mmap_min_addr. Raises SysError(EINVAL) for impossible sizes and
+    addresses, and as `do_mmap` does. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
     """
     bias, flags, total = 0, _FIXED_NOREPLACE, 0
     if image.is_dyn and image.segments:
@@ -88,7 +88,7 @@ def map_program(mm: MmStruct, file: File, image: ElfImage, *, privileged: bool) 
 
 
 def _dyn_base(image: ElfImage) -> int:
-    """Return the load bias that is asked for, before the first segment is mapped."""
+    """Return the load bias to try for the first segment."""
     base = 0
     if image.interpreter is not None:
         base = ELF_ET_DYN_BASE
@@ -104,7 +104,7 @@ def _check_addr(addr: int) -> None:
 
 
 def _fits(segment: ElfSegment, start: int) -> bool:
-    """Tell whether a segment at `start` lies within user space, its file part within its memory."""
+    """Return whether a segment at `start` lies within user space, and its file part within its memory."""
     return (
         start < TASK_SIZE
         and segment.file_bytes <= segment.mem_bytes <= TASK_SIZE
@@ -113,7 +113,7 @@ def _fits(segment: ElfSegment, start: int) -> bool:
 
 
 def _place(image: ElfImage, bias: int) -> Placement:
-    """Return the addresses that the kernel notes of a program whose segments have all been checked."""
+    """Return the addresses that the kernel keeps of a program. All segments have been checked."""
     phdr = 0
     for segment in image.segments:
         if segment.offset <= image.phoff < (segment.offset + segment.file_bytes) & U64_MASK:
@@ -137,10 +137,10 @@ def _place(image: ElfImage, bias: int) -> Placement:
 
 
 def map_interpreter(mm: MmStruct, file: File, image: ElfImage, program: Placement, *, privileged: bool) -> Vaddr:
-    """Map the segments of a program's interpreter and return its load address: AT_BASE.
+    """Map the segments of a program's interpreter and return its load address, AT_BASE.
 
-    Raises SysError(EINVAL) without a segment or with an entry outside user space, SysError(ENOMEM) for sizes that
-    cannot be, and as `do_mmap` does. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_interp().
+    Raises SysError(EINVAL) without a segment or with an entry point outside user space, SysError(ENOMEM) for impossible
+    sizes, and as `do_mmap` does. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_interp().
     """
     total = image.total_mapping_bytes
     if not total:
@@ -167,11 +167,11 @@ def map_interpreter(mm: MmStruct, file: File, image: ElfImage, program: Placemen
 def elf_load(
     mm: MmStruct, file: File, addr: int, segment: ElfSegment, flags: int, total_bytes: int, *, privileged: bool
 ) -> Vaddr:
-    """Map one segment at `addr`: its part of the file, and zeros behind it; returns the start of its first page.
+    """Map one segment at `addr`: its part of the file, and zeros after it. Return the start of its first page.
 
-    The rest of the file's last page is zeroed in memory, which gives the process a page of its own there.
-    `total_bytes`, where not 0, is the room that the whole image needs. Raises SysError(EFAULT) where a writable
-    segment's last page cannot be zeroed (the file is shorter), and as `do_mmap` and `do_brk_flags` do.
+    The rest of the last file page is zeroed in memory; the process gets its own copy of that page.
+    `total_bytes`, if not 0, is the room for the whole image. Raises SysError(EFAULT) if the last page of a writable
+    segment cannot be zeroed (the file is too short), and as `do_mmap` and `do_brk_flags` do.
     Source: Linux v6.8 fs/binfmt_elf.c:elf_load().
     """
     has_bss = segment.mem_bytes > segment.file_bytes
@@ -195,10 +195,10 @@ def elf_load(
 def _elf_map(
     mm: MmStruct, file: File, addr: int, segment: ElfSegment, flags: int, total_bytes: int, *, privileged: bool
 ) -> Vaddr:
-    """Map the part of a segment that is in the file. Source: Linux v6.8 fs/binfmt_elf.c:elf_map().
+    """Map the file part of a segment. Source: Linux v6.8 fs/binfmt_elf.c:elf_map().
 
-    With `total_bytes` the whole image is mapped first, so that it finds a place as one, and the rest is unmapped again;
-    where that fails Linux leaves it.
+    With `total_bytes` room for the whole image is mapped first, so that all segments fit there. The part after this
+    segment is unmapped again. If that fails it stays, as in Linux.
     """
     offset = segment.vaddr & _PAGE_OFFSET
     addr &= PAGE_MASK
@@ -217,14 +217,14 @@ def _elf_map(
 
 
 def _padzero(mm: MmStruct, start: Vaddr, *, must: bool) -> None:
-    """Zero the rest of a page in memory, if there is any. Source: Linux v6.8 fs/binfmt_elf.c:padzero()."""
+    """Zero the memory from `start` to the end of its page. Source: Linux v6.8 fs/binfmt_elf.c:padzero()."""
     count = -start & _PAGE_OFFSET
     if copy_to_user(mm, start, bytes(count)) < count and must:
         raise SysError(errno.EFAULT)
 
 
 def _vm_brk_flags(mm: MmStruct, start: Vaddr, length: int, prot: int, *, privileged: bool) -> None:
-    """Map [start, start + length), page-aligned, as anonymous memory, replacing what is there.
+    """Map [start, start + length), page-aligned, as anonymous memory, in place of earlier mappings.
 
     Raises SysError(ENOMEM), SysError(EPERM) below vm.mmap_min_addr, SysError(EAGAIN) over RLIMIT_MEMLOCK.
     Source: Linux v6.8 mm/mmap.c:vm_brk_flags() and check_brk_limits().

@@ -1,7 +1,7 @@
-"""The way back from the kernel to user mode, and what is done on it: signals, and another thread's turn.
+"""The way back from the kernel to user mode. On this way signals are delivered, and another thread may be scheduled.
 
-Owns the order. Who enters the kernel, by a request or by an exception, leaves it by here where `Thread.flags` says that
-there is something to do. Answers to Linux v6.8 kernel/entry/common.c.
+Owns the order of this work. A thread that entered the kernel by a request or an exception leaves it through these
+functions if `Thread.flags` has work to do. Answers to Linux v6.8 kernel/entry/common.c.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from kerneld.task.task import Thread
 
 
 def irqentry_exit(thread: Thread) -> None:
-    """Leave an exception or an interrupt; all here come from user mode.
+    """Leave an exception or an interrupt. Here all of them come from user mode.
 
     Source: Linux v6.8 kernel/entry/common.c:irqentry_exit().
     """
@@ -25,7 +25,7 @@ def irqentry_exit_to_user_mode(thread: Thread) -> None:
 
 
 def exit_to_user_mode_prepare(thread: Thread) -> None:
-    """Do what is to be done first, if anything.
+    """Do the pending work of a thread before it goes back to user mode.
 
     Source: Linux v6.8 include/linux/entry-common.h:exit_to_user_mode_prepare().
     """
@@ -35,7 +35,7 @@ def exit_to_user_mode_prepare(thread: Thread) -> None:
 
 
 def exit_to_user_mode_loop(thread: Thread, work: int) -> None:
-    """Do what `work` says, and what that has brought. Source: kernel/entry/common.c:exit_to_user_mode_loop()."""
+    """Do `work`, and the work that comes from it. Source: kernel/entry/common.c:exit_to_user_mode_loop()."""
     while work:
         if work & TIF_NEED_RESCHED and thread.rq is not None:
             schedule(thread.rq)
@@ -45,7 +45,7 @@ def exit_to_user_mode_loop(thread: Thread, work: int) -> None:
 
 
 def sysvec_apic_timer_interrupt(thread: Thread) -> None:
-    """The running thread's slice of time is over: the processor goes to the loop, and the thread behind all that wait.
+    """End the running thread's slice of time: the loop gets the processor, and the thread goes to the end of the queue.
 
     Source: Linux v6.8 arch/x86/kernel/apic/apic.c:sysvec_apic_timer_interrupt().
     """

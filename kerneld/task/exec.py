@@ -1,12 +1,12 @@
-"""execve: a new address space with a program in it, or an errno and the old one untouched.
+"""execve: makes a new address space with a program in it. On an error the old address space stays unchanged.
 
-Owns the order of things; segments are `kerneld.task.elf_map`'s, the stack `kerneld.task.exec_stack`'s. Knows no
-socket and opens no file: the program comes as a File, its interpreter through a function of the caller's. Answers to
+Owns the order of the steps. `kerneld.task.elf_map` maps segments, `kerneld.task.exec_stack` makes the stack. Knows no
+socket and opens no file: the program comes as a File, and a function of the caller opens its interpreter. Answers to
 Linux v6.8 fs/exec.c (do_execveat_common, begin_new_exec) and fs/binfmt_elf.c:load_elf_binary(), without randomisation
 of addresses.
 
-Differs from Linux: a failure that Linux finds after its point of no return, and answers by SIGKILL or SIGSEGV, is an
-errno here as well. Scripts (#!) are ENOEXEC. There is no vdso (so no AT_SYSINFO_EHDR), no vvar, no rseq, and no signal
+Differs from Linux: some failures come after Linux's point of no return, and Linux sends SIGKILL or SIGSEGV; here they
+are errnos. Scripts (#!) are ENOEXEC. There is no vdso (so no AT_SYSINFO_EHDR), no vvar, no rseq, and no signal
 frame (so no AT_MINSIGSTKSZ).
 """
 
@@ -47,13 +47,13 @@ TASK_COMM_BYTES = 15
 _MMAP_GAP_MIN = 128 << 20
 _U64_MAX = (1 << 64) - 1
 _FRESH_PROGRAM_PAGES = 5
-"""What the small static program that a fresh process might have been execve'd with would take below its heap."""
+"""The pages below the heap of a fresh process, as if it had executed a small static program."""
 
 
 def fresh_mm(frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> MmStruct:
     """Return the address space of a process that attaches without a fork: an untouched stack of 132 KiB, an empty heap.
 
-    Raises SysError(ENOMEM) without a frame for the page table's root, or where so much may not be promised.
+    Raises SysError(ENOMEM) without a frame for the root of the page table, or if overcommit refuses the memory.
     """
     mm = MmStruct(frames, rlimits, sysctl)
     arch_pick_mmap_layout(mm)
@@ -68,7 +68,7 @@ def fresh_mm(frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> MmStruct:
 
 
 def arch_pick_mmap_layout(mm: MmStruct) -> None:
-    """Set where mappings go, from the top down: as far below the stack as that may grow, and at least 128 MiB.
+    """Set the top of the mmap area. It is as far below the stack as the stack may grow, at least 128 MiB.
 
     Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base().
     """
@@ -81,29 +81,29 @@ def arch_pick_mmap_layout(mm: MmStruct) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Binprm:
-    """What an execve is asked to load (Linux: struct linux_binprm)."""
+    """The arguments of an execve (Linux: struct linux_binprm)."""
 
     file: File
     filename: bytes
-    """The program's name as it was given, by a link or from the working directory as it may be."""
+    """The program's name as the caller gave it. It may be a link, or relative to the working directory."""
     strings: Strings
     dumpable: bool = True
-    """Whether the process may read the file: what it may only execute, others of its user are not to read in its
-    memory (Linux: would_dump())."""
+    """Whether the process may read the file. If it may only execute the file, other processes of its user may not read
+    its memory (Linux: would_dump())."""
 
 
 def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
-    """Let a process go on with another program, and return where that begins: in its interpreter, or in itself.
+    """Replace the program of a process. Return the address of the first instruction, in the interpreter or the program.
 
-    Its other threads are the caller's business.
+    The caller ends the other threads of the process.
 
-    `open_interpreter` opens the path in PT_INTERP and raises SysError where it cannot. Both files stay the caller's,
-    which holds them open until this returns: while segments replace one another the last mapping of a file may go
-    before the next one comes.
-    Raises SysError, with nothing changed: E2BIG for too many arguments; EFAULT for strings that are not as many as is
-    said; EACCES for a file not open for reading;
-    ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL, ENOMEM, EPERM, EEXIST, EFAULT for segments that cannot be
-    mapped; and what `open_interpreter` raises.
+    `open_interpreter` opens the path in PT_INTERP and raises SysError on failure. The caller owns both files and must
+    hold them open until this returns: when segments replace one another, the last mapping of a file may go before its
+    next mapping comes.
+
+    Raises SysError, with nothing changed: E2BIG for too many arguments; EFAULT for a wrong number of strings; EACCES
+    for a file that is not open for reading; ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL, ENOMEM, EPERM,
+    EEXIST, EFAULT for segments that cannot be mapped; and the errors of `open_interpreter`.
     Source: Linux v6.8 fs/exec.c:do_execveat_common(), begin_new_exec().
     """
     old = process.live_mm
@@ -117,7 +117,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm.dumpable = bprm.dumpable
     processor = old.frames.processor
     pkru = processor.pkru
-    # Before a segment takes a key: a new program has no say in what others had denied (Linux: pkru_flush_thread()).
+    # PKRU is reset before a segment takes a key: the denials of the old program end (Linux: pkru_flush_thread()).
     processor.wrpkru(processor.init_pkru)
     try:
         entry = _load(mm, process.cred, file, image, arguments, open_interpreter)
@@ -143,7 +143,7 @@ def _load(
     arguments: Arguments,
     open_interpreter: Callable[[str], File],
 ) -> Vaddr:
-    """Fill an empty address space, and return where the program begins.
+    """Fill an empty address space, and return the address of the first instruction.
 
     Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
     """
@@ -163,7 +163,10 @@ def _lay_out(
     arguments: Arguments,
     interpreter: tuple[File, ElfImage] | None,
 ) -> Vaddr:
-    """Map stack, program, interpreter, and write the tables: in Linux's order, for one may replace another."""
+    """Map stack, program and interpreter, and write the tables.
+
+    The order is Linux's, because one may replace another.
+    """
     arch_pick_mmap_layout(mm)
     setup_arg_pages(mm, arguments, executable=image.executable_stack)
     program = map_program(mm, file, image, privileged=cred.superuser)
@@ -180,7 +183,7 @@ def _lay_out(
 
 
 def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred) -> list[tuple[At, int]]:
-    """Return the auxiliary vector in Linux's order; what `create_elf_tables` puts on the stack itself is 0 here."""
+    """Return the auxiliary vector in Linux's order. The addresses that `create_elf_tables` fills in are 0 here."""
     return [
         (At.HWCAP, ELF_HWCAP),
         (At.PAGESZ, PAGE_SIZE),

@@ -6,7 +6,7 @@
     start_stack       argc, argv[], NULL, envp[], NULL, auxiliary vector   (16-byte aligned)
                       128 KiB more of the VMA, not touched
 
-Everything is really written, through page faults. Knows no process and no ELF file. Answers to Linux v6.8 fs/exec.c:
+All of this is written through page faults. Knows no process and no ELF file. Answers to Linux v6.8 fs/exec.c:
 bprm_stack_limits(), copy_strings(), setup_arg_pages(), and fs/binfmt_elf.c:create_elf_tables().
 """
 
@@ -36,11 +36,11 @@ from shared.uapi.resource import Rlimit
 
 STACK_TOP: Vaddr = TASK_SIZE
 STACK_EXPAND_BYTES = 128 << 10
-"""What the VMA is larger than its contents from the start (Linux: stack_expand)."""
+"""The VMA of a new stack is larger than its contents by this size (Linux: stack_expand)."""
 MAX_ARG_STRLEN = 32 * PAGE_SIZE
-"""The longest argument, its NUL included."""
+"""The longest argument in bytes, with its NUL."""
 _ARG_MAX = 128 << 10
-"""Room for arguments that there always is, however small RLIMIT_STACK."""
+"""The room for arguments that a program has even with a small RLIMIT_STACK."""
 Lengths = npt.NDArray[np.int64]
 
 _WORD = 8
@@ -49,7 +49,7 @@ _RANDOM_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Strings:
-    """argv and envp as they came: one string after another, each ended by NUL."""
+    """argv and envp as the client sent them: one string after another, each ended by NUL."""
 
     data: bytes
     argc: int
@@ -57,35 +57,35 @@ class Strings:
 
     @classmethod
     def of(cls, argv: Sequence[bytes], envp: Sequence[bytes] = ()) -> Strings:
-        """Return these strings, none of which holds a NUL."""
+        """Return these strings. None of them may hold a NUL."""
         return cls(b"".join(string + b"\0" for string in (*argv, *envp)), len(argv), len(envp))
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """The strings of an execve, packed as they will lie in memory: argv, envp, the file's name, each with its NUL."""
+    """The strings of an execve, packed as in memory: argv, envp, the file's name, each with its NUL."""
 
     strings: bytes
     argv_lengths: Lengths
-    """Bytes of each string, its NUL included."""
+    """The size of each string in bytes, with its NUL."""
     envp_lengths: Lengths
 
     @property
     def argv_bytes(self) -> int:
-        """What all of argv takes."""
+        """The size of argv in bytes."""
         return int(self.argv_lengths.sum())
 
     @property
     def envp_bytes(self) -> int:
-        """What all of envp takes."""
+        """The size of envp in bytes."""
         return int(self.envp_lengths.sum())
 
 
 def pack_arguments(filename: bytes, given: Strings, rlimits: Rlimits) -> Arguments:
-    """Check and pack the strings of an execve; an empty argv becomes one empty string.
+    """Check and pack the strings of an execve. An empty argv becomes one empty string.
 
-    Raises SysError(E2BIG) for a string over 128 KiB, or where strings and pointers take more than a quarter of
-    RLIMIT_STACK, or 6 MiB, or 128 KiB where that quarter is less; SysError(EFAULT) where there are not as many strings.
+    Raises SysError(E2BIG) for a string over 128 KiB, or if strings and pointers are larger than the limit: a quarter of
+    RLIMIT_STACK, but at most 6 MiB and at least 128 KiB. Raises SysError(EFAULT) for a wrong number of strings.
     Source: Linux v6.8 fs/exec.c:bprm_stack_limits(), copy_strings(), do_execveat_common().
     """
     limit = max(min(STACK_LIMIT_BYTES // 4 * 3, rlimits.soft[Rlimit.STACK] // 4), _ARG_MAX)
@@ -104,9 +104,9 @@ def pack_arguments(filename: bytes, given: Strings, rlimits: Rlimits) -> Argumen
 
 
 def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
-    """Insert the stack's VMA: the `length` bytes, whole pages, below STACK_TOP, with further VM_ flags.
+    """Insert the VMA of the stack: `length` bytes below STACK_TOP, whole pages, with additional VM_ flags.
 
-    Raises SysError(ENOMEM) where so much may not be promised. Source: Linux v6.8 mm/mmap.c:insert_vm_struct().
+    Raises SysError(ENOMEM) if overcommit refuses the memory. Source: Linux v6.8 mm/mmap.c:insert_vm_struct().
     """
     start = STACK_TOP - length
     vma = Vma(start, STACK_TOP, VM_STACK_FLAGS | VM_SOFTDIRTY | vm_flags, start >> PAGE_SHIFT)
@@ -116,16 +116,16 @@ def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
 
 
 def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> Vaddr:
-    """Make the stack with the strings at its top, and return where they begin (mm.arg_start).
+    """Make the stack with the strings at its top, and return their address (mm.arg_start).
 
-    Raises SysError(E2BIG) where RLIMIT_STACK or RLIMIT_AS has no room for them, or without a frame, SysError(EFAULT)
-    where there is none for 128 KiB more. Source: Linux v6.8 fs/exec.c:setup_arg_pages(), get_arg_page().
+    Raises SysError(E2BIG) if RLIMIT_STACK or RLIMIT_AS has no room for them, or without a frame; SysError(EFAULT) if
+    the limits have no room for 128 KiB more. Source: Linux v6.8 fs/exec.c:setup_arg_pages(), get_arg_page().
     """
     vma = insert_stack(mm, PAGE_SIZE, VM_EXEC if executable else 0)
     arg_start = STACK_TOP - _WORD - len(arguments.strings)
     if arg_start < vma.start:
         _expand(mm, vma, arg_start, errno.E2BIG)
-    # At once what can be: it may be six MiB, and whatever fails fails again below.
+    # The strings may take 6 MiB, so their pages are faulted in as a range. A failure comes again below.
     fault_in_range(mm, vma, arg_start & PAGE_MASK, STACK_TOP, True)
     env_start = arg_start + arguments.argv_bytes
     name_start = env_start + arguments.envp_bytes
@@ -140,7 +140,7 @@ def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> 
 
 
 def _copy_strings(mm: MmStruct, vaddr: Vaddr, strings: bytes) -> None:
-    """Write to the new stack before it is anybody's. Source: Linux v6.8 fs/exec.c:copy_strings(), get_arg_page()."""
+    """Write to the new stack before a process uses it. Source: Linux v6.8 fs/exec.c:copy_strings(), get_arg_page()."""
     view = memoryview(strings)
     while view:
         count = min(len(view), PAGE_SIZE - vaddr % PAGE_SIZE)
@@ -166,11 +166,11 @@ def _expand(mm: MmStruct, vma: Vma, address: Vaddr, code: int) -> None:
 
 
 def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[At, int]]) -> None:
-    """Write what a program finds at its stack pointer, and note it in the address space (arg_*, env_*, start_stack).
+    """Write the tables at a program's stack pointer, and note their addresses in the mm (arg_*, env_*, start_stack).
 
-    `auxv` is the auxiliary vector; AT_RANDOM, AT_EXECFN and AT_PLATFORM in it get their addresses here.
-    Raises SysError(EFAULT) where a segment has taken the stack's place, or the stack has no room left, or without a
-    frame. Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables().
+    `auxv` is the auxiliary vector. AT_RANDOM, AT_EXECFN and AT_PLATFORM get their addresses here.
+    Raises SysError(EFAULT) if a segment has replaced the stack, the stack has no room left, or no frame is free.
+    Source: Linux v6.8 fs/binfmt_elf.c:create_elf_tables().
     """
     start = mm.arg_start
     platform = ELF_PLATFORM + b"\0"
@@ -197,6 +197,6 @@ def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[A
 
 
 def _pointers(start: Vaddr, lengths: Lengths) -> Lengths:
-    """Return the address of each of the strings that lie one after another from `start`."""
+    """Return the addresses of strings that lie one after another from `start`."""
     ends: Lengths = np.cumsum(lengths)
     return start + ends - lengths

@@ -1,7 +1,7 @@
 """The end of threads and processes.
 
-A thread that ends itself, by a call or by a signal, is `curr`: with its last function the processor goes to another.
-Answers to Linux v6.8 kernel/exit.c. Whoever must know of an end has put itself into `Process.on_exit`.
+A thread that ends itself, by a call or by a signal, is `curr`. Its last function gives the processor to another thread.
+`Process.on_exit` is called at the end of a process. Answers to Linux v6.8 kernel/exit.c.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from kerneld.task.task import Process, Thread
 
 
 def do_exit(thread: Thread) -> None:
-    """End one thread; the last one ends its process. A second time is nothing.
+    """End one thread. The end of the last thread ends its process. A second call does nothing.
 
     Source: Linux v6.8 kernel/exit.c:do_exit().
     """
@@ -29,13 +29,13 @@ def do_exit(thread: Thread) -> None:
 
 
 def exit_notify(process: Process) -> None:
-    """Tell who waits for the end of the process. Source: Linux v6.8 kernel/exit.c:exit_notify()."""
+    """Call `on_exit` at the end of the process. Source: Linux v6.8 kernel/exit.c:exit_notify()."""
     if process.on_exit is not None:
         process.on_exit(process)
 
 
 def do_group_exit(thread: Thread, signo: int) -> None:
-    """End a thread and with it its process; `signo` is the signal that does it, 0 for an exit.
+    """End the process of a thread. `signo` is the fatal signal, 0 for an exit.
 
     Source: Linux v6.8 kernel/exit.c:do_group_exit().
     """
@@ -50,13 +50,13 @@ def do_group_exit(thread: Thread, signo: int) -> None:
 def zap_other_threads(thread: Thread) -> None:
     """Kill every other thread of a thread's process. Source: Linux v6.8 kernel/signal.c:zap_other_threads().
 
-    Differs from Linux: they are gone on return. No call of theirs can be half done, so nothing is to be waited for.
+    Differs from Linux: the threads have ended on return. None of them is in the middle of a call, so there is no wait.
     """
     for other in [other for other in thread.process.threads if other is not thread]:
         do_exit(other)
 
 
 def kill_process(process: Process, signo: int = 0) -> None:
-    """End a process from outside: its real one has died, or the kernel kills it. It is gone when this returns."""
+    """End a process whose real process has died, or that the kernel kills. The process has ended on return."""
     if process.threads:
         do_group_exit(process.threads[0], signo)

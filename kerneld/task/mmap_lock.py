@@ -1,10 +1,9 @@
 """mmap_lock, held for writing from one piece of a long call to the next.
 
-A call is finished before anything else runs, so the kernel needs no lock; one that comes in pieces is not. Most of them
-may be met by anything between two pieces, as on Linux, where they let go of the lock. Some may not: while a mapping
-moves, is replaced or is copied, its process's other threads wait there for mmap_lock, and so they do here. Owns who
-holds it. That somebody waits is the server's business (`kerneld.server.service`), and that of calls on other
-processes' memory.
+A call that runs at once needs no lock. A call that runs in pieces may. In most of these calls Linux releases the lock,
+so other calls may come between two pieces. In some it does not: while a mapping is moved, replaced or copied, the other
+threads of the process wait for mmap_lock, and they wait here too. Owns the holders of the lock. The server
+(`kerneld.server.service`) makes threads wait; so do calls on the memory of other processes.
 
 Answers to Linux v6.8 include/linux/mmap_lock.h:mmap_write_lock().
 """
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class MmapLocks:
-    """The address spaces of one machine that a thread holds for itself."""
+    """The locked address spaces of one machine, with the threads that hold them."""
 
     def __init__(self) -> None:
         self.holders: dict[MmStruct, Thread] = {}
 
     @contextlib.contextmanager
     def write(self, thread: Thread) -> Iterator[None]:
-        """Hold a thread's own address space, which nobody holds, for as long as the block lasts."""
+        """Hold the address space of a thread during a with block. No thread may hold it before."""
         mm = thread.process.live_mm
         assert mm not in self.holders
         self.holders[mm] = thread
@@ -38,11 +37,11 @@ class MmapLocks:
             del self.holders[mm]
 
     def keeps_waiting(self, thread: Thread) -> bool:
-        """Tell whether a thread has to wait for another one of its process."""
+        """Return whether a thread has to wait for another thread of its process."""
         mm = thread.process.mm
         return mm is not None and self.holders.get(mm, thread) is not thread
 
     def wait_for(self, mm: MmStruct, thread: Thread) -> Iterator[None]:
-        """Yield for as long as another thread holds an address space that this one is to work with."""
+        """Yield as long as another thread holds the address space that `thread` needs."""
         while self.holders.get(mm, thread) is not thread:
             yield

@@ -1,11 +1,12 @@
-"""The processes as the OOM killer needs them, and how the one that it has chosen dies.
+"""The processes as the OOM killer sees them, and the end of the process that it has chosen.
 
-Owns the list of processes whose real ones are to be killed. Knows no socket: whoever
-has a handle of the real process takes the list. Answers to Linux v6.8 mm/oom_kill.c: __oom_kill_process(),
+Owns the list of processes whose real processes have to be killed. Knows no socket: the server takes the list, because
+it has the pidfds. Answers to Linux v6.8 mm/oom_kill.c: __oom_kill_process(),
 task_will_free_mem().
 
-A process that another one's allocation kills is gone at once. The one whose own call allocates cannot be: its
-allocation fails, its call unwinds, and the SIGKILL that is pending then ends it on the way back to user mode.
+If the allocation of one process kills another process, that one ends at once. A process whose own allocation kills it
+cannot end at once: the allocation fails, the call returns, and the pending SIGKILL ends the process on the way back to
+user mode.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class OomTasks:
     def __init__(
         self, processes: Mapping[Pid, Process], rq: RunQueue, copies: Callable[[Process], list[MmStruct]]
     ) -> None:
-        """`copies` gives the copies of a process's memory that wait for a child."""
+        """`copies` returns the copies of a process's memory that wait for a child."""
         self._processes = processes
         self._copies = copies
         self._rq = rq
@@ -38,7 +39,7 @@ class OomTasks:
 
     @property
     def current(self) -> Thread | None:
-        """The thread whose request is being served; None while a process attaches."""
+        """The thread of the current request; None while a process attaches."""
         return self._rq.curr
 
     def tasks(self) -> list[OomTask]:
@@ -49,11 +50,14 @@ class OomTasks:
         ]
 
     def current_comm(self) -> str:
-        """Return the name of the process whose request is being served; the daemon's own where there is none."""
+        """Return the name of the process of the current request; the daemon's name without a request."""
         return self.current.process.comm if self.current is not None else "kerneld"
 
     def current_is_dying(self) -> bool:
-        """Tell whether the process that allocates has been chosen already: killing others would win it nothing."""
+        """Return whether the allocating process has been chosen already.
+
+        Then killing another process does not help it.
+        """
         return self.current is not None and (self.current.is_killed or self.current.process.ended)
 
     def kill(self, pid: Pid) -> bool:
@@ -63,12 +67,12 @@ class OomTasks:
         if self.current is not None and self.current.process is process:
             send_signal_locked(self.current, SIGKILL, SigInfo(SI_KERNEL, False, 0))
             return False
-        # A call that reads or writes its memory from another process holds it until it returns.
+        # A call of another process that reads or writes this memory holds it until the call returns.
         is_free = process.live_mm.users == 1
         kill_process(process, SIGKILL)
         return is_free
 
     def take_killed(self) -> list[Process]:
-        """Return the processes that have been killed since the last call, and whose real ones are to be."""
+        """Return the processes that were killed since the last call. The caller kills their real processes."""
         killed, self._killed = self._killed, []
         return killed

@@ -1,6 +1,6 @@
-"""Who may look into another process, and reach into its memory.
+"""The check whether a process may read another process, or access its memory.
 
-Owns the one answer for process_vm_readv and its kind, for /proc and for traces. Answers to Linux v6.8
+process_vm_readv and similar calls, /proc and traces use this one check. Answers to Linux v6.8
 kernel/ptrace.c:__ptrace_may_access() and security/commoncap.c:cap_ptrace_access_check().
 
 | the other process                                          | allowed                |
@@ -9,7 +9,7 @@ kernel/ptrace.c:__ptrace_may_access() and security/commoncap.c:cap_ptrace_access
 | has another user or group                                  | to the superuser       |
 | has more rights                                            | to the superuser       |
 | is not dumpable: it has changed its user since its execve  | to the superuser       |
-| else                                                       | yes                    |
+| any other process                                          | yes                    |
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from kerneld.task.task import Process
 
 
 def ptrace_may_access(caller: Process, process: Process) -> bool:
-    """Tell whether `caller` may look into `process`, as PTRACE_MODE_READ and PTRACE_MODE_ATTACH ask alike."""
+    """Return whether `caller` may access `process`.
+
+    PTRACE_MODE_READ and PTRACE_MODE_ATTACH have the same rules here.
+    """
     if process is caller or caller.cred.superuser:
         return True
     theirs, ours = process.cred, caller.cred

@@ -1,8 +1,8 @@
-"""What the host says of the real process behind one of the kernel's: name, parent, user, and whether it is the same.
+"""Facts about the real process of a process: name, parent, user, and whether the pid still belongs to it.
 
-Asks only what the host answers at once. /proc/PID/stat is not of that kind: newer kernels (6.18.44, for one) take
-exec_update_lock for it, which an execve holds while it waits for the mmap_lock of the old address space, and that for a
-file system that may never answer. /proc/PID/status, comm and task take neither.
+Reads only files that the host answers at once. /proc/PID/stat may block: newer kernels (for example 6.18.44) take
+exec_update_lock for it. An execve holds that lock while it waits for the mmap_lock of the old address space, whose
+holder may wait for a file system that never answers. /proc/PID/status, comm and task take neither lock.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from shared.uapi.page import Pid
 
 
 class RealProcess:
-    """One real process, which no other that has its pid later is taken for. Owns a pidfd."""
+    """One real process. A later process with the same pid is not mistaken for it. Owns a pidfd."""
 
     __slots__ = ("_pidfd",)
 
     def __init__(self, pid: Pid) -> None:
-        """Raises OSError (EMFILE), but for a process that has gone."""
+        """Raises OSError (EMFILE). For a process that has ended it raises nothing."""
         self._pidfd = -1
         with contextlib.suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(pid)
 
     def has_its_pid(self) -> bool:
-        """Whether it is there, a zombie too: nobody else has its pid."""
+        """Whether the process still exists, also as a zombie. Then no other process has its pid."""
         if self._pidfd < 0:
             return False
         try:
@@ -35,7 +35,7 @@ class RealProcess:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # It is there, and another user's.
+            pass  # The process exists and belongs to another user.
         return True
 
     def __del__(self) -> None:
@@ -44,7 +44,7 @@ class RealProcess:
 
 
 def find_comm(pid: Pid) -> str:
-    """Return the real process's name, or an empty string when it has gone."""
+    """Return the real process's name, or an empty string if it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
     except OSError:
@@ -52,13 +52,13 @@ def find_comm(pid: Pid) -> str:
 
 
 def find_ppid(pid: Pid) -> Pid | None:
-    """Return the pid of the real process's parent, or None when it has gone."""
+    """Return the pid of the real process's parent, or None if the process has ended."""
     fields = _status(pid)
     return int(fields["PPid"][0]) if fields else None
 
 
 def find_effective_ids(pid: Pid) -> tuple[int, int] | None:
-    """Return the effective user and group of a real process, or None when it has gone."""
+    """Return the effective user and group of a real process, or None if it has ended."""
     fields = _status(pid)
     return (int(fields["Uid"][1]), int(fields["Gid"][1])) if fields else None
 

@@ -1,16 +1,16 @@
 """The run queue of the one processor, and the switch from one thread to another.
 
-Owns who is `curr` (Linux: current), which address space CR3 names, whose PKRU is loaded, and who waits for the
-processor. A thread is on the run queue (`on_rq`) while a request of its is run or waits for its next slice of time; it
-sleeps while its client has nothing to ask. Knows no socket: the server's loop stands where Linux's idle task does. It
-hears who has something to ask (as interrupts tell it), has that thread run (`run_task`), and gets the processor back
-when a thread has used up its slice or has died: `curr` is None then.
+Owns `curr` (Linux: current), the address space in CR3, the loaded PKRU, and the threads that wait for the processor. A
+thread is on the run queue (`on_rq`) while its request runs or waits for its next slice of time. It sleeps while its
+client makes no request. Knows no socket: the server's loop has the place of Linux's idle task. The loop learns which
+client has sent a request (as interrupts tell it), and runs that thread (`run_task`). It gets the processor back when a
+thread has used up its slice or has died; then `curr` is None.
 
-A thread that has answered stays `curr` until another is to run: it is in user mode, as far as can be known. Its sleep
-is therefore noted late, when it no longer costs its next request anything.
+After its reply a thread stays `curr` until another thread runs: it may be in user mode, the kernel does not know. So
+its sleep is noted late, and its next request does not pay for a switch.
 
 Invariants: `curr` is on_rq and not in `queue`; every thread in `queue` is on_rq and TASK_RUNNING; CR3 is 0 or names the
-page table of an address space that lives; where there is a `curr`, of its process.
+page table of a living address space; if there is a `curr`, it is the address space of its process.
 
 Answers to Linux v6.8 kernel/sched/core.c and, for CR3, arch/x86/mm/tlb.c. The policy is SCHED_RR's.
 """
@@ -43,26 +43,26 @@ class RunQueue:
 
     def __init__(self, processor: Processor | None = None) -> None:
         self.curr: Thread | None = None
-        """Who runs; None: the loop, which is no thread."""
+        """The running thread; None while the loop runs, which is no thread."""
         self.next: Thread | None = None
-        """Whom the loop has chosen (Linux: the next buddy)."""
+        """The thread that the loop has chosen to run next (Linux: the next buddy)."""
         self.queue: deque[Thread] = deque()
-        """Those that could run and wait for the processor, the one that has waited longest first."""
+        """The runnable threads that wait for the processor. The one that has waited longest is first."""
         self.mm: MmStruct | None = None
         """The address space whose page table is loaded (Linux: cpu_tlbstate.loaded_mm)."""
         self.pgd: PageTable | None = None
-        """Its page table: what the processor translates by."""
+        """The loaded page table, by which the processor translates."""
         self.processor = processor or Processor()
         """The other registers that a switch saves and loads."""
         self.nr_switches = 0
 
     @property
     def cr3(self) -> int:
-        """The physical address of the page table that is loaded, in bytes; 0 where none is."""
+        """The physical address of the loaded page table in bytes; 0 if none is loaded."""
         return self.pgd.cr3 if self.pgd is not None else 0
 
     def check(self, mms: Collection[MmStruct]) -> None:
-        """Check the invariants; `mms` are the address spaces that live. Raises KernelBug."""
+        """Check the invariants. `mms` are the living address spaces. Raises KernelBug."""
         runnable = [*self.queue, *([self.curr] if self.curr is not None else [])]
         if len(set(runnable)) != len(runnable):
             raise KernelBug("a thread runs and waits to run, or waits twice")
@@ -78,9 +78,9 @@ class RunQueue:
 
 
 def run_task(rq: RunQueue, thread: Thread | None) -> None:
-    """Give the processor to a thread that has something to do, or to the loop: `curr` is that one on return.
+    """Give the processor to a thread with work, or to the loop (None). It is `curr` on return.
 
-    Who has run until now has answered, and sleeps until its client asks again.
+    The thread that ran before has answered its client. It sleeps until the client makes a request.
     """
     if thread is rq.curr:
         return
@@ -100,7 +100,7 @@ def try_to_wake_up(rq: RunQueue, thread: Thread) -> None:
 
 
 def sleep(thread: Thread | None) -> Callable[[], None]:
-    """Take a running thread off the processor until what is returned is called; once it is dead that does nothing.
+    """Take a running thread off the processor. The returned function wakes it; for a dead thread it does nothing.
 
     Source: Linux v6.8 kernel/sched/wait.c:prepare_to_wait() and autoremove_wake_function().
     """
@@ -131,15 +131,18 @@ def deactivate_task(rq: RunQueue, thread: Thread) -> None:
 
 
 def dequeue_task(rq: RunQueue, thread: Thread) -> None:
-    """Take a thread out of those that wait; the running one does not. Source: kernel/sched/core.c:dequeue_task()."""
+    """Take a thread out of the queue of waiting threads; the running thread is not in it.
+
+    Source: Linux v6.8 kernel/sched/core.c:dequeue_task().
+    """
     if thread is not rq.curr:
         rq.queue.remove(thread)
 
 
 def schedule(rq: RunQueue) -> None:
-    """Let another run. Source: Linux v6.8 kernel/sched/core.c:schedule().
+    """Let another thread run. Source: Linux v6.8 kernel/sched/core.c:schedule().
 
-    Differs from Linux: it returns at once. Who calls it for a thread must not go on with that thread's work.
+    Differs from Linux: it returns at once. The caller must not continue the work of the old thread.
     """
     __schedule(rq)
 
@@ -160,9 +163,10 @@ def __schedule(rq: RunQueue) -> None:
 
 
 def pick_next_task(rq: RunQueue, prev: Thread | None) -> Thread | None:
-    """Return who runs next: whom the loop has chosen, else the loop itself, which comes before all that wait.
+    """Return the next thread: the loop's choice, else None for the loop itself, which goes before all waiting threads.
 
-    `prev` goes behind those where it could go on. Source: Linux v6.8 kernel/sched/core.c:pick_next_task().
+    If `prev` is still runnable, it goes to the end of the queue. Source: Linux v6.8
+    kernel/sched/core.c:pick_next_task().
     """
     if prev is not None and prev.on_rq:
         rq.queue.append(prev)
@@ -196,7 +200,7 @@ def switch_mm(rq: RunQueue, mm: MmStruct) -> None:
 
 
 def enter_lazy_tlb(thread: Thread) -> None:
-    """A thread that ends needs its address space no more: where CR3 names it, load none, for it may be about to go.
+    """Unload the address space of a thread that ends, if it is in CR3, because it may be freed soon.
 
     Source: Linux v6.8 kernel/exit.c:exit_mm(), arch/x86/mm/tlb.c:enter_lazy_tlb(), leave_mm().
     """
@@ -206,7 +210,7 @@ def enter_lazy_tlb(thread: Thread) -> None:
 
 
 def scheduler_tick(rq: RunQueue) -> None:
-    """The running thread's slice of time is over: note that another is to run.
+    """Note that the running thread's slice of time is over and another thread has to run.
 
     Source: Linux v6.8 kernel/sched/core.c:scheduler_tick(), resched_curr().
     """
@@ -215,10 +219,10 @@ def scheduler_tick(rq: RunQueue) -> None:
 
 
 def do_task_dead(thread: Thread) -> None:
-    """The last thing that is done for a thread: it runs no more. Source: Linux v6.8 kernel/sched/core.c:do_task_dead().
+    """End the scheduling of a thread: it never runs again. Source: Linux v6.8 kernel/sched/core.c:do_task_dead().
 
-    Differs from Linux: one that does not run itself (its real process has died, another has killed it) is not run for
-    it, it is only taken off the queue.
+    Differs from Linux: a thread that is not running (its real process has died, or another thread has killed it) does
+    not run for this. It is only taken off the queue.
     """
     thread.state = TASK_DEAD
     rq = thread.rq

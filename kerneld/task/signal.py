@@ -1,8 +1,8 @@
 """Signals that the kernel itself raises, from the faulting instruction to the end of the process.
 
-Owns pending signals and what they do. The order of the functions is Linux's: a fault forces a signal, and the way
-back to user mode (`kerneld.task.entry`) takes it. Knows no wire: the result lies in `Thread.delivered`, from which
-dispatch makes the reply. Answers to Linux v6.8 kernel/signal.c and arch/x86/kernel/signal.c.
+Owns pending signals and their actions. The order of the functions is Linux's: a fault forces a signal, and the way
+back to user mode (`kerneld.task.entry`) takes it. Knows no wire: the result is in `Thread.delivered`, and dispatch
+makes the reply from it. Answers to Linux v6.8 kernel/signal.c and arch/x86/kernel/signal.c.
 
 Invariant: TIF_SIGPENDING is set exactly while a signal is pending.
 """
@@ -23,7 +23,7 @@ from shared.wire import SigInfo
 
 
 def do_sigaction(process: Process, signo: int, disposition: int) -> None:
-    """Set what a signal does.
+    """Set the action of a signal.
 
     Raises SysError(EINVAL) for an unknown signal or disposition, and for SIGKILL and SIGSTOP.
 
@@ -43,7 +43,7 @@ def force_sig_fault(thread: Thread, signo: int, si_code: int, address: Vaddr) ->
 
 
 def force_sig_pkuerr(thread: Thread, address: Vaddr, pkey: int) -> None:
-    """Raise SIGSEGV where a protection key denied the access to an address of the running thread.
+    """Raise SIGSEGV, because a protection key denied an access of the running thread to an address.
 
     Source: Linux v6.8 kernel/signal.c:force_sig_pkuerr().
     """
@@ -57,7 +57,7 @@ def force_sig_fault_to_task(thread: Thread, signo: int, si_code: int, address: V
 
 
 def force_sig_info_to_task(thread: Thread, signo: int, info: SigInfo) -> None:
-    """Send a signal that must arrive: where it is ignored, it goes back to its default.
+    """Send a signal that cannot be ignored: if it is ignored, its action becomes the default.
 
     Source: Linux v6.8 kernel/signal.c:force_sig_info_to_task().
     """
@@ -68,7 +68,7 @@ def force_sig_info_to_task(thread: Thread, signo: int, info: SigInfo) -> None:
 
 
 def send_signal_locked(thread: Thread, signo: int, info: SigInfo) -> None:
-    """Put a signal and its siginfo into the thread's pending set; one that is pending already stays as it is.
+    """Put a signal and its siginfo into the thread's pending set. A pending signal is not changed.
 
     Source: Linux v6.8 kernel/signal.c:send_signal_locked(), __send_signal_locked().
     """
@@ -85,15 +85,16 @@ def sigaddset(thread: Thread, signo: int) -> None:
 
 
 def signal_wake_up(thread: Thread) -> None:
-    """Have the thread look at its signals before it goes back to user mode.
+    """Set TIF_SIGPENDING: the thread handles its signals before it goes back to user mode.
 
-    It runs: the kernel sends signals to `curr` alone. Source: Linux v6.8 kernel/signal.c:signal_wake_up_state().
+    The thread is running, because the kernel sends signals only to `curr`. Source: Linux v6.8
+    kernel/signal.c:signal_wake_up_state().
     """
     thread.flags |= TIF_SIGPENDING
 
 
 def arch_do_signal_or_restart(thread: Thread) -> None:
-    """Take a signal, and have the program run its handler where it has one.
+    """Take a signal, and start its handler if the program has one.
 
     Source: Linux v6.8 arch/x86/kernel/signal.c:arch_do_signal_or_restart().
     """
@@ -103,9 +104,9 @@ def arch_do_signal_or_restart(thread: Thread) -> None:
 
 
 def get_signal(thread: Thread) -> Delivered | None:
-    """Take the next pending signal and return it where it is caught; any other ends the process.
+    """Take the next pending signal and return it if it is caught. Any other signal ends the process.
 
-    Of the signals the kernel raises here none is ignored by default. Source: Linux v6.8 kernel/signal.c:get_signal().
+    No signal that the kernel raises here is ignored by default. Source: Linux v6.8 kernel/signal.c:get_signal().
     """
     signo = dequeue_signal(thread)
     info = thread.siginfo.pop(signo)
@@ -131,18 +132,18 @@ def dequeue_signal(thread: Thread) -> int:
 
 
 def recalc_sigpending(thread: Thread) -> None:
-    """Forget that there are signals where none is left. Source: Linux v6.8 kernel/signal.c:recalc_sigpending()."""
+    """Clear TIF_SIGPENDING if no signal is pending. Source: Linux v6.8 kernel/signal.c:recalc_sigpending()."""
     if not thread.pending:
         thread.flags &= ~TIF_SIGPENDING
 
 
 def handle_signal(thread: Thread, caught: Delivered) -> None:
-    """Have the client library run the program's handler.
+    """Make the client library run the program's handler.
 
-    The handler has the PKRU that programs start with. Differs from Linux: no frame is laid on the program's stack; the
-    reply to the request says it. Where PKRU was another, the reply says that too, and whoever runs the handler sets it
-    again (WRPKRU), as sigreturn would. Source: Linux v6.8 arch/x86/kernel/signal.c:handle_signal(),
-    arch/x86/kernel/fpu/core.c:fpu__clear_user_states().
+    The handler runs with the PKRU of a new program. Differs from Linux: no frame is written to the program's stack; the
+    reply to the request has the signal. If PKRU had another value, the reply has that value too, and the client
+    restores it after the handler (WRPKRU), as sigreturn would. Source: Linux v6.8
+    arch/x86/kernel/signal.c:handle_signal(), arch/x86/kernel/fpu/core.c:fpu__clear_user_states().
     """
     processor = _processor(thread)
     if processor.pkru != processor.init_pkru:

@@ -1,9 +1,9 @@
-"""Who is there: the processes by pid, and the fork tokens that wait for a child.
+"""The table of processes by pid, and the fork tokens that wait for a child.
 
-Owns attach, fork's token and the record of privileges given up. Knows no socket; facts about real processes come
+Owns attach, the token of fork, and the record of dropped privileges. Knows no socket; facts about real processes come
 from the /proc of the host. Answers, for fork, to Linux v6.8 kernel/fork.c:kernel_clone() and copy_mm().
 
-Invariants: `processes` holds exactly the processes that live; a token belongs to a parent that lives, and is good once.
+Invariants: `processes` holds exactly the living processes; a token belongs to a living parent, and is valid once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
 
 MAX_TOKENS = 16
-"""Forks that one process may have begun and not yet finished; more is EAGAIN, as fork's at RLIMIT_NPROC. From the
-second on they have no more mappings together than a process may have: each takes memory of the daemon's."""
+"""The most unfinished forks of one process; more is EAGAIN, as for a fork at RLIMIT_NPROC. From the second fork on,
+they may have together as many mappings as one process, because each mapping takes memory of the daemon."""
 _LAST_UID = (1 << 32) - 2
 
 
@@ -47,23 +47,26 @@ class ProcessTable:
     """The processes of one machine."""
 
     def __init__(self, superuser_uid: int, new_mm: Callable[[], MmStruct]) -> None:
-        """`superuser_uid` is the daemon's user, a superuser beside root; `new_mm` makes a fresh process's memory."""
+        """`superuser_uid` is the daemon's user, a superuser beside root.
+
+        `new_mm` makes the memory of a fresh process.
+        """
         self._superuser_uid = superuser_uid
         self._new_mm = new_mm
         self.processes: dict[Pid, Process] = {}
         self._tokens: dict[int, _Token] = {}
         self.mmap_locks = MmapLocks()
         self.ended: list[Process] = []
-        """Those that have ended since take_ended()."""
+        """The processes that have ended since take_ended()."""
         self._dropped: dict[Pid, tuple[RealProcess, Cred, bool]] = {}
-        """Real processes that gave the superuser's rights up, by pid, and whether they are dumpable: they stay so if
-        they close every connection and attach again."""
+        """By pid, real processes that gave up the superuser's rights, and whether they are dumpable. They do not get
+        the rights back when they close every connection and attach again."""
 
     def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int) -> Thread:
-        """Make a thread of the real process `pid`: its first makes the process, with a token as the child of a fork.
+        """Make a thread of the real process `pid`. The first thread makes the process; with a token, as a forked child.
 
-        Raises SysError(EINVAL) for a tid that is no thread of it or is attached already, or a token that is unknown or
-        not for a child of that parent, and SysError(ENOMEM) without a frame for its memory.
+        Raises SysError(EINVAL) for a tid that is no thread of the process or is attached already, and for a token that
+        is unknown or not for a child of that parent; SysError(ENOMEM) without a frame for its memory.
         """
         tid = tid or pid
         if tid != pid and not Path(f"/proc/{pid}/task/{tid}").exists():
@@ -81,7 +84,7 @@ class ProcessTable:
         return thread
 
     def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> tuple[Process, int]:
-        """Return a process and the PKRU that its first thread has."""
+        """Return a process and the PKRU of its first thread."""
         pkru = INIT_PKRU
         if token:
             copy = self._take_token(pid, token)
@@ -97,7 +100,7 @@ class ProcessTable:
         return process, pkru
 
     def add(self, process: Process) -> None:
-        """Take a process in; it leaves the table when it ends."""
+        """Add a process. It leaves the table when it ends."""
         process.live_mm.is_superusers = process.cred.superuser
         process.on_exit = self._forget
         self.processes[process.pid] = process
@@ -110,11 +113,10 @@ class ProcessTable:
         return copy
 
     def clone(self, thread: Thread) -> Generator[None, None, int]:
-        """Copy the memory of a thread's process, and its PKRU, and return the token for the child's attach.
+        """Copy the memory of a thread's process, and its PKRU. Return the token for the child's attach.
 
-        It yields where others may be served; other threads of the process wait meanwhile.
-
-        Raises SysError(EAGAIN) with too many copies waiting, or too many mappings in them, SysError(ENOMEM).
+        It yields, so that other clients may be served. The other threads of the process wait until it is done.
+        Raises SysError(EAGAIN) for too many waiting copies or too many mappings in them, and SysError(ENOMEM).
         """
         parent = thread.process
         copies = self.copies_of(parent)
@@ -123,7 +125,8 @@ class ProcessTable:
         nr_maps = sum(len(mm.vmas) for mm in [*copies, parent.live_mm])
         if copies and nr_maps > parent.live_mm.sysctl.max_map_count:
             raise SysError(errno.EAGAIN)
-        # It is the parent's from the beginning: for the OOM killer, and should the parent end meanwhile.
+        # The copy belongs to the parent from the beginning: the OOM killer must find it, and the parent may end
+        # meanwhile.
         old, mm, token = parent.live_mm, new_copy(parent.live_mm), secrets.randbits(62) + 1
         self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
         try:
@@ -153,14 +156,14 @@ class ProcessTable:
         return [copy.mm for copy in tokens if copy.parent is parent and copy.mm is not parent.mm]
 
     def find_parent(self, mm: MmStruct) -> Process | None:
-        """Return the process whose memory an address space is a copy of that waits for a child, or None."""
+        """Return the parent of a copy that waits for a child; None for another address space."""
         return next((copy.parent for copy in self._tokens.values() if copy.mm is mm), None)
 
     def setuid(self, process: Process, uid: int) -> None:
-        """Change who a process acts as; a superuser that becomes somebody else is none for good.
+        """Set the user of a process. A superuser that takes another user loses its privilege for good.
 
-        Raises SysError(EINVAL) for no uid, SysError(EPERM) where somebody who is not the superuser takes another's,
-        SysError(EAGAIN) where that cannot be remembered of it.
+        Raises SysError(EINVAL) for an invalid uid, SysError(EPERM) if a process without privilege takes another user,
+        and SysError(EAGAIN) if the daemon cannot keep a record of the dropped privilege.
         Source: Linux v6.8 kernel/sys.c:__sys_setuid().
         """
         if uid > _LAST_UID:
@@ -172,7 +175,7 @@ class ProcessTable:
         process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
         process.live_mm.is_superusers = process.cred.superuser
         if uid != cred.uid:
-            # It may still know what others of its new user are not to see: kernel/cred.c:commit_creds().
+            # Its memory may still hold secrets from before, hidden from its new user: kernel/cred.c:commit_creds().
             process.live_mm.dumpable = False
         if real is not None:
             for pid in [pid for pid in self._dropped if self._find_dropped(pid) is None]:
@@ -180,7 +183,7 @@ class ProcessTable:
             self._dropped[process.pid] = (real, process.cred, process.live_mm.dumpable)
 
     def close(self) -> None:
-        """The machine ends: let go of what the host is held to."""
+        """Close the pidfds, at the end of the machine."""
         self._dropped.clear()
 
     def _find_dropped(self, pid: Pid) -> tuple[Cred, bool] | None:
@@ -208,7 +211,7 @@ class ProcessTable:
 
 
 def _held(pid: Pid) -> RealProcess:
-    """Return a real process so that it is known again. Raises SysError(EAGAIN) where this daemon has no descriptor."""
+    """Return a handle that recognises the real process later. Raises SysError(EAGAIN) if no descriptor is free."""
     try:
         return RealProcess(pid)
     except OSError:

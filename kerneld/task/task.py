@@ -4,8 +4,8 @@ Owns `Process` (Linux: a thread group with its mm, signals and credentials) and 
 socket: `Thread.session` is the server's own. Answers to Linux v6.8 include/linux/sched.h and
 include/linux/sched/signal.h.
 
-Invariants: `process.mm` is an address space until `ended`, None from then on; `threads` is empty exactly when it
-has ended or nothing is attached yet, and holds no dead one.
+Invariants: `process.mm` is an address space until the process has `ended`, then None. `threads` holds no dead thread.
+It is empty exactly when the process has ended or no thread is attached yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shared.wire import SigInfo
 
 @dataclass(frozen=True, slots=True)
 class Cred:
-    """Who a process acts as. `superuser` is what Linux's capabilities are together; dropped for good by setuid."""
+    """The credentials of a process. `superuser` stands for all of Linux's capabilities; setuid drops it for good."""
 
     uid: int
     gid: int
@@ -36,66 +36,66 @@ class Cred:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A signal that has reached a thread; a fatal one has ended its process."""
+    """A signal that was delivered to a thread. A fatal signal has ended its process."""
 
     signo: int
     info: SigInfo
 
 
 class ThreadTlb(Protocol):
-    """What a thread's connection must know of a TLB: it is told when the program stops and goes on."""
+    """The interface of a TLB for a thread's connection, which tells it when the program stops and continues."""
 
     def begin(self) -> None:
-        """A request has come: the thread is not in its program."""
+        """Note that a request has come: the thread does not run its program."""
 
     def take(self) -> bytes:
-        """Return what goes behind the answer; the thread is in its program again."""
+        """Return the record to append to the answer, and note that the thread runs its program again."""
 
     def leave(self) -> None:
         """The thread has ended, or goes on with other memory."""
 
 
 class Process:
-    """One process of the machine's user space, behind which a real one stands."""
+    """One process of the machine's user space. It has a real process on the host."""
 
     def __init__(self, pid: Pid, cred: Cred, mm: MmStruct, comm: str, start_time: float) -> None:
         """`start_time` is CLOCK_MONOTONIC in seconds; `comm` the real process's name."""
         self.pid = pid
         self.cred = cred
         self.mm: MmStruct | None = mm
-        """The address space, None once the process has ended."""
+        """The address space; None after the end of the process."""
         self.comm = comm
         self.start_time = start_time
         self.threads: list[Thread] = []
         self.dispositions: dict[int, Disposition] = {}
-        """What rt_sigaction has said; absent means DEFAULT."""
+        """The dispositions set by rt_sigaction; a missing signal means DEFAULT."""
         self.min_flt = 0
         self.maj_flt = 0
         self.on_exit: Callable[[Process], None] | None = None
-        """Called once it has ended: the process table takes it out."""
+        """Called after the end of the process: the process table removes it."""
         self.memory_is_host = False
-        """Whether it said so itself: its program uses its real memory, and an inspector is to be shown that."""
+        """The process said at attach that its program uses its real memory. An inspector then sees the real memory."""
         self.on_page_fault: Callable[[Vaddr], None] | None = None
-        """Told the address of each page fault; None while nobody wants to know."""
+        """Called with the address of each page fault; None without a listener."""
         self.explanation = ""
-        """What its last call has to say beside the errno; "" for nothing. It may read that itself."""
+        """The explanation of its last refused call, in words; "" for none. The process itself may read it."""
         self.ended = False
         self.exit_signal = 0
-        """The signal that ended it, 0 for an exit."""
+        """The signal that ended the process; 0 for an exit."""
 
     @property
     def live_mm(self) -> MmStruct:
-        """The address space of a process that is known to live: it makes a call."""
+        """The address space of a living process, for example of the caller of a call."""
         assert self.mm is not None
         return self.mm
 
     @property
     def rlimits(self) -> Rlimits:
-        """The resource limits, which the address space consults."""
+        """The resource limits. The address space uses them."""
         return self.live_mm.rlimits
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
-        """Go on with a new address space: the processor and the listeners move over, then the old one is taken down.
+        """Switch to a new address space: first the processor and the listeners, then the old address space is freed.
 
         One that others go on with (vfork's parent) stays, with its listeners.
         Source: Linux v6.8 fs/exec.c:exec_mmap().
@@ -112,7 +112,7 @@ class Process:
         mmput(old)
 
     def exit_mm(self) -> None:
-        """Give the address space up; the process has ended then. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
+        """Give up the address space at the end of the process. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
         mm, self.mm = self.mm, None
         self.ended = True
         if mm is not None:
@@ -134,21 +134,22 @@ class Thread:
         self.process = process
         self.session: object | None = None
         self.pkru = INIT_PKRU
-        """PKRU while it does not run: `kerneld.task.sched` loads and saves it (Linux: thread.pkru)."""
+        """PKRU while the thread does not run. `kerneld.task.sched` loads and saves it (Linux: thread.pkru)."""
         self.state = TASK_INTERRUPTIBLE
-        """TASK_ of `kerneld.task.sched`: what it is, or is to be once it is off the processor."""
+        """A TASK_ state of `kerneld.task.sched`: the current state, or the state after the thread leaves the
+        processor."""
         self.on_rq = False
         self.rq: RunQueue | None = None
-        """The processor that it runs or has run on."""
+        """The run queue of the processor on which the thread runs or has run."""
         self.flags = 0
-        """What is to be done before user mode goes on: TIF_ (Linux: thread_info.flags); 0 nearly always."""
+        """The work before the return to user mode, as TIF_ flags (Linux: thread_info.flags); nearly always 0."""
         self.pending = 0
         """Pending signals as a bit mask, bit signo - 1 (Linux: sigset_t)."""
         self.siginfo: dict[int, SigInfo] = {}
         self.tlb: ThreadTlb | None = None
-        """Of a native program's thread: what the host maps of its memory (`kerneld.tlb`)."""
+        """The TLB of a native program's thread: the host's mappings of its memory (`kerneld.tlb`)."""
         self.delivered: Delivered | None = None
-        """The signal that the current request has raised; dispatch takes it."""
+        """The signal that the current request has raised. dispatch takes it."""
 
     @property
     def is_killed(self) -> bool:

@@ -1,14 +1,15 @@
-"""The page-fault exception: what the kernel does when the processor cannot translate an address.
+"""The page-fault exception: the kernel's work when the processor cannot translate an address.
 
-Owns the way from the error code to a settled fault or a signal, which the way back to user mode then takes. Answers to
+Owns the way from the error code to a settled fault or a signal. The way back to user mode delivers the signal.
+Answers to
 Linux v6.8 arch/x86/mm/fault.c.
 
 | address and access                              | result                                            |
 |-------------------------------------------------|---------------------------------------------------|
 | in a VMA whose rights allow it                  | `handle_mm_fault`; its SIGBUS becomes a signal    |
 | below a VMA that grows down, within its limits  | the VMA grows, then as above                      |
-| in a VMA, its protection key denies data        | SIGSEGV, SEGV_PKUERR, also where its rights would |
-| in a VMA, not allowed                           | SIGSEGV, SEGV_ACCERR                              |
+| in a VMA whose protection key denies the access | SIGSEGV, SEGV_PKUERR, also if its rights deny it  |
+| in a VMA whose rights deny the access           | SIGSEGV, SEGV_ACCERR                              |
 | in no VMA, or not in user space                 | SIGSEGV, SEGV_MAPERR                              |
 """
 
@@ -37,7 +38,7 @@ _log = structlog.get_logger("kerneld.mm")
 
 
 def exc_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
-    """Handle one page fault of a thread; a signal that it raises has been delivered on return.
+    """Handle one page fault of a thread. A signal of the fault has been delivered on return.
 
     Source: Linux v6.8 arch/x86/mm/fault.c:exc_page_fault().
     """
@@ -57,7 +58,7 @@ def handle_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
 
 
 def do_kern_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
-    """An address that is no user's; every access here is one's. Source: arch/x86/mm/fault.c:do_kern_addr_fault()."""
+    """Handle a user access to an address of the kernel's half. Source: arch/x86/mm/fault.c:do_kern_addr_fault()."""
     bad_area_nosemaphore(thread, error_code, address)
 
 
@@ -83,17 +84,17 @@ def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
 
 
 def lock_vma_under_rcu(mm: MmStruct, address: Vaddr) -> Vma | None:
-    """Return the VMA that covers an address, or None: the quick look, which finds nearly every one.
+    """Return the VMA that covers an address, or None. This quick search finds nearly every VMA.
 
     Source: Linux v6.8 mm/memory.c:lock_vma_under_rcu().
-    Differs from Linux: an anonymous VMA without an anon_vma is returned too. Linux refuses it as its neighbours are not
-    locked, and takes the slow way to the same VMA; here nothing needs a lock.
+    Differs from Linux: an anonymous VMA without an anon_vma is returned too. Linux refuses it, because its neighbours
+    are not locked, and finds the same VMA by the slow way. Here nothing needs a lock.
     """
     return mm.vmas.lookup(address)
 
 
 def lock_mm_and_find_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
-    """Return the VMA that covers an address, or that can grow down over it and now has; else None.
+    """Return the VMA that covers an address, after a stack has grown down to it if it may; else None.
 
     Source: Linux v6.8 mm/memory.c:lock_mm_and_find_vma().
     """
@@ -115,12 +116,12 @@ def find_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
 
 
 def access_error(error_code: int, vma: Vma, pkru: int) -> bool:
-    """Tell whether a VMA's key or its rights forbid the access of whoever runs, whose PKRU it is.
+    """Return whether a VMA's protection key or its rights deny an access. `pkru` is the PKRU of the running thread.
 
-    The key is asked first, so that no page comes that could not be accessed. To its rights a fetch is a read, and fails
-    later at the entry's NX bit. Source: Linux v6.8 arch/x86/mm/fault.c:access_error().
+    The key is checked first, so that no page is faulted in that cannot be accessed. For the rights a fetch counts as a
+    read; it fails later at the NX bit of the entry. Source: Linux v6.8 arch/x86/mm/fault.c:access_error().
     """
-    # Key 0, which hardly any program's PKRU denies, costs a fault no call.
+    # Hardly any program's PKRU denies key 0. With key 0 a fault makes no call here.
     if error_code & PF_PK or (
         (vma.vm_flags & VM_PKEY_MASK or pkru & (PKRU_AD | PKRU_WD))
         and not vma_access_permitted(pkru, vma, error_code & PF_WRITE != 0, error_code & PF_INSTR != 0)
@@ -132,12 +133,12 @@ def access_error(error_code: int, vma: Vma, pkru: int) -> bool:
 
 
 def bad_area_nosemaphore(thread: Thread, error_code: int, address: Vaddr) -> None:
-    """No VMA is there. Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_nosemaphore()."""
+    """Handle an access without a VMA: SEGV_MAPERR. Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_nosemaphore()."""
     __bad_area_nosemaphore(thread, error_code, address, SegvCode.MAPERR)
 
 
 def __bad_area_nosemaphore(thread: Thread, error_code: int, address: Vaddr, si_code: int, pkey: int = 0) -> None:
-    """An access that cannot be: SIGSEGV. Source: Linux v6.8 arch/x86/mm/fault.c:__bad_area_nosemaphore()."""
+    """Raise SIGSEGV for a bad access. Source: Linux v6.8 arch/x86/mm/fault.c:__bad_area_nosemaphore()."""
     show_signal_msg(thread, error_code, address)
     if si_code == SegvCode.PKUERR:
         force_sig_pkuerr(thread, address, pkey)
@@ -153,7 +154,10 @@ def show_signal_msg(thread: Thread, error_code: int, address: Vaddr) -> None:
 
 
 def bad_area_access_error(thread: Thread, error_code: int, address: Vaddr, vma: Vma) -> None:
-    """The VMA forbids it. Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_access_error(), __bad_area()."""
+    """Handle an access that the VMA denies.
+
+    Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_access_error(), __bad_area().
+    """
     if bad_area_access_from_pkeys(error_code, vma, thread.process.live_mm.frames.processor.pkru):
         __bad_area_nosemaphore(thread, error_code, address, SegvCode.PKUERR, vma_pkey(vma))
     else:
@@ -161,7 +165,7 @@ def bad_area_access_error(thread: Thread, error_code: int, address: Vaddr, vma: 
 
 
 def bad_area_access_from_pkeys(error_code: int, vma: Vma, pkru: int) -> bool:
-    """Tell whether it is the VMA's key that forbids it, whatever its rights say.
+    """Return whether the VMA's protection key denies the access. The rights of the VMA do not matter.
 
     Source: Linux v6.8 arch/x86/mm/fault.c:bad_area_access_from_pkeys().
     """
@@ -171,15 +175,15 @@ def bad_area_access_from_pkeys(error_code: int, vma: Vma, pkru: int) -> bool:
 
 
 def do_sigbus(thread: Thread, address: Vaddr) -> None:
-    """The page cannot be had: SIGBUS. Source: Linux v6.8 arch/x86/mm/fault.c:do_sigbus()."""
+    """Raise SIGBUS: the page cannot be read. Source: Linux v6.8 arch/x86/mm/fault.c:do_sigbus()."""
     force_sig_fault(thread, SIGBUS, BusCode.ADRERR, address)
 
 
 def fault_error(thread: Thread, error_code: int, address: Vaddr, fault: int) -> None:
-    """Make a signal of a VM_FAULT_* error. Source: Linux v6.8 arch/x86/mm/fault.c:do_user_addr_fault(), its end.
+    """Turn a VM_FAULT_* error into a signal. Source: Linux v6.8 arch/x86/mm/fault.c:do_user_addr_fault(), its end.
 
-    Without a frame the allocator has called the OOM killer, and this thread is the one that was chosen.
-    Differs from Linux: where it was not, it is killed; Linux would let it fault again and again.
+    Without a free frame the allocator has called the OOM killer, which has chosen this thread.
+    Differs from Linux: if it has not, this thread is killed. Linux would let it fault again and again.
     """
     if fault & VM_FAULT_OOM:
         if not thread.is_killed:
@@ -192,7 +196,7 @@ def fault_error(thread: Thread, error_code: int, address: Vaddr, fault: int) -> 
 
 
 def exc_general_protection(thread: Thread) -> None:
-    """An address that is not canonical: SIGSEGV without an address.
+    """Raise SIGSEGV without an address, for an address that is not canonical.
 
     Source: arch/x86/kernel/traps.c:exc_general_protection().
     """
@@ -201,7 +205,7 @@ def exc_general_protection(thread: Thread) -> None:
 
 
 def exc_invalid_op(thread: Thread) -> None:
-    """An instruction that this processor does not have: SIGILL. Where it lies nobody says, so there is no address.
+    """Raise SIGILL, for an instruction that this processor does not have. Its address is not known, so it is 0.
 
     Source: arch/x86/kernel/traps.c:exc_invalid_op(), handle_invalid_op().
     """

@@ -1,7 +1,7 @@
-"""A process's own memory as the kernel accesses it on the process's behalf: like its own access, without signals.
+"""Accesses of the kernel to a process's memory, on behalf of that process: like the process's own, but without signals.
 
-The page table decides, and PKRU as it is for the program: what the program could load can be read here. Each
-page that is missing is faulted in; where that fails the copy ends and says how far it came. Answers to Linux v6.8
+The page table and the program's PKRU decide: the kernel can read what the program could load. A missing page is faulted
+in. If that fails, the copy ends there and returns the number of bytes copied. Answers to Linux v6.8
 include/linux/uaccess.h: copy_from_user(), copy_to_user(), and arch/x86/mm/fault.c for a fault in kernel mode.
 """
 
@@ -15,11 +15,11 @@ from kerneld.task.trap import access_error, lock_mm_and_find_vma
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, TASK_SIZE, Vaddr
 
 _PATIENCE = 8
-"""Faults that one page may take: stack growth, the page, its copy. More means a bug of ours."""
+"""The most faults at one page: stack growth, the page, its copy. More faults mean a bug in kerneld."""
 
 
 def access_ok(vaddr: Vaddr, length: int) -> bool:
-    """Tell whether a range could be a user's at all: its end is in the lower half of all addresses.
+    """Return whether a range can be in user space: its end is in the lower half of all addresses.
 
     Source: Linux v6.8 arch/x86/include/asm/uaccess_64.h:__access_ok().
     """
@@ -27,7 +27,7 @@ def access_ok(vaddr: Vaddr, length: int) -> bool:
 
 
 def copy_from_user(mm: MmStruct, vaddr: Vaddr, length: int) -> bytes:
-    """Read `length` bytes at any address; shorter where a page cannot be had."""
+    """Read `length` bytes at any address. The result is shorter if a page cannot be accessed."""
     parts = []
     while length > 0:
         count = min(length, PAGE_SIZE - (vaddr & ~PAGE_MASK))
@@ -41,7 +41,7 @@ def copy_from_user(mm: MmStruct, vaddr: Vaddr, length: int) -> bytes:
 
 
 def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
-    """Write bytes at any address; returns how many were written before a page could not be had."""
+    """Write bytes at any address. Return the number of bytes written before a page that cannot be accessed, or all."""
     view = memoryview(data)
     done = 0
     while done < len(view):
@@ -55,7 +55,7 @@ def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
 
 
 def user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
-    """Return the physical address of an access, or -1 where it is not allowed or nothing is there."""
+    """Return the physical address of an access; -1 if it is not allowed or nothing is mapped there."""
     pkru = mm.frames.processor.pkru
     for _ in range(_PATIENCE):
         if vaddr >= TASK_SIZE:
