@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from kerneld.errors import SysError
+from kerneld.mm.space.mm import MmStruct
 from kerneld.shadowpt.asking import Asking, DirectReader
 from kerneld.shadowpt.host_look import Look, Question, Want
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr
@@ -43,6 +44,33 @@ def check_entries(pid: Pid, entries: Vaddr, length: int, asking: Asking | None =
     else:
         return
     raise SysError(errno.EINVAL, f"entries {entries:#x}, {length} bytes for the table: {why}")
+
+
+def check_own_entries(mm: MmStruct, entries: Vaddr, length: int) -> None:
+    """Do what `check_entries` does, for a native program: its memory is this machine's.
+
+    Raises SysError(EINVAL), which says why.
+    """
+    why = _why_not_own(mm, entries, length)
+    if why:
+        raise SysError(errno.EINVAL, f"entries {entries:#x}, {length} bytes for the table: {why}")
+
+
+def _why_not_own(mm: MmStruct, entries: Vaddr, length: int) -> str:
+    if entries & (PAGE_SIZE - 1):
+        return "not page-aligned"
+    vma = mm.vmas.lookup(entries)
+    if vma is None:
+        return "nothing is mapped there"
+    if vma.file is not None and vma.file.mapping.backing is not None:
+        return f"not anonymous memory: {vma.file.path}"
+    if vma.end - entries < length:
+        return f"the mapping ends {vma.end - entries} bytes after it"
+    walk = mm.page_table.walk
+    for run in walk.runs(entries, entries + length):
+        if walk.page_entries(run).any():
+            return "a page of it has been touched"
+    return ""
 
 
 def _look(pid: Pid, entries: Vaddr, length: int, asking: Asking) -> Look:

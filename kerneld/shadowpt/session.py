@@ -35,7 +35,7 @@ from kerneld.shadowpt.host_frame import read_host_frame, why_not_mapped
 from kerneld.shadowpt.host_look import Look
 from kerneld.shadowpt.layout import F24, Flags
 from kerneld.shadowpt.refusal import NO_PFNS, NoTarget, why_no_range
-from kerneld.shadowpt.remap import check_entries
+from kerneld.shadowpt.remap import check_entries, check_own_entries
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
 from shared.uapi.shadowpt import MAX_SPT_RANGE, table_bytes
@@ -126,7 +126,11 @@ class ShadowPt:
         if busy:
             raise SysError(errno.EBUSY, busy)
         end = cut
-        check_entries(opener.pid, entries, table_bytes(start, end), self.asking)
+        mm = _find_mm(opener)
+        if mm is not None and mm.tlb is not None:
+            check_own_entries(mm, entries, table_bytes(start, end))
+        else:
+            check_entries(opener.pid, entries, table_bytes(start, end), self.asking)
         try:
             session = _Session(opener, target, start, end, layout)
             try:

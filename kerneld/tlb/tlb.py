@@ -204,11 +204,10 @@ class Tlb:
     def _allowed(self, base: Vaddr) -> TlbWords:
         """Return the TLB words of the 512 entries of the leaf table at `base`."""
         walk = self.mm.page_table.walk
-        leaf = next(walk.leaves(base, base + PMD_SIZE), None)
         words = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
-        if leaf is not None:
-            entries = walk.read(leaf)
-            low = (leaf.start - base) >> PAGE_SHIFT
+        for run in walk.runs(base, base + PMD_SIZE):
+            entries = walk.page_entries(run)
+            low = (run.start - base) >> PAGE_SHIFT
             words[low : low + len(entries)] = tlb_words(entries)
         return words
 

@@ -135,6 +135,10 @@ def test_a_file_is_the_same_mapped_and_by_calls(inside: Inside, programs: dict[s
     assert "longer: 0 0" in inside.agrees([str(programs["shared_file"])], directory=tmp_path).output
 
 
+def test_huge_pages(inside: Inside, programs: dict[str, Path]) -> None:
+    inside.agrees([str(programs["huge"])])
+
+
 def test_sqlite_inserts_and_sorts(inside: Inside, tmp_path: Path) -> None:
     if shutil.which("sqlite3") is None:
         pytest.skip("this host has no sqlite3")

@@ -141,10 +141,10 @@ def test_a_program_without_its_kernel_ends(tmp_path: Path, programs: dict[str, P
     nursery.close()
 
 
-@pytest.mark.parametrize("name", ["memory", "spawns"])
+@pytest.mark.parametrize("name", ["memory", "spawns", "table"])
 def test_invariants_hold_after_every_request(tmp_path: Path, programs: dict[str, Path], name: str) -> None:
     nursery = Nursery()
     daemon = Daemon(tmp_path, nursery)
-    assert Inside(daemon.environment).agrees([str(programs[name])], directory=tmp_path).status == 0
+    assert Inside(daemon.environment).run([str(programs[name])], directory=tmp_path).status == 0
     daemon.close()
     nursery.close()

@@ -41,6 +41,8 @@ static long do_mmap(struct thread *t, const u64 *given)
 			return -ENOMEM;
 		args[0] = 0;
 	}
+	if (args[3] & MAP_FIXED)
+		table_replaced(args[0], args[1]);
 	return call(t, NR_mmap, args, 0, 0, args[3] & MAP_ANONYMOUS ? -1 : (int)args[4]);
 }
 
@@ -123,9 +125,13 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 		*ret = do_mmap(t, args);
 		return 1;
 	case NR_mremap:
+		table_replaced(args[0], args[1]);
 		*ret = args[3] & MREMAP_FIXED && meets_stub(args[4], args[2]) ? -ENOMEM : call(t, nr, args, 0, 0, -1);
 		return 1;
-	case NR_mprotect: case NR_munmap: case NR_brk: case NR_msync: case NR_madvise: case NR_mlock: case NR_munlock:
+	case NR_munmap:
+		table_replaced(args[0], args[1]);
+		/* fall through */
+	case NR_mprotect: case NR_brk: case NR_msync: case NR_madvise: case NR_mlock: case NR_munlock:
 	case NR_mlockall: case NR_munlockall: case NR_mlock2:
 		*ret = call(t, nr, args, 0, 0, -1);
 		return 1;

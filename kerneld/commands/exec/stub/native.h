@@ -142,6 +142,12 @@ void proc_copy(u64 fd, long copy);
 void files_start(void);
 int file_call(struct thread *t, const u64 *args, long nr, long *ret);
 
+/* shadow.c */
+int shadow_call(struct thread *t, const u64 *args, long nr, long *ret);
+void table_dropped(u64 start, u64 length);
+void table_replaced(u64 start, u64 length);
+int table_fault(u64 address, int write, struct siginfo *info);
+
 /* fork.c, exec.c, agent.c */
 long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);

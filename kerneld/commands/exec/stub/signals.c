@@ -115,7 +115,10 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 	int in_access = uc->mc.rip >= (u64)user_access_start && uc->mc.rip < (u64)user_access_end;
 	if (uc->mc.rip >= STUB_START && uc->mc.rip < STUB_END && !in_access && (uc->mc.rip & (AREA_BYTES - 1)) > 16)
 		die("a fault in the stub itself");
-	if (uc->mc.trapno == X86_TRAP_PF) {
+	if (uc->mc.trapno == X86_TRAP_PF && table_fault(uc->mc.cr2, uc->mc.err & X86_PF_WRITE, &info)) {
+		if (!info.signo)
+			return;
+	} else if (uc->mc.trapno == X86_TRAP_PF) {
 		u64 args[6] = {uc->mc.cr2, uc->mc.err & (X86_PF_WRITE | X86_PF_INSTR), in_access ? FAULT_FOR_KERNEL : 0};
 		struct answer answer = ask(t, KD_FAULT, args, 0, 0, -1);
 		if (!answer.signo && answer.ret >= 0)

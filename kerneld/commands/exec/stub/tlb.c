@@ -22,6 +22,7 @@ long tlb_drop(u64 start, u64 length)
 		u64 low = start > STUB_END ? start : STUB_END;
 		ret = ret ? ret : sys2(NR_munmap, low, end - low);
 	}
+	table_dropped(start, length);
 	return ret;
 }
 
@@ -55,6 +56,5 @@ void tlb_apply(struct thread *t, const struct tlb_record *record)
 /* Dropping too much is always right: it comes again when it is needed. */
 void tlb_drop_all(void)
 {
-	sys2(NR_munmap, 0, STUB_START);
-	sys2(NR_munmap, STUB_END, USER_END - STUB_END);
+	tlb_drop(0, USER_END);
 }
