@@ -113,7 +113,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
         raise SysError(errno.EACCES)
     image = read_program(old.frames, file)
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
-    mm.is_superusers = process.cred.superuser
+    mm.owner = old.owner
     mm.dumpable = bprm.dumpable
     processor = old.frames.processor
     pkru = processor.pkru

@@ -101,7 +101,7 @@ class ProcessTable:
 
     def add(self, process: Process) -> None:
         """Add a process. It leaves the table when it ends."""
-        process.live_mm.is_superusers = process.cred.superuser
+        process.live_mm.charge_to(process.cred.uid, is_superuser=process.cred.superuser)
         process.on_exit = self._forget
         self.processes[process.pid] = process
 
@@ -173,7 +173,7 @@ class ProcessTable:
             raise SysError(errno.EPERM)
         real = _held(process.pid) if cred.superuser and uid != 0 else None
         process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
-        process.live_mm.is_superusers = process.cred.superuser
+        process.live_mm.charge_to(process.cred.uid, is_superuser=process.cred.superuser)
         if uid != cred.uid:
             # Its memory may still hold secrets from before, hidden from its new user: kernel/cred.c:commit_creds().
             process.live_mm.dumpable = False

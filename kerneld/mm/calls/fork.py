@@ -45,7 +45,7 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 _U64 = (1 << 64) - 1
 _COPIED = (
     "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
-    "arg_start", "arg_end", "env_start", "env_end", "exe_path", "is_superusers", "dumpable",
+    "arg_start", "arg_end", "env_start", "env_end", "exe_path", "owner", "dumpable",
     "pkey_allocation_map", "execute_only_pkey",
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def dup_mmap(old: MmStruct) -> MmStruct:
 
 def new_copy(old: MmStruct) -> MmStruct:
     """Return an empty address space that is to be a copy of another. Raises SysError(ENOMEM)."""
-    old.frames.kernel_objects.check_room(len(old.vmas), in_fork=True)
+    old.frames.kernel_objects.check_room(old.owner, len(old.vmas), in_fork=True)
     new = MmStruct(old.frames, old.rlimits.copy(), old.sysctl)
     for name in _COPIED:
         setattr(new, name, getattr(old, name))
@@ -97,7 +97,7 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
 
 def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
     # Others may have forked between two pieces of this.
-    new.frames.kernel_objects.check_room(1, in_fork=True)
+    new.frames.kernel_objects.check_room(new.owner, 1, in_fork=True)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(old, vma.nr_pages)
     child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file)

@@ -123,7 +123,7 @@ def check_mmap(
         raise SysError(errno.EOVERFLOW)
     if mm.map_count > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
-    mm.frames.kernel_objects.check_room(1)
+    mm.frames.kernel_objects.check_room(mm.owner, 1)
     aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.is_shmem
     offset = None if file is None else pgoff << PAGE_SHIFT
     if file is not None and file.huge_page_bytes:

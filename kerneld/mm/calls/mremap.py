@@ -207,7 +207,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     """
     if mm.map_count >= mm.sysctl.max_map_count - _SPARE_MAPS:
         raise SysError(errno.ENOMEM)
-    mm.frames.kernel_objects.check_room(_SPARE_MAPS)
+    mm.frames.kernel_objects.check_room(mm.owner, _SPARE_MAPS)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(mm, (new_len if flags & _DONTUNMAP else new_len - old_len) >> PAGE_SHIFT)
     locked_vm, vm_flags = mm.locked_vm, vma.vm_flags

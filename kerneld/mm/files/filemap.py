@@ -173,7 +173,10 @@ class AddressSpace:
 
     def drop_pages(self, indexes: list[int]) -> None:
         """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
-        pfns = [self.pages.pop(index) for index in indexes]
+        self._forget(indexes, [self.pages.pop(index) for index in indexes])
+
+    def _forget(self, indexes: list[int], pfns: list[Pfn]) -> None:
+        """Pages are not in the cache any more."""
         self.frames.put_pages(np.array(pfns, dtype=np.int64))
         self.dirty.difference_update(indexes)
         self.unsaved.difference_update(indexes)
@@ -301,10 +304,12 @@ class AddressSpace:
 
     def evict_some(self) -> bool:
         """Drop some pages, cached or swapped out, of a file that nobody finds any more; return whether any are left."""
-        self.drop_pages(list(itertools.islice(self.pages, EVICTED_AT_ONCE)))
-        gone = list(itertools.islice(self.swapped, EVICTED_AT_ONCE))
-        free_swap_and_cache(self.frames, np.array([self.swapped.pop(index) for index in gone], dtype=np.int64))
-        self.unsaved.difference_update(gone)
+        # popitem(): the front of a dict that has lost many is long to find.
+        cached = [self.pages.popitem() for _ in range(min(EVICTED_AT_ONCE, len(self.pages)))]
+        self._forget([index for index, _ in cached], [pfn for _, pfn in cached])
+        swapped = [self.swapped.popitem() for _ in range(min(EVICTED_AT_ONCE, len(self.swapped)))]
+        free_swap_and_cache(self.frames, np.array([slot for _, slot in swapped], dtype=np.int64))
+        self.unsaved.difference_update(index for index, _ in swapped)
         return bool(self.pages or self.swapped)
 
     def last_index(self) -> int:

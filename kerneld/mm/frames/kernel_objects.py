@@ -3,18 +3,33 @@
 In Linux VMAs and anon_vmas come from the machine's own memory (kmem_cache_alloc(vm_area_cachep, GFP_KERNEL)): who makes
 too many gets ENOMEM, or the OOM killer comes. Here a share of the machine's size stands for that. Knows no VMA, only
 their number. Answers to Linux v6.8 kernel/fork.c:vm_area_alloc(), vm_area_dup() and mm/rmap.c:anon_vma_alloc().
+
+No user has more than is free then, the superuser excepted: however many mappings one makes, there is half for all
+others, and for the next one half of that. Differs from Linux: there a user's share is what a memory cgroup is given.
 """
 
 from __future__ import annotations
 
 import errno
+from weakref import WeakValueDictionary
 
 from kerneld.errors import SysError
 
 VMA_BYTES = 512
 """What a VMA takes with its anon_vma, rounded up: 445 bytes were measured, in forks of 24,000 VMAs."""
-_LEAST_BYTES = 64 << 20
-"""So much there is for mappings however small the machine is: two processes at vm.max_map_count."""
+_LEAST_BYTES = 128 << 20
+"""So much there is for mappings however small the machine is: a user may have two processes at vm.max_map_count."""
+
+
+class Owner:
+    """Who mappings are on the account of: one user, or the superuser."""
+
+    __slots__ = ("__weakref__", "is_superuser", "nr_vmas")
+
+    def __init__(self, *, is_superuser: bool = False) -> None:
+        self.is_superuser = is_superuser
+        self.nr_vmas = 0
+        """The mappings of its processes, and of copies that wait for a child."""
 
 
 class KernelObjects:
@@ -24,9 +39,21 @@ class KernelObjects:
         self.nr_vmas = 0
         self.max_vmas = max(ram_bytes // 2, _LEAST_BYTES) // VMA_BYTES
         """As many as take half of what the machine's RAM is."""
+        self.superuser = Owner(is_superuser=True)
+        self._owners: WeakValueDictionary[int, Owner] = WeakValueDictionary()
 
-    def check_room(self, more: int, *, in_fork: bool = False) -> None:
+    def owner_of(self, uid: int, *, is_superuser: bool) -> Owner:
+        """Return the account of a process that acts as this user."""
+        if is_superuser:
+            return self.superuser
+        owner = self._owners.get(uid)
+        if owner is None:
+            owner = self._owners[uid] = Owner()
+        return owner
+
+    def check_room(self, owner: Owner, more: int, *, in_fork: bool = False) -> None:
         """Raise SysError(ENOMEM) where so many VMAs more would be too many; forks leave others the last eighth."""
         most = self.max_vmas - self.max_vmas // 8 if in_fork else self.max_vmas
-        if self.nr_vmas + more > most:
+        free = most - self.nr_vmas - more
+        if free < 0 or (not owner.is_superuser and owner.nr_vmas + more > free):
             raise SysError(errno.ENOMEM)

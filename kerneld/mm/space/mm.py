@@ -107,8 +107,8 @@ class MmStruct(PmdOps):
         self.start_stack: Vaddr = 0
         self.start_code = self.end_code = self.start_data = self.end_data = 0
         self.arg_start = self.arg_end = self.env_start = self.env_end = 0
-        self.is_superusers = True
-        """Whether its process is the superuser: what a fault asks, where a call is told by who makes it (capable())."""
+        self.owner = frames.kernel_objects.superuser
+        """Who its mappings are on the account of: `charge_to`."""
         self.dumpable = True
         """Whether others of the same user may look into it (Linux: get_dumpable() == SUID_DUMP_USER)."""
         self.users = 1
@@ -122,6 +122,17 @@ class MmStruct(PmdOps):
     def map_count(self) -> int:
         """How many VMAs there are."""
         return len(self.vmas)
+
+    @property
+    def is_superusers(self) -> bool:
+        """Whether its process is the superuser: what a fault asks, where a call is told by who makes it (capable())."""
+        return self.owner.is_superuser
+
+    def charge_to(self, uid: int, *, is_superuser: bool) -> None:
+        """Its process acts as this user from now on: its mappings are on that one's account."""
+        self.owner.nr_vmas -= self.map_count
+        self.owner = self.frames.kernel_objects.owner_of(uid, is_superuser=is_superuser)
+        self.owner.nr_vmas += self.map_count
 
     def _account(self, vm_flags: int, pages: int) -> None:
         """Source: Linux v6.8 mm/mmap.c:vm_stat_account(), and mm->locked_vm and vm_committed_as beside it."""
@@ -150,6 +161,7 @@ class MmStruct(PmdOps):
         """Add a VMA where no other is."""
         self.vmas.insert(vma)
         self.frames.kernel_objects.nr_vmas += 1
+        self.owner.nr_vmas += 1
         vma.vm_mm = self
         self._account(vma.vm_flags, vma.nr_pages)
         if vma.file is not None:
@@ -161,6 +173,7 @@ class MmStruct(PmdOps):
         self._update_hiwater_vm()
         self.vmas.remove(vma)
         self.frames.kernel_objects.nr_vmas -= 1
+        self.owner.nr_vmas -= 1
         self._account(vma.vm_flags, -vma.nr_pages)
         unlink_anon_vmas(vma)
         if vma.file is not None:

@@ -64,7 +64,7 @@ def can_merge_before(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: Fi
 
 def check_map_count(mm: MmStruct, more: int) -> None:
     """Raise SysError(ENOMEM) where `more` further VMAs would exceed vm.max_map_count, or all that the machine has."""
-    mm.frames.kernel_objects.check_room(more)
+    mm.frames.kernel_objects.check_room(mm.owner, more)
     if mm.map_count + more > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
 

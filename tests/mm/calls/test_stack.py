@@ -66,12 +66,12 @@ def test_other_limits(mm: MmStruct) -> None:
 
 def test_growth_of_locked_memory_is_limited_and_faults_in_what_is_asked_for(mm: MmStruct) -> None:
     mmap(mm, 1, RW, ANON | Map.GROWSDOWN.value | Map.LOCKED.value, at=TOP - PAGE_SIZE)
-    mm.is_superusers = False
+    mm.charge_to(1000, is_superuser=False)
     mm.rlimits.soft[Rlimit.MEMLOCK] = 4 * PAGE_SIZE
     assert signal_of(lambda: store(mm, TOP - 5 * PAGE_SIZE, b"x")) == SIGSEGV
     store(mm, TOP - 4 * PAGE_SIZE, b"x")
     assert (mm.locked_vm, mm.rss[1]) == (4, 2)
-    mm.is_superusers = True
+    mm.charge_to(0, is_superuser=True)
     store(mm, TOP - 5 * PAGE_SIZE, b"x")
     assert (mm.locked_vm, mm.rss[1]) == (5, 3)
 

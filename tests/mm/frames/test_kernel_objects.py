@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 
+from kerneld.errors import SysError
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.calls.mremap import do_mremap
 from kerneld.mm.reclaim.oom import oom_badness
@@ -52,6 +54,51 @@ def test_a_fork_leaves_others_an_eighth(machine: Machine, mm: MmStruct) -> None:
     machine.frames.kernel_objects.max_vmas = 16
     machine.fork(mm)
     mmap(mm, 1, at=page(20))
+
+
+USER, NEIGHBOUR, THIRD = 1000, 1001, 1002
+
+
+def fill_up(mm: MmStruct) -> int:
+    """Make mappings until there are no more; returns how many there are then."""
+    number = mm.map_count
+    with contextlib.suppress(SysError):
+        while True:
+            number += 1
+            mmap(mm, 1, at=page(2 * number))
+    return mm.map_count
+
+
+def test_no_user_has_more_than_is_free_then(machine: Machine) -> None:
+    mms = [machine.new_mm() for _ in range(4)]
+    machine.frames.kernel_objects.max_vmas = 64
+    for mm, uid in zip(mms, (USER, NEIGHBOUR, THIRD, USER), strict=True):
+        mm.charge_to(uid, is_superuser=False)
+    assert [fill_up(mm) for mm in mms] == [32, 16, 8, 0]
+    machine.exit(mms[1])
+    assert fill_up(mms[2]) == 16
+    assert errno_of(lambda: mmap(mms[0], 1, at=page(999))) == errno.ENOMEM
+
+
+def test_the_superuser_has_all(machine: Machine, mm: MmStruct) -> None:
+    machine.frames.kernel_objects.max_vmas = 64
+    assert fill_up(mm) == 64
+
+
+def test_who_becomes_another_user_takes_its_mappings_along(machine: Machine, mm: MmStruct) -> None:
+    objects = machine.frames.kernel_objects
+    mmap(mm, 4, at=BASE)
+    mm.charge_to(USER, is_superuser=False)
+    user = objects.owner_of(USER, is_superuser=False)
+    assert (objects.superuser.nr_vmas, user.nr_vmas, mm.is_superusers) == (0, 1, False)
+    child = machine.fork(mm)
+    assert user.nr_vmas == 2
+    child.charge_to(NEIGHBOUR, is_superuser=False)
+    assert (user.nr_vmas, child.owner.nr_vmas) == (1, 1)
+    machine.exit(child)
+    machine.exit(mm)
+    assert user.nr_vmas == 0
+    assert objects.owner_of(NEIGHBOUR, is_superuser=False).nr_vmas == 0
 
 
 def test_each_generation_takes_as_much_as_the_first(machine: Machine, mm: MmStruct) -> None:
