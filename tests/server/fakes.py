@@ -38,6 +38,7 @@ class FakeMm:
     """An address space that a thread can run in."""
 
     page_table = None
+    tlb = None
 
 
 @dataclass(slots=True, eq=False)

@@ -33,6 +33,7 @@ class FakeMm:
     def __init__(self) -> None:
         self.vmas = self.page_table = self.walk = self.frames = self.ram = self.words = self
         self.notifiers: list[Any] = []
+        self.tlb = None
         self.pages: dict[int, bool] = {}
         self.ptes: dict[int, int] = {}
 
