@@ -159,12 +159,16 @@ class PteOps:
         self.notify(int(vaddrs[0]), int(vaddrs[-1]) + PAGE_SIZE)
 
     def replace_page(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
-        """Let an entry that maps a frame map another; the caller's reference of the new frame becomes the entry's."""
+        """Let an entry that maps a frame map another; the caller's reference of the new frame becomes the entry's.
+
+        That the old frame was used is not kept: who copies it flushes its accessed bit, while zap passes it on.
+        Source: Linux v6.8 mm/memory.c:wp_page_copy(), ptep_clear_flush().
+        """
         old = self._words[pte]
         self._words[pte] = entry
         self.frames.mapcount_at[pfn] += 1
         self.rss[rss_kind(self.frames.flags_at[pfn])] += 1
-        self._forget_entry(old)
+        self._forget_entry(old & ~PTE_ACCESSED)
         if self.notifiers:
             self.notify(vaddr, vaddr + PAGE_SIZE)
 

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
-from kerneld.mm.frames.frames import PG_DIRTY
+from kerneld.mm.frames.frames import PG_DIRTY, PG_REFERENCED
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.truncate import punch_hole
@@ -238,3 +238,18 @@ class TestMsync:
         store(mm, page(3), b"new")
         assert errno_of(lambda: do_msync(mm, page(0), 4 * PAGE_SIZE, SYNC)) == errno.ENOMEM
         assert backing.writes == [(PAGE_SIZE, PAGE_SIZE)]
+
+
+def test_whose_copy_was_made_is_not_marked_as_used(machine: Machine, mm: MmStruct) -> None:
+    """Linux: wp_page_copy() flushes the accessed bit of the old entry; a zap passes it on to the page."""
+    file, _ = machine.new_file(b"x" * PAGE_SIZE)
+    mmap(mm, 1, RW, PRIVATE, at=BASE, file=file)
+    load(mm, BASE)
+    pfn = file.mapping.pages[0]
+    store(mm, BASE, b"y")
+    assert not machine.frames.flags_at[pfn] & PG_REFERENCED
+    other = machine.new_mm()
+    mmap(other, 1, RW, PRIVATE, at=BASE, file=file)
+    load(other, BASE)
+    machine.exit(other)
+    assert machine.frames.flags_at[pfn] & PG_REFERENCED
