@@ -8,10 +8,10 @@ DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test demo headers_install bench referee hosts fuzz waits soak clean
+.PHONY: help setup check test test-quick demo headers_install bench referee hosts fuzz waits soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## make .venv and install everything into it
 
@@ -26,6 +26,12 @@ JOBS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 1))))
 
 test: $(TEST) ## run the tests side by side (ARGS="-k name" to choose, JOBS=0 for one after the other)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# Rules of memory, of processes and of the wire, each in the test's own process; no daemon, no host as referee.
+QUICK := tests/hw tests/mm tests/fs tests/task tests/syscalls tests/shadowpt tests/shared tests/inspector tests/target
+
+test-quick: $(TEST) ## the tests that need no daemon, without the slow ones; under a minute
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(QUICK) $(ARGS)
 
 demo: $(RUN) ## kerneld, target and inspector together; ends by itself
 	@bin/demo

@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from tests.mm.model import AddressSpaces
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 TestAddressSpaces = AddressSpaces.TestCase
 TestAddressSpaces.settings = settings(max_examples=160, stateful_step_count=50, deadline=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -23,6 +24,8 @@ from tests.mm.huge_model import HugeAddressSpaces, Space
 from tests.mm.model import ARENA, COUNT, PAGES, PLACE, WHO, AddressSpaces
 from tests.support.huge_machine import HugeMachine
 from tests.support.machine import ANON, BASE, RW, Machine, failure, mmap
+
+pytestmark = pytest.mark.slow
 
 RAM_BYTES = 4 << 20
 HUGE_RAM_BYTES = 8 << 20

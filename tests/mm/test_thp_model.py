@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from tests.mm.huge_model import HugeAddressSpaces
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 TestHugeAddressSpaces = HugeAddressSpaces.TestCase
 TestHugeAddressSpaces.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

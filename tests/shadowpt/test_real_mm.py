@@ -136,6 +136,7 @@ CHANGE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(calls=st.lists(st.lists(CHANGE, max_size=12), max_size=12))
 def test_the_shadow_is_a_function_of_the_address_space(calls: list[list[tuple[object, ...]]]) -> None:

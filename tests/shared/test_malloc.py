@@ -19,6 +19,8 @@ from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import FakeKerneld
 from tests.shared.fake_memory import HEAP, FakeMemory
 
+pytestmark = pytest.mark.slow
+
 KIB = 1024
 
 

@@ -237,6 +237,7 @@ def _set_sequence(tables: Tables, value: int) -> None:
     struct.pack_into("<Q", tables.sequence, 0, value)
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_a_table_that_never_rests_is_a_timeout(attached: Attached) -> None:
     tables = Tables()
     _fake, process = attached(tables)

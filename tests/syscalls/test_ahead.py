@@ -47,6 +47,7 @@ def resident(call: Call) -> int:
     return call.mm.resident_pages
 
 
+@pytest.mark.slow
 def test_a_walk_is_faulted_in_at_once_and_says_what_single_stores_say(call: Call) -> None:
     mmap(call, 700)
     before, faults = resident(call), call.process.min_flt

@@ -147,6 +147,7 @@ def test_arguments_up_to_the_limit(world: World, limit: int, room: int) -> None:
     assert mm.arg_end - mm.arg_start == sum(map(len, argv)) + len(argv)
 
 
+@pytest.mark.slow
 def test_one_string_up_to_128_kib(world: World) -> None:
     longest = b"x" * ((128 << 10) - 1)
     assert refused(world, STATIC, [longest + b"x"]) == errno.E2BIG

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import struct
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.uapi.page import PAGE_SIZE
 from tests.support.elf_files import ET_DYN, ET_EXEC, LD_PATH, Elf, Phdr, R, W, X, errno_of, new_world, with_interp
+
+pytestmark = pytest.mark.slow
 
 SEGMENTS = (
     Phdr(flags=R | X, vaddr=0x40_0000, filesz=PAGE_SIZE, memsz=PAGE_SIZE),

@@ -120,6 +120,7 @@ def run(number: int | None) -> tuple[int, int, set[int]]:
     return made, failed, ended
 
 
+@pytest.mark.slow
 def test_every_allocation_in_turn() -> None:
     total, failed, ended = run(None)
     assert (failed, ended) == (0, {0})

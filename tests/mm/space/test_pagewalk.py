@@ -143,6 +143,7 @@ def run(kind: int, thp: TransparentHugepage, layout: list[str], steps: list[Any]
     return found
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=120, deadline=None)
 def test_many_at_once_is_as_one_by_one(data: st.DataObject) -> None:
