@@ -9,6 +9,7 @@ lines show it.
 from __future__ import annotations
 
 import functools
+import gc
 import getpass
 import os
 import shutil
@@ -64,3 +65,9 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a test alike in every worker, as pytest-xdist wants it: a value that holds this process's id says PID."""
     own = str(os.getpid())
     return val.replace(own, "PID") if isinstance(val, str) and own in val else None
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays to the end: a test that collects garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
