@@ -18,7 +18,7 @@ OVERCOMMIT_GUESS, OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER = 0, 1, 2
 
 
 class Rlimits:
-    """The soft and hard limit of each resource, in the resource's unit (bytes for all of memory's)."""
+    """The soft and hard limit of each resource, in the unit of the resource (bytes for all limits on memory)."""
 
     __slots__ = ("hard", "soft")
 
@@ -49,7 +49,7 @@ class TransparentHugepage(StrEnum):
 
 @dataclass(slots=True)
 class Sysctl:
-    """Knobs of the whole machine."""
+    """The settings of the whole machine."""
 
     max_map_count: int = 65_530
     mmap_min_addr: int = 65_536
@@ -59,9 +59,9 @@ class Sysctl:
     admin_reserve_kbytes: int = 8 << 10
     user_reserve_kbytes: int = 128 << 10
     lsm_mmap_min_addr: int = 0
-    """CONFIG_LSM_MMAP_MIN_ADDR: below it nobody gets memory without asking for that place."""
+    """CONFIG_LSM_MMAP_MIN_ADDR: below it a program gets memory only if it asks for that address."""
 
     @property
     def lowest_chosen_addr(self) -> int:
-        """The lowest address that a hint or a growing stack comes to: Linux v6.8 security/min_addr.c."""
+        """The lowest address for a hint or a growing stack: Linux v6.8 security/min_addr.c."""
         return max(self.mmap_min_addr, self.lsm_mmap_min_addr)

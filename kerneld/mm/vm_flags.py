@@ -1,7 +1,8 @@
 """VM_* flags of a VMA: Linux v6.8 include/linux/mm.h.
 
-Plain integers, not an IntFlag: they are tested several times in every page fault, and an IntFlag's `&` costs ten times
-an int's. The user-visible PROT_* and MAP_* are IntFlags in `shared.uapi.mman`; `calc_vm_flags` is the bridge.
+They are plain integers, not an IntFlag: every page fault tests them several times, and the `&` of an IntFlag costs ten
+times that of an int. The user-visible PROT_* and MAP_* are IntFlags in `shared.uapi.mman`; `calc_vm_flags` is the
+bridge.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_STACK = VM_GROWSDOWN
 VM_STACK_FLAGS = VM_STACK | VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-"""Of the heap: data is not executable unless the personality says so (Linux:
-VM_DATA_FLAGS_TSK_EXEC without READ_IMPLIES_EXEC)."""
+"""The flags of the heap. Data is not executable without a special personality (Linux: VM_DATA_FLAGS_TSK_EXEC without
+READ_IMPLIES_EXEC)."""
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 
 _PROT_BITS = VM_READ | VM_WRITE | VM_EXEC
 
 
 def is_shared_maywrite(vm_flags: int) -> bool:
-    """Tell whether what is stored in a mapping can reach its file (Linux: is_shared_maywrite())."""
+    """Return whether a store to the mapping can reach its file (Linux: is_shared_maywrite())."""
     return vm_flags & (VM_SHARED | VM_MAYWRITE) == VM_SHARED | VM_MAYWRITE
 
 
 def calc_vm_prot_bits(prot: int, pkey: int) -> int:
-    """Return the VM_READ, VM_WRITE and VM_EXEC of PROT_*, which are equal in value, and a key's VM_PKEY bits.
+    """Return VM_READ, VM_WRITE and VM_EXEC for PROT_* (the values are equal), with the VM_PKEY bits of a key.
 
     Source: Linux v6.8 include/linux/mman.h:calc_vm_prot_bits(), arch/x86/include/asm/mman.h.
     """
@@ -64,7 +65,7 @@ def calc_vm_prot_bits(prot: int, pkey: int) -> int:
 
 
 def calc_vm_flag_bits(flags: int) -> int:
-    """Return the VM_* that MAP_GROWSDOWN, MAP_LOCKED and MAP_SYNC ask for; MAP_STACK means VM_NOHUGEPAGE.
+    """Return the VM_* flags for MAP_GROWSDOWN, MAP_LOCKED and MAP_SYNC. MAP_STACK means VM_NOHUGEPAGE.
 
     Source: Linux v6.8 include/linux/mman.h:calc_vm_flag_bits().
     """

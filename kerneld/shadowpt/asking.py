@@ -1,11 +1,11 @@
-"""Questions about real processes, whose answers may be long in coming: how a request waits for one.
+"""Questions about real processes, whose answers may take long: how a request waits for an answer.
 
-Who needs an answer asks for it as if it were there (`Asking.get`). Where it is not, the request is begun again when it
-has come, from its first line, and finds it then; so whatever it has checked before is checked again, as it is by then,
-and it must not have changed anything before it asks. This is what Linux does with a system call that a signal
-interrupts (-ERESTARTSYS), and it keeps the code of the five calls straight.
+A request calls `Asking.get` as if the answer were there. If it is not, the request begins again from its start when the
+answer has come, and finds it then. So every check of the request runs again, and the request must not change anything
+before it asks. Linux does the same with a system call that a signal interrupts (-ERESTARTSYS). It keeps the code of the
+five calls simple.
 
-Owns what the request under way has been told so far. Who finds the answers out, and when, is a `HostReader`'s.
+Owns the answers that the current request has received. A `HostReader` finds the answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kerneld.shadowpt.host_look import Look, Question, look
 
 
 class Pending:
-    """The answer to one question, as soon as it is there."""
+    """The future answer to one question."""
 
     __slots__ = ("_error", "_found", "is_over", "on_over", "wake")
 
@@ -26,12 +26,12 @@ class Pending:
         self._found: Look | None = None
         self._error: OSError | None = None
         self.on_over: Callable[[], None] | None = None
-        """Called once it is over."""
+        """Called when the answer has come or failed."""
         self.wake: Callable[[], None] | None = None
         """Wakes the thread that sleeps for it."""
 
     def finish(self, found: Look | None, error: OSError | None = None) -> None:
-        """The answer is there, or it is known why there is none."""
+        """Set the answer, or the error if there is none."""
         self.is_over, self._found, self._error = True, found, error
         for call in (self.on_over, self.wake):
             if call is not None:
@@ -39,7 +39,7 @@ class Pending:
         self.on_over = self.wake = None
 
     def result(self) -> Look:
-        """Return the answer, once it is there. Raises the OSError of who has looked, ETIMEDOUT where nobody could."""
+        """Return the answer, which must have come. Raises the OSError of the reader, or ETIMEDOUT."""
         if self._error is not None:
             raise self._error
         assert self._found is not None
@@ -55,20 +55,20 @@ class WouldWait(Exception):
 
 
 class HostReader(Protocol):
-    """Who looks into real processes."""
+    """A reader of real processes."""
 
     def ask(self, question: Question) -> Pending:
         """Ask; its descriptor may be closed on return."""
 
     def give_up(self, pending: Pending) -> None:
-        """Nobody waits for this answer any more."""
+        """Note that no request waits for this answer any more."""
 
 
 class DirectReader:
-    """Looks at once, and waits as long as that takes: for a machine without a loop."""
+    """A reader that reads at once and may block, for a machine without a loop."""
 
     def ask(self, question: Question) -> Pending:
-        """Ask, and have the answer on return."""
+        """Ask. The answer is there on return."""
         pending = Pending()
         try:
             pending.finish(look(question))
@@ -77,11 +77,11 @@ class DirectReader:
         return pending
 
     def give_up(self, pending: Pending) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: every question has its answer at once."""
 
 
 class Asking:
-    """What one request asks, one question after the other, and what it has been told."""
+    """The questions of one request, one after the other, and their answers."""
 
     def __init__(self, reader: HostReader) -> None:
         self.reader = reader
@@ -89,7 +89,7 @@ class Asking:
         self._position = 0
 
     def get(self, question: Question) -> Look:
-        """Return the answer to a question. Raises OSError, and WouldWait where it is not there yet."""
+        """Return the answer to a question. Raises OSError, and WouldWait if the answer has not come yet."""
         at = self._position
         self._position = at + 1
         if at < len(self._told) and question.is_same(self._told[at][0]):
@@ -103,10 +103,10 @@ class Asking:
         raise WouldWait(pending)
 
     def put_aside(self) -> list[tuple[Question, Pending]]:
-        """Return what the request has been told, which waits or has ended: the next one begins with nothing."""
+        """Return the questions and answers of the current request, and forget them for the next request."""
         told, self._told, self._position = self._told, [], 0
         return told
 
     def take_up(self, told: list[tuple[Question, Pending]]) -> None:
-        """Begin a request again that has waited."""
+        """Restore the answers of a request that begins again after a wait."""
         self._told, self._position = told, 0

@@ -1,7 +1,7 @@
-"""What a shadow page table says of a range: a function of the VMAs and the page-table entries as they are now.
+"""Computes the shadow page table of a range from the current VMAs and page-table entries.
 
-Owns nothing, remembers nothing: it serves `start`, every change, execve and page_contents alike, so that the table
-cannot depend on the way by which a state was reached. Answers to docs/abi.md, "Shadow page table".
+Owns nothing and remembers nothing. `start`, every change, execve and page_contents use the same function. So the table
+depends only on the current state, and not on the changes that led to it. Answers to docs/abi.md, "Shadow page table".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def describe(
     mm: MmStruct, start: Vaddr, end: Vaddr, layout: Flags = F24
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Return state_flags and pfn of each page in [start, end), page-aligned; pfn 0 where none is mapped."""
+    """Return state_flags and pfn of each page in [start, end), page-aligned. The pfn is 0 for an unmapped page."""
     flags = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
     for vma in mm.vmas.overlapping(start, end):
         first = (max(vma.start, start) - start) >> PAGE_SHIFT
@@ -47,7 +47,7 @@ def describe(
 
 
 def describe_page(mm: MmStruct, vaddr: Vaddr, layout: Flags = F24) -> tuple[int, Pfn]:
-    """Return what describe() says of one page, page-aligned, for a fifth of its cost: a fault changes one page."""
+    """Do the same as describe() for one page, page-aligned. It costs a fifth, and most faults change one page."""
     vma = mm.vmas.lookup(vaddr)
     flags = 0 if vma is None else _vma_flags(vma, layout)
     at = mm.page_table.find_leaf(vaddr)

@@ -1,10 +1,10 @@
-"""The page faults of one process, as fall 2025's first part shows them: who opened the table, of whom, until when.
+"""The session of a table of page faults, as in the first part of fall 2025: opener, target, and state.
 
     closed --open--> recording --close, or the opener's end--> closed
 
-Owns that session and its table; `ShadowPt` holds one of these, and no table of its own is open beside it. A target is a
-process of this kernel, which calls `Process.on_page_fault` at each fault, also one that ends in SIGSEGV; or a real one
-of the host, whose faults perf tells: `refresh()` takes them over.
+Owns the session and its table. `ShadowPt` has one of these; only one of the two kinds of table is open at a time. The
+target may be a process of this kernel, which calls `Process.on_page_fault` at each fault, also if it ends in SIGSEGV.
+It may be a real process of the host. Then the host's perf reports the faults, and `refresh()` stores them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Faulting(Protocol):
-    """What this module needs of a process."""
+    """The part of a process that this module needs."""
 
     on_page_fault: Callable[[Vaddr], None] | None
 
@@ -83,30 +83,31 @@ class FaultLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a table now."""
+        """Whether a table is open."""
         return self._session is not None
 
     @property
     def opener(self) -> Faulting | None:
-        """Who opened it."""
+        """The process that opened the table, or None."""
         return None if self._session is None else self._session.opener
 
     @property
     def target(self) -> Faulting | HostTarget | None:
-        """Whose faults it has."""
+        """The process whose faults the table has, or None."""
         return None if self._session is None else self._session.target
 
     def open(
         self, opener: Faulting, target: Faulting | HostTarget | NoTarget, size_bytes: int, dest: Vaddr, busy: str
     ) -> tuple[int, int]:
-        """Open a table of `size_bytes` for `opener`, a superuser, who maps it at `dest`; any numbers.
+        """Open a table of `size_bytes` for `opener`, a superuser, which maps it at `dest`. Any numbers are allowed.
 
-        `busy` says who has a table open, "" where nobody has. A HostTarget is this class's own once open has succeeded.
+        `busy` names the process that has a table open; "" if there is none. After success this class owns a HostTarget.
         Returns read-only descriptors of the table and of the sequence page, which the caller closes.
-        Raises SysError(EINVAL) unless the size is of whole pages, at least one, at most MAX_SPT_RANGE, and the target
-        alive; then EBUSY; then EINVAL when the opener's real memory at `dest` will not do; then ENOMEM, or EPERM where
-        the host lets this daemon not hear of the faults of a real target, EINVAL where it does not answer. Raises
-        WouldWait before it changes anything.
+
+        Raises SysError in this order: EINVAL unless the size is at least one and at most MAX_SPT_RANGE bytes of whole
+        pages, and the target is alive; EBUSY; EINVAL when the opener's real memory at `dest` is not suitable; ENOMEM.
+        For a real target also EPERM if the host does not report its faults to this daemon, and EINVAL if the host does
+        not answer. Raises WouldWait before it changes anything.
         """
         if size_bytes & ~PAGE_MASK or not 0 < size_bytes <= MAX_SPT_RANGE:
             raise SysError(errno.EINVAL, f"size {size_bytes:#x} is not of 1 to {MAX_SPT_RANGE >> 12} whole pages")
@@ -142,12 +143,12 @@ class FaultLog:
         self._close(session)
 
     def opener_gone(self, process: object) -> None:
-        """Do as close() does if it is the opener that has ended."""
+        """Close the table if its opener has ended."""
         if self._session is not None and self._session.opener is process:
             self._close(self._session)
 
     def refresh(self) -> None:
-        """Take over what faults of a real target the host has told since."""
+        """Store the faults of a real target that the host has reported since the last call."""
         session = self._session
         if session is None or session.host_faults is None:
             return

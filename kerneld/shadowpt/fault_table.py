@@ -1,10 +1,9 @@
-"""The table of fall 2025's first part: where a target's page faults have been, each at the place its address has there.
+"""The table of the first part of fall 2025: it has the addresses of a target's page faults.
 
-Owns the segment that the opener maps, and a sequence page as `ShadowTable` has one. A fault at `vaddr` stores that
-address at index (vaddr % size) / sizeof(unsigned long); a later one at the same index takes its place. Knows no address
-space.
+Owns the segment that the opener maps, and a sequence page, as `ShadowTable` has. A fault at `vaddr` stores that address
+at index (vaddr % size) / sizeof(unsigned long). A later fault with the same index replaces it. Knows no address space.
 
-Invariant: every store is of one aligned 64-bit word, and the sequence is odd while there is one.
+Invariant: every store is of one aligned 64-bit word, and the sequence number is odd during a change.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class FaultTable:
     """A table of `size_bytes`, whole pages: zeros until the target faults."""
 
     def __init__(self, size_bytes: int) -> None:
-        """Create both segments. Raises OSError where the host cannot give them; nothing is left behind then."""
+        """Create both segments. Raises OSError if the host cannot provide them; then nothing is left behind."""
         self._size_bytes = size_bytes
         self._segment = Segment(size_bytes)
         try:
@@ -50,7 +49,7 @@ class FaultTable:
         self.publish()
 
     def empty(self) -> None:
-        """Make it all zeros."""
+        """Fill the table with zeros."""
         self._begin()
         for at in range(len(self._words)):
             if self._words[at]:

@@ -1,13 +1,14 @@
-"""A real process of the host as the target of a table: its mappings and its page table, as the host's /proc shows them.
+"""A real process of the host as the target of a table: its mappings and its page table, from the host's /proc.
 
-Owns a descriptor of /proc/PID, which stays that process's even where the pid comes again. Knows no session. What it
-says is what was so when it looked, never a change: its caller looks again. What may take for ever is asked of a reader
-(`asking`); the directory and `status` wait for nobody's memory. It answers to Linux v6.8 fs/proc/task_mmu.c
-and Documentation/admin-guide/mm/pagemap.rst, and for who may look to kernel/ptrace.c:__ptrace_may_access().
+Owns a descriptor of /proc/PID. It stays valid for this process only, even if the pid is used again. Knows no session.
+It describes the state at the time of reading, never a change: the caller reads again. Questions that may block go to a
+reader (`asking`). The directory and `status` take no lock of the process's memory. Answers to Linux v6.8
+fs/proc/task_mmu.c and Documentation/admin-guide/mm/pagemap.rst, and for the right to read to
+kernel/ptrace.c:__ptrace_may_access().
 
-Differs from Linux: PTE_WRITEABLE (layout f23) is worked out, as no file of /proc shows it: from the page's flags where
-root runs the daemon (`kpageflags`). Without those a mapped page of a private mapping that may be written counts as
-writeable where it is a copy of its own and no one else maps its frame, one of a shared mapping always.
+Differs from Linux: PTE_WRITEABLE (layout f23) is inferred, because no file of /proc shows it. If root runs the daemon,
+it comes from the page's flags (`kpageflags`). Without root, a mapped page of a writable private mapping counts as
+writeable if it is anonymous and no other process maps its frame; a page of a writable shared mapping always does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from shared.uapi.pagemap import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFRAME_MASK, PM_P
 Words = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.intp]
 _PROT_WRITE_AT, _SHARED_AT = 1, 3
-"""Where in `rwxp` the two letters stand."""
+"""The positions of the two letters in `rwxp`."""
 
 
 class HostTarget:
@@ -40,18 +41,22 @@ class HostTarget:
         self._directory_fd = directory_fd
         self._asking = asking or Asking(DirectReader())
         self.hides_pfns = not can_see_pfns()
-        """Whether the host shows this daemon no frame numbers: MAPPED is right then, and every pfn 0."""
+        """Whether the host hides frame numbers from this daemon. Then MAPPED is right, and every pfn is 0."""
 
     def question(self, start: Vaddr, end: Vaddr, layout: Flags) -> Question:
-        """Return what is to be asked for `described`; without frames to see and rights to work out it is less."""
+        """Return the question whose answer `described` needs.
+
+        It asks for less without frame numbers and PTE_WRITEABLE.
+        """
         is_plain = self.hides_pfns and not layout.pte_writeable
         return Question(self.pid, self._directory_fd, Want.PRESENT if is_plain else Want.MAPPED, start, end)
 
     def describe(self, start: Vaddr, end: Vaddr, layout: Flags) -> tuple[Words, Words]:
-        """Return state_flags and pfn of each page in [start, end), page-aligned; all zeros once it cannot be looked at.
+        """Return state_flags and pfn of each page in [start, end), page-aligned; all zeros if it cannot be read any
+        more.
 
-        A process that has exited, or has become another user's by execve, is not to be looked at. Raises TimeoutError
-        where nobody knows, as the host has not answered, and WouldWait.
+        A process cannot be read after its exit, or after an execve that gives it another user. Raises TimeoutError if
+        the host has not answered, and WouldWait.
         """
         try:
             found = self._asking.get(self.question(start, end, layout))
@@ -62,11 +67,11 @@ class HostTarget:
         return self.described(found, start, end, layout)
 
     def check_access(self) -> None:
-        """Raise OSError where the host does not let this daemon look; raises WouldWait too."""
+        """Raise OSError if this daemon may not read the process. Raises WouldWait too."""
         self._asking.get(Question(self.pid, self._directory_fd, Want.PRESENT, 0, PAGE_SIZE))
 
     def described(self, found: Look, start: Vaddr, end: Vaddr, layout: Flags) -> tuple[Words, Words]:
-        """Return what a look says of each page in [start, end): state_flags and pfn."""
+        """Return state_flags and pfn of each page in [start, end), from an answer."""
         flags = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
         private = np.zeros(len(flags), dtype=np.uint64)
         for mapping in found.mappings:
@@ -74,7 +79,7 @@ class HostTarget:
             last = (min(mapping.end, end) - start) >> PAGE_SHIFT
             _fill(flags[first:last], private[first:last], mapping, layout)
         entries = np.frombuffer(found.data.ljust(8 * len(flags), b"\0"), dtype=np.uint64)
-        # The two files are read one after the other: a mapping that went in between leaves no frame without it.
+        # The two files are read one after the other. A mapping may go in between; then its frames do not count.
         present = ((entries & np.uint64(PM_PRESENT)) != 0) & (flags != 0)
         flags[present] |= np.uint64(layout.mapped)
         if layout.pte_writeable:
@@ -84,7 +89,7 @@ class HostTarget:
         return flags, (entries & np.uint64(PM_PFRAME_MASK)) * present
 
     def _writeable(self, at: Indexes, entries: Words, private: Words) -> Indexes:
-        """Return which of these pages, all that may be writeable, are, where the host shows what that takes."""
+        """Return which of these candidate pages are writeable, as far as the host shows it."""
         if self.hides_pfns or not len(at):
             return at
         try:
@@ -93,16 +98,16 @@ class HostTarget:
             return at
 
     def read_page(self, vaddr: Vaddr) -> bytes:
-        """Return the 4,096 bytes at a page-aligned address. Raises OSError where they cannot be read, and WouldWait."""
+        """Return the 4,096 bytes at a page-aligned address. Raises OSError if they cannot be read, and WouldWait."""
         question = Question(self.pid, self._directory_fd, Want.CONTENTS, vaddr, vaddr + PAGE_SIZE)
         return self._asking.get(question).data
 
     def follow_faults(self) -> HostFaults:
-        """Begin to be told of the process's page faults. Raises as HostFaults does; it ends before this does."""
+        """Start following the process's page faults. Raises as HostFaults does. Close the result before this target."""
         return HostFaults(self.pid, self._directory_fd, self._asking)
 
     def is_alive(self) -> bool:
-        """Tell whether the process is there, a zombie not counted among the living."""
+        """Return whether the process is alive. A zombie is not."""
         try:
             return b"VmSize:" in self.read_status()
         except OSError:
@@ -115,12 +120,12 @@ class HostTarget:
             return status.read()
 
     def close(self) -> None:
-        """Let go of /proc/PID."""
+        """Close the descriptor of /proc/PID."""
         os.close(self._directory_fd)
 
 
 def _fill(flags: Words, private: Words, mapping: Seen, layout: Flags) -> None:
-    """Say of each page of a mapping what the mapping says, and which bits of its entry tell whether it is writeable."""
+    """Fill in the flags of each page of a mapping that come from the mapping, and whether it is private."""
     value = layout.anonymous if mapping.is_private_anonymous else layout.allocated
     if mapping.perms[_PROT_WRITE_AT : _PROT_WRITE_AT + 1] == b"w":
         value |= layout.vaddr_writeable
@@ -130,12 +135,11 @@ def _fill(flags: Words, private: Words, mapping: Seen, layout: Flags) -> None:
 
 
 def find_host_target(pid: Pid, uid: int, gid: int, asking: Asking | None = None) -> HostTarget | None:
-    """Return the real process `pid`, a thread group's leader with memory of its own, where user `uid` may look at it.
+    """Return the real process `pid`, if user `uid` may read it: the leader of a thread group, with its own memory.
 
-    None where there is none, or it is another's: root may look at all that this daemon can, others at a process all of
-    whose user and group ids are theirs and that the host counts as dumpable. Source: Linux v6.8
-    kernel/ptrace.c:__ptrace_may_access(). What this daemon's own user may not look at, nobody can through it.
-    Raises WouldWait.
+    None if there is no such process, or the user may not read it. Root may read every process that this daemon can
+    read. Another user may read a dumpable process whose user and group ids are all their own. Source: Linux v6.8
+    kernel/ptrace.c:__ptrace_may_access(). Nobody can read more than the daemon's own user. Raises WouldWait.
     """
     if not 0 < pid < 1 << 31:
         return None
@@ -162,7 +166,7 @@ def _may_access(target: HostTarget, directory_fd: int, uid: int, gid: int) -> bo
     if int(fields[b"Tgid"]) != target.pid:
         return False
     if uid != 0:
-        # The files, not the directory, of one that is not dumpable are root's: fs/proc/base.c:task_dump_owner().
+        # If a process is not dumpable, its files (not the directory) belong to root: fs/proc/base.c:task_dump_owner().
         owners = {*map(int, fields[b"Uid"].split()), os.stat("maps", dir_fd=directory_fd).st_uid}
         if owners != {uid} or {*map(int, fields[b"Gid"].split())} != {gid}:
             return False

@@ -1,7 +1,7 @@
-"""The host's perf event that tells the page faults of one thread: the address of each, also of one that is no page's.
+"""The host's perf event for the page faults of one thread. It reports the address of each fault, also without a page.
 
-Owns how it is opened, which may wait for an execve of that process: `kerneld.shadowpt.host_look`. Needs nothing but
-Python. Answers to perf_event_open(2) and Linux v6.8 kernel/events/core.c; the event counts where
+Owns the opening of the event, which may wait for an execve of that process (`kerneld.shadowpt.host_look`). Needs
+nothing but Python. Answers to perf_event_open(2) and Linux v6.8 kernel/events/core.c; the event counts where
 arch/x86/mm/fault.c:do_user_addr_fault() begins.
 """
 
@@ -23,7 +23,7 @@ _ATTR = struct.Struct("<IIQQQQQ88x")
 
 
 def open_page_faults(tid: Pid) -> int:
-    """Return a descriptor of the event of a thread's page faults. Raises OSError where the host does not allow it."""
+    """Return a descriptor of the event for a thread's page faults. Raises OSError if the host does not allow it."""
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _EXCLUDE_KERNEL | _EXCLUDE_HV
     attr = _ATTR.pack(_TYPE_SOFTWARE, _ATTR.size, _COUNT_SW_PAGE_FAULTS, 1, _SAMPLE_ADDR, 0, flags)

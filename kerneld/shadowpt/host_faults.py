@@ -1,11 +1,11 @@
-"""The page faults of a real process, as the host's perf tells them: the address of each, also of one that is no page's.
+"""The page faults of a real process, from the host's perf: the address of each fault, also without a page.
 
-Owns the ring of a perf event for each thread of the process. The events are opened by who can be given up
-(`kerneld.shadowpt.host_look`): that of the first thread before anything is told, those of others as soon as they have
-been seen.
+Owns the ring of a perf event for each thread of the process. A helper process that can be killed opens the events
+(`kerneld.shadowpt.host_look`): the event of the first thread before the table is opened, those of other threads as soon
+as they are seen.
 
-Differs from Linux: a thread is followed from the first look after its start, and of more faults between two looks than
-a ring holds the last ones are missing.
+Differs from Linux: a thread is followed from the first reading after its start. If there are more faults between two
+readings than a ring holds, the last ones are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Thread:
     """The event of one thread and its ring."""
 
     def __init__(self, event: Descriptor | None) -> None:
-        """Raises OSError where the host has not the memory."""
+        """Raises OSError if the host has no memory for the ring."""
         assert event is not None
         self._fd = event.take()
         try:
@@ -41,11 +41,11 @@ class _Thread:
         self._words = memoryview(self._ring).cast("Q")
 
     def read(self) -> Iterator[Vaddr]:
-        """Yield the addresses that have come since the last look."""
+        """Yield the addresses that have come since the last reading."""
         head, tail = self._words[_DATA_HEAD_WORD], self._words[_DATA_TAIL_WORD]
         size = _DATA_PAGES * mmap.PAGESIZE
         while tail < head:
-            # Records are of whole words, and so is the ring: none of these two is cut by its end.
+            # Records and the ring consist of whole words: the end of the ring cuts none of these two.
             at = mmap.PAGESIZE + tail % size
             kind, _misc, length = _RECORD_HEADER.unpack_from(self._ring, at)
             if kind == _RECORD_SAMPLE:
@@ -61,20 +61,20 @@ class _Thread:
 
 
 class HostFaults:
-    """The faults of all threads of process `pid`, whose /proc directory is `directory_fd`, which stays the caller's."""
+    """The faults of all threads of process `pid`. `directory_fd` is its /proc directory; the caller closes it."""
 
     def __init__(self, pid: Pid, directory_fd: int, asking: Asking) -> None:
-        """Begin. Raises OSError where the host does not allow it, TimeoutError where it does not answer, WouldWait."""
+        """Raises OSError if the host does not allow it, TimeoutError if it does not answer, and WouldWait."""
         self._pid = pid
         self._directory_fd = directory_fd
         self._asking = asking
         self._threads: dict[int, _Thread] = {pid: _Thread(asking.get(self._question(pid)).event)}
         self._asked: dict[int, Pending] = {}
-        """Threads whose events are being opened, or cannot be."""
+        """By thread, the unfinished or failed opening of its event."""
         self._follow_new_threads()
 
     def read(self) -> Iterator[Vaddr]:
-        """Yield the addresses that have come since the last look, thread by thread."""
+        """Yield the addresses that have come since the last reading, thread by thread."""
         self._follow_new_threads()
         for thread in self._threads.values():
             yield from thread.read()
@@ -93,7 +93,7 @@ class HostFaults:
         return Question(self._pid, self._directory_fd, Want.FAULTS, tid, tid)
 
     def _follow_new_threads(self) -> None:
-        """Take the events that have been opened, and ask for those of threads that are new."""
+        """Take the events that have been opened, and ask for the events of new threads."""
         for tid in [tid for tid, pending in self._asked.items() if pending.is_over]:
             with contextlib.suppress(OSError):
                 self._threads[tid] = _Thread(self._asked.pop(tid).result().event)

@@ -1,6 +1,6 @@
-"""A frame of the host, read through the page of the target that it is mapped at.
+"""Reads a frame of the host through a page of the target that maps it.
 
-Owns nothing. The host's process runs on meanwhile: what is read counts only where the frame is still there afterwards.
+Owns nothing. The target runs meanwhile. So the bytes count only if the page still maps the frame afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kerneld.shadowpt.layout import Flags
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Pid, Vaddr
 
 _HOST_READS = 8
-"""How often a frame of the host is looked for anew that has moved while it was read."""
+"""The number of attempts for a frame that moves while it is read."""
 
 
 class _Target(Protocol):
@@ -25,7 +25,7 @@ class _Target(Protocol):
 
 
 class Session(Protocol):
-    """What this module needs of an open table."""
+    """The part of an open table that this module needs."""
 
     @property
     def start(self) -> Vaddr: ...
@@ -40,9 +40,9 @@ class Session(Protocol):
 
 
 def read_host_frame(session: Session, host: HostTarget, pfn: Pfn) -> bytes:
-    """Return a frame of the host through the page of its process that it is mapped at, if that holds until it is read.
+    """Return the contents of a frame of the host, read through a page of its process that maps it.
 
-    Raises SysError(EINVAL) where no page of the range maps it, SysError(EPERM) where the host lets nobody read.
+    Raises SysError(EINVAL) if no page of the range maps it, and SysError(EPERM) if the host does not allow the reading.
     """
     try:
         return _find_host_frame(session, host, pfn)
@@ -72,7 +72,7 @@ def _find_host_frame(session: Session, host: HostTarget, pfn: Pfn) -> bytes:
 
 
 def why_not_mapped(session: Session, pfn: Pfn) -> str:
-    """Say that the target does not map a frame; of frame 0, why it may be shown as one."""
+    """Return words for a frame that the target does not map; for frame 0 also why the table may show it."""
     if pfn == 0 and session.caveat:
         return session.caveat
     where = f"in {session.start:#x}-{session.end:#x}"

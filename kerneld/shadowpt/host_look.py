@@ -1,9 +1,9 @@
-"""A look into a real process, in one piece: what is asked, what the answer is, and how it is found.
+"""Reads a real process once: the question, the answer, and how the answer is found.
 
-Everything here may take for ever. What a process has mapped and which pages are there is read under its mmap_lock, and
-who holds that may wait for a file system that never answers; to open these files, and to have its page faults told,
-may wait for an execve, which may wait for that lock too. So a daemon that serves others leaves it to a process that can
-be given up (`kerneld.server.host_reader`). Owns nothing; needs nothing but Python. Answers to Linux v6.8
+Everything here may block for ever. The host reads the mappings and pages of a process under its mmap_lock, and the
+holder of that lock may wait for a file system that never answers. Opening these files, or an event for page faults, may
+wait for an execve, which may wait for that lock too. So the daemon leaves this work to a helper process that it can
+kill (`kerneld.server.host_reader`). Owns nothing; needs nothing but Python. Answers to Linux v6.8
 fs/proc/task_mmu.c: m_start(), pagemap_read(), do_pagemap_scan(), which take mmap_lock, and kernel/fork.c:mm_access()
 and kernel/events/core.c:SYSCALL_DEFINE5(perf_event_open), which take exec_update_lock: fs/exec.c:exec_mmap() holds it
 while it waits for mmap_lock.
@@ -26,22 +26,22 @@ from shared.uapi.page import PAGE_SIZE, Pid, Vaddr
 
 
 class Want(IntEnum):
-    """What of a process is looked at."""
+    """The part of a process that a question asks for."""
 
     PRESENT = 1
-    """Mappings, and entries of which PM_PRESENT alone counts."""
+    """Mappings, and entries of which only PM_PRESENT counts."""
     MAPPED = 2
-    """Mappings, and the entries of pages that are there."""
+    """Mappings, and the entries of present pages."""
     ENTRIES = 3
-    """Mappings, and every entry as it stands in the file."""
+    """Mappings, and every entry of the file without a change."""
     CONTENTS = 4
     """The bytes of one page."""
     FAULTS = 5
-    """A perf event that tells the page faults of its thread `start`."""
+    """A perf event for the page faults of the thread whose tid is `start`."""
 
 
 class Question(NamedTuple):
-    """What is asked of the process `pid`, whose /proc directory is `directory_fd`: of [start, end), page-aligned."""
+    """A question about [start, end), page-aligned, of process `pid`. `directory_fd` is its /proc directory."""
 
     pid: Pid
     directory_fd: int
@@ -50,12 +50,12 @@ class Question(NamedTuple):
     end: Vaddr
 
     def is_same(self, other: Question) -> bool:
-        """Tell whether another asks the same, by whatever descriptor."""
+        """Return whether another question asks for the same. The descriptor does not matter."""
         return self._replace(directory_fd=0) == other._replace(directory_fd=0)
 
 
 class Seen(NamedTuple):
-    """What of a mapping counts here."""
+    """The facts about a mapping that count here."""
 
     start: Vaddr
     end: Vaddr
@@ -65,7 +65,7 @@ class Seen(NamedTuple):
 
 
 class Descriptor:
-    """A descriptor that comes with an answer: closed with the last who has the answer, unless somebody takes it."""
+    """A descriptor that comes with an answer. It is closed with the last reference, unless somebody takes it."""
 
     __slots__ = ("_fd",)
 
@@ -73,7 +73,7 @@ class Descriptor:
         self._fd = fd
 
     def take(self) -> int:
-        """Return it, which is the caller's from now on; -1 where it has been taken."""
+        """Return the descriptor, which the caller must close; -1 if it has been taken."""
         fd, self._fd = self._fd, -1
         return fd
 
@@ -83,13 +83,13 @@ class Descriptor:
 
 
 class Look(NamedTuple):
-    """The answer: the mappings that share an address with the range, in order, and what was read."""
+    """The answer: the mappings that overlap the range, in order, and the bytes read."""
 
     mappings: list[Seen]
     data: bytes
-    """8 bytes a page; or a page's contents."""
+    """8 bytes for each page, or the contents of one page."""
     first_name: bytes
-    """The first mapping's, for people."""
+    """The name of the first mapping, for people."""
     event: Descriptor | None = None
     """A perf event."""
 
@@ -100,7 +100,7 @@ _MOST_NAME_BYTES = 255
 
 
 def look(question: Question) -> Look:
-    """Look into a process. Raises OSError."""
+    """Answer a question. It may block for ever. Raises OSError."""
     directory_fd, start, end = question.directory_fd, question.start, question.end
     if question.want is Want.FAULTS:
         return Look([], b"", b"", Descriptor(open_page_faults(start)))
@@ -127,7 +127,7 @@ def _seen(mapping: HostMapping) -> Seen:
 
 @contextlib.contextmanager
 def _opened(directory_fd: int, name: str) -> Iterator[int]:
-    # Each look opens anew: a descriptor of maps or pagemap stays with the address space that an execve replaces.
+    # Each reading opens the file again: an open descriptor of maps or pagemap keeps the address space before an execve.
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         yield fd
@@ -136,14 +136,14 @@ def _opened(directory_fd: int, name: str) -> Iterator[int]:
 
 
 def pack_look(found: Look) -> bytes:
-    """Return an answer as bytes, for another process; its descriptor goes beside them."""
+    """Return an answer as bytes, for another process. Its descriptor is sent with them."""
     name = found.first_name[:_MOST_NAME_BYTES]
     rows = b"".join(_MAPPING.pack(*mapping) for mapping in found.mappings)
     return _HEAD.pack(len(found.mappings), len(found.data), len(name)) + rows + found.data + name
 
 
 def unpack_look(packed: bytes, event: Descriptor | None = None) -> Look:
-    """Return the answer that `pack_look` has made these bytes of, with the descriptor that came beside them."""
+    """Return the answer in the bytes of `pack_look`, with the descriptor that came with them."""
     nr_mappings, data_bytes, _name_bytes = _HEAD.unpack_from(packed)
     data_at = _HEAD.size + nr_mappings * _MAPPING.size
     name_at = data_at + data_bytes

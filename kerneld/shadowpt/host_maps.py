@@ -1,9 +1,9 @@
-"""The mappings of a real process in a window of its address space, through a descriptor of its /proc/PID/maps.
+"""Reads the mappings of a real process in a window of its address space, from a descriptor of its /proc/PID/maps.
 
-PROCMAP_QUERY (Linux 6.11) asks for the window alone. Without it the file is read from its beginning to the window's
-end, and the window is looked for in it: a process with thousands of mappings below takes milliseconds then. Owns
-nothing but what the host was found to offer, and needs nothing but Python: it runs in a process of its own
-(`kerneld.server.host_reader`), whose start nobody shall wait for. Answers to Linux fs/proc/task_mmu.c: show_map_vma()
+PROCMAP_QUERY (Linux 6.11) returns only the window. Without it, the file is read from its beginning to the end of the
+window: with thousands of mappings below the window that takes milliseconds. Owns only the knowledge whether the host
+has PROCMAP_QUERY. Needs nothing but Python: it runs in a helper process (`kerneld.server.host_reader`), which must
+start quickly. Answers to Linux fs/proc/task_mmu.c: show_map_vma()
 and do_procmap_query().
 """
 
@@ -30,7 +30,7 @@ from shared.uapi.procmap import (
 
 _ANONYMOUS_NAMES = (b"", b"[heap]", b"[stack]")
 _ANON_VMA_NAME = b"[anon:"
-"""How a name given by prctl(PR_SET_VMA_ANON_NAME) starts; "[anon_shmem:" is a shared mapping's."""
+"""The start of a name set by prctl(PR_SET_VMA_ANON_NAME). For a shared mapping it is "[anon_shmem:"."""
 _DEV_ZERO = b"/dev/zero"
 _ANON_SHMEM_NAME = b"[anon_shmem:"
 _CHUNK_BYTES = 1 << 16
@@ -49,9 +49,9 @@ class HostMapping(NamedTuple):
 
     @property
     def is_private_anonymous(self) -> bool:
-        """Tell whether it is the program's own memory: not shared, of no file, none of the kernel's special ones.
+        """Return whether it is private memory without a file, and not one of the kernel's special mappings.
 
-        A private mapping of /dev/zero is such too: Linux v6.8 drivers/char/mem.c:mmap_zero(), vma_set_anonymous().
+        A private mapping of /dev/zero counts too: Linux v6.8 drivers/char/mem.c:mmap_zero(), vma_set_anonymous().
         """
         nameless = self.name in _ANONYMOUS_NAMES or self.name.startswith(_ANON_VMA_NAME)
         of_no_file = self.inode == 0 and self.dev == b"00:00" and nameless
@@ -59,7 +59,7 @@ class HostMapping(NamedTuple):
 
     @property
     def is_anonymous_memory(self) -> bool:
-        """Tell whether it is memory of no file, shared or not: Linux v6.8 mm/shmem.c:shmem_zero_setup() names it."""
+        """Return whether it is memory without a file, private or shared (Linux v6.8 mm/shmem.c:shmem_zero_setup())."""
         is_shared = self.perms[3:4] == b"s" and self.inode != 0
         named = self.name == _DEV_ZERO + b" (deleted)" or self.name.startswith(_ANON_SHMEM_NAME)
         return self.is_private_anonymous or (is_shared and named)
@@ -68,8 +68,8 @@ class HostMapping(NamedTuple):
 def parse_mapping(line: bytes) -> HostMapping:
     """Parse one line of /proc/PID/maps, without its newline.
 
-    A name may hold anything but a newline (the kernel writes that as an escape), so it is whatever stands behind the
-    fifth field and its padding. Raises ValueError on any other line.
+    A name may hold any character except a newline (the kernel writes an escape for it). So the name is the rest of the
+    line after the fifth field and its padding. Raises ValueError on any other line.
     """
     addresses, perms, _offset, dev, inode, *rest = line.split(b" ", 5)
     start, _, end = addresses.partition(b"-")
@@ -78,7 +78,7 @@ def parse_mapping(line: bytes) -> HostMapping:
 
 
 def mappings_in(fd: int, start: Vaddr, end: Vaddr) -> list[HostMapping]:
-    """Return the mappings that share an address with [start, end), in order. Raises OSError."""
+    """Return the mappings that overlap [start, end), in order. Raises OSError."""
     return _query(fd, start, end) if has_query() else _search(fd, start, end)
 
 
@@ -94,7 +94,7 @@ def _query(fd: int, start: Vaddr, end: Vaddr) -> list[HostMapping]:
 
 
 def _query_one(fd: int, vaddr: Vaddr) -> HostMapping | None:
-    """Return the mapping that covers an address, or else the next one above it; None where there is none."""
+    """Return the mapping that covers an address, or else the next one above it; None if there is none."""
     name = array.array("B", bytes(_NAME_BYTES))
     argument = bytearray(
         PROCMAP_QUERY_ARG.pack(
@@ -105,7 +105,7 @@ def _query_one(fd: int, vaddr: Vaddr) -> HostMapping | None:
     try:
         fcntl.ioctl(fd, PROCMAP_QUERY, argument)
     except OSError as error:
-        # ESRCH: its address space is gone, as a file without a line says.
+        # ESRCH: the address space is gone. An empty file means the same.
         if error.errno in (errno.ENOENT, errno.ESRCH):
             return None
         raise
@@ -117,14 +117,14 @@ def _query_one(fd: int, vaddr: Vaddr) -> HostMapping | None:
         (PROCMAP_QUERY_VMA_SHARED, b"sp"),
     )
     perms = b"".join(pair[:1] if flags & flag else pair[1:] for flag, pair in letters)
-    # The size counts the NUL at the end; it is 0 where there is no name. A newline stands in it as it is.
+    # The size counts the NUL at the end. It is 0 without a name. A newline is not escaped here.
     text = name.tobytes()[: max(0, name_bytes - 1)].replace(b"\n", b"\\012")
     return HostMapping(start, end, perms, f"{major:02x}:{minor:02x}".encode(), inode, text)
 
 
 def _search(fd: int, start: Vaddr, end: Vaddr) -> list[HostMapping]:
     lines = _lines_below(fd, end)
-    # In order, so that most need not be looked at.
+    # The lines are sorted by address, so a binary search finds the first one.
     first = bisect.bisect_right(lines, start, key=_end_of)
     found = []
     for line in lines[first:]:
@@ -152,7 +152,7 @@ def _end_of(line: bytes) -> Vaddr:
 
 @cache
 def has_query() -> bool:
-    """Tell whether the host has PROCMAP_QUERY."""
+    """Return whether the host has PROCMAP_QUERY."""
     with open("/proc/self/maps", "rb", buffering=0) as maps:
         try:
             return _query_one(maps.fileno(), PAGE_SIZE) is not None

@@ -1,18 +1,18 @@
-"""Which mapped pages of a real process can be written without a fault, as far as /proc/kpageflags tells.
+"""Finds the mapped pages of a real process that can be written without a fault, from /proc/kpageflags.
 
-Owns nothing. No file of /proc shows an entry's write bit; the page's own flags say what led to it. Root alone may read
-them. Answers to Linux v6.8 fs/proc/page.c:stable_page_flags() and, for what they mean, to
+Owns nothing. No file of /proc shows the write bit of an entry. It can be inferred from the page's flags in most cases.
+Only root may read them. Answers to Linux v6.8 fs/proc/page.c:stable_page_flags() and, for what they mean, to
 include/linux/page-flags.h (PG_anon_exclusive) and mm/mmap.c:vma_wants_writenotify().
 
 | page                                  | written without a fault                                          |
 |---------------------------------------|------------------------------------------------------------------|
-| anonymous, of a private mapping       | where it is exclusive: a fork takes that from both, a write by   |
-|                                       | the one that is left gives it back                               |
+| anonymous, of a private mapping       | if it is exclusive: a fork clears that for both processes, and a |
+|                                       | write by the last owner sets it again                            |
 | of a file, of a private mapping       | never: the first write makes a copy                              |
-| of a file system that writes back     | once it is dirty: the first write is noted by a fault            |
-| of shared memory, tmpfs, a huge page  | always: nobody wants to know of the first write                  |
+| of a file system that writes back     | if it is dirty: the first write takes a fault, which marks it    |
+| of shared memory, tmpfs, a huge page  | always: the first write takes no fault                           |
 
-Differs from Linux: a page that is dirty through a write(2), or another process, counts as written by this one too.
+Differs from Linux: a page that is dirty by a write(2), or by another process, counts as written by this process.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _KPF_DIRTY, _KPF_ANON, _KPF_SWAPBACKED, _KPF_COMPOUND_TAIL, _KPF_HUGE, _KPF_NOPA
     1 << bit for bit in (4, 12, 14, 16, 17, 20, 22)
 )
 _KPF_ANON_EXCLUSIVE = 1 << 34
-"""KPF_MAPPEDTODISK, later KPF_OWNER_2: of an anonymous page the bit is PG_anon_exclusive."""
+"""KPF_MAPPEDTODISK, later KPF_OWNER_2. For an anonymous page the bit is PG_anon_exclusive."""
 _ENTRY_BYTES = 8
 _FRAMES_OF_HUGE = 512
 _MOST_GAP = 64
-"""Frames that nobody asked for between two that somebody did: to read them costs less than a read more."""
+"""The largest gap between two wanted frames that is read too: that costs less than another read."""
 
 
 def writeable(pfns: Words, is_private: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Tell of each frame, mapped by a mapping that may be written, whether a write takes no fault.
+    """Return for each frame of a writable mapping whether a write takes no fault.
 
-    Raises OSError where this process may not read page flags.
+    Raises OSError if this process may not read page flags.
     """
     fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
     try:
         flags = _read(fd, pfns)
         is_tail = (flags & np.uint64(_KPF_COMPOUND_TAIL | _KPF_THP)) == np.uint64(_KPF_COMPOUND_TAIL | _KPF_THP)
         exclusive = flags.copy()
-        # Until v6.11 a huge page's flags are its head's alone.
+        # Until v6.11 only the head of a huge page has its flags.
         exclusive[is_tail] |= _read(fd, pfns[is_tail] & ~np.uint64(_FRAMES_OF_HUGE - 1))
     finally:
         os.close(fd)

@@ -1,6 +1,7 @@
-"""The flags of a shadow_pte as numbers, for each layout: what the rest of this package writes without knowing which.
+"""The flags of a shadow_pte as numbers, for each layout. The rest of this package writes them without knowing the
+layout.
 
-Owns nothing. A flag that a layout does not have is 0 there, so that one formula makes the flags of every layout.
+Owns nothing. A flag that a layout does not have is 0, so that one formula computes the flags of every layout.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from shared.uapi.shadowpt import Layout, Spte, SpteF23
 
 
 class Flags(NamedTuple):
-    """What to write for a page that is allocated; in an anonymous VMA; in one that may be written; mapped; …"""
+    """The flags of a page that is allocated, in an anonymous VMA, in a writable VMA, mapped, mapped writable."""
 
     allocated: int
     anonymous: int
-    """ALLOCATED is in it: no page is the one without the other."""
+    """It includes ALLOCATED, because an anonymous page is always allocated."""
     vaddr_writeable: int
     mapped: int
     pte_writeable: int

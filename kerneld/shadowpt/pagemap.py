@@ -1,7 +1,8 @@
-"""The entries of a real process's page table, through a descriptor of its /proc/PID/pagemap.
+"""Reads the entries of a real process's page table, from a descriptor of its /proc/PID/pagemap.
 
-Owns nothing but what the host was found to offer. PAGEMAP_SCAN (Linux 6.7) finds the pages that are there without a
-word for each that is not; frame numbers are in the file alone. Needs nothing but Python, as `host_maps`. Answers to
+Owns only the knowledge whether the host has PAGEMAP_SCAN. PAGEMAP_SCAN (Linux 6.7) finds the present pages without
+reading a word for each other page. Only the file has frame numbers. Needs nothing but Python, as `host_maps`. Answers
+to
 Linux v6.8 fs/proc/task_mmu.c:pagemap_read() and do_pagemap_scan().
 """
 
@@ -30,9 +31,10 @@ _PRESENT = PM_PRESENT.to_bytes(PM_ENTRY_BYTES, "little")
 
 
 def read_present(fd: int, start: Vaddr, end: Vaddr, *, only_present: bool) -> bytes:
-    """Return the entry of each page in [start, end), page-aligned, 8 bytes each, 0 for a page that is not there.
+    """Return the entry of each page in [start, end), page-aligned, 8 bytes each, 0 for a page that is not present.
 
-    With `only_present` no bit but PM_PRESENT counts. Zeros where the process has no memory any more. Raises OSError.
+    With `only_present` only the bit PM_PRESENT counts. All entries are 0 if the process has no memory any more. Raises
+    OSError.
     """
     regions = _scan(fd, start, end)
     if regions is None:
@@ -52,12 +54,12 @@ def read_present(fd: int, start: Vaddr, end: Vaddr, *, only_present: bool) -> by
 
 
 def read_entries(fd: int, start: Vaddr, end: Vaddr) -> bytes:
-    """Return the entries of [start, end) as they stand in the file; fewer where the process is ending."""
+    """Return the entries of [start, end) from the file; fewer if the process is ending."""
     return os.pread(fd, (end - start) >> PAGE_SHIFT << 3, start >> PAGE_SHIFT << 3)
 
 
 def _scan(fd: int, start: Vaddr, end: Vaddr) -> list[tuple[Vaddr, Vaddr]] | None:
-    """Return the runs of present pages; None where the host has no PAGEMAP_SCAN."""
+    """Return the runs of present pages; None on a host without PAGEMAP_SCAN."""
     if not _has_scan():
         return None
     # Runs are at least a page apart.
@@ -71,7 +73,7 @@ def _scan(fd: int, start: Vaddr, end: Vaddr) -> list[tuple[Vaddr, Vaddr]] | None
         found = fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
     except OSError as error:
         if error.errno == errno.ESRCH:
-            # Its address space is gone, as a read of no bytes says.
+            # The address space is gone. An empty read means the same.
             return []
         raise
     return [(rows[at], rows[at + 1]) for at in range(0, 3 * found, 3)]
@@ -93,7 +95,10 @@ def _has_scan() -> bool:
 
 @cache
 def can_see_pfns() -> bool:
-    """Tell whether the host shows this daemon frame numbers, which takes CAP_SYS_ADMIN: a look at a page of its own."""
+    """Return whether the host shows frame numbers to this daemon (CAP_SYS_ADMIN).
+
+    It reads a page of its own to find out.
+    """
     with mmap.mmap(-1, mmap.PAGESIZE) as page, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         page[0] = 1
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))

@@ -1,7 +1,6 @@
-"""Why an open is refused, in words: EINVAL has a dozen causes that look alike to who gets it.
+"""The reasons of a refused open, in words: EINVAL has a dozen causes, and a person cannot tell them apart.
 
-Owns no check: what is wrong has been found by then, and these say it to a person. Reads /proc/PID/status of the host,
-which waits for nobody's memory.
+Owns no check: the caller has found the error already. Reads the host's /proc/PID/status, which takes no mmap_lock.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ NO_PFNS = "the host shows kerneld no frame numbers, which takes root: every pfn 
 
 
 class NoTarget(NamedTuple):
-    """A target that is none."""
+    """A target that does not exist or may not be opened, with the reason in words."""
 
     why: str
 
 
 def why_no_range(start: Vaddr, end: Vaddr) -> str:
-    """Say what is wrong with a range that no table can have; any numbers."""
+    """Return the error of an invalid range in words. Any numbers are allowed."""
     if start >= end:
         return f"the range is empty: its end {end:#x} is not after its start {start:#x}"
     for name, address in (("start", start), ("end", end)):
@@ -31,7 +30,7 @@ def why_no_range(start: Vaddr, end: Vaddr) -> str:
 
 
 def why_no_target(pid: Pid, *, are_real_ones_allowed: bool, is_asked: bool) -> NoTarget:
-    """Say why there is no process `pid` to open a table of: it is none of kerneld's."""
+    """Return the reason why no table of process `pid` can be opened. The process is not attached to kerneld."""
     fields = read_status(pid)
     if fields is None:
         return NoTarget(f"there is no process {pid}, neither kerneld's nor one that this host shows kerneld")

@@ -1,7 +1,7 @@
-"""The check of the memory that a caller wants its table mapped over, in the caller's real address space.
+"""Checks the memory over which a caller wants to map its table, in the caller's real address space.
 
-Owns nothing. What remap_pfn_range() would find out from the caller's VMA inside a kernel, this finds out from outside,
-by a look that may take for ever (`host_look`). Answers to Linux v6.8 fs/proc/task_mmu.c:show_map_vma() and
+Owns nothing. In a Linux kernel, remap_pfn_range() would check the caller's VMA. This module has to read the same facts
+from /proc, which may block for ever (`host_look`). Answers to Linux v6.8 fs/proc/task_mmu.c:show_map_vma() and
 Documentation/admin-guide/mm/pagemap.rst for what is looked at.
 """
 
@@ -21,15 +21,16 @@ from shared.uapi.pagemap import PM_ENTRY_BYTES, PM_PRESENT, PM_SWAP
 
 
 class _Refusal(Exception):
-    """Why the memory will not do, in words."""
+    """The memory is not suitable; the text says why."""
 
 
 def check_entries(pid: Pid, entries: Vaddr, length: int, asking: Asking | None = None) -> None:
     """Check that [entries, entries + length) of the real process `pid` can become the kernel's table.
 
-    `entries` in bytes, any number; `length` a multiple of PAGE_SIZE. Raises SysError(EINVAL), which says why, unless it
-    is page-aligned, inside one anonymous mapping, private or shared, and no page of it has been touched or swapped out;
-    also when the process cannot be looked into, or is gone; and WouldWait. Source: docs/abi.md, shadowpt_open.
+    `entries` may be any number; `length` is a multiple of PAGE_SIZE. Raises SysError(EINVAL) with the reason unless
+    `entries` is page-aligned, the memory lies inside one anonymous mapping, private or shared, and no page of it has
+    been touched or swapped out. Raises it also if the process cannot be read or has ended. Raises WouldWait. Source:
+    docs/abi.md, shadowpt_open.
     """
     try:
         if entries & (PAGE_SIZE - 1):

@@ -1,15 +1,15 @@
-"""One POSIX shared-memory segment that this process writes and everyone else can only read.
+"""One POSIX shared-memory segment. This process writes it, and other processes can only read it.
 
-Owns the mapping and the read-only descriptor; knows nothing of what the bytes mean. Answers to shm_open(3).
+Owns the mapping and the read-only descriptor. Knows nothing about the meaning of the bytes. Answers to shm_open(3).
 
-Invariants: the segment has no name by the time a Segment exists, so that nothing stays in /dev/shm however anyone dies;
-its memory is allocated in full, so that no store here can meet a full /dev/shm (SIGBUS); this process holds no writable
-descriptor of it, and of the descriptor that it hands out no writable mapping can be made.
+Invariants: a Segment has no name, so nothing stays in /dev/shm, however a process dies. Its memory is allocated in
+full, so no store here can meet a full /dev/shm (SIGBUS). This process holds no writable descriptor of it, and no
+writable mapping can be made from the descriptor that it hands out.
 
-Who could still write: another uid cannot open it again, there is no name and the inode's mode is 0400. The owner (the
-user that runs the kernel) could change that mode, and root needs not even that: CAP_DAC_OVERRIDE opens
-/proc/self/fd/N for writing. Both are the superuser here and may debug the kernel anyway. shm_open(3) files cannot be
-sealed (Linux v6.8 mm/shmem.c:__shmem_get_inode() starts them with F_SEAL_SEAL).
+Two users could still write. Another uid cannot open the segment again: there is no name, and the inode's mode is 0400.
+But the owner (the user that runs the kernel) could change that mode, and root does not even need that: with
+CAP_DAC_OVERRIDE it opens /proc/self/fd/N for writing. Both are superusers here and may debug the kernel anyway.
+shm_open(3) files cannot be sealed (Linux v6.8 mm/shmem.c:__shmem_get_inode() starts them with F_SEAL_SEAL).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _libc.mmap.argtypes = [
 
 
 def why_no_segment() -> str:
-    """Say what is wrong with the place where segments are made, by its name; "" where nothing is."""
+    """Return the problem of the directory of segments in words, with its name; "" if there is none."""
     if not os.path.isdir(_DIRECTORY):
         return f"{_DIRECTORY} is missing"
     try:
@@ -61,7 +61,7 @@ class Segment:
     def __init__(self, size_bytes: int) -> None:
         """Create it, map it for writing, open it again read-only and unlink it.
 
-        Raises OSError where the host has no memory, no room in /dev/shm or no descriptors for it; nothing is left then.
+        Raises OSError if the host has no memory, no room in /dev/shm or no descriptors. Then nothing is left behind.
         """
         self.size_bytes = size_bytes
         writable_fd, self._fd = _create_unlinked(size_bytes)
@@ -73,7 +73,7 @@ class Segment:
         finally:
             os.close(writable_fd)
         self.words = memoryview(self._map).cast("Q")
-        """The segment as 64-bit words; an item is stored by one 8-byte store."""
+        """The segment as 64-bit words. Each item is written by one 8-byte store."""
 
     def client_fd(self) -> int:
         """Return a new read-only descriptor, which the caller closes. Raises OSError when out of descriptors."""
@@ -92,7 +92,7 @@ def _create_unlinked(size_bytes: int) -> tuple[int, int]:
     try:
         writable = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_MODE_OWNER_READS)
         try:
-            # The umask may have taken the one bit that opening it again needs.
+            # The umask may have removed the mode bit that opening it again needs.
             os.fchmod(writable.fd, _MODE_OWNER_READS)
             os.posix_fallocate(writable.fd, 0, size_bytes)
             return writable.fd, posix_ipc.SharedMemory(name, read_only=True).fd
@@ -110,8 +110,8 @@ def _create_unlinked(size_bytes: int) -> tuple[int, int]:
 def _map_without_descriptor(fd: int, size_bytes: int) -> mmap.mmap:
     """Map `fd` shared and writable into a Python mmap object that keeps no descriptor of it.
 
-    Python's mmap keeps a duplicate of its descriptor as long as it lives (until 3.13's trackfd). An anonymous one has
-    none: the file is mapped over its pages, and it unmaps those when it goes, whatever is there.
+    Python's mmap keeps a duplicate of its descriptor (until trackfd in Python 3.13). An anonymous mmap object has none.
+    So the file is mapped over the pages of an anonymous one, which unmaps them at its end.
     """
     owner = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(owner))

@@ -1,19 +1,19 @@
-"""The one shadow page table of a kernel: who opened it, whose pages it describes, and when it follows them.
+"""The session of the one shadow page table of a kernel: its opener, its target, and its state.
 
     closed --open--> open --start--> tracking --stop--> open        close, or the opener's end: closed, from any state
 
-Owns the session's state and its table. Knows an address space only through the notifier, VMAs and entries; knows no
-request and no socket. Answers to docs/abi.md, "Shadow page table", and for the notifier to Linux v6.8
+Owns the session's state and its table. Knows an address space only by the notifier, VMAs and entries. Knows no request
+and no socket. Answers to docs/abi.md, "Shadow page table", and for the notifier to Linux v6.8
 mm/mmu_notifier.c.
 
-A target is a process of this kernel, whose address space notifies; or a real one of the host (`HostTarget`), which
-nobody notifies of: `look_again()` does that, and whoever drives this class calls it while `followed_host` is one. The
-host's answers may be long in coming: see `asking`.
+The target may be a process of this kernel, whose address space sends notifications. It may be a real process of the
+host (`HostTarget`), which sends none: the server calls `look_again()` as long as `followed_host` is set. The host's
+answers may take long: see `asking`.
 
-Invariants: processes are held and compared as objects, never by pid, for a pid may come again. The notifier is
-registered with the target's mm exactly while tracking a target that lives, so that an untracked kernel pays nothing. A
-notification is a range, never a delta: it marks pages dirty, and `flush()` looks at what they are by then. Nothing is
-dirty between two requests.
+Invariants: processes are held and compared as objects, never by pid, because a pid may be used again. The notifier is
+registered with the target's mm exactly while a living target is tracked, so that an untracked kernel pays nothing. A
+notification is a range, never a list of changes: it marks pages as dirty, and `flush()` computes their current state.
+Between two requests nothing is dirty.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _log = structlog.get_logger(__name__)
 
 _NONE_OPEN = "no table is open"
 _MAX_DIRTY_RANGES = 8
-"""With more ranges than this it is cheaper to look at everything from the first to the last."""
+"""With more ranges than this it is cheaper to recompute everything from the first to the last range."""
 
 
 class Tracked(Faulting, Protocol):
-    """What this module needs of a process."""
+    """The part of a process that this module needs."""
 
     @property
     def mm(self) -> MmStruct | None: ...
 
 
 class _Session:
-    """An open table: fixed from `open` to `close`, but for what is tracked."""
+    """An open table. It does not change from `open` to `close`, except for the tracked mm."""
 
     __slots__ = ("end", "layout", "mm", "opener", "start", "table", "target")
 
@@ -71,11 +71,11 @@ class _Session:
         self.layout = layout
         self.table = ShadowTable(start, end, layout.mapped)
         self.mm: MmStruct | None = None
-        """The mm that notifies us; None when stopped, and once the target has ended."""
+        """The mm that sends notifications; None when stopped, and after the end of the target."""
 
     @property
     def caveat(self) -> str:
-        """What the table cannot show; "" where it shows all."""
+        """What the table cannot show, in words; "" if it shows everything."""
         return NO_PFNS if isinstance(self.target, HostTarget) and self.target.hides_pfns else ""
 
 
@@ -87,15 +87,15 @@ class ShadowPt:
         self._session: _Session | None = None
         """The table of page faults, which may be open in place of this one."""
         self.dirty: list[tuple[Vaddr, Vaddr]] = []
-        """Page-aligned ranges within the table's that have changed since the last flush(). Dispatch looks whether it is
-        empty after each request, which is all that an untracked kernel pays."""
+        """Page-aligned ranges of the table that have changed since the last flush(). Dispatch checks after each request
+        whether it is empty; an untracked kernel pays only for this check."""
         self.asking = Asking(DirectReader())
-        """How the host is asked: by another reader where others must not wait for its answers."""
+        """Asks the host. A daemon sets another reader, so that other clients do not wait for the host's answers."""
         self.faults = FaultLog(self.asking)
         self._is_late = False
-        """Whether the host has not answered when it was asked last."""
+        """Whether the host has not answered the last question."""
         self.followed_host: HostTarget | None = None
-        """The real process that a started table describes; None while there is no such."""
+        """The real process that a started table describes; None if there is none."""
 
     def open(
         self,
@@ -106,14 +106,15 @@ class ShadowPt:
         entries: Vaddr,
         layout: Flags = F24,
     ) -> tuple[Vaddr, tuple[int, int]]:
-        """Open a table of `target`'s pages in [start, end) for `opener`, a superuser, who maps it at `entries`.
+        """Open a table of `target`'s pages in [start, end) for `opener`, a superuser, which maps it at `entries`.
 
-        All in bytes; any numbers. A HostTarget is this class's own once open has succeeded. Returns the end as cut to
-        MAX_SPT_RANGE, and read-only descriptors of the table and of the sequence page, which the caller closes.
-        Raises SysError(EINVAL) unless start < end, both page-aligned, the end within user space once it is cut, and the
-        target alive; then
-        EBUSY where a table is open; then EINVAL when the opener's real memory at `entries` will not do; then ENOMEM
-        when the host has no memory for the table.
+        All numbers are in bytes, and any values are allowed. After success this class owns a HostTarget. Returns the
+        end, cut to MAX_SPT_RANGE, and read-only descriptors of the table and of the sequence page, which the caller
+        closes.
+
+        Raises SysError in this order: EINVAL unless start < end, both page-aligned, the end after the cut within user
+        space, and the target alive; EBUSY if a table is open; EINVAL if the opener's real memory at `entries` is not
+        suitable; ENOMEM if the host has no memory for the table.
         """
         cut = min(end, start + MAX_SPT_RANGE)
         if not start < end or (start | end) & ~PAGE_MASK or cut > TASK_SIZE:
@@ -145,14 +146,14 @@ class ShadowPt:
         return end, fds
 
     def why_busy(self) -> str:
-        """Say who has a table open, of either kind; "" where nobody has."""
+        """Return words for the process that has a table of either kind open; "" if no table is open."""
         holder = self.faults if self.faults.is_open else self._session
         if holder is None or holder.opener is None or holder.target is None:
             return ""
         return f"{_in_words(holder.opener)} has a table open, of process {holder.target.pid}; there is one at a time"
 
     def close(self, caller: Tracked) -> None:
-        """Empty the table and forget it. Raises SysError(EINVAL) where none is open, EPERM unless caller opened it."""
+        """Empty the table and close it. Raises SysError(EINVAL) if none is open, EPERM unless `caller` opened it."""
         if self.faults.is_open:
             self.faults.close(caller)
             self.followed_host = None
@@ -160,7 +161,7 @@ class ShadowPt:
         self._close(self._get_session(caller))
 
     def start(self, caller: Tracked) -> None:
-        """Make the table say what is so now, and follow every change. Raises as close() does."""
+        """Fill the table with the current state, and follow every change. Raises as close() does."""
         session = self._get_session(caller)
         self.dirty.clear()
         table = session.table
@@ -179,7 +180,7 @@ class ShadowPt:
         table.publish()
 
     def stop(self, caller: Tracked) -> None:
-        """Follow no longer; the table stays as it is. Raises as close() does."""
+        """Stop following changes; the table stays as it is. Raises as close() does."""
         session = self._get_session(caller)
         self.flush()
         self.refresh()
@@ -187,9 +188,9 @@ class ShadowPt:
         self.followed_host = None
 
     def refresh(self) -> None:
-        """Look again at the host's process that is followed, if there is one, and write what has changed.
+        """Read the followed process of the host again, if there is one, and write the changes.
 
-        Where the host does not answer the table stays as it is. Raises WouldWait.
+        If the host does not answer, the table stays as it is. Raises WouldWait.
         """
         session, host = self._session, self.followed_host
         if session is None or host is None:
@@ -200,9 +201,9 @@ class ShadowPt:
         session.table.publish()
 
     def look_again(self) -> Pending | None:
-        """Begin to look again at the host's process that is followed; what has changed is written when it is known.
+        """Start reading the followed process of the host again. The changes are written when the answer comes.
 
-        Returns what is waited for, None where nothing is followed.
+        Returns the Pending answer; None if no process is followed.
         """
         session, host = self._session, self.followed_host
         if session is None or host is None:
@@ -216,7 +217,7 @@ class ShadowPt:
         return pending
 
     def take_look(self, session: _Session, host: HostTarget, pending: Pending) -> None:
-        """Write what a look has found, if that is still to be known."""
+        """Write an answer of the host, if the session still needs it."""
         if self._session is not session or self.followed_host is not host:
             return
         try:
@@ -231,9 +232,9 @@ class ShadowPt:
         session.table.publish()
 
     def refresh_for(self, caller: Tracked) -> Pending | None:
-        """Do as look_again() does if `caller` is the opener: after each of its calls, before the reply.
+        """Do the same as look_again() if `caller` is the opener: after each of its calls, before the reply.
 
-        A host that has not answered is not waited for again until it has.
+        If the host has not answered the last question, the opener does not wait again until it has.
         """
         holder = self.faults if self.faults.is_open else self._session
         if holder is None or holder.opener is not caller or self._is_late:
@@ -241,7 +242,7 @@ class ShadowPt:
         return self.look_again()
 
     def host_exited(self) -> None:
-        """The host's process that is followed has ended: its entries lose flags and frames, and stay so."""
+        """Handle the end of the followed process of the host: its entries lose flags and frames for good."""
         self.faults.refresh()
         self.followed_host = None
         self.release()
@@ -249,7 +250,7 @@ class ShadowPt:
     def page_contents(self, pfn: Pfn) -> bytes:
         """Return the 4,096 bytes of a frame that the target maps in the range at this moment, tracking or not.
 
-        `pfn` is any number. Raises SysError(EINVAL) where no table is open, or the frame is not mapped there.
+        `pfn` may be any number. Raises SysError(EINVAL) if no table is open, or the frame is not mapped there.
         """
         session = self._session
         if session is None:
@@ -265,7 +266,7 @@ class ShadowPt:
         return bytes(self._ram.page(pfn))
 
     def opener_gone(self, process: Tracked) -> None:
-        """Do as close() does if it is the opener that has ended; called at the end of every process."""
+        """Close the table if its opener has ended. Called at the end of every process."""
         if self._session is not None and self._session.opener is process:
             self._close(self._session)
         elif self.faults.opener is process:
@@ -289,7 +290,8 @@ class ShadowPt:
         table.publish()
 
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Mark what of [start, end), page-aligned, is in the table's range: VMAs or entries there have changed."""
+        """Mark the part of [start, end), page-aligned, in the table's range as dirty: VMAs or entries have changed
+        there."""
         session = self._session
         if session is None or session.mm is None:
             return
@@ -308,7 +310,10 @@ class ShadowPt:
             dirty[:] = [(min(first for first, _ in dirty), max(last for _, last in dirty))]
 
     def release(self) -> None:
-        """Take flags and frames from all entries: the target exits. The table stays open until its opener closes it."""
+        """Clear flags and frames of all entries, because the target exits.
+
+        The table stays open until the opener's close.
+        """
         session = self._session
         if session is None:
             return
@@ -318,7 +323,7 @@ class ShadowPt:
         session.table.publish()
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
-        """Go on with the target's new address space: every page may differ."""
+        """Switch to the target's new address space: every page may be different."""
         session = self._session
         if session is None:
             return
@@ -326,7 +331,7 @@ class ShadowPt:
         self.dirty[:] = [(session.start, session.end)]
 
     def check(self) -> None:
-        """While tracking, compare the table with what VMAs and entries say. Raises KernelBug where they differ."""
+        """While tracking, compare the table with VMAs and entries. Raises KernelBug if they differ."""
         session = self._session
         if session is None or session.mm is None or self.dirty:
             return
@@ -336,7 +341,7 @@ class ShadowPt:
 
     @property
     def caveat(self) -> str:
-        """What the open table cannot show, in words for who opened it; "" where it shows all."""
+        """What the open table cannot show, in words for its opener; "" if it shows everything."""
         return "" if self._session is None else self._session.caveat
 
     def describe_session(self) -> tuple[str, Pid | None, Pid | None]:
@@ -349,7 +354,7 @@ class ShadowPt:
         return "tracking" if is_tracking else "open", session.opener.pid, session.target.pid
 
     def _get_session(self, caller: Tracked) -> _Session:
-        """Return the open session. Raises SysError(EINVAL) where there is none, EPERM when another opened it."""
+        """Return the open session. Raises SysError(EINVAL) if there is none, EPERM if another process opened it."""
         if self._session is None:
             raise SysError(errno.EINVAL, _NONE_OPEN)
         if self._session.opener is not caller:
@@ -357,7 +362,7 @@ class ShadowPt:
         return self._session
 
     def _follow(self, session: _Session, mm: MmStruct | None) -> None:
-        """Be told by `mm` from now on, and by no other."""
+        """Register the notifier with `mm`, and with no other mm."""
         if session.mm is not mm and session.mm is not None and self in session.mm.notifiers:
             session.mm.notifiers.remove(self)
         if mm is not None and self not in mm.notifiers:
@@ -386,5 +391,5 @@ def _in_words(process: Faulting) -> str:
 
 
 def _find_mm(process: Tracked) -> MmStruct | None:
-    """Return the address space of a process that lives."""
+    """Return the address space of a living process; None after its end."""
     return None if process.ended else process.mm

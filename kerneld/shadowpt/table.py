@@ -1,15 +1,15 @@
-"""The table that a client maps: the entries segment and the sequence page, and the order in which words are written.
+"""The table that a client maps: the segment of entries, the sequence page, and the order of the stores.
 
-Owns two shared-memory segments. Knows no address space: flags and frames come ready. Answers to docs/abi.md, "Shadow
-page table"; there is no such file in Linux.
+Owns two shared-memory segments. Knows no address space: the caller passes flags and frames. Answers to docs/abi.md,
+"Shadow page table"; Linux has no such file.
 
 Invariants:
-- Every store is of one aligned 64-bit word. Memory order is the program's order: x86 does not reorder stores, and each
-  step below is a call of its own that no compiler looks through.
-- An entry says MAPPED only while its pfn is the mapped one: MAPPED is cleared before the pfn changes and set after.
+- Every store writes one aligned 64-bit word. The stores happen in program order: x86 does not reorder stores, and each
+  step below is a separate call that no compiler can merge.
+- An entry has MAPPED only while its pfn is valid: MAPPED is cleared before the pfn changes, and set after it.
 - A row that does not change is not written.
-- The sequence word is odd from the first change until `publish()`, even otherwise, and larger after each change. It is
-  counted here, never read back: nobody else's store could confuse it.
+- The sequence number is odd from the first change until `publish()`, else even, and grows with each change. It is
+  counted in this process and never read back, so no store of another process could confuse it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ShadowTable:
     def __init__(self, start: Vaddr, end: Vaddr, mapped: int = int(Spte.PTE_MAPPED)) -> None:
         """Create both segments; `mapped` is the layout's flag of that name.
 
-        Raises OSError where the host cannot give them; nothing is left behind then.
+        Raises OSError if the host cannot provide them. Then nothing is left behind.
         """
         self._start = start
         self._mapped = mapped
@@ -71,7 +71,7 @@ class ShadowTable:
         self._vaddrs[:] = np.arange(self._start, last, PAGE_SIZE, dtype=np.uint64)
 
     def update(self, first_index: int, flags: Words, pfns: Words) -> None:
-        """Make the entries from `first_index` on say `flags` and `pfns` (arrays of one length; pfn 0 unless MAPPED)."""
+        """Set the entries from `first_index` on to `flags` and `pfns`, arrays of one length; pfn is 0 unless MAPPED."""
         last = first_index + len(flags)
         now_flags, now_pfns = self._flags[first_index:last], self._pfns[first_index:last]
         moved = now_pfns != pfns
@@ -86,7 +86,7 @@ class ShadowTable:
         now_flags[changed] = flags[changed]
 
     def update_one(self, index: int, flags: int, pfn: Pfn) -> None:
-        """Do what update() does, for one entry: most accesses that fault change one page, and this costs a tenth."""
+        """Do the same as update() for one entry. Most faults change one page, and this costs a tenth."""
         words = self._words
         at_pfn, at_flags = index * _PTE_WORDS + _PFN, index * _PTE_WORDS + _FLAGS
         now = words[at_flags]
@@ -102,24 +102,27 @@ class ShadowTable:
         words[at_flags] = flags
 
     def is_equal(self, flags: Words, pfns: Words) -> bool:
-        """Tell whether every row has these flags and frames, and its own address; for the invariants."""
+        """Return whether every row has these flags and frames, and its own address. Used by the invariants."""
         last = self._start + (self.nr_pages << PAGE_SHIFT)
         vaddrs = np.arange(self._start, last, PAGE_SIZE, dtype=np.uint64)
         return bool((self._vaddrs == vaddrs).all() and (self._flags == flags).all() and (self._pfns == pfns).all())
 
     def clear_flags(self) -> None:
-        """Take flags and frame from every entry; vaddrs stay."""
+        """Clear flags and frame of every entry. The vaddrs stay."""
         nothing = np.zeros(self.nr_pages, dtype=np.uint64)
         self.update(0, nothing, nothing)
 
     def empty(self) -> None:
-        """Make every entry all zeros."""
+        """Fill every entry with zeros."""
         self.clear_flags()
         self._begin()
         self._vaddrs[:] = 0
 
     def publish(self) -> None:
-        """End the change: what was written since the last publish() is one moment to a reader of the sequence page."""
+        """End the change.
+
+        For a reader of the sequence page all stores since the last publish() happen at one moment.
+        """
         if self._sequence & 1:
             self._sequence += 1
             self._sequence_segment.words[0] = self._sequence

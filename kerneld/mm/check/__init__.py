@@ -1,1 +1,1 @@
-"""Invariants: what must hold of a machine, recomputed from nothing."""
+"""The invariants of a machine, each recomputed from nothing."""

@@ -1,7 +1,7 @@
-"""The accounts of the frames, recomputed from nothing: who holds each frame, and who may find it.
+"""The accounts of the frames, recomputed from nothing: the references to each frame, and its mapping.
 
-A part of the invariants (`kerneld.mm.check.invariants`), in a file of its own for its length. Knows page tables only as
-the walks over them. Raises KernelBug with the first thing that is wrong.
+This is a part of the invariants (`kerneld.mm.check.invariants`), in its own file because of its length. Knows page
+tables only by walks over them. Raises KernelBug with the first error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import Pfn
 
 _SAMPLE = 16
-"""Frames read back at each check: reading one that was never written makes the host back it with memory."""
+"""The number of frames that a check reads. It is small, because the host gives memory to a frame that is read."""
 
 
 def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace], deposited: list[Pfn]) -> None:
@@ -83,7 +83,7 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
 
 
 def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
-    """Check what is known of whole huge pages against the entries of 2 MiB in all page tables. Raises KernelBug."""
+    """Check the accounts of huge pages against the entries of 2 MiB in all page tables. Raises KernelBug."""
     huge = frames.huge
     entries = np.concatenate([walk.huge_entries for walk in walks]) if walks else np.zeros(0, dtype=np.uint64)
     is_zero = (entries & np.uint64(PTE_SPECIAL)) != 0
@@ -133,7 +133,7 @@ def _none(bad: npt.NDArray[np.bool_], message: str) -> None:
 
 
 def _check_unwritten(frames: Frames) -> None:
-    """A sample of the frames that nobody has written, the zero page always among them, reads as zeros."""
+    """Check that a sample of the frames that were never written reads as zeros. It always includes the zero page."""
     unwritten = np.flatnonzero(~frames.ram.written)
     zeros = [ZERO_PFN] if frames.huge.zero_pfn is None else [ZERO_PFN, *_huge_range(frames.huge.zero_pfn)]
     if frames.ram.written[zeros].any():
@@ -151,7 +151,7 @@ def _huge_range(head: Pfn) -> range:
 
 
 def check_mapping(frames: Frames, mapping: AddressSpace) -> None:
-    """Check the page cache of one inode: every slot's frame leads back to it, and `dirty` is what PG_DIRTY says.
+    """Check the page cache of one inode: every cached frame leads back to it, and `dirty` agrees with PG_DIRTY.
 
     Raises KernelBug.
     """

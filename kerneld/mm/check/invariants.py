@@ -1,11 +1,10 @@
 """The invariants of an address space and of the whole machine, recomputed from nothing.
 
-`check_mm` looks at one address space, `check_machine` at every one of them together with the frames. Both raise
-KernelBug with the first thing that is wrong, and change nothing. Meant to run after every call in tests, so the work is
-done on arrays: one walk over each page table, then comparisons.
+`check_mm` checks one address space. `check_machine` checks all address spaces together with the frames. Both raise
+KernelBug with the first error, and change nothing. Tests run them after every call. So they work on arrays: one walk
+over each page table, then comparisons.
 
-Not checked here: that neighbours which could merge are merged. It is no invariant, nor is it in Linux: see
-`find_unmerged`.
+They do not check that mergeable neighbours are merged. That is no invariant, also not in Linux: see `find_unmerged`.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ Mask = npt.NDArray[np.bool_]
 def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[AddressSpace] = ()) -> None:
     """Check every address space, every cached file and every frame of the machine.
 
-    `mms` are all address spaces there are, those of forked children that are not attached yet included; `mappings` are
-    files that may have cached pages although no VMA maps them, where there are any. Raises KernelBug.
+    `mms` are all address spaces, also those of forked children that are not attached yet. `mappings` are files that may
+    have cached pages although no VMA maps them. Raises KernelBug.
     """
     mms = list(mms)
     walks = [check_mm(mm) for mm in mms]
@@ -88,7 +87,7 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
 
 
 def check_mm(mm: MmStruct) -> Walk:
-    """Check one address space: VMAs, page table, entries against VMAs, counters; returns the walk over its page table.
+    """Check one address space: VMAs, page table, entries against VMAs, counters. Return the walk over its page table.
 
     Raises KernelBug.
     """
@@ -111,13 +110,13 @@ def check_mm(mm: MmStruct) -> Walk:
 
 
 def find_unmerged(mm: MmStruct) -> list[tuple[Vma, Vma]]:
-    """Return the pairs of neighbours that have never faulted a page in, and could be one VMA but are not.
+    """Return the pairs of neighbours without a fault that could be one VMA but are two.
 
-    Two neighbours with an anon_vma may stay apart for good: they could not merge when one of them was made or changed,
-    and a fault that gives both the same anon_vma never merges (Linux v6.8 mm/mmap.c:can_vma_merge_after(),
-    is_mergeable_anon_vma()). Without one they are apart only after one of these, as in Linux: a split went through and
-    the next failed at vm.max_map_count; a fork unlocked two VMAs of which one was locked; a stack grew down to another;
-    a heap begins where program data ends.
+    Two neighbours with an anon_vma may stay separate for good. They could not merge when one of them was made or
+    changed, and a fault that gives both the same anon_vma never merges (Linux v6.8 mm/mmap.c:can_vma_merge_after(),
+    is_mergeable_anon_vma()). Neighbours without an anon_vma are separate only in these cases, as in Linux: one split
+    succeeded and the next failed at vm.max_map_count; a fork unlocked two VMAs of which one was locked; a stack grew
+    down to another stack; a heap begins at the end of program data.
     """
     vmas = list(mm.vmas)
     return [
@@ -156,13 +155,13 @@ def _check_vmas(vmas: list[Vma]) -> None:
 
 
 def _check_tables(mm: MmStruct, walk: Walk, starts: Words, ends: Words) -> None:
-    """Every table but the root covers a VMA, at least in part; tables that do not should have been freed."""
+    """Check that every table except the root covers at least a part of a VMA. Other tables should have been freed."""
     for level in walk.levels[1:]:
         spans = level.starts + np.uint64((1 << level.span_shift) - 1)
         next_vma = np.searchsorted(ends, level.starts, side="right")
         useless = next_vma == len(starts)
         useless[~useless] = starts[next_vma[~useless]] > spans[~useless]
-        # One that is taken down loses its VMAs first.
+        # A dying address space loses its VMAs first.
         if useless.any() and not mm.is_dying:
             first = int(level.starts[useless][0])
             raise KernelBug(f"a table for {first:#x} and {1 << level.span_shift:#x} bytes on covers no VMA")
@@ -174,7 +173,7 @@ def _check_tables(mm: MmStruct, walk: Walk, starts: Words, ends: Words) -> None:
 
 
 def _check_huge_entries(walk: Walk, vmas: list[Vma], starts: Words, ends: Words) -> None:
-    """An entry of 2 MiB lies in one anonymous VMA, whole."""
+    """Check that an entry of 2 MiB lies completely in one anonymous VMA."""
     place = np.searchsorted(starts, walk.huge_vaddrs, side="right") - 1
     for vaddr, entry, at in zip(walk.huge_vaddrs.tolist(), walk.huge_entries.tolist(), place.tolist(), strict=True):
         inside = at >= 0 and vaddr + PMD_SIZE <= int(ends[at])
@@ -182,7 +181,7 @@ def _check_huge_entries(walk: Walk, vmas: list[Vma], starts: Words, ends: Words)
 
 
 def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray[np.int64]) -> None:
-    """No entry gives more than its VMA, and each maps a frame that belongs at its address."""
+    """Check that no entry allows more than its VMA, and that each maps the right frame for its address."""
     entries = walk.entries
     _check_swap_entries(mm, walk, vmas, place)
     present = present_mask(entries)
@@ -214,7 +213,7 @@ def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray
 
 
 def _check_swap_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray[np.int64]) -> None:
-    """A swap entry has Linux's layout, names a slot in use, and lies in private memory that has an anon_vma."""
+    """Check that a swap entry has Linux's layout, has a slot in use, and lies in private memory with an anon_vma."""
     swapped = swap_mask(walk.entries)
     slots = swp_offset(walk.entries)
     _refuse(walk, swapped & (slots >= np.uint64(max(1, len(mm.frames.swap.count)))), "names no slot of the swap file")
@@ -228,7 +227,7 @@ def _check_swap_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.ND
 def _check_mapped_frames(
     mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray[np.int64], pfns: npt.NDArray[np.int64]
 ) -> None:
-    """`pfns` has the frame of each entry, -1 where it maps none that is counted."""
+    """Check the mapped frames. `pfns` has the frame of each entry, -1 for an entry without a counted frame."""
     frames = mm.frames
     counted = pfns >= 0
     page_flags = frames.flags[pfns].astype(np.uint64)
@@ -261,13 +260,16 @@ def _check_mapped_frames(
 
 
 def _has(values: Words, bits: int) -> Mask:
-    """Tell for each value whether it has any of these bits."""
+    """Return for each value whether it has any of these bits."""
     mask: Mask = (values & np.uint64(bits)) != 0
     return mask
 
 
 def _check_counters(mm: MmStruct, walk: Walk, vmas: list[Vma]) -> None:
-    """Source of the kinds: Linux v6.8 mm/mmap.c:vm_stat_account() and include/linux/mm.h:is_exec_mapping() and on."""
+    """Check the counters of an mm.
+
+    Source of the kinds: Linux v6.8 mm/mmap.c:vm_stat_account() and include/linux/mm.h:is_exec_mapping() and on.
+    """
     kinds = {"total_vm": 0, "exec_vm": 0, "stack_vm": 0, "data_vm": 0, "locked_vm": 0}
     for vma in vmas:
         pages = (vma.end - vma.start) >> PAGE_SHIFT

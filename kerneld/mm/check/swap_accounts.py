@@ -1,7 +1,7 @@
-"""The accounts of the swap file, recomputed from nothing: who names each slot, and what the swap cache holds.
+"""The accounts of the swap file, recomputed from nothing: the entries of each slot, and the frames of the swap cache.
 
-A part of the invariants (`kerneld.mm.check.invariants`), in a file of its own for its length. Raises KernelBug with the
-first thing that is wrong.
+This is a part of the invariants (`kerneld.mm.check.invariants`), in its own file because of its length. Raises
+KernelBug with the first error.
 """
 
 from __future__ import annotations

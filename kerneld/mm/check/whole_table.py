@@ -1,7 +1,7 @@
-"""A walk over a whole page table at once, one level a step: what is really there, for the invariants.
+"""A walk over a whole page table, one level in each step, for the invariants.
 
 Owns nothing and trusts nothing: no counter, no VMA. Answers to Linux v6.8 mm/pagewalk.c, and to a foreign page-table
-walker, which must find the same.
+walker, which must find the same entries.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Level(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What a page table holds: its tables by level, the root's first, and its leaf entries that are not 0.
+    """The contents of a page table: its tables by level, the root first, and its leaf entries that are not 0.
 
-    An entry of 2 MiB is in `huge_entries` as it is, and in `entries` as the 512 of 4 KiB that say the same.
+    An entry of 2 MiB is in `huge_entries`, and also in `entries`, as the equal 512 entries of 4 KiB.
     """
 
     levels: list[Level]
@@ -55,9 +55,9 @@ class Walk(NamedTuple):
 
 
 def walk_page_table(ram: Ram, root: Pfn) -> Walk:
-    """Return everything below the root frame. Raises KernelBug where an entry that should name a table does not.
+    """Return everything below the root frame. Raises KernelBug for an entry that should name a table and does not.
 
-    At the last level above the leaf tables an entry may also be one of 2 MiB.
+    At the last level above the leaf tables an entry may also map 2 MiB.
     """
     pfns, starts = np.array([root], dtype=np.int64), np.zeros(1, dtype=np.uint64)
     levels = [Level(PGD_SHIFT + 9, pfns, starts)]
@@ -76,7 +76,7 @@ def walk_page_table(ram: Ram, root: Pfn) -> Walk:
 
 
 def _with_huge(vaddrs: Words, entries: Words, huge_vaddrs: Words, huge_entries: Words) -> tuple[Words, Words]:
-    """Return the leaf entries together with the small ones that the huge ones stand for, in order of address."""
+    """Return the leaf entries and the small entries equal to the huge ones, sorted by address."""
     offsets = np.arange(PTRS_PER_TABLE, dtype=np.uint64) << np.uint64(PAGE_SHIFT)
     vaddrs = np.concatenate([vaddrs, (huge_vaddrs[:, None] + offsets).ravel()])
     small = [small_entries(entry, 0, PTRS_PER_TABLE) for entry in huge_entries.tolist()]

@@ -1,4 +1,4 @@
-"""What the page cache asks of a real file: `kerneld.fs` answers.
+"""The interface of a real file for the page cache. `kerneld.fs` implements it.
 
 Answers to Linux v6.8 include/linux/fs.h (struct address_space_operations), as far as a file of the host can.
 """
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Backing(Protocol):
-    """Where the pages of an inode come from and go to."""
+    """The real file that pages of an inode are read from and written to."""
 
     def size_bytes(self) -> int:
         """Return the file's size now, in bytes."""
@@ -24,16 +24,17 @@ class Backing(Protocol):
         """Make bytes of the file read as zeros and keep its size. Raises OSError."""
 
     def mincore(self, first: int, count: int) -> bytes:
-        """Return for each of `count` pages from `first` 0 where the host has it not in memory: of a file there, a hole.
+        """Return for each of `count` pages from `first` 0 if it is not in the host's memory. For a memory file that
+        is a hole.
 
-        Where the host does not say, every page counts as there.
+        If the host does not say, every page counts as in memory.
         """
 
     def map_writable(self) -> None:
-        """A shared mapping begins that may be written to, the first one. Raises OSError(EPERM) where it is sealed."""
+        """Note that the first writable shared mapping begins. Raises OSError(EPERM) if the file is sealed."""
 
     def unmap_writable(self) -> None:
-        """The last one has gone."""
+        """Note that the last writable shared mapping has ended."""
 
     def release(self) -> None:
-        """No mapping of the inode is left."""
+        """Note that no mapping of the inode is left."""

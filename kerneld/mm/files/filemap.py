@@ -1,17 +1,17 @@
 """The page cache: a file's pages in frames.
 
-Owns `AddressSpace` (the cached pages of one inode) and `File` (an inode opened in some way, which VMAs hold). Reads and
-writes through the `Backing` that it is given, and knows neither descriptors nor sockets. Answers to Linux v6.8
-mm/filemap.c, mm/page-writeback.c and, for files in memory, mm/shmem.c: shared anonymous memory, which has no backing,
-and memory files and those of a tmpfs, whose backing is the real file.
+Owns `AddressSpace` (the cached pages of one inode) and `File` (an open file description, which VMAs hold). Reads and
+writes by a `Backing`. Knows neither descriptors nor sockets. Answers to Linux v6.8
+mm/filemap.c, mm/page-writeback.c and, for files in memory, mm/shmem.c. Files in memory are shared anonymous memory,
+which has no backing, and memory files and files of a tmpfs, whose backing is the real file.
 
-Invariants: each cached frame holds one reference for its slot; `frames.mapping` and `frames.index` of it lead back
-here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY; an index is in one of `pages`, `swapped`
-and `shadows` at most. What the real file has not got yet is `dirty` of a file on a disk, and `unsaved` of one in
-memory: there a page stays dirty however often it is written, and may be in the swap file meanwhile.
+Invariants: the cache holds one reference of each cached frame; `frames.mapping` and `frames.index` of the frame lead
+back here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY; an index is in at most one of `pages`,
+`swapped` and `shadows`. The pages that the real file does not have yet are `dirty` for a file on a disk, and `unsaved`
+for a file in memory: there a page stays dirty after it is written, and it may be in the swap file.
 
-Differs from Linux: an inode's pages are dropped when its last mapping goes (the host's own page cache has the file),
-and what others write to the real file while it is mapped is seen only in pages that are not cached yet.
+Differs from Linux: an inode's pages are dropped when its last mapping goes, because the host's own page cache has the
+file. Writes of other programs to the mapped file are seen only in pages that are not cached yet.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from kerneld.mm.space.vma import Vma
 
 EVICTED_AT_ONCE = 4096
-"""So many cached pages go at a time: they take a millisecond or so."""
+"""The number of cached pages that are dropped in one piece: this takes about a millisecond."""
 FAULT_AROUND_PAGES = 16
-"""Pages mapped at once by a read fault where they are cached (Linux: fault_around_pages, 64 KiB)."""
+"""The pages around a read fault that are mapped with it if they are cached (Linux: fault_around_pages, 64 KiB)."""
 
 READ_AROUND_PAGES = 32
-"""Pages that a fault of an uncached page reads in with it (Linux: ra_pages, 128 KiB)."""
+"""The pages that a fault of an uncached page reads in (Linux: ra_pages, 128 KiB)."""
 
 _ZEROS = bytes(PAGE_SIZE)
 
@@ -55,7 +55,7 @@ class AddressSpace:
     def __init__(self, frames: Frames, backing: Backing | None, size_bytes: int = 0, *, is_shmem: bool = False) -> None:
         """`backing` is None for shared anonymous memory, whose size, in bytes, is then fixed.
 
-        `is_shmem` says of a file with a backing that it lies in memory: a memory file, or a tmpfs's.
+        `is_shmem`: a file with a backing is in memory, as a memory file or a file of a tmpfs.
         """
         self.frames = frames
         self.backing = backing
@@ -65,25 +65,28 @@ class AddressSpace:
         """The frame of each cached page, by index."""
         self.dirty: set[int] = set()
         self.unsaved: set[int] = set()
-        """Of a file in memory with a backing: the pages, cached or swapped, that differ from the real file's."""
+        """For a file in memory with a backing: the pages, cached or swapped, that differ from the real file."""
         self.swapped: dict[int, int] = {}
-        """Of a file in memory: the swap slot of each page that is out; each counts once."""
+        """For a file in memory: the swap slot of each page that is swapped out; each counts once."""
         self.shadows: dict[int, int] = {}
-        """Pages that reclaim has dropped, with their shadows: see `kerneld.mm.frames.workingset`."""
+        """The shadows of pages that reclaim has dropped: see `kerneld.mm.frames.workingset`."""
         self.accounted_pages = 0
-        """What a file in memory adds to `Frames.committed_as` (Linux: shmem_acct_size(), shmem_acct_block())."""
+        """The pages that a file in memory adds to `Frames.committed_as` (Linux: shmem_acct_size(),
+        shmem_acct_block())."""
         self.accounts_blocks = is_shmem
-        """Whether it is promised page by page, as it is used: but for shared anonymous memory without MAP_NORESERVE."""
+        """Whether pages are charged one by one, at their first use. Shared anonymous memory without MAP_NORESERVE is
+        charged as a whole."""
         self.i_mmap = IMmap()
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.i_mmap_writable = 0
-        """How many of them are shared and may be written to, or made such as may (Linux: mapping->i_mmap_writable)."""
+        """The number of shared VMAs that are writable or may become writable (Linux: mapping->i_mmap_writable)."""
         self.host = HostCache()
-        """What the host's cache is taken to hold; of a file in memory all."""
+        """The pages that the host's cache is assumed to hold; all pages of a file in memory."""
         self.is_shmem = is_shmem or backing is None
-        """Whether it lies in memory alone: shared anonymous memory, a memory file, a tmpfs's (shmem_mapping())."""
+        """Whether the file is in memory only: shared anonymous memory, a memory file, a file of a tmpfs (Linux:
+        shmem_mapping())."""
         self.error = 0
-        """errno of a write-back that failed since the last msync looked (Linux: mapping->wb_err)."""
+        """The errno of a failed write-back that no msync has reported yet (Linux: mapping->wb_err)."""
 
     def size_bytes(self) -> int:
         """Return the file's size in bytes (Linux: i_size_read())."""
@@ -94,16 +97,16 @@ class AddressSpace:
         return self.pages.get(index)
 
     def find_contents(self, index: int) -> memoryview | None:
-        """Return what is cached of a page, in a frame or in the swap file, or None. Raises OSError."""
+        """Return the cached contents of a page, from a frame or from the swap file, or None. Raises OSError."""
         pfn, slot = self.pages.get(index), self.swapped.get(index)
         if pfn is not None:
             return self.frames.ram.page(pfn)
         return None if slot is None else memoryview(self.frames.swap.read_page(slot))
 
     def ensure_page(self, index: int) -> Pfn:
-        """Return the frame of a page inside the file, read in if it is not cached.
+        """Return the frame of a page inside the file. The page is read in if it is not cached.
 
-        Raises SysError(ENOMEM) without a frame, SysError(EIO) where the file cannot be read.
+        Raises SysError(ENOMEM) without a free frame, and SysError(EIO) if the file cannot be read.
         """
         pfn = self.pages.get(index)
         if pfn is None:
@@ -112,14 +115,14 @@ class AddressSpace:
         return pfn
 
     def must_read(self, index: int) -> bool:
-        """Tell whether a page was reclaimed, so that a fault of it has to wait for it: a major one."""
+        """Return whether a page was reclaimed. A fault of such a page has to wait for it: a major fault."""
         return index in self.shadows or (index in self.swapped and not self.frames.swap.cache_at[self.swapped[index]])
 
     def read_around(self, first: int, last: int) -> None:
-        """Have the pages of [first, last), inside the file, cached as far as the host has them, as a favour.
+        """Cache the pages of [first, last), inside the file, that the host has in memory. This is only an optimisation.
 
-        Nothing where memory is short, nothing of shared anonymous memory, which has no host, and of a file in memory
-        nothing that the swap file has or that is a hole.
+        It reads nothing if memory is short, nothing of shared anonymous memory (which has no real file), and no pages
+        of a file in memory that are swapped out or in a hole.
         """
         frames = self.frames
         if self.backing is None:
@@ -133,7 +136,7 @@ class AddressSpace:
                 self._read_in(missing)
 
     def _read_in(self, indexes: list[int]) -> None:
-        """Read pages that are not cached; more than one only where that reclaims none of them again."""
+        """Read pages that are not cached; more than one only if memory suffices without reclaim."""
         first = indexes[0]
         if self.backing is None or first in self.swapped:
             for index in indexes:
@@ -152,7 +155,7 @@ class AddressSpace:
             self._add(index, pfn)
             if self.is_shmem:
                 self.account(1)
-                # Others have written to what is no hole, which has made it dirty.
+                # A page that is not in a hole was written by another program, and is dirty.
                 if not is_zero or self.backing.mincore(index, 1)[0]:
                     self.set_dirty(index, pfn)
 
@@ -167,12 +170,12 @@ class AddressSpace:
             workingset_refault(frames, pfn, shadow, is_file=True)
 
     def account(self, pages: int) -> None:
-        """Promise so many pages more of a file in memory; whether that is too much is the caller's to ask."""
+        """Charge more pages of a file in memory. The caller checks the limit of promised memory."""
         self.accounted_pages += pages
         self.frames.committed_as += pages
 
     def drop_pages(self, indexes: list[int]) -> None:
-        """Forget cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
+        """Drop cached pages that nothing maps, dirty or not (Linux: delete_from_page_cache_batch())."""
         self._forget(indexes, [self.pages.pop(index) for index in indexes])
 
     def _forget(self, indexes: list[int], pfns: list[Pfn]) -> None:
@@ -201,15 +204,15 @@ class AddressSpace:
             self.unsaved.add(index)
 
     def set_dirty(self, index: int, pfn: Pfn) -> None:
-        """Note that a cached page is not to be dropped; the real file may have it."""
+        """Mark a cached page as dirty, so that it is not dropped. The real file may have the same contents."""
         self.frames.flags_at[pfn] |= PG_DIRTY
         self.dirty.add(index)
 
     def writeback(self, first: int = 0, last: int | None = None) -> None:
-        """Write the dirty pages of [first, last) to the file and clean them; beyond its end nothing is written.
+        """Write the dirty pages of [first, last) to the file and mark them clean. Nothing is written beyond its end.
 
-        A failure is remembered in `error`, and the page stays clean, as in Linux. Shared anonymous memory has no file:
-        its pages stay dirty, and so do those of a memory file, which the real one gets all the same.
+        A failure is kept in `error`, and the page stays clean, as in Linux. Shared anonymous memory has no file, so its
+        pages stay dirty. The pages of a memory file also stay dirty, but they are written to the real file.
         Source: Linux v6.8 mm/page-writeback.c:write_cache_pages().
         """
         if self.backing is not None and self.unwritten:
@@ -219,7 +222,7 @@ class AddressSpace:
 
     @property
     def unwritten(self) -> set[int]:
-        """The pages that the real file has not got yet."""
+        """Return the pages that the real file does not have yet."""
         return self.unsaved if self.is_shmem else self.dirty
 
     def write_page(self, index: int, size: int) -> None:
@@ -251,15 +254,16 @@ class AddressSpace:
         return error
 
     def link_vma(self, vma: Vma, mm: MmStruct) -> None:
-        """A VMA begins to map the inode. Source: Linux v6.8 mm/mmap.c:vma_link_file()."""
+        """Note that a VMA maps the inode. Source: Linux v6.8 mm/mmap.c:vma_link_file()."""
         self.i_mmap[vma] = mm
         if is_shared_maywrite(vma.vm_flags):
             self.map_writable()
 
     def map_writable(self) -> None:
-        """One more may write to the file in memory: it cannot be sealed against that (Linux: mapping_map_writable()).
+        """Count one more writable shared VMA: the file cannot be sealed against writing (Linux:
+        mapping_map_writable()).
 
-        Raises SysError(EPERM) where it has been.
+        Raises SysError(EPERM) if the file is sealed.
         """
         if not self.i_mmap_writable and self.backing is not None:
             try:
@@ -269,7 +273,10 @@ class AddressSpace:
         self.i_mmap_writable += 1
 
     def unmap_writable(self) -> None:
-        """One less may; a file that may be sealed from now on gets what it has not got of what they have written."""
+        """Count one writable shared VMA less.
+
+        After the last one the file may be sealed, so unsaved pages are written now.
+        """
         self.i_mmap_writable -= 1
         if not self.i_mmap_writable and self.backing is not None:
             if self.is_shmem:
@@ -277,7 +284,10 @@ class AddressSpace:
             self.backing.unmap_writable()
 
     def unlink_vma(self, vma: Vma) -> None:
-        """A VMA has gone; the last one writes dirty pages back and drops the cache."""
+        """Note that a VMA does not map the inode any more.
+
+        After the last VMA, dirty pages are written and all dropped.
+        """
         del self.i_mmap[vma]
         if is_shared_maywrite(vma.vm_flags):
             self.unmap_writable()
@@ -287,7 +297,8 @@ class AddressSpace:
     def evict(self) -> None:
         """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict().
 
-        Nobody finds this any more: who opens the file has another. Many pages go in pieces (`kerneld.mm.space.dying`).
+        Nobody can find this object any more: a new open of the file makes another one. Many pages are dropped in pieces
+        (`kerneld.mm.space.dying`).
         """
         self.writeback()
         self.account(-self.accounted_pages)
@@ -303,7 +314,7 @@ class AddressSpace:
                 pass
 
     def evict_some(self) -> bool:
-        """Drop some pages, cached or swapped out, of a file that nobody finds any more; return whether any are left."""
+        """Drop some pages, cached or swapped out, of a file that nobody can find. Return whether any are left."""
         # popitem(): the front of a dict that has lost many is long to find.
         cached = [self.pages.popitem() for _ in range(min(EVICTED_AT_ONCE, len(self.pages)))]
         self._forget([index for index, _ in cached], [pfn for _, pfn in cached])
@@ -313,12 +324,12 @@ class AddressSpace:
         return bool(self.pages or self.swapped)
 
     def last_index(self) -> int:
-        """Return the number of pages that the file has now, the last one possibly in part."""
+        """Return the number of pages of the file; the last page may be partial."""
         return (self.size_bytes() + PAGE_SIZE - 1 & PAGE_MASK) >> PAGE_SHIFT
 
 
 class File:
-    """An inode as one open file description sees it; VMAs of one File may merge (Linux: struct file)."""
+    """One open file description of an inode. VMAs of one File may merge (Linux: struct file)."""
 
     __slots__ = (
         "dev",
@@ -340,32 +351,32 @@ class File:
     ) -> None:
         self.mapping = mapping
         self.path = path
-        """As /proc/PID/maps shows it."""
+        """The path in /proc/PID/maps."""
         self.readable = readable
         self.writable = writable
         self.dev = dev
         self.ino = ino
         self.mappable = True
-        """Whether it can be mapped at all (Linux: file->f_op->mmap)."""
+        """Whether the file can be mapped at all (Linux: file->f_op->mmap)."""
         self.max_bytes = (1 << 63) - 1
-        """Offsets of it end here (Linux: file_mmap_size_max(), MAX_LFS_FILESIZE)."""
+        """The end of its offsets (Linux: file_mmap_size_max(), MAX_LFS_FILESIZE)."""
         self.huge_page_bytes = 0
-        """The size of its pages where it is a file of hugetlbfs, else 0 (Linux: is_file_hugepages())."""
+        """The page size of a file of hugetlbfs; 0 for other files (Linux: is_file_hugepages())."""
         self.noexec = False
-        """Whether it lies on a file system that nothing is executed of (Linux: path_noexec())."""
+        """Whether it lies on a file system whose files are never executed (Linux: path_noexec())."""
         self.refuses = 0
-        """The errno with which its mmap operation refuses every mapping, 0 where it does not (Linux: call_mmap())."""
+        """The errno with which its mmap operation refuses every mapping; 0: it does not refuse (Linux: call_mmap())."""
         self.seals = 0
-        """F_SEAL_ flags, as they were when the call that maps it began (Linux: shmem_inode_info.seals)."""
+        """The F_SEAL_ flags at the start of the call that maps it (Linux: shmem_inode_info.seals)."""
 
 
 _get_next_ino = itertools.count(1).__next__
 
 
 def shmem_zero_setup(frames: Frames, size_bytes: int, *, noreserve: bool = False) -> File:
-    """Return a new file for shared anonymous memory of this size, which is promised at once unless `noreserve`.
+    """Return a new file for shared anonymous memory of this size. All of it is charged at once unless `noreserve`.
 
-    Whether there is so much is the caller's to ask. Source: Linux v6.8 mm/shmem.c:shmem_zero_setup().
+    The caller checks the limit of promised memory. Source: Linux v6.8 mm/shmem.c:shmem_zero_setup().
     """
     mapping = AddressSpace(frames, None, size_bytes)
     if noreserve:

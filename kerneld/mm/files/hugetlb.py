@@ -1,8 +1,8 @@
-"""Mappings of huge pages out of the pool, which is empty on this machine: what they are refused with, and when.
+"""Mappings of huge pages from the pool, which is empty on this machine: the errnos of the refusals, in Linux's order.
 
 Answers to Linux v6.8 fs/hugetlbfs/inode.c: hugetlb_get_unmapped_area(), hugetlbfs_file_mmap().
 
-Differs from Linux: with MAP_NORESERVE, too, there is nothing to map; Linux makes the mapping, and its first access is
+Differs from Linux: a mapping with MAP_NORESERVE is refused too. Linux makes the mapping, and its first access is
 SIGBUS.
 """
 
@@ -21,19 +21,22 @@ _FIXED = Map.FIXED.value
 
 
 def hugetlb_file_setup(frames: Frames, huge_page_bytes: int) -> File:
-    """Return the file behind an anonymous mapping of huge pages."""
+    """Return a file for an anonymous mapping of huge pages."""
     file = File(AddressSpace(frames, None), "/anon_hugepage (deleted)", readable=True, writable=True)
     file.huge_page_bytes = huge_page_bytes
     return file
 
 
 def align_to_huge_pages(length: int, huge_page_bytes: int) -> int:
-    """Return a length, in bytes, rounded up to huge pages; one that wraps is 0. Source: mm/mmap.c:ksys_mmap_pgoff()."""
+    """Return a length in bytes, rounded up to huge pages.
+
+    A length that wraps becomes 0. Source: mm/mmap.c:ksys_mmap_pgoff().
+    """
     return length + huge_page_bytes - 1 & -huge_page_bytes & _U64
 
 
 def check_hugetlb_area(file: File, addr: Vaddr, length: int, flags: int) -> None:
-    """Check where MAP_FIXED would have a mapping of huge pages. Raises SysError(EINVAL) where that is none's boundary.
+    """Check the address of a MAP_FIXED mapping of huge pages. Raises SysError(EINVAL) unless it is aligned to them.
 
     Source: fs/hugetlbfs/inode.c:hugetlb_get_unmapped_area() and prepare_hugepage_range().
     """
@@ -42,9 +45,9 @@ def check_hugetlb_area(file: File, addr: Vaddr, length: int, flags: int) -> None
 
 
 def hugetlbfs_file_mmap(file: File, pgoff: int) -> None:
-    """Reserve the pages of a new mapping, seals having been checked: there are none.
+    """Reserve the pages of a new mapping, which always fails. The caller has checked the seals.
 
-    Raises SysError(EINVAL) where the offset, in pages of 4 KiB, is inside a huge page, else SysError(ENOMEM).
+    Raises SysError(EINVAL) if the offset, in pages of 4 KiB, is inside a huge page, else SysError(ENOMEM).
     """
     if (pgoff << PAGE_SHIFT) % file.huge_page_bytes:
         raise SysError(errno.EINVAL)

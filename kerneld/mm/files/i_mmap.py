@@ -1,9 +1,9 @@
-"""The VMAs that map one inode, and which of them map some of its pages.
+"""The VMAs that map one inode, and a search for the VMAs that map given pages.
 
-Knows bounds alone. A file may be mapped 65,530 times by one process: who has a page and looks for its entries must not
-go through all of them. Answers to Linux v6.8 mm/interval_tree.c.
+Knows only bounds. One process may map a file 65,530 times. The search for the entries of one page must not look at
+all of these VMAs. Answers to Linux v6.8 mm/interval_tree.c.
 
-Differs from Linux: no tree. The bounds are kept as arrays, made anew when somebody asks after they have changed.
+Differs from Linux: there is no tree. The bounds are in arrays, which are rebuilt at the first search after a change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kerneld.mm.space.vma import Vma
 
 _FEW = 32
-"""So many are gone through as fast as they are looked up."""
+"""Up to this number of VMAs, a loop over all of them is as fast as a search in the arrays."""
 _Bounds = tuple["list[Vma]", npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
@@ -40,7 +40,7 @@ class IMmap(dict["Vma", "MmStruct"]):
         self._bounds = None
 
     def moved(self) -> None:
-        """A VMA has other bounds."""
+        """Note that the bounds of a VMA have changed."""
         self._bounds = None
 
     def overlapping(self, first: int, last: int) -> list[Vma]:

@@ -1,10 +1,10 @@
-"""A set of page indexes that lie together: ranges, so that a hole of a terabyte takes no more room than one of a page.
+"""A set of page indexes, kept as ranges: a hole of a terabyte takes no more memory than a hole of one page.
 
-It is for what is good to know and need not be: whoever makes a hole of every other page must not fill our memory. With
-MOST_RANGES of them a range more is forgotten, and of one that is cut in two the smaller part.
+It is for information that may be lost: a program that makes a hole of every second page must not fill the daemon's
+memory. With MOST_RANGES ranges, a further range is forgotten; if a range is cut in two, the smaller part is forgotten.
 
-Knows nothing of pages. Invariant: `_bounds` is sorted, and its members are, in turn, the start and the end of ranges
-that are neither empty nor touch each other, MOST_RANGES at most.
+Knows nothing about pages. Invariant: `_bounds` is sorted, and has in turn the start and the end of at most MOST_RANGES
+ranges that are not empty and do not touch each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 MOST_RANGES = 1024
 MAX_INDEX = 1 << 52
-"""No page of a file has this index, nor one behind it."""
+"""The end of all page indexes of a file."""
 
 
 class IndexRanges:
@@ -36,11 +36,11 @@ class IndexRanges:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for a range more."""
+        """Whether there is no room for another range."""
         return len(self._bounds) >= 2 * MOST_RANGES
 
     def add(self, first: int, last: int) -> None:
-        """Add the indexes of [first, last); none of them where that would be a range too many."""
+        """Add the indexes of [first, last). If that would be one range too many, none is added."""
         if first < last:
             low, high = bisect_left(self._bounds, first), bisect_right(self._bounds, last)
             if low == high and low % 2 == 0 and self.is_full:
@@ -48,7 +48,7 @@ class IndexRanges:
             self._bounds[low:high] = array("q", [first] * (low % 2 == 0) + [last] * (high % 2 == 0))
 
     def remove(self, first: int, last: int) -> None:
-        """Remove the indexes of [first, last), whether they are there or not; others too where no range has room."""
+        """Remove the indexes of [first, last) that are in the set. Without room for another range, more are removed."""
         if first < last:
             low, high = bisect_left(self._bounds, first), bisect_right(self._bounds, last)
             if low == high and low % 2 and self.is_full:
@@ -57,7 +57,8 @@ class IndexRanges:
                 self._bounds[low:high] = array("q", [first] * (low % 2) + [last] * (high % 2))
 
     def _cut(self, at: int, first: int, last: int) -> None:
-        """Remove [first, last) and the smaller of the parts that are left of the range that ends at `_bounds[at]`."""
+        """Remove [first, last) from the range that ends at `_bounds[at]`, and also the smaller of the remaining
+        parts."""
         if first - self._bounds[at - 1] >= self._bounds[at] - last:
             self._bounds[at] = first
         else:
@@ -68,7 +69,7 @@ class IndexRanges:
         del self._bounds[:]
 
     def mask(self, first: int, count: int) -> npt.NDArray[np.bool_]:
-        """Return for each index of [first, first + count) whether it is there."""
+        """Return for each index of [first, first + count) whether it is in the set."""
         there = np.zeros(count, dtype=np.bool_)
         for i in range(0, len(self._bounds), 2):
             there[max(self._bounds[i] - first, 0) : max(self._bounds[i + 1] - first, 0)] = True

@@ -1,6 +1,6 @@
-"""Pages of files in memory that nobody has: new ones, and those that are in the swap file.
+"""Brings pages of files in memory into the page cache: new pages, and pages that are in the swap file.
 
-Answers to Linux v6.8 mm/shmem.c. Knows the page cache as `AddressSpace`, which keeps what comes of it.
+Answers to Linux v6.8 mm/shmem.c. Knows the page cache as an `AddressSpace`, which keeps the pages.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def shmem_get_folio(frames: Frames, mapping: AddressSpace, index: int) -> Pfn:
-    """Return a frame for a page of a file in memory, a new one or, of what is swapped out, the swap cache's.
+    """Return a frame for a page of a file in memory: a new frame, or for a swapped-out page that of the swap cache.
 
-    Raises SysError(ENOMEM), SysError(EIO) where the swap file cannot be read.
+    Raises SysError(ENOMEM), and SysError(EIO) if the swap file cannot be read.
     Source: Linux v6.8 mm/shmem.c:shmem_get_folio_gfp() and shmem_swapin_folio().
     """
     swap = frames.swap
@@ -45,7 +45,7 @@ def shmem_get_folio(frames: Frames, mapping: AddressSpace, index: int) -> Pfn:
 
 
 def shmem_swapin_range(frames: Frames, mapping: AddressSpace, first: int, last: int) -> None:
-    """Have what of the pages of [first, last) is swapped out in the swap cache; each stays where it is.
+    """Read the swapped-out pages of [first, last) into the swap cache. They stay swapped out.
 
     Raises SysError(ENOMEM), SysError(EIO). Source: Linux v6.8 mm/madvise.c:shmem_swapin_range().
     """
@@ -55,7 +55,7 @@ def shmem_swapin_range(frames: Frames, mapping: AddressSpace, first: int, last: 
 
 
 def shmem_writepage(frames: Frames, mapping: AddressSpace, index: int, slot: int) -> None:
-    """Let a page of a file in memory, which nothing maps, be in the swap file only; takes one count of the slot.
+    """Move a page of a file in memory, which nothing maps, to its slot of the swap file. The slot's count includes it.
 
     Source: Linux v6.8 mm/shmem.c:shmem_writepage().
     """
@@ -65,12 +65,12 @@ def shmem_writepage(frames: Frames, mapping: AddressSpace, index: int, slot: int
 
 
 def shmem_free_swap(frames: Frames, mapping: AddressSpace, first: int, last: int) -> None:
-    """Forget the pages of [first, last) that are in the swap file. Source: Linux v6.8 mm/shmem.c:shmem_free_swap()."""
+    """Drop the pages of [first, last) that are in the swap file. Source: Linux v6.8 mm/shmem.c:shmem_free_swap()."""
     shmem_free_swapped(frames, mapping, [index for index in mapping.swapped if first <= index < last])
 
 
 def shmem_free_swapped(frames: Frames, mapping: AddressSpace, gone: list[int]) -> None:
-    """Forget these pages, which are in the swap file."""
+    """Drop these pages, which are in the swap file."""
     free_swap_and_cache(frames, np.array([mapping.swapped.pop(index) for index in gone], dtype=np.int64))
     mapping.unsaved.difference_update(gone)
     if mapping.accounts_blocks:

@@ -1,1 +1,1 @@
-"""The frames of RAM: who has which, what is free, what is in the swap file."""
+"""The frames of RAM: their owners, the free frames, and the swap file."""

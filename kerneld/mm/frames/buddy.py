@@ -1,14 +1,14 @@
 """The buddy allocator: free memory as blocks of 1, 2, 4 … 1,024 frames, split on demand and merged with their buddies.
 
-Owns which frames are free. Knows nothing of what a frame is used for. Answers to Linux v6.8 mm/page_alloc.c
+Owns the set of free frames. Does not know the use of a frame. Answers to Linux v6.8 mm/page_alloc.c
 (__rmqueue_smallest, expand, __free_one_page, and the per-cpu lists in front of them).
 
 Invariants: `head_order[pfn] == order + 1` exactly for the first frame of each free block, 0 elsewhere; blocks are
 aligned to their size and disjoint; two free buddies of one order are always merged; `nr_free` counts blocks and per-cpu
 frames.
 
-A free list is a Python list used as a stack, with entries that may be out of date: an entry counts only while
-`head_order` says so. A merge then need not search the buddy's list, and whole ranges can be freed in numpy.
+A free list is a Python list used as a stack. Its entries may be out of date: an entry is valid only if `head_order`
+agrees. So a merge need not search the buddy's list, and numpy can free whole ranges.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from shared.uapi.page import Pfn
 MAX_ORDER = 10
 """The largest block is 1 << MAX_ORDER frames, 4 MiB."""
 PCP_BATCH = 64
-"""Frames moved at once between the per-cpu list and the blocks: one block (Linux's zone_batchsize() says 63)."""
+"""The frames moved at once between the per-cpu list and the blocks: one block (Linux's zone_batchsize() is 63)."""
 PCP_HIGH = 6 * PCP_BATCH
 _SMALL = 16
-"""Up to so many frames a loop is faster than numpy's fixed costs."""
+"""Up to this number of frames a loop is faster than numpy with its fixed costs."""
 
 
 class OutOfFrames(Exception):
@@ -41,9 +41,9 @@ class Buddy:
         self._nr_frames = nr_frames
         self._lists: list[list[Pfn]] = [[] for _ in range(MAX_ORDER + 1)]
         self.nr_blocks = [0] * (MAX_ORDER + 1)
-        """Free blocks of each order: a line of /proc/buddyinfo."""
+        """The number of free blocks of each order, as in /proc/buddyinfo."""
         self.pcp: list[Pfn] = []
-        """Free single frames kept at hand, the last freed on top: Linux's per-cpu list."""
+        """Single free frames for quick allocation, the last freed frame on top: Linux's per-cpu list."""
         self.nr_free = nr_frames - first
         blocks = []
         while first < nr_frames:
@@ -63,7 +63,10 @@ class Buddy:
             self._compact(order)
 
     def _compact(self, order: int) -> None:
-        """Drop what is out of date, so that merges that are never popped again do not fill the host's memory."""
+        """Drop entries that are out of date.
+
+        Without this, a list whose entries are never popped would grow without end.
+        """
         stack = self._lists[order]
         self._lists[order] = [pfn for pfn in dict.fromkeys(stack) if self._head_order[pfn] == order + 1]
 
@@ -78,9 +81,9 @@ class Buddy:
         return None
 
     def alloc_block(self, order: int) -> Pfn:
-        """Take a block of 1 << order frames and return its first frame; the contents are whatever they were.
+        """Take a block of 1 << order frames and return its first frame. The old contents stay.
 
-        Raises OutOfFrames where no block is large enough. Source: Linux v6.8 mm/page_alloc.c:__rmqueue_smallest().
+        Raises OutOfFrames if no block is large enough. Source: Linux v6.8 mm/page_alloc.c:__rmqueue_smallest().
         """
         for larger in range(order, MAX_ORDER + 1):
             pfn = self._pop(larger) if self.nr_blocks[larger] else None
@@ -113,7 +116,7 @@ class Buddy:
         self.nr_free += wanted
 
     def alloc_many(self, count: int) -> npt.NDArray[np.int64]:
-        """Take `count` single frames, in as few runs as there are, and return them; all or none.
+        """Take `count` single frames, in few runs, and return them. It takes all or none.
 
         Raises OutOfFrames.
         """
@@ -135,14 +138,14 @@ class Buddy:
         return np.concatenate(runs) if len(runs) != 1 else runs[0]
 
     def free_one(self, pfn: Pfn) -> None:
-        """Give one frame back, to the per-cpu list. Source: Linux v6.8 mm/page_alloc.c:free_unref_page()."""
+        """Free one frame, to the per-cpu list. Source: Linux v6.8 mm/page_alloc.c:free_unref_page()."""
         self.nr_free += 1
         self.pcp.append(pfn)
         if len(self.pcp) > PCP_HIGH:
             self.drain_pcp(PCP_BATCH)
 
     def free_block(self, pfn: Pfn, order: int) -> None:
-        """Give a block back and merge it as far as its buddies are free.
+        """Free a block, and merge it with its buddies as long as they are free.
 
         Source: Linux v6.8 mm/page_alloc.c:__free_one_page().
         """
@@ -163,7 +166,7 @@ class Buddy:
         self._push(pfn, order)
 
     def free_many(self, pfns: npt.NDArray[np.int64]) -> None:
-        """Give single frames back, each once, in any order."""
+        """Free single frames, each given once, in any order."""
         self.nr_free += len(pfns)
         self._merge(pfns)
 
@@ -192,14 +195,17 @@ class Buddy:
         self._push_many(heads, MAX_ORDER)
 
     def _merge_run(self, start: Pfn, end: Pfn) -> None:
-        """Give the consecutive frames of [start, end) back as the largest aligned blocks that they make."""
+        """Free the consecutive frames of [start, end) as the largest possible aligned blocks."""
         while start < end:
             order = min(MAX_ORDER, (start & -start).bit_length() - 1, (end - start).bit_length() - 1)
             self._merge_one(start, order)
             start += 1 << order
 
     def _merge_order(self, heads: npt.NDArray[np.int64], order: int) -> npt.NDArray[np.int64]:
-        """Merge free blocks of one order with their buddies; keep the rest; return the merged, of the next order."""
+        """Merge free blocks of one order with their buddies, and keep the rest.
+
+        Return the merged blocks of the next order.
+        """
         self.head_order[heads] = order + 1
         buddies = heads ^ (1 << order)
         inside = buddies < self._nr_frames
@@ -211,7 +217,7 @@ class Buddy:
         upper = upper[np.append(upper[1:] != upper[:-1], True)] if len(upper) else upper
         rest = heads[~merged]
         self._push_many(rest, order)
-        # Both halves of a pair may be new, or one may have been free already: only the latter were counted.
+        # Both halves of a pair may be new, or one may have been free already. Only blocks free already were counted.
         self.nr_blocks[order] -= 2 * len(upper) - int(merged.sum())
         return upper
 
@@ -224,7 +230,7 @@ class Buddy:
             self._compact(order)
 
     def is_free(self) -> npt.NDArray[np.bool_]:
-        """Return for each frame whether it is free; recomputed from the blocks, for the invariants."""
+        """Return for each frame whether it is free. It is recomputed from the blocks, for the invariants."""
         free = np.zeros(self._nr_frames, dtype=bool)
         for head in np.flatnonzero(self.head_order).tolist():
             free[head : head + (1 << (int(self.head_order[head]) - 1))] = True

@@ -1,16 +1,16 @@
-"""Frames: what Linux keeps in `struct page`, as one array a field, and the allocation of them.
+"""Frames: the fields of Linux's `struct page`, one array for each field, and the allocation of frames.
 
-Owns each frame's reference count, map count, flags, mapping, index, swap slot and age. Knows no address space. What to
-do when memory runs out is `slowpath`'s, which whoever builds the machine puts in. Answers to Linux v6.8
+Owns each frame's reference count, map count, flags, mapping, index, swap slot and age. Knows no address space. When
+memory runs out it calls `slowpath`, which the builder of the machine sets. Answers to Linux v6.8
 include/linux/mm_types.h (struct page), include/linux/page-flags.h and mm/page_alloc.c.
 
-Invariants: a frame is free exactly when its reference count is 0; `refcount = page-table entries + pins` (a slot of a
-page cache or of the swap cache and a page table's own use are one pin each; a call holds one while it allocates and
-needs the frame afterwards: reclaim leaves such a frame alone); `mapcount = page-table entries`; frame 0 is never handed
-out. Frame ZERO_PFN is the shared zero page: mapped by special entries, never counted.
+Invariants: a frame is free exactly when its reference count is 0; `refcount = page-table entries + pins`; `mapcount =
+page-table entries`; frame 0 is never handed out. The page cache, the swap cache and the use as a page table hold one
+pin each. A call that needs a frame after an allocation holds a pin meanwhile, and reclaim does not take such a frame.
+Frame ZERO_PFN is the shared zero page: special entries map it, and it is never counted.
 
 Each field has two views of the same memory: the numpy array for ranges, and a memoryview (`_at`) for one frame at a
-time, which costs a third of what an index into the array costs.
+time. An index into the memoryview costs a third of an index into the array.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ FIRST_PFN: Pfn = 2
 PG_REFERENCED = 1 << 1
 PG_DIRTY = 1 << 4
 PG_LRU = 1 << 5
-"""On an LRU list: `kerneld.mm.frames.lru` says which."""
+"""The frame is on an LRU list: `kerneld.mm.frames.lru` knows which."""
 PG_ACTIVE = 1 << 6
 PG_UNEVICTABLE = 1 << 7
-"""Kept out of reclaim: memory of a locked VMA (Linux: PG_mlocked and PG_unevictable, which differ for others alone)."""
+"""Memory of a locked VMA, which reclaim does not take (Linux: PG_mlocked and PG_unevictable, which are equal here)."""
 PG_ANON = 1 << 8
 """The frame's mapping is an anon_vma (Linux: the low bit of page->mapping)."""
 PG_SWAPBACKED = 1 << 9
-"""Anonymous, or of a shared anonymous file: needs swap to be reclaimed. An anonymous frame without it is lazily freed:
-dropped where nobody has written to it since MADV_FREE."""
+"""The frame is anonymous or of a file in memory, and needs swap to be reclaimed. An anonymous frame without this flag
+is lazily freed: it is dropped if nobody has written to it since MADV_FREE."""
 PG_ANON_EXCLUSIVE = 1 << 10
-"""Belongs to one address space alone: a write need not copy it (Linux: PageAnonExclusive)."""
+"""The frame belongs to only one address space: a write need not copy it (Linux: PageAnonExclusive)."""
 PG_TABLE = 1 << 11
 PG_SWAPCACHE = 1 << 12
-"""The swap cache holds it for the slot in `swap_slot`."""
+"""The swap cache holds the frame for the slot in `swap_slot`."""
 PG_WORKINGSET = 1 << 13
-"""Was on an active list before."""
+"""The frame was on an active list before."""
 
 Pfns = npt.NDArray[np.int64]
 
@@ -70,37 +70,38 @@ class Frames:
     """Every frame of `ram`, and the free ones among them."""
 
     mlock_more: npt.NDArray[np.int32]
-    """How many locked VMAs map a frame that cannot be evicted, beside the first (Linux: folio->mlock_count)."""
+    """The number of locked VMAs that map an unevictable frame, without the first (Linux: folio->mlock_count)."""
     has_mlock_more = False
-    """Whether any of these has ever been more than 0."""
+    """Whether one of these numbers has ever been more than 0."""
 
     def __init__(self, ram: Ram, swap: SwapFile | None = None, processor: Processor | None = None) -> None:
         self.ram = ram
         self.swap = swap or SwapFile()
         self.processor = processor or Processor()
-        """The processor beside them: what it may read and write of a key's memory."""
+        """The processor of the machine, with its rights to the memory of protection keys."""
         count = ram.nr_frames
         self.refcount = np.zeros(count, dtype=np.int32)
         self.mapcount = np.zeros(count, dtype=np.int32)
         self.flags = np.zeros(count, dtype=np.uint32)
         self.mapping = np.zeros(count, dtype=np.uint32)
-        """The number of the anon_vma or address_space that the frame belongs to; 0 for none. See `register_mapping`."""
+        """The number of the frame's anon_vma or address_space; 0 for none. See `register_mapping`."""
         self.index = np.zeros(count, dtype=np.uint64)
         """The frame's page offset in its mapping (Linux: page->index)."""
         self.swap_slot = np.zeros(count, dtype=np.uint32)
-        """The slot of the swap file that a frame in the swap cache belongs to (Linux: folio->swap)."""
+        """The slot of the swap file of a frame in the swap cache (Linux: folio->swap)."""
         self.mlock_more = np.zeros(count, dtype=np.int32)
         self.lru = np.zeros(count, dtype=np.uint32)
-        """When the frame came to the head of its LRU list, by `lru_clock`; the list is in this order."""
+        """The time by `lru_clock` at which the frame came to the head of its LRU list. The list is in this order."""
         self.lru_clock = 0
         self.lru_sizes_noted: tuple[int, int, list[int]] = (LRU_CLOCK_END + 1, 0, [])
         """When `kerneld.mm.frames.lru.recent_lru_sizes` last counted: the clock, ahead of it for never, how many frames
         were
         free, and what it found."""
         self.nonresident_age = 0
-        """Evictions and activations so far: how far apart an eviction and a refault are (Linux: mm/workingset.c)."""
+        """The number of evictions and activations so far. It measures the distance from an eviction to a refault
+        (Linux: mm/workingset.c)."""
         self.lru_cost = [0, 0]
-        """What reclaim of anonymous memory and of files has cost lately (Linux: lruvec->anon_cost, file_cost)."""
+        """The recent cost of reclaiming anonymous memory and files (Linux: lruvec->anon_cost, file_cost)."""
         self.refcount_at = self.refcount.data
         self.mapcount_at = self.mapcount.data
         self.flags_at = self.flags.data
@@ -116,38 +117,39 @@ class Frames:
         self.vmstat: Counter[str] = Counter()
         """Events of reclaim and swap, under their names in /proc/vmstat."""
         self.watermark_min = self.watermark_low = self.watermark_high = 0
-        """Free pages below which allocations reclaim; below which the background pass starts; at which it ends."""
+        """Numbers of free pages: allocations reclaim below the first; the background pass starts below the second and
+        ends at the third."""
         self.slowpath: Callable[[int], None] | None = None
-        """Called with the count of frames wanted where that would leave `watermark_min` or less free: makes room, or
+        """Called with the number of wanted frames if that would leave `watermark_min` or fewer free. It makes room, or
         raises SysError(ENOMEM) (Linux: __alloc_pages_slowpath())."""
         self.dying: Dying | None = None
-        """The address spaces that are being taken down, where that is done in pieces."""
+        """The address spaces that are freed in pieces; None if they are freed at once."""
         self.alloc_hook: Callable[[int], None] | None = None
-        """Called with the count of frames before each allocation; tests make it raise SysError(ENOMEM)."""
+        """Called with the number of frames before each allocation. Tests make it raise SysError(ENOMEM)."""
         self.huge = HugeFrames(self)
-        """What is known of whole huge pages."""
+        """The accounts of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
         self._next_mapping = 1
 
     @functools.cached_property
     def kernel_objects(self) -> KernelObjects:
-        """What the daemon itself takes for mappings."""
+        """The account of the daemon's own memory for mappings."""
         return KernelObjects(self.ram.nr_frames << PAGE_SHIFT)
 
     @property
     def free_pages(self) -> int:
-        """How many frames are free."""
+        """The number of free frames."""
         return self.buddy.nr_free
 
     def register_mapping(self, mapping: object) -> int:
-        """Give an anon_vma or address_space the number by which frames name it."""
+        """Give an anon_vma or address_space a number, by which frames refer to it."""
         number = self._next_mapping
         self._next_mapping += 1
         self._mappings[number] = mapping
         return number
 
     def find_mapping_number(self, number: int) -> object | None:
-        """Return the anon_vma or address_space that has this number, or None where it has gone."""
+        """Return the anon_vma or address_space with this number, or None if it does not exist any more."""
         return self._mappings.get(number)
 
     def find_mapping(self, pfn: Pfn) -> object | None:
@@ -177,7 +179,7 @@ class Frames:
         return pfn
 
     def alloc_pages(self, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
-        """Take `count` single frames as `alloc_page` does, all or none. Raises SysError(ENOMEM)."""
+        """Take `count` single frames as `alloc_page` does: all or none. Raises SysError(ENOMEM)."""
         if self.alloc_hook is not None:
             self.alloc_hook(count)
         if self.buddy.nr_free - count < self.watermark_min and self.slowpath is not None:
@@ -194,7 +196,7 @@ class Frames:
         return pfns
 
     def stamp(self, pfns: Pfns) -> None:
-        """Put frames at the head of their LRU list, in this order, the last one foremost."""
+        """Put frames at the head of their LRU list in this order; the last one is then the first of the list."""
         if self.lru_clock + len(pfns) > LRU_CLOCK_END:
             self._turn_clock_back()
         clock = self.lru_clock
@@ -202,27 +204,30 @@ class Frames:
         self.lru_clock = clock + len(pfns)
 
     def _turn_clock_back(self) -> None:
-        """Give every frame a new stamp, in the same order, before they outgrow their 32 bits: after days, at most."""
+        """Give every frame a new stamp in the same order, before the stamps need more than 32 bits.
+
+        It is rarely needed.
+        """
         stamped = np.flatnonzero(self.lru)
         order = np.argsort(self.lru[stamped], kind="stable")
         self.lru[stamped[order]] = np.arange(1, 1 + len(stamped), dtype=np.uint32)
         self.lru_clock = len(stamped)
 
     def has(self, pfns: Pfns | slice, flags: int) -> npt.NDArray[np.bool_]:
-        """Return for each of these frames whether it has one of these PG_ flags, or more."""
+        """Return for each of these frames whether it has at least one of these PG_ flags."""
         found: npt.NDArray[np.bool_] = (self.flags[pfns] & np.uint32(flags)) != 0
         return found
 
     def set(self, pfns: Pfns | slice, flags: int) -> None:
-        """Give these frames these PG_ flags; the others they keep."""
+        """Set these PG_ flags of the frames. Other flags stay."""
         self.flags[pfns] |= np.uint32(flags)
 
     def clear(self, pfns: Pfns | slice, flags: int) -> None:
-        """Take these PG_ flags from these frames; the others they keep."""
+        """Clear these PG_ flags of the frames. Other flags stay."""
         self.flags[pfns] &= np.uint32(~flags & _U32)
 
     def get_page(self, pfn: Pfn) -> None:
-        """Take one reference more: the frame stays until `put_page` (Linux: folio_get())."""
+        """Take one more reference: the frame is not freed before `put_page` (Linux: folio_get())."""
         self.refcount_at[pfn] += 1
 
     def put_page(self, pfn: Pfn) -> None:
@@ -236,7 +241,7 @@ class Frames:
             raise KernelBug(f"frame {pfn:#x} is put more often than it was got")
 
     def put_pages(self, pfns: Pfns) -> None:
-        """Drop one reference of each frame, each named once, and free those whose last it was."""
+        """Drop one reference of each frame, each given once, and free the frames without references."""
         counts = self.refcount[pfns] - 1
         self.refcount[pfns] = counts
         dead = pfns[counts == 0]

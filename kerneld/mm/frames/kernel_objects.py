@@ -1,8 +1,8 @@
-"""The account of what the daemon itself takes for mappings: no frame of the machine is behind it, and it is memory too.
+"""The account of the daemon's own memory for mappings. It is not in the machine's frames, but it needs a limit too.
 
-In Linux VMAs and anon_vmas come from the machine's own memory (kmem_cache_alloc(vm_area_cachep, GFP_KERNEL)): who makes
-too many gets ENOMEM, or the OOM killer comes. Here a share of the machine's size stands for that. Knows no VMA, only
-their number. Answers to Linux v6.8 kernel/fork.c:vm_area_alloc(), vm_area_dup() and mm/rmap.c:anon_vma_alloc().
+In Linux, VMAs and anon_vmas are in the machine's own memory (kmem_cache_alloc(vm_area_cachep, GFP_KERNEL)): a process
+that makes too many gets ENOMEM, or the OOM killer comes. Here the limit is a share of the machine's size. Knows only
+the number of VMAs. Answers to Linux v6.8 kernel/fork.c:vm_area_alloc(), vm_area_dup() and mm/rmap.c:anon_vma_alloc().
 
 No user has more than is free then, the superuser excepted: however many mappings one makes, there is half for all
 others, and for the next one half of that. Differs from Linux: there a user's share is what a memory cgroup is given.
@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from kerneld.errors import SysError
 
 VMA_BYTES = 512
-"""What a VMA takes with its anon_vma, rounded up: 445 bytes were measured, in forks of 24,000 VMAs."""
+"""The size of a VMA with its anon_vma, rounded up. In forks of 24,000 VMAs 445 bytes were measured."""
 _LEAST_BYTES = 128 << 20
 """So much there is for mappings however small the machine is: a user may have two processes at vm.max_map_count."""
 
@@ -38,7 +38,7 @@ class KernelObjects:
     def __init__(self, ram_bytes: int) -> None:
         self.nr_vmas = 0
         self.max_vmas = max(ram_bytes // 2, _LEAST_BYTES) // VMA_BYTES
-        """As many as take half of what the machine's RAM is."""
+        """The number of VMAs that take half of the size of the machine's RAM."""
         self.superuser = Owner(is_superuser=True)
         self._owners: WeakValueDictionary[int, Owner] = WeakValueDictionary()
 
@@ -52,7 +52,7 @@ class KernelObjects:
         return owner
 
     def check_room(self, owner: Owner, more: int, *, in_fork: bool = False) -> None:
-        """Raise SysError(ENOMEM) where so many VMAs more would be too many; forks leave others the last eighth."""
+        """Raise SysError(ENOMEM) if `more` VMAs would exceed the limit. A fork may not use the last eighth."""
         most = self.max_vmas - self.max_vmas // 8 if in_fork else self.max_vmas
         free = most - self.nr_vmas - more
         if free < 0 or (not owner.is_superuser and owner.nr_vmas + more > free):

@@ -1,11 +1,12 @@
-"""The LRU lists: which frames reclaim looks at, and in what order.
+"""The LRU lists: the frames that reclaim scans, and their order.
 
-A list is not a chain: it is every frame whose flags say that it is on it, in the order of `Frames.lru`, a stamp that a
-frame gets when it comes to the head. So joining a list, leaving it (also by being freed) and going to another costs a
-flag and a stamp, for one frame or for many, and only reclaim pays for the order: `Lists` sorts the oldest frames of a
-list into a queue and works it off. A frame that got a younger stamp, or left, since it was queued is passed over; one
-that joined since is younger than all that are queued: the order is exact. Knows no page table. Answers to Linux v6.8
-mm/swap.c, include/linux/mm_inline.h and mm/mlock.c (mlock_folio, munlock_folio).
+A list is not a linked list. It consists of all frames whose flags say that they are on it, in the order of
+`Frames.lru`, a stamp that a frame gets when it comes to the head. So joining a list, leaving it (also by a free) and
+moving to another list costs a flag and a stamp, for one frame or many. Only reclaim pays for the order: `Lists` sorts
+the oldest frames of a list into a queue, and takes frames from the queue. A queued frame that has left the list or
+has a newer stamp is skipped. A frame that has joined since is younger than all queued frames. So the order is exact.
+Knows no page table. Answers to Linux v6.8 mm/swap.c, include/linux/mm_inline.h and mm/mlock.c (mlock_folio,
+munlock_folio).
 
 Invariant: an anonymous or cached frame has PG_LRU, and not both PG_ACTIVE and PG_UNEVICTABLE; no other has it.
 """
@@ -35,7 +36,7 @@ from shared.uapi.page import Pfn
 _PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
 _QUEUED = 8192
 _MOST_QUEUED = 4 * _QUEUED
-"""About how many frames of a list are put in order at a time, and at most."""
+"""The most frames of a list that are sorted at a time."""
 _LAG_SHIFT = 10
 SWAP_CLUSTER_MAX = 32
 
@@ -58,19 +59,19 @@ _FLAGS_OF = {
 
 
 def lru_sizes(frames: Frames) -> list[int]:
-    """Return how many frames each `LruList` has, and last those that cannot be evicted."""
+    """Return the number of frames on each `LruList`; the last number is for unevictable frames."""
     places = frames.flags & _PLACE
     sizes = [int(np.count_nonzero(places == flags)) for flags in _FLAGS_OF.values()]
     return [*sizes, int(np.count_nonzero(places & PG_UNEVICTABLE))]
 
 
 def recent_lru_sizes(frames: Frames) -> list[int]:
-    """Return what `lru_sizes` does, or what it has returned before a thousandth of the machine has changed its place.
+    """Return the result of `lru_sizes`, or its last result if less than a thousandth of the frames has changed lists.
 
-    For who asks at every page: a refault, and the cost of reclaim; a pass of reclaim counts. What comes to a list has a
-    new stamp. What is freed has none: there are more free frames then, but for those taken since, and each of these has
-    one. So at most two thousandths have gone unnoticed. Linux's counters lag behind as well (mm/vmstat.c: a batch a
-    processor).
+    It is for callers that need the sizes for every page: refaults, and the cost of reclaim. A pass of reclaim counts
+    exactly. Changes are found by two numbers. A frame that comes to a list has a new stamp. A freed frame has none, but
+    the number of free frames grows, except by frames allocated since, which have new stamps. So at most two thousandths
+    of the frames are missed. Linux's counters are not exact either (mm/vmstat.c: a batch for each processor).
     """
     clock, nr_free, sizes = frames.lru_sizes_noted
     lag = frames.total_pages >> _LAG_SHIFT
@@ -81,7 +82,7 @@ def recent_lru_sizes(frames: Frames) -> list[int]:
 
 
 class Lists:
-    """The order of the lists, as far as reclaim has got."""
+    """The sorted part of the lists, for reclaim."""
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
@@ -89,7 +90,7 @@ class Lists:
         self._stamps: list[npt.NDArray[np.uint32]] = [np.zeros(0, dtype=np.uint32) for _ in LruList]
 
     def isolate(self, kind: LruList, count: int) -> Pfns:
-        """Take up to `count` frames off the tail of a list, the oldest first, each held by one more reference.
+        """Take up to `count` frames off the tail of a list, the oldest first. Each gets one more reference.
 
         Source: Linux v6.8 mm/vmscan.c:isolate_lru_folios().
         """
@@ -119,7 +120,8 @@ class Lists:
         pfns = np.flatnonzero((frames.flags & _PLACE) == _FLAGS_OF[kind])
         stamps = frames.lru[pfns]
         if len(pfns) > _MOST_QUEUED:
-            # A share of the stamps tells well enough up to which there are so many: any number of the oldest will do.
+            # A sample of the stamps gives a good estimate of the limit: the exact number of oldest frames does not
+            # matter.
             share = stamps[:: len(pfns) // _QUEUED]
             limit = np.partition(share, len(share) * _QUEUED // len(pfns))[len(share) * _QUEUED // len(pfns)]
             oldest = stamps <= limit
@@ -130,13 +132,13 @@ class Lists:
 
 
 def isolate(frames: Frames, pfns: Pfns) -> None:
-    """Take frames off their lists, and a reference of each (Linux: folio_isolate_lru())."""
+    """Take frames off their lists, and take one reference of each (Linux: folio_isolate_lru())."""
     frames.clear(pfns, PG_LRU)
     frames.refcount[pfns] += 1
 
 
 def putback(frames: Frames, pfns: Pfns) -> None:
-    """Put isolated frames at the head of the list that their flags say; the references stay the caller's.
+    """Put isolated frames at the head of the list of their flags. The caller keeps the references.
 
     Source: Linux v6.8 mm/vmscan.c:move_folios_to_lru().
     """
@@ -175,7 +177,7 @@ def folio_mark_accessed(frames: Frames, pfns: Pfns) -> None:
 
 
 def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
-    """Make anonymous frames such as are dropped unless somebody writes: they go to the inactive file list.
+    """Mark anonymous frames as lazily freed, and put them on the inactive file list. They are dropped unless written.
 
     Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree().
     """
@@ -187,7 +189,7 @@ def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
 
 
 def mlock_folios(frames: Frames, pfns: Pfns) -> None:
-    """Keep frames, each given once, out of reclaim on behalf of one locked VMA more.
+    """Exclude frames, each given once, from reclaim, for one more locked VMA.
 
     Source: Linux v6.8 mm/mlock.c:mlock_folio(), __mlock_folio().
     """
@@ -197,17 +199,17 @@ def mlock_folios(frames: Frames, pfns: Pfns) -> None:
         frames.mlock_more[more] += 1
     frames.set(pfns, PG_UNEVICTABLE)
     frames.clear(pfns, PG_ACTIVE)
-    # There is no order of what is not reclaimed: the stamps say that these have changed their place.
+    # Unevictable frames need no order. The new stamps show `recent_lru_sizes` that these frames have changed lists.
     frames.stamp(pfns)
 
 
 def mlock_folio(frames: Frames, pfn: Pfn) -> None:
-    """Keep one frame out of reclaim, as `mlock_folios` does."""
+    """Exclude one frame from reclaim, as `mlock_folios` does."""
     mlock_folios(frames, np.array([pfn]))
 
 
 def munlock_folios(frames: Frames, pfns: Pfns) -> None:
-    """Take back what `mlock_folios` has done for one locked VMA; the last one gives the frames back to reclaim.
+    """Undo `mlock_folios` for one locked VMA. After the last locked VMA reclaim may take the frames again.
 
     Source: Linux v6.8 mm/mlock.c:munlock_folio(), __munlock_folio().
     """
@@ -222,7 +224,7 @@ def munlock_folios(frames: Frames, pfns: Pfns) -> None:
 
 
 def lru_note_cost(frames: Frames, is_file: bool, nr_io: int, nr_rotated: int) -> None:
-    """Note what reclaim of one kind has cost, in pages read or written and pages kept: the other kind is scanned more.
+    """Note the cost of reclaiming one kind, in pages of I/O and pages kept. The other kind is then scanned more.
 
     Source: Linux v6.8 mm/swap.c:lru_note_cost().
     """

@@ -1,14 +1,15 @@
-"""The swap file: which of its pages are in use, by how many, and reading and writing them.
+"""The swap file: the use counts of its pages, and reading and writing them.
 
-Owns the file and the swap map. A page of it, a slot, is in use while a page-table entry or a shared-memory slot names
-it (its count), or while the swap cache holds a frame for it. Knows no frame beyond the number that it is told, no page
-table. Answers to Linux v6.8 mm/swapfile.c (swap_map, get_swap_pages, swap_duplicate, swap_free) and mm/page_io.c.
+Owns the file and the swap map. A page of the file is a *slot*. A slot is in use while page-table entries or pages of
+shared memory refer to it (its count), or while the swap cache holds a frame for it. Knows frames only by their numbers,
+and no page table. Answers to Linux v6.8 mm/swapfile.c (swap_map, get_swap_pages, swap_duplicate, swap_free) and
+mm/page_io.c.
 
-Invariants: `count[slot]` is the number of entries that name the slot; `cache[slot]` is the frame that the swap cache
-holds for it, 0 for none; `nr_free` counts the slots where both are 0. Slot 0 is never handed out: a real swap file has
-its header there. The file has no name: nothing of it is left behind, however we end.
+Invariants: `count[slot]` is the number of entries that refer to the slot; `cache[slot]` is the frame that the swap
+cache holds for it, 0 for none; `nr_free` counts the slots for which both are 0. Slot 0 is never used: a real swap
+file has its header there. The file has no name, so nothing is left behind, however the daemon ends.
 
-Differs from Linux: one file alone, and neither discard nor priorities.
+Differs from Linux: there is only one file, without discard and priorities.
 """
 
 from __future__ import annotations
@@ -28,44 +29,44 @@ Slots = npt.NDArray[np.int64]
 _HEADER_PAGES = 1
 _IOV_MAX = 1024
 _SCAN_SLOTS = 8192
-"""How many slots one look at the swap map takes in."""
+"""The number of slots that a search of the swap map checks in one step."""
 
 
 class SwapFile:
     """A swap file of `size_bytes`, whole pages; 0 for a machine without swap (Linux: struct swap_info_struct)."""
 
     def __init__(self, size_bytes: int = 0) -> None:
-        """Make the file, sparse. Raises OSError where the host has no room for a temporary file of that size."""
+        """Make a sparse file. Raises OSError if the host cannot make a temporary file of that size."""
         nr_slots = size_bytes >> PAGE_SHIFT
         self.count = np.zeros(nr_slots, dtype=np.uint32)
         self.cache = np.zeros(nr_slots, dtype=np.uint32)
         self.count_at = self.count.data
         self.cache_at = self.cache.data
         self.shadow = np.zeros(nr_slots, dtype=np.uint32)
-        """When the page in a slot was evicted: see `kerneld.mm.frames.workingset`."""
+        """The shadow of the page in each slot: see `kerneld.mm.frames.workingset`."""
         self.shadow_at = self.shadow.data
         self.total_pages = max(0, nr_slots - _HEADER_PAGES)
-        """Slots that can be used (Linux: total_swap_pages)."""
+        """The number of usable slots (Linux: total_swap_pages)."""
         self.nr_free = self.total_pages
         self._next = _HEADER_PAGES
         self._file: IO[bytes] | None = None
         if self.total_pages:
-            # O_TMPFILE where the file system has it, else a name that is gone before anybody sees it.
+            # TemporaryFile uses O_TMPFILE if the file system has it; else it removes the name at once.
             self._file = tempfile.TemporaryFile(prefix="kerneld-swap-", buffering=0)  # noqa: SIM115
             os.ftruncate(self._file.fileno(), size_bytes)
 
     @property
     def is_full(self) -> bool:
-        """Whether over half of it is in use: slots of pages that are back in memory are given up then.
+        """Whether more than half of the slots are in use. Then pages that are back in memory give up their slots.
 
         Source: Linux v6.8 include/linux/swap.h:vm_swap_full().
         """
         return self.nr_free * 2 < self.total_pages
 
     def get_swap_pages(self, count: int) -> Slots:
-        """Take up to `count` free slots, in order from where the last search ended; fewer, or none, when it is full.
+        """Return up to `count` free slots in order, from the end of the last search; fewer or none if the file is full.
 
-        Each must be given a count or a place in the swap cache at once. Source: Linux v6.8 mm/swapfile.c.
+        The caller must give each slot a count or a place in the swap cache at once. Source: Linux v6.8 mm/swapfile.c.
         """
         wanted = min(count, self.nr_free)
         found: list[Slots] = []
@@ -88,11 +89,11 @@ class SwapFile:
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def swap_duplicate(self, slots: Slots) -> None:
-        """One entry more names each slot; a slot may stand more than once (Linux: swap_duplicate())."""
+        """Count one more entry for each slot. A slot may be given more than once (Linux: swap_duplicate())."""
         np.add.at(self.count, slots, 1)
 
     def swap_free(self, slot: int) -> bool:
-        """One entry less names a slot; returns whether it was the last (Linux: swap_free())."""
+        """Count one entry less for a slot. Return whether it was the last (Linux: swap_free())."""
         count = self.count_at[slot]
         if not count:
             raise KernelBug(f"swap slot {slot} is freed more often than it was taken")
@@ -104,7 +105,10 @@ class SwapFile:
         return True
 
     def swap_free_many(self, slots: Slots) -> Slots:
-        """One entry less names each slot, each given once; returns those whose last it was that are cached still."""
+        """Count one entry less for each slot, each given once.
+
+        Return the slots without entries that are still cached.
+        """
         counts = self.count[slots]
         if not counts.all():
             raise KernelBug("a swap slot is freed more often than it was taken")
@@ -119,13 +123,13 @@ class SwapFile:
         self.cache_at[slot] = pfn
 
     def clear_cache(self, slot: int) -> None:
-        """The swap cache holds nothing for a slot any more; without a count it is free then."""
+        """Note that the swap cache holds no frame for a slot. A slot without a count is then free."""
         self.cache_at[slot] = 0
         if not self.count_at[slot]:
             self.nr_free += 1
 
     def clear_cache_many(self, slots: Slots) -> None:
-        """Do so for many slots, each given once."""
+        """Do the same as `clear_cache` for many slots, each given once."""
         self.cache[slots] = 0
         self.nr_free += int(np.count_nonzero(self.count[slots] == 0))
 
@@ -138,14 +142,14 @@ class SwapFile:
         return data
 
     def write_pages(self, first: int, pages: list[memoryview]) -> None:
-        """Write pages to consecutive slots from `first`. Raises OSError where the host's disk fails or is full."""
+        """Write pages to consecutive slots from `first`. Raises OSError if the host's disk fails or is full."""
         assert self._file is not None
         fd = self._file.fileno()
         for start in range(0, len(pages), _IOV_MAX):
             chunk = pages[start : start + _IOV_MAX]
             written = os.pwritev(fd, chunk, first + start << PAGE_SHIFT)
             if written != len(chunk) * PAGE_SIZE:
-                # The host's disk ends here: what could not be written is written again one by one, and says why.
+                # The host's disk is full. The caller writes the pages again one by one, to find which ones fail.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:

@@ -1,13 +1,12 @@
-"""The swap cache: frames that have a slot in the swap file, on their way out or back in.
+"""The swap cache: frames that have a slot in the swap file, because they are being swapped out or in.
 
-Owns the agreement between PG_SWAPCACHE, `Frames.swap_slot`, `SwapFile.cache` and the cache's own reference. Knows no
-page table. Answers to Linux v6.8 mm/swap_state.c, mm/swapfile.c (folio_free_swap, free_swap_and_cache) and
-mm/page_io.c.
+Keeps PG_SWAPCACHE, `Frames.swap_slot`, `SwapFile.cache` and the cache's own reference consistent. Knows no page
+table. Answers to Linux v6.8 mm/swap_state.c, mm/swapfile.c (folio_free_swap, free_swap_and_cache) and mm/page_io.c.
 
-Invariants: a frame has PG_SWAPCACHE exactly where `swap.cache[swap_slot]` names it; the cache holds one reference of
+Invariants: a frame has PG_SWAPCACHE exactly if `swap.cache[swap_slot]` is this frame; the cache holds one reference of
 it. A frame of the cache without PG_DIRTY has the same contents as its slot.
 
-Differs from Linux: reading a page in reads no others around it (vm.page-cluster is 0).
+Differs from Linux: swapping in a page reads no other pages around it (vm.page-cluster is 0).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _log = structlog.get_logger("kerneld.mm")
 
 
 def add_to_swap(frames: Frames, pfns: Pfns) -> Pfns:
-    """Give frames a slot each and put them into the swap cache, dirty; returns those that got one, the first ones.
+    """Give each frame a slot and put it into the swap cache, dirty. Return the frames that got a slot: the first ones.
 
     Source: Linux v6.8 mm/swap_state.c:add_to_swap().
     """
@@ -50,7 +49,7 @@ def add_to_swap(frames: Frames, pfns: Pfns) -> Pfns:
 
 
 def delete_from_swap_cache(frames: Frames, pfn: Pfn) -> None:
-    """Take a frame out of the swap cache; its slot is free then unless an entry names it."""
+    """Take a frame out of the swap cache. Its slot is then free, unless an entry refers to it."""
     frames.flags_at[pfn] &= ~PG_SWAPCACHE
     frames.swap.clear_cache(frames.swap_slot_at[pfn])
     frames.put_page(pfn)
@@ -64,20 +63,20 @@ def delete_many_from_swap_cache(frames: Frames, pfns: Pfns) -> None:
 
 
 def folio_free_swap(frames: Frames, pfn: Pfn) -> bool:
-    """Give a cached frame's slot up where no entry names it; returns whether that was so.
+    """Give up the slot of a cached frame if no entry refers to it. Return whether it was given up.
 
     Source: Linux v6.8 mm/swapfile.c:folio_free_swap().
     """
     if not frames.flags_at[pfn] & PG_SWAPCACHE or frames.swap.count_at[frames.swap_slot_at[pfn]]:
         return False
-    # Dirty: the frame is the only place now where the contents are.
+    # The frame becomes dirty, because it now has the only copy of the contents.
     frames.flags_at[pfn] |= PG_DIRTY
     delete_from_swap_cache(frames, pfn)
     return True
 
 
 def free_swap_and_cache(frames: Frames, slots: Slots) -> None:
-    """One entry less names each slot; a frame that is cached for nobody any more goes.
+    """Count one entry less for each slot. A cached frame whose slot has no entries any more is freed.
 
     Source: Linux v6.8 mm/swapfile.c:free_swap_and_cache() and __try_to_reclaim_swap().
     """
@@ -88,9 +87,9 @@ def free_swap_and_cache(frames: Frames, slots: Slots) -> None:
 
 
 def read_swap_cache(frames: Frames, slot: int) -> Pfn:
-    """Return a new frame of the swap cache with a slot's contents; the cache's is its one reference.
+    """Return a new frame of the swap cache with the contents of a slot. The cache holds its only reference.
 
-    Raises SysError(ENOMEM) without a frame, SysError(EIO) where the file cannot be read.
+    Raises SysError(ENOMEM) without a free frame, and SysError(EIO) if the file cannot be read.
     Source: Linux v6.8 mm/swap_state.c:read_swap_cache_async().
     """
     pfn = frames.alloc_page(PG_SWAPBACKED | PG_LRU | PG_SWAPCACHE, zero=False)
@@ -107,7 +106,7 @@ def read_swap_cache(frames: Frames, slot: int) -> Pfn:
 
 
 def swap_writepages(frames: Frames, pfns: Pfns, slots: Slots) -> npt.NDArray[np.bool_]:
-    """Write frames to their slots, runs of consecutive slots at once; returns for each whether it is written.
+    """Write frames to their slots, consecutive slots at once. Return for each frame whether it is written.
 
     Source: Linux v6.8 mm/page_io.c:swap_writepage().
     """
@@ -117,7 +116,7 @@ def swap_writepages(frames: Frames, pfns: Pfns, slots: Slots) -> npt.NDArray[np.
     for run in np.split(order, breaks):
         if not len(run):
             continue
-        # A frame that was never written is a hole in the host's memory, which reading it would fill.
+        # A frame that was never written is a hole in the memory file. Reading it would fill the hole.
         pages = [frames.ram.page(pfn if frames.ram.written[pfn] else ZERO_PFN) for pfn in pfns[run].tolist()]
         first = int(slots[run[0]])
         try:

@@ -1,7 +1,7 @@
-"""Whether a page that comes back was evicted too early: it is made active then.
+"""Decides whether a page was evicted too early. If so, it becomes active when it comes back (a *refault*).
 
-What is evicted leaves a shadow, the age of the machine's LRU lists at that moment; the distance to the age at the
-refault tells how much longer its list would have had to be. Answers to Linux v6.8 mm/workingset.c.
+An evicted page leaves a shadow: the age of the machine's LRU lists at that moment. The distance from the shadow to
+the age at the refault tells how much longer the list should have been. Answers to Linux v6.8 mm/workingset.c.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EVICTION_MASK = _WORKINGSET - 1
 
 
 def workingset_eviction(frames: Frames, pfns: Pfns) -> npt.NDArray[np.uint32]:
-    """Return the shadow of each frame that is being evicted; a shadow is never 0.
+    """Return the shadows of frames that are being evicted. A shadow is never 0.
 
     Source: Linux v6.8 mm/workingset.c:workingset_eviction().
     """
@@ -31,7 +31,7 @@ def workingset_eviction(frames: Frames, pfns: Pfns) -> npt.NDArray[np.uint32]:
 
 
 def workingset_refault(frames: Frames, pfn: Pfn, shadow: int, *, is_file: bool) -> None:
-    """A frame has been read in again: make it active where it was evicted a short time ago; no shadow is 0.
+    """Make a frame that was read in again active, if it was evicted a short time ago. A `shadow` of 0 means none.
 
     Source: Linux v6.8 mm/workingset.c:workingset_refault().
     """

@@ -1,1 +1,1 @@
-"""Memory that is short: reclaim and the OOM killer."""
+"""What happens when memory is short: reclaim and the OOM killer."""

@@ -1,6 +1,6 @@
-"""The OOM killer: who dies when nothing can be reclaimed.
+"""The OOM killer: it kills a process when nothing can be reclaimed.
 
-Owns the choice and the words. How a task dies is its caller's: it gives the tasks, and a function that kills one.
+Owns the choice of the process, and the log messages. The caller provides the tasks, and a function that kills one.
 Answers to Linux v6.8 mm/oom_kill.c, on a machine without cgroups, cpusets and more nodes than one, where every task has
 an oom_score_adj of 0.
 """
@@ -38,11 +38,11 @@ class OomTask(NamedTuple):
     comm: str
     mm: MmStruct
     copies: Sequence[MmStruct] = ()
-    """Copies of it that wait for children: they go with it, and no task answers for them."""
+    """The copies of its memory that wait for children. They have no task of their own, and are freed with it."""
 
 
 def pgtables_bytes(mm: MmStruct) -> int:
-    """Return what the page tables take, without the root (Linux: mm_pgtables_bytes())."""
+    """Return the size of the page tables in bytes, without the root (Linux: mm_pgtables_bytes())."""
     return (mm.page_table.table_pages - 1) * PAGE_SIZE
 
 
@@ -51,10 +51,10 @@ def _rss(mm: MmStruct) -> int:
 
 
 def oom_badness(mm: MmStruct) -> int:
-    """Return how much would be won: resident and swapped pages, and page tables (Linux: oom_badness()).
+    """Return the pages that a kill would free: resident and swapped pages, and page tables (Linux: oom_badness()).
 
-    Differs from Linux: of a process with very many mappings the daemon's own memory for them counts too. In Linux that
-    is the machine's, and nobody's.
+    Differs from Linux: for a process with very many mappings, the daemon's own memory for them counts too. In Linux
+    this memory belongs to the machine, and counts for no process.
     """
     nr_maps = len(mm.vmas)
     mappings = nr_maps * VMA_BYTES // PAGE_SIZE if nr_maps > _FEW_MAPPINGS else 0
@@ -62,10 +62,10 @@ def oom_badness(mm: MmStruct) -> int:
 
 
 def select_bad_process(tasks: Sequence[OomTask]) -> OomTask | None:
-    """Return the task that is worst, the last one of equals, or None without any.
+    """Return the task with the highest badness, the last one of equals, or None without tasks.
 
     Source: Linux v6.8 mm/oom_kill.c:select_bad_process() and oom_evaluate_task(). Differs from Linux: a copy that waits
-    for a child would be a task of its own there; here it counts for the parent, or memory could be hidden in it.
+    for a child counts for the parent; else a process could hide memory in it. In Linux it would be a separate task.
     """
     chosen, most = None, 0
     for task in tasks:
@@ -85,10 +85,10 @@ class OomKiller:
         current: Callable[[], str],
         kill: Callable[[Pid], bool],
     ) -> None:
-        """`tasks` gives every process that is not dying, `current` the name of the one that allocates.
+        """`tasks` returns every process that is not dying, `current` the name of the allocating process.
 
-        `kill` kills one, and returns whether its memory is free now: it is not where it is in use by the very call that
-        allocates.
+        `kill` kills a process, and returns whether its memory is free now. It is not free if the allocating call uses
+        it.
         """
         self._frames = frames
         self._tasks = tasks
@@ -97,7 +97,7 @@ class OomKiller:
         self._ratelimit = RateLimit()
 
     def out_of_memory(self) -> bool:
-        """Kill the worst process and return whether that has made room at once; without a process nothing is done.
+        """Kill the process with the highest badness. Return whether that has made room at once.
 
         Source: Linux v6.8 mm/oom_kill.c:out_of_memory() and oom_kill_process().
         """
@@ -109,7 +109,7 @@ class OomKiller:
         if self._ratelimit.allows():
             self._dump_header(tasks, victim)
         mm = victim.mm
-        # Each costs a process that had most of the memory, so there is no limit, as in Linux.
+        # This line has no rate limit, as in Linux: each such line has cost a large process.
         _log.error(
             f"Out of memory: Killed process {victim.pid} ({victim.comm}) total-vm:{_kb(mm.total_vm)}, "
             f"anon-rss:{_kb(mm.rss[Rss.ANON])}, file-rss:{_kb(mm.rss[Rss.FILE])}, "
@@ -123,7 +123,7 @@ class OomKiller:
     def _dump_header(self, tasks: Sequence[OomTask], victim: OomTask) -> None:
         """Source: Linux v6.8 mm/oom_kill.c:dump_header(), dump_tasks() and dump_oom_summary().
 
-        Differs from Linux: of many tasks the youngest are listed.
+        Differs from Linux: of many tasks only the youngest are listed.
         """
         sizes, frames = lru_sizes(self._frames), self._frames
         missed = self._ratelimit.take_missed()

@@ -1,6 +1,6 @@
-"""What an allocation does when memory is short: watermarks, reclaim, and at last the OOM killer.
+"""The slow path of an allocation when memory is short: watermarks, reclaim, and at last the OOM killer.
 
-Owns the order of the attempts. `Frames` calls `PageAlloc.slowpath` where an allocation would go below the minimum.
+Owns the order of the attempts. `Frames` calls `PageAlloc.slowpath` if an allocation would go below the minimum.
 Answers to Linux v6.8 mm/page_alloc.c: calculate_min_free_kbytes(), __setup_per_zone_wmarks(),
 __alloc_pages_slowpath(), should_reclaim_retry().
 """
@@ -22,7 +22,7 @@ _WATERMARK_SCALE_FACTOR = 10
 
 
 def setup_watermarks(frames: Frames) -> None:
-    """Set how much stays free: the square root of 16 times the memory in KiB, a quarter more, and half as much more.
+    """Set the watermarks. The minimum is the square root of 16 times the memory in KiB; low is 5/4, high 3/2 of it.
 
     Source: Linux v6.8 mm/page_alloc.c:calculate_min_free_kbytes() and __setup_per_zone_wmarks().
     """
@@ -38,7 +38,7 @@ class PageAlloc:
     """The slow path of one machine's allocations."""
 
     def __init__(self, frames: Frames, vmscan: Vmscan, out_of_memory: Callable[[], bool]) -> None:
-        """`out_of_memory` kills somebody and returns whether it is worth trying again: `kerneld.mm.reclaim.oom`."""
+        """`out_of_memory` kills a process and returns whether a new attempt makes sense: `kerneld.mm.reclaim.oom`."""
         self._frames = frames
         self._vmscan = vmscan
         self._out_of_memory = out_of_memory
@@ -48,8 +48,9 @@ class PageAlloc:
     def slowpath(self, count: int) -> None:
         """Make room for `count` frames above the minimum.
 
-        Raises SysError(ENOMEM) where that fails: for one frame only when the caller has been chosen to die, or nobody
-        is left to kill; for more frames as soon as reclaim finds no more, for then single ones will do as well.
+        Raises SysError(ENOMEM) on failure. For one frame that happens only if the caller has been chosen to die, or no
+        process is left to kill. For more frames it happens as soon as reclaim finds no more: the caller can then try
+        single frames.
         Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_slowpath().
         """
         while not (room_after(self._frames, lambda: self._is_enough(count)) or self._reclaim(count)):
@@ -57,7 +58,7 @@ class PageAlloc:
                 raise SysError(errno.ENOMEM)
 
     def _reclaim(self, count: int) -> bool:
-        """Reclaim until the allocation can be made, as long as that leads anywhere; returns whether it can be."""
+        """Reclaim until the allocation is possible, or reclaim makes no progress. Return whether it is possible."""
         no_progress_loops = 0
         while not self._is_enough(count):
             wanted = count + self._frames.watermark_min - self._frames.free_pages

@@ -1,24 +1,24 @@
-"""Reclaiming a batch of frames: who uses them, unmap, write, free.
+"""Reclaims a batch of frames: checks their use, unmaps them, writes them, frees them.
 
-Owns the decisions of a batch; which frames are in it is `kerneld.mm.reclaim.vmscan`'s. A batch is worked on as arrays,
-step by step, in the order in which Linux takes each folio through. Answers to Linux v6.8
+Owns the decisions for a batch. `kerneld.mm.reclaim.vmscan` chooses its frames. The steps work on arrays, in the order
+of Linux's steps for each folio. Answers to Linux v6.8
 mm/vmscan.c:shrink_folio_list(), folio_check_references(), pageout(), __remove_mapping() and
 mm/rmap.c:try_to_unmap_one().
 
-| frame                                 | what becomes of it                                                          |
+| frame                                 | result                                                                      |
 |---------------------------------------|-----------------------------------------------------------------------------|
-| of a locked VMA                       | out of reclaim's sight                                                      |
+| of a locked VMA                       | unevictable                                                                 |
 | used by more than one entry, or twice | active                                                                      |
-| used once since it was last looked at | stays, marked: the next time counts double                                  |
+| used once since the last check        | stays, and is marked as referenced: the next use makes it active            |
 | held by a call                        | active                                                                      |
-| anonymous                             | swap entries in its place, written unless the slot has the same, freed      |
+| anonymous                             | replaced by swap entries, written unless the slot has the same bytes, freed |
 | anonymous, no slot free               | active                                                                      |
-| lazily freed, nobody has written      | freed without being written; else anonymous again, and active               |
+| lazily freed                          | freed without a write; if written since, anonymous again and active         |
 | of a file                             | unmapped, written to the file if dirty, dropped from the page cache         |
 | of shared anonymous memory            | unmapped, written to the swap file if dirty, dropped from the page cache    |
 
-Differs from Linux: a huge page is split first, and not swapped as a whole; there is no flusher thread, so dirty pages
-of files are written here; a write ends before it returns, so nothing is ever under writeback.
+Differs from Linux: a huge page is split first, and not swapped as a whole. There is no flusher thread, so dirty pages
+of files are written here. A write is finished when it returns, so no page is ever under writeback.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Users:
-    """Who uses each frame of a batch, as its entries say; asking clears their accessed bits.
+    """The use of each frame of a batch, from its page-table entries. Reading it clears their accessed bits.
 
     Source: Linux v6.8 mm/rmap.c:folio_referenced().
     """
@@ -61,26 +61,27 @@ class Users:
         count = len(pfns)
         self.entries: list[Mapped] = rmap_walk(frames, pfns)
         self.referenced = np.zeros(count, dtype=np.int64)
-        """By how many entries each frame has been accessed."""
+        """For each frame, the number of entries through which it was accessed."""
         self.locked = np.zeros(count, dtype=np.bool_)
         self.executable = np.zeros(count, dtype=np.bool_)
         self.dirty = np.zeros(count, dtype=np.bool_)
-        """Whether an entry says that the frame was written to."""
+        """For each frame, whether an entry has the dirty bit."""
         words = frames.ram.words_np
         for mapped in self.entries:
             young = mapped.mm.clear_young(mapped.ptes, mapped.vaddrs)
             self.referenced[mapped.at[young]] += 1
-            # Only who has used it says what for, but a locked VMA locks the frame anyhow.
+            # Only VMAs that have accessed the frame count here. A locked VMA locks the frame without an access.
             self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
             self.locked[mapped.at] |= mapped.vma.vm_flags & VM_LOCKED != 0
             self.dirty[mapped.at] |= (words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0
 
 
 def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False, may_write: bool = True) -> int:
-    """Reclaim what can be of a batch of isolated frames, each given once, and return how many were freed.
+    """Reclaim a batch of isolated frames as far as possible, each given once. Return the number of freed frames.
 
-    The caller's reference of each is dropped; what stays is at the head of its list. Without `may_write` a dirty page
-    of a file is left for the flusher: unmapped, active, and noted in `HostCache.set_reclaim`.
+    The caller's reference of each frame is dropped. Frames that stay go to the head of their list. Without
+    `may_write` a dirty page of a file is left for the flusher: it is unmapped, active, and noted by
+    `HostCache.set_reclaim`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
     split_folios(frames, pfns)
@@ -111,12 +112,12 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
 
 
 def _cache_pins(frames: Frames, pfns: Pfns) -> npt.NDArray[np.int64]:
-    """Return how many references the page cache or the swap cache holds of each frame."""
+    """Return the number of references that the page cache or the swap cache holds of each frame."""
     return (~frames.has(pfns, PG_ANON) | frames.has(pfns, PG_SWAPCACHE)).astype(np.int64)
 
 
 def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, Mask]:
-    """Return which frames are to become active, and which are to stay for another round.
+    """Return the frames that become active, and the frames that stay for another round.
 
     Source: Linux v6.8 mm/vmscan.c:folio_check_references().
     """
@@ -131,16 +132,16 @@ def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, M
 
 
 def _check_backing(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> Mask:
-    """Give anonymous candidates a slot in the swap file; return the candidates that cannot be reclaimed.
+    """Give anonymous candidates a slot in the swap file. Return the candidates that cannot be reclaimed.
 
-    A lazily freed frame that was written to is anonymous memory like any other again.
+    A lazily freed frame that was written to becomes normal anonymous memory again.
     """
     anon = candidates & frames.has(pfns, PG_ANON)
     dirty = users.dirty | frames.has(pfns, PG_DIRTY)
     lazyfree = anon & ~frames.has(pfns, PG_SWAPBACKED)
     redirtied = lazyfree & dirty
     frames.set(pfns[redirtied], PG_SWAPBACKED)
-    # The swap cache holds frames that no entry has made anonymous yet.
+    # The swap cache also holds frames that are not anonymous yet.
     cached = frames.has(pfns, PG_SWAPCACHE)
     new = np.flatnonzero(anon & ~lazyfree & ~cached)
     given = add_to_swap(frames, pfns[new])
@@ -150,7 +151,7 @@ def _check_backing(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -
 
 
 def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> None:
-    """Take the candidates out of every page table; their dirty bits go over to the frames.
+    """Remove the candidates from every page table, and move their dirty bits to the frames.
 
     Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
     """
@@ -179,7 +180,7 @@ def _mapping_of(frames: Frames, pfn: int) -> AddressSpace:
 
 
 def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> Mask:
-    """Write the dirty candidates, which nothing maps any more; return those that could not be written.
+    """Write the dirty candidates, which are unmapped now. Return those that could not be written.
 
     Source: Linux v6.8 mm/vmscan.c:pageout().
     """
@@ -202,14 +203,15 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> M
                 mapping.host.set_reclaim(frames.index_at[pfn])
             failed[place] = True
             continue
-        # A failure is the mapping's to report: the page is clean then, as in Linux, and what was written is lost.
+        # The mapping reports a failure at the next msync. As in Linux the page is then clean, and its contents are
+        # lost.
         mapping.write_page(frames.index_at[pfn], mapping.size_bytes())
     frames.vmstat["nr_vmscan_write"] += int(np.count_nonzero(dirty & ~failed))
     return failed
 
 
 def _shmem_writepages(frames: Frames, pfns: Pfns) -> Mask:
-    """Write pages of shared anonymous memory to the swap file, and leave only that; returns which went.
+    """Write pages of shared anonymous memory to the swap file, and free their frames. Return which were written.
 
     Source: Linux v6.8 mm/shmem.c:shmem_writepage().
     """
@@ -229,7 +231,7 @@ def _shmem_writepages(frames: Frames, pfns: Pfns) -> Mask:
 
 
 def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
-    """Take what nothing maps and nothing would be lost of out of its cache: the caller's reference is the last then.
+    """Remove clean, unmapped frames from their cache. The caller then has the last reference.
 
     Source: Linux v6.8 mm/vmscan.c:__remove_mapping().
     """
@@ -251,7 +253,7 @@ def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
 
 
 def _activate(frames: Frames, pfns: Pfns) -> None:
-    """Make frames active; those of the swap cache give up their slots where the swap file is filling up."""
+    """Make frames active. If the swap file is more than half full, frames of the swap cache give up their slots."""
     if frames.swap.is_full:
         for pfn in pfns[frames.has(pfns, PG_SWAPCACHE)].tolist():
             folio_free_swap(frames, pfn)

@@ -1,13 +1,13 @@
-"""Page reclaim: which lists are scanned, how far, and when it is enough.
+"""Page reclaim: chooses the lists to scan, the number of pages, and the end of the scan.
 
-Owns the scan: pages go from the tail of an active list to the inactive one, and from its tail to
-`kerneld.mm.reclaim.shrink`. Directly when an allocation finds too little (`try_to_free_pages`), and in the background
-between requests (`balance_pgdat`). Answers to Linux v6.8 mm/vmscan.c, without the multi-generational LRU (lru_gen),
-cgroups and more nodes than one.
+Owns the scan: pages go from the tail of an active list to the inactive list, and from its tail to
+`kerneld.mm.reclaim.shrink`. Direct reclaim runs when an allocation finds too little memory (`try_to_free_pages`). The
+background pass runs between requests (`balance_pgdat`). Answers to Linux v6.8 mm/vmscan.c, without the
+multi-generational LRU (lru_gen), cgroups and more nodes than one.
 
-Differs from Linux: there is no thread for the background pass, it is done in pieces between requests; where much is
-wanted a batch is larger than 32 pages. A direct reclaim that has looked at thousands of pages, and found them all in
-use, takes the oldest of them: here everybody waits for it, there one program does.
+Differs from Linux: the background pass has no thread; it runs in pieces between requests. If many pages are wanted, a
+batch is larger than 32 pages. If a direct reclaim has scanned thousands of pages and all were in use, it takes the
+oldest: here all programs wait for it, in Linux only one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SWAPPINESS = 60
 _BATCH_MAX = 512
 _BACKGROUND_BATCH = 128
 _MOST_SCANNED = 1024
-"""Pages that a direct reclaim looks at before it takes pages that are in use."""
+"""The pages that a direct reclaim scans before it takes pages that are in use."""
 _INACTIVE_ANON, _ACTIVE_ANON = LruList.INACTIVE_ANON, LruList.ACTIVE_ANON
 _INACTIVE_FILE, _ACTIVE_FILE = LruList.INACTIVE_FILE, LruList.ACTIVE_FILE
 
 
 class ScanControl:
-    """What one reclaim is after, and how far it has come (Linux: struct scan_control)."""
+    """The goal and the progress of one reclaim (Linux: struct scan_control)."""
 
     def __init__(self, nr_to_reclaim: int, origin: str) -> None:
         """`origin` is `direct` or `kswapd`, for the counters of /proc/vmstat."""
@@ -44,29 +44,29 @@ class ScanControl:
         self.nr_scanned = 0
         self.nr_reclaimed = 0
         self.may_deactivate = [False, False]
-        """Whether anonymous and file pages that are active may become inactive."""
+        """Whether active anonymous pages, and active file pages, may become inactive."""
         self.force_deactivate = False
         self.skipped_deactivate = False
 
     @property
     def batch(self) -> int:
-        """How many pages are taken from a list at once."""
+        """The number of pages that are taken from a list at once."""
         most = _BATCH_MAX if self.is_direct else _BACKGROUND_BATCH
         return min(max(SWAP_CLUSTER_MAX, self.nr_to_reclaim - self.nr_reclaimed), most)
 
     @property
     def is_direct(self) -> bool:
-        """Whether an allocation waits."""
+        """Whether an allocation waits for this reclaim."""
         return self.origin == "direct"
 
     @property
     def is_over(self) -> bool:
-        """Whether there is enough, or it has taken too long."""
+        """Whether enough is reclaimed, or it has taken too long."""
         return self.nr_reclaimed >= self.nr_to_reclaim or self.is_late
 
     @property
     def is_late(self) -> bool:
-        """Whether so much has been looked at that it is no longer asked who uses it."""
+        """Whether so many pages were scanned that pages in use are taken too."""
         return self.is_direct and self.nr_scanned >= _MOST_SCANNED + self.nr_to_reclaim
 
 
@@ -78,15 +78,16 @@ class Vmscan:
         self._lists = Lists(frames)
         self._refaults = [0, 0]
         self.in_pieces = False
-        """Whether somebody goes on with the background pass between requests (`kswapd`); else it is done at once."""
+        """Whether a loop calls `kswapd` between requests. If not, the background pass runs at once."""
         self._background: Iterator[None] | None = None
-        """What is left of the background pass, where one is under way."""
+        """The rest of the background pass; None if none is running."""
         self._background_freed = 0
         self.kswapd_failures = 0
-        """How often the background pass has ended and freed nothing; at 16 it rests until a direct one succeeds."""
+        """The number of background passes in a row that freed nothing. At 16 they stop until a direct reclaim
+        succeeds."""
 
     def reclaimable_pages(self) -> int:
-        """Return how many frames could be reclaimed at best. Source: mm/vmscan.c:zone_reclaimable_pages()."""
+        """Return the most frames that could be reclaimed. Source: mm/vmscan.c:zone_reclaimable_pages()."""
         sizes = recent_lru_sizes(self._frames)
         nr = sizes[_INACTIVE_FILE] + sizes[_ACTIVE_FILE]
         if self._frames.swap.nr_free:
@@ -94,7 +95,7 @@ class Vmscan:
         return nr
 
     def try_to_free_pages(self, nr_to_reclaim: int) -> int:
-        """Reclaim directly, for an allocation that waits; returns how many frames were freed.
+        """Reclaim directly, for a waiting allocation. Return the number of freed frames.
 
         Source: Linux v6.8 mm/vmscan.c:try_to_free_pages() and do_try_to_free_pages().
         """
@@ -118,7 +119,7 @@ class Vmscan:
         return scan.nr_reclaimed
 
     def _take_oldest(self, scan: ScanControl) -> None:
-        """Reclaim pages that are in use, the oldest of each list first; as many are looked at as were before."""
+        """Reclaim pages in use, the oldest of each list first. As many pages are scanned as before."""
         kinds = [(_INACTIVE_FILE, _ACTIVE_FILE)]
         if self._frames.swap.nr_free:
             kinds.append((_INACTIVE_ANON, _ACTIVE_ANON))
@@ -134,11 +135,11 @@ class Vmscan:
 
     @property
     def is_awake(self) -> bool:
-        """Whether the background pass is under way."""
+        """Whether the background pass is running."""
         return self._background is not None
 
     def wakeup_kswapd(self) -> None:
-        """Have memory reclaimed in the background until the high watermark is reached.
+        """Start the background pass, which reclaims until the high watermark is reached.
 
         Source: Linux v6.8 mm/vmscan.c:wakeup_kswapd().
         """
@@ -150,11 +151,11 @@ class Vmscan:
             self.kswapd()
 
     def kswapd_begins(self) -> None:
-        """The background pass wakes up."""
+        """Start a background pass: it counts its freed frames from 0."""
         self._background_freed = 0
 
     def kswapd(self) -> None:
-        """Go on with the background pass for a piece of time. Source: Linux v6.8 mm/vmscan.c:kswapd()."""
+        """Continue the background pass for a piece of time. Source: Linux v6.8 mm/vmscan.c:kswapd()."""
         pace = Pace()
         assert self._background is not None
         for _ in self._background:
@@ -164,11 +165,11 @@ class Vmscan:
         self.kswapd_sleeps()
 
     def kswapd_sleeps(self) -> int:
-        """The background pass is over; returns how many frames it has freed."""
+        """Note that the background pass ends, and return the number of frames that it has freed."""
         return self._background_freed
 
     def balance_pgdat(self) -> Iterator[None]:
-        """Reclaim until the high watermark is reached; yield between two batches, where others may be served.
+        """Reclaim until the high watermark is reached. Yield between two batches, so that clients may be served.
 
         Source: Linux v6.8 mm/vmscan.c:balance_pgdat() and kswapd_shrink_node().
         """
@@ -221,7 +222,8 @@ class Vmscan:
         return [vmstat["workingset_activate_anon"], vmstat["workingset_activate_file"]]
 
     def _prepare_scan_count(self, scan: ScanControl, sizes: list[int]) -> None:
-        """Active pages may go where the inactive list is short, or where pages that were evicted have come back.
+        """Decide whether active pages may become inactive: if the inactive list is short, or evicted pages have come
+        back.
 
         Source: Linux v6.8 mm/vmscan.c:prepare_scan_count().
         """
@@ -231,7 +233,7 @@ class Vmscan:
             )
 
     def _get_scan_count(self, scan: ScanControl, sizes: list[int]) -> list[int]:
-        """Return how many pages of each list to scan. Source: Linux v6.8 mm/vmscan.c:get_scan_count()."""
+        """Return the number of pages to scan on each list. Source: Linux v6.8 mm/vmscan.c:get_scan_count()."""
         frames = self._frames
         anon_fraction, file_fraction, denominator = self._balance(scan, sizes)
         counts = []
@@ -246,7 +248,8 @@ class Vmscan:
         return counts
 
     def _balance(self, scan: ScanControl, sizes: list[int]) -> tuple[int, int, int | None]:
-        """Return the shares of anonymous and file pages, and of what; None where each is scanned wholly, or (0) not."""
+        """Return the shares of anonymous and file pages, and their denominator; None: each is scanned fully or not
+        (0)."""
         frames = self._frames
         if not frames.swap.nr_free:
             return 0, 1, None
@@ -296,7 +299,7 @@ class Vmscan:
             frames.vmstat[f"pg{name}_{kind_name}"] += number
 
     def _shrink_active_list(self, scan: ScanControl, kind: LruList, count: int) -> None:
-        """Make the oldest active pages inactive; used pages of programs stay for another round.
+        """Make the oldest active pages inactive. Used pages of program text stay for another round.
 
         Source: Linux v6.8 mm/vmscan.c:shrink_active_list().
         """
@@ -315,7 +318,7 @@ class Vmscan:
 
 
 def _deactivate(frames: Frames, pfns: Pfns) -> None:
-    """Put active pages at the head of the inactive list; that they were referenced counts on there."""
+    """Put active pages at the head of the inactive list. They keep their referenced flag."""
     frames.set(pfns, PG_WORKINGSET)
     frames.clear(pfns, PG_ACTIVE)
     putback(frames, pfns)
@@ -323,7 +326,8 @@ def _deactivate(frames: Frames, pfns: Pfns) -> None:
 
 
 def _inactive_is_low(sizes: list[int], is_file: bool) -> bool:
-    """Tell whether an inactive list is short against its active one: of large memories a smaller share will do.
+    """Return whether an inactive list is short compared with its active list. In a large memory a smaller share is
+    enough.
 
     Source: Linux v6.8 mm/vmscan.c:inactive_is_low().
     """
@@ -334,7 +338,7 @@ def _inactive_is_low(sizes: list[int], is_file: bool) -> bool:
 
 
 def reclaim_pages(frames: Frames, pfns: Pfns, *, may_write: bool = True) -> int:
-    """Reclaim these frames of the LRU lists, each given once, used or not; returns how many were freed.
+    """Reclaim these frames of the LRU lists, each given once, used or not. Return the number of freed frames.
 
     Source: Linux v6.8 mm/vmscan.c:reclaim_pages().
     """
