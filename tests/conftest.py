@@ -61,12 +61,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 terminalreporter.write_line(f"{report.nodeid}: {value}")
 
 
-def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name a test alike in every worker, as pytest-xdist wants it: a value that holds this process's id says PID."""
-    own = str(os.getpid())
-    return val.replace(own, "PID") if isinstance(val, str) and own in val else None
-
-
 def pytest_collection_finish() -> None:
     """What is there before the first test stays to the end: a test that collects garbage need not look at it again."""
     gc.collect()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.c.run_programs import run
 from tests.support.compiler import ROOT, build, include_directory
+from tests.support.rights import needs_another_user
 
 Check = Callable[..., tuple[int, str]]
 
@@ -27,12 +27,12 @@ def test_what_the_memory_may_be_and_what_becomes_of_it(check: Check) -> None:
     assert check() == (0, "")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="to give rights up takes to have them: root")
+@needs_another_user
 def test_it_is_the_effective_user_that_counts(check: Check) -> None:
     assert check("dropped") == (0, "")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="to give rights up takes to have them: root")
+@needs_another_user
 def test_who_may_not_even_connect_may_not_call(check: Check, unchecked_daemon: tuple[Path, int]) -> None:
     path, _pid = unchecked_daemon
     assert check("refused") == (0, f"kerneld: not permitted to use the kerneld at {path}\n")
