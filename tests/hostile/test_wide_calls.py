@@ -20,10 +20,11 @@ from kerneld.mm.space import munmap, pace, truncate
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.mm.space.pace import run_at_once
+from kerneld.mm.space.writeback import do_msync
 from kerneld.syscalls.answer import Call
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel
-from shared.uapi.mman import Madv, Map, Mcl
+from shared.uapi.mman import Madv, Map, Mcl, Ms
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
 from tests.support.in_process import Client
@@ -56,6 +57,7 @@ CALLS: dict[str, tuple[Nr, tuple[int, ...], AtOnce]] = {
     "mprotect none": (Nr.MPROTECT, (NONE,), lambda mm: do_mprotect(mm, BASE, LENGTH, NONE)),
     "mprotect write": (Nr.MPROTECT, (RW | 4,), lambda mm: do_mprotect(mm, BASE, LENGTH, RW | 4)),
     **{advice.name.lower(): (Nr.MADVISE, (advice.value,), advise(advice)) for advice in ADVICE},
+    "msync": (Nr.MSYNC, (Ms.SYNC.value,), lambda mm: do_msync(mm, BASE, LENGTH, Ms.SYNC.value)),
     "munlock": (Nr.MUNLOCK, (), lambda mm: do_munlock(mm, BASE, LENGTH)),
 }  # fmt: skip
 
@@ -69,7 +71,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     yield from kernel_in_pieces(monkeypatch, 0.0)
 
 
-ONE_STEP = {("dontfork", one_vma), ("munlock", one_vma)}
+ONE_STEP = {("msync", one_vma), ("dontfork", one_vma), ("munlock", one_vma)}
 """One VMA has other flags, and that is all."""
 
 

@@ -90,21 +90,26 @@ def vmas(p: Process, scale: Scale) -> World:
     return World(BASE, length)
 
 
-def many_files(p: Process, scale: Scale) -> World:
+def many_files(p: Process, scale: Scale, nr_pages: int = FILE_PAGES) -> World:
     """One memory file of 1,000 pages, mapped as often as there may be mappings, a page each, all written to."""
     fd = os.memfd_create("waits")
-    os.ftruncate(fd, FILE_PAGES * PAGE_SIZE)
-    first = p.mmap(ELSEWHERE, FILE_PAGES * PAGE_SIZE, RW, int(Map.SHARED | Map.FIXED), fd)
+    os.ftruncate(fd, nr_pages * PAGE_SIZE)
+    first = p.mmap(ELSEWHERE, nr_pages * PAGE_SIZE, RW, int(Map.SHARED | Map.FIXED), fd)
     _files.append(fd)
     flags = int(Mremap.MAYMOVE | Mremap.FIXED)
     count = scale.nr_vmas
     with p.batch() as batch:
         for number in range(count):
-            page = first + number % FILE_PAGES * PAGE_SIZE
+            page = first + number % nr_pages * PAGE_SIZE
             batch.call(Nr.MREMAP, page, 0, PAGE_SIZE, flags, BASE + number * 2 * PAGE_SIZE)
             batch.touch(BASE + number * 2 * PAGE_SIZE, PAGE_SIZE, Access.WRITE)
     assert all(reply.ret > 0 for reply in batch.replies)
-    return World(first, FILE_PAGES * PAGE_SIZE)
+    return World(first, nr_pages * PAGE_SIZE)
+
+
+def one_page(p: Process, scale: Scale) -> World:
+    """The same of a file of one page."""
+    return many_files(p, scale, 1)
 
 
 _files: list[int] = []

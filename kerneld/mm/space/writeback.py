@@ -93,6 +93,7 @@ def msync_in_pieces(mm: MmStruct, start: Vaddr, length: int, flags: int) -> Step
     if end >= 1 << 64:
         raise SysError(errno.ENOMEM)
     has_hole = False
+    pace = Pace()
     while start < end:
         vma = mm.vmas.find(start)
         if vma is None or (start < vma.start and flags == _ASYNC):
@@ -113,5 +114,8 @@ def msync_in_pieces(mm: MmStruct, start: Vaddr, length: int, flags: int) -> Step
             if error:
                 raise SysError(error)
         start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
     if has_hole:
         raise SysError(errno.ENOMEM)
