@@ -197,7 +197,9 @@ class VmaTree:
         self._len += 1
         if position == 0:
             self._firsts[number] = vma.start
-        self._widen_gaps(number, position)
+        if position == len(self._chunks[number]) - 1:
+            # It takes a part of the gap in front of the next VMA, which is another chunk's, or nobody's.
+            self._note_gap(number, position)
         if len(self._chunks[number]) > 2 * CHUNK:
             self._split_chunk(number)
 
@@ -214,42 +216,36 @@ class VmaTree:
                 number, position = min(number, len(self._chunks) - 1), 0
         elif position == 0:
             self._firsts[number] = self._starts[number][0]
-        self._widen_gaps(number, position)
+        self._note_gap(number, position)
 
     def move(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         """Give a VMA of the tree other bounds that keep its place in the order."""
         number, position = self._place(vma.start)
         position -= 1
+        old_start, old_end = vma.start, vma.end
         vma.start, vma.end = start, end
         self._starts[number][position] = start
         if position == 0:
             self._firsts[number] = start
-        self._widen_gaps(number, position)
-        self._widen_gaps(number, position + 1)
+        if start > old_start:
+            self._note_gap(number, position)
+        if end < old_end:
+            self._note_gap(number, position + 1)
 
-    def _widen_gaps(self, number: int, position: int) -> None:
-        """Raise the chunk's largest gap to the one in front of the VMA at this position (or the next chunk's first)."""
+    def _note_gap(self, number: int, position: int) -> None:
+        """The gap in front of the VMA at this position (or the next chunk's first) has grown: note it for its chunk.
+
+        A gap that becomes smaller is noted nowhere: `_tighten` finds that out where it is of use.
+        """
         if position >= len(self._chunks[number]):
             number, position = number + 1, 0
             if number >= len(self._chunks):
                 return
         chunk = self._chunks[number]
-        if position < len(chunk):
+        if chunk:
             before = self._before(number, position)
             gap = chunk[position].start - (before.end if before is not None else 0)
             self._max_gaps[number] = max(self._max_gaps[number], gap)
-        self._widen_next(number, position)
-
-    def _widen_next(self, number: int, position: int) -> None:
-        """The gap behind a VMA that went or shrank belongs to the next one."""
-        after = self._at(number, position + 1)
-        chunk = self._chunks[number]
-        if after is None or position >= len(chunk):
-            return
-        if position + 1 >= len(chunk):
-            number += 1
-        gap = after.start - chunk[position].end
-        self._max_gaps[number] = max(self._max_gaps[number], gap)
 
     def _split_chunk(self, number: int) -> None:
         vmas, starts = self._chunks[number], self._starts[number]
