@@ -34,7 +34,7 @@ from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.locked_pages import munlock_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace, Steps, drain, run_at_once
+from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.truncate import punch_hole_in_pieces
 from kerneld.mm.space.vma import Vma
@@ -101,16 +101,16 @@ def do_madvise(
     Raises SysError(EINVAL) for unknown advice, an unaligned start, a range that wraps, or as the table above says;
     SysError(ENOMEM) for a range with a hole (what is mapped has been advised), SysError(EAGAIN) with too many VMAs.
     """
-    if advice in POPULATE_ADVICE:
-        drain(madvise_populate_in_pieces(mm, start, length, advice))
-    else:
-        run_at_once(madvise_in_pieces(mm, start, length, advice, may_write))
+    run_at_once(madvise_in_pieces(mm, start, length, advice, may_write))
 
 
 def madvise_in_pieces(
     mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
 ) -> Steps:
-    """Do as `do_madvise` for advice that is not of POPULATE_ADVICE; yield where others may be served."""
+    """Do as `do_madvise`; yield where others may be served, for advice of POPULATE_ADVICE without mmap_lock."""
+    if advice in POPULATE_ADVICE:
+        yield from madvise_populate_in_pieces(mm, start, length, advice)
+        return
     end = _range_end(start, length, advice)
     if end > start:
         yield from _madvise_walk_vmas(mm, start, end, partial(_advise, mm, Madv(advice), may_write))
