@@ -1,1 +1,1 @@
-"""The host's kernel as referee: the same memory programs on kerneld and on the real one, compared after each call."""
+"""The host's kernel as referee: runs the same memory programs on kerneld and on the host, and compares each call."""

@@ -1,6 +1,7 @@
-"""Is what the two sides say the same? The first thing that is not, in words.
+"""Compares the two sides, and returns the first difference in words.
 
-Owns what counts as the same: frames by identity, addresses as they are (both sides choose among the same free ones).
+Owns the rules of equality. Frames are compared by sharing, not by number. Addresses are compared exactly, because both
+sides have the same free addresses.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from kerneld.referee.numbers import find_different_number, find_different_total
 from kerneld.referee.outcome import Mapping, State, View
 
 Difference = tuple[str, str, str]
-"""What differs, and what kerneld and the host say."""
+"""The subject of a difference, kerneld's value, and the host's value."""
 
 _IGNORED_FLAGS = frozenset({"sd"})
-"""VM_SOFTDIRTY is there only where the host is built with it, and no program can see it otherwise."""
+"""VM_SOFTDIRTY depends on the host's configuration. Programs do not see it elsewhere."""
 _ACCESSED = "Referenced"
 _ACCESSES = frozenset({"load", "store", "touch"})
 
@@ -27,17 +28,16 @@ def find_difference(
     huge: bool = False,
     accessed: bool = True,
 ) -> Difference | None:
-    """Return the first difference after the operation `name`, or None; `before` is the states before it, if any.
+    """Return the first difference after the operation `name`, or None. `before` has the states before it, if any.
 
-    `locked` says that the program has locked memory, or else put pages into a processor's batches. `huge` says that
-    there are huge pages: of one that becomes writable a processor may have noted pages before it was, ahead of their
-    use too, and faults once more at each. So the host may take more faults. Without `accessed` which pages have been
-    accessed is not compared.
+    `locked`: the program has locked memory, or has put pages into a processor's batches in another way. `huge`: there
+    are huge pages. The TLB may keep small parts of a huge page that was not writable, and the processor then faults
+    once more at each part. So the host may take more faults. Without `accessed` the accessed bits are not compared.
     """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
         if field == "data" and ours.outcome.signo:
-            # With a signal kerneld's reply has no room for the bytes before it.
+            # A reply of kerneld with a signal has no room for the bytes before the signal.
             continue
         if huge and field == "min_flt" and None not in (mine, theirs) and theirs > mine:
             continue
@@ -83,12 +83,12 @@ def _compare_pages(who: int, ours: dict[int, int], hosts: dict[int, int]) -> Dif
 
 
 def is_of_accessed_bits(difference: Difference) -> bool:
-    """Tell whether a difference is one of how many pages have been accessed."""
+    """Return whether a difference is only in the number of accessed pages."""
     return difference[0].startswith((_ACCESSED, f"rollup {_ACCESSED}"))
 
 
 def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Difference | None:
-    """Compare what smaps says of each mapping, and the totals."""
+    """Compare the numbers of smaps for each mapping, and the totals."""
     left_out = frozenset() if accessed else frozenset({_ACCESSED, f"rollup {_ACCESSED}"})
     for mine, theirs in zip(ours.mappings, hosts.mappings, strict=True):
         found = find_different_number(mine.numbers, theirs.numbers, left_out)
@@ -140,10 +140,10 @@ def _show_page_name(first: tuple[int, int] | None, page: tuple[int, int]) -> str
 
 
 def _compare_changes(ours: tuple[State, State], hosts: tuple[State, State], locked: bool) -> Difference | None:
-    """An access gives a page another frame on both sides or on none.
+    """Compare which pages got a new frame by an access.
 
-    Where memory was locked Linux may copy a page that it could have kept: until a processor's batch of locked pages is
-    drained, which anything may do at any time, the batch counts as an owner (mm/mlock.c:munlock_folio()).
+    After a lock of memory Linux may copy a page that it could have kept. A processor's batch of locked pages counts as
+    an owner until it is drained, which may happen at any time (mm/mlock.c:munlock_folio()).
     """
     mine, theirs = _changes(*ours), _changes(*hosts)
     if mine == theirs or (locked and mine < theirs):

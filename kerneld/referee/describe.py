@@ -21,12 +21,12 @@ _ACCESSES = ("read", "write", "fetch")
 
 
 def describe_program(program: Program) -> list[str]:
-    """Return one line an operation: who makes it, where its result is kept, its name and arguments."""
+    """Return one line for each operation: its process, the slot of its result, its name and arguments."""
     return [f"{step:3} process {op.who}: {describe_op(op)}" for step, op in enumerate(program)]
 
 
 def describe_op(op: Op) -> str:
-    """Return an operation as it would stand in a program."""
+    """Return an operation as a line of a program."""
     args = [_describe_arg(op, position) for position in range(len(op.args))]
     if op.file >= 0:
         args.append(FILES[op.file].name)
@@ -93,7 +93,7 @@ def _describe_map_flags(value: int) -> str:
 
 
 def describe_divergence(program: Program, divergence: Divergence) -> list[str]:
-    """Return the program up to where the two part, what differs, and both results side by side."""
+    """Return the program up to the divergence, the difference, and both results side by side."""
     what, mine, theirs = divergence.difference
     lines = describe_program(program[: divergence.step + 1])
     lines += ["", f"differs: {what}", f"  kerneld  {mine}", f"  host     {theirs}", ""]

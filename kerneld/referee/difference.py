@@ -1,7 +1,7 @@
-"""A known difference: its form, who decides whether the host has it, and how kerneld follows it.
+"""A known difference: its form, the decision whether the host has it, and how kerneld follows it.
 
-The list is `kerneld.referee.known`. A rule replaces a function or a value of kerneld by name while the referee runs,
-and is gone behind it.
+`kerneld.referee.known` has the list. A rule replaces a function or a value of kerneld by name while the referee runs,
+and is removed afterwards.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kerneld.referee.witness import Stage, Witness
 
 
 class OnTop(NamedTuple):
-    """A rule that is made of the one which is there when it comes: kerneld's own, or that of an entry before."""
+    """A rule that is made from the current rule: kerneld's own, or the rule of an earlier entry."""
 
     make: Callable[[Any], Any]
 
 
 class Here(NamedTuple):
-    """A rule for the one module that is named: others that have the same by name keep it."""
+    """A rule for only the named module. Other modules with the same name keep their own."""
 
     rule: Any
 
@@ -33,30 +33,31 @@ class Known(NamedTuple):
     """One difference."""
 
     since: tuple[int, int]
-    """The release that brought it; (0, 0) for one of configuration. For people: it decides nothing where there is a
-    witness."""
+    """The release that brought it; (0, 0) for a difference of configuration. It is for people, and decides only without
+    a witness."""
     source: str
-    """The commit that brought it, or the function that it changed; of one of configuration, what it depends on."""
+    """The commit that brought it, or the changed function. For a difference of configuration, what it depends on."""
     what: str
     rules: tuple[tuple[Any, str, Any], ...] = ()
-    """What replaces what: a module of kerneld, a name in it, the other rule."""
+    """The replacements: a module of kerneld, a name in it, the other rule."""
     applies: Callable[[], bool] = lambda: True
-    """Whether the host is built so; asked before the witness."""
+    """Whether the host's configuration has it. This is checked before the witness."""
     witness: Witness | None = None
-    """Plays a program on the host and tells whether it has the difference; without one its release decides."""
+    """Plays a program on the host and returns whether the host has the difference. Without a witness the release
+    decides."""
     before: tuple[int, int] | None = None
-    """Of a rule that steps back from v6.8: the release that first had v6.8's."""
+    """For a rule of kernels before v6.8: the first release with v6.8's rule."""
     mode: Mode | None = None
-    """The one mode that shows it, and in which it is followed; None for every mode."""
+    """The only mode in which it is visible and followed; None for every mode."""
 
 
 _decided: dict[Mode, tuple[Known, ...]] = {}
 
 
 def decide(differences: Iterable[Known], stage: Stage, mode: Mode = Mode.PLAIN) -> tuple[Known, ...]:
-    """Return those that the host has, as their witnesses say: played once a process for each mode.
+    """Return the differences that the host has, by their witnesses. Each witness is played once for each mode.
 
-    `stage` is the host's, before any program is run on it.
+    `stage` is the host's side, before any program runs on it.
     """
     if mode not in _decided:
         release = host_release()
@@ -79,7 +80,7 @@ def host_release() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def following(differences: Iterable[Known]) -> Iterator[None]:
-    """Let kerneld follow the rules of differences, wherever a module of kerneld has its own by name."""
+    """Let kerneld follow the rules of differences, in all modules that have the replaced name."""
     undo: list[tuple[Any, str, Any]] = []
     modules = [
         module

@@ -1,11 +1,11 @@
-"""Why this host cannot be the referee."""
+"""Errors that keep this host from being the referee."""
 
 from __future__ import annotations
 
 
 class HostError(Exception):
-    """This host cannot be the referee; says why in one line."""
+    """This host cannot be the referee. The text says why in one line."""
 
 
 class RunnerDiedError(HostError):
-    """The runner has gone in the middle of a program."""
+    """The runner has died in the middle of a program."""

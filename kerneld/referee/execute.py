@@ -1,7 +1,7 @@
-"""Running one operation on one side: addresses resolved by what that side has returned, then the call itself.
+"""Runs one operation on one side: resolves its addresses from the side's earlier results, then makes the call.
 
-Knows both sides only by the face that they share, `Side`. Operations that would hit the host's runner itself are passed
-over on both sides; every other one is run.
+Knows both sides only by their common interface, `Side`. An operation on the memory of the host's runner itself is
+skipped on both sides; every other operation runs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from shared.uapi.syscalls import Access, Nr
 
 _FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _STACK_ROOM = (0x7FFF_F800_0000, 1 << 47)
-"""The stack with what it may grow into: above the mmap area."""
+"""The stack and the range into which it may grow, above the mmap area."""
 PASSED_OVER = Outcome(0, data=b"passed over")
 
 
 class Side(Protocol):
-    """One of the two kernels, for the length of a program."""
+    """One of the two kernels, while a program runs."""
 
     def fork(self, who: int, child: int) -> Outcome: ...
     def exit(self, who: int) -> Outcome: ...
@@ -46,10 +46,10 @@ class Side(Protocol):
 
 
 class Execution:
-    """A program under way on one side."""
+    """A running program on one side."""
 
     def __init__(self, side: Side, layout: Layout, mode: Mode = Mode.PLAIN, *, pages_out: bool = True) -> None:
-        """Without `pages_out` MADV_PAGEOUT is passed over."""
+        """Without `pages_out` MADV_PAGEOUT is skipped."""
         self._side = side
         self._mode = mode
         self._pages_out = pages_out
@@ -61,7 +61,7 @@ class Execution:
         self.alive = [0]
 
     def run(self, op: Op) -> State:
-        """Run one operation and return what it did."""
+        """Run one operation and return its outcome and the state after it."""
         outcome = self._run(op) if op.who in self.alive else PASSED_OVER
         if op.slot >= 0 and outcome.ret > 0:
             self._slots[op.slot] = outcome.ret
@@ -85,25 +85,28 @@ class Execution:
         return base + at.offset & U64
 
     def _hits_runner(self, op: Op, args: tuple[int, ...]) -> bool:
-        """Tell whether a call would change what the host's runner needs: only where it does not fail before that."""
+        """Return whether a call would change the memory of the host's runner.
+
+        A call that fails before that does not.
+        """
         name = op.name
         ranges: list[tuple[int, int]] = []
         if name == "pkey_free" and not args[0] & U32:
-            # The key of all that the runner has: who takes it next would have PKRU deny it.
+            # Key 0 protects the runner's memory. If it were freed, its next owner could deny it by PKRU.
             return True
         if name in ("munmap", "mprotect", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name == "mremap":
-            # A length that wraps is none, and one of none still names the mapping at the address.
+            # A length that wraps becomes 0. A call with length 0 still affects the mapping at the address.
             old, new = (page_align(length) % (1 << 64) for length in args[1:3])
             ranges = [(args[0], max(old, new, 1)), (args[4], max(new, 1))]
         elif name == "mmap" and args[3] & (_FIXED | _NOREPLACE) == _FIXED:
             ranges = [args[:2]]  # type: ignore[list-item]
             if op.file >= 0 and FILES[op.file].inode == "huge":
-                # It takes whole huge pages.
+                # MADV_COLLAPSE affects whole huge pages.
                 ranges.append((args[0], args[1] + PMD_SIZE - 1 & -PMD_SIZE))
         elif name in ("load", "store", "touch"):
-            # One that wraps around is no access that a machine makes.
+            # A processor makes no access that wraps around.
             ranges = [args[:2]]  # type: ignore[list-item]
             if args[0] + args[1] > U64:
                 return True
@@ -121,7 +124,7 @@ class Execution:
         return False
 
     def _is_left_out(self, op: Op, args: tuple[int, ...]) -> bool:
-        """Tell whether an operation asks for what kerneld has not, or not in this mode."""
+        """Return whether an operation needs something that kerneld does not have, or not in this mode."""
         if op.name not in ("madvise", "process_madvise"):
             return False
         if Madv.PAGEOUT in op.args and not self._pages_out:
@@ -153,7 +156,7 @@ class Execution:
         return self._side.process_madvise(op.who, peer, struct.pack("<2Q", start, length), advice, flags)
 
     def _prlimit64(self, op: Op, args: tuple[int, ...]) -> Outcome:
-        """A limit of what the program has begun with is given beside that: the sides may differ in it."""
+        """Set a limit. It is relative to the memory at the start of the program, in which the sides may differ."""
         peer, resource, beside, soft, hard = args
         if beside:
             used = self._side.used_at_start(resource)
@@ -188,12 +191,12 @@ class Execution:
         return self._side.store(op.who, args[0], args[1], op.data)
 
     def _touch(self, op: Op, args: tuple[int, ...]) -> Outcome:
-        # An instruction of two bytes that begins at an even address is in one page.
+        # An instruction of two bytes at an even address lies in one page.
         start = args[0] & ~1 if args[2] == Access.FETCH else args[0]
         return self._side.touch(op.who, start, args[1], args[2])
 
     def _wrpkru(self, op: Op, args: tuple[int, ...]) -> Outcome:
-        # Key 0 is that of all that the runner has: it stays open.
+        # Key 0 protects the runner's memory, so it stays open.
         return self._side.wrpkru(op.who, args[0] & U32 & ~3)
 
 

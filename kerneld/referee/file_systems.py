@@ -1,6 +1,7 @@
-"""What hangs on the file system that the programs' regular files lie on: kerneld does as ext4 does.
+"""Rules for file systems other than ext4. kerneld's own rules are those of ext4.
 
-Rules that replace kerneld's own while the referee runs (`known`); their witnesses are played where the files lie.
+They replace kerneld's own rules while the referee runs (`known`). Their witnesses use the file system of the programs'
+regular files.
 """
 
 from __future__ import annotations

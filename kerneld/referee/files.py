@@ -1,6 +1,6 @@
-"""The files of a program: each side has its own, made alike when the program first uses one.
+"""The files of a program. Each side has its own files with the same contents, made at their first use.
 
-Owns descriptors and a folder for the regular ones; `close` gives all back. Knows neither kernel.
+Owns descriptors and a folder for the regular files. `close` releases them. Knows neither kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WRITE_AND_WAIT = 7
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
 _MFD_ALLOW_SEALING, _MFD_HUGETLB = 2, 4
 _MADE_UP = {"sysfs": "/sys/kernel/mm/transparent_hugepage/enabled", "procfs": "/proc/meminfo"}
-"""Files that the host makes up, which every host has."""
+"""Generated files of the host. Every host has these."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,7 +30,7 @@ class ProgramFiles:
     """One side's files of one program."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` exists, and is this side's alone."""
+        """`folder` exists, and only this side uses it."""
         self._folder = folder
         self._inodes: dict[str, int] = {}
         self._opens: dict[int, int] = {}
@@ -63,22 +63,22 @@ class ProgramFiles:
         elif name == "tmpfs":
             fd = _open_in_tmpfs()
         else:
-            # A new one for each program: of an old one the host's flusher may write pages back at any moment.
+            # Each program gets a new file: the host's flusher may write back pages of an old file at any moment.
             path = self._folder / "file"
             path.unlink(missing_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        # One page at a time, so that the host caches them one by one and not in large folios, which it maps as a whole.
+        # The pages are written one by one. In one write the host would cache large folios, and map them as a whole.
         for start in range(0, len(_CONTENT), PAGE_SIZE):
             os.write(fd, _CONTENT[start : start + PAGE_SIZE])
         if name == "regular":
-            # From here on a page is dirty where the program has made it so.
+            # After this a page is dirty only if the program has made it dirty.
             _libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(0), _WRITE_AND_WAIT)
         else:
             _forget_uses(fd)
         return fd
 
     def truncate(self, number: int, length: int) -> int:
-        """Set a file's size, in bytes; returns 0 or -errno."""
+        """Set a file's size in bytes. Return 0 or -errno."""
         try:
             os.ftruncate(self.get_fd(number), length)
         except OSError as error:
@@ -86,7 +86,7 @@ class ProgramFiles:
         return 0
 
     def add_seals(self, number: int, seals: int) -> int:
-        """Seal a file, as a process beside the program does; returns 0 or -errno."""
+        """Seal a file, as another process would do. Return 0 or -errno."""
         try:
             fcntl.fcntl(self.get_fd(number), fcntl.F_ADD_SEALS, seals)
         except OSError as error:
@@ -102,7 +102,7 @@ class ProgramFiles:
 
 
 def _open_in_tmpfs() -> int:
-    """Return a new file of a tmpfs; a memory file, which differs by its name alone, where /dev/shm is none."""
+    """Return a new file of a tmpfs. If /dev/shm is no tmpfs, return a memory file, which differs only by its name."""
     try:
         with tempfile.TemporaryDirectory(prefix="kerneld-referee-", dir="/dev/shm") as folder:
             fd = os.open(f"{folder}/file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -118,7 +118,7 @@ def _open_in_tmpfs() -> int:
 
 
 def _forget_uses(fd: int) -> None:
-    """Have no page of a file in memory be one that was used: what write(2) has done is not the program's.
+    """Clear the referenced state of a memory file's pages: write(2) has set it, not the program.
 
     Source: Linux v6.8 mm/shmem.c:shmem_get_folio_gfp() (SGP_WRITE), mm/madvise.c:madvise_cold_or_pageout_pte_range().
     """

@@ -1,8 +1,9 @@
-"""A host whose processor and kernel have page tables of five levels (LA57): its users have 56 bits of addresses.
+"""Rules for a host with page tables of five levels (LA57): its user space has 56 bits of addresses.
 
-Nothing is mapped above the 47th bit unless a program asks for it, and kerneld's four levels cannot: what would be put
-there is passed over on both sides. An access there finds nothing mapped, where on four levels it is no address at all,
-and calls take ranges there for empty. Answers to Linux v6.8 arch/x86/include/asm/page_64.h:task_size_max().
+A mapping above the 47th bit is made only if a program asks for it. kerneld's four levels cannot have one, so operations
+that would make one are skipped on both sides. On five levels an access there finds nothing mapped; on four levels the
+address is not canonical. Calls treat ranges there as unmapped. Answers to Linux v6.8
+arch/x86/include/asm/page_64.h:task_size_max().
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ RULES: tuple[tuple[Any, str, int], ...] = (
     (cpu, "_CANONICAL_END", _USER_END),
     (cpu, "_KERNEL_HALF", (1 << 64) - _USER_END),
 )
-"""Each in that module alone: others mean what kerneld can map."""
+"""The rules, each only for the named module. In other modules the limit is what kerneld can map."""
 
 
 def is_out_of_reach(name: str, args: tuple[int, ...]) -> bool:
-    """Tell whether a call may put a mapping where only five levels reach."""
+    """Return whether a call may make a mapping that only five levels can have."""
     if name == "mmap":
         return args[0] > 0 and args[0] + args[1] > TASK_SIZE
     return name == "mremap" and args[3] & _NAMES_A_PLACE != 0 and args[4] + args[2] > TASK_SIZE

@@ -1,7 +1,7 @@
-"""Random programs: from a seed to a list of operations that mostly make sense, and often just do not.
+"""Random programs: turns a seed into a list of operations. Most operations are valid; many are slightly invalid.
 
-Owns the weights. Sizes, offsets and flags are drawn from those that split, join, straddle, wrap or are refused. What
-could take the real machine's memory is kept from a program as a whole: one with very long mappings locks and populates
+Owns the weights. Sizes, offsets and flags are chosen so that they split, join, cross ends of mappings, wrap, or are
+refused. A program must not fill the real machine's memory: a program with very long mappings locks and populates
 nothing. A few programs are of another kind: see `wide`.
 """
 
@@ -35,7 +35,7 @@ _WEIGHTS: dict[str, float] = {
     "wrpkru": 2,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
-"""Of each of FILES."""
+"""The weight of each of FILES."""
 _SEALS = (
     F_SEAL_FUTURE_WRITE, F_SEAL_FUTURE_WRITE, F_SEAL_WRITE, F_SEAL_WRITE, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL,
     F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE, 0x40, 0,
@@ -48,7 +48,7 @@ _LIMITED = (
     5,
     16,
 )
-"""Limits of resources: 5 is RLIMIT_RSS, which nothing goes by, and 16 is none."""
+"""Resources for prlimit64: nothing uses 5, RLIMIT_RSS, and 16 is invalid."""
 _LIMIT_PAGES = (0, 0, 1, 3, 8, 20, 60, 200, 2000, 20_000)
 _LOCKING = ("mlock", "mlock2", "mlockall")
 _WIDE_SHARE = 0.08
@@ -77,7 +77,7 @@ class Generator:
         self._files = rng.choices(range(len(FILES)), _FILE_WEIGHTS, k=2)
 
     def program(self, nr_ops: int) -> Program:
-        """Return so many calls."""
+        """Return a program of `nr_ops` calls."""
         names = [name for name in self.weights if not (self._long and name in _LOCKING)]
         weights = [self.weights[name] for name in names]
         ops = [self._mmap(), self._mmap()]
@@ -105,7 +105,7 @@ class Generator:
         return pages * PAGE - (rng.choice((1, 100, PAGE - 1)) if self._chance(0.12) else 0)
 
     def _place(self, *, aligned: bool = True) -> tuple[At, int]:
-        """Return an address and how many pages of its slot lie behind it."""
+        """Return an address and the number of pages of its slot from there on."""
         rng = self._rng
         if self._chance(0.04):
             return At(Base.ZERO, rng.choice(_ODD_PLACES)), 4
@@ -144,7 +144,7 @@ class Generator:
             flags |= rng.choices((Map.FIXED.value, Map.FIXED_NOREPLACE.value, 0, 0x10_0010), (10, 3, 3, 1))[0]
         flags |= self._odd_map_flags()
         if flags & Map.HUGETLB.value or (file >= 0 and FILES[file].inode == "huge"):
-            # Without a reservation the mapping would be made, of huge pages that kerneld has not.
+            # Without a reservation Linux would make the mapping, and kerneld has no huge pages for it.
             flags &= ~Map.NORESERVE.value
         slot = rng.randrange(NR_SLOTS)
         offset = rng.choice((0, 0, 0, 1, 2, 5, 6, 7)) * PAGE if file >= 0 else rng.choice((0, 0, PAGE))
@@ -180,7 +180,7 @@ class Generator:
         return Op(self._who(), "mprotect", (*self._range(), prot))
 
     def _key(self) -> int:
-        """Return a protection key: mostly one of the first, which are taken in this order, or none."""
+        """Return a protection key: mostly one of the first keys, which are allocated first, or an invalid one."""
         rng = self._rng
         if self._chance(0.05):
             return rng.choice((15, 16, U32 - 1, 1 << 31))
@@ -199,7 +199,7 @@ class Generator:
         return Op(self._who(), "pkey_free", (self._key(),))
 
     def _wrpkru(self) -> Op:
-        """Nearly always two or three keys open, or nearly."""
+        """Nearly always open two or three keys, fully or partly."""
         rights = [self._rng.choice((0, 0, 1, 2, 3)) for _ in range(4)]
         value = sum(right << 2 * key for key, right in enumerate(rights, 1)) | 0x5555_5400
         return Op(self._who(), "wrpkru", (self._rng.choice((0, value, value, value, 0x5555_5554, U32)),))
@@ -290,7 +290,7 @@ class Generator:
         return Op(self._who(), "add_seals", (rng.choice(_SEALS),), file=rng.choice(self._files))
 
     def _prlimit64(self) -> Op:
-        """Mostly so many pages more than the program has begun with, of address space or data; or as it is given."""
+        """Mostly set a limit of address space or data to some pages more than at the start; else an absolute limit."""
         rng = self._rng
         peer = self._who() if self._chance(0.97) else MAX_PROCESSES
         resource = rng.choice(_LIMITED)

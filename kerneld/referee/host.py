@@ -1,10 +1,10 @@
-"""The host's side: a small process that makes the program's calls on the real kernel, and what /proc says of it.
+"""The host's side: a small process makes the program's calls on the real kernel, and /proc shows its memory.
 
-Owns the runner (host.c, compiled on the spot), started once and without address randomisation: each program runs in a
-fork of it. Knows nothing of kerneld. The runner has the pipes of every process of a program from the start; it is
-killed when this ends.
+Owns the runner (host.c, compiled at the start). It is started once, without address randomisation, and each program
+runs in a fork of it. Knows nothing about kerneld. The runner has the pipes of all processes of a program from the
+start. It is killed at the end.
 
-The runner turns transparent huge pages off for itself, but for the mode that is about them.
+The runner turns transparent huge pages off for itself, except in the mode `huge`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_PIDFD_OPEN = 2, 3, 157, 434
 _PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
 _ADDR_NO_RANDOMIZE = 0x004_0000
 IN_DATA = 0xDA7A_B0FF << 32
-"""An argument that is so much and an offset points into the data that goes with the call (host.c)."""
+"""An argument of this value plus an offset points into the data of the call (host.c)."""
 _FLAGS = (
     "-std=c11 -O1 -static -nostdlib -ffreestanding -fno-stack-protector -fcf-protection=none -fPIE -no-pie "
     "-fno-asynchronous-unwind-tables -mgeneral-regs-only -Wl,-e,entry -Wl,-z,noexecstack -Wl,-z,norelro "
@@ -65,7 +65,7 @@ class Host:
     """The runner, for one program after another."""
 
     def __init__(self, folder: Path, mode: Mode = Mode.PLAIN) -> None:
-        """Start the runner; `folder` is this side's alone. Raises HostError."""
+        """Start the runner. Only this side uses `folder`. Raises HostError."""
         if os.uname().machine != "x86_64":
             raise HostError("the referee is an x86-64 Linux kernel: this host is none")
         self._folder = folder
@@ -100,7 +100,7 @@ class Host:
         return runner
 
     def _settle(self, *, huge_pages: bool) -> Layout:
-        """Rid the runner of what the kernel mapped beside the program, and find what is left."""
+        """Unmap the kernel's own mappings (vdso) in the runner, and find the mappings that are left."""
         brk = self._template.call(Nr.BRK, (0,)).ret
         self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 0 if huge_pages else 1, 0, 0, 0))
         taken: list[tuple[int, int]] = []
@@ -129,7 +129,7 @@ class Host:
         return TASK_SIZE if above < 0 else TASK_SIZE_5LEVEL
 
     def _find_uncounted(self) -> frozenset[str]:
-        """Touch a page, and see which counters show it."""
+        """Touch a page, and find the counters that do not show it."""
         before = self._template.proc.totals(self.layout)
         flags = (Map.PRIVATE | Map.ANONYMOUS | Map.POPULATE).value
         page = self._template.call(Nr.MMAP, (0, PAGE_SIZE, 3, flags, -1, 0)).ret
@@ -157,7 +157,7 @@ class Host:
         return self._fork(self._children[who], child)
 
     def exit(self, who: int) -> Outcome:
-        """End a process, and wait until its memory has gone."""
+        """End a process, and wait until its memory is freed."""
         self._children.pop(who).end(_EXIT)
         return Outcome(0)
 
@@ -172,7 +172,7 @@ class Host:
         self._fds.clear()
 
     def prepare_files(self, numbers: set[int]) -> None:
-        """Open the files that a program will use; before `start`, so that every process has them."""
+        """Open the files of a program. Call it before `start`, so that every process has them."""
         for number in numbers:
             path = f"/proc/{os.getpid()}/fd/{self._files.get_fd(number)}\0".encode()
             flags = self._files.get_flags(number)
@@ -199,7 +199,7 @@ class Host:
         return self._children[who].call(nr, args, data)
 
     def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome:
-        """Advise a process's memory, by a pidfd that is opened for it; one that is none where the process has ended."""
+        """Advise a process's memory by a new pidfd; for an ended process by a descriptor that is no pidfd."""
         caller = self._children[who]
         pidfd = caller.call(_NR_PIDFD_OPEN, (self.pid(peer), 0)).ret if peer in self._children else -1
         outcome = caller.call(Nr.PROCESS_MADVISE, (pidfd, IN_DATA, 1, advice, flags), iovec)
@@ -208,7 +208,7 @@ class Host:
         return outcome
 
     def pid(self, who: int) -> int:
-        """Return a process's pid; one that nobody has where it has ended."""
+        """Return a process's pid; for an ended process a pid that no process has."""
         return self._children[who].pid if who in self._children else (1 << 22) - 1
 
     def prlimit(self, who: int, peer: int, resource: int, limits: bytes) -> Outcome:
@@ -216,7 +216,7 @@ class Host:
         return self._children[who].call(Nr.PRLIMIT64, (self.pid(peer), resource, IN_DATA, 0), limits)
 
     def used_at_start(self, resource: int) -> int:
-        """Return how many bytes of a resource the program began with."""
+        """Return the bytes of a resource in use at the start of the program."""
         return self._used_at_start[resource]
 
     def load(self, who: int, vaddr: int, length: int) -> Outcome:
@@ -232,14 +232,14 @@ class Host:
         return self._access(who, _TOUCH, (vaddr, length, access))
 
     def wrpkru(self, who: int, value: int) -> Outcome:
-        """Set PKRU of a process, which it keeps: SIGILL where the processor has no protection keys."""
+        """Set PKRU of a process for its later operations. SIGILL on a processor without protection keys."""
         return self._children[who].order(_WRPKRU, (value,))
 
     def _access(self, who: int, order: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         return self._children[who].order(order, args, data, counts=True)
 
     def view(self, who: int) -> View:
-        """Return what a process's memory looks like."""
+        """Return the state of a process's memory."""
         self._drain()
         return self._children[who].proc.view(self.layout, self._start_totals, self._uncounted)
 
@@ -303,13 +303,13 @@ class _Child:
 
     @property
     def proc(self) -> ProcFiles:
-        """Its files in /proc, open from the first look on."""
+        """The files of the process in /proc. They stay open after the first use."""
         if self._proc is None:
             self._proc = ProcFiles(self.pid)
         return self._proc
 
     def end(self, order: int) -> None:
-        """Let the process exit and wait for that: its memory goes before its pidfd says so."""
+        """Let the process exit, and wait for its pidfd. Its memory is freed before that."""
         if self._proc is not None:
             self._proc.close()
         with contextlib.suppress(ProcessLookupError):

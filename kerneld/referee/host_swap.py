@@ -1,4 +1,4 @@
-"""Swap for the host, as long as a run lasts; who keeps it is a process of its own (`swap_keeper`)."""
+"""Gives the host a swap file for the time of a run. A separate process keeps it (`swap_keeper`)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
 
 SWAP_BYTES = 256 << 20
-"""Much more than a program needs: a swap file that is half full gives slots up early."""
+"""Much more than a program needs, because the kernel gives up slots early when a swap file is half full."""
 
 
 @contextlib.contextmanager
 def host_swap(folder: Path) -> Iterator[None]:
-    """Give the host a swap file in `folder`. Raises HostError, in words, where it cannot have one."""
+    """Give the host a swap file in `folder`. Raises HostError with the reason if that is not possible."""
     if not is_host_superuser():
         raise HostError("the swap mode needs root: only root may give the host a swap file")
     with keeper("swap_keeper", str(folder / "swap"), str(SWAP_BYTES)) as answer:
@@ -35,13 +35,13 @@ def host_swap(folder: Path) -> Iterator[None]:
 
 
 def _is_swapped_out() -> bool:
-    """Tell whether a page of ours that is paged out is in the swap file at once, and nowhere else."""
+    """Return whether a page that is paged out is in the swap file at once, and not in memory any more."""
     with mmap.mmap(-1, PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
         page[:1] = b"x"
         page.madvise(Madv.PAGEOUT)
         byte = ctypes.c_char.from_buffer(page)
         vaddr = ctypes.addressof(byte)
-        del byte  # It keeps the mapping from being closed.
+        del byte  # This reference would keep the mapping from being closed.
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             word = int.from_bytes(os.pread(pagemap.fileno(), 8, vaddr // PAGE_SIZE * 8), sys.byteorder)
     return word & PM_SWAP != 0

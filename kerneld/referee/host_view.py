@@ -1,6 +1,6 @@
-"""What the host's /proc says of one process of a program: opened once, read after every call.
+"""Reads the host's /proc for one process of a program. The files are opened once, and read after every call.
 
-Knows nothing of orders and answers, and nothing of kerneld.
+Knows nothing about orders and answers, and nothing about kerneld.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.uapi.resource import Rlimit
 
 _MADV_COLD = 20
 _STAT_END_DATA = 46 - 3
-"""The field of /proc/PID/stat, behind the name."""
+"""The index of the field in /proc/PID/stat after the name."""
 _KPF_IDLE = 1 << 25
 """A bit of /proc/kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h."""
 _ROLLUP, _STATUS, _STATM, _STAT = "smaps_rollup", "status", "statm", "stat"
@@ -27,7 +27,7 @@ _NAMES = ("smaps", "pagemap", _ROLLUP, _STATUS, _STATM, _STAT)
 
 
 class Drain:
-    """Empties the batches of pages that this processor has, so that their states are what they will be anyway.
+    """Empties this processor's batches of pages, so that the states of these pages are final.
 
     Source: Linux v6.8 mm/madvise.c:madvise_cold() → mm/swap.c:lru_add_drain(). Both sides run on one processor.
     """
@@ -36,13 +36,13 @@ class Drain:
         self._page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def __call__(self) -> None:
-        """Empty them."""
+        """Empty the batches."""
         self._page.madvise(_MADV_COLD)
 
 
 @functools.cache
 def has_damon() -> bool:
-    """Tell whether this host watches which memory is used: it takes accessed bits at random for that.
+    """Return whether this host runs DAMON, which clears accessed bits at random times.
 
     Source: Linux v6.8 mm/damon/paddr.c:damon_pa_mkold(), mm/damon/core.c (the threads' names).
     """
@@ -54,7 +54,7 @@ def has_damon() -> bool:
 
 
 def has_lru_gen(knob: Path = Path("/sys/kernel/mm/lru_gen/enabled")) -> bool:
-    """Tell whether this host has its pages on lists by generation: they are marked as accessed otherwise.
+    """Return whether this host uses the multi-generational LRU, which marks accessed pages in another way.
 
     Source: Linux v6.8 mm/swap.c:folio_mark_accessed(), CONFIG_LRU_GEN_ENABLED.
     """
@@ -65,7 +65,7 @@ def has_lru_gen(knob: Path = Path("/sys/kernel/mm/lru_gen/enabled")) -> bool:
 
 
 def is_watched(views: dict[int, View]) -> bool:
-    """Tell whether a page of these processes has lost its accessed bit to who watches memory: it is marked as idle."""
+    """Return whether DAMON has cleared the accessed bit of a page of these processes: the page is marked as idle."""
     frames = {frame for view in views.values() for frame in view.frames.values()}
     if not frames or not has_damon():
         return False
@@ -78,11 +78,11 @@ class ProcFiles:
     """The files of /proc/PID."""
 
     def __init__(self, pid: int) -> None:
-        """Open them; the process lives."""
+        """Open the files. The process must be alive."""
         self._fds = {name: os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in _NAMES}
 
     def close(self) -> None:
-        """Close them."""
+        """Close the files."""
         for fd in self._fds.values():
             os.close(fd)
 
@@ -90,19 +90,19 @@ class ProcFiles:
         return ProcTexts(*(os.pread(self._fds[name], 1 << 13, 0) for name in _NAMES[2:]))
 
     def used(self) -> dict[int, int]:
-        """Return how many bytes its memory takes of RLIMIT_AS and RLIMIT_DATA, the runner's own among them."""
+        """Return the bytes of its memory that count for RLIMIT_AS and RLIMIT_DATA, with the runner's own memory."""
         status = parse_numbers(self._texts().status)
         return {Rlimit.AS: status["VmSize"] << 10, Rlimit.DATA: status["VmData"] << 10}
 
     def totals(self, layout: Layout) -> dict[str, int]:
-        """Return the numbers of all its memory, the runner's own left out where that can be known."""
+        """Return the numbers of all its memory, without the runner's own memory as far as that is known."""
         own = [mapping for mapping in parse_smaps(_read_whole(self._fds["smaps"])) if layout.is_taken(mapping)]
         return totals(self._texts(), own)
 
     def view(self, layout: Layout, start: dict[str, int], uncounted: frozenset[str]) -> View:
-        """Return what the process's memory looks like.
+        """Return the state of the process's memory.
 
-        `start` are the totals when the program started, `uncounted` the names of those that are not compared.
+        `start` has the totals at the start of the program, `uncounted` the names of totals that are not compared.
         """
         mappings: list[Mapping] = []
         own: list[Mapping] = []
@@ -128,7 +128,7 @@ def data_bytes(pid: int) -> int:
 
 
 def find_uncounted(before: dict[str, int], after: dict[str, int]) -> frozenset[str]:
-    """Return the names of counters that lag behind on this host: they do not show a page that has come between.
+    """Return the names of counters that are out of date on this host: they do not show a page that came between.
 
     Source: Linux v6.8 include/linux/mm.h:get_mm_counter() sums up batches only roughly; it is exact where
     fs/proc/task_mmu.c:task_mem() of newer kernels uses get_mm_counter_sum().

@@ -1,7 +1,7 @@
 """Random programs on memory that has huge pages: one to three times 2 MiB, most of it on boundaries.
 
-Owns the weights. They make huge pages (by a fault, by populate, MADV_COLLAPSE), give them to children, and call on
-parts of them. Shared memory and files are in them as the neighbours that they are.
+Owns the weights. The programs make huge pages (by a fault, by populate, by MADV_COLLAPSE), share them with children,
+and make calls on parts of them. They also have shared memory and files as neighbours.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class HugeGenerator(WideGenerator):
     tables: ClassVar[tuple[int, ...]] = (1, 1, 2, 2, 3)
 
     def _mapping(self) -> list[Op]:
-        """Advised before it is touched, most times; later at times, or never."""
+        """Make a mapping. MADV_HUGEPAGE comes mostly before the first access, sometimes later or never."""
         made = super()._mapping()
         if self._rng.random() < 0.8:
             mmap = made[0]
@@ -46,7 +46,7 @@ class HugeGenerator(WideGenerator):
         return [Op(self._who(), "mincore", self._range())]
 
     def _process_vm(self) -> list[Op]:
-        """Another's memory, or one's own, read or written: pages are pinned for it."""
+        """Read or write the memory of another process or of the caller: pages are pinned for this."""
         rng = self._rng
         name = rng.choice(("process_vm_readv", "process_vm_writev"))
         lengths = [rng.choice((8, PAGE_SIZE, 3 * PAGE_SIZE)) for _ in range(2)]

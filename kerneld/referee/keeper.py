@@ -1,4 +1,5 @@
-"""A process that keeps something of the host as a run wants it, as long as the run holds the other end of a pipe."""
+"""Starts a keeper: a process that changes a setting of the host, and restores it when the run's end of a pipe
+closes."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ READY = "ready"
 
 @contextlib.contextmanager
 def keeper(module: str, *args: str) -> Iterator[str]:
-    """Run a module of this package as a program and yield the line that it says when it has begun, READY or why not.
+    """Run a module of this package as a program. Yield its first line: READY, or the reason of a failure.
 
-    It ends when its standard input does, and is waited for. A Ctrl+C is not for it.
+    It ends when its standard input ends, and is waited for. It does not get a Ctrl+C.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", f"{__package__}.{module}", *args],
@@ -31,12 +32,12 @@ def keeper(module: str, *args: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.stdin.close()
-            # Who still waits for its turn need not; who has begun ignores it, and puts all back.
+            # A keeper that still waits for its turn ends. A keeper that has begun ignores the signal, and restores all.
             process.send_signal(signal.SIGALRM)
             process.wait()
 
 
 def keep() -> None:
-    """In the keeper: say that it has begun, and wait for the end."""
+    """In the keeper: print that it has begun, and wait for the end of standard input."""
     print(READY, flush=True)
     sys.stdin.buffer.read()

@@ -1,16 +1,16 @@
-"""Known differences: where the host's kernel does otherwise than Linux v6.8, to which kerneld answers.
+"""Known differences between Linux v6.8, which kerneld follows, and the host's kernel.
 
-Each is a rule with the release and the commit that brought it, or the function where the commit was not found, written
-as a replacement of kerneld's own. While the referee runs, kerneld follows the rule where the host does: its witness, a
-tiny program, is played on the host at the start. What follows from the difference is then compared as exactly as
-everything else, and no operation is left out. Only the referee sees these rules.
+Each difference has a rule, which replaces kerneld's own rule, and the release and the commit that brought it (or the
+changed function, if the commit was not found). Its witness, a tiny program, runs on the host at the start. If the host
+has the difference, kerneld follows the rule while the referee runs. So the consequences of the difference are compared
+as exactly as everything else, and no operation is left out. Only the referee uses these rules.
 
-Differences that no release brought have (0, 0): what kerneld does on purpose, what the host is built with, where its
-files lie.
+Some differences come from no release: they are intended by kerneld, or depend on the host's configuration or file
+system. Their release is (0, 0).
 
-Who adds one writes an entry of KNOWN, its rule beside the others' (a function in place of kerneld's, or OnTop of it),
-its witness in `witnesses`, and its row in docs/fidelity.md; tests/differential/test_known.py plays the witness with and
-without the rule.
+To add a difference, write an entry of KNOWN, its rule beside the other rules (a function in place of kerneld's, or
+OnTop of it), its witness in `witnesses`, and its row in docs/fidelity.md. tests/differential/test_known.py plays the
+witness with and without the rule.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ KNOWN = (
     Known(
         (0, 0),
         "mm/mprotect.c:mprotect_fixup()",
-        "Memory that mprotect makes read-only stays on the account of promised memory though it was never written.",
+        "Memory that mprotect makes read-only still counts as promised memory (Committed_AS), even if it was never "
+        "written.",
         ((mprotect, "may_unaccount", earlier_rules.keeps_its_account),),
         witness=witnesses.mprotect_keeps_the_account,
         before=(6, 7),
@@ -51,7 +52,7 @@ KNOWN = (
     Known(
         (0, 0),
         "include/linux/mman.h:calc_vm_flag_bits()",
-        "MAP_STACK means nothing; v6.8 has no huge pages there.",
+        "MAP_STACK has no effect; in v6.8 it means no huge pages.",
         ((vm_flags, "calc_vm_flag_bits", OnTop(earlier_rules.without_map_stack)),),
         witness=witnesses.map_stack_means_nothing,
         before=(6, 7),
@@ -67,7 +68,8 @@ KNOWN = (
     Known(
         (0, 0),
         "mm/huge_memory.c:__thp_get_unmapped_area()",
-        "A file's mapping that is to be aligned to 2 MiB stays where the search from the top has found it aligned.",
+        "If the search from the top finds an aligned place for a file's mapping of 2 MiB or more, the mapping stays "
+        "there.",
         ((unmapped_area, "_aligned_to_pmd", OnTop(earlier_rules.aligns_upwards)),),
         witness=witnesses.aligns_files_upwards,
         before=(6, 8),
@@ -75,7 +77,7 @@ KNOWN = (
     Known(
         (0, 0),
         "fs/proc/task_mmu.c:show_map_vma()",
-        "What ends where the heap begins, or begins where it ends, is [heap] in maps.",
+        "A mapping that ends at the start of the heap, or begins at its end, is called [heap] in maps.",
         ((proc_maps, "vma_is_initial_heap", earlier_rules.touches_the_heap),),
         witness=witnesses.names_what_touches_the_heap,
         before=(6, 8),
@@ -83,7 +85,7 @@ KNOWN = (
     Known(
         (0, 0),
         "arch/x86/include/uapi/asm/mman.h",
-        "MAP_ABOVE4G is no flag: MAP_SHARED_VALIDATE refuses it.",
+        "MAP_ABOVE4G is an unknown flag: MAP_SHARED_VALIDATE refuses it.",
         ((mmap, "_LEGACY_MAP_MASK", mmap._LEGACY_MAP_MASK & ~Map.ABOVE4G.value),),
         witness=witnesses.knows_no_map_above4g,
         before=(6, 6),
@@ -98,8 +100,8 @@ KNOWN = (
     Known(
         (6, 16),
         "879bca0a2c4f",
-        "A VMA that never faulted merges with one that did; of two neighbours that do not fit each other, new memory "
-        "joins the lower one.",
+        "A VMA that never faulted merges with one that did. If two neighbours cannot merge with each other, new "
+        "memory joins the lower one.",
         (
             (vma_merge, "is_mergeable_anon_vma", later_merge.is_mergeable_anon_vma),
             (vma_merge, "merge_into_neighbours", later_merge.merge_into_neighbours),
@@ -111,15 +113,15 @@ KNOWN = (
     Known(
         (6, 12),
         "f8d112a4e657",
-        "mmap over a mapping that fails for want of memory or over a limit leaves what was there, cut in two where it "
-        "would have begun or ended.",
+        "If mmap over a mapping fails for lack of memory or at a limit, the old mapping stays, split at both ends "
+        "of the new range.",
         ((mmap, "mmap_region", later_rules.mmap_region), (mmap, "clears_in_pieces", later_rules.never)),
         witness=witnesses.failed_mmap_leaves_a_cut,
     ),
     Known(
         (6, 7),
         "e8e17ee90eaf",
-        "A file that is sealed against writing cannot be mapped shared, not for reading either.",
+        "A file that is sealed against writing cannot be mapped shared, also not for reading.",
         ((mmap, "seal_check_write", later_rules.seal_check_write),),
         witness=witnesses.write_sealed_is_not_shared,
         before=(6, 7),
@@ -127,30 +129,30 @@ KNOWN = (
     Known(
         (6, 12),
         "5de195060b2e, as in v6.1.119",
-        "F_SEAL_WRITE is looked at before anything is unmapped.",
+        "F_SEAL_WRITE is checked before anything is unmapped.",
         ((mmap, "_check_file", later_rules.check_file_write_seal),),
         witness=witnesses.write_seal_refuses_early,
     ),
     Known(
         (6, 12),
         "5de195060b2e",
-        "All seals against writing are looked at before anything is unmapped.",
+        "All seals against writing are checked before anything is unmapped.",
         ((mmap, "_check_file", later_rules.check_file),),
         witness=witnesses.future_write_seal_refuses_early,
     ),
     Known(
         (6, 17),
         "d23cb648e365 and mm/mremap.c:do_mremap()",
-        "mremap checks the mapping before it unmaps what is at the new place; with MREMAP_FIXED and the same length it "
-        "moves several VMAs; a new length over the address space is EINVAL; what a move shrinks by is asked for as if "
-        "it were new.",
+        "mremap checks the mapping before it unmaps the new place. With MREMAP_FIXED and the same length it moves "
+        "several VMAs. A new length larger than the address space is EINVAL. A move that shrinks needs free "
+        "promised memory for the difference.",
         ((mremap, "mremap_in_pieces", later_mremap.mremap_in_pieces),),
         witness=witnesses.mremap_moves_several,
     ),
     Known(
         (0, 0),
         "stable updates of 2026, mm/mremap.c:move_vma()",
-        "MREMAP_DONTUNMAP cuts the part of a locked mapping off before it moves it: the rest stays locked.",
+        "MREMAP_DONTUNMAP splits the moved part off a locked mapping first: the rest stays locked.",
         ((mremap, "move_vma", OnTop(later_dontunmap.cuts_what_is_locked)),),
         witness=witnesses.dontunmap_cuts_what_is_locked,
     ),
@@ -167,22 +169,22 @@ KNOWN = (
     Known(
         (0, 0),
         "stable updates of 2026, mm/mremap.c:move_vma()",
-        "Memory that MREMAP_DONTUNMAP has left behind has the offsets of its place, and merges with its neighbours.",
+        "The old memory after MREMAP_DONTUNMAP has the offsets of its place, and merges with its neighbours.",
         ((mremap, "move_vma", OnTop(later_dontunmap.takes_its_own_offsets)),),
         witness=witnesses.dontunmap_gives_its_own_offsets,
     ),
     Known(
         (6, 15),
         "mm/mremap.c:vrm_stat_account()",
-        "Locked memory that mremap moves with MREMAP_DONTUNMAP is added to VmLck; the old mapping, unlocked, goes "
-        "on counting too.",
+        "If mremap moves locked memory with MREMAP_DONTUNMAP, VmLck grows: the old mapping is unlocked, but still "
+        "counts.",
         ((mremap, "locked_vm_after_dontunmap", later_mremap.locked_vm_after_dontunmap),),
         witness=witnesses.dontunmap_counts_twice,
     ),
     Known(
         (6, 10),
         "mm/mmap.c:do_mmap()",
-        "mmap of memory that is only executable takes its protection key before it looks for a place.",
+        "mmap of execute-only memory allocates its protection key before it searches an address.",
         (
             (mmap, "do_mmap", OnTop(later_pkeys.takes_a_key_before_a_place)),
             (mmap, "clears_in_pieces", later_rules.never),
@@ -192,15 +194,14 @@ KNOWN = (
     Known(
         (0, 0),
         "arch/x86/include/asm/pkeys.h:mm_pkey_alloc(), also in stable kernels",
-        "On a processor without protection keys pkey_alloc is ENOSPC the first time too, and not EINVAL.",
+        "On a processor without protection keys the first pkey_alloc is ENOSPC too, not EINVAL.",
         ((pkeys, "pkey_alloc", OnTop(later_pkeys.has_no_key_to_give)),),
         witness=witnesses.has_no_key_to_give,
     ),
     Known(
         (6, 12),
         "86e6b1547b3d",
-        "An address between the user's half and the middle of all addresses is refused before it is accessed; so it "
-        "was before v6.4.",
+        "An address between user space and the middle of all addresses is refused before the access, as before v6.4.",
         ((uaccess, "access_ok", later_rules.access_ok),),
         witness=witnesses.refuses_the_middle_before_access,
     ),
@@ -221,8 +222,8 @@ KNOWN = (
     Known(
         (6, 18),
         "74207de2ba10",
-        "A read past the end of a regular file maps nothing around it where that begins with the file's last page and "
-        "no page table is there yet.",
+        "A read past the end of a regular file maps no pages around it, if these begin with the file's last page "
+        "and there is no page table yet.",
         (
             (fault, "handle_mm_fault", later_rules.handle_mm_fault),
             (fault, "map_pages_around", later_rules.map_pages_around),
@@ -232,8 +233,8 @@ KNOWN = (
     Known(
         (6, 16),
         "mm/filemap.c:do_sync_mmap_readahead()",
-        "A fault of an executable mapping whose page is not cached reads in what follows in the mapping, not what is "
-        "around.",
+        "A fault of an executable mapping whose page is not cached reads in the following pages of the mapping, not "
+        "the pages around.",
         ((fault, "window_to_read", later_rules.window_to_read),),
         witness=witnesses.reads_ahead_what_is_executable,
     ),
@@ -247,29 +248,30 @@ KNOWN = (
     Known(
         (6, 9),
         "2864f3d0f583",
-        "MADV_PAGEOUT takes no accessed bit: what it cannot reclaim is as young as before.",
+        "MADV_PAGEOUT clears no accessed bit: a page that it cannot reclaim is as young as before.",
         ((madvise_pages, "madvise_pageout", later_rules.madvise_pageout),),
         witness=witnesses.pages_out_nothing_by_its_accessed_bit,
     ),
     Known(
         (6, 14),
         "6375e95f381e, CONFIG_PT_RECLAIM",
-        "MADV_DONTNEED frees the page tables that its range covers whole.",
+        "MADV_DONTNEED frees the page tables that lie completely in its range.",
         ((madvise, "madvise_dontneed", later_rules.madvise_dontneed),),
         witness=witnesses.frees_tables_of_what_is_not_needed,
     ),
     Known(
         (0, 0),
         "ext4, where the programs' files lie",
-        "A file that is cut in the middle of a page, or to the size that it has, has that page in the cache, dirty; of "
-        "a hole it is there unread.",
+        "If a file is truncated in the middle of a page, or to its current size, that page is in the cache, dirty. "
+        "A page of a hole is there, but not read.",
         ((truncate, "truncate_in_pieces", this_host.truncate_in_pieces),),
         witness=witnesses.zeroes_the_page_that_is_cut,
     ),
     Known(
         (6, 13),
         "c7fc0366c656",
-        "On ext4 so has one that ended in the middle of a page and is made longer; the rest of the page is zeroed.",
+        "On ext4 the same holds for a file that ended in the middle of a page and is made longer. The rest of the "
+        "page is zeroed.",
         ((truncate, "pagecache_isize_extended", this_host.pagecache_isize_extended),),
         witness=witnesses.zeroes_the_page_that_is_filled_up,
     ),
@@ -286,9 +288,9 @@ KNOWN = (
     Known(
         (0, 0),
         "on purpose",
-        "The first write to a page of a memory file that was read before takes a minor fault more: kerneld writes "
-        "pages back to the file that the process passed, and does so when a mapping goes. With the last one it drops "
-        "what it has cached of the file; while the referee runs it keeps that, as Linux does.",
+        "The first write to a page of a memory file that was read before takes one more minor fault: kerneld has to "
+        "notice it, because it writes pages back to the process's file when a mapping goes. With the last mapping "
+        "it drops the cached pages; while the referee runs it keeps them, as Linux does.",
         (
             (fault, "wp_page_shared", this_host.wp_page_shared),
             (munmap, "unmap_vma", this_host.unmap_vma),
@@ -313,28 +315,29 @@ KNOWN = (
     Known(
         (0, 0),
         "the file system of the programs' files, as overlayfs and btrfs",
-        "MAP_SYNC is a flag that it does not know.",
+        "MAP_SYNC is an unknown flag.",
         ((mmap, "mmap_supported_flags", file_systems.knows_no_map_sync),),
         witness=witnesses.knows_no_map_sync,
     ),
     Known(
         (0, 0),
         "the file system of the programs' files, as btrfs",
-        "MAP_SYNC of a private mapping is taken.",
+        "MAP_SYNC of a private mapping is accepted.",
         ((mmap, "_call_mmap", OnTop(file_systems.takes_map_sync)),),
         witness=witnesses.takes_map_sync,
     ),
     Known(
         (0, 0),
         "CONFIG_X86_5LEVEL, and a processor that has it (LA57)",
-        "Addresses from 2^47 to 2^56 are a user's: an access finds nothing mapped there, and munmap nothing to do.",
+        "Addresses from 2^47 to 2^56 are in user space: an access finds nothing mapped there, and munmap has "
+        "nothing to do.",
         tuple((module, name, Here(value)) for module, name, value in five_levels.RULES),
         witness=witnesses.has_five_levels,
     ),
     Known(
         (0, 0),
         "CONFIG_SWAP, CONFIG_KSM, CONFIG_TRANSPARENT_HUGEPAGE",
-        "MADV_WILLNEED of anonymous memory succeeds; MADV_MERGEABLE and MADV_UNMERGEABLE set and clear a flag; "
+        "MADV_WILLNEED of anonymous memory succeeds. MADV_MERGEABLE and MADV_UNMERGEABLE set and clear a flag. "
         "MADV_COLLAPSE is known, and refused for each mapping, because the runner turns huge pages off.",
         (
             (madvise, "_madvise_vma", this_host.madvise_vma),

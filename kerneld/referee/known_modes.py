@@ -1,4 +1,4 @@
-"""The known differences that one mode alone shows: of huge pages, and of swap. A part of `kerneld.referee.known`."""
+"""The known differences that only one mode shows: huge pages or swap. A part of `kerneld.referee.known`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KNOWN_OF_MODES = (
     Known(
         (6, 12),
         "b1f202060afe",
-        "Of a huge page that is split, pages of zeros are given back for the shared zero page.",
+        "When a huge page is split, the shared zero page replaces its pages of zeros.",
         ((split_folio, "split_folio", later_huge.split_folio_to_zero_pages),),
         witness=witnesses_huge.maps_zero_pages_after_a_split,
         mode=Mode.HUGE,
@@ -30,8 +30,8 @@ KNOWN_OF_MODES = (
     Known(
         (6, 15),
         "1da190f4d0a6, and mm/madvise.c (v6.9 to v6.15)",
-        "A huge page is taken for shared where more than one address space maps a part of it. Advice for a part passes "
-        "over the pages of one that is, and goes on behind it. A write takes a page of one that is not.",
+        "A huge page counts as shared if more than one address space maps a part of it. Advice for a part of it "
+        "skips a shared huge page. A write reuses a page of a huge page that is not shared.",
         (
             (split_folio, "estimated_sharers", later_huge.estimated_sharers),
             (madvise_pages, "_before_a_shared_one", later_huge.advised_parts),
@@ -43,7 +43,7 @@ KNOWN_OF_MODES = (
     Known(
         (6, 18),
         "mm/khugepaged.c:hpage_collapse_scan_pmd()",
-        "MADV_COLLAPSE makes a huge page of pages too of which none is writable.",
+        "MADV_COLLAPSE makes a huge page even if none of its pages is writable.",
         ((collapse, "_may_collapse", later_huge.may_collapse),),
         witness=witnesses_huge.collapses_what_is_read_only,
         mode=Mode.HUGE,
@@ -51,7 +51,7 @@ KNOWN_OF_MODES = (
     Known(
         (6, 11),
         "c18160dba5ff",
-        "A page that is swapped in for a read, and that nobody else has, may be written without another fault.",
+        "A page that is swapped in for a read becomes writable without another fault, if no other process has it.",
         ((fault, "do_swap_page", later_swap.do_swap_page),),
         witness=witnesses_swap.reads_in_what_may_be_written,
         mode=Mode.SWAP,
@@ -59,7 +59,7 @@ KNOWN_OF_MODES = (
     Known(
         (0, 0),
         "zswap, mm/zswap.c:zswap_load()",
-        "A page that is swapped in is dirty, unless it is all zeros: zswap keeps none that it has given out.",
+        "A page that is swapped in is dirty, unless it is all zeros: zswap drops a page when it is read.",
         ((swap_state, "read_swap_cache", later_swap.read_swap_cache),),
         witness=witnesses_swap.brings_pages_in_dirty,
         mode=Mode.SWAP,

@@ -1,4 +1,4 @@
-"""MREMAP_DONTUNMAP as newer kernels do it, and older ones that are kept up: the old mapping is one of its own.
+"""MREMAP_DONTUNMAP in newer kernels, and in maintained older kernels: the old mapping becomes an independent mapping.
 
 Rules that replace kerneld's own while the referee runs (`known`). Answers to mm/mremap.c and mm/vma.c of Debian's
 6.12.117, which has later changes.
@@ -39,7 +39,7 @@ def cuts_what_is_locked(earlier: MoveVma) -> MoveVma:
 
 
 class _Kept:
-    """Whether the call under way leaves the old mapping."""
+    """Whether the current call keeps the old mapping."""
 
     source = False
 
@@ -58,7 +58,7 @@ def tells_of_dontunmap(earlier: MoveVma) -> MoveVma:
 
 
 def merges_not_with_itself(earlier: CopyVma) -> CopyVma:
-    """Source: mm/vma.c:copy_vma(): of a mapping that is kept the neighbour on the other side may still grow."""
+    """Source: mm/vma.c:copy_vma(): for a mapping that is kept, the neighbour on the other side may still grow."""
 
     def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:
         end = addr + length
@@ -81,7 +81,7 @@ def merges_not_with_itself(earlier: CopyVma) -> CopyVma:
 
 
 def takes_its_own_offsets(earlier: MoveVma) -> MoveVma:
-    """Source: mm/mremap.c:move_vma(): the old mapping has never been faulted then, and merges where it lies."""
+    """Source: mm/mremap.c:move_vma(): the old mapping then counts as never faulted, and merges at its place."""
 
     def move_vma(
         mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Vaddr, new_len: int, flags: int

@@ -26,7 +26,7 @@ _wp_can_reuse_anon_v6_8 = fault.wp_can_reuse_anon
 
 
 def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
-    """What of it holds zeros alone is given back: its entries map the shared zero page then, but for locked memory.
+    """Free the pages that hold only zeros. Their entries then map the shared zero page, except in locked memory.
 
     Source: Linux v6.12 mm/migrate.c:try_to_map_unused_to_zeropage(). mm/rmap.c:try_to_migrate_one() notes what was
     resident before, but not where an entry of 2 MiB is cut up.
@@ -49,7 +49,7 @@ def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
 
 
 def maybe_mapped_shared(frames: Frames, pfn: Pfn) -> bool:
-    """Tell whether more than one address space maps a part of the huge page that a frame is of.
+    """Return whether more than one address space maps a part of a frame's huge page.
 
     Source: Linux v6.15 include/linux/mm.h:folio_maybe_mapped_shared(), which knows of two address spaces at a time.
     """
@@ -57,7 +57,7 @@ def maybe_mapped_shared(frames: Frames, pfn: Pfn) -> bool:
 
 
 def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
-    """Yield each mapping of some of a huge page's frames: the address space, and where its part of them begins."""
+    """Yield each mapping of frames of a huge page: the address space, and the address of its first page."""
     first = int(pfns[0])
     owner = frames.find_mapping(first)
     assert isinstance(owner, AnonVma)
@@ -77,7 +77,7 @@ def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
 
 
 def advised_parts(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
-    """Yield of a leaf table what is advised: a huge page that it maps whole too; of others' the pages are passed over.
+    """Yield the parts of a leaf table that are advised. Pages of a huge page that others map are skipped.
 
     Source: Linux v6.12 mm/madvise.c:madvise_cold_or_pageout_pte_range(), madvise_free_pte_range().
     """
@@ -111,7 +111,7 @@ def _part(leaf: Leaf, first: int, last: int) -> Leaf:
 
 
 def _count_large(frames: Frames, entries: Words, at: int) -> int:
-    """Return how many entries from `at` on map consecutive pages of one huge page; 0 where the first does not.
+    """Return the number of entries from `at` on that map consecutive pages of one huge page; 0 if the first does not.
 
     Source: Linux v6.12 mm/internal.h:folio_pte_batch().
     """
@@ -127,7 +127,8 @@ def _count_large(frames: Frames, entries: Words, at: int) -> int:
 
 
 def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
-    """A page of a huge page is taken where no other address space maps any of it, and more of it than that page.
+    """Return whether a write may take a page of a huge page: no other address space maps a part of it, and this one
+    maps more than that page.
 
     Source: Linux v6.15 mm/memory.c:__wp_can_reuse_large_anon_folio().
     """

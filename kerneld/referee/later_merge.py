@@ -1,4 +1,4 @@
-"""Which VMAs merge, as newer kernels say: rules that replace kerneld's own while the referee runs (`known`).
+"""The merging of VMAs in newer kernels: rules that replace kerneld's own while the referee runs (`known`).
 
 Answers to Linux v6.16 mm/vma.c.
 """
@@ -17,7 +17,7 @@ from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 
 class _Source:
-    """The VMA whose memory is to be merged into another, during a call; None where it is new memory."""
+    """The VMA whose memory will merge into another VMA, during a call; None for new memory."""
 
     vma: Vma | None = None
 
@@ -51,7 +51,7 @@ def with_source(function: Callable[..., Vma]) -> Callable[..., Vma]:
 def merge_into_neighbours(
     mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
 ) -> Vma | None:
-    """Source: Linux v6.16 mm/vma.c:vma_merge_new_range(): the VMA before is asked first."""
+    """Source: Linux v6.16 mm/vma.c:vma_merge_new_range(): the VMA before the range is tried first."""
     prev, following = mm.vmas.preceding(start), mm.vmas.find(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
     left = prev is not None and prev.end == start and vma_merge.can_merge_after(prev, vm_flags, None, file, pgoff)

@@ -1,4 +1,4 @@
-"""mremap as newer kernels do it: a rule that replaces kerneld's own while the referee runs (`known`).
+"""mremap of newer kernels: a rule that replaces kerneld's own while the referee runs (`known`).
 
 It checks everything before it changes anything, and moves several VMAs at once. Answers to Linux v6.17 mm/mremap.c.
 """
@@ -97,7 +97,7 @@ def _mremap_to(
     new_addr = mremap.find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
     locked = vma.vm_flags & VM_LOCKED
     if old_len > new_len and not flags & _DONTUNMAP and vma.vm_flags & VM_ACCOUNT:
-        # mm/mremap.c:vrm_calc_charge(): what has just been given back is asked for.
+        # mm/mremap.c:vrm_calc_charge(): the kernel checks for the memory that the shrinking has just freed.
         check_enough_memory(mm, (old_len - new_len) >> PAGE_SHIFT)
     yield from mremap.move_vma(mm, vma, addr, kept, new_addr, new_len, flags)
     if locked and new_len > old_len:

@@ -1,4 +1,4 @@
-"""Protection keys as later kernels, and stable ones with later changes, treat them: rules made of kerneld's own."""
+"""Protection keys in later kernels, and in stable kernels with later changes: rules made from kerneld's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PkeyAlloc = Callable[[MmStruct, int, int], int]
 
 
 def takes_a_key_before_a_place(earlier: Callable[..., Vaddr]) -> Callable[..., Vaddr]:
-    """The key of memory that is only executable is taken before a place is looked for, which may fail then.
+    """The key of execute-only memory is allocated before the search for an address, which may then fail.
 
     Source: Linux v6.10 mm/mmap.c:do_mmap().
     """
@@ -42,7 +42,7 @@ def takes_a_key_before_a_place(earlier: Callable[..., Vaddr]) -> Callable[..., V
 
 
 def has_no_key_to_give(earlier: PkeyAlloc) -> PkeyAlloc:
-    """Without the processor's keys there is none to be had, from the first time on.
+    """On a processor without keys pkey_alloc fails with ENOSPC from the first call on.
 
     Source: later arch/x86/include/asm/pkeys.h:mm_pkey_alloc().
     """

@@ -39,13 +39,13 @@ _window_to_read_v6_8 = fault.window_to_read
 
 
 def never(_mm: MmStruct, _length: int, _flags: int) -> bool:
-    """A rule of one piece stands for those of many."""
+    """Never run in pieces: a rule that runs at once replaces one that runs in pieces."""
     return False
 
 
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
-    """Source: Linux v6.12 mm/mmap.c:mmap_region(): limits and memory are asked for before anything is unmapped."""
-    # What it does not replace has been cut off by then, and stays so.
+    """Source: Linux v6.12 mm/mmap.c:mmap_region(): limits and memory are checked before anything is unmapped."""
+    # The ends of the old mapping are split off before the checks, and stay split.
     split_range(mm, addr, addr + length)
     if accountable_mapping(file, vm_flags):
         check_enough_memory(mm, length >> PAGE_SHIFT)
@@ -66,7 +66,7 @@ def check_file_write_seal(file: File, prot: int, flags: int, vm_flags: int, pgof
 
 
 def seal_check_write(file: File, vm_flags: int) -> int:
-    """What is shared counts as writable. Source: Linux v6.1 mm/mmap.c:mmap_region(), mapping_map_writable()."""
+    """A shared mapping counts as writable. Source: Linux v6.1 mm/mmap.c:mmap_region(), mapping_map_writable()."""
     if file.seals > 0 and file.seals & F_SEAL_WRITE and vm_flags & VM_SHARED:
         raise SysError(errno.EPERM)
     return _seal_check_write_v6_8(file, vm_flags)
@@ -108,7 +108,7 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
 
 
 def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """The leaf tables that the range covers go too. Source: Linux v6.14 mm/memory.c:zap_pte_range(), reclaim_pt."""
+    """The leaf tables in the range are freed too. Source: Linux v6.14 mm/memory.c:zap_pte_range(), reclaim_pt."""
     _madvise_dontneed_v6_8(mm, vma, start, end)
     for leaf in list(mm.page_table.walk.leaves(start, end)):
         if leaf.end - leaf.start == PMD_SIZE:
@@ -116,7 +116,7 @@ def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 
 
 def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
-    """What stays is as young as it was. Source: Linux v6.9 mm/madvise.c:madvise_cold_or_pageout_pte_range()."""
+    """Pages that stay keep their accessed bit. Source: Linux v6.9 mm/madvise.c:madvise_cold_or_pageout_pte_range()."""
     words = mm.frames.ram.words_np
     young = []
     for leaf in mm.page_table.walk.leaves(start, end):
@@ -129,10 +129,10 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
 
 
 class _Fault:
-    """The fault under way."""
+    """The current fault."""
 
     has_table = True
-    """Whether the page's leaf table was there before."""
+    """Whether the page's leaf table existed before the fault."""
 
 
 def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
@@ -156,7 +156,7 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
 
 
 def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
-    """What may be executed is read ahead, not around. Source: Linux v6.16 mm/filemap.c:do_sync_mmap_readahead()."""
+    """An executable mapping is read ahead, not around. Source: Linux v6.16 mm/filemap.c:do_sync_mmap_readahead()."""
     first, last = _window_to_read_v6_8(vma, index)
     if vma.vm_flags & (VM_EXEC | VM_RAND_READ | VM_SEQ_READ | VM_HUGEPAGE) == VM_EXEC:
         return index, min(index + READ_AROUND_PAGES, vma.pgoff + vma.nr_pages)
@@ -164,7 +164,7 @@ def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
 
 
 def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
-    """Source: Linux v6.9 mm/madvise.c:madvise_populate(): the range is one, and ends at a hole."""
+    """Source: Linux v6.9 mm/madvise.c:madvise_populate(): it is one range, and ends at a hole."""
     end = madvise._range_end(start, length, advice)
     yield from madvise.faultin_range(mm, start, end, advice == Madv.POPULATE_WRITE, Pace())
     return 0

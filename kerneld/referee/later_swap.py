@@ -16,7 +16,7 @@ _read_swap_cache_v6_8 = swap_state.read_swap_cache
 
 
 def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
-    """What is the reader's alone may be written at once. Source: Linux v6.11 mm/memory.c:do_swap_page()."""
+    """A page that only the reader has becomes writable at once. Source: Linux v6.11 mm/memory.c:do_swap_page()."""
     result = _do_swap_page_v6_8(mm, vma, vaddr, pte, entry, write)
     now = mm.frames.ram.words[pte]
     is_ours = not result & fault.VM_FAULT_ERROR and mm.frames.flags_at[pte_pfn(now)] & PG_ANON_EXCLUSIVE
@@ -26,7 +26,7 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
 
 
 def read_swap_cache(frames: Frames, slot: int) -> Pfn:
-    """What zswap gives out it forgets: the page is dirty, but for one of zeros, which zswap never had.
+    """zswap drops a page when it is read: so the page is dirty. Pages of zeros are clean, because zswap never had them.
 
     Source: Linux v6.8 mm/zswap.c:zswap_load() with zswap_exclusive_loads_enabled, v6.12 mm/page_io.c (zeromap).
     """

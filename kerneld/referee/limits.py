@@ -1,4 +1,4 @@
-"""What the host allows a process: both sides go by the same limits.
+"""The host's limits for a process. Both sides use the same limits.
 
 Source: Linux v6.8 Documentation/admin-guide/sysctl/vm.rst.
 """
@@ -15,10 +15,10 @@ from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
 
 def host_sysctl(lowest_hint: int, thp: TransparentHugepage) -> Sysctl:
-    """Return the host's knobs; `lowest_hint` is what the lowest hint of a place is rounded up to there.
+    """Return the host's settings. `lowest_hint` is the address to which the host rounds up the lowest hint.
 
-    `thp` says which of the runner's memory gets huge pages. Raises HostError where what is promised is the whole
-    machine's matter, not a program's.
+    `thp` says which memory of the runner gets huge pages. Raises HostError if overcommit depends on the whole machine,
+    and not only on the program.
     """
     values = {name: int(Path("/proc/sys/vm", name).read_text()) for name in _NAMES}
     if values["overcommit_memory"] == OVERCOMMIT_NEVER:
@@ -30,13 +30,13 @@ _NAMES = ("max_map_count", "mmap_min_addr", "overcommit_memory")
 
 
 def host_has_pkeys() -> bool:
-    """Tell whether the host's processor has memory protection keys, and its kernel uses them (X86_FEATURE_OSPKE)."""
+    """Return whether the host's processor has memory protection keys, and its kernel uses them (X86_FEATURE_OSPKE)."""
     flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return flags is not None and "ospke" in flags[1].split()
 
 
 def own_rlimits() -> Rlimits:
-    """Return the limits that this process has, and the host's runner from it."""
+    """Return the limits of this process. The host's runner inherits them."""
     rlimits = Rlimits()
     for limit in Rlimit:
         soft, hard = resource.getrlimit(limit)

@@ -1,6 +1,6 @@
-"""One program on both sides, up to the first difference.
+"""Runs one program on both sides, up to the first difference.
 
-Owns the pair of sides for a run of many programs.
+Owns the two sides for a run of many programs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shared.uapi.mman import Madv
 
 
 class Divergence(NamedTuple):
-    """Where the two sides part."""
+    """The first difference between the two sides."""
 
     step: int
     """The number of the operation, from 0."""
@@ -42,7 +42,8 @@ class Divergence(NamedTuple):
     hosts: State
 
     def kind(self, program: Program) -> tuple[str, str]:
-        """Return what two divergences of the same cause have in common: the call, and what differs without where."""
+        """Return what two divergences with the same cause have in common: the call, and the subject without its
+        place."""
         return program[self.step].name, self.difference[0].split(" at ")[0].split(" of ")[0].split(" page")[0]
 
 
@@ -56,14 +57,15 @@ class Match:
         self.mode = mode
         self.known = known
         self._pages_out = mode is Mode.SWAP or not host_has_swap()
-        """Else MADV_PAGEOUT is passed over: the host would swap, some time, and kerneld has no swap then."""
+        """Whether programs may use MADV_PAGEOUT. Not if the host has swap and kerneld has none: the host would swap."""
         self._accessed = not has_lru_gen()
 
     def play(self, program: Program) -> Divergence | None:
-        """Run a program on both sides; returns where they part, or None.
+        """Run a program on both sides. Return the first difference, or None.
 
-        Where only accessed bits differ, and the host takes such at random (`host_view.has_damon`), they are not
-        compared from there on if a page shows it, or what differs must do so again.
+        If only accessed bits differ, and the host clears them at random times (`host_view.has_damon`), there are two
+        cases. If a page is marked as idle, accessed bits are not compared in the rest of the program. If not, the
+        difference counts only if a second run has it again.
         """
         divergence = self._play_once(program, accessed=self._accessed)
         if divergence is None or not is_of_accessed_bits(divergence.difference) or not has_damon():
@@ -86,7 +88,7 @@ class Match:
             self.ours.end()
 
     def describe(self) -> str:
-        """Say in one line who the referee is and what is compared."""
+        """Return a line that names the referee and what is compared."""
         frames = "frames are compared" if sees_frames() else "frames are not compared: only root sees them"
         count = len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
@@ -110,7 +112,7 @@ class Match:
                 none = State(Outcome(0), {})
                 return Divergence(step, ("an invariant", str(bug), "holds"), none, none)
             states = ours, theirs.run(op)
-            # Open (docs/fidelity.md): without swap, what reclaim gives back of huge pages is marked otherwise.
+            # Open (docs/fidelity.md): without swap, Linux marks pages of huge pages that reclaim keeps in another way.
             accessed = accessed and not (self.mode is Mode.HUGE and _pages_out(op))
             locked = locked or any(
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
@@ -134,10 +136,10 @@ def _pages_out(op: Op) -> bool:
 
 
 def _is_batched(op: Op) -> bool:
-    """Tell whether an operation leaves pages in a processor's batches, as locking does.
+    """Return whether an operation leaves pages in a processor's batches, as locking does.
 
-    Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree(), folio_deactivate(), and for what another process reads or writes
-    of memory, after populate a second access, mm/gup.c:follow_page_pte() (FOLL_TOUCH), mm/swap.c:folio_activate().
+    Source: Linux v6.8 mm/swap.c:folio_mark_lazyfree(), folio_deactivate(); for accesses by another process, and for a
+    second access after populate, mm/gup.c:follow_page_pte() (FOLL_TOUCH), mm/swap.c:folio_activate().
     """
     position = _ADVICE_AT.get(op.name)
     if position is None:
@@ -146,12 +148,12 @@ def _is_batched(op: Op) -> bool:
 
 
 _ADVICE_AT = {"madvise": 2, "process_madvise": 3}
-"""Which argument of a call is the advice."""
+"""The index of the argument `advice`, by call."""
 
 
 @contextlib.contextmanager
 def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> Iterator[Match]:
-    """Start both sides. Raises HostError where this host cannot be the referee, or not in this mode."""
+    """Start both sides. Raises HostError if this host cannot be the referee, or not in this mode."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="kerneld-referee-"))
         stack.enter_context(_on_one_cpu())
@@ -179,7 +181,7 @@ def open_match(mode: Mode = Mode.PLAIN, *, check_invariants: bool = False) -> It
 
 @contextlib.contextmanager
 def _on_one_cpu() -> Iterator[None]:
-    """Keep both sides on one processor: pages that one has in a batch of its own count an owner more on the others."""
+    """Keep both sides on one processor: a page in the batch of another processor would count one more owner."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
     try:

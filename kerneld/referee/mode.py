@@ -1,6 +1,6 @@
-"""The modes of the referee: what both machines have beside memory, files and processes.
+"""The modes of the referee: features of both machines beside memory, files and processes.
 
-Owns the names and what each mode asks of the host. Knows neither kernel.
+Owns the names, and the requirements of each mode on the host. Knows neither kernel.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Mode(StrEnum):
     PLAIN = "plain"
     """No huge pages, no swap."""
     HUGE = "huge"
-    """Huge pages, for whom the host has them: `always`, or `madvise`."""
+    """Huge pages, with the host's setting: `always` or `madvise`."""
     SWAP = "swap"
     """A swap file on both sides. The host gets it for the run: see `kerneld.referee.host_swap`."""
 
 
 def thp_of(mode: Mode) -> TransparentHugepage:
-    """Return who gets huge pages in a mode on this host. Raises HostError where the mode cannot be had for that."""
+    """Return the setting of huge pages for a mode on this host. Raises HostError if the setting rules out the mode."""
     if mode is not Mode.HUGE:
         return TransparentHugepage.NEVER
     enabled = _chosen(_THP / "enabled")
@@ -45,7 +45,7 @@ def thp_of(mode: Mode) -> TransparentHugepage:
 
 
 def _chosen(file: Path) -> str:
-    """Return the word in brackets of a knob, or its only one; an empty one where the host has no such knob."""
+    """Return the word in brackets of a setting, or its only word; empty if the host has no such setting."""
     try:
         words = file.read_text().split()
     except OSError:

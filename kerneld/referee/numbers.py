@@ -1,7 +1,7 @@
-"""The numbers that /proc gives of a process's memory: read from the same texts on both sides, and compared.
+"""The numbers of a process's memory in /proc: reads them from the same files on both sides, and compares them.
 
-Owns what of them is the program's and what the runner's own, which lies in the same address space: of sums over all
-mappings the runner's part is taken off. Knows neither kernel. Answers to Linux v6.8 fs/proc/task_mmu.c (smaps,
+The runner's own memory is in the same address space as the program's. This module subtracts the runner's part from sums
+over all mappings. Knows neither kernel. Answers to Linux v6.8 fs/proc/task_mmu.c (smaps,
 smaps_rollup, task_mem(), task_statm()) and fs/proc/array.c:do_task_stat().
 """
 
@@ -17,16 +17,16 @@ from kerneld.referee.outcome import Mapping, key_word, parse_maps_line
 _SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+ .*)\n((?:[A-Z].*\n)*?)VmFlags: (.*)\n", re.MULTILINE)
 _NUMBER = re.compile(rb"^(\w+): *\t? *(\d+)(?: kB)?$", re.MULTILINE)
 _V6_8_FLAGS = {"lf": "??"}
-"""VmFlags that newer kernels have another name for (`kerneld.referee.known`)."""
+"""VmFlags with another name in newer kernels (`kerneld.referee.known`)."""
 _STATM = ("size", "resident", "shared", "text", "lib", "data", "dt")
 _STAT_VSIZE, _STAT_RSS, _STAT_RSSLIM = 22, 23, 24
 """Fields of /proc/PID/stat, from 0: Linux v6.8 Documentation/filesystems/proc.rst, table 1-4."""
 _SINCE_START = ("VmData", "VmStk", "VmExe", "VmLib", "VmPTE", "statm text", "statm data")
-"""To these the runner adds what never changes: they are counted from the program's start."""
+"""The runner's part of these numbers never changes. So they are counted from the program's start."""
 _ROUNDED = frozenset({"Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", "SwapPss", "Locked"})
-"""Shares of pages are rounded down to kB for each mapping, and once for the sum of all."""
+"""Shares of pages, which are rounded down to kB for each mapping, and once for the sum."""
 _ROUNDED_OWN = 4
-"""So the runner's own mappings, which are taken off such a sum, make it so many kB more or less."""
+"""The largest error in kB of such a sum after the runner's mappings are subtracted."""
 _BATCHED = 1024
 """Where counters lag behind, the most that was resident is noted by them: three, each by up to 32 pages, in kB, and
 what the runner's own stack has got meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch). Before v6.2 a
@@ -38,11 +38,11 @@ COUNTERS = {
 """What a kernel may count in batches, so that what it shows lags behind, each with the one in which it is seen."""
 
 _OWN_KINDS = {"/dev/zero (deleted)": "Shmem", "[stack]": "Anon"}
-"""Of which kind the pages of a mapping of the runner's are, by its name; the others map its program."""
+"""The kind of the pages of the runner's mappings, by name. The other mappings map its program."""
 
 
 class ProcTexts(NamedTuple):
-    """What a process's /proc directory says at one moment."""
+    """The texts of a process's /proc directory at one moment."""
 
     rollup: bytes
     status: bytes
@@ -51,27 +51,27 @@ class ProcTexts(NamedTuple):
 
 
 def parse_smaps(text: bytes) -> list[Mapping]:
-    """Return the mappings of a smaps text. A name for VmFlags that newer kernels have is v6.8's here."""
+    """Return the mappings of a smaps text. New names of VmFlags are replaced by those of v6.8."""
     return [_parse_mapping(*found) for found in _SMAPS.findall(text)]
 
 
 @functools.lru_cache(1024)
 def _parse_mapping(line: bytes, numbers: bytes, flags: bytes) -> Mapping:
-    """Most mappings are after a call what they were before."""
+    """Parse one mapping. Results are cached, because most mappings do not change in a call."""
     names = tuple(_V6_8_FLAGS.get(flag, flag) for flag in flags.decode().split())
     return Mapping(*parse_maps_line(line), (*names, *key_word(parse_numbers(numbers).get("ProtectionKey", 0))), numbers)
 
 
 @functools.lru_cache(1024)
 def parse_numbers(text: bytes) -> dict[str, int]:
-    """Return the numbers of lines like `Rss:   4 kB`, by name, in the unit that they have there."""
+    """Return the numbers of lines like `Rss:   4 kB`, by name, in the unit of the line."""
     return {name.decode(): int(value) for name, value in _NUMBER.findall(text)}
 
 
 def totals(texts: ProcTexts, own: Iterable[Mapping]) -> dict[str, int]:
-    """Return what a process's /proc says of all its memory, without the runner's `own` mappings: in kB or pages.
+    """Return the numbers of all memory of a process, without the runner's `own` mappings, in kB or pages.
 
-    What `_SINCE_START` names still has them: see `since`.
+    The numbers of `_SINCE_START` still include the runner's mappings: see `since`.
     """
     rollup, status = parse_numbers(texts.rollup), parse_numbers(texts.status)
     mine: dict[str, int] = dict.fromkeys((*rollup, "Size", "VmLck", "Anon", "File", "Shmem"), 0)
@@ -95,7 +95,7 @@ def totals(texts: ProcTexts, own: Iterable[Mapping]) -> dict[str, int]:
 
 def _add_own(mine: dict[str, int], mapping: Mapping) -> None:
     if mapping.name == "[vsyscall]":
-        # No VMA: sums leave it out.
+        # This is no VMA, so the sums do not include it.
         return
     numbers = parse_numbers(mapping.numbers)
     for name, value in numbers.items():
@@ -109,14 +109,14 @@ def _add_own(mine: dict[str, int], mapping: Mapping) -> None:
 
 
 def since(found: dict[str, int], start: dict[str, int]) -> dict[str, int]:
-    """Return totals with what the runner adds to them taken off: what they were when the program started."""
+    """Return totals without the runner's part, which is their value at the start of the program."""
     return found | {name: found[name] - start[name] for name in _SINCE_START}
 
 
 def find_different_number(
     ours: bytes, hosts: bytes, left_out: frozenset[str] = frozenset()
 ) -> tuple[str, int, int] | None:
-    """Return the first number that two mappings' texts give differently, or None; what only one has is not compared."""
+    """Return the first number that differs between the texts of two mappings, or None. Only common numbers count."""
     if ours == hosts:
         return None
     mine, theirs = parse_numbers(ours), parse_numbers(hosts)
@@ -129,7 +129,7 @@ def find_different_number(
 def find_different_total(
     ours: dict[str, int], hosts: dict[str, int], left_out: frozenset[str] = frozenset()
 ) -> tuple[str, int, int] | None:
-    """Return the first total that differs, or None; by more than it may, where one side does not give it exactly."""
+    """Return the first total that differs, or None. An inexact total may differ by its tolerance."""
     for name, mine in ours.items():
         if name in hosts and name not in left_out:
             theirs = hosts[name]

@@ -1,4 +1,4 @@
-"""What one side says after an operation: its result, and what each process's memory looks like then.
+"""The state of one side after an operation: the result, and the memory of each process.
 
 Values only, and the one parser of /proc/PID/maps lines and pagemap words, which both sides write in the same format.
 """
@@ -15,11 +15,11 @@ _PFN_MASK = (1 << 55) - 1
 _STATE = PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP | PM_PRESENT
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$")
 WINDOW_PAGES = 2048
-"""Of a longer mapping only so many pages at either end are looked at."""
+"""The number of pages that are compared at each end of a longer mapping."""
 
 
 class Outcome(NamedTuple):
-    """The result of one operation, addresses as they are."""
+    """The result of one operation, with unchanged addresses."""
 
     ret: int
     signo: int = 0
@@ -31,11 +31,11 @@ class Outcome(NamedTuple):
     si_pkey: int = 0
     """The protection key of a SEGV_PKUERR."""
     pkru: int | None = None
-    """PKRU after it, 0 where the processor has no protection keys; None where nobody has asked."""
+    """PKRU after the operation; 0 on a processor without protection keys; None if it was not read."""
 
 
 class Mapping(NamedTuple):
-    """One line of maps, with what smaps says about it."""
+    """One line of maps, with its numbers in smaps."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class Mapping(NamedTuple):
     offset: int
     name: str
     flags: tuple[str, ...]
-    """And its protection key, where that is not 0."""
+    """The VmFlags, and the protection key if it is not 0."""
     numbers: bytes = b""
     """The lines of smaps between the first and VmFlags."""
 
@@ -53,15 +53,15 @@ class View(NamedTuple):
 
     mappings: tuple[Mapping, ...]
     pages: dict[int, int]
-    """The state bits of each page that has any, by address."""
+    """By address, the state bits of each page that has any."""
     frames: dict[int, int]
-    """The frame of each present page; empty where the host does not show frames."""
+    """The frame of each present page; empty if the host does not show frames."""
     totals: dict[str, int] = {}  # noqa: RUF012  (never changed)
     """The numbers of the whole process: see `kerneld.referee.numbers`."""
 
 
 class State(NamedTuple):
-    """An outcome, and the memory of every process that lives after it."""
+    """An outcome, and the memory of every living process after it."""
 
     outcome: Outcome
     views: dict[int, View]
@@ -77,19 +77,19 @@ def parse_maps_line(line: bytes) -> tuple[int, int, str, int, str]:
 
 
 def key_word(key: int) -> tuple[str, ...]:
-    """Return what stands for a protection key among a mapping's flags: nothing for key 0, or where there are none."""
+    """Return the words for a protection key in a mapping's flags: none for key 0, or without protection keys."""
     return (f"key{key}",) if key else ()
 
 
 def _short_name(name: str) -> str:
-    """The two sides' files lie in different folders."""
+    """Return a name without its folder: the files of the two sides are in different folders."""
     if name.endswith(" (deleted)") and not name.startswith(("/memfd:", "/dev/shm/")):
         return name
     return name.rpartition("/")[2] if name.startswith("/") else name
 
 
 def windows(start: int, end: int) -> list[tuple[int, int]]:
-    """Return the parts of a mapping whose pages are compared: all of it, or both ends of a very long one."""
+    """Return the parts of a mapping whose pages are compared: all of it, or both ends of a very long mapping."""
     span = WINDOW_PAGES << 12
     if end - start <= 2 * span:
         return [(start, end)]
@@ -97,7 +97,7 @@ def windows(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int, int]) -> None:
-    """Note what pagemap's words for the pages from `start` on say."""
+    """Add the states and frames of pages from `start` on, from their words in pagemap."""
     if not any(words):
         return
     for i, word in enumerate(struct.unpack(f"<{len(words) >> 3}Q", words)):

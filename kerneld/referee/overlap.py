@@ -1,8 +1,8 @@
-"""How far a copy between two places goes before it would read what it has written.
+"""Finds the length of a copy between two places before it would read bytes that it has written.
 
-Of a copy between ranges that overlap Linux says nothing: the bytes depend on how the processor copies. A program's copy
-is cut before that. Two ranges overlap where they are the same memory of one process, or where both are mappings of the
-same page of one file; private copies of it that differ by now count as that page all the same.
+Linux does not define a copy between overlapping ranges: the bytes depend on how the processor copies. So a program's
+copy is cut before the overlap. Two ranges overlap if they are the same memory of one process, or if both map the same
+page of one file. A private copy counts as that page too, even if its bytes differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Page = tuple[object, ...]
 
 
 def length_without_overlap(views: Mapping[int, View], local: Place, remote: Place, length: int) -> int:
-    """Return how many bytes may be copied, at most `length`; what is copied onto itself is no overlap."""
+    """Return the number of bytes that may be copied, at most `length`. A copy of a range onto itself is no overlap."""
     pieces: dict[_Page, list[tuple[int, int, int]]] = {}
     for page, low, high, at in _pieces(views, local, length):
         pieces.setdefault(page, []).append((low, high, at))
@@ -31,7 +31,8 @@ def length_without_overlap(views: Mapping[int, View], local: Place, remote: Plac
 
 
 def _pieces(views: Mapping[int, View], place: Place, length: int) -> Iterator[tuple[_Page, int, int, int]]:
-    """Yield, page by page, what it is, the bytes of it that are in the range, and where in the range they begin."""
+    """Yield for each page its identity, the start and end of its bytes in the range, and their position in the
+    range."""
     who, vaddr = place
     done = 0
     while done < length:

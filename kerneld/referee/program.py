@@ -1,11 +1,11 @@
-"""Memory programs: a list of calls whose addresses are expressed by what earlier calls returned.
+"""Memory programs: a list of calls whose addresses depend on the results of earlier calls.
 
-Owns the form of a program, as values and as JSON. Knows neither kernel. A program means the same on both sides: an
-address is a slot (the place of an earlier mapping) and a distance in bytes, a file is a number in the program's fixed
-set of files, and a process is a number, in the order of the forks.
+Owns the form of a program, as values and as JSON. Knows neither kernel. A program has the same meaning on both sides:
+an address is a slot (the place of an earlier mapping) and a distance in bytes; a file is a number in the program's
+fixed set of files; a process is a number, in the order of the forks.
 
-Invariant: a program stays meaningful with any of its operations left out (shrinking does that): a slot that nothing has
-set stands for a fixed place, and an operation of a process that is not there is passed over.
+Invariant: a program is still valid without any of its operations (shrinking leaves some out). A slot that is not set
+has a fixed place, and an operation of a process that does not exist is skipped.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NR_SLOTS = 6
 MAX_PROCESSES = 4
 SLOT_DISTANCE = 1 << 24
 ARENA_START = 0x7FFF_C000_0000
-"""Where slots lie that nothing has set: SLOT_DISTANCE apart from here on."""
+"""The place of the first slot that is not set. The others follow at a distance of SLOT_DISTANCE."""
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
 class Base(IntEnum):
-    """What an address is counted from, beside the slots, which are 0 and more."""
+    """The base of an address that is not a slot. Slots are 0 and more."""
 
     ZERO = -1
     BRK = -2
@@ -48,11 +48,11 @@ class Op(NamedTuple):
     name: str
     args: tuple[Arg, ...] = ()
     slot: int = -1
-    """Where the address that it returns is kept; -1 for nowhere."""
+    """The slot for the returned address; -1 for none."""
     file: int = -1
     """The number of a file in FILES, for mmap, ftruncate and add_seals."""
     data: bytes = b""
-    """What a store writes, again and again."""
+    """The bytes of a store, which are repeated."""
 
 
 Program: TypeAlias = "tuple[Op, ...]"
@@ -85,26 +85,27 @@ FILES = (
     FileKind("file of sysfs", "sysfs", os.O_RDONLY),
     FileKind("file of procfs", "procfs", os.O_RDONLY),
 )
-"""A program in a file names them by their place here: new ones go to the end."""
+"""A saved program refers to these files by their index: add new files at the end."""
 FILE_BYTES = 6 * 4096 + 100
-"""The size of each file on a disk or in memory when a program starts, but for one of huge pages, which is empty."""
+"""The size of each file on a disk or in memory at the start of a program. The file of huge pages is empty."""
 HARMLESS = bytes((0xF5, 0xF8, 0xF9, 0xFC))
-"""Instructions of one byte that change flags alone (cmc, clc, stc, cld): all that programs store, because programs also
-fetch instructions. As the second byte of an `add` whose first byte is zero, each of them names registers alone."""
+"""Instructions of one byte that change only flags (cmc, clc, stc, cld). Programs store only these bytes, because
+programs also execute memory. As the second byte of an `add` with the first byte zero, each of them uses only
+registers."""
 
 
 def file_content() -> bytes:
-    """Return what each file holds when a program starts: no two pages alike."""
+    """Return the contents of each file at the start of a program. No two pages are equal."""
     return bytes(HARMLESS[(i >> 12 >> (i % 3) ^ i >> 2 ^ i) & 3] for i in range(FILE_BYTES))
 
 
 def default_slots() -> list[int]:
-    """Return the places that slots stand for before anything has been mapped."""
+    """Return the places of the slots before anything is mapped."""
     return [ARENA_START + number * SLOT_DISTANCE for number in range(NR_SLOTS)]
 
 
 def to_json(program: Program) -> str:
-    """Return a program as text, one operation a line."""
+    """Return a program as text, one operation on each line."""
     rows = []
     for op in program:
         args = [list(arg) if isinstance(arg, At) else arg for arg in op.args]
@@ -113,7 +114,7 @@ def to_json(program: Program) -> str:
 
 
 def from_json(text: str) -> Program:
-    """Return the program that a text describes. Raises ValueError where it describes none."""
+    """Return the program in a text. Raises ValueError if the text is no program."""
     try:
         return tuple(
             Op(

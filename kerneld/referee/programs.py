@@ -11,7 +11,7 @@ from kerneld.referee.program import Program
 from kerneld.referee.swap import SwapGenerator
 
 _OTHER_SHARE = 0.2
-"""So many programs of a mode are those of the plain one: what they do is to be the same with huge pages, or swap."""
+"""The share of plain programs in another mode: their results must be the same with huge pages, or with swap."""
 
 
 def make_program(mode: Mode, seed: str, nr_ops: int) -> Program:

@@ -1,6 +1,6 @@
-"""A run of the referee: many programs, the first divergence shrunk and saved.
+"""A run of the referee: runs many programs, and shrinks and saves the first divergence.
 
-Owns the order of things; prints nothing itself: lines for people go to the function that it is given.
+Owns the order of the steps. Prints nothing itself: it passes lines for people to a function.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from kerneld.referee.programs import make_program
 from kerneld.referee.shrink import shrink
 
 CHECKED_SHARE = 20
-"""One program in so many is run again with every invariant of the machine checked after every call."""
+"""One program in this number runs again, with a check of all invariants after every call."""
 SECONDS_BETWEEN = 60
-"""So often a line says how far a run has come."""
+"""The time between two lines with the progress of a run."""
 Say = Callable[[str], None]
 
 
 class Result(NamedTuple):
-    """How a run ended."""
+    """The result of a run."""
 
     programs: int
-    """Programs that were run, the last one possibly with a divergence."""
+    """The number of programs that ran. The last one may have a divergence."""
     saved: Path | None
-    """The file of the shortest program that diverges; None where none did."""
+    """The file of the shortest program with the divergence; None without a divergence."""
 
 
 def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mode = Mode.PLAIN) -> Result:
-    """Run programs of a seed up to the first divergence, which is shrunk, described and saved in `folder`.
+    """Run programs of a seed up to the first divergence. Shrink and describe it, and save its program in `folder`.
 
-    Raises HostError where this host cannot be the referee.
+    Raises HostError if this host cannot be the referee.
     """
     started = told = time.monotonic()
     prefix = "referee" if mode is Mode.PLAIN else f"referee-{mode}"
@@ -58,9 +58,9 @@ def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mod
 
 
 def replay(file: Path, say: Say, mode: Mode = Mode.PLAIN) -> bool:
-    """Run the program of a file; returns whether the two sides agree.
+    """Run the program of a file. Return whether the two sides agree.
 
-    Raises HostError, OSError where the file cannot be read, ValueError where it holds no program.
+    Raises HostError, OSError if the file cannot be read, and ValueError if it has no program.
     """
     program = from_json(file.read_text())
     with open_match(mode, check_invariants=True) as match:

@@ -1,7 +1,7 @@
-"""From a program that diverges to a short one that still does.
+"""Shortens a program with a divergence, so that the divergence stays.
 
-Knows nothing of what diverges: a function says whether a candidate still does. Operations are left out, longest runs
-first, until none can be spared; then single arguments are made simpler.
+Does not know the divergence: a function says whether a candidate still has it. First it leaves out operations, longest
+runs first, until each one is needed. Then it simplifies single arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Diverges = Callable[[Program], bool]
 
 
 def shrink(program: Program, diverges: Diverges) -> Program:
-    """Return a program from which nothing can be left out, and no argument made simpler, without `diverges` failing."""
+    """Return the shortened program: `diverges` fails if an operation is left out or an argument simplified further."""
     while True:
         before = program
         program = _leave_out(program, diverges)

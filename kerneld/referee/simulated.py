@@ -1,7 +1,7 @@
-"""kerneld's side: the program's processes in a kernel of this process, driven through `dispatch`.
+"""kerneld's side: runs the program's processes in a kernel inside this process, through `dispatch`.
 
-Owns the kernel and its processes; what lies at the host runner's own places is mapped here too, so that both sides
-choose among the same free addresses. Between dispatch and the program nothing is simulated: no socket, no real process.
+Owns the kernel and its processes. It also maps memory at the places of the host's runner, so that both sides have the
+same free addresses. There is no socket and no real process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from shared.wire import Request
 
 RAM_BYTES = 1 << 30
 _pids = itertools.count(1 << 22).__next__
-"""Above any real pid: Linux's PID_MAX_LIMIT."""
+"""Pids above any real pid: Linux's PID_MAX_LIMIT."""
 
 
 class _Machine(Kernel):
@@ -64,18 +64,21 @@ class _Machine(Kernel):
             self.shadowpt.check()
 
     def hold(self, fd: int) -> None:
-        """Hold the file of a descriptor, which is the machine's now; one that cannot be mapped is none."""
+        """Hold the file of a descriptor.
+
+        The machine owns the descriptor now. A file that cannot be mapped is not held.
+        """
         with contextlib.suppress(SysError):
             self.held.append(self.files.open_fd(fd))
 
     def find_held(self, fd: int) -> AddressSpace | None:
-        """Return what is cached of a descriptor's file, where it is held."""
+        """Return the page cache of a descriptor's file, if the file is held."""
         stat = os.fstat(fd)
         found = (file.mapping for file in self.held if (file.dev, file.ino) == (stat.st_dev, stat.st_ino))
         return next(found, None)
 
     def let_go(self) -> None:
-        """Drop what is cached of the files held, and let go of them."""
+        """Drop the cached pages of the held files, and release the files."""
         for file in self.held:
             file.mapping.evict()
             self.files.put_unused(file)
@@ -94,9 +97,9 @@ class Simulated:
         check_invariants: bool = False,
         pku: bool | None = None,
     ) -> None:
-        """`folder` is this side's alone; `pku`, whether the processor has protection keys, is the host's by default.
+        """Only this side uses `folder`. `pku` says whether the processor has protection keys; default: as on the host.
 
-        Raises HostError where the mode cannot be had here, or nobody tells kerneld of truncation.
+        Raises HostError if the mode is not possible here, or without inotify, which reports truncations.
         """
         self._folder = folder
         self._layout = layout
@@ -123,12 +126,12 @@ class Simulated:
         self._used_at_start: dict[int, int] = {}
 
     def prepare_files(self, numbers: set[int]) -> None:
-        """Open the files that a program will use: what is cached of one is kept to the program's end, as Linux does."""
+        """Open the files of a program. Their cached pages are kept until the program's end, as in Linux."""
         for number in sorted(numbers):
             self.kernel.hold(os.dup(self._files.get_fd(number)))
 
     def check_invariants(self, wanted: bool) -> None:
-        """Have every invariant of the machine checked after every call from now on, or not."""
+        """Switch the check of all invariants after every call on or off."""
         self.kernel.config = dataclasses.replace(self.kernel.config, check_invariants=wanted)
 
     def start(self) -> None:
@@ -146,7 +149,7 @@ class Simulated:
         self._used_at_start = {Rlimit.AS: mm.total_vm << PAGE_SHIFT, Rlimit.DATA: mm.data_vm << PAGE_SHIFT}
 
     def _touch_taken(self, who: int) -> None:
-        """The runner's own pages are there: page tables that the program's share with them exist on both sides."""
+        """Touch the pages of the runner's places, so that both sides have the page tables that the program shares."""
         for start, _ in self._layout.taken:
             self._call(who, Nr.TOUCH, (start, 1, 0))
 
@@ -158,7 +161,7 @@ class Simulated:
         self.threads[who] = thread
 
     def end(self) -> None:
-        """End the program's processes. Raises KernelBug where frames are missing then."""
+        """End the program's processes. Raises KernelBug if frames are missing afterwards."""
         for thread in self.threads.values():
             do_group_exit(thread, 0)
         self.kernel.take_ended()
@@ -188,7 +191,7 @@ class Simulated:
         return Outcome(0)
 
     def truncate(self, file: int, length: int) -> Outcome:
-        """Set a file's size; to the one that it has, which no watch tells from a write, is told too."""
+        """Set a file's size. The same size is reported too: inotify cannot tell it from a write."""
         before = os.fstat(self._files.get_fd(file)).st_size
         outcome = Outcome(self._files.truncate(file, length))
         self.kernel.files_changed()
@@ -201,7 +204,7 @@ class Simulated:
         return Outcome(self._files.add_seals(file, seals))
 
     def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome:
-        """Advise a process's memory; one that has ended has a descriptor that is no pidfd."""
+        """Advise a process's memory; for an ended process the descriptor is no pidfd."""
         fds = [] if peer in self.threads else [os.open("/dev/null", os.O_RDONLY)]
         return self._call(who, Nr.PROCESS_MADVISE, (self.pid(peer), 0, 1, advice, flags), iovec, fds)
 
@@ -212,7 +215,7 @@ class Simulated:
         return outcome._replace(data=outcome.data if nr == Nr.MINCORE else b"")
 
     def pkru(self, who: int) -> int:
-        """Return what the register PKRU is for a process."""
+        """Return the register PKRU of a process."""
         rq, thread = self.kernel.rq, self.threads[who]
         return rq.processor.pkru if rq.curr is thread else thread.pkru
 
@@ -221,11 +224,11 @@ class Simulated:
         return self._call(who, Nr.PRLIMIT64, (self.pid(peer), resource, 1, 0), limits)
 
     def used_at_start(self, resource: int) -> int:
-        """Return how many bytes of a resource the program began with."""
+        """Return the bytes of a resource in use at the start of the program."""
         return self._used_at_start[resource]
 
     def pid(self, who: int) -> int:
-        """Return a process's pid; one that nobody has where it has ended."""
+        """Return a process's pid; for an ended process a pid that no process has."""
         return self.threads[who].process.pid if who in self.threads else (1 << 22) - 1
 
     def load(self, who: int, vaddr: int, length: int) -> Outcome:
@@ -241,7 +244,7 @@ class Simulated:
         return self._access(who, Nr.TOUCH, (vaddr, length, access))
 
     def wrpkru(self, who: int, value: int) -> Outcome:
-        """Set PKRU of a process: SIGILL where the processor has no protection keys."""
+        """Set PKRU of a process. SIGILL on a processor without protection keys."""
         return self._call(who, Nr.WRPKRU, (value,))
 
     def _access(self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
@@ -267,11 +270,11 @@ class Simulated:
         return Outcome(answer.ret, data=answer.data, pkru=self.pkru(who))
 
     def view(self, who: int) -> View:
-        """Return what a process's memory looks like."""
+        """Return the state of a process's memory."""
         process = self.threads[who].process
         mm = process.mm
         if mm is None:
-            # Ended where it should not have: the outcome says by what.
+            # The process has ended unexpectedly. The outcome has the reason.
             return View((), {}, {})
         mappings: list[Mapping] = []
         own: list[Mapping] = []
@@ -301,7 +304,7 @@ class Simulated:
         return totals(self._texts(process), [mapping for mapping in smaps if self._layout.is_taken(mapping)])
 
     def close(self) -> None:
-        """Give the machine back."""
+        """Shut down the machine."""
         self.kernel.shutdown()
 
 

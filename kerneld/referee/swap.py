@@ -1,4 +1,4 @@
-"""Random programs for machines with swap: the plain ones, with much more of what swaps out and in.
+"""Random programs for machines with swap: plain programs with many more calls that swap out and in.
 
 Owns the weights.
 """

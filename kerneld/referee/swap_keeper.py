@@ -1,13 +1,14 @@
-"""A process that gives the host a swap file, and takes it away when its parent lets go of its standard input.
+"""A process that gives the host a swap file, and removes it when its standard input ends.
 
-However the parent ends, its end of the pipe goes with it: so the file, and the knobs that were turned for it, are never
-left behind. Run as a program: `python -m kerneld.referee.swap_keeper FILE BYTES`. Says `ready` in a line, or why not.
+The parent holds the other end of that pipe. However the parent ends, its end closes. So the file and the changed
+settings are never left behind. Run as a program: `python -m kerneld.referee.swap_keeper FILE BYTES`. It prints a line
+with `ready`, or with the reason of a failure.
 
 | what           | during the run | why                                                                              |
 |----------------|----------------|----------------------------------------------------------------------------------|
-| FILE           | swapped to     | with the highest priority                                                        |
-| zswap          | on             | what is swapped out is out when the call returns: a disk would be done some time |
-| vm.page-cluster| 0              | what is read in brings nothing with it, as in kerneld                            |
+| FILE           | used as swap   | it has the highest priority                                                      |
+| zswap          | on             | a page is swapped out when the call returns; a disk would need more time         |
+| vm.page-cluster| 0              | a page that is swapped in brings no other pages, as in kerneld                   |
 
 Answers to Linux v6.8 mm/swapfile.c:SYSCALL_DEFINE2(swapon), mm/zswap.c:zswap_store() and
 mm/swap_state.c:swapin_nr_pages().
@@ -35,11 +36,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NoSwapError(Exception):
-    """The host cannot be given the file; says why in one line."""
+    """The host cannot use the file. The text says why in one line."""
 
 
 def main() -> None:
-    """Give the host the file of the command line, until nobody has the other end of standard input."""
+    """Give the host the file of the command line as swap, until standard input ends."""
     for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signo, signal.SIG_IGN)
     try:

@@ -1,4 +1,4 @@
-"""What the host swaps to is the whole machine's: who gives it a swap file is alone with it, the other runs share."""
+"""A lock for the host's swap. A run that adds a swap file holds it alone; all other runs share it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 SWAPS = Path("/proc/swaps")
 _GATE = Path("/proc/sys/vm/page-cluster")
-"""Locked by who waits to be alone: who comes later waits behind it. Both files are there on every host."""
+"""A run that waits to be alone locks this file, so that later runs wait behind it. Every host has both files."""
 _WAIT_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
 def host_has_swap() -> bool:
-    """Tell whether the host has something to swap to now."""
+    """Return whether the host has swap now."""
     return len(SWAPS.read_text().splitlines()) > 1
 
 
 @contextlib.contextmanager
 def shared_swap() -> Iterator[None]:
-    """Keep what the host swaps to as it is; waits until who is changing it has put it back."""
+    """Keep the host's swap unchanged. Wait first until another run has restored it."""
     with SWAPS.open("rb") as swaps:
         with _GATE.open("rb") as gate:
             fcntl.flock(gate, fcntl.LOCK_SH)
@@ -34,9 +34,9 @@ def shared_swap() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_swap() -> Iterator[bool]:
-    """Be alone with what the host swaps to; yields whether that could be had in a minute, while the parent lived.
+    """Hold the host's swap alone. Yield whether that succeeded within a minute, while the parent lived.
 
-    For a process that does nothing else: it takes SIGALRM.
+    It uses SIGALRM, so it is for a process that does nothing else.
     """
     with SWAPS.open("rb") as swaps:
         with _GATE.open("rb") as gate:

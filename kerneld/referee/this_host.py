@@ -1,6 +1,6 @@
-"""Rules that are no release's: what kerneld does on purpose, what the host is built with, where its files lie.
+"""Rules that come from no release: intended differences of kerneld, the host's configuration, its file system.
 
-They replace kerneld's own while the referee runs (`known`).
+They replace kerneld's own rules while the referee runs (`known`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _pagecache_isize_extended_v6_8 = truncate.pagecache_isize_extended
 
 
 class Notices:
-    """Faults that kerneld took to learn of the first write to a page of a memory file, which Linux need not know."""
+    """The faults by which kerneld notices the first write to a page of a memory file. Linux does not need them."""
 
     count = 0
 
@@ -49,12 +49,12 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
 
 
 def write_back(_vma: Vma) -> Iterator[None]:
-    """Nor is it where a process ends. Source: Linux v6.8 mm/mmap.c:exit_mmap()."""
+    """Nothing is written at the end of a process either. Source: Linux v6.8 mm/mmap.c:exit_mmap()."""
     return iter(())
 
 
 def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
-    """What is cached of a file stays when nothing maps it; shared anonymous memory goes with its last mapping."""
+    """The cached pages of a file stay when nothing maps it. Shared anonymous memory goes with its last mapping."""
     del mapping.i_mmap[vma]
     if is_shared_maywrite(vma.vm_flags):
         mapping.unmap_writable()
@@ -88,17 +88,17 @@ def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, 
 
 
 def may_raise_limits(_cred: Cred) -> bool:
-    """Nobody may, where who runs the referee may not."""
+    """Nobody may raise hard limits, if the user of the referee may not."""
     return False
 
 
 def root_raises_no_limits() -> bool:
-    """Tell whether who runs the referee is the superuser but for hard limits."""
+    """Return whether the user of the referee is a superuser that may not raise hard limits."""
     return rights.is_host_superuser() and not rights.may_raise_limits()
 
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
-    """A file that is cut in a page has that page read, to zero its rest.
+    """If a file is truncated in the middle of a page, that page is read, and its rest is zeroed.
 
     Source: Linux v6.8 fs/ext4/inode.c:ext4_truncate().
     """
@@ -107,22 +107,25 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
 
 
 def truncated_to_its_size(mapping: AddressSpace | None, size: int) -> None:
-    """So has one that is cut to the size that it has. Source: Linux v6.8 fs/ext4/inode.c:ext4_setattr()."""
+    """The same happens to a file that is truncated to its current size.
+
+    Source: Linux v6.8 fs/ext4/inode.c:ext4_setattr().
+    """
     if mapping is not None and not mapping.is_shmem and truncate.truncate_in_pieces is truncate_in_pieces:
         for _ in truncate_in_pieces(mapping, size):
             pass
 
 
 def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
-    """So has one that is made longer. Source: Linux v6.13 fs/ext4/inode.c:ext4_setattr()."""
+    """The same happens to a file that is made longer. Source: Linux v6.13 fs/ext4/inode.c:ext4_setattr()."""
     _zero_rest_of_block(mapping, old_size)
     _pagecache_isize_extended_v6_8(mapping, old_size, size)
 
 
 def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
-    """Have the page that the file ends in read and dirty; of a hole it is in the cache then, but not read.
+    """Read the page of the file's end and make it dirty. A page of a hole gets into the cache, but is not read.
 
-    It has been referenced then. Source: Linux v6.8 fs/ext4/inode.c:__ext4_block_zero_page_range(), FGP_ACCESSED.
+    The page is then referenced. Source: Linux v6.8 fs/ext4/inode.c:__ext4_block_zero_page_range(), FGP_ACCESSED.
     """
     index, tail = size >> PAGE_SHIFT, size % PAGE_SIZE
     if mapping.is_shmem or not tail:
@@ -133,7 +136,7 @@ def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
     try:
         pfn = mapping.ensure_page(index)
     except SysError:
-        # Open for writing alone: no program can map it.
+        # The file is open only for writing, so no program can map it.
         return
     folio_mark_accessed(mapping.frames, np.array([pfn]))
     if is_hole:

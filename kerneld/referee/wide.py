@@ -1,7 +1,7 @@
-"""Random programs on wide ranges: three to eight leaf tables, of which calls take many at once.
+"""Random programs on wide ranges of three to eight leaf tables: calls handle many tables at once.
 
-Owns the weights of such programs; `generate` makes one of them now and then. They make a few calls, and nearly all of
-them on memory that is there: each page of it is compared. Most tables have a few pages, some none, some all.
+Owns the weights of such programs. `generate` sometimes makes one of them. They make a few calls, nearly all on mapped
+memory, and every page is compared. Most tables have a few pages, some have none, some are full.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TABLE_PAGES = PMD_SIZE >> PAGE_SHIFT
 _TABLES = (3, 4, 5, 8)
 _UNEVEN_PAGES = (0, 0, 0, -1, 1, 100)
 _PLACES = (*(ARENA_START + number * (16 << 20) for number in range(4)), (1 << 31) - (4 << 20), (1 << 39) - (6 << 20))
-"""The last two lie before boundaries of the tables of higher levels."""
+"""The last two places are just below boundaries of the tables of higher levels."""
 _ADVICE = (Madv.DONTNEED, Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.POPULATE_READ, Madv.POPULATE_WRITE)
 _WEIGHTS = {
     "mapping": 8, "munmap": 6, "mprotect": 18, "mremap": 16, "madvise": 18, "mlock2": 3, "munlock": 4, "touch": 14,
@@ -36,12 +36,12 @@ class WideGenerator:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._pages: dict[int, int] = {}
-        """How long the mapping in each slot was when it was made."""
+        """By slot, the original length of its mapping in pages."""
         self._processes = [0]
         self._forks = 0
 
     def program(self, nr_ops: int) -> Program:
-        """Return so many calls."""
+        """Return a program of `nr_ops` calls."""
         ops = self._mapping() + self._mapping()
         while len(ops) < nr_ops:
             name = self._rng.choices(list(self.weights), list(self.weights.values()))[0]
@@ -56,7 +56,7 @@ class WideGenerator:
         return At(Base.ZERO, rng.choice(_PLACES) + rng.choice((0, 0, 1, _TABLE_PAGES - 1)) * PAGE_SIZE)
 
     def _range(self) -> tuple[At, int]:
-        """Return a part of what is mapped: all of it or most, from and to a table's end or not."""
+        """Return a part of a mapping: all or most of it. It may begin or end at the boundary of a table."""
         rng = self._rng
         slot = rng.choice(list(self._pages))
         pages = self._pages[slot]
@@ -65,7 +65,7 @@ class WideGenerator:
         return At(slot, first * PAGE_SIZE), max(last - first, 1) * PAGE_SIZE
 
     def _mapping(self) -> list[Op]:
-        """A mapping, and accesses in most of its leaf tables."""
+        """Make a mapping, and access most of its leaf tables."""
         rng = self._rng
         who, slot = self._processes[0], rng.randrange(_SLOTS)
         pages = self._pages[slot] = rng.choice(self.tables) * _TABLE_PAGES + rng.choice(_UNEVEN_PAGES)
@@ -98,7 +98,7 @@ class WideGenerator:
         return [Op(self._who(), "madvise", (*self._range(), self._rng.choice(self.advice).value))]
 
     def _mremap(self) -> list[Op]:
-        """Nearly always a move: to where it lies alike in its tables, or not."""
+        """Nearly always move the mapping: to a place with the same offset in its tables, or another one."""
         rng = self._rng
         place, old = self._range()
         new = rng.choice((old, old, old, old + 3 * PAGE_SIZE, max(old >> 1 & -PAGE_SIZE, PAGE_SIZE)))

@@ -1,9 +1,9 @@
-"""How a known difference is decided: a tiny program that is played on the host alone, and what it shows.
+"""The decision about a known difference: a tiny program runs only on the host, and its result decides.
 
-A release number decides nothing: stable kernels carry later changes, distributions carry others. `Stage` plays a
-program on one side; a witness is a function that has one played and tells whether the side has the difference. On
-kerneld by its own rules each says no, and with the rules of its difference yes: `tests/differential/test_known.py`
-plays them so. Knows neither kernel.
+A release number cannot decide: stable kernels have later changes, and distributions have their own. `Stage` plays a
+program on one side. A witness is a function that plays a program and returns whether the side has the difference. On
+kerneld with its own rules every witness returns False; with the rules of its difference it returns True.
+`tests/differential/test_known.py` checks that. Knows neither kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.uapi.page import PAGE_SIZE
 
 
 class WholeSide(Side, Protocol):
-    """A side that programs begin and end on."""
+    """A side on which programs begin and end."""
 
     def prepare_files(self, numbers: set[int]) -> None: ...
     def start(self) -> None: ...
@@ -27,7 +27,7 @@ class WholeSide(Side, Protocol):
 
 
 class Played(tuple[State, ...]):
-    """What each operation of a program did, in turn."""
+    """The states after each operation of a program."""
 
     __slots__ = ()
 
@@ -38,7 +38,7 @@ class Played(tuple[State, ...]):
 
     @property
     def view(self) -> View:
-        """The memory of the first process at the end."""
+        """The memory of the first process at the end of the program."""
         return self[-1].views[0]
 
     def mappings(self, start: int, nr_pages: int) -> tuple[Mapping, ...]:
@@ -55,7 +55,7 @@ class Stage:
         self._layout = layout
 
     def play(self, *program: Op) -> Played:
-        """Run a program and return what its operations did."""
+        """Run a program and return the states after its operations."""
         self._side.prepare_files({op.file for op in program if op.file >= 0})
         self._side.start()
         try:

@@ -1,6 +1,6 @@
-"""The witnesses of the known differences: each plays a program and tells whether the side does as the later rule says.
+"""The witnesses of the known differences: each plays a program, and returns whether the side follows the other rule.
 
-Sorted by what they are about. Addresses are slots (`At`); a page is `P`.
+They are sorted by subject. Each docstring describes the program. Addresses are slots (`At`); a page is `P`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _ANON = _PRIVATE | Map.ANONYMOUS.value
 _MIDDLE = 1 << 60
 """An address that is neither the user's nor the kernel's."""
 _TOP = 0x7FFF_F7E0_0000
-"""A boundary of two MiB below which no mapping of this module lies."""
+"""A boundary of 2 MiB. No mapping of this module lies below it."""
 _TOO_LONG = 1 << 45
-"""Bytes that no machine has memory for."""
+"""A size in bytes that is larger than the memory of any machine."""
 
 
 def mmap(
@@ -54,7 +54,7 @@ def load(at: At) -> Op:
 
 
 def merges_with_what_never_faulted(stage: Stage) -> bool:
-    """The lower page, which never faulted, gets the rights of the upper, which did: they become one."""
+    """A page that never faulted gets the rights of the page above it, which did fault: the VMAs merge."""
     played = stage.play(
         mmap(0, 2 * P),
         call("mprotect", At(0), P, _RW | _EXEC),
@@ -65,7 +65,7 @@ def merges_with_what_never_faulted(stage: Stage) -> bool:
 
 
 def failed_mmap_leaves_a_cut(stage: Stage) -> bool:
-    """What no machine has memory for is to replace the second page: it stays, cut off."""
+    """A mapping that is too large for any machine shall replace the second page: the page stays, split off."""
     played = stage.play(
         mmap(0, 2 * P, flags=_ANON | _FIXED, at=At(Base.ZERO, 1 << 28)),
         mmap(1, _TOO_LONG, flags=_ANON | _FIXED, at=At(0, P)),
@@ -74,7 +74,7 @@ def failed_mmap_leaves_a_cut(stage: Stage) -> bool:
 
 
 def _survives_a_seal(stage: Stage, seal: int) -> bool:
-    """Memory that a sealed file is to replace, shared and writable."""
+    """A shared writable mapping of a sealed file shall replace memory: return whether the memory stays."""
     played = stage.play(
         call("add_seals", seal, file=SEALABLE),
         mmap(0, P),
@@ -84,12 +84,12 @@ def _survives_a_seal(stage: Stage, seal: int) -> bool:
 
 
 def write_seal_refuses_early(stage: Stage) -> bool:
-    """What F_SEAL_WRITE forbids leaves what was there."""
+    """A mapping that F_SEAL_WRITE forbids leaves the old mapping."""
     return _survives_a_seal(stage, F_SEAL_WRITE)
 
 
 def future_write_seal_refuses_early(stage: Stage) -> bool:
-    """What F_SEAL_FUTURE_WRITE forbids leaves what was there."""
+    """A mapping that F_SEAL_FUTURE_WRITE forbids leaves the old mapping."""
     return _survives_a_seal(stage, F_SEAL_FUTURE_WRITE)
 
 
@@ -129,7 +129,7 @@ def dontunmap_merges_not_with_itself(stage: Stage) -> bool:
 
 
 def dontunmap_gives_its_own_offsets(stage: Stage) -> bool:
-    """A page has come from elsewhere, and goes on: what is left of it merges with what is mapped behind it then."""
+    """A moved page is moved again with MREMAP_DONTUNMAP: the old page then merges with a mapping behind it."""
     moved = (Mremap.MAYMOVE | Mremap.FIXED).value
     played = stage.play(
         mmap(0, P),
@@ -151,7 +151,7 @@ def dontunmap_counts_twice(stage: Stage) -> bool:
 
 
 def refuses_the_middle_before_access(stage: Stage) -> bool:
-    """process_vm_readv to an address that cannot be one: it is refused before the page that it reads comes in."""
+    """process_vm_readv to an address that is not canonical is refused before the source page is faulted in."""
     played = stage.play(mmap(0, P), call("process_vm_readv", 0, At(Base.ZERO, _MIDDLE), P, At(0), P, 0))
     return not played.view.pages
 
@@ -162,7 +162,7 @@ def aligns_whole_huge_pages_alone(stage: Stage) -> bool:
 
 
 def aligns_nothing_with_a_hint(stage: Stage) -> bool:
-    """A hint that is taken leaves the search to the kernel, which does not align then."""
+    """If the address of a hint is occupied, the kernel searches another address, and does not align it."""
     return stage.play(mmap(0, P), mmap(1, 2 * PMD_SIZE, at=At(0))).rets[1] % PMD_SIZE != 0
 
 
@@ -185,7 +185,7 @@ def pages_out_nothing_by_its_accessed_bit(stage: Stage) -> bool:
 
 
 def frees_tables_of_what_is_not_needed(stage: Stage) -> bool:
-    """Memory that has a page table for itself is not needed: the table goes."""
+    """MADV_DONTNEED of memory with its own page table: the table is freed."""
     played = stage.play(
         mmap(0, 3 * PMD_SIZE),
         store(At(0, PMD_SIZE)),
@@ -195,7 +195,7 @@ def frees_tables_of_what_is_not_needed(stage: Stage) -> bool:
 
 
 def maps_no_last_page_alone(stage: Stage) -> bool:
-    """A read past a file's end, whose last page would be mapped with what is around: it is not."""
+    """A read past a file's end does not map the last page of the file by fault-around."""
     played = stage.play(mmap(0, 16 * P, _READ, _SHARED, file=REGULAR, offset=5 * P), load(At(0, 2 * P)))
     return not played.view.pages
 
@@ -212,7 +212,7 @@ def reads_ahead_what_is_executable(stage: Stage) -> bool:
 
 
 def _is_dirty_after(stage: Stage, page: int, size: int) -> bool:
-    """Set the size of a regular file: is a page dirty then? A clean one would leave the cache by MADV_PAGEOUT."""
+    """Set the size of a regular file, and return whether a page is then dirty: MADV_PAGEOUT would drop a clean page."""
     played = stage.play(
         mmap(0, 7 * P, _RW, _SHARED, file=REGULAR),
         call("ftruncate", size, file=REGULAR),
@@ -240,7 +240,7 @@ def mprotect_keeps_the_account(stage: Stage) -> bool:
 
 
 def map_stack_means_nothing(stage: Stage) -> bool:
-    """VmFlags show no nh of it."""
+    """VmFlags of a MAP_STACK mapping do not have nh."""
     played = stage.play(mmap(0, P, flags=_ANON | Map.STACK.value))
     return "nh" not in played.view.mappings[-1].flags
 
@@ -251,7 +251,7 @@ def aligns_no_anonymous_memory(stage: Stage) -> bool:
 
 
 def aligns_files_upwards(stage: Stage) -> bool:
-    """Above the free place ends on a boundary, and a file's mapping of two MiB is put right there."""
+    """The free range ends at a boundary of 2 MiB, and a file's mapping of 2 MiB is placed there."""
     played = stage.play(
         mmap(0, P),
         mmap(1, 2 * PMD_SIZE, flags=_ANON | _FIXED, at=At(Base.ZERO, _TOP - 2 * PMD_SIZE)),
@@ -261,13 +261,13 @@ def aligns_files_upwards(stage: Stage) -> bool:
 
 
 def names_what_touches_the_heap(stage: Stage) -> bool:
-    """A page right above an empty heap."""
+    """A page directly above an empty heap is called [heap]."""
     played = stage.play(mmap(0, P, flags=_ANON | _FIXED, at=At(Base.BRK, 0)))
     return played.view.mappings[0].name == "[heap]"
 
 
 def knows_no_map_above4g(stage: Stage) -> bool:
-    """MAP_SHARED_VALIDATE takes flags alone that it knows."""
+    """MAP_SHARED_VALIDATE accepts only known flags."""
     played = stage.play(
         mmap(0, P, _READ, Map.SHARED_VALIDATE.value | Map.ABOVE4G.value, file=REGULAR),
     )
@@ -275,12 +275,12 @@ def knows_no_map_above4g(stage: Stage) -> bool:
 
 
 def has_five_levels(stage: Stage) -> bool:
-    """What has no address on four levels is an address where nothing is mapped."""
+    """An address that does not exist on four levels is an unmapped address on five levels."""
     return stage.play(load(At(Base.ZERO, 1 << 48)))[0].outcome.si_code == SegvCode.MAPERR
 
 
 def populates_nothing_behind_a_hole(stage: Stage) -> bool:
-    """Three pages of which the middle one is not there."""
+    """Populate three pages, of which the middle one is not mapped."""
     played = stage.play(
         mmap(0, 3 * P), call("munmap", At(0, P), P), call("madvise", At(0), 3 * P, Madv.POPULATE_READ.value)
     )
@@ -288,7 +288,7 @@ def populates_nothing_behind_a_hole(stage: Stage) -> bool:
 
 
 def takes_a_key_before_a_place(stage: Stage) -> bool:
-    """Executable memory where a mapping is already is refused; the key that the next call gets is the second."""
+    """Execute-only memory at an occupied address is refused. The next pkey_alloc then returns the second key."""
     flags = _ANON | Map.FIXED_NOREPLACE.value
     played = stage.play(mmap(0, P), mmap(1, P, _EXEC, flags, At(0)), call("pkey_alloc", 0, 0))
     return played.rets[-1] == 2
@@ -314,13 +314,13 @@ def merges_no_new_mapping(stage: Stage) -> bool:
 
 
 def knows_no_map_sync(stage: Stage) -> bool:
-    """The flag is looked at before the right to read, which this open file has not."""
+    """MAP_SYNC is checked before the right to read, which this open file does not have."""
     played = stage.play(mmap(0, P, _READ, Map.SHARED_VALIDATE.value | Map.SYNC.value, file=_FOR_WRITING))
     return played.rets[0] == -errno.EOPNOTSUPP
 
 
 def takes_map_sync(stage: Stage) -> bool:
-    """MAP_PRIVATE does not look at flags, so that the file system has to."""
+    """With MAP_PRIVATE the kernel does not check the flags, so the file system has to."""
     return stage.play(mmap(0, P, _READ, _PRIVATE | Map.SYNC.value, file=REGULAR)).rets[0] > 0
 
 

@@ -1,5 +1,6 @@
-"""Tracepoints: what the kernel does, told to whoever asked, at no cost while nobody does.
+"""Tracepoints: they record what the kernel does, for the readers of traces. They cost nothing while nobody traces.
 
-No line of the kernel asks whether it is traced. While somebody wants an event, the functions it hangs on are replaced
-by wrapping ones (`fprobe`), and put back when the last one goes. Answers to Linux v6.8 kernel/trace, kernel/events.
+No line of the kernel asks whether it is traced. While a trace wants an event, wrappers replace the functions that
+produce it (`fprobe`). When the last such trace ends, the original functions are put back. Answers to Linux v6.8
+kernel/trace, kernel/events.
 """

@@ -1,7 +1,7 @@
-"""What is under way: whom the kernel serves, and why it does what it does.
+"""The current state for records: the process that the kernel serves, and the causes of its work.
 
-Kept only while something is traced, by wrappers around the few functions where a cause begins and ends
-(`kerneld.trace.request` and others). Answers to Linux v6.8's `current`, and what a reader of ftrace sees by nesting.
+It is kept only while something is traced, by wrappers around the few functions where a cause begins and ends
+(`kerneld.trace.probes.request` and others). Answers to Linux v6.8's `current`; ftrace shows causes by nesting.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from shared.trace.events import Cause
 from shared.trace.record import push_cause
 
 NOBODY = (1 << 32) - 1
-"""In place of the pid that memory belongs to: of a process that has ended, and whose pid is another's by now."""
+"""The owner of memory of an ended process whose pid belongs to another process by now."""
 
 
 class Current:
-    """The moment's who and why."""
+    """The process and the causes of this moment."""
 
     __slots__ = ("address", "causes", "depth", "nr", "pid", "tid")
 
@@ -25,17 +25,17 @@ class Current:
         self.pid = 0
         self.tid = 0
         self.nr = 0
-        """The call or access that is being served."""
+        """The number of the call or access that the kernel is serving."""
         self.causes = 0
-        """Four bits each, the innermost lowest: `shared.trace.record`."""
+        """The causes, four bits each; the lowest bits are the innermost (`shared.trace.record`)."""
         self.address = 0
-        """The innermost fault's."""
+        """The address of the innermost fault."""
         self.depth = 0
-        """How many of the functions after which records are written are under way."""
+        """The nesting depth of the functions at whose end records are written."""
 
     @contextmanager
     def under(self, cause: Cause) -> Iterator[None]:
-        """Note a cause while it lasts. For what happens often the same is written out where it does."""
+        """Note a cause during a with block. Hot paths do the same inline, without this call."""
         before = self.causes
         self.causes = push_cause(before, cause)
         try:

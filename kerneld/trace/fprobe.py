@@ -1,15 +1,16 @@
-"""Functions of the kernel replaced by wrapping ones while somebody wants to know when they run, and put back after.
+"""Replaces functions of the kernel by wrappers while they are traced, and puts the originals back afterwards.
 
-Owns which functions are replaced, and by what. Knows no event. Python binds a name in each module that imports it and
-in each table that holds it: a function is replaced in all of them, a method in its class. Where several want the same
-function their wrappers stand inside one another, the last to come outermost, and each can leave first.
+Owns the replaced functions and their wrappers. Knows no event. Python binds a function in each module that imports it
+and in each table that holds it. The function is replaced in all of these places, and a method in its class. Several
+wrappers of one function are nested, the newest outermost, and they can be removed in any order.
 
-A bound method that an object has kept (`self._poll = self._epoll.poll`) is out of reach: nothing hangs on such a one.
+A bound method that an object keeps (`self._poll = self._epoll.poll`) cannot be replaced. No event depends on such a
+method.
 
-Invariant: a function with no wrapper is, in every place, the very object that it was.
+Invariant: in every place, a function without wrappers is the original object.
 
-To look through every module takes as long as to serve a thousand requests. So that is done once (`_Places`), and again
-only where another module has come, or what stands somewhere is not what stood there then.
+A search through all modules takes as long as a thousand requests. So it is done once (`_Places`), and again only if a
+new module has been imported, or a place does not have its former object.
 Answers to Linux v6.8 Documentation/trace/fprobe.rst and kernel/trace/fprobe.c.
 """
 
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 Function = Callable[..., Any]
 Wrap = Callable[[Function], Function]
-"""Makes of a function one that does the same and tells of it."""
+"""Makes a wrapper of a function: it does the same, and records that."""
 _KERNEL = "kerneld"
 
 
@@ -59,15 +60,15 @@ _Place = _Attribute | _Item
 
 
 class _Places:
-    """Where each function of the kernel stands, as far as that is known."""
+    """The known places of the kernel's functions."""
 
     def __init__(self) -> None:
         self._known: dict[int, list[_Place]] = {}
-        """By the id of what stands there; nothing is believed of it that is not looked at again."""
+        """By the id of the object in a place. Each place is checked again before it is used."""
         self._nr_modules = 0
 
     def find(self, function: Function) -> list[_Place]:
-        """Return every place where a function stands now."""
+        """Return every place that has a function now."""
         if len(sys.modules) != self._nr_modules:
             self._look()
         found = self._known.get(id(function), [])
@@ -77,7 +78,7 @@ class _Places:
         return found
 
     def moved(self, old: Function, new: Function, places: list[_Place]) -> None:
-        """Another function stands there from now on."""
+        """Note that these places now have another function."""
         self._known.pop(id(old), None)
         self._known[id(new)] = places
 
@@ -93,7 +94,7 @@ class _Site:
 
     def __init__(self, original: Function) -> None:
         self.original = original
-        """What stood under its name before: something else than what was defined there, where others replace too."""
+        """The former object under its name. It differs from the defined function if other code has replaced it too."""
         self.current = original
         self.wraps: list[Wrap] = []
 
@@ -109,23 +110,23 @@ class Fprobe(NamedTuple):
     """One wrapper in its place."""
 
     function: Function
-    """As it was defined."""
+    """The function as it was defined."""
     wrap: Wrap
 
 
 class Fprobes:
-    """What is replaced in this process."""
+    """The replaced functions of this process."""
 
     def __init__(self) -> None:
         self._places = _Places()
         self._sites: dict[Function, _Site] = {}
         self._defined: dict[Function, Function] = {}
-        """By what stands in its place."""
+        """By wrapper, the function that it replaces."""
 
     def register(self, function: Function, wrap: Wrap) -> Fprobe:
-        """Wrap a function of the kernel, given as it was defined or as it stands there now, wherever it has a name.
+        """Wrap a function of the kernel in all its places. The argument is the defined function or its current wrapper.
 
-        Raises ValueError for what is no function of a module or a class of the kernel.
+        Raises ValueError for an object that is no function of a module or a class of the kernel.
         """
         defined = self._defined.get(function, function)
         site = self._sites.get(defined) or _Site(_find_home(defined))
@@ -138,7 +139,7 @@ class Fprobes:
         return Fprobe(defined, wrap)
 
     def unregister(self, probe: Fprobe) -> None:
-        """Take one wrapper away."""
+        """Remove one wrapper."""
         site = self._sites[probe.function]
         site.wraps.remove(probe.wrap)
         self._replace(probe.function, site, self._places.find(site.current))
@@ -146,12 +147,12 @@ class Fprobes:
             del self._sites[probe.function]
 
     def defined(self, function: Any) -> Any:
-        """Return the function as it was defined that another one stands in for; anything else as it is."""
+        """Return the defined function of a wrapper; any other object unchanged."""
         return self._defined.get(function, function) if isinstance(function, FunctionType) else function
 
     @property
     def functions(self) -> list[Function]:
-        """The functions that are wrapped now, as they were defined."""
+        """The functions that are wrapped now, as they were defined (not their wrappers)."""
         return list(self._sites)
 
     def _replace(self, defined: Function, site: _Site, places: list[_Place]) -> None:
@@ -166,11 +167,11 @@ class Fprobes:
 
 
 FPROBES = Fprobes()
-"""The process has one kernel's code, so one register of what is replaced in it."""
+"""The replaced functions. There is only one such object, because the process has the kernel's code only once."""
 
 
 def _find_home(function: Function) -> Function:
-    """Return what stands now under the name that a function was defined with."""
+    """Return the current object under the name with which a function was defined."""
     found: Any = sys.modules.get(function.__module__)
     for name in function.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -178,8 +179,8 @@ def _find_home(function: Function) -> Function:
 
 
 def _everything() -> Iterator[tuple[_Place, Any]]:
-    """Yield each place of the kernel's modules where something that can be called stands, and what."""
-    # Lists: a module may be imported meanwhile by nobody, but the interpreter cannot know.
+    """Yield each place in the kernel's modules that has a callable object, with the object."""
+    # list(): the interpreter does not allow a change of the dictionary during the loop.
     for name, module in list(sys.modules.items()):
         if name != _KERNEL and not name.startswith(_KERNEL + "."):
             continue

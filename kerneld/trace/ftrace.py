@@ -1,15 +1,14 @@
-"""The function tracer: every function of the kernel, as it begins and as it ends.
+"""The function tracer: it records the begin and the end of every function of the kernel.
 
-While somebody asks, the interpreter calls a hook of ours at each call and each return (sys.setprofile), on the one
-thread there is; when nobody does there is no hook, and no function differs from what it was. That is chosen over
-wrappers around functions (`kerneld.trace.fprobe`): it sees functions that stand in no table (nested ones, methods that
-an object has kept, properties), puts nothing between caller and callee, and a function that an exception leaves has
-ended like any other.
+While a trace wants functions, the interpreter calls a hook at each call and each return (sys.setprofile), on the only
+thread. Without such a trace there is no hook, and no function is changed. The hook is better here than wrappers around
+functions (`kerneld.trace.fprobe`): it sees functions that no table has (nested functions, methods that an object keeps,
+properties); it adds nothing between caller and callee; and it sees the end of a function also after an exception.
 
-A function is a `def` of a module of `kerneld`, but for the tracing itself; comprehensions, generator expressions and
-lambdas are part of the function they stand in. A generator begins and ends each time it is resumed.
+A function is a `def` of a module of `kerneld`, without the modules of tracing. Comprehensions, generator expressions
+and lambdas count as a part of their function. A generator begins and ends each time it is resumed.
 
-Owns who wants which functions, and what is under way for each of them. Invariant: the hook is in place exactly while
+Owns the functions that each trace wants, and the open functions of each trace. Invariant: the hook is set exactly while
 some trace wants one of the events of FTRACE. Answers to Linux v6.8 kernel/trace/ftrace.c and trace_functions_graph.c.
 """
 
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 
 _KERNEL, _TRACER = "kerneld.", "kerneld.trace."
 _FEWEST_A_WRITE = 256
-"""A request may call any number of functions: so many records are written without waiting for its end."""
+"""The number of records that are written before the end of a request: a request may call any number of functions."""
 _NAME_BYTES = 63
 
 
 class _Graph:
-    """What one trace wants of the function tracer, and which of its functions are under way."""
+    """The functions that one trace wants, and its open functions."""
 
     def __init__(
         self, trace: Trace, tracing: Tracing, functions: tuple[str, ...], graph_functions: tuple[str, ...]
@@ -54,11 +53,11 @@ class _Graph:
         self._entry = FUNCGRAPH_ENTRY.number in wanted
         self._exit = FUNCGRAPH_EXIT.number in wanted
         self._names: dict[CodeType, tuple[bytes, bool] | None] = {}
-        """Of each function that has been called: its name, and whether what is inside it is wanted; None: nothing."""
+        """By code of a called function: its name, and whether the functions inside it are wanted; None: not wanted."""
         self._stack: list[tuple[FrameType, bytes, int]] = []
 
     def enter(self, frame: FrameType) -> None:
-        """A function begins."""
+        """Note the begin of a function."""
         code = frame.f_code
         try:
             known = self._names[code]
@@ -74,7 +73,7 @@ class _Graph:
             return
         if self._function:
             self._record(FUNCTION, monotonic_ns(), name, _caller_name(frame))
-        # The last, so that the time is the function's and not ours.
+        # The time is taken last, so that it does not include this code.
         begun = monotonic_ns()
         if self._entry:
             self._record(FUNCGRAPH_ENTRY, begun, name, len(self._stack))
@@ -82,7 +81,7 @@ class _Graph:
         self._stack.append((frame, name, begun))
 
     def leave(self, frame: FrameType) -> None:
-        """A function ends, in whatever way; one whose beginning was not seen is passed over."""
+        """Note the end of a function, also by an exception. A function whose begin was not seen is ignored."""
         stack = self._stack
         if not stack or stack[-1][0] is not frame:
             return
@@ -95,7 +94,7 @@ class _Graph:
 
     def _look_at(self, frame: FrameType) -> tuple[bytes, bool] | None:
         name = function_name(frame)
-        # What is inside a graph function is wanted whatever its name; a filter holds there too, as in Linux.
+        # Functions inside a graph function are wanted with any name. A filter holds there too, as in Linux.
         if not name or (self._functions and not _matches(name, self._functions)):
             return None
         return name, _matches(name, self._graph_functions)
@@ -111,7 +110,7 @@ class _Graph:
 
 
 class FunctionTracer:
-    """The hook, and for whom it is there."""
+    """The hook, and the traces that use it."""
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
@@ -124,7 +123,7 @@ class FunctionTracer:
         return bool(self._graphs)
 
     def open(self, trace: Trace, functions: tuple[str, ...], graph_functions: tuple[str, ...]) -> None:
-        """A trace is there; where it wants functions, it is told of them from now on."""
+        """Note a new trace. If it wants functions, it gets their records from now on."""
         if FTRACE.isdisjoint(event.number for event in trace.events):
             return
         if not self._graphs:
@@ -133,7 +132,7 @@ class FunctionTracer:
         self._graphs.append(_Graph(trace, self._tracing, functions, graph_functions))
 
     def close(self, trace: Trace) -> None:
-        """A trace ends."""
+        """Note the end of a trace."""
         before = len(self._graphs)
         self._graphs = [graph for graph in self._graphs if graph.trace is not trace]
         if before and not self._graphs:
@@ -141,7 +140,7 @@ class FunctionTracer:
             self._former = None
 
     def _hook(self, frame: FrameType, event: str, _arg: Any) -> None:
-        # While this runs the interpreter calls no hook: what is called from here is not traced.
+        # The interpreter calls no hook while this runs. So the functions called here are not traced.
         if event == "call":
             for graph in self._graphs:
                 graph.enter(frame)
@@ -151,7 +150,8 @@ class FunctionTracer:
 
 
 def function_name(frame: FrameType) -> bytes:
-    """Return the name of the kernel's function that a frame runs, `Class.method` of a method; empty for any other."""
+    """Return the name of the kernel's function in a frame, `Class.method` for a method; empty for any other
+    function."""
     module = frame.f_globals.get("__name__", "")
     code = frame.f_code
     if not module.startswith(_KERNEL) or module.startswith(_TRACER) or code.co_name.startswith("<"):
@@ -160,7 +160,7 @@ def function_name(frame: FrameType) -> bytes:
 
 
 def _caller_name(frame: FrameType) -> bytes:
-    """Return the name of the kernel's function that called one; what stands between while it is traced is passed by."""
+    """Return the name of the kernel's function that called a function. Frames of the tracing between are skipped."""
     caller = frame.f_back
     while caller is not None and caller.f_globals.get("__name__", "").startswith(_TRACER):
         caller = caller.f_back
@@ -168,7 +168,7 @@ def _caller_name(frame: FrameType) -> bytes:
 
 
 def _matches(name: bytes, globs: list[Callable[[str], object]]) -> bool:
-    """Tell whether one of the globs, as `compile_glob` has made them, names a function, with its class or without."""
+    """Return whether one of the globs (made by `compile_glob`) matches a function, with or without its class."""
     whole, own = _both_names(name)
     return any(matches(whole) or matches(own) for matches in globs)
 
@@ -179,7 +179,7 @@ def _both_names(name: bytes) -> tuple[str, str]:
 
 
 def available_filter_functions() -> Iterator[bytes]:
-    """Yield the names of the functions that stand in a module or a class of the kernel.
+    """Yield the names of the functions in modules and classes of the kernel.
 
     Source: Linux v6.8 Documentation/trace/ftrace.rst: available_filter_functions.
     """
@@ -196,12 +196,18 @@ def available_filter_functions() -> Iterator[bytes]:
 
 @functools.lru_cache(maxsize=1)
 def _filter_names(_nr_modules: int) -> tuple[str, ...]:
-    """Return the names by which functions can be chosen, each once; it is asked for anew when a module has come."""
+    """Return the names of functions that can be chosen, each once.
+
+    They are computed again after an import of a module.
+    """
     return tuple({name for both in map(_both_names, available_filter_functions()) for name in both})
 
 
 def check_globs(globs: tuple[str, ...]) -> Generator[None, None, bool]:
-    """Tell whether each glob names some function that can be traced, one glob a piece: there are a thousand names."""
+    """Return whether each glob names a function that can be traced.
+
+    It yields after each glob: there are 1,000 names.
+    """
     for glob in globs:
         matches = compile_glob(glob)
         if not any(map(matches, _filter_names(len(sys.modules)))):

@@ -1,8 +1,8 @@
-"""The list of probes: which function of the kernel is wrapped by what, for which events.
+"""The list of probes: the wrapped functions of the kernel, their wrappers, and their events.
 
-A probe file (`kerneld.trace.probes`) puts its own in with the decorator below: a factory that gets the tracing and the
-function and returns what stands in its place. A probe without events keeps track of who runs and why; it is there
-whenever anything is traced.
+A probe file (`kerneld.trace.probes`) adds its probes with the decorator below. A probe is a factory: it gets the
+tracing and the function, and returns the wrapper. A probe without events keeps track of the served process and the
+causes; it is active while anything is traced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Factory = Callable[["Tracing", Function], Function]
 
 
 class Probe(NamedTuple):
-    """One wrapper, and the events that it is for; none: whatever is traced."""
+    """One wrapper, and its events. Without events it is active for every trace."""
 
     function: Function
     factory: Factory
@@ -31,7 +31,7 @@ PROBES: list[Probe] = []
 
 
 def probe(function: Function, *events: Event) -> Callable[[Factory], Factory]:
-    """Return a decorator that puts a factory into PROBES, for one function and these events."""
+    """Return a decorator that adds a factory to PROBES, for one function and these events."""
 
     def note(factory: Factory) -> Factory:
         PROBES.append(Probe(function, factory, frozenset(event.number for event in events)))

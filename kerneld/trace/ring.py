@@ -1,10 +1,10 @@
-"""The kernel's side of a ring: writes whole records, waits for nobody, believes the reader nothing.
+"""The kernel's side of a ring: writes whole records, never waits for the reader, and does not trust the reader.
 
-Owns the memory file's mapping and the pipe that wakes the reader, also after the last record. All that the reader can
-reach is its own copy: the head, the count of the lost and the size are kept here and only ever written there. Its tail
-is taken for what it claims, as long as that can be so: a wrong one costs the reader records and the kernel nothing. The
-file is sealed against being cut, so that no store here can fail; the pipe has two ends of their own, so that no flag
-that the reader sets makes a write wait.
+Owns the mapping of the memory file and the pipe that wakes the reader, also after the last record. The kernel keeps its
+own head, count of lost records and size, and only writes copies of them into the ring. It checks that the reader's tail
+is possible: a wrong tail costs the reader records, and the kernel nothing. The file is sealed against truncation, so no
+store here can fail. The two ends of the pipe are separate file descriptions, so no flag that the reader sets makes a
+write block.
 
 Answers to Linux v6.8 kernel/events/ring_buffer.c: perf_output_begin(), perf_output_wakeup().
 """
@@ -36,19 +36,19 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class ReaderGone(Exception):
-    """Nobody holds the other end of the pipe any more."""
+    """The pipe has no reader any more."""
 
 
 class Ring:
     """One ring of `data_pages`, a power of two."""
 
     def __init__(self, data_pages: int) -> None:
-        """Make it. Raises OSError where the host cannot; nothing is left behind then."""
+        """Make the ring. Raises OSError if the host cannot provide it. Then nothing is left behind."""
         self._size = data_pages << PAGE_SHIFT
         self._head = 0
         self._lost = 0
         self._untold = 0
-        """Records lost since the last that found room."""
+        """The number of records lost since the last record that found room."""
         with contextlib.ExitStack() as undo:
             self._fd = os.memfd_create("kerneld-trace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, self._fd)
@@ -67,15 +67,15 @@ class Ring:
         self._words[DATA_SIZE] = self._size
 
     def take_fds(self) -> tuple[int, int]:
-        """Return the descriptors for the reader, the file's and the pipe's; the caller closes them. Once only."""
+        """Return the reader's descriptors of the file and of the pipe; the caller closes them. Call it only once."""
         fds = self._fd, self._reader_end
         self._fd = self._reader_end = -1
         return fds
 
     def write(self, chunks: list[bytes]) -> None:
-        """Write records, each chunk one or more whole ones; without room the rest of them is lost, and counted.
+        """Write records; each chunk has one or more whole records. Records without room are lost and counted.
 
-        Raises ReaderGone where a wake-up finds nobody.
+        Raises ReaderGone if the pipe of a wake-up has no reader.
         """
         data = b"".join(chunks)
         if self._untold:
@@ -96,7 +96,10 @@ class Ring:
         return self._size - used if used <= self._size else 0
 
     def _cut(self, data: bytes, room: int) -> bytes:
-        """Return the records that fit and count the others; what says how many were lost before is no record itself."""
+        """Return the records that fit, and count the others.
+
+        A record that counts lost records is not counted itself.
+        """
         end = at = 0
         lost = 0
         told = not self._untold
@@ -118,7 +121,8 @@ class Ring:
         self._data[at : at + first] = data[:first]
         if first < len(data):
             self._data[: len(data) - first] = data[first:]
-        # The head last, one store of an aligned word: whoever sees it sees the records (x86 keeps stores in order).
+        # The head is stored last, as one aligned word. A reader that sees it sees the records: x86 keeps stores in
+        # order.
         self._head = self._head + len(data) & U64
         self._words[DATA_HEAD] = self._head
 
@@ -127,27 +131,27 @@ class Ring:
         try:
             os.write(self.pipe, b"\0")
         except BlockingIOError:
-            pass  # Full: there is enough in it to wake anybody.
+            pass  # The pipe is full, so it wakes the reader anyway.
         except OSError:
             raise ReaderGone from None
 
     def end(self) -> None:
-        """Tell the reader that nothing more comes; nothing may be written from then on. Once only."""
+        """Tell the reader that no more records come. Nothing may be written afterwards. Call it only once."""
         if self._untold:
             with contextlib.suppress(ReaderGone):
                 self.write([])
         self._words[ENDED] = 1
 
     def empty(self) -> None:
-        """Take the memory out of the file, whoever else has it open or mapped: its bytes are zeros from then on.
+        """Free the memory of the file, also if others have it open or mapped. Its bytes are then zeros.
 
-        No seal forbids that. What is touched there again is on the account of whoever touches it (memory cgroups).
+        No seal forbids that. A process that touches the pages again pays for them itself (memory cgroups).
         """
         with contextlib.suppress(OSError):
             self._map.madvise(mmap.MADV_REMOVE)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Unmap the file and close the pipe."""
         self._words.release()
         self._data.release()
         self._map.close()

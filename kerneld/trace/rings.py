@@ -1,14 +1,13 @@
-"""The rings whose memory may still be there: on whose account each is, and when it is given back.
+"""The rings that still use memory: the account of each ring, and when its memory is freed.
 
-A ring is paid for from the opening of its trace until its reader has let go of it, whenever the trace ends: what was
-written last can still be read then. A reader lets go by closing the pipe, the one thing of its that the host tells the
-end of; the server listens to that. Whoever has the file itself open or mapped still keeps an empty one: the memory is
-taken out of it.
+A ring is charged to an account from the opening of its trace until its reader closes the pipe. The end of the trace may
+come earlier: the last records can still be read then. The pipe is the reader's only object whose end the host reports,
+and the server watches it. If the reader still has the file open or mapped, the file becomes empty: its memory is freed.
 
-Owns the accounts. Knows no trace. The superuser's account has no limit, a process has.
-Invariant: the pipes that the server watches are those of the rings that are paid for.
-Answers to Linux v6.8 kernel/events/core.c: perf_mmap(), perf_mmap_close(), where `user_struct.locked_vm` is charged for
-as long as a ring is mapped, whoever has closed its event.
+Owns the accounts. Knows no trace. The superuser has no limit as a user; each process has a limit.
+Invariant: the server watches exactly the pipes of the charged rings.
+Answers to Linux v6.8 kernel/events/core.c: perf_mmap(), perf_mmap_close(): `user_struct.locked_vm` is charged as long
+as a ring is mapped, also after its event is closed.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from kerneld.task.task import Process
 
 MAX_RINGS = 32
-"""Of everybody."""
+"""The most rings of all users together."""
 MAX_PROCESS_RINGS = 16
 MAX_USER_RINGS = 4
-"""Of one user who is not the superuser."""
+"""The most rings of one user without privilege."""
 
 
 class _Payer(NamedTuple):
@@ -44,7 +43,7 @@ class Rings:
         self._paid: dict[Ring, _Payer] = {}
 
     def check_room(self, process: Process) -> None:
-        """Check that a process may have one more. Raises SysError(EMFILE)."""
+        """Check that a process may have one more ring. Raises SysError(EMFILE)."""
         wanted = _payer(process)
         payers = self._paid.values()
         of_process = sum(payer.process is process for payer in payers)
@@ -53,7 +52,7 @@ class Rings:
             raise SysError(errno.EMFILE)
 
     def make(self, process: Process, data_pages: int) -> Ring:
-        """Return a new ring, on a process's account. Raises SysError(ENOMEM) where the host has no memory for it."""
+        """Return a new ring, charged to a process. Raises SysError(ENOMEM) if the host has no memory for it."""
         try:
             ring = Ring(data_pages)
             try:
@@ -68,11 +67,11 @@ class Rings:
         return ring
 
     def find(self, pipe: int) -> Ring | None:
-        """Return the ring whose reader waits on this pipe, or None."""
+        """Return the ring of this pipe, or None."""
         return next((ring for ring in self._paid if ring.pipe == pipe), None)
 
     def free(self, ring: Ring) -> None:
-        """Give back the memory of a ring, whoever still holds its file."""
+        """Free the memory of a ring, also if somebody still holds its file."""
         self._forget(ring)
         ring.empty()
         ring.close()
@@ -83,7 +82,7 @@ class Rings:
             self._kernel.pipe_watch.remove(ring.pipe)
 
     def shutdown(self) -> None:
-        """Let go of every ring; what is in them is their readers'."""
+        """Close every ring. Readers can still read the contents."""
         for ring in list(self._paid):
             self._forget(ring)
             ring.close()

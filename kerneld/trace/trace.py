@@ -1,6 +1,6 @@
-"""One open trace: what it wants, what it may see, and its ring.
+"""One open trace: the events that it wants, the rights of its opener, and its ring.
 
-Owns the records gathered since the last write. Knows neither probes nor the kernel: whoever opens it says whose it is.
+Owns the records collected since the last write. Knows neither probes nor the kernel: its creator passes the owner.
 Answers to Linux v6.8 kernel/events/core.c:struct perf_event.
 """
 
@@ -23,29 +23,29 @@ _MOST_GATHERED = 8192
 
 
 class Trace:
-    """What one reader has asked for."""
+    """The trace of one reader."""
 
     __slots__ = ("events", "handle", "hides", "owner", "pids", "records", "ring", "wanted_pids")
 
     def __init__(
         self, handle: int, owner: Thread, events: tuple[Event, ...], pids: tuple[int, ...], ring: Ring
     ) -> None:
-        """`owner` is the thread that opened it: it lives as long as that. `pids` empty: every process."""
+        """`owner` is the opening thread: the trace ends with it. Empty `pids` mean every process."""
         self.handle = handle
         self.owner = owner
         self.events = events
         self.ring = ring
         self.wanted_pids = frozenset(pids)
         self.hides = not owner.process.cred.superuser
-        """Whether frame numbers, and what others do, are kept from it."""
+        """Whether frame numbers and the processes of other users are hidden from the trace."""
         self.pids: set[int] | None = set(pids) if self.hides or pids else None
-        """Whose events it gets; None for everybody's."""
+        """The processes whose events it gets; None for all processes."""
         self.records: list[bytes] = []
 
     def wants(self, pid: int, owner: int) -> bool:
-        """Tell whether an event is for this trace: of a process that it follows, or about such a one's memory.
+        """Return whether a trace gets an event: it follows the process, or the owner of the memory.
 
-        Who may not see everything is told of nobody else's memory, whoever touched it.
+        A trace with hidden processes gets no events about the memory of other users, whichever process touched it.
         """
         pids = self.pids
         if pids is None:
@@ -61,7 +61,7 @@ class Trace:
         return now.pid, now.tid, now.nr, now.address
 
     def note_process(self, process: Process, mm: int) -> None:
-        """A process is there, or has another name or other credentials than before."""
+        """Note a new process, or a process with a new name or new credentials."""
         if self.hides:
             self._look_at(process)
         if self.pids is None or process.pid in self.pids:
@@ -76,14 +76,17 @@ class Trace:
             self.pids.discard(process.pid)
 
     def add(self, record: bytes) -> None:
-        """Gather a record, or several whole ones; very many are written at once, so that no request fills memory."""
+        """Collect one or more whole records.
+
+        A large number is written at once, so that a request does not fill memory.
+        """
         self.records.append(record)
         if len(self.records) >= _MOST_GATHERED:
             with contextlib.suppress(ReaderGone):
                 self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered. Raises ReaderGone."""
+        """Write the collected records. Raises ReaderGone."""
         if self.records:
             records, self.records = self.records, []
             self.ring.write(records)

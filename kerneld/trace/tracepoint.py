@@ -1,7 +1,7 @@
 """A tracepoint: one event, and the traces that want it now.
 
-Owns the packing of records. A record goes to each trace that may see it, as that trace may see it. Answers to Linux
-v6.8 include/linux/tracepoint.h and, for who sees what, fs/proc/task_mmu.c:pagemap_read().
+Owns the packing of records. Each trace that may see a record gets it, without the fields that the trace may not see.
+Answers to Linux v6.8 include/linux/tracepoint.h and, for who sees what, fs/proc/task_mmu.c:pagemap_read().
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEADER_CODES = ("H", "H", "I", "I", "I", "Q", "I", "I", "Q")
 
 
 class Tracepoint:
-    """One event's."""
+    """The tracepoint of one event."""
 
     __slots__ = ("_current", "_dtype", "_names", "_number", "_pack", "_secrets", "_size", "event", "traces")
 
@@ -47,11 +47,11 @@ class Tracepoint:
         )  # fmt: skip
 
     def emit(self, owner: int, *values: Any) -> None:
-        """Record one event; `owner` is the pid whose memory it is about, 0 for none."""
+        """Record one event. `owner` is the pid of the process whose memory the event is about; 0 for none."""
         try:
             self._emit(owner, values)
         except struct.error:
-            # Of the kernel's code a wrapper must not make an oops: this record is missing, and the log says why.
+            # A wrapper must not cause an oops in the kernel. This record is lost, and the log has the reason.
             _log.exception("a record that its event has no room for", event_name=self.event.name, values=values)
 
     def _emit(self, owner: int, values: tuple[Any, ...]) -> None:
@@ -79,7 +79,7 @@ class Tracepoint:
         return shown
 
     def emit_many(self, owner: int, count: int, *columns: int | npt.NDArray[Any]) -> None:
-        """Record `count` events of this moment; a column is an array of that length, or one value for all of them."""
+        """Record `count` events of this moment. A column is an array of that length, or one value for all events."""
         now = self._current
         for trace in self.traces:
             if not trace.wants(now.pid, owner):

@@ -1,11 +1,11 @@
-"""The tracing of one kernel: who has a trace open, which probes that takes, and when records are written.
+"""The tracing of one kernel: the open traces, the probes that they need, and the writing of records.
 
-Owns the open traces and the registered probes. Records are gathered while the outermost of a few functions runs (a
-request, the end of a process, …) and written when it ends, however it ends: a reader never sees half a request, and a
-request pays for one write.
+Owns the open traces and the registered probes. Records are collected while the outermost of a few functions runs (a
+request, the end of a process, …), and written when it ends, also by an exception. So a reader never sees half a
+request, and a request pays for only one write.
 
-Invariants: a probe is registered exactly while an open trace wants one of its events, or any is open where it is for
-all; a trace is open at most as long as the thread that opened it.
+Invariants: a probe is registered exactly while an open trace wants one of its events; a probe without events, while any
+trace is open. A trace is open at most as long as its opening thread lives.
 Answers to Linux v6.8 kernel/events/core.c: perf_event_open().
 """
 
@@ -44,27 +44,27 @@ if TYPE_CHECKING:
 
 MAX_RING_BYTES = 256 << 20
 _USER_SHARE = 16
-"""Who is not the superuser may have a ring of a sixteenth of the largest (Linux: kernel.perf_event_mlock_kb)."""
+"""A user without privilege may have a ring of 1/16 of the largest size (Linux: kernel.perf_event_mlock_kb)."""
 
 _log = structlog.get_logger("kerneld.trace")
 
 
 class Tracing:
-    """What is traced of one kernel."""
+    """The tracing of one kernel."""
 
     def __init__(self, kernel: Kernel, max_ring_bytes: int = MAX_RING_BYTES) -> None:
         self.kernel = kernel
         self.current = Current()
         self.points = {event.number: Tracepoint(event, self.current) for event in EVENTS}
         self.fault_kind = FaultKind.SPURIOUS
-        """What the fault under way has turned out to be so far, and how many pages it has mapped."""
+        """The kind of the current fault so far; `fault_pages` is the number of pages that it has mapped."""
         self.fault_pages = 1
         self.spte_log: SpteLog | None = None
-        """Why the shadow table's pages have become dirty; made when first needed."""
+        """The causes for which pages of the shadow table became dirty; made at the first use."""
         self.rss_changed: dict[int, MmStruct] = {}
-        """Address spaces, by number, whose resident pages may have changed since they were last told."""
+        """By number, the address spaces whose resident pages may have changed since the last record."""
         self.rss_told: dict[int, tuple[int, ...]] = {}
-        """What was last told of each address space."""
+        """By number of an address space, its last recorded counters."""
         self.closing_target = 0
         """The target of a shadow table that is being closed."""
         self._ftrace = FunctionTracer(self)
@@ -73,7 +73,7 @@ class Tracing:
         self._rings = Rings(kernel)
         self._registered: dict[Probe, Fprobe] = {}
         self._owners: dict[int, int] = {}
-        """The pid of the process that each address space is of, by its number."""
+        """By number of an address space, the pid of its process."""
         self._next_handle = 1
         kernel.tracing = self
 
@@ -86,9 +86,9 @@ class Tracing:
         return self._owners.get(mm.number, 0)
 
     def owner(self, mm: MmStruct) -> int:
-        """Return whose memory an address space is: its process's, or that one's whose copy waits for a child; or 0.
+        """Return the owner of an address space: its process, or for a copy that waits for a child the parent; or 0.
 
-        It is 0 only while the address space is made, by whoever is served.
+        It is 0 only while the served process is making the address space.
         """
         pid = self._owners.get(mm.number, 0)
         if not pid:
@@ -110,12 +110,13 @@ class Tracing:
     # Opening and closing
 
     def open(self, thread: Thread, data: bytes) -> Generator[None, None, tuple[int, tuple[int, int]]]:
-        """Open a trace for a thread, as a packed TraceAttr says; return its handle and the reader's two descriptors.
+        """Open a trace for a thread, from a packed TraceAttr. Return its handle and the reader's two descriptors.
 
-        It comes in pieces as long as it looks at what is asked for; what happens is traced from the last one on. The
-        caller closes the descriptors. Raises SysError(EINVAL) for no such events or functions or a ring of no such
-        size, ENOSPC for one that is too large, ESRCH for no such process, EPERM for another user's or for everybody's
-        functions, EMFILE with too many rings that may still be read, ENOMEM where the host has no memory for the ring.
+        The checks of the request run in pieces. The trace has all events after the last piece. The caller closes the
+        descriptors. Raises SysError(EINVAL) for unknown events or functions, or an invalid size of the ring; ENOSPC for
+        a ring that is too large; ESRCH for an unknown process; EPERM for a process of another user, or for the
+        functions of all processes; EMFILE for too many rings that may still be read; ENOMEM if the host has no memory
+        for the ring.
         """
         try:
             attr = unpack_attr(data)
@@ -136,7 +137,7 @@ class Tracing:
         return trace.handle, ring.take_fds()
 
     def _check(self, thread: Thread, attr: TraceAttr) -> Generator[None, None, tuple[Event, ...]]:
-        """Return the events that are asked for, each once. Raises as `open` does."""
+        """Return the requested events, each once. Raises as `open` does."""
         found: dict[int, Event] = {}
         pages = attr.data_pages
         for glob in attr.globs:
@@ -148,7 +149,7 @@ class Tracing:
         self._check_rights(thread, attr, found)
         if not (yield from check_globs((*attr.functions, *attr.graph_functions))):
             raise SysError(errno.EINVAL)
-        # Others have been served meanwhile: who may see whom is asked last.
+        # Other clients were served meanwhile and may have changed rights. So the rights are checked last.
         self._check_rights(thread, attr, found)
         return tuple(found.values())
 
@@ -163,12 +164,12 @@ class Tracing:
             if not ptrace_may_access(thread.process, process):
                 raise SysError(errno.EPERM)
         cred = thread.process.cred
-        # Functions tell what everybody does, and how long it takes: without the superuser's rights only of one's own.
+        # Functions show the work for all processes, with its times. Without privilege only a user's own may be traced.
         if not cred.superuser and not attr.pids and not FTRACE.isdisjoint(found):
             raise SysError(errno.EPERM)
 
     def _attach(self, trace: Trace) -> None:
-        """Have a trace told of its events, or of none where a probe cannot be registered."""
+        """Attach a trace to its events. If a probe cannot be registered, attach it to none."""
         self._traces.append(trace)
         try:
             self._update_probes()
@@ -200,7 +201,7 @@ class Tracing:
                 FPROBES.unregister(self._registered.pop(one))
 
     def close(self, thread: Thread, handle: int) -> None:
-        """Close a trace. Raises SysError(EBADF) where the thread's process has none with that handle."""
+        """Close a trace. Raises SysError(EBADF) if the thread's process has no trace with that handle."""
         for trace in self._traces:
             if trace.handle == handle and trace.owner.process is thread.process:
                 self._end(trace)
@@ -224,7 +225,7 @@ class Tracing:
             self._end(trace)
 
     def reader_gone(self, pipe: int) -> None:
-        """Nobody holds the other end of a ring's pipe any more: its trace ends, and its memory is given back."""
+        """Handle a pipe without a reader: its trace ends, and the memory of its ring is freed."""
         ring = self._rings.find(pipe)
         if ring is None:
             return
@@ -241,7 +242,7 @@ class Tracing:
     # What probes call
 
     def flush(self) -> None:
-        """Write what was gathered; a trace that nobody reads any more, or whose thread has gone, is closed."""
+        """Write the collected records. Close traces without a reader, and traces whose thread has ended."""
         for trace in list(self._traces):
             try:
                 trace.flush()
@@ -250,7 +251,7 @@ class Tracing:
         self.reap()
 
     def note_process(self, process: Process, trace: Trace | None = None) -> None:
-        """A process is there, or has another name, memory or credentials: tell one trace, or all."""
+        """Tell one trace, or all traces, of a new process, or of its new name, memory or credentials."""
         if process.mm is None:
             return
         for dying in self.kernel.dying.mms:
@@ -261,21 +262,24 @@ class Tracing:
             one.note_process(process, process.mm.number)
 
     def forget_pids(self, pids: Iterable[int]) -> None:
-        """Processes have ended: who may not see everything does not see the next ones that have their pids."""
+        """Forget the pids of ended processes: traces without privilege must not see later processes with these pids."""
         for pid in pids:
             for trace in self._traces:
                 if trace.hides and trace.pids is not None:
                     trace.pids.discard(pid)
 
     def note_mm(self, mm: MmStruct, pid: int) -> None:
-        """An address space is a process's from now on."""
+        """Note that an address space belongs to a process."""
         self._owners[mm.number] = pid
 
     def mm_left(self, mm: MmStruct) -> None:
-        """A process works with an address space no more: it has gone, or is somebody else's, or is still taken down."""
+        """Note that a process has left an address space.
+
+        It may be gone, belong to another process, or still be freed.
+        """
         if not mm.users and not mm.page_table.table_pages:
             self.forget_mm(mm)
 
     def forget_mm(self, mm: MmStruct) -> None:
-        """An address space has gone."""
+        """Forget a freed address space."""
         self._owners.pop(mm.number, None)

@@ -4,8 +4,8 @@ In Linux, VMAs and anon_vmas are in the machine's own memory (kmem_cache_alloc(v
 that makes too many gets ENOMEM, or the OOM killer comes. Here the limit is a share of the machine's size. Knows only
 the number of VMAs. Answers to Linux v6.8 kernel/fork.c:vm_area_alloc(), vm_area_dup() and mm/rmap.c:anon_vma_alloc().
 
-No user has more than is free then, the superuser excepted: however many mappings one makes, there is half for all
-others, and for the next one half of that. Differs from Linux: there a user's share is what a memory cgroup is given.
+A user may have at most as many VMAs as are still free; the superuser has no such limit. So one user takes at most half
+of all, the next at most half of the rest. Differs from Linux: there a memory cgroup limits a user's share.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kerneld.errors import SysError
 VMA_BYTES = 512
 """The size of a VMA with its anon_vma, rounded up. In forks of 24,000 VMAs 445 bytes were measured."""
 _LEAST_BYTES = 128 << 20
-"""So much there is for mappings however small the machine is: a user may have two processes at vm.max_map_count."""
+"""The least memory for mappings, also on a small machine: a user may have two processes at vm.max_map_count."""
 
 
 class Owner:
-    """Who mappings are on the account of: one user, or the superuser."""
+    """The account of mappings: one user, or the superuser."""
 
     __slots__ = ("__weakref__", "is_superuser", "nr_vmas")
 

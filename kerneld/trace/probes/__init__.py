@@ -1,6 +1,6 @@
-"""The probes, by what they watch: each file puts its own into `kerneld.trace.probe.PROBES` when it is imported.
+"""The probes, one file for each subject. Each file adds its probes to `kerneld.trace.probe.PROBES` when it is imported.
 
-This package imports none of them: to import all takes a while, and a daemon does that one by one.
+This package imports none of them: importing all takes a while, so the daemon imports them one by one.
 """
 
 from __future__ import annotations

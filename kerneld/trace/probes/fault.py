@@ -1,4 +1,4 @@
-"""Faults: where they come from, what becomes of them, and that what they do is done because of them."""
+"""Faults: their cause, how they are settled, and the fault as the cause of other events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INNERMOST = 0xF
 
 @probe(exc_page_fault)
 def _exc_page_fault(tracing: Tracing, inner: Function) -> Function:
-    """The exception is the cause of what follows, a grown stack or a signal too."""
+    """The exception is the cause of the following events, also of a grown stack or a signal."""
     point, now = tracing.point(PAGE_FAULT_USER), tracing.current
 
     def exc_page_fault(thread: Thread, error_code: int, address: int) -> None:
@@ -77,7 +77,7 @@ def _handle_mm_fault(tracing: Tracing, inner: Function) -> Function:
 
 @probe(_fill_anonymous)
 def _fill_range(tracing: Tracing, inner: Function) -> Function:
-    """Many first faults taken together: one record of all of them."""
+    """Many first faults are taken together, and get one record."""
     point, now = tracing.point(MM_FAULT), tracing.current
 
     def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
@@ -143,7 +143,7 @@ def _do_read_fault(tracing: Tracing, inner: Function) -> Function:
     def do_read_fault(mm: MmStruct, vma: Vma, vaddr: int, pte: int) -> int:
         before = mm.resident_pages
         result: int = inner(mm, vma, vaddr, pte)
-        # Reclaim that the fault needed may have taken pages away meanwhile: that is another event's to tell.
+        # Reclaim may have taken pages away during the fault. Another event records that.
         tracing.fault_pages = max(1, mm.resident_pages - before)
         if tracing.fault_pages > 1:
             tracing.fault_kind = FaultKind.FAULT_AROUND

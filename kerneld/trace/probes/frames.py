@@ -1,4 +1,4 @@
-"""Frames taken and given back: neighbours that go together are one record."""
+"""Allocated and freed frames. Consecutive frames of one operation are one record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _emit_runs(point: Tracepoint, pfns: Pfns, *more: int) -> None:
-    """Tell of frames in the order they stand in; consecutive ones are a run."""
+    """Record frames in their order. Consecutive frames are one run."""
     if not len(pfns):
         return
     firsts = np.concatenate(([0], np.flatnonzero(np.diff(pfns) != 1) + 1))

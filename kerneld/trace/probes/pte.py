@@ -54,18 +54,18 @@ class EntryLog:
         self._clear = tracing.point(PTE_CLEAR)
 
     def one(self, mm: PteOps, vaddr: int, old: int, new: int, nr_pages: int = 1) -> None:
-        """One entry, or one run of them, has changed; `old` and `new` differ."""
+        """Record a change of one entry, or of one run of entries. `old` and `new` differ."""
         point = self._replace if old and new else self._set if new else self._clear
         if point.traces:
             space: MmStruct = mm  # type: ignore[assignment]  # The half of one that a primitive is in.
             point.emit(self._tracing.owner(space), space.number, nr_pages, vaddr, old, new)
 
     def run(self, mm: PteOps, run: Run, old: Words, new: Words) -> None:
-        """The entries of a run, none of them a huge page's, as they were and as they are."""
+        """Record the old and the new entries of a run. None of them is an entry of 2 MiB."""
         self.many(mm, run.vaddrs(), old, new)
 
     def many(self, mm: PteOps, vaddrs: Words, old: Words, new: Words) -> None:
-        """The entries of any pages, as they were and as they are."""
+        """Record the old and the new entries of any pages."""
         changed = old != new
         was, is_now = old != 0, new != 0
         for point, mask in ((self._clear, ~is_now), (self._set, ~was), (self._replace, was & is_now)):
@@ -133,7 +133,7 @@ def _update_pte(tracing: Tracing, inner: Function) -> Function:
 
 
 def _of_another_frame(function: Function) -> None:
-    """An entry that maps, or keeps in the swap file, something else than before."""
+    """Wrap a primitive that gives an entry another frame or another swap slot."""
 
     @probe(function, PTE_REPLACE)
     def _replace(tracing: Tracing, inner: Function) -> Function:
@@ -198,7 +198,7 @@ def _write_ptes(tracing: Tracing, inner: Function) -> Function:
 
 
 def _huge(log: EntryLog, mm: PteOps, pmd: int, vaddr: int, new: int) -> None:
-    """An entry of 2 MiB, the one for `vaddr`, is about to be `new`."""
+    """Record that the entry of 2 MiB for `vaddr` will become `new`."""
     old = mm._words[pmd]
     if old != new:
         log.one(mm, vaddr & -HPAGE_PMD_NR * PAGE_SIZE, old, new, HPAGE_PMD_NR)
@@ -242,7 +242,7 @@ def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
 
 @probe(PteOps.zap_range, PTE_CLEAR)
 def _zap_range(tracing: Tracing, inner: Function) -> Function:
-    """Told before it is done: the frames go after their entries. Huge pages have gone, or been cut up, by then."""
+    """Record before the change: the frames are freed after their entries. Huge pages are zapped or split already."""
     log = EntryLog(tracing)
 
     def zap_range(self: PteOps, start: int, end: int) -> None:
@@ -314,7 +314,7 @@ def _zap_huge_pmd(tracing: Tracing, inner: Function) -> Function:
 
 @probe(PmdOps.split_huge_pmd, PTE_REPLACE)
 def _split_huge_pmd(tracing: Tracing, inner: Function) -> Function:
-    """Cut up: what one entry said 512 say."""
+    """512 entries replace one entry of 2 MiB."""
     log = EntryLog(tracing)
 
     def split_huge_pmd(self: PmdOps, pmd: int, haddr: int) -> None:

@@ -1,4 +1,4 @@
-"""Reclaim, swap and the OOM killer: what they do is done because of them, and they say how it went."""
+"""Reclaim, swap and the OOM killer: they are causes of other events, and have records of their results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _kswapd_begins(tracing: Tracing, inner: Function) -> Function:
 
 @probe(Vmscan.kswapd)
 def _kswapd(tracing: Tracing, inner: Function) -> Function:
-    """A piece of the background pass, at the end of a request or between two."""
+    """A piece of the background pass, at the end of a request or between two requests."""
 
     def kswapd(self: Vmscan) -> None:
         now = tracing.current

@@ -1,6 +1,6 @@
-"""Where the kernel is entered and left: who is served, by what call, and after what the records are written.
+"""The entries and exits of the kernel: they note the served process and the call, and write the records at the end.
 
-Each of these functions is where something begins that no other of them is around; the outermost writes.
+The kernel is entered only by these functions. They may be nested; the outermost writes the records.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kerneld.trace.tracing import Tracing
 
 _ACCESSES = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH)})
-"""The processor at work; everything else that a request can be is a call."""
+"""Accesses of the processor. Every other request is a call."""
 _U32 = (1 << 32) - 1
 
 
@@ -42,10 +42,10 @@ def _run(tracing: Tracing, inner: Function) -> Function:
     enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
     begin, end = tracing.point(ACCESS_ENTER), tracing.point(ACCESS_EXIT)
     unfinished: dict[int, int] = {}
-    """By thread, the request that has been done in part and goes on."""
+    """By thread, the number of its unfinished request."""
 
     def run(call: Call, number: int) -> int | Answer | Work:
-        # One that began before the trace is a touch: a piece of procread has nothing to tell.
+        # An unfinished request from before the trace counts as a touch: a piece of procread records nothing.
         nr = unfinished.pop(call.thread.tid, int(Nr.TOUCH)) if number == RESTART else number
         is_call = nr not in _ACCESSES
         now.pid, now.tid, now.nr = call.process.pid, call.thread.tid, nr
@@ -83,7 +83,7 @@ def _leave(tracing: Tracing) -> None:
 
 @contextmanager
 def entered(tracing: Tracing, pid: int, tid: int, cause: Cause) -> Iterator[None]:
-    """Note who is served and why; where nothing else is under way, write the records at the end."""
+    """Note the served thread and the cause. At the end, the outermost call writes the records."""
     now = tracing.current
     before = now.pid, now.tid, now.nr, now.causes
     if not now.depth:
@@ -109,7 +109,7 @@ def _fault_ahead(tracing: Tracing, inner: Function) -> Function:
 
 @probe(Kernel.attach)
 def _attach(tracing: Tracing, inner: Function) -> Function:
-    """It is no request of a thread's: the thread comes of it."""
+    """attach is no request of a thread: it makes the thread."""
     enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
 
     def attach(self: Kernel, sender: Sender, version: int, tid: int, token: int, flags: int = 0) -> Thread:
@@ -172,7 +172,7 @@ def _files_changed(tracing: Tracing, inner: Function) -> Function:
 
 
 def _of_shadow(function: Function) -> None:
-    """Looks at a real process of the host come from the loop, between requests."""
+    """The loop reads real processes of the host between requests."""
 
     @probe(function)
     def _look(tracing: Tracing, inner: Function) -> Function:
@@ -199,7 +199,7 @@ def _do_exit(tracing: Tracing, inner: Function) -> Function:
 
 @contextmanager
 def _exiting(tracing: Tracing) -> Iterator[None]:
-    """The end of a task, said once."""
+    """Note the end of a task as a cause, only once."""
     if tracing.current.causes & 0xF == Cause.EXIT:
         yield
         return
@@ -209,7 +209,7 @@ def _exiting(tracing: Tracing) -> Iterator[None]:
 
 @probe(Process.exit_mm)
 def _exit_mm(tracing: Tracing, inner: Function) -> Function:
-    """Whatever is told of the address space's end is told as its process's; it is nobody's after."""
+    """The records of the end of an address space belong to its process. After it the address space has no process."""
 
     def exit_mm(self: Process) -> None:
         mm: MmStruct | None = self.mm
@@ -223,10 +223,10 @@ def _exit_mm(tracing: Tracing, inner: Function) -> Function:
 
 @probe(run_piece)
 def _run_piece(tracing: Tracing, inner: Function) -> Function:
-    """What is left of an ended process's memory goes between requests, or in the middle of one that is in want of it.
+    """The memory of an ended process is freed between requests, or in the middle of a request that needs memory.
 
-    It is told as that process's, unless another has its pid by now: nobody is told of it as of that one's. What goes in
-    the process's own end has that end's causes.
+    Its records name the ended process, unless another process has its pid by now. If the memory is freed in the end of
+    the process itself, its records have the causes of that end.
     """
     now = tracing.current
 

@@ -1,7 +1,8 @@
-"""Resident pages: which address spaces' counters a request has changed, told once it ends.
+"""Resident pages: records the changed counters of address spaces at the end of a request.
 
-Owns nothing; what has changed and what was told last lies in the tracing. Differs from Linux: there the event comes
-with each change of a counter (batched by thread), here with the request, when the counters are what /proc shows.
+Owns nothing: the tracing object holds the changed and the last recorded counters. Differs from Linux: there an event
+comes with each change of a counter (batched by thread). Here it comes at the end of the request, with the counters that
+/proc shows.
 Answers to Linux v6.8 mm/memory.c:mm_trace_rss_stat().
 """
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _of_primitive(function: Function) -> None:
-    """A primitive that changes the counters of its address space."""
+    """Wrap a primitive that changes the counters of its address space."""
 
     @probe(function, RSS_STAT)
     def _change(tracing: Tracing, inner: Function) -> Function:
@@ -47,7 +48,7 @@ for _primitive in (
 
 @probe(ProcessTable.add, RSS_STAT)
 def _add(tracing: Tracing, inner: Function) -> Function:
-    """A process is told of from its beginning, with what it has from a fork."""
+    """The counters of a process are recorded from its beginning, with its pages from a fork."""
 
     def add(self: ProcessTable, process: Process) -> None:
         inner(self, process)
@@ -66,7 +67,7 @@ def _exec_mmap(tracing: Tracing, inner: Function) -> Function:
 
 
 def note_rss(tracing: Tracing, process: Process) -> None:
-    """Have all counters of a process told, whatever they are."""
+    """Note that all counters of a process have to be recorded."""
     mm = process.mm
     if mm is not None:
         tracing.rss_changed[mm.number] = mm
@@ -74,7 +75,7 @@ def note_rss(tracing: Tracing, process: Process) -> None:
 
 
 def tell_rss(tracing: Tracing) -> None:
-    """Tell the counters that have changed, of the address spaces that are some process's."""
+    """Record the changed counters of all address spaces that belong to a process."""
     point, told = tracing.point(RSS_STAT), tracing.rss_told
     for number, mm in tracing.rss_changed.items():
         owner = tracing.find_pid(mm)

@@ -1,7 +1,7 @@
-"""The shadow table: its sessions, and each change of its entries with what led to it.
+"""The shadow table: its sessions, and each change of its entries with the cause.
 
-The table is written when a request ends, from what VMAs and entries are by then; what changed them is over. So each
-range that is marked dirty is noted with the cause of that moment, and the changes are told with it.
+The table is written at the end of a request, from the VMAs and entries at that time. Their cause is over by then. So
+each range is noted with its cause when it becomes dirty, and the records of its changes have that cause.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 Words = npt.NDArray[np.uint64]
 _LAST_CONSTANT_PFN = 1
-"""No frame, and the zero page: they repeat in a run, all others count up."""
+"""The frame numbers 0 (no frame) and 1 (zero page) repeat in a run; all others count up."""
 _MOST_NOTES = 64
 
 
 class Note(NamedTuple):
-    """Why a range of the target became dirty."""
+    """The cause for which a range of the target became dirty."""
 
     start: int
     end: int
@@ -58,7 +58,7 @@ class SpteLog:
         self.notes: list[Note] = []
 
     def note(self, start: int, end: int) -> None:
-        """A range has become dirty now."""
+        """Note that a range becomes dirty now."""
         now = self._tracing.current
         if self.notes and (now.causes, now.address) == self.notes[-1][2:] and start <= self.notes[-1].end:
             last = self.notes.pop()
@@ -68,7 +68,7 @@ class SpteLog:
         self.notes.append(Note(start, end, now.causes, now.address))
 
     def emit(self, nr_pages: int, vaddr: int, old: tuple[int, int], new: tuple[int, int]) -> None:
-        """Tell a change of a run of entries, each given as frame and flags, with its own cause."""
+        """Record a change of a run of entries with its cause. `old` and `new` are frame and flags."""
         now = self._tracing.current
         causes, address = now.causes, now.address
         for note in reversed(self.notes):
@@ -84,7 +84,7 @@ def _constant(pfns: Words) -> npt.NDArray[np.bool_]:
 
 
 def _follows(pfns: Words) -> Words:
-    """Return the frame that each one's successor in a run has."""
+    """Return for each frame the frame of the next page in a run."""
     return np.where(_constant(pfns), pfns, pfns + np.uint64(1))
 
 
@@ -186,7 +186,7 @@ def _close_faults(tracing: Tracing, inner: Function) -> Function:
 
 @probe(explain_refusal, SHADOWPT_OPEN)
 def _refuse(tracing: Tracing, inner: Function) -> Function:
-    """An open that is refused, by whatever check: it is about its caller, for there may be no target."""
+    """Record a refused open. The record is about the caller, because there may be no target."""
     emit = tracing.point(SHADOWPT_OPEN).emit
 
     def refuse(call: Call, nr: int, error: SysError) -> None:
@@ -204,7 +204,7 @@ def _unpack_range(data: bytes) -> tuple[int, ...]:
 
 
 def _of_session(function: Function, event: Any) -> None:
-    """What begins or ends; told when it has been done, and of a close before its session is forgotten."""
+    """Record the start or stop of a session after it is done, and a close before its session is dropped."""
 
     @probe(function, event)
     def _tell(tracing: Tracing, inner: Function) -> Function:
@@ -229,7 +229,7 @@ _of_session(ShadowPt._close, SHADOWPT_CLOSE)
 
 @probe(ShadowPt._close, SPTE_UPDATE)
 def _closing(tracing: Tracing, inner: Function) -> Function:
-    """The table is emptied when nobody knows the session any more: whose it was is known here."""
+    """Keep the target of the session: the table is emptied after the session is dropped."""
 
     def _close(self: ShadowPt, session: Any) -> None:
         tracing.closing_target = session.target.pid

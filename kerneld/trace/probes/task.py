@@ -1,4 +1,4 @@
-"""Processes and signals: who comes, forks, runs another program, goes; what is raised and what is taken."""
+"""Processes and signals: attach, fork, execve and exit of processes; raised and delivered signals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def comm_bytes(comm: str) -> bytes:
-    """Return a process's name as a record has it."""
+    """Return a process's name in the format of a record."""
     return comm.encode("utf-8", "surrogateescape")[:15]
 
 
@@ -61,7 +61,7 @@ def _take_token(tracing: Tracing, inner: Function) -> Function:
 
 @probe(ProcessTable.setuid)
 def _setuid(tracing: Tracing, inner: Function) -> Function:
-    """Who may be seen by whom follows the credentials."""
+    """The credentials decide which traces may see a process. So a change of them is noted."""
 
     def setuid(self: ProcessTable, process: Process, uid: int) -> None:
         inner(self, process, uid)
@@ -111,7 +111,7 @@ def _send_signal(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(SIGNAL_GENERATE).emit
 
     def send_signal_locked(thread: Thread, signo: int, info: SigInfo) -> None:
-        # One that is pending already is not sent again: TRACE_SIGNAL_ALREADY_PENDING.
+        # A pending signal is not sent again: TRACE_SIGNAL_ALREADY_PENDING.
         result = 2 if thread.pending >> (signo - 1) & 1 else 0
         process = thread.process
         emit(process.pid, signo, 0, info.si_code, comm_bytes(process.comm), thread.tid, 0, result)

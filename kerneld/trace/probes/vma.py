@@ -1,4 +1,4 @@
-"""VMAs: the few primitives of an address space that change them, and what splits, merges and growth are made of."""
+"""VMAs: the few primitives of an address space that change them, and the functions for splits, merges and growth."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _split_vma(tracing: Tracing, inner: Function) -> Function:
 
 
 def _tell_merge(tracing: Tracing, mm: MmStruct, start: int, end: int, vma: Vma | None) -> None:
-    """A range that was asked for, and the VMA that covers it now: larger where it was merged."""
+    """Record a merge: the VMA that covers the wanted range is larger than the range."""
     if vma is not None and (vma.start < start or end < vma.end):
         tracing.point(VMA_MERGE).emit(tracing.owner(mm), mm.number, start, end, vma.start, vma.end)
 
@@ -131,7 +131,7 @@ def _copy_vma(tracing: Tracing, inner: Function) -> Function:
 
 @probe(_expand, VMA_MERGE)
 def _expand_vma(tracing: Tracing, inner: Function) -> Function:
-    """mremap in place: the extension is part of the VMA that it extends."""
+    """mremap in place: the extension becomes a part of the extended VMA."""
 
     def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
         start, end = vma.end, vma.end + delta
@@ -155,7 +155,7 @@ def _expand_stack(tracing: Tracing, inner: Function) -> Function:
 
 @probe(_topdown, VM_UNMAPPED_AREA)
 def _vm_unmapped_area(tracing: Tracing, inner: Function) -> Function:
-    """A hint that is free and a fixed address are no search: Linux does not come to vm_unmapped_area() then."""
+    """A free hint and a fixed address need no search: Linux does not call vm_unmapped_area() for them."""
     emit = tracing.point(VM_UNMAPPED_AREA).emit
 
     def _topdown(mm: MmStruct, addr: int, length: int, flags: int) -> int:
