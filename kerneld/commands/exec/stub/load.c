@@ -14,6 +14,11 @@
 #define NR_fstat 5
 #define S_IFMT 0170000
 #define S_IFREG 0100000
+#define AT_EXECFN 31
+#define ARGUMENTS 0x6a4000000000UL
+#define MOST_SHOWN 0x200000UL
+#define PR_SET_MM 35
+#define PR_SET_MM_MAP 14
 
 /* Open a file that is to be executed; a descriptor or -errno. */
 static long open_program(const char *path)
@@ -168,6 +173,43 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	if (answer.ret == 0)
 		memcpy(entry, answer.data, 16);
 	return answer.signo ? -ENOMEM : answer.ret;
+}
+
+/* Tell the host what the program's arguments are, so that ps and its like outside see them. The host reads them in
+ * anonymous memory alone, so it gets a copy of the strings at the top of the stack that kerneld has laid out; without that
+ * it shows none. */
+void tell_arguments(u64 stack)
+{
+	struct { u64 code[2], data[2], brk[2], stack, args[2], env[2], auxv; u32 auxv_size, exe_fd; } map = {
+		.code = {STUB_START, STUB_START + PAGE_BYTES}, .data = {STUB_START, STUB_START + PAGE_BYTES},
+		.brk = {STUB_END - PAGE_BYTES, STUB_END - PAGE_BYTES}, .stack = stack, .exe_fd = ~0U,
+	};
+	u64 argc, word, at = stack + 8;
+	if (user_copy(&argc, (void *)stack, 8) || user_copy(&map.args[0], (void *)at, 8))
+		return;
+	at += (argc + 1) * 8;
+	if (user_copy(&map.env[0], (void *)at, 8))
+		return;
+	do {
+		if (user_copy(&word, (void *)at, 8))
+			return;
+		at += 8;
+	} while (word);
+	for (u64 pair[2] = {1, 0}; pair[0]; at += 16) {
+		if (user_copy(pair, (void *)at, 16))
+			return;
+		if (pair[0] == AT_EXECFN)
+			map.env[1] = pair[1];
+	}
+	map.args[1] = map.env[0] ? map.env[0] : map.env[1];
+	u64 length = map.args[1] - map.args[0], room = (length + PAGE_BYTES - 1) & -PAGE_BYTES;
+	if (length > MOST_SHOWN || sys6(NR_mmap, ARGUMENTS, room, 3, 0x32, -1, 0) < 0)
+		return;
+	if (user_copy((void *)ARGUMENTS, (void *)map.args[0], length))
+		return;
+	map.args[0] = ARGUMENTS;
+	map.args[1] = map.env[0] = map.env[1] = ARGUMENTS + length;
+	sys5(NR_prctl, PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
 }
 
 void attach(struct thread *t, u64 tid, u64 token)

@@ -20,6 +20,7 @@
 struct process process;
 extern void run_on(u64 stack, void (*function)(u64), u64 argument);
 extern void install_filter(void);
+void tell_arguments(u64 stack);
 long load_program(struct thread *t, const char *path, const char *name, char **argv, u64 *entry);
 
 static u64 areas_used[MAX_AREAS / 64];
@@ -209,6 +210,7 @@ static void start_on_area(u64 sp)
 	install_handlers();
 	set_altstack(t);
 	agent_start(t);
+	tell_arguments(entry[1]);
 	if (is_new)
 		install_filter();
 	mask &= ~OURS;
