@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import stat
 
 import click
 
@@ -69,6 +70,7 @@ def exec(variables: tuple[str, ...], socket_path: str | None, program: str, argu
     environment = _environment(variables, path)
     try:
         found = find_program(program)
+        _check_set_user_id(found)
         stub = ensure_stub()
     except (ProgramError, BuildError) as error:
         raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
@@ -93,6 +95,14 @@ def _environment(variables: tuple[str, ...], socket_path: str) -> dict[str, str]
             raise click.BadParameter(f"'{variable}' is not NAME=VALUE", param_hint="--env")
         environment[name] = value
     return environment
+
+
+def _check_set_user_id(path: str) -> None:
+    """Raise ProgramError if the program would have another user's rights: inside it would run without them."""
+    status = os.stat(path)
+    is_other_user = status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()
+    if is_other_user or (status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()):
+        raise ProgramError(f"{path} is set-user-ID, and would run inside without these rights")
 
 
 def _first_hidden_fd() -> int:

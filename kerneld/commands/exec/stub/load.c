@@ -83,7 +83,8 @@ static long resolve(const char *path, struct scripts *scripts)
 			return fd;
 		long length = sys4(17, fd, head, BINPRM_BYTES, 0);
 		if (length < 2 || head[0] != '#' || head[1] != '!') {
-			if (length >= 4 && *(u32 *)head == 0x464c457f)
+			/* ELF, 64 bits, x86-64 */
+			if (length >= 20 && *(u32 *)head == 0x464c457f && head[4] == 2 && *(uint16_t *)(head + 18) == 62)
 				return fd;
 			sys1(NR_close, fd);
 			return -ENOEXEC;

@@ -72,6 +72,7 @@ struct thread {
 
 /* The process: in the stub's own data, which fork copies and threads share. */
 struct process {
+	int is_started;		/* before that, what goes wrong is a status of kerneld exec */
 	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
 	u64 agent_token, generation;
 	struct kernel_sigaction actions[65];

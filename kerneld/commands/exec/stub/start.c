@@ -34,6 +34,10 @@ void die(const char *why)
 {
 	say("kerneld: ");
 	say(why);
+	if (!process.is_started) {
+		say(": the program cannot be run\n");
+		sys1(NR_exit_group, STATUS_CANNOT_RUN);
+	}
 	say(": the program is ended\n");
 	for (;;)
 		sys2(NR_kill, sys0(NR_getpid), SIGKILL);
@@ -156,13 +160,31 @@ __attribute__((noreturn)) static void enter(u64 entry, u64 stack)
 	__builtin_unreachable();
 }
 
+static const char *words_for(long code)
+{
+	switch (code) {
+	case -ENOENT:
+		return "no such file or directory, or its interpreter is none";
+	case -EACCES:
+		return "permission denied";
+	case -ENOEXEC:
+		return "not a program of this machine";
+	case -ENOMEM:
+		return "the machine has not the memory (kerneld start --ram)";
+	case -E2BIG:
+		return "its arguments are too long";
+	}
+	return 0;
+}
+
 static void cannot_run(const char *name, long code)
 {
+	const char *words = words_for(code);
 	char digits[4] = {'0' + -code / 100, '0' + -code / 10 % 10, '0' + -code % 10, 0};
 	say("kerneld: cannot run ");
 	say(name);
-	say(": errno ");
-	say(digits + (digits[0] == '0') + (digits[0] == '0' && digits[1] == '0'));
+	say(words ? ": " : ": errno ");
+	say(words ? words : digits + (digits[0] == '0') + (digits[0] == '0' && digits[1] == '0'));
 	say("\n");
 	sys1(NR_exit_group, STATUS_CANNOT_RUN);
 }
@@ -181,6 +203,7 @@ static void start_on_area(u64 sp)
 	struct thread *t = this_thread();
 	char **argv = (char **)(sp + 8);
 	int is_new = argv[1][0] == '-';
+	process.is_started = !is_new;
 	u64 entry[2], mask, all = ~OURS;
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
 	process.hidden_fds = number_of(argv[3]);
@@ -213,6 +236,7 @@ static void start_on_area(u64 sp)
 	tell_arguments(entry[1]);
 	if (is_new)
 		install_filter();
+	process.is_started = 1;
 	mask &= ~OURS;
 	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
 	enter(entry[0], entry[1]);
