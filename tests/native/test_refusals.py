@@ -72,6 +72,6 @@ def test_a_machine_that_is_too_small(tmp_path: Path, programs: dict[str, Path]) 
     """It meets the OOM killer, as on Linux."""
     nursery = Nursery()
     daemon = Daemon(tmp_path, nursery, check_invariants=False)
-    assert Inside(daemon.environment).run([str(programs["eats"]), "15"]).status == -signal.SIGKILL
+    assert Inside(daemon.environment).run([str(programs["eats"]), "20"]).status == -signal.SIGKILL
     daemon.close()
     nursery.close()

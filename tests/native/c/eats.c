@@ -6,7 +6,7 @@
 int main(int argc, char **argv)
 {
 	long bytes = (argc > 1 ? atol(argv[1]) : 1) << 20;
-	char *p = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	for (int round = 1; round < 3; round++) {
 		for (long i = 0; i < bytes; i += 4096)
 			*(long *)(p + i) = i + round;
