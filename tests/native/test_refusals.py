@@ -73,5 +73,6 @@ def test_a_machine_that_is_too_small(tmp_path: Path, programs: dict[str, Path]) 
     nursery = Nursery()
     daemon = Daemon(tmp_path, nursery, check_invariants=False)
     assert Inside(daemon.environment).run([str(programs["eats"]), "20"]).status == -signal.SIGKILL
-    daemon.close()
+    assert daemon.end() == 0
+    assert [entry["event"].split(":")[0] for entry in daemon.complaints()] == ["Out of memory"]
     nursery.close()
