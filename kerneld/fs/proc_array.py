@@ -15,7 +15,7 @@ from signal import SIGCHLD
 from kerneld.errors import SysError
 from kerneld.mm.calls.access import read_remote_vm
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.task.real_process import find_ppid
 from kerneld.task.task import Process
 from shared.uapi.auxvec import CLOCKS_PER_SEC
@@ -62,7 +62,7 @@ def show_status(process: Process, reader: Process) -> bytes:
 
 def _memory_lines(mm: MmStruct) -> list[str]:
     """Source: Linux v6.8 fs/proc/task_mmu.c:task_mem()."""
-    resident = mm.resident_pages
+    resident = mm.rss.resident_pages
     exec_bytes = mm.exec_vm << PAGE_SHIFT
     text = min(_text_bytes(mm), exec_bytes)
     rows = [
@@ -70,17 +70,17 @@ def _memory_lines(mm: MmStruct) -> list[str]:
         ("VmSize", mm.total_vm << PAGE_SHIFT),
         ("VmLck", mm.locked_vm << PAGE_SHIFT),
         ("VmPin", 0),
-        ("VmHWM", max(mm.hiwater_rss, resident) << PAGE_SHIFT),
+        ("VmHWM", max(mm.rss.hiwater, resident) << PAGE_SHIFT),
         ("VmRSS", resident << PAGE_SHIFT),
-        ("RssAnon", mm.rss[Rss.ANON] << PAGE_SHIFT),
-        ("RssFile", mm.rss[Rss.FILE] << PAGE_SHIFT),
-        ("RssShmem", mm.rss[Rss.SHMEM] << PAGE_SHIFT),
+        ("RssAnon", mm.rss.counts[Rss.ANON] << PAGE_SHIFT),
+        ("RssFile", mm.rss.counts[Rss.FILE] << PAGE_SHIFT),
+        ("RssShmem", mm.rss.counts[Rss.SHMEM] << PAGE_SHIFT),
         ("VmData", mm.data_vm << PAGE_SHIFT),
         ("VmStk", mm.stack_vm << PAGE_SHIFT),
         ("VmExe", text),
         ("VmLib", exec_bytes - text),
         ("VmPTE", (mm.page_table.table_pages - 1) << PAGE_SHIFT),
-        ("VmSwap", mm.rss[Rss.SWAP] << PAGE_SHIFT),
+        ("VmSwap", mm.rss.counts[Rss.SWAP] << PAGE_SHIFT),
         ("HugetlbPages", 0),
     ]
     return [f"{name}:\t{size_bytes >> 10:8} kB" for name, size_bytes in rows]
@@ -97,9 +97,9 @@ def _signal_mask(process: Process, disposition: Disposition) -> int:
 def show_statm(process: Process) -> bytes:
     """Return /proc/PID/statm, in pages. Source: Linux v6.8 fs/proc/array.c:proc_pid_statm()."""
     mm = process.live_mm
-    shared = mm.rss[Rss.FILE] + mm.rss[Rss.SHMEM]
+    shared = mm.rss.counts[Rss.FILE] + mm.rss.counts[Rss.SHMEM]
     text = _text_bytes(mm) >> PAGE_SHIFT
-    return f"{mm.total_vm} {mm.resident_pages} {shared} {text} 0 {mm.data_vm + mm.stack_vm} 0\n".encode()
+    return f"{mm.total_vm} {mm.rss.resident_pages} {shared} {text} 0 {mm.data_vm + mm.stack_vm} 0\n".encode()
 
 
 def show_stat(process: Process, reader: Process, *, permitted: bool) -> bytes:
@@ -116,7 +116,7 @@ def show_stat(process: Process, reader: Process, *, permitted: bool) -> bytes:
     fields: list[int | str] = [
         *(state, find_ppid(process.pid) or 0, group, session, 0, -1, 0),
         *(process.min_flt, 0, process.maj_flt, 0, *times, _NICE_0_PRIORITY, 0, len(process.threads), 0),
-        *(ticks, mm.total_vm << PAGE_SHIFT, mm.resident_pages, mm.rlimits.soft[_RLIMIT_RSS]),
+        *(ticks, mm.total_vm << PAGE_SHIFT, mm.rss.resident_pages, mm.rlimits.soft[_RLIMIT_RSS]),
         *((mm.start_code, mm.end_code, mm.start_stack) if permitted else (1, 1, 0)),
         *(0, 0, pending & _SIGNALS_IN_STAT, 0),
         _signal_mask(process, Disposition.IGNORE) & _SIGNALS_IN_STAT,

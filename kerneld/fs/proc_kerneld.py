@@ -40,7 +40,7 @@ def show_tasks(processes: Iterable[Process], reader: Process) -> bytes:
     lines = []
     for process in processes:
         mm = process.live_mm
-        vsz_kb, rss_kb = mm.total_vm << PAGE_SHIFT - 10, mm.resident_pages << PAGE_SHIFT - 10
+        vsz_kb, rss_kb = mm.total_vm << PAGE_SHIFT - 10, mm.rss.resident_pages << PAGE_SHIFT - 10
         comm = process.comm.replace("\\", "\\\\").replace("\n", "\\n")
         fields = (process.pid, process.cred.uid, len(process.threads), vsz_kb, rss_kb, state_letter(process, reader))
         lines.append("\t".join([*map(str, fields), comm]) + "\n")

@@ -32,20 +32,20 @@ def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
     resident before, but not where an entry of 2 MiB is cut up.
     """
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
-    peaks = {mm: mm.hiwater_rss for mm, vaddr in _users(frames, pfns) if mm.page_table.find_huge_pmd(vaddr) is not None}
+    peaks = {mm: mm.rss.hiwater for mm, vaddr in _users(frames, pfns) if mm.page_table.find_huge_pmd(vaddr) is not None}
     _split_folio_v6_8(frames, pfn)
     unused = pfns[~frames.ram.frames_np[pfns].any(axis=1)]
-    frames.refcount[unused] += 1
+    frames.get_pages(unused)
     for mapped in rmap_walk(frames, unused):
         if mapped.vma.vm_flags & VM_LOCKED:
             continue
-        mapped.mm.unmap_frames(mapped.ptes, mapped.vaddrs, np.zeros(len(mapped.ptes), dtype=np.uint64))
+        mapped.mm.pages.unmap_frames(mapped.ptes, mapped.vaddrs, np.zeros(len(mapped.ptes), dtype=np.uint64))
         entry = make_pte(ZERO_PFN, vma_page_prot(mapped.vma) | PTE_SPECIAL)
         for pte, vaddr in zip(mapped.ptes.tolist(), mapped.vaddrs.tolist(), strict=True):
-            mapped.mm.map_zero_page(pte, vaddr, entry)
+            mapped.mm.pages.set_zero_pte(pte, vaddr, entry)
     frames.put_pages(unused)
     for mm, peak in peaks.items():
-        mm.hiwater_rss = peak
+        mm.rss.hiwater = peak
 
 
 def maybe_mapped_shared(frames: Frames, pfn: Pfn) -> bool:
@@ -151,9 +151,7 @@ def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
     huge = mm.frames.huge
     head = huge.alloc(anon_flags(vma))
     huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
-    mm.frames.ram.words[pmd] = 0
-    huge.put_zero()
-    mm.map_huge_page(pmd, haddr, make_pte(head, thp.huge_page_prot(vma)), head)
+    mm.pages.set_huge_pmd(pmd, haddr, make_pte(head, thp.huge_page_prot(vma)), head)
     return True
 
 

@@ -125,7 +125,7 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
     _madvise_pageout_v6_8(mm, vma, start, end, may_write)
     for pte, vaddr in young:
         if pte_present(int(words[pte])):
-            mm.update_pte(pte, vaddr, int(words[pte]) | PTE_ACCESSED)
+            mm.pages.update_pte(pte, vaddr, int(words[pte]) | PTE_ACCESSED)
 
 
 class _Fault:

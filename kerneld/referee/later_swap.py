@@ -21,7 +21,7 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     now = mm.frames.ram.words[pte]
     is_ours = not result & fault.VM_FAULT_ERROR and mm.frames.flags_at[pte_pfn(now)] & PG_ANON_EXCLUSIVE
     if is_ours and vma.vm_flags & VM_WRITE:
-        mm.update_pte(pte, vaddr, now | PTE_RW)
+        mm.pages.update_pte(pte, vaddr, now | PTE_RW)
     return result
 
 

@@ -44,7 +44,7 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
     """Source: Linux v6.8 mm/mmap.c:unmap_region(): nothing is written to the file."""
     if vma.vm_flags & VM_LOCKED:
         munlock_range(mm, vma.start, vma.end)
-    mm.zap_range(vma.start, vma.end)
+    mm.pages.zap_range(vma.start, vma.end)
     mm.remove_vma(vma)
 
 

@@ -105,7 +105,7 @@ def _describe_process(process: Process) -> dict[str, Any]:
         "tids": [thread.tid for thread in process.threads],
         "page_table_root": None if mm is None else hex(mm.page_table.root),
         "total_vm_pages": None if mm is None else mm.total_vm,
-        "resident_pages": None if mm is None else int(mm.resident_pages),
+        "resident_pages": None if mm is None else int(mm.rss.resident_pages),
         "vma_count": len(vmas),
         "vmas": vmas[:MOST_VMAS],
     }

@@ -128,7 +128,7 @@ class ShadowPt:
             raise SysError(errno.EBUSY, busy)
         end = cut
         mm = _find_mm(opener)
-        if mm is not None and mm.tlb is not None:
+        if mm is not None and mm.notifiers.tlb is not None:
             check_own_entries(mm, entries, table_bytes(start, end))
         else:
             check_entries(opener.pid, entries, table_bytes(start, end), self.asking)

@@ -131,7 +131,7 @@ def _in_pieces(steps: Steps) -> int | Answer | Work:
 def sys_munmap(call: Call) -> int | Answer | Work:
     """args: addr, length."""
     start, length = call.args[:2]
-    if is_wide(call.mm, length):
+    if is_wide(call.mm.map_count, length):
         return _in_pieces(munmap_in_pieces(call.mm, start, length))
     do_munmap(call.mm, start, length)
     return 0
@@ -149,7 +149,7 @@ def sys_pkey_mprotect(call: Call) -> int | Answer | Work:
 
 def _mprotect(call: Call, pkey: int) -> int | Answer | Work:
     start, length, prot = call.args[:3]
-    if is_wide(call.mm, length):
+    if is_wide(call.mm.map_count, length):
         return _in_pieces(mprotect_in_pieces(call.mm, start, length, prot, pkey))
     do_mprotect(call.mm, start, length, prot, pkey)
     return 0
@@ -202,7 +202,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     if advice in POPULATE_ADVICE:
         return Work(madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice)).go_on()
     start, length = call.args[:2]
-    if is_wide(call.mm, length) or advice in LONG_ADVICE:
+    if is_wide(call.mm.map_count, length) or advice in LONG_ADVICE:
         return _in_pieces(madvise_in_pieces(call.mm, start, length, advice, call.may_write))
     do_madvise(call.mm, start, length, advice, call.may_write)
     return 0

@@ -14,7 +14,7 @@ from kerneld.errors import KernelBug
 from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
 from kerneld.mm.fault.fault import VM_FAULT_ERROR
-from kerneld.mm.fault.populate import fault_in_range, mark_accessed
+from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.space.pace import Pace
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
@@ -147,7 +147,7 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
     write = access == PF_WRITE
     before, major = mm.range_faults, mm.range_major_faults
     reached, fault = fault_in_range(mm, vma, start, end, write)
-    mark_accessed(mm, start, reached, write)
+    mm.pages.mark_accessed(start, reached, write)
     if fault & VM_FAULT_ERROR:
         fault_error(thread, PF_USER | access, reached, fault)
         irqentry_exit(thread)

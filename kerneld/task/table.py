@@ -155,9 +155,9 @@ class ProcessTable:
         tokens = self._tokens.values()
         return [copy.mm for copy in tokens if copy.parent is parent and copy.mm is not parent.mm]
 
-    def find_parent(self, mm: MmStruct) -> Process | None:
-        """Return the parent of a copy that waits for a child; None for another address space."""
-        return next((copy.parent for copy in self._tokens.values() if copy.mm is mm), None)
+    def find_parent(self, number: int) -> Process | None:
+        """Return the parent of the copy of this number that waits for a child; None for another address space."""
+        return next((copy.parent for copy in self._tokens.values() if copy.mm.number == number), None)
 
     def setuid(self, process: Process, uid: int) -> None:
         """Set the user of a process. A superuser that takes another user loses its privilege for good.

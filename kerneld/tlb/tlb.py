@@ -96,7 +96,7 @@ class Tlb:
         """Start, pages, TLB word of the first page."""
         self.orders = 0
         mm.notifiers.append(self)
-        mm.tlb = self
+        mm.notifiers.tlb = self
 
     # What the address space tells
 
@@ -133,7 +133,7 @@ class Tlb:
                 agent.order(pack_record([(0, TASK_SIZE)], [], self.orders))
             agent.dismiss()
         self._granted.clear()
-        self.mm.tlb = None
+        self.mm.notifiers.tlb = None
         self._forget(self)
 
     # What the program is told

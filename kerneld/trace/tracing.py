@@ -37,6 +37,7 @@ from shared.uapi.page import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
+    from kerneld.mm.space.rss import RssStat
     from kerneld.syscalls.kernel import Kernel
     from kerneld.task.task import Process, Thread
     from kerneld.trace.probes.shadow import SpteLog
@@ -61,7 +62,7 @@ class Tracing:
         self.fault_pages = 1
         self.spte_log: SpteLog | None = None
         """The causes for which pages of the shadow table became dirty; made at the first use."""
-        self.rss_changed: dict[int, MmStruct] = {}
+        self.rss_changed: dict[int, RssStat] = {}
         """By number, the address spaces whose resident pages may have changed since the last record."""
         self.rss_told: dict[int, tuple[int, ...]] = {}
         """By number of an address space, its last recorded counters."""
@@ -81,18 +82,18 @@ class Tracing:
         """Return an event's tracepoint."""
         return self.points[event.number]
 
-    def find_pid(self, mm: MmStruct) -> int:
-        """Return the pid of an address space's process; 0 for one that has none yet (fork, execve)."""
-        return self._owners.get(mm.number, 0)
+    def find_pid(self, number: int) -> int:
+        """Return the pid of the process of the address space of this number; 0 where it has none yet (fork, execve)."""
+        return self._owners.get(number, 0)
 
-    def owner(self, mm: MmStruct) -> int:
-        """Return the owner of an address space: its process, or for a copy that waits for a child the parent; or 0.
+    def owner(self, number: int) -> int:
+        """Return the owner of the address space of this number: its process, or the parent of a copy that waits; or 0.
 
         It is 0 only while the served process is making the address space.
         """
-        pid = self._owners.get(mm.number, 0)
+        pid = self._owners.get(number, 0)
         if not pid:
-            parent = self.kernel.table.find_parent(mm)
+            parent = self.kernel.table.find_parent(number)
             pid = parent.pid if parent is not None else 0
         return pid
 

@@ -133,9 +133,9 @@ class TestAFileThatIsCut:
         os.ftruncate(fd, 2 * PAGE_SIZE)
         assert mapping.size_bytes() == PAGE_SIZE
         assert watched.files.changes.holds(mm)
-        assert 1 < mm.resident_pages < 10
+        assert 1 < mm.rss.resident_pages < 10
         assert self.finish(watched) >= 5
-        assert (mm.resident_pages, mapping.size_bytes()) == (5, 2 * PAGE_SIZE)
+        assert (mm.rss.resident_pages, mapping.size_bytes()) == (5, 2 * PAGE_SIZE)
         assert not watched.files.changes.holds(mm)
         os.close(fd)
 
@@ -172,7 +172,7 @@ class TestAFileThatIsCut:
         exit_mmap(dying)
         assert watched.files.changes.holds(other)
         self.finish(watched)
-        assert other.resident_pages == 0
+        assert other.rss.resident_pages == 0
         os.ftruncate(fd, PAGE_SIZE)
         os.ftruncate(fd, 0)
         watched.files.take_changes()

@@ -129,12 +129,12 @@ class TestFilesThatAreCut:
         (vma,) = mm.vmas
         assert vma.file is not None
         mapping = vma.file.mapping
-        assert (set(mapping.pages), mm.resident_pages) == ({0, 1, 2}, 3)
+        assert (set(mapping.pages), mm.rss.resident_pages) == ({0, 1, 2}, 3)
         os.truncate(path, PAGE_SIZE + 1)
         # A fault asks for the size, too: the truncation is noticed all the same.
         assert mapping.size_bytes() == PAGE_SIZE + 1
         watched.files.take_changes()
-        assert (set(mapping.pages), mm.resident_pages) == ({0, 1}, 2)
+        assert (set(mapping.pages), mm.rss.resident_pages) == ({0, 1}, 2)
         assert watched.load(mm, addr + PAGE_SIZE, 2) == b"f\0"
         os.close(fd)
 
@@ -146,11 +146,11 @@ class TestFilesThatAreCut:
         os.pwrite(fd, b"new", 0)
         os.truncate(path, 9 * PAGE_SIZE)
         watched.files.take_changes()
-        assert mm.resident_pages == 3
+        assert mm.rss.resident_pages == 3
         # From its new size on the next cut counts.
         os.truncate(path, 2 * PAGE_SIZE)
         watched.files.take_changes()
-        assert mm.resident_pages == 2
+        assert mm.rss.resident_pages == 2
         os.close(fd)
 
     def test_what_a_longer_file_has_is_a_hole_where_nobody_has_written(self, watched: FileMachine, path: Path) -> None:

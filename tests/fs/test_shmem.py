@@ -15,7 +15,7 @@ import pytest
 from kerneld.fs.open_file import is_in_memory
 from kerneld.fs.proc_smaps import MemSizeStats, _show_stats, gather_stats
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.support.file_machine import FileMachine, unmap
@@ -102,8 +102,8 @@ def test_smaps_has_the_hosts_numbers(machine: FileMachine, fd: int, program: str
     mm = machine.new_mm()
     here = on_kerneld(machine, mm, fd, flags, PROGRAMS[program])
     assert here == on_host(fd, flags, PROGRAMS[program])
-    assert mm.rss[Rss.FILE] == 0
-    assert mm.rss[Rss.SHMEM] + mm.rss[Rss.ANON] == here["Rss"] >> 2
+    assert mm.rss.counts[Rss.FILE] == 0
+    assert mm.rss.counts[Rss.SHMEM] + mm.rss.counts[Rss.ANON] == here["Rss"] >> 2
 
 
 def test_what_is_a_hole_the_host_says_each_time(machine: FileMachine, fd: int) -> None:
@@ -112,7 +112,7 @@ def test_what_is_a_hole_the_host_says_each_time(machine: FileMachine, fd: int) -
     machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
     os.pwrite(fd, b"now", 33 * PAGE_SIZE)
     machine.load(mm, BASE + 32 * PAGE_SIZE, 1)
-    assert mm.rss[Rss.SHMEM] == 2
+    assert mm.rss.counts[Rss.SHMEM] == 2
 
 
 def test_a_file_of_a_disk_is_none(machine: FileMachine, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_file_of_a_disk_is_none(machine: FileMachine, tmp_path: Path) -> None:
     mm = machine.new_mm()
     machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
     machine.load(mm, BASE, 1)
-    assert (mm.rss[Rss.SHMEM], mm.rss[Rss.FILE]) == (0, 16)
+    assert (mm.rss.counts[Rss.SHMEM], mm.rss.counts[Rss.FILE]) == (0, 16)
     os.close(fd)
 
 
@@ -134,7 +134,7 @@ def test_what_is_kept_to_ask_the_host_goes_with_the_file(machine: FileMachine) -
     machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
     machine.map_fd(mm, fd, LENGTH, addr=2 * BASE, flags=Map.SHARED | Map.FIXED, pgoff=1 << 27)
     assert machine.load(mm, BASE, 1) == machine.load(mm, 2 * BASE, 1) == b"\0"
-    assert mm.rss[Rss.SHMEM] == 2
+    assert mm.rss.counts[Rss.SHMEM] == 2
     assert Path("/proc/self/maps").read_text().count("memfd:asked") == 1
     unmap(mm, BASE, LENGTH)
     unmap(mm, 2 * BASE, LENGTH)
@@ -152,4 +152,4 @@ def test_where_the_host_does_not_say_every_page_counts_as_there(
     mm = machine.new_mm()
     machine.map_fd(mm, fd, LENGTH, addr=BASE, flags=Map.SHARED | Map.FIXED)
     machine.load(mm, BASE + 32 * PAGE_SIZE, 1)
-    assert mm.rss[Rss.SHMEM] == 8
+    assert mm.rss.counts[Rss.SHMEM] == 8

@@ -56,7 +56,7 @@ def mmap(who: Client, length: int = LENGTH, prot: int = READ, flags: int = ANON)
 
 def rss_pages(who: Client) -> int:
     assert who.thread is not None
-    return who.thread.process.live_mm.resident_pages
+    return who.thread.process.live_mm.rss.resident_pages
 
 
 def mapped_zero_pages(who: Client, vaddr: int, length: int = LENGTH) -> int:

@@ -65,7 +65,7 @@ class Machine:
             if vma is not None and vma.start < edge:
                 self.mm.split_vma(vma, edge)
         for vma in list(self.mm.vmas.overlapping(start, end)):
-            self.mm.zap_range(vma.start, vma.end)
+            self.mm.pages.zap_range(vma.start, vma.end)
             self.mm.remove_vma(vma)
 
     def fault(self, page: int, rights: int) -> None:
@@ -76,19 +76,21 @@ class Machine:
         pfn = self.frames.alloc_page(PG_ANON)
         if not pte_present(self.ram.words[pte]):
             self.zap(page)
-            self.mm.map_page(pte, vaddr, make_pte(pfn, rights), pfn)
+            self.mm.pages.set_pte(pte, vaddr, make_pte(pfn, rights), pfn)
         else:
-            self.mm.replace_page(pte, vaddr, make_pte(pfn, rights), pfn)
+            self.mm.pages.replace_pte(pte, vaddr, make_pte(pfn, rights), pfn)
 
     def read_fault(self, page: int) -> None:
         vaddr = START + page * PAGE_SIZE
         self.zap(page)
         if self.mm.vmas.lookup(vaddr) is not None:
-            self.mm.map_zero_page(self.mm.page_table.ensure_pte(vaddr), vaddr, make_pte(ZERO_PFN, PTE_PRESENT | 1 << 9))
+            self.mm.pages.set_zero_pte(
+                self.mm.page_table.ensure_pte(vaddr), vaddr, make_pte(ZERO_PFN, PTE_PRESENT | 1 << 9)
+            )
 
     def zap(self, page: int) -> None:
         vaddr = START + page * PAGE_SIZE
-        self.mm.zap_range(vaddr, vaddr + PAGE_SIZE)
+        self.mm.pages.zap_range(vaddr, vaddr + PAGE_SIZE)
 
     def swap_out(self, page: int) -> None:
         self.zap(page)
@@ -97,7 +99,7 @@ class Machine:
             slots = self.frames.swap.get_swap_pages(1)
             entries = make_swap_pte(slots.astype(np.uint64))
             [leaf] = self.mm.page_table.ensure_leaves(vaddr, vaddr + PAGE_SIZE)
-            self.mm.copy_swap_ptes(leaf, entries)
+            self.mm.pages.share_swap_ptes(leaf, entries)
 
     def expected(self) -> list[tuple[int, int, int]]:
         rows = []

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_PRESENT, make_pte
+from kerneld.mm.space.notifier import Notifiers
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import SHADOW_PTE
 
@@ -32,8 +33,7 @@ class FakeMm:
 
     def __init__(self) -> None:
         self.vmas = self.page_table = self.walk = self.frames = self.ram = self.words = self
-        self.notifiers: list[Any] = []
-        self.tlb = None
+        self.notifiers: Any = Notifiers()
         self.pages: dict[int, bool] = {}
         self.ptes: dict[int, int] = {}
 

@@ -44,7 +44,7 @@ def state(mm: MmStruct) -> list[object]:
     """Return what there is of VMAs, and where an entry is."""
     vmas = [(vma.start, vma.end, vma.vm_flags, vma.pgoff, vma.anon_vma is None) for vma in mm.vmas]
     entries = mm.page_table.walk.entries(BASE - PMD_SIZE, BASE + LENGTH + PMD_SIZE)
-    counters = mm.total_vm, mm.data_vm, mm.locked_vm, mm.map_count, mm.page_table.table_pages, list(mm.rss)
+    counters = mm.total_vm, mm.data_vm, mm.locked_vm, mm.map_count, mm.page_table.table_pages, list(mm.rss.counts)
     return [vmas, (entries != 0).tolist(), (entries & 3).tolist(), counters]
 
 

@@ -44,7 +44,7 @@ def stores(pages: int, data: bytes = b"12345678", offset: int = 16) -> list[Requ
 
 
 def resident(call: Call) -> int:
-    return call.mm.resident_pages
+    return call.mm.rss.resident_pages
 
 
 @pytest.mark.slow

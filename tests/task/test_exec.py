@@ -314,7 +314,7 @@ def test_a_fresh_process(world: World) -> None:
         (stack,) = mm.vmas
         assert (stack.start, stack.end) == (0x7FFF_FFFD_E000, STACK_TOP)
         assert mm.start_brk == mm.brk == 0x5555_5555_9000
-        assert (mm.mmap_base, mm.rss, mm.page_table.table_pages) == (MMAP_TOP, [0, 0, 0, 0], 1)
+        assert (mm.mmap_base, mm.rss.counts, mm.page_table.table_pages) == (MMAP_TOP, [0, 0, 0, 0], 1)
         assert stack.start <= mm.start_stack < stack.end
     finally:
         exit_mmap(mm)

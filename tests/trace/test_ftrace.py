@@ -297,7 +297,7 @@ def test_a_function_that_a_trace_has_wrapped_has_its_name(world: TracedWorld) ->
     before = set(available_filter_functions())
     with world.trace("*", "machine:*", "kmem:*"):
         assert set(available_filter_functions()) == before
-    assert {b"exc_page_fault", b"PteOps.map_page", b"run"} <= before
+    assert {b"exc_page_fault", b"Pages.set_pte", b"run"} <= before
 
 
 def test_globs_that_have_been_asked_for_are_not_kept(world: TracedWorld) -> None:

@@ -24,19 +24,16 @@ from kerneld.hw.paging import (
     PTE_RW,
     PTE_SPECIAL,
     PTE_SWP_EXCLUSIVE,
-    counted_mask,
     present_mask,
     pte_pfn,
     pte_present,
     swap_mask,
 )
-from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
-from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run, Words
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run
 from kerneld.mm.space.rmap import anon_vma_fork
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
@@ -92,7 +89,8 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
             pace.begin()
         vma = old.vmas.find(end)
     # What is resident then is the child's first peak (Linux: dup_mm()).
-    new.hiwater_rss, new.hiwater_vm = new.resident_pages, new.total_vm
+    new.rss.restart_hiwater()
+    new.hiwater_vm = new.total_vm
 
 
 def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
@@ -125,7 +123,9 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: V
     It gets a table, upper ones too (`copy_upper`), wherever the parent has one, with entries of this VMA or without.
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
-    old.page_table.walk.page_range(start, end, partial(_copy_ptes, old, new, vma), partial(old.copy_huge_pmd, new))
+    old.page_table.walk.page_range(
+        start, end, partial(_copy_ptes, old, new, vma), partial(old.pages.copy_huge_pmd, new.pages)
+    )
 
 
 def _copy_ptes(old: MmStruct, new: MmStruct, vma: Vma, run: Run) -> None:
@@ -143,23 +143,20 @@ def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> b
     """Do as `_copy_run` does, entry by entry, and return True; False where they are many, or one is swapped out."""
     if not isinstance(run, Leaf) or not isinstance(place, Leaf) or run.high - run.low > FEW_ENTRIES:
         return False
-    frames, shared = old.frames, vma.vm_flags & VM_SHARED
-    entries = frames.ram.words[run.low : run.high].tolist()
+    shared = vma.vm_flags & VM_SHARED
+    entries = old.page_table.walk.read(run).tolist()
     if any(entry and not pte_present(entry) for entry in entries):
         return False
     for number, entry in enumerate(entries):
         if not entry:
             continue
         vaddr = run.start + (number << PAGE_SHIFT)
-        old.update_pte(run.low + number, vaddr, entry if shared else entry & ~PTE_RW)
+        old.pages.update_pte(run.low + number, vaddr, entry if shared else entry & ~PTE_RW)
         copied = entry & (~(PTE_ACCESSED | PTE_DIRTY) if shared else ~(PTE_ACCESSED | PTE_RW))
         if entry & PTE_SPECIAL:
-            new.map_zero_page(place.low + number, vaddr, copied)
+            new.pages.set_zero_pte(place.low + number, vaddr, copied)
             continue
-        pfn = pte_pfn(entry)
-        frames.flags_at[pfn] &= ~PG_ANON_EXCLUSIVE
-        frames.get_page(pfn)
-        new.map_page(place.low + number, vaddr, copied, pfn)
+        new.pages.share_pte(place.low + number, vaddr, copied, pte_pfn(entry))
     return True
 
 
@@ -176,28 +173,10 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
         kept = np.where(present, entries & np.uint64(~PTE_RW & _U64), entries)
     if swapped.any():
         kept = np.where(swapped, entries & np.uint64(~PTE_SWP_EXCLUSIVE & _U64), kept)
-        new.copy_swap_ptes(place, np.where(swapped, kept, np.uint64(0)))
+        new.pages.share_swap_ptes(place, np.where(swapped, kept, np.uint64(0)))
     if (kept != entries).any():
-        old.write_ptes(run, kept)
+        old.pages.update_ptes(run, kept)
     copied = np.where(present, kept & np.uint64(~PTE_ACCESSED & _U64), np.uint64(0))
     if vma.vm_flags & VM_SHARED:
         copied &= np.uint64(~PTE_DIRTY & _U64)
-    _share_frames(new, vma, place, copied)
-
-
-def _share_frames(new: MmStruct, vma: Vma, place: Run, copied: Words) -> None:
-    """Map the frames of present entries in the child as well. Source: Linux v6.8 mm/memory.c:copy_present_pte()."""
-    counted = copied[counted_mask(copied)]
-    if not len(counted):
-        new.map_zero_pages(place, copied)
-        return
-    frames = new.frames
-    pfns = pte_pfn(counted).astype(np.int64)
-    anon = frames.has(pfns, PG_ANON)
-    frames.clear(pfns[anon], PG_ANON_EXCLUSIVE)
-    frames.refcount[pfns] += 1
-    nr_anon = int(np.count_nonzero(anon))
-    kind = Rss.SHMEM if vma.file is not None and vma.file.mapping.is_shmem else Rss.FILE
-    new.rss[kind] += len(pfns) - nr_anon
-    new.map_pages(place, copied, pfns, Rss.ANON)
-    new.rss[Rss.ANON] -= len(pfns) - nr_anon
+    new.pages.share_ptes(place, copied)

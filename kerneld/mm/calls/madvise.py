@@ -210,7 +210,7 @@ def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Let go of the pages of a part of a VMA. Source: Linux v6.8 mm/madvise.c:madvise_dontneed_single_vma()."""
     if vma.vm_flags & VM_LOCKED:
         munlock_range(mm, start, end)
-    mm.zap_range(start, end)
+    mm.pages.zap_range(start, end)
 
 
 def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:

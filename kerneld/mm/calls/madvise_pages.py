@@ -79,14 +79,14 @@ def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     Source: Linux v6.8 mm/madvise.c:madvise_free_single_vma(), madvise_free_pte_range() and
     mm/huge_memory.c:madvise_free_huge_pmd().
     """
-    mm.update_hiwater_rss()
+    mm.rss.update_hiwater()
     _advise(mm, start, end, partial(_free_ptes, mm), partial(_free_huge, mm))
 
 
 def _free_ptes(mm: MmStruct, run: Run) -> None:
     """Source: Linux v6.8 mm/madvise.c:madvise_free_pte_range()."""
     frames = mm.frames
-    mm.zap_swapped(run)
+    mm.pages.zap_swapped(run)
     positions, pfns = mm.page_table.walk.mapped(run)
     keep = np.ones(len(pfns), dtype=np.bool_)
     for place in np.flatnonzero(frames.has(pfns, PG_SWAPCACHE | PG_DIRTY)).tolist():
@@ -221,4 +221,4 @@ def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: 
     if len(positions):
         entries = mm.page_table.walk.read(run).copy()
         entries[0 if run.huge else positions] &= np.uint64(~bits & _U64)
-        mm.write_ptes(run, entries)
+        mm.pages.update_ptes(run, entries)

@@ -91,7 +91,7 @@ def do_mmap(
 
 def clears_in_pieces(mm: MmStruct, length: int, flags: int) -> bool:
     """Tell whether what is where a mapping is to be may take long to go."""
-    return flags & _FIXED != 0 and is_wide(mm, length)
+    return flags & _FIXED != 0 and is_wide(mm.map_count, length)
 
 
 def mmap_in_pieces(

@@ -175,7 +175,7 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
             changed[~present] = 0  # what a swap entry holds is no frame number
             changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
-        mm.write_ptes(run, np.where(present, changed, entries))
+        mm.pages.update_ptes(run, np.where(present, changed, entries))
 
 
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -293,12 +293,12 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
     move_ptes(mm, old_addr, old_addr + delta, first - old_addr)
     moved = first
     try:
-        if mm.move_tables(first, last, first + delta):
+        if mm.pages.move_tables(first, last, first + delta):
             moved = last
             try:
                 move_ptes(mm, last, last + delta, end - last)
             except SysError:
-                mm.move_tables(first + delta, last + delta, first)
+                mm.pages.move_tables(first + delta, last + delta, first)
                 moved = first
                 raise
         else:
@@ -356,13 +356,13 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
         return
     delta = new_addr - old_addr
     moved = old_addr
-    mm.split_huge_pmds_at(old_addr, old_addr + length)
+    mm.pages.split_huge_pmds_at(old_addr, old_addr + length)
 
     def move_run(found: Run) -> None:
         nonlocal moved
         for run in _without_gaps(found):
             place = mm.page_table.ensure_whole(run.start + delta, run.end + delta)
-            mm.move_entries(run, place, (run.start + delta - place.start) >> PAGE_SHIFT)
+            mm.pages.move_entries(run, place, (run.start + delta - place.start) >> PAGE_SHIFT)
             moved = run.end
 
     def move_huge(leaf: Leaf) -> bool:
@@ -386,13 +386,13 @@ def _move_back(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> N
         if leaf.huge:
             pmd = mm.page_table.find_pmd(leaf.start - delta)
             assert pmd is not None
-            mm.move_huge_pmd(leaf.low, leaf.start, pmd, leaf.start - delta)
+            mm.pages.move_huge_pmd(leaf.low, leaf.start, pmd, leaf.start - delta)
             continue
         vaddr = leaf.start - delta
         for place in mm.page_table.walk.leaves(vaddr, leaf.end - delta):
             low = leaf.low + ((place.start - vaddr) >> PAGE_SHIFT)
             run = Leaf(place.start + delta, place.end + delta, low, low + place.high - place.low)
-            mm.move_entries(run, place, 0)
+            mm.pages.move_entries(run, place, 0)
 
 
 def _without_gaps(run: Run) -> Iterator[Run]:
@@ -412,7 +412,7 @@ def _move_huge(mm: MmStruct, leaf: Leaf, delta: int) -> bool:
     if pmd is None:  # Reclaim has cut it up, for a table of the new place.
         return False
     if to_pmd is None or mm.frames.ram.words[to_pmd]:  # A table that is there stays, empty or not (move_huge_pmd()).
-        mm.split_huge_pmd(pmd, leaf.start)
+        mm.pages.split_huge_pmd(pmd, leaf.start)
         return False
-    mm.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)
+    mm.pages.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)
     return True

@@ -38,7 +38,7 @@ from kerneld.mm.check.whole_table import Walk, Words, walk_page_table
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import FIRST_PFN, PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, ZERO_PFN, Frames
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -289,6 +289,8 @@ def _check_counters(mm: MmStruct, walk: Walk, vmas: list[Vma]) -> None:
     rss = {Rss.ANON: anon, Rss.SHMEM: ~anon & swapbacked, Rss.FILE: ~anon & ~swapbacked}
     for kind, mask in rss.items():
         counted = int(np.count_nonzero(mask))
-        _require(mm.rss[kind] == counted, f"rss of {kind.name} is {mm.rss[kind]}, entries are {counted}")
+        _require(mm.rss.counts[kind] == counted, f"rss of {kind.name} is {mm.rss.counts[kind]}, entries are {counted}")
     swapped = int(np.count_nonzero(~present_mask(walk.entries)))
-    _require(mm.rss[Rss.SWAP] == swapped, f"rss of SWAP is {mm.rss[Rss.SWAP]}, swap entries are {swapped}")
+    _require(
+        mm.rss.counts[Rss.SWAP] == swapped, f"rss of SWAP is {mm.rss.counts[Rss.SWAP]}, swap entries are {swapped}"
+    )

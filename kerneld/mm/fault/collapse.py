@@ -125,7 +125,7 @@ def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
         ram.copy_page(head + place, pfn)
     if vma.vm_flags & VM_LOCKED:
         munlock_range(mm, haddr, haddr + PMD_SIZE)
-    mm.zap_range(haddr, haddr + PMD_SIZE)
+    mm.pages.zap_range(haddr, haddr + PMD_SIZE)
     huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
-    mm.deposit_table(pmd)
-    mm.map_huge_page(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)
+    mm.pages.deposit_table(pmd)
+    mm.pages.set_huge_pmd(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)

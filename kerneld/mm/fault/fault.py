@@ -1,6 +1,6 @@
 """Page faults: what a missing or too weak entry becomes.
 
-Owns the decision; the entry itself is set by `MmStruct`. Knows no task and no signal: it returns VM_FAULT_* and the
+Owns the decision; the entry itself is set by `mm.pages`. Knows no task and no signal: it returns VM_FAULT_* and the
 caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memory.c.
 
 | entry          | VMA           | read                                  | write                                   |
@@ -80,7 +80,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
             return do_swap_page(mm, vma, vaddr, pte, entry, write)
         if write and not entry & PTE_RW:
             return do_wp_page(mm, vma, vaddr, pte, entry)
-        mm.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
+        mm.pages.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
         return 0
     except SysError as error:
         return VM_FAULT_OOM if error.errno == errno.ENOMEM else VM_FAULT_SIGBUS
@@ -104,12 +104,12 @@ def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: boo
     """Demand zero. Source: Linux v6.8 mm/memory.c:do_anonymous_page()."""
     prot = vma_page_prot(vma)
     if not write:
-        mm.map_zero_page(pte, vaddr, make_pte(ZERO_PFN, prot | PTE_SPECIAL))
+        mm.pages.set_zero_pte(pte, vaddr, make_pte(ZERO_PFN, prot | PTE_SPECIAL))
         return 0
     pfn = new_anon_page(mm, vma, vaddr)
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW | PTE_DIRTY
-    mm.map_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot), pfn)
     return 0
 
 
@@ -133,14 +133,14 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     source = mapping.ensure_page(index)
     if vma.vm_flags & VM_SHARED:
         mm.frames.get_page(source)
-        mm.map_page(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_DIRTY), source)
+        mm.pages.set_pte(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_DIRTY), source)
         mapping.mark_dirty(index, source)
         if vma.vm_flags & VM_LOCKED:
             mlock_folio(mm.frames, source)
         return major
     pfn = _copy_of(mm, vma, vaddr, source)
     bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
-    mm.map_page(pte, vaddr, make_pte(pfn, prot | bits), pfn)
+    mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | bits), pfn)
     return major
 
 
@@ -232,8 +232,8 @@ def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
 
 
 def _map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:
-    mm.frames.refcount_at[pfn] += 1
-    mm.map_page(pte, vaddr, make_pte(pfn, vma_page_prot(vma)), pfn)
+    mm.frames.get_page(pfn)
+    mm.pages.set_pte(pte, vaddr, make_pte(pfn, vma_page_prot(vma)), pfn)
     if vma.vm_flags & VM_LOCKED:
         mlock_folio(mm.frames, pfn)
 
@@ -258,7 +258,7 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     prot = vma_page_prot(vma)
     if write and exclusive:
         prot |= PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
-    mm.map_swapped_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    mm.pages.swap_in_pte(pte, vaddr, make_pte(pfn, prot), pfn)
     if vma.vm_flags & VM_LOCKED:
         mlock_folio(frames, pfn)
     if not write or exclusive:
@@ -334,7 +334,7 @@ def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
     new = _copy_of(mm, vma, vaddr, pfn)
     if vma.vm_flags & VM_LOCKED:
         munlock_folios(mm.frames, np.array([pfn]))
-    mm.replace_page(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
+    mm.pages.replace_pte(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
     return new
 
 
@@ -355,7 +355,7 @@ def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) ->
     bits = PTE_ACCESSED | PTE_DIRTY
     if vma.vm_flags & VM_WRITE:
         bits |= PTE_RW
-    mm.update_pte(pte, vaddr, entry | bits)
+    mm.pages.update_pte(pte, vaddr, entry | bits)
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
@@ -380,5 +380,5 @@ def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) ->
     prot = vma_page_prot(vma) | PTE_DIRTY
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW
-    mm.replace_page(pte, vaddr, make_pte(pfn, prot), pfn)
+    mm.pages.replace_pte(pte, vaddr, make_pte(pfn, prot), pfn)
     return 0

@@ -44,7 +44,7 @@ def touch_entry(mm: MmStruct, at: int, vaddr: Vaddr, write: bool) -> Pfn:
     """Mark the page of a present entry, by its word index, that allows the access; returns the page's frame."""
     entry = mm.frames.ram.words[at]
     if entry & PTE_PSE:
-        mm.update_huge_pmd(at, vaddr & -PMD_SIZE, _touched_pmd(entry, write))
+        mm.pages.update_huge_pmd(at, vaddr & -PMD_SIZE, _touched_pmd(entry, write))
         return entry_pfn(entry, vaddr)
     pfn = pte_pfn(entry)
     if not entry & PTE_SPECIAL:
@@ -61,7 +61,7 @@ def touch_leaf(mm: MmStruct, leaf: Leaf, write: bool) -> None:
     """Mark every page that a run of entries maps, each of which allows the access, or a huge page's one entry."""
     if leaf.huge:
         entry = mm.frames.ram.words[leaf.low]
-        mm.update_huge_pmd(leaf.low, leaf.start & -PMD_SIZE, _touched_pmd(entry, write))
+        mm.pages.update_huge_pmd(leaf.low, leaf.start & -PMD_SIZE, _touched_pmd(entry, write))
         return
     entries = mm.frames.ram.words_np[leaf.low : leaf.high]
     counted = entries[counted_mask(entries)]

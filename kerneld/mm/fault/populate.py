@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.hw.paging import PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
 from kerneld.mm.fault.foll_touch import touch_leaf
 from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
@@ -23,7 +23,7 @@ from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pace import Pace, drain
 from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.pkeys import vma_access_permitted
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
@@ -148,7 +148,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     prot = vma_page_prot(vma)
     if not write:
         new[empty] = make_pte(ZERO_PFN, prot | PTE_SPECIAL)
-        mm.map_zero_pages(leaf, new)
+        mm.pages.set_zero_ptes(leaf, new)
         return
     number = prepare_anon_vma(mm, vma)
     try:
@@ -161,7 +161,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW | PTE_DIRTY
     new[empty] = (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(prot)
-    mm.map_pages(leaf, new, pfns, Rss.ANON)
+    mm.pages.set_ptes(leaf, new, pfns, Rss.ANON)
 
 
 def _fault_leaf(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: bool) -> tuple[Vaddr, int] | None:
@@ -203,11 +203,3 @@ def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int
 def _lacks(entry: int, write: bool) -> bool:
     needed = PTE_PRESENT | PTE_RW if write else PTE_PRESENT
     return entry & needed != needed
-
-
-def mark_accessed(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool) -> None:
-    """Set the accessed bit (for a write the dirty bit too) of present entries, as the processor does on an access."""
-    bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
-    for leaf in mm.page_table.walk.leaves(start, end):
-        entries = mm.frames.ram.words_np[leaf.low : leaf.high]
-        np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)

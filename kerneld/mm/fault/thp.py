@@ -1,6 +1,6 @@
 """Transparent huge pages: faults that map, write to or age 2 MiB of anonymous memory at once.
 
-Owns the decision where huge pages go; entries are set by `MmStruct`, frames are `HugeFrames`'s. Answers to Linux v6.8
+Owns the decision where huge pages go; entries are set by `mm.pages`, frames are `HugeFrames`'s. Answers to Linux v6.8
 mm/huge_memory.c: thp_vma_allowable_order(), do_huge_pmd_anonymous_page(), do_huge_pmd_wp_page(),
 huge_pmd_set_accessed(), and mm/memory.c:__handle_mm_fault().
 
@@ -93,7 +93,7 @@ def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool
     entry = mm.frames.ram.words[pmd]
     if write and not entry & PTE_RW:
         return do_huge_pmd_wp_page(mm, vma, haddr, pmd)
-    mm.update_huge_pmd(pmd, haddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
+    mm.pages.update_huge_pmd(pmd, haddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
     return True
 
 
@@ -109,7 +109,7 @@ def do_huge_pmd_anonymous_page(mm: MmStruct, vma: Vma, haddr: Vaddr, write: bool
     huge = mm.frames.huge
     try:
         if not write:
-            mm.map_huge_zero_page(pmd, haddr, vma_page_prot(vma))
+            mm.pages.set_huge_zero_pmd(pmd, haddr, vma_page_prot(vma))
             return True
         head = huge.alloc(anon_flags(vma))
     except SysError as error:
@@ -120,7 +120,7 @@ def do_huge_pmd_anonymous_page(mm: MmStruct, vma: Vma, haddr: Vaddr, write: bool
         return False
     huge.events["thp_fault_alloc"] += 1
     huge.set_anon(head, number, vma.page_index(haddr))
-    mm.map_huge_page(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)
+    mm.pages.set_huge_pmd(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)
     return True
 
 
@@ -136,10 +136,10 @@ def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
     """
     entry = mm.frames.ram.words[pmd]
     if entry & PTE_SPECIAL or not _can_reuse(mm, vma, pte_pfn(entry)):
-        mm.split_huge_pmd(pmd, haddr)
+        mm.pages.split_huge_pmd(pmd, haddr)
         return False
     bits = PTE_ACCESSED | PTE_DIRTY | (PTE_RW if vma.vm_flags & VM_WRITE else 0)
-    mm.update_huge_pmd(pmd, haddr, entry | bits)
+    mm.pages.update_huge_pmd(pmd, haddr, entry | bits)
     return True
 
 
@@ -165,7 +165,7 @@ def unshare_huge_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn | None:
     entry = mm.frames.ram.words[pmd]
     if _can_reuse(mm, vma, pte_pfn(entry)):
         return entry_pfn(entry, vaddr)
-    mm.split_huge_pmd(pmd, vaddr & -PMD_SIZE)
+    mm.pages.split_huge_pmd(pmd, vaddr & -PMD_SIZE)
     return None
 
 

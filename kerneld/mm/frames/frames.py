@@ -230,6 +230,10 @@ class Frames:
         """Take one more reference: the frame is not freed before `put_page` (Linux: folio_get())."""
         self.refcount_at[pfn] += 1
 
+    def get_pages(self, pfns: Pfns | slice) -> None:
+        """Take one reference more of each frame, each named once."""
+        self.refcount[pfns] += 1
+
     def put_page(self, pfn: Pfn) -> None:
         """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""
         count = self.refcount_at[pfn] - 1

@@ -134,7 +134,7 @@ class Lists:
 def isolate(frames: Frames, pfns: Pfns) -> None:
     """Take frames off their lists, and take one reference of each (Linux: folio_isolate_lru())."""
     frames.clear(pfns, PG_LRU)
-    frames.refcount[pfns] += 1
+    frames.get_pages(pfns)
 
 
 def putback(frames: Frames, pfns: Pfns) -> None:

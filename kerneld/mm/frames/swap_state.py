@@ -44,7 +44,7 @@ def add_to_swap(frames: Frames, pfns: Pfns) -> Pfns:
     frames.swap.cache[slots] = pfns
     frames.swap_slot[pfns] = slots
     frames.set(pfns, PG_SWAPCACHE | PG_DIRTY)
-    frames.refcount[pfns] += 1
+    frames.get_pages(pfns)
     return pfns
 
 

@@ -16,7 +16,7 @@ from kerneld.mm.frames.frames import Frames
 from kerneld.mm.frames.kernel_objects import VMA_BYTES
 from kerneld.mm.frames.lru import LruList, lru_sizes
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.ratelimit import RateLimit
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid
 
@@ -46,10 +46,6 @@ def pgtables_bytes(mm: MmStruct) -> int:
     return (mm.page_table.table_pages - 1) * PAGE_SIZE
 
 
-def _rss(mm: MmStruct) -> int:
-    return mm.rss[Rss.ANON] + mm.rss[Rss.FILE] + mm.rss[Rss.SHMEM]
-
-
 def oom_badness(mm: MmStruct) -> int:
     """Return the pages that a kill would free: resident and swapped pages, and page tables (Linux: oom_badness()).
 
@@ -58,7 +54,7 @@ def oom_badness(mm: MmStruct) -> int:
     """
     nr_maps = len(mm.vmas)
     mappings = nr_maps * VMA_BYTES // PAGE_SIZE if nr_maps > _FEW_MAPPINGS else 0
-    return _rss(mm) + mm.rss[Rss.SWAP] + pgtables_bytes(mm) // PAGE_SIZE + mappings
+    return mm.rss.resident_pages + mm.rss.counts[Rss.SWAP] + pgtables_bytes(mm) // PAGE_SIZE + mappings
 
 
 def select_bad_process(tasks: Sequence[OomTask]) -> OomTask | None:
@@ -112,8 +108,8 @@ class OomKiller:
         # This line has no rate limit, as in Linux: each such line has cost a large process.
         _log.error(
             f"Out of memory: Killed process {victim.pid} ({victim.comm}) total-vm:{_kb(mm.total_vm)}, "
-            f"anon-rss:{_kb(mm.rss[Rss.ANON])}, file-rss:{_kb(mm.rss[Rss.FILE])}, "
-            f"shmem-rss:{_kb(mm.rss[Rss.SHMEM])}, UID:{victim.uid} pgtables:{pgtables_bytes(mm) >> 10}kB "
+            f"anon-rss:{_kb(mm.rss.counts[Rss.ANON])}, file-rss:{_kb(mm.rss.counts[Rss.FILE])}, "
+            f"shmem-rss:{_kb(mm.rss.counts[Rss.SHMEM])}, UID:{victim.uid} pgtables:{pgtables_bytes(mm) >> 10}kB "
             "oom_score_adj:0",
             whole=True,
         )
@@ -156,9 +152,9 @@ def _kb(pages: int) -> str:
 
 def _task_line(task: OomTask) -> str:
     """Source: Linux v6.8 mm/oom_kill.c:dump_task()."""
-    mm = task.mm
+    mm, rss = task.mm, task.mm.rss.counts
     return (
-        f"[{task.pid:7d}] {task.uid:5d} {task.pid:5d} {mm.total_vm:8d} {_rss(mm):8d} {mm.rss[Rss.ANON]:8d} "
-        f"{mm.rss[Rss.FILE]:8d} {mm.rss[Rss.SHMEM]:9d} {pgtables_bytes(mm):8d} {mm.rss[Rss.SWAP]:8d} "
+        f"[{task.pid:7d}] {task.uid:5d} {task.pid:5d} {mm.total_vm:8d} {mm.rss.resident_pages:8d} {rss[Rss.ANON]:8d} "
+        f"{rss[Rss.FILE]:8d} {rss[Rss.SHMEM]:9d} {pgtables_bytes(mm):8d} {rss[Rss.SWAP]:8d} "
         f"{'':8}{0:5d} {task.comm}"
     )

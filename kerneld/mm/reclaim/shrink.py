@@ -68,7 +68,7 @@ class Users:
         """For each frame, whether an entry has the dirty bit."""
         words = frames.ram.words_np
         for mapped in self.entries:
-            young = mapped.mm.clear_young(mapped.ptes, mapped.vaddrs)
+            young = mapped.mm.pages.clear_young(mapped.ptes, mapped.vaddrs)
             self.referenced[mapped.at[young]] += 1
             # Only VMAs that have accessed the frame count here. A locked VMA locks the frame without an access.
             self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
@@ -163,7 +163,7 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) ->
     for mapped in users.entries:
         wanted = candidates[mapped.at]
         if wanted.any():
-            mapped.mm.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[mapped.at[wanted]])
+            mapped.mm.pages.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[mapped.at[wanted]])
     frames.clear(pfns[swapped], PG_ANON_EXCLUSIVE)
     gone = pfns[candidates]
     if frames.mapcount[gone].any():

@@ -162,7 +162,7 @@ def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:
         stop = pace.far_stop(mm.page_table.walk, start, vma.end)
         if vma.vm_flags & VM_LOCKED:
             munlock_range(mm, start, stop)
-        mm.zap_range(start, stop)
+        mm.pages.zap_range(start, stop)
         start = stop
         if start < vma.end and pace.is_over():
             yield

@@ -1,9 +1,16 @@
-"""An address space: its VMAs, its page table, its counters, and the few primitives that change them.
+"""An address space: its VMAs, its page table, its counters, and the few primitives that change VMAs.
 
-`MmStruct` alone inserts, removes or changes a VMA and (through `PmdOps`) sets or clears an entry, and it alone
-notifies: a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm in files of their
-own. Knows no task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c (vma_link, vm_stat_account,
-exit_mmap).
+| part               | owns                                              | who changes it                     |
+|--------------------|---------------------------------------------------|------------------------------------|
+| `mm.vmas`          | the VMAs, by address                              | `MmStruct` alone                   |
+| `mm.page_table`    | the tables, and the way to an entry               | whoever needs a table, or frees it |
+| `mm.pages`         | the entries: what each page is mapped to          | `Pages` alone                      |
+| `mm.rss`           | the frames that entries hold; resident pages      | `Pages` alone                      |
+| `mm.notifiers`     | who is told of each change of VMAs and of entries | whoever listens                    |
+
+`MmStruct` and `Pages` notify: a forgotten hook is not possible. The calls (mmap, munmap, fork …) are functions on an mm
+in files of their own. Knows no task. Answers to Linux v6.8 include/linux/mm_types.h (mm_struct) and mm/mmap.c
+(vma_link, vm_stat_account, exit_mmap).
 
 Invariants: VMAs are sorted and disjoint, and neighbours that can merge are merged; the counters equal what a walk over
 VMAs and entries finds; an entry that is not 0 lies in a VMA.
@@ -17,8 +24,11 @@ import itertools
 from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PKEY_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
-from kerneld.mm.space.pmd_ops import PmdOps
+from kerneld.mm.space.notifier import Notifiers
+from kerneld.mm.space.pages import Pages
+from kerneld.mm.space.pagetable import PageTable
 from kerneld.mm.space.rmap import split_anon_vma, unlink_anon_vmas
+from kerneld.mm.space.rss import RssStat
 from kerneld.mm.space.vma import Vma, VmaTree
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -71,14 +81,18 @@ def vma_page_prot(vma: Vma) -> int:
     return bits
 
 
-class MmStruct(PmdOps):
+class MmStruct:
     """One address space (Linux: struct mm_struct)."""
 
     def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
         """Make an empty address space. Raises SysError(ENOMEM) where no frame is left for the page table's root."""
-        super().__init__(frames)
         self.number = next(_numbers)
         """What it is called where people and programs are told of it: no other ever has the same."""
+        self.frames = frames
+        self.page_table = PageTable(frames)
+        self.notifiers = Notifiers()
+        self.rss = RssStat(frames)
+        self.pages = Pages(frames, self.page_table, self.rss, self.notifiers, self.number)
         self.rlimits = rlimits
         self.sysctl = sysctl
         self.vmas = VmaTree()
@@ -166,7 +180,7 @@ class MmStruct(PmdOps):
         self._account(vma.vm_flags, vma.nr_pages)
         if vma.file is not None:
             vma.file.mapping.link_vma(vma, self)
-        self.notify(vma.start, vma.end)
+        self.notifiers.invalidate_range(vma.start, vma.end)
 
     def remove_vma(self, vma: Vma) -> None:
         """Take a VMA out, after its entries; the last one of a file writes it back."""
@@ -178,12 +192,12 @@ class MmStruct(PmdOps):
         unlink_anon_vmas(vma)
         if vma.file is not None:
             vma.file.mapping.unlink_vma(vma)
-        self.notify(vma.start, vma.end)
+        self.notifiers.invalidate_range(vma.start, vma.end)
 
     def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         """Give a VMA other bounds, its pages keeping their offsets; entries that fall out must be gone already."""
         if self.page_table.deposited:
-            self.split_huge_pmds_at(start, end)
+            self.pages.split_huge_pmds_at(start, end)
         low, high = min(vma.start, start), max(vma.end, end)
         before = vma.nr_pages
         self._update_hiwater_vm()
@@ -192,14 +206,14 @@ class MmStruct(PmdOps):
         if vma.file is not None:
             vma.file.mapping.i_mmap.moved()
         self._account(vma.vm_flags, vma.nr_pages - before)
-        self.notify(low, high)
+        self.notifiers.invalidate_range(low, high)
 
     def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
         """Give a VMA other VM_ flags; entries are the caller's business."""
         self._account(vma.vm_flags, -vma.nr_pages)
         vma.vm_flags = vm_flags
         self._account(vm_flags, vma.nr_pages)
-        self.notify(vma.start, vma.end)
+        self.notifiers.invalidate_range(vma.start, vma.end)
 
     def split_vma(self, vma: Vma, vaddr: Vaddr) -> Vma:
         """Cut a VMA in two at a page-aligned address inside it and return the upper half; `vma` becomes the lower.

@@ -41,7 +41,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
         start = stop if vma.end > stop else _end_of_few(mm, low, stop)
         if vma.vm_flags & VM_SHARED and vma.file is not None:
             start = min(start, vma.end)
-            mm.zap_range(low, start)
+            mm.pages.zap_range(low, start)
             yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
         do_munmap(mm, low, start - low)
         if start < end and pace.is_over():
@@ -51,7 +51,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
 
 def munmap_steps(mm: MmStruct, start: Vaddr, length: int) -> Steps:
     """Do as `do_munmap` does, in pieces where that may take long."""
-    if is_wide(mm, length):
+    if is_wide(mm.map_count, length):
         yield from munmap_in_pieces(mm, start, length)
     else:
         do_munmap(mm, start, length)
@@ -88,7 +88,7 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
     """Clear a VMA's entries and remove it; what it has written to a shared file goes to the file."""
     if vma.vm_flags & VM_LOCKED:
         munlock_range(mm, vma.start, vma.end)
-    mm.zap_range(vma.start, vma.end)
+    mm.pages.zap_range(vma.start, vma.end)
     file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
     shared = vma.vm_flags & VM_SHARED
     mm.remove_vma(vma)

@@ -1,7 +1,7 @@
 """Who wants to know what changes in an address space.
 
 Answers to Linux v6.8 include/linux/mmu_notifier.h. A notification is a range, never a delta: the listener recomputes
-what it shows from VMAs and page table. `MmStruct` alone calls these.
+what it shows from VMAs and page table. `MmStruct` and `Pages`, which alone change these, call the listeners.
 """
 
 from __future__ import annotations
@@ -32,3 +32,15 @@ class MmuNotifier(Protocol):
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
         """The process goes on with another address space, already laid out; the listener moved with it (execve)."""
+
+
+class Notifiers(list[MmuNotifier]):
+    """Who listens to one address space, in the order in which they came."""
+
+    tlb: YoungListener | None = None
+    """Of a native program: where the host maps its memory (`kerneld.tlb`)."""
+
+    def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
+        """Tell every listener that [start, end) has changed."""
+        for notifier in self:
+            notifier.invalidate_range(start, end)

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from kerneld.hw.paging import PGD_SHIFT
+from kerneld.mm.space.pagewalk import PageWalk
 from shared.uapi.page import PMD_SIZE, Vaddr
-
-if TYPE_CHECKING:
-    from kerneld.mm.space.mm import MmStruct
-    from kerneld.mm.space.pagewalk import PageWalk
 
 _PIECE_SECONDS = 0.001
 _AT_ONCE = 64 * PMD_SIZE
@@ -31,12 +28,12 @@ Steps = Generator[None, None, None]
 """A call on a range, in pieces: others are served where it yields, and may change the address space, or end it."""
 
 
-def is_wide(mm: MmStruct, length: int) -> bool:
-    """Tell whether a call on so many bytes of an address space may take long: wide, or of many VMAs.
+def is_wide(map_count: int, length: int) -> bool:
+    """Tell whether a call on so many bytes of an address space of so many VMAs may take long.
 
     A sixteenth of what is done at once of entries is a hundred times as long where pages are written to a file.
     """
-    return length > _AT_ONCE // 8 or mm.map_count > _FEW_VMAS
+    return length > _AT_ONCE // 8 or map_count > _FEW_VMAS
 
 
 def run_at_once(steps: Steps) -> None:

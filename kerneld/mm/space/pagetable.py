@@ -1,7 +1,7 @@
 """The page table of one address space: four levels of real x86-64 entries in RAM.
 
 Owns the table frames: finds, makes, moves and frees tables. Knows no VMA; it neither sets nor reads leaf entries for
-anyone: it says where they are, and `MmStruct` changes them. The way down, and the walk over a range, are
+anyone: it says where they are, and `Pages` changes them. The way down, and the walk over a range, are
 `kerneld.mm.space.pagewalk`'s. Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables), mm/pgtable-generic.c
 (pgtable_trans_huge_deposit) and arch/x86/mm/pgtable.c.
 

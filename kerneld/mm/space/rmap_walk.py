@@ -89,7 +89,7 @@ def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> It
             # Another huge page may have come there since, or the huge zero page (Linux: check_pmd()).
             if not np.isin(pte_pfn(frames.ram.words[pmd]), pfns[at[low:high]] & -HPAGE_PMD_NR):
                 continue
-            mm.split_huge_pmd(pmd, haddr)
+            mm.pages.split_huge_pmd(pmd, haddr)
         first = mm.page_table.find_pte(haddr)
         if first is None:
             continue

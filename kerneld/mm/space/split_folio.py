@@ -1,6 +1,6 @@
 """A huge page becomes 512 single pages for good, whoever maps it.
 
-That an entry of 2 MiB is cut up (`PmdOps.split_huge_pmd`) is another thing: the page is one page still then, which
+That an entry of 2 MiB is cut up (`Pages.split_huge_pmd`) is another thing: the page is one page still then, which
 small entries map. Answers to Linux v6.8 mm/huge_memory.c: split_huge_page_to_list(), __split_huge_page_tail(), and
 include/linux/mm.h:folio_estimated_sharers().
 """

@@ -57,11 +57,11 @@ def _unmap(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, *, even_cows: bool)
     if not even_cows and not vma.vm_flags & VM_SHARED:
         if vma.vm_flags & VM_LOCKED:
             munlock_cached_range(mm, start, end)
-        mm.zap_cached(start, end)
+        mm.pages.zap_cached(start, end)
         return
     if vma.vm_flags & VM_LOCKED:
         munlock_range(mm, start, end)
-    mm.zap_range(start, end)
+    mm.pages.zap_range(start, end)
 
 
 def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:

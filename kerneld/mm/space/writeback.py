@@ -71,7 +71,7 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
         if pte is not None:
             entry = mm.frames.ram.words[pte]
             if pte_present(entry):
-                mm.update_pte(pte, vaddr, entry & ~(PTE_RW | PTE_DIRTY))
+                mm.pages.update_pte(pte, vaddr, entry & ~(PTE_RW | PTE_DIRTY))
 
 
 def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:

@@ -66,7 +66,7 @@ def _handle_mm_fault(tracing: Tracing, inner: Function) -> Function:
             result: int = inner(mm, vma, address, write)
             if point.traces:
                 point.emit(
-                    tracing.owner(mm), mm.number, write, address, tracing.fault_pages, tracing.fault_kind, result
+                    tracing.owner(mm.number), mm.number, write, address, tracing.fault_pages, tracing.fault_kind, result
                 )
             return result
         finally:
@@ -89,7 +89,7 @@ def _fill_range(tracing: Tracing, inner: Function) -> Function:
             count = mm.range_faults - before
             if count and point.traces:
                 kind = FaultKind.ANONYMOUS if write else FaultKind.ZERO_PAGE
-                point.emit(tracing.owner(mm), mm.number, write, leaf.start, count, kind, 0)
+                point.emit(tracing.owner(mm.number), mm.number, write, leaf.start, count, kind, 0)
         finally:
             now.causes, now.address = causes, at
 
@@ -109,7 +109,7 @@ def _fault_in_huge(tracing: Tracing, inner: Function) -> Function:
             settled: bool = inner(mm, vma, vaddr, write)
             if mm.range_faults != before and point.traces:
                 point.emit(
-                    tracing.owner(mm), mm.number, write, vaddr, tracing.fault_pages, tracing.fault_kind, 0
+                    tracing.owner(mm.number), mm.number, write, vaddr, tracing.fault_pages, tracing.fault_kind, 0
                 )  # fmt: skip
             return settled
         finally:
@@ -141,10 +141,10 @@ def _do_fault(tracing: Tracing, inner: Function) -> Function:
 @probe(do_read_fault, MM_FAULT)
 def _do_read_fault(tracing: Tracing, inner: Function) -> Function:
     def do_read_fault(mm: MmStruct, vma: Vma, vaddr: int, pte: int) -> int:
-        before = mm.resident_pages
+        before = mm.rss.resident_pages
         result: int = inner(mm, vma, vaddr, pte)
         # Reclaim may have taken pages away during the fault. Another event records that.
-        tracing.fault_pages = max(1, mm.resident_pages - before)
+        tracing.fault_pages = max(1, mm.rss.resident_pages - before)
         if tracing.fault_pages > 1:
             tracing.fault_kind = FaultKind.FAULT_AROUND
         return result

@@ -1,4 +1,4 @@
-"""Page-table entries: each primitive of an address space that changes some tells what they were and what they are.
+"""Page-table entries: each primitive of `Pages` tells what they were and what they are.
 
 Entries that go together are one record, a run: pages in a row whose entries repeat or count up, before and after
 (`shared.trace.event.step_of`). Many runs are packed in numpy. The primitives are few, and only they change entries.
@@ -17,16 +17,14 @@ from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL
 from kerneld.mm.frames.frames import Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.swap import Slots
+from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.pagewalk import Leaf, Run, Words
-from kerneld.mm.space.pmd_ops import PmdOps
-from kerneld.mm.space.pte_ops import PteOps
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from shared.trace.events import PTE_CLEAR, PTE_REPLACE, PTE_SET
 from shared.uapi.page import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from kerneld.mm.space.mm import MmStruct
     from kerneld.trace.tracepoint import Tracepoint
     from kerneld.trace.tracing import Tracing
 
@@ -53,18 +51,17 @@ class EntryLog:
         self._replace = tracing.point(PTE_REPLACE)
         self._clear = tracing.point(PTE_CLEAR)
 
-    def one(self, mm: PteOps, vaddr: int, old: int, new: int, nr_pages: int = 1) -> None:
+    def one(self, pages: Pages, vaddr: int, old: int, new: int, nr_pages: int = 1) -> None:
         """Record a change of one entry, or of one run of entries. `old` and `new` differ."""
         point = self._replace if old and new else self._set if new else self._clear
         if point.traces:
-            space: MmStruct = mm  # type: ignore[assignment]  # The half of one that a primitive is in.
-            point.emit(self._tracing.owner(space), space.number, nr_pages, vaddr, old, new)
+            point.emit(self._tracing.owner(pages.number), pages.number, nr_pages, vaddr, old, new)
 
-    def run(self, mm: PteOps, run: Run, old: Words, new: Words) -> None:
+    def run(self, pages: Pages, run: Run, old: Words, new: Words) -> None:
         """Record the old and the new entries of a run. None of them is an entry of 2 MiB."""
-        self.many(mm, run.vaddrs(), old, new)
+        self.many(pages, run.vaddrs(), old, new)
 
-    def many(self, mm: PteOps, vaddrs: Words, old: Words, new: Words) -> None:
+    def many(self, pages: Pages, vaddrs: Words, old: Words, new: Words) -> None:
         """Record the old and the new entries of any pages."""
         changed = old != new
         was, is_now = old != 0, new != 0
@@ -72,10 +69,9 @@ class EntryLog:
             if point.traces:
                 chosen = np.flatnonzero(mask & changed)
                 if len(chosen):
-                    self._emit(point, mm, vaddrs[chosen], old[chosen], new[chosen])
+                    self._emit(point, pages, vaddrs[chosen], old[chosen], new[chosen])
 
-    def _emit(self, point: Tracepoint, mm: PteOps, vaddrs: Words, old: Words, new: Words) -> None:
-        space: MmStruct = mm  # type: ignore[assignment]
+    def _emit(self, point: Tracepoint, pages: Pages, vaddrs: Words, old: Words, new: Words) -> None:
         breaks = (
             (vaddrs[1:] != vaddrs[:-1] + _PAGE)
             | (old[1:] != old[:-1] + _steps(old[:-1]))
@@ -83,11 +79,11 @@ class EntryLog:
         )
         firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
         counts = np.diff(np.append(firsts, len(vaddrs)))
-        owner = self._tracing.owner(space)
+        owner = self._tracing.owner(pages.number)
         if len(firsts) == 1:
-            point.emit(owner, space.number, len(vaddrs), int(vaddrs[0]), int(old[0]), int(new[0]))
+            point.emit(owner, pages.number, len(vaddrs), int(vaddrs[0]), int(old[0]), int(new[0]))
         else:
-            point.emit_many(owner, len(firsts), space.number, counts, vaddrs[firsts], old[firsts], new[firsts])
+            point.emit_many(owner, len(firsts), pages.number, counts, vaddrs[firsts], old[firsts], new[firsts])
 
 
 def _filled(entries: Words) -> Words:
@@ -97,33 +93,33 @@ def _filled(entries: Words) -> Words:
 _CHANGES = (PTE_SET, PTE_REPLACE, PTE_CLEAR)
 
 
-@probe(PteOps.map_page, PTE_SET)
-def _map_page(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.set_pte, PTE_SET)
+def _set_pte(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_page(self: PteOps, pte: int, vaddr: int, entry: int, pfn: int) -> None:
+    def set_pte(self: Pages, pte: int, vaddr: int, entry: int, pfn: int) -> None:
         log.one(self, vaddr, 0, entry)
         inner(self, pte, vaddr, entry, pfn)
 
-    return map_page
+    return set_pte
 
 
-@probe(PteOps.map_zero_page, PTE_SET)
-def _map_zero_page(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.set_zero_pte, PTE_SET)
+def _set_zero_pte(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_zero_page(self: PteOps, pte: int, vaddr: int, entry: int) -> None:
+    def set_zero_pte(self: Pages, pte: int, vaddr: int, entry: int) -> None:
         log.one(self, vaddr, 0, entry)
         inner(self, pte, vaddr, entry)
 
-    return map_zero_page
+    return set_zero_pte
 
 
-@probe(PteOps.update_pte, PTE_REPLACE)
+@probe(Pages.update_pte, PTE_REPLACE)
 def _update_pte(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def update_pte(self: PteOps, pte: int, vaddr: int, entry: int) -> None:
+    def update_pte(self: Pages, pte: int, vaddr: int, entry: int) -> None:
         old = self._words[pte]
         if old != entry:
             log.one(self, vaddr, old, entry)
@@ -139,87 +135,98 @@ def _of_another_frame(function: Function) -> None:
     def _replace(tracing: Tracing, inner: Function) -> Function:
         log = EntryLog(tracing)
 
-        def replace(self: PteOps, pte: int, vaddr: int, entry: int, pfn: int) -> None:
+        def replace(self: Pages, pte: int, vaddr: int, entry: int, pfn: int) -> None:
             log.one(self, vaddr, self._words[pte], entry)
             inner(self, pte, vaddr, entry, pfn)
 
         return replace
 
 
-_of_another_frame(PteOps.map_swapped_page)
-_of_another_frame(PteOps.replace_page)
+_of_another_frame(Pages.swap_in_pte)
+_of_another_frame(Pages.replace_pte)
 
 
-@probe(PteOps.copy_swap_ptes, PTE_SET)
-def _copy_swap_ptes(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.share_swap_ptes, PTE_SET)
+def _share_swap_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def copy_swap_ptes(self: PteOps, run: Run, entries: Words) -> None:
+    def share_swap_ptes(self: Pages, run: Run, entries: Words) -> None:
         log.run(self, run, _filled(entries), entries)
         inner(self, run, entries)
 
-    return copy_swap_ptes
+    return share_swap_ptes
 
 
-@probe(PteOps.map_pages, PTE_SET)
-def _map_pages(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.set_ptes, PTE_SET)
+def _set_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_pages(self: PteOps, run: Run, entries: Words, pfns: Pfns, kind: int) -> None:
+    def set_ptes(self: Pages, run: Run, entries: Words, pfns: Pfns, kind: int) -> None:
         log.run(self, run, _filled(entries), entries)
         inner(self, run, entries, pfns, kind)
 
-    return map_pages
+    return set_ptes
 
 
-@probe(PteOps.map_zero_pages, PTE_SET)
-def _map_zero_pages(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.share_ptes, PTE_SET)
+def _share_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_zero_pages(self: PteOps, run: Run, entries: Words) -> None:
+    def share_ptes(self: Pages, run: Run, entries: Words) -> None:
         log.run(self, run, _filled(entries), entries)
         inner(self, run, entries)
 
-    return map_zero_pages
+    return share_ptes
 
 
-@probe(PteOps.write_ptes, *_CHANGES)
-def _write_ptes(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.set_zero_ptes, PTE_SET)
+def _set_zero_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def write_ptes(self: PteOps, run: Run, entries: Words) -> None:
+    def set_zero_ptes(self: Pages, run: Run, entries: Words) -> None:
+        log.run(self, run, _filled(entries), entries)
+        inner(self, run, entries)
+
+    return set_zero_ptes
+
+
+@probe(Pages.update_ptes, *_CHANGES)
+def _update_ptes(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def update_ptes(self: Pages, run: Run, entries: Words) -> None:
         if isinstance(run, Leaf) and run.huge:
             _huge(log, self, run.low, run.start, int(entries[0]))
         else:
             log.run(self, run, self.page_table.walk.read(run), entries)
         inner(self, run, entries)
 
-    return write_ptes
+    return update_ptes
 
 
-def _huge(log: EntryLog, mm: PteOps, pmd: int, vaddr: int, new: int) -> None:
+def _huge(log: EntryLog, pages: Pages, pmd: int, vaddr: int, new: int) -> None:
     """Record that the entry of 2 MiB for `vaddr` will become `new`."""
-    old = mm._words[pmd]
+    old = pages._words[pmd]
     if old != new:
-        log.one(mm, vaddr & -HPAGE_PMD_NR * PAGE_SIZE, old, new, HPAGE_PMD_NR)
+        log.one(pages, vaddr & -HPAGE_PMD_NR * PAGE_SIZE, old, new, HPAGE_PMD_NR)
 
 
-@probe(PteOps.unmap_frames, *_CHANGES)
+@probe(Pages.unmap_frames, *_CHANGES)
 def _unmap_frames(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def unmap_frames(self: PteOps, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
+    def unmap_frames(self: Pages, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
         log.many(self, vaddrs.astype(np.uint64), self._words_np[ptes], entries)
         inner(self, ptes, vaddrs, entries)
 
     return unmap_frames
 
 
-@probe(PteOps.move_entries, *_CHANGES)
+@probe(Pages.move_entries, *_CHANGES)
 def _move_entries(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def move_entries(self: PteOps, run: Run, place: Run, first: int) -> None:
+    def move_entries(self: Pages, run: Run, place: Run, first: int) -> None:
         entries = self.page_table.walk.read(run).copy()
         log.run(self, run, entries, _filled(entries))
         log.many(self, place.vaddrs()[first : first + len(entries)], _filled(entries), entries)
@@ -228,11 +235,11 @@ def _move_entries(tracing: Tracing, inner: Function) -> Function:
     return move_entries
 
 
-@probe(PteOps.zap_swapped, PTE_CLEAR)
+@probe(Pages.zap_swapped, PTE_CLEAR)
 def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def zap_swapped(self: PteOps, run: Run) -> None:
+    def zap_swapped(self: Pages, run: Run) -> None:
         old = self.page_table.walk.read(run).copy()
         inner(self, run)
         log.run(self, run, old, self.page_table.walk.read(run))
@@ -240,26 +247,24 @@ def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
     return zap_swapped
 
 
-@probe(PteOps.zap_range, PTE_CLEAR)
-def _zap_range(tracing: Tracing, inner: Function) -> Function:
-    """Record before the change: the frames are freed after their entries. Huge pages are zapped or split already."""
+@probe(Pages._zap_ptes, PTE_CLEAR)
+def _zap_ptes(tracing: Tracing, inner: Function) -> Function:
+    """Record before the change: the frames are freed after their entries."""
     log = EntryLog(tracing)
 
-    def zap_range(self: PteOps, start: int, end: int) -> None:
-        for run in self.page_table.walk.runs(start, end):
-            if not run.huge:
-                entries = self.page_table.walk.read(run)
-                log.run(self, run, entries, _filled(entries))
-        inner(self, start, end)
+    def _zap_ptes(self: Pages, run: Run) -> None:
+        entries = self.page_table.walk.read(run)
+        log.run(self, run, entries, _filled(entries))
+        inner(self, run)
 
-    return zap_range
+    return _zap_ptes
 
 
-@probe(PteOps.zap_cached, PTE_CLEAR)
+@probe(Pages.zap_cached, PTE_CLEAR)
 def _zap_cached(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def zap_cached(self: PteOps, start: int, end: int) -> None:
+    def zap_cached(self: Pages, start: int, end: int) -> None:
         old = self.page_table.walk.entries(start, end)
         inner(self, start, end)
         vaddrs = np.arange(start, end, PAGE_SIZE, dtype=np.uint64)
@@ -268,56 +273,57 @@ def _zap_cached(tracing: Tracing, inner: Function) -> Function:
     return zap_cached
 
 
-@probe(PmdOps.map_huge_page, PTE_SET)
-def _map_huge_page(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.set_huge_pmd, PTE_SET, PTE_REPLACE)
+def _set_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_huge_page(self: PmdOps, pmd: int, haddr: int, entry: int, head: int) -> None:
-        log.one(self, haddr, 0, entry, HPAGE_PMD_NR)
+    def set_huge_pmd(self: Pages, pmd: int, haddr: int, entry: int, head: int) -> None:
+        log.one(self, haddr, self._words[pmd], entry, HPAGE_PMD_NR)
         inner(self, pmd, haddr, entry, head)
 
-    return map_huge_page
+    return set_huge_pmd
 
 
-@probe(PmdOps.map_huge_zero_page, PTE_SET)
-def _map_huge_zero_page(tracing: Tracing, inner: Function) -> Function:
+@probe(Pages.set_huge_zero_pmd, PTE_SET)
+def _set_huge_zero_pmd(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def map_huge_zero_page(self: PmdOps, pmd: int, haddr: int, prot: int) -> None:
+    def set_huge_zero_pmd(self: Pages, pmd: int, haddr: int, prot: int) -> None:
         inner(self, pmd, haddr, prot)
         log.one(self, haddr, 0, self._words[pmd], HPAGE_PMD_NR)
 
-    return map_huge_zero_page
+    return set_huge_zero_pmd
 
 
-@probe(PmdOps.update_huge_pmd, PTE_REPLACE)
+@probe(Pages.update_huge_pmd, PTE_REPLACE)
 def _update_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def update_huge_pmd(self: PmdOps, pmd: int, haddr: int, entry: int) -> None:
+    def update_huge_pmd(self: Pages, pmd: int, haddr: int, entry: int) -> None:
         _huge(log, self, pmd, haddr, entry)
         inner(self, pmd, haddr, entry)
 
     return update_huge_pmd
 
 
-@probe(PmdOps._zap_huge_pmd, PTE_CLEAR)
+@probe(Pages._zap_huge_pmd, PTE_CLEAR)
 def _zap_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def _zap_huge_pmd(self: PmdOps, leaf: Leaf) -> None:
+    def _zap_huge_pmd(self: Pages, leaf: Leaf) -> bool:
         _huge(log, self, leaf.low, leaf.start, 0)
-        inner(self, leaf)
+        done: bool = inner(self, leaf)
+        return done
 
     return _zap_huge_pmd
 
 
-@probe(PmdOps.split_huge_pmd, PTE_REPLACE)
+@probe(Pages.split_huge_pmd, PTE_REPLACE)
 def _split_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     """512 entries replace one entry of 2 MiB."""
     log = EntryLog(tracing)
 
-    def split_huge_pmd(self: PmdOps, pmd: int, haddr: int) -> None:
+    def split_huge_pmd(self: Pages, pmd: int, haddr: int) -> None:
         old = self._words[pmd]
         inner(self, pmd, haddr)
         pte = self.page_table.find_pte(haddr)
@@ -327,11 +333,11 @@ def _split_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     return split_huge_pmd
 
 
-@probe(PmdOps.move_huge_pmd, PTE_SET, PTE_CLEAR)
+@probe(Pages.move_huge_pmd, PTE_SET, PTE_CLEAR)
 def _move_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def move_huge_pmd(self: PmdOps, pmd: int, haddr: int, to_pmd: int, to_haddr: int) -> None:
+    def move_huge_pmd(self: Pages, pmd: int, haddr: int, to_pmd: int, to_haddr: int) -> None:
         entry = self._words[pmd]
         log.one(self, haddr, entry, 0, HPAGE_PMD_NR)
         log.one(self, to_haddr, 0, entry, HPAGE_PMD_NR)
@@ -340,11 +346,11 @@ def _move_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     return move_huge_pmd
 
 
-@probe(PmdOps.move_tables, PTE_SET, PTE_CLEAR)
+@probe(Pages.move_tables, PTE_SET, PTE_CLEAR)
 def _move_tables(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
-    def move_tables(self: PmdOps, start: int, end: int, to: int) -> bool:
+    def move_tables(self: Pages, start: int, end: int, to: int) -> bool:
         moved: bool = inner(self, start, end, to)
         if moved:
             for leaf in self.page_table.walk.leaves(to, to + end - start):

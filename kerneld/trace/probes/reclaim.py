@@ -14,7 +14,7 @@ from kerneld.mm.frames.swap_state import read_swap_cache, swap_writepages
 from kerneld.mm.reclaim.oom import OomKiller, OomTask, pgtables_bytes, select_bad_process
 from kerneld.mm.reclaim.shrink import shrink_folio_list
 from kerneld.mm.reclaim.vmscan import Vmscan
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from kerneld.trace.probes.request import entered
@@ -109,7 +109,7 @@ def _select_bad_process(tracing: Tracing, inner: Function) -> Function:
         victim: OomTask | None = inner(tasks)
         if victim is not None:
             mm = victim.mm
-            sizes = [mm.total_vm, mm.rss[Rss.ANON], mm.rss[Rss.FILE], mm.rss[Rss.SHMEM]]
+            sizes = [mm.total_vm, mm.rss.counts[Rss.ANON], mm.rss.counts[Rss.FILE], mm.rss.counts[Rss.SHMEM]]
             kilobytes = [size << _KB_SHIFT for size in sizes]
             emit(victim.pid, victim.pid, victim.uid, comm_bytes(victim.comm), *kilobytes, pgtables_bytes(mm) >> 10)
         return victim

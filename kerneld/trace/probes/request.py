@@ -234,7 +234,7 @@ def _run_piece(tracing: Tracing, inner: Function) -> Function:
         return now.depth > 0 and now.pid == pid and now.causes & 0xF == Cause.EXIT
 
     def run_piece(mm: MmStruct, pieces: Pieces) -> bool:
-        pid = tracing.find_pid(mm)
+        pid = tracing.find_pid(mm.number)
         if is_its_own_end(pid):
             is_gone: bool = inner(mm, pieces)
             if is_gone:

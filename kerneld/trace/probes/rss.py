@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pmd_ops import PmdOps
-from kerneld.mm.space.pte_ops import PteOps
+from kerneld.mm.space.pages import Pages
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process
 from kerneld.trace.fprobe import Function
@@ -31,17 +30,16 @@ def _of_primitive(function: Function) -> None:
     def _change(tracing: Tracing, inner: Function) -> Function:
         changed = tracing.rss_changed
 
-        def change(self: MmStruct, *args: Any) -> Any:
-            changed[self.number] = self
+        def change(self: Pages, *args: Any) -> Any:
+            changed[self.number] = self.rss
             return inner(self, *args)
 
         return change
 
 
 for _primitive in (
-    PteOps.map_page, PteOps.map_swapped_page, PteOps.copy_swap_ptes, PteOps.unmap_frames, PteOps.replace_page,
-    PteOps.map_pages, PteOps.zap_swapped, PteOps.zap_range, PteOps.zap_cached, PmdOps.map_huge_page,
-    PmdOps._zap_huge_pmd,
+    Pages.set_pte, Pages.swap_in_pte, Pages.replace_pte, Pages.set_ptes, Pages.share_ptes, Pages.share_swap_ptes,
+    Pages.unmap_frames, Pages._zap_ptes, Pages._zap_huge_pmd, Pages.zap_swapped, Pages.zap_cached, Pages.set_huge_pmd,
 ):  # fmt: skip
     _of_primitive(_primitive)
 
@@ -70,19 +68,20 @@ def note_rss(tracing: Tracing, process: Process) -> None:
     """Note that all counters of a process have to be recorded."""
     mm = process.mm
     if mm is not None:
-        tracing.rss_changed[mm.number] = mm
+        tracing.rss_changed[mm.number] = mm.rss
         tracing.rss_told.pop(mm.number, None)
 
 
 def tell_rss(tracing: Tracing) -> None:
     """Record the changed counters of all address spaces that belong to a process."""
     point, told = tracing.point(RSS_STAT), tracing.rss_told
-    for number, mm in tracing.rss_changed.items():
-        owner = tracing.find_pid(mm)
-        if not owner or mm.is_dying:
+    for number, rss in tracing.rss_changed.items():
+        owner = tracing.find_pid(number)
+        process = tracing.processes.get(owner)
+        if process is None or process.mm is None or process.mm.number != number:
             told.pop(number, None)
             continue
-        counters = tuple(mm.rss)
+        counters = tuple(rss.counts)
         before = told.get(number) or (-1,) * len(counters)
         told[number] = counters
         is_current = tracing.current.pid == owner

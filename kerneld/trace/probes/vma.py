@@ -38,7 +38,7 @@ def _insert_vma(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(VMA_INSERT).emit
 
     def insert_vma(self: MmStruct, vma: Vma) -> None:
-        emit(tracing.owner(self), self.number, vma.start, vma.end, vma.vm_flags, vma.pgoff)
+        emit(tracing.owner(self.number), self.number, vma.start, vma.end, vma.vm_flags, vma.pgoff)
         inner(self, vma)
 
     return insert_vma
@@ -49,7 +49,7 @@ def _remove_vma(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(VMA_REMOVE).emit
 
     def remove_vma(self: MmStruct, vma: Vma) -> None:
-        emit(tracing.owner(self), self.number, vma.start, vma.end, vma.vm_flags, vma.pgoff)
+        emit(tracing.owner(self.number), self.number, vma.start, vma.end, vma.vm_flags, vma.pgoff)
         inner(self, vma)
 
     return remove_vma
@@ -62,7 +62,7 @@ def _move_vma_bounds(tracing: Tracing, inner: Function) -> Function:
     def move_vma_bounds(self: MmStruct, vma: Vma, start: int, end: int) -> None:
         old = vma.start, vma.end, vma.vm_flags
         inner(self, vma, start, end)
-        emit(tracing.owner(self), self.number, *old, vma.start, vma.end, vma.vm_flags, vma.pgoff)
+        emit(tracing.owner(self.number), self.number, *old, vma.start, vma.end, vma.vm_flags, vma.pgoff)
 
     return move_vma_bounds
 
@@ -74,7 +74,7 @@ def _set_vma_flags(tracing: Tracing, inner: Function) -> Function:
     def set_vma_flags(self: MmStruct, vma: Vma, vm_flags: int) -> None:
         old = vma.start, vma.end, vma.vm_flags
         inner(self, vma, vm_flags)
-        emit(tracing.owner(self), self.number, *old, vma.start, vma.end, vma.vm_flags, vma.pgoff)
+        emit(tracing.owner(self.number), self.number, *old, vma.start, vma.end, vma.vm_flags, vma.pgoff)
 
     return set_vma_flags
 
@@ -84,7 +84,7 @@ def _split_vma(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(VMA_SPLIT).emit
 
     def split_vma(self: MmStruct, vma: Vma, vaddr: int) -> Vma:
-        emit(tracing.owner(self), self.number, vma.start, vma.end, vaddr)
+        emit(tracing.owner(self.number), self.number, vma.start, vma.end, vaddr)
         upper: Vma = inner(self, vma, vaddr)
         return upper
 
@@ -94,7 +94,7 @@ def _split_vma(tracing: Tracing, inner: Function) -> Function:
 def _tell_merge(tracing: Tracing, mm: MmStruct, start: int, end: int, vma: Vma | None) -> None:
     """Record a merge: the VMA that covers the wanted range is larger than the range."""
     if vma is not None and (vma.start < start or end < vma.end):
-        tracing.point(VMA_MERGE).emit(tracing.owner(mm), mm.number, start, end, vma.start, vma.end)
+        tracing.point(VMA_MERGE).emit(tracing.owner(mm.number), mm.number, start, end, vma.start, vma.end)
 
 
 @probe(vma_modify, VMA_MERGE)
@@ -148,7 +148,7 @@ def _expand_stack(tracing: Tracing, inner: Function) -> Function:
     def expand_stack(mm: MmStruct, vma: Vma, address: int) -> None:
         old_start = vma.start
         inner(mm, vma, address)
-        emit(tracing.owner(mm), mm.number, address, old_start, vma.start)
+        emit(tracing.owner(mm.number), mm.number, address, old_start, vma.start)
 
     return expand_stack
 

@@ -63,7 +63,7 @@ def test_nothing_is_nothing(mm: MmStruct) -> None:
 def test_a_read_of_untouched_memory_takes_no_frame(machine: Machine, mm: MmStruct) -> None:
     mmap(mm, 1, at=BASE)
     assert read_remote_vm(mm, BASE, PAGE_SIZE) == bytes(PAGE_SIZE)
-    assert (pfn_of(mm, BASE), mm.rss) == (ZERO_PFN, [0, 0, 0, 0])
+    assert (pfn_of(mm, BASE), mm.rss.counts) == (ZERO_PFN, [0, 0, 0, 0])
     write_remote_vm(mm, BASE, b"x")
     assert pfn_of(mm, BASE) != ZERO_PFN
     machine.check()

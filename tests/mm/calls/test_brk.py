@@ -40,7 +40,7 @@ def test_it_moves_by_bytes_and_maps_by_pages(heap: MmStruct) -> None:
     store(heap, page(1), b"x")
     assert brk(heap, BASE + PAGE_SIZE) == BASE + PAGE_SIZE
     assert layout(heap) == [(0, 1, RW)]
-    assert heap.rss[1] == 0
+    assert heap.rss.counts[1] == 0
     assert brk(heap, BASE) == BASE
     assert layout(heap) == []
 

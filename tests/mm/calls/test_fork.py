@@ -168,7 +168,7 @@ def test_file_pages_are_faulted_in_again_and_copies_are_not_lost(machine: Machin
     assert load(child, page(4), 5) == b"oursf"
     store(child, page(1), b"hers")
     assert load(mm, page(1), 5) == b"minef"
-    assert mm.rss[:2] == [2, 1]
+    assert mm.rss.counts[:2] == [2, 1]
 
 
 def test_flags_that_a_child_does_not_get(machine: Machine, mm: MmStruct) -> None:
@@ -202,7 +202,7 @@ def test_munmap_in_one_leaves_the_other(machine: Machine, mm: MmStruct) -> None:
     child = machine.fork(mm)
     do_munmap(mm, page(0), 30 * PAGE_SIZE)
     machine.check()
-    assert (mm.rss[1], child.rss[1]) == (10, 40)
+    assert (mm.rss.counts[1], child.rss.counts[1]) == (10, 40)
     do_munmap(child, page(20), 20 * PAGE_SIZE)
     assert machine.frames.mapcount.max() == 1
 

@@ -176,7 +176,7 @@ class TestDontNeed:
         mmap(mm, 1200, at=BASE)
         mm_populate(mm, BASE, page(1200))
         advise(mm, 100, 1000, Madv.DONTNEED)
-        assert mm.rss[1] == 200
+        assert mm.rss.counts[1] == 200
 
 
 class TestFreeAndCold:
@@ -318,7 +318,7 @@ class TestPopulate:
         mmap(mm, 3, at=BASE)
         advise(mm, 0, 3, Madv.POPULATE_READ)
         advise(mm, 0, 3, Madv.POPULATE_WRITE)
-        assert mm.rss[1] == 3
+        assert mm.rss.counts[1] == 3
         assert all(entry(mm, page(number)) & PTE_RW for number in range(3))
 
     def test_write_breaks_the_sharing_of_a_fork(self, machine: Machine, mm: MmStruct) -> None:
@@ -368,7 +368,7 @@ class TestPopulate:
         vma = vma_at(mm, BASE)
         mm.set_vma_flags(vma, vma.vm_flags | VM_LOCKED | VM_LOCKONFAULT)
         advise(mm, 0, 1, Madv.POPULATE_WRITE)
-        assert mm.rss[1] == 1
+        assert mm.rss.counts[1] == 1
 
 
 def test_nothing_to_advise(mm: MmStruct) -> None:

@@ -260,14 +260,14 @@ class TestFlags:
     def test_populated_at_once(self, mm: MmStruct) -> None:
         start = mmap(mm, 3, RW, ANON | Map.POPULATE.value)
         assert all(entry(mm, start + at * PAGE_SIZE) for at in range(3))
-        assert mm.rss[1] == 3
+        assert mm.rss.counts[1] == 3
         start = mmap(mm, 3, RW, ANON | Map.POPULATE.value | Map.NONBLOCK.value, at=page(0))
         assert not entry(mm, start)
 
     def test_locked_is_populated_and_counted(self, mm: MmStruct) -> None:
         start = mmap(mm, 3, RW, ANON | LOCKED)
         assert vma_at(mm, start).vm_flags & VM_LOCKED
-        assert (mm.locked_vm, mm.rss[1]) == (3, 3)
+        assert (mm.locked_vm, mm.rss.counts[1]) == (3, 3)
 
     def test_counters_by_kind(self, mm: MmStruct) -> None:
         mmap(mm, 1)

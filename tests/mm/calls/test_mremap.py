@@ -44,7 +44,7 @@ class TestShrink:
         assert remap(mm, 0, 4, 1, flags) == BASE
         assert layout(mm) == [(0, 1, RW)]
         assert frames(mm, BASE, 4) == [held[0], 0, 0, 0]
-        assert mm.rss[1] == 1
+        assert mm.rss.counts[1] == 1
 
     def test_in_the_middle_of_a_mapping_it_leaves_a_hole(self, mm: MmStruct) -> None:
         mmap(mm, 6, at=BASE)
@@ -73,7 +73,7 @@ class TestShrink:
     def test_locked_pages_that_go_are_not_counted_any_more(self, mm: MmStruct) -> None:
         mmap(mm, 4, RW, LOCKED, at=BASE)
         remap(mm, 0, 4, 3)
-        assert (mm.locked_vm, mm.rss[1]) == (3, 3)
+        assert (mm.locked_vm, mm.rss.counts[1]) == (3, 3)
 
 
 class TestGrowInPlace:
@@ -143,7 +143,7 @@ class TestGrowInPlace:
     def test_locked_memory_is_there_at_once(self, mm: MmStruct) -> None:
         mmap(mm, 1, RW, LOCKED, at=BASE)
         remap(mm, 0, 1, 3)
-        assert (mm.locked_vm, mm.rss[1]) == (3, 3)
+        assert (mm.locked_vm, mm.rss.counts[1]) == (3, 3)
 
 
 class TestMove:
@@ -159,7 +159,7 @@ class TestMove:
         assert [load(mm, new + number * PAGE_SIZE) for number in range(3)] == [b"\0", b"\x01", b"\x02"]
         assert signal_of(lambda: load(mm, BASE)) == SIGSEGV
         assert mm.total_vm == 6
-        assert mm.rss[1] == 3
+        assert mm.rss.counts[1] == 3
         assert free - mm.frames.free_pages == 3  # Three tables on the way to the new place; no page is copied.
 
     def test_a_part_of_a_mapping_moves_alone(self, mm: MmStruct) -> None:

@@ -70,10 +70,10 @@ def test_growth_of_locked_memory_is_limited_and_faults_in_what_is_asked_for(mm: 
     mm.rlimits.soft[Rlimit.MEMLOCK] = 4 * PAGE_SIZE
     assert signal_of(lambda: store(mm, TOP - 5 * PAGE_SIZE, b"x")) == SIGSEGV
     store(mm, TOP - 4 * PAGE_SIZE, b"x")
-    assert (mm.locked_vm, mm.rss[1]) == (4, 2)
+    assert (mm.locked_vm, mm.rss.counts[1]) == (4, 2)
     mm.charge_to(0, is_superuser=True)
     store(mm, TOP - 5 * PAGE_SIZE, b"x")
-    assert (mm.locked_vm, mm.rss[1]) == (5, 3)
+    assert (mm.locked_vm, mm.rss.counts[1]) == (5, 3)
 
 
 def test_the_guard_gap_below(mm: MmStruct) -> None:

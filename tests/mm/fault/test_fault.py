@@ -13,7 +13,7 @@ from kerneld.mm.fault.fault import VM_FAULT_SIGBUS, handle_mm_fault
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, ZERO_PFN
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.support.machine import (
     BASE,
@@ -46,7 +46,7 @@ class TestAnonymous:
         free = machine.frames.free_pages
         assert load(mm, BASE, 8) == bytes(8)
         assert entry(mm, BASE) == make_pte(ZERO_PFN, USER | PTE_SPECIAL)
-        assert mm.rss == [0, 0, 0, 0]
+        assert mm.rss.counts == [0, 0, 0, 0]
         assert machine.frames.free_pages == free - 3
         assert machine.frames.mapcount[ZERO_PFN] == 0
 
@@ -60,7 +60,7 @@ class TestAnonymous:
         assert load(mm, BASE, 101) == bytes(100) + b"x"
         assert entry(mm, BASE) == make_pte(pfn_of(mm, BASE), USER | PTE_RW | PTE_DIRTY)
         assert machine.frames.flags[pfn_of(mm, BASE)] == PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE | PG_LRU
-        assert mm.rss[Rss.ANON] == 1
+        assert mm.rss.counts[Rss.ANON] == 1
 
     def test_a_write_after_a_read_leaves_the_zero_page(self, mm: MmStruct) -> None:
         mmap(mm, 1, at=BASE)
@@ -122,7 +122,7 @@ class TestFiles:
         assert load(mm, BASE + 1, 3) == b"123"
         assert load(mm, page(1), 8) == b"abcd\0\0\0\0"
         assert entry(mm, BASE) == make_pte(file.mapping.pages[0], USER)
-        assert mm.rss[Rss.FILE] == 2
+        assert mm.rss.counts[Rss.FILE] == 2
         assert backing.reads == [(0, 2 * PAGE_SIZE)]
 
     def test_a_private_write_copies(self, machine: Machine, mm: MmStruct) -> None:
@@ -132,7 +132,7 @@ class TestFiles:
         assert load(mm, BASE, 4) == b"Xbcd"
         assert pfn_of(mm, BASE) != file.mapping.pages[0]
         assert machine.frames.flags[pfn_of(mm, BASE)] & PG_ANON
-        assert mm.rss == [0, 1, 0, 0]
+        assert mm.rss.counts == [0, 1, 0, 0]
         do_munmap(mm, BASE, PAGE_SIZE)
         assert backing.data[:4] == b"abcd"
         assert backing.releases == 1
@@ -143,7 +143,7 @@ class TestFiles:
         load(mm, BASE)
         store(mm, BASE, b"X")
         assert load(mm, BASE, 4) == b"Xbcd"
-        assert mm.rss == [0, 1, 0, 0]
+        assert mm.rss.counts == [0, 1, 0, 0]
         assert machine.frames.mapcount[file.mapping.pages[0]] == 0
 
     def test_a_shared_write_is_noted(self, machine: Machine, mm: MmStruct) -> None:
@@ -163,7 +163,7 @@ class TestFiles:
         assert file.mapping.dirty == set()
         store(mm, BASE, b"X")
         assert file.mapping.dirty == {0}
-        assert mm.rss == [1, 0, 0, 0]
+        assert mm.rss.counts == [1, 0, 0, 0]
 
     def test_two_processes_see_one_page(self, machine: Machine, mm: MmStruct) -> None:
         file, _ = machine.new_file(b"abcd" * 1024)
@@ -210,7 +210,7 @@ class TestFiles:
         store(mm, page(1), b"x")
         assert load(mm, BASE) == b"\0"
         assert entry(mm, BASE) & PTE_RW
-        assert mm.rss == [0, 0, 0, 2]
+        assert mm.rss.counts == [0, 0, 0, 2]
         assert not entry(mm, page(2))
 
 
@@ -230,7 +230,7 @@ class TestFaultAround:
         mmap(mm, 40, READ, SHARED, at=BASE, file=file)
         load(mm, page(touched))
         assert self.mapped(mm) == list(mapped)
-        assert mm.rss[Rss.FILE] == len(mapped)
+        assert mm.rss.counts[Rss.FILE] == len(mapped)
 
     def test_it_is_aligned_by_address_and_starts_at_the_vma(self, machine: Machine, mm: MmStruct) -> None:
         file, _ = machine.new_file(bytes(64 * PAGE_SIZE))
@@ -259,7 +259,7 @@ class TestFaultAround:
         store(mm, page(3), b"mine")
         load(mm, page(4))
         assert load(mm, page(3), 6) == b"mineff"
-        assert mm.rss == [15, 1, 0, 0]
+        assert mm.rss.counts == [15, 1, 0, 0]
 
     def test_shared_anonymous_memory_maps_only_what_is_there(self, mm: MmStruct) -> None:
         mmap(mm, 16, RW, SHARED_ANON, at=BASE)

@@ -90,7 +90,7 @@ def test_each_allocation_that_fails_while_others_are_read(machine: Machine, mm: 
                 assert signal_of(lambda: load(mm, page(9))) == SIGKILL
         assert failed
         machine.check()
-        mm.zap_range(BASE, page(PAGES))
+        mm.pages.zap_range(BASE, page(PAGES))
         for index in list(file.mapping.pages):
             file.mapping.drop_pages([index])
 

@@ -84,7 +84,7 @@ def test_what_the_kernel_went_to_for_writing_is_kept(
     advise(mm, Madv.PAGEOUT)
     assert machine.frames.flags_at[pfn_of(mm, BASE)] & PG_SWAPBACKED
     advise(mm, Madv.PAGEOUT)
-    assert mm.rss[1] == 0
+    assert mm.rss.counts[1] == 0
     assert [load(mm, page(number)) for number in range(PAGES)] == [b"0", b"1", b"2"]
 
 
@@ -153,11 +153,11 @@ def test_a_huge_page_is_touched_by_its_entry_and_dirty_as_a_whole(huge_machine: 
     assert pmd is not None
     untouched = entry_at(mm, BASE) & ~(PTE_ACCESSED | PTE_DIRTY)
     run = slice(frame_at(mm, BASE), frame_at(mm, BASE) + HUGE)
-    mm.update_huge_pmd(pmd, BASE, untouched)
+    mm.pages.update_huge_pmd(pmd, BASE, untouched)
     mm_populate(mm, page(3), page(4))
     assert entry_at(mm, BASE) == untouched | PTE_ACCESSED | PTE_DIRTY
     assert not (frames.flags[run] & np.uint32(PG_DIRTY | PG_REFERENCED)).any()
-    mm.update_huge_pmd(pmd, BASE, untouched)
+    mm.pages.update_huge_pmd(pmd, BASE, untouched)
     unpin_user_pages(mm, pin_user_pages(mm, page(5), 1, write=False), dirty=False)
     assert entry_at(mm, BASE) == untouched, "x86 notes a read nowhere: pmdp_set_access_flags()"
     unpin_user_pages(mm, pin_user_pages(mm, page(5), 2 * PAGE_SIZE, write=True), dirty=True)
@@ -177,7 +177,7 @@ def test_a_huge_page_of_small_entries_is_used_and_dirty_as_a_whole(huge_machine:
     do_madvise(mm, BASE, HUGE * PAGE_SIZE, Madv.FREE)
     pmd = mm.page_table.find_huge_pmd(BASE)
     assert pmd is not None
-    mm.split_huge_pmd(pmd, BASE)
+    mm.pages.split_huge_pmd(pmd, BASE)
     unpin_user_pages(mm, pin_user_pages(mm, page(5), 1, write=False), dirty=False)
     assert set((flags[run] & np.uint32(PG_DIRTY | PG_REFERENCED | PG_ACTIVE)).tolist()) == {PG_REFERENCED}
     mm_populate(mm, page(3), page(5))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.fault.fault import VM_FAULT_OOM, VM_FAULT_SIGBUS
-from kerneld.mm.fault.populate import fault_in_range, mark_accessed, mm_populate
+from kerneld.mm.fault.populate import fault_in_range, mm_populate
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
@@ -43,7 +43,7 @@ def test_a_read_gives_zero_pages_and_a_write_frames(mm: MmStruct) -> None:
     assert {pfn_of(mm, page(number)) for number in (100, 511, 512, 599)} == {ZERO_PFN}
     assert not entry(mm, page(99))
     assert fault_in(mm, 50, 550, True) == (550, 0)
-    assert mm.rss[1] == 500
+    assert mm.rss.counts[1] == 500
     assert entry(mm, page(549)) & (PTE_RW | PTE_DIRTY) == PTE_RW | PTE_DIRTY
     assert pfn_of(mm, page(550)) == ZERO_PFN
 
@@ -86,7 +86,7 @@ def test_over_holes_and_memory_without_rights(mm: MmStruct) -> None:
     mmap(mm, 2, READ, at=page(8))
     mm_populate(mm, page(1), page(9))
     assert [number for number in range(10) if entry(mm, page(number))] == [1, 6, 7, 8]
-    assert mm.rss == [0, 1, 0, 2]
+    assert mm.rss.counts == [0, 1, 0, 2]
 
 
 def test_the_processors_bits_for_a_range(mm: MmStruct) -> None:
@@ -94,10 +94,10 @@ def test_the_processors_bits_for_a_range(mm: MmStruct) -> None:
     store(mm, page(1), b"x")
     do_mprotect(mm, BASE, 4 * PAGE_SIZE, RW)
     clean = entry(mm, page(1)) & ~PTE_DIRTY
-    mm.update_pte(mm.page_table.ensure_pte(page(1)), page(1), clean)
-    mark_accessed(mm, BASE, page(4), False)
+    mm.pages.update_pte(mm.page_table.ensure_pte(page(1)), page(1), clean)
+    mm.pages.mark_accessed(BASE, page(4), False)
     assert entry(mm, page(1)) == clean
-    mark_accessed(mm, BASE, page(4), True)
+    mm.pages.mark_accessed(BASE, page(4), True)
     assert entry(mm, page(1)) == clean | PTE_DIRTY
     assert not entry(mm, page(0))
 
@@ -125,5 +125,5 @@ def test_a_range_is_as_good_as_its_pages(kind: str, accesses: list[tuple[int, in
     whole, single = (mm.page_table.walk.entries(at, at + 60 * PAGE_SIZE) for mm in mms)
     assert ((whole & 0xFFF) == (single & 0xFFF)).all()
     assert ((whole >> 12 == ZERO_PFN) == (single >> 12 == ZERO_PFN)).all()
-    assert mms[0].rss == mms[1].rss
+    assert mms[0].rss.counts == mms[1].rss.counts
     machine.close()

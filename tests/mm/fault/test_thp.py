@@ -14,12 +14,12 @@ from kerneld.mm.calls.access import pin_user_pages, read_remote_vm, unpin_user_p
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mincore import do_mincore
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.fault.populate import fault_in_range, mark_accessed, mm_populate
+from kerneld.mm.fault.populate import fault_in_range, mm_populate
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.support.huge_machine import (
@@ -63,7 +63,7 @@ def test_a_write_maps_two_mebibytes_at_once(machine: HugeMachine, mm: MmStruct) 
     free = machine.frames.free_pages
     store(mm, page(5), b"x")
     assert sizes(mm, 2) == "H-"
-    assert mm.rss[Rss.ANON] == HUGE
+    assert mm.rss.counts[Rss.ANON] == HUGE
     assert machine.frames.free_pages == free - HUGE - 3  # two upper tables and the deposited one
     head = frame_at(mm, BASE)
     assert head % HUGE == 0
@@ -123,7 +123,7 @@ def test_a_read_maps_the_huge_zero_page_which_is_there_once(machine: HugeMachine
     assert load(mm, page(HUGE + 7)) == b"\0"
     assert sizes(mm, 2) == "ZZ"
     assert frame_at(mm, page(7)) == frame_at(mm, page(HUGE + 7))
-    assert mm.rss[Rss.ANON] == 0
+    assert mm.rss.counts[Rss.ANON] == 0
     machine.check()
     do_munmap(mm, huge(0), PMD_SIZE)
     assert machine.frames.huge.zero_users == 1
@@ -137,7 +137,7 @@ def test_a_write_to_the_huge_zero_page_copies_one_page(machine: HugeMachine, mm:
     load(mm, BASE)
     store(mm, page(3), b"x")
     assert sizes(mm, 1) == "t"
-    assert mm.rss[Rss.ANON] == 1
+    assert mm.rss.counts[Rss.ANON] == 1
     assert frames_of(mm, page(0), page(3)) == [ZERO_PFN] * 3
     assert load(mm, page(3)) == b"x"
     assert machine.frames.huge.zero_pfn is None
@@ -179,7 +179,7 @@ def test_populate_fills_whole_ones_with_huge_pages(machine: HugeMachine, mm: MmS
     mmap(mm, 3 * HUGE, RW if write else READ, ANON, at=page(100))
     mm_populate(mm, page(100), page(100 + 3 * HUGE))
     assert sizes(mm, 4) == ("tHHt" if write else "tZZt")
-    assert mm.rss[Rss.ANON] == (3 * HUGE if write else 0)
+    assert mm.rss.counts[Rss.ANON] == (3 * HUGE if write else 0)
     assert do_mincore(mm, page(100), 3 * PMD_SIZE, 3 * HUGE) == b"\1" * 3 * HUGE
     machine.check()
     vma = vma_at(mm, page(100))
@@ -198,7 +198,7 @@ def test_populate_meets_every_kind(machine: HugeMachine, mm: MmStruct) -> None:
     mm_populate(mm, BASE, huge(4))
     assert sizes(mm) == "tttt"
     assert sizes(child) == "HZH-"
-    assert mm.rss[Rss.ANON] == 4 * HUGE
+    assert mm.rss.counts[Rss.ANON] == 4 * HUGE
     assert len(set(frames_of(mm, BASE, huge(4)))) == 4 * HUGE
     assert (load(mm, huge(0)), load(mm, huge(2))) == (b"x", b"y")
 
@@ -223,7 +223,7 @@ def test_populate_without_memory_says_where_it_stopped(machine: HugeMachine, mm:
 def test_touching_a_part_marks_the_whole_entry(mm: MmStruct) -> None:
     marked(mm, HUGE)
     do_madvise(mm, BASE, PMD_SIZE, Madv.FREE)
-    mark_accessed(mm, page(3), page(5), write=True)
+    mm.pages.mark_accessed(page(3), page(5), write=True)
     assert entry_at(mm, BASE) & (PTE_ACCESSED | PTE_DIRTY) == PTE_ACCESSED | PTE_DIRTY
 
 
@@ -290,7 +290,7 @@ def test_collapse_makes_a_huge_page_of_single_ones(machine: HugeMachine, mm: MmS
     assert mm.page_table.table_pages == tables
     do_madvise(mm, BASE, 2 * PMD_SIZE, Madv.COLLAPSE)
     assert sizes(mm, 2) == "HH"
-    assert mm.rss[Rss.ANON] == 2 * HUGE
+    assert mm.rss.counts[Rss.ANON] == 2 * HUGE
     machine.check()
     check_marks(mm, 2 * HUGE)
     check_marks(child, 2 * HUGE)

@@ -16,7 +16,7 @@ from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.calls.mremap import do_mremap
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
@@ -72,8 +72,8 @@ def test_munmap_of_the_whole_frees_all_at_once(machine: HugeMachine, mm: MmStruc
     do_munmap(mm, BASE, 4 * PMD_SIZE)
     assert machine.frames.free_pages == free
     assert mm.page_table.table_pages == 1
-    assert mm.resident_pages == 0
-    assert mm.hiwater_rss == 4 * HUGE
+    assert mm.rss.resident_pages == 0
+    assert mm.rss.hiwater == 4 * HUGE
 
 
 def test_mprotect_of_whole_huge_pages_keeps_them(mm: MmStruct) -> None:
@@ -126,7 +126,7 @@ def test_fork_shares_and_a_write_cuts_up_one_side(machine: HugeMachine, mm: MmSt
     assert frames_of(mm, BASE, huge(2)) == frames_of(child, BASE, huge(2))
     assert not entry_at(mm, BASE) & PTE_RW
     assert not entry_at(child, BASE) & (PTE_RW | PTE_ACCESSED)
-    assert child.rss == mm.rss
+    assert child.rss.counts == mm.rss.counts
     machine.check()
     store(child, page(9), b"child")
     assert (sizes(mm, 2), sizes(child, 2)) == ("HH", "tH")
@@ -193,7 +193,7 @@ def test_mremap_moves_whole_huge_pages(machine: HugeMachine, mm: MmStruct) -> No
     assert frames_of(mm, huge(2), huge(4)) == frames
     machine.check()
     check_marks(mm, 2 * HUGE, at=huge(2))
-    assert mm.rss[Rss.ANON] == 2 * HUGE
+    assert mm.rss.counts[Rss.ANON] == 2 * HUGE
 
 
 def test_mremap_to_another_alignment_cuts_them_up(machine: HugeMachine, mm: MmStruct) -> None:
@@ -250,10 +250,10 @@ def test_dontneed_of_the_whole_and_of_a_part(machine: HugeMachine, mm: MmStruct)
     do_madvise(mm, huge(0), PMD_SIZE, Madv.DONTNEED)
     machine.check()
     assert sizes(mm, 2) == "-H"
-    assert mm.rss[Rss.ANON] == HUGE
+    assert mm.rss.counts[Rss.ANON] == HUGE
     do_madvise(mm, huge(1) + PAGE_SIZE, PAGE_SIZE, Madv.DONTNEED)
     assert sizes(mm, 2) == "-t"
-    assert mm.rss[Rss.ANON] == HUGE - 1
+    assert mm.rss.counts[Rss.ANON] == HUGE - 1
     assert load(mm, huge(0)) == b"\0"
     assert sizes(mm, 2) == "Zt"
     do_madvise(mm, page(1), PAGE_SIZE, Madv.DONTNEED)
@@ -302,5 +302,5 @@ def test_the_heap_gets_huge_pages_and_gives_them_back(machine: HugeMachine, mm: 
     assert sizes(mm, 2) == "HH"
     do_brk(mm, page(7), privileged=False)
     assert sizes(mm, 2) == "t-"
-    assert mm.rss[Rss.ANON] == 7
+    assert mm.rss.counts[Rss.ANON] == 7
     assert load(mm, page(3)) == b"x"

@@ -16,7 +16,7 @@ from kerneld.mm.files.filemap import File
 from kerneld.mm.frames.frames import PG_DIRTY, PG_SWAPBACKED
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
-from kerneld.mm.space.pte_ops import Rss
+from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.truncate import punch_hole, truncate_pagecache
 from kerneld.mm.space.writeback import do_msync
 from shared.uapi.mman import Madv, Ms
@@ -78,7 +78,7 @@ class TestWhatKindOfPages:
     def test_they_count_as_memory(self, mm: MmStruct, memory: tuple[File, FakeBacking], flags: int) -> None:
         mmap(mm, PAGES, RW, flags, at=BASE, file=memory[0])
         load(mm, BASE)
-        assert (mm.rss[Rss.SHMEM], mm.rss[Rss.FILE], mm.rss[Rss.ANON]) == (4, 0, 0)
+        assert (mm.rss.counts[Rss.SHMEM], mm.rss.counts[Rss.FILE], mm.rss.counts[Rss.ANON]) == (4, 0, 0)
         assert mm.frames.flags_at[pfn_of(mm, BASE)] & PG_SWAPBACKED
 
     def test_around_a_fault_no_hole_is_filled(self, mm: MmStruct, memory: tuple[File, FakeBacking]) -> None:

@@ -54,7 +54,7 @@ def test_parts_of_one(mm: MmStruct, first: int, count: int, left: list[tuple[int
     assert [(at, pages) for at, pages, _ in layout(mm)] == left
     still = {at + number for at, pages in left for number in range(pages)}
     assert {number for number in range(6) if entry(mm, page(number))} == still
-    assert mm.total_vm == mm.rss[1] == len(still)
+    assert mm.total_vm == mm.rss.counts[1] == len(still)
     assert [vma.pgoff for vma in mm.vmas] == [vma.start // PAGE_SIZE for vma in mm.vmas]
 
 

@@ -123,7 +123,7 @@ class World(HugeMachine):
         bits = np.where(present, entries & np.uint64(~PTE_PFN_MASK & (1 << 64) - 1), entries != 0)
         vmas = [(vma.start, vma.end, vma.vm_flags) for vma in self.mm.vmas]
         table_pages = self.mm.page_table.table_pages
-        return bits.tolist(), vmas, self.mm.rss, table_pages, self.frames.free_pages, self.frames.swap.nr_free
+        return bits.tolist(), vmas, self.mm.rss.counts, table_pages, self.frames.free_pages, self.frames.swap.nr_free
 
     def contents(self) -> list[bytes]:
         entries = self.mm.page_table.walk.entries(*EVERYWHERE[0])
@@ -210,7 +210,7 @@ def test_a_huge_page_that_is_cut_up_when_it_is_met_is_walked_as_a_table() -> Non
     def cut_up_the_first(leaf: Leaf) -> bool:
         met.append(leaf)
         if len(met) == 1:
-            mm.split_huge_pmd(leaf.low, leaf.start)
+            mm.pages.split_huge_pmd(leaf.low, leaf.start)
             return False
         return True
 

@@ -1,0 +1,398 @@
+"""The entries of an address space, of 4 KiB and of 2 MiB, and the few primitives that change them.
+
+Owns what the leaf entries of one page table say: `Pages` alone sets and clears them. Each primitive does all that goes
+with an entry: the frame's counts and the resident counter (`RssStat`), and the notification. So no caller can forget
+one of them. Where an entry lies is `PageTable`'s business, and how a range is walked `PageWalk`'s. Knows no VMA and no
+fault. Answers to Linux v6.8 mm/memory.c (set_pte_range, zap_pte_range, copy_present_pte), mm/huge_memory.c
+(zap_huge_pmd, __split_huge_pmd_locked, move_huge_pmd, copy_huge_pmd) and mm/rmap.c (try_to_unmap_one).
+
+| what becomes of an entry             | one          | many                               | of 2 MiB          |
+|--------------------------------------|--------------|------------------------------------|-------------------|
+| empty, now it maps a new frame       | set_pte      | set_ptes                           | set_huge_pmd      |
+| empty, now it maps the zero page     | set_zero_pte | set_zero_ptes                      | set_huge_zero_pmd |
+| empty, in a forked child             | share_pte    | share_ptes, share_swap_ptes        | copy_huge_pmd     |
+| same frame, other rights or state    | update_pte   | update_ptes                        | update_huge_pmd   |
+| another frame                        | replace_pte  |                                    |                   |
+| its page is swapped out, or dropped  |              | unmap_frames                       | split first       |
+| its page is swapped in               | swap_in_pte  |                                    |                   |
+| moved to another address             |              | move_entries, move_tables          | move_huge_pmd     |
+| cleared                              |              | zap_range, zap_cached, zap_swapped | zap_range         |
+| of 2 MiB, now 512 of 4 KiB           |              |                                    | split_huge_pmd    |
+
+Invariants: those of `RssStat`; each change of what a page is mapped to is notified, as a range. An entry of 2 MiB has
+PTE_PSE and lies in one VMA, anonymous and private, whole: whoever gives a VMA a new bound, or changes a part of what
+such an entry maps, cuts the huge page up first (`split_huge_pmds_at`). An entry of the huge zero page is special, as
+the zero page's entry of 4 KiB is. PROT_NONE is as in an entry of 4 KiB.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_PRESENT,
+    PTE_PSE,
+    PTE_RW,
+    PTE_SPECIAL,
+    PTE_TABLE,
+    PTRS_PER_TABLE,
+    counted_mask,
+    make_pte,
+    pte_pfn,
+    small_entries,
+    swap_mask,
+    swp_offset,
+)
+from kerneld.hw.ram import WORDS_SHIFT
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN, Frames, Pfns
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.frames.swap import Slots
+from kerneld.mm.space.notifier import Notifiers
+from kerneld.mm.space.pagetable import PageTable
+from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run, Words
+from kerneld.mm.space.rss import Rss, RssStat, rss_kind
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
+
+_U64 = (1 << 64) - 1
+
+
+class Pages:
+    """The entries of one page table. A `haddr` is an address on a 2 MiB boundary; entries are named by word index."""
+
+    def __init__(self, frames: Frames, page_table: PageTable, rss: RssStat, notifiers: Notifiers, number: int) -> None:
+        self.number = number
+        """The address space's."""
+        self.page_table = page_table
+        self.rss = rss
+        self._frames = frames
+        self._walk = page_table.walk
+        self._notifiers = notifiers
+        # What each page fault needs is bound once.
+        self._words = frames.ram.words
+        self._flags_at = frames.flags_at
+        self._mapcount_at = frames.mapcount_at
+        self._counts = rss.counts
+        self._words_np = frames.ram.words_np
+        self._frames_np = frames.ram.frames_np
+
+    # One entry
+
+    def set_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Fill an empty entry with a frame; the caller's reference becomes the entry's (xv6: mappages())."""
+        self._words[pte] = entry
+        self._mapcount_at[pfn] += 1
+        flags = self._flags_at[pfn]
+        self._counts[1 if flags & PG_ANON else rss_kind(flags)] += 1
+        if self._notifiers:
+            self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+
+    def set_zero_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
+        """Fill an empty entry with the shared zero page, which is not counted."""
+        self._words[pte] = entry
+        if self._notifiers:
+            self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+
+    def update_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
+        """Change the rights or state bits of an entry that goes on mapping the same frame."""
+        if self._words[pte] != entry:
+            self._words[pte] = entry
+            if self._notifiers:
+                self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+
+    def replace_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Let an entry that maps a frame map another; the caller's reference of the new frame becomes the entry's.
+
+        That the old frame was used is not kept: who copies it flushes its accessed bit, while zap passes it on.
+        Source: Linux v6.8 mm/memory.c:wp_page_copy(), ptep_clear_flush().
+        """
+        old = self._words[pte]
+        self._words[pte] = entry
+        self.rss.hold(pfn)
+        self.rss.let_go(old & ~PTE_ACCESSED)
+        if self._notifiers:
+            self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+
+    def swap_in_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Let a swap entry, whose slot the caller has freed, map a frame; the caller's reference is the entry's."""
+        self._words[pte] = entry
+        self._counts[Rss.SWAP] -= 1
+        self.rss.hold(pfn)
+        if self._notifiers:
+            self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+
+    def share_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
+        """Fill an empty entry with a frame that the parent maps too: nobody's alone any more."""
+        self._flags_at[pfn] &= ~PG_ANON_EXCLUSIVE
+        self._frames.get_page(pfn)
+        self.set_pte(pte, vaddr, entry, pfn)
+
+    # Many entries
+
+    def set_ptes(self, run: Run, entries: Words, pfns: Pfns, kind: Rss) -> None:
+        """Fill the empty entries of a run with frames, each frame named once; an entry of 0 is left as it is.
+
+        `pfns` are the frames of those that are not 0, all of one kind.
+        """
+        self.rss.hold_many(pfns, kind)
+        self._fill(run, entries)
+
+    def set_zero_ptes(self, run: Run, entries: Words) -> None:
+        """Fill the empty entries of a run with the shared zero page; an entry of 0 is left as it is."""
+        self._fill(run, entries)
+
+    def share_ptes(self, run: Run, entries: Words) -> None:
+        """Fill the empty entries of a run with the frames that the parent maps too; a 0 is left as it is.
+
+        Source: Linux v6.8 mm/memory.c:copy_present_pte().
+        """
+        self.rss.share_many(pte_pfn(entries[counted_mask(entries)]).astype(np.int64))
+        self._fill(run, entries)
+
+    def share_swap_ptes(self, run: Run, entries: Words) -> None:
+        """Fill the empty entries of a run with swap entries, each one more of its slot; a 0 is left as it is."""
+        self.rss.hold_slots(swp_offset(entries[entries != 0]).astype(np.int64))
+        self._fill(run, entries)
+
+    def _fill(self, run: Run, entries: Words) -> None:
+        self._put(run, self._walk.read(run) | entries)
+        self._notifiers.invalidate_range(run.start, run.end)
+
+    def _put(self, run: Run, entries: Words | int) -> None:
+        if isinstance(run, Leaf):
+            self._words_np[run.low : run.high] = entries
+        else:
+            self._frames_np[run.tables] = entries if isinstance(entries, int) else entries.reshape(-1, PTRS_PER_TABLE)
+
+    def update_ptes(self, run: Run, entries: Words) -> None:
+        """Give a run of entries other rights or state bits; each, a huge page's too, maps what it did, or none."""
+        self._put(run, entries)
+        self._notifiers.invalidate_range(run.start, run.end)
+
+    def clear_young(self, ptes: Slots, vaddrs: Slots) -> npt.NDArray[np.bool_]:
+        """Take the accessed bit from entries, and return for each whether it was set.
+
+        `vaddrs` are the pages of the entries, in order. No listener is told but a TLB: what a page is mapped to stays.
+        Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
+        """
+        entries = self._words_np[ptes]
+        self._words_np[ptes] = entries & np.uint64(~PTE_ACCESSED & _U64)
+        if self._notifiers.tlb is not None:
+            self._notifiers.tlb.clear_flush_young(int(vaddrs[0]), int(vaddrs[-1]) + PAGE_SIZE)
+        young: npt.NDArray[np.bool_] = (entries & np.uint64(PTE_ACCESSED)) != 0
+        return young
+
+    def mark_accessed(self, start: Vaddr, end: Vaddr, write: bool) -> None:
+        """Set the accessed bit, for a write the dirty bit too, of present entries, as the processor does at an access.
+
+        No listener is told: what a page is mapped to stays.
+        """
+        bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
+        for leaf in self._walk.leaves(start, end):
+            entries = self._words_np[leaf.low : leaf.high]
+            np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)
+
+    def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
+        """Let entries that each map a frame become swap entries, or 0; the caller holds each frame.
+
+        `vaddrs` are the pages of the entries, in order. Dirty bits are the caller's business. Source: Linux v6.8
+        mm/rmap.c:try_to_unmap_one().
+        """
+        pfns = pte_pfn(self._words_np[ptes]).astype(np.int64)
+        self.rss.update_hiwater()
+        self._words_np[ptes] = entries
+        self.rss.unmap(pfns)
+        self.rss.hold_slots(swp_offset(entries[entries != 0]).astype(np.int64))
+        self._notifiers.invalidate_range(int(vaddrs[0]), int(vaddrs[-1]) + PAGE_SIZE)
+
+    # A range
+
+    def zap_range(self, start: Vaddr, end: Vaddr) -> None:
+        """Clear every entry of [start, end), a part of one VMA, and let go of the frames (xv6: uvmunmap()).
+
+        The accessed and dirty bits of a file's pages go over to their frames. A huge page that lies in the range only
+        in part is cut up first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().
+        """
+        if self.page_table.deposited:
+            self.split_huge_pmds_at(start, end)
+        self.rss.update_hiwater()
+        self._walk.page_range(start, end, self._zap_ptes, self._zap_huge_pmd)
+
+    def _zap_ptes(self, run: Run) -> None:
+        if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES:
+            changed = self._zap_few(run)
+        else:
+            entries = self._walk.read(run)
+            entries = entries[entries != 0]
+            changed = len(entries) > 0
+            if changed:
+                self._put(run, 0)
+                self.rss.let_go_many(entries)
+        if changed:
+            self._notifiers.invalidate_range(run.start, run.end)
+
+    def _zap_few(self, leaf: Leaf) -> bool:
+        changed = False
+        for pte in range(leaf.low, leaf.high):
+            entry = self._words[pte]
+            if entry:
+                self._words[pte] = 0
+                self.rss.let_go(entry)
+                changed = True
+        return changed
+
+    def _zap_huge_pmd(self, leaf: Leaf) -> bool:
+        entry = self._words[leaf.low]
+        self._words[leaf.low] = 0
+        self.page_table.free_deposit()
+        if entry & PTE_SPECIAL:
+            self._frames.huge.put_zero()
+        else:
+            self.rss.let_go_huge(pte_pfn(entry))
+        self._notifiers.invalidate_range(leaf.start, leaf.end)
+        return True
+
+    def zap_cached(self, start: Vaddr, end: Vaddr) -> None:
+        """Clear the entries of [start, end), a part of one VMA, that map pages of its file, and keep private copies."""
+        for leaf in self._walk.leaves(start, end):
+            places, pfns = self._walk.mapped(leaf)
+            ptes = leaf.low + places[~self._frames.has(pfns, PG_ANON)]
+            entries = self._words_np[ptes]
+            self._words_np[ptes] = 0
+            self.rss.let_go_many(entries)
+        self._notifiers.invalidate_range(start, end)
+
+    def zap_swapped(self, run: Run) -> None:
+        """Clear the swap entries among a run's, and let go of their slots."""
+        entries = self._walk.read(run)
+        swapped = swap_mask(entries)
+        if swapped.any():
+            gone = entries[swapped]
+            self._put(run, np.where(swapped, np.uint64(0), entries))
+            self.rss.let_go_many(gone)
+            self._notifiers.invalidate_range(run.start, run.end)
+
+    def move_entries(self, run: Run, place: Run, first: int) -> None:
+        """Move the entries of a run to empty ones: to those of `place` from its entry `first` on, both without gaps.
+
+        Frames and counters stay as they are.
+        """
+        entries = self._walk.read(run).copy()
+        if not entries.any():
+            return
+        target = self._walk.read(place).copy()
+        target[first : first + len(entries)] = entries
+        self._put(place, target)
+        self._put(run, 0)
+        self._notifiers.invalidate_range(run.start, run.end)
+        to = place.start + (first << PAGE_SHIFT)
+        self._notifiers.invalidate_range(to, to + (len(entries) << PAGE_SHIFT))
+
+    def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
+        """Move whole leaf tables as `PageTable.move_tables` does; frames and counters stay as they are."""
+        moved = self.page_table.move_tables(start, end, to)
+        self._notifiers.invalidate_range(start, end)
+        self._notifiers.invalidate_range(to, to + end - start)
+        return moved
+
+    # Entries of 2 MiB
+
+    def set_huge_pmd(self, pmd: int, haddr: Vaddr, entry: int, head: Pfn) -> None:
+        """Fill an empty entry, or one of the huge zero page, with a huge page; a table has been deposited for it.
+
+        The caller's reference of each frame becomes the entry's.
+        """
+        if self._words[pmd]:
+            self._frames.huge.put_zero()
+        self._words[pmd] = entry
+        self.rss.hold_huge(head)
+        self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
+
+    def set_huge_zero_pmd(self, pmd: int, haddr: Vaddr, prot: int) -> None:
+        """Fill an empty entry with the huge zero page, which is not counted; a table has been deposited for it.
+
+        `prot` has the entry's rights. Raises SysError(ENOMEM) where there is no huge zero page and none can be had.
+        """
+        self._words[pmd] = make_pte(self._frames.huge.get_zero(), prot & ~PTE_RW | PTE_PSE | PTE_SPECIAL)
+        self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
+
+    def update_huge_pmd(self, pmd: int, haddr: Vaddr, entry: int) -> None:
+        """Change the rights or state bits of an entry that goes on mapping the same huge page."""
+        if self._words[pmd] != entry:
+            self._words[pmd] = entry
+            self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
+
+    def split_huge_pmds_at(self, *bounds: Vaddr) -> None:
+        """Cut up the huge pages that have one of these addresses inside.
+
+        Source: Linux v6.8 mm/huge_memory.c:split_huge_pmd_address().
+        """
+        for vaddr in bounds:
+            if vaddr & PMD_SIZE - 1:
+                pmd = self.page_table.find_huge_pmd(vaddr)
+                if pmd is not None:
+                    self.split_huge_pmd(pmd, vaddr & -PMD_SIZE)
+
+    def split_huge_pmd(self, pmd: int, haddr: Vaddr) -> None:
+        """Put a table of 512 entries of the same frames in the place of an entry of 2 MiB; it cannot fail.
+
+        Of the huge zero page each becomes an entry of the shared zero page. Any other is one page still, and is dirty
+        now where the entry was.
+        Source: Linux v6.8 mm/huge_memory.c:__split_huge_pmd_locked(), __split_huge_zero_page_pmd().
+        """
+        entry = self._words[pmd]
+        table = self.page_table.withdraw()
+        low = table << WORDS_SHIFT
+        huge = self._frames.huge
+        if entry & PTE_SPECIAL:
+            self._words_np[low : low + PTRS_PER_TABLE] = make_pte(ZERO_PFN, entry & ~(PTE_PFN_MASK | PTE_PSE))
+            huge.put_zero()
+        else:
+            self._words_np[low : low + PTRS_PER_TABLE] = small_entries(entry, 0, PTRS_PER_TABLE)
+            head = pte_pfn(entry)
+            huge.remove_mapping(head)
+            if entry & PTE_DIRTY:
+                self._frames.set(slice(head, head + HPAGE_PMD_NR), PG_DIRTY)
+        self._words[pmd] = make_pte(table, PTE_TABLE)
+        huge.events["thp_split_pmd"] += 1
+        self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
+
+    def deposit_table(self, pmd: int) -> None:
+        """Take an empty leaf table out of the page table and deposit it: a huge page comes in its place."""
+        self.page_table.deposited.append(pte_pfn(self._words[pmd]))
+        self._words[pmd] = 0
+
+    def move_huge_pmd(self, pmd: int, haddr: Vaddr, to_pmd: int, to_haddr: Vaddr) -> None:
+        """Move an entry of 2 MiB to an empty one; frames, counters and the deposited table stay as they are.
+
+        Source: Linux v6.8 mm/huge_memory.c:move_huge_pmd().
+        """
+        self._words[to_pmd], self._words[pmd] = self._words[pmd], 0
+        self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
+        self._notifiers.invalidate_range(to_haddr, to_haddr + PMD_SIZE)
+
+    def copy_huge_pmd(self, new: Pages, leaf: Leaf) -> bool:
+        """Give a forked address space an entry of 2 MiB of this one; both are write-protected then.
+
+        Returns False where reclaim, for the tables that this takes, has cut the huge page up: nothing is done then.
+        Raises SysError(ENOMEM). Source: Linux v6.8 mm/huge_memory.c:copy_huge_pmd(): the child's entry is old.
+        """
+        pmd = new.page_table.ensure_pmd(leaf.start)
+        new.page_table.deposit_new()
+        entry = self._words[leaf.low] & ~PTE_RW
+        if not entry & PTE_PSE:
+            new.page_table.free_deposit()
+            return False
+        if entry & PTE_SPECIAL:
+            new.set_huge_zero_pmd(pmd, leaf.start, entry & ~(PTE_PFN_MASK | PTE_ACCESSED))
+            return True
+        head = pte_pfn(entry)
+        run = slice(head, head + HPAGE_PMD_NR)
+        self._frames.clear(run, PG_ANON_EXCLUSIVE)
+        self._frames.get_pages(run)
+        self.update_huge_pmd(leaf.low, leaf.start, entry)
+        new.set_huge_pmd(pmd, leaf.start, entry & ~PTE_ACCESSED, head)
+        return True
