@@ -313,11 +313,15 @@ class PageTable:
         present = np.flatnonzero(self._words_np[table.low : table.high])
         lows = (present << shift) + (table.start & -span)
         slots = table.low + present[(lows >= floor) & (lows + span <= ceiling)]
-        if len(slots):
+        if len(slots) > 1:
             freed = pte_pfn(self._words_np[slots]).astype(np.int64)
             self._words_np[slots] = 0
             self._frames.put_pages(freed)
-            self.table_pages -= len(freed)
+        else:
+            for slot in slots.tolist():  # Most munmaps free one of each level, or none: put_pages() is slower for that.
+                self._frames.put_page(pte_pfn(self._words[slot]))
+                self._words[slot] = 0
+        self.table_pages -= len(slots)
 
     def tables(self) -> list[Pfn]:
         """Return the frame of every table, the root first, the deposited ones last; found by a walk, for tests."""
