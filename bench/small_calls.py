@@ -1,0 +1,265 @@
+"""Rows 17 to 26: the small calls that programs make all day, beside the host in C and User-Mode Linux.
+
+A call of ours goes over the socket, as each does. The daemon's own time is what its process has run meanwhile, the
+socket's work in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.machine import ONE_CPU, Daemon, placed
+from bench.sample import Mark, Row, interleave
+from bench.user_mode_linux import UserModeLinux
+from shared.client import Process
+from shared.uapi.mman import Madv, Map, Mremap, Prot
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.syscalls import Nr
+
+ROUNDS = 21
+RW = Prot.READ | Prot.WRITE
+ANONYMOUS = Map.PRIVATE | Map.ANONYMOUS
+WINDOW_PAGES = 16
+
+
+class Case(NamedTuple):
+    """One call: its row, the command of small.c, how often a round makes it, and ours."""
+
+    number: int
+    measured: str
+    command: str
+    times: int
+    ours: Callable[[Process, int], float]
+    """Makes the call so often and returns the nanoseconds that all took."""
+    bound: float
+    """What the ratio to User-Mode Linux is to be at most."""
+    daemons: float | None = 25_000
+    """What the daemon's own time for one is to be at most, in nanoseconds; None for what takes the host over 10 µs."""
+
+
+class Small:
+    """small.c as a process of the host."""
+
+    def __init__(self, program: Path) -> None:
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def measure(self, command: str, times: int) -> float:
+        """Return the nanoseconds that one command took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{command} {times}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.communicate()
+
+
+def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
+    """Yield three rows for each wanted call: beside the host, beside User-Mode Linux if it runs, the daemon alone."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerneld-bench-")))
+        program = directory / "small"
+        source = Path(__file__).with_name("small.c")
+        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-Wall", "-static", "-o", program, source], check=True)
+        host = stack.enter_context(contextlib.closing(Small(program)))
+        uml = _start_uml(program)
+        if uml is not None:
+            stack.enter_context(contextlib.closing(uml))
+        process = stack.enter_context(daemon.attach())
+        for number in range(10):
+            process.mmap(0, PAGE_SIZE, Prot.READ if number % 2 else Prot.NONE, ANONYMOUS)
+        for case in (case for case in CASES if case.number in wanted):
+            with placed(ONE_CPU, daemon.pid, host.pid):
+                yield from _rows_of(case, process, daemon, host, uml)
+
+
+def _start_uml(program: Path) -> UserModeLinux | None:
+    try:
+        return UserModeLinux(program)
+    except OSError as error:
+        print(f"bench: no rows beside User-Mode Linux: {error}", file=sys.stderr)
+        return None
+
+
+def _rows_of(case: Case, process: Process, daemon: Daemon, host: Small, uml: UserModeLinux | None) -> Iterator[Row]:
+    def ours() -> float:
+        return case.ours(process, case.times) / case.times
+
+    beside = Row(case.number, case.measured, "host, C", "one CPU", "ns", None)
+    yield interleave(beside, ROUNDS, ours, lambda: host.measure(case.command, case.times) / case.times)
+    if uml is not None:
+        beside = Row(case.number, case.measured, "User-Mode Linux", "one CPU", "ns", Mark(case.bound))
+        yield interleave(beside, ROUNDS, ours, lambda: uml.measure(case.command, case.times) / case.times)
+    own = Row(
+        case.number,
+        f"{case.measured}: the daemon's",
+        "none",
+        "one CPU",
+        "ns",
+        Mark(case.daemons) if case.daemons else None,
+    )
+    for _ in range(ROUNDS):
+        before = _run_ns(daemon.pid)
+        case.ours(process, case.times)
+        own.ours.append((_run_ns(daemon.pid) - before) / case.times)
+    yield own
+
+
+def _run_ns(pid: int) -> int:
+    """Return how long a process has run, in nanoseconds. Source: Linux v6.8 Documentation/scheduler/sched-stats.rst."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+
+
+def _timed(times: int, call: Callable[[], object]) -> float:
+    started = time.perf_counter_ns()
+    for _ in range(times):
+        call()
+    return time.perf_counter_ns() - started
+
+
+@contextlib.contextmanager
+def _mapped(process: Process, pages: int, *, written: bool = False) -> Iterator[int]:
+    """Map pages of 4 KiB, written to where that is asked for; they are unmapped at the end."""
+    length = pages * PAGE_SIZE
+    address = process.mmap(0, length, RW, ANONYMOUS)
+    process.madvise(address, length, Madv.NOHUGEPAGE)
+    if written:
+        process.madvise(address, length, Madv.POPULATE_WRITE)
+    yield address
+    process.munmap(address, length)
+
+
+def pair(process: Process, times: int) -> float:
+    """Map a page and unmap it."""
+    return _timed(times, lambda: process.munmap(process.mmap(0, PAGE_SIZE, RW, ANONYMOUS), PAGE_SIZE))
+
+
+def mprotect(process: Process, times: int) -> float:
+    """Make one page of eight read-only and writable again: two splits, then two merges."""
+    with _mapped(process, 8, written=True) as address:
+        page = address + 4 * PAGE_SIZE
+
+        def there_and_back() -> None:
+            process.mprotect(page, PAGE_SIZE, Prot.READ)
+            process.mprotect(page, PAGE_SIZE, RW)
+
+        return _timed(times, there_and_back)
+
+
+def dontneed(process: Process, times: int) -> float:
+    """Drop one written page; the writing is not in the time."""
+    spent = 0.0
+    with _mapped(process, 8) as address:
+        for _ in range(times):
+            process.mem.store_u64(address, 1)
+            spent += _timed(1, lambda: process.madvise(address, PAGE_SIZE, Madv.DONTNEED))
+    return spent
+
+
+def brk(process: Process, times: int) -> float:
+    """Move the break up by two pages and down again."""
+    base = process.brk(0)
+
+    def up_and_down() -> None:
+        process.brk(base + 2 * PAGE_SIZE)
+        process.brk(base)
+
+    return _timed(times, up_and_down)
+
+
+def mremap(process: Process, times: int) -> float:
+    """Grow a mapping of one page where it is, and shrink it again."""
+    with _mapped(process, 8, written=True) as address:
+        process.munmap(address + PAGE_SIZE, 7 * PAGE_SIZE)
+
+        def grow_and_shrink() -> None:
+            process.mremap(address, PAGE_SIZE, 2 * PAGE_SIZE, Mremap(0))
+            process.mremap(address, 2 * PAGE_SIZE, PAGE_SIZE, Mremap(0))
+
+        return _timed(times, grow_and_shrink)
+
+
+def _touch_each(process: Process, address: int, times: int, step: int = PAGE_SIZE, *, write: bool = False) -> float:
+    load, store = process.mem.load_u8, process.mem.store_u64
+    started = time.perf_counter_ns()
+    for vaddr in range(address, address + times * step, step):
+        if write:
+            store(vaddr, 1)
+        else:
+            load(vaddr)
+    return time.perf_counter_ns() - started
+
+
+def read(process: Process, times: int) -> float:
+    """Read fresh pages: the zero page."""
+    with _mapped(process, times) as address:
+        return _touch_each(process, address, times)
+
+
+def write(process: Process, times: int) -> float:
+    """Write to fresh pages."""
+    with _mapped(process, times) as address:
+        return _touch_each(process, address, times, write=True)
+
+
+def cow(process: Process, times: int) -> float:
+    """Write to pages that the zero page stands for."""
+    with _mapped(process, times) as address:
+        process.madvise(address, times * PAGE_SIZE, Madv.POPULATE_READ)
+        return _touch_each(process, address, times, write=True)
+
+
+def file(process: Process, times: int) -> float:
+    """Read a page of each window of sixteen of a file that is in the host's cache."""
+    length = times * WINDOW_PAGES * PAGE_SIZE
+    with tempfile.TemporaryFile() as opened:
+        opened.write(b"x" * length)
+        opened.flush()
+        address = process.mmap(0, length, Prot.READ, Map.PRIVATE, opened.fileno())
+        elapsed = _touch_each(process, address, times, WINDOW_PAGES * PAGE_SIZE)
+        process.munmap(address, length)
+    return elapsed
+
+
+def fork(process: Process, times: int) -> float:
+    """Fork a process of some thirty mappings and two hundred pages; the child ends, real and simulated."""
+
+    def fork_and_wait() -> None:
+        pid = process.fork()
+        if pid == 0:
+            process.syscall(Nr.EXIT_GROUP, 0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            address = stack.enter_context(_mapped(process, 10, written=True))
+            process.mprotect(address + 9 * PAGE_SIZE, PAGE_SIZE, Prot.NONE)
+        return _timed(times, fork_and_wait)
+
+
+CASES = (
+    Case(17, "mmap and munmap of a page", "pair", 100, pair, 0.4, 50_000),
+    Case(18, "mprotect of a page, split and merge", "mprotect", 50, mprotect, 1, 50_000),
+    Case(19, "DONTNEED of a page", "dontneed", 100, dontneed, 1),
+    Case(20, "brk up and down", "brk", 100, brk, 1, 50_000),
+    Case(21, "mremap of a page, grow and shrink", "mremap", 100, mremap, 1, 50_000),
+    Case(22, "load of a fresh page", "read", 100, read, 1),
+    Case(23, "store to a fresh page", "write", 100, write, 0.15),
+    Case(24, "store to a page of the zero page", "cow", 100, cow, 1),
+    Case(25, "load of a file, sixteen pages around", "file", 50, file, 1),
+    Case(26, "fork and exit, 30 mappings and 200 pages", "fork", 10, fork, 0.6, None),
+)
