@@ -9,6 +9,7 @@ from signal import SIGKILL
 
 import pytest
 
+from kerneld.mm.space import pace
 from kerneld.server.batch import Batch
 from kerneld.server.reply import Outcome
 from kerneld.syscalls.dispatch import dispatch
@@ -118,6 +119,20 @@ def test_memory_that_goes_meanwhile(
 def test_who_populates_more_than_there_is_is_killed(long: Client, other: Client) -> None:
     (reply,), _ = finish(begun(long, Nr.MMAP, 0, LENGTH, RW, POPULATE, NO_FD, 0), other)
     assert reply.signo == SIGKILL
+
+
+@pytest.mark.parametrize(("nr", "args"), [(Nr.MADVISE, (Madv.POPULATE_WRITE,)), (Nr.MLOCK, ())])
+def test_a_page_table_whose_pages_come_one_by_one(
+    long: Client, other: Client, monkeypatch: pytest.MonkeyPatch, nr: Nr, args: tuple[int, ...]
+) -> None:
+    """Each may have to wait for reclaim: sixteen are enough for a piece that is late."""
+    vaddr = mmap(long, 4 * MIB, RW)
+    assert call(long, Nr.MADVISE, vaddr, 4 * MIB, Madv.POPULATE_READ).ret == 0
+    monkeypatch.setattr(pace, "_LATE_SECONDS", -1.0)
+    (reply,), served = finish(begun(long, nr, vaddr, 4 * MIB, *args), other)
+    assert reply.ret == 0
+    assert served >= 4 * MIB // PAGE_SIZE // 16 - 2
+    assert rss_pages(long) >= 4 * MIB // PAGE_SIZE
 
 
 def test_who_populates_may_die_meanwhile(long: Client, kernel: Kernel) -> None:

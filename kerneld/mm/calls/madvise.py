@@ -254,7 +254,7 @@ def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pac
             raise SysError(errno.EINVAL)
         last = min(end, vma.end)
         while start < last:
-            start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True)
+            start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True, pace=pace)
             if fault:
                 raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
             if pace.is_over():

@@ -48,8 +48,7 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
             start, fault = last, 0 if vma.vm_flags & VM_LOCKONFAULT else VM_FAULT_SIGSEGV
         while start < last and not fault:
             stop = pace.stop(start, last)
-            fault = populate_vma(mm, vma, start, stop)
-            start = stop
+            start, fault = populate_vma(mm, vma, start, stop, pace)
             if pace.is_over():
                 break
         if fault and not ignore_errors:
@@ -67,18 +66,19 @@ def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     drain(populate_in_pieces(mm, start, end, ignore_errors=True))
 
 
-def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> int:
+def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace | None = None) -> tuple[Vaddr, int]:
     """Fault a page-aligned part of a VMA in: for writing where it is private and writable, else for reading.
 
-    Returns 0 or the VM_FAULT_* that stopped it: memory whose protection key denies the access is not faulted in. The
-    address space is that of whoever runs. Source: Linux v6.8 mm/gup.c:populate_vma_page_range(), check_vma_flags().
+    Returns how far it came, less where `pace` is late, and 0 or the VM_FAULT_* that stopped it: memory whose protection
+    key denies the access is not faulted in. The address space is that of whoever runs.
+    Source: Linux v6.8 mm/gup.c:populate_vma_page_range(), check_vma_flags().
     """
     if not _is_populated(vma):
-        return 0
+        return end, 0
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     if not vma_access_permitted(mm.frames.processor.pkru, vma, write):
-        return VM_FAULT_SIGSEGV
-    return fault_in_range(mm, vma, start, end, write, foll_touch=True)[1]
+        return start, VM_FAULT_SIGSEGV
+    return fault_in_range(mm, vma, start, end, write, foll_touch=True, pace=pace)
 
 
 def _is_populated(vma: Vma) -> bool:
@@ -86,21 +86,22 @@ def _is_populated(vma: Vma) -> bool:
 
 
 def fault_in_range(
-    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, *, foll_touch: bool = False
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, *, foll_touch: bool = False, pace: Pace | None = None
 ) -> tuple[Vaddr, int]:
     """Fault in every page of [start, end), page-aligned and inside one VMA whose rights allow the access.
 
     With `foll_touch` it is the kernel that goes to the pages, not the processor: see `kerneld.mm.fault.foll_touch`.
-    Returns how far it came and 0 or the VM_FAULT_* that stopped it there.
+    Returns how far it came and 0 or the VM_FAULT_* that stopped it there. It comes less far where `pace` is late: where
+    memory is short each page may have to be reclaimed.
     """
     if vma.file is not None:
-        return _fault_in_file(mm, vma, start, end, write, foll_touch)
+        return _fault_in_file(mm, vma, start, end, write, foll_touch, pace)
     huge = may_have_huge_pages(mm, vma)
     try:
         for leaf in fault_in_huge(mm, vma, start, end, write) if huge else mm.page_table.ensure_leaves(start, end):
             if not leaf.huge:
                 _fill_anonymous(mm, vma, leaf, write)
-            stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
+            stopped = _fault_leaf(mm, vma, leaf, write, foll_touch, pace)
             if stopped is not None:
                 return stopped
             start = leaf.end
@@ -110,7 +111,7 @@ def fault_in_range(
 
 
 def _fault_in_file(
-    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, foll_touch: bool
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, foll_touch: bool, pace: Pace | None
 ) -> tuple[Vaddr, int]:
     """Do as `fault_in_range` for a file: its first fault makes a leaf table, and one that fails makes none."""
     while start < end:
@@ -120,7 +121,7 @@ def _fault_in_file(
             if result & VM_FAULT_ERROR:
                 return start, result
         leaf = next(mm.page_table.walk.leaves(start, stop))
-        stopped = _fault_leaf(mm, vma, leaf, write, foll_touch)
+        stopped = _fault_leaf(mm, vma, leaf, write, foll_touch, pace)
         if stopped is not None:
             return stopped
         start = stop
@@ -164,9 +165,11 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     mm.pages.set_ptes(leaf, new, pfns, Rss.ANON)
 
 
-def _fault_leaf(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: bool) -> tuple[Vaddr, int] | None:
+def _fault_leaf(
+    mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: bool, pace: Pace | None
+) -> tuple[Vaddr, int] | None:
     """Fault in what misses of a leaf table, or nothing of a huge page; returns where and why it stopped."""
-    stopped = None if leaf.huge else _fault_rest(mm, vma, leaf, write)
+    stopped = None if leaf.huge else _fault_rest(mm, vma, leaf, write, pace)
     if foll_touch:
         if stopped is not None:
             leaf = leaf._replace(end=stopped[0], high=leaf.low + ((stopped[0] - leaf.start) >> PAGE_SHIFT))
@@ -174,7 +177,7 @@ def _fault_leaf(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: boo
     return stopped
 
 
-def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr, int] | None:
+def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | None) -> tuple[Vaddr, int] | None:
     """Fault, one by one, the entries that still are not what the access needs; returns where and why it stopped.
 
     Each page is gone to once: where memory is short the first may be reclaimed again while the last comes in.
@@ -193,6 +196,8 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> tuple[Vaddr,
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
             done = position + 1
+        if pace is not None and pace.is_late() and done < len(entries):
+            return leaf.start + done * PAGE_SIZE, 0
 
 
 def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:
