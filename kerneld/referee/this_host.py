@@ -18,11 +18,11 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space import truncate, vma_merge
-from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
+from kerneld.mm.vm_flags import VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
 from kerneld.referee import rights
 from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
@@ -42,9 +42,7 @@ class Notices:
 
 def unmap_vma(mm: MmStruct, vma: Vma) -> None:
     """Source: Linux v6.8 mm/mmap.c:unmap_region(): nothing is written to the file."""
-    if vma.vm_flags & VM_LOCKED:
-        munlock_range(mm, vma.start, vma.end)
-    mm.pages.zap_range(vma.start, vma.end)
+    zap_vma_range(mm, vma, vma.start, vma.end)
     mm.remove_vma(vma)
 
 

@@ -32,7 +32,7 @@ from kerneld.mm.fault.collapse import madvise_collapse
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.files.filemap import File
-from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.pkeys import vma_access_permitted
@@ -208,9 +208,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
 
 def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Let go of the pages of a part of a VMA. Source: Linux v6.8 mm/madvise.c:madvise_dontneed_single_vma()."""
-    if vma.vm_flags & VM_LOCKED:
-        munlock_range(mm, start, end)
-    mm.pages.zap_range(start, end)
+    zap_vma_range(mm, vma, start, end)
 
 
 def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
-from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.writeback import writeback_in_pieces
-from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from kerneld.mm.vm_flags import VM_SHARED
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
@@ -160,9 +160,7 @@ def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:
     start = vma.start
     while start < vma.end:
         stop = pace.far_stop(mm.page_table.walk, start, vma.end)
-        if vma.vm_flags & VM_LOCKED:
-            munlock_range(mm, start, stop)
-        mm.pages.zap_range(start, stop)
+        zap_vma_range(mm, vma, start, stop)
         start = stop
         if start < vma.end and pace.is_over():
             yield

@@ -1,6 +1,6 @@
 """Pages of locked memory: kept out of reclaim as they come, given back when they are unlocked.
 
-Knows which VMA is locked from its caller. Answers to Linux v6.8 mm/mlock.c:mlock_vma_pages_range().
+Knows which VMA is locked from its caller, or its flags. Answers to Linux v6.8 mm/mlock.c:mlock_vma_pages_range().
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import numpy as np
 from kerneld.mm.frames.frames import PG_ANON, Pfns
 from kerneld.mm.frames.lru import mlock_folios, munlock_folios
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import Vaddr
 
 
@@ -19,13 +21,33 @@ def mlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 
 def munlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Give what is mapped in [start, end), page-aligned, back to reclaim; called before entries go."""
+    """Give what is mapped in [start, end), page-aligned, back to reclaim; called before entries go, if they go."""
     munlock_folios(mm.frames, _mapped(mm, start, end))
 
 
-def munlock_cached_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Do as `munlock_range` does with pages of a file alone: private copies stay."""
+def zap_vma_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Clear every entry of [start, end), page-aligned, a part of a VMA, which may be locked.
+
+    A page of a file counts as used while it is still locked, where that changes nothing but its mark.
+    Source: Linux v6.8 mm/memory.c:zap_pte_range(): folio_mark_accessed() before page_remove_rmap(), which unlocks.
+    """
+    if not vma.vm_flags & VM_LOCKED:
+        mm.pages.zap_range(start, end)
+        return
     pfns = _mapped(mm, start, end)
+    is_anon = mm.frames.has(pfns, PG_ANON)
+    munlock_folios(mm.frames, pfns[is_anon])
+    mm.pages.zap_range(start, end)
+    munlock_folios(mm.frames, pfns[~is_anon])
+
+
+def zap_vma_cached(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Do as `zap_vma_range` does with pages of a file alone: private copies stay."""
+    if not vma.vm_flags & VM_LOCKED:
+        mm.pages.zap_cached(start, end)
+        return
+    pfns = _mapped(mm, start, end)
+    mm.pages.zap_cached(start, end)
     munlock_folios(mm.frames, pfns[~mm.frames.has(pfns, PG_ANON)])
 
 

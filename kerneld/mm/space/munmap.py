@@ -10,13 +10,13 @@ import itertools
 
 from kerneld.errors import SysError
 from kerneld.mm.space.dying import take_down
-from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, is_wide
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
 from kerneld.mm.space.writeback import writeback_in_pieces, writeback_range
-from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
 
 _FEW = 64
@@ -41,7 +41,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
         start = stop if vma.end > stop else _end_of_few(mm, low, stop)
         if vma.vm_flags & VM_SHARED and vma.file is not None:
             start = min(start, vma.end)
-            mm.pages.zap_range(low, start)
+            zap_vma_range(mm, vma, low, start)
             yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
         do_munmap(mm, low, start - low)
         if start < end and pace.is_over():
@@ -86,9 +86,7 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
 
 def unmap_vma(mm: MmStruct, vma: Vma) -> None:
     """Clear a VMA's entries and remove it; what it has written to a shared file goes to the file."""
-    if vma.vm_flags & VM_LOCKED:
-        munlock_range(mm, vma.start, vma.end)
-    mm.pages.zap_range(vma.start, vma.end)
+    zap_vma_range(mm, vma, vma.start, vma.end)
     file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
     shared = vma.vm_flags & VM_SHARED
     mm.remove_vma(vma)

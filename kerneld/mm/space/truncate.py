@@ -12,11 +12,11 @@ from kerneld.errors import SysError
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.files.index_ranges import MAX_INDEX
 from kerneld.mm.files.shmem import shmem_free_swap, shmem_free_swapped
-from kerneld.mm.space.locked_pages import munlock_cached_range, munlock_range
+from kerneld.mm.space.locked_pages import zap_vma_cached, zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
+from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
 _UNMAPPED_AT_ONCE = 16 * PMD_SIZE
@@ -55,13 +55,9 @@ def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *
 
 def _unmap(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, *, even_cows: bool) -> None:
     if not even_cows and not vma.vm_flags & VM_SHARED:
-        if vma.vm_flags & VM_LOCKED:
-            munlock_cached_range(mm, start, end)
-        mm.pages.zap_cached(start, end)
+        zap_vma_cached(mm, vma, start, end)
         return
-    if vma.vm_flags & VM_LOCKED:
-        munlock_range(mm, start, end)
-    mm.pages.zap_range(start, end)
+    zap_vma_range(mm, vma, start, end)
 
 
 def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:

@@ -14,10 +14,11 @@ from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mlock import do_mlock, do_munlock
 from kerneld.mm.calls.mremap import do_mremap
 from kerneld.mm.fault.populate import mm_populate
-from kerneld.mm.frames.frames import PG_UNEVICTABLE
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_REFERENCED, PG_UNEVICTABLE
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
+from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.truncate import punch_hole, truncate_pagecache
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Mremap
@@ -169,3 +170,29 @@ def test_a_huge_page(huge_machine: HugeMachine) -> None:
 @pytest.fixture
 def huge_machine() -> Iterator[HugeMachine]:
     yield from checked(HugeMachine(16 << 20, TransparentHugepage.ALWAYS))
+
+
+def test_a_file_that_is_unmapped_in_pieces(machine: Machine, mm: MmStruct) -> None:
+    file, _backing = machine.new_file(bytes(PAGE_SIZE))
+    mmap(mm, 1, RW, SHARED, at=BASE, file=file)
+    mmap(mm, 1, RW, SHARED, at=page(SECOND), file=file)
+    lock(mm)
+    pfn = pfn_of(mm, BASE)
+    run_at_once(munmap_in_pieces(mm, BASE, PAGE_SIZE))
+    assert not is_locked(machine, pfn)
+
+
+@pytest.mark.parametrize("unmap", [do_munmap, lambda mm, at, length: run_at_once(munmap_in_pieces(mm, at, length))])
+def test_a_page_that_is_unmapped_counts_as_used_while_it_is_locked(
+    machine: Machine, mm: MmStruct, unmap: Callable[..., None]
+) -> None:
+    """Its mark stays: a second use of a page that reclaim could take would make it active, and take the mark."""
+    file, _backing = machine.new_file(bytes(PAGE_SIZE))
+    mmap(mm, 1, RW, SHARED, at=BASE, file=file)
+    mmap(mm, 1, RW, SHARED, at=page(SECOND), file=file)
+    lock(mm)
+    load(mm, BASE)
+    pfn = pfn_of(mm, BASE)
+    machine.frames.flags_at[pfn] |= PG_REFERENCED
+    unmap(mm, BASE, PAGE_SIZE)
+    assert machine.frames.flags_at[pfn] & (PG_REFERENCED | PG_ACTIVE | PG_UNEVICTABLE) == PG_REFERENCED
