@@ -1,7 +1,7 @@
 """A new page of anonymous memory, and the anon_vma that it needs.
 
-Apart from the faults for those who make such pages otherwise: `kerneld.mm.fault.populate`, `thp`, `collapse`. Answers
-to Linux v6.8 mm/rmap.c:__anon_vma_prepare(), folio_add_new_anon_rmap().
+The module is apart from the faults because `kerneld.mm.fault.populate`, `thp` and `collapse` make such pages too.
+Answers to Linux v6.8 mm/rmap.c:__anon_vma_prepare(), folio_add_new_anon_rmap().
 """
 
 from __future__ import annotations

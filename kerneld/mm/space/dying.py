@@ -1,14 +1,15 @@
-"""Address spaces that nobody works with any more: they are taken down piece by piece, while others are served.
+"""Address spaces that no process uses any more: they are taken down piece by piece, while other clients are served.
 
-On Linux every process does that for itself, on whatever processor is free, with the rest of the machine going on; here
-it would stand still. So an address space that dies is let go of by its process at once and comes here. Owns the queue
-of these, and how much of a turn they may take. Between two pieces one is whole: it has fewer VMAs than before, and
-fewer entries, and reverse maps may lead to what is left; only its upper page tables may cover nothing any more. Who
-needs its memory, its files or its share of a limit at once has it taken down (`finish`).
+On Linux every process takes its own address space down, on any free processor, while the rest of the machine goes on.
+Here one thread does everything, so the rest would wait. Therefore the process gives its address space up at once, and
+the address space is queued here. Owns the queue, and how much of a turn the queue may take. Between two pieces an
+address space is consistent: it has fewer VMAs and fewer entries than before, and reverse maps may lead to the rest;
+only its upper page tables may cover nothing any more. A caller that needs its memory, its files or its share of a limit
+at once calls `finish`.
 
-Without `slice_seconds`, as where there is no loop to go on with it, an address space is gone at once.
-
-Answers to Linux v6.8 mm/mmap.c:exit_mmap() and, for who is too late to wait for that, mm/oom_kill.c:oom_reaper().
+Without `slice_seconds` (no event loop runs the queue) an address space is taken down at once.
+Answers to Linux v6.8 mm/mmap.c:exit_mmap() and, for an allocation that cannot wait for that,
+mm/oom_kill.c:oom_reaper().
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SLICE_SECONDS = 0.002
 _LONG_AGO = 4
-"""After so many slices in which none was run another turn has begun."""
+"""After this number of slices without a piece, another turn has begun."""
 Pieces = Generator[None, None, None]
 
 
@@ -41,14 +42,14 @@ class Dying:
     def __init__(self) -> None:
         self.queue: deque[MmStruct | AddressSpace] = deque()
         self.slice_seconds: float | None = None
-        """How long a turn of the loop may take them down; None: until they have gone."""
+        """How long the queue may work in one turn of the event loop, in seconds; None: until the queue is empty."""
         self._pieces: dict[MmStruct | AddressSpace, Pieces] = {}
         self._is_running = False
         self._spent = 0.0
         self._last = 0.0
 
     def begin(self, mm: MmStruct) -> None:
-        """Take an address space down, as far as this turn may: nobody works with it any more."""
+        """Take down an address space that no process uses any more, as far as this turn's slice allows."""
         self._pieces[mm] = take_down(mm)
         self.queue.append(mm)
         if self.slice_seconds is None:
@@ -57,7 +58,7 @@ class Dying:
             self._run_slice(self.slice_seconds)
 
     def begin_eviction(self, mapping: AddressSpace) -> None:
-        """Drop what is cached of a file that nobody finds any more: next, as what is under way has let go of it."""
+        """Drop the cached pages of a file that no process can reach any more: right after the piece under way."""
         self._pieces[mapping] = _evict(mapping)
         self.queue.insert(int(self._is_running), mapping)
         if self.slice_seconds is None and not self._is_running:
@@ -74,12 +75,12 @@ class Dying:
         return [one for one in self.queue if isinstance(one, AddressSpace)]
 
     def turn(self) -> None:
-        """A turn of the loop: go on for a slice of time."""
+        """Work on the queue for one slice of time: one turn of the event loop."""
         self._spent = 0.0
         self._run_slice(self.slice_seconds or 0.0)
 
     def _run_slice(self, slice_seconds: float) -> None:
-        """Run pieces, one at least unless this turn has had its slice: many may end in one."""
+        """Run pieces, at least one, unless this turn has had its slice: many processes may end in one turn."""
         begun = monotonic()
         if begun - self._last > _LONG_AGO * slice_seconds:
             self._spent = 0.0
@@ -90,18 +91,19 @@ class Dying:
             self._spent += self._last - begun
 
     def finish(self, is_enough: Callable[[], bool] = lambda: False) -> None:
-        """Go on until somebody has what is needed, or all have gone."""
+        """Work on the queue until `is_enough` returns True, or until the queue is empty."""
         self._go_on(is_enough)
 
     def finish_in_pieces(self) -> Pieces:
-        """Take down those that are dying now; yield between two pieces, where others may be served."""
+        """Take down the address spaces that are dying now; yield between two pieces, when other clients may be
+        served."""
         last = self.queue[-1] if self.queue else None
         while last in self._pieces or (self.queue and isinstance(self.queue[0], AddressSpace)):
             self._go_on(lambda: True)
             yield
 
     def _go_on(self, is_enough: Callable[[], bool]) -> None:
-        """Run pieces, one at least."""
+        """Run pieces, at least one."""
         while self.queue:
             first = self.queue[0]
             pieces = self._pieces[first]
@@ -128,7 +130,10 @@ def run_piece(_mm: MmStruct, pieces: Pieces) -> bool:
 
 
 def _evict(mapping: AddressSpace) -> Pieces:
-    """Drop what is cached of a file; yield where the rest is whole: pages that nothing but reclaim comes to."""
+    """Drop the cached pages of a file; yield when the rest is consistent.
+
+    Only reclaim can reach these pages meanwhile.
+    """
     pace = Pace()
     while mapping.evict_some():
         if pace.is_over():
@@ -137,7 +142,7 @@ def _evict(mapping: AddressSpace) -> Pieces:
 
 
 def take_down(mm: MmStruct) -> Pieces:
-    """Clear the entries, remove the VMAs, and free the tables; yield where the rest is whole."""
+    """Clear the entries, remove the VMAs, and free the tables; yield when the rest is consistent."""
     mm.is_dying = True
     pace = Pace()
     while (vma := mm.vmas.find(0)) is not None:
@@ -151,7 +156,7 @@ def take_down(mm: MmStruct) -> Pieces:
 
 
 def write_back(vma: Vma) -> Iterator[None]:
-    """Write what a VMA has written to a shared file to it, as `kerneld.mm.space.munmap.unmap_vma` does."""
+    """Write the dirty pages of a VMA's shared file to the file, as `kerneld.mm.space.munmap.unmap_vma` does."""
     if vma.vm_flags & VM_SHARED and vma.file is not None:
         yield from writeback_in_pieces(vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
 
@@ -168,7 +173,8 @@ def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:
 
 
 def room_after(frames: Frames, is_enough: Callable[[], bool]) -> bool:
-    """Tell whether there is enough of what somebody wants, once those that are dying have gone, where that helps."""
+    """Return whether there is enough of a resource (`is_enough`); first take dying address spaces down if it is
+    short."""
     if is_enough():
         return True
     if frames.dying is not None and frames.dying.queue:

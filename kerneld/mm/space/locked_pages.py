@@ -16,7 +16,7 @@ from shared.uapi.page import Vaddr
 
 
 def mlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Keep what is mapped in [start, end), page-aligned, out of reclaim."""
+    """Keep the pages that are mapped in [start, end), page-aligned, out of reclaim."""
     mlock_folios(mm.frames, _mapped(mm, start, end))
 
 

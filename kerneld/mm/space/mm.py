@@ -85,9 +85,9 @@ class MmStruct:
     """One address space (Linux: struct mm_struct)."""
 
     def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
-        """Make an empty address space. Raises SysError(ENOMEM) where no frame is left for the page table's root."""
+        """Make an empty address space. Raises SysError(ENOMEM) if no frame is left for the page table's root."""
         self.number = next(_numbers)
-        """What it is called where people and programs are told of it: no other ever has the same."""
+        """The unique number by which traces and programs name the address space; it is never used again."""
         self.frames = frames
         self.page_table = PageTable(frames)
         self.notifiers = Notifiers()
@@ -97,24 +97,24 @@ class MmStruct:
         self.sysctl = sysctl
         self.vmas = VmaTree()
         self.total_vm = 0
-        """Pages of all VMAs; the next four count those of a kind (Linux: vm_stat_account())."""
+        """Pages of all VMAs; each of the next four counts the pages of one kind of VMA (Linux: vm_stat_account())."""
         self.data_vm = 0
         self.exec_vm = 0
         self.stack_vm = 0
         self.locked_vm = 0
         self.uncounted_unlocked_pages = 0
-        """Pages that `locked_vm` has still and no VMA: see `keep_locked_vm`."""
+        """Pages that `locked_vm` still counts although no VMA has them: see `keep_locked_vm`."""
         self.hiwater_vm = 0
         """The largest `total_vm` before it last fell: VmPeak is this or `total_vm` (Linux: mm->hiwater_vm)."""
         self.range_major_faults = 0
         self.range_faults = 0
-        """Faults that ranges have taken all at once, for who counts them: not always one a page (fault-around)."""
+        """Faults that calls on ranges have taken, for the fault counters: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
         self.pkey_allocation_map = 1 if frames.processor.ospke else 0
-        """Protection keys that are taken, bit by bit: key 0 is everybody's (Linux: mm->context.pkey_allocation_map)."""
+        """Allocated protection keys, one bit each; key 0 always is (Linux: mm->context.pkey_allocation_map)."""
         self.execute_only_pkey = -1 if frames.processor.ospke else 0
-        """The key of memory that is only executable, -1 where none has been needed (Linux: mm->context)."""
+        """The key of execute-only memory, -1 as long as none has been needed (Linux: mm->context)."""
         self.mmap_base: Vaddr = MMAP_BASE
         self.start_brk: Vaddr = 0
         self.brk: Vaddr = 0
@@ -122,15 +122,15 @@ class MmStruct:
         self.start_code = self.end_code = self.start_data = self.end_data = 0
         self.arg_start = self.arg_end = self.env_start = self.env_end = 0
         self.owner = frames.kernel_objects.superuser
-        """Who its mappings are on the account of: `charge_to`."""
+        """The account that pays for its mappings: see `charge_to`."""
         self.dumpable = True
-        """Whether others of the same user may look into it (Linux: get_dumpable() == SUID_DUMP_USER)."""
+        """Whether other processes of the same user may inspect it (Linux: get_dumpable() == SUID_DUMP_USER)."""
         self.users = 1
-        """Who works with it: its process, and calls of others (Linux: mm->mm_users). See `mmput`."""
+        """Number of users: its process, and calls of other processes on it (Linux: mm->mm_users). See `mmput`."""
         self.is_dying = False
-        """Whether nobody works with it any more, and it is being taken down: `kerneld.mm.space.dying`."""
+        """Whether it has no users any more and is being taken down: `kerneld.mm.space.dying`."""
         self.exe_path = ""
-        """The program's file, for /proc; empty where no execve has been made."""
+        """The path of the program's file, for /proc; empty before the first execve."""
 
     @property
     def map_count(self) -> int:
@@ -139,11 +139,11 @@ class MmStruct:
 
     @property
     def is_superusers(self) -> bool:
-        """Whether its process is the superuser: what a fault asks, where a call is told by who makes it (capable())."""
+        """Whether its process is the superuser (Linux: capable()). Faults ask this; calls know it from their caller."""
         return self.owner.is_superuser
 
     def charge_to(self, uid: int, *, is_superuser: bool) -> None:
-        """Its process acts as this user from now on: its mappings are on that one's account."""
+        """Charge its mappings to this user from now on: its process acts as this user."""
         self.owner.nr_vmas -= self.map_count
         self.owner = self.frames.kernel_objects.owner_of(uid, is_superuser=is_superuser)
         self.owner.nr_vmas += self.map_count
@@ -163,7 +163,8 @@ class MmStruct:
             self.frames.committed_as += pages
 
     def keep_locked_vm(self, pages: int) -> None:
-        """Let `locked_vm` be what it is said to be, whatever is locked: Linux unlocks some memory uncounted."""
+        """Set `locked_vm` to this number of pages, whatever is locked: Linux unlocks some memory without counting
+        it."""
         self.uncounted_unlocked_pages += pages - self.locked_vm
         self.locked_vm = pages
 
@@ -172,7 +173,7 @@ class MmStruct:
         self.hiwater_vm = max(self.hiwater_vm, self.total_vm)
 
     def insert_vma(self, vma: Vma) -> None:
-        """Add a VMA where no other is."""
+        """Add a VMA to a range without VMAs."""
         self.vmas.insert(vma)
         self.frames.kernel_objects.nr_vmas += 1
         self.owner.nr_vmas += 1
@@ -183,7 +184,7 @@ class MmStruct:
         self.notifiers.invalidate_range(vma.start, vma.end)
 
     def remove_vma(self, vma: Vma) -> None:
-        """Take a VMA out, after its entries; the last one of a file writes it back."""
+        """Remove a VMA whose entries are cleared; the removal of a file's last VMA writes the file back."""
         self._update_hiwater_vm()
         self.vmas.remove(vma)
         self.frames.kernel_objects.nr_vmas -= 1
@@ -195,7 +196,10 @@ class MmStruct:
         self.notifiers.invalidate_range(vma.start, vma.end)
 
     def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-        """Give a VMA other bounds, its pages keeping their offsets; entries that fall out must be gone already."""
+        """Give a VMA other bounds; its pages keep their offsets.
+
+        The entries outside the new bounds must be clear already.
+        """
         if self.page_table.deposited:
             self.pages.split_huge_pmds_at(start, end)
         low, high = min(vma.start, start), max(vma.end, end)
@@ -209,14 +213,14 @@ class MmStruct:
         self.notifiers.invalidate_range(low, high)
 
     def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
-        """Give a VMA other VM_ flags; entries are the caller's business."""
+        """Give a VMA other VM_ flags; the caller changes the entries."""
         self._account(vma.vm_flags, -vma.nr_pages)
         vma.vm_flags = vm_flags
         self._account(vm_flags, vma.nr_pages)
         self.notifiers.invalidate_range(vma.start, vma.end)
 
     def split_vma(self, vma: Vma, vaddr: Vaddr) -> Vma:
-        """Cut a VMA in two at a page-aligned address inside it and return the upper half; `vma` becomes the lower.
+        """Split a VMA at a page-aligned address inside it and return the upper part; `vma` becomes the lower part.
 
         The caller has checked max_map_count. Source: Linux v6.8 mm/mmap.c:__split_vma().
         """
@@ -227,7 +231,7 @@ class MmStruct:
         return upper
 
     def free_pgtables(self, start: Vaddr, end: Vaddr) -> None:
-        """Free the tables of a hole that [start, end) has become part of, up to the neighbouring VMAs.
+        """Free the tables of the hole that [start, end) has become part of, up to the neighbouring VMAs.
 
         Source: Linux v6.8 mm/memory.c:free_pgtables().
         """

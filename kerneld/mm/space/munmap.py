@@ -20,15 +20,16 @@ from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
 
 _FEW = 64
-"""So many VMAs go at a time."""
+"""Number of VMAs that one piece of a munmap removes."""
 
 
 def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
-    """Do as `do_munmap` does; yield where others may be served.
+    """Do the same as `do_munmap`, in pieces; yield between them, when other clients may be served.
 
-    All that can be refused is refused before anything goes. Then part after part goes, the lowest first: a VMA
-    that is cut off from below is not one more. Linux takes all VMAs out of the tree, and lets others work with the rest
-    while entries and tables go (mm/mmap.c:do_vmi_align_munmap(), mmap_write_downgrade()).
+    All errors are raised before anything is removed. Then one part after the other is removed, the lowest first, since
+    cutting off the lower end of a VMA does not add a VMA. Linux removes all VMAs from the tree first; then other
+    threads may use the rest while entries and tables are freed (mm/mmap.c:do_vmi_align_munmap(),
+    mmap_write_downgrade()).
     """
     _check_range(start, length)
     end = start + page_align(length)
@@ -50,7 +51,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
 
 
 def munmap_steps(mm: MmStruct, start: Vaddr, length: int) -> Steps:
-    """Do as `do_munmap` does, in pieces where that may take long."""
+    """Do the same as `do_munmap`, in pieces if it may take long."""
     if is_wide(mm.map_count, length):
         yield from munmap_in_pieces(mm, start, length)
     else:
@@ -58,7 +59,7 @@ def munmap_steps(mm: MmStruct, start: Vaddr, length: int) -> Steps:
 
 
 def _end_of_few(mm: MmStruct, start: Vaddr, end: Vaddr) -> Vaddr:
-    """Return where the last of the next VMAs ends, not too many, that end below `end`; or `end`, in the first one."""
+    """Return the end of the last VMA of the next piece, at most `end`; `end` itself if it lies in the first VMA."""
     few = itertools.islice(mm.vmas.overlapping(start, end), _FEW)
     return max([vma.end for vma in few if vma.end <= end], default=end)
 
@@ -69,10 +70,10 @@ def _check_range(start: Vaddr, length: int) -> None:
 
 
 def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
-    """Unmap [start, start + length), where holes do not matter; `length` in bytes is rounded up to pages.
+    """Unmap [start, start + length), which may have holes; `length` in bytes is rounded up to pages.
 
-    Raises SysError(EINVAL) for an unaligned start, a length of 0 or a range outside user space, SysError(ENOMEM) when
-    cutting a VMA in three would exceed vm.max_map_count; nothing has changed then.
+    Raises SysError(EINVAL) for an unaligned start, a length of 0 or a range outside user space, SysError(ENOMEM) if
+    splitting a VMA in three would exceed vm.max_map_count; nothing has changed then.
     """
     _check_range(start, length)
     end = start + page_align(length)
@@ -95,7 +96,7 @@ def unmap_vma(mm: MmStruct, vma: Vma) -> None:
 
 
 def exit_mmap(mm: MmStruct) -> None:
-    """Take an address space down: listeners are told first, then entries, VMAs and tables go, now or in pieces.
+    """Take an address space down: tell listeners first, then free entries, VMAs and tables, at once or in pieces.
 
     Source: Linux v6.8 mm/mmap.c:exit_mmap().
     """
@@ -111,14 +112,14 @@ def exit_mmap(mm: MmStruct) -> None:
 
 
 def mmput(mm: MmStruct) -> None:
-    """Let go of an address space; the last one takes it down. Source: Linux v6.8 kernel/fork.c:mmput()."""
+    """Drop one user of an address space; without users it is taken down. Source: Linux v6.8 kernel/fork.c:mmput()."""
     mm.users -= 1
     if not mm.users:
         exit_mmap(mm)
 
 
 def split_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[Vma]:
-    """Cut the VMAs at `start` and `end` and return those between.
+    """Split the VMAs at `start` and `end` and return the VMAs between.
 
     Raises SysError(ENOMEM) as `do_munmap` does, before any change.
     """

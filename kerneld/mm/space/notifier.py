@@ -1,7 +1,7 @@
-"""Who wants to know what changes in an address space.
+"""Listeners that are told of changes in an address space.
 
-Answers to Linux v6.8 include/linux/mmu_notifier.h. A notification is a range, never a delta: the listener recomputes
-what it shows from VMAs and page table. `MmStruct` and `Pages`, which alone change these, call the listeners.
+Answers to Linux v6.8 include/linux/mmu_notifier.h. A notification names a range, never the change itself: the listener
+reads the VMAs and the page table again. Only `MmStruct` and `Pages` change these, and so only they call the listeners.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 
 class YoungListener(Protocol):
-    """Who is told that entries are old again: a TLB that goes on using them would keep them from being young."""
+    """A listener that is told when entries become old: a TLB must drop them, or they would never become young again."""
 
     def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
         """Entries of [start, end), in bytes, have lost their accessed bit. Source: mmu_notifier_clear_flush_young()."""
 
 
 class MmuNotifier(Protocol):
-    """A listener; put it into `MmStruct.notifiers` to be called, take it out to be left alone."""
+    """A listener: it is called as long as it is in `MmStruct.notifiers`."""
 
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
         """VMAs or entries of [start, end), in bytes, have changed; called after the change, possibly more than once."""
 
     def release(self) -> None:
-        """The address space goes: its process exits. Called while everything is still mapped."""
+        """The address space ends: its process exits. Called while everything is still mapped."""
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
-        """The process goes on with another address space, already laid out; the listener moved with it (execve)."""
+        """The process continues with another address space, already laid out (execve); the listener has moved there
+        too."""
 
 
 class Notifiers(list[MmuNotifier]):

@@ -1,14 +1,14 @@
 """Whether the machine promises more memory than it has.
 
-What has been promised is `Frames.committed_as`: the pages of all VM_ACCOUNT VMAs, which `MmStruct` keeps, and those of
-shared anonymous memory, which its `AddressSpace` keeps. Here is only asked whether more may be. Answers to Linux v6.8
-mm/util.c:__vm_enough_memory() and Documentation/mm/overcommit-accounting.rst.
+`Frames.committed_as` counts the promised pages: the pages of all VM_ACCOUNT VMAs, which `MmStruct` adds, and the pages
+of shared anonymous memory, which its `AddressSpace` adds. This module only decides whether more may be promised.
+Answers to Linux v6.8 mm/util.c:__vm_enough_memory() and Documentation/mm/overcommit-accounting.rst.
 
 | vm.overcommit_memory | refused                                                                    |
 |----------------------|----------------------------------------------------------------------------|
 | 0, guess             | one request for more than RAM and swap together                            |
 | 1, always            | nothing                                                                    |
-| 2, never             | what would bring all promises to the limit, less what is kept in reserve   |
+| 2, never             | a request that brings all promises to the limit less the reserves          |
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ _KBYTES_SHIFT = PAGE_SHIFT - 10
 
 
 def accountable_mapping(file: File | None, vm_flags: int) -> bool:
-    """Tell whether a mapping counts as promised memory: private and writable, and no file that has its own account.
-
-    Huge pages have one. Source: mm/mmap.c:accountable_mapping().
+    """Return whether a mapping counts as promised memory: it is private and writable, and its file has no account of
+    its own (hugetlbfs has one). Source: mm/mmap.c:accountable_mapping().
     """
     if file is not None and file.huge_page_bytes:
         return False
@@ -46,7 +45,7 @@ def vm_commit_limit(frames: Frames, sysctl: Sysctl) -> int:
 
 
 def init_reserves(frames: Frames, sysctl: Sysctl) -> None:
-    """Set what is kept for the superuser, and kept from one large process: 1/32 of RAM, and 8 and 128 MiB at most.
+    """Set the reserves: for the superuser 1/32 of RAM, at most 8 MiB; against one large process 1/32, at most 128 MiB.
 
     Source: Linux v6.8 mm/mmap.c:init_admin_reserve() and init_user_reserve().
     """
@@ -56,7 +55,7 @@ def init_reserves(frames: Frames, sysctl: Sysctl) -> None:
 
 
 def check_enough_memory(mm: MmStruct, pages: int) -> None:
-    """Raise SysError(ENOMEM) where so many pages more may not be promised to an address space.
+    """Raise SysError(ENOMEM) if `pages` more pages may not be promised to an address space.
 
     Source: Linux v6.8 mm/util.c:__vm_enough_memory().
     """

@@ -1,9 +1,10 @@
-"""How far a walk over a long range goes before others may have their turn.
+"""How far a walk over a long range goes before other clients may be served.
 
-Linux walks on under mmap_lock for reading and makes way by itself; here who walks in pieces yields between two of them.
-Of an address space it knows where there are page tables. A piece is some of them, as many as go in a millisecond: those
-of zeros take microseconds each, those whose pages come from a file or from swap milliseconds. Where there is none a
-step goes on to the next, as Linux's walks pass over an upper entry that is empty (mm/memory.c:zap_pgd_range()).
+Linux walks under mmap_lock for reading, and its scheduler lets other tasks run. Here a walk is done in pieces and
+yields between two of them. This module knows only where an address space has page tables. A piece takes as many tables
+as fit into a millisecond: a table of zero pages takes microseconds, a table with pages from a file or from swap takes
+milliseconds. A step skips ranges without tables, as Linux's walks skip an empty upper entry
+(mm/memory.c:zap_pgd_range()).
 """
 
 from __future__ import annotations
@@ -25,25 +26,24 @@ _LATE_SECONDS = 0.004
 
 Outcome = TypeVar("Outcome")
 Steps = Generator[None, None, None]
-"""A call on a range, in pieces: others are served where it yields, and may change the address space, or end it."""
+"""A call on a range, in pieces: when it yields, other clients are served; they may change or end the address space."""
 
 
 def is_wide(map_count: int, length: int) -> bool:
-    """Tell whether a call on so many bytes of an address space of so many VMAs may take long.
-
-    A sixteenth of what is done at once of entries is a hundred times as long where pages are written to a file.
+    """Return whether a call on `length` bytes of an address space with `map_count` VMAs may take long.
+    The limit is low: entries whose pages are written to a file take a hundred times as long as others.
     """
     return length > _AT_ONCE // 8 or map_count > _FEW_VMAS
 
 
 def run_at_once(steps: Steps) -> None:
-    """Do all of a call that comes in pieces."""
+    """Run all pieces of a call at once."""
     for _ in steps:
         pass
 
 
 def drain(steps: Generator[None, None, Outcome]) -> Outcome:
-    """Do all of a call that comes in pieces, and return what it comes to."""
+    """Run all pieces of a call at once, and return its result."""
     while True:
         try:
             next(steps)
@@ -53,7 +53,7 @@ def drain(steps: Generator[None, None, Outcome]) -> Outcome:
 
 
 class Pace:
-    """The time that one walk's piece has taken so far."""
+    """The time that the present piece of a walk has taken."""
 
     __slots__ = ("_until",)
 
@@ -61,18 +61,17 @@ class Pace:
         self._until = monotonic() + _PIECE_SECONDS
 
     def stop(self, start: Vaddr, end: Vaddr) -> Vaddr:
-        """Return the end of the page table's range that `start` lies in, or `end` where that comes first."""
+        """Return the end of the range of `start`'s leaf table, or `end` if that comes first."""
         return min(end, (start & -PMD_SIZE) + PMD_SIZE)
 
     def far_stop(self, walk: PageWalk, start: Vaddr, end: Vaddr, size: int = 0) -> Vaddr:
-        """Return the end of a step over the next page tables that are there: `end` or less.
-
-        They are those of a range of `size` bytes, a power of two; 0 for as many as usually take a millisecond or so.
+        """Return the end of a step over the next existing page tables: at most `end`.
+        The step covers a range of `size` bytes, a power of two; with 0, the tables that usually take a millisecond.
         """
         size = size or _AT_ONCE
         if end <= (start & -size) + size:
             return end
-        # Upper tables may lead to none; a step looks through 512 of them at most.
+        # Upper tables may lead to no leaf table; a step searches at most 512 upper tables.
         first = walk.first_leaf(start, min(end, (start & -_LOOKED_THROUGH) + _LOOKED_THROUGH))
         return min(end, (first & -size) + size)
 
@@ -85,5 +84,5 @@ class Pace:
         return monotonic() >= self._until + _LATE_SECONDS
 
     def begin(self) -> None:
-        """The next piece begins."""
+        """Begin the next piece."""
         self._until = monotonic() + _PIECE_SECONDS

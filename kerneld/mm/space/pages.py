@@ -1,12 +1,12 @@
 """The entries of an address space, of 4 KiB and of 2 MiB, and the few primitives that change them.
 
-Owns what the leaf entries of one page table say: `Pages` alone sets and clears them. Each primitive does all that goes
-with an entry: the frame's counts and the resident counter (`RssStat`), and the notification. So no caller can forget
-one of them. Where an entry lies is `PageTable`'s business, and how a range is walked `PageWalk`'s. Knows no VMA and no
+Owns the contents of the leaf entries of one page table: only `Pages` sets and clears them. Each primitive also updates
+the frame's counts and the resident counter (`RssStat`), and notifies the listeners. So no caller can forget one of
+these. `PageTable` knows the place of an entry, and `PageWalk` walks over a range. Knows no VMA and no
 fault. Answers to Linux v6.8 mm/memory.c (set_pte_range, zap_pte_range, copy_present_pte), mm/huge_memory.c
 (zap_huge_pmd, __split_huge_pmd_locked, move_huge_pmd, copy_huge_pmd) and mm/rmap.c (try_to_unmap_one).
 
-| what becomes of an entry             | one          | many                               | of 2 MiB          |
+| change of an entry                   | one          | many                               | of 2 MiB          |
 |--------------------------------------|--------------|------------------------------------|-------------------|
 | empty, now it maps a new frame       | set_pte      | set_ptes                           | set_huge_pmd      |
 | empty, now it maps the zero page     | set_zero_pte | set_zero_ptes                      | set_huge_zero_pmd |
@@ -19,10 +19,10 @@ fault. Answers to Linux v6.8 mm/memory.c (set_pte_range, zap_pte_range, copy_pre
 | cleared                              |              | zap_range, zap_cached, zap_swapped | zap_range         |
 | of 2 MiB, now 512 of 4 KiB           |              |                                    | split_huge_pmd    |
 
-Invariants: those of `RssStat`; each change of what a page is mapped to is notified, as a range. An entry of 2 MiB has
-PTE_PSE and lies in one VMA, anonymous and private, whole: whoever gives a VMA a new bound, or changes a part of what
-such an entry maps, cuts the huge page up first (`split_huge_pmds_at`). An entry of the huge zero page is special, as
-the zero page's entry of 4 KiB is. PROT_NONE is as in an entry of 4 KiB.
+Invariants: those of `RssStat`; listeners are told the range of every change of a mapping. An entry of 2 MiB has
+PTE_PSE, and its 2 MiB lie in one anonymous private VMA. A function that gives a VMA a new bound, or changes only a part
+of the 2 MiB, splits the entry first (`split_huge_pmds_at`). An entry of the huge zero page is special, like the zero
+page's entry of 4 KiB. PROT_NONE is encoded as in an entry of 4 KiB.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _U64 = (1 << 64) - 1
 
 
 class Pages:
-    """The entries of one page table. A `haddr` is an address on a 2 MiB boundary; entries are named by word index."""
+    """The entries of one page table. A `haddr` is a 2 MiB-aligned address; a word index names an entry."""
 
     def __init__(self, frames: Frames, page_table: PageTable, rss: RssStat, notifiers: Notifiers, number: int) -> None:
         self.number = number
-        """The address space's."""
+        """The number of the address space."""
         self.page_table = page_table
         self.rss = rss
         self._frames = frames
@@ -97,16 +97,15 @@ class Pages:
             self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
 
     def update_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
-        """Change the rights or state bits of an entry that goes on mapping the same frame."""
+        """Change the rights or state bits of an entry that keeps mapping the same frame."""
         if self._words[pte] != entry:
             self._words[pte] = entry
             if self._notifiers:
                 self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
 
     def replace_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
-        """Let an entry that maps a frame map another; the caller's reference of the new frame becomes the entry's.
-
-        That the old frame was used is not kept: who copies it flushes its accessed bit, while zap passes it on.
+        """Make an entry map another frame; the caller's reference of the new frame becomes the entry's.
+        The accessed bit is lost: a copy flushes the old entry, while zap passes the bit on to the frame.
         Source: Linux v6.8 mm/memory.c:wp_page_copy(), ptep_clear_flush().
         """
         old = self._words[pte]
@@ -117,7 +116,7 @@ class Pages:
             self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
 
     def swap_in_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
-        """Let a swap entry, whose slot the caller has freed, map a frame; the caller's reference is the entry's."""
+        """Replace a swap entry, whose slot the caller has freed, by a frame; the entry takes the caller's reference."""
         self._words[pte] = entry
         self._counts[Rss.SWAP] -= 1
         self.rss.hold(pfn)
@@ -125,7 +124,7 @@ class Pages:
             self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
 
     def share_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
-        """Fill an empty entry with a frame that the parent maps too: nobody's alone any more."""
+        """Fill an empty entry with a frame that the parent maps too: the frame is not exclusive any more."""
         self._flags_at[pfn] &= ~PG_ANON_EXCLUSIVE
         self._frames.get_page(pfn)
         self.set_pte(pte, vaddr, entry, pfn)
@@ -133,19 +132,18 @@ class Pages:
     # Many entries
 
     def set_ptes(self, run: Run, entries: Words, pfns: Pfns, kind: Rss) -> None:
-        """Fill the empty entries of a run with frames, each frame named once; an entry of 0 is left as it is.
-
-        `pfns` are the frames of those that are not 0, all of one kind.
+        """Fill the empty entries of a run with frames, each frame once; a 0 in `entries` leaves its entry empty.
+        `pfns` are the frames of the others in `entries`, all of one kind.
         """
         self.rss.hold_many(pfns, kind)
         self._fill(run, entries)
 
     def set_zero_ptes(self, run: Run, entries: Words) -> None:
-        """Fill the empty entries of a run with the shared zero page; an entry of 0 is left as it is."""
+        """Fill the empty entries of a run with the shared zero page; a 0 in `entries` leaves its entry empty."""
         self._fill(run, entries)
 
     def share_ptes(self, run: Run, entries: Words) -> None:
-        """Fill the empty entries of a run with the frames that the parent maps too; a 0 is left as it is.
+        """Fill the empty entries of a run with the frames that the parent maps too; skip each 0.
 
         Source: Linux v6.8 mm/memory.c:copy_present_pte().
         """
@@ -153,7 +151,7 @@ class Pages:
         self._fill(run, entries)
 
     def share_swap_ptes(self, run: Run, entries: Words) -> None:
-        """Fill the empty entries of a run with swap entries, each one more of its slot; a 0 is left as it is."""
+        """Fill the empty entries of a run with swap entries, each of which adds one to its slot's count; skip 0s."""
         self.rss.hold_slots(swp_offset(entries[entries != 0]).astype(np.int64))
         self._fill(run, entries)
 
@@ -168,14 +166,13 @@ class Pages:
             self._frames_np[run.tables] = entries if isinstance(entries, int) else entries.reshape(-1, PTRS_PER_TABLE)
 
     def update_ptes(self, run: Run, entries: Words) -> None:
-        """Give a run of entries other rights or state bits; each, a huge page's too, maps what it did, or none."""
+        """Change the rights or state bits of a run of entries, of either size; each keeps its frame, or maps none."""
         self._put(run, entries)
         self._notifiers.invalidate_range(run.start, run.end)
 
     def clear_young(self, ptes: Slots, vaddrs: Slots) -> npt.NDArray[np.bool_]:
-        """Take the accessed bit from entries, and return for each whether it was set.
-
-        `vaddrs` are the pages of the entries, in order. No listener is told but a TLB: what a page is mapped to stays.
+        """Clear the accessed bit of entries, and return for each entry whether the bit was set.
+        `vaddrs` are the pages of the entries, in order. Only the TLB is told, because the mappings do not change.
         Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
         """
         entries = self._words_np[ptes]
@@ -188,7 +185,7 @@ class Pages:
     def mark_accessed(self, start: Vaddr, end: Vaddr, write: bool) -> None:
         """Set the accessed bit, for a write the dirty bit too, of present entries, as the processor does at an access.
 
-        No listener is told: what a page is mapped to stays.
+        No listener is told, because the mappings do not change.
         """
         bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
         for leaf in self._walk.leaves(start, end):
@@ -196,9 +193,8 @@ class Pages:
             np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)
 
     def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
-        """Let entries that each map a frame become swap entries, or 0; the caller holds each frame.
-
-        `vaddrs` are the pages of the entries, in order. Dirty bits are the caller's business. Source: Linux v6.8
+        """Replace entries that each map a frame by swap entries, or by 0; the caller holds each frame.
+        `vaddrs` are the pages of the entries, in order. The caller keeps the dirty bits. Source: Linux v6.8
         mm/rmap.c:try_to_unmap_one().
         """
         pfns = pte_pfn(self._words_np[ptes]).astype(np.int64)
@@ -211,10 +207,9 @@ class Pages:
     # A range
 
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Clear every entry of [start, end), a part of one VMA, and let go of the frames (xv6: uvmunmap()).
-
-        The accessed and dirty bits of a file's pages go over to their frames. A huge page that lies in the range only
-        in part is cut up first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().
+        """Clear every entry of [start, end), a part of one VMA, and drop the frames' references (xv6: uvmunmap()).
+        The accessed and dirty bits of a file's pages are passed on to their frames. A huge page that lies in the range
+        only in part is split first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().
         """
         if self.page_table.deposited:
             self.split_huge_pmds_at(start, end)
@@ -266,7 +261,7 @@ class Pages:
         self._notifiers.invalidate_range(start, end)
 
     def zap_swapped(self, run: Run) -> None:
-        """Clear the swap entries among a run's, and let go of their slots."""
+        """Clear the swap entries of a run, and free their slots."""
         entries = self._walk.read(run)
         swapped = swap_mask(entries)
         if swapped.any():
@@ -301,7 +296,7 @@ class Pages:
     # Entries of 2 MiB
 
     def set_huge_pmd(self, pmd: int, haddr: Vaddr, entry: int, head: Pfn) -> None:
-        """Fill an empty entry, or one of the huge zero page, with a huge page; a table has been deposited for it.
+        """Fill an empty entry, or one of the huge zero page, with a huge page; its table is deposited already.
 
         The caller's reference of each frame becomes the entry's.
         """
@@ -312,21 +307,20 @@ class Pages:
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
 
     def set_huge_zero_pmd(self, pmd: int, haddr: Vaddr, prot: int) -> None:
-        """Fill an empty entry with the huge zero page, which is not counted; a table has been deposited for it.
-
-        `prot` has the entry's rights. Raises SysError(ENOMEM) where there is no huge zero page and none can be had.
+        """Fill an empty entry with the huge zero page, which is not counted; the caller has deposited a table for it.
+        `prot` has the entry's rights. Raises SysError(ENOMEM) if the huge zero page cannot be allocated.
         """
         self._words[pmd] = make_pte(self._frames.huge.get_zero(), prot & ~PTE_RW | PTE_PSE | PTE_SPECIAL)
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
 
     def update_huge_pmd(self, pmd: int, haddr: Vaddr, entry: int) -> None:
-        """Change the rights or state bits of an entry that goes on mapping the same huge page."""
+        """Change the rights or state bits of an entry that keeps mapping the same huge page."""
         if self._words[pmd] != entry:
             self._words[pmd] = entry
             self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
 
     def split_huge_pmds_at(self, *bounds: Vaddr) -> None:
-        """Cut up the huge pages that have one of these addresses inside.
+        """Split the entry of each huge page that has one of these addresses inside.
 
         Source: Linux v6.8 mm/huge_memory.c:split_huge_pmd_address().
         """
@@ -337,10 +331,9 @@ class Pages:
                     self.split_huge_pmd(pmd, vaddr & -PMD_SIZE)
 
     def split_huge_pmd(self, pmd: int, haddr: Vaddr) -> None:
-        """Put a table of 512 entries of the same frames in the place of an entry of 2 MiB; it cannot fail.
-
-        Of the huge zero page each becomes an entry of the shared zero page. Any other is one page still, and is dirty
-        now where the entry was.
+        """Replace an entry of 2 MiB by a table of 512 entries for the same frames; this cannot fail.
+        For the huge zero page, each entry maps the shared zero page. Any other huge page stays one page, and becomes
+        dirty if the entry was.
         Source: Linux v6.8 mm/huge_memory.c:__split_huge_pmd_locked(), __split_huge_zero_page_pmd().
         """
         entry = self._words[pmd]
@@ -361,7 +354,7 @@ class Pages:
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
 
     def deposit_table(self, pmd: int) -> None:
-        """Take an empty leaf table out of the page table and deposit it: a huge page comes in its place."""
+        """Remove an empty leaf table from the page table and deposit it: a huge page is mapped in its place."""
         self.page_table.deposited.append(pte_pfn(self._words[pmd]))
         self._words[pmd] = 0
 
@@ -375,9 +368,8 @@ class Pages:
         self._notifiers.invalidate_range(to_haddr, to_haddr + PMD_SIZE)
 
     def copy_huge_pmd(self, new: Pages, leaf: Leaf) -> bool:
-        """Give a forked address space an entry of 2 MiB of this one; both are write-protected then.
-
-        Returns False where reclaim, for the tables that this takes, has cut the huge page up: nothing is done then.
+        """Copy an entry of 2 MiB to a forked address space; both entries become write-protected.
+        Returns False, with nothing done, if reclaim has split the huge page while tables were allocated.
         Raises SysError(ENOMEM). Source: Linux v6.8 mm/huge_memory.c:copy_huge_pmd(): the child's entry is old.
         """
         pmd = new.page_table.ensure_pmd(leaf.start)

@@ -1,13 +1,13 @@
 """The page table of one address space: four levels of real x86-64 entries in RAM.
 
-Owns the table frames: finds, makes, moves and frees tables. Knows no VMA; it neither sets nor reads leaf entries for
-anyone: it says where they are, and `Pages` changes them. The way down, and the walk over a range, are
-`kerneld.mm.space.pagewalk`'s. Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables), mm/pgtable-generic.c
-(pgtable_trans_huge_deposit) and arch/x86/mm/pgtable.c.
+Owns the table frames: finds, makes, moves and frees tables. Knows no VMA. It does not set leaf entries: it returns
+where an entry is, and `Pages` changes it. `kerneld.mm.space.pagewalk` goes down the levels and walks over ranges.
+Answers to Linux v6.8 mm/memory.c (__pte_alloc, free_pgtables), mm/pgtable-generic.c (pgtable_trans_huge_deposit) and
+arch/x86/mm/pgtable.c.
 
 Invariants: every table below the root is pointed to by exactly one entry; a table that maps nothing may exist only
 where a VMA lies in what it covers (`free_tables` is called for each hole that munmap makes); one table is deposited for
-each entry of 2 MiB, so that cutting a huge page up needs no memory and cannot fail.
+each entry of 2 MiB, so that splitting its mapping needs no memory and cannot fail.
 
 An entry is named by its word index in RAM: `Ram.words[index]` is the entry, `Ram.words_np[low:high]` a run of them.
 """
@@ -46,7 +46,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SI
 
 _READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
 _WRITTEN = _READ | PTE_RW | PTE_DIRTY
-"""An entry with all of these needs no change and no fault for such an access."""
+"""An entry with all these bits needs no change and no fault for a write."""
 _READ_KEY, _WRITTEN_KEY = _READ | PTE_PKEY_MASK, _WRITTEN | PTE_PKEY_MASK
 _KEY_0 = PKRU_AD | PKRU_WD
 """Key 0's bits of PKRU."""
@@ -68,9 +68,9 @@ class PageTable:
         self.root: Pfn = self._alloc_table()
         self.walk = PageWalk(frames.ram, self.root)
         self.table_pages = 1
-        """Frames that the tables take, the root and the deposited ones included."""
+        """Number of table frames, the root and the deposited tables included."""
         self.deposited: list[Pfn] = []
-        """A table for each huge page, unused until that is cut up: empty exactly where there is no huge page."""
+        """One table for each mapped huge page, unused until the huge page's entry is split."""
 
     def _alloc_table(self) -> Pfn:
         pfn = self._frames.alloc_page(PG_TABLE)
@@ -103,7 +103,7 @@ class PageTable:
         return translate(words, self.root, vaddr, access, pkru)
 
     def find_pte(self, vaddr: Vaddr) -> int | None:
-        """Return the word index of the entry for a page, or None where no leaf table is: a huge page has none."""
+        """Return the word index of the entry for a page, or None if it has no leaf table (a huge page has none)."""
         words = self._words
         cached = self._cached.get(vaddr >> PMD_SHIFT)
         if cached is not None and words[cached[0]] == cached[1]:
@@ -119,7 +119,7 @@ class PageTable:
         return table | vaddr >> PAGE_SHIFT & 511
 
     def find_pmd(self, vaddr: Vaddr) -> int | None:
-        """Return the word index of the entry for the 2 MiB around an address, or None where no table holds one."""
+        """Return the word index of the entry for the 2 MiB around an address, or None if no table holds one."""
         slot, level = descend(self._words, self.root, vaddr, PMD_SHIFT)
         return slot if level == PMD_SHIFT else None
 
@@ -131,7 +131,7 @@ class PageTable:
         return pmd if pmd is not None and self._words[pmd] & PTE_PSE else None
 
     def find_leaf(self, vaddr: Vaddr) -> int | None:
-        """Return the word index of the entry, of 4 KiB or of 2 MiB, that says what is at an address, or None."""
+        """Return the word index of the last entry on the way to an address, of 4 KiB or of 2 MiB, or None."""
         pte = self.find_pte(vaddr)
         return self.find_huge_pmd(vaddr) if pte is None else pte
 
@@ -150,7 +150,7 @@ class PageTable:
         return self._ensure(vaddr, PMD_SHIFT)
 
     def _ensure(self, vaddr: Vaddr, shift: int) -> int:
-        """Return the word index of the entry for `1 << shift` bytes around an address; makes the tables that miss."""
+        """Return the word index of the entry for `1 << shift` bytes around an address; make missing tables."""
         words = self._words
         while True:
             slot, level = descend(words, self.root, vaddr, shift)
@@ -169,7 +169,8 @@ class PageTable:
         return self._ensure(vaddr, PUD_SHIFT)
 
     def ensure_puds(self, start: Vaddr, end: Vaddr, to: Vaddr) -> None:
-        """Make the tables that would hold the entries for the GiB around `to` and on, where [start, end) has tables.
+        """Make the tables for the entries of the GiB around `to` and of those that follow, wherever [start, end) has
+        tables.
 
         Raises as `ensure_pte` does. Source: Linux v6.8 mm/mremap.c:move_page_tables(), alloc_new_pud().
         """
@@ -189,7 +190,7 @@ class PageTable:
 
     def _pud_pieces(self, start: Vaddr, end: Vaddr, to: Vaddr) -> Iterator[tuple[int, Vaddr, int, Vaddr]]:
         """Yield the pieces of a move, each within one GiB at either place: the entry for the GiB, address, size, new
-        address. What has no table of entries for GiBs is stepped over.
+        address. A range without a table of GiB entries is skipped.
         """
         for table in self.walk.tables(start, end, PUD_SHIFT):
             at = table.start
@@ -200,10 +201,10 @@ class PageTable:
                 at += step
 
     def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
-        """Move the entries that name the leaf tables of [start, end), or are huge pages, to those of `to`.
-
-        All three lie on 2 MiB boundaries. Of a whole GiB that moves by whole GiBs the one entry above them moves.
-        Returns whether it did: not where `to` has a table already. Raises SysError(ENOMEM) before any is moved.
+        """Move the entries for the leaf tables and huge pages of [start, end) to the entries of `to`.
+        All three addresses are 2 MiB-aligned. A whole GiB that moves by whole GiBs needs only its one upper entry.
+        Returns whether the entries were moved: not if `to` has a table already. Raises SysError(ENOMEM) before any is
+        moved.
         Source: Linux v6.8 mm/mremap.c:move_normal_pud(), move_normal_pmd().
         """
         words_np = self._words_np
@@ -235,7 +236,7 @@ class PageTable:
         self.table_pages += 1
 
     def withdraw(self) -> Pfn:
-        """Return a deposited table, for the pages of a huge page that is cut up; the contents are whatever they were.
+        """Return a deposited table, for the entries of a huge page that is split; the table's contents are undefined.
 
         Source: Linux v6.8 mm/pgtable-generic.c:pgtable_trans_huge_withdraw().
         """
@@ -244,12 +245,15 @@ class PageTable:
         return pfn
 
     def free_deposit(self) -> None:
-        """Free the table of a huge page that has gone. Source: Linux v6.8 mm/huge_memory.c:zap_deposited_table()."""
+        """Free the deposited table of a huge page that was unmapped.
+
+        Source: Linux v6.8 mm/huge_memory.c:zap_deposited_table().
+        """
         self._frames.put_page(self.deposited.pop())
         self.table_pages -= 1
 
     def ensure_leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
-        """Yield the leaf tables for [start, end), where no huge page is, in order, each made when its turn comes.
+        """Yield the leaf tables for [start, end), a range without huge pages, in order; make each one just before.
 
         Raises SysError(ENOMEM).
         """
@@ -260,9 +264,8 @@ class PageTable:
             start = stop
 
     def ensure_run(self, run: Run) -> Run:
-        """Return the entries for the pages that a run of another page table is for, which are in no huge page.
-
-        Makes the tables that miss. Raises SysError(ENOMEM).
+        """Return this page table's entries for the pages of another page table's run; the pages are in no huge page.
+        Makes missing tables. Raises SysError(ENOMEM).
         """
         if isinstance(run, Leaf):
             low = self.ensure_pte(run.start)
@@ -274,7 +277,7 @@ class PageTable:
         return run._replace(tables=pte_pfn(self._words_np[slots]).astype(np.int64))
 
     def ensure_whole(self, start: Vaddr, end: Vaddr) -> Leaves:
-        """Return the whole leaf tables around [start, end), where no huge page is, and make those that miss.
+        """Return the whole leaf tables around [start, end), a range without huge pages, and make missing tables.
 
         Raises SysError(ENOMEM).
         """
@@ -289,7 +292,7 @@ class PageTable:
             tables = self._frames.alloc_pages(len(missing), PG_TABLE)
         except SysError:
             for start in run.starts.tolist():
-                self.ensure_pte(start)  # For one frame more is done than for many.
+                self.ensure_pte(start)  # The allocation of one frame tries harder than that of many.
             return
         self._frames.ram.written[tables] = True
         self._words_np[missing] = (tables.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_TABLE)
@@ -308,7 +311,7 @@ class PageTable:
                 self._free_named(table, shift, floor, ceiling)
 
     def _free_named(self, table: Table, shift: int, floor: Vaddr, ceiling: Vaddr) -> None:
-        """Free the tables that a table's entries name, of those that cover nothing outside [floor, ceiling)."""
+        """Free the tables that a table's entries name and that cover nothing outside [floor, ceiling)."""
         span = 1 << shift
         present = np.flatnonzero(self._words_np[table.low : table.high])
         lows = (present << shift) + (table.start & -span)
@@ -324,7 +327,7 @@ class PageTable:
         self.table_pages -= len(slots)
 
     def tables(self) -> list[Pfn]:
-        """Return the frame of every table, the root first, the deposited ones last; found by a walk, for tests."""
+        """Return the frame of every table, the root first, the deposited tables last; found by a walk, for tests."""
         found = [self.root]
         for shift in UPPER_SHIFTS:
             for table in self.walk.tables(0, TASK_SIZE + PAGE_SIZE, shift):
@@ -348,7 +351,7 @@ class PageTable:
         self.table_pages -= 1
 
     def destroy_in_pieces(self, pace: Pace) -> Iterator[None]:
-        """Free every table, the root last; yield where the rest is whole. No entry may map a frame any more."""
+        """Free every table, the root last; yield when the rest is consistent. No entry may map a frame any more."""
         end = TASK_SIZE + PAGE_SIZE
         for table in self.walk.tables(0, TASK_SIZE, PMD_SHIFT):
             self.free_tables(table.start, table.start + PUD_SIZE, table.start, table.start + PUD_SIZE)

@@ -1,20 +1,21 @@
-"""The walk over a page table: the one place where its four levels are gone down.
+"""The walk over a page table: the one module that goes down its four levels.
 
-Owns the way from the root to an entry (`descend`), what a run of entries is, and how a range is walked: table by table,
-or many leaf tables at once where it is large. Changes no entry; knows no VMA. Answers to Linux v6.8 mm/pagewalk.c
-(walk_page_range, walk_pgd_range and the rest of its family) and include/linux/pagewalk.h (struct mm_walk_ops).
+Owns the way from the root to an entry (`descend`), the definition of a run of entries, and the walk over a range: table
+by table, or many leaf tables at once if the range is large. Changes no entry; knows no VMA. Answers to Linux v6.8
+mm/pagewalk.c (walk_page_range, walk_pgd_range and the rest of its family) and include/linux/pagewalk.h (struct
+mm_walk_ops).
 
-| who wants                                             | asks                                    |
+| wanted                                                | function                                |
 |-------------------------------------------------------|-----------------------------------------|
 | one entry                                             | `descend` (xv6: walk())                 |
 | the entries of a range, both sizes alike              | a loop over `PageWalk.runs`             |
 | … each size by a function of its own                  | `PageWalk.page_range`                   |
-| … while others may run in between                     | a loop over `PageWalk.leaves`           |
+| … while other clients may be served in between        | a loop over `PageWalk.leaves`           |
 | the tables of an upper level                          | `PageWalk.tables`                       |
 | the entries of a range, whatever maps it, as an array | `PageWalk.entries`                      |
 
-What exists is given in order; what does not is stepped over. A table costs some twenty calls of numpy, however many
-tables one call is for: so a large range comes sixteen tables at a time.
+Existing entries come in order; missing tables are skipped. A run costs some twenty calls of numpy, for one table or for
+many: so a large range comes sixteen tables at a time.
 """
 
 from __future__ import annotations
@@ -47,18 +48,18 @@ PUD_SIZE = 1 << PUD_SHIFT
 KIND = PTE_PRESENT | PTE_PSE
 """Of an upper entry: PTE_PRESENT alone names a table; PTE_PSE, with or without it, is a huge page; else it is empty."""
 _TABLES_AT_ONCE = 16
-"""So many that numpy's fixed costs no longer show, and so few that their entries stay in a processor's cache."""
+"""Enough tables that numpy's fixed costs hardly count, and so few that their entries stay in a processor's cache."""
 _FEW_TABLES = 2
-"""Up to so many whole tables are gone to one by one."""
+"""Up to this number, whole tables are walked one by one."""
 FEW_ENTRIES = 8
-"""Up to so many entries a loop is faster than numpy's fixed costs."""
+"""Up to this number of entries, a loop is faster than numpy, whose calls have fixed costs."""
 _PAGES = np.arange(PTRS_PER_TABLE, dtype=np.uint64) * np.uint64(PAGE_SIZE)
 
 
 class Leaf(NamedTuple):
     """A run of entries in one leaf table: entry `low + i` (a word index) maps the page at `start + i * PAGE_SIZE`.
 
-    Where `huge` is set it is one entry of 2 MiB instead, at `low`, of which [start, end) may be a part.
+    If `huge` is set, it is one entry of 2 MiB at `low` instead, and [start, end) may be a part of the 2 MiB.
     """
 
     start: Vaddr
@@ -77,14 +78,14 @@ class Leaves(NamedTuple):
 
     start: Vaddr
     end: Vaddr
-    """Between the two there may be tables that are not here."""
+    """Between the first address and `end` there may be other tables, which are not in this run."""
     starts: Words
     tables: Pfns
     huge: bool = False
 
     @classmethod
     def of(cls, starts: Words, tables: Pfns) -> Leaves:
-        """Return the run of these tables, one at least: from its first one to its last one."""
+        """Return the run of these tables, at least one: it reaches from the first to the last one."""
         return cls(int(starts[0]), int(starts[-1]) + PMD_SIZE, starts, tables)
 
     def vaddrs(self) -> Words:
@@ -99,7 +100,7 @@ class Table(NamedTuple):
     """A run of entries of one table of any level: entry `low + i` is for the bytes from `start + (i << shift)` on."""
 
     start: Vaddr
-    """Where the range begins, maybe inside of what the first entry is for."""
+    """The start of the range; it may lie inside the part of the first entry."""
     end: Vaddr
     low: int
     high: int
@@ -108,8 +109,8 @@ class Table(NamedTuple):
 def descend(words: memoryview, root: Pfn, vaddr: Vaddr, shift: int) -> tuple[int, int]:
     """Go down from the root to the entry for an address whose level maps `1 << shift` bytes an entry (xv6: walk()).
 
-    Returns the entry's word index and its level's shift. Where an entry on the way names no table the way ends there:
-    that one is returned, of a larger shift, and is 0 or a huge page.
+    Returns the entry's word index and its level's shift. If an entry on the way names no table, the way ends there:
+    this entry, which is 0 or a huge page, is returned with its larger shift.
     """
     table, level = root << WORDS_SHIFT, PGD_SHIFT
     while True:
@@ -133,9 +134,8 @@ class PageWalk:
         self._frames_np = ram.frames_np
 
     def leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
-        """Yield what exists of the leaf tables and huge pages in [start, end), in order; absent parts are stepped over.
-
-        What it has yielded may be changed before it goes on, cut up or removed as well.
+        """Yield the existing leaf tables and huge pages in [start, end), in order; missing tables are skipped.
+        The caller may change, split or remove a yielded one before it continues.
         """
         words = self._words
         while start < end:
@@ -157,9 +157,8 @@ class PageWalk:
         return end
 
     def tables(self, start: Vaddr, end: Vaddr, shift: int) -> Iterator[Table]:
-        """Yield what exists of the tables in [start, end) whose entries are each for `1 << shift` bytes, in order.
-
-        `shift` is an upper level's. What it has yielded may be changed before it goes on, as in `leaves`.
+        """Yield the existing tables in [start, end) whose entries are each for `1 << shift` bytes, in order.
+        `shift` is an upper level's. The caller may change a yielded table before it continues, as in `leaves`.
         """
         span = 1 << shift
         while start < end:
@@ -172,17 +171,17 @@ class PageWalk:
             start = stop
 
     def _next_present(self, slot: int, vaddr: Vaddr, shift: int) -> Vaddr:
-        """Return the first address behind what an empty entry is for that its table has an entry for, or its end."""
+        """Return the start of the first entry that is not empty behind an empty one in its table, or the table's
+        end."""
         index = slot % PTRS_PER_TABLE
         ahead = np.flatnonzero(self._words_np[slot : slot - index + PTRS_PER_TABLE])
         step = int(ahead[0]) if len(ahead) else PTRS_PER_TABLE - index
         return ((vaddr >> shift) + step) << shift
 
     def runs(self, start: Vaddr, end: Vaddr) -> Iterator[Run]:
-        """Yield what `leaves` does, in order, whole leaf tables many at once.
-
-        What it has yielded may be changed before it goes on, as there, but no table of the range may be freed: a walk
-        that lets others run in between takes `leaves`.
+        """Yield the same as `leaves`, in order, but many whole leaf tables at once.
+        The caller may change yielded entries before it continues, but no table of the range may be freed. So a walk
+        that lets other clients be served in between uses `leaves`.
         """
         first, last = start + (-start & PMD_SIZE - 1), end & -PMD_SIZE
         if last - first <= _FEW_TABLES * PMD_SIZE:
@@ -203,7 +202,7 @@ class PageWalk:
             yield from self._in_batches(upper, tables[done:before])
             done = before
             haddr = upper.start + (index << PMD_SHIFT)
-            yield from self.leaves(haddr, haddr + PMD_SIZE)  # Cut up by now, maybe.
+            yield from self.leaves(haddr, haddr + PMD_SIZE)  # It may be split by now.
         yield from self._in_batches(upper, tables[done:])
 
     def _in_batches(self, upper: Table, indexes: npt.NDArray[np.int64]) -> Iterator[Leaves]:
@@ -215,9 +214,9 @@ class PageWalk:
     def page_range(self, start: Vaddr, end: Vaddr, ptes: Callable[[Run], None], huge: Callable[[Leaf], bool]) -> None:
         """Call `ptes` for each run of entries of 4 KiB in [start, end), and `huge` for each entry of 2 MiB, in order.
 
-        `huge` returns whether it is done with the entry (Linux: ACTION_CONTINUE). It returns False where it has cut the
-        huge page up, or has found it cut up: the entries of 4 KiB are then given to `ptes` (Linux: ACTION_AGAIN).
-        What is treated alike in either size needs no callbacks: `for run in walk.runs(start, end)`.
+        `huge` returns whether it is done with the entry (Linux: ACTION_CONTINUE). It returns False if it has split the
+        huge page, or has found it split: the entries of 4 KiB are then given to `ptes` (Linux: ACTION_AGAIN).
+        A walk that treats both sizes alike needs no callbacks: `for run in walk.runs(start, end)`.
         No table of the range may be freed meanwhile.
         Source: Linux v6.8 mm/pagewalk.c:walk_page_range(), walk_pmd_range().
         """
@@ -229,9 +228,8 @@ class PageWalk:
                     ptes(leaf)
 
     def entries(self, start: Vaddr, end: Vaddr) -> Words:
-        """Return a copy of the 4 KiB entries of the page-aligned range [start, end), 0 where there is none.
-
-        A huge page counts as the entries that it would be cut up into.
+        """Return a copy of the 4 KiB entries of the page-aligned range [start, end), 0 for each missing entry.
+        A huge page gives the entries that it would be split into.
         """
         entries = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
         for leaf in self.leaves(start, end):
@@ -239,29 +237,28 @@ class PageWalk:
         return entries
 
     def page_entries(self, run: Run) -> Words:
-        """Return the 4 KiB entries of a run, to be read: those of a huge page as `entries` has them."""
+        """Return the 4 KiB entries of a run, only to be read; a huge page gives the same entries as in `entries`."""
         if isinstance(run, Leaf) and run.huge:
             first = run.start >> PAGE_SHIFT & PTRS_PER_TABLE - 1
             return small_entries(self._words[run.low], first, (run.end - run.start) >> PAGE_SHIFT)
         return self.read(run)
 
     def read(self, run: Run) -> Words:
-        """Return the entries of a run as they stand, a huge page's being one: for reading, and soon."""
+        """Return the entries of a run, one for a huge page: only to be read, and before any of them changes."""
         if isinstance(run, Leaf):
             return self._words_np[run.low : run.high]
         return self._frames_np[run.tables].ravel()
 
     def mapped(self, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
-        """Return which pages of a run are mapped by an entry that counts, by number, and the frames of these.
-
-        Source: Linux v6.8 mm/memory.c:vm_normal_page(): the zero page is none.
+        """Return which pages of a run map a frame that is counted, by their position in the run, and these frames.
+        Source: Linux v6.8 mm/memory.c:vm_normal_page(): the zero page is not counted.
         """
         entries = self.page_entries(run)
         places = np.flatnonzero(counted_mask(entries))
         return places, pte_pfn(entries[places]).astype(np.int64)
 
     def find_filled(self, run: Run) -> Run | None:
-        """Return the tables of a run that have an entry which is not 0, or None where none has."""
+        """Return the tables of a run that have an entry other than 0, or None if no table has one."""
         if isinstance(run, Leaf):
             return run if self.read(run).any() else None
         filled = self._frames_np[run.tables].any(axis=1)

@@ -1,16 +1,16 @@
-"""Protection keys: which are taken, whose memory is only executable, and what PKRU lets a program do.
+"""Protection keys: which keys are allocated, which key execute-only memory has, and which accesses PKRU allows.
 
 Owns the rules; the map of keys is the address space's, PKRU the processor's. A key is four bits of a VMA's flags, and
 of each present entry in it. Without the processor's keys every VMA has key 0, PKRU is 0, and all calls fail. Answers to
 Linux v6.8 arch/x86/mm/pkeys.c, arch/x86/include/asm/pkeys.h and mmu_context.h, and mm/mprotect.c.
 
-| who accesses memory                                                  | asks PKRU                          |
+| access to memory                                                     | checks PKRU                        |
 |----------------------------------------------------------------------|------------------------------------|
 | a load, a store                                                      | yes, before a page is faulted in   |
 | an instruction fetch                                                 | never                              |
-| the kernel for the program: iovecs of its own (process_vm_readv)     | yes, as the program's own access   |
+| the kernel for the program: its own iovecs (process_vm_readv)        | yes, as the program's own access   |
 | populate: mlock, MAP_POPULATE, MADV_POPULATE_READ and _WRITE         | yes                                |
-| the other side of process_vm_readv, one's own too; procfs            | never: it is another's processor   |
+| the remote side of process_vm_readv, also of itself; procfs          | never: PKRU is another processor's |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_EXEC, VM_PKEY_MASK, VM_PKEY_
 from shared.uapi.mman import Pkey, Prot
 
 NO_PKEY = -1
-"""For pkey_mprotect: none is given, and it is mprotect."""
+"""The key argument of mprotect: no key is given."""
 _DEFAULT_PKEY = 0
 _ALL_RIGHTS = (Pkey.DISABLE_ACCESS | Pkey.DISABLE_WRITE).value
 _EXEC = Prot.EXEC.value
@@ -37,20 +37,19 @@ def vma_pkey(vma: Vma) -> int:
 
 
 def vma_access_permitted(pkru: int, vma: Vma, write: bool, execute: bool = False) -> bool:
-    """Tell whether PKRU lets whoever runs access data of a VMA of its own; a fetch it cannot deny.
+    """Return whether PKRU lets the running program access data of its own VMA; PKRU never denies a fetch.
 
     Source: Linux v6.8 arch/x86/include/asm/mmu_context.h:arch_vma_access_permitted().
     """
-    # Written out, as each fault asks: pkru_allows(pkru, vma_pkey(vma), write), a key having two bits.
+    # This is pkru_allows(pkru, vma_pkey(vma), write), inlined because each fault asks; a key has two bits in PKRU.
     return execute or not pkru >> (vma.vm_flags >> VM_PKEY_SHIFT - 1 & 0x1E) & (PKRU_AD | PKRU_WD if write else PKRU_AD)
 
 
 def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
-    """Take the lowest free key and return it; PKRU says from now on what `rights`, PKEY_DISABLE_ bits, say of it.
-
-    Raises SysError(EINVAL) for flags, which there are none of, or unknown rights, SysError(ENOSPC) where no key is
-    left. Without the processor's keys the first call is EINVAL and takes key 0, as PKRU cannot be set and the key not
-    be given back; those behind it find none left.
+    """Allocate the lowest free key and return it; PKRU gets `rights` (PKEY_DISABLE_ bits) for this key.
+    Raises SysError(EINVAL) for any flags or unknown rights, SysError(ENOSPC) if no key is left. Without the
+    processor's keys the first call fails with EINVAL and still takes key 0, since PKRU cannot be set and the key
+    cannot be given back; the next calls find no key left.
     Source: Linux v6.8 mm/mprotect.c:SYSCALL_DEFINE2(pkey_alloc), arch/x86/kernel/fpu/xstate.c:
     arch_set_user_pkey_access().
     """
@@ -66,9 +65,8 @@ def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
 
 
 def pkey_free(mm: MmStruct, pkey: int) -> None:
-    """Give a key back. Memory that has it keeps it, and PKRU stays as it is.
-
-    Raises SysError(EINVAL) for a key that is not taken, or is the one of executable memory.
+    """Free a key. Memory with this key keeps it, and PKRU does not change.
+    Raises SysError(EINVAL) for a key that is not allocated, and for the key of execute-only memory.
     Source: Linux v6.8 mm/mprotect.c:SYSCALL_DEFINE1(pkey_free).
     """
     if not mm_pkey_is_allocated(mm, pkey):
@@ -77,7 +75,7 @@ def pkey_free(mm: MmStruct, pkey: int) -> None:
 
 
 def mm_pkey_is_allocated(mm: MmStruct, pkey: int) -> bool:
-    """Tell whether a program may name a key: it is taken, and not that of memory which is only executable.
+    """Return whether a program may name a key: it is allocated, and is not the key of execute-only memory.
 
     Source: Linux v6.8 arch/x86/include/asm/pkeys.h:mm_pkey_is_allocated().
     """
@@ -91,7 +89,7 @@ def _max_pkey(mm: MmStruct) -> int:
 
 
 def _mm_pkey_alloc(mm: MmStruct) -> int | None:
-    """Take the lowest free key; None where all are taken. Source: arch/x86/include/asm/pkeys.h:mm_pkey_alloc()."""
+    """Allocate the lowest free key; None if all are allocated. Source: arch/x86/include/asm/pkeys.h:mm_pkey_alloc()."""
     for pkey in range(_max_pkey(mm)):
         if not mm.pkey_allocation_map >> pkey & 1:
             mm.pkey_allocation_map |= 1 << pkey
@@ -105,9 +103,8 @@ def _set_user_pkey_access(mm: MmStruct, pkey: int, rights: int) -> None:
 
 
 def execute_only_pkey(mm: MmStruct) -> int:
-    """Return the key of memory that is only executable, with PKRU denying its data; NO_PKEY where none is left.
-
-    The first time it is taken like any other; after that PKRU is looked at, as the program may have set it.
+    """Return the key of execute-only memory, and make PKRU deny access to its data; NO_PKEY if no key is left.
+    The first call allocates the key; later calls check PKRU, because the program may have changed it.
     Source: Linux v6.8 arch/x86/mm/pkeys.c:__execute_only_pkey(), arch/x86/include/asm/pkeys.h:execute_only_pkey().
     """
     processor = mm.frames.processor
@@ -126,9 +123,8 @@ def execute_only_pkey(mm: MmStruct) -> int:
 
 def override_mprotect_pkey(mm: MmStruct, vma: Vma, prot: int, pkey: int) -> int:
     """Return the key that a part of a VMA gets by mprotect, or by pkey_mprotect with a key.
-
-    A key that is given is taken as it is. Memory that becomes only executable gets the key of such, one that was and
-    becomes something else loses it, and all other keeps its own.
+    A given key is returned. Memory that becomes execute-only gets the key of execute-only memory (if any is left),
+    memory that was execute-only and gets other rights gets key 0, and all other memory keeps its key.
     Source: Linux v6.8 arch/x86/mm/pkeys.c:__arch_override_mprotect_pkey().
     """
     if not mm.frames.processor.ospke:

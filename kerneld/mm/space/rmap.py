@@ -1,14 +1,14 @@
 """Reverse mapping of anonymous memory: which VMAs may map a frame.
 
 Owns `AnonVma` and the chains from VMAs to them. A VMA that has faulted an anonymous page in has an `anon_vma`; its
-chain holds that one and those it inherited by fork, so that from a frame's anon_vma all VMAs that may map it are found.
+chain holds this anon_vma and the inherited ones (fork), so that a frame's anon_vma leads to all VMAs that may map it.
 Knows no page table. Answers to Linux v6.8 mm/rmap.c and include/linux/rmap.h.
 
-Chains share what they have in common. An anon_vma is made at the end of one chain, and whoever has it in its chain has
-all before it: so each anon_vma knows the one before it, `previous`, and a VMA the last one of its chain, `chain_top`.
-Backwards the same links are a tree: those that may map a frame of an anon_vma are the VMAs whose chains end in it or in
-one after it. A fork takes one anon_vma a VMA that way, whatever its generation; Linux copies the chain (struct
-anon_vma_chain), which is memory by the square of the generations.
+Chains share their common beginning. A new anon_vma is put at the end of one chain, and every chain that contains it
+contains all anon_vmas before it. So each anon_vma has a link to the one before it, `previous`, and a VMA has a link to
+the last one of its chain, `chain_top`. Seen from the root, the links are a tree: a frame of an anon_vma may be mapped
+by the VMAs whose chains end in this anon_vma or in one after it. So a fork makes one anon_vma for each VMA, in every
+generation; Linux copies the chain (struct anon_vma_chain), and its memory grows with the square of the generations.
 
 Invariant: an anon_vma is in its `previous` one's `following` exactly while a chain ends in it or in one after it; a
 VMA's own anon_vma is in its chain.
@@ -36,25 +36,25 @@ class AnonVma:
     )  # fmt: skip
 
     def __init__(self, frames: Frames, parent: AnonVma | None = None, previous: AnonVma | None = None) -> None:
-        """`previous` ends the chain that this one is put behind."""
+        """`previous` is the end of the chain that the new anon_vma is put behind."""
         self.number = frames.register_mapping(self)
         self.parent = parent
         self.previous = previous
         self.ending: Vma | set[Vma] | None = None
-        """The VMAs whose chains end here; the one where it is one, which is nearly always."""
+        """The VMAs whose chains end here: a set, or the VMA itself if it is only one, as it nearly always is."""
         self.following: AnonVma | set[AnonVma] | None = None
-        """Those before which this one is."""
+        """The anon_vmas right after this one: those with this one as their `previous`."""
         self.num_children = 0
-        """anon_vmas whose parent this is; a root counts itself (Linux: anon_vma->num_children)."""
+        """Number of anon_vmas with this one as their parent; a root counts itself (Linux: anon_vma->num_children)."""
         self.num_active_vmas = 0
-        """VMAs whose own anon_vma this is."""
+        """Number of VMAs that have this one as their own anon_vma."""
         (parent or self).num_children += 1
         if previous is not None:
             previous.following = _with(previous.following, self)
 
     @property
     def vmas(self) -> list[Vma]:
-        """Every VMA that has this one in its chain: those that may map its frames."""
+        """Every VMA that has this anon_vma in its chain, and so may map its frames."""
         found: list[Vma] = []
         left = [self]
         while left:
@@ -99,7 +99,7 @@ def _without(items: Item | set[Item] | None, item: Item) -> set[Item] | Item | N
 
 
 def anon_vma_root(anon_vma: AnonVma) -> AnonVma:
-    """Return the oldest ancestor of an anon_vma: the one to which all VMAs of the family are chained."""
+    """Return the oldest ancestor of an anon_vma: the one in the chain of all VMAs of the family."""
     while anon_vma.parent is not None:
         anon_vma = anon_vma.parent
     return anon_vma
@@ -111,7 +111,7 @@ def _end_chain(vma: Vma, anon_vma: AnonVma) -> None:
 
 
 def anon_vma_prepare(vma: Vma, near: tuple[Vma | None, Vma | None], frames: Frames) -> AnonVma:
-    """Return the VMA's anon_vma, taking a neighbour's where the two VMAs could be merged but for it, else a new one.
+    """Return the VMA's anon_vma. A VMA without one gets a neighbour's if the two could then be merged, else a new one.
 
     `near` is the previous and the next VMA. Source: Linux v6.8 mm/rmap.c:__anon_vma_prepare().
     """
@@ -149,7 +149,7 @@ def _reusable_anon_vma(old: Vma, low: Vma, high: Vma) -> AnonVma | None:
 
 
 def anon_vma_clone(to: Vma, source: Vma) -> None:
-    """Give `to`, which has none, the chain of `source`; it keeps its own anon_vma, or gets none.
+    """Give `to`, which has no chain, the chain of `source`; its own anon_vma does not change.
 
     Source: Linux v6.8 mm/rmap.c:anon_vma_clone().
     """
@@ -160,7 +160,7 @@ def anon_vma_clone(to: Vma, source: Vma) -> None:
 
 
 def _find_reusable(top: AnonVma) -> AnonVma | None:
-    """Return the oldest anon_vma of a chain that nobody has as its own any more, and that has one child at most."""
+    """Return the oldest anon_vma of a chain that is no VMA's own any more and has at most one child, or None."""
     found = None
     for anon_vma in top.chain():
         if anon_vma.num_children <= 1 and anon_vma.num_active_vmas == 0:
@@ -169,7 +169,7 @@ def _find_reusable(top: AnonVma) -> AnonVma | None:
 
 
 def anon_vma_fork(child: Vma, parent: Vma, frames: Frames) -> None:
-    """Attach a forked VMA to its parent's anon_vmas and give it one of its own, or one that is used no more.
+    """Attach a forked VMA to its parent's anon_vmas, and give it a new own anon_vma, or one of them without users.
 
     Source: Linux v6.8 mm/rmap.c:anon_vma_fork(), anon_vma_clone().
     """
@@ -186,7 +186,7 @@ def anon_vma_fork(child: Vma, parent: Vma, frames: Frames) -> None:
 
 
 def dup_anon_vma(to: Vma, source: Vma) -> None:
-    """Let a VMA that grows over `source` take its anon_vma where it has none.
+    """Give the anon_vma of `source` to a VMA that grows over it and has none.
 
     Source: Linux v6.8 mm/mmap.c:dup_anon_vma().
     """
@@ -202,7 +202,7 @@ def split_anon_vma(new: Vma, old: Vma) -> None:
 
 
 def unlink_anon_vmas(vma: Vma) -> None:
-    """Take a VMA that goes out of its anon_vmas. Source: Linux v6.8 mm/rmap.c:unlink_anon_vmas()."""
+    """Take a VMA that is being removed out of its anon_vmas. Source: Linux v6.8 mm/rmap.c:unlink_anon_vmas()."""
     if vma.anon_vma is not None:
         vma.anon_vma.num_active_vmas -= 1
     top, vma.anon_vma, vma.chain_top = vma.chain_top, None, None

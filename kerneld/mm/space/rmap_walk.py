@@ -1,9 +1,9 @@
 """From frames to the entries that map them, many at a time.
+The walk goes through anon_vmas and address_spaces to VMAs, and from there to page tables. It changes nothing except the
+size of entries. Answers to Linux v6.8 mm/rmap.c:rmap_walk() and mm/page_vma_mapped.c.
 
-Knows the way through anon_vmas and address_spaces to VMAs and from there to page tables; changes no more than the size
-of the entries. Answers to Linux v6.8 mm/rmap.c:rmap_walk() and mm/page_vma_mapped.c.
-
-Differs from Linux: a huge page that is met is cut up, so reclaim, which alone asks, sees pages of 4 KiB only.
+Differs from Linux: the walk splits the entry of each huge page that it meets, so reclaim, its only caller, sees only
+entries of 4 KiB.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ class Mapped(NamedTuple):
 
 
 def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
-    """Return every entry that maps one of these frames, each given once; all are of 4 KiB afterwards."""
+    """Return every entry that maps one of these frames; each frame is given once.
+
+    All entries are of 4 KiB afterwards.
+    """
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
     numbers = frames.mapping[pfns[mapped]]
     found: list[Mapped] = []
@@ -59,7 +62,7 @@ def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
                 for mapped_here in _walk_vma(frames, pfns, vma, at[low:high], index[low:high]):
                     found.append(mapped_here)
                     left -= len(mapped_here.at)
-                # Who has found all of them need not look at the other VMAs (Linux: rmap_walk_control.done).
+                # All entries are found: the other VMAs need no look (Linux: rmap_walk_control.done).
                 if not left:
                     break
     return found
@@ -86,7 +89,7 @@ def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> It
         haddr = int(vaddrs[low]) & -PMD_SIZE
         pmd = mm.page_table.find_huge_pmd(haddr)
         if pmd is not None:
-            # Another huge page may have come there since, or the huge zero page (Linux: check_pmd()).
+            # Another huge page, or the huge zero page, may be mapped there by now (Linux: check_pmd()).
             if not np.isin(pte_pfn(frames.ram.words[pmd]), pfns[at[low:high]] & -HPAGE_PMD_NR):
                 continue
             mm.pages.split_huge_pmd(pmd, haddr)

@@ -1,7 +1,6 @@
-"""What the entries of one address space hold, frames and slots of the swap file, and the resident counters.
-
-Owns the agreement between entries, the frames' counts and the resident counters: `Pages` says which entries come and
-go, and this says what that means for their frames. Knows no page table. Answers to Linux v6.8 mm/rmap.c
+"""The frames and swap slots that the entries of one address space hold, and the resident counters.
+Keeps the frames' counts and the resident counters equal to the entries: `Pages` sets and clears entries, and this
+module updates the counts for each change. Knows no page table. Answers to Linux v6.8 mm/rmap.c
 (folio_add_*_rmap, folio_remove_rmap_pte), include/linux/mm.h (get_mm_rss, update_hiwater_rss) and the end of
 mm/memory.c:zap_pte_range().
 
@@ -53,43 +52,46 @@ def rss_kind(flags: int) -> int:
 
 
 class RssStat:
-    """The counters, in pages, and what is held of frames and slots (Linux: mm->rss_stat)."""
+    """The resident counters, in pages; the counts of frames and slots change with them (Linux: mm->rss_stat)."""
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self.counts = [0, 0, 0, 0]
         """Pages by `Rss`."""
         self.hiwater = 0
-        """The most resident pages before they last fell: VmHWM is this or what is resident (Linux: mm->hiwater_rss)."""
+        """Most resident pages before they last fell; VmHWM: the larger of it and the present (Linux:
+        mm->hiwater_rss)."""
 
     @property
     def resident_pages(self) -> int:
-        """How many pages are resident (Linux: get_mm_rss())."""
+        """The number of resident pages (Linux: get_mm_rss())."""
         file, anon, _, shmem = self.counts
         return file + anon + shmem
 
     def update_hiwater(self) -> None:
-        """Note what is resident before it falls. Source: Linux v6.8 include/linux/mm.h:update_hiwater_rss()."""
+        """Note the number of resident pages before it falls.
+
+        Source: Linux v6.8 include/linux/mm.h:update_hiwater_rss().
+        """
         self.hiwater = max(self.hiwater, self.resident_pages)
 
     def restart_hiwater(self) -> None:
-        """What is resident now is the first peak. Source: Linux v6.8 kernel/fork.c:dup_mm()."""
+        """Make the present number of resident pages the first peak. Source: Linux v6.8 kernel/fork.c:dup_mm()."""
         self.hiwater = self.resident_pages
 
     def hold(self, pfn: Pfn) -> None:
-        """One entry more maps a frame; the caller's reference of it becomes the entry's."""
+        """Count one more entry that maps a frame; the caller's reference of the frame becomes the entry's."""
         self._frames.mapcount_at[pfn] += 1
         self.counts[rss_kind(self._frames.flags_at[pfn])] += 1
 
     def hold_many(self, pfns: Pfns, kind: Rss) -> None:
-        """Do as `hold` does for frames, each named once and all of one kind."""
+        """Do the same as `hold` for many frames, each named once and all of one kind."""
         self._frames.mapcount[pfns] += 1
         self.counts[kind] += len(pfns)
 
     def share_many(self, pfns: Pfns) -> None:
-        """One entry more, of a forked address space, maps each frame: no frame is one address space's alone any more.
-
-        The entry takes a reference of its own.
+        """Count one more entry, of a forked address space, for each frame: no frame is exclusive any more.
+        The new entry takes its own reference.
 
         Source: Linux v6.8 mm/memory.c:copy_present_pte(), include/linux/rmap.h:folio_try_dup_anon_rmap_ptes().
         """
@@ -99,25 +101,26 @@ class RssStat:
         self._count(self._frames.flags[pfns], 1)
 
     def hold_huge(self, head: Pfn) -> None:
-        """One entry of 2 MiB more maps a huge page; the caller's reference of each frame becomes the entry's."""
+        """Count one more entry of 2 MiB for a huge page; the caller's reference of each frame becomes the entry's."""
         self._frames.mapcount[head : head + HPAGE_PMD_NR] += 1
         self._frames.huge.add_mapping(head)
         self.counts[Rss.ANON] += HPAGE_PMD_NR
 
     def let_go_huge(self, head: Pfn) -> None:
-        """An entry of 2 MiB has been cleared: let go of its huge page."""
+        """Drop the references of a cleared entry of 2 MiB."""
         self.counts[Rss.ANON] -= HPAGE_PMD_NR
         self._frames.mapcount[head : head + HPAGE_PMD_NR] -= 1
         self._frames.huge.remove_mapping(head)
         self._frames.huge.put(head)
 
     def hold_slots(self, slots: Slots) -> None:
-        """One entry more names each slot."""
+        """Count one more swap entry for each slot."""
         self._frames.swap.swap_duplicate(slots)
         self.counts[Rss.SWAP] += len(slots)
 
     def _count(self, flags: npt.NDArray[np.uint32], sign: int) -> bool:
-        """Count frames with these PG_ flags, or count them off (`sign` -1), by kind; return if all are anonymous."""
+        """Add frames with these PG_ flags to the counters, or subtract them (`sign` -1); return if all are
+        anonymous."""
         nr_anon = int(np.count_nonzero((flags & PG_ANON) != 0))
         self.counts[Rss.ANON] += sign * nr_anon
         if nr_anon != len(flags):
@@ -127,13 +130,16 @@ class RssStat:
         return nr_anon == len(flags)
 
     def unmap(self, pfns: Pfns) -> None:
-        """One entry less maps each frame, which the caller holds. Source: Linux v6.8 mm/rmap.c:try_to_unmap_one()."""
+        """Count one entry less for each frame; the caller holds the frames.
+
+        Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
+        """
         self._count(self._frames.flags[pfns], -1)
         self._frames.mapcount[pfns] -= 1
         self._frames.refcount[pfns] -= 1
 
     def let_go(self, entry: int) -> None:
-        """An entry has been cleared or replaced: let go of its frame, or slot; a file's frame takes over its state."""
+        """Drop the frame or slot of a cleared or replaced entry; a file's frame takes over the entry's state bits."""
         frames = self._frames
         if not pte_present(entry):
             self.counts[Rss.SWAP] -= 1
@@ -162,7 +168,7 @@ class RssStat:
                 mapping.mark_dirty(frames.index_at[pfn], pfn)
 
     def let_go_many(self, entries: Words) -> None:
-        """Do as `let_go` does for entries of one VMA, none 0, in which no frame can stand twice."""
+        """Do the same as `let_go` for many entries of one VMA; none is 0, and no frame is among them twice."""
         frames = self._frames
         present = present_mask(entries)
         if not present.all():

@@ -1,7 +1,6 @@
-"""A huge page becomes 512 single pages for good, whoever maps it.
-
-That an entry of 2 MiB is cut up (`Pages.split_huge_pmd`) is another thing: the page is one page still then, which
-small entries map. Answers to Linux v6.8 mm/huge_memory.c: split_huge_page_to_list(), __split_huge_page_tail(), and
+"""A huge page becomes 512 single pages for good, in every address space.
+`Pages.split_huge_pmd` is different: it splits only one entry of 2 MiB. The page remains one page, which small entries
+map. Answers to Linux v6.8 mm/huge_memory.c: split_huge_page_to_list(), __split_huge_page_tail(), and
 include/linux/mm.h:folio_estimated_sharers().
 """
 
@@ -17,19 +16,17 @@ from shared.uapi.page import Pfn
 
 
 def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
-    """Return how many map the first page of the huge page that a frame is of: so many are taken to map it.
-
-    0 where nobody has the first page any more.
+    """Return how many entries map the first page of a frame's huge page: an estimate of how many map the huge page.
+    It is 0 if the first page is not mapped any more.
     """
     head = pfn & -HPAGE_PMD_NR
     return frames.mapcount_at[head] if frames.flags_at[head] & PG_LARGE else 0
 
 
 def split_folio(frames: Frames, pfn: Pfn) -> None:
-    """Make single pages of the huge page that a frame is of: dirty, all of them, where an entry says so of one.
-
-    Every entry of 2 MiB that maps it is cut up. Source: Linux v6.8 mm/huge_memory.c:split_huge_page_to_list(),
-    mm/rmap.c:try_to_migrate_one() (folio_mark_dirty()).
+    """Split a frame's huge page into single pages; all of them become dirty if an entry of one is dirty.
+    Every entry of 2 MiB that maps the huge page is split. Source: Linux v6.8
+    mm/huge_memory.c:split_huge_page_to_list(), mm/rmap.c:try_to_migrate_one() (folio_mark_dirty()).
     """
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     words = frames.ram.words_np
@@ -40,8 +37,8 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
 
 
 def split_folios(frames: Frames, pfns: Pfns) -> None:
-    """Make single pages of every huge page that one of these frames is of."""
+    """Split every huge page that contains one of these frames."""
     large = pfns[frames.has(pfns, PG_LARGE)]
     for head in np.unique(large & -HPAGE_PMD_NR).tolist():
-        # The first page itself may have gone.
+        # The first page itself may have been freed.
         split_folio(frames, head)

@@ -1,4 +1,4 @@
-"""Pages of a file that go while they are mapped: truncation and punched holes.
+"""Removal of a file's pages while they are mapped: truncation and punched holes.
 
 Answers to Linux v6.8 mm/truncate.c and mm/memory.c:unmap_mapping_range().
 """
@@ -25,7 +25,7 @@ _REMOVED_AT_ONCE = 512
 
 
 def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_cows: bool) -> None:
-    """Clear every entry that maps a page of [first, last) of the file; with `even_cows` also a process's own copies.
+    """Clear every entry that maps a page of [first, last) of the file; with `even_cows` also the private copies.
 
     Source: Linux v6.8 mm/memory.c:unmap_mapping_pages().
     """
@@ -34,9 +34,8 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
 
 def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
-    """Do as `unmap_mapping_range` does; yield between pieces, where VMAs may go and change.
-
-    Of VMAs that are new then, or begin earlier than they did, entries may be left.
+    """Do the same as `unmap_mapping_range`, in pieces; yield between them, when VMAs may be removed and changed.
+    A VMA that is new, or begins at a lower address than before, may keep entries.
     """
     for vma in mapping.i_mmap.overlapping(first, last):
         mm, index = mapping.i_mmap.get(vma), first
@@ -61,13 +60,13 @@ def _unmap(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, *, even_cows: bool)
 
 
 def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
-    """Forget the cached pages of [first, last), which nothing maps any more, without writing them back."""
+    """Drop the cached pages of [first, last), which no entry maps any more, without writing them back."""
     for _ in _drop_in_pieces(mapping, first, last, Pace()):
         pass
 
 
 def _drop_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace) -> Iterator[None]:
-    """Do as `drop_pages` does; yield between pieces, where others may drop pages, too, and map none of these."""
+    """Do the same as `drop_pages`, in pieces; yield between them, when other calls may drop pages too, but map none."""
     for cached, drop in ((mapping.pages, mapping.drop_pages), (mapping.shadows, mapping.forget_shadows)):
         indexes = list(cached)
         for at in range(0, len(indexes), _DROPPED_AT_ONCE):
@@ -81,19 +80,17 @@ def _drop_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace) ->
 
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
-    """Let go of what lies beyond `size`, in bytes, of a file that has become shorter: an access there is SIGBUS now.
-
-    A process's own copies go too, but for the one of the page that the file's end lies in; of the file's page itself
-    the rest reads as zeros. Source: Linux v6.8 mm/truncate.c:truncate_pagecache(), truncate_inode_partial_folio().
+    """Drop the pages beyond `size`, in bytes, of a file that has become shorter: an access there is SIGBUS now.
+    Private copies are dropped too, except a copy of the file's last page; in the file's own last page, the bytes behind
+    the end read as zeros. Source: Linux v6.8 mm/truncate.c:truncate_pagecache(), truncate_inode_partial_folio().
     """
     for _ in truncate_in_pieces(mapping, size):
         pass
 
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
-    """Do as `truncate_pagecache` does; yield between pieces, where others may be served.
-
-    The caller sees to it that meanwhile nobody maps what lies beyond, and no VMA of the file changes but for going.
+    """Do the same as `truncate_pagecache`, in pieces; yield between them, when other clients may be served.
+    The caller ensures that meanwhile no page beyond is mapped, and that VMAs of the file are removed, but not changed.
     """
     first, tail = size + PAGE_SIZE - 1 >> PAGE_SHIFT, size % PAGE_SIZE
     pace = Pace()
@@ -105,9 +102,8 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
 
 
 def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
-    """Clear the bytes from `tail` on of the page that the file ends in; of a file in memory it is dirty then.
-
-    Where the page cannot be had from the swap file it is the real file's again, which the host has cut already.
+    """Clear the bytes from `tail` on of the file's last page; the page of a file in memory becomes dirty.
+    If the page cannot be read from the swap file, the real file's page is used, which the host has truncated already.
     Source: Linux v6.8 mm/truncate.c:truncate_inode_partial_folio(), mm/shmem.c:shmem_undo_range().
     """
     try:
@@ -121,7 +117,7 @@ def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
 
 
 def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
-    """A file has become longer: what it has now and had not before is a hole, which nobody has read yet.
+    """Note that a file has become longer: the new part is a hole, which no fault has read yet.
 
     Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
     """
@@ -130,22 +126,22 @@ def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) ->
 
 def _add_hole(mapping: AddressSpace, first: int, last: int) -> None:
     if mapping.is_shmem:
-        # Of a file in memory the host says each time what is a hole.
+        # For a file in memory, the host is asked each time where its holes are.
         return
     mapping.host.add_hole(first, last)
 
 
 def punch_hole(mapping: AddressSpace, first: int, last: int) -> None:
-    """Do as `punch_hole_in_pieces` does, at once."""
+    """Do the same as `punch_hole_in_pieces`, at once."""
     run_at_once(punch_hole_in_pieces(mapping, first, last))
 
 
 def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
     """Make the pages of [first, last) read as zeros, in the file and in every mapping of it (FALLOC_FL_PUNCH_HOLE).
 
-    Copies that belong to a process stay. Yields where others may be served, as Linux has let go of mmap_lock by then;
-    some pages have gone then, whole, and others have not. Raises SysError with the errno of the file system where it
-    cannot, before anything goes. Source: Linux v6.8 mm/truncate.c:truncate_pagecache_range().
+    Private copies stay. Yields when other clients may be served, because Linux has released mmap_lock by then;
+    some whole pages are removed by then, and others are not. Raises SysError with the errno of the file system if it
+    cannot punch holes, before any page is removed. Source: Linux v6.8 mm/truncate.c:truncate_pagecache_range().
     """
     if mapping.backing is not None:
         try:
@@ -153,7 +149,7 @@ def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
         except OSError as error:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
         _add_hole(mapping, first, min(last, mapping.last_index()))
-    # A page is cached or swapped out, and may change from one to the other meanwhile: it goes wherever it is then.
+    # A page is cached or swapped out, and may change from one to the other meanwhile: it is removed from either.
     pace, indexes = Pace(), [*mapping.swapped, *mapping.pages]
     for at in range(0, len(indexes), _DROPPED_AT_ONCE):
         doomed = sorted(index for index in indexes[at : at + _DROPPED_AT_ONCE] if first <= index < last)
@@ -167,7 +163,7 @@ def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
 
 
 def _runs_of(indexes: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [low, high) that sorted indexes are of, some pages each."""
+    """Yield ranges [low, high), some pages each, that together contain the sorted indexes."""
     low = high = -1
     for index in indexes:
         if index == high and high - low < _REMOVED_AT_ONCE:
@@ -181,7 +177,7 @@ def _runs_of(indexes: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _drop_unmapped(mapping: AddressSpace, low: int, high: int) -> None:
-    """Drop the pages of [low, high), which have been unmapped; where somebody has mapped one again, it is once more.
+    """Drop the pages of [low, high), which have been unmapped; unmap a page once more if a fault has mapped it again.
 
     Source: Linux v6.8 mm/truncate.c:truncate_cleanup_folio().
     """

@@ -1,4 +1,4 @@
-"""Where a new mapping goes when the program leaves the choice to the kernel.
+"""The choice of an address for a new mapping, if the program leaves it to the kernel.
 
 Knows no page table. Answers to Linux v6.8 mm/mmap.c:get_unmapped_area(), arch/x86/kernel/sys_x86_64.c and
 mm/huge_memory.c:thp_get_unmapped_area().
@@ -15,7 +15,7 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 
 TASK_UNMAPPED_BASE = page_align(TASK_SIZE // 3)
-"""Where the search from below starts, when nothing is left under mmap_base."""
+"""Start of the search upwards, which is made if no space is left below mmap_base."""
 _LAST_ERR_VALUE = (1 << 64) - 4096
 _BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
 
@@ -38,12 +38,12 @@ def get_unmapped_area(
     offset: int | None = None,
     raw_io: bool = False,
 ) -> Vaddr:
-    """Return where a mapping of `length` bytes (page-aligned) goes.
-
-    `addr` is a hint, or with MAP_FIXED the place itself; `pmd_aligned` asks for a 2 MiB boundary where the mapping is
-    that long (anonymous private memory, files on disk), which for a file lies where its `offset`, in bytes, has one;
-    `raw_io` is CAP_SYS_RAWIO, which may map below vm.mmap_min_addr.
-    Raises SysError(ENOMEM) when nothing is free, SysError(EINVAL) for an unaligned fixed address, SysError(EPERM) below
+    """Return the address for a mapping of `length` bytes (page-aligned).
+    `addr` is a hint, or with MAP_FIXED the address itself. `pmd_aligned` asks for a 2 MiB-aligned address if the
+    mapping is that long (anonymous private memory, files on disk); for a file, 2 MiB boundaries of the file (`offset`,
+    in bytes) then lie on 2 MiB boundaries of memory. `raw_io` is CAP_SYS_RAWIO, which allows addresses below
+    vm.mmap_min_addr.
+    Raises SysError(ENOMEM) if no range is free, SysError(EINVAL) for an unaligned fixed address, SysError(EPERM) below
     vm.mmap_min_addr.
     """
     if length > TASK_SIZE:
@@ -52,7 +52,7 @@ def get_unmapped_area(
     if found is None:
         found = _topdown(mm, addr, length, flags)
     if found > _LAST_ERR_VALUE:
-        # A fixed address so high is taken for the search's errno (Linux: IS_ERR_VALUE()).
+        # Linux takes such a high fixed address for an errno of the search (IS_ERR_VALUE()).
         raise SysError((1 << 64) - found)
     if found > TASK_SIZE - length:
         raise SysError(errno.ENOMEM)
@@ -64,7 +64,7 @@ def get_unmapped_area(
 
 
 def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: int | None) -> Vaddr | None:
-    """Source: Linux v6.8 mm/huge_memory.c:__thp_get_unmapped_area(): a hint that is free is taken as it is."""
+    """Source: Linux v6.8 mm/huge_memory.c:__thp_get_unmapped_area(): a free hint is used without alignment."""
     start = offset or 0
     first_boundary = start + (-start & (PMD_SIZE - 1))
     if start + length < first_boundary + PMD_SIZE or flags & Map.FIXED.value:
@@ -73,7 +73,7 @@ def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: 
         found = _topdown(mm, addr, length + PMD_SIZE, flags)
     except SysError:
         return None
-    # From a boundary it is the next one: the higher place, as the search from the top would have it.
+    # If the address is on a boundary, the next one is used: the higher one, like in a search from the top.
     return found if found == addr else found + ((start - found & (PMD_SIZE - 1)) or PMD_SIZE)
 
 

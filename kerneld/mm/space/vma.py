@@ -45,14 +45,14 @@ class Vma:
         """Offset of `start` in the file, in pages; for anonymous memory the page number it was first mapped at."""
         self.file = file
         self.vm_mm: MmStruct | None = None
-        """The address space that it is inserted in."""
+        """The address space that contains the VMA."""
         self.anon_vma: AnonVma | None = None
         self.chain_top: AnonVma | None = None
-        """The last anon_vma of its chain: see `kerneld.mm.space.rmap`."""
+        """The last anon_vma of the VMA's chain: see `kerneld.mm.space.rmap`."""
 
     @property
     def anon_vma_chain(self) -> tuple[AnonVma, ...]:
-        """The anon_vmas whose frames it may map, the oldest first."""
+        """The anon_vmas of the frames that the VMA may map, the oldest first."""
         return () if self.chain_top is None else tuple(self.chain_top.chain())[::-1]
 
     @property
@@ -74,7 +74,7 @@ class Vma:
 
 
 def vm_start_gap(vma: Vma) -> Vaddr:
-    """Return where the VMA starts for its lower neighbour: its guard gap is its own.
+    """Return the start of the VMA with its guard gap, which no lower neighbour may use.
 
     Source: Linux v6.8 mm.h:vm_start_gap().
     """
@@ -130,7 +130,7 @@ class VmaTree:
 
     def lookup(self, vaddr: Vaddr) -> Vma | None:
         """Return the VMA that covers an address, or None (Linux: vma_lookup())."""
-        # _place(), written out: every fault comes by here.
+        # This is _place(), inlined because every fault calls it.
         number = bisect_right(self._firsts, vaddr) - 1
         position = bisect_right(self._starts[number], vaddr) if number >= 0 else 0
         if position:
@@ -198,7 +198,7 @@ class VmaTree:
         if position == 0:
             self._firsts[number] = vma.start
         if position == len(self._chunks[number]) - 1:
-            # It takes a part of the gap in front of the next VMA, which is another chunk's, or nobody's.
+            # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
             self._note_gap(number, position)
         if len(self._chunks[number]) > 2 * CHUNK:
             self._split_chunk(number)
@@ -233,9 +233,8 @@ class VmaTree:
             self._note_gap(number, position + 1)
 
     def _note_gap(self, number: int, position: int) -> None:
-        """The gap in front of the VMA at this position (or the next chunk's first) has grown: note it for its chunk.
-
-        A gap that becomes smaller is noted nowhere: `_tighten` finds that out where it is of use.
+        """Note for its chunk that the gap in front of the VMA at this position (or the next chunk's first) has grown.
+        A gap that becomes smaller is not noted: `_tighten` recomputes the largest gap when a search needs it.
         """
         if position >= len(self._chunks[number]):
             number, position = number + 1, 0
@@ -269,8 +268,8 @@ class VmaTree:
     def find_gap_below(self, low: Vaddr, high: Vaddr, length: int) -> Vaddr | None:
         """Return the start of the highest free range of `length` bytes in [low, high), or None.
 
-        A gap in front of a VMA that grows down is shorter by its guard gap; where it would have been long enough
-        without, the search goes on below the guard gap, even where other VMAs lie in that.
+        A gap in front of a VMA that grows down is shorter by the guard gap. If it would be long enough without the
+        guard gap, the search continues below the guard gap, even if other VMAs lie in the guard gap.
         Source: Linux v6.8 mm/mmap.c:unmapped_area_topdown(), its retry with a lower high_limit.
         """
         number, position = self._place(high - 1)
@@ -302,7 +301,7 @@ class VmaTree:
     def find_gap_above(self, low: Vaddr, high: Vaddr, length: int) -> Vaddr | None:
         """Return the start of the lowest free range of `length` bytes in [low, high), or None.
 
-        Rare (MAP_32BIT, and when nothing is left below mmap_base), so it goes from VMA to VMA.
+        It is called rarely (MAP_32BIT, and if no space is left below mmap_base), so it goes from VMA to VMA.
         Source: Linux v6.8 mm/mmap.c:unmapped_area().
         """
         bottom = low

@@ -1,4 +1,4 @@
-"""Which VMAs become one: the rules of merging, and changing a part of one.
+"""The rules by which VMAs merge, and the change of a part of a VMA.
 
 Knows no page table. Answers to Linux v6.8 mm/mmap.c: can_vma_merge_before(), can_vma_merge_after(), vma_merge(),
 vma_modify().
@@ -33,10 +33,9 @@ def _mergeable(vma: Vma, vm_flags: int, file: File | None) -> bool:
 
 
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
-    """Tell whether memory of two anon_vmas may lie in one VMA; `vma` is the one that would be grown over, if any.
-
-    A VMA that came by fork has a longer chain, and merging it would make the chains of all of them longer. A VMA
-    without any chain is refused as well when the other side has an anon_vma: v6.8 does so (v6.16 mended it).
+    """Return whether memory of two anon_vmas may lie in one VMA; `vma` is the VMA that would be absorbed, if any.
+    A forked VMA has a longer chain; merging it would lengthen the chains of all of them. A VMA without a chain is
+    refused too if the other side has an anon_vma: v6.8 does so (v6.16 fixed it).
     Source: Linux v6.8 mm/mmap.c:is_mergeable_anon_vma().
     """
     if (one is None or other is None) and (vma is None or (vma.chain_top is not None and vma.chain_top.is_singular)):
@@ -63,7 +62,7 @@ def can_merge_before(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: Fi
 
 
 def check_map_count(mm: MmStruct, more: int) -> None:
-    """Raise SysError(ENOMEM) where `more` further VMAs would exceed vm.max_map_count, or all that the machine has."""
+    """Raise SysError(ENOMEM) if `more` further VMAs would exceed vm.max_map_count or the machine's total."""
     mm.frames.kernel_objects.check_room(mm.owner, more)
     if mm.map_count + more > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
@@ -72,7 +71,8 @@ def check_map_count(mm: MmStruct, more: int) -> None:
 def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vma:
     """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
 
-    Raises SysError(ENOMEM) when a split would exceed vm.max_map_count; nothing has changed then but an earlier split.
+    Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
+    split.
     """
     prev = mm.vmas.previous(vma) if start == vma.start else None
     following = mm.vmas.following(vma) if end == vma.end else None
@@ -123,10 +123,9 @@ def _shrink_to(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 def merge_into_neighbours(
     mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
 ) -> Vma | None:
-    """Let a new mapping of the free range [start, end) become part of its neighbours, and return the VMA, or None.
-
-    Source: Linux v6.8 mm/mmap.c:mmap_region() and vma_expand(): the next VMA is asked first, and the one before grows
-    over both where its anon_vma agrees with the next one's.
+    """Merge a new mapping of the free range [start, end) into its neighbours, and return the VMA, or None.
+    Source: Linux v6.8 mm/mmap.c:mmap_region() and vma_expand(): the next VMA is tried first; the previous one grows
+    over both if its anon_vma agrees with the next one's.
     """
     following = mm.vmas.find(start)
     prev = mm.vmas.preceding(start)

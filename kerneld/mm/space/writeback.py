@@ -25,13 +25,13 @@ _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
 
 def writeback_range(mapping: AddressSpace, first: int, last: int) -> None:
-    """Write what the file has not got of the pages [first, last) to it; the next store to one faults again."""
+    """Write the dirty pages of [first, last) to the file; the next store to such a page faults again."""
     for _ in writeback_in_pieces(mapping, first, last):
         pass
 
 
 def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterator[None]:
-    """Do as `writeback_range` does; yield between pages, where others may be served, and may write to the file too."""
+    """Do the same as `writeback_range`; yield between pages, when other clients may be served and may write too."""
     if mapping.backing is None:
         return
     pace = Pace()
@@ -45,7 +45,7 @@ def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterato
 
 
 def sync_mm(mm: MmStruct) -> None:
-    """Write to their files what an address space has written to shared mappings of them: it will not be taken down."""
+    """Write the dirty pages of an address space's shared mappings to their files: it will not be taken down."""
     for vma in mm.vmas:
         if vma.file is not None and vma.vm_flags & VM_SHARED and vma.file.mapping.backing is not None:
             mapping = vma.file.mapping
@@ -58,7 +58,7 @@ def sync_mm(mm: MmStruct) -> None:
 
 
 def folio_mkclean(mapping: AddressSpace, index: int) -> None:
-    """Take the dirty and the write bit from every entry that maps a page of the file.
+    """Clear the dirty and the write bit of every entry that maps a page of the file.
 
     Source: mm/rmap.c:folio_mkclean().
     """
@@ -75,7 +75,7 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
 
 
 def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
-    """Do as `msync_in_pieces` does, at once."""
+    """Do the same as `msync_in_pieces`, at once."""
     run_at_once(msync_in_pieces(mm, start, length, flags))
 
 
@@ -83,8 +83,8 @@ def msync_in_pieces(mm: MmStruct, start: Vaddr, length: int, flags: int) -> Step
     """Write the shared file pages of [start, start + length) back (MS_SYNC); the other flags only check the range.
 
     Raises SysError(EINVAL) for unknown or contradicting flags or an unaligned start, SysError(ENOMEM) for a range
-    with a hole (what is mapped is written all the same), SysError(EBUSY) for MS_INVALIDATE of locked memory, and
-    the errno of a write-back that failed. Yields where others may be served.
+    with a hole (the mapped pages are written anyway), SysError(EBUSY) for MS_INVALIDATE of locked memory, and
+    the errno of a write-back that failed. Yields when other clients may be served.
     Source: Linux v6.8 mm/msync.c.
     """
     if flags & ~_ALL_FLAGS or start & ~PAGE_MASK or (flags & _ASYNC and flags & _SYNC):
