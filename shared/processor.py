@@ -14,8 +14,10 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def why_too_old(cpuinfo: Path = _CPUINFO) -> str:
-    """Return a line with the features of x86-64-v2 that the processor lacks; "" if it lacks none, or on no
-    information."""
+    """Return a line with the features of x86-64-v2 that the processor lacks.
+
+    "" if it lacks none, or on no information.
+    """
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:

@@ -34,8 +34,10 @@ class Tour:
         self._steps = 0
 
     def begin(self, in_window: bool = True) -> None:
-        """Print the pid and, with `in_window`, the window to watch; then wait, so that a person can start an
-        inspector."""
+        """Print the pid and, with `in_window`, the window to watch.
+
+        Then wait, so that a person can start an inspector.
+        """
         stage = self._stage
         pid = stage.process.pid
         self._say(f"target: process {pid}, attached to kerneld.\n")

@@ -264,8 +264,10 @@ class Inode:
             return b"\1" * count
 
     def release(self) -> None:
-        """Close everything, because nothing maps the inode; but not while a call holds it (MAP_FIXED over its last
-        VMA)."""
+        """Close everything, because nothing maps the inode.
+
+        But not while a call holds it (MAP_FIXED over its last VMA).
+        """
         if not self.nr_holds:
             self.close()
 

@@ -52,8 +52,9 @@ class HostTarget:
         return Question(self.pid, self._directory_fd, Want.PRESENT if is_plain else Want.MAPPED, start, end)
 
     def describe(self, start: Vaddr, end: Vaddr, layout: Flags) -> tuple[Words, Words]:
-        """Return state_flags and pfn of each page in [start, end), page-aligned; all zeros if it cannot be read any
-        more.
+        """Return state_flags and pfn of each page in [start, end), page-aligned.
+
+        All zeros if it cannot be read any more.
 
         A process cannot be read after its exit, or after an execve that gives it another user. Raises TimeoutError if
         the host has not answered, and WouldWait.

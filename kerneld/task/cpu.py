@@ -90,8 +90,9 @@ def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
 
 
 def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> int:
-    """Access one byte of every page of [vaddr, vaddr + length) without moving data. Return the number of pages
-    accessed.
+    """Access one byte of every page of [vaddr, vaddr + length) without moving data.
+
+    Return the number of pages accessed.
 
     `access` is 0, PF_WRITE or PF_INSTR. The first access in a VMA takes the processor's way, which grows stacks and
     raises signals. The rest of the VMA is then faulted in as a range.

@@ -64,8 +64,10 @@ class ElfImage:
 
     @property
     def total_mapping_bytes(self) -> int:
-        """The bytes from the first page of the lowest segment to the end of the highest, modulo 2^64; 0 without
-        segments."""
+        """The bytes from the first page of the lowest segment to the end of the highest, modulo 2^64.
+
+        0 without segments.
+        """
         if not self.segments:
             return 0
         low = min(segment.vaddr & PAGE_MASK for segment in self.segments)
@@ -74,8 +76,10 @@ class ElfImage:
 
     @property
     def maximum_alignment(self) -> int:
-        """The largest alignment that is a power of two, in bytes, at least a page; 0 if no alignment is a power of
-        two."""
+        """The largest alignment that is a power of two, in bytes, at least a page.
+
+        0 if no alignment is a power of two.
+        """
         aligns = [s.align for s in self.segments if s.align and not s.align & (s.align - 1)]
         return page_align(max(aligns, default=0))
 

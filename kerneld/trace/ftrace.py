@@ -150,8 +150,10 @@ class FunctionTracer:
 
 
 def function_name(frame: FrameType) -> bytes:
-    """Return the name of the kernel's function in a frame, `Class.method` for a method; empty for any other
-    function."""
+    """Return the name of the kernel's function in a frame, `Class.method` for a method.
+
+    Empty for any other function.
+    """
     module = frame.f_globals.get("__name__", "")
     code = frame.f_code
     if not module.startswith(_KERNEL) or module.startswith(_TRACER) or code.co_name.startswith("<"):

@@ -1,1 +1,1 @@
-"""The system calls of memory management, as functions on an mm: one file a call."""
+"""The system calls of memory management, as functions on an mm: one file for each call."""

@@ -1,4 +1,4 @@
-"""Reading and writing another address space, as the kernel does on a program's behalf.
+"""Reading and writing another address space, as the kernel does for a program.
 
 Faults pages in as the program's own access would. Knows no task and raises no signal. Answers to Linux v6.8
 mm/memory.c:__access_remote_vm() and mm/gup.c: check_vma_flags(), can_follow_write_pte().
@@ -7,11 +7,12 @@ mm/memory.c:__access_remote_vm() and mm/gup.c: check_vma_flags(), can_follow_wri
 |--------------------------|----------------|----------------|----------------|--------------------------|
 | none                     | EFAULT         | EFAULT         | EFAULT         | EFAULT                   |
 | has the right            | done           | done           | done           | done                     |
-| lacks it, private        | EFAULT         | done           | EFAULT         | into a copy of its own   |
+| lacks it, private        | EFAULT         | done           | EFAULT         | into a private copy      |
 | lacks it, shared         | EFAULT         | done           | EFAULT         | EFAULT                   |
 
-What is gone to is marked as `kerneld.mm.fault.foll_touch` says, and what is written to is dirty, frame and all.
-Below a VMA that grows down the VMA grows. A forced write leaves the entry read-only: the program still cannot write.
+`kerneld.mm.fault.foll_touch` marks each accessed page; a write makes the frame dirty.
+An access below a VMA that grows down makes the VMA grow. A forced write leaves the entry read-only: the program still
+cannot write.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_MAYREAD, VM_MAYWRITE, VM_PFNMAP
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 _PATIENCE = 4
-"""Faults that one page may take: the page, then its copy. More means a bug of ours."""
+"""Maximum number of faults for one page: the page, then its copy. More faults mean a bug of kerneld."""
 
 
 def read_remote_vm(mm: MmStruct, vaddr: Vaddr, length: int, *, force: bool = False) -> bytes:
     """Return `length` bytes at any address of an address space; `force` reads what the program itself may not.
 
-    Raises SysError(EFAULT) as the table above says and where a file cannot give the page, SysError(ENOMEM) without a
+    Raises SysError(EFAULT) as the table above says and if a file cannot give the page, SysError(ENOMEM) without a
     frame. Source: Linux v6.8 mm/memory.c:__access_remote_vm().
     """
     ram = mm.frames.ram
@@ -56,7 +57,7 @@ def read_remote_vm(mm: MmStruct, vaddr: Vaddr, length: int, *, force: bool = Fal
 def write_remote_vm(mm: MmStruct, vaddr: Vaddr, data: bytes, *, force: bool = False) -> None:
     """Write bytes at any address of an address space; `force` writes private memory that the program itself may not.
 
-    Raises as `read_remote_vm` does; what lies before the page that failed has been written.
+    Raises as `read_remote_vm` does; the bytes before the page that failed have been written.
     Source: Linux v6.8 mm/memory.c:__access_remote_vm() with FOLL_WRITE.
     """
     ram = mm.frames.ram
@@ -72,11 +73,11 @@ def write_remote_vm(mm: MmStruct, vaddr: Vaddr, data: bytes, *, force: bool = Fa
 
 
 def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> list[int]:
-    """Fault in the pages of [vaddr, vaddr + length) and return their physical addresses, as far as that goes.
+    """Fault in the pages of [vaddr, vaddr + length) and return their physical addresses, up to the first failure.
 
-    What is pinned stays the address space's own: an anonymous page that others map as well is copied first, also for a
-    read. Reclaim leaves it alone until `unpin_user_pages`. No VMA grows. Raises SysError(EFAULT) where the first page
-    cannot be had, SysError(ENOMEM) without a frame.
+    A pinned page stays exclusive to the address space: an anonymous page that other address spaces map too is copied
+    first, also for a read. Reclaim skips pinned pages until `unpin_user_pages`. No VMA grows. Raises SysError(EFAULT)
+    if the first page cannot be faulted in, SysError(ENOMEM) without a frame.
     Source: Linux v6.8 mm/gup.c:pin_user_pages_remote(), gup_must_unshare().
     """
     pages: list[int] = []
@@ -97,7 +98,7 @@ def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> l
 
 
 def unpin_user_pages(mm: MmStruct, pages: list[int], *, dirty: bool) -> None:
-    """Let go of pages that `pin_user_pages` has returned; with `dirty` they have been written to, or may have been.
+    """Unpin pages that `pin_user_pages` has returned; `dirty` says that they have been written to, or may have been.
 
     Source: Linux v6.8 mm/gup.c:unpin_user_pages_dirty_lock().
     """
@@ -165,7 +166,8 @@ def _check_vma_flags(vma: Vma, write: bool, force: bool) -> None:
 
 
 def _can_follow_write_pte(mm: MmStruct, entry: int, force: bool) -> bool:
-    """Tell whether a write may go to the frame of an entry: the entry says so, or it is forced and the frame is ours.
+    """Return whether a write may use the frame of an entry: the entry is writable, or the write is forced and the frame
+    is exclusive.
 
     Source: Linux v6.8 mm/gup.c:can_follow_write_pte(), mm/huge_memory.c:can_follow_write_pmd().
     """

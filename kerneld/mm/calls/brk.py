@@ -22,16 +22,16 @@ from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
 
 def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
-    """Move the end of the heap to `brk`, any byte address, and return where it is then: unchanged where that fails.
+    """Move the end of the heap to `brk`, any byte address, and return the end: the old one if this fails.
 
-    Where new memory is locked (`mm.def_flags`) the caller faults it in.
+    If new memory is locked (`mm.def_flags`), the caller faults it in.
     Source: Linux v6.8 mm/mmap.c:SYSCALL_DEFINE1(brk).
     """
     return drain(brk_in_pieces(mm, brk, privileged=privileged))
 
 
 def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Generator[None, None, Vaddr]:
-    """Do as `do_brk` does; yield while a heap shrinks. Who goes on with it holds the address space."""
+    """Do the same as `do_brk`; yield while a heap shrinks. The caller must keep the address space alive."""
     limit = mm.rlimits.soft[Rlimit.DATA]
     data = brk - mm.start_brk + mm.end_data - mm.start_data
     if brk < mm.start_brk or (limit != RLIM_INFINITY and data > limit):
@@ -61,10 +61,10 @@ def _may_grow(mm: MmStruct, old: Vaddr, new: Vaddr, privileged: bool) -> bool:
 
 
 def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0, *, above: Vaddr = 0) -> None:
-    """Map [addr, addr + length), page-aligned, as anonymous private data; grows the VMA before it where it can.
+    """Map [addr, addr + length), page-aligned, as anonymous private data; the VMA before it grows if it can.
 
-    Only a VMA that ends above `above` may grow: brk never lets one that ends where the heap begins, a program's bss,
-    become heap (vma_prev_limit()), while execve lays out a bss behind other data as one.
+    Only a VMA that ends above `above` may grow: brk never extends a VMA that ends where the heap begins (the program's
+    bss; vma_prev_limit()), while execve lets a bss extend the data before it.
     Raises SysError(ENOMEM) over a limit. Source: Linux v6.8 mm/mmap.c:do_brk_flags(), vm_brk_flags().
     """
     vm_flags |= VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags

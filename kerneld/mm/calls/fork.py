@@ -1,4 +1,4 @@
-"""fork: a copy of an address space whose private pages are shared until somebody writes.
+"""fork: a copy of an address space; both share the private pages until one of them writes.
 
 Answers to Linux v6.8 kernel/fork.c:dup_mmap() and mm/memory.c:copy_page_range(), copy_present_pte().
 
@@ -50,8 +50,8 @@ _COPIED = (
 def dup_mmap(old: MmStruct) -> MmStruct:
     """Return the child's address space; the parent's private pages become write-protected.
 
-    Raises SysError(ENOMEM), also with too many VMAs on the machine; the half-made child is gone again, and the parent's
-    pages may stay write-protected then.
+    Raises SysError(ENOMEM), also with too many VMAs on the machine; the incomplete child is then removed, and the
+    parent's pages may stay write-protected.
     """
     new = new_copy(old)
     try:
@@ -72,10 +72,10 @@ def new_copy(old: MmStruct) -> MmStruct:
 
 
 def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
-    """Make an empty address space a copy of another, VMA by VMA; yield where both are whole.
+    """Make an empty address space a copy of another, VMA by VMA; yield when both are consistent.
 
-    Linux holds the mmap_lock of both, so that no thread of the parent's changes what has not been copied yet: whoever
-    goes on with this sees to that. Raises SysError(ENOMEM), with the copy half made.
+    Linux holds the mmap_lock of both, so that no thread of the parent changes the part that is not copied yet: the
+    caller must ensure that here. Raises SysError(ENOMEM); the copy is then incomplete.
     Source: Linux v6.8 kernel/fork.c:dup_mmap().
     """
     pace = Pace()
@@ -88,13 +88,13 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
             yield
             pace.begin()
         vma = old.vmas.find(end)
-    # What is resident then is the child's first peak (Linux: dup_mm()).
+    # The present number of resident pages is the child's first peak (Linux: dup_mm()).
     new.rss.restart_hiwater()
     new.hiwater_vm = new.total_vm
 
 
 def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
-    # Others may have forked between two pieces of this.
+    # Other processes may have forked between two pieces of this.
     new.frames.kernel_objects.check_room(new.owner, 1, in_fork=True)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(old, vma.nr_pages)
@@ -120,7 +120,8 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
 def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Give the child the parent's entries of a part of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
 
-    It gets a table, upper ones too (`copy_upper`), wherever the parent has one, with entries of this VMA or without.
+    The child gets a table, upper ones too (`copy_upper`), wherever the parent has one, even without entries of this
+    VMA.
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
     old.page_table.walk.page_range(
@@ -129,7 +130,7 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: V
 
 
 def _copy_ptes(old: MmStruct, new: MmStruct, vma: Vma, run: Run) -> None:
-    # Before anything is read: to make a table may reclaim pages of the parent.
+    # Tables are made before any entry is read: the allocation may reclaim pages of the parent.
     place = new.page_table.ensure_run(run)
     filled = old.page_table.walk.find_filled(run)
     if filled is not None:
@@ -140,7 +141,7 @@ def _copy_ptes(old: MmStruct, new: MmStruct, vma: Vma, run: Run) -> None:
 
 
 def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> bool:
-    """Do as `_copy_run` does, entry by entry, and return True; False where they are many, or one is swapped out."""
+    """Do the same as `_copy_run`, entry by entry, and return True; False if they are many, or one is swapped out."""
     if not isinstance(run, Leaf) or not isinstance(place, Leaf) or run.high - run.low > FEW_ENTRIES:
         return False
     shared = vma.vm_flags & VM_SHARED
@@ -161,9 +162,9 @@ def _copy_few(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> b
 
 
 def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> None:
-    """Copy the entries of a run to the child's, which are empty; what is swapped out belongs to both from now on.
+    """Copy the entries of a run to the child's empty entries; both then share the frames and the swap slots.
 
-    The write-protection of both sides is what makes the next write of either copy. Source: Linux v6.8
+    Both sides are write-protected, so that the next write of either side copies the page. Source: Linux v6.8
     mm/memory.c:copy_present_pte(), copy_nonpresent_pte(): the child's entries are old; in a shared VMA they stay
     writable, but the child's are clean.
     """

@@ -1,4 +1,4 @@
-"""madvise: what a program says about its memory.
+"""madvise: advice of a program about its memory.
 
 Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior().
 
@@ -9,7 +9,7 @@ Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_v
 | WIPEONFORK, KEEPONFORK        | VM_WIPEONFORK                                 | WIPEONFORK: files, shared memory     |
 | DONTDUMP, DODUMP              | VM_DONTDUMP                                   |                                      |
 | HUGEPAGE, NOHUGEPAGE          | VM_HUGEPAGE, VM_NOHUGEPAGE                    |                                      |
-| DONTNEED, DONTNEED_LOCKED     | entries go; anonymous memory reads zero again | DONTNEED: locked memory              |
+| DONTNEED, DONTNEED_LOCKED     | entries cleared; anonymous memory reads zero  | DONTNEED: locked memory              |
 | FREE                          | entries become clean and old                  | locked memory, files                 |
 | COLD, PAGEOUT                 | entries become old                            | locked memory                        |
 | WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap |
@@ -17,7 +17,7 @@ Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_v
 | POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end |
 | COLLAPSE                      | each whole 2 MiB becomes a huge page          | see `mm/fault/collapse.py`           |
 
-Differs from Linux: KSM and memory failure are not built in, their advice is EINVAL as on such a kernel.
+Differs from Linux: KSM and memory failure are not built in; their advice is EINVAL, as on a Linux kernel without them.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
 """Advice that is given to a part of a VMA as well as to all of it: many page tables at once, or one."""
 Visited = Generator[None, None, Vaddr]
 Visit = Callable[[Vma, Vaddr, Vaddr, Pace], Visited]
-"""What is done to a part of a VMA, [start, end); it returns how far it has come."""
+"""A function that treats a part of a VMA, [start, end), and returns the end of the treated part."""
 LONG_ADVICE = SLOW_ADVICE | {Madv.REMOVE, Madv.COLLAPSE}
-"""Advice that may take long however short the range is: a page may be mapped many thousand times."""
+"""Advice that may take long even for a short range: a page may be mapped many thousand times."""
 POPULATE_ADVICE = frozenset({Madv.POPULATE_READ, Madv.POPULATE_WRITE})
 _VALID = frozenset(_FLAG_CHANGES) | _PAGE_ADVICE | POPULATE_ADVICE
 PROCESS_ADVICE = frozenset({Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE})
@@ -99,7 +99,7 @@ def do_madvise(
     `may_write` says whether the caller may write to a file: PAGEOUT asks.
 
     Raises SysError(EINVAL) for unknown advice, an unaligned start, a range that wraps, or as the table above says;
-    SysError(ENOMEM) for a range with a hole (what is mapped has been advised), SysError(EAGAIN) with too many VMAs.
+    SysError(ENOMEM) for a range with a hole (the mapped parts are advised anyway), SysError(EAGAIN) with too many VMAs.
     """
     run_at_once(madvise_in_pieces(mm, start, length, advice, may_write))
 
@@ -117,7 +117,7 @@ def madvise_in_pieces(
 
 
 def _advise(mm: MmStruct, advice: Madv, may_write: MayWrite, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace) -> Visited:
-    """Advise a part of a VMA, or as much of it as goes at once; returns where that ends."""
+    """Advise a part of a VMA, or as much of it as one piece takes; return the end of the advised part."""
     stop = _step_end(mm, vma, start, end, advice, pace)
     steps = _madvise_vma(mm, vma, start, stop, advice, may_write)
     if steps is not None:
@@ -135,9 +135,9 @@ def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
 
 
 def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Visit) -> Steps:
-    """Visit the VMAs of [start, end), or what each has of it, in order; yield where others may be served.
+    """Visit the parts of VMAs that lie in [start, end), in order; yield when other clients may be served.
 
-    Holes are passed over. Raises SysError(ENOMEM) at the end where there was one.
+    Holes are skipped. Raises SysError(ENOMEM) at the end if there was a hole.
     Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas().
     """
     has_hole = False
@@ -159,19 +159,19 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Visit) -> 
 
 
 def _step_end(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, pace: Pace) -> Vaddr:
-    """Return how far a part of a VMA is advised at once."""
+    """Return the end of the part of a VMA that one piece advises."""
     if advice in _FAST_ADVICE:
         return pace.far_stop(mm.page_table.walk, start, end)
     if advice not in SLOW_ADVICE:
         return end
     if advice is Madv.WILLNEED and vma.file is not None:
-        # It goes by what the file has, whatever is mapped.
+        # The pages of the file matter here, not the mapped pages.
         return pace.stop(start, end) if vma.page_index(start) < vma.file.mapping.last_index() else end
     return pace.far_stop(mm.page_table.walk, start, end, PMD_SIZE)
 
 
 def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps | None:
-    """Advise a part of a VMA, or return the steps of what Linux lets go of mmap_lock for.
+    """Advise a part of a VMA, or return the steps of advice for which Linux releases mmap_lock.
 
     Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior().
     """
@@ -207,7 +207,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
 
 
 def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Let go of the pages of a part of a VMA. Source: Linux v6.8 mm/madvise.c:madvise_dontneed_single_vma()."""
+    """Unmap the pages of a part of a VMA. Source: Linux v6.8 mm/madvise.c:madvise_dontneed_single_vma()."""
     zap_vma_range(mm, vma, start, end)
 
 
@@ -222,9 +222,9 @@ def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
 
 
 def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
-    """Do as `do_madvise` for advice of POPULATE_ADVICE, and yield where Linux may let go of mmap_lock; returns 0.
+    """Do as `do_madvise` for advice of POPULATE_ADVICE, and yield when Linux may release mmap_lock; returns 0.
 
-    Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): what lies behind a hole is populated too.
+    Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): the part behind a hole is populated too.
     """
     end = _range_end(start, length, advice)
     yield from _madvise_walk_vmas(mm, start, end, partial(_populate, mm, advice == Madv.POPULATE_WRITE))
@@ -237,9 +237,9 @@ def _populate(mm: MmStruct, write: bool, vma: Vma, start: Vaddr, end: Vaddr, pac
 
 
 def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pace) -> Generator[None, None, None]:
-    """Populate [start, end) for reading or writing, up to a hole, and yield where `pace` says so.
+    """Populate [start, end) for reading or writing, up to a hole, and yield when `pace` says so.
 
-    Whatever others have done to the address space meanwhile, the next VMA is looked up anew. Raises SysError(ENOMEM) at
+    Other calls may change the address space meanwhile, so the next VMA is looked up again. Raises SysError(ENOMEM) at
     a hole or without memory, SysError(EINVAL) without the right, SysError(EFAULT) past a file's end.
     Source: Linux v6.8 mm/madvise.c:madvise_populate() and mm/gup.c:check_vma_flags().
     """

@@ -38,14 +38,14 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
 _U64 = (1 << 64) - 1
 MayWrite = Callable[[File], bool]
-"""Says of a file whether the caller owns it or may write to it, in whatever way it is open."""
+"""A function that returns whether the caller owns a file or may write to it, independent of how it is open."""
 
 
 def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Read in what of a part of a VMA is not in memory, as far as memory goes; nothing is mapped.
+    """Read the missing pages of a part of a VMA into memory, as long as there is free memory; nothing is mapped.
 
-    What is swapped out comes into the swap cache: of private anonymous memory what its entries say, of shared memory
-    what its file says, and of a file's private copies none.
+    Swapped-out pages are read into the swap cache: those of private anonymous memory (found by its entries) and those
+    of shared memory (found by its file), but no private copies of a file's pages.
 
     Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry(), shmem_swapin_range() and, for a file of a disk,
     mm/readahead.c:force_page_cache_ra().
@@ -74,7 +74,7 @@ def _swap_in(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 
 def madvise_free(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Let anonymous pages of a part of a VMA be dropped when memory is short; what is swapped out goes at once.
+    """Allow reclaim to drop the anonymous pages of a part of a VMA; drop its swapped-out pages at once.
 
     Source: Linux v6.8 mm/madvise.c:madvise_free_single_vma(), madvise_free_pte_range() and
     mm/huge_memory.c:madvise_free_huge_pmd().
@@ -91,7 +91,7 @@ def _free_ptes(mm: MmStruct, run: Run) -> None:
     keep = np.ones(len(pfns), dtype=np.bool_)
     for place in np.flatnonzero(frames.has(pfns, PG_SWAPCACHE | PG_DIRTY)).tolist():
         pfn = int(pfns[place])
-        # Of a page that others map too it is not ours to say that it is clean, nor of one that others swap in.
+        # A page stays dirty if other entries map it, or if another address space can swap it in.
         keep[place] = frames.mapcount_at[pfn] == 1 and (
             not frames.flags_at[pfn] & PG_SWAPCACHE or folio_free_swap(frames, pfn)
         )
@@ -110,7 +110,7 @@ def _free_huge(mm: MmStruct, leaf: Leaf) -> None:
 
 
 def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Make pages that are mapped here alone old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
+    """Make pages that only this address space maps old and inactive. Source: madvise_cold_or_pageout_pte_range()."""
     frames = mm.frames
 
     def make_cold(run: Run) -> None:
@@ -121,7 +121,7 @@ def madvise_cold(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 
 def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
-    """Reclaim pages that are mapped here alone; those of a file only where the caller owns it or may write to it.
+    """Reclaim pages that only this address space maps; a file's pages only if the caller owns it or may write to it.
 
     Source: Linux v6.8 mm/madvise.c:madvise_pageout() and can_do_file_pageout().
     """
@@ -139,9 +139,9 @@ def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write:
 
 
 def _count_as_hosts(file: File, first: int, last: int) -> None:
-    """What the program asked to have dropped is as if the host's cache, which a real kernel's is, had dropped it.
+    """Note that reclaimed pages of a file are no longer cached, as if the host's page cache had dropped them.
 
-    A page of a file in memory is still there: it can go nowhere.
+    The pages of a file in memory stay cached: they have no other place.
     """
     mapping = file.mapping
     for index in sorted(i for i in mapping.shadows if first <= i < last):
@@ -151,9 +151,10 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
 
 
 def _advise(mm: MmStruct, start: Vaddr, end: Vaddr, ptes: Callable[[Run], None], huge: Callable[[Leaf], None]) -> None:
-    """Call `ptes` and `huge` for what of a range is advised: leaf tables, and huge pages whole.
+    """Call `ptes` for the leaf tables of a range, and `huge` for its whole huge pages.
 
-    The huge zero page is left alone, and a huge page that others map as well; of one's own, a part is split off.
+    The huge zero page is skipped, and so is a huge page with other owners. An exclusive huge page of which only a part
+    is advised is split first.
     Source: Linux v6.8 mm/madvise.c:madvise_cold_or_pageout_pte_range(), mm/huge_memory.c:madvise_free_huge_pmd().
     """
     frames, walk = mm.frames, mm.page_table.walk
@@ -185,8 +186,9 @@ def _has_large(mm: MmStruct, run: Run) -> bool:
 
 
 def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
-    """Yield of a leaf table what comes before the first page of a huge page that others map; those of one's own are
-    split. Linux takes no account of what lies behind.
+    """Yield the part of a leaf table before the first page of a huge page with other owners.
+
+    Split exclusive huge pages. Linux skips the rest of the table.
     """
     frames = mm.frames
     positions, pfns = mm.page_table.walk.mapped(leaf)
@@ -203,10 +205,10 @@ def _before_a_shared_one(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
 
 
 def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
-    """Take the accessed bits of pages that no other entry maps, and return their frames."""
+    """Clear the accessed bits of pages that no other entry maps, and return their frames."""
     frames = mm.frames
     positions, pfns = mm.page_table.walk.mapped(run)
-    # Of a huge page the first one has been asked already, for all.
+    # The mapcount of a huge page's first page has been checked already, for all its pages.
     ours = (frames.mapcount[pfns] == 1) | run.huge
     if anon_only:
         ours &= frames.has(pfns, PG_ANON)
@@ -217,7 +219,7 @@ def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
 
 
 def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:
-    """Take state bits from some entries of a run, or from a huge page's one entry."""
+    """Clear state bits of some entries of a run, or of a huge page's one entry."""
     if len(positions):
         entries = mm.page_table.walk.read(run).copy()
         entries[0 if run.huge else positions] &= np.uint64(~bits & _U64)

@@ -20,10 +20,10 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 def do_mincore(
     mm: MmStruct, start: Vaddr, length: int, max_pages: int, may_write: MayWrite = lambda _file: True
 ) -> bytes:
-    """Return one byte a page of [start, start + length), 1 where it is in memory.
+    """Return one byte for each page of [start, start + length): 1 if the page is in memory.
 
-    Of a file that the caller may not write to all of it is said to be: what others have read is not his to know
-    (Linux v6.8 mm/mincore.c:can_do_mincore()).
+    For a file that the caller may not write to, all pages are reported as in memory: the caller must not learn which
+    pages other users have read (Linux v6.8 mm/mincore.c:can_do_mincore()).
 
     Raises SysError(EINVAL) for an unaligned start, SysError(ENOMEM) outside user space or at a hole,
     SysError(EMSGSIZE) for more pages than an answer carries (`max_pages`).
@@ -50,8 +50,10 @@ def do_mincore(
 
 
 def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
-    """A page without an entry is there where the page cache has it; the host's has every page of a real file that
-    reclaim has not dropped. One in the swap file is there where the swap cache has it.
+    """Return one byte for each page of a part of a VMA: 1 if the page is in memory.
+
+    A page without an entry is in memory if the page cache has it; the host's page cache has every page of a real file
+    that reclaim has not dropped. A page in the swap file is in memory if the swap cache has it.
     """
     entries = mm.page_table.walk.entries(start, end)
     here = present_mask(entries)

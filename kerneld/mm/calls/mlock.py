@@ -24,12 +24,12 @@ _CURRENT, _FUTURE, _ONFAULT = Mcl.CURRENT.value, Mcl.FUTURE.value, Mcl.ONFAULT.v
 
 
 def can_do_mlock(mm: MmStruct, privileged: bool) -> bool:
-    """Tell whether the process may lock memory at all: CAP_IPC_LOCK, or an RLIMIT_MEMLOCK that is not 0."""
+    """Return whether the process may lock memory at all: it has CAP_IPC_LOCK, or an RLIMIT_MEMLOCK that is not 0."""
     return privileged or mm.rlimits.soft[Rlimit.MEMLOCK] != 0
 
 
 def mlock_future_ok(mm: MmStruct, vm_flags: int, length: int, privileged: bool) -> bool:
-    """Tell whether `length` bytes more of memory with these VM_ flags stay within RLIMIT_MEMLOCK."""
+    """Return whether `length` more bytes of memory with these VM_ flags stay within RLIMIT_MEMLOCK."""
     if not vm_flags & VM_LOCKED or privileged:
         return True
     return mm.locked_vm + (length >> PAGE_SHIFT) <= _limit_pages(mm)
@@ -43,9 +43,9 @@ def _limit_pages(mm: MmStruct) -> int:
 def do_mlock(mm: MmStruct, start: Vaddr, length: int, vm_flags: int, *, privileged: bool) -> tuple[Vaddr, Vaddr]:
     """Mark [start, start + length), rounded outward to pages, as locked; return the range, for the caller to fault in.
 
-    `vm_flags` is VM_LOCKED, with VM_LOCKONFAULT where pages are locked only as they come. Raises SysError(EPERM)
-    without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK, for a hole or with too many VMAs, SysError(EINVAL)
-    where the range wraps. Source: Linux v6.8 mm/mlock.c:do_mlock().
+    `vm_flags` is VM_LOCKED, with VM_LOCKONFAULT if pages are locked only when they are faulted in.
+    Raises SysError(EPERM) without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK, for a hole or with too many VMAs,
+    SysError(EINVAL) if the range wraps. Source: Linux v6.8 mm/mlock.c:do_mlock().
     """
     if not can_do_mlock(mm, privileged):
         raise SysError(errno.EPERM)
@@ -80,12 +80,12 @@ def do_munlock(mm: MmStruct, start: Vaddr, length: int) -> None:
 
 
 def munlock_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
-    """Do as `do_munlock` does; yield where others may be served."""
+    """Do the same as `do_munlock`; yield when other clients may be served."""
     yield from lock_flags_in_pieces(mm, *_lock_range(start, length), 0)
 
 
 def apply_vma_lock_flags(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) -> None:
-    """Do as `lock_flags_in_pieces` does, at once."""
+    """Do the same as `lock_flags_in_pieces`, at once."""
     run_at_once(lock_flags_in_pieces(mm, start, end, vm_flags))
 
 
@@ -111,7 +111,7 @@ def lock_flags_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) 
 def mlock_fixup(
     mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, pace: Pace
 ) -> Generator[None, None, Vaddr]:
-    """Give a part of a VMA other lock flags, then its pages; returns where the VMA ends that covers it.
+    """Give a part of a VMA other lock flags, then lock or unlock its pages; return the end of the VMA that covers it.
 
     Source: Linux v6.8 mm/mlock.c:mlock_fixup().
     """
@@ -130,12 +130,12 @@ def mlock_fixup(
 
 
 def do_mlockall(mm: MmStruct, flags: int, *, privileged: bool) -> None:
-    """Do as `mlockall_in_pieces` does, at once."""
+    """Do the same as `mlockall_in_pieces`, at once."""
     run_at_once(mlockall_in_pieces(mm, flags, privileged=privileged))
 
 
 def mlockall_in_pieces(mm: MmStruct, flags: int, *, privileged: bool) -> Steps:
-    """Lock what is mapped (MCL_CURRENT), what will be (MCL_FUTURE), or both; the caller faults pages in.
+    """Lock the present mappings (MCL_CURRENT), future mappings (MCL_FUTURE), or both; the caller faults pages in.
 
     Raises SysError(EINVAL) for other flags, SysError(EPERM) without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK.
     Source: Linux v6.8 mm/mlock.c:SYSCALL_DEFINE1(mlockall).
@@ -150,7 +150,7 @@ def mlockall_in_pieces(mm: MmStruct, flags: int, *, privileged: bool) -> Steps:
 
 
 def mlockall_flags_in_pieces(mm: MmStruct, flags: int) -> Steps:
-    """Set what mlockall's flags say, 0 to unlock everything; yield where others may be served.
+    """Apply mlockall's flags; 0 unlocks everything. Yields when other clients may be served.
 
     Source: Linux v6.8 mm/mlock.c:apply_mlockall_flags().
     """

@@ -6,7 +6,7 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 |---------------------------------------------------------|--------------------------------|
 | length 0                                                | EINVAL                         |
 | length rounds up to 0; too many VMAs; no room           | ENOMEM                         |
-| offset + length wraps, or is past what a file can be    | EOVERFLOW                      |
+| offset + length wraps, or exceeds the largest file size | EOVERFLOW                      |
 | MAP_FIXED_NOREPLACE over a mapping                      | EEXIST                         |
 | MAP_LOCKED without right or over the limit              | EPERM, EAGAIN                  |
 | shared, validated: a flag that the file does not know   | EOPNOTSUPP                     |
@@ -15,7 +15,7 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 | file on a noexec mount, with PROT_EXEC                  | EPERM                          |
 | file without an mmap operation: a pipe, a directory     | ENODEV                         |
 | neither shared nor private; GROWSDOWN where not allowed | EINVAL                         |
-| then, when what was there is gone:                      |                                |
+| then, after the old mappings are removed:               |                                |
 | no memory to promise                                    | ENOMEM                         |
 | file sealed against writing, shared and writable        | EPERM                          |
 | file whose mmap operation refuses: sysfs, huge pages    | its errno                      |
@@ -77,11 +77,11 @@ _LEGACY_MAP_MASK = (
 def do_mmap(
     mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
 ) -> Vaddr:
-    """Make a mapping and return its address; the caller asks `wants_populate`, and faults its pages in then.
+    """Make a mapping and return its address; then the caller calls `wants_populate`, and faults pages in if it is True.
 
     `length` is in bytes and need not be aligned, `pgoff` in pages; `file` is None for anonymous memory; `privileged` is
-    CAP_IPC_LOCK and CAP_SYS_RAWIO. Memory that is only executable gets its key. Raises SysError as the table above
-    says; what fails behind EEXIST may have taken that key.
+    CAP_IPC_LOCK and CAP_SYS_RAWIO. Execute-only memory gets its protection key. Raises SysError as the table
+    above says; a call that fails behind EEXIST in the table may have allocated that key.
     Source: Linux v6.8 mm/mmap.c:do_mmap().
     """
     addr, vm_flags, pgoff = check_mmap(mm, addr, length, prot, flags, file, pgoff, privileged=privileged)
@@ -90,14 +90,14 @@ def do_mmap(
 
 
 def clears_in_pieces(mm: MmStruct, length: int, flags: int) -> bool:
-    """Tell whether what is where a mapping is to be may take long to go."""
+    """Return whether it may take long to remove the old mappings at the place of a new one."""
     return flags & _FIXED != 0 and is_wide(mm.map_count, length)
 
 
 def mmap_in_pieces(
     mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
 ) -> Generator[None, None, Vaddr]:
-    """Do as `do_mmap` does; yield while what is there goes. Who goes on with it holds the address space."""
+    """Do the same as `do_mmap`; yield while old mappings are removed. The caller must keep the address space alive."""
     addr, vm_flags, pgoff = check_mmap(mm, addr, length, prot, flags, file, pgoff, privileged=privileged)
     length = page_align(length)
     check_expand(mm, addr, length, vm_flags)
@@ -109,7 +109,7 @@ def mmap_in_pieces(
 def check_mmap(
     mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
 ) -> tuple[Vaddr, int, int]:
-    """Check what `do_mmap` is asked for, up to EINVAL of its table; return the address, the VM_ flags, the offset."""
+    """Check the arguments of `do_mmap`, up to EINVAL of its table; return the address, the VM_ flags, the offset."""
     if not length:
         raise SysError(errno.EINVAL)
     if flags & _FIXED_NOREPLACE:
@@ -148,9 +148,9 @@ def check_mmap(
 
 
 def wants_populate(mm: MmStruct, flags: int) -> bool:
-    """Tell whether what has just been mapped with these MAP_ flags is to be faulted in: MAP_POPULATE, or locked.
+    """Return whether a new mapping with these MAP_ flags is to be faulted in: MAP_POPULATE, or locked.
 
-    Source: Linux v6.8 mm/mmap.c:do_mmap(), what it says in `*populate`.
+    Source: Linux v6.8 mm/mmap.c:do_mmap(), its result `*populate`.
     """
     return flags & (_POPULATE | _NONBLOCK) == _POPULATE or (flags & _LOCKED or mm.def_flags & VM_LOCKED) != 0
 
@@ -198,15 +198,16 @@ def _check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, le
 
 
 def mmap_supported_flags(file: File) -> int:
-    """Return the flags of MAP_SHARED_VALIDATE that a file's file system knows beside those of all.
+    """Return the flags of MAP_SHARED_VALIDATE that a file's file system knows beside the common flags.
 
-    Those on disk know MAP_SYNC, and refuse it later where the disk is none. Source: Linux v6.8 fs/ext4/file.c.
+    A file system on disk knows MAP_SYNC, and refuses it later unless the disk is persistent memory. Source: Linux
+    v6.8 fs/ext4/file.c.
     """
     return 0 if file.mapping.is_shmem else Map.SYNC.value
 
 
 def may_expand_vm(mm: MmStruct, vm_flags: int, pages: int) -> bool:
-    """Tell whether RLIMIT_AS and RLIMIT_DATA leave room for so many pages.
+    """Return whether RLIMIT_AS and RLIMIT_DATA leave room for `pages` more pages.
 
     Source: Linux v6.8 mm/mmap.c:may_expand_vm().
     """
@@ -227,7 +228,7 @@ def _mapped_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
 
 
 def check_expand(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int) -> None:
-    """Raise SysError(ENOMEM) where so much more is over a limit, what is there now not counted."""
+    """Raise SysError(ENOMEM) if the new mapping exceeds a limit; the mappings that it replaces are not counted."""
     pages = length >> PAGE_SHIFT
     if not may_expand_vm(mm, vm_flags, pages):
         mapped = _mapped_pages(mm, addr, addr + length)
@@ -236,10 +237,10 @@ def check_expand(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int) -> None:
 
 
 def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
-    """Put a checked mapping at `addr`, replacing what is there, merged with its neighbours where it can be.
+    """Put a checked mapping at `addr`, replacing old mappings there; merge it with its neighbours if possible.
 
-    Raises SysError(ENOMEM) over a limit, before any change; after what was there has been unmapped, as Linux does, for
-    want of memory, and what the file itself says.
+    Raises SysError(ENOMEM) over a limit, before any change. After the old mappings are removed (as on Linux), raises
+    SysError(ENOMEM) without memory, and the errors of the file itself.
     Source: Linux v6.8 mm/mmap.c:mmap_region().
     """
     end = addr + length
@@ -252,7 +253,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         vm_flags |= VM_ACCOUNT
     if file is None and vm_flags & VM_SHARED:
         return _insert(mm, addr, end, vm_flags, _new_shared_memory(mm, length, vm_flags), pgoff)
-    # What a neighbour can take in needs no leave of the file: seals that are younger than the neighbour do not count.
+    # A merge into a neighbour does not ask the file: seals that are younger than the neighbour do not count.
     merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
     if merged is not None:
         return merged
@@ -284,9 +285,9 @@ def _new_shared_memory(mm: MmStruct, length: int, vm_flags: int) -> File:
 
 
 def seal_check_write(file: File, vm_flags: int) -> int:
-    """Return the VM_ flags of a mapping of a file, if its seals allow that: a shared one never becomes writable.
+    """Return the VM_ flags of a mapping of a file under its seals: a shared one can never become writable.
 
-    Raises SysError(EPERM) for one that is shared and writable where the file is sealed against writing.
+    Raises SysError(EPERM) for a shared writable mapping of a file that is sealed against writing.
     Source: Linux v6.8 include/linux/mm.h:seal_check_write().
     """
     if not file.seals & _WRITE_SEALS or not vm_flags & VM_SHARED:
@@ -297,9 +298,9 @@ def seal_check_write(file: File, vm_flags: int) -> int:
 
 
 def _call_mmap(file: File, vm_flags: int, pgoff: int) -> int:
-    """Ask the file itself, once what was there has gone, and return the VM_ flags. Raises SysError with its errno.
+    """Ask the file itself, after the old mappings are removed; return the VM_ flags. Raises SysError with its errno.
 
-    MAP_SYNC is for files in persistent memory, and for those in memory no matter.
+    MAP_SYNC is allowed for files in persistent memory; files in memory ignore it.
     Source: Linux v6.8 mm/mmap.c:mmap_region(), mm/shmem.c:shmem_mmap() and fs/ext4/file.c:ext4_file_mmap().
     """
     vm_flags = seal_check_write(file, vm_flags)
@@ -313,7 +314,7 @@ def _call_mmap(file: File, vm_flags: int, pgoff: int) -> int:
 
 
 def vm_brk_limit_ok(mm: MmStruct, addr: Vaddr, length: int, *, privileged: bool) -> bool:
-    """Tell whether [addr, addr + length) may become heap. Source: Linux v6.8 mm/mmap.c:check_brk_limits()."""
+    """Return whether [addr, addr + length) may become heap. Source: Linux v6.8 mm/mmap.c:check_brk_limits()."""
     try:
         get_unmapped_area(mm, addr, length, _FIXED, raw_io=privileged)
     except SysError:

@@ -1,4 +1,4 @@
-"""mprotect and pkey_mprotect: other rights for a range, VMA by VMA up to the first hole.
+"""mprotect and pkey_mprotect: change the rights of a range, VMA by VMA up to the first hole.
 
 Answers to Linux v6.8 mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_pte_range(),
 can_change_pte_writable().
@@ -50,11 +50,11 @@ from shared.uapi.page import PAGE_MASK, Vaddr, page_align
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
 _KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
-"""What an entry keeps when its rights change, its key not (Linux: _PAGE_CHG_MASK)."""
+"""The bits that an entry keeps when its rights change; the key is not kept (Linux: _PAGE_CHG_MASK)."""
 
 
 def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> None:
-    """Do as `mprotect_in_pieces` does, at once."""
+    """Do the same as `mprotect_in_pieces`, at once."""
     run_at_once(mprotect_in_pieces(mm, start, length, prot, pkey))
 
 
@@ -63,9 +63,9 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
 
     It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`.
     Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
-    SysError(ENOMEM) at a hole (what lies before it is changed) or over a limit, SysError(EACCES) for a right that the
-    mapping can never have (a file not open for writing). Yields where others may be served: after a VMA, or a part of a
-    large one, which is a VMA of its own until the rest is like it.
+    SysError(ENOMEM) at a hole (the part before it is changed) or over a limit, SysError(EACCES) for a right that the
+    mapping can never have (a file not open for writing). Yields when other clients may be served: after a VMA, or after
+    a part of a large VMA; this part is a separate VMA until the rest is changed too.
     """
     pace = Pace()
     grows = prot & (_GROWSDOWN | _GROWSUP)
@@ -112,10 +112,10 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
 
 
 def _may_go_in_parts(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> bool:
-    """Tell whether a part of a VMA may be changed step by step, with the same outcome.
+    """Return whether a part of a VMA may be changed step by step, with the same result.
 
-    There must be room for one VMA more. What is to be promised or counted against a limit, and may be refused, is so
-    for all of it or for none; and what has been locked is faulted in.
+    There must be room for one more VMA. A change that may be refused (memory to be promised, or a limit) must be made
+    for the whole part at once; so must a change of locked memory, whose pages are faulted in.
     """
     if vm_flags & VM_WRITE and (not vma.vm_flags & VM_WRITE or vma.vm_flags & VM_LOCKED):
         pages = (end - start) >> 12
@@ -126,7 +126,7 @@ def _may_go_in_parts(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags:
 
 
 def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vaddr:
-    """Change a part of one VMA and its entries; returns where the VMA that covers the part now ends.
+    """Change a part of one VMA and its entries; return the end of the VMA that now covers the part.
 
     Source: Linux v6.8 mm/mprotect.c:mprotect_fixup().
     """
@@ -150,7 +150,7 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
 
 
 def may_unaccount(vma: Vma) -> bool:
-    """Tell whether memory that may no longer be written, and never was, is taken off the account of promised memory.
+    """Return whether memory that becomes read-only, and was never written, no longer counts as promised memory.
 
     Source: Linux v6.8 mm/mprotect.c:mprotect_fixup().
     """
@@ -158,12 +158,12 @@ def may_unaccount(vma: Vma) -> bool:
 
 
 def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Give the present entries of a part of a VMA its rights: less at once, writable again only where no fault is owed.
+    """Give the present entries of a part of a VMA the VMA's rights.
 
-    A huge page is one entry here: it lies in the VMA whole, and its frames agree in what `_can_be_writable` asks. An
-    entry that is old stays so: of the bits that an entry keeps the new rights give none.
-    Source: Linux v6.8 mm/mprotect.c:change_pte_range(), mm/huge_memory.c:change_huge_pmd(),
-    arch/x86/include/asm/pgtable.h:pte_modify().
+    An entry becomes writable only if no fault is needed. A huge page is one entry here: all of it lies in the VMA, and
+    `_can_be_writable` has the same answer for all its frames. An old entry stays old: the new rights contain none of
+    the bits that an entry keeps. Source: Linux v6.8 mm/mprotect.c:change_pte_range(),
+    mm/huge_memory.c:change_huge_pmd(), arch/x86/include/asm/pgtable.h:pte_modify().
     """
     prot = vma_page_prot(vma) & ~_KEPT_BITS
     for run in mm.page_table.walk.runs(start, end):
@@ -173,13 +173,13 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
             continue
         changed = (entries & np.uint64(_KEPT_BITS)) | np.uint64(prot)
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
-            changed[~present] = 0  # what a swap entry holds is no frame number
+            changed[~present] = 0  # a swap entry holds no frame number
             changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
         mm.pages.update_ptes(run, np.where(present, changed, entries))
 
 
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Tell for each entry whether a write would only be let through.
+    """Return for each entry whether a write fault would do nothing except allow the write.
 
     Source: mm/mprotect.c:can_change_pte_writable().
     """

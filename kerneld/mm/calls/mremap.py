@@ -5,10 +5,10 @@ mm/mmap.c:copy_vma().
 
 | case                                         | what happens                                                        |
 |----------------------------------------------|---------------------------------------------------------------------|
-| FIXED or DONTUNMAP                           | always a move; FIXED unmaps what is at the new place first          |
+| FIXED or DONTUNMAP                           | always a move; FIXED first unmaps old mappings at the new place     |
 | new length = old                             | nothing                                                             |
-| shorter                                      | the tail is unmapped, whatever VMAs it lies in                      |
-| longer, at the VMA's end, room behind it     | the VMA grows, and merges with the next where it can                |
+| shorter                                      | the tail is unmapped, in all its VMAs                               |
+| longer, at the VMA's end, room behind it     | the VMA grows, and merges with the next if possible                 |
 | longer otherwise                             | with MAYMOVE it moves, else ENOMEM                                  |
 | old length 0, shared                         | a second mapping of the same pages                                  |
 """
@@ -48,15 +48,15 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, 
 
 _MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
 Place: TypeAlias = Generator[None, None, Vaddr]
-"""A call in pieces that comes to an address."""
+"""A call in pieces that returns an address."""
 _SPARE_MAPS = 3
-"""A move may need so many VMAs more before it gives one back."""
+"""Number of additional VMAs that a move may need before it gives one back."""
 
 
 def do_mremap(
     mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, new_addr: Vaddr, *, privileged: bool
 ) -> Vaddr:
-    """Change the size or the place of a mapping, and return its address, at once: as `mremap_in_pieces` does."""
+    """Change the size or the place of a mapping, and return its address: the same as `mremap_in_pieces`, at once."""
     return drain(mremap_in_pieces(mm, addr, old_len, new_len, flags, new_addr, privileged=privileged))
 
 
@@ -65,12 +65,12 @@ def mremap_in_pieces(
 ) -> Place:
     """Change the size or the place of a mapping and return its address; lengths in bytes are rounded up to pages.
 
-    Yields where others may be served. Who goes on with it holds the address space: a mapping that moves is at both
-    places meanwhile, with its pages at either.
+    Yields when other clients may be served. The caller must keep the address space alive. A mapping that is being moved
+    is at both places meanwhile, and each of its pages at one of them.
 
     Raises SysError(EINVAL) for contradicting flags, an unaligned address, a new length of 0, overlapping places, or an
-    old length of 0 of private memory; EFAULT where the old range is not inside one VMA; ENOMEM without room, over a
-    limit, or where it cannot grow and must not move; EAGAIN over RLIMIT_MEMLOCK.
+    old length of 0 of private memory; EFAULT if the old range is not inside one VMA; ENOMEM without room, over a
+    limit, or if it cannot grow and must not move; EAGAIN over RLIMIT_MEMLOCK.
     """
     if flags & ~(_MAYMOVE | _FIXED | _DONTUNMAP) or (flags & (_FIXED | _DONTUNMAP) and not flags & _MAYMOVE):
         raise SysError(errno.EINVAL)
@@ -136,7 +136,7 @@ def _mremap_to(
 def find_new_place(
     mm: MmStruct, vma: Vma, addr: Vaddr, new_addr: Vaddr, new_len: int, map_flags: int, privileged: bool
 ) -> Vaddr:
-    """Return where the mapping at `addr` goes that moves. Raises as `get_unmapped_area` does."""
+    """Return the new address for the mapping at `addr`, which moves. Raises as `get_unmapped_area` does."""
     aligned = vma.file is None or not vma.file.mapping.is_shmem
     offset = None if vma.file is None else vma.page_index(addr) << PAGE_SHIFT
     return get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
@@ -170,7 +170,7 @@ def vma_to_resize(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: 
 
 
 def vma_expandable(mm: MmStruct, vma: Vma, delta: int, privileged: bool) -> bool:
-    """Tell whether `delta` bytes behind a VMA are free. Source: Linux v6.8 mm/mremap.c:vma_expandable()."""
+    """Return whether `delta` bytes behind a VMA are free. Source: Linux v6.8 mm/mremap.c:vma_expandable()."""
     end = vma.end + delta
     if next(mm.vmas.overlapping(vma.end, end), None) is not None:
         return False
@@ -225,23 +225,23 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         if source is not new_vma and source.start == old_addr and source.end == old_addr + old_len:
             unlink_anon_vmas(source)
     elif old_len:
-        # For a moment the mapping is there twice: that is no peak (Linux keeps mm->hiwater_vm here too).
+        # For a moment the mapping exists twice; this does not count as a peak (Linux keeps mm->hiwater_vm here too).
         hiwater_vm = mm.hiwater_vm
         yield from munmap_steps(mm, old_addr, old_len)
         mm.hiwater_vm = hiwater_vm
 
 
 def locked_vm_after_dontunmap(before: int, _vm_flags: int, new_len: int) -> int:
-    """Return `locked_vm` after a move that leaves the old mapping there, unlocked whole, in pages; `before` it.
+    """Return `locked_vm`, in pages, after a move that keeps the old mapping, all unlocked; `before` is the old value.
 
-    Source: Linux v6.8 mm/mremap.c:move_vma(): "we don't need to touch locked_vm". Of a mapping that moves in part the
-    rest goes on counting, for good, though nothing of it is locked.
+    Source: Linux v6.8 mm/mremap.c:move_vma(): "we don't need to touch locked_vm". If only a part of a mapping moves,
+    the rest stays counted for good, although none of it is locked.
     """
     return before
 
 
 def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:
-    """Make the VMA for the new place, merged with its neighbours where it can be.
+    """Make the VMA for the new place, and merge it with its neighbours if possible.
 
     Anonymous memory that was never faulted takes the offsets of its new place, to merge there.
     Source: Linux v6.8 mm/mmap.c:copy_vma().
@@ -277,7 +277,7 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
 
 
 def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> Steps:
-    """Move the entries of a range to another: whole leaf tables where both lie alike in them, else run by run.
+    """Move the entries of a range to another: whole leaf tables if both ranges are aligned alike, else run by run.
 
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
     Source: Linux v6.8 mm/mremap.c:move_page_tables().
@@ -285,7 +285,7 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
     end, delta = old_addr + length, new_addr - old_addr
     first, last = old_addr + (-old_addr & PMD_SIZE - 1), end & -PMD_SIZE
     if first <= last and _can_realign(mm, old_addr, new_addr):
-        # Nothing else lies in the first table: it moves too, and takes nobody anything.
+        # The first table has no other entries: the whole table can move too.
         old_addr = first = old_addr & -PMD_SIZE
     if delta & PMD_SIZE - 1 or first >= last:
         yield from _move_ptes_in_pieces(mm, old_addr, new_addr, length)
@@ -309,7 +309,7 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
 
 
 def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> Steps:
-    """Do as `move_ptes` does, a part after the other; what had moved before one that fails goes back in parts, too."""
+    """Do the same as `move_ptes`, in parts; if one part fails, the moved parts are moved back, in parts too."""
     end, delta, pace = old_addr + length, new_addr - old_addr, Pace()
     moved = old_addr
     try:
@@ -331,7 +331,7 @@ def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length:
 
 
 def _can_realign(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool:
-    """Tell whether a move may begin at the start of its first leaf table instead of inside it.
+    """Return whether a move may begin at the start of its first leaf table instead of inside the table.
 
     Source: Linux v6.8 mm/mremap.c:try_realign_addr(), can_align_down().
     """
@@ -345,10 +345,10 @@ def _can_realign(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool:
 
 
 def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
-    """Move the entries of a range to another that is not as many 2 MiB away, or has tables already.
+    """Move the entries of a range to another whose distance is no multiple of 2 MiB, or that has tables already.
 
-    A huge page moves as it is where its new place is on a 2 MiB boundary too, else it is cut up first. The new place
-    gets a table wherever the old one has one, entries or not.
+    A huge page moves as one entry if its new place is 2 MiB-aligned too, else it is split first. The new place gets a
+    table wherever the old place has one, even an empty one.
     Raises SysError(ENOMEM) without frames for tables; what had moved is then back.
     Source: Linux v6.8 mm/mremap.c:move_page_tables(), move_ptes(), move_huge_pmd().
     """
@@ -380,7 +380,7 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
 
 
 def _move_back(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> None:
-    """Undo a move of entries; it needs no memory, for the tables that they came from are still there."""
+    """Undo a move of entries; this needs no memory, because the tables of the old place still exist."""
     delta = new_addr - old_addr
     for leaf in mm.page_table.walk.leaves(new_addr, new_addr + length):
         if leaf.huge:
@@ -396,7 +396,7 @@ def _move_back(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> N
 
 
 def _without_gaps(run: Run) -> Iterator[Run]:
-    """Yield the parts of a run that are each of neighbouring tables."""
+    """Yield the parts of a run that each consist of neighbouring tables."""
     if isinstance(run, Leaf):
         yield run
         return
@@ -406,12 +406,12 @@ def _without_gaps(run: Run) -> Iterator[Run]:
 
 
 def _move_huge(mm: MmStruct, leaf: Leaf, delta: int) -> bool:
-    """Move a huge page to its new place, or see to it that it is cut up; returns whether it has moved."""
+    """Move a huge page to its new place, or split it; return whether it has moved."""
     to_pmd = None if delta & PMD_SIZE - 1 else mm.page_table.ensure_pmd(leaf.start + delta)
     pmd = mm.page_table.find_huge_pmd(leaf.start)
-    if pmd is None:  # Reclaim has cut it up, for a table of the new place.
+    if pmd is None:  # Reclaim has split it, for a table of the new place.
         return False
-    if to_pmd is None or mm.frames.ram.words[to_pmd]:  # A table that is there stays, empty or not (move_huge_pmd()).
+    if to_pmd is None or mm.frames.ram.words[to_pmd]:  # An existing table stays, even an empty one (move_huge_pmd()).
         mm.pages.split_huge_pmd(pmd, leaf.start)
         return False
     mm.pages.move_huge_pmd(pmd, leaf.start, to_pmd, leaf.start + delta)

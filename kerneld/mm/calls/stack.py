@@ -20,11 +20,11 @@ from shared.uapi.resource import Rlimit
 
 
 def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
-    """Let a VMA that grows down reach down to the page of `address`, below its start.
+    """Extend a VMA that grows down to the page of `address`, below its start.
 
-    Raises SysError(EFAULT) where it does not grow, SysError(EPERM) below vm.mmap_min_addr, SysError(ENOMEM) where it
-    would come within the guard gap of another mapping, or over RLIMIT_STACK, RLIMIT_AS or, but for the
-    superuser, RLIMIT_MEMLOCK.
+    Raises SysError(EFAULT) if the VMA does not grow down, SysError(EPERM) below vm.mmap_min_addr, SysError(ENOMEM) if
+    it would come within the guard gap of another mapping, or over RLIMIT_STACK, RLIMIT_AS or (except for the
+    superuser) RLIMIT_MEMLOCK.
     """
     if not vma.vm_flags & VM_GROWSDOWN:
         raise SysError(errno.EFAULT)
@@ -39,7 +39,7 @@ def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
         and address - before.end < STACK_GUARD_GAP_BYTES
     ):
         raise SysError(errno.ENOMEM)
-    # Linux makes the anon_vma whose lock it takes before it asks whether the VMA may grow: fork and merges see it.
+    # Linux makes the anon_vma, to lock it, before it checks whether the VMA may grow: fork and merges see it.
     prepare_anon_vma(mm, vma)
     grow_pages = (vma.start - address) >> PAGE_SHIFT
     if grow_pages > vma.pgoff:

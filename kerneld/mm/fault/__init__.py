@@ -1,1 +1,1 @@
-"""Page faults, and all that takes pages into memory as faults do."""
+"""Page faults, and the other operations that bring pages into memory: populate, huge pages, MADV_COLLAPSE."""

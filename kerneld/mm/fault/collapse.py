@@ -1,4 +1,4 @@
-"""MADV_COLLAPSE: pages of 4 KiB become huge pages at once, because the program asks.
+"""MADV_COLLAPSE: pages of 4 KiB become huge pages at once, at the program's request.
 
 Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_pmd(), collapse_huge_page().
 
@@ -11,8 +11,8 @@ Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_p
 | a leaf table without a writable entry   | nothing, the rest is looked at        | EINVAL                    |
 | no leaf table                           | nothing, the rest is looked at        | EINVAL                    |
 
-Pages that other address spaces map as well are copied, absent ones become zeros. Whether `--thp` allows huge pages does
-not matter; MADV_NOHUGEPAGE does, and memory that is not anonymous or has never been written: EINVAL.
+Pages that other address spaces map too are copied; missing pages become zeros. The setting `--thp` does not matter.
+MADV_NOHUGEPAGE, memory that is not anonymous, and memory that was never written to give EINVAL.
 Differs from Linux: pages of files and of shared anonymous memory are never collapsed.
 """
 
@@ -36,17 +36,17 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, Vaddr
 
 
 def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
-    """Make huge pages of the whole 2 MiB in [start, end), a page-aligned part of a VMA; what is at its ends stays.
+    """Make huge pages of each whole 2 MiB in [start, end), a page-aligned part of a VMA.
 
-    Yields where others may be served, as Linux lets go of mmap_lock; the VMA is looked up anew then.
-    Raises SysError(EINVAL) and SysError(ENOMEM) as the table above says; what was done before that stays done.
+    A part of 2 MiB stays as it is. Yields when other clients may be served (Linux releases mmap_lock there); then looks
+    the VMA up again. Raises SysError(EINVAL) and SysError(ENOMEM) as the table above says; huge pages made before stay.
     """
     if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False) or vma.anon_vma is None:
         raise SysError(errno.EINVAL)
     if not thp_vma_suitable(vma, vma.end - PMD_SIZE):
         raise SysError(errno.EINVAL)
     first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
-    # Where there is no leaf table there is nothing to collapse: it is passed over, however much it is.
+    # A range without leaf tables has nothing to collapse: it is skipped, however large it is.
     collapsed, pace = 0, Pace()
     for leaf in mm.page_table.walk.leaves(first, last):
         collapsed += _collapse_pmd(mm, vma, leaf.start)
@@ -54,15 +54,15 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
             yield
             pace.begin()
             vma = _revalidate(mm, leaf.end)
-    # A range between two boundaries has last < first and is refused, an empty one is not: so Linux subtracts.
+    # A range without a 2 MiB boundary has last < first and is refused; an empty range is not (Linux subtracts alike).
     if collapsed != last - first >> PMD_SHIFT:
         raise SysError(errno.EINVAL)
 
 
 def _revalidate(mm: MmStruct, vaddr: Vaddr) -> Vma:
-    """Return the VMA that has the next 2 MiB by now.
+    """Return the VMA that contains the next 2 MiB now.
 
-    Raises SysError(EINVAL) where none may have a huge page there. Source: Linux v6.8
+    Raises SysError(EINVAL) if no VMA may have a huge page there. Source: Linux v6.8
     mm/khugepaged.c:hugepage_vma_revalidate(), madvise_collapse_errno().
     """
     vma = mm.vmas.lookup(vaddr)
@@ -89,14 +89,14 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
 
 
 def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:
-    """Tell whether a leaf table has an entry that may be written to (Linux: SCAN_PAGE_RO where not)."""
+    """Return whether a leaf table has a writable entry (if not, Linux: SCAN_PAGE_RO)."""
     return bool((mm.page_table.walk.entries(haddr, haddr + PMD_SIZE) & np.uint64(PTE_RW)).any())
 
 
 def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:
-    """Have what of a leaf table is swapped out back in.
+    """Swap in all pages of a leaf table.
 
-    Raises SysError(ENOMEM) without a frame, SysError(EAGAIN) where the pages do not fit into memory together.
+    Raises SysError(ENOMEM) without a frame, SysError(EAGAIN) if the pages do not fit into memory together.
     Source: Linux v6.8 mm/khugepaged.c:__collapse_huge_page_swapin() and madvise_collapse_errno().
     """
     for place in np.flatnonzero(swap_mask(mm.page_table.walk.entries(haddr, haddr + PMD_SIZE))).tolist():

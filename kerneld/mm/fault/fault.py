@@ -1,4 +1,4 @@
-"""Page faults: what a missing or too weak entry becomes.
+"""Page faults: the decision what to do about a missing entry, or one with too few rights.
 
 Owns the decision; the entry itself is set by `mm.pages`. Knows no task and no signal: it returns VM_FAULT_* and the
 caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memory.c.
@@ -8,17 +8,17 @@ caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memo
 | none           | anonymous     | shared zero page                      | new zeroed frame                        |
 | none           | file, private | cached page and those around it       | copy of the cached page                 |
 | none           | file, shared  | cached page and those around it       | cached page, writable, noted dirty      |
-| present, no RW | private       | –                                     | reuse where it is ours alone, else copy |
+| present, no RW | private       | –                                     | made writable if exclusive, else copied |
 | present, no RW | shared        | –                                     | made writable, noted dirty              |
-| swap           | private       | read in, unless the swap cache has it | likewise; ours alone: writable at once  |
+| swap           | private       | read in, unless the swap cache has it | likewise; if exclusive, writable        |
 
-Where no leaf table is, `kerneld.mm.fault.thp` is asked first: huge pages are its business.
-Past the end of a file, or where a page cannot be read: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM. A page that had
-to be read in: VM_FAULT_MAJOR.
+If there is no leaf table, `kerneld.mm.fault.thp` is asked first: it makes the huge pages.
+Past the end of a file, or if a page cannot be read: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM. If the page was
+read from a disk: VM_FAULT_MAJOR.
 
-To allocate is to give reclaim a chance: after it, an entry that was present may be a swap entry or none, a huge page
-may be cut up, and a frame that nothing holds may be another's. So each function here takes a reference of a frame that
-it needs afterwards, which keeps the frame and every entry of it as they are.
+Every allocation may run reclaim. After it, a present entry may be a swap entry or empty, a huge page may be split, and
+a frame without references may be in use for something else. So each function here takes a reference of a frame that it
+needs after an allocation; the reference keeps the frame and all its entries as they are.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
 
 
 def _fault_without_table(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
-    """A file's page where no leaf table is: one that is made for the fault goes again where nothing gets into it.
+    """Settle a fault for a file's page without a leaf table; free the table made for it if it stays empty.
 
     Source: Linux v6.8 mm/memory.c:do_fault(), `vmf->prealloc_pte`.
     """
@@ -101,7 +101,10 @@ def _fault_without_table(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> i
 
 
 def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
-    """Demand zero. Source: Linux v6.8 mm/memory.c:do_anonymous_page()."""
+    """Settle a fault in anonymous memory: a page of zeros on demand.
+
+    Source: Linux v6.8 mm/memory.c:do_anonymous_page().
+    """
     prot = vma_page_prot(vma)
     if not write:
         mm.pages.set_zero_pte(pte, vaddr, make_pte(ZERO_PFN, prot | PTE_SPECIAL))
@@ -114,7 +117,7 @@ def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: boo
 
 
 def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
-    """A file's page that has no entry. Source: Linux v6.8 mm/memory.c:do_fault()."""
+    """Settle a fault for a file's page without an entry. Source: Linux v6.8 mm/memory.c:do_fault()."""
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
@@ -122,13 +125,14 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     if not write:
         return do_read_fault(mm, vma, vaddr, pte) or major
     if not vma.vm_flags & VM_SHARED:
-        # Before the file is asked: a fault that ends in SIGBUS leaves an anon_vma behind, which fork and merges see.
+        # This comes before the file is asked: a fault that ends in SIGBUS leaves an anon_vma, which fork and merges
+        # see.
         prepare_anon_vma(mm, vma)
     if index >= mapping.last_index():
         return VM_FAULT_SIGBUS
     prot = vma_page_prot(vma)
     major |= filemap_fault(vma, mapping, index) & VM_FAULT_MAJOR
-    # Nothing is mapped around a write: what it has asked the disk for has come when the next fault looks.
+    # A write maps no pages around it: the pages that it has requested from the disk have come by the next fault.
     mapping.host.fault_is_over()
     source = mapping.ensure_page(index)
     if vma.vm_flags & VM_SHARED:
@@ -145,11 +149,11 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
 
 
 def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
-    """The fault of a file's page itself, as the host's cache would take it. Returns VM_FAULT_MAJOR and VM_FAULT_RETRY.
+    """Bring a file's page into the page cache for a fault. Returns VM_FAULT_MAJOR and VM_FAULT_RETRY.
 
-    A page that is not cached is read in with those around it, which counts as major: what lies on a disk has come when
-    the page itself had to come from there, and is on its way where that is a hole. One that reclaim has tried to write
-    out takes a second try, no more.
+    A page that is not cached is read in with the pages around it; this counts as major. The pages around it from a disk
+    have come if the page itself came from the disk; they are still being read if the page itself is a hole. A page that
+    reclaim has tried to write out takes one second try.
     Source: Linux v6.8 mm/filemap.c:filemap_fault(), do_sync_mmap_readahead(), do_async_mmap_readahead().
     """
     assert vma.file is not None
@@ -165,7 +169,7 @@ def filemap_fault(vma: Vma, mapping: AddressSpace, index: int) -> int:
 
 
 def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
-    """Return the indexes of a file's pages, [first, last), that are read in where a fault finds one not cached.
+    """Return the indexes of a file's pages, [first, last), that are read in for a fault at a page that is not cached.
 
     Source: Linux v6.8 mm/filemap.c:do_sync_mmap_readahead().
     """
@@ -181,9 +185,9 @@ def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
 def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     """Map a file's page and those around it that lie in the same VMA, the same leaf table and the file.
 
-    The host's page cache is ours, so every page of a real file counts as cached, as long as memory is not short; of
-    shared anonymous memory only what has been written or read before. Those around it are mapped also where the page
-    itself lies past the end of the file, and once more where it had to be waited for.
+    The host's page cache serves as the page cache here, so every page of a real file counts as cached, as long as
+    memory is not short. A page of shared anonymous memory counts as cached once it has been written or read. The pages
+    around are mapped even if the page itself lies past the end of the file, and again after a wait for the page.
     Source: Linux v6.8 mm/memory.c:do_read_fault(), arch/x86/mm/fault.c:do_user_addr_fault().
     """
     assert vma.file is not None
@@ -207,7 +211,10 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
 
 
 def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
-    """Map the cached pages around a read fault, and its own. Source: Linux v6.8 mm/memory.c:do_fault_around()."""
+    """Map the page of a read fault, and the cached pages around it.
+
+    Source: Linux v6.8 mm/memory.c:do_fault_around().
+    """
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
@@ -223,7 +230,7 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
 
 
 def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
-    """Return the indexes of a file's pages around a fault, [first, last): those of the same VMA and leaf table."""
+    """Return the indexes [first, last) of a file's pages around a fault, in the same VMA and leaf table."""
     index = vma.page_index(vaddr)
     offset = vaddr >> PAGE_SHIFT & 511
     first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
@@ -239,7 +246,7 @@ def _map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> Non
 
 
 def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
-    """A page that is in the swap file. Source: Linux v6.8 mm/memory.c:do_swap_page()."""
+    """Settle a fault for a page in the swap file. Source: Linux v6.8 mm/memory.c:do_swap_page()."""
     frames = mm.frames
     slot = swp_offset(entry)
     if slot >= len(frames.swap.count) or not frames.swap.count_at[slot]:
@@ -266,12 +273,12 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     try:
         return do_wp_page(mm, vma, vaddr, pte, make_pte(pfn, prot)) | major
     except SysError:
-        # The page is in; only the copy of it failed.
+        # The page was read in; only its copy failed.
         return VM_FAULT_OOM
 
 
 def _add_anon_rmap(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn, exclusive: bool) -> None:
-    """Make a frame of the swap cache anonymous memory of a VMA: of its alone, or of the family's oldest.
+    """Make a frame of the swap cache anonymous memory of this VMA alone, or of the root of its family of VMAs.
 
     Source: Linux v6.8 mm/rmap.c:folio_add_anon_rmap_pte() and __folio_set_anon().
     """
@@ -285,7 +292,7 @@ def _add_anon_rmap(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn, exclusive: bo
 
 
 def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    """A write to a present entry without RW. Source: Linux v6.8 mm/memory.c:do_wp_page()."""
+    """Settle a write to a present entry without RW. Source: Linux v6.8 mm/memory.c:do_wp_page()."""
     pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
     frames = mm.frames
     if vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
@@ -299,11 +306,11 @@ def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> in
 
 
 def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
-    """Tell whether an anonymous frame is this address space's alone; one whose other owners have gone becomes so.
+    """Return whether an anonymous frame is exclusive to this address space.
 
-    Its slot in the swap file, which only the swap cache knows, it gives up for that. One of a huge page stays what it
-    is, whoever maps the rest. Source: Linux v6.8 mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's
-    anon_vma.
+    It becomes so if it has no other owner left. For that it gives up its slot in the swap file, if only the swap cache
+    uses the slot. A frame of a huge page does not become exclusive here. Source: Linux v6.8
+    mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
     """
     frames = mm.frames
     if frames.flags_at[pfn] & PG_ANON_EXCLUSIVE:
@@ -320,7 +327,7 @@ def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
 
 
 def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
-    """Make the anonymous page that an entry maps this address space's alone, still not writable, and return its frame.
+    """Make the anonymous page of an entry exclusive to this address space, still read-only, and return its frame.
 
     Raises SysError(ENOMEM). Source: Linux v6.8 mm/memory.c:do_wp_page() with FAULT_FLAG_UNSHARE.
     """
@@ -359,7 +366,7 @@ def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) ->
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    """The first write to a shared page since it was clean. Source: Linux v6.8 mm/memory.c:wp_page_shared()."""
+    """Settle the first write to a clean page of a shared mapping. Source: Linux v6.8 mm/memory.c:wp_page_shared()."""
     assert vma.file is not None
     index = vma.page_index(vaddr)
     if index >= vma.file.mapping.last_index():
@@ -370,7 +377,7 @@ def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -
 
 
 def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) -> int:
-    """Give the writer a frame of its own. Source: Linux v6.8 mm/memory.c:wp_page_copy()."""
+    """Copy a page into a new frame for the writer. Source: Linux v6.8 mm/memory.c:wp_page_copy()."""
     if source == ZERO_PFN:
         pfn = new_anon_page(mm, vma, vaddr)
     else:

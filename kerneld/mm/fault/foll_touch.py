@@ -1,8 +1,8 @@
-"""What the kernel leaves behind on pages that it goes to for somebody: get_user_pages() with FOLL_TOUCH.
+"""The marks that the kernel's access leaves on a page: get_user_pages() with FOLL_TOUCH.
 
-The processor's own access leaves its marks in the entry. The kernel's does not go by the entry: it marks the frame as
-used and, for a write through an entry that is clean, as dirty. Without that a page that MADV_FREE has cleaned, and that
-is then populated or locked to be written to, would count as given up. Knows no fault. Answers to Linux v6.8
+An access of the processor sets bits of the entry. The kernel's access does not use the entry: it marks the frame as
+used and, for a write through a clean entry, as dirty. Without these marks, a page that MADV_FREE has cleaned and that
+is then populated or locked for writing would be dropped by reclaim. Knows no fault. Answers to Linux v6.8
 mm/gup.c:follow_page_pte(), mm/huge_memory.c:touch_pmd() and mm/page-writeback.c:folio_mark_dirty().
 """
 
@@ -20,11 +20,11 @@ from kerneld.mm.space.pagewalk import Leaf
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 
 _MARKS_THAT_COUNT = 3
-"""Referenced, then active instead, then both: more change nothing."""
+"""The first mark makes a page referenced, the second active instead, the third both; more marks change nothing."""
 
 
 def folio_mark_dirty(frames: Frames, pfns: Pfns) -> None:
-    """Note of frames that they have changed; of a file's the file knows it too. A huge page is dirty as a whole.
+    """Mark frames as dirty; a file also notes its dirty pages. A huge page is dirty as a whole.
 
     Source: Linux v6.8 mm/page-writeback.c:folio_mark_dirty().
     """
@@ -51,14 +51,14 @@ def touch_entry(mm: MmStruct, at: int, vaddr: Vaddr, write: bool) -> Pfn:
         if write and not entry & PTE_DIRTY:
             folio_mark_dirty(mm.frames, np.array([pfn]))
         flags = mm.frames.flags_at[pfn]
-        # One that is active, or on no list, and marked already stays as it is.
+        # A marked page that is active or on no list does not change any more.
         if flags & PG_LARGE or not (flags & PG_REFERENCED and flags & (PG_ACTIVE | PG_UNEVICTABLE)):
             _mark_accessed(mm.frames, np.array([pfn]))
     return pfn
 
 
 def touch_leaf(mm: MmStruct, leaf: Leaf, write: bool) -> None:
-    """Mark every page that a run of entries maps, each of which allows the access, or a huge page's one entry."""
+    """Mark every page that a run of entries, or a huge page's one entry, maps; all entries allow the access."""
     if leaf.huge:
         entry = mm.frames.ram.words[leaf.low]
         mm.pages.update_huge_pmd(leaf.low, leaf.start & -PMD_SIZE, _touched_pmd(entry, write))
@@ -74,7 +74,7 @@ def touch_leaf(mm: MmStruct, leaf: Leaf, write: bool) -> None:
 
 
 def _touched_pmd(entry: int, write: bool) -> int:
-    """Nothing changes for a read: x86 takes a new entry of 2 MiB only where it is dirty.
+    """Return an entry of 2 MiB after an access: a read changes nothing, because x86 only sets it together with dirty.
 
     Source: Linux v6.8 mm/huge_memory.c:touch_pmd(), arch/x86/mm/pgtable.c:pmdp_set_access_flags().
     """
@@ -82,7 +82,7 @@ def _touched_pmd(entry: int, write: bool) -> int:
 
 
 def _mark_accessed(frames: Frames, pfns: Pfns) -> None:
-    """Mark frames as used; a huge page that small entries map is so as a whole, once for each page gone to."""
+    """Mark frames as used; a huge page that small entries map is marked as a whole, once for each accessed page."""
     large = frames.has(pfns, PG_LARGE)
     if not large.any():
         folio_mark_accessed(frames, pfns)

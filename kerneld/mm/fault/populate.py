@@ -1,7 +1,7 @@
 """Faulting in many pages at once: MAP_POPULATE, locked memory, and the processor's `touch`.
 
-Does for a range what `kerneld.mm.fault.fault` does for a page, one leaf table at a time where the pages are anonymous;
-whatever is not a plain first fault goes through `handle_mm_fault` itself, and huge pages through `thp`. Answers to
+Does the work of `kerneld.mm.fault.fault` for a range, one leaf table at a time if the pages are anonymous. Faults other
+than a plain first fault go through `handle_mm_fault` itself, and huge pages through `thp`. Answers to
 Linux v6.8 mm/gup.c: __mm_populate(), populate_vma_page_range().
 """
 
@@ -30,11 +30,11 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
 
 def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors: bool) -> Generator[None, None, int]:
-    """Fault the mapped pages of [start, end), page-aligned, in; yield where Linux may let go of mmap_lock.
+    """Fault the mapped pages of [start, end), page-aligned, in; yield when Linux may release mmap_lock.
 
-    With `ignore_errors` what cannot be had is passed over, to the next VMA. Without, it ends there: memory that allows
-    no access at all is one such, unless it is locked on fault. Whatever others have done to the address space
-    meanwhile, the next VMA is looked up anew.
+    With `ignore_errors` an error skips the rest of its VMA. Without it, the first error ends the call; memory without
+    any rights is an error too, unless it is locked on fault. Other calls may change the address space meanwhile, so the
+    next VMA is looked up again.
     Returns 0 or the VM_FAULT_* that stopped it. Source: Linux v6.8 mm/gup.c:__mm_populate().
     """
     pace = Pace()
@@ -62,15 +62,16 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
 
 
 def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Fault the mapped pages of [start, end) in at once, as far as that goes; errors and holes are passed over."""
+    """Fault the mapped pages of [start, end) in at once; skip errors and holes."""
     drain(populate_in_pieces(mm, start, end, ignore_errors=True))
 
 
 def populate_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace | None = None) -> tuple[Vaddr, int]:
-    """Fault a page-aligned part of a VMA in: for writing where it is private and writable, else for reading.
+    """Fault a page-aligned part of a VMA in: for writing if it is private and writable, else for reading.
 
     Returns how far it came, less where `pace` is late, and 0 or the VM_FAULT_* that stopped it: memory whose protection
-    key denies the access is not faulted in. The address space is that of whoever runs.
+    key denies the access is not faulted in. The
+    address space is the running program's.
     Source: Linux v6.8 mm/gup.c:populate_vma_page_range(), check_vma_flags().
     """
     if not _is_populated(vma):
@@ -90,9 +91,9 @@ def fault_in_range(
 ) -> tuple[Vaddr, int]:
     """Fault in every page of [start, end), page-aligned and inside one VMA whose rights allow the access.
 
-    With `foll_touch` it is the kernel that goes to the pages, not the processor: see `kerneld.mm.fault.foll_touch`.
-    Returns how far it came and 0 or the VM_FAULT_* that stopped it there. It comes less far where `pace` is late: where
-    memory is short each page may have to be reclaimed.
+    With `foll_touch` the kernel accesses the pages, not the processor: see `kerneld.mm.fault.foll_touch`.
+    Returns the end of the part that was faulted in, and 0 or the VM_FAULT_* that stopped it there. It comes less far
+    where `pace` is late: where memory is short each page may have to be reclaimed.
     """
     if vma.file is not None:
         return _fault_in_file(mm, vma, start, end, write, foll_touch, pace)
@@ -113,7 +114,7 @@ def fault_in_range(
 def _fault_in_file(
     mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool, foll_touch: bool, pace: Pace | None
 ) -> tuple[Vaddr, int]:
-    """Do as `fault_in_range` for a file: its first fault makes a leaf table, and one that fails makes none."""
+    """Do the same as `fault_in_range` for a file: its first fault makes a leaf table, but not if the fault fails."""
     while start < end:
         stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
         if mm.page_table.find_pte(start) is None:
@@ -138,7 +139,7 @@ def _fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
 
 
 def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
-    """Fill the empty entries of a leaf table; where not enough frames are free it leaves them to the single faults."""
+    """Fill the empty entries of a leaf table; if too few frames are free, leave the entries to single faults."""
     entries = mm.frames.ram.words_np[leaf.low : leaf.high]
     empty = entries == 0
     count = int(np.count_nonzero(empty))
@@ -168,7 +169,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
 def _fault_leaf(
     mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, foll_touch: bool, pace: Pace | None
 ) -> tuple[Vaddr, int] | None:
-    """Fault in what misses of a leaf table, or nothing of a huge page; returns where and why it stopped."""
+    """Fault in the missing pages of a leaf table (a huge page misses none); return where and why it stopped."""
     stopped = None if leaf.huge else _fault_rest(mm, vma, leaf, write, pace)
     if foll_touch:
         if stopped is not None:
@@ -178,9 +179,9 @@ def _fault_leaf(
 
 
 def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | None) -> tuple[Vaddr, int] | None:
-    """Fault, one by one, the entries that still are not what the access needs; returns where and why it stopped.
+    """Fault, one by one, the entries that still do not allow the access; return where and why it stopped.
 
-    Each page is gone to once: where memory is short the first may be reclaimed again while the last comes in.
+    Each page is faulted in once: if memory is short, the first may be reclaimed again while the last is read in.
     """
     entries = mm.frames.ram.words_np[leaf.low : leaf.high]
     done = 0
@@ -188,7 +189,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | No
         missing = _missing(entries[done:], write) + done
         if not len(missing):
             return None
-        # A fault may map pages around it, so what is missing is looked up anew after each run of sixteen.
+        # A fault may map pages around it, so the missing entries are looked up again after each run of sixteen.
         for position in missing[:16].tolist():
             vaddr = leaf.start + position * PAGE_SIZE
             if _lacks(int(entries[position]), write):

@@ -1,19 +1,18 @@
 """Transparent huge pages: faults that map, write to or age 2 MiB of anonymous memory at once.
 
-Owns the decision where huge pages go; entries are set by `mm.pages`, frames are `HugeFrames`'s. Answers to Linux v6.8
-mm/huge_memory.c: thp_vma_allowable_order(), do_huge_pmd_anonymous_page(), do_huge_pmd_wp_page(),
+Owns the decision where huge pages are used; entries are set by `mm.pages`, frames are `HugeFrames`'s. Answers to
+Linux v6.8 mm/huge_memory.c: thp_vma_allowable_order(), do_huge_pmd_anonymous_page(), do_huge_pmd_wp_page(),
 huge_pmd_set_accessed(), and mm/memory.c:__handle_mm_fault().
 
 | 2 MiB around the fault           | read                               | write                                        |
 |----------------------------------|------------------------------------|----------------------------------------------|
 | empty; one VMA, which may        | huge zero page                     | new zeroed huge page                         |
 | … and no huge page can be had    | as without huge pages              | as without huge pages                        |
-| huge zero page                   | made young                         | cut up, then one page is copied              |
+| huge zero page                   | made young                         | split, then one page is copied               |
 | huge page, writable              | made young                         | made young and dirty                         |
-| huge page, not writable          | made young                         | reuse where it is ours alone, else as above  |
-
-A VMA may where it is anonymous and private, without MADV_NOHUGEPAGE (MAP_STACK sets that too), and `always` is set, or
-`madvise` and the VMA has MADV_HUGEPAGE.
+| huge page, not writable          | made young                         | made writable if exclusive, else as above    |
+A VMA may have huge pages if it is anonymous and private, has no MADV_NOHUGEPAGE (MAP_STACK sets that too), and the
+setting is `always`, or it is `madvise` and the VMA has MADV_HUGEPAGE.
 
 Differs from Linux: there is no khugepaged; memory becomes huge at a fault or by MADV_COLLAPSE. Only 2 MiB, no size
 between (Linux's default too). Files and shared anonymous memory never get huge pages (shmem_enabled `never`). No prctl
@@ -49,7 +48,7 @@ from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 
 
 def thp_vma_allowable(sysctl: Sysctl, vma: Vma, *, enforce_sysfs: bool = True) -> bool:
-    """Tell whether a VMA may have huge pages, long enough or not; without `enforce_sysfs` whatever `--thp` says.
+    """Return whether a VMA of any length may have huge pages; without `enforce_sysfs`, ignore the setting `--thp`.
 
     Source: Linux v6.8 mm/huge_memory.c:__thp_vma_allowable_orders().
     """
@@ -64,25 +63,26 @@ def thp_vma_allowable(sysctl: Sysctl, vma: Vma, *, enforce_sysfs: bool = True) -
 
 
 def thp_vma_suitable(vma: Vma, vaddr: Vaddr) -> bool:
-    """Tell whether the 2 MiB around an address lie in a VMA whole. Source: huge_mm.h:thp_vma_suitable_order()."""
+    """Return whether all of the 2 MiB around an address lie in a VMA. Source: huge_mm.h:thp_vma_suitable_order()."""
     haddr = vaddr & -PMD_SIZE
     return vma.start <= haddr and haddr + PMD_SIZE <= vma.end
 
 
 def thp_eligible(sysctl: Sysctl, vma: Vma) -> bool:
-    """Tell whether a VMA may have, and has room for, a huge page: `THPeligible` of /proc/PID/smaps."""
+    """Return whether a VMA may have huge pages and has room for one: `THPeligible` of /proc/PID/smaps."""
     return thp_vma_allowable(sysctl, vma) and thp_vma_suitable(vma, vma.end - PMD_SIZE)
 
 
 def may_have_huge_pages(mm: MmStruct, vma: Vma) -> bool:
-    """Tell whether a huge page may be met or made in a VMA; a range operation asks once and is as ever where not."""
+    """Return whether a VMA may have a huge page, now or after a fault; a range operation asks this once."""
     return vma.file is None and (bool(mm.page_table.deposited) or thp_vma_allowable(mm.sysctl, vma))
 
 
 def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
-    """Settle a fault in anonymous memory at an address without a leaf table, where huge pages can; else return False.
+    """Settle a fault in anonymous memory at an address without a leaf table by a huge page, or return False.
 
-    Nothing stands in the way of a leaf table then. Raises SysError(ENOMEM). Source: mm/memory.c:__handle_mm_fault().
+    After False, the caller can make a leaf table there. Raises SysError(ENOMEM). Source:
+    mm/memory.c:__handle_mm_fault().
     """
     haddr = vaddr & -PMD_SIZE
     pmd = mm.page_table.find_huge_pmd(vaddr)
@@ -98,9 +98,9 @@ def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool
 
 
 def do_huge_pmd_anonymous_page(mm: MmStruct, vma: Vma, haddr: Vaddr, write: bool) -> bool:
-    """Map a new huge page at an empty place, or for a read the huge zero page; False where none can be had.
+    """Map a new huge page at an empty entry, or for a read the huge zero page; False if no huge page is free.
 
-    Raises SysError(ENOMEM) where not even a page table can be had.
+    Raises SysError(ENOMEM) if there is no frame even for a page table.
     Source: Linux v6.8 mm/huge_memory.c:do_huge_pmd_anonymous_page().
     """
     number = prepare_anon_vma(mm, vma)
@@ -125,12 +125,13 @@ def do_huge_pmd_anonymous_page(mm: MmStruct, vma: Vma, haddr: Vaddr, write: bool
 
 
 def huge_page_prot(vma: Vma) -> int:
-    """Return the entry bits of a new huge page: dirty, and writable where the VMA is (Linux: maybe_pmd_mkwrite())."""
+    """Return the entry bits of a new huge page: dirty, and writable if the VMA is (Linux: maybe_pmd_mkwrite())."""
     return vma_page_prot(vma) | PTE_PSE | PTE_DIRTY | (PTE_RW if vma.vm_flags & VM_WRITE else 0)
 
 
 def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
-    """A write to a huge page without RW: reuse it where this address space is its only owner, else cut it up.
+    """Settle a write to a huge page without RW: make it writable if this address space is its only owner, else split
+    it.
 
     Source: Linux v6.8 mm/huge_memory.c:do_huge_pmd_wp_page().
     """
@@ -144,7 +145,7 @@ def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
 
 
 def _can_reuse(mm: MmStruct, vma: Vma, head: Pfn) -> bool:
-    """Tell whether a huge page is this address space's alone; one whose other owners have gone becomes so."""
+    """Return whether a huge page is exclusive to this address space; it becomes so if it has no other owner left."""
     frames = mm.frames
     run = slice(head, head + HPAGE_PMD_NR)
     if not frames.flags_at[head] & PG_ANON_EXCLUSIVE and frames.refcount[run].max() == 1:
@@ -154,9 +155,9 @@ def _can_reuse(mm: MmStruct, vma: Vma, head: Pfn) -> bool:
 
 
 def unshare_huge_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn | None:
-    """Make the anonymous huge page at an address this address space's alone and return the frame of that address.
+    """Make the anonymous huge page at an address exclusive to this address space and return the frame of that address.
 
-    None where there is no huge page, or no longer: one with other owners has been cut up.
+    Returns None if there is no huge page, or no longer: a huge page with other owners is split.
     Source: Linux v6.8 mm/huge_memory.c:do_huge_pmd_wp_page() with FAULT_FLAG_UNSHARE.
     """
     pmd = mm.page_table.find_huge_pmd(vaddr)
@@ -170,9 +171,9 @@ def unshare_huge_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn | None:
 
 
 def fault_in_huge(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool) -> Iterator[Leaf]:
-    """Yield what maps [start, end), a part of an anonymous VMA, in order: huge pages, faulted in, and leaf tables.
+    """Yield the huge pages, faulted in, and the leaf tables of [start, end), a part of an anonymous VMA, in order.
 
-    Where a huge page can serve the access it is made; leaf tables are left as they are, or made empty.
+    A huge page is made wherever one can serve the access; elsewhere a missing leaf table is made, empty.
     Raises SysError(ENOMEM).
     """
     while start < end:
@@ -185,7 +186,7 @@ def fault_in_huge(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, write: bool)
 
 
 def _fault_in_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
-    """Return whether a huge page serves the access afterwards; a fault that it took is counted."""
+    """Fault a huge page in if possible, count the fault, and return whether a huge page serves the access now."""
     needed = PTE_PRESENT | PTE_RW if write else PTE_PRESENT
     pmd = mm.page_table.find_huge_pmd(vaddr)
     if pmd is not None and mm.frames.ram.words[pmd] & needed == needed:

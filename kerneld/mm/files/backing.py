@@ -24,8 +24,9 @@ class Backing(Protocol):
         """Make bytes of the file read as zeros and keep its size. Raises OSError."""
 
     def mincore(self, first: int, count: int) -> bytes:
-        """Return for each of `count` pages from `first` 0 if it is not in the host's memory. For a memory file that
-        is a hole.
+        """Return for each of `count` pages from `first` 0 if it is not in the host's memory.
+
+        For a memory file that is a hole.
 
         If the host does not say, every page counts as in memory.
         """

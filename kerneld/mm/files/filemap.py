@@ -261,6 +261,7 @@ class AddressSpace:
 
     def map_writable(self) -> None:
         """Count one more writable shared VMA: the file cannot be sealed against writing (Linux:
+
         mapping_map_writable()).
 
         Raises SysError(EPERM) if the file is sealed.

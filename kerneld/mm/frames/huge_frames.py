@@ -65,8 +65,9 @@ class HugeFrames:
         """The number of events of each kind since the start."""
 
     def alloc(self, flags: int = 0) -> Pfn:
-        """Allocate a huge page of zeros with these PG_ flags, with one reference for each frame. Return its first
-        frame.
+        """Allocate a huge page of zeros with these PG_ flags, with one reference for each frame.
+
+        Return its first frame.
 
         Raises SysError(ENOMEM) if no block of that size is free, or too little would be left. It does not reclaim.
         """

@@ -198,8 +198,10 @@ class Vmscan:
             self._shrink_active_list(ScanControl(SWAP_CLUSTER_MAX, "kswapd"), _ACTIVE_ANON, SWAP_CLUSTER_MAX)
 
     def _shrink_node(self, scan: ScanControl) -> Iterator[None]:
-        """One round over all lists; yields after each batch. Source: Linux v6.8 mm/vmscan.c: shrink_node(),
-        shrink_lruvec()."""
+        """One round over all lists; yields after each batch.
+
+        Source: Linux v6.8 mm/vmscan.c: shrink_node(), shrink_lruvec().
+        """
         sizes = recent_lru_sizes(self._frames)
         self._prepare_scan_count(scan, sizes)
         left = self._get_scan_count(scan, sizes)
@@ -248,8 +250,10 @@ class Vmscan:
         return counts
 
     def _balance(self, scan: ScanControl, sizes: list[int]) -> tuple[int, int, int | None]:
-        """Return the shares of anonymous and file pages, and their denominator; None: each is scanned fully or not
-        (0)."""
+        """Return the shares of anonymous and file pages, and their denominator.
+
+        None: each is scanned fully or not (0).
+        """
         frames = self._frames
         if not frames.swap.nr_free:
             return 0, 1, None
@@ -326,8 +330,9 @@ def _deactivate(frames: Frames, pfns: Pfns) -> None:
 
 
 def _inactive_is_low(sizes: list[int], is_file: bool) -> bool:
-    """Return whether an inactive list is short compared with its active list. In a large memory a smaller share is
-    enough.
+    """Return whether an inactive list is short compared with its active list.
+
+    In a large memory a smaller share is enough.
 
     Source: Linux v6.8 mm/vmscan.c:inactive_is_low().
     """

@@ -95,8 +95,10 @@ class Dying:
         self._go_on(is_enough)
 
     def finish_in_pieces(self) -> Pieces:
-        """Take down the address spaces that are dying now; yield between two pieces, when other clients may be
-        served."""
+        """Take down the address spaces that are dying now.
+
+        Yield between two pieces, when other clients may be served.
+        """
         last = self.queue[-1] if self.queue else None
         while last in self._pieces or (self.queue and isinstance(self.queue[0], AddressSpace)):
             self._go_on(lambda: True)
@@ -173,8 +175,10 @@ def _zap(mm: MmStruct, vma: Vma, pace: Pace) -> Pieces:
 
 
 def room_after(frames: Frames, is_enough: Callable[[], bool]) -> bool:
-    """Return whether there is enough of a resource (`is_enough`); first take dying address spaces down if it is
-    short."""
+    """Return whether there is enough of a resource (`is_enough`).
+
+    First take dying address spaces down if it is short.
+    """
     if is_enough():
         return True
     if frames.dying is not None and frames.dying.queue:

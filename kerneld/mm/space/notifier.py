@@ -31,8 +31,10 @@ class MmuNotifier(Protocol):
         """The address space ends: its process exits. Called while everything is still mapped."""
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
-        """The process continues with another address space, already laid out (execve); the listener has moved there
-        too."""
+        """The process continues with another address space, already laid out (execve).
+
+        The listener has moved there too.
+        """
 
 
 class Notifiers(list[MmuNotifier]):

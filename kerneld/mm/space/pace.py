@@ -31,6 +31,7 @@ Steps = Generator[None, None, None]
 
 def is_wide(map_count: int, length: int) -> bool:
     """Return whether a call on `length` bytes of an address space with `map_count` VMAs may take long.
+
     The limit is low: entries whose pages are written to a file take a hundred times as long as others.
     """
     return length > _AT_ONCE // 8 or map_count > _FEW_VMAS
@@ -66,6 +67,7 @@ class Pace:
 
     def far_stop(self, walk: PageWalk, start: Vaddr, end: Vaddr, size: int = 0) -> Vaddr:
         """Return the end of a step over the next existing page tables: at most `end`.
+
         The step covers a range of `size` bytes, a power of two; with 0, the tables that usually take a millisecond.
         """
         size = size or _AT_ONCE

@@ -105,6 +105,7 @@ class Pages:
 
     def replace_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
         """Make an entry map another frame; the caller's reference of the new frame becomes the entry's.
+
         The accessed bit is lost: a copy flushes the old entry, while zap passes the bit on to the frame.
         Source: Linux v6.8 mm/memory.c:wp_page_copy(), ptep_clear_flush().
         """
@@ -133,6 +134,7 @@ class Pages:
 
     def set_ptes(self, run: Run, entries: Words, pfns: Pfns, kind: Rss) -> None:
         """Fill the empty entries of a run with frames, each frame once; a 0 in `entries` leaves its entry empty.
+
         `pfns` are the frames of the others in `entries`, all of one kind.
         """
         self.rss.hold_many(pfns, kind)
@@ -172,6 +174,7 @@ class Pages:
 
     def clear_young(self, ptes: Slots, vaddrs: Slots) -> npt.NDArray[np.bool_]:
         """Clear the accessed bit of entries, and return for each entry whether the bit was set.
+
         `vaddrs` are the pages of the entries, in order. Only the TLB is told, because the mappings do not change.
         Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
         """
@@ -194,6 +197,7 @@ class Pages:
 
     def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
         """Replace entries that each map a frame by swap entries, or by 0; the caller holds each frame.
+
         `vaddrs` are the pages of the entries, in order. The caller keeps the dirty bits. Source: Linux v6.8
         mm/rmap.c:try_to_unmap_one().
         """
@@ -208,6 +212,7 @@ class Pages:
 
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
         """Clear every entry of [start, end), a part of one VMA, and drop the frames' references (xv6: uvmunmap()).
+
         The accessed and dirty bits of a file's pages are passed on to their frames. A huge page that lies in the range
         only in part is split first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().
         """
@@ -308,6 +313,7 @@ class Pages:
 
     def set_huge_zero_pmd(self, pmd: int, haddr: Vaddr, prot: int) -> None:
         """Fill an empty entry with the huge zero page, which is not counted; the caller has deposited a table for it.
+
         `prot` has the entry's rights. Raises SysError(ENOMEM) if the huge zero page cannot be allocated.
         """
         self._words[pmd] = make_pte(self._frames.huge.get_zero(), prot & ~PTE_RW | PTE_PSE | PTE_SPECIAL)
@@ -332,6 +338,7 @@ class Pages:
 
     def split_huge_pmd(self, pmd: int, haddr: Vaddr) -> None:
         """Replace an entry of 2 MiB by a table of 512 entries for the same frames; this cannot fail.
+
         For the huge zero page, each entry maps the shared zero page. Any other huge page stays one page, and becomes
         dirty if the entry was.
         Source: Linux v6.8 mm/huge_memory.c:__split_huge_pmd_locked(), __split_huge_zero_page_pmd().
@@ -369,6 +376,7 @@ class Pages:
 
     def copy_huge_pmd(self, new: Pages, leaf: Leaf) -> bool:
         """Copy an entry of 2 MiB to a forked address space; both entries become write-protected.
+
         Returns False, with nothing done, if reclaim has split the huge page while tables were allocated.
         Raises SysError(ENOMEM). Source: Linux v6.8 mm/huge_memory.c:copy_huge_pmd(): the child's entry is old.
         """

@@ -202,6 +202,7 @@ class PageTable:
 
     def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
         """Move the entries for the leaf tables and huge pages of [start, end) to the entries of `to`.
+
         All three addresses are 2 MiB-aligned. A whole GiB that moves by whole GiBs needs only its one upper entry.
         Returns whether the entries were moved: not if `to` has a table already. Raises SysError(ENOMEM) before any is
         moved.
@@ -265,6 +266,7 @@ class PageTable:
 
     def ensure_run(self, run: Run) -> Run:
         """Return this page table's entries for the pages of another page table's run; the pages are in no huge page.
+
         Makes missing tables. Raises SysError(ENOMEM).
         """
         if isinstance(run, Leaf):

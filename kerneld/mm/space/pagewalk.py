@@ -135,6 +135,7 @@ class PageWalk:
 
     def leaves(self, start: Vaddr, end: Vaddr) -> Iterator[Leaf]:
         """Yield the existing leaf tables and huge pages in [start, end), in order; missing tables are skipped.
+
         The caller may change, split or remove a yielded one before it continues.
         """
         words = self._words
@@ -158,6 +159,7 @@ class PageWalk:
 
     def tables(self, start: Vaddr, end: Vaddr, shift: int) -> Iterator[Table]:
         """Yield the existing tables in [start, end) whose entries are each for `1 << shift` bytes, in order.
+
         `shift` is an upper level's. The caller may change a yielded table before it continues, as in `leaves`.
         """
         span = 1 << shift
@@ -180,6 +182,7 @@ class PageWalk:
 
     def runs(self, start: Vaddr, end: Vaddr) -> Iterator[Run]:
         """Yield the same as `leaves`, in order, but many whole leaf tables at once.
+
         The caller may change yielded entries before it continues, but no table of the range may be freed. So a walk
         that lets other clients be served in between uses `leaves`.
         """
@@ -229,6 +232,7 @@ class PageWalk:
 
     def entries(self, start: Vaddr, end: Vaddr) -> Words:
         """Return a copy of the 4 KiB entries of the page-aligned range [start, end), 0 for each missing entry.
+
         A huge page gives the entries that it would be split into.
         """
         entries = np.zeros((end - start) >> PAGE_SHIFT, dtype=np.uint64)
@@ -251,6 +255,7 @@ class PageWalk:
 
     def mapped(self, run: Run) -> tuple[npt.NDArray[np.int64], Pfns]:
         """Return which pages of a run map a frame that is counted, by their position in the run, and these frames.
+
         Source: Linux v6.8 mm/memory.c:vm_normal_page(): the zero page is not counted.
         """
         entries = self.page_entries(run)

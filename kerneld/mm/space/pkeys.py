@@ -47,6 +47,7 @@ def vma_access_permitted(pkru: int, vma: Vma, write: bool, execute: bool = False
 
 def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
     """Allocate the lowest free key and return it; PKRU gets `rights` (PKEY_DISABLE_ bits) for this key.
+
     Raises SysError(EINVAL) for any flags or unknown rights, SysError(ENOSPC) if no key is left. Without the
     processor's keys the first call fails with EINVAL and still takes key 0, since PKRU cannot be set and the key
     cannot be given back; the next calls find no key left.
@@ -66,6 +67,7 @@ def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
 
 def pkey_free(mm: MmStruct, pkey: int) -> None:
     """Free a key. Memory with this key keeps it, and PKRU does not change.
+
     Raises SysError(EINVAL) for a key that is not allocated, and for the key of execute-only memory.
     Source: Linux v6.8 mm/mprotect.c:SYSCALL_DEFINE1(pkey_free).
     """
@@ -104,6 +106,7 @@ def _set_user_pkey_access(mm: MmStruct, pkey: int, rights: int) -> None:
 
 def execute_only_pkey(mm: MmStruct) -> int:
     """Return the key of execute-only memory, and make PKRU deny access to its data; NO_PKEY if no key is left.
+
     The first call allocates the key; later calls check PKRU, because the program may have changed it.
     Source: Linux v6.8 arch/x86/mm/pkeys.c:__execute_only_pkey(), arch/x86/include/asm/pkeys.h:execute_only_pkey().
     """
@@ -123,6 +126,7 @@ def execute_only_pkey(mm: MmStruct) -> int:
 
 def override_mprotect_pkey(mm: MmStruct, vma: Vma, prot: int, pkey: int) -> int:
     """Return the key that a part of a VMA gets by mprotect, or by pkey_mprotect with a key.
+
     A given key is returned. Memory that becomes execute-only gets the key of execute-only memory (if any is left),
     memory that was execute-only and gets other rights gets key 0, and all other memory keeps its key.
     Source: Linux v6.8 arch/x86/mm/pkeys.c:__arch_override_mprotect_pkey().

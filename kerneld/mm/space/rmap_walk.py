@@ -1,4 +1,5 @@
 """From frames to the entries that map them, many at a time.
+
 The walk goes through anon_vmas and address_spaces to VMAs, and from there to page tables. It changes nothing except the
 size of entries. Answers to Linux v6.8 mm/rmap.c:rmap_walk() and mm/page_vma_mapped.c.
 

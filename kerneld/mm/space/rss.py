@@ -1,4 +1,5 @@
 """The frames and swap slots that the entries of one address space hold, and the resident counters.
+
 Keeps the frames' counts and the resident counters equal to the entries: `Pages` sets and clears entries, and this
 module updates the counts for each change. Knows no page table. Answers to Linux v6.8 mm/rmap.c
 (folio_add_*_rmap, folio_remove_rmap_pte), include/linux/mm.h (get_mm_rss, update_hiwater_rss) and the end of
@@ -91,6 +92,7 @@ class RssStat:
 
     def share_many(self, pfns: Pfns) -> None:
         """Count one more entry, of a forked address space, for each frame: no frame is exclusive any more.
+
         The new entry takes its own reference.
 
         Source: Linux v6.8 mm/memory.c:copy_present_pte(), include/linux/rmap.h:folio_try_dup_anon_rmap_ptes().
@@ -119,8 +121,10 @@ class RssStat:
         self.counts[Rss.SWAP] += len(slots)
 
     def _count(self, flags: npt.NDArray[np.uint32], sign: int) -> bool:
-        """Add frames with these PG_ flags to the counters, or subtract them (`sign` -1); return if all are
-        anonymous."""
+        """Add frames with these PG_ flags to the counters, or subtract them (`sign` -1).
+
+        Return if all are anonymous.
+        """
         nr_anon = int(np.count_nonzero((flags & PG_ANON) != 0))
         self.counts[Rss.ANON] += sign * nr_anon
         if nr_anon != len(flags):

@@ -1,4 +1,5 @@
 """A huge page becomes 512 single pages for good, in every address space.
+
 `Pages.split_huge_pmd` is different: it splits only one entry of 2 MiB. The page remains one page, which small entries
 map. Answers to Linux v6.8 mm/huge_memory.c: split_huge_page_to_list(), __split_huge_page_tail(), and
 include/linux/mm.h:folio_estimated_sharers().
@@ -17,6 +18,7 @@ from shared.uapi.page import Pfn
 
 def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
     """Return how many entries map the first page of a frame's huge page: an estimate of how many map the huge page.
+
     It is 0 if the first page is not mapped any more.
     """
     head = pfn & -HPAGE_PMD_NR
@@ -25,6 +27,7 @@ def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
 
 def split_folio(frames: Frames, pfn: Pfn) -> None:
     """Split a frame's huge page into single pages; all of them become dirty if an entry of one is dirty.
+
     Every entry of 2 MiB that maps the huge page is split. Source: Linux v6.8
     mm/huge_memory.c:split_huge_page_to_list(), mm/rmap.c:try_to_migrate_one() (folio_mark_dirty()).
     """

@@ -35,6 +35,7 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
 def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
     """Do the same as `unmap_mapping_range`, in pieces; yield between them, when VMAs may be removed and changed.
+
     A VMA that is new, or begins at a lower address than before, may keep entries.
     """
     for vma in mapping.i_mmap.overlapping(first, last):
@@ -81,6 +82,7 @@ def _drop_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace) ->
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     """Drop the pages beyond `size`, in bytes, of a file that has become shorter: an access there is SIGBUS now.
+
     Private copies are dropped too, except a copy of the file's last page; in the file's own last page, the bytes behind
     the end read as zeros. Source: Linux v6.8 mm/truncate.c:truncate_pagecache(), truncate_inode_partial_folio().
     """
@@ -90,6 +92,7 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
     """Do the same as `truncate_pagecache`, in pieces; yield between them, when other clients may be served.
+
     The caller ensures that meanwhile no page beyond is mapped, and that VMAs of the file are removed, but not changed.
     """
     first, tail = size + PAGE_SIZE - 1 >> PAGE_SHIFT, size % PAGE_SIZE
@@ -103,6 +106,7 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
 
 def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
     """Clear the bytes from `tail` on of the file's last page; the page of a file in memory becomes dirty.
+
     If the page cannot be read from the swap file, the real file's page is used, which the host has truncated already.
     Source: Linux v6.8 mm/truncate.c:truncate_inode_partial_folio(), mm/shmem.c:shmem_undo_range().
     """

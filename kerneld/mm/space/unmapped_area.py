@@ -39,6 +39,7 @@ def get_unmapped_area(
     raw_io: bool = False,
 ) -> Vaddr:
     """Return the address for a mapping of `length` bytes (page-aligned).
+
     `addr` is a hint, or with MAP_FIXED the address itself. `pmd_aligned` asks for a 2 MiB-aligned address if the
     mapping is that long (anonymous private memory, files on disk); for a file, 2 MiB boundaries of the file (`offset`,
     in bytes) then lie on 2 MiB boundaries of memory. `raw_io` is CAP_SYS_RAWIO, which allows addresses below

@@ -234,6 +234,7 @@ class VmaTree:
 
     def _note_gap(self, number: int, position: int) -> None:
         """Note for its chunk that the gap in front of the VMA at this position (or the next chunk's first) has grown.
+
         A gap that becomes smaller is not noted: `_tighten` recomputes the largest gap when a search needs it.
         """
         if position >= len(self._chunks[number]):

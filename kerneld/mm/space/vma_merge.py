@@ -34,6 +34,7 @@ def _mergeable(vma: Vma, vm_flags: int, file: File | None) -> bool:
 
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
     """Return whether memory of two anon_vmas may lie in one VMA; `vma` is the VMA that would be absorbed, if any.
+
     A forked VMA has a longer chain; merging it would lengthen the chains of all of them. A VMA without a chain is
     refused too if the other side has an anon_vma: v6.8 does so (v6.16 fixed it).
     Source: Linux v6.8 mm/mmap.c:is_mergeable_anon_vma().
@@ -124,6 +125,7 @@ def merge_into_neighbours(
     mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
 ) -> Vma | None:
     """Merge a new mapping of the free range [start, end) into its neighbours, and return the VMA, or None.
+
     Source: Linux v6.8 mm/mmap.c:mmap_region() and vma_expand(): the next VMA is tried first; the previous one grows
     over both if its anon_vma agrees with the next one's.
     """
