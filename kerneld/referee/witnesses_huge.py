@@ -1,4 +1,4 @@
-"""The witnesses of the known differences of huge pages: played in the mode that has them."""
+"""The witnesses of the known differences of huge pages: they are run in the mode with huge pages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _advise(number: int, pages: int, advice: Madv, who: int = 0) -> Op:
 
 
 def _huge_page(access: int, advice: Madv = Madv.HUGEPAGE) -> tuple[Op, ...]:
-    """A huge page, or what an access makes without; its pages 0 and 9 hold more than zeros where it is written."""
+    """The operations that make a huge page, or single pages without advice; a write also fills its pages 0 and 9."""
     flags = (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value
     made = (Op(0, "mmap", (_AT, PMD_SIZE, _RW, flags, 0)), Op(0, "madvise", (_AT, PMD_SIZE, advice.value)))
     if access == _READ:
@@ -39,23 +39,22 @@ def _huge_page(access: int, advice: Madv = Madv.HUGEPAGE) -> tuple[Op, ...]:
 
 
 def maps_zero_pages_after_a_split(stage: Stage) -> bool:
-    """Page 5 was never written: behind the advised page it is the zero page's, or the huge page's still."""
+    """Page 5, behind the advised page, was never written: the zero page maps it, or still the huge page."""
     played = stage.play(*_huge_page(_WRITE), _advise(9, 1, Madv.COLD))
     word = played.view.pages.get(_PLACE + 5 * P, 0)
     return bool(word & PM_PRESENT) and not word & PM_MMAP_EXCLUSIVE
 
 
 def writes_make_the_huge_zero_page_huge(stage: Stage) -> bool:
-    """A write to one page of it leaves the next one's frame to the zero page, or gives it one too."""
+    """After a write to one page of the huge zero page, the next page still is the zero page, or has a new frame too."""
     played = stage.play(*_huge_page(_READ), _touch(0, _WRITE))
     return bool(played.view.pages.get(_PLACE + P, 0) & PM_MMAP_EXCLUSIVE)
 
 
 def asks_all_pages_whether_it_is_shared(stage: Stage) -> bool:
-    """The child has its own first page, and advises another: the parent's huge page is split for that, or stays one.
-
-    Then a write to many of its pages, when the child has gone, takes a fault at each, or one, and some that a processor
-    takes because it has noted pages before.
+    """The child has a copy of the first page, and advises another page: the parent's huge page is split, or stays
+    whole. After the child's end, writes to many of its pages take a fault at each page, or one fault (and a few more
+    on a processor that has cached entries before).
     """
     store = Op(1, "store", (_AT, 1), data=b"\xf8")
     many = Op(0, "touch", (_page(100), _MANY * P, _WRITE))

@@ -1,4 +1,4 @@
-"""The witnesses of the known differences of swap: played in the mode that has it."""
+"""The witnesses of the known differences of swap: they are run in the mode with swap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RW = (Prot.READ | Prot.WRITE).value
 
 
 def reads_in_what_may_be_written(stage: Stage) -> bool:
-    """A page comes in for a read: the write that follows takes a fault, or none."""
+    """A read swaps a page in: the next write to it takes a fault, or none."""
     played = stage.play(
         Op(0, "mmap", (_AT, PAGE_SIZE, _RW, (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value, 0)),
         Op(0, "store", (_AT, 1), data=b"\xf5"),
@@ -25,7 +25,7 @@ def reads_in_what_may_be_written(stage: Stage) -> bool:
 
 
 def brings_pages_in_dirty(stage: Stage) -> bool:
-    """A page that was written, went out and came in for a read: clean, or dirty."""
+    """A page was written, swapped out, and swapped in by a read: it is clean, or dirty."""
     played = stage.play(
         Op(0, "mmap", (_AT, PAGE_SIZE, _RW, (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value, 0)),
         Op(0, "store", (_AT, 1), data=b"\xf5"),

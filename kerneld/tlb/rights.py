@@ -1,8 +1,8 @@
-"""What a TLB entry may grant, by what a page-table entry says: pure functions on words.
+"""The rights that a TLB entry may grant for a page-table entry: pure functions on words.
 
-A TLB word is a frame's physical address with the PROT_ bits of a mapping of it below; 0 is no mapping. Read takes P, U
-and A; write takes RW and D besides, so that the first write faults and sets D as a real processor's walk would; NX
-takes execution away. The entry's protection key is not looked at: a native program has none (docs/programs.md).
+A TLB word is a frame's physical address, with the PROT_ bits of its mapping in the low bits; 0 is no mapping. Reading
+needs P, U and A. Writing needs RW and D too, so that the first write faults and sets D, as a real processor's walk
+does. NX forbids execution. The entry's protection key is ignored: a native program has none (docs/programs.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TlbWords = npt.NDArray[np.uint64]
 
 
 def tlb_word(entry: int) -> int:
-    """Return the most that a TLB may grant of the page that an entry of 4 KiB maps."""
+    """Return the TLB word with all rights that a TLB may grant for an entry of 4 KiB."""
     if entry & _READABLE != _READABLE:
         return 0
     word = entry & PTE_PFN_MASK | READ

@@ -1,16 +1,17 @@
-"""The TLB of one address space: which pages the host maps for its native program, and what must be taken from it.
+"""The TLB of one address space: which pages the host maps for its native program, and which it must unmap.
 
-Owns the list of what has been granted, and the agreement that nothing granted exceeds its page-table entry while the
-program can run. It listens to the address space as the shadow page table does: a notification is a range, and what has
-been granted there is compared with the entries as they are then. Knows no socket: orders go by an `Agent`, grants and
-drops by the reply to the program's own request.
+Owns the list of granted pages, and ensures that no grant exceeds its page-table entry while the program can run. It
+listens to the address space as the shadow page table does: a notification names a range, and the grants of the range
+are compared with the present entries. Knows no socket: an `Agent` carries orders out, and the reply to the program's
+own request carries grants and drops.
 
-Who drops, and when. While the program's one thread is in a request of its own, nobody runs in its memory: what is to be
-dropped goes with the reply, before the program goes on. In every other case the agent drops it at once, and the
-primitive that took the page away goes on when that is acknowledged: no frame is used again before.
+There are two ways to drop a page. While the program's one thread waits for its own request, no thread runs in its
+memory: the reply names the pages to drop, and they are dropped before the program continues. In every other case the
+agent drops the pages at once, and the primitive that removed the page continues after the agent's acknowledgement: no
+frame is used again before.
 
-An answer may be read after a later order of the agent's. It carries the number of orders given before it, so that its
-reader knows, and grants nothing then.
+The program may read a reply after a later order has reached the agent. So the reply carries the number of orders given
+before it; if a later order has come, its grants are ignored.
 
 Answers to Linux v6.8 arch/x86/mm/tlb.c:flush_tlb_mm_range() and mm/mmu_gather.c.
 """
@@ -35,46 +36,46 @@ RECORD = struct.Struct("<IIQ")
 OPERATION = struct.Struct("<QQQ")
 """start, length in bytes with the PROT_ bits of a grant (0: drop), offset in the RAM's file."""
 MOST_OPERATIONS = 48
-"""In one record: it fits the buffer that the stub has for an answer to a fault."""
+"""Maximum number of operations in one record: it then fits the stub's buffer for the reply to a fault."""
 DISMISSED = 0xFFFF_FFFF
 """Number of operations of the order that sends an agent home."""
 AROUND_PAGES = 16
-"""Pages around a fault, aligned, whose entries are looked at too: as many as Linux's fault-around maps."""
+"""Number of pages around a fault, aligned, that are granted too: as many as Linux's fault-around maps."""
 Span = tuple[Vaddr, Vaddr]
 
 
 class Agent(Protocol):
-    """Who drops pages while the program runs."""
+    """A thread that drops pages while the program runs."""
 
     def order(self, record: bytes) -> None:
-        """Have an order carried out, and return when it is; where the agent does not answer, end the process."""
+        """Send an order, and return when it is carried out; if the agent does not answer, end the process."""
 
     def dismiss(self) -> None:
-        """The address space goes: the agent is needed no more."""
+        """End the agent: the address space ends."""
 
 
 class View:
-    """A thread that works with an address space, as its TLB sees it; see `kerneld.task.task.ThreadTlb`."""
+    """A thread that uses an address space, as its TLB sees it; see `kerneld.task.task.ThreadTlb`."""
 
     __slots__ = ("_tlb", "is_inside")
 
     def __init__(self, tlb: Tlb) -> None:
         self._tlb = tlb
         self.is_inside = True
-        """Whether the thread is in a request of its own: it does not run before the reply."""
+        """Whether the thread waits for its own request: it does not run before the reply."""
 
     def begin(self) -> None:
-        """A request of the thread's has come."""
+        """Note that a request of the thread has come."""
         self.is_inside = True
 
     def take(self) -> bytes:
-        """Return the record that goes behind the replies of a request; the thread runs again then."""
+        """Return the record to be sent behind the replies of a request; after that the thread runs again."""
         record = self._tlb.take()
         self.is_inside = False
         return record
 
     def leave(self) -> None:
-        """The thread works with the address space no more."""
+        """Note that the thread no longer uses the address space."""
         self._tlb.views.discard(self)
 
 
@@ -82,14 +83,14 @@ class Tlb:
     """A listener of one address space; see `MmuNotifier`."""
 
     def __init__(self, mm: MmStruct, forget: Callable[[Tlb], None]) -> None:
-        """`forget` is called at the end."""
+        """`forget` is called when the address space ends."""
         self.mm = mm
         self.agent: Agent | None = None
         self.views: set[View] = set()
-        """Of each thread that works with the memory: of the process, and of others that share it."""
+        """The views of all threads that use the memory: of the process, and of other processes that share it."""
         self._forget = forget
         self._granted: dict[int, TlbWords] = {}
-        """By number of the leaf table (address >> PMD_SHIFT): a TLB word a page."""
+        """One TLB word for each page, by number of the leaf table (address >> PMD_SHIFT)."""
         self._dirty: list[Span] = []
         self._drops: list[Span] = []
         self._grants: list[tuple[Vaddr, int, int]] = []
@@ -98,10 +99,11 @@ class Tlb:
         mm.notifiers.append(self)
         mm.notifiers.tlb = self
 
-    # What the address space tells
+    # Notifications of the address space
 
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Entries of [start, end) have changed: drop what exceeds them, at once unless the program is inside."""
+        """Drop the grants that exceed the changed entries of [start, end): at once, unless the program is in a
+        request."""
         if end - start == PAGE_SIZE:
             table = self._granted.get(start >> PMD_SHIFT)
             if table is None or not table[start >> PAGE_SHIFT & 511]:
@@ -113,19 +115,19 @@ class Tlb:
             self._order()
 
     def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
-        """Entries of [start, end) are old: the next access is to be seen."""
+        """Drop the grants of [start, end): the entries are old, and the next access must fault to be seen."""
         self.invalidate_range(start, end)
 
     def release(self) -> None:
-        """The process exits."""
+        """End the TLB: the process exits."""
         self._end()
 
     def exec_mmap(self, new_mm: MmStruct) -> None:
-        """The process goes on with another address space, which gets a TLB of its own when its loader asks for it."""
+        """End the TLB: the process continues with another address space, which gets a new TLB when its loader asks."""
         self._end()
 
     def _end(self) -> None:
-        """Nothing is granted any more: whoever still runs in the memory (the process is killed) meets nothing there."""
+        """Drop every grant: a thread that still runs in the memory (its process is killed) finds no mapping there."""
         agent, self.agent = self.agent, None
         if agent is not None:
             if self._granted and not self.is_quiet:
@@ -136,21 +138,21 @@ class Tlb:
         self.mm.notifiers.tlb = None
         self._forget(self)
 
-    # What the program is told
+    # Requests of the program
 
     def enter(self) -> View:
-        """A thread begins to work with the memory; it is in the request that says so."""
+        """Return the view of a thread that begins to use the memory; the thread is in a request now."""
         view = View(self)
         self.views.add(view)
         return view
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nobody runs in the memory: its one thread is in a request of its own."""
+        """Whether no thread runs in the memory: its only thread waits for its own request."""
         return len(self.views) == 1 and next(iter(self.views)).is_inside
 
     def take(self) -> bytes:
-        """Return the record that goes behind the replies of a request."""
+        """Return the record to be sent behind the replies of a request."""
         self._collect()
         drops, grants = self._drops, self._grants
         self._drops, self._grants = [], []
@@ -166,7 +168,8 @@ class Tlb:
             return
         if len(drops) > MOST_OPERATIONS:
             drops = [(drops[0][0], drops[-1][1])]
-        # What was granted and has not been sent yet is granted by the entries as they are now, when it is sent.
+        # Grants that are not sent yet may exceed the present entries: they are dropped, and the next fault grants
+        # again.
         self._grants = []
         self.orders += 1
         if self.agent is not None:
@@ -180,7 +183,7 @@ class Tlb:
             self._drops.sort()
 
     def _take_exceeding(self, start: Vaddr, end: Vaddr) -> Iterator[Span]:
-        """Forget what exceeds its entry in a range, and yield the spans that it lies in."""
+        """Forget the grants that exceed their entries in a range, and yield the spans of their pages."""
         first, last = start >> PMD_SHIFT, (end - 1) >> PMD_SHIFT
         numbers = range(first, last + 1)
         if len(numbers) > len(self._granted):
@@ -214,7 +217,8 @@ class Tlb:
     # Grants
 
     def grant(self, address: Vaddr) -> None:
-        """Grant the page at an address, which its entry allows to be accessed, and those around it that theirs do."""
+        """Grant the page at an address, whose entry allows the access, and the pages around it as their entries
+        allow."""
         vaddr = address & PAGE_MASK
         number = vaddr >> PMD_SHIFT
         table = self._granted.get(number)
@@ -248,7 +252,7 @@ class Tlb:
             self._grants.append((start, count, begun))
 
     def _grant_huge(self, number: int, table: TlbWords) -> None:
-        """Grant a whole page of 2 MiB: one mapping of the host's, for its frames lie in a row."""
+        """Grant a whole page of 2 MiB by one mapping of the host, because its frames are contiguous."""
         base = number << PMD_SHIFT
         words = self._allowed(base)
         table[:] = words
@@ -260,11 +264,11 @@ class Tlb:
         if bool((np.diff(words) == PAGE_SIZE).all()):
             self._grants.append((base, PTRS_PER_TABLE, word))
         else:
-            # The huge zero page: each page of it is the one frame after the other as well.
+            # Each page of the huge zero page is the same frame, so each needs its own operation.
             self._grants.extend((base + (at << PAGE_SHIFT), 1, int(words[at])) for at in range(MOST_OPERATIONS // 2))
 
     def check(self) -> list[str]:
-        """Return what is wrong, in words: pages that are granted more than their entries allow."""
+        """Return one line of text for each page that is granted more than its entry allows."""
         wrong = []
         for number, granted in self._granted.items():
             base = number << PMD_SHIFT
@@ -274,7 +278,7 @@ class Tlb:
 
 
 def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders: int) -> bytes:
-    """Return a record: what is to be dropped comes first."""
+    """Return a record; the drops come first."""
     operations = [OPERATION.pack(start, end - start, 0) for start, end in drops]
     operations += [
         OPERATION.pack(start, pages << PAGE_SHIFT | word & RIGHTS, word & PTE_PFN_MASK) for start, pages, word in grants

@@ -1,6 +1,6 @@
-"""The TLBs of the machine's native programs, by address space, and the tokens by which their agents come.
+"""The TLBs of the machine's native programs, by address space, and the tokens with which their agents connect.
 
-Owns who is native. Answers to nothing of Linux's: there every address space is in some processor's TLB.
+Owns the list of native programs. Linux has nothing like it: there a processor's TLB serves every address space.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class Tlbs:
-    """Every TLB there is."""
+    """All TLBs of a machine."""
 
     def __init__(self) -> None:
         self._by_mm: dict[int, Tlb] = {}
         self._tokens: dict[int, Tlb] = {}
 
     def find(self, mm: MmStruct) -> Tlb | None:
-        """Return an address space's TLB; None where its program is not native."""
+        """Return an address space's TLB; None if its program is not native."""
         return self._by_mm.get(mm.number)
 
     def get(self, mm: MmStruct) -> Tlb:
-        """Return an address space's TLB. Raises SysError(EINVAL) where it has none."""
+        """Return an address space's TLB. Raises SysError(EINVAL) if it has none."""
         tlb = self._by_mm.get(mm.number)
         if tlb is None:
             raise SysError(errno.EINVAL)
@@ -45,7 +45,7 @@ class Tlbs:
         return tlb, token
 
     def employ(self, token: int, agent: Agent) -> None:
-        """An agent has come. Raises SysError(EINVAL) for a token that is none, or has been used."""
+        """Give an agent to the TLB of its token. Raises SysError(EINVAL) for an unknown or a used token."""
         tlb = self._tokens.pop(token, None)
         if tlb is None:
             raise SysError(errno.EINVAL)

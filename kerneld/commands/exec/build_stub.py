@@ -12,7 +12,7 @@ _FLAGS = (
     "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-fno-strict-aliasing", "-fpie", "-no-pie", "-static",
     "-nostdlib", "-Wl,-Ttext-segment=0x6a0000000000,-z,noexecstack,--build-id=none",
 )  # fmt: skip
-"""No libc, no thread-local storage, no vector registers: these are the program's. Its place is in native.h too."""
+"""No libc, thread-local storage or vector registers: they are the program's. native.h has the stub's address too."""
 
 
 def ensure_stub() -> Path:
