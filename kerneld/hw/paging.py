@@ -136,7 +136,7 @@ def swp_offset(entry: Any) -> Any:
 
 
 def is_swap_pte(entry: int) -> bool:
-    """Tell whether an entry names a page of the swap file (Linux: is_swap_pte())."""
+    """Return whether an entry names a page of the swap file (Linux: is_swap_pte())."""
     return entry != 0 and not entry & PTE_KERNEL_PRESENT
 
 

@@ -28,8 +28,8 @@ _wp_can_reuse_anon_v6_8 = fault.wp_can_reuse_anon
 def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
     """Free the pages that hold only zeros. Their entries then map the shared zero page, except in locked memory.
 
-    Source: Linux v6.12 mm/migrate.c:try_to_map_unused_to_zeropage(). mm/rmap.c:try_to_migrate_one() notes what was
-    resident before, but not where an entry of 2 MiB is cut up.
+    Source: Linux v6.12 mm/migrate.c:try_to_map_unused_to_zeropage(). mm/rmap.c:try_to_migrate_one() notes the maximum
+    of resident pages first, but not if an entry of 2 MiB is split.
     """
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     peaks = {mm: mm.rss.hiwater for mm, vaddr in _users(frames, pfns) if mm.page_table.find_huge_pmd(vaddr) is not None}

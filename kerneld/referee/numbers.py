@@ -28,14 +28,14 @@ _ROUNDED = frozenset({"Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", "
 _ROUNDED_OWN = 4
 """The largest error in kB of such a sum after the runner's mappings are subtracted."""
 _BATCHED = 1024
-"""Where counters lag behind, the most that was resident is noted by them: three, each by up to 32 pages, in kB, and
-what the runner's own stack has got meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch). Before v6.2 a
+"""How far the noted maximum of resident memory may lag behind, in kB: three counters, each by up to 32 pages, and the
+growth of the runner's own stack meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch). Before v6.2 a
 thread keeps up to 64 events of each to itself (Linux v6.1 mm/memory.c: TASK_RSS_EVENTS_THRESH)."""
 COUNTERS = {
     "VmRSS": "VmRSS", "RssAnon": "RssAnon", "RssFile": "VmRSS", "RssShmem": "VmRSS", "VmSwap": "VmRSS",
     "statm resident": "statm resident", "statm shared": "statm resident", "stat rss": "stat rss",
 }  # fmt: skip
-"""What a kernel may count in batches, so that what it shows lags behind, each with the one in which it is seen."""
+"""The counters that a kernel may update in batches, so that they lag behind, each with the counter that shows it."""
 
 _OWN_KINDS = {"/dev/zero (deleted)": "Shmem", "[stack]": "Anon"}
 """The kind of the pages of the runner's mappings, by name. The other mappings map its program."""

@@ -21,7 +21,7 @@ _ELFCLASS64, _ELFDATA2LSB, _EM_X86_64 = 2, 1, 62
 
 
 def is_x86_64_elf(head: bytes) -> bool:
-    """Tell whether a file that begins with `head` is an x86-64 ELF file."""
+    """Return whether a file that begins with `head` is an x86-64 ELF file."""
     if len(head) < _ELF_HEADER.size:
         return False
     magic, elf_class, encoding, *_, machine = _ELF_HEADER.unpack_from(head)

@@ -107,7 +107,7 @@ def do_madvise(
 def madvise_in_pieces(
     mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
 ) -> Steps:
-    """Do as `do_madvise`; yield where others may be served, for advice of POPULATE_ADVICE without mmap_lock."""
+    """Do the same as `do_madvise`; yield when other clients may be served (POPULATE_ADVICE: without mmap_lock)."""
     if advice in POPULATE_ADVICE:
         yield from madvise_populate_in_pieces(mm, start, length, advice)
         return
@@ -222,7 +222,7 @@ def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
 
 
 def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
-    """Do as `do_madvise` for advice of POPULATE_ADVICE, and yield when Linux may release mmap_lock; returns 0.
+    """Do the same as `do_madvise` for POPULATE_ADVICE, and yield when Linux may release mmap_lock; returns 0.
 
     Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): the part behind a hole is populated too.
     """

@@ -1,6 +1,6 @@
-"""Pages of locked memory: kept out of reclaim as they come, given back when they are unlocked.
+"""Pages of locked memory: kept out of reclaim when they are mapped, given back when they are unlocked.
 
-Knows which VMA is locked from its caller, or its flags. Answers to Linux v6.8 mm/mlock.c:mlock_vma_pages_range().
+The caller, or the VMA's flags, say whether memory is locked. Answers to Linux v6.8 mm/mlock.c:mlock_vma_pages_range().
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def mlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
 
 
 def munlock_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
-    """Give what is mapped in [start, end), page-aligned, back to reclaim; called before entries go, if they go."""
+    """Give the pages mapped in [start, end), page-aligned, back to reclaim; call this before entries are cleared."""
     munlock_folios(mm.frames, _mapped(mm, start, end))
 
 
 def zap_vma_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Clear every entry of [start, end), page-aligned, a part of a VMA, which may be locked.
 
-    A page of a file counts as used while it is still locked, where that changes nothing but its mark.
+    A page of a file is marked as used while it is still locked; then the mark has no other effect.
     Source: Linux v6.8 mm/memory.c:zap_pte_range(): folio_mark_accessed() before page_remove_rmap(), which unlocks.
     """
     if not vma.vm_flags & VM_LOCKED:
@@ -42,7 +42,7 @@ def zap_vma_range(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 
 
 def zap_vma_cached(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Do as `zap_vma_range` does with pages of a file alone: private copies stay."""
+    """Do the same as `zap_vma_range`, for the pages of a file only: private copies stay."""
     if not vma.vm_flags & VM_LOCKED:
         mm.pages.zap_cached(start, end)
         return

@@ -38,10 +38,10 @@ class MmuNotifier(Protocol):
 
 
 class Notifiers(list[MmuNotifier]):
-    """Who listens to one address space, in the order in which they came."""
+    """The listeners of one address space, in the order in which they were added."""
 
     tlb: YoungListener | None = None
-    """Of a native program: where the host maps its memory (`kerneld.tlb`)."""
+    """The listener of a native program, whose memory the host maps (`kerneld.tlb`); None for other programs."""
 
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
         """Tell every listener that [start, end) has changed."""

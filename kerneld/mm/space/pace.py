@@ -78,11 +78,11 @@ class Pace:
         return min(end, (first & -size) + size)
 
     def is_over(self) -> bool:
-        """Tell whether the piece has lasted long enough."""
+        """Return whether the piece has lasted long enough."""
         return monotonic() >= self._until
 
     def is_late(self) -> bool:
-        """Tell whether the piece has lasted much too long."""
+        """Return whether the piece has lasted much too long."""
         return monotonic() >= self._until + _LATE_SECONDS
 
     def begin(self) -> None:

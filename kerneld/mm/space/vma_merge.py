@@ -45,7 +45,7 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
 
 
 def can_merge_after(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff: int) -> bool:
-    """Tell whether memory with these properties may be appended to `vma`."""
+    """Return whether memory with these properties may be appended to `vma`."""
     return (
         _mergeable(vma, vm_flags, file)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
@@ -54,7 +54,7 @@ def can_merge_after(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: Fil
 
 
 def can_merge_before(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff_end: int) -> bool:
-    """Tell whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
+    """Return whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
     return (
         _mergeable(vma, vm_flags, file)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
