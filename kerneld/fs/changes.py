@@ -63,7 +63,7 @@ class Changes:
         self._release(self.queue.pop(inode, None))
 
     def finish(self, inode: Inode) -> None:
-        """Act upon an inode's change to its end: who has made it waits for that."""
+        """Handle an inode's change completely: the call that has changed the inode waits for this."""
         if self.queue.get(inode) is None:
             self._begin(inode)
         change = self.queue.pop(inode, None)

@@ -52,7 +52,7 @@ class ThreadTlb(Protocol):
         """Return the record to append to the answer, and note that the thread runs its program again."""
 
     def leave(self) -> None:
-        """The thread has ended, or goes on with other memory."""
+        """Note that the thread has ended, or continues with other memory."""
 
 
 class Process:

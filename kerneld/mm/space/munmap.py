@@ -86,7 +86,7 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
 
 
 def unmap_vma(mm: MmStruct, vma: Vma) -> None:
-    """Clear a VMA's entries and remove it; what it has written to a shared file goes to the file."""
+    """Clear a VMA's entries and remove it; the dirty pages of its shared file are written to the file."""
     zap_vma_range(mm, vma, vma.start, vma.end)
     file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
     shared = vma.vm_flags & VM_SHARED
