@@ -231,15 +231,18 @@ class Tlb:
             return
         first = index & -AROUND_PAGES
         entries = self.mm.frames.ram.words[pte - index + first : pte - index + first + AROUND_PAGES].tolist()
+        known = table[first : first + AROUND_PAGES].tolist()
+        base = (number << PMD_SHIFT) + (first << PAGE_SHIFT)
         start, count, begun = 0, 0, 0
-        for at, entry in enumerate(entries, first):
-            word = tlb_word(entry)
-            if not word or (at != index and table[at] == word):
+        for at, entry in enumerate(entries):
+            # Most have no entry, or have been granted: nothing is computed for those.
+            word = tlb_word(entry) if entry else 0
+            if not word or (word == known[at] and at != index - first):
                 if count:
                     self._grants.append((start, count, begun))
                     count = 0
                 continue
-            table[at] = word
+            table[first + at] = word
             if word & WRITE:
                 self.mm.frames.ram.set_written(word >> PAGE_SHIFT)
             if count and word == begun + (count << PAGE_SHIFT):
@@ -247,25 +250,19 @@ class Tlb:
                 continue
             if count:
                 self._grants.append((start, count, begun))
-            start, count, begun = (number << PMD_SHIFT) + (at << PAGE_SHIFT), 1, word
+            start, count, begun = base + (at << PAGE_SHIFT), 1, word
         if count:
             self._grants.append((start, count, begun))
 
     def _grant_huge(self, number: int, table: TlbWords) -> None:
         """Grant a whole page of 2 MiB by one mapping of the host, because its frames are contiguous."""
         base = number << PMD_SHIFT
-        words = self._allowed(base)
-        table[:] = words
-        word = int(words[0])
-        if not word:
-            return
+        table[:] = self._allowed(base)
+        word = int(table[0])
         if word & WRITE:
             self.mm.frames.ram.written[word >> PAGE_SHIFT : (word >> PAGE_SHIFT) + PTRS_PER_TABLE] = True
-        if bool((np.diff(words) == PAGE_SIZE).all()):
+        if word:
             self._grants.append((base, PTRS_PER_TABLE, word))
-        else:
-            # Each page of the huge zero page is the same frame, so each needs its own operation.
-            self._grants.extend((base + (at << PAGE_SHIFT), 1, int(words[at])) for at in range(MOST_OPERATIONS // 2))
 
     def check(self) -> list[str]:
         """Return one line of text for each page that is granted more than its entry allows."""
