@@ -92,7 +92,7 @@ def test_whoever_is_killed_leaves_nothing(
 class SmallDaemon(Daemon):
     """A kerneld whose RAM a program soon has used up."""
 
-    options = ("--ram", "24M", "--swap", "64M")
+    options = ("--ram", "12M", "--swap", "32M")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def small(tmp_path: Path) -> Iterator[SmallDaemon]:
 
 
 def test_memory_that_is_swapped_out_comes_back(small: SmallDaemon, programs: dict[str, Path]) -> None:
-    assert Inside(small.environment).agrees([str(programs["eats"]), "30"]).status == 0
+    assert Inside(small.environment).agrees([str(programs["eats"]), "14"]).status == 0
     inspector = Process.attach(str(small.path))
     assert int(inspector.read_proc("vmstat").decode().split("pswpin ")[1].split()[0]) > 0
     inspector.close()
@@ -120,7 +120,7 @@ def test_a_stopped_program_holds_nobody_up(small: SmallDaemon, programs: dict[st
     assert os.waitid(os.P_PID, process.pid, os.WSTOPPED) is not None
     inspector = Process.attach(str(small.path))
     before = len(mapped_pages(process.pid))
-    assert inside.run([str(programs["eats"]), "30"]).output == "all as written\n"
+    assert inside.run([str(programs["eats"]), "14"]).output == "all as written\n"
     assert len(mapped_pages(process.pid)) < before
     assert exceeding_pages(process.pid, inspector) == []
     inspector.close()
