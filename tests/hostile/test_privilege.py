@@ -18,6 +18,7 @@ import pytest
 
 from shared.client import KerneldUnavailable, Process, path, realmem
 from shared.client.connection import Connection, find_daemon
+from shared.uapi.syscalls import Nr
 from tests.hostile.other_user import GROUP, OTHER_UID, THIRD_UID, living_as, run_as
 from tests.support.client import ROOT, Nursery
 from tests.support.raw import (
@@ -208,7 +209,14 @@ def test_descriptors_of_the_machine_are_read_only_for_another_user(daemon: Daemo
     realmem.unmap(entries, PAGE)
 
 
-def test_the_ram_is_sealed_against_root_too(daemon: Daemon) -> None:
+class SealedDaemon(Daemon):
+    """A daemon that takes no programs of kerneld exec in."""
+
+    options = ("--no-exec",)
+
+
+def test_the_ram_is_sealed_against_root_too(directory: Path, nursery: Nursery) -> None:
+    daemon = SealedDaemon(directory, nursery)
     raw = RawThread()
     raw.attach(str(daemon.path))
     (fd,) = raw.call(RAM, os.getpid()).fds
@@ -220,6 +228,11 @@ def test_the_ram_is_sealed_against_root_too(daemon: Daemon) -> None:
     os.close(writable)
     os.close(fd)
     raw.close()
+    daemon.close()
+
+
+def test_only_the_superuser_gets_ram_that_can_be_written(daemon: Daemon) -> None:
+    assert as_user(daemon, lambda raw: raw.call(Nr.NATIVE).ret) == -errno.EPERM
 
 
 def test_a_strangers_daemon_at_the_path_that_nobody_chose_is_refused(
