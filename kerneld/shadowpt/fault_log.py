@@ -126,7 +126,7 @@ class FaultLog:
                 session.close()
                 raise
         except OSError as error:
-            raise SysError(errno.ENOMEM, f"no shared memory for the table: {error}") from error
+            raise SysError(errno.ENOMEM, f"no shared memory for the table: {error.strerror or error}") from error
         self._session = session
         if not isinstance(target, HostTarget):
             target.on_page_fault = session.table.record

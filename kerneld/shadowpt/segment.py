@@ -103,7 +103,8 @@ def _create_unlinked(size_bytes: int) -> tuple[int, int]:
         code = error.errno if isinstance(error, OSError) and error.errno else errno.ENOMEM
         raise OSError(code, why_no_segment() or f"no shared memory: {error}") from error
     finally:
-        with contextlib.suppress(posix_ipc.Error):
+        # What failed before is the error to report: on a file system that may only be read, unlink is an OSError.
+        with contextlib.suppress(posix_ipc.Error, OSError):
             posix_ipc.unlink_shared_memory(name)
 
 

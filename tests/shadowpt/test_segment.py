@@ -81,6 +81,19 @@ def test_a_place_that_may_not_be_written_to(monkeypatch: pytest.MonkeyPatch) -> 
     assert segment_module.why_no_segment() == "/dev/shm may not be written to"
 
 
+def test_a_place_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There unlink fails as well, with another error than that of a name which does not exist."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", refuse)
+    monkeypatch.setattr(posix_ipc, "unlink_shared_memory", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OSError, match="/dev/shm may not be written to"):
+        Segment(4096)
+
+
 def test_it_starts_as_zeros_and_stores_are_seen_by_a_reader(segment: Segment) -> None:
     fd = segment.client_fd()
     assert os.pread(fd, 9000, 0) == bytes(8192)
