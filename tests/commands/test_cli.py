@@ -164,16 +164,30 @@ def test_no_such_process_is_one_line_and_5(path: Path) -> None:
     line = f"kerneld: kerneld has no process {NOBODY}\n"
     done = daemons.kerneld(path, "maps", NOBODY)
     assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", line)
-    assert daemons.kerneld(path, "proc", "nonsense").returncode == Status.NO_PROCESS
+    for file in ("maps", "stat", "pagemap"):
+        done = daemons.kerneld(path, "proc", f"{NOBODY}/{file}")
+        assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", line)
     for command in (["trace", "--pid", NOBODY], ["ftrace", "--pid", NOBODY]):
         done = daemons.kerneld(path, *command)
         assert (done.returncode, done.stderr) == (Status.NO_PROCESS, line)
 
 
-@pytest.mark.parametrize("command", [["maps"], ["maps", "--json"], ["trace", "--pid"], ["strace"], ["ftrace", "--pid"]])
-def test_a_real_process_that_is_none_of_kernelds_is_called_so(path: Path, command: list[str]) -> None:
+def test_no_such_file_is_no_matter_of_the_process(path: Path) -> None:
+    with Process.attach(str(path)) as inside:
+        for name in ("nonsense", f"{inside.pid}/nonsense", f"{NOBODY}/nonsense", "9" * 5000):
+            line = f"kerneld: kerneld's /proc has no file {name}: kerneld proc --help lists them\n"
+            done = daemons.kerneld(path, "proc", name)
+            assert (done.returncode, done.stdout, done.stderr) == (Status.NO_PROCESS, "", line)
+
+
+_OF_ONE_PROCESS = ["maps {}", "maps --json {}", "trace --pid {}", "strace {}", "ftrace --pid {}"]
+_OF_ONE_PROCESS += ["proc {}/maps", "proc {}/status", "proc /proc/{}/cmdline", "proc {}"]
+
+
+@pytest.mark.parametrize("command", _OF_ONE_PROCESS)
+def test_a_real_process_that_is_none_of_kernelds_is_called_so(path: Path, command: str) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as cat:
-        done = daemons.kerneld(path, *command, str(cat.pid))
+        done = daemons.kerneld(path, *command.format(cat.pid).split())
         line = f"kerneld: kerneld has no process {cat.pid}: it is a real one (cat), whose memory the host has"
         assert (done.returncode, done.stdout) == (Status.NO_PROCESS, "")
         assert done.stderr.startswith(line)

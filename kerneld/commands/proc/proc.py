@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from kerneld.commands.options import socket_option
@@ -9,6 +11,10 @@ from kerneld.commands.proc.printing import emit
 from kerneld.commands.proc.reading import stream_proc
 from shared.client.path import default_socket_path
 from shared.option_types import ByteCount
+from shared.real_process import no_process
+
+_OF_A_PROCESS = re.compile(r"(\d{1,10})(/(maps|smaps|smaps_rollup|pagemap|status|stat|statm|comm|cmdline))?", re.ASCII)
+"""The files that every process has. If one is missing, the process is."""
 
 
 @click.command(
@@ -41,5 +47,12 @@ Examples:
 def proc(path: str, offset: int, length: int | None, socket_path: str | None) -> None:
     """Print a /proc file."""
     name = path.removeprefix("/proc").strip("/")
-    missing = f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them"
-    emit(stream_proc(socket_path or default_socket_path(), name, offset, length, if_missing=missing))
+    emit(stream_proc(socket_path or default_socket_path(), name, offset, length, if_missing=why_missing(name)))
+
+
+def why_missing(name: str) -> str:
+    """Return the line for a file that kerneld's /proc does not have."""
+    match = _OF_A_PROCESS.fullmatch(name)
+    if match is not None:
+        return no_process(int(match[1]))
+    return f"kerneld's /proc has no file {name or '/'}: kerneld proc --help lists them"
