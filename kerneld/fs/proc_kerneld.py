@@ -20,11 +20,14 @@ def show_kerneld_status(
     `start_time` is CLOCK_MONOTONIC when the machine started, in seconds.
     """
     state, opener, target = shadow
+    swap = frames.swap
     rows: list[tuple[str, object]] = [
         ("Pid", os.getpid()),
         ("Uptime", f"{time.monotonic() - start_time:.2f} s"),
         ("MemTotal", f"{frames.total_pages << PAGE_SHIFT - 10} kB"),
         ("MemFree", f"{frames.free_pages << PAGE_SHIFT - 10} kB"),
+        ("SwapTotal", f"{swap.total_pages << PAGE_SHIFT - 10} kB"),
+        ("SwapFree", f"{swap.nr_free << PAGE_SHIFT - 10} kB"),
         ("Tasks", nr_tasks),
         # The number of ended processes whose memory is not freed yet.
         ("Exiting", len(frames.dying.queue) if frames.dying is not None else 0),

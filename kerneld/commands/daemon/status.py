@@ -1,4 +1,4 @@
-"""`kerneld status`: whether the daemon runs, its uptime and its memory. Imports no kernel."""
+"""`kerneld status`: whether the daemon runs, its uptime, its memory and its swap. Imports no kernel."""
 
 from __future__ import annotations
 

@@ -24,5 +24,6 @@ def test_json(path: Path) -> None:
     assert status["socket"] == str(path)
     assert 0 < status["mem_total_kb"] <= 64 << 10
     assert 0 < status["mem_free_kb"] < status["mem_total_kb"]
+    assert (status["swap_total_kb"], status["swap_free_kb"]) == (0, 0)
     assert status["shadow_table"] == "closed"
     assert isinstance(status["uptime_seconds"], float)
