@@ -18,6 +18,7 @@ from inspector.address import (
     split_range,
 )
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
+from shared.uapi.shadowpt import MAX_SPT_RANGE
 
 
 @given(st.integers(0, TASK_SIZE))
@@ -87,9 +88,28 @@ def test_an_end_without_plus_is_an_address() -> None:
     assert parse_end("0x5000", 0x1000) == 0x5000
 
 
-def test_a_size_past_user_space_is_refused() -> None:
+@pytest.mark.parametrize("end", ["+8K", "+8M", f"{TASK_SIZE + 1:x}", f"{TASK_SIZE - PAGE_SIZE + MAX_SPT_RANGE:x}"])
+def test_a_range_past_user_space_is_refused(end: str) -> None:
+    start = TASK_SIZE - PAGE_SIZE
     with pytest.raises(AddressError, match="beyond the end of user space"):
-        parse_end("+8K", TASK_SIZE - PAGE_SIZE)
+        check_span(start, parse_end(end, start))
+
+
+@pytest.mark.parametrize("end", ["+1G", f"{1 << 47:x}", "ffff800000000000", "fffffffffffff001", "f" * 16])
+def test_an_end_behind_what_a_table_holds_may_lie_anywhere(end: str) -> None:
+    """The kernel cuts the range first, and then looks whether it is within user space."""
+    start = TASK_SIZE - MAX_SPT_RANGE
+    span = round_outward(check_span(start, parse_end(end, start)))
+    assert span.start == start
+    assert TASK_SIZE < span.end < 1 << 64
+    with pytest.raises(AddressError, match="beyond the end of user space"):
+        check_span(start + 1 + PAGE_SIZE, parse_end(end, start))
+
+
+@pytest.mark.parametrize("end", ["10000000000000000", "+0x10000000000000000"])
+def test_an_end_has_64_bits(end: str) -> None:
+    with pytest.raises(AddressError, match="64 bits"):
+        check_span(0x1000, parse_end(end, 0x1000))
 
 
 @pytest.mark.parametrize(("start", "end"), [(0x2000, 0x2000), (0x3000, 0x2000)])

@@ -184,10 +184,10 @@ def test_version(inspector: Inspector) -> None:
         [str(PID), "7f00abcd000g", "+4K"],
         [str(PID), "1000-3000", "+4K"],
         [str(PID), "3000-1000"],
-        [str(PID), "0-800000000000000"],
+        [str(PID), "7ffffffef000-800000000000000"],
         [str(PID), hex(BASE), "4Q"],
         [str(PID), hex(BASE), "+4Q"],
-        [str(PID), "0x0", "0xffffffffffffffff"],
+        [str(PID), "0x0", "0x10000000000000000"],
         [str(PID), hex(BASE), "+4K", "more"],
         [*RANGE, "--interval", "0"],
         [*RANGE, "--interval", "soon"],
@@ -249,6 +249,15 @@ def test_what_the_kernel_cuts_is_said(inspector: Inspector) -> None:
     (shown,) = json_prints(result)
     assert (shown["start"], shown["end"], len(shown["entries"])) == (0x7FFC_0000_0000, 0x7FFC_0080_0000, 2048)
     assert result.stderr == "inspector: cut to 8 MiB: the range shown ends at 0x7ffc00800000\n"
+
+
+@pytest.mark.parametrize("words", [["700000000000", "800000000000"], ["0x700000000000-0xffffffffffffffff"]])
+def test_a_range_is_cut_before_its_end_is_checked(inspector: Inspector, words: list[str]) -> None:
+    """As shadowpt_open does."""
+    machine = FakeMachine([[(3, 0)]])
+    result = inspector.run(machine, str(PID), *words, "--once")
+    assert (result.exit_code, machine.span) == (0, (0x7000_0000_0000, 0x7000_0080_0000))
+    assert "cut to 8 MiB: the range shown ends at 0x700000800000\n" in result.stderr
 
 
 def test_no_mapping_of_that_name(inspector: Inspector) -> None:
