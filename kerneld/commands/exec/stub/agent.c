@@ -16,13 +16,22 @@
 
 extern long clone_on(u64 flags, u64 stack, u64 ptid, u64 ctid, u64 tls, void (*function)(u64));
 
-static void wait_for_mappers(void)
+/* Tell whether the program has ended: it may have been killed while one of its threads was mapping. */
+static int has_ended(long program)
+{
+	struct { int fd; short events, revents; } poll = {program, 1, 0};
+	return program >= 0 && sys3(NR_poll, &poll, 1, 0) > 0;
+}
+
+static void wait_for_mappers(long program)
 {
 	static const u64 a_millisecond[2] = {0, 1000000};
 	for (int i = 0; i < MAX_AREAS; i++) {
 		struct thread *t = area_at(i);
 		while (t && __atomic_load_n(&t->mapping, __ATOMIC_SEQ_CST)) {
 			u64 one = 1;
+			if (has_ended(program))
+				sys1(NR_exit_group, 0);
 			__atomic_compare_exchange_n(&t->mapping, &one, 2, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 			sys4(NR_futex, &t->mapping, FUTEX_WAIT_PRIVATE, 2, a_millisecond);
 		}
@@ -48,7 +57,7 @@ static void agent_main(u64 conn)
 		if (record->count == DISMISSED)
 			sys1(NR_exit_group, 0);
 		__atomic_store_n(&process.generation, record->generation, __ATOMIC_SEQ_CST);
-		wait_for_mappers();
+		wait_for_mappers(program);
 		const struct tlb_op *op = (const struct tlb_op *)(record + 1);
 		for (u32 i = 0; i < record->count; i++, op++)
 			if (tlb_drop(op->start, op->length_prot & -PAGE_BYTES) < 0)
