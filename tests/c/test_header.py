@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from pathlib import Path
 
@@ -129,6 +130,25 @@ def test_a_program_may_define_the_names_itself(
     # <sys/user.h> has a PAGE_SIZE too; it is a system's header, which nobody is warned of.
     source.write_text("\n".join([*lines, *end]))
     program = build(tmp_path / "own", [source], f"-I{include_directory(abi)}", compiler=compiler)
+    assert subprocess.run([program], check=False, timeout=SECONDS).returncode == 0
+
+
+@pytest.mark.parametrize("abi", NUMBERS)
+@pytest.mark.parametrize(("suffix", "compiler"), [("c", "cc -std=c11"), ("cpp", "c++ -std=c++20")])
+def test_a_program_may_choose_between_the_names(tmp_path: Path, abi: str, suffix: str, compiler: str) -> None:
+    """Compilers warn where constants of two enumerations are compared, added, or the two results of one choice."""
+    values = {name: value for name, value in numbers(abi).items() if not name.startswith("__NR")}
+    pairs = list(itertools.product(values, repeat=2))
+    uses = [f"(argc > 1 ? {one} : {other}) + ({one} - {other})" for one, other in pairs]
+    uses += [f"({one} == {other})" for one, other in pairs if one != other]
+    total = sum(values[one] + (one != other and values[one] == values[other]) for one, other in pairs)
+    source = tmp_path / f"choose.{suffix}"
+    source.write_text(
+        "#include <linux/shadowpt.h>\nint main(int argc, char **argv)\n{\n\t(void)argv;\n"
+        f"\treturn {' + '.join(uses)} == {total} ? 0 : 1;\n}}\n"
+    )
+    command, *flags = compiler.split()
+    program = build(tmp_path / "choose", [source], f"-I{include_directory(abi)}", *flags, compiler=command)
     assert subprocess.run([program], check=False, timeout=SECONDS).returncode == 0
 
 

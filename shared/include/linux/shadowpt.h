@@ -53,41 +53,45 @@ struct user_shadow_pt {
 
 /*
  * The same numbers under the names that programs have for them, and the size of a page. Constants and not macros: a
- * program may #define any of them itself, before this header or after it, whatever it writes for the value.
+ * program may #define any of them itself, before this header or after it, whatever it writes for the value. All are of
+ * one enumeration: compilers warn where constants of two are compared.
  */
+enum {
 #ifndef SYS_shadowpt_open
-enum { SYS_shadowpt_open = __NR_shadowpt_open };
+	SYS_shadowpt_open = __NR_shadowpt_open,
 #endif
 #ifndef SYS_shadowpt_close
-enum { SYS_shadowpt_close = __NR_shadowpt_close };
+	SYS_shadowpt_close = __NR_shadowpt_close,
 #endif
 #ifndef SYS_shadowpt_start
-enum { SYS_shadowpt_start = __NR_shadowpt_start };
+	SYS_shadowpt_start = __NR_shadowpt_start,
 #endif
 #ifndef SYS_shadowpt_stop
-enum { SYS_shadowpt_stop = __NR_shadowpt_stop };
+	SYS_shadowpt_stop = __NR_shadowpt_stop,
 #endif
 #ifndef SYS_shadowpt_page_contents
-enum { SYS_shadowpt_page_contents = __NR_shadowpt_page_contents };
+	SYS_shadowpt_page_contents = __NR_shadowpt_page_contents,
 #endif
 #ifndef NR_shadowpt_open
-enum { NR_shadowpt_open = __NR_shadowpt_open };
+	NR_shadowpt_open = __NR_shadowpt_open,
 #endif
 #ifndef NR_shadowpt_close
-enum { NR_shadowpt_close = __NR_shadowpt_close };
+	NR_shadowpt_close = __NR_shadowpt_close,
 #endif
 #ifndef NR_shadowpt_start
-enum { NR_shadowpt_start = __NR_shadowpt_start };
+	NR_shadowpt_start = __NR_shadowpt_start,
 #endif
 #ifndef NR_shadowpt_stop
-enum { NR_shadowpt_stop = __NR_shadowpt_stop };
+	NR_shadowpt_stop = __NR_shadowpt_stop,
 #endif
 #ifndef NR_shadowpt_page_contents
-enum { NR_shadowpt_page_contents = __NR_shadowpt_page_contents };
+	NR_shadowpt_page_contents = __NR_shadowpt_page_contents,
 #endif
 #ifndef PAGE_SIZE
-enum { PAGE_SIZE = 4096 };
+	PAGE_SIZE = 4096,
 #endif
+	SPT_PAGE_SHIFT = 12
+};
 
 /* Convenience */
 #define SPT_PAGE_SIZE 4096UL

@@ -51,29 +51,33 @@ struct user_shadow_pt {
 
 /*
  * The same numbers under the names that programs have for them, and the size of a page. Constants and not macros: a
- * program may #define any of them itself, before this header or after it, whatever it writes for the value.
+ * program may #define any of them itself, before this header or after it, whatever it writes for the value. All are of
+ * one enumeration: compilers warn where constants of two are compared.
  */
+enum {
 #ifndef SYS_shadowpt_enable
-enum { SYS_shadowpt_enable = __NR_shadowpt_enable };
+	SYS_shadowpt_enable = __NR_shadowpt_enable,
 #endif
 #ifndef SYS_shadowpt_disable
-enum { SYS_shadowpt_disable = __NR_shadowpt_disable };
+	SYS_shadowpt_disable = __NR_shadowpt_disable,
 #endif
 #ifndef SYS_shadowpt_page_contents
-enum { SYS_shadowpt_page_contents = __NR_shadowpt_page_contents };
+	SYS_shadowpt_page_contents = __NR_shadowpt_page_contents,
 #endif
 #ifndef NR_shadowpt_enable
-enum { NR_shadowpt_enable = __NR_shadowpt_enable };
+	NR_shadowpt_enable = __NR_shadowpt_enable,
 #endif
 #ifndef NR_shadowpt_disable
-enum { NR_shadowpt_disable = __NR_shadowpt_disable };
+	NR_shadowpt_disable = __NR_shadowpt_disable,
 #endif
 #ifndef NR_shadowpt_page_contents
-enum { NR_shadowpt_page_contents = __NR_shadowpt_page_contents };
+	NR_shadowpt_page_contents = __NR_shadowpt_page_contents,
 #endif
 #ifndef PAGE_SIZE
-enum { PAGE_SIZE = 4096 };
+	PAGE_SIZE = 4096,
 #endif
+	SPT_PAGE_SHIFT = 12
+};
 
 /* Convenience */
 #define SPT_PAGE_SIZE 4096UL
