@@ -33,7 +33,9 @@ def why_no_target(pid: Pid, *, are_real_ones_allowed: bool, is_asked: bool) -> N
     """Return the reason why no table of process `pid` can be opened. The process is not attached to kerneld."""
     fields = read_status(pid)
     if fields is None:
-        return NoTarget(f"there is no process {pid}, neither kerneld's nor one that this host shows kerneld")
+        # A pid_t is signed: -1 is what a failed fork returns.
+        signed = pid - ((pid & 1 << 31) << 1)
+        return NoTarget(f"there is no process {signed}, neither kerneld's nor one that this host shows kerneld")
     name = f"process {pid} ({fields.get('Name', '?')})"
     leader = fields.get("Tgid", "")
     if leader != str(pid):

@@ -19,6 +19,7 @@ from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from kerneld.task.entry import exit_to_user_mode_prepare
 from kerneld.task.exit import do_group_exit
 from kerneld.task.sched import run_task
+from shared.terminal import one_line
 from shared.uapi.signals import SI_KERNEL
 from shared.wire import SigInfo
 
@@ -145,11 +146,12 @@ def _when_over(pending: Pending, result: int | Answer, asking: Asking) -> Pieces
 def explain_refusal(call: Call, nr: int, error: SysError) -> None:
     """Keep and log the reason of a refused call, if its errno has many causes.
 
-    The reason for a caller without privilege is not logged, because such a caller could fill the log.
+    The reason for a caller without privilege is not logged, because such a caller could fill the log. The reason may
+    have a name in it, which any user may have chosen: programs print it as it is.
     """
-    call.process.explanation = error.why
+    why = call.process.explanation = one_line(error.why)
     log = _log.warning if call.process.cred.superuser else _log.debug
-    log(f"{find_name(nr)} refused", pid=call.process.pid, error=str(error), why=error.why)
+    log(f"{find_name(nr)} refused", pid=call.process.pid, error=str(error), why=why)
 
 
 def _oops(call: Call, nr: int) -> Answer:

@@ -90,6 +90,7 @@ OPENS: list[tuple[Refused, int, str]] = [
     (lambda s: s.open(end=1 << 60, start=1 << 59), errno.EINVAL, r"end 0x1000000000000000 is beyond the end of user"),
     (lambda s: s.open(pid=0), errno.EINVAL, r"there is no process 0"),
     (lambda s: s.open(pid=NOBODY_FROM - 1), errno.EINVAL, r"there is no process 8388607"),
+    (lambda s: s.open(pid=-1 & 0xFFFF_FFFF), errno.EINVAL, r"there is no process -1,"),
     (lambda s: s.ended().open(), errno.EINVAL, r"there is no process"),
     (lambda s: s.open(pid=os.getppid()), errno.EINVAL, r"is none of kerneld's, and the caller does not ask for real"),
     (lambda s: s.open(pid=2), errno.EINVAL, r"process 2\b"),
@@ -144,6 +145,19 @@ def test_who_opened_it_is_named_to_others(scene: Scene, nr: Nr) -> None:
     other = scene.opened().world.attach(ROOT)
     assert other.call(nr) == -errno.EPERM
     assert f"only who opened the table may: process {os.getpid()} (" in scene.explanation(other)
+
+
+@pytest.mark.parametrize("name", [b"\x1b[31mred", b"\xffx\x9b", b"line\nline", "\u202eback".encode()])
+def test_the_name_of_a_process_does_not_reach_the_readers_terminal_as_it_is(scene: Scene, name: bytes) -> None:
+    """Each user names their processes, with any bytes, and a program prints what kerneld explains."""
+    other = scene.opened().world.attach(ROOT)
+    scene.opener.process.comm = os.fsdecode(name)
+    with structlog.testing.capture_logs() as logs:
+        assert scene.open(who=other) == -errno.EBUSY
+    said = scene.explanation(other)
+    assert said.startswith(f"process {os.getpid()} (")
+    assert said.isprintable()
+    assert [entry["why"] for entry in logs] == [said]
 
 
 def test_an_explanation_is_its_own_callers_and_goes_with_the_next_open(scene: Scene) -> None:
