@@ -19,8 +19,9 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_PFN_MASK, PTE_PRESENT, present_mask
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mlock import do_mlock, do_munlock
+from kerneld.mm.calls.move_page_tables import move_ptes
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.calls.mremap import copy_vma, do_mremap, move_ptes
+from kerneld.mm.calls.mremap import copy_vma, do_mremap
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space import pagewalk
 from kerneld.mm.space.mm import MmStruct
