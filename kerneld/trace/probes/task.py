@@ -22,6 +22,7 @@ from shared.trace.events import (
     SIGNAL_GENERATE,
     TASK_NEWTASK,
 )
+from shared.uapi.page import Vaddr
 from shared.uapi.signals import Disposition
 from shared.wire import SigInfo
 
@@ -86,11 +87,12 @@ def _exec_mmap(tracing: Tracing, inner: Function) -> Function:
 def _do_execve(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(PROCESS_EXEC)
 
-    def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> None:
-        inner(process, bprm, open_interpreter)
+    def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
+        entry: Vaddr = inner(process, bprm, open_interpreter)
         tracing.note_process(process)
         name = bprm.filename[:63]
         point.emit(process.pid, name, process.pid, process.pid, process.live_mm.number)
+        return entry
 
     return do_execve
 
