@@ -19,6 +19,7 @@ import click
 from shared.failure import Failure, Status
 from shared.process_name import set_process_name
 from shared.standard_streams import complain, flush_output, open_standard_streams
+from shared.terminal import escaped
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errnos that only writing raises. An error without a file name is then an error of standard output."""
@@ -36,7 +37,8 @@ class CommandLine(click.Command):
         kwargs["standalone_mode"] = False
         status, line = _outcome(self.name or "", functools.partial(super().main, *args, **kwargs))
         if line:
-            complain(f"{self.name}: {' '.join(line.split())}")
+            # The line may quote the name of a file that a pattern of the shell has found: any bytes.
+            complain(escaped(f"{self.name}: {' '.join(line.split())}"))
         flush_output()
         sys.exit(status)
 

@@ -34,11 +34,12 @@ def run(error: Exception | None) -> tuple[int, str]:
     [
         (None, Status.OK, ""),
         (Failure(Status.NO_PROCESS, "no\nprocess"), Status.NO_PROCESS, "it: no process\n"),
+        (Failure(Status.FAILED, "no \x1b[31mred\udcff"), Status.FAILED, "it: no \\033[31mred\\377\n"),
         (Failure(42, "its own status"), 42, "it: its own status\n"),
         (click.UsageError("no such option"), Status.USAGE, "it: no such option (it --help tells more)\n"),
         (click.ClickException("no"), Status.FAILED, "it: no\n"),
     ],
-    ids=["none", "failure", "own", "usage", "other"],
+    ids=["none", "failure", "terminal", "own", "usage", "other"],
 )
 def test_a_failure_is_its_line_and_its_status(error: Exception | None, status: int, line: str) -> None:
     assert run(error) == (status, line)
