@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kerneld.referee.numbers import find_different_number, find_different_total
 from kerneld.referee.outcome import Mapping, State, View
+from kerneld.referee.page_flags import find_different_flags
 
 Difference = tuple[str, str, str]
 """The subject of a difference, kerneld's value, and the host's value."""
@@ -26,13 +27,18 @@ def find_difference(
     *,
     locked: bool = False,
     huge: bool = False,
+    locked_huge: bool = False,
+    refaults: bool = False,
     accessed: bool = True,
 ) -> Difference | None:
     """Return the first difference after the operation `name`, or None. `before` has the states before it, if any.
 
     `locked`: the program has locked memory, or has put pages into a processor's batches in another way. `huge`: there
     are huge pages. The TLB may keep small parts of a huge page that was not writable, and the processor then faults
-    once more at each part. So the host may take more faults. Without `accessed` the accessed bits are not compared.
+    once more at each part. So the host may take more faults. `locked_huge`: memory with huge pages has been locked
+    (docs/fidelity.md has what is open there). `refaults`: pages have been reclaimed. Whether such a page is active when
+    it comes back depends on all pages of the machine (mm/workingset.c:workingset_refault()). Without `accessed` the
+    accessed bits are not compared.
     """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
@@ -52,7 +58,9 @@ def find_difference(
         if found is not None:
             return found
     if any(view.frames for view in hosts.views.values()):
-        found = _compare_sharing(ours, hosts)
+        found = _compare_sharing(ours, hosts) or _compare_page_flags(ours, hosts, of_locks=not locked_huge)
+        if found is None and accessed and not refaults and not locked_huge:
+            found = _compare_page_flags(ours, hosts, of_accesses=True)
         if found is None and before is not None and name in _ACCESSES:
             found = _compare_changes((before[0], ours), (before[1], hosts), locked)
         return found
@@ -83,7 +91,7 @@ def _compare_pages(who: int, ours: dict[int, int], hosts: dict[int, int]) -> Dif
 
 
 def is_of_accessed_bits(difference: Difference) -> bool:
-    """Return whether a difference is only in the number of accessed pages."""
+    """Return whether a difference is only in what comes from the accessed bits of entries."""
     return difference[0].startswith((_ACCESSED, f"rollup {_ACCESSED}"))
 
 
@@ -130,6 +138,20 @@ def _compare_sharing(ours: State, hosts: State) -> Difference | None:
         if mine[page] != theirs.get(page):
             what = f"who shares the frame of page {page[1]:#x} of process {page[0]}"
             return what, _show_page_name(mine[page], page), _show_page_name(theirs.get(page), page)
+    return None
+
+
+def _compare_page_flags(
+    ours: State, hosts: State, *, of_accesses: bool = False, of_locks: bool = True
+) -> Difference | None:
+    """Compare the flags of the mapped pages' frames, as `find_different_flags` does."""
+    for who, mine in ours.views.items():
+        theirs = hosts.views[who].page_flags
+        found = find_different_flags(mine.page_flags, theirs, of_accesses=of_accesses, of_locks=of_locks)
+        if found is not None:
+            vaddr, *words = found
+            which = f"{_ACCESSED} and active in " if of_accesses else ""
+            return f"{which}kpageflags of page {vaddr:#x} of process {who}", words[0], words[1]
     return None
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import mmap
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -118,7 +120,21 @@ class ProcFiles:
         found = since(totals(self._texts(), own), start)
         for name in uncounted:
             found.pop(name, None)
-        return View(tuple(mappings), pages, frames, found)
+        return View(tuple(mappings), pages, frames, found, _read_page_flags(frames))
+
+
+def _read_page_flags(frames: dict[int, int]) -> dict[int, int]:
+    """Return the word in /proc/kpageflags of each page's frame. Consecutive frames are read together."""
+    if not frames:
+        return {}
+    words: dict[int, int] = {}
+    with open("/proc/kpageflags", "rb", buffering=0) as file:
+        pfns = sorted(set(frames.values()))
+        starts = [i for i, pfn in enumerate(pfns) if i == 0 or pfns[i - 1] != pfn - 1]
+        for first, end in itertools.pairwise([*starts, len(pfns)]):
+            data = os.pread(file.fileno(), (end - first) * 8, pfns[first] * 8)
+            words.update(zip(pfns[first:end], struct.unpack(f"={end - first}Q", data), strict=True))
+    return {vaddr: words[pfn] for vaddr, pfn in frames.items()}
 
 
 def data_bytes(pid: int) -> int:

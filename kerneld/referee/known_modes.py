@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kerneld.fs import proc_page
 from kerneld.mm.calls import madvise_pages
 from kerneld.mm.fault import collapse, fault, thp
 from kerneld.mm.frames import swap_state
@@ -11,6 +12,15 @@ from kerneld.referee.difference import Known
 from kerneld.referee.mode import Mode
 
 KNOWN_OF_MODES = (
+    Known(
+        (6, 10),
+        "dee3d0bef2b0",
+        "kpageflags shows the state of a huge page (dirty, referenced, on which list) at each of its frames, not only "
+        "at the first.",
+        ((proc_page, "words_of_tails", later_huge.words_of_tails),),
+        witness=witnesses_huge.shows_its_state_at_each_frame,
+        mode=Mode.HUGE,
+    ),
     Known(
         (6, 12),
         "b1f202060afe",

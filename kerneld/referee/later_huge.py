@@ -158,3 +158,11 @@ def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
 def may_collapse(_mm: MmStruct, _haddr: Vaddr) -> bool:
     """Source: Linux v6.18 mm/khugepaged.c:hpage_collapse_scan_pmd(), without SCAN_PAGE_RO."""
     return True
+
+
+def words_of_tails(_frames: Frames, _pfns: Pfns, words: Words) -> Words:
+    """Return the words in kpageflags of frames of huge pages that are not their first: with the huge page's state.
+
+    kerneld keeps this state at each frame. Source: Linux v6.12 fs/proc/page.c:stable_page_flags().
+    """
+    return words

@@ -104,7 +104,7 @@ class Match:
             Execution(side, layout, self.mode, pages_out=self._pages_out) for side in (self.ours, self.hosts)
         )
         before: tuple[State, State] | None = None
-        locked = False
+        locked = batched = refaults = False
         for step, op in enumerate(program):
             try:
                 ours = mine.run(op)
@@ -117,9 +117,17 @@ class Match:
             locked = locked or any(
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )
-            locked = locked or _is_batched(op)
+            batched = batched or _is_batched(op)
+            refaults = refaults or _pages_out(op)
             compare = functools.partial(
-                find_difference, op.name, *states, before, locked=locked, huge=self.mode is Mode.HUGE
+                find_difference,
+                op.name,
+                *states,
+                before,
+                locked=locked or batched,
+                huge=self.mode is Mode.HUGE,
+                locked_huge=locked and self.mode is Mode.HUGE,
+                refaults=refaults,
             )
             difference = compare(accessed=accessed)
             if difference is not None and accessed and is_of_accessed_bits(difference) and is_watched(states[1].views):

@@ -58,6 +58,8 @@ class View(NamedTuple):
     """The frame of each present page; empty if the host does not show frames."""
     totals: dict[str, int] = {}  # noqa: RUF012  (never changed)
     """The numbers of the whole process: see `kerneld.referee.numbers`."""
+    page_flags: dict[int, int] = {}  # noqa: RUF012  (never changed)
+    """By address, the word in kpageflags of each page in `frames`: see `kerneld.referee.page_flags`."""
 
 
 class State(NamedTuple):

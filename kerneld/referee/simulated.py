@@ -14,8 +14,11 @@ import time
 from pathlib import Path
 from signal import SIGBUS, SIGILL, SIGSEGV
 
+import numpy as np
+
 from kerneld.errors import KernelBug, SysError
 from kerneld.fs.proc_array import show_stat, show_statm, show_status
+from kerneld.fs.proc_page import stable_page_flags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
 from kerneld.fs.seq_file import START, Records
@@ -288,7 +291,12 @@ class Simulated:
             for start, end in windows(mapping.start, mapping.end):
                 words = read_pagemap(mm, start >> 9, (end - start) >> 9, show_pfn=True)
                 add_pages(words, start, pages, frames)
-        return View(tuple(mappings), pages, frames, since(totals(self._texts(process), own), self._start_totals))
+        found = since(totals(self._texts(process), own), self._start_totals)
+        return View(tuple(mappings), pages, frames, found, self._page_flags(frames))
+
+    def _page_flags(self, frames: dict[int, int]) -> dict[int, int]:
+        pfns = np.fromiter(frames.values(), dtype=np.int64, count=len(frames))
+        return dict(zip(frames, stable_page_flags(self.kernel.frames, pfns).tolist(), strict=True))
 
     def _texts(self, process: Process) -> ProcTexts:
         return ProcTexts(

@@ -15,6 +15,8 @@ _PLACE = 0x7FFF_C000_0000
 _MANY = 200
 """Pages."""
 _AT = At(Base.ZERO, _PLACE)
+_KPF_LRU = 1 << 5
+"""A bit of kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h."""
 
 
 def _page(number: int) -> At:
@@ -70,3 +72,8 @@ def collapses_what_is_read_only(stage: Stage) -> bool:
     program = (*_huge_page(_WRITE, Madv.NOHUGEPAGE), _advise(0, 512, Madv.NORMAL), _advise(0, 512, Madv.HUGEPAGE))
     played = stage.play(*program, Op(0, "fork", (1,)), _advise(0, 512, Madv.COLLAPSE, who=1))
     return played.rets[-1] == 0
+
+
+def shows_its_state_at_each_frame(stage: Stage) -> bool:
+    """The second frame of a huge page has the flag LRU."""
+    return bool(stage.play(*_huge_page(_WRITE)).view.page_flags.get(_PLACE + P, 0) & _KPF_LRU)

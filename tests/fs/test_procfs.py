@@ -7,8 +7,10 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kerneld.fs.proc_page import stable_page_flags
 from kerneld.mm.frames.frames import PG_TABLE, ZERO_PFN
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Cred
@@ -192,6 +194,8 @@ def test_kpagecount_and_kpageflags_are_the_frames(world: World) -> None:
     assert len(flags) == world.frames.ram.nr_frames
     assert flags[pfn] == 1 << 3 | 1 << 5 | 1 << 11 | 1 << 12 | 1 << 14
     assert flags[ZERO_PFN] == 1 << 24
+    few = np.array([pfn, ZERO_PFN, pfn, mm.page_table.root])
+    assert stable_page_flags(world.frames, few).tolist() == [flags[number] for number in few]
     assert flags[mm.page_table.root] == 1 << 26
     tables = [number for number, flag in enumerate(flags) if flag & 1 << 26]
     assert tables == [number for number, flag in enumerate(world.frames.flags_at) if flag & PG_TABLE]

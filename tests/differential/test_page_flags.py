@@ -1,0 +1,74 @@
+"""The flags of frames that the referee compares: which count, and that one that differs is seen."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from kerneld.referee.execute import Execution
+from kerneld.referee.match import Match
+from kerneld.referee.outcome import State
+from kerneld.referee.page_flags import find_different_flags
+from kerneld.referee.program import At, Op
+from kerneld.referee.rights import sees_frames
+
+REFERENCED, UPTODATE, DIRTY, ACTIVE, WRITEBACK, ZERO_PAGE = (1 << bit for bit in (2, 3, 4, 6, 8, 24))
+UNEVICTABLE, MLOCKED = 1 << 18, 1 << 33
+
+
+def test_flags_that_differ_are_named() -> None:
+    assert find_different_flags({1: UPTODATE}, {1: UPTODATE}) is None
+    assert find_different_flags({0: 0, 1: UPTODATE}, {0: 0, 1: UPTODATE | DIRTY}) == (1, "UPTODATE", "UPTODATE DIRTY")
+    assert find_different_flags({1: 0}, {1: UPTODATE}) == (1, "none", "UPTODATE")
+
+
+def test_flags_of_accesses_are_compared_by_themselves() -> None:
+    ours, hosts = {1: UPTODATE}, {1: UPTODATE | REFERENCED | ACTIVE}
+    assert find_different_flags(ours, hosts) is None
+    assert find_different_flags(ours, hosts, of_accesses=True) == (1, "none", "REFERENCED ACTIVE")
+
+
+def test_flags_of_locked_memory_may_be_left_out() -> None:
+    ours, hosts = {1: UPTODATE}, {1: UPTODATE | UNEVICTABLE | MLOCKED}
+    assert find_different_flags(ours, hosts) == (1, "UPTODATE", "UPTODATE UNEVICTABLE MLOCKED")
+    assert find_different_flags(ours, hosts, of_locks=False) is None
+    assert find_different_flags({1: 0}, hosts, of_locks=False) == (1, "none", "UPTODATE")
+
+
+def test_flags_of_the_moment_and_what_the_zero_page_keeps_are_not_compared() -> None:
+    assert find_different_flags({1: UPTODATE}, {1: UPTODATE | WRITEBACK}) is None
+    old = ZERO_PAGE | REFERENCED | ACTIVE | DIRTY
+    for of_accesses in (False, True):
+        assert find_different_flags({1: ZERO_PAGE}, {1: old}, of_accesses=of_accesses) is None
+    assert find_different_flags({1: ZERO_PAGE}, {1: old | UPTODATE}) is not None
+    assert find_different_flags({1: DIRTY}, {1: old}) is not None
+
+
+@pytest.mark.parametrize(("flag", "name"), [(DIRTY, "kpageflags of page"), (ACTIVE, "Referenced and active in")])
+def test_the_referee_sees_a_flag_that_differs(
+    match: Match, monkeypatch: pytest.MonkeyPatch, flag: int, name: str
+) -> None:
+    if not sees_frames():
+        pytest.skip("only root sees the frames of pages and their flags")
+    if flag == ACTIVE and "Referenced is not compared" in match.describe():
+        pytest.skip("this host marks accessed pages in another way than Linux v6.8 by default")
+    program = (Op(0, "mmap", (At(-1), 8192, 3, 0x22, 0), slot=0), Op(0, "store", (At(0), 8), data=b"\xf5"))
+    assert match.play(program) is None
+    run = Execution.run
+    steps = itertools.count()
+
+    def run_altered(self: Execution, op: Op) -> State:
+        """kerneld's side runs first. A host with DAMON is asked again."""
+        state = run(self, op)
+        if next(steps) % 4 != 2:
+            return state
+        view = state.views[0]
+        flags = {vaddr: word ^ flag for vaddr, word in view.page_flags.items()}
+        return state._replace(views={0: view._replace(page_flags=flags)})
+
+    monkeypatch.setattr(Execution, "run", run_altered)
+    divergence = match.play(program)
+    assert divergence is not None
+    assert divergence.step == 1
+    assert divergence.difference[0].startswith(name)
