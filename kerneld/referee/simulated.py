@@ -49,7 +49,8 @@ from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import Request
 
-RAM_BYTES = 1 << 30
+RAM_BYTES = (1 << 30) + (64 << 20)
+"""More than a GiB: a stack may grow a GiB down to the arena, and a fork promises such a stack as a whole."""
 _pids = itertools.count(1 << 22).__next__
 """Pids above any real pid: Linux's PID_MAX_LIMIT."""
 
