@@ -46,6 +46,7 @@ from kerneld.mm.frames.swap_state import add_to_swap, delete_many_from_swap_cach
 from kerneld.mm.frames.workingset import workingset_eviction
 from kerneld.mm.space.rmap_walk import Mapped, rmap_walk
 from kerneld.mm.space.split_folio import split_folios
+from kerneld.mm.space.vma import vma_has_recency
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
 
 Mask = npt.NDArray[np.bool_]
@@ -68,12 +69,16 @@ class Users:
         """For each frame, whether an entry has the dirty bit."""
         words = frames.ram.words_np
         for mapped in self.entries:
-            young = mapped.mm.pages.clear_young(mapped.ptes, mapped.vaddrs)
-            self.referenced[mapped.at[young]] += 1
-            # Only VMAs that have accessed the frame count here. A locked VMA locks the frame without an access.
-            self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
+            if vma_has_recency(mapped.vma):
+                self._add_accesses(mapped)
             self.locked[mapped.at] |= mapped.vma.vm_flags & VM_LOCKED != 0
             self.dirty[mapped.at] |= (words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0
+
+    def _add_accesses(self, mapped: Mapped) -> None:
+        """Only VMAs that have accessed the frame count here. A locked VMA locks the frame without an access."""
+        young = mapped.mm.pages.clear_young(mapped.ptes, mapped.vaddrs)
+        self.referenced[mapped.at[young]] += 1
+        self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
 
 
 def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False, may_write: bool = True) -> int:

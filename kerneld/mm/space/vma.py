@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug
-from kerneld.mm.vm_flags import VM_GROWSDOWN
+from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_RAND_READ, VM_SEQ_READ
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 if TYPE_CHECKING:
@@ -311,3 +311,11 @@ class VmaTree:
                 return bottom
             bottom = max(bottom, vma.end)
         return bottom if high - bottom >= length else None
+
+
+def vma_has_recency(vma: Vma) -> bool:
+    """Return whether accesses through a VMA say that its pages will be used again: not after MADV_SEQUENTIAL or RANDOM.
+
+    Source: Linux v6.8 include/linux/mm_inline.h:vma_has_recency(), mm/rmap.c:invalid_folio_referenced_vma().
+    """
+    return not vma.vm_flags & (VM_SEQ_READ | VM_RAND_READ)
