@@ -38,7 +38,8 @@ def find_difference(
     once more at each part. So the host may take more faults. `locked_huge`: memory with huge pages has been locked
     (docs/fidelity.md has what is open there). `refaults`: pages have been reclaimed. Whether such a page is active when
     it comes back depends on all pages of the machine (mm/workingset.c:workingset_refault()). Without `accessed` the
-    accessed bits are not compared.
+    accessed bits are not compared. A locked page that waits in a batch can still become active, so the flags that come
+    from accesses are not compared after `locked`.
     """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
@@ -59,7 +60,7 @@ def find_difference(
             return found
     if any(view.frames for view in hosts.views.values()):
         found = _compare_sharing(ours, hosts) or _compare_page_flags(ours, hosts, of_locks=not locked_huge)
-        if found is None and accessed and not refaults and not locked_huge:
+        if found is None and accessed and not refaults and not locked:
             found = _compare_page_flags(ours, hosts, of_accesses=True)
         if found is None and before is not None and name in _ACCESSES:
             found = _compare_changes((before[0], ours), (before[1], hosts), locked)
