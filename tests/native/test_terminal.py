@@ -52,8 +52,9 @@ def test_a_shell_has_job_control(native_daemon: NativeDaemon) -> None:
     terminal.expect("ready> ")
     terminal.type("echo $((6 * 7))\n")
     terminal.expect("\n42\r\n")
-    terminal.type("cat\n")
-    terminal.expect("cat\r\n")
+    # The terminal echoes a line only once the shell has given it back to its command: the command says so.
+    terminal.type("echo here; cat\n")
+    terminal.expect("\nhere\r\n")
     terminal.type("line\n")
     terminal.expect("line\r\nline\r\n")
     terminal.type("\x1a")
