@@ -46,6 +46,8 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 
+_U64 = (1 << 64) - 1
+
 
 def thp_vma_allowable(sysctl: Sysctl, vma: Vma, *, enforce_sysfs: bool = True) -> bool:
     """Return whether a VMA of any length may have huge pages; without `enforce_sysfs`, ignore the setting `--thp`.
@@ -63,9 +65,13 @@ def thp_vma_allowable(sysctl: Sysctl, vma: Vma, *, enforce_sysfs: bool = True) -
 
 
 def thp_vma_suitable(vma: Vma, vaddr: Vaddr) -> bool:
-    """Return whether all of the 2 MiB around an address lie in a VMA. Source: huge_mm.h:thp_vma_suitable_order()."""
-    haddr = vaddr & -PMD_SIZE
-    return vma.start <= haddr and haddr + PMD_SIZE <= vma.end
+    """Return whether all of the 2 MiB around an address lie in a VMA.
+
+    The sums wrap as those of 64-bit words do: 2 MiB below the end of a VMA in the first 2 MiB is the top of the address
+    space, and counts as suitable. Source: Linux v6.8 include/linux/huge_mm.h:thp_vma_suitable_order().
+    """
+    haddr = vaddr & -PMD_SIZE & _U64
+    return vma.start <= haddr and (haddr + PMD_SIZE & _U64) <= vma.end
 
 
 def thp_eligible(sysctl: Sysctl, vma: Vma) -> bool:

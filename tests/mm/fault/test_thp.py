@@ -15,11 +15,13 @@ from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mincore import do_mincore
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.fault.populate import fault_in_range, mm_populate
+from kerneld.mm.fault.thp import thp_vma_suitable
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.rss import Rss
+from kerneld.mm.space.vma import Vma
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from tests.support.huge_machine import (
@@ -51,6 +53,13 @@ from tests.support.machine import (
     store,
     vma_at,
 )
+
+
+def test_a_mapping_at_address_0_counts_as_long_enough() -> None:
+    """2 MiB below its end wraps to the top of the address space, as in Linux; two pages further up it is too short."""
+    assert thp_vma_suitable(Vma(0, PAGE_SIZE, 0, 0, None), PAGE_SIZE - PMD_SIZE)
+    assert not thp_vma_suitable(Vma(PMD_SIZE, PMD_SIZE + PAGE_SIZE, 0, 0, None), PAGE_SIZE)
+    assert thp_vma_suitable(Vma(PMD_SIZE, 2 * PMD_SIZE, 0, 0, None), PMD_SIZE)
 
 
 @pytest.fixture
