@@ -66,7 +66,16 @@ class Nursery:
         return Client(ours, pickle.loads(self._orders.recv(MAX_MESSAGE)), self, stderr)
 
     def reap(self, pid: int) -> int:
-        """Wait for an actor and return its status as its real parent sees it."""
+        """Wait for an actor and return its status as its real parent sees it. Raises TimeoutError if it does not end.
+
+        The nursery is asked only then: it would wait for ever, and no other test would have an actor.
+        """
+        pidfd = os.pidfd_open(pid)
+        try:
+            if not select.select([pidfd], [], [], SECONDS)[0]:
+                raise TimeoutError(f"actor {pid} has not ended")
+        finally:
+            os.close(pidfd)
         self._orders.send(pickle.dumps(("reap", pid)))
         status: int = pickle.loads(self._orders.recv(MAX_MESSAGE))
         return status
