@@ -28,7 +28,7 @@ from inspector.session import Machine, Watch, read_maps
 from inspector.view import maps_json_line, maps_lines, page_json_line
 from shared.client import Process
 from shared.failure import Failure, Status, client_failures
-from shared.option_types import Seconds, SocketPath, Whole
+from shared.option_types import Seconds, Whole, socket_option
 from shared.program import CommandLine, run_program
 from shared.stop_signals import stop_signals
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
@@ -89,13 +89,7 @@ Exit status:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a print, on one line.")
 @click.option("--contents", metavar="VADDR", help="Dump the page at VADDR, and end. START and END may be left out.")
 @click.option("--events", is_flag=True, help="Print each change of an entry as it happens, with its cause.")
-@click.option(
-    "--socket",
-    "socket_path",
-    type=SocketPath(),
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
-)
+@socket_option
 @version_option("inspector")
 def cli(
     pid: int,

@@ -1,4 +1,4 @@
-"""Types of option values for the command lines of all programs: numbers, sizes, the path of the socket."""
+"""Types of option values for the command lines of all programs: numbers, sizes, the path of the socket, its option."""
 
 from __future__ import annotations
 
@@ -71,3 +71,13 @@ class SocketPath(click.ParamType[str]):
         if not value:
             self.fail("the path is empty", param, ctx)
         return str(value)
+
+
+socket_option = click.option(
+    "--socket",
+    "socket_path",
+    type=SocketPath(),
+    metavar="PATH",
+    help="Where kerneld listens. [$KERNELD_SOCKET, $XDG_RUNTIME_DIR/kerneld/kerneld.sock or "
+    "/tmp/kerneld-<uid>/kerneld.sock]",
+)

@@ -13,7 +13,7 @@ import click
 from shared.client import Process
 from shared.failure import Failure, Status, client_failures
 from shared.interrupts import ending_by_signals
-from shared.option_types import Seconds, SocketPath
+from shared.option_types import Seconds, socket_option
 from shared.program import CommandLine, run_program
 from shared.version import version_option
 from target.pace import DelayPace, EndOfInput, Pace, StepPace, say_to_stdout
@@ -61,13 +61,7 @@ Exit status:
 @click.option("--delay", type=Seconds(min=0), metavar="SECONDS", help="Time before each step. [3]")
 @click.option("--step", is_flag=True, help="Wait for Enter before each step.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl+C. The scenario exit is left out.")
-@click.option(
-    "--socket",
-    "socket_path",
-    type=SocketPath(),
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
-)
+@socket_option
 @version_option("target")
 def cli(
     list_only: bool, names: tuple[str, ...], delay: float | None, step: bool, loop: bool, socket_path: str | None

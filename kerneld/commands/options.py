@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from shared.option_types import ByteCount, SocketPath
+from shared.option_types import ByteCount
 from shared.uapi.page import PAGE_SIZE
 
 
@@ -21,12 +21,4 @@ class Size(ByteCount):
         return size_bytes
 
 
-socket_option = click.option(
-    "--socket",
-    "socket_path",
-    type=SocketPath(),
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET, $XDG_RUNTIME_DIR/kerneld/kerneld.sock or "
-    "/tmp/kerneld-<uid>/kerneld.sock]",
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, on one line.")

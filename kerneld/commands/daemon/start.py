@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import click
 
 from kerneld.commands.failure import KerneldStatus
-from kerneld.commands.options import Size, socket_option
+from kerneld.commands.options import Size
 from kerneld.commands.processor import check_processor
 from shared.client.path import default_socket_path
 from shared.failure import Failure, Status
-from shared.option_types import ByteCount, Seconds, Whole
+from shared.option_types import ByteCount, Seconds, Whole, socket_option
 
 if TYPE_CHECKING:
     from kerneld.server.daemon import DaemonConfig

@@ -7,11 +7,12 @@ import re
 
 import click
 
-from kerneld.commands.options import json_option, socket_option
+from kerneld.commands.options import json_option
 from kerneld.commands.proc.reading import read_proc
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import client_failures
+from shared.option_types import socket_option
 from shared.terminal import one_line
 
 _UNITS = {"kB": "kb", "s": "seconds"}

@@ -8,11 +8,10 @@ import signal
 
 import click
 
-from kerneld.commands.options import socket_option
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import Failure, Status, client_failures
-from shared.option_types import Seconds
+from shared.option_types import Seconds, socket_option
 
 
 @click.command(

@@ -20,7 +20,7 @@ from kerneld.commands.program import ProgramError, find_program
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import Failure, client_failures
-from shared.option_types import SocketPath
+from shared.option_types import socket_option
 
 HELP = """Run PROGRAM inside the machine: kerneld has each page of its memory.
 
@@ -55,13 +55,7 @@ _MOST_FDS = 1024
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the environment of PROGRAM."
 )
-@click.option(
-    "--socket",
-    "socket_path",
-    type=SocketPath(),
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
-)
+@socket_option
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def exec(variables: tuple[str, ...], socket_path: str | None, program: str, arguments: tuple[str, ...]) -> None:

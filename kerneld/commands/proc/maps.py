@@ -6,11 +6,11 @@ import json
 
 import click
 
-from kerneld.commands.options import json_option, socket_option
+from kerneld.commands.options import json_option
 from kerneld.commands.proc.printing import emit
 from kerneld.commands.proc.reading import read_proc, stream_proc
 from shared.client.path import default_socket_path
-from shared.option_types import Whole
+from shared.option_types import Whole, socket_option
 from shared.proc_maps import parse_maps
 from shared.real_process import no_process
 

@@ -6,11 +6,10 @@ import re
 
 import click
 
-from kerneld.commands.options import socket_option
 from kerneld.commands.proc.printing import emit
 from kerneld.commands.proc.reading import stream_proc
 from shared.client.path import default_socket_path
-from shared.option_types import ByteCount
+from shared.option_types import ByteCount, socket_option
 from shared.real_process import no_process
 
 _OF_A_PROCESS = re.compile(r"(\d{1,10})(/(maps|smaps|smaps_rollup|pagemap|status|stat|statm|comm|cmdline))?", re.ASCII)

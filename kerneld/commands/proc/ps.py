@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import click
 
-from kerneld.commands.options import json_option, socket_option
+from kerneld.commands.options import json_option
 from kerneld.commands.proc.reading import read_proc
 from shared.client.path import default_socket_path
+from shared.option_types import socket_option
 from shared.terminal import one_line
 
 

@@ -21,7 +21,7 @@ from kerneld.commands.run.semesters import SEMESTERS
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import Failure, Status, client_failures
-from shared.option_types import SocketPath
+from shared.option_types import socket_option
 
 HELP = """Run PROGRAM with the system calls of the shadow page table. kerneld answers these calls, the real kernel all
 others.
@@ -64,13 +64,7 @@ Exit status: that of PROGRAM, or
     help="Write the header of the semester to DIR/linux/shadowpt.h, and libkerneld to DIR/kerneld.h and DIR/kerneld.c.",
 )
 @click.option("--explain", is_flag=True, help="Print on stderr why a call fails, or does not reach kerneld.")
-@click.option(
-    "--socket",
-    "socket_path",
-    type=SocketPath(),
-    metavar="PATH",
-    help="Where kerneld listens. [$KERNELD_SOCKET or the user's own]",
-)
+@socket_option
 @click.argument("program", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(

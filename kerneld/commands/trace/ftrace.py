@@ -12,13 +12,13 @@ from typing import IO
 
 import click
 
-from kerneld.commands.options import Size, socket_option
+from kerneld.commands.options import Size
 from kerneld.commands.trace.follow import WHY, Follower, ending, run
 from kerneld.commands.trace.output import opened, output_option
 from kerneld.commands.trace.writers import LineWriter
 from shared.client.path import default_socket_path
 from shared.failure import Status
-from shared.option_types import Seconds, Whole
+from shared.option_types import Seconds, Whole, socket_option
 from shared.stop_signals import stop_signals
 from shared.trace.events import FUNCGRAPH_EXIT, FUNCTION
 from shared.trace.graph_text import FUNCTION_HEADER, GRAPH_HEADER, Graph, function_line, plain_name

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import click
 
-from kerneld.commands.options import Size, socket_option
+from kerneld.commands.options import Size
 from kerneld.commands.trace.calls.arguments import MACHINE, parse_trace
 from kerneld.commands.trace.calls.printer import Printer, Style
 from kerneld.commands.trace.calls.summary import summary
@@ -19,7 +19,7 @@ from kerneld.commands.trace.output import Output, opened, output_option
 from kerneld.commands.trace.writers import TextWriter
 from shared.client.path import default_socket_path
 from shared.failure import Failure, Status
-from shared.option_types import Whole
+from shared.option_types import Whole, socket_option
 from shared.real_process import no_process
 from shared.stop_signals import stop_signals
 from shared.trace.record import Comm, Entry, Lost

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import click
 
-from kerneld.commands.options import Size, socket_option
+from kerneld.commands.options import Size
 from kerneld.commands.trace.follow import Follower, ending, run
 from kerneld.commands.trace.output import opened, output_option
 from kerneld.commands.trace.writers import EVERYTHING, WRITERS, TextWriter
 from shared.client.path import default_socket_path
 from shared.clock import WallClock
-from shared.option_types import Seconds, Whole
+from shared.option_types import Seconds, Whole, socket_option
 from shared.stop_signals import stop_signals
 from shared.trace.events import EVENTS, NAMED_ONLY, matching
 
