@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from shared.client import KerneldUnavailable, Process
 
@@ -67,30 +68,50 @@ class Daemon:
         self._directory.cleanup()
 
 
-class Host:
-    """The C program of host.c, compiled on the spot."""
+class Answering:
+    """A program of the benchmark's that reads commands, one a line, and answers each with its nanoseconds."""
 
-    def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="kerneld-bench-")
-        program = os.path.join(self._directory.name, "host")
-        source = Path(__file__).with_name("host.c")
-        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-Wall", "-o", program, str(source)], check=True)
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], **popen: Any) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen)
         self.pid = self._process.pid
 
     def measure(self, command: str, *numbers: int) -> float:
-        """Return the nanoseconds that one command of host.c took."""
+        """Return the nanoseconds that one command took. Lines that are no number are passed over.
+
+        Raises OSError if the program has ended.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(" ".join([command, *map(str, numbers)]) + "\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        for line in self._process.stdout:
+            if line.strip().isdigit():
+                return float(line)
+        raise OSError(f"the program that was asked for '{command}' has ended")
+
+    def close(self) -> None:
+        """End the program: there are no more commands."""
+        self._process.communicate()
+
+
+def compiled(name: str, directory: str, *options: str) -> str:
+    """Compile a C program that lies beside this file, and return its path in `directory`."""
+    program = os.path.join(directory, name)
+    source = Path(__file__).with_name(f"{name}.c")
+    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-Wall", *options, "-o", program, str(source)], check=True)
+    return program
+
+
+class Host(Answering):
+    """The C program of host.c, compiled on the spot."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="kerneld-bench-")
+        super().__init__([compiled("host", self._directory.name)])
 
     def close(self) -> None:
         """End the program."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        super().close()
         self._directory.cleanup()
 
 

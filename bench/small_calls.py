@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.machine import ONE_CPU, Daemon, placed
+from bench.machine import ONE_CPU, Answering, Daemon, compiled, placed
 from bench.sample import Mark, Row, interleave
 from bench.user_mode_linux import UserModeLinux
 from shared.client import Process
@@ -45,36 +44,12 @@ class Case(NamedTuple):
     """What the daemon's own time for one is to be at most, in nanoseconds; None for what takes the host over 10 µs."""
 
 
-class Small:
-    """small.c as a process of the host."""
-
-    def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self._process.pid
-        assert self._process.stdout is not None
-        self._process.stdout.readline()
-
-    def measure(self, command: str, times: int) -> float:
-        """Return the nanoseconds that one command took."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{command} {times}\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End the program."""
-        self._process.communicate()
-
-
 def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
     """Yield three rows for each wanted call: beside the host, beside User-Mode Linux if it runs, the daemon alone."""
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kerneld-bench-")))
-        program = directory / "small"
-        source = Path(__file__).with_name("small.c")
-        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-Wall", "-static", "-o", program, source], check=True)
-        host = stack.enter_context(contextlib.closing(Small(program)))
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kerneld-bench-"))
+        program = compiled("small", directory, "-static")
+        host = stack.enter_context(contextlib.closing(Answering([program])))
         uml = _start_uml(program)
         if uml is not None:
             stack.enter_context(contextlib.closing(uml))
@@ -86,7 +61,7 @@ def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
                 yield from _rows_of(case, process, daemon, host, uml)
 
 
-def _start_uml(program: Path) -> UserModeLinux | None:
+def _start_uml(program: str) -> UserModeLinux | None:
     try:
         return UserModeLinux(program)
     except OSError as error:
@@ -94,7 +69,7 @@ def _start_uml(program: Path) -> UserModeLinux | None:
         return None
 
 
-def _rows_of(case: Case, process: Process, daemon: Daemon, host: Small, uml: UserModeLinux | None) -> Iterator[Row]:
+def _rows_of(case: Case, process: Process, daemon: Daemon, host: Answering, uml: UserModeLinux | None) -> Iterator[Row]:
     def ours() -> float:
         return case.ours(process, case.times) / case.times
 

@@ -1,6 +1,7 @@
 """User-Mode Linux as a yardstick: the same C program as its first process, on a root of the host's files.
 
-Debian's package user-mode-linux has it, as /usr/bin/linux. It needs no privilege. Its console is this program's pipes.
+Debian's package user-mode-linux has it, as /usr/bin/linux. It needs no privilege. Its console is this program's pipes,
+and repeats each command.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from bench.machine import Answering
+
 MEMORY = "256M"
 
 
-class UserModeLinux:
+class UserModeLinux(Answering):
     """A User-Mode Linux that runs one static program, which answers commands. Raises OSError where it cannot start."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: str) -> None:
         linux = shutil.which("linux")
         if linux is None:
             raise OSError("User-Mode Linux is not installed (Debian: user-mode-linux)")
@@ -27,13 +30,10 @@ class UserModeLinux:
         (root / "dev").mkdir()
         shutil.copy(program, root / "init")
         command = [linux, f"mem={MEMORY}", "rootfstype=hostfs", f"rootflags={root}", "rw", "init=/init"]
-        self._process = subprocess.Popen(
+        super().__init__(
             [*command, "con0=fd:0,fd:1", "con=null", "quiet"],
             env={**os.environ, "HOME": str(root)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
         assert self._process.stdout is not None
@@ -42,17 +42,6 @@ class UserModeLinux:
                 return
         self.close()
         raise OSError("User-Mode Linux ended before its program was ready")
-
-    def measure(self, command: str, times: int) -> float:
-        """Return the nanoseconds that one command took. Its console repeats the command, which is passed over."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{command} {times}\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.strip().isdigit():
-                return float(line)
-        raise OSError("User-Mode Linux has ended")
 
     def close(self) -> None:
         """End it with all of its processes."""
