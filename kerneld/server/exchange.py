@@ -90,7 +90,7 @@ def answer_datagram(
         if thread is None and requests[0].nr != ATTACH:
             raise wire.WireError("the first request is not attach")
     except wire.WireError:
-        return refuse(1, errno.EPERM) if is_stranger else Outcome(wire.pack_reply(-errno.EBADMSG), [], True)
+        return refuse(1, errno.EPERM) if is_stranger else Outcome(seal_number(-errno.EBADMSG), [], True)
     if is_stranger:
         return refuse(len(requests), errno.EPERM)
     if datagram.lost_fds:
