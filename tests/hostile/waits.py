@@ -30,6 +30,7 @@ from tests.hostile.measured_daemon import Board
 from tests.hostile.waits_calls import CASES, Case
 from tests.hostile.waits_worlds import Scale
 from tests.support.client import ROOT
+from tests.support.daemons import start_kerneld
 
 AIM_MS = 100.0
 _GIB = 1 << 30
@@ -51,28 +52,32 @@ class MeasuredDaemon:
     def __init__(self, directory: Path, ram: str, swap: str, options: list[str]) -> None:
         self.board = Board(str(directory / "board"))
         self.path = str(directory / "kerneld.sock")
-        command = [sys.executable, "-P", "-m", "tests.hostile.measured_daemon", str(directory / "board"), "start"]
-        command += ["--ram", ram, "--swap", swap, "--socket", self.path, "--log-format", "json", *options]
-        self._log = (directory / "log").open("wb")
-        self.process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=self._log
+        self.process = start_kerneld(
+            self.path,
+            "--swap",
+            swap,
+            *options,
+            command=[sys.executable, "-P", "-m", "tests.hostile.measured_daemon", str(directory / "board")],
+            environ={**os.environ, "PYTHONPATH": str(ROOT)},
+            ram=ram,
+            check_invariants=False,
         )
-        while not os.path.exists(self.path):
-            if self.process.poll() is not None:
-                raise SystemExit((directory / "log").read_text())
-            time.sleep(0.05)
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr, (directory / "log").open("wb") as log:
+            # The rest of the log must go somewhere while the daemon lives.
+            self._drain = subprocess.Popen(["cat"], stdin=stderr, stdout=log)
 
     def settle(self) -> None:
         """Wait until all that have ended have left their memory."""
         with Process.attach(self.path) as process:
             while b"Exiting:\t0" not in process.procread("kerneld/status"):
-                time.sleep(0.01)
+                os.sched_yield()
 
     def close(self) -> None:
         """End it."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
-        self._log.close()
+        self._drain.wait()
 
 
 def play(daemon: MeasuredDaemon, case: Case, scale: Scale, *, traced: bool) -> Measured:
