@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.descriptors import leaves_no_descriptor
-from tests.support.programs import ROOT, USER, Program, World
+from tests.support.program_fixtures import fd, program
+from tests.support.programs import ROOT, Program, World
+
+__all__ = ["fd", "program"]
 
 
 @pytest.fixture
@@ -19,12 +20,6 @@ def world() -> Iterator[World]:
         made = World()
         yield made
         made.close()
-
-
-@pytest.fixture
-def program(world: World) -> Program:
-    """A program of an ordinary user."""
-    return world.attach(USER)
 
 
 @pytest.fixture
@@ -40,13 +35,3 @@ def real_child() -> Iterator[int]:
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-
-
-@pytest.fixture
-def fd(tmp_path: Path) -> Iterator[int]:
-    """A descriptor of a real file of two pages of "x", open for reading and writing."""
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 8192)
-    opened = os.open(path, os.O_RDWR)
-    yield opened
-    os.close(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.traced_fixtures import fd, program, world
+from tests.support.program_fixtures import fd, program
+from tests.support.traced_fixtures import world
 
 __all__ = ["fd", "program", "world"]
