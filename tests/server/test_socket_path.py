@@ -128,7 +128,10 @@ def test_a_group_may_search_and_connect_while_the_daemon_lives(private_dir: Path
 def test_a_group_finds_the_directory_of_a_daemon_that_was_killed(private_dir: Path) -> None:
     group = os.getgid()
     private_dir.chmod(0o710)
-    claim(str(private_dir / "kerneld.sock"), group).release()
+    held = claim(str(private_dir / "kerneld.sock"), group)
+    assert stat.S_IMODE(private_dir.stat().st_mode) == 0o710
+    held.release()
+    assert stat.S_IMODE(private_dir.stat().st_mode) == 0o700
 
 
 def test_a_directory_that_a_group_may_read_is_kept_so(private_dir: Path) -> None:
