@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from shared.client import Process
 from tests.native.conftest import NativeDaemon
 from tests.native.host_maps import exceeding_pages, mapped_pages
 from tests.native.inside import SECONDS, Inside
+from tests.native.processes import agent_of, start_waiting, wait_for_end
 from tests.support.client import Nursery
 from tests.support.watched_daemon import Daemon
 
@@ -29,33 +28,10 @@ def inspector(native_daemon: NativeDaemon) -> Iterator[Process]:
     process.close()
 
 
-def started(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int]:
-    """Start the program that waits, and return it with the address of its memory once that has been used."""
-    process = inside.start([str(program)])
-    assert process.stdout is not None
-    return process, int(process.stdout.readline(), 16)
-
-
-def agent_of(pid: int) -> int:
-    """Return the pid of the agent of a process's TLB: its child, though no child that it can wait for."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "kerneld-tlb\n")
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait until a process that is not ours has ended."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    assert select.select([pidfd], [], [], SECONDS)[0]
-    os.close(pidfd)
-
-
 def test_the_host_maps_no_more_than_the_page_table_grants(
     inside: Inside, programs: dict[str, Path], inspector: Process
 ) -> None:
-    process, vaddr = started(inside, programs["waits"])
+    process, vaddr = start_waiting(inside, programs["waits"])
     mapped = {page.vaddr: page.rights for page in mapped_pages(process.pid)}
     assert exceeding_pages(process.pid, inspector) == []
     # mprotect, munmap and fork have taken away what was there.
@@ -81,7 +57,7 @@ def test_whoever_is_killed_leaves_nothing(
 ) -> None:
     inside.run([str(programs["waits"])])  # Whose file stays in the page cache.
     before = free_kb(inspector)
-    process, _ = started(inside, programs["waits"])
+    process, _ = start_waiting(inside, programs["waits"])
     agent = agent_of(process.pid)
     os.kill(process.pid if victim == "program" else agent, signal.SIGKILL)
     assert process.wait(SECONDS) == -signal.SIGKILL
@@ -115,7 +91,7 @@ def test_memory_that_is_swapped_out_comes_back(small: SmallDaemon, programs: dic
 def test_a_stopped_program_holds_nobody_up(small: SmallDaemon, programs: dict[str, Path]) -> None:
     """Its pages are reclaimed while it is stopped, by the agent, and are there again when it goes on."""
     inside = Inside(small.environment)
-    process, _ = started(inside, programs["waits"])
+    process, _ = start_waiting(inside, programs["waits"])
     process.send_signal(signal.SIGSTOP)
     assert os.waitid(os.P_PID, process.pid, os.WSTOPPED) is not None
     inspector = Process.attach(str(small.path))
@@ -134,7 +110,7 @@ def test_a_program_without_its_kernel_ends(tmp_path: Path, programs: dict[str, P
     nursery = Nursery()
     daemon = NativeDaemon(tmp_path, nursery, check_invariants=False)
     inside = Inside(daemon.environment)
-    process, _ = started(inside, programs["waits"])
+    process, _ = start_waiting(inside, programs["waits"])
     daemon.end(signal.SIGKILL)
     assert process.wait(SECONDS) == -signal.SIGKILL
     inside.close()

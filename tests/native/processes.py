@@ -1,0 +1,33 @@
+"""A program inside that waits for its input to end, and its agent."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+from pathlib import Path
+
+from tests.native.inside import SECONDS, Inside
+
+
+def start_waiting(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start the program that waits, and return it with the address of its memory once that has been used."""
+    process = inside.start([str(program)])
+    assert process.stdout is not None
+    return process, int(process.stdout.readline(), 16)
+
+
+def agent_of(pid: int) -> int:
+    """Return the pid of the agent of a process's TLB: its only child, though none that it can wait for."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process that is not ours has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([pidfd], [], [], SECONDS)[0]
+    os.close(pidfd)
