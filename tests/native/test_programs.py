@@ -137,17 +137,3 @@ def test_a_file_is_the_same_mapped_and_by_calls(inside: Inside, programs: dict[s
 
 def test_huge_pages(inside: Inside, programs: dict[str, Path]) -> None:
     assert inside.agrees([str(programs["huge"])]).status == 0
-
-
-def test_sqlite_inserts_and_sorts(inside: Inside, tmp_path: Path) -> None:
-    if shutil.which("sqlite3") is None:
-        pytest.skip("this host has no sqlite3")
-    statements = (
-        "pragma journal_mode=wal; create table t(a, b); with recursive n(i) as (select 1 union all select i + 1 from n"
-        " where i < 5000) insert into t select i, i * 7919 % 5003 from n; select sum(a), count(distinct b) from t;"
-        " select a from t order by b limit 3; pragma integrity_check;"
-    )
-    first, second = tmp_path / "in.db", tmp_path / "out.db"
-    assert inside.run(["sqlite3", str(first), statements]) == inside.outside(["sqlite3", str(second), statements])
-    query = "select count(*), sum(b) from t"
-    assert inside.outside(["sqlite3", str(first), query]) == inside.outside(["sqlite3", str(second), query])

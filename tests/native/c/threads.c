@@ -1,10 +1,10 @@
-/* Sixteen threads map, write, check and unmap at once. */
+/* Threads (sixteen, or as many as told) map, write, check and unmap at once. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define THREADS 16
+#define MOST 64
 #define BYTES 65536
 
 static void *work(void *argument)
@@ -27,14 +27,15 @@ static void *work(void *argument)
 	return (void *)sum;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-	pthread_t threads[THREADS];
+	pthread_t threads[MOST];
+	int count = argc > 1 ? atoi(argv[1]) : 16;
 	long sum = 0;
-	for (long i = 0; i < THREADS; i++)
+	for (long i = 0; i < count; i++)
 		if (pthread_create(&threads[i], 0, work, (void *)i))
 			return 1;
-	for (int i = 0; i < THREADS; i++) {
+	for (int i = 0; i < count; i++) {
 		void *own;
 		pthread_join(threads[i], &own);
 		sum += (long)own;

@@ -1,0 +1,69 @@
+"""Programs that ask much of a memory manager, each run inside and outside: the same output, the same status."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.native.inside import Inside
+
+
+def test_vector_and_tile_registers_are_kept(inside: Inside, programs: dict[str, Path]) -> None:
+    assert "lost" not in inside.agrees([str(programs["xstate"])]).output
+
+
+def test_recursion_to_the_limit_of_the_stack(inside: Inside, programs: dict[str, Path]) -> None:
+    end = inside.agrees([str(programs["deep"])])
+    assert end.status == -signal.SIGSEGV
+    assert end.output.count(": to the limit, on the other stack now: 0") == 3
+
+
+def test_64_threads_fault_and_unmap_at_once(inside: Inside, programs: dict[str, Path]) -> None:
+    assert inside.agrees([str(programs["threads"]), "64"]).status == 0
+
+
+def test_a_server_of_500_children(inside: Inside, programs: dict[str, Path]) -> None:
+    assert inside.agrees([str(programs["server"])]).output.startswith("500 children")
+
+
+PROCESSES = """
+import json, multiprocessing, sys
+def square(number):
+    return number * number
+def fill(array, queue):
+    with array.get_lock():
+        for at in range(len(array)):
+            array[at] += at
+    queue.put(json.dumps({"pid differs": True, "first": array[1]}))
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with context.Pool(3) as pool:
+        print(pool.map(square, range(10), chunksize=2))
+    array, queue = context.Array("i", 1000), context.Queue()
+    children = [context.Process(target=fill, args=(array, queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    said = [json.loads(queue.get())["pid differs"] for _ in children]
+    for child in children:
+        child.join()
+    print(said, sum(array), [child.exitcode for child in children])
+    from multiprocessing import shared_memory
+    block = shared_memory.SharedMemory(create=True, size=8192)
+    child = context.Process(target=block.buf.__setitem__, args=(5, 7)) if sys.argv[1] == "fork" else None
+    if child:
+        child.start(); child.join(); print(block.buf[5])
+    block.close(); block.unlink()
+"""
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_python_with_many_processes(inside: Inside, tmp_path: Path, way: str) -> None:
+    python = Path("/usr/bin/python3")
+    if not python.exists():
+        pytest.skip("this host has no /usr/bin/python3")
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    end = inside.agrees([str(python), str(script), way])
+    assert end.status == 0, end.errors
