@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import resource
@@ -157,6 +158,42 @@ class FileTable:
         if inode is None:
             return
         inode.reread(offset, length)
+        self._take_size(inode)
+
+    def host_write(self, fd: int, data: bytes, offset: int | None) -> int:
+        """Write to a file for a native program, and to what is cached of it. Return the number of bytes written.
+
+        Without an offset, write at the position of the open file description and move it. Raises SysError as write(2).
+        Source: Linux v6.8 mm/filemap.c:generic_perform_write(), which also writes to the cached pages.
+        """
+        _check_offset(offset or 0)
+        try:
+            written = os.write(fd, data) if offset is None else os.pwrite(fd, data, offset)
+            status = os.fstat(fd)
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+                offset = status.st_size - written
+            elif offset is None:
+                offset = os.lseek(fd, 0, os.SEEK_CUR) - written
+        except OSError as error:
+            raise SysError(error.errno or errno.EIO) from None
+        inode = self._inodes.get((status.st_dev, status.st_ino))
+        if inode is not None:
+            inode.take_written(offset, data[:written])
+            self._take_size(inode)
+        return written
+
+    def host_truncate(self, fd: int, size: int) -> None:
+        """Give a file another size for a native program. Raises SysError as ftruncate(2)."""
+        _check_offset(size)
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            raise SysError(error.errno or errno.EIO) from None
+        inode = self._inodes.get(describe_fd(fd).inode_key)
+        if inode is not None:
+            self._take_size(inode)
+
+    def _take_size(self, inode: Inode) -> None:
         if inode.has_other_size():
             self.changes.note(inode)
             self.changes.finish(inode)
@@ -276,6 +313,12 @@ def _new_file(mapping: AddressSpace, path: str, opened: OpenFile, ops: MmapOps) 
     file.mappable, file.refuses, file.noexec = ops.exists, ops.refuses, ops.noexec
     file.huge_page_bytes, file.max_bytes = ops.huge_page_bytes, ops.max_bytes
     return file
+
+
+def _check_offset(offset: int) -> None:
+    """Raise SysError(EINVAL) for an offset that is negative as loff_t."""
+    if offset >> 63:
+        raise SysError(errno.EINVAL)
 
 
 def _check_descriptors_left(fd: int) -> None:

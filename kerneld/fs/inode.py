@@ -223,16 +223,33 @@ class Inode:
             self.on_writable(is_writable)
 
     def reread(self, offset: int, length: int) -> None:
-        """Read what is cached of a range from the file again: a call has written there."""
+        """Read what is cached of a range from the file again: a call has written there.
+
+        Only the bytes of the range are read: what programs have written beside it through mappings stays.
+        """
         mapping = self.mapping
         first, last = offset >> PAGE_SHIFT, offset + length + PAGE_SIZE - 1 >> PAGE_SHIFT
         indexes = range(first, last) if last - first < len(mapping.pages) else sorted(mapping.pages)
         for index in indexes:
             pfn = mapping.pages.get(index)
             if pfn is not None and first <= index < last:
+                start = max(offset, index << PAGE_SHIFT)
+                room = min(offset + length, index + 1 << PAGE_SHIFT) - start
                 with contextlib.suppress(OSError):
-                    data = self.read_at(index << PAGE_SHIFT, PAGE_SIZE)
-                    mapping.frames.ram.write(pfn << PAGE_SHIFT, data.ljust(PAGE_SIZE, b"\0"))
+                    data = self.read_at(start, room).ljust(room, b"\0")
+                    mapping.frames.ram.write((pfn << PAGE_SHIFT) + start % PAGE_SIZE, data)
+
+    def take_written(self, offset: int, data: bytes) -> None:
+        """Put data that was written to the file at an offset into the cached pages: clean or dirty, they stay so."""
+        mapping, end = self.mapping, offset + len(data)
+        first, last = offset >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT
+        mapping.host.write(first, last)
+        for index in range(first, last):
+            pfn = mapping.pages.get(index)
+            if pfn is not None:
+                start = max(offset, index << PAGE_SHIFT)
+                piece = data[start - offset : min(end, index + 1 << PAGE_SHIFT) - offset]
+                mapping.frames.ram.write((pfn << PAGE_SHIFT) + start % PAGE_SIZE, piece)
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`, even if the file was sealed after it was mapped. Raises OSError."""

@@ -12,7 +12,14 @@ from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
-from shared.uapi.native import FAULT_FOR_KERNEL, FILE_SYNC_WRITTEN, NATIVE_THREAD
+from shared.uapi.native import (
+    FAULT_FOR_KERNEL,
+    FILE_SYNC_AT,
+    FILE_SYNC_TRUNCATE,
+    FILE_SYNC_WRITE,
+    FILE_SYNC_WRITTEN,
+    NATIVE_THREAD,
+)
 from shared.uapi.page import TASK_SIZE
 from shared.uapi.signals import Disposition
 
@@ -80,18 +87,26 @@ def fault(call: Call) -> int:
 
 
 def file_sync(call: Call) -> int:
-    """args: FILE_SYNC_WRITTEN or 0, offset, length; a descriptor. A native program reads or writes a file by a call.
+    """args: flags, offset, length; a descriptor. A native program reads or writes a file by a call.
 
-    Without the flag it is about to: what has been written in memory is in the file on return. With it, it has written:
-    what is mapped of the range is what the file has, and its size is acted upon. Raises SysError(EBADF), and EPERM for
-    a process that is not native.
+    Without a flag it is about to: what has been written in memory is in the file on return. With FILE_SYNC_WRITTEN it
+    has written: what is mapped of the range is what the file has, and its size is acted upon. With FILE_SYNC_WRITE and
+    FILE_SYNC_TRUNCATE kerneld makes the call itself, so that nothing comes between the file and the cached pages.
+
+    Returns 0, or the number of bytes written. Raises SysError(EBADF), what write(2) or ftruncate(2) does, and
+    SysError(EPERM) for a process that is not native.
     """
     fd = call.take_fd()
     try:
         if call.thread.tlb is None:
             raise SysError(errno.EPERM)
-        if call.args[0] & FILE_SYNC_WRITTEN:
-            call.kernel.files.after_host_write(fd, call.args[1], call.args[2])
+        flags, offset = call.args[:2]
+        if flags & FILE_SYNC_WRITE:
+            return call.kernel.files.host_write(fd, call.data, offset if flags & FILE_SYNC_AT else None)
+        if flags & FILE_SYNC_TRUNCATE:
+            call.kernel.files.host_truncate(fd, offset)
+        elif flags & FILE_SYNC_WRITTEN:
+            call.kernel.files.after_host_write(fd, offset, call.args[2])
         else:
             call.kernel.files.before_host_call(fd)
     finally:

@@ -13,3 +13,9 @@ CLONE_SHARE = 1
 """First argument of clone: the child is to share the memory of its parent, which is native."""
 FILE_SYNC_WRITTEN = 1
 """First argument of file_sync: the call has been made, and has written."""
+FILE_SYNC_WRITE = 2
+"""First argument of file_sync: kerneld is to write the data of the request, at the descriptor's position."""
+FILE_SYNC_AT = 4
+"""First argument of file_sync, with FILE_SYNC_WRITE: write at the offset, as pwrite(2)."""
+FILE_SYNC_TRUNCATE = 8
+"""First argument of file_sync: kerneld is to give the file the size that the offset says, as ftruncate(2)."""

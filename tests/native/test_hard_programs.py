@@ -20,6 +20,18 @@ def test_recursion_to_the_limit_of_the_stack(inside: Inside, programs: dict[str,
     assert end.output.count(": to the limit, on the other stack now: 0") == 3
 
 
+def test_a_file_is_written_by_its_mapping_and_by_calls_at_once(
+    inside: Inside, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert (
+        "at once: 0 wrong in memory, 0 by read" in inside.agrees([str(programs["writers"])], directory=tmp_path).output
+    )
+
+
+def test_each_call_that_writes_to_a_mapped_file(inside: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    assert inside.agrees([str(programs["file_calls"])], directory=tmp_path).output.count("error 0") == 19
+
+
 def test_64_threads_fault_and_unmap_at_once(inside: Inside, programs: dict[str, Path]) -> None:
     assert inside.agrees([str(programs["threads"]), "64"]).status == 0
 

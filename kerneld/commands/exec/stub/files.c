@@ -13,7 +13,14 @@
 #define WHOLE (1UL << 62)
 #define S_IFMT 0170000
 #define S_IFREG 0100000
-#define WRITTEN 1
+#define CHUNK 0xf000UL
+#define MAX_IOVECS 1024
+#define F_GETFL 3
+#define O_DIRECT 040000
+#define RLIMIT_FSIZE 1
+#define NR_pread64 17
+
+enum { WRITTEN = 1, WRITE = 2, AT = 4, TRUNCATE = 8 };	/* shared/uapi/native.py */
 
 static const unsigned char *mapped_files = (const unsigned char *)0x6a5000000000UL;
 
@@ -66,17 +73,109 @@ static long make(const u64 *args, long nr)
 	return sys6(nr, args[0], args[1], args[2], args[3], args[4], args[5]);
 }
 
+/* kerneld makes the call, so that nothing comes between the file and the pages that are mapped of it. The data go through the
+ * thread's buffer, as far as the program's memory can be read. */
+static long write_through(struct thread *t, int fd, u64 from, u64 length, const u64 *offset)
+{
+	u64 done = 0;
+	while (done < length) {
+		u64 args[6] = {WRITE | (offset ? AT : 0), offset ? *offset + done : 0}, part = 0;
+		while (part < CHUNK && done + part < length) {
+			u64 at = from + done + part, room = PAGE_BYTES - at % PAGE_BYTES;
+			room = room < length - done - part ? room : length - done - part;
+			room = room < CHUNK - part ? room : CHUNK - part;
+			if (user_copy(t->buffer + part, (void *)at, room))
+				break;
+			part += room;
+		}
+		long ret = part ? ask(t, KD_FILE_SYNC, args, t->buffer, part, fd).ret : -EFAULT;
+		if (ret <= 0)
+			return done ? (long)done : ret;
+		done += ret;
+		if ((u64)ret < part)
+			break;
+	}
+	return done;
+}
+
+static long write_vector(struct thread *t, int fd, u64 at, u64 count, const u64 *given)
+{
+	long done = 0;
+	if (count > MAX_IOVECS)
+		return -EINVAL;
+	for (u64 i = 0; i < count; i++) {
+		u64 iovec[2], offset = given ? *given + done : 0;
+		long ret = user_copy(iovec, (void *)(at + i * sizeof iovec), sizeof iovec) ? -EFAULT : (long)iovec[1] < 0 ? -EINVAL : 0;
+		if (!ret && iovec[1])
+			ret = write_through(t, fd, iovec[0], iovec[1], given ? &offset : 0);
+		if (ret < 0)
+			return done ? done : ret;
+		done += ret;
+		if ((u64)ret < iovec[1])
+			break;
+	}
+	return done;
+}
+
+/* Copy from another descriptor: what sendfile(), splice() and copy_file_range() do. A result, or -EINVAL. */
+static long copy_through(struct thread *t, int from, u64 from_offset, int to, u64 to_offset, u64 count)
+{
+	long done = 0, got;
+	u64 source = 0, target = 0;
+	if ((from_offset && user_copy(&source, (void *)from_offset, 8)) || (to_offset && user_copy(&target, (void *)to_offset, 8)))
+		return -EFAULT;
+	while ((u64)done < count) {
+		u64 part = count - done < CHUNK ? count - done : CHUNK, args[6] = {WRITE | (to_offset ? AT : 0), target + done};
+		got = from_offset ? sys4(NR_pread64, from, t->buffer, part, source + done) : sys3(NR_read, from, t->buffer, part);
+		long ret = got <= 0 ? got : ask(t, KD_FILE_SYNC, args, t->buffer, got, to).ret;
+		if (ret < got && !from_offset && got > 0)
+			sys3(NR_lseek, from, (ret > 0 ? ret : 0) - got, SEEK_CUR);
+		if (ret < 0 && !done)
+			return ret;
+		if (ret <= 0)
+			break;
+		done += ret;
+		if ((u64)ret < part)
+			break;
+	}
+	source += done, target += done;
+	if ((from_offset && user_copy((void *)from_offset, &source, 8)) || (to_offset && user_copy((void *)to_offset, &target, 8)))
+		return -EFAULT;
+	return done;
+}
+
+/* Whether kerneld can write in the program's place: its limit of file sizes, and the alignment that O_DIRECT needs, are not the
+ * program's. */
+static int can_write_through(int fd)
+{
+	u64 limit[2] = {0};
+	long flags = sys3(NR_fcntl, fd, F_GETFL, 0);
+	return !sys2(NR_getrlimit, RLIMIT_FSIZE, limit) && !~limit[0] && flags >= 0 && !(flags & O_DIRECT);
+}
+
 static long write_mapped(struct thread *t, const u64 *args, long nr, int to)
 {
+	u64 truncate[6] = {TRUNCATE, args[1]};
+	if (can_write_through(to))
+		switch (nr) {
+		case 1: case 18:
+			return write_through(t, to, args[1], args[2], nr == 18 ? &args[3] : 0);
+		case 20: case 296:
+			return write_vector(t, to, args[1], args[2], nr == 296 ? &args[3] : 0);
+		case 328:
+			if (!args[5])
+				return write_vector(t, to, args[1], args[2], ~args[3] ? &args[3] : 0);
+			break;
+		case 40:
+			return copy_through(t, args[1], args[2], to, 0, args[3]);
+		case 275: case 326:
+			return copy_through(t, args[0], args[1], to, args[3], args[4]);
+		case 77:
+			return ask(t, KD_FILE_SYNC, truncate, 0, 0, to).ret;
+		}
 	sync(t, to, 0, 0, 0);
 	long ret = make(args, nr);
-	if (ret < 0)
-		return ret;
-	if (nr == 1 || nr == 20)
-		sync(t, to, WRITTEN, sys3(NR_lseek, to, 0, SEEK_CUR) - ret, ret);
-	else if (nr == 18)
-		sync(t, to, WRITTEN, args[3], ret);
-	else
+	if (ret >= 0)
 		sync(t, to, WRITTEN, 0, WHOLE);
 	return ret;
 }
