@@ -30,6 +30,7 @@ Examples:
   kerneld referee --programs 100 --seed 7 --ops 60
   kerneld referee --mode huge --programs 500
   kerneld referee --replay referee-7-42.json
+  kerneld referee --host-command "ssh other kerneld referee --player"
 """,
 )
 @click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="The number of programs.")
@@ -43,7 +44,15 @@ Examples:
     help="huge: with huge pages. swap: with swap (needs root: the host gets a swap file for the run).",
 )
 @click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program in FILE instead.")
-def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | None) -> None:
+@click.option(
+    "--host-command",
+    metavar="COMMAND",
+    help="Compare with another machine's kernel: COMMAND starts 'kerneld referee --player' there.",
+)
+@click.option("--player", is_flag=True, help="Run programs for a referee on another machine, over stdin and stdout.")
+def referee(
+    programs: int, seed: str | None, ops: int, mode: str, replay: str | None, host_command: str | None, player: bool
+) -> None:
     """Let the host's kernel judge."""
     check_processor()
     from kerneld.referee.errors import HostError  # noqa: PLC0415
@@ -53,33 +62,42 @@ def referee(programs: int, seed: str | None, ops: int, mode: str, replay: str | 
     # A person may end a long run by Ctrl+C: the run's directory is removed then too.
     with ending_by_signals("kerneld"):
         try:
-            if replay is None:
-                run_programs(programs, seed or os.urandom(4).hex(), ops, mode)
+            if player:
+                play_for_another()
+            elif replay is None:
+                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command)
             else:
-                run_again(Path(replay), mode)
+                run_again(Path(replay), mode, host_command)
         except HostError as error:
             raise Failure(Status.FAILED, str(error)) from None
 
 
-def run_programs(programs: int, seed: str, ops: int, mode: str) -> None:
+def play_for_another() -> None:
+    """Play the programs that standard input asks for. Raises HostError."""
+    from kerneld.referee.player import serve  # noqa: PLC0415
+
+    serve()
+
+
+def run_programs(programs: int, seed: str, ops: int, mode: str, host_command: str | None) -> None:
     """Run the programs of a seed. Raises Failure when a program diverges, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import run  # noqa: PLC0415
 
     click.echo(f"seed {seed}: {programs} programs of {ops} calls")
-    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode))
+    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode), host_command)
     if result.saved is not None:
         raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
     click.echo(f"{result.programs} programs: no divergence")
 
 
-def run_again(file: Path, mode: str) -> None:
+def run_again(file: Path, mode: str, host_command: str | None) -> None:
     """Run the program of a file. Raises Failure when it diverges or the file has no program, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import replay  # noqa: PLC0415
 
     try:
-        agree = replay(file, click.echo, Mode(mode))
+        agree = replay(file, click.echo, Mode(mode), host_command)
     except ValueError:
         raise Failure(Status.FAILED, f"{file} holds no program of the referee's") from None
     if not agree:

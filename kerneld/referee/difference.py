@@ -7,12 +7,12 @@ and is removed afterwards.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from kerneld.referee.facts import HostFacts
 from kerneld.referee.mode import Mode
 from kerneld.referee.witness import Stage, Witness
 
@@ -40,7 +40,7 @@ class Known(NamedTuple):
     what: str
     rules: tuple[tuple[Any, str, Any], ...] = ()
     """The replacements: a module of kerneld, a name in it, the other rule."""
-    applies: Callable[[], bool] = lambda: True
+    applies: Callable[[HostFacts], bool] = lambda _: True
     """Whether the host's configuration has it. This is checked before the witness."""
     witness: Witness | None = None
     """Plays a program on the host and returns whether the host has the difference. Without a witness the release
@@ -51,19 +51,19 @@ class Known(NamedTuple):
     """The only mode in which it is visible and followed; None for every mode."""
 
 
-_decided: dict[Mode, tuple[Known, ...]] = {}
+_decided: dict[HostFacts, tuple[Known, ...]] = {}
 
 
-def decide(differences: Iterable[Known], stage: Stage, mode: Mode = Mode.PLAIN) -> tuple[Known, ...]:
+def decide(differences: Iterable[Known], stage: Stage, facts: HostFacts) -> tuple[Known, ...]:
     """Return the differences that the host has, by their witnesses. Each witness is played once for each mode.
 
     `stage` is the host's side, before any program runs on it.
     """
-    if mode not in _decided:
-        release = host_release()
-        here = [known for known in differences if known.mode in (None, mode) and known.applies()]
-        _decided[mode] = tuple(known for known in here if _has(known, stage, release))
-    return _decided[mode]
+    if facts not in _decided:
+        release = version_of(facts.release)
+        here = [known for known in differences if known.mode in (None, facts.mode) and known.applies(facts)]
+        _decided[facts] = tuple(known for known in here if _has(known, stage, release))
+    return _decided[facts]
 
 
 def _has(known: Known, stage: Stage, release: tuple[int, int]) -> bool:
@@ -72,9 +72,9 @@ def _has(known: Known, stage: Stage, release: tuple[int, int]) -> bool:
     return known.since <= release and (known.before is None or release < known.before)
 
 
-def host_release() -> tuple[int, int]:
-    """Return the host kernel's version, for differences without a witness."""
-    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+def version_of(release: str) -> tuple[int, int]:
+    """Return the version in a kernel's release, for differences without a witness."""
+    match = re.match(r"(\d+)\.(\d+)", release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 

@@ -9,3 +9,7 @@ class HostError(Exception):
 
 class RunnerDiedError(HostError):
     """The runner has died in the middle of a program."""
+
+
+class LinkError(HostError):
+    """What comes from the other end of a link is no message, or nothing comes any more."""

@@ -7,15 +7,15 @@ skipped on both sides; every other operation runs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Generic, Protocol, TypeVar
 
 from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
 from kerneld.referee.mode import Mode
-from kerneld.referee.outcome import Outcome, State, View
-from kerneld.referee.overlap import length_without_overlap
-from kerneld.referee.program import FILES, U32, U64, At, Base, Op, default_slots
+from kerneld.referee.outcome import Outcome, StateOf
+from kerneld.referee.overlap import HasMappings, length_without_overlap
+from kerneld.referee.program import FILES, U32, U64, At, Base, Op, Program, default_slots
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PMD_SIZE, TASK_SIZE, page_align
 from shared.uapi.syscalls import Access, Nr
@@ -26,8 +26,12 @@ _STACK_ROOM = (0x7FFF_F800_0000, 1 << 47)
 PASSED_OVER = Outcome(0, data=b"passed over")
 
 
-class Side(Protocol):
-    """One of the two kernels, while a program runs."""
+V = TypeVar("V", bound=HasMappings)
+V_co = TypeVar("V_co", bound=HasMappings, covariant=True)
+
+
+class Side(Protocol[V_co]):
+    """One of the two kernels, while a program runs. `view` is the memory of a process, as the side shows it."""
 
     def fork(self, who: int, child: int) -> Outcome: ...
     def exit(self, who: int) -> Outcome: ...
@@ -41,14 +45,36 @@ class Side(Protocol):
     def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome: ...
     def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome: ...
     def wrpkru(self, who: int, value: int) -> Outcome: ...
-    def view(self, who: int) -> View: ...
+    def view(self, who: int) -> V_co: ...
     def pid(self, who: int) -> int: ...
 
 
-class Execution:
+class WholeSide(Side[V_co], Protocol[V_co]):
+    """A side on which programs begin and end."""
+
+    def prepare_files(self, numbers: set[int]) -> None: ...
+    def start(self) -> None: ...
+    def end(self) -> None: ...
+
+
+def play(
+    side: WholeSide[V], layout: Layout, program: Program, mode: Mode = Mode.PLAIN, *, pages_out: bool = True
+) -> Generator[StateOf[V]]:
+    """Yield the state after each operation of a program. The program ends when the iterator is closed."""
+    side.prepare_files({op.file for op in program if op.file >= 0})
+    side.start()
+    try:
+        execution = Execution(side, layout, mode, pages_out=pages_out)
+        for op in program:
+            yield execution.run(op)
+    finally:
+        side.end()
+
+
+class Execution(Generic[V]):
     """A running program on one side."""
 
-    def __init__(self, side: Side, layout: Layout, mode: Mode = Mode.PLAIN, *, pages_out: bool = True) -> None:
+    def __init__(self, side: Side[V], layout: Layout, mode: Mode = Mode.PLAIN, *, pages_out: bool = True) -> None:
         """Without `pages_out` MADV_PAGEOUT is skipped."""
         self._side = side
         self._mode = mode
@@ -57,16 +83,16 @@ class Execution:
         self._task_size = layout.task_size
         self._brk = layout.brk
         self._slots = default_slots()
-        self._views: dict[int, View] = {}
+        self._views: dict[int, V] = {}
         self.alive = [0]
 
-    def run(self, op: Op) -> State:
+    def run(self, op: Op) -> StateOf[V]:
         """Run one operation and return its outcome and the state after it."""
         outcome = self._run(op) if op.who in self.alive else PASSED_OVER
         if op.slot >= 0 and outcome.ret > 0:
             self._slots[op.slot] = outcome.ret
         self._views = {who: self._side.view(who) for who in self.alive}
-        return State(outcome, self._views)
+        return StateOf(outcome, self._views)
 
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
@@ -200,7 +226,7 @@ class Execution:
         return self._side.wrpkru(op.who, args[0] & U32 & ~3)
 
 
-_SPECIAL: dict[str, Callable[[Execution, Op, tuple[int, ...]], Outcome]] = {
+_SPECIAL: dict[str, Callable[[Execution[Any], Op, tuple[int, ...]], Outcome]] = {
     "mmap": Execution._mmap,
     "process_vm_readv": Execution._process_vm,
     "process_vm_writev": Execution._process_vm,

@@ -22,10 +22,10 @@ from pathlib import Path
 from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
-from kerneld.referee.host_view import Drain, ProcFiles, data_bytes, find_uncounted
+from kerneld.referee.host_view import Drain, ProcFiles, Reading, data_bytes, find_uncounted
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
-from kerneld.referee.outcome import Outcome, View, parse_maps_line
+from kerneld.referee.outcome import Outcome, parse_maps_line
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
@@ -53,9 +53,11 @@ def compile_runner(folder: Path) -> Path:
     if compiler is None:
         raise HostError("the referee needs a C compiler (cc, gcc or clang; $CC names another)")
     source, program = Path(__file__).with_name("host.c"), folder / "host"
-    made = subprocess.run(
-        [compiler, *_FLAGS, "-o", str(program), str(source)], capture_output=True, text=True, check=False
-    )
+    command = [compiler, *_FLAGS, "-o", str(program), str(source)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise HostError(f"the C compiler cannot run: {error}") from None
     if made.returncode:
         raise HostError(f"{compiler} cannot compile {source.name}: {made.stderr.strip().splitlines()[-1:]}")
     return program
@@ -77,9 +79,11 @@ class Host:
         self._files = ProgramFiles(folder)
         self.layout = self._settle(huge_pages=mode is Mode.HUGE)
         self._drain = Drain()
-        self._start_totals: dict[str, int] = {}
         self._used_at_start: dict[int, int] = {}
-        self._uncounted = self._find_uncounted()
+        self.uncounted = self._find_uncounted()
+        """The names of totals that are out of date on this host."""
+        self.start_totals: dict[str, int] = {}
+        """The totals of process 0 when the last program began."""
 
     def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
         names = "".join(f"{pipe.child_in:04x}{pipe.child_out:04x}" for pipe in self._pipes)
@@ -130,18 +134,18 @@ class Host:
 
     def _find_uncounted(self) -> frozenset[str]:
         """Touch a page, and find the counters that do not show it."""
-        before = self._template.proc.totals(self.layout)
+        before = self._template.proc.read(self.layout).totals()
         flags = (Map.PRIVATE | Map.ANONYMOUS | Map.POPULATE).value
         page = self._template.call(Nr.MMAP, (0, PAGE_SIZE, 3, flags, -1, 0)).ret
-        after = self._template.proc.totals(self.layout)
+        after = self._template.proc.read(self.layout).totals()
         self._template.call(Nr.MUNMAP, (page, PAGE_SIZE))
         return find_uncounted(before, after)
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""
         self._fork(self._template, 0)
-        self._start_totals = self._children[0].proc.totals(self.layout)
-        self._used_at_start = self._children[0].proc.used()
+        reading = self._children[0].proc.read(self.layout)
+        self.start_totals, self._used_at_start = reading.totals(), reading.used()
 
     def _fork(self, parent: _Child, who: int) -> Outcome:
         outcome = parent.order(_FORK, (who + 1, CONTROL_START))
@@ -238,10 +242,10 @@ class Host:
     def _access(self, who: int, order: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         return self._children[who].order(order, args, data, counts=True)
 
-    def view(self, who: int) -> View:
-        """Return the state of a process's memory."""
+    def view(self, who: int) -> Reading:
+        """Read the state of a process's memory."""
         self._drain()
-        return self._children[who].proc.view(self.layout, self._start_totals, self._uncounted)
+        return self._children[who].proc.read(self.layout)
 
     def close(self) -> None:
         """End the runner."""

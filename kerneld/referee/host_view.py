@@ -1,5 +1,6 @@
 """Reads the host's /proc for one process of a program. The files are opened once, and read after every call.
 
+A `Reading` is what was read, as it stands there: the runner may be on a slow machine, and another machine parses it.
 Knows nothing about orders and answers, and nothing about kerneld.
 """
 
@@ -11,12 +12,12 @@ import itertools
 import mmap
 import os
 import struct
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from kerneld.referee.layout import Layout
 from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_numbers, parse_smaps, since, totals
-from kerneld.referee.outcome import Mapping, View, add_pages, windows
+from kerneld.referee.outcome import Mapping, View, add_pages, find_frames, windows
 from shared.uapi.resource import Rlimit
 
 _MADV_COLD = 20
@@ -66,14 +67,63 @@ def has_lru_gen(knob: Path = Path("/sys/kernel/mm/lru_gen/enabled")) -> bool:
         return False
 
 
-def is_watched(views: dict[int, View]) -> bool:
-    """Return whether DAMON has cleared the accessed bit of a page of these processes: the page is marked as idle."""
-    frames = {frame for view in views.values() for frame in view.frames.values()}
-    if not frames or not has_damon():
-        return False
-    with open("/proc/kpageflags", "rb", buffering=0) as flags:
-        words = (int.from_bytes(os.pread(flags.fileno(), 8, frame * 8), sys.byteorder) for frame in frames)
-        return any(word & _KPF_IDLE for word in words)
+def has_idle_pages(views: dict[int, View]) -> bool:
+    """Return whether a page of these processes is marked as idle: DAMON has cleared its accessed bit."""
+    return any(word & _KPF_IDLE for view in views.values() for word in view.page_flags.values())
+
+
+class Reading(NamedTuple):
+    """What the host's /proc says of a process at one moment."""
+
+    smaps: bytes
+    texts: ProcTexts
+    words: tuple[tuple[int, bytes], ...]
+    """By address, the words of pagemap from there on. A range without any is left out."""
+    page_flags: dict[int, int]
+    """By frame, the word in kpageflags of each mapped page."""
+    mappings: tuple[Mapping, ...]
+    """Parsed from smaps, without the runner's own."""
+    own: tuple[Mapping, ...]
+    """The runner's own."""
+
+    @classmethod
+    def parse(
+        cls, layout: Layout, smaps: bytes, texts: ProcTexts, words: tuple[tuple[int, bytes], ...], flags: dict[int, int]
+    ) -> Reading:
+        """Return the reading of these texts."""
+        return cls(smaps, texts, words, flags, *_divide(layout, smaps))
+
+    def totals(self) -> dict[str, int]:
+        """Return the numbers of all its memory, without the runner's own memory as far as that is known."""
+        return totals(self.texts, self.own)
+
+    def used(self) -> dict[int, int]:
+        """Return the bytes of its memory that count for RLIMIT_AS and RLIMIT_DATA, with the runner's own memory."""
+        status = parse_numbers(self.texts.status)
+        return {Rlimit.AS: status["VmSize"] << 10, Rlimit.DATA: status["VmData"] << 10}
+
+    def view(self, start: dict[str, int], uncounted: frozenset[str]) -> View:
+        """Return the state of the process's memory.
+
+        `start` has the totals at the start of the program, `uncounted` the names of totals that are not compared.
+        """
+        pages: dict[int, int] = {}
+        frames: dict[int, int] = {}
+        for low, words in self.words:
+            add_pages(words, low, pages, frames)
+        found = since(self.totals(), start)
+        for name in uncounted:
+            found.pop(name, None)
+        return View(self.mappings, pages, frames, found, {vaddr: self.page_flags[pfn] for vaddr, pfn in frames.items()})
+
+
+def _divide(layout: Layout, smaps: bytes) -> tuple[tuple[Mapping, ...], tuple[Mapping, ...]]:
+    """Return the program's mappings of a text, and the runner's."""
+    mappings: list[Mapping] = []
+    own: list[Mapping] = []
+    for mapping in parse_smaps(smaps):
+        (own if layout.is_taken(mapping) else mappings).append(mapping)
+    return tuple(mappings), tuple(own)
 
 
 class ProcFiles:
@@ -91,50 +141,30 @@ class ProcFiles:
     def _texts(self) -> ProcTexts:
         return ProcTexts(*(os.pread(self._fds[name], 1 << 13, 0) for name in _NAMES[2:]))
 
-    def used(self) -> dict[int, int]:
-        """Return the bytes of its memory that count for RLIMIT_AS and RLIMIT_DATA, with the runner's own memory."""
-        status = parse_numbers(self._texts().status)
-        return {Rlimit.AS: status["VmSize"] << 10, Rlimit.DATA: status["VmData"] << 10}
-
-    def totals(self, layout: Layout) -> dict[str, int]:
-        """Return the numbers of all its memory, without the runner's own memory as far as that is known."""
-        own = [mapping for mapping in parse_smaps(_read_whole(self._fds["smaps"])) if layout.is_taken(mapping)]
-        return totals(self._texts(), own)
-
-    def view(self, layout: Layout, start: dict[str, int], uncounted: frozenset[str]) -> View:
-        """Return the state of the process's memory.
-
-        `start` has the totals at the start of the program, `uncounted` the names of totals that are not compared.
-        """
-        mappings: list[Mapping] = []
-        own: list[Mapping] = []
-        pages: dict[int, int] = {}
-        frames: dict[int, int] = {}
-        for mapping in parse_smaps(_read_whole(self._fds["smaps"])):
-            if layout.is_taken(mapping):
-                own.append(mapping)
-                continue
-            mappings.append(mapping)
+    def read(self, layout: Layout) -> Reading:
+        """Read the state of the process's memory."""
+        smaps = _read_whole(self._fds["smaps"])
+        mappings, own = _divide(layout, smaps)
+        words: list[tuple[int, bytes]] = []
+        for mapping in mappings:
             for low, high in windows(mapping.start, mapping.end):
-                add_pages(os.pread(self._fds["pagemap"], (high - low) >> 9, low >> 9), low, pages, frames)
-        found = since(totals(self._texts(), own), start)
-        for name in uncounted:
-            found.pop(name, None)
-        return View(tuple(mappings), pages, frames, found, _read_page_flags(frames))
+                data = os.pread(self._fds["pagemap"], (high - low) >> 9, low >> 9)
+                if data.count(0) != len(data):
+                    words.append((low, data))
+        return Reading(smaps, self._texts(), tuple(words), _read_page_flags(find_frames(words)), mappings, own)
 
 
-def _read_page_flags(frames: dict[int, int]) -> dict[int, int]:
-    """Return the word in /proc/kpageflags of each page's frame. Consecutive frames are read together."""
-    if not frames:
+def _read_page_flags(pfns: list[int]) -> dict[int, int]:
+    """Return the word in /proc/kpageflags of each frame, in ascending order. Consecutive frames are read together."""
+    if not pfns:
         return {}
     words: dict[int, int] = {}
     with open("/proc/kpageflags", "rb", buffering=0) as file:
-        pfns = sorted(set(frames.values()))
         starts = [i for i, pfn in enumerate(pfns) if i == 0 or pfns[i - 1] != pfn - 1]
         for first, end in itertools.pairwise([*starts, len(pfns)]):
             data = os.pread(file.fileno(), (end - first) * 8, pfns[first] * 8)
             words.update(zip(pfns[first:end], struct.unpack(f"={end - first}Q", data), strict=True))
-    return {vaddr: words[pfn] for vaddr, pfn in frames.items()}
+    return words
 
 
 def data_bytes(pid: int) -> int:

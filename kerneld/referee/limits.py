@@ -8,25 +8,30 @@ from __future__ import annotations
 import re
 import resource
 from pathlib import Path
+from typing import NamedTuple
 
-from kerneld.mm.limits import OVERCOMMIT_NEVER, Rlimits, Sysctl, TransparentHugepage
+from kerneld.mm.limits import OVERCOMMIT_NEVER
 from kerneld.referee.errors import HostError
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
 
-def host_sysctl(lowest_hint: int, thp: TransparentHugepage) -> Sysctl:
-    """Return the host's settings. `lowest_hint` is the address to which the host rounds up the lowest hint.
+class VmSettings(NamedTuple):
+    """The files of /proc/sys/vm that count for a program, by their names."""
 
-    `thp` says which memory of the runner gets huge pages. Raises HostError if overcommit depends on the whole machine,
-    and not only on the program.
+    max_map_count: int
+    mmap_min_addr: int
+    overcommit_memory: int
+
+
+def host_settings() -> VmSettings:
+    """Return the host's settings.
+
+    Raises HostError if overcommit depends on the whole machine, and not only on the program.
     """
-    values = {name: int(Path("/proc/sys/vm", name).read_text()) for name in _NAMES}
-    if values["overcommit_memory"] == OVERCOMMIT_NEVER:
+    settings = VmSettings(*(int(Path("/proc/sys/vm", name).read_text()) for name in VmSettings._fields))
+    if settings.overcommit_memory == OVERCOMMIT_NEVER:
         raise HostError("vm.overcommit_memory is 2 here: who gets memory depends on all that others have been promised")
-    return Sysctl(transparent_hugepage=thp, lsm_mmap_min_addr=lowest_hint, **values)
-
-
-_NAMES = ("max_map_count", "mmap_min_addr", "overcommit_memory")
+    return settings
 
 
 def host_has_pkeys() -> bool:
@@ -35,11 +40,7 @@ def host_has_pkeys() -> bool:
     return flags is not None and "ospke" in flags[1].split()
 
 
-def own_rlimits() -> Rlimits:
-    """Return the limits of this process. The host's runner inherits them."""
-    rlimits = Rlimits()
-    for limit in Rlimit:
-        soft, hard = resource.getrlimit(limit)
-        rlimits.soft[limit] = RLIM_INFINITY if soft < 0 else soft
-        rlimits.hard[limit] = RLIM_INFINITY if hard < 0 else hard
-    return rlimits
+def own_limits() -> tuple[tuple[int, int], ...]:
+    """Return the soft and the hard limit of each resource of this process. The host's runner inherits them."""
+    found = (resource.getrlimit(limit) for limit in Rlimit)
+    return tuple((soft & RLIM_INFINITY, hard & RLIM_INFINITY) for soft, hard in found)

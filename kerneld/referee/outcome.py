@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = 1 << 56, 1 << 61, 1 << 62, 1 << 63
 """Bits of a pagemap word: Linux v6.8 fs/proc/task_mmu.c."""
@@ -62,11 +63,18 @@ class View(NamedTuple):
     """By address, the word in kpageflags of each page in `frames`: see `kerneld.referee.page_flags`."""
 
 
-class State(NamedTuple):
-    """An outcome, and the memory of every living process after it."""
+V = TypeVar("V")
+
+
+class StateOf(NamedTuple, Generic[V]):
+    """An outcome, and the memory of every living process after it, in the form in which a side shows it."""
 
     outcome: Outcome
-    views: dict[int, View]
+    views: dict[int, V]
+
+
+State: TypeAlias = StateOf[View]
+"""The form that is compared."""
 
 
 def parse_maps_line(line: bytes) -> tuple[int, int, str, int, str]:
@@ -108,3 +116,13 @@ def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int,
             pages[vaddr] = word & _STATE
             if word & PM_PRESENT and word & _PFN_MASK:
                 frames[vaddr] = word & _PFN_MASK
+
+
+def find_frames(words: Iterable[tuple[int, bytes]]) -> list[int]:
+    """Return the frames in pagemap words, each once, in ascending order."""
+    frames: set[int] = set()
+    for _, data in words:
+        # Most words are 0.
+        words_of_pages = filter(None, struct.unpack(f"<{len(data) >> 3}Q", data))
+        frames.update(word & _PFN_MASK for word in words_of_pages if word & PM_PRESENT)
+    return sorted(frames - {0})

@@ -7,9 +7,11 @@ page of one file. A private copy counts as that page too, even if its bytes diff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Mapping as Map
+from typing import Protocol
 
-from kerneld.referee.outcome import View
+from kerneld.referee.outcome import Mapping
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 
 Place = tuple[int, int]
@@ -17,7 +19,14 @@ Place = tuple[int, int]
 _Page = tuple[object, ...]
 
 
-def length_without_overlap(views: Mapping[int, View], local: Place, remote: Place, length: int) -> int:
+class HasMappings(Protocol):
+    """The memory of a process, as far as it is needed here."""
+
+    @property
+    def mappings(self) -> tuple[Mapping, ...]: ...
+
+
+def length_without_overlap(views: Map[int, HasMappings], local: Place, remote: Place, length: int) -> int:
     """Return the number of bytes that may be copied, at most `length`. A copy of a range onto itself is no overlap."""
     pieces: dict[_Page, list[tuple[int, int, int]]] = {}
     for page, low, high, at in _pieces(views, local, length):
@@ -30,7 +39,7 @@ def length_without_overlap(views: Mapping[int, View], local: Place, remote: Plac
     return length
 
 
-def _pieces(views: Mapping[int, View], place: Place, length: int) -> Iterator[tuple[_Page, int, int, int]]:
+def _pieces(views: Map[int, HasMappings], place: Place, length: int) -> Iterator[tuple[_Page, int, int, int]]:
     """Yield for each page its identity, the start and end of its bytes in the range, and their position in the
     range."""
     who, vaddr = place
@@ -44,7 +53,7 @@ def _pieces(views: Mapping[int, View], place: Place, length: int) -> Iterator[tu
         done += count
 
 
-def _file_page(view: View | None, vaddr: int) -> _Page | None:
+def _file_page(view: HasMappings | None, vaddr: int) -> _Page | None:
     for mapping in view.mappings if view is not None else ():
         if mapping.start <= vaddr < mapping.end and mapping.name and not mapping.name.startswith("["):
             return mapping.name, mapping.offset + vaddr - mapping.start

@@ -6,7 +6,7 @@ Owns the order of the steps. Prints nothing itself: it passes lines for people t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,19 +33,26 @@ class Result(NamedTuple):
     """The file of the shortest program with the divergence; None without a divergence."""
 
 
-def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mode = Mode.PLAIN) -> Result:
+def run(
+    programs: int,
+    seed: str,
+    nr_ops: int,
+    folder: Path,
+    say: Say,
+    mode: Mode = Mode.PLAIN,
+    host_command: str | None = None,
+) -> Result:
     """Run programs of a seed up to the first divergence. Shrink and describe it, and save its program in `folder`.
 
-    Raises HostError if this host cannot be the referee.
+    `host_command`: see `open_match`. Raises HostError if the host cannot be the referee.
     """
     started = told = time.monotonic()
     prefix = "referee" if mode is Mode.PLAIN else f"referee-{mode}"
-    with open_match(mode) as match:
+    with open_match(mode, host_command=host_command) as match:
         say(match.describe())
-        for number in range(programs):
-            name = f"{seed}-{number}"
+        made = ((f"{seed}-{number}", make_program(mode, f"{seed}-{number}", nr_ops)) for number in range(programs))
+        for number, (name, program) in enumerate(_expected(match, made)):
             match.ours.check_invariants(number % CHECKED_SHARE == 0)
-            program = make_program(mode, name, nr_ops)
             divergence = match.play(program)
             if divergence is not None:
                 match.ours.check_invariants(False)
@@ -57,19 +64,31 @@ def run(programs: int, seed: str, nr_ops: int, folder: Path, say: Say, mode: Mod
     return Result(programs, None)
 
 
-def replay(file: Path, say: Say, mode: Mode = Mode.PLAIN) -> bool:
+def replay(file: Path, say: Say, mode: Mode = Mode.PLAIN, host_command: str | None = None) -> bool:
     """Run the program of a file. Return whether the two sides agree.
 
     Raises HostError, OSError if the file cannot be read, and ValueError if it has no program.
     """
     program = from_json(file.read_text())
-    with open_match(mode, check_invariants=True) as match:
+    with open_match(mode, check_invariants=True, host_command=host_command) as match:
         say(match.describe())
         divergence = match.play(program)
         if divergence is not None:
             for line in describe_divergence(program, divergence):
                 say(line)
     return divergence is None
+
+
+def _expected(match: Match, programs: Iterator[tuple[str, Program]]) -> Iterator[tuple[str, Program]]:
+    """Yield programs with their names. The host is told of each one before that one's predecessor is yielded."""
+    waiting: tuple[str, Program] | None = None
+    for named in programs:
+        match.expect(named[1])
+        if waiting is not None:
+            yield waiting
+        waiting = named
+    if waiting is not None:
+        yield waiting
 
 
 def _report(match: Match, program: Program, divergence: Divergence, file: Path, say: Say) -> Path:

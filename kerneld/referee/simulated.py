@@ -28,14 +28,12 @@ from kerneld.mm.check.invariants import check_machine
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.referee import this_host
 from kerneld.referee.errors import HostError
+from kerneld.referee.facts import HostFacts
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES
-from kerneld.referee.layout import Layout
-from kerneld.referee.limits import host_has_pkeys, host_sysctl, own_rlimits
-from kerneld.referee.mode import Mode, thp_of
+from kerneld.referee.mode import Mode
 from kerneld.referee.numbers import ProcTexts, parse_smaps, since, totals
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, windows
-from kerneld.referee.rights import is_host_superuser
 from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig
@@ -95,25 +93,25 @@ class Simulated:
     def __init__(
         self,
         folder: Path,
-        layout: Layout,
-        mode: Mode = Mode.PLAIN,
+        facts: HostFacts,
         *,
         check_invariants: bool = False,
         pku: bool | None = None,
     ) -> None:
         """Only this side uses `folder`. `pku` says whether the processor has protection keys; default: as on the host.
 
-        Raises HostError if the mode is not possible here, or without inotify, which reports truncations.
+        Raises HostError without inotify, which reports truncations.
         """
         self._folder = folder
-        self._layout = layout
+        self._facts = facts
+        self._layout = facts.layout
         config = KernelConfig(
             RAM_BYTES,
             superuser_uid=0,
-            swap_bytes=SWAP_BYTES if mode is Mode.SWAP else 0,
+            swap_bytes=SWAP_BYTES if facts.mode is Mode.SWAP else 0,
             check_invariants=check_invariants,
-            sysctl=host_sysctl(layout.lowest_hint, thp_of(mode)),
-            pku=host_has_pkeys() if pku is None else pku,
+            sysctl=facts.sysctl,
+            pku=facts.has_pkeys if pku is None else pku,
         )
         self.kernel = _Machine(config)
         if self.kernel.file_changes_fd < 0:
@@ -122,7 +120,7 @@ class Simulated:
                 "no inotify instance is left for this user, by which kerneld is told of truncation"
                 " (fs.inotify.max_user_instances); end programs that have some"
             )
-        self._cred = Cred(os.getuid(), os.getgid(), is_host_superuser())
+        self._cred = Cred(facts.uid, facts.gid, facts.is_superuser)
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
         self._files = ProgramFiles(folder)
@@ -140,7 +138,7 @@ class Simulated:
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""
-        mm = fresh_mm(self.kernel.frames, own_rlimits(), self.kernel.sysctl)
+        mm = fresh_mm(self.kernel.frames, self._facts.rlimits(), self.kernel.sysctl)
         mm.start_brk = mm.brk = self._layout.brk
         mm.end_data = self._layout.data_bytes
         for start, end in self._layout.taken:

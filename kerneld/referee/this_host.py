@@ -23,7 +23,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
-from kerneld.referee import rights
+from kerneld.referee.facts import HostFacts
 from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
@@ -90,9 +90,9 @@ def may_raise_limits(_cred: Cred) -> bool:
     return False
 
 
-def root_raises_no_limits() -> bool:
+def root_raises_no_limits(facts: HostFacts) -> bool:
     """Return whether the user of the referee is a superuser that may not raise hard limits."""
-    return rights.is_host_superuser() and not rights.may_raise_limits()
+    return facts.is_superuser and not facts.raises_limits
 
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:

@@ -8,22 +8,12 @@ kerneld with its own rules every witness returns False; with the rules of its di
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
-from kerneld.referee.execute import Execution, Side
-from kerneld.referee.layout import Layout
 from kerneld.referee.outcome import Mapping, State, View
-from kerneld.referee.program import Op
+from kerneld.referee.program import Op, Program
 from shared.uapi.page import PAGE_SIZE
-
-
-class WholeSide(Side, Protocol):
-    """A side on which programs begin and end."""
-
-    def prepare_files(self, numbers: set[int]) -> None: ...
-    def start(self) -> None: ...
-    def end(self) -> None: ...
 
 
 class Played(tuple[State, ...]):
@@ -50,19 +40,13 @@ class Played(tuple[State, ...]):
 class Stage:
     """One side, for witnesses."""
 
-    def __init__(self, side: WholeSide, layout: Layout) -> None:
-        self._side = side
-        self._layout = layout
+    def __init__(self, play: Callable[[Program], Iterator[State]]) -> None:
+        """`play` yields the state after each operation of a program."""
+        self._play = play
 
     def play(self, *program: Op) -> Played:
         """Run a program and return the states after its operations."""
-        self._side.prepare_files({op.file for op in program if op.file >= 0})
-        self._side.start()
-        try:
-            execution = Execution(self._side, self._layout)
-            return Played([execution.run(op) for op in program])
-        finally:
-            self._side.end()
+        return Played(self._play(program))
 
 
 Witness: TypeAlias = Callable[[Stage], bool]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from kerneld.referee.facts import HostFacts, find_facts
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
+from kerneld.referee.mode import Mode
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.page import PAGE_SIZE
 
@@ -15,3 +17,8 @@ LAYOUT = Layout(
     0x10000,
 )
 """Where the host's runner lies, nearly: there is none here."""
+
+
+def facts(mode: Mode = Mode.PLAIN) -> HostFacts:
+    """Return what kerneld's side takes over from this machine. Raises HostError where this has no such mode."""
+    return find_facts(mode, LAYOUT)

@@ -10,27 +10,16 @@ from signal import SIGILL, SIGSEGV
 
 import pytest
 
-from kerneld.referee.execute import Execution
+from kerneld.referee.execute import play
 from kerneld.referee.generate import generate
 from kerneld.referee.outcome import State
-from kerneld.referee.program import Program, from_json
+from kerneld.referee.program import from_json
 from kerneld.referee.simulated import Simulated
 from shared.uapi.signals import SegvCode
-from tests.differential.alone import LAYOUT
+from tests.differential.alone import LAYOUT, facts
 
 PROGRAMS = 16
 BY_HAND = sorted(Path(__file__).with_name("programs").glob("keys_*.json"))
-
-
-def play(ours: Simulated, program: Program) -> list[State]:
-    """Return what was so after each operation."""
-    ours.prepare_files({op.file for op in program if op.file >= 0})
-    ours.start()
-    try:
-        execution = Execution(ours, LAYOUT)
-        return [execution.run(op) for op in program]
-    finally:
-        ours.end()
 
 
 def keys_of(states: list[State]) -> set[str]:
@@ -41,12 +30,12 @@ def keys_of(states: list[State]) -> set[str]:
 
 @pytest.mark.parametrize("pku", [True, False], ids=["pku", "no-pku"])
 def test_random_programs(tmp_path: Path, pku: bool) -> None:
-    ours = Simulated(tmp_path, LAYOUT, pku=pku)
+    ours = Simulated(tmp_path, facts(), pku=pku)
     states: list[State] = []
     try:
         for number in range(PROGRAMS):
             ours.check_invariants(number % 8 == 0)
-            states += play(ours, generate(f"keys-{number}", 40))
+            states += play(ours, LAYOUT, generate(f"keys-{number}", 40))
     finally:
         ours.close()
     denied = [state.outcome for state in states if state.outcome.signo == SIGSEGV and state.outcome.si_code == 4]
@@ -57,9 +46,9 @@ def test_random_programs(tmp_path: Path, pku: bool) -> None:
 @pytest.mark.parametrize("file", BY_HAND, ids=lambda file: file.stem)
 def test_programs_by_hand(tmp_path: Path, file: Path) -> None:
     program = from_json(file.read_text())
-    ours = Simulated(tmp_path, LAYOUT, check_invariants=True, pku=True)
+    ours = Simulated(tmp_path, facts(), check_invariants=True, pku=True)
     try:
-        states = play(ours, program)
+        states = list(play(ours, LAYOUT, program))
     finally:
         ours.close()
     assert keys_of(states)

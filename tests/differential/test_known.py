@@ -16,13 +16,14 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.referee import difference as mechanism
 from kerneld.referee.difference import Known, OnTop, decide, following
 from kerneld.referee.errors import HostError
+from kerneld.referee.execute import play
 from kerneld.referee.known import KNOWN
 from kerneld.referee.known_modes import KNOWN_OF_MODES
 from kerneld.referee.mode import Mode
 from kerneld.referee.program import Op
 from kerneld.referee.simulated import Simulated
 from kerneld.referee.witness import Stage
-from tests.differential.alone import LAYOUT
+from tests.differential.alone import LAYOUT, facts
 
 FIDELITY = Path(__file__).parents[2] / "docs" / "fidelity.md"
 
@@ -46,26 +47,30 @@ def test_the_document_has_each_and_no_other() -> None:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["pku", "no-pku"])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    ours = Simulated(tmp_path_factory.mktemp("files"), LAYOUT, pku=request.param)
-    yield Stage(ours, LAYOUT)
+    ours = Simulated(tmp_path_factory.mktemp("files"), facts(), pku=request.param)
+    yield stage_of(ours)
     ours.close()
 
 
 @pytest.fixture(scope="module")
 def swap_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    ours = Simulated(tmp_path_factory.mktemp("swap"), LAYOUT, Mode.SWAP)
-    yield Stage(ours, LAYOUT)
+    ours = Simulated(tmp_path_factory.mktemp("swap"), facts(Mode.SWAP))
+    yield stage_of(ours)
     ours.close()
 
 
 @pytest.fixture(scope="module")
 def huge_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     try:
-        ours = Simulated(tmp_path_factory.mktemp("huge"), LAYOUT, Mode.HUGE)
+        ours = Simulated(tmp_path_factory.mktemp("huge"), facts(Mode.HUGE))
     except HostError as error:
         pytest.skip(str(error))
-    yield Stage(ours, LAYOUT)
+    yield stage_of(ours)
     ours.close()
+
+
+def stage_of(ours: Simulated) -> Stage:
+    return Stage(lambda program: play(ours, LAYOUT, program))
 
 
 WITNESSED = [known for known in KNOWN if known.witness is not None and known.rules and known.mode is None]
@@ -95,7 +100,8 @@ def test_a_witness_of_a_mode_does_so_in_its_mode(request: pytest.FixtureRequest,
 def test_a_difference_of_a_mode_is_followed_in_it_alone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mechanism, "_decided", {})
     differences = (Known((6, 12), "", "", witness=lambda _: True, mode=Mode.HUGE),)
-    assert [decide(differences, stage, mode) for mode in Mode] == [(), differences, ()]
+    at_hosts = [facts()._replace(mode=mode) for mode in Mode]
+    assert [decide(differences, stage, host) for host in at_hosts] == [(), differences, ()]
 
 
 def test_witnesses_decide_and_not_the_release(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +111,13 @@ def test_witnesses_decide_and_not_the_release(stage: Stage, monkeypatch: pytest.
         Known((6, 16), "by release", ""),
         Known((6, 18), "too new", ""),
         Known((0, 0), "old", "", before=(6, 8)),
-        Known((0, 0), "not built so", "", applies=lambda: False, witness=lambda _: True),
+        Known((0, 0), "not built so", "", applies=lambda _: False, witness=lambda _: True),
     )
     monkeypatch.setattr(mechanism, "_decided", {})
-    monkeypatch.setattr(mechanism, "host_release", lambda: (6, 17))
-    assert [difference.source for difference in decide(differences, stage)] == ["yes", "by release"]
-    assert len(decide((), stage)) == 2  # played once a process
-    assert not decide((), stage, Mode.HUGE)
+    host = facts()._replace(release="6.17.3-a")
+    assert [difference.source for difference in decide(differences, stage, host)] == ["yes", "by release"]
+    assert len(decide((), stage, host)) == 2  # played once a process
+    assert not decide((), stage, host._replace(mode=Mode.HUGE))
 
 
 def test_a_rule_stands_on_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kerneld.fs.inotify import Inotify
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.referee import match as match_module
+from kerneld.referee import facts as facts_module
 from kerneld.referee import mode as mode_module
 from kerneld.referee.errors import HostError, RunnerDiedError
 from kerneld.referee.match import open_match
@@ -74,7 +74,7 @@ def write_knobs(folder: Path, knobs: dict[str, str]) -> Path:
 
 
 def test_on_a_host_with_swap_of_its_own_nothing_is_paged_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(match_module, "host_has_swap", lambda: True)
+    monkeypatch.setattr(facts_module, "host_has_swap", lambda: True)
     region = Op(0, "mmap", (At(-1), 8192, 3, 0x22, 0), slot=0)
     program = (region, Op(0, "store", (At(0), 8), data=b"\xf5"), Op(0, "madvise", (At(0), 8192, Madv.PAGEOUT.value)))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_the_referee_sees_a_number_that_differs(match: Match, monkeypatch: pytes
     run = Execution.run
     steps = itertools.count()
 
-    def run_altered(self: Execution, op: Op) -> State:
+    def run_altered(self: Execution[Any], op: Op) -> State:
         """kerneld's side runs first."""
         state = run(self, op)
         if next(steps) != 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_the_referee_sees_a_flag_that_differs(
     run = Execution.run
     steps = itertools.count()
 
-    def run_altered(self: Execution, op: Op) -> State:
+    def run_altered(self: Execution[Any], op: Op) -> State:
         """kerneld's side runs first. A host with DAMON is asked again."""
         state = run(self, op)
         if next(steps) % 4 != 2:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kerneld.referee.execute import Execution
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Match, open_match
 from kerneld.referee.outcome import Mapping, View
@@ -48,11 +47,7 @@ def play_as_nobody() -> None:
         for number in range(20):
             assert match.play(generate(f"nobody-{number}", 40)) is None
         program = (Op(0, "mmap", (At(-1), 2 * PAGE, 3, 0x22, 0), slot=0), Op(0, "store", (At(0), 8), data=b"\xf5"))
-        match.hosts.start()
-        try:
-            state = [Execution(match.hosts, match.hosts.layout).run(op) for op in program][-1]
-        finally:
-            match.hosts.end()
+        *_, state = match.hosts.play(program)
         assert not state.views[0].frames
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,7 @@ def test_a_side_that_answers_otherwise_is_noticed(match: Match, monkeypatch: pyt
         """kerneld's side runs first, so that every other call is its."""
         steps = itertools.count()
 
-        def run_altered(self: Execution, op: Op) -> State:
+        def run_altered(self: Execution[Any], op: Op) -> State:
             state = run(self, op)
             return state._replace(outcome=change(state.outcome)) if next(steps) == 2 * at else state
 

@@ -16,6 +16,7 @@ examples:
   make hosts ARGS="--kernel 6.1 --user -- pytest -q tests/mm"
   make hosts ARGS="--kernel 6.1 --tcg --cpu max,la57=off,pku=off -- make demo"
   make hosts ARGS="--kernel 6.12 --tmp overlay -- kerneld referee"
+  kerneld referee --host-command "python -m tests.hosts --tcg --stdin -- kerneld referee --player"
 
 The exit status is the command's; 2 where there is no guest to run it in. What the referee saves is brought out into
 build/hosts/out, and so is what the command puts into $HOSTS_OUT.
@@ -44,6 +45,8 @@ class Choice:
     timeout: float = 7200
     """Seconds; a guest that has not ended by then is ended."""
     cache: Path = Path("build/hosts")
+    stdin: bool = False
+    """The command reads this program's standard input. What it prints on standard error is on the guest's console."""
 
 
 def parse(argv: Sequence[str]) -> Choice:
@@ -61,6 +64,7 @@ def parse(argv: Sequence[str]) -> Choice:
     parser.add_argument("--memory", type=_positive, default=3072, metavar="MIB", help="memory of the guest (3072)")
     parser.add_argument("--user", action="store_true", help="run the command as an ordinary user")
     parser.add_argument("--tmp", choices=FILE_SYSTEMS, default="ext4", help="the file system of /tmp (ext4)")
+    parser.add_argument("--stdin", action="store_true", help="the command reads from here; its stderr is not shown")
     parser.add_argument("--append", default="", metavar="WORDS", help="more of the kernel's command line")
     parser.add_argument("--timeout", type=_positive, default=7200, metavar="SECONDS", help="of the whole run (7200)")
     parser.add_argument("--cache", type=Path, default=Path("build/hosts"), help="where roots and kernels are kept")
@@ -80,6 +84,7 @@ def parse(argv: Sequence[str]) -> Choice:
         append=args.append,
         timeout=args.timeout,
         cache=args.cache,
+        stdin=args.stdin,
     )
 
 

@@ -71,7 +71,8 @@ def run(choice: Choice, say: Say) -> int:
 
 def _boot(choice: Choice, files: qemu.Files, *, kvm: bool) -> None:
     # Its stdin stays open: where QEMU reads the end of it the guest's port is unplugged.
-    with subprocess.Popen(qemu.command(choice, files, kvm=kvm), stdin=subprocess.PIPE) as guest:
+    stdin = None if choice.stdin else subprocess.PIPE
+    with subprocess.Popen(qemu.command(choice, files, kvm=kvm), stdin=stdin) as guest:
         try:
             guest.wait(choice.timeout)
         except subprocess.TimeoutExpired:

@@ -20,7 +20,9 @@ OUT_BYTES = 64 << 20
 
 def settings(choice: Choice) -> str:
     """Return what hosts-init reads beside the command."""
-    return f"AS_USER={'yes' if choice.as_user else 'no'}\nFILE_SYSTEM={choice.tmp}\n"
+    flags = {"AS_USER": choice.as_user, "STDIN": choice.stdin}
+    lines = [f"{name}={'yes' if flag else 'no'}" for name, flag in flags.items()]
+    return "\n".join([*lines, f"FILE_SYSTEM={choice.tmp}", ""])
 
 
 def script(choice: Choice) -> str:

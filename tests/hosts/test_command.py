@@ -67,7 +67,13 @@ def test_kvm_needs_a_processor_that_has_it(tmp_path: Path) -> None:
 
 def test_a_command_is_quoted_for_the_guests_shell() -> None:
     assert job.script(Choice("6.1", ("sh", "-c", "echo 'a b'"))) == "exec sh -c 'echo '\"'\"'a b'\"'\"''\n"
-    assert job.settings(Choice("6.1", ("x",), as_user=True, tmp="xfs")) == "AS_USER=yes\nFILE_SYSTEM=xfs\n"
+    assert job.settings(Choice("6.1", ("x",), as_user=True, tmp="xfs")) == "AS_USER=yes\nSTDIN=no\nFILE_SYSTEM=xfs\n"
+
+
+def test_a_command_may_read_from_here() -> None:
+    choice = parse(["--stdin", "--", "kerneld", "referee", "--player"])
+    assert choice.stdin
+    assert "STDIN=yes\n" in job.settings(choice)
 
 
 def test_what_a_guest_brings_out_is_unpacked(tmp_path: Path) -> None:
