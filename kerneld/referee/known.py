@@ -168,6 +168,16 @@ KNOWN = (
     ),
     Known(
         (0, 0),
+        "stable updates of 2026, mm/mmap.c:copy_vma() of 6.1",
+        "If it could merge with itself there, it merges with no other neighbour either.",
+        (
+            (mremap, "move_vma", OnTop(later_dontunmap.tells_of_dontunmap)),
+            (mremap, "copy_vma", OnTop(later_dontunmap.merges_with_no_neighbour)),
+        ),
+        witness=witnesses.dontunmap_merges_with_no_neighbour,
+    ),
+    Known(
+        (0, 0),
         "stable updates of 2026, mm/mremap.c:move_vma()",
         "The old memory after MREMAP_DONTUNMAP has the offsets of its place, and merges with its neighbours.",
         ((mremap, "move_vma", OnTop(later_dontunmap.takes_its_own_offsets)),),

@@ -62,8 +62,7 @@ def merges_not_with_itself(earlier: CopyVma) -> CopyVma:
 
     def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:
         end = addr + length
-        untouched = vma.is_anonymous and vma.anon_vma is None
-        if not (_Kept.source and untouched and (vma.end == addr or vma.start == end)):
+        if not _may_merge_with_itself(vma, addr, end):
             return earlier(mm, vma, old_addr, addr, length)
         pgoff = addr >> PAGE_SHIFT
         other = mm.vmas.find(addr) if vma.end == addr else mm.vmas.preceding(addr)
@@ -73,11 +72,32 @@ def merges_not_with_itself(earlier: CopyVma) -> CopyVma:
         if other is not None and other.end == addr and can_merge_after(other, vma.vm_flags, None, None, pgoff):
             mm.move_vma_bounds(other, other.start, end)
             return other
-        new_vma = Vma(addr, end, vma.vm_flags, pgoff, None)
-        mm.insert_vma(new_vma)
-        return new_vma
+        return _insert_new(mm, vma, addr, end)
 
     return copy_vma
+
+
+def merges_with_no_neighbour(earlier: CopyVma) -> CopyVma:
+    """Source: mm/mmap.c:copy_vma() of v6.1.192: where it could merge with itself, no neighbour is looked at."""
+
+    def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) -> Vma:
+        if not _may_merge_with_itself(vma, addr, addr + length):
+            return earlier(mm, vma, old_addr, addr, length)
+        return _insert_new(mm, vma, addr, addr + length)
+
+    return copy_vma
+
+
+def _may_merge_with_itself(vma: Vma, addr: Vaddr, end: Vaddr) -> bool:
+    """Return whether a mapping that is kept, and was never faulted, lies beside its new place."""
+    untouched = vma.is_anonymous and vma.anon_vma is None
+    return _Kept.source and untouched and (vma.end == addr or vma.start == end)
+
+
+def _insert_new(mm: MmStruct, vma: Vma, addr: Vaddr, end: Vaddr) -> Vma:
+    new_vma = Vma(addr, end, vma.vm_flags, addr >> PAGE_SHIFT, None)
+    mm.insert_vma(new_vma)
+    return new_vma
 
 
 def takes_its_own_offsets(earlier: MoveVma) -> MoveVma:

@@ -27,10 +27,11 @@ _ROUNDED = frozenset({"Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", "
 """Shares of pages, which are rounded down to kB for each mapping, and once for the sum."""
 _ROUNDED_OWN = 4
 """The largest error in kB of such a sum after the runner's mappings are subtracted."""
-_BATCHED = 1024
+_BATCHED = 1024 + 65 * 16 * 4
 """How far the noted maximum of resident memory may lag behind, in kB: three counters, each by up to 32 pages, and the
 growth of the runner's own stack meanwhile (Linux v6.8 mm/percpu_counter.c: percpu_counter_batch). Before v6.2 a
-thread keeps up to 64 events of each to itself (Linux v6.1 mm/memory.c: TASK_RSS_EVENTS_THRESH)."""
+thread keeps to itself what 65 faults have added, up to 16 pages each (Linux v6.1 mm/memory.c:check_sync_rss_stat(),
+TASK_RSS_EVENTS_THRESH; do_fault_around())."""
 COUNTERS = {
     "VmRSS": "VmRSS", "RssAnon": "RssAnon", "RssFile": "VmRSS", "RssShmem": "VmRSS", "VmSwap": "VmRSS",
     "statm resident": "statm resident", "statm shared": "statm resident", "stat rss": "stat rss",

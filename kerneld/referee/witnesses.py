@@ -128,6 +128,12 @@ def dontunmap_merges_not_with_itself(stage: Stage) -> bool:
     return len(played.mappings(played.rets[0], 2)) == 2
 
 
+def dontunmap_merges_with_no_neighbour(stage: Stage) -> bool:
+    """The last of four untouched pages is moved over the second: neither the first nor the third takes it."""
+    played = stage.play(mmap(0, 4 * P), _dontunmap(At(0, 3 * P), P, At(0, P)))
+    return len(played.mappings(played.rets[0], 4)) == 3
+
+
 def dontunmap_gives_its_own_offsets(stage: Stage) -> bool:
     """A moved page is moved again with MREMAP_DONTUNMAP: the old page then merges with a mapping behind it."""
     moved = (Mremap.MAYMOVE | Mremap.FIXED).value
