@@ -14,7 +14,6 @@ Differs from Linux: devices, even those that Linux can map, are ENODEV.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import functools
@@ -24,6 +23,7 @@ import resource
 from kerneld.errors import SysError
 from kerneld.fs.changes import Changes
 from kerneld.fs.file_limits import FileAccounts, FileRules, Payer
+from kerneld.fs.fput import fput
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
 from kerneld.fs.mapped_files import MappedFiles
@@ -74,15 +74,14 @@ class FileTable:
             _check_descriptors_left(fd)
             file = self._find_open(fd, opened)
             if file is not None:
-                os.close(fd)
+                fput(fd)
                 return file
             ops = find_mmap_ops(fd, opened)
             if not opened.is_regular or not ops.exists or ops.refuses or ops.huge_page_bytes:
                 return self._open_uncached(fd, opened, ops)
             return self._open_regular(fd, opened, ops, owner)
         except (SysError, OSError) as error:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            fput(fd)
             raise SysError(error.errno or errno.EBADF) from None
 
     def _find_open(self, fd: int, opened: OpenFile) -> File | None:
@@ -99,7 +98,7 @@ class FileTable:
         """Return the File of a file that cannot be mapped. The table keeps nothing of it."""
         file = _new_file(AddressSpace(self._frames, None), find_path(fd), opened, ops)
         file.seals = find_seals(fd) if ops.huge_page_bytes else 0
-        os.close(fd)
+        fput(fd)
         return file
 
     def _open_regular(self, fd: int, opened: OpenFile, ops: MmapOps, owner: Process | None) -> File:

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable
 
 from kerneld.fs.changes import Pieces
+from kerneld.fs.fput import fput
 from kerneld.fs.host_mmap import ResidentPages
 from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
@@ -125,7 +126,7 @@ class Inode:
 
     def _close_if_unused(self, fd: int) -> None:
         if fd >= 0 and fd not in (self._reader, self._writer) and fd not in self._fds():
-            os.close(fd)
+            fput(fd)
 
     def fd_of(self, file: File) -> int | None:
         """Return the descriptor that is kept for a File, or None."""
@@ -297,7 +298,7 @@ class Inode:
         self._files.clear()
         self._reader = self._writer = -1
         for fd in fds - {-1}:
-            os.close(fd)
+            fput(fd)
         for file in files:
             self._on_file_gone(file)
         self._on_close(self)

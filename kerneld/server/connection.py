@@ -10,15 +10,14 @@ read costs the memory of one answer, and no more.
 from __future__ import annotations
 
 import array
-import contextlib
 import fcntl
-import os
 import socket
 import struct
 import termios
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kerneld.fs.fput import fput
 from kerneld.syscalls.kernel import Sender
 from shared import wire
 
@@ -147,5 +146,4 @@ class Connection:
 def close_fds(fds: Iterable[int]) -> None:
     """Close fds from a client or for a client. Errors of the close (a full disk, say) are ignored."""
     for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        fput(fd)

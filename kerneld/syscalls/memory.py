@@ -4,9 +4,9 @@ syscalls."""
 from __future__ import annotations
 
 import errno
-import os
 
 from kerneld.errors import SysError
+from kerneld.fs.fput import fput
 from kerneld.mm.calls.brk import brk_in_pieces
 from kerneld.mm.calls.madvise import (
     LONG_ADVICE,
@@ -53,7 +53,7 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     addr, length, prot, flags, _fd, offset = call.args
     if offset & ~PAGE_MASK:
         if not flags & _ANONYMOUS and call.fds:
-            os.close(call.take_fd())
+            fput(call.take_fd())
         raise SysError(errno.EINVAL)
     if clears_in_pieces(call.mm, length, flags):
         return Work(_mmap_over(call)).go_on()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from signal import SIGBUS, SIGSEGV
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.fs.fput import fput
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task import uaccess
@@ -110,5 +110,5 @@ def file_sync(call: Call) -> int:
         else:
             call.kernel.files.before_host_call(fd)
     finally:
-        os.close(fd)
+        fput(fd)
     return 0

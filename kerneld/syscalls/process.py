@@ -7,6 +7,7 @@ import os
 import struct
 
 from kerneld.errors import SysError
+from kerneld.fs.fput import fput
 from kerneld.fs.open_file import is_in_memory
 from kerneld.mm.files.filemap import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
@@ -107,7 +108,7 @@ def sys_execve(call: Call) -> int | Answer:
         entry = do_execve(call.process, bprm, open_interpreter)
     finally:
         if strings_fd is not None:
-            os.close(strings_fd)
+            fput(strings_fd)
         for opened in held:
             files.put_unused(opened)
     zap_other_threads(call.thread)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
+from kerneld.fs.fput import fput
 from kerneld.mm.calls.access import pin_user_pages, unpin_user_pages
 from kerneld.mm.calls.madvise import PROCESS_ADVICE, madvise_in_pieces
 from kerneld.mm.space.mm import MmStruct
@@ -242,7 +242,7 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
         process = _get_process(call, pid if pidfd is None else _pid_of(pidfd))
     finally:
         if pidfd is not None:
-            os.close(pidfd)
+            fput(pidfd)
     check_process_madvise(call.process, process, advice)
     return Work(_vector_madvise(call, process, ranges, advice)).go_on()
 

@@ -186,7 +186,7 @@ class RssStat:
         flags = frames.flags[pfns]
         if not self._count(flags, -1):
             of_file = (flags & PG_ANON) == 0
-            for pfn in pfns[of_file & ((counted & PTE_DIRTY) != 0)].tolist():
+            for pfn in pfns[of_file & ((counted & PTE_DIRTY) != 0) & ((flags & PG_DIRTY) == 0)].tolist():
                 self._keep_dirty(pfn)
             folio_mark_accessed(frames, pfns[of_file & ((counted & PTE_ACCESSED) != 0)])
         frames.mapcount[pfns] -= 1
