@@ -9,7 +9,7 @@ open file description give one File (VMAs merge by it), two of one inode give Fi
 Every File that an `open_` method returns is held for the calling request. The request releases it at its end with
 `put_unused`, whether it has mapped the File or not (Linux: fput()).
 
-Differs from Linux: devices, even those that Linux can map, are ENODEV.
+Differs from Linux: devices other than /dev/zero, even those that Linux can map, are ENODEV.
 """
 
 from __future__ import annotations
@@ -95,8 +95,12 @@ class FileTable:
         return file
 
     def _open_uncached(self, fd: int, opened: OpenFile, ops: MmapOps) -> File:
-        """Return the File of a file that cannot be mapped. The table keeps nothing of it."""
+        """Return the File of a file that has no page cache: it cannot be mapped, or is /dev/zero.
+
+        The table keeps nothing of it.
+        """
         file = _new_file(AddressSpace(self._frames, None), find_path(fd), opened, ops)
+        file.dev, file.ino = opened.inode_key
         file.seals = find_seals(fd) if ops.huge_page_bytes else 0
         fput(fd)
         return file
@@ -310,7 +314,7 @@ class FileTable:
 def _new_file(mapping: AddressSpace, path: str, opened: OpenFile, ops: MmapOps) -> File:
     file = File(mapping, path, readable=opened.readable, writable=opened.writable)
     file.mappable, file.refuses, file.noexec = ops.exists, ops.refuses, ops.noexec
-    file.huge_page_bytes, file.max_bytes = ops.huge_page_bytes, ops.max_bytes
+    file.huge_page_bytes, file.max_bytes, file.is_dev_zero = ops.huge_page_bytes, ops.max_bytes, ops.is_dev_zero
     return file
 
 

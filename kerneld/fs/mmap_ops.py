@@ -12,10 +12,11 @@ checks of `file->f_op->mmap` and path_noexec()) and to the mmap operations of th
 | a socket                                  | sock_no_mmap()              | ENODEV, old mapping is removed |
 | of procfs, with proc_ops (meminfo)        | proc_reg_mmap(), pde_mmap() | EIO, old mapping is removed    |
 | of procfs, of a process (maps), a sysctl  | none                        | ENODEV, nothing is changed     |
+| /dev/zero                                 | mmap_zero()                 | –                              |
 | a directory, pipe, device, epoll, timerfd | none, or a device's         | ENODEV, nothing is changed     |
 | any other regular file                    | as on the host              | as on the host                 |
 
-Differs from Linux: devices, files of sysfs for device memory, and TCP sockets cannot be mapped.
+Differs from Linux: other devices, files of sysfs for device memory, and TCP sockets cannot be mapped.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _NOEXEC_MAGICS = _KERNFS_MAGICS | {_PROC_MAGIC, _MQUEUE_MAGIC, _BINFMTFS_MAGIC}
 """File systems whose files are never executed, with any mount options (Linux: SB_I_NOEXEC)."""
 _SHORT_OF_SOMETHING = frozenset({errno.ENOMEM, errno.EAGAIN, errno.ENFILE, errno.EMFILE})
 """Errnos that the host may give to the daemon and not to its clients."""
+_DEV_ZERO = os.makedev(1, 5)
 MAX_LFS_FILESIZE = (1 << 63) - 1
 _NO_LIMIT = (1 << 64) - 1
 
@@ -56,6 +58,8 @@ class MmapOps:
     """Whether nothing of the file may be executed (Linux: path_noexec())."""
     huge_page_bytes: int = 0
     """The page size of a file of hugetlbfs; 0 for other files."""
+    is_dev_zero: bool = False
+    """Whether its mappings are anonymous memory."""
     max_bytes: int = MAX_LFS_FILESIZE
     """The end of all offsets (Linux: file_mmap_size_max())."""
 
@@ -67,6 +71,8 @@ def find_mmap_ops(fd: int, opened: OpenFile) -> MmapOps:
     noexec = status.flags & os.ST_NOEXEC != 0 or status.type in _NOEXEC_MAGICS
     if stat.S_ISSOCK(mode):
         return MmapOps(refuses=errno.ENODEV, noexec=noexec)
+    if stat.S_ISCHR(mode) and opened.stat.st_rdev == _DEV_ZERO:
+        return MmapOps(noexec=noexec, is_dev_zero=True, max_bytes=_NO_LIMIT)
     if not opened.is_regular:
         limit = MAX_LFS_FILESIZE if stat.S_ISBLK(mode) else _NO_LIMIT
         return MmapOps(exists=False, noexec=noexec, max_bytes=limit)

@@ -29,15 +29,16 @@ def show_map_vma(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
     """Return the line of one mapping. Source: Linux v6.8 fs/proc/task_mmu.c:show_map_vma()."""
     dev = ino = offset = 0
     name = b""
-    if vma.file is not None:
-        dev, ino, offset = vma.file.dev, vma.file.ino, vma.pgoff << PAGE_SHIFT
-        name = os.fsencode(files.find_path(vma.file)).replace(b"\n", b"\\012")
+    file = vma.vm_file
+    if file is not None:
+        dev, ino, offset = file.dev, file.ino, vma.pgoff << PAGE_SHIFT
+        name = os.fsencode(files.find_path(file)).replace(b"\n", b"\\012")
     elif vma_is_initial_heap(mm, vma):
         name = b"[heap]"
     elif vma_is_initial_stack(mm, vma):
         name = b"[stack]"
     header = vma_header(vma.start, vma.end, vma.vm_flags, offset, dev, ino)
-    if name or vma.file is not None:
+    if name or file is not None:
         header = header.ljust(_NAME_COLUMN) + b" " + name
     return header + b"\n"
 

@@ -98,7 +98,7 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
     new.frames.kernel_objects.check_room(new.owner, 1, in_fork=True)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(old, vma.nr_pages)
-    child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file)
+    child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file, vma.dev_zero)
     wiped = vma.vm_flags & VM_WIPEONFORK
     if not wiped:
         anon_vma_fork(child, vma, new.frames)

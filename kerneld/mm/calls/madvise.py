@@ -177,7 +177,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
     """
     change = _FLAG_CHANGES.get(advice)
     if change is not None:
-        if advice is Madv.WIPEONFORK and (vma.file is not None or vma.vm_flags & VM_SHARED):
+        if advice is Madv.WIPEONFORK and (vma.vm_file is not None or vma.vm_flags & VM_SHARED):
             raise SysError(errno.EINVAL)
         vm_flags = (vma.vm_flags | change[0]) & ~change[1]
         if vm_flags != vma.vm_flags:

@@ -124,8 +124,8 @@ def check_mmap(
     if mm.map_count > mm.sysctl.max_map_count:
         raise SysError(errno.ENOMEM)
     mm.frames.kernel_objects.check_room(mm.owner, 1)
-    aligned = flags & MAP_TYPE != _SHARED if file is None else not file.mapping.is_shmem
-    offset = None if file is None else pgoff << PAGE_SHIFT
+    aligned = flags & MAP_TYPE != _SHARED if file is None else not (file.mapping.is_shmem or file.is_dev_zero)
+    offset = None if file is None or file.is_dev_zero else pgoff << PAGE_SHIFT
     if file is not None and file.huge_page_bytes:
         check_hugetlb_area(file, addr, length, flags)
     addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
@@ -259,6 +259,8 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         return merged
     if file is None:
         return _insert(mm, addr, end, vm_flags, None, pgoff)
+    if file.is_dev_zero:
+        return _mmap_zero(mm, addr, end, vm_flags, file, pgoff)
     asked, vm_flags = vm_flags, _call_mmap(file, vm_flags, pgoff)
     if is_shared_maywrite(vm_flags):
         file.mapping.map_writable()
@@ -268,6 +270,18 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     if vm_flags != asked and mm.vmas.preceding(addr) is not None:
         merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
     return merged or _insert(mm, addr, end, vm_flags, file, pgoff)
+
+
+def _mmap_zero(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File, pgoff: int) -> Vma:
+    """Map /dev/zero. Source: Linux v6.8 drivers/char/mem.c:mmap_zero().
+
+    Differs from Linux: two mappings of one open /dev/zero, with offsets that follow each other, do not merge.
+    """
+    if vm_flags & VM_SHARED:
+        return _insert(mm, start, end, vm_flags, _new_shared_memory(mm, end - start, vm_flags), pgoff)
+    vma = Vma(start, end, vm_flags | VM_SOFTDIRTY, pgoff, dev_zero=file)
+    mm.insert_vma(vma)
+    return vma
 
 
 def _insert(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int) -> Vma:

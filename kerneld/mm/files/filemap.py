@@ -336,6 +336,7 @@ class File:
         "dev",
         "huge_page_bytes",
         "ino",
+        "is_dev_zero",
         "mappable",
         "mapping",
         "max_bytes",
@@ -363,6 +364,8 @@ class File:
         """The end of its offsets (Linux: file_mmap_size_max(), MAX_LFS_FILESIZE)."""
         self.huge_page_bytes = 0
         """The page size of a file of hugetlbfs; 0 for other files (Linux: is_file_hugepages())."""
+        self.is_dev_zero = False
+        """Whether it is /dev/zero: its mappings are anonymous memory (Linux: drivers/char/mem.c:mmap_zero())."""
         self.noexec = False
         """Whether it lies on a file system whose files are never executed (Linux: path_noexec())."""
         self.refuses = 0

@@ -35,15 +35,25 @@ STACK_GUARD_GAP_BYTES = 256 * PAGE_SIZE
 class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
-    __slots__ = ("anon_vma", "chain_top", "end", "file", "pgoff", "start", "vm_flags", "vm_mm")
+    __slots__ = ("anon_vma", "chain_top", "dev_zero", "end", "file", "pgoff", "start", "vm_flags", "vm_mm")
 
-    def __init__(self, start: Vaddr, end: Vaddr, vm_flags: int, pgoff: int, file: File | None = None) -> None:
+    def __init__(
+        self,
+        start: Vaddr,
+        end: Vaddr,
+        vm_flags: int,
+        pgoff: int,
+        file: File | None = None,
+        dev_zero: File | None = None,
+    ) -> None:
         self.start = start
         self.end = end
         self.vm_flags = vm_flags
         self.pgoff = pgoff
         """Offset of `start` in the file, in pages; for anonymous memory the page number it was first mapped at."""
         self.file = file
+        self.dev_zero = dev_zero
+        """The open /dev/zero of a private mapping: anonymous memory with a name, and with offsets of its own."""
         self.vm_mm: MmStruct | None = None
         """The address space that contains the VMA."""
         self.anon_vma: AnonVma | None = None
@@ -54,6 +64,11 @@ class Vma:
     def anon_vma_chain(self) -> tuple[AnonVma, ...]:
         """The anon_vmas of the frames that the VMA may map, the oldest first."""
         return () if self.chain_top is None else tuple(self.chain_top.chain())[::-1]
+
+    @property
+    def vm_file(self) -> File | None:
+        """The open file that the mapping was made of (Linux: vm_file). Memory of /dev/zero has one, and no `file`."""
+        return self.file or self.dev_zero
 
     @property
     def is_anonymous(self) -> bool:

@@ -29,7 +29,7 @@ from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 def _mergeable(vma: Vma, vm_flags: int, file: File | None) -> bool:
     """Source: Linux v6.8 mm/mmap.c:is_mergeable_vma()."""
-    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.file is file
+    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.vm_file is file
 
 
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
@@ -80,12 +80,12 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) 
     pgoff = vma.page_index(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
     merge_prev = (
-        prev is not None and prev.end == start and can_merge_after(prev, vm_flags, vma.anon_vma, vma.file, pgoff)
+        prev is not None and prev.end == start and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff)
     )
     merge_next = (
         following is not None
         and following.start == end
-        and can_merge_before(following, vm_flags, vma.anon_vma, vma.file, pgoff_end)
+        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end)
     )
     if merge_prev and prev is not None:
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
