@@ -40,6 +40,7 @@ from kerneld.fs.seq_file import SeqFiles, Show, one_record
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
+from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.page import Pid
@@ -169,9 +170,9 @@ class ProcFs:
             pieces = self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
             return (yield from _while_it_lives(process, pieces))
         # Only its owner may open this file (mode 0400). Linux checks that first.
-        if not permitted or not (process.mm.dumpable or reader.cred.superuser):
+        if not permitted or not (process.mm.dumpable or reader.cred.capable(CAP_SYS_PTRACE)):
             raise SysError(errno.EACCES)
-        return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.superuser)
+        return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.capable(CAP_SYS_ADMIN))
 
     def _find_process(self, name: str) -> Process | None:
         """Return the process of a directory's name: a decimal number as Linux writes it, without leading zeros."""

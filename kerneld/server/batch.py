@@ -42,7 +42,7 @@ SLICE_SECONDS = 0.01
 ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
 PERF_EVENT_OPEN = int(Nr.PERF_EVENT_OPEN)
-SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), PERF_EVENT_OPEN})
+SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), int(Nr.CONNECT), PERF_EVENT_OPEN})
 _IS_CHECKED = SENDS_FDS | {ATTACH, LOAD, STORE}
 """Calls that need a check before they run."""
 

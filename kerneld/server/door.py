@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from kerneld.errors import SysError
 from kerneld.server.connection import CREDENTIALS, Connection, close_fds
 from kerneld.syscalls.kernel import Sender
+from shared.uapi.page import Pid
 
 ACCEPTS_A_TURN = 64
 
@@ -77,6 +79,31 @@ class Door:
                 continue
             self._count(peer, 1)
             yield connection
+
+    def lend(self, pid: Pid) -> tuple[Connection, int]:
+        """Return a new connection of a process that is connected already, and the client's end of it.
+
+        Raises SysError(EAGAIN) over a limit, and without a descriptor.
+        """
+        peer = Sender(pid, os.getuid(), os.getgid())
+        if self._is_full or self._of_process[pid] >= self._limits.of_a_process:
+            raise SysError(errno.EAGAIN)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            raise SysError(errno.EAGAIN) from None
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            ours.setblocking(False)
+            connection = Connection(ours, peer)
+            self._count(peer, 1)
+            return connection, theirs.detach()
+
+    def claim(self, connection: Connection, sender: Sender) -> None:
+        """Count a lent connection to the process that attaches by it."""
+        self._count(connection.peer, -1)
+        connection.peer = sender
+        self._count(sender, 1)
 
     @property
     def _is_full(self) -> bool:

@@ -13,7 +13,7 @@
 
 Only the pid decides who the sender is, on every datagram. The uid of a datagram is that of the real process at that
 moment. It may differ from the uid at `attach` (a set-user-ID program, a real setuid). The rights of a task come from
-the credentials that the kernel keeps for it, and only the simulated setuid changes these.
+the credentials that the kernel keeps for it. Only the simulated setuid changes these, and `creds` of a native program.
 
 `kerneld.server.batch` runs a batch, and `kerneld.server.reply` makes a reply.
 """
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kerneld.server.batch import ATTACH, SENDS_FDS, SLICE_SECONDS, Batch
+from kerneld.server.connection import usual_ancillary
 from kerneld.server.reply import ENDS_THREAD, SMALL_REPLY, Outcome, refuse, seal, seal_number
 from kerneld.server.session import NO_ARGS, Session
 from kerneld.syscalls.answer import Call, Work
@@ -96,6 +97,9 @@ def answer_datagram(
     if datagram.lost_fds:
         return refuse(len(requests), errno.EMFILE)
     if thread is not None:
+        if datagram.sender != session.sender:
+            # Its real process has another user now.
+            session.sender, session.usual = datagram.sender, usual_ancillary(datagram.sender)
         batch = Batch(session, Call(kernel, thread, NO_ARGS, b"", datagram.fds), requests)
         return batch.run(slice_seconds) or batch
     ret = attach(session, datagram.sender, requests[0])

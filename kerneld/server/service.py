@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kerneld.server.reply import Outcome
     from kerneld.syscalls.kernel import Kernel, Sender
     from shared import wire
+    from shared.uapi.page import Pid
 
 OTHER_FDS = 6
 """The number of other descriptors in epoll, beside connections and pidfds: listener, stop pipe, pidfd of a host target,
@@ -66,6 +67,7 @@ class Service:
         self.slice_seconds = SLICE_SECONDS
         """How long a batch runs before other clients are served."""
         self._locks = kernel.table.mmap_locks
+        kernel.lines = self
         self.waiting = kernel.rq.queue
         """The threads whose batch continues in the next turn. A thread that has died is not in it."""
 
@@ -74,6 +76,7 @@ class Service:
 
     def close(self) -> None:
         """Close every connection and every pidfd. The listener and epoll are closed by their owners."""
+        self._kernel.lines = None
         for session in list(self.sessions.values()):
             self._drop(session)
         self.watches.close()
@@ -272,6 +275,9 @@ class Service:
         if sender.pid <= 0:
             # A process of another pid namespace has no pid here.
             return -errno.EPERM
+        if session.is_lent:
+            session.is_lent = False
+            self._door.claim(session.connection, sender)
         watch = self.watches.find(sender.pid)
         if request.args[3] & ATTACH_AGENT:
             return self._attach_agent(session, watch, request.args[2])
@@ -355,15 +361,28 @@ class Service:
     def accept(self) -> None:
         """Accept the new connections."""
         for connection in self._door.admit(self._make_room):
-            try:
-                self._epoll.register(connection.fd, select.EPOLLIN)
-            except OSError as error:
-                log.warning("connection refused", error=error.strerror)
-                self._door.left(connection.peer)
-                connection.close()
-                continue
-            self.sessions[connection.fd] = Session(connection)
-            self._recount()
+            self._welcome(Session(connection))
+
+    def open(self, pid: Pid) -> int:
+        """Make a connection for a native program; see `kerneld.syscalls.kernel.Lines`."""
+        connection, theirs = self._door.lend(pid)
+        if not self._welcome(Session(connection, is_lent=True)):
+            os.close(theirs)
+            raise SysError(errno.EAGAIN)
+        return theirs
+
+    def _welcome(self, session: Session) -> bool:
+        """Serve a connection from now on. Return False, and close it, if epoll takes no more."""
+        try:
+            self._epoll.register(session.fd, select.EPOLLIN)
+        except OSError as error:
+            log.warning("connection refused", error=error.strerror)
+            self._door.left(session.connection.peer)
+            session.connection.close()
+            return False
+        self.sessions[session.fd] = session
+        self._recount()
+        return True
 
     def _make_room(self) -> None:
         """Close the oldest connection that has never attached. Such connections stay until others need the room."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kerneld.server.connection import Connection, usual_ancillary
+from kerneld.server.connection import NOBODY, Connection, usual_ancillary
 from kerneld.syscalls.answer import Call
 from kerneld.syscalls.kernel import Kernel, Sender
 
@@ -26,10 +26,14 @@ NO_ARGS = (0, 0, 0, 0, 0, 0)
 class Session:
     """A connection, and the thread that was attached through it."""
 
-    __slots__ = ("batch", "call", "connection", "fd", "on_close", "receive", "thread", "usual", "watch")
+    __slots__ = (
+        "batch", "call", "connection", "fd", "is_lent", "on_close", "receive", "sender", "thread", "usual", "watch",
+    )  # fmt: skip
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, is_lent: bool = False) -> None:
         self.connection = connection
+        self.is_lent = is_lent
+        """Whether the kernel made it for a native program, and nobody has attached by it yet."""
         self.fd = connection.fd
         self.receive = connection.receive
         self.thread: Thread | None = None
@@ -40,6 +44,8 @@ class Session:
         """The Call of the thread. Each of its single requests uses it again."""
         self.on_close: Callable[[], None] | None = None
         """Called at the end of a connection that has no thread (an agent's)."""
+        self.sender = NOBODY
+        """The sender of the last datagram that was looked at: the attached process, with its user at that time."""
         self.usual: list[tuple[int, int, bytes]] | None = None
         """The ancillary data of a datagram of the attached sender. A datagram with equal ancillary data needs no
         further check of its sender."""
@@ -54,6 +60,7 @@ class Session:
         self.thread = thread
         thread.session = self
         self.call = Call(kernel, thread, NO_ARGS, b"", [])
+        self.sender = sender
         self.usual = usual_ancillary(sender)
 
     def close(self) -> None:

@@ -123,6 +123,16 @@ class PipeWatch(Protocol):
         """Stop watching a pipe."""
 
 
+class Lines(Protocol):
+    """The interface to the server: it makes further connections for native programs."""
+
+    def open(self, pid: Pid) -> int:
+        """Return the client's end of a new connection, which is counted to `pid` until another process attaches.
+
+        Raises SysError(EAGAIN) over a limit, or without a descriptor.
+        """
+
+
 class Kernel:
     """A running machine."""
 
@@ -168,6 +178,8 @@ class Kernel:
         self.tracing: TraceCalls | None = None
         """The layer `kerneld.trace`, set by the builder of a machine that can be traced."""
         self.pipe_watch: PipeWatch | None = None
+        """Set by the server while it runs."""
+        self.lines: Lines | None = None
         """Set by the server while it runs."""
 
     def _out_of_memory(self) -> bool:

@@ -31,6 +31,7 @@ from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.space.writeback import msync_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.task.capability import CAP_IPC_LOCK
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.wire import MAX_REPLY
@@ -62,7 +63,7 @@ def sys_mmap(call: Call) -> int | Answer | Work:
         if not flags & _ANONYMOUS:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
         mapped, length = _check_hugetlb(call, flags, file, length)
-        privileged = call.process.cred.superuser
+        privileged = call.process.cred.capable(CAP_IPC_LOCK)
         addr = do_mmap(call.mm, addr, length, prot, flags, mapped, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
         if file is not None:
@@ -80,7 +81,7 @@ def _mmap_over(call: Call) -> Pieces:
         if not flags & _ANONYMOUS:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
         mapped, length = _check_hugetlb(call, flags, file, length)
-        pgoff, privileged = offset >> PAGE_SHIFT, call.process.cred.superuser
+        pgoff, privileged = offset >> PAGE_SHIFT, call.process.cred.capable(CAP_IPC_LOCK)
         with call.kernel.table.mmap_locks.write(call.thread):
             yield from mmap_in_pieces(call.mm, addr, length, prot, flags, mapped, pgoff, privileged=privileged)
     finally:
@@ -175,7 +176,7 @@ def _brk(call: Call) -> Pieces:
     mm = call.mm
     old = page_align(mm.brk)
     with call.kernel.table.mmap_locks.write(call.thread):
-        brk = yield from brk_in_pieces(mm, call.args[0], privileged=call.process.cred.superuser)
+        brk = yield from brk_in_pieces(mm, call.args[0], privileged=call.process.cred.capable(CAP_IPC_LOCK))
     if mm.def_flags & VM_LOCKED and page_align(brk) > old:
         yield from populate_in_pieces(mm, old, page_align(brk), ignore_errors=True)
     return brk
@@ -191,7 +192,7 @@ def _mremap(call: Call) -> Pieces:
     with call.kernel.table.mmap_locks.write(call.thread):
         return (
             yield from mremap_in_pieces(
-                call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.superuser
+                call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.capable(CAP_IPC_LOCK)
             )
         )
 
@@ -231,7 +232,7 @@ def _mlock(call: Call, vm_flags: int) -> int | Answer | Work:
 
     Source: Linux v6.8 mm/mlock.c:do_mlock() and __mlock_posix_error_return().
     """
-    privileged = call.process.cred.superuser
+    privileged = call.process.cred.capable(CAP_IPC_LOCK)
     start, end = do_mlock(call.mm, call.args[0], call.args[1], vm_flags, privileged=privileged)
     return Work(_populate_locked(call, start, end)).go_on()
 
@@ -251,7 +252,7 @@ def sys_munlock(call: Call) -> int | Answer | Work:
 def sys_mlockall(call: Call) -> int | Answer | Work:
     """args: flags."""
     flags = call.int_arg(0)
-    steps = mlockall_in_pieces(call.mm, flags, privileged=call.process.cred.superuser)
+    steps = mlockall_in_pieces(call.mm, flags, privileged=call.process.cred.capable(CAP_IPC_LOCK))
     return Work(_mlockall(call.mm, steps, is_populated=bool(flags & Mcl.CURRENT.value))).go_on()
 
 

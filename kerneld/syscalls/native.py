@@ -34,23 +34,28 @@ def native(call: Call) -> int | Answer:
     """args: flags. NATIVE_THREAD is for a further thread of a native process.
 
     Returns 0. Without that flag it also returns the token for the agent, inline, and a writable descriptor of the RAM.
-    Raises SysError(EPERM) for a caller that is not the superuser, and on a machine that allows no native programs;
+    From then on the process has the user and the capabilities of its real process.
+    Raises SysError(EPERM) for a caller that is not the superuser, unless it has been native or is the child of one that
+    was, and on a machine that allows no native programs;
     SysError(EINVAL) without the flag for a process that is native already, and with it for one that is not native.
     """
-    if not call.process.cred.superuser or not call.kernel.config.native:
+    process = call.process
+    if not (process.cred.superuser or process.may_be_native) or not call.kernel.config.native:
         raise SysError(errno.EPERM)
     if call.args[0] & NATIVE_THREAD:
         call.thread.tlb = call.kernel.tlbs.get(call.mm).enter()
         return 0
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
-    tlb, token = call.kernel.tlbs.make(call.process)
+    process.may_be_native = True
+    call.kernel.table.take_real_creds(process, call.thread.tid)
+    tlb, token = call.kernel.tlbs.make(process)
     if call.thread.tlb is not None:
         call.thread.tlb.leave()
     call.thread.tlb = tlb.enter()
     # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
     for signo in (SIGSEGV, SIGBUS):
-        call.process.dispositions[signo] = Disposition.CAUGHT
+        process.dispositions[signo] = Disposition.CAUGHT
     return Answer(0, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
 
 
@@ -86,6 +91,33 @@ def fault(call: Call) -> int:
     raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")
 
 
+def creds(call: Call) -> int:
+    """No args. The caller's real process has changed its user or its capabilities: take them over.
+
+    Returns 0. Raises SysError(EPERM) for a process that is not native.
+    """
+    _check_native(call)
+    call.kernel.table.take_real_creds(call.process, call.thread.tid)
+    return 0
+
+
+def connect(call: Call) -> Answer:
+    """No args. Return the descriptor of a new connection to this kernel, for a thread, a child or an agent.
+
+    A process that has changed its user or its root directory could not connect to the socket itself. Raises
+    SysError(EPERM) for a process that is not native, SysError(EAGAIN) when it has too many connections.
+    """
+    _check_native(call)
+    if call.kernel.lines is None:
+        raise SysError(errno.EAGAIN)
+    return Answer(0, fds=(call.kernel.lines.open(call.process.pid),))
+
+
+def _check_native(call: Call) -> None:
+    if call.thread.tlb is None:
+        raise SysError(errno.EPERM)
+
+
 def file_sync(call: Call) -> int:
     """args: flags, offset, length; a descriptor. A native program reads or writes a file by a call.
 
@@ -98,8 +130,7 @@ def file_sync(call: Call) -> int:
     """
     fd = call.take_fd()
     try:
-        if call.thread.tlb is None:
-            raise SysError(errno.EPERM)
+        _check_native(call)
         flags, offset = call.args[:2]
         if flags & FILE_SYNC_WRITE:
             return call.kernel.files.host_write(fd, call.data, offset if flags & FILE_SYNC_AT else None)

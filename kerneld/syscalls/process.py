@@ -12,13 +12,14 @@ from kerneld.fs.open_file import is_in_memory
 from kerneld.mm.files.filemap import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
 from kerneld.syscalls.answer import Answer, Call, Work
+from kerneld.task.capability import CAP_SYS_RESOURCE
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.real_process import find_ppid
 from kerneld.task.signal import do_sigaction
 from kerneld.task.task import Cred, Process
-from shared.uapi.native import CLONE_SHARE
+from shared.uapi.native import CLONE_CANCEL, CLONE_SHARE
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
@@ -60,10 +61,14 @@ def sys_rt_sigaction(call: Call) -> int:
 
 
 def clone(call: Call) -> int | Answer | Work:
-    """args: CLONE_SHARE or 0. Return the token with which the child of a real fork attaches.
+    """args: CLONE_SHARE, CLONE_CANCEL or 0; a token. Return the token with which the child of a real fork attaches.
 
-    The copy of the memory is made now; with CLONE_SHARE there is none.
+    The copy of the memory is made now; with CLONE_SHARE there is none. CLONE_CANCEL gives a token back, and returns 0;
+    it raises SysError(EINVAL) for a token that the caller does not have.
     """
+    if call.args[0] & CLONE_CANCEL:
+        call.kernel.table.cancel(call.process, call.args[1])
+        return 0
     if call.args[0] & CLONE_SHARE:
         call.kernel.tlbs.get(call.mm)
         return call.kernel.table.share(call.process)
@@ -185,11 +190,12 @@ def sys_prlimit64(call: Call) -> int | Answer:
 
 def may_raise_limits(cred: Cred) -> bool:
     """Return whether a task with these credentials may raise a hard limit (Linux: CAP_SYS_RESOURCE)."""
-    return cred.superuser
+    return cred.capable(CAP_SYS_RESOURCE)
 
 
 def _check_may_limit(caller: Process, process: Process) -> None:
     """Raise SysError(EPERM) for another user's process. Source: Linux v6.8 kernel/sys.c:check_prlimit_permission()."""
-    theirs, ours = process.cred, caller.cred
-    if process is not caller and not ours.superuser and (theirs.uid, theirs.gid) != (ours.uid, ours.gid):
+    if process is caller or may_raise_limits(caller.cred):
+        return
+    if (process.cred.uid, process.cred.gid) != (caller.cred.uid, caller.cred.gid):
         raise SysError(errno.EPERM)

@@ -16,6 +16,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
 from kerneld.mm.space.pace import Pace
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.task.capability import CAP_SYS_NICE
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from kerneld.task.uaccess import access_ok, copy_from_user, copy_to_user
@@ -229,7 +230,7 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
 
     Returns the number of bytes advised. Raises SysError(EINVAL) for flags, and for advice that is not allowed for other
     processes; EFAULT as process_vm_readv; EBADF for a descriptor that is no pidfd; ESRCH; EACCES for a process that the
-    caller may not access; EPERM for a caller that is not the superuser; and as `do_madvise` does for the first range.
+    caller may not access; EPERM for a caller without CAP_SYS_NICE; and as `do_madvise` does for the first range.
     Source: Linux v6.8 mm/madvise.c:SYSCALL_DEFINE5(process_madvise).
     """
     pid, advice, flags = call.int_arg(0), call.int_arg(3), call.int_arg(4)
@@ -253,7 +254,7 @@ def check_process_madvise(caller: Process, process: Process, advice: int) -> Non
         raise SysError(errno.EINVAL)
     if not ptrace_may_access(caller, process):
         raise SysError(errno.EACCES)
-    if not caller.cred.superuser:
+    if not caller.cred.capable(CAP_SYS_NICE):
         raise SysError(errno.EPERM)
 
 

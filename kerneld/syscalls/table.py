@@ -59,6 +59,8 @@ _TABLE: dict[Nr, Handler] = {
     Nr.NATIVE: native.native,
     Nr.FAULT: native.fault,
     Nr.FILE_SYNC: native.file_sync,
+    Nr.CONNECT: native.connect,
+    Nr.CREDS: native.creds,
 }
 
 RESTART = -1

@@ -24,6 +24,7 @@ from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
+from kerneld.task.capability import CAP_IPC_LOCK
 from kerneld.task.elf import PHDR_BYTES, U64_MASK, ElfImage, read_interpreter, read_program
 from kerneld.task.elf_map import ELF_ET_DYN_BASE, Placement, map_interpreter, map_program
 from kerneld.task.exec_stack import (
@@ -169,10 +170,10 @@ def _lay_out(
     """
     arch_pick_mmap_layout(mm)
     setup_arg_pages(mm, arguments, executable=image.executable_stack)
-    program = map_program(mm, file, image, privileged=cred.superuser)
+    program = map_program(mm, file, image, privileged=cred.capable(CAP_IPC_LOCK))
     base, entry = 0, program.entry
     if interpreter is not None:
-        base = map_interpreter(mm, *interpreter, program, privileged=cred.superuser)
+        base = map_interpreter(mm, *interpreter, program, privileged=cred.capable(CAP_IPC_LOCK))
         entry = base + interpreter[1].entry & U64_MASK
     create_elf_tables(mm, arguments, _auxv(image, program, base, cred))
     mm.start_code, mm.end_code = program.start_code, program.end_code

@@ -6,14 +6,15 @@ kernel/ptrace.c:__ptrace_may_access() and security/commoncap.c:cap_ptrace_access
 | the other process                                          | allowed                |
 |------------------------------------------------------------|------------------------|
 | is the caller                                              | always                 |
-| has another user or group                                  | to the superuser       |
-| has more rights                                            | to the superuser       |
-| is not dumpable: it has changed its user since its execve  | to the superuser       |
+| has another user or group                                  | with CAP_SYS_PTRACE    |
+| has more rights                                            | with CAP_SYS_PTRACE    |
+| is not dumpable: it has changed its user since its execve  | with CAP_SYS_PTRACE    |
 | any other process                                          | yes                    |
 """
 
 from __future__ import annotations
 
+from kerneld.task.capability import CAP_SYS_PTRACE
 from kerneld.task.task import Process
 
 
@@ -22,9 +23,9 @@ def ptrace_may_access(caller: Process, process: Process) -> bool:
 
     PTRACE_MODE_READ and PTRACE_MODE_ATTACH have the same rules here.
     """
-    if process is caller or caller.cred.superuser:
+    if process is caller or caller.cred.capable(CAP_SYS_PTRACE):
         return True
     theirs, ours = process.cred, caller.cred
-    if (theirs.uid, theirs.gid) != (ours.uid, ours.gid) or theirs.superuser:
+    if (theirs.uid, theirs.gid) != (ours.uid, ours.gid) or theirs.caps & ~ours.caps:
         return False
     return process.mm is None or process.mm.dumpable

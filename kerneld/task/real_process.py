@@ -63,9 +63,15 @@ def find_effective_ids(pid: Pid) -> tuple[int, int] | None:
     return (int(fields["Uid"][1]), int(fields["Gid"][1])) if fields else None
 
 
-def _status(pid: Pid) -> dict[str, list[str]]:
+def find_real_creds(pid: Pid, tid: Pid) -> tuple[int, int, int] | None:
+    """Return the effective user, group and capabilities of a thread of a real process, or None if it has ended."""
+    fields = _status(f"{pid}/task/{tid}")
+    return (int(fields["Uid"][1]), int(fields["Gid"][1]), int(fields["CapEff"][0], 16)) if fields else None
+
+
+def _status(directory: Pid | str) -> dict[str, list[str]]:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{directory}/status").read_text(errors="replace").splitlines()
     except OSError:
         return {}
     return {name: words.split() for name, _, words in (line.partition(":") for line in lines)}

@@ -12,7 +12,7 @@ import errno
 import secrets
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from kerneld.errors import SysError
@@ -20,8 +20,9 @@ from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap, mmput
+from kerneld.task.capability import CAP_SYS_ADMIN
 from kerneld.task.mmap_lock import MmapLocks
-from kerneld.task.real_process import RealProcess, find_comm, find_ppid
+from kerneld.task.real_process import RealProcess, find_comm, find_ppid, find_real_creds
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
@@ -41,6 +42,7 @@ class _Token:
     cred: Cred
     dispositions: dict[int, Disposition]
     pkru: int
+    may_be_native: bool
 
 
 class ProcessTable:
@@ -90,6 +92,7 @@ class ProcessTable:
             copy = self._take_token(pid, token)
             process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
             process.dispositions = copy.dispositions
+            process.may_be_native = copy.may_be_native
             pkru = copy.pkru
         else:
             fresh = Cred(uid, gid, uid in (0, self._superuser_uid)), True
@@ -101,13 +104,14 @@ class ProcessTable:
 
     def add(self, process: Process) -> None:
         """Add a process. It leaves the table when it ends."""
-        process.live_mm.charge_to(process.cred.uid, is_superuser=process.cred.superuser)
+        _charge(process)
         process.on_exit = self._forget
         self.processes[process.pid] = process
 
     def _take_token(self, pid: Pid, token: int) -> _Token:
         copy = self._tokens.get(token)
-        if copy is None or find_ppid(pid) != copy.parent.pid:
+        # The stub of a native program gives the token to its child alone, which may have another parent (CLONE_PARENT).
+        if copy is None or not (copy.may_be_native or find_ppid(pid) == copy.parent.pid):
             raise SysError(errno.EINVAL)
         del self._tokens[token]
         return copy
@@ -128,7 +132,7 @@ class ProcessTable:
         # The copy belongs to the parent from the beginning: the OOM killer must find it, and the parent may end
         # meanwhile.
         old, mm, token = parent.live_mm, new_copy(parent.live_mm), secrets.randbits(62) + 1
-        self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
+        self._tokens[token] = _new_token(parent, mm)
         try:
             with self.mmap_locks.write(thread):
                 yield from dup_in_pieces(old, mm)
@@ -147,8 +151,15 @@ class ProcessTable:
             raise SysError(errno.EAGAIN)
         mm, token = parent.live_mm, secrets.randbits(62) + 1
         mm.users += 1
-        self._tokens[token] = _Token(parent, mm, parent.cred, parent.dispositions.copy(), mm.frames.processor.pkru)
+        self._tokens[token] = _new_token(parent, mm)
         return token
+
+    def cancel(self, parent: Process, token: int) -> None:
+        """Drop a token of a process: the real fork has failed. Raises SysError(EINVAL) for one that is not its own."""
+        copy = self._tokens.get(token)
+        if copy is None or copy.parent is not parent:
+            raise SysError(errno.EINVAL)
+        mmput(self._tokens.pop(token).mm)
 
     def copies_of(self, parent: Process) -> list[MmStruct]:
         """Return the copies of a process's memory that wait for a child."""
@@ -172,15 +183,23 @@ class ProcessTable:
         if not cred.superuser and uid != cred.uid:
             raise SysError(errno.EPERM)
         real = _held(process.pid) if cred.superuser and uid != 0 else None
-        process.cred = replace(cred, uid=uid, superuser=cred.superuser and uid == 0)
-        process.live_mm.charge_to(process.cred.uid, is_superuser=process.cred.superuser)
-        if uid != cred.uid:
-            # Its memory may still hold secrets from before, hidden from its new user: kernel/cred.c:commit_creds().
-            process.live_mm.dumpable = False
+        _commit_creds(process, Cred(uid, cred.gid, superuser=cred.superuser and uid == 0))
         if real is not None:
             for pid in [pid for pid in self._dropped if self._find_dropped(pid) is None]:
                 del self._dropped[pid]
             self._dropped[process.pid] = (real, process.cred, process.live_mm.dumpable)
+
+    def take_real_creds(self, process: Process, tid: Pid) -> None:
+        """Give a native process the effective user and the capabilities that the thread of its real process has now.
+
+        For a real process that has ended nothing changes. Source: Linux v6.8 kernel/cred.c:commit_creds().
+        """
+        found = find_real_creds(process.pid, tid)
+        if found is not None:
+            uid, gid, caps = found
+            cred = Cred(uid, gid, superuser=uid in (0, self._superuser_uid), caps=caps)
+            if cred != process.cred:
+                _commit_creds(process, cred)
 
     def close(self) -> None:
         """Close the pidfds, at the end of the machine."""
@@ -208,6 +227,24 @@ class ProcessTable:
         """Return every address space there is, once: of processes, and of copies that wait for a child."""
         mms = [process.live_mm for process in self.processes.values()]
         return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.values())]))
+
+
+def _new_token(parent: Process, mm: MmStruct) -> _Token:
+    pkru = mm.frames.processor.pkru
+    return _Token(parent, mm, parent.cred, parent.dispositions.copy(), pkru, parent.may_be_native)
+
+
+def _charge(process: Process) -> None:
+    process.live_mm.charge_to(process.cred.uid, is_superuser=process.cred.capable(CAP_SYS_ADMIN))
+
+
+def _commit_creds(process: Process, cred: Cred) -> None:
+    """Source: Linux v6.8 kernel/cred.c:commit_creds()."""
+    old, process.cred = process.cred, cred
+    _charge(process)
+    if (old.uid, old.gid) != (cred.uid, cred.gid) or cred.caps & ~old.caps:
+        # Its memory may still hold secrets from before, hidden from its new user.
+        process.live_mm.dumpable = False
 
 
 def _held(pid: Pid) -> RealProcess:

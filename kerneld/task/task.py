@@ -19,6 +19,7 @@ from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.limits import Rlimits
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
+from kerneld.task.capability import ALL_CAPS
 from kerneld.task.sched import TASK_INTERRUPTIBLE, RunQueue, switch_mm
 from shared.uapi.page import Pid, Vaddr
 from shared.uapi.signals import Disposition
@@ -27,11 +28,27 @@ from shared.wire import SigInfo
 
 @dataclass(frozen=True, slots=True)
 class Cred:
-    """The credentials of a process. `superuser` stands for all of Linux's capabilities; setuid drops it for good."""
+    """The credentials of a process.
+
+    `superuser` are the rights in this machine: to inspect others, to see frames. `caps` are Linux's capabilities, as
+    bits of `kerneld.task.capability`. Only a native program can have one without the other: it has the capabilities of
+    its real process.
+    """
 
     uid: int
     gid: int
     superuser: bool
+    caps: int = -1
+    """-1: all capabilities for the superuser, none for others."""
+
+    def __post_init__(self) -> None:
+        """Set the capabilities of a process that is not native."""
+        if self.caps < 0:
+            object.__setattr__(self, "caps", ALL_CAPS if self.superuser else 0)
+
+    def capable(self, capability: int) -> bool:
+        """Return whether the process has a capability: CAP_ of `kerneld.task.capability`."""
+        return self.caps >> capability & 1 != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,8 @@ class Process:
         self.maj_flt = 0
         self.on_exit: Callable[[Process], None] | None = None
         """Called after the end of the process: the process table removes it."""
+        self.may_be_native = False
+        """Whether the process, or the one that it was forked from, has been native: it may be so again as any user."""
         self.memory_is_host = False
         """The process said at attach that its program uses its real memory. An inspector then sees the real memory."""
         self.on_page_fault: Callable[[Vaddr], None] | None = None

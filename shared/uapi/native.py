@@ -11,6 +11,8 @@ FAULT_FOR_KERNEL = 1
 """Third argument of fault: the access is for a system call. It fails with EFAULT and raises no signal."""
 CLONE_SHARE = 1
 """First argument of clone: the child is to share the memory of its parent, which is native."""
+CLONE_CANCEL = 2
+"""First argument of clone: the real fork has failed. The second argument is the token, which is not valid any more."""
 FILE_SYNC_WRITTEN = 1
 """First argument of file_sync: the call has been made, and has written."""
 FILE_SYNC_WRITE = 2

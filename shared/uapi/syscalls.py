@@ -58,6 +58,8 @@ class Nr(IntEnum):
     NATIVE = 0x1009
     FAULT = 0x100A
     FILE_SYNC = 0x100B
+    CONNECT = 0x100C
+    CREDS = 0x100D
 
 
 class Access(IntEnum):

@@ -75,7 +75,7 @@ def exec(variables: tuple[str, ...], socket_path: str | None, program: str, argu
         signal.signal(ignored, signal.SIG_DFL)
     hidden = str(_first_hidden_fd())
     try:
-        os.execve(stub, ["kerneld-exec", "-", path, hidden, "-", found, program, program, *arguments], environment)
+        os.execve(stub, ["kerneld-exec", "-", path, hidden, "-", "-", found, program, program, *arguments], environment)
     except OSError as error:
         raise Failure(KerneldStatus.CANNOT_RUN, f"cannot run {found}: {error.strerror}") from None
 

@@ -77,7 +77,7 @@ static void agent_begin(u64 conn)
 void agent_start(struct thread *t)
 {
 	u64 all = ~0UL, mask, args[6] = {1, 0, process.agent_token, ATTACH_AGENT};
-	struct thread link = {.conn = kerneld_connect(process.socket_path), .buffer = t->buffer};
+	struct thread link = {.conn = new_connection(t), .buffer = t->buffer};
 	if (link.conn < 0 || ask_ret(&link, KD_ATTACH, args) < 0)
 		die("no connection for the agent");
 	if (sys6(NR_mmap, AGENT_STACK, AGENT_STACK_BYTES, 3, 0x32, -1, 0) < 0)

@@ -20,6 +20,7 @@
 #define CLONE_VFORK 0x4000
 #define CLONE_VM 0x100
 #define CLOSE_RANGE_UNSHARE 2
+#define WCLONE 0x80000000UL
 
 void pass(struct thread *t, struct ucontext *uc)
 {
@@ -133,6 +134,9 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		*ret = sys_clone(t, uc, args[0], rest);
 		return 1;
 	}
+	case NR_clone3:
+		*ret = sys_clone3(t, uc, args[0], args[1]);
+		return 1;
 	case NR_fork: case NR_vfork: {
 		u64 none[4] = {0};
 		*ret = sys_clone(t, uc, SIGCHLD | (nr == NR_vfork ? CLONE_VFORK | CLONE_VM : 0), none);
@@ -149,7 +153,7 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		return 0;
 	case NR_exit:
 		touch(t->clear_tid, t->clear_tid ? 4 : 0, 1);
-		if (t->is_borrower) {
+		if (t->is_sharer) {
 			ask_ret(t, NR_exit_group, args);
 			sys1(NR_exit, args[0]);
 		}
@@ -157,6 +161,10 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		leave_area(t, args[0]);
 	case NR_exit_group:
 		ask_ret(t, NR_exit_group, args);
+		/* kerneld has sent the agent away. An orphan would become a child of whoever takes orphans (init, a subreaper),
+		 * and would be one that the program never had. */
+		if (!t->is_sharer && !process.has_sharers)
+			sys4(NR_wait4, -1, 0, WCLONE, 0);
 		sys1(NR_exit_group, args[0]);
 		__builtin_unreachable();
 	case NR_prctl:
@@ -167,6 +175,12 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		return 0;
 	case NR_readlink: case NR_readlinkat:
 		return readlink_call(args, nr, ret);
+	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:
+		/* setuid() and its like, capset(), unshare(), setns() */
+		prepare(nr, args);
+		*ret = sys3(nr, args[0], args[1], args[2]);
+		ask_ret(t, KD_CREDS, args);
+		return 1;
 	}
 	return descriptor_call(args, nr, ret);
 }

@@ -62,7 +62,6 @@ static long take_path(int dirfd, const char *path, long flags, char *to)
 
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags)
 {
-	static char stub_path[4096];
 	if (sys6(NR_mmap, EXEC_AREA, EXEC_AREA_BYTES, 3, 0x4032, -1, 0) < 0)
 		return -ENOMEM;
 	char *real = (char *)EXEC_AREA, *words = real + 8192;
@@ -80,24 +79,24 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	args[3] = words;
 	args[4] = words = put_number(words, process.hidden_fds);
 	/* Here nothing is to come in: the mask is the loader's to set. */
-	put_number(words, uc->sigmask | t->masked);
-	args[5] = args[6] = real;
-	ret = take_vector((const char *const *)vectors[0], args + 7, MAX_STRINGS - 8);
+	args[5] = words = put_number(words, uc->sigmask | t->masked);
+	put_number(words, process.stub_fd);
+	args[6] = args[7] = real;
+	ret = take_vector((const char *const *)vectors[0], args + 8, MAX_STRINGS - 9);
 	if (ret < 0)
 		return ret;
 	if (!ret) {
-		args[7] = "";
-		args[8] = 0;
+		args[8] = "";
+		args[9] = 0;
 	}
 	ret = take_vector((const char *const *)vectors[1], env, MAX_STRINGS - 0x1000);
 	if (ret < 0)
 		return ret;
-	long length = sys3(NR_readlink, "/proc/self/exe", stub_path, sizeof stub_path - 1);
-	if (length < 0)
-		return length;
-	stub_path[length] = 0;
+	/* By its descriptor: the program may be another user now, who may not come to its path. */
 	sys3(NR_fcntl, t->conn, F_SETFD, 0);
-	ret = sys3(NR_execve, stub_path, args, env);
+	sys3(NR_fcntl, process.stub_fd, F_SETFD, 0);
+	ret = sys5(NR_execveat, process.stub_fd, "", args, env, AT_EMPTY_PATH);
 	sys3(NR_fcntl, t->conn, F_SETFD, FD_CLOEXEC);
+	sys3(NR_fcntl, process.stub_fd, F_SETFD, FD_CLOEXEC);
 	return ret;
 }

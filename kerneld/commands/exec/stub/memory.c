@@ -147,7 +147,11 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_getrlimit: case NR_setrlimit: case NR_prlimit64:
 		return limit_call(t, args, nr, ret);
 	case NR_pkey_alloc:	/* The register of the keys is the real processor's, and not under kerneld's rule. */
-		*ret = -ENOSPC;
+		*ret = sys2(nr, args[0], args[1]);
+		if (*ret >= 0) {
+			sys1(NR_pkey_free, *ret);
+			*ret = -ENOSPC;
+		}
 		return 1;
 	case NR_pkey_free:
 		*ret = -EINVAL;

@@ -28,6 +28,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
+	KD_CONNECT = 0x100c, KD_CREDS = 0x100d, CLONE_SHARE = 1, CLONE_CANCEL = 2,
 	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4,
 };
 
@@ -65,7 +66,9 @@ struct thread {
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid;		/* set_tid_address() */
 	u64 token;		/* kerneld's, for the attach of a process in the same memory */
+	u64 clear_sighand;	/* it begins without handlers: CLONE_CLEAR_SIGHAND */
 	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
+	int is_sharer;		/* a process of its own in this memory, not a thread */
 	char *buffer;
 };
 #define BUFFER_BYTES 0x20000UL
@@ -74,6 +77,8 @@ struct thread {
 struct process {
 	int is_started;		/* before that, what goes wrong is a status of kerneld exec */
 	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
+	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
+	int stub_fd;		/* the stub's own file, for the next execve */
 	u64 agent_token, generation;
 	struct kernel_sigaction actions[65];
 	char socket_path[108];
@@ -100,6 +105,7 @@ void say(const char *text);
 /* wire.c */
 struct answer { long ret; int signo; struct siginfo_wire info; const char *data; u64 length; int fd[2]; };
 int kerneld_connect(const char *path);
+int new_connection(struct thread *t);
 long hide_fd(int fd);
 struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd);
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count);
@@ -121,6 +127,7 @@ long touch(u64 start, u64 length, int write);
 /* signals.c */
 void install_handlers(void);
 void set_altstack(struct thread *t);
+void clear_handlers(void);
 void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info);
 long sys_sigaction(const u64 *args);
 long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args);
@@ -149,8 +156,9 @@ void table_dropped(u64 start, u64 length);
 void table_replaced(u64 start, u64 length);
 int table_fault(u64 address, int write, struct siginfo *info);
 
-/* fork.c, exec.c, agent.c */
+/* clone.c, fork.c, exec.c, agent.c */
 long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);
+long sys_clone3(struct thread *t, struct ucontext *uc, u64 at, u64 size);
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);
 long check_program(const char *path);
 void agent_start(struct thread *t);

@@ -36,6 +36,19 @@ void install_handlers(void)
 	}
 }
 
+/* All handlers go; what is ignored stays ignored. Source: Linux v6.8 kernel/signal.c:flush_signal_handlers(). */
+void clear_handlers(void)
+{
+	for (int signo = 1; signo <= 64; signo++) {
+		struct kernel_sigaction *action = &process.actions[signo];
+		u64 handler = action->handler == SIG_IGN ? SIG_IGN : SIG_DFL;
+		memset(action, 0, sizeof *action);
+		action->handler = handler;
+		if (!(BIT(signo) & OURS) && handler == SIG_DFL)
+			set_host_action(signo, SIG_DFL, 0);
+	}
+}
+
 void set_altstack(struct thread *t)
 {
 	struct stack stack = {(u64)t + PAGE_BYTES + BUFFER_BYTES, 0, 0, AREA_BYTES - 2 * PAGE_BYTES - BUFFER_BYTES};

@@ -2,12 +2,12 @@
  * and jumps to the program's entry.
  *
  * Arguments: the connection's descriptor, or "-" for a new one; kerneld's socket; from which number on descriptors are
- * hidden; the signals that are to be blocked, or "-" for those that are; the program's path; its name as it was given;
- * its arguments.
+ * hidden; the signals that are to be blocked, or "-" for those that are; the descriptor of the stub's own file, or "-";
+ * the program's path; its name as it was given; its arguments.
  */
 #include "native.h"
 
-#define O_RDWR 2
+#define O_PATH 010000000
 #define O_CLOEXEC 02000000
 #define PROT_RWX 7
 #define MAP_AREA 0x32		/* private, anonymous, fixed */
@@ -76,7 +76,7 @@ struct thread *thread_area(void)
 	sys3(NR_mprotect, start, PAGE_BYTES, 5);
 	struct thread *t = (struct thread *)(start + PAGE_BYTES);
 	t->buffer = (char *)t + PAGE_BYTES;
-	t->is_borrower = 0;
+	t->is_borrower = t->is_sharer = 0;
 	return t;
 }
 
@@ -211,20 +211,22 @@ static void start_on_area(u64 sp)
 	t->conn = is_new ? kerneld_connect(argv[2]) : (int)number_of(argv[1]);
 	if (t->conn < 0)
 		die("cannot connect to kerneld");
+	process.stub_fd = is_new ? hide_fd(sys3(NR_open, "/proc/self/exe", O_PATH | O_CLOEXEC, 0)) : (int)number_of(argv[5]);
 	t->tid = sys0(NR_gettid);
 	if (is_new) {
 		attach(t, 0, 0);
 		tell_limits(t);
 	} else {
 		sys3(NR_fcntl, t->conn, F_SETFD, 1);
+		sys3(NR_fcntl, process.stub_fd, F_SETFD, 1);
 		sys4(NR_wait4, -1, 0, 0x80000001, 0);	/* the agent of the program before: __WCLONE | WNOHANG */
 	}
-	long ret = load_program(t, argv[5], argv[6], argv + 7, entry);
+	long ret = load_program(t, argv[6], argv[7], argv + 8, entry);
 	if (ret < 0 && is_new)
-		cannot_run(argv[6], ret);
+		cannot_run(argv[7], ret);
 	if (ret < 0)
 		die("a program could not be loaded behind the point of no return");
-	set_name(argv[6]);
+	set_name(argv[7]);
 	if (argv[4][0] != '-')
 		mask = number_of(argv[4]);
 	t->masked = mask & OURS;
@@ -244,7 +246,7 @@ static void start_on_area(u64 sp)
 
 void start_main(u64 sp)
 {
-	if (*(u64 *)sp < 8) {
+	if (*(u64 *)sp < 9) {
 		say("kerneld: this is the stub of kerneld exec, not a program of its own\n");
 		sys1(NR_exit_group, 2);
 	}

@@ -37,6 +37,14 @@ int kerneld_connect(const char *path)
 	return hide_fd(fd);
 }
 
+/* A further connection. A process that is another user now, or has another root, could not connect by the path. */
+int new_connection(struct thread *t)
+{
+	u64 none[6] = {0};
+	struct answer answer = ask(t, KD_CONNECT, none, 0, 0, -1);
+	return answer.ret < 0 ? answer.ret : hide_fd(answer.fd[0]);
+}
+
 static void send_request(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count)
 {
 	struct request head = {.size = sizeof head + length, .nr = nr};

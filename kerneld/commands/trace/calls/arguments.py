@@ -96,7 +96,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     **dict.fromkeys(
         (
             Nr.GETPID, Nr.GETUID, Nr.GETPPID, Nr.MUNLOCKALL, Nr.GETTID, Nr.SHADOWPT_CLOSE, Nr.SHADOWPT_START,
-            Nr.SHADOWPT_STOP, Nr.CLONE, Nr.RDPKRU,
+            Nr.SHADOWPT_STOP, Nr.CLONE, Nr.RDPKRU, Nr.CONNECT, Nr.CREDS,
         ),
         (),
     ),
@@ -105,8 +105,11 @@ _ADDRESSES = frozenset({Nr.MMAP, Nr.MREMAP, Nr.BRK, Nr.RAM, Nr.CLONE, Nr.RDPKRU}
 """Calls with a result in hexadecimal: an address or a mask."""
 _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
 MACHINE = frozenset(
-    {int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT), int(Nr.FILE_SYNC)}
-)
+    {
+        int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT), int(Nr.FILE_SYNC),
+        int(Nr.CONNECT), int(Nr.CREDS),
+    }
+)  # fmt: skip
 """Operations of the processor, or the stub's. They are not system calls."""
 CLASSES: dict[str, frozenset[int]] = {
     "memory": frozenset(

@@ -1,0 +1,19 @@
+"""New tasks of every kind, and programs that change their user: the same inside and outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.native.inside import Inside
+
+
+def test_tasks_are_made_and_refused_as_outside(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["clones"])]).output
+    assert "a child and its brother: 11, then no more: 1" in output
+    assert "80 refused, one made: 100" in output
+
+
+def test_a_program_that_changes_its_user(inside: Inside, programs: dict[str, Path]) -> None:
+    end = inside.agrees([str(programs["users"])])
+    assert end.output.endswith("another program\n")
+    assert end.status == 0
