@@ -25,14 +25,28 @@ from kerneld.trace.current import NOBODY, Current
 from kerneld.trace.fprobe import FPROBES, Fprobe
 from kerneld.trace.ftrace import FunctionTracer, check_globs
 from kerneld.trace.probe import PROBES, Probe
-from kerneld.trace.probes import fault, frames, pte, reclaim, request, shadow, task, vma  # noqa: F401  (into PROBES)
+from kerneld.trace.probes import (  # noqa: F401  (into PROBES)
+    fault,
+    frames,
+    layout,
+    pagecache,
+    pgtable,
+    pte,
+    reclaim,
+    request,
+    shadow,
+    task,
+    vma,
+)
 from kerneld.trace.probes.rss import note_rss, tell_rss
 from kerneld.trace.ring import ReaderGone
 from kerneld.trace.rings import Rings
+from kerneld.trace.snapshot import Snapshot
 from kerneld.trace.trace import Trace
 from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.attr import TraceAttr, unpack_attr
 from shared.trace.events import EVENTS, FTRACE, RSS_STAT, FaultKind, matching
+from shared.trace.state_events import SNAPSHOT_BEGIN
 from shared.uapi.page import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -40,6 +54,7 @@ if TYPE_CHECKING:
     from kerneld.mm.space.rss import RssStat
     from kerneld.syscalls.kernel import Kernel
     from kerneld.task.task import Process, Thread
+    from kerneld.trace.probes.pgtable import TableLog
     from kerneld.trace.probes.shadow import SpteLog
     from shared.trace.event import Event
 
@@ -66,6 +81,10 @@ class Tracing:
         """By number, the address spaces whose resident pages may have changed since the last record."""
         self.rss_told: dict[int, tuple[int, ...]] = {}
         """By number of an address space, its last recorded counters."""
+        self.table_log: TableLog | None = None
+        """Tells of tables; made at the first use."""
+        self.roots: dict[int, int] = {}
+        """By root of a page table, the number of its address space."""
         self.closing_target = 0
         """The target of a shadow table that is being closed."""
         self._ftrace = FunctionTracer(self)
@@ -180,12 +199,17 @@ class Tracing:
             raise
         for event in trace.events:
             self.point(event).traces.append(trace)
+        snapshot = Snapshot(self, trace) if SNAPSHOT_BEGIN in trace.events else None
+        if snapshot is not None:
+            snapshot.begin()
         for process in self.kernel.processes.values():
             self.note_process(process, trace)
         if trace in self.point(RSS_STAT).traces:
             for process in self.kernel.processes.values():
                 note_rss(self, process)
             tell_rss(self)
+        if snapshot is not None:
+            snapshot.tell()
         with contextlib.suppress(ReaderGone):
             trace.flush()
 
@@ -194,6 +218,7 @@ class Tracing:
         wanted = {event.number for trace in self._traces for event in trace.events}
         if not self._traces:
             self._owners.clear()
+            self.roots.clear()
         for one in PROBES:
             is_needed = bool(self._traces) and (not one.events or not one.events.isdisjoint(wanted))
             if is_needed and one not in self._registered:

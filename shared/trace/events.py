@@ -11,6 +11,7 @@ from enum import IntEnum
 
 from shared.trace.event import Event, Field, Show
 from shared.trace.glob import compile_glob
+from shared.trace.state_events import STATE_EVENTS
 
 D, X, P, E, T = Show.DECIMAL, Show.HEX, Show.PFN, Show.ENTRY, Show.TEXT
 
@@ -313,9 +314,9 @@ FUNCGRAPH_EXIT = Event(
 )  # fmt: skip
 FTRACE = frozenset({FUNCTION.number, FUNCGRAPH_ENTRY.number, FUNCGRAPH_EXIT.number})
 """Events of the function tracer. They are many, so only a reader that names their system gets them."""
-NAMED_ONLY = FTRACE | {ACCESS_ENTER.number, ACCESS_EXIT.number, RSS_STAT.number}
+NAMED_ONLY = FTRACE | {ACCESS_ENTER.number, ACCESS_EXIT.number, RSS_STAT.number} | {one.number for one in STATE_EVENTS}
 """Events that only a reader gets that names their system (`machine:*`, `kmem`). They cost much, and the other events
-have the same information."""
+have the same information, or as much of it as people ask for."""
 
 EVENTS: tuple[Event, ...] = (
     SYS_ENTER, SYS_EXIT, ACCESS_ENTER, ACCESS_EXIT,
@@ -324,6 +325,7 @@ EVENTS: tuple[Event, ...] = (
     PROCESS_FORK, PROCESS_EXEC, PROCESS_EXIT, SIGNAL_GENERATE, SIGNAL_DELIVER, DIRECT_RECLAIM_BEGIN,
     DIRECT_RECLAIM_END, KSWAPD_WAKE, KSWAPD_SLEEP, SHRINK_INACTIVE, SWAP_OUT, SWAP_IN, MARK_VICTIM, SHADOWPT_OPEN,
     SHADOWPT_START, SHADOWPT_STOP, SHADOWPT_CLOSE, SPTE_UPDATE, FUNCTION, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT,
+    *STATE_EVENTS,
 )  # fmt: skip
 BY_NUMBER = {event.number: event for event in EVENTS}
 BY_NAME = {event.name: event for event in EVENTS}

@@ -1,6 +1,7 @@
 """The same programs, with every event traced: the results are the same, and the trace is true.
 
-Page tables, VMAs and free frames rebuilt from the records alone are the kernel's own after every call.
+Page tables, VMAs and free frames rebuilt from the records alone are the kernel's own after every call. So is the model
+of a record: tables, marks, page cache and swap too.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from kerneld.referee.wide import WideGenerator
 from kerneld.syscalls.kernel import Sender
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import Tracing
+from shared.recording.head import GLOBS
+from shared.recording.machine import Machine
+from shared.trace.record import Record, decode
 from shared.uapi.syscalls import ABI_VERSION
 from tests.differential.agreement import REGRESSIONS, agree
+from tests.support.model_check import check_frames, check_mm
 from tests.support.programs import Program
 from tests.support.replay import Replay
 from tests.support.traced import Trace
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 TRACER = (1 << 22) - 2
 SECONDS = 8
 FRESH_PROGRAMS = 60
+FRAMES_EVERY = 40
+"""At so many looks the frames of the model are compared too, which takes longest."""
 FEWEST = 15
 """So many are run however long it takes."""
 
@@ -42,19 +49,26 @@ class Follower:
         Tracing(kernel)
         self._opener = Program(kernel, kernel.attach(Sender(TRACER, 0, 0), ABI_VERSION, 0, 0))
         ours._free_pages = kernel.frames.free_pages
-        self.trace = Trace(self._opener, data_pages=4096)
+        self.trace = Trace(self._opener, *GLOBS, data_pages=16384)
         self.replay = Replay(kernel.frames)
+        self.machine = Machine()
+        self.machine.apply(self.trace.reader.take())  # The snapshot, which is for the model alone.
         self.looks = 0
 
     def look(self, ours: Simulated, who: int) -> None:
         """Compare what is known of a process with what is so."""
         ours.kernel.tracing.flush()  # type: ignore[union-attr]  # What its start does is in no request.
-        self.replay.take(self.trace.records())
-        assert not self.trace.lost
+        data = self.trace.reader.take()
+        self.replay.take(one for one in decode(data) if isinstance(one, Record))
+        self.machine.apply(data)
+        assert not self.trace.reader.lost
         mm = ours.threads[who].process.mm
         if mm is not None:
             self.replay.check(mm)
+            check_mm(self.machine.mms[mm.number], mm)
         self.replay.check_frames(ours.kernel.frames)
+        if self.looks % FRAMES_EVERY == 0:
+            check_frames(self.machine, ours.kernel)
         self.looks += 1
 
     def close(self) -> None:

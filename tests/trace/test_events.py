@@ -17,6 +17,7 @@ from shared.trace import events as ev
 from shared.trace.event import Event
 from shared.trace.events import Cause
 from shared.trace.record import Record
+from shared.trace.state_events import STATE_EVENTS
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.shadowpt import USER_SHADOW_PT
@@ -345,4 +346,5 @@ def test_the_shadow_table_tells_its_session_and_each_change_with_its_cause() -> 
 
 def test_every_event_has_a_scene() -> None:
     elsewhere = {event for event in ev.EVENTS if event.system in ("shadowpt", "ftrace", "machine")} | {ev.RSS_STAT}
+    elsewhere |= set(STATE_EVENTS)  # tests/recording/test_scenes.py
     assert set(SCENES) | TESTED_ELSEWHERE | elsewhere | {ev.PROCESS_FORK, ev.PROCESS_EXEC} == set(ev.EVENTS)

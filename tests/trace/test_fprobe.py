@@ -13,6 +13,7 @@ from kerneld.server import exchange
 from kerneld.syscalls import dispatch
 from kerneld.trace.fprobe import FPROBES, Function
 from kerneld.trace.probe import PROBES
+from shared.recording.head import GLOBS
 from tests.support.traced import TracedWorld
 
 
@@ -36,7 +37,7 @@ def test_each_place_is_replaced_and_put_back(world: TracedWorld) -> None:
     originals = {probe.function for probe in PROBES}
     places = {place for place, value in before.items() if callable(value) and value in originals}
     assert len(places) >= len(originals)
-    with world.trace():
+    with world.trace(*GLOBS):
         during = everything()
         assert {place for place in before if during[place] is not before[place]} == places
     after = everything()

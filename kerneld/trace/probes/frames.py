@@ -13,6 +13,7 @@ from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.events import MM_PAGE_ALLOC, MM_PAGE_FREE
+from shared.trace.state_events import MM_PAGE_ALLOC_ZONE_LOCKED, MM_PAGE_FREE_BATCHED, MM_PAGE_PCPU_DRAIN
 
 if TYPE_CHECKING:
     from kerneld.trace.tracing import Tracing
@@ -97,3 +98,40 @@ def _free_block(tracing: Tracing, inner: Function) -> Function:
         inner(self, pfn, order)
 
     return free_block
+
+
+# Where free frames are: in the blocks of the buddy allocator, or on the per-cpu list in front of them
+
+
+@probe(Buddy._fill_pcp, MM_PAGE_ALLOC_ZONE_LOCKED)
+def _fill_pcp(tracing: Tracing, inner: Function) -> Function:
+    point = tracing.point(MM_PAGE_ALLOC_ZONE_LOCKED)
+
+    def _fill_pcp(self: Buddy) -> None:
+        inner(self)
+        _emit_runs(point, np.array(self.pcp[::-1], dtype=np.int64))
+
+    return _fill_pcp
+
+
+@probe(Buddy.drain_pcp, MM_PAGE_PCPU_DRAIN)
+def _drain_pcp(tracing: Tracing, inner: Function) -> Function:
+    point = tracing.point(MM_PAGE_PCPU_DRAIN)
+
+    def drain_pcp(self: Buddy, count: int) -> None:
+        _emit_runs(point, np.array(self.pcp[:count], dtype=np.int64))
+        inner(self, count)
+
+    return drain_pcp
+
+
+@probe(Buddy.free_many, MM_PAGE_FREE_BATCHED)
+def _free_batched(tracing: Tracing, inner: Function) -> Function:
+    """After mm_page_free, which says the same of a frame that goes to the per-cpu list."""
+    point = tracing.point(MM_PAGE_FREE_BATCHED)
+
+    def free_many(self: Buddy, pfns: Pfns) -> None:
+        inner(self, pfns)
+        _emit_runs(point, pfns)
+
+    return free_many

@@ -3,8 +3,9 @@
 Entries that go together are one record, a run: pages in a row whose entries repeat or count up, before and after
 (`shared.trace.event.step_of`). Many runs are packed in numpy. The primitives are few, and only they change entries.
 
-Not told: the accessed and dirty bits that the processor sets by itself, and the accessed bits that reclaim takes away
-again to see who uses what. No kernel notices the former; the latter is no change of what is mapped.
+Not told here: the accessed and dirty bits that the processor sets by itself, and the accessed bits that reclaim takes
+away again to see who uses what. No kernel notices the former; the latter is no change of what is mapped. A record of
+the machine has them (`kerneld.trace.probes.pgtable`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class EntryLog:
         self._replace = tracing.point(PTE_REPLACE)
         self._clear = tracing.point(PTE_CLEAR)
 
+    def redirect(self, point: Tracepoint) -> None:
+        """Record filled entries there."""
+        self._set = point
+
     def one(self, pages: Pages, vaddr: int, old: int, new: int, nr_pages: int = 1) -> None:
         """Record a change of one entry, or of one run of entries. `old` and `new` differ."""
         point = self._replace if old and new else self._set if new else self._clear
@@ -70,6 +75,12 @@ class EntryLog:
                 chosen = np.flatnonzero(mask & changed)
                 if len(chosen):
                     self._emit(point, pages, vaddrs[chosen], old[chosen], new[chosen])
+
+    def marks(self, point: Tracepoint, pages: Pages, vaddrs: Words, old: Words, new: Words) -> None:
+        """Record the old and the new entries of any pages whose accessed and dirty bits alone may differ."""
+        chosen = np.flatnonzero(old != new)
+        if len(chosen):
+            self._emit(point, pages, vaddrs[chosen], old[chosen], new[chosen])
 
     def _emit(self, point: Tracepoint, pages: Pages, vaddrs: Words, old: Words, new: Words) -> None:
         breaks = (

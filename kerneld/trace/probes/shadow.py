@@ -7,6 +7,7 @@ each range is noted with its cause when it becomes dirty, and the records of its
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -95,20 +96,33 @@ def _update(tracing: Tracing, inner: Function) -> Function:
         last = first_index + len(flags)
         old_flags, old_pfns = self._flags[first_index:last].copy(), self._pfns[first_index:last].copy()
         inner(self, first_index, flags, pfns)
-        at = np.flatnonzero((old_flags != flags) | (old_pfns != pfns))
-        if not len(at):
-            return
-        olds, news, old_f, new_f = old_pfns[at], pfns[at], old_flags[at], flags[at]
-        breaks = (np.diff(at) != 1) | (old_f[1:] != old_f[:-1]) | (new_f[1:] != new_f[:-1])
-        breaks |= (olds[1:] != _follows(olds[:-1])) | (news[1:] != _follows(news[:-1]))
-        firsts = [0, *(np.flatnonzero(breaks) + 1).tolist()]
-        for first, end in zip(firsts, [*firsts[1:], len(at)], strict=True):
-            vaddr = self._start + ((first_index + int(at[first])) << PAGE_SHIFT)
-            log.emit(
-                end - first, vaddr, (int(olds[first]), int(old_f[first])), (int(news[first]), int(new_f[first]))
-            )  # fmt: skip
+        for change in tell_entries(self._start, first_index, old_flags, old_pfns, flags, pfns):
+            log.emit(*change)
 
     return update
+
+
+Entry = tuple[int, int]
+"""Frame and flags."""
+
+
+def tell_entries(
+    start: int, first_index: int, old_flags: Words, old_pfns: Words, flags: Words, pfns: Words
+) -> Iterator[tuple[int, int, Entry, Entry]]:
+    """Yield the runs of changed entries from `first_index` on of a table that begins at the address `start`.
+
+    A run is its number of pages, its first address, and the old and the new entry of its first page.
+    """
+    at = np.flatnonzero((old_flags != flags) | (old_pfns != pfns))
+    if not len(at):
+        return
+    olds, news, old_f, new_f = old_pfns[at], pfns[at], old_flags[at], flags[at]
+    breaks = (np.diff(at) != 1) | (old_f[1:] != old_f[:-1]) | (new_f[1:] != new_f[:-1])
+    breaks |= (olds[1:] != _follows(olds[:-1])) | (news[1:] != _follows(news[:-1]))
+    firsts = [0, *(np.flatnonzero(breaks) + 1).tolist()]
+    for first, end in zip(firsts, [*firsts[1:], len(at)], strict=True):
+        vaddr = start + ((first_index + int(at[first])) << PAGE_SHIFT)
+        yield end - first, vaddr, (int(olds[first]), int(old_f[first])), (int(news[first]), int(new_f[first]))
 
 
 @probe(ShadowTable.update_one, SPTE_UPDATE)

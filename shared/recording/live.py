@@ -1,0 +1,96 @@
+"""A record of a running kerneld: a client that traces the machine and makes chunks.
+
+The kernel never waits for it. Where records were lost, it opens another trace, whose snapshot makes the record exact
+again from there on. Owns the connection. One thread uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+from collections.abc import Sequence
+
+from shared.client import Process
+from shared.client.errors import KerneldGone
+from shared.client.trace import TraceSession
+from shared.recording.chunks import Chunk
+from shared.recording.head import GLOBS, make_head
+from shared.recording.recorder import KEY_EVENTS, Recorder
+
+DEFAULT_RING_BYTES = 16 << 20
+"""A user without privilege may have a ring of this size, and no larger one."""
+SUPERUSER_RING_BYTES = 64 << 20
+
+
+class LiveRecord:
+    """A record that grows. Its process is in it: the viewer is a client as any other."""
+
+    def __init__(
+        self, path: str | None, pids: Sequence[int] = (), *, ring_bytes: int = 0, key_events: int = KEY_EVENTS
+    ) -> None:
+        """Connect and begin. Raises OSError as TraceSession does (ESRCH, EPERM, EMFILE, ENOSPC …), KerneldGone."""
+        self._process = Process.attach(path)
+        try:
+            self._pids = tuple(pids)
+            self._ring_bytes = ring_bytes or SUPERUSER_RING_BYTES
+            self.is_superuser = True
+            self._session = self._open()
+        except BaseException:
+            self._process.close()
+            raise
+        self.head = make_head(pids=self._pids, superuser=self.is_superuser)
+        self.recorder = Recorder(key_events)
+
+    def _open(self) -> TraceSession:
+        try:
+            return TraceSession(self._process, GLOBS, self._pids, self._ring_bytes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or self._ring_bytes <= DEFAULT_RING_BYTES:
+                raise
+        self.is_superuser, self._ring_bytes = False, DEFAULT_RING_BYTES
+        return self._open()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether no more events will come: kerneld has ended. Those in the ring can still be read."""
+        return self._session.reader.is_ended or self._is_hung_up()
+
+    def _is_hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._process.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def read(self, timeout_seconds: float | None, *others: int, wanted_bytes: int = 1) -> list[Chunk]:
+        """Return the chunks of what has come. Wait for it, or for the time, or until a descriptor can be read."""
+        reader = self._session.reader
+        reader.wait(timeout_seconds, self._process.fileno(), *others, wanted_bytes=wanted_bytes)
+        data = reader.take()
+        chunks = self.recorder.take(data) if data else []
+        if self.recorder.has_gap and not self.is_ended:
+            # Without this, all that follows would be followed only as well as can be.
+            with contextlib.suppress(OSError):
+                session = self._open()
+                self._session, old = session, self._session
+                with contextlib.suppress(KerneldGone):
+                    old.stop()
+                old.close()
+                self.recorder.expect_snapshot()
+        return chunks
+
+    @property
+    def ring_bytes(self) -> int:
+        """The size of the ring."""
+        return self._session.reader.size_bytes
+
+    def stop(self) -> list[Chunk]:
+        """End the trace, and return the last chunks."""
+        with contextlib.suppress(KerneldGone):
+            self._session.stop()
+        data = self._session.reader.take()
+        return self.recorder.take(data) if data else []
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+        self._process.close()
