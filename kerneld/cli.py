@@ -31,6 +31,7 @@ Examples:
   kerneld ftrace --graph            the functions of the kernel as they run
   kerneld stop                      end kerneld, and wait for its end
   kerneld referee                   compare kerneld with the kernel of this host
+  kerneld conformance --export kit  the checks of the assignment, in C, for a real kernel
   kerneld demo                      a demonstration: kerneld, a target and an inspector together
 
 \b
@@ -45,6 +46,7 @@ Exit status:
 
 
 COMMANDS = {
+    "conformance": "kerneld.commands.conformance.conformance",
     "demo": "kerneld.commands.demo",
     "exec": "kerneld.commands.exec.exec",
     "ftrace": "kerneld.commands.trace.ftrace",

@@ -1,0 +1,144 @@
+"""The kit on kerneld, where every check passes; on a kernel without the calls; and on kernels that are broken."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kerneld.commands.conformance.kit import Check
+from tests.commands.conformance.kit_program import run_kit
+from tests.native.inside import why_not_here
+from tests.support.compiler import build
+from tests.support.daemons import environment, private_socket, start_kerneld
+
+KERNELD = (sys.executable, "-P", "-m", "kerneld")
+BROKEN = Path(__file__).with_name("broken_kernel.c")
+FEW_OPENS = ("--opens", "500")
+AS_USER = {"open_eperm", "contents_eperm"}
+"""Only root can become another user."""
+NEED_PFNS = {"pte_write_after_read", "pte_cow", "pte_file_cow", "pte_pfn_cleared", "pte_pfns_distinct", "huge_pfns"}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a kerneld with room for the checks."""
+    path = private_socket(tmp_path_factory.mktemp("k"))
+    process = start_kerneld(path, ram="512M", check_invariants=False)
+    yield environment(path)
+    process.terminate()
+    process.communicate()
+
+
+def may_skip(checks: list[Check]) -> set[str]:
+    """Return the checks that say in words that they cannot be made here."""
+    contents = {check.name for check in checks if check.name.startswith("contents_")}
+    return set() if os.geteuid() == 0 else AS_USER | NEED_PFNS | contents
+
+
+@pytest.mark.parametrize("abi", ["f24", "f25", "f23"])
+def test_every_check_passes_by_kerneld_run(
+    abi: str, kits: dict[str, Path], checks: list[Check], daemon: dict[str, str]
+) -> None:
+    command = [*KERNELD, "run", "--abi", abi, "--", str(kits[abi])]
+    done = run_kit(command, "--abi", abi, *FEW_OPENS, environment=daemon)
+    of_semester = {check.name for check in checks if abi in check.semesters}
+    # The host decides whether there are huge pages.
+    may_be_skipped = may_skip(checks) | {"huge_beside", "huge_pfns", "huge_at_start", "pte_mlock"}
+    assert done.failed == set(), done.output
+    assert done.passed | done.skipped == of_semester
+    assert done.skipped <= may_be_skipped, done.output
+    assert done.status == 0
+
+
+@pytest.mark.skipif(why_not_here() != "", reason=f"no program runs inside: {why_not_here()}")
+def test_every_check_passes_inside_the_machine(
+    kits: dict[str, Path], checks: list[Check], daemon: dict[str, str]
+) -> None:
+    done = run_kit([*KERNELD, "exec", "--", str(kits["f24"])], *FEW_OPENS, environment=daemon)
+    assert done.failed == set(), done.output
+    assert done.passed | done.skipped == {check.name for check in checks if "f24" in check.semesters}
+    assert done.skipped <= may_skip(checks), done.output
+    assert done.status == 0
+
+
+@pytest.mark.parametrize("abi", ["f24", "f25", "f23"])
+def test_a_kernel_without_the_calls_is_one_line(abi: str, kits: dict[str, Path]) -> None:
+    done = run_kit([str(kits[abi])], "--abi", abi)
+    assert done.status == 4
+    assert done.output.startswith(f"1..0 # SKIP the calls of the shadow page table are missing ({abi}, ")
+    assert done.output.count("\n") == 1
+
+
+@pytest.fixture(scope="session")
+def broken_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that plays a kernel: BROKEN=hang, lie or die."""
+    return build(tmp_path_factory.mktemp("broken") / "broken.so", [BROKEN], "-shared", "-fPIC")
+
+
+def on_broken(kernel: Path, how: str) -> dict[str, str]:
+    """Return the environment in which a program meets that kernel."""
+    return {"LD_PRELOAD": str(kernel), "BROKEN": how}
+
+
+def test_a_call_that_hangs_is_a_failed_check_and_the_next_one_runs(kits: dict[str, Path], broken_kernel: Path) -> None:
+    only = ("--only", "vma_mmap,open_works,close_works", "--limit", "1")
+    done = run_kit([str(kits["f24"])], *only, environment=on_broken(broken_kernel, "hang"))
+    assert (done.status, done.failed, done.passed) == (
+        1,
+        frozenset({"vma_mmap"}),
+        frozenset({"open_works", "close_works"}),
+    )
+    assert "saw: nothing for 1 s: a call hangs, or never ends" in done.output
+
+
+def test_a_check_that_dies_is_a_failed_check(kits: dict[str, Path], broken_kernel: Path) -> None:
+    done = run_kit([str(kits["f24"])], "--only", "vma_mmap,open_works", environment=on_broken(broken_kernel, "die"))
+    assert (done.status, done.failed, done.passed) == (1, frozenset({"vma_mmap"}), frozenset({"open_works"}))
+    assert "the check's process died of signal 11" in done.output
+
+
+def test_a_kernel_that_only_says_yes_passes_no_check_of_the_table(
+    kits: dict[str, Path], checks: list[Check], broken_kernel: Path
+) -> None:
+    names = [check.name for check in checks if check.name.startswith(("vma_", "pte_", "start_fills", "start_resets"))]
+    only = ("--only", ",".join(names), "--patience", "1")
+    done = run_kit([str(kits["f24"])], *only, environment=on_broken(broken_kernel, "lie"))
+    assert done.passed == set(), done.output
+    assert done.failed
+    # Three lines tell of each failure.
+    lines = done.output.splitlines()
+    for at, line in enumerate(lines):
+        if line.startswith("not ok"):
+            assert [words.split(":")[0] for words in lines[at + 1 : at + 4]] == [
+                "#   did",
+                "#   expected",
+                "#   usual mistake",
+            ]
+
+
+def test_the_log_tells_which_check_stopped_the_kernel(
+    tmp_path: Path, kits: dict[str, Path], broken_kernel: Path
+) -> None:
+    log = tmp_path / "log"
+    kernel = on_broken(broken_kernel, "lie")
+    log.write_text("boot of-another-boot\nbegin open_works\nend open_works\nbegin open_ebusy_self\n")
+    done = run_kit([str(kits["f24"])], "--limit", "1", "--patience", "1", environment=kernel, log=log)
+    assert "open_ebusy_self" in done.failed
+    assert "saw: the kernel stopped during this check" in done.output
+    assert done.output.count("the kernel stopped during this check") == 1
+    assert log.read_text().splitlines()[-1] == "done all"
+
+
+def test_a_run_that_was_interrupted_in_this_boot_blames_no_check(
+    tmp_path: Path, kits: dict[str, Path], broken_kernel: Path
+) -> None:
+    log = tmp_path / "log"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    log.write_text(f"boot {boot}\nbegin open_works\n")
+    only = ("--only", "open_works,close_works")
+    done = run_kit([str(kits["f24"])], *only, environment=on_broken(broken_kernel, "lie"), log=log)
+    assert "the kernel stopped" not in done.output
