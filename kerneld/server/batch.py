@@ -42,7 +42,8 @@ SLICE_SECONDS = 0.01
 ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
 PERF_EVENT_OPEN = int(Nr.PERF_EVENT_OPEN)
-SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), int(Nr.CONNECT), PERF_EVENT_OPEN})
+RING = int(Nr.RING)
+SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), int(Nr.CONNECT), PERF_EVENT_OPEN, RING})
 _IS_CHECKED = SENDS_FDS | {ATTACH, LOAD, STORE}
 """Calls that need a check before they run."""
 
@@ -136,6 +137,8 @@ class Batch:
                     self._looked_at = fault_stores_ahead(call, self._requests, self._next)
             elif not self._has_room(request):
                 return -errno.EMSGSIZE
+            elif nr == RING:
+                return self._session.open_ring()
         result = run(call, nr)
         return self._go_on(result) if isinstance(result, Work) and result.waits_for is None else result
 

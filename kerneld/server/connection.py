@@ -10,12 +10,15 @@ read costs the memory of one answer, and no more.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import socket
 import struct
 import termios
 from collections.abc import Iterable
 from typing import NamedTuple
+
+import structlog
 
 from kerneld.fs.fput import fput
 from kerneld.syscalls.kernel import Sender
@@ -30,6 +33,7 @@ SKB_OVERHEAD = 32
 net/unix/af_unix.c:unix_dgram_sendmsg()."""
 SEND_BUFFER = 212_992
 """The host's kernel doubles this size. It is within the usual net.core.wmem_max, and has room for MAX_REPLY."""
+_log = structlog.get_logger("kerneld.server")
 NOBODY = Sender(0, 0, 0)
 
 # Plain ints: an operation on the enums of the socket module costs a microsecond, and a request takes only a few.
@@ -147,3 +151,9 @@ def close_fds(fds: Iterable[int]) -> None:
     """Close fds from a client or for a client. Errors of the close (a full disk, say) are ignored."""
     for fd in fds:
         fput(fd)
+
+
+def note_broken(pid: int, error: OSError) -> None:
+    """Log a broken connection, unless the client has just left without waiting for its answer."""
+    if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+        _log.warning("answer cannot be sent: connection closed", pid=pid, error=error.strerror)

@@ -10,8 +10,8 @@ Order within a turn:
 1. Dead processes. So a process with a reused pid never gets the watch of the old process.
 2. Changed files. So a process that truncates a file and then makes a request sees the change. If the turn is too short
    for all changes, processes that map these files wait until the changes are done.
-3. Ready connections. An fd that is closed in a turn may be used again in the same turn. So the loop looks up all
-   connections before it serves one, and skips those that were closed meanwhile.
+3. Ready connections, then ready rings. An fd that is closed in a turn may be used again in the same turn. So the loop
+   looks up all connections before it serves one, and skips those that were closed meanwhile.
 4. New connections.
 `kerneld.server.service` does the work on a connection.
 """
@@ -64,6 +64,11 @@ class Loop:
         self.service = Service(kernel, listener, limits, self._epoll)
         self._sessions = self.service.sessions
         self._waiting = self.service.waiting
+        self._rings = self.service.rings
+        self._ready: list[Session] = []
+        """The sessions with a request in their ring, at the last look."""
+        self._events: list[tuple[int, int]] = []
+        """The ready descriptors at the last look."""
         kernel.dying.slice_seconds = SLICE_SECONDS
         self._dying = kernel.dying.queue
         kernel.files.changes.slice_seconds = SLICE_SECONDS
@@ -118,8 +123,11 @@ class Loop:
         session = self._sessions.get(events[0][0]) if len(events) == 1 else None
         if session is not None:
             self._serve(session, events[0][1])
-        else:
+            self._watch(session)
+        elif events:
             self._serve_all(events)
+        if self._ready:
+            self._serve_rings()
         if self._waiting:
             self.service.go_on()
         if self._dying:
@@ -142,23 +150,49 @@ class Loop:
         return left
 
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
-        """Return all ready descriptors. If a pidfd were left out, the order of a turn would be broken."""
+        """Return all ready descriptors, and note the ready rings. If a pidfd were left out, the order of a turn would
+        be broken."""
         spin = self._spin
         if self._waiting or self._dying or self._changes or self._vmscan.is_awake:
+            self._look()
             # A thread that holds an address space is on the run queue, so it runs in each turn.
-            return self._without_held(self._look()) if self._locked else self._look()
+            return self._without_held(self._events) if self._locked else self._events
         if spin.skip:
             spin.skip -= 1
-        elif timeout_seconds is None:
-            events = spin.wait(self._look)
-            if events:
-                return events
+        elif timeout_seconds is None and spin.wait(self._look):
+            return self._events
+        if self._rings.watched:
+            self._rings.tell(is_watching=False)
+            if self._look():
+                self._rings.tell(is_watching=True)
+                return self._events
+            self._rings.forget_all()
+        self._ready = []
         if self._tends:
             timeout_seconds = self._reader.wait_seconds(self._host.wait_seconds(timeout_seconds))
         return self._poll(timeout_seconds, self.service.most_events)
 
-    def _look(self) -> list[tuple[int, int]]:
-        return self._poll(0, self.service.most_events)
+    def _look(self) -> bool:
+        """Note what is ready, and return whether anything is.
+
+        The rings come first: a descriptor that was ready before a request was written is then seen with the request,
+        and served before it.
+        """
+        self._ready = self._rings.find() if self._rings.watched else []
+        self._events = self._poll(0, self.service.most_events)
+        return bool(self._events or self._ready)
+
+    def _watch(self, session: Session) -> None:
+        """Look at the ring of a session that has just been served, if polling makes sense now."""
+        ring = session.ring
+        if ring is not None and not ring.is_watched and not self._spin.skip:
+            self._rings.watch(ring, session)
+
+    def _serve_rings(self) -> None:
+        for session in self._ready:
+            is_held = (self._changes or self._locked) and self.service.is_held(session)
+            if not session.connection.is_closed and not is_held:
+                self._serve(session, 0)
 
     def _serve_all(self, events: list[tuple[int, int]]) -> None:
         accepting = False
@@ -186,6 +220,7 @@ class Loop:
             is_held = (self._changes or self._locked) and self.service.is_held(session)
             if not session.connection.is_closed and not is_held:
                 self._serve(session, mask)
+                self._watch(session)
         if accepting:
             self.service.accept()
 

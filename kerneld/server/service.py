@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.server.agent_link import AgentLink, with_record
+from kerneld.server.agent_link import attach_agent, with_record
 from kerneld.server.airlock import Airlock, client_of
 from kerneld.server.batch import SLICE_SECONDS, Batch
 from kerneld.server.connection import (
@@ -27,17 +27,21 @@ from kerneld.server.connection import (
     Datagram,
     Inbox,
     close_fds,
+    note_broken,
 )
 from kerneld.server.door import ClientLimits, Door
 from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.ring import Rings
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
 from shared.uapi.native import ATTACH_AGENT
+from shared.uapi.ring import MOST_REQUEST_BYTES
 
 if TYPE_CHECKING:
     import socket
 
     from kerneld.server.reply import Outcome
+    from kerneld.server.ring import Ring
     from kerneld.syscalls.kernel import Kernel, Sender
     from shared import wire
     from shared.uapi.page import Pid
@@ -61,6 +65,7 @@ class Service:
         self._door = Door(listener, limits, self._airlock.is_barred)
         self._inbox = Inbox()
         self.sessions: dict[int, Session] = {}
+        self.rings: Rings[Session] = Rings()
         self.watches = Watches(epoll)
         self.most_events = OTHER_FDS
         """The most descriptors that epoll watches."""
@@ -83,17 +88,23 @@ class Service:
         self._door.close()
 
     def serve(self, session: Session, mask: int) -> None:
-        """Serve a ready connection once: answer a datagram, send the answer that waits, or close the connection."""
+        """Serve a ready connection, or a ready ring (`mask` 0), once.
+
+        That is: answer a datagram, send the answer that waits, or close the connection.
+        """
         if session.batch is not None:
             # epoll reports the end of a connection also while its batch runs. The batch is finished first.
             return
         try:
-            if not session.connection.unsent:
-                self._answer_next(session)
-            elif mask & BROKEN:
-                self._hang_up(session)
+            ring = session.ring
+            is_broken = mask & BROKEN
+            if session.connection.unsent:
+                self._hang_up(session) if is_broken else self._send_again(session)
+            elif ring is not None and ring.has_request and not is_broken:
+                # What comes by the socket is later: a bell, or a request of a client that does not wait for its answer.
+                self._answer_ring(session, ring)
             else:
-                self._send_again(session)
+                self._answer_next(session)
         except KernelBug:
             raise
         except Exception:
@@ -122,28 +133,38 @@ class Service:
             if datagram is None:
                 self._hang_up(session)
                 return
-            whole = self._answer(session, datagram)
-            if whole is None:
-                return
-            outcome = whole
-        self._send(session, outcome)
+            outcome = self._answer(session, datagram)
+        if outcome is not None:
+            self._send(session, outcome)
+
+    def _answer_ring(self, session: Session, ring: Ring) -> None:
+        """Take the datagram in a session's ring and answer it."""
+        length = ring.take()
+        if session.thread is not None and session.thread.tlb is not None:
+            session.thread.tlb.begin()
+        outcome = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
+        outcome = outcome or self._answer(session, ring.datagram(length, session.sender))
+        if outcome is not None:
+            self._send(session, outcome)
 
     def _send(self, session: Session, outcome: Outcome | Batch | bytes) -> None:
         """Send the answer to a datagram, and close the connection if the answer says so."""
-        if session.thread is not None and session.thread.tlb is not None and not isinstance(outcome, Batch):
-            outcome = with_record(outcome, session.thread.tlb.take())
-        try:
-            if isinstance(outcome, bytes):
-                is_sent, is_last = session.connection.send(outcome), False
-            elif isinstance(outcome, Batch):
-                self._put_aside(session, outcome)
-                return
-            else:
-                is_sent, is_last = session.connection.send(outcome.answer, outcome.fds), outcome.is_last
-        except OSError as error:
-            _note_broken(session, error)
-            self._hang_up(session)
+        if isinstance(outcome, Batch):
+            self._put_aside(session, outcome)
             return
+        if session.thread is not None and session.thread.tlb is not None:
+            outcome = with_record(outcome, session.thread.tlb.take())
+        answer, fds, is_last = (outcome, None, False) if isinstance(outcome, bytes) else outcome
+        ring = session.ring
+        if ring is not None and ring.is_serving and ring.answer(answer, has_fds=bool(fds)):
+            is_sent = True
+        else:
+            try:
+                is_sent = session.connection.send(answer, fds)
+            except OSError as error:
+                note_broken(session.pid, error)
+                self._hang_up(session)
+                return
         if is_last:
             # The reply stays in the client's queue after the close. It is dropped if a client that never reads has
             # left no room: a well-behaved client has at most one datagram unanswered.
@@ -226,7 +247,7 @@ class Service:
             if session.connection.send_again():
                 self._epoll.modify(session.fd, select.EPOLLIN)
         except OSError as error:
-            _note_broken(session, error)
+            note_broken(session.pid, error)
             self._hang_up(session)
 
     def _turn_out(self, peer: Sender) -> None:
@@ -280,7 +301,7 @@ class Service:
             self._door.claim(session.connection, sender)
         watch = self.watches.find(sender.pid)
         if request.args[3] & ATTACH_AGENT:
-            return self._attach_agent(session, watch, request.args[2])
+            return attach_agent(session, watch, request.args[2], self._kernel.tlbs, self.watches)
         try:
             pidfd = NO_PIDFD if watch is not None else open_pidfd(sender.pid)
         except OSError as error:
@@ -303,19 +324,6 @@ class Service:
         session.watch = watch
         log.debug("attached", pid=sender.pid, tid=thread.tid)
         return thread.process.pid
-
-    def _attach_agent(self, session: Session, watch: Watch | None, token: int) -> int:
-        """Make the connection that of the agent of a TLB of the process that sent the request. Return 0 or -errno."""
-        if watch is None:
-            return -errno.EINVAL
-        process = watch.process
-        link = AgentLink(session.connection, lambda: self.watches.kill(process))
-        try:
-            self._kernel.tlbs.employ(token, link)
-        except SysError as error:
-            return -error.errno
-        session.on_close = link.lost
-        return 0
 
     def end_process(self, watch: Watch) -> None:
         """End a process in the kernel, because the real process is dead."""
@@ -361,12 +369,12 @@ class Service:
     def accept(self) -> None:
         """Accept the new connections."""
         for connection in self._door.admit(self._make_room):
-            self._welcome(Session(connection))
+            self._welcome(Session(connection, self.rings))
 
     def open(self, pid: Pid) -> int:
         """Make a connection for a native program; see `kerneld.syscalls.kernel.Lines`."""
         connection, theirs = self._door.lend(pid)
-        if not self._welcome(Session(connection, is_lent=True)):
+        if not self._welcome(Session(connection, self.rings, is_lent=True)):
             os.close(theirs)
             raise SysError(errno.EAGAIN)
         return theirs
@@ -390,9 +398,3 @@ class Service:
         if silent is not None:
             log.warning("connection closed: it never attached, and others wait", pid=silent.pid)
             self._drop(silent)
-
-
-def _note_broken(session: Session, error: OSError) -> None:
-    """Log a broken connection, unless the client has just left without waiting for its answer."""
-    if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-        log.warning("answer cannot be sent: connection closed", pid=session.pid, error=error.strerror)

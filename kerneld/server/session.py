@@ -1,6 +1,7 @@
 """A session: the layer above a connection.
 
-It has the thread that the client has attached, the watch of the process, and the datagram that is not finished. The
+It has the thread that the client has attached, its ring, the watch of the process, and the datagram that is not
+finished. The
 connection below knows only its socket. `kerneld.server.service` serves a session.
 
 Invariant: `thread`, `call` and `usual` are set from `attached` on, `watch` soon after.
@@ -8,12 +9,16 @@ Invariant: `thread`, `call` and `usual` are set from `attached` on, `watch` soon
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kerneld.server.connection import NOBODY, Connection, usual_ancillary
-from kerneld.syscalls.answer import Call
+from kerneld.server.ring import Ring, Rings, make_file
+from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.kernel import Kernel, Sender
+from shared.uapi.ring import RING_BYTES
 
 if TYPE_CHECKING:
     from kerneld.server.batch import Batch
@@ -27,10 +32,13 @@ class Session:
     """A connection, and the thread that was attached through it."""
 
     __slots__ = (
-        "batch", "call", "connection", "fd", "is_lent", "on_close", "receive", "sender", "thread", "usual", "watch",
+        "_rings", "batch", "call", "connection", "fd", "is_lent", "on_close", "receive", "ring", "sender", "thread",
+        "usual", "watch",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, *, is_lent: bool = False) -> None:
+    def __init__(self, connection: Connection, rings: Rings[Session], *, is_lent: bool = False) -> None:
+        """`rings` are those that the loop looks at."""
+        self._rings = rings
         self.connection = connection
         self.is_lent = is_lent
         """Whether the kernel made it for a native program, and nobody has attached by it yet."""
@@ -40,6 +48,8 @@ class Session:
         self.watch: Watch | None = None
         self.batch: Batch | None = None
         """The rest of a long datagram. The server reads nothing from the connection until the datagram is answered."""
+        self.ring: Ring | None = None
+        """The memory in which requests come besides the socket, if the client has asked for it."""
         self.call: Call | None = None
         """The Call of the thread. Each of its single requests uses it again."""
         self.on_close: Callable[[], None] | None = None
@@ -63,6 +73,31 @@ class Session:
         self.sender = sender
         self.usual = usual_ancillary(sender)
 
+    def open_ring(self) -> Answer | int:
+        """Give the connection a ring in the place of its former one. Return its size with its descriptor, or -errno.
+
+        -EBUSY: the request itself has come in a ring.
+        """
+        if self.ring is not None and self.ring.is_serving:
+            return -errno.EBUSY
+        self._close_ring()
+        try:
+            fd = make_file()
+        except OSError as error:
+            return -(error.errno or errno.ENOMEM)
+        try:
+            self.ring = Ring(fd)
+        except OSError as error:
+            os.close(fd)
+            return -(error.errno or errno.ENOMEM)
+        return Answer(RING_BYTES, fds=(fd,))
+
+    def _close_ring(self) -> None:
+        ring, self.ring = self.ring, None
+        if ring is not None:
+            self._rings.forget(ring)
+            ring.close()
+
     def close(self) -> None:
         """Give up an unfinished batch, and close the connection."""
         if self.on_close is not None:
@@ -70,4 +105,5 @@ class Session:
         if self.batch is not None:
             self.batch.close()
             self.batch = None
+        self._close_ring()
         self.connection.close()

@@ -66,7 +66,7 @@ class Segment:
         self.size_bytes = size_bytes
         writable_fd, self._fd = _create_unlinked(size_bytes)
         try:
-            self._map = _map_without_descriptor(writable_fd, size_bytes)
+            self._map = map_without_descriptor(writable_fd, size_bytes)
         except BaseException:
             os.close(self._fd)
             raise
@@ -108,7 +108,7 @@ def _create_unlinked(size_bytes: int) -> tuple[int, int]:
             posix_ipc.unlink_shared_memory(name)
 
 
-def _map_without_descriptor(fd: int, size_bytes: int) -> mmap.mmap:
+def map_without_descriptor(fd: int, size_bytes: int) -> mmap.mmap:
     """Map `fd` shared and writable into a Python mmap object that keeps no descriptor of it.
 
     Python's mmap keeps a duplicate of its descriptor (until trackfd in Python 3.13). An anonymous mmap object has none.

@@ -73,6 +73,11 @@ def wrpkru(call: Call) -> int:
     return 0
 
 
+def ring_bell(call: Call) -> int:
+    """Return 0. Its reply comes after the answer to what the client has in its ring: docs/abi.md, "Ring"."""
+    return 0
+
+
 def restart_syscall(call: Call) -> int | Answer | Work:
     """Run the next piece of a request that has begun. No client can make this call: see `table.RESTART`."""
     work, call.work = call.work, None

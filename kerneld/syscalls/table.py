@@ -61,6 +61,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.FILE_SYNC: native.file_sync,
     Nr.CONNECT: native.connect,
     Nr.CREDS: native.creds,
+    Nr.RING_BELL: machine.ring_bell,
 }
 
 RESTART = -1

@@ -46,7 +46,9 @@ enum kd_nr {
 	KD_RAM = 0x1005,
 	KD_CLONE = 0x1006,
 	KD_RDPKRU = 0x1007,
-	KD_WRPKRU = 0x1008
+	KD_WRPKRU = 0x1008,
+	KD_RING = 0x100e,
+	KD_RING_BELL = 0x100f
 };
 enum kd_access { KD_READ = 0, KD_WRITE = 1, KD_FETCH = 2 };
 enum kd_disposition { KD_SIGNAL_DEFAULT = 0, KD_SIGNAL_IGNORE = 1, KD_SIGNAL_CAUGHT = 2 };
@@ -76,6 +78,14 @@ struct kd_table {
 	uint64_t dev, ino;               /* of the mapping: what is no longer it is left alone at close */
 };
 
+/* Memory in which calls go to the daemon without a system call, while it looks there. */
+struct kd_ring {
+	volatile uint64_t *words; /* NULL: none */
+	uint64_t number;          /* of the last datagram in it */
+	unsigned exchanges;       /* by the socket; after some a ring is asked for */
+	unsigned misses, skip;    /* answers in a row that came late; how many next datagrams go by the socket */
+};
+
 struct kd {
 	int fd;
 	pid_t pid;          /* of the process that attached: no other may use the connection */
@@ -84,8 +94,9 @@ struct kd {
 	struct kd_signal signal;
 	struct kd_table table;
 	int check_owner;    /* the path is one that nobody chose: see is_trusted() */
+	struct kd_ring ring;
 };
-#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0, 0 }, 0 }
+#define KD_INIT { -1, 0, { 0 }, NULL, { 0, { 0, 0, 0, 0, 0 } }, { NULL, 0, NULL, 0, 0, 0, 0 }, 0, { NULL, 0, 0, 0, 0 } }
 
 /* One call of a batch. Set what goes in, zero the rest. */
 struct kd_call {

@@ -17,6 +17,7 @@ _LIBC.mmap.argtypes = (
 )
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _LIBC.signal.restype = ctypes.c_void_p
 _LIBC.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
@@ -40,6 +41,12 @@ def munmap(address: int, length: int) -> None:
 def mprotect(address: int, length: int, prot: int) -> None:
     """Set the protection of real memory. Raises OSError. Source: mprotect(2)."""
     if _LIBC.mprotect(address, length, prot) < 0:
+        raise _last_error()
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """Give advice about real memory. Raises OSError. Source: madvise(2)."""
+    if _LIBC.madvise(address, length, advice) < 0:
         raise _last_error()
 
 

@@ -60,6 +60,8 @@ class Nr(IntEnum):
     FILE_SYNC = 0x100B
     CONNECT = 0x100C
     CREDS = 0x100D
+    RING = 0x100E
+    RING_BELL = 0x100F
 
 
 class Access(IntEnum):

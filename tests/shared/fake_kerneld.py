@@ -34,6 +34,8 @@ class Said(NamedTuple):
     fds: tuple[int, ...] = ()
     raw: bytes | None = None
     """The whole record instead, for an answer against the contract."""
+    then: bytes = b""
+    """A second datagram, after the answer."""
 
 
 class Hangup(Exception):
@@ -145,6 +147,8 @@ class FakeKerneld:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", sent))] if sent else []
         with contextlib.suppress(ConnectionError):
             connection.sendmsg([answer], rights)
+            if last.then:
+                connection.send(last.then)
         for fd in (*sent, *fds):
             os.close(fd)
         return not (last.info and last.info.fatal)

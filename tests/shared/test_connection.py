@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dis
 import errno
 import fcntl
-import itertools
 import os
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -26,10 +21,10 @@ from shared.uapi.syscalls import Nr
 from shared.wire import Request, SigInfo
 from tests.shared.attached import Attached
 from tests.shared.fake_kerneld import FakeKerneld, Hangup, Said, settled_fds, signalled
+from tests.shared.interrupted import Interruption, raises_at
 
-
-class Interruption(Exception):
-    """What a signal handler raises here."""
+CODE = (Connection.converse, Connection.exchange, Connection.exchange_for_fds, Connection._run, Spin.wait)
+"""What runs during an exchange by the socket."""
 
 
 def echo(request: Request, _fds: list[int]) -> Said:
@@ -232,43 +227,7 @@ def test_a_call_interrupted_anywhere_leaves_the_next_one_its_own_answer(attached
         return getattr(connection, path)(first)
 
     places = 0
-    while _raises_at_call(places, call):
+    while raises_at(places, call, *CODE):
         assert process.syscall(1, 1000 + places) == 1000 + places
         places += 1
     assert places >= 5
-
-
-def _raises_at_call(which: int, call: Callable[[], object]) -> bool:
-    """Run `call` with an Interruption after the `which`th CALL within Connection; False when there are fewer."""
-    faces = (Connection.converse, Connection.exchange, Connection.exchange_for_fds)
-    ours = {*(face.__code__ for face in faces), Connection._run.__code__, Spin.wait.__code__}
-    calls = {
-        code: {after.offset for before, after in _pairs(list(dis.get_instructions(code))) if before.opname == "CALL"}
-        for code in ours
-    }
-    seen = 0
-
-    def trace(frame: FrameType, event: str, _arg: object) -> Any:
-        nonlocal seen
-        if frame.f_code not in ours:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_lasti in calls[frame.f_code]:
-            seen += 1
-            if seen == which + 1:
-                raise Interruption
-        return trace
-
-    outer = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Interruption:
-        return True
-    finally:
-        sys.settrace(outer)
-    return False
-
-
-def _pairs(instructions: list[dis.Instruction]) -> list[tuple[dis.Instruction, dis.Instruction]]:
-    return list(itertools.pairwise(instructions))

@@ -19,6 +19,7 @@ from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import answer_datagram, answer_usual
 from kerneld.server.reply import Outcome
+from kerneld.server.ring import Rings
 from kerneld.server.session import Session
 from kerneld.syscalls import dispatch as dispatch_module
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
@@ -70,7 +71,7 @@ class Client(Session):
     __slots__ = ("sender",)
 
     def __init__(self, sender: Sender) -> None:
-        super().__init__(cast(Any, _NoSocket()))
+        super().__init__(cast(Any, _NoSocket()), Rings())
         self.sender = sender
 
 

@@ -54,6 +54,17 @@ def pack(nr: int, *args: int, data: bytes = b"", size: int | None = None) -> byt
     return _HEAD.pack(_HEAD.size + len(data) if size is None else size, nr, *words) + data
 
 
+def unpack(answer: bytes, fds: tuple[int, ...] = ()) -> list[Reply]:
+    """Return the replies of one answer, descriptors with the first."""
+    replies: list[Reply] = []
+    while answer:
+        size, signo, ret = _REPLY.unpack_from(answer)
+        assert _REPLY.size <= size <= len(answer)
+        replies.append(Reply(ret, signo, answer[_REPLY.size : size], () if replies else fds))
+        answer = answer[size:]
+    return replies
+
+
 class RawThread:
     """One connection."""
 
@@ -85,13 +96,7 @@ class RawThread:
             return []
         for _level, _kind, data in ancillary:
             fds.frombytes(data)
-        replies: list[Reply] = []
-        while answer:
-            size, signo, ret = _REPLY.unpack_from(answer)
-            assert _REPLY.size <= size <= len(answer)
-            replies.append(Reply(ret, signo, answer[_REPLY.size : size], () if replies else tuple(fds)))
-            answer = answer[size:]
-        return replies
+        return unpack(answer, tuple(fds))
 
     def exchange(self, datagram: bytes, fds: Sequence[int] = ()) -> list[Reply]:
         """Send one datagram and return the replies."""

@@ -11,6 +11,7 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 {
 	forget_other_areas(t);
 	sys1(NR_close, t->conn);
+	t->ring = 0;
 	tlb_drop_all();
 	t->tid = sys0(NR_gettid);
 	t->clear_tid = 0;
@@ -101,7 +102,7 @@ static void begin(struct thread *t, u64 tid, u64 frame)
 	t->tid = sys0(NR_gettid);
 	attach(t, tid ? (u64)t->tid : 0, t->token);
 	u64 args[6] = {1};
-	if (ask_ret(t, KD_NATIVE, args) < 0)
+	if (ask_with_ring(t, KD_NATIVE, args).ret < 0)
 		die("kerneld refuses a thread or a child");
 	if (t->clear_sighand)
 		clear_handlers();
@@ -148,6 +149,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->clear_sighand = flags & CLONE_CLEAR_SIGHAND;
 	new->token = 0;
 	new->mapping = 0;
+	new->ring = 0;
 	*start = (u64 *)((u64)frame - 64);
 	**start = (u64)frame;
 	if (flags & CLONE_PARENT_SETTID)

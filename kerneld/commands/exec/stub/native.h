@@ -28,7 +28,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
-	KD_CONNECT = 0x100c, KD_CREDS = 0x100d, CLONE_SHARE = 1, CLONE_CANCEL = 2,
+	KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, CLONE_SHARE = 1, CLONE_CANCEL = 2,
 	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4,
 };
 
@@ -69,6 +69,9 @@ struct thread {
 	u64 clear_sighand;	/* it begins without handlers: CLONE_CLEAR_SIGHAND */
 	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
 	int is_sharer;		/* a process of its own in this memory, not a thread */
+	u64 *ring;		/* memory in which requests go to kerneld while it looks there; 0: none */
+	u64 ring_number;	/* of the last request in it */
+	u32 ring_misses, ring_skip;
 	char *buffer;
 };
 #define BUFFER_BYTES 0x20000UL
@@ -106,11 +109,16 @@ void say(const char *text);
 struct answer { long ret; int signo; struct siginfo_wire info; const char *data; u64 length; int fd[2]; };
 int kerneld_connect(const char *path);
 int new_connection(struct thread *t);
+struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args);
 long hide_fd(int fd);
 struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd);
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count);
 long ask_ret(struct thread *t, u32 nr, const u64 *args);
 void attach(struct thread *t, u64 tid, u64 token);
+
+/* ring.c */
+void ring_open(struct thread *t, int fd);
+long ring_ask(struct thread *t, const struct request *head, const void *data, u64 length, char *buffer, u64 room);
 
 /* tlb.c */
 void tlb_apply(struct thread *t, const struct tlb_record *record);

@@ -134,7 +134,7 @@ static void tell_limits(struct thread *t)
 void go_native(struct thread *t)
 {
 	u64 args[6] = {0};
-	struct answer answer = ask(t, KD_NATIVE, args, 0, 0, -1);
+	struct answer answer = ask_with_ring(t, KD_NATIVE, args);
 	if (answer.ret < 0 || answer.length < 8)
 		die(answer.ret == -EPERM ? "this kerneld takes no programs in (kerneld start --no-exec, or another user's)"
 					 : "kerneld does not know native programs");

@@ -45,13 +45,10 @@ int new_connection(struct thread *t)
 	return answer.ret < 0 ? answer.ret : hide_fd(answer.fd[0]);
 }
 
-static void send_request(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count)
+static void send_all(struct thread *t, struct iovec *iov, int pieces, const int *fds, int count)
 {
-	struct request head = {.size = sizeof head + length, .nr = nr};
-	memcpy(head.args, args, sizeof head.args);
-	struct iovec iov[2] = {{&head, sizeof head}, {data, length}};
 	struct cmsg control = {.length = 16 + count * 4, .level = 1, .type = 1};
-	struct msghdr message = {.iov = iov, .iovlen = length ? 2 : 1};
+	struct msghdr message = {.iov = iov, .iovlen = pieces};
 	for (int i = 0; i < count; i++)
 		control.fd[i] = fds[i];
 	if (count) {
@@ -63,8 +60,8 @@ static void send_request(struct thread *t, u32 nr, const u64 *args, const void *
 		sent = sys3(NR_sendmsg, t->conn, &message, MSG_NOSIGNAL);
 	while (sent == -EINTR);
 	if (sent == -EBADF && count) /* The program's descriptor is none: kerneld says EBADF without one. */
-		send_request(t, nr, args, data, length, fds, 0);
-	else if (sent != (long)head.size)
+		send_all(t, iov, pieces, fds, 0);
+	else if (sent <= 0)
 		die("kerneld has gone");
 }
 
@@ -86,25 +83,64 @@ static long receive(struct thread *t, char *buffer, u64 room, struct answer *ans
 	return got;
 }
 
+/* Take up the first reply of an answer, and what is behind the last of `replies`: the record for the TLB. */
+static void take_answer(struct thread *t, const char *buffer, long got, int replies, struct answer *answer)
+{
+	const struct reply *reply = (const struct reply *)buffer;
+	if (got < (long)sizeof *reply || reply->size > got)
+		die("kerneld has gone");
+	answer->ret = reply->ret;
+	answer->signo = reply->signo;
+	answer->data = buffer + sizeof *reply;
+	answer->length = reply->size - sizeof *reply;
+	if (answer->signo)
+		memcpy(&answer->info, answer->data, sizeof answer->info);
+	while (replies-- && got >= (long)sizeof *reply) {
+		u32 size = ((const struct reply *)buffer)->size;
+		buffer += size;
+		got -= size;
+	}
+	if (got >= (long)sizeof(struct tlb_record))
+		tlb_apply(t, (const struct tlb_record *)buffer);
+}
+
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count)
 {
 	/* A fault may come while the answer to another request is being read: it has a buffer of its own. */
 	char small[2048];
-	char *buffer = nr == KD_FAULT ? small : t->buffer;
-	struct answer answer = {0};
-	send_request(t, nr, args, data, length, fds, count);
-	long got = receive(t, buffer, nr == KD_FAULT ? sizeof small : BUFFER_BYTES, &answer);
-	const struct reply *reply = (const struct reply *)buffer;
-	if (got < (long)sizeof *reply || reply->size > got)
-		die("kerneld has gone");
-	answer.ret = reply->ret;
-	answer.signo = reply->signo;
-	answer.data = buffer + sizeof *reply;
-	answer.length = reply->size - sizeof *reply;
-	if (answer.signo)
-		memcpy(&answer.info, answer.data, sizeof answer.info);
-	if (got >= (long)(reply->size + sizeof(struct tlb_record)))
-		tlb_apply(t, (const struct tlb_record *)(buffer + reply->size));
+	int is_fault = nr == KD_FAULT;
+	char *buffer = is_fault ? small : t->buffer;
+	u64 room = is_fault ? sizeof small : BUFFER_BYTES;
+	struct answer answer = {.fd = {-1, -1}};
+	struct request head = {.size = sizeof head + length, .nr = nr};
+	memcpy(head.args, args, sizeof head.args);
+	long got = count ? 0 : ring_ask(t, &head, data, length, buffer, room);
+	if (!got) {
+		struct iovec iov[2] = {{&head, sizeof head}, {data, length}};
+		send_all(t, iov, length ? 2 : 1, fds, count);
+		got = receive(t, buffer, room, &answer);
+	}
+	take_answer(t, buffer, got, 1, &answer);
+	return answer;
+}
+
+/* Make a request, and ask for a ring in the same datagram. The caller gets the descriptors of its own request alone. */
+struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args)
+{
+	struct request both[2] = {{.size = sizeof both[0], .nr = nr}, {.size = sizeof both[1], .nr = KD_RING}};
+	struct iovec iov = {both, sizeof both};
+	struct answer answer;
+	memcpy(both[0].args, args, sizeof both[0].args);
+	send_all(t, &iov, 1, 0, 0);
+	long got = receive(t, t->buffer, BUFFER_BYTES, &answer);
+	take_answer(t, t->buffer, got, 2, &answer);
+	const struct reply *ring = (const struct reply *)(answer.data + answer.length);
+	int *fd = answer.fd[1] >= 0 ? &answer.fd[1] : &answer.fd[0];
+	if (!answer.signo && ring->ret > 0 && *fd >= 0) {
+		ring_open(t, *fd);
+		sys1(NR_close, *fd);
+		*fd = -1;
+	}
 	return answer;
 }
 

@@ -1,0 +1,106 @@
+/* The ring: memory in which a thread's requests go to kerneld without a system call, while kerneld looks there. Else, and
+ * for descriptors, there is the socket. See docs/abi.md, "Ring". */
+#include "native.h"
+
+#define RINGS_START 0x6a3000000000UL
+#define RING_BYTES 0x10000UL
+#define REQUESTS 256
+#define ANSWERS 0x8000
+#define MAP_SHARED_FIXED 0x11
+#define MADV_DONTFORK 10
+#define MSG_NOSIGNAL 0x4000
+#define NR_recvfrom 45
+#define MOST_SKIPPED 64
+#define LONGEST_CYCLES 150000UL	/* some 50 microseconds */
+
+enum { REQUEST_NUMBER = 0, REQUEST_BYTES = 1, WATCHED = 8, ANSWER_NUMBER = 16, ANSWER_BYTES = 17 };
+
+/* Map the ring of a thread. A fork's child does not get it: it is its parent's. */
+void ring_open(struct thread *t, int fd)
+{
+	u64 number = ((u64)t - AREAS_START) / AREA_BYTES, at = RINGS_START + number * RING_BYTES;
+	if (sys6(NR_mmap, at, RING_BYTES, 3, MAP_SHARED_FIXED, fd, 0) != (long)at)
+		return;
+	sys3(NR_madvise, at, RING_BYTES, MADV_DONTFORK);
+	t->ring_number = t->ring_misses = t->ring_skip = 0;
+	t->ring = (u64 *)at;
+}
+
+static u64 word(struct thread *t, int index)
+{
+	return __atomic_load_n(&t->ring[index], __ATOMIC_ACQUIRE);
+}
+
+static int is_answered_soon(struct thread *t)
+{
+	for (u64 start = __builtin_ia32_rdtsc(); word(t, ANSWER_NUMBER) != t->ring_number;) {
+		__builtin_ia32_pause();
+		if (__builtin_ia32_rdtsc() - start > LONGEST_CYCLES) {
+			/* kerneld is busy, or has no processor: waiting here helps nobody. */
+			t->ring_misses += t->ring_misses < 6;
+			t->ring_skip = 1 << t->ring_misses;
+			return 0;
+		}
+	}
+	t->ring_misses = 0;
+	return 1;
+}
+
+static long receive(struct thread *t, char *buffer, u64 room)
+{
+	long got;
+	do
+		got = sys6(NR_recvfrom, t->conn, (long)buffer, room, 0, 0, 0);
+	while (got == -EINTR);
+	return got;
+}
+
+/* Sleep until the answer has come: the reply to the bell comes after it. Returns the length of an answer by the socket. */
+static long ring_bell(struct thread *t, char *buffer, u64 room)
+{
+	struct request bell = {.size = sizeof bell, .nr = KD_RING_BELL};
+	char reply[64];
+	long sent, got;
+	do
+		sent = sys6(NR_sendto, t->conn, (long)&bell, sizeof bell, MSG_NOSIGNAL, 0, 0);
+	while (sent == -EINTR);
+	got = receive(t, buffer, room);
+	if (word(t, ANSWER_NUMBER) != t->ring_number)
+		die("kerneld has gone");
+	if (!word(t, ANSWER_BYTES))
+		receive(t, reply, sizeof reply);
+	return got;
+}
+
+/* Answers with descriptors; and kerneld learns who the process is now from the credentials of a datagram. */
+static int is_for_socket(u32 nr)
+{
+	return nr == KD_NATIVE || nr == KD_CONNECT || nr == NR_shadowpt_open || nr == KD_CREDS;
+}
+
+/* Make a request by the ring; the length of its answer, which is in the buffer then, or 0: it is to go by the socket. */
+long ring_ask(struct thread *t, const struct request *head, const void *data, u64 length, char *buffer, u64 room)
+{
+	long got = 0;
+	if (!t->ring || !word(t, WATCHED) || head->size > ANSWERS - REQUESTS || is_for_socket(head->nr))
+		return 0;
+	if (t->ring_skip) {
+		t->ring_skip--;
+		return 0;
+	}
+	char *request = (char *)t->ring + REQUESTS;
+	memcpy(request, head, sizeof *head);
+	memcpy(request + sizeof *head, data, length);
+	t->ring[REQUEST_BYTES] = head->size;
+	t->ring_number++;
+	__atomic_store_n(&t->ring[REQUEST_NUMBER], t->ring_number, __ATOMIC_SEQ_CST);
+	if (!word(t, WATCHED) || !is_answered_soon(t))
+		got = ring_bell(t, buffer, room);
+	u64 bytes = word(t, ANSWER_BYTES);
+	if (!bytes)
+		return got ? got : receive(t, buffer, room);
+	if (bytes > room)
+		die("an answer of kerneld is too long");
+	memcpy(buffer, (char *)t->ring + ANSWERS, bytes);
+	return bytes;
+}
