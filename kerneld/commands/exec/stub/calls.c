@@ -1,8 +1,5 @@
 /* A system call of the program has come: whose is it? kerneld's (memory.c), the stub's (below), or the host's.
- *
- * A call of the host's is made by the gate: the program goes on at two instructions in the thread's own area, `syscall`
- * and a jump behind the program's own instruction, with all its registers, its mask and its stack. So whatever the host
- * does about signals and restarts is what it does outside. */
+ */
 #include "native.h"
 
 #define ARCH_SET_GS 0x1001
@@ -21,12 +18,6 @@
 #define CLONE_VM 0x100
 #define CLOSE_RANGE_UNSHARE 2
 #define WCLONE 0x80000000UL
-
-void pass(struct thread *t, struct ucontext *uc)
-{
-	t->gate_return = uc->mc.rip;
-	uc->mc.rip = gate_of(t);
-}
 
 static int is_hidden(u64 fd)
 {
@@ -151,8 +142,12 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 	case NR_set_tid_address:
 		t->clear_tid = args[0];
 		return 0;
+	case NR_set_robust_list:
+		if (args[1] == 24)
+			t->robust = args[0];
+		return 0;
 	case NR_exit:
-		touch(t->clear_tid, t->clear_tid ? 4 : 0, 1);
+		leave_futexes(t, 1);
 		if (t->is_sharer) {
 			ask_ret(t, NR_exit_group, args);
 			sys1(NR_exit, args[0]);
@@ -160,6 +155,7 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		sys1(NR_close, t->conn);
 		leave_area(t, args[0]);
 	case NR_exit_group:
+		leave_futexes(t, t->is_sharer);
 		ask_ret(t, NR_exit_group, args);
 		/* kerneld has sent the agent away. An orphan would become a child of whoever takes orphans (init, a subreaper),
 		 * and would be one that the program never had. */
@@ -177,8 +173,7 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		return readlink_call(args, nr, ret);
 	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:
 		/* setuid() and its like, capset(), unshare(), setns() */
-		prepare(nr, args);
-		*ret = sys3(nr, args[0], args[1], args[2]);
+		*ret = direct_call(t, nr, args);
 		ask_ret(t, KD_CREDS, args);
 		return 1;
 	}
@@ -197,9 +192,8 @@ void on_syscall(struct thread *t, struct ucontext *uc)
 		uc->mc.rax = ret;
 		return;
 	}
-	ret = prepare(nr, args);
-	if (ret < 0 || file_call(t, args, nr, &ret))
+	if (file_call(t, args, nr, &ret))
 		uc->mc.rax = ret;
 	else
-		pass(t, uc);
+		host_call(t, uc, nr, args);
 }

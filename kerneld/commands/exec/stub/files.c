@@ -19,6 +19,9 @@
 #define O_DIRECT 040000
 #define RLIMIT_FSIZE 1
 #define NR_pread64 17
+#define NR_pwrite64 18
+#define NR_truncate 76
+#define NR_creat 85
 
 enum { WRITTEN = 1, WRITE = 2, AT = 4, TRUNCATE = 8 };	/* shared/uapi/native.py */
 
@@ -30,14 +33,25 @@ void files_start(void)
 	sys6(NR_mmap, (u64)mapped_files, PAGE_BYTES, 1, 0x11, process.ram_fd, 0);
 }
 
-/* Tell whether a descriptor's file may be mapped, or written through a mapping. */
-static int is_mapped(int fd, int writable)
+struct look { int is_regular, is_plain, bucket; };
+
+/* Look at a descriptor's file. A plain one is on a disk or in memory: its reads and writes wait for nobody. */
+static struct look look_at(int fd)
 {
 	u64 status[18];
-	if (sys2(NR_fstat, fd, status) || (((u32 *)status)[6] & S_IFMT) != S_IFREG)
-		return 0;
-	u32 hash = (u32)((status[1] ^ status[0]) * 0x9e3779b1UL) >> 21;
-	return mapped_files[hash + (writable ? BUCKETS : 0)];
+	struct look look = {0, 0, 0};
+	if (fd < 0 || sys2(NR_fstat, fd, status) || (((u32 *)status)[6] & S_IFMT) != S_IFREG)
+		return look;
+	look.is_regular = 1;
+	look.is_plain = status[6] || status[8];	/* its size, its blocks: files of /proc have neither */
+	look.bucket = (u32)((status[1] ^ status[0]) * 0x9e3779b1UL) >> 21;
+	return look;
+}
+
+/* Tell whether a file may be mapped, or written through a mapping. */
+static int is_mapped(const struct look *look, int writable)
+{
+	return look->is_regular && mapped_files[look->bucket + (writable ? BUCKETS : 0)];
 }
 
 static void sync(struct thread *t, int fd, u64 flags, u64 offset, u64 length)
@@ -68,26 +82,14 @@ static void find_fds(const u64 *args, long nr, int *from, int *to)
 	}
 }
 
-static long make(const u64 *args, long nr)
-{
-	return sys6(nr, args[0], args[1], args[2], args[3], args[4], args[5]);
-}
-
 /* kerneld makes the call, so that nothing comes between the file and the pages that are mapped of it. The data go through the
  * thread's buffer, as far as the program's memory can be read. */
 static long write_through(struct thread *t, int fd, u64 from, u64 length, const u64 *offset)
 {
 	u64 done = 0;
 	while (done < length) {
-		u64 args[6] = {WRITE | (offset ? AT : 0), offset ? *offset + done : 0}, part = 0;
-		while (part < CHUNK && done + part < length) {
-			u64 at = from + done + part, room = PAGE_BYTES - at % PAGE_BYTES;
-			room = room < length - done - part ? room : length - done - part;
-			room = room < CHUNK - part ? room : CHUNK - part;
-			if (user_copy(t->buffer + part, (void *)at, room))
-				break;
-			part += room;
-		}
+		u64 args[6] = {WRITE | (offset ? AT : 0), offset ? *offset + done : 0};
+		u64 part = copy_in((u64)t->buffer, from + done, length - done < CHUNK ? length - done : CHUNK);
 		long ret = part ? ask(t, KD_FILE_SYNC, args, t->buffer, part, fd).ret : -EFAULT;
 		if (ret <= 0)
 			return done ? (long)done : ret;
@@ -174,46 +176,80 @@ static long write_mapped(struct thread *t, const u64 *args, long nr, int to)
 			return ask(t, KD_FILE_SYNC, truncate, 0, 0, to).ret;
 		}
 	sync(t, to, 0, 0, 0);
-	long ret = make(args, nr);
+	long ret = direct_call(t, nr, args);
 	if (ret >= 0)
 		sync(t, to, WRITTEN, 0, WHOLE);
 	return ret;
 }
 
-/* truncate() and an open with O_TRUNC name the file by its path. */
-static int path_call(struct thread *t, const u64 *args, long nr, long *ret)
+/* A call of an open with O_TRUNC, or of truncate(), has been made: they name the file by its path. */
+void file_opened(struct thread *t, const u64 *args, long nr, long ret)
 {
-	int at = nr == NR_openat;
-	if (nr == 76) {
-		*ret = make(args, nr);
-		long fd = *ret ? -1 : sys3(NR_open, args[0], 02000001, 0);
-		if (fd >= 0) {
-			if (is_mapped(fd, 0))
-				sync(t, fd, WRITTEN, 0, WHOLE);
-			sys1(NR_close, fd);
-		}
-		return 1;
-	}
-	if ((nr != NR_open && nr != NR_openat) || !(args[at + 1] & O_TRUNC))
+	u64 flags = nr == NR_open ? args[1] : nr == NR_openat ? args[2] : nr == NR_creat ? O_TRUNC : 0;
+	if (!(flags & O_TRUNC) || ret < 0)
+		return;
+	struct look look = look_at(ret);
+	if (is_mapped(&look, 0))
+		sync(t, ret, WRITTEN, 0, 0);
+}
+
+static int truncate_call(struct thread *t, const u64 *args, long *ret)
+{
+	long length = user_strlen((const char *)args[0]);
+	if (length < 0 || (u64)length >= PAGE_BYTES || user_copy(t->buffer, (const char *)args[0], length + 1))
 		return 0;
-	*ret = make(args, nr);
-	if (*ret >= 0 && is_mapped(*ret, 0))
-		sync(t, *ret, WRITTEN, 0, WHOLE);
+	*ret = sys2(NR_truncate, t->buffer, args[1]);
+	long fd = *ret ? -1 : sys3(NR_open, t->buffer, 02000001, 0);
+	struct look look = look_at(fd);
+	if (is_mapped(&look, 0))
+		sync(t, fd, WRITTEN, 0, 0);
+	if (fd >= 0)
+		sys1(NR_close, fd);
 	return 1;
 }
 
-/* Make a call on a file that is mapped: 1 and its result, or 0 where the file is none, or what it reads is as the host has it.
- * The buffers have been faulted in. */
+/* Read or write a plain file piece by piece. */
+static long plain_file(int fd, int is_write, char *buffer, u64 user, u64 length, const u64 *offset)
+{
+	long done = 0;
+	while ((u64)done < length) {
+		u64 wanted = length - done < BUFFER_BYTES ? length - done : BUFFER_BYTES, part = wanted;
+		if (is_write)
+			part = copy_in((u64)buffer, user + done, wanted);
+		long nr = (is_write ? NR_write : NR_read) + (offset ? NR_pread64 : 0);
+		long ret = part ? sys4(nr, fd, buffer, part, offset ? *offset + done : 0) : -EFAULT;
+		if (ret > 0 && !is_write) {
+			u64 put = copy_out(user + done, (u64)buffer, ret);
+			if (put < (u64)ret && !offset)
+				sys3(NR_lseek, fd, put - ret, SEEK_CUR);
+			ret = put ? (long)put : -EFAULT;
+		}
+		if (ret <= 0)
+			return done ? done : ret;
+		done += ret;
+		if ((u64)ret < wanted)
+			break;
+	}
+	return done;
+}
+
+/* Make a call on a file that is mapped, or on a plain one: 1 and its result, or 0 where the host makes it. */
 int file_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	int from, to;
-	if (path_call(t, args, nr, ret))
-		return 1;
+	if (nr == NR_truncate)
+		return truncate_call(t, args, ret);
 	find_fds(args, nr, &from, &to);
-	if (from >= 0 && is_mapped(from, 1))
+	struct look source = look_at(from), target = look_at(to);
+	if (is_mapped(&source, 1))
 		sync(t, from, 0, 0, 0);
-	if (to < 0 || !is_mapped(to, 0))
+	if (is_mapped(&target, 0)) {
+		*ret = write_mapped(t, args, nr, to);
+		return 1;
+	}
+	int is_write = nr == NR_write || nr == NR_pwrite64;
+	if (!(is_write ? target.is_plain : source.is_plain && (nr == NR_read || nr == NR_pread64)) || !args[2] || (long)args[2] < 0)
 		return 0;
-	*ret = write_mapped(t, args, nr, to);
+	*ret = plain_file(args[0], is_write, t->buffer, args[1], args[2], nr == NR_pread64 || nr == NR_pwrite64 ? &args[3] : 0);
 	return 1;
 }

@@ -10,11 +10,13 @@ struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 static void child_of_fork(struct thread *t, const struct clone_request *request, int conn, u64 token)
 {
 	forget_other_areas(t);
+	bounce_forget();
+	process.shared_waits = 0;
 	sys1(NR_close, t->conn);
 	t->ring = 0;
 	tlb_drop_all();
 	t->tid = sys0(NR_gettid);
-	t->clear_tid = 0;
+	t->clear_tid = t->robust = 0;
 	t->is_borrower = t->is_sharer = process.has_sharers = 0;
 	t->conn = conn;
 	attach(t, 0, token);
@@ -138,7 +140,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	frame->uc.mc.rax = 0;
 	if (request->stack)
 		frame->uc.mc.rsp = request->stack;
-	frame->uc.stack = (struct stack){(u64)new + PAGE_BYTES + BUFFER_BYTES, 0, 0, AREA_BYTES - 2 * PAGE_BYTES - BUFFER_BYTES};
+	frame->uc.stack = (struct stack){STACK_START(new), 0, 0, STACK_BYTES};
 	memset(&new->altstack, 0, sizeof new->altstack);
 	if (flags & CLONE_VFORK)
 		new->altstack = t->altstack;

@@ -58,13 +58,13 @@ struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
 
 /* One thread of the program. Its area: a page of code (the gate), this, a buffer, the stack of the stub. */
 struct thread {
-	u64 gate_return;	/* where the gate goes on: behind the program's own syscall instruction */
+	u64 gate_return;	/* where the gate goes on: behind the program's own syscall instruction, or behind the gate */
 	int conn;		/* the connection to kerneld */
 	int tid;
 	u64 mapping;		/* it is about to map pages that an answer named: the agent waits for that */
 	u64 masked;		/* those of OURS that the program believes it has blocked */
 	struct stack altstack;	/* the program's own */
-	u64 clear_tid;		/* set_tid_address() */
+	u64 clear_tid, robust;	/* set_tid_address(), set_robust_list() */
 	u64 token;		/* kerneld's, for the attach of a process in the same memory */
 	u64 clear_sighand;	/* it begins without handlers: CLONE_CLEAR_SIGHAND */
 	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
@@ -73,8 +73,21 @@ struct thread {
 	u64 ring_number;	/* of the last request in it */
 	u32 ring_misses, ring_skip;
 	char *buffer;
+	struct {		/* the call that is in the gate: gate.c, bounce.c */
+		int is_copied;	/* it works on copies */
+		long nr;
+		u64 args[6], resume;	/* as the program made it, and where it goes on */
+		u32 outs, has_big;
+		u64 next, end;	/* the room that is left for copies */
+	} bounce;
+	u64 shared_futex;	/* where it waits, by a key that is the frame */
+	int is_kicked;		/* by the agent, for the frame has gone */
 };
 #define BUFFER_BYTES 0x20000UL
+#define BOUNCE_BYTES 0x20000UL
+/* Behind these is the stub's own stack, up to the end of the area. */
+#define STACK_START(t) ((u64)(t) + PAGE_BYTES + BUFFER_BYTES + BOUNCE_BYTES)
+#define STACK_BYTES (AREA_BYTES - 2 * PAGE_BYTES - BUFFER_BYTES - BOUNCE_BYTES)
 
 /* The process: in the stub's own data, which fork copies and threads share. */
 struct process {
@@ -83,6 +96,8 @@ struct process {
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
 	u64 agent_token, generation;
+	int shared_waits;	/* how many threads have a shared_futex */
+	u64 stub_mask;		/* of the stub's handlers */
 	struct kernel_sigaction actions[65];
 	char socket_path[108];
 	char exe[4096];
@@ -143,11 +158,31 @@ long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args);
 void sys_sigreturn(struct thread *t, struct ucontext *uc);
 void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
 
-/* calls.c, memory.c, args.c */
+/* calls.c, memory.c */
 void on_syscall(struct thread *t, struct ucontext *uc);
 int memory_call(struct thread *t, const u64 *args, long nr, long *ret);
-int prepare(long nr, const u64 *args);	/* faults the buffers of a call in; 0, or -errno where the call is refused */
-void pass(struct thread *t, struct ucontext *uc);
+
+/* robust.c */
+void leave_futexes(struct thread *t, int others_live);
+
+/* gate.c */
+void write_gate(unsigned char *code);
+void pass(struct thread *t, struct ucontext *uc, long nr);
+long direct_call(struct thread *t, long nr, const u64 *args);
+void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args);
+void leave_gate(struct thread *t, struct ucontext *uc);
+int is_behind_gate(struct thread *t, const struct ucontext *uc);
+void kick_waiters(u64 start, u64 length);
+int take_kick(struct thread *t, struct ucontext *uc);
+
+/* bounce.c */
+struct row;
+void bounce_in(struct thread *t, const struct row *row, u64 *args);
+long bounce_out(struct thread *t, long ret);
+void bounce_drop(struct thread *t);
+u64 copy_in(u64 to, u64 from, u64 length);	/* how much could be copied */
+u64 copy_out(u64 to, u64 from, u64 length);
+void bounce_forget(void);
 
 /* proc.c */
 int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
@@ -157,6 +192,7 @@ void proc_copy(u64 fd, long copy);
 /* files.c */
 void files_start(void);
 int file_call(struct thread *t, const u64 *args, long nr, long *ret);
+void file_opened(struct thread *t, const u64 *args, long nr, long ret);
 
 /* shadow.c */
 int shadow_call(struct thread *t, const u64 *args, long nr, long *ret);

@@ -16,6 +16,7 @@
 #define X86_PF_INSTR 16
 #define X86_TRAP_PF 14
 #define SYS_SECCOMP 1
+#define IGNORED_BY_DEFAULT (BIT(SIGCHLD) | BIT(18 /* SIGCONT */) | BIT(23 /* SIGURG */) | BIT(28 /* SIGWINCH */))
 #define DF_RF_TF 0x10500UL
 
 struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
@@ -23,17 +24,50 @@ extern void stub_restorer(void);
 
 static void set_host_action(int signo, u64 handler, u64 flags)
 {
-	struct kernel_sigaction action = {handler, flags | SA_RESTORER, (u64)stub_restorer, ~OURS};
+	struct kernel_sigaction action = {handler, flags | SA_RESTORER, (u64)stub_restorer, process.stub_mask};
 	sys4(NR_rt_sigaction, signo, &action, 0, 8);
+}
+
+/* The host's action for a signal, by the program's. */
+static void install(int signo)
+{
+	const struct kernel_sigaction *action = &process.actions[signo];
+	u64 kept = action->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_RESTART);
+	if (BIT(signo) & OURS)
+		set_host_action(signo, (u64)stub_handler, SA_SIGINFO | SA_ONSTACK | SA_NODEFER);
+	else if (action->handler == SIG_DFL || action->handler == SIG_IGN)
+		set_host_action(signo, action->handler, kept);
+	else
+		set_host_action(signo, (u64)stub_handler, kept | SA_SIGINFO | SA_ONSTACK);
+}
+
+/* What is blocked while the stub's handlers run: all that the program does not ignore. The host drops what is ignored when
+ * it is sent, but not what is blocked: it would wait, and interrupt another thread's call. 1 where that is new. */
+static int find_stub_mask(void)
+{
+	u64 mask = ~OURS, before = process.stub_mask;
+	for (int signo = 1; signo <= 64; signo++) {
+		u64 handler = process.actions[signo].handler;
+		if (handler == SIG_IGN || (handler == SIG_DFL && BIT(signo) & IGNORED_BY_DEFAULT))
+			mask &= ~BIT(signo);
+	}
+	process.stub_mask = mask;
+	return mask != before;
+}
+
+static void install_all(void)
+{
+	for (int signo = 1; signo <= 64; signo++)
+		if (process.actions[signo].handler > SIG_IGN || BIT(signo) & OURS)
+			install(signo);
 }
 
 void install_handlers(void)
 {
-	for (int signo = 1; signo <= 64; signo++) {
+	for (int signo = 1; signo <= 64; signo++)
 		sys4(NR_rt_sigaction, signo, 0, &process.actions[signo], 8);
-		if (BIT(signo) & OURS)
-			set_host_action(signo, (u64)stub_handler, SA_SIGINFO | SA_ONSTACK | SA_NODEFER);
-	}
+	find_stub_mask();
+	install_all();
 }
 
 /* All handlers go; what is ignored stays ignored. Source: Linux v6.8 kernel/signal.c:flush_signal_handlers(). */
@@ -47,11 +81,13 @@ void clear_handlers(void)
 		if (!(BIT(signo) & OURS) && handler == SIG_DFL)
 			set_host_action(signo, SIG_DFL, 0);
 	}
+	if (find_stub_mask())
+		install_all();
 }
 
 void set_altstack(struct thread *t)
 {
-	struct stack stack = {(u64)t + PAGE_BYTES + BUFFER_BYTES, 0, 0, AREA_BYTES - 2 * PAGE_BYTES - BUFFER_BYTES};
+	struct stack stack = {STACK_START(t), 0, 0, STACK_BYTES};
 	sys2(NR_sigaltstack, &stack, 0);
 }
 
@@ -92,6 +128,13 @@ static long put_frame(struct thread *t, struct ucontext *uc, const struct kernel
 	return 0;
 }
 
+static void set_action(int signo)
+{
+	install(signo);
+	if (find_stub_mask())
+		install_all();
+}
+
 /* Have the program's handler run when the stub's returns; or do what the signal does by default. */
 void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 {
@@ -108,8 +151,7 @@ void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 	}
 	if (action.flags & SA_RESETHAND) {
 		process.actions[signo].handler = SIG_DFL;
-		if (!(BIT(signo) & OURS))
-			set_host_action(signo, SIG_DFL, 0);
+		set_action(signo);
 	}
 	u64 mask = uc->sigmask | t->masked | action.mask | (action.flags & SA_NODEFER ? 0 : BIT(signo));
 	t->masked = mask & OURS;
@@ -126,6 +168,10 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 {
 	struct siginfo info = *host;
 	int in_access = uc->mc.rip >= (u64)user_access_start && uc->mc.rip < (u64)user_access_end;
+	if (is_behind_gate(t, uc)) {
+		leave_gate(t, uc);
+		return;
+	}
 	if (uc->mc.rip >= STUB_START && uc->mc.rip < STUB_END && !in_access && (uc->mc.rip & (AREA_BYTES - 1)) > 16)
 		die("a fault in the stub itself");
 	if (uc->mc.trapno == X86_TRAP_PF && table_fault(uc->mc.cr2, uc->mc.err & X86_PF_WRITE, &info)) {
@@ -149,17 +195,6 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 	deliver(t, uc, &info);
 }
 
-/* A signal has come while the program was in a system call, by the gate: it is as if it had come at the program's own
- * instruction, which is to be made again where the host would make it again. */
-static void leave_gate(struct thread *t, struct ucontext *uc)
-{
-	u64 gate = gate_of(t);
-	if (uc->mc.rip == gate)
-		uc->mc.rip = t->gate_return - 2;
-	else if (uc->mc.rip == gate + 2)
-		uc->mc.rip = t->gate_return;
-}
-
 void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 {
 	struct thread *t = this_thread();
@@ -174,6 +209,8 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 	}
 	/* sigsuspend() and the like may have blocked what the stub needs. */
 	sys4(NR_rt_sigprocmask, 1, &ours, 0, 8);
+	if (signo == SIGSYS && take_kick(t, uc))
+		return;
 	leave_gate(t, uc);
 	if (!(t->masked & BIT(signo)))
 		deliver(t, uc, info);
@@ -191,13 +228,7 @@ long sys_sigaction(const u64 *args)
 	if (args[1]) {
 		action.mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
 		process.actions[signo] = action;
-		if (!(BIT(signo) & OURS)) {
-			u64 kept = action.flags & (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_RESTART);
-			if (action.handler == SIG_DFL || action.handler == SIG_IGN)
-				set_host_action(signo, action.handler, kept);
-			else
-				set_host_action(signo, (u64)stub_handler, kept | SA_SIGINFO | SA_ONSTACK);
-		}
+		set_action(signo);
 	}
 	return args[2] && user_copy((void *)args[2], &old, sizeof old) ? -EFAULT : 0;
 }

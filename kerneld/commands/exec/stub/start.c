@@ -61,9 +61,6 @@ static int take_area(void)
 	return -1;
 }
 
-/* The gate: `syscall`, then a jump to where the program goes on. */
-static const unsigned char gate_code[] = {0x0f, 0x05, 0xff, 0x25, 0xf8, 0x0f, 0x00, 0x00};
-
 struct thread *thread_area(void)
 {
 	int number = take_area();
@@ -72,11 +69,13 @@ struct thread *thread_area(void)
 	u64 start = AREAS_START + number * AREA_BYTES;
 	if (sys6(NR_mmap, start, AREA_BYTES, PROT_RWX & 3, MAP_AREA, -1, 0) != (long)start)
 		return 0;
-	memcpy((void *)start, gate_code, sizeof gate_code);
+	write_gate((unsigned char *)start);
 	sys3(NR_mprotect, start, PAGE_BYTES, 5);
 	struct thread *t = (struct thread *)(start + PAGE_BYTES);
 	t->buffer = (char *)t + PAGE_BYTES;
-	t->is_borrower = t->is_sharer = 0;
+	t->is_borrower = t->is_sharer = t->is_kicked = 0;
+	t->shared_futex = t->robust = 0;
+	memset(&t->bounce, 0, sizeof t->bounce);
 	return t;
 }
 

@@ -23,6 +23,7 @@ long tlb_drop(u64 start, u64 length)
 		ret = ret ? ret : sys2(NR_munmap, low, end - low);
 	}
 	table_dropped(start, length);
+	kick_waiters(start, length);
 	return ret;
 }
 

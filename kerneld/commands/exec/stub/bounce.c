@@ -1,0 +1,343 @@
+/* The host's calls on copies of what they read and write. A page of the program may be taken away at any moment: by
+ * reclaim, by the fork of another thread. The host's kernel, which then finds no mapping, would say EFAULT, perhaps with
+ * what it has read lost. So the host never sees the program's memory: what a call reads is copied to the stub's own memory
+ * before the call, what it has written is copied to the program's after it, as much as it has written.
+ *
+ * A call that does not wait is made here and now. One that may wait is made by the gate, where signals find it as the
+ * program's own; behind it there is a `hlt`, which brings it back here.
+ *
+ * Where a copy cannot be made (a bad pointer, a length that is too large) the host gets the program's own pointer, and
+ * itself says what is wrong with it, in its own order. */
+#include "native.h"
+#include "args.h"
+
+#define BIG_START 0x6a2000000000UL
+#define BIG_BYTES 0x2000000UL
+#define MOST_OUTS 1536
+#define SMALL_BYTES (BOUNCE_BYTES - MOST_OUTS * sizeof(struct out))
+#define MAX_IOVECS 1024
+#define MAP_BIG 0x4022		/* private, anonymous, without a reserve of swap */
+#define MAP_FIXED 0x10
+#define MOST_AT 0x10000
+
+/* What is to be copied to the program after the call, in this order. */
+enum out_kind {
+	FIXED,		/* all of it */
+	LENGTH,		/* as much as the word at `where` says */
+	BUDGET,		/* no copy: so much has been read, by the result (units of `length`) … */
+	BUDGET_AT,	/* … or by the word at `where`, if the result is more than `length` */
+	SPREAD,		/* as much of what has been read as there is room for */
+};
+struct out { u64 user, at, length, where; u32 kind, pad; };
+
+static struct out *outs_of(struct thread *t)
+{
+	return (struct out *)((char *)t + PAGE_BYTES + BUFFER_BYTES);
+}
+
+static u64 big_of(struct thread *t)
+{
+	return BIG_START + (gate_of(t) - AREAS_START) / AREA_BYTES * BIG_BYTES;
+}
+
+static void begin(struct thread *t)
+{
+	t->bounce.outs = 0;
+	t->bounce.next = (u64)(outs_of(t) + MOST_OUTS);
+	t->bounce.end = t->bounce.next + SMALL_BYTES;
+	t->bounce.has_big = 0;
+}
+
+static void release(struct thread *t)
+{
+	if (t->bounce.has_big)
+		sys2(NR_munmap, big_of(t), BIG_BYTES);
+	t->bounce.has_big = 0;
+}
+
+/* Room for as many of the bytes as there is; 0 where there is none. */
+static u64 take_room(struct thread *t, u64 *length)
+{
+	u64 need = (*length + 63) & -64UL;
+	if (need > t->bounce.end - t->bounce.next && !t->bounce.has_big) {
+		if (sys6(NR_mmap, big_of(t), BIG_BYTES, 3, MAP_BIG | MAP_FIXED, -1, 0) < 0)
+			return 0;
+		t->bounce.has_big = 1;
+		t->bounce.next = big_of(t);
+		t->bounce.end = t->bounce.next + BIG_BYTES;
+	}
+	u64 room = t->bounce.end - t->bounce.next, at = t->bounce.next;
+	if (!room)
+		return 0;
+	if (*length > room)
+		*length = room;
+	t->bounce.next += need < room ? need : room;
+	return at;
+}
+
+static int add_out(struct thread *t, u32 kind, u64 user, u64 at, u64 length, u64 where)
+{
+	if (t->bounce.outs == MOST_OUTS)
+		return -1;
+	outs_of(t)[t->bounce.outs++] = (struct out){user, at, length, where, kind, 0};
+	return 0;
+}
+
+/* Copy as much as can be read; how much that is. */
+u64 copy_in(u64 to, u64 from, u64 length)
+{
+	u64 done = 0;
+	if (!user_copy((void *)to, (void *)from, length))
+		return length;
+	while (done < length) {
+		u64 room = PAGE_BYTES - (from + done) % PAGE_BYTES;
+		room = room < length - done ? room : length - done;
+		if (user_copy((void *)(to + done), (void *)(from + done), room))
+			break;
+		done += room;
+	}
+	return done;
+}
+
+/* Likewise to the program. */
+u64 copy_out(u64 to, u64 from, u64 length)
+{
+	u64 done = 0;
+	if (!user_copy((void *)to, (void *)from, length))
+		return length;
+	while (done < length) {
+		u64 room = PAGE_BYTES - (to + done) % PAGE_BYTES;
+		room = room < length - done ? room : length - done;
+		if (user_copy((void *)(to + done), (void *)(from + done), room))
+			break;
+		done += room;
+	}
+	return done;
+}
+
+static u64 reads(struct thread *t, u64 user, u64 length)
+{
+	u64 room = length, at = take_room(t, &room);
+	return at && room == length && copy_in(at, user, length) == length ? at : 0;
+}
+
+/* A structure that the host reads and writes, or writes in part. */
+static u64 updates(struct thread *t, u64 user, u64 length)
+{
+	u64 at = reads(t, user, length);
+	return at && !add_out(t, FIXED, user, at, length, 0) ? at : 0;
+}
+
+static u64 string(struct thread *t, u64 user)
+{
+	long length = user_strlen((const char *)user);
+	return length < 0 || (u64)length >= PAGE_BYTES ? 0 : reads(t, user, length + 1);
+}
+
+static int is_user(u64 start, u64 length)
+{
+	return start + length >= start && start + length <= USER_END;
+}
+
+/* A buffer, as far as there is room. */
+static u64 buffer(struct thread *t, u64 user, u64 *length, int write)
+{
+	if (!is_user(user, *length) || !*length)
+		return 0;
+	u64 at = take_room(t, length);
+	if (!at)
+		return 0;
+	if (write)
+		return add_out(t, SPREAD, user, at, *length, 0) ? 0 : at;
+	return copy_in(at, user, *length) == *length ? at : 0;
+}
+
+struct user_iovec { u64 base, length; };
+
+/* Iovecs: the copy names copies. *count becomes how many are used. 0 where the host is to see the program's own. */
+static u64 iovecs(struct thread *t, u64 user, u64 *count, int write)
+{
+	if (*count > MAX_IOVECS || !*count)
+		return 0;
+	struct user_iovec *copy = (struct user_iovec *)reads(t, user, *count * sizeof *copy);
+	if (!copy)
+		return 0;
+	for (u64 i = 0; i < *count; i++) {
+		u64 wanted = copy[i].length, length = wanted, at = 0;
+		if ((int64_t)wanted < 0 || !is_user(copy[i].base, wanted))
+			return 0;
+		if (wanted)
+			at = buffer(t, copy[i].base, &length, write);
+		if (wanted && !at)
+			return 0;
+		copy[i] = (struct user_iovec){at, length};
+		if (length < wanted) {
+			*count = i + 1;
+			break;
+		}
+	}
+	return *count ? (u64)copy : 0;
+}
+
+struct user_msghdr { u64 name; u32 namelen, pad; u64 iov, iovlen, control, controllen; u32 flags, pad2; };
+
+static u64 part(struct thread *t, u64 user, u64 length, int write, u64 where)
+{
+	u64 at = reads(t, user, length);
+	return at && write && add_out(t, LENGTH, user, at, length, where) ? 0 : at;
+}
+
+/* A message in place: what it points at is copied. -1 where the host is to see the program's own. */
+static int message(struct thread *t, u64 user, struct user_msghdr *copy, int write)
+{
+	if (copy->name && copy->namelen && !(copy->name = part(t, copy->name, copy->namelen, write, (u64)&copy->namelen)))
+		return -1;
+	if (copy->control && copy->controllen &&
+	    !(copy->control = part(t, copy->control, copy->controllen, write, (u64)&copy->controllen)))
+		return -1;
+	if (copy->iovlen) {
+		u64 count = copy->iovlen;
+		copy->iov = iovecs(t, copy->iov, &count, write);
+		copy->iovlen = count;
+		if (!copy->iov)
+			return -1;
+	}
+	if (!write)
+		return 0;
+	return add_out(t, FIXED, user + 8, (u64)&copy->namelen, 4, 0) || add_out(t, FIXED, user + 40, (u64)&copy->controllen, 12, 0);
+}
+
+static u64 one_message(struct thread *t, u64 user, int write)
+{
+	struct user_msghdr *copy = (struct user_msghdr *)reads(t, user, sizeof *copy);
+	if (!copy || (write && add_out(t, BUDGET, 0, 0, 1, 0)))
+		return 0;
+	return message(t, user, copy, write) ? 0 : (u64)copy;
+}
+
+#define MMSG_BYTES 64
+#define MSG_LEN 56
+
+/* Messages; *count becomes how many there is room for. */
+static u64 messages(struct thread *t, u64 user, u64 *count, int write)
+{
+	*count = (u32)*count > MAX_IOVECS ? MAX_IOVECS : (u32)*count;
+	u64 at = *count ? reads(t, user, *count * MMSG_BYTES) : 0;
+	for (u64 i = 0; at && i < *count; i++) {
+		u64 of_user = user + i * MMSG_BYTES, own = at + i * MMSG_BYTES;
+		u32 before = t->bounce.outs;
+		if ((write && add_out(t, BUDGET_AT, 0, 0, i, own + MSG_LEN)) || message(t, of_user, (struct user_msghdr *)own, write) ||
+		    add_out(t, FIXED, of_user + MSG_LEN, own + MSG_LEN, 4, 0)) {
+			t->bounce.outs = before;
+			*count = i;
+		}
+	}
+	return *count ? at : 0;
+}
+
+/* Copy what one pointer argument names; its place in the copy, or 0. */
+static u64 copy_pointer(struct thread *t, const struct pointer *pointer, u64 *args)
+{
+	u64 at = args[pointer->argument], *other = &args[pointer->other], length = *other, result;
+	switch (pointer->how) {
+	case BYTES:
+		return pointer->write ? updates(t, at, pointer->bytes) : reads(t, at, pointer->bytes);
+	case BITS:
+		return (u32)*other > 0x10000 ? 0 : updates(t, at, (*other + 63) / 64 * 8);
+	case BY:
+		length = *other * pointer->bytes;
+		if (*other > BIG_BYTES || !length)
+			return 0;
+		return pointer->write ? updates(t, at, length) : reads(t, at, length);
+	case DATA:
+		result = buffer(t, at, &length, 0);
+		*other = result ? length : *other;
+		return result;
+	case GOT:
+		length = (*other > BIG_BYTES ? BIG_BYTES : *other) * pointer->bytes;
+		if (!length || add_out(t, BUDGET, 0, 0, pointer->bytes, 0) || !(result = buffer(t, at, &length, 1)))
+			return 0;
+		*other = length / pointer->bytes;
+		return result;
+	case AT:	/* its length has been copied: it is the pointer that comes first in the row */
+		length = *other >= STUB_START && *other < STUB_END ? *(u32 *)*other : 0;
+		return length && length <= MOST_AT ? part(t, at, length, 1, *other) : 0;
+	case STRING:
+		return string(t, at);
+	case IOVECS:
+		if (pointer->write && add_out(t, BUDGET, 0, 0, 1, 0))
+			return 0;
+		result = iovecs(t, at, &length, pointer->write);
+		*other = result ? length : *other;
+		return result;
+	case MSGHDR:
+		return one_message(t, at, pointer->write);
+	case MMSGHDR:
+		result = messages(t, at, &length, pointer->write);
+		*other = result ? length : *other;
+		return result;
+	case SIGMASK: {
+		u64 *pair = (u64 *)reads(t, at, 16);
+		if (pair && pair[0])
+			pair[0] = reads(t, pair[0], 8);
+		return (u64)pair;
+	}
+	}
+	return 0;
+}
+
+/* Replace the pointers of a call by copies. */
+void bounce_in(struct thread *t, const struct row *row, u64 *args)
+{
+	begin(t);
+	for (int i = 0; i < MOST_POINTERS && row->pointers[i].how; i++) {
+		const struct pointer *pointer = &row->pointers[i];
+		u32 outs = t->bounce.outs;
+		u64 at = args[pointer->argument] ? copy_pointer(t, pointer, args) : 0;
+		if (at)
+			args[pointer->argument] = at;
+		else
+			t->bounce.outs = outs;
+	}
+}
+
+/* Copy to the program what the call has written; the call's result, or -EFAULT where that cannot be done. */
+long bounce_out(struct thread *t, long ret)
+{
+	u64 left = 0;
+	int is_copied = ret >= 0 || ret == -EINTR;
+	for (u32 i = 0; i < t->bounce.outs && is_copied; i++) {
+		const struct out *out = &outs_of(t)[i];
+		u64 length = out->length, said = out->kind == LENGTH || out->kind == BUDGET_AT ? *(u32 *)out->where : 0;
+		switch (out->kind) {
+		case LENGTH:
+			length = said < length ? said : length;
+			break;
+		case BUDGET:
+			left = ret < 0 ? 0 : ret * length;
+			continue;
+		case BUDGET_AT:
+			left = ret > 0 && (u64)ret > length ? said : 0;
+			continue;
+		case SPREAD:
+			length = left < length ? left : length;
+			left -= length;
+		}
+		if (length && user_copy((void *)out->user, (void *)out->at, length))
+			ret = -EFAULT;
+	}
+	release(t);
+	return ret;
+}
+
+/* A call that was not made, or is to be made again. */
+void bounce_drop(struct thread *t)
+{
+	release(t);
+}
+
+/* After a fork: what other threads had here. */
+void bounce_forget(void)
+{
+	sys2(NR_munmap, BIG_START, BIG_BYTES * MAX_AREAS);
+}

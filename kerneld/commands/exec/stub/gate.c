@@ -1,0 +1,252 @@
+/* The host's calls: at once, or by the gate, for those in which signals may come. The gate is two instructions of the
+ * stub, `syscall` and a jump, that the program runs with its own registers, mask and stack. Where the call works on copies
+ * (bounce.c) the jump leads to what is behind: a `hlt`, which comes back to the stub, or, if there is nothing to be copied
+ * to the program, instructions that only give it its registers back. */
+#include "args.h"
+
+#define NR_recvfrom 45
+#define NR_creat 85
+#define NR_tkill 200
+#define NR_preadv2 327
+#define RWF_NOWAIT 8
+#define MSG_DONTWAIT 0x40
+#define FUTEX_WAIT 0
+#define FUTEX_LOCK_PI 6
+#define FUTEX_WAIT_BITSET 9
+#define FUTEX_WAIT_REQUEUE_PI 11
+#define FUTEX_LOCK_PI2 13
+#define FUTEX_PRIVATE_FLAG 128
+#define FUTEX_COMMAND(op) ((op) & 0x7f)
+
+#define GATE_HLT 8
+#define GATE_REGISTERS 9
+#define GATE_END 57
+
+static unsigned char *put_relative(unsigned char *code, const char *opcode, int length, const void *what)
+{
+	memcpy(code, opcode, length);
+	code += length;
+	int32_t offset = (long)what - (long)(code + 4);
+	memcpy(code, &offset, 4);
+	return code + 4;
+}
+
+/* Write the gate of a thread, whose struct is behind this page. */
+void write_gate(unsigned char *code)
+{
+	static const char loads[6][4] = {"\x48\x8b\x3d", "\x48\x8b\x35", "\x48\x8b\x15", "\x4c\x8b\x15", "\x4c\x8b\x05", "\x4c\x8b\x0d"};
+	const struct thread *t = (const struct thread *)(code + PAGE_BYTES);
+	*code++ = 0x0f;
+	*code++ = 0x05;
+	code = put_relative(code, "\xff\x25", 2, &t->gate_return);
+	*code++ = 0xf4;
+	for (int i = 0; i < 6; i++)
+		code = put_relative(code, loads[i], 3, &t->bounce.args[i]);
+	put_relative(code, "\xff\x25", 2, &t->bounce.resume);
+}
+
+void pass(struct thread *t, struct ucontext *uc, long nr)
+{
+	t->bounce.is_copied = 0;
+	t->bounce.nr = nr;
+	t->gate_return = uc->mc.rip;
+	uc->mc.rip = gate_of(t);
+}
+
+static void set_arguments(struct ucontext *uc, const u64 *args)
+{
+	uc->mc.rdi = args[0];
+	uc->mc.rsi = args[1];
+	uc->mc.rdx = args[2];
+	uc->mc.r10 = args[3];
+	uc->mc.r8 = args[4];
+	uc->mc.r9 = args[5];
+}
+
+static void pass_copied(struct thread *t, struct ucontext *uc, long nr, const u64 *args, const u64 *copies, int needs_stub)
+{
+	memcpy(t->bounce.args, args, sizeof t->bounce.args);
+	t->bounce.resume = uc->mc.rip;
+	t->bounce.nr = nr;
+	t->bounce.is_copied = 1;
+	t->gate_return = gate_of(t) + (needs_stub ? GATE_HLT : GATE_REGISTERS);
+	set_arguments(uc, copies);
+	uc->mc.rip = gate_of(t);
+}
+
+int is_behind_gate(struct thread *t, const struct ucontext *uc)
+{
+	return t->bounce.is_copied && uc->mc.rip - gate_of(t) >= GATE_HLT && uc->mc.rip - gate_of(t) < GATE_END;
+}
+
+/* The words that a futex call uses are not copied: they are what it is about. */
+static int is_futex_wait(const u64 *args)
+{
+	static const u32 waits = 1 << FUTEX_WAIT | 1 << FUTEX_LOCK_PI | 1 << FUTEX_WAIT_BITSET | 1 << FUTEX_WAIT_REQUEUE_PI |
+				 1 << FUTEX_LOCK_PI2;
+	return waits >> (FUTEX_COMMAND(args[1]) & 31) & 1;
+}
+
+/* Have the words of a futex call in the TLB; -1 where that cannot be. */
+static long touch_futex(const u64 *args)
+{
+	static const u32 with_second = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 11 | 1 << 12;
+	static const u32 writes = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 13;
+	u32 command = 1 << (FUTEX_COMMAND(args[1]) & 31);
+	long ret = touch(args[0], 4, command & writes ? 1 : 0);
+	return command & with_second ? ret | touch(args[4], 4, command & writes ? 1 : 0) : ret;
+}
+
+static void set_shared_futex(struct thread *t, u64 address)
+{
+	if (!!address != !!t->shared_futex)
+		__atomic_fetch_add(&process.shared_waits, address ? 1 : -1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&t->shared_futex, address, __ATOMIC_SEQ_CST);
+}
+
+static void futex_call(struct thread *t, struct ucontext *uc, const u64 *args)
+{
+	static const struct row timeout = {NR_futex, 1, {{BYTES, 3, 0, 0, 16}}}, none = {NR_futex, 1, {{NONE, 0, 0, 0, 0}}};
+	u64 copies[6];
+	memcpy(copies, args, sizeof copies);
+	if (is_futex_wait(args)) {
+		if (!(args[1] & FUTEX_PRIVATE_FLAG))
+			set_shared_futex(t, args[0]);
+		touch_futex(args);
+		bounce_in(t, args[3] ? &timeout : &none, copies);
+		pass_copied(t, uc, NR_futex, args, copies, 1);
+		return;
+	}
+	long ret;
+	do
+		ret = touch_futex(args) ? -EFAULT : sys6(NR_futex, args[0], args[1], args[2], args[3], args[4], args[5]);
+	while (ret == -EFAULT && !touch_futex(args));
+	uc->mc.rax = ret;
+}
+
+/* Make a call of the host's that does not wait. */
+long direct_call(struct thread *t, long nr, const u64 *args)
+{
+	struct row own;
+	const struct row *row = find_row(nr, args, &own);
+	u64 copies[6];
+	memcpy(copies, args, sizeof copies);
+	bounce_in(t, row, copies);
+	return bounce_out(t, sys6(nr, copies[0], copies[1], copies[2], copies[3], copies[4], copies[5]));
+}
+
+/* Make a call if it need not wait: then it need not come back from the gate. */
+static long try_now(long nr, const u64 *args)
+{
+	struct { u64 base, length; } iovec = {args[1], args[2]};
+	switch (nr) {
+	case NR_read:
+		return sys6(NR_preadv2, args[0], (long)&iovec, 1, -1, -1, RWF_NOWAIT);
+	case NR_recvfrom:
+		return sys6(nr, args[0], args[1], args[2], args[3] | MSG_DONTWAIT, args[4], args[5]);
+	case NR_recvmsg:
+		return sys3(nr, args[0], args[1], args[2] | MSG_DONTWAIT);
+	}
+	return -EAGAIN;
+}
+
+static int opens_file(long nr)
+{
+	return nr == NR_open || nr == NR_openat || nr == NR_creat;
+}
+
+/* Make a call of the host's, or have the gate make it. */
+void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
+{
+	struct row own;
+	const struct row *row = find_row(nr, args, &own);
+	u64 copies[6];
+	if (nr == NR_futex) {
+		futex_call(t, uc, args);
+	} else if (!row) {
+		uc->mc.rax = -ENOSYS;
+	} else if (!row->pointers[0].how) {
+		pass(t, uc, nr);
+	} else if (may_wait(nr)) {
+		memcpy(copies, args, sizeof copies);
+		bounce_in(t, row, copies);
+		long ret = args[1] == copies[1] ? -EAGAIN : try_now(nr, copies);
+		if (ret >= 0)
+			uc->mc.rax = bounce_out(t, ret);
+		else
+			pass_copied(t, uc, nr, args, copies, t->bounce.outs || t->bounce.has_big || opens_file(nr));
+	} else {
+		uc->mc.rax = direct_call(t, nr, args);
+	}
+}
+
+/* The call in the gate has not been made, or has done nothing: the program makes it again. */
+static void make_again(struct thread *t, struct ucontext *uc)
+{
+	if (t->bounce.is_copied) {
+		bounce_drop(t);
+		set_arguments(uc, t->bounce.args);
+		t->gate_return = t->bounce.resume;
+		t->bounce.is_copied = 0;
+	}
+	set_shared_futex(t, 0);
+	uc->mc.rax = t->bounce.nr;
+	uc->mc.rip = t->gate_return - 2;
+}
+
+/* The call in the gate has been made. */
+static void finish(struct thread *t, struct ucontext *uc)
+{
+	const u64 *args = t->bounce.args;
+	if (!t->bounce.is_copied) {
+		uc->mc.rip = t->gate_return;
+		return;
+	}
+	if (t->bounce.nr == NR_futex && (long)uc->mc.rax == -EFAULT && !touch_futex(args)) {
+		make_again(t, uc);	/* its page had gone in between */
+		return;
+	}
+	set_shared_futex(t, 0);
+	uc->mc.rax = bounce_out(t, uc->mc.rax);
+	set_arguments(uc, args);
+	uc->mc.rip = t->bounce.resume;
+	t->bounce.is_copied = 0;
+	file_opened(t, args, t->bounce.nr, uc->mc.rax);
+}
+
+/* The thread is in the gate, by its `hlt` or by a signal: then it is as if that had come at the program's own
+ * instruction, which is to be made again where the host would make it again. */
+void leave_gate(struct thread *t, struct ucontext *uc)
+{
+	u64 gate = gate_of(t);
+	if (uc->mc.rip == gate)
+		make_again(t, uc);
+	else if (uc->mc.rip == gate + 2 || is_behind_gate(t, uc))
+		finish(t, uc);
+}
+
+/* The agent has dropped pages: who waits there for a futex of which the frame was the key looks again. */
+void kick_waiters(u64 start, u64 length)
+{
+	if (!__atomic_load_n(&process.shared_waits, __ATOMIC_SEQ_CST))
+		return;
+	for (int i = 0; i < MAX_AREAS; i++) {
+		struct thread *t = area_at(i);
+		u64 at = t ? __atomic_load_n(&t->shared_futex, __ATOMIC_SEQ_CST) : 0;
+		if (at && at - start < length) {
+			__atomic_store_n(&t->is_kicked, 1, __ATOMIC_SEQ_CST);
+			sys2(NR_tkill, t->tid, SIGSYS);
+		}
+	}
+}
+
+/* Take a kick of the agent's: 1 where this signal is one. Nothing of it is for the program to see. */
+int take_kick(struct thread *t, struct ucontext *uc)
+{
+	if (!__atomic_exchange_n(&t->is_kicked, 0, __ATOMIC_SEQ_CST))
+		return 0;
+	u64 gate = gate_of(t);
+	if (uc->mc.rip == gate || ((uc->mc.rip == gate + 2 || is_behind_gate(t, uc)) && (long)uc->mc.rax == -EINTR))
+		make_again(t, uc);
+	return 1;
+}

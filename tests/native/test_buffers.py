@@ -1,0 +1,49 @@
+"""What the host reads and writes of a program's memory: whatever happens to the pages meanwhile, as outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.native.inside import Inside
+from tests.support.client import Nursery
+from tests.support.watched_daemon import Daemon
+
+
+class SmallDaemon(Daemon):
+    """A kerneld whose RAM is smaller than the buffers."""
+
+    options = ("--ram", "12M", "--swap", "40M")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Inside]:
+    """A small machine of this test's own."""
+    nursery = Nursery()
+    daemon = SmallDaemon(tmp_path, nursery, check_invariants=False)
+    inside = Inside(daemon.environment)
+    yield inside
+    inside.close()
+    daemon.close()
+    nursery.close()
+
+
+def test_a_call_waits_while_its_buffers_are_swapped_out(inside: Inside, programs: dict[str, Path]) -> None:
+    end = inside.agrees([str(programs["blocked"])])
+    assert end.status == 0
+    assert end.output.count("\n") == 20
+
+
+def test_bad_buffers_large_buffers_and_what_is_written_of_them(
+    inside: Inside, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert "pages 2\n" in inside.agrees([str(programs["buffers"])], directory=tmp_path).output
+
+
+def test_buffers_that_are_larger_than_the_ram(small: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    end = small.run([str(programs["buffers"])], directory=tmp_path)
+    outside = small.outside([str(programs["buffers"])], directory=tmp_path)
+    assert end.output.splitlines()[:7] == outside.output.splitlines()[:7]
+    assert end.status == 0
