@@ -26,6 +26,7 @@ from inspector.maps import find_named
 from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
 from inspector.view import maps_json_line, maps_lines, page_json_line
+from inspector.viewing import Focus, show_in_browser
 from shared.client import Process
 from shared.failure import Failure, Status, client_failures
 from shared.option_types import Seconds, Whole, socket_option
@@ -73,7 +74,7 @@ Exit status:
 
 
 @click.command("inspector", cls=CommandLine, help=HELP)
-@click.argument("pid", type=Whole(min=1))
+@click.argument("pid", type=Whole(min=1), required=False)
 @click.argument("start", required=False)
 @click.argument("end", required=False)
 @click.option(
@@ -89,10 +90,13 @@ Exit status:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a print, on one line.")
 @click.option("--contents", metavar="VADDR", help="Dump the page at VADDR, and end. START and END may be left out.")
 @click.option("--events", is_flag=True, help="Print each change of an entry as it happens, with its cause.")
+@click.option("--web", is_flag=True, help="Show the whole machine in the browser, live, with its past.")
+@click.option("--port", type=Whole(min=0, max=65535), default=0, help="The port of --web. [a free one]")
+@click.option("--replay", metavar="FILE", help="Show a record that kerneld record has written.")
 @socket_option
 @version_option("inspector")
 def cli(
-    pid: int,
+    pid: int | None,
     start: str | None,
     end: str | None,
     interval: float,
@@ -101,6 +105,9 @@ def cli(
     as_json: bool,
     contents: str | None,
     events: bool,
+    web: bool,
+    port: int,
+    replay: str | None,
     socket_path: str | None,
 ) -> None:
     """List the mappings, dump a page, or watch or follow a range. An exception of the client library is a Failure."""
@@ -108,6 +115,12 @@ def cli(
     prints = not events or source is click.core.ParameterSource.COMMANDLINE
     options = Options(every_page, as_json, once, interval, events, prints)
     try:
+        if web or replay is not None:
+            span = None if start is None else parse_span(start, end)
+            show_in_browser(Focus(pid, span), port=port, replay=replay, socket_path=socket_path)
+            return
+        if pid is None:
+            raise click.UsageError("Missing argument 'PID'.")
         if events and (once or contents is not None or start is None):
             raise AddressError("--events goes with a range, and not with --once or --contents")
         # An error that needs no look at the process is reported without kerneld.
