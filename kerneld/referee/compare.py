@@ -27,7 +27,6 @@ def find_difference(
     *,
     locked: bool = False,
     huge: bool = False,
-    locked_huge: bool = False,
     refaults: bool = False,
     accessed: bool = True,
 ) -> Difference | None:
@@ -35,11 +34,10 @@ def find_difference(
 
     `locked`: the program has locked memory, or has put pages into a processor's batches in another way. `huge`: there
     are huge pages. The TLB may keep small parts of a huge page that was not writable, and the processor then faults
-    once more at each part. So the host may take more faults. `locked_huge`: memory with huge pages has been locked
-    (docs/fidelity.md has what is open there). `refaults`: pages have been reclaimed. Whether such a page is active when
-    it comes back depends on all pages of the machine (mm/workingset.c:workingset_refault()). Without `accessed` the
-    accessed bits are not compared. A locked page that waits in a batch can still become active, so the flags that come
-    from accesses are not compared after `locked`.
+    once more at each part. So the host may take more faults. `refaults`: pages have been reclaimed. Whether such a
+    page is active when it comes back depends on all pages of the machine (mm/workingset.c:workingset_refault()).
+    Without `accessed` the accessed bits are not compared. A locked page that waits in a batch can still become active,
+    so the flags that come from accesses are not compared after `locked`.
     """
     for field in ours.outcome._fields:
         mine, theirs = getattr(ours.outcome, field), getattr(hosts.outcome, field)
@@ -59,7 +57,7 @@ def find_difference(
         if found is not None:
             return found
     if any(view.frames for view in hosts.views.values()):
-        found = _compare_sharing(ours, hosts) or _compare_page_flags(ours, hosts, of_locks=not locked_huge)
+        found = _compare_sharing(ours, hosts) or _compare_page_flags(ours, hosts)
         if found is None and accessed and not refaults and not locked:
             found = _compare_page_flags(ours, hosts, of_accesses=True)
         if found is None and before is not None and name in _ACCESSES:
@@ -142,13 +140,11 @@ def _compare_sharing(ours: State, hosts: State) -> Difference | None:
     return None
 
 
-def _compare_page_flags(
-    ours: State, hosts: State, *, of_accesses: bool = False, of_locks: bool = True
-) -> Difference | None:
+def _compare_page_flags(ours: State, hosts: State, *, of_accesses: bool = False) -> Difference | None:
     """Compare the flags of the mapped pages' frames, as `find_different_flags` does."""
     for who, mine in ours.views.items():
         theirs = hosts.views[who].page_flags
-        found = find_different_flags(mine.page_flags, theirs, of_accesses=of_accesses, of_locks=of_locks)
+        found = find_different_flags(mine.page_flags, theirs, of_accesses=of_accesses)
         if found is not None:
             vaddr, *words = found
             which = f"{_ACCESSED} and active in " if of_accesses else ""

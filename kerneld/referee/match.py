@@ -124,7 +124,6 @@ class Match:
                 before,
                 locked=locked or batched,
                 huge=self.mode is Mode.HUGE,
-                locked_huge=locked and self.mode is Mode.HUGE,
                 refaults=refaults,
             )
             difference = compare(accessed=accessed)

@@ -21,22 +21,20 @@ _ZERO_PAGE = 1 << 24
 _OF_ACCESSES = sum(1 << bit for bit in (2, 6))
 """REFERENCED and ACTIVE: they come from the accessed bits of entries too."""
 _OTHERS = sum(1 << bit for bit in _NAMES) & ~_OF_ACCESSES
-_OF_LOCKS = 1 << 18 | 1 << 33
-"""UNEVICTABLE and MLOCKED."""
 _OF_HISTORY = _OF_ACCESSES | 1 << 4
 """These and DIRTY: the zero pages keep them of all processes that the machine ever had."""
 
 
 def find_different_flags(
-    ours: dict[int, int], hosts: dict[int, int], *, of_accesses: bool = False, of_locks: bool = True
+    ours: dict[int, int], hosts: dict[int, int], *, of_accesses: bool = False
 ) -> tuple[int, str, str] | None:
     """Return the address of the first page whose flags differ, and the flags of both sides in words, or None.
 
-    Compared are the flags that come from accessed bits, or the others: with those of locked memory, or without.
+    Compared are the flags that come from accessed bits, or the others.
     """
     if ours == hosts:
         return None
-    flags = _OF_ACCESSES if of_accesses else _OTHERS if of_locks else _OTHERS & ~_OF_LOCKS
+    flags = _OF_ACCESSES if of_accesses else _OTHERS
     for vaddr, mine in sorted(ours.items()):
         theirs = hosts.get(vaddr, mine)
         compared = flags & ~_OF_HISTORY if mine & theirs & _ZERO_PAGE else flags

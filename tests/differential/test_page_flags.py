@@ -30,11 +30,9 @@ def test_flags_of_accesses_are_compared_by_themselves() -> None:
     assert find_different_flags(ours, hosts, of_accesses=True) == (1, "none", "REFERENCED ACTIVE")
 
 
-def test_flags_of_locked_memory_may_be_left_out() -> None:
+def test_flags_of_locked_memory_are_compared() -> None:
     ours, hosts = {1: UPTODATE}, {1: UPTODATE | UNEVICTABLE | MLOCKED}
     assert find_different_flags(ours, hosts) == (1, "UPTODATE", "UPTODATE UNEVICTABLE MLOCKED")
-    assert find_different_flags(ours, hosts, of_locks=False) is None
-    assert find_different_flags({1: 0}, hosts, of_locks=False) == (1, "none", "UPTODATE")
 
 
 def test_flags_of_the_moment_and_what_the_zero_page_keeps_are_not_compared() -> None:

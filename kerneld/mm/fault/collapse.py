@@ -27,7 +27,7 @@ from kerneld.hw.paging import PTE_PSE, PTE_RW, counted_mask, make_pte, pte_pfn, 
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
 from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
-from kerneld.mm.space.locked_pages import munlock_range
+from kerneld.mm.space.locked_pages import munlock_zapped
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.vma import Vma
@@ -124,8 +124,8 @@ def collapse_huge_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> None:
     for place, pfn in zip(counted.tolist(), pte_pfn(entries[counted]).tolist(), strict=True):
         ram.copy_page(head + place, pfn)
     if vma.vm_flags & VM_LOCKED:
-        munlock_range(mm, haddr, haddr + PMD_SIZE)
+        munlock_zapped(mm, haddr, haddr + PMD_SIZE)
     mm.pages.zap_range(haddr, haddr + PMD_SIZE)
     huge.set_anon(head, prepare_anon_vma(mm, vma), vma.page_index(haddr))
-    mm.pages.deposit_table(pmd)
+    mm.page_table.deposit_table(pmd)
     mm.pages.set_huge_pmd(pmd, haddr, make_pte(head, huge_page_prot(vma)), head)

@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import errno
 
-import numpy as np
-
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
     PTE_ACCESSED,
@@ -43,7 +41,7 @@ from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
-from kerneld.mm.frames.lru import mlock_folio, munlock_folios
+from kerneld.mm.frames.lru import mlock_folio, munlock_folio
 from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.space.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
@@ -340,7 +338,7 @@ def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
         return pfn
     new = _copy_of(mm, vma, vaddr, pfn)
     if vma.vm_flags & VM_LOCKED:
-        munlock_folios(mm.frames, np.array([pfn]))
+        munlock_folio(mm.frames, pfn)
     mm.pages.replace_pte(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
     return new
 
@@ -383,7 +381,7 @@ def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) ->
     else:
         pfn = _copy_of(mm, vma, vaddr, source)
         if vma.vm_flags & VM_LOCKED:
-            munlock_folios(mm.frames, np.array([source]))
+            munlock_folio(mm.frames, source)
     prot = vma_page_prot(vma) | PTE_DIRTY
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW

@@ -31,6 +31,7 @@ from kerneld.mm.frames.frames import (
     Frames,
     Pfns,
 )
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from shared.uapi.page import Pfn
 
 _PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
@@ -208,8 +209,16 @@ def mlock_folio(frames: Frames, pfn: Pfn) -> None:
     mlock_folios(frames, np.array([pfn]))
 
 
+def munlock_folio(frames: Frames, pfn: Pfn) -> None:
+    """Undo one `mlock_folios` of a frame; of a frame of a huge page, for all its frames."""
+    large = frames.flags_at[pfn] & PG_LARGE
+    munlock_folios(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR) if large else np.array([pfn]))
+
+
 def munlock_folios(frames: Frames, pfns: Pfns) -> None:
-    """Undo `mlock_folios` for one locked VMA. After the last locked VMA reclaim may take the frames again.
+    """Undo `mlock_folios` for one locked VMA. Of a huge page, either all frames are given or none.
+
+    After the last locked VMA reclaim may take the frames again.
 
     Source: Linux v6.8 mm/mlock.c:munlock_folio(), __munlock_folio().
     """

@@ -92,10 +92,10 @@ class MmStruct:
         self.page_table = PageTable(frames)
         self.notifiers = Notifiers()
         self.rss = RssStat(frames)
-        self.pages = Pages(frames, self.page_table, self.rss, self.notifiers, self.number)
         self.rlimits = rlimits
         self.sysctl = sysctl
         self.vmas = VmaTree()
+        self.pages = Pages(frames, self.page_table, self.rss, self.notifiers, self.vmas, self.number)
         self.total_vm = 0
         """Pages of all VMAs; each of the next four counts the pages of one kind of VMA (Linux: vm_stat_account())."""
         self.data_vm = 0

@@ -1,10 +1,9 @@
 """The entries of an address space, of 4 KiB and of 2 MiB, and the few primitives that change them.
 
 Owns the contents of the leaf entries of one page table: only `Pages` sets and clears them. Each primitive also updates
-the frame's counts and the resident counter (`RssStat`), and notifies the listeners. So no caller can forget one of
-these. `PageTable` knows the place of an entry, and `PageWalk` walks over a range. Knows no VMA and no
-fault. Answers to Linux v6.8 mm/memory.c (set_pte_range, zap_pte_range, copy_present_pte), mm/huge_memory.c
-(zap_huge_pmd, __split_huge_pmd_locked, move_huge_pmd, copy_huge_pmd) and mm/rmap.c (try_to_unmap_one).
+the frame's counts and the resident counter (`RssStat`), and notifies the listeners: no caller can forget it. Knows no
+fault, and of VMAs only which are locked. Answers to Linux v6.8 mm/memory.c (set_pte_range, zap_pte_range,
+copy_present_pte), mm/huge_memory.c (zap_huge_pmd …, copy_huge_pmd) and mm/rmap.c (try_to_unmap_one).
 
 | change of an entry                   | one          | many                               | of 2 MiB          |
 |--------------------------------------|--------------|------------------------------------|-------------------|
@@ -50,11 +49,13 @@ from kerneld.hw.paging import (
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.frames.lru import munlock_folio
 from kerneld.mm.frames.swap import Slots
 from kerneld.mm.space.notifier import Notifiers
 from kerneld.mm.space.pagetable import PageTable
 from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.space.rss import Rss, RssStat, rss_kind
+from kerneld.mm.space.vma import VmaTree
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
 _U64 = (1 << 64) - 1
@@ -63,7 +64,9 @@ _U64 = (1 << 64) - 1
 class Pages:
     """The entries of one page table. A `haddr` is a 2 MiB-aligned address; a word index names an entry."""
 
-    def __init__(self, frames: Frames, page_table: PageTable, rss: RssStat, notifiers: Notifiers, number: int) -> None:
+    def __init__(
+        self, frames: Frames, page_table: PageTable, rss: RssStat, notifiers: Notifiers, vmas: VmaTree, number: int
+    ) -> None:
         self.number = number
         """The number of the address space."""
         self.page_table = page_table
@@ -71,6 +74,7 @@ class Pages:
         self._frames = frames
         self._walk = page_table.walk
         self._notifiers = notifiers
+        self._vmas = vmas
         # What each page fault needs is bound once.
         self._words = frames.ram.words
         self._flags_at = frames.flags_at
@@ -340,7 +344,7 @@ class Pages:
         """Replace an entry of 2 MiB by a table of 512 entries for the same frames; this cannot fail.
 
         For the huge zero page, each entry maps the shared zero page. Any other huge page stays one page, and becomes
-        dirty if the entry was.
+        dirty if the entry was. Locked memory loses the lock on the page, until reclaim finds it.
         Source: Linux v6.8 mm/huge_memory.c:__split_huge_pmd_locked(), __split_huge_zero_page_pmd().
         """
         entry = self._words[pmd]
@@ -356,14 +360,11 @@ class Pages:
             huge.remove_mapping(head)
             if entry & PTE_DIRTY:
                 self._frames.set(slice(head, head + HPAGE_PMD_NR), PG_DIRTY)
+            if self._vmas.is_locked(haddr):
+                munlock_folio(self._frames, head)
         self._words[pmd] = make_pte(table, PTE_TABLE)
         huge.events["thp_split_pmd"] += 1
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
-
-    def deposit_table(self, pmd: int) -> None:
-        """Remove an empty leaf table from the page table and deposit it: a huge page is mapped in its place."""
-        self.page_table.deposited.append(pte_pfn(self._words[pmd]))
-        self._words[pmd] = 0
 
     def move_huge_pmd(self, pmd: int, haddr: Vaddr, to_pmd: int, to_haddr: Vaddr) -> None:
         """Move an entry of 2 MiB to an empty one; frames, counters and the deposited table stay as they are.

@@ -231,6 +231,11 @@ class PageTable:
         self._cached.clear()
         return True
 
+    def deposit_table(self, pmd: int) -> None:
+        """Remove an empty leaf table from the page table and deposit it: a huge page is mapped in its place."""
+        self.deposited.append(pte_pfn(self._words[pmd]))
+        self._words[pmd] = 0
+
     def deposit_new(self) -> None:
         """Take a frame for the table of a huge page about to be mapped. Raises SysError(ENOMEM)."""
         self.deposited.append(self._frames.alloc_page(PG_TABLE, zero=False))

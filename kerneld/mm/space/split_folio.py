@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.hw.paging import PTE_DIRTY
-from kerneld.mm.frames.frames import PG_DIRTY, Frames, Pfns
+from kerneld.mm.frames.frames import PG_DIRTY, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
+from kerneld.mm.frames.lru import mlock_folios
 from kerneld.mm.space.rmap_walk import rmap_walk
+from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import Pfn
 
 
@@ -28,13 +30,19 @@ def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
 def split_folio(frames: Frames, pfn: Pfn) -> None:
     """Split a frame's huge page into single pages; all of them become dirty if an entry of one is dirty.
 
-    Every entry of 2 MiB that maps the huge page is split. Source: Linux v6.8
-    mm/huge_memory.c:split_huge_page_to_list(), mm/rmap.c:try_to_migrate_one() (folio_mark_dirty()).
+    Every entry of 2 MiB that maps the huge page is split. The locks on the huge page end. Each single page is locked by
+    each locked VMA that maps it. Source: Linux v6.8 mm/huge_memory.c:split_huge_page_to_list(),
+    mm/rmap.c:try_to_migrate_one() (folio_mark_dirty(), folio_remove_rmap_pte()), mm/migrate.c:remove_migration_pte().
     """
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     words = frames.ram.words_np
-    dirty = any((words[mapped.ptes] & np.uint64(PTE_DIRTY)).any() for mapped in rmap_walk(frames, pfns))
-    frames.clear(pfns, PG_LARGE)
+    entries = rmap_walk(frames, pfns)
+    dirty = any((words[mapped.ptes] & np.uint64(PTE_DIRTY)).any() for mapped in entries)
+    frames.clear(pfns, PG_LARGE | PG_UNEVICTABLE)
+    frames.mlock_more[pfns] = 0
+    for mapped in entries:
+        if mapped.vma.vm_flags & VM_LOCKED:
+            mlock_folios(frames, pfns[mapped.at])
     if dirty:
         frames.set(pfns, PG_DIRTY)
 

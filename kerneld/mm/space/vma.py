@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug
-from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_RAND_READ, VM_SEQ_READ
+from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_LOCKED, VM_RAND_READ, VM_SEQ_READ
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 if TYPE_CHECKING:
@@ -142,6 +142,11 @@ class VmaTree:
         """Return chunk and position of the first VMA that starts after `vaddr`; position may be the chunk's length."""
         number = max(0, bisect_right(self._firsts, vaddr) - 1)
         return number, bisect_right(self._starts[number], vaddr)
+
+    def is_locked(self, vaddr: Vaddr) -> bool:
+        """Return whether the memory at an address is locked."""
+        vma = self.lookup(vaddr)
+        return vma is not None and vma.vm_flags & VM_LOCKED != 0
 
     def lookup(self, vaddr: Vaddr) -> Vma | None:
         """Return the VMA that covers an address, or None (Linux: vma_lookup())."""
