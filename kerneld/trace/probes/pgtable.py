@@ -251,19 +251,18 @@ def _free_deposit(tracing: Tracing, inner: Function) -> Function:
     return free_deposit
 
 
-@probe(Pages.deposit_table, TABLE_ALLOC, TABLE_FREE)
+@probe(PageTable.deposit_table, TABLE_ALLOC, TABLE_FREE)
 def _deposit_table(tracing: Tracing, inner: Function) -> Function:
     log = table_log(tracing)
 
-    def deposit_table(self: Pages, pmd: int) -> None:
-        table = self.page_table
+    def deposit_table(self: PageTable, pmd: int) -> None:
         pfn = pte_pfn(self._words[pmd])
         vaddr = next(
-            vaddr for level, vaddr, found in _all_named(table) if level == Level.PTE and found == pfn
+            vaddr for level, vaddr, found in _all_named(self) if level == Level.PTE and found == pfn
         )  # The caller knows the entry alone. It happens once for each collapsed huge page.
         inner(self, pmd)
-        log.free(table, Level.PTE, vaddr, pfn)
-        log.alloc(table, Level.DEPOSITED, 0, pfn)
+        log.free(self, Level.PTE, vaddr, pfn)
+        log.alloc(self, Level.DEPOSITED, 0, pfn)
 
     return deposit_table
 
