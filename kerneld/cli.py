@@ -23,6 +23,7 @@ Examples:
   kerneld status                    whether kerneld runs: uptime, memory, swap
   kerneld ps                        the processes of the machine
   kerneld maps 4242                 the mappings of process 4242
+  kerneld walk 4242 0x1000000000    how an address is translated, level by level
   kerneld exec -- python3           an unmodified program with its memory in kerneld
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
                                     a C program with the shadow page table's system calls
@@ -61,6 +62,7 @@ COMMANDS = {
     "stop": "kerneld.commands.daemon.stop",
     "strace": "kerneld.commands.trace.strace",
     "trace": "kerneld.commands.trace.trace",
+    "walk": "kerneld.commands.proc.walk",
 }
 """The module of each command, imported when the command runs. Its function has underscores for dashes."""
 

@@ -9,6 +9,7 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/status, stat, statm, comm, cmdline      | all                | any offset and length                          |
 | PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; the lines of a mapping stay together      |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
+| PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
 | meminfo, vmstat, buddyinfo                  | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
@@ -36,6 +37,7 @@ from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
 from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_vmstat
+from kerneld.fs.proc_walk import show_walk
 from kerneld.fs.seq_file import SeqFiles, Show, one_record
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Sysctl
@@ -43,10 +45,11 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
-from shared.uapi.page import Pid
+from shared.uapi.page import TASK_SIZE, Pid
 
 _MAX_OFFSET = (1 << 63) - 1
 _MAX_PID_DIGITS = 10
+_HEX_DIGITS = frozenset("0123456789abcdef")
 _OF_ALL_MEMORY = frozenset({"meminfo", "vmstat", "buddyinfo", "kerneld/status", "kpagecount", "kpageflags"})
 
 
@@ -161,6 +164,9 @@ class ProcFs:
             raise SysError(errno.EISDIR)
         name = names[1]
         permitted = ptrace_may_access(reader, process)
+        if name == "walk":
+            view = one_record(self._open_walk(reader, process, names[2:], permitted=permitted))
+            return (yield from self._seq_files.read(reader, "/".join(names), view, offset, length))
         show = self._open_show(reader, process, name, permitted=permitted)
         if show is None and name != "pagemap":
             raise SysError(errno.ENOENT)
@@ -173,6 +179,19 @@ class ProcFs:
         if not permitted or not (process.mm.dumpable or reader.cred.capable(CAP_SYS_PTRACE)):
             raise SysError(errno.EACCES)
         return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.capable(CAP_SYS_ADMIN))
+
+    def _open_walk(
+        self, reader: Process, process: Process, names: list[str], *, permitted: bool
+    ) -> Callable[[], bytes]:
+        """Return the view of one address. It has frame numbers. Raises SysError(EACCES), ENOENT for no address."""
+        may_read = permitted and (process.live_mm.dumpable or reader.cred.capable(CAP_SYS_PTRACE))
+        if not may_read or not reader.cred.capable(CAP_SYS_ADMIN):
+            raise SysError(errno.EACCES)
+        if not names:
+            raise SysError(errno.EISDIR)
+        if len(names) > 1 or not set(names[0]) <= _HEX_DIGITS or int(names[0], 16) >= TASK_SIZE:
+            raise SysError(errno.ENOENT)
+        return functools.partial(show_walk, process.live_mm, int(names[0], 16))
 
     def _find_process(self, name: str) -> Process | None:
         """Return the process of a directory's name: a decimal number as Linux writes it, without leading zeros."""
