@@ -16,12 +16,13 @@ from typing import Protocol
 import structlog
 
 from kerneld.errors import SysError
+from kerneld.mm.space.mm import MmStruct
 from kerneld.shadowpt.asking import Asking
 from kerneld.shadowpt.fault_table import FaultTable
 from kerneld.shadowpt.host import HostTarget
 from kerneld.shadowpt.host_faults import HostFaults
 from kerneld.shadowpt.refusal import NoTarget
-from kerneld.shadowpt.remap import check_entries
+from kerneld.shadowpt.remap import check_opener
 from shared.uapi.page import PAGE_MASK, Pid, Vaddr
 from shared.uapi.shadowpt import MAX_SPT_RANGE
 
@@ -35,6 +36,8 @@ class Faulting(Protocol):
 
     @property
     def pid(self) -> Pid: ...
+    @property
+    def mm(self) -> MmStruct | None: ...
     @property
     def comm(self) -> str: ...
     @property
@@ -117,7 +120,7 @@ class FaultLog:
             raise SysError(errno.EINVAL, f"process {target.pid} has ended")
         if busy:
             raise SysError(errno.EBUSY, busy)
-        check_entries(opener.pid, dest, size_bytes, self._asking)
+        check_opener(opener, dest, size_bytes, self._asking)
         try:
             session = _Session(opener, target, size_bytes)
             try:

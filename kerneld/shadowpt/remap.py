@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,27 @@ from kerneld.shadowpt.asking import Asking, DirectReader
 from kerneld.shadowpt.host_look import Look, Question, Want
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr
 from shared.uapi.pagemap import PM_ENTRY_BYTES, PM_PRESENT, PM_SWAP
+
+
+class Opener(Protocol):
+    """The part of a process that this module needs."""
+
+    @property
+    def pid(self) -> Pid: ...
+    @property
+    def mm(self) -> MmStruct | None: ...
+
+
+def check_opener(opener: Opener, entries: Vaddr, length: int, asking: Asking) -> None:
+    """Check that a table can lie at [entries, entries + length) in the memory of its opener, simulated or real.
+
+    Raises as check_own_entries() and check_entries() do.
+    """
+    mm = opener.mm
+    if mm is not None and mm.notifiers.tlb is not None:
+        check_own_entries(mm, entries, length)
+    else:
+        check_entries(opener.pid, entries, length, asking)
 
 
 class _Refusal(Exception):

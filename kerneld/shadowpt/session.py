@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -35,7 +35,7 @@ from kerneld.shadowpt.host_frame import read_host_frame, why_not_mapped
 from kerneld.shadowpt.host_look import Look
 from kerneld.shadowpt.layout import F24, Flags
 from kerneld.shadowpt.refusal import NO_PFNS, NoTarget, why_no_range
-from kerneld.shadowpt.remap import check_entries, check_own_entries
+from kerneld.shadowpt.remap import check_opener
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
 from shared.uapi.shadowpt import MAX_SPT_RANGE, table_bytes
@@ -51,19 +51,14 @@ _MAX_DIRTY_RANGES = 8
 """With more ranges than this it is cheaper to recompute everything from the first to the last range."""
 
 
-class Tracked(Faulting, Protocol):
-    """The part of a process that this module needs."""
-
-    @property
-    def mm(self) -> MmStruct | None: ...
-
-
 class _Session:
     """An open table. It does not change from `open` to `close`, except for the tracked mm."""
 
     __slots__ = ("end", "layout", "mm", "opener", "start", "table", "target")
 
-    def __init__(self, opener: Tracked, target: Tracked | HostTarget, start: Vaddr, end: Vaddr, layout: Flags) -> None:
+    def __init__(
+        self, opener: Faulting, target: Faulting | HostTarget, start: Vaddr, end: Vaddr, layout: Flags
+    ) -> None:
         self.opener = opener
         self.target = target
         self.start = start
@@ -99,8 +94,8 @@ class ShadowPt:
 
     def open(
         self,
-        opener: Tracked,
-        target: Tracked | HostTarget | NoTarget,
+        opener: Faulting,
+        target: Faulting | HostTarget | NoTarget,
         start: Vaddr,
         end: Vaddr,
         entries: Vaddr,
@@ -127,11 +122,7 @@ class ShadowPt:
         if busy:
             raise SysError(errno.EBUSY, busy)
         end = cut
-        mm = _find_mm(opener)
-        if mm is not None and mm.notifiers.tlb is not None:
-            check_own_entries(mm, entries, table_bytes(start, end))
-        else:
-            check_entries(opener.pid, entries, table_bytes(start, end), self.asking)
+        check_opener(opener, entries, table_bytes(start, end), self.asking)
         try:
             session = _Session(opener, target, start, end, layout)
             try:
@@ -152,7 +143,7 @@ class ShadowPt:
             return ""
         return f"{_in_words(holder.opener)} has a table open, of process {holder.target.pid}; there is one at a time"
 
-    def close(self, caller: Tracked) -> None:
+    def close(self, caller: Faulting) -> None:
         """Empty the table and close it. Raises SysError(EINVAL) if none is open, EPERM unless `caller` opened it."""
         if self.faults.is_open:
             self.faults.close(caller)
@@ -160,7 +151,7 @@ class ShadowPt:
             return
         self._close(self._get_session(caller))
 
-    def start(self, caller: Tracked) -> None:
+    def start(self, caller: Faulting) -> None:
         """Fill the table with the current state, and follow every change. Raises as close() does."""
         session = self._get_session(caller)
         self.dirty.clear()
@@ -179,7 +170,7 @@ class ShadowPt:
             table.update(0, *describe(mm, session.start, session.end, session.layout))
         table.publish()
 
-    def stop(self, caller: Tracked) -> None:
+    def stop(self, caller: Faulting) -> None:
         """Stop following changes; the table stays as it is. Raises as close() does."""
         session = self._get_session(caller)
         self.flush()
@@ -231,7 +222,7 @@ class ShadowPt:
         session.table.update(0, *host.described(found, session.start, session.end, session.layout))
         session.table.publish()
 
-    def refresh_for(self, caller: Tracked) -> Pending | None:
+    def refresh_for(self, caller: Faulting) -> Pending | None:
         """Do the same as look_again() if `caller` is the opener: after each of its calls, before the reply.
 
         If the host has not answered the last question, the opener does not wait again until it has.
@@ -265,7 +256,7 @@ class ShadowPt:
             raise SysError(errno.EINVAL, why_not_mapped(session, pfn))
         return bytes(self._ram.page(pfn))
 
-    def opener_gone(self, process: Tracked) -> None:
+    def opener_gone(self, process: Faulting) -> None:
         """Close the table if its opener has ended. Called at the end of every process."""
         if self._session is not None and self._session.opener is process:
             self._close(self._session)
@@ -353,7 +344,7 @@ class ShadowPt:
         is_tracking = session.mm is not None or self.followed_host is not None
         return "tracking" if is_tracking else "open", session.opener.pid, session.target.pid
 
-    def _get_session(self, caller: Tracked) -> _Session:
+    def _get_session(self, caller: Faulting) -> _Session:
         """Return the open session. Raises SysError(EINVAL) if there is none, EPERM if another process opened it."""
         if self._session is None:
             raise SysError(errno.EINVAL, _NONE_OPEN)
@@ -382,7 +373,7 @@ class ShadowPt:
         _log.info("shadow table closed", opener=session.opener.pid, target=session.target.pid)
 
 
-def _is_alive(target: Tracked | HostTarget) -> bool:
+def _is_alive(target: Faulting | HostTarget) -> bool:
     return target.is_alive() if isinstance(target, HostTarget) else _find_mm(target) is not None
 
 
@@ -390,6 +381,6 @@ def _in_words(process: Faulting) -> str:
     return f"process {process.pid} ({process.comm})"
 
 
-def _find_mm(process: Tracked) -> MmStruct | None:
+def _find_mm(process: Faulting) -> MmStruct | None:
     """Return the address space of a living process; None after its end."""
     return None if process.ended else process.mm

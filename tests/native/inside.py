@@ -53,14 +53,14 @@ class Inside:
         self._environment = environment
         self._started: list[subprocess.Popen[str]] = []
 
-    def command(self, argv: Sequence[str]) -> list[str]:
+    def command(self, argv: Sequence[str], *options: str) -> list[str]:
         """Return the words that run a program inside."""
-        return [sys.executable, "-P", "-m", "kerneld", "exec", "--", *argv]
+        return [sys.executable, "-P", "-m", "kerneld", "exec", *options, "--", *argv]
 
-    def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
+    def start(self, argv: Sequence[str], *options: str) -> subprocess.Popen[str]:
         """Start a program inside, with pipes."""
         process = subprocess.Popen(
-            self.command(argv),
+            self.command(argv, *options),
             env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

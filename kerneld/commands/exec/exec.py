@@ -17,6 +17,7 @@ from kerneld.commands.compiled import BuildError
 from kerneld.commands.exec.build_stub import ensure_stub
 from kerneld.commands.failure import KerneldStatus
 from kerneld.commands.program import ProgramError, find_program
+from kerneld.commands.semesters import SEMESTERS
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import Failure, client_failures
@@ -27,13 +28,15 @@ HELP = """Run PROGRAM inside the machine: kerneld has each page of its memory.
 PROGRAM may be any x86-64 program, without a change. It runs on the real processor. kerneld serves its page faults and
 its calls of memory management. The host serves all other system calls. PROGRAM has the pid, the terminal and the files
 of this process, and its children are inside the machine too. kerneld must be running, under your own user.
-docs/programs.md lists the programs that work and the calls that are refused.
+docs/programs.md lists the programs that work and the calls that are refused. The calls of the shadow page table work
+too; --abi chooses their numbers, as for `kerneld run`.
 
 \b
 Examples:
   kerneld exec -- python3                   then, in another terminal: kerneld maps PID, inspector PID [heap]
   kerneld exec -- ./target
   kerneld exec --env LANG=C -- sort names.txt
+  kerneld exec --abi f23 -- ./inspector 4242 0x7f0000000000 0x7f0000010000
 
 \b
 Exit status: that of PROGRAM, or
@@ -55,10 +58,19 @@ _MOST_FDS = 1024
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME=VALUE", help="Set a variable of the environment of PROGRAM."
 )
+@click.option(
+    "--abi",
+    type=click.Choice(list(SEMESTERS)),
+    default="f24",
+    show_default=True,
+    help="The semester whose calls of the shadow page table PROGRAM makes.",
+)
 @socket_option
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def exec(variables: tuple[str, ...], socket_path: str | None, program: str, arguments: tuple[str, ...]) -> None:
+def exec(
+    variables: tuple[str, ...], abi: str, socket_path: str | None, program: str, arguments: tuple[str, ...]
+) -> None:
     """Check the program and the daemon, and execute the stub."""
     path = os.path.abspath(socket_path or default_socket_path())
     environment = _environment(variables, path)
@@ -73,7 +85,7 @@ def exec(variables: tuple[str, ...], socket_path: str | None, program: str, argu
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these signals, and an ignored signal stays ignored across execve.
         signal.signal(ignored, signal.SIG_DFL)
-    hidden = str(_first_hidden_fd())
+    hidden = f"{_first_hidden_fd()}/{SEMESTERS[abi].define}"
     try:
         os.execve(stub, ["kerneld-exec", "-", path, hidden, "-", "-", found, program, program, *arguments], environment)
     except OSError as error:

@@ -23,7 +23,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from kerneld.commands.run.semesters import SEMESTERS, find_call
+from kerneld.commands.semesters import SEMESTERS, find_call
 from shared.standard_streams import complain
 
 _AUDIT_ARCH_X86_64 = 0xC000003E

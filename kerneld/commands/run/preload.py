@@ -6,7 +6,7 @@ from pathlib import Path
 
 import shared
 from kerneld.commands.compiled import ensure_built
-from kerneld.commands.run.semesters import SEMESTERS
+from kerneld.commands.semesters import SEMESTERS
 
 SOURCES = Path(shared.__file__).resolve().parent
 """The directory of the C sources and the headers, in a checkout and in an installation."""

@@ -17,7 +17,7 @@ from kerneld.commands.failure import KerneldStatus
 from kerneld.commands.program import ProgramError, find_program
 from kerneld.commands.run.preload import ensure_library, header_path, library_sources
 from kerneld.commands.run.program import check_program
-from kerneld.commands.run.semesters import SEMESTERS
+from kerneld.commands.semesters import SEMESTERS
 from shared.client.connection import find_daemon
 from shared.client.path import default_socket_path
 from shared.failure import Failure, Status, client_failures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kerneld.commands.run import explain
-from kerneld.commands.run.semesters import SEMESTERS
+from kerneld.commands.semesters import SEMESTERS
 
 
 def test_the_filter_tells_of_every_semesters_numbers_and_of_no_other() -> None:

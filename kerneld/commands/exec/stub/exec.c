@@ -77,7 +77,9 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	words = put_number(words, t->conn);
 	args[2] = process.socket_path;
 	args[3] = words;
-	args[4] = words = put_number(words, process.hidden_fds);
+	words = put_number(words, process.hidden_fds);
+	words[-1] = '/';
+	args[4] = words = put_number(words, process.abi);
 	/* Here nothing is to come in: the mask is the loader's to set. */
 	args[5] = words = put_number(words, uc->sigmask | t->masked);
 	put_number(words, process.stub_fd);

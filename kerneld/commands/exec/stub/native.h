@@ -96,6 +96,7 @@ struct process {
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
 	u64 agent_token, generation;
+	u32 abi;		/* the semester whose calls of the shadow page table it makes */
 	int shared_waits;	/* how many threads have a shared_futex */
 	u64 stub_mask;		/* of the stub's handlers */
 	struct kernel_sigaction actions[65];

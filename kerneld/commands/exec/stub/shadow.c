@@ -4,11 +4,14 @@
 
 #define PAGE_SHIFT 12
 #define ENTRY_BYTES 24
-#define LAYOUT_F24 0
 #define OPEN_HOST 1
 #define MAP_SHARED_FIXED 0x11
 #define SEGV_ACCERR 2
-#define MAX_SPT_RANGE 0x800000UL
+
+/* The calls of a semester (process.abi, as KERNELD_ABI of shared/c/preload.c), in the order of their numbers: open, close,
+ * start, stop, page_contents; enable is open and start in one. */
+struct semester { u32 abi, layout, first; char calls[6]; };
+static const struct semester semesters[] = {{24, 0, 462, "ocstp"}, {23, 23, 451, "ecp"}, {25, 0, 467, "ocst"}, {251, 251, 467, "oc"}};
 
 static struct { u64 start, length; int fd; } table;
 
@@ -60,37 +63,81 @@ int table_fault(u64 address, int write, struct siginfo *info)
 	return 1;
 }
 
-static long open_table(struct thread *t, const u64 *given)
+static long open_table(struct thread *t, const struct semester *semester, const u64 *given)
 {
-	u64 args[6] = {given[0], given[1], LAYOUT_F24, OPEN_HOST}, bounds[3];
-	if (user_copy(bounds, (void *)given[1], sizeof bounds))
+	int has_faults = semester->layout == 251;
+	u64 args[6] = {given[0], given[1], semester->layout, OPEN_HOST}, bounds[3] = {0, given[2], given[1]};
+	if (!has_faults && user_copy(bounds, (void *)given[1], sizeof bounds))
 		return -EFAULT;
 	struct answer answer = ask(t, NR_shadowpt_open, args, bounds, sizeof bounds, -1);
 	if (answer.ret < 0)
 		return answer.ret;
 	memcpy(bounds, answer.data, sizeof bounds);
 	sys1(NR_close, answer.fd[1]);
+	u64 length = bounds[1] - bounds[0];
 	table.fd = hide_fd(answer.fd[0]);
 	table.start = bounds[2];
-	table.length = (((bounds[1] - bounds[0]) >> PAGE_SHIFT) * ENTRY_BYTES + PAGE_BYTES - 1) & -PAGE_BYTES;
+	table.length = ((has_faults ? length : (length >> PAGE_SHIFT) * ENTRY_BYTES) + PAGE_BYTES - 1) & -PAGE_BYTES;
 	map_table();
-	return user_copy((void *)given[1], bounds, sizeof bounds) ? -EFAULT : 0;
+	return !has_faults && user_copy((void *)given[1], bounds, sizeof bounds) ? -EFAULT : 0;
+}
+
+static long close_table(struct thread *t)
+{
+	u64 none[6] = {0};
+	long ret = ask_ret(t, NR_shadowpt_close, none);
+	if (!ret && table.length)
+		forget_table();
+	return ret;
+}
+
+static long enable_table(struct thread *t, const struct semester *semester, const u64 *given)
+{
+	u64 none[6] = {0};
+	long ret = open_table(t, semester, given);
+	if (ret)
+		return ret;
+	ret = ask_ret(t, NR_shadowpt_start, none);
+	if (ret)
+		close_table(t);
+	return ret;
+}
+
+static const struct semester *find_semester(void)
+{
+	for (u64 i = 1; i < sizeof semesters / sizeof *semesters; i++)
+		if (semesters[i].abi == process.abi)
+			return &semesters[i];
+	return &semesters[0];
 }
 
 /* 1 and the result of a call of the shadow page table, or 0. */
 int shadow_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
-	if (nr < NR_shadowpt_open || nr > NR_shadowpt_page_contents)
+	const struct semester *semester = find_semester();
+	u64 number = nr - semester->first;
+	if (number >= string_length(semester->calls))
 		return 0;
-	if (nr == NR_shadowpt_open) {
-		*ret = open_table(t, args);
-		return 1;
+	switch (semester->calls[number]) {
+	case 'o':
+		*ret = open_table(t, semester, args);
+		break;
+	case 'e':
+		*ret = enable_table(t, semester, args);
+		break;
+	case 'c':
+		*ret = close_table(t);
+		break;
+	case 's':
+		*ret = ask_ret(t, NR_shadowpt_start, args);
+		break;
+	case 't':
+		*ret = ask_ret(t, NR_shadowpt_stop, args);
+		break;
+	case 'p': {
+		struct answer answer = ask(t, NR_shadowpt_page_contents, args, 0, 0, -1);
+		*ret = answer.ret ? answer.ret : user_copy((void *)args[1], answer.data, answer.length) ? -EFAULT : 0;
 	}
-	struct answer answer = ask(t, nr, args, 0, 0, -1);
-	*ret = answer.ret;
-	if (nr == NR_shadowpt_close && !*ret && table.length)
-		forget_table();
-	if (nr == NR_shadowpt_page_contents && !*ret && user_copy((void *)args[1], answer.data, answer.length))
-		*ret = -EFAULT;
+	}
 	return 1;
 }

@@ -2,8 +2,8 @@
  * and jumps to the program's entry.
  *
  * Arguments: the connection's descriptor, or "-" for a new one; kerneld's socket; from which number on descriptors are
- * hidden; the signals that are to be blocked, or "-" for those that are; the descriptor of the stub's own file, or "-";
- * the program's path; its name as it was given; its arguments.
+ * hidden, and behind a slash the semester; the signals that are to be blocked, or "-" for those that are; the descriptor
+ * of the stub's own file, or "-"; the program's path; its name as it was given; its arguments.
  */
 #include "native.h"
 
@@ -120,6 +120,13 @@ static u64 number_of(const char *text)
 	return number;
 }
 
+static u64 number_behind(const char *text, char mark)
+{
+	while (*text && *text != mark)
+		text++;
+	return *text ? number_of(text + 1) : 0;
+}
+
 static void tell_limits(struct thread *t)
 {
 	static const int limits[RLIMIT_COUNT] = {2, 3, 8, 9};
@@ -206,6 +213,7 @@ static void start_on_area(u64 sp)
 	u64 entry[2], mask, all = ~OURS;
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
 	process.hidden_fds = number_of(argv[3]);
+	process.abi = number_behind(argv[3], '/');
 	memcpy(process.socket_path, argv[2], string_length(argv[2]) + 1);
 	t->conn = is_new ? kerneld_connect(argv[2]) : (int)number_of(argv[1]);
 	if (t->conn < 0)

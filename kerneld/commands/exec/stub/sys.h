@@ -37,7 +37,8 @@ enum {
 	NR_readlinkat = 267, NR_set_robust_list = 273, NR_dup3 = 292, NR_prlimit64 = 302, NR_process_vm_readv = 310,
 	NR_process_vm_writev = 311, NR_seccomp = 317, NR_execveat = 322, NR_mlock2 = 325, NR_pkey_mprotect = 329,
 	NR_pkey_alloc = 330, NR_pkey_free = 331, NR_clone3 = 435, NR_close_range = 436, NR_faccessat2 = 439,
-	NR_process_madvise = 440, NR_shadowpt_open = 462, NR_shadowpt_close = 463, NR_shadowpt_page_contents = 466,
+	NR_process_madvise = 440, NR_shadowpt_open = 462, NR_shadowpt_close = 463, NR_shadowpt_start = 464,
+	NR_shadowpt_stop = 465, NR_shadowpt_page_contents = 466,
 };
 
 enum {
