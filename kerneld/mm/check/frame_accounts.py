@@ -165,7 +165,7 @@ def check_mapping(frames: Frames, mapping: AddressSpace) -> None:
         raise KernelBug(f"dirty pages of {name}: noted {sorted(mapping.dirty)}, flagged {sorted(dirty)}")
     if bool((((flags & PG_SWAPBACKED) != 0) != mapping.is_shmem).any()):
         raise KernelBug(f"a cached frame of {name} is of the wrong kind")
-    kept = mapping.dirty | mapping.swapped.keys()
+    kept = mapping.pages.keys() | mapping.swapped.keys()
     if not mapping.unsaved <= kept:
         raise KernelBug(f"pages of {name} that its file has not got are gone: {sorted(mapping.unsaved - kept)}")
     if frames.find_mapping_number(mapping.number) is not mapping:

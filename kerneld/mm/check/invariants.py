@@ -244,11 +244,13 @@ def _check_mapped_frames(
     _refuse(walk, cached & (frames.mapping[pfns] != number), "maps a page that is not of its VMA's file")
     _refuse(walk, cached & ~shared & writable, "is a private mapping of a file's own page, and writable")
     noticed = cached & shared & real_file & (writable | dirty)
-    _refuse(walk, noticed & ~_has(page_flags, PG_DIRTY), "is writable or dirty, and maps a clean page of a file")
-    for at in np.flatnonzero(noticed).tolist():
+    in_memory = np.array([vma.file is not None and vma.file.mapping.is_shmem for vma in vmas])[place]
+    clean = noticed & ~in_memory & ~_has(page_flags, PG_DIRTY)
+    _refuse(walk, clean, "is writable or dirty, and maps a clean page of a file")
+    for at in np.flatnonzero(noticed & writable).tolist():
         file = vmas[place[at]].file
         saved = file is not None and file.mapping.is_shmem and int(index[at]) not in file.mapping.unsaved
-        _require(not saved, f"{walk.vaddrs[at]:#x} is writable or dirty, and its file has what it maps")
+        _require(not saved, f"{walk.vaddrs[at]:#x} is writable, and its file has what it maps")
     _refuse(walk, anon & shared, "maps an anonymous frame in a shared VMA")
     exclusive = _has(page_flags, PG_ANON_EXCLUSIVE)
     _refuse(walk, anon & writable & ~exclusive, "is writable, and its anonymous frame may have other owners")

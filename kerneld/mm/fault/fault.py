@@ -38,6 +38,7 @@ from kerneld.hw.paging import (
     swp_offset,
 )
 from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
+from kerneld.mm.files.dirtying import note_write
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
@@ -364,13 +365,17 @@ def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) ->
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    """Settle the first write to a clean page of a shared mapping. Source: Linux v6.8 mm/memory.c:wp_page_shared()."""
+    """Settle the first write to a clean page of a shared mapping.
+
+    Linux takes no such fault for a file in memory, whose page becomes dirty when the entry goes. The fault only notes
+    that the real file does not have the page. Source: Linux v6.8 mm/memory.c:wp_page_shared().
+    """
     assert vma.file is not None
     index = vma.page_index(vaddr)
     if index >= vma.file.mapping.last_index():
         return VM_FAULT_SIGBUS
     wp_page_reuse(mm, vma, vaddr, pte, entry)
-    vma.file.mapping.mark_dirty(index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
+    note_write(vma.file.mapping, index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
     return 0
 
 

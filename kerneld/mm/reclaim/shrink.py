@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_DIRTY, PTE_SWP_EXCLUSIVE, make_swap_pte
+from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.files.shmem import shmem_writepage
 from kerneld.mm.frames.frames import (
@@ -174,7 +175,7 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) ->
     if frames.mapcount[gone].any():
         raise KernelBug("a frame is mapped by an entry that its mapping does not lead to")
     for pfn in pfns[candidates & users.dirty & ~frames.has(pfns, PG_ANON | PG_SWAPCACHE)].tolist():
-        _mapping_of(frames, pfn).mark_dirty(frames.index_at[pfn], pfn)
+        keep_dirty(_mapping_of(frames, pfn), frames.index_at[pfn], pfn)
 
 
 def _mapping_of(frames: Frames, pfn: int) -> AddressSpace:

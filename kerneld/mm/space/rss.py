@@ -26,6 +26,7 @@ from kerneld.hw.paging import (
     pte_present,
     swp_offset,
 )
+from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
@@ -169,7 +170,7 @@ class RssStat:
         if not frames.flags_at[pfn] & PG_DIRTY:
             mapping = frames.find_mapping(pfn)
             if isinstance(mapping, AddressSpace):
-                mapping.mark_dirty(frames.index_at[pfn], pfn)
+                keep_dirty(mapping, frames.index_at[pfn], pfn)
 
     def let_go_many(self, entries: Words) -> None:
         """Do the same as `let_go` for many entries of one VMA; none is 0, and no frame is among them twice."""

@@ -65,10 +65,12 @@ def sync_mm(mm: MmStruct) -> None:
 
 
 def folio_mkclean(mapping: AddressSpace, index: int) -> None:
-    """Clear the dirty and the write bit of every entry that maps a page of the file.
+    """Clear the dirty and the write bit of every entry that maps a page of the file. Of a file in memory, which stays
+    dirty, only the write bit is cleared.
 
     Source: mm/rmap.c:folio_mkclean().
     """
+    bits = PTE_RW if mapping.is_shmem else PTE_RW | PTE_DIRTY
     for vma in mapping.i_mmap.overlapping(index, index + 1):
         if not vma.vm_flags & VM_SHARED:
             continue
@@ -78,7 +80,7 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
         if pte is not None:
             entry = mm.frames.ram.words[pte]
             if pte_present(entry):
-                mm.pages.update_pte(pte, vaddr, entry & ~(PTE_RW | PTE_DIRTY))
+                mm.pages.update_pte(pte, vaddr, entry & ~bits)
 
 
 def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:

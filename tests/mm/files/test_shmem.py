@@ -99,8 +99,27 @@ class TestWhatKindOfPages:
         assert file.mapping.dirty == {0, 1, 2, 3}
         assert not file.mapping.unsaved
         store(mm, page(5), b"x")
+        assert file.mapping.dirty == {0, 1, 2, 3}  # only the entry is dirty
+        assert file.mapping.unsaved == {5}
+        do_madvise(mm, page(5), PAGE_SIZE, Madv.DONTNEED)
         assert file.mapping.dirty == {0, 1, 2, 3, 5}
         assert file.mapping.unsaved == {5}
+
+    def test_what_was_written_to_the_file_is_not_written_again_when_its_entry_goes(
+        self, mm: MmStruct, memory: tuple[File, FakeBacking]
+    ) -> None:
+        file, backing = memory
+        mmap(mm, PAGES, RW, SHARED, at=BASE, file=file)
+        load(mm, page(5))
+        store(mm, page(5), b"x")
+        do_msync(mm, page(5), PAGE_SIZE, Ms.SYNC)
+        assert backing.data[5 * PAGE_SIZE] == ord("x")
+        assert (file.mapping.unsaved, 5 in file.mapping.dirty) == (set(), False)
+        do_madvise(mm, page(5), PAGE_SIZE, Madv.DONTNEED)
+        assert (file.mapping.unsaved, 5 in file.mapping.dirty) == (set(), True)
+        store(mm, page(5), b"y")
+        do_munmap(mm, BASE, LENGTH)
+        assert backing.data[5 * PAGE_SIZE] == ord("y")
 
     def test_each_page_is_promised_when_it_comes(
         self, machine: Machine, mm: MmStruct, memory: tuple[File, FakeBacking]

@@ -1,0 +1,30 @@
+"""Pages of a file that become dirty through page-table entries.
+
+The page of a file on a disk is dirty as soon as an entry may write to it. Nothing writes a file in memory back, so its
+page is dirty only when a dirty entry goes. But its real file needs the page, and is told of it at the first write.
+Answers to Linux v6.8 mm/memory.c:fault_dirty_shared_page(), zap_pte_range() and mm/mmap.c:vma_wants_writenotify().
+"""
+
+from __future__ import annotations
+
+from kerneld.mm.files.filemap import AddressSpace
+from shared.uapi.page import Pfn
+
+
+def note_write(mapping: AddressSpace, index: int, pfn: Pfn) -> None:
+    """Note that an entry, which is dirty, may write to a cached page from now on.
+
+    Linux takes no fault there for a file in memory.
+    """
+    if mapping.is_shmem:
+        mapping.unsaved.add(index)
+    else:
+        mapping.mark_dirty(index, pfn)
+
+
+def keep_dirty(mapping: AddressSpace, index: int, pfn: Pfn) -> None:
+    """Mark a cached page as dirty: a dirty entry of it goes. What the real file lacks was noted by `note_write`."""
+    if mapping.is_shmem:
+        mapping.set_dirty(index, pfn)
+    else:
+        mapping.mark_dirty(index, pfn)
