@@ -12,7 +12,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTRS_PER_TABLE, pte_present
 from kerneld.mm.calls import madvise, madvise_pages, mmap
 from kerneld.mm.calls.madvise_pages import MayWrite
-from kerneld.mm.fault import fault
+from kerneld.mm.fault import around, fault
 from kerneld.mm.files.filemap import READ_AROUND_PAGES, File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import split_range
@@ -32,7 +32,7 @@ _check_file_v6_8 = mmap._check_file
 _seal_check_write_v6_8 = mmap.seal_check_write
 _mmap_region_v6_8 = mmap.mmap_region
 _handle_mm_fault_v6_8 = fault.handle_mm_fault
-_map_pages_around_v6_8 = fault.map_pages_around
+_map_pages_around_v6_8 = around.map_pages_around
 _madvise_pageout_v6_8 = madvise_pages.madvise_pageout
 _madvise_dontneed_v6_8 = madvise.madvise_dontneed
 _window_to_read_v6_8 = fault.window_to_read
@@ -147,7 +147,7 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     table = pte & -PTRS_PER_TABLE
     is_new = not _Fault.has_table and not mm.frames.ram.words_np[table : table + PTRS_PER_TABLE].any()
     if is_new and not mapping.is_shmem:
-        low, high = fault.window_around(vma, vaddr)
+        low, high = around.window_around(vma, vaddr)
         last = mapping.last_index()
         cached = (i for i in range(low, min(high, last)) if mapping.host.is_uptodate(i))
         if next(cached, 0) == last - 1:

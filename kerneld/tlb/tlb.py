@@ -104,9 +104,15 @@ class Tlb:
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
         """Drop the grants that exceed the changed entries of [start, end): at once, unless the program is in a
         request."""
-        if end - start == PAGE_SIZE:
-            table = self._granted.get(start >> PMD_SHIFT)
-            if table is None or not table[start >> PAGE_SHIFT & 511]:
+        number = start >> PMD_SHIFT
+        if number == (end - 1) >> PMD_SHIFT:
+            table = self._granted.get(number)
+            if table is None:
+                return
+            low = start >> PAGE_SHIFT & 511
+            if not (
+                table.item(low) if end - start == PAGE_SIZE else table[low : low + (end - start >> PAGE_SHIFT)].any()
+            ):
                 return
         elif not self._granted:
             return
@@ -179,8 +185,30 @@ class Tlb:
         if self._dirty:
             dirty, self._dirty = self._dirty, []
             for start, end in dirty:
-                self._drops.extend(self._take_exceeding(start, end))
+                if end - start == PAGE_SIZE:
+                    self._take_exceeding_page(start)
+                else:
+                    self._drops.extend(self._take_exceeding(start, end))
             self._drops.sort()
+
+    def _take_exceeding_page(self, vaddr: Vaddr) -> None:
+        """Forget the grant of one page if it exceeds its entry. Most faults change one entry, and give more rights."""
+        table = self._granted.get(vaddr >> PMD_SHIFT)
+        if table is None:
+            return
+        index = vaddr >> PAGE_SHIFT & 511
+        word = table.item(index)
+        if not word:
+            return
+        pte = self.mm.page_table.find_pte(vaddr)
+        if pte is None:
+            # There is no leaf table: an entry of 2 MiB, or none.
+            self._drops.extend(self._take_exceeding(vaddr, vaddr + PAGE_SIZE))
+            return
+        allowed = tlb_word(self.mm.frames.ram.words[pte])
+        if (word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS:
+            table[index] = 0
+            self._drops.append((vaddr, vaddr + PAGE_SIZE))
 
     def _take_exceeding(self, start: Vaddr, end: Vaddr) -> Iterator[Span]:
         """Forget the grants that exceed their entries in a range, and yield the spans of their pages."""

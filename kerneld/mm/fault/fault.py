@@ -37,6 +37,7 @@ from kerneld.hw.paging import (
     pte_present,
     swp_offset,
 )
+from kerneld.mm.fault.around import map_cached, map_pages_around
 from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
 from kerneld.mm.files.dirtying import note_write
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
@@ -205,43 +206,8 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     finally:
         mapping.host.fault_is_over()
     if not mm.frames.ram.words[pte]:
-        _map_cached(mm, vma, vaddr, pte, pfn)
+        map_cached(mm, vma, vaddr, pte, pfn)
     return result & VM_FAULT_MAJOR
-
-
-def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
-    """Map the page of a read fault, and the cached pages around it.
-
-    Source: Linux v6.8 mm/memory.c:do_fault_around().
-    """
-    assert vma.file is not None
-    mapping = vma.file.mapping
-    index = vma.page_index(vaddr)
-    low, high = window_around(vma, vaddr)
-    high = min(high, mapping.last_index())
-    mapping.read_around(low, high)
-    words, pages = mm.frames.ram.words, mapping.pages
-    for i in range(low, high):
-        pfn = pages.get(i)
-        slot = pte + i - index
-        if pfn is not None and not words[slot] and mapping.host.is_uptodate(i):
-            _map_cached(mm, vma, vaddr + ((i - index) << PAGE_SHIFT), slot, pfn)
-
-
-def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
-    """Return the indexes [first, last) of a file's pages around a fault, in the same VMA and leaf table."""
-    index = vma.page_index(vaddr)
-    offset = vaddr >> PAGE_SHIFT & 511
-    first = max(offset & -FAULT_AROUND_PAGES, offset - min(offset, index - vma.pgoff))
-    last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
-    return index - (offset - first), index + last - offset
-
-
-def _map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:
-    mm.frames.get_page(pfn)
-    mm.pages.set_pte(pte, vaddr, make_pte(pfn, vma_page_prot(vma)), pfn)
-    if vma.vm_flags & VM_LOCKED:
-        mlock_folio(mm.frames, pfn)
 
 
 def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, write: bool) -> int:
