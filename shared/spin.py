@@ -31,9 +31,11 @@ T = TypeVar("T")
 class Spin:
     """The state of one waiting side: how well polling has worked for it."""
 
-    __slots__ = ("_asked_in", "_misses", "_switches", "skip")
+    __slots__ = ("_asked_in", "_misses", "_most_skipped", "_switches", "skip")
 
-    def __init__(self) -> None:
+    def __init__(self, most_skipped: int = MOST_SKIPPED) -> None:
+        """`most_skipped` is the most waits that sleep at once after polls without a result."""
+        self._most_skipped = most_skipped
         self.skip = 0
         """The number of next waits that sleep at once. On a hot path the caller counts it down, without a call of
         `wait`."""
@@ -59,7 +61,7 @@ class Spin:
             now = clock()
             if now - started > LONGEST_NS or now - before > SWITCHED_NS:
                 self._misses += 1
-                self.skip = min(1 << self._misses, MOST_SKIPPED)
+                self.skip = min(1 << self._misses, self._most_skipped)
                 return None
             before = now
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kerneld.fs.open_file import fstatfs, is_in_memory
@@ -51,12 +51,20 @@ class Mounts:
         self._fstypes: dict[int, str] = {}
         self._own_root = _find_own_root()
         self._spare = _open_spare()
+        self._is_known = False
+        self.have_changed: Callable[[], bool] = lambda: True
+        """Tells whether mounts have come or gone since it was asked last. The server knows
+        (`kerneld.server.mount_watch`)."""
 
     def look(self) -> None:
-        """Read the list of mounts. Call it after a descriptor has come: its mount cannot go while it is open.
+        """Read the list of mounts, if it has changed. Call it after a descriptor has come: its mount cannot go while it
+        is open.
 
         If the list cannot be read, no mount is known.
         """
+        if self._is_known and not self.have_changed():
+            return
+        self._is_known = True
         try:
             text = _read_mountinfo()
         except OSError:
@@ -65,6 +73,7 @@ class Mounts:
                     text = _read_mountinfo()
                 except OSError:
                     text = ""
+                    self._is_known = False
         # proc(5), /proc/pid/mountinfo: the mount's number comes first, its type behind the lone dash.
         self._fstypes = self._own_root | {
             int(line.split(" ", 1)[0]): line.partition(" - ")[2].split(" ", 1)[0] for line in text.splitlines()

@@ -31,6 +31,7 @@ from kerneld.mm.space.dying import SLICE_SECONDS
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_reader import HostReader
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
+from kerneld.server.mount_watch import MountWatch
 from kerneld.server.pipe_watch import PipeWatch
 from kerneld.server.service import Service
 from kerneld.server.session import Session
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel
 
 log = structlog.get_logger("kerneld.server")
+MOST_SKIPPED = 4
+"""The most waits of the loop that do not poll after polls without a result. It is small: while the loop does not poll,
+clients cannot use their rings. A program that starts waits for its disk, then makes a hundred requests."""
 STOP_SECONDS = 1.0
 """How long a stopping daemon still runs the batches that have begun."""
 
@@ -58,7 +62,7 @@ class Loop:
         self._kernel = kernel
         self._stop_fd = stop_fd
         self._is_stopping = False
-        self._spin = Spin()
+        self._spin = Spin(MOST_SKIPPED)
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self.service = Service(kernel, listener, limits, self._epoll)
@@ -77,6 +81,8 @@ class Loop:
         self._vmscan = kernel.vmscan
         self._vmscan.in_pieces = True
         self._serve = self.service.serve
+        self._mounts = MountWatch()
+        kernel.files.mounts.have_changed = self._mounts.have_changed
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(stop_fd, select.EPOLLIN)
         if kernel.file_changes_fd >= 0:
@@ -230,4 +236,5 @@ class Loop:
         self._host.close()
         self._reader.close()
         self._pipes.close()
+        self._mounts.close()
         self._epoll.close()

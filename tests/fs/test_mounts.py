@@ -90,6 +90,35 @@ def test_a_mount_that_is_not_seen_may_be_anything(
     assert not waits(mounts, os.memfd_create("memory"))
 
 
+def test_the_list_is_read_when_it_has_changed(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.open("/proc/self/stat", os.O_RDONLY)
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda: "")
+    mounts.have_changed = lambda: False
+    mounts.look()
+    assert mounts.find_fstype(fd) == "proc"
+    mounts.have_changed = lambda: True
+    mounts.look()
+    assert mounts.find_fstype(fd) is None
+    os.close(fd)
+
+
+def test_a_list_that_cannot_be_read_is_read_again(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = mounts_module._read_mountinfo
+
+    def fail() -> str:
+        raise OSError(errno.EMFILE, "none left")
+
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", fail)
+    mounts.look()
+    mounts.have_changed = lambda: False
+    fd = os.open("/proc/self/stat", os.O_RDONLY)
+    assert mounts.find_fstype(fd) is None
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", reader)
+    mounts.look()
+    assert mounts.find_fstype(fd) == "proc"
+    os.close(fd)
+
+
 @pytest.mark.parametrize(("magic", "harmless"), [(0xEF53, True), (0x6969, False), (0x6573_5546, False)])
 def test_in_a_chroot_the_mount_of_our_own_root_is_seen(
     monkeypatch: pytest.MonkeyPatch, magic: int, harmless: bool
