@@ -90,8 +90,8 @@ $(RUN): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(TEST): pyproject.toml | $(BIN)/python
-	@echo 'make: installing what the tests need (pytest, hypothesis, Unicorn, volatility3, perfetto)'
-	@$(INSTALL) -e '.[perfetto,test]'
+	@echo 'make: installing what the tests need (pytest, hypothesis, Unicorn, volatility3, perfetto, aiohttp)'
+	@$(INSTALL) -e '.[perfetto,test,web]'
 	@touch $(RUN) $@
 
 $(DEV): pyproject.toml | $(BIN)/python

@@ -29,6 +29,7 @@ Examples:
                                     a C program with the shadow page table's system calls
   kerneld trace --pid 4242          the events of process 4242 as they happen, each with its cause
   kerneld strace 4242               the system calls of process 4242, as strace prints them
+  kerneld record                    a record of everything, to be shown at any moment (inspector --replay)
   kerneld ftrace --graph            the functions of the kernel as they run
   kerneld stop                      end kerneld, and wait for its end
   kerneld referee                   compare kerneld with the kernel of this host
@@ -55,6 +56,7 @@ COMMANDS = {
     "maps": "kerneld.commands.proc.maps",
     "proc": "kerneld.commands.proc.proc",
     "ps": "kerneld.commands.proc.ps",
+    "record": "kerneld.commands.record.record",
     "referee": "kerneld.commands.referee",
     "run": "kerneld.commands.run.run",
     "start": "kerneld.commands.daemon.start",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import WSCloseCode, web
 
 from inspector.web.history import History
-from inspector.web.package import KINDS, one_file, page_files, script_hashes
+from shared.page.package import KINDS, one_file, page_files, script_hashes
 from shared.recording.chunks import Chunk, pack_head
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ Answers to perf record, which tells of the processes and mappings that are there
 from __future__ import annotations
 
 import os
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,14 @@ class Snapshot:
         """Tell that everything known before is void."""
         frames = self._kernel.frames
         sizes = (len(frames.refcount), len(frames.swap.count)) if self._has_frames else (0, 0)
-        self._point(st.SNAPSHOT_BEGIN).emit(self._tracing.current.pid, *sizes, FIRST_PFN, ZERO_PFN)
+        self._mark(st.SNAPSHOT_BEGIN, *sizes, FIRST_PFN, ZERO_PFN)
+
+    def _mark(self, event: Event, *values: int) -> None:
+        """Tell the reader itself something: this is about nobody's memory, and hidden from nobody."""
+        if event in self._trace.events:
+            self._trace.add(
+                event.layout.pack(event.layout.size, event.number, 0, 0, 0, monotonic_ns(), 0, 0, 0, *values)
+            )
 
     def tell(self) -> None:
         """Tell everything: processes, address spaces, frames, page cache, swap, the shadow table."""
@@ -82,7 +90,7 @@ class Snapshot:
             self._tell_frames()
             self._tell_files()
         self._tell_shadow()
-        self._point(st.SNAPSHOT_END).emit(tracing.current.pid, len(mms))
+        self._mark(st.SNAPSHOT_END, len(mms))
 
     def _tell_mm(self, mm: MmStruct, owner: int) -> None:
         vmas = list(mm.vmas)

@@ -7,7 +7,7 @@ again from there on. Owns the connection. One thread uses it.
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
 import select
 from collections.abc import Sequence
 
@@ -33,8 +33,8 @@ class LiveRecord:
         self._process = Process.attach(path)
         try:
             self._pids = tuple(pids)
-            self._ring_bytes = ring_bytes or SUPERUSER_RING_BYTES
-            self.is_superuser = True
+            self.is_superuser = os.geteuid() in (0, os.stat(self._process.socket_path).st_uid)
+            self._ring_bytes = ring_bytes or (SUPERUSER_RING_BYTES if self.is_superuser else DEFAULT_RING_BYTES)
             self._session = self._open()
         except BaseException:
             self._process.close()
@@ -43,23 +43,35 @@ class LiveRecord:
         self.recorder = Recorder(key_events)
 
     def _open(self) -> TraceSession:
-        try:
-            return TraceSession(self._process, GLOBS, self._pids, self._ring_bytes)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or self._ring_bytes <= DEFAULT_RING_BYTES:
-                raise
-        self.is_superuser, self._ring_bytes = False, DEFAULT_RING_BYTES
-        return self._open()
+        """Return a new trace. Its snapshot is in the ring already; a ring that is too small for it gets larger."""
+        while True:
+            session = TraceSession(self._process, GLOBS, self._pids, self._ring_bytes)
+            if not session.reader.lost:
+                return session
+            self._end(session)
+            self._ring_bytes *= 2
+
+    def _end(self, session: TraceSession) -> None:
+        with contextlib.suppress(KerneldGone):
+            session.stop()
+        session.close()
 
     @property
     def is_ended(self) -> bool:
-        """Whether no more events will come: kerneld has ended. Those in the ring can still be read."""
-        return self._session.reader.is_ended or self._is_hung_up()
+        """Whether no more events will come. Those in the ring can still be read."""
+        return self._session.reader.is_ended or self.is_gone
 
-    def _is_hung_up(self) -> bool:
+    @property
+    def is_gone(self) -> bool:
+        """Whether kerneld has gone away. Between calls it sends nothing, so the end alone is readable."""
         poll = select.poll()
         poll.register(self._process.fileno(), select.POLLIN)
         return bool(poll.poll(0))
+
+    def have_ended(self, pids: Sequence[int]) -> bool:
+        """Return whether all of these processes have ended, as far as has been read."""
+        tasks = self.recorder.machine.tasks
+        return all(pid in tasks and tasks[pid].exit_signal is not None for pid in pids)
 
     def read(self, timeout_seconds: float | None, *others: int, wanted_bytes: int = 1) -> list[Chunk]:
         """Return the chunks of what has come. Wait for it, or for the time, or until a descriptor can be read."""
@@ -69,12 +81,9 @@ class LiveRecord:
         chunks = self.recorder.take(data) if data else []
         if self.recorder.has_gap and not self.is_ended:
             # Without this, all that follows would be followed only as well as can be.
-            with contextlib.suppress(OSError):
-                session = self._open()
-                self._session, old = session, self._session
-                with contextlib.suppress(KerneldGone):
-                    old.stop()
-                old.close()
+            with contextlib.suppress(KerneldGone):
+                self._session, old = self._open(), self._session
+                self._end(old)
                 self.recorder.expect_snapshot()
         return chunks
 

@@ -91,6 +91,7 @@ PRESENT, SPECIAL, PSE = 0x101, 1 << 9, 1 << 7
 """Bits of a page-table entry: present for the processor, or (PROT_NONE) for the kernel; zero page; entry of 2 MiB."""
 PFN_MASK = 0x000F_FFFF_FFFF_F000
 _SWAP_BITS = 0x1FF
+_NO_SLOT = (1 << 55) - 1
 _U64 = (1 << 64) - 1
 
 
@@ -105,13 +106,13 @@ def step_of(entry: int) -> int:
     """Return the difference from this entry to the entry of the next page of a run (modulo 1 << 64).
 
     A run is one record of many pages. An empty entry and the entry of the zero page repeat. Frame numbers count up, and
-    so do swap slots, which an entry holds inverted from bit 9 on.
+    so do swap slots, which an entry holds inverted from bit 9 on. Hidden frames and slots (`without_pfn`) are all 0.
     """
     if not entry:
         return 0
     if not entry & PRESENT:
-        return -(1 << 9)
-    return 0 if entry & (SPECIAL | PSE) == SPECIAL else 1 << 12
+        return -(1 << 9) if entry >> 9 != _NO_SLOT else 0
+    return 0 if entry & (SPECIAL | PSE) == SPECIAL or not entry & PFN_MASK else 1 << 12
 
 
 def run_of(entry: int, count: int) -> list[int]:

@@ -20,8 +20,8 @@ from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.shadowpt import USER_SHADOW_PT
 from shared.uapi.syscalls import Access, Nr
 from tests.support.fake_shadowpt import HostMemory
-from tests.support.model_check import check
-from tests.support.programs import RW, SHARED, SHARED_ANON, Program, page
+from tests.support.model_check import check, entries_known
+from tests.support.programs import OTHER, RW, SHARED, SHARED_ANON, USER, Program, page
 from tests.support.recorded import Recorded, recorded
 from tests.support.traced import TracedWorld
 from tests.trace.test_events import fork_of
@@ -257,6 +257,32 @@ def test_the_shadow_page_table_is_in_the_record() -> None:
         assert machine.shadow is None
     for fd in fds:
         os.close(fd)
+    world.close()
+
+
+def test_who_may_not_see_everything_has_a_whole_record_of_the_rest() -> None:
+    """Their own processes, without frame numbers and without physical memory; with --pid, that process."""
+    world = TracedWorld()
+    own, others = world.attach(USER), world.attach(OTHER)
+    for program in (own, others):
+        program.mmap(8, at=page(0))
+        program.touch(0, 4)
+    for opener, pids in ((world.attach(USER), ()), (world.tracer, (own.pid,))):
+        with recorded(world, opener=opener, pids=pids, data_pages=1024) as record:
+            machine = record.read()
+            assert machine.is_whole
+            own.touch(4, 4)
+            others.touch(4, 4)
+            machine = record.read()
+            assert others.pid not in machine.tasks
+            assert others.mm.number not in machine.mms
+            assert machine.nr_frames == 0
+            known = machine.mms[own.mm.number]
+            assert {vma.start for vma in known.vmas.values()} == {vma.start for vma in own.mm.vmas}
+            pfns = {entry >> 12 & 0xFF_FFFF_FFFF for entry in entries_known(known).values()}
+            assert len(entries_known(known)) == 8
+            assert (pfns == {0}) == (opener is not world.tracer)
+            own.call(Nr.MADVISE, page(4), 4 * PAGE_SIZE, Madv.DONTNEED)
     world.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inspector.web.package import one_file
+from shared.page.package import one_file
 from shared.recording.head import make_head
 from shared.uapi.syscalls import Nr
 from tests.recording.test_model import STEPS

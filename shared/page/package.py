@@ -29,7 +29,7 @@ KINDS = {
 
 def page_files() -> dict[str, bytes]:
     """Return the files of the page, by name."""
-    folder = resources.files("inspector.web") / "page"
+    folder = resources.files("shared.page")
     return {
         entry.name: entry.read_bytes()
         for entry in folder.iterdir()

@@ -67,7 +67,7 @@ class AddressSpace {
       return;
     }
     const isEmpty = low === 0 && high === 0;
-    const step = isEmpty ? 0 : !(low & PRESENT) ? -512 : (low & (SPECIAL | PSE)) === SPECIAL ? 0 : PAGE;
+    const step = isEmpty ? 0 : stepOf(low, high);
     const end = first + pages;
     while (first < end) {
       const number = Math.floor(first / PTRS), offset = first % PTRS, count = Math.min(end - first, PTRS - offset);
@@ -100,6 +100,12 @@ class AddressSpace {
   sortedVmas() {
     return [...this.vmas.values()].sort((one, other) => one.start - other.start);
   }
+}
+
+/** How much an entry's successor in a run differs from it. Hidden frames and slots are all 0, and do not count up. */
+function stepOf(low, high) {
+  if (!(low & PRESENT)) return high === 0xffffffff && low >>> 9 === 0x7fffff ? 0 : -512;
+  return (low & (SPECIAL | PSE)) === SPECIAL || entryPfn(low, high) === 0 ? 0 : PAGE;
 }
 
 /** The frame that an entry names. */
