@@ -21,7 +21,11 @@ from target.scenario import Scenario
 from target.scenarios import ALL, TOUR
 from target.stage import Stage, Window
 from target.tour import Tour
+from target.watcher import wait_for_watcher
 
+ANSWER = Path(__file__).resolve().parent / "answers" / "null-write.md"
+LOOK_SECONDS = 0.2
+"""Between two looks whether somebody watches."""
 DEFAULT_DELAY = 3.0
 """Seconds before each step: time to read the next step, and for the inspector to print the last one."""
 
@@ -35,8 +39,10 @@ plays all scenarios once.
 Examples:
   target                                   the whole tour, a step every three seconds
   target --step                            a step at each press of Enter
+  target --wait                            begin when an inspector has opened a table of this process
   target --delay 0.5 --loop                again and again, two steps a second, until Ctrl+C
   target --list                            the list of scenarios
+  target --answers                         the answer to the assignment's last question
   target --scenario heap --scenario fork   these two, in this order
   target --scenario null-write             a write through a null pointer, and SIGSEGV (not part of the tour)
 
@@ -60,12 +66,24 @@ Exit status:
 )
 @click.option("--delay", type=Seconds(min=0), metavar="SECONDS", help="Time before each step. [3]")
 @click.option("--step", is_flag=True, help="Wait for Enter before each step.")
+@click.option("--answers", is_flag=True, help="Print the answer to the assignment's last question, and end.")
+@click.option("--wait", is_flag=True, help="Begin when an inspector has opened a table of this process.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl+C. The scenario exit is left out.")
 @socket_option
 @version_option("target")
 def cli(
-    list_only: bool, names: tuple[str, ...], delay: float | None, step: bool, loop: bool, socket_path: str | None
+    list_only: bool,
+    answers: bool,
+    names: tuple[str, ...],
+    delay: float | None,
+    step: bool,
+    wait: bool,
+    loop: bool,
+    socket_path: str | None,
 ) -> None:
+    if answers:
+        click.echo(ANSWER.read_text(encoding="utf-8"), nl=False)
+        return
     if list_only:
         for scenario in ALL:
             click.echo(f"{scenario.name:<14}{scenario.title}")
@@ -75,17 +93,19 @@ def cli(
     scenarios = choose(names, loop)
     # From here on a signal needs a cleanup.
     with ending_by_signals("target"):
-        play(scenarios, DEFAULT_DELAY if delay is None else delay, step, loop, socket_path)
+        play(scenarios, DEFAULT_DELAY if delay is None else delay, step, wait, loop, socket_path)
 
 
-def play(scenarios: Sequence[Scenario], delay: float, step: bool, loop: bool, socket_path: str | None) -> None:
+def play(
+    scenarios: Sequence[Scenario], delay: float, step: bool, wait: bool, loop: bool, socket_path: str | None
+) -> None:
     """Attach to kerneld, play `scenarios`, and exit. Raises Failure."""
     process = attach(socket_path)
     connection = process.fileno()
     pace: Pace = StepPace(say_to_stdout, connection) if step else DelayPace(delay, connection)
     try:
         with client_failures(gone="kerneld went away, and this process's memory with it"):
-            run(process, scenarios, pace, loop, socket_path)
+            run(process, scenarios, pace, wait, loop, socket_path)
             end(process, scenarios)
             process.exit(Status.OK)
     finally:
@@ -129,11 +149,18 @@ def attach(socket_path: str | None) -> Process:
     return process
 
 
-def run(process: Process, scenarios: Sequence[Scenario], pace: Pace, loop: bool, socket_path: str | None) -> None:
-    """Play `scenarios`, with `loop` for ever. Real files are in the temporary directory. Raises Failure."""
+def run(
+    process: Process, scenarios: Sequence[Scenario], pace: Pace, wait: bool, loop: bool, socket_path: str | None
+) -> None:
+    """Play `scenarios`, with `loop` for ever; with `wait` begin when somebody watches. Raises Failure.
+
+    Real files are in the temporary directory.
+    """
     try:
         tour = Tour(Stage(process, Window(), Path(tempfile.gettempdir())), pace, say_to_stdout, socket_path)
-        tour.begin(any(scenario.in_window for scenario in scenarios))
+        tour.begin(any(scenario.in_window for scenario in scenarios), has_pause=not wait)
+        if wait:
+            wait_for_watcher(process, DelayPace(LOOK_SECONDS, process.fileno()), say_to_stdout)
         for _round in count():
             tour.play_all(scenarios)
             if not loop:

@@ -33,10 +33,10 @@ class Tour:
         self._columns = min(shutil.get_terminal_size((_MAX_COLUMNS, 24)).columns, _MAX_COLUMNS)
         self._steps = 0
 
-    def begin(self, in_window: bool = True) -> None:
+    def begin(self, in_window: bool = True, *, has_pause: bool = True) -> None:
         """Print the pid and, with `in_window`, the window to watch.
 
-        Then wait, so that a person can start an inspector.
+        With `has_pause` then wait, so that a person can start an inspector.
         """
         stage = self._stage
         pid = stage.process.pid
@@ -44,7 +44,9 @@ class Tour:
         if not in_window:
             return
         window = stage.window
-        self._play_beat(Watch(pid, window.start, window.end, f"the window of the tour, {window.pages} pages"))
+        self._say_watch(Watch(pid, window.start, window.end, f"the window of the tour, {window.pages} pages"))
+        if has_pause:
+            self._pace.wait(_WATCH_PAUSES)
 
     def play_all(self, scenarios: Sequence[Scenario]) -> None:
         """Play `scenarios` one after another. Raises the exceptions of the steps and of the pause."""
@@ -73,13 +75,16 @@ class Tour:
             case Note(text):
                 for line in text.splitlines():
                     self._say_wrapped(line, f"{_TEXT_INDENT}> ", f"{_TEXT_INDENT}  ")
-            case Watch(pid, start, end, what):
-                command = inspector_command(pid, start, end, self._socket_path)
-                self._say_wrapped(
-                    f"Watch {start:#x} to {end:#x} from another terminal, {what}:", _STEP_INDENT, _TEXT_INDENT
-                )
-                self._say(f"{_TEXT_INDENT}{command}\n")
+            case Watch():
+                self._say_watch(beat)
                 self._pace.wait(_WATCH_PAUSES)
+
+    def _say_watch(self, watch: Watch) -> None:
+        command = inspector_command(watch.pid, watch.start, watch.end, self._socket_path)
+        self._say_wrapped(
+            f"Watch {watch.start:#x} to {watch.end:#x} from another terminal, {watch.what}:", _STEP_INDENT, _TEXT_INDENT
+        )
+        self._say(f"{_TEXT_INDENT}{command}\n")
 
     def _say_wrapped(self, text: str, first: str, rest: str) -> None:
         # An address that is broken at the end of a line could not be copied. Lines of /proc/self/maps keep their

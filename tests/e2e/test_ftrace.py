@@ -47,7 +47,7 @@ NULL_WRITE = [
     (11, "pick_next_task"),
     (11, "context_switch"),
 ]
-"""Depth and name of each function, in Linux v6.8's order: docs/part5.md has the lines of its sources."""
+"""Depth and name of each function, in Linux v6.8's order: target/answers/null-write.md has the lines of its sources."""
 LINE = re.compile(r" 0\) . *[0-9.]* *(?:us)? *\|  ((?:  )*)(\w+)\(\)( \{|;)")
 
 

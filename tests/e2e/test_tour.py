@@ -20,6 +20,7 @@ from shared.uapi.shadowpt import SHADOW_PTE, Spte, table_bytes
 from target.pace import PROMPT
 from target.scenarios import TOUR
 from target.stage import Window
+from tests.support.daemons import WAIT_SECONDS
 
 WINDOW = Window()
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,3 +356,18 @@ def test_the_exact_command_that_is_printed_starts_an_inspector(socket: Path) -> 
         )
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.startswith("{")
+
+
+def test_with_wait_the_tour_begins_when_somebody_watches(socket: Path) -> None:
+    with running(["target", "--wait", "--delay", "0", "--scenario", "demand"], socket) as target:
+        assert target.stdout is not None
+        before: list[str] = []
+        while not before or "Waiting for an inspector" not in before[-1]:
+            before.append(target.stdout.readline())
+            assert before[-1], before
+        assert not any(line.startswith("  1. ") for line in before)
+        with Table(socket, target.pid):
+            rest, errors = target.communicate(timeout=WAIT_SECONDS)
+    assert rest.startswith(f"  Process {os.getpid()} has opened a table of this process.\n")
+    assert "  1. mmap: " in rest
+    assert (target.returncode, errors) == (0, "")

@@ -13,6 +13,8 @@ import pytest
 from target.cli import choose
 from target.scenarios import ALL, TOUR
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
 
 def run_target(*arguments: str, socket: str = "/nonexistent/kerneld.sock") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -50,6 +52,16 @@ def test_nothing_follows_an_exit(names: list[str], loop: bool) -> None:
 
 def test_an_exit_may_be_the_last() -> None:
     assert [scenario.name for scenario in choose(["heap", "exit"], loop=False)] == ["heap", "exit"]
+
+
+def test_the_answer_is_printed_on_demand_and_stands_in_no_page_of_the_docs() -> None:
+    answer = run_target("--answers")
+    assert answer.returncode == 0
+    # The functions that only the answer has: what the tracer printed.
+    for name in ("force_sig_fault_to_task", "exit_to_user_mode_loop", "dequeue_task"):
+        assert name in answer.stdout
+        pages = [page for page in DOCS.glob("*.md") if name in page.read_text()]
+        assert pages == []
 
 
 def test_list_names_every_scenario_without_a_daemon() -> None:
