@@ -20,6 +20,7 @@ from kerneld.task.real_process import find_ppid
 from kerneld.task.task import Process
 from shared.uapi.auxvec import CLOCKS_PER_SEC
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pid, Vaddr, page_align
+from shared.uapi.resource import RLIM_INFINITY
 from shared.uapi.signals import Disposition
 
 _RLIMIT_RSS = 5
@@ -176,3 +177,25 @@ def _read_anonymous(mm: MmStruct, start: Vaddr, end: Vaddr) -> bytes:
             break
         start = stop
     return data
+
+
+_LIMITS = (
+    ("cpu time", "seconds"), ("file size", "bytes"), ("data size", "bytes"), ("stack size", "bytes"),
+    ("core file size", "bytes"), ("resident set", "bytes"), ("processes", "processes"), ("open files", "files"),
+    ("locked memory", "bytes"), ("address space", "bytes"), ("file locks", "locks"), ("pending signals", "signals"),
+    ("msgqueue size", "bytes"), ("nice priority", ""), ("realtime priority", ""), ("realtime timeout", "us"),
+)  # fmt: skip
+"""By number of the resource: name and unit."""
+
+
+def show_limits(process: Process) -> bytes:
+    """Return the limits: kerneld's own are those of memory. Source: Linux v6.8 fs/proc/base.c:proc_pid_limits()."""
+    limits = process.rlimits
+    lines = [f"{'Limit':<25} {'Soft Limit':<20} {'Hard Limit':<20} {'Units':<10}\n"]
+    for number, (name, unit) in enumerate(_LIMITS):
+        soft, hard = (
+            "unlimited" if value == RLIM_INFINITY else str(value)
+            for value in (limits.soft[number], limits.hard[number])
+        )
+        lines.append(f"{'Max ' + name:<25} {soft:<20} {hard:<20} {f'{unit:<10}' if unit else ''}\n")
+    return "".join(lines).encode()

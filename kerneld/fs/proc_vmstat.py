@@ -189,3 +189,22 @@ def show_vmstat(frames: Frames, faults: tuple[int, int]) -> bytes:
 def show_buddyinfo(frames: Frames) -> bytes:
     """Return the number of free blocks of each order. Source: Linux v6.8 mm/vmstat.c:frag_show_print()."""
     return ("Node 0, zone   Normal " + "".join(f"{count:6} " for count in frames.buddy.nr_blocks) + "\n").encode()
+
+
+def show_swaps(frames: Frames) -> bytes:
+    """Return /proc/swaps: the swap of the machine, which is no file of anybody's.
+
+    Source: Linux v6.8 mm/swapfile.c:swap_show().
+    """
+    head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    swap = frames.swap
+    if not swap.total_pages:
+        return head.encode()
+    size, used = (pages << PAGE_SHIFT - 10 for pages in (swap.total_pages, swap.total_pages - swap.nr_free))
+    name = "/dev/kerneld-swap"
+    row = f"{name}{' ' * (40 - len(name))}partition\t{size}\t{_tab(size)}{used}\t{_tab(used)}-2\n"
+    return (head + row).encode()
+
+
+def _tab(kilobytes: int) -> str:
+    return "\t" if kilobytes < 10_000_000 else ""

@@ -10,7 +10,9 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; the lines of a mapping stay together      |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
-| meminfo, vmstat, buddyinfo                  | all                | any                                            |
+| PID/limits                                  | all                | any                                            |
+| meminfo, vmstat, buddyinfo, swaps           | all                | any                                            |
+| sys/vm/NAME, for the settings of Sysctl     | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
 | kerneld/explanation                         | all, each its own  | any; why the reader's last call was refused    |
@@ -30,17 +32,17 @@ from typing import Protocol
 
 from kerneld.errors import SysError
 from kerneld.fs.file_table import FileTable
-from kerneld.fs.proc_array import show_cmdline, show_comm, show_stat, show_statm, show_status
+from kerneld.fs.proc_array import show_cmdline, show_comm, show_limits, show_stat, show_statm, show_status
 from kerneld.fs.proc_kerneld import show_kerneld_status, show_tasks
 from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
-from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_vmstat
+from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_swaps, show_vmstat
 from kerneld.fs.proc_walk import show_walk
 from kerneld.fs.seq_file import SeqFiles, Show, one_record
 from kerneld.mm.frames.frames import Frames
-from kerneld.mm.limits import Sysctl
+from kerneld.mm.limits import SYSCTL_NAMES, Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
@@ -91,6 +93,8 @@ class ProcFs:
             "meminfo": lambda reader: show_meminfo(kernel.frames, kernel.sysctl),
             "vmstat": lambda reader: show_vmstat(kernel.frames, self._count_faults()),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
+            "swaps": lambda reader: show_swaps(kernel.frames),
+            **{f"sys/vm/{name}": functools.partial(self._show_sysctl, name) for name in SYSCTL_NAMES},
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()
             ),
@@ -101,6 +105,9 @@ class ProcFs:
             "kpagecount": read_kpagecount,
             "kpageflags": read_kpageflags,
         }
+
+    def _show_sysctl(self, name: str, _reader: Process) -> bytes:
+        return f"{getattr(self._kernel.sysctl, name)}\n".encode()
 
     def _count_faults(self) -> tuple[int, int]:
         """Return the number of page faults since the machine started, and the number of major ones."""
@@ -210,6 +217,7 @@ class ProcFs:
             "statm": lambda: show_statm(process),
             "comm": lambda: show_comm(process),
             "cmdline": lambda: show_cmdline(process),
+            "limits": lambda: show_limits(process),
         }
         if name in public:
             return one_record(public[name])

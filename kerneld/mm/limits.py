@@ -47,6 +47,13 @@ class TransparentHugepage(StrEnum):
     NEVER = "never"
 
 
+SYSCTL_NAMES = (
+    "admin_reserve_kbytes", "max_map_count", "mmap_min_addr", "overcommit_memory", "overcommit_ratio",
+    "user_reserve_kbytes",
+)  # fmt: skip
+"""The settings of Sysctl that are files of /proc/sys/vm."""
+
+
 @dataclass(slots=True)
 class Sysctl:
     """The settings of the whole machine."""

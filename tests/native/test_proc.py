@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,97 @@ def test_pagemap_is_read_in_any_piece(inside: Inside) -> None:
 
 def test_the_programs_file_is_its_own(inside: Inside) -> None:
     assert inside.agrees(["readlink", "/proc/self/exe"]).status == 0
+
+
+OPENED = """
+import os, resource
+directory = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+os.symlink("/proc/self/maps", "link")
+texts = [os.fdopen(os.open("maps", os.O_RDONLY, dir_fd=directory)).read(), open("link").read()]
+os.chdir("/proc/self")
+texts += [open("maps").read(), open(f"task/{os.getpid()}/maps").read()]
+print(["[stack]" in text and "kerneld" not in text for text in texts])
+for name in "numa_maps", "map_files":
+    try:
+        os.open(name, os.O_RDONLY)
+    except OSError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 41))
+print([line.split() for line in open("limits") if "address" in line])
+print(open("environ", "rb").read().startswith(b"A=b\\0"))
+print(os.sysconf("SC_PHYS_PAGES"), open("/proc/sys/vm/max_map_count").read(), open("/proc/swaps").read().split()[5:])
+try:
+    open("/proc/sys/vm/max_map_count", "w")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_files_are_ours_by_whatever_name(inside: Inside, tmp_path: Path) -> None:
+    python = Path("/usr/bin/python3")
+    if not python.exists():
+        pytest.skip("this host has no /usr/bin/python3")
+    end = inside.run(["env", "-i", "A=b", str(python), "-c", OPENED], directory=tmp_path)
+    assert end.errors == ""
+    assert end.output.splitlines() == [
+        "[True, True, True, True]",
+        "[Errno 2] No such file or directory: 'numa_maps'",
+        "[Errno 2] No such file or directory: 'map_files'",
+        "[['Max', 'address', 'space', '1099511627776', '2199023255552', 'bytes']]",
+        "True",
+        "131070 65530",
+        " ['/dev/kerneld-swap', 'partition', '65532', '0', '-2']",
+        "[Errno 13] Permission denied: '/proc/sys/vm/max_map_count'",
+    ]
+
+
+MEMORY = """
+import ctypes, mmap, os, signal
+memory = mmap.mmap(-1, 3 * 4096)
+memory[4096:4101] = b"hello"
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+pid = os.fork()
+if not pid:
+    signal.pause()
+for number in os.getpid(), pid:
+    fd = os.open(f"/proc/{number}/mem", os.O_RDWR)
+    print(os.pread(fd, 5, at + 4096), os.pwrite(fd, b"HE", at + 4096), os.pread(fd, 6, at + 4095))
+    os.lseek(fd, at + 4096, os.SEEK_SET)
+    print(os.read(fd, 2), os.read(fd, 2), os.lseek(fd, 0, os.SEEK_CUR) - at)
+    try:
+        os.pread(fd, 5, 4096)
+    except OSError as error:
+        print(error)
+print(memory[4096:4101])
+os.kill(pid, 9)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_memory_is_read_and_written_through_mem(inside: Inside) -> None:
+    python = Path("/usr/bin/python3")
+    if not python.exists():
+        pytest.skip("this host has no /usr/bin/python3")
+    assert inside.agrees([str(python), "-c", MEMORY]).status == 0
+
+
+@pytest.mark.parametrize("words", [["free", "-k"], ["top", "-bn1"], ["pmap", "-x"], ["ps", "-o", "rss=,args="]])
+def test_what_shows_memory_shows_ours(inside: Inside, programs: dict[str, Path], words: list[str]) -> None:
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"this host has no {words[0]}")
+    process = inside.start([str(programs["waits"])])
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    of_process = {"top": ["-p", str(process.pid)], "pmap": [str(process.pid)], "ps": ["-p", str(process.pid)]}
+    said = inside.run([*words, *of_process.get(words[0], [])]).output
+    expected = {
+        "free": r"Mem: +524280 ",
+        "top": r"512\.0 total",
+        "pmap": r"0000000010000000 +4 +4 +4 r",
+        "ps": r"\d+ .*waits",
+    }
+    assert re.search(expected[words[0]], said), said
+    resident = inside.run(["cat", f"/proc/{process.pid}/statm"]).output.split()[1]
+    if words[0] == "ps":
+        assert int(said.split()[0]) == 4 * int(resident)
+    process.communicate("")

@@ -22,6 +22,8 @@
 #define NR_pwrite64 18
 #define NR_truncate 76
 #define NR_creat 85
+#define NR_openat2 437
+#define O_WRONLY 1
 
 enum { WRITTEN = 1, WRITE = 2, AT = 4, TRUNCATE = 8 };	/* shared/uapi/native.py */
 
@@ -182,15 +184,23 @@ static long write_mapped(struct thread *t, const u64 *args, long nr, int to)
 	return ret;
 }
 
-/* A call of an open with O_TRUNC, or of truncate(), has been made: they name the file by its path. */
-void file_opened(struct thread *t, const u64 *args, long nr, long ret)
+/* A file has been opened. Its descriptor, or -errno. */
+long file_opened(struct thread *t, const u64 *args, long nr, long ret)
 {
-	u64 flags = nr == NR_open ? args[1] : nr == NR_openat ? args[2] : nr == NR_creat ? O_TRUNC : 0;
-	if (!(flags & O_TRUNC) || ret < 0)
-		return;
-	struct look look = look_at(ret);
-	if (is_mapped(&look, 0))
-		sync(t, ret, WRITTEN, 0, 0);
+	u64 flags = nr == NR_open ? args[1] : nr == NR_openat ? args[2] : nr == NR_creat ? O_TRUNC | O_WRONLY : 0;
+	if (ret < 0 || !opens_file(nr) || (nr == NR_openat2 && user_copy(&flags, (void *)args[2], sizeof flags)))
+		return ret;
+	if (flags & O_TRUNC) {
+		struct look look = look_at(ret);
+		if (is_mapped(&look, 0))
+			sync(t, ret, WRITTEN, 0, 0);
+	}
+	return proc_opened(t, ret, flags);
+}
+
+int opens_file(long nr)
+{
+	return nr == NR_open || nr == NR_openat || nr == NR_creat || nr == NR_openat2;
 }
 
 static int truncate_call(struct thread *t, const u64 *args, long *ret)

@@ -5,7 +5,6 @@
 #include "args.h"
 
 #define NR_recvfrom 45
-#define NR_creat 85
 #define NR_tkill 200
 #define NR_preadv2 327
 #define RWF_NOWAIT 8
@@ -150,11 +149,6 @@ static long try_now(long nr, const u64 *args)
 	return -EAGAIN;
 }
 
-static int opens_file(long nr)
-{
-	return nr == NR_open || nr == NR_openat || nr == NR_creat;
-}
-
 /* Make a call of the host's, or have the gate make it. */
 void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 {
@@ -211,7 +205,7 @@ static void finish(struct thread *t, struct ucontext *uc)
 	set_arguments(uc, args);
 	uc->mc.rip = t->bounce.resume;
 	t->bounce.is_copied = 0;
-	file_opened(t, args, t->bounce.nr, uc->mc.rax);
+	uc->mc.rax = file_opened(t, args, t->bounce.nr, uc->mc.rax);
 }
 
 /* The thread is in the gate, by its `hlt` or by a signal: then it is as if that had come at the program's own

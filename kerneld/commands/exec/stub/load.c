@@ -15,6 +15,7 @@
 #define S_IFMT 0170000
 #define S_IFREG 0100000
 #define AT_EXECFN 31
+#define MOST_AUXV 20		/* as many as every kernel takes */
 #define ARGUMENTS 0x6a4000000000UL
 #define MOST_SHOWN 0x200000UL
 #define PR_SET_MM 35
@@ -176,7 +177,7 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	return answer.signo ? -ENOMEM : answer.ret;
 }
 
-/* Tell the host what the program's arguments are, so that ps and its like outside see them. The host reads them in
+/* Tell the host what the program's arguments, environment and auxiliary vector are, so that ps and debuggers outside see them. The host reads them in
  * anonymous memory alone, so it gets a copy of the strings at the top of the stack that kerneld has laid out; without that
  * it shows none. */
 void tell_arguments(u64 stack)
@@ -185,7 +186,9 @@ void tell_arguments(u64 stack)
 		.code = {STUB_START, STUB_START + PAGE_BYTES}, .data = {STUB_START, STUB_START + PAGE_BYTES},
 		.brk = {STUB_END - PAGE_BYTES, STUB_END - PAGE_BYTES}, .stack = stack, .exe_fd = ~0U,
 	};
+	static u64 auxv[MOST_AUXV][2];
 	u64 argc, word, at = stack + 8;
+	u32 pairs = 0;
 	if (user_copy(&argc, (void *)stack, 8) || user_copy(&map.args[0], (void *)at, 8))
 		return;
 	at += (argc + 1) * 8;
@@ -201,15 +204,20 @@ void tell_arguments(u64 stack)
 			return;
 		if (pair[0] == AT_EXECFN)
 			map.env[1] = pair[1];
+		if (pairs < MOST_AUXV)
+			memcpy(auxv[pairs++], pair, 16);
 	}
+	map.auxv = (u64)auxv;
+	map.auxv_size = pairs * 16;
 	map.args[1] = map.env[0] ? map.env[0] : map.env[1];
-	u64 length = map.args[1] - map.args[0], room = (length + PAGE_BYTES - 1) & -PAGE_BYTES;
+	u64 length = map.env[1] - map.args[0], of_args = map.args[1] - map.args[0], room = (length + PAGE_BYTES - 1) & -PAGE_BYTES;
 	if (length > MOST_SHOWN || sys6(NR_mmap, ARGUMENTS, room, 3, 0x32, -1, 0) < 0)
 		return;
 	if (user_copy((void *)ARGUMENTS, (void *)map.args[0], length))
 		return;
 	map.args[0] = ARGUMENTS;
-	map.args[1] = map.env[0] = map.env[1] = ARGUMENTS + length;
+	map.args[1] = map.env[0] = ARGUMENTS + of_args;
+	map.env[1] = ARGUMENTS + length;
 	sys5(NR_prctl, PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
 }
 

@@ -188,12 +188,14 @@ void bounce_forget(void);
 /* proc.c */
 int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
 void proc_forget(u64 fd);
+long proc_opened(struct thread *t, int fd, u64 flags);
 void proc_copy(u64 fd, long copy);
 
 /* files.c */
 void files_start(void);
 int file_call(struct thread *t, const u64 *args, long nr, long *ret);
-void file_opened(struct thread *t, const u64 *args, long nr, long ret);
+long file_opened(struct thread *t, const u64 *args, long nr, long ret);
+int opens_file(long nr);
 
 /* shadow.c */
 int shadow_call(struct thread *t, const u64 *args, long nr, long *ret);

@@ -1,14 +1,17 @@
 /* /proc as the program reads it: what tells of memory is kerneld's, of the program itself and of others in the machine.
  *
- * An open of such a file gives a memory file with what kerneld says. It is written anew whenever it is read from its
- * beginning. pagemap, which has a word for each page there could be, is asked for piece by piece. status and stat are
- * the host's, with kerneld's lines and fields about memory. */
-#include "native.h"
+ * Where an open has led to such a file, by whatever name, a memory file with what kerneld says takes its place. It is
+ * written anew whenever it is read from its beginning. pagemap, which has a word for each page there could be, is asked
+ * for piece by piece, and so is mem. status, stat and limits are the host's, with kerneld's lines and fields about memory. */
+#include "proc.h"
 
-#define O_ACCMODE 3
 #define O_CLOEXEC 02000000
 #define O_PATH 010000000
-#define O_DIRECTORY 0200000
+#define PROC_SUPER_MAGIC 0x9fa0
+#define NR_fstatfs 138
+#define NR_pwrite64 18
+#define EIO 5
+#define O_ACCMODE 3
 #define NR_lseek 8
 #define NR_pread64 17
 #define NR_ftruncate 77
@@ -16,10 +19,10 @@
 #define SEEK_SET 0
 #define SEEK_CUR 1
 #define CHUNK 65536UL
-#define PAGEMAP_BYTES (USER_END / PAGE_BYTES * 8)
 #define MAX_FDS 1024
+#define MOST_NAME 47
+#define NR_sysinfo 99
 
-enum kind { NO_FILE, WHOLE, PAGEMAP, STATUS, STAT };
 static struct { unsigned char kind; char path[47]; } files[MAX_FDS];
 
 static int is(const char *a, const char *b)
@@ -29,27 +32,27 @@ static int is(const char *a, const char *b)
 	return *a == *b;
 }
 
-static int starts(const char *text, const char *with)
-{
-	while (*with)
-		if (*text++ != *with++)
-			return 0;
-	return 1;
-}
-
 static enum kind kind_of(const char *name)
 {
 	static const char *const whole[] = {"maps", "smaps", "smaps_rollup", "statm", "cmdline"};
 	for (u64 i = 0; i < sizeof whole / sizeof *whole; i++)
 		if (is(name, whole[i]))
 			return WHOLE;
-	return is(name, "pagemap") ? PAGEMAP : is(name, "status") ? STATUS : is(name, "stat") ? STAT : NO_FILE;
+	static const struct { const char *name; enum kind kind; } others[] = {
+		{"pagemap", PAGEMAP}, {"status", STATUS}, {"stat", STAT}, {"limits", LIMITS}, {"mem", MEM},
+		/* of what the host maps; Linux can be built without them */
+		{"numa_maps", MISSING}, {"map_files", MISSING},
+	};
+	for (u64 i = 0; i < sizeof others / sizeof *others; i++)
+		if (is(name, others[i].name))
+			return others[i].kind;
+	return NO_FILE;
 }
 
 /* Tell what a path under /proc is, and put kerneld's name for it into `to`. */
 static enum kind find_file(const char *path, char *to)
 {
-	static const char *const of_all[] = {"meminfo", "vmstat", "buddyinfo", "kpagecount", "kpageflags"};
+	static const char *const of_all[] = {"meminfo", "vmstat", "buddyinfo", "swaps", "kpagecount", "kpageflags"};
 	const char *p = path + 6;
 	char *end = to;
 	if (!starts(path, "/proc/"))
@@ -59,6 +62,10 @@ static enum kind find_file(const char *path, char *to)
 			memcpy(to, p, string_length(p) + 1);
 			return starts(p, "kpage") ? PAGEMAP : WHOLE;
 		}
+	if (starts(p, "sys/vm/")) {
+		memcpy(to, p, string_length(p) + 1);
+		return WHOLE;
+	}
 	if (starts(p, "self/") || starts(p, "thread-self/")) {
 		p += p[0] == 's' ? 5 : 12;
 		memcpy(to, "self/", 5);
@@ -83,159 +90,88 @@ static enum kind find_file(const char *path, char *to)
 	return kind;
 }
 
-static struct answer ask_file(struct thread *t, const char *path, u64 offset, u64 length)
+static void put_decimal(char *to, u32 number)
 {
-	u64 args[6] = {offset, length};
-	return ask(t, KD_PROCREAD, args, path, string_length(path), -1);
+	char digits[12];
+	int count = 0;
+	do
+		digits[count++] = '0' + number % 10;
+	while (number /= 10);
+	while (count)
+		*to++ = digits[--count];
+	*to = 0;
 }
 
-static long put(int fd, const char *text, u64 length)
+/* The name that the host has for an open file of /proc; its length, 0 for another file. */
+static long name_of(int fd, char *name, long room)
 {
-	return sys3(NR_write, fd, text, length);
+	char link[32] = "/proc/self/fd/";
+	u64 status[15];
+	if (sys2(NR_fstatfs, fd, status) || status[0] != PROC_SUPER_MAGIC)
+		return 0;
+	put_decimal(link + 14, fd);
+	long length = sys3(NR_readlink, link, name, room - 1);
+	name[length > 0 ? length : 0] = 0;
+	return length > 0 && length < room - 1 ? length : 0;
 }
 
-static void put_whole(struct thread *t, int fd, const char *path)
+static long replace(struct thread *t, int fd, enum kind kind, const char *name, u64 flags)
 {
-	for (u64 offset = 0;;) {
-		struct answer answer = ask_file(t, path, offset, CHUNK);
-		if (answer.ret <= 0)
-			return;
-		put(fd, answer.data, answer.length);
-		offset += answer.length;
-	}
+	long made = sys2(NR_memfd_create, "proc", 1);
+	if (made < 0)
+		return made;
+	write_file(t, made, kind, name);
+	sys3(NR_dup3, made, fd, flags & O_CLOEXEC);
+	sys1(NR_close, made);
+	return fd;
 }
 
-/* The host's file of the same name; its length. */
-static long read_host(const char *path, char *to, u64 room)
+/* A file has been opened: the descriptor, or -errno where it is one that the program does not get. */
+long proc_opened(struct thread *t, int fd, u64 flags)
 {
-	char name[64] = "/proc/";
-	long got, length = 0;
-	memcpy(name + 6, path, string_length(path) + 1);
-	long fd = sys4(NR_openat, -100, name, O_CLOEXEC, 0);
-	if (fd < 0)
+	char path[64], name[64];
+	proc_forget(fd);
+	if (flags & O_PATH || !name_of(fd, path, MOST_NAME))
 		return fd;
-	while ((got = sys3(NR_read, fd, to + length, room - 1 - length)) > 0)
-		length += got;
-	sys1(NR_close, fd);
-	to[length] = 0;
-	return length;
-}
-
-static int is_memory_line(const char *line)
-{
-	return starts(line, "Vm") || starts(line, "Rss") || starts(line, "HugetlbPages");
-}
-
-static const char *next_line(const char *line)
-{
-	while (*line && *line++ != '\n')
-		;
-	return line;
-}
-
-static void put_status(int fd, const char *host, const char *ours)
-{
-	int done = 0;
-	for (const char *line = host, *next; *line; line = next) {
-		next = next_line(line);
-		if (!is_memory_line(line)) {
-			put(fd, line, next - line);
-			continue;
-		}
-		for (const char *own = ours, *after; !done && *own; own = after) {
-			after = next_line(own);
-			if (is_memory_line(own))
-				put(fd, own, after - own);
-		}
-		done = 1;
-	}
-}
-
-/* Fields of stat that are about memory, by number as in proc(5), from the third on. */
-static const u64 memory_fields = 0xfUL << 10 | 0x3fUL << 23 | 0x7fUL << 45;
-
-static const char *third_field(const char *stat)
-{
-	const char *found = stat;
-	for (; *stat; stat++)
-		if (*stat == ')')
-			found = stat + 2;
-	return found;
-}
-
-static void put_stat(int fd, const char *host, const char *ours)
-{
-	const char *own = third_field(ours), *theirs = third_field(host);
-	put(fd, host, theirs - host);
-	for (int number = 3; *theirs; number++) {
-		const char *end = theirs, *own_end = own;
-		while (*end && *end++ != ' ')
-			;
-		while (*own_end && *own_end++ != ' ')
-			;
-		if (memory_fields >> number & 1)
-			put(fd, own, own_end - own);
-		else
-			put(fd, theirs, end - theirs);
-		theirs = end;
-		own = own_end;
-	}
-}
-
-static void put_mixed(struct thread *t, int fd, const char *path, enum kind kind)
-{
-	char host[4096], ours[2048];
-	struct answer answer = ask_file(t, path, 0, sizeof ours - 1);
-	u64 length = answer.ret > 0 ? answer.length : 0;
-	memcpy(ours, answer.data, length);
-	ours[length] = 0;
-	if (read_host(path, host, sizeof host) <= 0)
-		return;
-	if (!length)
-		put(fd, host, string_length(host));
-	else if (kind == STATUS)
-		put_status(fd, host, ours);
-	else
-		put_stat(fd, host, ours);
-}
-
-static void write_file(struct thread *t, int fd, enum kind kind, const char *path)
-{
-	if (kind == PAGEMAP)
-		sys2(NR_ftruncate, fd, PAGEMAP_BYTES);
-	else if (kind == WHOLE)
-		put_whole(t, fd, path);
-	else
-		put_mixed(t, fd, path, kind);
-	sys3(NR_lseek, fd, 0, SEEK_SET);
-}
-
-static int proc_open(struct thread *t, const u64 *args, long nr, long *ret)
-{
-	int at = nr != NR_open;
-	u64 flags = args[at + 1];
-	char path[64] = {0}, name[64];
-	long length = user_strlen((const char *)args[at]);
-	if (length < 7 || length > 46 || flags & (O_ACCMODE | O_PATH | O_DIRECTORY))
-		return 0;
-	memcpy(path, (const char *)args[at], length);
 	enum kind kind = find_file(path, name);
-	if (kind == NO_FILE)
-		return 0;
-	struct answer answer = ask_file(t, name, 0, 8);
-	if (answer.ret == -ENOENT || answer.ret == -ESRCH)
-		return 0;	/* a process of the host's */
-	if (answer.ret < 0) {
-		*ret = answer.ret;
-		return 1;
+	struct answer answer = {0};
+	if (kind != NO_FILE) {
+		int is_of_process = kind == MEM || kind == MISSING;
+		u64 end = 0;
+		while (is_of_process && name[end] != '/')
+			end++;
+		if (is_of_process)
+			memcpy(name + end, "/statm", 7);
+		answer = ask_file(t, name, 0, 8);
 	}
-	long fd = sys2(NR_memfd_create, "proc", flags & O_CLOEXEC ? 1 : 0);
-	if (fd >= 0 && fd < MAX_FDS) {
+	if (kind == NO_FILE || answer.ret == -ENOENT || answer.ret == -ESRCH)
+		return fd;	/* the host's, or of a process of the host's */
+	long ret = answer.ret < 0 ? answer.ret : kind == MISSING ? -ENOENT : flags & O_ACCMODE && kind != MEM ? -EACCES : fd;
+	if (ret >= 0 && kind != MEM && !(t->is_borrower && kind == PAGEMAP))
+		ret = replace(t, fd, kind, name, flags);
+	if (ret < 0)
+		sys1(NR_close, fd);
+	else if (fd < MAX_FDS && !t->is_borrower) {
 		files[fd].kind = kind;
 		memcpy(files[fd].path, name, string_length(name) + 1);
-		write_file(t, fd, kind, name);
 	}
-	*ret = fd;
+	return ret;
+}
+
+/* Memory of a process in the machine is kerneld's to copy: the host would find pages missing. */
+static int mem_call(struct thread *t, const u64 *args, long nr, long *ret)
+{
+	int fd = args[0], is_at = nr == NR_pread64 || nr == NR_pwrite64, is_write = nr == NR_write || nr == NR_pwrite64;
+	u64 offset = is_at ? args[3] : (u64)sys3(NR_lseek, fd, 0, SEEK_CUR), pid = 0;
+	u64 spans[4] = {args[1], args[2], offset, args[2]};
+	for (const char *p = files[fd].path; *p >= '0' && *p <= '9'; p++)
+		pid = pid * 10 + (*p - '0');
+	u64 call[6] = {pid ? pid : (u64)sys0(NR_getpid), args[1], 1, args[1], 1, 0};
+	*ret = ask(t, is_write ? NR_process_vm_writev : NR_process_vm_readv, call, spans, sizeof spans, -1).ret;
+	if (*ret == -EFAULT || *ret == -ESRCH)
+		*ret = *ret == -ESRCH ? 0 : -EIO;
+	if (*ret > 0 && !is_at)
+		sys3(NR_lseek, fd, offset + *ret, SEEK_SET);
 	return 1;
 }
 
@@ -260,6 +196,10 @@ static int proc_read(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	int fd = args[0];
 	if (args[0] >= MAX_FDS || files[fd].kind == NO_FILE || t->is_borrower)
+		return 0;
+	if (files[fd].kind == MEM)
+		return mem_call(t, args, nr, ret);
+	if (nr != NR_read && nr != NR_pread64)
 		return 0;
 	long offset = nr == NR_pread64 ? (long)args[3] : sys3(NR_lseek, fd, 0, SEEK_CUR);
 	if (files[fd].kind == PAGEMAP) {
@@ -295,9 +235,9 @@ void proc_copy(u64 fd, long copy)
 
 int proc_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
-	if (nr == NR_open || nr == NR_openat)
-		return proc_open(t, args, nr, ret);
-	if (nr == NR_read || nr == NR_pread64)
+	if (nr == NR_read || nr == NR_pread64 || nr == NR_write || nr == NR_pwrite64)
 		return proc_read(t, args, nr, ret);
+	if (nr == NR_sysinfo)
+		return sysinfo_call(t, args, ret);
 	return 0;
 }
