@@ -6,7 +6,8 @@ from kerneld.fs import proc_page
 from kerneld.mm.calls import madvise_pages
 from kerneld.mm.fault import collapse, fault, thp
 from kerneld.mm.frames import swap_state
-from kerneld.mm.space import split_folio
+from kerneld.mm.space import locked_pages, split_folio
+from kerneld.mm.space.vma import VmaTree
 from kerneld.referee import later_huge, later_swap, witnesses_huge, witnesses_swap
 from kerneld.referee.difference import Known
 from kerneld.referee.mode import Mode
@@ -56,6 +57,23 @@ KNOWN_OF_MODES = (
         "MADV_COLLAPSE makes a huge page even if none of its pages is writable.",
         ((collapse, "_may_collapse", later_huge.may_collapse),),
         witness=witnesses_huge.collapses_what_is_read_only,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 9),
+        "10ebac4f95e7",
+        "When several small entries of a locked huge page are cleared together, it is unlocked once. In v6.8 each "
+        "entry unlocks it.",
+        ((locked_pages, "nr_unlocks", later_huge.nr_unlocks),),
+        witness=witnesses_huge.unlocks_many_entries_once,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 18),
+        "mm/rmap.c:folio_add_anon_rmap_ptes()",
+        "A locked huge page stays locked when its entry is split.",
+        ((VmaTree, "is_locked", later_huge.stays_locked),),
+        witness=witnesses_huge.stays_locked_when_its_entry_is_split,
         mode=Mode.HUGE,
     ),
     Known(

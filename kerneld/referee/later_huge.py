@@ -16,7 +16,7 @@ from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pagewalk import Leaf, Words
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.rmap_walk import rmap_walk
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Vma, VmaTree
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
@@ -158,6 +158,19 @@ def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
 def may_collapse(_mm: MmStruct, _haddr: Vaddr) -> bool:
     """Source: Linux v6.18 mm/khugepaged.c:hpage_collapse_scan_pmd(), without SCAN_PAGE_RO."""
     return True
+
+
+def stays_locked(_vmas: VmaTree, _haddr: Vaddr) -> bool:
+    """The small entries of a split entry lock the huge page again.
+
+    Source: Linux v6.18 mm/rmap.c:folio_add_anon_rmap_ptes(): a huge page that is mapped completely is locked.
+    """
+    return False
+
+
+def nr_unlocks(_nr_pages: int) -> int:
+    """Source: Linux v6.9 mm/memory.c:zap_present_folio_ptes(): folio_remove_rmap_ptes() of all at once."""
+    return 1
 
 
 def words_of_tails(_frames: Frames, _pfns: Pfns, words: Words) -> Words:

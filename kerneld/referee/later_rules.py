@@ -19,7 +19,7 @@ from kerneld.mm.space.munmap import split_range
 from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, is_shared_maywrite
+from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE, is_shared_maywrite
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
 from shared.uapi.fcntl import F_SEAL_WRITE
@@ -58,9 +58,11 @@ def check_file(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, len
 
 
 def check_file_write_seal(file: File, prot: int, flags: int, vm_flags: int, pgoff: int, length: int) -> int:
-    """Source: Linux v6.1.119 mm/mmap.c:mmap_region(), mapping_map_writable()."""
+    """Source: Linux v6.1.119 mm/mmap.c:mmap_region(), mapping_map_writable(); from v6.1.192 on a mapping that is not
+    writable cannot become so, as in v6.8: do_mmap(), is_readonly_sealed()."""
     vm_flags = _check_file_v6_8(file, prot, flags, vm_flags, pgoff, length)
-    if file.seals > 0 and file.seals & F_SEAL_WRITE and is_shared_maywrite(vm_flags):
+    counts = vm_flags & VM_WRITE or mmap.seal_check_write is seal_check_write
+    if file.seals > 0 and file.seals & F_SEAL_WRITE and is_shared_maywrite(vm_flags) and counts:
         raise SysError(errno.EPERM)
     return vm_flags
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kerneld.referee.outcome import PM_MMAP_EXCLUSIVE, PM_PRESENT
 from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
-from shared.uapi.mman import Madv, Map, Prot
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 
 P = PAGE_SIZE
@@ -15,8 +15,8 @@ _PLACE = 0x7FFF_C000_0000
 _MANY = 200
 """Pages."""
 _AT = At(Base.ZERO, _PLACE)
-_KPF_LRU = 1 << 5
-"""A bit of kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h."""
+_KPF_LRU, _KPF_MLOCKED = 1 << 5, 1 << 33
+"""Bits of kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h and include/linux/kernel-page-flags.h."""
 
 
 def _page(number: int) -> At:
@@ -45,6 +45,39 @@ def maps_zero_pages_after_a_split(stage: Stage) -> bool:
     played = stage.play(*_huge_page(_WRITE), _advise(9, 1, Madv.COLD))
     word = played.view.pages.get(_PLACE + 5 * P, 0)
     return bool(word & PM_PRESENT) and not word & PM_MMAP_EXCLUSIVE
+
+
+def stays_locked_when_its_entry_is_split(stage: Stage) -> bool:
+    """A page of a locked huge page becomes read-only. Only root sees whether the rest is still locked."""
+    played = stage.play(*_huge_page(_WRITE), _lock(), _protect(0, Prot.READ.value))
+    return _is_locked(played.view.page_flags)
+
+
+def unlocks_many_entries_once(stage: Stage) -> bool:
+    """The child maps the huge page by small entries. It and its parent lock it, and then it unmaps two pages."""
+    played = stage.play(
+        *_huge_page(_WRITE),
+        Op(0, "fork", (1,)),
+        _protect(0, Prot.READ.value, 1),
+        _protect(0, _RW, 1),
+        _lock(1),
+        _lock(),
+        Op(1, "munmap", (_page(20), 2 * P)),
+    )
+    return _is_locked(played.view.page_flags)
+
+
+def _lock(who: int = 0) -> Op:
+    """Lock what is there. mlock itself would give each its own pages."""
+    return Op(who, "mlock2", (_AT, PMD_SIZE, MLOCK_ONFAULT))
+
+
+def _protect(number: int, prot: int, who: int = 0) -> Op:
+    return Op(who, "mprotect", (_page(number), P, prot))
+
+
+def _is_locked(page_flags: dict[int, int]) -> bool:
+    return page_flags.get(_PLACE, 0) & _KPF_MLOCKED != 0
 
 
 def writes_make_the_huge_zero_page_huge(stage: Stage) -> bool:

@@ -63,12 +63,20 @@ def munlock_zapped(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
     for leaf in mm.page_table.walk.leaves(start, end) if frames.huge.has_been_used else ():
         places, pfns = mm.page_table.walk.mapped(leaf)
         for pfn, nr_pages in _large_runs(frames, places, pfns):
-            for _ in range(1 if leaf.huge else nr_pages):
+            for _ in range(1 if leaf.huge else nr_unlocks(nr_pages)):
                 if not frames.flags_at[pfn] & PG_UNEVICTABLE:
                     break
                 munlock_folio(frames, pfn)
     pfns = _mapped(mm, start, end)
     munlock_folios(frames, pfns[(frames.flags[pfns] & (PG_ANON | PG_LARGE)) == PG_ANON])
+
+
+def nr_unlocks(nr_pages: int) -> int:
+    """Return how often a huge page is unlocked when some of its small entries are cleared.
+
+    Source: Linux v6.8 mm/memory.c:zap_pte_range(): folio_remove_rmap_pte() of each.
+    """
+    return nr_pages
 
 
 def _large_runs(frames: Frames, places: Pfns, pfns: Pfns) -> Iterator[tuple[Pfn, int]]:
