@@ -10,13 +10,9 @@ import click
 from inspector.address import (
     AddressError,
     Span,
-    check_span,
     looks_like_name,
     parse_address,
-    parse_end,
     parse_page,
-    round_outward,
-    split_range,
 )
 from inspector.events import EventLog, open_session
 from inspector.failure import InspectorStatus
@@ -25,8 +21,9 @@ from inspector.hexdump import hexdump
 from inspector.maps import find_named
 from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
+from inspector.spans import parse_span
 from inspector.view import maps_json_line, maps_lines, page_json_line
-from inspector.viewing import Focus, show_in_browser
+from inspector.viewing import Focus, Moments, show_in_browser, show_replay
 from shared.client import Process
 from shared.failure import Failure, Status, client_failures
 from shared.option_types import Seconds, Whole, socket_option
@@ -61,6 +58,11 @@ Examples:
   inspector 4242 [stack] --json                     one JSON object a print, for programs
   inspector 4242 --contents 0x7f0000001000          the contents of that page
   inspector 4242 [heap] --events                    each change of an entry of the heap, with its cause
+  inspector --web                                   the whole machine in the browser, live
+  inspector --replay FILE                           what is in a record of kerneld record
+  inspector --replay FILE 4242 [heap]               what happened to the heap of process 4242, with causes
+  inspector --replay FILE 4242 --compare 100 200    what came, went, changed, moved between two events
+  inspector --replay FILE --web                     the record in the browser
 
 \b
 Exit status:
@@ -93,6 +95,14 @@ Exit status:
 @click.option("--web", is_flag=True, help="Show the whole machine in the browser, live, with its past.")
 @click.option("--port", type=Whole(min=0, max=65535), default=0, help="The port of --web. [a free one]")
 @click.option("--replay", metavar="FILE", help="Show a record that kerneld record has written.")
+@click.option("--at", type=Whole(min=0), metavar="EVENT", help="With --replay: the machine before this event.")
+@click.option(
+    "--compare",
+    type=(Whole(min=0), Whole(min=0)),
+    metavar="EVENT EVENT",
+    help="With --replay: what came, went, changed and moved between two events.",
+)
+@click.option("--frame", metavar="PFN", help="With --replay: every event that names this frame.")
 @socket_option
 @version_option("inspector")
 def cli(
@@ -108,6 +118,9 @@ def cli(
     web: bool,
     port: int,
     replay: str | None,
+    at: int | None,
+    compare: tuple[int, int] | None,
+    frame: str | None,
     socket_path: str | None,
 ) -> None:
     """List the mappings, dump a page, or watch or follow a range. An exception of the client library is a Failure."""
@@ -115,9 +128,12 @@ def cli(
     prints = not events or source is click.core.ParameterSource.COMMANDLINE
     options = Options(every_page, as_json, once, interval, events, prints)
     try:
-        if web or replay is not None:
+        if web:
             span = None if start is None else parse_span(start, end)
-            show_in_browser(Focus(pid, span), port=port, replay=replay, socket_path=socket_path)
+            show_in_browser(Focus(pid, span), port=port, path=replay, socket_path=socket_path)
+            return
+        if replay is not None:
+            show_replay(replay, pid, start, end, Moments(at, compare, None if frame is None else parse_address(frame)))
             return
         if pid is None:
             raise click.UsageError("Missing argument 'PID'.")
@@ -158,23 +174,6 @@ def run(machine: Process, pid: int, span: Span | None, page: int | None, options
         follow_range(machine, pid, span, options)
     else:
         watch_range(machine, pid, span, options)
-
-
-def parse_span(start: str, end: str | None) -> Span:
-    """Return the range of whole pages of START and END. A note says if it was rounded. Raises AddressError."""
-    both = split_range(start)
-    if both is not None:
-        if end is not None:
-            raise AddressError(f"{start} is a range already: {end} is too much")
-        start, end = both
-    first = parse_address(start)
-    if end is None:
-        raise AddressError(f"END is missing after {start}: an address, or +SIZE")
-    span = check_span(first, parse_end(end, first))
-    whole = round_outward(span)
-    if whole != span:
-        note(f"rounded outward to whole pages: {whole.start:#x} {whole.end:#x}")
-    return whole
 
 
 def find_span(machine: Machine, pid: int, name: str, end: str | None) -> Span:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -351,6 +351,18 @@ class Machine:
                 shadow.flags[first : first + nr_pages] = array("Q", (flags,)) * nr_pages
                 pfns = range(pfn, pfn + nr_pages) if pfn > 1 else (pfn,) * nr_pages
                 shadow.pfns[first : first + nr_pages] = array("Q", pfns)
+
+
+def event_places(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield place, size and kind of each event in the records."""
+    at, end = 0, len(data)
+    while at + 8 <= end:
+        size, number = _HEAD.unpack_from(data, at)
+        if size < 8 or at + size > end:
+            return
+        if number > COMM:
+            yield at, size, number
+        at += size
 
 
 def skip_events(data: bytes, count: int) -> int:

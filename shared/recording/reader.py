@@ -10,11 +10,11 @@ import bisect
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from shared.recording.chunks import KEY, Chunk, NoRecord, Place, find_chunks, unpack_head
-from shared.recording.machine import Machine, skip_events
+from shared.recording.machine import Machine, event_places, skip_events
 from shared.trace.record import Record, decode
 
 _KEPT_PAYLOADS = 8
@@ -92,19 +92,26 @@ class Recording:
             machine.apply(payload, skip_events(payload, at - first), min(number, first + count) - at)
             at = first + count
 
-    def records(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Record]]:
-        """Yield the events from `first` up to `last`, each with its number."""
+    def records(
+        self, first: int = 0, last: int | None = None, wanted: Container[int] | None = None
+    ) -> Iterator[tuple[int, Record]]:
+        """Yield the events from `first` up to `last`, each with its number.
+
+        `wanted` has the numbers of the kinds of events that are wanted; None: all.
+        """
         last = self.nr_events if last is None else min(last, self.nr_events)
         index = max(0, bisect.bisect_right(self._firsts, first) - 1)
         for place in self._events[index:]:
             number = place.chunk.first
             if number >= last:
                 return
-            for one in _decode(self._payload(place)):
-                if isinstance(one, Record):
-                    if first <= number < last:
-                        yield number, one
-                    number += 1
+            payload = self._payload(place)
+            for at, size, kind in event_places(payload):
+                if first <= number < last and (wanted is None or kind in wanted):
+                    record = next(_decode(payload[at : at + size]), None)
+                    if isinstance(record, Record):
+                        yield number, record
+                number += 1
 
     def record(self, number: int) -> Record | None:
         """Return the event of this number, or None."""

@@ -16,7 +16,7 @@ from shared.trace.record import COMM
 from shared.trace.state_events import SNAPSHOT_END
 
 KEY_EVENTS = 16384
-"""A key frame comes after so many events, unless the last one was larger than the events since."""
+"""A key frame comes after so many events, unless the last one was twice as large as the events since."""
 _HEAD = struct.Struct("<HH")
 _TIME = struct.Struct(HEADER)
 
@@ -72,7 +72,7 @@ class Recorder:
             self.events += count
             self._since_key += count
             self._bytes_since_key += at - start
-            if self._since_key >= self._key_events and self._bytes_since_key >= self._key_bytes:
+            if self._since_key >= self._key_events and 2 * self._bytes_since_key >= self._key_bytes:
                 chunks.append(self._key(key_frame(self.machine)))
         return chunks
 

@@ -121,3 +121,10 @@ def run_of(entry: int, count: int) -> list[int]:
         return [entry] * count
     step = step_of(entry)
     return [(entry + number * step) & _U64 for number in range(count)]
+
+
+def nth_of(entry: int, number: int) -> int:
+    """Return the entry of page `number`, counted from 0, of a run that starts with `entry`."""
+    if entry & PRESENT and entry & PSE:
+        return entry
+    return (entry + number * step_of(entry)) & _U64
