@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_ACCESSED, PTRS_PER_TABLE, pte_present
+from kerneld.hw.paging import PTE_ACCESSED, PTE_SPECIAL, PTRS_PER_TABLE, pte_present
 from kerneld.mm.calls import madvise, madvise_pages, mmap
 from kerneld.mm.calls.madvise_pages import MayWrite
 from kerneld.mm.fault import around, fault
@@ -118,16 +118,32 @@ def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
 
 
 def madvise_pageout(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, may_write: MayWrite) -> None:
-    """Pages that stay keep their accessed bit. Source: Linux v6.9 mm/madvise.c:madvise_cold_or_pageout_pte_range()."""
+    """Pages that stay keep their accessed bit, also those of a huge page that is split on the way.
+
+    Source: Linux v6.9 mm/madvise.c:madvise_cold_or_pageout_pte_range(), mm/migrate.c:remove_migration_pte().
+    """
     words = mm.frames.ram.words_np
-    young = []
+    young: list[Vaddr] = []
     for leaf in mm.page_table.walk.leaves(start, end):
         places = np.flatnonzero(words[leaf.low : leaf.high] & np.uint64(PTE_ACCESSED))
-        young += [(leaf.low + place, leaf.start + (place << PAGE_SHIFT)) for place in places.tolist()]
+        if leaf.huge and len(places):
+            places = np.arange((leaf.end - leaf.start) >> PAGE_SHIFT)
+        young += (leaf.start + (places << PAGE_SHIFT)).tolist()
     _madvise_pageout_v6_8(mm, vma, start, end, may_write)
-    for pte, vaddr in young:
-        if pte_present(int(words[pte])):
-            mm.pages.update_pte(pte, vaddr, int(words[pte]) | PTE_ACCESSED)
+    for vaddr in young:
+        _make_young(mm, vaddr)
+
+
+def _make_young(mm: MmStruct, vaddr: Vaddr) -> None:
+    """Set the accessed bit of the page at an address, unless the zero page is mapped there or nothing."""
+    words = mm.frames.ram.words
+    pmd = mm.page_table.find_huge_pmd(vaddr)
+    if pmd is not None:
+        mm.pages.update_huge_pmd(pmd, vaddr & -PMD_SIZE, words[pmd] | PTE_ACCESSED)
+        return
+    pte = mm.page_table.find_pte(vaddr)
+    if pte is not None and pte_present(words[pte]) and not words[pte] & PTE_SPECIAL:
+        mm.pages.update_pte(pte, vaddr, words[pte] | PTE_ACCESSED)
 
 
 class _Fault:

@@ -110,8 +110,6 @@ class Match:
                 none: State = StateOf(Outcome(0), {})
                 return Divergence(step, ("an invariant", str(bug), "holds"), none, none)
             states = ours, next(theirs)
-            # Open (docs/fidelity.md): without swap, Linux marks pages of huge pages that reclaim keeps in another way.
-            accessed = accessed and not (self.mode is Mode.HUGE and _pages_out(op))
             locked = locked or any(
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )
