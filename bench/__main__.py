@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import clients, footprint, many_vmas, ranges, report, round_trips, shadow, small_calls, traced
+from bench import clients, footprint, inside, many_vmas, ranges, report, round_trips, shadow, small_calls, traced
 from bench.machine import CPUS, Daemon, Host
 from bench.sample import Row
 from shared.interrupts import ending_by_signals
 
-ROWS = range(1, 27)
+ROWS = range(1, 36)
 
 
 def measure(wanted: set[int]) -> Iterator[Row]:
@@ -34,6 +34,8 @@ def measure(wanted: set[int]) -> Iterator[Row]:
             yield from with_daemon("1G", traced.rows)
         if wanted & set(range(17, 27)):
             yield from with_daemon("1G", lambda daemon: small_calls.rows(daemon, wanted))
+        if wanted & set(range(27, 36)):
+            yield from with_daemon("2G", lambda daemon: inside.rows(daemon, wanted))
     finally:
         host.close()
 

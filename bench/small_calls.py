@@ -50,7 +50,7 @@ def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kerneld-bench-"))
         program = compiled("small", directory, "-static")
         host = stack.enter_context(contextlib.closing(Answering([program])))
-        uml = _start_uml(program)
+        uml = start_uml(program)
         if uml is not None:
             stack.enter_context(contextlib.closing(uml))
         process = stack.enter_context(daemon.attach())
@@ -61,7 +61,8 @@ def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
                 yield from _rows_of(case, process, daemon, host, uml)
 
 
-def _start_uml(program: str) -> UserModeLinux | None:
+def start_uml(program: str) -> UserModeLinux | None:
+    """Start User-Mode Linux with a program; None where it cannot start, which is said on stderr."""
     try:
         return UserModeLinux(program)
     except OSError as error:
@@ -87,13 +88,13 @@ def _rows_of(case: Case, process: Process, daemon: Daemon, host: Answering, uml:
         Mark(case.daemons) if case.daemons else None,
     )
     for _ in range(ROUNDS):
-        before = _run_ns(daemon.pid)
+        before = run_ns(daemon.pid)
         case.ours(process, case.times)
-        own.ours.append((_run_ns(daemon.pid) - before) / case.times)
+        own.ours.append((run_ns(daemon.pid) - before) / case.times)
     yield own
 
 
-def _run_ns(pid: int) -> int:
+def run_ns(pid: int) -> int:
     """Return how long a process has run, in nanoseconds. Source: Linux v6.8 Documentation/scheduler/sched-stats.rst."""
     return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
 
