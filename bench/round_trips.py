@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -26,11 +27,13 @@ def rows(daemon: Daemon, host: Host) -> Iterator[Row]:
     process = daemon.attach()
     bare = "echo of the same records"
     try:
+        if len(CPUS) > 1:
+            yield from _on_two(process, echo)
         for cpus, placement in ((ONE_CPU, "one CPU"), (CPUS, "unpinned")):
             with placed(cpus, daemon.pid, echo.pid, host.pid):
                 pinned = cpus == ONE_CPU
                 getpid = Row(1, "getpid", bare, placement, "ns", Mark(1.25)) if pinned else Row(
-                    2, "getpid", bare, placement, "ns", Mark(0.4)
+                    2, "getpid", bare, placement, "ns", None
                 )  # fmt: skip
                 yield interleave(getpid, ROUNDS, lambda: measure_getpid(process), lambda: echo.measure(COUNT))
                 fault = Row(3, "store to a fresh page", bare, placement, "ns", Mark(1.6) if pinned else None)
@@ -48,6 +51,21 @@ def rows(daemon: Daemon, host: Host) -> Iterator[Row]:
     finally:
         process.close()
         echo.close()
+
+
+def _on_two(process: Process, echo: Echo) -> Iterator[Row]:
+    """Yield rows 2 and 3 where both ends have a processor of their own. kerneld goes where it finds one."""
+    bare = "echo of the same records"
+    os.sched_setaffinity(0, CPUS[:1])
+    os.sched_setaffinity(echo.pid, CPUS[1:2])
+    try:
+        getpid = Row(2, "getpid", bare, "two CPUs", "ns", Mark(0.35))
+        yield interleave(getpid, ROUNDS, lambda: measure_getpid(process), lambda: echo.measure(COUNT))
+        fault = Row(3, "store to a fresh page", bare, "two CPUs", "ns", Mark(0.6))
+        yield interleave(fault, ROUNDS, lambda: measure_faults(process), lambda: echo.measure(COUNT))
+    finally:
+        os.sched_setaffinity(0, CPUS)
+        os.sched_setaffinity(echo.pid, CPUS)
 
 
 def measure_getpid(process: Process, count: int = COUNT) -> float:

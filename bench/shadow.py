@@ -40,7 +40,7 @@ def rows(daemon: Daemon, host: Host) -> Iterator[Row]:
                 yield from _tracking(inspector, target, start, placement)
         inspector.shadowpt_start()
         if len(CPUS) > 1:
-            yield _latency(daemon, inspector, target, start)
+            yield from _latency(daemon, inspector, target, start)
         assert end - start == MAX_SPT_RANGE
         inspector.shadowpt_close()
     finally:
@@ -165,10 +165,11 @@ def measure_populate(process: Process, start: int) -> float:
     return best
 
 
-def _latency(daemon: Daemon, inspector: Process, target: Worker, start: int) -> Row:
+def _latency(daemon: Daemon, inspector: Process, target: Worker, start: int) -> Iterator[Row]:
     """Time from before the target's store to its frame in the inspector's memory, beside the store's own round trip.
 
-    The inspector watches its memory on a processor of its own; target and daemon share another.
+    The inspector watches its memory on a processor of its own; target and daemon share another. A second row has the
+    time of the store's reply where target and daemon have a processor each: the change is in the table before.
     """
     row = Row(12, "from a store to the change seen", "the store's round trip", "two CPUs", "ns", Mark(1.0))
     entry = ctypes.c_uint64.from_address(_entries[0] + SHADOW_PTE.size * (PAGES // 2) + 8)
@@ -186,7 +187,14 @@ def _latency(daemon: Daemon, inspector: Process, target: Worker, start: int) -> 
             row.ours.append(seen - before)
             row.theirs.append(after - before)
     del inspector
-    return row
+    yield row
+    # The inspector sleeps now: target and daemon have a processor each, and use the ring.
+    by_then = Row(12, "a store's reply, by which the change is seen", "none", "two CPUs", "ns", Mark(10_000))
+    with placed(CPUS[:1], target.pid):
+        os.sched_setaffinity(0, CPUS)
+        for _ in range(ROUNDS):
+            by_then.ours.append(target.call(measure_faults, start) / PAGES)
+    yield by_then
 
 
 def discard(process: Process, page: int) -> None:

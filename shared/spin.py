@@ -5,7 +5,7 @@ Owns the decision whether to poll. Knows no socket: the caller passes a function
 Polling helps only if no other task wants this processor, and the other end runs on another processor:
 - A process that may use only one processor never polls.
 - If the scheduler has preempted this process since the last question, or during a poll, another task wants the
-  processor. Then the next waits do not poll.
+  processor. Then the next waits do not poll. The same holds if more tasks want to run than there are processors.
 - A poll without result costs up to LONGEST_NS. After each one in a row, twice as many waits sleep at once.
 So an idle program sleeps: a poll lasts at most LONGEST_NS, and comes only after some work.
 """
@@ -31,10 +31,12 @@ T = TypeVar("T")
 class Spin:
     """The state of one waiting side: how well polling has worked for it."""
 
-    __slots__ = ("_asked_in", "_misses", "_most_skipped", "_switches", "skip")
+    __slots__ = ("_asked_in", "_longest_ns", "_misses", "_most_skipped", "_switches", "skip")
 
-    def __init__(self, most_skipped: int = MOST_SKIPPED) -> None:
-        """`most_skipped` is the most waits that sleep at once after polls without a result."""
+    def __init__(self, longest_ns: int = LONGEST_NS, most_skipped: int = MOST_SKIPPED) -> None:
+        """`longest_ns` is the longest poll, and `most_skipped` the most waits that sleep at once after polls without a
+        result."""
+        self._longest_ns = longest_ns
         self._most_skipped = most_skipped
         self.skip = 0
         """The number of next waits that sleep at once. On a hot path the caller counts it down, without a call of
@@ -59,7 +61,7 @@ class Spin:
                 self._misses = 0
                 return found
             now = clock()
-            if now - started > LONGEST_NS or now - before > SWITCHED_NS:
+            if now - started > self._longest_ns or now - before > SWITCHED_NS:
                 self._misses += 1
                 self.skip = min(1 << self._misses, self._most_skipped)
                 return None
@@ -70,10 +72,21 @@ class Spin:
         self._asked_in = ASK_EVERY
         switches = _involuntary_switches()
         is_wanted, self._switches = switches > self._switches + 1, switches
-        if is_wanted or len(os.sched_getaffinity(0)) < 2:
+        if is_wanted or len(os.sched_getaffinity(0)) < 2 or _is_crowded():
             self.skip = ASK_EVERY
+            self._asked_in = 0
             return False
         return True
+
+
+def _is_crowded() -> bool:
+    """Return whether more tasks want to run now than there are processors. Source: proc(5), /proc/loadavg."""
+    try:
+        with open("/proc/loadavg", "rb") as loadavg:
+            running = int(loadavg.read().split()[3].partition(b"/")[0])
+    except (OSError, ValueError, IndexError):
+        return False
+    return running > (os.cpu_count() or 1)
 
 
 def _involuntary_switches() -> int:

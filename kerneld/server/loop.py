@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel
 
 log = structlog.get_logger("kerneld.server")
+LONGEST_POLL_NS = 200_000
+"""How long the loop polls: a program computes for some 100 µs between two faults. To sleep and to be woken takes both
+sides as much."""
 MOST_SKIPPED = 4
 """The most waits of the loop that do not poll after polls without a result. It is small: while the loop does not poll,
 clients cannot use their rings. A program that starts waits for its disk, then makes a hundred requests."""
@@ -62,7 +65,7 @@ class Loop:
         self._kernel = kernel
         self._stop_fd = stop_fd
         self._is_stopping = False
-        self._spin = Spin(MOST_SKIPPED)
+        self._spin = Spin(LONGEST_POLL_NS, MOST_SKIPPED)
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self.service = Service(kernel, listener, limits, self._epoll)

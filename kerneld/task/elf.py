@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from kerneld.errors import SysError
@@ -33,6 +33,8 @@ EHDR_BYTES = 64
 PHDR_BYTES = 56
 PATH_MAX = 4096
 _MAX_OFFSET = (1 << 63) - 1
+_PARSED = 64
+"""The number of programs whose parsed headers are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,7 @@ def _structs() -> Any:
 
 
 def _parse(frames: Frames, file: File, data: bytes, *, with_interpreter: bool) -> ElfImage:
-    from elftools.construct import ConstructError  # noqa: PLC0415
-
-    try:
-        header = _structs().Elf_Ehdr.parse(data)
-    except ConstructError:
-        raise SysError(errno.ENOEXEC) from None
+    header = _parse_header(data)
     ident = header["e_ident"]
     if bytes(ident["EI_MAG"]) != b"\x7fELF" or (ident["EI_CLASS"], ident["EI_DATA"]) != ("ELFCLASS64", "ELFDATA2LSB"):
         raise SysError(errno.ENOEXEC)
@@ -144,6 +141,24 @@ def _parse(frames: Frames, file: File, data: bytes, *, with_interpreter: bool) -
     )
 
 
+@lru_cache(_PARSED)
+def _parse_header(data: bytes) -> Any:
+    """Return the fields of an ELF header. A shell starts the same programs again and again: the last ones are kept."""
+    from elftools.construct import ConstructError  # noqa: PLC0415
+
+    try:
+        return _structs().Elf_Ehdr.parse(data)
+    except ConstructError:
+        raise SysError(errno.ENOEXEC) from None
+
+
+@lru_cache(_PARSED)
+def _parse_phdrs(data: bytes) -> list[Any]:
+    """Return the fields of program headers; the last ones are kept."""
+    parse = _structs().Elf_Phdr.parse
+    return [parse(data[start : start + PHDR_BYTES]) for start in range(0, len(data), PHDR_BYTES)]
+
+
 def _load_phdrs(frames: Frames, file: File, header: Any) -> list[Any]:
     """Return the program headers. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_phdrs()."""
     length = header["e_phnum"] * PHDR_BYTES
@@ -153,8 +168,7 @@ def _load_phdrs(frames: Frames, file: File, header: Any) -> list[Any]:
         data = _elf_read(frames, file, header["e_phoff"], length)
     except SysError:
         raise SysError(errno.ENOEXEC) from None
-    parse = _structs().Elf_Phdr.parse
-    return [parse(data[start : start + PHDR_BYTES]) for start in range(0, length, PHDR_BYTES)]
+    return _parse_phdrs(data)
 
 
 def _segment(phdr: Any) -> ElfSegment:

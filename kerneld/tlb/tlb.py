@@ -41,6 +41,8 @@ DISMISSED = 0xFFFF_FFFF
 """Number of operations of the order that sends an agent home."""
 AROUND_PAGES = 16
 """Number of pages around a fault, aligned, that are granted too: as many as Linux's fault-around maps."""
+FEW_PAGES = 64
+"""Up to this number of pages, a loop over grants is faster than numpy."""
 Span = tuple[Vaddr, Vaddr]
 
 
@@ -206,7 +208,7 @@ class Tlb:
             self._drops.extend(self._take_exceeding(vaddr, vaddr + PAGE_SIZE))
             return
         allowed = tlb_word(self.mm.frames.ram.words[pte])
-        if (word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS:
+        if _exceeds(word, allowed):
             table[index] = 0
             self._drops.append((vaddr, vaddr + PAGE_SIZE))
 
@@ -223,6 +225,9 @@ class Tlb:
             low = (max(start, base) - base) >> PAGE_SHIFT
             high = (min(end, base + PMD_SIZE) - base + PAGE_SIZE - 1) >> PAGE_SHIFT
             granted = self._granted[number][low:high]
+            if high - low <= FEW_PAGES:
+                yield from self._take_exceeding_few(base + (low << PAGE_SHIFT), granted)
+                continue
             if not granted.any():
                 continue
             bad = np.flatnonzero(exceeds(granted, self._allowed(base)[low:high]))
@@ -231,6 +236,28 @@ class Tlb:
                 cuts = np.flatnonzero(np.diff(bad) != 1) + 1
                 for run in np.split(bad, cuts):
                     yield (base + ((low + int(run[0])) << PAGE_SHIFT), base + ((low + int(run[-1]) + 1) << PAGE_SHIFT))
+
+    def _take_exceeding_few(self, start: Vaddr, granted: TlbWords) -> Iterator[Span]:
+        """Do the same for a few pages from `start` on, in one leaf table: numpy's calls would take longer."""
+        words = granted.tolist()
+        if not any(words):
+            return
+        pte = self.mm.page_table.find_pte(start)
+        if pte is None:
+            first = start >> PAGE_SHIFT & 511
+            allowed = self._allowed(start & -PMD_SIZE)[first : first + len(words)].tolist()
+        else:
+            allowed = [tlb_word(entry) for entry in self.mm.frames.ram.words[pte : pte + len(words)]]
+        begun = -1
+        for at, (word, limit) in enumerate(zip(words, allowed, strict=True)):
+            if word and _exceeds(word, limit):
+                granted[at] = 0
+                begun = at if begun < 0 else begun
+            elif begun >= 0:
+                yield start + (begun << PAGE_SHIFT), start + (at << PAGE_SHIFT)
+                begun = -1
+        if begun >= 0:
+            yield start + (begun << PAGE_SHIFT), start + (len(words) << PAGE_SHIFT)
 
     def _allowed(self, base: Vaddr) -> TlbWords:
         """Return the TLB words of the 512 entries of the leaf table at `base`."""
@@ -300,6 +327,11 @@ class Tlb:
             for at in np.flatnonzero(exceeds(granted, self._allowed(base))).tolist():
                 wrong.append(f"the TLB grants {granted[at]:#x} at {base + (at << PAGE_SHIFT):#x}")
         return wrong
+
+
+def _exceeds(word: int, allowed: int) -> bool:
+    """Do the same as `kerneld.tlb.rights.exceeds` for one word that is not 0."""
+    return bool((word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS)
 
 
 def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders: int) -> bytes:
