@@ -13,6 +13,7 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/limits                                  | all                | any                                            |
 | meminfo, vmstat, buddyinfo, swaps           | all                | any                                            |
 | sys/vm/NAME, for the settings of Sysctl     | all                | any                                            |
+| sys/kernel/randomize_va_space               | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
 | kerneld/explanation                         | all, each its own  | any; why the reader's last call was refused    |
@@ -94,6 +95,7 @@ class ProcFs:
             "vmstat": lambda reader: show_vmstat(kernel.frames, self._count_faults()),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
             "swaps": lambda reader: show_swaps(kernel.frames),
+            "sys/kernel/randomize_va_space": lambda reader: b"0\n",
             **{f"sys/vm/{name}": functools.partial(self._show_sysctl, name) for name in SYSCTL_NAMES},
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()

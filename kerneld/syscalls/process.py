@@ -23,7 +23,7 @@ from shared.uapi.native import CLONE_CANCEL, CLONE_SHARE
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
-_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY).value
+_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY | Exec.AUXV).value
 _ENTRY = struct.Struct("<QQ")
 _RLIMIT64 = struct.Struct("<QQ")
 
@@ -109,7 +109,8 @@ def sys_execve(call: Call) -> int | Answer:
         file = files.open_exec(fd, cred, call.process)
         held.append(file)
         filename, strings = _take_strings(call, file, strings_fd)
-        bprm = Binprm(file, filename, strings, dumpable=files.may_read(file, cred))
+        extra = call.args[1:3] if flags & Exec.AUXV else (0, 0)
+        bprm = Binprm(file, filename, strings, dumpable=files.may_read(file, cred), host_auxv=extra)
         entry = do_execve(call.process, bprm, open_interpreter)
     finally:
         if strings_fd is not None:

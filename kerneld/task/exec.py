@@ -6,8 +6,8 @@ Linux v6.8 fs/exec.c (do_execveat_common, begin_new_exec) and fs/binfmt_elf.c:lo
 of addresses.
 
 Differs from Linux: some failures come after Linux's point of no return, and Linux sends SIGKILL or SIGSEGV; here they
-are errnos. Scripts (#!) are ENOEXEC. There is no vdso (so no AT_SYSINFO_EHDR), no vvar, no rseq, and no signal
-frame (so no AT_MINSIGSTKSZ).
+are errnos. Scripts (#!) are ENOEXEC. There is no vdso, no vvar, no rseq, and no signal frame, so neither
+AT_SYSINFO_EHDR nor AT_MINSIGSTKSZ. (A native program has all these from the host: `Binprm.host_auxv`.)
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class Binprm:
     dumpable: bool = True
     """Whether the process may read the file. If it may only execute the file, other processes of its user may not read
     its memory (Linux: would_dump())."""
+    host_auxv: tuple[int, int] = (0, 0)
+    """AT_SYSINFO_EHDR and AT_MINSIGSTKSZ of a native program, which the host gives it; 0: no such entry."""
 
 
 def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
@@ -121,7 +123,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     # PKRU is reset before a segment takes a key: the denials of the old program end (Linux: pkru_flush_thread()).
     processor.wrpkru(processor.init_pkru)
     try:
-        entry = _load(mm, process.cred, file, image, arguments, open_interpreter)
+        entry = _load(mm, process.cred, bprm, image, arguments, open_interpreter)
     except SysError:
         exit_mmap(mm)
         processor.wrpkru(pkru)
@@ -139,7 +141,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
 def _load(
     mm: MmStruct,
     cred: Cred,
-    file: File,
+    bprm: Binprm,
     image: ElfImage,
     arguments: Arguments,
     open_interpreter: Callable[[str], File],
@@ -149,17 +151,17 @@ def _load(
     Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
     """
     if image.interpreter is None:
-        return _lay_out(mm, cred, file, image, arguments, None)
+        return _lay_out(mm, cred, bprm, image, arguments, None)
     interpreter = open_interpreter(image.interpreter)
     if not interpreter.readable:
         raise SysError(errno.EACCES)
-    return _lay_out(mm, cred, file, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
+    return _lay_out(mm, cred, bprm, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
 
 
 def _lay_out(
     mm: MmStruct,
     cred: Cred,
-    file: File,
+    bprm: Binprm,
     image: ElfImage,
     arguments: Arguments,
     interpreter: tuple[File, ElfImage] | None,
@@ -170,22 +172,23 @@ def _lay_out(
     """
     arch_pick_mmap_layout(mm)
     setup_arg_pages(mm, arguments, executable=image.executable_stack)
-    program = map_program(mm, file, image, privileged=cred.capable(CAP_IPC_LOCK))
+    program = map_program(mm, bprm.file, image, privileged=cred.capable(CAP_IPC_LOCK))
     base, entry = 0, program.entry
     if interpreter is not None:
         base = map_interpreter(mm, *interpreter, program, privileged=cred.capable(CAP_IPC_LOCK))
         entry = base + interpreter[1].entry & U64_MASK
-    create_elf_tables(mm, arguments, _auxv(image, program, base, cred))
+    create_elf_tables(mm, arguments, _auxv(image, program, base, cred, bprm.host_auxv))
     mm.start_code, mm.end_code = program.start_code, program.end_code
     mm.start_data, mm.end_data = program.start_data, program.end_data
     mm.start_brk = mm.brk = page_align(program.brk)
-    mm.exe_path = file.path
+    mm.exe_path = bprm.file.path
     return entry
 
 
-def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred) -> list[tuple[At, int]]:
+def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred, host: tuple[int, int]) -> list[tuple[At, int]]:
     """Return the auxiliary vector in Linux's order. The addresses that `create_elf_tables` fills in are 0 here."""
     return [
+        *((type_, value) for type_, value in zip((At.SYSINFO_EHDR, At.MINSIGSTKSZ), host, strict=True) if value),
         (At.HWCAP, ELF_HWCAP),
         (At.PAGESZ, PAGE_SIZE),
         (At.CLKTCK, CLOCKS_PER_SEC),

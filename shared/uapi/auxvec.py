@@ -27,6 +27,8 @@ class At(IntEnum):
     RANDOM = 25
     HWCAP2 = 26
     EXECFN = 31
+    SYSINFO_EHDR = 33
+    MINSIGSTKSZ = 51
 
 
 CLOCKS_PER_SEC = 100

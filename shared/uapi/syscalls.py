@@ -81,3 +81,5 @@ class Exec(IntFlag):
     """The strings do not fit into a datagram. They are the contents of a memory file, the second descriptor."""
     ENTRY = 4
     """The reply has the address of the first instruction and the stack pointer inline, 64 bits each."""
+    AUXV = 8
+    """args[1] and args[2] are AT_SYSINFO_EHDR and AT_MINSIGSTKSZ of the program; 0 for none."""

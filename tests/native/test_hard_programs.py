@@ -14,6 +14,18 @@ def test_vector_and_tile_registers_are_kept(inside: Inside, programs: dict[str, 
     assert "lost" not in inside.agrees([str(programs["xstate"])]).output
 
 
+def test_the_clock_needs_no_system_call(inside: Inside, programs: dict[str, Path]) -> None:
+    assert "to nowhere: SIGSEGV" in inside.agrees([str(programs["clock"])]).output
+
+
+def test_addresses_are_not_randomised(inside: Inside) -> None:
+    """The same rule as for kerneld's other programs."""
+    words = ["sh", "-c", "cat /proc/sys/kernel/randomize_va_space /proc/self/maps"]
+    first, second = inside.run(words).output, inside.run(words).output
+    assert first.startswith("0\n")
+    assert [line.split()[0] for line in first.splitlines()] == [line.split()[0] for line in second.splitlines()]
+
+
 def test_recursion_to_the_limit_of_the_stack(inside: Inside, programs: dict[str, Path]) -> None:
     end = inside.agrees([str(programs["deep"])])
     assert end.status == -signal.SIGSEGV

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
 
 from kerneld.fs.open_file import is_in_memory
+from kerneld.mm.calls.access import read_remote_vm
 from shared.client.execve import memory_file
+from shared.uapi.auxvec import At
 from shared.uapi.syscalls import Exec, Nr
 from tests.support.programs import Program
 
@@ -48,8 +51,19 @@ class TestExecveStrings:
         for argc, envc in ((1 << 20, 0), (0, (1 << 64) - 1)):
             assert self.execve(program, [true_fd], b"a\0name\0", Exec.COUNTED, argc, envc) == -errno.E2BIG
 
+    @pytest.mark.parametrize(("given", "expected"), [((0x6000, 4096), [(33, 0x6000), (51, 4096)]), ((0, 0), [])])
+    def test_entries_of_the_hosts_auxiliary_vector(
+        self, program: Program, true_fd: int, given: tuple[int, int], expected: list[tuple[int, int]]
+    ) -> None:
+        flags = Exec.COUNTED | Exec.AUXV
+        assert program.call(Nr.EXECVE, 0, *given, flags, 1, 0, data=b"a\0name\0", fds=[true_fd]) == 0
+        # argc, argv and its end, the end of envp, then the pairs.
+        words = struct.unpack("<24Q", read_remote_vm(program.mm, program.mm.start_stack, 192))
+        pairs = list(zip(words[4::2], words[5::2], strict=True))
+        assert [pair for pair in pairs if pair[0] in (At.SYSINFO_EHDR, At.MINSIGSTKSZ)] == expected
+
     def test_flags_that_are_none(self, program: Program, true_fd: int) -> None:
-        assert self.execve(program, [true_fd], b"a\0name\0", 8, 1, 0) == -errno.EINVAL
+        assert self.execve(program, [true_fd], b"a\0name\0", 16, 1, 0) == -errno.EINVAL
 
     @pytest.mark.parametrize(("length", "code"), [(131_071, 0), (131_072, -errno.E2BIG)])
     def test_the_longest_argument_comes_in_a_file(self, program: Program, true_fd: int, length: int, code: int) -> None:

@@ -165,7 +165,7 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	for (argv++; *argv; argv++, envc++)
 		add(&strings, *argv);
 	add(&strings, name);
-	u64 args[6] = {0, 0, 0, EXEC_COUNTED | EXEC_ENTRY | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0), argc, envc};
+	u64 args[6] = {0, move_vdso(), process.minsigstksz, EXEC_COUNTED | EXEC_ENTRY | EXEC_AUXV | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0), argc, envc};
 	int fds[2] = {fd, strings.fd};
 	u64 length = strings.fd >= 0 ? 0 : strings.inline_end - strings.bytes;
 	struct answer answer = ask_two(t, NR_execve, args, strings.bytes, length, fds, strings.fd >= 0 ? 2 : 1);

@@ -17,6 +17,8 @@
 #define AREAS_START 0x6a1000000000UL
 #define AREA_BYTES 0x80000UL
 #define MAX_AREAS 4096
+#define VDSO_START 0x6a0800000000UL
+#define VDSO_END 0x6a0800100000UL
 #define USER_END 0x7ffffffff000UL
 
 /* The records of docs/abi.md. */
@@ -29,7 +31,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
 	KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, CLONE_SHARE = 1, CLONE_CANCEL = 2,
-	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4,
+	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
 
 /* Linux's structures on the stack of a signal's handler. */
@@ -98,6 +100,7 @@ struct process {
 	u64 agent_token, generation;
 	u32 abi;		/* the semester whose calls of the shadow page table it makes */
 	int shared_waits;	/* how many threads have a shared_futex */
+	u64 minsigstksz;	/* AT_MINSIGSTKSZ of the host */
 	u64 stub_mask;		/* of the stub's handlers */
 	struct kernel_sigaction actions[65];
 	char socket_path[108];
@@ -196,6 +199,9 @@ void files_start(void);
 int file_call(struct thread *t, const u64 *args, long nr, long *ret);
 long file_opened(struct thread *t, const u64 *args, long nr, long ret);
 int opens_file(long nr);
+
+/* vdso.c */
+u64 move_vdso(void);
 
 /* shadow.c */
 int shadow_call(struct thread *t, const u64 *args, long nr, long *ret);

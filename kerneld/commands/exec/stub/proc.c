@@ -62,7 +62,7 @@ static enum kind find_file(const char *path, char *to)
 			memcpy(to, p, string_length(p) + 1);
 			return starts(p, "kpage") ? PAGEMAP : WHOLE;
 		}
-	if (starts(p, "sys/vm/")) {
+	if (starts(p, "sys/vm/") || is(p, "sys/kernel/randomize_va_space")) {
 		memcpy(to, p, string_length(p) + 1);
 		return WHOLE;
 	}

@@ -172,7 +172,8 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 		leave_gate(t, uc);
 		return;
 	}
-	if (uc->mc.rip >= STUB_START && uc->mc.rip < STUB_END && !in_access && (uc->mc.rip & (AREA_BYTES - 1)) > 16)
+	int in_vdso = uc->mc.rip >= VDSO_START && uc->mc.rip < VDSO_END;
+	if (uc->mc.rip >= STUB_START && uc->mc.rip < STUB_END && !in_access && !in_vdso && (uc->mc.rip & (AREA_BYTES - 1)) > 16)
 		die("a fault in the stub itself");
 	if (uc->mc.trapno == X86_TRAP_PF && table_fault(uc->mc.cr2, uc->mc.err & X86_PF_WRITE, &info)) {
 		if (!info.signo)

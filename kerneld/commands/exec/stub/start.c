@@ -10,6 +10,7 @@
 #define O_PATH 010000000
 #define O_CLOEXEC 02000000
 #define PROT_RWX 7
+#define AT_MINSIGSTKSZ 51
 #define MAP_AREA 0x32		/* private, anonymous, fixed */
 #define F_SETFD 2
 #define PR_SET_NAME 15
@@ -120,6 +121,18 @@ static u64 number_of(const char *text)
 	return number;
 }
 
+/* The value of an entry of the host's auxiliary vector; 0 for none. */
+static u64 host_value(const u64 *sp, u64 type)
+{
+	sp += sp[0] + 2;
+	while (*sp++)
+		;
+	for (; sp[0]; sp += 2)
+		if (sp[0] == type)
+			return sp[1];
+	return 0;
+}
+
 static u64 number_behind(const char *text, char mark)
 {
 	while (*text && *text != mark)
@@ -214,6 +227,7 @@ static void start_on_area(u64 sp)
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
 	process.hidden_fds = number_of(argv[3]);
 	process.abi = number_behind(argv[3], '/');
+	process.minsigstksz = host_value((u64 *)sp, AT_MINSIGSTKSZ);
 	memcpy(process.socket_path, argv[2], string_length(argv[2]) + 1);
 	t->conn = is_new ? kerneld_connect(argv[2]) : (int)number_of(argv[1]);
 	if (t->conn < 0)
