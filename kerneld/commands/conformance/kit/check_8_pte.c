@@ -366,8 +366,10 @@ CHECK(huge_at_start, PLACE, .rule = "Start works in the presence of huge pages",
 	p_write(&target, HUGE, 1, 1);
 	need_huge(&target);
 	p_write(&target, HUGE - 2 * PAGE, 2, 1);
+	p_write(&target, HUGE + 512 * PAGE, 2, 1);
 	watch(target.pid, HUGE - 16 * PAGE, 512 + 32);
 	expect(target.pid, HUGE - 16 * PAGE, 14, ANONYMOUS);
 	expect(target.pid, HUGE - 2 * PAGE, 2, ANONYMOUS | MAPPED);
-	expect(target.pid, HUGE + 512 * PAGE, 16, ANONYMOUS);
+	expect(target.pid, HUGE + 512 * PAGE, 2, ANONYMOUS | MAPPED);
+	expect(target.pid, HUGE + 514 * PAGE, 14, ANONYMOUS);
 }
