@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test test-quick demo headers_install bench referee hosts fuzz waits soak clean
+.PHONY: help setup check test test-quick demo headers_install bench referee bugs hosts fuzz waits soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(RUN) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to 
 	@echo 'make: installing what the benchmark needs (psutil)'
 	@$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m bench $(ROWS)
+
+bugs: $(TEST) ## every check on every kernel with a planted mistake (ARGS="--right-runs 200 --load 2": on the right one)
+	$(BIN)/python -m tests.bugs $(ARGS)
 
 referee: $(RUN) ## the host's kernel as referee: random programs on both (ARGS="--programs 10000")
 	$(BIN)/kerneld referee $(ARGS)

@@ -31,6 +31,7 @@ Examples:
   kerneld strace 4242               the system calls of process 4242, as strace prints them
   kerneld record                    a record of everything, to be shown at any moment (inspector --replay)
   kerneld ftrace --graph            the functions of the kernel as they run
+  kerneld quiz                      a kernel with one mistake: which one?
   kerneld stop                      end kerneld, and wait for its end
   kerneld referee                   compare kerneld with the kernel of this host
   kerneld conformance --export kit  the checks of the assignment, in C, for a real kernel
@@ -57,6 +58,7 @@ COMMANDS = {
     "proc": "kerneld.commands.proc.proc",
     "ps": "kerneld.commands.proc.ps",
     "record": "kerneld.commands.record.record",
+    "quiz": "kerneld.commands.conformance.quiz",
     "referee": "kerneld.commands.referee",
     "run": "kerneld.commands.run.run",
     "start": "kerneld.commands.daemon.start",

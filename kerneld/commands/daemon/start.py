@@ -47,6 +47,7 @@ class MachineOptions(TypedDict):
     trace_buffer: int
     no_pku: bool
     no_exec: bool
+    bug: str | None
     check_invariants: bool
 
 
@@ -59,6 +60,7 @@ Examples:
   kerneld start
   kerneld start --ram 256M --swap 1G --log-format json
   kerneld start --detach --socket ~/machine/kerneld.sock
+  kerneld start --bug no-munmap-update
 """,
 )
 @click.option("--ram", type=Size(), default="1G", metavar="SIZE", help="RAM of the machine: 256M, 1G. [1G]")
@@ -179,9 +181,27 @@ Examples:
     metavar="SIZE",
     help="The largest buffer of a trace. Users without privilege get a sixteenth. [256M]",
 )
+@click.option(
+    "--bug",
+    metavar="NAME",
+    help="Plant a mistake that students make in the kernel part of the assignment. 'list' prints the names.",
+)
+@click.option("--explain", is_flag=True, help="With --bug list: what each mistake is, and which check finds it.")
 @click.option("--check-invariants", is_flag=True, hidden=True)
-def start(socket_path: str | None, detach: bool, allow_group: str | None, **options: Unpack[MachineOptions]) -> None:
+def start(
+    socket_path: str | None, detach: bool, allow_group: str | None, explain: bool, **options: Unpack[MachineOptions]
+) -> None:
     """Serve, or have a child serve in the background."""
+    if explain and options["bug"] != "list":
+        raise click.UsageError("'--explain' needs '--bug list'.")
+    if options["bug"] is not None:
+        from kerneld.bugs.catalogue import BUGS  # noqa: PLC0415
+
+        if options["bug"] == "list":
+            list_bugs(is_explained=explain)
+            return
+        if options["bug"] not in BUGS:
+            raise click.BadParameter(f"there is no mistake '{options['bug']}' (--bug list)", param_hint="--bug")
     check_processor()
     path = os.path.abspath(socket_path or default_socket_path())
     gid = get_gid(allow_group) if allow_group is not None else None
@@ -203,6 +223,10 @@ def serve(path: str, gid: int | None, options: MachineOptions, on_ready: Callabl
     from kerneld.server.socket_path import AlreadyRunning, SocketPathError  # noqa: PLC0415
 
     logs.configure(logs.LogFormat(options["log_format"]), options["log_level"])
+    if options["bug"] is not None:
+        from kerneld.bugs.plant_bug import plant_bug  # noqa: PLC0415
+
+        plant_bug(options["bug"])
     try:
         daemon.run(get_config(path, gid, options), on_ready)
     except AlreadyRunning as error:
@@ -244,6 +268,14 @@ def get_config(path: str, gid: int | None, options: MachineOptions) -> DaemonCon
         not options["no_pku"],
         not options["no_exec"],
     )
+
+
+def list_bugs(*, is_explained: bool) -> None:
+    """Print the mistakes that --bug can plant: their names, or also what they are and which check finds them."""
+    from kerneld.bugs.catalogue import BUGS  # noqa: PLC0415
+
+    for name, bug in BUGS.items():
+        click.echo(f"{name}\n    {bug.words}\n    found by: {', '.join(bug.checks)}" if is_explained else name)
 
 
 def get_gid(group: str) -> int:

@@ -1,0 +1,137 @@
+"""`kerneld quiz`: a kernel with one mistake that is not named; what a check saw on it; which mistake is it?
+
+Owns the private kernel, the questions and the words. The kernel ends with the quiz. Knows the mistakes by their words
+only, and plants none: `kerneld start --bug` does that in another process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from kerneld.bugs.catalogue import BUGS
+from kerneld.commands.compiled import BuildError
+from kerneld.commands.conformance.kit import ensure_kit
+from kerneld.commands.failure import KerneldStatus
+from shared.failure import Failure, Status
+from shared.option_types import Whole
+
+_CHOICES = 4
+_READY = b"kerneld ready"
+_SHOWN = ("#   did:", "#   expected:")
+"""The lines of a failed check that do not name the mistake."""
+_SECONDS = 120.0
+
+HELP = """Ask which mistake a kernel has. For lectures, and to prepare for the kernel part of the assignment.
+
+Each question starts a private kernel with one mistake, which students make, and runs a check of the assignment on it.
+You see what the check did and saw, and choose between four mistakes. While a question is open, the kernel runs: the
+inspector and the target can look at it from other terminals.
+
+\b
+Examples:
+  kerneld quiz                      three questions
+  kerneld quiz --questions 10
+  kerneld quiz --seed 7             the same questions again, for all students of a lecture
+
+\b
+Exit status:
+  0  done, whatever the answers were        1  the kernel or the check does not start
+  8  no program can run inside kerneld here
+"""
+
+
+@click.command(name="quiz", short_help="Which mistake does this kernel have?", help=HELP)
+@click.option("--questions", type=Whole(1, 100), default=3, show_default=True, help="The number of questions.")
+@click.option("--seed", type=Whole(0, 1 << 31), help="Choose the questions by this number. [at random]")
+def quiz(questions: int, seed: int | None) -> None:
+    """Ask the questions, and count."""
+    try:
+        kit = ensure_kit()
+    except BuildError as error:
+        raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
+    chance = random.Random(seed)
+    right = 0
+    for number, name in enumerate(chance.sample(sorted(BUGS), min(questions, len(BUGS))), 1):
+        click.echo(f"Question {number} of {questions}")
+        right += ask(name, kit, chance)
+    click.echo(f"{right} of {questions} are right.")
+
+
+def ask(name: str, kit: Path, chance: random.Random) -> bool:
+    """Show what is to be seen on the kernel with the mistake `name`, and return whether the answer is right."""
+    with broken_kernel(name) as socket:
+        for line in look(kit, BUGS[name].checks[0], socket):
+            click.echo(f"  {line}")
+        click.echo(f"  (this kernel runs: KERNELD_SOCKET={socket})")
+        choices = choose(name, chance)
+        for number, choice in enumerate(choices, 1):
+            click.echo(f"  {number}. {BUGS[choice].words.split(': ')[0].rstrip('.')}.")
+        answer = click.prompt("Which mistake is it", type=Whole(1, len(choices)))
+    is_right = choices[answer - 1] == name
+    click.echo(f"{'Right' if is_right else 'No'}: {name}. {BUGS[name].words}\n")
+    return is_right
+
+
+def choose(name: str, chance: random.Random) -> list[str]:
+    """Return mistakes to choose from, in any order: the true one, and others that the same check does not find."""
+    seen_by = BUGS[name].checks[0]
+    others = [other for other, bug in BUGS.items() if other != name and seen_by not in bug.checks]
+    kin = [other for other in others if other.partition("-")[0] == name.partition("-")[0]]
+    wrong = chance.sample(kin, min(len(kin), _CHOICES - 1))
+    rest = [other for other in others if other not in wrong]
+    wrong += chance.sample(rest, _CHOICES - 1 - len(wrong))
+    choices = [name, *wrong]
+    chance.shuffle(choices)
+    return choices
+
+
+@contextmanager
+def broken_kernel(name: str) -> Iterator[str]:
+    """Run a private kernel with the mistake `name`, and yield its socket. Raises Failure."""
+    with tempfile.TemporaryDirectory(prefix="kerneld-quiz-") as directory:
+        socket = os.path.join(directory, "kerneld.sock")
+        words = ["start", "--socket", socket, "--ram", "512M", "--log-format", "json", "--bug", name]
+        kernel = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kerneld", *words], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        assert kernel.stderr is not None
+        try:
+            with kernel.stderr:
+                line = kernel.stderr.readline()
+                if _READY not in line:
+                    raise Failure(Status.FAILED, f"the kernel does not start: {line.decode(errors='replace').strip()}")
+                yield socket
+        finally:
+            kernel.send_signal(signal.SIGTERM)
+            kernel.wait()
+
+
+def look(kit: Path, check: str, socket: str) -> Sequence[str]:
+    """Run a check inside the kernel, and return the lines that tell what it did and saw. Raises Failure."""
+    command = ["exec", "--socket", socket, "--", str(kit), "--only", check, "--log", os.devnull]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "kerneld", *command],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(Status.FAILED, f"the check {check} does not end") from None
+    if done.returncode == KerneldStatus.CANNOT_RUN:
+        raise Failure(KerneldStatus.CANNOT_RUN, done.stderr.strip() or "no program runs inside kerneld here")
+    lines = [line.removeprefix("#").strip() for line in done.stdout.splitlines() if line.startswith(_SHOWN)]
+    if not lines:
+        raise Failure(Status.FAILED, f"the check {check} shows nothing: {done.stdout.strip() or done.stderr.strip()}")
+    return lines
