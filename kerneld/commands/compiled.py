@@ -83,7 +83,9 @@ def _build(arguments: Sequence[str], directory: Path, target: Path, what: str) -
         raise BuildError(f"cannot write to the cache {directory}: {error.strerror}") from None
     try:
         command = [compiler, "-o", temporary, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        # Without a PATH a program is still found, but a compiler does not find its linker.
+        environment = {"PATH": os.defpath, **os.environ}
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
         if done.returncode:
             why = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
             raise BuildError(f"{compiler} cannot build {what}: {why}")

@@ -102,7 +102,7 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) ->
     sizes = f"Size:           {(vma.end - vma.start) >> 10:8} kB\n"
     sizes += f"KernelPageSize: {page:8} kB\nMMUPageSize:    {page:8} kB\n"
     end = f"THPeligible:    {thp_eligible(mm.sysctl, vma):8}\n"
-    if mm.frames.processor.ospke:
+    if mm.has_pkeys:
         end += f"ProtectionKey:  {vma_pkey(vma):8}\n"
     end += f"VmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"
     return show_map_vma(mm, files, vma) + (sizes + _show_stats(stats, rollup=False) + end).encode()

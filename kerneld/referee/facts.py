@@ -44,6 +44,8 @@ class HostFacts(NamedTuple):
     """Swap of its own, outside the mode `swap`."""
     has_damon: bool
     has_lru_gen: bool
+    is_kerneld: bool = False
+    """The runner is a native program of a kerneld (`inside`)."""
 
     @property
     def sysctl(self) -> Sysctl:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from kerneld.referee.errors import HostError, RunnerDiedError
@@ -26,6 +27,7 @@ from kerneld.referee.host_view import Drain, ProcFiles, Reading, data_bytes, fin
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, parse_maps_line
+from kerneld.referee.proc_files import HostProc, ProcSource, read_file
 from kerneld.referee.program import MAX_PROCESSES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
@@ -66,14 +68,20 @@ def compile_runner(folder: Path) -> Path:
 class Host:
     """The runner, for one program after another."""
 
-    def __init__(self, folder: Path, mode: Mode = Mode.PLAIN) -> None:
-        """Start the runner. Only this side uses `folder`. Raises HostError."""
+    def __init__(
+        self, folder: Path, mode: Mode = Mode.PLAIN, command: Sequence[str] = (), proc: ProcSource | None = None
+    ) -> None:
+        """Start the runner, by `command` if one is given. Its memory is read in `proc`, by default this machine's.
+
+        Only this side uses `folder`. Raises HostError.
+        """
         if os.uname().machine != "x86_64":
             raise HostError("the referee is an x86-64 Linux kernel: this host is none")
         self._folder = folder
         self._pipes = [_Pipe() for _ in range(_NR_PIPES)]
-        self._runner = self._spawn(compile_runner(folder))
-        self._template = _Child(self._runner.pid, self._pipes[0])
+        self._proc = proc or HostProc()
+        self._runner = self._spawn([*command, str(compile_runner(folder))])
+        self._template = _Child(self._runner.pid, self._pipes[0], self._proc)
         self._children: dict[int, _Child] = {}
         self._fds: dict[int, int] = {}
         self._files = ProgramFiles(folder)
@@ -85,7 +93,7 @@ class Host:
         self.start_totals: dict[str, int] = {}
         """The totals of process 0 when the last program began."""
 
-    def _spawn(self, program: Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, words: list[str]) -> subprocess.Popen[bytes]:
         names = "".join(f"{pipe.child_in:04x}{pipe.child_out:04x}" for pipe in self._pipes)
         libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,7 +102,7 @@ class Host:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
         runner = subprocess.Popen(
-            [str(program), f"{CONTROL_START:x}", f"{_NR_PIPES * AREA_BYTES:x}", names],
+            [*words, f"{CONTROL_START:x}", f"{_NR_PIPES * AREA_BYTES:x}", names],
             pass_fds=[fd for pipe in self._pipes for fd in (pipe.child_in, pipe.child_out)],
             env={},
             preexec_fn=prepare,  # noqa: PLW1509  (a thread of ours would be none of this program's)
@@ -108,7 +116,7 @@ class Host:
         brk = self._template.call(Nr.BRK, (0,)).ret
         self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 0 if huge_pages else 1, 0, 0, 0))
         taken: list[tuple[int, int]] = []
-        for line in Path(f"/proc/{self._runner.pid}/maps").read_bytes().splitlines():
+        for line in read_file(self._proc, f"{self._runner.pid}/maps").splitlines():
             start, end, _, _, name = parse_maps_line(line)
             if name.startswith(("[vdso", "[vvar")):
                 self._template.call(Nr.MUNMAP, (start, end - start))
@@ -120,7 +128,8 @@ class Host:
                 taken.append((start, end))
         if len(taken) != 2:
             raise HostError(f"the runner has mappings at unexpected places: {taken}")
-        return Layout(brk, tuple(taken), self._find_lowest_hint(), self._find_task_size(), data_bytes(self._runner.pid))
+        data = data_bytes(self._proc, self._runner.pid)
+        return Layout(brk, tuple(taken), self._find_lowest_hint(), self._find_task_size(), data)
 
     def _find_lowest_hint(self) -> int:
         flags = (Map.PRIVATE | Map.ANONYMOUS).value
@@ -152,7 +161,7 @@ class Host:
         if outcome.ret < 0:
             return outcome
         pipe = self._pipes[who + 1]
-        self._children[who] = _Child(outcome.ret, pipe)
+        self._children[who] = _Child(outcome.ret, pipe, self._proc)
         pipe.get_reply()
         return Outcome(0)
 
@@ -292,9 +301,10 @@ class _Pipe:
 class _Child:
     """One process of a program on the host."""
 
-    def __init__(self, pid: int, pipe: _Pipe) -> None:
+    def __init__(self, pid: int, pipe: _Pipe, source: ProcSource) -> None:
         self.pid = pid
         self._pipe = pipe
+        self._source = source
         self._proc: ProcFiles | None = None
 
     def order(self, order: int, args: tuple[int, ...], data: bytes = b"", *, counts: bool = False) -> Outcome:
@@ -309,7 +319,7 @@ class _Child:
     def proc(self) -> ProcFiles:
         """The files of the process in /proc. They stay open after the first use."""
         if self._proc is None:
-            self._proc = ProcFiles(self.pid)
+            self._proc = ProcFiles(self._source, self.pid)
         return self._proc
 
     def end(self, order: int) -> None:

@@ -1,4 +1,4 @@
-"""Reads the host's /proc for one process of a program. The files are opened once, and read after every call.
+"""Reads the host's /proc (`proc_files`) for one process of a program. The files are opened once, read after every call.
 
 A `Reading` is what was read, as it stands there: the runner may be on a slow machine, and another machine parses it.
 Knows nothing about orders and answers, and nothing about kerneld.
@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,8 @@ from typing import NamedTuple
 from kerneld.referee.layout import Layout
 from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_numbers, parse_smaps, since, totals
 from kerneld.referee.outcome import Mapping, View, add_pages, find_frames, windows
+from kerneld.referee.proc_files import ProcSource, read_file, read_whole
+from kerneld.referee.rights import sees_frames
 from shared.uapi.resource import Rlimit
 
 _MADV_COLD = 20
@@ -129,47 +130,48 @@ def _divide(layout: Layout, smaps: bytes) -> tuple[tuple[Mapping, ...], tuple[Ma
 class ProcFiles:
     """The files of /proc/PID."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, source: ProcSource, pid: int) -> None:
         """Open the files. The process must be alive."""
-        self._fds = {name: os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for name in _NAMES}
+        self._files = {name: source.open(f"{pid}/{name}") for name in _NAMES}
+        self._page_flags = source.open("kpageflags") if sees_frames() else None
 
     def close(self) -> None:
         """Close the files."""
-        for fd in self._fds.values():
-            os.close(fd)
+        for file in self._files.values():
+            file.close()
+        if self._page_flags is not None:
+            self._page_flags.close()
 
     def _texts(self) -> ProcTexts:
-        return ProcTexts(*(os.pread(self._fds[name], 1 << 13, 0) for name in _NAMES[2:]))
+        return ProcTexts(*(self._files[name].pread(1 << 13, 0) for name in _NAMES[2:]))
 
     def read(self, layout: Layout) -> Reading:
         """Read the state of the process's memory."""
-        smaps = _read_whole(self._fds["smaps"])
+        smaps = read_whole(self._files["smaps"])
         mappings, own = _divide(layout, smaps)
         words: list[tuple[int, bytes]] = []
         for mapping in mappings:
             for low, high in windows(mapping.start, mapping.end):
-                data = os.pread(self._fds["pagemap"], (high - low) >> 9, low >> 9)
+                data = self._files["pagemap"].pread((high - low) >> 9, low >> 9)
                 if data.count(0) != len(data):
                     words.append((low, data))
-        return Reading(smaps, self._texts(), tuple(words), _read_page_flags(find_frames(words)), mappings, own)
+        return Reading(smaps, self._texts(), tuple(words), self._read_page_flags(find_frames(words)), mappings, own)
 
-
-def _read_page_flags(pfns: list[int]) -> dict[int, int]:
-    """Return the word in /proc/kpageflags of each frame, in ascending order. Consecutive frames are read together."""
-    if not pfns:
-        return {}
-    words: dict[int, int] = {}
-    with open("/proc/kpageflags", "rb", buffering=0) as file:
+    def _read_page_flags(self, pfns: list[int]) -> dict[int, int]:
+        """Return the word in kpageflags of each frame, in ascending order. Consecutive frames are read together."""
+        words: dict[int, int] = {}
+        if not pfns or self._page_flags is None:
+            return words
         starts = [i for i, pfn in enumerate(pfns) if i == 0 or pfns[i - 1] != pfn - 1]
         for first, end in itertools.pairwise([*starts, len(pfns)]):
-            data = os.pread(file.fileno(), (end - first) * 8, pfns[first] * 8)
+            data = self._page_flags.pread((end - first) * 8, pfns[first] * 8)
             words.update(zip(pfns[first:end], struct.unpack(f"={end - first}Q", data), strict=True))
-    return words
+        return words
 
 
-def data_bytes(pid: int) -> int:
+def data_bytes(source: ProcSource, pid: int) -> int:
     """Return end_data - start_data of a process, in bytes. Source: Linux v6.8 fs/proc/array.c:do_task_stat()."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    fields = read_file(source, f"{pid}/stat").rpartition(b")")[2].split()
     return int(fields[_STAT_END_DATA]) - int(fields[_STAT_END_DATA - 1])
 
 
@@ -180,12 +182,3 @@ def find_uncounted(before: dict[str, int], after: dict[str, int]) -> frozenset[s
     fs/proc/task_mmu.c:task_mem() of newer kernels uses get_mm_counter_sum().
     """
     return frozenset(name for name, shown_by in COUNTERS.items() if after[shown_by] == before[shown_by])
-
-
-def _read_whole(fd: int) -> bytes:
-    data = os.pread(fd, 1 << 16, 0)
-    chunk = data
-    while chunk:
-        chunk = os.pread(fd, 1 << 16, len(data))
-        data += chunk
-    return data

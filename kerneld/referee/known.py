@@ -307,6 +307,7 @@ KNOWN = (
             (dying, "write_back", this_host.write_back),
             (AddressSpace, "unlink_vma", this_host.unlink_vma),
         ),
+        applies=lambda facts: not facts.is_kerneld,
     ),
     Known(
         (0, 0),

@@ -18,6 +18,7 @@ from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import play
 from kerneld.referee.host_view import has_idle_pages
 from kerneld.referee.hosts import PlayingHost, open_this_host
+from kerneld.referee.inside import open_inside
 from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State, StateOf
@@ -160,15 +161,19 @@ _ADVICE_AT = {"madvise": 2, "process_madvise": 3}
 
 @contextlib.contextmanager
 def open_match(
-    mode: Mode = Mode.PLAIN, *, check_invariants: bool = False, host_command: str | None = None
+    mode: Mode = Mode.PLAIN, *, check_invariants: bool = False, host_command: str | None = None, inside: bool = False
 ) -> Iterator[Match]:
     """Start both sides. The host is this machine, or that of a player which a command starts (`remote`).
+
+    With `inside` it is a kerneld, and the runner one of its native programs.
 
     Raises HostError if the host cannot be the referee, or not in this mode.
     """
     with contextlib.ExitStack() as stack:
         host: PlayingHost
-        if host_command is None:
+        if inside:
+            host = stack.enter_context(open_inside(mode))
+        elif host_command is None:
             host = stack.enter_context(open_this_host(mode))
         else:
             host = stack.enter_context(open_remote_host(host_command, mode))

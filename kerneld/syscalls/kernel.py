@@ -156,7 +156,7 @@ class Kernel:
         """Readable while files_changed() has something to do; -1 on a host without inotify."""
         self.files = FileTable(self.frames, self._inotify, config.files)
         self.shadowpt = ShadowPt(self.ram)
-        self.tlbs = Tlbs()
+        self.tlbs = Tlbs(are_checked=config.check_invariants)
         """The TLBs of the native programs."""
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.processes = self.table.processes

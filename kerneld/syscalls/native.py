@@ -9,6 +9,7 @@ from signal import SIGBUS, SIGSEGV
 from kerneld.errors import KernelBug, SysError
 from kerneld.fs.fput import fput
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
+from kerneld.mm.calls.mprotect import give_up_pkeys
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
@@ -43,16 +44,17 @@ def native(call: Call) -> int | Answer:
     if not (process.cred.superuser or process.may_be_native) or not call.kernel.config.native:
         raise SysError(errno.EPERM)
     if call.args[0] & NATIVE_THREAD:
-        call.thread.tlb = call.kernel.tlbs.get(call.mm).enter()
+        call.thread.tlb = call.kernel.tlbs.get(call.mm).enter(call.process.pid)
         return 0
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
     process.may_be_native = True
     call.kernel.table.take_real_creds(process, call.thread.tid)
+    give_up_pkeys(call.mm)
     tlb, token = call.kernel.tlbs.make(process)
     if call.thread.tlb is not None:
         call.thread.tlb.leave()
-    call.thread.tlb = tlb.enter()
+    call.thread.tlb = tlb.enter(process.pid)
     # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
     for signo in (SIGSEGV, SIGBUS):
         process.dispositions[signo] = Disposition.CAUGHT

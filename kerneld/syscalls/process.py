@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from resource import RUSAGE_SELF, RUSAGE_THREAD
 
 from kerneld.errors import SysError
 from kerneld.fs.fput import fput
@@ -20,12 +21,14 @@ from kerneld.task.real_process import find_ppid
 from kerneld.task.signal import do_sigaction
 from kerneld.task.task import Cred, Process
 from shared.uapi.native import CLONE_CANCEL, CLONE_SHARE
+from shared.uapi.page import PAGE_SHIFT
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
 _EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY | Exec.AUXV).value
 _ENTRY = struct.Struct("<QQ")
 _RLIMIT64 = struct.Struct("<QQ")
+_USAGE = struct.Struct("<QQQ")
 
 
 def sys_getpid(call: Call) -> int:
@@ -187,6 +190,19 @@ def sys_prlimit64(call: Call) -> int | Answer:
             raise SysError(errno.EPERM)
         limits.soft[resource], limits.hard[resource] = soft, hard
     return Answer(0, before) if old else 0
+
+
+def sys_getrusage(call: Call) -> Answer:
+    """args: who. Return inline, 64 bits each: the most resident memory in KiB, minor faults, major faults.
+
+    RUSAGE_THREAD gives the faults of the whole process. Raises SysError(EINVAL) for children and any other `who`.
+    Source: Linux v6.8 kernel/sys.c:getrusage().
+    """
+    if call.int_arg(0) not in (RUSAGE_SELF, RUSAGE_THREAD):
+        raise SysError(errno.EINVAL)
+    rss = call.mm.rss
+    most_kb = max(rss.hiwater, rss.resident_pages) << (PAGE_SHIFT - 10)
+    return Answer(0, _USAGE.pack(most_kb, call.process.min_flt, call.process.maj_flt))
 
 
 def may_raise_limits(cred: Cred) -> bool:

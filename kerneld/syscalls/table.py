@@ -36,6 +36,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.GETPID: process.sys_getpid,
     Nr.EXECVE: process.sys_execve,
     Nr.EXIT: process.sys_exit,
+    Nr.GETRUSAGE: process.sys_getrusage,
     Nr.GETUID: process.sys_getuid,
     Nr.SETUID: process.sys_setuid,
     Nr.GETPPID: process.sys_getppid,

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
+from kerneld.tlb.host_check import check_host
 from kerneld.tlb.rights import RIGHTS, WRITE, TlbWords, exceeds, tlb_word, tlb_words
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
@@ -81,11 +82,27 @@ class View:
         self._tlb.views.discard(self)
 
 
+class CheckedView(View):
+    """A view of a machine that checks its invariants: each request of the thread begins with the check of `pid`."""
+
+    __slots__ = ("_pid",)
+
+    def __init__(self, tlb: Tlb, pid: Pid) -> None:
+        super().__init__(tlb)
+        self._pid = pid
+
+    def begin(self) -> None:
+        """Note that a request has come. Raises KernelBug if the host maps more than is granted."""
+        super().begin()
+        self._tlb.check_host(self._pid)
+
+
 class Tlb:
     """A listener of one address space; see `MmuNotifier`."""
 
-    def __init__(self, mm: MmStruct, forget: Callable[[Tlb], None]) -> None:
-        """`forget` is called when the address space ends."""
+    def __init__(self, mm: MmStruct, forget: Callable[[Tlb], None], *, is_checked: bool = False) -> None:
+        """`forget` is called when the address space ends. `is_checked`: see `CheckedView`."""
+        self._is_checked = is_checked
         self.mm = mm
         self.agent: Agent | None = None
         self.views: set[View] = set()
@@ -148,9 +165,9 @@ class Tlb:
 
     # Requests of the program
 
-    def enter(self) -> View:
-        """Return the view of a thread that begins to use the memory; the thread is in a request now."""
-        view = View(self)
+    def enter(self, pid: Pid) -> View:
+        """Return the view of a thread of process `pid` that begins to use the memory; it is in a request now."""
+        view = CheckedView(self, pid) if self._is_checked else View(self)
         self.views.add(view)
         return view
 
@@ -318,6 +335,10 @@ class Tlb:
             self.mm.frames.ram.written[word >> PAGE_SHIFT : (word >> PAGE_SHIFT) + PTRS_PER_TABLE] = True
         if word:
             self._grants.append((base, PTRS_PER_TABLE, word))
+
+    def check_host(self, pid: Pid) -> None:
+        """Check what the host maps in a process that uses the memory. Raises KernelBug."""
+        check_host(pid, self._granted)
 
     def check(self) -> list[str]:
         """Return one line of text for each page that is granted more than its entry allows."""

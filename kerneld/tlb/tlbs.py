@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Tlbs:
     """All TLBs of a machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, are_checked: bool = False) -> None:
+        """`are_checked`: what the host maps is checked at the beginning of each request of a native thread."""
+        self._are_checked = are_checked
         self._by_mm: dict[int, Tlb] = {}
         self._tokens: dict[int, Tlb] = {}
 
@@ -38,7 +40,7 @@ class Tlbs:
     def make(self, process: Process) -> tuple[Tlb, int]:
         """Give a process's address space a TLB, and return it with the token for its agent."""
         mm = process.live_mm
-        tlb = Tlb(mm, self._forget)
+        tlb = Tlb(mm, self._forget, is_checked=self._are_checked)
         token = secrets.randbits(62) + 1
         self._by_mm[mm.number] = tlb
         self._tokens[token] = tlb

@@ -23,6 +23,7 @@ class Nr(IntEnum):
     GETPID = 39
     EXECVE = 59
     EXIT = 60
+    GETRUSAGE = 98
     GETUID = 102
     SETUID = 105
     GETPPID = 110

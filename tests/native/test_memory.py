@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.native.inside import Inside
 
 
 def test_dev_zero_is_memory(inside: Inside, programs: dict[str, Path]) -> None:
     assert "after the child: 1 2, status 0" in inside.agrees([str(programs["zero"])]).output
+
+
+def test_more_pages_than_the_host_has_mappings_for(inside: Inside, programs: dict[str, Path]) -> None:
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    pages = limit + limit // 16
+    if pages > 80_000:
+        pytest.skip(f"this host has mappings for more pages than the machine has: vm.max_map_count is {limit}")
+    assert inside.agrees([str(programs["scattered"]), str(pages)]).output == f"{pages} pages, 0 of them wrong\n"

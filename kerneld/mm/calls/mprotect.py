@@ -149,6 +149,17 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
     return vma.end
 
 
+def give_up_pkeys(mm: MmStruct) -> None:
+    """Have an address space without protection keys from now on, as on a processor without them.
+
+    A native program's real PKRU is not under this kernel's control. Raises SysError(ENOMEM).
+    """
+    for vma in [vma for vma in mm.vmas if vma.vm_flags & VM_PKEY_MASK]:
+        mprotect_fixup(mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_PKEY_MASK)
+    mm.has_pkeys = False
+    mm.pkey_allocation_map = mm.execute_only_pkey = 0
+
+
 def may_unaccount(vma: Vma) -> bool:
     """Return whether memory that becomes read-only, and was never written, no longer counts as promised memory.
 

@@ -111,6 +111,8 @@ class MmStruct:
         """Faults that calls on ranges have taken, for the fault counters: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
+        self.has_pkeys = frames.processor.ospke
+        """Whether its memory may have protection keys: not that of a native program."""
         self.pkey_allocation_map = 1 if frames.processor.ospke else 0
         """Allocated protection keys, one bit each; key 0 always is (Linux: mm->context.pkey_allocation_map)."""
         self.execute_only_pkey = -1 if frames.processor.ospke else 0

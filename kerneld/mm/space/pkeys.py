@@ -59,7 +59,7 @@ def pkey_alloc(mm: MmStruct, flags: int, rights: int) -> int:
     pkey = _mm_pkey_alloc(mm)
     if pkey is None:
         raise SysError(errno.ENOSPC)
-    if not mm.frames.processor.ospke:
+    if not mm.has_pkeys:
         raise SysError(errno.EINVAL)
     _set_user_pkey_access(mm, pkey, rights)
     return pkey
@@ -87,7 +87,7 @@ def mm_pkey_is_allocated(mm: MmStruct, pkey: int) -> bool:
 
 
 def _max_pkey(mm: MmStruct) -> int:
-    return NR_PKEYS if mm.frames.processor.ospke else 1
+    return NR_PKEYS if mm.has_pkeys else 1
 
 
 def _mm_pkey_alloc(mm: MmStruct) -> int | None:
@@ -111,7 +111,7 @@ def execute_only_pkey(mm: MmStruct) -> int:
     Source: Linux v6.8 arch/x86/mm/pkeys.c:__execute_only_pkey(), arch/x86/include/asm/pkeys.h:execute_only_pkey().
     """
     processor = mm.frames.processor
-    if not processor.ospke:
+    if not mm.has_pkeys:
         return _DEFAULT_PKEY
     if mm.execute_only_pkey == NO_PKEY:
         pkey = _mm_pkey_alloc(mm)
@@ -131,7 +131,7 @@ def override_mprotect_pkey(mm: MmStruct, vma: Vma, prot: int, pkey: int) -> int:
     memory that was execute-only and gets other rights gets key 0, and all other memory keeps its key.
     Source: Linux v6.8 arch/x86/mm/pkeys.c:__arch_override_mprotect_pkey().
     """
-    if not mm.frames.processor.ospke:
+    if not mm.has_pkeys:
         return _DEFAULT_PKEY
     if pkey != NO_PKEY:
         return pkey

@@ -86,10 +86,10 @@ static long do_process_madvise(struct thread *t, const u64 *args)
 	return call(t, NR_process_madvise, args, t->buffer, args[2] * IOVEC_BYTES, args[0]);
 }
 
-/* The limits of memory are kerneld's, the others the host's: DATA 2, STACK 3, MEMLOCK 8, AS 9. */
+/* The limits of memory are kerneld's, the others the host's: DATA 2, STACK 3, RSS 5 (it is only shown), MEMLOCK 8, AS 9. */
 static int is_memory_limit(u64 resource)
 {
-	return resource == 2 || resource == 3 || resource == 8 || resource == 9;
+	return resource == 2 || resource == 3 || resource == 5 || resource == 8 || resource == 9;
 }
 
 static long do_prlimit(struct thread *t, u64 pid, u64 resource, u64 new, u64 old)
@@ -117,6 +117,23 @@ static int limit_call(struct thread *t, const u64 *args, long nr, long *ret)
 	return 1;
 }
 
+/* getrusage(): the times are the host's, the faults and the most memory kerneld's. Of children all is the host's. */
+static long do_getrusage(struct thread *t, const u64 *args)
+{
+	u64 usage[18], given[6] = {args[0]};
+	long ret = sys2(NR_getrusage, args[0], usage);
+	if (ret)
+		return ret;
+	struct answer answer = ask(t, NR_getrusage, given, 0, 0, -1);
+	if (!answer.ret) {
+		const u64 *ours = (const u64 *)answer.data;
+		usage[4] = ours[0];
+		usage[8] = ours[1];
+		usage[9] = ours[2];
+	}
+	return user_copy((void *)args[1], usage, sizeof usage) ? -EFAULT : 0;
+}
+
 /* Make a call that is kerneld's: 1 and its result, or 0 where it is none. */
 int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
@@ -133,6 +150,8 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 		/* fall through */
 	case NR_mprotect: case NR_brk: case NR_msync: case NR_madvise: case NR_mlock: case NR_munlock:
 	case NR_mlockall: case NR_munlockall: case NR_mlock2:
+	/* The real PKRU is not under kerneld's rule: to a program inside, the processor has no keys. */
+	case NR_pkey_alloc: case NR_pkey_free: case NR_pkey_mprotect:
 		*ret = call(t, nr, args, 0, 0, -1);
 		return 1;
 	case NR_mincore:
@@ -144,21 +163,11 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_process_madvise:
 		*ret = do_process_madvise(t, args);
 		return 1;
+	case NR_getrusage:
+		*ret = do_getrusage(t, args);
+		return 1;
 	case NR_getrlimit: case NR_setrlimit: case NR_prlimit64:
 		return limit_call(t, args, nr, ret);
-	case NR_pkey_alloc:	/* The register of the keys is the real processor's, and not under kerneld's rule. */
-		*ret = sys2(nr, args[0], args[1]);
-		if (*ret >= 0) {
-			sys1(NR_pkey_free, *ret);
-			*ret = -ENOSPC;
-		}
-		return 1;
-	case NR_pkey_free:
-		*ret = -EINVAL;
-		return 1;
-	case NR_pkey_mprotect:
-		*ret = (int)args[3] == -1 ? call(t, NR_mprotect, args, 0, 0, -1) : -EINVAL;
-		return 1;
 	}
 	return 0;
 }

@@ -16,7 +16,7 @@
 #define PR_SET_NAME 15
 #define PR_SET_NO_NEW_PRIVS 38
 #define STATUS_CANNOT_RUN 8
-#define RLIMIT_COUNT 4
+#define RLIMIT_COUNT 5
 
 struct process process;
 extern void run_on(u64 stack, void (*function)(u64), u64 argument);
@@ -142,7 +142,7 @@ static u64 number_behind(const char *text, char mark)
 
 static void tell_limits(struct thread *t)
 {
-	static const int limits[RLIMIT_COUNT] = {2, 3, 8, 9};
+	static const int limits[RLIMIT_COUNT] = {2, 3, 5, 8, 9};
 	for (int i = 0; i < RLIMIT_COUNT; i++) {
 		u64 pair[2], args[6] = {0, limits[i], 1};
 		if (!sys4(NR_prlimit64, 0, limits[i], 0, pair))

@@ -30,7 +30,7 @@ enum {
 	NR_brk = 12, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14, NR_rt_sigreturn = 15, NR_ioctl = 16, NR_mremap = 25,
 	NR_msync = 26, NR_mincore = 27, NR_madvise = 28, NR_dup = 32, NR_dup2 = 33, NR_getpid = 39, NR_socket = 41, NR_connect = 42,
 	NR_sendto = 44, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_fork = 57, NR_vfork = 58, NR_execve = 59,
-	NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_readlink = 89, NR_getrlimit = 97,
+	NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_readlink = 89, NR_getrlimit = 97, NR_getrusage = 98,
 	NR_rt_sigsuspend = 130, NR_sigaltstack = 131, NR_personality = 135, NR_mlock = 149, NR_munlock = 150,
 	NR_mlockall = 151, NR_munlockall = 152, NR_prctl = 157, NR_arch_prctl = 158, NR_setrlimit = 160, NR_gettid = 186,
 	NR_futex = 202, NR_set_tid_address = 218, NR_exit_group = 231, NR_tgkill = 234, NR_openat = 257,

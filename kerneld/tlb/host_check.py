@@ -1,0 +1,59 @@
+"""The check, in tests, that the host really maps no more of the RAM than a TLB has granted: page by page.
+
+It is made when a request of a native thread comes: the thread has carried out all answers by then, and the agent all
+orders. Knows the format of the host's /proc/PID/maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from kerneld.errors import KernelBug
+from kerneld.tlb.rights import EXEC, READ, RIGHTS, WRITE
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, Pid, Vaddr
+
+if TYPE_CHECKING:
+    from kerneld.tlb.rights import TlbWords
+
+_RAM = "/memfd:kerneld-ram"
+_STUB_START, _STUB_END = 0x6A00_0000_0000, 0x6A80_0000_0000
+"""Where the stub lies (native.h). It maps frame 0 there."""
+
+
+class HostMapping(NamedTuple):
+    """A mapping of the RAM's file in a process."""
+
+    start: Vaddr
+    end: Vaddr
+    word: int
+    """The TLB word of its first page."""
+
+
+def host_mappings(pid: Pid) -> Iterator[HostMapping]:
+    """Yield what the host maps of the RAM in a process, outside its stub. A process that has ended has none."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        bounds, rights, offset, _, _, *name = line.split(maxsplit=5)
+        start, end = (int(bound, 16) for bound in bounds.split("-"))
+        if name and name[0].startswith(_RAM) and not _STUB_START <= start < _STUB_END:
+            bits = READ * (rights[0] == "r") | WRITE * (rights[1] == "w") | EXEC * (rights[2] == "x")
+            yield HostMapping(start, end, int(offset, 16) | bits)
+
+
+def check_host(pid: Pid, granted: dict[int, TlbWords]) -> None:
+    """Raise KernelBug if the host maps another page in a process than is granted, or with more rights.
+
+    `granted` has the TLB words of `kerneld.tlb.tlb.Tlb`.
+    """
+    for mapping in host_mappings(pid):
+        for number, vaddr in enumerate(range(mapping.start, mapping.end, PAGE_SIZE)):
+            word = mapping.word + (number << PAGE_SHIFT)
+            table = granted.get(vaddr >> PMD_SHIFT)
+            allowed = 0 if table is None else int(table[vaddr >> PAGE_SHIFT & 511])
+            if (word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS:
+                raise KernelBug(f"the host maps {word:#x} at {vaddr:#x} in process {pid}; granted is {allowed:#x}")
