@@ -30,6 +30,7 @@ Examples:
   kerneld referee --programs 100 --seed 7 --ops 60
   kerneld referee --mode huge --programs 500
   kerneld referee --replay referee-7-42.json
+  kerneld referee --inside --programs 100
   kerneld referee --host-command "ssh other kerneld referee --player"
 """,
 )
@@ -49,9 +50,21 @@ Examples:
     metavar="COMMAND",
     help="Compare with another machine's kernel: COMMAND starts 'kerneld referee --player' there.",
 )
+@click.option(
+    "--inside",
+    is_flag=True,
+    help="Compare with programs inside a kerneld ('kerneld exec') and not with a host's kernel.",
+)
 @click.option("--player", is_flag=True, help="Run programs for a referee on another machine, over stdin and stdout.")
 def referee(
-    programs: int, seed: str | None, ops: int, mode: str, replay: str | None, host_command: str | None, player: bool
+    programs: int,
+    seed: str | None,
+    ops: int,
+    mode: str,
+    replay: str | None,
+    host_command: str | None,
+    inside: bool,
+    player: bool,
 ) -> None:
     """Let the host's kernel judge."""
     check_processor()
@@ -65,9 +78,9 @@ def referee(
             if player:
                 play_for_another()
             elif replay is None:
-                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command)
+                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command, inside)
             else:
-                run_again(Path(replay), mode, host_command)
+                run_again(Path(replay), mode, host_command, inside)
         except HostError as error:
             raise Failure(Status.FAILED, str(error)) from None
 
@@ -79,25 +92,25 @@ def play_for_another() -> None:
     serve()
 
 
-def run_programs(programs: int, seed: str, ops: int, mode: str, host_command: str | None) -> None:
+def run_programs(programs: int, seed: str, ops: int, mode: str, host_command: str | None, inside: bool) -> None:
     """Run the programs of a seed. Raises Failure when a program diverges, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import run  # noqa: PLC0415
 
     click.echo(f"seed {seed}: {programs} programs of {ops} calls")
-    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode), host_command)
+    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode), host_command, inside=inside)
     if result.saved is not None:
         raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
     click.echo(f"{result.programs} programs: no divergence")
 
 
-def run_again(file: Path, mode: str, host_command: str | None) -> None:
+def run_again(file: Path, mode: str, host_command: str | None, inside: bool) -> None:
     """Run the program of a file. Raises Failure when it diverges or the file has no program, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import replay  # noqa: PLC0415
 
     try:
-        agree = replay(file, click.echo, Mode(mode), host_command)
+        agree = replay(file, click.echo, Mode(mode), host_command, inside=inside)
     except ValueError:
         raise Failure(Status.FAILED, f"{file} holds no program of the referee's") from None
     if not agree:
