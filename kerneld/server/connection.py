@@ -89,7 +89,18 @@ def usual_ancillary(sender: Sender) -> list[tuple[int, int, bytes]]:
 class Connection:
     """A client's connection. The thread that the client has attached belongs to `kerneld.server.session`."""
 
-    __slots__ = ("_send", "_unsent_fds", "fd", "is_closed", "peer", "receive", "reply_limit", "socket", "unsent")
+    __slots__ = (
+        "_send",
+        "_unsent_fds",
+        "fd",
+        "is_closed",
+        "line",
+        "peer",
+        "receive",
+        "reply_limit",
+        "socket",
+        "unsent",
+    )
 
     def __init__(self, accepted: socket.socket, peer: Sender) -> None:
         """`peer` has the credentials of the process that connected."""
@@ -100,6 +111,8 @@ class Connection:
         self._send = accepted.send
         self.fd = accepted.fileno()
         self.is_closed = False
+        self.line = 0
+        """The number of a line that the kernel has lent to a native program, until a process attaches by it; else 0."""
         self.reply_limit = min(wire.MAX_REPLY, accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - SKB_OVERHEAD)
         self.unsent = b""
         """The answer that waits until the client has read the earlier ones."""

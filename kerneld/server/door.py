@@ -52,6 +52,7 @@ class Door:
         self._of_user: Counter[int] = Counter()
         self._nr_inside = 0
         self._spare_fd = _open_spare()
+        self._last_line = 0
 
     def admit(self, make_room: Callable[[], None]) -> Iterator[Connection]:
         """Accept the waiting connections, within the limits, and count each of them.
@@ -96,11 +97,14 @@ class Door:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.setblocking(False)
             connection = Connection(ours, peer)
+            self._last_line += 1
+            connection.line = self._last_line
             self._count(peer, 1)
             return connection, theirs.detach()
 
     def claim(self, connection: Connection, sender: Sender) -> None:
         """Count a lent connection to the process that attaches by it."""
+        connection.line = 0
         self._count(connection.peer, -1)
         connection.peer = sender
         self._count(sender, 1)

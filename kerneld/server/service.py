@@ -279,6 +279,7 @@ class Service:
         if session.connection.is_closed:
             return
         del self.sessions[session.fd]
+        self._kernel.table.line_lost(session.connection.line)
         self._door.left(session.connection.peer)
         self._recount()
         if session.watch is not None:
@@ -296,8 +297,7 @@ class Service:
         if sender.pid <= 0:
             # A process of another pid namespace has no pid here.
             return -errno.EPERM
-        if session.is_lent:
-            session.is_lent = False
+        if session.connection.line:
             self._door.claim(session.connection, sender)
         watch = self.watches.find(sender.pid)
         if request.args[3] & ATTACH_AGENT:
@@ -371,13 +371,13 @@ class Service:
         for connection in self._door.admit(self._make_room):
             self._welcome(Session(connection, self.rings))
 
-    def open(self, pid: Pid) -> int:
+    def open(self, pid: Pid) -> tuple[int, int]:
         """Make a connection for a native program; see `kerneld.syscalls.kernel.Lines`."""
         connection, theirs = self._door.lend(pid)
-        if not self._welcome(Session(connection, self.rings, is_lent=True)):
+        if not self._welcome(Session(connection, self.rings)):
             os.close(theirs)
             raise SysError(errno.EAGAIN)
-        return theirs
+        return theirs, connection.line
 
     def _welcome(self, session: Session) -> bool:
         """Serve a connection from now on. Return False, and close it, if epoll takes no more."""

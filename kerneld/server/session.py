@@ -32,16 +32,14 @@ class Session:
     """A connection, and the thread that was attached through it."""
 
     __slots__ = (
-        "_rings", "batch", "call", "connection", "fd", "is_lent", "on_close", "receive", "ring", "sender", "thread",
+        "_rings", "batch", "call", "connection", "fd", "on_close", "receive", "ring", "sender", "thread",
         "usual", "watch",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, rings: Rings[Session], *, is_lent: bool = False) -> None:
+    def __init__(self, connection: Connection, rings: Rings[Session]) -> None:
         """`rings` are those that the loop looks at."""
         self._rings = rings
         self.connection = connection
-        self.is_lent = is_lent
-        """Whether the kernel made it for a native program, and nobody has attached by it yet."""
         self.fd = connection.fd
         self.receive = connection.receive
         self.thread: Thread | None = None

@@ -126,10 +126,11 @@ class PipeWatch(Protocol):
 class Lines(Protocol):
     """The interface to the server: it makes further connections for native programs."""
 
-    def open(self, pid: Pid) -> int:
-        """Return the client's end of a new connection, which is counted to `pid` until another process attaches.
+    def open(self, pid: Pid) -> tuple[int, int]:
+        """Return the client's end of a new connection, and its number. It counts to `pid` until a process attaches.
 
-        Raises SysError(EAGAIN) over a limit, or without a descriptor.
+        `ProcessTable.line_lost` is told when it ends before that. Raises SysError(EAGAIN) over a limit, or without a
+        descriptor.
         """
 
 

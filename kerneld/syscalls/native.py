@@ -112,7 +112,8 @@ def connect(call: Call) -> Answer:
     _check_native(call)
     if call.kernel.lines is None:
         raise SysError(errno.EAGAIN)
-    return Answer(0, fds=(call.kernel.lines.open(call.process.pid),))
+    fd, call.thread.line = call.kernel.lines.open(call.process.pid)
+    return Answer(0, fds=(fd,))
 
 
 def _check_native(call: Call) -> None:

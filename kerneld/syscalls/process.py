@@ -74,7 +74,7 @@ def clone(call: Call) -> int | Answer | Work:
         return 0
     if call.args[0] & CLONE_SHARE:
         call.kernel.tlbs.get(call.mm)
-        return call.kernel.table.share(call.process)
+        return call.kernel.table.share(call.thread)
     return Work(call.kernel.table.clone(call.thread)).go_on()
 
 

@@ -3,7 +3,8 @@
 Owns attach, the token of fork, and the record of dropped privileges. Knows no socket; facts about real processes come
 from the /proc of the host. Answers, for fork, to Linux v6.8 kernel/fork.c:kernel_clone() and copy_mm().
 
-Invariants: `processes` holds exactly the living processes; a token belongs to a living parent, and is valid once.
+Invariants: `processes` holds exactly the living processes; a token belongs to a living parent, or to a child of a
+native program whose connection lives; it is valid once.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class _Token:
     dispositions: dict[int, Disposition]
     pkru: int
     may_be_native: bool
+    line: int
+    """The number of the connection by which the child attaches; 0 if it makes its own."""
 
 
 class ProcessTable:
@@ -132,7 +135,7 @@ class ProcessTable:
         # The copy belongs to the parent from the beginning: the OOM killer must find it, and the parent may end
         # meanwhile.
         old, mm, token = parent.live_mm, new_copy(parent.live_mm), secrets.randbits(62) + 1
-        self._tokens[token] = _new_token(parent, mm)
+        self._tokens[token] = _new_token(thread, mm)
         try:
             with self.mmap_locks.write(thread):
                 yield from dup_in_pieces(old, mm)
@@ -142,16 +145,17 @@ class ProcessTable:
             raise
         return token
 
-    def share(self, parent: Process) -> int:
+    def share(self, thread: Thread) -> int:
         """Return a token with which a child attaches to the parent's own memory, as with CLONE_VM.
 
         Raises SysError(EAGAIN) with too many waiting. Source: Linux v6.8 kernel/fork.c:copy_mm().
         """
+        parent = thread.process
         if sum(copy.parent is parent for copy in self._tokens.values()) >= MAX_TOKENS:
             raise SysError(errno.EAGAIN)
         mm, token = parent.live_mm, secrets.randbits(62) + 1
         mm.users += 1
-        self._tokens[token] = _new_token(parent, mm)
+        self._tokens[token] = _new_token(thread, mm)
         return token
 
     def cancel(self, parent: Process, token: int) -> None:
@@ -160,6 +164,11 @@ class ProcessTable:
         if copy is None or copy.parent is not parent:
             raise SysError(errno.EINVAL)
         mmput(self._tokens.pop(token).mm)
+
+    def line_lost(self, line: int) -> None:
+        """Drop the token of a child that will not attach: its connection has ended before."""
+        for token in [token for token, copy in self._tokens.items() if line and copy.line == line]:
+            mmput(self._tokens.pop(token).mm)
 
     def copies_of(self, parent: Process) -> list[MmStruct]:
         """Return the copies of a process's memory that wait for a child."""
@@ -213,7 +222,8 @@ class ProcessTable:
 
     def _forget(self, process: Process) -> None:
         del self.processes[process.pid]
-        for token in [token for token, copy in self._tokens.items() if copy.parent is process]:
+        # A native program's child may live already: it attaches later, or its connection ends.
+        for token in [token for token, copy in self._tokens.items() if copy.parent is process and not copy.line]:
             mmput(self._tokens.pop(token).mm)
         self.ended.append(process)
 
@@ -229,9 +239,9 @@ class ProcessTable:
         return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.values())]))
 
 
-def _new_token(parent: Process, mm: MmStruct) -> _Token:
-    pkru = mm.frames.processor.pkru
-    return _Token(parent, mm, parent.cred, parent.dispositions.copy(), pkru, parent.may_be_native)
+def _new_token(thread: Thread, mm: MmStruct) -> _Token:
+    parent, pkru = thread.process, mm.frames.processor.pkru
+    return _Token(parent, mm, parent.cred, parent.dispositions.copy(), pkru, parent.may_be_native, thread.line)
 
 
 def _charge(process: Process) -> None:

@@ -10,6 +10,7 @@ from tests.native.inside import Inside
 def test_tasks_are_made_and_refused_as_outside(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["clones"])]).output
     assert "a child and its brother: 11, then no more: 1" in output
+    assert "children of parents that had ended: 30" in output
     assert "80 refused, one made: 100" in output
 
 

@@ -194,6 +194,29 @@ static void orphans(void)
 	prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
+/* Parents that end while their child is being made: it lives on. Each writes a byte into a pipe. */
+static void daemons(void)
+{
+	int ends[2], count = 0;
+	char byte;
+	fflush(stdout);
+	if (pipe(ends))
+		exit(1);
+	for (int i = 0; i < 30; i++) {
+		pid_t pid = fork();
+		if (!pid) {
+			if (fork())
+				_exit(0);
+			_exit(write(ends[1], "d", 1) != 1);
+		}
+		waitpid(pid, 0, 0);
+	}
+	close(ends[1]);
+	while (read(ends[0], &byte, 1) == 1)
+		count++;
+	printf("children of parents that had ended: %d\n", count);
+}
+
 /* More forks that the host refuses than kerneld has tokens; then one that is made. */
 static void refused_by_the_host(void)
 {
@@ -219,6 +242,7 @@ int main(void)
 	brothers();
 	lone_thread();
 	orphans();
+	daemons();
 	refused_by_the_host();
 	return 0;
 }
