@@ -24,6 +24,7 @@ import click
 from shared.interrupts import ending_by_signals
 from shared.program import CommandLine, run_program
 from shared.standard_streams import are_colours_welcome
+from target import demo_inside
 from target.demo_inspector import LiveInspector, Print, pick_shown
 from target.demo_program import PATIENCE_SECONDS, DemoError, Program
 from target.pace import PROMPT
@@ -61,7 +62,7 @@ _SHM = Path("/dev/shm")
 _SCENARIO_LINE = re.compile(r"^== \d+/\d+ ([a-z-]+): ")
 _STEP_LINE = re.compile(r"^  \d+\. ")
 _COMMAND_LINE = re.compile(r"inspector (\d+) 0x[0-9a-f]+ 0x[0-9a-f]+$")
-_COLOURS = {"kerneld": "magenta", "target": "cyan", "inspector": "green"}
+_COLOURS = {"kerneld": "magenta", "target": "cyan", "inspector": "green", "C program": "yellow"}
 
 
 class Demo:
@@ -96,6 +97,7 @@ class Demo:
         self._play(target)
         say("The target has ended, and its table is empty. Ctrl+C ends the inspector, which closes the table first.")
         self._close_inspector()
+        self._show_inside()
         say("Ctrl+C ends kerneld.")
         kerneld.interrupt()
         show("kerneld", kerneld.wait()[-1:])
@@ -191,6 +193,37 @@ class Demo:
             raise DemoError("the target has named no range to watch")
         show("inspector", ["^C", *self._inspector.close()])
         self._inspector = None
+
+    def _show_inside(self) -> None:
+        """Show a C program whose memory is kerneld's, if one can be compiled and run here."""
+        compiler = demo_inside.find_compiler()
+        if compiler is None:
+            say("There is no C compiler here. With one, kerneld exec runs unmodified programs inside.")
+            return
+        say("A C program, unmodified: kerneld exec runs it on the real processor, and kerneld has its memory.")
+        path = demo_inside.compile_program(compiler, self._files)
+        program = self._start("C program", ["kerneld", "exec", "--", str(path)])
+        line = program.read_line()
+        reason = demo_inside.why_not(program, line)
+        if reason:
+            say(f"It cannot be run here. {reason}")
+            return
+        bounds = [hex(demo_inside.START), hex(demo_inside.START + demo_inside.PAGES * demo_inside.PAGE_BYTES)]
+        words = [sys.executable, "-P", "-m", "inspector", str(program.pid), *bounds]
+        show("inspector", ["$ " + shlex.join(words[3:])])
+        self._inspector = LiveInspector(words, self._environment)
+        self._programs.callback(self._inspector.kill)
+        for number, wanted in enumerate(demo_inside.EXPECTED):
+            show("C program", [line] if line is not None else [])
+            prints = self._inspector.next_prints(2)
+            shown = pick_shown(prints) if number else self._inspector.first
+            show("inspector", shown.lines)
+            if prints[-1].counts != wanted:
+                raise DemoError(f"line {number + 1} of the C program: {prints[-1].counts} and not {wanted}")
+            program.press_enter()
+            line = program.read_line()
+        program.wait()
+        self._close_inspector()
 
     def _check_left_behind(self, shm_before: frozenset[str]) -> None:
         """Raise DemoError if kerneld has left its socket, or something in /dev/shm."""
