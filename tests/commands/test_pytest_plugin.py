@@ -1,0 +1,65 @@
+"""pytest-kerneld: the example for instructors, a test that fails, and a machine with a mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.compiler import ROOT
+
+EXAMPLE = ROOT / "examples" / "course" / "test_course.py"
+SECONDS = 120.0
+BUG = """
+
+import pytest
+
+
+@pytest.fixture
+def kerneld_options():
+    return ["--bug", "no-fault-update"]
+"""
+
+
+def run_pytest(directory: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on one file, in a directory of its own, as an instructor does."""
+    file = directory / "test_course.py"
+    file.write_text(text)
+    # -p: also where the package is not installed, as in a checkout.
+    plugin = ["-p", "kerneld.pytest_plugin"] if not _is_installed() else []
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, str(file)],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def _is_installed() -> bool:
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    return any(point.value == "kerneld.pytest_plugin" for point in entry_points(group="pytest11"))
+
+
+def test_the_example_passes(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, EXAMPLE.read_text())
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_a_failed_test_shows_the_table_and_the_last_events(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, EXAMPLE.read_text().replace("pfn != 0", "pfn == 0"))
+    assert done.returncode == 1
+    _, _, shown = done.stdout.partition("shadow page table")
+    table, _, events = shown.partition("last events of kerneld")
+    assert "0x001000000000  pfn 0x" in table
+    assert "ALLOCATED ANONYMOUS MAPPED" in table
+    assert "fault:handle_mm_fault" in events
+    assert "shadowpt:spte_update" in events
+
+
+def test_the_machine_takes_options_such_as_a_mistake(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, EXAMPLE.read_text() + BUG)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout
+    assert "test_a_page_gets_its_frame_at_the_first_write" in done.stdout.splitlines()[-2]
