@@ -75,6 +75,7 @@ class AddressSpace {
       let leaf = this.leaves.get(number);
       if (!leaf && !(isEmpty && pages === 1)) this.leaves.set(number, (leaf = new Uint32Array(2 * PTRS)));
       if (!leaf) return;
+      leaf.stamp = (leaf.stamp || 0) + 1; // The views look again at leaf tables whose stamp is another one.
       for (let at = 2 * offset, stop = at + 2 * count; at < stop; at += 2) {
         leaf[at] = low;
         leaf[at + 1] = high;

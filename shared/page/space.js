@@ -1,38 +1,92 @@
-// The address space: each VMA with its rights, its name and its pages, a cell a page; gaps are folded to one line.
+// The address space: each VMA with its rights, its name and its pages, a cell a page; gaps are folded to one line. With
+// a zoom from 128 TiB to a page. Several processes stand beside one another.
 
-import { ACCESSED, DIRTY, PAGE, PRESENT, PSE, PTRS, RW, SPECIAL, entryPfn } from "kd/model.js";
-import { count, hex, rights, size, vmaName } from "kd/words.js";
+import { PAGE, PTRS, entryPfn, swapSlot } from "kd/model.js";
+import { el, setText } from "kd/dom.js";
+import { CellGrid, IS_TOUCHED } from "kd/grid.js";
+import { IS_LOCKED, PAGE_KINDS, VM_LOCKED, pageCell } from "kd/kinds.js";
+import { count, hex, pageFacts, rights, size, vmaName } from "kd/words.js";
+import { Zoom } from "kd/zoom.js";
 
 const CELLS = 2048; // A VMA shows so many cells at most; then a cell stands for several pages.
-
-/** What a page is: the index is its colour (view.css: --page-…) and the mark in its cell. Never colour alone. */
-export const KINDS = [
-  { name: "allocated", mark: "", about: "A VMA covers the page. It has no frame yet: memory comes at the first access." },
-  { name: "zero page", mark: "0", about: "A read has mapped the one frame of zeros that all share." },
-  { name: "anonymous", mark: "a", about: "A frame of this process alone." },
-  { name: "file", mark: "f", about: "A frame of the page cache." },
-  { name: "shared", mark: "s", about: "A frame of shared memory." },
-  { name: "copy-on-write", mark: "c", about: "A frame that others map too, read-only here: the first write makes a copy." },
-  { name: "swapped", mark: "~", about: "The page is in the swap file." },
-  { name: "huge", mark: "H", about: "A part of a huge page, of one entry of 2 MiB." },
-];
+const BIG_CELLS = 32; // So many pages or fewer have big cells, with their frames' numbers.
 
 export class SpaceView {
-  constructor(place) {
+  constructor(place, app) {
     this.place = place;
-    this.rows = new Map(); // by start of the VMA
-    this.place.className = "space";
+    this.app = app;
+    this.zoom = new Zoom(app);
+    this.columns = new Map(); // by pid
+    this.spaces = el("div", { class: "spaces" });
+    this.legend = el("ul", { class: "legend", "aria-label": "What the cells mean" });
+    place.append(this.zoom.element, this.legend, this.spaces);
+    this.cache = new WeakMap(); // leaf -> {stamp, version, flags, kinds}
+    this.legend.append(...PAGE_KINDS.slice(0, 8).map((kind, n) => el("li", { title: kind.about },
+      el("span", { class: "swatch", style: `background: var(--page-${n}); color: var(--page-ink-${n}, var(--cell-ink))`, text: kind.mark }), kind.name)),
+    el("li", {}, el("span", { class: "swatch dirty" }), "dirty"), el("li", {}, el("span", { class: "swatch accessed" }), "accessed"),
+    el("li", {}, el("span", { class: "swatch locked" }), "locked"), el("li", {}, el("span", { class: "swatch touched" }), "changed by this step"));
   }
 
-  draw(machine, mm) {
-    const owners = frameOwners(machine);
-    const seen = new Set();
-    let before = null, after = null;
-    for (const vma of mm ? mm.sortedVmas() : []) {
-      if (before && before.end < vma.start) after = this.gap(before.end, vma.start, seen, after);
-      after = this.vma(machine, mm, vma, owners, seen, after);
-      before = vma;
+  draw(scene) {
+    const seen = new Set(scene.shown.map((task) => task.pid));
+    for (const [pid, column] of this.columns) {
+      if (seen.has(pid)) continue;
+      column.element.remove();
+      this.columns.delete(pid);
     }
+    const main = scene.task && scene.machine.mms.get(scene.task.mm);
+    this.zoom.draw(scene, main);
+    for (const task of scene.shown) {
+      let column = this.columns.get(task.pid);
+      if (!column) {
+        this.columns.set(task.pid, (column = new Column(this, task.pid)));
+        this.spaces.append(column.element);
+      }
+      column.draw(scene, task, this.zoom.window);
+    }
+    this.spaces.classList.toggle("many", scene.shown.length > 1);
+  }
+
+  /** Bring an address into view. */
+  show(vaddr) {
+    this.zoom.include(vaddr);
+  }
+
+  /** The kinds of the pages of a whole leaf table, which are kept until something changes. */
+  kinds(scene, leaf, vma) {
+    let had = this.cache.get(leaf);
+    const { version } = scene.counter;
+    if (had && had.stamp === leaf.stamp && had.version === version && had.flags === vma.flags) return had.kinds;
+    const kinds = had ? had.kinds : new Uint16Array(PTRS);
+    for (let n = 0; n < PTRS; n += 1) kinds[n] = pageCell(leaf[2 * n], leaf[2 * n + 1], vma, scene.machine, scene.counts);
+    this.cache.set(leaf, { stamp: leaf.stamp, version, flags: vma.flags, kinds });
+    return kinds;
+  }
+}
+
+/** One process: its VMAs in rows. */
+class Column {
+  constructor(view, pid) {
+    this.view = view;
+    this.pid = pid;
+    this.rows = new Map(); // by start of the VMA, or of the gap
+    this.head = el("h2");
+    this.element = el("section", { class: "space", "aria-label": `Address space of process ${pid}` }, this.head);
+  }
+
+  draw(scene, task, window) {
+    const { machine } = scene, mm = machine.mms.get(task.mm), seen = new Set();
+    const total = mm ? mm.rss[0] + mm.rss[1] + mm.rss[3] : 0;
+    setText(this.head, `${task.comm || "process"} ${task.pid}  ${mm ? `${count(total, "page")} resident` : "has ended: it has no memory"}`);
+    let before = null, after = this.head;
+    for (const vma of mm ? mm.sortedVmas() : []) {
+      const start = Math.max(vma.start, window.start), end = Math.min(vma.end, window.end);
+      if (start >= end) continue;
+      if (before !== null && before < vma.start) after = this.gap(before, vma.start, seen, after);
+      after = this.vma(scene, mm, vma, start, end, seen, after);
+      before = end;
+    }
+    if (mm && before === null) after = this.nothing(window, seen, after);
     for (const [key, row] of this.rows) {
       if (seen.has(key)) continue;
       row.element.remove();
@@ -40,126 +94,98 @@ export class SpaceView {
     }
   }
 
-  row(key, kind, seen, after) {
+  row(key, seen, after, make) {
     seen.add(key);
     let row = this.rows.get(key);
-    if (!row) {
-      row = { element: document.createElement("section"), drawn: "" };
-      row.element.className = kind;
-      row.head = row.element.appendChild(document.createElement("h2"));
-      if (kind === "vma") {
-        row.canvas = row.element.appendChild(document.createElement("canvas"));
-        row.canvas.setAttribute("role", "img");
-      }
-      this.rows.set(key, row);
-    }
-    const next = after ? after.nextSibling : this.place.firstChild;
-    if (next !== row.element) this.place.insertBefore(row.element, next);
+    if (!row) this.rows.set(key, (row = make()));
+    if (after.nextSibling !== row.element) after.after(row.element);
     return row;
   }
 
   gap(start, end, seen, after) {
-    const row = this.row(`gap ${start}`, "gap", seen, after);
-    row.head.textContent = `${size(end - start)} without a mapping`;
+    const row = this.row(`gap ${start}`, seen, after, () => ({ element: el("p", { class: "gap" }) }));
+    setText(row.element, `${size(end - start)} without a mapping`);
     return row.element;
   }
 
-  vma(machine, mm, vma, owners, seen, after) {
-    const row = this.row(`vma ${vma.start}`, "vma", seen, after);
-    const pages = (vma.end - vma.start) / PAGE;
-    const kinds = pageKinds(mm, vma, owners);
-    const resident = kinds.totals.reduce((sum, number, kind) => sum + (kind && kind !== 6 ? number : 0), 0);
-    const name = vmaName(machine, mm, vma) || (vma.mapping ? "" : "anonymous");
-    const text = `${hex(vma.start)}–${hex(vma.end)}  ${rights(vma.flags)}  ${name}  ${count(pages, "page")}, ${resident.toLocaleString("en")} mapped`;
-    if (row.head.textContent !== text) row.head.textContent = text;
-    row.canvas.setAttribute("aria-label", KINDS.map((kind, n) => (kinds.totals[n] ? `${kinds.totals[n]} ${kind.name}` : "")).filter(Boolean).join(", "));
-    paint(row, kinds.cells);
+  nothing(window, seen, after) {
+    const row = this.row("nothing", seen, after, () => ({ element: el("p", { class: "gap" }) }));
+    setText(row.element, `Nothing is mapped from ${hex(window.start)} to ${hex(window.end)}.`);
     return row.element;
   }
-}
 
-/** How many entries of all address spaces map each frame. */
-function frameOwners(machine) {
-  const owners = new Map();
-  for (const mm of machine.mms.values()) {
-    for (const leaf of mm.leaves.values()) {
-      for (let at = 0; at < 2 * PTRS; at += 2) {
-        const low = leaf[at];
-        if (low & PRESENT && !(low & SPECIAL)) {
-          const pfn = entryPfn(low, leaf[at + 1]);
-          owners.set(pfn, (owners.get(pfn) || 0) + 1);
-        }
+  makeVma() {
+    const row = { pages: 0 };
+    row.head = el("h3");
+    row.note = el("p", { class: "note" });
+    row.grid = new CellGrid({
+      label: "", kinds: PAGE_KINDS, colour: "page",
+      describe: (n) => this.view.app.explain(row.explain(n)),
+      pick: (n) => this.view.app.choosePage(this.pid, row.start + n * row.each * PAGE),
+    });
+    row.element = el("div", { class: "vma" }, row.head, row.grid.element, row.note);
+    return row;
+  }
+
+  vma(scene, mm, vma, start, end, seen, after) {
+    const row = this.row(`vma ${vma.start}`, seen, after, () => this.makeVma());
+    const pages = (end - start) / PAGE, each = Math.ceil(pages / CELLS);
+    const found = this.cells(scene, mm, vma, start, end, each);
+    const name = vmaName(scene.machine, mm, vma) || (vma.mapping ? "" : "anonymous");
+    const locked = vma.flags & VM_LOCKED ? ", locked" : "";
+    setText(row.head, `${hex(vma.start)}–${hex(vma.end)}  ${rights(vma.flags)}  ${name}${locked}`);
+    const parts = found.totals.map((number, kind) => (number ? `${number.toLocaleString("en")} ${PAGE_KINDS[kind].name}` : "")).filter(Boolean);
+    const some = pages * PAGE < vma.end - vma.start ? `${count(pages, "page")} of ${count((vma.end - vma.start) / PAGE, "page")}: ` : `${count(pages, "page")}: `;
+    const note = some + parts.join(", ") + (each > 1 ? `. A cell is ${count(each, "page")}.` : "");
+    setText(row.note, note);
+    const label = `Pages of ${hex(vma.start)}, ${name}: ${note}`;
+    if (row.grid.canvas.getAttribute("aria-label") !== label) row.grid.canvas.setAttribute("aria-label", label);
+    Object.assign(row, { start, each, explain: (n) => pageFacts(scene.app.scene, this.pid, start + n * each * PAGE, each) });
+    row.grid.draw(found.cells, pages <= BIG_CELLS ? this.labels(mm, start, pages, scene.machine.nrFrames) : null);
+    return row.element;
+  }
+
+  labels(mm, start, pages, nrFrames) {
+    return Array.from({ length: pages }, (_, n) => {
+      const [low, high] = mm.entry(start + n * PAGE);
+      if (low & 0x101) return nrFrames ? hex(entryPfn(low, high)) : "";
+      return low || high ? `slot ${swapSlot(low, high)}` : "";
+    });
+  }
+
+  /** Kind and marks of each cell, and how many pages are of each kind. */
+  cells(scene, mm, vma, start, end, each) {
+    const pages = (end - start) / PAGE, cells = new Uint16Array(Math.ceil(pages / each)), totals = new Array(9).fill(0);
+    const locked = vma.flags & VM_LOCKED ? IS_LOCKED : 0;
+    if (locked) cells.fill(locked);
+    totals[0] = pages;
+    const span = PTRS * PAGE;
+    const fill = (base, kindAt) => {
+      const first = Math.max(0, (start - base) / PAGE), last = Math.min(PTRS, (end - base) / PAGE);
+      let place = (base - start) / PAGE + first;
+      for (let n = first; n < last; n += 1, place += 1) {
+        const cell = kindAt(n), kind = cell & 255;
+        totals[kind] += 1;
+        totals[0] -= 1;
+        if (kind || each === 1) cells[each === 1 ? place : Math.floor(place / each)] = cell;
       }
+    };
+    for (const [number, leaf] of mm.leaves) {
+      const base = number * span;
+      if (base >= end || base + span <= start) continue;
+      const isWhole = vma.start <= base && base + span <= vma.end;
+      const kinds = isWhole ? this.view.kinds(scene, leaf, vma) : null;
+      fill(base, kinds ? (n) => kinds[n] : (n) => pageCell(leaf[2 * n], leaf[2 * n + 1], vma, scene.machine, scene.counts));
     }
-  }
-  return owners;
-}
-
-function kindOf(low, high, vma, owners) {
-  if (low === 0 && high === 0) return 0;
-  if (!(low & PRESENT)) return 6;
-  if (low & PSE) return 7;
-  if (low & SPECIAL) return 1;
-  if (vma.flags & 0x8) return vma.mapping ? 4 : 2;
-  if (!(low & RW) && owners.get(entryPfn(low, high)) > 1) return vma.mapping ? 3 : 5;
-  return vma.mapping && !(low & RW) ? 3 : 2;
-}
-
-/** The kind of each cell of a VMA, with marks: bit 8 accessed, bit 9 dirty; and how many pages are of each kind. */
-function pageKinds(mm, vma, owners) {
-  const pages = (vma.end - vma.start) / PAGE, each = Math.ceil(pages / CELLS);
-  const cells = new Uint16Array(Math.ceil(pages / each)), totals = new Array(KINDS.length).fill(0);
-  totals[0] = pages;
-  const tables = [...mm.leaves.keys(), ...mm.huge.keys()];
-  for (const number of tables) {
-    const base = number * PTRS * PAGE;
-    if (base >= vma.end || base + PTRS * PAGE <= vma.start) continue;
-    for (let n = 0; n < PTRS; n += 1) {
-      const vaddr = base + n * PAGE;
-      if (vaddr < vma.start || vaddr >= vma.end) continue;
-      const [low, high] = mm.entry(vaddr), kind = kindOf(low, high, vma, owners);
-      if (!kind) continue;
-      totals[kind] += 1;
-      totals[0] -= 1;
-      const cell = Math.floor((vaddr - vma.start) / PAGE / each);
-      cells[cell] = kind | (low & PRESENT && low & ACCESSED ? 256 : 0) | (low & PRESENT && low & DIRTY ? 512 : 0);
+    for (const [number, [low, high]] of mm.huge) {
+      const base = number * span;
+      if (base < end && base + span > start) fill(base, () => pageCell(low, high, vma, scene.machine, scene.counts));
     }
+    const changed = [...(scene.changes.pages.get(mm.number) || []), ...(scene.changes.vmas.get(mm.number) || [])];
+    for (const [first, stop] of changed) {
+      for (let at = Math.max(first, start); at < Math.min(stop, end); at += each * PAGE) cells[Math.floor((at - start) / PAGE / each)] |= IS_TOUCHED;
+    }
+    return { cells, totals };
   }
-  return { cells, totals };
 }
 
-const CELL = 12;
-let colours = null;
-
-function palette() {
-  const style = getComputedStyle(document.documentElement);
-  return KINDS.map((_kind, number) => style.getPropertyValue(`--page-${number}`).trim());
-}
-
-addEventListener("load", () => matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => (colours = null)));
-
-function paint(row, cells) {
-  const columns = Math.max(16, Math.floor((row.element.clientWidth || 600) / CELL));
-  const key = `${columns} ${colours ? 1 : 0} ${cells.join()}`;
-  if (key === row.drawn) return;
-  colours ||= palette();
-  row.drawn = `${columns} 1 ${cells.join()}`;
-  const scale = devicePixelRatio || 1, rows = Math.ceil(cells.length / columns);
-  const width = Math.min(cells.length, columns) * CELL, height = rows * CELL;
-  Object.assign(row.canvas, { width: width * scale, height: height * scale });
-  Object.assign(row.canvas.style, { width: `${width}px`, height: `${height}px` });
-  const pen = row.canvas.getContext("2d");
-  pen.scale(scale, scale);
-  pen.font = "9px ui-monospace, monospace";
-  pen.textAlign = "center";
-  pen.textBaseline = "middle";
-  const ink = getComputedStyle(document.documentElement).getPropertyValue("--cell-ink").trim();
-  cells.forEach((cell, number) => {
-    const kind = cell & 255, x = (number % columns) * CELL, y = Math.floor(number / columns) * CELL;
-    pen.fillStyle = colours[kind];
-    pen.fillRect(x, y, CELL - 1, CELL - 1);
-    pen.fillStyle = ink;
-    if (KINDS[kind].mark) pen.fillText(KINDS[kind].mark, x + CELL / 2 - 0.5, y + CELL / 2);
-    if (cell & 512) pen.fillRect(x, y + CELL - 3, CELL - 1, 2); // dirty
-  });
-}
