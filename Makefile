@@ -93,8 +93,8 @@ $(RUN): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(TEST): pyproject.toml | $(BIN)/python
-	@echo 'make: installing what the tests need (pytest, hypothesis, Unicorn, volatility3, perfetto, aiohttp)'
-	@$(INSTALL) -e '.[perfetto,test,web]'
+	@echo 'make: installing what the tests need (pytest, hypothesis, Unicorn, volatility3, perfetto, aiohttp, Textual)'
+	@$(INSTALL) -e '.[perfetto,test,tui,web]'
 	@touch $(RUN) $@
 
 $(DEV): pyproject.toml | $(BIN)/python

@@ -23,7 +23,7 @@ from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
 from inspector.spans import parse_span
 from inspector.view import maps_json_line, maps_lines, page_json_line
-from inspector.viewing import Focus, Moments, show_in_browser, show_replay
+from inspector.viewing import Focus, Moments, show_in_browser, show_in_terminal, show_replay
 from shared.client import Process
 from shared.failure import Failure, Status, client_failures
 from shared.option_types import Seconds, Whole, socket_option
@@ -59,6 +59,7 @@ Examples:
   inspector 4242 --contents 0x7f0000001000          the contents of that page
   inspector 4242 [heap] --events                    each change of an entry of the heap, with its cause
   inspector --web                                   the whole machine in the browser, live
+  inspector --live                                  the same, full screen in the terminal
   inspector --replay FILE                           what is in a record of kerneld record
   inspector --replay FILE 4242 [heap]               what happened to the heap of process 4242, with causes
   inspector --replay FILE 4242 --compare 100 200    what came, went, changed, moved between two events
@@ -93,6 +94,7 @@ Exit status:
 @click.option("--contents", metavar="VADDR", help="Dump the page at VADDR, and end. START and END may be left out.")
 @click.option("--events", is_flag=True, help="Print each change of an entry as it happens, with its cause.")
 @click.option("--web", is_flag=True, help="Show the whole machine in the browser, live, with its past.")
+@click.option("--live", is_flag=True, help="Show the whole machine full screen in the terminal, live, with its past.")
 @click.option("--port", type=Whole(min=0, max=65535), default=0, help="The port of --web. [a free one]")
 @click.option("--replay", metavar="FILE", help="Show a record that kerneld record has written.")
 @click.option("--at", type=Whole(min=0), metavar="EVENT", help="With --replay: the machine before this event.")
@@ -116,6 +118,7 @@ def cli(
     contents: str | None,
     events: bool,
     web: bool,
+    live: bool,
     port: int,
     replay: str | None,
     at: int | None,
@@ -128,9 +131,12 @@ def cli(
     prints = not events or source is click.core.ParameterSource.COMMANDLINE
     options = Options(every_page, as_json, once, interval, events, prints)
     try:
-        if web:
-            span = None if start is None else parse_span(start, end)
-            show_in_browser(Focus(pid, span), port=port, path=replay, socket_path=socket_path)
+        if web or live:
+            focus = Focus(pid, None if start is None else parse_span(start, end))
+            if web:
+                show_in_browser(focus, port=port, path=replay, socket_path=socket_path)
+            else:
+                show_in_terminal(focus, path=replay, socket_path=socket_path)
             return
         if replay is not None:
             show_replay(replay, pid, start, end, Moments(at, compare, None if frame is None else parse_address(frame)))

@@ -5,12 +5,15 @@ Joins the options with the views. A view whose package is not installed says so 
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from inspector import replay
 from inspector.address import Span, looks_like_name
 from inspector.failure import InspectorStatus
+from inspector.player import Player
 from inspector.printing import emit
+from inspector.source import FileSource, LiveSource
 from inspector.spans import parse_span
 from shared.client.errors import KerneldGone
 from shared.failure import Failure, Status, client_failures
@@ -122,7 +125,6 @@ def show_in_browser(focus: Focus, *, port: int, path: str | None, socket_path: s
     """Serve the page until a signal. Raises Failure."""
     try:
         from inspector.web.run import serve  # noqa: PLC0415
-        from inspector.web.source import FileSource, LiveSource  # noqa: PLC0415
     except ImportError as error:
         raise Failure(
             Status.FAILED, f"the view in the browser needs {error.name}: pip install 'kerneld[web]' has it"
@@ -132,6 +134,30 @@ def show_in_browser(focus: Focus, *, port: int, path: str | None, socket_path: s
         source = FileSource(open_recording(path)) if path is not None else LiveSource(open_live(socket_path))
         try:
             serve(source, signals, port, focus.as_words(), lambda address: emit([address]))
+        finally:
+            source.close()
+
+
+def show_in_terminal(focus: Focus, *, path: str | None, socket_path: str | None) -> None:
+    """Show the machine full screen, live or from a record, until a key or a signal ends it. Raises Failure."""
+    try:
+        from inspector.tui.app import LiveApp  # noqa: PLC0415
+    except ImportError as error:
+        raise Failure(
+            Status.FAILED, f"the view in the terminal needs {error.name}: pip install 'kerneld[tui]' has it"
+        ) from None
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise Failure(Status.USAGE, "--live needs a terminal; inspector PID START END prints lines")
+    vaddr = 0 if focus.span is None else focus.span.start
+    with stop_signals() as signals:
+        if path is not None:
+            LiveApp(Player(open_recording(path)), pid=focus.pid, vaddr=vaddr, signals=signals).run()
+            return
+        live = open_live(socket_path)
+        source = LiveSource(live)
+        try:
+            player = Player(Recording.growing(live.head))
+            LiveApp(player, source.begin, pid=focus.pid, vaddr=vaddr, signals=signals).run()
         finally:
             source.close()
 

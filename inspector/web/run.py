@@ -13,7 +13,7 @@ from inspector.web.server import HOST, Viewer
 from shared.failure import Failure, Status
 
 if TYPE_CHECKING:
-    from inspector.web.source import Source
+    from inspector.source import Source
     from shared.stop_signals import StopSignals
 
 

@@ -28,7 +28,7 @@ from shared.page.package import KINDS, one_file, page_files, script_hashes
 from shared.recording.chunks import Chunk, pack_head
 
 if TYPE_CHECKING:
-    from inspector.web.source import Source
+    from inspector.source import Source
 
 HOST = "127.0.0.1"
 MAX_PAGES = 32

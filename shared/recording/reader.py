@@ -25,23 +25,60 @@ class Recording:
 
     def __init__(self, data: Any) -> None:
         """`data`: the whole record, as bytes or as a mapped file. Raises NoRecord."""
-        self._data = data
-        self.head, at = unpack_head(data[: min(len(data), (1 << 20) + 16)])
-        self._keys: list[Place] = []
-        self._events: list[Place] = []
+        head, at = unpack_head(data[: min(len(data), (1 << 20) + 16)])
+        self._begin(head, data)
         end = at
         for place in find_chunks(data, at):
-            (self._keys if place.chunk.kind == KEY else self._events).append(place)
+            self._note(place)
             end = place.end
-        self._payloads: OrderedDict[int, bytes] = OrderedDict()
         self.is_cut = self._drop_the_cut(end)
-        """Whether the file ends in the middle of a chunk, or has something else than chunks behind them."""
         if not self._keys:
             raise NoRecord("the record is cut off before its first key frame")
-        self._firsts = [place.chunk.first for place in self._events]
-        self._key_firsts = [place.chunk.first for place in self._keys]
-        last = self._events[-1].chunk if self._events else None
-        self.nr_events = last.first + last.events if last is not None else 0
+
+    def _begin(self, head: dict[str, Any], data: Any) -> None:
+        self.head = head
+        self._data = data
+        self._keys: list[Place] = []
+        self._events: list[Place] = []
+        self._firsts: list[int] = []
+        self._key_firsts: list[int] = []
+        self._payloads: OrderedDict[int, bytes] = OrderedDict()
+        self.is_cut = False
+        """Whether the file ends in the middle of a chunk, or has something else than chunks behind them."""
+
+    @classmethod
+    def growing(cls, head: dict[str, Any]) -> Recording:
+        """Return a record that is being made: `add` brings its chunks. The first is a key frame."""
+        made = cls.__new__(cls)
+        made._begin(head, b"")
+        return made
+
+    def add(self, chunk: Chunk) -> None:
+        """Add a chunk that has come."""
+        number = len(self._keys) + len(self._events)
+        self._note(Place(chunk, number, number, False))
+
+    def _note(self, place: Place) -> None:
+        is_key = place.chunk.kind == KEY
+        (self._keys if is_key else self._events).append(place)
+        (self._key_firsts if is_key else self._firsts).append(place.chunk.first)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a key frame, and so a machine to show."""
+        return bool(self._keys)
+
+    @property
+    def nr_events(self) -> int:
+        """How many events there are, counted from the first that ever was."""
+        if self._events:
+            return self._events[-1].chunk.first + self._events[-1].chunk.events
+        return self._key_firsts[-1] if self._keys else 0
+
+    @property
+    def first_event(self) -> int:
+        """The number of the first event that is there."""
+        return self._key_firsts[0] if self._keys else 0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Recording:
@@ -59,6 +96,7 @@ class Recording:
         cut = end < len(self._data)
         if self._keys and self._keys[-1].is_cut:
             self._keys.pop()
+            self._key_firsts.pop()
             return True
         if self._events and self._events[-1].is_cut:
             place = self._events[-1]
@@ -74,7 +112,7 @@ class Recording:
 
     def machine(self, number: int) -> Machine:
         """Return the machine before the event of this number; `nr_events` stands for the end."""
-        number = max(0, min(number, self.nr_events))
+        number = max(self.first_event, min(number, self.nr_events))
         key = self._keys[max(0, bisect.bisect_right(self._key_firsts, number) - 1)]
         made = Machine()
         made.apply(self._payload(key))
@@ -132,12 +170,15 @@ class Recording:
     def chunks(self) -> Iterator[Chunk]:
         """Yield every chunk in the order of the file, with its bytes."""
         for place in self.places():
-            yield place.chunk._replace(stored=bytes(self._data[place.start : place.end]))
+            yield place.chunk._replace(stored=self._stored(place))
+
+    def _stored(self, place: Place) -> bytes:
+        return place.chunk.stored or bytes(self._data[place.start : place.end])
 
     def _payload(self, place: Place) -> bytes:
         found = self._payloads.get(place.start)
         if found is None:
-            found = place.chunk._replace(stored=bytes(self._data[place.start : place.end])).payload
+            found = place.chunk._replace(stored=self._stored(place)).payload
             self._payloads[place.start] = found
             if len(self._payloads) > _KEPT_PAYLOADS:
                 self._payloads.popitem(last=False)

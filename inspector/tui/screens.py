@@ -1,0 +1,92 @@
+"""The small screens in front of the view: the keys, and a line that is asked for; and how the pictures look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from inspector.tui.drawing import Line
+
+_LOOKS = {
+    "quiet": "dim", "address": "bold", "rights": "cyan", "name": "green", "chosen": "bold reverse",
+    "page-allocated": "white on grey30", "page-zero": "black on yellow", "page-anon": "black on #56b4e9",
+    "page-file": "black on #3cbf97", "page-shared": "black on #e69f00", "page-cow": "black on #cc79a7",
+    "page-swapped": "black on #b9a78f", "page-huge": "black on #7aa7ff",
+    "use-free": "dim", "use-pcp": "dim", "use-reserved": "dim", "use-zero": "black on yellow",
+    "use-table": "black on #e69f00", "use-file": "black on #3cbf97", "use-shmem": "black on #009e73",
+    "use-anon": "black on #56b4e9", "use-swap_cache": "black on #b9a78f", "use-other": "white on grey42",
+}  # fmt: skip
+HELP = """The machine, full screen.
+
+  1 … 6           the views: address space, walk of an address, physical
+                  memory, shadow page table, events, comparison
+  p, P            next process, process before
+  ← →             one event back, on          (also , and .)
+  [ ]             one call or fault back, on
+  Home, End       the beginning; what happens now
+  Space, + -      play or pause; faster, slower
+  ↑ ↓             the page before, the next page of the address
+  n, N            the next mapping, the mapping before
+  g               go to an address, or to the name of a mapping
+  /               search: an address (when did its entry change?),
+                  or `frame 0x45` (when did it change hands?)
+  m, c            set a mark; compare the mark with this moment
+  PgUp, PgDn      scroll
+  ?, Esc          this help; close it
+  q               quit
+"""
+
+
+def as_text(lines: Iterable[Line]) -> Text:
+    """Return lines as Rich has them."""
+    text = Text()
+    for number, line in enumerate(lines):
+        if number:
+            text.append("\n")
+        for piece, look in line:
+            text.append(piece, style=_LOOKS.get(look, ""))
+    return text
+
+
+class Help(ModalScreen[None]):
+    """The keys."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q", "dismiss", "Close")]
+    CSS = "Help { align: center middle; } #help { width: 74; height: auto; border: round $accent; padding: 0 1; }"
+
+    def compose(self) -> ComposeResult:
+        """Show the keys."""
+        yield Static(Text(HELP), id="help")
+
+    async def action_dismiss(self, result: None = None) -> None:
+        """Close the help."""
+        self.dismiss(result)
+
+
+class Ask(ModalScreen[str]):
+    """One line that the user types."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Close")]
+    CSS = "Ask { align: center bottom; } Ask Input { width: 100%; }"
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """Show the line."""
+        yield Input(placeholder=self._question)
+
+    def on_input_submitted(self, said: Input.Submitted) -> None:
+        """Hand on what was typed."""
+        self.dismiss(said.value.strip())
+
+    def action_leave(self) -> None:
+        """Hand on nothing."""
+        self.dismiss("")
