@@ -25,6 +25,9 @@ from kerneld.referee.proc_files import ProcFile
 from kerneld.referee.program import Program
 from kerneld.referee.simulated import RAM_BYTES
 from shared.client import Process
+from shared.uapi.mman import Madv, Map
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.syscalls import Nr
 
 RELEASE = "6.8.0 (kerneld exec)"
 CHECKED_SHARE = 20
@@ -54,6 +57,30 @@ class KerneldProc:
     def open(self, name: str) -> ProcFile:
         """Return a file of this name. It is looked for when it is read."""
         return _KerneldFile(self._process, name)
+
+
+class _Runner(Host):
+    """A runner that has each file of a program mapped. kerneld notes the holes of files that it knows, and no others:
+
+    `kerneld.referee.simulated` holds the files too.
+    """
+
+    _held: tuple[int, ...] = ()
+
+    def prepare_files(self, numbers: set[int]) -> None:
+        """Open the files of a program, and map a page of each where no child of the runner has it."""
+        super().prepare_files(numbers)
+        maps = [self._template.call(Nr.MMAP, (0, PAGE_SIZE, 0, Map.PRIVATE.value, fd, 0)) for fd in self._fds.values()]
+        self._held = tuple(mapped.ret for mapped in maps if mapped.ret > 0)
+        for vaddr in self._held:
+            self._template.call(Nr.MADVISE, (vaddr, PAGE_SIZE, Madv.DONTFORK.value))
+
+    def end(self) -> None:
+        """End the program's processes, and unmap the files."""
+        super().end()
+        held, self._held = self._held, ()
+        for vaddr in held:
+            self._template.call(Nr.MUNMAP, (vaddr, PAGE_SIZE))
 
 
 class InsideHost:
@@ -97,7 +124,7 @@ def _open_one(mode: Mode, name: str, options: tuple[str, ...]) -> Iterator[ThisH
         folder = Path(stack.enter_context(TemporaryDirectory(prefix=f"kerneld-inside-{name}-")))
         socket = stack.enter_context(_daemon(folder, mode, options))
         proc = KerneldProc(stack.enter_context(contextlib.closing(Process.attach(socket))))
-        host = Host(folder, mode, [*_KERNELD, "exec", "--socket", socket, "--"], proc)
+        host = _Runner(folder, mode, [*_KERNELD, "exec", "--socket", socket, "--"], proc)
         stack.callback(host.close)
         yield ThisHost(host, _facts_of(find_facts(mode, host.layout, host.uncounted)))
 

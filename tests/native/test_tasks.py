@@ -18,3 +18,9 @@ def test_a_program_that_changes_its_user(inside: Inside, programs: dict[str, Pat
     end = inside.agrees([str(programs["users"])])
     assert end.output.endswith("another program\n")
     assert end.status == 0
+
+
+def test_a_program_that_has_all_the_files_it_may_have(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["many_files"])]).output
+    assert "the last descriptor: 63" in output
+    assert "a thread: 1, a child of a child: 300" in output

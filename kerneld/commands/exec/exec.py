@@ -44,8 +44,10 @@ Exit status: that of PROGRAM, or
   8  PROGRAM cannot be run here, or the stub cannot be built
 """
 _HIDDEN_FDS = 64
-"""The number of descriptors that the stub uses, just below the limit."""
-_MOST_FDS = 1024
+"""The number of descriptors that the stub uses just below the limit, if it cannot have them above it."""
+_WINDOW_FDS = 1024
+"""The number of descriptors that are not the program's (descriptors.c: HIDDEN_COUNT)."""
+_MOST_FDS = 4096
 """Higher descriptors need a larger table of descriptors, and each fork copies the table."""
 
 
@@ -112,9 +114,15 @@ def _check_set_user_id(path: str) -> None:
 
 
 def _first_hidden_fd() -> int:
-    """Return the first descriptor of the stub. Raises Failure when the limit of open files is too small."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    hidden = min(soft, _MOST_FDS) - _HIDDEN_FDS
+    """Return the first descriptor of the stub: above the program's own, if the hard limit of open files leaves room.
+
+    Raises Failure when the limit is too small.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hidden = _MOST_FDS if soft == resource.RLIM_INFINITY else min(soft, _MOST_FDS)
+    if hard == resource.RLIM_INFINITY or hard >= hidden + _WINDOW_FDS:
+        return hidden
+    hidden -= _HIDDEN_FDS
     if hidden < _HIDDEN_FDS:
         raise Failure(KerneldStatus.CANNOT_RUN, f"the limit of {soft} open files is too small (ulimit -n)")
     return hidden

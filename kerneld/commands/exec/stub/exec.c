@@ -69,7 +69,9 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	long ret = take_path(dirfd, path, flags, real);
 	if (ret)
 		return ret;
+	descriptors_widen();
 	ret = check_program(real);
+	descriptors_narrow();
 	if (ret)
 		return ret;
 	args[0] = "kerneld-exec";
@@ -82,7 +84,9 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	args[4] = words = put_number(words, process.abi);
 	/* Here nothing is to come in: the mask is the loader's to set. */
 	args[5] = words = put_number(words, uc->sigmask | t->masked);
-	put_number(words, process.stub_fd);
+	words = put_number(words, process.stub_fd);
+	words[-1] = '/';
+	put_number(words, descriptors_hard_limit());
 	args[6] = args[7] = real;
 	ret = take_vector((const char *const *)vectors[0], args + 8, MAX_STRINGS - 9);
 	if (ret < 0)

@@ -7,6 +7,7 @@
 #define MAP_ANONYMOUS 0x20
 #define MREMAP_FIXED 2
 #define IOVEC_BYTES 16
+#define RLIMIT_NOFILE 7
 #define MAX_IOVECS 1024
 #define MINCORE_PAGES 0x10000UL
 
@@ -106,6 +107,13 @@ static long do_prlimit(struct thread *t, u64 pid, u64 resource, u64 new, u64 old
 static int limit_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	u64 resource = nr == NR_prlimit64 ? args[1] : args[0];
+	int is_own = nr != NR_prlimit64 || !args[0] || args[0] == (u64)sys0(NR_getpid);
+	if ((resource & 0xffffffff) == RLIMIT_NOFILE && is_own) {
+		u64 new = nr == NR_prlimit64 ? args[2] : nr == NR_setrlimit ? args[1] : 0;
+		u64 old = nr == NR_prlimit64 ? args[3] : nr == NR_getrlimit ? args[1] : 0;
+		*ret = nr != NR_prlimit64 && !args[1] ? -EFAULT : descriptor_limit(new, old);
+		return 1;
+	}
 	if (!is_memory_limit(resource & 0xffffffff))
 		return 0;
 	if (nr == NR_prlimit64)

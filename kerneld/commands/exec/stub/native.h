@@ -129,7 +129,6 @@ struct answer { long ret; int signo; struct siginfo_wire info; const char *data;
 int kerneld_connect(const char *path);
 int new_connection(struct thread *t);
 struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args);
-long hide_fd(int fd);
 struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd);
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count);
 long ask_ret(struct thread *t, u32 nr, const u64 *args);
@@ -138,6 +137,14 @@ void attach(struct thread *t, u64 tid, u64 token);
 /* ring.c */
 void ring_open(struct thread *t, int fd);
 long ring_ask(struct thread *t, const struct request *head, const void *data, u64 length, char *buffer, u64 room);
+
+/* descriptors.c */
+void descriptors_start(u64 hard);
+u64 descriptors_hard_limit(void);
+void descriptors_widen(void);
+void descriptors_narrow(void);
+long descriptor_limit(u64 new, u64 old);
+long hide_fd(int fd);
 
 /* tlb.c */
 void tlb_apply(struct thread *t, const struct tlb_record *record);

@@ -3,7 +3,7 @@
  *
  * Arguments: the connection's descriptor, or "-" for a new one; kerneld's socket; from which number on descriptors are
  * hidden, and behind a slash the semester; the signals that are to be blocked, or "-" for those that are; the descriptor
- * of the stub's own file, or "-"; the program's path; its name as it was given; its arguments.
+ * of the stub's own file, and behind a slash the hard limit of open files that the program sees, or "-"; the program's path; its name as it was given; its arguments.
  */
 #include "native.h"
 
@@ -226,6 +226,8 @@ static void start_on_area(u64 sp)
 	u64 entry[2], mask, all = ~OURS;
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
 	process.hidden_fds = number_of(argv[3]);
+	descriptors_start(is_new ? 0 : number_behind(argv[5], '/'));
+	descriptors_widen();
 	process.abi = number_behind(argv[3], '/');
 	process.minsigstksz = host_value((u64 *)sp, AT_MINSIGSTKSZ);
 	memcpy(process.socket_path, argv[2], string_length(argv[2]) + 1);
@@ -260,6 +262,7 @@ static void start_on_area(u64 sp)
 	if (is_new)
 		install_filter();
 	process.is_started = 1;
+	descriptors_narrow();
 	mask &= ~OURS;
 	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
 	enter(entry[0], entry[1]);

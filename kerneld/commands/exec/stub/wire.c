@@ -10,16 +10,6 @@ struct sockaddr_un { uint16_t family; char path[108]; };
 #define SCM_SPACE(count) (16 + (((count) * 4 + 7) & ~7))
 #define MSG_NOSIGNAL 0x4000
 #define MSG_CMSG_CLOEXEC 0x40000000
-#define F_DUPFD_CLOEXEC 1030
-
-/* Move a descriptor to where the program cannot reach it. */
-long hide_fd(int fd)
-{
-	long hidden = sys3(NR_fcntl, fd, F_DUPFD_CLOEXEC, process.hidden_fds);
-	if (hidden >= 0)
-		sys1(NR_close, fd);
-	return hidden;
-}
 
 int kerneld_connect(const char *path)
 {
@@ -41,7 +31,9 @@ int kerneld_connect(const char *path)
 int new_connection(struct thread *t)
 {
 	u64 none[6] = {0};
+	descriptors_widen();
 	struct answer answer = ask(t, KD_CONNECT, none, 0, 0, -1);
+	descriptors_narrow();
 	return answer.ret < 0 ? answer.ret : hide_fd(answer.fd[0]);
 }
 
@@ -131,6 +123,7 @@ struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args)
 	struct iovec iov = {both, sizeof both};
 	struct answer answer;
 	memcpy(both[0].args, args, sizeof both[0].args);
+	descriptors_widen();
 	send_all(t, &iov, 1, 0, 0);
 	long got = receive(t, t->buffer, BUFFER_BYTES, &answer);
 	take_answer(t, t->buffer, got, 2, &answer);
@@ -141,6 +134,7 @@ struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args)
 		sys1(NR_close, *fd);
 		*fd = -1;
 	}
+	descriptors_narrow();
 	return answer;
 }
 

@@ -1,0 +1,97 @@
+/* The descriptors that are not the program's: high ones, where the host allows, above the program's limit of open files.
+ * So that limit is virtual: the host's soft limit is the program's, but for the moment in which a descriptor is hidden;
+ * the host's hard limit stays high enough for that. */
+#include "native.h"
+
+#define RLIMIT_NOFILE 7
+#define HIDDEN_COUNT 1024
+#define F_DUPFD_CLOEXEC 1030
+#define NR_capget 125
+#define CAP_SYS_RESOURCE 24
+
+struct limit { u64 soft, hard; };
+
+static struct limit seen;	/* what the program sees */
+static u64 host_hard;
+
+static long set_host_limit(u64 soft)
+{
+	struct limit limit = {soft, host_hard};
+	return sys4(NR_prlimit64, 0, RLIMIT_NOFILE, &limit, 0);
+}
+
+/* Take up the limits of a new program; `hard` is the hard limit that the program before has seen, or 0. */
+void descriptors_start(u64 hard)
+{
+	sys4(NR_prlimit64, 0, RLIMIT_NOFILE, 0, &seen);
+	host_hard = seen.hard;
+	if (hard)
+		seen.hard = hard;
+}
+
+u64 descriptors_hard_limit(void)
+{
+	return seen.hard;
+}
+
+/* From here to descriptors_narrow() the stub can have descriptors even if the program has as many as it may. */
+void descriptors_widen(void)
+{
+	if (seen.soft < host_hard)
+		set_host_limit(host_hard);
+}
+
+void descriptors_narrow(void)
+{
+	if (seen.soft < host_hard)
+		set_host_limit(seen.soft);
+}
+
+/* Move a descriptor to where the program cannot reach it. */
+long hide_fd(int fd)
+{
+	descriptors_widen();
+	long hidden = sys3(NR_fcntl, fd, F_DUPFD_CLOEXEC, process.hidden_fds);
+	descriptors_narrow();
+	if (hidden >= 0)
+		sys1(NR_close, fd);
+	return hidden;
+}
+
+static int may_raise(void)
+{
+	struct { u32 version; int pid; } head = {0x20080522, 0};
+	u32 data[6] = {0};
+	return !sys2(NR_capget, &head, data) && data[0] >> CAP_SYS_RESOURCE & 1;
+}
+
+/* Source: Linux v6.8 kernel/sys.c: do_prlimit(). */
+static long set_limit(struct limit new)
+{
+	u64 needed = process.hidden_fds + HIDDEN_COUNT, hard = new.hard;
+	if (new.soft > new.hard)
+		return -EINVAL;
+	if (new.hard > seen.hard && !may_raise())
+		return -EPERM;
+	if (hard < needed)
+		hard = host_hard < needed ? host_hard : needed;
+	struct limit limit = {new.soft, hard};
+	long ret = sys4(NR_prlimit64, 0, RLIMIT_NOFILE, &limit, 0);
+	if (!ret) {
+		seen = new;
+		host_hard = hard;
+	}
+	return ret;
+}
+
+/* The program asks for its limit of open files, or sets it. */
+long descriptor_limit(u64 new, u64 old)
+{
+	struct limit wanted, before = seen;
+	long ret = 0;
+	if (new && user_copy(&wanted, (void *)new, sizeof wanted))
+		return -EFAULT;
+	if (new)
+		ret = set_limit(wanted);
+	return ret ? ret : old && user_copy((void *)old, &before, sizeof before) ? -EFAULT : 0;
+}
