@@ -37,28 +37,39 @@ static uint64_t call(long times)
 	return now() - started;
 }
 
-/* A page of each window of sixteen is written; a fork then takes the right to write from all, so that they leave the TLB.
- * What is timed is the next load of each. */
-static uint64_t refill(long times)
+/* Pages are written, `step` pages apart; a fork then takes the right to write from all, so that they leave the TLB. What is
+ * timed is the next load of each. */
+static uint64_t refill_by(long times, long step)
 {
-	volatile char *p = mmap(NULL, times * WINDOW * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	volatile char *p = mmap(NULL, times * step * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	uint64_t started;
 	pid_t pid;
 
 	check(p == MAP_FAILED, "mmap");
-	madvise((void *)p, times * WINDOW * PAGE, MADV_NOHUGEPAGE);
+	madvise((void *)p, times * step * PAGE, MADV_NOHUGEPAGE);
 	for (long i = 0; i < times; i++)
-		p[i * WINDOW * PAGE] = 1;
+		p[i * step * PAGE] = 1;
 	pid = fork();
 	if (pid == 0)
 		_exit(0);
 	waitpid(pid, NULL, 0);
 	started = now();
 	for (long i = 0; i < times; i++)
-		(void)p[i * WINDOW * PAGE];
+		(void)p[i * step * PAGE];
 	started = now() - started;
-	munmap((void *)p, times * WINDOW * PAGE);
+	munmap((void *)p, times * step * PAGE);
 	return started;
+}
+
+/* One page of each window in which kerneld looks for neighbours: each refill brings one page. */
+static uint64_t refill(long times)
+{
+	return refill_by(times, WINDOW);
+}
+
+static uint64_t refill_run(long times)
+{
+	return refill_by(times, 1);
 }
 
 static void map_page(int signo, siginfo_t *info, void *context)
@@ -119,7 +130,7 @@ int main(int argc, char **argv)
 	static const struct {
 		const char *name;
 		uint64_t (*measure)(long times);
-	} commands[] = {{"call", call}, {"refill", refill}, {"handler", handler}, {"run", run}};
+	} commands[] = {{"call", call}, {"refill", refill}, {"run_of", refill_run}, {"handler", handler}, {"run", run}};
 	char line[256], name[32];
 	long times;
 

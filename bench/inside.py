@@ -87,13 +87,14 @@ def _calls_and_refills(daemon: Daemon, program: str) -> Iterator[Row]:
         for _ in range(ROUNDS):
             added.ours.append((inside.measure("call", CALLS) - outside.measure("call", CALLS)) / CALLS)
         yield added
-        refill = Row(28, "refill of a page in the page table", "SIGSEGV handler and mmap, C", PLACEMENT, "ns", Mark(2))
-        yield interleave(
-            refill,
-            ROUNDS,
-            lambda: inside.measure("refill", PAGES) / PAGES,
-            lambda: outside.measure("handler", PAGES) / PAGES,
-        )
+        for what, command in (("alone", "refill"), ("in a run", "run_of")):
+
+            def ours(command: str = command) -> float:
+                return inside.measure(command, PAGES) / PAGES
+
+            beside = "SIGSEGV handler and mmap, C"
+            refill = Row(28, f"refill of a page in the page table, {what}", beside, PLACEMENT, "ns", Mark(2))
+            yield interleave(refill, ROUNDS, ours, lambda: outside.measure("handler", PAGES) / PAGES)
 
 
 def _first_writes(daemon: Daemon, small: str) -> Iterator[Row]:

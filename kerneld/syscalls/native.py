@@ -82,11 +82,14 @@ def fault(call: Call) -> int:
             exc_page_fault(thread, access | 4, address)
         return 0
     processor = call.kernel.rq.processor
+    grant = tlb.grant
     for _ in range(_PATIENCE):
         paddr = call.mm.page_table.translate(address, access, processor.pkru)
         if paddr >= 0:
-            tlb.grant(address)
+            grant(address)
             return 0
+        if access & PF_WRITE:
+            grant = tlb.grant_page
         exc_page_fault(thread, ~paddr, address)
         if thread.delivered is not None:
             return 0

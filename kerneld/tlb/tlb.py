@@ -36,6 +36,8 @@ RECORD = struct.Struct("<IIQ")
 """struct kd_tlb: size, number of operations, number of the agent's last order."""
 OPERATION = struct.Struct("<QQQ")
 """start, length in bytes with the PROT_ bits of a grant (0: drop), offset in the RAM's file."""
+_ONE = struct.Struct("<IIQQQQ")
+"""A record with one operation."""
 MOST_OPERATIONS = 48
 """Maximum number of operations in one record: it then fits the stub's buffer for the reply to a fault."""
 DISMISSED = 0xFFFF_FFFF
@@ -178,7 +180,8 @@ class Tlb:
 
     def take(self) -> bytes:
         """Return the record to be sent behind the replies of a request."""
-        self._collect()
+        if self._dirty:
+            self._collect()
         drops, grants = self._drops, self._grants
         self._drops, self._grants = [], []
         if len(drops) + len(grants) > MOST_OPERATIONS:
@@ -288,26 +291,46 @@ class Tlb:
 
     # Grants
 
+    def grant_page(self, address: Vaddr) -> None:
+        """Grant the page at an address, whose entry allows the access, and no other page.
+
+        For a page that has just come: what is around it has been granted before, or will be asked for.
+        """
+        pte = self.mm.page_table.find_pte(address)
+        if pte is None:
+            self.grant(address)
+            return
+        ram = self.mm.frames.ram
+        word = tlb_word(ram.words[pte])
+        self._table(address)[address >> PAGE_SHIFT & 511] = word
+        if word & WRITE:
+            ram.set_written(word >> PAGE_SHIFT)
+        self._grants.append((address & PAGE_MASK, 1, word))
+
+    def _table(self, address: Vaddr) -> TlbWords:
+        table = self._granted.get(address >> PMD_SHIFT)
+        if table is None:
+            table = self._granted[address >> PMD_SHIFT] = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
+        return table
+
     def grant(self, address: Vaddr) -> None:
         """Grant the page at an address, whose entry allows the access, and the pages around it as their entries
         allow."""
-        vaddr = address & PAGE_MASK
-        number = vaddr >> PMD_SHIFT
-        table = self._granted.get(number)
-        if table is None:
-            table = self._granted[number] = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
-        index = vaddr >> PAGE_SHIFT & 511
-        pte = self.mm.page_table.find_pte(vaddr)
+        number = address >> PMD_SHIFT
+        table = self._table(address)
+        index = address >> PAGE_SHIFT & 511
+        pte = self.mm.page_table.find_pte(address)
         if pte is None:
             self._grant_huge(number, table)
             return
         first = index & -AROUND_PAGES
-        entries = self.mm.frames.ram.words[pte - index + first : pte - index + first + AROUND_PAGES].tolist()
+        low = pte - index + first
+        ram = self.mm.frames.ram
         known = table[first : first + AROUND_PAGES].tolist()
         base = (number << PMD_SHIFT) + (first << PAGE_SHIFT)
         start, count, begun = 0, 0, 0
-        for at, entry in enumerate(entries):
-            # Most have no entry, or have been granted: nothing is computed for those.
+        for at, entry in enumerate(ram.words[low : low + AROUND_PAGES].tolist()):
+            # Most have no entry, or have been granted.
             word = tlb_word(entry) if entry else 0
             if not word or (word == known[at] and at != index - first):
                 if count:
@@ -316,7 +339,7 @@ class Tlb:
                 continue
             table[first + at] = word
             if word & WRITE:
-                self.mm.frames.ram.set_written(word >> PAGE_SHIFT)
+                ram.set_written(word >> PAGE_SHIFT)
             if count and word == begun + (count << PAGE_SHIFT):
                 count += 1
                 continue
@@ -357,6 +380,9 @@ def _exceeds(word: int, allowed: int) -> bool:
 
 def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders: int) -> bytes:
     """Return a record; the drops come first."""
+    if len(grants) == 1 and not drops:
+        start, pages, word = grants[0]
+        return _ONE.pack(_ONE.size, 1, orders, start, pages << PAGE_SHIFT | word & RIGHTS, word & PTE_PFN_MASK)
     operations = [OPERATION.pack(start, end - start, 0) for start, end in drops]
     operations += [
         OPERATION.pack(start, pages << PAGE_SHIFT | word & RIGHTS, word & PTE_PFN_MASK) for start, pages, word in grants
