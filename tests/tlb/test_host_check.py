@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kerneld.errors import KernelBug
+from kerneld.tlb import host_check
 from kerneld.tlb.host_check import check_host, host_mappings
 from kerneld.tlb.rights import READ, WRITE, TlbWords
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT
@@ -18,9 +19,13 @@ FRAME = 5
 
 
 @pytest.fixture
-def mapped() -> Iterator[int]:
-    """Map two frames of a file with the RAM's name, and return their address."""
-    fd = os.memfd_create("kerneld-ram")
+def mapped(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Map two frames of a file that stands for the RAM, and return their address.
+
+    It has a name of its own: other tests have machines in this process, and their RAM is mapped.
+    """
+    monkeypatch.setattr(host_check, "_RAM", "/memfd:a-test's-ram")
+    fd = os.memfd_create("a-test's-ram")
     os.truncate(fd, 16 * PAGE_SIZE)
     with mmap.mmap(fd, 2 * PAGE_SIZE, offset=FRAME * PAGE_SIZE):
         os.close(fd)

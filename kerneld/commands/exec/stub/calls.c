@@ -156,6 +156,8 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		leave_area(t, args[0]);
 	case NR_exit_group:
 		leave_futexes(t, t->is_sharer);
+		if (!t->is_sharer && !t->is_borrower)
+			__atomic_store_n(&process.is_ending, 1, __ATOMIC_SEQ_CST);
 		ask_ret(t, NR_exit_group, args);
 		/* kerneld has sent the agent away. An orphan would become a child of whoever takes orphans (init, a subreaper),
 		 * and would be one that the program never had. */

@@ -14,6 +14,7 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	process.shared_waits = 0;
 	sys1(NR_close, t->conn);
 	t->ring = 0;
+	process.is_ending = 0;
 	tlb_drop_all();
 	t->tid = sys0(NR_gettid);
 	t->clear_tid = t->robust = 0;

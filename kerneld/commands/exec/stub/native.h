@@ -94,6 +94,7 @@ struct thread {
 /* The process: in the stub's own data, which fork copies and threads share. */
 struct process {
 	int is_started;		/* before that, what goes wrong is a status of kerneld exec */
+	int is_ending;		/* a thread has told kerneld so: the others' connections end before the host ends them */
 	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
@@ -122,6 +123,7 @@ static inline struct thread *this_thread(void)
 	return (struct thread *)(((u64)__builtin_frame_address(0) & -AREA_BYTES) + PAGE_BYTES);
 }
 void die(const char *why) __attribute__((noreturn));
+void gone(void) __attribute__((noreturn));
 void say(const char *text);
 
 /* wire.c */

@@ -66,7 +66,7 @@ static long ring_bell(struct thread *t, char *buffer, u64 room)
 	while (sent == -EINTR);
 	got = receive(t, buffer, room);
 	if (word(t, ANSWER_NUMBER) != t->ring_number)
-		die("kerneld has gone");
+		gone();
 	if (!word(t, ANSWER_BYTES))
 		receive(t, reply, sizeof reply);
 	return got;

@@ -44,6 +44,14 @@ void die(const char *why)
 		sys2(NR_kill, sys0(NR_getpid), SIGKILL);
 }
 
+/* The connection has ended. */
+void gone(void)
+{
+	while (__atomic_load_n(&process.is_ending, __ATOMIC_SEQ_CST))
+		sys0(NR_pause);
+	die("kerneld has gone");
+}
+
 long gate_of(struct thread *t)
 {
 	return (long)t - PAGE_BYTES;

@@ -54,7 +54,7 @@ static void send_all(struct thread *t, struct iovec *iov, int pieces, const int 
 	if (sent == -EBADF && count) /* The program's descriptor is none: kerneld says EBADF without one. */
 		send_all(t, iov, pieces, fds, 0);
 	else if (sent <= 0)
-		die("kerneld has gone");
+		gone();
 }
 
 static long receive(struct thread *t, char *buffer, u64 room, struct answer *answer)
@@ -80,7 +80,7 @@ static void take_answer(struct thread *t, const char *buffer, long got, int repl
 {
 	const struct reply *reply = (const struct reply *)buffer;
 	if (got < (long)sizeof *reply || reply->size > got)
-		die("kerneld has gone");
+		gone();
 	answer->ret = reply->ret;
 	answer->signo = reply->signo;
 	answer->data = buffer + sizeof *reply;

@@ -1,0 +1,109 @@
+"""The TLB of one address space by itself: which pages a fault grants, and which a change drops."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
+from kerneld.tlb import tlb as tlb_module
+from kerneld.tlb.tlb import Tlb
+from shared.uapi.page import PAGE_SIZE
+from tests.support.machine import BASE, READ, RW, Machine, checked, load, mmap, page, store
+
+NONE = 0
+PROT_BITS = 7
+
+
+@pytest.fixture
+def mm() -> Iterator[MmStruct]:
+    for machine in checked(Machine()):
+        yield machine.new_mm()
+
+
+@pytest.fixture
+def tlb(mm: MmStruct) -> Tlb:
+    """The TLB of a program whose only thread is in a request."""
+    tlb = Tlb(mm, lambda _: None)
+    tlb.enter(1)
+    return tlb
+
+
+def taken(tlb: Tlb) -> list[tuple[int, int, int]]:
+    """Return the operations of the next record: first page from BASE, pages, rights (0: drop)."""
+    record = tlb.take()
+    size, count, _ = struct.unpack_from("<IIQ", record)
+    assert size == len(record) == 16 + 24 * count
+    operations = struct.iter_unpack("<QQQ", record[16:])
+    return [((start - BASE) // PAGE_SIZE, pages >> 12, pages & PROT_BITS) for start, pages, _ in operations]
+
+
+def test_a_page_that_a_write_has_brought_is_granted_alone(mm: MmStruct, tlb: Tlb) -> None:
+    mmap(mm, 4, at=BASE)
+    for number in range(3):
+        store(mm, page(number), b"x")
+    tlb.grant_page(page(1))
+    assert taken(tlb) == [(1, 1, RW)]
+    tlb.grant(page(2))
+    assert [(first, pages) for first, pages, _ in taken(tlb)] in ([(0, 1), (2, 1)], [(0, 3)], [(0, 1), (1, 2)])
+    assert tlb.check() == []
+
+
+def test_what_has_been_granted_is_not_granted_again_but_for_the_page_itself(mm: MmStruct, tlb: Tlb) -> None:
+    mmap(mm, 4, at=BASE)
+    for number in range(4):
+        store(mm, page(number), b"x")
+        tlb.grant_page(page(number))
+    taken(tlb)
+    tlb.grant(page(2))
+    assert taken(tlb) == [(2, 1, RW)]
+
+
+def test_a_copy_on_write_drops_nothing_that_is_granted_anew(mm: MmStruct, tlb: Tlb) -> None:
+    mmap(mm, 2, at=BASE)
+    load(mm, page(0))
+    tlb.grant(page(0))
+    assert taken(tlb) == [(0, 1, READ)]
+    store(mm, page(0), b"x")
+    tlb.grant_page(page(0))
+    assert taken(tlb) == [(0, 1, RW)]
+
+
+def test_a_copy_on_write_without_a_grant_drops_the_page(mm: MmStruct, tlb: Tlb) -> None:
+    """Another process has written for this one, say: the frame is another, and the grant is of the old one."""
+    mmap(mm, 2, at=BASE)
+    load(mm, page(0))
+    tlb.grant(page(0))
+    taken(tlb)
+    store(mm, page(0), b"x")
+    assert taken(tlb) == [(0, 1, NONE)]
+    assert tlb.check() == []
+
+
+@pytest.mark.parametrize("few_pages", [0, 64, 512])
+def test_pages_are_dropped_as_runs_however_many_there_are(
+    mm: MmStruct, tlb: Tlb, few_pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a loop, with numpy, and with both the same is dropped."""
+    monkeypatch.setattr(tlb_module, "FEW_PAGES", few_pages)
+    chosen = random.Random(5)
+    mmap(mm, 100, at=BASE)
+    granted = sorted(chosen.sample(range(100), 60))
+    for number in granted:
+        store(mm, page(number), b"x")
+        tlb.grant_page(page(number))
+        taken(tlb)
+    for first, end in ((90, 91), (10, 12), (20, 60), (0, 100)):
+        do_mprotect(mm, page(first), (end - first) * PAGE_SIZE, READ)
+        dropped = [number for start, pages, prot in taken(tlb) for number in range(start, start + pages) if not prot]
+        expected = [number for number in granted if first <= number < end]
+        assert dropped == expected
+        granted = [number for number in granted if number not in expected]
+        assert tlb.check() == []
+    do_munmap(mm, BASE, 100 * PAGE_SIZE)
+    assert taken(tlb) == []
