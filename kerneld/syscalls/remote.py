@@ -228,6 +228,8 @@ def _get_process(call: Call, pid: Pid) -> Process:
 def sys_process_madvise(call: Call) -> int | Answer | Work:
     """args: pidfd, iovecs, count, advice, flags; inline: the iovecs. Consumes a pidfd; without one args[0] is a pid.
 
+    A native program must have a pidfd.
+
     Returns the number of bytes advised. Raises SysError(EINVAL) for flags, and for advice that is not allowed for other
     processes; EFAULT as process_vm_readv; EBADF for a descriptor that is no pidfd; ESRCH; EACCES for a process that the
     caller may not access; EPERM for a caller without CAP_SYS_NICE; and as `do_madvise` does for the first range.
@@ -240,6 +242,9 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
         if flags or count > UIO_MAXIOV:
             raise SysError(errno.EINVAL)
         ranges = import_iovec(_unpack_iovecs(call.data, count))
+        if pidfd is None and call.thread.tlb is not None:
+            # A native program names a pidfd: it has no such descriptor.
+            raise SysError(errno.EBADF)
         process = _get_process(call, pid if pidfd is None else _pid_of(pidfd))
     finally:
         if pidfd is not None:

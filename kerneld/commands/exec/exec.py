@@ -47,7 +47,7 @@ _HIDDEN_FDS = 64
 """The number of descriptors that the stub uses just below the limit, if it cannot have them above it."""
 _WINDOW_FDS = 1024
 """The number of descriptors that are not the program's (descriptors.c: HIDDEN_COUNT)."""
-_MOST_FDS = 4096
+_MOST_FDS = 32_768
 """Higher descriptors need a larger table of descriptors, and each fork copies the table."""
 
 

@@ -2,6 +2,7 @@
  * refused. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -194,6 +195,33 @@ static void orphans(void)
 	prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
+/* A child that shares the table of descriptors: what it closes is closed here, and both go on. */
+static void shared_files(void)
+{
+	struct arguments arguments = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+	int fd = dup(0), other = dup(0), status;
+	fflush(stdout);
+	long pid = clone3_(&arguments, SIZE);
+	if (pid == 0) {
+		char *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		page[0] = 1;
+		close(fd);
+		if (syscall(SYS_close_range, other, other, 2 /* unshare */))
+			_exit(9);
+		_exit(fcntl(other, F_GETFD) < 0 ? page[0] : 8);
+	}
+	waitpid(pid, &status, 0);
+	char *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	page[7] = 5;
+	printf("a child with the same descriptors: %x, closed %d, open %d, memory %d\n", status, fcntl(fd, F_GETFD) < 0, fcntl(other, F_GETFD) >= 0, page[7]);
+	fflush(stdout);
+	pid = fork();
+	if (!pid)
+		_exit(6);
+	waitpid(pid, &status, 0);
+	printf("and another child: %x\n", status);
+}
+
 /* Parents that end while their child is being made: it lives on. Each writes a byte into a pipe. */
 static void daemons(void)
 {
@@ -243,6 +271,7 @@ int main(void)
 	lone_thread();
 	orphans();
 	daemons();
+	shared_files();
 	refused_by_the_host();
 	return 0;
 }

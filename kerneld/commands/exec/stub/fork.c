@@ -12,7 +12,11 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	forget_other_areas(t);
 	bounce_forget();
 	process.shared_waits = 0;
-	sys1(NR_close, t->conn);
+	/* A table of descriptors that is shared is the parent's too. */
+	if (request->flags & CLONE_FILES)
+		process.ram_fd = -1;
+	else
+		sys1(NR_close, t->conn);
 	t->ring = 0;
 	process.is_ending = 0;
 	tlb_drop_all();
