@@ -54,6 +54,14 @@ class Timeline(Static):
         app.seek_part(click.x / max(1, self.size.width - 1))
 
 
+class Views(Tabs, can_focus=False):
+    """The tabs. Keys are the program's own: the arrows move in time."""
+
+
+class Processes(OptionList, can_focus=False):
+    """The processes, for the mouse."""
+
+
 class LiveApp(App[None]):
     """The whole program."""
 
@@ -105,11 +113,9 @@ class LiveApp(App[None]):
     def compose(self) -> ComposeResult:
         """Lay out the screen."""
         yield Static(id="top")
-        yield Tabs(*(Tab(label, id=name) for name, label in VIEWS), id="tabs")
+        yield Views(*(Tab(label, id=name) for name, label in VIEWS), id="tabs")
         with Horizontal():
-            processes = OptionList(id="processes")
-            processes.can_focus = False
-            yield processes
+            yield Processes(id="processes")
             with VerticalScroll(id="scroll", can_focus=False):
                 yield Static(id="view")
         yield Static(id="event")
@@ -117,7 +123,6 @@ class LiveApp(App[None]):
 
     def on_mount(self) -> None:
         """Begin to draw, and to take what comes."""
-        self.query_one(Tabs).can_focus = False
         self.set_interval(1 / FRAMES_A_SECOND, self._tick)
         if self._signals is not None:
             asyncio.get_running_loop().add_reader(self._signals.fileno(), self._signalled)
