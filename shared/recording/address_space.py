@@ -147,7 +147,8 @@ def _runs_of(leaf: array[int], base: int, low: int, high: int) -> Iterator[Run]:
             at += 1
             continue
         step, stop = step_of(entry), at + 1
-        if high - at > 8 and leaf[at:high] == _words(entry, step, high - at):
+        last = (entry + (high - at - 1) * step) & _U64
+        if leaf[high - 1] == last and leaf[at:high] == _words(entry, step, high - at):
             stop = high  # Nearly all leaf tables of a populated range are one run.
         else:
             wanted = (entry + step) & _U64
