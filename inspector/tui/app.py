@@ -109,17 +109,24 @@ class LiveApp(App[None]):
         self._due = 0.0
         self._is_due = True
         self._pids: list[int] = []
+        # Kept, not looked up: while a small screen is in front, a look-up would find none of them.
+        self._top_line, self._event_line = Static(id="top"), Static(id="event")
+        self._tabs = Views(*(Tab(label, id=name) for name, label in VIEWS), id="tabs")
+        self._processes = Processes(id="processes")
+        self._scroll = VerticalScroll(id="scroll", can_focus=False)
+        self._picture = Static(id="view")
+        self._timeline = Timeline(id="timeline")
 
     def compose(self) -> ComposeResult:
         """Lay out the screen."""
-        yield Static(id="top")
-        yield Views(*(Tab(label, id=name) for name, label in VIEWS), id="tabs")
+        yield self._top_line
+        yield self._tabs
         with Horizontal():
-            yield Processes(id="processes")
-            with VerticalScroll(id="scroll", can_focus=False):
-                yield Static(id="view")
-        yield Static(id="event")
-        yield Timeline(id="timeline")
+            yield self._processes
+            with self._scroll:
+                yield self._picture
+        yield self._event_line
+        yield self._timeline
 
     def on_mount(self) -> None:
         """Begin to draw, and to take what comes."""
@@ -160,7 +167,7 @@ class LiveApp(App[None]):
                 self.player.step(events)
                 self._is_due = True
                 self.is_playing = self.player.position < self.player.recording.nr_events
-        if self._is_due:
+        if self._is_due and self._picture.is_attached:
             self._is_due = False
             self.draw()
 
@@ -186,14 +193,14 @@ class LiveApp(App[None]):
             self.pid = (living or self._pids)[0]
             rows = list(drawing.process_lines(self.machine, self.pid, viewer))
         self._draw_processes([as_text([line]) for _pid, line in rows])
-        width = self.query_one("#scroll").size.width or 56
-        self.query_one("#view", Static).update(as_text(self._lines(width)))
-        self.query_one("#top", Static).update(as_text([self._top()]))
-        self.query_one("#event", Static).update(as_text([self._event()]))
-        self.query_one(Timeline).update(as_text([bar(self.player, self.size.width, self.mark)]))
+        width = self._scroll.size.width or 56
+        self._picture.update(as_text(self._lines(width)))
+        self._top_line.update(as_text([self._top()]))
+        self._event_line.update(as_text([self._event()]))
+        self._timeline.update(as_text([bar(self.player, self.size.width, self.mark)]))
 
     def _draw_processes(self, rows: list[Text]) -> None:
-        processes = self.query_one("#processes", OptionList)
+        processes = self._processes
         if [option.prompt for option in processes.options] != rows:
             processes.clear_options()
             processes.add_options(Option(row) for row in rows)
@@ -206,7 +213,7 @@ class LiveApp(App[None]):
         if self.view == "shadow":
             return drawing.shadow_lines(self.machine)
         if self.view == "events":
-            return event_lines(self.player, self.query_one("#scroll").size.height)
+            return event_lines(self.player, self._scroll.size.height)
         if self.view == "compare":
             return compare_lines(self.player, self.mark, self.pid)
         here = [drawing.entry_line(self.machine, self.mm, self.vaddr)] if self.mm is not None and self.vaddr else []
@@ -247,7 +254,7 @@ class LiveApp(App[None]):
 
     def action_view(self, name: str) -> None:
         """Show a view."""
-        self.query_one(Tabs).active = name
+        self._tabs.active = name
 
     def on_tabs_tab_activated(self, tabs: Tabs.TabActivated) -> None:
         """Show the view of a tab."""
@@ -333,8 +340,7 @@ class LiveApp(App[None]):
 
     def action_scroll(self, pages: int) -> None:
         """Scroll by a screen."""
-        scroll = self.query_one("#scroll")
-        scroll.scroll_relative(y=pages * max(1, scroll.size.height - 1), animate=False)
+        self._scroll.scroll_relative(y=pages * max(1, self._scroll.size.height - 1), animate=False)
 
     def action_help(self) -> None:
         """Show the keys."""
