@@ -56,30 +56,52 @@ export class CellGrid {
 
   paint() {
     if (!this.width || !this.size) return;
-    const { width, height } = this.size, fit = Math.max(1, Math.floor(this.width / width));
-    const columns = fit >= 64 ? 64 * Math.floor(fit / 64) : 2 ** Math.floor(Math.log2(fit)); // Rows begin at round addresses.
-    this.columns = columns;
-    const look = `${columns} ${this.cells.length} ${width} ${theme} ${devicePixelRatio}`;
-    if (look !== this.look) {
-      this.look = look;
-      const rows = Math.ceil(this.cells.length / columns);
-      this.pen = penFor(this.canvas, Math.min(columns, this.cells.length || 1) * width, Math.max(1, rows * height));
-      this.drawn = new Int32Array(this.cells.length).fill(-1);
-      this.drawnLabels = this.labels ? [] : null;
-    }
+    const scale = devicePixelRatio || 1;
+    this.cellWidth = Math.round(this.size.width * scale) / scale; // Whole pixels of the screen.
+    this.cellHeight = Math.round(this.size.height * scale) / scale;
+    const fit = Math.max(1, Math.floor(this.width / this.cellWidth));
+    this.columns = fit >= 64 ? 64 * Math.floor(fit / 64) : 2 ** Math.floor(Math.log2(fit)); // Rows begin at round addresses.
+    const look = `${this.columns} ${this.cells.length} ${this.cellWidth} ${theme} ${scale}`;
+    if (look !== this.look) this.begin(look, scale);
+    let first = this.cells.length, last = -1;
     for (let n = 0; n < this.cells.length; n += 1) {
       if (this.cells[n] === this.drawn[n] && (!this.labels || this.labels[n] === this.drawnLabels[n])) continue;
       this.drawn[n] = this.cells[n];
-      if (this.labels) this.drawnLabels[n] = this.labels[n];
-      this.paintCell(n);
+      if (this.labels) this.paintBig(n);
+      else this.copyCell(n);
+      first = Math.min(first, n);
+      last = n;
     }
+    if (last < 0 || this.labels) return;
+    const top = Math.floor(first / this.columns) * this.pixels.height, bottom = (Math.floor(last / this.columns) + 1) * this.pixels.height;
+    this.pen.putImageData(this.image, 0, 0, 0, top, this.image.width, bottom - top);
   }
 
-  paintCell(n) {
-    const { width, height } = this.size, x = (n % this.columns) * width, y = Math.floor(n / this.columns) * height;
-    this.pen.clearRect(x, y, width, height);
-    this.pen.drawImage(this.sprite(this.cells[n]), x, y, width, height);
-    if (!this.labels || !this.labels[n]) return;
+  /** Begin with an empty canvas. Small cells are copied into one image, whose changed rows are put at once. */
+  begin(look, scale) {
+    this.look = look;
+    this.sprites = [];
+    const rows = Math.max(1, Math.ceil(this.cells.length / this.columns)), columns = Math.min(this.columns, this.cells.length || 1);
+    this.pixels = { width: Math.round(this.cellWidth * scale), height: Math.round(this.cellHeight * scale) };
+    this.pen = penFor(this.canvas, columns * this.cellWidth, rows * this.cellHeight);
+    this.drawn = new Int32Array(this.cells.length).fill(-1);
+    this.drawnLabels = this.labels ? [] : null;
+    this.image = this.labels ? null : new ImageData(columns * this.pixels.width, rows * this.pixels.height);
+    this.words = this.image && new Uint32Array(this.image.data.buffer);
+  }
+
+  copyCell(n) {
+    const { width, height } = this.pixels, line = this.image.width, cell = this.cells[n];
+    const from = (this.sprites[cell] ||= this.sprite(cell).words);
+    let to = Math.floor(n / this.columns) * height * line + (n % this.columns) * width;
+    for (let y = 0, at = 0; y < height; y += 1, to += line) for (let x = 0; x < width; x += 1) this.words[to + x] = from[at++];
+  }
+
+  paintBig(n) {
+    const { cellWidth: width, cellHeight: height } = this, x = (n % this.columns) * width, y = Math.floor(n / this.columns) * height;
+    this.drawnLabels[n] = this.labels[n];
+    this.pen.drawImage(this.sprite(this.cells[n]).canvas, x, y, width, height);
+    if (!this.labels[n]) return;
     this.pen.font = "12px ui-monospace, monospace";
     this.pen.textAlign = "center";
     this.pen.textBaseline = "middle";
@@ -88,15 +110,18 @@ export class CellGrid {
   }
 
   sprite(cell) {
-    const key = `${this.colour} ${cell} ${this.size.width} ${devicePixelRatio}`;
+    const key = `${this.colour} ${cell} ${this.cellWidth} ${devicePixelRatio}`;
     let made = sprites.get(key);
-    if (!made) sprites.set(key, (made = paintSprite(this.kinds[cell & 255], this.colour, cell, this.size)));
+    if (!made) {
+      const size = { width: this.cellWidth, height: this.cellHeight, font: this.size.font };
+      sprites.set(key, (made = paintSprite(this.kinds[cell & 255], this.colour, cell, size)));
+    }
     return made;
   }
 
   indexOf(event) {
     const box = this.canvas.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left) / this.size.width), row = Math.floor((event.clientY - box.top) / this.size.height);
+    const column = Math.floor((event.clientX - box.left) / this.cellWidth), row = Math.floor((event.clientY - box.top) / this.cellHeight);
     const index = row * this.columns + column;
     return column < this.columns && index >= 0 && index < this.cells.length ? index : -1;
   }
@@ -117,7 +142,7 @@ export class CellGrid {
   /** Choose a cell, without telling. */
   place(index) {
     this.at = Math.max(0, Math.min(index, this.cells.length - 1));
-    const { width, height } = this.size || SMALL;
+    const { cellWidth: width, cellHeight: height } = this;
     Object.assign(this.cursor.style, {
       left: `${(this.at % this.columns) * width - 2}px`, top: `${Math.floor(this.at / this.columns) * height - 2}px`,
       width: `${width + 3}px`, height: `${height + 3}px`,
@@ -155,6 +180,8 @@ function cellInk(colour, kind) {
 function paintSprite(kind, colour, cell, { width, height, font }) {
   const canvas = document.createElement("canvas"), pen = penFor(canvas, width, height);
   const ink = cellInk(colour, cell & 255);
+  pen.fillStyle = cssValue("--paper"); // The line between cells too: a sprite covers all of the one before.
+  pen.fillRect(0, 0, width, height);
   pen.fillStyle = cssValue(`--${colour}-${cell & 255}`);
   pen.fillRect(0, 0, width - 1, height - 1);
   pen.fillStyle = ink;
@@ -169,8 +196,9 @@ function paintSprite(kind, colour, cell, { width, height, font }) {
   if (font && cell & IS_LOCKED) pen.fillRect(0, 0, 2, height - 1); // A line at the left: locked.
   if (cell & IS_TOUCHED) {
     pen.strokeStyle = cssValue("--touched");
-    pen.lineWidth = font > 12 ? 4 : 2.5;
-    pen.strokeRect(1, 1, width - 3, height - 3);
+    pen.lineWidth = font > 12 ? 4 : 2;
+    pen.strokeRect(font > 12 ? 2 : 1, font > 12 ? 2 : 1, width - (font > 12 ? 5 : 3), height - (font > 12 ? 5 : 3));
   }
-  return canvas;
+  const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+  return { canvas, words: new Uint32Array(data.buffer) };
 }

@@ -149,7 +149,15 @@ export class Steps {
 /** What events have changed: pages by mm, frames, pages of the shadow page table, tables; runs of [first, end). */
 export function changesOf(events) {
   const changes = { pages: new Map(), frames: [], shadow: [], vmas: new Map() };
-  const add = (map, mm, start, end) => map.set(mm, [...(map.get(mm) || []), [start, end]]);
+  const addRun = (runs, start, end) => {
+    const last = runs[runs.length - 1];
+    if (last && last[1] === start) last[1] = end;
+    else runs.push([start, end]);
+  };
+  const add = (map, mm, start, end) => {
+    if (!map.has(mm)) map.set(mm, []);
+    addRun(map.get(mm), start, end);
+  };
   for (const { kind, fields } of events) {
     const number = kind ? kind.number : 0;
     if ((number >= 48 && number <= 50) || number === 170) {
@@ -158,7 +166,7 @@ export function changesOf(events) {
         const value = BigInt(entry);
         if (value & 0x101n && number !== 170) {
           const pfn = Number((value >> 12n) & 0xffffffffffn);
-          changes.frames.push([pfn, pfn + fields.nr_pages]);
+          addRun(changes.frames, pfn, pfn + fields.nr_pages);
         }
       }
     } else if ((number >= 64 && number <= 65) || number === 176 || number === 177) {
