@@ -33,10 +33,15 @@ def try_bug(name: str) -> bool:
 def try_right_kernel(run_number: int) -> bool:
     """Run all checks on the right kernel, and return whether none failed."""
     with tempfile.TemporaryDirectory(prefix="right-") as directory:
-        run = run_on_bug(ensure_kit(), Path(directory), None, options=_OPENS)
-    if run.failed or not run.passed:
-        print(f"FALSE ALARM in run {run_number}: {' '.join(sorted(run.failed))}\n{run.output}", flush=True)
-    return not run.failed and bool(run.passed)
+        try:
+            run = run_on_bug(ensure_kit(), Path(directory), None, options=_OPENS)
+        except subprocess.TimeoutExpired as error:
+            print(f"NO END of run {run_number}: {error.stdout!r}", flush=True)
+            return False
+    is_right = bool(run.passed) and not run.failed
+    how = "right" if is_right else f"FALSE ALARM: {' '.join(sorted(run.failed))}\n{run.output}"
+    print(f"run {run_number}: {how}", flush=True)
+    return is_right
 
 
 def main() -> int:

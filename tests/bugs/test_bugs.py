@@ -12,6 +12,7 @@ from kerneld.commands.conformance.kit import read_checks
 from tests.bugs.bug_kernel import run_on_bug
 from tests.support import daemons
 
+pytestmark = pytest.mark.timeout(400)
 QUICK = (
     "open-anyone",
     "truncate-silently",
