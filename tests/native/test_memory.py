@@ -19,3 +19,9 @@ def test_more_pages_than_the_host_has_mappings_for(inside: Inside, programs: dic
     if pages > 80_000:
         pytest.skip(f"this host has mappings for more pages than the machine has: vm.max_map_count is {limit}")
     assert inside.agrees([str(programs["scattered"]), str(pages)]).output == f"{pages} pages, 0 of them wrong\n"
+
+
+def test_lengths_that_the_host_refuses(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["lengths"])]).output
+    assert "epoll_wait 0xffffffff: -1 Invalid argument" in output
+    assert "read of a pipe 0xffffffff: 10 " in output

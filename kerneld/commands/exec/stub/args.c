@@ -9,6 +9,7 @@
 #define RBY(arg, other, n) {BY, arg, other, 0, n}
 #define WBY(arg, other, n) {BY, arg, other, 1, n}
 #define GOT(arg, other, n) {GOT, arg, other, 1, n}
+#define GOT_INT(arg, other) {GOT, arg, other, 2, 1}	/* its length is an int */
 #define DATA(arg, other) {DATA, arg, other, 0, 0}
 #define BITMAP(arg, other) {BITS, arg, other, 1, 0}
 #define WAT(arg, other) {AT, arg, other, 1, 1}
@@ -32,7 +33,7 @@ static const struct row rows[] = {
 	CALL(61, W(1, 4), W(3, 144)), PLAIN(62), CALL(63, W(0, 390)), PLAIN(64), CALL(65, RBY(1, 2, 6)), CALL(76, S(0)),
 	PLAIN(77), CALL(78, GOT(1, 2, 1)), CALL(79, GOT(0, 1, 1)), CALL(80, S(0)), CALL(82, S(0), S(1)), CALL(83, S(0)),
 	CALL(84, S(0)), CALL(85, S(0)), CALL(86, S(0), S(1)), CALL(87, S(0)), CALL(88, S(0), S(1)),
-	CALL(89, S(0), GOT(1, 2, 1)), CALL(90, S(0)), CALL(92, S(0)), CALL(94, S(0)), CALL(96, W(0, 16), W(1, 8)),
+	CALL(89, S(0), GOT_INT(1, 2)), CALL(90, S(0)), CALL(92, S(0)), CALL(94, S(0)), CALL(96, W(0, 16), W(1, 8)),
 	CALL(97, W(1, 16)), CALL(98, W(1, 144)), CALL(99, W(0, 112)), CALL(100, W(0, 32)), CALL(103, GOT(1, 2, 1)), PLAIN(105),
 	PLAIN(106), PLAIN(113), PLAIN(114), CALL(115, GOT(1, 0, 4)), CALL(116, RBY(1, 0, 4)), PLAIN(117),
 	CALL(118, W(0, 4), W(1, 4), W(2, 4)), PLAIN(119), CALL(120, W(0, 4), W(1, 4), W(2, 4)), PLAIN(122), PLAIN(123),
@@ -52,7 +53,7 @@ static const struct row rows[] = {
 	CALL(242, RBY(1, 2, 1), R(4, 16)), CALL(243, GOT(1, 2, 1), W(3, 4), R(4, 16)), CALL(247, W(2, 128), W(4, 144)),
 	PLAIN(251), PLAIN(252), PLAIN(253), CALL(254, S(1)), PLAIN(255), CALL(257, S(1)), CALL(258, S(1)), CALL(259, S(1)),
 	CALL(260, S(1)), CALL(261, S(1), R(2, 32)), CALL(262, S(1), W(2, 144)), CALL(263, S(1)), CALL(264, S(1), S(3)),
-	CALL(265, S(1), S(3)), CALL(266, S(0), S(2)), CALL(267, S(1), GOT(2, 3, 1)), CALL(268, S(1)), CALL(269, S(1)),
+	CALL(265, S(1), S(3)), CALL(266, S(0), S(2)), CALL(267, S(1), GOT_INT(2, 3)), CALL(268, S(1)), CALL(269, S(1)),
 	CALL(270, BITMAP(1, 0), BITMAP(2, 0), BITMAP(3, 0), W(4, 16), {SIGMASK, 5, 0, 0, 16}), CALL(271, WBY(0, 1, 8), W(2, 16), R(3, 8)), PLAIN(272),
 	PLAIN(273), CALL(275, W(1, 8), W(3, 8)), PLAIN(276), PLAIN(277), CALL(280, S(1), R(2, 32)),
 	CALL(281, GOT(1, 2, 12), R(4, 8)), CALL(282, R(1, 8)), PLAIN(284), PLAIN(285), CALL(286, R(2, 32), W(3, 32)), CALL(287, W(1, 32)),

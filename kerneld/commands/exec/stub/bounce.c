@@ -19,6 +19,8 @@
 #define MAP_BIG 0x4022		/* private, anonymous, without a reserve of swap */
 #define MAP_FIXED 0x10
 #define MOST_AT 0x10000
+#define IS_INT 2
+#define MOST_RECORDS 0x100000	/* in one answer of epoll_wait(): far below what it refuses */
 
 /* What is to be copied to the program after the call, in this order. */
 enum out_kind {
@@ -134,9 +136,10 @@ static u64 string(struct thread *t, u64 user)
 	return length < 0 || (u64)length >= PAGE_BYTES ? 0 : reads(t, user, length + 1);
 }
 
+/* Source: Linux v6.8 arch/x86/include/asm/uaccess_64.h: __access_ok(). */
 static int is_user(u64 start, u64 length)
 {
-	return start + length >= start && start + length <= USER_END;
+	return start + length >= start && (int64_t)(start + length) >= 0;
 }
 
 /* A buffer, as far as there is room. */
@@ -254,7 +257,12 @@ static u64 copy_pointer(struct thread *t, const struct pointer *pointer, u64 *ar
 		*other = result ? length : *other;
 		return result;
 	case GOT:
-		length = (*other > BIG_BYTES ? BIG_BYTES : *other) * pointer->bytes;
+		/* What the host would refuse as too much, or as negative, it is to see as it is. */
+		length = pointer->bytes > 1 || pointer->write == IS_INT ? (u32)*other : *other;
+		if (pointer->bytes > 1 ? length > MOST_RECORDS : !is_user(at, length) || (pointer->write == IS_INT && (int)length < 0))
+			return 0;
+		length *= pointer->bytes;
+		length = length > BIG_BYTES ? BIG_BYTES / pointer->bytes * pointer->bytes : length;
 		if (!length || add_out(t, BUDGET, 0, 0, pointer->bytes, 0) || !(result = buffer(t, at, &length, 1)))
 			return 0;
 		*other = length / pointer->bytes;
