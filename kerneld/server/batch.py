@@ -125,6 +125,11 @@ class Batch:
                 self._give_way()
                 return None
 
+    def put_off(self) -> None:
+        """Run nothing yet: the thread goes to the end of the run queue."""
+        run_task(self._call.kernel.rq, self._thread)
+        self._give_way()
+
     def _begin(self, request: wire.Request) -> int | Answer | Work:
         """Run a request, or as many of its pieces as fit into the slice."""
         call = self._call

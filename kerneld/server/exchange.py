@@ -47,9 +47,9 @@ def answer_usual(session: Session, view: memoryview, length: int) -> Outcome | B
 
     The datagram is the first `length` bytes of `view`.
 
-    Returns the bytes of the reply if the reply is a number; a batch of one request if the request goes on in a later
-    turn; None for any other datagram, which `answer_datagram` handles. The checks of `answer_datagram` hold here: the
-    request is complete, and a load of any length fits. The function makes as few objects as possible: a request takes
+    Returns the bytes of the reply if the reply is a number; a batch of one request if it has more pieces; None for any
+    other datagram, which `answer_datagram` handles. The checks of `answer_datagram` hold here: the request is complete,
+    and a load of any length fits. The function makes as few objects as possible: a request takes
     only some microseconds, and each object costs a part of one.
     """
     if length < _REQUEST_BYTES:
@@ -69,8 +69,7 @@ def answer_usual(session: Session, view: memoryview, length: int) -> Outcome | B
     if isinstance(result, int) and nr not in ENDS_THREAD:
         return seal_number(result)
     if isinstance(result, Work):
-        batch = Batch(session, call, [wire.Request(nr, call.args, b"")], result)
-        return batch.run(SLICE_SECONDS) or batch
+        return Batch(session, call, [wire.Request(nr, call.args, b"")], result)
     return seal(nr, result, session.connection.reply_limit - SMALL_REPLY)
 
 

@@ -22,13 +22,14 @@ import contextlib
 import gc
 import select
 import socket
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 import structlog
 
 from kerneld.mm.space.dying import SLICE_SECONDS
 from kerneld.server.door import ClientLimits
+from kerneld.server.fair import GO_ON, RING, Entry
 from kerneld.server.host_reader import HostReader
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS, HostWatch
 from kerneld.server.mount_watch import MountWatch
@@ -48,7 +49,9 @@ MOST_SKIPPED = 4
 """The most waits of the loop that do not poll after polls without a result. It is small: while the loop does not poll,
 clients cannot use their rings. A program that starts waits for its disk, then makes a hundred requests."""
 STOP_SECONDS = 1.0
-"""How long a stopping daemon still runs the batches that have begun."""
+"""How long a stopping daemon still runs the batches that have begun: of the processor's time."""
+STOP_CLOCK_SECONDS = 5.0
+"""The same by the clock: on a busy machine other programs have the processor meanwhile."""
 
 
 class Loop:
@@ -116,29 +119,26 @@ class Loop:
             log.error("out of memory on the host: a turn of the loop was given up")
 
     def _finish_batches(self) -> None:
-        """Finish and answer the batches that have begun, for at most STOP_SECONDS."""
-        until = monotonic() + STOP_SECONDS
-        while self._waiting and monotonic() < until:
+        """Finish and answer the batches that have begun, as far as the time allows."""
+        until, clock_until = thread_time() + STOP_SECONDS, monotonic() + STOP_CLOCK_SECONDS
+        while self._waiting and thread_time() < until and monotonic() < clock_until:
             if self._changes:
                 self._kernel.files_changed()
-            self.service.go_on()
+            for session in self.service.unfinished():
+                self.service.go_on(session)
 
     def turn(self, timeout_seconds: float | None = None) -> None:
-        """Wait until a descriptor is ready, and serve each ready one once."""
+        """Wait until a descriptor is ready, and serve the ready ones, as many as one turn has time for."""
         events = self._wait(timeout_seconds)
         if self._changes:
             self._kernel.files_changed()
             events = self._without_held(events)
         session = self._sessions.get(events[0][0]) if len(events) == 1 else None
-        if session is not None:
+        if session is not None and not self._waiting and not self._ready:
             self._serve(session, events[0][1])
             self._watch(session)
-        elif events:
+        else:
             self._serve_all(events)
-        if self._ready:
-            self._serve_rings()
-        if self._waiting:
-            self.service.go_on()
         if self._dying:
             self._kernel.reap_memory()
         if self._vmscan.is_awake:
@@ -164,7 +164,7 @@ class Loop:
         spin = self._spin
         if self._waiting or self._dying or self._changes or self._vmscan.is_awake:
             self._look()
-            # A thread that holds an address space is on the run queue, so it runs in each turn.
+            # A thread that holds an address space is on the run queue, so it runs in this turn or in a later one.
             return self._without_held(self._events) if self._locked else self._events
         if spin.skip:
             spin.skip -= 1
@@ -197,15 +197,9 @@ class Loop:
         if ring is not None and not ring.is_watched and not self._spin.skip:
             self._rings.watch(ring, session)
 
-    def _serve_rings(self) -> None:
-        for session in self._ready:
-            is_held = (self._changes or self._locked) and self.service.is_held(session)
-            if not session.connection.is_closed and not is_held:
-                self._serve(session, 0)
-
     def _serve_all(self, events: list[tuple[int, int]]) -> None:
         accepting = False
-        ready: list[tuple[Session, int]] = []
+        ready: list[Entry] = []
         watches = self.service.watches.by_pidfd
         for fd, mask in events:
             session = self._sessions.get(fd)
@@ -225,13 +219,23 @@ class Loop:
                 self._is_stopping = True
             else:
                 accepting = True
-        for session, mask in ready:
-            is_held = (self._changes or self._locked) and self.service.is_held(session)
-            if not session.connection.is_closed and not is_held:
-                self._serve(session, mask)
-                self._watch(session)
+        ready += [(session, RING) for session in self._ready]
+        if self._waiting:
+            ready += [(session, GO_ON) for session in self.service.unfinished()]
+        self.service.fair.serve(ready, self._run)
         if accepting:
             self.service.accept()
+
+    def _run(self, session: Session, mask: int) -> None:
+        """Serve a ready session, or go on with its batch, unless something else in this turn has ended or holds it."""
+        if mask == GO_ON:
+            self.service.go_on(session)
+        elif not session.connection.is_closed and not (
+            (self._changes or self._locked) and self.service.is_held(session)
+        ):
+            self._serve(session, mask)
+            if mask != RING:
+                self._watch(session)
 
     def close(self) -> None:
         """Close every connection and every fd of the loop. The owner of the listener closes the listener."""

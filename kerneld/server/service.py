@@ -19,7 +19,7 @@ import structlog
 from kerneld.errors import KernelBug, SysError
 from kerneld.server.agent_link import attach_agent, with_record
 from kerneld.server.airlock import Airlock, client_of
-from kerneld.server.batch import SLICE_SECONDS, Batch
+from kerneld.server.batch import Batch
 from kerneld.server.connection import (
     ANCILLARY_BYTES,
     MSG_CUT,
@@ -31,6 +31,7 @@ from kerneld.server.connection import (
 )
 from kerneld.server.door import ClientLimits, Door
 from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.fair import FairShare
 from kerneld.server.ring import Rings
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 OTHER_FDS = 6
 """The number of other descriptors in epoll, beside connections and pidfds: listener, stop pipe, pidfd of a host target,
 helper process, changes of files, readers of traces."""
-LEAST_SLICE_SECONDS = 0.0005
 BROKEN = select.EPOLLHUP | select.EPOLLERR
 
 log = structlog.get_logger("kerneld.server")
@@ -69,12 +69,11 @@ class Service:
         self.watches = Watches(epoll)
         self.most_events = OTHER_FDS
         """The most descriptors that epoll watches."""
-        self.slice_seconds = SLICE_SECONDS
-        """How long a batch runs before other clients are served."""
         self._locks = kernel.table.mmap_locks
         kernel.lines = self
         self.waiting = kernel.rq.queue
         """The threads whose batch continues in the next turn. A thread that has died is not in it."""
+        self.fair = FairShare(self.waiting)
 
     def _recount(self) -> None:
         self.most_events = len(self.sessions) + len(self.watches.by_pidfd) + OTHER_FDS
@@ -127,7 +126,7 @@ class Service:
         if session.thread is not None and session.thread.tlb is not None:
             session.thread.tlb.begin()
         if ancillary == session.usual and not flags & MSG_CUT:
-            outcome = answer_usual(session, inbox.view, length)
+            outcome = self._go_on_at_first(answer_usual(session, inbox.view, length))
         if outcome is None:
             datagram = inbox.datagram(length, ancillary, flags)
             if datagram is None:
@@ -142,8 +141,8 @@ class Service:
         length = ring.take()
         if session.thread is not None and session.thread.tlb is not None:
             session.thread.tlb.begin()
-        outcome = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
-        outcome = outcome or self._answer(session, ring.datagram(length, session.sender))
+        usual = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
+        outcome = self._go_on_at_first(usual) or self._answer(session, ring.datagram(length, session.sender))
         if outcome is not None:
             self._send(session, outcome)
 
@@ -187,7 +186,7 @@ class Service:
                 self._turn_out(session.connection.peer)
                 return None
         try:
-            outcome = answer_datagram(self._kernel, session, datagram, self._attach, self._slice())
+            outcome = answer_datagram(self._kernel, session, datagram, self._attach, self.fair.slice())
         except BaseException:
             close_fds(datagram.fds)
             raise
@@ -205,10 +204,6 @@ class Service:
         self._epoll.modify(session.fd, select.EPOLLET)
         self._drop_ended_threads(session.watch)
 
-    def _slice(self) -> float:
-        """Return the slice of each waiting thread, in seconds: all of them together take about one whole slice."""
-        return max(self.slice_seconds / (len(self.waiting) or 1), min(self.slice_seconds, LEAST_SLICE_SECONDS))
-
     def is_held(self, session: Session) -> bool:
         """Return whether a thread waits for another thread of its process, or for the change of a file that it maps."""
         thread = session.thread
@@ -216,23 +211,38 @@ class Service:
             return False
         return self._locks.keeps_waiting(thread) or self._kernel.files.changes.holds(thread.process.mm)
 
-    def go_on(self) -> None:
-        """Run one slice of each thread on the run queue."""
-        for thread in list(self.waiting):
-            session = thread.session
-            if not isinstance(session, Session) or session.batch is None or self.is_held(session):
-                continue
-            try:
-                self._go_on_with(session, session.batch)
-            except KernelBug:
-                raise
-            except Exception:
-                self._give_up(session)
-            if self._kernel.ended:
-                self._reap()
+    def _go_on_at_first(self, batch: Outcome | Batch | bytes | None) -> Outcome | Batch | bytes | None:
+        """Run more pieces of a request whose first piece has run, unless many others have not had one yet."""
+        if not isinstance(batch, Batch):
+            return batch
+        if self.fair.is_crowd:
+            batch.put_off()
+            return batch
+        return batch.run(self.fair.slice()) or batch
+
+    def unfinished(self) -> list[Session]:
+        """Return the sessions whose thread is on the run queue, in its order."""
+        return [
+            session
+            for thread in self.waiting
+            if isinstance(session := thread.session, Session) and session.batch is not None
+        ]
+
+    def go_on(self, session: Session) -> None:
+        """Run one slice of a session's unfinished batch, if it has not been given up meanwhile."""
+        if session.batch is None or session.thread not in self.waiting or self.is_held(session):
+            return
+        try:
+            self._go_on_with(session, session.batch)
+        except KernelBug:
+            raise
+        except Exception:
+            self._give_up(session)
+        if self._kernel.ended:
+            self._reap()
 
     def _go_on_with(self, session: Session, batch: Batch) -> None:
-        outcome = batch.run(self._slice())
+        outcome = batch.run(self.fair.slice())
         if outcome is None:
             self._drop_ended_threads(session.watch)
             return
@@ -389,6 +399,7 @@ class Service:
             session.connection.close()
             return False
         self.sessions[session.fd] = session
+        self.fair.welcome(session)
         self._recount()
         return True
 

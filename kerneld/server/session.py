@@ -32,8 +32,8 @@ class Session:
     """A connection, and the thread that was attached through it."""
 
     __slots__ = (
-        "_rings", "batch", "call", "connection", "fd", "on_close", "receive", "ring", "sender", "thread",
-        "usual", "watch",
+        "_rings", "batch", "call", "connection", "crowd", "fd", "on_close", "receive", "ring", "sender", "thread",
+        "usual", "vruntime", "watch",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, rings: Rings[Session]) -> None:
@@ -50,6 +50,10 @@ class Session:
         """The memory in which requests come besides the socket, if the client has asked for it."""
         self.call: Call | None = None
         """The Call of the thread. Each of its single requests uses it again."""
+        self.vruntime = 0.0
+        """The seconds that its long requests have taken, as `kerneld.server.fair` counts them."""
+        self.crowd = 0
+        """The crowd in which they were counted."""
         self.on_close: Callable[[], None] | None = None
         """Called at the end of a connection that has no thread (an agent's)."""
         self.sender = NOBODY

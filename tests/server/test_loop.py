@@ -27,7 +27,7 @@ GETPID = wire.pack_request(Nr.GETPID)
 
 def test_who_needs_an_address_space_that_another_thread_holds_waits(server: ServerUnderTest) -> None:
     """The holder's batch goes on, in each turn; its process's other thread is served when it has let go."""
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     holding, asking = server.attached(tid=1), server.attached(tid=2)
     process = server.kernel.processes[os.getpid()]
     process.mm = FakeMm()
@@ -239,7 +239,7 @@ def test_one_process_or_user_has_its_own_limit(
 
 
 def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     long, short = server.attached(tid=1), server.attached(tid=2)
     long.send(GETPID * 10 + wire.pack_request(Nr.MMAP), fds=[0, 0])
     short.send(GETPID)
@@ -264,7 +264,7 @@ def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
 
 def test_who_maps_a_file_that_is_being_cut_waits_and_others_are_served(server: ServerUnderTest) -> None:
     server.kernel.changes.slice_seconds = 0.0
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     # One process with two threads: a batch of the one is under way, the other asks.
     busy, asking = server.attached(tid=1), server.attached(tid=2)
     newcomer = server.connect()
@@ -289,7 +289,7 @@ def test_who_maps_a_file_that_is_being_cut_waits_and_others_are_served(server: S
 
 def test_the_threads_that_execve_ends_are_gone_before_its_batch_is_done(server: ServerUnderTest) -> None:
     """What a dead thread asks, or what is left of its own batch, must not be run."""
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     asking, waiting, caller = server.attached(tid=1), server.attached(tid=2), server.attached(tid=3)
     waiting.send(GETPID * 100)
     server.turn()
@@ -304,7 +304,7 @@ def test_the_threads_that_execve_ends_are_gone_before_its_batch_is_done(server: 
 
 
 def test_an_unfinished_batch_ends_with_its_process(server: ServerUnderTest) -> None:
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     before = open_fds()
     child = ChildClient(server)
     other = server.attached()

@@ -112,7 +112,7 @@ def test_only_some_rings_are_watched(server: ServerUnderTest, ring_client: Make)
 
 
 def test_a_later_request_waits_for_the_end_of_a_batch(server: ServerUnderTest, ring_client: Make) -> None:
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     client = ring_client()
     client.put(GETPID * 3)
     server.turn()
@@ -125,7 +125,7 @@ def test_a_later_request_waits_for_the_end_of_a_batch(server: ServerUnderTest, r
 
 
 def test_a_thread_whose_address_space_is_held_waits(server: ServerUnderTest, ring_client: Make) -> None:
-    server.loop.service.slice_seconds = 0
+    server.loop.service.fair.slice_seconds = 0
     holding, asking = server.attached(tid=1), ring_client(2)
     process = server.kernel.processes[os.getpid()]
     process.mm = FakeMm()
