@@ -64,7 +64,8 @@ class FakeKernel:
         self.changes = Changes()
         self.files = SimpleNamespace(mounts=Mounts(), accounts=FileAccounts(FileRules()), changes=self.changes)
         self.shadowpt = SimpleNamespace(followed_host=None, asking=SimpleNamespace(reader=None))
-        self.table = SimpleNamespace(mmap_locks=MmapLocks())
+        self.lines_lost: list[int] = []
+        self.table = SimpleNamespace(mmap_locks=MmapLocks(), line_lost=self.lines_lost.append)
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
         self.dying = Dying()
