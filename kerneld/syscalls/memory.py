@@ -31,6 +31,7 @@ from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.space.writeback import msync_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.call_faults import counting_faults
 from kerneld.task.capability import CAP_IPC_LOCK
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
@@ -57,7 +58,7 @@ def sys_mmap(call: Call) -> int | Answer | Work:
             fput(call.take_fd())
         raise SysError(errno.EINVAL)
     if clears_in_pieces(call.mm, length, flags):
-        return Work(_mmap_over(call)).go_on()
+        return _work(call, _mmap_over(call))
     file: File | None = None
     try:
         if not flags & _ANONYMOUS:
@@ -102,7 +103,7 @@ def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | 
         yield from populate_in_pieces(call.mm, start, end, ignore_errors=True)
         return ret
 
-    return Work(pieces()).go_on()
+    return _work(call, pieces())
 
 
 def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tuple[File | None, int]:
@@ -117,6 +118,11 @@ def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tu
     if file is not None and file.huge_page_bytes:
         length = align_to_huge_pages(length, file.huge_page_bytes)
     return file, length
+
+
+def _work(call: Call, pieces: Pieces) -> int | Answer | Work:
+    """Run a call in pieces that take faults in the caller's memory."""
+    return Work(counting_faults(call.process, call.mm, pieces)).go_on()
 
 
 def _in_pieces(steps: Steps) -> int | Answer | Work:
@@ -169,7 +175,7 @@ def sys_pkey_free(call: Call) -> int:
 
 def sys_brk(call: Call) -> int | Answer | Work:
     """args: the new break. Returns the break after the call, as the raw call does."""
-    return Work(_brk(call)).go_on()
+    return _work(call, _brk(call))
 
 
 def _brk(call: Call) -> Pieces:
@@ -184,7 +190,7 @@ def _brk(call: Call) -> Pieces:
 
 def sys_mremap(call: Call) -> int | Answer | Work:
     """args: addr, old length, new length, flags, new addr."""
-    return Work(_mremap(call)).go_on()
+    return _work(call, _mremap(call))
 
 
 def _mremap(call: Call) -> Pieces:
@@ -201,7 +207,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     """args: addr, length, advice."""
     advice = call.int_arg(2)
     if advice in POPULATE_ADVICE:
-        return Work(madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice)).go_on()
+        return _work(call, madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice))
     start, length = call.args[:2]
     if is_wide(call.mm.map_count, length) or advice in LONG_ADVICE:
         return _in_pieces(madvise_in_pieces(call.mm, start, length, advice, call.may_write))
@@ -234,7 +240,7 @@ def _mlock(call: Call, vm_flags: int) -> int | Answer | Work:
     """
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     start, end = do_mlock(call.mm, call.args[0], call.args[1], vm_flags, privileged=privileged)
-    return Work(_populate_locked(call, start, end)).go_on()
+    return _work(call, _populate_locked(call, start, end))
 
 
 def _populate_locked(call: Call, start: Vaddr, end: Vaddr) -> Pieces:
@@ -253,7 +259,7 @@ def sys_mlockall(call: Call) -> int | Answer | Work:
     """args: flags."""
     flags = call.int_arg(0)
     steps = mlockall_in_pieces(call.mm, flags, privileged=call.process.cred.capable(CAP_IPC_LOCK))
-    return Work(_mlockall(call.mm, steps, is_populated=bool(flags & Mcl.CURRENT.value))).go_on()
+    return _work(call, _mlockall(call.mm, steps, is_populated=bool(flags & Mcl.CURRENT.value)))
 
 
 def _mlockall(mm: MmStruct, steps: Steps, *, is_populated: bool) -> Pieces:

@@ -16,6 +16,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
 from kerneld.mm.space.pace import Pace
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.call_faults import counting_faults
 from kerneld.task.capability import CAP_SYS_NICE
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
@@ -72,7 +73,10 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
     wanted = local.left
     locks = call.kernel.table.mmap_locks
     try:
-        yield from _rw_in_pieces(process, remote, local, lambda mm: locks.wait_for(mm, call.thread), write=write)
+        pieces = _rw_in_pieces(process, remote, local, lambda mm: locks.wait_for(mm, call.thread), write=write)
+        if process.live_mm is not call.mm:
+            pieces = counting_faults(call.process, process.live_mm, pieces)
+        yield from counting_faults(call.process, call.mm, pieces)
     except SysError:
         if local.left == wanted:
             raise
@@ -250,7 +254,8 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
         if pidfd is not None:
             fput(pidfd)
     check_process_madvise(call.process, process, advice)
-    return Work(_vector_madvise(call, process, ranges, advice)).go_on()
+    pieces = _vector_madvise(call, process, ranges, advice)
+    return Work(counting_faults(call.process, process.live_mm, pieces)).go_on()
 
 
 def check_process_madvise(caller: Process, process: Process, advice: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PF_USER, PF_WRITE, translate
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, handle_mm_fault
+from kerneld.mm.fault.fault import VM_FAULT_ERROR
+from kerneld.mm.fault.populate import fault_one
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.trap import access_error, lock_mm_and_find_vma
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, TASK_SIZE, Vaddr
@@ -66,6 +67,6 @@ def user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
         vma = lock_mm_and_find_vma(mm, vaddr)
         if vma is None or access_error(~paddr | PF_USER, vma, pkru):
             return -1
-        if handle_mm_fault(mm, vma, vaddr, access == PF_WRITE) & VM_FAULT_ERROR:
+        if fault_one(mm, vma, vaddr, access == PF_WRITE) & VM_FAULT_ERROR:
             return -1
     raise KernelBug(f"the fault at {vaddr:#x} (access {access:#x}) comes again and again")

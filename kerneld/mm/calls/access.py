@@ -24,8 +24,9 @@ import numpy as np
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
 from kerneld.mm.calls.stack import expand_stack
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault, unshare_page
+from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, unshare_page
 from kerneld.mm.fault.foll_touch import folio_mark_dirty, touch_entry
+from kerneld.mm.fault.populate import fault_one
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
@@ -134,7 +135,7 @@ def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bo
                 unshare_page(mm, vma, vaddr)
                 continue
             return touch_entry(mm, at, vaddr, write) << PAGE_SHIFT
-        fault = handle_mm_fault(mm, vma, vaddr, write)
+        fault = fault_one(mm, vma, vaddr, write)
         if fault & VM_FAULT_ERROR:
             raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
     raise KernelBug(f"the fault at {vaddr:#x} (write {write}) comes again and again")

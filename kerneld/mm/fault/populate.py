@@ -118,7 +118,7 @@ def _fault_in_file(
     while start < end:
         stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
         if mm.page_table.find_pte(start) is None:
-            result = _fault_one(mm, vma, start, write)
+            result = fault_one(mm, vma, start, write)
             if result & VM_FAULT_ERROR:
                 return start, result
         leaf = next(mm.page_table.walk.leaves(start, stop))
@@ -129,7 +129,8 @@ def _fault_in_file(
     return end, 0
 
 
-def _fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
+def fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
+    """Take one fault in a call, and count it in `mm.range_faults` or `mm.range_major_faults`; return its VM_FAULT_*."""
     result = handle_mm_fault(mm, vma, vaddr, write)
     if result & VM_FAULT_MAJOR:
         mm.range_major_faults += 1
@@ -193,7 +194,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | No
         for position in missing[:16].tolist():
             vaddr = leaf.start + position * PAGE_SIZE
             if _lacks(int(entries[position]), write):
-                result = _fault_one(mm, vma, vaddr, write)
+                result = fault_one(mm, vma, vaddr, write)
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
             done = position + 1
