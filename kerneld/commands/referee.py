@@ -55,6 +55,11 @@ Examples:
     is_flag=True,
     help="Compare with programs inside a kerneld ('kerneld exec') and not with a host's kernel.",
 )
+@click.option(
+    "--whole-machine",
+    is_flag=True,
+    help="Compare counters of vmstat and meminfo too (needs root, and a host on which nothing else runs).",
+)
 @click.option("--player", is_flag=True, help="Run programs for a referee on another machine, over stdin and stdout.")
 def referee(
     programs: int,
@@ -64,6 +69,7 @@ def referee(
     replay: str | None,
     host_command: str | None,
     inside: bool,
+    whole_machine: bool,
     player: bool,
 ) -> None:
     """Let the host's kernel judge."""
@@ -78,9 +84,9 @@ def referee(
             if player:
                 play_for_another()
             elif replay is None:
-                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command, inside)
+                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command, inside, whole_machine)
             else:
-                run_again(Path(replay), mode, host_command, inside)
+                run_again(Path(replay), mode, host_command, inside, whole_machine)
         except HostError as error:
             raise Failure(Status.FAILED, str(error)) from None
 
@@ -92,25 +98,28 @@ def play_for_another() -> None:
     serve()
 
 
-def run_programs(programs: int, seed: str, ops: int, mode: str, host_command: str | None, inside: bool) -> None:
+def run_programs(
+    programs: int, seed: str, ops: int, mode: str, host_command: str | None, inside: bool, whole_machine: bool
+) -> None:
     """Run the programs of a seed. Raises Failure when a program diverges, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import run  # noqa: PLC0415
 
     click.echo(f"seed {seed}: {programs} programs of {ops} calls")
-    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode), host_command, inside=inside)
+    choice = {"inside": inside, "counts": whole_machine}
+    result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode), host_command, **choice)
     if result.saved is not None:
         raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")
     click.echo(f"{result.programs} programs: no divergence")
 
 
-def run_again(file: Path, mode: str, host_command: str | None, inside: bool) -> None:
+def run_again(file: Path, mode: str, host_command: str | None, inside: bool, whole_machine: bool) -> None:
     """Run the program of a file. Raises Failure when it diverges or the file has no program, and HostError."""
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import replay  # noqa: PLC0415
 
     try:
-        agree = replay(file, click.echo, Mode(mode), host_command, inside=inside)
+        agree = replay(file, click.echo, Mode(mode), host_command, inside=inside, counts=whole_machine)
     except ValueError:
         raise Failure(Status.FAILED, f"{file} holds no program of the referee's") from None
     if not agree:

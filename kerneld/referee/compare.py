@@ -6,6 +6,7 @@ sides have the same free addresses.
 
 from __future__ import annotations
 
+from kerneld.referee.machine import OF_THE_MACHINE, find_different_counter
 from kerneld.referee.numbers import find_different_number, find_different_total
 from kerneld.referee.outcome import Mapping, State, View
 from kerneld.referee.page_flags import find_different_flags
@@ -56,6 +57,9 @@ def find_difference(
         found = _compare_numbers(who, ours.views[who], hosts.views[who], accessed)
         if found is not None:
             return found
+    counter = find_different_counter(ours.counters, hosts.counters)
+    if counter is not None:
+        return f"{counter[0]}{OF_THE_MACHINE}", str(counter[1]), str(counter[2])
     if any(view.frames for view in hosts.views.values()):
         found = _compare_sharing(ours, hosts) or _compare_page_flags(ours, hosts)
         if found is None and accessed and not refaults and not locked:

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
+from kerneld.referee.machine import IN_MEMORY, NOT_EXACT, PROMISED, Counters
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, StateOf
 from kerneld.referee.overlap import HasMappings, length_without_overlap
@@ -47,6 +48,7 @@ class Side(Protocol[V_co]):
     def wrpkru(self, who: int, value: int) -> Outcome: ...
     def view(self, who: int) -> V_co: ...
     def pid(self, who: int) -> int: ...
+    def counters(self) -> Counters: ...
 
 
 class WholeSide(Side[V_co], Protocol[V_co]):
@@ -58,15 +60,28 @@ class WholeSide(Side[V_co], Protocol[V_co]):
 
 
 def play(
-    side: WholeSide[V], layout: Layout, program: Program, mode: Mode = Mode.PLAIN, *, pages_out: bool = True
+    side: WholeSide[V],
+    layout: Layout,
+    program: Program,
+    mode: Mode = Mode.PLAIN,
+    *,
+    pages_out: bool = True,
+    counts: bool = False,
 ) -> Generator[StateOf[V]]:
-    """Yield the state after each operation of a program. The program ends when the iterator is closed."""
+    """Yield the state after each operation of a program. The program ends when the iterator is closed.
+
+    With `counts` a state has the changes of the whole machine's counters.
+    """
     side.prepare_files({op.file for op in program if op.file >= 0})
     side.start()
     try:
-        execution = Execution(side, layout, mode, pages_out=pages_out)
+        execution = Execution(side, layout, mode, pages_out=pages_out, counts=counts)
+        has_memory_files = any(FILES[op.file].inode in IN_MEMORY for op in program if op.file >= 0)
         for op in program:
-            yield execution.run(op)
+            state = execution.run(op)
+            if has_memory_files:
+                state.counters.pop(PROMISED, None)
+            yield state
     finally:
         side.end()
 
@@ -74,8 +89,17 @@ def play(
 class Execution(Generic[V]):
     """A running program on one side."""
 
-    def __init__(self, side: Side[V], layout: Layout, mode: Mode = Mode.PLAIN, *, pages_out: bool = True) -> None:
-        """Without `pages_out` MADV_PAGEOUT is skipped."""
+    def __init__(
+        self,
+        side: Side[V],
+        layout: Layout,
+        mode: Mode = Mode.PLAIN,
+        *,
+        pages_out: bool = True,
+        counts: bool = False,
+    ) -> None:
+        """Without `pages_out` MADV_PAGEOUT is skipped. `counts`: see `play`."""
+        self._counts = counts
         self._side = side
         self._mode = mode
         self._pages_out = pages_out
@@ -88,11 +112,14 @@ class Execution(Generic[V]):
 
     def run(self, op: Op) -> StateOf[V]:
         """Run one operation and return its outcome and the state after it."""
+        counts = self._counts and op.name not in NOT_EXACT
+        before = self._side.counters() if counts else None
         outcome = self._run(op) if op.who in self.alive else PASSED_OVER
+        counters = self._side.counters().since(before) if before is not None else {}
         if op.slot >= 0 and outcome.ret > 0:
             self._slots[op.slot] = outcome.ret
         self._views = {who: self._side.view(who) for who in self.alive}
-        return StateOf(outcome, self._views)
+        return StateOf(outcome, self._views, counters)
 
     def _run(self, op: Op) -> Outcome:
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)

@@ -46,6 +46,8 @@ class HostFacts(NamedTuple):
     has_lru_gen: bool
     is_kerneld: bool = False
     """The runner is a native program of a kerneld (`inside`)."""
+    counts: bool = False
+    """Whether the counters of the whole machine are compared."""
 
     @property
     def sysctl(self) -> Sysctl:
@@ -82,7 +84,9 @@ class HostFacts(NamedTuple):
             raise ValueError(f"no facts of a host: {error}") from None
 
 
-def find_facts(mode: Mode, layout: Layout, uncounted: frozenset[str] = frozenset()) -> HostFacts:
+def find_facts(
+    mode: Mode, layout: Layout, uncounted: frozenset[str] = frozenset(), *, counts: bool = False
+) -> HostFacts:
     """Return the facts of this machine. Raises HostError if it cannot be the referee in this mode."""
     return HostFacts(
         mode=mode,
@@ -102,4 +106,5 @@ def find_facts(mode: Mode, layout: Layout, uncounted: frozenset[str] = frozenset
         has_swap=mode is not Mode.SWAP and host_has_swap(),
         has_damon=has_damon(),
         has_lru_gen=has_lru_gen(),
+        counts=counts,
     )

@@ -25,6 +25,7 @@ from kerneld.referee.files import ProgramFiles
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
 from kerneld.referee.host_view import Drain, ProcFiles, Reading, data_bytes, find_uncounted
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
+from kerneld.referee.machine import TABLES, Counters, HostCounters
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, parse_maps_line
 from kerneld.referee.proc_files import HostProc, ProcSource, read_file
@@ -46,6 +47,8 @@ _FLAGS = (
     "-fno-asynchronous-unwind-tables -mgeneral-regs-only -Wl,-e,entry -Wl,-z,noexecstack -Wl,-z,norelro "
     f"-Wl,--build-id=none -Wl,-Ttext-segment={TEXT_START:#x}"
 ).split()
+_FAR_PLACE, _NEW_TABLES = 0x1000_0000_0000, 3
+"""A hint. The first page there needs this number of page tables. Before v6.7 the highest of them is not counted."""
 _NR_PIPES = MAX_PROCESSES + 1
 
 
@@ -69,12 +72,19 @@ class Host:
     """The runner, for one program after another."""
 
     def __init__(
-        self, folder: Path, mode: Mode = Mode.PLAIN, command: Sequence[str] = (), proc: ProcSource | None = None
+        self,
+        folder: Path,
+        mode: Mode = Mode.PLAIN,
+        command: Sequence[str] = (),
+        proc: ProcSource | None = None,
+        *,
+        counts: bool = False,
     ) -> None:
         """Start the runner, by `command` if one is given. Its memory is read in `proc`, by default this machine's.
 
-        Only this side uses `folder`. Raises HostError.
+        Only this side uses `folder`. With `counts` it can be asked for `counters`. Raises HostError.
         """
+        self._counters = HostCounters() if counts else None
         if os.uname().machine != "x86_64":
             raise HostError("the referee is an x86-64 Linux kernel: this host is none")
         self._folder = folder
@@ -142,13 +152,17 @@ class Host:
         return TASK_SIZE if above < 0 else TASK_SIZE_5LEVEL
 
     def _find_uncounted(self) -> frozenset[str]:
-        """Touch a page, and find the counters that do not show it."""
+        """Touch a page, and find the counters that do not show it, or not the three page tables that it needs."""
         before = self._template.proc.read(self.layout).totals()
+        machine = self.counters() if self._counters is not None else None
         flags = (Map.PRIVATE | Map.ANONYMOUS | Map.POPULATE).value
-        page = self._template.call(Nr.MMAP, (0, PAGE_SIZE, 3, flags, -1, 0)).ret
+        page = self._template.call(Nr.MMAP, (_FAR_PLACE, PAGE_SIZE, 3, flags, -1, 0)).ret
         after = self._template.proc.read(self.layout).totals()
+        found = find_uncounted(before, after)
+        if machine is not None and self.counters().since(machine).get(TABLES) != _NEW_TABLES:
+            found |= {TABLES}
         self._template.call(Nr.MUNMAP, (page, PAGE_SIZE))
-        return find_uncounted(before, after)
+        return found
 
     def start(self) -> None:
         """Begin a program, with one process, number 0."""
@@ -163,6 +177,10 @@ class Host:
         pipe = self._pipes[who + 1]
         self._children[who] = _Child(outcome.ret, pipe, self._proc)
         pipe.get_reply()
+        if self._counters is not None:
+            # Both get a stack of their own now, and not in an operation whose counters are compared.
+            for each in (parent, self._children[who]):
+                each.order(_LOAD, (0, 0))
         return Outcome(0)
 
     def fork(self, who: int, child: int) -> Outcome:
@@ -256,9 +274,17 @@ class Host:
         self._drain()
         return self._children[who].proc.read(self.layout)
 
+    def counters(self) -> Counters:
+        """Return the counters of the whole machine."""
+        assert self._counters is not None
+        self._drain()
+        return self._counters()
+
     def close(self) -> None:
         """End the runner."""
         self.end()
+        if self._counters is not None:
+            self._counters.close()
         for pipe in self._pipes:
             pipe.close()
         self._runner.wait()

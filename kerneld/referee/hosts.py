@@ -43,7 +43,8 @@ def parse_state(state: StateOf[Reading], start_totals: dict[str, int], facts: Ho
     """Return a state with the memory of each process parsed. `start_totals` are those when the program began."""
     uncounted = frozenset(facts.uncounted)
     views = {who: reading.view(start_totals, uncounted) for who, reading in state.views.items()}
-    return StateOf(state.outcome, views)
+    counters = {name: count for name, count in state.counters.items() if name not in uncounted}
+    return StateOf(state.outcome, views, counters)
 
 
 class ThisHost:
@@ -66,15 +67,19 @@ class ThisHost:
 
     def play_unparsed(self, program: Program, *, pages_out: bool) -> Generator[StateOf[Reading]]:
         """Yield what was read after each operation, as soon as it is there."""
-        yield from play(self._host, self.facts.layout, program, self.facts.mode, pages_out=pages_out)
+        layout, mode, counts = self.facts.layout, self.facts.mode, self.facts.counts
+        yield from play(self._host, layout, program, mode, pages_out=pages_out, counts=counts)
 
     def expect(self, program: Program, *, pages_out: bool = True) -> None:
         """Do nothing: this machine is busy with both sides."""
 
 
 @contextlib.contextmanager
-def open_this_host(mode: Mode) -> Iterator[ThisHost]:
-    """Start the runner. Raises HostError if this machine cannot be the referee, or not in this mode."""
+def open_this_host(mode: Mode, *, counts: bool = False) -> Iterator[ThisHost]:
+    """Start the runner. With `counts` the counters of the whole machine are read.
+
+    Raises HostError if this machine cannot be the referee, or not in this mode.
+    """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="kerneld-referee-"))
         stack.enter_context(_on_one_cpu())
@@ -86,9 +91,9 @@ def open_this_host(mode: Mode) -> Iterator[ThisHost]:
         files.mkdir()
         if mode is Mode.HUGE:
             stack.enter_context(keeper("khugepaged"))
-        host = Host(files, mode)
+        host = Host(files, mode, counts=counts)
         stack.callback(host.close)
-        yield ThisHost(host, find_facts(mode, host.layout, host.uncounted))
+        yield ThisHost(host, find_facts(mode, host.layout, host.uncounted, counts=counts))
 
 
 @contextlib.contextmanager

@@ -83,8 +83,9 @@ def pack_states(states: Iterable[StateOf[Reading]]) -> tuple[dict[str, Any], byt
         [
             outcome._asdict() | {"data": texts.add(outcome.data)},
             [[who, *_pack_reading(reading, texts)] for who, reading in readings.items()],
+            counters,
         ]
-        for outcome, readings in states
+        for outcome, readings, counters in states
     ]
     return {"states": packed, "texts": texts.lengths}, texts.join()
 
@@ -100,8 +101,9 @@ def unpack_states(layout: Layout, values: dict[str, Any], data: bytes) -> list[S
         StateOf(
             Outcome(**outcome | {"data": texts[outcome["data"]]}),
             {who: _unpack_reading(layout, reading, texts) for who, *reading in readings},
+            counters,
         )
-        for outcome, readings in values["states"]
+        for outcome, readings, counters in values["states"]
     ]
 
 

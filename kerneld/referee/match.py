@@ -20,6 +20,7 @@ from kerneld.referee.host_view import has_idle_pages
 from kerneld.referee.hosts import PlayingHost, open_this_host
 from kerneld.referee.inside import open_inside
 from kerneld.referee.known import KNOWN
+from kerneld.referee.machine import OF_THE_MACHINE
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State, StateOf
 from kerneld.referee.program import Op, Program
@@ -66,9 +67,13 @@ class Match:
 
         If only accessed bits differ, and the host clears them at random times (DAMON), there are two
         cases. If a page is marked as idle, accessed bits are not compared in the rest of the program. If not, the
-        difference counts only if a second run has it again.
+        difference counts only if a second run has it again. A difference in a counter of the machine does so too.
         """
         divergence = self._play_once(program, accessed=self._accessed)
+        if divergence is not None and divergence.difference[0].endswith(OF_THE_MACHINE):
+            again = self._play_once(program, accessed=self._accessed)
+            is_same = again is not None and (again.step, again.difference) == (divergence.step, divergence.difference)
+            return divergence if is_same else None
         if divergence is None or not is_of_accessed_bits(divergence.difference):
             return divergence
         if not self.hosts.facts.has_damon:
@@ -79,11 +84,11 @@ class Match:
         return self._play_once(program, accessed=False)
 
     def _play_once(self, program: Program, *, accessed: bool) -> Divergence | None:
+        facts, pages_out = self.hosts.facts, self._pages_out
+        mine = play(self.ours, facts.layout, program, self.mode, pages_out=pages_out, counts=facts.counts)
         with (
-            contextlib.closing(self.hosts.play(program, pages_out=self._pages_out)) as hosts,
-            contextlib.closing(
-                play(self.ours, self.hosts.facts.layout, program, self.mode, pages_out=self._pages_out)
-            ) as ours,
+            contextlib.closing(self.hosts.play(program, pages_out=pages_out)) as hosts,
+            contextlib.closing(mine) as ours,
         ):
             return self._compare(program, ours, hosts, accessed)
 
@@ -94,9 +99,10 @@ class Match:
         release, count = self.hosts.facts.release, len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
         accessed = "" if self._accessed else "; Referenced is not compared, for this host's lists of pages are others"
+        counts = "; the counters of the whole machine are compared" if self.hosts.facts.counts else ""
         return (
             f"The referee is Linux {release}, mode {self.mode}; {frames}; {count} known differences apply"
-            f"{pageout}{accessed}."
+            f"{pageout}{accessed}{counts}."
         )
 
     def _compare(
@@ -161,11 +167,17 @@ _ADVICE_AT = {"madvise": 2, "process_madvise": 3}
 
 @contextlib.contextmanager
 def open_match(
-    mode: Mode = Mode.PLAIN, *, check_invariants: bool = False, host_command: str | None = None, inside: bool = False
+    mode: Mode = Mode.PLAIN,
+    *,
+    check_invariants: bool = False,
+    host_command: str | None = None,
+    inside: bool = False,
+    counts: bool = False,
 ) -> Iterator[Match]:
     """Start both sides. The host is this machine, or that of a player which a command starts (`remote`).
 
-    With `inside` it is a kerneld, and the runner one of its native programs.
+    With `inside` it is a kerneld, and the runner one of its native programs. With `counts` the counters of the whole
+    machine are compared: nothing else may run on the host.
 
     Raises HostError if the host cannot be the referee, or not in this mode.
     """
@@ -174,9 +186,9 @@ def open_match(
         if inside:
             host = stack.enter_context(open_inside(mode))
         elif host_command is None:
-            host = stack.enter_context(open_this_host(mode))
+            host = stack.enter_context(open_this_host(mode, counts=counts))
         else:
-            host = stack.enter_context(open_remote_host(host_command, mode))
+            host = stack.enter_context(open_remote_host(host_command, mode, counts=counts))
         folder = stack.enter_context(TemporaryDirectory(prefix="kerneld-referee-"))
         ours = Simulated(Path(folder), host.facts, check_invariants=check_invariants)
         stack.callback(ours.close)

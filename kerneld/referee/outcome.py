@@ -71,6 +71,8 @@ class StateOf(NamedTuple, Generic[V]):
 
     outcome: Outcome
     views: dict[int, V]
+    counters: dict[str, int] = {}  # noqa: RUF012  (never changed)
+    """The changes of the whole machine's counters in the operation: see `kerneld.referee.machine`."""
 
 
 State: TypeAlias = StateOf[View]

@@ -25,7 +25,7 @@ def serve() -> None:
     with _standard_streams() as link:
         asked, _ = link.get()
         try:
-            with open_this_host(Mode(asked["mode"])) as host:
+            with open_this_host(Mode(asked["mode"]), counts=asked["counts"]) as host:
                 link.put({"facts": host.facts.to_values()})
                 while _answer(link, host):
                     pass

@@ -49,7 +49,7 @@ class RemoteHost:
 
 
 @contextlib.contextmanager
-def open_remote_host(command: str, mode: Mode) -> Iterator[RemoteHost]:
+def open_remote_host(command: str, mode: Mode, *, counts: bool = False) -> Iterator[RemoteHost]:
     """Run a command that starts a player. Raises HostError if it is no host for this mode.
 
     The words of `command` are quoted as in a shell. If the run fails, the command is ended by SIGTERM.
@@ -66,17 +66,17 @@ def open_remote_host(command: str, mode: Mode) -> Iterator[RemoteHost]:
         assert process.stdout is not None
         link = Link(process.stdout.fileno(), process.stdin.fileno())
         try:
-            yield RemoteHost(link, _meet(link, mode))
+            yield RemoteHost(link, _meet(link, mode, counts))
             link.put({"end": True})
         except BaseException:
             process.terminate()
             raise
 
 
-def _meet(link: Link, mode: Mode) -> HostFacts:
+def _meet(link: Link, mode: Mode, counts: bool) -> HostFacts:
     with contextlib.suppress(LinkError):
         # A command that has ended may still have said something.
-        link.put({"mode": mode})
+        link.put({"mode": mode, "counts": counts})
     answer, _ = link.get()
     if "facts" not in answer:
         raise HostError(answer.get("error", "the host's command is no player"))

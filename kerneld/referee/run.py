@@ -43,14 +43,15 @@ def run(
     host_command: str | None = None,
     *,
     inside: bool = False,
+    counts: bool = False,
 ) -> Result:
     """Run programs of a seed up to the first divergence. Shrink and describe it, and save its program in `folder`.
 
-    `host_command`, `inside`: see `open_match`. Raises HostError if the host cannot be the referee.
+    `host_command`, `inside`, `counts`: see `open_match`. Raises HostError if the host cannot be the referee.
     """
     started = told = time.monotonic()
     prefix = "referee" if mode is Mode.PLAIN else f"referee-{mode}"
-    with open_match(mode, host_command=host_command, inside=inside) as match:
+    with open_match(mode, host_command=host_command, inside=inside, counts=counts) as match:
         say(match.describe())
         made = ((f"{seed}-{number}", make_program(mode, f"{seed}-{number}", nr_ops)) for number in range(programs))
         for number, (name, program) in enumerate(_expected(match, made)):
@@ -67,14 +68,20 @@ def run(
 
 
 def replay(
-    file: Path, say: Say, mode: Mode = Mode.PLAIN, host_command: str | None = None, *, inside: bool = False
+    file: Path,
+    say: Say,
+    mode: Mode = Mode.PLAIN,
+    host_command: str | None = None,
+    *,
+    inside: bool = False,
+    counts: bool = False,
 ) -> bool:
     """Run the program of a file. Return whether the two sides agree.
 
     Raises HostError, OSError if the file cannot be read, and ValueError if it has no program.
     """
     program = from_json(file.read_text())
-    with open_match(mode, check_invariants=True, host_command=host_command, inside=inside) as match:
+    with open_match(mode, check_invariants=True, host_command=host_command, inside=inside, counts=counts) as match:
         say(match.describe())
         divergence = match.play(program)
         if divergence is not None:

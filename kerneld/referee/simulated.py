@@ -21,6 +21,7 @@ from kerneld.fs.proc_array import show_stat, show_statm, show_status
 from kerneld.fs.proc_page import stable_page_flags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
+from kerneld.fs.proc_vmstat import show_meminfo, show_vmstat
 from kerneld.fs.seq_file import START, Records
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.mmap import do_mmap
@@ -31,6 +32,7 @@ from kerneld.referee.errors import HostError
 from kerneld.referee.facts import HostFacts
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.host_swap import SWAP_BYTES
+from kerneld.referee.machine import Counters
 from kerneld.referee.mode import Mode
 from kerneld.referee.numbers import ProcTexts, parse_smaps, since, totals
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, windows
@@ -292,6 +294,14 @@ class Simulated:
                 add_pages(words, start, pages, frames)
         found = since(totals(self._texts(process), own), self._start_totals)
         return View(tuple(mappings), pages, frames, found, self._page_flags(frames))
+
+    def counters(self) -> Counters:
+        """Return the counters of the whole machine."""
+        kernel = self.kernel
+        processes = [thread.process for thread in self.threads.values()]
+        faults = (sum(each.min_flt + each.maj_flt for each in processes), sum(each.maj_flt for each in processes))
+        vmstat = show_vmstat(kernel.frames, faults)
+        return Counters(vmstat, show_meminfo(kernel.frames, kernel.sysctl), uncompared_faults=Notices.count)
 
     def _page_flags(self, frames: dict[int, int]) -> dict[int, int]:
         pfns = np.fromiter(frames.values(), dtype=np.int64, count=len(frames))

@@ -90,7 +90,7 @@ def test_a_player_ends_when_its_referee_does() -> None:
         assert player.stdin is not None
         assert player.stdout is not None
         link = Link(player.stdout.fileno(), player.stdin.fileno())
-        link.put({"mode": "plain"})
+        link.put({"mode": "plain", "counts": False})
         values, _ = link.get()
         if "error" in values:
             pytest.skip(values["error"])
