@@ -24,7 +24,11 @@ _SPIN = "while True: pass"
 def try_bug(name: str) -> bool:
     """Run all checks on one kernel, print what failed, and return whether the catalogue's checks are among it."""
     with tempfile.TemporaryDirectory(prefix="bug-") as directory:
-        run = run_on_bug(ensure_kit(), Path(directory), name, options=(*_OPENS, "--patience", "300"))
+        try:
+            run = run_on_bug(ensure_kit(), Path(directory), name, options=(*_OPENS, "--patience", "300"))
+        except subprocess.TimeoutExpired as error:
+            print(f"NO END of the checks on {name}: {error.stdout!r}", flush=True)
+            return False
     missing = set(BUGS[name].checks) - run.failed
     print(f"{'MISSED' if missing else 'found':7}{name}: {' '.join(sorted(run.failed))}", flush=True)
     return not missing
