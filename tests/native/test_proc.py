@@ -172,3 +172,26 @@ def test_what_shows_memory_shows_ours(inside: Inside, programs: dict[str, Path],
     if words[0] == "ps":
         assert int(said.split()[0]) == 4 * int(resident)
     process.communicate("")
+
+
+ITSELF = """
+import os, stat, sys
+if len(sys.argv) > 1:
+    print("again", open("/proc/self/comm").read().strip(), sys.argv[1], flush=True)
+    sys.exit(3)
+for name in "self", "thread-self", str(os.getpid()):
+    link = f"/proc/{name}/exe"
+    print(os.readlink(link), open(link, "rb").read(4), os.stat(link).st_ino == os.stat(os.readlink(link)).st_ino)
+    print(stat.S_ISLNK(os.lstat(link).st_mode), os.access(link, os.X_OK))
+sys.stdout.flush()
+os.execv("/proc/self/exe", ["python", "-c", sys.orig_argv[2], "argument"])
+"""
+
+
+def test_a_program_executes_and_reads_itself(inside: Inside) -> None:
+    python = Path("/usr/bin/python3")
+    if not python.exists():
+        pytest.skip("this host has no /usr/bin/python3")
+    end = inside.agrees([str(python), "-c", ITSELF])
+    assert end.output.endswith("again exe argument\n"), end
+    assert end.status == 3

@@ -21,6 +21,7 @@
 #define MOST_AT 0x10000
 #define IS_INT 2
 #define MOST_RECORDS 0x100000	/* in one answer of epoll_wait(): far below what it refuses */
+#define AT_SYMLINK_NOFOLLOW 0x100
 
 /* What is to be copied to the program after the call, in this order. */
 enum out_kind {
@@ -130,10 +131,32 @@ static u64 updates(struct thread *t, u64 user, u64 length)
 	return at && !add_out(t, FIXED, user, at, length, 0) ? at : 0;
 }
 
-static u64 string(struct thread *t, u64 user)
+/* A path. The program's link to itself in /proc names the stub: the host gets the path of the program. */
+static u64 string(struct thread *t, u64 user, int follows)
 {
 	long length = user_strlen((const char *)user);
-	return length < 0 || (u64)length >= PAGE_BYTES ? 0 : reads(t, user, length + 1);
+	u64 at = length < 0 || (u64)length >= PAGE_BYTES ? 0 : reads(t, user, length + 1), room;
+	if (!at || !follows || length >= MOST_EXE || !is_own_exe((const char *)at))
+		return at;
+	room = string_length(process.exe) + 1;
+	at = take_room(t, &room);
+	if (at)
+		memcpy((void *)at, process.exe, room);
+	return at;
+}
+
+/* Whether a call that names a file by a path goes through a link at its end. */
+static int follows_links(long nr, const u64 *args)
+{
+	switch (nr) {
+	case 2: case 4: case 21: case 257: case 269: case 437: case 439:	/* open, stat, access and their like */
+		return 1;
+	case 262:	/* newfstatat */
+		return !(args[3] & AT_SYMLINK_NOFOLLOW);
+	case 332:	/* statx */
+		return !(args[2] & AT_SYMLINK_NOFOLLOW);
+	}
+	return 0;
 }
 
 /* Source: Linux v6.8 arch/x86/include/asm/uaccess_64.h: __access_ok(). */
@@ -239,7 +262,7 @@ static u64 messages(struct thread *t, u64 user, u64 *count, int write)
 }
 
 /* Copy what one pointer argument names; its place in the copy, or 0. */
-static u64 copy_pointer(struct thread *t, const struct pointer *pointer, u64 *args)
+static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer, u64 *args)
 {
 	u64 at = args[pointer->argument], *other = &args[pointer->other], length = *other, result;
 	switch (pointer->how) {
@@ -271,7 +294,7 @@ static u64 copy_pointer(struct thread *t, const struct pointer *pointer, u64 *ar
 		length = *other >= STUB_START && *other < STUB_END ? *(u32 *)*other : 0;
 		return length && length <= MOST_AT ? part(t, at, length, 1, *other) : 0;
 	case STRING:
-		return string(t, at);
+		return string(t, at, follows_links(nr, args));
 	case IOVECS:
 		if (pointer->write && add_out(t, BUDGET, 0, 0, 1, 0))
 			return 0;
@@ -301,7 +324,7 @@ void bounce_in(struct thread *t, const struct row *row, u64 *args)
 	for (int i = 0; i < MOST_POINTERS && row->pointers[i].how; i++) {
 		const struct pointer *pointer = &row->pointers[i];
 		u32 outs = t->bounce.outs;
-		u64 at = args[pointer->argument] ? copy_pointer(t, pointer, args) : 0;
+		u64 at = args[pointer->argument] ? copy_pointer(t, row->nr, pointer, args) : 0;
 		if (at)
 			args[pointer->argument] = at;
 		else

@@ -81,25 +81,13 @@ static int prctl_call(const u64 *args, long *ret)
 	return 0;
 }
 
-static int is_own_exe(const char *path)
-{
-	static const char name[] = "/proc/self/exe";
-	u64 i = 0;
-	while (i < sizeof name && path[i] == name[i])
-		i++;
-	return i == sizeof name;
-}
-
 /* readlink("/proc/self/exe"): the program's, not the stub's. */
 static int readlink_call(const u64 *args, long nr, long *ret)
 {
 	int at = nr == NR_readlinkat;
-	char path[16] = {0};
+	char path[MOST_EXE] = {0};
 	long length = user_strlen((const char *)args[at]);
-	if (length < 0 || length > 15)
-		return 0;
-	memcpy(path, (const char *)args[at], length);
-	if (!is_own_exe(path))
+	if (length < 0 || length >= MOST_EXE || user_copy(path, (const char *)args[at], length) || !is_own_exe(path))
 		return 0;
 	u64 exe = string_length(process.exe), size = args[at + 2];
 	*ret = (int)size <= 0 ? -EINVAL : user_copy((void *)args[at + 1], process.exe, exe < size ? exe : size) ? -EFAULT

@@ -70,7 +70,7 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	if (ret)
 		return ret;
 	descriptors_widen();
-	ret = check_program(real);
+	ret = check_program(is_own_exe(real) ? process.exe : real);
 	descriptors_narrow();
 	if (ret)
 		return ret;
@@ -87,7 +87,8 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	words = put_number(words, process.stub_fd);
 	words[-1] = '/';
 	put_number(words, descriptors_hard_limit());
-	args[6] = args[7] = real;
+	args[6] = is_own_exe(real) ? process.exe : real;
+	args[7] = real;
 	ret = take_vector((const char *const *)vectors[0], args + 8, MAX_STRINGS - 9);
 	if (ret < 0)
 		return ret;

@@ -198,6 +198,8 @@ u64 copy_out(u64 to, u64 from, u64 length);
 void bounce_forget(void);
 
 /* proc.c */
+#define MOST_EXE 32
+int is_own_exe(const char *path);	/* its link in /proc, by one of its names */
 int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
 void proc_forget(u64 fd);
 long proc_opened(struct thread *t, int fd, u64 flags);

@@ -32,6 +32,21 @@ static int is(const char *a, const char *b)
 	return *a == *b;
 }
 
+int is_own_exe(const char *path)
+{
+	u64 pid = 0;
+	if (!starts(path, "/proc/"))
+		return 0;
+	path += 6;
+	if (starts(path, "self/"))
+		return is(path + 5, "exe");
+	if (starts(path, "thread-self/"))
+		return is(path + 12, "exe");
+	while (*path >= '0' && *path <= '9')
+		pid = pid * 10 + (*path++ - '0');
+	return pid && *path == '/' && is(path + 1, "exe") && pid == (u64)sys0(NR_getpid);
+}
+
 static enum kind kind_of(const char *name)
 {
 	static const char *const whole[] = {"maps", "smaps", "smaps_rollup", "statm", "cmdline"};
