@@ -263,6 +263,24 @@ static int is_known(const char *only)
 	return is_right;
 }
 
+/* Take one option that has a value; 0 for an option that does not exist. */
+static int take_option(const char *option, const char *value, const char **only)
+{
+	if (strcmp(option, "--abi") == 0)
+		return (abi = find_abi(value)) != NULL;
+	if (strcmp(option, "--only") == 0)
+		return (*only = value) != NULL;
+	if (strcmp(option, "--log") == 0)
+		return (log_path = value) != NULL;
+	if (strcmp(option, "--opens") == 0)
+		return (nr_opens = atol(value)) > 0;
+	if (strcmp(option, "--patience") == 0)
+		return (patience_ms = atoi(value)) > 0;
+	if (strcmp(option, "--limit") == 0)
+		return (limit_seconds = atoi(value)) > 0;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	const char *only = NULL;
@@ -276,33 +294,13 @@ int main(int argc, char **argv)
 		abi = find_abi(argv[3]);
 		serve_puppet(atoi(argv[2]), -1);
 	}
-	for (int at = 1; at < argc; at++) {
-		const char *value = at + 1 < argc ? argv[at + 1] : NULL;
-
-		if (strcmp(argv[at], "--list") == 0) {
-			list_checks();
-			return 0;
-		}
-		if (!value)
-			return usage(argv[0]);
-		if (strcmp(argv[at], "--abi") == 0)
-			abi = find_abi(value);
-		else if (strcmp(argv[at], "--only") == 0)
-			only = value;
-		else if (strcmp(argv[at], "--log") == 0)
-			log_path = value;
-		else if (strcmp(argv[at], "--opens") == 0)
-			nr_opens = atol(value);
-		else if (strcmp(argv[at], "--patience") == 0)
-			patience_ms = atoi(value);
-		else if (strcmp(argv[at], "--limit") == 0)
-			limit_seconds = atoi(value);
-		else
-			return usage(argv[0]);
-		if (!abi)
-			return usage(argv[0]);
-		at++;
+	if (argc == 2 && strcmp(argv[1], "--list") == 0) {
+		list_checks();
+		return 0;
 	}
+	for (int at = 1; at < argc; at += 2)
+		if (at + 1 == argc || !take_option(argv[at], argv[at + 1], &only))
+			return usage(argv[0]);
 	if (only && !is_known(only))
 		return 2;
 	if (!are_calls_there())
