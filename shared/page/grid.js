@@ -191,9 +191,9 @@ function paintSprite(kind, colour, cell, { width, height, font }) {
     pen.textBaseline = "middle";
     pen.fillText(kind.mark, width / 2 - 0.5, font > 12 ? 12 : height / 2);
   }
-  if (font && cell & IS_DIRTY) pen.fillRect(0, height - 3, width - 1, 2); // A line below: dirty.
-  if (font && cell & IS_ACCESSED) pen.fillRect(width - 4, 0, 3, 3); // A corner: accessed.
-  if (font && cell & IS_LOCKED) pen.fillRect(0, 0, 2, height - 1); // A line at the left: locked.
+  if (font && cell & IS_DIRTY) pen.fillRect(1, height - 4, width - 3, 2); // A line below: dirty.
+  if (font && cell & IS_ACCESSED) pen.fillRect(width - 5, 1, 3, 3); // A corner: accessed.
+  if (font && cell & IS_LOCKED) pen.fillRect(1, 1, 2, height - 3); // A line at the left: locked.
   if (cell & IS_TOUCHED) {
     pen.strokeStyle = cssValue("--touched");
     pen.lineWidth = font > 12 ? 4 : 2;

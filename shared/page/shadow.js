@@ -46,7 +46,7 @@ export class ShadowView {
     const { shadow } = this, vaddr = shadow.start + n * PAGE, flags = shadow.flags[n], isTouched = touches(this.scene.changes.shadow, vaddr, vaddr + PAGE);
     const names = FLAGS.filter(([bit]) => flags & bit).map(([, name]) => name).join(" ") || "none";
     return el("div", { class: `shadowrow${isTouched ? " touched" : ""}${flags & 4 ? " mapped" : ""}` }, el("span", { text: `[${n}]` }),
-      el("code", { text: word(vaddr) }), el("code", { text: word(shadow.pfns[n]) }), el("code", { text: `${word(flags)}  ${names}${isTouched ? "  ◂ changed" : ""}` }));
+      el("code", { text: word(vaddr) }), el("code", { text: word(shadow.pfns[n]) }), el("code", { text: `${word(flags)} ${names}${isTouched ? "  ◂ changed" : ""}` }));
   }
 
   facts(n) {

@@ -21,17 +21,23 @@ export function storyOf(head, events, named) {
   const lines = [];
   for (const number of [...FIRST.filter((one) => told.has(one)), ...[...told.keys()].filter((one) => !FIRST.includes(one))]) {
     const all = told.get(number), many = MANY[number];
-    if (all.length > 3 && many) lines.push(many(all.length));
+    if (number === 168) lines.push(tablesText(all));
+    else if (all.length > 2 && many) lines.push(many(all.length));
     else lines.push(...all.slice(0, 4), ...(all.length > 4 ? [`… and ${all.length - 4} more`] : []));
   }
   return { title: titleOf(head, events, named), lines };
 }
 
-const FIRST = [24, 37, 34, 82, 81, 83]; // What is told before all else: what is wanted, who comes, who goes.
+const FIRST = [24, 37, 34, 82, 81, 83, 25]; // What is told before all else: what is wanted, who comes, who goes.
 const MANY = {
   32: (number) => `${number} VMAs are new.`, 33: (number) => `${number} VMAs are gone.`, 25: (number) => `${number} page faults are settled.`,
-  50: () => "The entries of many pages are emptied.", 168: (number) => `The page table gets ${number} tables.`,
+  50: () => "The entries of many pages are emptied.",
 };
+
+function tablesText(tables) {
+  if (tables.length > 4) return `The page table gets ${tables.length} tables.`;
+  return `The page table gets ${tables.length === 1 ? tables[0] : `${tables.slice(0, -1).join(", ")} and ${tables[tables.length - 1]}`}.`;
+}
 
 /** Return one line about a step: who does what. */
 export function titleOf(head, events, named) {
@@ -39,7 +45,7 @@ export function titleOf(head, events, named) {
   const who = first.pid ? named(first.pid) : "the kernel";
   if (!first.pid && head.causes[first.causes[0]] === "exit") return "the kernel frees an address space that nobody has any more";
   const outer = head.causes[first.causes[0]] || "";
-  if (first.kind?.number === 16) return `${who}: ${callText(head, first)}${resultText(events)}`;
+  if (first.kind?.number === 16) return `${who}: ${callText(head, first)}${resultText(head, events)}`;
   if (outer === "access" || outer === "ahead") {
     const verb = ACCESSES[head.calls[first.nr]] || "uses";
     const address = first.fields.address ?? first.address;
@@ -54,16 +60,18 @@ const CAUSES = {
   syscall: "a call goes on", fault: "a page fault",
 };
 
-function resultText(events) {
+function resultText(head, events) {
   const exit = events.find((event) => event.kind?.number === 17);
-  if (!exit) return "";
+  if (!exit || (SPECIAL[head.calls[exit.fields.id]] && exit.fields.ret >= 0)) return "";
   const ret = exit.fields.ret;
   return ret < 0 && ret > -4096 ? ` fails: error ${-ret}` : ` = ${ret > 65535 ? hex(ret) : ret}`;
 }
 
+const SPECIAL = { attach: "it attaches to the machine", procread: "it reads a file of /proc", clone: "fork: a copy of its memory is made for a child" };
+
 function callText(head, event) {
   const { id, arg0, arg1, arg2 } = event.fields, name = head.calls[id] || `call ${id}`;
-  if (id >= 4096) return { attach: "attaches", read_file: "reads a file of /proc" }[name] || name.replaceAll("_", " ");
+  if (id >= 4096) return SPECIAL[name] || name.replaceAll("_", " ");
   const asText = {
     mmap: () => `mmap(${arg0 ? hex(arg0) : "anywhere"}, ${size(Number(arg1))}, ${rights(Number(arg2)).slice(0, 3)})`,
     munmap: () => `munmap(${hex(arg0)}, ${size(Number(arg1))})`,
@@ -106,14 +114,16 @@ function faultText(fields, event, head, events) {
 }
 
 const range = (start, end) => `${hex(start)}–${hex(end)}`;
+const FORKS = /^(clone|fork|vfork|clone3)$/;
 const LEVELS = ["", "PTE", "PMD", "PUD", "PGD"];
 const isCause = (head, event, name) => head.calls[event.nr] === name;
 
 function replaceText(fields, event, head) {
   const old = BigInt(fields.old), now = BigInt(fields.new), RW = 2n;
+  if (old & 0x101n && now && !(now & 0x101n)) return `${pages(fields.nr_pages)} from ${hex(fields.vaddr)} on: the entry names a slot of the swap file now, and no frame.`;
   if (!(old & 0x101n) || !(now & 0x101n)) return "";
   if (pfnOf(fields.old) !== pfnOf(fields.new) || (old & RW) === (now & RW)) return "";
-  const isClone = /^(clone|fork|vfork|clone3)$/.test(head.calls[event.nr] || "");
+  const isClone = FORKS.test(head.calls[event.nr] || "");
   if (old & RW) {
     const why = isClone ? " Parent and child share the frames: the first write makes a copy." : "";
     return `${pages(fields.nr_pages)} from ${hex(fields.vaddr)} on: the entries become read-only.${why}`;
@@ -131,24 +141,24 @@ const TELL = {
     ? `The VMA ${range(f.old_start, f.old_end)} is ${range(f.start, f.end)} now.`
     : `The VMA ${range(f.start, f.end)} has other rights now: ${rights(f.vm_flags)}; before: ${rights(f.old_flags)}.`),
   37: (f, e) => e.causes.includes(3) && `The stack grows down: the access is just below it, so its VMA begins at ${hex(f.start)} now; before: ${hex(f.old_start)}.`,
-  48: (f, e, head) => (/^(clone|fork|vfork|clone3)$/.test(head.calls[e.nr] || "")
+  48: (f, e, head) => (FORKS.test(head.calls[e.nr] || "")
     ? "The child gets entries for the same frames. No contents are copied." : ""),
   49: replaceText,
-  50: (f) => `${pages(f.nr_pages)} from ${hex(f.vaddr)} on: the entries are emptied.`,
+  50: (f) => (f.nr_pages === 1 ? `The entry of the page ${hex(f.vaddr)} is emptied.` : `The entries of ${pages(f.nr_pages)} from ${hex(f.vaddr)} on are emptied.`),
   65: () => "Frames go back to the allocator.",
   81: (f) => `${f.parent_comm} ${f.parent_pid} has a child: ${f.child_comm} ${f.child_pid}. Its memory is a copy, made at the first writes.`,
   82: (f) => `The process runs ${f.filename} now. Its old address space is gone, and a new one takes its place.`,
   83: (f) => (f.signo ? `The process is killed by signal ${f.signo}.` : "The process ends. All its memory goes back."),
   97: (f) => `It takes signal ${f.sig}${f.fatal ? ", which is fatal" : ""}.`,
   114: () => "Few frames are free: the background pass of reclaim starts.",
-  117: (f) => `${pages(f.nr_pages)} are written to the swap file.`,
+  117: (f) => `${pages(f.nr_pages)} ${Number(f.nr_pages) === 1 ? "is" : "are"} written to the swap file.`,
   118: (f) => `A page is read from slot ${f.slot} of the swap file into ${frameText(f.pfn)}.`,
   119: (f) => `The OOM killer chooses ${f.comm} ${f.pid}.`,
   128: (f) => (f.ret ? `The shadow page table is refused: ${f.why}.` : `A shadow page table of process ${f.target} is opened: ${range(f.start, f.end)}.`),
   129: () => "The shadow page table follows its target from now on.",
   130: () => "The shadow page table is frozen.",
   131: () => "The shadow page table is closed.",
-  168: (f) => `The page table gets a ${LEVELS[f.level] || "kept"} table: ${frameText(f.pfn)}.`,
+  168: (f) => `a ${LEVELS[f.level] || "kept"} table${f.pfn ? ` (${frameText(f.pfn)})` : ""}`,
 };
 
 /** Return one line about one event, for the list of events. */

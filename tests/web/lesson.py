@@ -63,7 +63,9 @@ def _family() -> Iterator[tuple[int, int, int]]:
     """A real process, its real child, because a fork is taken only by one, and a process with a hostile name."""
     named = f"printf '{HOSTILE}' > /proc/$$/comm; echo; read _"
     with (
-        subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True) as shell,
+        subprocess.Popen(
+            ["sh", "-c", "printf target > /proc/$$/comm; sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True
+        ) as shell,
         subprocess.Popen(["sh", "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other,
     ):
         assert shell.stdout is not None
@@ -82,7 +84,6 @@ def make_lesson() -> Lesson:
     """Play the lecture on a machine of the test's own."""
     with _family() as (parent_pid, child_pid, other_pid), _stage() as stage:
         parent = stage.world.attach(pid=parent_pid)
-        parent.process.comm = "target"
         memory = HostMemory(12)
         fds = _open_shadow(stage, parent, memory)
         _demand_paging(stage, parent)
@@ -116,7 +117,6 @@ def _demand_paging(stage: _Stage, parent: Program) -> None:
     stage.mark("first read")
     parent.store(page(1), b"x")
     parent.store(page(2), b"x")
-    parent.call(Nr.MLOCK, page(2), PAGE_SIZE)
     stage.mark("demand paging")
 
 
@@ -127,6 +127,8 @@ def _copy_on_write(stage: _Stage, parent: Program, pid: int) -> Program:
     stage.mark("copy")
     parent.store(page(0), b"z")
     stage.mark("reuse")
+    parent.call(Nr.MLOCK, page(2), PAGE_SIZE)
+    stage.mark("locked")
     return child
 
 

@@ -32,8 +32,8 @@ def test_demand_paging_can_be_seen(in_browser: InBrowser, lesson: Lesson, lesson
         await view.see("space", lesson.moments["first read"])
         assert (await view.pages(lesson.parent, page(0)))[1] == "zero page accessed changed"
         assert "zero page that all share" in await view.text(".story")
-        await view.see("space", lesson.moments["demand paging"])
-        assert "anonymous accessed dirty locked" in " ".join(await view.pages(lesson.parent, page(2)))
+        await view.see("space", lesson.moments["locked"])
+        assert "accessed dirty locked" in " ".join(await view.pages(lesson.parent, page(2)))
 
     in_browser(look)
 
