@@ -43,12 +43,16 @@ export async function inflate(chunk) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
+let lastStamp = 0;
+
 /** One address space. Its entries are in leaf tables of 512 pairs of 32-bit words, the lower word first. */
 class AddressSpace {
   constructor(number) {
     this.number = number;
     this.pid = 0;
-    this.vmas = new Map(); // by start: {start, end, flags, pgoff, mapping}
+    this.vmas = new Map(); // by start: {start, end, flags, pgoff, mapping}; changed by `changedVmas` alone
+    this.sorted = null;
+    this.vmaStamp = (lastStamp += 1); // Another number whenever they have changed.
     this.tables = new Map(); // "level:vaddr" -> pfn; level 1 is PTE, 4 PGD
     this.deposited = [];
     this.leaves = new Map(); // vaddr / 2 MiB -> Uint32Array(1024)
@@ -97,9 +101,16 @@ class AddressSpace {
     return [leaf[at], leaf[at + 1]];
   }
 
+  /** The VMAs, to be changed. */
+  changedVmas() {
+    this.sorted = null;
+    this.vmaStamp = lastStamp += 1;
+    return this.vmas;
+  }
+
   /** The VMAs by address. */
   sortedVmas() {
-    return [...this.vmas.values()].sort((one, other) => one.start - other.start);
+    return (this.sorted ||= [...this.vmas.values()].sort((one, other) => one.start - other.start));
   }
 }
 
@@ -267,11 +278,11 @@ HANDLERS[66] = (m, v, at) => {
 HANDLERS[32] = (m, v, at) => {
   const start = u64(v, at + 4);
   const vma = { start, end: u64(v, at + 12), flags: u64(v, at + 20), pgoff: u64(v, at + 28), mapping: 0 };
-  m.mm(u32(v, at)).vmas.set(start, vma);
+  m.mm(u32(v, at)).changedVmas().set(start, vma);
 };
-HANDLERS[33] = (m, v, at) => m.mm(u32(v, at)).vmas.delete(u64(v, at + 4));
+HANDLERS[33] = (m, v, at) => m.mm(u32(v, at)).changedVmas().delete(u64(v, at + 4));
 HANDLERS[34] = (m, v, at) => {
-  const vmas = m.mm(u32(v, at)).vmas, old = vmas.get(u64(v, at + 4)), start = u64(v, at + 28);
+  const vmas = m.mm(u32(v, at)).changedVmas(), old = vmas.get(u64(v, at + 4)), start = u64(v, at + 28);
   vmas.delete(u64(v, at + 4));
   const mapping = old ? old.mapping : 0;
   vmas.set(start, { start, end: u64(v, at + 36), flags: u64(v, at + 44), pgoff: u64(v, at + 52), mapping });
@@ -280,7 +291,7 @@ HANDLERS[160] = (m, v, at) => {
   const number = u32(v, at), mapping = u32(v, at + 4);
   m.files.set(mapping, { dev: u64(v, at + 16), ino: u64(v, at + 24), name: text(v, at + 32, 128) });
   const vma = number ? m.mm(number).vmas.get(u64(v, at + 8)) : null;
-  if (vma) m.mm(number).vmas.set(vma.start, { ...vma, mapping });
+  if (vma) m.mm(number).changedVmas().set(vma.start, { ...vma, mapping });
 };
 HANDLERS[48] = HANDLERS[49] = HANDLERS[50] = HANDLERS[170] = (m, v, at) => {
   const mm = m.mm(u32(v, at)), pages = u32(v, at + 4), vaddr = u64(v, at + 8);

@@ -9,6 +9,7 @@ import { count, hex, pageFacts, rights, size, vmaName } from "kd/words.js";
 import { Zoom } from "kd/zoom.js";
 
 const CELLS = 2048; // A VMA shows so many cells at most; then a cell stands for several pages.
+const MAX_VMAS = 300; // So many VMAs have rows; the others are shown when the zoom comes to them.
 const BIG_CELLS = 32; // So many pages or fewer have big cells, with their frames' numbers.
 
 export class SpaceView {
@@ -79,13 +80,14 @@ class Column {
     const total = mm ? mm.rss[0] + mm.rss[1] + mm.rss[3] : 0;
     setText(this.head, `${task.comm || "process"} ${task.pid}  ${mm ? `${count(total, "page")} resident` : "has ended: it has no memory"}`);
     let before = null, after = this.head;
-    for (const vma of mm ? mm.sortedVmas() : []) {
+    const there = mm ? mm.sortedVmas().filter((vma) => vma.end > window.start && vma.start < window.end) : [];
+    for (const vma of there.slice(0, MAX_VMAS)) {
       const start = Math.max(vma.start, window.start), end = Math.min(vma.end, window.end);
-      if (start >= end) continue;
       if (before !== null && before < vma.start) after = this.gap(before, vma.start, seen, after);
       after = this.vma(scene, mm, vma, start, end, seen, after);
       before = end;
     }
+    if (there.length > MAX_VMAS) after = this.more(there.length - MAX_VMAS, seen, after);
     if (mm && before === null) after = this.nothing(window, seen, after);
     for (const [key, row] of this.rows) {
       if (seen.has(key)) continue;
@@ -105,6 +107,12 @@ class Column {
   gap(start, end, seen, after) {
     const row = this.row(`gap ${start}`, seen, after, () => ({ element: el("p", { class: "gap" }) }));
     setText(row.element, `${size(end - start)} without a mapping`);
+    return row.element;
+  }
+
+  more(number, seen, after) {
+    const row = this.row("more", seen, after, () => ({ element: el("p", { class: "gap" }) }));
+    setText(row.element, `${count(number, "more mapping")} behind it: zoom in to see them.`);
     return row.element;
   }
 

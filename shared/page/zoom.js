@@ -112,7 +112,7 @@ export class Zoom {
     const { start, end } = this.window;
     setText(this.where, `${hex(start)}–${hex(end)}  ${size(end - start)}`);
     const width = this.element.firstChild.clientWidth, vmas = mm ? mm.sortedVmas() : [];
-    const key = `${width} ${start} ${end} ${devicePixelRatio} ${scene.theme} ${vmas.map((vma) => `${vma.start} ${vma.end} ${vma.flags}`).join()}`;
+    const key = `${width} ${start} ${end} ${devicePixelRatio} ${scene.theme} ${mm ? mm.vmaStamp : ""}`;
     if (!width || key === this.key) return;
     this.key = key;
     this.width = width;
@@ -120,11 +120,12 @@ export class Zoom {
     pen.fillStyle = cssValue("--page-8");
     pen.fillRect(0, 6, width, HEIGHT - 12);
     let last = -10;
+    const colours = [cssValue("--page-2"), cssValue("--page-3")];
     for (const vma of vmas) {
-      if (vma.end <= start || vma.start >= end) continue;
+      if (vma.end <= start || vma.start >= end || last >= width) continue;
       const x = Math.max(0, (vma.start - start) * scale), length = Math.max(3, (Math.min(vma.end, end) - Math.max(start, vma.start)) * scale);
       const place = Math.min(width - 3, x < last + 1 ? last + 1 : x); // Neighbours stay apart, so that each can be seen.
-      pen.fillStyle = cssValue(vma.mapping ? "--page-3" : "--page-2");
+      pen.fillStyle = colours[vma.mapping ? 1 : 0];
       pen.fillRect(place, 2, Math.max(2, Math.min(length, width - place)), HEIGHT - 4);
       last = place + length;
     }
