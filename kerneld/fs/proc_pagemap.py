@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_SPECIAL, present_mask, pte_pfn, swap_mask, swp_offset
-from kerneld.mm.frames.frames import PG_ANON
+from kerneld.hw.paging import PTE_SPECIAL, entry_pfn, present_mask, pte_pfn, swap_mask, swp_offset
+from kerneld.mm.frames.frames import PG_ANON, Frames, Pfns
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Vaddr
@@ -75,7 +76,16 @@ def _huge_pages(mm: MmStruct, start: Vaddr, end: Vaddr, words: npt.NDArray[np.ui
         if leaf.huge:
             entry = mm.frames.ram.words[leaf.low]
             is_zero = entry & PTE_SPECIAL
-            exclusive = not is_zero and mm.frames.mapcount_at[pte_pfn(entry)] == 1
+            pfns = np.arange(entry_pfn(entry, leaf.start), entry_pfn(entry, leaf.end - 1) + 1)
+            exclusive = huge_exclusive(mm.frames, pfns) & (not is_zero)
             run = words[(leaf.start - start) >> PAGE_SHIFT : (leaf.end - start) >> PAGE_SHIFT]
             run &= np.uint64(~(PM_FILE | PM_MMAP_EXCLUSIVE) & (1 << 64) - 1)
-            run |= np.uint64((PM_FILE if is_zero else 0) | (PM_MMAP_EXCLUSIVE if exclusive else 0))
+            run |= np.uint64(PM_FILE if is_zero else 0) | exclusive * np.uint64(PM_MMAP_EXCLUSIVE)
+
+
+def huge_exclusive(frames: Frames, pfns: Pfns) -> npt.NDArray[np.bool_]:
+    """Return for frames of one huge page, which an entry of 2 MiB maps, whether they count as mapped once.
+
+    Source: Linux v6.8 fs/proc/task_mmu.c:pagemap_pmd_range(): the first page decides for all.
+    """
+    return np.full(len(pfns), frames.mapcount_at[int(pfns[0]) & -HPAGE_PMD_NR] == 1)

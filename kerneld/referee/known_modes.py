@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kerneld.fs import proc_page
+from kerneld.fs import proc_page, proc_pagemap
 from kerneld.mm.calls import madvise_pages
 from kerneld.mm.fault import collapse, fault, thp
 from kerneld.mm.frames import swap_state
@@ -57,6 +57,15 @@ KNOWN_OF_MODES = (
         "MADV_COLLAPSE makes a huge page even if none of its pages is writable.",
         ((collapse, "_may_collapse", later_huge.may_collapse),),
         witness=witnesses_huge.collapses_what_is_read_only,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 11),
+        "fs/proc/task_mmu.c:pagemap_pmd_range()",
+        "Bit 56 of pagemap is of each page of a huge page by itself. In v6.8, and again in v6.18, the first page "
+        "decides for all.",
+        ((proc_pagemap, "huge_exclusive", later_huge.huge_exclusive),),
+        witness=witnesses_huge.asks_each_page_whether_it_is_exclusive,
         mode=Mode.HUGE,
     ),
     Known(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_SPECIAL, make_pte, present_mask, pte_pfn
 from kerneld.mm.fault import fault, thp
@@ -175,6 +176,11 @@ def stays_locked(_vmas: VmaTree, _haddr: Vaddr) -> bool:
 def nr_unlocks(_nr_pages: int) -> int:
     """Source: Linux v6.9 mm/memory.c:zap_present_folio_ptes(): folio_remove_rmap_ptes() of all at once."""
     return 1
+
+
+def huge_exclusive(frames: Frames, pfns: Pfns) -> npt.NDArray[np.bool_]:
+    """Source: Linux v6.11 fs/proc/task_mmu.c:pagemap_pmd_range(): each page by itself."""
+    return np.asarray(frames.mapcount[pfns] == 1)
 
 
 def words_of_tails(_frames: Frames, _pfns: Pfns, words: Words) -> Words:

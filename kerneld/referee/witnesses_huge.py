@@ -53,6 +53,13 @@ def stays_locked_when_its_entry_is_split(stage: Stage) -> bool:
     return _is_locked(played.view.page_flags)
 
 
+def asks_each_page_whether_it_is_exclusive(stage: Stage) -> bool:
+    """The child has a copy of the first page, and maps the others as its parent does."""
+    played = stage.play(*_huge_page(_WRITE), Op(0, "fork", (1,)), _touch(0, _WRITE, 1))
+    first, second = (played.view.pages.get(_PLACE + number * P, 0) & PM_MMAP_EXCLUSIVE for number in range(2))
+    return first != 0 and second == 0
+
+
 def unlocks_many_entries_once(stage: Stage) -> bool:
     """The child maps the huge page by small entries. It and its parent lock it, and then it unmaps two pages."""
     played = stage.play(
