@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -163,3 +164,26 @@ def test_exit_is_answered_in_the_ring(ring: RawRing) -> None:
     ring.put(raw.pack(raw.EXIT_GROUP, 0))
     assert ring.bell() == []
     assert ring.answer == [raw.Reply(0)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_in_a_ring_harms_nobody_else(daemon: Daemon, seed: int) -> None:
+    """Random bytes, sizes and numbers, some of them good requests, changed again while they are served."""
+    chosen, other = random.Random(seed), attach(daemon)
+    for _ in range(20):
+        with contextlib.closing(raw.RawThread()) as thread:
+            if thread.attach(str(daemon.path)) != os.getpid():
+                continue
+            ring = RawRing(thread)
+            for _ in range(20):
+                good = raw.pack(chosen.choice((raw.GETPID, raw.LOAD, raw.TOUCH, 461)), BASE, chosen.randrange(70_000))
+                ring.put(chosen.choice((good, good * 9, chosen.randbytes(300))), chosen.choice((None, None, 56, 300)))
+                ring.words[REQUEST_NUMBER] += chosen.randrange(3)
+                try:
+                    if not ring.bell():
+                        break
+                except BrokenPipeError:
+                    break
+                ring.put(chosen.randbytes(100), chosen.randrange(1 << 64))
+            ring.close()
+    assert other.raw.call(raw.GETPID).ret == other.pid
