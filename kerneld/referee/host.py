@@ -124,6 +124,8 @@ class Host:
     def _settle(self, *, huge_pages: bool) -> Layout:
         """Unmap the kernel's own mappings (vdso) in the runner, and find the mappings that are left."""
         brk = self._template.call(Nr.BRK, (0,)).ret
+        # The pages of its stack that accesses use: all programs begin with them, so the peak of its own memory is one.
+        self._template.order(_LOAD, (0, 0))
         self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 0 if huge_pages else 1, 0, 0, 0))
         taken: list[tuple[int, int]] = []
         for line in read_file(self._proc, f"{self._runner.pid}/maps").splitlines():
