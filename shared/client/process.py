@@ -66,6 +66,17 @@ class Process(MemoryCalls):
         state = "attached to" if self._connection.is_open else "no longer attached to"
         return f"<Process {getattr(self, 'pid', '?')}{thread} {state} {self.socket_path}>"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the open shadow page table as a table; without one, the mappings."""
+        from shared.client.notebook import maps_html, shadow_html, text_html  # noqa: PLC0415  (for notebooks alone)
+
+        table = self._shadow.table
+        if not self._connection.is_open:
+            return text_html(repr(self))
+        if table is not None and table.layout is not Layout.F25_PART1:
+            return shadow_html(self.snapshot(), table.layout)
+        return maps_html(self.read_proc(f"{self.pid}/maps").decode("utf-8", "replace"))
+
     def __enter__(self) -> Process:
         return self
 
