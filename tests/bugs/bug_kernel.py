@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.commands.conformance.kit_program import Run, run_kit
@@ -13,16 +15,31 @@ KERNELD = (sys.executable, "-P", "-m", "kerneld")
 RAM = "512M"
 
 
+@contextmanager
+def running_kernel(directory: Path, *options: str) -> Iterator[dict[str, str]]:
+    """Run a kerneld with room for the checks, and yield the environment that finds it.
+
+    Its log is read all the time: thousands of opens fill a pipe that nobody reads, and the kernel would wait.
+    """
+    path = private_socket(directory)
+    daemon = start_kerneld(path, *options, ram=RAM, check_invariants=False)
+    assert daemon.stderr is not None
+    reader = threading.Thread(target=daemon.stderr.read)
+    reader.start()
+    try:
+        yield environment(path)
+    finally:
+        daemon.kill()
+        reader.join()
+        daemon.stderr.close()
+        daemon.wait()
+
+
 def run_on_bug(
     kit: Path, directory: Path, bug: str | None, checks: Sequence[str] = (), options: Sequence[str] = ()
 ) -> Run:
     """Run checks, all without `checks`, inside a kernel with the mistake `bug`, or with none; `directory` is empty."""
-    path = private_socket(directory)
     planted = () if bug is None else ("--bug", bug)
-    daemon = start_kerneld(path, *planted, ram=RAM, check_invariants=False)
     only = ("--only", ",".join(checks)) if checks else ()
-    try:
-        return run_kit([*KERNELD, "exec", "--", str(kit)], *only, *options, environment=environment(path))
-    finally:
-        daemon.kill()
-        daemon.communicate()
+    with running_kernel(directory, *planted) as found:
+        return run_kit([*KERNELD, "exec", "--", str(kit)], *only, *options, environment=found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,6 @@ from shared.failure import Failure, Status
 from shared.option_types import Whole
 
 _CHOICES = 4
-_READY = b"kerneld ready"
 _SHOWN = ("#   did:", "#   expected:")
 """The lines of a failed check that do not name the mistake."""
 _SECONDS = 120.0
@@ -100,33 +98,28 @@ def broken_kernel(name: str) -> Iterator[str]:
     """Run a private kernel with the mistake `name`, and yield its socket. Raises Failure."""
     with tempfile.TemporaryDirectory(prefix="kerneld-quiz-") as directory:
         socket = os.path.join(directory, "kerneld.sock")
-        words = ["start", "--socket", socket, "--ram", "512M", "--log-format", "json", "--bug", name]
-        kernel = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kerneld", *words], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        assert kernel.stderr is not None
+        words = ["--socket", socket, "--ram", "512M", "--log-format", "json", "--bug", name]
+        # In the background: then its log is a file, and no pipe that fills.
+        started = _run("start", "--detach", *words)
+        if started.returncode:
+            raise Failure(Status.FAILED, f"the kernel does not start: {started.stderr.strip()}")
         try:
-            with kernel.stderr:
-                line = kernel.stderr.readline()
-                if _READY not in line:
-                    raise Failure(Status.FAILED, f"the kernel does not start: {line.decode(errors='replace').strip()}")
-                yield socket
+            yield socket
         finally:
-            kernel.send_signal(signal.SIGTERM)
-            kernel.wait()
+            _run("stop", "--socket", socket)
+
+
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of kerneld to its end. Raises TimeoutExpired."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "kerneld", *words], capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
 
 
 def look(kit: Path, check: str, socket: str) -> Sequence[str]:
     """Run a check inside the kernel, and return the lines that tell what it did and saw. Raises Failure."""
-    command = ["exec", "--socket", socket, "--", str(kit), "--only", check, "--log", os.devnull]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "kerneld", *command],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
+        done = _run("exec", "--socket", socket, "--", str(kit), "--only", check, "--log", os.devnull)
     except subprocess.TimeoutExpired:
         raise Failure(Status.FAILED, f"the check {check} does not end") from None
     if done.returncode == KerneldStatus.CANNOT_RUN:

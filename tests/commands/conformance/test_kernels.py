@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kerneld.commands.conformance.kit import Check
+from tests.bugs.bug_kernel import running_kernel
 from tests.commands.conformance.kit_program import run_kit
 from tests.native.inside import why_not_here
 from tests.support.compiler import build
-from tests.support.daemons import environment, private_socket, start_kerneld
 
 # A check has a time limit of its own, and all of them take a minute or two on a machine that others use too.
 pytestmark = pytest.mark.timeout(400)
@@ -28,11 +28,8 @@ NEED_PFNS = {"pte_write_after_read", "pte_cow", "pte_file_cow", "pte_pfn_cleared
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a kerneld with room for the checks."""
-    path = private_socket(tmp_path_factory.mktemp("k"))
-    process = start_kerneld(path, ram="512M", check_invariants=False)
-    yield environment(path)
-    process.terminate()
-    process.communicate()
+    with running_kernel(tmp_path_factory.mktemp("k")) as found:
+        yield found
 
 
 def may_skip(checks: list[Check]) -> set[str]:
