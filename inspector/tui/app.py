@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
@@ -108,6 +109,7 @@ class LiveApp(App[None]):
         self._speed = 2
         self._due = 0.0
         self._is_due = True
+        self._rests_until = 0.0
         self._pids: list[int] = []
         # Kept, not looked up: while a small screen is in front, a look-up would find none of them.
         self._top_line, self._event_line = Static(id="top"), Static(id="event")
@@ -167,9 +169,12 @@ class LiveApp(App[None]):
                 self.player.step(events)
                 self._is_due = True
                 self.is_playing = self.player.position < self.player.recording.nr_events
-        if self._is_due and self._picture.is_attached:
+        # A large machine takes long to draw. Keys are served between two pictures, most of the time.
+        if self._is_due and self._picture.is_attached and time.monotonic() >= self._rests_until:
             self._is_due = False
+            begin = time.monotonic()
             self.draw()
+            self._rests_until = time.monotonic() + 2 * (time.monotonic() - begin)
 
     # Drawing
 
