@@ -45,6 +45,7 @@ export class App {
       this.theme += 1;
       this.redraw();
     });
+    new ResizeObserver(() => this.redraw()).observe($("views")); // Also when a scroll bar comes or goes.
     addEventListener("resize", () => this.redraw());
     player.addEventListener("change", () => this.redraw());
   }

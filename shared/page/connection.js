@@ -1,7 +1,7 @@
 // Where the record comes from: the server's WebSocket, or the record inside this file. Calls `on` with what comes:
 // head(head), chunk(chunk, bytes), ready(), end(why), lost(). docs/view.md has the messages.
 
-import { inflate, unpackChunk } from "kd/model.js";
+import { inflate, unpackChunk } from "kd/recording.js";
 
 export function connect(on) {
   const embedded = document.getElementById("record");

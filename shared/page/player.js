@@ -1,6 +1,6 @@
 // The moment that the page shows: live, or any moment of the record. Owns the machine of the model; the views read it.
 
-import { Recording } from "kd/model.js";
+import { Recording } from "kd/recording.js";
 
 export class Player extends EventTarget {
   constructor() {
