@@ -299,7 +299,8 @@ class Simulated:
         """Return the counters of the whole machine."""
         kernel = self.kernel
         processes = [thread.process for thread in self.threads.values()]
-        faults = (sum(each.min_flt + each.maj_flt for each in processes), sum(each.maj_flt for each in processes))
+        major = sum(each.maj_flt for each in processes)
+        faults = sum(each.min_flt for each in processes) + major + kernel.frames.vmstat["pgfault"], major
         vmstat = show_vmstat(kernel.frames, faults)
         return Counters(vmstat, show_meminfo(kernel.frames, kernel.sysctl), uncompared_faults=Notices.count)
 

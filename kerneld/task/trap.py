@@ -76,6 +76,8 @@ def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
         return
     fault = handle_mm_fault(mm, vma, address, error_code & PF_WRITE != 0)
     if fault & VM_FAULT_ERROR:
+        # It counts for the machine, but for no process: Linux v6.8 mm/memory.c:mm_account_fault().
+        mm.frames.vmstat["pgfault"] += 1
         fault_error(thread, error_code, address, fault)
     elif fault & VM_FAULT_MAJOR:
         process.maj_flt += 1

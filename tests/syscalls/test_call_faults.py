@@ -5,6 +5,8 @@ Source: Linux v6.8 mm/memory.c:mm_account_fault().
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from shared.uapi.mman import Madv, Map, Mcl, Mremap
@@ -66,3 +68,17 @@ def test_calls_that_fault_nothing_in_count_nothing(program: Program) -> None:
     assert program.call(Nr.MLOCKALL, Mcl.CURRENT | Mcl.ONFAULT) == 0
     assert program.call(Nr.MADVISE, BASE, LENGTH, Madv.WILLNEED) in (0, -9)
     assert program.process.min_flt == before
+
+
+@pytest.mark.parametrize(("size", "failed"), [(PAGES - 1, 2), (0, 1)])
+def test_a_fault_that_fails_counts_for_the_machine_alone(
+    program: Program, world: World, size: int, failed: int
+) -> None:
+    """Where pages came before it, it is taken twice: the first time ends their part of the work."""
+    with open(os.memfd_create("file"), "wb") as file:
+        file.truncate(size * PAGE_SIZE)
+        assert program.mmap(PAGES, flags=Map.SHARED, at=BASE, fd=file.fileno()) == BASE
+    before, faults = program.process.min_flt, world.kernel.frames.vmstat["pgfault"]
+    assert program.call(Nr.MADVISE, BASE, LENGTH, Madv.POPULATE_WRITE) == -14
+    assert program.process.min_flt - before == size
+    assert world.kernel.frames.vmstat["pgfault"] - faults == failed

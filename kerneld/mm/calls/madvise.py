@@ -30,7 +30,7 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.fault.collapse import madvise_collapse
 from kerneld.mm.fault.fault import VM_FAULT_OOM
-from kerneld.mm.fault.populate import fault_in_range
+from kerneld.mm.fault.populate import count_second_try, fault_in_range
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
@@ -252,7 +252,9 @@ def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pac
             raise SysError(errno.EINVAL)
         last = min(end, vma.end)
         while start < last:
+            before = start
             start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True, pace=pace)
+            count_second_try(mm, fault, start > before)
             if fault:
                 raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
             if pace.is_over():

@@ -48,7 +48,9 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
             start, fault = last, 0 if vma.vm_flags & VM_LOCKONFAULT else VM_FAULT_SIGSEGV
         while start < last and not fault:
             stop = pace.stop(start, last)
+            before = start
             start, fault = populate_vma(mm, vma, start, stop, pace)
+            count_second_try(mm, fault, start > before)
             if pace.is_over():
                 break
         if fault and not ignore_errors:
@@ -59,6 +61,15 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
             yield
             pace.begin()
     return 0
+
+
+def count_second_try(mm: MmStruct, fault: int, has_come_far: bool) -> None:
+    """Count the fault that Linux takes once more where populating ends after some pages: it reports these first.
+
+    Source: Linux v6.8 mm/gup.c:__get_user_pages(), whose callers then ask for the rest.
+    """
+    if has_come_far and fault & VM_FAULT_ERROR and not fault & VM_FAULT_SIGSEGV:
+        mm.frames.vmstat["pgfault"] += 1
 
 
 def mm_populate(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
@@ -134,7 +145,10 @@ def fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
     result = handle_mm_fault(mm, vma, vaddr, write)
     if result & VM_FAULT_MAJOR:
         mm.range_major_faults += 1
-    elif not result & VM_FAULT_ERROR:
+    elif result & VM_FAULT_ERROR:
+        # It counts for the machine, but for no process.
+        mm.frames.vmstat["pgfault"] += 1
+    else:
         mm.range_faults += 1
     return result
 
