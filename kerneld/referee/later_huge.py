@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_SPECIAL, make_pte, present_mask, pte_pfn
 from kerneld.mm.fault import fault, thp
-from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, PG_SWAPBACKED, ZERO_PFN, Frames, Pfns
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.space import split_folio
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
@@ -30,13 +30,9 @@ def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
     """Free the pages that hold only zeros. Their entries then map the shared zero page, except in locked memory.
 
     Source: Linux v6.12 mm/migrate.c:try_to_map_unused_to_zeropage(). mm/rmap.c:try_to_migrate_one() notes the maximum
-    of resident pages first, but not if an entry of 2 MiB is split. Reclaim drops a lazily freed huge page without a
-    split (mm/vmscan.c:shrink_folio_list()).
+    of resident pages first, but not if an entry of 2 MiB is split.
     """
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
-    if not frames.has(pfns, PG_SWAPBACKED).all():
-        _split_folio_v6_8(frames, pfn)
-        return
     peaks = {mm: mm.rss.hiwater for mm, vaddr in _users(frames, pfns) if mm.page_table.find_huge_pmd(vaddr) is not None}
     _split_folio_v6_8(frames, pfn)
     unused = pfns[~frames.ram.frames_np[pfns].any(axis=1)]

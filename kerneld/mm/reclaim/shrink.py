@@ -90,7 +90,8 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
     `HostCache.set_reclaim`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
-    split_folios(frames, pfns)
+    # A lazily freed huge page is dropped as it is, or stays one.
+    split_folios(frames, pfns[frames.has(pfns, PG_SWAPBACKED)])
     users = Users(frames, pfns)
     locked = users.locked
     mlock_folios(frames, pfns[locked])
