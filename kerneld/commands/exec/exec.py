@@ -122,7 +122,8 @@ def _first_hidden_fd() -> int:
     hidden = _MOST_FDS if soft == resource.RLIM_INFINITY else min(soft, _MOST_FDS)
     if hard == resource.RLIM_INFINITY or hard >= hidden + _WINDOW_FDS:
         return hidden
-    hidden -= _HIDDEN_FDS
+    # Each thread has one: 64 of them would not do for a program with as many threads.
+    hidden -= max(_HIDDEN_FDS, min(_WINDOW_FDS, hidden // 16))
     if hidden < _HIDDEN_FDS:
         raise Failure(KerneldStatus.CANNOT_RUN, f"the limit of {soft} open files is too small (ulimit -n)")
     return hidden
