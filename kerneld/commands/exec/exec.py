@@ -44,7 +44,7 @@ Exit status: that of PROGRAM, or
   8  PROGRAM cannot be run here, or the stub cannot be built
 """
 _HIDDEN_FDS = 64
-"""The number of descriptors that the stub uses just below the limit, if it cannot have them above it."""
+"""The least number of descriptors of the stub just below the limit, if it cannot have them above it."""
 _WINDOW_FDS = 1024
 """The number of descriptors that are not the program's (descriptors.c: HIDDEN_COUNT)."""
 _MOST_FDS = 32_768
