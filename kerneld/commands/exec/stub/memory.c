@@ -11,9 +11,10 @@
 #define MAX_IOVECS 1024
 #define MINCORE_PAGES 0x10000UL
 
+/* A range that wraps or leaves the user's half is refused by kerneld, with the errno that it has there. */
 static int meets_stub(u64 start, u64 length)
 {
-	return start < STUB_END && length > 0 && (start + length > STUB_START || start + length < start);
+	return start < STUB_END && length <= USER_END - start && start + length > STUB_START;
 }
 
 static long finish(struct thread *t, const struct answer *answer)
