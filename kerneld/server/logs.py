@@ -6,8 +6,10 @@ Clients choose the names in the log. Names are made safe for a terminal; JSON es
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import select
 import sys
 import time
 from datetime import datetime
@@ -33,13 +35,43 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-class _Stderr:
-    """Writes to fd 2 and ignores errors: `kerneld 2>&1 | head` must not end the machine."""
+class Output:
+    """Writes lines to a descriptor, and never fails or waits.
+
+    `kerneld 2>&1 | head` must not end the machine, and a full pipe that nobody reads must not stop it. Lines that find
+    no room are lost; the next line comes after one that counts them.
+    """
+
+    def __init__(self, fd: int, log_format: LogFormat) -> None:
+        self._fd = fd
+        self._format = log_format
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
+        self._lost = 0
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            os.write(STDERR_FD, text.encode("utf-8", "replace"))
+        """Write a line, if there is room for it. Returns the length of the text."""
+        if self._put(self._notice() + text if self._lost else text):
+            self._lost = 0
+        else:
+            self._lost += 1
         return len(text)
+
+    def _put(self, text: str) -> bool:
+        """Return False if there was no room for all of it; a line that is too long for the room is cut."""
+        data = text.encode("utf-8", "replace")
+        for at in range(0, len(data), select.PIPE_BUF):
+            if not self._room.poll(0):
+                return False
+            with contextlib.suppress(OSError):
+                # A pipe that is ready takes PIPE_BUF bytes at once (pipe(7)).
+                os.write(self._fd, data[at : at + select.PIPE_BUF])
+        return True
+
+    def _notice(self) -> str:
+        words = "lines of the log are lost: nobody has read it"
+        is_json = self._format is LogFormat.JSON
+        return json.dumps({"event": words, "count": self._lost}) + "\n" if is_json else f"{self._lost} {words}\n"
 
     def flush(self) -> None:
         """Do nothing: there is no buffer."""
@@ -118,6 +150,6 @@ def configure(log_format: LogFormat, level_name: str) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level_name.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Output(STDERR_FD, log_format))),
         cache_logger_on_first_use=True,
     )
