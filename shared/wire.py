@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 REQUEST = struct.Struct("<II6Q")
 """struct kd_request: size, nr, args[6]."""
+_NUMBER = struct.Struct("<I")
 REPLY = struct.Struct("<Iiq")
 """struct kd_reply: size, signo, ret."""
 SIGINFO = struct.Struct("<iiQ")
@@ -82,6 +83,12 @@ def pack_request(nr: int, args: tuple[int, ...] = (), data: bytes | bytearray | 
     size = REQUEST.size + len(data)
     head = REQUEST.pack(size, nr, *padded)
     return head + bytes(data) if data else head
+
+
+def number_of(datagram: memoryview) -> int:
+    """Return the number of the first request, which may be incomplete, in a buffer of at least 8 bytes."""
+    number: int = _NUMBER.unpack_from(datagram, 4)[0]
+    return number
 
 
 def unpack_requests(datagram: bytes | memoryview) -> list[Request]:

@@ -24,19 +24,22 @@ _closers: list[threading.Thread] = []
 
 
 def fput(fd: int) -> None:
-    """Close a descriptor. If that takes long, it is closed soon.
+    """Close a descriptor of a file that answers (`kerneld.fs.mounts`). If that takes long, it is closed soon.
 
     Errors are ignored, as a full disk: nobody is left to hear of them.
     """
-    with contextlib.suppress(OSError):
-        if not _takes_long(fd) or not _has_closer():
+    if _takes_long(fd) and _has_closer():
+        delayed.put(fd)
+    else:
+        with contextlib.suppress(OSError):
             os.close(fd)
-        else:
-            delayed.put(fd)
 
 
 def _takes_long(fd: int) -> bool:
-    stat = os.fstat(fd)
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return False
     return stat.st_nlink == 0 and stat.st_blocks * _BLOCK_BYTES >= LONG_BYTES
 
 

@@ -12,6 +12,7 @@ those in `_closed`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -21,7 +22,6 @@ from queue import Empty, SimpleQueue
 import structlog
 
 from kerneld.fs.mounts import Mounts
-from kerneld.server.connection import close_fds
 from kerneld.syscalls.kernel import Sender
 
 MOST_WAITING = 512
@@ -76,7 +76,8 @@ class Airlock:
 
     def _close(self, fds: list[int], client: Client) -> None:
         for fd in fds:
-            close_fds([fd])
+            with contextlib.suppress(OSError):
+                os.close(fd)
             self._closed.put(client)
 
     def is_barred(self, peer: Sender) -> bool:

@@ -35,6 +35,7 @@ from kerneld.server.fair import FairShare
 from kerneld.server.ring import Rings
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
+from shared import wire
 from shared.uapi.native import ATTACH_AGENT
 from shared.uapi.ring import MOST_REQUEST_BYTES
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from kerneld.server.reply import Outcome
     from kerneld.server.ring import Ring
     from kerneld.syscalls.kernel import Kernel, Sender
-    from shared import wire
     from shared.uapi.page import Pid
 
 OTHER_FDS = 6
@@ -124,7 +124,7 @@ class Service:
             return
         outcome = None
         if session.thread is not None and session.thread.tlb is not None:
-            session.thread.tlb.begin()
+            session.thread.tlb.begin(wire.number_of(inbox.view))
         if ancillary == session.usual and not flags & MSG_CUT:
             outcome = self._go_on_at_first(answer_usual(session, inbox.view, length))
         if outcome is None:
@@ -140,7 +140,7 @@ class Service:
         """Take the datagram in a session's ring and answer it."""
         length = ring.take()
         if session.thread is not None and session.thread.tlb is not None:
-            session.thread.tlb.begin()
+            session.thread.tlb.begin(wire.number_of(ring.requests))
         usual = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
         outcome = self._go_on_at_first(usual) or self._answer(session, ring.datagram(length, session.sender))
         if outcome is not None:

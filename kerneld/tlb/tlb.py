@@ -28,6 +28,7 @@ from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.rights import RIGHTS, WRITE, TlbWords, exceeds, tlb_word, tlb_words
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
+from shared.uapi.syscalls import Nr
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
@@ -69,8 +70,8 @@ class View:
         self.is_inside = True
         """Whether the thread waits for its own request: it does not run before the reply."""
 
-    def begin(self) -> None:
-        """Note that a request of the thread has come."""
+    def begin(self, nr: int) -> None:
+        """Note that a request of the thread has come, of this number."""
         self.is_inside = True
 
     def take(self) -> bytes:
@@ -93,10 +94,12 @@ class CheckedView(View):
         super().__init__(tlb)
         self._pid = pid
 
-    def begin(self) -> None:
+    def begin(self, nr: int) -> None:
         """Note that a request has come. Raises KernelBug if the host maps more than is granted."""
-        super().begin()
-        self._tlb.check_host(self._pid)
+        super().begin(nr)
+        if nr != Nr.RING_BELL:
+            # A thread that rings has not looked at its last answer yet, nor done what it says.
+            self._tlb.check_host(self._pid)
 
 
 class Tlb:

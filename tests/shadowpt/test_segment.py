@@ -194,7 +194,7 @@ def test_a_failure_at_any_step_leaves_nothing(monkeypatch: pytest.MonkeyPatch, s
     if step == "allocate":
         monkeypatch.setattr(os, "posix_fallocate", fail)
     if step == "map":
-        monkeypatch.setattr(segment_module, "_map_without_descriptor", fail)
+        monkeypatch.setattr(segment_module, "map_without_descriptor", fail)
     with pytest.raises(OSError, match=r"no|full"):
         Segment(4096)
     assert our_names() == []

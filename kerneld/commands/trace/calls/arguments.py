@@ -98,6 +98,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
         (
             Nr.GETPID, Nr.GETUID, Nr.GETPPID, Nr.MUNLOCKALL, Nr.GETTID, Nr.SHADOWPT_CLOSE, Nr.SHADOWPT_START,
             Nr.SHADOWPT_STOP, Nr.CLONE, Nr.RDPKRU, Nr.CONNECT, Nr.CREDS,
+            Nr.RING, Nr.RING_BELL,
         ),
         (),
     ),
@@ -108,7 +109,7 @@ _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
 MACHINE = frozenset(
     {
         int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT), int(Nr.FILE_SYNC),
-        int(Nr.CONNECT), int(Nr.CREDS),
+        int(Nr.CONNECT), int(Nr.CREDS), int(Nr.RING), int(Nr.RING_BELL),
     }
 )  # fmt: skip
 """Operations of the processor, or the stub's. They are not system calls."""
