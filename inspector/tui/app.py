@@ -15,7 +15,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import OptionList, Static, Tab, Tabs
 from textual.widgets.option_list import Option
@@ -24,6 +24,7 @@ from inspector import replay
 from inspector.player import Player
 from inspector.tui import drawing
 from inspector.tui.drawing import Line
+from inspector.tui.keys import BINDINGS, VIEWS
 from inspector.tui.screens import Ask, Help, as_text
 from inspector.tui.timeline import bar, compare_lines, event_lines, find_number
 from inspector.tui.walk import walk_lines
@@ -31,15 +32,12 @@ from shared.recording.address_space import AddressSpace
 from shared.recording.chunks import Chunk
 from shared.recording.machine import Machine
 from shared.recording.search import entry_changes, frame_history
+from shared.standard_streams import are_colours_welcome
 from shared.stop_signals import StopSignals
 from shared.terminal import one_line
 from shared.trace.text import cause_text
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 
-VIEWS = (
-    ("space", "1 Space"), ("walk", "2 Walk"), ("memory", "3 Memory"), ("shadow", "4 Shadow"), ("events", "5 Events"),
-    ("compare", "6 Compare"),
-)  # fmt: skip
 FRAMES_A_SECOND = 15
 SPEEDS = (1, 2, 5, 10, 30, 100, 1000)
 """Events a second when it plays."""
@@ -70,17 +68,7 @@ class LiveApp(App[None]):
     #top { height: 1; } #tabs { height: 2; } #timeline { height: 1; } #event { height: 1; }
     #processes { width: 24; border: none; padding: 0; } #scroll { width: 1fr; } #view { width: 100%; height: auto; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        *(Binding(str(number), f"view('{name}')", show=False) for number, (name, _label) in enumerate(VIEWS, 1)),
-        Binding("left,comma", "step(-1)"), Binding("right,full_stop", "step(1)"),
-        Binding("left_square_bracket", "step_call(-1)"), Binding("right_square_bracket", "step_call(1)"),
-        Binding("home", "begin"), Binding("end", "now"), Binding("space", "play"),
-        Binding("plus,equals_sign", "speed(1)"), Binding("minus", "speed(-1)"),
-        Binding("up", "page(-1)"), Binding("down", "page(1)"), Binding("n", "mapping(1)"), Binding("N", "mapping(-1)"),
-        Binding("p", "process(1)"), Binding("P", "process(-1)"), Binding("g", "go"), Binding("slash", "search"),
-        Binding("m", "mark"), Binding("c", "compare"), Binding("question_mark", "help"), Binding("q", "quit"),
-        Binding("ctrl+c", "quit", priority=True), Binding("pagedown", "scroll(1)"), Binding("pageup", "scroll(-1)"),
-    ]  # fmt: skip
+    BINDINGS: ClassVar[list[BindingType]] = BINDINGS
 
     def __init__(
         self,
@@ -102,6 +90,7 @@ class LiveApp(App[None]):
         self.view = "space"
         self.mark: int | None = None
         self.is_playing = False
+        self.half_blocks = are_colours_welcome()
         self.note = ""
         self._begin = begin
         self._signals = signals
@@ -223,7 +212,8 @@ class LiveApp(App[None]):
             return compare_lines(self.player, self.mark, self.pid)
         here = [drawing.entry_line(self.machine, self.mm, self.vaddr)] if self.mm is not None and self.vaddr else []
         first = self._vma_number()
-        return [drawing.legend(), *here, *drawing.space_lines(self.machine, self.mm, width, first)]
+        pages = drawing.space_lines(self.machine, self.mm, width, first, half_blocks=self.half_blocks)
+        return [drawing.legend(), *here, *pages]
 
     def _vma_number(self) -> int:
         """Return the first mapping that is drawn: those before the address are left out only if there are too many."""
@@ -337,6 +327,11 @@ class LiveApp(App[None]):
         """Set the mark at this moment."""
         self.mark = self.player.position
         self.redraw(f"mark at event {self.mark}")
+
+    def action_half_blocks(self) -> None:
+        """Draw large mappings by letters, or by half blocks again."""
+        self.half_blocks = not self.half_blocks
+        self.redraw()
 
     def action_compare(self) -> None:
         """Compare the mark with this moment."""

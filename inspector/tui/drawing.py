@@ -1,13 +1,14 @@
 """The pictures of the terminal: lines of pieces, each a text and the name of its look. Pure.
 
 Every kind of page has a letter as well as a colour, so that a terminal without colours, or an eye that cannot tell
-them apart, loses nothing.
+them apart, loses nothing. A large mapping is drawn by half blocks, which have colours only; a key brings the letters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from itertools import groupby
 
 from inspector.replay import entry_text, vma_name
 from shared.recording.address_space import AddressSpace, Vma
@@ -23,6 +24,9 @@ Line = list[Piece]
 MAX_VMAS = 400
 """A process may have a million. So many are drawn, from the one that is chosen on."""
 MAX_CELLS = 2048
+HALF_BLOCKS_FROM = 256
+"""A mapping of more cells is drawn by half blocks, two cells in one character, where there are colours."""
+_UPPER_HALF = "\u2580"
 _RW, _ACCESSED, _DIRTY = 0x2, 0x20, 0x40
 _SHARED, _LOCKED = 0x8, 0x2000
 
@@ -106,8 +110,13 @@ def cells_of(mm: AddressSpace, vma: Vma, shared_frames: dict[int, int]) -> tuple
     return cells, each
 
 
-def space_lines(machine: Machine, mm: AddressSpace | None, width: int, first: int = 0) -> Iterator[Line]:
-    """Yield the address space: each VMA from number `first` on, with a heat map of its pages; gaps are folded."""
+def space_lines(
+    machine: Machine, mm: AddressSpace | None, width: int, first: int = 0, *, half_blocks: bool = False
+) -> Iterator[Line]:
+    """Yield the address space: each VMA from number `first` on, with a heat map of its pages; gaps are folded.
+
+    With `half_blocks` large VMAs are drawn by half blocks.
+    """
     if mm is None:
         yield [("This process has no memory at this moment.", "quiet")]
         return
@@ -129,7 +138,8 @@ def space_lines(machine: Machine, mm: AddressSpace | None, width: int, first: in
         ]  # fmt: skip
         if each > 1:
             yield [(f"  a cell is {each} pages", "quiet")]
-        yield from heat_map(cells, max(8, width - 2))
+        draw = half_block_map if half_blocks and len(cells) > HALF_BLOCKS_FROM else heat_map
+        yield from draw(cells, max(8, width - 2))
         before = vma
     left = len(vmas) - first - MAX_VMAS
     if left > 0:
@@ -148,6 +158,21 @@ def heat_map(cells: list[Kind], width: int) -> Iterator[Line]:
                 stop += 1
             line.append((cells[start].value * (stop - start), f"page-{cells[start].name.lower()}"))
             start = stop
+        yield line
+
+
+def half_block_map(cells: list[Kind], width: int) -> Iterator[Line]:
+    """Yield lines of two rows of cells: a half block has the colour of the upper one, what is behind it of the lower.
+
+    The look of a piece is `half-UPPER-LOWER`; LOWER is `none` below the last row.
+    """
+    for at in range(0, len(cells), 2 * width):
+        upper, lower = cells[at : at + width], cells[at + width : at + 2 * width]
+        pairs = [(kind, lower[place] if place < len(lower) else None) for place, kind in enumerate(upper)]
+        line: Line = [("  ", "")]
+        for pair, same in groupby(pairs):
+            names = [kind.name.lower() if kind else "none" for kind in pair]
+            line.append((_UPPER_HALF * len(list(same)), f"half-{names[0]}-{names[1]}"))
         yield line
 
 

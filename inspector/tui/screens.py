@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from inspector.tui.drawing import Line
+from inspector.tui.keys import HELP
 
 _LOOKS = {
     "quiet": "dim", "address": "bold", "rights": "cyan", "name": "green", "chosen": "bold reverse",
@@ -22,25 +23,6 @@ _LOOKS = {
     "use-table": "black on #e69f00", "use-file": "black on #3cbf97", "use-shmem": "black on #009e73",
     "use-anon": "black on #56b4e9", "use-swap_cache": "black on #b9a78f", "use-other": "white on grey42",
 }  # fmt: skip
-HELP = """The machine, full screen.
-
-  1 … 6           the views: address space, walk of an address, physical
-                  memory, shadow page table, events, comparison
-  p, P            next process, process before
-  ← →             one event back, on          (also , and .)
-  [ ]             one call or fault back, on
-  Home, End       the beginning; what happens now
-  Space, + -      play or pause; faster, slower
-  ↑ ↓             the page before, the next page of the address
-  n, N            the next mapping, the mapping before
-  g               go to an address, or to the name of a mapping
-  /               search: an address (when did its entry change?),
-                  or `frame 0x45` (when did it change hands?)
-  m, c            set a mark; compare the mark with this moment
-  PgUp, PgDn      scroll
-  ?, Esc          this help; close it
-  q               quit
-"""
 
 
 def as_text(lines: Iterable[Line]) -> Text:
@@ -50,8 +32,18 @@ def as_text(lines: Iterable[Line]) -> Text:
         if number:
             text.append("\n")
         for piece, look in line:
-            text.append(piece, style=_LOOKS.get(look, ""))
+            text.append(piece, style=style_of(look))
     return text
+
+
+def style_of(look: str) -> str:
+    """Return the style of a look; `half-UPPER-LOWER` has the colours of two kinds of pages."""
+    if not look.startswith("half-"):
+        return _LOOKS.get(look, "")
+    upper, lower = (
+        _LOOKS[f"page-{name}"].rpartition(" on ")[2] if name != "none" else "" for name in look.split("-")[1:]
+    )
+    return f"{upper} on {lower}" if lower else upper
 
 
 class Help(ModalScreen[None]):

@@ -227,3 +227,41 @@ def test_a_live_record_is_drawn_as_it_comes(made: bytes) -> None:
             assert "kerneld went away" in text_of(app, "#top")
 
     asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    """A record: a process with a mapping of 1,024 pages, of which it has read eight."""
+    world = TracedWorld()
+    with recorded(world) as record:
+        program = world.attach(pid=PID)
+        program.mmap(1024, at=page(0))
+        program.touch(0, 8, Access.READ)
+        data = record.file()
+    world.close()
+    return data
+
+
+def test_a_large_mapping_has_half_blocks_and_a_key_brings_letters(
+    large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    async def act(app: LiveApp, pilot: Pilot[None]) -> None:
+        assert "\u2580" * 8 in text_of(app, "#view")
+        await pilot.press("h")
+        assert "00000000..." in await drawn(app, pilot)
+        await pilot.press("h")
+        assert "\u2580" * 8 in await drawn(app, pilot)
+
+    drive(large, act)
+
+
+def test_without_colours_a_large_mapping_has_letters(large: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def act(app: LiveApp, _pilot: Pilot[None]) -> None:
+        assert "00000000..." in text_of(app, "#view")
+
+    drive(large, act)
