@@ -364,16 +364,15 @@ def _move_tables(tracing: Tracing, inner: Function) -> Function:
     def move_tables(self: Pages, start: int, end: int, to: int) -> bool:
         moved: bool = inner(self, start, end, to)
         if moved:
-            for leaf in self.page_table.walk.leaves(to, to + end - start):
-                source = leaf.start - to + start
-                if leaf.huge:
-                    entry = self._words[leaf.low]
-                    log.one(self, source, entry, 0, HPAGE_PMD_NR)
-                    log.one(self, leaf.start, 0, entry, HPAGE_PMD_NR)
+            for run in self.page_table.walk.runs(to, to + end - start):
+                if isinstance(run, Leaf) and run.huge:
+                    entry = self._words[run.low]
+                    log.one(self, run.start - to + start, entry, 0, HPAGE_PMD_NR)
+                    log.one(self, run.start, 0, entry, HPAGE_PMD_NR)
                 else:
-                    entries = self.page_table.walk.read(leaf)
-                    log.many(self, leaf.vaddrs() - np.uint64(to) + np.uint64(start), entries, _filled(entries))
-                    log.run(self, leaf, _filled(entries), entries)
+                    entries = self.page_table.walk.read(run)
+                    log.many(self, run.vaddrs() - np.uint64(to) + np.uint64(start), entries, _filled(entries))
+                    log.run(self, run, _filled(entries), entries)
         return moved
 
     return move_tables
