@@ -49,6 +49,11 @@ def aligns_upwards(earlier: AlignedToPmd) -> AlignedToPmd:
     return aligned_to_pmd
 
 
+def moves_from_its_start(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool:
+    """Source: Linux v6.1 mm/mremap.c:move_page_tables(): a table moves whole only if the range covers it."""
+    return False
+
+
 def touches_the_heap(mm: MmStruct, vma: Vma) -> bool:
     """Source: Linux v6.1 fs/proc/task_mmu.c:show_map_vma(): what ends where it begins has its name too."""
     return vma.start <= mm.brk and vma.end >= mm.start_brk

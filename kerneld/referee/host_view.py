@@ -115,7 +115,11 @@ class Reading(NamedTuple):
         found = since(self.totals(), start)
         for name in uncounted:
             found.pop(name, None)
-        return View(self.mappings, pages, frames, found, {vaddr: self.page_flags[pfn] for vaddr, pfn in frames.items()})
+        if not self.page_flags:
+            # Who may not read kpageflags compares no frames, even if pagemap shows them (a kerneld's pagemap).
+            frames = {}
+        flags = {vaddr: self.page_flags[pfn] for vaddr, pfn in frames.items()}
+        return View(self.mappings, pages, frames, found, flags)
 
 
 def _divide(layout: Layout, smaps: bytes) -> tuple[tuple[Mapping, ...], tuple[Mapping, ...]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from kerneld.fs import proc_maps
 from kerneld.mm import vm_flags
-from kerneld.mm.calls import madvise, madvise_pages, mmap, mprotect, mremap
+from kerneld.mm.calls import madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap
 from kerneld.mm.fault import fault
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space import dying, munmap, pkeys, truncate, unmapped_area, vma_merge
@@ -81,6 +81,14 @@ KNOWN = (
         ((proc_maps, "vma_is_initial_heap", earlier_rules.touches_the_heap),),
         witness=witnesses.names_what_touches_the_heap,
         before=(6, 8),
+    ),
+    Known(
+        (0, 0),
+        "af8ca1c14906, mm/mremap.c:try_realign_addr()",
+        "mremap moves no whole page table whose first entries are empty: a table of the old place stays.",
+        ((move_page_tables, "_can_realign", earlier_rules.moves_from_its_start),),
+        witness=witnesses.moves_from_its_start,
+        before=(6, 7),
     ),
     Known(
         (0, 0),

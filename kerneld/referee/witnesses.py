@@ -23,6 +23,8 @@ _READ, _WRITE, _EXEC = Prot.READ.value, Prot.WRITE.value, Prot.EXEC.value
 _RW = _READ | _WRITE
 _PRIVATE, _SHARED, _FIXED = Map.PRIVATE.value, Map.SHARED.value, Map.FIXED.value
 _ANON = _PRIVATE | Map.ANONYMOUS.value
+_FREE_GIB = 1 << 37
+"""A GiB in which no program has anything."""
 _MIDDLE = 1 << 60
 """An address that is neither the user's nor the kernel's."""
 _TOP = 0x7FFF_F7E0_0000
@@ -132,6 +134,17 @@ def dontunmap_merges_with_no_neighbour(stage: Stage) -> bool:
     """The last of four untouched pages is moved over the second: neither the first nor the third takes it."""
     played = stage.play(mmap(0, 4 * P), _dontunmap(At(0, 3 * P), P, At(0, P)))
     return len(played.mappings(played.rets[0], 4)) == 3
+
+
+def moves_from_its_start(stage: Stage) -> bool:
+    """The first page of two huge pages' size is moved; each place begins one page after the boundary of a table."""
+    begun = (
+        mmap(0, 2 * PMD_SIZE, flags=_ANON | _FIXED, at=At(Base.ZERO, _FREE_GIB + P)),
+        store(At(0)),
+    )
+    before = stage.play(*begun).view.totals["VmPTE"]
+    move = _dontunmap(At(0), 2 * PMD_SIZE, At(Base.ZERO, _FREE_GIB + 8 * PMD_SIZE + P))
+    return stage.play(*begun, move).view.totals["VmPTE"] > before
 
 
 def dontunmap_gives_its_own_offsets(stage: Stage) -> bool:

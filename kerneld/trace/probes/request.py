@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ACCESSES = frozenset({int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH)})
 """Accesses of the processor. Every other request is a call."""
+_BELL = int(Nr.RING_BELL)
+"""How a client waits for an answer: no call of its program, and nothing happens by it."""
 _U32 = (1 << 32) - 1
 
 
@@ -45,6 +47,9 @@ def _run(tracing: Tracing, inner: Function) -> Function:
     """By thread, the number of its unfinished request."""
 
     def run(call: Call, number: int) -> int | Answer | Work:
+        if number == _BELL:
+            answer: int | Answer | Work = inner(call, number)
+            return answer
         # An unfinished request from before the trace counts as a touch: a piece of procread records nothing.
         nr = unfinished.pop(call.thread.tid, int(Nr.TOUCH)) if number == RESTART else number
         is_call = nr not in _ACCESSES

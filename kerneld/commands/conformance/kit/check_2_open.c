@@ -61,7 +61,8 @@ CHECK(open_eperm, PLACE, .rule = "A caller without superuser rights gets EPERM",
 
 	if (geteuid())
 		skipped("only root can become another user");
-	p_call(&other, SYS_setuid, OTHER_USER, 0L, 0L, 0L, 0L, 0L);
+	if (p_call(&other, SYS_setuid, OTHER_USER, 0L, 0L, 0L, 0L, 0L))
+		skipped("there is no user 65534 here: this is a user namespace");
 	expect_ret(p_open(&other, target.pid, WINDOW, 4, 0), -EPERM, "open by uid 65534");
 }
 

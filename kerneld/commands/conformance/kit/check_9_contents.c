@@ -118,7 +118,8 @@ CHECK(contents_eperm, PLACE, .rule = "A caller without superuser rights gets no 
 	if (geteuid())
 		skipped("only root can become another user");
 	at = p_mmap(&other, 0, 1, RW, ANON);
-	p_call(&other, SYS_setuid, OTHER_USER, 0L, 0L, 0L, 0L, 0L);
+	if (p_call(&other, SYS_setuid, OTHER_USER, 0L, 0L, 0L, 0L, 0L))
+		skipped("there is no user 65534 here: this is a user namespace");
 	expect_ret(p_call(&other, abi->contents, pfn_of(&target, 0), at, 0L, 0L, 0L, 0L), -EPERM, "page_contents by uid 65534");
 }
 
