@@ -12,12 +12,17 @@ interrupts another; here nothing interrupts a piece. So pieces and slices are sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Collection
 from time import monotonic, thread_time
+from typing import TYPE_CHECKING
 
 from kerneld.mm.space.pace import CROWD, Pace
-from kerneld.server.batch import SLICE_SECONDS
+from kerneld.server.batch import SLICE_SECONDS, Batch
+from kerneld.server.reply import Outcome
 from kerneld.server.session import Session
+
+if TYPE_CHECKING:
+    from kerneld.task.task import Thread
 
 TURN_SECONDS = 0.01
 """How long a turn serves sessions. Its last piece may end later."""
@@ -29,12 +34,14 @@ LIGHT_SECONDS = 0.0001
 RING, GO_ON = 0, -1
 """In place of an epoll mask: the session has a request in its ring, or a batch that is not finished."""
 Entry = tuple[Session, int]
+Answered = Outcome | Batch | bytes | None
+"""What has come of a datagram; None: nothing yet."""
 
 
 class FairShare:
     """The order in which one loop serves its sessions."""
 
-    def __init__(self, waiting: Sized) -> None:
+    def __init__(self, waiting: Collection[Thread]) -> None:
         """`waiting` has the threads whose batch is not finished."""
         self._waiting = waiting
         self._nr_ready = 1
@@ -66,10 +73,22 @@ class FairShare:
             served = _serve_some(entries, run)
         self._left_over = {session for session, _ in entries[served:]}
 
-    @property
-    def is_crowd(self) -> bool:
-        """Whether so many want the processor in this turn that each gets one piece at first."""
-        return self._nr_ready > CROWD
+    def unfinished(self) -> list[Session]:
+        """Return the sessions whose batch goes on, in the order of the run queue."""
+        return [
+            session
+            for thread in self._waiting
+            if isinstance(session := thread.session, Session) and session.batch is not None
+        ]
+
+    def begin(self, outcome: Answered) -> Answered:
+        """Run more pieces of a request whose first piece has run, unless many others have not had one yet."""
+        if not isinstance(outcome, Batch):
+            return outcome
+        if self._nr_ready > CROWD:
+            outcome.put_off()
+            return outcome
+        return outcome.run(self.slice()) or outcome
 
     def slice(self) -> float:
         """Return the slice of each thread, in seconds: all that want the processor take about one whole slice."""

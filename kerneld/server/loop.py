@@ -124,7 +124,7 @@ class Loop:
         while self._waiting and thread_time() < until and monotonic() < clock_until:
             if self._changes:
                 self._kernel.files_changed()
-            for session in self.service.unfinished():
+            for session in self.service.fair.unfinished():
                 self.service.go_on(session)
 
     def turn(self, timeout_seconds: float | None = None) -> None:
@@ -221,7 +221,7 @@ class Loop:
                 accepting = True
         ready += [(session, RING) for session in self._ready]
         if self._waiting:
-            ready += [(session, GO_ON) for session in self.service.unfinished()]
+            ready += [(session, GO_ON) for session in self.service.fair.unfinished()]
         self.service.fair.serve(ready, self._run)
         if accepting:
             self.service.accept()

@@ -126,7 +126,7 @@ class Service:
         if session.thread is not None and session.thread.tlb is not None:
             session.thread.tlb.begin(wire.number_of(inbox.view))
         if ancillary == session.usual and not flags & MSG_CUT:
-            outcome = self._go_on_at_first(answer_usual(session, inbox.view, length))
+            outcome = self.fair.begin(answer_usual(session, inbox.view, length))
         if outcome is None:
             datagram = inbox.datagram(length, ancillary, flags)
             if datagram is None:
@@ -142,7 +142,7 @@ class Service:
         if session.thread is not None and session.thread.tlb is not None:
             session.thread.tlb.begin(wire.number_of(ring.requests))
         usual = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
-        outcome = self._go_on_at_first(usual) or self._answer(session, ring.datagram(length, session.sender))
+        outcome = self.fair.begin(usual) or self._answer(session, ring.datagram(length, session.sender))
         if outcome is not None:
             self._send(session, outcome)
 
@@ -210,23 +210,6 @@ class Service:
         if thread is None:
             return False
         return self._locks.keeps_waiting(thread) or self._kernel.files.changes.holds(thread.process.mm)
-
-    def _go_on_at_first(self, batch: Outcome | Batch | bytes | None) -> Outcome | Batch | bytes | None:
-        """Run more pieces of a request whose first piece has run, unless many others have not had one yet."""
-        if not isinstance(batch, Batch):
-            return batch
-        if self.fair.is_crowd:
-            batch.put_off()
-            return batch
-        return batch.run(self.fair.slice()) or batch
-
-    def unfinished(self) -> list[Session]:
-        """Return the sessions whose thread is on the run queue, in its order."""
-        return [
-            session
-            for thread in self.waiting
-            if isinstance(session := thread.session, Session) and session.batch is not None
-        ]
 
     def go_on(self, session: Session) -> None:
         """Run one slice of a session's unfinished batch, if it has not been given up meanwhile."""
