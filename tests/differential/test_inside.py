@@ -57,4 +57,5 @@ def test_random_programs(inside: Match, record_property: Callable[[str, object],
     while played < PROGRAMS and (played < FEWEST or time.monotonic() < end):
         agree(inside, generate(f"{seed}-inside-{played}", 40))
         played += 1
+    assert played >= FEWEST
     record_property("played", f"{played} of {PROGRAMS} programs")

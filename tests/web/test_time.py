@@ -45,6 +45,7 @@ def test_it_plays_to_the_end_at_each_kind_of_speed(in_browser: InBrowser, lesson
             )
             await view.run("document.getElementById('play').click()")
             await browser.until(f"!kerneld.isPlaying && kerneld.position === {lesson.recording.nr_events}")
+            assert await view.run("[kerneld.isPlaying, kerneld.position]") == [False, lesson.recording.nr_events]
 
     in_browser(look)
 

@@ -147,6 +147,7 @@ def test_every_view_draws_every_moment(in_browser: InBrowser, lesson: Lesson, le
                 " for (let n = count - 1; n >= 0; n -= 1) show(starts.values[n] + 2);"
                 " for (let n = 0; n <= kerneld.recording.nrEvents; n += 2) show(n); })()"
             )
+            assert await view.run("kerneld.position") == lesson.recording.nr_events // 2 * 2
 
     in_browser(look)
 
