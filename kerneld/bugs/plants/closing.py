@@ -24,8 +24,8 @@ def let_anyone(call: Function) -> None:
         inner(table, opener_of(table) or caller)
 
 
-def let_child(*calls: Function) -> None:
-    """Let a process that the opener has forked since the open make these calls."""
+def _note_opening() -> list[float]:
+    """Return the place of the time at which a table was opened last, in seconds of the monotonic clock."""
     opened_at = [0.0]
 
     @wrap(ShadowPt.open)
@@ -34,6 +34,12 @@ def let_child(*calls: Function) -> None:
         opened_at[0] = time.monotonic()
         return found
 
+    return opened_at
+
+
+def let_child(*calls: Function) -> None:
+    """Let a process that the opener has forked since the open make these calls."""
+    opened_at = _note_opening()
     for call in calls:
 
         @wrap(call)
@@ -143,13 +149,7 @@ def _exit_after_target() -> None:
 
 @plant("exit-of-child-closes")
 def _exit_of_child_closes() -> None:
-    opened_at = [0.0]
-
-    @wrap(ShadowPt.open)
-    def open_noted(inner: Function, table: ShadowPt, *args: Any) -> Any:
-        found = inner(table, *args)
-        opened_at[0] = time.monotonic()
-        return found
+    opened_at = _note_opening()
 
     @wrap(ShadowPt.opener_gone)
     def opener_gone(inner: Function, table: ShadowPt, process: Any) -> None:

@@ -11,7 +11,6 @@ from kerneld.bugs.planting import Function, mute, plant, session_of, wrap
 from kerneld.bugs.plants.closing import let_anyone, let_child
 from kerneld.errors import SysError
 from kerneld.mm.space.mm import MmStruct
-from kerneld.shadowpt.describe import describe
 from kerneld.shadowpt.session import ShadowPt, _find_mm
 
 _VMA_CHANGES = (MmStruct.insert_vma, MmStruct.remove_vma, MmStruct.move_vma_bounds, MmStruct.set_vma_flags)
@@ -166,15 +165,8 @@ def _stop_empties() -> None:
 def _start_late() -> None:
     """Start fills the table from the first page that is mapped on: the pages before it keep what they were."""
 
-    @wrap(ShadowPt.start)
-    def start(inner: Function, table: ShadowPt, caller: Any) -> None:
-        session = session_of(table)
-        before = None if session is None else (session.table._flags.copy(), session.table._pfns.copy())
-        inner(table, caller)
-        session = session_of(table)
-        if session is None or session.mm is None or before is None:
-            return
-        flags, _pfns = describe(session.mm, session.start, session.end, session.layout)
-        first = int(np.argmax(flags != 0)) if flags.any() else len(flags)
-        session.table.update(0, before[0][:first], before[1][:first])
-        session.table.publish()
+    def change(_layout: Any, flags: Any, pfns: Any, now_flags: Any, now_pfns: Any) -> None:
+        first = int(np.argmax(now_flags != 0)) if now_flags.any() else len(now_flags)
+        now_flags[:first], now_pfns[:first] = flags[:first], pfns[:first]
+
+    _after_start(change)
