@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test test-quick demo headers_install bench referee bugs hosts fuzz waits soak clean
+.PHONY: help setup check test test-quick demo headers_install bench bench-compare bench-count referee bugs hosts fuzz waits soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,13 @@ bench: $(RUN) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to 
 	@echo 'make: installing what the benchmark needs (psutil)'
 	@$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m bench $(ROWS)
+
+bench-count: $(RUN) ## count the instructions of the small calls, and keep them in bench/results/
+	$(BIN)/python -m bench.counting
+
+REV ?= HEAD
+bench-compare: $(RUN) ## count them in another revision and here; fails if one is 5 % dearer (REV=main)
+	$(BIN)/python -m bench.compare $(REV)
 
 bugs: $(TEST) ## every check on every kernel with a planted mistake (ARGS="--right-runs 200 --load 2": on the right one)
 	$(BIN)/python -m tests.bugs $(ARGS)

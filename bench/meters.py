@@ -1,0 +1,119 @@
+"""What a piece of this process costs: instructions of the processor by callgrind or by a counter, or time.
+
+Knows no kernel. Each meter measures what runs between `begin` and `end`, and prints a line of its name and its figure,
+except callgrind, which writes a file (`bench.counting` reads it).
+"""
+
+from __future__ import annotations
+
+import cProfile
+import ctypes
+import os
+import pstats
+import struct
+import sys
+import time
+from typing import Protocol
+
+SYS_PERF_EVENT_OPEN = 298
+TYPE_HARDWARE, TYPE_SOFTWARE = 0, 1
+HARDWARE_INSTRUCTIONS, SOFTWARE_PAGE_FAULTS = 1, 2
+_ATTR_BYTES = 128
+_EXCLUDE_KERNEL_AND_HV = 1 << 5 | 1 << 6
+"""Bits of the word of flags. Source: Linux v6.8 include/uapi/linux/perf_event.h:struct perf_event_attr."""
+
+
+class Meter(Protocol):
+    """Measures pieces of this process, one after the other."""
+
+    def begin(self) -> None:
+        """Begin a piece."""
+
+    def end(self, name: str) -> None:
+        """End the piece, which has this name."""
+
+
+class PerfCounter:
+    """A counter of this thread: instructions in user mode, unless another event is named."""
+
+    def __init__(self, kind: int = TYPE_HARDWARE, event: int = HARDWARE_INSTRUCTIONS) -> None:
+        """Raises OSError where the processor or the host has no such counter, or does not let this user read it.
+
+        Source: perf_event_open(2).
+        """
+        attr = struct.pack("<IIQQQQQ", kind, _ATTR_BYTES, event, 0, 0, 0, _EXCLUDE_KERNEL_AND_HV)
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = libc.syscall(SYS_PERF_EVENT_OPEN, attr.ljust(_ATTR_BYTES, b"\0"), 0, -1, -1, 0)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "perf_event_open")
+        self._at = 0
+
+    def read(self) -> int:
+        """Return how many events there have been."""
+        return int.from_bytes(os.read(self.fd, 8), "little")
+
+    def begin(self) -> None:
+        """Begin a piece."""
+        self._at = self.read()
+
+    def end(self, name: str) -> None:
+        """Print the events since `begin`."""
+        count = self.read() - self._at
+        print(name, count, flush=True)
+
+
+class Callgrind:
+    """Valgrind's counter: this process must run under it. Each piece becomes a file."""
+
+    def __init__(self, library: str) -> None:
+        """`library` is the path of the compiled callgrind.c."""
+        self._library = ctypes.CDLL(library)
+        self._library.instrument()
+
+    def begin(self) -> None:
+        """Begin a piece."""
+        self._library.begin()
+
+    def end(self, name: str) -> None:
+        """Have the counts since `begin` written."""
+        self._library.end(name.encode())
+
+
+class Clock:
+    """The processor time of this process, in nanoseconds."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def begin(self) -> None:
+        """Begin a piece."""
+        self._at = time.process_time_ns()
+
+    def end(self, name: str) -> None:
+        """Print the nanoseconds since `begin`."""
+        spent = time.process_time_ns() - self._at
+        print(name, spent, flush=True)
+
+
+class Profile:
+    """Python's profiler: where the time of a piece goes, function by function."""
+
+    def begin(self) -> None:
+        """Begin a piece."""
+        self._profile = cProfile.Profile()
+        self._profile.enable()
+
+    def end(self, name: str) -> None:
+        """Print the functions that took most of the time."""
+        self._profile.disable()
+        print(name)
+        pstats.Stats(self._profile, stream=sys.stdout).sort_stats("tottime").print_stats(30)
+
+
+def meter(name: str) -> Meter:
+    """Return a meter: `clock`, `perf`, `profile`, or callgrind by the path of its library. Raises OSError."""
+    if name == "clock":
+        return Clock()
+    if name == "profile":
+        return Profile()
+    return PerfCounter() if name == "perf" else Callgrind(name)
