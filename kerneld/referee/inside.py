@@ -104,9 +104,7 @@ class InsideHost:
 
 def _facts_of(found: HostFacts) -> HostFacts:
     """Return the facts of a kerneld, from those that a player inside has found: some are those of the kernel below."""
-    return found._replace(
-        release=RELEASE, is_kerneld=True, has_pkeys=False, has_swap=False, has_damon=False, has_lru_gen=False
-    )
+    return found._replace(release=RELEASE, is_kerneld=True, has_swap=False, has_damon=False, has_lru_gen=False)
 
 
 @contextlib.contextmanager

@@ -10,18 +10,21 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.fs.fput import fput
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.mm.calls.mprotect import give_up_pkeys
+from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
 from shared.uapi.native import (
     FAULT_FOR_KERNEL,
+    FAULT_FUTEX,
     FILE_SYNC_AT,
     FILE_SYNC_TRUNCATE,
     FILE_SYNC_WRITE,
     FILE_SYNC_WRITTEN,
+    NATIVE_PKEYS,
     NATIVE_THREAD,
 )
-from shared.uapi.page import TASK_SIZE
+from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Pfn
 from shared.uapi.signals import Disposition
 
 _TOKEN = struct.Struct("<Q")
@@ -32,9 +35,13 @@ _PATIENCE = 8
 
 
 def native(call: Call) -> int | Answer:
-    """args: flags. NATIVE_THREAD is for a further thread of a native process.
+    """args: flags, PKRU. NATIVE_THREAD is for a further thread of a native process.
 
-    Returns 0. Without that flag it also returns the token for the agent, inline, and a writable descriptor of the RAM.
+    NATIVE_PKEYS: the real processor has protection keys, and kerneld decides which of them the program has. Without it
+    the address space has none from now on.
+
+    Returns 0, or NATIVE_PKEYS if the program has keys. Without NATIVE_THREAD it also returns the token for the agent,
+    inline, and a writable descriptor of the RAM.
     From then on the process has the user and the capabilities of its real process.
     Raises SysError(EPERM) for a caller that is not the superuser, unless it has been native or is the child of one that
     was, and on a machine that allows no native programs;
@@ -43,14 +50,18 @@ def native(call: Call) -> int | Answer:
     process = call.process
     if not (process.cred.superuser or process.may_be_native) or not call.kernel.config.native:
         raise SysError(errno.EPERM)
+    keys = call.args[0] & NATIVE_PKEYS if call.mm.has_pkeys else 0
+    if keys:
+        call.kernel.rq.processor.wrpkru(call.args[1])
     if call.args[0] & NATIVE_THREAD:
         call.thread.tlb = call.kernel.tlbs.get(call.mm).enter(call.process.pid)
-        return 0
+        return keys
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
     process.may_be_native = True
     call.kernel.table.take_real_creds(process, call.thread.tid)
-    give_up_pkeys(call.mm)
+    if not keys:
+        give_up_pkeys(call.mm)
     tlb, token = call.kernel.tlbs.make(process)
     if call.thread.tlb is not None:
         call.thread.tlb.leave()
@@ -58,19 +69,25 @@ def native(call: Call) -> int | Answer:
     # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
     for signo in (SIGSEGV, SIGBUS):
         process.dispositions[signo] = Disposition.CAUGHT
-    return Answer(0, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
+    return Answer(keys, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
 
 
 def fault(call: Call) -> int:
-    """args: address, access (PF_WRITE, PF_INSTR), flags. A page fault of a native program's processor.
+    """args: address, access (PF_WRITE, PF_INSTR), flags, PKRU. A page fault of a native program's processor.
 
     With FAULT_FOR_KERNEL the stub reads or writes for a system call: a bad access raises SysError(EFAULT), no signal.
+    With FAULT_FUTEX so does memory of no file, which has no shared futex if it cannot be written.
+    Source: Linux v6.8 kernel/futex/core.c:get_futex_key().
     """
     address, access, flags = call.args[:3]
     access &= PF_WRITE | PF_INSTR
     tlb = call.kernel.tlbs.get(call.mm)
+    processor = call.kernel.rq.processor
+    if call.mm.has_pkeys:
+        processor.wrpkru(call.args[3])
     if flags & FAULT_FOR_KERNEL:
-        if uaccess.user_page(call.mm, address, access & PF_WRITE) < 0:
+        paddr = uaccess.user_page(call.mm, address, access & PF_WRITE)
+        if paddr < 0 or (flags & FAULT_FUTEX and not _is_of_file(call, paddr >> PAGE_SHIFT)):
             raise SysError(errno.EFAULT)
         tlb.grant(address)
         return 0
@@ -81,7 +98,6 @@ def fault(call: Call) -> int:
         else:
             exc_page_fault(thread, access | 4, address)
         return 0
-    processor = call.kernel.rq.processor
     grant = tlb.grant
     for _ in range(_PATIENCE):
         paddr = call.mm.page_table.translate(address, access, processor.pkru)
@@ -94,6 +110,11 @@ def fault(call: Call) -> int:
         if thread.delivered is not None:
             return 0
     raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")
+
+
+def _is_of_file(call: Call, pfn: Pfn) -> bool:
+    frames = call.kernel.frames
+    return pfn != ZERO_PFN and not int(frames.flags[pfn]) & PG_ANON
 
 
 def creds(call: Call) -> int:

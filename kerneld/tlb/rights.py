@@ -2,7 +2,8 @@
 
 A TLB word is a frame's physical address, with the PROT_ bits of its mapping in the low bits; 0 is no mapping. Reading
 needs P, U and A. Writing needs RW and D too, so that the first write faults and sets D, as a real processor's walk
-does. NX forbids execution. The entry's protection key is ignored: a native program has none (docs/programs.md).
+does.
+NX forbids execution. Bits 4 to 7 have the entry's protection key: the real processor then asks PKRU itself.
 """
 
 from __future__ import annotations
@@ -12,11 +13,26 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PFN_MASK, PTE_PRESENT, PTE_RW, PTE_USER
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_NX,
+    PTE_PFN_MASK,
+    PTE_PKEY_SHIFT,
+    PTE_PRESENT,
+    PTE_RW,
+    PTE_USER,
+)
 
 READ, WRITE, EXEC = 1, 2, 4
 """PROT_READ, PROT_WRITE, PROT_EXEC."""
 RIGHTS = READ | WRITE | EXEC
+KEY_SHIFT = 4
+"""The position of the protection key in a TLB word."""
+KEY_MASK = 15 << KEY_SHIFT
+PAGE_BITS = RIGHTS | KEY_MASK
+"""All of a TLB word but the address."""
+_KEY_DOWN = PTE_PKEY_SHIFT - KEY_SHIFT
 _READABLE = PTE_PRESENT | PTE_USER | PTE_ACCESSED
 _WRITABLE = PTE_RW | PTE_DIRTY
 TlbWords = npt.NDArray[np.uint64]
@@ -26,7 +42,7 @@ def tlb_word(entry: int) -> int:
     """Return the TLB word with all rights that a TLB may grant for an entry of 4 KiB."""
     if entry & _READABLE != _READABLE:
         return 0
-    word = entry & PTE_PFN_MASK | READ
+    word = entry & PTE_PFN_MASK | entry >> _KEY_DOWN & KEY_MASK | READ
     if entry & _WRITABLE == _WRITABLE:
         word |= WRITE
     return word if entry & PTE_NX else word | EXEC
@@ -35,6 +51,7 @@ def tlb_word(entry: int) -> int:
 def tlb_words(entries: TlbWords) -> TlbWords:
     """Return `tlb_word` of each entry."""
     words = (entries & np.uint64(PTE_PFN_MASK)) | np.uint64(READ)
+    words |= entries >> np.uint64(_KEY_DOWN) & np.uint64(KEY_MASK)
     words |= ((entries & np.uint64(_WRITABLE)) == _WRITABLE).astype(np.uint64) << np.uint64(1)
     words |= ((entries & np.uint64(PTE_NX)) == 0).astype(np.uint64) << np.uint64(2)
     readable = (entries & np.uint64(_READABLE)) == _READABLE
@@ -42,7 +59,8 @@ def tlb_words(entries: TlbWords) -> TlbWords:
 
 
 def exceeds(granted: TlbWords, allowed: TlbWords) -> npt.NDArray[np.bool_]:
-    """Return for each granted word whether it grants more than its entry allows now, or another frame."""
+    """Return for each granted word whether it grants more than its entry allows now, another frame or by another
+    key."""
     other = granted & ~np.uint64(RIGHTS) != allowed & ~np.uint64(RIGHTS)
     more = granted & ~allowed & np.uint64(RIGHTS) != 0
     return cast("npt.NDArray[np.bool_]", (granted != 0) & (other | more))

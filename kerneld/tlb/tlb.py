@@ -26,7 +26,7 @@ import numpy as np
 
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.tlb.host_check import check_host
-from kerneld.tlb.rights import RIGHTS, WRITE, TlbWords, exceeds, tlb_word, tlb_words
+from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, tlb_word, tlb_words
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 from shared.uapi.syscalls import Nr
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 RECORD = struct.Struct("<IIQ")
 """struct kd_tlb: size, number of operations, number of the agent's last order."""
 OPERATION = struct.Struct("<QQQ")
-"""start, length in bytes with the PROT_ bits of a grant (0: drop), offset in the RAM's file."""
+"""start, length in bytes with the PROT_ bits of a grant (0: drop) and its key in bits 4 to 7, offset in the RAM's
+file."""
 _ONE = struct.Struct("<IIQQQQ")
 """A record with one operation."""
 MOST_OPERATIONS = 48
@@ -385,10 +386,9 @@ def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders:
     """Return a record; the drops come first."""
     if len(grants) == 1 and not drops:
         start, pages, word = grants[0]
-        return _ONE.pack(_ONE.size, 1, orders, start, pages << PAGE_SHIFT | word & RIGHTS, word & PTE_PFN_MASK)
+        return _ONE.pack(_ONE.size, 1, orders, start, pages << PAGE_SHIFT | word & PAGE_BITS, word & PTE_PFN_MASK)
     operations = [OPERATION.pack(start, end - start, 0) for start, end in drops]
-    operations += [
-        OPERATION.pack(start, pages << PAGE_SHIFT | word & RIGHTS, word & PTE_PFN_MASK) for start, pages, word in grants
-    ]
+    for start, pages, word in grants:
+        operations.append(OPERATION.pack(start, pages << PAGE_SHIFT | word & PAGE_BITS, word & PTE_PFN_MASK))
     size = RECORD.size + len(operations) * OPERATION.size
     return RECORD.pack(size, len(operations), orders) + b"".join(operations)

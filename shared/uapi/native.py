@@ -7,8 +7,14 @@ ATTACH_AGENT = 4
 TLB."""
 NATIVE_THREAD = 1
 """First argument of native: a further thread of a native process."""
+NATIVE_PKEYS = 2
+"""First argument of native: the real process has all protection keys of its processor, and asks kerneld which of them
+the program has. The second argument is the thread's PKRU."""
 FAULT_FOR_KERNEL = 1
 """Third argument of fault: the access is for a system call. It fails with EFAULT and raises no signal."""
+FAULT_FUTEX = 2
+"""Third argument of fault, with FAULT_FOR_KERNEL: the word there is a shared futex, and cannot be written. Anonymous
+memory is then EFAULT too."""
 CLONE_SHARE = 1
 """First argument of clone: the child is to share the memory of its parent, which is native."""
 CLONE_CANCEL = 2

@@ -25,3 +25,8 @@ def test_lengths_that_the_host_refuses(inside: Inside, programs: dict[str, Path]
     output = inside.agrees([str(programs["lengths"])]).output
     assert "epoll_wait 0xffffffff: -1 Invalid argument" in output
     assert "read of a pipe 0xffffffff: 10 " in output
+
+
+def test_protection_keys(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["keys"])]).output
+    assert output == "no keys\n" or "14 keys, sum 119, PKRU 0xfffffff4" in output

@@ -11,7 +11,9 @@ import pytest
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pkeys import pkey_alloc
 from kerneld.tlb import tlb as tlb_module
+from kerneld.tlb.rights import KEY_SHIFT
 from kerneld.tlb.tlb import Tlb
 from shared.uapi.page import PAGE_SIZE
 from tests.support.machine import BASE, READ, RW, Machine, checked, load, mmap, page, store
@@ -36,11 +38,21 @@ def tlb(mm: MmStruct) -> Tlb:
 
 def taken(tlb: Tlb) -> list[tuple[int, int, int]]:
     """Return the operations of the next record: first page from BASE, pages, rights (0: drop)."""
+    return [(first, pages, bits & PROT_BITS) for first, pages, bits in operations_of(tlb)]
+
+
+def keys(tlb: Tlb) -> list[tuple[int, int, int]]:
+    """Return the operations of the next record: first page from BASE, pages, protection key."""
+    return [(first, pages, bits >> KEY_SHIFT) for first, pages, bits in operations_of(tlb)]
+
+
+def operations_of(tlb: Tlb) -> list[tuple[int, int, int]]:
+    """Return the operations of the next record: first page from BASE, pages, what is beside the length."""
     record = tlb.take()
     size, count, _ = struct.unpack_from("<IIQ", record)
     assert size == len(record) == 16 + 24 * count
     operations = struct.iter_unpack("<QQQ", record[16:])
-    return [((start - BASE) // PAGE_SIZE, pages >> 12, pages & PROT_BITS) for start, pages, _ in operations]
+    return [((start - BASE) // PAGE_SIZE, pages >> 12, pages & 0xFFF) for start, pages, _ in operations]
 
 
 def test_a_page_that_a_write_has_brought_is_granted_alone(mm: MmStruct, tlb: Tlb) -> None:
@@ -107,3 +119,23 @@ def test_pages_are_dropped_as_runs_however_many_there_are(
         assert tlb.check() == []
     do_munmap(mm, BASE, 100 * PAGE_SIZE)
     assert taken(tlb) == []
+
+
+@pytest.mark.parametrize("few_pages", [0, 64])
+def test_a_page_has_the_key_of_its_entry(
+    mm: MmStruct, tlb: Tlb, few_pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another key is another right: what is granted by the old key is dropped."""
+    monkeypatch.setattr(tlb_module, "FEW_PAGES", few_pages)
+    mmap(mm, 4, at=BASE)
+    for number in range(4):
+        store(mm, page(number), b"x")
+    key = pkey_alloc(mm, 0, 0)
+    do_mprotect(mm, page(1), 2 * PAGE_SIZE, RW, key)
+    tlb.grant(page(0))
+    assert sorted(keys(tlb)) == [(0, 1, 0), (1, 2, key), (3, 1, 0)]
+    do_mprotect(mm, page(2), PAGE_SIZE, RW, 0)
+    assert taken(tlb) == [(2, 1, NONE)]
+    tlb.grant_page(page(2))
+    assert keys(tlb) == [(2, 1, 0)]
+    assert tlb.check() == []

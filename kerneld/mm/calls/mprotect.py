@@ -152,7 +152,7 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
 def give_up_pkeys(mm: MmStruct) -> None:
     """Have an address space without protection keys from now on, as on a processor without them.
 
-    A native program's real PKRU is not under this kernel's control. Raises SysError(ENOMEM).
+    For a native program on a processor without keys. Raises SysError(ENOMEM).
     """
     for vma in [vma for vma in mm.vmas if vma.vm_flags & VM_PKEY_MASK]:
         mprotect_fixup(mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_PKEY_MASK)

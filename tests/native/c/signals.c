@@ -1,12 +1,15 @@
 /* Handlers that repair, interrupt, leave an overflowing stack; masks; default actions; the status of a signal. */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/time.h>
 #include <sys/wait.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 static char *page;
@@ -63,6 +66,36 @@ static void interrupting(void)
 	printf("x %.3f, read %zd, child's status %d\n", x, got, WIFEXITED(status) ? WEXITSTATUS(status) : -1);
 }
 
+static unsigned mxcsr_in_handler, mxcsr_in_frame;
+
+static unsigned mxcsr(void)
+{
+	unsigned value;
+	__asm__ volatile("stmxcsr %0" : "=m"(value));
+	return value;
+}
+
+static void look(int signo, siginfo_t *info, void *context)
+{
+	(void)signo, (void)info;
+	mxcsr_in_handler = mxcsr();
+	mxcsr_in_frame = ((ucontext_t *)context)->uc_mcontext.fpregs->mxcsr;
+}
+
+/* A handler begins with the registers of a new program, and the program gets its own back. */
+static void rounding(void)
+{
+	struct sigaction action = {.sa_sigaction = look, .sa_flags = SA_SIGINFO};
+	unsigned upwards = 0x5f80, usual = 0x1f80;
+	uint16_t control = 0x27f, usual_control = 0x37f;
+	sigaction(SIGUSR2, &action, 0);
+	__asm__ volatile("ldmxcsr %0\n	fldcw %1" : : "m"(upwards), "m"(control));
+	raise(SIGUSR2);
+	__asm__ volatile("fnstcw %0" : "=m"(control));
+	printf("mxcsr %#x in the handler, %#x in its frame, %#x behind; control word %#x\n", mxcsr_in_handler, mxcsr_in_frame, mxcsr(), control);
+	__asm__ volatile("ldmxcsr %0\n	fldcw %1" : : "m"(usual), "m"(usual_control));
+}
+
 static void overflowing(void)
 {
 	static char stack[65536];
@@ -81,6 +114,7 @@ int main(void)
 	int status;
 	setvbuf(stdout, 0, _IOLBF, 4096);
 	repairing();
+	rounding();
 	overflowing();
 	sigemptyset(&usr1);
 	sigaddset(&usr1, SIGUSR1);

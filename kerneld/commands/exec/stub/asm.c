@@ -57,27 +57,27 @@ __asm__(".text\n"
 	"	hlt\n"
 	".globl user_access_start\n"
 	"user_access_start:\n"
-	".globl user_copy\n"
-	"user_copy:\n"
+	".globl bare_user_copy\n"
+	"bare_user_copy:\n"
 	"	mov %rdx, %rcx\n"
 	"	rep movsb\n"
 	"	xor %eax, %eax\n"
 	"	ret\n"
-	".globl user_strlen\n"
-	"user_strlen:\n"
+	".globl bare_user_strlen\n"
+	"bare_user_strlen:\n"
 	"	xor %eax, %eax\n"
 	"1:	cmpb $0, (%rdi,%rax)\n"
 	"	je 2f\n"
 	"	inc %rax\n"
 	"	jmp 1b\n"
 	"2:	ret\n"
-	".globl touch_read\n"
-	"touch_read:\n"
+	".globl bare_touch_read\n"
+	"bare_touch_read:\n"
 	"	movb (%rdi), %al\n"
 	"	xor %eax, %eax\n"
 	"	ret\n"
-	".globl touch_write\n"
-	"touch_write:\n"
+	".globl bare_touch_write\n"
+	"bare_touch_write:\n"
 	"	lock orb $0, (%rdi)\n"
 	"	xor %eax, %eax\n"
 	"	ret\n"
@@ -102,6 +102,26 @@ void *memset(void *to, int value, size_t length)
 	return start;
 }
 
+extern long bare_user_copy(void *to, const void *from, u64 length), bare_user_strlen(const char *text);
+extern long bare_touch_read(const void *p), bare_touch_write(void *p);
+
+/* The accesses for a system call ask the program's PKRU. */
+long user_copy(void *to, const void *from, u64 length)
+{
+	keys_open(this_thread());
+	long ret = bare_user_copy(to, from, length);
+	keys_close(this_thread());
+	return ret;
+}
+
+long user_strlen(const char *text)
+{
+	keys_open(this_thread());
+	long ret = bare_user_strlen(text);
+	keys_close(this_thread());
+	return ret;
+}
+
 /* Have every page of a range in the TLB, as far as that goes; -1 where it does not go to its end. */
 long touch(u64 start, u64 length, int write)
 {
@@ -110,8 +130,10 @@ long touch(u64 start, u64 length, int write)
 	u64 last = start + length - 1;
 	if (last < start || last >= USER_END)
 		last = USER_END - 1;
-	for (u64 p = start; p <= last; p = (p & -PAGE_BYTES) + PAGE_BYTES)
-		if (write ? touch_write((void *)p) : touch_read((void *)p))
-			return -1;
-	return 0;
+	long ret = 0;
+	keys_open(this_thread());
+	for (u64 p = start; p <= last && !ret; p = (p & -PAGE_BYTES) + PAGE_BYTES)
+		ret = write ? bare_touch_write((void *)p) : bare_touch_read((void *)p);
+	keys_close(this_thread());
+	return ret;
 }

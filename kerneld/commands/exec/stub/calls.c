@@ -178,7 +178,7 @@ void on_syscall(struct thread *t, struct ucontext *uc)
 		sys_sigreturn(t, uc);
 		return;
 	}
-	if (memory_call(t, args, nr, &ret) || proc_call(t, args, nr, &ret) || shadow_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
+	if (memory_call(t, uc, args, nr, &ret) || proc_call(t, args, nr, &ret) || shadow_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
 		uc->mc.rax = ret;
 		return;
 	}

@@ -108,7 +108,8 @@ static void begin(struct thread *t, u64 tid, u64 frame)
 {
 	t->tid = sys0(NR_gettid);
 	attach(t, tid ? (u64)t->tid : 0, t->token);
-	u64 args[6] = {1};
+	u64 args[6] = {NATIVE_THREAD};
+	keys_before_native(t, args);
 	if (ask_with_ring(t, KD_NATIVE, args).ret < 0)
 		die("kerneld refuses a thread or a child");
 	if (t->clear_sighand)
@@ -152,6 +153,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->is_borrower = !(flags & CLONE_FILES);
 	new->is_sharer = !(flags & CLONE_THREAD);
 	new->masked = t->masked;
+	new->pkru = t->pkru;
 	new->clear_tid = flags & CLONE_CHILD_CLEARTID ? request->ctid : 0;
 	new->clear_sighand = flags & CLONE_CLEAR_SIGHAND;
 	new->token = 0;

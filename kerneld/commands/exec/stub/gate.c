@@ -19,7 +19,7 @@
 
 #define GATE_HLT 8
 #define GATE_REGISTERS 9
-#define GATE_END 57
+#define GATE_END GATE_BYTES
 
 static unsigned char *put_relative(unsigned char *code, const char *opcode, int length, const void *what)
 {
@@ -86,14 +86,46 @@ static int is_futex_wait(const u64 *args)
 	return waits >> (FUTEX_COMMAND(args[1]) & 31) & 1;
 }
 
-/* Have the words of a futex call in the TLB; -1 where that cannot be. */
-static long touch_futex(const u64 *args)
+#define COMMANDS(...) commands((const char[]){__VA_ARGS__, -1})
+static inline u32 commands(const char *list)
 {
-	static const u32 with_second = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 11 | 1 << 12;
-	static const u32 writes = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 13;
-	u32 command = 1 << (FUTEX_COMMAND(args[1]) & 31);
-	long ret = touch(args[0], 4, command & writes ? 1 : 0);
-	return command & with_second ? ret | touch(args[4], 4, command & writes ? 1 : 0) : ret;
+	u32 bits = 0;
+	while (*list >= 0)
+		bits |= 1U << *list++;
+	return bits;
+}
+
+/* Have a word in the TLB as the host needs it; -1 where that cannot be. Of a shared futex the frame is the key: memory
+ * that can be read only has one if it is a file's. Source: Linux v6.8 kernel/futex/core.c:get_futex_key(). */
+static long touch_word(struct thread *t, u64 at, int is_shared, int reads, int writes)
+{
+	u64 args[6] = {at, 0, FAULT_FOR_KERNEL | FAULT_FUTEX, t->pkru};
+	if (at % 4 || at > USER_END)
+		return 0;	/* what is wrong with it the host says */
+	if (writes)
+		return touch(at, 4, 1);
+	if (!is_shared)
+		return reads ? touch(at, 4, 0) : 0;
+	if (!touch(at, 4, 1))
+		return 0;
+	t->told_pkru = t->pkru;
+	return ask_ret(t, KD_FAULT, args);
+}
+
+/* Have the words of a futex call in the TLB; not 0 where that cannot be. */
+static long touch_futex(struct thread *t, const u64 *args)
+{
+	u32 reads = COMMANDS(FUTEX_WAIT, 4, FUTEX_WAIT_BITSET, FUTEX_WAIT_REQUEUE_PI, 12);
+	u32 writes = COMMANDS(FUTEX_LOCK_PI, 7, 8, FUTEX_LOCK_PI2);
+	u32 with_second = COMMANDS(3, 4, 5, FUTEX_WAIT_REQUEUE_PI, 12), writes_second = COMMANDS(5, FUTEX_WAIT_REQUEUE_PI, 12);
+	u32 command = 1U << (FUTEX_COMMAND(args[1]) & 31);
+	int is_shared = !(args[1] & FUTEX_PRIVATE_FLAG);
+	if (FUTEX_COMMAND(args[1]) > FUTEX_LOCK_PI2)
+		return 0;
+	long ret = touch_word(t, args[0], is_shared, command & reads ? 1 : 0, command & writes ? 1 : 0);
+	if (ret || !(command & with_second))
+		return ret;
+	return touch_word(t, args[4], is_shared, 0, command & writes_second ? 1 : 0);
 }
 
 static void set_shared_futex(struct thread *t, u64 address)
@@ -103,23 +135,31 @@ static void set_shared_futex(struct thread *t, u64 address)
 	__atomic_store_n(&t->shared_futex, address, __ATOMIC_SEQ_CST);
 }
 
+/* A call of the host's that may be given the program's memory: the host asks PKRU, as for the program. */
+static long user_call(struct thread *t, long nr, const u64 *args)
+{
+	keys_open(t);
+	long ret = sys6(nr, args[0], args[1], args[2], args[3], args[4], args[5]);
+	keys_close(t);
+	return ret;
+}
+
 static void futex_call(struct thread *t, struct ucontext *uc, const u64 *args)
 {
 	static const struct row timeout = {NR_futex, 1, {{BYTES, 3, 0, 0, 16}}}, none = {NR_futex, 1, {{NONE, 0, 0, 0, 0}}};
 	u64 copies[6];
+	long ret;
 	memcpy(copies, args, sizeof copies);
-	if (is_futex_wait(args)) {
+	if (is_futex_wait(args) && !touch_futex(t, args)) {
 		if (!(args[1] & FUTEX_PRIVATE_FLAG))
 			set_shared_futex(t, args[0]);
-		touch_futex(args);
 		bounce_in(t, args[3] ? &timeout : &none, copies);
 		pass_copied(t, uc, NR_futex, args, copies, 1);
 		return;
 	}
-	long ret;
 	do
-		ret = touch_futex(args) ? -EFAULT : sys6(NR_futex, args[0], args[1], args[2], args[3], args[4], args[5]);
-	while (ret == -EFAULT && !touch_futex(args));
+		ret = touch_futex(t, args) ? -EFAULT : user_call(t, NR_futex, args);
+	while (ret == -EFAULT && !touch_futex(t, args));
 	uc->mc.rax = ret;
 }
 
@@ -131,7 +171,7 @@ long direct_call(struct thread *t, long nr, const u64 *args)
 	u64 copies[6];
 	memcpy(copies, args, sizeof copies);
 	bounce_in(t, row, copies);
-	return bounce_out(t, sys6(nr, copies[0], copies[1], copies[2], copies[3], copies[4], copies[5]));
+	return bounce_out(t, user_call(t, nr, copies));
 }
 
 /* Make a call if it need not wait: then it need not come back from the gate. */
@@ -196,7 +236,7 @@ static void finish(struct thread *t, struct ucontext *uc)
 		uc->mc.rip = t->gate_return;
 		return;
 	}
-	if (t->bounce.nr == NR_futex && (long)uc->mc.rax == -EFAULT && !touch_futex(args)) {
+	if (t->bounce.nr == NR_futex && (long)uc->mc.rax == -EFAULT && !touch_futex(t, args)) {
 		make_again(t, uc);	/* its page had gone in between */
 		return;
 	}

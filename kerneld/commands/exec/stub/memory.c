@@ -30,6 +30,7 @@ static long finish(struct thread *t, const struct answer *answer)
 
 static long call(struct thread *t, long nr, const u64 *args, const void *data, u64 length, int fd)
 {
+	keys_before_call(t);
 	struct answer answer = ask(t, nr, args, data, length, fd);
 	return finish(t, &answer);
 }
@@ -45,7 +46,13 @@ static long do_mmap(struct thread *t, const u64 *given)
 	}
 	if (args[3] & MAP_FIXED)
 		table_replaced(args[0], args[1]);
-	return call(t, NR_mmap, args, 0, 0, args[3] & MAP_ANONYMOUS ? -1 : (int)args[4]);
+	if (args[3] & MAP_ANONYMOUS)
+		return call(t, NR_mmap, args, 0, 0, -1);
+	long of_proc = proc_real_file((u32)args[4]);
+	long ret = call(t, NR_mmap, args, 0, 0, of_proc >= 0 ? (int)of_proc : (int)args[4]);
+	if (of_proc >= 0)
+		sys1(NR_close, of_proc);
+	return ret;
 }
 
 static long do_mincore(struct thread *t, const u64 *given)
@@ -143,8 +150,7 @@ static long do_getrusage(struct thread *t, const u64 *args)
 	return user_copy((void *)args[1], usage, sizeof usage) ? -EFAULT : 0;
 }
 
-/* Make a call that is kerneld's: 1 and its result, or 0 where it is none. */
-int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
+static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	switch (nr) {
 	case NR_mmap:
@@ -159,7 +165,6 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 		/* fall through */
 	case NR_mprotect: case NR_brk: case NR_msync: case NR_madvise: case NR_mlock: case NR_munlock:
 	case NR_mlockall: case NR_munlockall: case NR_mlock2:
-	/* The real PKRU is not under kerneld's rule: to a program inside, the processor has no keys. */
 	case NR_pkey_alloc: case NR_pkey_free: case NR_pkey_mprotect:
 		*ret = call(t, nr, args, 0, 0, -1);
 		return 1;
@@ -179,4 +184,13 @@ int memory_call(struct thread *t, const u64 *args, long nr, long *ret)
 		return limit_call(t, args, nr, ret);
 	}
 	return 0;
+}
+
+/* Make a call that is kerneld's: 1 and its result, or 0 where it is none. */
+int memory_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret)
+{
+	if (!make_call(t, args, nr, ret))
+		return 0;
+	keys_after_call(t, uc, nr, args, *ret);
+	return 1;
 }

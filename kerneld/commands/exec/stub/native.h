@@ -24,15 +24,17 @@
 /* The records of docs/abi.md. */
 struct request { u32 size, nr; u64 args[6]; };
 struct reply { u32 size; int32_t signo; int64_t ret; };
-struct siginfo_wire { int32_t si_code, fatal; u64 si_addr; };
+struct siginfo_wire { int32_t si_code, fatal; u64 si_addr; u32 si_pkey, pkru; };
 struct tlb_record { u32 size, count; u64 generation; };
 struct tlb_op { u64 start, length_prot, offset; };
 
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
-	KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, CLONE_SHARE = 1, CLONE_CANCEL = 2,
-	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
+	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, CLONE_SHARE = 1, CLONE_CANCEL = 2,
+	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
+
+#define XSAVE_HEADER 512	/* its first word says which registers are not in their initial state */
 
 /* Linux's structures on the stack of a signal's handler. */
 struct kernel_sigaction { u64 handler, flags, restorer, mask; };
@@ -45,6 +47,7 @@ struct sigcontext {
 struct ucontext { u64 flags, link; struct stack stack; struct sigcontext mc; u64 sigmask; };
 struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
 #define si_addr_of(info) ((info)->fields[0])
+#define si_pkey_of(info) ((info)->fields[2])
 
 #define SA_NOCLDSTOP 1UL
 #define SA_NOCLDWAIT 2UL
@@ -64,6 +67,7 @@ struct thread {
 	int conn;		/* the connection to kerneld */
 	int tid;
 	u64 mapping;		/* it is about to map pages that an answer named: the agent waits for that */
+	u32 pkru, told_pkru;	/* the program's, when it came into the stub; what kerneld takes it for */
 	u64 masked;		/* those of OURS that the program believes it has blocked */
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid, robust;	/* set_tid_address(), set_robust_list() */
@@ -102,6 +106,7 @@ struct process {
 	u32 abi;		/* the semester whose calls of the shadow page table it makes */
 	int shared_waits;	/* how many threads have a shared_futex */
 	u64 minsigstksz;	/* AT_MINSIGSTKSZ of the host */
+	u32 pkru_at;		/* where PKRU is in the registers that a handler finds; 0: no protection keys */
 	u64 stub_mask;		/* of the stub's handlers */
 	struct kernel_sigaction actions[65];
 	char socket_path[108];
@@ -156,9 +161,19 @@ void tlb_drop_all(void);
 /* user.S in asm.c */
 long user_copy(void *to, const void *from, u64 length);	/* 0, or -1 where a page cannot be had */
 long user_strlen(const char *text);			/* without its NUL; -1 likewise */
-long touch_read(const void *p);
-long touch_write(void *p);
 long touch(u64 start, u64 length, int write);
+
+/* keys.c */
+#define INIT_PKRU 0x55555554U	/* of a program that begins, and of a handler */
+void keys_start(void);
+u32 pkru_of(const struct ucontext *uc);
+void set_pkru(struct ucontext *uc, u32 value);
+void keys_open(struct thread *t);
+void keys_close(struct thread *t);
+void keys_before_call(struct thread *t);
+void keys_after_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args, long ret);
+void keys_before_native(struct thread *t, u64 *args);
+void keys_after_native(long ret);
 
 /* signals.c */
 void install_handlers(void);
@@ -173,12 +188,13 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
 
 /* calls.c, memory.c */
 void on_syscall(struct thread *t, struct ucontext *uc);
-int memory_call(struct thread *t, const u64 *args, long nr, long *ret);
+int memory_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret);
 
 /* robust.c */
 void leave_futexes(struct thread *t, int others_live);
 
 /* gate.c */
+#define GATE_BYTES 57		/* of code, at the start of an area */
 void write_gate(unsigned char *code);
 void pass(struct thread *t, struct ucontext *uc, long nr);
 long direct_call(struct thread *t, long nr, const u64 *args);
@@ -204,6 +220,7 @@ int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
 void proc_forget(u64 fd);
 long proc_opened(struct thread *t, int fd, u64 flags);
 void proc_copy(u64 fd, long copy);
+long proc_real_file(u64 fd);
 
 /* files.c */
 void files_start(void);

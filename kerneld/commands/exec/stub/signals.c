@@ -10,6 +10,12 @@
 #define SS_AUTODISARM (int)(1U << 31)
 #define MINSIGSTKSZ 2048
 #define FXSAVE_SW_BYTES 464
+#define FXSAVE_MXCSR 24
+#define FXSAVE_MXCSR_MASK 28
+#define FXSAVE_REGISTERS 32
+#define FXSAVE_REGISTERS_BYTES 384
+#define INIT_FCW 0x37f
+#define INIT_MXCSR 0x1f80
 #define FP_XSTATE_MAGIC1 0x46505853U
 #define RED_ZONE 128
 #define X86_PF_WRITE 2
@@ -18,6 +24,7 @@
 #define SYS_SECCOMP 1
 #define IGNORED_BY_DEFAULT (BIT(SIGCHLD) | BIT(18 /* SIGCONT */) | BIT(23 /* SIGURG */) | BIT(28 /* SIGWINCH */))
 #define DF_RF_TF 0x10500UL
+#define SEGV_PKUERR 4
 
 struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 extern void stub_restorer(void);
@@ -97,6 +104,19 @@ static u64 xstate_bytes(u64 fpstate)
 	return sw[0] == FP_XSTATE_MAGIC1 ? sw[1] : 512;
 }
 
+/* A handler begins with the vector registers of a new program, rounding modes among them: the program's own are in its
+ * frame. Source: Linux v6.8 arch/x86/kernel/fpu/core.c:fpu__clear_user_states(). */
+static void clear_registers(u64 fpstate)
+{
+	int has_header = *(const u32 *)(fpstate + FXSAVE_SW_BYTES) == FP_XSTATE_MAGIC1;
+	memset((void *)fpstate, 0, FXSAVE_MXCSR_MASK);
+	*(uint16_t *)fpstate = INIT_FCW;
+	*(u32 *)(fpstate + FXSAVE_MXCSR) = INIT_MXCSR;
+	memset((void *)(fpstate + FXSAVE_REGISTERS), 0, FXSAVE_REGISTERS_BYTES);
+	if (has_header)
+		*(u64 *)(fpstate + XSAVE_HEADER) = 0;	/* no register differs from its initial state */
+}
+
 static void end_by(int signo)
 {
 	u64 mask = ~BIT(signo);
@@ -162,6 +182,15 @@ void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 	uc->mc.rdx = uc->mc.rsp + __builtin_offsetof(struct frame, uc);
 	uc->mc.rax = 0;
 	uc->mc.eflags &= ~DF_RF_TF;
+	clear_registers(uc->mc.fpstate);
+	set_pkru(uc, INIT_PKRU);
+}
+
+/* Whether the stub's own code was interrupted: not the gate, which is the program's. */
+static int is_in_stub(const struct ucontext *uc)
+{
+	u64 rip = uc->mc.rip;
+	return rip >= STUB_START && rip < STUB_END && (rip < VDSO_START || rip >= VDSO_END) && (rip & (AREA_BYTES - 1)) > GATE_BYTES;
 }
 
 static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo *host)
@@ -172,14 +201,14 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 		leave_gate(t, uc);
 		return;
 	}
-	int in_vdso = uc->mc.rip >= VDSO_START && uc->mc.rip < VDSO_END;
-	if (uc->mc.rip >= STUB_START && uc->mc.rip < STUB_END && !in_access && !in_vdso && (uc->mc.rip & (AREA_BYTES - 1)) > 16)
+	if (is_in_stub(uc) && !in_access)
 		die("a fault in the stub itself");
 	if (uc->mc.trapno == X86_TRAP_PF && table_fault(uc->mc.cr2, uc->mc.err & X86_PF_WRITE, &info)) {
 		if (!info.signo)
 			return;
 	} else if (uc->mc.trapno == X86_TRAP_PF) {
-		u64 args[6] = {uc->mc.cr2, uc->mc.err & (X86_PF_WRITE | X86_PF_INSTR), in_access ? FAULT_FOR_KERNEL : 0};
+		u64 args[6] = {uc->mc.cr2, uc->mc.err & (X86_PF_WRITE | X86_PF_INSTR), in_access ? FAULT_FOR_KERNEL : 0, t->pkru};
+		t->told_pkru = t->pkru;
 		struct answer answer = ask(t, KD_FAULT, args, 0, 0, -1);
 		if (!answer.signo && answer.ret >= 0)
 			return;
@@ -187,6 +216,10 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 		info.signo = answer.signo;
 		info.code = answer.info.si_code;
 		si_addr_of(&info) = answer.info.si_addr;
+		if (info.code == SEGV_PKUERR)
+			si_pkey_of(&info) = answer.info.si_pkey;
+		/* kerneld takes it that the handler begins. */
+		t->told_pkru = answer.signo ? INIT_PKRU : t->pkru;
 	}
 	if (in_access) {
 		uc->mc.rip = (u64)user_access_failed;
@@ -200,6 +233,8 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 {
 	struct thread *t = this_thread();
 	u64 ours = OURS;
+	if (!is_in_stub(uc))
+		t->pkru = pkru_of(uc);
 	if (signo == SIGSYS && info->code == SYS_SECCOMP) {
 		on_syscall(t, uc);
 		return;

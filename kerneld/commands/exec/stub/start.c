@@ -83,6 +83,7 @@ struct thread *thread_area(void)
 	struct thread *t = (struct thread *)(start + PAGE_BYTES);
 	t->buffer = (char *)t + PAGE_BYTES;
 	t->is_borrower = t->is_sharer = t->is_kicked = 0;
+	t->pkru = t->told_pkru = INIT_PKRU;
 	t->shared_futex = t->robust = 0;
 	memset(&t->bounce, 0, sizeof t->bounce);
 	return t;
@@ -161,7 +162,9 @@ static void tell_limits(struct thread *t)
 void go_native(struct thread *t)
 {
 	u64 args[6] = {0};
+	keys_before_native(t, args);
 	struct answer answer = ask_with_ring(t, KD_NATIVE, args);
+	keys_after_native(answer.ret);
 	if (answer.ret < 0 || answer.length < 8)
 		die(answer.ret == -EPERM ? "this kerneld takes no programs in (kerneld start --no-exec, or another user's)"
 					 : "kerneld does not know native programs");
@@ -237,6 +240,7 @@ static void start_on_area(u64 sp)
 	descriptors_start(is_new ? 0 : number_behind(argv[5], '/'));
 	descriptors_widen();
 	process.abi = number_behind(argv[3], '/');
+	keys_start();
 	process.minsigstksz = host_value((u64 *)sp, AT_MINSIGSTKSZ);
 	memcpy(process.socket_path, argv[2], string_length(argv[2]) + 1);
 	t->conn = is_new ? kerneld_connect(argv[2]) : (int)number_of(argv[1]);

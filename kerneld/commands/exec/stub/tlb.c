@@ -7,6 +7,8 @@
 #include "native.h"
 
 #define PROT_BITS 7
+#define KEY_OF(word) ((word) >> 4 & 15)
+#define PROT_NONE 0
 #define MAP_SHARED 1
 #define MAP_FIXED 0x10
 #define FUTEX_WAKE_PRIVATE 129
@@ -27,6 +29,13 @@ long tlb_drop(u64 start, u64 length)
 	return ret;
 }
 
+/* A page with a key is not there before it has its key. */
+static long tlb_put(u64 start, u64 length, long prot, long key, u64 offset)
+{
+	long ret = sys6(NR_mmap, start, length, key ? PROT_NONE : prot, MAP_SHARED | MAP_FIXED, process.ram_fd, offset);
+	return ret < 0 && ret > -4096 ? ret : key ? sys4(NR_pkey_mprotect, start, length, prot, key) : 0;
+}
+
 void tlb_apply(struct thread *t, const struct tlb_record *record)
 {
 	const struct tlb_op *op = (const struct tlb_op *)(record + 1);
@@ -41,13 +50,13 @@ void tlb_apply(struct thread *t, const struct tlb_record *record)
 		else if (stale)
 			continue;	/* the access comes again, and is told anew */
 		else
-			ret = sys6(NR_mmap, op->start, length, prot, MAP_SHARED | MAP_FIXED, process.ram_fd, op->offset);
+			ret = tlb_put(op->start, length, prot, KEY_OF(op->length_prot), op->offset);
 		if (ret == -ENOMEM) {
 			/* More mappings than the host gives a process: as a TLB that is full, it forgets. */
 			tlb_drop_all();
 			continue;
 		}
-		if (ret < 0 && ret > -4096)
+		if (ret < 0)
 			die("the host refuses a mapping of RAM");
 	}
 	if (__atomic_exchange_n(&t->mapping, 0, __ATOMIC_SEQ_CST) == 2)

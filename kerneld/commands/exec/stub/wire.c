@@ -100,7 +100,7 @@ struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *dat
 {
 	/* A fault may come while the answer to another request is being read: it has a buffer of its own. */
 	char small[2048];
-	int is_fault = nr == KD_FAULT;
+	int is_fault = nr == KD_FAULT || nr == KD_WRPKRU;
 	char *buffer = is_fault ? small : t->buffer;
 	u64 room = is_fault ? sizeof small : BUFFER_BYTES;
 	struct answer answer = {.fd = {-1, -1}};
