@@ -20,8 +20,6 @@ from tests.native.inside import why_not_here
 PROGRAMS = 40
 SECONDS = 20
 """On a busy machine fewer programs are run."""
-DIFFERENT = {"files_that_refuse_to_be_mapped"}
-"""Inside, a file of /proc is a file in memory, which can be mapped: docs/programs.md."""
 FEWEST = 10
 """So many are run however long it takes."""
 
@@ -45,8 +43,7 @@ def test_it_is_no_host_like_linux(inside: Match) -> None:
 def test_what_was_mended_stays_so(inside: Match) -> None:
     own = sorted((Path(__file__).parent / "programs" / "inside").glob("*.json"))
     assert own
-    others = [file for file in REGRESSIONS if file.stem not in DIFFERENT]
-    for file in [*own, *others[:: max(1, len(others) // FEWEST)]]:
+    for file in [*own, *REGRESSIONS[:: max(1, len(REGRESSIONS) // FEWEST)]]:
         agree(inside, from_json(file.read_text()))
 
 

@@ -231,6 +231,17 @@ static int proc_read(struct thread *t, const u64 *args, long nr, long *ret)
 	return 0;
 }
 
+/* What is to be mapped by a descriptor: of a file that stands for one of /proc, that one, on a new descriptor, so that
+ * kerneld refuses it as Linux does. -1 for another file. */
+long proc_real_file(u64 fd)
+{
+	char path[64] = "/proc/";
+	if (fd >= MAX_FDS || files[fd].kind == NO_FILE || files[fd].kind == MEM || this_thread()->is_borrower)
+		return -1;
+	memcpy(path + 6, files[fd].path, string_length(files[fd].path) + 1);
+	return sys4(NR_openat, -100, path, O_CLOEXEC, 0);
+}
+
 /* A descriptor has been closed, or has become a copy of another. */
 void proc_forget(u64 fd)
 {
