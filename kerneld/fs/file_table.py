@@ -26,7 +26,8 @@ from kerneld.fs.file_limits import FileAccounts, FileRules, Payer
 from kerneld.fs.fput import fput
 from kerneld.fs.inode import Inode
 from kerneld.fs.inotify import NO_WATCH, Inotify
-from kerneld.fs.mapped_files import MappedFiles
+from kerneld.fs.kept_files import KeptFiles, Stamp
+from kerneld.fs.mapped_files import Key, MappedFiles
 from kerneld.fs.mmap_ops import MmapOps, find_mmap_ops
 from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
@@ -52,6 +53,8 @@ class FileTable:
         self._inodes: dict[tuple[int, int], Inode] = {}
         self._inotify = inotify
         self._mapped = MappedFiles(frames.ram)
+        self.kept = KeptFiles()
+        """The page cache of files that are not in use."""
         self.changes = Changes()
         """Files whose size has changed, and whose change is not handled yet."""
         self._watched: dict[int, Inode] = {}
@@ -106,25 +109,38 @@ class FileTable:
         return file
 
     def _open_regular(self, fd: int, opened: OpenFile, ops: MmapOps, owner: Process | None) -> File:
+        os.set_inheritable(fd, False)
+        payer = None
+        if owner is not None:
+            room_after(self._frames, lambda: self.accounts.has_room(owner))
+            payer = self.accounts.charge(owner)
         key = opened.inode_key
         inode = self._inodes.get(key)
+        is_new = inode is None
         if inode is None:
-            inode = Inode(self._frames, key, self._forget, self._file_gone, is_shmem=is_in_memory(fd))
-            inode.on_writable = functools.partial(self._may_be_written, inode)
+            inode = self._new_inode(key, fd)
         file = _new_file(inode.mapping, find_path(fd), opened, ops)
         file.dev, file.ino = key
         file.seals = find_seals(fd) if file.mapping.is_shmem else 0
-        os.set_inheritable(fd, False)
-        if owner is not None:
-            room_after(self._frames, lambda: self.accounts.has_room(owner))
-            self._payers[file] = self.accounts.charge(owner)
+        if payer is not None:
+            self._payers[file] = payer
         inode.add_file(file, fd, opened)
-        if key not in self._inodes:
-            self._inodes[key] = inode
-            self._mapped.add(key)
+        if is_new:
             self._begin_watch(inode, fd)
         inode.nr_holds += 1
         return file
+
+    def _new_inode(self, key: Key, fd: int) -> Inode:
+        """Put an inode into the table: with its pages of an earlier use, if the file has not changed since."""
+        # From now on kerneld makes the calls of native programs that write to the file.
+        self._mapped.add(key)
+        stamp = Stamp.of(os.fstat(fd))
+        kept = self.kept.take(key, stamp)
+        inode = self._inodes[key] = Inode(
+            self._frames, key, self._forget, self._file_gone, is_shmem=is_in_memory(fd), stamp=stamp, kept=kept
+        )
+        inode.on_writable = functools.partial(self._may_be_written, inode)
+        return inode
 
     def _file_gone(self, file: File) -> None:
         payer = self._payers.pop(file, None)
@@ -135,6 +151,8 @@ class FileTable:
         del self._inodes[inode.key]
         self._mapped.remove(inode.key)
         self.changes.forget(inode)
+        if inode.is_kept:
+            self.kept.keep(inode.key, inode.stamp, inode.mapping)
         if self._inotify is not None and self._watched.pop(inode.watch, None) is not None:
             self._inotify.rm_watch(inode.watch)
 
@@ -307,7 +325,8 @@ class FileTable:
         return (find_path(fd) if fd is not None else "") or file.path
 
     def close(self) -> None:
-        """Close the table's own descriptors. No file may be in use any more."""
+        """Close the table's own descriptors, and drop the pages of unused files. No file may be in use any more."""
+        self.kept.drop_all()
         self.mounts.close()
 
 

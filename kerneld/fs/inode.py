@@ -22,6 +22,7 @@ from kerneld.fs.changes import Pieces
 from kerneld.fs.fput import fput
 from kerneld.fs.host_mmap import ResidentPages
 from kerneld.fs.inotify import NO_WATCH
+from kerneld.fs.kept_files import Stamp
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
 from kerneld.fs.writable_mapping import WritableMapping
 from kerneld.mm.files.filemap import AddressSpace, File
@@ -46,10 +47,20 @@ class Inode:
         on_file_gone: Callable[[File], None],
         *,
         is_shmem: bool,
+        stamp: Stamp,
+        kept: AddressSpace | None = None,
     ) -> None:
-        """`on_file_gone` is called for each File that is dropped, `on_close` when all descriptors are closed."""
+        """`on_file_gone` is called for each File that is dropped, `on_close` when all descriptors are closed.
+
+        `stamp` is that of the file now. `kept` has the pages of an earlier use.
+        """
         self.key = key
-        self.mapping = AddressSpace(frames, self, is_shmem=is_shmem)
+        self.stamp = stamp
+        self.is_kept = False
+        """Whether its pages stay after the end of its use: see `kerneld.fs.kept_files`."""
+        self._has_been_writable = False
+        self.mapping = AddressSpace(frames, self, is_shmem=is_shmem) if kept is None else kept
+        self.mapping.backing = self
         self.nr_holds = 0
         """The number of unfinished calls that use one of its Files, mapped or not."""
         self._files: dict[File, tuple[int, OpenFile]] = {}
@@ -219,6 +230,7 @@ class Inode:
             mapping.close()
 
     def _note_writable(self, is_writable: bool) -> None:
+        self._has_been_writable |= is_writable
         if is_writable is not self._is_writable:
             self._is_writable = is_writable
             self.on_writable(is_writable)
@@ -281,13 +293,26 @@ class Inode:
         except OSError:
             return b"\1" * count
 
-    def release(self) -> None:
-        """Close everything, because nothing maps the inode.
+    def release(self) -> bool:
+        """Close everything, because nothing maps the inode. Return whether its pages stay.
 
         But not while a call holds it (MAP_FIXED over its last VMA).
         """
-        if not self.nr_holds:
-            self.close()
+        if self.nr_holds:
+            return False
+        self.is_kept = self._may_be_kept()
+        self.close()
+        return self.is_kept
+
+    def _may_be_kept(self) -> bool:
+        """Return whether all cached pages are what the file has, and will be until its stamp changes."""
+        if self.mapping.is_shmem or self._has_been_writable or not self.mapping.pages or not self.stamp.is_old:
+            return False
+        try:
+            status = os.fstat(self._reader)
+        except OSError:
+            return False
+        return status.st_nlink > 0 and Stamp.of(status) == self.stamp
 
     def close(self) -> None:
         """Close every descriptor, at the end of the inode."""

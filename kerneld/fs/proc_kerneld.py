@@ -13,11 +13,12 @@ from shared.uapi.page import PAGE_SHIFT, Pid
 
 
 def show_kerneld_status(
-    frames: Frames, nr_tasks: int, start_time: float, shadow: tuple[str, Pid | None, Pid | None]
+    frames: Frames, nr_unused: int, nr_tasks: int, start_time: float, shadow: tuple[str, Pid | None, Pid | None]
 ) -> bytes:
     """Return lines of `Key:\\tvalue`. `shadow` has the table's state, its opener and its target.
 
-    `start_time` is CLOCK_MONOTONIC when the machine started, in seconds.
+    `nr_unused` is the number of cached pages of files that nothing maps. `start_time` is CLOCK_MONOTONIC when the
+    machine started, in seconds.
     """
     state, opener, target = shadow
     swap = frames.swap
@@ -26,6 +27,7 @@ def show_kerneld_status(
         ("Uptime", f"{time.monotonic() - start_time:.2f} s"),
         ("MemTotal", f"{frames.total_pages << PAGE_SHIFT - 10} kB"),
         ("MemFree", f"{frames.free_pages << PAGE_SHIFT - 10} kB"),
+        ("CachedUnused", f"{nr_unused << PAGE_SHIFT - 10} kB"),
         ("SwapTotal", f"{swap.total_pages << PAGE_SHIFT - 10} kB"),
         ("SwapFree", f"{swap.nr_free << PAGE_SHIFT - 10} kB"),
         ("Tasks", nr_tasks),

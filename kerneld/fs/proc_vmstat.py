@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerneld.mm.frames.frames import FIRST_PFN, PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, PG_TABLE, Frames
+from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, PG_TABLE, Frames
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.frames.lru import LruList, lru_sizes
+from kerneld.mm.frames.lru import LruList, lru_sizes_of
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.overcommit import vm_commit_limit
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
@@ -66,11 +66,12 @@ class PageCounts(NamedTuple):
 
 
 def count_pages(frames: Frames) -> PageCounts:
-    """Count every frame by its use."""
-    flags, mapcount = frames.flags[FIRST_PFN:], frames.mapcount[FIRST_PFN:]
+    """Count every frame by its use. A frame with contents has flags: a free one has none."""
+    used = np.flatnonzero(frames.flags)
+    flags, mapcount = frames.flags[used], frames.mapcount[used]
     anon = (flags & PG_ANON) != 0
     swap_cached = (flags & PG_SWAPCACHE) != 0
-    file = (frames.mapping[FIRST_PFN:] != 0) & ~anon
+    file = (frames.mapping[used] != 0) & ~anon
     shmem = file & ((flags & PG_SWAPBACKED) != 0)
     return PageCounts(
         total=frames.total_pages,
@@ -83,7 +84,7 @@ def count_pages(frames: Frames) -> PageCounts:
         tables=int(np.count_nonzero(flags & PG_TABLE)),
         swap_cached=int(np.count_nonzero(swap_cached)),
         anon_huge=len(frames.huge.entire_mapcount) * HPAGE_PMD_NR,
-        lists=lru_sizes(frames),
+        lists=lru_sizes_of(flags),
     )
 
 

@@ -98,7 +98,11 @@ class ProcFs:
             "sys/kernel/randomize_va_space": lambda reader: b"0\n",
             **{f"sys/vm/{name}": functools.partial(self._show_sysctl, name) for name in SYSCTL_NAMES},
             "kerneld/status": lambda reader: show_kerneld_status(
-                kernel.frames, len(kernel.processes), kernel.start_time, kernel.shadowpt.describe_session()
+                kernel.frames,
+                kernel.files.kept.nr_pages,
+                len(kernel.processes),
+                kernel.start_time,
+                kernel.shadowpt.describe_session(),
             ),
             "kerneld/explanation": lambda reader: reader.explanation.encode(),
             "kerneld/tasks": lambda reader: show_tasks(kernel.processes.values(), reader),

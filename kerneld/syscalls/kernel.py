@@ -271,7 +271,7 @@ class Kernel:
         """Check every invariant of the machine, in tests. Raises KernelBug."""
         if self.config.check_invariants:
             mms = [*self.table.address_spaces(), *self.dying.mms]
-            check_machine(self.frames, mms, self.dying.mappings)
+            check_machine(self.frames, mms, [*self.dying.mappings, *self.files.kept.mappings])
             self.rq.check(mms)
             self.shadowpt.check()
             self.tlbs.check()

@@ -118,11 +118,12 @@ class Table:
 
 
 def free_frames(socket: Path) -> int:
-    """Return MemFree in KiB, as seen by a process that is not there before and after."""
+    """Return MemFree, with the unused page cache, in KiB, as seen by a process that is not there before and after."""
     code = (
         "from shared.client import Process\n"
-        "text = Process.attach().read_proc('meminfo').decode()\n"
-        "print(dict(line.split(':') for line in text.splitlines())['MemFree'].split()[0])\n"
+        "text = Process.attach().read_proc('kerneld/status').decode()\n"
+        "status = dict(line.split(':') for line in text.splitlines())\n"
+        "print(sum(int(status[key].split()[0]) for key in ('MemFree', 'CachedUnused')))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

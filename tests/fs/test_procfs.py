@@ -213,6 +213,7 @@ def test_what_kerneld_says_of_itself(world: World) -> None:
     rows = world.rows("kerneld/status")
     assert (rows["Pid"], rows["Tasks"], rows["ShadowTable"]) == (str(os.getpid()), "2", "closed")
     assert re.fullmatch(r"\d+\.\d\d s", rows["Uptime"])
+    assert rows["CachedUnused"] == "0 kB"
     for name in ("MemTotal", "MemFree", "SwapTotal", "SwapFree"):
         assert rows[name] == world.rows("meminfo")[name]
     assert "ShadowOpener" not in rows

@@ -45,12 +45,12 @@ class Witness:
         memory[self._at : self._at + PAGES * PAGE] = self._number.to_bytes(8, "little") * (PAGES * PAGE // 8)
 
     def free_kb(self) -> int:
-        """Return how much of the machine's RAM is free, once all that have ended have left theirs."""
+        """Return how much RAM is free, or of files that nothing maps, once all that have ended have left theirs."""
         while True:
             lines = self._process.read_proc("kerneld/status").decode().splitlines()
             status = dict(line.split(":\t") for line in lines)
             if status["Exiting"] == "0":
-                return int(status["MemFree"].split()[0])
+                return sum(int(status[key].split()[0]) for key in ("MemFree", "CachedUnused"))
 
     def tasks(self) -> int:
         """Return how many processes the daemon serves."""

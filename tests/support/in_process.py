@@ -212,6 +212,7 @@ class Drive:
             self.kernel.process_died(process)
         self._reap()
         self.kernel.check()
+        self.kernel.files.kept.drop_all()
         assert self.kernel.frames.free_pages == self.free_pages, "frames are lost"
         assert not self.kernel.processes
         assert len(self.kernel.files) == 0

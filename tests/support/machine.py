@@ -177,8 +177,9 @@ class FakeBacking:
     def mincore(self, first: int, count: int) -> bytes:
         return bytes(index not in self.holes for index in range(first, first + count))
 
-    def release(self) -> None:
+    def release(self) -> bool:
         self.releases += 1
+        return False
 
 
 def mmap(

@@ -112,6 +112,7 @@ class World:
         for process in list(self.kernel.processes.values()):
             self.kernel.process_died(process)
         self.kernel.take_ended()
+        self.kernel.files.kept.drop_all()
         assert self.kernel.frames.free_pages == self.kernel.frames.total_pages
         assert len(self.kernel.files) == 0
         self.kernel.shutdown()

@@ -105,11 +105,14 @@ def status_of(checker: Client) -> dict[str, str]:
 
 
 def free_kb(checker: Client) -> int:
-    """Return MemFree, in KiB, as `checker` reads it once all that have ended have left their memory."""
+    """Return MemFree and the cache of unused files, in KiB, once all that have ended have left their memory.
+
+    `checker` reads it.
+    """
     while True:
         status = status_of(checker)
         if status["Exiting"] == "0":
-            return int(status["MemFree"].split()[0])
+            return sum(int(status[key].split()[0]) for key in ("MemFree", "CachedUnused"))
 
 
 def shm_names() -> set[str]:

@@ -43,7 +43,7 @@ class Machine:
         do_execve(self.world.process, bprm, self._open_interpreter)
         while self.held:
             self.files.put_unused(self.held.pop())
-        self.world.check()
+        self.world.check(self.files.kept.mappings)
 
     def _open_interpreter(self, path: str) -> File:
         self.held.append(self.files.open_path(path, self.world.process.cred))
@@ -123,7 +123,9 @@ def test_addresses_are_those_of_the_host(machine: Machine) -> None:
 
 def test_one_program_after_another_leaves_no_frame_and_no_file_behind(machine: Machine) -> None:
     machine.execve(PROGRAMS[0])
+    machine.files.kept.drop_all()
     free, files = machine.world.frames.free_pages, len(machine.files)
     for path in (*PROGRAMS, PROGRAMS[0]):
         machine.execve(path)
+    machine.files.kept.drop_all()
     assert (machine.world.frames.free_pages, len(machine.files)) == (free, files)

@@ -37,5 +37,5 @@ class Backing(Protocol):
     def unmap_writable(self) -> None:
         """Note that the last writable shared mapping has ended."""
 
-    def release(self) -> None:
-        """Note that no mapping of the inode is left."""
+    def release(self) -> bool:
+        """Note that no mapping of the inode is left. Return whether its cached pages stay, for a later open."""

@@ -10,8 +10,8 @@ back here; `dirty` is exactly the set of cached indexes whose frame has PG_DIRTY
 `swapped` and `shadows`. The pages that the real file does not have yet are `dirty` for a file on a disk, and `unsaved`
 for a file in memory: there a page stays dirty after it is written, and it may be in the swap file.
 
-Differs from Linux: an inode's pages are dropped when its last mapping goes, because the host's own page cache has the
-file. Writes of other programs to the mapped file are seen only in pages that are not cached yet.
+Differs from Linux: when its last mapping goes, the pages of an inode are dropped if its backing does not keep them
+(`kerneld.fs.kept_files`). Writes of other programs to the mapped file are seen only in pages that are not cached yet.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ class AddressSpace:
     def unlink_vma(self, vma: Vma) -> None:
         """Note that a VMA does not map the inode any more.
 
-        After the last VMA, dirty pages are written and all dropped.
+        After the last VMA, dirty pages are written, and all are dropped or kept for a later open.
         """
         del self.i_mmap[vma]
         if is_shared_maywrite(vma.vm_flags):
@@ -296,18 +296,18 @@ class AddressSpace:
             self.evict()
 
     def evict(self) -> None:
-        """Write dirty pages back and drop the cache: nothing maps the inode. Source: Linux v6.8 fs/inode.c:evict().
+        """Write dirty pages back and drop the cache, if its backing does not keep it: nothing maps the inode.
 
-        Nobody can find this object any more: a new open of the file makes another one. Many pages are dropped in pieces
-        (`kerneld.mm.space.dying`).
+        Then nobody can find this object any more: a new open of the file makes another one. Many pages are dropped in
+        pieces (`kerneld.mm.space.dying`). Source: Linux v6.8 fs/inode.c: iput_final(), evict().
         """
         self.writeback()
+        if self.backing is not None and self.backing.release():
+            return
         self.account(-self.accounted_pages)
         self.accounts_blocks = False
         self.shadows.clear()
         self.host.clear()
-        if self.backing is not None:
-            self.backing.release()
         if len(self.pages) + len(self.swapped) > EVICTED_AT_ONCE and self.frames.dying is not None:
             self.frames.dying.begin_eviction(self)
         else:

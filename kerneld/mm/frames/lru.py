@@ -61,7 +61,12 @@ _FLAGS_OF = {
 
 def lru_sizes(frames: Frames) -> list[int]:
     """Return the number of frames on each `LruList`; the last number is for unevictable frames."""
-    places = frames.flags & _PLACE
+    return lru_sizes_of(frames.flags)
+
+
+def lru_sizes_of(flags: npt.NDArray[np.uint32]) -> list[int]:
+    """Do the same for frames with these flags."""
+    places = flags & _PLACE
     sizes = [int(np.count_nonzero(places == flags)) for flags in _FLAGS_OF.values()]
     return [*sizes, int(np.count_nonzero(places & PG_UNEVICTABLE))]
 
