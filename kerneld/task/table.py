@@ -234,8 +234,11 @@ class ProcessTable:
         return ended
 
     def address_spaces(self) -> list[MmStruct]:
-        """Return every address space there is, once: of processes, and of copies that wait for a child."""
-        mms = [process.live_mm for process in self.processes.values()]
+        """Return every address space there is, once: of processes, and of copies that wait for a child.
+
+        A process that is at its end has given up its own: it is among the dying ones.
+        """
+        mms = [process.mm for process in self.processes.values() if process.mm is not None]
         return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.values())]))
 
 

@@ -296,3 +296,13 @@ def test_every_event_has_a_scene() -> None:
 
 def test_a_trace_for_people_gets_none_of_these_events() -> None:
     assert not set(st.STATE_EVENTS) & set(ev.matching("*"))
+
+
+def test_a_process_that_was_there_before_ends_first() -> None:
+    """The first table of which the record tells is the root of an address space that nobody has any more."""
+    world = TracedWorld(8 << 20)
+    program = world.attach(USER)
+    with recorded(world) as record:
+        program.call(Nr.EXIT_GROUP, 0)
+        check(record.read(), world.kernel)
+    world.close()
