@@ -133,8 +133,13 @@ class Loop:
         if self._changes:
             self._kernel.files_changed()
             events = self._without_held(events)
-        session = self._sessions.get(events[0][0]) if len(events) == 1 else None
-        if session is not None and not self._waiting and not self._ready:
+        ready = self._ready
+        if self._waiting or len(events) + len(ready) != 1:
+            self._serve_all(events)
+        elif ready:
+            # The usual turn: one client, which uses its ring.
+            self._run(ready[0], RING)
+        elif (session := self._sessions.get(events[0][0])) is not None:
             self._serve(session, events[0][1])
             self._watch(session)
         else:

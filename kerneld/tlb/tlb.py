@@ -332,11 +332,11 @@ class Tlb:
         ram = self.mm.frames.ram
         known = table[first : first + AROUND_PAGES].tolist()
         base = (number << PMD_SHIFT) + (first << PAGE_SHIFT)
-        start, count, begun = 0, 0, 0
+        start, count, begun, own = 0, 0, 0, index - first
         for at, entry in enumerate(ram.words[low : low + AROUND_PAGES].tolist()):
-            # Most have no entry, or have been granted.
-            word = tlb_word(entry) if entry else 0
-            if not word or (word == known[at] and at != index - first):
+            # Most have no entry, or have been granted. What has more rights now than then will be asked for.
+            word = tlb_word(entry) if entry and (at == own or not known[at]) else 0
+            if not word:
                 if count:
                     self._grants.append((start, count, begun))
                     count = 0

@@ -27,6 +27,10 @@ def test_lengths_that_the_host_refuses(inside: Inside, programs: dict[str, Path]
     assert "read of a pipe 0xffffffff: 10 " in output
 
 
+def test_copies_at_every_place_of_a_buffer(inside: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    assert inside.agrees([str(programs["copies"]), str(tmp_path / "file")]).output == "0 wrong\n"
+
+
 def test_protection_keys(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["keys"])]).output
     assert output == "no keys\n" or "14 keys, sum 119, PKRU 0xfffffff4" in output
