@@ -17,7 +17,7 @@ from typing import NamedTuple
 from kerneld.referee.layout import Layout
 from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_numbers, parse_smaps, since, totals
 from kerneld.referee.outcome import Mapping, View, add_pages, find_frames, windows
-from kerneld.referee.proc_files import ProcSource, read_file, read_whole
+from kerneld.referee.proc_files import MOST_BYTES, Part, ProcSource, read_file, read_on
 from kerneld.referee.rights import sees_frames
 from shared.uapi.resource import Rlimit
 
@@ -136,6 +136,7 @@ class ProcFiles:
 
     def __init__(self, source: ProcSource, pid: int) -> None:
         """Open the files. The process must be alive."""
+        self._source = source
         self._files = {name: source.open(f"{pid}/{name}") for name in _NAMES}
         self._page_flags = source.open("kpageflags") if sees_frames() else None
 
@@ -146,20 +147,17 @@ class ProcFiles:
         if self._page_flags is not None:
             self._page_flags.close()
 
-    def _texts(self) -> ProcTexts:
-        return ProcTexts(*(self._files[name].pread(1 << 13, 0) for name in _NAMES[2:]))
-
     def read(self, layout: Layout) -> Reading:
         """Read the state of the process's memory."""
-        smaps = read_whole(self._files["smaps"])
+        parts = [Part(self._files[name], 1 << 13, 0) for name in _NAMES[2:]]
+        smaps, *texts = self._source.read([Part(self._files["smaps"], MOST_BYTES, 0), *parts])
+        smaps = read_on(self._files["smaps"], smaps)
         mappings, own = _divide(layout, smaps)
-        words: list[tuple[int, bytes]] = []
-        for mapping in mappings:
-            for low, high in windows(mapping.start, mapping.end):
-                data = self._files["pagemap"].pread((high - low) >> 9, low >> 9)
-                if data.count(0) != len(data):
-                    words.append((low, data))
-        return Reading(smaps, self._texts(), tuple(words), self._read_page_flags(find_frames(words)), mappings, own)
+        places = [place for mapping in mappings for place in windows(mapping.start, mapping.end)]
+        found = self._source.read([Part(self._files["pagemap"], (high - low) >> 9, low >> 9) for low, high in places])
+        words = [(low, data) for (low, _), data in zip(places, found, strict=True) if data.count(0) != len(data)]
+        flags = self._read_page_flags(find_frames(words))
+        return Reading(smaps, ProcTexts(*texts), tuple(words), flags, mappings, own)
 
     def _read_page_flags(self, pfns: list[int]) -> dict[int, int]:
         """Return the word in kpageflags of each frame, in ascending order. Consecutive frames are read together."""
@@ -167,8 +165,9 @@ class ProcFiles:
         if not pfns or self._page_flags is None:
             return words
         starts = [i for i, pfn in enumerate(pfns) if i == 0 or pfns[i - 1] != pfn - 1]
-        for first, end in itertools.pairwise([*starts, len(pfns)]):
-            data = self._page_flags.pread((end - first) * 8, pfns[first] * 8)
+        runs = list(itertools.pairwise([*starts, len(pfns)]))
+        parts = [Part(self._page_flags, (end - first) * 8, pfns[first] * 8) for first, end in runs]
+        for (first, end), data in zip(runs, self._source.read(parts), strict=True):
             words.update(zip(pfns[first:end], struct.unpack(f"={end - first}Q", data), strict=True))
         return words
 

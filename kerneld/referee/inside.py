@@ -8,9 +8,10 @@ changes. The referee compares that with `kerneld.referee.simulated`, which the h
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,7 @@ from kerneld.referee.hosts import ThisHost
 from kerneld.referee.limits import host_settings
 from kerneld.referee.mode import Mode, thp_of
 from kerneld.referee.outcome import State
-from kerneld.referee.proc_files import ProcFile
+from kerneld.referee.proc_files import Part, ProcFile
 from kerneld.referee.program import Program
 from kerneld.referee.simulated import RAM_BYTES
 from shared.client import Process
@@ -39,10 +40,10 @@ _KERNELD = (sys.executable, "-P", "-m", "kerneld")
 class _KerneldFile:
     def __init__(self, process: Process, name: str) -> None:
         self._process = process
-        self._name = name
+        self.name = name
 
     def pread(self, length: int, offset: int) -> bytes:
-        return b"".join(self._process.iter_proc(self._name, offset, length))
+        return self._process.procread(self.name, offset, length)
 
     def close(self) -> None:
         pass
@@ -57,6 +58,17 @@ class KerneldProc:
     def open(self, name: str) -> ProcFile:
         """Return a file of this name. It is looked for when it is read."""
         return _KerneldFile(self._process, name)
+
+    def read(self, parts: Sequence[Part]) -> list[bytes]:
+        """Return the bytes of several parts, in as few datagrams as they need."""
+        with self._process.batch() as batch:
+            for file, length, offset in parts:
+                assert isinstance(file, _KerneldFile)
+                batch.call(Nr.PROCREAD, offset, length, data=file.name.encode())
+        for reply in batch.replies:
+            if reply.ret < 0:
+                raise OSError(-reply.ret, os.strerror(-reply.ret))
+        return [reply.data for reply in batch.replies]
 
 
 class _Runner(Host):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 
 class ProcFile(Protocol):
@@ -17,11 +18,28 @@ class ProcFile(Protocol):
         """Close it."""
 
 
+class Part(NamedTuple):
+    """A part of an open file."""
+
+    file: ProcFile
+    length: int
+    """In bytes, at most MOST_BYTES."""
+    offset: int
+
+
+MOST_BYTES = 1 << 16
+"""The longest part."""
+
+
 class ProcSource(Protocol):
     """One /proc."""
 
     def open(self, name: str) -> ProcFile:
         """Open a file by its name under /proc. Raises OSError."""
+        ...
+
+    def read(self, parts: Sequence[Part]) -> list[bytes]:
+        """Return the bytes of several parts, as `pread` does: a source that is far off asks for them at once."""
         ...
 
 
@@ -43,13 +61,21 @@ class HostProc:
         """Open a file."""
         return _HostFile(f"/proc/{name}")
 
+    def read(self, parts: Sequence[Part]) -> list[bytes]:
+        """Return the bytes of several parts."""
+        return [part.file.pread(part.length, part.offset) for part in parts]
+
 
 def read_whole(file: ProcFile) -> bytes:
     """Return all of a file."""
-    data = file.pread(1 << 16, 0)
+    return read_on(file, file.pread(MOST_BYTES, 0))
+
+
+def read_on(file: ProcFile, data: bytes) -> bytes:
+    """Return all of a file, whose first part is `data`."""
     chunk = data
     while chunk:
-        chunk = file.pread(1 << 16, len(data))
+        chunk = file.pread(MOST_BYTES, len(data))
         data += chunk
     return data
 
