@@ -43,6 +43,7 @@ from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_group_exit
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map, Prot
+from shared.uapi.native import STUB_END, STUB_START
 from shared.uapi.page import PAGE_SHIFT
 from shared.uapi.resource import Rlimit
 from shared.uapi.signals import Disposition
@@ -143,6 +144,8 @@ class Simulated:
         mm = fresh_mm(self.kernel.frames, self._facts.rlimits(), self.kernel.sysctl)
         mm.start_brk = mm.brk = self._layout.brk
         mm.end_data = self._layout.data_bytes
+        if self._facts.is_kerneld:
+            mm.reserved = STUB_START, STUB_END
         for start, end in self._layout.taken:
             flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value
             do_mmap(mm, start, end - start, Prot.READ.value, flags, None, 0, privileged=True)

@@ -23,6 +23,8 @@ from shared.uapi.native import (
     FILE_SYNC_WRITTEN,
     NATIVE_PKEYS,
     NATIVE_THREAD,
+    STUB_END,
+    STUB_START,
 )
 from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Pfn
 from shared.uapi.signals import Disposition
@@ -43,7 +45,9 @@ def native(call: Call) -> int | Answer:
     Returns 0, or NATIVE_PKEYS if the program has keys. Without NATIVE_THREAD it also returns the token for the agent,
     inline, and a writable descriptor of the RAM.
     From then on the process has the user and the capabilities of its real process.
-    Raises SysError(EPERM) for a caller that is not the superuser, unless it has been native or is the child of one that
+    No mapping can meet the stub's range from then on.
+    Raises SysError(ENOMEM) if one does already (the program is linked to lie there);
+    SysError(EPERM) for a caller that is not the superuser, unless it has been native or is the child of one that
     was, and on a machine that allows no native programs;
     SysError(EINVAL) without the flag for a process that is native already, and with it for one that is not native.
     """
@@ -58,6 +62,9 @@ def native(call: Call) -> int | Answer:
         return keys
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
+    if next(call.mm.vmas.overlapping(STUB_START, STUB_END), None) is not None:
+        raise SysError(errno.ENOMEM)
+    call.mm.reserved = STUB_START, STUB_END
     process.may_be_native = True
     call.kernel.table.take_real_creds(process, call.thread.tid)
     if not keys:

@@ -14,14 +14,13 @@ import numpy as np
 
 from kerneld.errors import KernelBug
 from kerneld.tlb.rights import EXEC, KEY_MASK, KEY_SHIFT, READ, RIGHTS, WRITE
+from shared.uapi.native import STUB_END, STUB_START
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, Pid, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.tlb.rights import TlbWords
 
 _RAM = "/memfd:kerneld-ram"
-_STUB_START, _STUB_END = 0x6A00_0000_0000, 0x6A80_0000_0000
-"""Where the stub lies (native.h). It maps frame 0 there."""
 
 
 class HostMapping(NamedTuple):
@@ -59,7 +58,7 @@ def _parse_mapping(line: str) -> HostMapping | None:
     """Return the mapping that a line of maps shows, without its key; None if it is not of the RAM, or of the stub."""
     bounds, rights, offset, _, _, *name = line.split(maxsplit=5)
     start, end = (int(bound, 16) for bound in bounds.split("-"))
-    if not name or not name[0].startswith(_RAM) or _STUB_START <= start < _STUB_END:
+    if not name or not name[0].startswith(_RAM) or STUB_START <= start < STUB_END:
         return None
     bits = READ * (rights[0] == "r") | WRITE * (rights[1] == "w") | EXEC * (rights[2] == "x")
     return HostMapping(start, end, int(offset, 16) | bits)

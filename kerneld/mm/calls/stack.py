@@ -13,6 +13,7 @@ from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.space.anon_page import prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.unmapped_area import meets_reserved
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_GROWSDOWN
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr
@@ -43,6 +44,8 @@ def expand_stack(mm: MmStruct, vma: Vma, address: Vaddr) -> None:
     prepare_anon_vma(mm, vma)
     grow_pages = (vma.start - address) >> PAGE_SHIFT
     if grow_pages > vma.pgoff:
+        raise SysError(errno.ENOMEM)
+    if meets_reserved(mm, address, vma.start - address):
         raise SysError(errno.ENOMEM)
     _acct_stack_growth(mm, vma, vma.end - address, grow_pages)
     mm.move_vma_bounds(vma, address, vma.end)

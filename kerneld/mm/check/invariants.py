@@ -39,6 +39,7 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import FIRST_PFN, PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, ZERO_PFN, Frames
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rss import Rss
+from kerneld.mm.space.unmapped_area import meets_reserved
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -94,6 +95,7 @@ def check_mm(mm: MmStruct) -> Walk:
     mm.vmas.check()
     vmas = list(mm.vmas)
     _check_vmas(vmas)
+    _require(not any(meets_reserved(mm, vma.start, vma.end - vma.start) for vma in vmas), "a VMA is where the stub is")
     walk = walk_page_table(mm.frames.ram, mm.page_table.root)
     starts = np.array([vma.start for vma in vmas], dtype=np.uint64)
     ends = np.array([vma.end for vma in vmas], dtype=np.uint64)

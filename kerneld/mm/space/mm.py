@@ -111,6 +111,8 @@ class MmStruct:
         """Faults that calls on ranges have taken, for the fault counters: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
+        self.reserved: tuple[Vaddr, Vaddr] = (0, 0)
+        """A range that no mapping may meet: where the stub of a native program lies. Linux has none."""
         self.has_pkeys = frames.processor.ospke
         """Whether its memory may have protection keys: not that of a native program."""
         self.pkey_allocation_map = 1 if frames.processor.ospke else 0

@@ -44,8 +44,8 @@ def get_unmapped_area(
     mapping is that long (anonymous private memory, files on disk); for a file, 2 MiB boundaries of the file (`offset`,
     in bytes) then lie on 2 MiB boundaries of memory. `raw_io` is CAP_SYS_RAWIO, which allows addresses below
     vm.mmap_min_addr.
-    Raises SysError(ENOMEM) if no range is free, SysError(EINVAL) for an unaligned fixed address, SysError(EPERM) below
-    vm.mmap_min_addr.
+    Raises SysError(ENOMEM) if no range is free, or a fixed one meets the reserved range; SysError(EINVAL) for an
+    unaligned fixed address; SysError(EPERM) below vm.mmap_min_addr.
     """
     if length > TASK_SIZE:
         raise SysError(errno.ENOMEM)
@@ -55,7 +55,7 @@ def get_unmapped_area(
     if found > _LAST_ERR_VALUE:
         # Linux takes such a high fixed address for an errno of the search (IS_ERR_VALUE()).
         raise SysError((1 << 64) - found)
-    if found > TASK_SIZE - length:
+    if found > TASK_SIZE - length or meets_reserved(mm, found, length):
         raise SysError(errno.ENOMEM)
     if found & ~PAGE_MASK:
         raise SysError(errno.EINVAL)
@@ -89,14 +89,35 @@ def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
         addr &= PAGE_MASK
         vma = mm.vmas.find(addr)
         limit = _BIT32_HIGH if flags & Map.BIT32.value else TASK_SIZE
-        if addr <= limit - length and (vma is None or addr + length <= vm_start_gap(vma)):
+        is_free = vma is None or addr + length <= vm_start_gap(vma)
+        if addr <= limit - length and is_free and not meets_reserved(mm, addr, length):
             return addr
     if flags & Map.BIT32.value:
         found = mm.vmas.find_gap_above(_BIT32_LOW, _BIT32_HIGH, length)
     else:
-        found = mm.vmas.find_gap_below(PAGE_SIZE, mm.mmap_base, length)
-        if found is None:
-            found = mm.vmas.find_gap_above(TASK_UNMAPPED_BASE, TASK_SIZE, length)
+        found = _find_gap(mm, length)
     if found is None:
         raise SysError(errno.ENOMEM)
     return found
+
+
+def _find_gap(mm: MmStruct, length: int) -> Vaddr | None:
+    """Return a free range below mmap_base, else one above it; the reserved range is like a mapping."""
+    start, end = mm.reserved
+    downwards = [(PAGE_SIZE, mm.mmap_base)] if not end else [(end, mm.mmap_base), (PAGE_SIZE, start)]
+    for low, high in downwards:
+        found = mm.vmas.find_gap_below(low, high, length) if high - low >= length else None
+        if found is not None:
+            return found
+    upwards = [(TASK_UNMAPPED_BASE, TASK_SIZE)] if not end else [(TASK_UNMAPPED_BASE, start), (end, TASK_SIZE)]
+    for low, high in upwards:
+        found = mm.vmas.find_gap_above(low, high, length)
+        if found is not None:
+            return found
+    return None
+
+
+def meets_reserved(mm: MmStruct, start: Vaddr, length: int) -> bool:
+    """Return whether a range meets the reserved range of an address space (`MmStruct.reserved`)."""
+    low, high = mm.reserved
+    return start < high and start + length > low

@@ -16,7 +16,7 @@ from kerneld.mm.space.unmapped_area import TASK_UNMAPPED_BASE, get_unmapped_area
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
-from tests.support.machine import BASE, NONE, RW, Machine, errno_of, grows_down, mmap, page
+from tests.support.machine import BASE, NONE, RW, Machine, Signal, errno_of, grows_down, load, mmap, page
 
 FIXED, BIT32 = Map.FIXED.value, Map.BIT32.value
 LOWEST = 0x1_0000
@@ -199,3 +199,40 @@ class TestHugeBoundary:
         file.mapping.is_shmem = False
         assert mmap(mm, self.PAGES, RW, Map.PRIVATE.value, file=file) % PMD_SIZE == 0
         assert mmap(mm, self.PAGES) % PMD_SIZE == 0
+
+
+class TestReserved:
+    """Where a native program's stub lies: no mapping gets there, by whatever way."""
+
+    LOW, HIGH = BASE + (1 << 30), BASE + (2 << 30)
+
+    @pytest.fixture
+    def mm(self, mm: MmStruct) -> MmStruct:
+        mm.reserved = self.LOW, self.HIGH
+        return mm
+
+    def test_fixed(self, mm: MmStruct) -> None:
+        assert area(mm, 1, self.LOW - PAGE_SIZE, FIXED) == self.LOW - PAGE_SIZE
+        assert area(mm, 1, self.HIGH, FIXED) == self.HIGH
+
+    @pytest.mark.parametrize(
+        ("place", "pages"), [(LOW - PAGE_SIZE, 2), (LOW, 1), (HIGH - PAGE_SIZE, 1), (BASE, 1 << 20)]
+    )
+    def test_fixed_in_it(self, mm: MmStruct, place: int, pages: int) -> None:
+        assert errno_of(lambda: area(mm, pages, place, FIXED)) == errno.ENOMEM
+
+    def test_a_hint_is_passed_over(self, mm: MmStruct) -> None:
+        assert area(mm, 2, self.LOW - PAGE_SIZE) == MMAP_BASE - 2 * PAGE_SIZE
+        assert area(mm, 2, self.HIGH) == self.HIGH
+
+    def test_the_search_goes_round_it(self, mm: MmStruct) -> None:
+        fill(mm, self.HIGH, MMAP_BASE)
+        assert area(mm, 4) == self.LOW - 4 * PAGE_SIZE
+        fill(mm, LOWEST, self.LOW)
+        assert area(mm, 16) == MMAP_BASE
+
+    def test_a_stack_does_not_grow_into_it(self, mm: MmStruct) -> None:
+        grows_down(mm, self.HIGH + PAGE_SIZE, 1)
+        load(mm, self.HIGH)
+        with pytest.raises(Signal):
+            load(mm, self.HIGH - PAGE_SIZE)

@@ -3,19 +3,11 @@
 #include "native.h"
 
 #define MAP_FIXED 0x10
-#define MAP_FIXED_NOREPLACE 0x100000
 #define MAP_ANONYMOUS 0x20
-#define MREMAP_FIXED 2
 #define IOVEC_BYTES 16
 #define RLIMIT_NOFILE 7
 #define MAX_IOVECS 1024
 #define MINCORE_PAGES 0x10000UL
-
-/* A range that wraps or leaves the user's half is refused by kerneld, with the errno that it has there. */
-static int meets_stub(u64 start, u64 length)
-{
-	return start < STUB_END && length <= USER_END - start && start + length > STUB_START;
-}
 
 static long finish(struct thread *t, const struct answer *answer)
 {
@@ -35,15 +27,8 @@ static long call(struct thread *t, long nr, const u64 *args, const void *data, u
 	return finish(t, &answer);
 }
 
-static long do_mmap(struct thread *t, const u64 *given)
+static long do_mmap(struct thread *t, const u64 *args)
 {
-	u64 args[6];
-	memcpy(args, given, sizeof args);
-	if (meets_stub(args[0], args[1])) {
-		if (args[3] & (MAP_FIXED | MAP_FIXED_NOREPLACE))
-			return -ENOMEM;
-		args[0] = 0;
-	}
 	if (args[3] & MAP_FIXED)
 		table_replaced(args[0], args[1]);
 	if (args[3] & MAP_ANONYMOUS)
@@ -158,7 +143,7 @@ static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 		return 1;
 	case NR_mremap:
 		table_replaced(args[0], args[1]);
-		*ret = args[3] & MREMAP_FIXED && meets_stub(args[4], args[2]) ? -ENOMEM : call(t, nr, args, 0, 0, -1);
+		*ret = call(t, nr, args, 0, 0, -1);
 		return 1;
 	case NR_munmap:
 		table_replaced(args[0], args[1]);
