@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ import pytest
 from tests.hostile.through_daemon import Witness, fds_of
 from tests.support.client import Nursery
 from tests.support.fuse import stuck_file_system
-from tests.support.hostile_daemon import HostileDaemon
+from tests.support.hostile_daemon import HostileDaemon, in_child
 from tests.support.raw import CLONE, EXECVE, GETPID, LOAD, MMAP, MUNMAP, PROCREAD, STORE, TOUCH, RawThread, pack
 from tests.support.watched_daemon import Daemon
 
@@ -59,34 +59,6 @@ def witness(shared_daemon: HostileDaemon) -> Iterator[Witness]:
     witness.look()
     assert (witness.free_kb(), fds_of(shared_daemon.process.pid), witness.tasks()) == before
     witness.close()
-
-
-def in_child(daemon: Daemon, behave: Callable[[RawThread], object], look: Callable[[], object]) -> int:
-    """Have a child attach and behave; `look` is called while it waits for its end. Returns its exit status.
-
-    The child ends with 0 where `behave` returned something true, or the number that it returned.
-    """
-    done_read, done_write = os.pipe()
-    go_read, go_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            os.close(go_write)
-            raw = RawThread()
-            raw.attach(str(daemon.path))
-            status = 0 if behave(raw) else 1
-            os.write(done_write, b"x")
-            os.read(go_read, 1)
-        finally:
-            os._exit(status)
-    os.close(done_write)
-    os.close(go_read)
-    os.read(done_read, 1)
-    look()
-    os.close(go_write)
-    os.close(done_read)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def memory_kb(daemon: Daemon) -> int:

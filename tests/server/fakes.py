@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Sequence
@@ -200,6 +201,12 @@ class Client:
     def is_ended(self) -> bool:
         """Whether the server has closed the connection, all of its answers having been read."""
         return self.receive() == []
+
+    def is_readable(self) -> bool:
+        """Whether an answer, or the end of the connection, waits to be read."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class ServerUnderTest:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import resource
-import select
 import signal
 import socket
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
-
-from kerneld.server import door
-from kerneld.server.door import ClientLimits
 from shared import wire
 from shared.uapi.syscalls import Nr
 from tests.server.fakes import NR_CRASH_OTHERS, Client, FakeMm, ServerUnderTest, open_fds
@@ -38,9 +28,9 @@ def test_who_needs_an_address_space_that_another_thread_holds_waits(server: Serv
     holders[cast(Any, process.mm)] = holder
     for _turn in range(2):
         server.turn()
-        assert not _is_readable(asking)
+        assert not asking.is_readable()
     holders.clear()
-    while not (_is_readable(holding) and _is_readable(asking)):
+    while not (holding.is_readable() and asking.is_readable()):
         server.turn()
     assert [reply.ret for reply in holding.receive()] == [os.getpid()] * 3
     assert [reply.ret for reply in asking.receive()] == [os.getpid()]
@@ -172,10 +162,10 @@ def test_slow_reader_is_not_read_from_and_loses_nothing(server: ServerUnderTest)
     run = sum(thread.tid == 1 for thread, _ in server.kernel.requests)
     assert 3 <= run < 3 * count
     for _ in range(count):
-        while not _is_readable(slow):
+        while not slow.is_readable():
             server.turn()
         assert [len(reply.data) for reply in slow.receive()] == [wire.MAX_INLINE] * 3
-    while not _is_readable(slow):
+    while not slow.is_readable():
         server.turn()
     assert slow.receive() == [wire.Reply(os.getpid())]
 
@@ -194,50 +184,6 @@ def test_slow_reader_that_leaves_is_ended(server: ServerUnderTest) -> None:
     assert open_fds() == before
 
 
-def test_connection_over_the_limit_is_closed_at_once(private_dir: Path) -> None:
-    server = ServerUnderTest(private_dir, ClientLimits(total=2))
-    try:
-        first, second = server.connect(), server.connect()
-        assert first.attach(tid=1) == second.attach(tid=2) == os.getpid()
-        assert server.connect().is_ended()
-        first.socket.close()
-        server.turn()
-        assert server.connect().attach() == os.getpid()
-    finally:
-        server.close()
-
-
-def test_who_never_attaches_makes_room_for_others(private_dir: Path) -> None:
-    server = ServerUnderTest(private_dir, ClientLimits(total=3))
-    try:
-        attached = server.attached(tid=1)
-        silent = [server.connect(), server.connect()]
-        newcomer = server.connect()
-        assert newcomer.attach(tid=2) == os.getpid()
-        assert silent[0].is_ended()
-        assert silent[1].attach(tid=3) == os.getpid()
-        assert not _is_readable(attached)
-    finally:
-        server.close()
-
-
-@pytest.mark.parametrize("limits", [ClientLimits(of_a_process=2), ClientLimits(of_a_user=2)])
-def test_one_process_or_user_has_its_own_limit(
-    private_dir: Path, monkeypatch: pytest.MonkeyPatch, limits: ClientLimits
-) -> None:
-    monkeypatch.setattr(door.Door, "_is_privileged", lambda _self, _uid: False)
-    server = ServerUnderTest(private_dir, limits)
-    try:
-        first, second = server.connect(), server.connect()
-        assert server.connect().is_ended()
-        assert first.attach(tid=1) == second.attach(tid=2) == os.getpid()
-        first.socket.close()
-        server.turn()
-        assert server.connect().attach(tid=3) == os.getpid()
-    finally:
-        server.close()
-
-
 def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
     server.loop.service.fair.slice_seconds = 0
     long, short = server.attached(tid=1), server.attached(tid=2)
@@ -246,9 +192,9 @@ def test_a_long_batch_goes_on_between_others(server: ServerUnderTest) -> None:
     served: list[Client] = []
     for _turn in range(12):
         server.turn()
-        if served[:1] != [short] and _is_readable(short):
+        if served[:1] != [short] and short.is_readable():
             served.append(short)
-        if _is_readable(long):
+        if long.is_readable():
             served.append(long)
             break
         if short in served and len(server.kernel.requests) == 6:
@@ -280,7 +226,7 @@ def test_who_maps_a_file_that_is_being_cut_waits_and_others_are_served(server: S
         server.turn()
         assert (inode.done, len(server.kernel.requests)) == (["cut"] * done, before)
     assert [reply.ret for reply in newcomer.receive()] == [os.getpid()]
-    while not (_is_readable(asking) and _is_readable(busy)):
+    while not (asking.is_readable() and busy.is_readable()):
         server.turn()
     assert [reply.ret for reply in asking.receive()] == [os.getpid()]
     assert [reply.ret for reply in busy.receive()] == [os.getpid()] * 3
@@ -323,109 +269,8 @@ def test_an_unfinished_batch_ends_with_its_process(server: ServerUnderTest) -> N
     assert open_fds() <= before
 
 
-def test_a_process_that_cannot_be_watched_costs_its_connection_alone(
-    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The host gives a user only so many places in epolls (max_user_watches)."""
-    watches = server.loop.service.watches
-    epoll = watches._epoll
-    before = open_fds()
-    client = server.connect()
-
-    def refuse(_fd: int, _events: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(watches, "_epoll", SimpleNamespace(register=refuse, unregister=epoll.unregister))
-        client.send(wire.pack_request(Nr.ATTACH, (1, 0, 0)))
-        server.turn()
-        assert client.is_ended()
-    client.socket.close()
-    assert open_fds() == before
-    assert server.attached().call(Nr.GETPID).ret == os.getpid()
-
-
-def test_out_of_fds_a_connection_is_turned_away_and_the_loop_goes_on(server: ServerUnderTest) -> None:
-    client = server.attached()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = 1 + max(int(fd) for fd in os.listdir("/proc/self/fd"))
-    fillers = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                fillers.append(os.dup(0))
-        sock.connect(server.path)
-        server.turn()
-        assert sock.recv(1) == b""
-        assert client.call(Nr.GETPID).ret == os.getpid()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        sock.close()
-        for fd in fillers:
-            os.close(fd)
-
-
-def test_fds_that_do_not_fit_are_emfile(server: ServerUnderTest) -> None:
-    client = server.attached()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    before = open_fds()
-    client.send(GETPID, fds=[0] * 100)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 20, hard))
-    try:
-        server.turn()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert [reply.ret for reply in client.receive()] == [-24]
-    assert open_fds() == before
-    assert client.call(Nr.GETPID).ret == os.getpid()
-
-
 def test_stop_lets_every_client_go(server: ServerUnderTest) -> None:
     clients = [server.connect(), server.attached(tid=1), server.attached(tid=2)]
     os.write(server.stop_write, b"\x0f")
     server.loop.run()
     assert all(client.is_ended() for client in clients)
-
-
-def _is_readable(client: Client) -> bool:
-    poll = select.poll()
-    poll.register(client.socket, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def test_a_turn_that_finds_no_memory_is_not_the_last(server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside of a request nobody can be blamed: for new connections, pidfds, the list of what is ready."""
-    waits = [server.loop._wait]
-    turns = 0
-
-    def failing(_timeout: float | None) -> list[tuple[int, int]]:
-        nonlocal turns
-        turns += 1
-        if turns < 4:
-            raise MemoryError
-        os.write(server.stop_write, b"x")
-        return waits[0](None)
-
-    monkeypatch.setattr(server.loop, "_wait", failing)
-    server.loop.run()
-    assert turns >= 4
-
-
-def test_a_request_that_finds_no_memory_costs_its_connection(
-    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, other = server.attached(), server.attached(tid=os.getpid() + 1)
-
-    def failing(*_args: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(server.loop.service, "_send", failing)
-        client.send(GETPID)
-        server.turn()
-    assert client.is_ended()
-    assert other.call(Nr.GETPID).ret == os.getpid()

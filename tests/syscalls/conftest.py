@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.descriptors import leaves_no_descriptor
+from tests.support.keyed_programs import either, without
 from tests.support.program_fixtures import fd, program
 from tests.support.programs import ROOT, Program, World
 
-__all__ = ["fd", "program"]
+__all__ = ["either", "fd", "program", "without"]
 
 
 @pytest.fixture

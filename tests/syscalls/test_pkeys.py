@@ -6,23 +6,20 @@ What each call does was seen on Linux 6.1 and 6.12 under QEMU (-cpu max, and pku
 from __future__ import annotations
 
 import errno
-import os
-import threading
-from collections.abc import Iterator
-from signal import SIGBUS, SIGILL, SIGSEGV
+from signal import SIGSEGV
 
 import pytest
 
 from kerneld.hw.paging import pte_pkey
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.vm_flags import VM_LOCKED
-from kerneld.syscalls.kernel import KernelConfig, Sender
 from kerneld.task.cpu import fault_ahead
-from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pkey
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl
 from shared.uapi.page import PAGE_SIZE
-from shared.uapi.signals import BusCode, Disposition, IllCode, SegvCode
+from shared.uapi.signals import BusCode, SegvCode
 from shared.uapi.syscalls import Access, Nr
 from shared.wire import SigInfo
+from tests.support.keyed_programs import AD, WD, catch, denied, has_keys, with_key
 from tests.support.programs import (
     ANON,
     BASE,
@@ -30,59 +27,12 @@ from tests.support.programs import (
     NOBODY_FROM,
     NONE,
     READ,
-    ROOT,
     RW,
     SHARED,
-    USER,
     Program,
-    World,
     iovecs,
     page,
 )
-
-AD, WD = Pkey.DISABLE_ACCESS.value, Pkey.DISABLE_WRITE.value
-
-
-@pytest.fixture
-def without() -> Iterator[Program]:
-    """A program on a processor without keys."""
-    world = World(KernelConfig(ram_bytes=6 << 20, superuser_uid=ROOT, check_invariants=True, pku=False))
-    yield world.attach()
-    world.close()
-
-
-@pytest.fixture(params=[True, False], ids=["pku", "no-pku"])
-def either(request: pytest.FixtureRequest) -> Iterator[Program]:
-    world = World(KernelConfig(ram_bytes=6 << 20, superuser_uid=ROOT, check_invariants=True, pku=request.param))
-    yield world.attach()
-    world.close()
-
-
-def has_keys(program: Program) -> bool:
-    return program.kernel.config.pku
-
-
-def catch(program: Program) -> None:
-    for signo in (SIGSEGV, SIGBUS, SIGILL):
-        assert program.call(Nr.RT_SIGACTION, signo, Disposition.CAUGHT) == 0
-
-
-def denied(program: Program, vaddr: int, key: int, nr: int = Nr.LOAD) -> None:
-    """One access that a key denies; the program catches signals, and its PKRU is as before, as by sigreturn."""
-    before, faults = program.call(Nr.RDPKRU), program.process.min_flt
-    answer = program.answer(nr, vaddr, 1, Access.WRITE, data=b"x" if nr == Nr.STORE else b"")
-    assert (answer.ret, answer.signo) == (0, SIGSEGV)
-    assert answer.siginfo == SigInfo(SegvCode.PKUERR, False, vaddr, key, before)
-    assert (program.process.min_flt, program.call(Nr.RDPKRU)) == (faults, INIT_PKRU)
-    program.call(Nr.WRPKRU, before)
-
-
-def with_key(program: Program, rights: int, prot: int = RW, pages: int = 1) -> int:
-    """Map pages at BASE with a key of their own, and return that."""
-    program.mmap(pages, at=BASE)
-    key = program.call(Nr.PKEY_ALLOC, 0, rights)
-    assert program.call(Nr.PKEY_MPROTECT, BASE, pages * PAGE_SIZE, prot, key) == 0
-    return key
 
 
 class TestFaults:
@@ -303,65 +253,6 @@ class TestKeysOfOnesOwn:
         assert program.call(Nr.BRK, start + PAGE_SIZE) == start + PAGE_SIZE
         program.call(Nr.WRPKRU, 0)
         assert program.answer(Nr.MINCORE, start, PAGE_SIZE, 0).data == b"\0"
-
-
-class TestPkru:
-    """A register, and a thread's own."""
-
-    def test_read_and_write(self, program: Program) -> None:
-        assert program.call(Nr.RDPKRU) == INIT_PKRU
-        assert program.call(Nr.WRPKRU, 7 << 32 | 0xDEAD_BEE0) == 0
-        assert program.call(Nr.RDPKRU) == 0xDEAD_BEE0
-
-    def test_each_process_has_its_own(self, world: World) -> None:
-        first, second = world.attach(), world.attach()
-        for value in (1, 2):
-            first.call(Nr.WRPKRU, value)
-            second.call(Nr.WRPKRU, value << 8)
-            assert (first.call(Nr.RDPKRU), second.call(Nr.RDPKRU)) == (value, value << 8)
-
-    def test_a_forked_child_has_a_copy(self, world: World, real_child: int) -> None:
-        parent = world.attach(pid=os.getpid())
-        key = with_key(parent, WD)
-        token = parent.call(Nr.CLONE)
-        parent.call(Nr.WRPKRU, 0)
-        child = world.attach(pid=real_child, token=token)
-        assert child.call(Nr.RDPKRU) == INIT_PKRU & ~(3 << 2 * key) | WD << 2 * key
-        assert parent.call(Nr.RDPKRU) == 0
-        assert child.call(Nr.PKEY_FREE, key) == 0
-        assert child.call(Nr.PKEY_ALLOC, 0, 0) == key
-        assert child.load(BASE) == b"\0"
-
-    def test_a_further_thread_begins_with_the_first_ones(self, world: World) -> None:
-        """As one has it from whoever made it, by clone; after that each has its own."""
-        program = world.attach(pid=os.getpid())
-        program.call(Nr.WRPKRU, 0x5555_5500)
-        over = threading.Event()
-        real = threading.Thread(target=over.wait)
-        real.start()
-        assert real.native_id is not None
-        further = Program(world.kernel, world.kernel.attach(Sender(os.getpid(), USER, USER), 1, real.native_id, 0))
-        assert further.call(Nr.RDPKRU) == 0x5555_5500
-        further.call(Nr.WRPKRU, 0)
-        assert (program.call(Nr.RDPKRU), further.call(Nr.RDPKRU)) == (0x5555_5500, 0)
-        over.set()
-        real.join()
-
-    def test_a_handler_has_the_value_of_a_new_program(self, program: Program) -> None:
-        catch(program)
-        program.call(Nr.WRPKRU, 0)
-        answer = program.answer(Nr.LOAD, BASE, 1)
-        assert answer.siginfo == SigInfo(SegvCode.MAPERR, False, BASE, 0, 0)
-        assert program.call(Nr.RDPKRU) == INIT_PKRU
-        assert program.answer(Nr.LOAD, BASE, 1).siginfo == SigInfo(SegvCode.MAPERR, False, BASE)
-
-    @pytest.mark.parametrize("nr", [Nr.RDPKRU, Nr.WRPKRU])
-    def test_there_is_no_such_instruction_without_keys(self, without: Program, nr: int) -> None:
-        catch(without)
-        answer = without.answer(nr, 3)
-        assert (answer.signo, answer.siginfo) == (SIGILL, SigInfo(IllCode.ILLOPN, False, 0))
-        without.call(Nr.RT_SIGACTION, SIGILL, Disposition.DEFAULT)
-        assert without.answer(nr, 0).siginfo == SigInfo(IllCode.ILLOPN, True, 0)
 
 
 class TestCalls:
