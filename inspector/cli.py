@@ -19,6 +19,8 @@ from inspector.failure import InspectorStatus
 from inspector.following import follow_until_stopped
 from inspector.hexdump import hexdump
 from inspector.maps import find_named
+from inspector.moving import follow_process
+from inspector.pair import watch_both
 from inspector.printing import Options, emit, note, print_until_stopped
 from inspector.session import Machine, Watch, read_maps
 from inspector.spans import parse_span
@@ -43,6 +45,10 @@ of the process. A range is rounded outward to whole pages, and cut after 8 MiB (
 The inspector prints the table each second until Ctrl+C, which closes the table. The first column marks the changes
 since the print before: + gained flags, - lost flags, * another frame or other flags.
 
+With --follow, the window moves to where the process changes: heap, stack, mappings, the image after execve. Children of
+fork are followed too. START and END say where it begins. With --also, the inspector prints the range of two processes
+side by side, from the kernel's events. Between them, = means the same frame, and / two frames.
+
 With --events, the inspector prints the table once, and then each change of an entry as it happens: the old and the new
 frame and flags, and the cause. The end of the process ends the inspector too. With --interval, it prints the table as
 well.
@@ -58,6 +64,8 @@ Examples:
   inspector 4242 [stack] --json                     one JSON object a print, for programs
   inspector 4242 --contents 0x7f0000001000          the contents of that page
   inspector 4242 [heap] --events                    each change of an entry of the heap, with its cause
+  inspector --follow 4242                           process 4242 wherever it changes, over fork and exec
+  inspector 4242 [heap] --also 4300                 the heap of 4242, and the same range of 4300, its child
   inspector --web                                   the whole machine in the browser, live
   inspector --live                                  the same, full screen in the terminal
   inspector --replay FILE                           what is in a record of kerneld record
@@ -93,6 +101,8 @@ Exit status:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a print, on one line.")
 @click.option("--contents", metavar="VADDR", help="Dump the page at VADDR, and end. START and END may be left out.")
 @click.option("--events", is_flag=True, help="Print each change of an entry as it happens, with its cause.")
+@click.option("--follow", is_flag=True, help="Move the window to where the process, or a child of it, changes.")
+@click.option("--also", type=Whole(min=1), metavar="PID2", help="Show the range of another process beside it.")
 @click.option("--web", is_flag=True, help="Show the whole machine in the browser, live, with its past.")
 @click.option("--live", is_flag=True, help="Show the whole machine full screen in the terminal, live, with its past.")
 @click.option("--port", type=Whole(min=0, max=65535), default=0, help="The port of --web. [a free one]")
@@ -117,6 +127,8 @@ def cli(
     as_json: bool,
     contents: str | None,
     events: bool,
+    follow: bool,
+    also: int | None,
     web: bool,
     live: bool,
     port: int,
@@ -145,6 +157,10 @@ def cli(
             raise click.UsageError("Missing argument 'PID'.")
         if events and (once or contents is not None or start is None):
             raise AddressError("--events goes with a range, and not with --once or --contents")
+        if (follow or also is not None) and (events or contents is not None or (follow and also is not None)):
+            raise AddressError("--follow, --also, --events and --contents exclude one another")
+        if also is not None and start is None:
+            raise AddressError("--also goes with a range")
         # An error that needs no look at the process is reported without kerneld.
         page = None if contents is None else parse_page(contents)
         span = None if start is None or looks_like_name(start) else parse_span(start, end)
@@ -154,7 +170,12 @@ def cli(
             with client_failures(gone="kerneld went away, and the table with it"):
                 if span is None and start is not None:
                     span = find_span(process, pid, start, end)
-                run(process, pid, span, page, options)
+                if follow:
+                    follow_process(process, pid, span, options)
+                elif also is not None and span is not None:
+                    watch_both(process, (pid, also), span, options)
+                else:
+                    run(process, pid, span, page, options)
         finally:
             process.close()
     except AddressError as error:

@@ -103,14 +103,13 @@ def fold(entries: Sequence[Entry], changes: Sequence[Change]) -> Iterator[Run]:
     """
     run: Run | None = None
     for entry, change in zip(entries, changes, strict=True):
-        longer = run and _extend(run, entry, change)
+        longer = run and extend(run, entry, change)
         if longer:
             run = longer
             continue
         if run:
             yield run
-        frames = Frames.CONSECUTIVE if entry.flags & Spte.PTE_MAPPED else Frames.ABSENT
-        run = Run(entry, 1, frames, change)
+        run = run_of_one(entry, change)
     if run:
         yield run
 
@@ -121,7 +120,12 @@ def unfolded(entries: Sequence[Entry], changes: Sequence[Change]) -> Iterator[Ru
         yield from fold([entry], [change])
 
 
-def _extend(run: Run, entry: Entry, change: Change) -> Run | None:
+def run_of_one(entry: Entry, change: Change) -> Run:
+    """Return the run of one page."""
+    return Run(entry, 1, Frames.CONSECUTIVE if entry.flags & Spte.PTE_MAPPED else Frames.ABSENT, change)
+
+
+def extend(run: Run, entry: Entry, change: Change) -> Run | None:
     """Return `run` with `entry` as its next page, or None if `entry` does not fit the run."""
     if entry.flags != run.first.flags or change is not run.change:
         return None

@@ -47,6 +47,8 @@ class Print(NamedTuple):
     changes: Sequence[Change]
     first: bool
     exited: bool
+    cause: str | None = None
+    """With --follow, what the window has moved for; None if it has not moved."""
 
     @property
     def changed(self) -> list[int]:
@@ -124,10 +126,12 @@ def text_lines(shown: Print, every_page: bool, narrow: bool = False) -> Iterator
 
 def json_line(shown: Print) -> str:
     """Return a print as one JSON object on one line; addresses, frames and flags are numbers."""
-    return _dumps(
+    moved = {} if shown.cause is None else {"moved": shown.cause}
+    return dumps(
         {
             "time": shown.time.isoformat(timespec="milliseconds"),
             "pid": shown.pid,
+            **moved,
             "start": shown.start,
             "end": shown.end,
             "entries": [entry._asdict() for entry in shown.entries],
@@ -153,7 +157,7 @@ def update_line(update: Update, pid: int, columns: int | None = None) -> str:
     mark, why = update.change.value, f"({update.cause or 'nobody'}{who})"
     lines = _folded([f"{when}  {mark} {where}", f"pfn {pfns}", words, why], columns)
     if len(lines) > 1:
-        return "\n".join(_coloured(update.change, line) for line in lines)
+        return "\n".join(coloured(update.change, line) for line in lines)
     return f"{when}  {_marked(update.change, f'{where}  pfn {pfns}  {words}')}  {why}"
 
 
@@ -181,7 +185,7 @@ def _arrow(before: str, after: str) -> str:
 
 def update_json_line(update: Update, pid: int) -> str:
     """Return the change of one page as one JSON object on one line."""
-    return _dumps(
+    return dumps(
         {
             "time": update.time.isoformat(timespec="microseconds"),
             "monotonic": update.monotonic / 1e9,
@@ -197,12 +201,12 @@ def update_json_line(update: Update, pid: int) -> str:
 
 def lost_line(lost: Lost, as_json: bool) -> str:
     """Return the line for missing changes."""
-    return _dumps({"lost": lost.records}) if as_json else f"… {lost.records} changes lost"
+    return dumps({"lost": lost.records}) if as_json else f"… {lost.records} changes lost"
 
 
 def page_json_line(time: datetime, pid: int, entry: Entry, contents: bytes) -> str:
     """Return one page and its contents (in hexadecimal) as one JSON object on one line."""
-    return _dumps(
+    return dumps(
         {
             "time": time.isoformat(timespec="milliseconds"),
             "pid": pid,
@@ -224,7 +228,7 @@ def maps_lines(mappings: Sequence[Mapping]) -> Iterator[str]:
 
 def maps_json_line(time: datetime, pid: int, mappings: Sequence[Mapping]) -> str:
     """Return a process's maps as one JSON object on one line."""
-    return _dumps(
+    return dumps(
         {
             "time": time.isoformat(timespec="milliseconds"),
             "pid": pid,
@@ -234,13 +238,15 @@ def maps_json_line(time: datetime, pid: int, mappings: Sequence[Mapping]) -> str
 
 
 def _marked(change: Change, text: str) -> str:
-    return _coloured(change, f"{change.value} {text}".rstrip())
+    return coloured(change, f"{change.value} {text}".rstrip())
 
 
-def _coloured(change: Change, line: str) -> str:
+def coloured(change: Change, line: str) -> str:
+    """Return a line in the colour of a change."""
     colour = COLOURS.get(change)
     return click.style(line, fg=colour) if colour else line
 
 
-def _dumps(value: dict[str, Any]) -> str:
+def dumps(value: dict[str, Any]) -> str:
+    """Return JSON on one line, without blanks."""
     return json.dumps(value, separators=(",", ":"))

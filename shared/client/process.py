@@ -136,6 +136,11 @@ class Process(MemoryCalls):
                 stream.flush()
         os._exit(status & 0xFF)
 
+    @property
+    def is_superuser(self) -> bool:
+        """Whether this program's user is kerneld's superuser: root, or the user that runs kerneld."""
+        return os.geteuid() in (0, os.stat(self.socket_path).st_uid)
+
     def getpid(self) -> int:
         """Return the process id, as kerneld knows it."""
         return self.call(Nr.GETPID).ret

@@ -7,7 +7,6 @@ again from there on. Owns the connection. One thread uses it.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 from collections.abc import Sequence
 
@@ -23,6 +22,28 @@ DEFAULT_RING_BYTES = 16 << 20
 SUPERUSER_RING_BYTES = 64 << 20
 
 
+def open_with_snapshot(
+    process: Process, globs: Sequence[str], pids: Sequence[int], ring_bytes: int
+) -> tuple[TraceSession, int]:
+    """Return a new trace, and the size of its ring. Its snapshot is in the ring already.
+
+    A ring that is too small for the snapshot gets larger. Raises OSError as TraceSession does, KerneldGone.
+    """
+    while True:
+        session = TraceSession(process, globs, pids, ring_bytes)
+        if not session.reader.lost:
+            return session, ring_bytes
+        end_trace(session)
+        ring_bytes *= 2
+
+
+def end_trace(session: TraceSession) -> None:
+    """End a trace whose records nobody needs, also after the end of kerneld."""
+    with contextlib.suppress(KerneldGone):
+        session.stop()
+    session.close()
+
+
 class LiveRecord:
     """A record that grows. Its process is in it: the viewer is a client as any other."""
 
@@ -33,7 +54,7 @@ class LiveRecord:
         self._process = Process.attach(path)
         try:
             self._pids = tuple(pids)
-            self.is_superuser = os.geteuid() in (0, os.stat(self._process.socket_path).st_uid)
+            self.is_superuser = self._process.is_superuser
             self._ring_bytes = ring_bytes or (SUPERUSER_RING_BYTES if self.is_superuser else DEFAULT_RING_BYTES)
             self._session = self._open()
         except BaseException:
@@ -43,18 +64,8 @@ class LiveRecord:
         self.recorder = Recorder(key_events)
 
     def _open(self) -> TraceSession:
-        """Return a new trace. Its snapshot is in the ring already; a ring that is too small for it gets larger."""
-        while True:
-            session = TraceSession(self._process, GLOBS, self._pids, self._ring_bytes)
-            if not session.reader.lost:
-                return session
-            self._end(session)
-            self._ring_bytes *= 2
-
-    def _end(self, session: TraceSession) -> None:
-        with contextlib.suppress(KerneldGone):
-            session.stop()
-        session.close()
+        session, self._ring_bytes = open_with_snapshot(self._process, GLOBS, self._pids, self._ring_bytes)
+        return session
 
     @property
     def is_ended(self) -> bool:
@@ -83,7 +94,7 @@ class LiveRecord:
             # Without this, all that follows would be followed only as well as can be.
             with contextlib.suppress(KerneldGone):
                 self._session, old = self._open(), self._session
-                self._end(old)
+                end_trace(old)
                 self.recorder.expect_snapshot()
         return chunks
 

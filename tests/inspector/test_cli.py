@@ -338,3 +338,18 @@ def test_help_lists_every_status(inspector: Inspector) -> None:
     words = result.stdout.split("Exit status:")[1].split()
     assert {int(word) for word in words if word.isdigit()} >= {int(status) for status in Status}
     assert max(map(len, result.stdout.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--follow", "4242", "--events"],
+        ["--follow", "4242", "--also", "7"],
+        ["--follow", "4242", "--contents", hex(BASE)],
+        ["4242", hex(BASE), "+4K", "--also", "7", "--events"],
+        ["4242", "--also", "7"],
+        ["--follow"],
+    ],
+)
+def test_what_excludes_each_other(inspector: Inspector, words: list[str]) -> None:
+    assert inspector.fail(None, *words)[0] == 2

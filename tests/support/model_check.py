@@ -8,14 +8,17 @@ from kerneld.mm.files.filemap import AddressSpace as PageCache
 from kerneld.mm.frames.frames import PG_SWAPCACHE
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pagewalk import Leaf
+from kerneld.shadowpt.describe import describe
 from kerneld.syscalls.kernel import Kernel
 from kerneld.trace.probes.pgtable import tables_of
 from shared.recording.address_space import AddressSpace
 from shared.recording.machine import PCP, TAKEN, Machine
 from shared.recording.physical import free_blocks, swap_users
+from shared.recording.shadow import shadow_entries
 from shared.trace.event import PRESENT, PSE, run_of
 from shared.trace.state_events import Level
-from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, TASK_SIZE
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr
+from shared.uapi.shadowpt import MAX_SPT_RANGE
 
 
 def entries_there(mm: MmStruct) -> dict[int, int]:
@@ -51,11 +54,22 @@ def check_mm(known: AddressSpace, mm: MmStruct) -> None:
     } == {start: vma[1:] for start, vma in known.vmas.items()}
     there = entries_known(known), entries_there(mm)
     assert there[0] == there[1], _first_difference(*there)
+    check_described(known, mm)
     if not mm.page_table.table_pages:
         return
     tables = list(tables_of(mm))
     assert {(level, vaddr): pfn for level, vaddr, pfn in tables if level != Level.DEPOSITED} == known.tables
     assert sorted(pfn for level, _, pfn in tables if level == Level.DEPOSITED) == sorted(known.deposited)
+
+
+def check_described(known: AddressSpace, mm: MmStruct) -> None:
+    """Compare the shadow page table that the model gives for each VMA, and a page around it, with the kernel's."""
+    for vma in mm.vmas:
+        start, end = vma.start - PAGE_SIZE, min(vma.end, vma.start + MAX_SPT_RANGE) + PAGE_SIZE
+        flags, pfns = describe(mm, Vaddr(start), Vaddr(end))
+        rows = shadow_entries(known, start, end)
+        assert [row[2] for row in rows] == flags.tolist(), hex(start)
+        assert [row[1] for row in rows] == pfns.tolist(), hex(start)
 
 
 def _first_difference(known: dict[int, int], there: dict[int, int]) -> str:
