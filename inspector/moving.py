@@ -62,7 +62,7 @@ class MovingWindow:
             changes=diff(self._before, entries),
             first=is_first,
             exited=has_ended(watch, entries),
-            cause=place.cause if moved or place.is_told else None,
+            cause=place.cause or None if moved or place.is_told else None,
         )
         options = self._options
         emit([json_line(shown)] if options.as_json else text_lines(shown, options.every_page, is_narrow()))

@@ -39,7 +39,7 @@ plays all scenarios once.
 Examples:
   target                                   the whole tour, a step every three seconds
   target --step                            a step at each press of Enter
-  target --wait                            begin when an inspector has opened a table of this process
+  target --wait                            print one command that follows the whole tour, and begin when it has begun
   target --delay 0.5 --loop                again and again, two steps a second, until Ctrl+C
   target --list                            the list of scenarios
   target --answers                         the answer to the assignment's last question
@@ -157,8 +157,9 @@ def run(
     Real files are in the temporary directory.
     """
     try:
-        tour = Tour(Stage(process, Window(), Path(tempfile.gettempdir())), pace, say_to_stdout, socket_path)
-        tour.begin(any(scenario.in_window for scenario in scenarios), has_pause=not wait)
+        stage = Stage(process, Window(), Path(tempfile.gettempdir()))
+        tour = Tour(stage, pace, say_to_stdout, socket_path, is_followed=wait)
+        tour.begin(any(scenario.in_window for scenario in scenarios))
         if wait:
             wait_for_watcher(process, DelayPace(LOOK_SECONDS, process.fileno()), say_to_stdout)
         for _round in count():

@@ -20,6 +20,17 @@ def inspector_command(pid: int, start: int, end: int, socket_path: str | None = 
     return " ".join([*_environment(socket_path), *map(shlex.quote, words)])
 
 
+def follow_command(pid: int, socket_path: str | None = None) -> str:
+    """Return the shell command that follows process `pid`, and its children, wherever they change."""
+    words = [*find_inspector(), "--follow", str(pid)]
+    return " ".join([*_environment(socket_path), *map(shlex.quote, words)])
+
+
+def also_command(pid: int, start: int, end: int, other: int, socket_path: str | None = None) -> str:
+    """Return the shell command that shows [start, end) of process `pid` beside the same range of `other`."""
+    return f"{inspector_command(pid, start, end, socket_path)} --also {other}"
+
+
 def find_inspector() -> list[str]:
     """Return the words that start the inspector: the checkout's launcher, the installed command, or the module."""
     launcher = _CHECKOUT / "bin" / "inspector"

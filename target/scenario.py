@@ -39,6 +39,8 @@ class Watch:
     start: int
     end: int
     what: str
+    also: int = 0
+    """Another process whose same range is worth a look beside it; 0 for none."""
 
 
 Beat: TypeAlias = Step | Note | Watch

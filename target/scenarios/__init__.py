@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from target.scenario import Scenario
-from target.scenarios import anonymous, files, fork, heap, null_write, program, protection, stack_growth
+from target.scenarios import anonymous, files, fork, heap, huge, null_write, program, protection, reclaim, stack_growth
 
 TOUR: tuple[Scenario, ...] = (
     anonymous.DEMAND,
@@ -15,6 +15,10 @@ TOUR: tuple[Scenario, ...] = (
     files.FILE_PRIVATE,
     fork.FORK,
     protection.PROTECT,
+    huge.HUGE,
+    reclaim.RECLAIM,
+    reclaim.SWAP,
+    reclaim.OOM,
     program.EXEC,
     program.EXIT,
 )

@@ -20,7 +20,7 @@ _PAGES = 4
 
 
 @contextmanager
-def _open_file(stage: Stage) -> Iterator[tuple[Path, int]]:
+def open_file(stage: Stage) -> Iterator[tuple[Path, int]]:
     """Write a real file of whole pages; yield its path, and a descriptor of it, open for reading and writing."""
     # Only these scenarios make files, so only here can a killed target leave one.
     with tempfile.TemporaryDirectory(prefix="kerneld-target-", dir=stage.directory) as directory:
@@ -54,7 +54,7 @@ def _in_memory(stage: Stage, text: str) -> str:
 
 def _play_shared(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
-    with _open_file(stage) as (path, descriptor):
+    with open_file(stage) as (path, descriptor):
         yield _map_step(stage, path, "MAP_SHARED")
         start = stage.map_in_window(0, _PAGES, flags=Map.SHARED, fd=descriptor)
 
@@ -89,7 +89,7 @@ def _play_shared(stage: Stage) -> Beats:
 
 def _play_private(stage: Stage) -> Beats:
     page, process = stage.window.page, stage.process
-    with _open_file(stage) as (path, descriptor):
+    with open_file(stage) as (path, descriptor):
         yield _map_step(stage, path, "MAP_PRIVATE")
         start = stage.map_in_window(0, _PAGES, flags=Map.PRIVATE, fd=descriptor)
 

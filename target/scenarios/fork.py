@@ -34,7 +34,8 @@ def _play(stage: Stage) -> Beats:
     with Child(process, {"frames": child_frames, "write": child_write}) as child:
         yield Note(f"The child is process {child.pid}. Parent: {stage.frames(page(0), _PAGES)}")
         yield Note(f"Child: {child.order('frames')}")
-        yield Watch(child.pid, stage.window.start, stage.window.end, "the child's copy of the window")
+        window = stage.window
+        yield Watch(child.pid, window.start, window.end, "the child's copy of the window", also=process.pid)
 
         yield Step(
             f"The child writes to {page(0):#x}. It may not write to a frame that it shares: it gets a copy "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 
@@ -19,11 +22,14 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import SHADOW_PTE, Spte, table_bytes
 from target.pace import PROMPT
 from target.scenarios import TOUR
+from target.scenarios.huge import START as HUGE_START
 from target.stage import Window
 from tests.support.daemons import WAIT_SECONDS
 
 WINDOW = Window()
 ROOT = Path(__file__).resolve().parents[2]
+MACHINE = ("--ram", "48M", "--swap", "16M")
+"""Small, so that the OOM killer comes soon."""
 
 
 @contextmanager
@@ -56,7 +62,7 @@ def running_kerneld(directory: Path) -> Iterator[Path]:
     log = directory / "log"
     with log.open("w") as output:
         start = subprocess.run(
-            [*kerneld, "start", "--socket", str(path), "--detach", "--check-invariants"],
+            [*kerneld, "start", "--socket", str(path), "--detach", "--check-invariants", *MACHINE],
             env=environment,
             stdout=output,
             stderr=output,
@@ -359,16 +365,73 @@ def test_the_exact_command_that_is_printed_starts_an_inspector(socket: Path) -> 
         assert result.stdout.startswith("{")
 
 
-def test_with_wait_the_tour_begins_when_somebody_watches(socket: Path) -> None:
-    with running(["target", "--wait", "--delay", "0", "--scenario", "demand"], socket) as target:
+def prints_from_now_on(inspector: subprocess.Popen[str], shown: list[dict[str, Any]]) -> None:
+    """Read the prints into `shown`, up to one that began after this call."""
+    assert inspector.stdout is not None
+    now = datetime.now().astimezone()
+    for line in inspector.stdout:
+        shown.append(json.loads(line))
+        if datetime.fromisoformat(shown[-1]["time"]) > now:
+            return
+
+
+def test_with_wait_one_command_follows_the_whole_tour(own_socket: Path) -> None:
+    """The command that is printed, as it is, shows heap, stack, child, execve, huge pages, swap and the end."""
+    with running(["target", "--wait", "--step"], own_socket) as target:
         assert target.stdout is not None
         before: list[str] = []
         while not before or "Waiting for an inspector" not in before[-1]:
             before.append(target.stdout.readline())
             assert before[-1], before
         assert not any(line.startswith("  1. ") for line in before)
-        with Table(socket, target.pid):
-            rest, errors = target.communicate(timeout=WAIT_SECONDS)
-    assert rest.startswith(f"  Process {os.getpid()} has opened a table of this process.\n")
-    assert "  1. mmap: " in rest
-    assert (target.returncode, errors) == (0, "")
+        (command,) = (line.strip() for line in before if "inspector --follow" in line)
+        environment = {name: value for name, value in os.environ.items() if name != "KERNELD_SOCKET"}
+        words = f"exec env {command} --interval 0.05 --json"
+        shown: list[dict[str, Any]] = []
+        with subprocess.Popen(
+            words, shell=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as inspector:
+            rest = read_to_prompt(target)
+            assert rest[0] == f"  Process {inspector.pid} has opened a table of this process."
+            while not any("exit: the address space" in line for line in rest[-3:]):
+                prints_from_now_on(inspector, shown)
+                rest += press_enter(target)
+            prints_from_now_on(inspector, shown)
+            press_enter(target)
+            assert target.wait(WAIT_SECONDS) == 0
+            shown += map(json.loads, inspector.communicate(timeout=WAIT_SECONDS)[0].splitlines())
+    assert inspector.returncode == 0
+    assert not any("./inspector" in line and "--also" not in line for line in rest)
+    moves = [one for one in shown if "moved" in one]
+    causes = [one["moved"].partition("@")[0].partition(" ")[0] for one in moves]
+    assert {"mmap", "store/fault", "fork", "execve"} <= set(causes)
+    assert "" not in causes
+    assert {WINDOW.start, HUGE_START} < {one["start"] for one in shown}
+    assert len({one["pid"] for one in shown}) >= 2
+    # The heap, the stack and the image: each at its place, and in this order.
+    before_execve, image = moves[: causes.index("execve")], moves[causes.index("execve") + 1]
+    heap = next(at for at, one in enumerate(before_execve) if one["start"] >> 32 == 0x5555)
+    assert any(one["moved"].startswith("store/fault@0x7ff") for one in before_execve[heap:])
+    assert image["start"] >> 32 == 0x5555
+    assert shown[-1]["exited"]
+
+
+def test_pages_that_reclaim_takes_come_back(own_socket: Path) -> None:
+    with running(["target", "--step", "--scenario", "swap"], own_socket) as target:
+        read_to_prompt(target)
+        with Table(own_socket, target.pid) as table:
+            press_enter(target)
+            press_enter(target)
+            assert table.counts() == (4, 4, 4)
+            press_enter(target)
+            assert table.counts() == (4, 4, 2)
+            press_enter(target)
+            assert table.counts() == (4, 4, 3)
+
+
+def test_the_oom_killer_takes_the_child_and_the_tour_goes_on(own_socket: Path) -> None:
+    with running(["target", "--delay", "0", "--scenario", "oom"], own_socket) as target:
+        out, err = target.communicate(timeout=WAIT_SECONDS)
+    assert (target.returncode, err) == (0, "")
+    assert "was killed by signal 9 (SIGKILL)" in out
+    assert "Memory reads parent." in out

@@ -14,7 +14,7 @@ from typing import NoReturn, cast
 
 from shared.client import Process
 from shared.client.signals import die_of
-from shared.uapi.mman import Map, Prot
+from shared.uapi.mman import Madv, Map, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.uapi.syscalls import Access
 
@@ -22,6 +22,7 @@ ZERO_PFN = 1
 HEAP_START = 1 << 20
 STACK_START = (1 << 46) - 8 * PAGE_SIZE
 IMAGE_START = 4 << 20
+ANYWHERE = 1 << 44
 MMAP_THRESHOLD = 128 << 10
 
 
@@ -74,6 +75,8 @@ class FakeProcess:
         self.pfns: dict[int, int] = {}
         self.names: dict[int, str] = {}
         self.files: dict[int, int] = {}
+        self.meminfo = {"MemTotal": 4096, "MemFree": 4000, "MemAvailable": 4000, "SwapTotal": 1024, "SwapFree": 1024}
+        self.is_superuser = True
         self._new_pfn = count(0x100)
         self._break = HEAP_START
         self._blocks: dict[int, int] = {}
@@ -105,6 +108,8 @@ class FakeProcess:
         return page
 
     def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+        if not addr:
+            return ANYWHERE
         assert flags & Map.FIXED_NOREPLACE
         self.log.append("mmap")
         for index, base in enumerate(range(addr, addr + length, PAGE_SIZE)):
@@ -127,6 +132,13 @@ class FakeProcess:
         self.log.append("mprotect")
         for base in range(addr, addr + length, PAGE_SIZE):
             self.rights[base] = prot
+
+    def madvise(self, addr: int, length: int, advice: int) -> None:
+        self.log.append("madvise")
+        if advice == Madv.POPULATE_WRITE:
+            os.kill(os.getpid(), signal.SIGKILL)  # The OOM killer.
+        for base in range(addr, addr + length, PAGE_SIZE) if advice in (Madv.PAGEOUT, Madv.DONTNEED) else ():
+            self.pfns.pop(base, None)
 
     def msync(self, addr: int, length: int, flags: int) -> None:
         self.log.append("msync")
@@ -177,6 +189,8 @@ class FakeProcess:
         self.log.append("close")
 
     def read_proc(self, path: str) -> bytes:
+        if path == "meminfo":
+            return "".join(f"{name}: {value} kB\n" for name, value in self.meminfo.items()).encode()
         assert path == "self/maps"
         lines = [self._maps_line(base) for base in sorted(self.rights) if base < STACK_START - (1 << 20)]
         stack = min(base for base in self.rights if base >= STACK_START - (1 << 20))

@@ -58,6 +58,10 @@ def test_nothing_is_done_before_it_is_announced(scenario: Scenario, tmp_path: Pa
         ("file-private", [["mmap"], ["load", "load"], ["store", "load"], ["munmap"]]),
         ("fork", [["mmap", *["store"] * 4], ["fork"], ["load"], ["store"], ["store"], []]),
         ("protect", [["mmap", *["store"] * 4], ["mprotect"], ["fork"], ["mprotect", "load"]]),
+        ("huge", [["mmap", "madvise"], ["store"], ["madvise"], ["load"], ["munmap"]]),
+        ("reclaim", [["mmap", *["load"] * 4], ["madvise"], ["load"]]),
+        ("swap", [["mmap", *["store"] * 4], ["madvise"], ["load"], ["munmap"]]),
+        ("oom", [["mmap", *["store"] * 4], ["fork"], ["load"] * 4]),
         ("exit", [["mmap", "store"], []]),
     ],
 )
@@ -156,3 +160,37 @@ def test_exec_is_skipped_without_a_program_of_the_machine(tmp_path: Path, monkey
 )
 def test_only_x86_64_elf_files_are_programs_of_the_machine(head: bytes, expected: bool) -> None:
     assert program.is_x86_64_elf(head) is expected
+
+
+def test_without_a_swap_file_the_scenario_says_how_to_have_one() -> None:
+    process = FakeProcess()
+    process.meminfo["SwapTotal"] = 0
+    beats = list(BY_NAME["swap"].play(Stage(process.as_process(), Window(), Path())))
+    assert isinstance(beats[-1], Note)
+    assert "kerneld start --swap 64M" in beats[-1].text
+    assert "madvise" not in process.log
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "is_superuser", "why"),
+    [
+        ({"MemTotal": 3 << 20}, True, "--ram 256M"),
+        ({"MemAvailable": 1000}, True, "other processes"),
+        ({}, False, "only root"),
+    ],
+)
+def test_memory_is_not_used_up_where_others_would_pay(meminfo: dict[str, int], is_superuser: bool, why: str) -> None:
+    process = FakeProcess()
+    process.meminfo |= meminfo
+    process.is_superuser = is_superuser
+    (note,) = BY_NAME["oom"].play(Stage(process.as_process(), Window(), Path()))
+    assert isinstance(note, Note)
+    assert note.text.startswith("Skipped: ")
+    assert why in note.text
+    assert process.log == []
+
+
+def test_the_oom_killer_takes_the_child(tmp_path: Path) -> None:
+    _process, beats = play("oom", tmp_path)
+    told = " ".join(beat.text for beat in beats if isinstance(beat, Note))
+    assert "was killed by signal 9 (SIGKILL)" in told

@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from target.inspector_command import inspector_command
+from target.inspector_command import also_command, follow_command, inspector_command
 from target.scenario import Beats, Note, Scenario, Step, Watch
 from target.stage import Stage, Window
 from target.tour import Tour
 from tests.target.fake_process import FakePace, FakeProcess
 
 
-def make_tour(directory: Path) -> tuple[Tour, FakeProcess, list[str]]:
+def make_tour(directory: Path, *, is_followed: bool = False) -> tuple[Tour, FakeProcess, list[str]]:
     process = FakeProcess()
     said: list[str] = []
     stage = Stage(process.as_process(), Window(), directory)
-    return Tour(stage, FakePace(process.log, lambda: said.append("<pause>")), said.append), process, said
+    pace = FakePace(process.log, lambda: said.append("<pause>"))
+    return Tour(stage, pace, said.append, is_followed=is_followed), process, said
 
 
 def two_steps(stage: Stage) -> Beats:
@@ -85,6 +86,31 @@ def test_a_watch_is_said_with_its_own_command(tmp_path: Path) -> None:
 
     assert f"{inspector_command(77, 0x10000, 0x20000)}\n" in "".join(said)
     assert process.log == ["long pause"]
+
+
+def test_a_tour_that_is_followed_has_one_command(tmp_path: Path) -> None:
+    def play(stage: Stage) -> Beats:
+        yield Watch(77, 0x10000, 0x20000, "a place")
+
+    tour, process, said = make_tour(tmp_path, is_followed=True)
+    tour.begin()
+    tour.play(Scenario("watch", "Watch", "", play, in_window=False))
+
+    text = "".join(said)
+    assert text.count("inspector") == 1
+    assert f"{follow_command(process.pid)}\n" in text
+    assert "Next: a place, 0x10000 to 0x20000." in text
+    # Nobody has to start anything.
+    assert process.log == ["pause"]
+
+
+def test_a_range_of_two_processes_is_said_for_both(tmp_path: Path) -> None:
+    def play(stage: Stage) -> Beats:
+        yield Watch(77, 0x10000, 0x20000, "a place", also=78)
+
+    tour, _process, said = make_tour(tmp_path)
+    tour.play(Scenario("watch", "Watch", "", play, in_window=False))
+    assert f"{also_command(78, 0x10000, 0x20000, 77)}\n" in "".join(said)
 
 
 def test_no_address_is_broken_at_the_lines_end(tmp_path: Path) -> None:
