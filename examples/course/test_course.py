@@ -1,6 +1,6 @@
 """An example for instructors: tests of the shadow page table with the fixtures of pytest-kerneld. Copy and change it.
 
-pip install kerneld pytest; pytest test_course.py
+pip install CHECKOUT pytest; pytest test_course.py      (CHECKOUT: the directory of kerneld's sources)
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from target import inspector_command as module
+from shared import launcher as module
 from target.inspector_command import inspector_command
 
 

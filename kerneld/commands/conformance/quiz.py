@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from kerneld.commands.compiled import BuildError
 from kerneld.commands.conformance.kit import ensure_kit
 from kerneld.commands.failure import KerneldStatus
 from shared.failure import Failure, Status
+from shared.launcher import find_program, socket_words
 from shared.option_types import Whole
 
 _CHOICES = 4
@@ -70,7 +72,8 @@ def ask(name: str, kit: Path, chance: random.Random) -> bool:
     with broken_kernel(name) as socket:
         for line in look(kit, BUGS[name].checks[0], socket):
             click.echo(f"  {line}")
-        click.echo(f"  (this kernel runs: KERNELD_SOCKET={socket})")
+        click.echo("  To look yourself, run this in another terminal. It prints the inspector's command:")
+        click.echo("    " + " ".join([*socket_words(socket), *map(shlex.quote, find_program("target")), "--wait"]))
         choices = choose(name, chance)
         for number, choice in enumerate(choices, 1):
             click.echo(f"  {number}. {BUGS[choice].words.split(': ')[0].rstrip('.')}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,8 @@ def test_one_of_four_answers_is_right_and_the_kernel_ends_with_the_quiz(tmp_path
         question, _, told = one.stdout.partition("Which mistake is it")
         assert "did:" in question
         assert "saw:" in question
+        # The command to look with one's own eyes works while the question is open: it names this kernel.
+        assert re.search(rf"KERNELD_SOCKET={tmp_path}/\S+ \S*target --wait$", question, re.MULTILINE)
         assert not any(f"{name}." in question for name in BUGS)
         assert any(f": {name}. " in told for name in BUGS)
     assert list(tmp_path.iterdir()) == []
