@@ -25,6 +25,13 @@ _FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _STACK_ROOM = (0x7FFF_F800_0000, 1 << 47)
 """The stack and the range into which it may grow, above the mmap area."""
 PASSED_OVER = Outcome(0, data=b"passed over")
+_OF_A_RANGE = frozenset(
+    {
+        "munmap", "mprotect", "remap_file_pages", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore",
+        "msync",
+    }
+)  # fmt: skip
+"""Calls whose first two arguments are an address and a length."""
 
 
 V = TypeVar("V", bound=HasMappings)
@@ -147,7 +154,18 @@ class Execution(Generic[V]):
         if name == "pkey_free" and not args[0] & U32:
             # Key 0 protects the runner's memory. If it were freed, its next owner could deny it by PKRU.
             return True
-        if name in ("munmap", "mprotect", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore", "msync"):
+        if name in (
+            "munmap",
+            "mprotect",
+            "remap_file_pages",
+            "pkey_mprotect",
+            "madvise",
+            "mlock",
+            "munlock",
+            "mlock2",
+            "mincore",
+            "msync",
+        ):
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name == "mremap":
             # A length that wraps becomes 0. A call with length 0 still affects the mapping at the address.

@@ -20,6 +20,7 @@ from kerneld.mm.calls.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_
 from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.calls.mremap import mremap_in_pieces
+from kerneld.mm.calls.remap_file_pages import Remap, check_remap
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
@@ -37,6 +38,7 @@ from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.wire import MAX_REPLY
 
+_U32 = (1 << 32) - 1
 _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
 _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
 _HUGE_LOGS = (0, 21)
@@ -91,6 +93,26 @@ def _mmap_over(call: Call) -> Pieces:
     if wants_populate(call.mm, flags):
         yield from populate_in_pieces(call.mm, addr, addr + page_align(length), ignore_errors=True)
     return addr
+
+
+def sys_remap_file_pages(call: Call) -> int | Answer | Work:
+    """args: start, size, prot (0), pgoff, flags. Raises as `check_remap` and `do_mmap` do.
+
+    Source: Linux v6.8 mm/mmap.c:SYSCALL_DEFINE5(remap_file_pages).
+    """
+    start, size, prot, pgoff, flags = call.args[:5]
+    remap = check_remap(call.mm, start, size, prot & _U32, pgoff, flags & _U32)
+    return _work(call, _remap(call, remap, pgoff))
+
+
+def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
+    start, length, prot, flags, file = remap
+    privileged = call.process.cred.capable(CAP_IPC_LOCK)
+    with file.mapping.held(), call.kernel.table.mmap_locks.write(call.thread):
+        yield from mmap_in_pieces(call.mm, start, length, prot, flags, file, pgoff, privileged=privileged)
+    if wants_populate(call.mm, flags):
+        yield from populate_in_pieces(call.mm, start, start + length, ignore_errors=True)
+    return 0
 
 
 def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | Work:

@@ -15,6 +15,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.CLOSE: trace.sys_close,
     Nr.MMAP: memory.sys_mmap,
     Nr.MPROTECT: memory.sys_mprotect,
+    Nr.REMAP_FILE_PAGES: memory.sys_remap_file_pages,
     Nr.PKEY_MPROTECT: memory.sys_pkey_mprotect,
     Nr.PKEY_ALLOC: memory.sys_pkey_alloc,
     Nr.PKEY_FREE: memory.sys_pkey_free,

@@ -34,3 +34,8 @@ def test_copies_at_every_place_of_a_buffer(inside: Inside, programs: dict[str, P
 def test_protection_keys(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["keys"])]).output
     assert output == "no keys\n" or "14 keys, sum 119, PKRU 0xfffffff4" in output
+
+
+def test_pages_of_a_file_in_another_order(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["remap"])]).output
+    assert "it keeps its pages: x y" in output

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,6 +79,8 @@ class AddressSpace:
         charged as a whole."""
         self.i_mmap = IMmap()
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
+        self.nr_holds = 0
+        """The calls that need it although no VMA may map it meanwhile (Linux: get_file())."""
         self.i_mmap_writable = 0
         """The number of shared VMAs that are writable or may become writable (Linux: mapping->i_mmap_writable)."""
         self.host = HostCache()
@@ -292,8 +295,19 @@ class AddressSpace:
         del self.i_mmap[vma]
         if is_shared_maywrite(vma.vm_flags):
             self.unmap_writable()
-        if not self.i_mmap:
+        if not self.i_mmap and not self.nr_holds:
             self.evict()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the cache for the time of a `with` block, also if the last VMA goes."""
+        self.nr_holds += 1
+        try:
+            yield
+        finally:
+            self.nr_holds -= 1
+            if not self.i_mmap and not self.nr_holds:
+                self.evict()
 
     def evict(self) -> None:
         """Write dirty pages back and drop the cache, if its backing does not keep it: nothing maps the inode.

@@ -148,7 +148,7 @@ static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_munmap:
 		table_replaced(args[0], args[1]);
 		/* fall through */
-	case NR_mprotect: case NR_brk: case NR_msync: case NR_madvise: case NR_mlock: case NR_munlock:
+	case NR_mprotect: case NR_brk: case NR_msync: case NR_remap_file_pages: case NR_madvise: case NR_mlock: case NR_munlock:
 	case NR_mlockall: case NR_munlockall: case NR_mlock2:
 	case NR_pkey_alloc: case NR_pkey_free: case NR_pkey_mprotect:
 		*ret = call(t, nr, args, 0, 0, -1);
