@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -137,3 +138,18 @@ def test_a_file_is_the_same_mapped_and_by_calls(inside: Inside, programs: dict[s
 
 def test_huge_pages(inside: Inside, programs: dict[str, Path]) -> None:
     assert inside.agrees([str(programs["huge"])]).status == 0
+
+
+def test_programs_that_are_refused(inside: Inside, programs: dict[str, Path]) -> None:
+    """Whether a program is open for writing only a host from v6.14 on tells (docs/programs.md)."""
+    major, minor = map(int, os.uname().release.split(".")[:2])
+    output = inside.agrees([str(programs["refused"]), *(["busy"] if (major, minor) >= (6, 14) else [])]).output
+    assert "a link: Too many levels of symbolic links" in output
+
+
+def test_a_script_by_its_descriptor(inside: Inside, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text('#!/bin/sh\necho "$0 $1"\ncat < "$0" | wc -l\n')
+    script.chmod(0o755)
+    words = "import os, sys; fd = os.open(sys.argv[1], 0); os.dup2(fd, 9); os.execve(9, ['x', 'y'], {})"
+    assert inside.agrees([shutil.which("python3") or "", "-c", words, str(script)]).output == "/dev/fd/9 y\n3\n"

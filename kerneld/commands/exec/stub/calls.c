@@ -19,7 +19,7 @@
 #define CLOSE_RANGE_UNSHARE 2
 #define WCLONE 0x80000000UL
 
-static int is_hidden(u64 fd)
+int is_hidden(u64 fd)
 {
 	return (int)fd >= process.hidden_fds && (int)fd < process.hidden_fds + 1024;
 }

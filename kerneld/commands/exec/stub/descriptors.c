@@ -5,6 +5,7 @@
 
 #define RLIMIT_NOFILE 7
 #define HIDDEN_COUNT 1024
+#define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
 #define NR_capget 125
 #define CAP_SYS_RESOURCE 24
@@ -56,6 +57,29 @@ long hide_fd(int fd)
 	if (hidden >= 0)
 		sys1(NR_close, fd);
 	return hidden;
+}
+
+/* A copy of a descriptor where the program cannot reach it; the next execve does not close it. Its number or -errno. */
+long copy_hidden(int fd)
+{
+	descriptors_widen();
+	long hidden = sys3(NR_fcntl, fd, F_DUPFD, process.hidden_fds);
+	descriptors_narrow();
+	return hidden;
+}
+
+/* The path of a program that is being loaded may lead by such a copy: it has done its duty. */
+void drop_copy(const char *path)
+{
+	static const char by[] = "/proc/self/fd/";
+	u64 fd = 0;
+	for (const char *p = by; *p; p++)
+		if (*path++ != *p)
+			return;
+	while (*path >= '0' && *path <= '9')
+		fd = fd * 10 + (*path++ - '0');
+	if (is_hidden(fd))
+		sys1(NR_close, fd);
 }
 
 static int may_raise(void)

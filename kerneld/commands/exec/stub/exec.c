@@ -8,6 +8,7 @@
 #define MAX_STRINGS (EXEC_AREA_BYTES / 8 / 2)
 #define AT_FDCWD -100
 #define AT_EMPTY_PATH 0x1000
+#define AT_SYMLINK_NOFOLLOW 0x100
 #define F_SETFD 2
 #define FD_CLOEXEC 1
 #define NR_newfstatat 262
@@ -40,37 +41,49 @@ static long take_vector(const char *const *from, const char **to, u64 room)
 	return -E2BIG;
 }
 
-/* The path as the loader can open it: below a directory's descriptor by way of /proc/self/fd. */
-static long take_path(int dirfd, const char *path, long flags, char *to)
+static int is_link(const char *path)
+{
+	char byte;
+	return sys3(NR_readlink, path, &byte, 1) > 0;
+}
+
+struct path { char real[4352], name[4352]; };
+
+/* Where the loader finds the program, and how the program is called: below a descriptor both go by way of that, and the
+ * loader has one of its own, which an execve does not close. Source: Linux v6.8 fs/exec.c: alloc_bprm(). */
+static long take_path(int dirfd, const char *path, long flags, struct path *to, long *kept)
 {
 	long length = user_strlen(path);
-	char *end = to;
+	char *real = to->real, *name = to->name, first = 0;
 	if (length < 0)
 		return -EFAULT;
 	if (length >= 4096)
 		return -ENAMETOOLONG;
-	if (!length && !(flags & AT_EMPTY_PATH))
-		return -ENOENT;
-	if (dirfd != AT_FDCWD && (!length || path[0] != '/')) {
-		memcpy(to, "/proc/self/fd/", 14);
-		end = put_number(to + 14, dirfd) - 1;
+	if ((!length && !(flags & AT_EMPTY_PATH)) || user_copy(&first, path, 1))
+		return length ? -EFAULT : -ENOENT;
+	if (dirfd != AT_FDCWD && first != '/') {
+		*kept = is_hidden(dirfd) ? -EBADF : copy_hidden(dirfd);
+		if (*kept < 0)
+			return *kept;
+		memcpy(real, "/proc/self/fd/", 14);
+		memcpy(name, "/dev/fd/", 8);
+		real = put_number(real + 14, *kept) - 1;
+		name = put_number(name + 8, dirfd) - 1;
 		if (length)
-			*end++ = '/';
+			*real++ = *name++ = '/';
 	}
-	return user_copy(end, path, length + 1) ? -EFAULT : 0;
+	if (user_copy(real, path, length + 1) || user_copy(name, path, length + 1))
+		return -EFAULT;
+	return length && flags & AT_SYMLINK_NOFOLLOW && is_link(to->real) ? -ELOOP : 0;
 }
 
-long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags)
+static long exec_path(struct thread *t, struct ucontext *uc, const struct path *path, const u64 *vectors)
 {
-	if (sys6(NR_mmap, EXEC_AREA, EXEC_AREA_BYTES, 3, 0x4032, -1, 0) < 0)
-		return -ENOMEM;
-	char *real = (char *)EXEC_AREA, *words = real + 8192;
+	const char *program = is_own_exe(path->real) ? process.exe : path->real;
+	char *words = (char *)(EXEC_AREA + sizeof *path);
 	const char **args = (const char **)(EXEC_AREA + 0x4000), **env = args + MAX_STRINGS;
-	long ret = take_path(dirfd, path, flags, real);
-	if (ret)
-		return ret;
 	descriptors_widen();
-	ret = check_program(is_own_exe(real) ? process.exe : real);
+	long ret = check_program(program);
 	descriptors_narrow();
 	if (ret)
 		return ret;
@@ -87,8 +100,8 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	words = put_number(words, process.stub_fd);
 	words[-1] = '/';
 	put_number(words, descriptors_hard_limit());
-	args[6] = is_own_exe(real) ? process.exe : real;
-	args[7] = real;
+	args[6] = program;
+	args[7] = path->name;
 	ret = take_vector((const char *const *)vectors[0], args + 8, MAX_STRINGS - 9);
 	if (ret < 0)
 		return ret;
@@ -105,5 +118,21 @@ long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path
 	ret = sys5(NR_execveat, process.stub_fd, "", args, env, AT_EMPTY_PATH);
 	sys3(NR_fcntl, t->conn, F_SETFD, FD_CLOEXEC);
 	sys3(NR_fcntl, process.stub_fd, F_SETFD, FD_CLOEXEC);
+	return ret;
+}
+
+long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags)
+{
+	struct path *found = (struct path *)EXEC_AREA;
+	long kept = -1;
+	if (sys6(NR_mmap, EXEC_AREA, EXEC_AREA_BYTES, 3, 0x4032, -1, 0) < 0)
+		return -ENOMEM;
+	if (flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW))
+		return -EINVAL;
+	long ret = take_path(dirfd, path, flags, found, &kept);
+	if (!ret)
+		ret = exec_path(t, uc, found, vectors);
+	if (kept >= 0)
+		sys1(NR_close, kept);
 	return ret;
 }

@@ -4,6 +4,7 @@
 #define AT_FDCWD -100
 #define AT_EACCESS 0x200
 #define AT_EMPTY_PATH 0x1000
+#define AT_EXECVE_CHECK 0x10000
 #define X_OK 1
 #define O_CLOEXEC 02000000
 #define BINPRM_BYTES 256
@@ -21,8 +22,17 @@
 #define PR_SET_MM 35
 #define PR_SET_MM_MAP 14
 
+/* Ask the host whether it would execute a file: one that is open for writing is ETXTBSY. Hosts before v6.14 do not know
+ * this question. Source: Linux v6.14 fs/exec.c:do_open_execat(), AT_EXECVE_CHECK. */
+static long ask_host(long fd)
+{
+	static const char *const none[] = {"", 0};
+	long ret = sys5(NR_execveat, fd, "", none, none + 1, AT_EMPTY_PATH | AT_EXECVE_CHECK);
+	return ret == -EINVAL ? 0 : ret;
+}
+
 /* Open a file that is to be executed; a descriptor or -errno. */
-static long open_program(const char *path)
+static long open_program(const char *path, int is_asked)
 {
 	u64 status[18];
 	long fd = sys4(NR_openat, AT_FDCWD, path, O_CLOEXEC, 0), ret;
@@ -33,6 +43,8 @@ static long open_program(const char *path)
 		ret = -EACCES;
 	if (!ret)
 		ret = sys4(NR_faccessat2, AT_FDCWD, path, X_OK, AT_EACCESS);
+	if (!ret && is_asked)
+		ret = ask_host(fd);
 	if (!ret)
 		return fd;
 	sys1(NR_close, fd);
@@ -73,13 +85,14 @@ static long parse_script(char *head, long length, char **interpreter, char **arg
 
 struct scripts { char heads[MAX_SCRIPTS][BINPRM_BYTES + 1]; const char *before[2 * MAX_SCRIPTS + 1]; int count; };
 
-/* Follow scripts to a program that is none; `before` is what comes before the arguments, last first. */
-static long resolve(const char *path, struct scripts *scripts)
+/* Follow scripts to a program that is none; `before` is what comes before the arguments, last first. `is_asked`: it can still
+ * be refused, and the host is asked. */
+static long resolve(const char *path, struct scripts *scripts, int is_asked)
 {
 	scripts->count = 0;
 	for (int depth = 0;; depth++) {
 		char *head = scripts->heads[depth < MAX_SCRIPTS ? depth : 0], *interpreter, *argument;
-		long fd = open_program(path);
+		long fd = open_program(path, is_asked);
 		if (fd < 0)
 			return fd;
 		long length = sys4(17, fd, head, BINPRM_BYTES, 0);
@@ -108,7 +121,7 @@ static long resolve(const char *path, struct scripts *scripts)
 long check_program(const char *path)
 {
 	struct scripts scripts;
-	long fd = resolve(path, &scripts);
+	long fd = resolve(path, &scripts, 1);
 	if (fd >= 0)
 		sys1(NR_close, fd);
 	return fd < 0 ? fd : 0;
@@ -151,10 +164,12 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	static struct strings strings;
 	strings.fd = -1;
 	strings.inline_end = strings.bytes;
-	long fd = resolve(path, &scripts);
+	long fd = resolve(path, &scripts, !process.is_started);
 	if (fd < 0)
 		return fd;
 	note_exe(fd);
+	if (scripts.count)
+		scripts.before[0] = name;	/* the interpreter finds the script by the program's own descriptor */
 	u64 argc = 0, envc = 0;
 	for (int i = scripts.count - 1; i >= 0; i--, argc++)
 		add(&strings, scripts.before[i]);

@@ -152,6 +152,9 @@ void descriptors_widen(void);
 void descriptors_narrow(void);
 long descriptor_limit(u64 new, u64 old);
 long hide_fd(int fd);
+int is_hidden(u64 fd);
+long copy_hidden(int fd);
+void drop_copy(const char *path);
 
 /* tlb.c */
 void tlb_apply(struct thread *t, const struct tlb_record *record);

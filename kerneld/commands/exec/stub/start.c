@@ -257,6 +257,7 @@ static void start_on_area(u64 sp)
 		sys4(NR_wait4, -1, 0, 0x80000001, 0);	/* the agent of the program before: __WCLONE | WNOHANG */
 	}
 	long ret = load_program(t, argv[6], argv[7], argv + 8, entry);
+	drop_copy(argv[6]);
 	if (ret < 0 && is_new)
 		cannot_run(argv[7], ret);
 	if (ret < 0)
