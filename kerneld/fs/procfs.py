@@ -11,7 +11,7 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
 | PID/limits                                  | all                | any                                            |
-| meminfo, vmstat, buddyinfo, swaps           | all                | any                                            |
+| meminfo, vmstat, buddyinfo, swaps, sysvipc/shm | all                | any                                            |
 | sys/vm/NAME, for the settings of Sysctl     | all                | any                                            |
 | sys/kernel/randomize_va_space               | all                | any                                            |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
@@ -39,6 +39,7 @@ from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
+from kerneld.fs.proc_sysvipc import show_sysvipc_shm
 from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_swaps, show_vmstat
 from kerneld.fs.proc_walk import show_walk
 from kerneld.fs.seq_file import SeqFiles, Show, one_record
@@ -47,6 +48,7 @@ from kerneld.mm.limits import SYSCTL_NAMES, Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
+from kerneld.task.shm import ShmSegments
 from kerneld.task.task import Process
 from shared.uapi.page import TASK_SIZE, Pid
 
@@ -77,6 +79,8 @@ class KernelView(Protocol):
     @property
     def sysctl(self) -> Sysctl: ...
     @property
+    def shm(self) -> ShmSegments: ...
+    @property
     def shadowpt(self) -> ShadowView: ...
     @property
     def start_time(self) -> float:
@@ -95,6 +99,7 @@ class ProcFs:
             "vmstat": lambda reader: show_vmstat(kernel.frames, self._count_faults()),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
             "swaps": lambda reader: show_swaps(kernel.frames),
+            "sysvipc/shm": lambda reader: show_sysvipc_shm(kernel.shm),
             "sys/kernel/randomize_va_space": lambda reader: b"0\n",
             **{f"sys/vm/{name}": functools.partial(self._show_sysctl, name) for name in SYSCTL_NAMES},
             "kerneld/status": lambda reader: show_kerneld_status(

@@ -39,6 +39,7 @@ from kerneld.task.exit import do_exit, kill_process
 from kerneld.task.oom_tasks import OomTasks
 from kerneld.task.real_process import find_effective_ids
 from kerneld.task.sched import RunQueue, run_task
+from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
 from kerneld.tlb.tlbs import Tlbs
@@ -156,6 +157,7 @@ class Kernel:
         self.file_changes_fd = self._inotify.fd
         """Readable while files_changed() has something to do; -1 on a host without inotify."""
         self.files = FileTable(self.frames, self._inotify, config.files)
+        self.shm = ShmSegments(self.frames)
         self.shadowpt = ShadowPt(self.ram)
         self.tlbs = Tlbs(are_checked=config.check_invariants)
         """The TLBs of the native programs."""
@@ -271,7 +273,7 @@ class Kernel:
         """Check every invariant of the machine, in tests. Raises KernelBug."""
         if self.config.check_invariants:
             mms = [*self.table.address_spaces(), *self.dying.mms]
-            check_machine(self.frames, mms, [*self.dying.mappings, *self.files.kept.mappings])
+            check_machine(self.frames, mms, [*self.dying.mappings, *self.files.kept.mappings, *self.shm.mappings()])
             self.rq.check(mms)
             self.shadowpt.check()
             self.tlbs.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, native, process, remote, shadow, trace
+from kerneld.syscalls import machine, memory, native, process, remote, shadow, shm, trace
 from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
@@ -15,6 +15,10 @@ _TABLE: dict[Nr, Handler] = {
     Nr.CLOSE: trace.sys_close,
     Nr.MMAP: memory.sys_mmap,
     Nr.MPROTECT: memory.sys_mprotect,
+    Nr.SHMGET: shm.sys_shmget,
+    Nr.SHMAT: shm.sys_shmat,
+    Nr.SHMCTL: shm.sys_shmctl,
+    Nr.SHMDT: shm.sys_shmdt,
     Nr.REMAP_FILE_PAGES: memory.sys_remap_file_pages,
     Nr.PKEY_MPROTECT: memory.sys_pkey_mprotect,
     Nr.PKEY_ALLOC: memory.sys_pkey_alloc,

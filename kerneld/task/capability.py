@@ -3,6 +3,7 @@
 | capability   | without it                                                                          |
 |--------------|-------------------------------------------------------------------------------------|
 | IPC_LOCK     | RLIMIT_MEMLOCK holds: mlock, MAP_LOCKED, a heap or a stack that is locked           |
+| IPC_OWNER    | the rights of a segment of System V shared memory hold                               |
 | SYS_PTRACE   | another user's process, or one with more rights, cannot be accessed                 |
 | SYS_ADMIN    | pagemap shows no frames; the last 1/32 of RAM (at most 8 MiB) cannot be promised    |
 | SYS_NICE     | process_madvise is EPERM                                                            |
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 CAP_IPC_LOCK = 14
+CAP_IPC_OWNER = 15
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
 CAP_SYS_NICE = 23

@@ -20,9 +20,13 @@ class Nr(IntEnum):
     MSYNC = 26
     MINCORE = 27
     MADVISE = 28
+    SHMGET = 29
+    SHMAT = 30
+    SHMCTL = 31
     GETPID = 39
     EXECVE = 59
     EXIT = 60
+    SHMDT = 67
     GETRUSAGE = 98
     GETUID = 102
     SETUID = 105

@@ -9,6 +9,7 @@ from kerneld.fs.procfs import ProcFs
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
+from kerneld.task.shm import ShmSegments
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map
 from tests.support.file_machine import ROOT, RW, FileMachine, map_file
@@ -30,6 +31,7 @@ class World:
         self.frames = machine.frames
         self.files = machine.files
         self.sysctl = Sysctl()
+        self.shm = ShmSegments(machine.frames)
         self.shadowpt = FakeShadowPt()
         self.start_time = time.monotonic()
         self.processes: dict[int, Process] = {}

@@ -39,3 +39,25 @@ def test_protection_keys(inside: Inside, programs: dict[str, Path]) -> None:
 def test_pages_of_a_file_in_another_order(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["remap"])]).output
     assert "it keeps its pages: x y" in output
+
+
+def test_system_v_shared_memory(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["sysv"])]).output
+    assert "kept: a b z" in output
+    assert "attach of a removed one: 0" in output
+
+
+def test_segments_are_listed(inside: Inside) -> None:
+    made = inside.run(["python3", "-c", LISTED]).output
+    assert made == "1 segment of 12345 bytes, mode 640, 0 attached\n"
+
+
+LISTED = """
+import ctypes
+libc = ctypes.CDLL(None)
+id = libc.shmget(0, 12345, 0o640)
+lines = open("/proc/sysvipc/shm").read().splitlines()
+mine = [line.split() for line in lines[1:] if line.split()[1] == str(id)]
+libc.shmctl(id, 0, None)
+print(len(mine), "segment of", mine[0][3], "bytes, mode", mine[0][2] + ",", mine[0][6], "attached")
+"""

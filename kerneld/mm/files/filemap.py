@@ -351,6 +351,7 @@ class File:
         "huge_page_bytes",
         "ino",
         "is_dev_zero",
+        "is_sysv_shm",
         "mappable",
         "mapping",
         "max_bytes",
@@ -380,6 +381,8 @@ class File:
         """The page size of a file of hugetlbfs; 0 for other files (Linux: is_file_hugepages())."""
         self.is_dev_zero = False
         """Whether it is /dev/zero: its mappings are anonymous memory (Linux: drivers/char/mem.c:mmap_zero())."""
+        self.is_sysv_shm = False
+        """Whether shmat made it, so that shmdt finds its mappings (Linux: vm_ops is shm_vm_ops)."""
         self.noexec = False
         """Whether it lies on a file system whose files are never executed (Linux: path_noexec())."""
         self.refuses = 0

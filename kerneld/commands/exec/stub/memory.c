@@ -7,6 +7,8 @@
 #define IOVEC_BYTES 16
 #define RLIMIT_NOFILE 7
 #define MAX_IOVECS 1024
+#define IPC_SET 1
+#define SHMID_DS_BYTES 112
 #define MINCORE_PAGES 0x10000UL
 
 static long finish(struct thread *t, const struct answer *answer)
@@ -80,6 +82,19 @@ static long do_process_madvise(struct thread *t, const u64 *args)
 	return call(t, NR_process_madvise, args, t->buffer, args[2] * IOVEC_BYTES, args[0]);
 }
 
+/* What a command reads and writes is a structure: only IPC_SET reads one. */
+static long do_shmctl(struct thread *t, const u64 *args)
+{
+	int is_set = (int)args[1] == IPC_SET;
+	char status[SHMID_DS_BYTES];
+	if (is_set && user_copy(status, (void *)args[2], sizeof status))
+		return -EFAULT;
+	struct answer answer = ask(t, NR_shmctl, args, status, is_set ? sizeof status : 0, -1);
+	if (answer.ret >= 0 && answer.length && user_copy((void *)args[2], answer.data, answer.length))
+		return -EFAULT;
+	return finish(t, &answer);
+}
+
 /* The limits of memory are kerneld's, the others the host's: DATA 2, STACK 3, RSS 5 (it is only shown), MEMLOCK 8, AS 9. */
 static int is_memory_limit(u64 resource)
 {
@@ -148,10 +163,13 @@ static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_munmap:
 		table_replaced(args[0], args[1]);
 		/* fall through */
-	case NR_mprotect: case NR_brk: case NR_msync: case NR_remap_file_pages: case NR_madvise: case NR_mlock: case NR_munlock:
+	case NR_shmget: case NR_shmat: case NR_shmdt: case NR_mprotect: case NR_brk: case NR_msync: case NR_remap_file_pages: case NR_madvise: case NR_mlock: case NR_munlock:
 	case NR_mlockall: case NR_munlockall: case NR_mlock2:
 	case NR_pkey_alloc: case NR_pkey_free: case NR_pkey_mprotect:
 		*ret = call(t, nr, args, 0, 0, -1);
+		return 1;
+	case NR_shmctl:
+		*ret = do_shmctl(t, args);
 		return 1;
 	case NR_mincore:
 		*ret = do_mincore(t, args);

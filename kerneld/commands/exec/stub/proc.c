@@ -67,7 +67,7 @@ static enum kind kind_of(const char *name)
 /* Tell what a path under /proc is, and put kerneld's name for it into `to`. */
 static enum kind find_file(const char *path, char *to)
 {
-	static const char *const of_all[] = {"meminfo", "vmstat", "buddyinfo", "swaps", "kpagecount", "kpageflags"};
+	static const char *const of_all[] = {"meminfo", "vmstat", "buddyinfo", "swaps", "sysvipc/shm", "kpagecount", "kpageflags"};
 	const char *p = path + 6;
 	char *end = to;
 	if (!starts(path, "/proc/"))

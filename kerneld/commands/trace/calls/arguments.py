@@ -65,6 +65,10 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.BRK: (pointer,),
     Nr.RT_SIGACTION: (signal_name, _disposition),
     Nr.MREMAP: (*_RANGE, number, flags(Mremap, "MREMAP_"), pointer),
+    Nr.SHMGET: (hexadecimal, number, hexadecimal),
+    Nr.SHMAT: (signed, pointer, hexadecimal),
+    Nr.SHMCTL: (signed, number, pointer),
+    Nr.SHMDT: (pointer,),
     Nr.REMAP_FILE_PAGES: (*_RANGE, _PROT, number, map_flags),
     Nr.MSYNC: (*_RANGE, flags(Ms, "MS_")),
     Nr.MINCORE: (*_RANGE, pointer),
@@ -119,6 +123,7 @@ CLASSES: dict[str, frozenset[int]] = {
         {
             Nr.MMAP, Nr.MPROTECT, Nr.MUNMAP, Nr.BRK, Nr.MREMAP, Nr.MSYNC, Nr.MINCORE, Nr.MADVISE, Nr.MLOCK, Nr.MUNLOCK,
             Nr.MLOCKALL, Nr.MUNLOCKALL, Nr.MLOCK2, Nr.PROCESS_MADVISE, Nr.PKEY_MPROTECT, Nr.REMAP_FILE_PAGES,
+            Nr.SHMGET, Nr.SHMAT, Nr.SHMCTL, Nr.SHMDT,
         }
     ),
     "process": frozenset({Nr.EXECVE, Nr.EXIT, Nr.EXIT_GROUP, Nr.ATTACH, Nr.CLONE}),

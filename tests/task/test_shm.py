@@ -1,0 +1,80 @@
+"""Segments of System V shared memory: who may use them, and how long they live."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from kerneld.mm.space.mm import MmStruct
+from kerneld.task.capability import ALL_CAPS, CAP_IPC_OWNER, CAP_SYS_ADMIN
+from kerneld.task.shm import Caller, ShmSegments, check_owner, check_rights, set_locked
+from shared.uapi.page import PAGE_SIZE
+from shared.uapi.shm import IPC_CREAT, IPC_PRIVATE, SHM_DEST, SHM_LOCKED
+from tests.support.machine import Machine, checked, errno_of
+
+OWNER, MATE, OTHER = Caller(10, 20, 1, 0), Caller(11, 20, 2, 0), Caller(12, 22, 3, 0)
+KEY = 0x1234
+
+
+@pytest.fixture
+def mm() -> Iterator[MmStruct]:
+    for machine in checked(Machine()):
+        yield machine.new_mm()
+
+
+@pytest.fixture
+def segments(mm: MmStruct) -> Iterator[ShmSegments]:
+    segments = ShmSegments(mm.frames)
+    yield segments
+    for segment in segments:
+        segments.remove(segment)
+
+
+def test_rights_are_of_the_owner_the_group_and_others(segments: ShmSegments, mm: MmStruct) -> None:
+    segment = segments.get(segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT | 0o640))
+    check_rights(segment, OWNER, 0o666)
+    check_rights(segment, MATE, 0o444)
+    assert errno_of(lambda: check_rights(segment, MATE, 0o222)) == errno.EACCES
+    assert errno_of(lambda: check_rights(segment, OTHER, 0o444)) == errno.EACCES
+    check_rights(segment, OTHER._replace(caps=1 << CAP_IPC_OWNER), 0o666)
+    assert errno_of(lambda: segments.shmget(OTHER, mm, KEY, 0, 0o400)) == errno.EACCES
+    assert segments.shmget(OTHER, mm, KEY, 0, 0) == segment.id
+
+
+def test_only_the_owner_changes_it(segments: ShmSegments, mm: MmStruct) -> None:
+    segment = segments.get(segments.shmget(OWNER, mm, IPC_PRIVATE, PAGE_SIZE, 0o777))
+    check_owner(segment, OWNER)
+    assert errno_of(lambda: check_owner(segment, MATE)) == errno.EPERM
+    check_owner(segment, OTHER._replace(caps=1 << CAP_SYS_ADMIN))
+    assert errno_of(lambda: set_locked(segment, MATE, locked=True, may_lock=True)) == errno.EPERM
+    assert errno_of(lambda: set_locked(segment, OWNER, locked=True, may_lock=False)) == errno.EPERM
+    set_locked(segment, OWNER, locked=True, may_lock=True)
+    assert segment.mode & SHM_LOCKED
+    set_locked(segment, OTHER._replace(caps=ALL_CAPS), locked=False, may_lock=False)
+    assert not segment.mode & SHM_LOCKED
+
+
+def test_an_index_that_is_used_again_has_another_id(segments: ShmSegments, mm: MmStruct) -> None:
+    first = segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)
+    segments.remove(segments.get(first))
+    assert errno_of(lambda: segments.get(first)) == errno.EINVAL
+    second = segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)
+    assert second != first
+    assert errno_of(lambda: segments.get(first)) == errno.EIDRM
+
+
+def test_a_removed_one_gives_its_memory_back(segments: ShmSegments, mm: MmStruct) -> None:
+    promised = mm.frames.committed_as
+    segment = segments.get(segments.shmget(OWNER, mm, KEY, 3 * PAGE_SIZE, IPC_CREAT))
+    assert mm.frames.committed_as == promised + 3
+    segments.remove(segment)
+    assert segment.mode & SHM_DEST
+    assert mm.frames.committed_as == promised
+    assert not list(segments)
+
+
+@pytest.mark.parametrize("size", [0, (1 << 64) - 1])
+def test_bad_sizes(segments: ShmSegments, mm: MmStruct, size: int) -> None:
+    assert errno_of(lambda: segments.shmget(OWNER, mm, IPC_PRIVATE, size, 0o600)) == errno.EINVAL
