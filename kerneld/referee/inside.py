@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from kerneld.referee.errors import HostError
 from kerneld.referee.facts import HostFacts, find_facts
 from kerneld.referee.host import Host
+from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.hosts import ThisHost
 from kerneld.referee.limits import host_settings
 from kerneld.referee.mode import Mode, thp_of
@@ -122,8 +123,6 @@ def _facts_of(found: HostFacts) -> HostFacts:
 @contextlib.contextmanager
 def open_inside(mode: Mode) -> Iterator[InsideHost]:
     """Start the daemons and a runner in each. Raises HostError if this machine cannot, or not in this mode."""
-    if mode is Mode.SWAP:
-        raise HostError("the inside is judged without swap: what is swapped out depends on all that runs there")
     with contextlib.ExitStack() as stack:
         yield InsideHost(*(stack.enter_context(_open_one(mode, *each)) for each in _DAEMONS))
 
@@ -146,6 +145,8 @@ def _daemon(folder: Path, mode: Mode, options: tuple[str, ...]) -> Iterator[str]
     words = ["start", "--detach", "--socket", str(socket), "--ram", f"{RAM_BYTES >> 20}M", "--thp", thp_of(mode).value]
     words += ["--max-map-count", str(settings.max_map_count), "--mmap-min-addr", str(settings.mmap_min_addr)]
     words += ["--overcommit-memory", str(settings.overcommit_memory), *options]
+    if mode is Mode.SWAP:
+        words += ["--swap", f"{SWAP_BYTES >> 20}M"]
     started = subprocess.run([*_KERNELD, *words], capture_output=True, text=True, check=False)
     if started.returncode:
         raise HostError(f"no kerneld can be started here: {started.stderr.strip()}")
