@@ -20,7 +20,7 @@ from kerneld.mm.calls.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_
 from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.calls.mremap import mremap_in_pieces
-from kerneld.mm.calls.remap_file_pages import Remap, check_remap
+from kerneld.mm.calls.remap_file_pages import Remap, check_remap, held
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
@@ -108,7 +108,7 @@ def sys_remap_file_pages(call: Call) -> int | Answer | Work:
 def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
     start, length, prot, flags, file = remap
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
-    with file.mapping.held(), call.kernel.table.mmap_locks.write(call.thread):
+    with held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
         yield from mmap_in_pieces(call.mm, start, length, prot, flags, file, pgoff, privileged=privileged)
     if wants_populate(call.mm, flags):
         yield from populate_in_pieces(call.mm, start, start + length, ignore_errors=True)

@@ -9,11 +9,13 @@ else is as mmap with MAP_SHARED, MAP_FIXED and MAP_POPULATE, with the rights tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE
@@ -62,3 +64,15 @@ def _goes_on(mm: MmStruct, vma: Vma, end: Vaddr) -> bool:
             return False
         reached = following.end
     return reached >= end
+
+
+@contextlib.contextmanager
+def held(mapping: AddressSpace) -> Iterator[None]:
+    """Keep a file's cache for the time of a `with` block, also if its last VMA goes (Linux: get_file(), fput())."""
+    mapping.nr_holds += 1
+    try:
+        yield
+    finally:
+        mapping.nr_holds -= 1
+        if not mapping.i_mmap and not mapping.nr_holds:
+            mapping.evict()

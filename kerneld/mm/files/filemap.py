@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -297,17 +296,6 @@ class AddressSpace:
             self.unmap_writable()
         if not self.i_mmap and not self.nr_holds:
             self.evict()
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the cache for the time of a `with` block, also if the last VMA goes."""
-        self.nr_holds += 1
-        try:
-            yield
-        finally:
-            self.nr_holds -= 1
-            if not self.i_mmap and not self.nr_holds:
-                self.evict()
 
     def evict(self) -> None:
         """Write dirty pages back and drop the cache, if its backing does not keep it: nothing maps the inode.
