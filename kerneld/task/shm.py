@@ -155,9 +155,12 @@ class ShmSegments:
         return segment
 
     def at(self, index: int) -> Segment:
-        """Return the segment of an index. Raises SysError(EINVAL)."""
+        """Return the segment of an index; of an id, its index counts. Raises SysError(EINVAL).
+
+        Source: Linux v6.8 ipc/util.c:ipc_obtain_object_idr().
+        """
         self._sweep()
-        segment = self._by_index.get(index)
+        segment = self._by_index.get(index & (1 << _ID_SHIFT) - 1)
         if segment is None:
             raise SysError(errno.EINVAL)
         return segment
@@ -166,7 +169,7 @@ class ShmSegments:
         """Return the segment of an id. Raises SysError(EINVAL), SysError(EIDRM) if another one has its index now."""
         if number < 0:
             raise SysError(errno.EINVAL)
-        segment = self.at(number & (1 << _ID_SHIFT) - 1)
+        segment = self.at(number)
         if segment.id != number:
             raise SysError(errno.EIDRM)
         return segment

@@ -63,6 +63,7 @@ def test_an_index_that_is_used_again_has_another_id(segments: ShmSegments, mm: M
     second = segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)
     assert second != first
     assert errno_of(lambda: segments.get(first)) == errno.EIDRM
+    assert segments.at(first).id == second
 
 
 def test_a_removed_one_gives_its_memory_back(segments: ShmSegments, mm: MmStruct) -> None:
