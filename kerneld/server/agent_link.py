@@ -8,7 +8,6 @@ more than that time. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_c
 from __future__ import annotations
 
 import contextlib
-import errno
 import select
 import struct
 from collections.abc import Callable
@@ -16,16 +15,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from kerneld.errors import SysError
 from kerneld.server.connection import SEND_FLAGS
 from kerneld.server.reply import Outcome
 from kerneld.tlb.tlb import DISMISSED, RECORD
 
 if TYPE_CHECKING:
     from kerneld.server.connection import Connection
-    from kerneld.server.session import Session
-    from kerneld.server.watch import Watch, Watches
-    from kerneld.tlb.tlbs import Tlbs
 
 PATIENCE_SECONDS = 1.0
 _ACKNOWLEDGED = struct.Struct("<Q")
@@ -85,21 +80,3 @@ class AgentLink:
             self._is_over = True
             log.warning("native process killed", pid=self._connection.peer.pid, why=why)
             self._kill()
-
-
-def attach_agent(session: Session, watch: Watch | None, token: int, tlbs: Tlbs, watches: Watches) -> int:
-    """Make a connection that of the agent of a TLB. Return 0 or -errno.
-
-    `watch` is that of the process that asks for it; `token` names one of `tlbs`. If the agent fails, `watches` kills
-    the process.
-    """
-    if watch is None:
-        return -errno.EINVAL
-    process = watch.process
-    link = AgentLink(session.connection, lambda: watches.kill(process))
-    try:
-        tlbs.employ(token, link)
-    except SysError as error:
-        return -error.errno
-    session.on_close = link.lost
-    return 0

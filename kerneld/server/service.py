@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.server.agent_link import attach_agent, with_record
+from kerneld.server.agent_link import with_record
 from kerneld.server.airlock import Airlock, client_of
 from kerneld.server.batch import Batch
 from kerneld.server.connection import (
@@ -32,11 +32,11 @@ from kerneld.server.connection import (
 from kerneld.server.door import ClientLimits, Door
 from kerneld.server.exchange import answer_datagram, answer_usual
 from kerneld.server.fair import FairShare
+from kerneld.server.lines import LentLines
 from kerneld.server.ring import Rings
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
 from shared import wire
-from shared.uapi.native import ATTACH_AGENT
 from shared.uapi.ring import MOST_REQUEST_BYTES
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from kerneld.server.reply import Outcome
     from kerneld.server.ring import Ring
     from kerneld.syscalls.kernel import Kernel, Sender
-    from shared.uapi.page import Pid
 
 OTHER_FDS = 6
 """The number of other descriptors in epoll, beside connections and pidfds: listener, stop pipe, pidfd of a host target,
@@ -70,7 +69,7 @@ class Service:
         self.most_events = OTHER_FDS
         """The most descriptors that epoll watches."""
         self._locks = kernel.table.mmap_locks
-        kernel.lines = self
+        kernel.lines = LentLines(self._door, self.rings, self.watches, self._welcome)
         self.waiting = kernel.rq.queue
         """The threads whose batch continues in the next turn. A thread that has died is not in it."""
         self.fair = FairShare(self.waiting)
@@ -293,8 +292,6 @@ class Service:
         if session.connection.line:
             self._door.claim(session.connection, sender)
         watch = self.watches.find(sender.pid)
-        if request.args[3] & ATTACH_AGENT:
-            return attach_agent(session, watch, request.args[2], self._kernel.tlbs, self.watches)
         try:
             pidfd = NO_PIDFD if watch is not None else open_pidfd(sender.pid)
         except OSError as error:
@@ -363,14 +360,6 @@ class Service:
         """Accept the new connections."""
         for connection in self._door.admit(self._make_room):
             self._welcome(Session(connection, self.rings))
-
-    def open(self, pid: Pid) -> tuple[int, int]:
-        """Make a connection for a native program; see `kerneld.syscalls.kernel.Lines`."""
-        connection, theirs = self._door.lend(pid)
-        if not self._welcome(Session(connection, self.rings)):
-            os.close(theirs)
-            raise SysError(errno.EAGAIN)
-        return theirs, connection.line
 
     def _welcome(self, session: Session) -> bool:
         """Serve a connection from now on. Return False, and close it, if epoll takes no more."""

@@ -42,6 +42,7 @@ from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
+from kerneld.tlb.tlb import Agent
 from kerneld.tlb.tlbs import Tlbs
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
 from shared.uapi.shadowpt import ATTACH_HOST
@@ -132,6 +133,12 @@ class Lines(Protocol):
 
         `ProcessTable.line_lost` is told when it ends before that. Raises SysError(EAGAIN) over a limit, or without a
         descriptor.
+        """
+
+    def hire(self, process: Process) -> tuple[Agent, int]:
+        """Return an agent for the memory of a process, and the agent's end of its connection. Raises as `open`.
+
+        If the connection ends before the agent is dismissed, the process is killed.
         """
 
 

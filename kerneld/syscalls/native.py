@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import struct
 from signal import SIGBUS, SIGSEGV
 
 from kerneld.errors import KernelBug, SysError
@@ -29,7 +28,6 @@ from shared.uapi.native import (
 from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Pfn
 from shared.uapi.signals import Disposition
 
-_TOKEN = struct.Struct("<Q")
 _CANONICAL_END = 1 << 47
 _KERNEL_HALF = (1 << 64) - _CANONICAL_END
 _PATIENCE = 8
@@ -42,14 +40,15 @@ def native(call: Call) -> int | Answer:
     NATIVE_PKEYS: the real processor has protection keys, and kerneld decides which of them the program has. Without it
     the address space has none from now on.
 
-    Returns 0, or NATIVE_PKEYS if the program has keys. Without NATIVE_THREAD it also returns the token for the agent,
-    inline, and a writable descriptor of the RAM.
+    Returns 0, or NATIVE_PKEYS if the program has keys. Without NATIVE_THREAD it also returns two descriptors: of the
+    RAM, writable, and the agent's end of its connection.
     From then on the process has the user and the capabilities of its real process.
     No mapping can meet the stub's range from then on.
     Raises SysError(ENOMEM) if one does already (the program is linked to lie there);
     SysError(EPERM) for a caller that is not the superuser, unless it has been native or is the child of one that
     was, and on a machine that allows no native programs;
-    SysError(EINVAL) without the flag for a process that is native already, and with it for one that is not native.
+    SysError(EINVAL) without the flag for a process that is native already, and with it for one that is not native;
+    SysError(EAGAIN) without a connection for the agent.
     """
     process = call.process
     if not (process.cred.superuser or process.may_be_native) or not call.kernel.config.native:
@@ -64,19 +63,22 @@ def native(call: Call) -> int | Answer:
         raise SysError(errno.EINVAL)
     if next(call.mm.vmas.overlapping(STUB_START, STUB_END), None) is not None:
         raise SysError(errno.ENOMEM)
+    if call.kernel.lines is None:
+        raise SysError(errno.EAGAIN)
+    call.kernel.table.take_real_creds(process, call.thread.tid)
+    agent, agent_fd = call.kernel.lines.hire(process)
     call.mm.reserved = STUB_START, STUB_END
     process.may_be_native = True
-    call.kernel.table.take_real_creds(process, call.thread.tid)
     if not keys:
         give_up_pkeys(call.mm)
-    tlb, token = call.kernel.tlbs.make(process)
+    tlb = call.kernel.tlbs.make(process, agent)
     if call.thread.tlb is not None:
         call.thread.tlb.leave()
     call.thread.tlb = tlb.enter(process.pid)
     # The stub gets every fault that cannot be settled. It knows the program's handlers and decides what to do.
     for signo in (SIGSEGV, SIGBUS):
         process.dispositions[signo] = Disposition.CAUGHT
-    return Answer(keys, _TOKEN.pack(token), fds=(call.kernel.ram.open_writable(),))
+    return Answer(keys, fds=(call.kernel.ram.open_writable(), agent_fd))
 
 
 def fault(call: Call) -> int:
@@ -135,7 +137,7 @@ def creds(call: Call) -> int:
 
 
 def connect(call: Call) -> Answer:
-    """No args. Return the descriptor of a new connection to this kernel, for a thread, a child or an agent.
+    """No args. Return the descriptor of a new connection to this kernel, for a thread or a child.
 
     A process that has changed its user or its root directory could not connect to the socket itself. Raises
     SysError(EPERM) for a process that is not native, SysError(EAGAIN) when it has too many connections.

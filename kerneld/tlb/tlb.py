@@ -106,11 +106,13 @@ class CheckedView(View):
 class Tlb:
     """A listener of one address space; see `MmuNotifier`."""
 
-    def __init__(self, mm: MmStruct, forget: Callable[[Tlb], None], *, is_checked: bool = False) -> None:
+    def __init__(
+        self, mm: MmStruct, forget: Callable[[Tlb], None], agent: Agent | None = None, *, is_checked: bool = False
+    ) -> None:
         """`forget` is called when the address space ends. `is_checked`: see `CheckedView`."""
         self._is_checked = is_checked
         self.mm = mm
-        self.agent: Agent | None = None
+        self.agent = agent
         self.views: set[View] = set()
         """The views of all threads that use the memory: of the process, and of other processes that share it."""
         self._forget = forget

@@ -1,4 +1,4 @@
-"""The TLBs of the machine's native programs, by address space, and the tokens with which their agents connect.
+"""The TLBs of the machine's native programs, by address space.
 
 Owns the list of native programs. Linux has nothing like it: there a processor's TLB serves every address space.
 """
@@ -6,7 +6,6 @@ Owns the list of native programs. Linux has nothing like it: there a processor's
 from __future__ import annotations
 
 import errno
-import secrets
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug, SysError
@@ -24,7 +23,6 @@ class Tlbs:
         """`are_checked`: what the host maps is checked at the beginning of each request of a native thread."""
         self._are_checked = are_checked
         self._by_mm: dict[int, Tlb] = {}
-        self._tokens: dict[int, Tlb] = {}
 
     def find(self, mm: MmStruct) -> Tlb | None:
         """Return an address space's TLB; None if its program is not native."""
@@ -37,26 +35,15 @@ class Tlbs:
             raise SysError(errno.EINVAL)
         return tlb
 
-    def make(self, process: Process) -> tuple[Tlb, int]:
-        """Give a process's address space a TLB, and return it with the token for its agent."""
+    def make(self, process: Process, agent: Agent) -> Tlb:
+        """Give a process's address space a TLB with this agent, and return it."""
         mm = process.live_mm
-        tlb = Tlb(mm, self._forget, is_checked=self._are_checked)
-        token = secrets.randbits(62) + 1
+        tlb = Tlb(mm, self._forget, agent, is_checked=self._are_checked)
         self._by_mm[mm.number] = tlb
-        self._tokens[token] = tlb
-        return tlb, token
-
-    def employ(self, token: int, agent: Agent) -> None:
-        """Give an agent to the TLB of its token. Raises SysError(EINVAL) for an unknown or a used token."""
-        tlb = self._tokens.pop(token, None)
-        if tlb is None:
-            raise SysError(errno.EINVAL)
-        tlb.agent = agent
+        return tlb
 
     def _forget(self, tlb: Tlb) -> None:
         self._by_mm.pop(tlb.mm.number, None)
-        for token in [token for token, waiting in self._tokens.items() if waiting is tlb]:
-            del self._tokens[token]
 
     def check(self) -> None:
         """Check that no TLB grants more than the page table. Raises KernelBug."""

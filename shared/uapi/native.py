@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-ATTACH_AGENT = 4
-"""Fourth argument of attach: this connection belongs to the agent of a TLB. The third argument, the token, names the
-TLB."""
 STUB_START, STUB_END = 0x6A00_0000_0000, 0x6A80_0000_0000
 """The range of addresses that a native program's stub has for itself (native.h)."""
 NATIVE_THREAD = 1

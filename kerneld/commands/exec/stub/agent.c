@@ -74,20 +74,17 @@ static void agent_begin(u64 conn)
 	agent_main(conn);
 }
 
-void agent_start(struct thread *t)
+void agent_start(void)
 {
-	u64 all = ~0UL, mask, args[6] = {1, 0, process.agent_token, ATTACH_AGENT};
-	struct thread link = {.conn = new_connection(t), .buffer = t->buffer};
-	if (link.conn < 0 || ask_ret(&link, KD_ATTACH, args) < 0)
-		die("no connection for the agent");
+	u64 all = ~0UL, mask;
 	if (sys6(NR_mmap, AGENT_STACK, AGENT_STACK_BYTES, 3, 0x32, -1, 0) < 0)
 		die("no memory for the agent");
 	process.agent_pid = sys0(NR_getpid);
 	u64 *top = (u64 *)(AGENT_STACK + AGENT_STACK_BYTES - 16);
-	*top = link.conn;
+	*top = process.agent_conn;
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
 	if (clone_on(CLONE_VM, (u64)top, 0, 0, 0, agent_begin) < 0)
 		die("no process for the agent");
 	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
-	sys1(NR_close, link.conn);
+	sys1(NR_close, process.agent_conn);
 }

@@ -24,9 +24,8 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	t->clear_tid = t->robust = 0;
 	t->is_borrower = t->is_sharer = process.has_sharers = 0;
 	t->conn = conn;
-	attach(t, 0, token);
-	go_native(t);
-	agent_start(t);
+	attach(t, 0, 0, token);
+	agent_start();
 	if (request->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers();
 	if (request->flags & CLONE_CHILD_SETTID)
@@ -51,25 +50,29 @@ static long host_fork(const struct clone_request *request, int *pidfd)
 	return sys2(NR_clone3, &args, sizeof args);
 }
 
-/* A connection for the new task, and kerneld's token for it; 0 or -errno. */
-static long prepare_child(struct thread *t, u64 how, int *conn, u64 *token)
-{
-	u64 args[6] = {how};
-	*conn = new_connection(t);
-	if (*conn < 0)
-		return -EAGAIN;
-	struct answer answer = ask(t, KD_CLONE, args, 0, 0, -1);
-	if (answer.ret < 0)
-		sys1(NR_close, *conn);
-	*token = answer.ret;
-	return answer.ret < 0 ? answer.ret : 0;
-}
-
 static void cancel_child(struct thread *t, int conn, u64 token)
 {
 	u64 args[6] = {CLONE_CANCEL, token};
 	sys1(NR_close, conn);
 	ask(t, KD_CLONE, args, 0, 0, -1);
+}
+
+/* A connection for the new task, and kerneld's token for it; 0 or -errno. */
+static long prepare_child(struct thread *t, u64 how, int *conn, u64 *token)
+{
+	struct request requests[2] = {{.nr = KD_CONNECT}, {.nr = KD_CLONE, .args = {how}}};
+	struct answer answers[2];
+	if (ask_many(t, requests, 2, 0, 0, 0, 0, answers) < 2)
+		return -EAGAIN;
+	*token = answers[1].ret;
+	*conn = answers[0].ret < 0 ? -1 : hide_fd(answers[0].fd[0]);
+	if (*conn >= 0 && answers[1].ret >= 0)
+		return 0;
+	if (answers[1].ret >= 0)
+		cancel_child(t, *conn, *token);
+	else
+		sys1(NR_close, *conn);
+	return *conn < 0 ? -EAGAIN : answers[1].ret;
 }
 
 long do_fork(struct thread *t, struct ucontext *uc, const struct clone_request *request)
@@ -107,11 +110,7 @@ long do_fork(struct thread *t, struct ucontext *uc, const struct clone_request *
 static void begin(struct thread *t, u64 tid, u64 frame)
 {
 	t->tid = sys0(NR_gettid);
-	attach(t, tid ? (u64)t->tid : 0, t->token);
-	u64 args[6] = {NATIVE_THREAD};
-	keys_before_native(t, args);
-	if (ask_with_ring(t, KD_NATIVE, args).ret < 0)
-		die("kerneld refuses a thread or a child");
+	attach(t, NATIVE_THREAD, tid ? (u64)t->tid : 0, t->token);
 	if (t->clear_sighand)
 		clear_handlers();
 	set_altstack(t);

@@ -180,10 +180,11 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	for (argv++; *argv; argv++, envc++)
 		add(&strings, *argv);
 	add(&strings, name);
-	u64 args[6] = {0, move_vdso(), process.minsigstksz, EXEC_COUNTED | EXEC_ENTRY | EXEC_AUXV | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0), argc, envc};
+	u64 flags = EXEC_COUNTED | EXEC_ENTRY | EXEC_AUXV | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0);
+	struct request request = {.nr = NR_execve, .args = {0, move_vdso(), process.minsigstksz, flags, argc, envc}};
 	int fds[2] = {fd, strings.fd};
 	u64 length = strings.fd >= 0 ? 0 : strings.inline_end - strings.bytes;
-	struct answer answer = ask_two(t, NR_execve, args, strings.bytes, length, fds, strings.fd >= 0 ? 2 : 1);
+	struct answer answer = go_native(t, 0, &request, strings.bytes, length, fds, strings.fd >= 0 ? 2 : 1);
 	sys1(NR_close, fd);
 	if (strings.fd >= 0)
 		sys1(NR_close, strings.fd);
@@ -234,11 +235,4 @@ void tell_arguments(u64 stack)
 	map.args[1] = map.env[0] = ARGUMENTS + of_args;
 	map.env[1] = ARGUMENTS + length;
 	sys5(NR_prctl, PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
-}
-
-void attach(struct thread *t, u64 tid, u64 token)
-{
-	u64 args[6] = {1, tid, token};
-	if (ask_ret(t, KD_ATTACH, args) < 0)
-		die("kerneld refuses to attach the program");
 }

@@ -31,7 +31,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
 	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, CLONE_SHARE = 1, CLONE_CANCEL = 2,
-	ATTACH_AGENT = 4, FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
+	FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
 
 #define XSAVE_HEADER 512	/* its first word says which registers are not in their initial state */
@@ -102,7 +102,7 @@ struct process {
 	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
-	u64 agent_token, generation;
+	u64 generation;
 	u32 abi;		/* the semester whose calls of the shadow page table it makes */
 	int shared_waits;	/* how many threads have a shared_futex */
 	u64 minsigstksz;	/* AT_MINSIGSTKSZ of the host */
@@ -119,9 +119,11 @@ extern char stub_text_start[], stub_text_end[], user_access_start[], user_access
 struct thread *thread_area(void);
 void free_area(struct thread *t);
 struct thread *area_at(int number);
+void attach(struct thread *t, u64 flags, u64 tid, u64 token);
 void forget_other_areas(struct thread *t);
 void leave_area(struct thread *t, long status) __attribute__((noreturn));
-void go_native(struct thread *t);
+struct answer go_native(struct thread *t, u64 flags, const struct request *first, const void *data, u64 length, const int *fds,
+			int count);
 long gate_of(struct thread *t);
 static inline struct thread *this_thread(void)
 {
@@ -132,17 +134,20 @@ void gone(void) __attribute__((noreturn));
 void say(const char *text);
 
 /* wire.c */
-struct answer { long ret; int signo; struct siginfo_wire info; const char *data; u64 length; int fd[2]; };
+#define MOST_FDS 4	/* in an answer */
+struct answer { long ret; int signo; struct siginfo_wire info; const char *data; u64 length; int fd[MOST_FDS]; };
 int kerneld_connect(const char *path);
 int new_connection(struct thread *t);
-struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args);
+int ask_many(struct thread *t, struct request *requests, int count, const void *data, u64 length, const int *fds, int nr_fds,
+	     struct answer *answers);
 struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd);
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count);
 long ask_ret(struct thread *t, u32 nr, const u64 *args);
-void attach(struct thread *t, u64 tid, u64 token);
 
 /* ring.c */
+#define LONGEST_CYCLES 500000UL	/* some 200 microseconds: a fault of a file takes kerneld 100 */
 void ring_open(struct thread *t, int fd);
+int ring_is_watched(struct thread *t);
 long ring_ask(struct thread *t, const struct request *head, const void *data, u64 length, char *buffer, u64 room);
 
 /* descriptors.c */
@@ -245,7 +250,7 @@ long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args
 long sys_clone3(struct thread *t, struct ucontext *uc, u64 at, u64 size);
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);
 long check_program(const char *path);
-void agent_start(struct thread *t);
+void agent_start(void);
 
 static inline u64 string_length(const char *text)
 {

@@ -11,7 +11,6 @@
 #define MSG_NOSIGNAL 0x4000
 #define NR_recvfrom 45
 #define MOST_SKIPPED 64
-#define LONGEST_CYCLES 500000UL	/* some 200 microseconds: a fault of a file takes kerneld 100 */
 
 enum { REQUEST_NUMBER = 0, REQUEST_BYTES = 1, WATCHED = 8, ANSWER_NUMBER = 16, ANSWER_BYTES = 17 };
 
@@ -29,6 +28,12 @@ void ring_open(struct thread *t, int fd)
 static u64 word(struct thread *t, int index)
 {
 	return __atomic_load_n(&t->ring[index], __ATOMIC_ACQUIRE);
+}
+
+/* Whether kerneld is awake, and answers soon. */
+int ring_is_watched(struct thread *t)
+{
+	return t->ring && !t->ring_skip && word(t, WATCHED);
 }
 
 static int is_answered_soon(struct thread *t)

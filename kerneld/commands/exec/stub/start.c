@@ -159,21 +159,50 @@ static void tell_limits(struct thread *t)
 	}
 }
 
-void go_native(struct thread *t)
+static void take_native(const struct answer *answer, const int *fds)
 {
-	u64 args[6] = {0};
-	keys_before_native(t, args);
-	struct answer answer = ask_with_ring(t, KD_NATIVE, args);
-	keys_after_native(answer.ret);
-	if (answer.ret < 0 || answer.length < 8)
-		die(answer.ret == -EPERM ? "this kerneld takes no programs in (kerneld start --no-exec, or another user's)"
-					 : "kerneld does not know native programs");
-	memcpy(&process.agent_token, answer.data, 8);
+	if (answer->ret < 0)
+		die(answer->ret == -EPERM ? "this kerneld takes no programs in (kerneld start --no-exec, or another user's)"
+		    : answer->ret == -EAGAIN ? "no connection for the agent" : "kerneld does not know native programs");
 	process.generation = 0;
 	if (process.ram_fd > 0)
 		sys1(NR_close, process.ram_fd);
-	process.ram_fd = hide_fd(answer.fd[0]);
+	process.ram_fd = hide_fd(fds[0]);
+	process.agent_conn = hide_fd(fds[1]);
 	files_start();
+}
+
+/* Make a request, become native by the next in the same datagram, and get a ring by the last. Returns the answer to the first;
+ * if that is an error the others do not count. */
+struct answer go_native(struct thread *t, u64 flags, const struct request *first, const void *data, u64 length, const int *fds,
+			int count)
+{
+	struct request requests[3] = {*first, {.nr = KD_NATIVE, .args = {flags}}, {.nr = KD_RING}};
+	struct answer answers[3];
+	keys_before_native(t, requests[1].args);
+	if (ask_many(t, requests, 3, data, length, fds, count, answers) < 3 || answers[0].ret < 0)
+		return answers[0];
+	int *fd = answers[0].fd;
+	keys_after_native(answers[1].ret);
+	if (!(flags & NATIVE_THREAD)) {
+		take_native(&answers[1], fd);
+		fd += 2;
+	} else if (answers[1].ret < 0) {
+		die("kerneld refuses a thread or a child");
+	}
+	if (answers[2].ret > 0 && *fd >= 0) {
+		ring_open(t, *fd);
+		sys1(NR_close, *fd);
+	}
+	return answers[0];
+}
+
+/* Attach the connection of a thread or of a process, and make it native. */
+void attach(struct thread *t, u64 flags, u64 tid, u64 token)
+{
+	struct request request = {.nr = KD_ATTACH, .args = {1, tid, token}};
+	if (go_native(t, flags, &request, 0, 0, 0, 0).ret < 0)
+		die("kerneld refuses to attach the program");
 }
 
 __attribute__((noreturn)) static void enter(u64 entry, u64 stack)
@@ -249,7 +278,9 @@ static void start_on_area(u64 sp)
 	process.stub_fd = is_new ? hide_fd(sys3(NR_open, "/proc/self/exe", O_PATH | O_CLOEXEC, 0)) : (int)number_of(argv[5]);
 	t->tid = sys0(NR_gettid);
 	if (is_new) {
-		attach(t, 0, 0);
+		u64 args[6] = {1};
+		if (ask_ret(t, KD_ATTACH, args) < 0)
+			die("kerneld refuses to attach the program");
 		tell_limits(t);
 	} else {
 		sys3(NR_fcntl, t->conn, F_SETFD, 1);
@@ -267,10 +298,9 @@ static void start_on_area(u64 sp)
 		mask = number_of(argv[4]);
 	t->masked = mask & OURS;
 	tlb_drop_all();
-	go_native(t);
 	install_handlers();
 	set_altstack(t);
-	agent_start(t);
+	agent_start();
 	tell_arguments(entry[1]);
 	if (is_new)
 		install_filter();

@@ -4,10 +4,11 @@
 
 struct iovec { const void *base; u64 length; };
 struct msghdr { void *name; u32 namelen, pad; struct iovec *iov; u64 iovlen; void *control; u64 controllen; int flags, pad2; };
-struct cmsg { u64 length; int level, type; int fd[2]; };
+struct cmsg { u64 length; int level, type; int fd[MOST_FDS]; };
 struct sockaddr_un { uint16_t family; char path[108]; };
 
 #define SCM_SPACE(count) (16 + (((count) * 4 + 7) & ~7))
+#define MSG_DONTWAIT 0x40
 #define MSG_NOSIGNAL 0x4000
 #define MSG_CMSG_CLOEXEC 0x40000000
 
@@ -57,43 +58,46 @@ static void send_all(struct thread *t, struct iovec *iov, int pieces, const int 
 		gone();
 }
 
-static long receive(struct thread *t, char *buffer, u64 room, struct answer *answer)
+static long receive(struct thread *t, char *buffer, u64 room, int *fds)
 {
 	struct iovec iov = {buffer, room};
 	struct cmsg control = {.length = 0};
-	struct msghdr message = {.iov = &iov, .iovlen = 1, .control = &control, .controllen = SCM_SPACE(2)};
+	struct msghdr message = {.iov = &iov, .iovlen = 1, .control = &control, .controllen = SCM_SPACE(MOST_FDS)};
+	/* Where kerneld is awake, the answer is here before this thread would be asleep. */
+	u64 until = ring_is_watched(t) ? __builtin_ia32_rdtsc() + LONGEST_CYCLES : 0;
 	long got;
-	do
-		got = sys3(NR_recvmsg, t->conn, &message, MSG_CMSG_CLOEXEC);
-	while (got == -EINTR);
-	answer->fd[0] = answer->fd[1] = -1;
-	if (message.controllen >= 20 && control.length >= 20) {
-		answer->fd[0] = control.fd[0];
-		if (control.length >= 24)
-			answer->fd[1] = control.fd[1];
-	}
+	do {
+		int is_polling = until && __builtin_ia32_rdtsc() < until;
+		got = sys3(NR_recvmsg, t->conn, &message, MSG_CMSG_CLOEXEC | (is_polling ? MSG_DONTWAIT : 0));
+	} while (got == -EINTR || got == -EAGAIN);
+	int count = message.controllen >= 20 && control.length >= 20 ? (control.length - 16) / 4 : 0;
+	for (int i = 0; i < MOST_FDS; i++)
+		fds[i] = i < count ? control.fd[i] : -1;
 	return got;
 }
 
-/* Take up the first reply of an answer, and what is behind the last of `replies`: the record for the TLB. */
-static void take_answer(struct thread *t, const char *buffer, long got, int replies, struct answer *answer)
+/* Take up the replies of an answer, up to one with a signal, and what is behind them: the record for the TLB. Returns how
+ * many there are. */
+static int take_answers(struct thread *t, const char *buffer, long got, int count, struct answer *answers)
 {
-	const struct reply *reply = (const struct reply *)buffer;
-	if (got < (long)sizeof *reply || reply->size > got)
-		gone();
-	answer->ret = reply->ret;
-	answer->signo = reply->signo;
-	answer->data = buffer + sizeof *reply;
-	answer->length = reply->size - sizeof *reply;
-	if (answer->signo)
-		memcpy(&answer->info, answer->data, sizeof answer->info);
-	while (replies-- && got >= (long)sizeof *reply) {
-		u32 size = ((const struct reply *)buffer)->size;
-		buffer += size;
-		got -= size;
-	}
+	int taken = 0;
+	do {
+		const struct reply *reply = (const struct reply *)buffer;
+		struct answer *answer = &answers[taken++];
+		if (got < (long)sizeof *reply || reply->size > got || reply->size < sizeof *reply)
+			gone();
+		answer->ret = reply->ret;
+		answer->signo = reply->signo;
+		answer->data = buffer + sizeof *reply;
+		answer->length = reply->size - sizeof *reply;
+		if (answer->signo)
+			memcpy(&answer->info, answer->data, sizeof answer->info);
+		buffer += reply->size;
+		got -= reply->size;
+	} while (taken < count && !answers[taken - 1].signo);
 	if (got >= (long)sizeof(struct tlb_record))
 		tlb_apply(t, (const struct tlb_record *)buffer);
+	return taken;
 }
 
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count)
@@ -103,39 +107,32 @@ struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *dat
 	int is_fault = nr == KD_FAULT || nr == KD_WRPKRU;
 	char *buffer = is_fault ? small : t->buffer;
 	u64 room = is_fault ? sizeof small : BUFFER_BYTES;
-	struct answer answer = {.fd = {-1, -1}};
+	struct answer answer = {.fd = {-1, -1, -1, -1}};
 	struct request head = {.size = sizeof head + length, .nr = nr};
 	memcpy(head.args, args, sizeof head.args);
 	long got = count ? 0 : ring_ask(t, &head, data, length, buffer, room);
 	if (!got) {
 		struct iovec iov[2] = {{&head, sizeof head}, {data, length}};
 		send_all(t, iov, length ? 2 : 1, fds, count);
-		got = receive(t, buffer, room, &answer);
+		got = receive(t, buffer, room, answer.fd);
 	}
-	take_answer(t, buffer, got, 1, &answer);
+	take_answers(t, buffer, got, 1, &answer);
 	return answer;
 }
 
-/* Make a request, and ask for a ring in the same datagram. The caller gets the descriptors of its own request alone. */
-struct answer ask_with_ring(struct thread *t, u32 nr, const u64 *args)
+/* Make some requests in one datagram; the data, and the descriptors that are sent, are the first one's. All descriptors that
+ * come are in the first answer, in the order of the requests. Returns how many have been answered. */
+int ask_many(struct thread *t, struct request *requests, int count, const void *data, u64 length, const int *fds, int nr_fds,
+	     struct answer *answers)
 {
-	struct request both[2] = {{.size = sizeof both[0], .nr = nr}, {.size = sizeof both[1], .nr = KD_RING}};
-	struct iovec iov = {both, sizeof both};
-	struct answer answer;
-	memcpy(both[0].args, args, sizeof both[0].args);
+	struct iovec iov[3] = {{requests, sizeof *requests}, {data, length}, {requests + 1, (count - 1) * sizeof *requests}};
+	for (int i = 0; i < count; i++)
+		requests[i].size = sizeof *requests + (i ? 0 : length);
 	descriptors_widen();
-	send_all(t, &iov, 1, 0, 0);
-	long got = receive(t, t->buffer, BUFFER_BYTES, &answer);
-	take_answer(t, t->buffer, got, 2, &answer);
-	const struct reply *ring = (const struct reply *)(answer.data + answer.length);
-	int *fd = answer.fd[1] >= 0 ? &answer.fd[1] : &answer.fd[0];
-	if (!answer.signo && ring->ret > 0 && *fd >= 0) {
-		ring_open(t, *fd);
-		sys1(NR_close, *fd);
-		*fd = -1;
-	}
+	send_all(t, iov, 3, fds, nr_fds);
+	long got = receive(t, t->buffer, BUFFER_BYTES, answers[0].fd);
 	descriptors_narrow();
-	return answer;
+	return take_answers(t, t->buffer, got, count, answers);
 }
 
 struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd)
