@@ -26,7 +26,7 @@ import numpy as np
 
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.tlb.host_check import check_host
-from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, tlb_word, tlb_words
+from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 from shared.uapi.syscalls import Nr
 
@@ -334,26 +334,14 @@ class Tlb:
         ram = self.mm.frames.ram
         known = table[first : first + AROUND_PAGES].tolist()
         base = (number << PMD_SHIFT) + (first << PAGE_SHIFT)
-        start, count, begun, own = 0, 0, 0, index - first
-        for at, entry in enumerate(ram.words[low : low + AROUND_PAGES].tolist()):
-            # Most have no entry, or have been granted. What has more rights now than then will be asked for.
-            word = tlb_word(entry) if entry and (at == own or not known[at]) else 0
-            if not word:
-                if count:
-                    self._grants.append((start, count, begun))
-                    count = 0
-                continue
-            table[first + at] = word
+        for at, count, word in runs_to_grant(ram.words[low : low + AROUND_PAGES].tolist(), known, index - first):
+            if count == 1:
+                table[first + at] = word
+            else:
+                table[first + at : first + at + count] = np.arange(word, word + (count << PAGE_SHIFT), PAGE_SIZE)
             if word & WRITE:
-                ram.set_written(word >> PAGE_SHIFT)
-            if count and word == begun + (count << PAGE_SHIFT):
-                count += 1
-                continue
-            if count:
-                self._grants.append((start, count, begun))
-            start, count, begun = base + (at << PAGE_SHIFT), 1, word
-        if count:
-            self._grants.append((start, count, begun))
+                ram.written[word >> PAGE_SHIFT : (word >> PAGE_SHIFT) + count] = True
+            self._grants.append((base + (at << PAGE_SHIFT), count, word))
 
     def _grant_huge(self, number: int, table: TlbWords) -> None:
         """Grant a whole page of 2 MiB by one mapping of the host, because its frames are contiguous."""

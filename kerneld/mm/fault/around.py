@@ -29,11 +29,11 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
     low, high = window_around(vma, vaddr)
     high = min(high, mapping.last_index())
     mapping.read_around(low, high)
-    words, pages, is_uptodate = mm.frames.ram.words, mapping.pages, mapping.host.is_uptodate
+    find_page, is_uptodate = mapping.pages.get, mapping.host.is_uptodate
+    are_all = mapping.host.are_all_uptodate
     found = []
-    for i in range(low, high):
-        pfn = pages.get(i)
-        if pfn is not None and not words[pte + i - index] and is_uptodate(i):
+    for i, entry in enumerate(mm.frames.ram.words[pte + low - index : pte + max(low, high) - index].tolist(), low):
+        if not entry and (pfn := find_page(i)) is not None and (are_all or is_uptodate(i)):
             found.append((i - index, pfn))
     if len(found) > FEW_ENTRIES and not vma.vm_flags & VM_LOCKED:
         _map_many_cached(mm, vma, vaddr, pte, found)
@@ -48,11 +48,11 @@ def _map_many_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, found: list
     Source: Linux v6.8 mm/memory.c:set_pte_range().
     """
     first, last = found[0][0], found[-1][0] + 1
+    pfns = np.array([pfn for _, pfn in found], dtype=np.int64)
     prot = vma_page_prot(vma)
     entries = [0] * (last - first)
     for offset, pfn in found:
         entries[offset - first] = make_pte(pfn, prot)
-    pfns = np.array([pfn for _, pfn in found], dtype=np.int64)
     mm.frames.get_pages(pfns)
     run = Leaf(vaddr + (first << PAGE_SHIFT), vaddr + (last << PAGE_SHIFT), pte + first, pte + last)
     kind = Rss(rss_kind(mm.frames.flags_at[found[0][1]]))

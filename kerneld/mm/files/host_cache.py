@@ -59,6 +59,11 @@ class HostCache:
         """
         return index not in self._reclaim and index not in self._absent and index not in self._in_flight
 
+    @property
+    def are_all_uptodate(self) -> bool:
+        """Whether `is_uptodate` holds for every page: usually it does."""
+        return not (self._reclaim or self._absent or self._in_flight)
+
     # What happens to the file.
 
     def write(self, first: int, last: int) -> None:
