@@ -9,10 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +29,8 @@ def ensure_built(
     `included` are the files that the sources include; `what` names the file for people. Raises BuildError for a machine
     that is not x86-64, without a compiler, or without a cache.
     """
-    if platform.machine() != "x86_64":
-        raise BuildError(f"programs run only on x86-64: this machine is {platform.machine()}")
+    if os.uname().machine != "x86_64":
+        raise BuildError(f"programs run only on x86-64: this machine is {os.uname().machine}")
     directory = _cache_directory()
     digest = hashlib.sha256(" ".join(flags).encode())
     for file in (*sources, *included):
@@ -72,6 +68,11 @@ def _cache_directory() -> Path:
 
 def _build(arguments: Sequence[str], directory: Path, target: Path, what: str) -> None:
     """Compile into a file of another name, and rename it: of two commands that build at once, each has a whole file."""
+    # Imported here, so that only the first use pays.
+    import shutil  # noqa: PLC0415
+    import subprocess  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+
     names = [os.environ["CC"]] if os.environ.get("CC") else list(_COMPILERS)
     compiler = next((found for found in map(shutil.which, names) if found), None)
     if compiler is None:

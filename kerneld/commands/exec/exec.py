@@ -1,20 +1,18 @@
 """`kerneld exec`: an unmodified program with its memory in kerneld.
 
 Owns the options and the environment of the program. The stub then takes over this process, with its pid, and becomes
-the program (docs/programs.md).
+the program (docs/programs.md). In the usual case `kerneld.commands.exec.quick` has done so before.
 """
 
 from __future__ import annotations
 
 import os
-import resource
-import signal
-import stat
 
 import click
 
 from kerneld.commands.compiled import BuildError
 from kerneld.commands.exec.build_stub import ensure_stub
+from kerneld.commands.exec.launch import check_set_user_id, launch
 from kerneld.commands.failure import KerneldStatus
 from kerneld.commands.program import ProgramError, find_program
 from kerneld.commands.semesters import SEMESTERS
@@ -43,12 +41,6 @@ Exit status: that of PROGRAM, or
   3  kerneld does not run                   6  not permitted to use it
   8  PROGRAM cannot be run here, or the stub cannot be built
 """
-_HIDDEN_FDS = 64
-"""The least number of descriptors of the stub just below the limit, if it cannot have them above it."""
-_WINDOW_FDS = 1024
-"""The number of descriptors that are not the program's (descriptors.c: HIDDEN_COUNT)."""
-_MOST_FDS = 32_768
-"""Higher descriptors need a larger table of descriptors, and each fork copies the table."""
 
 
 @click.command(
@@ -78,18 +70,16 @@ def exec(
     environment = _environment(variables, path)
     try:
         found = find_program(program)
-        _check_set_user_id(found)
+        check_set_user_id(found)
         stub = ensure_stub()
     except (ProgramError, BuildError) as error:
         raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
     with client_failures():
         find_daemon(path)
-    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-        # Python ignores these signals, and an ignored signal stays ignored across execve.
-        signal.signal(ignored, signal.SIG_DFL)
-    hidden = f"{_first_hidden_fd()}/{SEMESTERS[abi].define}"
     try:
-        os.execve(stub, ["kerneld-exec", "-", path, hidden, "-", "-", found, program, program, *arguments], environment)
+        launch(stub, path, SEMESTERS[abi].define, [found, program, *arguments], environment)
+    except ProgramError as error:
+        raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
     except OSError as error:
         raise Failure(KerneldStatus.CANNOT_RUN, f"cannot run {found}: {error.strerror}") from None
 
@@ -103,27 +93,3 @@ def _environment(variables: tuple[str, ...], socket_path: str) -> dict[str, str]
             raise click.BadParameter(f"'{variable}' is not NAME=VALUE", param_hint="--env")
         environment[name] = value
     return environment
-
-
-def _check_set_user_id(path: str) -> None:
-    """Raise ProgramError if the program would have another user's rights: inside it would run without them."""
-    status = os.stat(path)
-    is_other_user = status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()
-    if is_other_user or (status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()):
-        raise ProgramError(f"{path} is set-user-ID, and would run inside without these rights")
-
-
-def _first_hidden_fd() -> int:
-    """Return the first descriptor of the stub: above the program's own, if the hard limit of open files leaves room.
-
-    Raises Failure when the limit is too small.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    hidden = _MOST_FDS if soft == resource.RLIM_INFINITY else min(soft, _MOST_FDS)
-    if hard == resource.RLIM_INFINITY or hard >= hidden + _WINDOW_FDS:
-        return hidden
-    # Each thread has one: 64 of them would not do for a program with as many threads.
-    hidden -= max(_HIDDEN_FDS, min(_WINDOW_FDS, hidden // 16))
-    if hidden < _HIDDEN_FDS:
-        raise Failure(KerneldStatus.CANNOT_RUN, f"the limit of {soft} open files is too small (ulimit -n)")
-    return hidden

@@ -1,0 +1,60 @@
+"""Becomes the stub of `kerneld exec`, which then becomes the program. Knows no option and prints nothing.
+
+Owns what the stub is given: docs/programs.md, and stub/start.c. Imports little: a start of a program waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kerneld.commands.program import ProgramError
+
+_HIDDEN_FDS = 64
+"""The least number of descriptors of the stub just below the limit, if it cannot have them above it."""
+_WINDOW_FDS = 1024
+"""The number of descriptors that are not the program's (descriptors.c: HIDDEN_COUNT)."""
+_MOST_FDS = 32_768
+"""Higher descriptors need a larger table of descriptors, and each fork copies the table."""
+
+
+def launch(stub: Path, socket_path: str, define: int, program: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Execute the stub. `program` is the path, the name as it was given, and the arguments.
+
+    `define` says whose calls of the shadow page table the program makes (`Semester.define`). Returns only by an
+    exception: ProgramError for a limit of open files that is too small, OSError.
+    """
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        # Python ignores these signals, and an ignored signal stays ignored across execve.
+        signal.signal(ignored, signal.SIG_DFL)
+    hidden = f"{_first_hidden_fd()}/{define}"
+    path, name, *arguments = program
+    os.execve(stub, ["kerneld-exec", "-", socket_path, hidden, "-", "-", path, name, name, *arguments], environment)
+
+
+def check_set_user_id(path: str) -> None:
+    """Raise ProgramError if the program would have another user's rights: inside it would run without them."""
+    status = os.stat(path)
+    is_other_user = status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()
+    if is_other_user or (status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()):
+        raise ProgramError(f"{path} is set-user-ID, and would run inside without these rights")
+
+
+def _first_hidden_fd() -> int:
+    """Return the first descriptor of the stub: above the program's own, if the hard limit of open files leaves room.
+
+    Raises ProgramError when the limit is too small.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hidden = _MOST_FDS if soft == resource.RLIM_INFINITY else min(soft, _MOST_FDS)
+    if hard == resource.RLIM_INFINITY or hard >= hidden + _WINDOW_FDS:
+        return hidden
+    # Each thread has one: 64 of them would not do for a program with as many threads.
+    hidden -= max(_HIDDEN_FDS, min(_WINDOW_FDS, hidden // 16))
+    if hidden < _HIDDEN_FDS:
+        raise ProgramError(f"the limit of {soft} open files is too small (ulimit -n)")
+    return hidden
