@@ -12,6 +12,7 @@ from inspector.address import Span
 from shared.recording.address_space import AddressSpace, Vma
 from shared.recording.compare import compare_pages, compare_vmas
 from shared.recording.machine import Machine
+from shared.recording.marks import marks_of
 from shared.recording.physical import entry_pfn, is_swap, swap_slot
 from shared.recording.reader import Recording
 from shared.recording.search import entry_changes, frame_history
@@ -49,6 +50,8 @@ def summary_lines(recording: Recording, path: str) -> Iterator[str]:
         )
         viewer = "  (the recorder)" if task.pid == recording.head.get("viewer") else ""
         yield f"{task.pid:>9} {task.ppid or '-':>9} {pages:>9}  {one_line(task.comm)}{ended}{viewer}"
+    for mark in marks_of(recording.head):
+        yield f"Mark {mark.name}: event {mark.at}"
 
 
 def when(recording: Recording, monotonic_ns: int) -> str:

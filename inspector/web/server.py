@@ -26,6 +26,7 @@ from aiohttp import WSCloseCode, web
 from inspector.web.history import History
 from shared.page.package import KINDS, one_file, page_files, script_hashes
 from shared.recording.chunks import Chunk, pack_head
+from shared.recording.marks import parse_marks, with_marks
 
 if TYPE_CHECKING:
     from inspector.source import Source
@@ -128,13 +129,23 @@ class Viewer:
         kind = KINDS[name[name.rindex(".") :]]
         return web.Response(body=data, content_type=kind, charset="utf-8", headers=headers)
 
-    async def _record(self, _request: web.Request) -> web.Response:
-        data = pack_head(self._source.head) + b"".join(chunk.pack() for chunk in self._history.all())
+    def _head(self, request: web.Request) -> dict[str, Any]:
+        """Return the head to save: with the marks that the page has, if it names any."""
+        text = request.query.get("marks")
+        if text is None:
+            return self._source.head
+        try:
+            return with_marks(self._source.head, parse_marks(text))
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+
+    async def _record(self, request: web.Request) -> web.Response:
+        data = pack_head(self._head(request)) + b"".join(chunk.pack() for chunk in self._history.all())
         return _download(data, "application/octet-stream", "machine.kdrecord")
 
-    async def _one_file(self, _request: web.Request) -> web.Response:
-        chunks = self._history.all()
-        data = await asyncio.to_thread(one_file, self._source.head, chunks)
+    async def _one_file(self, request: web.Request) -> web.Response:
+        head, chunks = self._head(request), self._history.all()
+        data = await asyncio.to_thread(one_file, head, chunks)
         return _download(data, "text/html", "machine.html")
 
     async def _live(self, request: web.Request) -> web.StreamResponse:

@@ -24,6 +24,13 @@ const VIEWS = [
 const MOST_SHOWN = 3, LOOK_BACK = 60;
 const $ = (id) => document.getElementById(id);
 
+/** Return the marks of a record's head. It may come from anybody: what is no mark is left out (shared/recording/marks.py). */
+function marksOf(head) {
+  const marks = Array.isArray(head.marks) ? head.marks.slice(0, 1000) : [];
+  return marks.filter((mark) => mark && Number.isSafeInteger(mark.at) && mark.at >= 0 && /^[A-Za-z0-9]{1,8}$/.test(mark.name))
+    .map(({ at, name }) => ({ at, name }));
+}
+
 export class App {
   constructor(player) {
     this.player = player;
@@ -82,10 +89,19 @@ export class App {
     });
   }
 
-  /** Begin with another record. */
-  begin() {
+  /** Begin with another record. Its head may have marks; those that a person has set here stay after a reconnection. */
+  begin(head) {
     this.steps = null;
     this.counter.reset(null);
+    if (!this.marks.length) this.setMarks(marksOf(head));
+  }
+
+  /** Take these marks. What is saved from now on has them. */
+  setMarks(marks) {
+    this.marks = marks.sort((one, other) => one.at - other.at);
+    const words = this.marks.map((mark) => `${mark.at}:${mark.name}`).join();
+    $("save").href = words ? `view.html?marks=${words}` : "view.html";
+    $("save-record").href = words ? `record?marks=${words}` : "record";
   }
 
   draw() {
@@ -234,7 +250,7 @@ export class App {
       this.marks.push({ at, name });
       this.views.get("compare").view.choose(at);
     }
-    this.marks.sort((one, other) => one.at - other.at);
+    this.setMarks(this.marks);
     this.redraw();
   }
 

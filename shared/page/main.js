@@ -14,7 +14,7 @@ app.wanted = Number(wanted.get("pid")) || 0;
 connect({
   head(head) {
     player.begin(head);
-    app.begin();
+    app.begin(head);
     app.isLost = false;
   },
   chunk(chunk, bytes) {
@@ -47,7 +47,7 @@ $("mark").addEventListener("click", () => app.toggleMark());
 $("keys").addEventListener("click", () => $("help").showModal());
 $("speed").append(...SPEEDS.map(([name], n) => new Option(name, n)));
 $("speed").addEventListener("change", (event) => playing.setSpeed(SPEEDS[Number(event.target.value)][1]));
-if ($("record")) $("save").hidden = true; // This is the saved file already.
+if ($("record")) $("save").hidden = $("save-record").hidden = true; // This is the saved file already.
 bindKeys(app, playing);
 
 // For tests and for the curious: what the page shows, in the browser's console.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from inspector.web.history import History
 from inspector.web.server import MAX_PAGES, Viewer
 from shared.recording.chunks import EVENTS, KEY, Chunk, make_chunk
 from shared.recording.head import make_head
+from shared.recording.marks import Mark, marks_of
 from shared.recording.reader import Recording
 
 
@@ -94,6 +96,22 @@ def test_a_page_gets_the_head_then_what_there_is_then_what_comes() -> None:
                 assert Recording(await reply.read()).nr_events == 0
             async with client.get(f"{address}view.html") as reply:
                 assert b"application/x-kdrecord" in await reply.read()
+
+    asyncio.run(check())
+
+
+def test_what_is_saved_has_the_marks_of_the_page_that_saves_it() -> None:
+    async def check() -> None:
+        source = FakeSource()
+        async with serving(source) as (address, client):
+            async with client.get(f"{address}record?marks=300:B,120:A") as reply:
+                assert marks_of(Recording(await reply.read()).head) == [Mark(120, "A"), Mark(300, "B")]
+            async with client.get(f"{address}view.html?marks=120:A") as reply:
+                text = (await reply.text()).partition('id="record">')[2].partition("<")[0]
+                assert marks_of(Recording(base64.b64decode(text)).head) == [Mark(120, "A")]
+            # Another page has other marks.
+            assert "marks" not in source.head
+            assert await status(client, f"{address}record?marks=%3Cscript%3E") == 400
 
     asyncio.run(check())
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.page.package import one_file
+from shared.recording.marks import Mark, with_marks
 from tests.support.programs import page
 from tests.web.chromium import Browser
 from tests.web.lesson import Lesson
@@ -68,6 +71,32 @@ def test_two_marks_are_compared(in_browser: InBrowser, lesson: Lesson, lesson_ur
         assert f"− went {page(0):#x}" in " ".join((await view.text("#view-compare")).split())
         await browser.press("]")
         assert await view.run("kerneld.position") == lesson.moments["fork"]
+
+    in_browser(look)
+
+
+def test_marks_come_with_the_file_and_go_into_the_next(in_browser: InBrowser, lesson: Lesson, tmp_path: Path) -> None:
+    fork, end = lesson.moments["fork"], lesson.recording.nr_events
+    saved = tmp_path / "marked.html"
+    bad = {"at": 1, "name": "<img src=x onerror=alert(1)>"}
+    head = with_marks(lesson.recording.head, [Mark(fork, "A")])
+    head["marks"] += [bad, None, {"at": "7", "name": "B"}]
+    saved.write_bytes(one_file(head, list(lesson.recording.chunks())))
+
+    async def look(browser: Browser) -> None:
+        view = await Opened(browser).open(saved.as_uri())
+        assert await view.run("kerneldPage.marks") == [{"at": fork, "name": "A"}]
+        assert await view.text(".flags") == "A"
+        await view.see("space", end)
+        await browser.press("m")
+        for link in ("save", "save-record"):
+            address = await view.run(f"document.getElementById('{link}').getAttribute('href')")
+            assert address.partition("?")[2] == f"marks={fork}:A,{end}:B"
+        await browser.press("[")
+        assert await view.run("kerneld.position") == fork
+        await browser.press("m")
+        address = await view.run("document.getElementById('save').getAttribute('href')")
+        assert address == f"view.html?marks={end}:B"
 
     in_browser(look)
 
