@@ -14,14 +14,15 @@ from textual.widgets import Input, Static
 from inspector.tui.drawing import Line
 from inspector.tui.keys import HELP
 
+# The colours of the page (shared/page/view.css). tests/web/test_palette.py looks at both as the colour-blind do.
 _LOOKS = {
     "quiet": "dim", "address": "bold", "rights": "cyan", "name": "green", "chosen": "bold reverse",
-    "page-allocated": "white on grey30", "page-zero": "black on yellow", "page-anon": "black on #56b4e9",
-    "page-file": "black on #3cbf97", "page-shared": "black on #e69f00", "page-cow": "black on #cc79a7",
-    "page-swapped": "black on #b9a78f", "page-huge": "black on #7aa7ff",
-    "use-free": "dim", "use-pcp": "dim", "use-reserved": "dim", "use-zero": "black on yellow",
-    "use-table": "black on #e69f00", "use-file": "black on #3cbf97", "use-shmem": "black on #009e73",
-    "use-anon": "black on #56b4e9", "use-swap_cache": "black on #b9a78f", "use-other": "white on grey42",
+    "page-allocated": "white on #51585b", "page-zero": "black on #fff35b", "page-anon": "black on #34b4ef",
+    "page-file": "black on #6addb0", "page-shared": "black on #f9b236", "page-cow": "black on #d88ebc",
+    "page-swapped": "black on #b69f83", "page-huge": "black on #248ed7",
+    "use-free": "dim", "use-pcp": "dim", "use-reserved": "dim", "use-zero": "black on #fff35b",
+    "use-table": "black on #db8862", "use-file": "black on #6addb0", "use-shmem": "black on #f9b236",
+    "use-anon": "black on #34b4ef", "use-swap_cache": "black on #b69f83", "use-other": "black on #cab1e0",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from inspector.tui.drawing import Kind, Line, half_block_map, heat_map
 from inspector.tui.screens import style_of
 
 A, C, N = Kind.ANON, Kind.COW, Kind.ALLOCATED
-BLUE, PINK = Style.parse("#56b4e9").color, Style.parse("#cc79a7").color
+BLUE, PINK = Style.parse("#34b4ef").color, Style.parse("#d88ebc").color
 
 
 def read_letters(lines: list[Line]) -> list[str]:
