@@ -6,6 +6,7 @@ import { el, refill, setText } from "kd/dom.js";
 import { MAX_ORDER, frameUses, freeBlocks, mappersOf, swapUsers, tableOf } from "kd/frames.js";
 import { CellGrid, IS_TOUCHED } from "kd/grid.js";
 import { FRAME_KINDS, USE } from "kd/kinds.js";
+import { OWNER, OWNER_KINDS, frameOwners } from "kd/owners.js";
 import { count, hex, size, taskName } from "kd/words.js";
 
 const MOST_CELLS = 8192, FOLDED_ORDER = 5;
@@ -15,6 +16,7 @@ const SLOT_KINDS = [{ name: "free", mark: "" }, { name: "used", mark: "~" }, { n
 export class PhysicalView {
   constructor(place, app) {
     this.app = app;
+    this.byOwner = el("input", { type: "checkbox", id: "by-owner", change: () => this.colourAgain() });
     this.summary = el("ul", { class: "legend", "aria-label": "Frames by use" });
     this.buddy = el("div", { class: "buddy", role: "group", "aria-label": "Free blocks of the buddy allocator by order" });
     this.map = el("div", { class: "frames" });
@@ -26,7 +28,7 @@ export class PhysicalView {
       describe: (n) => this.app.explain(this.slotFacts(n)), pick: () => {},
     });
     this.none = el("p", { class: "note", text: "Frames are for the superuser: this record has no frame numbers." });
-    this.all = el("div", {}, this.summary, el("h2", { text: "Free blocks of the buddy allocator" }), this.buddy, el("h2", { text: "Frames" }), this.map,
+    this.all = el("div", {}, el("div", { class: "tools" }, this.byOwner, el("label", { for: "by-owner", text: "colours by owner, not by use" })), this.summary, el("h2", { text: "Free blocks of the buddy allocator" }), this.buddy, el("h2", { text: "Frames" }), this.map,
       el("h2", { text: "Page cache" }), this.files, this.swapHead, this.swap.element);
     place.append(this.none, this.all);
   }
@@ -38,26 +40,46 @@ export class PhysicalView {
     this.all.hidden = !this.none.hidden;
     if (!machine.nrFrames) return;
     const uses = (this.uses = frameUses(machine, scene.counts)), blocks = freeBlocks(machine);
-    const totals = new Array(FRAME_KINDS.length).fill(0);
-    for (const use of uses) totals[use] += 1;
-    refill(this.summary, totals.join(), () => FRAME_KINDS.map((kind, n) => el("li", { title: kind.about },
-      el("span", { class: "swatch", style: `background: var(--frame-${n}); color: var(--frame-ink-${n}, var(--cell-ink))`, text: kind.mark }),
-      `${kind.name} ${totals[n].toLocaleString("en")}`)));
-    this.drawBuddy(blocks, totals);
-    this.drawFrames(scene, uses, blocks);
+    this.drawLegend(machine, uses);
+    this.drawBuddy(blocks, uses.reduce((number, use) => number + (use === USE["per-cpu"]), 0));
+    this.drawFrames(scene, this.shown, blocks);
     this.drawFiles(machine);
     this.drawSwap(machine);
   }
 
-  drawBuddy(blocks, totals) {
+  /** Draw anew, in the other colours. */
+  colourAgain() {
+    for (const part of this.parts.values()) part.element.remove();
+    this.parts.clear();
+    this.app.redraw();
+  }
+
+  /** The legend, and what each frame is by it: `shown` has its index for each. */
+  drawLegend(machine, uses) {
+    const { owners, pids } = this.byOwner.checked ? frameOwners(machine, uses) : { owners: null, pids: [] };
+    this.kinds = owners ? OWNER_KINDS : FRAME_KINDS;
+    this.colour = owners ? "owner" : "frame";
+    this.shown = owners || uses;
+    const totals = new Array(this.kinds.length).fill(0);
+    for (const kind of this.shown) totals[kind] += 1;
+    const names = this.kinds.map((kind, n) => (pids[n - OWNER.first] ? taskName(machine, pids[n - OWNER.first]) : kind.name));
+    const item = (kind, n) => el("li", { title: kind.about },
+      el("span", { class: "swatch", style: `background: var(--${this.colour}-${n}); color: var(--${this.colour}-ink-${n}, var(--cell-ink))`, text: kind.mark }),
+      `${names[n]} ${totals[n].toLocaleString("en")}`);
+    // A letter that no process has, and processes beyond the letters, are only named where there are such.
+    const isThere = (n) => !owners || n < OWNER.first || totals[n] > 0;
+    refill(this.summary, `${this.colour} ${totals.join()} ${names.join()}`, () => this.kinds.map(item).filter((_item, n) => isThere(n)));
+  }
+
+  drawBuddy(blocks, perCpu) {
     const orders = new Array(MAX_ORDER + 1).fill(0);
     for (const [, order] of blocks) orders[order] += 1;
-    refill(this.buddy, `${orders.join()} ${totals[USE["per-cpu"]]}`, () => orders.map((number, order) => el("div", { class: "order" },
+    refill(this.buddy, `${orders.join()} ${perCpu}`, () => orders.map((number, order) => el("div", { class: "order" },
       el("b", { text: `order ${order}` }), el("span", { text: size(PAGE << order) }), el("span", { class: "number", text: count(number, "block") }))));
   }
 
   /** Runs of frames in use, a cell a frame; the free blocks between them are folded. */
-  drawFrames(scene, uses, blocks) {
+  drawFrames(scene, shown, blocks) {
     const seen = new Set(), runs = [];
     let at = 0;
     for (const [first, order] of blocks) {
@@ -67,10 +89,10 @@ export class PhysicalView {
       runs[runs.length - 1].free.push(order);
       at = first + (1 << order);
     }
-    if (at < uses.length) runs.push({ first: at, end: uses.length, free: [] });
+    if (at < shown.length) runs.push({ first: at, end: shown.length, free: [] });
     const cells = runs.reduce((sum, run) => sum + run.end - run.first, 0), each = 2 ** Math.max(0, Math.ceil(Math.log2(cells / MOST_CELLS)));
     let after = null;
-    for (const run of runs) after = this.drawRun(scene, run, uses, each, seen, after);
+    for (const run of runs) after = this.drawRun(scene, run, shown, each, seen, after);
     for (const [key, part] of this.parts) {
       if (seen.has(key)) continue;
       part.element.remove();
@@ -78,13 +100,13 @@ export class PhysicalView {
     }
   }
 
-  drawRun(scene, run, uses, each, seen, after) {
+  drawRun(scene, run, shown, each, seen, after) {
     let part = this.parts.get(run.first);
     seen.add(run.first);
     if (!part) {
       part = { note: el("p", { class: "gap" }), head: el("h3") };
       part.grid = new CellGrid({
-        label: "Frames", kinds: FRAME_KINDS, colour: "frame",
+        label: "Frames", kinds: this.kinds, colour: this.colour,
         describe: (n) => this.app.explain(this.frameFacts(part.first + n * part.each, part.each)), pick: (n) => this.app.chooseFrame(part.first + n * part.each),
       });
       part.element = el("div", {}, part.head, part.grid.element, part.note);
@@ -98,7 +120,7 @@ export class PhysicalView {
     part.note.hidden = !run.free.length;
     if (!isEmpty) {
       setText(part.head, `${hex(run.first)}–${hex(run.end - 1)}${each > 1 ? `  a cell is ${each} frames` : ""}`);
-      part.grid.draw(this.runCells(scene, run, uses, each));
+      part.grid.draw(this.runCells(scene, run, shown, each));
       part.grid.canvas.setAttribute("aria-label", `Frames ${hex(run.first)} to ${hex(run.end - 1)}`);
     }
     const frames = run.free.reduce((sum, order) => sum + (1 << order), 0);
@@ -106,9 +128,9 @@ export class PhysicalView {
     return part.element;
   }
 
-  runCells(scene, run, uses, each) {
+  runCells(scene, run, shown, each) {
     const cells = new Uint16Array(Math.ceil((run.end - run.first) / each));
-    for (let pfn = run.first; pfn < run.end; pfn += 1) if (uses[pfn] !== USE.free || each === 1) cells[Math.floor((pfn - run.first) / each)] = uses[pfn];
+    for (let pfn = run.first; pfn < run.end; pfn += 1) if (shown[pfn] !== 0 || each === 1) cells[Math.floor((pfn - run.first) / each)] = shown[pfn];
     for (const [first, end] of scene.changes.frames) {
       for (let pfn = Math.max(first, run.first); pfn < Math.min(end, run.end); pfn += each) cells[Math.floor((pfn - run.first) / each)] |= IS_TOUCHED;
     }

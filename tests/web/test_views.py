@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.recording.physical import free_blocks, uses
+from shared.recording.physical import free_blocks, mapped_frames, uses
 from tests.support.programs import page
 from tests.web.chromium import Browser
 from tests.web.lesson import HOSTILE, HOSTILE_FILE, Lesson
@@ -114,6 +114,47 @@ def test_physical_memory_is_that_of_the_python_model(in_browser: InBrowser, less
                 "[...document.querySelectorAll('.order .number')].map((one) => parseInt(one.textContent))"
             )
             assert shown == [orders[order] for order in range(11)]
+
+    in_browser(look)
+
+
+def test_frames_can_be_coloured_by_their_owner(in_browser: InBrowser, lesson: Lesson, lesson_url: str) -> None:
+    async def look(browser: Browser) -> None:
+        view = await Opened(browser).open(lesson_url)
+        await view.see("frames", lesson.moments["copy"])
+        await browser.run("document.getElementById('by-owner').focus()")
+        await browser.press(" ")
+        for name in ("fork", "copy", "reuse", "swapped"):
+            machine = lesson.recording.machine(lesson.moments[name])
+            await view.see("frames", lesson.moments[name])
+            letters = await view.run(
+                """(() => {
+                  const { shown, kinds } = kerneldPage.views.get("frames").view;
+                  return [...shown].map((owner) => kinds[owner].mark || "free").join(" ");
+                })()"""
+            )
+            mapped: dict[int, set[int]] = {}
+            for mm in machine.mms.values():
+                for first, pages, _vaddr, _entry in mapped_frames(mm):
+                    for pfn in range(first, first + pages):
+                        mapped.setdefault(pfn, set()).add(mm.pid)
+            seen = dict(enumerate(letters.split()))
+            legend = await view.text("#view-frames .legend")
+            by_letter = {letter: {next(iter(mapped[pfn])) for pfn in seen if seen[pfn] == letter} for letter in "ABCDE"}
+            for pfn, use in enumerate(uses(machine)):
+                if pfn in mapped and use.value not in ("reserved", "zero page", "page table"):
+                    assert (seen[pfn] == "+") == (len(mapped[pfn]) > 1), hex(pfn)
+                elif use.value in ("free", "per-cpu"):
+                    assert seen[pfn] == "free"
+                else:
+                    assert seen[pfn] in ("k", "−")
+            # One letter is one process, and the legend names it.
+            assert all(len(pids) <= 1 for pids in by_letter.values())
+            for pid in set().union(*by_letter.values()):
+                assert str(pid) in legend
+        assert {lesson.parent, lesson.child} <= set().union(*by_letter.values())
+        await browser.press(" ")
+        assert "anonymous" in await view.text("#view-frames .legend")
 
     in_browser(look)
 
