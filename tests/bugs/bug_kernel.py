@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.commands.conformance.kit_program import Run, run_kit
+from tests.commands.conformance.kit_program import SECONDS, Run, run_kit
 from tests.support.daemons import environment, private_socket, start_kerneld
 
 KERNELD = (sys.executable, "-P", "-m", "kerneld")
@@ -36,10 +36,18 @@ def running_kernel(directory: Path, *options: str) -> Iterator[dict[str, str]]:
 
 
 def run_on_bug(
-    kit: Path, directory: Path, bug: str | None, checks: Sequence[str] = (), options: Sequence[str] = ()
+    kit: Path,
+    directory: Path,
+    bug: str | None,
+    checks: Sequence[str] = (),
+    options: Sequence[str] = (),
+    seconds: float = SECONDS,
 ) -> Run:
-    """Run checks, all without `checks`, inside a kernel with the mistake `bug`, or with none; `directory` is empty."""
+    """Run checks, all without `checks`, inside a kernel with the mistake `bug`, or with none; `directory` is empty.
+
+    Raises TimeoutExpired if they take longer than `seconds`.
+    """
     planted = () if bug is None else ("--bug", bug)
     only = ("--only", ",".join(checks)) if checks else ()
     with running_kernel(directory, *planted) as found:
-        return run_kit([*KERNELD, "exec", "--", str(kit)], *only, *options, environment=found)
+        return run_kit([*KERNELD, "exec", "--", str(kit)], *only, *options, environment=found, seconds=seconds)

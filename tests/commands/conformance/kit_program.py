@@ -38,16 +38,20 @@ def make(directory: Path, headers: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run_kit(
-    command: Sequence[str], *options: str, environment: Mapping[str, str] | None = None, log: Path | None = None
+    command: Sequence[str],
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    seconds: float = SECONDS,
 ) -> Run:
-    """Run the program, whose words are `command`."""
+    """Run the program, whose words are `command`. Raises TimeoutExpired if it takes longer than `seconds`."""
     path = os.devnull if log is None else str(log)
     done = subprocess.run(
         [*command, "--log", path, *options],
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     found: dict[str, set[str]] = {"passed": set(), "failed": set(), "skipped": set()}
