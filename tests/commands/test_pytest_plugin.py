@@ -48,6 +48,21 @@ def test_the_example_passes(tmp_path: Path) -> None:
     assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
+def test_the_example_runs_where_it_stands() -> None:
+    """The checkout's own settings of pytest are for the checkout's tests: an instructor has none of its plugins."""
+    plugin = ["-p", "kerneld.pytest_plugin"] if not _is_installed() else []
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:timeout", "-p", "no:xdist", *plugin, str(EXAMPLE.parent)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
 def test_a_failed_test_shows_the_table_and_the_last_events(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, EXAMPLE.read_text().replace("pfn != 0", "pfn == 0"))
     assert done.returncode == 1
