@@ -76,6 +76,11 @@ class Rings:
         ring.empty()
         ring.close()
 
+    def give_up(self, ring: Ring) -> None:
+        """Free a ring that nobody has got, unless the machine has closed it already."""
+        if ring in self._paid:
+            self.free(ring)
+
     def _forget(self, ring: Ring) -> None:
         del self._paid[ring]
         if self._kernel.pipe_watch is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import structlog
@@ -85,6 +85,8 @@ class Tracing:
         """Tells of tables; made at the first use."""
         self.roots: dict[int, int] = {}
         """By root of a page table, the number of its address space."""
+        self.snapshots: list[Snapshot] = []
+        """The snapshots that are being told."""
         self.closing_target = 0
         """The target of a shadow table that is being closed."""
         self._ftrace = FunctionTracer(self)
@@ -132,11 +134,11 @@ class Tracing:
     def open(self, thread: Thread, data: bytes) -> Generator[None, None, tuple[int, tuple[int, int]]]:
         """Open a trace for a thread, from a packed TraceAttr. Return its handle and the reader's two descriptors.
 
-        The checks of the request run in pieces. The trace has all events after the last piece. The caller closes the
-        descriptors. Raises SysError(EINVAL) for unknown events or functions, or an invalid size of the ring; ENOSPC for
-        a ring that is too large; ESRCH for an unknown process; EPERM for a process of another user, or for the
-        functions of all processes; EMFILE for too many rings that may still be read; ENOMEM if the host has no memory
-        for the ring.
+        The checks of the request and the snapshot run in pieces. The trace has all events after the last piece, and
+        those after the snapshot's first piece. The caller closes the descriptors. Raises SysError(EINVAL) for unknown
+        events or functions, or an invalid size of the ring; ENOSPC for a ring that is too large; ESRCH for an unknown
+        process; EPERM for a process of another user, or for the functions of all processes; EMFILE for too many rings
+        that may still be read; ENOMEM if the host has no memory for the ring.
         """
         try:
             attr = unpack_attr(data)
@@ -148,11 +150,13 @@ class Tracing:
         trace = Trace(self._next_handle, thread, events, attr.pids, ring)
         self._next_handle += 1
         try:
-            self._attach(trace)
+            yield from self._attach(trace)
+            self._ftrace.open(trace, attr.functions, attr.graph_functions)
         except BaseException:
-            self._rings.free(ring)
+            if trace in self._traces:
+                self._end(trace)
+            self._rings.give_up(ring)
             raise
-        self._ftrace.open(trace, attr.functions, attr.graph_functions)
         _log.info("trace opened", pid=thread.process.pid, handle=trace.handle, events=len(events))
         return trace.handle, ring.take_fds()
 
@@ -188,8 +192,11 @@ class Tracing:
         if not cred.superuser and not attr.pids and not FTRACE.isdisjoint(found):
             raise SysError(errno.EPERM)
 
-    def _attach(self, trace: Trace) -> None:
-        """Attach a trace to its events. If a probe cannot be registered, attach it to none."""
+    def _attach(self, trace: Trace) -> Iterator[None]:
+        """Attach a trace to its events, and tell it what is there, in pieces, if it wants a snapshot.
+
+        If a probe cannot be registered, attach it to no event.
+        """
         self._traces.append(trace)
         try:
             self._update_probes()
@@ -209,7 +216,12 @@ class Tracing:
                 note_rss(self, process)
             tell_rss(self)
         if snapshot is not None:
-            snapshot.tell()
+            self.snapshots.append(snapshot)
+            try:
+                yield
+                yield from snapshot.tell()
+            finally:
+                self.snapshots.remove(snapshot)
         with contextlib.suppress(ReaderGone):
             trace.flush()
 

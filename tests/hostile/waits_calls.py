@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from shared.client import Process
+from shared.client.trace import TraceSession
+from shared.recording.head import GLOBS
 from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Mremap, Ms, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
@@ -116,6 +118,13 @@ def _mremap_over(p: Process, w: World) -> None:
     p.mremap(at, w.length, w.length, _MOVE, w.start)
 
 
+def _record(p: Process, _world: World) -> None:
+    """Begin a record of the machine: its snapshot tells all that is there."""
+    session = TraceSession(p, GLOBS, (), 256 << 20)
+    session.stop()
+    session.close()
+
+
 def _end(p: Process, _world: World) -> None:
     with contextlib.suppress(Exception):
         p.call(Nr.EXIT_GROUP, 0)
@@ -212,6 +221,9 @@ CASES: list[Case] = [
     Case("execve, 500,000 strings", worlds.vmas, _execve_of_many_strings),
     Case("execve, 6 MB of strings", worlds.vmas, _execve_of_long_strings),
     Case("prlimit64", worlds.vmas, _prlimits),
+    *[Case("record", make, _record)
+      for make in (worlds.wide, worlds.vmas, worlds.written, worlds.shared, worlds.huge, worlds.swapped,
+                   worlds.many_files)],
     *[Case(f"read {view}", make, _read(view))
       for view in ("self/smaps", "self/maps", "self/smaps_rollup", "self/status", "self/statm", "meminfo", "vmstat")
       for make in (worlds.wide, worlds.vmas)],

@@ -58,7 +58,8 @@ def check_mm(known: AddressSpace, mm: MmStruct) -> None:
     if not mm.page_table.table_pages:
         return
     tables = list(tables_of(mm))
-    assert {(level, vaddr): pfn for level, vaddr, pfn in tables if level != Level.DEPOSITED} == known.tables
+    placed = {(level, vaddr): pfn for level, vaddr, pfn in tables if level != Level.DEPOSITED}
+    assert placed == known.tables, sorted(placed.items() ^ known.tables.items())
     assert sorted(pfn for level, _, pfn in tables if level == Level.DEPOSITED) == sorted(known.deposited)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kerneld.mm.limits import Sysctl, TransparentHugepage
+from kerneld.syscalls.answer import Answer
 from kerneld.syscalls.kernel import KernelConfig
 from kerneld.trace.fprobe import FPROBES
 from kerneld.trace.tracing import Tracing
@@ -21,8 +22,17 @@ from tests.support.programs import ROOT, Program, World
 class Trace:
     """An open trace of a program's, read in the test."""
 
-    def __init__(self, opener: Program, *globs: str, pids: tuple[int, ...] = (), data_pages: int = 256) -> None:
-        answer = opener.answer(Nr.PERF_EVENT_OPEN, 0, data=TraceAttr(globs or ("*",), pids, data_pages).pack())
+    def __init__(
+        self,
+        opener: Program,
+        *globs: str,
+        pids: tuple[int, ...] = (),
+        data_pages: int = 256,
+        answer: Answer | None = None,
+    ) -> None:
+        """`answer` is the kernel's, if it has been asked already."""
+        if answer is None:
+            answer = opener.answer(Nr.PERF_EVENT_OPEN, 0, data=TraceAttr(globs or ("*",), pids, data_pages).pack())
         assert answer.ret > 0
         self.opener = opener
         self.handle = answer.ret
@@ -64,12 +74,14 @@ class Trace:
 class TracedWorld(World):
     """The world of tests/syscalls, with tracing."""
 
-    def __init__(self, ram_bytes: int = 6 << 20, swap_bytes: int = 0, thp: str = "madvise") -> None:
+    def __init__(
+        self, ram_bytes: int = 6 << 20, swap_bytes: int = 0, thp: str = "madvise", *, check_invariants: bool = True
+    ) -> None:
         config = KernelConfig(
             ram_bytes=ram_bytes,
             swap_bytes=swap_bytes,
             superuser_uid=ROOT,
-            check_invariants=True,
+            check_invariants=check_invariants,
             sysctl=Sysctl(transparent_hugepage=TransparentHugepage(thp)),
         )
         super().__init__(config)

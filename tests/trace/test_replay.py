@@ -43,6 +43,11 @@ class Script:
 
     def step(self, program: Program) -> tuple[int, int]:
         """Make one call; return what came of it."""
+        answer = program.answer(*self.request())
+        return answer.ret, answer.signo
+
+    def request(self) -> tuple[int, ...]:
+        """Return the number and the arguments of the next call."""
         chance = self._random
         start, length = self._range()
         other, _ = self._range()
@@ -59,8 +64,7 @@ class Script:
             (Nr.TOUCH, start, length, Access.READ),
         ]
         touch = (Nr.TOUCH, start, length, Access.WRITE)
-        answer = program.answer(*chance.choice((touch, chance.choice(calls))))
-        return answer.ret, answer.signo
+        return chance.choice((touch, chance.choice(calls)))
 
 
 def make() -> tuple[TracedWorld, list[Program]]:

@@ -49,8 +49,13 @@ def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Generator[No
             do_brk_flags(mm, old, new - old, above=mm.start_brk)
     except SysError:
         return mm.brk
-    mm.brk = brk
+    set_brk(mm, brk)
     return brk
+
+
+def set_brk(mm: MmStruct, brk: Vaddr) -> None:
+    """Note where the heap ends now."""
+    mm.brk = brk
 
 
 def _may_grow(mm: MmStruct, old: Vaddr, new: Vaddr, privileged: bool) -> bool:

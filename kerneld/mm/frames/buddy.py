@@ -229,12 +229,19 @@ class Buddy:
         if len(stack) > 4 * self.nr_blocks[order] + 1024:
             self._compact(order)
 
-    def is_free(self) -> npt.NDArray[np.bool_]:
-        """Return for each frame whether it is free. It is recomputed from the blocks, for the invariants."""
-        free = np.zeros(self._nr_frames, dtype=bool)
-        for head in np.flatnonzero(self.head_order).tolist():
-            free[head : head + (1 << (int(self.head_order[head]) - 1))] = True
-        free[self.pcp] = True
+    def is_free(self, low: Pfn = 0, high: Pfn | None = None) -> npt.NDArray[np.bool_]:
+        """Return for each frame of [low, high), by default for all frames, whether it is free.
+
+        `low` is a multiple of the largest block; `high` is one too, or beyond the last frame.
+        """
+        orders = self.head_order[low:high]
+        heads = np.flatnonzero(orders)
+        edges = np.zeros(len(orders) + 1, dtype=np.int32)
+        edges[heads] = 1
+        edges[heads + (1 << (orders[heads].astype(np.int64) - 1))] -= 1
+        free = np.cumsum(edges[:-1]).astype(bool)
+        single = np.array(self.pcp, dtype=np.int64) - low
+        free[single[(single >= 0) & (single < len(free))]] = True
         return free
 
     def check(self) -> None:

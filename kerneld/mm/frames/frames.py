@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -151,6 +151,13 @@ class Frames:
     def find_mapping_number(self, number: int) -> object | None:
         """Return the anon_vma or address_space with this number, or None if it does not exist any more."""
         return self._mappings.get(number)
+
+    def mappings(self) -> Iterator[object]:
+        """Yield the anon_vmas and address_spaces that there are now and still are when their turn comes."""
+        for reference in self._mappings.valuerefs():
+            mapping = reference()
+            if mapping is not None:
+                yield mapping
 
     def find_mapping(self, pfn: Pfn) -> object | None:
         """Return the anon_vma or address_space of a frame, or None."""

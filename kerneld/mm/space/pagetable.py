@@ -366,5 +366,9 @@ class PageTable:
                 yield
                 pace.begin()
         self.free_tables(0, end, 0, end)
+        self.free_root()
+
+    def free_root(self) -> None:
+        """Free the root, the last table. The page table may not be used any more."""
         self._frames.put_page(self.root)
         self.table_pages = 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kerneld.trace.tracing import Tracing
 
 
-def _emit_runs(point: Tracepoint, pfns: Pfns, *more: int) -> None:
+def emit_runs(point: Tracepoint, pfns: Pfns, *more: int) -> None:
     """Record frames in their order. Consecutive frames are one run."""
     if not len(pfns):
         return
@@ -49,7 +49,7 @@ def _alloc_pages(tracing: Tracing, inner: Function) -> Function:
 
     def alloc_pages(self: Frames, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
         pfns: Pfns = inner(self, count, flags, zero=zero)
-        _emit_runs(point, pfns, flags)
+        emit_runs(point, pfns, flags)
         return pfns
 
     return alloc_pages
@@ -83,7 +83,7 @@ def _free_many(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(MM_PAGE_FREE)
 
     def free_many(self: Buddy, pfns: Pfns) -> None:
-        _emit_runs(point, pfns)
+        emit_runs(point, pfns)
         inner(self, pfns)
 
     return free_many
@@ -109,7 +109,7 @@ def _fill_pcp(tracing: Tracing, inner: Function) -> Function:
 
     def _fill_pcp(self: Buddy) -> None:
         inner(self)
-        _emit_runs(point, np.array(self.pcp[::-1], dtype=np.int64))
+        emit_runs(point, np.array(self.pcp[::-1], dtype=np.int64))
 
     return _fill_pcp
 
@@ -119,7 +119,7 @@ def _drain_pcp(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(MM_PAGE_PCPU_DRAIN)
 
     def drain_pcp(self: Buddy, count: int) -> None:
-        _emit_runs(point, np.array(self.pcp[:count], dtype=np.int64))
+        emit_runs(point, np.array(self.pcp[:count], dtype=np.int64))
         inner(self, count)
 
     return drain_pcp
@@ -132,6 +132,6 @@ def _free_batched(tracing: Tracing, inner: Function) -> Function:
 
     def free_many(self: Buddy, pfns: Pfns) -> None:
         inner(self, pfns)
-        _emit_runs(point, pfns)
+        emit_runs(point, pfns)
 
     return free_many

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kerneld.mm.calls.brk import brk_in_pieces
+from kerneld.mm.calls.brk import set_brk
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
@@ -70,15 +70,14 @@ def _do_execve(tracing: Tracing, inner: Function) -> Function:
     return do_execve
 
 
-@probe(brk_in_pieces, MM_BRK)
-def _brk_in_pieces(tracing: Tracing, inner: Function) -> Function:
+@probe(set_brk, MM_BRK)
+def _set_brk(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(MM_BRK).emit
 
-    def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Generator[None, None, Vaddr]:
+    def set_brk(mm: MmStruct, brk: Vaddr) -> None:
         before = mm.brk
-        end: Vaddr = yield from inner(mm, brk, privileged=privileged)
+        inner(mm, brk)
         if mm.brk != before:
             emit(tracing.owner(mm.number), mm.number, mm.brk)
-        return end
 
-    return brk_in_pieces
+    return set_brk

@@ -18,13 +18,13 @@ from kerneld.mm.frames.frames import Frames, Pfns
 from kerneld.mm.frames.swap import Slots
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.pagetable import PageTable
 from kerneld.mm.space.pagewalk import KIND, UPPER_SHIFTS, Leaves, Table, descend
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from kerneld.trace.probes.pte import EntryLog
+from kerneld.trace.tracepoint import Tracepoint
 from shared.trace.state_events import ACCESSED_DIRTY, TABLE_ALLOC, TABLE_FREE, Level
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Vaddr
 
@@ -43,8 +43,10 @@ class TableLog:
         self._tracing = tracing
         self._alloc = tracing.point(TABLE_ALLOC)
         self._free = tracing.point(TABLE_FREE)
-        self.told = 0
-        """The number of tables that were told so far."""
+        self._some_alloc = Tracepoint(TABLE_ALLOC, tracing.current)
+        self._some_free = Tracepoint(TABLE_FREE, tracing.current)
+        self.nr_made = 0
+        """How often `_ensure` has made tables so far."""
 
     def number(self, root: int) -> int:
         """Return the number of the address space whose page table has this root; 0 if there is none."""
@@ -63,14 +65,37 @@ class TableLog:
         """Record that a page table lost a table."""
         self._tell(self._free, table, level, vaddr, pfn)
 
-    def _tell(self, point: object, table: PageTable, level: int, vaddr: Vaddr, pfn: int) -> None:
-        self.told += 1
+    def deposited(self, table: PageTable) -> None:
+        """Record that a page table has deposited one more table, the last one."""
+        point, position = self._alloc, len(table.deposited) - 1
+        if self._tracing.snapshots:
+            point = self._for_some(point, self._some_alloc, table, position)
+        self._tell(point, table, Level.DEPOSITED, 0, table.deposited[-1])
+
+    def withdrawn(self, table: PageTable, position: int, pfn: int) -> None:
+        """Record that a page table has its last deposited table no more."""
+        point = self._free
+        if self._tracing.snapshots:
+            point = self._for_some(point, self._some_free, table, position)
+        self._tell(point, table, Level.DEPOSITED, 0, pfn)
+
+    def _for_some(self, point: Tracepoint, some: Tracepoint, table: PageTable, position: int) -> Tracepoint:
+        """Return a tracepoint for the traces that know of this place, or do not get a snapshot now."""
+        number, is_gone = self.number(table.root), point is self._free
+        blind = [
+            one.trace for one in self._tracing.snapshots if not one.shows_deposit(number, position, is_gone=is_gone)
+        ]
+        some.traces = [trace for trace in point.traces if trace not in blind]
+        return some
+
+    def _tell(self, point: Tracepoint, table: PageTable, level: int, vaddr: Vaddr, pfn: int) -> None:
         mm = self.number(table.root)
         start = vaddr & -(1 << PAGE_SHIFT + 9 * level) if Level.DEPOSITED < level < Level.PGD else 0
-        point.emit(self._tracing.owner(mm), mm, level, start, pfn)  # type: ignore[attr-defined]
+        point.emit(self._tracing.owner(mm), mm, level, start, pfn)
 
     def made(self, table: PageTable, vaddr: Vaddr, count: int) -> None:
         """Record the lowest `count` tables on the way to an address: they are new."""
+        self.nr_made += 1
         words = table._words
         path: list[tuple[int, int]] = []
         at = table.root
@@ -130,9 +155,9 @@ def _make_tables(tracing: Tracing, inner: Function) -> Function:
     def _make_tables(self: PageTable, run: Leaves, missing: Pfns) -> None:
         first = self.find_pmd(run.start)
         assert first is not None
-        told = log.told
+        nr_made = log.nr_made
         inner(self, run, missing)
-        if log.told == told:
+        if log.nr_made == nr_made:
             for slot in missing.tolist():
                 vaddr = (run.start & -PMD_SIZE) + ((slot - first) << PMD_SHIFT)
                 log.alloc(self, Level.PTE, vaddr, pte_pfn(self._words[slot]))
@@ -202,28 +227,32 @@ def _tables_of(page_table: PageTable, start: Vaddr, end: Vaddr) -> dict[int, tup
     }
 
 
+def named_tables(page_table: PageTable, table: Table, shift: int) -> list[tuple[int, Vaddr, int]]:
+    """Return level, first address and frame of each table that the entries of a table name."""
+    return [(_LEVELS[shift], vaddr, pfn) for _slot, vaddr, pfn in _named(page_table, table, shift)]
+
+
 def tables_of(mm: MmStruct) -> Iterator[tuple[int, Vaddr, int]]:
     """Yield level, first address and frame of every table of an address space, the root first, the deposited last."""
     page_table = mm.page_table
     yield Level.PGD, 0, page_table.root
     for shift in UPPER_SHIFTS:
         for table in page_table.walk.tables(0, 1 << 47, shift):
-            for _slot, vaddr, pfn in _named(page_table, table, shift):
-                yield _LEVELS[shift], vaddr, pfn
+            yield from named_tables(page_table, table, shift)
     for pfn in page_table.deposited:
         yield Level.DEPOSITED, 0, pfn
 
 
-@probe(PageTable.destroy_in_pieces, TABLE_FREE)
-def _destroy_in_pieces(tracing: Tracing, inner: Function) -> Function:
+@probe(PageTable.free_root, TABLE_FREE)
+def _free_root(tracing: Tracing, inner: Function) -> Function:
     log = table_log(tracing)
 
-    def destroy_in_pieces(self: PageTable, pace: Pace) -> Iterator[None]:
-        yield from inner(self, pace)
+    def free_root(self: PageTable) -> None:
+        inner(self)
         log.free(self, Level.PGD, 0, self.root)
         tracing.roots.pop(self.root, None)
 
-    return destroy_in_pieces
+    return free_root
 
 
 # Deposited tables
@@ -235,7 +264,7 @@ def _deposit_new(tracing: Tracing, inner: Function) -> Function:
 
     def deposit_new(self: PageTable) -> None:
         inner(self)
-        log.alloc(self, Level.DEPOSITED, 0, self.deposited[-1])
+        log.deposited(self)
 
     return deposit_new
 
@@ -245,7 +274,7 @@ def _free_deposit(tracing: Tracing, inner: Function) -> Function:
     log = table_log(tracing)
 
     def free_deposit(self: PageTable) -> None:
-        log.free(self, Level.DEPOSITED, 0, self.deposited[-1])
+        log.withdrawn(self, len(self.deposited) - 1, self.deposited[-1])
         inner(self)
 
     return free_deposit
@@ -262,7 +291,7 @@ def _deposit_table(tracing: Tracing, inner: Function) -> Function:
         )  # The caller knows the entry alone. It happens once for each collapsed huge page.
         inner(self, pmd)
         log.free(self, Level.PTE, vaddr, pfn)
-        log.alloc(self, Level.DEPOSITED, 0, pfn)
+        log.deposited(self)
 
     return deposit_table
 
@@ -280,7 +309,7 @@ def _split_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     def split_huge_pmd(self: Pages, pmd: int, haddr: Vaddr) -> None:
         inner(self, pmd, haddr)
         pfn = pte_pfn(self._words[pmd])
-        log.free(self.page_table, Level.DEPOSITED, 0, pfn)
+        log.withdrawn(self.page_table, len(self.page_table.deposited), pfn)
         log.alloc(self.page_table, Level.PTE, haddr, pfn)
 
     return split_huge_pmd

@@ -219,7 +219,10 @@ def test_against_a_set_of_frames(nr_frames: int, calls: list[tuple[str, int]]) -
         getattr(model, name)(argument)
         model.buddy.check()
         assert model.buddy.nr_free == len(model.free)
-        assert set(np.flatnonzero(model.buddy.is_free()).tolist()) == model.free
+        is_free = model.buddy.is_free()
+        assert set(np.flatnonzero(is_free).tolist()) == model.free
+        parts = [model.buddy.is_free(low, low + 1024) for low in range(0, nr_frames, 1024)]
+        assert np.array_equal(np.concatenate(parts), is_free)
     for pfn, order in model.blocks:
         model.buddy.free_block(pfn, order)
     model.buddy.free_many(np.array(model.singles, dtype=np.int64))
