@@ -7,11 +7,13 @@ Invariants: `head_order[pfn] == order + 1` exactly for the first frame of each f
 aligned to their size and disjoint; two free buddies of one order are always merged; `nr_free` counts blocks and per-cpu
 frames.
 
-A free list is a Python list used as a stack. Its entries may be out of date: an entry is valid only if `head_order`
-agrees. So a merge need not search the buddy's list, and numpy can free whole ranges.
+A free list is an array used as a stack. Its entries may be out of date: an entry is valid only if `head_order` agrees.
+So a merge need not search the buddy's list, and numpy can free whole ranges, and drop what is out of date.
 """
 
 from __future__ import annotations
+
+from array import array
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +41,7 @@ class Buddy:
         self.head_order = np.zeros(nr_frames, dtype=np.uint8)
         self._head_order = self.head_order.data
         self._nr_frames = nr_frames
-        self._lists: list[list[Pfn]] = [[] for _ in range(MAX_ORDER + 1)]
+        self._lists: list[array[int]] = [array("q") for _ in range(MAX_ORDER + 1)]
         self.nr_blocks = [0] * (MAX_ORDER + 1)
         """The number of free blocks of each order, as in /proc/buddyinfo."""
         self.pcp: list[Pfn] = []
@@ -67,8 +69,13 @@ class Buddy:
 
         Without this, a list whose entries are never popped would grow without end.
         """
-        stack = self._lists[order]
-        self._lists[order] = [pfn for pfn in dict.fromkeys(stack) if self._head_order[pfn] == order + 1]
+        stack = np.frombuffer(self._lists[order], dtype=np.int64)
+        valid = stack[self.head_order[stack] == order + 1]
+        # Of equal entries the lowest stays: the last that is written here.
+        place = np.empty(self._nr_frames, dtype=np.int32)
+        numbers = np.arange(len(valid), dtype=np.int32)
+        place[valid[::-1]] = numbers[::-1]
+        self._lists[order] = array("q", valid[place[valid] == numbers].tobytes())
 
     def _pop(self, order: int) -> Pfn | None:
         stack = self._lists[order]
@@ -224,7 +231,7 @@ class Buddy:
     def _push_many(self, heads: npt.NDArray[np.int64], order: int) -> None:
         self.head_order[heads] = order + 1
         stack = self._lists[order]
-        stack.extend(heads[::-1].tolist())
+        stack.frombytes(heads[::-1].astype(np.int64).tobytes())
         self.nr_blocks[order] += len(heads)
         if len(stack) > 4 * self.nr_blocks[order] + 1024:
             self._compact(order)

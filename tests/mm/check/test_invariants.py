@@ -99,7 +99,7 @@ class World:
 
     def lose_block(self) -> None:
         for stack in self.frames.buddy._lists:
-            stack.clear()
+            del stack[:]
 
 
 BREAK: list[tuple[str, Callable[[World], object]]] = [
