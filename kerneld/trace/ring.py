@@ -16,7 +16,9 @@ import fcntl
 import mmap
 import os
 
-from shared.trace.record import SIZE, pack_lost
+import numpy as np
+
+from shared.trace.record import LOST_RECORD, SIZE, pack_lost
 from shared.trace.ring import (
     DATA_HEAD,
     DATA_OFFSET,
@@ -77,43 +79,53 @@ class Ring:
 
         Raises ReaderGone if the pipe of a wake-up has no reader.
         """
-        data = b"".join(chunks)
         if self._untold:
-            data = pack_lost(self._untold) + data
+            chunks = [pack_lost(self._untold), *chunks]
         room = self._room()
-        if len(data) > room:
-            data = self._cut(data, room)
+        if sum(map(len, chunks)) > room:
+            chunks = self._cut(chunks, room)
         else:
             self._untold = 0
+        data = b"".join(chunks)
         if data:
             self._put(data)
         wanted = self._words[SLEEPING]
         if wanted and self._size - self._room() >= wanted:
             self._wake()
 
+    def lose(self, count: int, size: int) -> bool:
+        """Lose `count` records of `size` bytes, if not even one finds room. Return whether they are lost."""
+        if self._room() >= size + (LOST_RECORD.size if self._untold else 0):
+            return False
+        self._untold += count
+        self._lost += count
+        self._words[LOST_WORD] = self._lost & U64
+        return True
+
     def _room(self) -> int:
         used = self._head - self._words[DATA_TAIL] & U64
         return self._size - used if used <= self._size else 0
 
-    def _cut(self, data: bytes, room: int) -> bytes:
+    def _cut(self, chunks: list[bytes], room: int) -> list[bytes]:
         """Return the records that fit, and count the others.
 
         A record that counts lost records is not counted itself.
         """
-        end = at = 0
-        lost = 0
+        kept: list[bytes] = []
         told = not self._untold
-        while at < len(data):
-            (size,) = SIZE.unpack_from(data, at)
-            at += size
-            if at <= room:
-                end, told = at, True
-            elif told or at != size:
-                lost += 1
+        lost = 0
+        for number, chunk in enumerate(chunks):
+            fitting, left_over = _divide(chunk, room)
+            room = room - len(fitting) if not left_over else 0
+            if fitting:
+                kept.append(fitting)
+                told = True
+            if told or number:
+                lost += left_over
         self._untold = lost if told else self._untold + lost
         self._lost += lost
         self._words[LOST_WORD] = self._lost & U64
-        return data[:end]
+        return kept
 
     def _put(self, data: bytes) -> None:
         at = self._head & self._size - 1
@@ -158,3 +170,24 @@ class Ring:
         for fd in (self._fd, self._reader_end, self.pipe):
             if fd >= 0:
                 os.close(fd)
+
+
+def _divide(chunk: bytes, room: int) -> tuple[bytes, int]:
+    """Return the records at the beginning of a chunk that fit into so many bytes, and how many are left over."""
+    if len(chunk) <= room:
+        return chunk, 0
+    (size,) = SIZE.unpack_from(chunk)
+    if len(chunk) == size:
+        return b"", 1
+    count, rest = divmod(len(chunk), size)
+    if not rest and not size % 2 and (np.frombuffer(chunk, dtype="<u2")[:: size // 2] == size).all():
+        fitting = room // size
+        return chunk[: fitting * size], count - fitting
+    at = end = left_over = 0
+    while at < len(chunk):
+        at += SIZE.unpack_from(chunk, at)[0]
+        if at <= room:
+            end = at
+        else:
+            left_over += 1
+    return chunk[:end], left_over

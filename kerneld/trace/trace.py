@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _COMM_BYTES = 15
 _MOST_GATHERED = 8192
+_LARGE_BYTES = 256 << 10
 
 
 class Trace:
@@ -84,6 +85,21 @@ class Trace:
         if len(self.records) >= _MOST_GATHERED:
             with contextlib.suppress(ReaderGone):
                 self.flush()
+
+    def add_many(self, records: bytes) -> None:
+        """Collect many records. What is large is written at once: memory for all would cost more than the writes."""
+        self.add(records)
+        if len(records) >= _LARGE_BYTES:
+            with contextlib.suppress(ReaderGone):
+                self.flush()
+
+    def loses(self, count: int, size: int) -> bool:
+        """Return whether so many records of this size are lost, because the ring is full. They need not be made."""
+        if count * size < _LARGE_BYTES:
+            return False
+        with contextlib.suppress(ReaderGone):
+            self.flush()
+        return self.ring.lose(count, size)
 
     def flush(self) -> None:
         """Write the collected records. Raises ReaderGone."""

@@ -82,7 +82,7 @@ class Tracepoint:
         """Record `count` events of this moment. A column is an array of that length, or one value for all events."""
         now = self._current
         for trace in self.traces:
-            if not trace.wants(now.pid, owner):
+            if not trace.wants(now.pid, owner) or trace.loses(count, self._size):
                 continue
             rows = np.zeros(count, dtype=self._dtype)
             for name, column in zip(self._names, columns, strict=True):
@@ -93,7 +93,7 @@ class Tracepoint:
             rows["_size"], rows["_event"], rows["_pid"], rows["_tid"] = self._size, self._number, head[0], head[1]
             rows["_causes"], rows["_time"], rows["_nr"] = now.causes, monotonic_ns(), head[2]
             rows["_owner"], rows["_address"] = owner, head[3]
-            trace.add(rows.tobytes())
+            trace.add_many(rows.tobytes())
 
     def _hide_columns(self, rows: npt.NDArray[Any]) -> None:
         for at, hide in self._secrets.items():

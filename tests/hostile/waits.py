@@ -32,7 +32,7 @@ from tests.hostile.waits_worlds import Scale
 from tests.support.client import ROOT
 from tests.support.daemons import start_kerneld
 
-AIM_MS = 100.0
+AIM_MS = 50.0
 _GIB = 1 << 30
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
 

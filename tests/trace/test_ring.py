@@ -7,16 +7,22 @@ import mmap
 import os
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kerneld.trace.ring import ReaderGone, Ring
-from shared.trace.events import BY_NUMBER, SYS_EXIT
+from shared.trace.events import BY_NUMBER, SYS_ENTER, SYS_EXIT
 from shared.trace.reader import Reader
 from shared.trace.record import Lost, Record
 from shared.trace.ring import DATA_HEAD, DATA_SIZE, DATA_TAIL, HEADER_BYTES, LOST_WORD, SLEEPING
 from shared.uapi.page import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 def record(number: int) -> bytes:
@@ -189,3 +195,62 @@ def test_every_event_can_be_packed_and_read() -> None:
     for event in BY_NUMBER.values():
         assert event.layout.size % 8 == 0
         assert event.layout.size < 1 << 16
+
+
+def test_many_records_that_find_no_room_are_counted_without_a_loop(both: Both) -> None:
+    """Others wait meanwhile: as many steps of the interpreter for a hundred records as for a hundred thousand."""
+    both.ring.write([record(0) * FIT])
+    steps = []
+    for count in (100, 100_000):
+        before = both.reader.lost
+        lines = 0
+
+        def count_lines(_frame: FrameType, event: str, _arg: object) -> TraceFunction:
+            nonlocal lines
+            lines += event == "line"
+            return count_lines
+
+        chunk = record(1) * count
+        sys.settrace(count_lines)
+        try:
+            both.ring.write([chunk])
+        finally:
+            sys.settrace(None)
+        steps.append(lines)
+        assert both.reader.lost - before == count
+    assert max(steps) < 60
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_lost_does_not_depend_on_how_records_come_together(seed: int) -> None:
+    """Records one by one, or many in one piece of memory, of one size or of several."""
+    chance = random.Random(seed)
+    other = SYS_ENTER.layout.pack(SYS_ENTER.layout.size, SYS_ENTER.number, 1, 1, 0, 7, 0, 0, 0, *([0] * 8))
+    one, many = Both(), Both()
+    for _ in range(40):
+        records = [chance.choice((record(5), other)) if chance.random() < 0.2 else record(5) for _ in range(30)]
+        cut = chance.randrange(31)
+        one.ring.write(records)
+        many.ring.write([part for part in (b"".join(records[:cut]), b"".join(records[cut:])) if part])
+        assert one.reader.lost == many.reader.lost
+        if chance.random() < 0.5:
+            assert one.reader.take() == many.reader.take()
+    assert one.reader.lost
+    one.close()
+    many.close()
+
+
+def test_records_that_find_no_room_need_not_be_made(both: Both) -> None:
+    size = len(record(0))
+    both.ring.write([record(0)] * (FIT - 1))
+    assert not both.ring.lose(10, size)
+    both.ring.write([record(FIT - 1)])
+    assert both.ring.lose(10, size)
+    assert both.ring.lose(5, size)
+    assert both.reader.lost == 15
+    assert len(numbers(both.read())) == FIT
+    assert not both.ring.lose(10, size)
+    both.ring.write([record(77)])
+    lost, found = both.read()
+    assert lost == Lost(15)
+    assert numbers([found]) == [77]
