@@ -53,25 +53,34 @@ def find_comm(pid: Pid) -> str:
 
 def find_ppid(pid: Pid) -> Pid | None:
     """Return the pid of the real process's parent, or None if the process has ended."""
-    fields = _status(pid)
-    return int(fields["PPid"][0]) if fields else None
+    status = _status(pid)
+    return int(_words(status, b"PPid")[0]) if status else None
 
 
 def find_effective_ids(pid: Pid) -> tuple[int, int] | None:
     """Return the effective user and group of a real process, or None if it has ended."""
-    fields = _status(pid)
-    return (int(fields["Uid"][1]), int(fields["Gid"][1])) if fields else None
+    status = _status(pid)
+    return (int(_words(status, b"Uid")[1]), int(_words(status, b"Gid")[1])) if status else None
 
 
 def find_real_creds(pid: Pid, tid: Pid) -> tuple[int, int, int] | None:
     """Return the effective user, group and capabilities of a thread of a real process, or None if it has ended."""
-    fields = _status(f"{pid}/task/{tid}")
-    return (int(fields["Uid"][1]), int(fields["Gid"][1]), int(fields["CapEff"][0], 16)) if fields else None
+    status = _status(f"{pid}/task/{tid}")
+    if not status:
+        return None
+    return int(_words(status, b"Uid")[1]), int(_words(status, b"Gid")[1]), int(_words(status, b"CapEff")[0], 16)
 
 
-def _status(directory: Pid | str) -> dict[str, list[str]]:
+def _status(directory: Pid | str) -> bytes:
+    """Return the file `status` of a real process or thread, or nothing if it has ended."""
     try:
-        lines = Path(f"/proc/{directory}/status").read_text(errors="replace").splitlines()
+        with open(f"/proc/{directory}/status", "rb", buffering=0) as file:
+            return file.readall()
     except OSError:
-        return {}
-    return {name: words.split() for name, _, words in (line.partition(":") for line in lines)}
+        return b""
+
+
+def _words(status: bytes, name: bytes) -> list[bytes]:
+    """Return the words of a line. A process's name, in the first line, has no line's end in it: the host writes \\n."""
+    start = status.index(b"\n" + name + b":\t") + len(name) + 3
+    return status[start : status.index(b"\n", start)].split()
