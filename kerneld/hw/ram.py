@@ -87,6 +87,30 @@ class Ram:
             self._bytes[start : start + PAGE_SIZE] = _ZEROS
             self._written[pfn] = 0
 
+    def fill_pages(self, pfns: npt.NDArray[np.int64], data: bytes | memoryview, pages: list[int]) -> None:
+        """Fill each frame with a page of `data`, by its number there; what is missing at its end is zeros.
+
+        A frame whose page is all zeros is cleared, which may take no memory of the host. Consecutive pages for
+        consecutive frames, none of them of zeros, are one copy.
+        """
+        rest = -len(data) % PAGE_SIZE
+        words = memoryview(bytes(data) + bytes(rest) if rest else data).cast("Q")
+        first, count = int(pfns[0]), len(pfns)
+        is_run = pages[-1] < count == len(words) >> WORDS_SHIFT and bool((np.diff(pfns) == 1).all())
+        if is_run and all(words[at] for at in range(0, len(words), 1 << WORDS_SHIFT)):
+            self.words[first << WORDS_SHIFT : first + count << WORDS_SHIFT] = words
+            self.written[first : first + count] = True
+            return
+        rows = np.frombuffer(words, dtype=np.uint64).reshape(-1, 1 << WORDS_SHIFT)
+        if not pages[-1] < count == len(rows):
+            rows = rows[[page for page in pages if page < len(rows)]]
+        is_filled = np.zeros(count, dtype=np.bool_)
+        is_filled[: len(rows)] = rows.any(axis=1)
+        filled = pfns[is_filled]
+        self.frames_np[filled] = rows[is_filled[: len(rows)]]
+        self.written[filled] = True
+        self.clear_pages(pfns[~is_filled])
+
     def clear_pages(self, pfns: npt.NDArray[np.int64]) -> None:
         """Clear frames. A run of consecutive frames is one memset."""
         pfns = pfns[self.written[pfns]]

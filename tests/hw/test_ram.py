@@ -53,6 +53,36 @@ def test_clearing_many_frames_leaves_the_others(ram: Ram, pfns: list[int]) -> No
     assert np.flatnonzero(~ram.written[:16]).tolist() == sorted(pfns)
 
 
+@pytest.mark.parametrize("pfns", [[4, 5, 6, 7], [9, 4, 7, 12]], ids=["consecutive", "scattered"])
+@pytest.mark.parametrize("zeros", [[], [1], [0, 1, 2, 3]])
+@pytest.mark.parametrize("pages", [[0, 1, 2, 3], [0, 1, 4, 6]], ids=["all", "some"])
+@pytest.mark.parametrize("missing", [0, 100, PAGE_SIZE, 3 * PAGE_SIZE + 1])
+def test_filling_frames(ram: Ram, pfns: list[int], zeros: list[int], pages: list[int], missing: int) -> None:
+    """Zero pages and what is behind the end of the data are zeros in the frames, which nobody has written then."""
+    for pfn in range(16):
+        ram.write(pfn << PAGE_SHIFT, b"old" * 100)
+    whole = [
+        bytes(PAGE_SIZE) if page in zeros else bytes(8) + bytes([page + 1]) * 4088 for page in range(pages[-1] + 1)
+    ]
+    whole[0] = bytes(PAGE_SIZE) if 0 in zeros else b"first" * 819 + b"!"
+    data = b"".join(whole)
+    data = data[: len(data) - missing]
+    ram.fill_pages(np.array(pfns, dtype=np.int64), data, pages)
+    for pfn, page in zip(pfns, pages, strict=True):
+        expected = data[page << PAGE_SHIFT : page + 1 << PAGE_SHIFT].ljust(PAGE_SIZE, b"\0")
+        assert bytes(ram.page(pfn)) == expected
+        assert bool(ram.written[pfn]) == any(expected)
+    others = [pfn for pfn in range(16) if pfn not in pfns]
+    assert all(bytes(ram.page(pfn)[:3]) == b"old" and ram.written[pfn] for pfn in others)
+
+
+def test_filling_consecutive_frames_with_pages_that_begin_with_data(ram: Ram) -> None:
+    data = b"".join(bytes([number]) * PAGE_SIZE for number in range(1, 5))
+    ram.fill_pages(np.array([4, 5, 6, 7], dtype=np.int64), data, [0, 1, 2, 3])
+    assert bytes(ram.read(4 << PAGE_SHIFT, 4 * PAGE_SIZE)) == data
+    assert np.flatnonzero(ram.written).tolist() == [4, 5, 6, 7]
+
+
 def test_clearing_frames_of_which_some_were_never_written(ram: Ram) -> None:
     ram.write(4 << PAGE_SHIFT, b"a")
     ram.write(6 << PAGE_SHIFT, b"a")

@@ -129,7 +129,7 @@ class AddressSpace:
         frames = self.frames
         if self.backing is None:
             return
-        missing = [i for i in range(first, last) if i not in self.pages and self.host.has(i)]
+        missing = self.host.present([i for i in range(first, last) if i not in self.pages])
         if missing and self.is_shmem:
             there = self.backing.mincore(first, last - first)
             missing = [i for i in missing if there[i - first] and i not in self.swapped]
@@ -148,6 +148,12 @@ class AddressSpace:
             data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
         except OSError:
             raise SysError(errno.EIO) from None
+        if len(indexes) > 1 and not self.is_shmem:
+            pfns = self.frames.alloc_pages(len(indexes), PG_LRU, zero=False)
+            self.frames.ram.fill_pages(pfns, data, [index - first for index in indexes])
+            for index, pfn in zip(indexes, pfns.tolist(), strict=True):
+                self._add(index, pfn)
+            return
         for index in indexes:
             pfn = self.frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
             chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]

@@ -44,6 +44,10 @@ class HostCache:
         """Return whether a page is in the host's cache, so that no fault waits for it."""
         return index not in self._absent
 
+    def present(self, indexes: list[int]) -> list[int]:
+        """Return those of these pages that are in the host's cache."""
+        return [index for index in indexes if index not in self._absent] if self._absent else indexes
+
     def absent(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Return for each page of [first, first + count) whether it is missing in the host's cache."""
         return self._absent.mask(first, count)

@@ -13,11 +13,15 @@ def host() -> HostCache:
 
 
 def absent(host: HostCache) -> list[int]:
-    return host.absent(0, 16).nonzero()[0].tolist()
+    found: list[int] = host.absent(0, 16).nonzero()[0].tolist()
+    assert host.present(list(range(16))) == [index for index in range(16) if index not in found]
+    return found
 
 
 def uptodate(host: HostCache) -> list[int]:
-    return [index for index in range(16) if host.is_uptodate(index)]
+    found = [index for index in range(16) if host.is_uptodate(index)]
+    assert not host.are_all_uptodate or found == list(range(16))
+    return found
 
 
 def test_it_has_a_page_as_long_as_nothing_says_otherwise(host: HostCache) -> None:
