@@ -79,21 +79,53 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
     Source: Linux v6.8 kernel/fork.c:dup_mmap().
     """
     pace = Pace()
+    copied = _Stretch()
     vma = old.vmas.find(0)
     while vma is not None:
         if not vma.vm_flags & VM_DONTCOPY:
-            yield from _dup_vma(old, new, vma, pace)
+            has_pages = _dup_vma(old, new, vma)
+            if not has_pages or not copied.may_have(vma):
+                yield from _copy_pages(old, new, copied, pace)
+            if has_pages:
+                copied.add(vma)
         end = vma.end
         if pace.is_over():
+            yield from _copy_pages(old, new, copied, pace)
             yield
             pace.begin()
         vma = old.vmas.find(end)
+    yield from _copy_pages(old, new, copied, pace)
     # The present number of resident pages is the child's first peak (Linux: dup_mm()).
     new.rss.restart_hiwater()
     new.hiwater_vm = new.total_vm
 
 
-def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
+class _Stretch:
+    """VMAs whose entries are copied together: small ones are many, and a walk for each would cost most of the fork.
+
+    It is one VMA, or several of anonymous memory, in which no frame is mapped twice. Each begins in the leaf table in
+    which the last one ends: what is between them has neither entries nor tables of its own.
+    """
+
+    def __init__(self) -> None:
+        self.first: Vma | None = None
+        self.end: Vaddr = 0
+
+    def may_have(self, vma: Vma) -> bool:
+        """Return whether the next VMA, in order, may be added."""
+        if self.first is None:
+            return True
+        is_anonymous = self.first.file is None and vma.file is None
+        return is_anonymous and vma.start & -PMD_SIZE == (self.end - 1) & -PMD_SIZE
+
+    def add(self, vma: Vma) -> None:
+        """Add a VMA."""
+        self.first = self.first or vma
+        self.end = vma.end
+
+
+def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> bool:
+    """Give the child a copy of a VMA, and return whether its entries are to be copied. Raises SysError(ENOMEM)."""
     # Other processes may have forked between two pieces of this.
     new.frames.kernel_objects.check_room(new.owner, 1, in_fork=True)
     if vma.vm_flags & VM_ACCOUNT:
@@ -103,14 +135,20 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
     if not wiped:
         anon_vma_fork(child, vma, new.frames)
     new.insert_vma(child)
-    if wiped or vma.anon_vma is None:
+    return not wiped and vma.anon_vma is not None
+
+
+def _copy_pages(old: MmStruct, new: MmStruct, stretch: _Stretch, pace: Pace) -> Steps:
+    """Copy the entries of a stretch, which is empty then; yield as `dup_in_pieces` does."""
+    first, stretch.first = stretch.first, None
+    if first is None:
         return
-    if old.page_table.find_pte(vma.start) is None or vma.end > (vma.start & -PMD_SIZE) + PMD_SIZE:
-        new.page_table.copy_upper(old.page_table, vma.start, vma.end)
-    start, end = vma.start, vma.end
+    start, end = first.start, stretch.end
+    if old.page_table.find_pte(start) is None or end > (start & -PMD_SIZE) + PMD_SIZE:
+        new.page_table.copy_upper(old.page_table, start, end)
     while start < end:
         stop = pace.far_stop(old.page_table.walk, start, end)
-        copy_page_range(old, new, vma, start, stop)
+        copy_page_range(old, new, first, start, stop)
         start = stop
         if start < end and pace.is_over():
             yield
@@ -118,10 +156,10 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma, pace: Pace) -> Steps:
 
 
 def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Give the child the parent's entries of a part of a VMA, some leaf tables at a time. Raises SysError(ENOMEM).
+    """Give the child the parent's entries of a part of a stretch, which begins with `vma`, some leaf tables at a time.
 
-    The child gets a table, upper ones too (`copy_upper`), wherever the parent has one, even without entries of this
-    VMA.
+    The child gets a table, upper ones too (`copy_upper`), wherever the parent has one, even without entries of these
+    VMAs. Raises SysError(ENOMEM).
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
     old.page_table.walk.page_range(

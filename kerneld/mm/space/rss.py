@@ -173,7 +173,7 @@ class RssStat:
                 keep_dirty(mapping, frames.index_at[pfn], pfn)
 
     def let_go_many(self, entries: Words) -> None:
-        """Do the same as `let_go` for many entries of one VMA; none is 0, and no frame is among them twice."""
+        """Do the same as `let_go` for many entries; none is 0, and no frame is among them twice."""
         frames = self._frames
         present = present_mask(entries)
         if not present.all():

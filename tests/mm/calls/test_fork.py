@@ -57,6 +57,44 @@ def test_the_child_has_accessed_nothing(machine: Machine, mm: MmStruct, pages: i
     assert entry(child, BASE) & (PTE_ACCESSED | PTE_DIRTY) == PTE_DIRTY
 
 
+def test_vmas_that_are_copied_together(machine: Machine, mm: MmStruct) -> None:
+    """Small VMAs of one leaf table, with a hole, one without pages of its own, and one of a file, twice mapped."""
+    file, _ = machine.new_file(b"file" * 1024 * 4)
+    for place, prot in ((0, RW), (1, READ), (2, RW), (5, RW)):
+        mmap(mm, 1, RW, at=page(place))
+        store(mm, page(place), b"%d" % place)
+        do_mprotect(mm, page(place), PAGE_SIZE, prot)
+    mmap(mm, 1, READ, at=page(6))
+    load(mm, page(6))
+    for place in (3, 8):
+        mmap(mm, 4 if place == 8 else 2, RW, PRIVATE, at=page(place), file=file)
+        load(mm, page(place))
+        store(mm, page(place + 1), b"own")
+    child = machine.fork(mm)
+    machine.check()
+    assert layout(child) == layout(mm)
+    for place in (0, 1, 2, 5):
+        assert pfn_of(child, page(place)) == pfn_of(mm, page(place))
+        assert load(child, page(place), 1) == b"%d" % place
+    assert not entry(child, page(6))
+    for place in (3, 8):
+        assert pfn_of(child, page(place + 1)) == pfn_of(mm, page(place + 1))
+        assert load(child, page(place + 1), 3) == b"own"
+    machine.exit(child)
+    machine.check()
+    assert load(mm, page(5), 1) == b"5"
+
+
+def test_a_locked_vma_among_others_ends_with_them(machine: Machine, mm: MmStruct) -> None:
+    for place in range(4):
+        mmap(mm, 1, RW, ANON | Map.LOCKED.value * (place == 2), at=page(place), privileged=True)
+        store(mm, page(place), b"x")
+        do_mprotect(mm, page(place), PAGE_SIZE, READ if place % 2 else RW)
+    machine.exit(mm)
+    machine.check()
+    assert machine.frames.free_pages == machine.frames.total_pages
+
+
 @pytest.mark.parametrize("child_first", [False, True])
 def test_the_first_writer_copies_and_the_second_reuses(machine: Machine, mm: MmStruct, child_first: bool) -> None:
     mmap(mm, 1, at=BASE)
