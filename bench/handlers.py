@@ -27,7 +27,7 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Exec, Nr
 
 RAM_BYTES, SWAP_BYTES = 256 << 20, 64 << 20
-READ, RW = Prot.READ.value, (Prot.READ | Prot.WRITE).value
+NONE, READ, RW = Prot.NONE.value, Prot.READ.value, (Prot.READ | Prot.WRITE).value
 PRIVATE, ANONYMOUS = Map.PRIVATE.value, (Map.PRIVATE | Map.ANONYMOUS).value
 WINDOW_PAGES = 16
 IMAGE = "/bin/true"
@@ -42,11 +42,12 @@ class Program:
         thread = kernel.attach(Sender(os.getpid(), os.getuid(), os.getgid()), ABI_VERSION, 0, 0)
         self._call = Call(kernel, thread, (0,) * 6, b"", [])
         for number in range(10):
-            self.mmap(1, READ if number % 2 else Prot.NONE.value)
+            self.mmap(1, READ if number % 2 else NONE)
 
     def request(self, nr: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
         """Make a request of all its pieces and return what it returns. Raises OSError."""
         call = self._call
+        # As from the wire: no number is an enum's member.
         call.args = (a, b, c, d, e, f)
         result: int | Answer | Work = run(call, nr)
         while isinstance(result, Work):
@@ -74,9 +75,9 @@ class Program:
     def mapped(self, pages: int, populate: Madv | None = None) -> Iterator[int]:
         """Map pages that are never huge, and populate them where that is asked for."""
         address = self.mmap(pages)
-        self.request(Nr.MADVISE, address, pages * PAGE_SIZE, Madv.NOHUGEPAGE)
+        self.request(Nr.MADVISE, address, pages * PAGE_SIZE, Madv.NOHUGEPAGE.value)
         if populate is not None:
-            self.request(Nr.MADVISE, address, pages * PAGE_SIZE, populate)
+            self.request(Nr.MADVISE, address, pages * PAGE_SIZE, populate.value)
         yield address
         self.request(Nr.MUNMAP, address, pages * PAGE_SIZE)
 
@@ -98,6 +99,21 @@ def pair(program: Program, times: int) -> None:
     program.measure("pair", times, once)
 
 
+def merge(program: Program, times: int) -> None:
+    """Map a page and unmap it, as `pair`, right below written memory of the same kind, with which it merges."""
+    request = program.request
+    with program.mapped(2, Madv.POPULATE_WRITE) as address:
+        # It has no flag that a new mapping has not, and so both merge.
+        heap = request(Nr.MMAP, 0, 2 * PAGE_SIZE, RW, ANONYMOUS | Map.POPULATE.value)
+
+        def once(_: int) -> None:
+            request(Nr.MUNMAP, request(Nr.MMAP, 0, PAGE_SIZE, RW, ANONYMOUS), PAGE_SIZE)
+
+        program.measure("merge", times, once)
+        request(Nr.MUNMAP, heap, 2 * PAGE_SIZE)
+        assert address > heap
+
+
 def mprotect(program: Program, times: int) -> None:
     """Make one page of eight read-only and writable again: two splits, then two merges."""
     request = program.request
@@ -117,7 +133,7 @@ def dontneed(program: Program, times: int) -> None:
         program.measure(
             "dontneed",
             times,
-            lambda page: program.request(Nr.MADVISE, address + page * PAGE_SIZE, PAGE_SIZE, Madv.DONTNEED),
+            lambda page: program.request(Nr.MADVISE, address + page * PAGE_SIZE, PAGE_SIZE, Madv.DONTNEED.value),
         )
 
 
@@ -163,7 +179,7 @@ def fork(program: Program, times: int) -> None:
         real = stack.enter_context(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
         for _ in range(20):
             address = stack.enter_context(program.mapped(10, Madv.POPULATE_WRITE))
-            request(Nr.MPROTECT, address + 9 * PAGE_SIZE, PAGE_SIZE, Prot.NONE)
+            request(Nr.MPROTECT, address + 9 * PAGE_SIZE, PAGE_SIZE, NONE)
         program.measure("fork", times, once)
 
 
@@ -207,7 +223,7 @@ def file(program: Program, times: int) -> None:
 def swap(program: Program, times: int) -> None:
     """Read pages that are in the swap file, and not in the swap cache."""
     with program.mapped(times, Madv.POPULATE_WRITE) as address:
-        program.request(Nr.MADVISE, address, times * PAGE_SIZE, Madv.PAGEOUT)
+        program.request(Nr.MADVISE, address, times * PAGE_SIZE, Madv.PAGEOUT.value)
         program.measure("swap", times, lambda page: program.request(Nr.LOAD, address + page * PAGE_SIZE, 1))
 
 
@@ -225,7 +241,8 @@ def _store_each(program: Program, name: str, times: int, populate: Madv | None) 
 
 
 CALLS: dict[str, Callable[[Program, int], None]] = {
-    call.__name__: call for call in (pair, mprotect, dontneed, brk, mremap, read, write, cow, file, swap, fork, execve)
+    call.__name__: call
+    for call in (pair, merge, mprotect, dontneed, brk, mremap, read, write, cow, file, swap, fork, execve)
 }
 """By their names in small.c. execve is the last: its process has another image afterwards."""
 

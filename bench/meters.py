@@ -107,7 +107,7 @@ class Profile:
         """Print the functions that took most of the time."""
         self._profile.disable()
         print(name)
-        pstats.Stats(self._profile, stream=sys.stdout).sort_stats("tottime").print_stats(30)
+        pstats.Stats(self._profile, stream=sys.stdout).sort_stats("tottime").print_stats(45)
 
 
 def meter(name: str) -> Meter:

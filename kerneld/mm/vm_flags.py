@@ -7,7 +7,7 @@ bridge.
 
 from __future__ import annotations
 
-from shared.uapi.mman import Map, Prot
+from shared.uapi.mman import Map
 
 VM_NONE = 0
 VM_READ = 0x1
@@ -49,6 +49,8 @@ READ_IMPLIES_EXEC)."""
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 
 _PROT_BITS = VM_READ | VM_WRITE | VM_EXEC
+_MAP_GROWSDOWN, _MAP_LOCKED = Map.GROWSDOWN.value, Map.LOCKED.value
+_MAP_SYNC, _MAP_STACK = Map.SYNC.value, Map.STACK.value
 
 
 def is_shared_maywrite(vm_flags: int) -> bool:
@@ -61,7 +63,7 @@ def calc_vm_prot_bits(prot: int, pkey: int) -> int:
 
     Source: Linux v6.8 include/linux/mman.h:calc_vm_prot_bits(), arch/x86/include/asm/mman.h.
     """
-    return prot & (Prot.READ | Prot.WRITE | Prot.EXEC).value & _PROT_BITS | pkey << VM_PKEY_SHIFT
+    return prot & _PROT_BITS | pkey << VM_PKEY_SHIFT
 
 
 def calc_vm_flag_bits(flags: int) -> int:
@@ -70,12 +72,12 @@ def calc_vm_flag_bits(flags: int) -> int:
     Source: Linux v6.8 include/linux/mman.h:calc_vm_flag_bits().
     """
     bits = 0
-    if flags & Map.GROWSDOWN.value:
+    if flags & _MAP_GROWSDOWN:
         bits |= VM_GROWSDOWN
-    if flags & Map.LOCKED.value:
+    if flags & _MAP_LOCKED:
         bits |= VM_LOCKED
-    if flags & Map.SYNC.value:
+    if flags & _MAP_SYNC:
         bits |= VM_SYNC
-    if flags & Map.STACK.value:
+    if flags & _MAP_STACK:
         bits |= VM_NOHUGEPAGE
     return bits

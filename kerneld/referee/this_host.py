@@ -20,6 +20,7 @@ from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space import truncate, vma_merge
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import cut_off
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
@@ -40,10 +41,10 @@ class Notices:
     count = 0
 
 
-def unmap_vma(mm: MmStruct, vma: Vma) -> None:
+def unmap_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Source: Linux v6.8 mm/mmap.c:unmap_region(): nothing is written to the file."""
-    zap_vma_range(mm, vma, vma.start, vma.end)
-    mm.remove_vma(vma)
+    zap_vma_range(mm, vma, start, end)
+    cut_off(mm, vma, start, end)
 
 
 def write_back(_vma: Vma) -> Iterator[None]:

@@ -84,7 +84,9 @@ class Call:
     @property
     def mm(self) -> MmStruct:
         """The caller's address space."""
-        return self.process.live_mm
+        mm = self.process.mm
+        assert mm is not None
+        return mm
 
     def int_arg(self, index: int) -> int:
         """Return the lower 32 bits of an argument, unsigned: it is an int, a pid_t or a uid_t in C."""

@@ -7,7 +7,7 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.fs.fput import fput
-from kerneld.mm.calls.brk import brk_in_pieces
+from kerneld.mm.calls.brk import brk_in_pieces, do_brk
 from kerneld.mm.calls.madvise import (
     LONG_ADVICE,
     POPULATE_ADVICE,
@@ -19,7 +19,7 @@ from kerneld.mm.calls.mincore import do_mincore
 from kerneld.mm.calls.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_in_pieces, munlock_in_pieces
 from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
-from kerneld.mm.calls.mremap import mremap_in_pieces
+from kerneld.mm.calls.mremap import do_mremap, mremap_in_pieces
 from kerneld.mm.calls.remap_file_pages import Remap, check_remap, held
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
@@ -55,11 +55,12 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     vm_mmap_pgoff().
     """
     addr, length, prot, flags, _fd, offset = call.args
+    mm = call.mm
     if offset & ~PAGE_MASK:
         if not flags & _ANONYMOUS and call.fds:
             fput(call.take_fd())
         raise SysError(errno.EINVAL)
-    if clears_in_pieces(call.mm, length, flags):
+    if clears_in_pieces(mm, length, flags):
         return _work(call, _mmap_over(call))
     file: File | None = None
     try:
@@ -67,11 +68,11 @@ def sys_mmap(call: Call) -> int | Answer | Work:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
         mapped, length = _check_hugetlb(call, flags, file, length)
         privileged = call.process.cred.capable(CAP_IPC_LOCK)
-        addr = do_mmap(call.mm, addr, length, prot, flags, mapped, offset >> PAGE_SHIFT, privileged=privileged)
+        addr = do_mmap(mm, addr, length, prot, flags, mapped, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
         if file is not None:
             call.kernel.files.put_unused(file)
-    if wants_populate(call.mm, flags):
+    if wants_populate(mm, flags):
         return _populate(call, addr, addr + page_align(length), addr)
     return addr
 
@@ -160,9 +161,10 @@ def _in_pieces(steps: Steps) -> int | Answer | Work:
 def sys_munmap(call: Call) -> int | Answer | Work:
     """args: addr, length."""
     start, length = call.args[:2]
-    if is_wide(call.mm.map_count, length):
-        return _in_pieces(munmap_in_pieces(call.mm, start, length))
-    do_munmap(call.mm, start, length)
+    mm = call.mm
+    if is_wide(mm.map_count, length):
+        return _in_pieces(munmap_in_pieces(mm, start, length))
+    do_munmap(mm, start, length)
     return 0
 
 
@@ -178,9 +180,10 @@ def sys_pkey_mprotect(call: Call) -> int | Answer | Work:
 
 def _mprotect(call: Call, pkey: int) -> int | Answer | Work:
     start, length, prot = call.args[:3]
-    if is_wide(call.mm.map_count, length):
-        return _in_pieces(mprotect_in_pieces(call.mm, start, length, prot, pkey))
-    do_mprotect(call.mm, start, length, prot, pkey)
+    mm = call.mm
+    if is_wide(mm.map_count, length):
+        return _in_pieces(mprotect_in_pieces(mm, start, length, prot, pkey))
+    do_mprotect(mm, start, length, prot, pkey)
     return 0
 
 
@@ -197,7 +200,10 @@ def sys_pkey_free(call: Call) -> int:
 
 def sys_brk(call: Call) -> int | Answer | Work:
     """args: the new break. Returns the break after the call, as the raw call does."""
-    return _work(call, _brk(call))
+    mm = call.mm
+    if is_wide(mm.map_count, mm.brk - call.args[0]) or mm.def_flags & VM_LOCKED:
+        return _work(call, _brk(call))
+    return do_brk(mm, call.args[0], privileged=call.process.cred.capable(CAP_IPC_LOCK))
 
 
 def _brk(call: Call) -> Pieces:
@@ -212,7 +218,12 @@ def _brk(call: Call) -> Pieces:
 
 def sys_mremap(call: Call) -> int | Answer | Work:
     """args: addr, old length, new length, flags, new addr."""
-    return _work(call, _mremap(call))
+    addr, old_len, new_len, flags, new_addr = call.args[:5]
+    mm = call.mm
+    if is_wide(mm.map_count, max(old_len, new_len)) or mm.locked_vm:
+        return _work(call, _mremap(call))
+    privileged = call.process.cred.capable(CAP_IPC_LOCK)
+    return do_mremap(mm, addr, old_len, new_len, flags, new_addr, privileged=privileged)
 
 
 def _mremap(call: Call) -> Pieces:
@@ -231,9 +242,10 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     if advice in POPULATE_ADVICE:
         return _work(call, madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice))
     start, length = call.args[:2]
-    if is_wide(call.mm.map_count, length) or advice in LONG_ADVICE:
-        return _in_pieces(madvise_in_pieces(call.mm, start, length, advice, call.may_write))
-    do_madvise(call.mm, start, length, advice, call.may_write)
+    mm = call.mm
+    if is_wide(mm.map_count, length) or advice in LONG_ADVICE:
+        return _in_pieces(madvise_in_pieces(mm, start, length, advice, call.may_write))
+    do_madvise(mm, start, length, advice, call.may_write)
     return 0
 
 

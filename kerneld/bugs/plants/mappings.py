@@ -88,7 +88,7 @@ def _munmap_first_only() -> None:
         finally:
             first[0] = None
 
-    mute(munmap.unmap_vma, lambda _mm, vma: first[0] is not None and vma.start != first[0])
+    mute(munmap.unmap_vma, lambda _mm, _vma, start, _end: first[0] is not None and start != first[0])
 
 
 @plant("no-brk-update")

@@ -61,7 +61,7 @@ def set_brk(mm: MmStruct, brk: Vaddr) -> None:
 def _may_grow(mm: MmStruct, old: Vaddr, new: Vaddr, privileged: bool) -> bool:
     if not vm_brk_limit_ok(mm, old, new - old, privileged=privileged):
         return False
-    above = next(mm.vmas.overlapping(old, new + PAGE_SIZE + STACK_GUARD_GAP_BYTES), None)
+    above = mm.vmas.find_intersection(old, new + PAGE_SIZE + STACK_GUARD_GAP_BYTES)
     return above is None or new + PAGE_SIZE <= vm_start_gap(above)
 
 

@@ -129,7 +129,7 @@ def check_mmap(
     if file is not None and file.huge_page_bytes:
         check_hugetlb_area(file, addr, length, flags)
     addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
-    if flags & _FIXED_NOREPLACE and next(mm.vmas.overlapping(addr, addr + length), None) is not None:
+    if flags & _FIXED_NOREPLACE and mm.vmas.find_intersection(addr, addr + length) is not None:
         raise SysError(errno.EEXIST)
     pkey = max(execute_only_pkey(mm), 0) if prot == _EXEC else 0
     vm_flags = calc_vm_prot_bits(prot, pkey) | calc_vm_flag_bits(flags) | mm.def_flags
@@ -246,7 +246,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     end = addr + length
     pages = length >> PAGE_SHIFT
     check_expand(mm, addr, length, vm_flags)
-    if next(mm.vmas.overlapping(addr, end), None) is not None:
+    if mm.vmas.find_intersection(addr, end) is not None:
         do_munmap(mm, addr, length)
     if accountable_mapping(file, vm_flags):
         check_enough_memory(mm, pages)

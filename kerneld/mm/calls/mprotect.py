@@ -22,6 +22,7 @@ from kerneld.hw.paging import (
     PTE_SPECIAL,
     present_mask,
     pte_pfn,
+    pte_present,
 )
 from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.fault.populate import populate_vma
@@ -29,6 +30,7 @@ from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf
 from kerneld.mm.space.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import vma_modify
@@ -45,7 +47,7 @@ from kerneld.mm.vm_flags import (
     calc_vm_prot_bits,
 )
 from shared.uapi.mman import Prot
-from shared.uapi.page import PAGE_MASK, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, Vaddr, page_align
 
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
@@ -81,7 +83,7 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
         raise SysError(errno.EINVAL)
     if pkey != NO_PKEY and not mm_pkey_is_allocated(mm, pkey):
         raise SysError(errno.EINVAL)
-    vma = next(mm.vmas.overlapping(start, end), None)
+    vma = mm.vmas.find_intersection(start, end)
     if vma is None:
         raise SysError(errno.ENOMEM)
     if grows == _GROWSDOWN:
@@ -100,13 +102,13 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
         if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
             raise SysError(errno.EACCES)
         stop = min(vma.end, end)
-        if _may_go_in_parts(mm, vma, start, stop, vm_flags):
+        if stop - start > PMD_SIZE and _may_go_in_parts(mm, vma, start, stop, vm_flags):
             stop = pace.far_stop(mm.page_table.walk, start, stop)
         start = mprotect_fixup(mm, vma, start, stop, vm_flags)
         if start < end and pace.is_over():
             yield
             pace.begin()
-        vma = mm.vmas.find(start)
+        vma = mm.vmas.find(start) if start < end else None
     if start < end:
         raise SysError(errno.ENOMEM)
 
@@ -178,6 +180,9 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """
     prot = vma_page_prot(vma) & ~_KEPT_BITS
     for run in mm.page_table.walk.runs(start, end):
+        if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES and not run.huge:
+            _change_few(mm, vma, run, prot)
+            continue
         entries = mm.page_table.walk.read(run)
         present = present_mask(entries)
         if not present.any():
@@ -189,11 +194,30 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         mm.pages.update_ptes(run, np.where(present, changed, entries))
 
 
-def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Return for each entry whether a write fault would do nothing except allow the write.
+def _change_few(mm: MmStruct, vma: Vma, leaf: Leaf, prot: int) -> None:
+    """Do the same as `change_protection`, entry by entry."""
+    words = mm.frames.ram.words
+    asks = vma.vm_flags & VM_WRITE != 0 and not prot & PTE_RW
+    vaddr = leaf.start
+    for pte in range(leaf.low, leaf.high):
+        entry = words[pte]
+        if pte_present(entry):
+            entry = entry & _KEPT_BITS | prot
+            if asks and _can_change_pte_writable(mm, vma, entry):
+                entry |= PTE_RW
+            mm.pages.update_pte(pte, vaddr, entry)
+        vaddr += PAGE_SIZE
 
-    Source: mm/mprotect.c:can_change_pte_writable().
-    """
+
+def _can_change_pte_writable(mm: MmStruct, vma: Vma, entry: int) -> bool:
+    """Return whether a write fault would do nothing except allow the write. Source: mm/mprotect.c."""
+    if vma.vm_flags & VM_SHARED:
+        return entry & PTE_DIRTY != 0
+    return not entry & PTE_SPECIAL and mm.frames.flags_at[pte_pfn(entry)] & PG_ANON_EXCLUSIVE != 0
+
+
+def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return _can_change_pte_writable() of each entry."""
     if vma.vm_flags & VM_SHARED:
         return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_DIRTY)) != 0)
     counted = (entries & PTE_SPECIAL) == 0

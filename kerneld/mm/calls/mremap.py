@@ -170,7 +170,7 @@ def vma_to_resize(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: 
 def vma_expandable(mm: MmStruct, vma: Vma, delta: int, privileged: bool) -> bool:
     """Return whether `delta` bytes behind a VMA are free. Source: Linux v6.8 mm/mremap.c:vma_expandable()."""
     end = vma.end + delta
-    if next(mm.vmas.overlapping(vma.end, end), None) is not None:
+    if mm.vmas.find_intersection(vma.end, end) is not None:
         return False
     try:
         get_unmapped_area(mm, vma.start, end - vma.start, Map.FIXED.value, raw_io=privileged)
@@ -248,7 +248,7 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
     untouched = vma.is_anonymous and vma.anon_vma is None
     pgoff = addr >> PAGE_SHIFT if untouched else vma.page_index(old_addr)
     pgoff_end = pgoff + (length >> PAGE_SHIFT)
-    prev, following = mm.vmas.preceding(addr), mm.vmas.find(addr)
+    prev, following = mm.vmas.around(addr)
     merge_prev = (
         prev is not None and prev.end == addr and can_merge_after(prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff)
     )

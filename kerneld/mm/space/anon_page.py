@@ -25,7 +25,7 @@ def anon_flags(vma: Vma) -> int:
 def prepare_anon_vma(mm: MmStruct, vma: Vma) -> int:
     """Make sure that the VMA has an anon_vma and return its number, which its frames carry as their mapping."""
     if vma.anon_vma is None:
-        anon_vma_prepare(vma, (mm.vmas.previous(vma), mm.vmas.following(vma)), mm.frames)
+        anon_vma_prepare(vma, mm.vmas.neighbours(vma), mm.frames)
     assert vma.anon_vma is not None
     return vma.anon_vma.number
 

@@ -139,7 +139,7 @@ class MmStruct:
     @property
     def map_count(self) -> int:
         """How many VMAs there are."""
-        return len(self.vmas)
+        return self.vmas.count
 
     @property
     def is_superusers(self) -> bool:
@@ -206,15 +206,20 @@ class MmStruct:
         """
         if self.page_table.deposited:
             self.pages.split_huge_pmds_at(start, end)
-        low, high = min(vma.start, start), max(vma.end, end)
-        before = vma.nr_pages
-        self._update_hiwater_vm()
-        vma.pgoff += (start - vma.start) >> PAGE_SHIFT
+        old_start, old_end = vma.start, vma.end
+        more = (end - start - (old_end - old_start)) >> PAGE_SHIFT
+        if more < 0:
+            self._update_hiwater_vm()
+        vma.pgoff += (start - old_start) >> PAGE_SHIFT
         self.vmas.move(vma, start, end)
         if vma.file is not None:
             vma.file.mapping.i_mmap.moved()
-        self._account(vma.vm_flags, vma.nr_pages - before)
-        self.notifiers.invalidate_range(low, high)
+        self._account(vma.vm_flags, more)
+        # What is in the VMA before and after has not changed.
+        if start != old_start:
+            self.notifiers.invalidate_range(min(old_start, start), max(old_start, start))
+        if end != old_end:
+            self.notifiers.invalidate_range(min(old_end, end), max(old_end, end))
 
     def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
         """Give a VMA other VM_ flags; the caller changes the entries."""
@@ -239,8 +244,7 @@ class MmStruct:
 
         Source: Linux v6.8 mm/memory.c:free_pgtables().
         """
-        below = self.vmas.preceding(start)
-        above = self.vmas.find(start)
+        below, above = self.vmas.around(start)
         floor = below.end if below is not None else 0
         ceiling = above.start if above is not None else TASK_SIZE + PAGE_SIZE
         self.page_table.free_tables(start, end, floor, ceiling)

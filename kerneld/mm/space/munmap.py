@@ -77,22 +77,39 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
     """
     _check_range(start, length)
     end = start + page_align(length)
-    vmas = split_range(mm, start, end)
-    if not vmas:
+    first = mm.vmas.find_intersection(start, end)
+    if first is None:
         return
-    for vma in vmas:
-        unmap_vma(mm, vma)
+    if first.start < start and end < first.end:
+        check_map_count(mm, 1)
+        mm.split_vma(first, end)
+    for vma in [first] if end <= first.end else list(mm.vmas.overlapping(start, end)):
+        unmap_vma(mm, vma, max(start, vma.start), min(end, vma.end))
     mm.free_pgtables(start, end)
 
 
-def unmap_vma(mm: MmStruct, vma: Vma) -> None:
-    """Clear a VMA's entries and remove it; the dirty pages of its shared file are written to the file."""
-    zap_vma_range(mm, vma, vma.start, vma.end)
-    file, first, last = vma.file, vma.pgoff, vma.pgoff + vma.nr_pages
+def unmap_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Clear the entries of [start, end), all of a VMA or one of its ends, and cut it off the VMA.
+
+    The dirty pages of its shared file are written to the file. Linux splits an end off first, and removes it then
+    (mm/mmap.c:do_vmi_align_munmap()), which comes to the same.
+    """
+    zap_vma_range(mm, vma, start, end)
+    file, first, last = vma.file, vma.page_index(start), vma.page_index(end)
     shared = vma.vm_flags & VM_SHARED
-    mm.remove_vma(vma)
+    cut_off(mm, vma, start, end)
     if file is not None and shared and file.mapping.i_mmap:
         writeback_range(file.mapping, first, last)
+
+
+def cut_off(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    """Take [start, end), all of a VMA or one of its ends, out of it; the entries are cleared already."""
+    if vma.start < start:
+        mm.move_vma_bounds(vma, vma.start, start)
+    elif end < vma.end:
+        mm.move_vma_bounds(vma, end, vma.end)
+    else:
+        mm.remove_vma(vma)
 
 
 def exit_mmap(mm: MmStruct) -> None:
@@ -123,10 +140,10 @@ def split_range(mm: MmStruct, start: Vaddr, end: Vaddr) -> list[Vma]:
 
     Raises SysError(ENOMEM) as `do_munmap` does, before any change.
     """
-    vmas = list(mm.vmas.overlapping(start, end))
-    if not vmas:
-        return vmas
-    first = vmas[0]
+    first = mm.vmas.find_intersection(start, end)
+    if first is None:
+        return []
+    vmas = [first] if end <= first.end else list(mm.vmas.overlapping(start, end))
     if first.start < start:
         if end < first.end:
             check_map_count(mm, 1)

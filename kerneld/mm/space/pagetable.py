@@ -312,10 +312,19 @@ class PageTable:
         """
         if max(floor, start & -PMD_SIZE) + PMD_SIZE > ceiling:
             return
+        if start & -PMD_SIZE == (end - 1) & -PMD_SIZE:
+            covered = self._lowest_table_bytes(start)
+            if start & -covered < floor or (start & -covered) + covered > ceiling:
+                return
         self._cached.clear()
         for shift in reversed(UPPER_SHIFTS):
             for table in self.walk.tables(start, end, shift):
                 self._free_named(table, shift, floor, ceiling)
+
+    def _lowest_table_bytes(self, vaddr: Vaddr) -> int:
+        """Return how many bytes the lowest table on the way to an address covers."""
+        slot, level = descend(self._words, self.root, vaddr, PMD_SHIFT)
+        return 1 << level if self._words[slot] & KIND == PTE_PRESENT else PTRS_PER_TABLE << level
 
     def _free_named(self, table: Table, shift: int, floor: Vaddr, ceiling: Vaddr) -> None:
         """Free the tables that a table's entries name and that cover nothing outside [floor, ceiling)."""

@@ -148,7 +148,7 @@ class PageWalk:
                 stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
                 yield Leaf(start, stop, slot, slot + 1, huge=True)
             else:
-                stop = self._next_present(slot, start, level)
+                stop = self._next_present(slot, start, level, end)
             start = stop
 
     def first_leaf(self, start: Vaddr, end: Vaddr) -> Vaddr:
@@ -169,27 +169,33 @@ class PageWalk:
                 stop = min(end, (start & -span * PTRS_PER_TABLE) + span * PTRS_PER_TABLE)
                 yield Table(start, stop, slot, slot + ((stop - (start & -span) + span - 1) >> shift))
             else:
-                stop = self._next_present(slot, start, level)
+                stop = self._next_present(slot, start, level, end)
             start = stop
 
-    def _next_present(self, slot: int, vaddr: Vaddr, shift: int) -> Vaddr:
+    def _next_present(self, slot: int, vaddr: Vaddr, shift: int, end: Vaddr) -> Vaddr:
         """Return the start of the first entry that is not empty behind an empty one in its table, or the table's
-        end."""
+        end. An empty entry that reaches to `end` or beyond is not looked behind."""
+        following = ((vaddr >> shift) + 1) << shift
+        if following >= end:
+            return following
         index = slot % PTRS_PER_TABLE
         ahead = np.flatnonzero(self._words_np[slot : slot - index + PTRS_PER_TABLE])
         step = int(ahead[0]) if len(ahead) else PTRS_PER_TABLE - index
         return ((vaddr >> shift) + step) << shift
 
     def runs(self, start: Vaddr, end: Vaddr) -> Iterator[Run]:
-        """Yield the same as `leaves`, in order, but many whole leaf tables at once.
+        """Return the same as `leaves`, in order, but many whole leaf tables at once.
 
         The caller may change yielded entries before it continues, but no table of the range may be freed. So a walk
         that lets other clients be served in between uses `leaves`.
         """
         first, last = start + (-start & PMD_SIZE - 1), end & -PMD_SIZE
         if last - first <= _FEW_TABLES * PMD_SIZE:
-            yield from self.leaves(start, end)
-            return
+            return self.leaves(start, end)
+        return self._long_runs(start, end, first, last)
+
+    def _long_runs(self, start: Vaddr, end: Vaddr, first: Vaddr, last: Vaddr) -> Iterator[Run]:
+        """Yield the runs of [start, end); [first, last) is the part of whole leaf tables."""
         yield from self.leaves(start, first)
         for upper in self.tables(first, last, PMD_SHIFT):
             yield from self._whole_leaves(upper)

@@ -5,8 +5,8 @@ and counts nothing: `MmStruct` alone inserts, removes or changes a VMA. Answers 
 (vm_area_struct), the maple tree as mm/mmap.c uses it, and mm/mmap.c:unmapped_area_topdown().
 
 Invariants: VMAs are page-aligned, not empty, disjoint and sorted; each chunk of the tree is not empty (unless it is the
-only one); `_firsts[i]` is the start of chunk i's first VMA; `_max_gaps[i]` is never less than the largest gap in front
-of a VMA of chunk i.
+only one); `_firsts[i]` is 0 for the first chunk, else above the start of chunk i - 1's last VMA and not above that of
+chunk i's first; `_max_gaps[i]` is never less than the largest gap in front of a VMA of chunk i.
 
 The tree is a list of chunks of at most 2 * CHUNK VMAs: an insertion moves one chunk, and a search for a gap skips whole
 chunks by their largest gap, so that a pair of mmap and munmap costs the same among ten VMAs and among 60,000.
@@ -106,10 +106,11 @@ class VmaTree:
         self._starts: list[list[Vaddr]] = [[]]
         self._firsts: list[Vaddr] = [0]
         self._max_gaps: list[int] = [0]
-        self._len = 0
+        self.count = 0
+        """How many VMAs there are (Linux: mm->map_count)."""
 
     def __len__(self) -> int:
-        return self._len
+        return self.count
 
     def __iter__(self) -> Iterator[Vma]:
         for chunk in self._chunks:
@@ -125,14 +126,17 @@ class VmaTree:
             raise KernelBug("an empty chunk stands among others")
         if len({len(self._chunks), len(self._starts), len(self._firsts), len(self._max_gaps)}) != 1:
             raise KernelBug("the lists of chunks differ in length")
-        if self._len != sum(map(len, self._chunks)):
-            raise KernelBug(f"the tree counts {self._len} VMAs and has {sum(map(len, self._chunks))}")
-        end = 0
+        if self.count != sum(map(len, self._chunks)):
+            raise KernelBug(f"the tree counts {self.count} VMAs and has {sum(map(len, self._chunks))}")
+        if self._firsts[0] or self._firsts != sorted(self._firsts):
+            raise KernelBug("the chunks do not begin at 0, or not one behind the other")
+        end, last = 0, -1
         for number, chunk in enumerate(self._chunks):
             if len(chunk) > 2 * CHUNK or self._starts[number] != [vma.start for vma in chunk]:
                 raise KernelBug(f"chunk {number} is too long, or its VMAs start elsewhere than noted")
-            if chunk and self._firsts[number] != chunk[0].start:
+            if chunk and not last < self._firsts[number] <= chunk[0].start:
                 raise KernelBug(f"chunk {number} starts at {chunk[0].start:#x}, noted is {self._firsts[number]:#x}")
+            last = chunk[-1].start if chunk else last
             for vma in chunk:
                 if vma.start - end > self._max_gaps[number]:
                     raise KernelBug(f"the gap below {vma} is larger than the largest noted for chunk {number}")
@@ -140,7 +144,7 @@ class VmaTree:
 
     def _place(self, vaddr: Vaddr) -> tuple[int, int]:
         """Return chunk and position of the first VMA that starts after `vaddr`; position may be the chunk's length."""
-        number = max(0, bisect_right(self._firsts, vaddr) - 1)
+        number = bisect_right(self._firsts, vaddr) - 1
         return number, bisect_right(self._starts[number], vaddr)
 
     def is_locked(self, vaddr: Vaddr) -> bool:
@@ -152,7 +156,7 @@ class VmaTree:
         """Return the VMA that covers an address, or None (Linux: vma_lookup())."""
         # This is _place(), inlined because every fault calls it.
         number = bisect_right(self._firsts, vaddr) - 1
-        position = bisect_right(self._starts[number], vaddr) if number >= 0 else 0
+        position = bisect_right(self._starts[number], vaddr)
         if position:
             vma = self._chunks[number][position - 1]
             if vaddr < vma.end:
@@ -179,19 +183,35 @@ class VmaTree:
             return self._chunks[number][position - 1]
         return self._chunks[number - 1][-1] if number else None
 
+    def find_intersection(self, start: Vaddr, end: Vaddr) -> Vma | None:
+        """Return the first VMA that shares an address with [start, end) (Linux: find_vma_intersection()), or None."""
+        vma = self.find(start)
+        return vma if vma is not None and vma.start < end else None
+
     def following(self, vma: Vma) -> Vma | None:
         """Return the next VMA above one in the tree, or None."""
-        return self._at(*self._place(vma.start))
+        number, position = self._place(vma.start)
+        return self._at(number, position)
 
     def previous(self, vma: Vma) -> Vma | None:
         """Return the next VMA below one in the tree, or None."""
         number, position = self._place(vma.start)
         return self._before(number, position - 1)
 
+    def neighbours(self, vma: Vma) -> tuple[Vma | None, Vma | None]:
+        """Return the VMAs right below and right above one in the tree; None where there is none."""
+        number, position = self._place(vma.start)
+        return self._before(number, position - 1), self._at(number, position)
+
     def preceding(self, vaddr: Vaddr) -> Vma | None:
         """Return the last VMA that starts below an address, or None."""
-        number, position = self._place(vaddr - 1)
+        number, position = self._place(vaddr - 1) if vaddr else (0, 0)
         return self._before(number, position)
+
+    def around(self, vaddr: Vaddr) -> tuple[Vma | None, Vma | None]:
+        """Return the VMAs below and above an address that no VMA covers; None where there is none."""
+        number, position = self._place(vaddr)
+        return self._before(number, position), self._at(number, position)
 
     def overlapping(self, start: Vaddr, end: Vaddr) -> Iterator[Vma]:
         """Yield the VMAs that share an address with [start, end), in order. The tree must not change meanwhile."""
@@ -214,9 +234,7 @@ class VmaTree:
         number, position = self._place(vma.start)
         self._chunks[number].insert(position, vma)
         self._starts[number].insert(position, vma.start)
-        self._len += 1
-        if position == 0:
-            self._firsts[number] = vma.start
+        self.count += 1
         if position == len(self._chunks[number]) - 1:
             # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
             self._note_gap(number, position)
@@ -229,13 +247,11 @@ class VmaTree:
         position -= 1
         del self._chunks[number][position]
         del self._starts[number][position]
-        self._len -= 1
-        if not self._chunks[number]:
-            if len(self._chunks) > 1:
-                del self._chunks[number], self._starts[number], self._firsts[number], self._max_gaps[number]
-                number, position = min(number, len(self._chunks) - 1), 0
-        elif position == 0:
-            self._firsts[number] = self._starts[number][0]
+        self.count -= 1
+        if not self._chunks[number] and len(self._chunks) > 1:
+            # The next chunk becomes the first, which begins at 0, if it was the first.
+            del self._chunks[number], self._starts[number], self._firsts[number or 1], self._max_gaps[number]
+            number, position = min(number, len(self._chunks) - 1), 0
         self._note_gap(number, position)
 
     def move(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
@@ -245,8 +261,7 @@ class VmaTree:
         old_start, old_end = vma.start, vma.end
         vma.start, vma.end = start, end
         self._starts[number][position] = start
-        if position == 0:
-            self._firsts[number] = start
+        self._firsts[number] = min(self._firsts[number], start)
         if start > old_start:
             self._note_gap(number, position)
         if end < old_end:

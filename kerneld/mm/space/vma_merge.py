@@ -75,8 +75,11 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
     """
-    prev = mm.vmas.previous(vma) if start == vma.start else None
-    following = mm.vmas.following(vma) if end == vma.end else None
+    prev, following = mm.vmas.neighbours(vma) if start == vma.start or end == vma.end else (None, None)
+    if start != vma.start:
+        prev = None
+    if end != vma.end:
+        following = None
     pgoff = vma.page_index(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
     merge_prev = (
@@ -129,8 +132,7 @@ def merge_into_neighbours(
     Source: Linux v6.8 mm/mmap.c:mmap_region() and vma_expand(): the next VMA is tried first; the previous one grows
     over both if its anon_vma agrees with the next one's.
     """
-    following = mm.vmas.find(start)
-    prev = mm.vmas.preceding(start)
+    prev, following = mm.vmas.around(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
     if following is not None and not (
         following.start == end and can_merge_before(following, vm_flags, None, file, pgoff_end)

@@ -109,7 +109,7 @@ BREAK: list[tuple[str, Callable[[World], object]]] = [
     ("nothing holds its pages", lambda w: setattr(w.vma, "vm_flags", w.vma.vm_flags | VM_SHARED)),
     ("grows down", lambda w: setattr(vma_at(w.mm, page(8)), "vm_flags", RW | VM_GROWSDOWN)),
     ("starts elsewhere|start elsewhere", lambda w: setattr(w.vma, "start", page(1))),
-    ("counts", lambda w: setattr(w.mm.vmas, "_len", 7)),
+    ("counts", lambda w: setattr(w.mm.vmas, "count", 7)),
     ("largest noted", lambda w: w.mm.vmas._max_gaps.__setitem__(0, 0)),
     ("lies in no VMA", lambda w: w.set_entry(5, PTE_PRESENT | PTE_USER | PTE_NX)),
     ("does not name a table", lambda w: w.machine.ram.words.__setitem__(w.mm.page_table.root << 9, 1)),

@@ -61,15 +61,19 @@ class Model:
             assert self.tree.lookup(vaddr) is (covering[0] if covering else None)
             below = [vma for vma in self.vmas if vma.start < vaddr]
             assert self.tree.preceding(vaddr) is (below[-1] if below else None)
+            if not covering:
+                assert self.tree.around(vaddr) == (below[-1] if below else None, above[0] if above else None)
         around = [None, *self.vmas, None]
         for place, vma in enumerate(self.vmas):
             assert self.tree.previous(vma) is around[place]
             assert self.tree.following(vma) is around[place + 2]
+            assert self.tree.neighbours(vma) == (around[place], around[place + 2])
 
     def check_range(self, low: int, high: int) -> None:
         start, end = low * GAP + PAGE_SIZE, high * GAP - PAGE_SIZE
         expected = [vma for vma in self.vmas if vma.start < end and start < vma.end]
         assert list(self.tree.overlapping(start, end)) == expected
+        assert self.tree.find_intersection(start, end) is (expected[0] if expected else None)
 
     def check_gaps(self, low: int, high: int, length: int) -> None:
         taken = set()
