@@ -11,7 +11,8 @@ from bench.machine import CPUS, Daemon, Host
 from bench.sample import Row
 from shared.interrupts import ending_by_signals
 
-ROWS = range(1, 36)
+ROWS = range(1, 38)
+_SMALL = {*range(17, 27), 36, 37}
 
 
 def measure(wanted: set[int]) -> Iterator[Row]:
@@ -32,17 +33,17 @@ def measure(wanted: set[int]) -> Iterator[Row]:
             yield from footprint.rows()
         if wanted & {16}:
             yield from with_daemon("1G", traced.rows)
-        if wanted & set(range(17, 27)):
-            yield from with_daemon("1G", lambda daemon: small_calls.rows(daemon, wanted))
+        if wanted & _SMALL:
+            yield from with_daemon("1G", lambda daemon: small_calls.rows(daemon, wanted), "--swap", "64M")
         if wanted & set(range(27, 36)):
             yield from with_daemon("2G", lambda daemon: inside.rows(daemon, wanted))
     finally:
         host.close()
 
 
-def with_daemon(ram: str, group: Callable[[Daemon], Iterator[Row]]) -> Iterator[Row]:
-    """Yield what `group` measures on a daemon of its own."""
-    daemon = Daemon(ram)
+def with_daemon(ram: str, group: Callable[[Daemon], Iterator[Row]], *options: str) -> Iterator[Row]:
+    """Yield what `group` measures on a daemon of its own, started with these options."""
+    daemon = Daemon(ram, *options)
     try:
         yield from group(daemon)
     finally:

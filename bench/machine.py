@@ -23,12 +23,12 @@ START_SECONDS = 10.0
 class Daemon:
     """A kerneld in the foreground, on a socket that nobody else uses."""
 
-    def __init__(self, ram: str = "1G") -> None:
+    def __init__(self, ram: str = "1G", *options: str) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="kerneld-bench-")
         self.socket_path = os.path.join(self._directory.name, "kerneld.sock")
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "kerneld", "start", "--socket", self.socket_path, "--ram", ram,
-             "--log-level", "warning"],
+             "--log-level", "warning", *options],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self.pid = self._process.pid

@@ -5,12 +5,16 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
+#include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +22,9 @@
 
 #define PAGE 4096UL
 #define FILE_NAME "/tmp/kerneld-bench-file"
+#define IMAGE "/bin/true"
+#define SWAP_DEVICE "/dev/ubda"
+#define SWAP_STEP 16UL /* so far apart are the pages of swap_ins() that none is read with another */
 
 static volatile char *map(size_t pages, int prot)
 {
@@ -200,6 +207,78 @@ static uint64_t forks(long times)
 	return started;
 }
 
+/* execve of an image until all of it is laid out: the child stops there, as a debugger's does. The fork is not timed. */
+static uint64_t execs(long times)
+{
+	volatile uint64_t *started = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *argv[] = { "true", NULL }, *envp[] = { "PATH=/bin", NULL };
+	uint64_t spent = 0;
+	int status;
+
+	check(started == MAP_FAILED, "mmap");
+	for (long i = 0; i < times; i++) {
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+			*started = now();
+			execve(IMAGE, argv, envp);
+			_exit(1);
+		}
+		check(waitpid(pid, &status, 0) != pid || !WIFSTOPPED(status), IMAGE);
+		spent += now() - *started;
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	munmap((void *)started, PAGE);
+	return spent;
+}
+
+static long in_memory(volatile char *p, long times)
+{
+	unsigned char there;
+	long count = 0;
+
+	for (long i = 0; i < times; i++)
+		if (!mincore((char *)p + i * SWAP_STEP * PAGE, PAGE, &there))
+			count += there & 1;
+	return count;
+}
+
+/* Takes all free memory for a moment, so that what is written to the swap file is dropped. For a machine of our own. */
+static void press(void)
+{
+	struct sysinfo info;
+	size_t bytes;
+	void *p;
+
+	sysinfo(&info);
+	bytes = info.freeram + (8UL << 20);
+	p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	check(p == MAP_FAILED, "mmap");
+	munmap(p, bytes);
+}
+
+/* Reads pages that are in a swap file alone. Returns 0 if there is no swap, or it keeps them in memory too. */
+static uint64_t swap_ins(long times)
+{
+	volatile char *p = map(times * SWAP_STEP, PROT_READ | PROT_WRITE);
+	uint64_t started;
+
+	for (long i = 0; i < times; i++)
+		p[i * SWAP_STEP * PAGE] = 1;
+	madvise((void *)p, times * SWAP_STEP * PAGE, MADV_PAGEOUT);
+	for (int i = 0; i < 4 && getpid() == 1 && in_memory(p, times); i++)
+		press();
+	started = in_memory(p, times) ? 0 : now();
+	for (long i = 0; i < times && started; i++)
+		(void)p[i * SWAP_STEP * PAGE];
+	if (started)
+		started = now() - started;
+	munmap((void *)p, times * SWAP_STEP * PAGE);
+	return started;
+}
+
 int main(void)
 {
 	static const struct {
@@ -208,12 +287,14 @@ int main(void)
 	} calls[] = {
 		{ "pair", pair }, { "mprotect", protect }, { "dontneed", dontneed }, { "brk", up_and_down },
 		{ "mremap", grow }, { "read", read_faults }, { "write", write_faults }, { "cow", cow_faults },
-		{ "file", file_faults }, { "fork", forks },
+		{ "file", file_faults }, { "fork", forks }, { "execve", execs }, { "swap", swap_ins },
 	};
 	char line[256], name[32];
 	long times;
 
 	mkdir("/tmp", 0777);
+	if (getpid() == 1)
+		check(swapon(SWAP_DEVICE, 0), SWAP_DEVICE);
 	neighbours();
 	printf("ready\n");
 	fflush(stdout);

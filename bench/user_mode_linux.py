@@ -7,7 +7,9 @@ and repeats each command.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +17,28 @@ from pathlib import Path
 from bench.machine import Answering
 
 MEMORY = "256M"
+SWAP_BYTES = 64 << 20
+IMAGE = "/bin/true"
+_INTERPRETER = re.compile(rb"/[\x21-\x7e]*/ld[\x21-\x7e]*\.so[.\d]*(?=\0)")
+
+
+def make_swap(path: Path) -> None:
+    """Make a swap file, as mkswap does. Source: Linux v6.8 include/linux/swap.h:union swap_header."""
+    with path.open("wb") as file:
+        file.truncate(SWAP_BYTES)
+        file.seek(1024)
+        file.write(struct.pack("<III", 1, (SWAP_BYTES >> 12) - 1, 0))
+        file.seek(4096 - 10)
+        file.write(b"SWAPSPACE2")
+
+
+def copy_image(root: Path) -> None:
+    """Copy the program that is loaded by execve, and its interpreter, to where they are on the host."""
+    interpreter = _INTERPRETER.search(Path(IMAGE).read_bytes())
+    for path in [IMAGE, *([interpreter[0].decode()] if interpreter is not None else [])]:
+        copy = root / path.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
 
 
 class UserModeLinux(Answering):
@@ -29,7 +53,10 @@ class UserModeLinux(Answering):
         (root / "tmp").mkdir()
         (root / "dev").mkdir()
         shutil.copy(program, root / "init")
-        command = [linux, f"mem={MEMORY}", "rootfstype=hostfs", f"rootflags={root}", "rw", "init=/init"]
+        copy_image(root)
+        swap = root / "swap"
+        make_swap(swap)
+        command = [linux, f"mem={MEMORY}", "rootfstype=hostfs", f"rootflags={root}", "rw", "init=/init", f"ubd0={swap}"]
         super().__init__(
             [*command, "con0=fd:0,fd:1", "con=null", "quiet"],
             env={**os.environ, "HOME": str(root)},
