@@ -42,10 +42,8 @@ EVICTED_AT_ONCE = 4096
 """The number of cached pages that are dropped in one piece: this takes about a millisecond."""
 FAULT_AROUND_PAGES = 16
 """The pages around a read fault that are mapped with it if they are cached (Linux: fault_around_pages, 64 KiB)."""
-
 READ_AROUND_PAGES = 32
 """The pages that a fault of an uncached page reads in (Linux: ra_pages, 128 KiB)."""
-
 _ZEROS = bytes(PAGE_SIZE)
 
 

@@ -215,9 +215,7 @@ class Pages:
     # A range
 
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Clear every entry of [start, end), and drop the frames' references (xv6: uvmunmap()).
-
-        The range is a part of one VMA, or of several VMAs of anonymous memory: no frame is mapped twice in it.
+        """Clear every entry of [start, end), in which no frame is twice, and drop their references (xv6: uvmunmap()).
 
         The accessed and dirty bits of a file's pages are passed on to their frames. A huge page that lies in the range
         only in part is split first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().
