@@ -35,6 +35,7 @@ Examples:
   kerneld stop                      end kerneld, and wait for its end
   kerneld referee                   compare kerneld with the kernel of this host
   kerneld conformance --export kit  the checks of the assignment, in C, for a real kernel
+  kerneld grade team7               points for the user programs of a submission
   kerneld demo                      a demonstration: kerneld, a target and an inspector together
 
 \b
@@ -53,6 +54,7 @@ COMMANDS = {
     "demo": "kerneld.commands.demo",
     "exec": "kerneld.commands.exec.exec",
     "ftrace": "kerneld.commands.trace.ftrace",
+    "grade": "kerneld.commands.grade.grade",
     "inspect-dump": "kerneld.commands.daemon.inspect_dump",
     "maps": "kerneld.commands.proc.maps",
     "proc": "kerneld.commands.proc.proc",

@@ -31,9 +31,19 @@ def launch(stub: Path, socket_path: str, define: int, program: Sequence[str], en
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these signals, and an ignored signal stays ignored across execve.
         signal.signal(ignored, signal.SIG_DFL)
-    hidden = f"{_first_hidden_fd()}/{define}"
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.execve(stub, stub_words(socket_path, define, program, open_files), environment)
+
+
+def stub_words(socket_path: str, define: int, program: Sequence[str], open_files: tuple[int, int]) -> list[str]:
+    """Return the words that the stub is executed with. `program` and `define` are as for `launch`.
+
+    `open_files` is RLIMIT_NOFILE, soft and hard, of the process that executes it. Raises ProgramError when that is too
+    small.
+    """
+    hidden = f"{_first_hidden_fd(*open_files)}/{define}"
     path, name, *arguments = program
-    os.execve(stub, ["kerneld-exec", "-", socket_path, hidden, "-", "-", path, name, name, *arguments], environment)
+    return ["kerneld-exec", "-", socket_path, hidden, "-", "-", path, name, name, *arguments]
 
 
 def check_set_user_id(path: str) -> None:
@@ -44,12 +54,11 @@ def check_set_user_id(path: str) -> None:
         raise ProgramError(f"{path} is set-user-ID, and would run inside without these rights")
 
 
-def _first_hidden_fd() -> int:
+def _first_hidden_fd(soft: int, hard: int) -> int:
     """Return the first descriptor of the stub: above the program's own, if the hard limit of open files leaves room.
 
     Raises ProgramError when the limit is too small.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hidden = _MOST_FDS if soft == resource.RLIM_INFINITY else min(soft, _MOST_FDS)
     if hard == resource.RLIM_INFINITY or hard >= hidden + _WINDOW_FDS:
         return hidden

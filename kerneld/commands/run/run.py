@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -116,12 +117,7 @@ def install_header(abi: str, directory: Path) -> None:
 
 def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoReturn:
     """Execute the program in this process. Raises Failure when the real kernel refuses."""
-    environment = {**os.environ, "KERNELD_SOCKET": socket_path}
-    earlier = environment.get("LD_PRELOAD", "")
-    environment["LD_PRELOAD"] = f"{library}:{earlier}" if earlier else str(library)
-    # AddressSanitizer refuses to start behind another preloaded library; this one takes nothing that it needs.
-    options = environment.get("ASAN_OPTIONS", "")
-    environment["ASAN_OPTIONS"] = ":".join(filter(None, ["verify_asan_link_order=0", options]))
+    environment = preload_environment(os.environ, library, socket_path)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         # Python ignores these signals, and an ignored signal stays ignored across execve.
         signal.signal(ignored, signal.SIG_DFL)
@@ -129,3 +125,14 @@ def execute(path: str, argv: list[str], library: Path, socket_path: str) -> NoRe
         os.execve(path, argv, environment)
     except OSError as error:
         raise Failure(KerneldStatus.CANNOT_RUN, f"cannot run {path}: {error.strerror}") from None
+
+
+def preload_environment(environ: Mapping[str, str], library: Path, socket_path: str) -> dict[str, str]:
+    """Return an environment in which the library takes the calls of a program."""
+    environment = {**environ, "KERNELD_SOCKET": socket_path}
+    earlier = environment.get("LD_PRELOAD", "")
+    environment["LD_PRELOAD"] = f"{library}:{earlier}" if earlier else str(library)
+    # AddressSanitizer refuses to start behind another preloaded library; this one takes nothing that it needs.
+    options = environment.get("ASAN_OPTIONS", "")
+    environment["ASAN_OPTIONS"] = ":".join(filter(None, ["verify_asan_link_order=0", options]))
+    return environment

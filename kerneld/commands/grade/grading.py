@@ -1,0 +1,203 @@
+"""Grades submissions side by side: a process for each (`kerneld.commands.grade.cell`). Owns these processes.
+
+What all submissions need is made once: the walls that the host allows, the tools, the traced order of part 5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from kerneld.commands.compiled import BuildError
+from kerneld.commands.exec.build_stub import ensure_stub
+from kerneld.commands.grade.cell.isolation import Walls
+from kerneld.commands.grade.checklist import Checklist
+from kerneld.commands.grade.model import Finding, Result, failed
+from kerneld.commands.grade.rows import ROWS, Part
+from kerneld.commands.grade.traced_order import Order
+from kerneld.commands.run.preload import ensure_library, header_path
+
+_CELL = (sys.executable, "-P", "-m", "kerneld.commands.grade.cell")
+_NO_WALLS = 3
+_FIRST_UID = 59_000
+"""No user of a usual system: Debian's and systemd's ranges end below or begin above (systemd.io/UIDS-GIDS)."""
+_SLACK_SECONDS = 30
+_KEPT = 2000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Means:
+    """What all submissions are graded with."""
+
+    checklist: Checklist
+    parts: tuple[Part, ...]
+    walls: Walls
+    stub: str
+    library: str
+    order: Order
+    why_not_inside: str = ""
+
+
+def team_names(directories: Sequence[Path]) -> list[str]:
+    """Return a name for each submission: that of its directory, with a number where several have the same."""
+    names: list[str] = []
+    for directory in directories:
+        name = directory.resolve().name or "submission"
+        same = sum(1 for one in names if one == name or one.startswith(f"{name}-"))
+        names.append(f"{name}-{same + 1}" if name in names else name)
+    return names
+
+
+def find_walls() -> Walls:
+    """Return the walls that this host allows. They are built once, to see."""
+    is_root = os.geteuid() == 0
+    for user, has_files, network in itertools.product((True, False), repeat=3):
+        walls = Walls(user, has_files, has_files, network)
+        if user and not is_root:
+            continue
+        done = _run_cell(_task(Path("/"), "", (), _uid(walls, 0), walls, None), 60)
+        if done.returncode == 0:
+            return walls
+    return Walls()
+
+
+def find_tools() -> tuple[str, str, str]:
+    """Return the stub of `kerneld exec`, the library of `kerneld run`, and why no program can run inside.
+
+    Raises BuildError when there is neither.
+    """
+    library = str(ensure_library("f24"))
+    try:
+        return str(ensure_stub()), library, ""
+    except BuildError as error:
+        return "", library, str(error)
+
+
+def grade_all(
+    directories: Sequence[Path], means: Means, jobs: int, on_result: Callable[[Result], None]
+) -> list[Result]:
+    """Grade all submissions, `jobs` at once, and return their results in the order of the directories.
+
+    `on_result` gets each result when it is there.
+    """
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    names = team_names(directories)
+    results: dict[int, Result] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {
+            pool.submit(_grade_in_slot, slots, directory, name, means): at
+            for at, (directory, name) in enumerate(zip(directories, names, strict=True))
+        }
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            on_result(future.result())
+    return [results[at] for at in range(len(directories))]
+
+
+def _grade_in_slot(slots: queue.SimpleQueue[int], directory: Path, name: str, means: Means) -> Result:
+    slot = slots.get()
+    try:
+        return grade(directory, name, means, slot)
+    finally:
+        slots.put(slot)
+
+
+def grade(directory: Path, name: str, means: Means, slot: int) -> Result:
+    """Grade one submission. Those that are graded at the same time have different slots."""
+    scratch = tempfile.mkdtemp(prefix="kerneld-grade-")
+    uid = _uid(means.walls, slot)
+    try:
+        task = _task(directory.resolve(), scratch, means.parts, uid, means.walls, means)
+        done = _run_cell(task, means.checklist.limits.all_seconds + _SLACK_SECONDS)
+    finally:
+        if uid is not None:
+            _sweep(uid)
+        shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        fields = json.loads(done.stdout)
+    except ValueError:
+        return _without_answer(directory, name, means, done)
+    result = Result.from_json({"team": name, "directory": str(directory), "walls": means.walls.words(), **fields})
+    findings = [_with_command(finding, directory) for finding in result.findings]
+    return dataclasses.replace(result, findings=_chosen(findings, means))
+
+
+def _chosen(findings: Sequence[Finding], means: Means) -> tuple[Finding, ...]:
+    """Return the findings of the rows that the checklist has, in its order."""
+    by_row = {finding.row: finding for finding in findings}
+    return tuple(by_row[row] for row in means.checklist.points if row in by_row)
+
+
+def _with_command(finding: Finding, directory: Path) -> Finding:
+    return dataclasses.replace(finding, again=f"kerneld grade --only {finding.row} {directory}")
+
+
+def _without_answer(directory: Path, name: str, means: Means, done: subprocess.CompletedProcess[str]) -> Result:
+    """Return the result of a submission whose process gave none: everything failed, and the reason is shown."""
+    why = "its time was over" if done.returncode < 0 else f"status {done.returncode}: {done.stderr.strip()[-300:]}"
+    findings = [
+        _with_command(failed(row.name, f"the process that grades this submission was ended ({why})"), directory)
+        for row in ROWS
+        if row.part in means.parts
+    ]
+    return Result(name, str(directory), _chosen(findings, means), means.walls.words(), output=done.stderr[-_KEPT:])
+
+
+def _uid(walls: Walls, slot: int) -> int | None:
+    return _FIRST_UID + slot if walls.user else None
+
+
+def _task(
+    directory: Path, scratch: str, parts: Sequence[Part], uid: int | None, walls: Walls, means: Means | None
+) -> dict[str, Any]:
+    """Return the task of a cell: the fields of `kerneld.commands.grade.cell.__main__.Task`."""
+    checklist = means.checklist if means else Checklist.default()
+    order = means.order if means else Order((), "")
+    return {
+        "directory": str(directory), "scratch": scratch, "parts": list(parts), "uid": uid, "walls": list(walls),
+        "limits": dataclasses.asdict(checklist.limits), "stub": means.stub if means else "",
+        "library": means.library if means else "", "header": header_path("f24").read_text(),
+        "functions": list(checklist.functions), "order": list(order.functions), "why_no_order": order.why_not,
+    }  # fmt: skip
+
+
+def _run_cell(task: dict[str, Any], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a cell to its end; after the time it is killed, and everything in it."""
+    cell = subprocess.Popen(
+        _CELL, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = cell.communicate(json.dumps(task), timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(cell.pid, signal.SIGKILL)
+        out, err = cell.communicate()
+    return subprocess.CompletedProcess(_CELL, cell.returncode, out, err)
+
+
+def _sweep(uid: int) -> None:
+    """Kill all processes of a user of a slot. Source: kill(2), of the pid -1."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            os.kill(-1, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+__all__ = ["Means", "find_tools", "find_walls", "grade", "grade_all", "team_names"]

@@ -1,0 +1,1 @@
+"""The results for people and for other programs. Runs nothing."""

@@ -1,0 +1,231 @@
+"""A hostile submission spoils only itself: not the host, not the submission that is graded beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kerneld.commands.grade.cell.isolation import Walls
+from kerneld.commands.grade.grading import Means
+from kerneld.commands.grade.limits import Limits
+from kerneld.commands.grade.model import Result
+from kerneld.commands.grade.rows import Part
+from tests.commands.grade.conftest import Grade, lost
+from tests.commands.grade.submission import write_hostile, write_submission
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ATTACKS = ("FORK_BOMB", "ENDLESS_OUTPUT", "WRITES_OUTSIDE", "KILLS", "EATS_MEMORY", "FILLS_DISK", "DIALS", "HANGS",
+           "IGNORES_ALL")  # fmt: skip
+AT_BUILD = ("FORK_BOMB", "KILLS", "EATS_MEMORY", "FILLS_DISK", "WRITES_OUTSIDE", "HANGS")
+_LIMITS = Limits(build_seconds=12, target_seconds=10, memory_mib=400)
+_SPOILED = "spoiled-by-a-submission"
+
+
+class Scene:
+    """A host with something to spoil."""
+
+    def __init__(self, top: Path) -> None:
+        self.outside = top / "outside"
+        self.outside.mkdir()
+        self.outside.chmod(0o777)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.right = write_submission(top / "right")
+        self.right_readme = (self.right / "README").read_bytes()
+        # Of the user that grades: where that is not root, it is the user of the programs too.
+        self.bystander = subprocess.Popen(["sleep", "1000"])
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    def close(self) -> None:
+        self.listener.close()
+        self.bystander.kill()
+        self.bystander.wait()
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """The host."""
+    scene = Scene(tmp_path_factory.mktemp("host"))
+    yield scene
+    scene.close()
+
+
+def attackers(scene: Scene) -> list[Path]:
+    top = scene.right.parent
+    more = {"outside": scene.outside, "other": scene.right, "port": scene.port}
+    teams = [write_hostile(top / name, name, **more) for name in ATTACKS]  # type: ignore[arg-type]
+    return teams + [write_hostile(top / f"{name}-build", name, at_build=True, **more) for name in AT_BUILD]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def results(scene: Scene, grade: Grade, means: Means) -> dict[str, Result]:
+    """The results of all attackers, with the right submission between them."""
+    if not means.walls.files:
+        pytest.skip("this host allows no namespaces")
+    teams = attackers(scene)
+    checklist = replace(means.checklist, limits=_LIMITS)
+    return grade([*teams[:4], scene.right, *teams[4:]], checklist=checklist)
+
+
+def test_the_right_one_between_them_loses_nothing(results: dict[str, Result]) -> None:
+    # Its part5.txt is empty.
+    assert set(lost(results["right"])) == {"part5_form", "part5_order"}, lost(results["right"])
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *(f"{name}-build" for name in AT_BUILD)])
+def test_an_attacker_gets_no_points_for_its_programs(results: dict[str, Result], name: str) -> None:
+    assert {"inspector_opens", "inspector_live", "target_visible"} <= set(lost(results[name]))
+    assert lost(results[name]).keys() & {"references", "readme"} == set()
+
+
+def test_each_attack_is_named(results: dict[str, Result]) -> None:
+    # On a busy host the time is over before the output is too much.
+    assert lost(results["ENDLESS_OUTPUT"])["inspector_usage"] in (
+        "inspector printed more than 8 MiB",
+        "./inspector did not end",
+    )
+    assert "processes" in lost(results["FORK_BOMB-build"])["build"]
+    assert "MiB of memory" in lost(results["EATS_MEMORY-build"])["build"]
+    assert "did not end" in lost(results["HANGS-build"])["build"]
+
+
+@pytest.mark.usefixtures("results")
+def test_nothing_was_written_outside(scene: Scene) -> None:
+    assert list(scene.outside.iterdir()) == []
+    assert (scene.right / "README").read_bytes() == scene.right_readme
+    assert [path for place in ("/tmp", "/var/tmp", "/dev/shm") if (path := Path(place) / _SPOILED).exists()] == []
+
+
+def test_no_program_has_a_capability(results: dict[str, Result]) -> None:
+    assert "remounted: 0" in results["WRITES_OUTSIDE"].output
+
+
+@pytest.mark.usefixtures("results")
+def test_nobody_outside_was_killed_or_called(scene: Scene) -> None:
+    assert scene.bystander.poll() is None
+    with pytest.raises(BlockingIOError):
+        scene.listener.accept()
+
+
+@pytest.mark.usefixtures("results")
+def test_nothing_is_left(means: Means) -> None:
+    assert left_processes(means.walls) == []
+    assert list(Path("/tmp").glob("kerneld-grade-*/room")) == []
+
+
+def left_processes(walls: Walls) -> list[str]:
+    """Return the processes of the users of the slots."""
+    if not walls.user:
+        return []
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and 59_000 <= entry.stat().st_uid < 59_256:
+                found.append((entry / "comm").read_text())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root and without namespaces there is no wall to test")
+def test_without_namespaces_another_user_is_wall_enough(
+    tmp_path_factory: pytest.TempPathFactory, grade: Grade, means: Means
+) -> None:
+    if not means.walls.user:
+        pytest.skip("this host has no other user")
+    scene = Scene(tmp_path_factory.mktemp("docker"))
+    try:
+        # A host like this one shows its scratch directories to the submissions; it is their own user that protects.
+        top = scene.right.parent
+        teams = [scene.right]
+        for name in ("FORK_BOMB", "KILLS", "HANGS"):
+            teams.append(write_hostile(top / name, name, outside=top, other=scene.right))
+            teams.append(write_hostile(top / f"{name}-build", name, at_build=True, outside=top, other=scene.right))
+        checklist = replace(means.checklist, limits=_LIMITS)
+        found = grade(teams, walls=Walls(user=True), checklist=checklist)
+        assert set(lost(found["right"])) == {"part5_form", "part5_order"}, lost(found["right"])
+        assert scene.bystander.poll() is None
+        assert left_processes(means.walls) == []
+        assert (scene.right / "README").read_bytes() == scene.right_readme
+    finally:
+        scene.close()
+
+
+def test_a_submission_is_not_followed_out_of_its_directory(tmp_path: Path, grade: Grade) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "part4").mkdir()
+    (secret / "part4" / "Makefile").write_text("all:\n\techo stolen\n")
+    (secret / "references.txt").write_text("stolen\n")
+    team = write_submission(tmp_path / "team")
+    (team / "references.txt").unlink()
+    (team / "references.txt").symlink_to(secret / "references.txt")
+    (team / "user" / "part5.txt").unlink()
+    os.mkfifo(team / "user" / "part5.txt")
+    for file in (team / "user" / "part4").iterdir():
+        file.unlink()
+    (team / "user" / "part4").rmdir()
+    (team / "user" / "part4").symlink_to(secret / "part4")
+    (result,) = grade([team], Part.FILES, Part.PART5, Part.BUILD).values()
+    seen = lost(result)
+    assert seen["references"] == "there is no references.txt in the top directory"
+    assert seen["part5_order"] == "there is no user/part5.txt"
+    assert "build" in seen
+    assert "stolen" not in result.output
+
+
+def test_compiled_programs_are_not_copied(tmp_path: Path, grade: Grade) -> None:
+    team = write_submission(tmp_path / "team")
+    part4 = team / "user" / "part4"
+    (part4 / "Makefile").write_text("all:\n\techo nothing to do\n")
+    for name in ("inspector", "target"):
+        (part4 / name).write_bytes(Path("/bin/true").read_bytes())
+        (part4 / name).chmod(0o755)
+    (result,) = grade([team], Part.BUILD).values()
+    assert "there is no program inspector and no program target" in lost(result)["build"]
+
+
+@pytest.mark.parametrize("missing", ["Makefile", "part4", "user"])
+def test_what_is_missing_is_named(tmp_path: Path, grade: Grade, missing: str) -> None:
+    team = write_submission(tmp_path / "team")
+    path = {"Makefile": team / "user/part4/Makefile", "part4": team / "user/part4", "user": team / "user"}[missing]
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    (result,) = grade([team], Part.BUILD, Part.INSPECTOR).values()
+    words = {"Makefile": "there is no Makefile in user/part4", "part4": "there is no directory user/part4",
+             "user": "there is no directory user"}  # fmt: skip
+    assert lost(result)["build"] == words[missing]
+    assert lost(result)["inspector_opens"] == "the programs were not built"
+
+
+def test_ctrl_c_ends_everything(tmp_path: Path, means: Means) -> None:
+    if not means.walls.user or not means.walls.processes:
+        pytest.skip("only with another user and a pid namespace the processes of a submission can be told from others")
+    team = write_hostile(tmp_path / "team", "IGNORES_ALL", at_build=True)
+    words = [sys.executable, "-P", "-m", "kerneld", "grade", "--only", "build", str(team)]
+    grader = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: left_processes(means.walls) != [])
+    os.killpg(grader.pid, signal.SIGINT)
+    assert grader.wait(60) != 0
+    wait_until(lambda: left_processes(means.walls) == [])
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait until something is true; a minute is the most."""
+    end = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.05)

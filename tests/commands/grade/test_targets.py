@@ -1,0 +1,52 @@
+"""The right target gets all points, and each change that is left out loses its own row."""
+
+from __future__ import annotations
+
+import pytest
+
+from kerneld.commands.grade.grading import Means
+from kerneld.commands.grade.model import Outcome, Result
+from kerneld.commands.grade.rows import Part
+from tests.commands.grade.conftest import Grade, lost
+from tests.commands.grade.submission import write_submission
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+MISTAKES = {
+    "NONE": set[str](),
+    "NO_WRITE": {"writes"},
+    "NO_COW": {"cow"},
+    "NO_UNMAP": {"unmaps"},
+    "NO_STACK": {"stack"},
+    "NO_EXECVE": {"execve"},
+    "CRASHES": {"exit"},
+    "HURRIES": {"visible"},
+    # Its memory is static: nothing of it is mapped, written or unmapped as the assignment asks.
+    "NO_MAP": {"maps", "writes", "unmaps", "visible"},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, grade: Grade, means: Means) -> dict[str, Result]:
+    """The results of all targets."""
+    if means.why_not_inside:
+        pytest.skip(f"no program runs inside: {means.why_not_inside}")
+    top = tmp_path_factory.mktemp("teams")
+    teams = [write_submission(top / name, target={"MISTAKE": name}) for name in MISTAKES]
+    return grade(teams, Part.BUILD, Part.TARGET)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_change_left_out_loses_its_own_row(results: dict[str, Result], name: str) -> None:
+    assert set(lost(results[name])) == {f"target_{row}" for row in MISTAKES[name]}, lost(results[name])
+    assert {one.outcome for one in results[name].findings} <= {Outcome.PASSED, Outcome.FAILED}
+
+
+def test_where_no_program_runs_inside_the_target_is_not_graded_and_not_passed(
+    tmp_path_factory: pytest.TempPathFactory, grade: Grade
+) -> None:
+    team = write_submission(tmp_path_factory.mktemp("outside") / "right")
+    (result,) = grade([team], Part.BUILD, Part.TARGET, stub="").values()
+    outcomes = {one.row: one.outcome for one in result.findings}
+    assert outcomes.pop("build") is Outcome.PASSED
+    assert set(outcomes.values()) == {Outcome.SKIPPED}
