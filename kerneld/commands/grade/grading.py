@@ -9,14 +9,15 @@ import dataclasses
 import itertools
 import json
 import os
-import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from kerneld.commands.run.preload import ensure_library, header_path
 
 _CELL = (sys.executable, "-P", "-m", "kerneld.commands.grade.cell")
 _NO_WALLS = 3
-_FIRST_UID = 59_000
-"""No user of a usual system: Debian's and systemd's ranges end below or begin above (systemd.io/UIDS-GIDS)."""
+USERS = range(59_000, 60_000)
+"""No users of a usual system: Debian's and systemd's ranges end below or begin above (systemd.io/UIDS-GIDS)."""
 _SLACK_SECONDS = 30
 _KEPT = 2000
 
@@ -67,7 +68,8 @@ def find_walls() -> Walls:
         walls = Walls(user, has_files, has_files, network)
         if user and not is_root:
             continue
-        done = _run_cell(_task(Path("/"), "", (), _uid(walls, 0), walls, None), 60)
+        with _own_user(walls) as uid:
+            done = _run_cell(_task(Path("/"), "", (), uid, walls, None), 60)
         if done.returncode == 0:
             return walls
     return Walls()
@@ -92,14 +94,11 @@ def grade_all(
 
     `on_result` gets each result when it is there.
     """
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
     names = team_names(directories)
     results: dict[int, Result] = {}
     with ThreadPoolExecutor(jobs) as pool:
         futures = {
-            pool.submit(_grade_in_slot, slots, directory, name, means): at
+            pool.submit(grade, directory, name, means): at
             for at, (directory, name) in enumerate(zip(directories, names, strict=True))
         }
         for future in as_completed(futures):
@@ -108,24 +107,14 @@ def grade_all(
     return [results[at] for at in range(len(directories))]
 
 
-def _grade_in_slot(slots: queue.SimpleQueue[int], directory: Path, name: str, means: Means) -> Result:
-    slot = slots.get()
-    try:
-        return grade(directory, name, means, slot)
-    finally:
-        slots.put(slot)
-
-
-def grade(directory: Path, name: str, means: Means, slot: int) -> Result:
-    """Grade one submission. Those that are graded at the same time have different slots."""
+def grade(directory: Path, name: str, means: Means) -> Result:
+    """Grade one submission. Raises RuntimeError when all users for submissions are in use."""
     scratch = tempfile.mkdtemp(prefix="kerneld-grade-")
-    uid = _uid(means.walls, slot)
     try:
-        task = _task(directory.resolve(), scratch, means.parts, uid, means.walls, means)
-        done = _run_cell(task, means.checklist.limits.all_seconds + _SLACK_SECONDS)
+        with _own_user(means.walls) as uid:
+            task = _task(directory.resolve(), scratch, means.parts, uid, means.walls, means)
+            done = _run_cell(task, means.checklist.limits.all_seconds + _SLACK_SECONDS)
     finally:
-        if uid is not None:
-            _sweep(uid)
         shutil.rmtree(scratch, ignore_errors=True)
     try:
         fields = json.loads(done.stdout)
@@ -134,6 +123,29 @@ def grade(directory: Path, name: str, means: Means, slot: int) -> Result:
     result = Result.from_json({"team": name, "directory": str(directory), "walls": means.walls.words(), **fields})
     findings = [_with_command(finding, directory) for finding in result.findings]
     return dataclasses.replace(result, findings=_chosen(findings, means))
+
+
+@contextmanager
+def _own_user(walls: Walls) -> Iterator[int | None]:
+    """Yield a user that nobody else has now, on the whole host, or None; kill what it has left running.
+
+    A user is taken by an abstract socket (unix(7)): Linux frees its name when this process ends, however it ends.
+    """
+    if not walls.user:
+        yield None
+        return
+    for uid in USERS:
+        with socket.socket(socket.AF_UNIX) as claim:
+            try:
+                claim.bind(f"\0kerneld-grade-{uid}")
+            except OSError:
+                continue
+            try:
+                yield uid
+            finally:
+                _sweep(uid)
+            return
+    raise RuntimeError("all users for submissions are in use")
 
 
 def _chosen(findings: Sequence[Finding], means: Means) -> tuple[Finding, ...]:
@@ -155,10 +167,6 @@ def _without_answer(directory: Path, name: str, means: Means, done: subprocess.C
         if row.part in means.parts
     ]
     return Result(name, str(directory), _chosen(findings, means), means.walls.words(), output=done.stderr[-_KEPT:])
-
-
-def _uid(walls: Walls, slot: int) -> int | None:
-    return _FIRST_UID + slot if walls.user else None
 
 
 def _task(
@@ -189,7 +197,7 @@ def _run_cell(task: dict[str, Any], seconds: float) -> subprocess.CompletedProce
 
 
 def _sweep(uid: int) -> None:
-    """Kill all processes of a user of a slot. Source: kill(2), of the pid -1."""
+    """Kill all processes of a user. Source: kill(2), of the pid -1."""
     child = os.fork()
     if child == 0:
         try:
