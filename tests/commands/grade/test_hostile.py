@@ -98,7 +98,11 @@ def test_each_attack_is_named(results: dict[str, Result]) -> None:
         "inspector printed more than 8 MiB",
         "./inspector did not end",
     )
-    assert "processes" in lost(results["FORK_BOMB-build"])["build"]
+    # Where the programs have a user of their own, Linux itself makes no more processes for it (RLIMIT_NPROC).
+    assert lost(results["FORK_BOMB-build"])["build"] in (
+        "more than 64 processes at once",
+        "make did not end within 12 s",
+    )
     assert "MiB of memory" in lost(results["EATS_MEMORY-build"])["build"]
     assert "did not end" in lost(results["HANGS-build"])["build"]
 
