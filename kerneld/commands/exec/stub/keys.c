@@ -8,7 +8,6 @@
 #include "native.h"
 
 #define NR_KEYS 16
-#define CPUID_OSPKE (1U << 4)	/* leaf 7, ECX */
 #define XSTATE_PKRU 9
 #define PKEY_DISABLE_ACCESS 1
 #define PROT_EXEC 4
@@ -25,17 +24,11 @@ static void cpuid(u32 leaf, u32 sub, u32 *out)
 	__asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
 }
 
-/* Take all of the host's keys, where there are any. They stay closed in PKRU. */
+/* Take all of the host's keys, where there are any. They stay closed in PKRU. (`cpuid` is slow on a virtual machine.) */
 void keys_start(void)
 {
 	u32 words[4];
 	process.pkru_at = 0;
-	cpuid(0, 0, words);
-	if (words[0] < 0xd)
-		return;
-	cpuid(7, 0, words);
-	if (!(words[2] & CPUID_OSPKE))
-		return;
 	for (int key = 1; key < NR_KEYS; key++)
 		if (sys2(NR_pkey_alloc, 0, PKEY_DISABLE_ACCESS) != key)
 			return;
