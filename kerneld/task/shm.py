@@ -113,7 +113,7 @@ class ShmSegments:
         """Return the id of the segment of a key, or of a new one. `mm` is the caller's memory.
 
         Raises SysError(ENOENT, EEXIST, EACCES), SysError(EINVAL) for a bad size or a larger one than the segment has,
-        SysError(ENOSPC) beyond a limit, SysError(ENOMEM).
+        SysError(ENOSPC) beyond a limit, SysError(EPERM) for huge pages without CAP_IPC_LOCK, SysError(ENOMEM).
         Source: Linux v6.8 ipc/util.c:ipcget(), ipc/shm.c:newseg(), shm_more_checks().
         """
         self._sweep()
@@ -136,7 +136,8 @@ class ShmSegments:
         if not 1 <= size_bytes <= SHMMAX:
             raise SysError(errno.EINVAL)
         if flags & SHM_HUGETLB:
-            raise SysError(errno.ENOMEM)
+            # The pool is empty. Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_file_setup().
+            raise SysError(errno.ENOMEM if caller.capable(CAP_IPC_LOCK) else errno.EPERM)
         noreserve = flags & SHM_NORESERVE != 0 and mm.sysctl.overcommit_memory != OVERCOMMIT_NEVER
         if not noreserve:
             check_enough_memory(mm, pages)

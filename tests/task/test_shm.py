@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from kerneld.errors import SysError
 from kerneld.mm.space.mm import MmStruct
-from kerneld.task.capability import ALL_CAPS, CAP_IPC_OWNER, CAP_SYS_ADMIN
+from kerneld.task.capability import ALL_CAPS, CAP_IPC_LOCK, CAP_IPC_OWNER, CAP_SYS_ADMIN
 from kerneld.task.shm import Caller, ShmSegments, check_owner, check_rights, set_locked
 from shared.uapi.page import PAGE_SIZE
-from shared.uapi.shm import IPC_CREAT, IPC_PRIVATE, SHM_DEST, SHM_LOCKED
+from shared.uapi.shm import IPC_CREAT, IPC_PRIVATE, SHM_DEST, SHM_HUGETLB, SHM_LOCKED
 from tests.support.machine import Machine, checked, errno_of
 
 OWNER, MATE, OTHER = Caller(10, 20, 1, 0), Caller(11, 20, 2, 0), Caller(12, 22, 3, 0)
@@ -79,3 +80,10 @@ def test_a_removed_one_gives_its_memory_back(segments: ShmSegments, mm: MmStruct
 @pytest.mark.parametrize("size", [0, (1 << 64) - 1])
 def test_bad_sizes(segments: ShmSegments, mm: MmStruct, size: int) -> None:
     assert errno_of(lambda: segments.shmget(OWNER, mm, IPC_PRIVATE, size, 0o600)) == errno.EINVAL
+
+
+def test_huge_pages_need_a_right_and_find_an_empty_pool(segments: ShmSegments, mm: MmStruct) -> None:
+    for caller, error in ((OWNER, errno.EPERM), (OWNER._replace(caps=1 << CAP_IPC_LOCK), errno.ENOMEM)):
+        with pytest.raises(SysError) as raised:
+            segments.shmget(caller, mm, IPC_PRIVATE, PAGE_SIZE, SHM_HUGETLB | 0o600)
+        assert raised.value.errno == error
