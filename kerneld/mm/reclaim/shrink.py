@@ -141,13 +141,15 @@ def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, M
 def _check_backing(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> Mask:
     """Give anonymous candidates a slot in the swap file. Return the candidates that cannot be reclaimed.
 
-    A lazily freed frame that was written to becomes normal anonymous memory again.
+    A lazily freed frame that was written to becomes normal anonymous memory again, which is dirty: its entry was
+    removed, its dirty bit went to the frame, and the entry is put back.
+    Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
     """
     anon = candidates & frames.has(pfns, PG_ANON)
     dirty = users.dirty | frames.has(pfns, PG_DIRTY)
     lazyfree = anon & ~frames.has(pfns, PG_SWAPBACKED)
     redirtied = lazyfree & dirty
-    frames.set(pfns[redirtied], PG_SWAPBACKED)
+    frames.set(pfns[redirtied], PG_SWAPBACKED | PG_DIRTY)
     # The swap cache also holds frames that are not anonymous yet.
     cached = frames.has(pfns, PG_SWAPCACHE)
     new = np.flatnonzero(anon & ~lazyfree & ~cached)

@@ -9,7 +9,7 @@ import pytest
 
 from kerneld.hw.paging import PTE_PRESENT
 from kerneld.mm.calls.madvise import do_madvise
-from kerneld.mm.frames.frames import PG_ACTIVE, PG_REFERENCED, PG_SWAPBACKED, PG_UNEVICTABLE
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, PG_UNEVICTABLE
 from kerneld.mm.frames.lru import isolate
 from kerneld.mm.reclaim.shrink import shrink_folio_list
 from kerneld.mm.space.mm import MmStruct
@@ -149,6 +149,7 @@ def test_lazily_freed_memory_goes_unless_somebody_has_written(
     assert load(mm, BASE) == (b"y" if written else b"\0")
     if written:
         assert flag(machine, pfn, PG_SWAPBACKED), "it is anonymous memory like any other again"
+        assert flag(machine, pfn, PG_DIRTY), "the entry was removed and put back"
 
 
 @pytest.mark.parametrize("may_write", [False, True])
