@@ -21,6 +21,7 @@ from kerneld.mm.frames.frames import (
     PG_ANON_EXCLUSIVE,
     PG_DIRTY,
     PG_LRU,
+    PG_PGD,
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PG_TABLE,
@@ -62,7 +63,7 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     _none(free & (frames.refcount != 0), "is free and has references")
     _none(~free & (frames.refcount == 0), "is neither free nor held by anything: it has leaked")
     _none(free & ((frames.flags != 0) | (frames.mapping != 0)), "is free and keeps flags or a mapping")
-    is_table = (frames.flags & PG_TABLE) != 0
+    is_table = (frames.flags & (PG_TABLE | PG_PGD)) != 0
     _none(is_table != (tables == 1), "is a page table by its flags or by a walk, but not by both")
     _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
     anon = (frames.flags & PG_ANON) != 0

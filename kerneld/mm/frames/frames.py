@@ -56,10 +56,13 @@ is lazily freed: it is dropped if nobody has written to it since MADV_FREE."""
 PG_ANON_EXCLUSIVE = 1 << 10
 """The frame belongs to only one address space: a write need not copy it (Linux: PageAnonExclusive)."""
 PG_TABLE = 1 << 11
+"""A table below the root of a page table."""
 PG_SWAPCACHE = 1 << 12
 """The swap cache holds the frame for the slot in `swap_slot`."""
 PG_WORKINGSET = 1 << 13
 """The frame was on an active list before."""
+PG_PGD = 1 << 14
+"""The root of a page table. Linux v6.8 counts and marks it as no page table (arch/x86/mm/pgtable.c:_pgd_alloc())."""
 
 Pfns = npt.NDArray[np.int64]
 

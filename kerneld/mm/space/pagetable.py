@@ -39,7 +39,7 @@ from kerneld.hw.paging import (
 )
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.hw.ram import WORDS_SHIFT
-from kerneld.mm.frames.frames import PG_TABLE, Frames, Pfns
+from kerneld.mm.frames.frames import PG_PGD, PG_TABLE, Frames, Pfns
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.pagewalk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, Leaves, PageWalk, Run, Table, descend
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Vaddr
@@ -65,15 +65,15 @@ class PageTable:
         """The processor's paging-structure cache (Intel SDM volume 3, 4.10.3): for an address's number of 2 MiB, the
         word index of the entry that names its leaf table, that entry, and the word index of the leaf table. It holds
         good while the entry is what it was; dropped whenever a table is freed."""
-        self.root: Pfn = self._alloc_table()
+        self.root: Pfn = self._alloc_table(PG_PGD)
         self.walk = PageWalk(frames.ram, self.root)
         self.table_pages = 1
         """Number of table frames, the root and the deposited tables included."""
         self.deposited: list[Pfn] = []
         """One table for each mapped huge page, unused until the huge page's entry is split."""
 
-    def _alloc_table(self) -> Pfn:
-        pfn = self._frames.alloc_page(PG_TABLE)
+    def _alloc_table(self, flags: int = PG_TABLE) -> Pfn:
+        pfn = self._frames.alloc_page(flags)
         self._frames.ram.set_written(pfn)
         return pfn
 
