@@ -188,7 +188,7 @@ def test_what_is_left_is_traced_as_the_dead_ones_until_its_pid_comes_again(world
     Tracing(world.kernel)
     root, user = world.attach(ROOT), world.attach(USER)
     traces = [Trace(root, "pte:clear"), Trace(user, "pte:clear")]
-    dead = with_many_vmas(world, uid=USER + 1, pages=32)
+    dead = with_many_vmas(world, uid=USER + 1)
     pid = dead.pid
     end(world, dead)
     world.kernel.reap_memory()

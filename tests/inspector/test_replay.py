@@ -59,7 +59,8 @@ def test_a_process_at_a_moment(made: tuple[str, int], capsys: pytest.CaptureFixt
         shown(capsys, path, pid)
     assert failed.value.status == Status.NO_PROCESS
     changes = shown(capsys, path, pid, hex(page(0)), "+32K")
-    last = max(int(line.split()[0]) for line in changes.splitlines() if "(munmap)" in line)
+    assert "(munmap)" in changes
+    last = min(int(line.split()[0]) for line in changes.splitlines() if "(exit_group" in line) - 1
     said = shown(capsys, path, pid, at=last)
     assert f"{page(1):#014x}-{page(8):#014x} rw-p       7 pages       3 mapped" in said
     with pytest.raises(Failure, match="no mapping called") as failed:
