@@ -78,7 +78,7 @@ static void lives_and_dies(void)
 	result("remove", shmctl(id, IPC_RMID, 0));
 	status("removed", id);
 	result("its key", shmget(0x5eed0815, 0, 0));
-	char *more = shmat(id, 0, 0);
+	char *more = shmat(id, 0, SHM_RDONLY);
 	result("attach of a removed one", -(more == (void *)-1));
 	printf("still: %c\n", at[0]);
 	shmdt(more);
