@@ -5,7 +5,7 @@ import { FREE, PAGE, PCP, PRESENT, PSE, PTRS, SPECIAL, entryPfn, swapSlot } from
 import { USE } from "kd/kinds.js";
 
 export const MAX_ORDER = 10;
-const PG_TABLE = 1 << 11, PG_SWAPBACKED = 1 << 9;
+const PG_TABLES = 1 << 11 | 1 << 14, PG_SWAPBACKED = 1 << 9;
 
 /** How many entries map each frame. It follows a machine: only leaf tables that have changed are counted again. */
 export class MapCounts {
@@ -75,7 +75,7 @@ export function frameUses(machine, counts) {
   const uses = new Uint8Array(machine.nrFrames);
   const { frames, frameFlags } = machine;
   for (let pfn = 0; pfn < uses.length; pfn += 1) {
-    if (frameFlags[pfn] & PG_TABLE) uses[pfn] = USE["page table"];
+    if (frameFlags[pfn] & PG_TABLES) uses[pfn] = USE["page table"];
     else if (counts[pfn]) uses[pfn] = USE.anonymous;
     else uses[pfn] = frames[pfn] === FREE ? USE.free : frames[pfn] === PCP ? USE["per-cpu"] : USE.other;
   }

@@ -19,7 +19,8 @@ MAX_ORDER = 10
 """The largest block of the buddy allocator is 1 << MAX_ORDER frames (Linux: MAX_PAGE_ORDER)."""
 _SWAP_SHIFT, _SWAP_MASK = 9, (1 << 50) - 1
 _FREE_RUN = re.compile(bytes([FREE]) + b"+")
-_PG_TABLE, _PG_SWAPBACKED = 1 << 11, 1 << 9
+_PG_TABLES, _PG_SWAPBACKED = 1 << 11 | 1 << 14, 1 << 9
+"""Flags of frames, as kerneld.mm.frames.frames has them. PG_TABLE and PG_PGD: the root of a page table has its own."""
 
 
 class Use(Enum):
@@ -102,7 +103,7 @@ def uses(machine: Machine) -> list[Use]:
         if pfn < len(found) and found[pfn] is Use.OTHER:
             found[pfn] = Use.SWAP_CACHE
     for pfn, flag in enumerate(flags):
-        if flag & _PG_TABLE:
+        if flag & _PG_TABLES:
             found[pfn] = Use.TABLE
     if found:
         found[: machine.first_pfn] = [Use.RESERVED] * machine.first_pfn

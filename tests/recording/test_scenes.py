@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.recording.physical import Use, uses
 from shared.trace import events as ev
 from shared.trace import state_events as st
 from shared.trace.event import Event
@@ -197,7 +198,10 @@ def test_a_snapshot_tells_what_was_there_before(tmp_path: Path) -> None:
     program.call(Nr.MADVISE, page(PAGES), 8 * PAGE_SIZE, Madv.PAGEOUT)
     world.attach().call(Nr.EXIT_GROUP, 0)
     with recorded(world) as record:
-        check(record.read(), world.kernel)
+        machine = record.read()
+        check(machine, world.kernel)
+        tables = {pfn for mm in world.kernel.table.address_spaces() for pfn in mm.page_table.tables()}
+        assert {pfn for pfn, use in enumerate(uses(machine)) if use is Use.TABLE} == tables, "the roots too"
         assert record.recorder.events == 0
         (key,) = record.chunks
         (begin, *_between, end) = [one for one in decode(key.payload) if isinstance(one, Record)]
