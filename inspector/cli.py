@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from datetime import datetime
+from typing import NamedTuple
 
 import click
 
@@ -142,42 +144,41 @@ def cli(
     source = click.get_current_context().get_parameter_source("interval")
     prints = not events or source is click.core.ParameterSource.COMMANDLINE
     options = Options(every_page, as_json, once, interval, events, prints)
-    try:
+    wanted = Wanted(pid, start, end, contents, follow, also)
+    with cli_failures():
         if web or live:
             focus = Focus(pid, None if start is None else parse_span(start, end))
             if web:
                 show_in_browser(focus, port=port, path=replay, socket_path=socket_path)
             else:
                 show_in_terminal(focus, path=replay, socket_path=socket_path)
-            return
-        if replay is not None:
+        elif replay is not None:
             show_replay(replay, pid, start, end, Moments(at, compare, None if frame is None else parse_address(frame)))
-            return
-        if pid is None:
-            raise click.UsageError("Missing argument 'PID'.")
-        if events and (once or contents is not None or start is None):
-            raise AddressError("--events goes with a range, and not with --once or --contents")
-        if (follow or also is not None) and (events or contents is not None or (follow and also is not None)):
-            raise AddressError("--follow, --also, --events and --contents exclude one another")
-        if also is not None and start is None:
-            raise AddressError("--also goes with a range")
-        # An error that needs no look at the process is reported without kerneld.
-        page = None if contents is None else parse_page(contents)
-        span = None if start is None or looks_like_name(start) else parse_span(start, end)
-        with client_failures():
-            process = Process.attach(socket_path)
-        try:
-            with client_failures(gone="kerneld went away, and the table with it"):
-                if span is None and start is not None:
-                    span = find_span(process, pid, start, end)
-                if follow:
-                    follow_process(process, pid, span, options)
-                elif also is not None and span is not None:
-                    watch_both(process, (pid, also), span, options)
-                else:
-                    run(process, pid, span, page, options)
-        finally:
-            process.close()
+        else:
+            look(wanted, options, socket_path)
+
+
+def main() -> None:
+    """Run the inspector and exit with its status."""
+    run_program(cli)
+
+
+class Wanted(NamedTuple):
+    """Which process is looked at, and where: the arguments and options as they were given."""
+
+    pid: int | None
+    start: str | None
+    end: str | None
+    contents: str | None
+    follow: bool
+    also: int | None
+
+
+@contextlib.contextmanager
+def cli_failures() -> Iterator[None]:
+    """Turn what the parts raise into what a person reads: wrong usage, or a Failure."""
+    try:
+        yield
     except AddressError as error:
         raise click.UsageError(str(error)) from None
     except BrokenPipeError:
@@ -186,9 +187,36 @@ def cli(
         raise Failure(Status.FAILED, f"kerneld refuses: {error.strerror}") from None
 
 
-def main() -> None:
-    """Run the inspector and exit with its status."""
-    run_program(cli)
+def check_usage(wanted: Wanted, options: Options) -> int:
+    """Return the pid. Raises UsageError without one, and AddressError for options that exclude one another."""
+    if wanted.pid is None:
+        raise click.UsageError("Missing argument 'PID'.")
+    follow, both, dumps = wanted.follow, wanted.also is not None, wanted.contents is not None
+    if options.events and (options.once or dumps or wanted.start is None):
+        raise AddressError("--events goes with a range, and not with --once or --contents")
+    if (follow or both) and (options.events or dumps or (follow and both)):
+        raise AddressError("--follow, --also, --events and --contents exclude one another")
+    if both and wanted.start is None:
+        raise AddressError("--also goes with a range")
+    return wanted.pid
+
+
+def look(wanted: Wanted, options: Options, socket_path: str | None) -> None:
+    """Look at a process of a running kerneld. An error that needs no look at it is reported without kerneld."""
+    pid, start, end = check_usage(wanted, options), wanted.start, wanted.end
+    page = None if wanted.contents is None else parse_page(wanted.contents)
+    span = None if start is None or looks_like_name(start) else parse_span(start, end)
+    with client_failures():
+        process = Process.attach(socket_path)
+    with contextlib.closing(process), client_failures(gone="kerneld went away, and the table with it"):
+        if span is None and start is not None:
+            span = find_span(process, pid, start, end)
+        if wanted.follow:
+            follow_process(process, pid, span, options)
+        elif wanted.also is not None and span is not None:
+            watch_both(process, (pid, wanted.also), span, options)
+        else:
+            run(process, pid, span, page, options)
 
 
 def run(machine: Process, pid: int, span: Span | None, page: int | None, options: Options) -> None:

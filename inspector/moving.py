@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import datetime
 
 from inspector.address import Span
 from inspector.interrupts import Woken
 from inspector.live_events import open_live_machine, wait_reading
 from inspector.places import Place, Places
-from inspector.printing import Options, emit, has_ended, is_narrow, note
+from inspector.printing import Options, emit, emit_table, has_ended, note
 from inspector.replay import find_mm, vma_name
 from inspector.session import Machine, Watch
-from inspector.table import Entry, diff
-from inspector.view import Print, json_line, text_lines
+from inspector.table import Entry
 from shared.client import Process
 from shared.failure import Failure, Status
 from shared.recording.live_machine import LiveMachine
@@ -52,20 +50,8 @@ class MovingWindow:
         if place.cause and (moved or place.is_told):
             self._tell(self._words(place, parents, moved))
         entries = watch.read()
-        is_first = self._before is None
-        shown = Print(
-            time=datetime.now().astimezone(),
-            pid=watch.pid,
-            start=watch.span.start,
-            end=watch.span.end,
-            entries=entries,
-            changes=diff(self._before, entries),
-            first=is_first,
-            exited=has_ended(watch, entries),
-            cause=place.cause or None if moved or place.is_told else None,
-        )
-        options = self._options
-        emit([json_line(shown)] if options.as_json else text_lines(shown, options.every_page, is_narrow()))
+        cause = place.cause or None if moved or place.is_told else None
+        emit_table(watch, entries, self._before, self._options, has_exited=has_ended(watch, entries), cause=cause)
         self._before = entries
 
     def _move(self, place: Place) -> Watch | None:

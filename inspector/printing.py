@@ -47,6 +47,30 @@ def has_ended(watch: Watch, entries: list[Entry]) -> bool:
     return not any(entry.flags for entry in entries) and not has_process(watch.machine, watch.pid)
 
 
+def emit_table(
+    watch: Watch,
+    entries: list[Entry],
+    before: list[Entry] | None,
+    options: Options,
+    *,
+    has_exited: bool,
+    cause: str | None = None,
+) -> None:
+    """Write the entries of a table, with the changes since `before`. `before` is None for the first print."""
+    shown = Print(
+        time=datetime.now().astimezone(),
+        pid=watch.pid,
+        start=watch.span.start,
+        end=watch.span.end,
+        entries=entries,
+        changes=diff(before, entries),
+        first=before is None,
+        exited=has_exited,
+        cause=cause,
+    )
+    emit([json_line(shown)] if options.as_json else text_lines(shown, options.every_page, is_narrow()))
+
+
 class Printer:
     """Prints an open table, and remembers the print before."""
 
@@ -64,17 +88,7 @@ class Printer:
             note(NO_PFNS)
         ended = not self._exited and has_ended(watch, entries)
         self._exited = self._exited or ended
-        shown = Print(
-            time=datetime.now().astimezone(),
-            pid=watch.pid,
-            start=watch.span.start,
-            end=watch.span.end,
-            entries=entries,
-            changes=diff(before, entries),
-            first=before is None,
-            exited=self._exited,
-        )
-        emit([json_line(shown)] if self._options.as_json else text_lines(shown, self._options.every_page, is_narrow()))
+        emit_table(watch, entries, before, self._options, has_exited=self._exited)
         if ended and not self._options.events:
             emit([f"Process {watch.pid} has exited; its table stays. Ctrl+C ends."], to_stderr=self._options.as_json)
         self._before = entries
