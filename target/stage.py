@@ -54,6 +54,13 @@ class Stage:
         address = self.window.page(index)
         return self.process.mmap(address, pages * PAGE_SIZE, prot, flags | Map.FIXED_NOREPLACE, fd)
 
+    def map_and_write(self, pages: int, text: str) -> int:
+        """Map the window's first `pages` pages, write `text` to each, and return the address. Raises OSError."""
+        start = self.map_in_window(0, pages)
+        for index in range(pages):
+            self.store(self.window.page(index), text)
+        return start
+
     def window_lines(self) -> list[str]:
         """Return the lines of /proc/self/maps that lie in the window."""
         window = self.window

@@ -22,9 +22,7 @@ def _play(stage: Stage) -> Beats:
     yield Step(
         f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED, each with a frame of its own."
     )
-    stage.map_in_window(0, _PAGES)
-    for index in range(_PAGES):
-        stage.store(page(index), "parent")
+    stage.map_and_write(_PAGES, "parent")
     yield Note(f"Now: {stage.frames(page(0), _PAGES)}")
 
     yield Step(

@@ -19,9 +19,7 @@ def _play(stage: Stage) -> Beats:
         return mem[page(1) : page(1) + len(_SECRET)].decode()
 
     yield Step(f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED.")
-    stage.map_in_window(0, _PAGES)
-    for index in range(_PAGES):
-        stage.store(page(index), _SECRET)
+    stage.map_and_write(_PAGES, _SECRET)
 
     yield Step(
         f"mprotect(PROT_NONE) on [{page(1):#x}, {page(3):#x}). The two pages lose all rights, which splits the VMA in "

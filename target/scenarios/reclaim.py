@@ -18,20 +18,25 @@ _MOST_KB = 2 << 20
 """In a larger machine the OOM killer would take long to come."""
 
 
+def _rows(text: str) -> dict[str, int]:
+    """Return the rows of a meminfo, most of them in KiB."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0].rstrip(":"): int(row[1]) for row in rows}
+
+
 def meminfo(process: Process) -> dict[str, int]:
     """Return the rows of /proc/meminfo, in KiB."""
-    rows = (line.split() for line in process.read_proc("meminfo").decode().splitlines())
-    return {row[0].rstrip(":"): int(row[1]) for row in rows}
+    return _rows(process.read_proc("meminfo").decode())
 
 
 def _host_free_kb() -> int:
     """Return MemAvailable of the real machine, in KiB."""
-    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return next((int(row[1]) for row in rows if row[0] == "MemAvailable:"), 0)
+    return _rows(Path("/proc/meminfo").read_text()).get("MemAvailable", 0)
 
 
 def _swapped(stage: Stage) -> str:
-    return f"The swap file holds {meminfo(stage.process)['SwapTotal'] - meminfo(stage.process)['SwapFree']} KiB."
+    rows = meminfo(stage.process)
+    return f"The swap file holds {rows['SwapTotal'] - rows['SwapFree']} KiB."
 
 
 def _play_reclaim(stage: Stage) -> Beats:
@@ -68,9 +73,7 @@ def _play_swap(stage: Stage) -> Beats:
         f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED. No file has these bytes: "
         "their frames cannot simply be dropped."
     )
-    start = stage.map_in_window(0, _PAGES)
-    for index in range(_PAGES):
-        stage.store(page(index), "swapped")
+    start = stage.map_and_write(_PAGES, "swapped")
     yield Note(f"Now: {stage.frames(start, _PAGES)}")
     if not meminfo(process)["SwapTotal"]:
         yield Note(
@@ -131,9 +134,7 @@ def _play_oom(stage: Stage) -> Beats:
         return meminfo(process)["MemFree"] >> 10
 
     yield Step(f"mmap {_PAGES} pages at {page(0):#x} and write to each: {_PAGES} entries MAPPED.")
-    stage.map_in_window(0, _PAGES)
-    for index in range(_PAGES):
-        stage.store(page(index), "parent")
+    stage.map_and_write(_PAGES, "parent")
     yield Note(f"Now: {stage.frames(page(0), _PAGES)}. {free_mb()} MiB are free.")
 
     yield Step(
