@@ -7,7 +7,6 @@ import fcntl
 import os
 import resource
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,24 +20,7 @@ from kerneld.task.task import Cred
 from shared.uapi.mman import Map, Ms, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.support.errors import fails
-from tests.support.file_machine import ROOT, RW, USER, FileMachine, map_file, open_descriptors, unmap
-
-TEXT = bytes(range(256)) * 40
-"""Two and a half pages."""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    made = tmp_path / "data"
-    made.write_bytes(TEXT)
-    return made
-
-
-@pytest.fixture
-def fd(path: Path) -> Iterator[int]:
-    made = os.open(path, os.O_RDWR)
-    yield made
-    os.close(made)
+from tests.support.file_machine import ROOT, RW, TEXT, USER, FileMachine, map_file, open_descriptors, unmap
 
 
 def test_two_descriptors_of_one_open_file_are_one_file(machine: FileMachine, fd: int) -> None:

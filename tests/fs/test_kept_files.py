@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +13,14 @@ from kerneld.mm.frames.frames import PG_LRU
 from kerneld.mm.reclaim.vmscan import reclaim_pages
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
-from tests.support.file_machine import RW, FileMachine, unmap
-
-TEXT = bytes(range(256)) * 40
-"""Two and a half pages."""
+from tests.support.file_machine import RW, TEXT, FileMachine, unmap
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    made = tmp_path / "data"
-    made.write_bytes(TEXT)
-    return made
-
-
-@pytest.fixture
-def fd(path: Path) -> Iterator[int]:
-    made = os.open(path, os.O_RDWR)
-    yield made
-    os.close(made)
-
-
-@pytest.fixture
-def all_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every file count as one that has not changed for long."""
+def all_are_old(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Have every file count as one that has not changed for long. The next write to `path` gives it another time."""
     monkeypatch.setattr(kept_files, "OLD_SECONDS", -3600)
+    os.utime(path, (0, 0))
 
 
 def used_once(machine: FileMachine, fd: int, **how: int) -> int:
@@ -69,7 +51,6 @@ def test_the_pages_of_an_unchanged_file_serve_its_next_use(machine: FileMachine,
 @pytest.mark.usefixtures("all_are_old")
 def test_a_file_that_has_changed_is_read_again(machine: FileMachine, fd: int) -> None:
     used_once(machine, fd)
-    time.sleep(0.02)  # longer than the clock of the host's file times, at 100 Hz
     os.pwrite(fd, b"new!", 0)
     assert used_once(machine, fd) == 0  # as many pages as before: the old ones have gone
     assert len(machine.files.kept.mappings) == 1
@@ -84,7 +65,6 @@ def test_a_file_that_changes_while_it_is_mapped_is_not_kept(machine: FileMachine
     mm = machine.new_mm()
     addr = machine.map_fd(mm, fd)
     assert machine.load(mm, addr, 4) == TEXT[:4]
-    time.sleep(0.02)
     os.pwrite(fd, b"new!", 0)
     machine.exit(mm)
     assert not machine.files.kept.mappings

@@ -20,6 +20,8 @@ from tests.support.machine import Machine
 RW = Prot.READ | Prot.WRITE
 ROOT = Cred(0, 0, superuser=True)
 USER = Cred(1000, 1000, superuser=False)
+TEXT = bytes(range(256)) * 40
+"""The contents of a file of two and a half pages."""
 
 
 class FileMachine(Machine):

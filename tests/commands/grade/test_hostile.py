@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kerneld.commands.grade.model import Result
 from kerneld.commands.grade.rows import Part
 from tests.commands.grade.conftest import Grade, lost
 from tests.commands.grade.submission import write_hostile, write_submission
+from tests.support.daemons import wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -130,7 +132,7 @@ def test_nothing_is_left(scene: Scene) -> None:
     assert left_processes(scene.port) == []
 
 
-def left_processes(port: int) -> list[str]:
+def left_processes(port: int) -> list[int]:
     """Return the hostile processes of a scene, by the name that they give themselves."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -139,7 +141,7 @@ def left_processes(port: int) -> list[str]:
         except OSError:
             continue
         if comm == f"hostile{port}":
-            found.append(entry.name)
+            found.append(int(entry.name))
     return found
 
 
@@ -220,15 +222,21 @@ def test_ctrl_c_ends_everything(tmp_path: Path, means: Means) -> None:
     team = write_hostile(tmp_path / "team", "IGNORES_ALL", at_build=True, port=port)
     words = [sys.executable, "-P", "-m", "kerneld", "grade", "--only", "build", str(team)]
     grader = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_until(lambda: left_processes(port) != [])
-    os.killpg(grader.pid, signal.SIGINT)
-    assert grader.wait(60) != 0
-    wait_until(lambda: left_processes(port) == [])
+    with contextlib.ExitStack() as stack:
+        pidfds = [os.pidfd_open(pid) for pid in first_processes(port, grader)]
+        for pidfd in pidfds:
+            stack.callback(os.close, pidfd)
+        os.killpg(grader.pid, signal.SIGINT)
+        assert grader.wait(60) != 0
+        assert all(wait_until_gone(pidfd) for pidfd in pidfds)
+    assert left_processes(port) == []
 
 
-def wait_until(is_true: Callable[[], bool]) -> None:
-    """Wait until something is true; a minute is the most."""
-    end = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+def first_processes(port: int, grader: subprocess.Popen[bytes]) -> list[int]:
+    """Wait until a hostile process runs, and return all that do. The end of the grader is the end of the wait."""
+    deadline = time.monotonic() + 60
+    while not (found := left_processes(port)):
+        assert time.monotonic() < deadline
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"the grader has ended: {grader.wait(0.05)}")
+    return found
