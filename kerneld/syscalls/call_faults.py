@@ -6,7 +6,7 @@ Source: Linux v6.8 mm/memory.c:mm_account_fault(): current->min_flt and maj_flt 
 from __future__ import annotations
 
 from kerneld.mm.space.mm import MmStruct
-from kerneld.syscalls.answer import Pieces
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.task import Process
 
 
@@ -25,3 +25,8 @@ def counting_faults(process: Process, mm: MmStruct, pieces: Pieces) -> Pieces:
             yield waits_for
     finally:
         pieces.close()
+
+
+def counted_work(call: Call, pieces: Pieces) -> int | Answer | Work:
+    """Run a call in pieces that take faults in the caller's memory."""
+    return Work(counting_faults(call.process, call.mm, pieces)).go_on()

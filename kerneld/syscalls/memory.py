@@ -32,7 +32,7 @@ from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.space.writeback import msync_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
-from kerneld.syscalls.call_faults import counting_faults
+from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
@@ -61,7 +61,7 @@ def sys_mmap(call: Call) -> int | Answer | Work:
             fput(call.take_fd())
         raise SysError(errno.EINVAL)
     if clears_in_pieces(mm, length, flags):
-        return _work(call, _mmap_over(call))
+        return counted_work(call, _mmap_over(call))
     file: File | None = None
     try:
         if not flags & _ANONYMOUS:
@@ -103,7 +103,7 @@ def sys_remap_file_pages(call: Call) -> int | Answer | Work:
     """
     start, size, prot, pgoff, flags = call.args[:5]
     remap = check_remap(call.mm, start, size, prot & _U32, pgoff, flags & _U32)
-    return _work(call, _remap(call, remap, pgoff))
+    return counted_work(call, _remap(call, remap, pgoff))
 
 
 def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
@@ -126,7 +126,7 @@ def _populate(call: Call, start: Vaddr, end: Vaddr, ret: int) -> int | Answer | 
         yield from populate_in_pieces(call.mm, start, end, ignore_errors=True)
         return ret
 
-    return _work(call, pieces())
+    return counted_work(call, pieces())
 
 
 def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tuple[File | None, int]:
@@ -141,11 +141,6 @@ def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tu
     if file is not None and file.huge_page_bytes:
         length = align_to_huge_pages(length, file.huge_page_bytes)
     return file, length
-
-
-def _work(call: Call, pieces: Pieces) -> int | Answer | Work:
-    """Run a call in pieces that take faults in the caller's memory."""
-    return Work(counting_faults(call.process, call.mm, pieces)).go_on()
 
 
 def _in_pieces(steps: Steps) -> int | Answer | Work:
@@ -202,7 +197,7 @@ def sys_brk(call: Call) -> int | Answer | Work:
     """args: the new break. Returns the break after the call, as the raw call does."""
     mm = call.mm
     if is_wide(mm.map_count, mm.brk - call.args[0]) or mm.def_flags & VM_LOCKED:
-        return _work(call, _brk(call))
+        return counted_work(call, _brk(call))
     return do_brk(mm, call.args[0], privileged=call.process.cred.capable(CAP_IPC_LOCK))
 
 
@@ -221,7 +216,7 @@ def sys_mremap(call: Call) -> int | Answer | Work:
     addr, old_len, new_len, flags, new_addr = call.args[:5]
     mm = call.mm
     if is_wide(mm.map_count, max(old_len, new_len)) or mm.locked_vm:
-        return _work(call, _mremap(call))
+        return counted_work(call, _mremap(call))
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     return do_mremap(mm, addr, old_len, new_len, flags, new_addr, privileged=privileged)
 
@@ -240,7 +235,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     """args: addr, length, advice."""
     advice = call.int_arg(2)
     if advice in POPULATE_ADVICE:
-        return _work(call, madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice))
+        return counted_work(call, madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice))
     start, length = call.args[:2]
     mm = call.mm
     if is_wide(mm.map_count, length) or advice in LONG_ADVICE:
@@ -274,7 +269,7 @@ def _mlock(call: Call, vm_flags: int) -> int | Answer | Work:
     """
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     start, end = do_mlock(call.mm, call.args[0], call.args[1], vm_flags, privileged=privileged)
-    return _work(call, _populate_locked(call, start, end))
+    return counted_work(call, _populate_locked(call, start, end))
 
 
 def _populate_locked(call: Call, start: Vaddr, end: Vaddr) -> Pieces:
@@ -293,7 +288,7 @@ def sys_mlockall(call: Call) -> int | Answer | Work:
     """args: flags."""
     flags = call.int_arg(0)
     steps = mlockall_in_pieces(call.mm, flags, privileged=call.process.cred.capable(CAP_IPC_LOCK))
-    return _work(call, _mlockall(call.mm, steps, is_populated=bool(flags & Mcl.CURRENT.value)))
+    return counted_work(call, _mlockall(call.mm, steps, is_populated=bool(flags & Mcl.CURRENT.value)))
 
 
 def _mlockall(mm: MmStruct, steps: Steps, *, is_populated: bool) -> Pieces:

@@ -6,13 +6,15 @@ import errno
 import time
 
 from kerneld.errors import SysError
-from kerneld.mm.calls.mmap import do_mmap, wants_populate
+from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
+from kerneld.mm.calls.remap_file_pages import held
 from kerneld.mm.fault.populate import populate_in_pieces
+from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.vma import Vma
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
-from kerneld.syscalls.call_faults import counting_faults
+from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
 from kerneld.task.shm import SHMALL, SHMMAX, SHMMNI, Caller, Segment, check_owner, check_rights, set_locked
 from shared.uapi import shm
@@ -50,19 +52,23 @@ def sys_shmat(call: Call) -> int | Answer | Work:
     wanted = _READ | (_WRITE if writable else 0) | (_EXEC if flags & shm.SHM_EXEC else 0)
     segment = call.kernel.shm.get(number)
     check_rights(segment, _caller(call), wanted)
-    size, mm = segment.size_bytes, call.mm
-    if addr and not flags & shm.SHM_REMAP and not _is_free(mm, addr, size):
+    if addr and not flags & shm.SHM_REMAP and not _is_free(call.mm, addr, segment.size_bytes):
         raise SysError(errno.EINVAL)
+    return counted_work(call, _attach(call, segment, addr, prot, map_flags, segment.open(writable=writable)))
+
+
+def _attach(call: Call, segment: Segment, addr: Vaddr, prot: int, flags: int, file: File) -> Pieces:
+    """Map a segment, which stays while what it replaces goes: that may be the last attach of a removed one."""
+    mm, size = call.mm, segment.size_bytes
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
-    addr = do_mmap(mm, addr, size, prot, map_flags, segment.open(writable=writable), 0, privileged=privileged)
+    with held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
+        if clears_in_pieces(mm, size, flags):
+            addr = yield from mmap_in_pieces(mm, addr, size, prot, flags, file, 0, privileged=privileged)
+        else:
+            addr = do_mmap(mm, addr, size, prot, flags, file, 0, privileged=privileged)
     segment.atime, segment.lpid = int(time.time()), call.process.pid
-    if not wants_populate(mm, map_flags):
-        return addr
-    return Work(counting_faults(call.process, mm, _populate(mm, addr, page_align(size)))).go_on()
-
-
-def _populate(mm: MmStruct, addr: Vaddr, length: int) -> Pieces:
-    yield from populate_in_pieces(mm, addr, addr + length, ignore_errors=True)
+    if wants_populate(mm, flags):
+        yield from populate_in_pieces(mm, addr, addr + page_align(size), ignore_errors=True)
     return addr
 
 
@@ -85,7 +91,7 @@ def _place(addr: Vaddr, flags: int) -> tuple[Vaddr, int]:
     return addr, (Map.SHARED | Map.FIXED).value
 
 
-def sys_shmdt(call: Call) -> int:
+def sys_shmdt(call: Call) -> int | Answer | Work:
     """args: address. Unmaps what is left of the attach that began there; SysError(EINVAL) if there is none.
 
     Source: Linux v6.8 ipc/shm.c:ksys_shmdt().
@@ -100,10 +106,16 @@ def sys_shmdt(call: Call) -> int:
     assert file is not None
     end = addr + page_align(file.mapping.size_bytes())
     parts = [vma for vma in mm.vmas.overlapping(addr, end) if _is_of_attach(vma, addr) and vma.file is file]
-    for start, length in [(vma.start, vma.end - vma.start) for vma in parts if vma is first or vma.end <= end]:
-        do_munmap(mm, start, length)
+    ranges = [(vma.start, vma.end - vma.start) for vma in parts if vma is first or vma.end <= end]
+    return Work(_detach(call, file.mapping, ranges)).go_on()
+
+
+def _detach(call: Call, mapping: AddressSpace, ranges: list[tuple[Vaddr, int]]) -> Pieces:
+    with call.kernel.table.mmap_locks.write(call.thread):
+        for start, length in ranges:
+            yield from munmap_steps(call.mm, start, length)
     for segment in call.kernel.shm:
-        if segment.mapping is file.mapping:
+        if segment.mapping is mapping:
             segment.dtime, segment.lpid = int(time.time()), call.process.pid
     return 0
 
