@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from inspector.table import Change, Entry, Frames, Run, change_of
 from shared.failure import Failure, Status
-from shared.trace.events import SPTE_UPDATE
+from shared.trace.events import LAST_CONSTANT_PFN, SPTE_UPDATE
 from shared.trace.record import Entry as TraceEntry
 from shared.trace.record import Lost, Record
 from shared.trace.text import cause_text
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from shared.client import Process
 
 GLOBS = (SPTE_UPDATE.name,)
-_LAST_CONSTANT_PFN = 1
-"""The frame numbers 0 (no frame) and 1 (zero page) repeat in a run; all others count up."""
 _WHY = {
     errno.EMFILE: "too many traces are open",
     errno.ENOSPC: "kerneld allows no buffer of that size",
@@ -134,7 +132,7 @@ def _clocks() -> tuple[int, int]:
 def _run(first: Entry, pages: int, change: Change) -> Run:
     frames = Frames.ABSENT
     if first.flags & Spte.PTE_MAPPED:
-        frames = Frames.SAME if first.pfn <= _LAST_CONSTANT_PFN else Frames.CONSECUTIVE
+        frames = Frames.SAME if first.pfn <= LAST_CONSTANT_PFN else Frames.CONSECUTIVE
     return Run(first, pages, frames, change)
 
 

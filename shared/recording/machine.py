@@ -349,7 +349,7 @@ class Machine:
             first = (vaddr - shadow.start) >> PAGE_SHIFT
             if first + nr_pages <= len(shadow.flags):
                 shadow.flags[first : first + nr_pages] = array("Q", (flags,)) * nr_pages
-                pfns = range(pfn, pfn + nr_pages) if pfn > 1 else (pfn,) * nr_pages
+                pfns = range(pfn, pfn + nr_pages) if pfn > ev.LAST_CONSTANT_PFN else (pfn,) * nr_pages
                 shadow.pfns[first : first + nr_pages] = array("Q", pfns)
 
 

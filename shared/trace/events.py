@@ -294,6 +294,8 @@ SPTE_UPDATE = Event(
     ),
     "Entries of the shadow table change. In a run, frame numbers from 2 on count up.",
 )  # fmt: skip
+LAST_CONSTANT_PFN = 1
+"""The frame numbers 0 (no frame) and 1 (zero page) repeat in a run of SPTE_UPDATE; all others count up."""
 FUNCTION = Event(
     144,
     "ftrace:function",

@@ -20,6 +20,7 @@ from kerneld.syscalls.dispatch import explain_refusal
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
 from shared.trace.events import (
+    LAST_CONSTANT_PFN,
     SHADOWPT_CLOSE,
     SHADOWPT_OPEN,
     SHADOWPT_START,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from kerneld.trace.tracing import Tracing
 
 Words = npt.NDArray[np.uint64]
-_LAST_CONSTANT_PFN = 1
-"""The frame numbers 0 (no frame) and 1 (zero page) repeat in a run; all others count up."""
 _MOST_NOTES = 64
 
 
@@ -81,7 +80,7 @@ class SpteLog:
 
 
 def _constant(pfns: Words) -> npt.NDArray[np.bool_]:
-    return pfns <= np.uint64(_LAST_CONSTANT_PFN)
+    return pfns <= np.uint64(LAST_CONSTANT_PFN)
 
 
 def _follows(pfns: Words) -> Words:

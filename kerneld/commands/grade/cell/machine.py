@@ -20,7 +20,7 @@ from kerneld.commands.grade.cell.room import Room
 from shared.client import Process
 from shared.client.errors import KerneldError
 from shared.client.trace import TraceSession
-from shared.trace.events import SHADOWPT_CLOSE, SHADOWPT_OPEN, SPTE_UPDATE
+from shared.trace.events import LAST_CONSTANT_PFN, SHADOWPT_CLOSE, SHADOWPT_OPEN, SPTE_UPDATE
 from shared.trace.record import Lost, Record
 from shared.uapi.page import PAGE_SIZE
 
@@ -29,7 +29,6 @@ _RING_BYTES = 8 << 20
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
 _READY = b"kerneld ready"
-_LAST_CONSTANT_PFN = 1
 _EVENTS = ("shadowpt:*", "vma:*", "pte:*", "fault:*", "sched:*")
 
 
@@ -47,7 +46,7 @@ class Table(dict[int, tuple[int, int]]):
         for index in range(fields["nr_pages"]):
             vaddr = fields["vaddr"] + index * PAGE_SIZE
             if flags or pfn:
-                self[vaddr] = (pfn + index if pfn > _LAST_CONSTANT_PFN else pfn, flags)
+                self[vaddr] = (pfn + index if pfn > LAST_CONSTANT_PFN else pfn, flags)
             else:
                 self.pop(vaddr, None)
 
