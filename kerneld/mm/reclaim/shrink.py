@@ -13,12 +13,14 @@ mm/rmap.c:try_to_unmap_one().
 | held by a call                        | active                                                                      |
 | anonymous                             | replaced by swap entries, written unless the slot has the same bytes, freed |
 | anonymous, no slot free               | active                                                                      |
-| lazily freed                          | freed without a write; if written since, anonymous again and active         |
+| lazily freed                          | freed without a write; if written since, anonymous again and active: a      |
+|                                       | process whose entry came before the first dirty one has lost the page       |
 | of a file                             | unmapped, written to the file if dirty, dropped from the page cache         |
 | of shared anonymous memory            | unmapped, written to the swap file if dirty, dropped from the page cache    |
 
-Differs from Linux: a huge page is split first, and not swapped as a whole. There is no flusher thread, so dirty pages
-of files are written here. A write is finished when it returns, so no page is ever under writeback.
+Differs from Linux: a huge page is split first, and not swapped as a whole; a lazily freed one is judged frame by frame.
+There is no flusher thread, so dirty pages of files are written here. A write is finished when it returns, so no page is
+ever under writeback.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from kerneld.mm.frames.frames import (
 from kerneld.mm.frames.lru import folio_activate, mlock_folios, putback
 from kerneld.mm.frames.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
 from kerneld.mm.frames.workingset import workingset_eviction
+from kerneld.mm.space.pagewalk import Words
 from kerneld.mm.space.rmap_walk import Mapped, rmap_walk
 from kerneld.mm.space.split_folio import split_folios
 from kerneld.mm.space.vma import vma_has_recency
@@ -66,20 +69,20 @@ class Users:
         """For each frame, the number of entries through which it was accessed."""
         self.locked = np.zeros(count, dtype=np.bool_)
         self.executable = np.zeros(count, dtype=np.bool_)
-        self.dirty = np.zeros(count, dtype=np.bool_)
-        """For each frame, whether an entry has the dirty bit."""
-        words = frames.ram.words_np
         for mapped in self.entries:
-            if vma_has_recency(mapped.vma):
+            if mapped.vma.vm_flags & VM_LOCKED:
+                self.locked[mapped.at] = True
+            elif vma_has_recency(mapped.vma):
                 self._add_accesses(mapped)
-            self.locked[mapped.at] |= mapped.vma.vm_flags & VM_LOCKED != 0
-            self.dirty[mapped.at] |= (words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0
 
     def _add_accesses(self, mapped: Mapped) -> None:
-        """Only VMAs that have accessed the frame count here. A locked VMA locks the frame without an access."""
-        young = mapped.mm.pages.clear_young(mapped.ptes, mapped.vaddrs)
-        self.referenced[mapped.at[young]] += 1
-        self.executable[mapped.at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
+        """The walk for a frame has ended at its first locked VMA: the entries behind it keep their accessed bits."""
+        walked = ~self.locked[mapped.at]
+        at = mapped.at[walked]
+        if len(at):
+            young = mapped.mm.pages.clear_young(mapped.ptes[walked], mapped.vaddrs[walked])
+            self.referenced[at[young]] += 1
+            self.executable[at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
 
 
 def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False, may_write: bool = True) -> int:
@@ -100,13 +103,13 @@ def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = F
     if not ignore_references:
         activate, keep = _check_references(frames, pfns, users)
         candidates &= ~activate & ~keep
+    lazyfree = frames.has(pfns, PG_ANON) & ~frames.has(pfns, PG_SWAPBACKED)
     pinned = frames.refcount[pfns] != 1 + frames.mapcount[pfns] + _cache_pins(frames, pfns)
-    activate |= pinned & candidates
-    candidates &= ~pinned
-    refused = _check_backing(frames, pfns, users, candidates)
+    refused = pinned & ~lazyfree & candidates
+    refused |= _add_to_swap(frames, pfns, candidates & ~refused & ~lazyfree)
+    refused |= _try_to_unmap(frames, pfns, users, candidates & ~refused, kept=pinned | frames.has(pfns, PG_DIRTY))
     activate |= refused
     candidates &= ~refused
-    _try_to_unmap(frames, pfns, users, candidates)
     failed = _pageout(frames, pfns, candidates, may_write)
     activate |= failed
     candidates &= ~failed
@@ -133,52 +136,59 @@ def _check_references(frames: Frames, pfns: Pfns, users: Users) -> tuple[Mask, M
     is_file = ~frames.has(pfns, PG_SWAPBACKED)
     activate = used & (was_referenced | (users.referenced > 1) | (users.executable & is_file))
     activate &= ~users.locked
-    frames.clear(pfns[~used], PG_REFERENCED)
-    frames.set(pfns[used], PG_REFERENCED)
+    frames.clear(pfns, PG_REFERENCED)
+    frames.set(pfns[used & ~users.locked], PG_REFERENCED)
     return activate, used & ~activate
 
 
-def _check_backing(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> Mask:
-    """Give anonymous candidates a slot in the swap file. Return the candidates that cannot be reclaimed.
-
-    A lazily freed frame that was written to becomes normal anonymous memory again, which is dirty: its entry was
-    removed, its dirty bit went to the frame, and the entry is put back.
-    Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
-    """
-    anon = candidates & frames.has(pfns, PG_ANON)
-    dirty = users.dirty | frames.has(pfns, PG_DIRTY)
-    lazyfree = anon & ~frames.has(pfns, PG_SWAPBACKED)
-    redirtied = lazyfree & dirty
-    frames.set(pfns[redirtied], PG_SWAPBACKED | PG_DIRTY)
+def _add_to_swap(frames: Frames, pfns: Pfns, candidates: Mask) -> Mask:
+    """Give anonymous candidates a slot in the swap file. Return those that get none."""
     # The swap cache also holds frames that are not anonymous yet.
-    cached = frames.has(pfns, PG_SWAPCACHE)
-    new = np.flatnonzero(anon & ~lazyfree & ~cached)
+    new = np.flatnonzero(candidates & frames.has(pfns, PG_ANON) & ~frames.has(pfns, PG_SWAPCACHE))
     given = add_to_swap(frames, pfns[new])
-    refused: Mask = redirtied
+    refused = np.zeros(len(pfns), dtype=np.bool_)
     refused[new[len(given) :]] = True
     return refused
 
 
-def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask) -> None:
-    """Remove the candidates from every page table, and move their dirty bits to the frames.
+def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask, kept: Mask) -> Mask:
+    """Remove the candidates from the page tables, and move their dirty bits to the frames. Return those that stay.
 
+    The entries of a lazily freed frame are removed in the order of the walk, up to the first one that is dirty. That
+    entry is put back, and the rest stay: the frame is normal anonymous memory again. `kept` are the lazily freed frames
+    that are dirty, or held by a call, before the walk: they stay at their first entry.
     Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
     """
-    frames.set(pfns[candidates & users.dirty], PG_DIRTY)
-    swapped = candidates & frames.has(pfns, PG_SWAPCACHE)
+    words = frames.ram.words_np
+    lazyfree = frames.has(pfns, PG_ANON) & ~frames.has(pfns, PG_SWAPBACKED)
+    entries = _swap_entries(frames, pfns)
+    stay, dirtied = np.zeros((2, len(pfns)), dtype=np.bool_)
+    for mapped in users.entries:
+        at = mapped.at
+        wanted = candidates[at] & ~stay[at]
+        dirty = wanted & ((words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0)
+        dirtied[at] |= dirty
+        stay[at] |= wanted & lazyfree[at] & (dirty | kept[at])
+        wanted &= ~stay[at]
+        if wanted.any():
+            mapped.mm.pages.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[at[wanted]])
+    frames.set(pfns[dirtied], PG_DIRTY)
+    frames.set(pfns[stay], PG_SWAPBACKED)
+    gone = candidates & ~stay
+    frames.clear(pfns[gone & frames.has(pfns, PG_SWAPCACHE)], PG_ANON_EXCLUSIVE)
+    if frames.mapcount[pfns[gone]].any():
+        raise KernelBug("a frame is mapped by an entry that its mapping does not lead to")
+    for pfn in pfns[gone & dirtied & ~frames.has(pfns, PG_ANON | PG_SWAPCACHE)].tolist():
+        keep_dirty(_mapping_of(frames, pfn), frames.index_at[pfn], pfn)
+    return stay
+
+
+def _swap_entries(frames: Frames, pfns: Pfns) -> Words:
+    """Return the entry that replaces each frame's: one of its slot, or 0 if it has none."""
     exclusive = frames.has(pfns, PG_ANON_EXCLUSIVE)
     entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * np.uint64(PTE_SWP_EXCLUSIVE)
-    entries[~swapped] = 0
-    for mapped in users.entries:
-        wanted = candidates[mapped.at]
-        if wanted.any():
-            mapped.mm.pages.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[mapped.at[wanted]])
-    frames.clear(pfns[swapped], PG_ANON_EXCLUSIVE)
-    gone = pfns[candidates]
-    if frames.mapcount[gone].any():
-        raise KernelBug("a frame is mapped by an entry that its mapping does not lead to")
-    for pfn in pfns[candidates & users.dirty & ~frames.has(pfns, PG_ANON | PG_SWAPCACHE)].tolist():
-        keep_dirty(_mapping_of(frames, pfn), frames.index_at[pfn], pfn)
+    entries[~frames.has(pfns, PG_SWAPCACHE)] = 0
+    return entries
 
 
 def _mapping_of(frames: Frames, pfn: int) -> AddressSpace:

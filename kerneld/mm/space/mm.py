@@ -27,7 +27,7 @@ from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.notifier import Notifiers
 from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.pagetable import PageTable
-from kerneld.mm.space.rmap import split_anon_vma, unlink_anon_vmas
+from kerneld.mm.space.rmap import relink, split_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.rss import RssStat
 from kerneld.mm.space.vma import Vma, VmaTree
 from kerneld.mm.vm_flags import (
@@ -212,6 +212,7 @@ class MmStruct:
             self._update_hiwater_vm()
         vma.pgoff += (start - old_start) >> PAGE_SHIFT
         self.vmas.move(vma, start, end)
+        relink(vma)
         if vma.file is not None:
             vma.file.mapping.i_mmap.moved()
         self._account(vma.vm_flags, more)

@@ -17,6 +17,7 @@ VMA's own anon_vma is in its chain.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from kerneld.mm.frames.frames import Frames
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kerneld.mm.space.vma import Vma
 
 Item = TypeVar("Item")
+_link_orders = count(1)
 
 
 class AnonVma:
@@ -108,6 +110,16 @@ def anon_vma_root(anon_vma: AnonVma) -> AnonVma:
 def _end_chain(vma: Vma, anon_vma: AnonVma) -> None:
     vma.chain_top = anon_vma
     anon_vma.ending = _with(anon_vma.ending, vma)
+    relink(vma)
+
+
+def relink(vma: Vma) -> None:
+    """Put a VMA behind the others of its anon_vmas: a walk comes to it after all with the same page offset.
+
+    Linux does so whenever a VMA gets other bounds.
+    Source: Linux v6.8 mm/internal.h:anon_vma_interval_tree_post_update_vma(), mm/mmap.c:vma_complete().
+    """
+    vma.link_order = next(_link_orders)
 
 
 def anon_vma_prepare(vma: Vma, near: tuple[Vma | None, Vma | None], frames: Frames) -> AnonVma:

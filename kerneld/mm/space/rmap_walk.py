@@ -45,7 +45,8 @@ class Mapped(NamedTuple):
 def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
     """Return every entry that maps one of these frames; each frame is given once.
 
-    All entries are of 4 KiB afterwards.
+    The entries of one anonymous frame are in the order of Linux's walk. All entries are of 4 KiB afterwards.
+    Source: Linux v6.8 mm/rmap.c:rmap_walk_anon(), mm/interval_tree.c.
     """
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
     numbers = frames.mapping[pfns[mapped]]
@@ -57,15 +58,18 @@ def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
         at, index = at[order], index[order]
         indexes = index.tolist()
         left = int(frames.mapcount[pfns[at]].sum())
+        here: list[Mapped] = []
         for vma in _vmas(frames, number, indexes[0], indexes[-1] + 1):
             low, high = bisect_left(indexes, vma.pgoff), bisect_left(indexes, vma.pgoff + vma.nr_pages)
             if low < high:
                 for mapped_here in _walk_vma(frames, pfns, vma, at[low:high], index[low:high]):
-                    found.append(mapped_here)
+                    here.append(mapped_here)
                     left -= len(mapped_here.at)
                 # All entries are found: the other VMAs need no look (Linux: rmap_walk_control.done).
                 if not left:
                     break
+        here.sort(key=lambda each: (each.vma.pgoff, each.vma.link_order))
+        found += here
     return found
 
 

@@ -35,7 +35,9 @@ STACK_GUARD_GAP_BYTES = 256 * PAGE_SIZE
 class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
-    __slots__ = ("anon_vma", "chain_top", "dev_zero", "end", "file", "pgoff", "start", "vm_flags", "vm_mm")
+    __slots__ = (
+        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "start", "vm_flags", "vm_mm",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,6 +61,8 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.chain_top: AnonVma | None = None
         """The last anon_vma of the VMA's chain: see `kerneld.mm.space.rmap`."""
+        self.link_order = 0
+        """When the VMA was last put into its anon_vmas: later ones have higher numbers."""
 
     @property
     def anon_vma_chain(self) -> tuple[AnonVma, ...]:

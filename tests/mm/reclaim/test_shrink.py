@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kerneld.hw.paging import PTE_PRESENT
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, PG_UNEVICTABLE
 from kerneld.mm.frames.lru import isolate
 from kerneld.mm.reclaim.shrink import shrink_folio_list
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.reclaim.old import make_old
@@ -150,6 +151,74 @@ def test_lazily_freed_memory_goes_unless_somebody_has_written(
     if written:
         assert flag(machine, pfn, PG_SWAPBACKED), "it is anonymous memory like any other again"
         assert flag(machine, pfn, PG_DIRTY), "the entry was removed and put back"
+
+
+def shared_and_lazily_freed(machine: Machine, mm: MmStruct, pfn: int) -> MmStruct:
+    """A page that parent and child map, and that is lazily freed: its only user has advised it, and then forked."""
+    do_madvise(mm, BASE, PAGE_SIZE, Madv.FREE)
+    child = machine.fork(mm)
+    assert machine.frames.mapcount_at[pfn] == 2
+    return child
+
+
+def make_dirty(mm: MmStruct) -> None:
+    """Set the dirty bit of a page's entry, and leave all else: a write would copy the page."""
+    pte = mm.page_table.find_pte(BASE)
+    assert pte is not None
+    mm.frames.ram.words[pte] |= PTE_DIRTY
+
+
+@pytest.mark.parametrize("relinked", [False, True])
+@pytest.mark.parametrize("writer", ["parent", "child"])
+def test_shared_lazily_freed_memory_goes_from_the_entries_before_the_first_dirty_one(
+    machine: Machine, mm: MmStruct, pfn: int, writer: str, *, relinked: bool
+) -> None:
+    child = shared_and_lazily_freed(machine, mm, pfn)
+    order = [mm, child]
+    if relinked:
+        # A VMA with a new end is put behind all others of the same page offset.
+        mmap(mm, 1, at=BASE + PAGE_SIZE)
+        assert vma_at(mm, BASE).nr_pages == 2
+        order.reverse()
+    dirty = {"parent": mm, "child": child}[writer]
+    make_dirty(dirty)
+    assert shrink(machine, pfn) == 0
+    kept = order[order.index(dirty) :]
+    assert [entry(each, BASE) != 0 for each in order] == [each in kept for each in order]
+    assert machine.frames.vmstat["pglazyfreed"] == 0
+    assert all(flag(machine, pfn, bit) for bit in (PG_SWAPBACKED, PG_DIRTY, PG_ACTIVE))
+    for each in order:
+        assert load(each, BASE) == (b"x" if each in kept else b"\0")
+
+
+def test_shared_lazily_freed_memory_goes_whole_if_nobody_has_written(machine: Machine, mm: MmStruct, pfn: int) -> None:
+    child = shared_and_lazily_freed(machine, mm, pfn)
+    assert shrink(machine, pfn) == 1
+    assert machine.frames.vmstat["pglazyfreed"] == 1
+    assert entry(mm, BASE) == entry(child, BASE) == 0
+
+
+def test_lazily_freed_memory_that_a_call_holds_is_anonymous_memory_again(
+    machine: Machine, mm: MmStruct, pfn: int
+) -> None:
+    do_madvise(mm, BASE, PAGE_SIZE, Madv.FREE)
+    machine.frames.get_page(pfn)
+    assert shrink(machine, pfn) == 0
+    assert all(flag(machine, pfn, bit) for bit in (PG_SWAPBACKED, PG_ACTIVE))
+    assert not flag(machine, pfn, PG_DIRTY)
+    machine.frames.put_page(pfn)
+    assert load(mm, BASE) == b"x"
+
+
+def test_the_walk_for_accesses_ends_at_a_locked_vma(machine: Machine, mm: MmStruct, pfn: int) -> None:
+    child = machine.fork(mm)
+    for each in (mm, child):
+        load(each, BASE)
+    # A fault would leave the page to one of them.
+    mm.set_vma_flags(vma_at(mm, BASE), vma_at(mm, BASE).vm_flags | VM_LOCKED)
+    assert shrink(machine, pfn) == 0
+    assert flag(machine, pfn, PG_UNEVICTABLE)
+    assert [entry(each, BASE) & PTE_ACCESSED != 0 for each in (mm, child)] == [True, True]
 
 
 @pytest.mark.parametrize("may_write", [False, True])
