@@ -76,6 +76,12 @@ class KernelView(Protocol):
     def processes(self) -> Mapping[Pid, Process]:
         """The living processes by pid."""
 
+    def find_process(self, pid: Pid) -> Process | None:
+        """Return the living process of a pid, also the child of a real fork that has not attached yet."""
+
+    def admit_children(self) -> None:
+        """Make the processes of children that have not attached yet."""
+
     @property
     def sysctl(self) -> Sysctl: ...
     @property
@@ -94,7 +100,7 @@ class ProcFs:
         self._kernel = kernel
         self._seq_files = SeqFiles()
         self._root: dict[str, Callable[[Process], bytes]] = {
-            "": lambda reader: "".join(f"{pid}\n" for pid in sorted(kernel.processes)).encode(),
+            "": lambda reader: "".join(f"{pid}\n" for pid in sorted(self._list())).encode(),
             "meminfo": lambda reader: show_meminfo(kernel.frames, kernel.sysctl),
             "vmstat": lambda reader: show_vmstat(kernel.frames, self._count_faults()),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
@@ -110,12 +116,16 @@ class ProcFs:
                 kernel.shadowpt.describe_session(),
             ),
             "kerneld/explanation": lambda reader: reader.explanation.encode(),
-            "kerneld/tasks": lambda reader: show_tasks(kernel.processes.values(), reader),
+            "kerneld/tasks": lambda reader: show_tasks(self._list().values(), reader),
         }
         self._frame_words: dict[str, Callable[[Frames, int, int], bytes]] = {
             "kpagecount": read_kpagecount,
             "kpageflags": read_kpageflags,
         }
+
+    def _list(self) -> Mapping[Pid, Process]:
+        self._kernel.admit_children()
+        return self._kernel.processes
 
     def _show_sysctl(self, name: str, _reader: Process) -> bytes:
         return f"{getattr(self._kernel.sysctl, name)}\n".encode()
@@ -215,7 +225,7 @@ class ProcFs:
         """Return the process of a directory's name: a decimal number as Linux writes it, without leading zeros."""
         if not name.isascii() or not name.isdigit() or name[0] == "0" or len(name) > _MAX_PID_DIGITS:
             return None
-        process = self._kernel.processes.get(int(name))
+        process = self._kernel.find_process(int(name))
         # A program of `kerneld run` uses its real memory, so only the host's own /proc has it.
         return None if process is not None and process.memory_is_host else process
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from kerneld.errors import SysError
 from kerneld.server.agent_link import AgentLink
 from kerneld.server.session import Session
+from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
+from shared.uapi.ring import NR_CHILDREN
 
 if TYPE_CHECKING:
     from kerneld.server.door import Door
-    from kerneld.server.ring import Rings
+    from kerneld.server.ring import Ring, Rings
     from kerneld.server.watch import Watches
-    from kerneld.task.task import Process
+    from kerneld.task.task import Process, Thread
     from shared.uapi.page import Pid
 
 
@@ -46,6 +48,26 @@ class LentLines:
         session.on_close = link.lost
         return link, theirs
 
+    def expect_child(self, thread: Thread, token: int) -> None:
+        """Clear the field of the thread's ring in which it names the child of a token."""
+        ring = _ring_of(thread)
+        if ring is not None:
+            ring.children[token % NR_CHILDREN] = 0
+
+    def find_child(self, thread: Thread, token: int) -> Pid:
+        """Return the pid that the thread has named for the child of a token; 0 for none yet."""
+        ring = _ring_of(thread)
+        return ring.children[token % NR_CHILDREN] if ring is not None else 0
+
+    def admit(self, pid: Pid, make: Callable[[], Process]) -> None:
+        """Watch a real process, and make its process; nothing if it has ended, or no descriptor is free."""
+        try:
+            pidfd = open_pidfd(pid)
+        except OSError:
+            return
+        if pidfd != NO_PIDFD:
+            self._watches.add(Watch(make(), pidfd))
+
     def _lend(self, pid: Pid) -> tuple[Session, int]:
         connection, theirs = self._door.lend(pid)
         session = Session(connection, self._rings)
@@ -53,3 +75,7 @@ class LentLines:
             os.close(theirs)
             raise SysError(errno.EAGAIN)
         return session, theirs
+
+
+def _ring_of(thread: Thread) -> Ring | None:
+    return thread.session.ring if isinstance(thread.session, Session) else None

@@ -30,6 +30,7 @@ from shared.uapi.ring import (
     ANSWER_BYTES,
     ANSWER_NUMBER,
     ANSWERS_START,
+    CHILDREN_START,
     MOST_ANSWER_BYTES,
     MOST_REQUEST_BYTES,
     REQUEST_BYTES,
@@ -49,13 +50,15 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 class Ring:
     """The ring of one session: zeroed memory, and what has been taken from it."""
 
-    __slots__ = ("_answers", "_map", "is_serving", "is_watched", "requests", "taken", "words")
+    __slots__ = ("_answers", "_map", "children", "is_serving", "is_watched", "requests", "taken", "words")
 
     def __init__(self, fd: int) -> None:
         """Map the ring's file, which `make_file` has made. Raises OSError."""
         self._map = map_without_descriptor(fd, RING_BYTES)
         view = memoryview(self._map)
         self.words = view[:REQUESTS_START].cast("Q")
+        self.children = view[CHILDREN_START:REQUESTS_START].cast("I")
+        """The pids of the thread's children that have not attached: `shared.uapi.ring.CHILDREN_START`."""
         self.requests = view[REQUESTS_START:ANSWERS_START]
         """The last request datagram, from its start."""
         self._answers = view[ANSWERS_START:]
@@ -99,6 +102,7 @@ class Ring:
     def close(self) -> None:
         """Unmap the ring."""
         self.words.release()
+        self.children.release()
         self.requests.release()
         self._answers.release()
         self._map.close()

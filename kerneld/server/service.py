@@ -270,6 +270,9 @@ class Service:
     def _drop(self, session: Session) -> None:
         if session.connection.is_closed:
             return
+        if session.ring is not None:
+            # It may be the last to know the pid of a child that has not attached.
+            self._kernel.admit_children()
         del self.sessions[session.fd]
         self._kernel.table.line_lost(session.connection.line)
         self._door.left(session.connection.peer)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -37,7 +38,7 @@ from kerneld.shadowpt.session import ShadowPt
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_exit, kill_process
 from kerneld.task.oom_tasks import OomTasks
-from kerneld.task.real_process import find_effective_ids
+from kerneld.task.real_process import find_effective_ids, find_ppid
 from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
@@ -135,6 +136,15 @@ class Lines(Protocol):
         descriptor.
         """
 
+    def expect_child(self, thread: Thread, token: int) -> None:
+        """Note that the real fork of a native thread comes, whose child will attach with a token."""
+
+    def find_child(self, thread: Thread, token: int) -> Pid:
+        """Return the pid of the child of a token, as the thread has said; 0 if it has not said."""
+
+    def admit(self, pid: Pid, make: Callable[[], Process]) -> None:
+        """Make the process of a real process, which is watched from now on; nothing if that is not possible."""
+
     def hire(self, process: Process) -> tuple[Agent, int]:
         """Return an agent for the memory of a process, and the agent's end of its connection. Raises as `open`.
 
@@ -221,6 +231,24 @@ class Kernel:
             thread.process.memory_is_host = True
         self.check()
         return thread
+
+    def find_process(self, pid: Pid) -> Process | None:
+        """Return the living process of a pid, also the child of a real fork that has not attached yet."""
+        if pid not in self.processes:
+            self.admit_children()
+        return self.processes.get(pid)
+
+    def admit_children(self) -> None:
+        """Make the processes of the native programs' children that live and have not attached yet.
+
+        Whoever asks for a child right after the fork finds it, as in Linux. The parent does not wait for its attach.
+        """
+        if self.lines is None:
+            return
+        for token, thread in self.table.forking():
+            pid = self.lines.find_child(thread, token)
+            if pid and pid not in self.processes and find_ppid(pid) == thread.process.pid:
+                self.lines.admit(pid, partial(self.table.admit, pid, token))
 
     def thread_exited(self, thread: Thread) -> None:
         """End a thread, because its connection is gone. The last thread ends the process."""

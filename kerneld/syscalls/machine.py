@@ -112,7 +112,7 @@ def ram(call: Call) -> Answer:
     """
     if not call.process.cred.superuser:
         raise SysError(errno.EPERM)
-    process = call.kernel.processes.get(call.args[0])
+    process = call.kernel.find_process(call.args[0])
     if process is None:
         raise SysError(errno.ESRCH)
     root = process.live_mm.page_table.root

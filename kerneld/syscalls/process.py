@@ -12,7 +12,7 @@ from kerneld.fs.fput import fput
 from kerneld.fs.open_file import is_in_memory
 from kerneld.mm.files.filemap import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
-from kerneld.syscalls.answer import Answer, Call, Work
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.capability import CAP_SYS_RESOURCE
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings
@@ -74,8 +74,20 @@ def clone(call: Call) -> int | Answer | Work:
         return 0
     if call.args[0] & CLONE_SHARE:
         call.kernel.tlbs.get(call.mm)
-        return call.kernel.table.share(call.thread)
-    return Work(call.kernel.table.clone(call.thread)).go_on()
+        return _expect(call, call.kernel.table.share(call.thread))
+    return Work(_copy(call)).go_on()
+
+
+def _copy(call: Call) -> Pieces:
+    token = yield from call.kernel.table.clone(call.thread)
+    return _expect(call, token)
+
+
+def _expect(call: Call, token: int) -> int:
+    if call.kernel.lines is not None and call.thread.tlb is not None:
+        call.kernel.lines.expect_child(call.thread, token)
+        call.kernel.table.give(token)
+    return token
 
 
 def sys_exit(call: Call) -> int:
@@ -172,7 +184,7 @@ def sys_prlimit64(call: Call) -> int | Answer:
     new, old = call.args[2:4]
     if new and len(call.data) != _RLIMIT64.size:
         raise SysError(errno.EFAULT)
-    process = call.kernel.processes.get(pid) if pid else call.process
+    process = call.kernel.find_process(pid) if pid else call.process
     if process is None:
         raise SysError(errno.ESRCH)
     _check_may_limit(call.process, process)

@@ -223,7 +223,7 @@ def _unpack_iovecs(data: bytes, count: int) -> list[Piece]:
 
 
 def _get_process(call: Call, pid: Pid) -> Process:
-    process = call.kernel.processes.get(pid)
+    process = call.kernel.find_process(pid)
     if process is None:
         raise SysError(errno.ESRCH)
     return process

@@ -73,7 +73,7 @@ def _open_faults(call: Call) -> Answer:
 
 def _find_target(call: Call, pid: Pid) -> Process | HostTarget | NoTarget:
     """Return the target: a process of this kernel; else a real process, if the options allow it and the caller asks."""
-    process = call.kernel.processes.get(pid)
+    process = call.kernel.find_process(pid)
     if process is not None and not process.memory_is_host:
         return process
     is_asked = bool(call.args[3] & OPEN_HOST)

@@ -38,7 +38,8 @@ _LAST_UID = (1 << 32) - 2
 class _Token:
     """A copy of a parent that waits for the child to attach."""
 
-    parent: Process
+    thread: Thread
+    """The thread that forks."""
     mm: MmStruct
     cred: Cred
     dispositions: dict[int, Disposition]
@@ -46,6 +47,14 @@ class _Token:
     may_be_native: bool
     line: int
     """The number of the connection by which the child attaches; 0 if it makes its own."""
+
+    is_given: bool = False
+    """Whether the copy is whole, and the thread that forks has the token of a native program's child."""
+
+    @property
+    def parent(self) -> Process:
+        """The process of the thread that forks."""
+        return self.thread.process
 
 
 class ProcessTable:
@@ -60,6 +69,9 @@ class ProcessTable:
         self._new_mm = new_mm
         self.processes: dict[Pid, Process] = {}
         self._tokens: dict[int, _Token] = {}
+        self._admitted: dict[int, Process] = {}
+        """By token, the children that have not attached and are processes already. The one thread of each waits for
+        its connection."""
         self.mmap_locks = MmapLocks()
         self.ended: list[Process] = []
         """The processes that have ended since take_ended()."""
@@ -77,6 +89,8 @@ class ProcessTable:
         if tid != pid and not Path(f"/proc/{pid}/task/{tid}").exists():
             raise SysError(errno.EINVAL)
         process = self.processes.get(pid)
+        if token and process is not None and self._admitted.get(token) is process and tid == pid:
+            return self._admitted.pop(token).threads[0]
         if process is None:
             process, pkru = self._new_process(pid, uid, gid, token)
         elif token or any(thread.tid == tid for thread in process.threads):
@@ -93,10 +107,7 @@ class ProcessTable:
         pkru = INIT_PKRU
         if token:
             copy = self._take_token(pid, token)
-            process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
-            process.dispositions = copy.dispositions
-            process.may_be_native = copy.may_be_native
-            pkru = copy.pkru
+            process, pkru = _forked(pid, copy), copy.pkru
         else:
             fresh = Cred(uid, gid, uid in (0, self._superuser_uid)), True
             cred, dumpable = self._find_dropped(pid) or fresh
@@ -110,6 +121,25 @@ class ProcessTable:
         _charge(process)
         process.on_exit = self._forget
         self.processes[process.pid] = process
+
+    def admit(self, pid: Pid, token: int) -> Process:
+        """Make the process of a native program's child before the child attaches with its token."""
+        copy = self._tokens.pop(token)
+        process = _forked(pid, copy)
+        thread = Thread(pid, process)
+        thread.pkru = copy.pkru
+        process.threads.append(thread)
+        self._admitted[token] = process
+        self.add(process)
+        return process
+
+    def forking(self) -> list[tuple[int, Thread]]:
+        """Return the token of each native program's child that has not attached, and the thread that forks."""
+        return [(token, copy.thread) for token, copy in self._tokens.items() if copy.is_given]
+
+    def give(self, token: int) -> None:
+        """Note that the thread that forks a native program's child has the token now."""
+        self._tokens[token].is_given = True
 
     def _take_token(self, pid: Pid, token: int) -> _Token:
         copy = self._tokens.get(token)
@@ -134,7 +164,7 @@ class ProcessTable:
             raise SysError(errno.EAGAIN)
         # The copy belongs to the parent from the beginning: the OOM killer must find it, and the parent may end
         # meanwhile.
-        old, mm, token = parent.live_mm, new_copy(parent.live_mm), secrets.randbits(62) + 1
+        old, mm, token = parent.live_mm, new_copy(parent.live_mm), self._new_number(parent)
         self._tokens[token] = _new_token(thread, mm)
         try:
             with self.mmap_locks.write(thread):
@@ -153,10 +183,19 @@ class ProcessTable:
         parent = thread.process
         if sum(copy.parent is parent for copy in self._tokens.values()) >= MAX_TOKENS:
             raise SysError(errno.EAGAIN)
-        mm, token = parent.live_mm, secrets.randbits(62) + 1
+        mm, token = parent.live_mm, self._new_number(parent)
         mm.users += 1
         self._tokens[token] = _new_token(thread, mm)
         return token
+
+    def _new_number(self, parent: Process) -> int:
+        """Return a token that nobody can guess. The waiting tokens of a process differ in their last 4 bits.
+
+        So each has a field of its own in a ring: `shared.uapi.ring.CHILDREN_START`.
+        """
+        used = {token % MAX_TOKENS for token, copy in self._tokens.items() if copy.parent is parent}
+        free = min(set(range(MAX_TOKENS)) - used)
+        return (secrets.randbits(58) + 1) * MAX_TOKENS + free
 
     def cancel(self, parent: Process, token: int) -> None:
         """Drop a token of a process: the real fork has failed. Raises SysError(EINVAL) for one that is not its own."""
@@ -222,6 +261,7 @@ class ProcessTable:
 
     def _forget(self, process: Process) -> None:
         del self.processes[process.pid]
+        self._admitted = {token: child for token, child in self._admitted.items() if child is not process}
         # A native program's child may live already: it attaches later, or its connection ends.
         for token in [token for token, copy in self._tokens.items() if copy.parent is process and not copy.line]:
             mmput(self._tokens.pop(token).mm)
@@ -244,7 +284,14 @@ class ProcessTable:
 
 def _new_token(thread: Thread, mm: MmStruct) -> _Token:
     parent, pkru = thread.process, mm.frames.processor.pkru
-    return _Token(parent, mm, parent.cred, parent.dispositions.copy(), pkru, parent.may_be_native, thread.line)
+    return _Token(thread, mm, parent.cred, parent.dispositions.copy(), pkru, parent.may_be_native, thread.line)
+
+
+def _forked(pid: Pid, copy: _Token) -> Process:
+    process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
+    process.dispositions = copy.dispositions
+    process.may_be_native = copy.may_be_native
+    return process
 
 
 def _charge(process: Process) -> None:

@@ -182,7 +182,7 @@ class Tracing:
         if attr.data_pages << PAGE_SHIFT > limit:
             raise SysError(errno.ENOSPC)
         for pid in attr.pids:
-            process = self.kernel.processes.get(pid)
+            process = self.kernel.find_process(pid)
             if process is None:
                 raise SysError(errno.ESRCH)
             if not ptrace_may_access(thread.process, process):

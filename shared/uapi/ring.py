@@ -14,6 +14,9 @@ WATCHED = 8
 ANSWER_NUMBER, ANSWER_BYTES = 16, 17
 """Written by the kernel: the number of the last request datagram that it has answered, and the size of the answer. Size
 0 means that the answer comes by the socket."""
+CHILDREN_START, NR_CHILDREN = 192, 16
+"""Where the pids of children that have not attached are, 32 bits each, and how many there is room for. The kernel
+clears the field `token % NR_CHILDREN` when it gives the token of a child; the client writes the child's pid there."""
 REQUESTS_START = 256
 ANSWERS_START = 32_768
 MOST_REQUEST_BYTES = ANSWERS_START - REQUESTS_START

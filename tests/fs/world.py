@@ -49,6 +49,12 @@ class World:
         self.machine.mms.append(mm)
         return self.add(pid, process.cred, mm)
 
+    def find_process(self, pid: int) -> Process | None:
+        return self.processes.get(pid)
+
+    def admit_children(self) -> None:
+        """No program here is native."""
+
     def forget(self, process: Process) -> None:
         """Take a process out as its end does."""
         del self.processes[process.pid]

@@ -44,9 +44,19 @@ def inside(native_daemon: NativeDaemon) -> Iterator[Inside]:
     assert native_daemon.process.poll() is None, native_daemon.complaints()
 
 
+class Programs(dict[str, Path]):
+    """Programs by name. Each is compiled when a test first asks for it, as people compile theirs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __missing__(self, name: str) -> Path:
+        source = Path(__file__).parent / "c" / f"{name}.c"
+        self[name] = compile_c(source, self._directory / name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The C programs of tests/native/c, compiled as people compile theirs."""
-    directory = tmp_path_factory.mktemp("c")
-    sources = sorted((Path(__file__).parent / "c").glob("*.c"))
-    return {source.stem: compile_c(source, directory / source.stem) for source in sources}
+    """The C programs of tests/native/c."""
+    return Programs(tmp_path_factory.mktemp("c"))

@@ -14,6 +14,11 @@ def test_tasks_are_made_and_refused_as_outside(inside: Inside, programs: dict[st
     assert "80 refused, one made: 100" in output
 
 
+def test_a_child_is_there_at_once_after_the_fork(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["newborn"])]).output
+    assert output == "seen 12, written 12, mapped 12, limits 12, ended 12\n"
+
+
 def test_a_program_that_changes_its_user(inside: Inside, programs: dict[str, Path]) -> None:
     end = inside.agrees([str(programs["users"])])
     assert end.output.endswith("another program\n")

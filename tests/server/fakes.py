@@ -81,6 +81,9 @@ class FakeKernel:
         run_task(self.rq, thread)
         return thread
 
+    def admit_children(self) -> None:
+        """No program of this kernel is native."""
+
     def thread_exited(self, thread: Thread) -> None:
         self.exited.append(thread.tid)
         thread.process.threads.remove(thread)

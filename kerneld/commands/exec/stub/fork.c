@@ -95,6 +95,7 @@ long do_fork(struct thread *t, struct ucontext *uc, const struct clone_request *
 		cancel_child(t, conn, token);
 		return pid;
 	}
+	ring_name_child(t, token, pid);
 	if (!(request->flags & CLONE_FILES))
 		sys1(NR_close, conn);
 	tid = pid;
@@ -216,10 +217,13 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 	new->conn = conn;
 	memcpy(actions, process.actions, sizeof actions);
 	long pid = host_clone(request, start, sharer_begin);
-	if (pid < 0)
+	if (pid < 0) {
 		cancel_child(t, conn, token);
-	else if (!(flags & CLONE_FILES))
-		sys1(NR_close, conn);
+	} else {
+		ring_name_child(t, token, pid);
+		if (!(flags & CLONE_FILES))
+			sys1(NR_close, conn);
+	}
 	if (pid < 0 || flags & CLONE_VFORK) {
 		/* The child is through with this memory; its handlers were its own. */
 		if (!(flags & CLONE_SIGHAND))

@@ -6,6 +6,8 @@
 #define RING_BYTES 0x10000UL
 #define REQUESTS 256
 #define ANSWERS 0x8000
+#define CHILDREN 192
+#define NR_CHILDREN 16
 #define MAP_SHARED_FIXED 0x11
 #define MADV_DONTFORK 10
 #define MSG_NOSIGNAL 0x4000
@@ -23,6 +25,13 @@ void ring_open(struct thread *t, int fd)
 	sys3(NR_madvise, at, RING_BYTES, MADV_DONTFORK);
 	t->ring_number = t->ring_misses = t->ring_skip = 0;
 	t->ring = (u64 *)at;
+}
+
+/* Name the child that is to attach with a token, for those who ask kerneld about it before. */
+void ring_name_child(struct thread *t, u64 token, u32 pid)
+{
+	if (t->ring)
+		__atomic_store_n((u32 *)((char *)t->ring + CHILDREN) + token % NR_CHILDREN, pid, __ATOMIC_RELEASE);
 }
 
 static u64 word(struct thread *t, int index)
