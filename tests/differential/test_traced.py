@@ -79,6 +79,7 @@ class Follower:
 
 @pytest.fixture
 def traced(match: Match, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Match, Follower]]:
+    match.ours.check_invariants(False)  # Of these programs, test_random checks them.
     free_pages = match.ours._free_pages
     follower = Follower(match.ours)
     view = Simulated.view

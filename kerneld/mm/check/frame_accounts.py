@@ -35,6 +35,8 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import Pfn
 
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 _SAMPLE = 16
 """The number of frames that a check reads. It is small, because the host gives memory to a frame that is read."""
 
@@ -44,43 +46,63 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
 
     `deposited` are the tables kept for huge pages, in no page table. Raises KernelBug.
     """
-    count = frames.ram.nr_frames
     frames.buddy.check()
-    leaves = [walk.entries[counted_mask(walk.entries)] for walk in walks]
-    mapped = np.bincount(_concatenate([pte_pfn(run).astype(np.int64) for run in leaves]), minlength=count)
-    kept = np.array(deposited, dtype=np.int64)
-    tables = np.bincount(_concatenate([kept, *(walk.table_pfns for walk in walks)]), minlength=count)
-    slots = np.bincount(_concatenate([_slots(mapping)[1] for mapping in mappings]), minlength=count)
-    reserved = np.zeros(count, dtype=np.int64)
-    reserved[[0, ZERO_PFN]] = 1
     check_huge_frames(frames, walks)
-    if frames.huge.zero_pfn is not None:
-        reserved[frames.huge.zero_pfn : frames.huge.zero_pfn + HPAGE_PMD_NR] = 1
-    _same(frames.mapcount, mapped, "mapcount", "entries that map it")
-    swapcache = (frames.flags & PG_SWAPCACHE) != 0
-    _same(frames.refcount, mapped + tables + slots + swapcache + reserved, "refcount", "entries and pins")
+    entries = _concatenate([pte_pfn(walk.entries[counted_mask(walk.entries)]).astype(np.int64) for walk in walks])
+    kept = np.array(deposited, dtype=np.int64)
+    in_tables = _concatenate([kept, *(walk.table_pfns for walk in walks)])
+    cached = _concatenate([_slots(mapping)[1] for mapping in mappings])
+    zeros = [] if frames.huge.zero_pfn is None else _huge_range(frames.huge.zero_pfn)
+    reserved = np.array([0, ZERO_PFN, *zeros])
     free = frames.buddy.is_free()
-    _none(free & (frames.refcount != 0), "is free and has references")
-    _none(~free & (frames.refcount == 0), "is neither free nor held by anything: it has leaked")
-    _none(free & ((frames.flags != 0) | (frames.mapping != 0)), "is free and keeps flags or a mapping")
-    is_table = (frames.flags & (PG_TABLE | PG_PGD)) != 0
-    _none(is_table != (tables == 1), "is a page table by its flags or by a walk, but not by both")
-    _none(is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
-    anon = (frames.flags & PG_ANON) != 0
-    _none(anon & (slots != 0), "is anonymous and in a page cache")
-    lazyfree = anon & ((frames.flags & PG_SWAPBACKED) == 0)
-    _none(lazyfree & swapcache, "is lazily freed and in the swap cache")
-    listed = (frames.flags & PG_LRU) != 0
-    _none(listed != (anon | swapcache | (slots != 0)), "is on an LRU list and has no contents, or the other way round")
-    _none(((frames.flags & PG_ACTIVE) != 0) & ~listed, "is active and on no LRU list")
-    both = PG_ACTIVE | PG_UNEVICTABLE
-    _none((frames.flags & both) == both, "is active and cannot be evicted")
-    more = frames.mlock_more
-    _none(more < 0, "is unlocked more often than it was locked")
-    _none((more > 0) & ((frames.flags & PG_UNEVICTABLE) == 0), "is locked by more than one and can be evicted")
-    _none(frames.lru > np.uint32(frames.lru_clock), "came to its list later than now")
-    _none(~anon & ((frames.flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
+    pfns = _frames_with_state(frames, free, (entries, in_tables, cached, reserved))
+    mapped, tables, slots, pins = (
+        np.bincount(np.searchsorted(pfns, named), minlength=len(pfns))
+        for named in (entries, in_tables, cached, reserved)
+    )
+    swapcache = frames.has(pfns, PG_SWAPCACHE)
+    _same(pfns, frames.mapcount[pfns], mapped, "mapcount", "entries that map it")
+    _same(pfns, frames.refcount[pfns], mapped + tables + slots + swapcache + pins, "refcount", "entries and pins")
+    _check_flags(frames, pfns, free[pfns], mapped, tables, slots)
+    if len(late := np.flatnonzero(frames.lru > np.uint32(frames.lru_clock))):
+        raise KernelBug(f"frame {int(late[0]):#x} came to its list later than now")
     _check_unwritten(frames)
+
+
+def _frames_with_state(frames: Frames, free: Mask, named: tuple[Ints, ...]) -> Ints:
+    """Return, in rising order, the frames that are not free, have any state, or are named: few of a large machine."""
+    has_state = ~free
+    for state in (frames.refcount, frames.mapcount, frames.flags, frames.mapping, frames.mlock_more):
+        has_state |= state != 0
+    for pfns in named:
+        has_state[pfns] = True
+    return np.flatnonzero(has_state)
+
+
+def _check_flags(frames: Frames, pfns: Ints, free: Mask, mapped: Ints, tables: Ints, slots: Ints) -> None:
+    """Check the state of these frames against what was counted for each: entries, tables, slots of page caches."""
+    flags = frames.flags[pfns]
+    swapcache = (flags & PG_SWAPCACHE) != 0
+    _none(pfns, free & (frames.refcount[pfns] != 0), "is free and has references")
+    _none(pfns, ~free & (frames.refcount[pfns] == 0), "is neither free nor held by anything: it has leaked")
+    _none(pfns, free & ((flags != 0) | (frames.mapping[pfns] != 0)), "is free and keeps flags or a mapping")
+    is_table = (flags & (PG_TABLE | PG_PGD)) != 0
+    _none(pfns, is_table != (tables == 1), "is a page table by its flags or by a walk, but not by both")
+    _none(pfns, is_table & ((mapped != 0) | (slots != 0)), "is a page table and is mapped or cached")
+    anon = (flags & PG_ANON) != 0
+    _none(pfns, anon & (slots != 0), "is anonymous and in a page cache")
+    lazyfree = anon & ((flags & PG_SWAPBACKED) == 0)
+    _none(pfns, lazyfree & swapcache, "is lazily freed and in the swap cache")
+    listed = (flags & PG_LRU) != 0
+    kept = anon | swapcache | (slots != 0)
+    _none(pfns, listed != kept, "is on an LRU list and has no contents, or the other way round")
+    _none(pfns, ((flags & PG_ACTIVE) != 0) & ~listed, "is active and on no LRU list")
+    both = PG_ACTIVE | PG_UNEVICTABLE
+    _none(pfns, (flags & both) == both, "is active and cannot be evicted")
+    more = frames.mlock_more[pfns]
+    _none(pfns, more < 0, "is unlocked more often than it was locked")
+    _none(pfns, (more > 0) & ((flags & PG_UNEVICTABLE) == 0), "is locked by more than one and can be evicted")
+    _none(pfns, ~anon & ((flags & PG_ANON_EXCLUSIVE) != 0), "is exclusive and not anonymous")
 
 
 def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
@@ -107,11 +129,11 @@ def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
             raise KernelBug(f"huge page {head:#x} is not anonymous, or its indexes are not consecutive")
 
 
-def _concatenate(runs: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+def _concatenate(runs: list[Ints]) -> Ints:
     return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)
 
 
-def _slots(mapping: AddressSpace) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+def _slots(mapping: AddressSpace) -> tuple[npt.NDArray[np.uint64], Ints]:
     """Return index and frame of each cached page."""
     count = len(mapping.pages)
     return (
@@ -120,27 +142,26 @@ def _slots(mapping: AddressSpace) -> tuple[npt.NDArray[np.uint64], npt.NDArray[n
     )
 
 
-def _same(have: npt.NDArray[np.int32], want: npt.NDArray[np.int64], name: str, what: str) -> None:
+def _same(pfns: Ints, have: npt.NDArray[np.int32], want: Ints, name: str, what: str) -> None:
     wrong = np.flatnonzero(have != want)
     if len(wrong):
-        pfn = int(wrong[0])
-        raise KernelBug(f"{name} of frame {pfn:#x} is {have[pfn]}, {what}: {want[pfn]}")
+        first = int(wrong[0])
+        raise KernelBug(f"{name} of frame {pfns[first]:#x} is {have[first]}, {what}: {want[first]}")
 
 
-def _none(bad: npt.NDArray[np.bool_], message: str) -> None:
-    wrong = np.flatnonzero(bad)
+def _none(pfns: Ints, bad: Mask, message: str) -> None:
+    wrong = pfns[bad]
     if len(wrong):
         raise KernelBug(f"frame {int(wrong[0]):#x} {message}")
 
 
 def _check_unwritten(frames: Frames) -> None:
     """Check that a sample of the frames that were never written reads as zeros. It always includes the zero page."""
-    unwritten = np.flatnonzero(~frames.ram.written)
+    unwritten = ~frames.ram.written
     zeros = [ZERO_PFN] if frames.huge.zero_pfn is None else [ZERO_PFN, *_huge_range(frames.huge.zero_pfn)]
     if frames.ram.written[zeros].any():
         raise KernelBug("the shared zero page has been written")
-    in_use = unwritten[frames.refcount[unwritten] > 0]
-    for pfns in (in_use, unwritten):
+    for pfns in (np.flatnonzero(unwritten & (frames.refcount > 0)), np.flatnonzero(unwritten)):
         sample = pfns[:: max(1, len(pfns) // _SAMPLE)]
         dirty = sample[frames.ram.frames_np[sample].any(axis=1)]
         if len(dirty):

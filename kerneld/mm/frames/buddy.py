@@ -241,19 +241,24 @@ class Buddy:
 
         `low` is a multiple of the largest block; `high` is one too, or beyond the last frame.
         """
-        orders = self.head_order[low:high]
-        heads = np.flatnonzero(orders)
-        edges = np.zeros(len(orders) + 1, dtype=np.int32)
-        edges[heads] = 1
-        edges[heads + (1 << (orders[heads].astype(np.int64) - 1))] -= 1
-        free = np.cumsum(edges[:-1]).astype(bool)
+        free = self._in_blocks(self.head_order[low:high])
         single = np.array(self.pcp, dtype=np.int64) - low
         free[single[(single >= 0) & (single < len(free))]] = True
         return free
 
+    def _in_blocks(self, head_order: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Return for each frame whether it is in a free block: not those of the per-cpu list."""
+        free = np.zeros(len(head_order), dtype=np.bool_)
+        heads = np.flatnonzero(head_order != 0)
+        orders = head_order[heads] - 1
+        for order in np.unique(orders).tolist():
+            blocks = free[: len(free) >> order << order].reshape(-1, 1 << order)
+            blocks[heads[orders == order] >> order] = True
+        return free
+
     def check(self) -> None:
         """Check the allocator's own invariants. Raises KernelBug."""
-        heads = np.flatnonzero(self.head_order)
+        heads = np.flatnonzero(self.head_order != 0)
         orders = self.head_order[heads].astype(np.int64) - 1
         sizes = np.int64(1) << orders
         if bool((orders > MAX_ORDER).any()) or bool((heads & (sizes - 1)).any()):
@@ -273,8 +278,5 @@ class Buddy:
         for order in range(MAX_ORDER + 1):
             if not set(heads[orders == order].tolist()) <= set(self._lists[order]):
                 raise KernelBug(f"a free block of order {order} is in no list")
-        free = np.zeros(self._nr_frames + 1, dtype=np.int64)
-        free[heads] += 1
-        free[heads + sizes] -= 1
-        if len(set(self.pcp)) != len(self.pcp) or bool(np.cumsum(free)[self.pcp].any()):
+        if len(set(self.pcp)) != len(self.pcp) or bool(self._in_blocks(self.head_order)[self.pcp].any()):
             raise KernelBug("a frame is on the per-cpu list twice, or free in a block as well")
