@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.mm.calls.access import get_user_page
+from kerneld.hw.paging import PTRS_PER_TABLE, pte_pfn
 from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.limits import STACK_LIMIT_BYTES, Rlimits
@@ -31,7 +31,7 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
 from kerneld.task.uaccess import copy_to_user
 from shared.uapi.auxvec import ELF_PLATFORM, At
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.uapi.resource import Rlimit
 
 STACK_TOP: Vaddr = TASK_SIZE
@@ -125,12 +125,11 @@ def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> 
     arg_start = STACK_TOP - _WORD - len(arguments.strings)
     if arg_start < vma.start:
         _expand(mm, vma, arg_start, errno.E2BIG)
-    # The strings may take 6 MiB, so their pages are faulted in as a range. A failure comes again below.
-    fault_in_range(mm, vma, arg_start & PAGE_MASK, STACK_TOP, True)
+    view = memoryview(arguments.strings)
     env_start = arg_start + arguments.argv_bytes
     name_start = env_start + arguments.envp_bytes
     for start, end in ((name_start, STACK_TOP - _WORD), (env_start, name_start), (arg_start, env_start)):
-        _copy_strings(mm, start, arguments.strings[start - arg_start : end - arg_start])
+        _copy_strings(mm, vma, start, view[start - arg_start : end - arg_start])
     limit = mm.rlimits.soft[Rlimit.STACK] & PAGE_MASK
     base = max(vma.start - STACK_EXPAND_BYTES, vma.end - limit)
     if base < vma.start:
@@ -139,23 +138,53 @@ def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> 
     return arg_start
 
 
-def _copy_strings(mm: MmStruct, vaddr: Vaddr, strings: bytes) -> None:
+def _copy_strings(mm: MmStruct, vma: Vma, vaddr: Vaddr, strings: memoryview) -> None:
     """Write to the new stack before a process uses it. Source: Linux v6.8 fs/exec.c:copy_strings(), get_arg_page()."""
-    view = memoryview(strings)
-    while view:
-        count = min(len(view), PAGE_SIZE - vaddr % PAGE_SIZE)
-        try:
-            paddr = get_user_page(mm, vaddr & PAGE_MASK, write=True, force=True)
-        except SysError:
-            raise SysError(errno.E2BIG) from None
-        mm.frames.ram.write(paddr + vaddr % PAGE_SIZE, view[:count])
-        vaddr += count
-        view = view[count:]
+    end = page_align(vaddr + len(strings))
+    if fault_in_range(mm, vma, vaddr & PAGE_MASK, end, True, foll_touch=True)[0] < end:
+        raise SysError(errno.E2BIG)
+    _write_mapped(mm, vaddr, strings)
 
 
-def _put_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> None:
-    if copy_to_user(mm, vaddr, data) < len(data):
+def _put_user(mm: MmStruct, vaddr: Vaddr, data: bytes | memoryview) -> None:
+    """Write as the program would; the whole pages of long data, as the pointers to many strings, as a range.
+
+    Raises SysError(EFAULT) if a page cannot be written.
+    """
+    view = memoryview(data)
+    done = copy_to_user(mm, vaddr, view[: -vaddr % PAGE_SIZE])
+    vma = mm.vmas.find(vaddr)
+    if done and done == -vaddr % PAGE_SIZE and vma is not None:
+        # What the program may do with the first page, it may do with the rest of the VMA.
+        start, end = vaddr + done, min(vma.end, vaddr + len(data) & PAGE_MASK)
+        if start < end:
+            end = fault_in_range(mm, vma, start, end, True)[0]
+            mm.pages.mark_accessed(start, end, write=True)
+            _write_mapped(mm, start, view[done : end - vaddr])
+            done = end - vaddr
+    if copy_to_user(mm, vaddr + done, view[done:]) < len(data) - done:
         raise SysError(errno.EFAULT)
+
+
+def _write_mapped(mm: MmStruct, vaddr: Vaddr, data: memoryview) -> None:
+    """Write to pages that are all mapped for writing; the whole pages among them at once."""
+    if not data:
+        return
+    ram = mm.frames.ram
+    entries = mm.page_table.walk.entries(vaddr & PAGE_MASK, page_align(vaddr + len(data)))
+    pfns = pte_pfn(entries).astype(np.int64)
+    head = min(-vaddr % PAGE_SIZE, len(data))
+    if head:
+        ram.write((int(pfns[0]) << PAGE_SHIFT) + vaddr % PAGE_SIZE, data[:head])
+        pfns = pfns[1:]
+    tail = (len(data) - head) % PAGE_SIZE
+    if tail:
+        ram.write(int(pfns[-1]) << PAGE_SHIFT, data[-tail:])
+        pfns = pfns[:-1]
+    if len(pfns):
+        rows = np.frombuffer(data[head : len(data) - tail], dtype=np.uint64)
+        ram.frames_np[pfns] = rows.reshape(len(pfns), PTRS_PER_TABLE)
+        ram.written[pfns] = True
 
 
 def _expand(mm: MmStruct, vma: Vma, address: Vaddr, code: int) -> None:
@@ -181,18 +210,14 @@ def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[A
     mm.env_end = mm.env_start + arguments.envp_bytes
     own = {At.RANDOM: at_random, At.EXECFN: mm.env_end, At.PLATFORM: at_platform}
     vector = [word for kind, value in auxv for word in (kind, own.get(kind, value))]
-    words = np.concatenate(
-        [
-            [len(arguments.argv_lengths)],
-            _pointers(start, arguments.argv_lengths),
-            [0],
-            _pointers(mm.env_start, arguments.envp_lengths),
-            [0],
-            vector,
-        ]
-    ).astype("<u8")
+    argc, envc = len(arguments.argv_lengths), len(arguments.envp_lengths)
+    words = np.zeros(1 + argc + 1 + envc + 1 + len(vector), dtype=np.uint64)
+    words[0] = argc
+    words[1 : 1 + argc] = _pointers(start, arguments.argv_lengths)
+    words[2 + argc : 2 + argc + envc] = _pointers(mm.env_start, arguments.envp_lengths)
+    words[3 + argc + envc :] = np.array(vector, dtype=np.uint64)
     stack_pointer = (at_random - words.nbytes) & -16
-    _put_user(mm, stack_pointer, words.tobytes())
+    _put_user(mm, stack_pointer, words.data.cast("B"))
     mm.start_stack = stack_pointer
 
 

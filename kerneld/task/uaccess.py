@@ -41,7 +41,7 @@ def copy_from_user(mm: MmStruct, vaddr: Vaddr, length: int) -> bytes:
     return b"".join(parts)
 
 
-def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes) -> int:
+def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes | memoryview) -> int:
     """Write bytes at any address. Return the number of bytes written before a page that cannot be accessed, or all."""
     view = memoryview(data)
     done = 0

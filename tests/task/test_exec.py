@@ -7,17 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from kerneld.hw.paging import PTE_RW, pte_pfn
+from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW, pte_pfn
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.access import read_remote_vm
+from kerneld.mm.fault.populate import fault_one
 from kerneld.mm.frames.frames import PG_ANON
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.pkeys import vma_pkey
+from kerneld.mm.space.vma import Vma
+from kerneld.task import uaccess
 from kerneld.task.exec import fresh_mm
 from shared.uapi.auxvec import ELF_HWCAP, At
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_MASK, PAGE_SIZE
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 from shared.uapi.signals import Disposition
 from tests.support.elf_files import (
@@ -210,12 +213,25 @@ def test_a_program_goes_by_the_name_that_it_was_given(world: World) -> None:
     assert world.mm.exe_path == "/bin/busybox"
 
 
-def test_very_many_strings(world: World) -> None:
+def test_very_many_strings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pointers take many pages, which are not faulted in one by one: half a million strings are one request."""
+    single: list[int] = []
+
+    def counted(mm: MmStruct, vma: Vma, vaddr: int, write: bool) -> int:
+        single.append(vaddr)
+        return fault_one(mm, vma, vaddr, write)
+
+    monkeypatch.setattr(uaccess, "fault_one", counted)
     world.process.rlimits.soft[Rlimit.STACK] = 8 << 20
     argv, envp = [b"%d" % number for number in range(3000)], [b"E%d=" % number for number in range(3000)]
     world.execve(STATIC, argv, envp)
     stack = Stack(world)
     assert (stack.argv[-1], stack.argv[::700], stack.envp[::700]) == (argv[-1], argv[::700], envp[::700])
+    pages = range(stack.pointer & PAGE_MASK, STACK_TOP, PAGE_SIZE)
+    assert len(pages) > 12
+    assert len(single) <= 3
+    entries = world.mm.page_table.walk.entries(pages.start, pages.stop)
+    assert ((entries & (PTE_ACCESSED | PTE_DIRTY | PTE_RW)) == PTE_ACCESSED | PTE_DIRTY | PTE_RW).all()
 
 
 def test_the_random_bytes_differ_from_program_to_program(world: World) -> None:
