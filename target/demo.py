@@ -13,7 +13,6 @@ import re
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +25,7 @@ from shared.program import CommandLine, run_program
 from shared.standard_streams import are_colours_welcome
 from target import demo_inside
 from target.demo_inspector import LiveInspector, Print, pick_shown
-from target.demo_program import PATIENCE_SECONDS, DemoError, Program
+from target.demo_program import DemoError, Program
 from target.pace import PROMPT
 from target.scenarios.files import CHANGED, FILE_NAME
 
@@ -88,7 +87,6 @@ class Demo:
 
     def run(self) -> None:
         """Play the demonstration. Raises DemoError at the first check that fails."""
-        shm = _shm_names()
         say("kerneld, the kernel: it runs in a terminal of its own.")
         kerneld = self._start_kerneld()
         say("The target, in a second terminal: it changes its memory step by step, a step for each Enter.")
@@ -101,7 +99,7 @@ class Demo:
         say("Ctrl+C ends kerneld.")
         kerneld.interrupt()
         show("kerneld", kerneld.wait()[-1:])
-        self._check_left_behind(shm)
+        self._check_left_behind(kerneld.pid)
         say("The socket is gone, and nothing of kerneld's is left in /dev/shm. All that was shown has been checked.")
 
     def _start(self, module: str, words: Sequence[str]) -> Program:
@@ -225,16 +223,12 @@ class Demo:
         program.wait()
         self._close_inspector()
 
-    def _check_left_behind(self, shm_before: frozenset[str]) -> None:
-        """Raise DemoError if kerneld has left its socket, or something in /dev/shm."""
+    def _check_left_behind(self, pid: int) -> None:
+        """Raise DemoError if kerneld, which was process `pid`, has left its socket, or something in /dev/shm."""
         if self._socket.exists():
             raise DemoError(f"kerneld has left its socket behind: {self._socket}")
-        # Another kerneld may have segments there for a moment. Segments of this kerneld would stay.
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while left := _shm_names() - shm_before:
-            if time.monotonic() > give_up:
-                raise DemoError(f"left behind in {_SHM}: {', '.join(sorted(left))}")
-            time.sleep(0.1)
+        if left := _shm_names(pid):
+            raise DemoError(f"left behind in {_SHM}: {', '.join(left)}")
 
 
 @click.command("demo", cls=CommandLine, help=HELP)
@@ -291,12 +285,12 @@ def _words(counts: Sequence[int]) -> str:
     )
 
 
-def _shm_names() -> frozenset[str]:
-    """Return the names of the segments of kernelds. Other programs' segments do not count."""
+def _shm_names(pid: int) -> list[str]:
+    """Return the names of the segments of the kerneld with this number. Those of other programs do not count."""
     try:
-        return frozenset(name for name in os.listdir(_SHM) if name.startswith("kerneld-"))
+        return sorted(name for name in os.listdir(_SHM) if name.startswith(f"kerneld-{pid}-"))
     except FileNotFoundError:
-        return frozenset()
+        return []
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ class Segment:
 
 def _create_unlinked(size_bytes: int) -> tuple[int, int]:
     """Create a segment, allocate it, unlink it; return a writable and a read-only descriptor of it."""
-    name = f"/kerneld-{secrets.token_hex(16)}"
+    # By its number, whoever meets a name for the moment that it exists knows whose it is.
+    name = f"/kerneld-{os.getpid()}-{secrets.token_hex(16)}"
     try:
         writable = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_MODE_OWNER_READS)
         try:

@@ -14,7 +14,7 @@ from tests.e2e.raw_session import attach
 from tests.e2e.watch import PAGE, START, Watch
 from tests.support import raw
 from tests.support.client import SECONDS, Client
-from tests.support.watched_daemon import Daemon, free_kb, shm_is_as, shm_names
+from tests.support.watched_daemon import Daemon, free_kb, shm_names
 
 ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 GONE, NOT_RUNNING = 4, 3
@@ -35,12 +35,12 @@ def works(daemon: Daemon) -> bool:
     return shown == "M......."
 
 
-def end(daemon: Daemon, signo: int, shm: set[str]) -> None:
+def end(daemon: Daemon, signo: int) -> None:
     """End kerneld and see what it leaves: nothing, or after SIGKILL the files that a new one replaces."""
     assert daemon.end(signo) == (-signo if signo == signal.SIGKILL else 0)
     if signo != signal.SIGKILL:
         assert os.listdir(daemon.directory) == []
-    assert shm_is_as(shm)
+    assert shm_names(daemon.process.pid) == []
 
 
 def one_line(program: subprocess.Popen[str]) -> tuple[int, str]:
@@ -53,7 +53,7 @@ def one_line(program: subprocess.Popen[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize("signo", ENDS)
 def test_every_program_says_so_and_a_new_kerneld_works(own_daemon: Daemon, signo: int) -> None:
-    daemon, shm = own_daemon, shm_names()
+    daemon = own_daemon
     with (
         daemon.program("target", "--delay", "100", "--scenario", "demand") as waiting,
         daemon.program("target", "--step", "--scenario", "fork") as stepping,
@@ -68,7 +68,7 @@ def test_every_program_says_so_and_a_new_kerneld_works(own_daemon: Daemon, signo
             for client in clients:
                 client.p.mmap(START, PAGE, 3, 0x8032)
                 client.raw.connect(str(daemon.path))
-            end(daemon, signo, shm)
+            end(daemon, signo)
             # Nobody is asked for anything: each is told by the end of its connection.
             assert one_line(inspector) == (GONE, "inspector: kerneld went away, and the table with it\n")
             for target in (waiting, stepping):
@@ -94,7 +94,7 @@ def test_every_program_says_that_there_is_none(own_daemon: Daemon, signo: int) -
 @pytest.mark.parametrize("state", ["opened", "started", "stopped"])
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGKILL])
 def test_an_opener_outlives_kerneld(own_daemon: Daemon, signo: int, state: str) -> None:
-    daemon, shm = own_daemon, shm_names()
+    daemon = own_daemon
     inspector, target = daemon.client(), daemon.client()
     target.p.mmap(START, 8 * PAGE, 3, 0x8032)
     watch = Watch(inspector, target).open()
@@ -103,7 +103,7 @@ def test_an_opener_outlives_kerneld(own_daemon: Daemon, signo: int, state: str) 
     if state == "stopped":
         inspector.p.shadowpt_stop()
     before = watch.rows()
-    end(daemon, signo, shm)
+    end(daemon, signo)
     # A kerneld that ends in order empties the table; one that was killed leaves what it wrote last. Both can be read.
     assert watch.rows() == (before if signo == signal.SIGKILL else [(0, 0, 0)] * 8)
     with pytest.raises(KerneldGone):
@@ -114,7 +114,7 @@ def test_an_opener_outlives_kerneld(own_daemon: Daemon, signo: int, state: str) 
 
 @pytest.mark.parametrize("signo", ENDS)
 def test_in_the_middle_of_a_batch(own_daemon: Daemon, signo: int) -> None:
-    daemon, shm = own_daemon, shm_names()
+    daemon = own_daemon
     inspector = daemon.client()
     target = attach(daemon)
     Watch(inspector, target, pages=64).begin()
@@ -122,7 +122,7 @@ def test_in_the_middle_of_a_batch(own_daemon: Daemon, signo: int) -> None:
     inspector.run(scripts.note_sequence)
     target.run(scripts.send_batch, BATCH)
     inspector.run(scripts.wait_for_a_change)
-    end(daemon, signo, shm)
+    end(daemon, signo)
     answer: list[raw.Reply] = target.raw.receive()
     if signo == signal.SIGKILL:
         assert answer == []
@@ -133,14 +133,14 @@ def test_in_the_middle_of_a_batch(own_daemon: Daemon, signo: int) -> None:
 
 
 def test_killed_again_and_again(own_daemon: Daemon) -> None:
-    daemon, shm = own_daemon, shm_names()
+    daemon = own_daemon
     free = None
     for _round in range(3):
         checker = daemon.client()
         assert free in (None, free_kb(checker))
         free = free_kb(checker)
         Watch(checker, checker).begin()
-        end(daemon, signal.SIGKILL, shm)
+        end(daemon, signal.SIGKILL)
         daemon.let_clients_go()
         daemon.start()
     assert works(daemon)

@@ -13,7 +13,7 @@ from tests.e2e.endings import WAYS, Way
 from tests.e2e.watch import PAGE, START, Watch
 from tests.support import raw
 from tests.support.client import SECONDS, Client
-from tests.support.watched_daemon import Daemon, free_kb, shm_is_as, shm_names, status_of
+from tests.support.watched_daemon import Daemon, free_kb, shm_names, status_of
 
 STATES = ("opened", "started", "stopped", "batch")
 BATCH = (raw.pack(raw.START) + raw.pack(raw.STOP)) * 60
@@ -46,7 +46,7 @@ def opens_at_once(checker: Client, target: Client) -> bool:
 def test_the_end_of_an_opener(
     daemon: Daemon, inspector: Client, target: Client, state: str, way: Way, holder: bool
 ) -> None:
-    shm, free = shm_names(), free_kb(inspector)
+    free = free_kb(inspector)
     opener = daemon.client()
     bring(daemon, opener, target, state)
     assert status_of(inspector)["ShadowOpener"] == str(opener.pid)
@@ -59,7 +59,7 @@ def test_the_end_of_an_opener(
         way.end(opener)
     assert opens_at_once(inspector, target)
     assert free_kb(inspector) == free
-    assert shm_is_as(shm)
+    assert shm_names(daemon.process.pid) == []
     if child is not None:
         # It lives, and its view of the table that was shows zeros.
         assert not any(child.run(scripts.read_view))
@@ -109,7 +109,7 @@ def start_inspector(daemon: Daemon, target: Client, *options: str) -> subprocess
 def test_the_end_of_the_real_inspector(
     daemon: Daemon, inspector: Client, target: Client, signo: int, status: int
 ) -> None:
-    shm, free = shm_names(), free_kb(inspector)
+    free = free_kb(inspector)
     with start_inspector(daemon, target, "--interval", "50") as program:
         assert program.stdout is not None
         assert f"pid {target.pid} " in program.stdout.readline()
@@ -120,7 +120,7 @@ def test_the_end_of_the_real_inspector(
         _out, err = program.communicate()
     assert err == ""
     assert free_kb(inspector) == free
-    assert shm_is_as(shm)
+    assert shm_names(daemon.process.pid) == []
 
 
 def test_the_real_inspector_whose_output_is_closed(daemon: Daemon, inspector: Client, target: Client) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from shared.client import KerneldGone, Process
 from tests.support.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, running_daemon, wait_until_gone
-from tests.support.watched_daemon import shm_is_as, shm_names
+from tests.support.watched_daemon import shm_names
 
 
 @pytest.fixture
@@ -25,7 +25,6 @@ def path(private_dir: Path) -> Path:
 
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_lets_clients_go_and_leaves_nothing(path: Path, signo: signal.Signals) -> None:
-    shm_before = shm_names()
     with running_daemon(path) as daemon:
         client = Process.attach(str(path))
         daemon.send_signal(signo)
@@ -34,7 +33,7 @@ def test_signal_lets_clients_go_and_leaves_nothing(path: Path, signo: signal.Sig
             client.getpid()
         client.close()
     assert list(path.parent.iterdir()) == []
-    assert shm_is_as(shm_before)
+    assert shm_names(daemon.pid) == []
 
 
 def test_ready_line_is_one_json_object(path: Path) -> None:

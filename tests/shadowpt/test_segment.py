@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,21 +15,16 @@ from kerneld.shadowpt import segment as segment_module
 from kerneld.shadowpt.segment import Segment
 from tests.support.descriptors import open_descriptors
 from tests.support.rights import needs_another_user
+from tests.support.watched_daemon import shm_names
 
-NAME = f"of-this-test-{os.getpid()}"
-
-
-def our_names() -> list[str]:
-    """Segments in /dev/shm that this test has made: others may run beside it."""
-    return [name for name in os.listdir("/dev/shm") if NAME in name]
+NAME = f"kerneld-{os.getpid()}-"
 
 
 @pytest.fixture(autouse=True)
-def _known_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(secrets, "token_hex", lambda _bytes: NAME)
-    assert our_names() == []
+def _no_name() -> Iterator[None]:
+    assert shm_names(os.getpid()) == []
     yield
-    assert our_names() == []
+    assert shm_names(os.getpid()) == []
 
 
 @pytest.fixture
@@ -41,20 +35,21 @@ def segment() -> Iterator[Segment]:
 
 
 def test_no_name_is_left(segment: Segment) -> None:
-    assert our_names() == []
+    assert shm_names(os.getpid()) == []
 
 
 def test_the_name_does_exist_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def spy(_fd: int, _offset: int, _size: int) -> None:
-        seen.extend(our_names())
+        seen.extend(shm_names(os.getpid()))
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "posix_fallocate", spy)
     with pytest.raises(OSError, match="full"):
         Segment(4096)
-    assert seen == [f"kerneld-{NAME}"]
+    (name,) = seen
+    assert name.startswith(NAME)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +192,7 @@ def test_a_failure_at_any_step_leaves_nothing(monkeypatch: pytest.MonkeyPatch, s
         monkeypatch.setattr(segment_module, "map_without_descriptor", fail)
     with pytest.raises(OSError, match=r"no|full"):
         Segment(4096)
-    assert our_names() == []
+    assert shm_names(os.getpid()) == []
     assert open_descriptors() == before
 
 
@@ -210,5 +205,5 @@ def test_an_interrupt_in_between_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "fchmod", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Segment(4096)
-    assert our_names() == []
+    assert shm_names(os.getpid()) == []
     assert open_descriptors() == before

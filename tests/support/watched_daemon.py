@@ -115,19 +115,9 @@ def free_kb(checker: Client) -> int:
             return sum(int(status[key].split()[0]) for key in ("MemFree", "CachedUnused"))
 
 
-def shm_names() -> set[str]:
-    """Return the names of kerneld's segments in /dev/shm."""
+def shm_names(daemon_pid: int) -> list[str]:
+    """Return the names in /dev/shm of the segments of the kerneld that is, or was, this process."""
     try:
-        return {name for name in os.listdir("/dev/shm") if name.startswith("kerneld-")}
+        return [name for name in os.listdir("/dev/shm") if name.startswith(f"kerneld-{daemon_pid}-")]
     except FileNotFoundError:
-        return set()
-
-
-def shm_is_as(before: set[str]) -> bool:
-    """Whether no name has stayed; one that another daemon makes for a moment is looked at until it is gone."""
-    for _look in range(100):
-        new = shm_names() - before
-        if not new:
-            return True
-        os.sched_yield()
-    return False
+        return []

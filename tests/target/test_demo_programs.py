@@ -119,8 +119,9 @@ def test_what_other_programs_keep_in_shared_memory_is_not_kernelds(
 ) -> None:
     monkeypatch.setattr(demo, "_SHM", tmp_path)
     (tmp_path / "org.chromium.x").touch()
-    (tmp_path / "kerneld-0123").touch()
-    assert demo._shm_names() == {"kerneld-0123"}
+    (tmp_path / "kerneld-12-abc").touch()
+    (tmp_path / "kerneld-123-abc").touch()
+    assert demo._shm_names(123) == ["kerneld-123-abc"]
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
