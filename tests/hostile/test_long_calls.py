@@ -34,7 +34,7 @@ NO_FD = (1 << 64) - 1
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Every slice, and every piece, is over at once."""
-    yield from kernel_in_pieces(monkeypatch, 0.0)
+    yield from kernel_in_pieces(monkeypatch)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ STEP = 8 << 20
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    yield from kernel_in_pieces(monkeypatch, 0.0)
+    yield from kernel_in_pieces(monkeypatch)
 
 
 def touch_some(client: Client, at: int) -> None:

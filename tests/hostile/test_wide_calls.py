@@ -68,7 +68,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     monkeypatch.setattr(pace, "_AT_ONCE", 2 * PMD_SIZE)
     monkeypatch.setattr(pace, "_FEW_VMAS", 16)
     monkeypatch.setattr(munmap, "_FEW", 4)
-    yield from kernel_in_pieces(monkeypatch, 0.0)
+    yield from kernel_in_pieces(monkeypatch)
 
 
 ONE_STEP = {("msync", one_vma), ("dontfork", one_vma), ("munlock", one_vma)}

@@ -24,10 +24,10 @@ GIB = 1 << 30
 PRIVATE_NORESERVE = 0x4022
 
 
-def kernel_in_pieces(monkeypatch: pytest.MonkeyPatch, piece_seconds: float) -> Iterator[Kernel]:
-    """Yield a kernel that gives way at once, for a fixture; see that nothing is left in it when the test is over."""
+def kernel_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """Yield a kernel that gives way as often as it can, for a fixture; see that nothing is left in it at the end."""
     monkeypatch.setattr(exchange, "SLICE_SECONDS", 0.0)
-    monkeypatch.setattr(pace, "_PIECE_SECONDS", piece_seconds)
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
     kernel = Kernel(KernelConfig(ram_bytes=RAM_BYTES, check_invariants=True))
     free_pages = kernel.frames.free_pages
     yield kernel
@@ -75,8 +75,8 @@ def finish(batch: Batch, other: Client) -> tuple[list[wire.Reply], int]:
             return wire.unpack_replies(outcome.answer), served
 
 
-def map_gib(client: Client, gib: int) -> int:
-    return call(client, Nr.MMAP, 0, gib * GIB, 3, PRIVATE_NORESERVE, (1 << 64) - 1, 0).ret
+def map_bytes(client: Client, length: int) -> int:
+    return call(client, Nr.MMAP, 0, length, 3, PRIVATE_NORESERVE, (1 << 64) - 1, 0).ret
 
 
 def begun(client: Client, nr: Nr, *args: int, data: bytes = b"") -> Batch:

@@ -65,7 +65,7 @@ def test_what_stands_elsewhere_by_now_is_found(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_others_are_served_while_globs_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in kernel_in_pieces(monkeypatch, 0.0):
+    for kernel in kernel_in_pieces(monkeypatch):
         kernel.load_tracing = lambda kernel: _load_tracing(None, kernel)
         opener, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
         attr = TraceAttr(("ftrace:*",), functions=("*fault*",) * MAX_GLOBS, graph_functions=("*",) * MAX_GLOBS)
