@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check test test-quick demo headers_install bench bench-compare bench-count referee bugs hosts fuzz waits soak clean
+.PHONY: help setup check test test-quick test-long demo headers_install bench bench-compare bench-count referee bugs hosts fuzz waits soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ QUICK := tests/hw tests/mm tests/fs tests/task tests/syscalls tests/shadowpt tes
 
 test-quick: $(TEST) ## the tests that need no daemon, without the slow ones; under a minute
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(QUICK) $(ARGS)
+
+test-long: $(TEST) ## the tests with many times their random examples (EFFORT=10)
+	KERNELD_TEST_EFFORT=$(EFFORT) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --timeout 3600 $(ARGS)
+
+EFFORT ?= 10
 
 demo: $(RUN) ## kerneld, target and inspector together; ends by itself
 	@bin/demo

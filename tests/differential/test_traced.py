@@ -31,7 +31,6 @@ from tests.support.programs import Program
 from tests.support.replay import Replay
 from tests.support.traced import Trace
 
-pytestmark = pytest.mark.timeout(300)
 TRACER = (1 << 22) - 2
 SECONDS = 8
 FRESH_PROGRAMS = 60

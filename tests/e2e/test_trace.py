@@ -29,7 +29,6 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 from tests.support.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
 
-pytestmark = pytest.mark.timeout(120)
 WAIT_SECONDS = 30.0
 RW, ANON = Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS
 

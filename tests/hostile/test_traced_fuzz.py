@@ -29,7 +29,6 @@ from tests.support.programs import Program
 from tests.support.replay import Replay
 from tests.support.traced import Trace
 
-pytestmark = pytest.mark.timeout(300)
 TRACER = (1 << 23) - 1
 STEPS = 1200
 

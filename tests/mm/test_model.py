@@ -6,8 +6,9 @@ import pytest
 from hypothesis import settings
 
 from tests.mm.model import AddressSpaces
+from tests.support.effort import examples
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 TestAddressSpaces = AddressSpaces.TestCase
-TestAddressSpaces.settings = settings(max_examples=160, stateful_step_count=50, deadline=None)
+TestAddressSpaces.settings = settings(max_examples=examples(50), stateful_step_count=50, deadline=None)

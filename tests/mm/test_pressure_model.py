@@ -22,6 +22,7 @@ from tests.mm.huge_model import PAGES as HUGE_PAGES
 from tests.mm.huge_model import PLACE as HUGE_PLACE
 from tests.mm.huge_model import HugeAddressSpaces, Space
 from tests.mm.model import ARENA, COUNT, PAGES, PLACE, WHO, AddressSpaces
+from tests.support.effort import examples
 from tests.support.huge_machine import HugeMachine
 from tests.support.machine import ANON, BASE, RW, Machine, failure, mmap
 
@@ -97,7 +98,7 @@ class HugeAddressSpacesUnderPressure(HugeAddressSpaces):
 
 
 TestAddressSpacesUnderPressure = AddressSpacesUnderPressure.TestCase
-TestAddressSpacesUnderPressure.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAddressSpacesUnderPressure.settings = settings(max_examples=examples(20), stateful_step_count=40, deadline=None)
 
 TestHugeAddressSpacesUnderPressure = HugeAddressSpacesUnderPressure.TestCase
-TestHugeAddressSpacesUnderPressure.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestHugeAddressSpacesUnderPressure.settings = settings(max_examples=examples(15), stateful_step_count=30, deadline=None)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import settings
 
 from tests.mm.huge_model import HugeAddressSpaces
+from tests.support.effort import examples
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 TestHugeAddressSpaces = HugeAddressSpaces.TestCase
-TestHugeAddressSpaces.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestHugeAddressSpaces.settings = settings(max_examples=examples(20), stateful_step_count=30, deadline=None)

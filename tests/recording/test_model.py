@@ -11,14 +11,15 @@ from shared.recording.dump import key_frame
 from shared.recording.machine import Machine
 from shared.recording.reader import Recording
 from shared.uapi.syscalls import Nr
+from tests.support.effort import examples
 from tests.support.model_check import check
 from tests.support.programs import USER, page
 from tests.support.recorded import recorded, state
 from tests.support.traced import TracedWorld
 from tests.trace.test_replay import Script
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
-STEPS = 120
+pytestmark = pytest.mark.slow
+STEPS = examples(80)
 
 
 @pytest.mark.parametrize(("seed", "few_tables"), [(0, 2), (1, 0), (2, 2)])

@@ -22,6 +22,7 @@ from kerneld.mm.vm_flags import VM_READ, VM_WRITE
 from kerneld.shadowpt.describe import describe, describe_page
 from kerneld.shadowpt.session import ShadowPt
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
+from tests.support.effort import examples
 from tests.support.fake_shadowpt import FakeProcess, HostMemory, read_rows
 
 NR_PAGES = 24
@@ -139,7 +140,7 @@ CHANGE = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(calls=st.lists(st.lists(CHANGE, max_size=12), max_size=12))
 def test_the_shadow_is_a_function_of_the_address_space(calls: list[list[tuple[object, ...]]]) -> None:
     machine = Machine()
@@ -155,7 +156,7 @@ def test_the_shadow_is_a_function_of_the_address_space(calls: list[list[tuple[ob
         machine.close()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(changes=st.lists(CHANGE, max_size=30))
 def test_one_page_is_described_as_in_a_range(changes: list[tuple[object, ...]]) -> None:
     machine = Machine()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kerneld.shadowpt.table import ShadowTable
 from shared.uapi.page import PAGE_SIZE
 from tests.support.descriptors import open_descriptors
+from tests.support.effort import examples
 from tests.support.fake_shadowpt import read_rows, read_sequence
 
 START, NR_PAGES = 0x7000_0000, 9
@@ -130,7 +131,7 @@ ROW = st.one_of(
 STATES = st.lists(ROW, min_size=NR_PAGES, max_size=NR_PAGES)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(old=STATES, new=STATES, single=st.booleans())
 def test_every_moment_of_a_change_is_a_possible_state(old: list[Row], new: list[Row], single: bool) -> None:
     client = Client()

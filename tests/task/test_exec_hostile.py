@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.uapi.page import PAGE_SIZE
+from tests.support.effort import examples
 from tests.support.elf_files import ET_DYN, ET_EXEC, LD_PATH, Elf, Phdr, R, W, X, errno_of, new_world, with_interp
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def tampered(data: bytes, edit: tuple[list[tuple[int, int]], list[tuple[int, byt
     return bytes(changed)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(200))
 @given(st.sampled_from(PROGRAMS), st.sampled_from(INTERPRETERS), edits, edits, cuts, st.booleans())
 def test_a_tampered_file_is_a_program_or_an_errno(
     program: bytes,

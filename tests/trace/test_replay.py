@@ -15,13 +15,13 @@ from kerneld.trace.fprobe import FPROBES
 from shared.uapi.mman import Madv, Mremap
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
+from tests.support.effort import examples
 from tests.support.programs import ANON, FIXED, NONE, READ, RW, SHARED_ANON, USER, Program, page
 from tests.support.replay import Replay
 from tests.support.traced import TracedWorld
 
-pytestmark = pytest.mark.timeout(300)
 PAGES = 4 * 512
-STEPS = 250
+STEPS = examples(120)
 ADVICE = (
     Madv.DONTNEED, Madv.FREE, Madv.PAGEOUT, Madv.COLLAPSE, Madv.HUGEPAGE, Madv.NOHUGEPAGE, Madv.WIPEONFORK,
     Madv.POPULATE_WRITE, Madv.COLD,

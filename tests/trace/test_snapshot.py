@@ -15,6 +15,7 @@ from shared.trace.attr import TraceAttr
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
+from tests.support.effort import examples
 from tests.support.model_check import check
 from tests.support.pieces import Pieces
 from tests.support.programs import ANON, READ, ROOT, RW, SHARED_ANON, USER, Program, page
@@ -22,7 +23,6 @@ from tests.support.recorded import Recorded
 from tests.support.traced import Trace, TracedWorld
 from tests.trace.test_replay import Script
 
-pytestmark = pytest.mark.timeout(300)
 DATA_PAGES = 8192
 OPEN = TraceAttr(GLOBS, (), DATA_PAGES).pack()
 MOST_BYTES = 128 << 10
@@ -98,7 +98,7 @@ class Busy:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_pieces")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(examples(1)))
 def test_others_may_do_anything_while_the_snapshot_is_told(seed: int) -> None:
     world = TracedWorld(12 << 20, swap_bytes=16 << 20, thp="always", check_invariants=False)
     world.kernel.dying.slice_seconds = 0.0

@@ -15,7 +15,6 @@ from tests.web.lesson import Lesson
 from tests.web.opened import Opened
 from tests.web.test_views import VIEWS
 
-pytestmark = pytest.mark.timeout(300)
 InBrowser = Callable[..., Any]
 NAMED = {
     "button",

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.programs import page
 from tests.web.chromium import Browser
 from tests.web.opened import Opened
 from tests.web.synthetic import PID, changes, saved
 
-pytestmark = pytest.mark.timeout(300)
 MILLION, SOME = 1_000_000, 2048
 
 

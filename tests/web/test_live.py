@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from inspector.web.server import Viewer
 from tests.support.programs import page
 from tests.web.chromium import Browser
 from tests.web.lesson import Lesson
 from tests.web.opened import Opened
 from tests.web.test_server import FakeSource
-
-pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_page_follows_and_keeps_its_place_in_the_past(in_browser: Callable[..., Any], lesson: Lesson) -> None:

@@ -20,7 +20,7 @@ from tests.trace.test_replay import Script
 from tests.web.chromium import Browser
 from tests.web.summary import IN_THE_PAGE, summary
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_both_models_are_the_same_at_any_moment(in_browser: Callable[..., Any], tmp_path: Path) -> None:

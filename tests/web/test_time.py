@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from shared.page.package import one_file
 from shared.recording.marks import Mark, with_marks
 from tests.support.programs import page
@@ -15,7 +13,6 @@ from tests.web.chromium import Browser
 from tests.web.lesson import Lesson
 from tests.web.opened import Opened
 
-pytestmark = pytest.mark.timeout(300)
 InBrowser = Callable[..., Any]
 
 

@@ -6,15 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from shared.recording.physical import free_blocks, mapped_frames, uses
 from tests.support.programs import page
 from tests.web.chromium import Browser
 from tests.web.lesson import HOSTILE, HOSTILE_FILE, Lesson
 from tests.web.opened import Opened
 
-pytestmark = pytest.mark.timeout(300)
 InBrowser = Callable[..., Any]
 VIEWS = ("space", "walk", "frames", "shadow", "events", "processes", "compare", "search")
 

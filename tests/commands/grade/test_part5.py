@@ -56,7 +56,6 @@ def test_an_order_that_could_not_be_traced_is_no_pass() -> None:
     assert [finding.outcome for finding in found] == [Outcome.PASSED, Outcome.SKIPPED]
 
 
-@pytest.mark.timeout(300)
 def test_the_order_is_traced() -> None:
     order = trace_order([*FUNCTIONS, "handle_mm_fault", "no_such_function"])
     assert order.why_not == ""

@@ -129,7 +129,6 @@ def kerneld(*words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_init_grade_and_the_files(tmp_path: Path) -> None:
     team = write_submission(tmp_path / "team7")
     assert kerneld("grade", "--init", str(tmp_path / "course")).returncode == 0
@@ -154,7 +153,6 @@ def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
     assert kerneld("grade", "--only", "no_such_row", str(tmp_path)).returncode == 2
 
 
-@pytest.mark.timeout(300)
 def test_the_bundle_grades_as_gradescope_runs_it(tmp_path: Path) -> None:
     """Unpack the bundle, and run its command in its directories. The libraries are those of this Python."""
     write_bundle(tmp_path / "out.zip", CHECKLIST)

@@ -30,6 +30,7 @@ from kerneld.mm.space.pagewalk import Leaf, Leaves, Run
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT, VM_READ, VM_WRITE
 from shared.uapi.mman import Madv, Map, Mremap
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE
+from tests.support.effort import examples
 from tests.support.huge_machine import HUGE, HugeMachine
 from tests.support.machine import ANON, BASE, NONE, READ, RW, SHARED_ANON, load, mmap, page, store
 
@@ -146,7 +147,7 @@ def run(kind: int, thp: TransparentHugepage, layout: list[str], steps: list[Any]
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_many_at_once_is_as_one_by_one(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from([ANON, ANON, SHARED_ANON]))
     thp = data.draw(st.sampled_from([TransparentHugepage.NEVER, TransparentHugepage.ALWAYS]))
