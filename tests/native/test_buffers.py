@@ -36,6 +36,12 @@ def test_a_call_waits_while_its_buffers_are_swapped_out(inside: Inside, programs
     assert end.output.count("\n") == 20
 
 
+def test_outputs_of_clone_and_prctl_and_calls_with_much(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["outputs"])]).output
+    assert "clone: 20 told, 20 ended" in output
+    assert "written: 37748736 37748736" in output
+
+
 def test_bad_buffers_large_buffers_and_what_is_written_of_them(
     inside: Inside, programs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ static const struct row rows[] = {
 	CALL(125, W(0, 8), W(1, 24)), CALL(126, R(0, 8), R(1, 24)), CALL(127, W(0, 8)), CALL(128, R(0, 8), W(1, 128), R(2, 16)),
 	CALL(129, R(2, 128)), CALL(130, R(0, 8)), CALL(132, S(0), R(1, 16)), CALL(133, S(0)), PLAIN(135),
 	CALL(137, S(0), W(1, 120)), CALL(138, W(1, 120)), CALL(142, R(1, 4)), CALL(143, W(1, 4)), CALL(144, R(2, 4)),
-	CALL(148, W(1, 16)), PLAIN(157), PLAIN(158), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162), CALL(165, S(0), S(1), S(2), S(4)),
+	CALL(148, W(1, 16)), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162), CALL(165, S(0), S(1), S(2), S(4)),
 	CALL(166, S(0)), CALL(170, RBY(0, 1, 1)), PLAIN(187), CALL(188, S(0), S(1), RBY(2, 3, 1)),
 	CALL(189, S(0), S(1), RBY(2, 3, 1)), CALL(190, S(1), RBY(2, 3, 1)), CALL(191, S(0), S(1), GOT(2, 3, 1)),
 	CALL(192, S(0), S(1), GOT(2, 3, 1)), CALL(193, S(1), GOT(2, 3, 1)), CALL(194, S(0), GOT(1, 2, 1)),
@@ -86,6 +86,23 @@ static int ioctl_bytes(u32 command)
 	return 0;
 }
 
+/* What prctl() and arch_prctl() read or write, by their command. */
+static struct pointer prctl_pointer(long nr, u32 command)
+{
+	static const struct { long nr; u32 command; struct pointer pointer; } known[] = {
+		{NR_prctl, 2, W(1, 4)}, {NR_prctl, 5, W(1, 4)}, {NR_prctl, 9, W(1, 4)}, {NR_prctl, 11, W(1, 4)},
+		{NR_prctl, 15, {NAME, 1, 0, 0, 16}}, {NR_prctl, 16, W(1, 16)}, {NR_prctl, 19, W(1, 4)}, {NR_prctl, 25, W(1, 4)},
+		{NR_prctl, 37, W(1, 4)}, {NR_prctl, 40, W(1, 8)}, {NR_prctl, 62, W(4, 8)}, {NR_prctl, 0x41555856, GOT(1, 2, 1)},
+		{NR_arch_prctl, 0x1003, W(1, 8)}, {NR_arch_prctl, 0x1004, W(1, 8)}, {NR_arch_prctl, 0x1021, W(1, 8)},
+		{NR_arch_prctl, 0x1022, W(1, 8)}, {NR_arch_prctl, 0x1024, W(1, 8)}, {NR_arch_prctl, 0x4001, W(1, 8)},
+		{NR_arch_prctl, 0x4003, W(1, 8)}, {NR_arch_prctl, 0x5005, W(1, 8)},
+	};
+	for (u64 i = 0; i < sizeof known / sizeof *known; i++)
+		if (known[i].nr == nr && known[i].command == command)
+			return known[i].pointer;
+	return (struct pointer){0};
+}
+
 static int fcntl_bytes(u64 command)
 {
 	if (command - 5 < 3 || command - 36 < 3)
@@ -120,6 +137,9 @@ const struct row *find_row(long nr, const u64 *args, struct row *own)
 			touch(args[2], IOC_SIZE(args[1]), args[1] >> 30 & 2 ? 1 : 0);
 	} else if (nr == NR_fcntl) {
 		bytes = fcntl_bytes((u32)args[1]);
+	} else if (nr == NR_prctl || nr == NR_arch_prctl) {
+		*own = (struct row){nr, 1, {prctl_pointer(nr, args[0])}};
+		return own;
 	} else {
 		return (u64)nr < TABLE_SIZE ? table[nr] : 0;
 	}

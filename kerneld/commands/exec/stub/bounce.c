@@ -13,11 +13,15 @@
 
 #define BIG_START 0x6a2000000000UL
 #define BIG_BYTES 0x2000000UL
+#define HUGE_START 0x6a7100000000UL
+#define HUGE_BYTES 0x80000000UL	/* more than Linux reads or writes by one call */
+#define HUGE_PLACES 30
 #define MOST_OUTS 1536
 #define SMALL_BYTES (BOUNCE_BYTES - MOST_OUTS * sizeof(struct out))
 #define MAX_IOVECS 1024
 #define MAP_BIG 0x4022		/* private, anonymous, without a reserve of swap */
 #define MAP_FIXED 0x10
+#define MAP_FIXED_NOREPLACE 0x100000
 #define MOST_AT 0x10000
 #define IS_INT 2
 #define MOST_RECORDS 0x100000	/* in one answer of epoll_wait(): far below what it refuses */
@@ -48,27 +52,46 @@ static void begin(struct thread *t)
 	t->bounce.outs = 0;
 	t->bounce.next = (u64)(outs_of(t) + MOST_OUTS);
 	t->bounce.end = t->bounce.next + SMALL_BYTES;
-	t->bounce.has_big = 0;
+	t->bounce.big = 0;
 }
 
 static void release(struct thread *t)
 {
-	if (t->bounce.has_big)
-		sys2(NR_munmap, big_of(t), BIG_BYTES);
-	t->bounce.has_big = 0;
+	if (t->bounce.big)
+		sys2(NR_munmap, t->bounce.big, t->bounce.big_bytes);
+	t->bounce.big = 0;
+}
+
+static u64 map_big(u64 at, u64 bytes, u64 how)
+{
+	return sys6(NR_mmap, at, bytes, 3, MAP_BIG | how, -1, 0) == (long)at ? at : 0;
+}
+
+/* Have room for so many bytes, if there is none: each thread has a place for 32 MiB, and few have more at a time. */
+static void reserve(struct thread *t, u64 need)
+{
+	u64 number = (gate_of(t) - AREAS_START) / AREA_BYTES, bytes = (need + PAGE_BYTES - 1) & -PAGE_BYTES, big = 0;
+	if (need <= t->bounce.end - t->bounce.next || t->bounce.big)
+		return;
+	bytes = bytes < HUGE_BYTES ? bytes : HUGE_BYTES;
+	for (u64 i = 0; bytes > BIG_BYTES && i < HUGE_PLACES && !big; i++)
+		big = map_big(HUGE_START + (number + i) % HUGE_PLACES * HUGE_BYTES, bytes, MAP_FIXED_NOREPLACE);
+	if (!big) {
+		bytes = BIG_BYTES;
+		big = map_big(big_of(t), bytes, MAP_FIXED);
+	}
+	if (big) {
+		t->bounce.big = t->bounce.next = big;
+		t->bounce.big_bytes = bytes;
+		t->bounce.end = big + bytes;
+	}
 }
 
 /* Room for as many of the bytes as there is; 0 where there is none. */
 static u64 take_room(struct thread *t, u64 *length)
 {
 	u64 need = (*length + 63) & -64UL;
-	if (need > t->bounce.end - t->bounce.next && !t->bounce.has_big) {
-		if (sys6(NR_mmap, big_of(t), BIG_BYTES, 3, MAP_BIG | MAP_FIXED, -1, 0) < 0)
-			return 0;
-		t->bounce.has_big = 1;
-		t->bounce.next = big_of(t);
-		t->bounce.end = t->bounce.next + BIG_BYTES;
-	}
+	reserve(t, need);
 	u64 room = t->bounce.end - t->bounce.next, at = t->bounce.next;
 	if (!room)
 		return 0;
@@ -145,6 +168,19 @@ static u64 string(struct thread *t, u64 user, int follows)
 	return at;
 }
 
+/* A string of which the host reads `most` bytes at the most. */
+static u64 name(struct thread *t, u64 user, u64 most)
+{
+	u64 at = take_room(t, &most);
+	if (!at)
+		return 0;
+	u64 length = copy_in(at, user, most);
+	for (u64 i = 0; i < length; i++)
+		if (!((const char *)at)[i])
+			return at;
+	return length == most ? at : 0;
+}
+
 /* Whether a call that names a file by a path goes through a link at its end. */
 static int follows_links(long nr, const u64 *args)
 {
@@ -188,6 +224,10 @@ static u64 iovecs(struct thread *t, u64 user, u64 *count, int write)
 	struct user_iovec *copy = (struct user_iovec *)reads(t, user, *count * sizeof *copy);
 	if (!copy)
 		return 0;
+	u64 total = 0;
+	for (u64 i = 0; i < *count; i++)
+		total += copy[i].length < HUGE_BYTES ? (copy[i].length + 63) & -64UL : HUGE_BYTES;
+	reserve(t, total);
 	for (u64 i = 0; i < *count; i++) {
 		u64 wanted = copy[i].length, length = wanted, at = 0;
 		if ((int64_t)wanted < 0 || !is_user(copy[i].base, wanted))
@@ -285,7 +325,7 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 		if (pointer->bytes > 1 ? length > MOST_RECORDS : !is_user(at, length) || (pointer->write == IS_INT && (int)length < 0))
 			return 0;
 		length *= pointer->bytes;
-		length = length > BIG_BYTES ? BIG_BYTES / pointer->bytes * pointer->bytes : length;
+		length = length > HUGE_BYTES ? HUGE_BYTES / pointer->bytes * pointer->bytes : length;
 		if (!length || add_out(t, BUDGET, 0, 0, pointer->bytes, 0) || !(result = buffer(t, at, &length, 1)))
 			return 0;
 		*other = length / pointer->bytes;
@@ -295,6 +335,8 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 		return length && length <= MOST_AT ? part(t, at, length, 1, *other) : 0;
 	case STRING:
 		return string(t, at, follows_links(nr, args));
+	case NAME:
+		return name(t, at, pointer->bytes);
 	case IOVECS:
 		if (pointer->write && add_out(t, BUDGET, 0, 0, 1, 0))
 			return 0;
@@ -371,4 +413,5 @@ void bounce_drop(struct thread *t)
 void bounce_forget(void)
 {
 	sys2(NR_munmap, BIG_START, BIG_BYTES * MAX_AREAS);
+	sys2(NR_munmap, HUGE_START, HUGE_BYTES * HUGE_PLACES);
 }

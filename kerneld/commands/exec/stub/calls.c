@@ -2,15 +2,10 @@
  */
 #include "native.h"
 
-#define ARCH_SET_GS 0x1001
-#define ARCH_GET_GS 0x1004
-#define ARCH_GET_FS 0x1003
-#define ARCH_GET_CPUID 0x1011
-#define PR_GET_PDEATHSIG 2
 #define PR_SET_SECCOMP 22
-#define PR_SET_NAME 15
-#define PR_GET_NAME 16
 #define PR_SET_MM 35
+#define PR_SET_SYSCALL_USER_DISPATCH 59
+#define PR_SET_MDWE 65
 #define PR_SET_VMA 0x53564d41
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
@@ -69,14 +64,9 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 static int prctl_call(const u64 *args, long *ret)
 {
 	switch (args[0]) {
-	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA:
+	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA: case PR_SET_SYSCALL_USER_DISPATCH: case PR_SET_MDWE:
 		*ret = -EINVAL;
 		return 1;
-	case PR_SET_NAME: case PR_GET_NAME:
-		touch(args[1], 16, args[0] == PR_GET_NAME);
-		return 0;
-	case PR_GET_PDEATHSIG: case 9: case 11: case 19: case 5: case 25: case 37: case 40: case 42:
-		touch(args[1], 8, 1);
 	}
 	return 0;
 }
@@ -155,10 +145,6 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		__builtin_unreachable();
 	case NR_prctl:
 		return prctl_call(args, ret);
-	case NR_arch_prctl:
-		if (args[0] == ARCH_GET_FS || args[0] == ARCH_GET_GS)
-			touch(args[1], 8, 1);
-		return 0;
 	case NR_readlink: case NR_readlinkat:
 		return readlink_call(args, nr, ret);
 	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:

@@ -5,6 +5,9 @@
 extern long clone_on(u64 flags, u64 stack, u64 ptid, u64 ctid, u64 tls, void (*function)(u64));
 extern long clone3_on(const struct clone3_args *args, u64 size, void (*function)(u64));
 extern void begin_with_frame(u64 sp);
+#define FUTEX_WAIT_PRIVATE 128
+#define FUTEX_WAKE_PRIVATE 129
+enum { NOT_TOLD, IS_WAITED_FOR, TOLD, TELLS_ITSELF };	/* thread.is_told */
 struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 
 static void child_of_fork(struct thread *t, const struct clone_request *request, int conn, u64 token)
@@ -106,6 +109,32 @@ long do_fork(struct thread *t, struct ucontext *uc, const struct clone_request *
 	return pid;
 }
 
+/* CLONE_PARENT_SETTID: the parent writes, before the task runs its program. Later is too late: the task may have ended, and
+ * the word may be where it says so. vfork's child writes itself, for its parent sleeps, and so does one whose parent has
+ * been killed. */
+static void learn_tid(struct thread *t)
+{
+	static const u64 a_millisecond[2] = {0, 1000000};
+	u32 not_told = NOT_TOLD;
+	__atomic_compare_exchange_n(&t->is_told, &not_told, IS_WAITED_FOR, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	for (int i = 0; i < 1000 && __atomic_load_n(&t->is_told, __ATOMIC_SEQ_CST) == IS_WAITED_FOR; i++)
+		sys4(NR_futex, &t->is_told, FUTEX_WAIT_PRIVATE, IS_WAITED_FOR, a_millisecond);
+	if (__atomic_load_n(&t->is_told, __ATOMIC_SEQ_CST) != TOLD)
+		user_copy((void *)t->parent_tid, &t->tid, 4);
+}
+
+/* Tell of a new task. */
+static void tell(struct thread *new, const struct clone_request *request, int tid, int pidfd)
+{
+	if (request->flags & CLONE_PIDFD)
+		user_copy((void *)request->pidfd, &pidfd, 4);
+	if (!(request->flags & CLONE_PARENT_SETTID) || request->flags & CLONE_VFORK)
+		return;
+	user_copy((void *)request->ptid, &tid, 4);
+	if (__atomic_exchange_n(&new->is_told, TOLD, __ATOMIC_SEQ_CST) == IS_WAITED_FOR)
+		sys3(NR_futex, &new->is_told, FUTEX_WAKE_PRIVATE, 1);
+}
+
 /* A task in this address space begins: a thread, or vfork's child, which borrows the memory until it execs or exits, or
  * a process that stays. */
 static void begin(struct thread *t, u64 tid, u64 frame)
@@ -115,6 +144,10 @@ static void begin(struct thread *t, u64 tid, u64 frame)
 	if (t->clear_sighand)
 		clear_handlers();
 	set_altstack(t);
+	if (t->parent_tid)
+		learn_tid(t);
+	if (t->child_tid)
+		user_copy((void *)t->child_tid, &t->tid, 4);
 	begin_with_frame(frame + 8);
 }
 
@@ -161,21 +194,22 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->ring = 0;
 	*start = (u64 *)((u64)frame - 64);
 	**start = (u64)frame;
-	if (flags & CLONE_PARENT_SETTID)
-		touch(request->ptid, 4, 1);
-	if (flags & CLONE_PIDFD)
-		touch(request->pidfd, 4, 1);
-	if (flags & (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID))
-		touch(request->ctid, 4, 1);
+	new->is_told = flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD;
+	new->parent_tid = flags & CLONE_PARENT_SETTID ? request->ptid : 0;
+	new->child_tid = flags & CLONE_CHILD_SETTID ? request->ctid : 0;
 	return new;
 }
 
-static long host_clone(const struct clone_request *request, u64 *start, void (*function)(u64))
+/* As in host_fork(); where the host is to say that the task has ended it must know itself. */
+static long host_clone(const struct clone_request *request, u64 *start, void (*function)(u64), int *pidfd)
 {
+	u64 flags = request->flags & ~(CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CLEAR_SIGHAND);
 	if (!request->clone3)
-		return clone_on(request->flags | request->exit_signal, (u64)start, request->ptid, request->ctid, request->tls, function);
+		return clone_on(flags | request->exit_signal, (u64)start, (u64)pidfd, request->ctid, request->tls, function);
 	struct clone3_args args = *request->clone3;
-	args.flags &= ~CLONE_CLEAR_SIGHAND;
+	args.flags = flags;
+	args.pidfd = (u64)pidfd;
+	args.parent_tid = 0;
 	args.stack_size = 16;
 	args.stack = (u64)start - args.stack_size;
 	return clone3_on(&args, sizeof args, function);
@@ -184,6 +218,9 @@ static long host_clone(const struct clone_request *request, u64 *start, void (*f
 long do_thread(struct thread *t, struct ucontext *uc, const struct clone_request *request)
 {
 	u64 *start;
+	int pidfd = -1;
+	if (request->flags & CLONE_PIDFD && touch(request->pidfd, 4, 1))
+		return -EFAULT;
 	int conn = new_connection(t);
 	struct thread *new = conn < 0 ? 0 : new_thread(t, uc, request, &start);
 	if (!new) {
@@ -191,7 +228,9 @@ long do_thread(struct thread *t, struct ucontext *uc, const struct clone_request
 		return -EAGAIN;
 	}
 	new->conn = conn;
-	long tid = host_clone(request, start, thread_begin);
+	long tid = host_clone(request, start, thread_begin, &pidfd);
+	if (tid >= 0)
+		tell(new, request, tid, pidfd);
 	if (tid < 0 || !(request->flags & CLONE_FILES))
 		sys1(NR_close, conn);
 	if (tid < 0)
@@ -203,7 +242,9 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 {
 	struct kernel_sigaction actions[65];
 	u64 *start, token, flags = request->flags;
-	int conn;
+	int conn, pidfd = -1;
+	if (flags & CLONE_PIDFD && touch(request->pidfd, 4, 1))
+		return -EFAULT;
 	long ret = prepare_child(t, CLONE_SHARE, &conn, &token);
 	if (ret)
 		return ret;
@@ -216,10 +257,11 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 	new->token = token;
 	new->conn = conn;
 	memcpy(actions, process.actions, sizeof actions);
-	long pid = host_clone(request, start, sharer_begin);
+	long pid = host_clone(request, start, sharer_begin, &pidfd);
 	if (pid < 0) {
 		cancel_child(t, conn, token);
 	} else {
+		tell(new, request, pid, pidfd);
 		ring_name_child(t, token, pid);
 		if (!(flags & CLONE_FILES))
 			sys1(NR_close, conn);

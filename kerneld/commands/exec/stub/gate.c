@@ -9,6 +9,7 @@
 #define NR_preadv2 327
 #define RWF_NOWAIT 8
 #define MSG_DONTWAIT 0x40
+#define MSG_WAITALL 0x100
 #define FUTEX_WAIT 0
 #define FUTEX_LOCK_PI 6
 #define FUTEX_WAIT_BITSET 9
@@ -182,8 +183,12 @@ static long try_now(long nr, const u64 *args)
 	case NR_read:
 		return sys6(NR_preadv2, args[0], (long)&iovec, 1, -1, -1, RWF_NOWAIT);
 	case NR_recvfrom:
+		if (args[3] & MSG_WAITALL)
+			break;
 		return sys6(nr, args[0], args[1], args[2], args[3] | MSG_DONTWAIT, args[4], args[5]);
 	case NR_recvmsg:
+		if (args[2] & MSG_WAITALL)
+			break;
 		return sys3(nr, args[0], args[1], args[2] | MSG_DONTWAIT);
 	}
 	return -EAGAIN;
@@ -208,7 +213,7 @@ void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 		if (ret >= 0)
 			uc->mc.rax = bounce_out(t, ret);
 		else
-			pass_copied(t, uc, nr, args, copies, t->bounce.outs || t->bounce.has_big || opens_file(nr));
+			pass_copied(t, uc, nr, args, copies, t->bounce.outs || t->bounce.big || opens_file(nr));
 	} else {
 		uc->mc.rax = direct_call(t, nr, args);
 	}

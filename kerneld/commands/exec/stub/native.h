@@ -16,7 +16,7 @@
 #define STUB_END 0x6a8000000000UL
 #define AREAS_START 0x6a1000000000UL
 #define AREA_BYTES 0x80000UL
-#define MAX_AREAS 4096
+#define MAX_AREAS 2048
 #define VDSO_START 0x6a0800000000UL
 #define VDSO_END 0x6a0800100000UL
 #define USER_END 0x7ffffffff000UL
@@ -71,6 +71,8 @@ struct thread {
 	u64 masked;		/* those of OURS that the program believes it has blocked */
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid, robust;	/* set_tid_address(), set_robust_list() */
+	u64 parent_tid, child_tid;	/* where it is told who it is, when it begins: CLONE_PARENT_SETTID, CLONE_CHILD_SETTID */
+	u32 is_told;		/* parent_tid has been written by the parent: clone.c */
 	u64 token;		/* kerneld's, for the attach of a process in the same memory */
 	u64 clear_sighand;	/* it begins without handlers: CLONE_CLEAR_SIGHAND */
 	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
@@ -83,7 +85,8 @@ struct thread {
 		int is_copied;	/* it works on copies */
 		long nr;
 		u64 args[6], resume;	/* as the program made it, and where it goes on */
-		u32 outs, has_big;
+		u32 outs;
+		u64 big, big_bytes;	/* memory of its own, where the area has not enough room */
 		u64 next, end;	/* the room that is left for copies */
 	} bounce;
 	u64 shared_futex;	/* where it waits, by a key that is the frame */
