@@ -210,11 +210,14 @@ class MmStruct:
         more = (end - start - (old_end - old_start)) >> PAGE_SHIFT
         if more < 0:
             self._update_hiwater_vm()
+        i_mmap = None if vma.file is None else vma.file.mapping.i_mmap
+        if i_mmap is not None:
+            i_mmap.remove(vma)
         vma.pgoff += (start - old_start) >> PAGE_SHIFT
         self.vmas.move(vma, start, end)
+        if i_mmap is not None:
+            i_mmap.insert(vma)
         relink(vma)
-        if vma.file is not None:
-            vma.file.mapping.i_mmap.moved()
         self._account(vma.vm_flags, more)
         # What is in the VMA before and after has not changed.
         if start != old_start:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from kerneld.mm.files.i_mmap import _FEW
+from kerneld.mm.files.i_mmap import _FEW, IMmap
 from kerneld.mm.space import rmap_walk as rmap_walk_module
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
@@ -35,6 +36,27 @@ def test_it_names_what_overlaps(machine: Machine, mm: MmStruct, count: int) -> N
         assert len(found) == len(expected)
         # Cut, split and gone: the bounds are those of now.
         do_munmap(mm, page(rng.randrange(count) * 50 + rng.randrange(PAGES)), 3 * PAGE_SIZE)
+
+
+def test_a_search_between_two_changes_looks_at_few(
+    machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a process removes one VMA after the other, and writes a page in between."""
+    file, _ = machine.new_file(bytes(100 * PAGE_SIZE))
+    for number in range(100):
+        mmap(mm, 1, READ, SHARED, at=page(2 * number), file=file, pgoff=number)
+
+    def walked(_self: IMmap) -> Iterator[Vma]:
+        raise AssertionError("all VMAs were looked at")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IMmap, "__iter__", walked)
+        for number in range(80):
+            do_munmap(mm, page(2 * number), PAGE_SIZE)
+            # Those that are left, but a few, are in buckets of one page.
+            if len(file.mapping.i_mmap) > _FEW // 2:
+                assert [vma.pgoff for vma in file.mapping.i_mmap.overlapping(90, 92)] == [90, 91]
+                assert not file.mapping.i_mmap.overlapping(number, number + 1)
 
 
 def test_who_has_found_all_entries_looks_no_further(
