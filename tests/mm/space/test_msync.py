@@ -8,6 +8,7 @@ import pytest
 
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.writeback import do_msync
 from shared.uapi.mman import Map, Ms
 from shared.uapi.page import PAGE_SIZE
@@ -189,3 +190,28 @@ class TestFailedWrite:
         assert errno_of(lambda: msync(mm, -1, 4)) == errno.EIO
         assert written(second) == [0]
         first.fail = 0
+
+
+def test_a_page_that_is_mapped_very_often_is_cleaned_a_table_at_a_time(
+    machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, backing = machine.new_file(bytes(3 * PAGE_SIZE))
+    shared = [page(number) for number in range(0, 600, 3)]
+    for vaddr in shared:
+        mmap(mm, 2, RW, SHARED, at=vaddr, file=file, pgoff=1)
+    copy = page(601)
+    mmap(mm, 1, RW, PRIVATE, at=copy, file=file, pgoff=1)
+    store(mm, copy, b"p")
+    child = machine.fork(mm)
+    for each in (mm, child):
+        for vaddr in shared[1:]:  # The first one is never used, so it has no entry.
+            store(each, vaddr, b"s")
+            store(each, vaddr + PAGE_SIZE, b"t")
+    monkeypatch.setattr(Pages, "update_pte", None)
+    do_msync(mm, shared[0], PAGE_SIZE, SYNC)
+    assert written(backing) == [0, ord("s"), 0]
+    for each in (mm, child):
+        assert entry(each, shared[0]) == 0
+        assert not any(entry(each, vaddr) & (PTE_RW | PTE_DIRTY) for vaddr in shared[1:])
+        assert all(entry(each, vaddr + PAGE_SIZE) & PTE_RW and entry(each, vaddr) for vaddr in shared[1:])
+    assert entry(mm, copy) & PTE_DIRTY
