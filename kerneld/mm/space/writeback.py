@@ -21,7 +21,7 @@ from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.mman import Ms
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, Vaddr, page_align
 
 _ALL_FLAGS = (Ms.ASYNC | Ms.INVALIDATE | Ms.SYNC).value
 _SORTED_TOGETHER = 1024
@@ -91,22 +91,24 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
 
 def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
     """Do the same, a leaf table at a time: one process may map the page 60,000 times."""
-    by_table: defaultdict[tuple[MmStruct | None, Vaddr], list[Vaddr]] = defaultdict(list)
+    offset = index << PAGE_SHIFT
+    by_mm: defaultdict[MmStruct | None, list[Vaddr]] = defaultdict(list)
     for vma in vmas:
-        vaddr = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
-        by_table[vma.vm_mm, vaddr & -PMD_SIZE].append(vaddr)
-    for (mm, table), vaddrs in by_table.items():
+        by_mm[vma.vm_mm].append(vma.start + offset - (vma.pgoff << PAGE_SHIFT))
+    for mm, found in by_mm.items():
         assert mm is not None
-        first = mm.page_table.find_pte(table)
-        if first is not None:
-            start, end = min(vaddrs), max(vaddrs) + PAGE_SIZE
-            low = first + ((start - table) >> PAGE_SHIFT)
-            run = Leaf(start, end, low, low + ((end - start) >> PAGE_SHIFT))
-            entries = mm.page_table.walk.read(run).copy()
-            at = (np.array(vaddrs) - start) >> PAGE_SHIFT
-            at = at[present_mask(entries[at])]
-            entries[at] &= np.uint64(~bits & _U64)
-            mm.pages.update_ptes(run, entries)
+        vaddrs = np.sort(np.array(found))
+        bounds = np.flatnonzero(np.diff(vaddrs >> PMD_SHIFT)) + 1
+        for here in np.split(vaddrs, bounds):
+            start, end = int(here[0]), int(here[-1]) + PAGE_SIZE
+            low = mm.page_table.find_pte(start)
+            if low is not None:
+                run = Leaf(start, end, low, low + ((end - start) >> PAGE_SHIFT))
+                entries = mm.page_table.walk.read(run).copy()
+                at = (here - start) >> PAGE_SHIFT
+                at = at[present_mask(entries[at])]
+                entries[at] &= np.uint64(~bits & _U64)
+                mm.pages.update_ptes(run, entries)
 
 
 def do_msync(mm: MmStruct, start: Vaddr, length: int, flags: int) -> None:
