@@ -17,10 +17,10 @@ from tests.differential.agreement import REGRESSIONS, agree
 from tests.differential.both_sides import referee
 from tests.native.inside import why_not_here
 
-PROGRAMS = 40
-SECONDS = 20
+PROGRAMS = 20
+SECONDS = 10
 """On a busy machine fewer programs are run."""
-FEWEST = 10
+FEWEST = 6
 """So many are run however long it takes."""
 
 

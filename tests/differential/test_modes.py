@@ -19,10 +19,10 @@ from kerneld.referee.programs import make_program
 from tests.differential.agreement import agree
 from tests.differential.both_sides import referee
 
-PROGRAMS = 60
-SECONDS = 15
+PROGRAMS = 30
+SECONDS = 8
 """On a busy machine fewer programs are run."""
-FEWEST = 10
+FEWEST = 6
 """So many are run however long it takes."""
 
 
