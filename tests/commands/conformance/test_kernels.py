@@ -85,20 +85,52 @@ def broken_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("broken") / "broken.so", [BROKEN], "-shared", "-fPIC")
 
 
-def on_broken(kernel: Path, how: str) -> dict[str, str]:
-    """Return the environment in which a program meets that kernel."""
-    return {"LD_PRELOAD": str(kernel), "BROKEN": how}
+def on_broken(kernel: Path, how: str, stat: Path | None = None) -> dict[str, str]:
+    """Return the environment in which a program meets that kernel; `stat` stands in the place of /proc/stat."""
+    return {"LD_PRELOAD": str(kernel), "BROKEN": how} | ({} if stat is None else {"STAT": str(stat)})
 
 
-def test_a_call_that_hangs_is_a_failed_check_and_the_next_one_runs(kits: dict[str, Path], broken_kernel: Path) -> None:
+def stat_file(directory: Path, running: int) -> Path:
+    """Write what /proc/stat says of two processors and of processes that want to run; the reader is one of them."""
+    path = directory / f"stat-{running}"
+    interrupts = " 0" * 2000
+    path.write_text(f"cpu  1 2 3 4\ncpu0 1 2 3 4\ncpu1 1 2 3 4\nintr 9{interrupts}\nprocs_running {running}\n")
+    return path
+
+
+def test_a_call_that_hangs_is_a_failed_check_and_the_next_one_runs(
+    tmp_path: Path, kits: dict[str, Path], broken_kernel: Path
+) -> None:
     only = ("--only", "vma_mmap,open_works,close_works", "--limit", "1")
-    done = run_kit([str(kits["f24"])], *only, environment=on_broken(broken_kernel, "hang"))
+    # Two others keep both processors busy, and nobody waits for one: time counts in full.
+    kernel = on_broken(broken_kernel, "hang", stat_file(tmp_path, 3))
+    done = run_kit([str(kits["f24"])], *only, environment=kernel)
     assert (done.status, done.failed, done.passed) == (
         1,
         frozenset({"vma_mmap"}),
         frozenset({"open_works", "close_works"}),
     )
-    assert "saw: nothing for 1 s: a call hangs, or never ends" in done.output
+    assert "s, in which it could have run for 1 s: a call hangs, or never ends" in done.output
+
+
+def test_a_check_that_waits_for_a_processor_does_not_hang(
+    tmp_path: Path, kits: dict[str, Path], broken_kernel: Path
+) -> None:
+    kernel = on_broken(broken_kernel, "slow", stat_file(tmp_path, 1_000_001))
+    done = run_kit([str(kits["f24"])], "--only", "close_while_tracking", "--limit", "1", environment=kernel)
+    assert done.passed == {"close_while_tracking"}, done.output
+
+
+@pytest.mark.parametrize("text", ["", "cpu  1 2 3 4\n"])
+def test_a_machine_that_does_not_say_how_busy_it_is_gets_a_line_of_words(
+    tmp_path: Path, kits: dict[str, Path], broken_kernel: Path, text: str
+) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text(text)
+    only = ("--only", "vma_mmap", "--limit", "1")
+    done = run_kit([str(kits["f24"])], *only, environment=on_broken(broken_kernel, "hang", stat))
+    assert "# /proc/stat does not tell how busy this machine is" in done.output
+    assert done.failed == {"vma_mmap"}
 
 
 def test_a_check_that_dies_is_a_failed_check(kits: dict[str, Path], broken_kernel: Path) -> None:

@@ -3,6 +3,7 @@
  *
  *   main.c     the options, the TAP output, the log that is read after a reboot
  *   runner.c   one check in a process of its own, with a time limit; what a check says of what it saw
+ *   clock.c    the time that counts for a limit, on a busy machine too
  *   calls.c    the system calls of each semester, and what the table must show
  *   order.c    what a check tells the processes that are watched; puppet.c is in those processes, and does it
  *   check_*.c  the checks. A check is described where it is made: CHECK(name, …) { … }
@@ -16,6 +17,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <time.h>
 
 typedef unsigned long ulong_t;
 
@@ -75,6 +77,20 @@ volatile struct spte *entry_of(ulong_t vaddr);
 void need_pfns(void);                                   /* skip the check where frame numbers are hidden */
 const char *state_text(ulong_t state);
 
+/* ---- The time that counts ---- */
+
+#define LOOK_MS 20 /* who waits looks at least so often */
+
+struct stopwatch {
+	struct timespec began, looked;
+	double counted;
+};
+
+void start_watch(struct stopwatch *watch);
+long ms_counted(struct stopwatch *watch);       /* since the start, what a process could have run */
+long ms_elapsed(const struct stopwatch *watch); /* since the start, by the clock on the wall */
+int is_load_known(void);                        /* 0: then all time counts */
+
 /* ---- What a check says ---- */
 
 void expect_ret(long got, long wanted, const char *what);
@@ -86,7 +102,7 @@ void skipped(const char *format, ...) __attribute__((format(printf, 1, 2), noret
 const char *errno_text(int error);
 int is_in_time(void);                                      /* 1 until the patience for one comparison is over */
 void begin_patience(void);
-long ms_of_patience(void);                                 /* since then */
+long ms_of_patience(void);                                 /* that count since then */
 void settle(void);                                         /* what is not to happen had its time to happen */
 
 /* ---- Processes ---- */
@@ -134,7 +150,7 @@ struct check {
 	int is_extra; /* beyond the assignment: a failure is a TODO of TAP */
 };
 
-/* `place` is a heading of the assignment. seconds: the time limit, 0 for the usual one; semesters: 0 for every one. */
+/* `place` is a heading of the assignment. seconds: the limit of time that counts, 0 for the usual one; semesters: 0 for every one. */
 #define CHECK(id, ...)                                                                                           \
 	static void id##_run(void);                                                                              \
 	static const struct check id##_check = { .name = #id, .run = id##_run, .file = __FILE__, .line = __LINE__, \

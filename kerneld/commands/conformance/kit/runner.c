@@ -11,11 +11,10 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define USUAL_SECONDS 30
-#define LAST_MS 20000 /* a killed process that is still there after this is stuck in the kernel, also on a busy machine */
+#define LAST_MS 10000 /* a killed process that is still there after this is stuck in the kernel */
 #define SETTLE_MS 8
 
 int patience_ms = 2000;
@@ -24,15 +23,7 @@ long nr_opens = 10000;
 static int report_fd = -1;
 static unsigned compared;
 static pid_t checking;
-static struct timespec patience_began;
-
-static long ms_since(const struct timespec *then)
-{
-	struct timespec at;
-
-	clock_gettime(CLOCK_MONOTONIC, &at);
-	return (at.tv_sec - then->tv_sec) * 1000 + (at.tv_nsec - then->tv_nsec) / 1000000;
-}
+static struct stopwatch patience;
 
 static void pause_ms(long ms)
 {
@@ -129,12 +120,12 @@ void expect_one_of(long got, long first, long second, const char *what)
 
 void begin_patience(void)
 {
-	clock_gettime(CLOCK_MONOTONIC, &patience_began);
+	start_watch(&patience);
 }
 
 long ms_of_patience(void)
 {
-	return ms_since(&patience_began);
+	return ms_counted(&patience);
 }
 
 int is_in_time(void)
@@ -168,25 +159,67 @@ static void run_here(const struct check *check, int fd)
 
 /* ---- In the process that waits ---- */
 
+static void __attribute__((format(printf, 2, 3))) fail_with(struct verdict *verdict, const char *format, ...)
+{
+	va_list words;
+
+	verdict->kind = FAILED;
+	va_start(words, format);
+	vsnprintf(verdict->saw, sizeof(verdict->saw), format, words);
+	va_end(words);
+}
+
 static int wait_for_end(pid_t pid, int *status, long most_ms)
 {
-	struct timespec began;
+	struct stopwatch watch;
 
-	clock_gettime(CLOCK_MONOTONIC, &began);
+	start_watch(&watch);
 	while (waitpid(pid, status, WNOHANG) == 0) {
-		if (ms_since(&began) > most_ms)
+		if (ms_counted(&watch) >= most_ms)
 			return 0;
 		pause_ms(1);
 	}
 	return 1;
 }
 
+enum answer { WORD, SILENCE, GONE };
+
+/* Wait for the verdict of a check. GONE: its process ended without one. */
+static enum answer hear(int fd, struct verdict *verdict, long most_ms)
+{
+	struct pollfd heard = { fd, POLLIN, 0 };
+	struct stopwatch watch;
+
+	start_watch(&watch);
+	while (poll(&heard, 1, LOOK_MS) == 0)
+		if (ms_counted(&watch) >= most_ms) {
+			fail_with(verdict, "nothing for %ld s, in which it could have run for %ld s: a call hangs, or never ends",
+				  ms_elapsed(&watch) / 1000, most_ms / 1000);
+			return SILENCE;
+		}
+	return read(fd, verdict, sizeof(*verdict)) == (ssize_t)sizeof(*verdict) ? WORD : GONE;
+}
+
+/* What the end of the process says, if it is not the one that this program made. */
+static void judge_end(struct verdict *verdict, int status, int is_killed)
+{
+	int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+
+	if (signal && !(is_killed && signal == SIGKILL))
+		fail_with(verdict, "the check's process died of signal %d (%s)", signal, strsignal(signal));
+	else if (verdict->kind == PASSED && is_killed)
+		fail_with(verdict, "the check was done, but the end of its process hangs");
+	else if (verdict->kind == NO_VERDICT || (verdict->kind == PASSED && (!verdict->compared || status)))
+		fail_with(verdict, "the check did not come to its end (status %#x)", (unsigned)status);
+}
+
 struct verdict run_check(const struct check *check)
 {
 	int usual = check->seconds ? check->seconds : USUAL_SECONDS;
-	int seconds = limit_seconds ? limit_seconds : usual, status = 0, ends[2], has_word;
+	long most_ms = (limit_seconds ? limit_seconds : usual) * 1000L;
+	int status = 0, ends[2], is_killed;
 	struct verdict verdict = { .kind = NO_VERDICT };
-	struct pollfd heard;
+	enum answer answer;
 	pid_t pid;
 
 	fflush(NULL);
@@ -200,30 +233,18 @@ struct verdict run_check(const struct check *check)
 		run_here(check, ends[1]);
 	}
 	close(ends[1]);
-	heard = (struct pollfd){ ends[0], POLLIN, 0 };
-	has_word = poll(&heard, 1, seconds * 1000) > 0 &&
-		   read(ends[0], &verdict, sizeof(verdict)) == (ssize_t)sizeof(verdict);
+	answer = hear(ends[0], &verdict, most_ms);
 	close(ends[0]);
-	if (!has_word) {
-		verdict.kind = FAILED;
-		snprintf(verdict.saw, sizeof(verdict.saw), "nothing for %d s: a call hangs, or never ends", seconds);
-	}
 	/* The exit of the process is a part of the check: the kernel cleans up. */
-	if (has_word && !wait_for_end(pid, &status, seconds * 1000L))
-		has_word = 0;
+	is_killed = answer == SILENCE || !wait_for_end(pid, &status, most_ms);
 	kill(-pid, SIGKILL);
-	if (!has_word)
+	if (is_killed) {
 		kill(pid, SIGKILL);
-	if (!has_word && !wait_for_end(pid, &status, LAST_MS)) {
-		verdict.kind = FAILED;
-		snprintf(verdict.saw, sizeof(verdict.saw), "process %d cannot be killed: it is stuck in the kernel", (int)pid);
-	} else if (!has_word && WIFSIGNALED(status) && WTERMSIG(status) != SIGKILL) {
-		verdict.kind = FAILED;
-		snprintf(verdict.saw, sizeof(verdict.saw), "the check's process died of signal %d (%s)", WTERMSIG(status),
-			 strsignal(WTERMSIG(status)));
-	} else if (verdict.kind == PASSED && (!verdict.compared || !WIFEXITED(status) || WEXITSTATUS(status))) {
-		verdict.kind = FAILED;
-		snprintf(verdict.saw, sizeof(verdict.saw), "the check did not come to its end (status %#x)", status);
+		if (!wait_for_end(pid, &status, LAST_MS)) {
+			fail_with(&verdict, "process %d cannot be killed: it is stuck in the kernel", (int)pid);
+			return verdict;
+		}
 	}
+	judge_end(&verdict, status, is_killed);
 	return verdict;
 }
