@@ -9,7 +9,6 @@ exit status of the programs.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -24,10 +23,10 @@ from shared.interrupts import ending_by_signals
 from shared.program import CommandLine, run_program
 from shared.standard_streams import are_colours_welcome
 from target import demo_inside
-from target.demo_inspector import LiveInspector, Print, pick_shown
+from target.demo_inspector import Print, pick_shown
 from target.demo_program import DemoError, Program
-from target.pace import PROMPT
 from target.scenarios.files import CHANGED, FILE_NAME
+from target.scene import Scene, say, show
 
 HELP = """Run kerneld, a target and an inspector together. Show the output of each, and check it.
 
@@ -58,10 +57,6 @@ _WRITTEN_BACK = ("file-shared", 4)
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _SHM = Path("/dev/shm")
-_SCENARIO_LINE = re.compile(r"^== \d+/\d+ ([a-z-]+): ")
-_STEP_LINE = re.compile(r"^  \d+\. ")
-_COMMAND_LINE = re.compile(r"inspector (\d+) 0x[0-9a-f]+ 0x[0-9a-f]+$")
-_COLOURS = {"kerneld": "magenta", "target": "cyan", "inspector": "green", "C program": "yellow"}
 
 
 class Demo:
@@ -80,21 +75,16 @@ class Demo:
             "TMPDIR": str(self._files),
             "PYTHONPATH": path,
         }
-        self._programs = programs
-        self._inspector: LiveInspector | None = None
-        self._scenario = ""
-        self._steps_done = 0
+        self._scene = Scene(self._environment, programs, self._check_step)
 
     def run(self) -> None:
         """Play the demonstration. Raises DemoError at the first check that fails."""
         say("kerneld, the kernel: it runs in a terminal of its own.")
         kerneld = self._start_kerneld()
         say("The target, in a second terminal: it changes its memory step by step, a step for each Enter.")
-        chosen = [word for name in SCENARIOS for word in ("--scenario", name)]
-        target = self._start("target", ["target", "--step", *chosen])
-        self._play(target)
+        self._scene.play(SCENARIOS)
         say("The target has ended, and its table is empty. Ctrl+C ends the inspector, which closes the table first.")
-        self._close_inspector()
+        self._scene.close_inspector()
         self._show_inside()
         say("Ctrl+C ends kerneld.")
         kerneld.interrupt()
@@ -102,14 +92,8 @@ class Demo:
         self._check_left_behind(kerneld.pid)
         say("The socket is gone, and nothing of kerneld's is left in /dev/shm. All that was shown has been checked.")
 
-    def _start(self, module: str, words: Sequence[str]) -> Program:
-        show(module, ["$ " + shlex.join(words)])
-        program = Program(module, [sys.executable, "-P", "-m", *words], self._environment)
-        self._programs.callback(program.kill)
-        return program
-
     def _start_kerneld(self) -> Program:
-        kerneld = self._start("kerneld", ["kerneld", "start"])
+        kerneld = self._scene.start("kerneld", ["kerneld", "start"])
         lines = []
         while (line := kerneld.read_line()) is not None:
             lines.append(line)
@@ -119,46 +103,14 @@ class Demo:
         kerneld.wait()
         raise DemoError("kerneld has ended by itself")
 
-    def _play(self, target: Program) -> None:
-        """Press Enter at each prompt of the target until it ends, and show the table after each step."""
-        stepping = False
-        while True:
-            done, announced, ended = _read_block(target)
-            show("target", done)
-            if stepping:
-                self._show_table()
-            if not ended:
-                self._watch_if_told(done, target.pid)
-            show("target", announced)
-            for line in announced:
-                if found := _SCENARIO_LINE.match(line):
-                    self._scenario, self._steps_done = found[1], 0
-            if ended:
-                target.wait()
-                return
-            stepping = any(_STEP_LINE.match(line) for line in announced)
-            target.press_enter()
-
-    def _show_table(self) -> None:
-        """Show the inspector's print after the last step, and check it. Raises DemoError."""
-        if self._inspector is None:
-            raise DemoError("the target has named no range to watch")
-        # The next print may have begun before the step. The print after it has not.
-        prints = self._inspector.next_prints(2)
-        shown = pick_shown(prints)
-        show("inspector", shown.lines if shown.changed else [shown.lines[0]])
-        self._steps_done += 1
-        self._check_step(prints)
-
-    def _check_step(self, prints: Sequence[Print]) -> None:
-        expected = EXPECTED[self._scenario]
+    def _check_step(self, scenario: str, step: int, prints: Sequence[Print]) -> None:
+        expected = EXPECTED[scenario]
         seen = (*prints[-1].counts, sum(each.changed for each in prints))
-        if self._steps_done <= len(expected):
-            wanted = expected[self._steps_done - 1]
+        if step <= len(expected):
+            wanted = expected[step - 1]
             if not all(_is_as_wanted(want, have) for want, have in zip(wanted, seen, strict=True)):
-                step = f"step {self._steps_done} of {self._scenario}"
-                raise DemoError(f"{step}: the table has {_words(seen)} and not {_words(wanted)}")
-        if (self._scenario, self._steps_done) == _WRITTEN_BACK:
+                raise DemoError(f"step {step} of {scenario}: the table has {_words(seen)} and not {_words(wanted)}")
+        if (scenario, step) == _WRITTEN_BACK:
             self._check_file()
 
     def _check_file(self) -> None:
@@ -166,31 +118,6 @@ class Demo:
         paths = list(self._files.glob(f"*/{FILE_NAME}"))
         if not any(path.read_bytes().startswith(CHANGED.encode()) for path in paths):
             raise DemoError(f"msync has not changed the real file {FILE_NAME}")
-
-    def _watch_if_told(self, lines: Sequence[str], pid: int) -> None:
-        """Start the inspector of process `pid` with the command in `lines`, if the target has printed one."""
-        command = next((line for line in lines if (found := _COMMAND_LINE.search(line)) and int(found[1]) == pid), None)
-        if command is None:
-            return
-        if self._inspector is None:
-            say("The inspector, in a third terminal, by the command that the target has printed.")
-        else:
-            say("There is one table at a time: Ctrl+C ends this inspector, and another watches the new range.")
-            self._close_inspector()
-        words = shlex.split(command)
-        while "=" in words[0]:
-            # The children of this program already have the environment that the command sets.
-            words.pop(0)
-        show("inspector", ["$ " + shlex.join(words)])
-        self._inspector = LiveInspector(words, self._environment)
-        self._programs.callback(self._inspector.kill)
-        show("inspector", self._inspector.first.lines)
-
-    def _close_inspector(self) -> None:
-        if self._inspector is None:
-            raise DemoError("the target has named no range to watch")
-        show("inspector", ["^C", *self._inspector.close()])
-        self._inspector = None
 
     def _show_inside(self) -> None:
         """Show a C program whose memory is kerneld's, if one can be compiled and run here."""
@@ -200,7 +127,7 @@ class Demo:
             return
         say("A C program, unmodified: kerneld exec runs it on the real processor, and kerneld has its memory.")
         path = demo_inside.compile_program(compiler, self._files)
-        program = self._start("C program", ["kerneld", "exec", "--", str(path)])
+        program = self._scene.start("C program", ["kerneld", "exec", "--", str(path)])
         line = program.read_line()
         reason = demo_inside.why_not(program, line)
         if reason:
@@ -209,19 +136,18 @@ class Demo:
         bounds = [hex(demo_inside.START), hex(demo_inside.START + demo_inside.PAGES * demo_inside.PAGE_BYTES)]
         words = [sys.executable, "-P", "-m", "inspector", str(program.pid), *bounds]
         show("inspector", ["$ " + shlex.join(words[3:])])
-        self._inspector = LiveInspector(words, self._environment)
-        self._programs.callback(self._inspector.kill)
+        inspector = self._scene.watch(words)
         for number, wanted in enumerate(demo_inside.EXPECTED):
             show("C program", [line] if line is not None else [])
-            prints = self._inspector.next_prints(2)
-            shown = pick_shown(prints) if number else self._inspector.first
+            prints = inspector.next_prints(2)
+            shown = pick_shown(prints) if number else inspector.first
             show("inspector", shown.lines)
             if prints[-1].counts != wanted:
                 raise DemoError(f"line {number + 1} of the C program: {prints[-1].counts} and not {wanted}")
             program.press_enter()
             line = program.read_line()
         program.wait()
-        self._close_inspector()
+        self._scene.close_inspector()
 
     def _check_left_behind(self, pid: int) -> None:
         """Raise DemoError if kerneld, which was process `pid`, has left its socket, or something in /dev/shm."""
@@ -246,31 +172,6 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the demonstration. The exit status is 0 when every check has passed, else 1."""
     run_program(cli)
-
-
-def say(text: str) -> None:
-    """Print a line of the demonstration itself."""
-    click.secho(f"\n=== {text}", bold=True)
-
-
-def show(name: str, lines: Sequence[str]) -> None:
-    """Print lines of a program, with its name in front."""
-    head = click.style(f"{name:>9} |", fg=_COLOURS[name])
-    for line in lines:
-        click.echo(f"{head} {line}".rstrip())
-
-
-def _read_block(target: Program) -> tuple[list[str], list[str], bool]:
-    """Return the lines up to the prompt: the result of the last step, the announcement, and whether the target has
-    ended."""
-    done: list[str] = []
-    announced: list[str] = []
-    while (line := target.read_line()) is not None:
-        if line.strip() == PROMPT:
-            return done, announced, False
-        starts = not line or _STEP_LINE.match(line)
-        (announced if announced or starts else done).append(line)
-    return done, announced, True
 
 
 def _is_as_wanted(want: int, have: int) -> bool:

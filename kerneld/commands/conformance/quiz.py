@@ -1,4 +1,4 @@
-"""`kerneld quiz`: a kernel with one mistake that is not named; what a check saw on it; which mistake is it?
+"""`kerneld quiz`: a kernel with one mistake that is not named; what the inspector and a check show; which is it?
 
 Owns the private kernel, the questions and the words. The kernel ends with the quiz. Knows the mistakes by their words
 only, and plants none: `kerneld start --bug` does that in another process.
@@ -29,13 +29,20 @@ from shared.option_types import Whole
 _CHOICES = 4
 _SHOWN = ("#   did:", "#   expected:")
 """The lines of a failed check that do not name the mistake."""
+_SCENES = (
+    ("brk", "heap"), ("stack", "stack"), ("grows", "stack"), ("exec", "exec"), ("exit", "exit"), ("kill", "exit"),
+    ("fork", "fork"), ("cow", "fork"), ("child", "fork"), ("file", "file-private"), ("huge", "huge"), ("vma_", "hole"),
+)  # fmt: skip
+"""Of a part of a check's name, the scenario of the target that has the same changes. The first counts."""
+_USUAL_SCENE = "demand"
 _SECONDS = 120.0
 
 HELP = """Ask which mistake a kernel has. For lectures, and to prepare for the kernel part of the assignment.
 
-Each question starts a private kernel with one mistake, which students make, and runs a check of the assignment on it.
-You see what the check did and saw, and choose between four mistakes. While a question is open, the kernel runs: the
-inspector and the target can look at it from other terminals.
+Each question starts a private kernel with one mistake, which students make. The target plays a scenario on it: it says
+what the table should show, and the inspector shows what is there. Then a check of the assignment says what it did and
+saw. You choose between four mistakes. While a question is open, the kernel runs: the inspector and the target can look
+at it from other terminals too.
 
 \b
 Examples:
@@ -45,7 +52,7 @@ Examples:
 
 \b
 Exit status:
-  0  done, whatever the answers were        1  the kernel or the check does not start
+  0  done, whatever the answers were        1  the kernel or the check does not start, or there was no answer
   8  no program can run inside kerneld here
 """
 
@@ -70,6 +77,8 @@ def quiz(questions: int, seed: int | None) -> None:
 def ask(name: str, kit: Path, chance: random.Random) -> bool:
     """Show what is to be seen on the kernel with the mistake `name`, and return whether the answer is right."""
     with broken_kernel(name) as socket:
+        show_inspector(BUGS[name].checks[0], socket)
+        click.echo("A check of the assignment:")
         for line in look(kit, BUGS[name].checks[0], socket):
             click.echo(f"  {line}")
         click.echo("  To look yourself, run this in another terminal. It prints the inspector's command:")
@@ -77,10 +86,27 @@ def ask(name: str, kit: Path, chance: random.Random) -> bool:
         choices = choose(name, chance)
         for number, choice in enumerate(choices, 1):
             click.echo(f"  {number}. {BUGS[choice].words.split(': ')[0].rstrip('.')}.")
-        answer = click.prompt("Which mistake is it", type=Whole(1, len(choices)))
+        try:
+            answer = click.prompt("Which mistake is it", type=Whole(1, len(choices)))
+        except click.Abort:
+            # Ctrl+C, or the end of the input.
+            click.echo()
+            raise Failure(Status.FAILED, "the quiz has ended without an answer") from None
     is_right = choices[answer - 1] == name
     click.echo(f"{'Right' if is_right else 'No'}: {name}. {BUGS[name].words}\n")
     return is_right
+
+
+def show_inspector(check: str, socket: str) -> None:
+    """Show the target and the inspector on the kernel, in a scenario that is near to a check.
+
+    Either may fail there: then its last words are shown, and belong to the question.
+    """
+    scenario = next((scene for part, scene in _SCENES if part in check), _USUAL_SCENE)
+    sys.stdout.flush()
+    environment = {**os.environ, "KERNELD_SOCKET": socket}
+    words = [sys.executable, "-P", "-m", "target.scene", scenario]
+    subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, check=False)
 
 
 def choose(name: str, chance: random.Random) -> list[str]:

@@ -19,11 +19,11 @@ from tests.native.inside import why_not_here
 SEED = "5"
 
 
-def play(tmp_path: Path, answer: str) -> subprocess.CompletedProcess[str]:
-    """Play one question, always the same, and give an answer."""
+def play(tmp_path: Path, answer: str | None) -> subprocess.CompletedProcess[str]:
+    """Play one question, always the same, and give an answer, or none."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "kerneld", "quiz", "--questions", "1", "--seed", SEED],
-        input=f"{answer}\n",
+        input="" if answer is None else f"{answer}\n",
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -35,17 +35,33 @@ def play(tmp_path: Path, answer: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(why_not_here() != "", reason=f"no program runs inside: {why_not_here()}")
 @pytest.mark.skipif(os.geteuid() != 0, reason="some mistakes are only seen by root")
 def test_one_of_four_answers_is_right_and_the_kernel_ends_with_the_quiz(tmp_path: Path) -> None:
-    done = [play(tmp_path, answer) for answer in ("1", "2", "3", "4")]
-    assert {one.returncode for one in done} == {0}, done[0].stderr
-    assert sorted(one.stdout.splitlines()[-1] for one in done) == ["0 of 1 are right."] * 3 + ["1 of 1 are right."]
-    for one in done:
-        question, _, told = one.stdout.partition("Which mistake is it")
-        assert "did:" in question
-        assert "saw:" in question
-        # The command to look with one's own eyes works while the question is open: it names this kernel.
-        assert re.search(rf"KERNELD_SOCKET={tmp_path}/\S+ \S*target --wait$", question, re.MULTILINE)
-        assert not any(f"{name}." in question for name in BUGS)
-        assert any(f": {name}. " in told for name in BUGS)
+    first = play(tmp_path, "1")
+    question, _, told = first.stdout.partition("Which mistake is it")
+    # The inspector has looked, and a check.
+    assert re.search(r"^ +target \| +1\. ", question, re.MULTILINE)
+    assert re.search(r"^inspector \| \d\d:\d\d:\d\d\.\d{3}  pid \d+", question, re.MULTILINE)
+    assert "did:" in question
+    assert "saw:" in question
+    # The command to look with one's own eyes works while the question is open: it names this kernel.
+    assert re.search(rf"KERNELD_SOCKET={tmp_path}/\S+ \S*target --wait$", question, re.MULTILINE)
+    assert not any(f"{name}." in question for name in BUGS)
+    (name,) = (name for name in BUGS if f": {name}. " in told)
+    choices = re.findall(r"^  ([1-4])\. (.*)\.$", question, re.MULTILINE)
+    assert [number for number, _words in choices] == ["1", "2", "3", "4"]
+    (right,) = (number for number, words in choices if BUGS[name].words.startswith(words))
+
+    second = play(tmp_path, right if right != "1" else "2")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    endings = [one.stdout.splitlines()[-1] for one in (first, second)]
+    assert endings == [f"{number} of 1 are right." for number in ((0, 1) if right != "1" else (1, 0))]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(why_not_here() != "", reason=f"no program runs inside: {why_not_here()}")
+@pytest.mark.skipif(os.geteuid() != 0, reason="some mistakes are only seen by root")
+def test_the_end_of_the_input_ends_the_quiz_in_words(tmp_path: Path) -> None:
+    done = play(tmp_path, None)
+    assert (done.returncode, done.stderr) == (1, "kerneld: the quiz has ended without an answer\n")
     assert list(tmp_path.iterdir()) == []
 
 
