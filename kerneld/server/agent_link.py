@@ -2,7 +2,7 @@
 
 Owns the longest wait. An agent does no other work and waits for no other process. So it answers in microseconds, as a
 processor answers an interrupt. If an agent does not answer in time, the kernel kills its process. Other clients lose no
-more than that time. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
+more than that time. An agent that waits for a processor has longer: it cannot answer. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ import structlog
 
 from kerneld.server.connection import SEND_FLAGS
 from kerneld.server.reply import Outcome
+from kerneld.server.starving import Starvation
 from kerneld.tlb.tlb import DISMISSED, RECORD
 
 if TYPE_CHECKING:
     from kerneld.server.connection import Connection
 
 PATIENCE_SECONDS = 1.0
+"""How long an agent may be silent, and how much processor time its process may use in silence after that."""
+_LOOK_MS = 20
+_MOST_IDLE = 10
+"""So many looks must find an agent idle: it sleeps a millisecond at a time while it waits for a thread that maps."""
 _ACKNOWLEDGED = struct.Struct("<Q")
 _MILLISECONDS = 1000
 log = structlog.get_logger("kerneld.server")
@@ -57,12 +62,22 @@ class AgentLink:
         self._end_process("its agent does not answer")
 
     def _is_answered(self, number: int) -> bool:
-        while self._poll.poll(PATIENCE_SECONDS * _MILLISECONDS):
+        while self._has_word():
             answer = self._connection.socket.recv(_ACKNOWLEDGED.size)
             if answer == _ACKNOWLEDGED.pack(number):
                 return True
             if not answer:
                 break
+        return False
+
+    def _has_word(self) -> bool:
+        """Wait for a word of the agent, as long as it may take."""
+        if self._poll.poll(PATIENCE_SECONDS * _MILLISECONDS):
+            return True
+        starvation = Starvation(self._connection.peer.pid, PATIENCE_SECONDS, _MOST_IDLE)
+        while not starvation.is_over():
+            if self._poll.poll(_LOOK_MS):
+                return True
         return False
 
     def dismiss(self) -> None:
