@@ -35,7 +35,6 @@ _Static_assert(sizeof(struct kd_request) == 56 && sizeof(struct kd_reply) == 16,
 
 /* What <linux/shadowpt.h> calls user_shadow_pt and shadow_pte. */
 struct range { uint64_t start, end, entries; };
-#define ENTRY_BYTES 24UL
 #define RING_BYTES 65536UL
 #define RING_REQUESTS 256UL
 #define RING_ANSWERS 32768UL
@@ -763,15 +762,18 @@ void kd_exit(struct kd *kd, int status)
 
 /* ---- The shadow page table ---- */
 
-/* Map the table over `entries`, all pages at once, and its sequence page: what remap_pfn_range() does inside a kernel. */
-static int map_table(struct kd *kd, const struct range *range, size_t bytes, const struct mapping *before, const int *fds)
+/* Map the table over `entries`, all pages at once, and its sequence page: what remap_pfn_range() does inside a kernel.
+ * As many pages as the kernel has, whatever the range says: more would lie over other memory of the program. */
+static int map_table(struct kd *kd, const struct range *range, const struct mapping *before, const int *fds)
 {
 	int flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
 	struct stat status;
 	void *sequence, *entries;
+	size_t bytes;
 
 	if (fstat(fds[0], &status) < 0)
 		return -1;
+	bytes = (size_t)status.st_size;
 	sequence = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fds[1], 0);
 	if (sequence == MAP_FAILED)
 		return -1;
@@ -785,13 +787,6 @@ static int map_table(struct kd *kd, const struct range *range, size_t bytes, con
 	if (before->prot == PROT_NONE)
 		mprotect(entries, bytes, PROT_NONE);
 	return 0;
-}
-
-static size_t table_bytes(const struct range *range, enum kd_layout layout)
-{
-	size_t bytes = range->end - range->start;
-
-	return layout == KD_LAYOUT_F25_PART1 ? bytes : (bytes / PAGE * ENTRY_BYTES + PAGE - 1) & ~(PAGE - 1);
 }
 
 int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, enum kd_layout layout, uint64_t flags)
@@ -817,7 +812,7 @@ int kd_shadowpt_open(struct kd *kd, pid_t target, struct user_shadow_pt *dest, e
 	if (call.ret < 0)
 		return fail((int)-call.ret);
 	mapped = nr_fds == 2 && call.out_got == sizeof(range) ?
-			 map_table(kd, &range, table_bytes(&range, layout), &before, fds) :
+			 map_table(kd, &range, &before, fds) :
 			 fail(EPROTO);
 	error = errno;
 	for (size_t i = 0; i < nr_fds; i++)
