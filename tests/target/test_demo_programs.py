@@ -19,6 +19,7 @@ from target import demo
 from target.demo_inspector import Counts, LiveInspector, parse_print, pick_shown
 from target.demo_inspector import Print as Seen
 from target.demo_program import DemoError, Program
+from target.scene import say
 
 START = 1 << 30
 
@@ -128,6 +129,6 @@ def test_what_other_programs_keep_in_shared_memory_is_not_kernelds(
 def test_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, no_color: str, coloured: bool) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(demo.Demo, "run", lambda _self: demo.say("words"))
+    monkeypatch.setattr(demo.Demo, "run", lambda _self: say("words"))
     said = CliRunner().invoke(demo.cli, [], color=True).stdout
     assert ("\x1b[" in said) is coloured

@@ -22,11 +22,12 @@ def _has_compiler() -> None:
 def kits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The program of the kit, made with the header of each semester. No warning is allowed."""
     made = {}
+    directory = tmp_path_factory.mktemp("kit")
     for abi in ("f24", "f25", "f23"):
-        directory = tmp_path_factory.mktemp(f"kit-{abi}")
+        # In the same directory: of all files, only the one that has the header is compiled again.
         done = make(directory, include_directory(abi))
         assert (done.returncode, done.stderr) == (0, "")
-        made[abi] = program(directory)
+        made[abi] = program(directory).rename(directory / abi)
     return made
 
 

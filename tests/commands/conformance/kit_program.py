@@ -29,10 +29,11 @@ class Run:
 
 
 def make(directory: Path, headers: Path) -> subprocess.CompletedProcess[str]:
-    """Copy the kit into a directory, and make it there."""
+    """Copy the kit into a directory, if it is not there already, and make it there."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in kit_files():
-        (directory / path.name).write_bytes(path.read_bytes())
+        if not (directory / path.name).exists():
+            (directory / path.name).write_bytes(path.read_bytes())
     command = ["make", "-C", str(directory), f"HEADERS={headers}", STRICT]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
