@@ -2,7 +2,8 @@
 
 Owns the longest wait. An agent does no other work and waits for no other process. So it answers in microseconds, as a
 processor answers an interrupt. If an agent does not answer in time, the kernel kills its process. Other clients lose no
-more than that time. An agent that waits for a processor has longer: it cannot answer. Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
+more than that time. An agent that waits for a processor has longer: it cannot answer.
+Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
 """
 
 from __future__ import annotations
