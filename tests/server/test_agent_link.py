@@ -13,8 +13,9 @@ import pytest
 
 from kerneld.server import agent_link, starving
 from kerneld.server.agent_link import AgentLink
-from kerneld.server.connection import Connection, Sender
+from kerneld.server.connection import Connection
 from kerneld.server.starving import Look, look_at
+from kerneld.syscalls.kernel import Sender
 from kerneld.tlb.tlb import RECORD
 from shared.uapi.page import Pid
 
