@@ -67,7 +67,7 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
         raise SysError(errno.EINVAL)
     if not any(length for _, length in remote):
         return 0
-    process = _get_process(call, pid)
+    process = get_process(call, pid)
     if not ptrace_may_access(call.process, process):
         raise SysError(errno.EPERM)
     wanted = local.left
@@ -222,7 +222,8 @@ def _unpack_iovecs(data: bytes, count: int) -> list[Piece]:
     return list(_IOVEC.iter_unpack(data))
 
 
-def _get_process(call: Call, pid: Pid) -> Process:
+def get_process(call: Call, pid: Pid) -> Process:
+    """Return the living process of a pid. Raises SysError(ESRCH)."""
     process = call.kernel.find_process(pid)
     if process is None:
         raise SysError(errno.ESRCH)
@@ -249,7 +250,7 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
         if pidfd is None and call.thread.tlb is not None:
             # A native program names a pidfd: it has no such descriptor.
             raise SysError(errno.EBADF)
-        process = _get_process(call, pid if pidfd is None else _pid_of(pidfd))
+        process = get_process(call, pid if pidfd is None else _pid_of(pidfd))
     finally:
         if pidfd is not None:
             fput(pidfd)

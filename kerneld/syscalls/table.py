@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, native, process, remote, shadow, shm, trace
+from kerneld.syscalls import machine, memory, native, proc_mem, process, remote, shadow, shm, trace
 from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
@@ -68,6 +68,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.CONNECT: native.connect,
     Nr.CREDS: native.creds,
     Nr.RING_BELL: machine.ring_bell,
+    Nr.MEM_RW: proc_mem.mem_rw,
 }
 
 RESTART = -1

@@ -68,6 +68,7 @@ class Nr(IntEnum):
     CREDS = 0x100D
     RING = 0x100E
     RING_BELL = 0x100F
+    MEM_RW = 0x1010
 
 
 class Access(IntEnum):

@@ -139,6 +139,19 @@ for number in os.getpid(), pid:
         os.pread(fd, 5, 4096)
     except OSError as error:
         print(error)
+private = mmap.mmap(-1, 2 * 4096, mmap.MAP_PRIVATE)
+base = ctypes.addressof(ctypes.c_char.from_buffer(private))
+private[0:4] = b"text"
+ctypes.CDLL(None).mprotect(ctypes.c_void_p(base), 8192, 0)
+ctypes.CDLL(None).mprotect(ctypes.c_void_p(at), 4096, 1)
+own = os.open("/proc/self/mem", os.O_RDWR)
+print(os.pread(own, 5, base), os.pwrite(own, b"more", base + 4094), os.pread(own, 6, base + 4093))
+for call in lambda: os.pwrite(own, b"x", at), lambda: os.pread(own, 9, 1 << 62):
+    try:
+        print(call())
+    except OSError as error:
+        print(error)
+print(os.pread(own, 4096, at + 2 * 4096 + 4000)[:96])
 print(memory[4096:4101])
 os.kill(pid, 9)
 print(os.waitpid(pid, 0)[1])

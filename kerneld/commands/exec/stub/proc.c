@@ -10,7 +10,6 @@
 #define PROC_SUPER_MAGIC 0x9fa0
 #define NR_fstatfs 138
 #define NR_pwrite64 18
-#define EIO 5
 #define O_ACCMODE 3
 #define NR_lseek 8
 #define NR_pread64 17
@@ -178,13 +177,13 @@ static int mem_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	int fd = args[0], is_at = nr == NR_pread64 || nr == NR_pwrite64, is_write = nr == NR_write || nr == NR_pwrite64;
 	u64 offset = is_at ? args[3] : (u64)sys3(NR_lseek, fd, 0, SEEK_CUR), pid = 0;
-	u64 spans[4] = {args[1], args[2], offset, args[2]};
 	for (const char *p = files[fd].path; *p >= '0' && *p <= '9'; p++)
 		pid = pid * 10 + (*p - '0');
-	u64 call[6] = {pid ? pid : (u64)sys0(NR_getpid), args[1], 1, args[1], 1, 0};
-	*ret = ask(t, is_write ? NR_process_vm_writev : NR_process_vm_readv, call, spans, sizeof spans, -1).ret;
-	if (*ret == -EFAULT || *ret == -ESRCH)
-		*ret = *ret == -ESRCH ? 0 : -EIO;
+	u64 call[6] = {pid ? pid : (u64)sys0(NR_getpid), offset, args[1], args[2], is_write};
+	keys_before_call(t);
+	*ret = ask_ret(t, KD_MEM_RW, call);
+	if (*ret == -ESRCH)
+		*ret = 0;
 	if (*ret > 0 && !is_at)
 		sys3(NR_lseek, fd, offset + *ret, SEEK_SET);
 	return 1;

@@ -99,6 +99,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.NATIVE: (hexadecimal,),
     Nr.FILE_SYNC: (number, hexadecimal, number),
     Nr.FAULT: (hexadecimal, hexadecimal, hexadecimal),
+    Nr.MEM_RW: (signed, hexadecimal, hexadecimal, number, number),
     **dict.fromkeys(
         (
             Nr.GETPID, Nr.GETUID, Nr.GETPPID, Nr.MUNLOCKALL, Nr.GETTID, Nr.SHADOWPT_CLOSE, Nr.SHADOWPT_START,
@@ -114,7 +115,7 @@ _NO_RETURN = frozenset({Nr.EXIT, Nr.EXIT_GROUP})
 MACHINE = frozenset(
     {
         int(Nr.LOAD), int(Nr.STORE), int(Nr.TOUCH), int(Nr.RDPKRU), int(Nr.WRPKRU), int(Nr.FAULT), int(Nr.FILE_SYNC),
-        int(Nr.CONNECT), int(Nr.CREDS), int(Nr.RING), int(Nr.RING_BELL),
+        int(Nr.CONNECT), int(Nr.CREDS), int(Nr.RING), int(Nr.RING_BELL), int(Nr.MEM_RW),
     }
 )  # fmt: skip
 """Operations of the processor, or the stub's. They are not system calls."""

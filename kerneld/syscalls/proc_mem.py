@@ -1,0 +1,71 @@
+"""/proc/PID/mem of a native program: the stub has the file, kerneld copies. See Linux v6.8 fs/proc/base.c."""
+
+from __future__ import annotations
+
+import errno
+
+from kerneld.errors import SysError
+from kerneld.mm.calls.access import read_remote_vm, write_remote_vm
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.call_faults import counting_faults
+from kerneld.syscalls.remote import get_process, held
+from kerneld.task.ptrace import ptrace_may_access
+from kerneld.task.uaccess import copy_from_user, copy_to_user
+from shared.uapi.page import PAGE_SIZE, Vaddr
+
+
+def mem_rw(call: Call) -> int | Answer | Work:
+    """args: pid, address in its memory, address in the caller's, length in bytes, whether to write.
+
+    Copies to the caller, or from it, also where the process itself may not read or write: a write to private memory
+    without that right goes to a copy. Returns the number of bytes copied before the first page that cannot be had.
+    Raises SysError(EIO) if that is the first one, EFAULT for a bad address of the caller's, ESRCH, and EPERM for
+    another user's process. Source: Linux v6.8 fs/proc/base.c:mem_rw().
+    """
+    process = get_process(call, call.int_arg(0))
+    if not ptrace_may_access(call.process, process):
+        raise SysError(errno.EPERM)
+    pieces = _copy_in_pieces(call, process.live_mm)
+    if process.live_mm is not call.mm:
+        pieces = counting_faults(call.process, process.live_mm, pieces)
+    return Work(counting_faults(call.process, call.mm, pieces)).go_on()
+
+
+def _copy_in_pieces(call: Call, mm: MmStruct) -> Pieces:
+    _pid, vaddr, own, length, is_write, _ = call.args
+    end, done = vaddr + length, 0
+    locks = call.kernel.table.mmap_locks
+    pace = Pace()
+    with held(mm):
+        while vaddr + done < end:
+            yield from locks.wait_for(mm, call.thread)
+            at = vaddr + done
+            count = min(end - at, PAGE_SIZE - at % PAGE_SIZE)
+            if not _copy(call, mm, at, own + done, count, write=bool(is_write)):
+                if not done:
+                    raise SysError(errno.EIO)
+                break
+            done += count
+            if pace.is_over():
+                yield None
+                pace.begin()
+    return done
+
+
+def _copy(call: Call, mm: MmStruct, vaddr: Vaddr, own: Vaddr, count: int, *, write: bool) -> bool:
+    """Copy a part of a page, and return whether the page could be had. Raises SysError(EFAULT) for the caller's."""
+    data = copy_from_user(call.mm, own, count) if write else b""
+    if write and len(data) < count:
+        raise SysError(errno.EFAULT)
+    try:
+        if write:
+            write_remote_vm(mm, vaddr, data, force=True)
+        else:
+            data = read_remote_vm(mm, vaddr, count, force=True)
+    except SysError:
+        return False
+    if not write and copy_to_user(call.mm, own, data) < count:
+        raise SysError(errno.EFAULT)
+    return True
