@@ -268,6 +268,9 @@ class VmaTree:
         self._firsts[number] = min(self._firsts[number], start)
         if start > old_start:
             self._note_gap(number, position)
+            if number + 1 < len(self._firsts) and start >= self._firsts[number + 1]:
+                # The VMA has grown over the place of one that was the first of the next chunk.
+                self._firsts[number + 1] = self._starts[number + 1][0]
         if end < old_end:
             self._note_gap(number, position + 1)
 

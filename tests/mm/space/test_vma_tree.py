@@ -138,6 +138,22 @@ def test_many_vmas_at_their_real_chunk_size() -> None:
     assert tree.find_gap_below(0, top, PAGE_SIZE) == top - PAGE_SIZE
 
 
+def test_the_last_of_a_chunk_moves_up_to_where_the_next_chunk_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vma_module, "CHUNK", 2)
+    tree = VmaTree()
+    vmas = [Vma(at * 2 * GAP, (at * 2 + 1) * GAP, 0, 0) for at in range(6)]
+    for vma in vmas:
+        tree.insert(vma)
+    last, gone = vmas[1:3]
+    tree.remove(gone)
+    tree.move(last, last.start, gone.end)
+    tree.move(last, gone.start, gone.end)
+    tree.check()
+    assert tree.lookup(gone.start) is last
+    tree.remove(last)
+    assert list(tree) == [vmas[0], *vmas[3:]]
+
+
 def test_a_broken_tree_is_noticed() -> None:
     tree = VmaTree()
     vma = Vma(PAGE_SIZE, 2 * PAGE_SIZE, 0, 0)
