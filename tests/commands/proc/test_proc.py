@@ -62,8 +62,8 @@ def test_a_part_of_a_file_may_begin_and_end_anywhere(path: Path) -> None:
     whole = _proc(path, f"{os.getpid()}/pagemap", "--offset", hex(WORDS_AT - 8), "--length", "40")
     words = [int.from_bytes(whole[at : at + 8], "little") for at in range(0, len(whole), 8)]
     assert [word >> 63 for word in words] == [0, 1, 1, 1, 0]
-    for skip in range(9):
-        for length in (0, 1, 7, 8, 9):
+    for skip in (0, 1, 8):
+        for length in (0, 7, 9):
             offset = str(WORDS_AT + skip)
             part = _proc(path, f"{os.getpid()}/pagemap", "--offset", offset, "--length", str(length))
             assert part == whole[8 + skip :][:length]
