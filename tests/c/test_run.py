@@ -18,6 +18,7 @@ from tests.c.run_programs import run
 from tests.c.steps import Inspector, Stepper, run_command, run_environment
 from tests.support.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
 from tests.support.daemons import environment, kerneld, private_socket, running_daemon
+from tests.support.watched_daemon import shm_names
 
 PAGE = 4096
 ANON = {"allocated", "anonymous"}
@@ -46,7 +47,7 @@ def test_a_program_of_the_assignment(
         assert re.search("^ShadowTable: +closed$", kerneld(path, "status").stdout, re.MULTILINE)
         counts.append(count_fds(pid))
     assert counts[0] == counts[1]
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("kerneld-")]
+    assert shm_names(pid) == []
 
 
 TOUR: list[tuple[int, int, set[str], set[str]]] = [
