@@ -68,7 +68,7 @@ def target_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unchecked_daemon(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A daemon without invariant checks, which would take most of a thousand opens' time: its socket and its pid."""
+    """A daemon without invariant checks, which would take most of many opens' time: its socket and its pid."""
     directory = tmp_path / "kerneld"
     directory.mkdir(mode=0o700)
     path = directory / "kerneld.sock"

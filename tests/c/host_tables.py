@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shared.client import Process, realmem
 from shared.uapi.shadowpt import SHADOW_PTE, Layout, SpteF23, table_bytes
-from tests.support.compiler import SECONDS
+from tests.support.patience import SECONDS
 
 PAGE = 4096
 

@@ -139,7 +139,7 @@ static void cut(void)
 
 static void many(void)
 {
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < 200; i++) {
 		HERE(syscall(OPEN, getpid(), &table) == 0 && syscall(START) == 0);
 		HERE(memory[0].state_flags == 7 && syscall(CLOSE) == 0);
 	}

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.c.steps import run_command, run_environment
-from tests.support.compiler import SECONDS
+from tests.support.patience import SECONDS
 
 
 def run(path: Path, cache: Path, program: Path | str, *args: object, abi: str = "f24") -> tuple[int, str]:

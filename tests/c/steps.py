@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.support.compiler import SECONDS
 from tests.support.daemons import environment
+from tests.support.patience import SECONDS
 
 END_OF_PRINT = "---\n"
 

@@ -13,7 +13,8 @@ import pytest
 
 from kerneld.commands.run import explain
 from tests.c.steps import run_command, run_environment
-from tests.support.compiler import ROOT, SECONDS, build
+from tests.support.compiler import ROOT, build
+from tests.support.patience import SECONDS
 
 SOURCE = ROOT / "tests" / "c" / "bypass.c"
 PAGE = 4096

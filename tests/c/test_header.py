@@ -11,7 +11,8 @@ import pytest
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE, SHADOW_PTE, USER_SHADOW_PT, Layout, Spte, SpteF23, table_bytes
 from shared.uapi.syscalls import Nr
-from tests.support.compiler import ROOT, SECONDS, build, include_directory
+from tests.support.compiler import ROOT, build, include_directory
+from tests.support.patience import SECONDS
 
 PTE_FIELDS = ("vaddr", "pfn", "state_flags")
 TABLE_FIELDS = ("start_vaddr", "end_vaddr", "entries")

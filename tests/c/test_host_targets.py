@@ -17,9 +17,10 @@ from shared.client import Process, realmem
 from shared.uapi.shadowpt import Layout
 from tests.c.host_tables import END, PAGE, PAGES, PW, START, A, M, N, W, opened
 from tests.c.steps import Stepper
-from tests.support.compiler import ROOT, SECONDS, build
+from tests.support.compiler import ROOT, build
 from tests.support.daemons import environment, kerneld, running_daemon
 from tests.support.effort import examples
+from tests.support.patience import SECONDS
 
 
 @pytest.fixture(scope="session")

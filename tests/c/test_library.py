@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 from shared.uapi.shadowpt import Spte
-from tests.support.compiler import SECONDS
 from tests.support.daemons import environment, private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 PAGE = 4096
 ALLOCATED = int(Spte.VADDR_ALLOCATED)

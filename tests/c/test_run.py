@@ -16,8 +16,9 @@ import pytest
 from shared.client import Process, realmem
 from tests.c.run_programs import run
 from tests.c.steps import Inspector, Stepper, run_command, run_environment
-from tests.support.compiler import ROOT, SECONDS, build, has_sanitizer, include_directory
+from tests.support.compiler import ROOT, build, has_sanitizer, include_directory
 from tests.support.daemons import environment, kerneld, private_socket, running_daemon
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import shm_names
 
 PAGE = 4096
@@ -33,7 +34,7 @@ def count_fds(pid: int) -> int:
 def test_a_program_of_the_assignment(
     tmp_path: Path, unchecked_daemon: tuple[Path, int], cache: Path, *, sanitize: bool
 ) -> None:
-    """Every promise that run_check.c lists, a thousand opens and closes among them; the daemon keeps nothing of it."""
+    """Every promise that run_check.c lists, many opens and closes among them; the daemon keeps nothing of it."""
     if sanitize and not has_sanitizer(tmp_path):
         pytest.skip("no AddressSanitizer here")
     flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if sanitize else ("-std=gnu11",)

@@ -20,6 +20,7 @@ from shared.failure import Status
 from shared.option_types import UNITS
 from tests.support import daemons
 from tests.support.daemons import running_daemon
+from tests.support.patience import SECONDS
 from tests.support.rights import needs_another_user
 
 NOBODY = "8388607"
@@ -144,7 +145,7 @@ def test_a_full_house_is_told_from_one_that_has_gone(private_dir: Path, words: l
             env=daemons.environment(path),
             capture_output=True,
             text=True,
-            timeout=daemons.WAIT_SECONDS,
+            timeout=SECONDS,
             check=False,
         )
         inside.close()

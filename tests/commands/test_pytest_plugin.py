@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from tests.support.compiler import ROOT
+from tests.support.patience import SECONDS
 
 EXAMPLE = ROOT / "examples" / "course" / "test_course.py"
-SECONDS = 120.0
 BUG = """
 
 import pytest

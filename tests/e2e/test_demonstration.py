@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,7 +42,7 @@ def test_the_demonstration_ends_by_itself() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=SECONDS,
     )
     assert (result.returncode, result.stderr) == (0, "")
 

@@ -14,7 +14,8 @@ from typing import IO
 import pytest
 
 from shared.uapi.mman import Map, Prot
-from tests.support.client import SECONDS, Client
+from tests.support.client import Client
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon
 
 NULL_WRITE = [

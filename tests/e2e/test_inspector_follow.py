@@ -16,7 +16,8 @@ import pytest
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.support.actor import Me
-from tests.support.client import SECONDS, Client
+from tests.support.client import Client
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon
 
 RW, FIXED = int(Prot.READ | Prot.WRITE), int(Map.PRIVATE | Map.ANONYMOUS | Map.FIXED)

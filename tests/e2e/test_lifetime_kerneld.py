@@ -13,7 +13,8 @@ from tests.e2e import scripts
 from tests.e2e.raw_session import attach
 from tests.e2e.watch import PAGE, START, Watch
 from tests.support import raw
-from tests.support.client import SECONDS, Client
+from tests.support.client import Client
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon, free_kb, shm_names
 
 ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]

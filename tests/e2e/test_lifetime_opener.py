@@ -12,7 +12,8 @@ from tests.e2e import scripts
 from tests.e2e.endings import WAYS, Way
 from tests.e2e.watch import PAGE, START, Watch
 from tests.support import raw
-from tests.support.client import SECONDS, Client
+from tests.support.client import Client
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon, free_kb, shm_names, status_of
 
 STATES = ("opened", "started", "stopped", "batch")

@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.commands.trace.perfetto.perfetto_file import PerfettoFile
-from tests.support.client import SECONDS, Client
+from tests.support.client import Client
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon
 
 RW, ANON = int(Prot.READ | Prot.WRITE), int(Map.PRIVATE | Map.ANONYMOUS)

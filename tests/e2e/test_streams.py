@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemons import private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 30
 PRINTING = [
     ["kerneld", "--help"],
     ["kerneld", "--version"],
@@ -53,8 +53,8 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield path
         finally:
             busy.kill()
-            busy.wait(PATIENCE_SECONDS)
-            drain.wait(PATIENCE_SECONDS)
+            busy.wait(SECONDS)
+            drain.wait(SECONDS)
 
 
 def run(words: Sequence[str], socket: Path, redirection: str) -> subprocess.CompletedProcess[str]:
@@ -70,7 +70,7 @@ def run(words: Sequence[str], socket: Path, redirection: str) -> subprocess.Comp
         capture_output=True,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=SECONDS,
         check=False,
     )
 

@@ -24,7 +24,7 @@ from target.pace import PROMPT
 from target.scenarios import TOUR
 from target.scenarios.huge import START as HUGE_START
 from target.stage import Window
-from tests.support.daemons import WAIT_SECONDS
+from tests.support.patience import SECONDS
 
 WINDOW = Window()
 ROOT = Path(__file__).resolve().parents[2]
@@ -398,8 +398,8 @@ def test_with_wait_one_command_follows_the_whole_tour(own_socket: Path) -> None:
                 rest += press_enter(target)
             prints_from_now_on(inspector, shown)
             press_enter(target)
-            assert target.wait(WAIT_SECONDS) == 0
-            shown += map(json.loads, inspector.communicate(timeout=WAIT_SECONDS)[0].splitlines())
+            assert target.wait(SECONDS) == 0
+            shown += map(json.loads, inspector.communicate(timeout=SECONDS)[0].splitlines())
     assert inspector.returncode == 0
     assert not any("./inspector" in line and "--also" not in line for line in rest)
     moves = [one for one in shown if "moved" in one]
@@ -431,7 +431,7 @@ def test_pages_that_reclaim_takes_come_back(own_socket: Path) -> None:
 
 def test_the_oom_killer_takes_the_child_and_the_tour_goes_on(own_socket: Path) -> None:
     with running(["target", "--delay", "0", "--scenario", "oom"], own_socket) as target:
-        out, err = target.communicate(timeout=WAIT_SECONDS)
+        out, err = target.communicate(timeout=SECONDS)
     assert (target.returncode, err) == (0, "")
     assert "was killed by signal 9 (SIGKILL)" in out
     assert "Memory reads parent." in out

@@ -28,8 +28,8 @@ from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 from tests.support.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
+from tests.support.patience import SECONDS
 
-WAIT_SECONDS = 30.0
 RW, ANON = Prot.READ | Prot.WRITE, Map.PRIVATE | Map.ANONYMOUS
 
 
@@ -65,7 +65,7 @@ def tracing(daemon: tuple[Path, int], *args: str) -> Iterator[subprocess.Popen[s
 
 def until(done: Callable[[], object], client: Process) -> None:
     """Make calls until something is so."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + SECONDS
     while not done():
         assert time.monotonic() < deadline
         client.getpid()
@@ -99,7 +99,7 @@ def test_text_is_as_of_trace_pipe_and_a_signal_ends_it(
         address = client.mmap(0, 8 * PAGE_SIZE, RW, ANON)
         client.mem.store_u64(address, 1)
         trace.send_signal(signo)
-        out, err = trace.communicate(timeout=WAIT_SECONDS)
+        out, err = trace.communicate(timeout=SECONDS)
     assert (trace.returncode, out) == (Status.OK, "")
     lines = output.read_text().splitlines()
     line = next(line for line in lines if "fault:handle_mm_fault" in line)
@@ -169,7 +169,7 @@ def test_the_end_of_the_process_ends_its_trace(daemon: tuple[Path, int], client:
                 program.send_signal(signo)
             else:
                 program.communicate("\n")
-            out, _err = trace.communicate(timeout=WAIT_SECONDS)
+            out, _err = trace.communicate(timeout=SECONDS)
     assert trace.returncode == 0
     assert [json.loads(line)["event"] for line in out.splitlines()][-1] == "sched:sched_process_exit"
 
@@ -182,7 +182,7 @@ def test_a_daemon_that_dies_is_4(tmp_path: Path) -> None:
         with tracing(here) as trace:
             until(lambda: rings(here), client)
             process.kill()
-            _out, err = trace.communicate(timeout=WAIT_SECONDS)
+            _out, err = trace.communicate(timeout=SECONDS)
         client.close()
     assert trace.returncode == Status.DAEMON_GONE
     # It is noticed while it waits, or by a request: the first one's answer may be under way when the ring is there.
@@ -213,7 +213,7 @@ def test_a_reader_that_stops_reading_keeps_nobody_waiting(daemon: tuple[Path, in
         trace.send_signal(signal.SIGCONT)
         until(lambda: "LOST" in (trace.stdout.readline() if trace.stdout else ""), client)
         trace.send_signal(signal.SIGINT)
-        _out, err = trace.communicate(timeout=WAIT_SECONDS)
+        _out, err = trace.communicate(timeout=SECONDS)
     assert int(err.splitlines()[-1].split()[2]) > 1000
 
 

@@ -22,8 +22,8 @@ from shared import wire
 from shared.client import realmem
 from tests.hostile.datagrams import Hostile, Writer
 from tests.hostile.descriptors import Descriptors
+from tests.support.patience import SECONDS
 
-SECONDS = 60.0
 TELL_EVERY = 100
 MAX_ERRNO = 4095
 """As in Linux; beyond the last that has a name mmap answers, as there, a MAP_FIXED address of the last page."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import ROOT, SECONDS
+from tests.support.client import ROOT
 from tests.support.daemons import start_kerneld
+from tests.support.patience import SECONDS
 from tests.support.raw import ATTACH, GETPID, GETPPID, VERSION, RawThread, pack
 
 BUGGY = """

@@ -20,10 +20,10 @@ from shared import wire
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shadowpt import SHADOW_PTE, USER_SHADOW_PT
 from shared.uapi.syscalls import Nr
+from tests.support.patience import SECONDS
 
 BASE = 0x7F00_0000_0000
 PID = 4242
-SECONDS = 30
 """Longer than anything here takes."""
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SECONDS = 90.0
+from tests.support.patience import SECONDS
+
 """Longer than anything here takes, on a machine that others use too."""
 
 

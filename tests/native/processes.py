@@ -7,7 +7,8 @@ import select
 import subprocess
 from pathlib import Path
 
-from tests.native.inside import SECONDS, Inside
+from tests.native.inside import Inside
+from tests.support.patience import SECONDS
 
 
 def start_waiting(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int]:

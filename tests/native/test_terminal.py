@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.native.conftest import NativeDaemon
-from tests.native.inside import SECONDS, Inside
+from tests.native.inside import Inside
+from tests.support.patience import SECONDS
 
 
 class Terminal:

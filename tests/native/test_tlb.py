@@ -12,9 +12,10 @@ import pytest
 from shared.client import Process
 from tests.native.conftest import NativeDaemon
 from tests.native.host_maps import exceeding_pages, mapped_pages
-from tests.native.inside import SECONDS, Inside
+from tests.native.inside import Inside
 from tests.native.processes import agent_of, start_waiting, wait_for_end
 from tests.support.client import Nursery
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon
 
 PAGE = 4096

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from shared.client import KerneldGone, Process
-from tests.support.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, running_daemon, wait_until_gone
+from tests.support.daemons import KERNELD, environment, kerneld, running_daemon, wait_until_gone
+from tests.support.patience import SECONDS
 from tests.support.watched_daemon import shm_names
 
 
@@ -28,7 +29,7 @@ def test_signal_lets_clients_go_and_leaves_nothing(path: Path, signo: signal.Sig
     with running_daemon(path) as daemon:
         client = Process.attach(str(path))
         daemon.send_signal(signo)
-        assert daemon.wait(WAIT_SECONDS) == 0
+        assert daemon.wait(SECONDS) == 0
         with pytest.raises(KerneldGone):
             client.getpid()
         client.close()
@@ -69,7 +70,7 @@ def test_bare_kerneld_starts(path: Path) -> None:
         assert daemon.stderr is not None
         assert b"kerneld ready" in daemon.stderr.readline()
         daemon.send_signal(signal.SIGINT)
-        assert daemon.wait(WAIT_SECONDS) == 0
+        assert daemon.wait(SECONDS) == 0
 
 
 def test_second_daemon_says_so_and_the_first_goes_on(path: Path) -> None:
@@ -97,7 +98,7 @@ def test_log_whose_reader_left_stops_nothing(path: Path) -> None:
         for _ in range(3):
             Process.attach(str(path)).close()
         daemon.terminate()
-        assert daemon.wait(WAIT_SECONDS) == 0
+        assert daemon.wait(SECONDS) == 0
 
 
 def test_a_detached_daemon_keeps_no_pipe_of_its_callers_open(path: Path) -> None:
@@ -107,12 +108,12 @@ def test_a_detached_daemon_keeps_no_pipe_of_its_callers_open(path: Path) -> None
         env=environment(path),
         pass_fds=[write_fd],
         stdout=subprocess.DEVNULL,
-        timeout=WAIT_SECONDS,
+        timeout=SECONDS,
         check=True,
     )
     os.close(write_fd)
     try:
-        assert select.select([read_fd], [], [], WAIT_SECONDS)[0], "the daemon has the other end"
+        assert select.select([read_fd], [], [], SECONDS)[0], "the daemon has the other end"
         assert os.read(read_fd, 1) == b""
     finally:
         os.close(read_fd)
@@ -130,7 +131,7 @@ def test_a_log_has_colours_where_they_are_welcome(path: Path, more: dict[str, st
         while b"\n" not in said:
             said += os.read(main_fd, 4096)
         daemon.terminate()
-        assert daemon.wait(WAIT_SECONDS) == 0
+        assert daemon.wait(SECONDS) == 0
         assert (b"\x1b[" in said) is coloured
     finally:
         os.close(main_fd)

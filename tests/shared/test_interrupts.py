@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-PATIENCE_SECONDS = 30
+from tests.support.patience import SECONDS
+
 HEAD = """
 import os, signal
 from shared.interrupts import Interrupted, ending_by_signals
@@ -23,7 +24,7 @@ def run(program: str) -> tuple[int, str, str]:
         [sys.executable, "-u", "-c", HEAD + program],
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=SECONDS,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from shared.client import KerneldGone, Process
-from tests.support.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
+from tests.support.daemons import environment, private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 PROGRAM = """
 from shared.client import Process
@@ -51,7 +52,7 @@ def test_a_fault_that_ends_a_program_says_where(tmp_path: Path, path: Path, acce
         env={**environment(path), "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
-        timeout=WAIT_SECONDS,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == -signal.SIGSEGV
@@ -70,7 +71,7 @@ def test_a_process_that_kerneld_has_let_go_says_so(tmp_path: Path) -> None:
     with running_daemon(path) as daemon:
         process = Process.attach(str(path))
         daemon.kill()
-        daemon.wait(WAIT_SECONDS)
+        daemon.wait(SECONDS)
     with pytest.raises(KerneldGone):
         process.getpid()
     assert "no longer attached" in repr(process)

@@ -12,8 +12,7 @@ from click.testing import CliRunner
 from shared.client.errors import KerneldError, KerneldGone, KerneldLocked, KerneldUnavailable
 from shared.failure import Failure, Status, client_failures
 from shared.program import CommandLine
-
-PATIENCE_SECONDS = 30
+from tests.support.patience import SECONDS
 
 
 def run(error: Exception | None) -> tuple[int, str]:
@@ -70,9 +69,7 @@ def it():
     raise {error}
 run_program(it)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (Status.FAILED, "before\n", line)
 
 
@@ -94,7 +91,7 @@ run_program(it)
             stdout=full if is_full else gone.stdin,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=SECONDS,
             check=False,
         )
     line = "it: cannot write: No space left on device\n" if is_full else ""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tests.support.actor import MAX_MESSAGE, Me
+from tests.support.patience import SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 30.0
 """Longer than anything here takes."""
 ACTOR = "from tests.support.actor import main; main()"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "shared" / "include"
-SECONDS = 60.0
 STRICT = ("-Wall", "-Wextra", "-Werror", "-O1", "-g")
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.patience import SECONDS
+
 KERNELD = (sys.executable, "-m", "kerneld")
-WAIT_SECONDS = 30.0
 
 
 def environment(path: Path | str) -> dict[str, str]:
@@ -23,7 +24,7 @@ def environment(path: Path | str) -> dict[str, str]:
 def kerneld(path: Path | str, *args: str) -> subprocess.CompletedProcess[str]:
     """Run one command of kerneld's to its end."""
     return subprocess.run(
-        [*KERNELD, *args], env=environment(path), capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+        [*KERNELD, *args], env=environment(path), capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 
@@ -31,7 +32,7 @@ def wait_until_gone(pidfd: int) -> bool:
     """Wait until the process of a pidfd has ended."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(WAIT_SECONDS * 1000))
+    return bool(poll.poll(SECONDS * 1000))
 
 
 def private_socket(directory: Path) -> Path:
@@ -82,5 +83,5 @@ def running_daemon(path: Path | str, *options: str) -> Iterator[subprocess.Popen
     finally:
         if daemon.poll() is None:
             daemon.send_signal(signal.SIGKILL)
-        daemon.wait(WAIT_SECONDS)
+        daemon.wait(SECONDS)
         daemon.stderr.close()

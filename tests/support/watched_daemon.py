@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.client import ROOT, SECONDS, Client, Nursery
+from tests.support.client import ROOT, Client, Nursery
 from tests.support.daemons import start_kerneld
+from tests.support.patience import SECONDS
 
 BAD_LEVELS = ("error", "critical")
 

@@ -23,7 +23,8 @@ from shared.recording.head import make_head
 from shared.recording.reader import Recording
 from shared.trace.events import VMA_INSERT
 from shared.trace.state_events import SNAPSHOT_BEGIN, SNAPSHOT_END, SNAPSHOT_TASK
-from tests.support.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
+from tests.support.daemons import environment, private_socket, running_daemon
+from tests.support.patience import SECONDS
 from tests.web.chromium import Browser
 from tests.web.opened import Opened
 
@@ -52,7 +53,7 @@ def viewer(path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait(WAIT_SECONDS)
+            process.wait(SECONDS)
 
 
 @contextmanager
@@ -66,14 +67,14 @@ def target(path: Path) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.communicate("\n" * 100, timeout=WAIT_SECONDS)
+        process.communicate("\n" * 100, timeout=SECONDS)
 
 
 async def until_ready(page: ClientWebSocketResponse) -> list[bytes]:
     """Read a page's messages up to "ready"; return the chunks."""
     chunks = []
     while True:
-        message = await page.receive(WAIT_SECONDS)
+        message = await page.receive(SECONDS)
         if message.type is WSMsgType.BINARY:
             chunks.append(message.data)
         elif json.loads(message.data)["kind"] == "ready":
@@ -90,7 +91,7 @@ def test_it_prints_its_address_and_ends_with_a_signal(path: Path) -> None:
 
         asyncio.run(look())
         process.send_signal(signal.SIGINT)
-        assert process.wait(WAIT_SECONDS) == Status.OK
+        assert process.wait(SECONDS) == Status.OK
 
 
 def test_ten_pages_at_once_have_the_same_record(path: Path) -> None:
@@ -107,7 +108,7 @@ def test_ten_pages_at_once_have_the_same_record(path: Path) -> None:
                 process.stdin.write("\n\n\n")
                 process.stdin.flush()
                 for page in pages:
-                    assert (await page.receive(WAIT_SECONDS)).type is WSMsgType.BINARY
+                    assert (await page.receive(SECONDS)).type is WSMsgType.BINARY
                 for page in pages:
                     await page.close()
                 async with client.get(f"{address.partition('#')[0]}record") as reply:
@@ -125,7 +126,7 @@ def test_the_end_of_kerneld_is_said_and_the_record_stays(tmp_path: Path) -> None
             async with ClientSession() as client, client.ws_connect(f"{address}live", max_msg_size=0) as page:
                 await until_ready(page)
                 daemon.kill()
-                while (message := await page.receive(WAIT_SECONDS)).type is WSMsgType.BINARY:
+                while (message := await page.receive(SECONDS)).type is WSMsgType.BINARY:
                     pass
                 assert json.loads(message.data) == {"kind": "end", "why": "kerneld went away"}
                 async with client.get(f"{address}record") as reply:
@@ -163,7 +164,7 @@ def test_a_replay_needs_no_kerneld(tmp_path: Path) -> None:
         async def look() -> None:
             async with ClientSession() as client, client.ws_connect(f"{address}live") as page:
                 await until_ready(page)
-                message = await page.receive(WAIT_SECONDS)
+                message = await page.receive(SECONDS)
                 assert json.loads(message.data) == {"kind": "end", "why": "the record ends here"}
 
         asyncio.run(look())

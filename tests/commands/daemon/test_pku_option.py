@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemons import WAIT_SECONDS, environment, private_socket, running_daemon
+from tests.support.daemons import environment, private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 PROGRAM = """
 import errno
@@ -61,7 +62,7 @@ def test_a_program(tmp_path: Path, options: list[str], said: list[object], ends_
             env=environment(path),
             capture_output=True,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=SECONDS,
             check=False,
         )
     assert (done.stdout, done.returncode) == (f"{said}\n", -ends_by)

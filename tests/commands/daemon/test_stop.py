@@ -10,6 +10,7 @@ from pathlib import Path
 from kerneld.commands.daemon.stop import stop_daemon
 from tests.support import daemons
 from tests.support.daemons import private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 
 def test_a_daemon_is_ended(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_a_daemon_is_ended(tmp_path: Path) -> None:
     with running_daemon(path) as daemon:
         done = daemons.kerneld(path, "stop")
         assert (done.returncode, done.stdout) == (0, f"kerneld has ended (pid {daemon.pid})\n")
-        assert daemon.wait(daemons.WAIT_SECONDS) == 0
+        assert daemon.wait(SECONDS) == 0
     assert not path.exists()
 
 
@@ -30,7 +31,7 @@ def test_a_hangup_that_is_ignored_when_it_starts_stays_so(tmp_path: Path) -> Non
             daemon.send_signal(signal.SIGHUP)
             assert daemons.kerneld(path, "status").returncode == 0
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(daemons.WAIT_SECONDS) == 0
+            assert daemon.wait(SECONDS) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -14,6 +14,7 @@ from shared.failure import Status
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from tests.support import daemons
 from tests.support.daemons import private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 AT = 0x10_0000_0000
 WORDS_AT = AT // PAGE_SIZE * 8
@@ -35,7 +36,7 @@ def _proc(path: Path, *words: str) -> bytes:
         [*daemons.KERNELD, "proc", *words],
         env=daemons.environment(path),
         capture_output=True,
-        timeout=daemons.WAIT_SECONDS,
+        timeout=SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -54,7 +55,7 @@ def test_a_file_comes_as_it_is_read(path: Path, file: str, command: list[str]) -
         assert done.stderr is not None
         first = os.read(done.stdout.fileno(), 100)
         done.stdout.close()
-        assert (done.wait(daemons.WAIT_SECONDS), done.stderr.read()) in [(Status.OK, b""), (Status.FAILED, b"")]
+        assert (done.wait(SECONDS), done.stderr.read()) in [(Status.OK, b""), (Status.FAILED, b"")]
     assert first == bytes(100) if file == "pagemap" and command == ["proc"] else len(first) == 100
 
 

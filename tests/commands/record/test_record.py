@@ -15,7 +15,8 @@ import pytest
 from shared.failure import Status
 from shared.recording.reader import Recording
 from shared.trace.events import MM_FAULT, PROCESS_FORK
-from tests.support.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, private_socket, running_daemon
+from tests.support.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 TARGET = (sys.executable, "-m", "target", "--delay", "0", "--scenario")
 
@@ -33,14 +34,14 @@ def recording(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait(WAIT_SECONDS)
+            process.wait(SECONDS)
 
 
 def end(process: subprocess.Popen[str], signo: int = signal.SIGINT) -> tuple[int, str]:
     process.send_signal(signo)
     assert process.stderr is not None
     said = process.stderr.read()
-    return process.wait(WAIT_SECONDS), said
+    return process.wait(SECONDS), said
 
 
 def play(path: Path, scenario: str) -> None:
@@ -70,7 +71,7 @@ def test_a_killed_record_can_be_read(path: Path, tmp_path: Path) -> None:
     with recording(path, "-o", str(file), "--buffer", "64K") as process:
         play(path, "demand")
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(WAIT_SECONDS)
+        process.wait(SECONDS)
     assert Recording.open(file).machine(0).is_complete
 
 
@@ -87,7 +88,7 @@ def test_the_end_of_the_process_ends_its_record(path: Path, tmp_path: Path) -> N
     target.stdout.readline()
     with recording(path, "-o", str(file), "--pid", str(target.pid)) as process:
         target.communicate("\n" * 100)
-        process.wait(WAIT_SECONDS)
+        process.wait(SECONDS)
     recorded = Recording.open(file)
     assert {record.owner for _number, record in recorded.records()} <= {0, target.pid}
     machine = recorded.machine(recorded.nr_events)
@@ -115,7 +116,7 @@ def test_the_end_of_kerneld_ends_a_record_that_can_be_read(tmp_path: Path) -> No
     with running_daemon(socket) as daemon, recording(socket, "-o", str(file)) as process:
         play(socket, "demand")
         daemon.kill()
-        assert process.wait(WAIT_SECONDS) == Status.DAEMON_GONE
+        assert process.wait(SECONDS) == Status.DAEMON_GONE
     recorded = Recording.open(file)
     assert MM_FAULT in {record.event for _number, record in recorded.records()}
 

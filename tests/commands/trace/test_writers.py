@@ -20,7 +20,8 @@ from shared.failure import Failure, Status
 from shared.trace.events import SHADOWPT_START
 from shared.trace.record import Record
 from shared.trace.text import Names, text_line
-from tests.support.daemons import KERNELD, WAIT_SECONDS, environment, kerneld, private_socket, running_daemon
+from tests.support.daemons import KERNELD, environment, kerneld, private_socket, running_daemon
+from tests.support.patience import SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_dash_is_stdout(daemon_path: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=WAIT_SECONDS,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == 0
