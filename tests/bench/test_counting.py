@@ -11,6 +11,7 @@ from bench import counting
 from bench.counting import Counted, count, find_counter, read_dumps, read_lines, store, stored
 from bench.handlers import CALLS
 from bench.machine import ROOT
+from tests.support.effort import examples
 
 DUMP = """# callgrind format
 version: 1
@@ -59,7 +60,7 @@ def test_a_machine_without_a_counter_says_so(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_call_takes_the_same_instructions_each_time() -> None:
-    """With the counter of the processor or with valgrind; where there is neither, that is said."""
+    """With the counter of the processor or with valgrind; where there is neither, that is said. Once in a usual run."""
     try:
         counter = find_counter()
     except OSError:
@@ -67,9 +68,9 @@ def test_a_call_takes_the_same_instructions_each_time() -> None:
     if counter == "none":
         assert shutil.which("valgrind") is None
         return
-    first, second = (count(ROOT, counter, ("read",), times=10).calls["read"] for _ in range(2))
-    assert first > 1000
-    assert abs(second - first) <= first * 0.02
+    counted = [count(ROOT, counter, ("read",), times=10).calls["read"] for _ in range(examples(1))]
+    assert min(counted) > 1000
+    assert max(counted) <= min(counted) * 1.02
 
 
 def test_a_tree_that_is_no_kerneld_is_said(tmp_path: Path) -> None:
