@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, native, proc_mem, process, remote, shadow, shm, trace
+from kerneld.syscalls import machine, memory, mempolicy, native, proc_mem, process, remote, shadow, shm, trace
 from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
@@ -19,6 +19,9 @@ _TABLE: dict[Nr, Handler] = {
     Nr.SHMAT: shm.sys_shmat,
     Nr.SHMCTL: shm.sys_shmctl,
     Nr.SHMDT: shm.sys_shmdt,
+    Nr.MBIND: mempolicy.sys_mbind,
+    Nr.SET_MEMPOLICY: mempolicy.sys_set_mempolicy,
+    Nr.GET_MEMPOLICY: mempolicy.sys_get_mempolicy,
     Nr.REMAP_FILE_PAGES: memory.sys_remap_file_pages,
     Nr.PKEY_MPROTECT: memory.sys_pkey_mprotect,
     Nr.PKEY_ALLOC: memory.sys_pkey_alloc,

@@ -6,7 +6,7 @@
 | IPC_OWNER    | the rights of a segment of System V shared memory hold                               |
 | SYS_PTRACE   | another user's process, or one with more rights, cannot be accessed                 |
 | SYS_ADMIN    | pagemap shows no frames; the last 1/32 of RAM (at most 8 MiB) cannot be promised    |
-| SYS_NICE     | process_madvise is EPERM                                                            |
+| SYS_NICE     | process_madvise is EPERM; so is mbind with MPOL_MF_MOVE_ALL                         |
 | SYS_RESOURCE | a hard limit cannot be raised, and a process of another user cannot be limited      |
 """
 

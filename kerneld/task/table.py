@@ -44,6 +44,7 @@ class _Token:
     cred: Cred
     dispositions: dict[int, Disposition]
     pkru: int
+    mempolicy: int
     may_be_native: bool
     line: int
     """The number of the connection by which the child attaches; 0 if it makes its own."""
@@ -92,29 +93,26 @@ class ProcessTable:
         if token and process is not None and self._admitted.get(token) is process and tid == pid:
             return self._admitted.pop(token).threads[0]
         if process is None:
-            process, pkru = self._new_process(pid, uid, gid, token)
+            process, pkru, mempolicy = self._new_process(pid, uid, gid, token)
         elif token or any(thread.tid == tid for thread in process.threads):
             raise SysError(errno.EINVAL)
         else:
-            pkru = process.threads[0].pkru
-        thread = Thread(tid, process)
-        thread.pkru = pkru
-        process.threads.append(thread)
-        return thread
+            pkru, mempolicy = process.threads[0].pkru, process.threads[0].mempolicy
+        return _new_thread(tid, process, pkru, mempolicy)
 
-    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> tuple[Process, int]:
-        """Return a process and the PKRU of its first thread."""
-        pkru = INIT_PKRU
+    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> tuple[Process, int, int]:
+        """Return a process, and the PKRU and the memory policy of its first thread."""
+        pkru, mempolicy = INIT_PKRU, 0
         if token:
             copy = self._take_token(pid, token)
-            process, pkru = _forked(pid, copy), copy.pkru
+            process, pkru, mempolicy = _forked(pid, copy), copy.pkru, copy.mempolicy
         else:
             fresh = Cred(uid, gid, uid in (0, self._superuser_uid)), True
             cred, dumpable = self._find_dropped(pid) or fresh
             process = Process(pid, cred, self._new_mm(), find_comm(pid), time.monotonic())
             process.live_mm.dumpable = dumpable
         self.add(process)
-        return process, pkru
+        return process, pkru, mempolicy
 
     def add(self, process: Process) -> None:
         """Add a process. It leaves the table when it ends."""
@@ -126,9 +124,7 @@ class ProcessTable:
         """Make the process of a native program's child before the child attaches with its token."""
         copy = self._tokens.pop(token)
         process = _forked(pid, copy)
-        thread = Thread(pid, process)
-        thread.pkru = copy.pkru
-        process.threads.append(thread)
+        _new_thread(pid, process, copy.pkru, copy.mempolicy)
         self._admitted[token] = process
         self.add(process)
         return process
@@ -284,7 +280,15 @@ class ProcessTable:
 
 def _new_token(thread: Thread, mm: MmStruct) -> _Token:
     parent, pkru = thread.process, mm.frames.processor.pkru
-    return _Token(thread, mm, parent.cred, parent.dispositions.copy(), pkru, parent.may_be_native, thread.line)
+    dispositions = parent.dispositions.copy()
+    return _Token(thread, mm, parent.cred, dispositions, pkru, thread.mempolicy, parent.may_be_native, thread.line)
+
+
+def _new_thread(tid: Pid, process: Process, pkru: int, mempolicy: int) -> Thread:
+    thread = Thread(tid, process)
+    thread.pkru, thread.mempolicy = pkru, mempolicy
+    process.threads.append(thread)
+    return thread
 
 
 def _forked(pid: Pid, copy: _Token) -> Process:

@@ -144,8 +144,8 @@ class Thread:
     """One thread of a process: one connection."""
 
     __slots__ = (
-        "__weakref__", "delivered", "flags", "line", "on_rq", "pending", "pkru", "process", "rq", "session", "siginfo",
-        "state", "tid", "tlb",
+        "__weakref__", "delivered", "flags", "line", "mempolicy", "on_rq", "pending", "pkru", "process", "rq",
+        "session", "siginfo", "state", "tid", "tlb",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
@@ -165,6 +165,8 @@ class Thread:
         self.pending = 0
         """Pending signals as a bit mask, bit signo - 1 (Linux: sigset_t)."""
         self.siginfo: dict[int, SigInfo] = {}
+        self.mempolicy = 0
+        """The policy by set_mempolicy; see `kerneld.mm.space.mempolicy`."""
         self.line = 0
         """The number of the last connection that the kernel has made for it: its next child attaches by that."""
         self.tlb: ThreadTlb | None = None

@@ -27,6 +27,9 @@ class Nr(IntEnum):
     EXECVE = 59
     EXIT = 60
     SHMDT = 67
+    MBIND = 237
+    SET_MEMPOLICY = 238
+    GET_MEMPOLICY = 239
     GETRUSAGE = 98
     GETUID = 102
     SETUID = 105

@@ -21,6 +21,17 @@ def test_more_pages_than_the_host_has_mappings_for(inside: Inside, programs: dic
     assert inside.agrees([str(programs["scattered"]), str(pages)]).output == f"{pages} pages, 0 of them wrong\n"
 
 
+def test_memory_policies_of_a_machine_with_one_node(inside: Inside, programs: dict[str, Path]) -> None:
+    inner = inside.run([str(programs["policies"])])
+    assert (inner.status, inner.errors) == (0, "")
+    assert "four pages: 3 mappings" in inner.output
+    if (
+        Path("/sys/devices/system/node/online").exists()
+        and Path("/sys/devices/system/node/online").read_text() == "0\n"
+    ):
+        assert inner.output == inside.outside([str(programs["policies"])]).output
+
+
 def test_lengths_that_the_host_refuses(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["lengths"])]).output
     assert "epoll_wait 0xffffffff: -1 Invalid argument" in output

@@ -188,7 +188,7 @@ def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
     if (
         following is not None
         and following.start == end
-        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, vma.page_index(end))
+        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, vma.page_index(end), vma.policy)
         and is_mergeable_anon_vma(vma.anon_vma, following.anon_vma, None)
     ):
         dup_anon_vma(vma, following)
@@ -250,12 +250,14 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
     pgoff_end = pgoff + (length >> PAGE_SHIFT)
     prev, following = mm.vmas.around(addr)
     merge_prev = (
-        prev is not None and prev.end == addr and can_merge_after(prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff)
+        prev is not None
+        and prev.end == addr
+        and can_merge_after(prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff, vma.policy)
     )
     merge_next = (
         following is not None
         and following.start == end
-        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff_end)
+        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, vma.policy)
     )
     if merge_prev and prev is not None:
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
@@ -268,6 +270,7 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
         mm.move_vma_bounds(following, addr, following.end)
         return following
     new_vma = Vma(addr, end, vma.vm_flags, pgoff, vma.file, vma.dev_zero)
+    new_vma.policy = vma.policy
     new_vma.anon_vma = vma.anon_vma
     anon_vma_clone(new_vma, vma)
     mm.insert_vma(new_vma)

@@ -36,7 +36,8 @@ class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
     __slots__ = (
-        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "start", "vm_flags", "vm_mm",
+        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "policy", "start", "vm_flags",
+        "vm_mm",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,8 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.chain_top: AnonVma | None = None
         """The last anon_vma of the VMA's chain: see `kerneld.mm.space.rmap`."""
+        self.policy = 0
+        """The policy by mbind (Linux: vm_policy); see `kerneld.mm.space.mempolicy`."""
         self.link_order = 0
         """When the VMA was last put into its anon_vmas: later ones have higher numbers."""
 

@@ -27,9 +27,9 @@ from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 
-def _mergeable(vma: Vma, vm_flags: int, file: File | None) -> bool:
+def _mergeable(vma: Vma, vm_flags: int, file: File | None, policy: int) -> bool:
     """Source: Linux v6.8 mm/mmap.c:is_mergeable_vma()."""
-    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.vm_file is file
+    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.vm_file is file and vma.policy == policy
 
 
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
@@ -44,19 +44,23 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
     return one is other
 
 
-def can_merge_after(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff: int) -> bool:
+def can_merge_after(
+    vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff: int, policy: int = 0
+) -> bool:
     """Return whether memory with these properties may be appended to `vma`."""
     return (
-        _mergeable(vma, vm_flags, file)
+        _mergeable(vma, vm_flags, file, policy)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff + vma.nr_pages == pgoff
     )
 
 
-def can_merge_before(vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff_end: int) -> bool:
+def can_merge_before(
+    vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff_end: int, policy: int = 0
+) -> bool:
     """Return whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
     return (
-        _mergeable(vma, vm_flags, file)
+        _mergeable(vma, vm_flags, file, policy)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff == pgoff_end
     )
@@ -69,8 +73,10 @@ def check_map_count(mm: MmStruct, more: int) -> None:
         raise SysError(errno.ENOMEM)
 
 
-def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> Vma:
+def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, policy: int | None = None) -> Vma:
     """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
+
+    It gets another memory policy too, unless `policy` is None.
 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
@@ -80,15 +86,18 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) 
         prev = None
     if end != vma.end:
         following = None
+    policy = vma.policy if policy is None else policy
     pgoff = vma.page_index(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
     merge_prev = (
-        prev is not None and prev.end == start and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff)
+        prev is not None
+        and prev.end == start
+        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy)
     )
     merge_next = (
         following is not None
         and following.start == end
-        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end)
+        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy)
     )
     if merge_prev and prev is not None:
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
@@ -113,6 +122,7 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) 
     if end < vma.end:
         check_map_count(mm, 1)
         mm.split_vma(vma, end)
+    vma.policy = policy
     mm.set_vma_flags(vma, vm_flags)
     return vma
 

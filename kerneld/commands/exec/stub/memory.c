@@ -10,6 +10,7 @@
 #define IPC_SET 1
 #define SHMID_DS_BYTES 112
 #define MINCORE_PAGES 0x10000UL
+#define MOST_NODES 32768UL
 
 static long finish(struct thread *t, const struct answer *answer)
 {
@@ -150,6 +151,34 @@ static long do_getrusage(struct thread *t, const u64 *args)
 	return user_copy((void *)args[1], usage, sizeof usage) ? -EFAULT : 0;
 }
 
+/* A mask of nodes travels in words; one that cannot be read is missed by kerneld, in Linux's order of checks. */
+static long set_policy(struct thread *t, long nr, const u64 *args, u64 mask, u64 maxnode)
+{
+	u64 bytes = (maxnode - 1 + 63) / 64 * 8;
+	int is_sent = mask && maxnode - 1 <= MOST_NODES && !user_copy(t->buffer, (void *)mask, bytes);
+	return call(t, nr, args, t->buffer, is_sent ? bytes : 0, -1);
+}
+
+/* The mask that is told has one word; a longer one is cleared behind it. Source: Linux v6.8 mm/mempolicy.c:copy_nodes_to_user(). */
+static long do_get_mempolicy(struct thread *t, const u64 *args)
+{
+	struct answer answer = ask(t, NR_get_mempolicy, args, 0, 0, -1);
+	u64 told[2], bytes = (args[2] - 1 + 63) / 64 * 8;
+	static const char zeros[PAGE_BYTES];
+	if (answer.ret < 0)
+		return answer.ret;
+	memcpy(told, answer.data, sizeof told);
+	if (args[0] && user_copy((void *)args[0], told, 4))
+		return -EFAULT;
+	if (!args[1])
+		return 0;
+	if (bytes > PAGE_BYTES)
+		return -EINVAL;
+	if (bytes > 8 && user_copy((void *)(args[1] + 8), zeros, bytes - 8))
+		return -EFAULT;
+	return bytes && user_copy((void *)args[1], &told[1], 8) ? -EFAULT : 0;
+}
+
 static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	switch (nr) {
@@ -167,6 +196,15 @@ static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_mlockall: case NR_munlockall: case NR_mlock2:
 	case NR_pkey_alloc: case NR_pkey_free: case NR_pkey_mprotect:
 		*ret = call(t, nr, args, 0, 0, -1);
+		return 1;
+	case NR_mbind:
+		*ret = set_policy(t, nr, args, args[3], args[4]);
+		return 1;
+	case NR_set_mempolicy:
+		*ret = set_policy(t, nr, args, args[1], args[2]);
+		return 1;
+	case NR_get_mempolicy:
+		*ret = do_get_mempolicy(t, args);
 		return 1;
 	case NR_shmctl:
 		*ret = do_shmctl(t, args);

@@ -69,6 +69,9 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.SHMAT: (signed, pointer, hexadecimal),
     Nr.SHMCTL: (signed, number, pointer),
     Nr.SHMDT: (pointer,),
+    Nr.MBIND: (*_RANGE, number, pointer, number, hexadecimal),
+    Nr.SET_MEMPOLICY: (number, pointer, number),
+    Nr.GET_MEMPOLICY: (pointer, pointer, number, pointer, hexadecimal),
     Nr.REMAP_FILE_PAGES: (*_RANGE, _PROT, number, map_flags),
     Nr.MSYNC: (*_RANGE, flags(Ms, "MS_")),
     Nr.MINCORE: (*_RANGE, pointer),
@@ -124,7 +127,7 @@ CLASSES: dict[str, frozenset[int]] = {
         {
             Nr.MMAP, Nr.MPROTECT, Nr.MUNMAP, Nr.BRK, Nr.MREMAP, Nr.MSYNC, Nr.MINCORE, Nr.MADVISE, Nr.MLOCK, Nr.MUNLOCK,
             Nr.MLOCKALL, Nr.MUNLOCKALL, Nr.MLOCK2, Nr.PROCESS_MADVISE, Nr.PKEY_MPROTECT, Nr.REMAP_FILE_PAGES,
-            Nr.SHMGET, Nr.SHMAT, Nr.SHMCTL, Nr.SHMDT,
+            Nr.SHMGET, Nr.SHMAT, Nr.SHMCTL, Nr.SHMDT, Nr.MBIND, Nr.SET_MEMPOLICY, Nr.GET_MEMPOLICY,
         }
     ),
     "process": frozenset({Nr.EXECVE, Nr.EXIT, Nr.EXIT_GROUP, Nr.ATTACH, Nr.CLONE}),
