@@ -146,8 +146,11 @@ class Inode:
 
     def size_bytes(self) -> int:
         """Return the file's size in bytes. If the host does not answer any more, return the last known size."""
-        with contextlib.suppress(OSError):
-            self._size_bytes = os.fstat(self._reader if self._reader >= 0 else self._writer).st_size
+        try:
+            size = os.fstat(self._reader if self._reader >= 0 else self._writer).st_size
+        except OSError:
+            size = self._size_bytes
+        self._size_bytes = size
         if self._most_bytes is not None:
             return min(self._size_bytes, self._most_bytes)
         return self._size_bytes

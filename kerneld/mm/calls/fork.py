@@ -21,6 +21,8 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
+    PTE_PFN_MASK,
+    PTE_PSE,
     PTE_RW,
     PTE_SPECIAL,
     PTE_SWP_EXCLUSIVE,
@@ -29,6 +31,8 @@ from kerneld.hw.paging import (
     pte_present,
     swap_mask,
 )
+from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.overcommit import check_enough_memory
@@ -163,9 +167,7 @@ def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: V
     VMAs. Raises SysError(ENOMEM).
     Source: Linux v6.8 mm/memory.c:copy_page_range().
     """
-    old.page_table.walk.page_range(
-        start, end, partial(_copy_ptes, old, new, vma), partial(old.pages.copy_huge_pmd, new.pages)
-    )
+    old.page_table.walk.page_range(start, end, partial(_copy_ptes, old, new, vma), partial(copy_huge_pmd, old, new))
 
 
 def _copy_ptes(old: MmStruct, new: MmStruct, vma: Vma, run: Run) -> None:
@@ -220,3 +222,28 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
     if vma.vm_flags & VM_SHARED:
         copied &= np.uint64(~PTE_DIRTY & _U64)
     new.pages.share_ptes(place, copied)
+
+
+def copy_huge_pmd(old: MmStruct, new: MmStruct, leaf: Leaf) -> bool:
+    """Give the child the parent's entry of 2 MiB; both entries become write-protected.
+
+    Returns False, with nothing done, if reclaim has split the huge page while tables were allocated.
+    Raises SysError(ENOMEM). Source: Linux v6.8 mm/huge_memory.c:copy_huge_pmd(): the child's entry is old.
+    """
+    frames = old.frames
+    pmd = new.page_table.ensure_pmd(leaf.start)
+    new.page_table.deposit_new()
+    entry = frames.ram.words[leaf.low] & ~PTE_RW
+    if not entry & PTE_PSE:
+        new.page_table.free_deposit()
+        return False
+    if entry & PTE_SPECIAL:
+        new.pages.set_huge_zero_pmd(pmd, leaf.start, entry & ~(PTE_PFN_MASK | PTE_ACCESSED))
+        return True
+    head = pte_pfn(entry)
+    run = slice(head, head + HPAGE_PMD_NR)
+    frames.clear(run, PG_ANON_EXCLUSIVE)
+    frames.get_pages(run)
+    old.pages.update_huge_pmd(leaf.low, leaf.start, entry)
+    new.pages.set_huge_pmd(pmd, leaf.start, entry & ~PTE_ACCESSED, head)
+    return True

@@ -16,7 +16,6 @@ Differs from Linux: when its last mapping goes, the pages of an inode are droppe
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 from typing import TYPE_CHECKING
@@ -27,8 +26,8 @@ from kerneld.errors import SysError
 from kerneld.mm.files.backing import Backing
 from kerneld.mm.files.host_cache import HostCache
 from kerneld.mm.files.i_mmap import IMmap
-from kerneld.mm.files.shmem import shmem_get_folio
-from kerneld.mm.frames.frames import PG_DIRTY, PG_LRU, PG_SWAPBACKED, Frames
+from kerneld.mm.files.readahead import read_in
+from kerneld.mm.frames.frames import PG_DIRTY, Frames
 from kerneld.mm.frames.swap_state import free_swap_and_cache
 from kerneld.mm.frames.workingset import workingset_refault
 from kerneld.mm.vm_flags import is_shared_maywrite
@@ -44,7 +43,6 @@ FAULT_AROUND_PAGES = 16
 """The pages around a read fault that are mapped with it if they are cached (Linux: fault_around_pages, 64 KiB)."""
 READ_AROUND_PAGES = 32
 """The pages that a fault of an uncached page reads in (Linux: ra_pages, 128 KiB)."""
-_ZEROS = bytes(PAGE_SIZE)
 
 
 class AddressSpace:
@@ -110,7 +108,7 @@ class AddressSpace:
         """
         pfn = self.pages.get(index)
         if pfn is None:
-            self._read_in([index])
+            read_in(self, [index])
             pfn = self.pages[index]
         return pfn
 
@@ -118,60 +116,16 @@ class AddressSpace:
         """Return whether a page was reclaimed. A fault of such a page has to wait for it: a major fault."""
         return index in self.shadows or (index in self.swapped and not self.frames.swap.cache_at[self.swapped[index]])
 
-    def read_around(self, first: int, last: int) -> None:
-        """Cache the pages of [first, last), inside the file, that the host has in memory. This is only an optimisation.
+    def add_page(self, index: int, pfn: Pfn) -> None:
+        """Put a frame with the contents of a page that is not cached into the cache, which takes the reference.
 
-        It reads nothing if memory is short, nothing of shared anonymous memory (which has no real file), and no pages
-        of a file in memory that are swapped out or in a hole.
+        Source: Linux v6.8 mm/filemap.c:filemap_add_folio().
         """
-        frames = self.frames
-        if self.backing is None:
-            return
-        missing = self.host.present([i for i in range(first, last) if i not in self.pages])
-        if missing and self.is_shmem:
-            there = self.backing.mincore(first, last - first)
-            missing = [i for i in missing if there[i - first] and i not in self.swapped]
-        if missing and frames.free_pages - len(missing) >= frames.watermark_low:
-            with contextlib.suppress(SysError):
-                self._read_in(missing)
-
-    def _read_in(self, indexes: list[int]) -> None:
-        """Read pages that are not cached; more than one only if memory suffices without reclaim."""
-        first = indexes[0]
-        if self.backing is None or first in self.swapped:
-            for index in indexes:
-                self._add(index, shmem_get_folio(self.frames, self, index))
-            return
-        try:
-            data = memoryview(self.backing.read_at(first << PAGE_SHIFT, (indexes[-1] + 1 - first) << PAGE_SHIFT))
-        except OSError:
-            raise SysError(errno.EIO) from None
-        if len(indexes) > 1 and not self.is_shmem:
-            pfns = self.frames.alloc_pages(len(indexes), PG_LRU, zero=False)
-            self.frames.ram.fill_pages(pfns, data, [index - first for index in indexes])
-            for index, pfn in zip(indexes, pfns.tolist(), strict=True):
-                self._add(index, pfn)
-            return
-        for index in indexes:
-            pfn = self.frames.alloc_page(PG_LRU | PG_SWAPBACKED if self.is_shmem else PG_LRU)
-            chunk = data[(index - first) << PAGE_SHIFT : (index + 1 - first) << PAGE_SHIFT]
-            is_zero = _ZEROS.startswith(bytes(chunk))
-            if not is_zero:
-                self.frames.ram.write(pfn << PAGE_SHIFT, chunk)
-            self._add(index, pfn)
-            if self.is_shmem:
-                self.account(1)
-                # A page that is not in a hole was written by another program, and is dirty.
-                if not is_zero or self.backing.mincore(index, 1)[0]:
-                    self.set_dirty(index, pfn)
-
-    def _add(self, index: int, pfn: Pfn) -> None:
-        """Source: Linux v6.8 mm/filemap.c:filemap_add_folio()."""
         frames = self.frames
         frames.mapping_at[pfn] = self.number
         frames.index_at[pfn] = index
         self.pages[index] = pfn
-        shadow = self.shadows.pop(index, 0)
+        shadow = self.shadows.pop(index, 0) if self.shadows else 0
         if shadow:
             workingset_refault(frames, pfn, shadow, is_file=True)
 

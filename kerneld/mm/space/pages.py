@@ -3,13 +3,14 @@
 Owns the contents of the leaf entries of one page table: only `Pages` sets and clears them. Each primitive also updates
 the frame's counts and the resident counter (`RssStat`), and notifies the listeners: no caller can forget it. Knows no
 fault, and of VMAs only which are locked. Answers to Linux v6.8 mm/memory.c (set_pte_range, zap_pte_range,
-copy_present_pte), mm/huge_memory.c (zap_huge_pmd …, copy_huge_pmd) and mm/rmap.c (try_to_unmap_one).
+copy_present_pte), mm/huge_memory.c (zap_huge_pmd …) and mm/rmap.c (try_to_unmap_one).
 
 | change of an entry                   | one          | many                               | of 2 MiB          |
 |--------------------------------------|--------------|------------------------------------|-------------------|
 | empty, now it maps a new frame       | set_pte      | set_ptes                           | set_huge_pmd      |
+| empty, now a cached page of a file   | set_pte      | set_cached_ptes                    |                   |
 | empty, now it maps the zero page     | set_zero_pte | set_zero_ptes                      | set_huge_zero_pmd |
-| empty, in a forked child             | share_pte    | share_ptes, share_swap_ptes        | copy_huge_pmd     |
+| empty, in a forked child             | share_pte    | share_ptes, share_swap_ptes        | set_huge_pmd      |
 | same frame, other rights or state    | update_pte   | update_ptes                        | update_huge_pmd   |
 | another frame                        | replace_pte  |                                    |                   |
 | its page is swapped out, or dropped  |              | unmap_frames                       | split first       |
@@ -58,7 +59,7 @@ from kerneld.mm.space.rss import Rss, RssStat, rss_kind
 from kerneld.mm.space.vma import VmaTree
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
-_U64 = (1 << 64) - 1
+_U64, _SWAP = (1 << 64) - 1, Rss.SWAP.value
 
 
 class Pages:
@@ -75,7 +76,6 @@ class Pages:
         self._walk = page_table.walk
         self._notifiers = notifiers
         self._vmas = vmas
-        # What each page fault needs is bound once.
         self._words = frames.ram.words
         self._flags_at = frames.flags_at
         self._mapcount_at = frames.mapcount_at
@@ -123,7 +123,7 @@ class Pages:
     def swap_in_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
         """Replace a swap entry, whose slot the caller has freed, by a frame; the entry takes the caller's reference."""
         self._words[pte] = entry
-        self._counts[Rss.SWAP] -= 1
+        self._counts[_SWAP] -= 1
         self.rss.hold(pfn)
         if self._notifiers:
             self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
@@ -143,6 +143,30 @@ class Pages:
         """
         self.rss.hold_many(pfns, kind)
         self._fill(run, entries)
+
+    def set_cached_ptes(self, pte: int, vaddr: Vaddr, pfns: list[Pfn | None], prot: int) -> None:
+        """Fill empty entries, from `pte` for `vaddr` on, with pages of one file; a None leaves its entry as it is.
+
+        Each entry takes a reference of its frame. Source: Linux v6.8 mm/memory.c:set_pte_range().
+        """
+        frames, low, nr_pages = self._frames, next(filter(None, pfns)), len(pfns) - pfns.count(None)
+        high = low + nr_pages
+        if pfns == list(range(low, high)):
+            # Frames that were filled together mostly follow each other: numpy takes a slice, which is quicker.
+            entries = np.arange(make_pte(low, prot), make_pte(high, prot), PAGE_SIZE, dtype=np.uint64)
+            self._words_np[pte : pte + nr_pages] = entries
+            frames.refcount[low:high] += 1
+            frames.mapcount[low:high] += 1
+        else:
+            for place, pfn in enumerate(pfns, pte):
+                if pfn is not None:
+                    self._words[place] = make_pte(pfn, prot)
+                    frames.refcount_at[pfn] += 1
+                    frames.mapcount_at[pfn] += 1
+        self._counts[rss_kind(self._flags_at[low])] += nr_pages
+        if self._notifiers:
+            at = [number for number, pfn in enumerate(pfns) if pfn is not None]
+            self._notifiers.invalidate_range(vaddr + (at[0] << PAGE_SHIFT), vaddr + (at[-1] + 1 << PAGE_SHIFT))
 
     def set_zero_ptes(self, run: Run, entries: Words) -> None:
         """Fill the empty entries of a run with the shared zero page; a 0 in `entries` leaves its entry empty."""
@@ -349,8 +373,7 @@ class Pages:
         """
         entry = self._words[pmd]
         table = self.page_table.withdraw()
-        low = table << WORDS_SHIFT
-        huge = self._frames.huge
+        low, huge = table << WORDS_SHIFT, self._frames.huge
         if entry & PTE_SPECIAL:
             self._words_np[low : low + PTRS_PER_TABLE] = make_pte(ZERO_PFN, entry & ~(PTE_PFN_MASK | PTE_PSE))
             huge.put_zero()
@@ -374,26 +397,3 @@ class Pages:
         self._words[to_pmd], self._words[pmd] = self._words[pmd], 0
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
         self._notifiers.invalidate_range(to_haddr, to_haddr + PMD_SIZE)
-
-    def copy_huge_pmd(self, new: Pages, leaf: Leaf) -> bool:
-        """Copy an entry of 2 MiB to a forked address space; both entries become write-protected.
-
-        Returns False, with nothing done, if reclaim has split the huge page while tables were allocated.
-        Raises SysError(ENOMEM). Source: Linux v6.8 mm/huge_memory.c:copy_huge_pmd(): the child's entry is old.
-        """
-        pmd = new.page_table.ensure_pmd(leaf.start)
-        new.page_table.deposit_new()
-        entry = self._words[leaf.low] & ~PTE_RW
-        if not entry & PTE_PSE:
-            new.page_table.free_deposit()
-            return False
-        if entry & PTE_SPECIAL:
-            new.set_huge_zero_pmd(pmd, leaf.start, entry & ~(PTE_PFN_MASK | PTE_ACCESSED))
-            return True
-        head = pte_pfn(entry)
-        run = slice(head, head + HPAGE_PMD_NR)
-        self._frames.clear(run, PG_ANON_EXCLUSIVE)
-        self._frames.get_pages(run)
-        self.update_huge_pmd(leaf.low, leaf.start, entry)
-        new.set_huge_pmd(pmd, leaf.start, entry & ~PTE_ACCESSED, head)
-        return True

@@ -43,15 +43,15 @@ def tell_cached(point: Tracepoint, mapping: int, indexes: _Numbers, pfns: Pfns) 
         point.emit_many(0, len(firsts), pfns[firsts], counts, mapping, indexes[firsts])
 
 
-@probe(AddressSpace._add, ADD_TO_PAGE_CACHE)
-def _add(tracing: Tracing, inner: Function) -> Function:
+@probe(AddressSpace.add_page, ADD_TO_PAGE_CACHE)
+def _add_page(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(ADD_TO_PAGE_CACHE).emit
 
-    def _add(self: AddressSpace, index: int, pfn: int) -> None:
+    def add_page(self: AddressSpace, index: int, pfn: int) -> None:
         emit(0, pfn, 1, self.number, index)
         inner(self, index, pfn)
 
-    return _add
+    return add_page
 
 
 @probe(AddressSpace._forget, DELETE_FROM_PAGE_CACHE)

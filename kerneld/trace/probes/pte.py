@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL
+from kerneld.hw.paging import PTE_KERNEL_PRESENT, PTE_PSE, PTE_SPECIAL, make_pte
 from kerneld.mm.frames.frames import Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.swap import Slots
@@ -177,6 +177,19 @@ def _set_ptes(tracing: Tracing, inner: Function) -> Function:
         inner(self, run, entries, pfns, kind)
 
     return set_ptes
+
+
+@probe(Pages.set_cached_ptes, PTE_SET)
+def _set_cached_ptes(tracing: Tracing, inner: Function) -> Function:
+    log = EntryLog(tracing)
+
+    def set_cached_ptes(self: Pages, pte: int, vaddr: int, pfns: list[int | None], prot: int) -> None:
+        entries = np.array([0 if pfn is None else make_pte(pfn, prot) for pfn in pfns], dtype=np.uint64)
+        run = Leaf(vaddr, vaddr + len(pfns) * PAGE_SIZE, pte, pte + len(pfns))
+        log.run(self, run, _filled(entries), entries)
+        inner(self, pte, vaddr, pfns, prot)
+
+    return set_cached_ptes
 
 
 @probe(Pages.share_ptes, PTE_SET)

@@ -38,8 +38,9 @@ def _of_primitive(function: Function) -> None:
 
 
 for _primitive in (
-    Pages.set_pte, Pages.swap_in_pte, Pages.replace_pte, Pages.set_ptes, Pages.share_ptes, Pages.share_swap_ptes,
-    Pages.unmap_frames, Pages._zap_ptes, Pages._zap_huge_pmd, Pages.zap_swapped, Pages.zap_cached, Pages.set_huge_pmd,
+    Pages.set_pte, Pages.swap_in_pte, Pages.replace_pte, Pages.set_ptes, Pages.set_cached_ptes, Pages.share_ptes,
+    Pages.share_swap_ptes, Pages.unmap_frames, Pages._zap_ptes, Pages._zap_huge_pmd, Pages.zap_swapped,
+    Pages.zap_cached, Pages.set_huge_pmd,
 ):  # fmt: skip
     _of_primitive(_primitive)
 

@@ -39,6 +39,22 @@ def drop(mapping: AddressSpace, first: int, last: int) -> None:
         mapping.host.drop(index)
 
 
+class Listener:
+    """Notes the ranges that it is told of."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def invalidate_range(self, start: int, end: int) -> None:
+        self.told.append((start, end))
+
+    def release(self) -> None:
+        raise AssertionError("nobody exits here")
+
+    def exec_mmap(self, new_mm: MmStruct) -> None:
+        raise AssertionError("no execve here")
+
+
 def contents(pages: int) -> bytes:
     return b"".join(bytes([number]) * PAGE_SIZE for number in range(pages))
 
@@ -93,6 +109,31 @@ def test_each_allocation_that_fails_while_others_are_read(machine: Machine, mm: 
         mm.pages.zap_range(BASE, page(PAGES))
         for index in list(file.mapping.pages):
             file.mapping.drop_pages([index])
+
+
+@pytest.mark.parametrize("order", [range(PAGES), range(PAGES - 1, -1, -1)], ids=["frames in order", "in disorder"])
+@pytest.mark.parametrize("absent", [(), (0, 5), (PAGES - 1,)])
+def test_all_are_mapped_and_told_at_once(machine: Machine, mm: MmStruct, order: range, absent: tuple[int, ...]) -> None:
+    """Whatever frames they are in, and whichever of them may not be mapped."""
+    file, _ = machine.new_file(contents(PAGES))
+    mmap(mm, PAGES, READ, SHARED, at=BASE, file=file)
+    for index in order:
+        file.mapping.ensure_page(index)
+    for index in absent:
+        drop(file.mapping, index, index + 1)
+    listener = Listener()
+    mm.notifiers.append(listener)
+    assert load(mm, page(9)) == bytes([9])
+    mm.notifiers.clear()
+    found = [number for number in range(PAGES) if number not in absent]
+    assert listener.told == [(page(found[0]), page(found[-1] + 1))]
+    for number in found:
+        pfn = pfn_of(mm, page(number))
+        assert pfn == file.mapping.pages[number]
+        assert (machine.frames.refcount_at[pfn], machine.frames.mapcount_at[pfn]) == (2, 1)
+    assert [number for number in range(PAGES) if entry(mm, page(number))] == found
+    assert mm.rss.counts == [len(found), 0, 0, 0]
+    machine.check()
 
 
 class TestWhatTheHostHasNot:
