@@ -67,6 +67,7 @@ _POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
 _LOCKED = Map.LOCKED.value
 _WRITE_SEALS = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
 _EXEC = Prot.EXEC.value
+_AS, _DATA = Rlimit.AS.value, Rlimit.DATA.value
 _LEGACY_MAP_MASK = (
     Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
     | Map.GROWSDOWN | Map.LOCKED | Map.NORESERVE | Map.POPULATE | Map.NONBLOCK | Map.STACK | Map.HUGETLB | Map.BIT32
@@ -211,12 +212,13 @@ def may_expand_vm(mm: MmStruct, vm_flags: int, pages: int) -> bool:
 
     Source: Linux v6.8 mm/mmap.c:may_expand_vm().
     """
-    if mm.total_vm + pages > mm.rlimits.pages(Rlimit.AS):
+    soft = mm.rlimits.soft
+    if mm.total_vm + pages > soft[_AS] >> PAGE_SHIFT:
         return False
     if vm_flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE:
-        limit = mm.rlimits.soft[Rlimit.DATA]
+        limit = soft[_DATA]
         if limit != RLIM_INFINITY and mm.data_vm + pages > limit >> PAGE_SHIFT:
-            hard = mm.rlimits.hard[Rlimit.DATA]
+            hard = mm.rlimits.hard[_DATA]
             return limit == 0 and mm.data_vm + pages <= hard >> PAGE_SHIFT
     return True
 

@@ -30,7 +30,7 @@ from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
-from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf
+from kerneld.mm.space.pagewalk import FEW_ENTRIES
 from kerneld.mm.space.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import vma_modify
@@ -47,7 +47,7 @@ from kerneld.mm.vm_flags import (
     calc_vm_prot_bits,
 )
 from shared.uapi.mman import Prot
-from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Vaddr, page_align
 
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
@@ -179,10 +179,12 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     mm/huge_memory.c:change_huge_pmd(), arch/x86/include/asm/pgtable.h:pte_modify().
     """
     prot = vma_page_prot(vma) & ~_KEPT_BITS
+    if end - start <= FEW_ENTRIES << PAGE_SHIFT and start >> PMD_SHIFT == end - 1 >> PMD_SHIFT:
+        pte = mm.page_table.find_pte(start)
+        if pte is not None:
+            _change_few(mm, vma, range(pte, pte + (end - start >> PAGE_SHIFT)), start, prot)
+            return
     for run in mm.page_table.walk.runs(start, end):
-        if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES and not run.huge:
-            _change_few(mm, vma, run, prot)
-            continue
         entries = mm.page_table.walk.read(run)
         present = present_mask(entries)
         if not present.any():
@@ -194,12 +196,14 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         mm.pages.update_ptes(run, np.where(present, changed, entries))
 
 
-def _change_few(mm: MmStruct, vma: Vma, leaf: Leaf, prot: int) -> None:
-    """Do the same as `change_protection`, entry by entry."""
+def _change_few(mm: MmStruct, vma: Vma, ptes: range, vaddr: Vaddr, prot: int) -> None:
+    """Do the same as `change_protection`, entry by entry, which is faster than numpy if they are few.
+
+    `ptes` are their word indexes; the first one is for `vaddr`.
+    """
     words = mm.frames.ram.words
     asks = vma.vm_flags & VM_WRITE != 0 and not prot & PTE_RW
-    vaddr = leaf.start
-    for pte in range(leaf.low, leaf.high):
+    for pte in ptes:
         entry = words[pte]
         if pte_present(entry):
             entry = entry & _KEPT_BITS | prot

@@ -50,6 +50,8 @@ Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base(), where the gap for an 8 MiB st
 """
 
 
+_EXEC_OR_NOT, _DATA_OR_NOT = VM_EXEC | VM_WRITE | VM_STACK, VM_WRITE | VM_SHARED | VM_STACK
+"""The flags that decide whether memory counts as code (is_exec_mapping()), and whether as data (is_data_mapping())."""
 _numbers = itertools.count(1)
 
 
@@ -155,11 +157,11 @@ class MmStruct:
     def _account(self, vm_flags: int, pages: int) -> None:
         """Source: Linux v6.8 mm/mmap.c:vm_stat_account(), and mm->locked_vm and vm_committed_as beside it."""
         self.total_vm += pages
-        if vm_flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC:
+        if vm_flags & _EXEC_OR_NOT == VM_EXEC:
             self.exec_vm += pages
         elif vm_flags & VM_STACK:
             self.stack_vm += pages
-        elif vm_flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE:
+        elif vm_flags & _DATA_OR_NOT == VM_WRITE:
             self.data_vm += pages
         if vm_flags & VM_LOCKED:
             self.locked_vm += pages
@@ -185,11 +187,13 @@ class MmStruct:
         self._account(vma.vm_flags, vma.nr_pages)
         if vma.file is not None:
             vma.file.mapping.link_vma(vma, self)
-        self.notifiers.invalidate_range(vma.start, vma.end)
+        if self.notifiers:
+            self.notifiers.invalidate_range(vma.start, vma.end)
 
     def remove_vma(self, vma: Vma) -> None:
         """Remove a VMA whose entries are cleared; the removal of a file's last VMA writes the file back."""
-        self._update_hiwater_vm()
+        if self.hiwater_vm < self.total_vm:
+            self._update_hiwater_vm()
         self.vmas.remove(vma)
         self.frames.kernel_objects.nr_vmas -= 1
         self.owner.nr_vmas -= 1
@@ -197,7 +201,8 @@ class MmStruct:
         unlink_anon_vmas(vma)
         if vma.file is not None:
             vma.file.mapping.unlink_vma(vma)
-        self.notifiers.invalidate_range(vma.start, vma.end)
+        if self.notifiers:
+            self.notifiers.invalidate_range(vma.start, vma.end)
 
     def move_vma_bounds(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         """Give a VMA other bounds; its pages keep their offsets.
@@ -208,7 +213,7 @@ class MmStruct:
             self.pages.split_huge_pmds_at(start, end)
         old_start, old_end = vma.start, vma.end
         more = (end - start - (old_end - old_start)) >> PAGE_SHIFT
-        if more < 0:
+        if more < 0 and self.hiwater_vm < self.total_vm:
             self._update_hiwater_vm()
         i_mmap = None if vma.file is None else vma.file.mapping.i_mmap
         if i_mmap is not None:
@@ -219,18 +224,21 @@ class MmStruct:
             i_mmap.insert(vma)
         relink(vma)
         self._account(vma.vm_flags, more)
-        # What is in the VMA before and after has not changed.
-        if start != old_start:
-            self.notifiers.invalidate_range(min(old_start, start), max(old_start, start))
-        if end != old_end:
-            self.notifiers.invalidate_range(min(old_end, end), max(old_end, end))
+        if self.notifiers:
+            # What is in the VMA before and after has not changed.
+            if start != old_start:
+                self.notifiers.invalidate_range(min(old_start, start), max(old_start, start))
+            if end != old_end:
+                self.notifiers.invalidate_range(min(old_end, end), max(old_end, end))
 
     def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
         """Give a VMA other VM_ flags; the caller changes the entries."""
-        self._account(vma.vm_flags, -vma.nr_pages)
+        pages = vma.nr_pages
+        self._account(vma.vm_flags, -pages)
         vma.vm_flags = vm_flags
-        self._account(vm_flags, vma.nr_pages)
-        self.notifiers.invalidate_range(vma.start, vma.end)
+        self._account(vm_flags, pages)
+        if self.notifiers:
+            self.notifiers.invalidate_range(vma.start, vma.end)
 
     def split_vma(self, vma: Vma, vaddr: Vaddr) -> Vma:
         """Split a VMA at a page-aligned address inside it and return the upper part; `vma` becomes the lower part.

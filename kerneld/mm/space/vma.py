@@ -172,7 +172,8 @@ class VmaTree:
 
     def find(self, vaddr: Vaddr) -> Vma | None:
         """Return the first VMA that ends after an address, whether it covers it or lies above (Linux: find_vma())."""
-        number, position = self._place(vaddr)
+        number = bisect_right(self._firsts, vaddr) - 1  # _place(), inlined as in lookup().
+        position = bisect_right(self._starts[number], vaddr)
         if position:
             vma = self._chunks[number][position - 1]
             if vaddr < vma.end:
@@ -239,13 +240,16 @@ class VmaTree:
     def insert(self, vma: Vma) -> None:
         """Add a VMA that overlaps none."""
         number, position = self._place(vma.start)
-        self._chunks[number].insert(position, vma)
+        chunk = self._chunks[number]
+        if position == len(chunk):
+            # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
+            chunk.append(vma)
+            self._note_gap(number, position)
+        else:
+            chunk.insert(position, vma)
         self._starts[number].insert(position, vma.start)
         self.count += 1
-        if position == len(self._chunks[number]) - 1:
-            # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
-            self._note_gap(number, position)
-        if len(self._chunks[number]) > 2 * CHUNK:
+        if len(chunk) > 2 * CHUNK:
             self._split_chunk(number)
 
     def remove(self, vma: Vma) -> None:
@@ -263,9 +267,12 @@ class VmaTree:
 
     def move(self, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         """Give a VMA of the tree other bounds that keep its place in the order."""
-        number, position = self._place(vma.start)
-        position -= 1
         old_start, old_end = vma.start, vma.end
+        if start == old_start and end >= old_end:
+            vma.end = end
+            return
+        number, position = self._place(old_start)
+        position -= 1
         vma.start, vma.end = start, end
         self._starts[number][position] = start
         self._firsts[number] = min(self._firsts[number], start)
@@ -282,13 +289,14 @@ class VmaTree:
 
         A gap that becomes smaller is not noted: `_tighten` recomputes the largest gap when a search needs it.
         """
-        if position >= len(self._chunks[number]):
+        chunk = self._chunks[number]
+        if position >= len(chunk):
             number, position = number + 1, 0
             if number >= len(self._chunks):
                 return
-        chunk = self._chunks[number]
+            chunk = self._chunks[number]
         if chunk:
-            before = self._before(number, position)
+            before = chunk[position - 1] if position else self._before(number, 0)
             gap = chunk[position].start - (before.end if before is not None else 0)
             self._max_gaps[number] = max(self._max_gaps[number], gap)
 
