@@ -125,7 +125,8 @@ class Ram:
     def copy_page(self, to: Pfn, source: Pfn) -> None:
         """Copy a whole frame. Copying a frame that was never written takes no memory of the host."""
         if self._written[source]:
-            self.frames_np[to] = self.frames_np[source]
+            start, source_start = to << PAGE_SHIFT, source << PAGE_SHIFT
+            self._bytes[start : start + PAGE_SIZE] = self._bytes[source_start : source_start + PAGE_SIZE]
             self._written[to] = 1
         else:
             self.clear_page(to)

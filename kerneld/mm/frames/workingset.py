@@ -16,6 +16,7 @@ from shared.uapi.page import Pfn
 _PRESENT = 1 << 31
 _WORKINGSET = 1 << 30
 _EVICTION_MASK = _WORKINGSET - 1
+_INACTIVE_ANON, _ACTIVE_ANON, _INACTIVE_FILE, _ACTIVE_FILE = (kind.value for kind in LruList)
 
 
 def workingset_eviction(frames: Frames, pfns: Pfns) -> npt.NDArray[np.uint32]:
@@ -41,13 +42,13 @@ def workingset_refault(frames: Frames, pfn: Pfn, shadow: int, *, is_file: bool) 
     frames.vmstat[f"workingset_refault_{kind}"] += 1
     distance = (frames.nonresident_age - shadow) & _EVICTION_MASK
     sizes = recent_lru_sizes(frames)
-    workingset_size = sizes[LruList.ACTIVE_FILE]
+    workingset_size = sizes[_ACTIVE_FILE]
     if not is_file:
-        workingset_size += sizes[LruList.INACTIVE_FILE]
+        workingset_size += sizes[_INACTIVE_FILE]
     if frames.swap.nr_free:
-        workingset_size += sizes[LruList.ACTIVE_ANON]
+        workingset_size += sizes[_ACTIVE_ANON]
         if is_file:
-            workingset_size += sizes[LruList.INACTIVE_ANON]
+            workingset_size += sizes[_INACTIVE_ANON]
     if distance > workingset_size:
         return
     folio_activate(frames, np.array([pfn]))

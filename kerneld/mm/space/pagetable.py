@@ -96,7 +96,7 @@ class PageTable:
                     return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
             elif not access and entry & _READ_KEY == _READ and not pkru & _KEY_0:
                 return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
-            if not entry:
+            if not entry & PTE_PRESENT:
                 return ~(PF_USER | access)
         elif not self.deposited and self.find_pte(vaddr) is not None:
             return self.translate(vaddr, access, pkru)  # It is in the cache now.
