@@ -13,6 +13,7 @@ import pstats
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 SYS_PERF_EVENT_OPEN = 298
@@ -110,10 +111,12 @@ class Profile:
         pstats.Stats(self._profile, stream=sys.stdout).sort_stats("tottime").print_stats(45)
 
 
+TIMERS: dict[str, Callable[[], Meter]] = {"clock": Clock, "profile": Profile}
+"""The meters that measure time."""
+
+
 def meter(name: str) -> Meter:
     """Return a meter: `clock`, `perf`, `profile`, or callgrind by the path of its library. Raises OSError."""
-    if name == "clock":
-        return Clock()
-    if name == "profile":
-        return Profile()
+    if name in TIMERS:
+        return TIMERS[name]()
     return PerfCounter() if name == "perf" else Callgrind(name)
