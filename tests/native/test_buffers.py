@@ -15,7 +15,7 @@ from tests.support.watched_daemon import Daemon
 class SmallDaemon(Daemon):
     """A kerneld whose RAM is smaller than the buffers."""
 
-    options = ("--ram", "12M", "--swap", "40M")
+    options = ("--ram", "8M", "--swap", "40M")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define P 4096L
-#define BIG (8L << 20)
+#define BIG (4L << 20)
 
 static char *map(long bytes) { return mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
 
