@@ -68,11 +68,15 @@ def find_walls() -> Walls:
         walls = Walls(user, has_files, has_files, network)
         if user and not is_root:
             continue
-        with _own_user(walls) as uid:
-            done = _run_cell(_task(Path("/"), "", (), uid, walls, None), 60)
-        if done.returncode == 0:
+        if can_build(walls):
             return walls
     return Walls()
+
+
+def can_build(walls: Walls) -> bool:
+    """Build these walls around nothing, and return whether they stand."""
+    with tempfile.TemporaryDirectory(prefix="kerneld-grade-") as scratch, _own_user(walls) as uid:
+        return _run_cell(_task(Path("/"), scratch, (), uid, walls, None), 60).returncode == 0
 
 
 def find_tools() -> tuple[str, str, str]:

@@ -153,6 +153,28 @@ def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
     assert kerneld("grade", "--only", "no_such_row", str(tmp_path)).returncode == 2
 
 
+@pytest.mark.parametrize(("version_status", "python"), [(0, "python3"), (1, "python3.11")])
+def test_an_image_with_an_old_python_gets_a_newer_one(tmp_path: Path, version_status: int, python: str) -> None:
+    """Ubuntu 22.04 has Python 3.10 as python3. The programs that setup.sh calls only note what they are asked."""
+    write_bundle(tmp_path / "out.zip", CHECKLIST)
+    with zipfile.ZipFile(tmp_path / "out.zip") as bundle:
+        setup = bundle.read("setup.sh").decode().replace("/autograder", str(tmp_path))
+    for name in ("apt-get", "python3", "python3.11", "venv/bin/pip"):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        status = version_status if name == "python3" else 0
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/asked\n[ "$1" != -c ] || exit {status}\n')
+        program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", setup], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text()
+    assert f"apt-get install -y --no-install-recommends {python} {python}-venv {python}-dev\n" in asked
+    assert f"{python} -m venv {tmp_path}/venv\n" in asked
+    assert "pip install" in asked
+
+
 def test_the_bundle_grades_as_gradescope_runs_it(tmp_path: Path) -> None:
     """Unpack the bundle, and run its command in its directories. The libraries are those of this Python."""
     write_bundle(tmp_path / "out.zip", CHECKLIST)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kerneld.commands.grade.cell.isolation import Walls
-from kerneld.commands.grade.grading import USERS, _own_user
+from kerneld.commands.grade.grading import USERS, _own_user, can_build
 from tests.support.rights import needs_another_user
 
 
@@ -23,3 +25,12 @@ def test_a_user_is_taken_until_it_is_given_back() -> None:
 def test_without_that_wall_there_is_no_other_user(walls: Walls) -> None:
     with _own_user(walls) as uid:
         assert uid is None
+
+
+@pytest.mark.parametrize("walls", [Walls(), pytest.param(Walls(user=True), marks=needs_another_user)])
+def test_walls_are_tried_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walls: Walls) -> None:
+    """Where a host has no mount namespace, a second trial must not find what the first has left."""
+    monkeypatch.chdir(tmp_path)
+    assert can_build(walls)
+    assert can_build(walls)
+    assert list(tmp_path.iterdir()) == []
