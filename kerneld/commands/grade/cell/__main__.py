@@ -69,8 +69,10 @@ def main() -> None:
     tools = {Path(path).name: Path(path).read_bytes() for path in (task.stub, task.library) if path}
     texts = read_texts(top)
     isolation.die_with_parent()
+    users = isolation.user_namespace()
     if isolation.unshare(task.walls) != task.walls:
         sys.exit(3)
+    has_own_count = task.uid is not None or isolation.counts_apart(users)
     child = os.fork()
     if child:
         _pid, status = os.waitpid(child, 0)
@@ -83,7 +85,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         os._exit(3)
     started = time.monotonic()
-    room = _make_room(task)
+    room = _make_room(task, has_own_count)
     work = Work(task, room, texts, tree, tools)
     findings = work.all()
     room.kill_all()
@@ -99,11 +101,12 @@ def main() -> None:
     os._exit(0)
 
 
-def _make_room(task: Task) -> Room:
+def _make_room(task: Task, has_own_count: bool) -> Room:
     directory = Path("/tmp/room") if task.walls.files else Path(task.scratch) / "room"
     directory.mkdir(mode=0o755, parents=True)
     directory.parent.chmod(0o755 if not task.walls.files else 0o1777)
-    room = Room(directory, task.uid, task.walls, task.limits, time.monotonic() + task.limits.all_seconds)
+    deadline = time.monotonic() + task.limits.all_seconds
+    room = Room(directory, task.uid, task.walls, task.limits, deadline, has_own_count)
     (directory / "tmp").mkdir(mode=0o700)
     room.give(directory / "tmp")
     return room

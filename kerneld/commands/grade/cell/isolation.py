@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterable
@@ -96,6 +97,21 @@ def _unshare_user() -> bool:
 def die_with_parent() -> None:
     """Have Linux kill this process when its parent ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+
+def user_namespace() -> str:
+    """Return the name of this process's user namespace."""
+    return os.readlink("/proc/self/ns/user")
+
+
+def counts_apart(before: str) -> bool:
+    """Return whether Linux counts this process and its descendants apart from all others of the same user.
+
+    So it is in a user namespace of their own; `before` is the one before. Linux counts so since 5.14: v6.8
+    kernel/ucount.c:is_rlimit_overlimit(), which kernel/fork.c:copy_process() asks.
+    """
+    major, minor = (int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    return user_namespace() != before and (major, minor) >= (5, 14)
 
 
 def adopt_orphans() -> None:

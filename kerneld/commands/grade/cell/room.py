@@ -47,6 +47,8 @@ class Room:
     limits: Limits
     deadline: float
     """By time.monotonic()."""
+    has_own_count: bool
+    """Whether Linux counts the programs' processes apart from all others: RLIMIT_NPROC is theirs alone then."""
 
     def give(self, path: Path) -> None:
         """Make a file or a directory the programs' own."""
@@ -60,7 +62,7 @@ class Room:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_mib * _MIB,) * 2)
         resource.setrlimit(resource.RLIMIT_CPU, (limits.all_seconds, limits.all_seconds + 1))
         resource.setrlimit(resource.RLIMIT_NOFILE, open_files())
-        if self.uid is not None:
+        if self.has_own_count:
             resource.setrlimit(resource.RLIMIT_NPROC, (limits.processes,) * 2)
         os.nice(_NICE)
         # For a root whose user cannot be changed: no program that it executes gets capabilities back.
