@@ -31,7 +31,10 @@ def write_submission(
     is_static: bool = False,
     order: Sequence[str] = (),
 ) -> Path:
-    """Write a submission and return its directory. `inspector` and `target` are macros of the two programs."""
+    """Write a submission and return its directory. `inspector` and `target` are macros of the two programs.
+
+    `mistakes` makes the macro for several mistakes in one program.
+    """
     part4 = directory / "user" / "part4"
     part4.mkdir(parents=True)
     for name in ("inspector.c", "target.c"):
@@ -51,6 +54,11 @@ def write_submission(
     shutil.copy(header_path("f24"), uapi / "shadowpt.h")
     (kernel / "shadowpt.h").write_text(_KERNEL_HEADER)
     return directory
+
+
+def mistakes(*names: str) -> dict[str, str]:
+    """Return the macro of a program that makes these mistakes."""
+    return {"MISTAKES": "'" + ("|".join(f"1<<{name}" for name in names) or "0") + "'"}
 
 
 def _macros(macros: Mapping[str, str] | None) -> str:

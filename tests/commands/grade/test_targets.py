@@ -1,4 +1,7 @@
-"""The right target gets all points, and each change that is left out loses its own row."""
+"""The right target gets all points, and each change that is left out loses its own row.
+
+A usual run has few targets, which leave out several changes. `make test-long` has one for each change.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from kerneld.commands.grade.grading import Means
 from kerneld.commands.grade.model import Outcome, Result
 from kerneld.commands.grade.rows import Part
 from tests.commands.grade.conftest import Grade, lost
-from tests.commands.grade.submission import write_submission
+from tests.commands.grade.submission import mistakes, write_submission
+from tests.support.effort import EFFORT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-MISTAKES = {
-    "NONE": set[str](),
+EACH = {
     "NO_WRITE": {"writes"},
     "NO_COW": {"cow"},
     "NO_UNMAP": {"unmaps"},
@@ -24,6 +27,12 @@ MISTAKES = {
     # Its memory is static: nothing of it is mapped, written or unmapped as the assignment asks.
     "NO_MAP": {"maps", "writes", "unmaps", "visible"},
 }
+TOGETHER = (("NO_COW", "NO_UNMAP", "CRASHES"), ("NO_WRITE", "NO_STACK"), ("NO_EXECVE", "HURRIES"), ("NO_MAP",))
+"""Changes that do not need one another."""
+GROUPS: dict[str, tuple[str, ...]] = {
+    "right": (),
+    **{"+".join(names): names for names in (tuple((name,) for name in EACH) if EFFORT > 1 else TOGETHER)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +41,15 @@ def results(tmp_path_factory: pytest.TempPathFactory, grade: Grade, means: Means
     if means.why_not_inside:
         pytest.skip(f"no program runs inside: {means.why_not_inside}")
     top = tmp_path_factory.mktemp("teams")
-    teams = [write_submission(top / name, target={"MISTAKE": name}) for name in MISTAKES]
+    teams = [write_submission(top / group, target=mistakes(*names)) for group, names in GROUPS.items()]
     return grade(teams, Part.BUILD, Part.TARGET)
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_change_left_out_loses_its_own_row(results: dict[str, Result], name: str) -> None:
-    assert set(lost(results[name])) == {f"target_{row}" for row in MISTAKES[name]}, lost(results[name])
-    assert {one.outcome for one in results[name].findings} <= {Outcome.PASSED, Outcome.FAILED}
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_change_left_out_loses_its_own_row(results: dict[str, Result], group: str) -> None:
+    wanted = {f"target_{row}" for name in GROUPS[group] for row in EACH[name]}
+    assert set(lost(results[group])) == wanted, lost(results[group])
+    assert {one.outcome for one in results[group].findings} <= {Outcome.PASSED, Outcome.FAILED}
 
 
 def test_where_no_program_runs_inside_the_target_is_not_graded_and_not_passed(

@@ -1,5 +1,5 @@
 /*
- * The inspector of a made-up submission. Without a macro it is right. MISTAKE chooses one mistake, FORMAT how it prints.
+ * The inspector of a made-up submission. Without a macro it is right. MISTAKES is a mask of mistakes, FORMAT how it prints.
  */
 #define _GNU_SOURCE
 #include <linux/shadowpt.h>
@@ -11,12 +11,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { NONE, NO_CLOSE, STALE, WRONG_PFN, SWAPPED_FLAGS, NO_FLAGS, FAST, SLOW, SMALL_ENTRIES, NO_USAGE, IGNORES_ERRORS,
+enum { NO_CLOSE, STALE, WRONG_PFN, SWAPPED_FLAGS, NO_FLAGS, FAST, SLOW, SMALL_ENTRIES, NO_USAGE, IGNORES_ERRORS,
        DECIMAL_ARGUMENTS, NO_START, LAST_PAGE_MISSING, IGNORES_CTRL_C, CRASHES_AT_END, BAD_STATUS, ONLY_INDEX };
 enum { WORDS, NUMBER, COLUMNS, LETTERS, LINES, DECIMAL, ONLY_ALLOCATED, SENTENCE, SCREEN, STATIC_BUFFER };
-#ifndef MISTAKE
-#define MISTAKE NONE
+#ifndef MISTAKES
+#define MISTAKES 0
 #endif
+#define MAKES(mistake) ((MISTAKES) >> (mistake) & 1)
 #ifndef FORMAT
 #define FORMAT WORDS
 #endif
@@ -33,13 +34,13 @@ static void print_flags(unsigned long state)
 {
 	int allocated = !!is_vaddr_allocated(state), anonymous = !!is_vaddr_anonymous(state), mapped = !!is_pte_mapped(state);
 
-	if (MISTAKE == SWAPPED_FLAGS) {
+	if (MAKES(SWAPPED_FLAGS)) {
 		int other = allocated;
 
 		allocated = anonymous;
 		anonymous = other;
 	}
-	if (MISTAKE == NO_FLAGS)
+	if (MAKES(NO_FLAGS))
 		return;
 	switch (FORMAT) {
 	case NUMBER:
@@ -69,11 +70,11 @@ static void print_flags(unsigned long state)
 
 static void print_entry(unsigned long index, const struct shadow_pte *pte)
 {
-	unsigned long pfn = MISTAKE == WRONG_PFN ? pte->pfn << 12 : pte->pfn;
+	unsigned long pfn = MAKES(WRONG_PFN) ? pte->pfn << 12 : pte->pfn;
 
 	if (FORMAT == ONLY_ALLOCATED && !is_vaddr_allocated(pte->state_flags))
 		return;
-	if (MISTAKE == ONLY_INDEX)
+	if (MAKES(ONLY_INDEX))
 		printf("page %lu pfn %#lx", index, pfn);
 	else if (FORMAT == DECIMAL)
 		printf("%lu: %lu %lu", index, pte->vaddr, pfn);
@@ -98,7 +99,7 @@ static void print_table(const struct user_shadow_pt *table, const struct shadow_
 	printf("=== %#lx to %#lx ===\n", table->start_vaddr, table->end_vaddr);
 	if (FORMAT == COLUMNS)
 		printf("%16s  %8s  %5s %5s %5s\n", "VADDR", "PFN", "ALLOC", "ANON", "MAP");
-	for (unsigned long i = 0; i < pages - (MISTAKE == LAST_PAGE_MISSING); i++)
+	for (unsigned long i = 0; i < pages - (MAKES(LAST_PAGE_MISSING)); i++)
 		print_entry(i, &entries[i]);
 	fflush(stdout);
 }
@@ -109,29 +110,29 @@ static int watch(struct user_shadow_pt *table)
 	struct shadow_pte *copy = malloc(bytes);
 
 	memcpy(copy, table->entries, bytes);
-	while (!is_interrupted || MISTAKE == IGNORES_CTRL_C) {
-		print_table(table, MISTAKE == STALE ? copy : table->entries);
-		if (MISTAKE != FAST)
-			sleep(MISTAKE == SLOW ? 3 : 1);
+	while (!is_interrupted || MAKES(IGNORES_CTRL_C)) {
+		print_table(table, MAKES(STALE) ? copy : table->entries);
+		if (!MAKES(FAST))
+			sleep(MAKES(SLOW) ? 3 : 1);
 	}
 	if (syscall(__NR_shadowpt_close) < 0) {
 		perror("shadowpt_close");
 		return 1;
 	}
-	if (MISTAKE == CRASHES_AT_END)
+	if (MAKES(CRASHES_AT_END))
 		raise(SIGSEGV);
-	return MISTAKE == BAD_STATUS ? 7 : 0;
+	return MAKES(BAD_STATUS) ? 7 : 0;
 }
 
 int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = on_interrupt };
 	struct user_shadow_pt table;
-	int base = MISTAKE == DECIMAL_ARGUMENTS ? 10 : 16;
+	int base = MAKES(DECIMAL_ARGUMENTS) ? 10 : 16;
 	long error;
 
 	if (argc != 4) {
-		if (MISTAKE == NO_USAGE)
+		if (MAKES(NO_USAGE))
 			return 0;
 		fprintf(stderr, "usage: %s <target_pid> <start_address> <end_address>\n", argv[0]);
 		return 1;
@@ -140,16 +141,16 @@ int main(int argc, char **argv)
 		setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	table.start_vaddr = strtoul(argv[2], NULL, base);
 	table.end_vaddr = strtoul(argv[3], NULL, base);
-	table.entries = mmap(NULL, MISTAKE == SMALL_ENTRIES ? 4096 : MAX_SPT_RANGE / 4096 * sizeof(struct shadow_pte),
+	table.entries = mmap(NULL, MAKES(SMALL_ENTRIES) ? 4096 : MAX_SPT_RANGE / 4096 * sizeof(struct shadow_pte),
 			     PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (MISTAKE != NO_CLOSE)
+	if (!MAKES(NO_CLOSE))
 		sigaction(SIGINT, &action, NULL);
 	error = syscall(__NR_shadowpt_open, atoi(argv[1]), &table);
-	if (error >= 0 && MISTAKE != NO_START)
+	if (error >= 0 && !MAKES(NO_START))
 		error = syscall(__NR_shadowpt_start);
 	if (error < 0) {
 		perror("inspector");
-		return MISTAKE == IGNORES_ERRORS ? 0 : 1;
+		return MAKES(IGNORES_ERRORS) ? 0 : 1;
 	}
 	return watch(&table);
 }

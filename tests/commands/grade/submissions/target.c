@@ -1,4 +1,4 @@
-/* The target of a made-up submission. Without a macro it makes every change. MISTAKE leaves one out. */
+/* The target of a made-up submission. Without a macro it makes every change. MISTAKES is a mask of what it leaves out. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,10 +7,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { NONE, NO_WRITE, NO_COW, NO_UNMAP, NO_STACK, NO_EXECVE, CRASHES, HURRIES, NO_MAP };
-#ifndef MISTAKE
-#define MISTAKE NONE
+enum { NO_WRITE, NO_COW, NO_UNMAP, NO_STACK, NO_EXECVE, CRASHES, HURRIES, NO_MAP };
+#ifndef MISTAKES
+#define MISTAKES 0
 #endif
+#define MAKES(mistake) ((MISTAKES) >> (mistake) & 1)
 
 #define PAGE 4096UL
 #define PAGES 8UL
@@ -19,7 +20,7 @@ static void step(const char *what)
 {
 	printf("%s\n", what);
 	fflush(stdout);
-	if (MISTAKE != HURRIES)
+	if (!MAKES(HURRIES))
 		usleep(700 * 1000);
 }
 
@@ -34,16 +35,16 @@ static int deep(int depth)
 static void fork_and_write(char *memory)
 {
 	/* The child of vfork has its parent's memory, and copies nothing. */
-	pid_t child = MISTAKE == NO_COW ? vfork() : fork();
+	pid_t child = MAKES(NO_COW) ? vfork() : fork();
 
 	if (child == 0) {
-		if (MISTAKE == NO_EXECVE)
+		if (MAKES(NO_EXECVE))
 			_exit(0);
 		execl("/bin/true", "true", (char *)NULL);
 		_exit(1);
 	}
 	waitpid(child, NULL, 0);
-	if (MISTAKE != NO_WRITE)
+	if (!MAKES(NO_WRITE))
 		memory[0] = 'p';
 }
 
@@ -54,26 +55,26 @@ int main(void)
 	char *memory = is_static;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (MISTAKE != NO_MAP)
+	if (!MAKES(NO_MAP))
 		memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED)
 		return 1;
 	printf("pid %d, watch %p to %p\n", getpid(), (void *)memory, (void *)(memory + PAGES * PAGE));
 	step("mapped");
-	if (MISTAKE == NO_WRITE)
+	if (MAKES(NO_WRITE))
 		printf("%d\n", memory[0] + memory[PAGE]);
 	else
 		memset(memory, 'w', 4 * PAGE);
 	step("written");
 	fork_and_write(memory);
 	step("copied");
-	if (MISTAKE != NO_STACK && deep(100) == 12345)
+	if (!MAKES(NO_STACK) && deep(100) == 12345)
 		return 3;
 	step("grown");
-	if (MISTAKE != NO_UNMAP && MISTAKE != NO_MAP)
+	if (!MAKES(NO_UNMAP) && !MAKES(NO_MAP))
 		munmap(memory, 2 * PAGE);
 	step("unmapped");
-	if (MISTAKE == CRASHES)
+	if (MAKES(CRASHES))
 		abort();
 	return 0;
 }
