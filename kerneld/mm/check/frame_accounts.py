@@ -214,6 +214,9 @@ def check_anon_vmas(frames: Frames, vmas: list[Vma]) -> None:
         named = anon_vma.vmas
         if len(named) != len(users) or set(named) != users:
             raise KernelBug(f"{name} names {len(named)} VMAs, {len(users)} are chained to it")
+        lost = next((vma for vma in users if vma not in anon_vma.overlapping(vma.pgoff, vma.pgoff + 1)), None)
+        if lost is not None:
+            raise KernelBug(f"{name} does not find {lost} by its pages")
         if anon_vma.num_active_vmas != active[anon_vma]:
             raise KernelBug(f"{name}: num_active_vmas is {anon_vma.num_active_vmas}, VMAs are {active[anon_vma]}")
         expected = children[anon_vma] + (anon_vma.parent is None)

@@ -27,7 +27,7 @@ from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.notifier import Notifiers
 from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.pagetable import PageTable
-from kerneld.mm.space.rmap import relink, split_anon_vma, unlink_anon_vmas
+from kerneld.mm.space.rmap import post_update_vma, pre_update_vma, split_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.rss import RssStat
 from kerneld.mm.space.vma import Vma, VmaTree
 from kerneld.mm.vm_flags import (
@@ -218,11 +218,12 @@ class MmStruct:
         i_mmap = None if vma.file is None else vma.file.mapping.i_mmap
         if i_mmap is not None:
             i_mmap.remove(vma)
+        pre_update_vma(vma)
         vma.pgoff += (start - old_start) >> PAGE_SHIFT
         self.vmas.move(vma, start, end)
         if i_mmap is not None:
             i_mmap.insert(vma)
-        relink(vma)
+        post_update_vma(vma)
         self._account(vma.vm_flags, more)
         if self.notifiers:
             # What is in the VMA before and after has not changed.

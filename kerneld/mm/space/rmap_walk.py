@@ -77,7 +77,7 @@ def _vmas(frames: Frames, number: int, first: int, last: int) -> list[Vma]:
     """Return the VMAs that may map a page of [first, last) of a mapping."""
     owner = frames.find_mapping_number(number)
     if isinstance(owner, AnonVma):
-        return owner.vmas
+        return owner.overlapping(first, last)
     if isinstance(owner, AddressSpace):
         return owner.i_mmap.overlapping(first, last)
     raise KernelBug(f"mapping {number} of a mapped frame has gone")

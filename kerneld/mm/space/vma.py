@@ -65,7 +65,7 @@ class Vma:
         self.policy = 0
         """The policy by mbind (Linux: vm_policy); see `kerneld.mm.space.mempolicy`."""
         self.link_order = 0
-        """When the VMA was last put into its anon_vmas: later ones have higher numbers."""
+        """When the VMA was last put into its anon_vmas; who came later has a higher number."""
 
     @property
     def anon_vma_chain(self) -> tuple[AnonVma, ...]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kerneld.mm.files.i_mmap import _FEW, IMmap
+from kerneld.mm.files.i_mmap import IMmap
+from kerneld.mm.intervals import FEW
 from kerneld.mm.space import rmap_walk as rmap_walk_module
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
@@ -20,7 +21,7 @@ from tests.support.machine import BASE, READ, SHARED, Machine, load, mmap, page,
 PAGES = 40
 
 
-@pytest.mark.parametrize("count", [_FEW, 3 * _FEW])
+@pytest.mark.parametrize("count", [FEW, 3 * FEW])
 def test_it_names_what_overlaps(machine: Machine, mm: MmStruct, count: int) -> None:
     rng = random.Random(count)
     file, _ = machine.new_file(bytes(PAGES * PAGE_SIZE))
@@ -54,7 +55,7 @@ def test_a_search_between_two_changes_looks_at_few(
         for number in range(80):
             do_munmap(mm, page(2 * number), PAGE_SIZE)
             # Those that are left, but a few, are in buckets of one page.
-            if len(file.mapping.i_mmap) > _FEW // 2:
+            if len(file.mapping.i_mmap) > FEW // 2:
                 assert [vma.pgoff for vma in file.mapping.i_mmap.overlapping(90, 92)] == [90, 91]
                 assert not file.mapping.i_mmap.overlapping(number, number + 1)
 

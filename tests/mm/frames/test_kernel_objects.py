@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 
+import numpy as np
+import pytest
+
 from kerneld.errors import SysError
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.intervals import Intervals
 from kerneld.mm.reclaim.oom import oom_badness
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.rmap import AnonVma
+from kerneld.mm.space.rmap_walk import rmap_walk
 from shared.uapi.mman import Mremap
 from shared.uapi.page import PAGE_SIZE
-from tests.support.machine import BASE, READ, Machine, errno_of, load, mmap, page, store, vma_at
+from tests.support.machine import BASE, READ, RW, Machine, errno_of, load, mmap, page, pfn_of, store, vma_at
 
 TO = (Mremap.MAYMOVE | Mremap.FIXED).value
 
@@ -121,6 +127,35 @@ def test_each_generation_takes_as_much_as_the_first(machine: Machine, mm: MmStru
         machine.exit(gone)
     machine.check()
     assert set(chain[0].vmas) == {vma_at(line[-1], BASE), vma_at(mm, BASE)}
+
+
+def test_the_mappings_of_one_page_are_found_among_those_of_all_relatives(
+    machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapping cut into 100, in a parent and 40 children: no search for a page looks at 4,100 mappings."""
+    mmap(mm, 100, at=BASE)
+    for number in range(0, 100, 2):
+        store(mm, page(number), b"x")
+        do_mprotect(mm, page(number), PAGE_SIZE, READ)
+    children = [machine.fork(mm) for _ in range(40)]
+    machine.check()
+    pfn = pfn_of(mm, page(50))
+    # The children's mappings grow, are cut, and go.
+    do_munmap(children[0], page(50), PAGE_SIZE)
+    do_mprotect(children[1], page(40), 20 * PAGE_SIZE, READ)
+    do_mprotect(children[2], page(50), PAGE_SIZE, RW)
+    machine.exit(children.pop())
+    machine.check()
+
+    def looked_at_all(*_: object) -> None:
+        raise AssertionError("all mappings were looked at")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnonVma, "vmas", property(looked_at_all))
+        patch.setattr(Intervals, "__iter__", looked_at_all)
+        found = rmap_walk(machine.frames, np.array([pfn]))
+    assert {each.mm for each in found} == {mm, *children[1:]}
+    assert len(found) == len(children)
 
 
 def test_very_many_mappings_count_when_somebody_must_die(machine: Machine, mm: MmStruct) -> None:
