@@ -12,10 +12,10 @@ import pytest
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Match
 from kerneld.referee.program import from_json
-from kerneld.referee.rights import is_host_superuser
 from tests.differential.agreement import REGRESSIONS, agree
 from tests.differential.both_sides import referee
 from tests.native.inside import why_not_here
+from tests.support.rights import ROOT_IS_NOT_THE_HOSTS
 
 PROGRAMS = 20
 SECONDS = 10
@@ -26,9 +26,7 @@ FEWEST = 6
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[Match]:
-    why = why_not_here()
-    if not why and not os.geteuid() and not is_host_superuser():
-        why = "kerneld takes the root of this user namespace for its superuser; the referee goes by the host's rights"
+    why = why_not_here() or ROOT_IS_NOT_THE_HOSTS
     if why:
         pytest.skip(why)
     with referee(inside=True) as both:

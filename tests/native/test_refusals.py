@@ -13,6 +13,7 @@ import pytest
 from tests.native.conftest import NativeDaemon
 from tests.native.inside import End, Inside
 from tests.support.client import Nursery
+from tests.support.rights import needs_another_user
 from tests.support.watched_daemon import Daemon
 
 CANNOT_RUN, NO_DAEMON = 8, 3
@@ -54,9 +55,8 @@ def test_no_program(inside: Inside, tmp_path: Path) -> None:
         assert refused(inside, str(path))[0] == CANNOT_RUN
 
 
+@needs_another_user
 def test_another_users_rights(inside: Inside, tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("only root can make another user's program set-user-ID")
     program = tmp_path / "program"
     program.write_bytes(Path("/bin/true").read_bytes())
     os.chown(program, 1, 1)
@@ -64,9 +64,8 @@ def test_another_users_rights(inside: Inside, tmp_path: Path) -> None:
     assert "set-user-ID" in refused(inside, str(program))[1]
 
 
+@needs_another_user
 def test_another_users_rights_are_not_given_inside(inside: Inside, tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("only root can make another user's program set-user-ID")
     program = tmp_path / "program"
     program.write_bytes(Path(shutil.which("id") or "/usr/bin/id").read_bytes())
     os.chown(program, 1, 1)

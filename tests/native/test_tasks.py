@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.native.inside import Inside
+from tests.support.rights import needs_the_hosts_rights
 
 
 def test_tasks_are_made_and_refused_as_outside(inside: Inside, programs: dict[str, Path]) -> None:
@@ -19,6 +20,7 @@ def test_a_child_is_there_at_once_after_the_fork(inside: Inside, programs: dict[
     assert output == "seen 12, written 12, mapped 12, limits 12, ended 12\n"
 
 
+@needs_the_hosts_rights
 def test_a_program_that_changes_its_user(inside: Inside, programs: dict[str, Path]) -> None:
     end = inside.agrees([str(programs["users"])])
     assert end.output.endswith("another program\n")

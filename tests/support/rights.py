@@ -11,6 +11,8 @@ from functools import cache
 
 import pytest
 
+from kerneld.referee.rights import is_host_superuser
+
 NOBODY = 65534
 
 
@@ -44,3 +46,10 @@ def can_become_others() -> bool:
 needs_another_user = pytest.mark.skipif(
     not can_become_others(), reason="becoming another user takes CAP_SETUID, and a user namespace that has another"
 )
+ROOT_IS_NOT_THE_HOSTS = (
+    ""
+    if os.geteuid() or is_host_superuser()
+    else ("kerneld takes the root of this user namespace for its superuser; outside, it has no such rights")
+)
+"""Why root's programs do not do the same inside and outside, or empty."""
+needs_the_hosts_rights = pytest.mark.skipif(bool(ROOT_IS_NOT_THE_HOSTS), reason=ROOT_IS_NOT_THE_HOSTS)
