@@ -15,7 +15,7 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
 from shared.uapi.syscalls import Access, Nr
 from tests.hostile import waits_worlds as worlds
-from tests.hostile.waits_worlds import ANON, ELSEWHERE, READ, RW, Scale, World
+from tests.hostile.waits_worlds import ANON, ELSEWHERE, READ, RW, SHARED, Scale, World
 
 Make = Callable[[Process, Scale], World]
 Do = Callable[[Process, World], object]
@@ -131,6 +131,10 @@ def _end(p: Process, _world: World) -> None:
     os._exit(0)
 
 
+def _populated(flags: int, prot: int = RW) -> Do:
+    return lambda p, w: p.mmap(w.start, w.length, prot, flags | Map.POPULATE.value)
+
+
 def _several(p: Process, w: World) -> None:
     p.munmap(w.start, w.length)
     p.munmap(worlds.BASE, 60_000 * 2 * PAGE_SIZE)
@@ -195,6 +199,8 @@ CASES: list[Case] = [
     Case("msync", worlds.many_files, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
     Case("msync", worlds.file, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
     Case("msync", worlds.vmas, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
+    Case("mmap POPULATE, private", worlds.nothing, _populated(ANON)),
+    Case("mmap POPULATE, shared", worlds.nothing, _populated(SHARED)),
     Case("munmap of all", worlds.many_files, _several),
     *[Case(f"process_madvise {advice.name}", make, _process_madvise(advice))
       for advice in (Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.COLLAPSE)

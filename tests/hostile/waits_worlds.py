@@ -50,6 +50,11 @@ def wide(p: Process, scale: Scale) -> World:
     return World(BASE, scale.wide_bytes)
 
 
+def nothing(_p: Process, scale: Scale) -> World:
+    """No memory yet: as much as `written` has is to come."""
+    return World(BASE, scale.written_bytes)
+
+
 def read_only(p: Process, scale: Scale) -> World:
     """The same, that nobody may write to: to lock it takes no frame."""
     world = wide(p, scale)
