@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import shutil
@@ -167,13 +168,18 @@ class Host:
         return found
 
     def start(self) -> None:
-        """Begin a program, with one process, number 0."""
-        self._fork(self._template, 0)
+        """Begin a program, with one process, number 0. Raises HostError if the host has no room for it."""
+        outcome = self._fork(self._template, 0)
+        if outcome.ret < 0:
+            raise HostError(f"the runner cannot fork: {os.strerror(-outcome.ret)}")
         reading = self._children[0].proc.read(self.layout)
         self.start_totals, self._used_at_start = reading.totals(), reading.used()
 
     def _fork(self, parent: _Child, who: int) -> Outcome:
+        """Fork. Raises HostError if there are too many processes, which is no matter of memory."""
         outcome = parent.order(_FORK, (who + 1, CONTROL_START))
+        if outcome.ret == -errno.EAGAIN:
+            raise HostError("this host has so many processes that the runner cannot fork")
         if outcome.ret < 0:
             return outcome
         pipe = self._pipes[who + 1]

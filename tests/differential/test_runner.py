@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from kerneld.referee.errors import HostError
 from kerneld.referee.generate import generate
+from kerneld.referee.host import _FORK, _Child
 from kerneld.referee.match import Match, open_match
-from kerneld.referee.outcome import Mapping, View
+from kerneld.referee.outcome import Mapping, Outcome, View
 from kerneld.referee.overlap import length_without_overlap
 from kerneld.referee.program import At, Op
 from tests.support.rights import needs_another_user
@@ -70,6 +74,23 @@ def test_descriptors_of_any_number() -> None:
     def check() -> None:
         with open_match() as match:
             assert match.play(generate("many", 20)) is None
+
+    assert in_child(check) == 0
+
+
+@pytest.mark.usefixtures("match")
+@pytest.mark.parametrize(("code", "line"), [(errno.EAGAIN, "so many processes"), (errno.ENOMEM, "cannot fork: Cannot")])
+def test_a_host_without_room_for_a_process(code: int, line: str) -> None:
+    order = _Child.order
+
+    def crowded(self: _Child, number: int, *args: Any, **options: Any) -> Outcome:
+        return Outcome(-code) if number == _FORK else order(self, number, *args, **options)
+
+    def check() -> None:
+        with open_match() as match, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Child, "order", crowded)
+            with pytest.raises(HostError, match=line):
+                match.play(generate("crowded", 20))
 
     assert in_child(check) == 0
 
