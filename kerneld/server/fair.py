@@ -47,6 +47,8 @@ class FairShare:
         self._nr_ready = 1
         self.slice_seconds = SLICE_SECONDS
         """How long a batch runs before other clients are served, if few want the processor."""
+        self.turn_seconds = TURN_SECONDS
+        """How long a turn serves sessions."""
         self._min_vruntime = 0.0
         """A session that waits has at least this. It never decreases."""
         self._left_over: set[Session] = set()
@@ -66,11 +68,11 @@ class FairShare:
             for session, mask in entries:
                 self._place(session, mask)
             entries = sorted(entries, key=_vruntime)
-            served = _serve_crowd(entries, run)
+            served = _serve_crowd(entries, run, self.turn_seconds)
             self._advance(entries, served)
         else:
             self._crowd += 1
-            served = _serve_some(entries, run)
+            served = _serve_some(entries, run, self.turn_seconds)
         self._left_over = {session for session, _ in entries[served:]}
 
     def unfinished(self) -> list[Session]:
@@ -113,9 +115,9 @@ class FairShare:
             self._min_vruntime = max(self._min_vruntime, min(waiting))
 
 
-def _serve_some(entries: list[Entry], run: Callable[[Session, int], None]) -> int:
+def _serve_some(entries: list[Entry], run: Callable[[Session, int], None], turn_seconds: float) -> int:
     """Run entries for a turn and return how many. The usual turn: there is time for all, and nobody counts it."""
-    until = monotonic() + TURN_SECONDS
+    until = monotonic() + turn_seconds
     for number, (session, mask) in enumerate(entries, 1):
         run(session, mask)
         if monotonic() >= until:
@@ -123,7 +125,7 @@ def _serve_some(entries: list[Entry], run: Callable[[Session, int], None]) -> in
     return len(entries)
 
 
-def _serve_crowd(entries: list[Entry], run: Callable[[Session, int], None]) -> int:
+def _serve_crowd(entries: list[Entry], run: Callable[[Session, int], None], turn_seconds: float) -> int:
     """Do the same, and add the time of the processor to each session: other programs may have had it meanwhile."""
     begun = before = thread_time()
     for number, (session, mask) in enumerate(entries, 1):
@@ -131,7 +133,7 @@ def _serve_crowd(entries: list[Entry], run: Callable[[Session, int], None]) -> i
         after = thread_time()
         session.vruntime += max(0.0, after - before - LIGHT_SECONDS)
         before = after
-        if after - begun >= TURN_SECONDS:
+        if after - begun >= turn_seconds:
             return number
     return len(entries)
 

@@ -221,8 +221,9 @@ class ServerUnderTest:
         self.held: Claim = claim(self.path)
         self.stop_read, self.stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.loop = Loop(cast(Any, self.kernel), self.held.listener, self.stop_read, limits or ClientLimits())
-        # A turn answers a datagram whole, however slow the machine that runs the tests; a test of slices sets its own.
-        self.loop.service.fair.slice_seconds = 60.0
+        # A turn answers all, each datagram whole, however slow the machine that runs the tests; a test of slices sets
+        # its own.
+        self.loop.service.fair.slice_seconds = self.loop.service.fair.turn_seconds = 60.0
         self.clients: list[socket.socket] = []
 
     def turn(self) -> None:

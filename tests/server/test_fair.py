@@ -127,11 +127,9 @@ def test_a_batch_that_goes_on_and_a_request_are_in_one_order(turns: Turns) -> No
     assert turns.turn(*batches, little)[0] is little
 
 
-def test_the_loop_serves_one_after_the_other_and_loses_none(
-    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loop_serves_one_after_the_other_and_loses_none(server: ServerUnderTest) -> None:
     clients = [server.attached(tid=number) for number in range(1, 6)]
-    monkeypatch.setattr(fair, "TURN_SECONDS", 0.0)
+    server.loop.service.fair.turn_seconds = 0.0
     for client in clients:
         client.send(wire.pack_request(Nr.GETPID))
     answered: list[int] = []
