@@ -167,7 +167,8 @@ def _step_end(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, pa
     if advice is Madv.WILLNEED and vma.file is not None:
         # The pages of the file matter here, not the mapped pages.
         return pace.stop(start, end) if vma.page_index(start) < vma.file.mapping.last_index() else end
-    return pace.far_stop(mm.page_table.walk, start, end, PMD_SIZE)
+    # A page is read in by itself, where PAGEOUT writes many at once.
+    return pace.far_stop(mm.page_table.walk, start, end, PMD_SIZE // 4 if advice is Madv.WILLNEED else PMD_SIZE)
 
 
 def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps | None:

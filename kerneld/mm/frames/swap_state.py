@@ -80,8 +80,16 @@ def free_swap_and_cache(frames: Frames, slots: Slots) -> None:
 
     Source: Linux v6.8 mm/swapfile.c:free_swap_and_cache() and __try_to_reclaim_swap().
     """
-    for slot in frames.swap.swap_free_many(slots).tolist():
-        pfn = frames.swap.cache_at[slot]
+    cached = frames.swap.swap_free_many(slots)
+    if not len(cached):
+        return
+    pfns = frames.swap.cache[cached].astype(np.int64)
+    if not frames.mapcount[pfns].any():
+        # The slots have no entries any more, so the cache has the only copies: see `folio_free_swap`.
+        frames.set(pfns, PG_DIRTY)
+        delete_many_from_swap_cache(frames, pfns)
+        return
+    for pfn in pfns.tolist():
         if not frames.mapcount_at[pfn] or frames.swap.is_full:
             folio_free_swap(frames, pfn)
 

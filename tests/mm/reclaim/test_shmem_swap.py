@@ -11,7 +11,9 @@ from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mincore import do_mincore
 from kerneld.mm.fault.fault import VM_FAULT_MAJOR, handle_mm_fault
 from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.frames import swap_state
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.truncate import punch_hole
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
@@ -80,3 +82,19 @@ def test_willneed_reads_no_private_copies_of_a_file(machine: Machine, mm: MmStru
     assert not machine.frames.swap.cache.any()
     assert fault(mm, 0) == VM_FAULT_MAJOR
     assert load(mm, BASE) == b"x"
+
+
+def test_very_much_that_the_swap_cache_has_goes_together(
+    machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WILLNEED of a GiB fills the cache; the end of the process then frees 32,768 pages in a piece."""
+    start = page(1000)
+    mmap(mm, 20, at=start)
+    for number in range(20):
+        store(mm, start + number * PAGE_SIZE, b"x")
+    do_madvise(mm, start, 20 * PAGE_SIZE, Madv.PAGEOUT)
+    do_madvise(mm, start, 20 * PAGE_SIZE, Madv.WILLNEED)
+    assert np.count_nonzero(machine.frames.swap.cache) == 20
+    monkeypatch.setattr(swap_state, "folio_free_swap", None)
+    do_munmap(mm, start, 20 * PAGE_SIZE)
+    assert not np.count_nonzero(machine.frames.swap.cache)
