@@ -247,10 +247,11 @@ static int usage(const char *program)
 
 static int is_known(const char *only)
 {
-	char names[1024], *save, *name;
+	char *names = strdup(only), *save, *name;
 	int is_right = 1;
 
-	snprintf(names, sizeof(names), "%s", only);
+	if (!names)
+		return 0;
 	for (name = strtok_r(names, ",", &save); name; name = strtok_r(NULL, ",", &save)) {
 		int found = 0;
 
@@ -261,6 +262,7 @@ static int is_known(const char *only)
 			is_right = 0;
 		}
 	}
+	free(names);
 	return is_right;
 }
 
