@@ -29,7 +29,7 @@ class Caller:
         self.world = world
         self.user = FakeProcess(77, FakeMm(), cred=FakeCred(superuser=False))
         processes = {process.pid: process for process in (world.opener, world.target, self.user)}
-        self.kernel = SimpleNamespace(processes=processes, shadowpt=world.shadowpt, config=KernelConfig())
+        self.kernel = SimpleNamespace(find_process=processes.get, shadowpt=world.shadowpt, config=KernelConfig())
 
     def call(self, name: str, *args: int, data: bytes = b"", process: FakeProcess | None = None) -> Any:
         a, b, c, d, e, f = *args, *[0] * (6 - len(args))
