@@ -72,7 +72,9 @@ class GuestRoot:
         address = packages.mirror(packages.ask("apt-get", "indextargets", "--format", packages.INDEX_FORMAT))
         shutil.rmtree(self._root, ignore_errors=True)
         included = "--include=" + ",".join(packages.INCLUDED)
-        run("debootstrap", "--variant=minbase", included, packages.SUITE, self._root, address, log=self._log)
+        # In a mount namespace: what it mounts in the root goes with it, also where it is killed.
+        words = ("--variant=minbase", included, packages.SUITE, self._root, address)
+        run("unshare", "--mount", "debootstrap", *words, log=self._log)
         for archive in (self._root / "var/cache/apt/archives").glob("*.deb"):
             archive.unlink()
         run("chroot", self._root, "useradd", "--create-home", "student", log=self._log)
