@@ -8,98 +8,14 @@
  *
  * Where a copy cannot be made (a bad pointer, a length that is too large) the host gets the program's own pointer, and
  * itself says what is wrong with it, in its own order. */
-#include "native.h"
 #include "args.h"
+#include "bounce.h"
 
-#define BIG_START 0x6a2000000000UL
-#define BIG_BYTES 0x2000000UL
-#define HUGE_START 0x6a7100000000UL
-#define HUGE_BYTES 0x80000000UL	/* more than Linux reads or writes by one call */
-#define HUGE_PLACES 30
-#define MOST_OUTS 1536
-#define SMALL_BYTES (BOUNCE_BYTES - MOST_OUTS * sizeof(struct out))
 #define MAX_IOVECS 1024
-#define MAP_BIG 0x4022		/* private, anonymous, without a reserve of swap */
-#define MAP_FIXED 0x10
-#define MAP_FIXED_NOREPLACE 0x100000
 #define MOST_AT 0x10000
 #define IS_INT 2
 #define MOST_RECORDS 0x100000	/* in one answer of epoll_wait(): far below what it refuses */
 #define AT_SYMLINK_NOFOLLOW 0x100
-
-/* What is to be copied to the program after the call, in this order. */
-enum out_kind {
-	FIXED,		/* all of it */
-	LENGTH,		/* as much as the word at `where` says */
-	BUDGET,		/* no copy: so much has been read, by the result (units of `length`) … */
-	BUDGET_AT,	/* … or by the word at `where`, if the result is more than `length` */
-	SPREAD,		/* as much of what has been read as there is room for */
-};
-struct out { u64 user, at, length, where; u32 kind, pad; };
-
-static struct out *outs_of(struct thread *t)
-{
-	return (struct out *)((char *)t + PAGE_BYTES + BUFFER_BYTES);
-}
-
-static u64 big_of(struct thread *t)
-{
-	return BIG_START + (gate_of(t) - AREAS_START) / AREA_BYTES * BIG_BYTES;
-}
-
-static void begin(struct thread *t)
-{
-	t->bounce.outs = 0;
-	t->bounce.next = (u64)(outs_of(t) + MOST_OUTS);
-	t->bounce.end = t->bounce.next + SMALL_BYTES;
-	t->bounce.big = 0;
-}
-
-static void release(struct thread *t)
-{
-	if (t->bounce.big)
-		sys2(NR_munmap, t->bounce.big, t->bounce.big_bytes);
-	t->bounce.big = 0;
-}
-
-static u64 map_big(u64 at, u64 bytes, u64 how)
-{
-	return sys6(NR_mmap, at, bytes, 3, MAP_BIG | how, -1, 0) == (long)at ? at : 0;
-}
-
-/* Have room for so many bytes, if there is none: each thread has a place for 32 MiB, and few have more at a time. */
-static void reserve(struct thread *t, u64 need)
-{
-	u64 number = (gate_of(t) - AREAS_START) / AREA_BYTES, bytes = (need + PAGE_BYTES - 1) & -PAGE_BYTES, big = 0;
-	if (need <= t->bounce.end - t->bounce.next || t->bounce.big)
-		return;
-	bytes = bytes < HUGE_BYTES ? bytes : HUGE_BYTES;
-	for (u64 i = 0; bytes > BIG_BYTES && i < HUGE_PLACES && !big; i++)
-		big = map_big(HUGE_START + (number + i) % HUGE_PLACES * HUGE_BYTES, bytes, MAP_FIXED_NOREPLACE);
-	if (!big) {
-		bytes = BIG_BYTES;
-		big = map_big(big_of(t), bytes, MAP_FIXED);
-	}
-	if (big) {
-		t->bounce.big = t->bounce.next = big;
-		t->bounce.big_bytes = bytes;
-		t->bounce.end = big + bytes;
-	}
-}
-
-/* Room for as many of the bytes as there is; 0 where there is none. */
-static u64 take_room(struct thread *t, u64 *length)
-{
-	u64 need = (*length + 63) & -64UL;
-	reserve(t, need);
-	u64 room = t->bounce.end - t->bounce.next, at = t->bounce.next;
-	if (!room)
-		return 0;
-	if (*length > room)
-		*length = room;
-	t->bounce.next += need < room ? need : room;
-	return at;
-}
 
 static int add_out(struct thread *t, u32 kind, u64 user, u64 at, u64 length, u64 where)
 {
@@ -107,38 +23,6 @@ static int add_out(struct thread *t, u32 kind, u64 user, u64 at, u64 length, u64
 		return -1;
 	outs_of(t)[t->bounce.outs++] = (struct out){user, at, length, where, kind, 0};
 	return 0;
-}
-
-/* Copy as much as can be read; how much that is. */
-u64 copy_in(u64 to, u64 from, u64 length)
-{
-	u64 done = 0;
-	if (!user_copy((void *)to, (void *)from, length))
-		return length;
-	while (done < length) {
-		u64 room = PAGE_BYTES - (from + done) % PAGE_BYTES;
-		room = room < length - done ? room : length - done;
-		if (user_copy((void *)(to + done), (void *)(from + done), room))
-			break;
-		done += room;
-	}
-	return done;
-}
-
-/* Likewise to the program. */
-u64 copy_out(u64 to, u64 from, u64 length)
-{
-	u64 done = 0;
-	if (!user_copy((void *)to, (void *)from, length))
-		return length;
-	while (done < length) {
-		u64 room = PAGE_BYTES - (to + done) % PAGE_BYTES;
-		room = room < length - done ? room : length - done;
-		if (user_copy((void *)(to + done), (void *)(from + done), room))
-			break;
-		done += room;
-	}
-	return done;
 }
 
 static u64 reads(struct thread *t, u64 user, u64 length)
@@ -227,7 +111,7 @@ static u64 iovecs(struct thread *t, u64 user, u64 *count, int write)
 	u64 total = 0;
 	for (u64 i = 0; i < *count; i++)
 		total += copy[i].length < HUGE_BYTES ? (copy[i].length + 63) & -64UL : HUGE_BYTES;
-	reserve(t, total);
+	reserve_room(t, total);
 	for (u64 i = 0; i < *count; i++) {
 		u64 wanted = copy[i].length, length = wanted, at = 0;
 		if ((int64_t)wanted < 0 || !is_user(copy[i].base, wanted))
@@ -362,7 +246,7 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 /* Replace the pointers of a call by copies. */
 void bounce_in(struct thread *t, const struct row *row, u64 *args)
 {
-	begin(t);
+	room_begin(t);
 	for (int i = 0; i < MOST_POINTERS && row->pointers[i].how; i++) {
 		const struct pointer *pointer = &row->pointers[i];
 		u32 outs = t->bounce.outs;
@@ -399,19 +283,12 @@ long bounce_out(struct thread *t, long ret)
 		if (length && user_copy((void *)out->user, (void *)out->at, length))
 			ret = -EFAULT;
 	}
-	release(t);
+	room_release(t);
 	return ret;
 }
 
 /* A call that was not made, or is to be made again. */
 void bounce_drop(struct thread *t)
 {
-	release(t);
-}
-
-/* After a fork: what other threads had here. */
-void bounce_forget(void)
-{
-	sys2(NR_munmap, BIG_START, BIG_BYTES * MAX_AREAS);
-	sys2(NR_munmap, HUGE_START, HUGE_BYTES * HUGE_PLACES);
+	room_release(t);
 }

@@ -221,9 +221,11 @@ struct row;
 void bounce_in(struct thread *t, const struct row *row, u64 *args);
 long bounce_out(struct thread *t, long ret);
 void bounce_drop(struct thread *t);
+
+/* room.c */
 u64 copy_in(u64 to, u64 from, u64 length);	/* how much could be copied */
 u64 copy_out(u64 to, u64 from, u64 length);
-void bounce_forget(void);
+void room_forget(void);
 
 /* proc.c */
 #define MOST_EXE 32
