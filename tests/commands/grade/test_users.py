@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kerneld.commands.grade.cell.isolation import Walls
 from kerneld.commands.grade.grading import USERS, _own_user, can_build
+from tests.support.compiler import ROOT
 from tests.support.rights import needs_another_user
 
 
@@ -34,3 +38,15 @@ def test_walls_are_tried_without_a_trace(tmp_path: Path, monkeypatch: pytest.Mon
     assert can_build(walls)
     assert can_build(walls)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checkout_of_an_editable_installation_stays_visible() -> None:
+    """An import hook finds it there, and no directory in sys.path has it."""
+    code = (
+        "import sys; from kerneld.commands.grade.cell import isolation; "
+        "sys.path = [path for path in sys.path if path.startswith(sys.base_prefix)]; "
+        "print(*isolation.python_directories(), sep='\\n')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert str(ROOT) in shown.stdout.splitlines()

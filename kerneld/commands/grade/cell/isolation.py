@@ -165,5 +165,9 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "
 
 
 def python_directories() -> list[str]:
-    """Return the directories that Python and kerneld are loaded from."""
-    return [path for path in (sys.prefix, sys.base_prefix, *sys.path) if os.path.isdir(path)]
+    """Return the directories that Python and kerneld are loaded from.
+
+    An editable installation finds a checkout by an import hook: then its directory is not in sys.path.
+    """
+    checkout = str(Path(__file__).resolve().parents[4])
+    return [path for path in (sys.prefix, sys.base_prefix, *sys.path, checkout) if os.path.isdir(path)]

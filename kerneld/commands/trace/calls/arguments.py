@@ -102,7 +102,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.NATIVE: (hexadecimal,),
     Nr.FILE_SYNC: (number, hexadecimal, number),
     Nr.FAULT: (hexadecimal, hexadecimal, hexadecimal),
-    Nr.MEM_RW: (signed, hexadecimal, hexadecimal, number, number),
+    Nr.MEM_RW: (signed, hexadecimal, hexadecimal, number, one_of(Access, "")),
     **dict.fromkeys(
         (
             Nr.GETPID, Nr.GETUID, Nr.GETPPID, Nr.MUNLOCKALL, Nr.GETTID, Nr.SHADOWPT_CLOSE, Nr.SHADOWPT_START,
