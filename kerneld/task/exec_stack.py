@@ -125,11 +125,7 @@ def setup_arg_pages(mm: MmStruct, arguments: Arguments, *, executable: bool) -> 
     arg_start = STACK_TOP - _WORD - len(arguments.strings)
     if arg_start < vma.start:
         _expand(mm, vma, arg_start, errno.E2BIG)
-    view = memoryview(arguments.strings)
-    env_start = arg_start + arguments.argv_bytes
-    name_start = env_start + arguments.envp_bytes
-    for start, end in ((name_start, STACK_TOP - _WORD), (env_start, name_start), (arg_start, env_start)):
-        _copy_strings(mm, vma, start, view[start - arg_start : end - arg_start])
+    _copy_strings(mm, vma, arg_start, memoryview(arguments.strings))
     limit = mm.rlimits.soft[Rlimit.STACK] & PAGE_MASK
     base = max(vma.start - STACK_EXPAND_BYTES, vma.end - limit)
     if base < vma.start:
