@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ def path(tmp_path: Path) -> Path:
     made = tmp_path / "data"
     made.write_bytes(b"a" * 2 * PAGE_SIZE)
     return made
-
-
-@pytest.fixture
-def fd(path: Path) -> Iterator[int]:
-    made = os.open(path, os.O_RDWR)
-    yield made
-    os.close(made)
 
 
 def test_what_was_stored_beside_it_stays(machine: FileMachine, fd: int, path: Path) -> None:
