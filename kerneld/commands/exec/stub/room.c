@@ -68,14 +68,15 @@ u64 take_room(struct thread *t, u64 *length)
 	return at;
 }
 
-/* Copy as much as can be read; how much that is. */
-u64 copy_in(u64 to, u64 from, u64 length)
+/* Copy as much as there is up to a page of the program that cannot be had; how much that is. `user` is the one of `to` and
+ * `from` that is the program's. */
+static u64 copy(u64 to, u64 from, u64 length, u64 user)
 {
 	u64 done = 0;
 	if (!user_copy((void *)to, (void *)from, length))
 		return length;
 	while (done < length) {
-		u64 room = PAGE_BYTES - (from + done) % PAGE_BYTES;
+		u64 room = PAGE_BYTES - (user + done) % PAGE_BYTES;
 		room = room < length - done ? room : length - done;
 		if (user_copy((void *)(to + done), (void *)(from + done), room))
 			break;
@@ -84,20 +85,14 @@ u64 copy_in(u64 to, u64 from, u64 length)
 	return done;
 }
 
-/* Likewise to the program. */
+u64 copy_in(u64 to, u64 from, u64 length)
+{
+	return copy(to, from, length, from);
+}
+
 u64 copy_out(u64 to, u64 from, u64 length)
 {
-	u64 done = 0;
-	if (!user_copy((void *)to, (void *)from, length))
-		return length;
-	while (done < length) {
-		u64 room = PAGE_BYTES - (to + done) % PAGE_BYTES;
-		room = room < length - done ? room : length - done;
-		if (user_copy((void *)(to + done), (void *)(from + done), room))
-			break;
-		done += room;
-	}
-	return done;
+	return copy(to, from, length, to);
 }
 
 /* After a fork: what other threads had here. */
