@@ -50,9 +50,7 @@ class Intervals(dict[Item, Value]):
         """Put an item of this dict into its bucket: after its bounds have changed."""
         if self._by_shift is None:
             return
-        first, last = self.bounds(item)
-        shift = (last - first - 1).bit_length()
-        number = first >> shift
+        shift, number = self._bucket(item)
         buckets = self._by_shift.get(shift)
         if buckets is None:
             buckets = self._by_shift[shift] = {}
@@ -68,9 +66,7 @@ class Intervals(dict[Item, Value]):
         """Take an item out of its bucket: before its bounds change."""
         if self._by_shift is None:
             return
-        first, last = self.bounds(item)
-        shift = (last - first - 1).bit_length()
-        number = first >> shift
+        shift, number = self._bucket(item)
         buckets = self._by_shift[shift]
         there = buckets[number]
         if isinstance(there, dict) and len(there) > 1:
@@ -95,6 +91,12 @@ class Intervals(dict[Item, Value]):
                     is_inside = first <= number << shift and (number + 1) << shift <= last
                     found += items if is_inside else self._those_in(items, first, last)
         return found
+
+    def _bucket(self, item: Item) -> tuple[int, int]:
+        """Return the shift of an item's bucket, and the bucket's number."""
+        first, last = self.bounds(item)
+        shift = (last - first - 1).bit_length()
+        return shift, first >> shift
 
     def _those_in(self, items: Iterable[Item], first: int, last: int) -> list[Item]:
         found = []

@@ -8,14 +8,13 @@ import struct
 from kerneld.errors import SysError
 from kerneld.mm.calls.access import get_user_page
 from kerneld.mm.calls.mbind import do_mbind
-from kerneld.mm.space.mempolicy import ONE_NODE, check_mode, get_nodes, mode_of, new_policy, nodes_of
+from kerneld.mm.space.mempolicy import MPOL_INTERLEAVE, ONE_NODE, check_mode, get_nodes, mode_of, new_policy, nodes_of
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.capability import CAP_SYS_NICE
 from shared.uapi.page import PAGE_MASK
 
 MPOL_F_NODE, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED = 1, 2, 4
 _NR_NODE_IDS = 1
-_INTERLEAVE = 3
 _TOLD = struct.Struct("<QQ")
 
 
@@ -70,7 +69,7 @@ def sys_get_mempolicy(call: Call) -> Answer:
     if flags & MPOL_F_NODE:
         if flags & MPOL_F_ADDR:
             get_user_page(call.mm, addr & PAGE_MASK, write=False, force=False)
-        elif told & 0xFF != _INTERLEAVE:
+        elif told & 0xFF != MPOL_INTERLEAVE:
             raise SysError(errno.EINVAL)
         told = 0
     return Answer(0, _TOLD.pack(told, nodes_of(policy) & ((1 << 64) - 1)))

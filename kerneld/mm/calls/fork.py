@@ -134,8 +134,8 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> bool:
     new.frames.kernel_objects.check_room(new.owner, 1, in_fork=True)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(old, vma.nr_pages)
-    child = Vma(vma.start, vma.end, vma.vm_flags & ~VM_LOCKED_MASK, vma.pgoff, vma.file, vma.dev_zero)
-    child.policy = vma.policy
+    child = vma.dup(vma.start, vma.end, vma.pgoff)
+    child.vm_flags &= ~VM_LOCKED_MASK
     wiped = vma.vm_flags & VM_WIPEONFORK
     if not wiped:
         anon_vma_fork(child, vma, new.frames)

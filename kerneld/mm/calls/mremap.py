@@ -269,8 +269,7 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
     if merge_next and following is not None:
         mm.move_vma_bounds(following, addr, following.end)
         return following
-    new_vma = Vma(addr, end, vma.vm_flags, pgoff, vma.file, vma.dev_zero)
-    new_vma.policy = vma.policy
+    new_vma = vma.dup(addr, end, pgoff)
     new_vma.anon_vma = vma.anon_vma
     anon_vma_clone(new_vma, vma)
     mm.insert_vma(new_vma)

@@ -246,8 +246,7 @@ class MmStruct:
 
         The caller has checked max_map_count. Source: Linux v6.8 mm/mmap.c:__split_vma().
         """
-        upper = Vma(vaddr, vma.end, vma.vm_flags, vma.page_index(vaddr), vma.file, vma.dev_zero)
-        upper.policy = vma.policy
+        upper = vma.dup(vaddr, vma.end, vma.page_index(vaddr))
         split_anon_vma(upper, vma)
         self.move_vma_bounds(vma, vma.start, vaddr)
         self.insert_vma(upper)

@@ -67,6 +67,15 @@ class Vma:
         self.link_order = 0
         """When the VMA was last put into its anon_vmas; who came later has a higher number."""
 
+    def dup(self, start: Vaddr, end: Vaddr, pgoff: int) -> Vma:
+        """Return a VMA like this one with other bounds, in no address space and without anon_vmas.
+
+        Source: Linux v6.8 kernel/fork.c:vm_area_dup().
+        """
+        copy = Vma(start, end, self.vm_flags, pgoff, self.file, self.dev_zero)
+        copy.policy = self.policy
+        return copy
+
     @property
     def anon_vma_chain(self) -> tuple[AnonVma, ...]:
         """The anon_vmas of the frames that the VMA may map, the oldest first."""

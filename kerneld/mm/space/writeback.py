@@ -77,7 +77,7 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
     bits = PTE_RW if mapping.is_shmem else PTE_RW | PTE_DIRTY
     vmas = [vma for vma in mapping.i_mmap.overlapping(index, index + 1) if vma.vm_flags & VM_SHARED]
     if len(vmas) > FEW_ENTRIES:
-        _mkclean_many(vmas, index, bits)
+        _mkclean_many(mapping, vmas, index, bits)
         return
     for vma in vmas:
         mm = mapping.i_mmap[vma]
@@ -89,14 +89,12 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
                 mm.pages.update_pte(pte, vaddr, entry & ~bits)
 
 
-def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
+def _mkclean_many(mapping: AddressSpace, vmas: list[Vma], index: int, bits: int) -> None:
     """Do the same, a leaf table at a time: one process may map the page 60,000 times."""
-    offset = index << PAGE_SHIFT
-    by_mm: defaultdict[MmStruct | None, list[Vaddr]] = defaultdict(list)
+    by_mm: defaultdict[MmStruct, list[Vaddr]] = defaultdict(list)
     for vma in vmas:
-        by_mm[vma.vm_mm].append(vma.start + offset - (vma.pgoff << PAGE_SHIFT))
+        by_mm[mapping.i_mmap[vma]].append(vma.start + ((index - vma.pgoff) << PAGE_SHIFT))
     for mm, found in by_mm.items():
-        assert mm is not None
         vaddrs = np.sort(np.array(found))
         bounds = np.flatnonzero(np.diff(vaddrs >> PMD_SHIFT)) + 1
         for here in np.split(vaddrs, bounds):
