@@ -13,6 +13,7 @@ from kerneld.errors import SysError
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.task import Process, Thread
+from shared.uapi.page import Pid
 from shared.wire import SigInfo
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class Call:
         """Return the lower 32 bits of an argument, signed: it is an int in C."""
         value = self.args[index] & 0xFFFF_FFFF
         return value - (1 << 32) if value >> 31 else value
+
+    def get_process(self, pid: Pid) -> Process:
+        """Return the living process of a pid. Raises SysError(ESRCH)."""
+        process = self.kernel.find_process(pid)
+        if process is None:
+            raise SysError(errno.ESRCH)
+        return process
 
     def may_write(self, file: File) -> bool:
         """Return whether the caller owns a file or may write to it. The mode in which it is open does not matter."""

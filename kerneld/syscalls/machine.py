@@ -112,8 +112,6 @@ def ram(call: Call) -> Answer:
     """
     if not call.process.cred.superuser:
         raise SysError(errno.EPERM)
-    process = call.kernel.find_process(call.args[0])
-    if process is None:
-        raise SysError(errno.ESRCH)
+    process = call.get_process(call.args[0])
     root = process.live_mm.page_table.root
     return Answer(root << PAGE_SHIFT, fds=(call.kernel.ram.open_readonly(),))

@@ -10,7 +10,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counting_faults
-from kerneld.syscalls.remote import get_process, held
+from kerneld.syscalls.remote import held
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.uaccess import copy_from_user, copy_to_user
 from shared.uapi.page import PAGE_SIZE, Vaddr
@@ -24,7 +24,7 @@ def mem_rw(call: Call) -> int | Answer | Work:
     Raises SysError(EIO) if that is the first one, EFAULT for a bad address of the caller's, ESRCH, and EPERM for
     another user's process. Source: Linux v6.8 fs/proc/base.c:mem_rw().
     """
-    process = get_process(call, call.int_arg(0))
+    process = call.get_process(call.int_arg(0))
     if not ptrace_may_access(call.process, process):
         raise SysError(errno.EPERM)
     pieces = _copy_in_pieces(call, process.live_mm)

@@ -184,9 +184,7 @@ def sys_prlimit64(call: Call) -> int | Answer:
     new, old = call.args[2:4]
     if new and len(call.data) != _RLIMIT64.size:
         raise SysError(errno.EFAULT)
-    process = call.kernel.find_process(pid) if pid else call.process
-    if process is None:
-        raise SysError(errno.ESRCH)
+    process = call.get_process(pid) if pid else call.process
     _check_may_limit(call.process, process)
     if resource >= RLIM_NLIMITS:
         raise SysError(errno.EINVAL)

@@ -67,7 +67,7 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
         raise SysError(errno.EINVAL)
     if not any(length for _, length in remote):
         return 0
-    process = get_process(call, pid)
+    process = call.get_process(pid)
     if not ptrace_may_access(call.process, process):
         raise SysError(errno.EPERM)
     wanted = local.left
@@ -222,14 +222,6 @@ def _unpack_iovecs(data: bytes, count: int) -> list[Piece]:
     return list(_IOVEC.iter_unpack(data))
 
 
-def get_process(call: Call, pid: Pid) -> Process:
-    """Return the living process of a pid. Raises SysError(ESRCH)."""
-    process = call.kernel.find_process(pid)
-    if process is None:
-        raise SysError(errno.ESRCH)
-    return process
-
-
 def sys_process_madvise(call: Call) -> int | Answer | Work:
     """args: pidfd, iovecs, count, advice, flags; inline: the iovecs. Consumes a pidfd; without one args[0] is a pid.
 
@@ -250,7 +242,7 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
         if pidfd is None and call.thread.tlb is not None:
             # A native program names a pidfd: it has no such descriptor.
             raise SysError(errno.EBADF)
-        process = get_process(call, pid if pidfd is None else _pid_of(pidfd))
+        process = call.get_process(pid if pidfd is None else _pid_of(pidfd))
     finally:
         if pidfd is not None:
             fput(pidfd)
