@@ -21,18 +21,16 @@ Value = TypeVar("Value")
 class Intervals(dict[Item, Value]):
     """Items, each with a value. A subclass says what pages an item covers."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._by_shift: dict[int, dict[int, Item | dict[Item, None]]] | None = None
-        """The buckets of 2^shift pages each, by their numbers; None while there are few items. Very often a bucket has
-        one item, which then stands for itself."""
+    _by_shift: dict[int, dict[int, Item | dict[Item, None]]] | None = None
+    """The buckets of 2^shift pages each, by their numbers; None while there are few items. Very often a bucket has
+    one item, which then stands for itself."""
 
     def bounds(self, item: Item) -> tuple[int, int]:
         """Return the first page that an item covers, and the page behind its last one."""
         raise NotImplementedError
 
     def __setitem__(self, item: Item, value: Value) -> None:
-        super().__setitem__(item, value)
+        dict.__setitem__(self, item, value)
         if self._by_shift is not None:
             self.insert(item)
         elif len(self) > FEW:
@@ -41,10 +39,11 @@ class Intervals(dict[Item, Value]):
                 self.insert(each)
 
     def __delitem__(self, item: Item) -> None:
-        super().__delitem__(item)
-        self.remove(item)
-        if len(self) <= FEW // 2:
-            self._by_shift = None
+        dict.__delitem__(self, item)
+        if self._by_shift is not None:
+            self.remove(item)
+            if len(self) <= FEW // 2:
+                self._by_shift = None
 
     def insert(self, item: Item) -> None:
         """Put an item of this dict into its bucket: after its bounds have changed."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.intervals import Intervals
 from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_SOFTDIRTY
+from shared.uapi.page import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from kerneld.mm.space.vma import Vma
@@ -124,7 +125,7 @@ class _AnonVmas(Intervals[AnonVma, None]):
 
 
 def _offsets(vma: Vma) -> tuple[int, int]:
-    return vma.pgoff, vma.pgoff + vma.nr_pages
+    return vma.pgoff, vma.pgoff + (vma.end - vma.start >> PAGE_SHIFT)
 
 
 def _with(
@@ -156,8 +157,7 @@ def anon_vma_root(anon_vma: AnonVma) -> AnonVma:
 def _end_chain(vma: Vma, anon_vma: AnonVma) -> None:
     vma.chain_top = anon_vma
     anon_vma.ending = vma if anon_vma.ending is None else _with(anon_vma.ending, vma, _Vmas)
-    anon_vma.cover(*_offsets(vma))
-    vma.link_order = next(_link_orders)
+    _put_last(vma, anon_vma)
 
 
 def pre_update_vma(vma: Vma) -> None:
@@ -174,11 +174,19 @@ def post_update_vma(vma: Vma) -> None:
 
     Source: Linux v6.8 mm/mmap.c:anon_vma_interval_tree_post_update_vma(), vma_complete().
     """
-    if vma.chain_top is not None:
-        if isinstance(vma.chain_top.ending, Intervals):
-            vma.chain_top.ending.insert(vma)
-        vma.chain_top.cover(*_offsets(vma))
-        vma.link_order = next(_link_orders)
+    top = vma.chain_top
+    if top is not None:
+        if isinstance(top.ending, Intervals):
+            top.ending.insert(vma)
+        _put_last(vma, top)
+
+
+def _put_last(vma: Vma, top: AnonVma) -> None:
+    """Have `top`, the end of a VMA's chain, cover the VMA, and a walk come to the VMA last."""
+    first, last = _offsets(vma)
+    if first < top.first or top.last < last:
+        top.cover(first, last)
+    vma.link_order = next(_link_orders)
 
 
 def anon_vma_prepare(vma: Vma, near: tuple[Vma | None, Vma | None], frames: Frames) -> AnonVma:
