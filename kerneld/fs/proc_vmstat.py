@@ -21,6 +21,7 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SIZE
 
 _VMALLOC_TOTAL_KB = (1 << 45) - 1 >> 10
 """VMALLOC_TOTAL of x86-64 with four-level tables. Nothing uses this memory here."""
+_NR_COUNTS = 7 + len(LruList) + 1
 _WORKINGSET_EVENTS = [
     f"workingset_{what}_{kind}" for what in ("refault", "activate", "restore") for kind in ("anon", "file")
 ]
@@ -66,26 +67,43 @@ class PageCounts(NamedTuple):
 
 
 def count_pages(frames: Frames) -> PageCounts:
-    """Count every frame by its use. A frame with contents has flags: a free one has none."""
-    used = np.flatnonzero(frames.flags)
-    flags, mapcount = frames.flags[used], frames.mapcount[used]
-    anon = (flags & PG_ANON) != 0
-    swap_cached = (flags & PG_SWAPCACHE) != 0
-    file = (frames.mapping[used] != 0) & ~anon
-    shmem = file & ((flags & PG_SWAPBACKED) != 0)
+    """Count every frame by its use."""
+    counted = np.sum([_count_part(frames, part) for part in frames.parts()], axis=0).tolist()
+    anon, file, shmem, mapped, dirty, tables, swap_cached, *lists = counted
     return PageCounts(
         total=frames.total_pages,
         free=frames.free_pages,
-        anon=int(np.count_nonzero(anon & (mapcount > 0))),
-        file=int(np.count_nonzero(file)),
-        shmem=int(np.count_nonzero(shmem)),
-        mapped=int(np.count_nonzero(file & (mapcount > 0))),
-        dirty=int(np.count_nonzero(file & ~shmem & ((flags & PG_DIRTY) != 0))),
-        tables=int(np.count_nonzero(flags & PG_TABLE)),
-        swap_cached=int(np.count_nonzero(swap_cached)),
+        anon=anon,
+        file=file,
+        shmem=shmem,
+        mapped=mapped,
+        dirty=dirty,
+        tables=tables,
+        swap_cached=swap_cached,
         anon_huge=len(frames.huge.entire_mapcount) * HPAGE_PMD_NR,
-        lists=lru_sizes_of(flags),
+        lists=lists,
     )
+
+
+def _count_part(frames: Frames, part: slice) -> list[int]:
+    """Count a part of the frames, in the order of `PageCounts`. A free frame has no flags, and no mapping."""
+    flags = frames.flags[part]
+    if not flags.any():
+        return [0] * _NR_COUNTS
+    is_mapped = frames.mapcount[part] > 0
+    anon = (flags & PG_ANON) != 0
+    file = (frames.mapping[part] != 0) & ~anon
+    shmem = file & ((flags & PG_SWAPBACKED) != 0)
+    kinds = (
+        anon & is_mapped,
+        file,
+        shmem,
+        file & is_mapped,
+        file & ~shmem & ((flags & PG_DIRTY) != 0),
+        flags & PG_TABLE,
+        flags & PG_SWAPCACHE,
+    )
+    return [*map(int, map(np.count_nonzero, kinds)), *lru_sizes_of(flags)]
 
 
 def si_mem_available(counts: PageCounts, frames: Frames) -> int:

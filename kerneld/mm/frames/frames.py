@@ -67,6 +67,7 @@ PG_PGD = 1 << 14
 Pfns = npt.NDArray[np.int64]
 
 LRU_CLOCK_END = _U32 = (1 << 32) - 1
+_FRAMES_OF_PART = 1 << 14
 
 
 class Frames:
@@ -98,8 +99,7 @@ class Frames:
         self.lru_clock = 0
         self.lru_sizes_noted: tuple[int, int, list[int]] = (LRU_CLOCK_END + 1, 0, [])
         """When `kerneld.mm.frames.lru.recent_lru_sizes` last counted: the clock, ahead of it for never, how many frames
-        were
-        free, and what it found."""
+        were free, and what it found."""
         self.nonresident_age = 0
         """The number of evictions and activations so far. It measures the distance from an eviction to a refault
         (Linux: mm/workingset.c)."""
@@ -143,6 +143,16 @@ class Frames:
     def free_pages(self) -> int:
         """The number of free frames."""
         return self.buddy.nr_free
+
+    def parts(self) -> Iterator[slice]:
+        """Yield all frames in parts of 64 MiB of RAM, for callers that look at every frame.
+
+        What is computed for a part stays in the processor's cache. For all frames of 16 GiB at once it takes three
+        times as long or more.
+        """
+        count = len(self.flags)
+        for low in range(0, count, _FRAMES_OF_PART):
+            yield slice(low, min(low + _FRAMES_OF_PART, count))
 
     def register_mapping(self, mapping: object) -> int:
         """Give an anon_vma or address_space a number, by which frames refer to it."""

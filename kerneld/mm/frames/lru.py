@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.mm.frames.frames import (
+    LRU_CLOCK_END,
     PG_ACTIVE,
     PG_ANON,
     PG_DIRTY,
@@ -38,6 +39,7 @@ _PLACE = PG_LRU | PG_ACTIVE | PG_SWAPBACKED | PG_UNEVICTABLE
 _QUEUED = 8192
 _MOST_QUEUED = 4 * _QUEUED
 """The most frames of a list that are sorted at a time."""
+_SAMPLED = 1 << 15
 _LAG_SHIFT = 10
 SWAP_CLUSTER_MAX = 32
 
@@ -61,7 +63,7 @@ _FLAGS_OF = {
 
 def lru_sizes(frames: Frames) -> list[int]:
     """Return the number of frames on each `LruList`; the last number is for unevictable frames."""
-    return lru_sizes_of(frames.flags)
+    return [sum(sizes) for sizes in zip(*(lru_sizes_of(frames.flags[part]) for part in frames.parts()), strict=True)]
 
 
 def lru_sizes_of(flags: npt.NDArray[np.uint32]) -> list[int]:
@@ -117,24 +119,34 @@ class Lists:
             left -= len(found[-1])
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
-    def _is_on(self, pfns: Pfns, kind: LruList) -> npt.NDArray[np.bool_]:
+    def _is_on(self, pfns: Pfns | slice, kind: LruList) -> npt.NDArray[np.bool_]:
         on: npt.NDArray[np.bool_] = (self._frames.flags[pfns] & _PLACE) == _FLAGS_OF[kind]
         return on
 
     def _refill(self, kind: LruList) -> bool:
-        frames = self._frames
-        pfns = np.flatnonzero((frames.flags & _PLACE) == _FLAGS_OF[kind])
-        stamps = frames.lru[pfns]
-        if len(pfns) > _MOST_QUEUED:
-            # A sample of the stamps gives a good estimate of the limit: the exact number of oldest frames does not
-            # matter.
-            share = stamps[:: len(pfns) // _QUEUED]
-            limit = np.partition(share, len(share) * _QUEUED // len(pfns))[len(share) * _QUEUED // len(pfns)]
-            oldest = stamps <= limit
-            pfns, stamps = pfns[oldest], stamps[oldest]
+        frames, limit = self._frames, self._find_limit(kind)
+        queue = np.concatenate(
+            [
+                np.flatnonzero(self._is_on(part, kind) & (frames.lru[part] <= limit)) + part.start
+                for part in frames.parts()
+            ]
+        )
+        stamps = frames.lru[queue]
         order = np.argsort(stamps)
-        self._queues[kind], self._stamps[kind] = pfns[order], stamps[order]
-        return len(pfns) > 0
+        self._queues[kind], self._stamps[kind] = queue[order], stamps[order]
+        return len(queue) > 0
+
+    def _find_limit(self, kind: LruList) -> int:
+        """Return the stamp up to which the frames of a list are old enough for the queue, about `_QUEUED` of them."""
+        frames = self._frames
+        count = sum(int(np.count_nonzero(self._is_on(part, kind))) for part in frames.parts())
+        # A sample of the stamps gives a good estimate: the exact number of oldest frames does not matter.
+        sample = slice(None, None, max(1, len(frames.flags) // _SAMPLED))
+        stamps = frames.lru[sample][self._is_on(sample, kind)]
+        if count <= _MOST_QUEUED or not len(stamps):
+            return LRU_CLOCK_END
+        place = len(stamps) * _QUEUED // count
+        return int(np.partition(stamps, place)[place])
 
 
 def isolate(frames: Frames, pfns: Pfns) -> None:
