@@ -24,14 +24,15 @@ from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
 from kerneld.syscalls.table import RESTART
 from shared.client.execve import pack_strings
-from shared.uapi.mman import Madv, Map, Prot
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.mman import Madv, Map, Mremap, Prot
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Exec, Nr
 
 RAM_BYTES, SWAP_BYTES = 256 << 20, 64 << 20
 NONE, READ, RW = Prot.NONE.value, Prot.READ.value, (Prot.READ | Prot.WRITE).value
 PRIVATE, ANONYMOUS = Map.PRIVATE.value, (Map.PRIVATE | Map.ANONYMOUS).value
 WINDOW_PAGES = 16
+GIB = 1 << 30
 IMAGE = "/bin/true"
 
 
@@ -164,6 +165,24 @@ def mremap(program: Program, times: int) -> None:
         program.measure("mremap", times, once)
 
 
+def move(program: Program, times: int) -> None:
+    """Move a GiB that has an entry in each of its leaf tables to a place that is free, and back."""
+    request, flags = program.request, Mremap.MAYMOVE.value | Mremap.FIXED.value
+    unbacked = ANONYMOUS | Map.NORESERVE
+    address = request(Nr.MMAP, 0, GIB, RW, unbacked)
+    for table in range(address, address + GIB, PMD_SIZE):
+        request(Nr.MADVISE, table, PAGE_SIZE, Madv.POPULATE_READ.value)
+    free_place = request(Nr.MMAP, 0, GIB, RW, unbacked)
+    request(Nr.MUNMAP, free_place, GIB)
+
+    def once(_: int) -> None:
+        request(Nr.MREMAP, address, GIB, GIB, flags, free_place)
+        request(Nr.MREMAP, free_place, GIB, GIB, flags, address)
+
+    program.measure("move", times, once)
+    request(Nr.MUNMAP, address, GIB)
+
+
 def fork(program: Program, times: int) -> None:
     """Copy a process of some thirty mappings and two hundred pages, attach the copy, and end it."""
     kernel, request = program.kernel, program.request
@@ -268,7 +287,7 @@ def _store_each(program: Program, name: str, times: int, populate: Madv | None) 
 
 CALLS: dict[str, Callable[[Program, int], None]] = {
     call.__name__: call
-    for call in (pair, merge, mprotect, dontneed, brk, mremap, read, write, cow, file, cached, swap, fork, execve)
+    for call in (pair, merge, mprotect, dontneed, brk, mremap, move, read, write, cow, file, cached, swap, fork, execve)
 }
 """By their names in small.c. execve is the last: its process has another image afterwards."""
 

@@ -45,6 +45,7 @@ from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
 _MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
+_MAP_SHARED, _MAP_FIXED = Map.SHARED.value, Map.FIXED.value
 Place: TypeAlias = Generator[None, None, Vaddr]
 """A call in pieces that returns an address."""
 _SPARE_MAPS = 3
@@ -91,7 +92,7 @@ def mremap_in_pieces(
         _expand(mm, vma, new_len - old_len)
         new_addr = addr
     elif flags & _MAYMOVE:
-        map_flags = Map.SHARED.value if vma.vm_flags & VM_MAYSHARE else 0
+        map_flags = _MAP_SHARED if vma.vm_flags & VM_MAYSHARE else 0
         new_addr = find_new_place(mm, vma, addr, 0, new_len, map_flags, privileged)
         yield from move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
     else:
@@ -124,7 +125,7 @@ def _mremap_to(
     vma = vma_to_resize(mm, addr, old_len, new_len, flags, privileged)
     if flags & _DONTUNMAP and not may_expand_vm(mm, vma.vm_flags, old_len >> PAGE_SHIFT):
         raise SysError(errno.ENOMEM)
-    map_flags = Map.FIXED.value if flags & _FIXED else 0
+    map_flags = _MAP_FIXED if flags & _FIXED else 0
     new_addr = find_new_place(mm, vma, addr, new_addr, new_len, map_flags, privileged)
     yield from move_vma(mm, vma, addr, old_len, new_addr, new_len, flags)
     yield from _populate_tail(mm, new_addr, old_len, new_len)
@@ -173,7 +174,7 @@ def vma_expandable(mm: MmStruct, vma: Vma, delta: int, privileged: bool) -> bool
     if mm.vmas.find_intersection(vma.end, end) is not None:
         return False
     try:
-        get_unmapped_area(mm, vma.start, end - vma.start, Map.FIXED.value, raw_io=privileged)
+        get_unmapped_area(mm, vma.start, end - vma.start, _MAP_FIXED, raw_io=privileged)
     except SysError:
         return False
     return True

@@ -51,6 +51,8 @@ _READ_KEY, _WRITTEN_KEY = _READ | PTE_PKEY_MASK, _WRITTEN | PTE_PKEY_MASK
 _KEY_0 = PKRU_AD | PKRU_WD
 """Key 0's bits of PKRU."""
 _MAX_CACHED = 64
+_FEW_TABLES = 4
+"""Number of tables up to which each is freed by itself."""
 
 
 class PageTable:
@@ -220,9 +222,9 @@ class PageTable:
             count = step >> PMD_SHIFT
             low = self.find_pmd(at)
             assert low is not None
-            if words_np[low : low + count].any():
+            if np.count_nonzero(words_np[low : low + count]):
                 to_low = self.ensure_pmd(target)
-                if words_np[to_low : to_low + count].any():
+                if np.count_nonzero(words_np[to_low : to_low + count]):
                     return False
                 pieces.append((low, to_low, count))
         for low, to_low, count in pieces:
@@ -328,16 +330,16 @@ class PageTable:
 
     def _free_named(self, table: Table, shift: int, floor: Vaddr, ceiling: Vaddr) -> None:
         """Free the tables that a table's entries name and that cover nothing outside [floor, ceiling)."""
-        span = 1 << shift
-        present = np.flatnonzero(self._words_np[table.low : table.high])
-        lows = (present << shift) + (table.start & -span)
-        slots = table.low + present[(lows >= floor) & (lows + span <= ceiling)]
-        if len(slots) > 1:
+        start = table.start & -(1 << shift)
+        low = table.low + max(0, floor - start + (1 << shift) - 1 >> shift)
+        high = min(table.high, table.low + (ceiling - start >> shift))
+        slots = low + self._words_np[low:high].nonzero()[0]
+        if len(slots) > _FEW_TABLES:
             freed = pte_pfn(self._words_np[slots]).astype(np.int64)
             self._words_np[slots] = 0
             self._frames.put_pages(freed)
         else:
-            for slot in slots.tolist():  # Most munmaps free one of each level, or none: put_pages() is slower for that.
+            for slot in slots.tolist():
                 self._frames.put_page(pte_pfn(self._words[slot]))
                 self._words[slot] = 0
         self.table_pages -= len(slots)

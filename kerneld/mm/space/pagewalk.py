@@ -179,7 +179,7 @@ class PageWalk:
         if following >= end:
             return following
         index = slot % PTRS_PER_TABLE
-        ahead = np.flatnonzero(self._words_np[slot : slot - index + PTRS_PER_TABLE])
+        ahead = self._words_np[slot : slot - index + PTRS_PER_TABLE].nonzero()[0]
         step = int(ahead[0]) if len(ahead) else PTRS_PER_TABLE - index
         return ((vaddr >> shift) + step) << shift
 
@@ -204,6 +204,8 @@ class PageWalk:
     def _whole_leaves(self, upper: Table) -> Iterator[Run]:
         """Yield the whole leaf tables and huge pages that the entries of a table name."""
         entries = self._words_np[upper.low : upper.high]
+        if not np.count_nonzero(entries):
+            return
         tables = np.flatnonzero((entries & np.uint64(KIND)) == PTE_PRESENT)
         done = 0
         for index in np.flatnonzero(entries & np.uint64(PTE_PSE)).tolist():

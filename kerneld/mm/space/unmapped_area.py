@@ -16,6 +16,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, p
 
 TASK_UNMAPPED_BASE = page_align(TASK_SIZE // 3)
 """Start of the search upwards, which is made if no space is left below mmap_base."""
+_FIXED = Map.FIXED.value
 _LAST_ERR_VALUE = (1 << 64) - 4096
 _BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
 
@@ -68,7 +69,7 @@ def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: 
     """Source: Linux v6.8 mm/huge_memory.c:__thp_get_unmapped_area(): a free hint is used without alignment."""
     start = offset or 0
     first_boundary = start + (-start & (PMD_SIZE - 1))
-    if start + length < first_boundary + PMD_SIZE or flags & Map.FIXED.value:
+    if start + length < first_boundary + PMD_SIZE or flags & _FIXED:
         return None
     try:
         found = _topdown(mm, addr, length + PMD_SIZE, flags)
@@ -82,7 +83,7 @@ def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
     """Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c:arch_get_unmapped_area_topdown(), arch_get_unmapped_area()."""
     if length > TASK_SIZE:
         raise SysError(errno.ENOMEM)
-    if flags & Map.FIXED.value:
+    if flags & _FIXED:
         return addr
     if addr:
         # A hint may lie below where the search of MAP_32BIT starts, but not above where it ends.
