@@ -287,9 +287,9 @@ def _store_each(program: Program, name: str, times: int, populate: Madv | None) 
 
 CALLS: dict[str, Callable[[Program, int], None]] = {
     call.__name__: call
-    for call in (pair, merge, mprotect, dontneed, brk, mremap, move, read, write, cow, file, cached, swap, fork, execve)
+    for call in (pair, merge, mprotect, dontneed, brk, mremap, read, write, cow, file, cached, swap, fork, execve, move)
 }
-"""By their names in small.c. execve is the last: its process has another image afterwards."""
+"""By their names in small.c. execve is late: its process has another image afterwards."""
 
 
 class Nothing:
