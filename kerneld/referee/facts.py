@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
-from kerneld.referee.host_view import has_damon, has_lru_gen
+from kerneld.referee.host_view import has_damon, has_lru_gen, runs_ksm
 from kerneld.referee.layout import Layout
 from kerneld.referee.limits import VmSettings, host_has_pkeys, host_settings, own_limits
 from kerneld.referee.mode import Mode, thp_of
@@ -44,6 +44,8 @@ class HostFacts(NamedTuple):
     """Swap of its own, outside the mode `swap`."""
     has_damon: bool
     has_lru_gen: bool
+    runs_ksm: bool
+    """Equal pages of mergeable memory are really merged."""
     is_kerneld: bool = False
     """The runner is a native program of a kerneld (`inside`)."""
     counts: bool = False
@@ -106,5 +108,6 @@ def find_facts(
         has_swap=mode is not Mode.SWAP and host_has_swap(),
         has_damon=has_damon(),
         has_lru_gen=has_lru_gen(),
+        runs_ksm=runs_ksm(),
         counts=counts,
     )

@@ -13,7 +13,7 @@ from typing import ClassVar
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
 from kerneld.referee.wide import WideGenerator
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
-from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms
+from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms, Pr
 from shared.uapi.resource import Rlimit
 
 PAGE = 4096
@@ -32,7 +32,7 @@ _WEIGHTS: dict[str, float] = {
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
     "process_vm_writev": 2, "process_madvise": 1.5, "prlimit64": 1.5, "ftruncate": 2.5, "add_seals": 1,
     "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7,
-    "wrpkru": 2,
+    "wrpkru": 2, "prctl": 0.7,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
 """The weight of each of FILES."""
@@ -233,6 +233,15 @@ class Generator:
         if self._long and advice in (Madv.POPULATE_READ, Madv.POPULATE_WRITE):
             length = min(length, 16 * PAGE)
         return Op(self._who(), "madvise", (place, length, advice))
+
+    def _prctl(self) -> Op:
+        """Make all memory mergeable, mostly, or none, or ask; one argument may be one too many."""
+        rng = self._rng
+        option, merge_any = rng.choice(
+            ((Pr.SET_MEMORY_MERGE, 1),) * 3 + ((Pr.SET_MEMORY_MERGE, 0), (Pr.GET_MEMORY_MERGE, 0))
+        )
+        unused = [1 if self._chance(0.05) else 0 for _ in range(3)]
+        return Op(self._who(), "prctl", (option.value, rng.choice((merge_any, merge_any, merge_any << 32)), *unused))
 
     def _mlock(self) -> Op:
         return Op(self._who(), "mlock", self._range(aligned=False))

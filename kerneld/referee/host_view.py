@@ -68,6 +68,14 @@ def has_lru_gen(knob: Path = Path("/sys/kernel/mm/lru_gen/enabled")) -> bool:
         return False
 
 
+def runs_ksm(knob: Path = Path("/sys/kernel/mm/ksm/run")) -> bool:
+    """Return whether this host merges equal pages. Source: Linux v6.8 mm/ksm.c:run_show()."""
+    try:
+        return knob.read_text().strip() == "1"
+    except OSError:
+        return False
+
+
 def has_idle_pages(views: dict[int, View]) -> bool:
     """Return whether a page of these processes is marked as idle: DAMON has cleared its accessed bit."""
     return any(word & _KPF_IDLE for view in views.values() for word in view.page_flags.values())

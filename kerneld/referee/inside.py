@@ -117,7 +117,8 @@ class InsideHost:
 
 def _facts_of(found: HostFacts) -> HostFacts:
     """Return the facts of a kerneld, from those that a player inside has found: some are those of the kernel below."""
-    return found._replace(release=RELEASE, is_kerneld=True, has_swap=False, has_damon=False, has_lru_gen=False)
+    below = found._replace(has_swap=False, has_damon=False, has_lru_gen=False, runs_ksm=False)
+    return below._replace(release=RELEASE, is_kerneld=True)
 
 
 @contextlib.contextmanager

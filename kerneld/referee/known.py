@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from kerneld.fs import proc_maps
 from kerneld.mm import vm_flags
-from kerneld.mm.calls import madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap
+from kerneld.mm.calls import brk, madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap
 from kerneld.mm.fault import fault
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space import dying, munmap, pkeys, truncate, unmapped_area, vma_merge
@@ -35,7 +35,7 @@ from kerneld.referee import (
 )
 from kerneld.referee.difference import Here, Known, OnTop
 from kerneld.referee.known_modes import KNOWN_OF_MODES
-from kerneld.syscalls import process, remote
+from kerneld.syscalls import memory, process, remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv, Map
 
@@ -355,14 +355,36 @@ KNOWN = (
     ),
     Known(
         (0, 0),
-        "CONFIG_SWAP, CONFIG_KSM, CONFIG_TRANSPARENT_HUGEPAGE",
-        "MADV_WILLNEED of anonymous memory succeeds. MADV_MERGEABLE and MADV_UNMERGEABLE set and clear a flag. "
-        "MADV_COLLAPSE is known, and refused for each mapping, because the runner turns huge pages off.",
+        "CONFIG_TRANSPARENT_HUGEPAGE, and PR_SET_THP_DISABLE of the runner",
+        "MADV_COLLAPSE is refused for each mapping, because the runner turns huge pages off.",
+        ((madvise, "_madvise_vma", this_host.madvise_vma),),
+        witness=witnesses.collapses_nothing,
+    ),
+    Known(
+        (0, 0),
+        "no CONFIG_KSM",
+        "MADV_MERGEABLE and MADV_UNMERGEABLE are unknown.",
+        ((madvise, "_VALID", madvise._VALID - {Madv.MERGEABLE, Madv.UNMERGEABLE}),),
+        witness=witnesses.has_no_ksm,
+    ),
+    Known(
+        (0, 0),
+        "d7597f59d1d3, and no CONFIG_KSM",
+        "PR_SET_MEMORY_MERGE and PR_GET_MEMORY_MERGE are unknown.",
+        ((memory, "PRCTL_OPTIONS", frozenset()),),
+        witness=witnesses.knows_no_memory_merge,
+        before=(6, 4),
+    ),
+    Known(
+        (6, 17),
+        "mm/vma.c:__mmap_region(), do_brk_flags()",
+        "In an address space that PR_SET_MEMORY_MERGE has made mergeable, new memory is mergeable before it is tried "
+        "to merge with its neighbours.",
         (
-            (madvise, "_madvise_vma", this_host.madvise_vma),
-            (madvise, "_VALID", madvise._VALID | {Madv.MERGEABLE, Madv.UNMERGEABLE, Madv.COLLAPSE}),
+            (mmap, "mmap_region", OnTop(later_merge.maps_as_mergeable)),
+            (brk, "do_brk_flags", OnTop(later_merge.grows_as_mergeable)),
         ),
-        witness=witnesses.has_ksm,
+        witness=witnesses.maps_as_mergeable,
     ),
     *KNOWN_OF_MODES,
 )

@@ -1,19 +1,43 @@
 """The merging of VMAs in newer kernels: rules that replace kerneld's own while the referee runs (`known`).
 
-Answers to Linux v6.16 mm/vma.c.
+Answers to mm/vma.c of Linux v6.16 and v6.17.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space import vma_merge
+from kerneld.mm.space.ksm import ksm_vma_flags
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, Vaddr
+
+MmapRegion: TypeAlias = "Callable[[MmStruct, Vaddr, int, int, File | None, int], Vma]"
+
+
+def maps_as_mergeable(earlier: MmapRegion) -> MmapRegion:
+    """In a mergeable address space new memory is so before it is tried to merge.
+
+    Source: Linux v6.17 mm/vma.c:__mmap_region(), can_set_ksm_flags_early().
+    """
+
+    def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+        return earlier(mm, addr, length, ksm_vma_flags(mm, vm_flags), file, pgoff)
+
+    return mmap_region
+
+
+def grows_as_mergeable(earlier: Callable[..., None]) -> Callable[..., None]:
+    """The same of the heap. Source: Linux v6.17 mm/vma.c:do_brk_flags()."""
+
+    def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0, *, above: Vaddr = 0) -> None:
+        earlier(mm, addr, length, ksm_vma_flags(mm, vm_flags), above=above)
+
+    return do_brk_flags
 
 
 class _Source:

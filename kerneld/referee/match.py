@@ -23,7 +23,7 @@ from kerneld.referee.known import KNOWN
 from kerneld.referee.machine import OF_THE_MACHINE
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State, StateOf
-from kerneld.referee.program import Op, Program
+from kerneld.referee.program import MAX_PROCESSES, Op, Program
 from kerneld.referee.remote import open_remote_host
 from kerneld.referee.simulated import Simulated
 from kerneld.referee.witness import Stage
@@ -60,7 +60,16 @@ class Match:
 
     def expect(self, program: Program) -> None:
         """Say which program is played after those that were expected before. Not every one needs to be expected."""
-        self.hosts.expect(program, pages_out=self._pages_out)
+        self.hosts.expect(self._playable(program), pages_out=self._pages_out)
+
+    def _playable(self, program: Program) -> Program:
+        """Return the program without what makes memory mergeable, if the host really merges equal pages.
+
+        These operations get a process that never exists, and are passed over.
+        """
+        if not self.hosts.facts.runs_ksm:
+            return program
+        return tuple(op._replace(who=MAX_PROCESSES) if _makes_mergeable(op) else op for op in program)
 
     def play(self, program: Program) -> Divergence | None:
         """Run a program on both sides. Return the first difference, or None.
@@ -84,7 +93,7 @@ class Match:
         return self._play_once(program, accessed=False)
 
     def _play_once(self, program: Program, *, accessed: bool) -> Divergence | None:
-        facts, pages_out = self.hosts.facts, self._pages_out
+        facts, pages_out, program = self.hosts.facts, self._pages_out, self._playable(program)
         mine = play(self.ours, facts.layout, program, self.mode, pages_out=pages_out, counts=facts.counts)
         with (
             contextlib.closing(self.hosts.play(program, pages_out=pages_out)) as hosts,
@@ -98,11 +107,12 @@ class Match:
         frames = "frames are compared" if sees else "frames are not compared: only root sees them"
         release, count = self.hosts.facts.release, len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
+        ksm = "; MADV_MERGEABLE is passed over, for this host merges equal pages" if self.hosts.facts.runs_ksm else ""
         accessed = "" if self._accessed else "; Referenced is not compared, for this host's lists of pages are others"
         counts = "; the counters of the whole machine are compared" if self.hosts.facts.counts else ""
         return (
             f"The referee is Linux {release}, mode {self.mode}; {frames}; {count} known differences apply"
-            f"{pageout}{accessed}{counts}."
+            f"{pageout}{ksm}{accessed}{counts}."
         )
 
     def _compare(
@@ -147,6 +157,10 @@ class Match:
 
 def _pages_out(op: Op) -> bool:
     return op.name in _ADVICE_AT and op.args[_ADVICE_AT[op.name]] == Madv.PAGEOUT
+
+
+def _makes_mergeable(op: Op) -> bool:
+    return op.name == "prctl" or (op.name in _ADVICE_AT and op.args[_ADVICE_AT[op.name]] == Madv.MERGEABLE)
 
 
 def _is_batched(op: Op) -> bool:

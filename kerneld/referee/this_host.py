@@ -17,13 +17,13 @@ from kerneld.mm.fault import fault
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.limits import TransparentHugepage
-from kerneld.mm.space import truncate, vma_merge
+from kerneld.mm.space import truncate
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import cut_off
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_MAYSHARE, VM_MERGEABLE, VM_SHARED, is_shared_maywrite
+from kerneld.mm.vm_flags import is_shared_maywrite
 from kerneld.referee.facts import HostFacts
 from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
@@ -68,22 +68,10 @@ def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -
 
 
 def madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps | None:
-    """With KSM, MERGEABLE and UNMERGEABLE set and clear a flag; COLLAPSE finds huge pages turned off.
-
-    Source: Linux v6.8 mm/ksm.c:ksm_madvise(), mm/khugepaged.c:madvise_collapse().
-    """
-    if advice is Madv.WILLNEED and vma.file is None and not mm.frames.swap.total_pages:
-        return None
+    """COLLAPSE finds huge pages turned off. Source: Linux v6.8 mm/khugepaged.c:madvise_collapse()."""
     if advice is Madv.COLLAPSE and mm.sysctl.transparent_hugepage is TransparentHugepage.NEVER:
         raise SysError(errno.EINVAL)
-    if advice not in (Madv.MERGEABLE, Madv.UNMERGEABLE):
-        return _madvise_vma_v6_8(mm, vma, start, end, advice, may_write)
-    vm_flags = vma.vm_flags & ~VM_MERGEABLE
-    if advice is Madv.MERGEABLE and not vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
-        vm_flags |= VM_MERGEABLE
-    if vm_flags != vma.vm_flags:
-        vma_merge.vma_modify(mm, vma, start, end, vm_flags)
-    return None
+    return _madvise_vma_v6_8(mm, vma, start, end, advice, may_write)
 
 
 def may_raise_limits(_cred: Cred) -> bool:

@@ -11,7 +11,7 @@ from kerneld.referee.numbers import parse_numbers
 from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
-from shared.uapi.mman import Madv, Map, Mremap, Prot
+from shared.uapi.mman import Madv, Map, Mremap, Pr, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.signals import SegvCode
 
@@ -343,6 +343,33 @@ def takes_map_sync(stage: Stage) -> bool:
     return stage.play(mmap(0, P, _READ, _PRIVATE | Map.SYNC.value, file=REGULAR)).rets[0] > 0
 
 
-def has_ksm(stage: Stage) -> bool:
-    """Equal pages may be merged: the advice is known."""
-    return stage.play(mmap(0, P), call("madvise", At(0), P, Madv.MERGEABLE.value)).rets[-1] == 0
+def collapses_nothing(stage: Stage) -> bool:
+    """2 MiB shall become a huge page."""
+    at = At(Base.ZERO, _FREE_GIB)
+    played = stage.play(
+        mmap(0, PMD_SIZE, flags=_ANON | _FIXED, at=at),
+        store(At(0)),
+        call("madvise", At(0), PMD_SIZE, Madv.COLLAPSE.value),
+    )
+    return played.rets[-1] < 0
+
+
+def has_no_ksm(stage: Stage) -> bool:
+    """Equal pages may be merged: the advice is not known."""
+    return stage.play(mmap(0, P), call("madvise", At(0), P, Madv.MERGEABLE.value)).rets[-1] < 0
+
+
+def knows_no_memory_merge(stage: Stage) -> bool:
+    """Whether all memory is mergeable cannot be asked."""
+    return stage.play(call("prctl", Pr.GET_MEMORY_MERGE.value, 0, 0, 0, 0)).rets[-1] < 0
+
+
+def maps_as_mergeable(stage: Stage) -> bool:
+    """In a mergeable address space two pages are mapped, one after the other: they are one mapping."""
+    at, flags = At(Base.ZERO, _FREE_GIB), _ANON | _FIXED
+    played = stage.play(
+        call("prctl", Pr.SET_MEMORY_MERGE.value, 1, 0, 0, 0),
+        mmap(0, P, flags=flags, at=at),
+        mmap(1, P, flags=flags, at=At(0, P)),
+    )
+    return played.rets[0] == 0 and len(played.mappings(played.rets[1], 2)) == 1

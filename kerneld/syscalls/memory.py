@@ -25,6 +25,7 @@ from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
+from kerneld.mm.space.ksm import set_merge_any
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.pace import Steps, is_wide
@@ -34,7 +35,7 @@ from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
-from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl
+from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl, Pr
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.wire import MAX_REPLY
 
@@ -43,6 +44,7 @@ _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
 _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
 _HUGE_LOGS = (0, 21)
 """The huge page sizes of the machine in the encoding of MAP_HUGE_*: the default, and 2 MiB."""
+PRCTL_OPTIONS = frozenset(Pr)
 
 
 def sys_mmap(call: Call) -> int | Answer | Work:
@@ -301,6 +303,20 @@ def _mlockall(mm: MmStruct, steps: Steps, *, is_populated: bool) -> Pieces:
 def sys_munlockall(call: Call) -> int | Answer | Work:
     """No arguments."""
     return _in_pieces(mlockall_flags_in_pieces(call.mm, 0))
+
+
+def sys_prctl(call: Call) -> int | Answer | Work:
+    """args: option, and four that depend on it. PR_SET_MEMORY_MERGE takes whether; PR_GET_MEMORY_MERGE returns it.
+
+    Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0.
+    Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
+    """
+    option, merge_any, unused = call.int_arg(0), call.args[1], any(call.args[2:5])
+    if option not in PRCTL_OPTIONS or unused or (option == Pr.GET_MEMORY_MERGE and merge_any):
+        raise SysError(errno.EINVAL)
+    if option == Pr.SET_MEMORY_MERGE:
+        return _in_pieces(set_merge_any(call.mm, merge_any != 0))
+    return int(call.mm.merge_any)
 
 
 def sys_msync(call: Call) -> int | Answer | Work:

@@ -37,6 +37,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.MUNLOCK: memory.sys_munlock,
     Nr.MLOCKALL: memory.sys_mlockall,
     Nr.MUNLOCKALL: memory.sys_munlockall,
+    Nr.PRCTL: memory.sys_prctl,
     Nr.PROCESS_VM_READV: remote.sys_process_vm_readv,
     Nr.PROCESS_VM_WRITEV: remote.sys_process_vm_writev,
     Nr.PROCESS_MADVISE: remote.sys_process_madvise,

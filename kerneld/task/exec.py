@@ -118,6 +118,8 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
     mm.owner = old.owner
     mm.dumpable = bprm.dumpable
+    # What prctl set is kept over an execve (Linux: mm_init(), MMF_INIT_MASK).
+    mm.merge_any = old.merge_any
     processor = old.frames.processor
     pkru = processor.pkru
     # PKRU is reset before a segment takes a key: the denials of the old program end (Linux: pkru_flush_thread()).

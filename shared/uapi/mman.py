@@ -79,6 +79,13 @@ class Mcl(IntFlag):
     ONFAULT = 4
 
 
+class Pr(IntEnum):
+    """Options of prctl about memory: PR_SET_MEMORY_MERGE and PR_GET_MEMORY_MERGE."""
+
+    SET_MEMORY_MERGE = 67
+    GET_MEMORY_MERGE = 68
+
+
 MLOCK_ONFAULT = 1
 """The one flag of mlock2."""
 

@@ -38,6 +38,7 @@ class Nr(IntEnum):
     MUNLOCK = 150
     MLOCKALL = 151
     MUNLOCKALL = 152
+    PRCTL = 157
     GETTID = 186
     REMAP_FILE_PAGES = 216
     EXIT_GROUP = 231

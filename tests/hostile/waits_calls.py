@@ -10,7 +10,7 @@ from typing import NamedTuple
 from shared.client import Process
 from shared.client.trace import TraceSession
 from shared.recording.head import GLOBS
-from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Mremap, Ms, Prot
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Mremap, Ms, Pr, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
 from shared.uapi.syscalls import Access, Nr
@@ -141,7 +141,7 @@ def _several(p: Process, w: World) -> None:
 
 
 _ADVICE = [Case(f"madvise {advice.name}", make, _advise(advice))
-           for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE, Madv.MERGEABLE, Madv.UNMERGEABLE)
+           for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)
            for make in (worlds.wide, worlds.vmas)]  # fmt: skip
 _WRITTEN = [Case(f"madvise {advice.name}", make, _advise(advice))
             for advice in (Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED)
@@ -222,6 +222,7 @@ CASES: list[Case] = [
     Case("mlockall", worlds.vmas, _mlockall(int(Mcl.CURRENT | Mcl.FUTURE))),
     Case("munlockall", worlds.locked, lambda p, _: p.munlockall()),
     Case("munlockall", worlds.locked_vmas, lambda p, _: p.munlockall()),
+    Case("prctl MEMORY_MERGE", worlds.vmas, lambda p, _: p.call(Nr.PRCTL, Pr.SET_MEMORY_MERGE, 1)),
     Case("mincore", worlds.wide, lambda p, w: p.mincore(w.start, 300_000 * PAGE_SIZE)),
     Case("mincore", worlds.vmas, lambda p, w: p.mincore(w.start, w.length)),
     Case("execve, 500,000 strings", worlds.vmas, _execve_of_many_strings),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.native.inside import Inside
+from tests.native.inside import End, Inside
 
 
 def test_dev_zero_is_memory(inside: Inside, programs: dict[str, Path]) -> None:
@@ -30,6 +32,21 @@ def test_memory_policies_of_a_machine_with_one_node(inside: Inside, programs: di
         and Path("/sys/devices/system/node/online").read_text() == "0\n"
     ):
         assert inner.output == inside.outside([str(programs["policies"])]).output
+
+
+def test_memory_that_may_be_merged(inside: Inside, programs: dict[str, Path]) -> None:
+    expected = """advice: 0 0, mergeable: 1 0, not: 0 0
+too many arguments: -1 -1
+all of it: 0, before: 1 0, later: 1
+the child: 1 1
+the next program: 1 1
+none: 0 0 0
+"""
+    assert inside.run([str(programs["mergeable"])]) == End(0, expected, "")
+    # Not every host is built with CONFIG_KSM; and before Linux 6.7 no next program was mergeable too.
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    if Path("/sys/kernel/mm/ksm").exists() and release >= (6, 7):
+        assert inside.outside([str(programs["mergeable"])]).output == expected
 
 
 def test_lengths_that_the_host_refuses(inside: Inside, programs: dict[str, Path]) -> None:

@@ -9,7 +9,8 @@ from signal import SIGBUS, SIGSEGV
 import pytest
 
 from kerneld.errors import SysError
-from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Mremap, Ms
+from kerneld.mm.vm_flags import VM_MERGEABLE
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Mremap, Ms, Pr
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from shared.uapi.resource import Rlimit
 from shared.uapi.signals import BusCode, SegvCode
@@ -294,6 +295,18 @@ class TestOthers:
         assert program.call(Nr.MADVISE, BASE, PAGE_SIZE, Madv.DONTNEED) == 0
         assert program.load(BASE) == b"\0"
         assert program.call(Nr.MADVISE, BASE, PAGE_SIZE, 77) == -errno.EINVAL
+
+    def test_prctl(self, program: Program) -> None:
+        program.mmap(1, at=BASE)
+        top = 1 << 32
+        assert program.call(Nr.PRCTL, Pr.GET_MEMORY_MERGE + top) == 0
+        assert program.call(Nr.PRCTL, Pr.SET_MEMORY_MERGE + top, top) == 0
+        assert program.call(Nr.PRCTL, Pr.GET_MEMORY_MERGE) == 1
+        assert all(vma.vm_flags & VM_MERGEABLE for vma in program.mm.vmas)
+        for args in ((Pr.SET_MEMORY_MERGE, 0, 1), (Pr.SET_MEMORY_MERGE, 0, 0, 0, 1), (Pr.GET_MEMORY_MERGE, 1), (1,)):
+            assert program.call(Nr.PRCTL, *args) == -errno.EINVAL
+        assert program.call(Nr.PRCTL, Pr.SET_MEMORY_MERGE, 0) == 0
+        assert program.call(Nr.PRCTL, Pr.GET_MEMORY_MERGE) == 0
 
     def test_mincore_as_long_as_an_answer_can_be(self, program: Program) -> None:
         program.mmap(2, at=BASE)

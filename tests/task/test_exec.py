@@ -17,6 +17,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.pkeys import vma_pkey
 from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_MERGEABLE
 from kerneld.task import uaccess
 from kerneld.task.exec import fresh_mm
 from shared.uapi.auxvec import ELF_HWCAP, At
@@ -291,6 +292,15 @@ def test_a_process_goes_on_as_another_program(world: World) -> None:
     assert {signo for signo, is_ in process.dispositions.items() if is_ is not Disposition.DEFAULT} == {11}
     assert process.mm is not old
     assert process.rlimits is limits
+
+
+def test_all_memory_of_the_next_program_is_mergeable_too(world: World) -> None:
+    """But not its stack, which no mmap makes (Linux v6.8 fs/exec.c:__bprm_mm_init())."""
+    world.mm.merge_any = True
+    mm = world.execve(STATIC)
+    assert mm.merge_any
+    stack = mm.vmas.lookup(mm.start_stack)
+    assert [vma for vma in mm.vmas if not vma.vm_flags & VM_MERGEABLE] == [stack]
 
 
 def test_listeners_move_to_the_new_program(world: World) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.mmap import may_expand_vm, vm_brk_limit_ok
+from kerneld.mm.space.ksm import ksm_vma_flags
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
@@ -82,4 +83,4 @@ def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0, *, a
     if before is not None and before.end == addr and can_merge_after(before, vm_flags, None, None, pgoff):
         mm.move_vma_bounds(before, before.start, addr + length)
     else:
-        mm.insert_vma(Vma(addr, addr + length, vm_flags | VM_SOFTDIRTY, pgoff))
+        mm.insert_vma(Vma(addr, addr + length, ksm_vma_flags(mm, vm_flags) | VM_SOFTDIRTY, pgoff))

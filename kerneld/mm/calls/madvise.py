@@ -9,15 +9,16 @@ Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_v
 | WIPEONFORK, KEEPONFORK        | VM_WIPEONFORK                                 | WIPEONFORK: files, shared memory     |
 | DONTDUMP, DODUMP              | VM_DONTDUMP                                   |                                      |
 | HUGEPAGE, NOHUGEPAGE          | VM_HUGEPAGE, VM_NOHUGEPAGE                    |                                      |
+| MERGEABLE, UNMERGEABLE        | VM_MERGEABLE, nothing if shared; see `ksm.py` |                                      |
 | DONTNEED, DONTNEED_LOCKED     | entries cleared; anonymous memory reads zero  | DONTNEED: locked memory              |
 | FREE                          | entries become clean and old                  | locked memory, files                 |
 | COLD, PAGEOUT                 | entries become old                            | locked memory                        |
-| WILLNEED                      | nothing: the host's cache has the file        | anonymous memory: EBADF without swap |
+| WILLNEED                      | pages of the file, or from swap, are read in  |                                      |
 | REMOVE                        | the hole is punched into the file             | locked, private; EACCES not writable |
 | POPULATE_READ, POPULATE_WRITE | pages are faulted in                          | no right; EFAULT past the file's end |
 | COLLAPSE                      | each whole 2 MiB becomes a huge page          | see `mm/fault/collapse.py`           |
 
-Differs from Linux: KSM and memory failure are not built in; their advice is EINVAL, as on a Linux kernel without them.
+Differs from Linux: memory failure is not built in; its advice is EINVAL, as on a Linux kernel without it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kerneld.mm.fault.collapse import madvise_collapse
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import count_second_try, fault_in_range
 from kerneld.mm.files.filemap import File
+from kerneld.mm.space.ksm import ksm_compatible
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
@@ -45,6 +47,7 @@ from kerneld.mm.vm_flags import (
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_MAYWRITE,
+    VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_RAND_READ,
     VM_READ,
@@ -68,6 +71,8 @@ _FLAG_CHANGES = {
     Madv.DODUMP: (0, VM_DONTDUMP),
     Madv.HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
     Madv.NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+    Madv.MERGEABLE: (VM_MERGEABLE, 0),
+    Madv.UNMERGEABLE: (0, VM_MERGEABLE),
 }
 """Advice that only sets and clears VM_ flags: (set, cleared)."""
 _PAGE_ADVICE = frozenset(
@@ -180,6 +185,8 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
     if change is not None:
         if advice is Madv.WIPEONFORK and (vma.vm_file is not None or vma.vm_flags & VM_SHARED):
             raise SysError(errno.EINVAL)
+        if advice is Madv.MERGEABLE and not ksm_compatible(vma.vm_flags):
+            return None
         vm_flags = (vma.vm_flags | change[0]) & ~change[1]
         if vm_flags != vma.vm_flags:
             try:

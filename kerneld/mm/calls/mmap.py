@@ -30,6 +30,7 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.mlock import can_do_mlock, mlock_future_ok
 from kerneld.mm.files.filemap import File, shmem_zero_setup
 from kerneld.mm.files.hugetlb import check_hugetlb_area, hugetlbfs_file_mmap
+from kerneld.mm.space.ksm import ksm_vma_flags
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
@@ -281,13 +282,13 @@ def _mmap_zero(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File
     """
     if vm_flags & VM_SHARED:
         return _insert(mm, start, end, vm_flags, _new_shared_memory(mm, end - start, vm_flags), pgoff)
-    vma = Vma(start, end, vm_flags | VM_SOFTDIRTY, pgoff, dev_zero=file)
+    vma = Vma(start, end, ksm_vma_flags(mm, vm_flags) | VM_SOFTDIRTY, pgoff, dev_zero=file)
     mm.insert_vma(vma)
     return vma
 
 
 def _insert(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int) -> Vma:
-    vma = Vma(start, end, vm_flags | VM_SOFTDIRTY, pgoff, file)
+    vma = Vma(start, end, ksm_vma_flags(mm, vm_flags) | VM_SOFTDIRTY, pgoff, file)
     mm.insert_vma(vma)
     return vma
 

@@ -100,10 +100,7 @@ class MmStruct:
         self.pages = Pages(frames, self.page_table, self.rss, self.notifiers, self.vmas, self.number)
         self.total_vm = 0
         """Pages of all VMAs; each of the next four counts the pages of one kind of VMA (Linux: vm_stat_account())."""
-        self.data_vm = 0
-        self.exec_vm = 0
-        self.stack_vm = 0
-        self.locked_vm = 0
+        self.data_vm = self.exec_vm = self.stack_vm = self.locked_vm = 0
         self.uncounted_unlocked_pages = 0
         """Pages that `locked_vm` still counts although no VMA has them: see `keep_locked_vm`."""
         self.hiwater_vm = 0
@@ -113,6 +110,8 @@ class MmStruct:
         """Faults that calls on ranges have taken, for the fault counters: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
+        self.merge_any = False
+        """Whether its memory may be merged with equal pages (Linux: MMF_VM_MERGE_ANY). See `kerneld.mm.space.ksm`."""
         self.reserved: tuple[Vaddr, Vaddr] = (0, 0)
         """A range that no mapping may meet: where the stub of a native program lies. Linux has none."""
         self.has_pkeys = frames.processor.ospke

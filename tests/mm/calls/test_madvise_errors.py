@@ -38,7 +38,10 @@ from tests.support.machine import (
 )
 
 LOCKED = ANON | Map.LOCKED.value
-FLAG_ADVICE = [Madv.NORMAL, Madv.RANDOM, Madv.DONTFORK, Madv.KEEPONFORK, Madv.DODUMP, Madv.HUGEPAGE]
+FLAG_ADVICE = [
+    Madv.NORMAL, Madv.RANDOM, Madv.DONTFORK, Madv.KEEPONFORK, Madv.DODUMP, Madv.HUGEPAGE, Madv.MERGEABLE,
+    Madv.UNMERGEABLE,
+]  # fmt: skip
 PAGE_ADVICE = [Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.REMOVE]
 POPULATE = [Madv.POPULATE_READ, Madv.POPULATE_WRITE]
 EVERY = [*FLAG_ADVICE, *PAGE_ADVICE, *POPULATE]
@@ -55,7 +58,7 @@ class TestArguments:
     def test_unknown_advice(self, mm: MmStruct, advice: int) -> None:
         assert errno_of(lambda: advise(mm, 0, 0, advice)) == errno.EINVAL
 
-    @pytest.mark.parametrize("advice", [Madv.MERGEABLE, Madv.UNMERGEABLE, Madv.HWPOISON, Madv.SOFT_OFFLINE])
+    @pytest.mark.parametrize("advice", [Madv.HWPOISON, Madv.SOFT_OFFLINE])
     def test_what_is_not_built_in(self, mm: MmStruct, advice: int) -> None:
         mmap(mm, 1, at=BASE)
         assert errno_of(lambda: advise(mm, 0, 1, advice)) == errno.EINVAL

@@ -6,6 +6,8 @@
 #define PR_SET_MM 35
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define PR_SET_MDWE 65
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
 #define PR_SET_VMA 0x53564d41
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
@@ -61,9 +63,12 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 	return 0;
 }
 
-static int prctl_call(const u64 *args, long *ret)
+static int prctl_call(struct thread *t, const u64 *args, long *ret)
 {
-	switch (args[0]) {
+	switch ((int)args[0]) {
+	case PR_SET_MEMORY_MERGE: case PR_GET_MEMORY_MERGE:
+		*ret = ask_ret(t, NR_prctl, args);
+		return 1;
 	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA: case PR_SET_SYSCALL_USER_DISPATCH: case PR_SET_MDWE:
 		*ret = -EINVAL;
 		return 1;
@@ -144,7 +149,7 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		sys1(NR_exit_group, args[0]);
 		__builtin_unreachable();
 	case NR_prctl:
-		return prctl_call(args, ret);
+		return prctl_call(t, args, ret);
 	case NR_readlink: case NR_readlinkat:
 		return readlink_call(args, nr, ret);
 	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:

@@ -23,7 +23,7 @@ from kerneld.commands.trace.calls.values import (
     signed,
 )
 from shared.trace.text import call_name
-from shared.uapi.mman import Madv, Mcl, Mremap, Ms, Pkey, Prot
+from shared.uapi.mman import Madv, Mcl, Mremap, Ms, Pkey, Pr, Prot
 from shared.uapi.resource import Rlimit
 from shared.uapi.shadowpt import Layout
 from shared.uapi.signals import Disposition
@@ -82,6 +82,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.MLOCK: _RANGE,
     Nr.MUNLOCK: _RANGE,
     Nr.MLOCKALL: (flags(Mcl, "MCL_"),),
+    Nr.PRCTL: (one_of(Pr, "PR_"), hexadecimal, hexadecimal, hexadecimal, hexadecimal),
     Nr.EXIT_GROUP: (signed,),
     Nr.PERF_EVENT_OPEN: (pointer,),
     Nr.PRLIMIT64: (signed, _LIMIT, pointer, pointer),
@@ -128,6 +129,7 @@ CLASSES: dict[str, frozenset[int]] = {
             Nr.MMAP, Nr.MPROTECT, Nr.MUNMAP, Nr.BRK, Nr.MREMAP, Nr.MSYNC, Nr.MINCORE, Nr.MADVISE, Nr.MLOCK, Nr.MUNLOCK,
             Nr.MLOCKALL, Nr.MUNLOCKALL, Nr.MLOCK2, Nr.PROCESS_MADVISE, Nr.PKEY_MPROTECT, Nr.REMAP_FILE_PAGES,
             Nr.SHMGET, Nr.SHMAT, Nr.SHMCTL, Nr.SHMDT, Nr.MBIND, Nr.SET_MEMPOLICY, Nr.GET_MEMPOLICY,
+            Nr.PRCTL,
         }
     ),
     "process": frozenset({Nr.EXECVE, Nr.EXIT, Nr.EXIT_GROUP, Nr.ATTACH, Nr.CLONE}),
