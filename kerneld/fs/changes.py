@@ -3,9 +3,9 @@
 On Linux the process that truncates does this work, and waits for it. Here the daemon does it, and the work may be
 large: a file may be mapped 60,000 times, or a thousand files may change. Owns the queue of inodes whose size has
 changed, the time that they may take in a turn, and the address spaces that have to wait. An address space that maps
-such a file is not used until the work on the file is done. So a process that truncates a file and then makes a
-request sees the result, and the mappings do not change meanwhile. A file that changes again goes to the end of the
-queue.
+such a file is not used until the work on the file is done, neither by its own process nor by another that reads its
+memory or its files under /proc. So a process that truncates a file and then makes a request sees the result, and the
+mappings do not change meanwhile. A file that changes again goes to the end of the queue.
 
 Without `slice_seconds`, when there is no loop, all work is done at once.
 
@@ -15,7 +15,7 @@ Answers to Linux v6.8 mm/truncate.c:truncate_setsize().
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,11 @@ class Changes:
     def holds(self, mm: MmStruct | None) -> bool:
         """Return whether an address space has to wait."""
         return mm in self._held
+
+    def wait_for(self, mm: MmStruct) -> Iterator[None]:
+        """Yield as long as an address space has to wait: another process wants to look at it."""
+        while mm in self._held:
+            yield
 
     def forget(self, inode: Inode) -> None:
         """Drop an inode that no mapping and no call uses any more."""

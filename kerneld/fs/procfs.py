@@ -186,6 +186,8 @@ class ProcFs:
         self, reader: Process, names: list[str], offset: int, length: int
     ) -> Generator[None, None, bytes]:
         process = reader if names[0] in ("self", "thread-self") else self._find_process(names[0])
+        if process is not None and process.mm is not None:
+            yield from self._kernel.files.changes.wait_for(process.mm)
         if process is None or process.mm is None:
             raise SysError(errno.ENOENT)
         if len(names) == 1:

@@ -6,7 +6,7 @@ Knows no byte of the wire. `Call` is the context of one request. `Answer` is its
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import SysError
@@ -104,6 +104,15 @@ class Call:
         if process is None:
             raise SysError(errno.ESRCH)
         return process
+
+    def wait_for(self, mm: MmStruct) -> Iterator[None]:
+        """Yield as long as the caller may not use an address space: another thread, or the change of a file, holds it.
+
+        The process of the address space may have ended or changed its program then.
+        """
+        locks, changes = self.kernel.table.mmap_locks, self.kernel.files.changes
+        while locks.is_held(mm, self.thread) or changes.holds(mm):
+            yield
 
     def may_write(self, file: File) -> bool:
         """Return whether the caller owns a file or may write to it. The mode in which it is open does not matter."""

@@ -36,11 +36,10 @@ def mem_rw(call: Call) -> int | Answer | Work:
 def _copy_in_pieces(call: Call, mm: MmStruct) -> Pieces:
     _pid, vaddr, own, length, is_write, _ = call.args
     end, done = vaddr + length, 0
-    locks = call.kernel.table.mmap_locks
     pace = Pace()
     with held(mm):
         while vaddr + done < end:
-            yield from locks.wait_for(mm, call.thread)
+            yield from call.wait_for(mm)
             at = vaddr + done
             count = min(end - at, PAGE_SIZE - at % PAGE_SIZE)
             if not _copy(call, mm, at, own + done, count, write=bool(is_write)):

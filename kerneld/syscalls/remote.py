@@ -32,7 +32,7 @@ _FEWEST_PINNED_PAGES = 64
 """The least number of pages in a batch. A batch becomes smaller when its pages come from swap."""
 Piece = tuple[Vaddr, int]
 Lock = Callable[[MmStruct], Iterator[None]]
-"""Yields as long as another thread holds an address space."""
+"""Yields as long as an address space may not be used: `Call.wait_for`."""
 
 
 def sys_process_vm_readv(call: Call) -> int | Answer | Work:
@@ -71,9 +71,8 @@ def _process_vm_rw(call: Call, *, write: bool) -> Pieces:
     if not ptrace_may_access(call.process, process):
         raise SysError(errno.EPERM)
     wanted = local.left
-    locks = call.kernel.table.mmap_locks
     try:
-        pieces = _rw_in_pieces(process, remote, local, lambda mm: locks.wait_for(mm, call.thread), write=write)
+        pieces = _rw_in_pieces(process, remote, local, call.wait_for, write=write)
         if process.live_mm is not call.mm:
             pieces = counting_faults(call.process, process.live_mm, pieces)
         yield from counting_faults(call.process, call.mm, pieces)
@@ -267,7 +266,6 @@ def _vector_madvise(call: Call, process: Process, ranges: list[Piece], advice: i
     If the process ends or execs during the call, its memory is freed, and the call ends there, as in `_rw_in_pieces`.
     """
     mm = process.live_mm
-    locks = call.kernel.table.mmap_locks
     total = left = sum(length for _, length in ranges)
     pace = Pace()
     for start, length in ranges:
@@ -276,7 +274,7 @@ def _vector_madvise(call: Call, process: Process, ranges: list[Piece], advice: i
         steps = madvise_in_pieces(mm, start, length, advice, call.may_write)
         is_over = False
         while not is_over:
-            yield from locks.wait_for(mm, call.thread)
+            yield from call.wait_for(mm)
             if process.mm is not mm:
                 return total - left
             try:

@@ -39,9 +39,8 @@ class MmapLocks:
     def keeps_waiting(self, thread: Thread) -> bool:
         """Return whether a thread has to wait for another thread of its process."""
         mm = thread.process.mm
-        return mm is not None and self.holders.get(mm, thread) is not thread
+        return mm is not None and self.is_held(mm, thread)
 
-    def wait_for(self, mm: MmStruct, thread: Thread) -> Iterator[None]:
-        """Yield as long as another thread holds the address space that `thread` needs."""
-        while self.holders.get(mm, thread) is not thread:
-            yield
+    def is_held(self, mm: MmStruct, thread: Thread) -> bool:
+        """Return whether another thread holds the address space that `thread` needs."""
+        return self.holders.get(mm, thread) is not thread
