@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from kerneld.fs.changes import Pieces
 from kerneld.fs.fput import fput
+from kerneld.fs.holes import MOST_EXTENTS, Holes
 from kerneld.fs.host_mmap import ResidentPages
 from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.kept_files import Stamp
@@ -30,8 +31,6 @@ from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.truncate import pagecache_isize_extended, truncate_in_pieces
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 
-MOST_EXTENTS = 1024
-"""The most pieces of data to look for in a file that has grown: this takes a few milliseconds."""
 _RWF_NOAPPEND = 1 << 5
 """pwritev2(2): write at the given offset in spite of O_APPEND, from Linux 6.9 on."""
 
@@ -61,6 +60,7 @@ class Inode:
         self._has_been_writable = False
         self.mapping = AddressSpace(frames, self, is_shmem=is_shmem) if kept is None else kept
         self.mapping.backing = self
+        self._holes = Holes()
         self.nr_holds = 0
         """The number of unfinished calls that use one of its Files, mapped or not."""
         self._files: dict[File, tuple[int, OpenFile]] = {}
@@ -174,6 +174,7 @@ class Inode:
         self._watched_bytes = size
         if size < before:
             self._most_bytes = size
+            self._holes.cut(page_align(size) >> PAGE_SHIFT)
             return self._cut_in_pieces(size)
         return self._note_holes(before, size)
 
@@ -188,13 +189,22 @@ class Inode:
 
         After MOST_EXTENTS pieces of data the rest counts as data, to limit the time.
         """
+        self._holes.add(before >> PAGE_SHIFT, page_align(size) >> PAGE_SHIFT)
         if self.mapping.is_shmem:
             return
-        pagecache_isize_extended(self.mapping, before, size)
+        pagecache_isize_extended(self.mapping, before, size, self._block_bytes())
         with contextlib.suppress(OSError):
             for start, end in find_data(self._reader, page_align(before), size, MOST_EXTENTS):
                 self.mapping.host.write(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+                self._holes.has_data(start + PAGE_SIZE - 1 >> PAGE_SHIFT, end >> PAGE_SHIFT)
         yield
+
+    def _block_bytes(self) -> int:
+        """Return the size of the file's blocks (Linux: i_blocksize()); that of a page if the host does not say."""
+        try:
+            return os.fstat(self._reader).st_blksize
+        except OSError:
+            return PAGE_SIZE
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError.
@@ -288,6 +298,12 @@ class Inode:
     def punch_hole(self, offset: int, length: int) -> None:
         """Make a range read as zeros and keep the size. Raises OSError if the file system cannot do that."""
         punch_hole(self._writer, offset, length)
+        self._holes.add(offset >> PAGE_SHIFT, page_align(offset + length) >> PAGE_SHIFT)
+
+    def fill_hole(self, index: int) -> None:
+        """Let a page have its blocks, before it is written. Raises OSError(ENOSPC), or EDQUOT."""
+        if self._holes.may_have(index):
+            self._holes.fill(index, self._reader, self._writer, self.size_bytes())
 
     def mincore(self, first: int, count: int) -> bytes:
         """Return for each of `count` pages from `first` 0 if the host says that it is not in memory, else 1."""

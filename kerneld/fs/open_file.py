@@ -145,8 +145,16 @@ def find_same_description(fd: int, other: int) -> bool | None:
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Deallocate bytes of a descriptor's file and keep its size: fallocate(2). Raises OSError."""
-    arguments = (fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(length))
-    if _libc().fallocate(*arguments) < 0:
+    _fallocate(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, offset, length)
+
+
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Give blocks to the bytes of a file that have none, and keep its size: fallocate(2). Raises OSError."""
+    _fallocate(fd, _FALLOC_KEEP_SIZE, offset, length)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if _libc().fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

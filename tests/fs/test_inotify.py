@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.fs.file_table import FileTable
-from kerneld.fs.inode import MOST_EXTENTS
+from kerneld.fs.holes import MOST_EXTENTS
 from kerneld.fs.inotify import NO_WATCH, Inotify
 from kerneld.mm.space.munmap import exit_mmap
 from shared.uapi.page import PAGE_SIZE

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.native.inside import End, Inside
+from tests.support.small_disk import small_disk
 
 
 def test_dev_zero_is_memory(inside: Inside, programs: dict[str, Path]) -> None:
@@ -47,6 +48,18 @@ none: 0 0 0
     release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
     if Path("/sys/kernel/mm/ksm").exists() and release >= (6, 7):
         assert inside.outside([str(programs["mergeable"])]).output == expected
+
+
+def test_stores_to_holes_of_a_file_on_a_full_file_system(
+    inside: Inside, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path) as disk:
+        expected = """a hole: 0
+full: data 0, the same hole 0, another one SIGBUS
+room again: 0
+in the file: 1 1 1 0
+"""
+        assert inside.agrees([str(programs["full"]), str(disk)]).output == expected
 
 
 def test_lengths_that_the_host_refuses(inside: Inside, programs: dict[str, Path]) -> None:

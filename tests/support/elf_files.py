@@ -120,6 +120,9 @@ class BytesBacking:
     def punch_hole(self, offset: int, length: int) -> None:
         raise AssertionError("nothing punches holes into a program")
 
+    def fill_hole(self, index: int) -> None:
+        raise AssertionError("nothing writes to a program")
+
     def release(self) -> bool:
         self.nr_releases += 1
         return False

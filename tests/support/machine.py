@@ -143,6 +143,8 @@ class FakeBacking:
         self.is_sealed = self.is_mapped_writable = False
         self.holes: set[int] = set()
         """Of a file in memory: the pages that nobody has written to."""
+        self.without_room: set[int] = set()
+        """The pages that the file system, which is full, has no blocks for."""
         self.releases = 0
 
     def size_bytes(self) -> int:
@@ -165,6 +167,10 @@ class FakeBacking:
             raise OSError(self.fail, "punch_hole")
         end = min(offset + length, len(self.data))
         self.data[offset:end] = bytes(max(0, end - offset))
+
+    def fill_hole(self, index: int) -> None:
+        if index in self.without_room:
+            raise OSError(errno.ENOSPC, "full")
 
     def map_writable(self) -> None:
         if self.is_sealed:

@@ -39,7 +39,7 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.fault.around import map_cached, map_pages_around
 from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
-from kerneld.mm.files.dirtying import note_write
+from kerneld.mm.files.dirtying import do_page_mkwrite, note_write
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
@@ -136,6 +136,7 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     mapping.host.fault_is_over()
     source = mapping.ensure_page(index)
     if vma.vm_flags & VM_SHARED:
+        do_page_mkwrite(mapping, index)
         mm.frames.get_page(source)
         mm.pages.set_pte(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_DIRTY), source)
         mapping.mark_dirty(index, source)
@@ -340,6 +341,7 @@ def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -
     index = vma.page_index(vaddr)
     if index >= vma.file.mapping.last_index():
         return VM_FAULT_SIGBUS
+    do_page_mkwrite(vma.file.mapping, index)
     wp_page_reuse(mm, vma, vaddr, pte, entry)
     note_write(vma.file.mapping, index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
     return 0

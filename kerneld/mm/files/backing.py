@@ -23,6 +23,9 @@ class Backing(Protocol):
     def punch_hole(self, offset: int, length: int) -> None:
         """Make bytes of the file read as zeros and keep its size. Raises OSError."""
 
+    def fill_hole(self, index: int) -> None:
+        """Have the file system give a page the blocks that it does not have. Raises OSError(ENOSPC), or EDQUOT."""
+
     def mincore(self, first: int, count: int) -> bytes:
         """Return for each of `count` pages from `first` 0 if it is not in the host's memory.
 

@@ -7,8 +7,25 @@ Answers to Linux v6.8 mm/memory.c:fault_dirty_shared_page(), zap_pte_range() and
 
 from __future__ import annotations
 
+import errno
+
+from kerneld.errors import SysError
 from kerneld.mm.files.filemap import AddressSpace
 from shared.uapi.page import Pfn
+
+
+def do_page_mkwrite(mapping: AddressSpace, index: int) -> None:
+    """Let the file system prepare for the first write to a page: a hole gets blocks.
+
+    Raises SysError(ENOSPC), or EDQUOT: the fault is SIGBUS. Differs from Linux: a page of a tmpfs gets its place here,
+    and not when it is first read (mm/shmem.c:shmem_fault()). Source: Linux v6.8 mm/memory.c:do_page_mkwrite(),
+    fs/ext4/inode.c:ext4_page_mkwrite().
+    """
+    if mapping.backing is not None:
+        try:
+            mapping.backing.fill_hole(index)
+        except OSError as error:
+            raise SysError(error.errno or errno.ENOSPC) from None
 
 
 def note_write(mapping: AddressSpace, index: int, pfn: Pfn) -> None:

@@ -16,6 +16,7 @@ from kerneld.mm.space.locked_pages import zap_vma_cached, zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.writeback import folio_mkclean
 from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
@@ -120,11 +121,15 @@ def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
         mapping.set_dirty(index, pfn)
 
 
-def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int) -> None:
+def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int, block_bytes: int = PAGE_SIZE) -> None:
     """Note that a file has become longer: the new part is a hole, which no fault has read yet.
 
-    Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
+    If the file has blocks smaller than a page, the page with the old end may need more of them: the next write to it
+    faults. Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
     """
+    old_end = old_size + block_bytes - 1 & -block_bytes
+    if old_end % PAGE_SIZE and size > old_end:
+        folio_mkclean(mapping, old_end >> PAGE_SHIFT)
     _add_hole(mapping, old_size + PAGE_SIZE - 1 >> PAGE_SHIFT, size + PAGE_SIZE - 1 >> PAGE_SHIFT)
 
 

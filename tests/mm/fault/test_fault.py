@@ -196,6 +196,24 @@ class TestFiles:
         assert signal_of(lambda: store(mm, page(1), b"x")) == SIGBUS
         assert not entry(mm, page(1)) & PTE_RW
 
+    @pytest.mark.parametrize("read_first", [False, True])
+    def test_a_write_for_which_the_file_system_has_no_room(
+        self, machine: Machine, mm: MmStruct, read_first: bool
+    ) -> None:
+        file, backing = machine.new_file(bytes(PAGE_SIZE))
+        mmap(mm, 1, RW, SHARED, at=BASE, file=file)
+        backing.without_room.add(0)
+        if read_first:
+            load(mm, BASE)
+        assert signal_of(lambda: store(mm, BASE, b"x")) == SIGBUS
+        assert not file.mapping.dirty
+        assert not read_first or not entry(mm, BASE) & PTE_RW
+        mmap(mm, 1, RW, PRIVATE, at=page(2), file=file)
+        store(mm, page(2), b"a copy needs none")
+        backing.without_room.clear()
+        store(mm, BASE, b"x")
+        assert file.mapping.dirty == {0}
+
     def test_a_file_that_cannot_be_read(self, machine: Machine, mm: MmStruct) -> None:
         file, backing = machine.new_file(bytes(PAGE_SIZE))
         mmap(mm, 1, RW, SHARED, at=BASE, file=file)

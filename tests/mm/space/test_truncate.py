@@ -9,7 +9,13 @@ import pytest
 
 from kerneld.mm.calls.mlock import do_mlock
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.truncate import drop_pages, punch_hole, truncate_pagecache, unmap_mapping_range
+from kerneld.mm.space.truncate import (
+    drop_pages,
+    pagecache_isize_extended,
+    punch_hole,
+    truncate_pagecache,
+    unmap_mapping_range,
+)
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import PAGE_SIZE
 from tests.support.machine import (
@@ -22,6 +28,7 @@ from tests.support.machine import (
     Machine,
     entry,
     errno_of,
+    failure,
     load,
     mmap,
     page,
@@ -200,3 +207,18 @@ class TestTruncatePagecache:
         machine.check()
         # The page of the file, and the copy of it.
         assert (mapped(mm), machine.frames.free_pages) == ([], free + 2)
+
+
+@pytest.mark.parametrize(("block_bytes", "asks_again"), [(1024, True), (PAGE_SIZE, False)])
+def test_the_last_page_of_a_file_that_becomes_longer(
+    machine: Machine, mm: MmStruct, block_bytes: int, asks_again: bool
+) -> None:
+    """With blocks smaller than a page it may need more of them, so the next store faults: it is still dirty."""
+    file, backing = machine.new_file(bytes(PAGE_SIZE + 1000))
+    mmap(mm, 2, RW, SHARED, at=BASE, file=file)
+    store(mm, page(1), b"x")
+    backing.data += bytes(PAGE_SIZE)
+    pagecache_isize_extended(file.mapping, PAGE_SIZE + 1000, 2 * PAGE_SIZE, block_bytes)
+    assert file.mapping.dirty == {1}
+    backing.without_room.add(1)
+    assert (failure(lambda: store(mm, page(1), b"y")) == SIGBUS) == asks_again
