@@ -4,6 +4,7 @@ syscalls."""
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 
 from kerneld.errors import SysError
 from kerneld.fs.fput import fput
@@ -111,7 +112,8 @@ def sys_remap_file_pages(call: Call) -> int | Answer | Work:
 def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
     start, length, prot, flags, file = remap
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
-    with held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
+    # A removed segment of System V is not kept by its file, but by its attaches: it may go with the old mapping.
+    with nullcontext() if file.is_sysv_shm else held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
         yield from mmap_in_pieces(call.mm, start, length, prot, flags, file, pgoff, privileged=privileged)
     if wants_populate(call.mm, flags):
         yield from populate_in_pieces(call.mm, start, start + length, ignore_errors=True)

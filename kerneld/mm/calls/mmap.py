@@ -321,6 +321,9 @@ def _call_mmap(file: File, vm_flags: int, pgoff: int) -> int:
     Source: Linux v6.8 mm/mmap.c:mmap_region(), mm/shmem.c:shmem_mmap() and fs/ext4/file.c:ext4_file_mmap().
     """
     vm_flags = seal_check_write(file, vm_flags)
+    if file.is_sysv_shm and not file.mapping.i_mmap and not file.mapping.nr_holds:
+        # The segment was removed, and what this call has unmapped was its last attach: ipc/shm.c:shm_mmap().
+        raise SysError(errno.EINVAL)
     if file.huge_page_bytes:
         hugetlbfs_file_mmap(file, pgoff)
     if file.refuses:
