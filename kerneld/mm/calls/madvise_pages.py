@@ -61,7 +61,7 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
             shmem_swapin_range(mm.frames, mapping, first, last)
             return
         mapping.host.read(first, last)
-        for index in sorted(i for i in mapping.shadows if first <= i < last):
+        for index in mapping.shadows.between(first, last):
             mapping.ensure_page(index)
 
 
@@ -144,7 +144,7 @@ def _count_as_hosts(file: File, first: int, last: int) -> None:
     The pages of a file in memory stay cached: they have no other place.
     """
     mapping = file.mapping
-    for index in sorted(i for i in mapping.shadows if first <= i < last):
+    for index in mapping.shadows.between(first, last):
         del mapping.shadows[index]
         if not file.mapping.is_shmem:
             mapping.host.drop(index)

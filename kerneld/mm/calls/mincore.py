@@ -63,20 +63,20 @@ def _in_memory(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> bytes:
     if vma.file is not None:
         mapping = vma.file.mapping
         first = vma.page_index(start)
-        indexes = np.arange(first, first + len(here))
+        last = first + len(here)
+        indexes = np.arange(first, last)
         if mapping.is_shmem:
-            cached = np.isin(indexes, np.fromiter(mapping.pages, dtype=np.int64, count=len(mapping.pages)))
+            cached = np.isin(indexes, list(mapping.pages.between(first, last)))
             cache = mm.frames.swap.cache_at
+            swapped_out = {index: cache[mapping.swapped[index]] for index in mapping.swapped.between(first, last)}
             if mapping.backing is not None:
                 cached |= np.frombuffer(mapping.backing.mincore(first, len(here)), dtype=np.uint8) != 0
                 cached &= indexes < mapping.last_index()
-                cached &= ~np.isin(indexes, [index for index, slot in mapping.swapped.items() if not cache[slot]])
-            cached |= np.isin(indexes, [index for index, slot in mapping.swapped.items() if cache[slot]])
+                cached &= ~np.isin(indexes, [index for index, pfn in swapped_out.items() if not pfn])
+            cached |= np.isin(indexes, [index for index, pfn in swapped_out.items() if pfn])
         else:
             cached = indexes < mapping.last_index()
             cached &= ~mapping.host.absent(first, len(here))
-            if mapping.shadows:
-                shadows = np.fromiter(mapping.shadows, dtype=np.int64, count=len(mapping.shadows))
-                cached &= ~np.isin(indexes, shadows)
+            cached &= ~np.isin(indexes, list(mapping.shadows.between(first, last)))
         here |= cached & (entries == 0)
     return here.astype(np.uint8).tobytes()

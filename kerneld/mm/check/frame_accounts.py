@@ -137,7 +137,7 @@ def _slots(mapping: AddressSpace) -> tuple[npt.NDArray[np.uint64], Ints]:
     """Return index and frame of each cached page."""
     count = len(mapping.pages)
     return (
-        np.fromiter(mapping.pages.keys(), dtype=np.uint64, count=count),
+        np.fromiter(mapping.pages, dtype=np.uint64, count=count),
         np.fromiter(mapping.pages.values(), dtype=np.int64, count=count),
     )
 
@@ -183,13 +183,13 @@ def check_mapping(frames: Frames, mapping: AddressSpace) -> None:
         raise KernelBug(f"a cached frame of {name} names another mapping or index")
     flags = frames.flags[pfns]
     dirty = set(indexes[(flags & PG_DIRTY) != 0].tolist())
-    if mapping.dirty != dirty:
+    if set(mapping.dirty) != dirty:
         raise KernelBug(f"dirty pages of {name}: noted {sorted(mapping.dirty)}, flagged {sorted(dirty)}")
     if bool((((flags & PG_SWAPBACKED) != 0) != mapping.is_shmem).any()):
         raise KernelBug(f"a cached frame of {name} is of the wrong kind")
-    kept = mapping.pages.keys() | mapping.swapped.keys()
-    if not mapping.unsaved <= kept:
-        raise KernelBug(f"pages of {name} that its file has not got are gone: {sorted(mapping.unsaved - kept)}")
+    gone = set(mapping.unsaved) - {*mapping.pages, *mapping.swapped}
+    if gone:
+        raise KernelBug(f"pages of {name} that its file has not got are gone: {sorted(gone)}")
     if frames.find_mapping_number(mapping.number) is not mapping:
         raise KernelBug(f"{name} is not registered under its number")
 

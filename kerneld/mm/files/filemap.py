@@ -26,9 +26,11 @@ from kerneld.errors import SysError
 from kerneld.mm.files.backing import Backing
 from kerneld.mm.files.host_cache import HostCache
 from kerneld.mm.files.i_mmap import IMmap
+from kerneld.mm.files.index_ranges import MAX_INDEX
+from kerneld.mm.files.page_indexes import IndexMap, IndexSet
 from kerneld.mm.files.readahead import read_in
+from kerneld.mm.files.shmem import shmem_free_swapped
 from kerneld.mm.frames.frames import PG_DIRTY, Frames
-from kerneld.mm.frames.swap_state import free_swap_and_cache
 from kerneld.mm.frames.workingset import workingset_refault
 from kerneld.mm.vm_flags import is_shared_maywrite
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
@@ -57,14 +59,14 @@ class AddressSpace:
         self.backing = backing
         self._size_bytes = size_bytes
         self.number = frames.register_mapping(self)
-        self.pages: dict[int, Pfn] = {}
+        self.pages = IndexMap()
         """The frame of each cached page, by index."""
-        self.dirty: set[int] = set()
-        self.unsaved: set[int] = set()
+        self.dirty = IndexSet()
+        self.unsaved = IndexSet()
         """For a file in memory with a backing: the pages, cached or swapped, that differ from the real file."""
-        self.swapped: dict[int, int] = {}
+        self.swapped = IndexMap()
         """For a file in memory: the swap slot of each page that is swapped out; each counts once."""
-        self.shadows: dict[int, int] = {}
+        self.shadows = IndexMap()
         """The shadows of pages that reclaim has dropped: see `kerneld.mm.frames.workingset`."""
         self.accounted_pages = 0
         """The pages that a file in memory adds to `Frames.committed_as` (Linux: shmem_acct_size(),
@@ -125,9 +127,8 @@ class AddressSpace:
         frames.mapping_at[pfn] = self.number
         frames.index_at[pfn] = index
         self.pages[index] = pfn
-        shadow = self.shadows.pop(index, 0) if self.shadows else 0
-        if shadow:
-            workingset_refault(frames, pfn, shadow, is_file=True)
+        if index in self.shadows:
+            workingset_refault(frames, pfn, self.shadows.pop(index), is_file=True)
 
     def account(self, pages: int) -> None:
         """Charge more pages of a file in memory. The caller checks the limit of promised memory."""
@@ -168,7 +169,7 @@ class AddressSpace:
         self.frames.flags_at[pfn] |= PG_DIRTY
         self.dirty.add(index)
 
-    def writeback(self, first: int = 0, last: int | None = None) -> None:
+    def writeback(self, first: int = 0, last: int = MAX_INDEX) -> None:
         """Write the dirty pages of [first, last) to the file and mark them clean. Nothing is written beyond its end.
 
         A failure is kept in `error`, and the page stays clean, as in Linux. Shared anonymous memory has no file, so its
@@ -177,11 +178,11 @@ class AddressSpace:
         """
         if self.backing is not None and self.unwritten:
             size = self.size_bytes()
-            for index in sorted(i for i in self.unwritten if i >= first and (last is None or i < last)):
+            for index in self.unwritten.between(first, last):
                 self.write_page(index, size)
 
     @property
-    def unwritten(self) -> set[int]:
+    def unwritten(self) -> IndexSet:
         """Return the pages that the real file does not have yet."""
         return self.unsaved if self.is_shmem else self.dirty
 
@@ -276,12 +277,8 @@ class AddressSpace:
 
     def evict_some(self) -> bool:
         """Drop some pages, cached or swapped out, of a file that nobody can find. Return whether any are left."""
-        # popitem(): the front of a dict that has lost many is long to find.
-        cached = [self.pages.popitem() for _ in range(min(EVICTED_AT_ONCE, len(self.pages)))]
-        self._forget([index for index, _ in cached], [pfn for _, pfn in cached])
-        swapped = [self.swapped.popitem() for _ in range(min(EVICTED_AT_ONCE, len(self.swapped)))]
-        free_swap_and_cache(self.frames, np.array([slot for _, slot in swapped], dtype=np.int64))
-        self.unsaved.difference_update(index for index, _ in swapped)
+        self._forget(*self.pages.pop_some(EVICTED_AT_ONCE))
+        shmem_free_swapped(self.frames, self, list(itertools.islice(self.swapped, EVICTED_AT_ONCE)))
         return bool(self.pages or self.swapped)
 
     def last_index(self) -> int:

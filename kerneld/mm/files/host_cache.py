@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.mm.files.index_ranges import MAX_INDEX, IndexRanges
+from kerneld.mm.files.page_indexes import IndexSet
 
 
 class HostCache:
@@ -37,7 +38,7 @@ class HostCache:
         """Absent pages of holes that have a place in the cache but were never read. Their faults are minor."""
         self._in_flight: set[int] = set()
         """Pages that the current fault has requested from the disk, and that have not come yet."""
-        self._reclaim: set[int] = set()
+        self._reclaim = IndexSet()
         """Pages that reclaim has tried to write out (Linux: PG_reclaim)."""
 
     def has(self, index: int) -> bool:

@@ -28,12 +28,12 @@ def pages_around(mapping: AddressSpace, first: int, last: int) -> list[Pfn | Non
     short, nothing of shared anonymous memory (which has no real file), and no pages of a file in memory that are
     swapped out or in a hole.
     """
-    find_page, host, indexes = mapping.pages.get, mapping.host, range(first, last)
-    pfns = list(map(find_page, indexes))
+    host = mapping.host
+    pfns = mapping.pages.run(first, last)
     if None in pfns:
         missing = host.present([i for i, pfn in enumerate(pfns, first) if pfn is None])
         if _read_around(mapping, missing):
-            pfns = list(map(find_page, indexes))
+            pfns = mapping.pages.run(first, last)
     if not host.are_all_uptodate:
         pfns = [pfn if host.is_uptodate(i) else None for i, pfn in enumerate(pfns, first)]
     return pfns

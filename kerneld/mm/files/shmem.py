@@ -49,7 +49,7 @@ def shmem_swapin_range(frames: Frames, mapping: AddressSpace, first: int, last: 
 
     Raises SysError(ENOMEM), SysError(EIO). Source: Linux v6.8 mm/madvise.c:shmem_swapin_range().
     """
-    for index in sorted(i for i in mapping.swapped if first <= i < last):
+    for index in mapping.swapped.between(first, last):
         if not frames.swap.cache_at[mapping.swapped[index]]:
             read_swap_cache(frames, mapping.swapped[index])
 
@@ -66,7 +66,7 @@ def shmem_writepage(frames: Frames, mapping: AddressSpace, index: int, slot: int
 
 def shmem_free_swap(frames: Frames, mapping: AddressSpace, first: int, last: int) -> None:
     """Drop the pages of [first, last) that are in the swap file. Source: Linux v6.8 mm/shmem.c:shmem_free_swap()."""
-    shmem_free_swapped(frames, mapping, [index for index in mapping.swapped if first <= index < last])
+    shmem_free_swapped(frames, mapping, list(mapping.swapped.between(first, last)))
 
 
 def shmem_free_swapped(frames: Frames, mapping: AddressSpace, gone: list[int]) -> None:

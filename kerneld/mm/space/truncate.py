@@ -6,6 +6,7 @@ Answers to Linux v6.8 mm/truncate.c and mm/memory.c:unmap_mapping_range().
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Iterator
 
 from kerneld.errors import SysError
@@ -70,11 +71,9 @@ def drop_pages(mapping: AddressSpace, first: int, last: int) -> None:
 def _drop_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace) -> Iterator[None]:
     """Do the same as `drop_pages`, in pieces; yield between them, when other calls may drop pages too, but map none."""
     for cached, drop in ((mapping.pages, mapping.drop_pages), (mapping.shadows, mapping.forget_shadows)):
-        indexes = list(cached)
-        for at in range(0, len(indexes), _DROPPED_AT_ONCE):
-            doomed = [i for i in indexes[at : at + _DROPPED_AT_ONCE] if first <= i < last and i in cached]
-            if doomed:
-                drop(doomed)
+        indexes = cached.between(first, last)
+        while together := list(itertools.islice(indexes, _DROPPED_AT_ONCE)):
+            drop([index for index in together if index in cached])
             if pace.is_over():
                 yield
                 pace.begin()
@@ -159,16 +158,15 @@ def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
             raise SysError(error.errno or errno.EOPNOTSUPP) from None
         _add_hole(mapping, first, min(last, mapping.last_index()))
     # A page is cached or swapped out, and may change from one to the other meanwhile: it is removed from either.
-    pace, indexes = Pace(), [*mapping.swapped, *mapping.pages]
-    for at in range(0, len(indexes), _DROPPED_AT_ONCE):
-        doomed = sorted(index for index in indexes[at : at + _DROPPED_AT_ONCE] if first <= index < last)
-        for low, high in _runs_of(doomed):
+    pace = Pace()
+    for span in sorted({*mapping.swapped.spans(first, last), *mapping.pages.spans(first, last)}):
+        for low, high in _runs_of(sorted({*mapping.swapped.between(*span), *mapping.pages.between(*span)})):
             yield from _unmap_in_pieces(mapping, low, high, pace, even_cows=False)
             _drop_unmapped(mapping, low, high)
-        if pace.is_over():
-            yield
-            pace.begin()
-    mapping.forget_shadows([index for index in mapping.shadows if first <= index < last])
+            if pace.is_over():
+                yield
+                pace.begin()
+    mapping.forget_shadows(list(mapping.shadows.between(first, last)))
 
 
 def _runs_of(indexes: list[int]) -> Iterator[tuple[int, int]]:

@@ -24,8 +24,6 @@ from shared.uapi.mman import Ms
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, Vaddr, page_align
 
 _ALL_FLAGS = (Ms.ASYNC | Ms.INVALIDATE | Ms.SYNC).value
-_SORTED_TOGETHER = 1024
-"""Pages of one list are written in their order. To sort all dirty pages of a large file would take too long."""
 _U64 = (1 << 64) - 1
 _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
@@ -41,15 +39,10 @@ def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterato
     if mapping.backing is None:
         return
     pace = Pace()
-    unwritten = list(mapping.unwritten)
-    for start in range(0, len(unwritten), _SORTED_TOGETHER):
-        for index in sorted(i for i in unwritten[start : start + _SORTED_TOGETHER] if first <= i < last):
-            if index in mapping.unwritten:
-                folio_mkclean(mapping, index)
-                mapping.write_page(index, mapping.size_bytes())
-            if pace.is_over():
-                yield
-                pace.begin()
+    for index in mapping.unwritten.between(first, last):
+        if index in mapping.unwritten:
+            folio_mkclean(mapping, index)
+            mapping.write_page(index, mapping.size_bytes())
         if pace.is_over():
             yield
             pace.begin()

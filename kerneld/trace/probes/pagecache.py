@@ -105,21 +105,6 @@ def _shmem_free_swapped(tracing: Tracing, inner: Function) -> Function:
     return shmem_free_swapped
 
 
-@probe(AddressSpace.evict_some, SHMEM_SWAP)
-def _evict_some(tracing: Tracing, inner: Function) -> Function:
-    """The file is gone: its swapped-out pages are dropped with the cached ones, which `_forget` tells."""
-    emit = tracing.point(SHMEM_SWAP).emit
-
-    def evict_some(self: AddressSpace) -> bool:
-        before = set(self.swapped)
-        is_left: bool = inner(self)
-        for index in before - self.swapped.keys():
-            emit(0, self.number, index, 0)
-        return is_left
-
-    return evict_some
-
-
 @probe(add_to_swap, ADD_TO_SWAP_CACHE)
 def _add_to_swap(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(ADD_TO_SWAP_CACHE)

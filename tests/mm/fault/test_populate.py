@@ -67,7 +67,7 @@ def test_a_file_up_to_its_end(machine: Machine, mm: MmStruct, flags: int, write:
     mmap(mm, 40, RW, flags, at=BASE, file=file)
     assert fault_in(mm, 3, 40, write) == (21, VM_FAULT_SIGBUS)
     assert entry(mm, page(20))
-    assert file.mapping.dirty == (set(range(3, 21)) if write and flags == SHARED else set())
+    assert set(file.mapping.dirty) == (set(range(3, 21)) if write and flags == SHARED else set())
 
 
 def test_without_frames_it_stops_where_they_end(machine: Machine, mm: MmStruct) -> None:

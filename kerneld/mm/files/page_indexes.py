@@ -1,0 +1,160 @@
+"""Maps and sets of the page indexes of a file, for files with millions of pages.
+
+A dict or set of Python moves all of its entries when it has no more room, and a set also when it has lost many. With
+three million pages, one page more may take 200 ms. So the entries lie in nodes, each for `NODE_INDEXES` indexes in a
+row, and only one node is moved at a time. The indexes of a range are found without a look at all others. Answers to
+Linux v6.8 include/linux/xarray.h, as address_space.i_pages and its marks use it. Knows nothing about pages.
+
+Invariant: no node is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
+from typing import Generic, TypeVar
+
+_NODE_SHIFT = 12
+NODE_INDEXES = 1 << _NODE_SHIFT
+_Node = TypeVar("_Node", dict[int, int], set[int])
+
+
+class _Indexes(Generic[_Node]):
+    """What maps and sets have in common."""
+
+    __slots__ = ("_nodes",)
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, _Node] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._nodes)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._nodes.values()))
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self._nodes.values())
+
+    def __contains__(self, index: int) -> bool:
+        node = self._nodes.get(index >> _NODE_SHIFT)
+        return node is not None and index in node
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._nodes.clear()
+
+    def spans(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the parts of [first, last) that have a node each, in order."""
+        low, high, nodes = first >> _NODE_SHIFT, last - 1 >> _NODE_SHIFT, self._nodes
+        if high - low < len(nodes):
+            numbers = [number for number in range(low, high + 1) if number in nodes]
+        else:
+            numbers = sorted(number for number in nodes if low <= number <= high)
+        return [(max(first, number << _NODE_SHIFT), min(last, number + 1 << _NODE_SHIFT)) for number in numbers]
+
+    def between(self, first: int, last: int) -> Iterator[int]:
+        """Yield the indexes of [first, last) in order. Others may be added or removed meanwhile."""
+        for low, high in self.spans(first, last):
+            node = self._nodes.get(low >> _NODE_SHIFT)
+            if node is not None:
+                yield from sorted(node if high - low == NODE_INDEXES else (i for i in node if low <= i < high))
+
+
+class IndexMap(_Indexes[dict[int, int]]):
+    """A number for each index."""
+
+    __slots__ = ()
+
+    def get(self, index: int) -> int | None:
+        """Return the number of an index, or None."""
+        node = self._nodes.get(index >> _NODE_SHIFT)
+        return None if node is None else node.get(index)
+
+    def run(self, first: int, last: int) -> list[int | None]:
+        """Return the number of each index of [first, last), or None."""
+        if first >> _NODE_SHIFT != last - 1 >> _NODE_SHIFT:
+            return list(map(self.get, range(first, last)))
+        node = self._nodes.get(first >> _NODE_SHIFT)
+        return [None] * (last - first) if node is None else list(map(node.get, range(first, last)))
+
+    def __getitem__(self, index: int) -> int:
+        return self._nodes[index >> _NODE_SHIFT][index]
+
+    def __setitem__(self, index: int, number: int) -> None:
+        node = self._nodes.get(index >> _NODE_SHIFT)
+        if node is None:
+            self._nodes[index >> _NODE_SHIFT] = {index: number}
+        else:
+            node[index] = number
+
+    def __delitem__(self, index: int) -> None:
+        self.pop(index)
+
+    def pop(self, index: int) -> int:
+        """Remove an index, and return its number. Raises KeyError."""
+        node = self._nodes[index >> _NODE_SHIFT]
+        number = node.pop(index)
+        if not node:
+            del self._nodes[index >> _NODE_SHIFT]
+        return number
+
+    def pop_some(self, count: int) -> tuple[list[int], list[int]]:
+        """Remove at least `count` indexes, or all; few more. Return them and their numbers."""
+        indexes: list[int] = []
+        numbers: list[int] = []
+        while self._nodes and len(indexes) < count:
+            _, node = self._nodes.popitem()
+            indexes += node
+            numbers += node.values()
+        return indexes, numbers
+
+    def values(self) -> Iterator[int]:
+        """Yield all numbers, in the order of `__iter__`."""
+        return chain.from_iterable(node.values() for node in self._nodes.values())
+
+    def items(self) -> Iterator[tuple[int, int]]:
+        """Yield each index with its number."""
+        return chain.from_iterable(node.items() for node in self._nodes.values())
+
+    def update(self, items: Iterable[tuple[int, int]]) -> None:
+        """Set the numbers of these indexes."""
+        for index, number in items:
+            self[index] = number
+
+
+class IndexSet(_Indexes[set[int]]):
+    """A set of indexes."""
+
+    __slots__ = ()
+
+    def add(self, index: int) -> None:
+        """Add an index."""
+        node = self._nodes.get(index >> _NODE_SHIFT)
+        if node is None:
+            self._nodes[index >> _NODE_SHIFT] = {index}
+        else:
+            node.add(index)
+
+    def discard(self, index: int) -> None:
+        """Remove an index, if it is there."""
+        node = self._nodes.get(index >> _NODE_SHIFT)
+        if node is not None:
+            node.discard(index)
+            if not node:
+                del self._nodes[index >> _NODE_SHIFT]
+
+    def difference_update(self, indexes: Iterable[int]) -> None:
+        """Remove those of these indexes that are there."""
+        if not self._nodes:
+            return
+        for number, group in groupby(indexes, _node_of):
+            node = self._nodes.get(number)
+            if node is not None:
+                node.difference_update(group)
+                if not node:
+                    del self._nodes[number]
+
+
+def _node_of(index: int) -> int:
+    return index >> _NODE_SHIFT
