@@ -58,10 +58,11 @@ class Prints:
         return found
 
     def moved(self) -> dict[str, Any]:
-        """Return the next print that a change has led to."""
+        """Return the next print that a change has led to, with what prints of the interval have told before."""
+        changed: set[int] = set()
         while "moved" not in (found := self.next()):
-            pass
-        return found
+            changed.update(found["changed"])
+        return {**found, "changed": sorted({*found["changed"], *changed})}
 
     def changed(self) -> dict[str, Any]:
         """Return the next print in which something has changed."""

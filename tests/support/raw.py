@@ -8,6 +8,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tests.support.patience import SECONDS
+
 MMAP, MPROTECT, MUNMAP, BRK, RT_SIGACTION = 9, 10, 11, 12, 13
 MREMAP, MSYNC, MINCORE, MADVISE, GETPID, EXECVE, EXIT = 25, 26, 27, 28, 39, 59, 60
 GETUID, SETUID, GETPPID, MLOCK, MUNLOCK, MLOCKALL, MUNLOCKALL = 102, 105, 110, 149, 150, 151, 152
@@ -70,7 +72,7 @@ class RawThread:
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(30)
+        self.socket.settimeout(SECONDS)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
 
     def connect(self, path: str) -> None:

@@ -185,7 +185,12 @@ def test_a_missing_package_is_one_line(
 
 def test_without_kerneld_it_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        INSPECTOR, env=environment(tmp_path / "nobody.sock"), capture_output=True, text=True, timeout=60, check=False
+        INSPECTOR,
+        env=environment(tmp_path / "nobody.sock"),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert (done.returncode, done.stderr.count("\n"), done.stdout) == (Status.NO_DAEMON, 1, "")
 

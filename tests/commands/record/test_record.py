@@ -45,7 +45,7 @@ def end(process: subprocess.Popen[str], signo: int = signal.SIGINT) -> tuple[int
 
 
 def play(path: Path, scenario: str) -> None:
-    subprocess.run([*TARGET, scenario], env=environment(path), check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run([*TARGET, scenario], env=environment(path), check=True, stdout=subprocess.DEVNULL, timeout=SECONDS)
 
 
 def test_a_record_has_everything_that_happened(path: Path, tmp_path: Path) -> None:
