@@ -7,8 +7,9 @@ Knows which address spaces map an inode from `AddressSpace.i_mmap`. Answers to L
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
+import itertools
 from collections.abc import Iterator
+from operator import attrgetter
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
     bits = PTE_RW if mapping.is_shmem else PTE_RW | PTE_DIRTY
     vmas = [vma for vma in mapping.i_mmap.overlapping(index, index + 1) if vma.vm_flags & VM_SHARED]
     if len(vmas) > FEW_ENTRIES:
-        _mkclean_many(mapping, vmas, index, bits)
+        _mkclean_many(vmas, index, bits)
         return
     for vma in vmas:
         mm = mapping.i_mmap[vma]
@@ -82,13 +83,15 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
                 mm.pages.update_pte(pte, vaddr, entry & ~bits)
 
 
-def _mkclean_many(mapping: AddressSpace, vmas: list[Vma], index: int, bits: int) -> None:
-    """Do the same, a leaf table at a time: one process may map the page 60,000 times."""
-    by_mm: defaultdict[MmStruct, list[Vaddr]] = defaultdict(list)
-    for vma in vmas:
-        by_mm[mapping.i_mmap[vma]].append(vma.start + ((index - vma.pgoff) << PAGE_SHIFT))
-    for mm, found in by_mm.items():
-        vaddrs = np.sort(np.array(found))
+def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
+    """Do the same, a leaf table at a time: one process may map the page 60,000 times.
+
+    No VMA is looked up in `i_mmap`, and no address is computed for itself: that takes longer than the rest.
+    """
+    for mm, group in itertools.groupby(vmas, attrgetter("vm_mm")):
+        theirs = list(group)
+        starts, pgoffs = (np.fromiter(map(attrgetter(name), theirs), np.int64) for name in ("start", "pgoff"))
+        vaddrs = np.sort(starts + ((index - pgoffs) << PAGE_SHIFT))
         bounds = np.flatnonzero(np.diff(vaddrs >> PMD_SHIFT)) + 1
         for here in np.split(vaddrs, bounds):
             start, end = int(here[0]), int(here[-1]) + PAGE_SIZE
