@@ -17,7 +17,13 @@ from kerneld.mm.calls.madvise import (
     madvise_populate_in_pieces,
 )
 from kerneld.mm.calls.mincore import do_mincore
-from kerneld.mm.calls.mlock import do_mlock, mlockall_flags_in_pieces, mlockall_in_pieces, munlock_in_pieces
+from kerneld.mm.calls.mlock import (
+    lock_range,
+    mlock_in_pieces,
+    mlockall_flags_in_pieces,
+    mlockall_in_pieces,
+    munlock_in_pieces,
+)
 from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.calls.mremap import do_mremap, mremap_in_pieces
@@ -271,13 +277,14 @@ def _mlock(call: Call, vm_flags: int) -> int | Answer | Work:
 
     Source: Linux v6.8 mm/mlock.c:do_mlock() and __mlock_posix_error_return().
     """
-    privileged = call.process.cred.capable(CAP_IPC_LOCK)
-    start, end = do_mlock(call.mm, call.args[0], call.args[1], vm_flags, privileged=privileged)
-    return counted_work(call, _populate_locked(call, start, end))
+    mm, start, length = call.mm, *call.args[:2]
+    steps = mlock_in_pieces(mm, start, length, vm_flags, privileged=call.process.cred.capable(CAP_IPC_LOCK))
+    return counted_work(call, _lock_and_populate(mm, steps, *lock_range(start, length)))
 
 
-def _populate_locked(call: Call, start: Vaddr, end: Vaddr) -> Pieces:
-    fault = yield from populate_in_pieces(call.mm, start, end, ignore_errors=False)
+def _lock_and_populate(mm: MmStruct, steps: Steps, start: Vaddr, end: Vaddr) -> Pieces:
+    yield from steps
+    fault = yield from populate_in_pieces(mm, start, end, ignore_errors=False)
     if fault:
         raise SysError(errno.EAGAIN if fault & VM_FAULT_OOM else errno.ENOMEM)
     return 0

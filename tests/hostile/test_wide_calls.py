@@ -14,17 +14,18 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.madvise import do_madvise
-from kerneld.mm.calls.mlock import do_munlock, mlockall_flags_in_pieces
+from kerneld.mm.calls.mlock import do_mlock, do_munlock, mlockall_flags_in_pieces
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.space import munmap, pace, truncate
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.writeback import do_msync
+from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Call
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel
-from shared.uapi.mman import Madv, Map, Mcl, Ms
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Ms
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
 from tests.support.in_process import Client
@@ -51,6 +52,11 @@ def advise(advice: Madv) -> AtOnce:
     return lambda mm: do_madvise(mm, BASE, LENGTH, advice.value)
 
 
+def lock_on_fault(mm: MmStruct) -> None:
+    """Lock what is there, as a mlock() does before it faults in the rest."""
+    do_mlock(mm, BASE, LENGTH, VM_LOCKED | VM_LOCKONFAULT, privileged=True)
+
+
 CALLS: dict[str, tuple[Nr, tuple[int, ...], AtOnce]] = {
     "munmap": (Nr.MUNMAP, (), lambda mm: do_munmap(mm, BASE, LENGTH)),
     "mprotect": (Nr.MPROTECT, (READ,), lambda mm: do_mprotect(mm, BASE, LENGTH, READ)),
@@ -59,6 +65,7 @@ CALLS: dict[str, tuple[Nr, tuple[int, ...], AtOnce]] = {
     **{advice.name.lower(): (Nr.MADVISE, (advice.value,), advise(advice)) for advice in ADVICE},
     "msync": (Nr.MSYNC, (Ms.SYNC.value,), lambda mm: do_msync(mm, BASE, LENGTH, Ms.SYNC.value)),
     "munlock": (Nr.MUNLOCK, (), lambda mm: do_munlock(mm, BASE, LENGTH)),
+    "mlock2": (Nr.MLOCK2, (MLOCK_ONFAULT,), lock_on_fault),
 }  # fmt: skip
 
 

@@ -41,7 +41,13 @@ def _limit_pages(mm: MmStruct) -> int:
 
 
 def do_mlock(mm: MmStruct, start: Vaddr, length: int, vm_flags: int, *, privileged: bool) -> tuple[Vaddr, Vaddr]:
-    """Mark [start, start + length), rounded outward to pages, as locked; return the range, for the caller to fault in.
+    """Do the same as `mlock_in_pieces`, at once; return the range, for the caller to fault in."""
+    run_at_once(mlock_in_pieces(mm, start, length, vm_flags, privileged=privileged))
+    return lock_range(start, length)
+
+
+def mlock_in_pieces(mm: MmStruct, start: Vaddr, length: int, vm_flags: int, *, privileged: bool) -> Steps:
+    """Mark [start, start + length), rounded outward to pages, as locked; yield when other clients may be served.
 
     `vm_flags` is VM_LOCKED, with VM_LOCKONFAULT if pages are locked only when they are faulted in.
     Raises SysError(EPERM) without the right, SysError(ENOMEM) over RLIMIT_MEMLOCK, for a hole or with too many VMAs,
@@ -49,16 +55,15 @@ def do_mlock(mm: MmStruct, start: Vaddr, length: int, vm_flags: int, *, privileg
     """
     if not can_do_mlock(mm, privileged):
         raise SysError(errno.EPERM)
-    start, end = _lock_range(start, length)
+    start, end = lock_range(start, length)
     if not privileged:
         locked = mm.locked_vm + ((end - start) >> PAGE_SHIFT)
         if locked > _limit_pages(mm) and locked - _locked_pages(mm, start, end) > _limit_pages(mm):
             raise SysError(errno.ENOMEM)
-    apply_vma_lock_flags(mm, start, end, vm_flags)
-    return start, end
+    yield from lock_flags_in_pieces(mm, start, end, vm_flags)
 
 
-def _lock_range(start: Vaddr, length: int) -> tuple[Vaddr, Vaddr]:
+def lock_range(start: Vaddr, length: int) -> tuple[Vaddr, Vaddr]:
     """Round a range outward to pages; the length wraps at 64 bits, as Linux's does."""
     length = page_align(length + (start & ~PAGE_MASK)) % (1 << 64)
     start &= PAGE_MASK
@@ -76,12 +81,12 @@ def _locked_pages(mm: MmStruct, start: Vaddr, end: Vaddr) -> int:
 
 def do_munlock(mm: MmStruct, start: Vaddr, length: int) -> None:
     """Unlock [start, start + length), rounded outward to pages. Raises as `do_mlock` does for the range."""
-    apply_vma_lock_flags(mm, *_lock_range(start, length), 0)
+    apply_vma_lock_flags(mm, *lock_range(start, length), 0)
 
 
 def munlock_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
     """Do the same as `do_munlock`; yield when other clients may be served."""
-    yield from lock_flags_in_pieces(mm, *_lock_range(start, length), 0)
+    yield from lock_flags_in_pieces(mm, *lock_range(start, length), 0)
 
 
 def apply_vma_lock_flags(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int) -> None:
