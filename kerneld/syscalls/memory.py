@@ -16,7 +16,7 @@ from kerneld.mm.calls.madvise import (
     madvise_in_pieces,
     madvise_populate_in_pieces,
 )
-from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.calls.mincore import mincore_in_pieces
 from kerneld.mm.calls.mlock import (
     lock_range,
     mlock_in_pieces,
@@ -254,9 +254,14 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     return 0
 
 
-def sys_mincore(call: Call) -> Answer:
+def sys_mincore(call: Call) -> int | Answer | Work:
     """args: addr, length, pointer. Returns 0, and inline one byte for each page."""
-    return Answer(0, do_mincore(call.mm, call.args[0], call.args[1], MAX_REPLY, call.may_write))
+
+    def pieces() -> Pieces:
+        told = yield from mincore_in_pieces(call.mm, call.args[0], call.args[1], MAX_REPLY, call.may_write)
+        return Answer(0, told)
+
+    return Work(pieces()).go_on()
 
 
 def sys_mlock(call: Call) -> int | Answer | Work:

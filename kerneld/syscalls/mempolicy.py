@@ -7,9 +7,9 @@ import struct
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.access import get_user_page
-from kerneld.mm.calls.mbind import do_mbind
+from kerneld.mm.calls.mbind import mbind_in_pieces
 from kerneld.mm.space.mempolicy import MPOL_INTERLEAVE, ONE_NODE, check_mode, get_nodes, mode_of, new_policy, nodes_of
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.capability import CAP_SYS_NICE
 from shared.uapi.page import PAGE_MASK
 
@@ -18,13 +18,21 @@ _NR_NODE_IDS = 1
 _TOLD = struct.Struct("<QQ")
 
 
-def sys_mbind(call: Call) -> int:
-    """args: start, length, mode, pointer, maxnode, flags; inline: the mask of nodes, in words. Raises as `do_mbind`."""
+def sys_mbind(call: Call) -> int | Answer | Work:
+    """args: start, length, mode, pointer, maxnode, flags; inline: the mask of nodes, in words.
+
+    Raises as `mbind_in_pieces`.
+    """
     start, length, _, _, _, flags = call.args
     mode, nodes = _mode_and_nodes(call, 2)
     may = call.process.cred.capable(CAP_SYS_NICE)
-    do_mbind(call.mm, start, length, mode, nodes, flags & 0xFFFF_FFFF, may_move_all=may)
-    return 0
+    steps = mbind_in_pieces(call.mm, start, length, mode, nodes, flags & 0xFFFF_FFFF, may_move_all=may)
+
+    def pieces() -> Pieces:
+        yield from steps
+        return 0
+
+    return Work(pieces()).go_on()
 
 
 def sys_set_mempolicy(call: Call) -> int:

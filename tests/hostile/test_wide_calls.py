@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.mm.calls import mincore
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.madvise import do_madvise
+from kerneld.mm.calls.mbind import mbind_in_pieces
+from kerneld.mm.calls.mincore import do_mincore
 from kerneld.mm.calls.mlock import do_mlock, do_munlock, mlockall_flags_in_pieces
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.space import munmap, pace, truncate
+from kerneld.mm.space.mempolicy import MPOL_LOCAL
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.mm.space.pace import run_at_once
@@ -28,6 +32,7 @@ from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Ms
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Nr
+from shared.wire import MAX_REPLY
 from tests.support.in_process import Client
 from tests.support.long_requests import attached, begun, call, finish, kernel_in_pieces
 from tests.support.wide_ranges import (
@@ -57,6 +62,10 @@ def lock_on_fault(mm: MmStruct) -> None:
     do_mlock(mm, BASE, LENGTH, VM_LOCKED | VM_LOCKONFAULT, privileged=True)
 
 
+def bind_to_its_node(mm: MmStruct) -> None:
+    run_at_once(mbind_in_pieces(mm, BASE, LENGTH, MPOL_LOCAL, 0, 0, may_move_all=False))
+
+
 CALLS: dict[str, tuple[Nr, tuple[int, ...], AtOnce]] = {
     "munmap": (Nr.MUNMAP, (), lambda mm: do_munmap(mm, BASE, LENGTH)),
     "mprotect": (Nr.MPROTECT, (READ,), lambda mm: do_mprotect(mm, BASE, LENGTH, READ)),
@@ -65,6 +74,7 @@ CALLS: dict[str, tuple[Nr, tuple[int, ...], AtOnce]] = {
     **{advice.name.lower(): (Nr.MADVISE, (advice.value,), advise(advice)) for advice in ADVICE},
     "msync": (Nr.MSYNC, (Ms.SYNC.value,), lambda mm: do_msync(mm, BASE, LENGTH, Ms.SYNC.value)),
     "munlock": (Nr.MUNLOCK, (), lambda mm: do_munlock(mm, BASE, LENGTH)),
+    "mbind": (Nr.MBIND, (MPOL_LOCAL, 0, 0, 0), bind_to_its_node),
     "mlock2": (Nr.MLOCK2, (MLOCK_ONFAULT,), lock_on_fault),
 }  # fmt: skip
 
@@ -78,7 +88,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     yield from kernel_in_pieces(monkeypatch)
 
 
-ONE_STEP = {("msync", one_vma), ("dontfork", one_vma), ("munlock", one_vma)}
+ONE_STEP = {("msync", one_vma), ("dontfork", one_vma), ("munlock", one_vma), ("mbind", one_vma)}
 """One VMA has other flags, and that is all."""
 
 
@@ -101,6 +111,19 @@ def test_what_comes_of_it(kernel: Kernel, name: str, make: Callable[[MmStruct, C
         assert reply.ret == expected
         assert served >= 5
     assert state(mm_of(long)) == state(mm_of(twin))
+
+
+@pytest.mark.parametrize("make", [one_vma, many_vmas])
+def test_which_pages_are_in_memory(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, make: Callable[[MmStruct, Client], None]
+) -> None:
+    monkeypatch.setattr(mincore, "_AT_ONCE", PMD_SIZE // 2)
+    long, twin = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    for who in (long, twin):
+        make(mm_of(who), who)
+    (reply,), served = finish(begun(long, Nr.MINCORE, BASE, LENGTH, 0), twin)
+    assert (reply.ret, reply.data) == (0, do_mincore(mm_of(twin), BASE, LENGTH, MAX_REPLY))
+    assert served >= 5
 
 
 @pytest.mark.parametrize("make", [one_vma, many_vmas])

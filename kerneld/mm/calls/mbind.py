@@ -7,6 +7,7 @@ import errno
 from kerneld.errors import SysError
 from kerneld.mm.space.mempolicy import new_policy
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.vma_merge import vma_modify
 from shared.uapi.page import PAGE_MASK, Vaddr, page_align
 
@@ -14,9 +15,12 @@ MPOL_MF_STRICT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL = 1, 2, 4
 _VALID = MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
 
 
-def do_mbind(mm: MmStruct, start: Vaddr, length: int, mode: int, nodes: int, flags: int, *, may_move_all: bool) -> None:
+def mbind_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, mode: int, nodes: int, flags: int, *, may_move_all: bool
+) -> Steps:
     """Give the VMAs of [start, start + length) a policy; `length` in bytes is rounded up to pages.
 
+    Yields when other clients may be served.
     Every page is on node 0 already, so none is moved. Raises SysError(EINVAL) for unknown flags, an unaligned start, a
     range that wraps, and as `new_policy` does; SysError(EPERM) for MPOL_MF_MOVE_ALL without CAP_SYS_NICE;
     SysError(EFAULT) at a hole, before any change (with the default policy only if all is a hole); SysError(ENOMEM) over
@@ -36,11 +40,15 @@ def do_mbind(mm: MmStruct, start: Vaddr, length: int, mode: int, nodes: int, fla
         return
     policy = new_policy(mode, nodes)
     _check_covered(mm, start, end, may_have_holes=not policy)
+    pace = Pace()
     while start < end and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         start, stop = max(start, vma.start), min(end, vma.end)
         if vma.policy != policy:
             vma_modify(mm, vma, start, stop, vma.vm_flags, policy)
         start = stop
+        if pace.is_over():
+            yield
+            pace.begin()
 
 
 def _check_covered(mm: MmStruct, start: Vaddr, end: Vaddr, *, may_have_holes: bool) -> None:

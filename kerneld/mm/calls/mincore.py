@@ -6,6 +6,7 @@ Answers to Linux v6.8 mm/mincore.c.
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 
 import numpy as np
 
@@ -13,14 +14,26 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import present_mask, swap_mask, swp_offset
 from kerneld.mm.calls.madvise_pages import MayWrite
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Pace, drain
 from kerneld.mm.space.vma import Vma
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+
+_AT_ONCE = 16 * PMD_SIZE
 
 
 def do_mincore(
     mm: MmStruct, start: Vaddr, length: int, max_pages: int, may_write: MayWrite = lambda _file: True
 ) -> bytes:
+    """Do the same as `mincore_in_pieces`, at once."""
+    return drain(mincore_in_pieces(mm, start, length, max_pages, may_write))
+
+
+def mincore_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, max_pages: int, may_write: MayWrite
+) -> Generator[None, None, bytes]:
     """Return one byte for each page of [start, start + length): 1 if the page is in memory.
+
+    Yields when other clients may be served: Linux releases mmap_lock after each 4,096 pages.
 
     For a file that the caller may not write to, all pages are reported as in memory: the caller must not learn which
     pages other users have read (Linux v6.8 mm/mincore.c:can_do_mincore()).
@@ -38,14 +51,18 @@ def do_mincore(
         raise SysError(errno.EMSGSIZE)
     end = start + page_align(length)
     parts = []
+    pace = Pace()
     while start < end:
         vma = mm.vmas.lookup(start)
         if vma is None:
             raise SysError(errno.ENOMEM)
-        stop = min(end, vma.end)
+        stop = min(end, vma.end, start + _AT_ONCE)
         may_know = vma.file is None or may_write(vma.file)
         parts.append(_in_memory(mm, vma, start, stop) if may_know else b"\1" * ((stop - start) >> PAGE_SHIFT))
         start = stop
+        if start < end and pace.is_over():
+            yield
+            pace.begin()
     return b"".join(parts)
 
 
