@@ -86,12 +86,11 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
     copied = _Stretch()
     vma = old.vmas.find(0)
     while vma is not None:
-        if not vma.vm_flags & VM_DONTCOPY:
-            has_pages = _dup_vma(old, new, vma)
-            if not has_pages or not copied.may_have(vma):
-                yield from _copy_pages(old, new, copied, pace)
-            if has_pages:
-                copied.add(vma)
+        has_pages = not vma.vm_flags & VM_DONTCOPY and _dup_vma(old, new, vma)
+        if not has_pages or not copied.may_have(vma):
+            yield from _copy_pages(old, new, copied, pace)
+        if has_pages:
+            copied.add(vma)
         end = vma.end
         if pace.is_over():
             yield from _copy_pages(old, new, copied, pace)
@@ -108,7 +107,7 @@ class _Stretch:
     """VMAs whose entries are copied together: small ones are many, and a walk for each would cost most of the fork.
 
     It is one VMA, or several of anonymous memory, in which no frame is mapped twice. Each begins in the leaf table in
-    which the last one ends: what is between them has neither entries nor tables of its own.
+    which the last one ends, and no other VMA is between them: what is there has neither entries nor tables of its own.
     """
 
     def __init__(self) -> None:

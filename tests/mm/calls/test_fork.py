@@ -6,12 +6,13 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW
+from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.vm_flags import VM_DONTCOPY, VM_LOCKED, VM_WIPEONFORK
-from shared.uapi.mman import Map
+from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
 from tests.support.machine import (
@@ -83,6 +84,19 @@ def test_vmas_that_are_copied_together(machine: Machine, mm: MmStruct) -> None:
     machine.exit(child)
     machine.check()
     assert load(mm, page(5), 1) == b"5"
+
+
+def test_a_vma_that_stays_behind_between_two_that_are_copied(machine: Machine, mm: MmStruct) -> None:
+    """All three are in one leaf table; nothing of the one in the middle goes to the child."""
+    mmap(mm, 3, RW, at=page(0))
+    for place in range(3):
+        store(mm, page(place), b"%d" % place)
+    do_madvise(mm, page(1), PAGE_SIZE, Madv.DONTFORK)
+    child = machine.fork(mm)
+    machine.check()
+    assert entry(child, page(1)) == 0
+    assert machine.frames.flags[pfn_of(mm, page(1))] & PG_ANON_EXCLUSIVE
+    assert [load(child, page(place), 1) for place in (0, 2)] == [b"0", b"2"]
 
 
 def test_a_locked_vma_among_others_ends_with_them(machine: Machine, mm: MmStruct) -> None:
