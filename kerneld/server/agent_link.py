@@ -1,8 +1,9 @@
 """The connection of a native program's agent: sends orders to the agent, and waits for the acknowledgement.
 
 Owns the longest wait. An agent does no other work and waits for no other process. So it answers in microseconds, as a
-processor answers an interrupt. If an agent does not answer in time, the kernel kills its process. Other clients lose no
-more than that time. An agent that waits for a processor has longer: it cannot answer.
+processor answers an interrupt. If an agent is silent and does not want to run, the kernel kills its process after a
+tenth of a second. Other clients lose no more than that time. An agent that waits for a processor has longer: it cannot
+answer. An agent that is stopped (SIGSTOP) will not answer.
 Answers to Linux v6.8 kernel/smp.c:smp_call_function_many_cond().
 """
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from kerneld.server.connection import Connection
 
 PATIENCE_SECONDS = 1.0
-"""How long an agent may be silent, and how much processor time its process may use in silence after that."""
+"""How much processor time the process of a silent agent may use, and how long the host may hold it up."""
 _LOOK_MS = 20
-_MOST_IDLE = 10
+_MOST_IDLE = 4
 """So many looks must find an agent idle: it sleeps a millisecond at a time while it waits for a thread that maps."""
+AGENT_NAME = "kerneld-tlb"
+"""Source: stub/agent.c."""
 _ACKNOWLEDGED = struct.Struct("<Q")
 _MILLISECONDS = 1000
 log = structlog.get_logger("kerneld.server")
@@ -73,9 +76,10 @@ class AgentLink:
 
     def _has_word(self) -> bool:
         """Wait for a word of the agent, as long as it may take."""
-        if self._poll.poll(PATIENCE_SECONDS * _MILLISECONDS):
+        if self._poll.poll(_LOOK_MS):
             return True
-        starvation = Starvation(self._connection.peer.pid, PATIENCE_SECONDS, _MOST_IDLE)
+        most_held = int(PATIENCE_SECONDS * _MILLISECONDS) // _LOOK_MS
+        starvation = Starvation(self._connection.peer.pid, AGENT_NAME, PATIENCE_SECONDS, _MOST_IDLE, most_held)
         while not starvation.is_over():
             if self._poll.poll(_LOOK_MS):
                 return True

@@ -1,7 +1,8 @@
 """Whether a process that should answer at once waits for a processor: then its silence is not its fault.
 
 Reads the host's /proc, and keeps nothing. On a busy machine a process that could answer may have no turn for seconds.
-A process that does not want to run, or that uses its turns for other things, does not starve.
+A process that does not want to run, or that uses its turns for other things, does not starve. One that the host holds
+up in a call (it reads from a disk, or waits for mmap_lock) starves for a while.
 """
 
 from __future__ import annotations
@@ -22,39 +23,53 @@ class Look(NamedTuple):
     """Whether a thread runs, or waits for a processor."""
     cpu_seconds: float
     """The processor time that all have used."""
+    is_held: bool = False
+    """Whether a thread waits inside the host's kernel, and no signal ends that, or a debugger has the one that should
+    answer."""
+    is_stopped: bool = False
+    """Whether the one that should answer is stopped (SIGSTOP)."""
 
 
 class Starvation:
     """Tells again and again whether a process still starves. The first look is the beginning."""
 
-    def __init__(self, pid: int, most_seconds: float, most_idle: int) -> None:
-        """A process that uses `most_seconds` of processor time, or does not want to run in `most_idle` looks one after
-        the other, does not starve."""
+    def __init__(self, pid: int, name: str, most_seconds: float, most_idle: int, most_held: int) -> None:
+        """A process does not starve if it uses `most_seconds` of processor time, if it does not want to run in
+        `most_idle` looks one after the other, or if its thread or child called `name` is stopped. Of these looks it may
+        be held up by the host in `most_held`."""
         self._pid = pid
+        self._name = name
         self._most_seconds = most_seconds
         self._most_idle = most_idle
+        self._left_held = most_held
         self._idle = 0
-        self._began = look_at(pid).cpu_seconds
+        self._began = look_at(pid, name).cpu_seconds
 
     def is_over(self) -> bool:
         """Look, and return whether the process does not starve."""
-        now = look_at(self._pid)
-        self._idle = 0 if now.wants_to_run else self._idle + 1
-        return self._idle >= self._most_idle or now.cpu_seconds - self._began >= self._most_seconds
+        now = look_at(self._pid, self._name)
+        if now.is_held and self._left_held:
+            self._left_held -= 1
+        else:
+            self._idle = 0 if now.wants_to_run else self._idle + 1
+        used = now.cpu_seconds - self._began
+        return now.is_stopped or self._idle >= self._most_idle or used >= self._most_seconds
 
 
-def look_at(pid: int) -> Look:
+def look_at(pid: int, name: str) -> Look:
     """Return what the threads and the children of a process do. One that is gone, or hidden, does nothing."""
-    wants_to_run, ticks = False, 0
+    states, own_states, ticks = set(), set(), 0
     for task in _tasks(Path(f"/proc/{pid}/task")):
         try:
             text = (task / "stat").read_text("utf-8", "replace")
         except OSError:
             continue
         fields = text[text.rfind(")") + 2 :].split()
-        wants_to_run |= fields[_STATE] == "R"
+        states.add(fields[_STATE])
+        if f"({name})" in text:
+            own_states.add(fields[_STATE])
         ticks += int(fields[_UTIME]) + int(fields[_STIME])
-    return Look(wants_to_run, ticks / _TICKS)
+    return Look("R" in states, ticks / _TICKS, "D" in states or "t" in own_states, "T" in own_states)
 
 
 def _tasks(threads: Path) -> list[Path]:

@@ -11,10 +11,16 @@ from tests.native.inside import Inside
 from tests.support.patience import SECONDS
 
 
-def start_waiting(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int]:
-    """Start the program that waits, and return it with the address of its memory once that has been used."""
+def start_waiting(inside: Inside, program: Path, text: str = "") -> tuple[subprocess.Popen[str], int]:
+    """Start a program that waits for its input, which begins with `text`.
+
+    Return it with the address of its memory, once that has been used.
+    """
     process = inside.start([str(program)])
+    assert process.stdin is not None
     assert process.stdout is not None
+    process.stdin.write(text)
+    process.stdin.flush()
     return process, int(process.stdout.readline(), 16)
 
 

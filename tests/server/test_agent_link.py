@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +49,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, scene: Scene, seen: list[Look], answe
     """Have the kernel see this, one after the other; the agent answers at one of them. Return what is left to see."""
     left = list(seen)
 
-    def look(_pid: int) -> Look:
+    def look(_pid: int, _name: str) -> Look:
         if len(seen) - len(left) == answers_at:
             scene.agent.send(ANSWER_7)
         return left.pop(0)
@@ -63,16 +65,35 @@ def test_an_agent_that_waits_for_a_processor_has_time(monkeypatch: pytest.Monkey
 
 
 def test_an_agent_that_sleeps_now_and_then_has_time(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
-    seen = ([Look(False, 0.0)] * 9 + [Look(True, 0.0)]) * 3
-    looks(monkeypatch, scene, seen, answers_at=29)
+    seen = ([Look(False, 0.0)] * 3 + [Look(True, 0.0)]) * 3
+    looks(monkeypatch, scene, seen, answers_at=11)
     scene.link.order(RECORD_7)
     assert scene.killed == []
 
 
 def test_the_process_of_an_agent_that_only_sleeps_is_killed(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
-    looks(monkeypatch, scene, [Look(False, 0.0)] * 11)
+    looks(monkeypatch, scene, [Look(False, 0.0)] * 5)
     scene.link.order(RECORD_7)
     assert scene.killed == ["the process"]
+
+
+def test_the_process_of_an_agent_that_is_stopped_is_killed_at_once(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    looks(monkeypatch, scene, [Look(True, 0.0), Look(True, 0.0, is_stopped=True)])
+    scene.link.order(RECORD_7)
+    assert scene.killed == ["the process"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_agent_that_the_host_holds_up_has_a_while(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene, answers: bool
+) -> None:
+    monkeypatch.setattr(agent_link, "PATIENCE_SECONDS", 0.2)  # Ten looks.
+    held, idle = Look(False, 0.0, is_held=True), Look(False, 0.0)
+    looks(monkeypatch, scene, [idle] * 4 + [held] * 10 + [idle], answers_at=13 if answers else -1)
+    scene.link.order(RECORD_7)
+    assert scene.killed == ([] if answers else ["the process"])
 
 
 def test_a_process_that_uses_its_turns_for_other_things_is_killed(
@@ -89,14 +110,21 @@ def test_what_a_process_does_is_seen_with_its_children() -> None:
     with subprocess.Popen([sys.executable, "-c", spin]) as process:
         try:
             # The parent waits after its start: it is the child that goes on.
-            while look_at(process.pid).cpu_seconds < 0.2:
+            while look_at(process.pid, "child").cpu_seconds < 0.2:
                 assert process.poll() is None
-            assert look_at(process.pid).wants_to_run
+            assert look_at(process.pid, "child").wants_to_run
+            (child,) = children_of(process.pid)
+            name = Path(f"/proc/{child}/comm").read_text().rstrip()
+            assert not look_at(process.pid, name).is_stopped
+            os.kill(child, signal.SIGSTOP)
+            while not look_at(process.pid, name).is_stopped:
+                os.sched_yield()
+            assert not look_at(process.pid, "another").is_stopped
         finally:
             for child in children_of(process.pid):
-                os.kill(child, 9)
+                os.kill(child, signal.SIGKILL)
             process.kill()
-    assert look_at(process.pid) == Look(False, 0.0)
+    assert look_at(process.pid, "child") == Look(False, 0.0)
 
 
 def children_of(pid: int) -> list[int]:

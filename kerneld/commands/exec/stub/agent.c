@@ -23,6 +23,23 @@ static int has_ended(long program)
 	return program >= 0 && sys3(NR_poll, &poll, 1, 0) > 0;
 }
 
+/* Tell whether a thread is stopped, and so will look at the number of the order again before it maps: tlb.c. One that a
+ * debugger has stopped may be in the call already. */
+static int is_stopped(const struct thread *t)
+{
+	char text[64] = "/proc/";
+	memcpy(put_number(text + 6, t->tid) - 1, "/stat", 6);
+	long fd = t->has_rseq ? sys2(NR_open, text, 0) : -1;
+	if (fd < 0)
+		return 0;
+	long length = sys3(NR_read, fd, text, sizeof text);
+	sys1(NR_close, fd);
+	/* pid (name) state: a name may have brackets. Source: proc(5). */
+	while (length > 2 && text[length - 3] != ')')
+		length--;
+	return length > 2 && text[length - 1] == 'T';
+}
+
 static void wait_for_mappers(long program)
 {
 	static const u64 a_millisecond[2] = {0, 1000000};
@@ -33,7 +50,8 @@ static void wait_for_mappers(long program)
 			if (has_ended(program))
 				sys1(NR_exit_group, 0);
 			__atomic_compare_exchange_n(&t->mapping, &one, 2, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-			sys4(NR_futex, &t->mapping, FUTEX_WAIT_PRIVATE, 2, a_millisecond);
+			if (sys4(NR_futex, &t->mapping, FUTEX_WAIT_PRIVATE, 2, a_millisecond) == -ETIMEDOUT && is_stopped(t))
+				break;
 		}
 	}
 }

@@ -13,19 +13,6 @@
 #define FD_CLOEXEC 1
 #define NR_newfstatat 262
 
-static char *put_number(char *end, u64 number)
-{
-	char digits[24];
-	int count = 0;
-	do
-		digits[count++] = '0' + number % 10;
-	while (number /= 10);
-	while (count)
-		*end++ = digits[--count];
-	*end++ = 0;
-	return end;
-}
-
 /* Copy a vector's pointers, and have all its strings in the TLB; their number or -errno. */
 static long take_vector(const char *const *from, const char **to, u64 room)
 {

@@ -34,6 +34,9 @@ enum {
 	FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
 
+/* Linux's of rseq(2), as it was at first. */
+struct rseq { u32 cpu_id_start, cpu_id; u64 section; u32 flags, unused[3]; } __attribute__((aligned(32)));
+
 #define XSAVE_HEADER 512	/* its first word says which registers are not in their initial state */
 
 /* Linux's structures on the stack of a signal's handler. */
@@ -67,6 +70,8 @@ struct thread {
 	int conn;		/* the connection to kerneld */
 	int tid;
 	u64 mapping;		/* it is about to map pages that an answer named: the agent waits for that */
+	struct rseq rseq;	/* tlb.c: what the host restarts */
+	int has_rseq;
 	u32 pkru, told_pkru;	/* the program's, when it came into the stub; what kerneld takes it for */
 	u64 masked;		/* those of OURS that the program believes it has blocked */
 	struct stack altstack;	/* the program's own */
@@ -166,6 +171,7 @@ long copy_hidden(int fd);
 void drop_copy(const char *path);
 
 /* tlb.c */
+void tlb_start(struct thread *t);
 void tlb_apply(struct thread *t, const struct tlb_record *record);
 long tlb_drop(u64 start, u64 length);
 void tlb_drop_all(void);
@@ -264,6 +270,20 @@ static inline u64 string_length(const char *text)
 	while (text[length])
 		length++;
 	return length;
+}
+
+/* Write a number and a NUL; what is behind the NUL. */
+static inline char *put_number(char *to, u64 number)
+{
+	char digits[24];
+	int count = 0;
+	do
+		digits[count++] = '0' + number % 10;
+	while (number /= 10);
+	while (count)
+		*to++ = digits[--count];
+	*to++ = 0;
+	return to;
 }
 void *memcpy(void *to, const void *from, size_t length);
 void *memset(void *to, int value, size_t length);

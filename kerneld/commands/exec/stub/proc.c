@@ -104,18 +104,6 @@ static enum kind find_file(const char *path, char *to)
 	return kind;
 }
 
-static void put_decimal(char *to, u32 number)
-{
-	char digits[12];
-	int count = 0;
-	do
-		digits[count++] = '0' + number % 10;
-	while (number /= 10);
-	while (count)
-		*to++ = digits[--count];
-	*to = 0;
-}
-
 /* The name that the host has for an open file of /proc; its length, 0 for another file. */
 static long name_of(int fd, char *name, long room)
 {
@@ -123,7 +111,7 @@ static long name_of(int fd, char *name, long room)
 	u64 status[15];
 	if (sys2(NR_fstatfs, fd, status) || status[0] != PROC_SUPER_MAGIC)
 		return 0;
-	put_decimal(link + 14, fd);
+	put_number(link + 14, fd);
 	long length = sys3(NR_readlink, link, name, room - 1);
 	name[length > 0 ? length : 0] = 0;
 	return length > 0 && length < room - 1 ? length : 0;

@@ -179,6 +179,7 @@ struct answer go_native(struct thread *t, u64 flags, const struct request *first
 {
 	struct request requests[3] = {*first, {.nr = KD_NATIVE, .args = {flags}}, {.nr = KD_RING}};
 	struct answer answers[3];
+	tlb_start(t);
 	keys_before_native(t, requests[1].args);
 	if (ask_many(t, requests, 3, data, length, fds, count, answers) < 3 || answers[0].ret < 0)
 		return answers[0];

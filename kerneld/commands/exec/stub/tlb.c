@@ -3,6 +3,10 @@
  * What kerneld takes away on behalf of others comes to the agent at the same time, on another connection. So an answer
  * may be old when it is read: it carries the number of the orders that kerneld had given by then. The agent notes the
  * number of its order first, then waits for threads that are between looking at it and having mapped, then drops.
+ *
+ * It does not wait for a thread that is stopped (SIGSTOP): the look at the number and the call that maps are one
+ * restartable sequence. If the host takes the processor away between the two, the thread looks again before it maps.
+ * Source: rseq(2), Linux v6.8 kernel/rseq.c: rseq_ip_fixup().
  */
 #include "native.h"
 
@@ -12,6 +16,8 @@
 #define MAP_SHARED 1
 #define MAP_FIXED 0x10
 #define FUTEX_WAKE_PRIVATE 129
+#define RSEQ_SIGNATURE 0x53053053
+#define LATE 1		/* no call here returns it */
 
 /* Drop a range, which may be wider than what was ever there, but never the stub. */
 long tlb_drop(u64 start, u64 length)
@@ -29,28 +35,69 @@ long tlb_drop(u64 start, u64 length)
 	return ret;
 }
 
-/* A page with a key is not there before it has its key. */
-static long tlb_put(u64 start, u64 length, long prot, long key, u64 offset)
+void tlb_start(struct thread *t)
 {
-	long ret = sys6(NR_mmap, start, length, key ? PROT_NONE : prot, MAP_SHARED | MAP_FIXED, process.ram_fd, offset);
-	return ret < 0 && ret > -4096 ? ret : key ? sys4(NR_pkey_mprotect, start, length, prot, key) : 0;
+	long ret = sys4(NR_rseq, &t->rseq, sizeof t->rseq, 0, RSEQ_SIGNATURE);
+	/* After a fork it is registered already. */
+	t->has_rseq = !ret || ret == -EBUSY;
+}
+
+/* Make a call that maps, unless the agent has had an order later than `generation`: LATE then. The sequence ends behind
+ * the syscall instruction: a thread that is about to execute it looks again too. */
+__attribute__((noipa))
+static long call_in_time(struct thread *t, u64 generation, long nr, long a, long b, long c, long d, long e, long f)
+{
+	long ret;
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+	__asm__ volatile("	.pushsection .data.rseq, \"aw\"\n"
+			 "	.balign 32\n"
+			 "0:	.quad 0, 1f, 2f - 1f, 3f\n"
+			 "	.popsection\n"
+			 "	jmp 3f\n"
+			 "	.long %c[signature]\n"
+			 "3:	lea 0b(%%rip), %%rax\n"
+			 "	mov %%rax, %[section]\n"
+			 "1:	mov %[late], %%eax\n"
+			 "	cmp %[generation], %[latest]\n"
+			 "	ja 2f\n"
+			 "	mov %[nr], %%rax\n"
+			 ".globl tlb_syscall\n"
+			 "tlb_syscall:\n"
+			 "	syscall\n"
+			 "2:\n"
+			 : "=&a"(ret), [section] "=m"(t->rseq.section)
+			 : [nr] "r"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9), [generation] "r"(generation),
+			   [latest] "m"(process.generation), [signature] "i"(RSEQ_SIGNATURE), [late] "i"(LATE)
+			 : "rcx", "r11", "memory", "cc");
+	return ret;
+}
+
+/* A page with a key is not there before it has its key. */
+static long tlb_put(struct thread *t, u64 generation, u64 start, u64 length, long prot, long key, u64 offset)
+{
+	long first = key ? PROT_NONE : prot;
+	long ret = call_in_time(t, generation, NR_mmap, start, length, first, MAP_SHARED | MAP_FIXED, process.ram_fd, offset);
+	if (ret < 0 || !key)
+		return ret;
+	return call_in_time(t, generation, NR_pkey_mprotect, start, length, prot, key, 0, 0);
 }
 
 void tlb_apply(struct thread *t, const struct tlb_record *record)
 {
 	const struct tlb_op *op = (const struct tlb_op *)(record + 1);
 	__atomic_store_n(&t->mapping, 1, __ATOMIC_SEQ_CST);
-	int stale = __atomic_load_n(&process.generation, __ATOMIC_SEQ_CST) > record->generation;
 	for (u32 i = 0; i < record->count; i++, op++) {
 		u64 length = op->length_prot & -PAGE_BYTES;
 		long prot = op->length_prot & PROT_BITS;
 		long ret;
 		if (!prot)
 			ret = tlb_drop(op->start, length);
-		else if (stale)
-			continue;	/* the access comes again, and is told anew */
 		else
-			ret = tlb_put(op->start, length, prot, KEY_OF(op->length_prot), op->offset);
+			ret = tlb_put(t, record->generation, op->start, length, prot, KEY_OF(op->length_prot), op->offset);
+		if (ret == LATE)
+			continue;	/* the access comes again, and is told anew */
 		if (ret == -ENOMEM) {
 			/* More mappings than the host gives a process: as a TLB that is full, it forgets. */
 			tlb_drop_all();
