@@ -123,9 +123,11 @@ class Service:
             return
         outcome = None
         if session.thread is not None and session.thread.tlb is not None:
-            session.thread.tlb.begin(wire.number_of(inbox.view))
+            session.thread.tlb.begin(inbox.view)
         if ancillary == session.usual and not flags & MSG_CUT:
-            outcome = self.fair.begin(answer_usual(session, inbox.view, length))
+            outcome = answer_usual(session, inbox.view, length)
+            if isinstance(outcome, Batch):
+                outcome = self.fair.begin(outcome)
         if outcome is None:
             datagram = inbox.datagram(length, ancillary, flags)
             if datagram is None:
@@ -139,7 +141,7 @@ class Service:
         """Take the datagram in a session's ring and answer it."""
         length = ring.take()
         if session.thread is not None and session.thread.tlb is not None:
-            session.thread.tlb.begin(wire.number_of(ring.requests))
+            session.thread.tlb.begin(ring.requests)
         usual = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
         outcome = self.fair.begin(usual) or self._answer(session, ring.datagram(length, session.sender))
         if outcome is not None:

@@ -62,8 +62,8 @@ class Delivered:
 class ThreadTlb(Protocol):
     """The interface of a TLB for a thread's connection, which tells it when the program stops and continues."""
 
-    def begin(self, nr: int) -> None:
-        """Note that a request has come, of this number: the thread does not run its program."""
+    def begin(self, datagram: memoryview) -> None:
+        """Note that a request has come, in a buffer of at least 8 bytes: the thread does not run its program."""
 
     def take(self) -> bytes:
         """Return the record to append to the answer, and note that the thread runs its program again."""

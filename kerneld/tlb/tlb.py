@@ -18,17 +18,21 @@ Answers to Linux v6.8 arch/x86/mm/tlb.c:flush_tlb_mm_range() and mm/mmu_gather.c
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 from shared.uapi.syscalls import Nr
+from shared.wire import number_of
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
@@ -71,8 +75,8 @@ class View:
         self.is_inside = True
         """Whether the thread waits for its own request: it does not run before the reply."""
 
-    def begin(self, nr: int) -> None:
-        """Note that a request of the thread has come, of this number."""
+    def begin(self, datagram: memoryview) -> None:
+        """Note that a request of the thread has come."""
         self.is_inside = True
 
     def take(self) -> bytes:
@@ -95,10 +99,10 @@ class CheckedView(View):
         super().__init__(tlb)
         self._pid = pid
 
-    def begin(self, nr: int) -> None:
+    def begin(self, datagram: memoryview) -> None:
         """Note that a request has come. Raises KernelBug if the host maps more than is granted."""
-        super().begin(nr)
-        if nr != Nr.RING_BELL:
+        super().begin(datagram)
+        if number_of(datagram) != Nr.RING_BELL:
             # A thread that rings has not looked at its last answer yet, nor done what it says.
             self._tlb.check_host(self._pid)
 
@@ -212,7 +216,7 @@ class Tlb:
     def _collect(self) -> None:
         if self._dirty:
             dirty, self._dirty = self._dirty, []
-            for start, end in dirty:
+            for start, end in dirty if len(dirty) == 1 else _joined(dirty):
                 if end - start == PAGE_SIZE:
                     self._take_exceeding_page(start)
                 else:
@@ -239,7 +243,10 @@ class Tlb:
             self._drops.append((vaddr, vaddr + PAGE_SIZE))
 
     def _take_exceeding(self, start: Vaddr, end: Vaddr) -> Iterator[Span]:
-        """Forget the grants that exceed their entries in a range, and yield the spans of their pages."""
+        """Forget the grants that exceed their entries in a range, and yield spans that have all of these pages.
+
+        A span may also have pages without a grant, where the host maps nothing, but none whose grant stays.
+        """
         first, last = start >> PMD_SHIFT, (end - 1) >> PMD_SHIFT
         numbers = range(first, last + 1)
         if len(numbers) > len(self._granted):
@@ -250,40 +257,29 @@ class Tlb:
             base = number << PMD_SHIFT
             low = (max(start, base) - base) >> PAGE_SHIFT
             high = (min(end, base + PMD_SIZE) - base + PAGE_SIZE - 1) >> PAGE_SHIFT
-            granted = self._granted[number][low:high]
-            if high - low <= FEW_PAGES:
-                yield from self._take_exceeding_few(base + (low << PAGE_SHIFT), granted)
-                continue
-            if not granted.any():
-                continue
-            bad = np.flatnonzero(exceeds(granted, self._allowed(base)[low:high]))
-            if len(bad):
-                granted[bad] = 0
-                cuts = np.flatnonzero(np.diff(bad) != 1) + 1
-                for run in np.split(bad, cuts):
-                    yield (base + ((low + int(run[0])) << PAGE_SHIFT), base + ((low + int(run[-1]) + 1) << PAGE_SHIFT))
+            places = self._granted[number][low:high].nonzero()[0] + low
+            if len(places):
+                yield from self._take_exceeding_of(number, places)
 
-    def _take_exceeding_few(self, start: Vaddr, granted: TlbWords) -> Iterator[Span]:
-        """Do the same for a few pages from `start` on, in one leaf table: numpy's calls would take longer."""
-        words = granted.tolist()
-        if not any(words):
-            return
-        pte = self.mm.page_table.find_pte(start)
+    def _take_exceeding_of(self, number: int, places: npt.NDArray[np.int64]) -> Iterator[Span]:
+        """Do the same for the pages of one leaf table that are granted, by their places in it."""
+        base, granted = number << PMD_SHIFT, self._granted[number]
+        pte = self.mm.page_table.find_pte(base)
+        at = places.tolist()
         if pte is None:
-            first = start >> PAGE_SHIFT & 511
-            allowed = self._allowed(start & -PMD_SIZE)[first : first + len(words)].tolist()
+            # An entry of 2 MiB, or none.
+            bad = exceeds(granted[places], self._allowed(base)[places]).tolist()
+        elif len(at) <= FEW_PAGES:
+            words = self.mm.frames.ram.words
+            bad = [_exceeds(granted.item(place), tlb_word(words[pte + place])) for place in at]
         else:
-            allowed = [tlb_word(entry) for entry in self.mm.frames.ram.words[pte : pte + len(words)]]
-        begun = -1
-        for at, (word, limit) in enumerate(zip(words, allowed, strict=True)):
-            if word and _exceeds(word, limit):
-                granted[at] = 0
-                begun = at if begun < 0 else begun
-            elif begun >= 0:
-                yield start + (begun << PAGE_SHIFT), start + (at << PAGE_SHIFT)
-                begun = -1
-        if begun >= 0:
-            yield start + (begun << PAGE_SHIFT), start + (len(words) << PAGE_SHIFT)
+            bad = exceeds(granted[places], tlb_words(self.mm.frames.ram.words_np[places + pte])).tolist()
+        if any(bad):
+            granted[places[bad]] = 0
+        for is_bad, run in itertools.groupby(zip(bad, at, strict=True), key=itemgetter(0)):
+            if is_bad:
+                pages = [place for _, place in run]
+                yield base + (pages[0] << PAGE_SHIFT), base + (pages[-1] + 1 << PAGE_SHIFT)
 
     def _allowed(self, base: Vaddr) -> TlbWords:
         """Return the TLB words of the 512 entries of the leaf table at `base`."""
@@ -300,7 +296,8 @@ class Tlb:
     def grant_page(self, address: Vaddr) -> None:
         """Grant the page at an address, whose entry allows the access, and no other page.
 
-        For a page that has just come: what is around it has been granted before, or will be asked for.
+        For a page that has just come: what is around it has been granted before, or will be asked for. The new mapping
+        takes the place of one that is there.
         """
         pte = self.mm.page_table.find_pte(address)
         if pte is None:
@@ -311,7 +308,11 @@ class Tlb:
         self._table(address)[address >> PAGE_SHIFT & 511] = word
         if word & WRITE:
             ram.set_written(word >> PAGE_SHIFT)
-        self._grants.append((address & PAGE_MASK, 1, word))
+        vaddr = address & PAGE_MASK
+        self._grants.append((vaddr, 1, word))
+        if self._dirty and self._dirty[-1] == (vaddr, vaddr + PAGE_SIZE):
+            # The fault itself has changed the entry, and the grant is what the entry allows now.
+            self._dirty.pop()
 
     def _table(self, address: Vaddr) -> TlbWords:
         table = self._granted.get(address >> PMD_SHIFT)
@@ -370,6 +371,19 @@ class Tlb:
 def _exceeds(word: int, allowed: int) -> bool:
     """Do the same as `kerneld.tlb.rights.exceeds` for one word that is not 0."""
     return bool((word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS)
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    """Return what some spans cover, in order and without overlaps."""
+    spans = sorted(spans)
+    joined = spans[:1]
+    for start, end in spans:
+        last_start, last_end = joined[-1]
+        if start > last_end:
+            joined.append((start, end))
+        elif end > last_end:
+            joined[-1] = last_start, end
+    return joined
 
 
 def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders: int) -> bytes:
