@@ -88,14 +88,15 @@ def fault(call: Call) -> int:
     With FAULT_FUTEX so does memory of no file, which has no shared futex if it cannot be written.
     Source: Linux v6.8 kernel/futex/core.c:get_futex_key().
     """
-    address, access, flags = call.args[:3]
+    address, access, flags, pkru = call.args[:4]
     access &= PF_WRITE | PF_INSTR
-    tlb = call.kernel.tlbs.get(call.mm)
+    mm = call.mm
+    tlb = call.kernel.tlbs.get(mm)
     processor = call.kernel.rq.processor
-    if call.mm.has_pkeys:
-        processor.wrpkru(call.args[3])
+    if mm.has_pkeys:
+        processor.wrpkru(pkru)
     if flags & FAULT_FOR_KERNEL:
-        paddr = uaccess.user_page(call.mm, address, access & PF_WRITE)
+        paddr = uaccess.user_page(mm, address, access & PF_WRITE)
         if paddr < 0 or (flags & FAULT_FUTEX and not _is_of_file(call, paddr >> PAGE_SHIFT)):
             raise SysError(errno.EFAULT)
         tlb.grant(address)
@@ -109,7 +110,7 @@ def fault(call: Call) -> int:
         return 0
     grant = tlb.grant
     for _ in range(_PATIENCE):
-        paddr = call.mm.page_table.translate(address, access, processor.pkru)
+        paddr = mm.page_table.translate(address, access, processor.pkru)
         if paddr >= 0:
             grant(address)
             return 0

@@ -20,6 +20,7 @@ import numpy as np
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
+    PF_PROT,
     PF_USER,
     PF_WRITE,
     PTE_ACCESSED,
@@ -48,6 +49,9 @@ _READ = PTE_PRESENT | PTE_USER | PTE_ACCESSED
 _WRITTEN = _READ | PTE_RW | PTE_DIRTY
 """An entry with all these bits needs no change and no fault for a write."""
 _READ_KEY, _WRITTEN_KEY = _READ | PTE_PKEY_MASK, _WRITTEN | PTE_PKEY_MASK
+_SEEN = PTE_PRESENT | PTE_USER
+_SEEN_KEY = _SEEN | PTE_RW | PTE_PKEY_MASK
+"""Of these bits a page with key 0 that may only be read has `_SEEN`."""
 _KEY_0 = PKRU_AD | PKRU_WD
 """Key 0's bits of PKRU."""
 _MAX_CACHED = 64
@@ -87,7 +91,8 @@ class PageTable:
     def translate(self, vaddr: Vaddr, access: int, pkru: int) -> int:
         """Translate one user access as `kerneld.hw.paging.translate` does, by way of the paging-structure cache.
 
-        The quick ways are for pages with key 0, which `pkru` nearly always allows.
+        The quick ways are for pages with key 0, which `pkru` nearly always allows. Every table is entered as PTE_TABLE,
+        which takes no right away.
         """
         cached = self._cached.get(vaddr >> PMD_SHIFT)
         words = self._words
@@ -96,6 +101,8 @@ class PageTable:
             if access == PF_WRITE:
                 if entry & _WRITTEN_KEY == _WRITTEN and not pkru & _KEY_0:
                     return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
+                if entry & _SEEN_KEY == _SEEN and not pkru & _KEY_0:
+                    return ~(PF_PROT | PF_USER | PF_WRITE)
             elif not access and entry & _READ_KEY == _READ and not pkru & _KEY_0:
                 return (entry & PTE_PFN_MASK) | (vaddr & ~PAGE_MASK)
             if not entry & PTE_PRESENT:
