@@ -341,7 +341,8 @@ class VmaTree:
         while number >= 0:
             chunk = self._chunks[number]
             for vma in reversed(chunk[:position]):
-                bottom = max(low, vma.end)
+                # Written out, without calls: a search looks at most of the VMAs of a program.
+                bottom = vma.end if vma.end > low else low
                 if top - bottom >= length:
                     return top - length
                 if vma.end <= low:
@@ -349,7 +350,8 @@ class VmaTree:
                 if after is not None and after.vm_flags & VM_GROWSDOWN and min(high, after.start) - bottom >= length:
                     high = top
                 after = vma
-                top = min(high, vm_start_gap(vma))
+                top = vm_start_gap(vma) if vma.vm_flags & VM_GROWSDOWN else vma.start
+                top = min(top, high)
             number -= 1
             while number >= 0 and self._max_gaps[number + 1] < length and self._max_gaps[number] < length:
                 after = self._chunks[number][0]
