@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-import numpy as np
-
 from kerneld.errors import SysError
 from kerneld.mm.calls import madvise
 from kerneld.mm.calls.madvise_pages import MayWrite
@@ -125,7 +123,7 @@ def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:
     except SysError:
         # The file is open only for writing, so no program can map it.
         return
-    folio_mark_accessed(mapping.frames, np.array([pfn]))
+    folio_mark_accessed(mapping.frames, pfn)
     if is_hole:
         return
     mapping.zero_page_from(pfn, tail)

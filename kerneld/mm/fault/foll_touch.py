@@ -14,7 +14,7 @@ from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, cou
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
-from kerneld.mm.frames.lru import folio_mark_accessed
+from kerneld.mm.frames.lru import folios_mark_accessed
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pagewalk import Leaf
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
@@ -85,10 +85,10 @@ def _mark_accessed(frames: Frames, pfns: Pfns) -> None:
     """Mark frames as used; a huge page that small entries map is marked as a whole, once for each accessed page."""
     large = frames.has(pfns, PG_LARGE)
     if not large.any():
-        folio_mark_accessed(frames, pfns)
+        folios_mark_accessed(frames, pfns)
         return
-    folio_mark_accessed(frames, pfns[~large])
+    folios_mark_accessed(frames, pfns[~large])
     heads, counts = np.unique(pfns[large] & -HPAGE_PMD_NR, return_counts=True)
     for head, count in zip(heads.tolist(), counts.tolist(), strict=True):
         for _ in range(min(count, _MARKS_THAT_COUNT)):
-            folio_mark_accessed(frames, frames.huge.pages_of(head))
+            folios_mark_accessed(frames, frames.huge.pages_of(head))

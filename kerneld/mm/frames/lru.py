@@ -181,11 +181,21 @@ def folio_deactivate(frames: Frames, pfns: Pfns) -> None:
     frames.vmstat["pgdeactivate"] += len(active)
 
 
-def folio_mark_accessed(frames: Frames, pfns: Pfns) -> None:
+def folio_mark_accessed(frames: Frames, pfn: Pfn) -> None:
     """Note an access: the first marks a frame as referenced, a second one makes it active.
 
     Source: Linux v6.8 mm/swap.c:folio_mark_accessed().
     """
+    flags = frames.flags_at[pfn]
+    if flags & (PG_REFERENCED | PG_ACTIVE | PG_UNEVICTABLE) == PG_REFERENCED:
+        folio_activate(frames, np.array([pfn]))
+        frames.flags_at[pfn] &= ~PG_REFERENCED
+    else:
+        frames.flags_at[pfn] = flags | PG_REFERENCED
+
+
+def folios_mark_accessed(frames: Frames, pfns: Pfns) -> None:
+    """Do the same as `folio_mark_accessed` for many frames."""
     flags = frames.flags[pfns]
     again = (flags & (PG_REFERENCED | PG_ACTIVE | PG_UNEVICTABLE)) == PG_REFERENCED
     if again.any():

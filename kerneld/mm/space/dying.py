@@ -24,6 +24,7 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.vma import vma_has_recency
 from kerneld.mm.space.writeback import writeback_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PMD_SIZE, TASK_SIZE, Vaddr
@@ -173,17 +174,33 @@ def write_back(vma: Vma) -> Iterator[None]:
 def _end_of_alike(mm: MmStruct, vma: Vma) -> Vaddr:
     """Return the end of the VMAs whose entries are cleared together with this one's.
 
-    They are VMAs of anonymous memory, in which no frame is mapped twice, and none is locked; each begins in the leaf
-    table in which the last one ends. Small VMAs are many, and a walk for each would cost most of an exit.
+    No frame is mapped twice in them: the VMAs of one file have different pages of it. None is locked. Each begins in
+    the leaf table in which the last one ends. Small VMAs are many, and a walk for each would cost most of an exit.
     """
     end = vma.end
-    if vma.file is not None or vma.vm_flags & VM_LOCKED:
+    if not _is_plain(vma):
         return end
+    used = {_mapping(vma): vma.pgoff + vma.nr_pages}
     for other in itertools.islice(mm.vmas.overlapping(end, TASK_SIZE), _MOST_ALIKE):
-        if other.file is not None or other.vm_flags & VM_LOCKED or other.start & -PMD_SIZE != (end - 1) & -PMD_SIZE:
+        mapping = _mapping(other)
+        if not _is_plain(other) or other.start & -PMD_SIZE != (end - 1) & -PMD_SIZE:
             break
+        if mapping is not None and other.pgoff < used.get(mapping, 0):
+            break
+        used[mapping] = other.pgoff + other.nr_pages
         end = other.end
     return end
+
+
+def _is_plain(vma: Vma) -> bool:
+    """Return whether the entries of a VMA may be cleared with those of others: see `zap_vma_range`."""
+    if vma.vm_flags & VM_LOCKED:
+        return False
+    return vma.file is None or (not vma.vm_flags & VM_SHARED and vma_has_recency(vma))
+
+
+def _mapping(vma: Vma) -> AddressSpace | None:
+    return vma.file.mapping if vma.file is not None else None
 
 
 def _zap(mm: MmStruct, vma: Vma, end: Vaddr, pace: Pace) -> Pieces:

@@ -27,6 +27,8 @@ page's entry of 4 KiB. PROT_NONE is encoded as in an entry of 4 KiB.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -60,6 +62,8 @@ from kerneld.mm.space.vma import VmaTree
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
 _U64, _SWAP = (1 << 64) - 1, Rss.SWAP.value
+_FEW_TO_LET_GO = 32
+"""Up to this number of entries, `let_go` of each takes fewer instructions than `let_go_many`."""
 
 
 class Pages:
@@ -251,20 +255,23 @@ class Pages:
 
     def _zap_ptes(self, run: Run) -> None:
         if isinstance(run, Leaf) and run.high - run.low <= FEW_ENTRIES:
-            changed = self._zap_few(run)
+            changed = self._zap_few(range(run.low, run.high))
         else:
             entries = self._walk.read(run)
-            entries = entries[entries != 0]
-            changed = len(entries) > 0
-            if changed:
+            filled = entries.nonzero()[0]
+            changed = len(filled) > 0
+            if isinstance(run, Leaf) and len(filled) <= _FEW_TO_LET_GO:
+                self._zap_few((filled + run.low).tolist())
+            else:
+                entries = entries[filled]
                 self._put(run, 0)
                 self.rss.let_go_many(entries)
         if changed:
             self._notifiers.invalidate_range(run.start, run.end)
 
-    def _zap_few(self, leaf: Leaf) -> bool:
+    def _zap_few(self, ptes: Iterable[int]) -> bool:
         changed = False
-        for pte in range(leaf.low, leaf.high):
+        for pte in ptes:
             entry = self._words[pte]
             if entry:
                 self._words[pte] = 0

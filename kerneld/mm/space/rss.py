@@ -30,7 +30,7 @@ from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.frames.lru import folio_mark_accessed
+from kerneld.mm.frames.lru import folio_mark_accessed, folios_mark_accessed
 from kerneld.mm.frames.swap import Slots
 from kerneld.mm.frames.swap_state import folio_free_swap, free_swap_and_cache
 from kerneld.mm.space.pagewalk import Words
@@ -160,7 +160,7 @@ class RssStat:
             if entry & PTE_DIRTY:
                 self._keep_dirty(pfn)
             if entry & PTE_ACCESSED:
-                folio_mark_accessed(frames, np.array([pfn]))
+                folio_mark_accessed(frames, pfn)
         elif flags & PG_SWAPCACHE and not frames.mapcount_at[pfn]:
             folio_free_swap(frames, pfn)
         frames.put_page(pfn)
@@ -189,7 +189,7 @@ class RssStat:
             of_file = (flags & PG_ANON) == 0
             for pfn in pfns[of_file & ((counted & PTE_DIRTY) != 0) & ((flags & PG_DIRTY) == 0)].tolist():
                 self._keep_dirty(pfn)
-            folio_mark_accessed(frames, pfns[of_file & ((counted & PTE_ACCESSED) != 0)])
+            folios_mark_accessed(frames, pfns[of_file & ((counted & PTE_ACCESSED) != 0)])
         frames.mapcount[pfns] -= 1
         if (flags & PG_SWAPCACHE).any():
             for pfn in pfns[(flags & (PG_ANON | PG_SWAPCACHE)) == PG_ANON | PG_SWAPCACHE].tolist():
