@@ -13,6 +13,7 @@ from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
+from kerneld.tlb.rights import EXEC, READ, WRITE
 from shared.uapi.native import (
     FAULT_FOR_KERNEL,
     FAULT_FUTEX,
@@ -108,16 +109,18 @@ def fault(call: Call) -> int:
         else:
             exc_page_fault(thread, access | 4, address)
         return 0
-    grant = tlb.grant
+    if access & PF_WRITE:
+        grant, wanted = tlb.grant_page, WRITE
+    else:
+        grant, wanted = tlb.grant, EXEC if access & PF_INSTR else READ
     for _ in range(_PATIENCE):
         paddr = mm.page_table.translate(address, access, processor.pkru)
         if paddr >= 0:
-            grant(address)
+            tlb.grant(address)
             return 0
-        if access & PF_WRITE:
-            grant = tlb.grant_page
         exc_page_fault(thread, ~paddr, address)
-        if thread.delivered is not None:
+        # The processor itself asks PKRU about what is granted.
+        if thread.delivered is not None or grant(address) & wanted:
             return 0
     raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")
 

@@ -293,18 +293,19 @@ class Tlb:
 
     # Grants
 
-    def grant_page(self, address: Vaddr) -> None:
-        """Grant the page at an address, whose entry allows the access, and no other page.
+    def grant_page(self, address: Vaddr) -> int:
+        """Grant the page at an address, and no other page, as its entry allows. Return its TLB word; 0: nothing.
 
         For a page that has just come: what is around it has been granted before, or will be asked for. The new mapping
         takes the place of one that is there.
         """
         pte = self.mm.page_table.find_pte(address)
         if pte is None:
-            self.grant(address)
-            return
+            return self.grant(address)
         ram = self.mm.frames.ram
         word = tlb_word(ram.words[pte])
+        if not word:
+            return 0
         self._table(address)[address >> PAGE_SHIFT & 511] = word
         if word & WRITE:
             ram.set_written(word >> PAGE_SHIFT)
@@ -313,6 +314,7 @@ class Tlb:
         if self._dirty and self._dirty[-1] == (vaddr, vaddr + PAGE_SIZE):
             # The fault itself has changed the entry, and the grant is what the entry allows now.
             self._dirty.pop()
+        return word
 
     def _table(self, address: Vaddr) -> TlbWords:
         table = self._granted.get(address >> PMD_SHIFT)
@@ -320,16 +322,15 @@ class Tlb:
             table = self._granted[address >> PMD_SHIFT] = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
         return table
 
-    def grant(self, address: Vaddr) -> None:
-        """Grant the page at an address, whose entry allows the access, and the pages around it as their entries
-        allow."""
+    def grant(self, address: Vaddr) -> int:
+        """Grant the page at an address, and the pages around it, as their entries allow. Return the page's TLB word."""
         number = address >> PMD_SHIFT
         table = self._table(address)
         index = address >> PAGE_SHIFT & 511
         pte = self.mm.page_table.find_pte(address)
         if pte is None:
             self._grant_huge(number, table)
-            return
+            return table.item(index)
         first = index & -AROUND_PAGES
         low = pte - index + first
         ram = self.mm.frames.ram
@@ -343,6 +344,7 @@ class Tlb:
             if word & WRITE:
                 ram.written[word >> PAGE_SHIFT : (word >> PAGE_SHIFT) + count] = True
             self._grants.append((base + (at << PAGE_SHIFT), count, word))
+        return table.item(index)
 
     def _grant_huge(self, number: int, table: TlbWords) -> None:
         """Grant a whole page of 2 MiB by one mapping of the host, because its frames are contiguous."""

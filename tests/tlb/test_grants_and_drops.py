@@ -15,7 +15,7 @@ from kerneld.mm.space.pkeys import pkey_alloc
 from kerneld.tlb import tlb as tlb_module
 from kerneld.tlb.rights import KEY_SHIFT
 from kerneld.tlb.tlb import Tlb
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_SIZE, Vaddr
 from tests.support.machine import BASE, READ, RW, Machine, checked, load, mmap, page, store
 
 NONE = 0
@@ -162,3 +162,43 @@ def test_a_page_has_the_key_of_its_entry(
     tlb.grant_page(page(2))
     assert keys(tlb) == [(2, 1, 0)]
     assert tlb.check() == []
+
+
+class Told:
+    """A listener that notes the ranges that it is told of: first page from BASE, pages."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
+        self.ranges.append(((start - BASE) // PAGE_SIZE, (end - start) // PAGE_SIZE))
+
+    def release(self) -> None: ...
+
+    def exec_mmap(self, new_mm: MmStruct) -> None: ...
+
+
+def test_what_fills_an_empty_entry_is_told_to_all_but_the_tlb(
+    mm: MmStruct, tlb: Tlb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mmap(mm, 4, at=BASE)
+    told, told_tlb = Told(), Told()
+    mm.notifiers.append(told)
+    monkeypatch.setattr(tlb, "invalidate_range", told_tlb.invalidate_range)
+    store(mm, page(1), b"x")
+    load(mm, page(2))
+    assert told.ranges == [(1, 1), (2, 1)]
+    assert told_tlb.ranges == []
+    store(mm, page(2), b"x")
+    assert told_tlb.ranges == [(2, 1)]
+    mm.notifiers.remove(told)
+
+
+def test_a_grant_says_what_it_allows(mm: MmStruct, tlb: Tlb) -> None:
+    mmap(mm, 4, at=BASE)
+    assert tlb.grant(page(0)) == 0
+    load(mm, page(0))
+    assert tlb.grant(page(0)) & PROT_BITS == READ
+    store(mm, page(0), b"x")
+    assert tlb.grant_page(page(0)) & PROT_BITS == RW
+    assert tlb.grant_page(page(1)) == 0

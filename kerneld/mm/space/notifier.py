@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
 
 
-class YoungListener(Protocol):
-    """A listener that is told when entries become old: a TLB must drop them, or they would never become young again."""
-
-    def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
-        """Entries of [start, end), in bytes, have lost their accessed bit. Source: mmu_notifier_clear_flush_young()."""
-
-
 class MmuNotifier(Protocol):
     """A listener: it is called as long as it is in `MmStruct.notifiers`."""
 
@@ -37,6 +30,13 @@ class MmuNotifier(Protocol):
         """
 
 
+class YoungListener(MmuNotifier, Protocol):
+    """A listener that is told when entries become old: a TLB must drop them, or they would never become young again."""
+
+    def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
+        """Entries of [start, end), in bytes, have lost their accessed bit. Source: mmu_notifier_clear_flush_young()."""
+
+
 class Notifiers(list[MmuNotifier]):
     """The listeners of one address space, in the order in which they were added."""
 
@@ -47,3 +47,12 @@ class Notifiers(list[MmuNotifier]):
         """Tell every listener that [start, end) has changed."""
         for notifier in self:
             notifier.invalidate_range(start, end)
+
+    def fill_range(self, start: Vaddr, end: Vaddr) -> None:
+        """Tell every listener that empty entries of [start, end) have been filled.
+
+        A TLB need not know: it grants nothing of an empty entry. Linux has no such notification.
+        """
+        for notifier in self:
+            if notifier is not self.tlb:
+                notifier.invalidate_range(start, end)

@@ -96,13 +96,13 @@ class Pages:
         flags = self._flags_at[pfn]
         self._counts[1 if flags & PG_ANON else rss_kind(flags)] += 1
         if self._notifiers:
-            self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+            self._notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def set_zero_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
         """Fill an empty entry with the shared zero page, which is not counted."""
         self._words[pte] = entry
         if self._notifiers:
-            self._notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+            self._notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def update_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
         """Change the rights or state bits of an entry that keeps mapping the same frame."""
@@ -170,7 +170,7 @@ class Pages:
         self._counts[rss_kind(self._flags_at[low])] += nr_pages
         if self._notifiers:
             at = [number for number, pfn in enumerate(pfns) if pfn is not None]
-            self._notifiers.invalidate_range(vaddr + (at[0] << PAGE_SHIFT), vaddr + (at[-1] + 1 << PAGE_SHIFT))
+            self._notifiers.fill_range(vaddr + (at[0] << PAGE_SHIFT), vaddr + (at[-1] + 1 << PAGE_SHIFT))
 
     def set_zero_ptes(self, run: Run, entries: Words) -> None:
         """Fill the empty entries of a run with the shared zero page; a 0 in `entries` leaves its entry empty."""
@@ -191,7 +191,7 @@ class Pages:
 
     def _fill(self, run: Run, entries: Words) -> None:
         self._put(run, self._walk.read(run) | entries)
-        self._notifiers.invalidate_range(run.start, run.end)
+        self._notifiers.fill_range(run.start, run.end)
 
     def _put(self, run: Run, entries: Words | int) -> None:
         if isinstance(run, Leaf):
