@@ -20,6 +20,8 @@ from tests.native.conftest import NativeDaemon
 from tests.native.host_maps import exceeding_pages, mapped_pages
 from tests.native.inside import Inside, compile_c
 from tests.native.processes import agent_of, start_waiting, wait_for_end
+from tests.support.client import Nursery
+from tests.support.watched_daemon import Daemon
 
 STUB = Path(__file__).resolve().parents[2] / "kerneld" / "commands" / "exec" / "stub"
 WHERE = """
@@ -66,13 +68,13 @@ def address_of(symbol: str) -> int:
     return int(found[0]["st_value"])
 
 
-def test_a_thread_that_is_stopped_as_it_maps_a_page_holds_nobody_up(
-    inside: Inside, native_daemon: NativeDaemon, programs: dict[str, Path]
-) -> None:
-    """The page goes while the thread stands in front of the call; then the thread may not map it."""
-    process, vaddr = start_waiting(inside, programs["steps"], "a")
+def stopped_as_it_maps(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int, int]:
+    """Return a program that is stopped in front of the call that maps a page, the page, and another written page.
+
+    Until then the program has the zero page there.
+    """
+    process, vaddr = start_waiting(inside, program, "a")
     assert process.stdin is not None
-    assert process.stdout is not None
     try:
         mapping = Breakpoint(process.pid, address_of("tlb_syscall"))
     except PermissionError:
@@ -81,14 +83,54 @@ def test_a_thread_that_is_stopped_as_it_maps_a_page_holds_nobody_up(
     process.stdin.flush()
     page = mapping.stop_there()
     assert page == vaddr + PAGE_SIZE
+    return process, page, vaddr
+
+
+def goes_on(process: subprocess.Popen[str], page: int) -> None:
+    """Let a program that was stopped write to the page, and to more."""
+    assert process.poll() is None
+    process.send_signal(signal.SIGCONT)
+    assert process.stdout is not None
+    assert int(process.stdout.readline(), 16) == page
+
+
+def test_a_thread_that_is_stopped_as_it_maps_a_page_holds_nobody_up(
+    inside: Inside, native_daemon: NativeDaemon, programs: dict[str, Path]
+) -> None:
+    """The page goes while the thread stands in front of the call; then the thread may not map it."""
+    process, page, _ = stopped_as_it_maps(inside, programs["steps"])
     inspector = Process.attach(str(native_daemon.path))
     assert inspector.process_madvise(process.pid, [(page, PAGE_SIZE)], Madv.PAGEOUT) == PAGE_SIZE
-    assert process.poll() is None
     assert "VmSwap:\t       4 kB" in inspector.read_proc(f"{process.pid}/status").decode()
-    process.send_signal(signal.SIGCONT)
-    assert int(process.stdout.readline(), 16) == page
+    goes_on(process, page)
     assert page in [mapped.vaddr for mapped in mapped_pages(process.pid)]
     assert exceeding_pages(process.pid, inspector) == []
     inspector.close()
     process.communicate("cd")
     assert process.returncode == 0
+
+
+class SwappingDaemon(Daemon):
+    """A kerneld that checks its invariants, with each request also what the host maps."""
+
+    options = ("--swap", "16M")
+
+
+def test_what_a_late_mapping_was_to_replace_is_dropped(tmp_path: Path, programs: dict[str, Path]) -> None:
+    """Another page goes while the thread stands in front of the call. So its answer is late, and maps nothing.
+
+    The zero page must go nevertheless: it is not the program's page any more.
+    """
+    nursery = Nursery()
+    daemon = SwappingDaemon(tmp_path, nursery)
+    inside = Inside(daemon.environment)
+    process, page, other = stopped_as_it_maps(inside, programs["steps"])
+    inspector = Process.attach(str(daemon.path))
+    assert inspector.process_madvise(process.pid, [(other, PAGE_SIZE)], Madv.PAGEOUT) == PAGE_SIZE
+    inspector.close()
+    goes_on(process, page)
+    process.communicate("cd")
+    assert process.returncode == 0
+    inside.close()
+    daemon.close()
+    nursery.close()

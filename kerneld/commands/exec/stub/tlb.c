@@ -97,7 +97,8 @@ void tlb_apply(struct thread *t, const struct tlb_record *record)
 		else
 			ret = tlb_put(t, record->generation, op->start, length, prot, KEY_OF(op->length_prot), op->offset);
 		if (ret == LATE)
-			continue;	/* the access comes again, and is told anew */
+			/* The access comes again, and is told anew. What the new mapping was to take the place of goes now. */
+			ret = tlb_drop(op->start, length);
 		if (ret == -ENOMEM) {
 			/* More mappings than the host gives a process: as a TLB that is full, it forgets. */
 			tlb_drop_all();
