@@ -52,6 +52,8 @@ from shared.wire import Request
 
 RAM_BYTES = (1 << 30) + (64 << 20)
 """More than a GiB: a stack may grow a GiB down to the arena, and a fork promises such a stack as a whole."""
+_RUNNER = -1
+"""In place of a process's number: the one from which number 0 is forked."""
 _pids = itertools.count(1 << 22).__next__
 """Pids above any real pid: Linux's PID_MAX_LIMIT."""
 
@@ -140,7 +142,7 @@ class Simulated:
         self.kernel.config = dataclasses.replace(self.kernel.config, check_invariants=wanted)
 
     def start(self) -> None:
-        """Begin a program, with one process, number 0."""
+        """Begin a program, with one process, number 0: a child of the runner."""
         mm = fresh_mm(self.kernel.frames, self._facts.rlimits(), self.kernel.sysctl)
         mm.start_brk = mm.brk = self._layout.brk
         mm.end_data = self._layout.data_bytes
@@ -149,11 +151,20 @@ class Simulated:
         for start, end in self._layout.taken:
             flags = (Map.FIXED | Map.SHARED | Map.ANONYMOUS).value
             do_mmap(mm, start, end - start, Prot.READ.value, flags, None, 0, privileged=True)
-        self._add(0, Process(_pids(), self._cred, mm, "program", time.monotonic()))
-        self._touch_taken(0)
-        self._call(0, Nr.TOUCH, (mm.start_stack, 1, Access.WRITE))
+        self._add(_RUNNER, Process(_pids(), self._cred, mm, "program", time.monotonic()))
+        self._touch(_RUNNER)
+        # As on the host, where a stack's chain of anon_vmas has two then: no new mapping merges with it.
+        self.fork(_RUNNER, 0)
+        self.exit(_RUNNER)
+        self._touch(0)
+        mm = self.threads[0].process.live_mm
         self._start_totals = self._totals(0)
         self._used_at_start = {Rlimit.AS: mm.total_vm << PAGE_SHIFT, Rlimit.DATA: mm.data_vm << PAGE_SHIFT}
+
+    def _touch(self, who: int) -> None:
+        """Touch the pages of the runner that a program has from the start."""
+        self._touch_taken(who)
+        self._call(who, Nr.TOUCH, (self.threads[who].process.live_mm.start_stack, 1, Access.WRITE))
 
     def _touch_taken(self, who: int) -> None:
         """Touch the pages of the runner's places, so that both sides have the page tables that the program shares."""
