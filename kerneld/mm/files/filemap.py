@@ -30,7 +30,7 @@ from kerneld.mm.files.index_ranges import MAX_INDEX
 from kerneld.mm.files.page_indexes import IndexMap, IndexSet
 from kerneld.mm.files.readahead import read_in
 from kerneld.mm.files.shmem import shmem_free_swapped
-from kerneld.mm.frames.frames import PG_DIRTY, Frames
+from kerneld.mm.frames.frames import PG_DIRTY, Frames, Pfns
 from kerneld.mm.frames.workingset import workingset_refault
 from kerneld.mm.vm_flags import is_shared_maywrite
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
@@ -127,8 +127,22 @@ class AddressSpace:
         frames.mapping_at[pfn] = self.number
         frames.index_at[pfn] = index
         self.pages[index] = pfn
+        if self.shadows:
+            self._take_shadow(index, pfn)
+
+    def _take_shadow(self, index: int, pfn: Pfn) -> None:
+        """Note that a page comes back which reclaim had dropped, if it is one."""
         if index in self.shadows:
-            workingset_refault(frames, pfn, self.shadows.pop(index), is_file=True)
+            workingset_refault(self.frames, pfn, self.shadows.pop(index), is_file=True)
+
+    def add_pages(self, indexes: list[int], pfns: Pfns) -> None:
+        """Do the same as `add_page` for several pages."""
+        self.frames.mapping[pfns] = self.number
+        self.frames.index[pfns] = indexes
+        self.pages.update(indexes, pfns.tolist())
+        if self.shadows:
+            for index, pfn in zip(indexes, pfns.tolist(), strict=True):
+                self._take_shadow(index, pfn)
 
     def account(self, pages: int) -> None:
         """Charge more pages of a file in memory. The caller checks the limit of promised memory."""

@@ -117,8 +117,12 @@ class IndexMap(_Indexes[dict[int, int]]):
         """Yield each index with its number."""
         return chain.from_iterable(node.items() for node in self._nodes.values())
 
-    def update(self, items: Iterable[tuple[int, int]]) -> None:
-        """Set the numbers of these indexes."""
+    def update(self, indexes: list[int], numbers: list[int]) -> None:
+        """Set the numbers of these indexes, at least one."""
+        items, node = zip(indexes, numbers, strict=True), min(indexes) >> _NODE_SHIFT
+        if node == max(indexes) >> _NODE_SHIFT:
+            self._nodes.setdefault(node, {}).update(items)
+            return
         for index, number in items:
             self[index] = number
 

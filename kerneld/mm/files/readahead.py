@@ -73,8 +73,7 @@ def read_in(mapping: AddressSpace, indexes: list[int]) -> None:
     if len(indexes) > 1 and not mapping.is_shmem:
         pfns = frames.alloc_pages(len(indexes), PG_LRU, zero=False)
         frames.ram.fill_pages(pfns, data, [index - first for index in indexes])
-        for index, pfn in zip(indexes, pfns.tolist(), strict=True):
-            mapping.add_page(index, pfn)
+        mapping.add_pages(indexes, pfns)
         return
     for index in indexes:
         pfn = frames.alloc_page(PG_LRU | PG_SWAPBACKED if mapping.is_shmem else PG_LRU)

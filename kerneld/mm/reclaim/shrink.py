@@ -268,7 +268,7 @@ def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
         indexes = frames.index[cached[ours]].tolist()
         mapping.drop_pages(indexes)
         if not mapping.is_shmem:
-            mapping.shadows.update(zip(indexes, shadows[ours].tolist(), strict=True))
+            mapping.shadows.update(indexes, shadows[ours].tolist())
 
 
 def _activate(frames: Frames, pfns: Pfns) -> None:

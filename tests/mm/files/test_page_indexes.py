@@ -21,12 +21,16 @@ MOST_BYTES = 512 << 10
 """Far less than the table of a dict, or a set, of so many entries."""
 
 
-@given(st.lists(st.tuples(st.sampled_from(["set", "pop", "some", "clear"]), indexes), max_size=30), ranges)
+@given(st.lists(st.tuples(st.sampled_from(["set", "run", "pop", "some", "clear"]), indexes), max_size=30), ranges)
 def test_a_map_is_a_dict(steps: list[tuple[str, int]], span: tuple[int, int]) -> None:
     ours, model = IndexMap(), dict[int, int]()
     for number, (step, index) in enumerate(steps):
         if step == "set":
             ours[index] = model[index] = number
+        elif step == "run":
+            # Within one node, or from one into the next.
+            ours.update([index, index + 1], [number, -number])
+            model.update({index: number, index + 1: -number})
         elif step == "pop" and index in model:
             assert ours.pop(index) == model.pop(index)
         elif step == "pop":
