@@ -100,14 +100,14 @@ class IndexMap(_Indexes[dict[int, int]]):
         return number
 
     def pop_some(self, count: int) -> tuple[list[int], list[int]]:
-        """Remove at least `count` indexes, or all; few more. Return them and their numbers."""
-        indexes: list[int] = []
-        numbers: list[int] = []
-        while self._nodes and len(indexes) < count:
-            _, node = self._nodes.popitem()
-            indexes += node
-            numbers += node.values()
-        return indexes, numbers
+        """Remove `count` indexes, or all if there are fewer. Return them and their numbers."""
+        taken: list[tuple[int, int]] = []
+        while self._nodes and len(taken) < count:
+            key, node = self._nodes.popitem()
+            taken += [node.popitem() for _ in range(min(count - len(taken), len(node)))]
+            if node:
+                self._nodes[key] = node
+        return [index for index, _ in taken], [number for _, number in taken]
 
     def values(self) -> Iterator[int]:
         """Yield all numbers, in the order of `__iter__`."""
