@@ -27,8 +27,6 @@ page's entry of 4 KiB. PROT_NONE is encoded as in an entry of 4 KiB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -62,8 +60,7 @@ from kerneld.mm.space.vma import VmaTree
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
 _U64, _SWAP = (1 << 64) - 1, Rss.SWAP.value
-_FEW_TO_LET_GO = 32
-"""Up to this number of entries, `let_go` of each takes fewer instructions than `let_go_many`."""
+_FEW_TO_LET_GO = 32  # Up to so many entries, `let_go` of each takes fewer instructions than `let_go_many`.
 
 
 class Pages:
@@ -269,11 +266,10 @@ class Pages:
         if changed:
             self._notifiers.invalidate_range(run.start, run.end)
 
-    def _zap_few(self, ptes: Iterable[int]) -> bool:
+    def _zap_few(self, ptes: range | list[int]) -> bool:
         changed = False
         for pte in ptes:
-            entry = self._words[pte]
-            if entry:
+            if entry := self._words[pte]:
                 self._words[pte] = 0
                 self.rss.let_go(entry)
                 changed = True
@@ -311,10 +307,7 @@ class Pages:
             self._notifiers.invalidate_range(run.start, run.end)
 
     def move_entries(self, run: Run, place: Run, first: int) -> None:
-        """Move the entries of a run to empty ones: to those of `place` from its entry `first` on, both without gaps.
-
-        Frames and counters stay as they are.
-        """
+        """Move the entries of a run to the empty ones of `place` from its entry `first` on; both are without gaps."""
         entries = self._walk.read(run).copy()
         if not entries.any():
             return

@@ -43,8 +43,12 @@ void tlb_start(struct thread *t)
 }
 
 /* Make a call that maps, unless the agent has had an order later than `generation`: LATE then. The sequence ends behind
- * the syscall instruction: a thread that is about to execute it looks again too. */
+ * the syscall instruction: a thread that is about to execute it looks again too. There is one copy of it, for its symbol. */
+#ifdef __clang__
+__attribute__((noinline, optnone))
+#else
 __attribute__((noipa))
+#endif
 static long call_in_time(struct thread *t, u64 generation, long nr, long a, long b, long c, long d, long e, long f)
 {
 	long ret;
