@@ -54,6 +54,18 @@ def _add_page(tracing: Tracing, inner: Function) -> Function:
     return add_page
 
 
+@probe(AddressSpace.add_pages, ADD_TO_PAGE_CACHE)
+def _add_pages(tracing: Tracing, inner: Function) -> Function:
+    emit = tracing.point(ADD_TO_PAGE_CACHE).emit
+
+    def add_pages(self: AddressSpace, indexes: list[int], pfns: Pfns) -> None:
+        for index, pfn in zip(indexes, pfns.tolist(), strict=True):
+            emit(0, pfn, 1, self.number, index)
+        inner(self, indexes, pfns)
+
+    return add_pages
+
+
 @probe(AddressSpace._forget, DELETE_FROM_PAGE_CACHE)
 def _forget(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(DELETE_FROM_PAGE_CACHE)
