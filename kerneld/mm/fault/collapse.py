@@ -9,7 +9,8 @@ Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_p
 | … and no huge page can be had           | nothing, the rest is not looked at    | ENOMEM                    |
 | … part of it is swapped out             | it is read in first                   | 0; EAGAIN if it won't fit |
 | a leaf table without a writable entry   | nothing, the rest is looked at        | EINVAL                    |
-| no leaf table                           | nothing, the rest is looked at        | EINVAL                    |
+| no leaf table                           | nothing, the rest is not looked at    | EINVAL                    |
+| no table of leaf tables                 | nothing, the rest is looked at        | EINVAL                    |
 
 Pages that other address spaces map too are copied; missing pages become zeros. The setting `--thp` does not matter.
 MADV_NOHUGEPAGE, memory that is not anonymous, and memory that was never written to give EINVAL.
@@ -46,9 +47,13 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
     if not thp_vma_suitable(vma, vma.end - PMD_SIZE):
         raise SysError(errno.EINVAL)
     first, last = start + PMD_SIZE - 1 & -PMD_SIZE, end & -PMD_SIZE
-    # A range without leaf tables has nothing to collapse: it is skipped, however large it is.
-    collapsed, pace = 0, Pace()
-    for leaf in mm.page_table.walk.leaves(first, last):
+    # A range without tables has nothing to collapse: it is skipped, however large it is.
+    collapsed, pace, at, walk = 0, Pace(), first, mm.page_table.walk
+    for leaf in walk.leaves(first, last):
+        if any(walk.tables(at, leaf.start, PMD_SHIFT)):
+            # The entry for a leaf table is empty. Source: Linux v6.8 mm/khugepaged.c:find_pmd_or_thp_or_none().
+            break
+        at = leaf.end
         collapsed += _collapse_pmd(mm, vma, leaf.start)
         if leaf.end < last and pace.is_over():
             yield

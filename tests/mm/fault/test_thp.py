@@ -333,6 +333,19 @@ def test_what_cannot_be_collapsed(machine: HugeMachine, mm: MmStruct) -> None:
     assert collapse(huge(3), huge(4)) == errno.EINVAL
 
 
+def test_collapse_ends_where_a_leaf_table_is_missing(machine: HugeMachine, mm: MmStruct) -> None:
+    """What is behind it stays as it is. Source: Linux v6.8 mm/khugepaged.c:madvise_collapse(), SCAN_PMD_NONE."""
+    machine.sysctl.transparent_hugepage = TransparentHugepage.NEVER
+    mmap(mm, 3 * HUGE, RW, ANON, at=BASE)
+    for at in (BASE, huge(2)):
+        store(mm, at, b"x")
+    assert failure(lambda: do_madvise(mm, BASE, 3 * PMD_SIZE, Madv.COLLAPSE)) == errno.EINVAL
+    assert sizes(mm, 1) == "H"
+    assert entry_at(mm, huge(2)) & PTE_RW
+    assert machine.frames.huge.events["thp_collapse_alloc"] == 1
+    machine.check()
+
+
 def test_collapse_without_a_huge_page_changes_nothing(machine: HugeMachine, mm: MmStruct) -> None:
     machine.sysctl.transparent_hugepage = TransparentHugepage.NEVER
     marked(mm, HUGE)
