@@ -168,7 +168,7 @@ def mremap(program: Program, times: int) -> None:
 def move(program: Program, times: int) -> None:
     """Move a GiB that has an entry in each of its leaf tables to a place that is free, and back."""
     request, flags = program.request, Mremap.MAYMOVE.value | Mremap.FIXED.value
-    unbacked = ANONYMOUS | Map.NORESERVE
+    unbacked = ANONYMOUS | Map.NORESERVE.value
     address = request(Nr.MMAP, 0, GIB, RW, unbacked)
     for table in range(address, address + GIB, PMD_SIZE):
         request(Nr.MADVISE, table, PAGE_SIZE, Madv.POPULATE_READ.value)

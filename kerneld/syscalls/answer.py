@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kerneld.errors import SysError
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Steps
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import Pid
 from shared.wire import SigInfo
@@ -61,6 +62,16 @@ class Work:
     def close(self) -> None:
         """Give up the remaining pieces."""
         self._pieces.close()
+
+
+def in_pieces(steps: Steps) -> int | Answer | Work:
+    """Begin a call that is its steps and returns 0."""
+
+    def pieces() -> Pieces:
+        yield from steps
+        return 0
+
+    return Work(pieces()).go_on()
 
 
 class Call:

@@ -39,7 +39,7 @@ from kerneld.mm.space.pace import Steps, is_wide
 from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.space.writeback import msync_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
-from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work, in_pieces
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
 from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl, Pr
@@ -153,22 +153,12 @@ def _check_hugetlb(call: Call, flags: int, file: File | None, length: int) -> tu
     return file, length
 
 
-def _in_pieces(steps: Steps) -> int | Answer | Work:
-    """Run a call on a wide range in pieces, and return 0."""
-
-    def pieces() -> Pieces:
-        yield from steps
-        return 0
-
-    return Work(pieces()).go_on()
-
-
 def sys_munmap(call: Call) -> int | Answer | Work:
     """args: addr, length."""
     start, length = call.args[:2]
     mm = call.mm
     if is_wide(mm.map_count, length):
-        return _in_pieces(munmap_in_pieces(mm, start, length))
+        return in_pieces(munmap_in_pieces(mm, start, length))
     do_munmap(mm, start, length)
     return 0
 
@@ -187,7 +177,7 @@ def _mprotect(call: Call, pkey: int) -> int | Answer | Work:
     start, length, prot = call.args[:3]
     mm = call.mm
     if is_wide(mm.map_count, length):
-        return _in_pieces(mprotect_in_pieces(mm, start, length, prot, pkey))
+        return in_pieces(mprotect_in_pieces(mm, start, length, prot, pkey))
     do_mprotect(mm, start, length, prot, pkey)
     return 0
 
@@ -249,7 +239,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     start, length = call.args[:2]
     mm = call.mm
     if is_wide(mm.map_count, length) or advice in LONG_ADVICE:
-        return _in_pieces(madvise_in_pieces(mm, start, length, advice, call.may_write))
+        return in_pieces(madvise_in_pieces(mm, start, length, advice, call.may_write))
     do_madvise(mm, start, length, advice, call.may_write)
     return 0
 
@@ -297,7 +287,7 @@ def _lock_and_populate(mm: MmStruct, steps: Steps, start: Vaddr, end: Vaddr) -> 
 
 def sys_munlock(call: Call) -> int | Answer | Work:
     """args: addr, length."""
-    return _in_pieces(munlock_in_pieces(call.mm, call.args[0], call.args[1]))
+    return in_pieces(munlock_in_pieces(call.mm, call.args[0], call.args[1]))
 
 
 def sys_mlockall(call: Call) -> int | Answer | Work:
@@ -316,7 +306,7 @@ def _mlockall(mm: MmStruct, steps: Steps, *, is_populated: bool) -> Pieces:
 
 def sys_munlockall(call: Call) -> int | Answer | Work:
     """No arguments."""
-    return _in_pieces(mlockall_flags_in_pieces(call.mm, 0))
+    return in_pieces(mlockall_flags_in_pieces(call.mm, 0))
 
 
 def sys_prctl(call: Call) -> int | Answer | Work:
@@ -329,10 +319,10 @@ def sys_prctl(call: Call) -> int | Answer | Work:
     if option not in PRCTL_OPTIONS or unused or (option == Pr.GET_MEMORY_MERGE and merge_any):
         raise SysError(errno.EINVAL)
     if option == Pr.SET_MEMORY_MERGE:
-        return _in_pieces(set_merge_any(call.mm, merge_any != 0))
+        return in_pieces(set_merge_any(call.mm, merge_any != 0))
     return int(call.mm.merge_any)
 
 
 def sys_msync(call: Call) -> int | Answer | Work:
     """args: addr, length, flags."""
-    return _in_pieces(msync_in_pieces(call.mm, call.args[0], call.args[1], call.int_arg(2)))
+    return in_pieces(msync_in_pieces(call.mm, call.args[0], call.args[1], call.int_arg(2)))

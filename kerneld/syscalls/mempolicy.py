@@ -9,7 +9,7 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.access import get_user_page
 from kerneld.mm.calls.mbind import mbind_in_pieces
 from kerneld.mm.space.mempolicy import MPOL_INTERLEAVE, ONE_NODE, check_mode, get_nodes, mode_of, new_policy, nodes_of
-from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.answer import Answer, Call, Work, in_pieces
 from kerneld.task.capability import CAP_SYS_NICE
 from shared.uapi.page import PAGE_MASK
 
@@ -26,13 +26,7 @@ def sys_mbind(call: Call) -> int | Answer | Work:
     start, length, _, _, _, flags = call.args
     mode, nodes = _mode_and_nodes(call, 2)
     may = call.process.cred.capable(CAP_SYS_NICE)
-    steps = mbind_in_pieces(call.mm, start, length, mode, nodes, flags & 0xFFFF_FFFF, may_move_all=may)
-
-    def pieces() -> Pieces:
-        yield from steps
-        return 0
-
-    return Work(pieces()).go_on()
+    return in_pieces(mbind_in_pieces(call.mm, start, length, mode, nodes, flags & 0xFFFF_FFFF, may_move_all=may))
 
 
 def sys_set_mempolicy(call: Call) -> int:

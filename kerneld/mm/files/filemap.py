@@ -139,9 +139,10 @@ class AddressSpace:
         """Do the same as `add_page` for several pages."""
         self.frames.mapping[pfns] = self.number
         self.frames.index[pfns] = indexes
-        self.pages.update(indexes, pfns.tolist())
+        numbers = pfns.tolist()
+        self.pages.update(indexes, numbers)
         if self.shadows:
-            for index, pfn in zip(indexes, pfns.tolist(), strict=True):
+            for index, pfn in zip(indexes, numbers, strict=True):
                 self._take_shadow(index, pfn)
 
     def account(self, pages: int) -> None:
