@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.server.connection import SEND_FLAGS
-from kerneld.server.reply import Outcome
 from kerneld.server.starving import Starvation
-from kerneld.tlb.tlb import DISMISSED, RECORD
+from kerneld.tlb.record import DISMISSED, RECORD
 
 if TYPE_CHECKING:
     from kerneld.server.connection import Connection
@@ -35,13 +34,6 @@ AGENT_NAME = "kerneld-tlb"
 _ACKNOWLEDGED = struct.Struct("<Q")
 _MILLISECONDS = 1000
 log = structlog.get_logger("kerneld.server")
-
-
-def with_record(outcome: Outcome | bytes, record: bytes) -> Outcome | bytes:
-    """Return the answer to a native thread with the record for its TLB appended."""
-    if isinstance(outcome, bytes):
-        return outcome + record
-    return outcome._replace(answer=outcome.answer + record)
 
 
 class AgentLink:

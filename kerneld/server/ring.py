@@ -80,11 +80,6 @@ class Ring:
         data = memoryview(b"" if is_cut else bytes(self.requests[:length]))
         return Datagram(data, sender, [], is_cut, False)
 
-    @property
-    def has_request(self) -> bool:
-        """Whether the client has written a request that has not been taken."""
-        return self.words[REQUEST_NUMBER] != self.taken
-
     def answer(self, answer: bytes, *, has_fds: bool) -> bool:
         """Answer the datagram that was taken, if the answer fits and needs no descriptors.
 
@@ -137,6 +132,7 @@ class Rings(Generic[S]):
 
     def find(self) -> list[S]:
         """Return the sessions that have a request in their ring."""
+        # Whether the client has written a request that has not been taken: `Service.serve` asks the same.
         return [session for ring, session in self.watched if ring.words[REQUEST_NUMBER] != ring.taken]
 
     def tell(self, *, is_watching: bool) -> None:

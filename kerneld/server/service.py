@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.server.agent_link import with_record
 from kerneld.server.airlock import Airlock, client_of
 from kerneld.server.batch import Batch
 from kerneld.server.connection import (
@@ -37,7 +36,7 @@ from kerneld.server.ring import Rings
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, Watches, open_pidfd
 from shared import wire
-from shared.uapi.ring import MOST_REQUEST_BYTES
+from shared.uapi.ring import MOST_REQUEST_BYTES, REQUEST_NUMBER
 
 if TYPE_CHECKING:
     import socket
@@ -98,7 +97,7 @@ class Service:
             is_broken = mask & BROKEN
             if session.connection.unsent:
                 self._hang_up(session) if is_broken else self._send_again(session)
-            elif ring is not None and ring.has_request and not is_broken:
+            elif ring is not None and ring.words[REQUEST_NUMBER] != ring.taken and not is_broken:
                 # What comes by the socket is later: a bell, or a request of a client that does not wait for its answer.
                 self._answer_ring(session, ring)
             else:
@@ -142,8 +141,9 @@ class Service:
         length = ring.take()
         if session.thread is not None and session.thread.tlb is not None:
             session.thread.tlb.begin(ring.requests)
-        usual = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
-        outcome = self.fair.begin(usual) or self._answer(session, ring.datagram(length, session.sender))
+        outcome = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
+        if not isinstance(outcome, bytes):
+            outcome = self.fair.begin(outcome) or self._answer(session, ring.datagram(length, session.sender))
         if outcome is not None:
             self._send(session, outcome)
 
@@ -152,9 +152,10 @@ class Service:
         if isinstance(outcome, Batch):
             self._put_aside(session, outcome)
             return
-        if session.thread is not None and session.thread.tlb is not None:
-            outcome = with_record(outcome, session.thread.tlb.take())
+        record = session.thread.tlb.take() if session.thread is not None and session.thread.tlb is not None else b""
         answer, fds, is_last = (outcome, None, False) if isinstance(outcome, bytes) else outcome
+        if record:
+            answer += record
         ring = session.ring
         if ring is not None and ring.is_serving and ring.answer(answer, has_fds=bool(fds)):
             is_sent = True

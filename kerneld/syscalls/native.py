@@ -91,8 +91,11 @@ def fault(call: Call) -> int:
     """
     address, access, flags, pkru = call.args[:4]
     access &= PF_WRITE | PF_INSTR
-    mm = call.mm
-    tlb = call.kernel.tlbs.get(mm)
+    mm = call.process.mm
+    assert mm is not None
+    tlb = call.kernel.tlbs.by_mm.get(mm.number)
+    if tlb is None:
+        raise SysError(errno.EINVAL)
     processor = call.kernel.rq.processor
     if mm.has_pkeys:
         processor.wrpkru(pkru)

@@ -39,14 +39,28 @@ _WRITABLE = PTE_RW | PTE_DIRTY
 TlbWords = npt.NDArray[np.uint64]
 
 
+_bits_of: dict[int, int] = {}
+"""By the bits of an entry without its frame, the bits of its TLB word. There are few: each costs ten operations on
+numbers of 64 bits, which Python makes one digit at a time."""
+
+
 def tlb_word(entry: int) -> int:
     """Return the TLB word with all rights that a TLB may grant for an entry of 4 KiB."""
+    address = entry & PTE_PFN_MASK
+    bits = _bits_of.get(entry ^ address)
+    if bits is None:
+        bits = _bits_of[entry ^ address] = _page_bits(entry)
+    return address | bits if bits else 0
+
+
+def _page_bits(entry: int) -> int:
+    """Return the bits of an entry's TLB word below the address; 0 if nothing may be granted."""
     if entry & _READABLE != _READABLE:
         return 0
-    word = entry & PTE_PFN_MASK | entry >> _KEY_DOWN & KEY_MASK | READ
+    bits = entry >> _KEY_DOWN & KEY_MASK | READ
     if entry & _WRITABLE == _WRITABLE:
-        word |= WRITE
-    return word if entry & PTE_NX else word | EXEC
+        bits |= WRITE
+    return bits if entry & PTE_NX else bits | EXEC
 
 
 def runs_to_grant(entries: list[int], known: list[int], own: int) -> list[tuple[int, int, int]]:

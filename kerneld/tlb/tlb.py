@@ -19,7 +19,6 @@ Answers to Linux v6.8 arch/x86/mm/tlb.c:flush_tlb_mm_range() and mm/mmu_gather.c
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +28,7 @@ import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.tlb.host_check import check_host
+from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, pack_record
 from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 from shared.uapi.syscalls import Nr
@@ -37,22 +37,10 @@ from shared.wire import number_of
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
 
-RECORD = struct.Struct("<IIQ")
-"""struct kd_tlb: size, number of operations, number of the agent's last order."""
-OPERATION = struct.Struct("<QQQ")
-"""start, length in bytes with the PROT_ bits of a grant (0: drop) and its key in bits 4 to 7, offset in the RAM's
-file."""
-_ONE = struct.Struct("<IIQQQQ")
-"""A record with one operation."""
-MOST_OPERATIONS = 48
-"""Maximum number of operations in one record: it then fits the stub's buffer for the reply to a fault."""
-DISMISSED = 0xFFFF_FFFF
-"""Number of operations of the order that sends an agent home."""
 AROUND_PAGES = 16
 """Number of pages around a fault, aligned, that are granted too: as many as Linux's fault-around maps."""
 FEW_PAGES = 64
 """Up to this number of pages, a loop over grants is faster than numpy."""
-Span = tuple[Vaddr, Vaddr]
 
 
 class Agent(Protocol):
@@ -122,13 +110,14 @@ class Tlb:
         self._forget = forget
         self._granted: dict[int, TlbWords] = {}
         """One TLB word for each page, by number of the leaf table (address >> PMD_SHIFT)."""
+        self._granted_at: dict[int, memoryview] = {}
+        """The same words, for one at a time: as `Frames` has its arrays twice."""
         self._dirty: list[Span] = []
         self._drops: list[Span] = []
         self._grants: list[tuple[Vaddr, int, int]] = []
         """Start, pages, TLB word of the first page."""
         self.orders = 0
-        mm.notifiers.append(self)
-        mm.notifiers.tlb = self
+        mm.notifiers.add_tlb(self)
 
     # Notifications of the address space
 
@@ -172,7 +161,8 @@ class Tlb:
                 agent.order(pack_record([(0, TASK_SIZE)], [], self.orders))
             agent.dismiss()
         self._granted.clear()
-        self.mm.notifiers.tlb = None
+        self._granted_at.clear()
+        self.mm.notifiers.forget_tlb()
         self._forget(self)
 
     # Requests of the program
@@ -193,6 +183,12 @@ class Tlb:
         if self._dirty:
             self._collect()
         drops, grants = self._drops, self._grants
+        if not drops and len(grants) == 1:
+            # What most faults bring.
+            start, pages, word = grants.pop()
+            return ONE.pack(
+                ONE.size, 1, self.orders, start, pages << PAGE_SHIFT | word & PAGE_BITS, word & PTE_PFN_MASK
+            )
         self._drops, self._grants = [], []
         if len(drops) + len(grants) > MOST_OPERATIONS:
             drops = [(min(start for start, _ in drops), max(end for _, end in drops))]
@@ -306,7 +302,11 @@ class Tlb:
         word = tlb_word(ram.words[pte])
         if not word:
             return 0
-        self._table(address)[address >> PAGE_SHIFT & 511] = word
+        words = self._granted_at.get(address >> PMD_SHIFT)
+        if words is None:
+            self._table(address)
+            words = self._granted_at[address >> PMD_SHIFT]
+        words[address >> PAGE_SHIFT & 511] = word
         if word & WRITE:
             ram.set_written(word >> PAGE_SHIFT)
         vaddr = address & PAGE_MASK
@@ -320,6 +320,7 @@ class Tlb:
         table = self._granted.get(address >> PMD_SHIFT)
         if table is None:
             table = self._granted[address >> PMD_SHIFT] = np.zeros(PTRS_PER_TABLE, dtype=np.uint64)
+            self._granted_at[address >> PMD_SHIFT] = table.data
         return table
 
     def grant(self, address: Vaddr) -> int:
@@ -386,15 +387,3 @@ def _joined(spans: list[Span]) -> list[Span]:
         elif end > last_end:
             joined[-1] = last_start, end
     return joined
-
-
-def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders: int) -> bytes:
-    """Return a record; the drops come first."""
-    if len(grants) == 1 and not drops:
-        start, pages, word = grants[0]
-        return _ONE.pack(_ONE.size, 1, orders, start, pages << PAGE_SHIFT | word & PAGE_BITS, word & PTE_PFN_MASK)
-    operations = [OPERATION.pack(start, end - start, 0) for start, end in drops]
-    for start, pages, word in grants:
-        operations.append(OPERATION.pack(start, pages << PAGE_SHIFT | word & PAGE_BITS, word & PTE_PFN_MASK))
-    size = RECORD.size + len(operations) * OPERATION.size
-    return RECORD.pack(size, len(operations), orders) + b"".join(operations)

@@ -22,15 +22,16 @@ class Tlbs:
     def __init__(self, *, are_checked: bool = False) -> None:
         """`are_checked`: what the host maps is checked at the beginning of each request of a native thread."""
         self._are_checked = are_checked
-        self._by_mm: dict[int, Tlb] = {}
+        self.by_mm: dict[int, Tlb] = {}
+        """By the number of its address space; a fault looks here without a call."""
 
     def find(self, mm: MmStruct) -> Tlb | None:
         """Return an address space's TLB; None if its program is not native."""
-        return self._by_mm.get(mm.number)
+        return self.by_mm.get(mm.number)
 
     def get(self, mm: MmStruct) -> Tlb:
         """Return an address space's TLB. Raises SysError(EINVAL) if it has none."""
-        tlb = self._by_mm.get(mm.number)
+        tlb = self.by_mm.get(mm.number)
         if tlb is None:
             raise SysError(errno.EINVAL)
         return tlb
@@ -39,15 +40,15 @@ class Tlbs:
         """Give a process's address space a TLB with this agent, and return it."""
         mm = process.live_mm
         tlb = Tlb(mm, self._forget, agent, is_checked=self._are_checked)
-        self._by_mm[mm.number] = tlb
+        self.by_mm[mm.number] = tlb
         return tlb
 
     def _forget(self, tlb: Tlb) -> None:
-        self._by_mm.pop(tlb.mm.number, None)
+        self.by_mm.pop(tlb.mm.number, None)
 
     def check(self) -> None:
         """Check that no TLB grants more than the page table. Raises KernelBug."""
-        for tlb in self._by_mm.values():
+        for tlb in self.by_mm.values():
             if not tlb.is_quiet:
                 wrong = tlb.check()
                 if wrong:

@@ -18,7 +18,7 @@ from kerneld.server.agent_link import AgentLink
 from kerneld.server.connection import Connection
 from kerneld.server.starving import Look, look_at
 from kerneld.syscalls.kernel import Sender
-from kerneld.tlb.tlb import RECORD
+from kerneld.tlb.record import RECORD
 from shared.uapi.page import Pid
 
 RECORD_7 = RECORD.pack(RECORD.size, 0, 7)

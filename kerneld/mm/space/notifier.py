@@ -42,6 +42,18 @@ class Notifiers(list[MmuNotifier]):
 
     tlb: YoungListener | None = None
     """The listener of a native program, whose memory the host maps (`kerneld.tlb`); None for other programs."""
+    nr_tlbs = 0
+    """How many of the listeners need not be told of fills: 1 with `tlb`. Nearly every address space of a native program
+    has no other listener, so who fills an entry asks this first."""
+
+    def add_tlb(self, tlb: YoungListener) -> None:
+        """Add the listener of a native program."""
+        self.append(tlb)
+        self.tlb, self.nr_tlbs = tlb, 1
+
+    def forget_tlb(self) -> None:
+        """Note that the native program's use of the address space ends; its listener is told until all are removed."""
+        self.tlb, self.nr_tlbs = None, 0
 
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
         """Tell every listener that [start, end) has changed."""

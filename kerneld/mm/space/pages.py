@@ -92,14 +92,16 @@ class Pages:
         self._mapcount_at[pfn] += 1
         flags = self._flags_at[pfn]
         self._counts[1 if flags & PG_ANON else rss_kind(flags)] += 1
-        if self._notifiers:
-            self._notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
+        notifiers = self._notifiers
+        if len(notifiers) > notifiers.nr_tlbs:
+            notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def set_zero_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
         """Fill an empty entry with the shared zero page, which is not counted."""
         self._words[pte] = entry
-        if self._notifiers:
-            self._notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
+        notifiers = self._notifiers
+        if len(notifiers) > notifiers.nr_tlbs:
+            notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def update_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
         """Change the rights or state bits of an entry that keeps mapping the same frame."""
@@ -165,7 +167,7 @@ class Pages:
                     frames.refcount_at[pfn] += 1
                     frames.mapcount_at[pfn] += 1
         self._counts[rss_kind(self._flags_at[low])] += nr_pages
-        if self._notifiers:
+        if len(self._notifiers) > self._notifiers.nr_tlbs:
             at = [number for number, pfn in enumerate(pfns) if pfn is not None]
             self._notifiers.fill_range(vaddr + (at[0] << PAGE_SHIFT), vaddr + (at[-1] + 1 << PAGE_SHIFT))
 
