@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import (
     PG_ACTIVE,
     PG_ANON,
@@ -70,7 +71,7 @@ def read_kpageflags(frames: Frames, offset: int, length: int) -> bytes:
     words = stable_page_flags(frames, window)
     in_block = frames.buddy.is_free()
     in_block[frames.buddy.pcp] = False
-    words[in_block[window]] |= np.uint64(1 << KPF_BUDDY)
+    words[in_block[window]] |= u64(1 << KPF_BUDDY)
     return words.tobytes()
 
 
@@ -109,7 +110,7 @@ def stable_page_flags(frames: Frames, at: slice | Pfns) -> Words:
 
 def words_of_tails(_frames: Frames, _pfns: Pfns, words: Words) -> Words:
     """Return the words of frames of huge pages that are not their first: without what only the first has."""
-    return words & np.uint64(~OF_FOLIOS & _U64)
+    return words & u64(~OF_FOLIOS)
 
 
 def _is_zero_page(frames: Frames, pfns: Pfns) -> Mask:

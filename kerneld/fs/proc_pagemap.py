@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_SPECIAL, entry_pfn, present_mask, pte_pfn, swap_mask, swp_offset
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.space.mm import MmStruct
@@ -47,15 +48,15 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
     words[swapped] = PM_SWAP
     if show_pfn:
         # The type of the swap file, 0, in the five lowest bits, the offset above them.
-        words[swapped] |= swp_offset(entries[swapped]) << np.uint64(_MAX_SWAPFILES_SHIFT)
+        words[swapped] |= swp_offset(entries[swapped]) << u64(_MAX_SWAPFILES_SHIFT)
     pfns = pte_pfn(entries).astype(np.int64)
     if show_pfn:
         words[present] |= pfns[present].astype(np.uint64)
     # The shared zero page is neither a file page nor exclusive (Linux: vm_normal_page() returns none for it).
     counted = present & ((entries & PTE_SPECIAL) == 0)
     counted_pfns = pfns[counted]
-    flags = np.where(~mm.frames.has(counted_pfns, PG_ANON), np.uint64(PM_FILE), np.uint64(0))
-    flags |= np.where(mm.frames.mapcount[counted_pfns] == 1, np.uint64(PM_MMAP_EXCLUSIVE), np.uint64(0))
+    flags = np.where(~mm.frames.has(counted_pfns, PG_ANON), u64(PM_FILE), u64(0))
+    flags |= np.where(mm.frames.mapcount[counted_pfns] == 1, u64(PM_MMAP_EXCLUSIVE), u64(0))
     words[counted] |= flags
     if mm.page_table.deposited:
         _huge_pages(mm, start, end, words)
@@ -63,7 +64,7 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
         if vma.vm_flags & VM_SOFTDIRTY:
             first = (max(start, vma.start) - start) >> PAGE_SHIFT
             last = (min(end, vma.end) - start) >> PAGE_SHIFT
-            words[first:last] |= np.uint64(PM_SOFT_DIRTY)
+            words[first:last] |= u64(PM_SOFT_DIRTY)
     return words.tobytes()
 
 
@@ -79,8 +80,8 @@ def _huge_pages(mm: MmStruct, start: Vaddr, end: Vaddr, words: npt.NDArray[np.ui
             pfns = np.arange(entry_pfn(entry, leaf.start), entry_pfn(entry, leaf.end - 1) + 1)
             exclusive = huge_exclusive(mm.frames, pfns) & (not is_zero)
             run = words[(leaf.start - start) >> PAGE_SHIFT : (leaf.end - start) >> PAGE_SHIFT]
-            run &= np.uint64(~(PM_FILE | PM_MMAP_EXCLUSIVE) & (1 << 64) - 1)
-            run |= np.uint64(PM_FILE if is_zero else 0) | exclusive * np.uint64(PM_MMAP_EXCLUSIVE)
+            run &= u64(~(PM_FILE | PM_MMAP_EXCLUSIVE))
+            run |= u64(PM_FILE if is_zero else 0) | exclusive * u64(PM_MMAP_EXCLUSIVE)
 
 
 def huge_exclusive(frames: Frames, pfns: Pfns) -> npt.NDArray[np.bool_]:

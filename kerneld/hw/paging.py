@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 from kerneld.hw.processor import pkru_allows
 from kerneld.hw.ram import WORDS_SHIFT
+from kerneld.hw.scalars import u64
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn, Vaddr
 
 PTE_PRESENT = 1 << 0
@@ -62,6 +63,7 @@ _SWP_OFFSET_FIRST_BIT = 9
 _SWP_OFFSET_MASK = (1 << 50) - 1
 
 PTRS_PER_TABLE = 512
+_NOTHING, _KERNEL_PRESENT, _SPECIAL = u64(0), u64(PTE_KERNEL_PRESENT), u64(PTE_SPECIAL)
 PUD_SHIFT, PGD_SHIFT = 30, 39
 
 PF_PROT, PF_WRITE, PF_USER, PF_INSTR, PF_PK = 0x1, 0x2, 0x4, 0x10, 0x20
@@ -93,12 +95,12 @@ def pte_present(entry: int) -> bool:
 
 def present_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return pte_present() of each entry."""
-    return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_KERNEL_PRESENT)) != 0)
+    return cast("npt.NDArray[np.bool_]", (entries & _KERNEL_PRESENT) != _NOTHING)
 
 
 def counted_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return for each entry whether it is an owner that its frame counts: a present entry that is not special."""
-    return cast("npt.NDArray[np.bool_]", present_mask(entries) & ((entries & np.uint64(PTE_SPECIAL)) == 0))
+    return cast("npt.NDArray[np.bool_]", present_mask(entries) & ((entries & _SPECIAL) == _NOTHING))
 
 
 def entry_pfn(entry: int, vaddr: Vaddr) -> Pfn:
@@ -142,7 +144,7 @@ def is_swap_pte(entry: int) -> bool:
 
 def swap_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return is_swap_pte() of each entry."""
-    return cast("npt.NDArray[np.bool_]", (entries != 0) & ((entries & np.uint64(PTE_KERNEL_PRESENT)) == 0))
+    return cast("npt.NDArray[np.bool_]", (entries != _NOTHING) & ((entries & _KERNEL_PRESENT) == _NOTHING))
 
 
 def table_index(vaddr: Vaddr, shift: int) -> int:

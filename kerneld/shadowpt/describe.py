@@ -20,6 +20,7 @@ from kerneld.hw.paging import (
     present_mask,
     pte_pfn,
 )
+from kerneld.hw.scalars import u64
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.shadowpt.layout import F24, Flags
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
@@ -42,7 +43,7 @@ def describe(
     present = present_mask(entries)
     flags[present] |= layout.mapped
     if layout.pte_writeable:
-        flags[present & ((entries & np.uint64(PTE_RW)) != 0)] |= layout.pte_writeable
+        flags[present & ((entries & u64(PTE_RW)) != 0)] |= layout.pte_writeable
     return flags, pte_pfn(entries) * present
 
 

@@ -18,6 +18,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.hw.scalars import u64
 from kerneld.shadowpt.asking import Asking, DirectReader
 from kerneld.shadowpt.host_faults import HostFaults
 from kerneld.shadowpt.host_look import Look, Question, Seen, Want
@@ -81,20 +82,20 @@ class HostTarget:
             _fill(flags[first:last], private[first:last], mapping, layout)
         entries = np.frombuffer(found.data.ljust(8 * len(flags), b"\0"), dtype=np.uint64)
         # The two files are read one after the other. A mapping may go in between; then its frames do not count.
-        present = ((entries & np.uint64(PM_PRESENT)) != 0) & (flags != 0)
+        present = ((entries & u64(PM_PRESENT)) != 0) & (flags != 0)
         flags[present] |= np.uint64(layout.mapped)
         if layout.pte_writeable:
-            own = (entries & private) == (private & np.uint64(PM_MMAP_EXCLUSIVE))
+            own = (entries & private) == (private & u64(PM_MMAP_EXCLUSIVE))
             at = np.flatnonzero(present & own & ((flags & np.uint64(layout.vaddr_writeable)) != 0))
             flags[self._writeable(at, entries, private)] |= np.uint64(layout.pte_writeable)
-        return flags, (entries & np.uint64(PM_PFRAME_MASK)) * present
+        return flags, (entries & u64(PM_PFRAME_MASK)) * present
 
     def _writeable(self, at: Indexes, entries: Words, private: Words) -> Indexes:
         """Return which of these candidate pages are writeable, as far as the host shows it."""
         if self.hides_pfns or not len(at):
             return at
         try:
-            return at[writeable(entries[at] & np.uint64(PM_PFRAME_MASK), private[at] != 0)]
+            return at[writeable(entries[at] & u64(PM_PFRAME_MASK), private[at] != 0)]
         except OSError:
             return at
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from kerneld.errors import SysError
+from kerneld.hw.scalars import u64
 from kerneld.mm.space.mm import MmStruct
 from kerneld.shadowpt.asking import Asking, DirectReader
 from kerneld.shadowpt.host_look import Look, Question, Want
@@ -120,7 +121,7 @@ def _check_mapping(found: Look, entries: Vaddr, length: int) -> None:
 def _check_untouched(found: Look, entries: Vaddr, length: int) -> None:
     if len(found.data) != (length >> PAGE_SHIFT) * PM_ENTRY_BYTES:
         raise _Refusal("its page map is cut short: the process is ending")
-    touched = np.flatnonzero(np.frombuffer(found.data, dtype=np.uint64) & np.uint64(PM_PRESENT | PM_SWAP))
+    touched = np.flatnonzero(np.frombuffer(found.data, dtype=np.uint64) & u64(PM_PRESENT | PM_SWAP))
     if len(touched):
         raise _Refusal(
             f"{len(touched)} pages have been touched, the first at {entries + (int(touched[0]) << PAGE_SHIFT):#x}"

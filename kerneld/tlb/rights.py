@@ -23,6 +23,7 @@ from kerneld.hw.paging import (
     PTE_RW,
     PTE_USER,
 )
+from kerneld.hw.scalars import u64
 from shared.uapi.page import PAGE_SIZE
 
 READ, WRITE, EXEC = 1, 2, 4
@@ -90,17 +91,17 @@ def runs_to_grant(entries: list[int], known: list[int], own: int) -> list[tuple[
 
 def tlb_words(entries: TlbWords) -> TlbWords:
     """Return `tlb_word` of each entry."""
-    words = (entries & np.uint64(PTE_PFN_MASK)) | np.uint64(READ)
-    words |= entries >> np.uint64(_KEY_DOWN) & np.uint64(KEY_MASK)
-    words |= ((entries & np.uint64(_WRITABLE)) == _WRITABLE).astype(np.uint64) << np.uint64(1)
-    words |= ((entries & np.uint64(PTE_NX)) == 0).astype(np.uint64) << np.uint64(2)
-    readable = (entries & np.uint64(_READABLE)) == _READABLE
-    return np.where(readable, words, np.uint64(0))
+    words = (entries & u64(PTE_PFN_MASK)) | u64(READ)
+    words |= entries >> u64(_KEY_DOWN) & u64(KEY_MASK)
+    words |= ((entries & u64(_WRITABLE)) == u64(_WRITABLE)).astype(np.uint64) << u64(1)
+    words |= ((entries & u64(PTE_NX)) == u64(0)).astype(np.uint64) << u64(2)
+    readable = (entries & u64(_READABLE)) == u64(_READABLE)
+    return np.where(readable, words, u64(0))
 
 
 def exceeds(granted: TlbWords, allowed: TlbWords) -> npt.NDArray[np.bool_]:
     """Return for each granted word whether it grants more than its entry allows now, another frame or by another
     key."""
-    other = granted & ~np.uint64(RIGHTS) != allowed & ~np.uint64(RIGHTS)
-    more = granted & ~allowed & np.uint64(RIGHTS) != 0
-    return cast("npt.NDArray[np.bool_]", (granted != 0) & (other | more))
+    other = granted & u64(~RIGHTS) != allowed & u64(~RIGHTS)
+    more = granted & ~allowed & u64(RIGHTS) != u64(0)
+    return cast("npt.NDArray[np.bool_]", (granted != u64(0)) & (other | more))

@@ -31,6 +31,7 @@ from kerneld.hw.paging import (
     pte_present,
     swap_mask,
 )
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.space.mm import MmStruct
@@ -43,7 +44,6 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
-_U64 = (1 << 64) - 1
 _COPIED = (
     "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
     "arg_start", "arg_end", "env_start", "env_end", "exe_path", "owner", "dumpable", "merge_any",
@@ -211,15 +211,15 @@ def _copy_run(old: MmStruct, new: MmStruct, vma: Vma, run: Run, place: Run) -> N
     entries = kept = old.page_table.walk.read(run)
     present, swapped = present_mask(entries), swap_mask(entries)
     if not vma.vm_flags & VM_SHARED:
-        kept = np.where(present, entries & np.uint64(~PTE_RW & _U64), entries)
+        kept = np.where(present, entries & u64(~PTE_RW), entries)
     if swapped.any():
-        kept = np.where(swapped, entries & np.uint64(~PTE_SWP_EXCLUSIVE & _U64), kept)
-        new.pages.share_swap_ptes(place, np.where(swapped, kept, np.uint64(0)))
+        kept = np.where(swapped, entries & u64(~PTE_SWP_EXCLUSIVE), kept)
+        new.pages.share_swap_ptes(place, np.where(swapped, kept, u64(0)))
     if (kept != entries).any():
         old.pages.update_ptes(run, kept)
-    copied = np.where(present, kept & np.uint64(~PTE_ACCESSED & _U64), np.uint64(0))
+    copied = np.where(present, kept & u64(~PTE_ACCESSED), u64(0))
     if vma.vm_flags & VM_SHARED:
-        copied &= np.uint64(~PTE_DIRTY & _U64)
+        copied &= u64(~PTE_DIRTY)
     new.pages.share_ptes(place, copied)
 
 

@@ -22,6 +22,7 @@ from kerneld.hw.paging import (
     swap_mask,
     swp_offset,
 )
+from kerneld.hw.scalars import u64
 from kerneld.mm.files.filemap import File
 from kerneld.mm.files.shmem import shmem_swapin_range
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE, Pfns
@@ -222,5 +223,5 @@ def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: 
     """Clear state bits of some entries of a run, or of a huge page's one entry."""
     if len(positions):
         entries = mm.page_table.walk.read(run).copy()
-        entries[0 if run.huge else positions] &= np.uint64(~bits & _U64)
+        entries[0 if run.huge else positions] &= u64(~bits)
         mm.pages.update_ptes(run, entries)

@@ -24,6 +24,7 @@ from kerneld.hw.paging import (
     pte_pfn,
     pte_present,
 )
+from kerneld.hw.scalars import u64
 from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.fault.populate import populate_vma
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
@@ -199,10 +200,10 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         present = present_mask(entries)
         if not present.any():
             continue
-        changed = (entries & np.uint64(_KEPT_BITS)) | np.uint64(prot)
+        changed = (entries & u64(_KEPT_BITS)) | u64(prot)
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
             changed[~present] = 0  # a swap entry holds no frame number
-            changed[_can_be_writable(mm, vma, changed)] |= np.uint64(PTE_RW)
+            changed[_can_be_writable(mm, vma, changed)] |= u64(PTE_RW)
         mm.pages.update_ptes(run, np.where(present, changed, entries))
 
 
@@ -233,7 +234,7 @@ def _can_change_pte_writable(mm: MmStruct, vma: Vma, entry: int) -> bool:
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return _can_change_pte_writable() of each entry."""
     if vma.vm_flags & VM_SHARED:
-        return cast("npt.NDArray[np.bool_]", (entries & np.uint64(PTE_DIRTY)) != 0)
-    counted = (entries & PTE_SPECIAL) == 0
+        return cast("npt.NDArray[np.bool_]", (entries & u64(PTE_DIRTY)) != u64(0))
+    counted = (entries & u64(PTE_SPECIAL)) == u64(0)
     exclusive = mm.frames.has(pte_pfn(entries).astype(np.int64), PG_ANON_EXCLUSIVE)
     return cast("npt.NDArray[np.bool_]", counted & exclusive)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn
+from kerneld.hw.scalars import u64
 from kerneld.mm.check.whole_table import Walk
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import (
@@ -109,7 +110,7 @@ def check_huge_frames(frames: Frames, walks: list[Walk]) -> None:
     """Check the accounts of huge pages against the entries of 2 MiB in all page tables. Raises KernelBug."""
     huge = frames.huge
     entries = np.concatenate([walk.huge_entries for walk in walks]) if walks else np.zeros(0, dtype=np.uint64)
-    is_zero = (entries & np.uint64(PTE_SPECIAL)) != 0
+    is_zero = (entries & u64(PTE_SPECIAL)) != 0
     heads = Counter(pte_pfn(entries[~is_zero]).astype(np.int64).tolist())
     if heads != huge.entire_mapcount or not all(huge.entire_mapcount.values()):
         raise KernelBug(f"entire_mapcount is {dict(huge.entire_mapcount)}, entries of 2 MiB are {dict(heads)}")

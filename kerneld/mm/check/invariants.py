@@ -32,6 +32,7 @@ from kerneld.hw.paging import (
     swap_mask,
     swp_offset,
 )
+from kerneld.hw.scalars import u64
 from kerneld.mm.check.frame_accounts import check_anon_vmas, check_frames, check_mapping
 from kerneld.mm.check.swap_accounts import check_swap
 from kerneld.mm.check.whole_table import Walk, Words, walk_page_table
@@ -197,7 +198,7 @@ def _check_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.NDArray
     _refuse(walk, hardware & ~_has(flags, VM_ACCESS_FLAGS), "is present, its VMA allows no access")
     _refuse(walk, protnone & _has(flags, VM_ACCESS_FLAGS), "is PROT_NONE, its VMA is not")
     _refuse(walk, hardware & ~_has(entries, PTE_USER), "is not for user mode")
-    keys = (flags & np.uint64(VM_PKEY_MASK)) >> np.uint64(VM_PKEY_SHIFT)
+    keys = (flags & u64(VM_PKEY_MASK)) >> u64(VM_PKEY_SHIFT)
     _refuse(walk, pte_pkey(entries) != keys, "has another protection key than its VMA")
     present = present_mask(entries)
     pfns = pte_pfn(entries).astype(np.int64)
@@ -219,9 +220,9 @@ def _check_swap_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.ND
     swapped = swap_mask(walk.entries)
     slots = swp_offset(walk.entries)
     _refuse(walk, swapped & (slots >= np.uint64(max(1, len(mm.frames.swap.count)))), "names no slot of the swap file")
-    slots = np.where(swapped, slots, np.uint64(0)).astype(np.int64)
+    slots = np.where(swapped, slots, u64(0)).astype(np.int64)
     plain = make_swap_pte(slots.astype(np.uint64))
-    _refuse(walk, swapped & ((walk.entries & ~np.uint64(PTE_SWP_EXCLUSIVE)) != plain), "is no swap entry: odd bits")
+    _refuse(walk, swapped & ((walk.entries & ~u64(PTE_SWP_EXCLUSIVE)) != plain), "is no swap entry: odd bits")
     private = np.array([vma.anon_vma is not None and not vma.vm_flags & VM_SHARED for vma in vmas])[place]
     _refuse(walk, swapped & ~private, "is a swap entry where no anonymous memory can be")
 
@@ -241,7 +242,7 @@ def _check_mapped_frames(
     real_file = np.array([vma.file is not None and vma.file.mapping.backing is not None for vma in vmas])[place]
     first_index = np.array([vma.pgoff for vma in vmas], dtype=np.uint64)[place]
     vma_start = np.array([vma.start for vma in vmas], dtype=np.uint64)[place]
-    index = first_index + ((walk.vaddrs - vma_start) >> np.uint64(PAGE_SHIFT))
+    index = first_index + ((walk.vaddrs - vma_start) >> u64(PAGE_SHIFT))
     _refuse(walk, counted & (frames.index[pfns] != index), "maps a frame of another index")
     _refuse(walk, cached & (frames.mapping[pfns] != number), "maps a page that is not of its VMA's file")
     _refuse(walk, cached & ~shared & writable, "is a private mapping of a file's own page, and writable")

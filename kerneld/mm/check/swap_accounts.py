@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_SWP_EXCLUSIVE, swap_mask, swp_offset
+from kerneld.hw.scalars import u64
 from kerneld.mm.check.whole_table import Walk
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_SWAPCACHE, Frames
@@ -30,7 +31,7 @@ def check_swap(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]) 
     _none(swap.count != named, "has another count than entries that name it")
     if nr_slots and (swap.count[0] or swap.cache[0]):
         raise KernelBug("the header of the swap file is in use")
-    exclusive = slots[(entries & np.uint64(PTE_SWP_EXCLUSIVE)) != 0]
+    exclusive = slots[(entries & u64(PTE_SWP_EXCLUSIVE)) != 0]
     if bool((swap.count[exclusive] != 1).any()) or bool(frames.mapcount[swap.cache[exclusive]].any()):
         raise KernelBug("a swap entry says that its page is its alone, and others have it too")
     cached = np.flatnonzero(swap.cache)

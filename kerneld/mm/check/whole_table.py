@@ -23,6 +23,7 @@ from kerneld.hw.paging import (
     small_entries,
 )
 from kerneld.hw.ram import Ram
+from kerneld.hw.scalars import u64
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, Pfn
 
 Words = npt.NDArray[np.uint64]
@@ -63,7 +64,7 @@ def walk_page_table(ram: Ram, root: Pfn) -> Walk:
     levels = [Level(PGD_SHIFT + 9, pfns, starts)]
     for shift in (PGD_SHIFT, PUD_SHIFT, PMD_SHIFT):
         starts, entries = _entries(ram, pfns, starts, shift)
-        huge = (entries & np.uint64(PTE_PSE)) != 0 if shift == PMD_SHIFT else np.zeros(len(entries), dtype=np.bool_)
+        huge = (entries & u64(PTE_PSE)) != 0 if shift == PMD_SHIFT else np.zeros(len(entries), dtype=np.bool_)
         huge_vaddrs, huge_entries = starts[huge], entries[huge]
         starts, entries = starts[~huge], entries[~huge]
         _check_upper(ram, starts, entries)
@@ -77,7 +78,7 @@ def walk_page_table(ram: Ram, root: Pfn) -> Walk:
 
 def _with_huge(vaddrs: Words, entries: Words, huge_vaddrs: Words, huge_entries: Words) -> tuple[Words, Words]:
     """Return the leaf entries and the small entries equal to the huge ones, sorted by address."""
-    offsets = np.arange(PTRS_PER_TABLE, dtype=np.uint64) << np.uint64(PAGE_SHIFT)
+    offsets = np.arange(PTRS_PER_TABLE, dtype=np.uint64) << u64(PAGE_SHIFT)
     vaddrs = np.concatenate([vaddrs, (huge_vaddrs[:, None] + offsets).ravel()])
     small = [small_entries(entry, 0, PTRS_PER_TABLE) for entry in huge_entries.tolist()]
     order = np.argsort(vaddrs)
@@ -93,8 +94,8 @@ def _entries(ram: Ram, pfns: npt.NDArray[np.int64], starts: Words, shift: int) -
 
 
 def _check_upper(ram: Ram, starts: Words, entries: Words) -> None:
-    odd = (entries & np.uint64(~PTE_PFN_MASK & (1 << 64) - 1)) != np.uint64(PTE_TABLE)
-    odd |= (entries & np.uint64(PTE_PSE)) != 0
+    odd = (entries & u64(~PTE_PFN_MASK)) != u64(PTE_TABLE)
+    odd |= (entries & u64(PTE_PSE)) != 0
     odd |= pte_pfn(entries) >= np.uint64(ram.nr_frames)
     if odd.any():
         first = int(np.flatnonzero(odd)[0])

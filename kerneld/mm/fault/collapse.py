@@ -25,6 +25,7 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_PSE, PTE_RW, counted_mask, make_pte, pte_pfn, swap_mask
+from kerneld.hw.scalars import u64
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
 from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
@@ -95,7 +96,7 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
 
 def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:
     """Return whether a leaf table has a writable entry (if not, Linux: SCAN_PAGE_RO)."""
-    return bool((mm.page_table.walk.entries(haddr, haddr + PMD_SIZE) & np.uint64(PTE_RW)).any())
+    return bool((mm.page_table.walk.entries(haddr, haddr + PMD_SIZE) & u64(PTE_RW)).any())
 
 
 def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, counted_mask, entry_pfn, pte_pfn
+from kerneld.hw.scalars import u64
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
@@ -67,7 +68,7 @@ def touch_leaf(mm: MmStruct, leaf: Leaf, write: bool) -> None:
     counted = entries[counted_mask(entries)]
     pfns = pte_pfn(counted).astype(np.int64)
     if write:
-        clean = pfns[(counted & np.uint64(PTE_DIRTY)) == 0]
+        clean = pfns[(counted & u64(PTE_DIRTY)) == 0]
         if len(clean):
             folio_mark_dirty(mm.frames, clean)
     _mark_accessed(mm.frames, pfns)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.hw.scalars import u64
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
 from kerneld.mm.fault.foll_touch import touch_leaf
 from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
@@ -177,7 +178,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     mm.frames.index[pfns] = np.flatnonzero(empty).astype(np.uint64) + np.uint64(vma.page_index(leaf.start))
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW | PTE_DIRTY
-    new[empty] = (pfns.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(prot)
+    new[empty] = (pfns.astype(np.uint64) << u64(PAGE_SHIFT)) | np.uint64(prot)
     mm.pages.set_ptes(leaf, new, pfns, Rss.ANON)
 
 
@@ -217,7 +218,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | No
 
 
 def _missing(entries: npt.NDArray[np.uint64], write: bool) -> npt.NDArray[np.int64]:
-    needed = np.uint64(PTE_PRESENT | PTE_RW if write else PTE_PRESENT)
+    needed = u64(PTE_PRESENT | PTE_RW if write else PTE_PRESENT)
     return np.flatnonzero((entries & needed) != needed)
 
 

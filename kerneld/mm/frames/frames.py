@@ -28,6 +28,7 @@ import numpy.typing as npt
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
+from kerneld.hw.scalars import i32, u32
 from kerneld.mm.frames.buddy import Buddy, OutOfFrames
 from kerneld.mm.frames.huge_frames import HugeFrames
 from kerneld.mm.frames.kernel_objects import KernelObjects
@@ -66,7 +67,8 @@ PG_PGD = 1 << 14
 
 Pfns = npt.NDArray[np.int64]
 
-LRU_CLOCK_END = _U32 = (1 << 32) - 1
+LRU_CLOCK_END = (1 << 32) - 1
+_NONE, _ONE = u32(0), i32(1)
 _FRAMES_OF_PART = 1 << 14
 
 
@@ -235,16 +237,16 @@ class Frames:
 
     def has(self, pfns: Pfns | slice, flags: int) -> npt.NDArray[np.bool_]:
         """Return for each of these frames whether it has at least one of these PG_ flags."""
-        found: npt.NDArray[np.bool_] = (self.flags[pfns] & np.uint32(flags)) != 0
+        found: npt.NDArray[np.bool_] = (self.flags[pfns] & u32(flags)) != _NONE
         return found
 
     def set(self, pfns: Pfns | slice, flags: int) -> None:
         """Set these PG_ flags of the frames. Other flags stay."""
-        self.flags[pfns] |= np.uint32(flags)
+        self.flags[pfns] |= u32(flags)
 
     def clear(self, pfns: Pfns | slice, flags: int) -> None:
         """Clear these PG_ flags of the frames. Other flags stay."""
-        self.flags[pfns] &= np.uint32(~flags & _U32)
+        self.flags[pfns] &= u32(~flags)
 
     def get_page(self, pfn: Pfn) -> None:
         """Take one more reference: the frame is not freed before `put_page` (Linux: folio_get())."""
@@ -252,7 +254,7 @@ class Frames:
 
     def get_pages(self, pfns: Pfns | slice) -> None:
         """Take one reference more of each frame, each named once."""
-        self.refcount[pfns] += 1
+        self.refcount[pfns] += _ONE
 
     def put_page(self, pfn: Pfn) -> None:
         """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_DIRTY, PTE_SWP_EXCLUSIVE, make_swap_pte
+from kerneld.hw.scalars import u64
 from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.files.shmem import shmem_writepage
@@ -166,7 +167,7 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask, ke
     for mapped in users.entries:
         at = mapped.at
         wanted = candidates[at] & ~stay[at]
-        dirty = wanted & ((words[mapped.ptes] & np.uint64(PTE_DIRTY)) != 0)
+        dirty = wanted & ((words[mapped.ptes] & u64(PTE_DIRTY)) != 0)
         dirtied[at] |= dirty
         stay[at] |= wanted & lazyfree[at] & (dirty | kept[at])
         wanted &= ~stay[at]
@@ -186,7 +187,7 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask, ke
 def _swap_entries(frames: Frames, pfns: Pfns) -> Words:
     """Return the entry that replaces each frame's: one of its slot, or 0 if it has none."""
     exclusive = frames.has(pfns, PG_ANON_EXCLUSIVE)
-    entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * np.uint64(PTE_SWP_EXCLUSIVE)
+    entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * u64(PTE_SWP_EXCLUSIVE)
     entries[~frames.has(pfns, PG_SWAPCACHE)] = 0
     return entries
 

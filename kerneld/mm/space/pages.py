@@ -48,6 +48,7 @@ from kerneld.hw.paging import (
     swp_offset,
 )
 from kerneld.hw.ram import WORDS_SHIFT
+from kerneld.hw.scalars import i32, u64
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.lru import munlock_folio
@@ -59,7 +60,7 @@ from kerneld.mm.space.rss import Rss, RssStat, rss_kind
 from kerneld.mm.space.vma import VmaTree
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
-_U64, _SWAP = (1 << 64) - 1, Rss.SWAP.value
+_SWAP = Rss.SWAP.value
 _FEW_TO_LET_GO = 32  # Up to so many entries, `let_go` of each takes fewer instructions than `let_go_many`.
 
 
@@ -158,8 +159,8 @@ class Pages:
             # Frames that were filled together mostly follow each other: numpy takes a slice, which is quicker.
             entries = np.arange(make_pte(low, prot), make_pte(high, prot), PAGE_SIZE, dtype=np.uint64)
             self._words_np[pte : pte + nr_pages] = entries
-            frames.refcount[low:high] += 1
-            frames.mapcount[low:high] += 1
+            frames.get_pages(slice(low, high))
+            frames.mapcount[low:high] += i32(1)
         else:
             for place, pfn in enumerate(pfns, pte):
                 if pfn is not None:
@@ -210,10 +211,10 @@ class Pages:
         Source: Linux v6.8 mm/rmap.c:folio_referenced_one().
         """
         entries = self._words_np[ptes]
-        self._words_np[ptes] = entries & np.uint64(~PTE_ACCESSED & _U64)
+        self._words_np[ptes] = entries & u64(~PTE_ACCESSED)
         if self._notifiers.tlb is not None:
             self._notifiers.tlb.clear_flush_young(int(vaddrs[0]), int(vaddrs[-1]) + PAGE_SIZE)
-        young: npt.NDArray[np.bool_] = (entries & np.uint64(PTE_ACCESSED)) != 0
+        young: npt.NDArray[np.bool_] = (entries & u64(PTE_ACCESSED)) != u64(0)
         return young
 
     def mark_accessed(self, start: Vaddr, end: Vaddr, write: bool) -> None:
@@ -221,10 +222,10 @@ class Pages:
 
         No listener is told, because the mappings do not change.
         """
-        bits = np.uint64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
+        bits = u64(PTE_ACCESSED | PTE_DIRTY if write else PTE_ACCESSED)
         for leaf in self._walk.leaves(start, end):
             entries = self._words_np[leaf.low : leaf.high]
-            np.bitwise_or(entries, bits, out=entries, where=(entries & np.uint64(PTE_PRESENT)) != 0)
+            np.bitwise_or(entries, bits, out=entries, where=(entries & u64(PTE_PRESENT)) != u64(0))
 
     def unmap_frames(self, ptes: Slots, vaddrs: Slots, entries: Words) -> None:
         """Replace entries that each map a frame by swap entries, or by 0; the caller holds each frame.
@@ -304,7 +305,7 @@ class Pages:
         swapped = swap_mask(entries)
         if swapped.any():
             gone = entries[swapped]
-            self._put(run, np.where(swapped, np.uint64(0), entries))
+            self._put(run, np.where(swapped, u64(0), entries))
             self.rss.let_go_many(gone)
             self._notifiers.invalidate_range(run.start, run.end)
 

@@ -40,6 +40,7 @@ from kerneld.hw.paging import (
 )
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.hw.ram import WORDS_SHIFT
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_PGD, PG_TABLE, Frames, Pfns
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.pagewalk import KIND, PUD_SIZE, UPPER_SHIFTS, Leaf, Leaves, PageWalk, Run, Table, descend
@@ -286,7 +287,7 @@ class PageTable:
         if isinstance(run, Leaf):
             low = self.ensure_pte(run.start)
             return run._replace(low=low, high=low + run.high - run.low)
-        slots = self.ensure_pmd(run.start) + ((run.starts - run.starts[0]) >> np.uint64(PMD_SHIFT)).astype(np.int64)
+        slots = self.ensure_pmd(run.start) + ((run.starts - run.starts[0]) >> u64(PMD_SHIFT)).astype(np.int64)
         missing = slots[self._words_np[slots] == 0]
         if len(missing):
             self._make_tables(run, missing)
@@ -311,7 +312,7 @@ class PageTable:
                 self.ensure_pte(start)  # The allocation of one frame tries harder than that of many.
             return
         self._frames.ram.written[tables] = True
-        self._words_np[missing] = (tables.astype(np.uint64) << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_TABLE)
+        self._words_np[missing] = (tables.astype(np.uint64) << u64(PAGE_SHIFT)) | u64(PTE_TABLE)
         self.table_pages += len(missing)
 
     def free_tables(self, start: Vaddr, end: Vaddr, floor: Vaddr, ceiling: Vaddr) -> None:
@@ -357,7 +358,7 @@ class PageTable:
         for shift in UPPER_SHIFTS:
             for table in self.walk.tables(0, TASK_SIZE + PAGE_SIZE, shift):
                 entries = self._words_np[table.low : table.high]
-                found += pte_pfn(entries[(entries & np.uint64(KIND)) == PTE_PRESENT]).tolist()
+                found += pte_pfn(entries[(entries & u64(KIND)) == PTE_PRESENT]).tolist()
         return found + self.deposited
 
     def free_empty_table(self, vaddr: Vaddr) -> None:

@@ -38,6 +38,7 @@ from kerneld.hw.paging import (
     small_entries,
 )
 from kerneld.hw.ram import WORDS_SHIFT, Ram
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import Pfns
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Pfn, Vaddr
 
@@ -53,7 +54,7 @@ _FEW_TABLES = 2
 """Up to this number, whole tables are walked one by one."""
 FEW_ENTRIES = 8
 """Up to this number of entries, a loop is faster than numpy, whose calls have fixed costs."""
-_PAGES = np.arange(PTRS_PER_TABLE, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+_PAGES = np.arange(PTRS_PER_TABLE, dtype=np.uint64) * u64(PAGE_SIZE)
 
 
 class Leaf(NamedTuple):
@@ -206,9 +207,9 @@ class PageWalk:
         entries = self._words_np[upper.low : upper.high]
         if not np.count_nonzero(entries):
             return
-        tables = np.flatnonzero((entries & np.uint64(KIND)) == PTE_PRESENT)
+        tables = np.flatnonzero((entries & u64(KIND)) == PTE_PRESENT)
         done = 0
-        for index in np.flatnonzero(entries & np.uint64(PTE_PSE)).tolist():
+        for index in np.flatnonzero(entries & u64(PTE_PSE)).tolist():
             before = int(np.searchsorted(tables, index))
             yield from self._in_batches(upper, tables[done:before])
             done = before
@@ -219,7 +220,7 @@ class PageWalk:
     def _in_batches(self, upper: Table, indexes: npt.NDArray[np.int64]) -> Iterator[Leaves]:
         for at in range(0, len(indexes), _TABLES_AT_ONCE):
             chosen = indexes[at : at + _TABLES_AT_ONCE]
-            starts = (chosen.astype(np.uint64) << np.uint64(PMD_SHIFT)) + np.uint64(upper.start)
+            starts = (chosen.astype(np.uint64) << u64(PMD_SHIFT)) + np.uint64(upper.start)
             yield Leaves.of(starts, pte_pfn(self._words_np[upper.low + chosen]).astype(np.int64))
 
     def page_range(self, start: Vaddr, end: Vaddr, ptes: Callable[[Run], None], huge: Callable[[Leaf], bool]) -> None:

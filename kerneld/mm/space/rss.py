@@ -26,6 +26,7 @@ from kerneld.hw.paging import (
     pte_present,
     swp_offset,
 )
+from kerneld.hw.scalars import i32, u32, u64
 from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
@@ -35,6 +36,8 @@ from kerneld.mm.frames.swap import Slots
 from kerneld.mm.frames.swap_state import folio_free_swap, free_swap_and_cache
 from kerneld.mm.space.pagewalk import Words
 from shared.uapi.page import PAGE_SHIFT, Pfn
+
+_NONE, _ONE = u32(0), i32(1)
 
 
 class Rss(IntEnum):
@@ -88,7 +91,7 @@ class RssStat:
 
     def hold_many(self, pfns: Pfns, kind: Rss) -> None:
         """Do the same as `hold` for many frames, each named once and all of one kind."""
-        self._frames.mapcount[pfns] += 1
+        self._frames.mapcount[pfns] += _ONE
         self.counts[kind] += len(pfns)
 
     def share_many(self, pfns: Pfns) -> None:
@@ -100,7 +103,7 @@ class RssStat:
         """
         self._frames.clear(pfns, PG_ANON_EXCLUSIVE)
         self._frames.get_pages(pfns)
-        self._frames.mapcount[pfns] += 1
+        self._frames.mapcount[pfns] += _ONE
         self._count(self._frames.flags[pfns], 1)
 
     def hold_huge(self, head: Pfn) -> None:
@@ -126,7 +129,7 @@ class RssStat:
 
         Return if all are anonymous.
         """
-        nr_anon = int(np.count_nonzero((flags & PG_ANON) != 0))
+        nr_anon = int(np.count_nonzero((flags & u32(PG_ANON)) != _NONE))
         self.counts[Rss.ANON] += sign * nr_anon
         if nr_anon != len(flags):
             nr_shmem = int(np.count_nonzero((flags & (PG_ANON | PG_SWAPBACKED)) == PG_SWAPBACKED))
@@ -140,8 +143,8 @@ class RssStat:
         Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
         """
         self._count(self._frames.flags[pfns], -1)
-        self._frames.mapcount[pfns] -= 1
-        self._frames.refcount[pfns] -= 1
+        self._frames.mapcount[pfns] -= _ONE
+        self._frames.refcount[pfns] -= _ONE
 
     def let_go(self, entry: int) -> None:
         """Drop the frame or slot of a cleared or replaced entry; a file's frame takes over the entry's state bits."""
@@ -180,18 +183,20 @@ class RssStat:
             swapped = entries[~present]
             self.counts[Rss.SWAP] -= len(swapped)
             free_swap_and_cache(frames, swp_offset(swapped).astype(np.int64))
-        counted = entries[present & ((entries & PTE_SPECIAL) == 0)]
+        counted = entries[present & ((entries & u64(PTE_SPECIAL)) == u64(0))]
         if not len(counted):
             return
         pfns = pte_pfn(counted).astype(np.int64)
         flags = frames.flags[pfns]
         if not self._count(flags, -1):
-            of_file = (flags & PG_ANON) == 0
-            for pfn in pfns[of_file & ((counted & PTE_DIRTY) != 0) & ((flags & PG_DIRTY) == 0)].tolist():
+            of_file = (flags & u32(PG_ANON)) == _NONE
+            for pfn in pfns[
+                of_file & ((counted & u64(PTE_DIRTY)) != u64(0)) & ((flags & u32(PG_DIRTY)) == _NONE)
+            ].tolist():
                 self._keep_dirty(pfn)
-            folios_mark_accessed(frames, pfns[of_file & ((counted & PTE_ACCESSED) != 0)])
-        frames.mapcount[pfns] -= 1
-        if (flags & PG_SWAPCACHE).any():
+            folios_mark_accessed(frames, pfns[of_file & ((counted & u64(PTE_ACCESSED)) != u64(0))])
+        frames.mapcount[pfns] -= _ONE
+        if (flags & u32(PG_SWAPCACHE)).any():
             for pfn in pfns[(flags & (PG_ANON | PG_SWAPCACHE)) == PG_ANON | PG_SWAPCACHE].tolist():
                 if not frames.mapcount_at[pfn]:
                     folio_free_swap(frames, pfn)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.hw.paging import PTE_DIRTY
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_DIRTY, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.frames.lru import mlock_folios
@@ -37,7 +38,7 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     words = frames.ram.words_np
     entries = rmap_walk(frames, pfns)
-    dirty = any((words[mapped.ptes] & np.uint64(PTE_DIRTY)).any() for mapped in entries)
+    dirty = any((words[mapped.ptes] & u64(PTE_DIRTY)).any() for mapped in entries)
     frames.clear(pfns, PG_LARGE | PG_UNEVICTABLE)
     frames.mlock_more[pfns] = 0
     for mapped in entries:

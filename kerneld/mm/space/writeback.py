@@ -15,6 +15,7 @@ import numpy as np
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_PFN_MASK, PTE_RW, present_mask, pte_present
+from kerneld.hw.scalars import u64
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
@@ -56,7 +57,7 @@ def sync_mm(mm: MmStruct) -> None:
             mapping = vma.file.mapping
             for run in mm.page_table.walk.runs(vma.start, vma.end):
                 entries = mm.page_table.walk.page_entries(run)
-                for entry in entries[present_mask(entries) & ((entries & np.uint64(PTE_DIRTY)) != 0)].tolist():
+                for entry in entries[present_mask(entries) & ((entries & u64(PTE_DIRTY)) != 0)].tolist():
                     pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
                     mapping.mark_dirty(mm.frames.index_at[pfn], pfn)
             writeback_range(mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
@@ -101,7 +102,7 @@ def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
                 entries = mm.page_table.walk.read(run).copy()
                 at = (here - start) >> PAGE_SHIFT
                 at = at[present_mask(entries[at])]
-                entries[at] &= np.uint64(~bits & _U64)
+                entries[at] &= u64(~bits)
                 mm.pages.update_ptes(run, entries)
 
 
