@@ -36,7 +36,8 @@ from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_se
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.dying import room_after
-from kerneld.mm.space.writeback import writeback_range
+from kerneld.mm.space.pace import Steps
+from kerneld.mm.space.writeback import writeback_in_pieces
 from kerneld.task.task import Cred, Process
 
 
@@ -161,14 +162,15 @@ class FileTable:
         change = self._mapped.add if is_writable else self._mapped.remove
         change(inode.key, writable=True)
 
-    def before_host_call(self, fd: int) -> None:
+    def before_host_call(self, fd: int) -> Steps:
         """A native program is about to read or write a file by a call: the host gets what has been written in memory.
 
-        Raises SysError(EBADF). Source: on Linux both are one page cache.
+        The descriptor is used before the first piece only. Raises SysError(EBADF). Source: on Linux both are one page
+        cache.
         """
         inode = self._inodes.get(describe_fd(fd).inode_key)
         if inode is not None:
-            writeback_range(inode.mapping, 0, inode.mapping.last_index())
+            yield from writeback_in_pieces(inode.mapping, 0, inode.mapping.last_index())
 
     def after_host_write(self, fd: int, offset: int, length: int) -> None:
         """It has written `length` bytes at `offset`, or given the file another size: what is cached is the file again.

@@ -192,7 +192,7 @@ class Inode:
         self._holes.add(before >> PAGE_SHIFT, page_align(size) >> PAGE_SHIFT)
         if self.mapping.is_shmem:
             return
-        pagecache_isize_extended(self.mapping, before, size, self._block_bytes())
+        yield from pagecache_isize_extended(self.mapping, before, size, self._block_bytes())
         with contextlib.suppress(OSError):
             for start, end in find_data(self._reader, page_align(before), size, MOST_EXTENTS):
                 self.mapping.host.write(start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)

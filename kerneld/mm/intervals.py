@@ -9,7 +9,7 @@ page: an item of up to 2^k pages that begins in bucket b, of 2^k pages, ends in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 FEW = 32
@@ -80,16 +80,36 @@ class Intervals(dict[Item, Value]):
         if self._by_shift is None:
             return self._those_in(self, first, last)
         found: list[Item] = []
-        for shift, buckets in self._by_shift.items():
+        for items, is_inside in self._buckets_of(first, last):
+            found += items if is_inside else self._those_in(items, first, last)
+        return found
+
+    def overlapping_in_parts(self, first: int, last: int, most: int) -> Iterator[list[Item]]:
+        """Yield the same, some at a time: no part has been looked for in more than `most` items.
+
+        Items may come, go and change their bounds between two parts. Those that were there at the beginning and have
+        kept their bounds are found; of the others some are.
+        """
+        if self._by_shift is None:
+            yield self._those_in(self, first, last)
+            return
+        for items, is_inside in self._buckets_of(first, last):
+            these = list(items)
+            for at in range(0, len(these), most):
+                part = these[at : at + most]
+                yield part if is_inside else self._those_in(part, first, last)
+
+    def _buckets_of(self, first: int, last: int) -> Iterator[tuple[Iterable[Item], bool]]:
+        """Yield the items of each bucket that may have some in [first, last), and whether all of them must be."""
+        assert self._by_shift is not None
+        for shift, buckets in list(self._by_shift.items()):
             low, high = (first >> shift) - 1, (last - 1) >> shift
             few = high - low < len(buckets)
             for number in range(low, high + 1) if few else list(buckets):
                 there = buckets.get(number)
                 if there is not None:
-                    items = there if isinstance(there, dict) else (there,)
                     is_inside = first <= number << shift and (number + 1) << shift <= last
-                    found += items if is_inside else self._those_in(items, first, last)
-        return found
+                    yield there if isinstance(there, dict) else (there,), is_inside
 
     def _bucket(self, item: Item) -> tuple[int, int]:
         """Return the shift of an item's bucket, and the bucket's number."""

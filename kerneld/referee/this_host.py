@@ -101,10 +101,10 @@ def truncated_to_its_size(mapping: AddressSpace | None, size: int) -> None:
             pass
 
 
-def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int, block_bytes: int = PAGE_SIZE) -> None:
+def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int, block_bytes: int = PAGE_SIZE) -> Steps:
     """The same happens to a file that is made longer. Source: Linux v6.13 fs/ext4/inode.c:ext4_setattr()."""
     _zero_rest_of_block(mapping, old_size)
-    _pagecache_isize_extended_v6_8(mapping, old_size, size, block_bytes)
+    yield from _pagecache_isize_extended_v6_8(mapping, old_size, size, block_bytes)
 
 
 def _zero_rest_of_block(mapping: AddressSpace, size: int) -> None:

@@ -10,7 +10,7 @@ from kerneld.fs.fput import fput
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.mm.calls.mprotect import give_up_pkeys
 from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
-from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.answer import Answer, Call, Work, in_pieces
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
 from kerneld.tlb.rights import EXEC, READ, WRITE
@@ -161,7 +161,7 @@ def _check_native(call: Call) -> None:
         raise SysError(errno.EPERM)
 
 
-def file_sync(call: Call) -> int:
+def file_sync(call: Call) -> int | Answer | Work:
     """args: flags, offset, length; a descriptor. A native program reads or writes a file by a call.
 
     Without a flag it is about to: what has been written in memory is in the file on return. With FILE_SYNC_WRITTEN it
@@ -182,7 +182,7 @@ def file_sync(call: Call) -> int:
         elif flags & FILE_SYNC_WRITTEN:
             call.kernel.files.after_host_write(fd, offset, call.args[2])
         else:
-            call.kernel.files.before_host_call(fd)
+            return in_pieces(call.kernel.files.before_host_call(fd))
     finally:
         fput(fd)
     return 0

@@ -38,6 +38,7 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
         try:
             yield from _move_ptes_in_pieces(mm, moved, moved + delta, end - moved)
         except SysError:
+            _come_back(mm, old_addr)
             if first < moved:
                 mm.pages.move_tables(first + delta, moved + delta, first)
             raise
@@ -60,6 +61,7 @@ def _move_tables_in_pieces(mm: MmStruct, first: Vaddr, last: Vaddr, delta: int) 
             if at < last and not mm.pages.move_tables(at, stop, at + delta):
                 break
         except SysError:
+            _come_back(mm, first)
             if first < at:
                 mm.pages.move_tables(first + delta, at + delta, first)
             raise
@@ -83,6 +85,7 @@ def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length:
                 yield
                 pace.begin()
     except SysError:
+        _come_back(mm, old_addr)
         at = old_addr
         while at < moved:
             stop = pace.far_stop(mm.page_table.walk, at + delta, moved + delta) - delta
@@ -90,6 +93,13 @@ def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length:
             at = stop
             yield
         raise
+
+
+def _come_back(mm: MmStruct, vaddr: Vaddr) -> None:
+    """Note that entries come back to the VMA of an address, for those who walk the file's VMAs at the time."""
+    vma = mm.vmas.lookup(vaddr)
+    if vma is not None and vma.file is not None:
+        vma.file.mapping.i_mmap.may_get_entries(vma)
 
 
 def _can_realign(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool:

@@ -35,6 +35,7 @@ def note_write(mapping: AddressSpace, index: int, pfn: Pfn) -> None:
     """
     if mapping.is_shmem:
         mapping.unsaved.add(index)
+        mapping.tell_dirtying(index)
     else:
         mapping.mark_dirty(index, pfn)
 

@@ -16,8 +16,10 @@ Differs from Linux: when its last mapping goes, the pages of an inode are droppe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,6 +87,8 @@ class AddressSpace:
         self.is_shmem = is_shmem or backing is None
         """Whether the file is in memory only: shared anonymous memory, a memory file, a file of a tmpfs (Linux:
         shmem_mapping())."""
+        self._noted: list[tuple[int, list[int]]] = []
+        """By `note_dirtying`: a page's index, and the list that is told."""
         self.error = 0
         """The errno of a failed write-back that no msync has reported yet (Linux: mapping->wb_err)."""
 
@@ -178,6 +182,25 @@ class AddressSpace:
         self.host.clear_reclaim(index)
         if self.is_shmem and self.backing is not None:
             self.unsaved.add(index)
+        if self._noted:
+            self.tell_dirtying(index)
+
+    @contextlib.contextmanager
+    def note_dirtying(self, index: int) -> Iterator[list[int]]:
+        """Yield a list which is not empty any more once a page has been made dirty (again) during the with block."""
+        noted = (index, list[int]())
+        self._noted.append(noted)
+        try:
+            yield noted[1]
+        finally:
+            # Another's may be equal, and its list not the same.
+            self._noted = [each for each in self._noted if each is not noted]
+
+    def tell_dirtying(self, index: int) -> None:
+        """Tell those who note it that a page has been made dirty."""
+        for noted, dirtied in self._noted:
+            if noted == index:
+                dirtied.append(index)
 
     def set_dirty(self, index: int, pfn: Pfn) -> None:
         """Mark a cached page as dirty, so that it is not dropped. The real file may have the same contents."""
@@ -201,12 +224,16 @@ class AddressSpace:
         """Return the pages that the real file does not have yet."""
         return self.unsaved if self.is_shmem else self.dirty
 
-    def write_page(self, index: int, size: int) -> None:
-        """Write one dirty page to the file, which is `size` bytes long, as `writeback` does."""
+    def write_page(self, index: int, size: int, *, stays_dirty: bool = False) -> None:
+        """Write one dirty page to the file, which is `size` bytes long, as `writeback` does.
+
+        With `stays_dirty` it counts as not written: an entry may write to it without a fault.
+        """
         assert self.backing is not None
         pfn = self.pages.get(index)
-        self.unsaved.discard(index)
-        if not self.is_shmem and pfn is not None:
+        if not stays_dirty:
+            self.unsaved.discard(index)
+        if not stays_dirty and not self.is_shmem and pfn is not None:
             self.dirty.discard(index)
             self.host.clear_reclaim(index)
             self.frames.flags_at[pfn] &= ~PG_DIRTY
@@ -232,6 +259,7 @@ class AddressSpace:
     def link_vma(self, vma: Vma, mm: MmStruct) -> None:
         """Note that a VMA maps the inode. Source: Linux v6.8 mm/mmap.c:vma_link_file()."""
         self.i_mmap[vma] = mm
+        self.i_mmap.may_get_entries(vma)
         if is_shared_maywrite(vma.vm_flags):
             self.map_writable()
 

@@ -222,6 +222,7 @@ class MmStruct:
         self.vmas.move(vma, start, end)
         if i_mmap is not None:
             i_mmap.insert(vma)
+            i_mmap.may_get_entries(vma)
         post_update_vma(vma)
         self._account(vma.vm_flags, more)
         if self.notifiers:

@@ -15,7 +15,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, is_wide
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
-from kerneld.mm.space.writeback import writeback_in_pieces, writeback_range
+from kerneld.mm.space.writeback import write_range, writeback_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
 
@@ -99,7 +99,7 @@ def unmap_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     shared = vma.vm_flags & VM_SHARED
     cut_off(mm, vma, start, end)
     if file is not None and shared and file.mapping.i_mmap:
-        writeback_range(file.mapping, first, last)
+        write_range(file.mapping, first, last)
 
 
 def cut_off(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:

@@ -17,7 +17,7 @@ from kerneld.mm.space.locked_pages import zap_vma_cached, zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.space.writeback import folio_mkclean
+from kerneld.mm.space.writeback import mkclean_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
@@ -38,21 +38,25 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
     """Do the same as `unmap_mapping_range`, in pieces; yield between them, when VMAs may be removed and changed.
 
-    A VMA that is new, or begins at a lower address than before, may keep entries.
+    An entry that a fault sets meanwhile stays.
     """
-    for vma in mapping.i_mmap.overlapping(first, last):
-        mm, index = mapping.i_mmap.get(vma), first
-        while mm is not None and vma in mapping.i_mmap:
-            start = vma.start + (max(0, index - vma.pgoff) << PAGE_SHIFT)
-            end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
-            if start >= end:
-                break
-            stop = pace.far_stop(mm.page_table.walk, start, end, _UNMAPPED_AT_ONCE)
-            _unmap(mm, vma, start, stop, even_cows=even_cows)
-            index = vma.page_index(stop)
-            if pace.is_over():
-                yield
-                pace.begin()
+    for vmas in mapping.i_mmap.walk(first, last):
+        for vma in vmas:
+            mm, index = vma.vm_mm, first
+            while mm is not None and vma in mapping.i_mmap:
+                start = vma.start + (max(0, index - vma.pgoff) << PAGE_SHIFT)
+                end = min(vma.end, vma.start + (max(0, last - vma.pgoff) << PAGE_SHIFT))
+                if start >= end:
+                    break
+                stop = pace.far_stop(mm.page_table.walk, start, end, _UNMAPPED_AT_ONCE)
+                _unmap(mm, vma, start, stop, even_cows=even_cows)
+                index = vma.page_index(stop)
+                if pace.is_over():
+                    yield
+                    pace.begin()
+        if pace.is_over():
+            yield
+            pace.begin()
 
 
 def _unmap(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, *, even_cows: bool) -> None:
@@ -120,15 +124,16 @@ def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
         mapping.set_dirty(index, pfn)
 
 
-def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int, block_bytes: int = PAGE_SIZE) -> None:
+def pagecache_isize_extended(mapping: AddressSpace, old_size: int, size: int, block_bytes: int = PAGE_SIZE) -> Steps:
     """Note that a file has become longer: the new part is a hole, which no fault has read yet.
 
     If the file has blocks smaller than a page, the page with the old end may need more of them: the next write to it
-    faults. Sizes in bytes. Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
+    faults. Sizes in bytes. Yields when other clients may be served.
+    Source: Linux v6.8 mm/truncate.c:pagecache_isize_extended().
     """
     old_end = old_size + block_bytes - 1 & -block_bytes
     if old_end % PAGE_SIZE and size > old_end:
-        folio_mkclean(mapping, old_end >> PAGE_SHIFT)
+        yield from mkclean_in_pieces(mapping, old_end >> PAGE_SHIFT, Pace())
     _add_hole(mapping, old_size + PAGE_SIZE - 1 >> PAGE_SHIFT, size + PAGE_SIZE - 1 >> PAGE_SHIFT)
 
 
@@ -162,7 +167,7 @@ def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
     for span in sorted({*mapping.swapped.spans(first, last), *mapping.pages.spans(first, last)}):
         for low, high in _runs_of(sorted({*mapping.swapped.between(*span), *mapping.pages.between(*span)})):
             yield from _unmap_in_pieces(mapping, low, high, pace, even_cows=False)
-            _drop_unmapped(mapping, low, high)
+            yield from _drop_in_cache_or_swap(mapping, low, high, pace)
             if pace.is_over():
                 yield
                 pace.begin()
@@ -183,16 +188,15 @@ def _runs_of(indexes: list[int]) -> Iterator[tuple[int, int]]:
         yield low, high
 
 
-def _drop_unmapped(mapping: AddressSpace, low: int, high: int) -> None:
-    """Drop the pages of [low, high), which have been unmapped; unmap a page once more if a fault has mapped it again.
+def _drop_in_cache_or_swap(mapping: AddressSpace, low: int, high: int, pace: Pace) -> Iterator[None]:
+    """Drop the pages of [low, high), which have been unmapped; unmap those once more that a fault has mapped again.
 
-    Source: Linux v6.8 mm/truncate.c:truncate_cleanup_folio().
+    Yields when other clients may be served. Source: Linux v6.8 mm/truncate.c:truncate_cleanup_folio().
     """
-    cached = [index for index in range(low, high) if index in mapping.pages]
     mapcount = mapping.frames.mapcount_at
-    again = [index for index in cached if mapcount[mapping.pages[index]]]
-    if again:
-        unmap_mapping_range(mapping, again[0], again[-1] + 1, even_cows=False)
+    while again := [index for index in mapping.pages.between(low, high) if mapcount[mapping.pages[index]]]:
+        yield from _unmap_in_pieces(mapping, again[0], again[-1] + 1, pace, even_cows=False)
+    cached = list(mapping.pages.between(low, high))
     if cached:
         mapping.drop_pages(cached)
     shmem_free_swapped(mapping.frames, mapping, [index for index in range(low, high) if index in mapping.swapped])

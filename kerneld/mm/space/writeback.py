@@ -30,21 +30,34 @@ _U64 = (1 << 64) - 1
 _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
 
-def writeback_range(mapping: AddressSpace, first: int, last: int) -> None:
-    """Write the dirty pages of [first, last) to the file; the next store to such a page faults again."""
-    for _ in writeback_in_pieces(mapping, first, last):
-        pass
+def write_range(mapping: AddressSpace, first: int, last: int) -> None:
+    """Write the dirty pages of [first, last) to the file. A page that an entry maps stays dirty, and its entries stay.
+
+    For who only wants the file to have them. One page may have a million entries, too many to clean at once.
+    """
+    if mapping.backing is not None:
+        size, mapcount = mapping.size_bytes(), mapping.frames.mapcount_at
+        for index in mapping.unwritten.between(first, last):
+            pfn = mapping.find_page(index)
+            mapping.write_page(index, size, stays_dirty=pfn is not None and mapcount[pfn] > 0)
 
 
 def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterator[None]:
-    """Do the same as `writeback_range`; yield between pages, when other clients may be served and may write too."""
+    """Write the dirty pages of [first, last) to the file; the next store to such a page faults again.
+
+    Yields between pages, and between the mappings of one page, when other clients may be served and may write too. A
+    page that a fault makes dirty while its entries are being cleaned stays dirty. Linux locks the page instead
+    (mm/page-writeback.c:folio_clear_dirty_for_io()).
+    """
     if mapping.backing is None:
         return
     pace = Pace()
     for index in mapping.unwritten.between(first, last):
         if index in mapping.unwritten:
-            folio_mkclean(mapping, index)
-            mapping.write_page(index, mapping.size_bytes())
+            with mapping.note_dirtying(index) as dirtied:
+                yield from mkclean_in_pieces(mapping, index, pace)
+            if index in mapping.unwritten:
+                mapping.write_page(index, mapping.size_bytes(), stays_dirty=bool(dirtied))
         if pace.is_over():
             yield
             pace.begin()
@@ -60,22 +73,31 @@ def sync_mm(mm: MmStruct) -> None:
                 for entry in entries[present_mask(entries) & ((entries & u64(PTE_DIRTY)) != 0)].tolist():
                     pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
                     mapping.mark_dirty(mm.frames.index_at[pfn], pfn)
-            writeback_range(mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
+            write_range(mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
 
 
-def folio_mkclean(mapping: AddressSpace, index: int) -> None:
+def mkclean_in_pieces(mapping: AddressSpace, index: int, pace: Pace) -> Iterator[None]:
     """Clear the dirty and the write bit of every entry that maps a page of the file. Of a file in memory, which stays
     dirty, only the write bit is cleared.
 
-    Source: mm/rmap.c:folio_mkclean().
+    Yields between some VMAs and the next, when other clients may be served: an entry that is writable at the end was
+    made so by a fault meanwhile, which has marked the page as dirty. Source: mm/rmap.c:folio_mkclean().
     """
     bits = PTE_RW if mapping.is_shmem else PTE_RW | PTE_DIRTY
-    vmas = [vma for vma in mapping.i_mmap.overlapping(index, index + 1) if vma.vm_flags & VM_SHARED]
+    for vmas in mapping.i_mmap.walk(index, index + 1):
+        _mkclean([vma for vma in vmas if vma.vm_flags & VM_SHARED], index, bits)
+        if pace.is_over():
+            yield
+            pace.begin()
+
+
+def _mkclean(vmas: list[Vma], index: int, bits: int) -> None:
     if len(vmas) > FEW_ENTRIES:
         _mkclean_many(vmas, index, bits)
         return
     for vma in vmas:
-        mm = mapping.i_mmap[vma]
+        mm = vma.vm_mm
+        assert mm is not None
         vaddr = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
         pte = mm.page_table.find_pte(vaddr)
         if pte is not None:
@@ -87,7 +109,7 @@ def folio_mkclean(mapping: AddressSpace, index: int) -> None:
 def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
     """Do the same, a leaf table at a time: one process may map the page 60,000 times.
 
-    No VMA is looked up in `i_mmap`, and no address is computed for itself: that takes longer than the rest.
+    No address is computed for itself: that takes longer than the rest.
     """
     for mm, group in itertools.groupby(vmas, attrgetter("vm_mm")):
         theirs = list(group)

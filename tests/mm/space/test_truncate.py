@@ -9,6 +9,7 @@ import pytest
 
 from kerneld.mm.calls.mlock import do_mlock
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.truncate import (
     drop_pages,
     pagecache_isize_extended,
@@ -218,7 +219,7 @@ def test_the_last_page_of_a_file_that_becomes_longer(
     mmap(mm, 2, RW, SHARED, at=BASE, file=file)
     store(mm, page(1), b"x")
     backing.data += bytes(PAGE_SIZE)
-    pagecache_isize_extended(file.mapping, PAGE_SIZE + 1000, 2 * PAGE_SIZE, block_bytes)
+    run_at_once(pagecache_isize_extended(file.mapping, PAGE_SIZE + 1000, 2 * PAGE_SIZE, block_bytes))
     assert set(file.mapping.dirty) == {1}
     backing.without_room.add(1)
     assert (failure(lambda: store(mm, page(1), b"y")) == SIGBUS) == asks_again
