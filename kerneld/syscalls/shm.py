@@ -16,10 +16,10 @@ from kerneld.mm.space.vma import Vma
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
-from kerneld.task.shm import SHMALL, SHMMAX, SHMMNI, Caller, Segment, check_owner, check_rights, set_locked
+from kerneld.task.shm import Caller, Segment, ShmSegments, check_owner, check_rights, set_locked
 from shared.uapi import shm
 from shared.uapi.mman import Map, Prot
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Vaddr, page_align
 from shared.uapi.resource import Rlimit
 
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
@@ -134,7 +134,7 @@ def sys_shmctl(call: Call) -> int | Answer:
     if command < 0 or number < 0:
         raise SysError(errno.EINVAL)
     if command == shm.IPC_INFO:
-        return Answer(segments.most_used_index(), shm.SHMINFO.pack(SHMMAX, 1, SHMMNI, SHMMNI, SHMALL, 0, 0, 0, 0))
+        return Answer(segments.most_used_index(), _limits(segments))
     if command == shm.SHM_INFO:
         return Answer(segments.most_used_index(), _usage(list(segments)))
     if command in (shm.SHM_STAT, shm.SHM_STAT_ANY, shm.IPC_STAT):
@@ -172,8 +172,12 @@ def _status(each: Segment) -> bytes:
     return shm.SHMID_DS.pack(*owner, *times)
 
 
+def _limits(segments: ShmSegments) -> bytes:
+    return shm.SHMINFO.pack(segments.ctlmax, 1, segments.ctlmni, segments.ctlmni, segments.ctlall, 0, 0, 0, 0)
+
+
 def _usage(segments: list[Segment]) -> bytes:
-    total = sum(each.size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT for each in segments)
+    total = sum(each.nr_pages for each in segments)
     resident = sum(len(each.mapping.pages) for each in segments)
     swapped = sum(len(each.mapping.swapped) for each in segments)
     return shm.SHM_INFO_TEXT.pack(len(segments), total, resident, swapped, 0, 0)

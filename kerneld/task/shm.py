@@ -13,6 +13,7 @@ first; the times of a segment are those of shmat and shmdt, not of fork and exit
 from __future__ import annotations
 
 import errno
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,13 @@ from shared.uapi.shm import IPC_CREAT, IPC_EXCL, IPC_PRIVATE, SHM_DEST, SHM_HUGE
 SHMMAX = (1 << 64) - 1 - (1 << 24)
 SHMALL = SHMMAX
 SHMMNI = 4096
+IPC_MNI = 32_768
+"""The most segments, and the most that kernel.shmmni may be."""
+_MIN_CYCLE = 64
+"""So many indexes are used in turn, even with few segments."""
 _ID_SHIFT, _MOST_SEQ = 15, 1 << 16
+_INDEX = (1 << _ID_SHIFT) - 1
+"""The bits of an id that are its index."""
 _RIGHTS = 0o777
 
 
@@ -59,6 +66,11 @@ class Segment:
         """The maker is the first owner."""
         self.cuid, self.cgid = self.uid, self.gid
         self.ctime = int(time.time())
+
+    @property
+    def nr_pages(self) -> int:
+        """Its size in pages."""
+        return self.size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT
 
     @property
     def nattch(self) -> int:
@@ -92,7 +104,11 @@ class ShmSegments:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._by_index: dict[int, Segment] = {}
-        self._seq = self._last_index = 0
+        self._seq, self._last_index, self._next_index = 0, -1, 0
+        self.ctlmax, self.ctlall, self.ctlmni = SHMMAX, SHMALL, SHMMNI
+        """kernel.shmmax: the most bytes of a segment; shmall: the most pages of all; shmmni: the most segments."""
+        self.next_id = -1
+        """kernel.shm_next_id: the id that the next new segment is to have; -1: any."""
 
     def __iter__(self) -> Iterator[Segment]:
         """Yield the segments, by index."""
@@ -133,27 +149,48 @@ class ShmSegments:
 
     def _new(self, caller: Caller, mm: MmStruct, key: int, size_bytes: int, flags: int) -> Segment:
         pages = size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT
-        if not 1 <= size_bytes <= SHMMAX:
+        if not 1 <= size_bytes <= self.ctlmax:
             raise SysError(errno.EINVAL)
+        if sum(each.nr_pages for each in self._by_index.values()) + pages > self.ctlall:
+            raise SysError(errno.ENOSPC)
         if flags & SHM_HUGETLB:
             # The pool is empty. Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_file_setup().
             raise SysError(errno.ENOMEM if caller.capable(CAP_IPC_LOCK) else errno.EPERM)
         noreserve = flags & SHM_NORESERVE != 0 and mm.sysctl.overcommit_memory != OVERCOMMIT_NEVER
         if not noreserve:
             check_enough_memory(mm, pages)
-        if len(self._by_index) >= SHMMNI:
+        if len(self._by_index) >= self.ctlmni:
             raise SysError(errno.ENOSPC)
+        number = self._new_id()
         mapping = shmem_zero_setup(self._frames, size_bytes, noreserve=noreserve).mapping
         mapping.nr_holds += 1
-        index = next(index for index in range(SHMMNI) if index not in self._by_index)
+        mode = flags & _RIGHTS
+        segment = Segment(number, key, mapping, size_bytes, caller.uid, caller.gid, mode, caller.pid)
+        self._by_index[number & _INDEX] = segment
+        return segment
+
+    def _new_id(self) -> int:
+        """Return the id of a new segment: the one that kernel.shm_next_id asks for, or one with the next free index.
+
+        If the index of the one asked for is in use, it is the next one above. Raises SysError(ENOSPC).
+        Source: Linux v6.8 ipc/util.c:ipc_idr_alloc().
+        """
+        wanted, self.next_id = self.next_id, -1
+        if wanted >= 0:
+            index = next((at for at in range(wanted & _INDEX, _INDEX + 1) if at not in self._by_index), None)
+            if index is None:
+                raise SysError(errno.ENOSPC)
+            return wanted & ~_INDEX | index
+        end = min(max(len(self._by_index) * 3 // 2, _MIN_CYCLE), IPC_MNI)
+        order = itertools.chain(range(self._next_index, end), range(end))
+        index = next((at for at in order if at not in self._by_index), None)
+        if index is None:
+            raise SysError(errno.ENOSPC)
+        self._next_index = index + 1
         if index <= self._last_index:
             self._seq = (self._seq + 1) % _MOST_SEQ
         self._last_index = index
-        mode = flags & _RIGHTS
-        number = self._seq << _ID_SHIFT | index
-        segment = Segment(number, key, mapping, size_bytes, caller.uid, caller.gid, mode, caller.pid)
-        self._by_index[index] = segment
-        return segment
+        return self._seq << _ID_SHIFT | index
 
     def at(self, index: int) -> Segment:
         """Return the segment of an index; of an id, its index counts. Raises SysError(EINVAL).
@@ -161,7 +198,7 @@ class ShmSegments:
         Source: Linux v6.8 ipc/util.c:ipc_obtain_object_idr().
         """
         self._sweep()
-        segment = self._by_index.get(index & (1 << _ID_SHIFT) - 1)
+        segment = self._by_index.get(index & _INDEX)
         if segment is None:
             raise SysError(errno.EINVAL)
         return segment

@@ -33,6 +33,45 @@ def segments(mm: MmStruct) -> Iterator[ShmSegments]:
         segments.remove(segment)
 
 
+def test_indexes_are_used_in_turn(segments: ShmSegments, mm: MmStruct) -> None:
+    """Linux v6.8 ipc/util.c:ipc_idr_alloc(): 64 in turn, then from the first on, with the next sequence number."""
+
+    def make() -> int:
+        return segments.shmget(OWNER, mm, IPC_PRIVATE, PAGE_SIZE, 0o600)
+
+    first = make()
+    for index in range(1, 64):
+        number = make()
+        assert number == first + index
+        segments.remove(segments.get(number))
+    assert make() == first + (1 << 15) + 1
+
+
+def test_an_id_may_be_asked_for(segments: ShmSegments, mm: MmStruct) -> None:
+    ids: list[int] = []
+    for wanted in (0x8007, 0x8007, 7, 0x7FFF, 0x7FFF):
+        segments.next_id = wanted
+        ids.append(segments.shmget(OWNER, mm, IPC_PRIVATE, PAGE_SIZE, 0o600) if len(ids) < 4 else 0)
+        segments.next_id = -1 if len(ids) < 5 else segments.next_id
+    assert ids == [0x8007, 0x8008, 9, 0x7FFF, 0]
+    assert errno_of(lambda: segments.shmget(OWNER, mm, IPC_PRIVATE, PAGE_SIZE, 0o600)) == errno.ENOSPC
+    assert segments.next_id == -1
+
+
+def test_limits(segments: ShmSegments, mm: MmStruct) -> None:
+    def make(pages: int) -> int:
+        return segments.shmget(OWNER, mm, IPC_PRIVATE, pages * PAGE_SIZE, 0o600)
+
+    segments.ctlmax = 2 * PAGE_SIZE
+    assert errno_of(lambda: make(3)) == errno.EINVAL
+    make(2)
+    segments.ctlall = 3
+    assert errno_of(lambda: make(2)) == errno.ENOSPC
+    make(1)
+    segments.ctlall, segments.ctlmni = 9, 2
+    assert errno_of(lambda: make(1)) == errno.ENOSPC
+
+
 def test_rights_are_of_the_owner_the_group_and_others(segments: ShmSegments, mm: MmStruct) -> None:
     segment = segments.get(segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT | 0o640))
     check_rights(segment, OWNER, 0o666)
@@ -61,6 +100,8 @@ def test_an_index_that_is_used_again_has_another_id(segments: ShmSegments, mm: M
     first = segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)
     segments.remove(segments.get(first))
     assert errno_of(lambda: segments.get(first)) == errno.EINVAL
+    for _ in range(63):
+        segments.remove(segments.get(segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)))
     second = segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)
     assert second != first
     assert errno_of(lambda: segments.get(first)) == errno.EIDRM
