@@ -23,6 +23,7 @@ Examples:
   kerneld status                    whether kerneld runs: uptime, memory, swap
   kerneld ps                        the processes of the machine
   kerneld maps 4242                 the mappings of process 4242
+  kerneld sysctl vm.swappiness=10   set a setting of the machine
   kerneld walk 4242 0x1000000000    how an address is translated, level by level
   kerneld exec -- python3           an unmodified program with its memory in kerneld
   kerneld run -- ./inspector 4242 0x7f0000000000 0x7f0000010000
@@ -67,6 +68,7 @@ COMMANDS = {
     "status": "kerneld.commands.daemon.status",
     "stop": "kerneld.commands.daemon.stop",
     "strace": "kerneld.commands.trace.strace",
+    "sysctl": "kerneld.commands.proc.sysctl",
     "trace": "kerneld.commands.trace.trace",
     "walk": "kerneld.commands.proc.walk",
 }

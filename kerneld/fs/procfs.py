@@ -12,8 +12,8 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
 | PID/limits                                  | all                | any                                            |
 | meminfo, vmstat, buddyinfo, swaps, sysvipc/shm | all                | any                                            |
-| sys/vm/NAME, for the settings of Sysctl     | all                | any                                            |
-| sys/kernel/randomize_va_space               | all                | any                                            |
+| sys/vm/NAME, sys/kernel/NAME, the settings  | by their mode      | any; written by `write_in_pieces`              |
+| sys/kernel/mm/…: those of /sys/kernel/mm    | by their mode      | any; written by `write_in_pieces`              |
 | kpagecount, kpageflags                      | the superuser      | multiples of 8                                 |
 | kerneld/status, kerneld/tasks               | all                | any                                            |
 | kerneld/explanation                         | all, each its own  | any; why the reader's last call was refused    |
@@ -43,8 +43,10 @@ from kerneld.fs.proc_sysvipc import show_sysvipc_shm
 from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_swaps, show_vmstat
 from kerneld.fs.proc_walk import show_walk
 from kerneld.fs.seq_file import SeqFiles, Show, one_record
+from kerneld.fs.setting import Setting, Stores
+from kerneld.fs.settings import all_settings
 from kerneld.mm.frames.frames import Frames
-from kerneld.mm.limits import SYSCTL_NAMES, Sysctl
+from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
@@ -54,6 +56,7 @@ from shared.uapi.page import TASK_SIZE, Pid
 
 _MAX_OFFSET = (1 << 63) - 1
 _MAX_PID_DIGITS = 10
+_READ, _WRITE = 4, 2
 _HEX_DIGITS = frozenset("0123456789abcdef")
 _OF_ALL_MEMORY = frozenset({"meminfo", "vmstat", "buddyinfo", "kerneld/status", "kpagecount", "kpageflags"})
 
@@ -106,8 +109,6 @@ class ProcFs:
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
             "swaps": lambda reader: show_swaps(kernel.frames),
             "sysvipc/shm": lambda reader: show_sysvipc_shm(kernel.shm),
-            "sys/kernel/randomize_va_space": lambda reader: b"0\n",
-            **{f"sys/vm/{name}": functools.partial(self._show_sysctl, name) for name in SYSCTL_NAMES},
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames,
                 kernel.files.kept.nr_pages,
@@ -118,6 +119,7 @@ class ProcFs:
             "kerneld/explanation": lambda reader: reader.explanation.encode(),
             "kerneld/tasks": lambda reader: show_tasks(self._list().values(), reader),
         }
+        self._settings = all_settings(kernel)
         self._frame_words: dict[str, Callable[[Frames, int, int], bytes]] = {
             "kpagecount": read_kpagecount,
             "kpageflags": read_kpageflags,
@@ -126,9 +128,6 @@ class ProcFs:
     def _list(self) -> Mapping[Pid, Process]:
         self._kernel.admit_children()
         return self._kernel.processes
-
-    def _show_sysctl(self, name: str, _reader: Process) -> bytes:
-        return f"{getattr(self._kernel.sysctl, name)}\n".encode()
 
     def _count_faults(self) -> tuple[int, int]:
         """Return the number of page faults since the machine started, and the number of major ones."""
@@ -153,7 +152,7 @@ class ProcFs:
         Linux. Raises SysError(ENOENT) for an unknown path or a dead process, SysError(EISDIR) or ENOTDIR for a path
         of the wrong kind, SysError(EACCES) without the right, SysError(EINVAL) for an offset or length out of range.
         """
-        names = [name for name in path.split("/") if name not in ("", ".")]
+        names = _names(path)
         if offset > _MAX_OFFSET:
             raise SysError(errno.EINVAL)
         if names and (names[0] in ("self", "thread-self") or names[0][0].isdigit()):
@@ -162,14 +161,39 @@ class ProcFs:
         if name in _OF_ALL_MEMORY:
             # After the end of a process these files must show its memory as free, as on Linux.
             yield from self._finish_dying()
-        if name in self._root:
-            show = one_record(functools.partial(self._root[name], reader))
-            return (yield from self._seq_files.read(reader, name, show, offset, length))
+        show = self._find_show(reader, name)
+        if show is not None:
+            return (yield from self._seq_files.read(reader, name, one_record(show), offset, length))
         if name in self._frame_words:
             if not reader.cred.superuser:
                 raise SysError(errno.EACCES)
             return self._frame_words[name](self._kernel.frames, offset, length)
         raise SysError(self._why_missing(names))
+
+    def _find_show(self, reader: Process, name: str) -> Callable[[], bytes] | None:
+        """Return the text of a small file that is no process's, or None. Raises SysError(EACCES)."""
+        setting = self._settings.get(name)
+        if setting is None:
+            return functools.partial(self._root[name], reader) if name in self._root else None
+        if not setting.permits(_READ, is_root=reader.cred.superuser):
+            raise SysError(errno.EACCES)
+        return setting.show
+
+    def write_in_pieces(self, writer: Process, path: str, offset: int, data: bytes) -> Stores:
+        """Write to the setting at `path`, under /proc, at `offset`. Return how many bytes it has taken.
+
+        Yields between pieces. Without data: whether the writer may open it for writing.
+        Raises SysError(ENOENT) for an unknown path, SysError(EPERM) without the right and SysError(EACCES) where it is
+        asked for by no data, SysError(EINVAL) for a value that the setting does not take.
+        Source: Linux v6.8 fs/proc/proc_sysctl.c:proc_sys_open(), proc_sys_call_handler().
+        """
+        name = "/".join(_names(path))
+        setting: Setting | None = self._settings.get(name)
+        if setting is None:
+            raise SysError(errno.EACCES if name in self._root or name in self._frame_words else errno.ENOENT)
+        if not setting.permits(_WRITE, is_root=writer.cred.superuser):
+            raise SysError(errno.EPERM if data else errno.EACCES)
+        return (yield from setting.store(offset, data)) if data else 0
 
     def _finish_dying(self) -> Generator[None, None, None]:
         dying = self._kernel.frames.dying
@@ -179,7 +203,8 @@ class ProcFs:
     def _why_missing(self, names: list[str]) -> int:
         if names == ["kerneld"]:
             return errno.EISDIR
-        is_file = names[0] in self._root or names[0] in self._frame_words or "/".join(names[:2]) in self._root
+        parents = ["/".join(names[:count]) for count in range(1, len(names))]
+        is_file = any(name in self._root or name in self._settings or name in self._frame_words for name in parents)
         return errno.ENOTDIR if is_file else errno.ENOENT
 
     def _read_of_process(
@@ -248,6 +273,10 @@ class ProcFs:
         if private is not None and not permitted:
             raise SysError(errno.EACCES)
         return private
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
 
 
 def _while_it_lives(process: Process, pieces: Generator[None, None, bytes]) -> Generator[None, None, bytes]:

@@ -47,16 +47,9 @@ class TransparentHugepage(StrEnum):
     NEVER = "never"
 
 
-SYSCTL_NAMES = (
-    "admin_reserve_kbytes", "max_map_count", "mmap_min_addr", "overcommit_memory", "overcommit_ratio",
-    "user_reserve_kbytes",
-)  # fmt: skip
-"""The settings of Sysctl that are files of /proc/sys/vm."""
-
-
 @dataclass(slots=True)
 class Sysctl:
-    """The settings of the whole machine."""
+    """The settings of the whole machine: those of vm.NAME, and some that have other names."""
 
     max_map_count: int = 65_530
     mmap_min_addr: int = 65_536
@@ -67,6 +60,14 @@ class Sysctl:
     user_reserve_kbytes: int = 128 << 10
     lsm_mmap_min_addr: int = 0
     """CONFIG_LSM_MMAP_MIN_ADDR: below it a program gets memory only if it asks for that address."""
+    overcommit_kbytes: int = 0
+    """What may be promised besides swap with overcommit_memory 2, in KiB; 0: overcommit_ratio says it."""
+    min_free_kbytes: int = 0
+    """The minimum watermark in KiB, for the whole of RAM. The machine sets it at its start."""
+    watermark_scale_factor: int = 10
+    """The least distance of two watermarks, in 1/10,000 of RAM."""
+    swappiness: int = 60
+    """The share of anonymous pages in what reclaim scans, of 200."""
 
     @property
     def lowest_chosen_addr(self) -> int:

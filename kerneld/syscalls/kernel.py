@@ -189,10 +189,10 @@ class Kernel:
         self._oom_killer = OomKiller(
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )
-        self.vmscan = Vmscan(self.frames)
+        self.vmscan = Vmscan(self.frames, self.sysctl)
         self.dying = self.frames.dying = Dying()
         """Address spaces of ended processes that are not freed yet."""
-        PageAlloc(self.frames, self.vmscan, self._out_of_memory)
+        PageAlloc(self.frames, self.sysctl, self.vmscan, self._out_of_memory)
         self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
         """Sets `tracing` at its first use, in pieces. None for a machine that cannot be traced."""
         self.tracing: TraceCalls | None = None

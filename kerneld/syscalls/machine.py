@@ -93,16 +93,32 @@ def procread(call: Call) -> int | Answer | Work:
     offset, length = call.args[0], call.args[1]
     if length > MAX_INLINE:
         raise SysError(errno.EINVAL)
-    try:
-        path = call.data.rstrip(b"\0").decode()
-    except UnicodeDecodeError:
-        raise SysError(errno.ENOENT) from None
-    return Work(_procread(call, path, offset, length)).go_on()
+    return Work(_procread(call, _path(call.data), offset, length)).go_on()
 
 
 def _procread(call: Call, path: str, offset: int, length: int) -> Pieces:
     data = yield from call.kernel.procfs.read_in_pieces(call.process, path, offset, length)
     return Answer(len(data), data)
+
+
+def _path(name: bytes) -> str:
+    try:
+        return name.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        raise SysError(errno.ENOENT) from None
+
+
+def procwrite(call: Call) -> int | Answer | Work:
+    """args: offset, length of the path; inline: a path under /proc, and what is written there.
+
+    Returns how many bytes the setting has taken. Raises SysError(EINVAL) over 65,536 bytes of data, and as
+    `ProcFs.write_in_pieces` does.
+    """
+    offset, length = call.args[0], call.args[1]
+    data = call.data[length:]
+    if len(data) > MAX_INLINE:
+        raise SysError(errno.EINVAL)
+    return Work(call.kernel.procfs.write_in_pieces(call.process, _path(call.data[:length]), offset, data)).go_on()
 
 
 def ram(call: Call) -> Answer:

@@ -62,6 +62,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.STORE: machine.store,
     Nr.TOUCH: machine.touch,
     Nr.PROCREAD: machine.procread,
+    Nr.PROCWRITE: machine.procwrite,
     Nr.RAM: machine.ram,
     Nr.RDPKRU: machine.rdpkru,
     Nr.WRPKRU: machine.wrpkru,

@@ -213,6 +213,14 @@ class Process(MemoryCalls):
         """Return a whole file under /proc. Use `iter_proc` for a long file. Raises OSError as procread does."""
         return b"".join(self.iter_proc(path))
 
+    def procwrite(self, path: str, data: bytes, offset: int = 0) -> int:
+        """Write to a setting under /proc, such as sys/vm/max_map_count, and return how many bytes it has taken.
+
+        Raises OSError(ENOENT, EPERM, EINVAL).
+        """
+        name = os.fsencode(path.removeprefix("/proc/"))
+        return self.call(Nr.PROCWRITE, offset, len(name), data=name + data).ret
+
     def ram(self, pid: int) -> tuple[int, int]:
         """Return the CR3 of process `pid` and a read-only descriptor of the machine's RAM, which the caller owns.
 

@@ -67,7 +67,7 @@ function resultText(head, events) {
   return ret < 0 && ret > -4096 ? ` fails: error ${-ret}` : ` = ${ret > 65535 ? hex(ret) : ret}`;
 }
 
-const SPECIAL = { attach: "it attaches to the machine", procread: "it reads a file of /proc", clone: "fork: a copy of its memory is made for a child" };
+const SPECIAL = { attach: "it attaches to the machine", procread: "it reads a file of /proc", procwrite: "it writes a setting", clone: "fork: a copy of its memory is made for a child" };
 
 function callText(head, event) {
   const { id, arg0, arg1, arg2 } = event.fields, name = head.calls[id] || `call ${id}`;

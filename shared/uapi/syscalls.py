@@ -73,6 +73,7 @@ class Nr(IntEnum):
     RING = 0x100E
     RING_BELL = 0x100F
     MEM_RW = 0x1010
+    PROCWRITE = 0x1011
 
 
 class Access(IntEnum):

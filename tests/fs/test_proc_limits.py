@@ -1,12 +1,9 @@
-"""/proc/PID/limits, /proc/swaps and /proc/sys/vm: in the host's own form."""
+"""/proc/PID/limits and /proc/swaps: in the host's own form."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from kerneld.mm.limits import SYSCTL_NAMES
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 from tests.fs.world import World
 
@@ -23,9 +20,3 @@ def test_limits_have_the_hosts_lines(world: World) -> None:
 
 def test_no_swap_is_a_line_of_names(world: World) -> None:
     assert world.text("swaps") == Path("/proc/swaps").read_text().splitlines(keepends=True)[0]
-
-
-@pytest.mark.parametrize("name", SYSCTL_NAMES)
-def test_settings(world: World, name: str) -> None:
-    assert world.text(f"sys/vm/{name}") == f"{getattr(world.sysctl, name)}\n"
-    assert Path("/proc/sys/vm", name).exists()

@@ -82,6 +82,7 @@ SHAPES: dict[Nr, str] = {
     Nr.STORE: "al",
     Nr.TOUCH: "alc",
     Nr.PROCREAD: "om",
+    Nr.PROCWRITE: "mm",
     Nr.RAM: "P",
     Nr.PKEY_MPROTECT: "alpm",
     Nr.PKEY_ALLOC: "mm",

@@ -98,7 +98,7 @@ print([line.split() for line in open("limits") if "address" in line])
 print(open("environ", "rb").read().startswith(b"A=b\\0"))
 print(os.sysconf("SC_PHYS_PAGES"), open("/proc/sys/vm/max_map_count").read(), open("/proc/swaps").read().split()[5:])
 try:
-    open("/proc/sys/vm/max_map_count", "w")
+    open("/proc/meminfo", "w")
 except OSError as error:
     print(error)
 """
@@ -118,7 +118,7 @@ def test_files_are_ours_by_whatever_name(inside: Inside, tmp_path: Path) -> None
         "True",
         "131070 65530",
         " ['/dev/kerneld-swap', 'partition', '65532', '0', '-2']",
-        "[Errno 13] Permission denied: '/proc/sys/vm/max_map_count'",
+        "[Errno 13] Permission denied: '/proc/meminfo'",
     ]
 
 

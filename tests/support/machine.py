@@ -15,7 +15,6 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_WRITE, pte_pfn, translate
 from kerneld.hw.ram import Ram
 from kerneld.mm.calls.fork import dup_mmap
-from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mmap import do_mmap, wants_populate
 from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.check.invariants import check_machine
@@ -58,10 +57,10 @@ class Machine:
         """With `reclaims` an allocation reclaims where it would go below the minimum; nobody is killed."""
         self.ram = Ram(ram_bytes)
         self.frames = Frames(self.ram, SwapFile(swap_bytes))
-        self.vmscan = Vmscan(self.frames)
-        if reclaims:
-            PageAlloc(self.frames, self.vmscan, lambda: False)
         self.sysctl = Sysctl()
+        self.vmscan = Vmscan(self.frames, self.sysctl)
+        if reclaims:
+            PageAlloc(self.frames, self.sysctl, self.vmscan, lambda: False)
         self.mms: list[MmStruct] = []
 
     def new_mm(self) -> MmStruct:
@@ -296,11 +295,6 @@ def vma_at(mm: MmStruct, vaddr: Vaddr) -> Vma:
 def page(number: int) -> Vaddr:
     """Return the address of a page counted from BASE."""
     return BASE + number * PAGE_SIZE
-
-
-def advise(mm: MmStruct, first: int, count: int, advice: int) -> None:
-    """Call madvise for `count` pages from page `first`, counted from BASE."""
-    do_madvise(mm, page(first), count * PAGE_SIZE, advice)
 
 
 def grows_down(mm: MmStruct, at: Vaddr, pages: int) -> Vma:

@@ -132,6 +132,23 @@ class TestProcread:
         assert self.read(program, f"{program.pid}/maps".encode())[1] == whole
 
 
+class TestProcwrite:
+    """Settings by path."""
+
+    def write(self, program: Program, path: bytes, data: bytes, offset: int = 0) -> int:
+        return program.answer(Nr.PROCWRITE, offset, len(path), data=path + data).ret
+
+    def test_bounds(self, root: Program) -> None:
+        assert self.write(root, b"sys/vm/swappiness", bytes(MAX_INLINE + 1)) == -errno.EINVAL
+        assert self.write(root, b"sys/vm/\xff", b"1") == -errno.ENOENT
+        assert root.answer(Nr.PROCWRITE, 0, 1 << 63, data=b"sys/vm/swappiness").ret == 0
+
+    def test_a_value(self, root: Program, program: Program) -> None:
+        assert self.write(program, b"sys/vm/swappiness", b"9\n") == -errno.EPERM
+        assert self.write(root, b"sys/vm/swappiness\0", b"9\n") == 2
+        assert program.answer(Nr.PROCREAD, 0, 99, data=b"sys/vm/swappiness").data == b"9\n"
+
+
 class TestRam:
     """The machine itself, for the superuser."""
 

@@ -13,36 +13,42 @@ from math import isqrt
 
 from kerneld.errors import SysError
 from kerneld.mm.frames.frames import Frames
+from kerneld.mm.limits import Sysctl
 from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES, Vmscan
 from kerneld.mm.space.dying import room_after
 from shared.uapi.page import PAGE_SHIFT
 
 _MIN_FREE_KBYTES, _MAX_FREE_KBYTES = 128, 262_144
-_WATERMARK_SCALE_FACTOR = 10
 
 
-def setup_watermarks(frames: Frames) -> None:
-    """Set the watermarks. The minimum is the square root of 16 times the memory in KiB; low is 5/4, high 3/2 of it.
+def init_per_zone_wmark_min(frames: Frames, sysctl: Sysctl) -> None:
+    """Set vm.min_free_kbytes to the square root of 16 times the memory in KiB, and the watermarks by it.
 
-    Source: Linux v6.8 mm/page_alloc.c:calculate_min_free_kbytes() and __setup_per_zone_wmarks().
+    Source: Linux v6.8 mm/page_alloc.c:calculate_min_free_kbytes().
     """
-    managed = frames.total_pages
-    kbytes = isqrt((managed << PAGE_SHIFT - 10) * 16)
-    kbytes = min(max(kbytes, _MIN_FREE_KBYTES), _MAX_FREE_KBYTES)
-    low = kbytes >> PAGE_SHIFT - 10
-    step = max(low // 4, managed * _WATERMARK_SCALE_FACTOR // 10_000)
+    kbytes = isqrt((frames.total_pages << PAGE_SHIFT - 10) * 16)
+    sysctl.min_free_kbytes = min(max(kbytes, _MIN_FREE_KBYTES), _MAX_FREE_KBYTES)
+    setup_per_zone_wmarks(frames, sysctl)
+
+
+def setup_per_zone_wmarks(frames: Frames, sysctl: Sysctl) -> None:
+    """Set the watermarks by vm.min_free_kbytes: that is the minimum; low is 5/4, high 3/2 of it, or more by
+    vm.watermark_scale_factor. Source: Linux v6.8 mm/page_alloc.c:__setup_per_zone_wmarks().
+    """
+    low = sysctl.min_free_kbytes >> PAGE_SHIFT - 10
+    step = max(low // 4, frames.total_pages * sysctl.watermark_scale_factor // 10_000)
     frames.watermark_min, frames.watermark_low, frames.watermark_high = low, low + step, low + 2 * step
 
 
 class PageAlloc:
     """The slow path of one machine's allocations."""
 
-    def __init__(self, frames: Frames, vmscan: Vmscan, out_of_memory: Callable[[], bool]) -> None:
+    def __init__(self, frames: Frames, sysctl: Sysctl, vmscan: Vmscan, out_of_memory: Callable[[], bool]) -> None:
         """`out_of_memory` kills a process and returns whether a new attempt makes sense: `kerneld.mm.reclaim.oom`."""
         self._frames = frames
         self._vmscan = vmscan
         self._out_of_memory = out_of_memory
-        setup_watermarks(frames)
+        init_per_zone_wmark_min(frames, sysctl)
         frames.slowpath = self.slowpath
 
     def slowpath(self, count: int) -> None:

@@ -19,12 +19,12 @@ import numpy as np
 
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_WORKINGSET, Frames, Pfns
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, putback, recent_lru_sizes
+from kerneld.mm.limits import Sysctl
 from kerneld.mm.reclaim.shrink import Users, shrink_folio_list
 from kerneld.mm.space.pace import Pace
 
 DEF_PRIORITY = 12
 MAX_RECLAIM_RETRIES = 16
-SWAPPINESS = 60
 _BATCH_MAX = 512
 _BACKGROUND_BATCH = 128
 _MOST_SCANNED = 1024
@@ -73,8 +73,9 @@ class ScanControl:
 class Vmscan:
     """Reclaim of one machine's memory."""
 
-    def __init__(self, frames: Frames) -> None:
+    def __init__(self, frames: Frames, sysctl: Sysctl) -> None:
         self._frames = frames
+        self._sysctl = sysctl
         self._lists = Lists(frames)
         self._refaults = [0, 0]
         self.in_pieces = False
@@ -257,7 +258,7 @@ class Vmscan:
         frames = self._frames
         if not frames.swap.nr_free:
             return 0, 1, None
-        if not scan.priority:
+        if not scan.priority and self._sysctl.swappiness:
             return 1, 1, None
         nr_file = sizes[_INACTIVE_FILE] + sizes[_ACTIVE_FILE]
         tiny = nr_file + frames.free_pages <= frames.watermark_high
@@ -268,8 +269,8 @@ class Vmscan:
         total = sum(frames.lru_cost)
         anon_cost, file_cost = (total + cost for cost in frames.lru_cost)
         total = anon_cost + file_cost
-        anon = SWAPPINESS * (total + 1) // (anon_cost + 1)
-        file = (200 - SWAPPINESS) * (total + 1) // (file_cost + 1)
+        anon = self._sysctl.swappiness * (total + 1) // (anon_cost + 1)
+        file = (200 - self._sysctl.swappiness) * (total + 1) // (file_cost + 1)
         return anon, file, anon + file
 
     def _shrink_list(self, scan: ScanControl, kind: LruList, count: int) -> None:

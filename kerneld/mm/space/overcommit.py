@@ -25,6 +25,7 @@ from kerneld.mm.vm_flags import VM_NORESERVE, VM_SHARED, VM_WRITE
 from shared.uapi.page import PAGE_SHIFT
 
 _KBYTES_SHIFT = PAGE_SHIFT - 10
+_U64 = (1 << 64) - 1
 
 
 def accountable_mapping(file: File | None, vm_flags: int) -> bool:
@@ -39,9 +40,11 @@ def accountable_mapping(file: File | None, vm_flags: int) -> bool:
 def vm_commit_limit(frames: Frames, sysctl: Sysctl) -> int:
     """Return how many pages may be promised with vm.overcommit_memory 2: a share of RAM, and all swap.
 
-    Source: Linux v6.8 mm/util.c:vm_commit_limit().
+    A share below 0 is a very large one, as Linux's unsigned product. Source: Linux v6.8 mm/util.c:vm_commit_limit().
     """
-    return frames.total_pages * sysctl.overcommit_ratio // 100 + frames.swap.total_pages
+    if sysctl.overcommit_kbytes:
+        return (sysctl.overcommit_kbytes >> _KBYTES_SHIFT) + frames.swap.total_pages
+    return (frames.total_pages * sysctl.overcommit_ratio & _U64) // 100 + frames.swap.total_pages
 
 
 def init_reserves(frames: Frames, sysctl: Sysctl) -> None:

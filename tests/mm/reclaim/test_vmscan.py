@@ -10,7 +10,7 @@ import pytest
 
 from kerneld.hw.paging import PTE_PRESENT
 from kerneld.mm.frames.lru import LruList, folio_activate, lru_sizes
-from kerneld.mm.reclaim.page_alloc import setup_watermarks
+from kerneld.mm.reclaim.page_alloc import init_per_zone_wmark_min
 from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE
@@ -97,7 +97,7 @@ def test_active_pages_become_inactive_where_these_are_few(machine: Machine, mm: 
 
 def fill(machine: Machine, mm: MmStruct) -> None:
     """Use memory until less is free than the background pass wants."""
-    setup_watermarks(machine.frames)
+    init_per_zone_wmark_min(machine.frames, machine.sysctl)
     count = machine.frames.free_pages - machine.frames.watermark_low
     write(mm, count)
     assert machine.frames.free_pages < machine.frames.watermark_high

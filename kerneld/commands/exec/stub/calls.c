@@ -27,22 +27,15 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 	switch (nr) {
 	case NR_close:
 		*ret = -EBADF;
-		if (!is_hidden(args[0]))
-			proc_forget(args[0]);
 		return is_hidden(args[0]);
 	case NR_dup2: case NR_dup3:
 		*ret = is_hidden(args[0]) || is_hidden(args[1]) ? -EBADF : sys3(nr, args[0], args[1], args[2]);
-		if (*ret >= 0 && args[0] != args[1])
-			proc_copy(args[0], *ret);
 		return 1;
 	case NR_dup:
 		*ret = is_hidden(args[0]) ? -EBADF : sys1(nr, args[0]);
-		proc_copy(args[0], *ret);
 		return 1;
 	case NR_close_range: {
 		u64 low = args[0] & 0xffffffff, high = args[1] & 0xffffffff, first = process.hidden_fds, last = first + 1023;
-		for (u64 fd = low; fd <= high && fd < first && !(args[2] & ~CLOSE_RANGE_UNSHARE); fd++)
-			proc_forget(fd);
 		if (low > high || high < first || low > last)
 			return 0;
 		*ret = low < first ? sys3(nr, low, first - 1, args[2]) : args[2] & CLOSE_RANGE_UNSHARE ? sys3(nr, ~0U, ~0U, args[2]) : 0;
@@ -53,11 +46,7 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 	case NR_fcntl: {
 		int is_dup = args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC;
 		*ret = is_hidden(args[0]) ? -EBADF : is_dup && is_hidden(args[2]) ? -EINVAL : 0;
-		if (*ret < 0 || !is_dup)
-			return *ret < 0;
-		*ret = sys3(nr, args[0], args[1], args[2]);
-		proc_copy(args[0], *ret);
-		return 1;
+		return *ret < 0;
 	}
 	}
 	return 0;
@@ -150,6 +139,8 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		__builtin_unreachable();
 	case NR_prctl:
 		return prctl_call(t, args, ret);
+	case NR_sysinfo:
+		return sysinfo_call(t, args, ret);
 	case NR_readlink: case NR_readlinkat:
 		return readlink_call(args, nr, ret);
 	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:
@@ -169,7 +160,7 @@ void on_syscall(struct thread *t, struct ucontext *uc)
 		sys_sigreturn(t, uc);
 		return;
 	}
-	if (memory_call(t, uc, args, nr, &ret) || proc_call(t, args, nr, &ret) || shadow_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
+	if (memory_call(t, uc, args, nr, &ret) || shadow_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
 		uc->mc.rax = ret;
 		return;
 	}

@@ -35,16 +35,18 @@ void files_start(void)
 	sys6(NR_mmap, (u64)mapped_files, PAGE_BYTES, 1, 0x11, process.ram_fd, 0);
 }
 
-struct look { int is_regular, is_plain, bucket; };
+struct look { int is_regular, is_plain, bucket; u64 device, size; };
 
 /* Look at a descriptor's file. A plain one is on a disk or in memory: its reads and writes wait for nobody. */
 static struct look look_at(int fd)
 {
 	u64 status[18];
-	struct look look = {0, 0, 0};
+	struct look look = {0};
 	if (fd < 0 || sys2(NR_fstat, fd, status) || (((u32 *)status)[6] & S_IFMT) != S_IFREG)
 		return look;
 	look.is_regular = 1;
+	look.device = status[0];
+	look.size = status[6];
 	look.is_plain = status[6] || status[8];	/* its size, its blocks: files of /proc have neither */
 	look.bucket = (u32)((status[1] ^ status[0]) * 0x9e3779b1UL) >> 21;
 	return look;
@@ -251,6 +253,9 @@ int file_call(struct thread *t, const u64 *args, long nr, long *ret)
 		return truncate_call(t, args, ret);
 	find_fds(args, nr, &from, &to);
 	struct look source = look_at(from), target = look_at(to);
+	if ((source.is_regular && view_call(t, args, nr, from, source.device, source.size, 0, ret)) ||
+	    (target.is_regular && view_call(t, args, nr, to, target.device, target.size, 1, ret)))
+		return 1;
 	if (is_mapped(&source, 1))
 		sync(t, from, 0, 0, 0);
 	if (is_mapped(&target, 0)) {

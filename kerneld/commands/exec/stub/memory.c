@@ -36,7 +36,7 @@ static long do_mmap(struct thread *t, const u64 *args)
 		table_replaced(args[0], args[1]);
 	if (args[3] & MAP_ANONYMOUS)
 		return call(t, NR_mmap, args, 0, 0, -1);
-	long of_proc = proc_real_file((u32)args[4]);
+	long of_proc = proc_real_file(args[4]);
 	long ret = call(t, NR_mmap, args, 0, 0, of_proc >= 0 ? (int)of_proc : (int)args[4]);
 	if (of_proc >= 0)
 		sys1(NR_close, of_proc);

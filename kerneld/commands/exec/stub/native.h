@@ -30,7 +30,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
-	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, KD_MEM_RW = 0x1010, CLONE_SHARE = 1, CLONE_CANCEL = 2,
+	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, KD_MEM_RW = 0x1010, KD_PROCWRITE = 0x1011, CLONE_SHARE = 1, CLONE_CANCEL = 2,
 	FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
 
@@ -233,14 +233,13 @@ u64 copy_in(u64 to, u64 from, u64 length);	/* how much could be copied */
 u64 copy_out(u64 to, u64 from, u64 length);
 void room_forget(void);
 
-/* proc.c */
+/* proc.c, proc_text.c */
 #define MOST_EXE 32
 int is_own_exe(const char *path);	/* its link in /proc, by one of its names */
-int proc_call(struct thread *t, const u64 *args, long nr, long *ret);
-void proc_forget(u64 fd);
+int view_call(struct thread *t, const u64 *args, long nr, int fd, u64 device, u64 size, int changes, long *ret);
 long proc_opened(struct thread *t, int fd, u64 flags);
-void proc_copy(u64 fd, long copy);
-long proc_real_file(u64 fd);
+long proc_real_file(int fd);
+int sysinfo_call(struct thread *t, const u64 *args, long *ret);
 
 /* files.c */
 void files_start(void);

@@ -1,28 +1,47 @@
-/* /proc as the program reads it: what tells of memory is kerneld's, of the program itself and of others in the machine.
+/* /proc, and some of /sys, as the program reads and writes it: what tells of memory is kerneld's, of the program itself and
+ * of others in the machine. What is read by them is in proc_text.c.
  *
- * Where an open has led to such a file, by whatever name, a memory file with what kerneld says takes its place. It is
+ * Where an open has led to such a file, by whatever name, a memory file with what kerneld says takes its place: a view. It is
  * written anew whenever it is read from its beginning. pagemap, which has a word for each page there could be, is asked
- * for piece by piece, and so is mem. status, stat and limits are the host's, with kerneld's lines and fields about memory. */
+ * for piece by piece, and so is mem. status, stat and limits are the host's, with kerneld's lines and fields about memory.
+ * What is written to a setting goes to kerneld.
+ *
+ * A view's name is the host's name for its file, behind a letter for the rights with which it was opened. So it stays
+ * what it is wherever its descriptor goes: by dup, fork, vfork and execve, or to another process by a socket. */
 #include "proc.h"
 
 #define O_CLOEXEC 02000000
 #define O_PATH 010000000
 #define PROC_SUPER_MAGIC 0x9fa0
+#define SYSFS_MAGIC 0x62656572
 #define NR_fstatfs 138
 #define NR_pwrite64 18
 #define O_ACCMODE 3
+#define F_GETFL 3
+#define O_WRONLY 1
+#define O_RDWR 2
 #define NR_lseek 8
+#define NR_fstat 5
 #define NR_pread64 17
+#define NR_readv 19
+#define NR_writev 20
 #define NR_ftruncate 77
+#define NR_preadv 295
+#define NR_pwritev 296
+#define NR_preadv2 327
+#define NR_pwritev2 328
+#define NR_copy_file_range 326
+#define NR_fallocate 285
 #define NR_memfd_create 319
 #define SEEK_SET 0
 #define SEEK_CUR 1
 #define CHUNK 65536UL
-#define MAX_FDS 1024
-#define MOST_NAME 47
-#define NR_sysinfo 99
+#define MAX_IOVECS 1024
+#define PREFIX "/memfd:kerneld:"	/* behind it the letter, then the host's name */
+static const char rights[] = "rwb";	/* by the access mode of the open */
 
-static struct { unsigned char kind; char path[47]; } files[MAX_FDS];
+struct view { enum kind kind; char rights, host[MOST_NAME], name[MOST_NAME]; };
+struct piece { u64 user, length; };
 
 static int is(const char *a, const char *b)
 {
@@ -63,63 +82,106 @@ static enum kind kind_of(const char *name)
 	return NO_FILE;
 }
 
-/* Tell what a path under /proc is, and put kerneld's name for it into `to`. */
+static void put_name(char *to, const char *name)
+{
+	memcpy(to, name, string_length(name) + 1);
+}
+
+static const char *skip_digits(const char *p)
+{
+	while (*p >= '0' && *p <= '9')
+		p++;
+	return p;
+}
+
+/* Tell what a path of the host's is, and put kerneld's name for it into `to`. */
 static enum kind find_file(const char *path, char *to)
 {
 	static const char *const of_all[] = {"meminfo", "vmstat", "buddyinfo", "swaps", "sysvipc/shm", "kpagecount", "kpageflags"};
-	const char *p = path + 6;
-	char *end = to;
+	const char *p = path + 6, *name;
+	if (starts(path, "/sys/kernel/mm/")) {
+		put_name(to, path + 1);
+		return SETTING;
+	}
 	if (!starts(path, "/proc/"))
 		return NO_FILE;
 	for (u64 i = 0; i < sizeof of_all / sizeof *of_all; i++)
 		if (is(p, of_all[i])) {
-			memcpy(to, p, string_length(p) + 1);
+			put_name(to, p);
 			return starts(p, "kpage") ? PAGEMAP : WHOLE;
 		}
-	if (starts(p, "sys/vm/") || is(p, "sys/kernel/randomize_va_space")) {
-		memcpy(to, p, string_length(p) + 1);
-		return WHOLE;
+	if (starts(p, "sys/vm/") || starts(p, "sys/kernel/shm") || is(p, "sys/kernel/randomize_va_space")) {
+		put_name(to, p);
+		return SETTING;
 	}
-	if (starts(p, "self/") || starts(p, "thread-self/")) {
-		p += p[0] == 's' ? 5 : 12;
-		memcpy(to, "self/", 5);
-		end = to + 5;
-	} else {
-		while (*p >= '0' && *p <= '9' && end < to + 10)
-			*end++ = *p++;
-		if (end == to || *p++ != '/')
-			return NO_FILE;
-		*end++ = '/';
-	}
-	if (starts(p, "task/")) {
-		p += 5;
-		while (*p >= '0' && *p <= '9')
-			p++;
-		if (*p++ != '/')
+	name = skip_digits(p);
+	if (name == p || *name++ != '/')
+		return NO_FILE;
+	memcpy(to, p, name - p);
+	to += name - p;
+	if (starts(name, "task/")) {
+		name = skip_digits(name + 5);
+		if (*name++ != '/')
 			return NO_FILE;
 	}
-	enum kind kind = kind_of(p);
+	enum kind kind = kind_of(name);
 	if (kind != NO_FILE)
-		memcpy(end, p, string_length(p) + 1);
+		put_name(to, name);
 	return kind;
 }
 
-/* The name that the host has for an open file of /proc; its length, 0 for another file. */
+/* The host's name for an open file; its length, 0 for none that fits. */
 static long name_of(int fd, char *name, long room)
 {
 	char link[32] = "/proc/self/fd/";
-	u64 status[15];
-	if (sys2(NR_fstatfs, fd, status) || status[0] != PROC_SUPER_MAGIC)
-		return 0;
 	put_number(link + 14, fd);
 	long length = sys3(NR_readlink, link, name, room - 1);
 	name[length > 0 ? length : 0] = 0;
 	return length > 0 && length < room - 1 ? length : 0;
 }
 
-static long replace(struct thread *t, int fd, enum kind kind, const char *name, u64 flags)
+static int is_of_system(int fd)
 {
-	long made = sys2(NR_memfd_create, "proc", 1);
+	u64 status[15];
+	return !sys2(NR_fstatfs, fd, status) && (status[0] == PROC_SUPER_MAGIC || status[0] == SYSFS_MAGIC);
+}
+
+/* The device on which the host has its memory files: the RAM is one. */
+static u64 memory_device(void)
+{
+	static u64 device;
+	u64 status[18];
+	if (!device && !sys2(NR_fstat, process.ram_fd, status))
+		device = status[0];
+	return device;
+}
+
+/* Find out what a descriptor leads to, by its file's device and size: a view, or mem, which is the host's file. */
+static struct view find_view(int fd, u64 device, u64 size)
+{
+	struct view view = {.kind = NO_FILE, .rights = 'b'};
+	char link[sizeof PREFIX + MOST_NAME];
+	if (device == memory_device()) {
+		if (!name_of(fd, link, sizeof link) || !starts(link, PREFIX))
+			return view;
+		view.rights = link[sizeof PREFIX - 1];
+		for (u64 i = 0; link[sizeof PREFIX + i] && link[sizeof PREFIX + i] != ' ' && i < MOST_NAME - 1; i++)
+			view.host[i] = link[sizeof PREFIX + i];
+		view.kind = find_file(view.host, view.name);
+	} else if (!size && !(device >> 8 & 0xfff) && is_of_system(fd) && name_of(fd, view.host, MOST_NAME)) {
+		view.kind = find_file(view.host, view.name) == MEM ? MEM : NO_FILE;
+		if (view.kind == MEM)
+			view.rights = rights[sys3(NR_fcntl, fd, F_GETFL, 0) & O_ACCMODE];
+	}
+	return view;
+}
+
+static long replace(struct thread *t, int fd, enum kind kind, const char *host, const char *name, u64 flags)
+{
+	char made_name[MOST_NAME + 16] = "kerneld:";
+	made_name[8] = rights[flags & O_ACCMODE];
+	put_name(made_name + 9, host);
+	long made = sys2(NR_memfd_create, made_name, 1);
 	if (made < 0)
 		return made;
 	write_file(t, made, kind, name);
@@ -128,61 +190,58 @@ static long replace(struct thread *t, int fd, enum kind kind, const char *name, 
 	return fd;
 }
 
+/* Whether kerneld has the file, and the program may open it so: 0 or -errno. */
+static long ask_open(struct thread *t, enum kind kind, const char *name, u64 mode)
+{
+	char other[MOST_NAME];
+	put_name(other, name);
+	if (kind == MEM || kind == MISSING)
+		put_name((char *)skip_digits(other), "/statm");
+	if (kind == SETTING && mode) {
+		long ret = ask_write(t, name, 0, 0);
+		if (ret < 0 || mode == O_WRONLY)
+			return ret;
+	}
+	return ask_file(t, other, 0, 8).ret;
+}
+
 /* A file has been opened: the descriptor, or -errno where it is one that the program does not get. */
 long proc_opened(struct thread *t, int fd, u64 flags)
 {
-	char path[64], name[64];
-	proc_forget(fd);
-	if (flags & O_PATH || !name_of(fd, path, MOST_NAME))
+	char host[MOST_NAME], name[MOST_NAME];
+	u64 mode = flags & O_ACCMODE;
+	if (flags & O_PATH || mode == O_ACCMODE || !is_of_system(fd) || !name_of(fd, host, sizeof host))
 		return fd;
-	enum kind kind = find_file(path, name);
-	struct answer answer = {0};
-	if (kind != NO_FILE) {
-		int is_of_process = kind == MEM || kind == MISSING;
-		u64 end = 0;
-		while (is_of_process && name[end] != '/')
-			end++;
-		if (is_of_process)
-			memcpy(name + end, "/statm", 7);
-		answer = ask_file(t, name, 0, 8);
-	}
-	if (kind == NO_FILE || answer.ret == -ENOENT || answer.ret == -ESRCH)
+	enum kind kind = find_file(host, name);
+	long ret = kind == NO_FILE ? -ENOENT : ask_open(t, kind, name, mode);
+	if (ret == -ENOENT || ret == -ESRCH)
 		return fd;	/* the host's, or of a process of the host's */
-	long ret = answer.ret < 0 ? answer.ret : kind == MISSING ? -ENOENT : flags & O_ACCMODE && kind != MEM ? -EACCES : fd;
-	if (ret >= 0 && kind != MEM && !(t->is_borrower && kind == PAGEMAP))
-		ret = replace(t, fd, kind, name, flags);
+	if (ret >= 0)
+		ret = kind == MISSING ? -ENOENT : mode && kind != MEM && kind != SETTING ? -EACCES : fd;
+	if (ret >= 0 && kind != MEM)
+		ret = replace(t, fd, kind, host, name, flags);
 	if (ret < 0)
 		sys1(NR_close, fd);
-	else if (fd < MAX_FDS && !t->is_borrower) {
-		files[fd].kind = kind;
-		memcpy(files[fd].path, name, string_length(name) + 1);
-	}
 	return ret;
 }
 
 /* Memory of a process in the machine is kerneld's to copy: the host would find pages missing. */
-static int mem_call(struct thread *t, const u64 *args, long nr, long *ret)
+static long move_memory(struct thread *t, const struct view *view, u64 user, u64 length, u64 offset, int is_write)
 {
-	int fd = args[0], is_at = nr == NR_pread64 || nr == NR_pwrite64, is_write = nr == NR_write || nr == NR_pwrite64;
-	u64 offset = is_at ? args[3] : (u64)sys3(NR_lseek, fd, 0, SEEK_CUR), pid = 0;
-	for (const char *p = files[fd].path; *p >= '0' && *p <= '9'; p++)
+	u64 pid = 0;
+	for (const char *p = view->name; *p >= '0' && *p <= '9'; p++)
 		pid = pid * 10 + (*p - '0');
-	u64 call[6] = {pid ? pid : (u64)sys0(NR_getpid), offset, args[1], args[2], is_write};
+	u64 call[6] = {pid, offset, user, length, is_write};
 	keys_before_call(t);
-	*ret = ask_ret(t, KD_MEM_RW, call);
-	if (*ret == -ESRCH)
-		*ret = 0;
-	if (*ret > 0 && !is_at)
-		sys3(NR_lseek, fd, offset + *ret, SEEK_SET);
-	return 1;
+	return ask_ret(t, KD_MEM_RW, call);
 }
 
-static long read_pagemap(struct thread *t, int fd, u64 to, u64 length, u64 offset)
+static long read_pagemap(struct thread *t, const struct view *view, u64 to, u64 length, u64 offset)
 {
 	u64 done = 0;
 	while (done < length) {
 		u64 part = length - done < CHUNK ? length - done : CHUNK;
-		struct answer answer = ask_file(t, files[fd].path, offset + done, part);
+		struct answer answer = ask_file(t, view->name, offset + done, part);
 		if (answer.ret < 0)
 			return done ? (long)done : answer.ret;
 		if (user_copy((void *)(to + done), answer.data, answer.length))
@@ -194,63 +253,127 @@ static long read_pagemap(struct thread *t, int fd, u64 to, u64 length, u64 offse
 	return done;
 }
 
-static int proc_read(struct thread *t, const u64 *args, long nr, long *ret)
+/* Write a setting: all pieces are one value. Source: Linux v6.8 fs/proc/proc_sysctl.c:proc_sys_call_handler(). */
+static long write_setting(struct thread *t, const struct view *view, const struct piece *pieces, u64 count, u64 offset)
+{
+	char *text = value_buffer(t);
+	u64 length = 0;
+	for (u64 i = 0; i < count; i++) {
+		u64 part = pieces[i].length < MOST_VALUE - length ? pieces[i].length : MOST_VALUE - length;
+		if (copy_in((u64)text + length, pieces[i].user, part) < part)
+			return -EFAULT;
+		length += part;
+	}
+	return length ? ask_write(t, view->name, offset, length) : 0;
+}
+
+static long move_pieces(struct thread *t, const struct view *view, const struct piece *pieces, u64 count, u64 offset, int is_write)
+{
+	long done = 0;
+	if (view->kind == SETTING)
+		return write_setting(t, view, pieces, count, offset);
+	for (u64 i = 0; i < count; i++) {
+		u64 user = pieces[i].user, length = pieces[i].length;
+		long ret = view->kind == MEM ? move_memory(t, view, user, length, offset + done, is_write)
+					     : read_pagemap(t, view, user, length, offset + done);
+		if (ret < 0)
+			return done ? done : ret;
+		done += ret;
+		if ((u64)ret < length)
+			break;
+	}
+	return done;
+}
+
+enum { READS = 1, WRITES = 2, AT = 4, VECTOR = 8 };
+
+/* What a call does with a file: 0 where it is not one that reads or writes memory of the program. */
+static int way_of(const u64 *args, long nr)
+{
+	switch (nr) {
+	case NR_read: case NR_write:
+		return nr == NR_read ? READS : WRITES;
+	case NR_pread64: case NR_pwrite64:
+		return AT | (nr == NR_pread64 ? READS : WRITES);
+	case NR_readv: case NR_writev:
+		return VECTOR | (nr == NR_readv ? READS : WRITES);
+	case NR_preadv: case NR_pwritev:
+		return VECTOR | AT | (nr == NR_preadv ? READS : WRITES);
+	case NR_preadv2: case NR_pwritev2:
+		return VECTOR | (~args[3] ? AT : 0) | (nr == NR_preadv2 ? READS : WRITES);
+	}
+	return 0;
+}
+
+/* Read or write what kerneld has piece by piece, or a setting. */
+static long move(struct thread *t, const struct view *view, const u64 *args, int way)
 {
 	int fd = args[0];
-	if (args[0] >= MAX_FDS || files[fd].kind == NO_FILE || t->is_borrower)
-		return 0;
-	if (files[fd].kind == MEM)
-		return mem_call(t, args, nr, ret);
-	if (nr != NR_read && nr != NR_pread64)
-		return 0;
-	long offset = nr == NR_pread64 ? (long)args[3] : sys3(NR_lseek, fd, 0, SEEK_CUR);
-	if (files[fd].kind == PAGEMAP) {
-		*ret = read_pagemap(t, fd, args[1], args[2], offset);
-		if (nr == NR_read && *ret > 0)
-			sys3(NR_lseek, fd, offset + *ret, SEEK_SET);
-		return 1;
-	}
-	if (offset == 0) {
-		sys2(NR_ftruncate, fd, 0);
-		sys3(NR_lseek, fd, 0, SEEK_SET);
-		write_file(t, fd, files[fd].kind, files[fd].path);
-	}
-	return 0;
+	u64 offset = way & AT ? args[3] : (u64)sys3(NR_lseek, fd, 0, SEEK_CUR), count = way & VECTOR ? args[2] : 1;
+	struct piece one = {args[1], args[2]}, *pieces = way & VECTOR ? (struct piece *)((u64)t + PAGE_BYTES + BUFFER_BYTES) : &one;
+	if (count > MAX_IOVECS)
+		return -EINVAL;
+	if (way & VECTOR && user_copy(pieces, (void *)args[1], count * sizeof *pieces))
+		return -EFAULT;
+	long ret = move_pieces(t, view, pieces, count, offset, way & WRITES);
+	if (ret > 0 && !(way & AT))
+		sys3(NR_lseek, fd, offset + ret, SEEK_SET);
+	return ret;
 }
 
-/* What is to be mapped by a descriptor: of a file that stands for one of /proc, that one, on a new descriptor, so that
- * kerneld refuses it as Linux does. -1 for another file. */
-long proc_real_file(u64 fd)
+/* A call that changes a view in another way, or copies from one that is asked for piece by piece. */
+static long refuse(const struct view *view, long nr)
 {
-	char path[64] = "/proc/";
-	if (fd >= MAX_FDS || files[fd].kind == NO_FILE || files[fd].kind == MEM || this_thread()->is_borrower)
+	if (nr == NR_ftruncate)
+		return view->kind == SETTING && view->rights != 'r' ? 0 : -EINVAL;
+	return nr == NR_copy_file_range ? -EXDEV : nr == NR_fallocate ? -EOPNOTSUPP : -EINVAL;
+}
+
+/* Have a view say what is so now, where it is read from its beginning. Returns whether there is anything at that place: a file
+ * of /proc/sys has nothing but at its beginning. */
+static int refresh(struct thread *t, int fd, const struct view *view, const u64 *args, int way)
+{
+	long position = sys3(NR_lseek, fd, 0, SEEK_CUR);
+	if (way & AT ? args[3] : (u64)position)
+		return view->kind != SETTING || !starts(view->host, "/proc/sys/");
+	sys2(NR_ftruncate, fd, 0);
+	sys3(NR_lseek, fd, 0, SEEK_SET);
+	write_file(t, fd, view->kind, view->name);
+	sys3(NR_lseek, fd, position, SEEK_SET);
+	return 1;
+}
+
+/* Make a call on a file that may be a view, from which it reads, or which it changes: 1 and its result, or 0 where the
+ * host makes it. */
+int view_call(struct thread *t, const u64 *args, long nr, int fd, u64 device, u64 size, int changes, long *ret)
+{
+	struct view view = find_view(fd, device, size);
+	int way = way_of(args, nr), is_piecewise = view.kind == PAGEMAP || view.kind == MEM;
+	if (view.kind == NO_FILE)
+		return 0;
+	if (view.rights == (changes ? 'r' : 'w')) {
+		*ret = nr == NR_ftruncate ? -EINVAL : -EBADF;
+	} else if (changes ? way & WRITES : is_piecewise && way & READS) {
+		*ret = move(t, &view, args, way);
+	} else if (changes || is_piecewise) {
+		*ret = refuse(&view, nr);
+	} else {
+		*ret = 0;
+		return !refresh(t, fd, &view, args, way);
+	}
+	/* mem of a process that is none of kerneld's, or has ended */
+	return view.kind != MEM || *ret != -ESRCH;
+}
+
+/* What is to be mapped by a descriptor: of a view, the host's file, on a new descriptor, so that kerneld refuses it as Linux
+ * does. -1 for another file. */
+long proc_real_file(int fd)
+{
+	u64 status[18];
+	if (fd < 0 || sys2(NR_fstat, fd, status))
 		return -1;
-	memcpy(path + 6, files[fd].path, string_length(files[fd].path) + 1);
-	return sys4(NR_openat, -100, path, O_CLOEXEC, 0);
-}
-
-/* A descriptor has been closed, or has become a copy of another. */
-void proc_forget(u64 fd)
-{
-	if (fd < MAX_FDS && !this_thread()->is_borrower)
-		files[fd].kind = NO_FILE;
-}
-
-void proc_copy(u64 fd, long copy)
-{
-	if (copy < 0 || copy >= MAX_FDS || this_thread()->is_borrower)
-		return;
-	if (fd < MAX_FDS)
-		files[copy] = files[fd];
-	else
-		files[copy].kind = NO_FILE;
-}
-
-int proc_call(struct thread *t, const u64 *args, long nr, long *ret)
-{
-	if (nr == NR_read || nr == NR_pread64 || nr == NR_write || nr == NR_pwrite64)
-		return proc_read(t, args, nr, ret);
-	if (nr == NR_sysinfo)
-		return sysinfo_call(t, args, ret);
-	return 0;
+	struct view view = find_view(fd, status[0], status[6]);
+	if (view.kind == NO_FILE || view.kind == MEM)
+		return -1;
+	return sys4(NR_openat, -100, view.host, O_CLOEXEC | (view.rights == 'r' ? 0 : view.rights == 'w' ? O_WRONLY : O_RDWR), 0);
 }

@@ -1,11 +1,16 @@
-/* Files of /proc: proc.c has the descriptors, proc_text.c what is read by them. */
+/* Views of files of /proc and /sys: proc.c has the descriptors, proc_text.c what is read by them. */
 #pragma once
 #include "native.h"
 
-/* WHOLE: kerneld's. STATUS, STAT, LIMITS: mixed. PAGEMAP and MEM are read piece by piece. MISSING: there is no such file. */
-enum kind { NO_FILE, WHOLE, PAGEMAP, STATUS, STAT, LIMITS, MEM, MISSING };
+#define MOST_NAME 128		/* of the host's for a file */
+#define MOST_VALUE 0xf000UL	/* bytes that are written to a setting at once */
+
+/* WHOLE: kerneld's. SETTING: likewise, and it may be written. STATUS, STAT, LIMITS: mixed. PAGEMAP and MEM are read piece by
+ * piece. MISSING: there is no such file. */
+enum kind { NO_FILE, WHOLE, SETTING, PAGEMAP, STATUS, STAT, LIMITS, MEM, MISSING };
 
 int starts(const char *text, const char *with);
 struct answer ask_file(struct thread *t, const char *path, u64 offset, u64 length);
+char *value_buffer(struct thread *t);	/* where ask_write() finds what is to be written */
+long ask_write(struct thread *t, const char *path, u64 offset, u64 length);
 void write_file(struct thread *t, int fd, enum kind kind, const char *path);
-int sysinfo_call(struct thread *t, const u64 *args, long *ret);

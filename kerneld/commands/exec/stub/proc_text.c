@@ -5,7 +5,6 @@
 #define O_CLOEXEC 02000000
 #define NR_lseek 8
 #define NR_ftruncate 77
-#define NR_sysinfo 99
 #define SEEK_SET 0
 #define CHUNK 65536UL
 #define PAGEMAP_BYTES (USER_END / PAGE_BYTES * 8)
@@ -22,6 +21,19 @@ struct answer ask_file(struct thread *t, const char *path, u64 offset, u64 lengt
 {
 	u64 args[6] = {offset, length};
 	return ask(t, KD_PROCREAD, args, path, string_length(path), -1);
+}
+
+char *value_buffer(struct thread *t)
+{
+	return t->buffer + CHUNK;
+}
+
+long ask_write(struct thread *t, const char *path, u64 offset, u64 length)
+{
+	u64 args[6] = {offset, string_length(path)};
+	char *data = value_buffer(t) - args[1];
+	memcpy(data, path, args[1]);
+	return ask(t, KD_PROCWRITE, args, data, args[1] + length, -1).ret;
 }
 
 static long put(int fd, const char *text, u64 length)
@@ -159,7 +171,7 @@ void write_file(struct thread *t, int fd, enum kind kind, const char *path)
 {
 	if (kind == PAGEMAP)
 		sys2(NR_ftruncate, fd, PAGEMAP_BYTES);
-	else if (kind == WHOLE)
+	else if (kind == WHOLE || kind == SETTING)
 		put_whole(t, fd, path);
 	else
 		put_mixed(t, fd, path, kind);

@@ -98,6 +98,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.STORE: _RANGE,
     Nr.TOUCH: (*_RANGE, one_of(Access, "")),
     Nr.PROCREAD: (hexadecimal, number),
+    Nr.PROCWRITE: (hexadecimal, number),
     Nr.RAM: (signed,),
     Nr.WRPKRU: (hexadecimal,),
     Nr.NATIVE: (hexadecimal,),

@@ -1,0 +1,49 @@
+"""`kerneld sysctl`: settings of a machine that runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shared.failure import Status
+from tests.support import daemons
+from tests.support.patience import SECONDS
+
+
+def _sysctl(path: Path, *words: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*daemons.KERNELD, "sysctl", *words],
+        env=daemons.environment(path),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_settings_are_set_and_told(path: Path) -> None:
+    words = ("vm.swappiness=7", "vm.swappiness", "/sys/kernel/mm/transparent_hugepage/enabled=never")
+    huge = "/sys/kernel/mm/transparent_hugepage/enabled"
+    assert _sysctl(path, *words, "/proc/sys/vm/swappiness", huge) == (
+        0,
+        "vm.swappiness = 7\n" * 2 + f"{huge} = never\n/proc/sys/vm/swappiness = 7\n{huge} = always madvise [never]\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "line"),
+    [
+        ("vm.swappiness=201", Status.FAILED, "vm.swappiness does not take 201: Invalid argument"),
+        ("vm.nothing", Status.NO_PROCESS, "kerneld has no setting vm.nothing"),
+        ("vm.nothing=1", Status.NO_PROCESS, "kerneld has no setting vm.nothing"),
+        ("kernel.randomize_va_space=1", Status.NOT_PERMITTED, "not permitted to set kernel.randomize_va_space"),
+    ],
+)
+def test_what_cannot_be(path: Path, word: str, status: int, line: str) -> None:
+    code, output, errors = _sysctl(path, word)
+    assert (code, output) == (status, "")
+    assert line in errors
