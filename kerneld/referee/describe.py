@@ -94,10 +94,15 @@ def _describe_map_flags(value: int) -> str:
 
 def describe_divergence(program: Program, divergence: Divergence) -> list[str]:
     """Return the program up to the divergence, the difference, and both results side by side."""
-    what, mine, theirs = divergence.difference
     lines = describe_program(program[: divergence.step + 1])
-    lines += ["", f"differs: {what}", f"  kerneld  {mine}", f"  host     {theirs}", ""]
+    lines += ["", *describe_difference(divergence), ""]
     return lines + _side_by_side(divergence.ours, divergence.hosts)
+
+
+def describe_difference(divergence: Divergence) -> list[str]:
+    """Return what differs, and both values."""
+    what, mine, theirs = divergence.difference
+    return [f"differs: {what}", f"  kerneld  {mine}", f"  host     {theirs}"]
 
 
 def _side_by_side(ours: State, hosts: State) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kerneld.referee.describe import describe_divergence
+from kerneld.referee.describe import describe_difference, describe_divergence, describe_op
 from kerneld.referee.match import Divergence, Match, open_match
 from kerneld.referee.mode import Mode
 from kerneld.referee.program import Program, from_json, to_json
@@ -59,8 +59,9 @@ def run(
             divergence = match.play(program)
             if divergence is not None:
                 match.ours.check_invariants(False)
-                say(f"program {name} diverges at its call {divergence.step}; looking for the shortest that does")
-                return Result(number + 1, _report(match, program, divergence, folder / f"{prefix}-{name}.json", say))
+                return Result(
+                    number + 1, _report(match, name, program, divergence, folder / f"{prefix}-{name}.json", say)
+                )
             if time.monotonic() - told >= SECONDS_BETWEEN:
                 told = time.monotonic()
                 say(f"{number + 1} programs, {told - started:.0f} s")
@@ -102,14 +103,21 @@ def _expected(match: Match, programs: Iterator[tuple[str, Program]]) -> Iterator
         yield waiting
 
 
-def _report(match: Match, program: Program, divergence: Divergence, file: Path, say: Say) -> Path:
+def _report(match: Match, name: str, program: Program, divergence: Divergence, file: Path, say: Say) -> Path:
+    """Tell of a divergence, shrink its program, and save it. The search takes long, so both come first as they are."""
+    program = program[: divergence.step + 1]
+    file.write_text(to_json(program))
+    say(f"program {name} diverges at its call {divergence.step}: {describe_op(program[-1])}")
+    for line in describe_difference(divergence):
+        say(line)
+    say(f"saved as {file}; looking for the shortest that diverges")
     kind = divergence.kind(program)
 
     def diverges(candidate: Program) -> bool:
         found = match.play(candidate)
         return found is not None and found.kind(candidate) == kind
 
-    program = shrink(program[: divergence.step + 1], diverges)
+    program = shrink(program, diverges)
     shortest = match.play(program)
     for line in describe_divergence(program, shortest if shortest is not None else divergence):
         say(line)

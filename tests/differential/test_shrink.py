@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +16,10 @@ from hypothesis import strategies as st
 from kerneld.referee.describe import describe_program
 from kerneld.referee.execute import Execution
 from kerneld.referee.generate import generate
-from kerneld.referee.match import Match
+from kerneld.referee.match import Divergence, Match
 from kerneld.referee.outcome import Outcome, State
-from kerneld.referee.program import At, Op, from_json, to_json
+from kerneld.referee.program import At, Op, Program, from_json, to_json
+from kerneld.referee.run import run
 from kerneld.referee.shrink import shrink
 
 
@@ -68,3 +72,41 @@ def test_a_side_that_answers_otherwise_is_noticed(match: Match, monkeypatch: pyt
         divergence = match.play(program)
         assert divergence is not None
         assert (divergence.step, divergence.difference[0]) == (at, field)
+
+
+def test_a_divergence_is_told_and_saved_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for the shortest program may take an hour on an emulated host."""
+    lines: list[str] = []
+    seen: list[tuple[int, str]] = []
+    state: State = State(Outcome(0), {})
+
+    class Disagreeing:
+        """Differs at each store."""
+
+        ours = SimpleNamespace(check_invariants=lambda _checks: None)
+
+        def describe(self) -> str:
+            return "both sides"
+
+        def expect(self, program: Program) -> None:
+            pass
+
+        def play(self, program: Program) -> Divergence | None:
+            saved = [from_json(file.read_text()) for file in tmp_path.iterdir()]
+            if saved:
+                seen.append((len(saved[0]), lines[-1]))
+            at = next((step for step, op in enumerate(program) if op.name == "store"), None)
+            return None if at is None else Divergence(at, ("ret", "0", "-14"), state, state)
+
+    @contextmanager
+    def disagreement(*_args: object, **_kinds: object) -> Iterator[Disagreeing]:
+        yield Disagreeing()
+
+    monkeypatch.setattr("kerneld.referee.run.open_match", disagreement)
+    result = run(100, "shrink", 40, tmp_path, lines.append)
+    assert result.saved is not None
+    length, told = seen[0]
+    assert length > 1
+    assert told == f"saved as {result.saved}; looking for the shortest that diverges"
+    assert "differs: ret" in lines[: lines.index(told)]
+    assert [op.name for op in from_json(result.saved.read_text())] == ["store"]
