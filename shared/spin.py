@@ -6,7 +6,8 @@ Polling helps only if no other task wants this processor, and the other end runs
 - A process that may use only one processor never polls.
 - If the scheduler has preempted this process since the last question, or during a poll, another task wants the
   processor. Then the next waits do not poll. The same holds if more tasks want to run than there are processors.
-- A poll without result costs up to LONGEST_NS. After each one in a row, twice as many waits sleep at once.
+- A poll without result costs up to LONGEST_NS. After the first one the next wait polls again: one long wait is no sign
+  of others. After each further one in a row, twice as many waits sleep at once.
 So an idle program sleeps: a poll lasts at most LONGEST_NS, and comes only after some work.
 """
 
@@ -20,7 +21,8 @@ from typing import TypeVar
 
 LONGEST_NS = 50_000
 SWITCHED_NS = 25_000
-"""A longer gap between two polls means that another task has run here, or another virtual machine."""
+"""After a longer gap between two polls the system is asked whether another task has run here. Most gaps are interrupts,
+or another virtual machine: on a virtual processor there are eight in 10 ms of polls."""
 ASK_EVERY = 64
 """The number of waits between two questions to the system."""
 MOST_SKIPPED = 1024
@@ -31,7 +33,7 @@ T = TypeVar("T")
 class Spin:
     """The state of one waiting side: how well polling has worked for it."""
 
-    __slots__ = ("_asked_in", "_longest_ns", "_misses", "_most_skipped", "_switches", "skip")
+    __slots__ = ("_asked_in", "_longest_ns", "_misses", "_most_skipped", "_seen_switches", "_switches", "skip")
 
     def __init__(self, longest_ns: int = LONGEST_NS, most_skipped: int = MOST_SKIPPED) -> None:
         """`longest_ns` is the longest poll, and `most_skipped` the most waits that sleep at once after polls without a
@@ -44,6 +46,9 @@ class Spin:
         self._misses = 0
         self._asked_in = 0
         self._switches = _involuntary_switches()
+        """As many at the last question."""
+        self._seen_switches = self._switches
+        """As many at the last gap, or at the last question if it is later."""
 
     def wait(self, look: Callable[[], T]) -> T | None:
         """Call `look` until it returns a true value, and return that value; None if the caller should sleep instead."""
@@ -61,17 +66,22 @@ class Spin:
                 self._misses = 0
                 return found
             now = clock()
-            if now - started > self._longest_ns or now - before > SWITCHED_NS:
+            if now - started > self._longest_ns or (now - before > SWITCHED_NS and self._is_preempted()):
                 self._misses += 1
-                self.skip = min(1 << self._misses, self._most_skipped)
+                self.skip = min((1 << self._misses) - 2, self._most_skipped)
                 return None
             before = now
+
+    def _is_preempted(self) -> bool:
+        """Return whether another task has taken the processor since this was asked last."""
+        seen, self._seen_switches = self._seen_switches, _involuntary_switches()
+        return self._seen_switches > seen
 
     def _ask(self) -> bool:
         """Ask the system whether polling makes sense now. If not, skip all waits until the next question."""
         self._asked_in = ASK_EVERY
         switches = _involuntary_switches()
-        is_wanted, self._switches = switches > self._switches + 1, switches
+        is_wanted, self._switches, self._seen_switches = switches > self._switches + 1, switches, switches
         if is_wanted or len(os.sched_getaffinity(0)) < 2 or _is_crowded():
             self.skip = ASK_EVERY
             self._asked_in = 0

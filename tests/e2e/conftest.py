@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Client, Nursery
+from tests.support.tour import running_kerneld
 from tests.support.watched_daemon import Daemon
 
 
@@ -57,3 +58,17 @@ def inspector(daemon: Daemon) -> Client:
     client = daemon.client()
     assert client.p.getpid() == client.pid
     return client
+
+
+@pytest.fixture(scope="module")
+def tour_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a kerneld on which the tests of one file play the tour."""
+    with running_kerneld(tmp_path_factory.mktemp("shared") / "kerneld") as path:
+        yield path
+
+
+@pytest.fixture
+def own_tour_socket(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a kerneld on which one test alone plays the tour."""
+    with running_kerneld(tmp_path / "kerneld") as path:
+        yield path

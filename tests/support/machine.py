@@ -15,6 +15,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_WRITE, pte_pfn, translate
 from kerneld.hw.ram import Ram
 from kerneld.mm.calls.fork import dup_mmap
+from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mmap import do_mmap, wants_populate
 from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.check.invariants import check_machine
@@ -295,6 +296,11 @@ def vma_at(mm: MmStruct, vaddr: Vaddr) -> Vma:
 def page(number: int) -> Vaddr:
     """Return the address of a page counted from BASE."""
     return BASE + number * PAGE_SIZE
+
+
+def advise(mm: MmStruct, first: int, count: int, advice: int) -> None:
+    """Call madvise for `count` pages from page `first`, counted from BASE."""
+    do_madvise(mm, page(first), count * PAGE_SIZE, advice)
 
 
 def grows_down(mm: MmStruct, at: Vaddr, pages: int) -> Vma:

@@ -84,17 +84,8 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
         raise SysError(errno.EINVAL)
     if pkey != NO_PKEY and not mm_pkey_is_allocated(mm, pkey):
         raise SysError(errno.EINVAL)
-    vma = mm.vmas.find_intersection(start, end)
-    if vma is None:
-        raise SysError(errno.ENOMEM)
-    if grows == _GROWSDOWN:
-        start = vma.start
-        if not vma.vm_flags & VM_GROWSDOWN:
-            raise SysError(errno.EINVAL)
-    elif vma.start > start:
-        raise SysError(errno.ENOMEM)
-    elif grows:
-        raise SysError(errno.EINVAL)
+    vma: Vma | None
+    vma, start = _first_vma(mm, start, end, grows)
     while vma is not None and start < end:
         if vma.start > start:
             raise SysError(errno.ENOMEM)
@@ -112,6 +103,25 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
         vma = mm.vmas.find(start) if start < end else None
     if start < end:
         raise SysError(errno.ENOMEM)
+
+
+def _first_vma(mm: MmStruct, start: Vaddr, end: Vaddr, grows: int) -> tuple[Vma, Vaddr]:
+    """Return the VMA in which [start, end) begins, and the address from which the rights change.
+
+    With PROT_GROWSDOWN they change from the start of a stack on. There is no VMA that grows up on x86-64.
+    """
+    vma = mm.vmas.find_intersection(start, end)
+    if vma is None:
+        raise SysError(errno.ENOMEM)
+    if grows == _GROWSDOWN:
+        if not vma.vm_flags & VM_GROWSDOWN:
+            raise SysError(errno.EINVAL)
+        return vma, vma.start
+    if vma.start > start:
+        raise SysError(errno.ENOMEM)
+    if grows:
+        raise SysError(errno.EINVAL)
+    return vma, start
 
 
 def _may_go_in_parts(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int) -> bool:

@@ -183,7 +183,7 @@ class MmStruct:
         self.frames.kernel_objects.nr_vmas += 1
         self.owner.nr_vmas += 1
         vma.vm_mm = self
-        self._account(vma.vm_flags, vma.nr_pages)
+        self._account(vma.vm_flags, vma.end - vma.start >> PAGE_SHIFT)
         if vma.file is not None:
             vma.file.mapping.link_vma(vma, self)
         if self.notifiers:
@@ -196,7 +196,7 @@ class MmStruct:
         self.vmas.remove(vma)
         self.frames.kernel_objects.nr_vmas -= 1
         self.owner.nr_vmas -= 1
-        self._account(vma.vm_flags, -vma.nr_pages)
+        self._account(vma.vm_flags, vma.start - vma.end >> PAGE_SHIFT)
         unlink_anon_vmas(vma)
         if vma.file is not None:
             vma.file.mapping.unlink_vma(vma)
@@ -234,7 +234,7 @@ class MmStruct:
 
     def set_vma_flags(self, vma: Vma, vm_flags: int) -> None:
         """Give a VMA other VM_ flags; the caller changes the entries."""
-        pages = vma.nr_pages
+        pages = vma.end - vma.start >> PAGE_SHIFT
         self._account(vma.vm_flags, -pages)
         vma.vm_flags = vm_flags
         self._account(vm_flags, pages)

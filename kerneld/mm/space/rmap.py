@@ -183,7 +183,8 @@ def post_update_vma(vma: Vma) -> None:
 
 def _put_last(vma: Vma, top: AnonVma) -> None:
     """Have `top`, the end of a VMA's chain, cover the VMA, and a walk come to the VMA last."""
-    first, last = _offsets(vma)
+    first = vma.pgoff
+    last = first + (vma.end - vma.start >> PAGE_SHIFT)
     if first < top.first or top.last < last:
         top.cover(first, last)
     vma.link_order = next(_link_orders)

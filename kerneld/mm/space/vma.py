@@ -284,7 +284,8 @@ class VmaTree:
         position -= 1
         vma.start, vma.end = start, end
         self._starts[number][position] = start
-        self._firsts[number] = min(self._firsts[number], start)
+        if start < self._firsts[number]:
+            self._firsts[number] = start
         if start > old_start:
             self._note_gap(number, position)
             if number + 1 < len(self._firsts) and start >= self._firsts[number + 1]:
@@ -307,7 +308,8 @@ class VmaTree:
         if chunk:
             before = chunk[position - 1] if position else self._before(number, 0)
             gap = chunk[position].start - (before.end if before is not None else 0)
-            self._max_gaps[number] = max(self._max_gaps[number], gap)
+            if gap > self._max_gaps[number]:
+                self._max_gaps[number] = gap
 
     def _split_chunk(self, number: int) -> None:
         vmas, starts = self._chunks[number], self._starts[number]

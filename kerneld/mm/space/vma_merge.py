@@ -81,25 +81,40 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
     """
-    prev, following = mm.vmas.neighbours(vma) if start == vma.start or end == vma.end else (None, None)
-    if start != vma.start:
-        prev = None
-    if end != vma.end:
-        following = None
     policy = vma.policy if policy is None else policy
+    if start == vma.start or end == vma.end:
+        merged = _merge_part(mm, vma, start, end, vm_flags, policy)
+        if merged is not None:
+            return merged
+    if vma.start < start:
+        check_map_count(mm, 1)
+        vma = mm.split_vma(vma, start)
+    if end < vma.end:
+        check_map_count(mm, 1)
+        mm.split_vma(vma, end)
+    vma.policy = policy
+    mm.set_vma_flags(vma, vm_flags)
+    return vma
+
+
+def _merge_part(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, policy: int) -> Vma | None:
+    """Let the neighbours of [start, end), a part of `vma`, grow over it; return the one that covers it then.
+
+    Returns None if neither has these flags and this policy, and is mergeable otherwise.
+    """
+    prev, following = mm.vmas.neighbours(vma)
     pgoff = vma.page_index(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
-    merge_prev = (
-        prev is not None
-        and prev.end == start
-        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy)
-    )
     merge_next = (
         following is not None
-        and following.start == end
+        and end == vma.end == following.start
         and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy)
     )
-    if merge_prev and prev is not None:
+    if (
+        prev is not None
+        and prev.end == vma.start == start
+        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy)
+    ):
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
             dup_anon_vma(prev, following)
             dup_anon_vma(prev, vma)
@@ -116,15 +131,7 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, 
         _shrink_to(mm, vma, vma.start, start)
         mm.move_vma_bounds(following, start, following.end)
         return following
-    if vma.start < start:
-        check_map_count(mm, 1)
-        vma = mm.split_vma(vma, start)
-    if end < vma.end:
-        check_map_count(mm, 1)
-        mm.split_vma(vma, end)
-    vma.policy = policy
-    mm.set_vma_flags(vma, vm_flags)
-    return vma
+    return None
 
 
 def _shrink_to(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:

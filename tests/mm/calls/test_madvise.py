@@ -37,6 +37,7 @@ from tests.support.machine import (
     SHARED,
     SHARED_ANON,
     Machine,
+    advise,
     entry,
     layout,
     load,
@@ -52,10 +53,6 @@ ALL_FLAGS = (
     VM_DONTCOPY | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE | VM_RAND_READ | VM_SEQ_READ | VM_WIPEONFORK
 )  # fmt: skip
 LOCKED = ANON | Map.LOCKED.value
-
-
-def advise(mm: MmStruct, first: int, count: int, advice: int) -> None:
-    do_madvise(mm, page(first), count * PAGE_SIZE, advice)
 
 
 class TestFlags:

@@ -28,6 +28,7 @@ from tests.support.machine import (
     SHARED_ANON,
     WRITE,
     Machine,
+    advise,
     entry,
     errno_of,
     layout,
@@ -45,10 +46,6 @@ FLAG_ADVICE = [
 PAGE_ADVICE = [Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.REMOVE]
 POPULATE = [Madv.POPULATE_READ, Madv.POPULATE_WRITE]
 EVERY = [*FLAG_ADVICE, *PAGE_ADVICE, *POPULATE]
-
-
-def advise(mm: MmStruct, first: int, count: int, advice: int) -> None:
-    do_madvise(mm, page(first), count * PAGE_SIZE, advice)
 
 
 class TestArguments:

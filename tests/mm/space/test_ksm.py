@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 
 from kerneld.mm.calls.brk import do_brk
-from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.space.ksm import set_merge_any
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import run_at_once
@@ -25,6 +24,7 @@ from tests.support.machine import (
     SHARED,
     SHARED_ANON,
     Machine,
+    advise,
     layout,
     load,
     mmap,
@@ -32,10 +32,6 @@ from tests.support.machine import (
     store,
     vma_at,
 )
-
-
-def advise(mm: MmStruct, first: int, count: int, advice: Madv) -> None:
-    do_madvise(mm, page(first), count * PAGE_SIZE, advice)
 
 
 def merge_any(mm: MmStruct, wanted: bool) -> None:
