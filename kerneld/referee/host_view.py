@@ -45,16 +45,26 @@ class Drain:
 
 
 @functools.cache
-def has_damon() -> bool:
+def has_damon(proc: Path = Path("/proc"), admin: Path = Path("/sys/kernel/mm/damon/admin/kdamonds")) -> bool:
     """Return whether this host runs DAMON, which clears accessed bits at random times.
 
-    Source: Linux v6.8 mm/damon/paddr.c:damon_pa_mkold(), mm/damon/core.c (the threads' names).
+    A PID namespace hides its threads. Then the files under /sys tell it, or hide from this user what they tell.
+    Source: Linux v6.8 mm/damon/paddr.c:damon_pa_mkold(), mm/damon/core.c (the threads' names), mm/damon/sysfs.c.
     """
-    for comm in Path("/proc").glob("[0-9]*/comm"):
+    for comm in proc.glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
             if comm.read_text().startswith("kdamond"):
                 return True
-    return False
+    return any(_is_on(kdamond) for kdamond in admin.glob("[0-9]*"))
+
+
+def _is_on(kdamond: Path) -> bool:
+    try:
+        return (kdamond / "state").read_text() == "on\n"
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def has_lru_gen(knob: Path = Path("/sys/kernel/mm/lru_gen/enabled")) -> bool:

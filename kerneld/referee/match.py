@@ -16,6 +16,7 @@ from kerneld.errors import KernelBug
 from kerneld.referee.compare import Difference, find_difference, is_of_accessed_bits
 from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import play
+from kerneld.referee.facts import HostFacts
 from kerneld.referee.host_view import has_idle_pages
 from kerneld.referee.hosts import PlayingHost, open_this_host
 from kerneld.referee.inside import open_inside
@@ -56,7 +57,9 @@ class Match:
         self.known = known
         self._pages_out = not hosts.facts.has_swap
         """Whether programs may use MADV_PAGEOUT. Not if the host has swap and kerneld has none: the host would swap."""
-        self._accessed = not hosts.facts.has_lru_gen
+        self._unseen = _why_not_accessed(hosts.facts)
+        """Why accessed bits are not compared; empty if they are."""
+        self._accessed = not self._unseen
 
     def expect(self, program: Program) -> None:
         """Say which program is played after those that were expected before. Not every one needs to be expected."""
@@ -108,7 +111,7 @@ class Match:
         release, count = self.hosts.facts.release, len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
         ksm = "; MADV_MERGEABLE is passed over, for this host merges equal pages" if self.hosts.facts.runs_ksm else ""
-        accessed = "" if self._accessed else "; Referenced is not compared, for this host's lists of pages are others"
+        accessed = f"; Referenced is not compared, for {self._unseen}" if self._unseen else ""
         counts = "; the counters of the whole machine are compared" if self.hosts.facts.counts else ""
         return (
             f"The referee is Linux {release}, mode {self.mode}; {frames}; {count} known differences apply"
@@ -153,6 +156,14 @@ class Match:
     def _is_watched(self, state: State) -> bool:
         """Return whether DAMON has cleared the accessed bit of a page in a state of the host."""
         return self.hosts.facts.has_damon and has_idle_pages(state.views)
+
+
+def _why_not_accessed(facts: HostFacts) -> str:
+    if facts.has_lru_gen:
+        return "this host's lists of pages are others"
+    if facts.has_damon and not facts.sees_frames:
+        return "this host's DAMON clears accessed bits, and only root sees of which pages"
+    return ""
 
 
 def _pages_out(op: Op) -> bool:

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.native.inside import Inside
+from tests.support.rights import can_become_others, needs_the_hosts_rights
 
 PYTHON = Path("/usr/bin/python3")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root writes to /proc/sys")
+needs_another_user_if_root = pytest.mark.skipif(
+    os.geteuid() == 0 and not can_become_others(), reason="this user namespace has no other user"
+)
 needs_python = pytest.mark.skipif(not PYTHON.exists(), reason="this host has no /usr/bin/python3")
 
 
@@ -154,6 +158,7 @@ os.system("ipcrm --all=shm; ipcs -m | grep -c 0x")
 
 
 @needs_root
+@needs_the_hosts_rights
 @needs_python
 def test_limits_of_shared_memory_as_outside(inside: Inside) -> None:
     unshare = shutil.which("unshare")
@@ -165,6 +170,7 @@ def test_limits_of_shared_memory_as_outside(inside: Inside) -> None:
     assert inside.run(program) == inside.outside([unshare, "--ipc", *program])
 
 
+@needs_another_user_if_root
 def test_who_is_not_root_writes_nothing(inside: Inside) -> None:
     words = ["sh", "-c", "echo 1 > /proc/sys/vm/swappiness; echo never > /sys/kernel/mm/transparent_hugepage/enabled"]
     if os.geteuid() == 0:
