@@ -101,7 +101,7 @@ def _show_smap(mm: MmStruct, files: FileTable, vma: Vma, stats: MemSizeStats) ->
     page = PAGE_SIZE >> 10
     sizes = f"Size:           {(vma.end - vma.start) >> 10:8} kB\n"
     sizes += f"KernelPageSize: {page:8} kB\nMMUPageSize:    {page:8} kB\n"
-    end = f"THPeligible:    {thp_eligible(mm.sysctl, vma):8}\n"
+    end = f"THPeligible:    {thp_eligible(mm, vma):8}\n"
     if mm.has_pkeys:
         end += f"ProtectionKey:  {vma_pkey(vma):8}\n"
     end += f"VmFlags: {show_smap_vma_flags(vma.vm_flags)}\n"

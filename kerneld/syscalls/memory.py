@@ -310,17 +310,20 @@ def sys_munlockall(call: Call) -> int | Answer | Work:
 
 
 def sys_prctl(call: Call) -> int | Answer | Work:
-    """args: option, and four that depend on it. PR_SET_MEMORY_MERGE takes whether; PR_GET_MEMORY_MERGE returns it.
+    """args: option, and four that depend on it. Of PR_SET_THP_DISABLE and PR_SET_MEMORY_MERGE, whether.
 
-    Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0.
+    PR_GET_… returns it. Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0.
     Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
     """
-    option, merge_any, unused = call.int_arg(0), call.args[1], any(call.args[2:5])
-    if option not in PRCTL_OPTIONS or unused or (option == Pr.GET_MEMORY_MERGE and merge_any):
+    option, mm, wanted, unused = call.int_arg(0), call.mm, call.args[1] != 0, any(call.args[2:5])
+    if option not in PRCTL_OPTIONS or unused or (option in (Pr.GET_MEMORY_MERGE, Pr.GET_THP_DISABLE) and wanted):
         raise SysError(errno.EINVAL)
     if option == Pr.SET_MEMORY_MERGE:
-        return in_pieces(set_merge_any(call.mm, merge_any != 0))
-    return int(call.mm.merge_any)
+        return in_pieces(set_merge_any(mm, wanted))
+    if option == Pr.SET_THP_DISABLE:
+        mm.thp_disabled = wanted
+        return 0
+    return int(mm.merge_any if option == Pr.GET_MEMORY_MERGE else mm.thp_disabled)
 
 
 def sys_msync(call: Call) -> int | Answer | Work:

@@ -119,7 +119,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm.owner = old.owner
     mm.dumpable = bprm.dumpable
     # What prctl set is kept over an execve (Linux: mm_init(), MMF_INIT_MASK).
-    mm.merge_any = old.merge_any
+    mm.merge_any, mm.thp_disabled = old.merge_any, old.thp_disabled
     processor = old.frames.processor
     pkru = processor.pkru
     # PKRU is reset before a segment takes a key: the denials of the old program end (Linux: pkru_flush_thread()).

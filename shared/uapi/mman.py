@@ -80,8 +80,10 @@ class Mcl(IntFlag):
 
 
 class Pr(IntEnum):
-    """Options of prctl about memory: PR_SET_MEMORY_MERGE and PR_GET_MEMORY_MERGE."""
+    """Options of prctl about memory, PR_SET_THP_DISABLE and its like."""
 
+    SET_THP_DISABLE = 41
+    GET_THP_DISABLE = 42
     SET_MEMORY_MERGE = 67
     GET_MEMORY_MERGE = 68
 

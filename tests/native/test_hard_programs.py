@@ -91,3 +91,33 @@ def test_python_with_many_processes(inside: Inside, tmp_path: Path, way: str) ->
     script.write_text(PROCESSES)
     end = inside.agrees([str(python), str(script), way])
     assert end.status == 0, end.errors
+
+
+FULL = """
+import os, resource
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(soft, hard)
+opened = []
+try:
+    while True:
+        opened.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    print(error.strerror)
+pid = os.fork()
+if pid == 0:
+    for fd in opened:
+        os.close(fd)
+    os._exit(7)
+print(os.waitpid(pid, 0)[1] >> 8)
+os.close(opened.pop())
+os.execv("/bin/sh", ["sh", "-c", "ulimit -Sn; ulimit -Hn"])
+"""
+
+
+def test_a_fork_with_no_descriptor_left(inside: Inside) -> None:
+    """The stub's own descriptors lie below the hard limit here: the program has some less than its limit says."""
+    words = ["python3", "-c", FULL]
+    limited = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh"]
+    end = inside.outside([*limited, *inside.command(words)])
+    assert end == inside.outside([*limited, *words])
+    assert end.output.split() == ["300", "300", "Too", "many", "open", "files", "7", "300", "300"]

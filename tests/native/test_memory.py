@@ -56,6 +56,20 @@ none: 0 0 0
         assert inside.outside([str(programs["mergeable"])]).output == expected
 
 
+def test_huge_pages_that_a_process_forbids(inside: Inside, programs: dict[str, Path]) -> None:
+    """Not every host has huge pages, and its own setting may be `never`."""
+    allowed, forbidden = "0, eligible 1, huge 2048 kB, collapse 0", "1, eligible 0, huge 0 kB, collapse -1"
+    told = re.sub(r", THP_enabled:\t[01]", "", inside.run([str(programs["thp_disable"])]).output)
+    assert told.splitlines() == [
+        f"at first: {allowed}", "-1 -1 -1", "0", f"forbidden: {forbidden}", f"child: {forbidden}",
+        f"next program: {forbidden}", "0", f"allowed: {allowed}",
+    ]  # fmt: skip
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    if setting.exists() and "[never]" not in setting.read_text() and release >= (6, 1):
+        inside.agrees([str(programs["thp_disable"])])
+
+
 def test_stores_to_holes_of_a_file_on_a_full_file_system(
     inside: Inside, programs: dict[str, Path], tmp_path: Path
 ) -> None:

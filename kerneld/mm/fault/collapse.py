@@ -43,7 +43,7 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
     A part of 2 MiB stays as it is. Yields when other clients may be served (Linux releases mmap_lock there); then looks
     the VMA up again. Raises SysError(EINVAL) and SysError(ENOMEM) as the table above says; huge pages made before stay.
     """
-    if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False) or vma.anon_vma is None:
+    if not thp_vma_allowable(mm, vma, enforce_sysfs=False) or vma.anon_vma is None:
         raise SysError(errno.EINVAL)
     if not thp_vma_suitable(vma, vma.end - PMD_SIZE):
         raise SysError(errno.EINVAL)
@@ -74,7 +74,7 @@ def _revalidate(mm: MmStruct, vaddr: Vaddr) -> Vma:
     vma = mm.vmas.lookup(vaddr)
     if vma is None or not thp_vma_suitable(vma, vaddr) or vma.anon_vma is None:
         raise SysError(errno.EINVAL)
-    if not thp_vma_allowable(mm.sysctl, vma, enforce_sysfs=False):
+    if not thp_vma_allowable(mm, vma, enforce_sysfs=False):
         raise SysError(errno.EINVAL)
     return vma
 

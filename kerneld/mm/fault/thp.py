@@ -38,7 +38,7 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.limits import Sysctl, TransparentHugepage
+from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pagewalk import Leaf
@@ -49,14 +49,14 @@ from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 _U64 = (1 << 64) - 1
 
 
-def thp_vma_allowable(sysctl: Sysctl, vma: Vma, *, enforce_sysfs: bool = True) -> bool:
+def thp_vma_allowable(mm: MmStruct, vma: Vma, *, enforce_sysfs: bool = True) -> bool:
     """Return whether a VMA of any length may have huge pages; without `enforce_sysfs`, ignore the setting `--thp`.
 
     Source: Linux v6.8 mm/huge_memory.c:__thp_vma_allowable_orders().
     """
-    if vma.file is not None or vma.vm_flags & VM_NOHUGEPAGE:
+    if vma.file is not None or vma.vm_flags & VM_NOHUGEPAGE or mm.thp_disabled:
         return False
-    enabled = sysctl.transparent_hugepage
+    enabled = mm.sysctl.transparent_hugepage
     return (
         not enforce_sysfs
         or enabled is TransparentHugepage.ALWAYS
@@ -74,14 +74,14 @@ def thp_vma_suitable(vma: Vma, vaddr: Vaddr) -> bool:
     return vma.start <= haddr and (haddr + PMD_SIZE & _U64) <= vma.end
 
 
-def thp_eligible(sysctl: Sysctl, vma: Vma) -> bool:
+def thp_eligible(mm: MmStruct, vma: Vma) -> bool:
     """Return whether a VMA may have huge pages and has room for one: `THPeligible` of /proc/PID/smaps."""
-    return thp_vma_allowable(sysctl, vma) and thp_vma_suitable(vma, vma.end - PMD_SIZE)
+    return thp_vma_allowable(mm, vma) and thp_vma_suitable(vma, vma.end - PMD_SIZE)
 
 
 def may_have_huge_pages(mm: MmStruct, vma: Vma) -> bool:
     """Return whether a VMA may have a huge page, now or after a fault; a range operation asks this once."""
-    return vma.file is None and (bool(mm.page_table.deposited) or thp_vma_allowable(mm.sysctl, vma))
+    return vma.file is None and (bool(mm.page_table.deposited) or thp_vma_allowable(mm, vma))
 
 
 def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
@@ -93,7 +93,7 @@ def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool
     haddr = vaddr & -PMD_SIZE
     pmd = mm.page_table.find_huge_pmd(vaddr)
     if pmd is None:
-        if not thp_vma_allowable(mm.sysctl, vma) or not thp_vma_suitable(vma, vaddr):
+        if not thp_vma_allowable(mm, vma) or not thp_vma_suitable(vma, vaddr):
             return False
         return do_huge_pmd_anonymous_page(mm, vma, haddr, write)
     entry = mm.frames.ram.words[pmd]

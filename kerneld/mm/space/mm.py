@@ -110,8 +110,9 @@ class MmStruct:
         """Faults that calls on ranges have taken, for the fault counters: not always one a page (fault-around)."""
         self.def_flags = 0
         """VM_LOCKED and VM_LOCKONFAULT of mlockall(MCL_FUTURE), given to new VMAs."""
-        self.merge_any = False
-        """Whether its memory may be merged with equal pages (Linux: MMF_VM_MERGE_ANY). See `kerneld.mm.space.ksm`."""
+        self.merge_any = self.thp_disabled = False
+        """What prctl has set. `thp_disabled`: it gets no huge pages (Linux: MMF_DISABLE_THP). `merge_any`: its memory
+        may be merged with equal pages (Linux: MMF_VM_MERGE_ANY). See `kerneld.mm.space.ksm`."""
         self.reserved: tuple[Vaddr, Vaddr] = (0, 0)
         """A range that no mapping may meet: where the stub of a native program lies. Linux has none."""
         self.has_pkeys = frames.processor.ospke

@@ -15,37 +15,49 @@ struct limit { u64 soft, hard; };
 static struct limit seen;	/* what the program sees */
 static u64 host_hard;
 
+/* The host's soft limit. Where the host leaves no room above the program's limit, it ends below the stub's descriptors:
+ * the program shall not get their numbers. */
+static u64 host_soft(void)
+{
+	u64 hidden = process.hidden_fds;
+	return seen.soft > hidden && seen.soft <= hidden + HIDDEN_COUNT ? hidden : seen.soft;
+}
+
 static long set_host_limit(u64 soft)
 {
 	struct limit limit = {soft, host_hard};
 	return sys4(NR_prlimit64, 0, RLIMIT_NOFILE, &limit, 0);
 }
 
-/* Take up the limits of a new program; `hard` is the hard limit that the program before has seen, or 0. */
-void descriptors_start(u64 hard)
+/* Take up the limits of a new program; `soft` and `hard` are those that the program before has seen, or 0. */
+void descriptors_start(u64 soft, u64 hard)
 {
 	sys4(NR_prlimit64, 0, RLIMIT_NOFILE, 0, &seen);
 	host_hard = seen.hard;
 	if (hard)
-		seen.hard = hard;
+		seen = (struct limit){soft, hard};
 }
 
-u64 descriptors_hard_limit(void)
+/* Write them for the next program, each behind a slash. */
+void descriptors_tell(char *to)
 {
-	return seen.hard;
+	*to++ = '/';
+	to = put_number(to, seen.hard);
+	to[-1] = '/';
+	put_number(to, seen.soft);
 }
 
 /* From here to descriptors_narrow() the stub can have descriptors even if the program has as many as it may. */
 void descriptors_widen(void)
 {
-	if (seen.soft < host_hard)
+	if (host_soft() < host_hard)
 		set_host_limit(host_hard);
 }
 
 void descriptors_narrow(void)
 {
-	if (seen.soft < host_hard)
-		set_host_limit(seen.soft);
+	if (host_soft() < host_hard)
+		set_host_limit(host_soft());
 }
 
 /* Move a descriptor to where the program cannot reach it. */
@@ -99,12 +111,14 @@ static long set_limit(struct limit new)
 		return -EPERM;
 	if (hard < needed)
 		hard = host_hard < needed ? host_hard : needed;
-	struct limit limit = {new.soft, hard};
+	struct limit before = seen;
+	seen = new;
+	struct limit limit = {host_soft(), hard};
 	long ret = sys4(NR_prlimit64, 0, RLIMIT_NOFILE, &limit, 0);
-	if (!ret) {
-		seen = new;
+	if (ret)
+		seen = before;
+	else
 		host_hard = hard;
-	}
 	return ret;
 }
 

@@ -85,8 +85,7 @@ static long exec_path(struct thread *t, struct ucontext *uc, const struct path *
 	/* Here nothing is to come in: the mask is the loader's to set. */
 	args[5] = words = put_number(words, uc->sigmask | t->masked);
 	words = put_number(words, process.stub_fd);
-	words[-1] = '/';
-	put_number(words, descriptors_hard_limit());
+	descriptors_tell(words - 1);
 	args[6] = program;
 	args[7] = path->name;
 	ret = take_vector((const char *const *)vectors[0], args + 8, MAX_STRINGS - 9);

@@ -160,8 +160,8 @@ int ring_is_watched(struct thread *t);
 long ring_ask(struct thread *t, const struct request *head, const void *data, u64 length, char *buffer, u64 room);
 
 /* descriptors.c */
-void descriptors_start(u64 hard);
-u64 descriptors_hard_limit(void);
+void descriptors_start(u64 soft, u64 hard);
+void descriptors_tell(char *to);
 void descriptors_widen(void);
 void descriptors_narrow(void);
 long descriptor_limit(u64 new, u64 old);

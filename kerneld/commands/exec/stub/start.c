@@ -3,7 +3,8 @@
  *
  * Arguments: the connection's descriptor, or "-" for a new one; kerneld's socket; from which number on descriptors are
  * hidden, and behind a slash the semester; the signals that are to be blocked, or "-" for those that are; the descriptor
- * of the stub's own file, and behind a slash the hard limit of open files that the program sees, or "-"; the program's path; its name as it was given; its arguments.
+ * of the stub's own file, and behind slashes the hard and the soft limit of open files that the program sees, or "-"; the
+ * program's path; its name as it was given; its arguments.
  */
 #include "native.h"
 
@@ -142,11 +143,12 @@ static u64 host_value(const u64 *sp, u64 type)
 	return 0;
 }
 
-static u64 number_behind(const char *text, char mark)
+/* What is behind the next slash; the end of the text if there is none. */
+static const char *behind_slash(const char *text)
 {
-	while (*text && *text != mark)
+	while (*text && *text != '/')
 		text++;
-	return *text ? number_of(text + 1) : 0;
+	return *text ? text + 1 : text;
 }
 
 static void tell_limits(struct thread *t)
@@ -267,9 +269,10 @@ static void start_on_area(u64 sp)
 	u64 entry[2], mask, all = ~OURS;
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
 	process.hidden_fds = number_of(argv[3]);
-	descriptors_start(is_new ? 0 : number_behind(argv[5], '/'));
+	const char *hard = behind_slash(argv[5]);
+	descriptors_start(number_of(behind_slash(hard)), number_of(hard));
 	descriptors_widen();
-	process.abi = number_behind(argv[3], '/');
+	process.abi = number_of(behind_slash(argv[3]));
 	keys_start();
 	process.minsigstksz = host_value((u64 *)sp, AT_MINSIGSTKSZ);
 	memcpy(process.socket_path, argv[2], string_length(argv[2]) + 1);
