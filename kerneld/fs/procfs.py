@@ -10,7 +10,8 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; the lines of a mapping stay together      |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
-| PID/limits                                  | all                | any                                            |
+| PID/limits, oom_score, oom_score_adj        | all                | any; oom_score_adj is written                  |
+| PID/clear_refs                              | nobody             | is written                                     |
 | meminfo, vmstat, buddyinfo, swaps, sysvipc/shm | all                | any                                            |
 | sys/vm/NAME, sys/kernel/NAME, the settings  | by their mode      | any; written by `write_in_pieces`              |
 | sys/kernel/mm/…: those of /sys/kernel/mm    | by their mode      | any; written by `write_in_pieces`              |
@@ -38,6 +39,7 @@ from kerneld.fs.proc_kerneld import show_kerneld_status, show_tasks
 from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
+from kerneld.fs.proc_settings import process_settings, show_oom_score
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
 from kerneld.fs.proc_sysvipc import show_sysvipc_shm
 from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_swaps, show_vmstat
@@ -187,13 +189,27 @@ class ProcFs:
         asked for by no data, SysError(EINVAL) for a value that the setting does not take.
         Source: Linux v6.8 fs/proc/proc_sysctl.c:proc_sys_open(), proc_sys_call_handler().
         """
-        name = "/".join(_names(path))
-        setting: Setting | None = self._settings.get(name)
-        if setting is None:
-            raise SysError(errno.EACCES if name in self._root or name in self._frame_words else errno.ENOENT)
-        if not setting.permits(_WRITE, is_root=writer.cred.superuser):
+        setting, is_root = self._find_setting(writer, _names(path))
+        if not setting.permits(_WRITE, is_root=is_root):
             raise SysError(errno.EPERM if data else errno.EACCES)
         return (yield from setting.store(offset, data)) if data else 0
+
+    def _find_setting(self, writer: Process, names: list[str]) -> tuple[Setting, bool]:
+        """Return a file that can be written, and whether the writer owns it.
+
+        Raises SysError(ENOENT), and SysError(EACCES) for a file that cannot be written.
+        """
+        name, is_root = "/".join(names), writer.cred.superuser
+        found = self._settings.get(name)
+        if found is None and names and names[0][0].isdigit():
+            process = self._find_process(names[0])
+            if process is None or process.mm is None:
+                raise SysError(errno.ENOENT)
+            found = process_settings(process, writer).get("/".join(names[1:]))
+            is_root = is_root or (process.mm.dumpable and writer.cred.uid == process.cred.uid)
+        if found is None:
+            raise SysError(errno.EACCES if name in self._root or name in self._frame_words else errno.ENOENT)
+        return found, is_root
 
     def _finish_dying(self) -> Generator[None, None, None]:
         dying = self._kernel.frames.dying
@@ -266,6 +282,8 @@ class ProcFs:
             "comm": lambda: show_comm(process),
             "cmdline": lambda: show_cmdline(process),
             "limits": lambda: show_limits(process),
+            "oom_score": lambda: show_oom_score(process),
+            "oom_score_adj": process_settings(process, reader)["oom_score_adj"].show,
         }
         if name in public:
             return one_record(public[name])

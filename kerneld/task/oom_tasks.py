@@ -45,7 +45,14 @@ class OomTasks:
     def tasks(self) -> list[OomTask]:
         """Return every process, the oldest first."""
         return [
-            OomTask(process.pid, process.cred.uid, process.comm, process.live_mm, self._copies(process))
+            OomTask(
+                process.pid,
+                process.cred.uid,
+                process.comm,
+                process.live_mm,
+                self._copies(process),
+                process.oom_score_adj,
+            )
             for process in self._processes.values()
         ]
 

@@ -295,6 +295,7 @@ def _forked(pid: Pid, copy: _Token) -> Process:
     process = Process(pid, copy.cred, copy.mm, copy.parent.comm, time.monotonic())
     process.dispositions = copy.dispositions
     process.may_be_native = copy.may_be_native
+    process.oom_score_adj, process.oom_score_adj_min = copy.parent.oom_score_adj, copy.parent.oom_score_adj_min
     return process
 
 

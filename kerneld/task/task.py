@@ -90,6 +90,8 @@ class Process:
         self.maj_flt = 0
         self.on_exit: Callable[[Process], None] | None = None
         """Called after the end of the process: the process table removes it."""
+        self.oom_score_adj = self.oom_score_adj_min = 0
+        """What a write to /proc/PID/oom_score_adj has set, and the least that one without privilege may set."""
         self.may_be_native = False
         """Whether the process, or the one that it was forked from, has been native: it may be so again as any user."""
         self.memory_is_host = False

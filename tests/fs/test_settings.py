@@ -146,3 +146,20 @@ def test_huge_pages_by_a_word(world: World) -> None:
     assert world.text(path) == "[always] madvise never\n"
     assert write(world, path, "alway") == write(world, path, "always\n\n") == -errno.EINVAL
     assert world.text("sys/kernel/mm/transparent_hugepage/hpage_pmd_size") == "2097152\n"
+
+
+def test_who_may_spare_a_process(world: World) -> None:
+    """Only a privileged one goes below its last value. Source: Linux v6.8 fs/proc/base.c:__set_oom_adj()."""
+    other = world.add(13, USER)
+    assert write(world, "13/oom_score_adj", "300\n", cred=USER) == 4
+    assert write(world, "13/oom_score_adj", "-1", cred=USER) == -errno.EACCES
+    assert write(world, "13/oom_score_adj", "-1000") == 5
+    assert (world.text("13/oom_score_adj"), world.text("13/oom_score")) == ("-1000\n", "0\n")
+    assert write(world, "13/oom_score_adj", "-1000", cred=USER) == 5
+    assert write(world, "13/oom_score_adj", "-1001") == write(world, "13/oom_score_adj", "1e3") == -errno.EINVAL
+    assert write(world, "13/oom_score_adj", "3", cred=Cred(1001, 1001, superuser=False)) == -errno.EPERM
+    other.live_mm.dumpable = False
+    assert write(world, "13/oom_score_adj", "3", cred=USER) == -errno.EPERM
+    assert write(world, "13/oom_score_adj", "0x10") == 4
+    assert world.text("13/oom_score") == "676\n", "32 of 2,048 pages are 15 thousandths: two thirds of 1,015"
+    assert write(world, "13/clear_refs/x", "1") == write(world, "99/clear_refs", "1") == -errno.ENOENT

@@ -208,3 +208,13 @@ def test_a_program_executes_and_reads_itself(inside: Inside) -> None:
     end = inside.agrees([str(python), "-c", ITSELF])
     assert end.output.endswith("again exe argument\n"), end
     assert end.status == 3
+
+
+def test_files_of_a_process_that_it_writes(inside: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    """Which pages count as used, and how much the OOM killer likes a process."""
+    words = [str(programs["clear_refs"]), str(tmp_path / "file")]
+    assert "clear 3: 1 \nresident 32 3\n" in inside.agrees(words).output
+    used = [line for line in inside.run([*words, "then"]).output.splitlines() if line.startswith("used")]
+    assert [line.split(", resident")[0] for line in used] == [
+        "used: 0 0, then: 4 4", "used: 0 32, then: 4 32", "used: 32 0, then: 32 4", "used: 32 32, then: 32 32",
+    ]  # fmt: skip

@@ -98,7 +98,7 @@ def _free_ptes(mm: MmStruct, run: Run) -> None:
         )
     pfns = pfns[keep]
     frames.clear(pfns, PG_DIRTY)
-    _clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
+    clear_bits(mm, run, positions[keep], PTE_ACCESSED | PTE_DIRTY)
     folio_mark_lazyfree(frames, pfns)
 
 
@@ -106,7 +106,7 @@ def _free_huge(mm: MmStruct, leaf: Leaf) -> None:
     """Source: Linux v6.8 mm/huge_memory.c:madvise_free_huge_pmd()."""
     positions, pfns = mm.page_table.walk.mapped(leaf)
     mm.frames.clear(pfns, PG_DIRTY)
-    _clear_bits(mm, leaf, positions, PTE_ACCESSED | PTE_DIRTY)
+    clear_bits(mm, leaf, positions, PTE_ACCESSED | PTE_DIRTY)
     folio_mark_lazyfree(mm.frames, pfns)
 
 
@@ -213,13 +213,13 @@ def _make_old(mm: MmStruct, run: Run, *, anon_only: bool) -> Pfns:
     ours = (frames.mapcount[pfns] == 1) | run.huge
     if anon_only:
         ours &= frames.has(pfns, PG_ANON)
-    _clear_bits(mm, run, positions[ours], PTE_ACCESSED)
+    clear_bits(mm, run, positions[ours], PTE_ACCESSED)
     old: Pfns = pfns[ours]
     frames.clear(old, PG_REFERENCED)
     return old
 
 
-def _clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:
+def clear_bits(mm: MmStruct, run: Run, positions: npt.NDArray[np.int64], bits: int) -> None:
     """Clear state bits of some entries of a run, or of a huge page's one entry."""
     if len(positions):
         entries = mm.page_table.walk.read(run).copy()

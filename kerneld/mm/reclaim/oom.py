@@ -1,8 +1,7 @@
 """The OOM killer: it kills a process when nothing can be reclaimed.
 
 Owns the choice of the process, and the log messages. The caller provides the tasks, and a function that kills one.
-Answers to Linux v6.8 mm/oom_kill.c, on a machine without cgroups, cpusets and more nodes than one, where every task has
-an oom_score_adj of 0.
+Answers to Linux v6.8 mm/oom_kill.c, on a machine without cgroups, cpusets and more nodes than one.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ _log = structlog.get_logger("kerneld.mm")
 _KBYTES_SHIFT = PAGE_SHIFT - 10
 _GFP = "gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0"
 _MOST_TASKS = 64
+OOM_SCORE_ADJ_MIN = -1000
 _FEW_MAPPINGS = 1000
 _HEADER = (
     "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name"
@@ -39,6 +39,8 @@ class OomTask(NamedTuple):
     mm: MmStruct
     copies: Sequence[MmStruct] = ()
     """The copies of its memory that wait for children. They have no task of their own, and are freed with it."""
+    oom_score_adj: int = 0
+    """From OOM_SCORE_ADJ_MIN, which is never killed, to 1,000."""
 
 
 def pgtables_bytes(mm: MmStruct) -> int:
@@ -57,15 +59,24 @@ def oom_badness(mm: MmStruct) -> int:
     return mm.rss.resident_pages + mm.rss.counts[Rss.SWAP] + pgtables_bytes(mm) // PAGE_SIZE + mappings
 
 
-def select_bad_process(tasks: Sequence[OomTask]) -> OomTask | None:
-    """Return the task with the highest badness, the last one of equals, or None without tasks.
+def total_of(frames: Frames) -> int:
+    """Return the pages of RAM and swap (Linux: oc->totalpages)."""
+    return frames.total_pages + frames.swap.total_pages
 
+
+def select_bad_process(tasks: Sequence[OomTask]) -> OomTask | None:
+    """Return the task with the highest badness, the last one of equals, or None without one that may be killed.
+
+    A unit of oom_score_adj counts as a thousandth of all memory.
     Source: Linux v6.8 mm/oom_kill.c:select_bad_process() and oom_evaluate_task(). Differs from Linux: a copy that waits
     for a child counts for the parent; else a process could hide memory in it. In Linux it would be a separate task.
     """
     chosen, most = None, 0
     for task in tasks:
+        if task.oom_score_adj == OOM_SCORE_ADJ_MIN:
+            continue
         points = oom_badness(task.mm) + sum(map(oom_badness, task.copies))
+        points += task.oom_score_adj * (total_of(task.mm.frames) // 1000)
         if chosen is None or points >= most:
             chosen, most = task, points
     return chosen
@@ -110,7 +121,7 @@ class OomKiller:
             f"Out of memory: Killed process {victim.pid} ({victim.comm}) total-vm:{_kb(mm.total_vm)}, "
             f"anon-rss:{_kb(mm.rss.counts[Rss.ANON])}, file-rss:{_kb(mm.rss.counts[Rss.FILE])}, "
             f"shmem-rss:{_kb(mm.rss.counts[Rss.SHMEM])}, UID:{victim.uid} pgtables:{pgtables_bytes(mm) >> 10}kB "
-            "oom_score_adj:0",
+            f"oom_score_adj:{victim.oom_score_adj}",
             whole=True,
         )
         self._frames.vmstat["oom_kill"] += 1
@@ -156,5 +167,5 @@ def _task_line(task: OomTask) -> str:
     return (
         f"[{task.pid:7d}] {task.uid:5d} {task.pid:5d} {mm.total_vm:8d} {mm.rss.resident_pages:8d} {rss[Rss.ANON]:8d} "
         f"{rss[Rss.FILE]:8d} {rss[Rss.SHMEM]:9d} {pgtables_bytes(mm):8d} {rss[Rss.SWAP]:8d} "
-        f"{'':8}{0:5d} {task.comm}"
+        f"{'':8}{task.oom_score_adj:5d} {task.comm}"
     )

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from kerneld.mm.frames.kernel_objects import VMA_BYTES
-from kerneld.mm.reclaim.oom import OomKiller, OomTask, oom_badness, pgtables_bytes, select_bad_process
+from kerneld.mm.reclaim.oom import (
+    OOM_SCORE_ADJ_MIN,
+    OomKiller,
+    OomTask,
+    oom_badness,
+    pgtables_bytes,
+    select_bad_process,
+    total_of,
+)
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE
 from tests.support.machine import ANON, BASE, NONE, RW, SHARED_ANON, Machine, checked, mmap, page, store
@@ -58,6 +66,17 @@ def test_the_worst_is_chosen_and_of_equals_the_last(machine: Machine) -> None:
     assert select_bad_process([]) is None
     assert select_bad_process([task(1, large), task(2, small)]) == task(1, large)
     assert select_bad_process([task(1, large), task(2, other), task(3, small)]) == task(2, other)
+
+
+def test_an_adjustment_counts_in_thousandths_of_all_memory(machine: Machine) -> None:
+    small, large = user(machine, 2), user(machine, 6)
+    thousandth = total_of(machine.frames) // 1000
+    more = -(-(oom_badness(large) - oom_badness(small)) // thousandth)
+    chosen = [task(1, small)._replace(oom_score_adj=adj) for adj in (more - 1, more + 1)]
+    assert [select_bad_process([each, task(2, large)]) for each in chosen] == [task(2, large), chosen[1]]
+    spared = task(2, large)._replace(oom_score_adj=OOM_SCORE_ADJ_MIN)
+    assert select_bad_process([task(1, small), spared]) == task(1, small)
+    assert select_bad_process([spared]) is None
 
 
 def test_a_copy_that_waits_for_a_child_counts_for_its_parent(machine: Machine) -> None:

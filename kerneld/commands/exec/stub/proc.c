@@ -73,6 +73,7 @@ static enum kind kind_of(const char *name)
 			return WHOLE;
 	static const struct { const char *name; enum kind kind; } others[] = {
 		{"pagemap", PAGEMAP}, {"status", STATUS}, {"stat", STAT}, {"limits", LIMITS}, {"mem", MEM},
+		{"oom_score", WHOLE}, {"oom_score_adj", SETTING}, {"clear_refs", SETTING},
 		/* of what the host maps; Linux can be built without them */
 		{"numa_maps", MISSING}, {"map_files", MISSING},
 	};
