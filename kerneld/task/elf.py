@@ -1,8 +1,8 @@
 """Reads the headers of an ELF file: which segments have to be mapped.
 
 Owns the reading of the file and its typed description. Maps nothing. No number of the file is trusted: `ElfImage` holds
-the unsigned 64-bit words of the file, and `kerneld.task.elf_map` checks them as Linux does. Of pyelftools only the
-structures of the headers are used, because its segment classes follow offsets in the file. Answers to
+the unsigned 64-bit words of the file, and `kerneld.task.elf_map` checks them as Linux does. The layout of the
+two headers is that of elf(5) and the System V ABI (Elf64_Ehdr, Elf64_Phdr). Answers to
 Linux v6.8 fs/binfmt_elf.c: load_elf_phdrs(), elf_read(), total_mapping_size(), maximum_alignment(), make_prot().
 
 | error in the file                                                 | program | interpreter |
@@ -19,8 +19,8 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any
+from struct import Struct
+from typing import NamedTuple
 
 from kerneld.errors import SysError
 from kerneld.mm.files.filemap import File
@@ -33,8 +33,45 @@ EHDR_BYTES = 64
 PHDR_BYTES = 56
 PATH_MAX = 4096
 _MAX_OFFSET = (1 << 63) - 1
-_PARSED = 64
-"""The number of programs whose parsed headers are kept."""
+_IDENT = b"\x7fELF\2\1"
+"""The magic number, ELFCLASS64, ELFDATA2LSB."""
+_ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
+_PT_LOAD, _PT_INTERP, _PT_GNU_STACK = 1, 3, 0x6474_E551
+_PF_X, _PF_W, _PF_R = 1, 2, 4
+_EHDR = Struct("<16sHHIQQQIHHHHHH")
+_PHDR = Struct("<IIQQQQQQ")
+
+
+class _Ehdr(NamedTuple):
+    """The header of an ELF file, field by field (Elf64_Ehdr)."""
+
+    ident: bytes
+    type: int
+    machine: int
+    version: int
+    entry: int
+    phoff: int
+    shoff: int
+    flags: int
+    ehsize: int
+    phentsize: int
+    phnum: int
+    shentsize: int
+    shnum: int
+    shstrndx: int
+
+
+class _Phdr(NamedTuple):
+    """A program header (Elf64_Phdr)."""
+
+    type: int
+    flags: int
+    offset: int
+    vaddr: int
+    paddr: int
+    filesz: int
+    memsz: int
+    align: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,99 +144,62 @@ def read_interpreter(frames: Frames, file: File) -> ElfImage:
         raise SysError(errno.ELIBBAD if error.errno == errno.ENOEXEC else error.errno) from None
 
 
-@cache
-def _structs() -> Any:
-    """Return pyelftools' structures of a 64-bit little-endian file.
-
-    They are imported here, so that only execve pays.
-    """
-    from elftools.elf.structs import ELFStructs  # noqa: PLC0415
-
-    structs = ELFStructs(little_endian=True, elfclass=64)
-    structs.create_basic_structs()
-    structs.create_advanced_structs(e_machine="EM_X86_64")
-    return structs
-
-
 def _parse(frames: Frames, file: File, data: bytes, *, with_interpreter: bool) -> ElfImage:
-    header = _parse_header(data)
-    ident = header["e_ident"]
-    if bytes(ident["EI_MAG"]) != b"\x7fELF" or (ident["EI_CLASS"], ident["EI_DATA"]) != ("ELFCLASS64", "ELFDATA2LSB"):
-        raise SysError(errno.ENOEXEC)
-    if header["e_type"] not in ("ET_EXEC", "ET_DYN") or header["e_machine"] != "EM_X86_64":
+    header = _Ehdr._make(_EHDR.unpack(data))
+    if header.ident[:6] != _IDENT or header.type not in (_ET_EXEC, _ET_DYN) or header.machine != _EM_X86_64:
         raise SysError(errno.ENOEXEC)
     phdrs = _load_phdrs(frames, file, header)
-    stacks = [phdr for phdr in phdrs if phdr["p_type"] == "PT_GNU_STACK"]
+    stacks = [phdr for phdr in phdrs if phdr.type == _PT_GNU_STACK]
     return ElfImage(
-        is_dyn=header["e_type"] == "ET_DYN",
-        entry=header["e_entry"],
-        phoff=header["e_phoff"],
-        phnum=header["e_phnum"],
-        segments=tuple(_segment(phdr) for phdr in phdrs if phdr["p_type"] == "PT_LOAD"),
+        is_dyn=header.type == _ET_DYN,
+        entry=header.entry,
+        phoff=header.phoff,
+        phnum=header.phnum,
+        segments=tuple(_segment(phdr) for phdr in phdrs if phdr.type == _PT_LOAD),
         interpreter=_find_interpreter(frames, file, phdrs) if with_interpreter else None,
-        executable_stack=bool(stacks) and bool(_make_prot(stacks[-1]["p_flags"]) & Prot.EXEC),
+        executable_stack=bool(stacks) and bool(_make_prot(stacks[-1].flags) & Prot.EXEC),
     )
 
 
-@lru_cache(_PARSED)
-def _parse_header(data: bytes) -> Any:
-    """Return the fields of an ELF header. A shell starts the same programs again and again: the last ones are kept."""
-    from elftools.construct import ConstructError  # noqa: PLC0415
-
-    try:
-        return _structs().Elf_Ehdr.parse(data)
-    except ConstructError:
-        raise SysError(errno.ENOEXEC) from None
-
-
-@lru_cache(_PARSED)
-def _parse_phdrs(data: bytes) -> list[Any]:
-    """Return the fields of program headers; the last ones are kept."""
-    parse = _structs().Elf_Phdr.parse
-    return [parse(data[start : start + PHDR_BYTES]) for start in range(0, len(data), PHDR_BYTES)]
-
-
-def _load_phdrs(frames: Frames, file: File, header: Any) -> list[Any]:
+def _load_phdrs(frames: Frames, file: File, header: _Ehdr) -> list[_Phdr]:
     """Return the program headers. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_phdrs()."""
-    length = header["e_phnum"] * PHDR_BYTES
-    if header["e_phentsize"] != PHDR_BYTES or not 0 < length <= PAGE_SIZE:
+    length = header.phnum * PHDR_BYTES
+    if header.phentsize != PHDR_BYTES or not 0 < length <= PAGE_SIZE:
         raise SysError(errno.ENOEXEC)
     try:
-        data = _elf_read(frames, file, header["e_phoff"], length)
+        data = _elf_read(frames, file, header.phoff, length)
     except SysError:
         raise SysError(errno.ENOEXEC) from None
-    return _parse_phdrs(data)
+    return [_Phdr._make(fields) for fields in _PHDR.iter_unpack(data)]
 
 
-def _segment(phdr: Any) -> ElfSegment:
+def _segment(phdr: _Phdr) -> ElfSegment:
     return ElfSegment(
-        vaddr=phdr["p_vaddr"],
-        offset=phdr["p_offset"],
-        file_bytes=phdr["p_filesz"],
-        mem_bytes=phdr["p_memsz"],
-        align=phdr["p_align"],
-        prot=_make_prot(phdr["p_flags"]),
+        vaddr=phdr.vaddr,
+        offset=phdr.offset,
+        file_bytes=phdr.filesz,
+        mem_bytes=phdr.memsz,
+        align=phdr.align,
+        prot=_make_prot(phdr.flags),
     )
 
 
 def _make_prot(p_flags: int) -> int:
     """Return PROT_* for PF_*. Source: Linux v6.8 fs/binfmt_elf.c:make_prot()."""
-    from elftools.elf.constants import P_FLAGS  # noqa: PLC0415
-
-    prot = Prot.READ if p_flags & P_FLAGS.PF_R else Prot.NONE
-    prot |= Prot.WRITE if p_flags & P_FLAGS.PF_W else Prot.NONE
-    prot |= Prot.EXEC if p_flags & P_FLAGS.PF_X else Prot.NONE
+    prot = Prot.READ if p_flags & _PF_R else Prot.NONE
+    prot |= Prot.WRITE if p_flags & _PF_W else Prot.NONE
+    prot |= Prot.EXEC if p_flags & _PF_X else Prot.NONE
     return prot.value
 
 
-def _find_interpreter(frames: Frames, file: File, phdrs: list[Any]) -> str | None:
+def _find_interpreter(frames: Frames, file: File, phdrs: list[_Phdr]) -> str | None:
     """Return the path in the first PT_INTERP, or None without PT_INTERP."""
-    phdr = next((phdr for phdr in phdrs if phdr["p_type"] == "PT_INTERP"), None)
+    phdr = next((phdr for phdr in phdrs if phdr.type == _PT_INTERP), None)
     if phdr is None:
         return None
-    if not 2 <= phdr["p_filesz"] <= PATH_MAX:
+    if not 2 <= phdr.filesz <= PATH_MAX:
         raise SysError(errno.ENOEXEC)
-    path = _elf_read(frames, file, phdr["p_offset"], phdr["p_filesz"])
+    path = _elf_read(frames, file, phdr.offset, phdr.filesz)
     if path[-1]:
         raise SysError(errno.ENOEXEC)
     return os.fsdecode(path.split(b"\0", 1)[0])
