@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.mm.calls import move_page_tables
 from kerneld.mm.calls.brk import do_brk
 from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.calls.mremap import do_mremap
@@ -62,6 +63,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     monkeypatch.setattr(pace, "_AT_ONCE", 2 * PMD_SIZE)
     monkeypatch.setattr(pace, "_FEW_VMAS", 16)
     monkeypatch.setattr(munmap, "_FEW", 4)
+    monkeypatch.setattr(move_page_tables, "_MOVED_AT_ONCE", 2 * PMD_SIZE)
     yield from kernel_in_pieces(monkeypatch)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_RW
+from kerneld.mm.calls import move_page_tables
 from kerneld.mm.files import i_mmap
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space import pace
@@ -49,6 +50,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """Every slice and every piece is over at once; two VMAs of a file are many, and so are two tables."""
     monkeypatch.setattr(pace, "_AT_ONCE", 2 * PMD_SIZE)
     monkeypatch.setattr(i_mmap, "_WALKED_AT_ONCE", 2)
+    monkeypatch.setattr(move_page_tables, "_MOVED_AT_ONCE", 2 * PMD_SIZE)
     for kernel in kernel_in_pieces(monkeypatch):
         # The tests check when they mean to: each of hundreds of requests and pieces would take a minute.
         kernel.config = replace(kernel.config, check_invariants=False)
