@@ -15,6 +15,7 @@ import fnmatch
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from shared.client.trace import TraceSession
 from shared.interrupts import ending_by_signals
 from tests.hostile.measured_daemon import Board
 from tests.hostile.waits_calls import CASES, Case
-from tests.hostile.waits_worlds import Scale
+from tests.hostile.waits_worlds import Scale, common_file
 from tests.support.client import ROOT
 from tests.support.daemons import start_kerneld
 
@@ -106,22 +107,65 @@ def play(daemon: MeasuredDaemon, case: Case, scale: Scale, *, traced: bool) -> M
 def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, *, traced: bool) -> None:
     """Make the world, make the call, tell what it took, and end."""
     failure = ""
+    common_file()
+    others = [Helper(daemon.path, case, scale) for _ in range(1, case.nr_processes)]
     process = Process.attach(daemon.path)
-    world = case.make(process, scale)
+    world = case.make(process, scale.shared_by(case.nr_processes))
+    for other in others:
+        other.wait()
     trace = TraceSession(process, ("*",), [process.pid], 1 << 20) if traced else None
     daemon.board.clear()
     begun = time.monotonic()
+    for other in others:
+        other.go_on()
     try:
         case.do(process, world)
     except OSError as error:
         failure = error.strerror or str(error)
+    for other in others:
+        other.wait()
     process.getpid()  # The turn of the call is over then, and noted.
     told = pickle.dumps((daemon.board.read(), time.monotonic() - begun, failure))
     daemon.board.clear()
     os.write(writing, told)
     if trace is not None:
         trace.close()
+    for other in others:
+        other.go_on()
     os._exit(0)
+
+
+class Helper:
+    """Another process that makes the same call at the same time, in a world of its own."""
+
+    def __init__(self, path: str, case: Case, scale: Scale) -> None:
+        ours, theirs = socket.socketpair()
+        self._pid, self._channel = os.fork(), ours
+        if self._pid:
+            theirs.close()
+            return
+        ours.close()
+        self._channel = theirs
+        try:
+            process = Process.attach(path)
+            world = case.make(process, scale.shared_by(case.nr_processes))
+            self.go_on()
+            self.wait()
+            with contextlib.suppress(OSError):
+                case.do(process, world)
+            self.go_on()
+            self.wait()
+        finally:
+            os._exit(0)
+
+    def go_on(self) -> None:
+        """Tell the other side that this one has come so far."""
+        with contextlib.suppress(OSError):
+            self._channel.send(b"x")
+
+    def wait(self) -> None:
+        """Wait until the other side has, or has ended."""
+        self._channel.recv(1)
 
 
 def _in_ms(turn: tuple[int, int]) -> str:

@@ -29,11 +29,14 @@ class Case(NamedTuple):
     call: str
     make: Make
     do: Do
+    nr_processes: int = 1
+    """How many make the call at once, each in such a world of its own."""
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return f"{self.call} / {self.make.__name__}"
+        together = f", {self.nr_processes} at once" if self.nr_processes > 1 else ""
+        return f"{self.call} / {self.make.__name__}{together}"
 
 
 def _advise(advice: Madv) -> Do:
@@ -140,9 +143,32 @@ def _several(p: Process, w: World) -> None:
     p.munmap(worlds.BASE, 60_000 * 2 * PAGE_SIZE)
 
 
+def _mbind(p: Process, w: World) -> None:
+    nodes, bits, bind = 1, 64, 2
+    p.call(Nr.MBIND, w.start, w.length, bind, 1, bits + 1, 0, data=nodes.to_bytes(8, "little"))
+
+
+def _msync(p: Process, w: World) -> None:
+    p.msync(w.start, w.length, int(Ms.SYNC))
+
+
+_CROWD = 4
+_AT_ONCE = [
+    Case(call, make, do, _CROWD)
+    for call, make, do in (
+        ("msync", worlds.same_page, _msync),
+        ("exit", worlds.same_page, _end),
+        ("madvise REMOVE", worlds.same_page, _advise(Madv.REMOVE)),
+        ("munmap", worlds.vmas, lambda p, w: p.munmap(w.start, w.length)),
+        ("fork", worlds.vmas, _fork),
+        ("mremap by a page", worlds.file, _mremap(PAGE_SIZE)),
+        ("madvise PAGEOUT", worlds.written, _advise(Madv.PAGEOUT)),
+        ("touch, writing", worlds.untouched, lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE)),
+    )
+]
 _ADVICE = [Case(f"madvise {advice.name}", make, _advise(advice))
            for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)
-           for make in (worlds.wide, worlds.vmas)]  # fmt: skip
+           for make in (worlds.untouched if advice is Madv.POPULATE_WRITE else worlds.wide, worlds.vmas)]  # fmt: skip
 _WRITTEN = [Case(f"madvise {advice.name}", make, _advise(advice))
             for advice in (Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED)
             for make in (worlds.written, worlds.huge, worlds.shared, worlds.swapped, worlds.file, worlds.private_file)
@@ -176,6 +202,13 @@ CASES: list[Case] = [
     *_MOVES,
     *_ADVICE,
     *_WRITTEN,
+    *_AT_ONCE,
+    Case("madvise POPULATE_WRITE", worlds.nearly_full, _advise(Madv.POPULATE_WRITE)),
+    Case("touch, writing", worlds.full_of_one_page, lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE)),
+    Case("mbind", worlds.vmas, _mbind),
+    Case("mbind", worlds.wide, _mbind),
+    Case("get_mempolicy", worlds.vmas, lambda p, w: p.call(Nr.GET_MEMPOLICY, 0, 0, 0, w.start, 2)),
+    Case("set_mempolicy", worlds.vmas, lambda p, _: p.call(Nr.SET_MEMPOLICY, 0, 0, 0)),
     Case("mmap inside it", worlds.wide, _fixed_inside),
     Case("mremap over it", worlds.wide, _mremap_over),
     Case("mremap DONTUNMAP by a page", worlds.wide, _mremap(PAGE_SIZE, _MOVE | 4)),
@@ -193,12 +226,12 @@ CASES: list[Case] = [
     Case("madvise PAGEOUT", worlds.many_files, _advise(Madv.PAGEOUT)),
     Case("madvise DONTNEED", worlds.many_files, lambda p, _: p.madvise(worlds.BASE, 60_000 * 2 * PAGE_SIZE, 4)),
     Case("madvise COLLAPSE", worlds.small_for_huge, _advise(Madv.COLLAPSE)),
-    Case("msync", worlds.one_page, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
+    Case("msync", worlds.one_page, _msync),
     Case("madvise PAGEOUT", worlds.one_page, _advise(Madv.PAGEOUT)),
     Case("madvise REMOVE", worlds.one_page, _advise(Madv.REMOVE)),
-    Case("msync", worlds.many_files, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
-    Case("msync", worlds.file, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
-    Case("msync", worlds.vmas, lambda p, w: p.msync(w.start, w.length, int(Ms.SYNC))),
+    Case("msync", worlds.many_files, _msync),
+    Case("msync", worlds.file, _msync),
+    Case("msync", worlds.vmas, _msync),
     Case("mmap POPULATE, private", worlds.nothing, _populated(ANON)),
     Case("mmap POPULATE, shared", worlds.nothing, _populated(SHARED)),
     Case("munmap of all", worlds.many_files, _several),

@@ -34,12 +34,19 @@ class Scale(NamedTuple):
     wide_bytes: int
     nr_vmas: int
     written_bytes: int
+    ram_bytes: int
 
     @classmethod
     def of(cls, ram_bytes: int) -> Scale:
         """Return what fits into a machine's RAM: a GiB of page tables is for 512 GiB."""
         share = ram_bytes / (16 * GIB)
-        return cls(int(200 * share) * GIB or GIB, min(60_000, int(60_000 * share)), int(4 * share) * GIB or 64 << 20)
+        return cls(
+            int(200 * share) * GIB or GIB, min(60_000, int(60_000 * share)), int(4 * share) * GIB or 64 << 20, ram_bytes
+        )
+
+    def shared_by(self, nr_processes: int) -> Scale:
+        """Return what each of so many processes may have."""
+        return self._replace(written_bytes=self.written_bytes // nr_processes & -PMD_SIZE)
 
 
 def wide(p: Process, scale: Scale) -> World:
@@ -95,10 +102,11 @@ def vmas(p: Process, scale: Scale) -> World:
     return World(BASE, length)
 
 
-def many_files(p: Process, scale: Scale, nr_pages: int = FILE_PAGES) -> World:
+def many_files(p: Process, scale: Scale, nr_pages: int = FILE_PAGES, fd: int = -1) -> World:
     """One memory file of 1,000 pages, mapped as often as there may be mappings, a page each, all written to."""
-    fd = os.memfd_create("waits")
-    os.ftruncate(fd, nr_pages * PAGE_SIZE)
+    if fd < 0:
+        fd = os.memfd_create("waits")
+        os.ftruncate(fd, nr_pages * PAGE_SIZE)
     first = p.mmap(ELSEWHERE, nr_pages * PAGE_SIZE, RW, int(Map.SHARED | Map.FIXED), fd)
     _files.append(fd)
     flags = int(Mremap.MAYMOVE | Mremap.FIXED)
@@ -118,6 +126,43 @@ def one_page(p: Process, scale: Scale) -> World:
 
 
 _files: list[int] = []
+_common: list[int] = []
+
+
+def same_page(p: Process, scale: Scale) -> World:
+    """A page that is mapped as often as there may be mappings: of one file for all processes of a crowd."""
+    return many_files(p, scale, 1, common_file())
+
+
+def common_file() -> int:
+    """Return the file of a crowd, which its processes inherit."""
+    if not _common:
+        _common.append(os.memfd_create("waits"))
+        os.ftruncate(_common[0], PAGE_SIZE)
+    return _common[0]
+
+
+def untouched(p: Process, scale: Scale) -> World:
+    """Memory that nobody has used yet."""
+    p.mmap(BASE, scale.written_bytes, RW, ANON)
+    return World(BASE, scale.written_bytes)
+
+
+def nearly_full(p: Process, scale: Scale) -> World:
+    """A machine of which 256 MiB are free, the rest in huge pages; a mapping of twice as much that nobody has used."""
+    length = (scale.ram_bytes - (256 << 20)) & -PMD_SIZE
+    p.mmap(ELSEWHERE << 1, length, RW, ANON)
+    p.madvise(ELSEWHERE << 1, length, Madv.HUGEPAGE)
+    p.call(Nr.TOUCH, ELSEWHERE << 1, length, Access.WRITE)
+    start = ELSEWHERE + GIB
+    p.mmap(start, 512 << 20, RW, ANON)
+    return World(start, 512 << 20)
+
+
+def full_of_one_page(p: Process, scale: Scale) -> World:
+    """The same, with a page of a file that is mapped as often as there may be mappings."""
+    same_page(p, scale)
+    return nearly_full(p, scale)
 
 
 def written(p: Process, scale: Scale) -> World:
