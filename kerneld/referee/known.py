@@ -106,6 +106,13 @@ KNOWN = (
         witness=witnesses.populates_nothing_behind_a_hole,
     ),
     Known(
+        (6, 12),
+        "cacded5e42b9",
+        "New memory merges with both of its neighbours, if one of them never faulted.",
+        ((vma_merge, "merge_into_neighbours", later_merge.merge_into_neighbours),),
+        witness=witnesses.joins_what_never_faulted_and_what_did,
+    ),
+    Known(
         (6, 16),
         "879bca0a2c4f",
         "A VMA that never faulted merges with one that did. If two neighbours cannot merge with each other, new "

@@ -1,6 +1,6 @@
 """The merging of VMAs in newer kernels: rules that replace kerneld's own while the referee runs (`known`).
 
-Answers to mm/vma.c of Linux v6.16 and v6.17.
+Answers to mm/vma.c of Linux v6.12, v6.16 and v6.17.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def with_source(function: Callable[..., Vma]) -> Callable[..., Vma]:
 def merge_into_neighbours(
     mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int
 ) -> Vma | None:
-    """Source: Linux v6.16 mm/vma.c:vma_merge_new_range(): the VMA before the range is tried first."""
+    """Source: Linux v6.12 mm/vma.c:vma_merge_new_range(): the VMA before the range is tried first."""
     prev, following = mm.vmas.preceding(start), mm.vmas.find(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
     left = prev is not None and prev.end == start and vma_merge.can_merge_after(prev, vm_flags, None, file, pgoff)

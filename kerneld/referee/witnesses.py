@@ -66,6 +66,17 @@ def merges_with_what_never_faulted(stage: Stage) -> bool:
     return len(played.mappings(played.rets[0], 2)) == 1
 
 
+def joins_what_never_faulted_and_what_did(stage: Stage) -> bool:
+    """A page is mapped between one that never faulted and one that did."""
+    played = stage.play(
+        mmap(0, P, flags=_ANON | _FIXED, at=At(Base.ZERO, 1 << 28)),
+        mmap(1, P, flags=_ANON | _FIXED, at=At(0, 2 * P)),
+        store(At(1)),
+        mmap(2, P, flags=_ANON | _FIXED, at=At(0, P)),
+    )
+    return len(played.mappings(played.rets[0], 3)) == 1
+
+
 def failed_mmap_leaves_a_cut(stage: Stage) -> bool:
     """A mapping that is too large for any machine shall replace the second page: the page stays, split off."""
     played = stage.play(
