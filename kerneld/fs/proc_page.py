@@ -16,6 +16,7 @@ from kerneld.mm.frames.frames import (
     PG_ACTIVE,
     PG_ANON,
     PG_DIRTY,
+    PG_KSM,
     PG_LRU,
     PG_REFERENCED,
     PG_SWAPBACKED,
@@ -35,7 +36,7 @@ _ENTRY_BYTES = 8
 _U64 = (1 << 64) - 1
 KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU, KPF_BUDDY, KPF_MMAP = 2, 3, 4, 5, 10, 11
 KPF_ACTIVE, KPF_ANON, KPF_SWAPCACHE, KPF_SWAPBACKED, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL = 6, 12, 13, 14, 15, 16
-KPF_UNEVICTABLE, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE, KPF_MLOCKED = 18, 22, 24, 26, 33
+KPF_UNEVICTABLE, KPF_KSM, KPF_THP, KPF_ZERO_PAGE, KPF_PGTABLE, KPF_MLOCKED = 18, 21, 22, 24, 26, 33
 """Bit numbers in the word of a frame."""
 OF_FOLIOS = sum(
     1 << bit
@@ -92,6 +93,7 @@ def stable_page_flags(frames: Frames, at: slice | Pfns) -> Words:
         (KPF_ACTIVE, (flags & PG_ACTIVE) != 0),
         (KPF_MMAP, frames.mapcount[at] > 0),
         (KPF_ANON, anon),
+        (KPF_KSM, (flags & PG_KSM) != 0),
         (KPF_SWAPCACHE, (flags & PG_SWAPCACHE) != 0),
         (KPF_UNEVICTABLE, (flags & PG_UNEVICTABLE) != 0),
         (KPF_MLOCKED, (flags & PG_UNEVICTABLE) != 0),

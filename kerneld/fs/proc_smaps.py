@@ -19,7 +19,7 @@ from kerneld.fs.seq_file import END, START, Records
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.fault.thp import thp_eligible
-from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPBACKED, Frames
+from kerneld.mm.frames.frames import PG_ANON, PG_DIRTY, PG_KSM, PG_REFERENCED, PG_SWAPBACKED, Frames
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf
 from kerneld.mm.space.pkeys import vma_pkey
@@ -39,8 +39,8 @@ _MNEMONICS = {
 """VM_LOCKONFAULT has no name: Linux also shows it as `??`."""
 
 Words = npt.NDArray[np.uint64]
-_ANON, _SWAPBACKED, _DIRTY, _YOUNG, _PRIVATE = 1, 2, 4, 8, 16
-_NR_KINDS = 32
+_ANON, _SWAPBACKED, _DIRTY, _YOUNG, _PRIVATE, _KSM = 1, 2, 4, 8, 16, 32
+_NR_KINDS = 64
 """The number of kinds of pages that smaps tells apart. Pages are counted by kind; then the kinds are summed up."""
 
 
@@ -51,10 +51,11 @@ _SIZES: tuple[Callable[[int], bool], ...] = (
     lambda kind: kind & (_PRIVATE | _DIRTY) == _PRIVATE | _DIRTY,
     lambda kind: kind & _YOUNG != 0,
     lambda kind: kind & _ANON != 0,
+    lambda kind: kind & _KSM != 0,
     lambda kind: kind & (_ANON | _SWAPBACKED | _DIRTY) == _ANON,
 )
 """The kinds that are shared and clean, shared and dirty, private and clean, private and dirty, referenced, anonymous,
-lazily freed."""
+merged, lazily freed."""
 _SHARES: tuple[Callable[[int], bool], ...] = (
     lambda kind: True,
     lambda kind: kind & _DIRTY != 0,
@@ -187,6 +188,7 @@ def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:
     flags, mapcount = frames.flags[pfns], frames.mapcount[pfns]
     kinds = ((flags & PG_ANON) != 0) * _ANON
     kinds += ((flags & PG_SWAPBACKED) != 0) * _SWAPBACKED
+    kinds += ((flags & PG_KSM) != 0) * _KSM
     kinds += (((entries & PTE_DIRTY) != 0) | ((flags & PG_DIRTY) != 0)) * _DIRTY
     kinds += (((entries & PTE_ACCESSED) != 0) | ((flags & PG_REFERENCED) != 0)) * _YOUNG
     kinds += ((frames.refcount[pfns] == 1) | (mapcount < 2)) * _PRIVATE
@@ -201,18 +203,19 @@ def _kind(entry: int, flags: int, refcount: int, mapcount: int) -> int:
     kind = (_ANON if flags & PG_ANON else 0) | (_SWAPBACKED if flags & PG_SWAPBACKED else 0)
     kind |= _DIRTY if entry & PTE_DIRTY or flags & PG_DIRTY else 0
     kind |= _YOUNG if entry & PTE_ACCESSED or flags & PG_REFERENCED else 0
+    kind |= _KSM if flags & PG_KSM else 0
     return kind | (_PRIVATE if refcount == 1 or mapcount < 2 else 0)
 
 
 def _show_stats(stats: MemSizeStats, *, rollup: bool) -> str:
-    """Source: Linux v6.8 fs/proc/task_mmu.c:__show_smap(). There are no merged (KSM) pages."""
+    """Source: Linux v6.8 fs/proc/task_mmu.c:__show_smap()."""
     kinds = [kind for kind, pages in enumerate(stats.pages) if pages]
     shares = [sum(stats.shares[kind] for kind in kinds if is_in(kind)) >> _PSS_SHIFT for is_in in _SHARES]
     sizes = [sum(stats.pages[kind] for kind in kinds if is_in(kind)) << PAGE_SHIFT for is_in in _SIZES]
     last = (stats.swap, stats.swap_pss >> _PSS_SHIFT, stats.pss_locked >> _PSS_SHIFT)
     rows = (
         *(sum(stats.pages) << PAGE_SHIFT, *(shares if rollup else shares[:2])),
-        *(*sizes[:6], 0, sizes[6], stats.anonymous_thp, 0, 0, 0, 0, *last),
+        *(*sizes, stats.anonymous_thp, 0, 0, 0, 0, *last),
     )
     return (_ROLLUP_LINES if rollup else _LINES) % tuple(size_bytes >> 10 for size_bytes in rows)
 

@@ -202,6 +202,7 @@ def show_vmstat(frames: Frames, faults: tuple[int, int]) -> bytes:
     rows += [("pgfault", faults[0]), ("pgmajfault", faults[1])]
     rows += [(name, events[name]) for name in _EVENTS_AFTER_FAULTS]
     rows += frames.huge.events.items()
+    rows += [(name, events[name]) for name in ("ksm_swpin_copy", "cow_ksm")]
     return "".join(f"{name} {number}\n" for name, number in rows).encode()
 
 

@@ -8,6 +8,7 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | the empty path                              | all                | the pids, one on each line                     |
 | PID/status, stat, statm, comm, cmdline      | all                | any offset and length                          |
 | PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; the lines of a mapping stay together      |
+| PID/ksm_stat, ksm_merging_pages             | ptrace_may_access  | any                                            |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
 | PID/limits, oom_score, oom_score_adj        | all                | any; oom_score_adj is written                  |
@@ -36,6 +37,7 @@ from kerneld.errors import SysError
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.proc_array import show_cmdline, show_comm, show_limits, show_stat, show_statm, show_status
 from kerneld.fs.proc_kerneld import show_kerneld_status, show_tasks
+from kerneld.fs.proc_ksm import show_ksm_merging_pages, show_ksm_stat
 from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
@@ -316,4 +318,6 @@ def _private_shows(mm: MmStruct, files: FileTable) -> dict[str, Show]:
         "maps": functools.partial(show_maps, mm, files),
         "smaps": functools.partial(show_smaps, mm, files),
         "smaps_rollup": functools.partial(show_smaps_rollup, mm),
+        "ksm_merging_pages": one_record(lambda: show_ksm_merging_pages(mm)),
+        "ksm_stat": one_record(lambda: show_ksm_stat(mm)),
     }

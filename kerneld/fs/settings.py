@@ -25,10 +25,11 @@ from kerneld.fs.setting import (
 )
 from kerneld.mm.files.drop_caches import drop_pagecache
 from kerneld.mm.frames.frames import Frames
+from kerneld.mm.ksm.sysfs import KSM_FILES, WRITABLE_KSM_FILES, show_ksm, store_ksm
 from kerneld.mm.limits import Sysctl, TransparentHugepage
 from kerneld.mm.reclaim.page_alloc import setup_per_zone_wmarks
 from kerneld.task.shm import IPC_MNI, ShmSegments
-from shared.uapi.page import PMD_SIZE
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 
 _MOST_SCALE_FACTOR, _MOST_SWAPPINESS, _MOST_POLICY = 3000, 200, 2
 _DROP_PAGECACHE, _MOST_DROP = 1, 4
@@ -52,6 +53,7 @@ def all_settings(kernel: SettingsView) -> dict[str, Setting]:
         **{f"sys/kernel/{name}": setting for name, setting in _ipc_table(kernel.shm).items()},
         "sys/kernel/randomize_va_space": read_only(lambda: b"0\n"),
         **{f"sys/kernel/mm/transparent_hugepage/{name}": each for name, each in _huge_table(kernel.sysctl).items()},
+        **{f"sys/kernel/mm/ksm/{name}": _ksm_file(kernel.frames, name) for name in KSM_FILES},
     }
 
 
@@ -140,3 +142,14 @@ def _huge_table(sysctl: Sysctl) -> dict[str, Setting]:
         sysctl.transparent_hugepage = found
 
     return {"enabled": attribute_file(show, put), "hpage_pmd_size": read_only(f"{PMD_SIZE}\n".encode)}
+
+
+def _ksm_file(frames: Frames, name: str) -> Setting:
+    """A file of /sys/kernel/mm/ksm. A write of 2 to `run` is done in pieces."""
+
+    def store(_offset: int, data: bytes) -> Stores:
+        taken = data[:PAGE_SIZE]
+        yield from store_ksm(frames, name, taken.decode("latin-1"))
+        return len(taken)
+
+    return Setting(partial(show_ksm, frames, name), store, 0o644 if name in WRITABLE_KSM_FILES else 0o444)

@@ -86,6 +86,7 @@ class Loop:
         self._locked = kernel.table.mmap_locks.holders
         self._vmscan = kernel.vmscan
         self._vmscan.in_pieces = True
+        self._ksmd = kernel.ksmd
         self._serve = self.service.serve
         self._mounts = MountWatch()
         kernel.files.mounts.have_changed = self._mounts.have_changed
@@ -98,7 +99,7 @@ class Loop:
         kernel.shadowpt.asking.reader = self._reader
         self._host = HostWatch(kernel.shadowpt, self._epoll, host_interval_seconds)
         self._tends = False
-        """Whether the loop has to look at the host between requests."""
+        """Whether the loop has to look at the host between requests, or to scan for equal pages."""
 
     def run(self) -> None:
         """Serve until a signal asks the daemon to stop, then close every connection."""
@@ -148,10 +149,11 @@ class Loop:
             self._kernel.reap_memory()
         if self._vmscan.is_awake:
             self._kernel.run_kswapd()
-        self._tends = self._host.is_needed or self._reader.is_busy
+        self._tends = self._host.is_needed or self._reader.is_busy or self._ksmd.is_awake
         if self._tends:
             self._reader.tend()
             self._host.tend()
+            self._kernel.run_ksmd()
 
     def _without_held(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the events of the clients that need not wait for a changed file or for another thread of their
@@ -167,7 +169,7 @@ class Loop:
         """Return all ready descriptors, and note the ready rings. If a pidfd were left out, the order of a turn would
         be broken."""
         spin = self._spin
-        if self._waiting or self._dying or self._changes or self._vmscan.is_awake:
+        if self._waiting or self._dying or self._changes or self._vmscan.is_awake or self._ksmd.is_scanning:
             self._look()
             # A thread that holds an address space is on the run queue, so it runs in this turn or in a later one.
             return self._without_held(self._events) if self._locked else self._events
@@ -184,6 +186,7 @@ class Loop:
         self._ready = []
         if self._tends:
             timeout_seconds = self._reader.wait_seconds(self._host.wait_seconds(timeout_seconds))
+            timeout_seconds = self._ksmd.wait_seconds(timeout_seconds)
         return self._poll(timeout_seconds, self.service.most_events)
 
     def _look(self) -> bool:

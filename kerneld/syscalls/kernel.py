@@ -26,6 +26,7 @@ from kerneld.hw.ram import Ram
 from kerneld.mm.check.invariants import check_machine
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.frames.swap import SwapFile
+from kerneld.mm.ksm.ksmd import Ksmd
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.reclaim.oom import OomKiller
 from kerneld.mm.reclaim.page_alloc import PageAlloc
@@ -193,6 +194,7 @@ class Kernel:
         self.dying = self.frames.dying = Dying()
         """Address spaces of ended processes that are not freed yet."""
         PageAlloc(self.frames, self.sysctl, self.vmscan, self._out_of_memory)
+        self.ksmd = Ksmd(self.frames, self.table.mmap_locks.holders.__contains__)
         self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
         """Sets `tracing` at its first use, in pieces. None for a machine that cannot be traced."""
         self.tracing: TraceCalls | None = None
@@ -272,6 +274,12 @@ class Kernel:
         self.shadowpt.flush()
         self.check()
 
+    def run_ksmd(self) -> None:
+        """Continue the scan for equal pages, once in each turn of the loop."""
+        if self.ksmd.run():
+            self.shadowpt.flush()
+            self.check()
+
     def files_changed(self) -> None:
         """Handle changes of mapped files by other programs: unmap truncated pages, and update the shadow table."""
         self.files.take_changes()
@@ -320,6 +328,7 @@ class Kernel:
         self.take_ended()
         until = time.monotonic() + _SHUTDOWN_SECONDS
         self.dying.finish(lambda: time.monotonic() >= until)
+        self.ksmd.stop()
         for mm in self.dying.mms:
             sync_mm(mm)
         if self.tracing is not None:

@@ -32,7 +32,7 @@ from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
-from kerneld.mm.space.ksm import set_merge_any
+from kerneld.mm.ksm.unmerge import set_merge_any
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.pace import Steps, is_wide
@@ -42,7 +42,7 @@ from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work, in_pieces
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
-from shared.uapi.mman import MLOCK_ONFAULT, Map, Mcl, Pr
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pr
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.wire import MAX_REPLY
 
@@ -215,7 +215,7 @@ def sys_mremap(call: Call) -> int | Answer | Work:
     """args: addr, old length, new length, flags, new addr."""
     addr, old_len, new_len, flags, new_addr = call.args[:5]
     mm = call.mm
-    if is_wide(mm.map_count, max(old_len, new_len)) or mm.locked_vm:
+    if is_wide(mm.map_count, max(old_len, new_len)) or mm.locked_vm or mm.frames.has_merged:
         return counted_work(call, _mremap(call))
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     return do_mremap(mm, addr, old_len, new_len, flags, new_addr, privileged=privileged)
@@ -238,10 +238,18 @@ def sys_madvise(call: Call) -> int | Answer | Work:
         return counted_work(call, madvise_populate_in_pieces(call.mm, call.args[0], call.args[1], advice))
     start, length = call.args[:2]
     mm = call.mm
+    if advice == Madv.UNMERGEABLE and mm.frames.has_merged:
+        return in_pieces(_with_mmap_lock(call, madvise_in_pieces(mm, start, length, advice)))
     if is_wide(mm.map_count, length) or advice in LONG_ADVICE:
         return in_pieces(madvise_in_pieces(mm, start, length, advice, call.may_write))
     do_madvise(mm, start, length, advice, call.may_write)
     return 0
+
+
+def _with_mmap_lock(call: Call, steps: Steps) -> Steps:
+    """Hold mmap_lock for writing from the first piece to the last, as Linux does for this call."""
+    with call.kernel.table.mmap_locks.write(call.thread):
+        yield from steps
 
 
 def sys_mincore(call: Call) -> int | Answer | Work:
@@ -319,7 +327,7 @@ def sys_prctl(call: Call) -> int | Answer | Work:
     if option not in PRCTL_OPTIONS or unused or (option in (Pr.GET_MEMORY_MERGE, Pr.GET_THP_DISABLE) and wanted):
         raise SysError(errno.EINVAL)
     if option == Pr.SET_MEMORY_MERGE:
-        return in_pieces(set_merge_any(mm, wanted))
+        return in_pieces(_with_mmap_lock(call, set_merge_any(mm, wanted)))
     if option == Pr.SET_THP_DISABLE:
         mm.thp_disabled = wanted
         return 0

@@ -21,6 +21,7 @@ from kerneld.errors import SysError
 from kerneld.mm.files.filemap import File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
+from kerneld.mm.space.ksm import ksm_execve
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
@@ -120,6 +121,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm.dumpable = bprm.dumpable
     # What prctl set is kept over an execve (Linux: mm_init(), MMF_INIT_MASK).
     mm.merge_any, mm.thp_disabled = old.merge_any, old.thp_disabled
+    ksm_execve(mm)
     processor = old.frames.processor
     pkru = processor.pkru
     # PKRU is reset before a segment takes a key: the denials of the old program end (Linux: pkru_flush_thread()).

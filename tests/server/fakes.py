@@ -71,6 +71,7 @@ class FakeKernel:
         self.rq = RunQueue()
         self.dying = Dying()
         self.vmscan = SimpleNamespace(is_awake=False)
+        self.ksmd = SimpleNamespace(is_awake=False, is_scanning=False)
 
     def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> Thread:
         if version != 1:

@@ -8,14 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.ksm import merge
+from kerneld.mm.ksm.scan import ksm_do_scan
+from kerneld.mm.space.ksm import ksm_of
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.pkeys import pkey_alloc
 from kerneld.tlb import tlb as tlb_module
 from kerneld.tlb.rights import KEY_SHIFT
 from kerneld.tlb.tlb import Tlb
-from shared.uapi.page import PAGE_SIZE, Vaddr
+from shared.uapi.mman import Madv
+from shared.uapi.page import PAGE_SIZE, Pfn, Vaddr
 from tests.support.machine import BASE, READ, RW, Machine, checked, load, mmap, page, store
 
 NONE = 0
@@ -202,3 +208,40 @@ def test_a_grant_says_what_it_allows(mm: MmStruct, tlb: Tlb) -> None:
     store(mm, page(0), b"x")
     assert tlb.grant_page(page(0)) & PROT_BITS == RW
     assert tlb.grant_page(page(1)) == 0
+
+
+class RecordingAgent:
+    """Notes the orders that it gets."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def order(self, _record: bytes) -> None:
+        self.events.append("drop")
+
+    def dismiss(self) -> None:
+        """The machine of the test ends."""
+
+
+def test_a_page_is_dropped_before_ksm_compares_it(mm: MmStruct, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program runs meanwhile: so its agent drops the page at once, and the contents cannot change any more."""
+    events: list[str] = []
+    tlb = Tlb(mm, lambda _: None, RecordingAgent(events))
+    view = tlb.enter(1)
+    mmap(mm, 2, at=BASE)
+    do_madvise(mm, page(0), 2 * PAGE_SIZE, Madv.MERGEABLE)
+    for number in range(2):
+        store(mm, page(number), b"a")
+        tlb.grant_page(page(number))
+    view.take()
+
+    def compared(frames: Frames, pfn: Pfn) -> bytes:
+        events.append("compare")
+        return bytes(frames.ram.page(pfn))
+
+    monkeypatch.setattr(merge, "page_bytes", compared)
+    for _ in range(2):
+        for _ in ksm_do_scan(ksm_of(mm.frames), mm.frames, 9, lambda _: False):
+            pass
+    assert events == ["drop", "drop", "compare", "compare"]
+    assert not tlb.check()

@@ -34,6 +34,7 @@ from kerneld.hw.paging import (
 from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.space.ksm import ksm_fork
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.overcommit import check_enough_memory
@@ -82,6 +83,7 @@ def dup_in_pieces(old: MmStruct, new: MmStruct) -> Steps:
     caller must ensure that here. Raises SysError(ENOMEM); the copy is then incomplete.
     Source: Linux v6.8 kernel/fork.c:dup_mmap().
     """
+    ksm_fork(old, new)
     pace = Pace()
     copied = _Stretch()
     vma = old.vmas.find(0)

@@ -33,7 +33,8 @@ from kerneld.mm.fault.collapse import madvise_collapse
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import count_second_try, fault_in_range
 from kerneld.mm.files.filemap import File
-from kerneld.mm.space.ksm import ksm_compatible
+from kerneld.mm.ksm.unmerge import unmerge_in_pieces
+from kerneld.mm.space.ksm import ksm_compatible, ksm_enter
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
@@ -123,6 +124,8 @@ def madvise_in_pieces(
 
 def _advise(mm: MmStruct, advice: Madv, may_write: MayWrite, vma: Vma, start: Vaddr, end: Vaddr, pace: Pace) -> Visited:
     """Advise a part of a VMA, or as much of it as one piece takes; return the end of the advised part."""
+    if advice is Madv.UNMERGEABLE and vma.vm_flags & VM_MERGEABLE:
+        yield from _unmerge(mm, vma, start, end)
     stop = _step_end(mm, vma, start, end, advice, pace)
     steps = _madvise_vma(mm, vma, start, stop, advice, may_write)
     if steps is not None:
@@ -187,6 +190,8 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
             raise SysError(errno.EINVAL)
         if advice is Madv.MERGEABLE and not ksm_compatible(vma.vm_flags):
             return None
+        if advice is Madv.MERGEABLE:
+            ksm_enter(mm)
         vm_flags = (vma.vm_flags | change[0]) & ~change[1]
         if vm_flags != vma.vm_flags:
             try:
@@ -212,6 +217,14 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
     else:
         madvise_pageout(mm, vma, start, end, may_write)
     return None
+
+
+def _unmerge(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
+    """Source: Linux v6.8 mm/madvise.c:madvise_vma_behavior(): ENOMEM becomes EAGAIN."""
+    try:
+        yield from unmerge_in_pieces(mm, vma, start, end)
+    except SysError:
+        raise SysError(errno.EAGAIN) from None
 
 
 def madvise_dontneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:

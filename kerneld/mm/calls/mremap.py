@@ -24,6 +24,7 @@ from kerneld.mm.calls.mlock import mlock_future_ok
 from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.calls.move_page_tables import move_page_tables
 from kerneld.mm.fault.populate import populate_in_pieces
+from kerneld.mm.ksm.unmerge import unmerge_in_pieces
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
@@ -38,6 +39,7 @@ from kerneld.mm.vm_flags import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_MAYSHARE,
+    VM_MERGEABLE,
     VM_PFNMAP,
     VM_SHARED,
 )
@@ -207,6 +209,9 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     if mm.map_count >= mm.sysctl.max_map_count - _SPARE_MAPS:
         raise SysError(errno.ENOMEM)
     mm.frames.kernel_objects.check_room(mm.owner, _SPARE_MAPS)
+    if vma.vm_flags & VM_MERGEABLE:
+        # At the new place a merged page could meet another item of the scan.
+        yield from unmerge_in_pieces(mm, vma, old_addr, old_addr + old_len)
     if vma.vm_flags & VM_ACCOUNT:
         check_enough_memory(mm, (new_len if flags & _DONTUNMAP else new_len - old_len) >> PAGE_SHIFT)
     locked_vm, vm_flags = mm.locked_vm, vma.vm_flags

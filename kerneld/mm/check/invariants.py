@@ -34,12 +34,22 @@ from kerneld.hw.paging import (
 )
 from kerneld.hw.scalars import u64
 from kerneld.mm.check.frame_accounts import check_anon_vmas, check_frames, check_mapping
+from kerneld.mm.check.ksm_accounts import check_ksm
 from kerneld.mm.check.swap_accounts import check_swap
 from kerneld.mm.check.whole_table import Walk, Words, walk_page_table
 from kerneld.mm.files.filemap import AddressSpace
-from kerneld.mm.frames.frames import FIRST_PFN, PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, ZERO_PFN, Frames
+from kerneld.mm.frames.frames import (
+    FIRST_PFN,
+    PG_ANON,
+    PG_ANON_EXCLUSIVE,
+    PG_DIRTY,
+    PG_KSM,
+    PG_SWAPBACKED,
+    ZERO_PFN,
+    Frames,
+)
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.rss import Rss
+from kerneld.mm.space.rss import Rss, is_ksm_zero
 from kerneld.mm.space.unmapped_area import meets_reserved
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import (
@@ -83,6 +93,7 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
     check_anon_vmas(frames, vmas)
     check_frames(frames, walks, list(cached), [pfn for mm in mms for pfn in mm.page_table.deposited])
     check_swap(frames, walks, list(cached))
+    check_ksm(frames, mms)
     promised = sum(vma.nr_pages for vma in vmas if vma.vm_flags & VM_ACCOUNT)
     promised += sum(mapping.accounted_pages for mapping in cached)
     _require(frames.committed_as == promised, f"committed_as is {frames.committed_as}, promised are {promised} pages")
@@ -243,7 +254,8 @@ def _check_mapped_frames(
     first_index = np.array([vma.pgoff for vma in vmas], dtype=np.uint64)[place]
     vma_start = np.array([vma.start for vma in vmas], dtype=np.uint64)[place]
     index = first_index + ((walk.vaddrs - vma_start) >> u64(PAGE_SHIFT))
-    _refuse(walk, counted & (frames.index[pfns] != index), "maps a frame of another index")
+    merged = counted & _has(page_flags, PG_KSM)
+    _refuse(walk, counted & ~merged & (frames.index[pfns] != index), "maps a frame of another index")
     _refuse(walk, cached & (frames.mapping[pfns] != number), "maps a page that is not of its VMA's file")
     _refuse(walk, cached & ~shared & writable, "is a private mapping of a file's own page, and writable")
     noticed = cached & shared & real_file & (writable | dirty)
@@ -259,7 +271,8 @@ def _check_mapped_frames(
     _refuse(walk, anon & writable & ~exclusive, "is writable, and its anonymous frame may have other owners")
     _refuse(walk, anon & exclusive & (frames.mapcount[pfns] != 1), "maps an exclusive frame that is mapped elsewhere")
     chains = {(at, link.number) for at, vma in enumerate(vmas) for link in vma.anon_vma_chain}
-    pairs = np.unique(np.stack([place[anon], frames.mapping[pfns[anon]]]), axis=1).T.tolist()
+    usual = anon & ~merged
+    pairs = np.unique(np.stack([place[usual], frames.mapping[pfns[usual]]]), axis=1).T.tolist()
     for at, mapping in pairs:
         _require((at, mapping) in chains, f"{vmas[at]} maps frames of anon_vma {mapping}, which is not in its chain")
 
@@ -295,6 +308,8 @@ def _check_counters(mm: MmStruct, walk: Walk, vmas: list[Vma]) -> None:
     for kind, mask in rss.items():
         counted = int(np.count_nonzero(mask))
         _require(mm.rss.counts[kind] == counted, f"rss of {kind.name} is {mm.rss.counts[kind]}, entries are {counted}")
+    zeros = int(np.count_nonzero(is_ksm_zero(walk.entries)))
+    _require(mm.rss.ksm_zero_pages == zeros, f"ksm_zero_pages is {mm.rss.ksm_zero_pages}, entries are {zeros}")
     swapped = int(np.count_nonzero(~present_mask(walk.entries)))
     _require(
         mm.rss.counts[Rss.SWAP] == swapped, f"rss of SWAP is {mm.rss.counts[Rss.SWAP]}, swap entries are {swapped}"

@@ -41,11 +41,12 @@ from kerneld.mm.fault.around import map_cached, map_pages_around
 from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
 from kerneld.mm.files.dirtying import do_page_mkwrite, note_write
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
-from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_SWAPCACHE, ZERO_PFN
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_KSM, PG_SWAPCACHE, ZERO_PFN
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.frames.lru import mlock_folio, munlock_folio
 from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.space.anon_page import new_anon_page, prepare_anon_vma
+from kerneld.mm.space.ksm import ksm_must_copy
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.rmap import anon_vma_root
 from kerneld.mm.space.vma import Vma
@@ -222,11 +223,17 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     if not pfn:
         pfn = read_swap_cache(frames, slot)
         major = VM_FAULT_MAJOR
+    is_merged = False
+    if frames.has_merged:
+        is_merged = frames.flags_at[pfn] & PG_KSM != 0
+        if ksm_must_copy(frames, vma, vaddr, pfn):
+            return _swap_in_copy(mm, vma, vaddr, pte, slot, pfn, write) | major
     frames.get_page(pfn)
     frames.swap.swap_free(slot)
-    if frames.swap.is_full or vma.vm_flags & VM_LOCKED or (write and frames.refcount_at[pfn] == 2):
+    is_sole = write and frames.refcount_at[pfn] == 2 and not is_merged
+    if frames.swap.is_full or vma.vm_flags & VM_LOCKED or is_sole:
         folio_free_swap(frames, pfn)
-    exclusive = entry & PTE_SWP_EXCLUSIVE != 0 or frames.refcount_at[pfn] == 1
+    exclusive = not is_merged and (entry & PTE_SWP_EXCLUSIVE != 0 or frames.refcount_at[pfn] == 1)
     _add_anon_rmap(mm, vma, vaddr, pfn, exclusive)
     prot = vma_page_prot(vma)
     if write and exclusive:
@@ -241,6 +248,23 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     except SysError:
         # The page was read in; only its copy failed.
         return VM_FAULT_OOM
+
+
+def _swap_in_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, slot: int, source: Pfn, write: bool) -> int:
+    """Give the entry of a slot a copy of the frame that the swap cache holds for it; the frame stays there.
+
+    Raises SysError(ENOMEM). Source: Linux v6.8 mm/ksm.c:ksm_might_need_to_copy(), mm/memory.c:do_swap_page().
+    """
+    pfn = _copy_of(mm, vma, vaddr, source)
+    mm.frames.flags_at[pfn] |= PG_DIRTY
+    mm.frames.vmstat["ksm_swpin_copy"] += 1
+    if mm.frames.swap.swap_free(slot) and not mm.frames.mapcount_at[source]:
+        folio_free_swap(mm.frames, source)
+    prot = vma_page_prot(vma)
+    if write:
+        prot |= PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+    mm.pages.swap_in_pte(pte, vaddr, make_pte(pfn, prot), pfn)
+    return 0
 
 
 def _add_anon_rmap(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn, exclusive: bool) -> None:
@@ -268,6 +292,8 @@ def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> in
     if frames.flags_at[pfn] & PG_ANON and wp_can_reuse_anon(mm, vma, pfn):
         wp_page_reuse(mm, vma, vaddr, pte, entry)
         return 0
+    if frames.has_merged and frames.flags_at[pfn] & PG_KSM:
+        frames.vmstat["cow_ksm"] += 1
     return wp_page_copy(mm, vma, vaddr, pte, pfn)
 
 
@@ -275,13 +301,13 @@ def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
     """Return whether an anonymous frame is exclusive to this address space.
 
     It becomes so if it has no other owner left. For that it gives up its slot in the swap file, if only the swap cache
-    uses the slot. A frame of a huge page does not become exclusive here. Source: Linux v6.8
+    uses the slot. A frame of a huge page, or a merged one, does not become exclusive here. Source: Linux v6.8
     mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
     """
     frames = mm.frames
     if frames.flags_at[pfn] & PG_ANON_EXCLUSIVE:
         return True
-    if frames.flags_at[pfn] & PG_LARGE:
+    if frames.flags_at[pfn] & (PG_LARGE | PG_KSM):
         return False
     if frames.flags_at[pfn] & PG_SWAPCACHE and frames.refcount_at[pfn] == 2:
         folio_free_swap(frames, pfn)
@@ -295,17 +321,20 @@ def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
 def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
     """Make the anonymous page of an entry exclusive to this address space, still read-only, and return its frame.
 
+    The zero page becomes a page of its own.
+
     Raises SysError(ENOMEM). Source: Linux v6.8 mm/memory.c:do_wp_page() with FAULT_FLAG_UNSHARE.
     """
     huge = unshare_huge_page(mm, vma, vaddr)
     if huge is not None:
         return huge
     pte = mm.page_table.ensure_pte(vaddr)
-    pfn = (mm.frames.ram.words[pte] & PTE_PFN_MASK) >> PAGE_SHIFT
-    if wp_can_reuse_anon(mm, vma, pfn):
+    entry = mm.frames.ram.words[pte]
+    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
+    if not entry & PTE_SPECIAL and wp_can_reuse_anon(mm, vma, pfn):
         return pfn
     new = _copy_of(mm, vma, vaddr, pfn)
-    if vma.vm_flags & VM_LOCKED:
+    if vma.vm_flags & VM_LOCKED and not entry & PTE_SPECIAL:
         munlock_folio(mm.frames, pfn)
     mm.pages.replace_pte(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
     return new

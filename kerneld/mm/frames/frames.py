@@ -37,6 +37,7 @@ from shared.uapi.page import PAGE_SHIFT, Pfn
 
 if TYPE_CHECKING:
     from kerneld.mm.space.dying import Dying
+    from kerneld.mm.space.ksm_state import Ksm
 
 ZERO_PFN: Pfn = 1
 """The shared zero page."""
@@ -65,6 +66,9 @@ PG_WORKINGSET = 1 << 13
 PG_PGD = 1 << 14
 """The root of a page table. Linux v6.8 counts and marks it as no page table (arch/x86/mm/pgtable.c:_pgd_alloc())."""
 
+PG_KSM = 1 << 15
+"""The frame has been merged: its mapping is a stable node (Linux: PAGE_MAPPING_KSM). PG_ANON is set too."""
+
 Pfns = npt.NDArray[np.int64]
 
 LRU_CLOCK_END = (1 << 32) - 1
@@ -79,6 +83,13 @@ class Frames:
     """The number of locked VMAs that map an unevictable frame, without the first (Linux: folio->mlock_count)."""
     has_mlock_more = False
     """Whether one of these numbers has ever been more than 0."""
+    ksm: Ksm | None = None
+    """What KSM knows of this machine; None as long as no memory has been mergeable."""
+    has_merged = False
+    """Whether a frame has ever been merged. Only then may entries of one address space map a frame more than once, and
+    an array of the frames of a range name it more than once."""
+    ksm_zero_pages = 0
+    """The number of entries in which KSM has put the zero page in place of a page of zeros."""
 
     def __init__(self, ram: Ram, swap: SwapFile | None = None, processor: Processor | None = None) -> None:
         self.ram = ram
@@ -253,8 +264,15 @@ class Frames:
         self.refcount_at[pfn] += 1
 
     def get_pages(self, pfns: Pfns | slice) -> None:
-        """Take one reference more of each frame, each named once."""
-        self.refcount[pfns] += _ONE
+        """Take one reference more of each frame, as often as it is named."""
+        self.count_each(self.refcount, pfns, _ONE)
+
+    def count_each(self, counts: npt.NDArray[np.int32], pfns: Pfns | slice, number: npt.NDArray[np.int32]) -> None:
+        """Add a number to one of the counts of each frame, as often as the frame is named."""
+        if self.has_merged and not isinstance(pfns, slice):
+            np.add.at(counts, pfns, number)
+        else:
+            counts[pfns] += number
 
     def put_page(self, pfn: Pfn) -> None:
         """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""
@@ -267,8 +285,11 @@ class Frames:
             raise KernelBug(f"frame {pfn:#x} is put more often than it was got")
 
     def put_pages(self, pfns: Pfns) -> None:
-        """Drop one reference of each frame, each given once, and free the frames without references."""
-        counts = self.refcount[pfns] - 1
+        """Drop one reference of each frame, as often as it is named, and free the frames without references."""
+        times: int | npt.NDArray[np.intp] = 1
+        if self.has_merged:
+            pfns, times = np.unique(pfns, return_counts=True)
+        counts = self.refcount[pfns] - times
         self.refcount[pfns] = counts
         dead = pfns[counts == 0]
         if len(counts) and int(counts.min()) < 0:

@@ -217,10 +217,14 @@ def folio_mark_lazyfree(frames: Frames, pfns: Pfns) -> None:
 
 
 def mlock_folios(frames: Frames, pfns: Pfns) -> None:
-    """Exclude frames, each given once, from reclaim, for one more locked VMA.
+    """Exclude frames from reclaim, for one more locked VMA; a merged frame as often as it is given.
 
     Source: Linux v6.8 mm/mlock.c:mlock_folio(), __mlock_folio().
     """
+    if frames.has_merged:
+        pfns, times = np.unique(pfns, return_counts=True)
+        frames.has_mlock_more |= bool((times > 1).any())
+        frames.mlock_more[pfns] += (times - 1).astype(np.int32)
     more = pfns[frames.has(pfns, PG_UNEVICTABLE)]
     if len(more):
         frames.has_mlock_more = True
@@ -245,11 +249,16 @@ def munlock_folio(frames: Frames, pfn: Pfn) -> None:
 def munlock_folios(frames: Frames, pfns: Pfns) -> None:
     """Undo `mlock_folios` for one locked VMA. Of a huge page, either all frames are given or none.
 
+    A merged frame is unlocked as often as it is given.
+
     After the last locked VMA reclaim may take the frames again.
 
     Source: Linux v6.8 mm/mlock.c:munlock_folio(), __munlock_folio().
     """
     pfns = pfns[frames.has(pfns, PG_UNEVICTABLE)]
+    if frames.has_merged:
+        pfns, times = np.unique(pfns, return_counts=True)
+        frames.mlock_more[pfns] -= np.minimum((times - 1).astype(np.int32), frames.mlock_more[pfns])
     if frames.has_mlock_more:
         more = frames.mlock_more[pfns] > 0
         frames.mlock_more[pfns[more]] -= 1

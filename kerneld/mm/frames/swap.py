@@ -105,15 +105,18 @@ class SwapFile:
         return True
 
     def swap_free_many(self, slots: Slots) -> Slots:
-        """Count one entry less for each slot, each given once.
+        """Count one entry less for each slot. A slot may be given more than once: that of a merged page.
 
         Return the slots without entries that are still cached.
         """
-        counts = self.count[slots]
-        if not counts.all():
+        counts, times = self.count[slots], np.ones(1, dtype=np.int64)
+        if len(counts) and int(counts.max()) > 1:
+            slots, times = np.unique(slots, return_counts=True)
+            counts = self.count[slots]
+        if (counts < times).any():
             raise KernelBug("a swap slot is freed more often than it was taken")
-        self.count[slots] = counts - 1
-        last = slots[counts == 1]
+        self.count[slots] = counts - times
+        last = slots[counts == times]
         cached: Slots = last[self.cache[last] != 0]
         self.nr_free += len(last) - len(cached)
         return cached

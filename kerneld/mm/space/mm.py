@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import TYPE_CHECKING
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PKEY_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
 from kerneld.mm.frames.frames import Frames
@@ -42,6 +43,9 @@ from kerneld.mm.vm_flags import (
     VM_WRITE,
 )
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
+
+if TYPE_CHECKING:
+    from kerneld.mm.space.ksm_state import MmSlot
 
 MMAP_BASE = 0x7FFF_F7FF_F000
 """Top of the mmap area: 128 MiB below the stack's top, as Linux without address randomisation (what gdb shows).
@@ -85,6 +89,13 @@ def vma_page_prot(vma: Vma) -> int:
 
 class MmStruct:
     """One address space (Linux: struct mm_struct)."""
+
+    ksm_slot: MmSlot | None = None
+    """Its place among the address spaces that KSM scans (Linux: MMF_VM_MERGEABLE)."""
+    ksm_merging_pages = 0
+    """Its pages that are merged, as far as the scan has noted them."""
+    ksm_rmap_items = 0
+    """Its pages that KSM has scanned and keeps in mind."""
 
     def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
         """Make an empty address space. Raises SysError(ENOMEM) if no frame is left for the page table's root."""
@@ -134,7 +145,7 @@ class MmStruct:
         self.users = 1
         """Number of users: its process, and calls of other processes on it (Linux: mm->mm_users). See `mmput`."""
         self.is_dying = False
-        """Whether it has no users any more and is being taken down: `kerneld.mm.space.dying`."""
+        """Whether it has no users any more and is being taken down: `kerneld.mm.space.dying`, or will be at once."""
         self.exe_path = ""
         """The path of the program's file, for /proc; empty before the first execve."""
 

@@ -10,6 +10,7 @@ import itertools
 
 from kerneld.errors import SysError
 from kerneld.mm.space.dying import take_down
+from kerneld.mm.space.ksm import ksm_exit
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, is_wide
@@ -17,12 +18,10 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
 from kerneld.mm.space.writeback import write_range, writeback_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
-from shared.uapi.page import PAGE_MASK, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
 
 _FEW = 64
 """Number of VMAs that one piece of a munmap removes."""
-_OF_FILE_AT_ONCE = 8 * PMD_SIZE
-"""The dirty bit of each entry of a file's page goes to the page: a table takes half a millisecond."""
 
 
 def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
@@ -40,7 +39,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
     pace = Pace()
     while not mm.is_dying and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         low = max(start, vma.start)
-        stop = pace.far_stop(mm.page_table.walk, low, end, 0 if vma.file is None else _OF_FILE_AT_ONCE)
+        stop = pace.far_stop(mm.page_table.walk, low, end)
         start = stop if vma.end > stop else _end_of_few(mm, low, stop)
         if vma.vm_flags & VM_SHARED and vma.file is not None:
             start = min(start, vma.end)
@@ -122,6 +121,8 @@ def exit_mmap(mm: MmStruct) -> None:
     for notifier in list(mm.notifiers):
         notifier.release()
     mm.notifiers.clear()
+    mm.is_dying = True
+    ksm_exit(mm)
     dying = mm.frames.dying
     if dying is not None:
         dying.begin(mm)

@@ -40,7 +40,6 @@ from kerneld.hw.paging import (
     PTE_SPECIAL,
     PTE_TABLE,
     PTRS_PER_TABLE,
-    counted_mask,
     make_pte,
     pte_pfn,
     small_entries,
@@ -98,8 +97,10 @@ class Pages:
             notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def set_zero_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
-        """Fill an empty entry with the shared zero page, which is not counted."""
+        """Fill an empty entry with the shared zero page, which is not counted; a dirty entry is a copy of KSM's."""
         self._words[pte] = entry
+        if entry & PTE_DIRTY:
+            self.rss.count_ksm_zeros(1)
         notifiers = self._notifiers
         if len(notifiers) > notifiers.nr_tlbs:
             notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
@@ -114,6 +115,7 @@ class Pages:
     def replace_pte(self, pte: int, vaddr: Vaddr, entry: int, pfn: Pfn) -> None:
         """Make an entry map another frame; the caller's reference of the new frame becomes the entry's.
 
+        Instead of another frame, KSM may give the zero page, which is not counted.
         The accessed bit is lost: a copy flushes the old entry, while zap passes the bit on to the frame.
         Source: Linux v6.8 mm/memory.c:wp_page_copy(), ptep_clear_flush().
         """
@@ -141,10 +143,7 @@ class Pages:
     # Many entries
 
     def set_ptes(self, run: Run, entries: Words, pfns: Pfns, kind: Rss) -> None:
-        """Fill the empty entries of a run with frames, each frame once; a 0 in `entries` leaves its entry empty.
-
-        `pfns` are the frames of the others in `entries`, all of one kind.
-        """
+        """Fill the empty entries of a run with `pfns`, each once and of one kind; a 0 of `entries` leaves one empty."""
         self.rss.hold_many(pfns, kind)
         self._fill(run, entries)
 
@@ -181,7 +180,7 @@ class Pages:
 
         Source: Linux v6.8 mm/memory.c:copy_present_pte().
         """
-        self.rss.share_many(pte_pfn(entries[counted_mask(entries)]).astype(np.int64))
+        self.rss.share_many(entries)
         self._fill(run, entries)
 
     def share_swap_ptes(self, run: Run, entries: Words) -> None:
@@ -243,7 +242,8 @@ class Pages:
     # A range
 
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Clear every entry of [start, end), in which no frame is twice, and drop their references (xv6: uvmunmap()).
+        """Clear every entry of [start, end), in which only merged frames are twice, and drop their references (xv6:
+        uvmunmap()).
 
         The accessed and dirty bits of a file's pages are passed on to their frames. A huge page that lies in the range
         only in part is split first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().

@@ -3,6 +3,9 @@
 The walk goes through anon_vmas and address_spaces to VMAs, and from there to page tables. It changes nothing except the
 size of entries. Answers to Linux v6.8 mm/rmap.c:rmap_walk() and mm/page_vma_mapped.c.
 
+A merged frame (KSM) has no anon_vma of its own: its stable node leads to the pages that it serves, each of which has
+one. A merged frame that has lost its node, or a page that its node has lost, is not found, as in Linux.
+
 Differs from Linux: the walk splits the entry of each huge page that it meets, so reclaim, its only caller, sees only
 entries of 4 KiB.
 """
@@ -17,20 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
-from kerneld.hw.paging import counted_mask, pte_pfn
+from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn, pte_present
 from kerneld.mm.files.filemap import AddressSpace
-from kerneld.mm.frames.frames import Frames, Pfns
+from kerneld.mm.frames.frames import PG_KSM, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.space.ksm_state import StableNode
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.vma import Vma
-from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE
+from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, Pfn
 
 Ints = npt.NDArray[np.int64]
-_NEAR = 64
-"""Pages of a mapping up to this distance are looked for together."""
-_COST_OF_ENTRIES = 7
-"""What a VMA with entries costs more than one without, of `Patience`."""
 
 
 class Mapped(NamedTuple):
@@ -46,26 +46,10 @@ class Mapped(NamedTuple):
     """The word index of each entry in RAM."""
 
 
-class Patience:
-    """How much searches may cost, all together: a VMA that is looked at is 1, one with an entry 8."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, left: int = 2048) -> None:
-        """2,048 are some 20 ms."""
-        self.left = left
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no more should be looked for."""
-        return self.left <= 0
-
-
-def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> list[Mapped]:
+def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
     """Return every entry that maps one of these frames; each frame is given once.
 
-    The entries of one anonymous frame are in the order of Linux's walk. All entries are of 4 KiB afterwards. With
-    `patience`, entries are missing if it is over, and none is looked for where a crowd of VMAs maps a file's page.
+    The entries of one anonymous frame are in the order of Linux's walk. All entries are of 4 KiB afterwards.
     Source: Linux v6.8 mm/rmap.c:rmap_walk_anon(), mm/interval_tree.c.
     """
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
@@ -73,69 +57,69 @@ def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> l
     found: list[Mapped] = []
     for number in np.unique(numbers).tolist():
         at = mapped[numbers == number]
+        if frames.has_merged and frames.flags_at[pfns[at[0]]] & PG_KSM:
+            for one in at.tolist():
+                found += rmap_walk_ksm(frames, number, one, int(pfns[one]))
+            continue
         index = frames.index[pfns[at]].astype(np.int64)
         order = np.argsort(index)
         at, index = at[order], index[order]
         indexes = index.tolist()
         left = int(frames.mapcount[pfns[at]].sum())
         here: list[Mapped] = []
-        for vma in _vmas(frames, number, indexes, patience):
+        for vma in _vmas(frames, number, indexes[0], indexes[-1] + 1):
             low, high = bisect_left(indexes, vma.pgoff), bisect_left(indexes, vma.pgoff + vma.nr_pages)
             if low < high:
                 for mapped_here in _walk_vma(frames, pfns, vma, at[low:high], index[low:high]):
                     here.append(mapped_here)
                     left -= len(mapped_here.at)
-                    if patience is not None:
-                        patience.left -= _COST_OF_ENTRIES
-            # All entries are found: the other VMAs need no look (Linux: rmap_walk_control.done).
-            if not left or (patience is not None and patience.is_over):
-                break
+                # All entries are found: the other VMAs need no look (Linux: rmap_walk_control.done).
+                if not left:
+                    break
         here.sort(key=lambda each: (each.vma.pgoff, each.vma.link_order))
         found += here
     return found
 
 
-def _vmas(frames: Frames, number: int, indexes: list[int], patience: Patience | None) -> Iterator[Vma]:
-    """Yield the VMAs that may map one of these pages of a mapping, each once."""
+def rmap_walk_ksm(frames: Frames, number: int, at: int, pfn: Pfn) -> Iterator[Mapped]:
+    """Yield the entries that map a merged frame: first those of the address spaces that were scanned, then of children.
+
+    `number` is that of its stable node, `at` the place of the frame among those asked for.
+    Source: Linux v6.8 mm/ksm.c:rmap_walk_ksm().
+    """
+    node = frames.find_mapping_number(number)
+    items = list(reversed(node.items)) if isinstance(node, StableNode) else []
+    found: set[int] = set()
+    for in_children in (False, True):
+        for item in items:
+            assert item.anon_vma is not None
+            for vma in item.anon_vma.overlapping(item.index, item.index + 1):
+                mm = vma.vm_mm
+                if mm is None or not vma.start <= item.address < vma.end or (mm is item.mm) == in_children:
+                    continue
+                pte = mm.page_table.find_pte(item.address)
+                entry = 0 if pte is None else frames.ram.words[pte]
+                if pte is None or pte in found or not pte_present(entry) or entry & PTE_SPECIAL:
+                    continue
+                if pte_pfn(entry) == pfn:
+                    found.add(pte)
+                    yield Mapped(mm, vma, np.array([at]), np.array([item.address]), np.array([pte]))
+
+
+def _vmas(frames: Frames, number: int, first: int, last: int) -> list[Vma]:
+    """Return the VMAs that may map a page of [first, last) of a mapping."""
     owner = frames.find_mapping_number(number)
-    seen: set[Vma] = set()
-    for first, last in _spans(indexes):
-        if isinstance(owner, AnonVma):
-            found = owner.overlapping(first, last)
-        elif isinstance(owner, AddressSpace):
-            if patience is not None and owner.i_mmap.is_crowded(first, last):
-                continue
-            found = owner.i_mmap.overlapping(first, last)
-        else:
-            raise KernelBug(f"mapping {number} of a mapped frame has gone")
-        for vma in found:
-            if vma not in seen:
-                seen.add(vma)
-                if patience is not None:
-                    patience.left -= 1
-                yield vma
-
-
-def _spans(indexes: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield ranges that together contain the sorted indexes; between two lie so many others that they are not asked."""
-    first = last = indexes[0]
-    for index in indexes:
-        if index - last > _NEAR:
-            yield first, last + 1
-            first = index
-        last = index
-    yield first, last + 1
+    if isinstance(owner, AnonVma):
+        return owner.overlapping(first, last)
+    if isinstance(owner, AddressSpace):
+        return owner.i_mmap.overlapping(first, last)
+    raise KernelBug(f"mapping {number} of a mapped frame has gone")
 
 
 def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> Iterator[Mapped]:
     mm = vma.vm_mm
     if mm is None:
         return
-    if len(index) == 1 and not mm.page_table.deposited:
-        # As a rule a search for few pages finds nothing in a VMA, and need not take long for that.
-        pte = mm.page_table.find_pte(vma.start + ((int(index[0]) - vma.pgoff) << PAGE_SHIFT))
-        if pte is None or pte_pfn(frames.ram.words[pte]) != int(pfns[at[0]]):
-            return
     vaddrs = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
     tables = vaddrs >> PMD_SHIFT
     breaks = np.flatnonzero(np.diff(tables)) + 1

@@ -21,6 +21,7 @@ from kerneld.hw.paging import (
     PTE_DIRTY,
     PTE_PFN_MASK,
     PTE_SPECIAL,
+    counted_mask,
     present_mask,
     pte_pfn,
     pte_present,
@@ -29,7 +30,16 @@ from kerneld.hw.paging import (
 from kerneld.hw.scalars import i32, u32, u64
 from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
-from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED, PG_SWAPCACHE, Frames, Pfns
+from kerneld.mm.frames.frames import (
+    PG_ANON,
+    PG_ANON_EXCLUSIVE,
+    PG_DIRTY,
+    PG_SWAPBACKED,
+    PG_SWAPCACHE,
+    ZERO_PFN,
+    Frames,
+    Pfns,
+)
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.lru import folio_mark_accessed, folios_mark_accessed
 from kerneld.mm.frames.swap import Slots
@@ -37,7 +47,7 @@ from kerneld.mm.frames.swap_state import folio_free_swap, free_swap_and_cache
 from kerneld.mm.space.pagewalk import Words
 from shared.uapi.page import PAGE_SHIFT, Pfn
 
-_NONE, _ONE = u32(0), i32(1)
+_NONE, _ONE, _LESS = u32(0), i32(1), i32(-1)
 
 
 class Rss(IntEnum):
@@ -56,6 +66,20 @@ def rss_kind(flags: int) -> int:
     return 3 if flags & PG_SWAPBACKED else 0
 
 
+def is_ksm_zero(entries: Words) -> npt.NDArray[np.bool_]:
+    """Return for each entry, present or not, whether KSM has put the zero page there in place of a page of zeros.
+
+    Source: Linux v6.8 include/linux/ksm.h:is_ksm_zero_pte(): a dirty entry of the zero page.
+    """
+    both = u64(PTE_SPECIAL | PTE_DIRTY)
+    mask: npt.NDArray[np.bool_] = ((entries & both) == both) & present_mask(entries)
+    return mask
+
+
+def _count_ksm_zeros(entries: Words) -> int:
+    return int(np.count_nonzero(is_ksm_zero(entries)))
+
+
 class RssStat:
     """The resident counters, in pages; the counts of frames and slots change with them (Linux: mm->rss_stat)."""
 
@@ -66,6 +90,8 @@ class RssStat:
         self.hiwater = 0
         """Most resident pages before they last fell; VmHWM: the larger of it and the present (Linux:
         mm->hiwater_rss)."""
+        self.ksm_zero_pages = 0
+        """The entries in which KSM has put the zero page: special and dirty ones (Linux: mm->ksm_zero_pages)."""
 
     @property
     def resident_pages(self) -> int:
@@ -85,7 +111,13 @@ class RssStat:
         self.hiwater = self.resident_pages
 
     def hold(self, pfn: Pfn) -> None:
-        """Count one more entry that maps a frame; the caller's reference of the frame becomes the entry's."""
+        """Count one more entry that maps a frame; the caller's reference of the frame becomes the entry's.
+
+        An entry of KSM's for the zero page holds nothing.
+        """
+        if pfn == ZERO_PFN:
+            self.count_ksm_zeros(1)
+            return
         self._frames.mapcount_at[pfn] += 1
         self.counts[rss_kind(self._frames.flags_at[pfn])] += 1
 
@@ -94,16 +126,19 @@ class RssStat:
         self._frames.mapcount[pfns] += _ONE
         self.counts[kind] += len(pfns)
 
-    def share_many(self, pfns: Pfns) -> None:
-        """Count one more entry, of a forked address space, for each frame: no frame is exclusive any more.
+    def share_many(self, entries: Words) -> None:
+        """Count these entries of a forked address space, which are also the parent's: no frame is exclusive any more.
 
-        The new entry takes its own reference.
+        A new entry takes its own reference. An entry that maps no frame is passed over.
 
         Source: Linux v6.8 mm/memory.c:copy_present_pte(), include/linux/rmap.h:folio_try_dup_anon_rmap_ptes().
         """
+        pfns = pte_pfn(entries[counted_mask(entries)]).astype(np.int64)
+        if self._frames.ksm_zero_pages:
+            self.count_ksm_zeros(_count_ksm_zeros(entries))
         self._frames.clear(pfns, PG_ANON_EXCLUSIVE)
         self._frames.get_pages(pfns)
-        self._frames.mapcount[pfns] += _ONE
+        self._frames.count_each(self._frames.mapcount, pfns, _ONE)
         self._count(self._frames.flags[pfns], 1)
 
     def hold_huge(self, head: Pfn) -> None:
@@ -124,6 +159,14 @@ class RssStat:
         self._frames.swap.swap_duplicate(slots)
         self.counts[Rss.SWAP] += len(slots)
 
+    def count_ksm_zeros(self, number: int) -> None:
+        """Count entries with a zero page of KSM's that have come, or have gone (a negative number).
+
+        Source: Linux v6.8 include/linux/ksm.h:ksm_might_unmap_zero_page(), mm/ksm.c:replace_page().
+        """
+        self.ksm_zero_pages += number
+        self._frames.ksm_zero_pages += number
+
     def _count(self, flags: npt.NDArray[np.uint32], sign: int) -> bool:
         """Add frames with these PG_ flags to the counters, or subtract them (`sign` -1).
 
@@ -143,8 +186,8 @@ class RssStat:
         Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
         """
         self._count(self._frames.flags[pfns], -1)
-        self._frames.mapcount[pfns] -= _ONE
-        self._frames.refcount[pfns] -= _ONE
+        self._frames.count_each(self._frames.mapcount, pfns, _LESS)
+        self._frames.count_each(self._frames.refcount, pfns, _LESS)
 
     def let_go(self, entry: int) -> None:
         """Drop the frame or slot of a cleared or replaced entry; a file's frame takes over the entry's state bits."""
@@ -154,6 +197,8 @@ class RssStat:
             free_swap_and_cache(frames, np.array([swp_offset(entry)]))
             return
         if entry & PTE_SPECIAL:
+            if entry & PTE_DIRTY:
+                self.count_ksm_zeros(-1)
             return
         pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
         flags = frames.flags_at[pfn]
@@ -176,13 +221,15 @@ class RssStat:
                 keep_dirty(mapping, frames.index_at[pfn], pfn)
 
     def let_go_many(self, entries: Words) -> None:
-        """Do the same as `let_go` for many entries; none is 0, and no frame is among them twice."""
+        """Do the same as `let_go` for many entries, none of them 0. Only a merged frame may be among them twice."""
         frames = self._frames
         present = present_mask(entries)
         if not present.all():
             swapped = entries[~present]
             self.counts[Rss.SWAP] -= len(swapped)
             free_swap_and_cache(frames, swp_offset(swapped).astype(np.int64))
+        if self.ksm_zero_pages:
+            self.count_ksm_zeros(-_count_ksm_zeros(entries))
         counted = entries[present & ((entries & u64(PTE_SPECIAL)) == u64(0))]
         if not len(counted):
             return
@@ -195,7 +242,7 @@ class RssStat:
             ].tolist():
                 self._keep_dirty(pfn)
             folios_mark_accessed(frames, pfns[of_file & ((counted & u64(PTE_ACCESSED)) != u64(0))])
-        frames.mapcount[pfns] -= _ONE
+        frames.count_each(frames.mapcount, pfns, _LESS)
         if (flags & u32(PG_SWAPCACHE)).any():
             for pfn in pfns[(flags & (PG_ANON | PG_SWAPCACHE)) == PG_ANON | PG_SWAPCACHE].tolist():
                 if not frames.mapcount_at[pfn]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from kerneld.mm.calls.brk import do_brk
-from kerneld.mm.space.ksm import set_merge_any
+from kerneld.mm.ksm.unmerge import set_merge_any
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.vm_flags import VM_MERGEABLE, VM_PFNMAP

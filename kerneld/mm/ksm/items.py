@@ -1,0 +1,127 @@
+"""The items of scanned pages: made, taken out of the trees, and dropped; and stable nodes that have become stale.
+
+Each function keeps the counters of /sys/kernel/mm/ksm and of the address spaces right.
+Answers to Linux v6.8 mm/ksm.c: alloc_rmap_item() to remove_trailing_rmap_items().
+"""
+
+from __future__ import annotations
+
+from kerneld.mm.frames.frames import Frames
+from kerneld.mm.space.ksm_state import Ksm, MmSlot, RmapItem, StableNode
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_MERGEABLE
+from shared.uapi.page import Vaddr
+
+
+def find_mergeable_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
+    """Return the VMA of a page that may be merged, or None. Source: Linux v6.8 mm/ksm.c:find_mergeable_vma()."""
+    vma = None if mm.is_dying else mm.vmas.lookup(address)
+    return vma if vma is not None and vma.vm_flags & VM_MERGEABLE and vma.anon_vma is not None else None
+
+
+def ksm_page_of(ksm: Ksm, frames: Frames, node: StableNode) -> bool:
+    """Return whether a node's frame is still merged; if not, the node is removed with everything at it.
+
+    Source: Linux v6.8 mm/ksm.c:get_ksm_page().
+    """
+    if node.is_current(frames):
+        return True
+    remove_node_from_stable_tree(ksm, node)
+    return False
+
+
+def remove_node_from_stable_tree(ksm: Ksm, node: StableNode) -> None:
+    """Remove a node, no chain, that no frame has any more, and set its items free.
+
+    Source: Linux v6.8 mm/ksm.c:remove_node_from_stable_tree().
+    """
+    if node.items:
+        ksm.pages_shared -= 1
+        ksm.pages_sharing -= len(node.items) - 1
+    for item in node.items:
+        _set_free(item)
+    node.items.clear()
+    unlink_node(ksm, node)
+
+
+def unlink_node(ksm: Ksm, node: StableNode) -> None:
+    """Take a node out of its chain, or out of the tree. Source: Linux v6.8 mm/ksm.c:stable_node_dup_del()."""
+    if node.chain is None:
+        ksm.stable.erase(node)
+        return
+    assert node.chain.dups is not None
+    del node.chain.dups[node]
+    node.chain = None
+    ksm.stable_node_dups -= 1
+
+
+def _set_free(item: RmapItem) -> None:
+    item.mm.ksm_merging_pages -= 1
+    item.anon_vma = item.head = None
+
+
+def remove_rmap_item_from_tree(ksm: Ksm, frames: Frames, item: RmapItem) -> None:
+    """Take an item away from its stable node, or out of the unstable tree.
+
+    The unstable tree is emptied at the end of a scan as a whole: an item of the scan before is not in it any more.
+    Source: Linux v6.8 mm/ksm.c:remove_rmap_item_from_tree().
+    """
+    node = item.head
+    if node is not None:
+        if not ksm_page_of(ksm, frames, node):
+            return
+        del node.items[item]
+        if node.items:
+            ksm.pages_sharing -= 1
+        else:
+            ksm.pages_shared -= 1
+        _set_free(item)
+    elif item.seqnr is not None:
+        if item.seqnr == ksm.scan.seqnr:
+            ksm.unstable.erase(item)
+        ksm.pages_unshared -= 1
+        item.seqnr = None
+
+
+def drop_items(ksm: Ksm, frames: Frames, slot: MmSlot, first: int, last: int) -> None:
+    """Forget the items of an address space with these numbers, [first, last): there is no mergeable page any more.
+
+    Source: Linux v6.8 mm/ksm.c:remove_trailing_rmap_items(), free_rmap_item().
+    """
+    gone = slot.items[first:last]
+    for item in gone:
+        remove_rmap_item_from_tree(ksm, frames, item)
+        item.forget_links()
+    del slot.items[first:last]
+    ksm.rmap_items -= len(gone)
+    slot.mm.ksm_rmap_items -= len(gone)
+
+
+def ensure_item(ksm: Ksm, frames: Frames, slot: MmSlot, address: Vaddr) -> RmapItem:
+    """Return the item of a page at the cursor; those before it, which the scan has not met, are dropped.
+
+    The cursor goes behind it. Source: Linux v6.8 mm/ksm.c:get_next_rmap_item().
+    """
+    items, place = slot.items, ksm.scan.place
+    last = place
+    while last < len(items) and items[last].address < address:
+        last += 1
+    if last > place:
+        drop_items(ksm, frames, slot, place, last)
+    if place == len(items) or items[place].address != address:
+        items.insert(place, RmapItem(slot.mm, address))
+        ksm.rmap_items += 1
+        slot.mm.ksm_rmap_items += 1
+    ksm.scan.place = place + 1
+    return items[place]
+
+
+def remove_slot(ksm: Ksm, slot: MmSlot) -> None:
+    """Take an address space, without items, off the list: it has ended, or has no mergeable memory.
+
+    Source: Linux v6.8 mm/ksm.c:scan_get_next_rmap_item().
+    """
+    ksm.slots.remove(slot)
+    slot.mm.ksm_slot = None
+    slot.mm.merge_any = False
