@@ -81,13 +81,13 @@ EXPECTED = [
 
 
 @contextmanager
-def settings_of_the_host() -> Iterator[None]:
+def settings_of_the_host() -> Iterator[dict[str, str]]:
     """Let no other suite change them meanwhile, and put them back."""
     with (KNOBS / "run").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = {name: (KNOBS / name).read_text() for name in SET}
         try:
-            yield
+            yield before
         finally:
             for name, value in before.items():
                 (KNOBS / name).write_text(value)
@@ -116,11 +116,10 @@ def why_not_outside() -> str:
 def test_what_a_program_sees_of_merged_pages(inside: Inside) -> None:
     if not KNOBS.exists():
         pytest.skip("a program inside opens only files that the host has too, and it has no /sys/kernel/mm/ksm")
-    before = [(KNOBS / name).read_text() for name in SET]
-    end = inside.run([str(PYTHON), "-c", STEPS])
-    assert end.errors == ""
-    assert end.output.splitlines() == EXPECTED
-    assert [(KNOBS / name).read_text() for name in SET] == before
+    with settings_of_the_host() as before:
+        end = inside.run([str(PYTHON), "-c", STEPS])
+        assert {name: (KNOBS / name).read_text() for name in SET} == before
+    assert (end.errors, end.output.splitlines()) == ("", EXPECTED)
 
 
 @needs_root

@@ -13,6 +13,9 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MERGEABLE
 from shared.uapi.page import Vaddr
 
+MOST_DROPPED = 512
+"""The items that one step drops at most: it takes about a millisecond."""
+
 
 def find_mergeable_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
     """Return the VMA of a page that may be merged, or None. Source: Linux v6.8 mm/ksm.c:find_mergeable_vma()."""
@@ -98,17 +101,36 @@ def drop_items(ksm: Ksm, frames: Frames, slot: MmSlot, first: int, last: int) ->
     slot.mm.ksm_rmap_items -= len(gone)
 
 
-def ensure_item(ksm: Ksm, frames: Frames, slot: MmSlot, address: Vaddr) -> RmapItem:
-    """Return the item of a page at the cursor; those before it, which the scan has not met, are dropped.
+def drop_last_items(ksm: Ksm, frames: Frames, slot: MmSlot, first: int) -> bool:
+    """Drop the items of an address space from a number on, the last ones first, as many as one step takes.
 
-    The cursor goes behind it. Source: Linux v6.8 mm/ksm.c:get_next_rmap_item().
+    Return whether all are dropped.
+    """
+    last = len(slot.items)
+    drop_items(ksm, frames, slot, max(first, last - MOST_DROPPED), last)
+    return len(slot.items) <= first
+
+
+def drop_skipped_items(ksm: Ksm, frames: Frames, slot: MmSlot, address: Vaddr) -> bool:
+    """Drop the items between the cursor and an address, which the scan has not met, as many as one step takes.
+
+    Return whether all are dropped.
     """
     items, place = slot.items, ksm.scan.place
-    last = place
-    while last < len(items) and items[last].address < address:
+    last, most = place, min(len(items), place + MOST_DROPPED)
+    while last < most and items[last].address < address:
         last += 1
     if last > place:
         drop_items(ksm, frames, slot, place, last)
+    return last - place < MOST_DROPPED
+
+
+def ensure_item(ksm: Ksm, slot: MmSlot, address: Vaddr) -> RmapItem:
+    """Return the item of a page at the cursor, which goes behind it.
+
+    Source: Linux v6.8 mm/ksm.c:get_next_rmap_item().
+    """
+    items, place = slot.items, ksm.scan.place
     if place == len(items) or items[place].address != address:
         items.insert(place, RmapItem(slot.mm, address))
         ksm.rmap_items += 1

@@ -57,9 +57,14 @@ class Ksmd:
             remove_slot(self._ksm, slot)
         self._ksm.unstable.root = None
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a piece is to run now."""
+        return self.is_awake and not self._wakes_in()
+
     def run(self) -> bool:
         """Scan for one piece of time, if that is due, and return whether anything was scanned."""
-        if not self.is_awake or self._wakes_in():
+        if not self.is_due:
             return False
         begun, pace = thread_time(), Pace()
         if self._pass is None:

@@ -22,7 +22,14 @@ import numpy as np
 from kerneld.mm.frames.frames import PG_ANON, PG_KSM, ZERO_PFN, Frames
 from kerneld.mm.ksm.advisor import advisor_start_scan, advisor_stop_scan
 from kerneld.mm.ksm.contents import ZERO_CHECKSUM, calc_checksum
-from kerneld.mm.ksm.items import drop_items, ensure_item, find_mergeable_vma, remove_rmap_item_from_tree, remove_slot
+from kerneld.mm.ksm.items import (
+    drop_last_items,
+    drop_skipped_items,
+    ensure_item,
+    find_mergeable_vma,
+    remove_rmap_item_from_tree,
+    remove_slot,
+)
 from kerneld.mm.ksm.merge import (
     are_of_one_huge_page,
     try_to_merge_one_page,
@@ -76,7 +83,8 @@ def _begin_scan(ksm: Ksm) -> bool:
 
 
 def _go_to(ksm: Ksm, slot: MmSlot | None) -> None:
-    ksm.scan.slot, ksm.scan.address, ksm.scan.place = slot, 0, 0
+    scan = ksm.scan
+    scan.slot, scan.address, scan.place, scan.has_mergeable = slot, 0, 0, False
 
 
 def _next_page(ksm: Ksm, frames: Frames, is_locked: IsLocked) -> Found | None:
@@ -94,31 +102,18 @@ def _next_page(ksm: Ksm, frames: Frames, is_locked: IsLocked) -> Found | None:
         _end_of_mm(ksm, frames, slot)
         return None
     if not vma.vm_flags & VM_MERGEABLE:
-        _pass_over(ksm, mm, vma)
+        scan.address = vma.end
         return None
-    scan.address = max(scan.address, vma.start)
+    scan.address, scan.has_mergeable = max(scan.address, vma.start), True
     if vma.anon_vma is None:
         scan.address = vma.end
         return None
     pfn = _find_page(ksm, frames, mm, vma)
-    if pfn is None:
+    if pfn is None or not drop_skipped_items(ksm, frames, slot, scan.address):
         return None
-    item = ensure_item(ksm, frames, slot, scan.address)
+    item = ensure_item(ksm, slot, scan.address)
     scan.address += PAGE_SIZE
     return None if should_skip_rmap_item(ksm, frames, pfn, item) else (item, pfn)
-
-
-def _pass_over(ksm: Ksm, mm: MmStruct, vma: Vma) -> None:
-    """Go on to the next mergeable VMA. An address of 0 stays if there was none yet: see `_end_of_mm`."""
-    following: Vma | None = vma
-    while following is not None and not following.vm_flags & VM_MERGEABLE:
-        following = mm.vmas.following(following)
-    if following is not None:
-        ksm.scan.address = following.start
-        return
-    slot = ksm.scan.slot
-    assert slot is not None
-    _end_of_mm(ksm, mm.frames, slot)
 
 
 def _find_page(ksm: Ksm, frames: Frames, mm: MmStruct, vma: Vma) -> Pfn | None:
@@ -146,8 +141,9 @@ def _end_of_mm(ksm: Ksm, frames: Frames, slot: MmSlot) -> None:
     An address space that has ended, or without mergeable memory, leaves the list.
     Source: Linux v6.8 mm/ksm.c:scan_get_next_rmap_item().
     """
-    has_none = slot.mm.is_dying or ksm.scan.address == 0
-    drop_items(ksm, frames, slot, 0 if has_none else ksm.scan.place, len(slot.items))
+    has_none = slot.mm.is_dying or not ksm.scan.has_mergeable
+    if not drop_last_items(ksm, frames, slot, 0 if has_none else ksm.scan.place):
+        return
     at = ksm.slots.index(slot) + 1
     following = ksm.slots[at] if at < len(ksm.slots) else None
     if has_none:

@@ -8,12 +8,14 @@ Answers to Linux v6.8 mm/ksm.c: stable_tree_search(), stable_tree_insert(), stab
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from time import monotonic
 
 from kerneld.mm.frames.frames import PG_KSM, Frames
 from kerneld.mm.ksm.contents import page_bytes
 from kerneld.mm.ksm.items import ksm_page_of, remove_node_from_stable_tree
 from kerneld.mm.space.ksm_state import Ksm, RmapItem, StableNode
+from kerneld.mm.space.pace import Pace
 from shared.uapi.page import Pfn
 
 
@@ -162,12 +164,14 @@ def stable_tree_append(ksm: Ksm, item: RmapItem, node: StableNode) -> None:
     item.mm.ksm_merging_pages += 1
 
 
-def remove_all_stable_nodes(ksm: Ksm, frames: Frames) -> bool:
-    """Remove every node whose frame is not mapped any more, and return whether none is left.
+def remove_all_stable_nodes(ksm: Ksm, frames: Frames) -> Generator[None, None, bool]:
+    """Remove the nodes whose frames are not mapped any more, up to one that is; return whether none is left.
 
+    Yields when other clients may be served; the caller keeps ksmd out (`Ksm.is_held`).
     Source: Linux v6.8 mm/ksm.c:remove_all_stable_nodes(), remove_stable_node().
     """
-    for top in list(ksm.stable):
+    pace = Pace()
+    while isinstance(top := ksm.stable.root, StableNode):
         for node in [top] if top.dups is None else list(top.dups):
             if ksm_page_of(ksm, frames, node):
                 if frames.mapcount_at[node.pfn]:
@@ -176,4 +180,7 @@ def remove_all_stable_nodes(ksm: Ksm, frames: Frames) -> bool:
                 remove_node_from_stable_tree(ksm, node)
         if top.dups is not None:
             _drop_chain(ksm, top, None)
+        if pace.is_over():
+            yield
+            pace.begin()
     return True

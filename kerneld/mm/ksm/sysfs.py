@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
+from typing import TypeVar
 
 from kerneld.errors import SysError
 from kerneld.mm.frames.frames import Frames
@@ -36,6 +37,7 @@ _NUMBER = re.compile(r"[+]?[0-9]+")
 _SIGNED = re.compile(r"[+-]?[0-9]+")
 _BOOLS = {"y": True, "t": True, "1": True, "on": True, "n": False, "f": False, "0": False, "of": False}
 Store = Callable[[Frames, str], Steps]
+Outcome = TypeVar("Outcome")
 
 
 def show_ksm(frames: Frames, name: str) -> bytes:
@@ -96,21 +98,26 @@ def _store_run(frames: Frames, text: str) -> Steps:
     """Source: Linux v6.8 mm/ksm.c:run_store(): a second writer waits for the first (ksm_thread_mutex)."""
     ksm = ksm_of(frames)
     run = _number_or_invalid(text, RUN_UNMERGE)
-    while ksm.is_unmerging:
+    while ksm.is_held:
         yield
     if run == ksm.settings.run:
         return
     ksm.settings.run = run
-    if run != RUN_UNMERGE:
-        return
-    ksm.is_unmerging = True
+    if run == RUN_UNMERGE:
+        try:
+            yield from _holding(ksm, unmerge_and_remove_all_rmap_items(frames))
+        except SysError:
+            ksm.settings.run = RUN_STOP
+            raise
+
+
+def _holding(ksm: Ksm, steps: Generator[None, None, Outcome]) -> Generator[None, None, Outcome]:
+    """Keep ksmd and other writers out from the first step to the last."""
+    ksm.is_held = True
     try:
-        yield from unmerge_and_remove_all_rmap_items(frames)
-    except SysError:
-        ksm.settings.run = RUN_STOP
-        raise
+        return (yield from steps)
     finally:
-        ksm.is_unmerging = False
+        ksm.is_held = False
 
 
 def _store_pages_to_scan(frames: Frames, text: str) -> Steps:
@@ -122,10 +129,10 @@ def _store_pages_to_scan(frames: Frames, text: str) -> Steps:
 def _store_if_none_is_merged(frames: Frames, name: str, value: int) -> Steps:
     """Change a setting that the stable tree depends on. Raises SysError(EBUSY) while a page is merged."""
     ksm = ksm_of(frames)
-    while ksm.is_unmerging:
+    while ksm.is_held:
         yield
     if getattr(ksm.settings, name) != value:
-        if ksm.pages_shared or not remove_all_stable_nodes(ksm, frames):
+        if ksm.pages_shared or not (yield from _holding(ksm, remove_all_stable_nodes(ksm, frames))):
             raise SysError(errno.EBUSY)
         setattr(ksm.settings, name, value)
 

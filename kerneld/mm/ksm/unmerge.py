@@ -14,7 +14,7 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import counted_mask, pte_pfn
 from kerneld.mm.fault.fault import unshare_page
 from kerneld.mm.frames.frames import PG_KSM, Frames
-from kerneld.mm.ksm.items import drop_items, remove_slot
+from kerneld.mm.ksm.items import drop_last_items, remove_slot
 from kerneld.mm.ksm.stable import remove_all_stable_nodes
 from kerneld.mm.space.ksm import ksm_enter, ksm_of, ksm_vma_flags
 from kerneld.mm.space.mm import MmStruct
@@ -132,7 +132,8 @@ def unmerge_and_remove_all_rmap_items(frames: Frames) -> Steps:
         while scan.slot is not None:
             slot = scan.slot
             yield from _unmerge_mm(slot.mm)
-            drop_items(ksm, frames, slot, 0, len(slot.items))
+            while not drop_last_items(ksm, frames, slot, 0):
+                yield
             at = ksm.slots.index(slot) + 1
             scan.slot = ksm.slots[at] if at < len(ksm.slots) else None
             if slot.mm.is_dying:
@@ -140,7 +141,7 @@ def unmerge_and_remove_all_rmap_items(frames: Frames) -> Steps:
     finally:
         scan.slot = None
     # A frame that another program still maps keeps its node.
-    remove_all_stable_nodes(ksm, frames)
+    yield from remove_all_stable_nodes(ksm, frames)
     scan.seqnr = 0
 
 

@@ -115,6 +115,8 @@ class Scan:
     address: Vaddr = 0
     place: int = 0
     """The number of the slot's items before the cursor."""
+    has_mergeable: bool = False
+    """Whether the scan has met a mergeable VMA in the address space (Linux: the address is not 0)."""
     seqnr: int = 0
     """The number of full scans so far."""
 
@@ -142,8 +144,8 @@ class Ksm:
     advisor: AdvisorContext = field(default_factory=AdvisorContext)
     cpu_seconds: float = 0.0
     """The processor time of ksmd."""
-    is_unmerging: bool = False
-    """Whether a write to `run` is under way, in pieces (Linux: ksm_thread_mutex)."""
+    is_held: bool = False
+    """Whether a write to a setting that excludes ksmd is under way, in pieces (Linux: ksm_thread_mutex)."""
     pages_scanned: int = 0
     pages_skipped: int = 0
     pages_shared: int = 0
@@ -156,4 +158,4 @@ class Ksm:
     @property
     def should_run(self) -> bool:
         """Whether ksmd has something to do. Source: Linux v6.8 mm/ksm.c:ksmd_should_run()."""
-        return self.settings.run == RUN_MERGE and bool(self.slots)
+        return self.settings.run == RUN_MERGE and bool(self.slots) and not self.is_held

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from kerneld.mm.ksm import items
 from kerneld.mm.ksm import ksmd as ksmd_module
 from kerneld.mm.ksm.ksmd import Ksmd
+from kerneld.mm.ksm.scan import ksm_do_scan
 from kerneld.mm.space import pace
+from kerneld.mm.space.ksm import ksm_of
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Madv
-from tests.support.ksm import counts, mergeable, sysfs, write_sysfs
-from tests.support.machine import Machine, advise
+from tests.support.ksm import counts, mergeable, scan, sysfs, write_sysfs
+from tests.support.machine import Machine, advise, mmap, page
 
 
 class Clock:
@@ -111,3 +114,25 @@ def test_a_pass_goes_on_after_everything_was_unmerged(
         ksmd.run()
         machine.check()
     assert counts(machine) == (1, 1, 1, 0)
+
+
+def test_a_step_drops_a_bounded_number_of_items_and_passes_one_vma(
+    machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of a large program goes at once; the scan forgets it in steps, and serves others in between."""
+    monkeypatch.setattr(items, "MOST_DROPPED", 4)
+    mergeable(mm, "a" * 20)
+    for number in range(30, 60, 2):
+        mmap(mm, 1, at=page(number))
+    scan(machine, 2)
+    advise(mm, 0, 19, Madv.DONTNEED)
+    kept = []
+    for _ in ksm_do_scan(ksm_of(machine.frames), machine.frames, 99, free):
+        kept.append(mm.ksm_rmap_items)
+        machine.check()
+    assert max(a - b for a, b in zip([20, *kept], kept, strict=False)) == 4
+    assert kept[-1] == 1
+    assert len(kept) >= 5 + 15
+    machine.exit(mm)
+    scan(machine)
+    assert counts(machine) == (0, 0, 0, 0)
