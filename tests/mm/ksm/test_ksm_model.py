@@ -28,7 +28,7 @@ from tests.support.machine import RW, Machine, advise, load, mmap, page, store
 
 PAGES = 24
 CONTENTS = "aaabbc0"
-ADVICE = (Madv.MERGEABLE, Madv.UNMERGEABLE, Madv.DONTNEED, Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE)
+ADVICE = (Madv.MERGEABLE, Madv.UNMERGEABLE, Madv.DONTNEED_LOCKED, Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE)
 MAYMOVE, FIXED = Mremap.MAYMOVE.value, Mremap.FIXED.value
 SETTINGS = (
     ("use_zero_pages", 1), ("use_zero_pages", 0), ("smart_scan", 0), ("run", 2), ("run", 1), ("max_page_sharing", 3),
@@ -88,10 +88,10 @@ class Play:
 
     def advise(self, space: Space, first: int, count: int) -> None:
         advice = self.rng.choice(ADVICE)
-        if advice is Madv.DONTNEED and any(number not in space.pages for number in range(first, first + count)):
+        if advice is Madv.DONTNEED_LOCKED and any(number not in space.pages for number in range(first, first + count)):
             return
         advise(space.mm, first, count, advice)
-        if advice is Madv.DONTNEED:
+        if advice is Madv.DONTNEED_LOCKED:
             for number in range(first, first + count):
                 space.pages[number] = "0"
 
@@ -118,7 +118,12 @@ class Play:
         to = self.rng.randrange(PAGES) + self.base
         if all(number in space.pages for number in range(first, first + count)) and abs(to - first) >= count:
             length = count * PAGE_SIZE
-            do_mremap(space.mm, page(first), length, length, MAYMOVE | FIXED, page(to), privileged=True)
+            try:
+                do_mremap(space.mm, page(first), length, length, MAYMOVE | FIXED, page(to), privileged=True)
+            except SysError:
+                # What was at the new place is gone already.
+                space.pages = {at: each for at, each in space.pages.items() if space.mm.vmas.lookup(page(at))}
+                raise
             moved = [space.pages.pop(number) for number in range(first, first + count)]
             for number, letter in enumerate(moved, to):
                 space.pages[number] = letter
