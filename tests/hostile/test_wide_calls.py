@@ -192,6 +192,23 @@ def test_others_are_served_while_pages_are_written_to_a_file(kernel: Kernel, tmp
     assert path.read_bytes()[::PAGE_SIZE] == b"x" * 64
 
 
+def test_a_few_mib_of_a_file_are_many(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its pages may have to be written to the file."""
+    monkeypatch.setattr(pace, "_AT_ONCE", 64 * PMD_SIZE)
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    length = 4 * PMD_SIZE
+    assert long.call is not None
+    fd = os.memfd_create("file")
+    os.ftruncate(fd, length)
+    long.call.fds.append(fd)
+    vaddr = call(long, Nr.MMAP, 0, length, RW, Map.SHARED.value, 0, 0).ret
+    for number in range(8):
+        assert call(long, Nr.STORE, vaddr + number * PAGE_SIZE, 1, data=b"x").ret == 1
+    (reply,), served = finish(begun(long, Nr.MUNMAP, vaddr, length), other)
+    assert reply.ret == 0
+    assert served >= 8
+
+
 @contextlib.contextmanager
 def another_thread() -> Iterator[int]:
     """Yield the tid of a thread of this process that lives as long."""

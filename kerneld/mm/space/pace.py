@@ -36,7 +36,7 @@ def is_wide(map_count: int, length: int) -> bool:
 
     The limit is low: entries whose pages are written to a file take a hundred times as long as others.
     """
-    return length > _AT_ONCE // 8 or map_count > _FEW_VMAS
+    return length > _AT_ONCE // 32 or map_count > _FEW_VMAS
 
 
 def run_at_once(steps: Steps) -> None:
