@@ -25,7 +25,7 @@ from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.vma import vma_has_recency
-from kerneld.mm.space.writeback import writeback_in_pieces
+from kerneld.mm.space.writeback import write_range_in_pieces
 from kerneld.mm.vm_flags import VM_LOCKED, VM_SHARED
 from shared.uapi.page import PMD_SIZE, TASK_SIZE, Vaddr
 
@@ -168,7 +168,7 @@ def take_down(mm: MmStruct) -> Pieces:
 def write_back(vma: Vma) -> Iterator[None]:
     """Write the dirty pages of a VMA's shared file to the file, as `kerneld.mm.space.munmap.unmap_vma` does."""
     if vma.vm_flags & VM_SHARED and vma.file is not None:
-        yield from writeback_in_pieces(vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
+        yield from write_range_in_pieces(vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
 
 
 def _end_of_alike(mm: MmStruct, vma: Vma) -> Vaddr:

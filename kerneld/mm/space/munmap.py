@@ -16,7 +16,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, is_wide
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
-from kerneld.mm.space.writeback import write_range, writeback_in_pieces
+from kerneld.mm.space.writeback import write_range, write_range_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
 
@@ -44,7 +44,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
         if vma.vm_flags & VM_SHARED and vma.file is not None:
             start = min(start, vma.end)
             zap_vma_range(mm, vma, low, start)
-            yield from writeback_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
+            yield from write_range_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
         do_munmap(mm, low, start - low)
         if start < end and pace.is_over():
             yield

@@ -31,15 +31,26 @@ _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
 
 def write_range(mapping: AddressSpace, first: int, last: int) -> None:
+    """Do the same as `write_range_in_pieces`, at once."""
+    run_at_once(write_range_in_pieces(mapping, first, last))
+
+
+def write_range_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
     """Write the dirty pages of [first, last) to the file. A page that an entry maps stays dirty, and its entries stay.
 
-    For who only wants the file to have them. One page may have a million entries, too many to clean at once.
+    For who only wants the file to have them, such as an unmap: on Linux it writes nothing, and whoever else maps the
+    page sees no change. Yields between pages, when other clients may be served.
     """
-    if mapping.backing is not None:
-        size, mapcount = mapping.size_bytes(), mapping.frames.mapcount_at
-        for index in mapping.unwritten.between(first, last):
+    if mapping.backing is None:
+        return
+    pace, mapcount = Pace(), mapping.frames.mapcount_at
+    for index in mapping.unwritten.between(first, last):
+        if index in mapping.unwritten:
             pfn = mapping.find_page(index)
-            mapping.write_page(index, size, stays_dirty=pfn is not None and mapcount[pfn] > 0)
+            mapping.write_page(index, mapping.size_bytes(), stays_dirty=pfn is not None and mapcount[pfn] > 0)
+        if pace.is_over():
+            yield
+            pace.begin()
 
 
 def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterator[None]:

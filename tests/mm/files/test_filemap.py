@@ -9,7 +9,8 @@ import pytest
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
 from kerneld.mm.frames.frames import PG_DIRTY, PG_REFERENCED
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
+from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.truncate import punch_hole
 from kerneld.mm.space.writeback import do_msync
 from shared.uapi.mman import Map, Ms
@@ -103,6 +104,27 @@ class TestWriteback:
         load(mm, page(0))
         machine.exit(mm)
         assert backing.writes == [(2 * PAGE_SIZE, PAGE_SIZE)]
+
+    @pytest.mark.parametrize("how", ["munmap", "in pieces", "exit"])
+    def test_who_still_maps_a_page_sees_nothing_of_it(self, machine: Machine, mm: MmStruct, how: str) -> None:
+        """On Linux an unmap writes nothing: the page stays dirty, and the next store needs no fault."""
+        file, backing = machine.new_file(b"x" * 2 * PAGE_SIZE)
+        other = machine.new_mm()
+        for each in (mm, other):
+            mmap(each, 2, RW, SHARED, at=BASE, file=file)
+            store(each, BASE, b"new")
+        before = entry(other, BASE)
+        assert before & PTE_RW
+        assert before & PTE_DIRTY
+        if how == "exit":
+            machine.exit(mm)
+        elif how == "munmap":
+            do_munmap(mm, BASE, 2 * PAGE_SIZE)
+        else:
+            run_at_once(munmap_in_pieces(mm, BASE, 2 * PAGE_SIZE))
+        assert backing.data[:4] == b"newx"
+        assert entry(other, BASE) == before
+        assert set(file.mapping.dirty) == {0}
 
     def test_never_past_the_end(self, machine: Machine, mm: MmStruct) -> None:
         file, backing = machine.new_file(b"x" * 100)
