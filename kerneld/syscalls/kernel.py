@@ -44,8 +44,8 @@ from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
-from kerneld.tlb.tlb import Agent
 from kerneld.tlb.tlbs import Tlbs
+from kerneld.tlb.view import Agent
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
 from shared.uapi.shadowpt import ATTACH_HOST
 from shared.uapi.syscalls import ABI_VERSION

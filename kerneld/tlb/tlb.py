@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,8 @@ from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, pack_record
 from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words
+from kerneld.tlb.view import Agent, CheckedView, View
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
-from shared.uapi.syscalls import Nr
-from shared.wire import number_of
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct
@@ -41,58 +40,6 @@ AROUND_PAGES = 16
 """Number of pages around a fault, aligned, that are granted too: as many as Linux's fault-around maps."""
 FEW_PAGES = 64
 """Up to this number of pages, a loop over grants is faster than numpy."""
-
-
-class Agent(Protocol):
-    """A thread that drops pages while the program runs."""
-
-    def order(self, record: bytes) -> None:
-        """Send an order, and return when it is carried out; if the agent does not answer, end the process."""
-
-    def dismiss(self) -> None:
-        """End the agent: the address space ends."""
-
-
-class View:
-    """A thread that uses an address space, as its TLB sees it; see `kerneld.task.task.ThreadTlb`."""
-
-    __slots__ = ("_tlb", "is_inside")
-
-    def __init__(self, tlb: Tlb) -> None:
-        self._tlb = tlb
-        self.is_inside = True
-        """Whether the thread waits for its own request: it does not run before the reply."""
-
-    def begin(self, datagram: memoryview) -> None:
-        """Note that a request of the thread has come."""
-        self.is_inside = True
-
-    def take(self) -> bytes:
-        """Return the record to be sent behind the replies of a request; after that the thread runs again."""
-        record = self._tlb.take()
-        self.is_inside = False
-        return record
-
-    def leave(self) -> None:
-        """Note that the thread no longer uses the address space."""
-        self._tlb.views.discard(self)
-
-
-class CheckedView(View):
-    """A view of a machine that checks its invariants: each request of the thread begins with the check of `pid`."""
-
-    __slots__ = ("_pid",)
-
-    def __init__(self, tlb: Tlb, pid: Pid) -> None:
-        super().__init__(tlb)
-        self._pid = pid
-
-    def begin(self, datagram: memoryview) -> None:
-        """Note that a request has come. Raises KernelBug if the host maps more than is granted."""
-        super().begin(datagram)
-        if number_of(datagram) != Nr.RING_BELL:
-            # A thread that rings has not looked at its last answer yet, nor done what it says.
-            self._tlb.check_host(self._pid)
 
 
 class Tlb:
@@ -116,6 +63,8 @@ class Tlb:
         self._drops: list[Span] = []
         self._grants: list[tuple[Vaddr, int, int]] = []
         """Start, pages, TLB word of the first page."""
+        self._filled: tuple[Vaddr, int, int] | None = None
+        """The pages that a fault has just mapped, as `update_mmu_cache_range` has told; nothing has changed since."""
         self.orders = 0
         mm.notifiers.add_tlb(self)
 
@@ -124,6 +73,7 @@ class Tlb:
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
         """Drop the grants that exceed the changed entries of [start, end): at once, unless the program is in a
         request."""
+        self._filled = None
         number = start >> PMD_SHIFT
         if number == (end - 1) >> PMD_SHIFT:
             table = self._granted.get(number)
@@ -143,6 +93,11 @@ class Tlb:
     def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
         """Drop the grants of [start, end): the entries are old, and the next access must fault to be seen."""
         self.invalidate_range(start, end)
+
+    def update_mmu_cache_range(self, vaddr: Vaddr, entry: int, nr_pages: int) -> None:
+        """Note pages that a fault has mapped: if it is a fault of the program, they are granted without a look at their
+        entries. Before, these were empty, so nothing of them has been granted."""
+        self._filled = vaddr, entry, nr_pages
 
     def release(self) -> None:
         """End the TLB: the process exits."""
@@ -180,6 +135,7 @@ class Tlb:
 
     def take(self) -> bytes:
         """Return the record to be sent behind the replies of a request."""
+        self._filled = None
         if self._dirty:
             self._collect()
         drops, grants = self._drops, self._grants
@@ -325,6 +281,9 @@ class Tlb:
 
     def grant(self, address: Vaddr) -> int:
         """Grant the page at an address, and the pages around it, as their entries allow. Return the page's TLB word."""
+        filled, self._filled = self._filled, None
+        if filled is not None and 0 <= address - filled[0] < filled[2] << PAGE_SHIFT:
+            return self._grant_filled(*filled) + (address - filled[0] & PAGE_MASK)
         number = address >> PMD_SHIFT
         table = self._table(address)
         index = address >> PAGE_SHIFT & 511
@@ -346,6 +305,17 @@ class Tlb:
                 ram.written[word >> PAGE_SHIFT : (word >> PAGE_SHIFT) + count] = True
             self._grants.append((base + (at << PAGE_SHIFT), count, word))
         return table.item(index)
+
+    def _grant_filled(self, vaddr: Vaddr, entry: int, nr_pages: int) -> int:
+        """Grant pages of one leaf table that have just been mapped by entries in a row. Return the first TLB word."""
+        word = tlb_word(entry)
+        if word:
+            low = vaddr >> PAGE_SHIFT & 511
+            self._table(vaddr)[low : low + nr_pages] = np.arange(
+                word, word + (nr_pages << PAGE_SHIFT), PAGE_SIZE, dtype=np.uint64
+            )
+            self._grants.append((vaddr, nr_pages, word))
+        return word
 
     def _grant_huge(self, number: int, table: TlbWords) -> None:
         """Grant a whole page of 2 MiB by one mapping of the host, because its frames are contiguous."""

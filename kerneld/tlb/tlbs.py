@@ -9,7 +9,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.tlb.tlb import Agent, Tlb
+from kerneld.tlb.tlb import Tlb
+from kerneld.tlb.view import Agent
 
 if TYPE_CHECKING:
     from kerneld.mm.space.mm import MmStruct

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.ksm import merge
 from kerneld.mm.ksm.scan import ksm_do_scan
@@ -22,7 +23,7 @@ from kerneld.tlb.rights import KEY_SHIFT
 from kerneld.tlb.tlb import Tlb
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE, Pfn, Vaddr
-from tests.support.machine import BASE, READ, RW, Machine, checked, load, mmap, page, store
+from tests.support.machine import BASE, PRIVATE, READ, RW, FakeBacking, Machine, checked, load, mmap, page, store
 
 NONE = 0
 PROT_BITS = 7
@@ -245,3 +246,40 @@ def test_a_page_is_dropped_before_ksm_compares_it(mm: MmStruct, monkeypatch: pyt
             pass
     assert events == ["drop", "drop", "compare", "compare"]
     assert not tlb.check()
+
+
+def map_file(mm: MmStruct) -> None:
+    """Map 32 pages of a file at BASE, and let a fault map the first sixteen."""
+    mapping = AddressSpace(mm.frames, FakeBacking(b"x" * 32 * PAGE_SIZE))
+    mmap(mm, 32, RW, PRIVATE, at=BASE, file=File(mapping, "/f", readable=True, writable=True))
+    load(mm, page(3))
+
+
+def test_what_a_fault_has_mapped_is_granted_without_a_look_at_its_entries(
+    mm: MmStruct, tlb: Tlb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tlb_module, "runs_to_grant", lambda *_: pytest.fail("looked"))
+    map_file(mm)
+    assert tlb.grant(page(3)) & PROT_BITS == READ
+    assert taken(tlb) == [(0, 16, READ)]
+    assert tlb.check() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "granted"),
+    [
+        (lambda mm: store(mm, page(5), b"y"), {*range(16)}),
+        (lambda mm: do_mprotect(mm, page(5), PAGE_SIZE, NONE), {*range(16)} - {5}),
+        (lambda mm: do_munmap(mm, page(5), PAGE_SIZE), {*range(16)} - {5}),
+        (lambda mm: mm.notifiers.tlb.take(), {*range(16)}),
+    ],
+    ids=["copied", "protected", "unmapped", "answered"],
+)
+def test_what_has_changed_since_is_looked_at(
+    mm: MmStruct, tlb: Tlb, change: Callable[[MmStruct], object], granted: set[int]
+) -> None:
+    map_file(mm)
+    change(mm)
+    tlb.grant(page(3))
+    assert {at for first, pages, _ in taken(tlb) for at in range(first, first + pages)} == granted
+    assert tlb.check() == []

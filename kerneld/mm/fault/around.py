@@ -41,11 +41,15 @@ def map_pages_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> None:
 
 def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
     """Return the indexes [first, last) of a file's pages around a fault, in the same VMA and leaf table."""
-    index = vma.page_index(vaddr)
     offset = vaddr >> PAGE_SHIFT & 511
-    first = max(offset & -FAULT_AROUND_PAGES, offset - (index - vma.pgoff))
-    last = min(first + FAULT_AROUND_PAGES, 512, offset + ((vma.end - vaddr) >> PAGE_SHIFT))
-    return index - (offset - first), index + last - offset
+    before, after = (vaddr - vma.start) >> PAGE_SHIFT, (vma.end - vaddr) >> PAGE_SHIFT
+    # Without calls of min() and max(): every read fault of a file comes here.
+    first, last = offset & -FAULT_AROUND_PAGES, offset + after
+    first = max(first, offset - before)
+    last = min(last, first + FAULT_AROUND_PAGES)
+    last = min(last, 512)
+    index = before + vma.pgoff - offset
+    return index + first, index + last
 
 
 def map_cached(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:

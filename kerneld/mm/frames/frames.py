@@ -74,6 +74,8 @@ Pfns = npt.NDArray[np.int64]
 LRU_CLOCK_END = (1 << 32) - 1
 _NONE, _ONE = u32(0), i32(1)
 _FRAMES_OF_PART = 1 << 14
+_ONES = np.ones(512, dtype=np.int32)
+"""A one for each entry of a leaf table."""
 
 
 class Frames:
@@ -273,6 +275,12 @@ class Frames:
             np.add.at(counts, pfns, number)
         else:
             counts[pfns] += number
+
+    def get_mapped(self, low: Pfn, high: Pfn) -> None:
+        """Take a reference more of each frame of [low, high), at most 512, for an entry more that maps it."""
+        # `+= 1` would convert the number and store the slice into itself: twice as many instructions.
+        for counts in (self.refcount[low:high], self.mapcount[low:high]):
+            np.add(counts, _ONES[: high - low], counts)
 
     def put_page(self, pfn: Pfn) -> None:
         """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""

@@ -36,6 +36,12 @@ class YoungListener(MmuNotifier, Protocol):
     def clear_flush_young(self, start: Vaddr, end: Vaddr) -> None:
         """Entries of [start, end), in bytes, have lost their accessed bit. Source: mmu_notifier_clear_flush_young()."""
 
+    def update_mmu_cache_range(self, vaddr: Vaddr, entry: int, nr_pages: int) -> None:
+        """Empty entries from `vaddr` on have been filled with frames in a row; `entry` is the first.
+
+        Source: Linux v6.8 include/linux/pgtable.h:update_mmu_cache_range(), called by set_pte_range().
+        """
+
 
 class Notifiers(list[MmuNotifier]):
     """The listeners of one address space, in the order in which they were added."""

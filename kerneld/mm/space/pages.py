@@ -47,7 +47,7 @@ from kerneld.hw.paging import (
     swp_offset,
 )
 from kerneld.hw.ram import WORDS_SHIFT
-from kerneld.hw.scalars import i32, u64
+from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.lru import munlock_folio
@@ -92,18 +92,16 @@ class Pages:
         self._mapcount_at[pfn] += 1
         flags = self._flags_at[pfn]
         self._counts[1 if flags & PG_ANON else rss_kind(flags)] += 1
-        notifiers = self._notifiers
-        if len(notifiers) > notifiers.nr_tlbs:
-            notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
+        if len(self._notifiers) > self._notifiers.nr_tlbs:
+            self._notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def set_zero_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
         """Fill an empty entry with the shared zero page, which is not counted; a dirty entry is a copy of KSM's."""
         self._words[pte] = entry
         if entry & PTE_DIRTY:
             self.rss.count_ksm_zeros(1)
-        notifiers = self._notifiers
-        if len(notifiers) > notifiers.nr_tlbs:
-            notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
+        if len(self._notifiers) > self._notifiers.nr_tlbs:
+            self._notifiers.fill_range(vaddr, vaddr + PAGE_SIZE)
 
     def update_pte(self, pte: int, vaddr: Vaddr, entry: int) -> None:
         """Change the rights or state bits of an entry that keeps mapping the same frame."""
@@ -156,10 +154,11 @@ class Pages:
         high = low + nr_pages
         if pfns == list(range(low, high)):
             # Frames that were filled together mostly follow each other: numpy takes a slice, which is quicker.
-            entries = np.arange(make_pte(low, prot), make_pte(high, prot), PAGE_SIZE, dtype=np.uint64)
-            self._words_np[pte : pte + nr_pages] = entries
-            frames.get_pages(slice(low, high))
-            frames.mapcount[low:high] += i32(1)
+            first = make_pte(low, prot)
+            self._words_np[pte : pte + nr_pages] = np.arange(first, make_pte(high, prot), PAGE_SIZE, dtype=np.uint64)
+            frames.get_mapped(low, high)
+            if self._notifiers.tlb is not None:
+                self._notifiers.tlb.update_mmu_cache_range(vaddr, first, nr_pages)
         else:
             for place, pfn in enumerate(pfns, pte):
                 if pfn is not None:
