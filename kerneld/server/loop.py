@@ -80,6 +80,7 @@ class Loop:
         self._events: list[tuple[int, int]] = []
         """The ready descriptors at the last look."""
         kernel.dying.slice_seconds = SLICE_SECONDS
+        kernel.dying.is_answer_first = True
         self._dying = kernel.dying.queue
         kernel.files.changes.slice_seconds = SLICE_SECONDS
         self._changes = kernel.files.changes.queue

@@ -68,6 +68,7 @@ class Service:
         self.most_events = OTHER_FDS
         """The most descriptors that epoll watches."""
         self._locks = kernel.table.mmap_locks
+        self._dying = kernel.dying
         kernel.lines = LentLines(self._door, self.rings, self.watches, self._welcome)
         self.waiting = kernel.rq.queue
         """The threads whose batch continues in the next turn. A thread that has died is not in it."""
@@ -108,6 +109,8 @@ class Service:
             self._give_up(session)
         if self._kernel.ended:
             self._reap()
+        if self._dying.is_fresh:
+            self._kernel.begin_reaping()
 
     def _answer_next(self, session: Session) -> None:
         """Take one datagram from the connection and answer it."""
@@ -225,6 +228,8 @@ class Service:
             self._give_up(session)
         if self._kernel.ended:
             self._reap()
+        if self._dying.is_fresh:
+            self._kernel.begin_reaping()
 
     def _go_on_with(self, session: Session, batch: Batch) -> None:
         outcome = batch.run(self.fair.slice())
@@ -331,6 +336,8 @@ class Service:
             log.exception("process could not be ended cleanly", pid=watch.process.pid)
         self._reap()
         self._unwatch(watch)
+        if self._dying.is_fresh:
+            self._kernel.begin_reaping()
 
     def _reap(self) -> None:
         """Kill the real processes that the OOM killer has chosen. Drop the processes that the kernel has ended."""

@@ -263,6 +263,11 @@ class Kernel:
         kill_process(process)
         self.check()
 
+    def begin_reaping(self) -> None:
+        """Free some memory of processes that have just ended or changed their program, and have their answer."""
+        self.dying.begin_fresh()
+        self.check()
+
     def reap_memory(self) -> None:
         """Free some memory of ended processes, once in each turn of the loop."""
         self.dying.turn()

@@ -92,6 +92,20 @@ def test_many_that_end_in_one_turn_have_one_slice(world: World) -> None:
     assert turns(world.kernel) >= 3 * 8
 
 
+def test_with_an_event_loop_the_first_slice_waits_for_the_answer(world: World) -> None:
+    """So does that of the memory from before an execve. Everything is consistent until then."""
+    world.kernel.dying.is_answer_first = True
+    dead = with_many_vmas(world, pages=16)
+    mm = dead.process.live_mm
+    nr_vmas = len(mm.vmas)
+    end(world, dead)
+    assert (len(mm.vmas), mm.is_dying, world.kernel.dying.is_fresh) == (nr_vmas, True, True)
+    world.kernel.check()
+    world.kernel.begin_reaping()
+    assert len(mm.vmas) < nr_vmas
+    assert not world.kernel.dying.is_fresh
+
+
 def test_a_wide_range_of_zero_pages(world: World) -> None:
     dead = world.attach(USER)
     pages = 1 << 16

@@ -107,6 +107,9 @@ class FakeKernel:
             del self.processes[process.pid]
             self.ended.append(process)
 
+    def begin_reaping(self) -> None:
+        self.dying.is_fresh = False
+
     def take_killed(self) -> list[FakeProcess]:
         killed, self.killed = self.killed, []
         return killed

@@ -7,9 +7,12 @@ import signal
 import socket
 from typing import Any, cast
 
+import pytest
+
+from kerneld.task.task import Thread
 from shared import wire
 from shared.uapi.syscalls import Nr
-from tests.server.fakes import NR_CRASH_OTHERS, Client, FakeMm, ServerUnderTest, open_fds
+from tests.server.fakes import NR_CRASH_OTHERS, Client, FakeKernel, FakeMm, FakeProcess, ServerUnderTest, open_fds
 from tests.support.fake_inode import FakeInode
 
 GETPID = wire.pack_request(Nr.GETPID)
@@ -101,6 +104,42 @@ def test_process_may_attach_again_after_its_end(server: ServerUnderTest) -> None
     client.call(Nr.EXIT_GROUP)
     again = server.attached()
     assert again.call(Nr.GETPID).ret == os.getpid()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_memory_goes_after_the_answer_of_who_leaves_and_before_others_are_served(
+    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    kernel, done = server.kernel, list[str]()
+    leaving, other = server.attached(), server.connect()
+    child = ChildClient(server) if is_killed else None
+    end, attach = kernel.end, kernel.attach
+
+    def leave(process: FakeProcess) -> None:
+        end(process)
+        kernel.dying.is_fresh = True
+
+    def begin_reaping() -> None:
+        FakeKernel.begin_reaping(kernel)
+        done.append("memory of the answered" if leaving.is_readable() else "memory")
+
+    def note_attach(*args: Any) -> Thread:
+        done.append("other")
+        return attach(*args)
+
+    monkeypatch.setattr(kernel, "end", leave)
+    monkeypatch.setattr(kernel, "begin_reaping", begin_reaping)
+    monkeypatch.setattr(kernel, "attach", note_attach)
+    if child is not None:
+        child.kill()
+    else:
+        leaving.send(wire.pack_request(Nr.EXIT_GROUP))
+    other.send(wire.pack_request(Nr.ATTACH, (1, 0, 0)))
+    server.turn()
+    assert done == ["memory" if is_killed else "memory of the answered", "other"]
+    assert kernel.dying.is_answer_first
+    if child is not None:
+        child.let_go()
 
 
 def test_killed_process_is_ended(server: ServerUnderTest) -> None:

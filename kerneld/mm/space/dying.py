@@ -48,6 +48,11 @@ class Dying:
         self.queue: deque[MmStruct | AddressSpace] = deque()
         self.slice_seconds: float | None = None
         """How long the queue may work in one turn of the event loop, in seconds; None: until the queue is empty."""
+        self.is_answer_first = False
+        """Whether `begin` leaves the first slice to `begin_fresh`: the event loop first answers the process, which ends
+        meanwhile on another processor, and serves nobody else before."""
+        self.is_fresh = False
+        """Whether an address space waits for its first slice."""
         self._pieces: dict[MmStruct | AddressSpace, Pieces] = {}
         self._is_running = False
         self._spent = 0.0
@@ -55,12 +60,20 @@ class Dying:
 
     def begin(self, mm: MmStruct) -> None:
         """Take down an address space that no process uses any more, as far as this turn's slice allows."""
+        mm.is_dying = True
         self._pieces[mm] = take_down(mm)
         self.queue.append(mm)
         if self.slice_seconds is None:
             self._go_on(lambda: False)
+        elif self.is_answer_first:
+            self.is_fresh = True
         else:
             self._run_slice(self.slice_seconds)
+
+    def begin_fresh(self) -> None:
+        """Take down address spaces that have waited for an answer, as far as this turn's slice allows."""
+        self.is_fresh = False
+        self._run_slice(self.slice_seconds or 0.0)
 
     def begin_eviction(self, mapping: AddressSpace) -> None:
         """Drop the cached pages of a file that no process can reach any more: right after the piece under way."""
