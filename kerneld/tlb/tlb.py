@@ -54,6 +54,8 @@ class Tlb:
         self.agent = agent
         self.views: set[View] = set()
         """The views of all threads that use the memory: of the process, and of other processes that share it."""
+        self.has_left_running = False
+        """Whether a thread has left without a request of its own."""
         self._forget = forget
         self._granted: dict[int, TlbWords] = {}
         """One TLB word for each page, by number of the leaf table (address >> PMD_SHIFT)."""
@@ -108,13 +110,19 @@ class Tlb:
         self._end()
 
     def _end(self) -> None:
-        """Drop every grant: a thread that still runs in the memory (its process is killed) finds no mapping there."""
+        """Drop every grant: a thread that still runs in the memory (its process is killed) finds no mapping there.
+
+        Without such a thread nobody waits for the agent: the answer to the last request, which has asked for the end,
+        names the drop.
+        """
         agent, self.agent = self.agent, None
         if agent is not None:
             if self._granted and not self.is_quiet:
                 self.orders += 1
                 agent.order(pack_record([(0, TASK_SIZE)], [], self.orders))
             agent.dismiss()
+        if not self.views:
+            self._dirty, self._drops, self._grants = [], [(0, TASK_SIZE)] if self._granted else [], []
         self._granted.clear()
         self._granted_at.clear()
         self.mm.notifiers.forget_tlb()
@@ -130,7 +138,9 @@ class Tlb:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no thread runs in the memory: its only thread waits for its own request."""
+        """Whether no thread runs in the memory: its only thread waits for its own request, or has left in it."""
+        if not self.views:
+            return not self.has_left_running
         return len(self.views) == 1 and next(iter(self.views)).is_inside
 
     def take(self) -> bytes:

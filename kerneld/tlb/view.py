@@ -23,6 +23,7 @@ class Viewed(Protocol):
     """What a view needs of its TLB."""
 
     views: set[View]
+    has_left_running: bool
 
     def take(self) -> bytes:
         """Return the record to be sent behind the replies of a request."""
@@ -52,8 +53,12 @@ class View:
         return record
 
     def leave(self) -> None:
-        """Note that the thread no longer uses the address space."""
+        """Note that the thread no longer uses the address space.
+
+        One that has not asked for that may still run in the memory: its process is killed, say.
+        """
         self._tlb.views.discard(self)
+        self._tlb.has_left_running |= not self.is_inside
 
 
 class CheckedView(View):

@@ -19,10 +19,11 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.pkeys import pkey_alloc
 from kerneld.tlb import tlb as tlb_module
+from kerneld.tlb.record import OPERATION, RECORD
 from kerneld.tlb.rights import KEY_SHIFT
 from kerneld.tlb.tlb import Tlb
 from shared.uapi.mman import Madv
-from shared.uapi.page import PAGE_SIZE, Pfn, Vaddr
+from shared.uapi.page import PAGE_SIZE, TASK_SIZE, Pfn, Vaddr
 from tests.support.machine import BASE, PRIVATE, READ, RW, FakeBacking, Machine, checked, load, mmap, page, store
 
 NONE = 0
@@ -283,3 +284,51 @@ def test_what_has_changed_since_is_looked_at(
     tlb.grant(page(3))
     assert {at for first, pages, _ in taken(tlb) for at in range(first, first + pages)} == granted
     assert tlb.check() == []
+
+
+class FakeAgent:
+    def __init__(self) -> None:
+        self.told: list[bytes | None] = []
+
+    def order(self, record: bytes) -> None:
+        self.told.append(record)
+
+    def dismiss(self) -> None:
+        self.told.append(None)
+
+
+EVERYTHING = OPERATION.pack(0, TASK_SIZE, 0)
+
+
+@pytest.mark.parametrize("has_grants", [True, False])
+def test_who_asks_for_its_end_drops_everything_with_the_answer(mm: MmStruct, tlb: Tlb, has_grants: bool) -> None:
+    tlb.agent = agent = FakeAgent()
+    mmap(mm, 2, at=BASE)
+    store(mm, BASE, b"x")
+    if has_grants:
+        tlb.grant_page(BASE)
+    [view] = tlb.views
+    view.leave()
+    tlb.release()
+    assert agent.told == [None]
+    assert view.take()[RECORD.size :] == (EVERYTHING if has_grants else b"")
+
+
+@pytest.mark.parametrize("who", ["the last", "another"])
+def test_the_agent_drops_what_a_thread_may_still_use_that_has_not_asked_for_its_end(
+    mm: MmStruct, tlb: Tlb, who: str
+) -> None:
+    tlb.agent = agent = FakeAgent()
+    mmap(mm, 2, at=BASE)
+    store(mm, BASE, b"x")
+    tlb.grant_page(BASE)
+    [last] = tlb.views
+    other = tlb.enter(1)
+    (last if who == "the last" else other).take()
+    other.leave()
+    last.leave()
+    tlb.release()
+    order, farewell = agent.told
+    assert order is not None
+    assert order[RECORD.size :] == EVERYTHING
+    assert farewell is None
