@@ -293,7 +293,8 @@ class Tlb:
         """Grant the page at an address, and the pages around it, as their entries allow. Return the page's TLB word."""
         filled, self._filled = self._filled, None
         if filled is not None and 0 <= address - filled[0] < filled[2] << PAGE_SHIFT:
-            return self._grant_filled(*filled) + (address - filled[0] & PAGE_MASK)
+            word = self._grant_filled(*filled)
+            return word and word + (address - filled[0] & PAGE_MASK)
         number = address >> PMD_SHIFT
         table = self._table(address)
         index = address >> PAGE_SHIFT & 511

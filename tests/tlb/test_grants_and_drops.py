@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kerneld.hw.paging import PTE_PROTNONE
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.files.filemap import AddressSpace, File
-from kerneld.mm.frames.frames import Frames
+from kerneld.mm.frames.frames import FIRST_PFN, Frames
 from kerneld.mm.ksm import merge
 from kerneld.mm.ksm.scan import ksm_do_scan
 from kerneld.mm.space.ksm import ksm_of
@@ -23,7 +24,7 @@ from kerneld.tlb.record import OPERATION, RECORD
 from kerneld.tlb.rights import KEY_SHIFT
 from kerneld.tlb.tlb import Tlb
 from shared.uapi.mman import Madv
-from shared.uapi.page import PAGE_SIZE, TASK_SIZE, Pfn, Vaddr
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Vaddr
 from tests.support.machine import BASE, PRIVATE, READ, RW, FakeBacking, Machine, checked, load, mmap, page, store
 
 NONE = 0
@@ -264,6 +265,13 @@ def test_what_a_fault_has_mapped_is_granted_without_a_look_at_its_entries(
     assert tlb.grant(page(3)) & PROT_BITS == READ
     assert taken(tlb) == [(0, 16, READ)]
     assert tlb.check() == []
+
+
+def test_what_may_not_be_read_is_not_granted(mm: MmStruct, tlb: Tlb) -> None:
+    """Entries without a right to read, as a fault by force makes them."""
+    tlb.update_mmu_cache_range(BASE, PTE_PROTNONE | FIRST_PFN << PAGE_SHIFT, 16)
+    assert tlb.grant(page(3)) == 0
+    assert taken(tlb) == []
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,9 @@ class Pages:
         self._notifiers = notifiers
         self._vmas = vmas
         self._words = frames.ram.words
-        self._flags_at = frames.flags_at
-        self._mapcount_at = frames.mapcount_at
+        self._flags_at, self._mapcount_at = frames.flags_at, frames.mapcount_at
         self._counts = rss.counts
-        self._words_np = frames.ram.words_np
-        self._frames_np = frames.ram.frames_np
+        self._words_np, self._frames_np = frames.ram.words_np, frames.ram.frames_np
 
     # One entry
 
