@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.native.conftest import NativeDaemon
 from tests.native.inside import Inside
+from tests.support.client import Nursery
 from tests.support.rights import can_become_others, needs_the_hosts_rights
 
 PYTHON = Path("/usr/bin/python3")
@@ -157,17 +159,29 @@ os.system("ipcrm --all=shm; ipcs -m | grep -c 0x")
 """
 
 
+@pytest.fixture
+def inside_a_new_machine(tmp_path: Path) -> Iterator[Inside]:
+    """Runs programs in a kerneld in which nobody has made shared memory: ids go by what was made before."""
+    nursery = Nursery()
+    daemon = NativeDaemon(tmp_path, nursery)
+    inside = Inside(daemon.environment)
+    yield inside
+    inside.close()
+    daemon.close()
+    nursery.close()
+
+
 @needs_root
 @needs_the_hosts_rights
 @needs_python
-def test_limits_of_shared_memory_as_outside(inside: Inside) -> None:
+def test_limits_of_shared_memory_as_outside(inside_a_new_machine: Inside) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "--ipc", "true"], check=False, capture_output=True).returncode:
         pytest.skip("this host gives no IPC namespace")
     if not Path("/proc/sys/kernel/shm_next_id").exists():
         pytest.skip("this host is built without CONFIG_CHECKPOINT_RESTORE")
     program = [str(PYTHON), "-c", LIMITS]
-    assert inside.run(program) == inside.outside([unshare, "--ipc", *program])
+    assert inside_a_new_machine.run(program) == inside_a_new_machine.outside([unshare, "--ipc", *program])
 
 
 @needs_another_user_if_root
