@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +106,18 @@ def test_with_an_event_loop_the_first_slice_waits_for_the_answer(world: World) -
     world.kernel.begin_reaping()
     assert len(mm.vmas) < nr_vmas
     assert not world.kernel.dying.is_fresh
+
+
+def test_what_a_process_wrote_to_a_file_is_there_before_the_answer(world: World) -> None:
+    """Its parent may read the file as soon as it has ended."""
+    world.kernel.dying.is_answer_first = True
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PAGE_SIZE)
+        writer = world.attach(USER)
+        assert writer.call(Nr.MMAP, BASE, PAGE_SIZE, RW, SHARED | Map.FIXED.value, 0, 0, fds=[file.fileno()]) == BASE
+        assert writer.call(Nr.STORE, BASE, 7, data=b"written") == 7
+        assert writer.call(Nr.EXIT_GROUP) == 0
+        assert os.pread(file.fileno(), 7, 0) == b"written"
 
 
 def test_a_wide_range_of_zero_pages(world: World) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.002
 _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
+_MANY_VMAS = 1024
 _LONG_AGO = 4
 """After this number of slices without a piece, another turn has begun."""
 Pieces = Generator[None, None, None]
@@ -50,7 +51,8 @@ class Dying:
         """How long the queue may work in one turn of the event loop, in seconds; None: until the queue is empty."""
         self.is_answer_first = False
         """Whether `begin` leaves the first slice to `begin_fresh`: the event loop first answers the process, which ends
-        meanwhile on another processor, and serves nobody else before."""
+        meanwhile on another processor, and serves nobody else before. Not if the end may write to a file, which others
+        may read as soon as the process has ended."""
         self.is_fresh = False
         """Whether an address space waits for its first slice."""
         self._pieces: dict[MmStruct | AddressSpace, Pieces] = {}
@@ -65,7 +67,7 @@ class Dying:
         self.queue.append(mm)
         if self.slice_seconds is None:
             self._go_on(lambda: False)
-        elif self.is_answer_first:
+        elif self.is_answer_first and not _may_write(mm):
             self.is_fresh = True
         else:
             self._run_slice(self.slice_seconds)
@@ -176,6 +178,11 @@ def take_down(mm: MmStruct) -> Pieces:
             yield
             pace.begin()
     yield from mm.page_table.destroy_in_pieces(pace)
+
+
+def _may_write(mm: MmStruct) -> bool:
+    """Return whether the end of an address space may write to files. One with many VMAs is not looked through."""
+    return mm.map_count > _MANY_VMAS or any(vma.vm_flags & VM_SHARED and vma.file is not None for vma in mm.vmas)
 
 
 def write_back(vma: Vma) -> Iterator[None]:
