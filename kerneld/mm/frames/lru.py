@@ -18,6 +18,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.hw.scalars import u32
 from kerneld.mm.frames.frames import (
     LRU_CLOCK_END,
     PG_ACTIVE,
@@ -41,6 +42,7 @@ _MOST_QUEUED = 4 * _QUEUED
 """The most frames of a list that are sorted at a time."""
 _SAMPLED = 1 << 15
 _LAG_SHIFT = 10
+_ONE = u32(1)
 SWAP_CLUSTER_MAX = 32
 
 
@@ -125,27 +127,37 @@ class Lists:
 
     def _refill(self, kind: LruList) -> bool:
         frames, limit = self._frames, self._find_limit(kind)
-        queue = np.concatenate(
-            [
-                np.flatnonzero(self._is_on(part, kind) & (frames.lru[part] <= limit)) + part.start
-                for part in frames.parts()
-            ]
-        )
+        queue = np.concatenate([self._find_old(kind, part, limit) for part in frames.parts()])
         stamps = frames.lru[queue]
+        if len(queue) > 2 * _MOST_QUEUED:
+            # The sample was far off.
+            oldest = np.argpartition(stamps, _QUEUED)[:_QUEUED]
+            queue, stamps = queue[oldest], stamps[oldest]
         order = np.argsort(stamps)
         self._queues[kind], self._stamps[kind] = queue[order], stamps[order]
         return len(queue) > 0
 
+    def _find_old(self, kind: LruList, part: slice, limit: int) -> Pfns:
+        """Return the frames of a part of memory that are on a list, with stamps up to `limit`."""
+        if limit == LRU_CLOCK_END:
+            every: Pfns = np.flatnonzero(self._is_on(part, kind)) + part.start
+            return every
+        # Most frames are younger, or on no list: those have the stamp 0, which becomes the largest number here.
+        old: Pfns = np.flatnonzero(self._frames.lru[part] - _ONE < np.uint32(limit)) + part.start
+        on: Pfns = old[self._is_on(old, kind)]
+        return on
+
     def _find_limit(self, kind: LruList) -> int:
         """Return the stamp up to which the frames of a list are old enough for the queue, about `_QUEUED` of them."""
         frames = self._frames
-        count = sum(int(np.count_nonzero(self._is_on(part, kind))) for part in frames.parts())
-        # A sample of the stamps gives a good estimate: the exact number of oldest frames does not matter.
-        sample = slice(None, None, max(1, len(frames.flags) // _SAMPLED))
+        # A sample of the stamps gives a good estimate: the exact number of oldest frames does not matter. The step is
+        # odd, so that the sample has frames from every place of a huge page.
+        step = len(frames.flags) // _SAMPLED | 1
+        sample = slice(None, None, step)
         stamps = frames.lru[sample][self._is_on(sample, kind)]
-        if count <= _MOST_QUEUED or not len(stamps):
+        if len(stamps) * step <= _MOST_QUEUED:
             return LRU_CLOCK_END
-        place = len(stamps) * _QUEUED // count
+        place = _QUEUED // step
         return int(np.partition(stamps, place)[place])
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kerneld.fs.proc_vmstat import count_pages
@@ -48,6 +49,28 @@ def test_the_oldest_frames_of_a_long_list_are_taken_first(frames: Frames) -> Non
     lists = Lists(frames)
     taken = np.concatenate([lists.isolate(LruList.INACTIVE_ANON, 6_000) for _ in range(5)])
     assert frames.lru[taken].tolist() == list(range(1, 30_001))
+
+
+@pytest.mark.parametrize("residue", [0, 1])
+def test_lists_that_alternate_are_not_sorted_whole(
+    frames: Frames, residue: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample of every so many frames must see both: huge pages, say, make patterns in memory."""
+    frames.flags[10::2] |= PG_ACTIVE
+    lengths: list[int] = []
+    argsort = np.argsort
+
+    def noted(stamps: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        lengths.append(len(stamps))
+        order: npt.NDArray[np.int64] = argsort(stamps)
+        return order
+
+    monkeypatch.setattr(np, "argsort", noted)
+    taken = Lists(frames).isolate((LruList.ACTIVE_ANON, LruList.INACTIVE_ANON)[residue], 100)
+    everybody = np.flatnonzero((frames.lru > 0) & ((frames.flags & PG_ACTIVE != 0) != residue))
+    # The pages taken have a reference more, and are on no list.
+    assert set(frames.lru[taken].tolist()) == set(np.sort(frames.lru[everybody])[:100].tolist())
+    assert lengths[0] < NR_ON_LIST // 8
 
 
 @pytest.mark.parametrize(
