@@ -12,12 +12,12 @@ import pytest
 
 from kerneld.mm.files import filemap
 from kerneld.mm.limits import OVERCOMMIT_NEVER, Sysctl
-from kerneld.mm.space import pace
+from kerneld.mm.space import dying, pace
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from kerneld.trace.tracing import Tracing
 from shared.trace.events import PTE_CLEAR
 from shared.uapi.mman import Map
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
 from tests.support.programs import ANON, BASE, READ, ROOT, RW, SHARED, USER, Program, World
 from tests.support.traced import Trace
@@ -162,6 +162,21 @@ def test_who_needs_memory_gets_it(world: World) -> None:
     other.touch(0, 3000, Access.WRITE)
     assert other.process.live_mm.rss.resident_pages >= 3000
     assert world.kernel.frames.vmstat["oom_kill"] == 0
+
+
+def test_of_many_mappings_the_wide_ones_give_their_memory_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for memory waits for these alone, and not for thousands of small ones."""
+    monkeypatch.setattr(dying, "_MANY_VMAS", 8)
+    dead = with_many_vmas(world)
+    dead.mmap(2 * PMD_SIZE // PAGE_SIZE, at=BASE + (1 << 30))
+    for number in range(200):
+        assert dead.call(Nr.STORE, BASE + (1 << 30) + number * 5 * PAGE_SIZE, 1, data=b"x") == 1
+    mm, frames = dead.process.live_mm, world.kernel.frames
+    nr_vmas, enough = len(mm.vmas), frames.free_pages + 150
+    end(world, dead)
+    world.kernel.dying.finish(lambda: frames.free_pages >= enough)
+    assert frames.free_pages >= enough
+    assert len(mm.vmas) >= nr_vmas - 2
 
 
 def test_who_needs_a_promise_gets_it() -> None:

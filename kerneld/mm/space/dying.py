@@ -164,12 +164,19 @@ def _evict(mapping: AddressSpace) -> Pieces:
 
 
 def take_down(mm: MmStruct) -> Pieces:
-    """Clear the entries, remove the VMAs, and free the tables; yield when the rest is consistent."""
+    """Clear the entries, remove the VMAs, and free the tables; yield when the rest is consistent.
+
+    Of many VMAs the wide ones are cleared first: who needs memory then has it soon (mm/oom_kill.c:oom_reaper()).
+    """
     mm.is_dying = True
     pace = Pace()
     cleared: Vaddr = 0
+    wide = [each for each in mm.vmas if each.end - each.start >= PMD_SIZE] if mm.map_count > _MANY_VMAS else []
+    for each in wide:
+        yield from _zap(mm, each, each.end, pace)
+    empty = set(wide)
     while (vma := mm.vmas.find(0)) is not None:
-        if vma.end > cleared:
+        if vma.end > cleared and vma not in empty:
             cleared = _end_of_alike(mm, vma)
             yield from _zap(mm, vma, cleared, pace)
         yield from write_back(vma)
