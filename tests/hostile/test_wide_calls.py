@@ -24,6 +24,7 @@ from kerneld.mm.space.mempolicy import MPOL_LOCAL
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, exit_mmap
 from kerneld.mm.space.pace import run_at_once
+from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.writeback import do_msync
 from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Call
@@ -207,6 +208,26 @@ def test_a_few_mib_of_a_file_are_many(kernel: Kernel, monkeypatch: pytest.Monkey
     (reply,), served = finish(begun(long, Nr.MUNMAP, vaddr, length), other)
     assert reply.ret == 0
     assert served >= 8
+
+
+def test_the_pages_of_a_file_are_unmapped_in_shorter_pieces(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_AT_ONCE", 64 * PMD_SIZE)
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    length = 24 * PMD_SIZE
+    fd = os.memfd_create("file")
+    os.ftruncate(fd, length)
+    assert long.call is not None
+    long.call.fds.append(os.dup(fd))
+    vaddr = call(long, Nr.MMAP, 0, length, RW, Map.SHARED.value, 0, 0).ret
+    for table in range(24):
+        assert call(long, Nr.STORE, vaddr + table * PMD_SIZE, 1, data=b"x").ret == 1
+    batch = begun(long, Nr.MUNMAP, vaddr, length)
+    # The first piece wrote a page, and unmapped no more than some tables.
+    assert mm_of(long).rss.counts[Rss.SHMEM] >= 16
+    (reply,), _ = finish(batch, other)
+    assert reply.ret == 0
+    assert os.pread(fd, length, 0)[::PMD_SIZE] == b"x" * 24
+    os.close(fd)
 
 
 @contextlib.contextmanager

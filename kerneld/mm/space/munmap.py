@@ -18,10 +18,12 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
 from kerneld.mm.space.writeback import write_range, write_range_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
-from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr, page_align
+from shared.uapi.page import PAGE_MASK, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 
 _FEW = 64
 """Number of VMAs that one piece of a munmap removes."""
+_OF_FILE_AT_ONCE = 8 * PMD_SIZE
+"""The dirty bit of each entry of a file's page goes to the page: a table takes half a millisecond."""
 
 
 def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
@@ -39,7 +41,7 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
     pace = Pace()
     while not mm.is_dying and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         low = max(start, vma.start)
-        stop = pace.far_stop(mm.page_table.walk, low, end)
+        stop = pace.far_stop(mm.page_table.walk, low, end, 0 if vma.file is None else _OF_FILE_AT_ONCE)
         start = stop if vma.end > stop else _end_of_few(mm, low, stop)
         if vma.vm_flags & VM_SHARED and vma.file is not None:
             start = min(start, vma.end)
