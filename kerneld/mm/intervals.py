@@ -9,7 +9,7 @@ page: an item of up to 2^k pages that begins in bucket b, of 2^k pages, ends in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
 FEW = 32
@@ -84,6 +84,17 @@ class Intervals(dict[Item, Value]):
             found += items if is_inside else self._those_in(items, first, last)
         return found
 
+    def has_more(self, first: int, last: int, most: int) -> bool:
+        """Return whether more than `most` items may cover a page of [first, last): by buckets, some beside it count."""
+        if self._by_shift is None:
+            return len(self) > most
+        number = 0
+        for items, _ in self._buckets_of(first, last):
+            number += len(items)
+            if number > most:
+                return True
+        return False
+
     def overlapping_in_parts(self, first: int, last: int, most: int) -> Iterator[list[Item]]:
         """Yield the same, some at a time: no part has been looked for in more than `most` items.
 
@@ -99,7 +110,7 @@ class Intervals(dict[Item, Value]):
                 part = these[at : at + most]
                 yield part if is_inside else self._those_in(part, first, last)
 
-    def _buckets_of(self, first: int, last: int) -> Iterator[tuple[Iterable[Item], bool]]:
+    def _buckets_of(self, first: int, last: int) -> Iterator[tuple[Collection[Item], bool]]:
         """Yield the items of each bucket that may have some in [first, last), and whether all of them must be."""
         assert self._by_shift is not None
         for shift, buckets in list(self._by_shift.items()):

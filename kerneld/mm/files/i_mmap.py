@@ -22,6 +22,8 @@ else:
     _MmOfVma = Intervals
 
 _WALKED_AT_ONCE = 1024
+CROWD = 512
+"""Reclaim does not look at the entries of a page that more VMAs than this may map: see `kerneld.mm.reclaim.vmscan`."""
 
 
 class IMmap(_MmOfVma):
@@ -35,6 +37,10 @@ class IMmap(_MmOfVma):
     def bounds(self, item: Vma) -> tuple[int, int]:
         """Return the pages of the file that a VMA maps."""
         return item.pgoff, item.pgoff + item.nr_pages
+
+    def is_crowded(self, first: int, last: int) -> bool:
+        """Return whether so many VMAs may map a page of [first, last) that a look at all takes long."""
+        return len(self) > CROWD and self.has_more(first, last, CROWD)
 
     def may_get_entries(self, vma: Vma) -> None:
         """Note that entries that are elsewhere may come to a VMA: it is new, has other bounds, or is moved to.

@@ -8,6 +8,7 @@ mm/rmap.c:try_to_unmap_one().
 | frame                                 | result                                                                      |
 |---------------------------------------|-----------------------------------------------------------------------------|
 | of a locked VMA                       | unevictable                                                                 |
+| that a crowd of VMAs may map          | stays: see `kerneld.mm.reclaim.vmscan`                                      |
 | used by more than one entry, or twice | active                                                                      |
 | used once since the last check        | stays, and is marked as referenced: the next use makes it active            |
 | held by a call                        | active                                                                      |
@@ -50,7 +51,7 @@ from kerneld.mm.frames.lru import folio_activate, mlock_folios, putback
 from kerneld.mm.frames.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
 from kerneld.mm.frames.workingset import workingset_eviction
 from kerneld.mm.space.pagewalk import Words
-from kerneld.mm.space.rmap_walk import Mapped, rmap_walk
+from kerneld.mm.space.rmap_walk import Mapped, Patience, rmap_walk
 from kerneld.mm.space.split_folio import split_folios
 from kerneld.mm.space.vma import vma_has_recency
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
@@ -64,9 +65,14 @@ class Users:
     Source: Linux v6.8 mm/rmap.c:folio_referenced().
     """
 
-    def __init__(self, frames: Frames, pfns: Pfns) -> None:
+    def __init__(self, frames: Frames, pfns: Pfns, patience: Patience) -> None:
         count = len(pfns)
-        self.entries: list[Mapped] = rmap_walk(frames, pfns)
+        self.entries: list[Mapped] = rmap_walk(frames, pfns, patience)
+        number = np.zeros(count, dtype=np.int64)
+        for mapped in self.entries:
+            number[mapped.at] += 1
+        self.unknown: Mask = number != frames.mapcount[pfns]
+        """Whether some of a frame's entries were not looked for: see `rmap_walk`."""
         self.referenced = np.zeros(count, dtype=np.int64)
         """For each frame, the number of entries through which it was accessed."""
         self.locked = np.zeros(count, dtype=np.bool_)
@@ -87,23 +93,34 @@ class Users:
             self.executable[at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
 
 
-def shrink_folio_list(frames: Frames, pfns: Pfns, *, ignore_references: bool = False, may_write: bool = True) -> int:
+def shrink_folio_list(
+    frames: Frames,
+    pfns: Pfns,
+    patience: Patience | None = None,
+    *,
+    ignore_references: bool = False,
+    may_write: bool = True,
+    crowded: list[int] | None = None,
+) -> int:
     """Reclaim a batch of isolated frames as far as possible, each given once. Return the number of freed frames.
 
     The caller's reference of each frame is dropped. Frames that stay go to the head of their list. Without
     `may_write` a dirty page of a file is left for the flusher: it is unmapped, active, and noted by
-    `HostCache.set_reclaim`.
+    `HostCache.set_reclaim`. A frame whose entries the search for them misses stays, and is added to `crowded`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
     # A lazily freed huge page is dropped as it is, or stays one.
     split_folios(frames, pfns[frames.has(pfns, PG_SWAPBACKED)])
-    users = Users(frames, pfns)
+    users = Users(frames, pfns, patience or Patience())
     locked = users.locked
     mlock_folios(frames, pfns[locked])
-    candidates = ~locked
+    candidates = ~locked & ~users.unknown
+    if crowded is not None:
+        crowded += pfns[users.unknown & ~locked].tolist()
     activate = np.zeros(len(pfns), dtype=np.bool_)
     if not ignore_references:
         activate, keep = _check_references(frames, pfns, users)
+        activate &= candidates
         candidates &= ~activate & ~keep
     lazyfree = frames.has(pfns, PG_ANON) & ~frames.has(pfns, PG_SWAPBACKED)
     pinned = frames.refcount[pfns] != 1 + frames.mapcount[pfns] + _cache_pins(frames, pfns)

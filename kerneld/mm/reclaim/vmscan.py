@@ -7,7 +7,9 @@ multi-generational LRU (lru_gen), cgroups and more nodes than one.
 
 Differs from Linux: the background pass has no thread; it runs in pieces between requests. If many pages are wanted, a
 batch is larger than 32 pages. If a direct reclaim has scanned thousands of pages and all were in use, it takes the
-oldest: here all programs wait for it, in Linux only one.
+oldest: here all programs wait for it, in Linux only one. A page of a file that hundreds of VMAs may map is unmapped by
+the background pass, in pieces, and judged when it comes to the tail again; a direct reclaim leaves it, as Linux leaves
+a page whose locks others hold (folio_referenced(), FOLIOREF_KEEP).
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from math import isqrt
 
 import numpy as np
 
-from kerneld.mm.frames.frames import PG_ACTIVE, PG_WORKINGSET, Frames, Pfns
+from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_UNEVICTABLE, PG_WORKINGSET, Frames, Pfns
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, putback, recent_lru_sizes
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.reclaim.shrink import Users, shrink_folio_list
 from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.rmap_walk import Patience
+from kerneld.mm.space.truncate import unmap_mapping_in_pieces
 
 DEF_PRIORITY = 12
 MAX_RECLAIM_RETRIES = 16
@@ -43,6 +48,8 @@ class ScanControl:
         self.priority = DEF_PRIORITY
         self.nr_scanned = 0
         self.nr_reclaimed = 0
+        self.patience = Patience()
+        """What the search for entries may cost: in all, or for one batch of the background pass."""
         self.may_deactivate = [False, False]
         """Whether active anonymous pages, and active file pages, may become inactive."""
         self.force_deactivate = False
@@ -66,8 +73,8 @@ class ScanControl:
 
     @property
     def is_late(self) -> bool:
-        """Whether so many pages were scanned that pages in use are taken too."""
-        return self.is_direct and self.nr_scanned >= _MOST_SCANNED + self.nr_to_reclaim
+        """Whether so much was looked at that pages in use are taken too."""
+        return self.is_direct and (self.patience.is_over or self.nr_scanned >= _MOST_SCANNED + self.nr_to_reclaim)
 
 
 class Vmscan:
@@ -83,6 +90,8 @@ class Vmscan:
         self._background: Iterator[None] | None = None
         """The rest of the background pass; None if none is running."""
         self._background_freed = 0
+        self._crowded: list[int] = []
+        """The frames whose entries the background pass has still to look for, because there may be many."""
         self.kswapd_failures = 0
         """The number of background passes in a row that freed nothing. At 16 they stop until a direct reclaim
         succeeds."""
@@ -124,7 +133,7 @@ class Vmscan:
         kinds = [(_INACTIVE_FILE, _ACTIVE_FILE)]
         if self._frames.swap.nr_free:
             kinds.append((_INACTIVE_ANON, _ACTIVE_ANON))
-        scan.nr_scanned = 0
+        scan.nr_scanned, scan.patience = 0, Patience()
         for inactive, active in kinds:
             while scan.nr_reclaimed < scan.nr_to_reclaim and not scan.is_late:
                 before = scan.nr_scanned
@@ -177,6 +186,7 @@ class Vmscan:
         frames = self._frames
         self._age_active_anon()
         for priority in range(DEF_PRIORITY, 0, -1):
+            yield from self._unmap_crowded()
             wanted = frames.watermark_high - frames.free_pages
             if wanted <= 0:
                 break
@@ -192,6 +202,18 @@ class Vmscan:
                 self.kswapd_failures += 1
         if self._background_freed:
             self.kswapd_failures = 0
+
+    def _unmap_crowded(self) -> Iterator[None]:
+        """Unmap the pages of files that many VMAs may map, in pieces. A page that was in use is noted as referenced."""
+        crowded, self._crowded = self._crowded, []
+        for pfn in dict.fromkeys(crowded):
+            mapping = self._frames.find_mapping(pfn)
+            # Meanwhile it may have been freed, and be another page.
+            index = self._frames.index_at[pfn]
+            if not isinstance(mapping, AddressSpace) or mapping.pages.get(index) != pfn:
+                continue
+            if not self._frames.flags_at[pfn] & PG_UNEVICTABLE:
+                yield from unmap_mapping_in_pieces(mapping, index, index + 1, even_cows=False)
 
     def _age_active_anon(self) -> None:
         """Source: Linux v6.8 mm/vmscan.c:kswapd_age_node()."""
@@ -295,7 +317,11 @@ class Vmscan:
         written = frames.vmstat["nr_vmscan_write"]
         before = frames.vmstat["pgactivate"]
         scan.nr_scanned += len(pfns)
-        freed = shrink_folio_list(frames, pfns, ignore_references=ignore_references)
+        if not scan.is_direct:
+            scan.patience = Patience()
+        freed = shrink_folio_list(
+            frames, pfns, scan.patience, ignore_references=ignore_references, crowded=self._crowded
+        )
         written = frames.vmstat["nr_vmscan_write"] - written
         lru_note_cost(frames, is_file, written, frames.vmstat["pgactivate"] - before)
         scan.nr_reclaimed += freed
@@ -313,7 +339,9 @@ class Vmscan:
         if not len(pfns):
             return
         scan.nr_scanned += len(pfns)
-        users = Users(frames, pfns)
+        if not scan.is_direct:
+            scan.patience = Patience()
+        users = Users(frames, pfns, scan.patience)
         rotate = users.executable if kind == _ACTIVE_FILE else np.zeros(len(pfns), dtype=np.bool_)
         putback(frames, pfns[rotate])
         _deactivate(frames, pfns[~rotate])

@@ -31,6 +31,10 @@ from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, Pfn
 
 Ints = npt.NDArray[np.int64]
+_NEAR = 64
+"""Pages of a mapping up to this distance are looked for together."""
+_COST_OF_ENTRIES = 7
+"""What a VMA with entries costs more than one without, of `Patience`."""
 
 
 class Mapped(NamedTuple):
@@ -46,10 +50,26 @@ class Mapped(NamedTuple):
     """The word index of each entry in RAM."""
 
 
-def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
+class Patience:
+    """How much searches may cost, all together: a VMA that is looked at is 1, one with an entry 8."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int = 2048) -> None:
+        """2,048 are some 20 ms."""
+        self.left = left
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more should be looked for."""
+        return self.left <= 0
+
+
+def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> list[Mapped]:
     """Return every entry that maps one of these frames; each frame is given once.
 
-    The entries of one anonymous frame are in the order of Linux's walk. All entries are of 4 KiB afterwards.
+    The entries of one anonymous frame are in the order of Linux's walk. All entries are of 4 KiB afterwards. With
+    `patience`, entries are missing if it is over, and none is looked for where a crowd of VMAs maps a file's page.
     Source: Linux v6.8 mm/rmap.c:rmap_walk_anon(), mm/interval_tree.c.
     """
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
@@ -67,15 +87,17 @@ def rmap_walk(frames: Frames, pfns: Pfns) -> list[Mapped]:
         indexes = index.tolist()
         left = int(frames.mapcount[pfns[at]].sum())
         here: list[Mapped] = []
-        for vma in _vmas(frames, number, indexes[0], indexes[-1] + 1):
+        for vma in _vmas(frames, number, indexes, patience):
             low, high = bisect_left(indexes, vma.pgoff), bisect_left(indexes, vma.pgoff + vma.nr_pages)
             if low < high:
                 for mapped_here in _walk_vma(frames, pfns, vma, at[low:high], index[low:high]):
                     here.append(mapped_here)
                     left -= len(mapped_here.at)
-                # All entries are found: the other VMAs need no look (Linux: rmap_walk_control.done).
-                if not left:
-                    break
+                    if patience is not None:
+                        patience.left -= _COST_OF_ENTRIES
+            # All entries are found: the other VMAs need no look (Linux: rmap_walk_control.done).
+            if not left or (patience is not None and patience.is_over):
+                break
         here.sort(key=lambda each: (each.vma.pgoff, each.vma.link_order))
         found += here
     return found
@@ -106,20 +128,47 @@ def rmap_walk_ksm(frames: Frames, number: int, at: int, pfn: Pfn) -> Iterator[Ma
                     yield Mapped(mm, vma, np.array([at]), np.array([item.address]), np.array([pte]))
 
 
-def _vmas(frames: Frames, number: int, first: int, last: int) -> list[Vma]:
-    """Return the VMAs that may map a page of [first, last) of a mapping."""
+def _vmas(frames: Frames, number: int, indexes: list[int], patience: Patience | None) -> Iterator[Vma]:
+    """Yield the VMAs that may map one of these pages of a mapping, each once."""
     owner = frames.find_mapping_number(number)
-    if isinstance(owner, AnonVma):
-        return owner.overlapping(first, last)
-    if isinstance(owner, AddressSpace):
-        return owner.i_mmap.overlapping(first, last)
-    raise KernelBug(f"mapping {number} of a mapped frame has gone")
+    seen: set[Vma] = set()
+    for first, last in _spans(indexes):
+        if isinstance(owner, AnonVma):
+            found = owner.overlapping(first, last)
+        elif isinstance(owner, AddressSpace):
+            if patience is not None and owner.i_mmap.is_crowded(first, last):
+                continue
+            found = owner.i_mmap.overlapping(first, last)
+        else:
+            raise KernelBug(f"mapping {number} of a mapped frame has gone")
+        for vma in found:
+            if vma not in seen:
+                seen.add(vma)
+                if patience is not None:
+                    patience.left -= 1
+                yield vma
+
+
+def _spans(indexes: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield ranges that together contain the sorted indexes; between two lie so many others that they are not asked."""
+    first = last = indexes[0]
+    for index in indexes:
+        if index - last > _NEAR:
+            yield first, last + 1
+            first = index
+        last = index
+    yield first, last + 1
 
 
 def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> Iterator[Mapped]:
     mm = vma.vm_mm
     if mm is None:
         return
+    if len(index) == 1 and not mm.page_table.deposited:
+        # As a rule a search for few pages finds nothing in a VMA, and need not take long for that.
+        pte = mm.page_table.find_pte(vma.start + ((int(index[0]) - vma.pgoff) << PAGE_SHIFT))
+        if pte is None or pte_pfn(frames.ram.words[pte]) != int(pfns[at[0]]):
+            return
     vaddrs = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
     tables = vaddrs >> PMD_SHIFT
     breaks = np.flatnonzero(np.diff(tables)) + 1

@@ -31,15 +31,18 @@ def unmap_mapping_range(mapping: AddressSpace, first: int, last: int, *, even_co
 
     Source: Linux v6.8 mm/memory.c:unmap_mapping_pages().
     """
-    for _ in _unmap_in_pieces(mapping, first, last, Pace(), even_cows=even_cows):
+    for _ in unmap_mapping_in_pieces(mapping, first, last, even_cows=even_cows):
         pass
 
 
-def _unmap_in_pieces(mapping: AddressSpace, first: int, last: int, pace: Pace, *, even_cows: bool) -> Iterator[None]:
+def unmap_mapping_in_pieces(
+    mapping: AddressSpace, first: int, last: int, pace: Pace | None = None, *, even_cows: bool
+) -> Iterator[None]:
     """Do the same as `unmap_mapping_range`, in pieces; yield between them, when VMAs may be removed and changed.
 
     An entry that a fault sets meanwhile stays.
     """
+    pace = pace or Pace()
     for vmas in mapping.i_mmap.walk(first, last):
         for vma in vmas:
             mm, index = vma.vm_mm, first
@@ -101,7 +104,7 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
     """
     first, tail = size + PAGE_SIZE - 1 >> PAGE_SHIFT, size % PAGE_SIZE
     pace = Pace()
-    yield from _unmap_in_pieces(mapping, first, MAX_INDEX, pace, even_cows=True)
+    yield from unmap_mapping_in_pieces(mapping, first, MAX_INDEX, pace, even_cows=True)
     yield from _drop_in_pieces(mapping, first, MAX_INDEX, pace)
     mapping.host.truncate(first)
     if tail and (first - 1 in mapping.pages or first - 1 in mapping.swapped):
@@ -166,7 +169,7 @@ def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
     pace = Pace()
     for span in sorted({*mapping.swapped.spans(first, last), *mapping.pages.spans(first, last)}):
         for low, high in _runs_of(sorted({*mapping.swapped.between(*span), *mapping.pages.between(*span)})):
-            yield from _unmap_in_pieces(mapping, low, high, pace, even_cows=False)
+            yield from unmap_mapping_in_pieces(mapping, low, high, pace, even_cows=False)
             yield from _drop_in_cache_or_swap(mapping, low, high, pace)
             if pace.is_over():
                 yield
@@ -195,7 +198,7 @@ def _drop_in_cache_or_swap(mapping: AddressSpace, low: int, high: int, pace: Pac
     """
     mapcount = mapping.frames.mapcount_at
     while again := [index for index in mapping.pages.between(low, high) if mapcount[mapping.pages[index]]]:
-        yield from _unmap_in_pieces(mapping, again[0], again[-1] + 1, pace, even_cows=False)
+        yield from unmap_mapping_in_pieces(mapping, again[0], again[-1] + 1, pace, even_cows=False)
     cached = list(mapping.pages.between(low, high))
     if cached:
         mapping.drop_pages(cached)

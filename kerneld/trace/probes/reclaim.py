@@ -14,6 +14,7 @@ from kerneld.mm.frames.swap_state import read_swap_cache, swap_writepages
 from kerneld.mm.reclaim.oom import OomKiller, OomTask, pgtables_bytes, select_bad_process
 from kerneld.mm.reclaim.shrink import shrink_folio_list
 from kerneld.mm.reclaim.vmscan import Vmscan
+from kerneld.mm.space.rmap_walk import Patience
 from kerneld.mm.space.rss import Rss
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
@@ -121,8 +122,8 @@ def _select_bad_process(tracing: Tracing, inner: Function) -> Function:
 def _shrink_folio_list(tracing: Tracing, inner: Function) -> Function:
     emit = tracing.point(SHRINK_INACTIVE).emit
 
-    def shrink_folio_list(frames: Frames, pfns: Pfns, **how: bool) -> int:
-        freed: int = inner(frames, pfns, **how)
+    def shrink_folio_list(frames: Frames, pfns: Pfns, patience: Patience | None = None, **how: object) -> int:
+        freed: int = inner(frames, pfns, patience, **how)
         emit(0, len(pfns), freed)
         return freed
 

@@ -53,10 +53,10 @@ def pfn(mm: MmStruct) -> int:
     return pfn_of(mm, BASE)
 
 
-def shrink(machine: Machine, *pfns: int, **how: bool) -> int:
+def shrink(machine: Machine, *pfns: int, ignore_references: bool = False, may_write: bool = True) -> int:
     batch = np.array(pfns)
     isolate(machine.frames, batch)
-    return shrink_folio_list(machine.frames, batch, **how)
+    return shrink_folio_list(machine.frames, batch, ignore_references=ignore_references, may_write=may_write)
 
 
 def flag(machine: Machine, pfn: int, bit: int) -> bool:
