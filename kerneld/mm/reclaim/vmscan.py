@@ -5,11 +5,11 @@ Owns the scan: pages go from the tail of an active list to the inactive list, an
 background pass runs between requests (`balance_pgdat`). Answers to Linux v6.8 mm/vmscan.c, without the
 multi-generational LRU (lru_gen), cgroups and more nodes than one.
 
-Differs from Linux: the background pass has no thread; it runs in pieces between requests. If many pages are wanted, a
-batch is larger than 32 pages. If a direct reclaim has scanned thousands of pages and all were in use, it takes the
-oldest: here all programs wait for it, in Linux only one. A page of a file that hundreds of VMAs may map is unmapped by
-the background pass, in pieces, and judged when it comes to the tail again; a direct reclaim leaves it, as Linux leaves
-a page whose locks others hold (folio_referenced(), FOLIOREF_KEEP).
+Differs from Linux: the background pass has no thread; it runs in pieces between requests. If many pages are wanted, or
+all so far were in use, a batch is larger than 32 pages. If a direct reclaim has scanned thousands of pages and all were
+in use, it takes the oldest: here all programs wait for it, in Linux only one. A page of a file that hundreds of VMAs
+may map is unmapped by the background pass, in pieces, and judged when it comes to the tail again; a direct reclaim
+leaves it, as Linux leaves a page whose locks others hold (folio_referenced(), FOLIOREF_KEEP).
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class ScanControl:
 
     @property
     def batch(self) -> int:
-        """The number of pages that are taken from a list at once."""
-        most = _BATCH_MAX if self.is_direct else _BACKGROUND_BATCH
-        return min(max(SWAP_CLUSTER_MAX, self.nr_to_reclaim - self.nr_reclaimed), most)
+        """The number of pages that are taken from a list at once: twice as many each time, if all were in use."""
+        wanted, most = self.nr_to_reclaim - self.nr_reclaimed, _BACKGROUND_BATCH
+        if self.is_direct:
+            wanted, most = max(wanted, 0 if self.nr_reclaimed else self.nr_scanned), _BATCH_MAX
+        return min(max(SWAP_CLUSTER_MAX, wanted), most)
 
     @property
     def is_direct(self) -> bool:

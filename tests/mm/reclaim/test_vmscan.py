@@ -11,7 +11,7 @@ import pytest
 from kerneld.hw.paging import PTE_PRESENT
 from kerneld.mm.frames.lru import LruList, folio_activate, lru_sizes
 from kerneld.mm.reclaim.page_alloc import init_per_zone_wmark_min
-from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES
+from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES, ScanControl
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.reclaim.old import make_old
@@ -45,6 +45,19 @@ def write(mm: MmStruct, count: int, at: int = BASE) -> None:
     for number in range(count):
         store(mm, at + number * PAGE_SIZE, bytes([number % 255 + 1]))
         make_old(mm, at + number * PAGE_SIZE)
+
+
+def test_batches_of_a_direct_reclaim_grow_while_all_pages_are_in_use() -> None:
+    """Each batch costs what a few pages do not; and nobody else runs meanwhile."""
+    scan, background = ScanControl(1, "direct"), ScanControl(1, "kswapd")
+    sizes = []
+    for _ in range(7):
+        sizes.append(scan.batch)
+        scan.nr_scanned += scan.batch
+    assert sizes == [32, 32, 64, 128, 256, 512, 512]
+    scan.nr_reclaimed = 1
+    background.nr_scanned = 400
+    assert (scan.batch, background.batch) == (32, 32)
 
 
 def test_the_oldest_go_first(machine: Machine, mm: MmStruct) -> None:
