@@ -116,7 +116,7 @@ os.execv("/bin/sh", ["sh", "-c", "ulimit -Sn; ulimit -Hn"])
 
 def test_a_fork_with_no_descriptor_left(inside: Inside) -> None:
     """The stub's own descriptors lie below the hard limit here: the program has some less than its limit says."""
-    words = ["python3", "-c", FULL]
+    words = ["python3", "-u", "-c", FULL]
     limited = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh"]
     end = inside.outside([*limited, *inside.command(words)])
     assert end == inside.outside([*limited, *words])
