@@ -6,9 +6,11 @@ and repeats each command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -71,8 +73,9 @@ class UserModeLinux(Answering):
         raise OSError("User-Mode Linux ended before its program was ready")
 
     def close(self) -> None:
-        """End it with all of its processes."""
-        self._process.kill()
+        """End it with all of its processes: those of its programs and its helpers are in a session of their own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
