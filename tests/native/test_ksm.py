@@ -20,7 +20,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root writes to /
 
 # It tells of its pages after each step: what smaps and ksm_stat say, and the first byte of each page.
 STEPS = """
-import mmap, os, time
+import mmap, os
 PAGE, MERGEABLE, UNMERGEABLE = 4096, 12, 13
 def knob(name, value=None):
     with open("/sys/kernel/mm/ksm/" + name, "r" if value is None else "w") as file:
@@ -28,7 +28,7 @@ def knob(name, value=None):
 def scans(count):
     until = int(knob("full_scans")) + count
     while int(knob("full_scans")) < until:
-        time.sleep(0.01)  # ksmd sleeps as well; nothing tells when a scan is over
+        os.sched_yield()  # nothing tells when a scan is over
 memory = mmap.mmap(-1, 16 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 def letters():
     return bytes(memory[::PAGE]).replace(bytes(1), b"0").decode()

@@ -118,14 +118,20 @@ open(path, "w").write("4096")
 """
 
 
+@pytest.fixture
+def own_ipc() -> list[str]:
+    """The words before a command that give it an IPC namespace, whose settings are not the host's."""
+    words = ["unshare", "--ipc"]
+    if shutil.which(words[0]) is None or subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this host gives no IPC namespace")
+    return words
+
+
 @needs_root
 @needs_python
-def test_numbers_as_outside(inside: Inside) -> None:
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "--ipc", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this host gives no IPC namespace")
+def test_numbers_as_outside(inside: Inside, own_ipc: list[str]) -> None:
     program = [str(PYTHON), "-c", NUMBERS]
-    outside = inside.outside([unshare, "--ipc", *program])
+    outside = inside.outside([*own_ipc, *program])
     assert (outside.status, outside.errors) == (0, "")
     assert inside.run(program) == outside
 
@@ -174,14 +180,11 @@ def inside_a_new_machine(tmp_path: Path) -> Iterator[Inside]:
 @needs_root
 @needs_the_hosts_rights
 @needs_python
-def test_limits_of_shared_memory_as_outside(inside_a_new_machine: Inside) -> None:
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "--ipc", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this host gives no IPC namespace")
+def test_limits_of_shared_memory_as_outside(inside_a_new_machine: Inside, own_ipc: list[str]) -> None:
     if not Path("/proc/sys/kernel/shm_next_id").exists():
         pytest.skip("this host is built without CONFIG_CHECKPOINT_RESTORE")
     program = [str(PYTHON), "-c", LIMITS]
-    assert inside_a_new_machine.run(program) == inside_a_new_machine.outside([unshare, "--ipc", *program])
+    assert inside_a_new_machine.run(program) == inside_a_new_machine.outside([*own_ipc, *program])
 
 
 @needs_another_user_if_root

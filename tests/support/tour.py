@@ -15,6 +15,7 @@ from shared.client import Process, realmem
 from shared.uapi.shadowpt import SHADOW_PTE, Spte, table_bytes
 from target.pace import PROMPT
 from target.stage import Window
+from tests.support import daemons
 
 WINDOW = Window()
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +63,7 @@ def running_kerneld(directory: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        stop = subprocess.run(
-            [*kerneld, "stop", "--socket", str(path)], env=environment, capture_output=True, check=False
-        )
+        stop = daemons.kerneld(path, "stop")
     assert stop.returncode in (0, 3)
 
 

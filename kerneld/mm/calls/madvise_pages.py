@@ -37,7 +37,6 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MAYSHARE
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
-_U64 = (1 << 64) - 1
 MayWrite = Callable[[File], bool]
 """A function that returns whether the caller owns a file or may write to it, independent of how it is open."""
 

@@ -44,10 +44,14 @@ def window_around(vma: Vma, vaddr: Vaddr) -> tuple[int, int]:
     offset = vaddr >> PAGE_SHIFT & 511
     before, after = (vaddr - vma.start) >> PAGE_SHIFT, (vma.end - vaddr) >> PAGE_SHIFT
     # Without calls of min() and max(): every read fault of a file comes here.
-    first, last = offset & -FAULT_AROUND_PAGES, offset + after
-    first = max(first, offset - before)
-    last = min(last, first + FAULT_AROUND_PAGES)
-    last = min(last, 512)
+    first = offset & -FAULT_AROUND_PAGES
+    if first < offset - before:
+        first = offset - before
+    last = first + FAULT_AROUND_PAGES
+    if last > offset + after:
+        last = offset + after
+    if last > 512:
+        last = 512
     index = before + vma.pgoff - offset
     return index + first, index + last
 

@@ -74,8 +74,6 @@ Pfns = npt.NDArray[np.int64]
 LRU_CLOCK_END = (1 << 32) - 1
 _NONE, _ONE = u32(0), i32(1)
 _FRAMES_OF_PART = 1 << 14
-_ONES = np.ones(512, dtype=np.int32)
-"""A one for each entry of a leaf table."""
 
 
 class Frames:
@@ -277,10 +275,10 @@ class Frames:
             counts[pfns] += number
 
     def get_mapped(self, low: Pfn, high: Pfn) -> None:
-        """Take a reference more of each frame of [low, high), at most 512, for an entry more that maps it."""
-        # `+= 1` would convert the number and store the slice into itself: twice as many instructions.
+        """Take a reference more of each frame of [low, high), for an entry more that maps it."""
+        # `+=` would store the slice into itself.
         for counts in (self.refcount[low:high], self.mapcount[low:high]):
-            np.add(counts, _ONES[: high - low], counts)
+            np.add(counts, _ONE, counts)
 
     def put_page(self, pfn: Pfn) -> None:
         """Drop one reference; the last one frees the frame. Source: Linux v6.8 mm/swap.c:__folio_put()."""

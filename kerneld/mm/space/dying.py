@@ -37,6 +37,7 @@ SLICE_SECONDS = 0.002
 _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
 _MANY_VMAS = 1024
+"""An address space with more is not looked through, and its wide VMAs are cleared first."""
 _LONG_AGO = 4
 """After this number of slices without a piece, another turn has begun."""
 Pieces = Generator[None, None, None]

@@ -26,7 +26,6 @@ from shared.uapi.mman import Ms
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, Vaddr, page_align
 
 _ALL_FLAGS = (Ms.ASYNC | Ms.INVALIDATE | Ms.SYNC).value
-_U64 = (1 << 64) - 1
 _ASYNC, _INVALIDATE, _SYNC = Ms.ASYNC.value, Ms.INVALIDATE.value, Ms.SYNC.value
 
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from shared.failure import Status
 from tests.support import daemons
-from tests.support.patience import SECONDS
 
 
 def _sysctl(path: Path, *words: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [*daemons.KERNELD, "sysctl", *words],
-        env=daemons.environment(path),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = daemons.kerneld(path, "sysctl", *words)
     return done.returncode, done.stdout, done.stderr
 
 

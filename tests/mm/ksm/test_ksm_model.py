@@ -23,7 +23,7 @@ from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.mman import Madv, Mremap, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.support.huge_machine import HUGE, HugeMachine
-from tests.support.ksm import write_sysfs
+from tests.support.ksm import sysfs, write_sysfs
 from tests.support.machine import RW, Machine, advise, load, mmap, page, store
 
 PAGES = 24
@@ -49,6 +49,8 @@ class Play:
     def __init__(self, machine: Machine, seed: int, *, base: int = 0) -> None:
         self.machine, self.rng, self.base = machine, random.Random(seed), base
         self.spaces = [Space(machine.new_mm(), {}) for _ in range(2)]
+        self.most_sharing = 0
+        """The most pages that shared a merged frame at a time."""
 
     def step(self) -> None:
         """Do one thing, and check everything."""
@@ -66,6 +68,7 @@ class Play:
                 byte = load(each.mm, page(number))
                 assert byte == (b"\0" if each.pages[number] == "0" else each.pages[number].encode())
         self.machine.check()
+        self.most_sharing = max(self.most_sharing, sysfs(self.machine, "pages_sharing"))
 
     def store(self, space: Space, first: int, count: int) -> None:
         for number in range(first, first + count):
@@ -147,7 +150,7 @@ class Play:
         write_sysfs(self.machine, name, value)
 
 
-def play(machine: Machine, seed: int, steps: int, base: int = 0) -> None:
+def play(machine: Machine, seed: int, steps: int, base: int = 0) -> Play:
     """Play, and take the machine down: nothing may be left."""
     one = Play(machine, seed, base=base)
     for _ in range(steps):
@@ -156,6 +159,7 @@ def play(machine: Machine, seed: int, steps: int, base: int = 0) -> None:
         run_at_once(set_merge_any(space.mm, True))
     machine.check()
     machine.close()
+    return one
 
 
 def small_pages() -> Machine:
@@ -168,7 +172,7 @@ def huge_pages() -> Machine:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_calls(seed: int) -> None:
-    play(small_pages(), seed, 60)
+    assert play(small_pages(), seed, 60).most_sharing > 0
 
 
 def test_random_calls_with_huge_pages() -> None:
