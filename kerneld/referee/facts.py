@@ -6,10 +6,12 @@ Values only, so that they can come from another machine. Knows neither kernel.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerneld.mm.limits import Rlimits, Sysctl, TransparentHugepage
+from kerneld.referee.files import has_journal
 from kerneld.referee.host_view import has_damon, has_lru_gen, runs_ksm
 from kerneld.referee.layout import Layout
 from kerneld.referee.limits import VmSettings, host_has_pkeys, host_settings, own_limits
@@ -46,6 +48,8 @@ class HostFacts(NamedTuple):
     has_lru_gen: bool
     runs_ksm: bool
     """Equal pages of mergeable memory are really merged."""
+    has_journal: bool
+    """The file system of the programs' files writes by its journal what ftruncate fills up with zeros."""
     is_kerneld: bool = False
     """The runner is a native program of a kerneld (`inside`)."""
     counts: bool = False
@@ -109,5 +113,6 @@ def find_facts(
         has_damon=has_damon(),
         has_lru_gen=has_lru_gen(),
         runs_ksm=runs_ksm(),
+        has_journal=has_journal(Path(tempfile.gettempdir())),
         counts=counts,
     )

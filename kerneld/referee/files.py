@@ -15,11 +15,13 @@ from pathlib import Path
 
 from kerneld.referee.program import FILES, file_content
 from shared.uapi.mman import Madv
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
 _CONTENT = file_content()
 _WRITE_AND_WAIT = 7
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
+_JOURNALS = ("-8", "")
+"""What follows a device's name in that of its journal: ext4's inode, or nothing for a journal on another device."""
 _MFD_ALLOW_SEALING, _MFD_HUGETLB = 2, 4
 _MADE_UP = {"sysfs": "/sys/kernel/mm/transparent_hugepage/enabled", "procfs": "/proc/meminfo"}
 """Generated files of the host. Every host has these."""
@@ -72,17 +74,21 @@ class ProgramFiles:
             os.write(fd, _CONTENT[start : start + PAGE_SIZE])
         if name == "regular":
             # After this a page is dirty only if the program has made it dirty.
-            _libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(0), _WRITE_AND_WAIT)
+            _write_range(fd, 0, 0)
         else:
             _forget_uses(fd)
         return fd
 
-    def truncate(self, number: int, length: int) -> int:
-        """Set a file's size in bytes. Return 0 or -errno."""
+    def truncate(self, number: int, length: int, *, writes_cut: bool = False) -> int:
+        """Set a file's size in bytes, and with `writes_cut` write its `cut_page`. Return 0 or -errno."""
+        fd = self.get_fd(number)
+        page = cut_page(os.fstat(fd).st_size, length)
         try:
-            os.ftruncate(self.get_fd(number), length)
+            os.ftruncate(fd, length)
         except OSError as error:
             return -(error.errno or 0)
+        if writes_cut and page is not None:
+            _write_range(fd, page << PAGE_SHIFT, PAGE_SIZE)
         return 0
 
     def add_seals(self, number: int, seals: int) -> int:
@@ -99,6 +105,30 @@ class ProgramFiles:
             os.close(fd)
         self._opens.clear()
         self._inodes.clear()
+
+
+def has_journal(folder: Path, proc: Path = Path("/proc/fs/jbd2"), devices: Path = Path("/sys/dev/block")) -> bool:
+    """Return whether the file system of a folder has a journal that writes data before its commits, as ext4's.
+
+    Source: Linux v6.8 fs/jbd2/journal.c:jbd2_stats_proc_init(): the journal is called after its device and inode.
+    """
+    device = os.stat(folder).st_dev
+    name = (devices / f"{os.major(device)}:{os.minor(device)}").resolve().name
+    return any((proc / f"{name}{journal}").exists() for journal in _JOURNALS)
+
+
+def cut_page(size: int, length: int) -> int | None:
+    """Return the index of the page whose rest a change of a file's size from `size` bytes to `length` fills with zeros.
+
+    None if the end is a page's. Source: Linux v6.8 fs/ext4/inode.c:ext4_block_truncate_page().
+    """
+    end = min(size, length)
+    return end >> PAGE_SHIFT if end % PAGE_SIZE else None
+
+
+def _write_range(fd: int, start: int, nr_bytes: int) -> None:
+    """Write the dirty pages of a range of a file, up to its end for 0 bytes, and wait. They are clean then."""
+    _libc.sync_file_range(fd, ctypes.c_long(start), ctypes.c_long(nr_bytes), _WRITE_AND_WAIT)
 
 
 def _open_in_tmpfs() -> int:

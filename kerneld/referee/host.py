@@ -219,9 +219,9 @@ class Host:
             if self._fds[number] < 0:
                 raise HostError(f"the runner cannot open file {number}: {os.strerror(-self._fds[number])}")
 
-    def truncate(self, file: int, length: int) -> Outcome:
-        """Set a file's size."""
-        return Outcome(self._files.truncate(file, length))
+    def truncate(self, file: int, length: int, *, writes_cut: bool = False) -> Outcome:
+        """Set a file's size, and with `writes_cut` write the page that was cut (`cut_page`)."""
+        return Outcome(self._files.truncate(file, length, writes_cut=writes_cut))
 
     def add_seals(self, file: int, seals: int) -> Outcome:
         """Seal a file."""

@@ -24,7 +24,7 @@ from kerneld.referee.known import KNOWN
 from kerneld.referee.machine import OF_THE_MACHINE
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State, StateOf
-from kerneld.referee.program import MAX_PROCESSES, Op, Program
+from kerneld.referee.program import FILES, MAX_PROCESSES, Op, Program
 from kerneld.referee.remote import open_remote_host
 from kerneld.referee.simulated import Simulated
 from kerneld.referee.witness import Stage
@@ -66,13 +66,18 @@ class Match:
         self.hosts.expect(self._playable(program), pages_out=self._pages_out)
 
     def _playable(self, program: Program) -> Program:
-        """Return the program without what makes memory mergeable, if the host really merges equal pages.
+        """Return the program without what the host does at random moments.
 
-        These operations get a process that never exists, and are passed over.
+        If it really merges equal pages, the operations that make memory mergeable get a process that never exists, and
+        are passed over. If its file system has a journal, ftruncate also writes the page that it fills up with zeros:
+        the journal would write it at its next commit, which may come at once. Source: Linux v6.8
+        fs/ext4/inode.c:__ext4_block_zero_page_range(), fs/ext4/super.c:ext4_journal_submit_inode_data_buffers().
         """
-        if not self.hosts.facts.runs_ksm:
-            return program
-        return tuple(op._replace(who=MAX_PROCESSES) if _makes_mergeable(op) else op for op in program)
+        if self.hosts.facts.runs_ksm:
+            program = tuple(op._replace(who=MAX_PROCESSES) if _makes_mergeable(op) else op for op in program)
+        if self.hosts.facts.has_journal:
+            program = tuple(op._replace(args=(op.args[0], 1)) if _cuts_on_disk(op) else op for op in program)
+        return program
 
     def play(self, program: Program) -> Divergence | None:
         """Run a program on both sides. Return the first difference, or None.
@@ -106,16 +111,17 @@ class Match:
 
     def describe(self) -> str:
         """Return a line that names the referee and what is compared."""
-        sees = self.hosts.facts.sees_frames
-        frames = "frames are compared" if sees else "frames are not compared: only root sees them"
-        release, count = self.hosts.facts.release, len(self.known)
+        facts = self.hosts.facts
+        frames = "frames are compared" if facts.sees_frames else "frames are not compared: only root sees them"
+        release, count = facts.release, len(self.known)
         pageout = "" if self._pages_out else "; MADV_PAGEOUT is passed over, for this host has swap of its own"
-        ksm = "; MADV_MERGEABLE is passed over, for this host merges equal pages" if self.hosts.facts.runs_ksm else ""
+        ksm = "; MADV_MERGEABLE is passed over, for this host merges equal pages" if facts.runs_ksm else ""
         accessed = f"; Referenced is not compared, for {self._unseen}" if self._unseen else ""
-        counts = "; the counters of the whole machine are compared" if self.hosts.facts.counts else ""
+        counts = "; the counters of the whole machine are compared" if facts.counts else ""
+        journal = "; a page that ftruncate cuts is written at once, for the journal would" if facts.has_journal else ""
         return (
             f"The referee is Linux {release}, mode {self.mode}; {frames}; {count} known differences apply"
-            f"{pageout}{ksm}{accessed}{counts}."
+            f"{pageout}{ksm}{accessed}{journal}{counts}."
         )
 
     def _compare(
@@ -168,6 +174,10 @@ def _why_not_accessed(facts: HostFacts) -> str:
 
 def _pages_out(op: Op) -> bool:
     return op.name in _ADVICE_AT and op.args[_ADVICE_AT[op.name]] == Madv.PAGEOUT
+
+
+def _cuts_on_disk(op: Op) -> bool:
+    return op.name == "ftruncate" and FILES[op.file].inode == "regular"
 
 
 def _makes_mergeable(op: Op) -> bool:

@@ -30,7 +30,7 @@ from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.referee import this_host
 from kerneld.referee.errors import HostError
 from kerneld.referee.facts import HostFacts
-from kerneld.referee.files import ProgramFiles
+from kerneld.referee.files import ProgramFiles, cut_page
 from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.machine import Counters
 from kerneld.referee.mode import Mode
@@ -208,13 +208,19 @@ class Simulated:
         self.kernel.take_ended()
         return Outcome(0)
 
-    def truncate(self, file: int, length: int) -> Outcome:
-        """Set a file's size. The same size is reported too: inotify cannot tell it from a write."""
+    def truncate(self, file: int, length: int, *, writes_cut: bool = False) -> Outcome:
+        """Set a file's size, and with `writes_cut` write the page that was cut (`cut_page`).
+
+        The same size is reported too: inotify cannot tell it from a write.
+        """
         before = os.fstat(self._files.get_fd(file)).st_size
         outcome = Outcome(self._files.truncate(file, length))
         self.kernel.files_changed()
         if length == before and not outcome.ret:
             this_host.truncated_to_its_size(self.kernel.find_held(self._files.get_fd(file)), length)
+        page = cut_page(before, length)
+        if writes_cut and page is not None and not outcome.ret:
+            this_host.write_cut(self.kernel.find_held(self._files.get_fd(file)), page)
         return outcome
 
     def add_seals(self, file: int, seals: int) -> Outcome:

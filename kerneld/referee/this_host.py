@@ -21,6 +21,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import cut_off
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.writeback import writeback_in_pieces
 from kerneld.mm.vm_flags import is_shared_maywrite
 from kerneld.referee.facts import HostFacts
 from kerneld.task.task import Cred
@@ -98,6 +99,13 @@ def truncated_to_its_size(mapping: AddressSpace | None, size: int) -> None:
     """
     if mapping is not None and not mapping.is_shmem and truncate.truncate_in_pieces is truncate_in_pieces:
         for _ in truncate_in_pieces(mapping, size):
+            pass
+
+
+def write_cut(mapping: AddressSpace | None, page: int) -> None:
+    """Write a page of a regular file, as sync_file_range does on the host's side (`ProgramFiles.truncate`)."""
+    if mapping is not None and not mapping.is_shmem:
+        for _ in writeback_in_pieces(mapping, page, page + 1):
             pass
 
 
