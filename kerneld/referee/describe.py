@@ -47,6 +47,8 @@ def _describe_arg(op: Op, position: int) -> str:
         return _describe_map_flags(arg)
     if op.name == "madvise" and position == 2:
         return Madv(arg).name if arg in list(Madv) else str(arg)
+    if op.name == "ftruncate" and position == 1:
+        return "and the page that is cut is written"
     if op.name == "touch" and position == 2:
         return _ACCESSES[arg]
     if op.name == "process_madvise" and position == 3:
