@@ -318,7 +318,7 @@ KNOWN = (
         "it drops the cached pages; while the referee runs it keeps them, as Linux does.",
         (
             (fault, "wp_page_shared", this_host.wp_page_shared),
-            (munmap, "unmap_vma", this_host.unmap_vma),
+            (munmap, "write_unmapped", this_host.write_unmapped),
             (dying, "write_back", this_host.write_back),
             (AddressSpace, "unlink_vma", this_host.unlink_vma),
         ),

@@ -16,9 +16,7 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.limits import TransparentHugepage
 from kerneld.mm.space import truncate
-from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.munmap import cut_off
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.writeback import writeback_in_pieces
@@ -40,10 +38,9 @@ class Notices:
     count = 0
 
 
-def unmap_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+def write_unmapped(_vma: Vma, _start: Vaddr, _end: Vaddr) -> Steps:
     """Source: Linux v6.8 mm/mmap.c:unmap_region(): nothing is written to the file."""
-    zap_vma_range(mm, vma, start, end)
-    cut_off(mm, vma, start, end)
+    yield from ()
 
 
 def write_back(_vma: Vma) -> Iterator[None]:

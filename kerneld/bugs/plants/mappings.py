@@ -52,7 +52,7 @@ def _no_munmap_update() -> None:
     mute(munmap.do_munmap)
 
 
-def _is_of_one_mapping(mm: MmStruct, start: int, length: int) -> bool:
+def _is_of_one_mapping(mm: MmStruct, start: int, length: int, **_how: bool) -> bool:
     """Whether a munmap takes a part of one mapping away, and leaves a part."""
     end = start + page_align(length)
     vma = mm.vmas.find(start)
@@ -68,7 +68,7 @@ def _no_partial_munmap() -> None:
 def _no_middle_munmap() -> None:
     """A mapping that becomes two is not seen."""
 
-    def is_middle(mm: MmStruct, start: int, length: int) -> bool:
+    def is_middle(mm: MmStruct, start: int, length: int, **_how: bool) -> bool:
         vma = mm.vmas.find(start)
         return vma is not None and vma.start < start and start + page_align(length) < vma.end
 
@@ -80,11 +80,11 @@ def _munmap_first_only() -> None:
     first: list[Any] = [None]
 
     @wrap(munmap.do_munmap)
-    def do_munmap(inner: Function, mm: MmStruct, start: int, length: int) -> None:
+    def do_munmap(inner: Function, mm: MmStruct, start: int, length: int, **how: bool) -> None:
         vma = mm.vmas.find(start)
         first[0] = None if vma is None else max(vma.start, start)
         try:
-            inner(mm, start, length)
+            inner(mm, start, length, **how)
         finally:
             first[0] = None
 

@@ -219,7 +219,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     try:
         yield from move_page_tables(mm, old_addr, new_addr, old_len)
     except SysError:
-        yield from munmap_steps(mm, new_addr, new_len)
+        yield from munmap_steps(mm, new_addr, new_len, writes=False)
         raise
     if flags & _DONTUNMAP:
         source = mm.vmas.lookup(old_addr)
@@ -231,7 +231,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     elif old_len:
         # For a moment the mapping exists twice; this does not count as a peak (Linux keeps mm->hiwater_vm here too).
         hiwater_vm = mm.hiwater_vm
-        yield from munmap_steps(mm, old_addr, old_len)
+        yield from munmap_steps(mm, old_addr, old_len, writes=False)
         mm.hiwater_vm = hiwater_vm
 
 

@@ -194,7 +194,7 @@ def _may_write(mm: MmStruct) -> bool:
 
 
 def write_back(vma: Vma) -> Iterator[None]:
-    """Write the dirty pages of a VMA's shared file to the file, as `kerneld.mm.space.munmap.unmap_vma` does."""
+    """Write the dirty pages of a VMA's shared file to the file, as `kerneld.mm.space.munmap.do_munmap` does."""
     if vma.vm_flags & VM_SHARED and vma.file is not None:
         yield from write_range_in_pieces(vma.file.mapping, vma.pgoff, vma.pgoff + vma.nr_pages)
 

@@ -13,10 +13,10 @@ from kerneld.mm.space.dying import take_down
 from kerneld.mm.space.ksm import ksm_exit
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace, Steps, is_wide
+from kerneld.mm.space.pace import Pace, Steps, is_wide, run_at_once
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import check_map_count
-from kerneld.mm.space.writeback import write_range, write_range_in_pieces
+from kerneld.mm.space.writeback import write_range_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
 from shared.uapi.page import PAGE_MASK, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 
@@ -26,13 +26,13 @@ _OF_FILE_AT_ONCE = 8 * PMD_SIZE
 """The dirty bit of each entry of a file's page goes to the page: a table takes half a millisecond."""
 
 
-def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
+def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int, *, writes: bool = True) -> Steps:
     """Do the same as `do_munmap`, in pieces; yield between them, when other clients may be served.
 
     All errors are raised before anything is removed. Then one part after the other is removed, the lowest first, since
     cutting off the lower end of a VMA does not add a VMA. Linux removes all VMAs from the tree first; then other
     threads may use the rest while entries and tables are freed (mm/mmap.c:do_vmi_align_munmap(),
-    mmap_write_downgrade()).
+    mmap_write_downgrade()). What another thread stores meanwhile is in its file after the next write-back.
     """
     _check_range(start, length)
     end = start + page_align(length)
@@ -43,28 +43,36 @@ def munmap_in_pieces(mm: MmStruct, start: Vaddr, length: int) -> Steps:
         low = max(start, vma.start)
         stop = pace.far_stop(mm.page_table.walk, low, end, 0 if vma.file is None else _OF_FILE_AT_ONCE)
         start = stop if vma.end > stop else _end_of_few(mm, low, stop)
-        if vma.vm_flags & VM_SHARED and vma.file is not None:
+        if writes and _is_of_shared_file(vma):
             start = min(start, vma.end)
             zap_vma_range(mm, vma, low, start)
-            yield from write_range_in_pieces(vma.file.mapping, vma.page_index(low), vma.page_index(start))
-        do_munmap(mm, low, start - low)
+            yield from write_unmapped(vma, low, start)
+        do_munmap(mm, low, start - low, writes=False)
         if start < end and pace.is_over():
             yield
             pace.begin()
 
 
-def munmap_steps(mm: MmStruct, start: Vaddr, length: int) -> Steps:
+def munmap_steps(mm: MmStruct, start: Vaddr, length: int, *, writes: bool = True) -> Steps:
     """Do the same as `do_munmap`, in pieces if it may take long."""
     if is_wide(mm.map_count, length):
-        yield from munmap_in_pieces(mm, start, length)
+        yield from munmap_in_pieces(mm, start, length, writes=writes)
     else:
-        do_munmap(mm, start, length)
+        do_munmap(mm, start, length, writes=writes)
 
 
 def _end_of_few(mm: MmStruct, start: Vaddr, end: Vaddr) -> Vaddr:
-    """Return the end of the last VMA of the next piece, at most `end`; `end` itself if it lies in the first VMA."""
+    """Return the end of the last VMA of the next piece, at most `end`; `end` itself if it lies in the first VMA.
+
+    A VMA of a shared file begins a piece, whose pages are then written.
+    """
     few = itertools.islice(mm.vmas.overlapping(start, end), _FEW)
-    return max([vma.end for vma in few if vma.end <= end], default=end)
+    together = itertools.takewhile(lambda vma: vma.start <= start or not _is_of_shared_file(vma), few)
+    return max([vma.end for vma in together if vma.end <= end], default=end)
+
+
+def _is_of_shared_file(vma: Vma) -> bool:
+    return vma.file is not None and vma.vm_flags & VM_SHARED != 0
 
 
 def _check_range(start: Vaddr, length: int) -> None:
@@ -72,8 +80,11 @@ def _check_range(start: Vaddr, length: int) -> None:
         raise SysError(errno.EINVAL)
 
 
-def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
+def do_munmap(mm: MmStruct, start: Vaddr, length: int, *, writes: bool = True) -> None:
     """Unmap [start, start + length), which may have holes; `length` in bytes is rounded up to pages.
+
+    The dirty pages of shared files are written to their files, unless `writes` is False: they are mapped elsewhere, or
+    have been written.
 
     Raises SysError(EINVAL) for an unaligned start, a length of 0 or a range outside user space, SysError(ENOMEM) if
     splitting a VMA in three would exceed vm.max_map_count; nothing has changed then.
@@ -87,32 +98,42 @@ def do_munmap(mm: MmStruct, start: Vaddr, length: int) -> None:
         check_map_count(mm, 1)
         mm.split_vma(first, end)
     for vma in [first] if end <= first.end else list(mm.vmas.overlapping(start, end)):
-        unmap_vma(mm, vma, max(start, vma.start), min(end, vma.end))
+        low, high = max(start, vma.start), min(end, vma.end)
+        steps = write_unmapped(vma, low, high) if writes and _is_of_shared_file(vma) else None
+        unmap_vma(mm, vma, low, high)
+        if steps is not None:
+            run_at_once(steps)
     mm.free_pgtables(start, end)
 
 
 def unmap_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     """Clear the entries of [start, end), all of a VMA or one of its ends, and cut it off the VMA.
 
-    The dirty pages of its shared file are written to the file. Linux splits an end off first, and removes it then
-    (mm/mmap.c:do_vmi_align_munmap()), which comes to the same.
+    Linux splits an end off first, and removes it then (mm/mmap.c:do_vmi_align_munmap()), which comes to the same.
     """
     zap_vma_range(mm, vma, start, end)
-    file, first, last = vma.file, vma.page_index(start), vma.page_index(end)
-    shared = vma.vm_flags & VM_SHARED
-    cut_off(mm, vma, start, end)
-    if file is not None and shared and file.mapping.i_mmap:
-        write_range(file.mapping, first, last)
-
-
-def cut_off(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
-    """Take [start, end), all of a VMA or one of its ends, out of it; the entries are cleared already."""
     if vma.start < start:
         mm.move_vma_bounds(vma, vma.start, start)
     elif end < vma.end:
         mm.move_vma_bounds(vma, end, vma.end)
     else:
         mm.remove_vma(vma)
+
+
+def write_unmapped(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
+    """Return the steps that write the pages of a VMA of a shared file, in [start, end), to the file.
+
+    They may begin when the VMA has gone. If nothing maps the file any more, all has been written.
+    Differs from Linux: an unmap writes nothing there, for mappings and calls see one page cache.
+    """
+    assert vma.file is not None
+    mapping, first, last = vma.file.mapping, vma.page_index(start), vma.page_index(end)
+
+    def steps() -> Steps:
+        if mapping.i_mmap:
+            yield from write_range_in_pieces(mapping, first, last)
+
+    return steps()
 
 
 def exit_mmap(mm: MmStruct) -> None:

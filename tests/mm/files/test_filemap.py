@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import itertools
 
 import pytest
 
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
+from kerneld.mm.calls.mremap import mremap_in_pieces
 from kerneld.mm.frames.frames import PG_DIRTY, PG_REFERENCED
+from kerneld.mm.space import pace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.truncate import punch_hole
 from kerneld.mm.space.writeback import do_msync
-from shared.uapi.mman import Map, Ms
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.mman import Map, Mremap, Ms
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.support.machine import (
     BASE,
     PRIVATE,
@@ -31,6 +34,7 @@ from tests.support.machine import (
     store,
 )
 
+MOVE = (Mremap.MAYMOVE | Mremap.FIXED).value
 SYNC, ASYNC, INVALIDATE = Ms.SYNC.value, Ms.ASYNC.value, Ms.INVALIDATE.value
 
 
@@ -125,6 +129,34 @@ class TestWriteback:
         assert backing.data[:4] == b"newx"
         assert entry(other, BASE) == before
         assert set(file.mapping.dirty) == {0}
+
+    @pytest.mark.parametrize("call", ["munmap", "mremap"])
+    def test_no_page_is_written_twice_or_between_two_pieces_with_others(
+        self, machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        """Of a page that another process maps too it looked as if it had to be written again, all in one piece.
+
+        Memory that moves stays mapped, and nothing is written.
+        """
+        file, backing = machine.new_file(b"x" * PMD_SIZE)
+        other = machine.new_mm()
+        for each in (mm, other):
+            mmap(each, PMD_SIZE // PAGE_SIZE, RW, SHARED, at=BASE, file=file)
+            for number in range(PMD_SIZE // PAGE_SIZE):
+                store(each, page(number), b"new")
+        monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
+        seen = [0]
+        to = BASE + 64 * PMD_SIZE
+        steps = (
+            munmap_in_pieces(mm, BASE, PMD_SIZE)
+            if call == "munmap"
+            else mremap_in_pieces(mm, BASE, PMD_SIZE, PMD_SIZE, MOVE, to, privileged=True)
+        )
+        for _ in steps:
+            seen.append(len(backing.writes))
+        seen.append(len(backing.writes))
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 1
+        assert len(backing.writes) == (PMD_SIZE // PAGE_SIZE if call == "munmap" else 0)
 
     def test_never_past_the_end(self, machine: Machine, mm: MmStruct) -> None:
         file, backing = machine.new_file(b"x" * 100)
