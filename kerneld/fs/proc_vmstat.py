@@ -118,10 +118,24 @@ def si_mem_available(counts: PageCounts, frames: Frames) -> int:
 
 def show_meminfo(frames: Frames, sysctl: Sysctl) -> bytes:
     """Return /proc/meminfo. Source: Linux v6.8 fs/proc/meminfo.c:meminfo_proc_show()."""
-    none = 0
-    counts, swap = count_pages(frames), frames.swap
-    lists = counts.lists
-    rows = [
+    counts = count_pages(frames)
+    rows = _meminfo_rows(frames, counts, sysctl)
+    text = "".join(_show_val_kb(name, pages << PAGE_SHIFT - 10) for name, pages in rows)
+    text += _show_val_kb("VmallocTotal", _VMALLOC_TOTAL_KB)
+    for name in ("VmallocUsed", "VmallocChunk", "Percpu"):
+        text += _show_val_kb(name, 0)
+    text += _show_val_kb("AnonHugePages", counts.anon_huge << PAGE_SHIFT - 10)
+    for name in ("ShmemHugePages", "ShmemPmdMapped", "FileHugePages", "FilePmdMapped"):
+        text += _show_val_kb(name, 0)
+    for name in ("Total", "Free", "Rsvd", "Surp"):
+        text += f"HugePages_{name + ':':6}{0:8}\n"
+    return (text + _show_val_kb("Hugepagesize", PMD_SIZE >> 10) + _show_val_kb("Hugetlb", 0)).encode()
+
+
+def _meminfo_rows(frames: Frames, counts: PageCounts, sysctl: Sysctl) -> list[tuple[str, int]]:
+    """Return the lines about pages, and how many pages each tells."""
+    none, swap, lists = 0, frames.swap, counts.lists
+    return [
         ("MemTotal", counts.total),
         ("MemFree", counts.free),
         ("MemAvailable", si_mem_available(counts, frames)),
@@ -156,16 +170,6 @@ def show_meminfo(frames: Frames, sysctl: Sysctl) -> bytes:
         ("CommitLimit", vm_commit_limit(frames, sysctl)),
         ("Committed_AS", frames.committed_as),
     ]
-    text = "".join(_show_val_kb(name, pages << PAGE_SHIFT - 10) for name, pages in rows)
-    text += _show_val_kb("VmallocTotal", _VMALLOC_TOTAL_KB)
-    for name in ("VmallocUsed", "VmallocChunk", "Percpu"):
-        text += _show_val_kb(name, 0)
-    text += _show_val_kb("AnonHugePages", counts.anon_huge << PAGE_SHIFT - 10)
-    for name in ("ShmemHugePages", "ShmemPmdMapped", "FileHugePages", "FilePmdMapped"):
-        text += _show_val_kb(name, 0)
-    for name in ("Total", "Free", "Rsvd", "Surp"):
-        text += f"HugePages_{name + ':':6}{0:8}\n"
-    return (text + _show_val_kb("Hugepagesize", PMD_SIZE >> 10) + _show_val_kb("Hugetlb", 0)).encode()
 
 
 def _show_val_kb(name: str, size_kb: int) -> str:

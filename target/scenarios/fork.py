@@ -10,7 +10,7 @@ _PAGES = 4
 
 
 def _play(stage: Stage) -> Beats:
-    page, process, mem = stage.window.page, stage.process, stage.process.mem
+    page, process = stage.window.page, stage.process
 
     def child_frames() -> str:
         return stage.frames(page(0), _PAGES)
@@ -41,29 +41,32 @@ def _play(stage: Stage) -> Beats:
         )
         after = child.order("write")
         yield Note(f"Child: {after}")
-        yield Note(
-            f'Parent: {stage.frames(page(0), _PAGES)}. The parent still reads "{mem[page(0) : page(0) + 6].decode()}".'
-        )
-
-        yield Step(
-            f"The parent writes to {page(0):#x}. Its frame has no other user any more: the kernel lets it write "
-            "without a copy. The pfn stays."
-        )
-        stage.store(page(0), "parent")
-        yield Note(f"Parent: {stage.frames(page(0), _PAGES)}")
-
-        yield Step(
-            f"The parent writes to {page(1):#x}, which the child still shares. Now the parent gets the copy: this "
-            "entry's pfn changes in its table."
-        )
-        stage.store(page(1), "parent")
-        yield Note(f"Parent: {stage.frames(page(0), _PAGES)}")
+        read = stage.process.mem[page(0) : page(0) + 6].decode()
+        yield Note(f'Parent: {stage.frames(page(0), _PAGES)}. The parent still reads "{read}".')
+        yield from _parent_writes(stage)
 
         yield Step(
             "The child exits: its frames are freed, those that it shared belong to the parent alone. Here nothing "
             "moves."
         )
         yield Note(describe_wait_status(child.pid, child.wait()))
+
+
+def _parent_writes(stage: Stage) -> Beats:
+    page = stage.window.page
+    yield Step(
+        f"The parent writes to {page(0):#x}. Its frame has no other user any more: the kernel lets it write "
+        "without a copy. The pfn stays."
+    )
+    stage.store(page(0), "parent")
+    yield Note(f"Parent: {stage.frames(page(0), _PAGES)}")
+
+    yield Step(
+        f"The parent writes to {page(1):#x}, which the child still shares. Now the parent gets the copy: this "
+        "entry's pfn changes in its table."
+    )
+    stage.store(page(1), "parent")
+    yield Note(f"Parent: {stage.frames(page(0), _PAGES)}")
 
 
 FORK = Scenario(

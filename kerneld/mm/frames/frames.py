@@ -97,18 +97,7 @@ class Frames:
         self.processor = processor or Processor()
         """The processor of the machine, with its rights to the memory of protection keys."""
         count = ram.nr_frames
-        self.refcount = np.zeros(count, dtype=np.int32)
-        self.mapcount = np.zeros(count, dtype=np.int32)
-        self.flags = np.zeros(count, dtype=np.uint32)
-        self.mapping = np.zeros(count, dtype=np.uint32)
-        """The number of the frame's anon_vma or address_space; 0 for none. See `register_mapping`."""
-        self.index = np.zeros(count, dtype=np.uint64)
-        """The frame's page offset in its mapping (Linux: page->index)."""
-        self.swap_slot = np.zeros(count, dtype=np.uint32)
-        """The slot of the swap file of a frame in the swap cache (Linux: folio->swap)."""
-        self.mlock_more = np.zeros(count, dtype=np.int32)
-        self.lru = np.zeros(count, dtype=np.uint32)
-        """The time by `lru_clock` at which the frame came to the head of its LRU list. The list is in this order."""
+        self._make_fields(count)
         self.lru_clock = 0
         self.lru_sizes_noted: tuple[int, int, list[int]] = (LRU_CLOCK_END + 1, 0, [])
         """When `kerneld.mm.frames.lru.recent_lru_sizes` last counted: the clock, ahead of it for never, how many frames
@@ -118,13 +107,6 @@ class Frames:
         (Linux: mm/workingset.c)."""
         self.lru_cost = [0, 0]
         """The recent cost of reclaiming anonymous memory and files (Linux: lruvec->anon_cost, file_cost)."""
-        self.refcount_at = self.refcount.data
-        self.mapcount_at = self.mapcount.data
-        self.flags_at = self.flags.data
-        self.mapping_at = self.mapping.data
-        self.index_at = self.index.data
-        self.swap_slot_at = self.swap_slot.data
-        self.lru_at = self.lru.data
         self.buddy = Buddy(count, FIRST_PFN)
         self.refcount_at[0] = self.refcount_at[ZERO_PFN] = 1
         self.total_pages = count - FIRST_PFN
@@ -146,6 +128,28 @@ class Frames:
         """The accounts of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
         self._next_mapping = 1
+
+    def _make_fields(self, count: int) -> None:
+        """Make the fields of all frames, each an array, and the same as a memoryview for a single frame."""
+        self.refcount = np.zeros(count, dtype=np.int32)
+        self.mapcount = np.zeros(count, dtype=np.int32)
+        self.flags = np.zeros(count, dtype=np.uint32)
+        self.mapping = np.zeros(count, dtype=np.uint32)
+        """The number of the frame's anon_vma or address_space; 0 for none. See `register_mapping`."""
+        self.index = np.zeros(count, dtype=np.uint64)
+        """The frame's page offset in its mapping (Linux: page->index)."""
+        self.swap_slot = np.zeros(count, dtype=np.uint32)
+        """The slot of the swap file of a frame in the swap cache (Linux: folio->swap)."""
+        self.mlock_more = np.zeros(count, dtype=np.int32)
+        self.lru = np.zeros(count, dtype=np.uint32)
+        """The time by `lru_clock` at which the frame came to the head of its LRU list. The list is in this order."""
+        self.refcount_at = self.refcount.data
+        self.mapcount_at = self.mapcount.data
+        self.flags_at = self.flags.data
+        self.mapping_at = self.mapping.data
+        self.index_at = self.index.data
+        self.swap_slot_at = self.swap_slot.data
+        self.lru_at = self.lru.data
 
     @functools.cached_property
     def kernel_objects(self) -> KernelObjects:

@@ -132,12 +132,7 @@ class MmStruct:
         """Allocated protection keys, one bit each; key 0 always is (Linux: mm->context.pkey_allocation_map)."""
         self.execute_only_pkey = -1 if frames.processor.ospke else 0
         """The key of execute-only memory, -1 as long as none has been needed (Linux: mm->context)."""
-        self.mmap_base: Vaddr = MMAP_BASE
-        self.start_brk: Vaddr = 0
-        self.brk: Vaddr = 0
-        self.start_stack: Vaddr = 0
-        self.start_code = self.end_code = self.start_data = self.end_data = 0
-        self.arg_start = self.arg_end = self.env_start = self.env_end = 0
+        self._begin_layout()
         self.owner = frames.kernel_objects.superuser
         """The account that pays for its mappings: see `charge_to`."""
         self.dumpable = True
@@ -148,6 +143,15 @@ class MmStruct:
         """Whether it has no users any more and is being taken down: `kerneld.mm.space.dying`, or will be at once."""
         self.exe_path = ""
         """The path of the program's file, for /proc; empty before the first execve."""
+
+    def _begin_layout(self) -> None:
+        """Set the bounds of code, data, heap, stack and arguments; execve and brk change them."""
+        self.mmap_base: Vaddr = MMAP_BASE
+        self.start_brk: Vaddr = 0
+        self.brk: Vaddr = 0
+        self.start_stack: Vaddr = 0
+        self.start_code = self.end_code = self.start_data = self.end_data = 0
+        self.arg_start = self.arg_end = self.env_start = self.env_end = 0
 
     @property
     def map_count(self) -> int:
