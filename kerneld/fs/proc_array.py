@@ -34,6 +34,11 @@ def state_letter(process: Process, reader: Process) -> str:
     return "R" if process is reader else "S"
 
 
+def show_personality(process: Process) -> bytes:
+    """Return /proc/PID/personality. Source: Linux v6.8 fs/proc/base.c:proc_pid_personality()."""
+    return f"{process.threads[0].personality if process.threads else 0:08x}\n".encode()
+
+
 def show_status(process: Process, reader: Process) -> bytes:
     """Return /proc/PID/status. Source: Linux v6.8 fs/proc/array.c:proc_pid_status()."""
     cred = process.cred

@@ -8,6 +8,7 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | the empty path                              | all                | the pids, one on each line                     |
 | PID/status, stat, statm, comm, cmdline      | all                | any offset and length                          |
 | PID/maps, smaps, smaps_rollup               | ptrace_may_access  | any; the lines of a mapping stay together      |
+| PID/personality                             | ptrace_may_access  | any                                            |
 | PID/ksm_stat, ksm_merging_pages             | ptrace_may_access  | any                                            |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
@@ -35,7 +36,15 @@ from typing import Protocol
 
 from kerneld.errors import SysError
 from kerneld.fs.file_table import FileTable
-from kerneld.fs.proc_array import show_cmdline, show_comm, show_limits, show_stat, show_statm, show_status
+from kerneld.fs.proc_array import (
+    show_cmdline,
+    show_comm,
+    show_limits,
+    show_personality,
+    show_stat,
+    show_statm,
+    show_status,
+)
 from kerneld.fs.proc_kerneld import show_kerneld_status, show_tasks
 from kerneld.fs.proc_ksm import show_ksm_merging_pages, show_ksm_stat
 from kerneld.fs.proc_maps import show_maps
@@ -289,7 +298,7 @@ class ProcFs:
         }
         if name in public:
             return one_record(public[name])
-        private = _private_shows(mm, files).get(name)
+        private = _private_shows(process, mm, files).get(name)
         if private is not None and not permitted:
             raise SysError(errno.EACCES)
         return private
@@ -313,8 +322,9 @@ def _while_it_lives(process: Process, pieces: Generator[None, None, bytes]) -> G
             raise SysError(errno.ESRCH)
 
 
-def _private_shows(mm: MmStruct, files: FileTable) -> dict[str, Show]:
+def _private_shows(process: Process, mm: MmStruct, files: FileTable) -> dict[str, Show]:
     return {
+        "personality": one_record(lambda: show_personality(process)),
         "maps": functools.partial(show_maps, mm, files),
         "smaps": functools.partial(show_smaps, mm, files),
         "smaps_rollup": functools.partial(show_smaps_rollup, mm),

@@ -44,8 +44,8 @@ VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_STACK = VM_GROWSDOWN
 VM_STACK_FLAGS = VM_STACK | VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-"""The flags of the heap. Data is not executable without a special personality (Linux: VM_DATA_FLAGS_TSK_EXEC without
-READ_IMPLIES_EXEC)."""
+"""The flags of the heap. Data is not executable without READ_IMPLIES_EXEC, for which the caller of brk gives VM_EXEC
+(Linux: VM_DATA_FLAGS_TSK_EXEC)."""
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 
 _PROT_BITS = VM_READ | VM_WRITE | VM_EXEC

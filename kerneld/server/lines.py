@@ -15,6 +15,7 @@ from kerneld.errors import SysError
 from kerneld.server.agent_link import AgentLink
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
+from kerneld.task.task import Inherited
 from shared.uapi.ring import NR_CHILDREN
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ class LentLines:
         self._watches = watches
         self._welcome = welcome
 
-    def open(self, pid: Pid) -> tuple[int, int]:
-        """Make a connection, which counts to a process until another one attaches by it."""
-        session, theirs = self._lend(pid)
+    def open(self, thread: Thread) -> tuple[int, int]:
+        """Make a connection, which counts to the thread's process until another one attaches by it."""
+        session, theirs = self._lend(thread.process.pid)
+        session.inherited = Inherited.of(thread, thread.pkru)
         return theirs, session.connection.line
 
     def hire(self, process: Process) -> tuple[AgentLink, int]:

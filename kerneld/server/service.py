@@ -308,7 +308,7 @@ class Service:
         except OSError as error:
             return -(error.errno or errno.EAGAIN)
         try:
-            thread = self._kernel.attach(sender, *request.args[:4])
+            thread = self._kernel.attach(sender, *request.args[:4], session.inherited)
         except SysError as error:
             if pidfd != NO_PIDFD:
                 os.close(pidfd)

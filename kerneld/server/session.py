@@ -23,7 +23,7 @@ from shared.uapi.ring import RING_BYTES
 if TYPE_CHECKING:
     from kerneld.server.batch import Batch
     from kerneld.server.watch import Watch
-    from kerneld.task.task import Thread
+    from kerneld.task.task import Inherited, Thread
 
 NO_ARGS = (0, 0, 0, 0, 0, 0)
 
@@ -32,8 +32,8 @@ class Session:
     """A connection, and the thread that was attached through it."""
 
     __slots__ = (
-        "_rings", "batch", "call", "connection", "crowd", "fd", "on_close", "receive", "ring", "sender", "thread",
-        "usual", "vruntime", "watch",
+        "_rings", "batch", "call", "connection", "crowd", "fd", "inherited", "on_close", "receive", "ring",
+        "sender", "thread", "usual", "vruntime", "watch",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, rings: Rings[Session]) -> None:
@@ -43,6 +43,8 @@ class Session:
         self.fd = connection.fd
         self.receive = connection.receive
         self.thread: Thread | None = None
+        self.inherited: Inherited | None = None
+        """What the thread begins with that attaches by a lent connection: it is new, and made by who asked for it."""
         self.watch: Watch | None = None
         self.batch: Batch | None = None
         """The rest of a long datagram. The server reads nothing from the connection until the datagram is answered."""

@@ -43,7 +43,7 @@ from kerneld.task.real_process import find_effective_ids, find_ppid
 from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
-from kerneld.task.task import Process, Thread
+from kerneld.task.task import Inherited, Process, Thread
 from kerneld.tlb.tlbs import Tlbs
 from kerneld.tlb.view import Agent
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
@@ -130,9 +130,10 @@ class PipeWatch(Protocol):
 class Lines(Protocol):
     """The interface to the server: it makes further connections for native programs."""
 
-    def open(self, pid: Pid) -> tuple[int, int]:
-        """Return the client's end of a new connection, and its number. It counts to `pid` until a process attaches.
+    def open(self, thread: Thread) -> tuple[int, int]:
+        """Return the client's end of a new connection, and its number.
 
+        It counts to the thread's process until a process attaches. A thread that attaches by it has what `thread` has.
         `ProcessTable.line_lost` is told when it ends before that. Raises SysError(EAGAIN) over a limit, or without a
         descriptor.
         """
@@ -214,8 +215,12 @@ class Kernel:
     def _new_mm(self) -> MmStruct:
         return fresh_mm(self.frames, Rlimits(), self.sysctl)
 
-    def attach(self, sender: Sender, version: int, tid: Pid, token: int, flags: int = 0) -> Thread:
+    def attach(
+        self, sender: Sender, version: int, tid: Pid, token: int, flags: int = 0, inherited: Inherited | None = None
+    ) -> Thread:
         """Make a thread of the sender's process for a new connection; `flags` are ATTACH_ ones.
+
+        `inherited` is for a further thread of a process, as for `ProcessTable.attach`.
 
         Raises SysError(EPROTO) for another ABI version, and as `ProcessTable.attach` does.
         """
@@ -227,7 +232,7 @@ class Kernel:
         if flags & ATTACH_HOST:
             # A real program acts as its effective user. The credentials of the datagram have the real user.
             uid, gid = find_effective_ids(sender.pid) or (uid, gid)
-        thread = self.table.attach(sender.pid, uid, gid, tid, token)
+        thread = self.table.attach(sender.pid, uid, gid, tid, token, inherited)
         run_task(self.rq, thread)
         if flags & ATTACH_HOST:
             thread.process.memory_is_host = True

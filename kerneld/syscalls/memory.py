@@ -38,15 +38,17 @@ from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.pace import Steps, is_wide
 from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.space.writeback import msync_in_pieces
-from kerneld.mm.vm_flags import VM_LOCKED, VM_LOCKONFAULT
+from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work, in_pieces
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
-from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pr
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pr, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
+from shared.uapi.personality import READ_IMPLIES_EXEC
 from shared.wire import MAX_REPLY
 
 _U32 = (1 << 32) - 1
+_READ, _EXEC = Prot.READ.value, Prot.EXEC.value
 _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
 _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
 _HUGE_LOGS = (0, 21)
@@ -77,6 +79,8 @@ def sys_mmap(call: Call) -> int | Answer | Work:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
         mapped, length = _check_hugetlb(call, flags, file, length)
         privileged = call.process.cred.capable(CAP_IPC_LOCK)
+        if call.thread.personality:
+            prot = implied_prot(call, prot, mapped)
         addr = do_mmap(mm, addr, length, prot, flags, mapped, offset >> PAGE_SHIFT, privileged=privileged)
     finally:
         if file is not None:
@@ -84,6 +88,15 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     if wants_populate(mm, flags):
         return _populate(call, addr, addr + page_align(length), addr)
     return addr
+
+
+def implied_prot(call: Call, prot: int, file: File | None) -> int:
+    """Return the rights of a new mapping: with READ_IMPLIES_EXEC what can be read can be executed too.
+
+    A file on a noexec mount is not executable. Source: Linux v6.8 mm/mmap.c:do_mmap().
+    """
+    implies = call.thread.personality & READ_IMPLIES_EXEC and prot & _READ and not (file is not None and file.noexec)
+    return prot | _EXEC if implies else prot
 
 
 def _mmap_over(call: Call) -> Pieces:
@@ -95,6 +108,7 @@ def _mmap_over(call: Call) -> Pieces:
             file = call.kernel.files.open_fd(call.take_fd(), call.process)
         mapped, length = _check_hugetlb(call, flags, file, length)
         pgoff, privileged = offset >> PAGE_SHIFT, call.process.cred.capable(CAP_IPC_LOCK)
+        prot = implied_prot(call, prot, mapped)
         with call.kernel.table.mmap_locks.write(call.thread):
             yield from mmap_in_pieces(call.mm, addr, length, prot, flags, mapped, pgoff, privileged=privileged)
     finally:
@@ -117,6 +131,7 @@ def sys_remap_file_pages(call: Call) -> int | Answer | Work:
 
 def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
     start, length, prot, flags, file = remap
+    prot = implied_prot(call, prot, file)
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     # A removed segment of System V is not kept by its file, but by its attaches: it may go with the old mapping.
     with nullcontext() if file.is_sysv_shm else held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
@@ -175,10 +190,10 @@ def sys_pkey_mprotect(call: Call) -> int | Answer | Work:
 
 def _mprotect(call: Call, pkey: int) -> int | Answer | Work:
     start, length, prot = call.args[:3]
-    mm = call.mm
+    mm, rier = call.mm, call.thread.personality & READ_IMPLIES_EXEC != 0
     if is_wide(mm.map_count, length):
-        return in_pieces(mprotect_in_pieces(mm, start, length, prot, pkey))
-    do_mprotect(mm, start, length, prot, pkey)
+        return in_pieces(mprotect_in_pieces(mm, start, length, prot, pkey, rier=rier))
+    do_mprotect(mm, start, length, prot, pkey, rier=rier)
     return 0
 
 
@@ -198,14 +213,20 @@ def sys_brk(call: Call) -> int | Answer | Work:
     mm = call.mm
     if is_wide(mm.map_count, mm.brk - call.args[0]) or mm.def_flags & VM_LOCKED:
         return counted_work(call, _brk(call))
-    return do_brk(mm, call.args[0], privileged=call.process.cred.capable(CAP_IPC_LOCK))
+    privileged = call.process.cred.capable(CAP_IPC_LOCK)
+    return do_brk(mm, call.args[0], privileged=privileged, vm_flags=_heap_flags(call))
+
+
+def _heap_flags(call: Call) -> int:
+    return VM_EXEC if call.thread.personality & READ_IMPLIES_EXEC else 0
 
 
 def _brk(call: Call) -> Pieces:
     mm = call.mm
     old = page_align(mm.brk)
     with call.kernel.table.mmap_locks.write(call.thread):
-        brk = yield from brk_in_pieces(mm, call.args[0], privileged=call.process.cred.capable(CAP_IPC_LOCK))
+        privileged = call.process.cred.capable(CAP_IPC_LOCK)
+        brk = yield from brk_in_pieces(mm, call.args[0], privileged=privileged, vm_flags=_heap_flags(call))
     if mm.def_flags & VM_LOCKED and page_align(brk) > old:
         yield from populate_in_pieces(mm, old, page_align(brk), ignore_errors=True)
     return brk

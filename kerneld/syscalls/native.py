@@ -152,7 +152,7 @@ def connect(call: Call) -> Answer:
     _check_native(call)
     if call.kernel.lines is None:
         raise SysError(errno.EAGAIN)
-    fd, call.thread.line = call.kernel.lines.open(call.process.pid)
+    fd, call.thread.line = call.kernel.lines.open(call.thread)
     return Answer(0, fds=(fd,))
 
 

@@ -22,6 +22,7 @@ from kerneld.task.signal import do_sigaction
 from kerneld.task.task import Cred, Process
 from shared.uapi.native import CLONE_CANCEL, CLONE_SHARE
 from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.personality import ASKS, READ_IMPLIES_EXEC
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
@@ -55,6 +56,17 @@ def sys_setuid(call: Call) -> int:
     """args: uid. Raises as `ProcessTable.setuid` does."""
     call.kernel.table.setuid(call.process, call.int_arg(0))
     return 0
+
+
+def sys_personality(call: Call) -> int:
+    """args: flags, 32 bits. Set the thread's personality, unless the flags are ASKS; return the one before.
+
+    Source: Linux v6.8 kernel/exec_domain.c:SYSCALL_DEFINE1(personality).
+    """
+    before, wanted = call.thread.personality, call.int_arg(0) & ASKS
+    if wanted != ASKS:
+        call.thread.personality = wanted
+    return before
 
 
 def sys_rt_sigaction(call: Call) -> int:
@@ -125,13 +137,16 @@ def sys_execve(call: Call) -> int | Answer:
         held.append(file)
         filename, strings = _take_strings(call, file, strings_fd)
         extra = call.args[1:3] if flags & Exec.AUXV else (0, 0)
-        bprm = Binprm(file, filename, strings, dumpable=files.may_read(file, cred), host_auxv=extra)
+        dumpable, personality = files.may_read(file, cred), call.thread.personality
+        bprm = Binprm(file, filename, strings, dumpable=dumpable, host_auxv=extra, personality=personality)
         entry = do_execve(call.process, bprm, open_interpreter)
     finally:
         if strings_fd is not None:
             fput(strings_fd)
         for opened in held:
             files.put_unused(opened)
+    # Linux v6.8 arch/x86/kernel/process_64.c:set_personality_64bit().
+    call.thread.personality &= ~READ_IMPLIES_EXEC
     zap_other_threads(call.thread)
     if flags & Exec.ENTRY:
         return Answer(0, _ENTRY.pack(entry, call.mm.start_stack))

@@ -15,6 +15,7 @@ from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.vma import Vma
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counted_work
+from kerneld.syscalls.memory import implied_prot
 from kerneld.task.capability import CAP_IPC_LOCK
 from kerneld.task.shm import Caller, Segment, ShmSegments, check_owner, check_rights, set_locked
 from shared.uapi import shm
@@ -60,6 +61,7 @@ def sys_shmat(call: Call) -> int | Answer | Work:
 def _attach(call: Call, segment: Segment, addr: Vaddr, prot: int, flags: int, file: File) -> Pieces:
     """Map a segment, which stays while what it replaces goes: that may be the last attach of a removed one."""
     mm, size = call.mm, segment.size_bytes
+    prot = implied_prot(call, prot, file)
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     with held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
         if clears_in_pieces(mm, size, flags):

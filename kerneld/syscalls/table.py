@@ -46,6 +46,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.EXECVE: process.sys_execve,
     Nr.EXIT: process.sys_exit,
     Nr.GETRUSAGE: process.sys_getrusage,
+    Nr.PERSONALITY: process.sys_personality,
     Nr.GETUID: process.sys_getuid,
     Nr.SETUID: process.sys_setuid,
     Nr.GETPPID: process.sys_getppid,

@@ -15,9 +15,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kerneld.errors import SysError
+from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.files.filemap import File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
@@ -40,7 +42,9 @@ from kerneld.task.exec_stack import (
 )
 from kerneld.task.task import Cred, Process
 from shared.uapi.auxvec import CLOCKS_PER_SEC, ELF_HWCAP, ELF_HWCAP2, At
+from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Vaddr, page_align
+from shared.uapi.personality import ADDR_COMPAT_LAYOUT, MMAP_PAGE_ZERO
 from shared.uapi.resource import Rlimit
 from shared.uapi.signals import Disposition
 
@@ -69,11 +73,13 @@ def fresh_mm(frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> MmStruct:
     return mm
 
 
-def arch_pick_mmap_layout(mm: MmStruct) -> None:
+def arch_pick_mmap_layout(mm: MmStruct, personality: int = 0) -> None:
     """Set the top of the mmap area. It is as far below the stack as the stack may grow, at least 128 MiB.
 
-    Source: Linux v6.8 arch/x86/mm/mmap.c:mmap_base().
+    With ADDR_COMPAT_LAYOUT the area has no top: addresses are searched upwards.
+    Source: Linux v6.8 arch/x86/mm/mmap.c:arch_pick_mmap_layout(), mmap_base(), mmap_is_legacy().
     """
+    mm.is_bottom_up = personality & ADDR_COMPAT_LAYOUT != 0
     gap = mm.rlimits.soft[Rlimit.STACK]
     if gap + STACK_GUARD_GAP_BYTES <= _U64_MAX:
         gap += STACK_GUARD_GAP_BYTES
@@ -94,6 +100,8 @@ class Binprm:
     its memory (Linux: would_dump())."""
     host_auxv: tuple[int, int] = (0, 0)
     """AT_SYSINFO_EHDR and AT_MINSIGSTKSZ of a native program, which the host gives it; 0: no such entry."""
+    personality: int = 0
+    """The flags of personality(2) of the thread that calls."""
 
 
 def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
@@ -174,7 +182,7 @@ def _lay_out(
 
     The order is Linux's, because one may replace another.
     """
-    arch_pick_mmap_layout(mm)
+    arch_pick_mmap_layout(mm, bprm.personality)
     setup_arg_pages(mm, arguments, executable=image.executable_stack)
     program = map_program(mm, bprm.file, image, privileged=cred.capable(CAP_IPC_LOCK))
     base, entry = 0, program.entry
@@ -186,7 +194,16 @@ def _lay_out(
     mm.start_data, mm.end_data = program.start_data, program.end_data
     mm.start_brk = mm.brk = page_align(program.brk)
     mm.exe_path = bprm.file.path
+    if bprm.personality & MMAP_PAGE_ZERO:
+        _map_page_zero(mm, cred)
     return entry
+
+
+def _map_page_zero(mm: MmStruct, cred: Cred) -> None:
+    """Map the page at address 0, if the process may do so. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary()."""
+    prot, flags = Prot.READ | Prot.EXEC, Map.FIXED | Map.PRIVATE
+    with suppress(SysError):
+        do_mmap(mm, 0, PAGE_SIZE, prot.value, flags.value, None, 0, privileged=cred.capable(CAP_IPC_LOCK))
 
 
 def _auxv(image: ElfImage, program: Placement, base: Vaddr, cred: Cred, host: tuple[int, int]) -> list[tuple[At, int]]:

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerneld.errors import SysError
-from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap, mmput
 from kerneld.task.capability import CAP_SYS_ADMIN
 from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.real_process import RealProcess, find_comm, find_ppid, find_real_creds
-from kerneld.task.task import Cred, Process, Thread
+from kerneld.task.task import Cred, Inherited, Process, Thread
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
 
@@ -43,8 +42,7 @@ class _Token:
     mm: MmStruct
     cred: Cred
     dispositions: dict[int, Disposition]
-    pkru: int
-    mempolicy: int
+    inherited: Inherited
     may_be_native: bool
     line: int
     """The number of the connection by which the child attaches; 0 if it makes its own."""
@@ -80,9 +78,10 @@ class ProcessTable:
         """By pid, real processes that gave up the superuser's rights, and whether they are dumpable. They do not get
         the rights back when they close every connection and attach again."""
 
-    def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int) -> Thread:
+    def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int, inherited: Inherited | None = None) -> Thread:
         """Make a thread of the real process `pid`. The first thread makes the process; with a token, as a forked child.
 
+        A further thread has what is `inherited`, if it is known who has made it, else what the first thread has.
         Raises SysError(EINVAL) for a tid that is no thread of the process or is attached already, and for a token that
         is unknown or not for a child of that parent; SysError(ENOMEM) without a frame for its memory.
         """
@@ -93,26 +92,26 @@ class ProcessTable:
         if token and process is not None and self._admitted.get(token) is process and tid == pid:
             return self._admitted.pop(token).threads[0]
         if process is None:
-            process, pkru, mempolicy = self._new_process(pid, uid, gid, token)
+            process, inherited = self._new_process(pid, uid, gid, token)
         elif token or any(thread.tid == tid for thread in process.threads):
             raise SysError(errno.EINVAL)
         else:
-            pkru, mempolicy = process.threads[0].pkru, process.threads[0].mempolicy
-        return _new_thread(tid, process, pkru, mempolicy)
+            inherited = inherited or Inherited.of(process.threads[0], process.threads[0].pkru)
+        return _new_thread(tid, process, inherited)
 
-    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> tuple[Process, int, int]:
-        """Return a process, and the PKRU and the memory policy of its first thread."""
-        pkru, mempolicy = INIT_PKRU, 0
+    def _new_process(self, pid: Pid, uid: int, gid: int, token: int) -> tuple[Process, Inherited]:
+        """Return a process, and what its first thread begins with."""
+        inherited = Inherited()
         if token:
             copy = self._take_token(pid, token)
-            process, pkru, mempolicy = _forked(pid, copy), copy.pkru, copy.mempolicy
+            process, inherited = _forked(pid, copy), copy.inherited
         else:
             fresh = Cred(uid, gid, uid in (0, self._superuser_uid)), True
             cred, dumpable = self._find_dropped(pid) or fresh
             process = Process(pid, cred, self._new_mm(), find_comm(pid), time.monotonic())
             process.live_mm.dumpable = dumpable
         self.add(process)
-        return process, pkru, mempolicy
+        return process, inherited
 
     def add(self, process: Process) -> None:
         """Add a process. It leaves the table when it ends."""
@@ -124,7 +123,7 @@ class ProcessTable:
         """Make the process of a native program's child before the child attaches with its token."""
         copy = self._tokens.pop(token)
         process = _forked(pid, copy)
-        _new_thread(pid, process, copy.pkru, copy.mempolicy)
+        _new_thread(pid, process, copy.inherited)
         self._admitted[token] = process
         self.add(process)
         return process
@@ -279,14 +278,14 @@ class ProcessTable:
 
 
 def _new_token(thread: Thread, mm: MmStruct) -> _Token:
-    parent, pkru = thread.process, mm.frames.processor.pkru
+    parent, inherited = thread.process, Inherited.of(thread, mm.frames.processor.pkru)
     dispositions = parent.dispositions.copy()
-    return _Token(thread, mm, parent.cred, dispositions, pkru, thread.mempolicy, parent.may_be_native, thread.line)
+    return _Token(thread, mm, parent.cred, dispositions, inherited, parent.may_be_native, thread.line)
 
 
-def _new_thread(tid: Pid, process: Process, pkru: int, mempolicy: int) -> Thread:
+def _new_thread(tid: Pid, process: Process, inherited: Inherited) -> Thread:
     thread = Thread(tid, process)
-    thread.pkru, thread.mempolicy = pkru, mempolicy
+    thread.inherit(inherited)
     process.threads.append(thread)
     return thread
 

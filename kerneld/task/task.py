@@ -59,6 +59,20 @@ class Delivered:
     info: SigInfo
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a new thread or a child has from the thread that makes it (Linux: dup_task_struct())."""
+
+    pkru: int = INIT_PKRU
+    mempolicy: int = 0
+    personality: int = 0
+
+    @classmethod
+    def of(cls, thread: Thread, pkru: int) -> Inherited:
+        """Return what a thread hands on; `pkru` is the register's value while it runs."""
+        return cls(pkru, thread.mempolicy, thread.personality)
+
+
 class ThreadTlb(Protocol):
     """The interface of a TLB for a thread's connection, which tells it when the program stops and continues."""
 
@@ -146,8 +160,8 @@ class Thread:
     """One thread of a process: one connection."""
 
     __slots__ = (
-        "__weakref__", "delivered", "flags", "line", "mempolicy", "on_rq", "pending", "pkru", "process", "rq",
-        "session", "siginfo", "state", "tid", "tlb",
+        "__weakref__", "delivered", "flags", "line", "mempolicy", "on_rq", "pending", "personality", "pkru", "process",
+        "rq", "session", "siginfo", "state", "tid", "tlb",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
@@ -169,12 +183,18 @@ class Thread:
         self.siginfo: dict[int, SigInfo] = {}
         self.mempolicy = 0
         """The policy by set_mempolicy; see `kerneld.mm.space.mempolicy`."""
+        self.personality = 0
+        """The flags of personality(2), all 32 bits; those about memory are in `shared.uapi.personality`."""
         self.line = 0
         """The number of the last connection that the kernel has made for it: its next child attaches by that."""
         self.tlb: ThreadTlb | None = None
         """The TLB of a native program's thread: the host's mappings of its memory (`kerneld.tlb`)."""
         self.delivered: Delivered | None = None
         """The signal that the current request has raised. dispatch takes it."""
+
+    def inherit(self, from_: Inherited) -> None:
+        """Begin with what the thread has that made this one."""
+        self.pkru, self.mempolicy, self.personality = from_.pkru, from_.mempolicy, from_.personality
 
     @property
     def is_killed(self) -> bool:

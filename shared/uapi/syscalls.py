@@ -34,6 +34,7 @@ class Nr(IntEnum):
     GETUID = 102
     SETUID = 105
     GETPPID = 110
+    PERSONALITY = 135
     MLOCK = 149
     MUNLOCK = 150
     MLOCKALL = 151

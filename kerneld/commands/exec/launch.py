@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kerneld.commands.program import ProgramError
+from shared.uapi.personality import MMAP_PAGE_ZERO
 
 _HIDDEN_FDS = 64
 """The least number of descriptors of the stub just below the limit, if it cannot have them above it."""
@@ -32,16 +33,33 @@ def launch(stub: Path, socket_path: str, define: int, program: Sequence[str], en
         # Python ignores these signals, and an ignored signal stays ignored across execve.
         signal.signal(ignored, signal.SIG_DFL)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.execve(stub, stub_words(socket_path, define, program, open_files), environment)
+    words = stub_words(socket_path, define, program, open_files, _give_up_page_zero())
+    os.execve(stub, words, environment)
 
 
-def stub_words(socket_path: str, define: int, program: Sequence[str], open_files: tuple[int, int]) -> list[str]:
+def _give_up_page_zero() -> int:
+    """Have the host map no page at address 0 when this process executes the stub; return MMAP_PAGE_ZERO if it would.
+
+    Hosts from v6.14 on seal that page, so that it cannot be unmapped (fs/binfmt_elf.c:load_elf_binary()).
+    """
+    flags = int(Path("/proc/self/personality").read_text(), 16)
+    if flags & MMAP_PAGE_ZERO:
+        import ctypes  # noqa: PLC0415 - it takes a millisecond, and is hardly ever needed
+
+        ctypes.CDLL(None).personality(flags & ~MMAP_PAGE_ZERO)
+    return flags & MMAP_PAGE_ZERO
+
+
+def stub_words(
+    socket_path: str, define: int, program: Sequence[str], open_files: tuple[int, int], personality: int = 0
+) -> list[str]:
     """Return the words that the stub is executed with. `program` and `define` are as for `launch`.
 
-    `open_files` is RLIMIT_NOFILE, soft and hard, of the process that executes it. Raises ProgramError when that is too
+    `open_files` is RLIMIT_NOFILE, soft and hard, of the process that executes it. `personality` has the flags that the
+    program is to have besides those of that process. Raises ProgramError when that is too
     small.
     """
-    hidden = f"{_first_hidden_fd(*open_files)}/{define}"
+    hidden = f"{_first_hidden_fd(*open_files)}/{define}/{personality}"
     path, name, *arguments = program
     return ["kerneld-exec", "-", socket_path, hidden, "-", "-", path, name, name, *arguments]
 

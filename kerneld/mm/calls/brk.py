@@ -22,16 +22,17 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
 
-def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Vaddr:
+def do_brk(mm: MmStruct, brk: Vaddr, *, privileged: bool, vm_flags: int = 0) -> Vaddr:
     """Move the end of the heap to `brk`, any byte address, and return the end: the old one if this fails.
 
+    New memory gets `vm_flags` too: VM_EXEC if reading implies executing (Linux: VM_DATA_FLAGS_TSK_EXEC).
     If new memory is locked (`mm.def_flags`), the caller faults it in.
     Source: Linux v6.8 mm/mmap.c:SYSCALL_DEFINE1(brk).
     """
-    return drain(brk_in_pieces(mm, brk, privileged=privileged))
+    return drain(brk_in_pieces(mm, brk, privileged=privileged, vm_flags=vm_flags))
 
 
-def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Generator[None, None, Vaddr]:
+def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool, vm_flags: int = 0) -> Generator[None, None, Vaddr]:
     """Do the same as `do_brk`; yield while a heap shrinks. The caller must keep the address space alive."""
     limit = mm.rlimits.soft[Rlimit.DATA]
     data = brk - mm.start_brk + mm.end_data - mm.start_data
@@ -47,7 +48,7 @@ def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool) -> Generator[No
         elif new > old:
             if not _may_grow(mm, old, new, privileged):
                 return mm.brk
-            do_brk_flags(mm, old, new - old, above=mm.start_brk)
+            do_brk_flags(mm, old, new - old, vm_flags, above=mm.start_brk)
     except SysError:
         return mm.brk
     set_brk(mm, brk)

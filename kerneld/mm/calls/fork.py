@@ -46,7 +46,7 @@ from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHAR
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
 _COPIED = (
-    "mmap_base", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
+    "mmap_base", "is_bottom_up", "start_brk", "brk", "start_stack", "start_code", "end_code", "start_data", "end_data",
     "arg_start", "arg_end", "env_start", "env_end", "exe_path", "owner", "dumpable", "merge_any", "thp_disabled",
     "reserved", "has_pkeys", "pkey_allocation_map", "execute_only_pkey",
 )  # fmt: skip

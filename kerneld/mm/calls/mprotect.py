@@ -41,6 +41,7 @@ from kerneld.mm.vm_flags import (
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
+    VM_MAYEXEC,
     VM_NORESERVE,
     VM_PKEY_MASK,
     VM_SHARED,
@@ -51,26 +52,31 @@ from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Vaddr, page_align
 
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
+_READ, _EXEC = Prot.READ.value, Prot.EXEC.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
 _KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
 """The bits that an entry keeps when its rights change; the key is not kept (Linux: _PAGE_CHG_MASK)."""
 
 
-def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> None:
+def do_mprotect(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY, *, rier: bool = False) -> None:
     """Do the same as `mprotect_in_pieces`, at once."""
-    run_at_once(mprotect_in_pieces(mm, start, length, prot, pkey))
+    run_at_once(mprotect_in_pieces(mm, start, length, prot, pkey, rier=rier))
 
 
-def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY) -> Steps:
+def mprotect_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, prot: int, pkey: int = NO_PKEY, *, rier: bool = False
+) -> Steps:
     """Give the pages of [start, start + length) the rights `prot`, and the key `pkey`; `length` is in bytes.
 
-    It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`.
+    It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`. With `rier`
+    ("read implies exec right") what can be read can be executed too, where the mapping allows that.
     Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
     SysError(ENOMEM) at a hole (the part before it is changed) or over a limit, SysError(EACCES) for a right that the
     mapping can never have (a file not open for writing). Yields when other clients may be served: after a VMA, or after
     a part of a large VMA; this part is a separate VMA until the rest is changed too.
     """
     pace = Pace()
+    rier = rier and prot & _READ != 0
     grows = prot & (_GROWSDOWN | _GROWSUP)
     prot &= ~grows
     if grows == _GROWSDOWN | _GROWSUP or start & ~PAGE_MASK:
@@ -89,7 +95,8 @@ def mprotect_in_pieces(mm: MmStruct, start: Vaddr, length: int, prot: int, pkey:
     while vma is not None and start < end:
         if vma.start > start:
             raise SysError(errno.ENOMEM)
-        vm_flags = calc_vm_prot_bits(prot, override_mprotect_pkey(mm, vma, prot, pkey))
+        given = prot | _EXEC if rier and vma.vm_flags & VM_MAYEXEC else prot
+        vm_flags = calc_vm_prot_bits(given, override_mprotect_pkey(mm, vma, given, pkey))
         vm_flags |= vma.vm_flags & ~(VM_ACCESS_FLAGS | VM_PKEY_MASK)
         if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
             raise SysError(errno.EACCES)

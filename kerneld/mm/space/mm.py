@@ -96,6 +96,9 @@ class MmStruct:
     """Its pages that are merged, as far as the scan has noted them."""
     ksm_rmap_items = 0
     """Its pages that KSM has scanned and keeps in mind."""
+    is_bottom_up = False
+    """Whether addresses are searched upwards from TASK_UNMAPPED_BASE, not downwards from `mmap_base`: the layout of
+    ADDR_COMPAT_LAYOUT (Linux: mm->get_unmapped_area is arch_get_unmapped_area())."""
 
     def __init__(self, frames: Frames, rlimits: Rlimits, sysctl: Sysctl) -> None:
         """Make an empty address space. Raises SysError(ENOMEM) if no frame is left for the page table's root."""

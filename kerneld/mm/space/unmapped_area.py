@@ -15,7 +15,7 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 
 TASK_UNMAPPED_BASE = page_align(TASK_SIZE // 3)
-"""Start of the search upwards, which is made if no space is left below mmap_base."""
+"""Start of the search upwards, which is made if no space is left below mmap_base, or if the layout is bottom-up."""
 _FIXED, _BIT32 = Map.FIXED.value, Map.BIT32.value
 _LAST_ERR_VALUE = (1 << 64) - 4096
 _BIT32_LOW, _BIT32_HIGH = 0x4000_0000, 0x8000_0000
@@ -75,8 +75,10 @@ def _aligned_to_pmd(mm: MmStruct, addr: Vaddr, length: int, flags: int, offset: 
         found = _topdown(mm, addr, length + PMD_SIZE, flags)
     except SysError:
         return None
-    # If the address is on a boundary, the next one is used: the higher one, like in a search from the top.
-    return found if found == addr else found + ((start - found & (PMD_SIZE - 1)) or PMD_SIZE)
+    if found == addr:
+        return found
+    # If the address is on a boundary, a search from the top uses the next one, the higher one.
+    return found + ((start - found & (PMD_SIZE - 1)) or (0 if mm.is_bottom_up else PMD_SIZE))
 
 
 def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
@@ -100,10 +102,13 @@ def _topdown(mm: MmStruct, addr: Vaddr, length: int, flags: int) -> Vaddr:
 
 
 def _find_gap(mm: MmStruct, length: int) -> Vaddr | None:
-    """Return a free range below mmap_base, else one above it; the reserved range is like a mapping."""
+    """Return a free range below mmap_base, else one above it; the reserved range is like a mapping.
+
+    In a bottom-up layout only the search upwards is made.
+    """
     start, end = mm.reserved
     downwards = [(PAGE_SIZE, mm.mmap_base)] if not end else [(end, mm.mmap_base), (PAGE_SIZE, start)]
-    for low, high in downwards:
+    for low, high in () if mm.is_bottom_up else downwards:
         found = mm.vmas.find_gap_below(low, high, length) if high - low >= length else None
         if found is not None:
             return found

@@ -236,3 +236,29 @@ class TestReserved:
         load(mm, self.HIGH)
         with pytest.raises(Signal):
             load(mm, self.HIGH - PAGE_SIZE)
+
+
+class TestBottomUp:
+    """The layout of ADDR_COMPAT_LAYOUT: arch_get_unmapped_area() alone."""
+
+    @pytest.fixture(autouse=True)
+    def _layout(self, mm: MmStruct) -> None:
+        mm.is_bottom_up = True
+
+    def test_the_lowest_gap_that_is_large_enough(self, mm: MmStruct) -> None:
+        assert area(mm, 1) == TASK_UNMAPPED_BASE
+        fill(mm, TASK_UNMAPPED_BASE + 2 * PAGE_SIZE, TASK_UNMAPPED_BASE + 3 * PAGE_SIZE)
+        assert area(mm, 2) == TASK_UNMAPPED_BASE
+        assert area(mm, 3) == TASK_UNMAPPED_BASE + 3 * PAGE_SIZE
+
+    def test_a_boundary_is_where_it_is(self, mm: MmStruct) -> None:
+        """A search from the top would go to the next one."""
+        boundary = TASK_UNMAPPED_BASE + (-TASK_UNMAPPED_BASE & (PMD_SIZE - 1))
+        assert area(mm, 512, pmd_aligned=True) == boundary
+        fill(mm, TASK_UNMAPPED_BASE, boundary)
+        assert area(mm, 512, pmd_aligned=True) == boundary
+
+    def test_nothing_below_the_start_but_by_a_hint(self, mm: MmStruct) -> None:
+        fill(mm, TASK_UNMAPPED_BASE, TASK_SIZE)
+        assert errno_of(lambda: area(mm, 1)) == errno.ENOMEM
+        assert area(mm, 1, BASE) == BASE

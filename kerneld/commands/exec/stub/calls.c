@@ -86,6 +86,19 @@ static int readlink_call(const u64 *args, long nr, long *ret)
 	return 1;
 }
 
+/* The flags about memory are kerneld's: with the host's READ_IMPLIES_EXEC each of the TLB's mappings would be executable.
+ * The host has the others: what uname() says, how select() ends. */
+long sys_personality(struct thread *t, u64 wanted)
+{
+	u64 args[6] = {wanted};
+	if ((u32)wanted != ASKS_PERSONALITY) {
+		long ret = sys1(NR_personality, (u32)wanted & ~PERSONALITY_OF_MEMORY);
+		if (ret < 0)
+			return ret;
+	}
+	return ask_ret(t, NR_personality, args);
+}
+
 /* Calls that are the stub's own. 1 and a result, or 0. */
 static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret)
 {
@@ -146,6 +159,9 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		__builtin_unreachable();
 	case NR_prctl:
 		return prctl_call(t, args, ret);
+	case NR_personality:
+		*ret = sys_personality(t, args[0]);
+		return 1;
 	case NR_sysinfo:
 		return sysinfo_call(t, args, ret);
 	case NR_readlink: case NR_readlinkat:

@@ -206,7 +206,10 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
 
 /* calls.c, memory.c */
 void on_syscall(struct thread *t, struct ucontext *uc);
+#define ASKS_PERSONALITY 0xffffffffU
+#define PERSONALITY_OF_MEMORY 0x8f00000U	/* MMAP_PAGE_ZERO, ADDR_COMPAT_LAYOUT, READ_IMPLIES_EXEC, ADDR_LIMIT_32BIT, ADDR_LIMIT_3GB */
 int memory_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret);
+long sys_personality(struct thread *t, u64 wanted);
 
 /* robust.c */
 void leave_futexes(struct thread *t, int others_live);

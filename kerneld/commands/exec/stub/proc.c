@@ -67,7 +67,7 @@ int is_own_exe(const char *path)
 
 static enum kind kind_of(const char *name)
 {
-	static const char *const whole[] = {"maps", "smaps", "smaps_rollup", "statm", "cmdline", "ksm_stat", "ksm_merging_pages"};
+	static const char *const whole[] = {"maps", "smaps", "smaps_rollup", "statm", "cmdline", "ksm_stat", "ksm_merging_pages", "personality"};
 	for (u64 i = 0; i < sizeof whole / sizeof *whole; i++)
 		if (is(name, whole[i]))
 			return WHOLE;

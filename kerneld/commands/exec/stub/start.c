@@ -2,7 +2,7 @@
  * and jumps to the program's entry.
  *
  * Arguments: the connection's descriptor, or "-" for a new one; kerneld's socket; from which number on descriptors are
- * hidden, and behind a slash the semester; the signals that are to be blocked, or "-" for those that are; the descriptor
+ * hidden, and behind slashes the semester, and flags of personality(2); the signals that are to be blocked, or "-" for those that are; the descriptor
  * of the stub's own file, and behind slashes the hard and the soft limit of open files that the program sees, or "-"; the
  * program's path; its name as it was given; its arguments.
  */
@@ -286,6 +286,9 @@ static void start_on_area(u64 sp)
 		if (ask_ret(t, KD_ATTACH, args) < 0)
 			die("kerneld refuses to attach the program");
 		tell_limits(t);
+		u64 personality = sys1(NR_personality, ASKS_PERSONALITY) | number_of(behind_slash(behind_slash(argv[3])));
+		if (personality)
+			sys_personality(t, personality);
 	} else {
 		sys3(NR_fcntl, t->conn, F_SETFD, 1);
 		sys3(NR_fcntl, process.stub_fd, F_SETFD, 1);
