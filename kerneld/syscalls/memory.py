@@ -33,6 +33,7 @@ from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
 from kerneld.mm.ksm.unmerge import set_merge_any
+from kerneld.mm.space.mdwe import set_mdwe
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.pace import Steps, is_wide
@@ -54,6 +55,7 @@ _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
 _HUGE_LOGS = (0, 21)
 """The huge page sizes of the machine in the encoding of MAP_HUGE_*: the default, and 2 MiB."""
 PRCTL_OPTIONS = frozenset(Pr)
+_GETTERS = frozenset({Pr.GET_THP_DISABLE, Pr.GET_MDWE, Pr.GET_MEMORY_MERGE})
 
 
 def sys_mmap(call: Call) -> int | Answer | Work:
@@ -339,20 +341,24 @@ def sys_munlockall(call: Call) -> int | Answer | Work:
 
 
 def sys_prctl(call: Call) -> int | Answer | Work:
-    """args: option, and four that depend on it. Of PR_SET_THP_DISABLE and PR_SET_MEMORY_MERGE, whether.
+    """args: option, and four that depend on it. Of PR_SET_THP_DISABLE and PR_SET_MEMORY_MERGE, whether; of PR_SET_MDWE,
+    flags.
 
-    PR_GET_… returns it. Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0.
-    Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
+    PR_GET_… returns it. Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0;
+    and as `set_mdwe` does. Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
     """
     option, mm, wanted, unused = call.int_arg(0), call.mm, call.args[1] != 0, any(call.args[2:5])
-    if option not in PRCTL_OPTIONS or unused or (option in (Pr.GET_MEMORY_MERGE, Pr.GET_THP_DISABLE) and wanted):
+    if option not in PRCTL_OPTIONS or unused or (option in _GETTERS and wanted):
         raise SysError(errno.EINVAL)
     if option == Pr.SET_MEMORY_MERGE:
         return in_pieces(_with_mmap_lock(call, set_merge_any(mm, wanted)))
     if option == Pr.SET_THP_DISABLE:
         mm.thp_disabled = wanted
         return 0
-    return int(mm.merge_any if option == Pr.GET_MEMORY_MERGE else mm.thp_disabled)
+    if option == Pr.SET_MDWE:
+        set_mdwe(mm, call.args[1])
+        return 0
+    return {Pr.GET_MEMORY_MERGE: mm.merge_any, Pr.GET_THP_DISABLE: mm.thp_disabled}.get(Pr(option), mm.mdwe)
 
 
 def sys_msync(call: Call) -> int | Answer | Work:

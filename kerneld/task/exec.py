@@ -24,6 +24,7 @@ from kerneld.mm.files.filemap import File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.ksm import ksm_execve
+from kerneld.mm.space.mdwe import inherit_mdwe
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
@@ -129,6 +130,7 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm.dumpable = bprm.dumpable
     # What prctl set is kept over an execve (Linux: mm_init(), MMF_INIT_MASK).
     mm.merge_any, mm.thp_disabled = old.merge_any, old.thp_disabled
+    inherit_mdwe(mm, old)
     ksm_execve(mm)
     processor = old.frames.processor
     pkru = processor.pkru

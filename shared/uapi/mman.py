@@ -84,10 +84,14 @@ class Pr(IntEnum):
 
     SET_THP_DISABLE = 41
     GET_THP_DISABLE = 42
+    SET_MDWE = 65
+    GET_MDWE = 66
     SET_MEMORY_MERGE = 67
     GET_MEMORY_MERGE = 68
 
 
+PR_MDWE_REFUSE_EXEC_GAIN, PR_MDWE_NO_INHERIT = 1, 2
+"""The flags of PR_SET_MDWE."""
 MLOCK_ONFAULT = 1
 """The one flag of mlock2."""
 

@@ -70,6 +70,19 @@ def test_huge_pages_that_a_process_forbids(inside: Inside, programs: dict[str, P
         inside.agrees([str(programs["thp_disable"])])
 
 
+@pytest.mark.parametrize(("flags", "child"), [(1, 1), (3, 0)])
+def test_memory_that_does_not_become_executable(
+    flags: int, child: int, inside: Inside, programs: dict[str, Path]
+) -> None:
+    """PR_SET_MDWE, which hosts have since v6.3, its second flag since v6.6."""
+    argv = [str(programs["mdwe"]), str(flags)]
+    told = inside.run(argv).output
+    for who, has in (("process", flags), ("child", child), ("next program", child)):
+        assert f"{who}: flags: {has} 0\nrwx: {'-1 13' if has else '0 0'}\n" in told
+    if "flags: -1" not in (outside := inside.outside(argv).output):
+        assert told == outside
+
+
 def test_stores_to_holes_of_a_file_on_a_full_file_system(
     inside: Inside, programs: dict[str, Path], tmp_path: Path
 ) -> None:

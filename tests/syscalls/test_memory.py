@@ -10,7 +10,18 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.mm.vm_flags import VM_MERGEABLE
-from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Mremap, Ms, Pr
+from shared.uapi.mman import (
+    MLOCK_ONFAULT,
+    PR_MDWE_NO_INHERIT,
+    PR_MDWE_REFUSE_EXEC_GAIN,
+    Madv,
+    Map,
+    Mcl,
+    Mremap,
+    Ms,
+    Pr,
+    Prot,
+)
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from shared.uapi.resource import Rlimit
 from shared.uapi.signals import BusCode, SegvCode
@@ -307,6 +318,23 @@ class TestOthers:
             assert program.call(Nr.PRCTL, *args) == -errno.EINVAL
         assert program.call(Nr.PRCTL, Pr.SET_MEMORY_MERGE, 0) == 0
         assert program.call(Nr.PRCTL, Pr.GET_MEMORY_MERGE) == 0
+
+    def test_prctl_of_memory_that_does_not_become_executable(self, program: Program) -> None:
+        """Only a mapping that merges is not looked at: Linux v6.8 mm/mmap.c:mmap_region()."""
+        wx, denied = WRITE | Prot.EXEC.value, -errno.EACCES
+        program.mmap(1, wx, at=page(1))
+        assert program.call(Nr.PRCTL, Pr.SET_MDWE, PR_MDWE_NO_INHERIT) == -errno.EINVAL
+        assert program.call(Nr.PRCTL, Pr.SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN) == 0
+        assert program.call(Nr.PRCTL, Pr.SET_MDWE, 0) == -errno.EPERM
+        program.mmap(1, RW, at=page(3))
+        for flags in (ANON, SHARED_ANON):
+            assert mmap(program, page(3), PAGE_SIZE, wx, flags | FIXED) == denied
+            assert program.mm.vmas.find_intersection(page(3), page(4)) is None
+        assert mmap(program, page(2), PAGE_SIZE, wx, ANON | FIXED) == page(2)
+        with open("/dev/zero", "r+b") as zero:
+            assert mmap(program, page(5), PAGE_SIZE, wx, SHARED | FIXED, fd=zero.fileno()) == denied
+            assert mmap(program, page(5), PAGE_SIZE, wx, PRIVATE | FIXED, fd=zero.fileno()) == denied
+        assert program.call(Nr.MPROTECT, page(1), PAGE_SIZE, wx) == denied
 
     def test_mincore_as_long_as_an_answer_can_be(self, program: Program) -> None:
         program.mmap(2, at=BASE)

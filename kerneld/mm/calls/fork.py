@@ -35,6 +35,7 @@ from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.space.ksm import ksm_fork
+from kerneld.mm.space.mdwe import inherit_mdwe
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.overcommit import check_enough_memory
@@ -73,6 +74,7 @@ def new_copy(old: MmStruct) -> MmStruct:
     new = MmStruct(old.frames, old.rlimits.copy(), old.sysctl)
     for name in _COPIED:
         setattr(new, name, getattr(old, name))
+    inherit_mdwe(new, old)
     return new
 
 

@@ -19,6 +19,7 @@ Knows no task beyond its rights. Answers to Linux v6.8 mm/mmap.c: do_mmap(), mma
 | no memory to promise                                    | ENOMEM                         |
 | file sealed against writing, shared and writable        | EPERM                          |
 | file whose mmap operation refuses: sysfs, huge pages    | its errno                      |
+| writable and executable, after PR_SET_MDWE              | EACCES                         |
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from kerneld.mm.calls.mlock import can_do_mlock, mlock_future_ok
 from kerneld.mm.files.filemap import File, shmem_zero_setup
 from kerneld.mm.files.hugetlb import check_hugetlb_area, hugetlbfs_file_mmap
 from kerneld.mm.space.ksm import ksm_vma_flags
+from kerneld.mm.space.mdwe import map_deny_write_exec
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
@@ -261,10 +263,12 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     if merged is not None:
         return merged
     if file is None:
+        _check_write_exec(mm, vm_flags)
         return _insert(mm, addr, end, vm_flags, None, pgoff)
     if file.is_dev_zero:
         return _mmap_zero(mm, addr, end, vm_flags, file, pgoff)
     asked, vm_flags = vm_flags, _call_mmap(file, vm_flags, pgoff)
+    _check_write_exec(mm, vm_flags)
     if is_shared_maywrite(vm_flags):
         file.mapping.map_writable()
         vma = _insert(mm, addr, end, vm_flags, file, pgoff)
@@ -282,9 +286,19 @@ def _mmap_zero(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File
     """
     if vm_flags & VM_SHARED:
         return _insert(mm, start, end, vm_flags, _new_shared_memory(mm, end - start, vm_flags), pgoff)
+    _check_write_exec(mm, vm_flags)
     vma = Vma(start, end, ksm_vma_flags(mm, vm_flags) | VM_SOFTDIRTY, pgoff, dev_zero=file)
     mm.insert_vma(vma)
     return vma
+
+
+def _check_write_exec(mm: MmStruct, vm_flags: int) -> None:
+    """Raise SysError(EACCES) for a mapping that PR_SET_MDWE refuses; one that has merged is not looked at.
+
+    Source: Linux v6.8 mm/mmap.c:mmap_region().
+    """
+    if map_deny_write_exec(mm, vm_flags, vm_flags):
+        raise SysError(errno.EACCES)
 
 
 def _insert(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | None, pgoff: int) -> Vma:
@@ -294,10 +308,11 @@ def _insert(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File | 
 
 
 def _new_shared_memory(mm: MmStruct, length: int, vm_flags: int) -> File:
-    """Return a file for shared anonymous memory. Raises SysError(ENOMEM)."""
+    """Return a file for shared anonymous memory. Raises SysError(ENOMEM), and EACCES as `_check_write_exec`."""
     noreserve = vm_flags & VM_NORESERVE != 0
     if not noreserve:
         check_enough_memory(mm, length >> PAGE_SHIFT)
+    _check_write_exec(mm, vm_flags)
     return shmem_zero_setup(mm.frames, length, noreserve=noreserve)
 
 

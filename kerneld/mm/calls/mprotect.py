@@ -28,6 +28,7 @@ from kerneld.hw.scalars import u64
 from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.fault.populate import populate_vma
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
+from kerneld.mm.space.mdwe import map_deny_write_exec
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
@@ -72,8 +73,8 @@ def mprotect_in_pieces(
     ("read implies exec right") what can be read can be executed too, where the mapping allows that.
     Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
     SysError(ENOMEM) at a hole (the part before it is changed) or over a limit, SysError(EACCES) for a right that the
-    mapping can never have (a file not open for writing). Yields when other clients may be served: after a VMA, or after
-    a part of a large VMA; this part is a separate VMA until the rest is changed too.
+    mapping can never have (a file not open for writing), or that PR_SET_MDWE refuses. Yields when other clients may be
+    served: after a VMA, or after a part of a large VMA; this part is a separate VMA until the rest is changed too.
     """
     pace = Pace()
     rier = rier and prot & _READ != 0
@@ -98,7 +99,9 @@ def mprotect_in_pieces(
         given = prot | _EXEC if rier and vma.vm_flags & VM_MAYEXEC else prot
         vm_flags = calc_vm_prot_bits(given, override_mprotect_pkey(mm, vma, given, pkey))
         vm_flags |= vma.vm_flags & ~(VM_ACCESS_FLAGS | VM_PKEY_MASK)
-        if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS:
+        if vm_flags & ~(vm_flags >> 4) & VM_ACCESS_FLAGS or (
+            mm.mdwe and map_deny_write_exec(mm, vma.vm_flags, vm_flags)
+        ):
             raise SysError(errno.EACCES)
         stop = min(vma.end, end)
         if stop - start > PMD_SIZE and _may_go_in_parts(mm, vma, start, stop, vm_flags):

@@ -96,6 +96,8 @@ class MmStruct:
     """Its pages that are merged, as far as the scan has noted them."""
     ksm_rmap_items = 0
     """Its pages that KSM has scanned and keeps in mind."""
+    mdwe = 0
+    """PR_MDWE_ flags: see `kerneld.mm.space.mdwe`."""
     is_bottom_up = False
     """Whether addresses are searched upwards from TASK_UNMAPPED_BASE, not downwards from `mmap_base`: the layout of
     ADDR_COMPAT_LAYOUT (Linux: mm->get_unmapped_area is arch_get_unmapped_area())."""

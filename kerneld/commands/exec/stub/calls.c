@@ -6,6 +6,7 @@
 #define PR_SET_MM 35
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define PR_SET_MDWE 65
+#define PR_GET_MDWE 66
 #define PR_SET_THP_DISABLE 41
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
@@ -56,7 +57,7 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 static int prctl_call(struct thread *t, const u64 *args, long *ret)
 {
 	switch ((int)args[0]) {
-	case PR_SET_MEMORY_MERGE: case PR_GET_MEMORY_MERGE:
+	case PR_SET_MEMORY_MERGE: case PR_GET_MEMORY_MERGE: case PR_SET_MDWE: case PR_GET_MDWE:
 		*ret = ask_ret(t, NR_prctl, args);
 		return 1;
 	case PR_SET_THP_DISABLE:
@@ -65,7 +66,7 @@ static int prctl_call(struct thread *t, const u64 *args, long *ret)
 		if (!*ret)
 			sys5(NR_prctl, PR_SET_THP_DISABLE, args[1], 0, 0, 0);
 		return 1;
-	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA: case PR_SET_SYSCALL_USER_DISPATCH: case PR_SET_MDWE:
+	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA: case PR_SET_SYSCALL_USER_DISPATCH:
 		*ret = -EINVAL;
 		return 1;
 	}
