@@ -67,15 +67,16 @@ class Changes:
         """Drop an inode that no mapping and no call uses any more."""
         self._release(self.queue.pop(inode, None))
 
-    def finish(self, inode: Inode) -> None:
-        """Handle an inode's change completely: the call that has changed the inode waits for this."""
-        if self.queue.get(inode) is None:
-            self._begin(inode)
-        change = self.queue.pop(inode, None)
-        if change is not None:
-            for _ in change.pieces:
-                pass
-            self._release(change)
+    def finish(self, inode: Inode) -> Pieces:
+        """Handle an inode's changes completely: the call that has changed the inode does this, as on Linux.
+
+        Yields when other clients may be served. The loop goes on with the work meanwhile.
+        """
+        while inode in self.queue:
+            if self.queue[inode] is None:
+                self._begin(inode)
+            elif self._step(inode):
+                yield
 
     def go_on(self) -> None:
         """Work on the noted inodes for a slice of time, at least one piece."""
@@ -85,18 +86,25 @@ class Changes:
         waiting = deque(self.queue)
         while waiting:
             inode = waiting.popleft()
-            # Round robin, also from turn to turn: an inode with much work does not delay the others.
-            change = self.queue.pop(inode)
-            assert change is not None
-            if next(change.pieces, change) is not change:
-                self.queue[inode] = change
+            if self._step(inode):
                 waiting.append(inode)
-            else:
-                self._release(change)
-                if change.has_changed_again:
-                    self.queue[inode] = None
             if until is not None and monotonic() >= until:
                 return
+
+    def _step(self, inode: Inode) -> bool:
+        """Do one piece of the work on an inode, and return whether more of it is left.
+
+        Round robin, also from turn to turn: an inode with much work does not delay the others.
+        """
+        change = self.queue.pop(inode)
+        assert change is not None
+        if next(change.pieces, change) is not change:
+            self.queue[inode] = change
+            return True
+        self._release(change)
+        if change.has_changed_again:
+            self.queue[inode] = None
+        return False
 
     def _begin(self, inode: Inode) -> None:
         if not inode.has_other_size():

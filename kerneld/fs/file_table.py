@@ -19,6 +19,7 @@ import fcntl
 import functools
 import os
 import resource
+from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.fs.changes import Changes
@@ -172,21 +173,21 @@ class FileTable:
         if inode is not None:
             yield from writeback_in_pieces(inode.mapping, 0, inode.mapping.last_index())
 
-    def after_host_write(self, fd: int, offset: int, length: int) -> None:
+    def after_host_write(self, fd: int, offset: int, length: int) -> Steps:
         """It has written `length` bytes at `offset`, or given the file another size: what is cached is the file again.
 
-        Raises SysError(EBADF).
+        The descriptor is used before the first piece only. Raises SysError(EBADF).
         """
         inode = self._inodes.get(describe_fd(fd).inode_key)
-        if inode is None:
-            return
-        inode.reread(offset, length)
-        self._take_size(inode)
+        if inode is not None:
+            yield from inode.reread(offset, length)
+            yield from self._take_size(inode)
 
-    def host_write(self, fd: int, data: bytes, offset: int | None) -> int:
+    def host_write(self, fd: int, data: bytes, offset: int | None) -> Generator[None, None, int]:
         """Write to a file for a native program, and to what is cached of it. Return the number of bytes written.
 
-        Without an offset, write at the position of the open file description and move it. Raises SysError as write(2).
+        Without an offset, write at the position of the open file description and move it. Yields when other clients
+        may be served; the descriptor is used before the first piece only. Raises SysError as write(2).
         Source: Linux v6.8 mm/filemap.c:generic_perform_write(), which also writes to the cached pages.
         """
         _check_offset(offset or 0)
@@ -202,11 +203,11 @@ class FileTable:
         inode = self._inodes.get((status.st_dev, status.st_ino))
         if inode is not None:
             inode.take_written(offset, data[:written])
-            self._take_size(inode)
+            yield from self._take_size(inode)
         return written
 
-    def host_truncate(self, fd: int, size: int) -> None:
-        """Give a file another size for a native program. Raises SysError as ftruncate(2)."""
+    def host_truncate(self, fd: int, size: int) -> Steps:
+        """Give a file another size for a native program. Yields as `host_write`. Raises SysError as ftruncate(2)."""
         _check_offset(size)
         try:
             os.ftruncate(fd, size)
@@ -214,12 +215,12 @@ class FileTable:
             raise SysError(error.errno or errno.EIO) from None
         inode = self._inodes.get(describe_fd(fd).inode_key)
         if inode is not None:
-            self._take_size(inode)
+            yield from self._take_size(inode)
 
-    def _take_size(self, inode: Inode) -> None:
+    def _take_size(self, inode: Inode) -> Steps:
         if inode.has_other_size():
             self.changes.note(inode)
-            self.changes.finish(inode)
+            yield from self.changes.finish(inode)
 
     def _begin_watch(self, inode: Inode, fd: int) -> None:
         watch = self._inotify.add_watch(fd) if self._inotify is not None else NO_WATCH

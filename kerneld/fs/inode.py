@@ -28,6 +28,7 @@ from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may
 from kerneld.fs.writable_mapping import WritableMapping
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.frames.frames import Frames
+from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.truncate import pagecache_isize_extended, truncate_in_pieces
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, page_align
 
@@ -248,22 +249,24 @@ class Inode:
             self._is_writable = is_writable
             self.on_writable(is_writable)
 
-    def reread(self, offset: int, length: int) -> None:
+    def reread(self, offset: int, length: int) -> Pieces:
         """Read what is cached of a range from the file again: a call has written there.
 
-        Only the bytes of the range are read: what programs have written beside it through mappings stays.
+        Only the bytes of the range are read: what programs have written beside it through mappings stays. Yields
+        between pages, when other clients may be served.
         """
-        mapping = self.mapping
-        first, last = offset >> PAGE_SHIFT, offset + length + PAGE_SIZE - 1 >> PAGE_SHIFT
-        indexes = range(first, last) if last - first < len(mapping.pages) else sorted(mapping.pages)
-        for index in indexes:
+        mapping, pace = self.mapping, Pace()
+        for index in mapping.pages.between(offset >> PAGE_SHIFT, offset + length + PAGE_SIZE - 1 >> PAGE_SHIFT):
             pfn = mapping.pages.get(index)
-            if pfn is not None and first <= index < last:
+            if pfn is not None:
                 start = max(offset, index << PAGE_SHIFT)
                 room = min(offset + length, index + 1 << PAGE_SHIFT) - start
                 with contextlib.suppress(OSError):
                     data = self.read_at(start, room).ljust(room, b"\0")
                     mapping.frames.ram.write((pfn << PAGE_SHIFT) + start % PAGE_SIZE, data)
+            if pace.is_over():
+                yield
+                pace.begin()
 
     def take_written(self, offset: int, data: bytes) -> None:
         """Put data that was written to the file at an offset into the cached pages: clean or dirty, they stay so."""

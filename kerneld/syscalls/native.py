@@ -176,13 +176,12 @@ def file_sync(call: Call) -> int | Answer | Work:
         _check_native(call)
         flags, offset = call.args[:2]
         if flags & FILE_SYNC_WRITE:
-            return call.kernel.files.host_write(fd, call.data, offset if flags & FILE_SYNC_AT else None)
+            at = offset if flags & FILE_SYNC_AT else None
+            return Work(call.kernel.files.host_write(fd, call.data, at)).go_on()
         if flags & FILE_SYNC_TRUNCATE:
-            call.kernel.files.host_truncate(fd, offset)
-        elif flags & FILE_SYNC_WRITTEN:
-            call.kernel.files.after_host_write(fd, offset, call.args[2])
-        else:
-            return in_pieces(call.kernel.files.before_host_call(fd))
+            return in_pieces(call.kernel.files.host_truncate(fd, offset))
+        if flags & FILE_SYNC_WRITTEN:
+            return in_pieces(call.kernel.files.after_host_write(fd, offset, call.args[2]))
+        return in_pieces(call.kernel.files.before_host_call(fd))
     finally:
         fput(fd)
-    return 0

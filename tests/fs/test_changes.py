@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, cast
@@ -136,6 +137,20 @@ class TestAFileThatIsCut:
         assert 1 < mm.rss.resident_pages < 10
         assert self.finish(watched) >= 5
         assert (mm.rss.resident_pages, mapping.size_bytes()) == (5, 2 * PAGE_SIZE)
+        assert not watched.files.changes.holds(mm)
+        os.close(fd)
+
+    def test_by_a_call_of_kerneld_in_as_many_pieces_too(self, watched: FileMachine) -> None:
+        fd = os.memfd_create("cut")
+        os.ftruncate(fd, 2 * PAGE_SIZE)
+        mm = self.mapped(watched, fd, 5)
+        left = [mm.rss.resident_pages]
+        for _ in watched.files.host_truncate(fd, PAGE_SIZE):
+            assert watched.files.changes.holds(mm)
+            check_machine(watched.frames, watched.mms)
+            left.append(mm.rss.resident_pages)
+        assert (left[0], left[-1]) == (10, 5)
+        assert max(before - after for before, after in itertools.pairwise(left)) == 1
         assert not watched.files.changes.holds(mm)
         os.close(fd)
 
