@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import importlib
 import os
 import resource
@@ -22,6 +21,7 @@ import kerneld.trace.probes
 from kerneld.errors import KernelBug
 from kerneld.fs.file_limits import FileRules
 from kerneld.mm.limits import Sysctl
+from kerneld.server.collector import spare_collector
 from kerneld.server.door import ClientLimits
 from kerneld.server.host_watch import HOST_INTERVAL_SECONDS
 from kerneld.server.logs import LIMITS
@@ -33,8 +33,6 @@ from kerneld.syscalls.kernel import HostTargets, Kernel, KernelConfig
 from shared.stop_signals import stop_signals
 
 BYTES_PER_MIB = 1 << 20
-GC_THRESHOLD = 10_000
-"""New objects between two collections of the youngest generation. Reference counting frees the objects of a request."""
 TRACING_MODULES = (
     "shared.trace.events",
     *(f"kerneld.trace.{name}" for name in ("fprobe", "tracepoint", "ring", "trace", "ftrace", "probe")),
@@ -147,12 +145,6 @@ def build_kernel(config: DaemonConfig) -> Kernel:
         raise MachineError(f"cannot build a machine of {config.ram_bytes // BYTES_PER_MIB} MiB{swap}: {why}") from None
     kernel.load_tracing = functools.partial(_load_tracing, config.trace_buffer_bytes)
     return kernel
-
-
-def spare_collector() -> None:
-    """Exclude the objects of the start from later garbage collections, and make young collections rarer."""
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
 
 
 def raise_fd_limit() -> None:
