@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,13 +28,21 @@ from typing import NamedTuple
 from shared.client import Process
 from shared.client.trace import TraceSession
 from shared.interrupts import ending_by_signals
+from shared.uapi.mman import Madv
+from shared.uapi.page import PMD_SIZE
+from shared.uapi.syscalls import Access, Nr
+from tests.hostile import waits_calls, waits_crowds, waits_machine, waits_ranges
 from tests.hostile.measured_daemon import Board
-from tests.hostile.waits_calls import CASES, Case
-from tests.hostile.waits_worlds import Scale, common_file
+from tests.hostile.waits_cases import Case
+from tests.hostile.waits_worlds import ANON, ELSEWHERE, RW, Scale, common_file
 from tests.support.client import ROOT
 from tests.support.daemons import start_kerneld
 
+CASES = [*waits_calls.CASES, *waits_ranges.CASES, *waits_machine.CASES, *waits_crowds.CASES]
 AIM_MS = 50.0
+_NOT_MADE, _NOT_MADE_TEXT = 1, "not made"
+_LEFT_BYTES = 32 << 20
+"""What a full machine has left: kswapd sleeps, and an allocation of a few MiB wakes it."""
 _GIB = 1 << 30
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
 
@@ -81,22 +90,33 @@ class MeasuredDaemon:
         self._drain.wait()
 
 
-def play(daemon: MeasuredDaemon, case: Case, scale: Scale, *, traced: bool) -> Measured:
+class How(NamedTuple):
+    """In what surroundings the calls are made."""
+
+    traced: bool
+    full: bool
+
+
+def play(daemon: MeasuredDaemon, case: Case, scale: Scale, how: How) -> Measured:
     """Play one case in a process of its own."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(reading)
         try:
-            _child(daemon, case, scale, writing, traced=traced)
+            _child(daemon, case, scale, writing, how)
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(1)
+            os._exit(_NOT_MADE)
     os.close(writing)
     with open(reading, "rb") as pipe:
         told = pipe.read()
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
     daemon.settle()
     after = daemon.board.read()
+    if os.waitstatus_to_exitcode(status) == _NOT_MADE:
+        return Measured((0, 0), (0, 0), 0.0, _NOT_MADE_TEXT)
     if not told:
         # The call was its end.
         return Measured(after, after, 0.0, "")
@@ -104,7 +124,7 @@ def play(daemon: MeasuredDaemon, case: Case, scale: Scale, *, traced: bool) -> M
     return Measured(call, after, seconds, failure)
 
 
-def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, *, traced: bool) -> None:
+def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, how: How) -> None:
     """Make the world, make the call, tell what it took, and end."""
     failure = ""
     common_file()
@@ -113,7 +133,9 @@ def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, *, tr
     world = case.make(process, scale.shared_by(case.nr_processes))
     for other in others:
         other.wait()
-    trace = TraceSession(process, ("*",), [process.pid], 1 << 20) if traced else None
+    if how.full:
+        fill(daemon.path)
+    trace = TraceSession(process, ("*",), [process.pid], 1 << 20) if how.traced else None
     daemon.board.clear()
     begun = time.monotonic()
     for other in others:
@@ -133,6 +155,31 @@ def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, *, tr
     for other in others:
         other.go_on()
     os._exit(0)
+
+
+def fill(path: str) -> None:
+    """Let another process take the memory that is left, in huge pages as far as that goes; it ends with this one."""
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        _kept.append(ours)
+        ours.recv(1)
+        return
+    try:
+        ours.close()
+        process = Process.attach(path)
+        free = int(process.procread("meminfo").split(b"MemFree:")[1].split()[0]) << 10
+        length = max(free - _LEFT_BYTES, 0) & -PMD_SIZE
+        process.mmap(ELSEWHERE << 2, length, RW, ANON)
+        process.madvise(ELSEWHERE << 2, length, Madv.HUGEPAGE)
+        process.call(Nr.TOUCH, ELSEWHERE << 2, length, Access.WRITE)
+        theirs.send(b"x")
+        theirs.recv(1)
+    finally:
+        os._exit(0)
+
+
+_kept: list[socket.socket] = []
 
 
 class Helper:
@@ -188,19 +235,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.waits", description=str(__doc__).split("\n\n")[1])
     parser.add_argument("--ram", default="16G", help="the machine's RAM, in M or G; worlds are as large as it [16G]")
     parser.add_argument("--swap", default="2G", help="its swap file [2G]")
-    parser.add_argument("--only", default="*", help="a glob over the names, such as 'mremap*/ wide'")
+    parser.add_argument("--only", default=["*"], nargs="+", help="globs over the names, such as 'mremap*/ wide'")
     parser.add_argument("--traced", action="store_true", help="the process traces itself, every event")
+    parser.add_argument("--full", action="store_true", help="another process takes all memory that a world has left")
     args = parser.parse_args()
     scale = Scale.of(int(args.ram[:-1]) * _UNITS[args.ram[-1]])
     late = 0
     print(f"{'call / world':44} {'call':>17} {'its end':>19} {'took':>8}   longest turn in ms: processor (clock)")
     with measured_daemon(args.ram, args.swap, ["--overcommit-memory", "1"]) as daemon:
         for case in CASES:
-            if not fnmatch.fnmatchcase(case.name, args.only):
+            if not any(fnmatch.fnmatchcase(case.name, glob) for glob in args.only):
                 continue
-            measured = play(daemon, case, scale, traced=args.traced)
+            measured = play(daemon, case, scale, How(args.traced, args.full))
             worst = max(measured.call[0], measured.end[0]) / 1e6
-            late += worst > AIM_MS
+            late += worst > AIM_MS or measured.failure == _NOT_MADE_TEXT
             mark = "  <-- over" if worst > AIM_MS else ""
             print(
                 f"{case.name:44} {_in_ms(measured.call)} {_in_ms(measured.end)} {measured.seconds:7.2f}s "

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable
-from typing import NamedTuple
-
 from shared.client import Process
 from shared.client.trace import TraceSession
 from shared.recording.head import GLOBS
@@ -15,28 +10,11 @@ from shared.uapi.page import PAGE_SIZE
 from shared.uapi.resource import Rlimit
 from shared.uapi.syscalls import Access, Nr
 from tests.hostile import waits_worlds as worlds
-from tests.hostile.waits_worlds import ANON, ELSEWHERE, READ, RW, SHARED, Scale, World
+from tests.hostile.waits_cases import Case, Do
+from tests.hostile.waits_worlds import ANON, ELSEWHERE, READ, RW, SHARED, World
 
-Make = Callable[[Process, Scale], World]
-Do = Callable[[Process, World], object]
 _MOVE = int(Mremap.MAYMOVE | Mremap.FIXED)
 _MAX_IOVECS = 1024
-
-
-class Case(NamedTuple):
-    """One call in one world."""
-
-    call: str
-    make: Make
-    do: Do
-    nr_processes: int = 1
-    """How many make the call at once, each in such a world of its own."""
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        together = f", {self.nr_processes} at once" if self.nr_processes > 1 else ""
-        return f"{self.call} / {self.make.__name__}{together}"
 
 
 def _advise(advice: Madv) -> Do:
@@ -128,12 +106,6 @@ def _record(p: Process, _world: World) -> None:
     session.close()
 
 
-def _end(p: Process, _world: World) -> None:
-    with contextlib.suppress(Exception):
-        p.call(Nr.EXIT_GROUP, 0)
-    os._exit(0)
-
-
 def _populated(flags: int, prot: int = RW) -> Do:
     return lambda p, w: p.mmap(w.start, w.length, prot, flags | Map.POPULATE.value)
 
@@ -157,7 +129,7 @@ _AT_ONCE = [
     Case(call, make, do, _CROWD)
     for call, make, do in (
         ("msync", worlds.same_page, _msync),
-        ("exit", worlds.same_page, _end),
+        ("exit", worlds.same_page, worlds.end),
         ("madvise REMOVE", worlds.same_page, _advise(Madv.REMOVE)),
         ("munmap", worlds.vmas, lambda p, w: p.munmap(w.start, w.length)),
         ("fork", worlds.vmas, _fork),
@@ -183,7 +155,7 @@ _BASIC = [
         ("munmap", lambda p, w: p.munmap(w.start, w.length)),
         ("mmap over it", _fixed),
         ("fork", _fork),
-        ("exit", _end),
+        ("exit", worlds.end),
         ("execve", _execve),
     )
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import NamedTuple
@@ -125,6 +126,17 @@ def one_page(p: Process, scale: Scale) -> World:
     return many_files(p, scale, 1)
 
 
+def keep(fd: int) -> int:
+    """Keep a descriptor up to the end of the process, and return it."""
+    _files.append(fd)
+    return fd
+
+
+def last_file() -> int:
+    """Return the descriptor of the file that was made last."""
+    return _files[-1]
+
+
 _files: list[int] = []
 _common: list[int] = []
 
@@ -244,3 +256,10 @@ def locked_vmas(p: Process, scale: Scale) -> World:
 def aligned_end(world: World) -> int:
     """Return where the last whole 2 MiB of a world end."""
     return (world.start + world.length) & -PMD_SIZE
+
+
+def end(p: Process, _world: World) -> None:
+    """End the process."""
+    with contextlib.suppress(Exception):
+        p.call(Nr.EXIT_GROUP, 0)
+    os._exit(0)
