@@ -73,7 +73,9 @@ class FakeKernel:
         self.vmscan = SimpleNamespace(is_awake=False)
         self.ksmd = SimpleNamespace(is_awake=False, is_scanning=False)
 
-    def attach(self, sender: Any, version: int, tid: int, token: int, flags: int = 0) -> Thread:
+    def attach(
+        self, sender: Any, version: int, tid: int, token: int, flags: int = 0, inherited: object = None
+    ) -> Thread:
         if version != 1:
             raise SysError(71)
         process = self.processes.setdefault(sender.pid, FakeProcess(sender.pid))
