@@ -13,7 +13,7 @@ entries of 4 KiB.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +101,31 @@ def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> l
         here.sort(key=lambda each: (each.vma.pgoff, each.vma.link_order))
         found += here
     return found
+
+
+def split_huge_pmds_of(frames: Frames, pfns: Pfns, wants: Callable[[Vma], bool]) -> Iterator[Mapped]:
+    """Split every entry of 2 MiB that maps the huge page of these 512 frames. Yield what small entries map of it then.
+
+    Of a VMA with small entries already, they are only looked for if it is one that the caller `wants`: a family may
+    have thousands. Source: Linux v6.8 mm/huge_memory.c:unmap_folio().
+    """
+    mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
+    numbers = frames.mapping[pfns[mapped]]
+    for number in np.unique(numbers).tolist():
+        at = mapped[numbers == number]
+        index = frames.index[pfns[at]].astype(np.int64)
+        indexes, head = index.tolist(), int(index[0] - at[0])
+        for vma in _vmas(frames, number, indexes, None):
+            if wants(vma) or _may_be_huge(vma, head):
+                low, high = bisect_left(indexes, vma.pgoff), bisect_left(indexes, vma.pgoff + vma.nr_pages)
+                if low < high:
+                    yield from _walk_vma(frames, pfns, vma, at[low:high], index[low:high])
+
+
+def _may_be_huge(vma: Vma, head: int) -> bool:
+    """Return whether an entry of 2 MiB lies where a VMA has the page `head` of its mapping."""
+    mm, haddr = vma.vm_mm, vma.start + (head - vma.pgoff << PAGE_SHIFT) & -PMD_SIZE
+    return mm is not None and bool(mm.page_table.deposited) and mm.page_table.find_huge_pmd(haddr) is not None
 
 
 def rmap_walk_ksm(frames: Frames, number: int, at: int, pfn: Pfn) -> Iterator[Mapped]:

@@ -14,7 +14,8 @@ from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_DIRTY, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.frames.lru import mlock_folios
-from kerneld.mm.space.rmap_walk import rmap_walk
+from kerneld.mm.space.rmap_walk import split_huge_pmds_of
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import Pfn
 
@@ -37,13 +38,20 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
     """
     pfns = frames.huge.pages_of(pfn & -HPAGE_PMD_NR)
     words = frames.ram.words_np
-    entries = rmap_walk(frames, pfns)
-    dirty = any((words[mapped.ptes] & u64(PTE_DIRTY)).any() for mapped in entries)
+    dirty = False
+    locked: list[Pfns] = []
+
+    def wants(vma: Vma) -> bool:
+        return not dirty or vma.vm_flags & VM_LOCKED != 0
+
+    for mapped in split_huge_pmds_of(frames, pfns, wants):
+        dirty = dirty or bool((words[mapped.ptes] & u64(PTE_DIRTY)).any())
+        if mapped.vma.vm_flags & VM_LOCKED:
+            locked.append(pfns[mapped.at])
     frames.clear(pfns, PG_LARGE | PG_UNEVICTABLE)
     frames.mlock_more[pfns] = 0
-    for mapped in entries:
-        if mapped.vma.vm_flags & VM_LOCKED:
-            mlock_folios(frames, pfns[mapped.at])
+    for each in locked:
+        mlock_folios(frames, each)
     if dirty:
         frames.set(pfns, PG_DIRTY)
 
