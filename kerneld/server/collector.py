@@ -3,7 +3,7 @@
 Reference counting frees what a request, a process or a file has had; only what refers to itself in a circle is left to
 the collector. It looks at all objects of a generation at once: of a process with 60,000 VMAs that took 70 ms, and of
 several such processes seconds. So the two young generations are small, and the old one, which has all that lives, is
-looked at only when the last client has gone.
+looked at only when the last client has gone, and its memory too.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.mm.space.dying import SLICE_SECONDS
+from kerneld.server.collector import collect_old
 from kerneld.server.door import ClientLimits
 from kerneld.server.fair import GO_ON, RING, Entry
 from kerneld.server.host_reader import HostReader
@@ -148,6 +149,8 @@ class Loop:
             self._serve_all(events)
         if self._dying:
             self._kernel.reap_memory()
+            if not self._dying and not self._sessions:
+                collect_old()
         if self._vmscan.is_awake:
             self._kernel.run_kswapd()
         self._tends = self._host.is_needed or self._reader.is_busy or self._ksmd.is_awake

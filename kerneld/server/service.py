@@ -19,7 +19,6 @@ import structlog
 from kerneld.errors import KernelBug, SysError
 from kerneld.server.airlock import Airlock, client_of
 from kerneld.server.batch import Batch
-from kerneld.server.collector import collect_old
 from kerneld.server.connection import (
     ANCILLARY_BYTES,
     MSG_CUT,
@@ -291,8 +290,6 @@ class Service:
         with contextlib.suppress(OSError):
             self._epoll.unregister(session.fd)
         session.close()
-        if not self.sessions and not self._dying.queue:
-            collect_old()
 
     # Processes
 

@@ -249,7 +249,6 @@ def _reclaim_all(p: Process, _world: World) -> None:
     p.procwrite("sys/vm/min_free_kbytes", str((12 << 30) >> 10).encode())
     try:
         with contextlib.suppress(OSError):
-            p.call(Nr.TOUCH, worlds.ELSEWHERE, 64 << 20, Access.WRITE)
             p.mmap(worlds.ELSEWHERE, 64 << 20, RW, ANON)
             p.call(Nr.TOUCH, worlds.ELSEWHERE, 64 << 20, Access.WRITE)
     finally:

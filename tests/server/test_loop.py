@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from kerneld.server import loop
 from kerneld.task.task import Thread
 from shared import wire
 from shared.uapi.syscalls import Nr
@@ -313,3 +314,23 @@ def test_stop_lets_every_client_go(server: ServerUnderTest) -> None:
     os.write(server.stop_write, b"\x0f")
     server.loop.run()
     assert all(client.is_ended() for client in clients)
+
+
+def test_old_garbage_waits_until_no_client_and_no_memory_of_one_is_left(
+    server: ServerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector looks at every VMA then: nobody may be waiting, and few may be there."""
+    asked: list[str] = []
+    queue = server.kernel.dying.queue
+    monkeypatch.setattr(loop, "collect_old", lambda: asked.append("collected"))
+    monkeypatch.setattr(server.kernel, "reap_memory", queue.popleft, raising=False)
+    client = server.attached()
+    queue.append(cast(Any, FakeMm()))
+    server.turn()
+    assert not asked
+    client.socket.close()
+    queue.extend([cast(Any, FakeMm()), cast(Any, FakeMm())])
+    server.turn()
+    assert not asked
+    server.turn()
+    assert asked == ["collected"]
