@@ -216,7 +216,9 @@ def sys_brk(call: Call) -> int | Answer | Work:
     if is_wide(mm.map_count, mm.brk - call.args[0]) or mm.def_flags & VM_LOCKED:
         return counted_work(call, _brk(call))
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
-    return do_brk(mm, call.args[0], privileged=privileged, vm_flags=_heap_flags(call))
+    if call.thread.personality:
+        return do_brk(mm, call.args[0], privileged=privileged, vm_flags=_heap_flags(call))
+    return do_brk(mm, call.args[0], privileged=privileged)
 
 
 def _heap_flags(call: Call) -> int:

@@ -263,7 +263,8 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     if merged is not None:
         return merged
     if file is None:
-        _check_write_exec(mm, vm_flags)
+        if mm.mdwe:
+            _check_write_exec(mm, vm_flags)
         return _insert(mm, addr, end, vm_flags, None, pgoff)
     if file.is_dev_zero:
         return _mmap_zero(mm, addr, end, vm_flags, file, pgoff)
