@@ -14,7 +14,6 @@ some trace wants one of the events of FTRACE. Answers to Linux v6.8 kernel/trace
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -35,6 +34,8 @@ _KERNEL, _TRACER = "kerneld.", "kerneld.trace."
 _FEWEST_A_WRITE = 256
 """The number of records that are written before the end of a request: a request may call any number of functions."""
 _NAME_BYTES = 63
+_LOOKED_AT_ONCE = 64
+"""Functions that are looked for in a piece: some 4 ms."""
 
 
 class _Graph:
@@ -196,23 +197,36 @@ def available_filter_functions() -> Iterator[bytes]:
                     yield function.__qualname__.encode()
 
 
-@functools.lru_cache(maxsize=1)
-def _filter_names(_nr_modules: int) -> tuple[str, ...]:
-    """Return the names of functions that can be chosen, each once.
+_names: dict[int, tuple[str, ...]] = {}
+"""The names of functions that can be chosen, by the number of modules that there were when they were looked for."""
 
-    They are computed again after an import of a module.
+
+def _filter_names() -> Generator[None, None, tuple[str, ...]]:
+    """Return the names of functions that can be chosen, each once. Yields when other clients may be served.
+
+    They are looked for again after an import of a module.
     """
-    return tuple({name for both in map(_both_names, available_filter_functions()) for name in both})
+    nr_modules = len(sys.modules)
+    if nr_modules not in _names:
+        found: dict[str, None] = {}
+        for number, name in enumerate(available_filter_functions(), 1):
+            found.update(dict.fromkeys(_both_names(name)))
+            if not number % _LOOKED_AT_ONCE:
+                yield
+        _names.clear()
+        _names[nr_modules] = tuple(found)
+    return _names[nr_modules]
 
 
 def check_globs(globs: tuple[str, ...]) -> Generator[None, None, bool]:
     """Return whether each glob names a function that can be traced.
 
-    It yields after each glob: there are 1,000 names.
+    It yields after each glob: there are 1,000 names. And while the names are looked for.
     """
     for glob in globs:
         matches = compile_glob(glob)
-        if not any(map(matches, _filter_names(len(sys.modules)))):
+        names = yield from _filter_names()
+        if not any(map(matches, names)):
             return False
         yield
     return True
