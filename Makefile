@@ -1,4 +1,4 @@
-PYTHON ?= python3
+# PYTHON=… names the Python; without it bin/make-venv chooses.
 VENV := .venv
 BIN := $(VENV)/bin
 # What is installed, by what it is for: to run, to test, to work on the project. Each has what the one before has.
@@ -94,10 +94,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-inp
 
 $(BIN)/python:
 	@echo "make: making $(VENV), an environment of the project's own; nothing is installed outside it"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "make: '$(PYTHON)' is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
-	  { echo "make: '$(PYTHON)' cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+	@bin/make-venv $(VENV) $(PYTHON)
 
 $(RUN): pyproject.toml | $(BIN)/python
 	@echo 'make: installing what kerneld needs to run (numpy and four small packages)'
