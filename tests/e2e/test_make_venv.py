@@ -1,4 +1,4 @@
-"""bin/make-venv: which Python becomes the project's own. The Pythons here are small programs that answer as one does."""
+"""bin/make-venv: which Python becomes the project's own. The Pythons here are small programs that answer as one."""
 
 from __future__ import annotations
 
