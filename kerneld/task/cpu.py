@@ -89,10 +89,10 @@ def store(thread: Thread, ram: Ram, vaddr: Vaddr, data: bytes) -> int:
     return done
 
 
-def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> int:
+def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int, pace: Pace | None = None) -> int:
     """Access one byte of every page of [vaddr, vaddr + length) without moving data.
 
-    Return the number of pages accessed.
+    Return the number of pages accessed: less before a signal, or where `pace` is over: see `fault_in_range`.
 
     `access` is 0, PF_WRITE or PF_INSTR. The first access in a VMA takes the processor's way, which grows stacks and
     raises signals. The rest of the VMA is then faulted in as a range.
@@ -103,11 +103,13 @@ def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> i
         if _translate(thread, vaddr, access) < 0:
             return pages
         pages += 1
+        if pace is not None and pace.is_late():
+            return pages
         vaddr = (vaddr & PAGE_MASK) + PAGE_SIZE
-        done = _touch_range(thread, vaddr, end, access)
+        done = _touch_range(thread, vaddr, end, access, pace)
         pages += done
         vaddr += done << PAGE_SHIFT
-        if thread.delivered is not None:
+        if thread.delivered is not None or (pace is not None and pace.is_over()):
             return pages
     return pages
 
@@ -121,18 +123,18 @@ def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access:
     end = page_align(vaddr + length) if length else vaddr
     pace = Pace()
     while vaddr < end:
-        stop = pace.stop(vaddr, end)
-        pages += touch(thread, ram, vaddr, stop - vaddr, access)
+        done = touch(thread, ram, vaddr, pace.stop(vaddr, end) - vaddr, access, pace)
+        pages += done
         if thread.delivered is not None:
             break
-        vaddr = stop
+        vaddr = (vaddr & PAGE_MASK) + (done << PAGE_SHIFT)
         if vaddr < end and pace.is_over():
             yield
             pace.begin()
     return pages
 
 
-def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
+def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int, pace: Pace | None) -> int:
     """Touch the part of [start, end), page-aligned, in the VMA at `start`, if the VMA allows it. Return the pages."""
     process = thread.process
     mm = process.live_mm
@@ -147,7 +149,7 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int) -> int:
         return 0
     write = access == PF_WRITE
     before, major = mm.range_faults, mm.range_major_faults
-    reached, fault = fault_in_range(mm, vma, start, end, write)
+    reached, fault = fault_in_range(mm, vma, start, end, write, pace=pace)
     mm.pages.mark_accessed(start, reached, write)
     if fault & VM_FAULT_ERROR:
         fault_error(thread, PF_USER | access, reached, fault)

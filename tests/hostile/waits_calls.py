@@ -176,7 +176,8 @@ CASES: list[Case] = [
     *_WRITTEN,
     *_AT_ONCE,
     Case("madvise POPULATE_WRITE", worlds.nearly_full, _advise(Madv.POPULATE_WRITE)),
-    Case("touch, writing", worlds.full_of_one_page, lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE)),
+    *[Case("touch, writing", make, lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE))
+      for make in (worlds.full_of_one_page, worlds.full_of_a_crowd)],
     Case("mbind", worlds.vmas, _mbind),
     Case("mbind", worlds.wide, _mbind),
     Case("get_mempolicy", worlds.vmas, lambda p, w: p.call(Nr.GET_MEMPOLICY, 0, 0, 0, w.start, 2)),

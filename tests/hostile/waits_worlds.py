@@ -177,6 +177,14 @@ def full_of_one_page(p: Process, scale: Scale) -> World:
     return nearly_full(p, scale)
 
 
+def full_of_a_crowd(p: Process, scale: Scale) -> World:
+    """The same, with one of a file on the disk of /var/tmp: its list has no other page, and reclaim leaves this one."""
+    fd = keep(os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR, 0o600))
+    os.ftruncate(fd, PAGE_SIZE)
+    many_files(p, scale, 1, fd)
+    return nearly_full(p, scale)
+
+
 def written(p: Process, scale: Scale) -> World:
     """Memory that has been written to."""
     p.mmap(BASE, scale.written_bytes, RW, ANON)

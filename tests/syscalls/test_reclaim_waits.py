@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kerneld.hw.paging import PF_WRITE
+from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
 from kerneld.mm.reclaim import vmscan
 from kerneld.mm.space import pace
 from kerneld.syscalls.kernel import Kernel, KernelConfig
-from shared.uapi.page import PAGE_SIZE
+from kerneld.task.cpu import touch_in_pieces
+from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
 from tests.support.programs import ANON, READ, ROOT, RW, SHARED, Program, World
 
@@ -61,6 +65,28 @@ def test_an_allocation_waits_for_so_many_pages(program: Program) -> None:
     before = scanned(kernel)
     assert kernel.vmscan.try_to_free_pages(1) >= SWAP_CLUSTER_MAX
     assert scanned(kernel) - before <= 2 * (MOST_SCANNED + SWAP_CLUSTER_MAX) + 2 * 512
+
+
+@pytest.mark.parametrize("how", ["populate", "touch"])
+def test_a_piece_of_a_long_call_waits_for_one_reclaim(
+    program: Program, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page table and its pages, or a page and the next, may need memory each."""
+    monkeypatch.setattr(pace, "_LATE_SECONDS", 0.0)
+    length = 3 * PMD_SIZE
+    more = program.call(Nr.MMAP, 0, length, RW, ANON)
+    process = program.thread.process
+    steps: Generator[None, None, int]
+    if how == "populate":
+        steps = populate_in_pieces(process.live_mm, more, more + length, ignore_errors=False)
+    else:
+        steps = touch_in_pieces(program.thread, program.kernel.ram, more, length, PF_WRITE)
+    stalls = [program.kernel.frames.vmstat["allocstall_movable"]]
+    for _ in steps:
+        stalls.append(program.kernel.frames.vmstat["allocstall_movable"])
+        if stalls[-1] >= stalls[0] + 3:
+            break
+    assert max(np.diff(stalls)) == 1
 
 
 def test_the_background_pass_is_done_in_pieces(program: Program) -> None:

@@ -105,14 +105,18 @@ def fault_in_range(
 
     With `foll_touch` the kernel accesses the pages, not the processor: see `kerneld.mm.fault.foll_touch`.
     Returns the end of the part that was faulted in, and 0 or the VM_FAULT_* that stopped it there. It comes less far
-    where `pace` is late: where memory is short each page may have to be reclaimed.
+    where `pace` is late, or where a table or a page has waited for a direct reclaim: so do the next, if memory is
+    short.
     """
     if vma.file is not None:
         return _fault_in_file(mm, vma, start, end, write, foll_touch, pace)
-    huge = may_have_huge_pages(mm, vma)
+    huge, stalls = may_have_huge_pages(mm, vma), _stalls(mm)
     try:
         for leaf in fault_in_huge(mm, vma, start, end, write) if huge else mm.page_table.ensure_leaves(start, end):
             if not leaf.huge:
+                # The table is there now, so the next piece comes further.
+                if pace is not None and _stalls(mm) != stalls:
+                    return leaf.start, 0
                 _fill_anonymous(mm, vma, leaf, write)
             stopped = _fault_leaf(mm, vma, leaf, write, foll_touch, pace)
             if stopped is not None:
@@ -121,6 +125,11 @@ def fault_in_range(
     except SysError:
         return start, VM_FAULT_OOM
     return end, 0
+
+
+def _stalls(mm: MmStruct) -> int:
+    """Return how often an allocation has had to reclaim memory."""
+    return mm.frames.vmstat["allocstall_movable"]
 
 
 def _fault_in_file(
@@ -200,7 +209,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | No
     Each page is faulted in once: if memory is short, the first may be reclaimed again while the last is read in.
     """
     entries = mm.frames.ram.words_np[leaf.low : leaf.high]
-    done = 0
+    done, stalls = 0, _stalls(mm)
     while True:
         missing = _missing(entries[done:], write) + done
         if not len(missing):
@@ -213,7 +222,9 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | No
                 if result & VM_FAULT_ERROR:
                     return vaddr, result
             done = position + 1
-        if pace is not None and pace.is_late() and done < len(entries):
+            if pace is not None and _stalls(mm) != stalls:
+                break
+        if pace is not None and done < len(entries) and (_stalls(mm) != stalls or pace.is_late()):
             return leaf.start + done * PAGE_SIZE, 0
 
 

@@ -131,13 +131,19 @@ class Vmscan:
         return scan.nr_reclaimed
 
     def _take_oldest(self, scan: ScanControl) -> None:
-        """Reclaim pages in use, the oldest of each list first. As many pages are scanned as before."""
+        """Reclaim pages in use, the oldest of each list first. As many pages are scanned as before, none twice.
+
+        To find the pages of a short list, all of memory is looked through. So lists that are too short come last.
+        """
+        sizes = recent_lru_sizes(self._frames)
         kinds = [(_INACTIVE_FILE, _ACTIVE_FILE)]
         if self._frames.swap.nr_free:
             kinds.append((_INACTIVE_ANON, _ACTIVE_ANON))
+        kinds.sort(key=lambda pair: sizes[pair[0]] + sizes[pair[1]] < scan.nr_to_reclaim)
         scan.nr_scanned, scan.patience = 0, Patience()
         for inactive, active in kinds:
-            while scan.nr_reclaimed < scan.nr_to_reclaim and not scan.is_late:
+            last = scan.nr_scanned + sizes[inactive] + sizes[active]
+            while scan.nr_reclaimed < scan.nr_to_reclaim and scan.nr_scanned < last and not scan.is_late:
                 before = scan.nr_scanned
                 self._shrink_inactive_list(scan, inactive, scan.batch, ignore_references=True)
                 if scan.nr_scanned == before:

@@ -11,8 +11,8 @@ from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.files import i_mmap
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.frames.frames import PG_ACTIVE
-from kerneld.mm.frames.lru import isolate
-from kerneld.mm.reclaim import shrink
+from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate
+from kerneld.mm.reclaim import shrink, vmscan
 from kerneld.mm.reclaim.shrink import shrink_folio_list
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap_walk import Patience
@@ -72,6 +72,27 @@ def test_a_direct_reclaim_leaves_it(
     assert shrink_folio_list(machine.frames, batch, crowded=crowded) == 0
     assert (found, crowded) == ([], [pfn])
     assert not machine.frames.flags_at[pfn] & PG_ACTIVE
+
+
+def test_a_direct_reclaim_does_not_look_for_it_again_and_again(
+    machine: Machine, mm: MmStruct, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all of memory is in use, too. To find a page of a short list takes a look at all of memory."""
+    mmap(mm, 4 * TIMES, at=page(1 << 20))
+    for number in range(4 * TIMES):
+        store(mm, page((1 << 20) + number), b"x")
+    monkeypatch.setattr(vmscan, "_MOST_SCANNED", 2 * TIMES)
+    looked: list[LruList] = []
+    refill = Lists._refill
+
+    def noted(self: Lists, kind: LruList) -> bool:
+        looked.append(kind)
+        return refill(self, kind)
+
+    monkeypatch.setattr(Lists, "_refill", noted)
+    assert machine.vmscan.try_to_free_pages(1) >= SWAP_CLUSTER_MAX
+    assert len(file.mapping.pages) >= 1
+    assert sum(kind >= LruList.INACTIVE_FILE for kind in looked) <= 4
 
 
 def test_the_background_pass_unmaps_it_in_pieces(machine: Machine, mm: MmStruct, file: File) -> None:
