@@ -16,6 +16,7 @@ import numpy.typing as npt
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.proc_maps import show_map_vma, show_rollup_header
 from kerneld.fs.seq_file import END, START, Records
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_SPECIAL, present_mask, pte_pfn, swp_offset
 from kerneld.mm import vm_flags as vm
 from kerneld.mm.fault.thp import thp_eligible
@@ -194,7 +195,7 @@ def _account(frames: Frames, entries: Words, stats: MemSizeStats) -> None:
     kinds += ((frames.refcount[pfns] == 1) | (mapcount < 2)) * _PRIVATE
     pss = (PAGE_SIZE << _PSS_SHIFT) // np.maximum(mapcount, 1).astype(np.int64)
     stats.pages = (np.bincount(kinds, minlength=_NR_KINDS) + stats.pages).tolist()
-    for kind in np.unique(kinds).tolist():
+    for kind in distinct(kinds).tolist():
         stats.shares[kind] += int(pss[kinds == kind].sum())
 
 

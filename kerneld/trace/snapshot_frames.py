@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from kerneld.hw.distinct import distinct
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.buddy import MAX_ORDER
 from kerneld.mm.frames.frames import FIRST_PFN, PG_SWAPCACHE, Frames, Pfns
@@ -55,7 +56,7 @@ def _tell_cached(point: Point, frames: Frames, taken: Pfns) -> None:
     """Tell which of these frames the page cache has. A frame that has left it may still name its file."""
     numbers = frames.mapping[taken]
     add = point(st.ADD_TO_PAGE_CACHE)
-    for number in np.unique(numbers).tolist():
+    for number in distinct(numbers).tolist():
         mapping = frames.find_mapping_number(number)
         if isinstance(mapping, AddressSpace):
             pfns = taken[numbers == number]

@@ -22,6 +22,7 @@ import errno
 import numpy as np
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
 from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, unshare_page
@@ -104,7 +105,7 @@ def unpin_user_pages(mm: MmStruct, pages: list[int], *, dirty: bool) -> None:
     Source: Linux v6.8 mm/gup.c:unpin_user_pages_dirty_lock().
     """
     if dirty:
-        folio_mark_dirty(mm.frames, np.unique(np.array(pages, dtype=np.int64) >> PAGE_SHIFT))
+        folio_mark_dirty(mm.frames, distinct(np.array(pages, dtype=np.int64) >> PAGE_SHIFT))
     for paddr in pages:
         mm.frames.put_page(paddr >> PAGE_SHIFT)
 

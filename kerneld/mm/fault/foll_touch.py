@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, counted_mask, entry_pfn, pte_pfn
 from kerneld.hw.scalars import u64
 from kerneld.mm.files.filemap import AddressSpace
@@ -33,7 +34,7 @@ def folio_mark_dirty(frames: Frames, pfns: Pfns) -> None:
     anon = pfns[frames.has(pfns, PG_ANON)]
     frames.set(anon, PG_DIRTY)
     large = anon[frames.has(anon, PG_LARGE)]
-    for head in np.unique(large & -HPAGE_PMD_NR).tolist():
+    for head in distinct(large & -HPAGE_PMD_NR).tolist():
         frames.set(frames.huge.pages_of(head), PG_DIRTY)
     for pfn in cached.tolist():
         mapping = frames.find_mapping(pfn)

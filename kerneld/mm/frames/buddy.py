@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
+from kerneld.hw.distinct import distinct
 from shared.uapi.page import Pfn
 
 MAX_ORDER = 10
@@ -251,7 +252,7 @@ class Buddy:
         free = np.zeros(len(head_order), dtype=np.bool_)
         heads = np.flatnonzero(head_order != 0)
         orders = head_order[heads] - 1
-        for order in np.unique(orders).tolist():
+        for order in distinct(orders).tolist():
             blocks = free[: len(free) >> order << order].reshape(-1, 1 << order)
             blocks[heads[orders == order] >> order] = True
         return free

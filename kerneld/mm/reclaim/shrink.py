@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_DIRTY, PTE_SWP_EXCLUSIVE, make_swap_pte
 from kerneld.hw.scalars import u64
 from kerneld.mm.files.dirtying import keep_dirty
@@ -286,7 +287,7 @@ def _remove_mapping(frames: Frames, pfns: Pfns) -> None:
         delete_many_from_swap_cache(frames, swapped)
     cached = pfns[of_file & (frames.refcount[pfns] > 1)]
     shadows, numbers = workingset_eviction(frames, cached), frames.mapping[cached]
-    for number in np.unique(numbers).tolist():
+    for number in distinct(numbers).tolist():
         ours = numbers == number
         mapping = _mapping_of(frames, int(cached[ours][0]))
         indexes = frames.index[cached[ours]].tolist()

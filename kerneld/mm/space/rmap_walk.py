@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn, pte_present
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_KSM, Frames, Pfns
@@ -75,7 +76,7 @@ def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> l
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
     numbers = frames.mapping[pfns[mapped]]
     found: list[Mapped] = []
-    for number in np.unique(numbers).tolist():
+    for number in distinct(numbers).tolist():
         at = mapped[numbers == number]
         if frames.has_merged and frames.flags_at[pfns[at[0]]] & PG_KSM:
             for one in at.tolist():
@@ -111,7 +112,7 @@ def split_huge_pmds_of(frames: Frames, pfns: Pfns, wants: Callable[[Vma], bool])
     """
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
     numbers = frames.mapping[pfns[mapped]]
-    for number in np.unique(numbers).tolist():
+    for number in distinct(numbers).tolist():
         at = mapped[numbers == number]
         index = frames.index[pfns[at]].astype(np.int64)
         indexes, head = index.tolist(), int(index[0] - at[0])

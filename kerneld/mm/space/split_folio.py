@@ -7,8 +7,7 @@ include/linux/mm.h:folio_estimated_sharers().
 
 from __future__ import annotations
 
-import numpy as np
-
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_DIRTY
 from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_DIRTY, PG_UNEVICTABLE, Frames, Pfns
@@ -59,6 +58,6 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
 def split_folios(frames: Frames, pfns: Pfns) -> None:
     """Split every huge page that contains one of these frames."""
     large = pfns[frames.has(pfns, PG_LARGE)]
-    for head in np.unique(large & -HPAGE_PMD_NR).tolist():
+    for head in distinct(large & -HPAGE_PMD_NR).tolist():
         # The first page itself may have been freed.
         split_folio(frames, head)

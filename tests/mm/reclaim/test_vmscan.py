@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_the_oldest_go_first(machine: Machine, mm: MmStruct) -> None:
     present = [number for number in range(PAGES) if entry(mm, page(number)) & PTE_PRESENT]
     assert present == list(range(freed, PAGES))
     assert all(load(mm, page(number)) == bytes([number + 1]) for number in range(PAGES))
+
+
+def test_the_first_reclaim_imports_nothing(machine: Machine, mm: MmStruct, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy imports a part of itself where it is first asked for some functions: everybody would wait for that."""
+    monkeypatch.delattr(np, "ma", raising=False)
+    monkeypatch.setitem(sys.modules, "numpy.ma", None)
+    write(mm, PAGES)
+    assert machine.vmscan.try_to_free_pages(1) >= 32
 
 
 def test_files_go_before_anonymous_memory_while_there_are_enough(machine: Machine, mm: MmStruct) -> None:
