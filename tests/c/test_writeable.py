@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.referee.rights import sees_frames
 from shared.uapi.shadowpt import Layout, SpteF23
 from tests.c.host_tables import PAGE, START, opened
 from tests.c.steps import Stepper
@@ -27,14 +28,6 @@ STEPS = [
 ]
 
 
-def shows_page_flags() -> bool:
-    try:
-        with open("/proc/kpageflags", "rb", buffering=0) as flags:
-            return len(flags.read(8)) == 8
-    except OSError:
-        return False
-
-
 def is_memory(path: Path) -> bool:
     """Whether files there are memory: nobody wants to know of the first write to such."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -42,7 +35,7 @@ def is_memory(path: Path) -> bool:
     return holding[max(holding, key=lambda point: len(point.parts))] in ("tmpfs", "ramfs")
 
 
-@pytest.mark.skipif(not shows_page_flags(), reason="/proc/kpageflags is root's to read")
+@pytest.mark.skipif(not sees_frames(), reason="which pages are shared, /proc tells the host's root alone")
 def test_each_step(tmp_path: Path, daemon_socket: Path) -> None:
     if is_memory(tmp_path):
         pytest.skip(f"{tmp_path} is in memory: a file on a disk is wanted")

@@ -13,6 +13,8 @@ from kerneld.commands.conformance.kit import PROGRAM, kit_files
 
 SECONDS = 400.0
 """Longer than all checks take, on a machine that others use too."""
+AS_USER = {"open_eperm", "contents_eperm"}
+"""The checks that become another user: only root can, if there is another."""
 STRICT = "CFLAGS=-O1 -Wall -Wextra -Werror"
 _RESULT = re.compile(r"^(not ok|ok) \d+ (\w+)(?: # (SKIP|TODO).*)?$", re.MULTILINE)
 

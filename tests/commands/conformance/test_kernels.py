@@ -11,7 +11,7 @@ import pytest
 
 from kerneld.commands.conformance.kit import Check
 from tests.bugs.bug_kernel import running_kernel
-from tests.commands.conformance.kit_program import run_kit
+from tests.commands.conformance.kit_program import AS_USER, run_kit
 from tests.native.inside import why_not_here
 from tests.support.compiler import build
 from tests.support.effort import EFFORT
@@ -21,8 +21,6 @@ pytestmark = pytest.mark.timeout(400)
 KERNELD = (sys.executable, "-P", "-m", "kerneld")
 BROKEN = Path(__file__).with_name("broken_kernel.c")
 FEW_OPENS = ("--opens", "500")
-AS_USER = {"open_eperm", "contents_eperm"}
-"""Only root can become another user, if there is another."""
 NEED_PFNS = {"pte_write_after_read", "pte_cow", "pte_file_cow", "pte_pfn_cleared", "pte_pfns_distinct", "huge_pfns"}
 
 
