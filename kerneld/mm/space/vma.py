@@ -5,8 +5,8 @@ and counts nothing: `MmStruct` alone inserts, removes or changes a VMA. Answers 
 (vm_area_struct), the maple tree as mm/mmap.c uses it, and mm/mmap.c:unmapped_area_topdown().
 
 Invariants: VMAs are page-aligned, not empty, disjoint and sorted; each chunk of the tree is not empty (unless it is the
-only one); `_firsts[i]` is 0 for the first chunk, else above the start of chunk i - 1's last VMA and not above that of
-chunk i's first; `_max_gaps[i]` is never less than the largest gap in front of a VMA of chunk i.
+only one); `_firsts[i]` is 0 for the first chunk, else above the start of chunk i - 1's last VMA (which may end above it)
+and not above that of chunk i's first; `_max_gaps[i]` is never less than the largest gap in front of a VMA of chunk i.
 
 The tree is a list of chunks of at most 2 * CHUNK VMAs: an insertion moves one chunk, and a search for a gap skips whole
 chunks by their largest gap, so that a pair of mmap and munmap costs the same among ten VMAs and among 60,000.
@@ -175,16 +175,19 @@ class VmaTree:
         position = bisect_right(self._starts[number], vaddr)
         if position:
             vma = self._chunks[number][position - 1]
-            if vaddr < vma.end:
-                return vma
-        return None
+        elif number:
+            # The last VMA of the chunk before may reach over the place where this chunk once began.
+            vma = self._chunks[number - 1][-1]
+        else:
+            return None
+        return vma if vaddr < vma.end else None
 
     def find(self, vaddr: Vaddr) -> Vma | None:
         """Return the first VMA that ends after an address, whether it covers it or lies above (Linux: find_vma())."""
         number = bisect_right(self._firsts, vaddr) - 1  # _place(), inlined as in lookup().
         position = bisect_right(self._starts[number], vaddr)
-        if position:
-            vma = self._chunks[number][position - 1]
+        if position or number:
+            vma = self._chunks[number][position - 1] if position else self._chunks[number - 1][-1]
             if vaddr < vma.end:
                 return vma
         return self._at(number, position)

@@ -94,6 +94,22 @@ CHANGE = st.one_of(
 PAGE = st.integers(0, PAGES)
 
 
+def test_a_vma_reaches_over_the_place_where_the_next_chunk_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first VMA of a chunk goes, and the last one of the chunk before grows over its place; or a new one takes it."""
+    monkeypatch.setattr(vma_module, "CHUNK", 1)
+    for grown in (True, False):
+        model = Model()
+        for page in (0, 2, 4, 6):
+            model.add(page, 1, grows=False)
+        model.remove(2)
+        if grown:
+            model.move(1, 0, 3)
+        else:
+            model.add(3, 3, grows=False)
+        model.check()
+        model.check_lookups()
+
+
 @settings(max_examples=200)
 @given(
     chunk=st.integers(1, 4),
