@@ -79,6 +79,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.EXECVE: (pointer, pointer, pointer),
     Nr.EXIT: (signed,),
     Nr.SETUID: (signed,),
+    Nr.PERSONALITY: (hexadecimal,),
     Nr.MLOCK: _RANGE,
     Nr.MUNLOCK: _RANGE,
     Nr.MLOCKALL: (flags(Mcl, "MCL_"),),
