@@ -20,7 +20,7 @@ from kerneld.syscalls.kernel import Kernel, Sender
 from kerneld.syscalls.table import RESTART
 from kerneld.task.cpu import fault_ahead
 from kerneld.task.exit import do_exit
-from kerneld.task.task import Process, Thread
+from kerneld.task.task import Inherited, Process, Thread
 from kerneld.trace.current import NOBODY
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
@@ -117,13 +117,21 @@ def _attach(tracing: Tracing, inner: Function) -> Function:
     """attach is no request of a thread: it makes the thread."""
     enter, leave = tracing.point(SYS_ENTER), tracing.point(SYS_EXIT)
 
-    def attach(self: Kernel, sender: Sender, version: int, tid: int, token: int, flags: int = 0) -> Thread:
+    def attach(
+        self: Kernel,
+        sender: Sender,
+        version: int,
+        tid: int,
+        token: int,
+        flags: int = 0,
+        inherited: Inherited | None = None,
+    ) -> Thread:
         with entered(tracing, sender.pid, tid & _U32 or sender.pid, Cause.ATTACH):
             if enter.traces:
                 enter.emit(0, Nr.ATTACH, version, tid, token, flags, 0, 0, 0)
             ret = -errno.EIO
             try:
-                thread: Thread = inner(self, sender, version, tid, token, flags)
+                thread: Thread = inner(self, sender, version, tid, token, flags, inherited)
                 ret = thread.process.pid
             except SysError as error:
                 ret = -error.errno

@@ -95,7 +95,7 @@ PAGE = st.integers(0, PAGES)
 
 
 def test_a_vma_reaches_over_the_place_where_the_next_chunk_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first VMA of a chunk goes, and the last one of the chunk before grows over its place; or a new one takes it."""
+    """The first VMA of a chunk goes; the last one of the chunk before grows over its place, or a new one takes it."""
     monkeypatch.setattr(vma_module, "CHUNK", 1)
     for grown in (True, False):
         model = Model()
