@@ -5,8 +5,9 @@ and counts nothing: `MmStruct` alone inserts, removes or changes a VMA. Answers 
 (vm_area_struct), the maple tree as mm/mmap.c uses it, and mm/mmap.c:unmapped_area_topdown().
 
 Invariants: VMAs are page-aligned, not empty, disjoint and sorted; each chunk of the tree is not empty (unless it is the
-only one); `_firsts[i]` is 0 for the first chunk, else above the start of chunk i - 1's last VMA, which may end above it,
-and not above that of chunk i's first; `_max_gaps[i]` is never less than the largest gap in front of a VMA of chunk i.
+only one); `_firsts[i]` is 0 for the first chunk, else above the start of chunk i - 1's last VMA (the end of it may be
+higher) and not above that of chunk i's first; `_max_gaps[i]` is never less than the largest gap in front of a VMA of
+chunk i.
 
 The tree is a list of chunks of at most 2 * CHUNK VMAs: an insertion moves one chunk, and a search for a gap skips whole
 chunks by their largest gap, so that a pair of mmap and munmap costs the same among ten VMAs and among 60,000.
