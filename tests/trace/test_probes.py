@@ -26,6 +26,20 @@ def test_a_wrapper_returns_what_the_function_does(probe: Probe) -> None:
     world.close()
 
 
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.function.__qualname__)
+def test_a_wrapper_takes_what_the_function_takes(probe: Probe) -> None:
+    """Each argument by its place, and those by name that have no place; with the optional ones, and without."""
+    world = TracedWorld()
+    wrapper = inspect.signature(probe.factory(world.tracing, probe.function))
+    parameters = inspect.signature(probe.function).parameters.values()
+    for optional in (True, False):
+        given = [each for each in parameters if optional or each.default is each.empty]
+        placed = [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD]
+        named = {each.name: None for each in given if each.kind is each.KEYWORD_ONLY}
+        assert wrapper.bind(*placed, **named)
+    world.close()
+
+
 def test_a_traced_execve_says_where_the_program_begins() -> None:
     """`kerneld exec` goes there: while anything was traced it ran no program."""
     answers = []
