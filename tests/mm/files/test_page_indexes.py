@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -67,6 +68,27 @@ def test_a_set_is_a_set(steps: list[tuple[str, int]], span: tuple[int, int]) -> 
             getattr(model, step)(index)
     assert (set(ours), len(ours), bool(ours)) == (model, len(model), bool(model))
     assert list(ours.between(*span)) == sorted(index for index in model if span[0] <= index < span[1])
+
+
+@pytest.mark.parametrize("count", [1, 24, 25, 300])
+def test_a_set_of_many(count: int) -> None:
+    """Few indexes of a node go another way than many."""
+    ours, model = IndexSet(), set(range(NODE_INDEXES - count, NODE_INDEXES + 2 * count, 3))
+    for index in model:
+        ours.add(index)
+    assert list(ours.between(5, NODE_INDEXES * 2)) == sorted(ours) == sorted(model)
+    ours.difference_update(range(NODE_INDEXES - 1, NODE_INDEXES + count))
+    assert set(ours) == model - set(range(NODE_INDEXES - 1, NODE_INDEXES + count))
+
+
+def test_the_collector_does_not_go_through_a_set() -> None:
+    """All that is young is looked at at once: the sets of a file's pages may have millions of indexes then."""
+    ours = IndexSet()
+    for index in range(0, 2 * NODE_INDEXES, 16):
+        ours.add(index)
+    nodes = gc.get_referents(*(part for part in gc.get_referents(ours) if isinstance(part, dict)))
+    assert len(nodes) == 4  # Two nodes and their numbers.
+    assert not any(map(gc.is_tracked, nodes))
 
 
 def test_what_goes_while_a_range_is_looked_at_is_not_said_again() -> None:
