@@ -65,7 +65,11 @@ def _check_trees(frames: Frames, ksm: Ksm, items: list[RmapItem]) -> None:
     for node in nodes:
         _require(all(item.head is node for item in node.items), "an item is at another node than the one that has it")
     attached = [item for node in nodes for item in node.items]
-    _require(set(attached) == {item for item in items if item.head is not None}, "an item's node does not have it")
+    _require(all(node.has_left for node in ksm.leaving), "a node whose items are to be set free has not left")
+    leaving = {item for node in ksm.leaving for item in node.items}
+    _require(
+        leaving | set(attached) == {item for item in items if item.head is not None}, "an item's node does not have it"
+    )
     unstable = list(_checked(ksm.unstable))
     waiting = [item for item in items if item.seqnr is not None]
     _require(

@@ -14,7 +14,7 @@ from kerneld.mm.vm_flags import VM_MERGEABLE
 from shared.uapi.page import Vaddr
 
 MOST_DROPPED = 512
-"""The items that one step drops at most: it takes about a millisecond."""
+"""The items that one step drops or sets free at most: it takes about a millisecond."""
 
 
 def find_mergeable_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
@@ -35,17 +35,29 @@ def ksm_page_of(ksm: Ksm, frames: Frames, node: StableNode) -> bool:
 
 
 def remove_node_from_stable_tree(ksm: Ksm, node: StableNode) -> None:
-    """Remove a node, no chain, that no frame has any more, and set its items free.
+    """Remove a node, no chain, that no frame has any more. The scan sets its items free, step by step.
 
+    Differs from Linux: there all items are set free at once, and other tasks run on other processors meanwhile.
     Source: Linux v6.8 mm/ksm.c:remove_node_from_stable_tree().
     """
     if node.items:
         ksm.pages_shared -= 1
         ksm.pages_sharing -= len(node.items) - 1
-    for item in node.items:
-        _set_free(item)
-    node.items.clear()
+        ksm.leaving.append(node)
+    node.has_left = True
     unlink_node(ksm, node)
+
+
+def set_some_free(ksm: Ksm) -> None:
+    """Set items of removed nodes free, as many as one step takes."""
+    left = MOST_DROPPED
+    while ksm.leaving and left:
+        items = ksm.leaving[-1].items
+        while items and left:
+            _set_free(items.popitem()[0])
+            left -= 1
+        if not items:
+            ksm.leaving.pop()
 
 
 def unlink_node(ksm: Ksm, node: StableNode) -> None:
@@ -72,14 +84,13 @@ def remove_rmap_item_from_tree(ksm: Ksm, frames: Frames, item: RmapItem) -> None
     """
     node = item.head
     if node is not None:
-        if not ksm_page_of(ksm, frames, node):
-            return
+        is_served = not node.has_left and ksm_page_of(ksm, frames, node)
         del node.items[item]
-        if node.items:
-            ksm.pages_sharing -= 1
-        else:
-            ksm.pages_shared -= 1
         _set_free(item)
+        if is_served and node.items:
+            ksm.pages_sharing -= 1
+        elif is_served:
+            ksm.pages_shared -= 1
     elif item.seqnr is not None:
         if item.seqnr == ksm.scan.seqnr:
             ksm.unstable.erase(item)

@@ -56,6 +56,7 @@ class Ksmd:
             drop_items(self._ksm, self._frames, slot, 0, len(slot.items))
             remove_slot(self._ksm, slot)
         self._ksm.unstable.root = None
+        self._ksm.leaving.clear()
 
     @property
     def is_due(self) -> bool:

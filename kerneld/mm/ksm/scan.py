@@ -29,6 +29,7 @@ from kerneld.mm.ksm.items import (
     find_mergeable_vma,
     remove_rmap_item_from_tree,
     remove_slot,
+    set_some_free,
 )
 from kerneld.mm.ksm.merge import (
     are_of_one_huge_page,
@@ -36,7 +37,13 @@ from kerneld.mm.ksm.merge import (
     try_to_merge_two_pages,
     try_to_merge_with_ksm_page,
 )
-from kerneld.mm.ksm.stable import find_stable_node, stable_tree_append, stable_tree_insert, stable_tree_search
+from kerneld.mm.ksm.stable import (
+    find_stable_node,
+    prune_long_chains,
+    stable_tree_append,
+    stable_tree_insert,
+    stable_tree_search,
+)
 from kerneld.mm.ksm.unstable import find_anon_frame, unstable_tree_search_insert
 from kerneld.mm.space.ksm_state import Ksm, MmSlot, RmapItem
 from kerneld.mm.space.mm import MmStruct
@@ -60,6 +67,10 @@ def ksm_do_scan(ksm: Ksm, frames: Frames, nr_pages: int, is_locked: IsLocked) ->
     """
     left = nr_pages
     while left:
+        yield from prune_long_chains(ksm, frames)
+        while ksm.leaving:
+            set_some_free(ksm)
+            yield
         if ksm.scan.slot is None and not _begin_scan(ksm):
             return
         found = _next_page(ksm, frames, is_locked)

@@ -8,14 +8,15 @@ Answers to Linux v6.8 mm/ksm.c: stable_tree_search(), stable_tree_insert(), stab
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from itertools import islice
 from time import monotonic
 
 from kerneld.mm.frames.frames import PG_KSM, Frames
 from kerneld.mm.ksm.contents import page_bytes
-from kerneld.mm.ksm.items import ksm_page_of, remove_node_from_stable_tree
+from kerneld.mm.ksm.items import MOST_DROPPED, ksm_page_of, remove_node_from_stable_tree, set_some_free
 from kerneld.mm.space.ksm_state import Ksm, RmapItem, StableNode
-from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.pace import Pace, Steps
 from shared.uapi.page import Pfn
 
 
@@ -78,28 +79,67 @@ def _choose(ksm: Ksm, frames: Frames, chain: StableNode, *, prunes: bool) -> Sta
 
     Usually the first with room is taken. From time to time all are looked at, and stale ones go. A chain with one node
     is replaced by the node, and a chain without nodes goes. Source: Linux v6.8 mm/ksm.c:stable_node_dup().
+    Differs from Linux: one search looks at 512 nodes at most. The scan looks at all of a longer chain, in pieces.
     """
     assert chain.dups is not None
     now, delay = monotonic(), ksm.settings.stable_node_chains_prune_millisecs / 1000
     prunes = prunes and now >= chain.prune_at + delay
     if prunes:
         chain.prune_at = now
-    found: StableNode | None = None
-    for dup in reversed(list(chain.dups)):
-        if not ksm_page_of(ksm, frames, dup):
-            continue
-        if found is None or _is_better(ksm, dup, found):
-            found = dup
-            if not prunes and may_serve_one_more(ksm, found):
-                break
+        if len(chain.dups) > MOST_DROPPED:
+            ksm.to_prune.append(chain)
+            prunes = False
+    found = None
+    while chain.dups and found is None:
+        found = _best(ksm, frames, None, islice(reversed(chain.dups), MOST_DROPPED), looks_at_all=prunes)
     if found is None:
         _drop_chain(ksm, chain, None)
     elif len(chain.dups) == 1:
         _drop_chain(ksm, chain, found)
-    elif next(reversed(chain.dups)) is not found and may_serve_one_more(ksm, found, ahead=1):
+    else:
+        _put_first(ksm, chain, found)
+    return found
+
+
+def _best(
+    ksm: Ksm, frames: Frames, found: StableNode | None, dups: Iterable[StableNode], *, looks_at_all: bool
+) -> StableNode | None:
+    """Return the fullest node with room of `found` and these nodes of a chain, else any; stale ones go."""
+    for dup in list(dups):
+        if not ksm_page_of(ksm, frames, dup):
+            continue
+        if found is None or _is_better(ksm, dup, found):
+            found = dup
+            if not looks_at_all and may_serve_one_more(ksm, found):
+                break
+    return found
+
+
+def _put_first(ksm: Ksm, chain: StableNode, found: StableNode) -> None:
+    """Let a node be the first that is tried, if it may serve more than one page more."""
+    assert chain.dups is not None
+    if next(reversed(chain.dups)) is not found and may_serve_one_more(ksm, found, ahead=1):
         del chain.dups[found]
         chain.dups[found] = None
-    return found
+
+
+def prune_long_chains(ksm: Ksm, frames: Frames) -> Steps:
+    """Look at all nodes of the chains whose time for that has come; yield when other clients may be served.
+
+    Source: Linux v6.8 mm/ksm.c:stable_node_dup(), with prune_stale_stable_nodes.
+    """
+    while ksm.to_prune:
+        chain = ksm.to_prune.pop()
+        found: StableNode | None = None
+        dups = list(reversed(chain.dups or ()))
+        for first in range(0, len(dups), MOST_DROPPED):
+            here = [dup for dup in dups[first : first + MOST_DROPPED] if dup.chain is chain]
+            if found is not None and found.chain is not chain:
+                found = None
+            found = _best(ksm, frames, found, here, looks_at_all=True)
+            yield
+        if found is not None and found.chain is chain:
+            _put_first(ksm, chain, found)
 
 
 def _is_better(ksm: Ksm, dup: StableNode, found: StableNode) -> bool:
@@ -172,14 +212,17 @@ def remove_all_stable_nodes(ksm: Ksm, frames: Frames) -> Generator[None, None, b
     """
     pace = Pace()
     while isinstance(top := ksm.stable.root, StableNode):
-        for node in [top] if top.dups is None else list(top.dups):
+        for node in [top] if top.dups is None else list(islice(reversed(top.dups), MOST_DROPPED)):
             if ksm_page_of(ksm, frames, node):
                 if frames.mapcount_at[node.pfn]:
                     return False
                 frames.mapping_at[node.pfn] = 0
                 remove_node_from_stable_tree(ksm, node)
-        if top.dups is not None:
+        if top.dups is not None and not top.dups:
             _drop_chain(ksm, top, None)
+        while ksm.leaving:
+            yield
+            set_some_free(ksm)
         if pace.is_over():
             yield
             pace.begin()

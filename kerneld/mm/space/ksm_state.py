@@ -58,7 +58,7 @@ class RmapItem(TreapNode):
 class StableNode(TreapNode):
     """A merged frame; or a chain, the nodes of frames with the same content, of which each serves many pages."""
 
-    __slots__ = ("__weakref__", "chain", "dups", "items", "number", "pfn", "prune_at")
+    __slots__ = ("__weakref__", "chain", "dups", "has_left", "items", "number", "pfn", "prune_at")
 
     def __init__(self, frames: Frames, pfn: Pfn) -> None:
         self.number = frames.register_mapping(self)
@@ -71,6 +71,8 @@ class StableNode(TreapNode):
         """Of a chain: its nodes, the last one is tried first. None: this is no chain."""
         self.prune_at = 0.0
         """Of a chain: the time by CLOCK_MONOTONIC, in seconds, of the last search for stale nodes in it."""
+        self.has_left = False
+        """Whether it has been removed: it serves no page any more, and its last items are still to be set free."""
 
     def is_current(self, frames: Frames) -> bool:
         """Return whether the frame is still the merged one. Source: Linux v6.8 mm/ksm.c:get_ksm_page()."""
@@ -141,6 +143,10 @@ class Ksm:
     scan: Scan = field(default_factory=Scan)
     stable: Treap[StableNode] = field(default_factory=Treap)
     unstable: Treap[RmapItem] = field(default_factory=Treap)
+    leaving: list[StableNode] = field(default_factory=list)
+    """Nodes that have been removed, and have items that are still to be set free."""
+    to_prune: list[StableNode] = field(default_factory=list)
+    """Chains that are too long to be looked through in one search: the scan does it in pieces."""
     advisor: AdvisorContext = field(default_factory=AdvisorContext)
     cpu_seconds: float = 0.0
     """The processor time of ksmd."""

@@ -6,11 +6,15 @@ Source: Linux v6.8 mm/ksm.c: stable_node_dup(), the KSM_ATTRs, scan_time_advisor
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
+from kerneld.mm.ksm import items, stable
 from kerneld.mm.ksm.advisor import scan_time_advisor
-from kerneld.mm.ksm.sysfs import KSM_FILES, WRITABLE_KSM_FILES, show_ksm
+from kerneld.mm.ksm.scan import ksm_do_scan
+from kerneld.mm.ksm.sysfs import KSM_FILES, WRITABLE_KSM_FILES, show_ksm, store_ksm
+from kerneld.mm.space import pace
 from kerneld.mm.space.ksm import ksm_of
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Madv
@@ -53,6 +57,103 @@ def test_a_chain_of_none_goes(machine: Machine, mm: MmStruct) -> None:
     mergeable(mm, "a", 6)
     scan(machine)
     assert (chains(machine), counts(machine)[:2]) == ((0, 0), (0, 0))
+
+
+FEW = 2
+"""What one step may look at in these tests."""
+
+
+@pytest.fixture
+def most_looked_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[object]], int]:
+    """Return the most nodes and items that a step of some pieces has looked at; a step is between two yields."""
+    seen = 0
+
+    def count(name: str) -> None:
+        inner = getattr(items, name)
+
+        def counted(*args: object) -> object:
+            nonlocal seen
+            seen += 1
+            return inner(*args)
+
+        for module in (items, stable):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, counted)
+
+    def run(pieces: Iterable[object]) -> int:
+        nonlocal seen
+        most = seen = 0
+        for _ in pieces:
+            most, seen = max(most, seen), 0
+        return max(most, seen)
+
+    count("ksm_page_of")
+    count("_set_free")
+    for module in (items, stable):
+        monkeypatch.setattr(module, "MOST_DROPPED", FEW)
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
+    return run
+
+
+def full_scan(machine: Machine) -> Iterator[None]:
+    return ksm_do_scan(ksm_of(machine.frames), machine.frames, 1 << 20, lambda mm: False)
+
+
+def test_the_pages_of_a_frame_that_goes_are_set_free_step_by_step(
+    machine: Machine, mm: MmStruct, most_looked_at: Callable[[Iterable[object]], int]
+) -> None:
+    mergeable(mm, "a" * 12)
+    scan(machine, 2)
+    assert (counts(machine), mm.ksm_merging_pages) == ((1, 11, 0, 0), 12)
+    fill(mm, "bcdefghijklm")
+    assert most_looked_at(full_scan(machine)) <= FEW + 4
+    machine.check()
+    assert (counts(machine)[:2], mm.ksm_merging_pages) == ((0, 0), 0)
+
+
+def test_a_page_of_a_frame_that_has_gone_may_go_before_its_turn(machine: Machine, mm: MmStruct) -> None:
+    mergeable(mm, "a" * 4)
+    scan(machine, 2)
+    fill(mm, "bcde")
+    ksm = ksm_of(machine.frames)
+    node = ksm.slots[0].items[0].head
+    assert node is not None
+    assert not items.ksm_page_of(ksm, machine.frames, node)
+    machine.check()
+    items.drop_items(ksm, machine.frames, ksm.slots[0], 0, 3)
+    machine.check()
+    assert mm.ksm_merging_pages == 1
+    scan(machine)
+    assert (ksm.leaving, mm.ksm_merging_pages) == ([], 0)
+
+
+def test_a_long_chain_is_pruned_step_by_step(
+    machine: Machine, mm: MmStruct, most_looked_at: Callable[[Iterable[object]], int]
+) -> None:
+    """Of seven frames the four oldest are stale, and the fifth has room: a search looks at the two youngest only."""
+    write_sysfs(machine, "max_page_sharing", 3)
+    mergeable(mm, "a" * 21)
+    scan(machine, 2)
+    assert chains(machine) == (1, 7)
+    fill(mm, "bcdefghijklmno")
+    write_sysfs(machine, "stable_node_chains_prune_millisecs", 0)
+    mergeable(mm, "a", 30)
+    assert most_looked_at(full_scan(machine)) <= 2 * FEW + 2
+    scan(machine)
+    assert (pfn_of(mm, page(30)), chains(machine)) == (pfn_of(mm, page(14)), (1, 3))
+    assert counts(machine)[:2] == (3, 5)
+
+
+def test_the_nodes_of_a_chain_are_removed_step_by_step(
+    machine: Machine, mm: MmStruct, most_looked_at: Callable[[Iterable[object]], int]
+) -> None:
+    write_sysfs(machine, "max_page_sharing", 2)
+    mergeable(mm, "a" * 20)
+    scan(machine, 2)
+    assert chains(machine) == (1, 10)
+    assert most_looked_at(store_ksm(machine.frames, "run", "2")) <= 2 * FEW
+    machine.check()
+    assert (chains(machine), counts(machine)) == ((0, 0), (0, 0, 0, 0))
 
 
 def test_children_may_go_over_the_limit(machine: Machine, mm: MmStruct) -> None:
