@@ -77,7 +77,7 @@ def in_pieces(steps: Steps) -> int | Answer | Work:
 class Call:
     """One request on its way through a handler."""
 
-    __slots__ = ("args", "data", "fds", "kernel", "process", "thread", "work")
+    __slots__ = ("args", "data", "fds", "kernel", "nr", "process", "thread", "work")
 
     def __init__(
         self, kernel: Kernel, thread: Thread, args: tuple[int, int, int, int, int, int], data: bytes, fds: list[int]
@@ -90,6 +90,8 @@ class Call:
         self.data = data
         self.fds = fds
         """Descriptors of the datagram that no earlier request has consumed."""
+        self.nr = 0
+        """The number of the request."""
         self.work: Work | None = None
         """The rest of a request that has begun."""
 
@@ -133,4 +135,5 @@ class Call:
         """Consume the next descriptor of the datagram. Raises SysError(EBADF) if none is left."""
         if not self.fds:
             raise SysError(errno.EBADF)
+        self.kernel.frames.may_stall = False
         return self.fds.pop(0)

@@ -59,6 +59,10 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if handler is None:
         return -errno.ENOSYS
     kernel, thread, work = call.kernel, call.thread, call.work
+    frames = kernel.frames
+    if nr != RESTART:
+        call.nr = nr
+        frames.may_stall = True
     if kernel.rq.curr is not thread:
         run_task(kernel.rq, thread)
     try:
@@ -67,6 +71,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         result = -error.errno
         if error.why:
             explain_refusal(call, nr, error)
+        if result == -errno.ENOMEM and frames.take_stall():
+            result = Work(_tried_again(call)).go_on()
     except WouldWait as wait:
         # Both generators yield at once, so that they have begun: only a generator that has begun can be closed in
         # order.
@@ -75,7 +81,6 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         return _oops(call, nr)
     if thread.flags:
         exit_to_user_mode_prepare(thread)
-    frames = kernel.frames
     if frames.buddy.nr_free < frames.watermark_low and not kernel.dying.queue:
         kernel.vmscan.wakeup_kswapd()
     if kernel.shadowpt.dirty:
@@ -124,6 +129,28 @@ def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
     finally:
         if not pending.is_over:
             asking.reader.give_up(pending)
+
+
+def _tried_again(call: Call) -> Pieces:
+    """Begin a request again from its start, until memory has been found for it, or it fails.
+
+    A request that fails with ENOMEM has changed nothing, or what it changes again in the same way. Linux would stay in
+    the allocation; a fault would be taken again (arch/x86/mm/fault.c:do_user_addr_fault(), VM_FAULT_RETRY).
+    """
+    args, data = call.args, call.data
+    while True:
+        yield None
+        call.args, call.data = args, data
+        call.kernel.frames.may_stall = True
+        try:
+            result = HANDLERS[call.nr](call)
+            while isinstance(result, Work):
+                yield result.waits_for
+                result = result.go_on()
+            return result
+        except SysError as error:
+            if error.errno != errno.ENOMEM or not call.kernel.frames.take_stall():
+                raise
 
 
 def _after_look(call: Call, result: int | Answer | Work, *, is_refreshed: bool) -> int | Answer | Work:

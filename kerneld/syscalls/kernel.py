@@ -228,6 +228,7 @@ class Kernel:
             raise SysError(errno.EPROTO)
         # No task runs now: if memory is short, the OOM killer must not blame the task of the last request.
         run_task(self.rq, None)
+        self.frames.may_stall = False
         uid, gid = sender.uid, sender.gid
         if flags & ATTACH_HOST:
             # A real program acts as its effective user. The credentials of the datagram have the real user.

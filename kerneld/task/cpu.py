@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from kerneld.errors import KernelBug
+from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
 from kerneld.mm.fault.fault import VM_FAULT_ERROR
@@ -123,7 +123,14 @@ def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access:
     end = page_align(vaddr + length) if length else vaddr
     pace = Pace()
     while vaddr < end:
-        done = touch(thread, ram, vaddr, pace.stop(vaddr, end) - vaddr, access, pace)
+        try:
+            done = touch(thread, ram, vaddr, pace.stop(vaddr, end) - vaddr, access, pace)
+        except SysError:
+            if not thread.process.live_mm.frames.take_stall():
+                raise
+            yield
+            pace.begin()
+            continue
         pages += done
         if thread.delivered is not None:
             break
@@ -151,11 +158,11 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int, pace: Pa
     before, major = mm.range_faults, mm.range_major_faults
     reached, fault = fault_in_range(mm, vma, start, end, write, pace=pace)
     mm.pages.mark_accessed(start, reached, write)
+    process.min_flt += mm.range_faults - before
+    process.maj_flt += mm.range_major_faults - major
     if fault & VM_FAULT_ERROR:
         fault_error(thread, PF_USER | access, reached, fault)
         irqentry_exit(thread)
-    process.min_flt += mm.range_faults - before
-    process.maj_flt += mm.range_major_faults - major
     return (reached - start) >> PAGE_SHIFT
 
 

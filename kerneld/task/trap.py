@@ -15,6 +15,7 @@ Linux v6.8 arch/x86/mm/fault.c.
 
 from __future__ import annotations
 
+import errno
 from signal import SIGBUS, SIGILL, SIGKILL, SIGSEGV
 
 import structlog
@@ -186,8 +187,12 @@ def fault_error(thread: Thread, error_code: int, address: Vaddr, fault: int) -> 
 
     Without a free frame the allocator has called the OOM killer, which has chosen this thread.
     Differs from Linux: if it has not, this thread is killed. Linux would let it fault again and again.
+    Raises SysError(ENOMEM) if reclaim takes longer (`Frames.has_stalled`): the request begins again, as a processor
+    begins an instruction again.
     """
     if fault & VM_FAULT_OOM:
+        if thread.process.live_mm.frames.has_stalled and not thread.is_killed:
+            raise SysError(errno.ENOMEM)
         if not thread.is_killed:
             _log.warning("Huh VM_FAULT_OOM leaked out to the #PF handler: killed", pid=thread.process.pid)
             force_sig_fault(thread, SIGKILL, SI_KERNEL, 0)

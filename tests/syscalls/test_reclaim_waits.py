@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from signal import SIGKILL
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
 from kerneld.mm.reclaim import vmscan
 from kerneld.mm.space import pace
-from kerneld.syscalls.kernel import Kernel, KernelConfig
+from kerneld.syscalls.answer import Call, Work
+from kerneld.syscalls.dispatch import run
+from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
+from kerneld.syscalls.table import RESTART
 from kerneld.task.cpu import touch_in_pieces
+from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
-from shared.uapi.syscalls import Access, Nr
-from tests.support.programs import ANON, READ, ROOT, RW, SHARED, Program, World
+from shared.uapi.syscalls import ABI_VERSION, Access, Nr
+from tests.support.programs import ANON, FIXED, READ, ROOT, RW, SHARED, Program, World
 
 RAM_BYTES = 32 << 20
 RAM_PAGES = RAM_BYTES // PAGE_SIZE
@@ -87,6 +92,83 @@ def test_a_piece_of_a_long_call_waits_for_one_reclaim(
         if stalls[-1] >= stalls[0] + 3:
             break
     assert max(np.diff(stalls)) == 1
+
+
+class Stuck:
+    """A reclaim that frees nothing for a while, though it could free a lot."""
+
+    def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.attempts = 0
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(kernel.vmscan, "try_to_free_pages", self._try)
+        monkeypatch.setattr(kernel.vmscan, "reclaimable_pages", lambda: RAM_PAGES)
+        monkeypatch.setattr(kernel.frames, "watermark_min", kernel.frames.free_pages + 8)
+
+    def _try(self, _count: int) -> int:
+        self.attempts += 1
+        return 0
+
+    def end(self) -> None:
+        self._monkeypatch.undo()
+
+
+def stuck_call(program: Program, call: str) -> tuple[int, tuple[int, ...], int]:
+    """Return the number, the arguments and the result of a call that needs frames."""
+    at = program.call(Nr.MMAP, 0, 8 * PAGE_SIZE, RW, ANON)
+    length = 8 * PAGE_SIZE
+    known: dict[str, tuple[int, tuple[int, ...], int]] = {
+        "store": (Nr.STORE, (at, 1), 1),
+        "touch": (Nr.TOUCH, (at, length, Access.WRITE), 8),
+        "mlock": (Nr.MLOCK, (at, length), 0),
+        "MAP_POPULATE": (Nr.MMAP, (at, length, RW, ANON | FIXED | Map.POPULATE.value), at),
+        "POPULATE_WRITE": (Nr.MADVISE, (at, length, Madv.POPULATE_WRITE.value), 0),
+        "fork": (Nr.CLONE, (0,), 0),
+    }
+    return known[call]
+
+
+@pytest.mark.parametrize("call", ["store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE", "fork"])
+def test_a_reclaim_without_progress_lets_others_act(
+    program: Program, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One attempt a turn. The call ends as it does with memory."""
+    kernel = program.kernel
+    nr, args, result = stuck_call(program, call)
+    words = [*args, *[0] * (6 - len(args))]
+    request = Call(kernel, program.thread, (*words,), b"x", [])  # type: ignore[arg-type]
+    stuck = Stuck(kernel, monkeypatch)
+    outcome = run(request, nr)
+    for turn in range(1, 6):
+        assert isinstance(outcome, Work)
+        assert stuck.attempts == turn
+        request.work = outcome
+        outcome = run(request, RESTART)
+    stuck.end()
+    while isinstance(outcome, Work):
+        request.work = outcome
+        outcome = run(request, RESTART)
+    ret = outcome if isinstance(outcome, int) else outcome.ret
+    assert ret == result or (call == "fork" and ret > 0)
+    if call != "fork":
+        assert program.load(args[0]) in (b"x", b"\0")
+    assert not kernel.frames.vmstat["oom_kill"]
+
+
+def test_at_last_the_killer_comes(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = program.kernel
+    nr, args, _ = stuck_call(program, "store")
+    stuck = Stuck(kernel, monkeypatch)
+    answer = program.answer(nr, *args, data=b"x")
+    assert (answer.signo, stuck.attempts) == (SIGKILL, vmscan.MAX_RECLAIM_RETRIES + 1)
+    assert kernel.frames.vmstat["oom_kill"] == 1
+
+
+def test_what_cannot_begin_again_waits(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new client has made no request yet: its page table is made in one turn, here after a kill."""
+    stuck = Stuck(program.kernel, monkeypatch)
+    sender = Sender(program.pid + 1, ROOT, ROOT)
+    program.kernel.attach(sender, ABI_VERSION, 0, 0)
+    assert stuck.attempts == vmscan.MAX_RECLAIM_RETRIES + 1
 
 
 def test_the_background_pass_is_done_in_pieces(program: Program) -> None:

@@ -276,10 +276,11 @@ def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pac
             before = start
             start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True, pace=pace)
             count_second_try(mm, fault, start > before)
-            if fault:
+            stalled = fault & VM_FAULT_OOM and mm.frames.take_stall()
+            if fault and not stalled:
                 raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
-            if pace.is_over():
+            if stalled or pace.is_over():
                 break
-        if start < end and pace.is_over():
+        if start < end and (stalled or pace.is_over()):
             yield
             pace.begin()

@@ -54,6 +54,10 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
             count_second_try(mm, fault, start > before)
             if pace.is_over():
                 break
+        if fault & VM_FAULT_OOM and mm.frames.take_stall():
+            yield
+            pace.begin()
+            continue
         if fault and not ignore_errors:
             return fault
         if fault:

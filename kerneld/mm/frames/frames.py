@@ -120,6 +120,10 @@ class Frames:
         self.slowpath: Callable[[int], None] | None = None
         """Called with the number of wanted frames if that would leave `watermark_min` or fewer free. It makes room, or
         raises SysError(ENOMEM) (Linux: __alloc_pages_slowpath())."""
+        self.may_stall = False
+        """Whether the call that runs can begin again: then an allocation in it reclaims at most once."""
+        self.has_stalled = False
+        """Whether `slowpath` has raised SysError(ENOMEM) because of that: see `take_stall`."""
         self.dying: Dying | None = None
         """The address spaces that are freed in pieces; None if they are freed at once."""
         self.alloc_hook: Callable[[int], None] | None = None
@@ -128,6 +132,14 @@ class Frames:
         """The accounts of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
         self._next_mapping = 1
+
+    def take_stall(self) -> bool:
+        """Return whether an allocation has failed only because reclaim takes longer, and forget it.
+
+        The caller tries again after other clients have been served.
+        """
+        has_stalled, self.has_stalled = self.has_stalled, False
+        return has_stalled
 
     def _make_fields(self, count: int) -> None:
         """Make the fields of all frames, each an array, and the same as a memoryview for a single frame."""

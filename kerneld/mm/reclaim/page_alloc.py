@@ -1,8 +1,10 @@
 """The slow path of an allocation when memory is short: watermarks, reclaim, and at last the OOM killer.
 
 Owns the order of the attempts. `Frames` calls `PageAlloc.slowpath` if an allocation would go below the minimum.
-Answers to Linux v6.8 mm/page_alloc.c: calculate_min_free_kbytes(), __setup_per_zone_wmarks(),
-__alloc_pages_slowpath(), should_reclaim_retry().
+In Linux a task that reclaims is preempted, and sleeps between two attempts (reclaim_throttle()). Here nobody else can
+run before the allocation has returned. So it fails after one attempt (`Frames.may_stall`), and the call or the fault
+begins again in its next turn. Answers to Linux v6.8 mm/page_alloc.c: calculate_min_free_kbytes(),
+__setup_per_zone_wmarks(), __alloc_pages_slowpath(), should_reclaim_retry().
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES, Vmscan
 from kerneld.mm.space.dying import room_after
 from shared.uapi.page import PAGE_SHIFT
 
+_SHARE_SHIFT, _MOST_AT_ONCE = 12, 256
+"""With a loop, a reclaim is for a 4,096th of all frames, but at most 256. Linux's is for 32. Most of the time of a
+reclaim does not depend on their number, and a piece of a call may need a hundred page tables."""
 _MIN_FREE_KBYTES, _MAX_FREE_KBYTES = 128, 262_144
 
 
@@ -48,6 +53,8 @@ class PageAlloc:
         self._frames = frames
         self._vmscan = vmscan
         self._out_of_memory = out_of_memory
+        self._no_progress_loops = 0
+        """The attempts in a row that have freed nothing."""
         init_per_zone_wmark_min(frames, sysctl)
         frames.slowpath = self.slowpath
 
@@ -56,7 +63,7 @@ class PageAlloc:
 
         Raises SysError(ENOMEM) on failure. For one frame that happens only if the caller has been chosen to die, or no
         process is left to kill. For more frames it happens as soon as reclaim finds no more: the caller can then try
-        single frames.
+        single frames. It also happens where reclaim takes longer than a turn: see `Frames.take_stall`.
         Source: Linux v6.8 mm/page_alloc.c:__alloc_pages_slowpath().
         """
         while not (room_after(self._frames, lambda: self._is_enough(count)) or self._reclaim(count)):
@@ -64,23 +71,32 @@ class PageAlloc:
                 raise SysError(errno.ENOMEM)
 
     def _reclaim(self, count: int) -> bool:
-        """Reclaim until the allocation is possible, or reclaim makes no progress. Return whether it is possible."""
-        no_progress_loops = 0
+        """Reclaim until the allocation is possible, or reclaim makes no progress. Return whether it is possible.
+
+        Raises SysError(ENOMEM) if it may be possible later.
+        """
+        frames = self._frames
         while not self._is_enough(count):
-            wanted = count + self._frames.watermark_min - self._frames.free_pages
+            wanted = count + frames.watermark_min - frames.free_pages
+            if self._vmscan.in_pieces:
+                wanted = max(wanted, min(frames.total_pages >> _SHARE_SHIFT, _MOST_AT_ONCE))
             progress = self._vmscan.try_to_free_pages(wanted)
-            no_progress_loops = 0 if progress else no_progress_loops + 1
-            if not self._should_retry(count, no_progress_loops):
-                return self._is_enough(count)
-        return True
+            self._no_progress_loops = 0 if progress else self._no_progress_loops + 1
+            if not self._should_retry(count):
+                self._no_progress_loops = 0
+                break
+            if frames.may_stall and self._vmscan.in_pieces and not self._is_enough(count):
+                frames.has_stalled = True
+                raise SysError(errno.ENOMEM)
+        return self._is_enough(count)
 
     def _is_enough(self, count: int) -> bool:
         """Source: Linux v6.8 mm/page_alloc.c:__zone_watermark_ok()."""
         return self._frames.free_pages - (count - 1) > self._frames.watermark_min
 
-    def _should_retry(self, count: int, no_progress_loops: int) -> bool:
+    def _should_retry(self, count: int) -> bool:
         """Source: Linux v6.8 mm/page_alloc.c:should_reclaim_retry()."""
-        if no_progress_loops > MAX_RECLAIM_RETRIES:
+        if self._no_progress_loops > MAX_RECLAIM_RETRIES:
             return False
         available = self._vmscan.reclaimable_pages() + self._frames.free_pages
         return available - (count - 1) > self._frames.watermark_min
