@@ -11,6 +11,7 @@ fs/proc/base.c (tgid_base_stuff, task_dump_owner), fs/proc/root.c and fs/proc/se
 | PID/personality                             | ptrace_may_access  | any                                            |
 | PID/ksm_stat, ksm_merging_pages             | ptrace_may_access  | any                                            |
 | PID/pagemap                                 | ptrace_may_access* | multiples of 8; frame numbers: the superuser   |
+| PID/mem                                     | ptrace_may_access* | any; up to the first page that cannot be had   |
 | PID/walk/ADDRESS (hexadecimal)              | ptrace*, superuser | any; the walk of the page table, in words      |
 | PID/limits, oom_score, oom_score_adj        | all                | any; oom_score_adj is written                  |
 | PID/clear_refs                              | nobody             | is written                                     |
@@ -48,6 +49,7 @@ from kerneld.fs.proc_array import (
 from kerneld.fs.proc_kerneld import show_kerneld_status, show_tasks
 from kerneld.fs.proc_ksm import show_ksm_merging_pages, show_ksm_stat
 from kerneld.fs.proc_maps import show_maps
+from kerneld.fs.proc_mem import read_mem
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_settings import process_settings, show_oom_score
@@ -250,16 +252,18 @@ class ProcFs:
             view = one_record(self._open_walk(reader, process, names[2:], permitted=permitted))
             return (yield from self._seq_files.read(reader, "/".join(names), view, offset, length))
         show = self._open_show(reader, process, name, permitted=permitted)
-        if show is None and name != "pagemap":
+        if show is None and name not in ("pagemap", "mem"):
             raise SysError(errno.ENOENT)
         if len(names) > 2:
             raise SysError(errno.ENOTDIR)
         if show is not None:
             pieces = self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
             return (yield from _while_it_lives(process, pieces))
-        # Only its owner may open this file (mode 0400). Linux checks that first.
+        # Only its owner may open these files (mode 0400, 0600). Linux checks that first.
         if not permitted or not (process.mm.dumpable or reader.cred.capable(CAP_SYS_PTRACE)):
             raise SysError(errno.EACCES)
+        if name == "mem":
+            return read_mem(process.mm, offset, length)
         return read_pagemap(process.mm, offset, length, show_pfn=reader.cred.capable(CAP_SYS_ADMIN))
 
     def _open_walk(

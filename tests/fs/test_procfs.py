@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from kerneld.fs.proc_page import stable_page_flags
+from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.frames.frames import PG_TABLE, ZERO_PFN
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Cred
-from shared.uapi.mman import Map
+from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from tests.fs.host import proc
 from tests.fs.world import World
@@ -114,6 +115,18 @@ def test_who_may_look_into_whom(world: World, reader: Cred, target: Cred, allowe
             assert fails(errno.EACCES, world.read, name, one, length=8)
     for name in ("meminfo", "vmstat", "buddyinfo", "kerneld/status", "kerneld/tasks"):
         assert world.read(name, one)
+
+
+def test_mem_is_what_the_memory_holds_up_to_a_page_that_cannot_be_had(world: World) -> None:
+    one, other = world.add(7, USER), world.add(8, ROOT)
+    addr = world.map_anonymous(2, one)
+    world.machine.store(one.live_mm, addr + PAGE_SIZE - 2, b"fo")
+    world.machine.store(one.live_mm, addr + PAGE_SIZE, b"ur")
+    assert world.read("self/mem", one, offset=addr + PAGE_SIZE - 2, length=4) == b"four"
+    do_mprotect(one.live_mm, addr, 2 * PAGE_SIZE, Prot.NONE)
+    assert world.read("7/mem", other, offset=addr + PAGE_SIZE, length=2 * PAGE_SIZE) == b"ur" + bytes(PAGE_SIZE - 2)
+    assert fails(errno.EIO, world.read, "self/mem", one, offset=addr + 2 * PAGE_SIZE, length=1)
+    assert fails(errno.EACCES, world.read, "8/mem", one)
 
 
 def test_meminfo_has_the_hosts_lines_in_the_hosts_order(world: World) -> None:

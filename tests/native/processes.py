@@ -1,4 +1,4 @@
-"""A program inside that waits for its input to end, and its agent."""
+"""A program inside that waits for its input to end, its agent, and its stub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import select
 import subprocess
 from pathlib import Path
 
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from kerneld.commands.exec.build_stub import ensure_stub
 from tests.native.inside import Inside
 from tests.support.patience import SECONDS
 
@@ -38,3 +42,13 @@ def wait_for_end(pid: int) -> None:
         return
     assert select.select([pidfd], [], [], SECONDS)[0]
     os.close(pidfd)
+
+
+def address_of(symbol: str) -> int:
+    """Return the address of a symbol of the stub."""
+    with ensure_stub().open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        found = table.get_symbol_by_name(symbol)
+        assert found is not None
+    return int(found[0]["st_value"])

@@ -8,10 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
-from kerneld.commands.exec.build_stub import ensure_stub
 from shared.client import Process
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
@@ -19,7 +16,7 @@ from tests.native.breakpoint import Breakpoint
 from tests.native.conftest import NativeDaemon
 from tests.native.host_maps import exceeding_pages, mapped_pages
 from tests.native.inside import Inside, compile_c
-from tests.native.processes import agent_of, start_waiting, wait_for_end
+from tests.native.processes import address_of, agent_of, start_waiting, wait_for_end
 from tests.support.client import Nursery
 from tests.support.watched_daemon import Daemon
 
@@ -56,16 +53,6 @@ def test_an_agent_does_not_wait_for_a_thread_that_was_killed_while_it_mapped(
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     wait_for_end(agent)
-
-
-def address_of(symbol: str) -> int:
-    """Return the address of a symbol of the stub."""
-    with ensure_stub().open("rb") as file:
-        table = ELFFile(file).get_section_by_name(".symtab")
-        assert isinstance(table, SymbolTableSection)
-        found = table.get_symbol_by_name(symbol)
-        assert found is not None
-    return int(found[0]["st_value"])
 
 
 def stopped_as_it_maps(inside: Inside, program: Path) -> tuple[subprocess.Popen[str], int, int]:

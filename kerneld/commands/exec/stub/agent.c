@@ -56,6 +56,21 @@ static void wait_for_mappers(long program)
 	}
 }
 
+/* While a thread dumps core there is no TLB: what is mapped is the dump's. */
+static void carry_out(const struct tlb_record *record, long program)
+{
+	const struct tlb_op *op = (const struct tlb_op *)(record + 1);
+	__atomic_store_n(&process.agent_drops, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&process.dump, __ATOMIC_SEQ_CST) < DUMP_OWNS_MEMORY) {
+		__atomic_store_n(&process.generation, record->generation, __ATOMIC_SEQ_CST);
+		wait_for_mappers(program);
+		for (u32 i = 0; i < record->count; i++, op++)
+			if (tlb_drop(op->start, op->length_prot & -PAGE_BYTES) < 0)
+				tlb_drop_all();
+	}
+	__atomic_store_n(&process.agent_drops, 0, __ATOMIC_SEQ_CST);
+}
+
 static void agent_main(u64 conn)
 {
 	char buffer[4096];
@@ -74,12 +89,7 @@ static void agent_main(u64 conn)
 		}
 		if (record->count == DISMISSED)
 			sys1(NR_exit_group, 0);
-		__atomic_store_n(&process.generation, record->generation, __ATOMIC_SEQ_CST);
-		wait_for_mappers(program);
-		const struct tlb_op *op = (const struct tlb_op *)(record + 1);
-		for (u32 i = 0; i < record->count; i++, op++)
-			if (tlb_drop(op->start, op->length_prot & -PAGE_BYTES) < 0)
-				tlb_drop_all();
+		carry_out(record, program);
 		sys6(NR_sendto, conn, (long)&record->generation, 8, 0x4000, 0, 0);
 	}
 }

@@ -22,6 +22,8 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 		sys1(NR_close, t->conn);
 	t->ring = 0;
 	process.is_ending = 0;
+	process.dump = process.sharers_begin = process.agent_drops = 0;
+	process.dumper = 0;
 	tlb_drop_all();
 	t->tid = sys0(NR_gettid);
 	t->clear_tid = t->robust = 0;
@@ -29,6 +31,7 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	t->conn = conn;
 	attach(t, 0, 0, token);
 	agent_start();
+	begin_as_init();
 	if (request->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers();
 	if (request->flags & CLONE_CHILD_SETTID)
@@ -253,11 +256,14 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 		cancel_child(t, conn, token);
 		return -EAGAIN;
 	}
+	__atomic_fetch_add(&process.sharers_begin, 1, __ATOMIC_SEQ_CST);
+	dump_wait(t);
 	process.has_sharers |= !(flags & CLONE_VFORK);
 	new->token = token;
 	new->conn = conn;
 	memcpy(actions, process.actions, sizeof actions);
 	long pid = host_clone(request, start, sharer_begin, &pidfd);
+	__atomic_fetch_sub(&process.sharers_begin, 1, __ATOMIC_SEQ_CST);
 	if (pid < 0) {
 		cancel_child(t, conn, token);
 	} else {

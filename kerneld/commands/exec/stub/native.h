@@ -108,6 +108,10 @@ struct process {
 	int is_started;		/* before that, what goes wrong is a status of kerneld exec */
 	int is_ending;		/* a thread has told kerneld so: the others' connections end before the host ends them */
 	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
+	u32 dump;		/* a thread makes the memory true for a core dump: dump.c */
+	struct thread *dumper;
+	u32 agent_drops;	/* the agent carries an order out */
+	u32 sharers_begin;	/* so many threads make a process that shares this memory, or sleep until vfork's has left it */
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
 	u64 generation;
@@ -173,8 +177,16 @@ void drop_copy(const char *path);
 /* tlb.c */
 void tlb_start(struct thread *t);
 void tlb_apply(struct thread *t, const struct tlb_record *record);
+long tlb_unmap(u64 start, u64 length);
 long tlb_drop(u64 start, u64 length);
 void tlb_drop_all(void);
+
+/* dump.c */
+enum { DUMP_BEGINS = 1, DUMP_OWNS_MEMORY = 2, DUMP_IS_READY = 3 };	/* process.dump */
+void dump_memory(struct thread *t);
+void make_memory_true(struct thread *t);
+int dump_wait(struct thread *t);
+int dump_settles_fault(struct thread *t);
 
 /* user.S in asm.c */
 long user_copy(void *to, const void *from, u64 length);	/* 0, or -1 where a page cannot be had */
@@ -197,6 +209,7 @@ void keys_after_native(long ret);
 void install_handlers(void);
 void set_altstack(struct thread *t);
 void clear_handlers(void);
+void begin_as_init(void);
 void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info);
 long sys_sigaction(const u64 *args);
 long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args);

@@ -13,4 +13,5 @@ int starts(const char *text, const char *with);
 struct answer ask_file(struct thread *t, const char *path, u64 offset, u64 length);
 char *value_buffer(struct thread *t);	/* where ask_write() finds what is to be written */
 long ask_write(struct thread *t, const char *path, u64 offset, u64 length);
+u64 host_kilobytes(const char *name);	/* a line of the host's meminfo */
 void write_file(struct thread *t, int fd, enum kind kind, const char *path);

@@ -192,6 +192,12 @@ static u64 value_of(const char *text, const char *name)
 	return 0;
 }
 
+u64 host_kilobytes(const char *name)
+{
+	char text[4096];
+	return read_host("meminfo", text, sizeof text) > 0 ? value_of(text, name) : 0;
+}
+
 int sysinfo_call(struct thread *t, const u64 *args, long *ret)
 {
 	struct {

@@ -23,8 +23,14 @@
 #define X86_TRAP_PF 14
 #define SYS_SECCOMP 1
 #define IGNORED_BY_DEFAULT (BIT(SIGCHLD) | BIT(18 /* SIGCONT */) | BIT(23 /* SIGURG */) | BIT(28 /* SIGWINCH */))
+#define STOPS (BIT(20 /* SIGTSTP */) | BIT(21 /* SIGTTIN */) | BIT(22 /* SIGTTOU */))
 #define DF_RF_TF 0x10500UL
 #define SEGV_PKUERR 4
+#define SI_KERNEL 128
+#define NR_rt_tgsigqueueinfo 297
+/* What dumps core by default. Source: Linux v6.8 include/linux/signal.h: SIG_KERNEL_COREDUMP_MASK. */
+#define DUMPS_CORE (OURS | BIT(3 /* SIGQUIT */) | BIT(SIGILL) | BIT(5 /* SIGTRAP */) | BIT(6 /* SIGABRT */) | BIT(8 /* SIGFPE */) | \
+		    BIT(24 /* SIGXCPU */) | BIT(25 /* SIGXFSZ */))
 
 struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 extern void stub_restorer(void);
@@ -35,6 +41,19 @@ static void set_host_action(int signo, u64 handler, u64 flags)
 	sys4(NR_rt_sigaction, signo, &action, 0, 8);
 }
 
+static int is_init(void)
+{
+	return sys0(NR_getpid) == 1;
+}
+
+/* Whether the host is to tell the stub of a signal: a core dump has to be prepared. The first process of a PID namespace does
+ * not end by a signal of its own namespace, so it has none. Source: Linux v6.8 kernel/signal.c:sig_task_ignored(). */
+static int is_caught(int signo)
+{
+	u64 handler = process.actions[signo].handler;
+	return BIT(signo) & OURS || handler > SIG_IGN || (handler == SIG_DFL && BIT(signo) & DUMPS_CORE && !is_init());
+}
+
 /* The host's action for a signal, by the program's. */
 static void install(int signo)
 {
@@ -42,7 +61,7 @@ static void install(int signo)
 	u64 kept = action->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_RESTART);
 	if (BIT(signo) & OURS)
 		set_host_action(signo, (u64)stub_handler, SA_SIGINFO | SA_ONSTACK | SA_NODEFER);
-	else if (action->handler == SIG_DFL || action->handler == SIG_IGN)
+	else if (!is_caught(signo))
 		set_host_action(signo, action->handler, kept);
 	else
 		set_host_action(signo, (u64)stub_handler, kept | SA_SIGINFO | SA_ONSTACK);
@@ -65,7 +84,7 @@ static int find_stub_mask(void)
 static void install_all(void)
 {
 	for (int signo = 1; signo <= 64; signo++)
-		if (process.actions[signo].handler > SIG_IGN || BIT(signo) & OURS)
+		if (is_caught(signo))
 			install(signo);
 }
 
@@ -77,6 +96,13 @@ void install_handlers(void)
 	install_all();
 }
 
+/* A fork has made the first process of a PID namespace. */
+void begin_as_init(void)
+{
+	for (int signo = 1; is_init() && signo <= 64; signo++)
+		install(signo);
+}
+
 /* All handlers go; what is ignored stays ignored. Source: Linux v6.8 kernel/signal.c:flush_signal_handlers(). */
 void clear_handlers(void)
 {
@@ -86,7 +112,7 @@ void clear_handlers(void)
 		memset(action, 0, sizeof *action);
 		action->handler = handler;
 		if (!(BIT(signo) & OURS) && handler == SIG_DFL)
-			set_host_action(signo, SIG_DFL, 0);
+			install(signo);
 	}
 	if (find_stub_mask())
 		install_all();
@@ -117,13 +143,34 @@ static void clear_registers(u64 fpstate)
 		*(u64 *)(fpstate + XSAVE_HEADER) = 0;	/* no register differs from its initial state */
 }
 
-static void end_by(int signo)
+/* Whether the stub's own code was interrupted: not the gate, which is the program's. */
+static int is_in_stub(const struct ucontext *uc)
 {
-	u64 mask = ~BIT(signo);
-	set_host_action(signo, SIG_DFL, 0);
-	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
-	sys3(NR_tgkill, sys0(NR_getpid), sys0(NR_gettid), signo);
-	sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+	u64 rip = uc->mc.rip;
+	return rip >= STUB_START && rip < STUB_END && (rip < VDSO_START || rip >= VDSO_END) && (rip & (AREA_BYTES - 1)) > GATE_BYTES;
+}
+
+/* Have the host do what a signal does by default, as the handler returns: a core dump has the program's registers then. If the
+ * program ends by that, no other signal comes before. */
+static void default_action(struct thread *t, struct ucontext *uc, const struct siginfo *info)
+{
+	u64 all = ~0UL, bit = BIT(info->signo);
+	if (bit & IGNORED_BY_DEFAULT || (info->code <= 0 && is_init()))
+		return;
+	sys4(NR_rt_sigprocmask, 2, &all, 0, 8);
+	if (bit & DUMPS_CORE && !is_in_stub(uc))
+		dump_memory(t);
+	set_host_action(info->signo, SIG_DFL, 0);
+	if (sys4(NR_rt_tgsigqueueinfo, sys0(NR_getpid), sys0(NR_gettid), info->signo, info) < 0)
+		sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+	uc->sigmask = bit & STOPS ? uc->sigmask : ~bit;
+}
+
+/* Where there is no memory for a handler's frame. Source: Linux v6.8 kernel/signal.c:force_sigsegv(). */
+static void end_by_sigsegv(struct thread *t, struct ucontext *uc)
+{
+	struct siginfo info = {.signo = SIGSEGV, .code = SI_KERNEL};
+	default_action(t, uc, &info);
 }
 
 /* Lay the frame that Linux lays on the stack of a handler; 0, or -1 where there is no memory for it. */
@@ -165,8 +212,12 @@ void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 		action.handler = SIG_DFL;
 	if (action.handler == SIG_IGN)
 		return;
-	if (action.handler == SIG_DFL || put_frame(t, uc, &action, info)) {
-		end_by(action.handler == SIG_DFL ? signo : SIGSEGV);
+	if (action.handler == SIG_DFL) {
+		default_action(t, uc, info);
+		return;
+	}
+	if (put_frame(t, uc, &action, info)) {
+		end_by_sigsegv(t, uc);
 		return;
 	}
 	if (action.flags & SA_RESETHAND) {
@@ -184,13 +235,6 @@ void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 	uc->mc.eflags &= ~DF_RF_TF;
 	clear_registers(uc->mc.fpstate);
 	set_pkru(uc, INIT_PKRU);
-}
-
-/* Whether the stub's own code was interrupted: not the gate, which is the program's. */
-static int is_in_stub(const struct ucontext *uc)
-{
-	u64 rip = uc->mc.rip;
-	return rip >= STUB_START && rip < STUB_END && (rip < VDSO_START || rip >= VDSO_END) && (rip & (AREA_BYTES - 1)) > GATE_BYTES;
 }
 
 static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo *host)
@@ -235,6 +279,8 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 	u64 ours = OURS;
 	if (!is_in_stub(uc))
 		t->pkru = pkru_of(uc);
+	if (process.dump && (signo == SIGSEGV && info->code > 0 && !is_in_stub(uc) ? dump_settles_fault(t) : !dump_wait(t)))
+		return;
 	if (signo == SIGSYS && info->code == SYS_SECCOMP) {
 		on_syscall(t, uc);
 		return;
@@ -315,18 +361,18 @@ void sys_sigreturn(struct thread *t, struct ucontext *uc)
 	struct frame frame;
 	u64 fpstate = uc->mc.fpstate, room = xstate_bytes(fpstate);
 	if (user_copy(&frame, (void *)(uc->mc.rsp - 8), sizeof frame)) {
-		end_by(SIGSEGV);
+		end_by_sigsegv(t, uc);
 		return;
 	}
 	if (frame.uc.mc.fpstate) {
 		u32 head[2] = {0};
 		if (user_copy(head, (void *)(frame.uc.mc.fpstate + FXSAVE_SW_BYTES), 8)) {
-			end_by(SIGSEGV);
+			end_by_sigsegv(t, uc);
 			return;
 		}
 		u64 size = head[0] == FP_XSTATE_MAGIC1 ? head[1] : 512;
 		if (size > room || user_copy((void *)fpstate, (void *)frame.uc.mc.fpstate, size)) {
-			end_by(SIGSEGV);
+			end_by_sigsegv(t, uc);
 			return;
 		}
 	}

@@ -19,8 +19,8 @@
 #define RSEQ_SIGNATURE 0x53053053
 #define LATE 1		/* no call here returns it */
 
-/* Drop a range, which may be wider than what was ever there, but never the stub. */
-long tlb_drop(u64 start, u64 length)
+/* Unmap a range, which may be wider than what was ever there, but never the stub. */
+long tlb_unmap(u64 start, u64 length)
 {
 	u64 end = start + length;
 	long ret = 0;
@@ -30,6 +30,12 @@ long tlb_drop(u64 start, u64 length)
 		u64 low = start > STUB_END ? start : STUB_END;
 		ret = ret ? ret : sys2(NR_munmap, low, end - low);
 	}
+	return ret;
+}
+
+long tlb_drop(u64 start, u64 length)
+{
+	long ret = tlb_unmap(start, length);
 	table_dropped(start, length);
 	kick_waiters(start, length);
 	return ret;
@@ -88,10 +94,30 @@ static long tlb_put(struct thread *t, u64 generation, u64 start, u64 length, lon
 	return call_in_time(t, generation, NR_pkey_mprotect, start, length, prot, key, 0, 0);
 }
 
+static void end_mapping(struct thread *t)
+{
+	if (__atomic_exchange_n(&t->mapping, 0, __ATOMIC_SEQ_CST) == 2)
+		sys3(NR_futex, &t->mapping, FUTEX_WAKE_PRIVATE, 1);
+}
+
+/* 1 if it may map now; 0 for the thread that dumps core: it has no TLB any more. The others wait then. */
+static int begin_mapping(struct thread *t)
+{
+	for (;;) {
+		__atomic_store_n(&t->mapping, 1, __ATOMIC_SEQ_CST);
+		if (!__atomic_load_n(&process.dump, __ATOMIC_SEQ_CST))
+			return 1;
+		end_mapping(t);
+		if (!dump_wait(t))
+			return 0;
+	}
+}
+
 void tlb_apply(struct thread *t, const struct tlb_record *record)
 {
 	const struct tlb_op *op = (const struct tlb_op *)(record + 1);
-	__atomic_store_n(&t->mapping, 1, __ATOMIC_SEQ_CST);
+	if (!begin_mapping(t))
+		return;
 	for (u32 i = 0; i < record->count; i++, op++) {
 		u64 length = op->length_prot & -PAGE_BYTES;
 		long prot = op->length_prot & PROT_BITS;
@@ -111,8 +137,7 @@ void tlb_apply(struct thread *t, const struct tlb_record *record)
 		if (ret < 0)
 			die("the host refuses a mapping of RAM");
 	}
-	if (__atomic_exchange_n(&t->mapping, 0, __ATOMIC_SEQ_CST) == 2)
-		sys3(NR_futex, &t->mapping, FUTEX_WAKE_PRIVATE, 1);
+	end_mapping(t);
 }
 
 /* Dropping too much is always right: it comes again when it is needed. */
