@@ -37,6 +37,7 @@ from shared.uapi.ring import (
     REQUEST_NUMBER,
     REQUESTS_START,
     RING_BYTES,
+    TAKEN_NUMBER,
     WATCHED,
 )
 
@@ -69,10 +70,11 @@ class Ring:
         self.is_watched = False
 
     def take(self) -> int:
-        """Take the datagram that the client has announced, and return the size in bytes that it claims."""
-        self.taken = self.words[REQUEST_NUMBER]
+        """Take the datagram that the client has announced, and tell it so. Return the size in bytes that it claims."""
+        words = self.words
+        self.taken = words[TAKEN_NUMBER] = words[REQUEST_NUMBER]
         self.is_serving = True
-        return self.words[REQUEST_BYTES]
+        return words[REQUEST_BYTES]
 
     def datagram(self, length: int, sender: Sender) -> Datagram:
         """Return a copy of the datagram that was taken: of the process that attached, without descriptors."""

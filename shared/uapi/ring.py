@@ -14,6 +14,8 @@ WATCHED = 8
 ANSWER_NUMBER, ANSWER_BYTES = 16, 17
 """Written by the kernel: the number of the last request datagram that it has answered, and the size of the answer. Size
 0 means that the answer comes by the socket."""
+TAKEN_NUMBER = 18
+"""Written by the kernel: the number of the last request datagram that it has begun to serve."""
 CHILDREN_START, NR_CHILDREN = 192, 16
 """Where the pids of children that have not attached are, 32 bits each, and how many there is room for. The kernel
 clears the field `token % NR_CHILDREN` when it gives the token of a child; the client writes the child's pid there."""

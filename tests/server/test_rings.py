@@ -20,6 +20,7 @@ from shared.uapi.ring import (
     REQUEST_NUMBER,
     REQUESTS_START,
     RING_BYTES,
+    TAKEN_NUMBER,
     WATCHED,
 )
 from shared.uapi.syscalls import Nr
@@ -109,6 +110,16 @@ def test_only_some_rings_are_watched(server: ServerUnderTest, ring_client: Make)
         end.client.send(GETPID)
     server.turn()
     assert sum(end.is_watched() for end in ends) == MOST_WATCHED
+
+
+def test_a_client_is_told_that_its_request_is_being_served(server: ServerUnderTest, ring_client: Make) -> None:
+    server.loop.service.fair.slice_seconds = 0
+    client = ring_client()
+    client.put(GETPID * 2)
+    assert client.words[TAKEN_NUMBER] != client.words[REQUEST_NUMBER]
+    server.turn()
+    assert client.rets() is None
+    assert client.words[TAKEN_NUMBER] == client.words[REQUEST_NUMBER]
 
 
 def test_a_later_request_waits_for_the_end_of_a_batch(server: ServerUnderTest, ring_client: Make) -> None:

@@ -158,6 +158,7 @@ long ask_ret(struct thread *t, u32 nr, const u64 *args);
 
 /* ring.c */
 #define LONGEST_CYCLES 500000UL	/* some 200 microseconds: a fault of a file takes kerneld 100 */
+#define LONGEST_SERVED_CYCLES (5 * LONGEST_CYCLES)	/* the same, while kerneld serves the request: munmap takes 400 microseconds */
 void ring_open(struct thread *t, int fd);
 void ring_name_child(struct thread *t, u64 token, u32 pid);
 int ring_is_watched(struct thread *t);

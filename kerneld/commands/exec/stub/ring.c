@@ -14,7 +14,7 @@
 #define NR_recvfrom 45
 #define MOST_SKIPPED 64
 
-enum { REQUEST_NUMBER = 0, REQUEST_BYTES = 1, WATCHED = 8, ANSWER_NUMBER = 16, ANSWER_BYTES = 17 };
+enum { REQUEST_NUMBER = 0, REQUEST_BYTES = 1, WATCHED = 8, ANSWER_NUMBER = 16, ANSWER_BYTES = 17, TAKEN_NUMBER = 18 };
 
 /* Map the ring of a thread. A fork's child does not get it: it is its parent's. */
 void ring_open(struct thread *t, int fd)
@@ -49,12 +49,16 @@ static int is_answered_soon(struct thread *t)
 {
 	for (u64 start = __builtin_ia32_rdtsc(); word(t, ANSWER_NUMBER) != t->ring_number;) {
 		__builtin_ia32_pause();
-		if (__builtin_ia32_rdtsc() - start > LONGEST_CYCLES) {
+		u64 waited = __builtin_ia32_rdtsc() - start;
+		if (waited > LONGEST_CYCLES && word(t, TAKEN_NUMBER) != t->ring_number) {
 			/* kerneld is busy, or has no processor: waiting here helps nobody. */
 			t->ring_misses += t->ring_misses < 6;
 			t->ring_skip = 1 << t->ring_misses;
 			return 0;
 		}
+		if (waited > LONGEST_SERVED_CYCLES)
+			/* The request itself takes long: to sleep costs little beside that. */
+			return 0;
 	}
 	t->ring_misses = 0;
 	return 1;
