@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,13 +37,19 @@ Examples:
 )
 @click.option("--programs", type=Whole(min=1), default=1000, show_default=True, help="The number of programs.")
 @click.option("--seed", metavar="SEED", help="A seed makes the same programs again. [random]")
+@click.option(
+    "--first",
+    type=Whole(min=0),
+    default=0,
+    help="Begin with this program of the seed, from 0: go on with an ended run.",
+)
 @click.option("--ops", type=Whole(min=1), default=40, show_default=True, help="The number of calls in each program.")
 @click.option(
     "--mode",
-    type=click.Choice(["plain", "huge", "swap"]),
+    type=click.Choice(["plain", "many", "huge", "swap"]),
     default="plain",
     show_default=True,
-    help="huge: with huge pages. swap: with swap (needs root: the host gets a swap file for the run).",
+    help="many: hundreds of mappings. huge: with huge pages. swap: with swap (needs root: the host gets a swap file).",
 )
 @click.option("--replay", type=click.Path(dir_okay=False), metavar="FILE", help="Run the program in FILE instead.")
 @click.option(
@@ -64,6 +71,7 @@ Examples:
 def referee(
     programs: int,
     seed: str | None,
+    first: int,
     ops: int,
     mode: str,
     replay: str | None,
@@ -84,7 +92,8 @@ def referee(
             if player:
                 play_for_another()
             elif replay is None:
-                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command, inside, whole_machine)
+                choice = {"first": first, "inside": inside, "counts": whole_machine}
+                run_programs(programs, seed or os.urandom(4).hex(), ops, mode, host_command, **choice)
             else:
                 run_again(Path(replay), mode, host_command, inside, whole_machine)
         except HostError as error:
@@ -98,15 +107,15 @@ def play_for_another() -> None:
     serve()
 
 
-def run_programs(
-    programs: int, seed: str, ops: int, mode: str, host_command: str | None, inside: bool, whole_machine: bool
-) -> None:
-    """Run the programs of a seed. Raises Failure when a program diverges, and HostError."""
+def run_programs(programs: int, seed: str, ops: int, mode: str, host_command: str | None, **choice: Any) -> None:
+    """Run the programs of a seed. `choice`: see `kerneld.referee.run.run`.
+
+    Raises Failure when a program diverges, and HostError.
+    """
     from kerneld.referee.mode import Mode  # noqa: PLC0415
     from kerneld.referee.run import run  # noqa: PLC0415
 
     click.echo(f"seed {seed}: {programs} programs of {ops} calls")
-    choice = {"inside": inside, "counts": whole_machine}
     result = run(programs, seed, ops, Path.cwd(), click.echo, Mode(mode), host_command, **choice)
     if result.saved is not None:
         raise Failure(Status.FAILED, f"kerneld and the host's kernel differ; the program is in {result.saved.name}")

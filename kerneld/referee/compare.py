@@ -17,6 +17,7 @@ Difference = tuple[str, str, str]
 _IGNORED_FLAGS = frozenset({"sd"})
 """VM_SOFTDIRTY depends on the host's configuration. Programs do not see it elsewhere."""
 _ACCESSED = "Referenced"
+_MANY_BYTES = 256
 _ACCESSES = frozenset({"load", "store", "touch"})
 
 
@@ -48,7 +49,7 @@ def find_difference(
         if huge and field == "min_flt" and None not in (mine, theirs) and theirs > mine:
             continue
         if mine != theirs and None not in (mine, theirs):
-            return field, _show(field, mine), _show(field, theirs)
+            return field, *_show_both(field, mine, theirs)
     for who in ours.views:
         found = _compare_views(who, ours.views[who], hosts.views[who])
         if found is not None:
@@ -68,6 +69,20 @@ def find_difference(
             found = _compare_changes((before[0], ours), (before[1], hosts), locked)
         return found
     return None
+
+
+def _show_both(field: str, ours: int | bytes, hosts: int | bytes) -> tuple[str, str]:
+    """Return two values in words; of many bytes those from the first that differs on."""
+    if isinstance(ours, bytes) and isinstance(hosts, bytes) and max(len(ours), len(hosts)) > _MANY_BYTES:
+        at = (
+            next(
+                (i for i, (mine, theirs) in enumerate(zip(ours, hosts, strict=False)) if mine != theirs),
+                min(len(ours), len(hosts)),
+            )
+            & -8
+        )
+        return tuple(f"{side[at : at + 8].hex() or 'none'} at byte {at}" for side in (ours, hosts))  # type: ignore[return-value]
+    return _show(field, ours), _show(field, hosts)
 
 
 def _show(field: str, value: int | bytes) -> str:

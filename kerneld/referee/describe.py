@@ -33,7 +33,8 @@ def describe_op(op: Op) -> str:
     if op.data:
         args.append(op.data.hex())
     result = f"{_SLOT_NAMES[op.slot]} = " if op.slot >= 0 else ""
-    return f"{result}{op.name}({', '.join(args)})"
+    repeated = f", {op.times} times, each {_describe_length(op.stride)} further" if op.times > 1 else ""
+    return f"{result}{op.name}({', '.join(args)}){repeated}"
 
 
 def _describe_arg(op: Op, position: int) -> str:

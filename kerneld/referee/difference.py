@@ -80,7 +80,14 @@ def version_of(release: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def following(differences: Iterable[Known]) -> Iterator[None]:
-    """Let kerneld follow the rules of differences, in all modules that have the replaced name."""
+    """Let kerneld follow the rules of differences."""
+    with replaced(rule for known in differences for rule in known.rules):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(rules: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Replace functions and values of kerneld, in all modules that have the replaced name."""
     undo: list[tuple[Any, str, Any]] = []
     modules = [
         module
@@ -88,7 +95,7 @@ def following(differences: Iterable[Known]) -> Iterator[None]:
         if name.startswith("kerneld.") and not name.startswith(f"{__package__}.") and module is not None
     ]
     try:
-        for owner, name, rule in (each for known in differences for each in known.rules):
+        for owner, name, rule in rules:
             earlier = getattr(owner, name)
             new = rule.make(earlier) if isinstance(rule, OnTop) else rule.rule if isinstance(rule, Here) else rule
             places = [module for module in modules if module.__dict__.get(name) is earlier and module is not owner]

@@ -24,6 +24,7 @@ from shared.uapi.syscalls import Access, Nr
 _FIXED, _NOREPLACE = Map.FIXED.value, Map.FIXED_NOREPLACE.value
 _STACK_ROOM = (0x7FFF_F800_0000, 1 << 47)
 """The stack and the range into which it may grow, above the mmap area."""
+_WHOLE_SHARE = 8
 PASSED_OVER = Outcome(0, data=b"passed over")
 _OF_A_RANGE = frozenset(
     {
@@ -53,7 +54,7 @@ class Side(Protocol[V_co]):
     def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome: ...
     def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome: ...
     def wrpkru(self, who: int, value: int) -> Outcome: ...
-    def view(self, who: int) -> V_co: ...
+    def view(self, who: int, *, whole: bool = True) -> V_co: ...
     def pid(self, who: int) -> int: ...
     def counters(self) -> Counters: ...
 
@@ -74,23 +75,34 @@ def play(
     *,
     pages_out: bool = True,
     counts: bool = False,
+    everything: bool = True,
 ) -> Generator[StateOf[V]]:
     """Yield the state after each operation of a program. The program ends when the iterator is closed.
 
-    With `counts` a state has the changes of the whole machine's counters.
+    With `counts` a state has the changes of the whole machine's counters. Without `everything` most states have only a
+    part of the memory: see `is_whole`.
     """
     side.prepare_files({op.file for op in program if op.file >= 0})
     side.start()
     try:
         execution = Execution(side, layout, mode, pages_out=pages_out, counts=counts)
         has_memory_files = any(FILES[op.file].inode in IN_MEMORY for op in program if op.file >= 0)
-        for op in program:
-            state = execution.run(op)
+        for step, op in enumerate(program):
+            state = execution.run(op, whole=everything or is_whole(program, step))
             if has_memory_files:
                 state.counters.pop(PROMISED, None)
             yield state
     finally:
         side.end()
+
+
+def is_whole(program: Program, step: int) -> bool:
+    """Return whether a state has all of the memory even if not every state has: each eighth, and the last.
+
+    With hundreds of mappings a whole view takes a tenth of a second. The others have the mappings without flags and
+    numbers, the state of the pages without their frames, and the totals that smaps is not needed for.
+    """
+    return step % _WHOLE_SHARE == _WHOLE_SHARE - 1 or step == len(program) - 1
 
 
 class Execution(Generic[V]):
@@ -117,18 +129,27 @@ class Execution(Generic[V]):
         self._views: dict[int, V] = {}
         self.alive = [0]
 
-    def run(self, op: Op) -> StateOf[V]:
-        """Run one operation and return its outcome and the state after it."""
+    def run(self, op: Op, *, whole: bool = True) -> StateOf[V]:
+        """Run one operation and return its outcome and the state after it, with all of the memory or a part."""
         counts = self._counts and op.name not in NOT_EXACT
         before = self._side.counters() if counts else None
-        outcome = self._run(op) if op.who in self.alive else PASSED_OVER
+        outcome = self._run(op) if op.times == 1 else self._run_each(op)
         counters = self._side.counters().since(before) if before is not None else {}
         if op.slot >= 0 and outcome.ret > 0:
             self._slots[op.slot] = outcome.ret
-        self._views = {who: self._side.view(who) for who in self.alive}
+        self._views = {who: self._side.view(who, whole=whole) for who in self.alive}
         return StateOf(outcome, self._views, counters)
 
+    def _run_each(self, op: Op) -> Outcome:
+        """Run an operation as often as it says, up to a signal."""
+        outcomes: list[Outcome] = []
+        while len(outcomes) < op.times and not (outcomes and outcomes[-1].signo):
+            outcomes.append(self._run(op.nth(len(outcomes))))
+        return Outcome.of_all(outcomes)
+
     def _run(self, op: Op) -> Outcome:
+        if op.who not in self.alive:
+            return PASSED_OVER
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
         if self._hits_runner(op, args) or self._is_left_out(op, args):
             return PASSED_OVER

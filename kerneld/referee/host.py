@@ -277,10 +277,10 @@ class Host:
     def _access(self, who: int, order: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         return self._children[who].order(order, args, data, counts=True)
 
-    def view(self, who: int) -> Reading:
-        """Read the state of a process's memory."""
+    def view(self, who: int, *, whole: bool = True) -> Reading:
+        """Read the state of a process's memory, or the part of it that is compared after every operation."""
         self._drain()
-        return self._children[who].proc.read(self.layout)
+        return self._children[who].proc.read(self.layout, whole=whole)
 
     def counters(self) -> Counters:
         """Return the counters of the whole machine."""

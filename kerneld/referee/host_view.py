@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kerneld.referee.layout import Layout
-from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_numbers, parse_smaps, since, totals
-from kerneld.referee.outcome import Mapping, View, add_pages, find_frames, windows
+from kerneld.referee.numbers import COUNTERS, ProcTexts, parse_maps, parse_numbers, parse_smaps, since, totals
+from kerneld.referee.outcome import Mapping, View, add_pages, find_frames, near_together, windows, words_of
 from kerneld.referee.proc_files import MOST_BYTES, Part, ProcSource, read_file, read_on
 from kerneld.referee.rights import sees_frames
 from shared.uapi.resource import Rlimit
@@ -27,7 +27,8 @@ _STAT_END_DATA = 46 - 3
 _KPF_IDLE = 1 << 25
 """A bit of /proc/kpageflags: Linux v6.8 include/uapi/linux/kernel-page-flags.h."""
 _ROLLUP, _STATUS, _STATM, _STAT = "smaps_rollup", "status", "statm", "stat"
-_NAMES = ("smaps", "pagemap", _ROLLUP, _STATUS, _STATM, _STAT)
+_TEXTS = (_ROLLUP, _STATUS, _STATM, _STAT)
+_NAMES = ("smaps", "maps", "pagemap", *_TEXTS)
 
 
 class Drain:
@@ -95,6 +96,7 @@ class Reading(NamedTuple):
     """What the host's /proc says of a process at one moment."""
 
     smaps: bytes
+    """Or maps, if only a part is compared now: then `texts` has no rollup."""
     texts: ProcTexts
     words: tuple[tuple[int, bytes], ...]
     """By address, the words of pagemap from there on. A range without any is left out."""
@@ -110,7 +112,7 @@ class Reading(NamedTuple):
         cls, layout: Layout, smaps: bytes, texts: ProcTexts, words: tuple[tuple[int, bytes], ...], flags: dict[int, int]
     ) -> Reading:
         """Return the reading of these texts."""
-        return cls(smaps, texts, words, flags, *_divide(layout, smaps))
+        return cls(smaps, texts, words, flags, *_divide(layout, smaps, whole=bool(texts.rollup)))
 
     def totals(self) -> dict[str, int]:
         """Return the numbers of all its memory, without the runner's own memory as far as that is known."""
@@ -140,11 +142,11 @@ class Reading(NamedTuple):
         return View(self.mappings, pages, frames, found, flags)
 
 
-def _divide(layout: Layout, smaps: bytes) -> tuple[tuple[Mapping, ...], tuple[Mapping, ...]]:
-    """Return the program's mappings of a text, and the runner's."""
+def _divide(layout: Layout, text: bytes, *, whole: bool) -> tuple[tuple[Mapping, ...], tuple[Mapping, ...]]:
+    """Return the program's mappings of a text of smaps, or maps, and the runner's."""
     mappings: list[Mapping] = []
     own: list[Mapping] = []
-    for mapping in parse_smaps(smaps):
+    for mapping in parse_smaps(text) if whole else parse_maps(text):
         (own if layout.is_taken(mapping) else mappings).append(mapping)
     return tuple(mappings), tuple(own)
 
@@ -165,17 +167,21 @@ class ProcFiles:
         if self._page_flags is not None:
             self._page_flags.close()
 
-    def read(self, layout: Layout) -> Reading:
-        """Read the state of the process's memory."""
-        parts = [Part(self._files[name], 1 << 13, 0) for name in _NAMES[2:]]
-        smaps, *texts = self._source.read([Part(self._files["smaps"], MOST_BYTES, 0), *parts])
-        smaps = read_on(self._files["smaps"], smaps)
-        mappings, own = _divide(layout, smaps)
+    def read(self, layout: Layout, *, whole: bool = True) -> Reading:
+        """Read the state of the process's memory, or the part of it that is compared after every operation."""
+        names = _TEXTS if whole else _TEXTS[1:]
+        mappings_file = self._files["smaps" if whole else "maps"]
+        parts = [Part(self._files[name], 1 << 13, 0) for name in names]
+        text, *texts = self._source.read([Part(mappings_file, MOST_BYTES, 0), *parts])
+        text = read_on(mappings_file, text)
+        mappings, own = _divide(layout, text, whole=whole)
         places = [place for mapping in mappings for place in windows(mapping.start, mapping.end)]
-        found = self._source.read([Part(self._files["pagemap"], (high - low) >> 9, low >> 9) for low, high in places])
-        words = [(low, data) for (low, _), data in zip(places, found, strict=True) if data.count(0) != len(data)]
-        flags = self._read_page_flags(find_frames(words))
-        return Reading(smaps, ProcTexts(*texts), tuple(words), flags, mappings, own)
+        ranges = near_together(places)
+        found = self._source.read([Part(self._files["pagemap"], (high - low) >> 9, low >> 9) for low, high in ranges])
+        words = [(low, data) for low, data in words_of(places, ranges, found) if data.count(0) != len(data)]
+        flags = self._read_page_flags(find_frames(words)) if whole else {}
+        texts = texts if whole else [b"", *texts]
+        return Reading(text, ProcTexts(*texts), tuple(words), flags, mappings, own)
 
     def _read_page_flags(self, pfns: list[int]) -> dict[int, int]:
         """Return the word in kpageflags of each frame, in ascending order. Consecutive frames are read together."""

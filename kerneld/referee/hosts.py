@@ -30,11 +30,14 @@ class PlayingHost(Protocol):
     @property
     def facts(self) -> HostFacts: ...
 
-    def play(self, program: Program, *, pages_out: bool = True) -> Generator[State]:
-        """Yield the state after each operation. Without `pages_out` MADV_PAGEOUT is skipped."""
+    def play(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> Generator[State]:
+        """Yield the state after each operation. Without `pages_out` MADV_PAGEOUT is skipped.
+
+        `everything`: see `kerneld.referee.execute.play`.
+        """
         ...
 
-    def expect(self, program: Program, *, pages_out: bool = True) -> None:
+    def expect(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> None:
         """Say that this program is played after those that were expected before: a host may begin early."""
         ...
 
@@ -59,18 +62,20 @@ class ThisHost:
         """The totals of a program's first process when the last program began."""
         return self._host.start_totals
 
-    def play(self, program: Program, *, pages_out: bool = True) -> Generator[State]:
+    def play(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> Generator[State]:
         """Yield the state after each operation, as soon as it is there."""
-        with contextlib.closing(self.play_unparsed(program, pages_out=pages_out)) as states:
+        unparsed = self.play_unparsed(program, pages_out=pages_out, everything=everything)
+        with contextlib.closing(unparsed) as states:
             for state in states:
                 yield parse_state(state, self.start_totals, self.facts)
 
-    def play_unparsed(self, program: Program, *, pages_out: bool) -> Generator[StateOf[Reading]]:
+    def play_unparsed(self, program: Program, *, pages_out: bool, everything: bool) -> Generator[StateOf[Reading]]:
         """Yield what was read after each operation, as soon as it is there."""
-        layout, mode, counts = self.facts.layout, self.facts.mode, self.facts.counts
-        yield from play(self._host, layout, program, mode, pages_out=pages_out, counts=counts)
+        facts = self.facts
+        choice = {"pages_out": pages_out, "counts": facts.counts, "everything": everything}
+        yield from play(self._host, facts.layout, program, facts.mode, **choice)
 
-    def expect(self, program: Program, *, pages_out: bool = True) -> None:
+    def expect(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> None:
         """Do nothing: this machine is busy with both sides."""
 
 

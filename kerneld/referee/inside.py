@@ -105,13 +105,13 @@ class InsideHost:
         self._number = 0
         self.facts = plain.facts
 
-    def play(self, program: Program, *, pages_out: bool = True) -> Generator[State]:
+    def play(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> Generator[State]:
         """Yield the state after each operation."""
         host = self._plain if self._number % CHECKED_SHARE else self._checked
         self._number += 1
-        yield from host.play(program, pages_out=pages_out)
+        yield from host.play(program, pages_out=pages_out, everything=everything)
 
-    def expect(self, program: Program, *, pages_out: bool = True) -> None:
+    def expect(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> None:
         """Do nothing: this machine is busy with both sides."""
 
 

@@ -27,8 +27,9 @@ from kerneld.referee.outcome import Outcome, State, StateOf
 from kerneld.referee.program import FILES, MAX_PROCESSES, Op, Program
 from kerneld.referee.remote import open_remote_host
 from kerneld.referee.simulated import Simulated
+from kerneld.referee.small_sizes import small_sizes
 from kerneld.referee.witness import Stage
-from shared.uapi.mman import Madv
+from shared.uapi.mman import Madv, Map
 
 
 class Divergence(NamedTuple):
@@ -63,7 +64,12 @@ class Match:
 
     def expect(self, program: Program) -> None:
         """Say which program is played after those that were expected before. Not every one needs to be expected."""
-        self.hosts.expect(self._playable(program), pages_out=self._pages_out)
+        self.hosts.expect(self._playable(program), pages_out=self._pages_out, everything=self._compares_everything)
+
+    @property
+    def _compares_everything(self) -> bool:
+        """Whether everything is compared after each operation."""
+        return self.mode is not Mode.MANY
 
     def _playable(self, program: Program) -> Program:
         """Return the program without what the host does at random moments.
@@ -79,14 +85,27 @@ class Match:
             program = tuple(op._replace(args=(op.args[0], 1)) if _cuts_on_disk(op) else op for op in program)
         return program
 
-    def play(self, program: Program) -> Divergence | None:
+    def play(self, program: Program, *, small: bool = False) -> Divergence | None:
         """Run a program on both sides. Return the first difference, or None.
+
+        With `small` kerneld's inner structures have small sizes: see `kerneld.referee.small_sizes`.
+        """
+        with small_sizes() if small else contextlib.nullcontext():
+            return self._play(program)
+
+    def _play(self, program: Program) -> Divergence | None:
+        """Run a program, perhaps several times.
+
+        With hundreds of mappings only a part is compared after most operations. After a difference a second run
+        compares everything after each one, and finds where it began.
 
         If only accessed bits differ, and the host clears them at random times (DAMON), there are two
         cases. If a page is marked as idle, accessed bits are not compared in the rest of the program. If not, the
         difference counts only if a second run has it again. A difference in a counter of the machine does so too.
         """
-        divergence = self._play_once(program, accessed=self._accessed)
+        divergence = self._play_once(program, accessed=self._accessed, everything=self._compares_everything)
+        if divergence is not None and not self._compares_everything:
+            divergence = self._play_once(program, accessed=self._accessed) or divergence
         if divergence is not None and divergence.difference[0].endswith(OF_THE_MACHINE):
             again = self._play_once(program, accessed=self._accessed)
             is_same = again is not None and (again.step, again.difference) == (divergence.step, divergence.difference)
@@ -100,13 +119,11 @@ class Match:
             return divergence
         return self._play_once(program, accessed=False)
 
-    def _play_once(self, program: Program, *, accessed: bool) -> Divergence | None:
-        facts, pages_out, program = self.hosts.facts, self._pages_out, self._playable(program)
-        mine = play(self.ours, facts.layout, program, self.mode, pages_out=pages_out, counts=facts.counts)
-        with (
-            contextlib.closing(self.hosts.play(program, pages_out=pages_out)) as hosts,
-            contextlib.closing(mine) as ours,
-        ):
+    def _play_once(self, program: Program, *, accessed: bool, everything: bool = True) -> Divergence | None:
+        facts, program = self.hosts.facts, self._playable(program)
+        choice = {"pages_out": self._pages_out, "everything": everything}
+        mine = play(self.ours, facts.layout, program, self.mode, counts=facts.counts, **choice)
+        with contextlib.closing(self.hosts.play(program, **choice)) as hosts, contextlib.closing(mine) as ours:
             return self._compare(program, ours, hosts, accessed)
 
     def describe(self) -> str:
@@ -139,6 +156,8 @@ class Match:
             locked = locked or any(
                 "lo" in mapping.flags for view in states[1].views.values() for mapping in view.mappings
             )
+            # A part of a state has no flags of mappings.
+            locked = locked or (not self._compares_everything and _may_lock(op))
             batched = batched or _is_batched(op)
             refaults = refaults or _pages_out(op)
             compare = functools.partial(
@@ -182,6 +201,13 @@ def _cuts_on_disk(op: Op) -> bool:
 
 def _makes_mergeable(op: Op) -> bool:
     return op.name == "prctl" or (op.name in _ADVICE_AT and op.args[_ADVICE_AT[op.name]] == Madv.MERGEABLE)
+
+
+def _may_lock(op: Op) -> bool:
+    if op.name == "mmap":
+        flags = op.args[3]
+        return isinstance(flags, int) and flags & Map.LOCKED != 0
+    return op.name.startswith("mlock")
 
 
 def _is_batched(op: Op) -> bool:

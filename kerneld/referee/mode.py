@@ -23,6 +23,8 @@ class Mode(StrEnum):
     """Huge pages, with the host's setting: `always` or `madvise`."""
     SWAP = "swap"
     """A swap file on both sides. The host gets it for the run: see `kerneld.referee.host_swap`."""
+    MANY = "many"
+    """As PLAIN, for programs with hundreds of mappings. Most of the time only a part is compared: see `is_whole`."""
 
 
 def thp_of(mode: Mode) -> TransparentHugepage:

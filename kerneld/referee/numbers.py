@@ -46,6 +46,7 @@ class ProcTexts(NamedTuple):
     """The texts of a process's /proc directory at one moment."""
 
     rollup: bytes
+    """Empty if only a part is compared now."""
     status: bytes
     statm: bytes
     stat: bytes
@@ -56,14 +57,28 @@ def parse_smaps(text: bytes) -> list[Mapping]:
     return [_parse_mapping(*found) for found in _SMAPS.findall(text)]
 
 
-@functools.lru_cache(1024)
+def parse_maps(text: bytes) -> list[Mapping]:
+    """Return the mappings of a maps text, without flags and numbers."""
+    return [_parse_line(line) for line in text.splitlines()]
+
+
+_NR_PARSED = 1 << 14
+"""The number of results that are kept: most mappings do not change in a call, and a program may have hundreds."""
+
+
+@functools.lru_cache(_NR_PARSED)
+def _parse_line(line: bytes) -> Mapping:
+    return Mapping(*parse_maps_line(line), ())
+
+
+@functools.lru_cache(_NR_PARSED)
 def _parse_mapping(line: bytes, numbers: bytes, flags: bytes) -> Mapping:
-    """Parse one mapping. Results are cached, because most mappings do not change in a call."""
+    """Parse one mapping."""
     names = tuple(_V6_8_FLAGS.get(flag, flag) for flag in flags.decode().split())
     return Mapping(*parse_maps_line(line), (*names, *key_word(parse_numbers(numbers).get("ProtectionKey", 0))), numbers)
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(_NR_PARSED)
 def parse_numbers(text: bytes) -> dict[str, int]:
     """Return the numbers of lines like `Rss:   4 kB`, by name, in the unit of the line."""
     return {name.decode(): int(value) for name, value in _NUMBER.findall(text)}
@@ -75,6 +90,10 @@ def totals(texts: ProcTexts, own: Iterable[Mapping]) -> dict[str, int]:
     The numbers of `_SINCE_START` still include the runner's mappings: see `since`.
     """
     rollup, status = parse_numbers(texts.rollup), parse_numbers(texts.status)
+    if not texts.rollup:
+        # How much the runner's own mappings have is in smaps, which is not read then.
+        found = status | {f"statm {name}": int(value) for name, value in zip(_STATM, texts.statm.split(), strict=True)}
+        return {name: found[name] for name in _SINCE_START}
     mine: dict[str, int] = dict.fromkeys((*rollup, "Size", "VmLck", "Anon", "File", "Shmem"), 0)
     for mapping in own:
         _add_own(mine, mapping)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = 1 << 56, 1 << 61, 1 << 62, 1 << 63
@@ -17,6 +17,8 @@ _STATE = PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP | PM_PRESENT
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$")
 WINDOW_PAGES = 2048
 """The number of pages that are compared at each end of a longer mapping."""
+_NEAR_BYTES, _MOST_AT_ONCE = 16 << 12, 8192 << 12
+"""What lies between two ranges that are read at once, at most; and the longest range that is."""
 
 
 class Outcome(NamedTuple):
@@ -33,6 +35,19 @@ class Outcome(NamedTuple):
     """The protection key of a SEGV_PKUERR."""
     pkru: int | None = None
     """PKRU after the operation; 0 on a processor without protection keys; None if it was not read."""
+
+    @classmethod
+    def of_all(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """Return the outcome of an operation that ran several times.
+
+        It is the first one's value, the last one's signal, all minor faults, and as data all values.
+        """
+        faults = [outcome.min_flt for outcome in outcomes]
+        return outcomes[-1]._replace(
+            ret=outcomes[0].ret,
+            data=struct.pack(f"<{len(outcomes)}q", *(outcome.ret for outcome in outcomes)),
+            min_flt=None if None in faults else sum(filter(None, faults)),
+        )
 
 
 class Mapping(NamedTuple):
@@ -106,6 +121,32 @@ def windows(start: int, end: int) -> list[tuple[int, int]]:
     if end - start <= 2 * span:
         return [(start, end)]
     return [(start, start + span), (end - span, end)]
+
+
+def near_together(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return fewer ranges that contain these, which are in order: hundreds of small mappings are read at once."""
+    found: list[tuple[int, int]] = []
+    for start, end in places:
+        if found and start - found[-1][1] <= _NEAR_BYTES and end - found[-1][0] <= _MOST_AT_ONCE:
+            found[-1] = found[-1][0], end
+        else:
+            found.append((start, end))
+    return found
+
+
+def words_of(
+    places: Iterable[tuple[int, int]], ranges: Iterable[tuple[int, int]], read: Iterable[bytes]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield each place's start and its words in pagemap, from those of the ranges that contain them.
+
+    `ranges` are those of `near_together`, `read` their words.
+    """
+    there = zip(ranges, read, strict=True)
+    low, high, words = 0, 0, b""
+    for start, end in places:
+        while end > high:
+            (low, high), words = next(there)
+        yield start, words[(start - low) >> 9 : (end - low) >> 9]
 
 
 def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int, int]) -> None:

@@ -40,7 +40,7 @@ def _answer(link: Link, host: ThisHost) -> bool:
     asked, text = link.get()
     if "pages_out" not in asked:
         return False
-    states = list(host.play_unparsed(from_json(text.decode()), pages_out=asked["pages_out"]))
+    states = list(host.play_unparsed(from_json(text.decode()), **asked))
     values, data = pack_states(states)
     link.put({"start": host.start_totals, **values}, data)
     return True

@@ -53,6 +53,16 @@ class Op(NamedTuple):
     """The number of a file in FILES, for mmap, ftruncate and add_seals."""
     data: bytes = b""
     """The bytes of a store, which are repeated."""
+    times: int = 1
+    """How often the operation runs. The comparison takes all of them for one operation."""
+    stride: int = 0
+    """The distance in bytes from each of them to the next: of every address among the arguments."""
+
+    def nth(self, number: int) -> Op:
+        """Return one of the operations that this one stands for, from 0."""
+        distance = number * self.stride
+        args = tuple(At(arg.base, arg.offset + distance) if isinstance(arg, At) else arg for arg in self.args)
+        return self._replace(args=args, times=1, stride=0)
 
 
 Program: TypeAlias = "tuple[Op, ...]"
@@ -109,7 +119,8 @@ def to_json(program: Program) -> str:
     rows = []
     for op in program:
         args = [list(arg) if isinstance(arg, At) else arg for arg in op.args]
-        rows.append(json.dumps([op.who, op.name, args, op.slot, op.file, op.data.hex()]))
+        repeated = [op.times, op.stride] if op.times > 1 else []
+        rows.append(json.dumps([op.who, op.name, args, op.slot, op.file, op.data.hex(), *repeated]))
     return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
@@ -124,8 +135,9 @@ def from_json(text: str) -> Program:
                 int(slot),
                 int(file),
                 bytes.fromhex(data),
+                *map(int, repeated),
             )
-            for who, name, args, slot, file, data in json.loads(text)
+            for who, name, args, slot, file, data, *repeated in json.loads(text)
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a program: {error}") from None

@@ -26,14 +26,14 @@ class RemoteHost:
     def __init__(self, link: Link, facts: HostFacts) -> None:
         self.facts = facts
         self._link = link
-        self._asked: deque[tuple[Program, bool]] = deque()
+        self._asked: deque[tuple[Program, bool, bool]] = deque()
         """The programs that the player has been asked for, and has not answered yet."""
 
-    def play(self, program: Program, *, pages_out: bool = True) -> Generator[State]:
+    def play(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> Generator[State]:
         """Yield the state after each operation, after the player has played all. Raises HostError."""
-        wanted = (program, pages_out)
+        wanted = (program, pages_out, everything)
         if wanted not in self._asked:
-            self.expect(program, pages_out=pages_out)
+            self.expect(program, pages_out=pages_out, everything=everything)
         while self._asked.popleft() != wanted:
             self._link.get()
         values, data = self._link.get()
@@ -42,10 +42,10 @@ class RemoteHost:
         for state in unpack_states(self.facts.layout, values, data):
             yield parse_state(state, values["start"], self.facts)
 
-    def expect(self, program: Program, *, pages_out: bool = True) -> None:
+    def expect(self, program: Program, *, pages_out: bool = True, everything: bool = True) -> None:
         """Ask the player for a program."""
-        self._link.put({"pages_out": pages_out}, to_json(program).encode())
-        self._asked.append((program, pages_out))
+        self._link.put({"pages_out": pages_out, "everything": everything}, to_json(program).encode())
+        self._asked.append((program, pages_out, everything))
 
 
 @contextlib.contextmanager

@@ -39,12 +39,26 @@ def _leave_out(program: Program, diverges: Diverges) -> Program:
 
 def _simplify(program: Program, diverges: Diverges) -> Program:
     for step in range(len(program)):
+        program = _fewer_times(program, step, diverges)
         for position in range(len(program[step].args)):
             for simpler in _simpler(program[step], position):
                 candidate = (*program[:step], simpler, *program[step + 1 :])
                 if diverges(candidate):
                     program = candidate
                     break
+    return program
+
+
+def _fewer_times(program: Program, step: int, diverges: Diverges) -> Program:
+    """Let an operation run as few times as still diverge."""
+    fewer = program[step].times - 1
+    while fewer:
+        op = program[step]
+        candidate = (*program[:step], op._replace(times=op.times - fewer), *program[step + 1 :])
+        if op.times > fewer and diverges(candidate):
+            program = candidate
+        else:
+            fewer //= 2
     return program
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.fs.proc_array import show_stat, show_statm, show_status
+from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_page import stable_page_flags
 from kerneld.fs.proc_pagemap import read_pagemap
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
@@ -27,6 +28,7 @@ from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.check.invariants import check_machine
 from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.space.mm import MmStruct
 from kerneld.referee import this_host
 from kerneld.referee.errors import HostError
 from kerneld.referee.facts import HostFacts
@@ -34,8 +36,8 @@ from kerneld.referee.files import ProgramFiles, cut_page
 from kerneld.referee.host_swap import SWAP_BYTES
 from kerneld.referee.machine import Counters
 from kerneld.referee.mode import Mode
-from kerneld.referee.numbers import ProcTexts, parse_smaps, since, totals
-from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, windows
+from kerneld.referee.numbers import ProcTexts, parse_maps, parse_smaps, since, totals
+from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, near_together, windows, words_of
 from kerneld.referee.this_host import Notices
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Kernel, KernelConfig
@@ -293,27 +295,34 @@ class Simulated:
             return Outcome(answer.ret, answer.signo, info.si_code, info.si_addr, si_pkey=info.si_pkey, pkru=pkru)
         return Outcome(answer.ret, data=answer.data, pkru=self.pkru(who))
 
-    def view(self, who: int) -> View:
-        """Return the state of a process's memory."""
+    def view(self, who: int, *, whole: bool = True) -> View:
+        """Return the state of a process's memory, or the part of it that is compared after every operation."""
         process = self.threads[who].process
         mm = process.mm
         if mm is None:
             # The process has ended unexpectedly. The outcome has the reason.
             return View((), {}, {})
-        mappings: list[Mapping] = []
-        own: list[Mapping] = []
+        mappings, own = self._mappings(mm, whole=whole)
         pages: dict[int, int] = {}
         frames: dict[int, int] = {}
-        for mapping in parse_smaps(_whole(show_smaps(mm, self.kernel.files, START))):
-            if self._layout.is_taken(mapping):
-                own.append(mapping)
-                continue
-            mappings.append(mapping)
-            for start, end in windows(mapping.start, mapping.end):
-                words = read_pagemap(mm, start >> 9, (end - start) >> 9, show_pfn=True)
-                add_pages(words, start, pages, frames)
-        found = since(totals(self._texts(process), own), self._start_totals)
+        places = [place for mapping in mappings for place in windows(mapping.start, mapping.end)]
+        ranges = near_together(places)
+        read = (read_pagemap(mm, low >> 9, (high - low) >> 9, show_pfn=whole) for low, high in ranges)
+        for start, words in words_of(places, ranges, read):
+            add_pages(words, start, pages, frames)
+        found = since(totals(self._texts(process, whole=whole), own), self._start_totals)
         return View(tuple(mappings), pages, frames, found, self._page_flags(frames))
+
+    def _mappings(self, mm: MmStruct, *, whole: bool) -> tuple[list[Mapping], list[Mapping]]:
+        """Return the program's mappings, and those at the places of the host's runner."""
+        files = self.kernel.files
+        found = (
+            parse_smaps(_whole(show_smaps(mm, files, START)))
+            if whole
+            else parse_maps(_whole(show_maps(mm, files, START)))
+        )
+        own = [mapping for mapping in found if self._layout.is_taken(mapping)]
+        return [mapping for mapping in found if not self._layout.is_taken(mapping)], own
 
     def counters(self) -> Counters:
         """Return the counters of the whole machine."""
@@ -328,9 +337,9 @@ class Simulated:
         pfns = np.fromiter(frames.values(), dtype=np.int64, count=len(frames))
         return dict(zip(frames, stable_page_flags(self.kernel.frames, pfns).tolist(), strict=True))
 
-    def _texts(self, process: Process) -> ProcTexts:
+    def _texts(self, process: Process, *, whole: bool = True) -> ProcTexts:
         return ProcTexts(
-            _whole(show_smaps_rollup(process.live_mm, START)),
+            _whole(show_smaps_rollup(process.live_mm, START)) if whole else b"",
             show_status(process, process),
             show_statm(process),
             show_stat(process, process, permitted=True),
@@ -338,8 +347,7 @@ class Simulated:
 
     def _totals(self, who: int) -> dict[str, int]:
         process = self.threads[who].process
-        smaps = parse_smaps(_whole(show_smaps(process.live_mm, self.kernel.files, START)))
-        return totals(self._texts(process), [mapping for mapping in smaps if self._layout.is_taken(mapping)])
+        return totals(self._texts(process), self._mappings(process.live_mm, whole=True)[1])
 
     def close(self) -> None:
         """Shut down the machine."""

@@ -14,12 +14,12 @@ _REPLAYS = 3
 REGRESSIONS = sorted(Path(__file__).with_name("programs").glob("*.json"))
 
 
-def agree(match: Match, program: Program) -> None:
-    """Play a program, and fail where both sides differ each time.
+def agree(match: Match, program: Program, *, small: bool = False) -> None:
+    """Play a program, with kerneld's usual or its small sizes, and fail where both sides differ each time.
 
     kerneld does the same whenever a program is played. A difference that does not come each time is the host's: its
     processors' batches, a daemon that takes accessed bits, a neighbour that keeps the disk busy.
     """
-    divergence = match.play(program)
-    if divergence is not None and all(match.play(program) is not None for _ in range(_REPLAYS)):
+    divergence = match.play(program, small=small)
+    if divergence is not None and all(match.play(program, small=small) is not None for _ in range(_REPLAYS)):
         pytest.fail("\n".join([*describe_divergence(program, divergence), "", to_json(program)]), pytrace=False)

@@ -22,7 +22,7 @@ class Recorder:
         self.facts = match.hosts.facts._replace(has_journal=has_journal, runs_ksm=False)
         self.expected: list[Op] = []
 
-    def expect(self, program: tuple[Op, ...], *, pages_out: bool) -> None:
+    def expect(self, program: tuple[Op, ...], *, pages_out: bool, everything: bool) -> None:
         self.expected += program
 
 

@@ -101,9 +101,9 @@ def test_the_referee_sees_a_number_that_differs(match: Match, monkeypatch: pytes
     run = Execution.run
     steps = itertools.count()
 
-    def run_altered(self: Execution[Any], op: Op) -> State:
+    def run_altered(self: Execution[Any], op: Op, **parts: bool) -> State:
         """kerneld's side runs first."""
-        state = run(self, op)
+        state = run(self, op, **parts)
         if next(steps) != 2:
             return state
         view = state.views[0]

@@ -57,9 +57,9 @@ def test_the_referee_sees_a_flag_that_differs(
     run = Execution.run
     steps = itertools.count()
 
-    def run_altered(self: Execution[Any], op: Op) -> State:
+    def run_altered(self: Execution[Any], op: Op, **parts: bool) -> State:
         """kerneld's side runs first. A host with DAMON is asked again."""
-        state = run(self, op)
+        state = run(self, op, **parts)
         if next(steps) % 4 != 2:
             return state
         view = state.views[0]

@@ -94,7 +94,7 @@ def test_a_player_ends_when_its_referee_does() -> None:
         values, _ = link.get()
         if "error" in values:
             pytest.skip(values["error"])
-        link.put({"pages_out": True}, to_json(generate("left", 5)).encode())
+        link.put({"pages_out": True, "everything": True}, to_json(generate("left", 5)).encode())
         link.get()
         player.stdin.close()
         assert player.wait() == 1

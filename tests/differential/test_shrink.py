@@ -55,8 +55,8 @@ def test_a_side_that_answers_otherwise_is_noticed(match: Match, monkeypatch: pyt
         """kerneld's side runs first, so that every other call is its."""
         steps = itertools.count()
 
-        def run_altered(self: Execution[Any], op: Op) -> State:
-            state = run(self, op)
+        def run_altered(self: Execution[Any], op: Op, **parts: bool) -> State:
+            state = run(self, op, **parts)
             return state._replace(outcome=change(state.outcome)) if next(steps) == 2 * at else state
 
         monkeypatch.setattr(Execution, "run", run_altered)
@@ -91,7 +91,7 @@ def test_a_divergence_is_told_and_saved_before_the_search(tmp_path: Path, monkey
         def expect(self, program: Program) -> None:
             pass
 
-        def play(self, program: Program) -> Divergence | None:
+        def play(self, program: Program, *, small: bool) -> Divergence | None:
             saved = [from_json(file.read_text()) for file in tmp_path.iterdir()]
             if saved:
                 seen.append((len(saved[0]), lines[-1]))
@@ -110,3 +110,28 @@ def test_a_divergence_is_told_and_saved_before_the_search(tmp_path: Path, monkey
     assert told == f"saved as {result.saved}; looking for the shortest that diverges"
     assert "differs: ret" in lines[: lines.index(told)]
     assert [op.name for op in from_json(result.saved.read_text())] == ["store"]
+
+
+def test_a_run_goes_on_with_any_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each second program runs with small sizes, by its number in the seed: the same program has the same sizes."""
+    played: list[tuple[Program, bool]] = []
+
+    class Agreeing:
+        ours = SimpleNamespace(check_invariants=lambda _checks: None)
+
+        def describe(self) -> str:
+            return "both sides"
+
+        def expect(self, program: Program) -> None:
+            pass
+
+        def play(self, program: Program, *, small: bool) -> None:
+            played.append((program, small))
+
+    @contextmanager
+    def agreement(*_args: object, **_kinds: object) -> Iterator[Agreeing]:
+        yield Agreeing()
+
+    monkeypatch.setattr("kerneld.referee.run.open_match", agreement)
+    assert run(3, "on", 5, tmp_path, lambda _line: None, first=3).programs == 3
+    assert played == [(generate(f"on-{number}", 5), number % 2 == 1) for number in (3, 4, 5)]

@@ -84,9 +84,9 @@ def traced(match: Match, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Matc
     follower = Follower(match.ours)
     view = Simulated.view
 
-    def looking(self: Simulated, who: int) -> View:
+    def looking(self: Simulated, who: int, *, whole: bool = True) -> View:
         follower.look(self, who)
-        return view(self, who)
+        return view(self, who, whole=whole)
 
     monkeypatch.setattr(Simulated, "view", looking)
     yield match, follower
