@@ -60,6 +60,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         return -errno.ENOSYS
     kernel, thread, work = call.kernel, call.thread, call.work
     frames = kernel.frames
+    frames.has_stalled = False
     if nr != RESTART:
         call.nr = nr
         frames.may_stall = True
@@ -71,7 +72,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         result = -error.errno
         if error.why:
             explain_refusal(call, nr, error)
-        if result == -errno.ENOMEM and frames.take_stall():
+        if frames.take_stall():
             result = Work(_tried_again(call)).go_on()
     except WouldWait as wait:
         # Both generators yield at once, so that they have begun: only a generator that has begun can be closed in
@@ -134,7 +135,7 @@ def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
 def _tried_again(call: Call) -> Pieces:
     """Begin a request again from its start, until memory has been found for it, or it fails.
 
-    A request that fails with ENOMEM has changed nothing, or what it changes again in the same way. Linux would stay in
+    A request that fails has changed nothing, or what it changes again in the same way. Linux would stay in
     the allocation; a fault would be taken again (arch/x86/mm/fault.c:do_user_addr_fault(), VM_FAULT_RETRY).
     """
     args, data = call.args, call.data
@@ -148,8 +149,8 @@ def _tried_again(call: Call) -> Pieces:
                 yield result.waits_for
                 result = result.go_on()
             return result
-        except SysError as error:
-            if error.errno != errno.ENOMEM or not call.kernel.frames.take_stall():
+        except SysError:
+            if not call.kernel.frames.take_stall():
                 raise
 
 

@@ -228,7 +228,14 @@ class Kernel:
             raise SysError(errno.EPROTO)
         # No task runs now: if memory is short, the OOM killer must not blame the task of the last request.
         run_task(self.rq, None)
-        self.frames.may_stall = False
+        # A new client is not made to wait for the memory of others: it needs one frame.
+        self.frames.may_stall, self.frames.may_use_reserve = False, True
+        try:
+            return self._attach(sender, tid, token, flags, inherited)
+        finally:
+            self.frames.may_use_reserve = False
+
+    def _attach(self, sender: Sender, tid: Pid, token: int, flags: int, inherited: Inherited | None) -> Thread:
         uid, gid = sender.uid, sender.gid
         if flags & ATTACH_HOST:
             # A real program acts as its effective user. The credentials of the datagram have the real user.

@@ -42,7 +42,17 @@ def _copy_in_pieces(call: Call, mm: MmStruct) -> Pieces:
             yield from call.wait_for(mm)
             at = vaddr + done
             count = min(end - at, PAGE_SIZE - at % PAGE_SIZE)
-            if not _copy(call, mm, at, own + done, count, write=bool(is_write)):
+            try:
+                is_copied = _copy(call, mm, at, own + done, count, write=bool(is_write))
+            except SysError:
+                if not mm.frames.has_stalled:
+                    raise
+                is_copied = False
+            if mm.frames.take_stall():
+                yield None
+                pace.begin()
+                continue
+            if not is_copied:
                 if not done:
                     raise SysError(errno.EIO)
                 break

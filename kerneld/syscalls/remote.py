@@ -104,10 +104,16 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock
             yield from lock(mm)
             if process.mm is not mm:
                 raise SysError(errno.EFAULT)
-            with held(mm):
-                vaddr += _rw_batch(
-                    mm, vaddr, min(end - vaddr, most_pages * PAGE_SIZE - vaddr % PAGE_SIZE), local, write
-                )
+            count = min(end - vaddr, most_pages * PAGE_SIZE - vaddr % PAGE_SIZE)
+            mm.frames.may_stall = True
+            try:
+                with held(mm):
+                    vaddr += _rw_batch(mm, vaddr, count, local, write)
+            except SysError:
+                if not mm.frames.take_stall():
+                    raise
+                yield None
+                pace.begin()
     return 0
 
 
@@ -118,6 +124,8 @@ def _rw_batch(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, write:
     Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
     """
     pages = pin_user_pages(mm, vaddr, length, write=write)
+    # The caller's pieces are used up, so their faults cannot begin again.
+    mm.frames.may_stall = False
     try:
         return _rw_pages(mm, pages, vaddr % PAGE_SIZE, length, local, write=write)
     finally:

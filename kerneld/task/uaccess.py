@@ -7,7 +7,9 @@ include/linux/uaccess.h: copy_from_user(), copy_to_user(), and arch/x86/mm/fault
 
 from __future__ import annotations
 
-from kerneld.errors import KernelBug
+import errno
+
+from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PF_USER, PF_WRITE, translate
 from kerneld.mm.fault.fault import VM_FAULT_ERROR
 from kerneld.mm.fault.populate import fault_one
@@ -56,7 +58,10 @@ def copy_to_user(mm: MmStruct, vaddr: Vaddr, data: bytes | memoryview) -> int:
 
 
 def user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
-    """Return the physical address of an access; -1 if it is not allowed or nothing is mapped there."""
+    """Return the physical address of an access; -1 if it is not allowed or nothing is mapped there.
+
+    Raises SysError(ENOMEM) if reclaim takes longer than a turn (`Frames.has_stalled`): the request begins again.
+    """
     pkru = mm.frames.processor.pkru
     for _ in range(_PATIENCE):
         if vaddr >= TASK_SIZE:
@@ -68,5 +73,7 @@ def user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
         if vma is None or access_error(~paddr | PF_USER, vma, pkru):
             return -1
         if fault_one(mm, vma, vaddr, access == PF_WRITE) & VM_FAULT_ERROR:
+            if mm.frames.has_stalled:
+                raise SysError(errno.ENOMEM)
             return -1
     raise KernelBug(f"the fault at {vaddr:#x} (access {access:#x}) comes again and again")

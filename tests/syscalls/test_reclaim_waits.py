@@ -13,7 +13,7 @@ from kerneld.hw.paging import PF_WRITE
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
 from kerneld.mm.reclaim import vmscan
-from kerneld.mm.space import pace
+from kerneld.mm.space import dying, pace
 from kerneld.syscalls.answer import Call, Work
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
@@ -22,7 +22,7 @@ from kerneld.task.cpu import touch_in_pieces
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Access, Nr
-from tests.support.programs import ANON, FIXED, READ, ROOT, RW, SHARED, Program, World
+from tests.support.programs import ANON, BASE, FIXED, READ, ROOT, RW, SHARED, Program, World
 
 RAM_BYTES = 32 << 20
 RAM_PAGES = RAM_BYTES // PAGE_SIZE
@@ -123,11 +123,15 @@ def stuck_call(program: Program, call: str) -> tuple[int, tuple[int, ...], int]:
         "MAP_POPULATE": (Nr.MMAP, (at, length, RW, ANON | FIXED | Map.POPULATE.value), at),
         "POPULATE_WRITE": (Nr.MADVISE, (at, length, Madv.POPULATE_WRITE.value), 0),
         "fork": (Nr.CLONE, (0,), 0),
+        "get_mempolicy": (Nr.GET_MEMPOLICY, (0, 0, 0, at, 3), 0),
+        "/proc/PID/mem": (Nr.MEM_RW, (program.pid, at, at + 4 * PAGE_SIZE, PAGE_SIZE, 0), PAGE_SIZE),
     }
     return known[call]
 
 
-@pytest.mark.parametrize("call", ["store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE", "fork"])
+@pytest.mark.parametrize(
+    "call", ["store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE", "fork", "/proc/PID/mem", "get_mempolicy"]
+)
 def test_a_reclaim_without_progress_lets_others_act(
     program: Program, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +154,7 @@ def test_a_reclaim_without_progress_lets_others_act(
     ret = outcome if isinstance(outcome, int) else outcome.ret
     assert ret == result or (call == "fork" and ret > 0)
     if call != "fork":
-        assert program.load(args[0]) in (b"x", b"\0")
+        assert call in ("/proc/PID/mem", "get_mempolicy") or program.load(args[0]) in (b"x", b"\0")
     assert not kernel.frames.vmstat["oom_kill"]
 
 
@@ -163,12 +167,41 @@ def test_at_last_the_killer_comes(program: Program, monkeypatch: pytest.MonkeyPa
     assert kernel.frames.vmstat["oom_kill"] == 1
 
 
-def test_what_cannot_begin_again_waits(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new client has made no request yet: its page table is made in one turn, here after a kill."""
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_a_new_client_uses_the_reserve(program: Program, is_deep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has made no request that could begin again. Below the reserve all attempts are made in one turn."""
     stuck = Stuck(program.kernel, monkeypatch)
-    sender = Sender(program.pid + 1, ROOT, ROOT)
-    program.kernel.attach(sender, ABI_VERSION, 0, 0)
-    assert stuck.attempts == vmscan.MAX_RECLAIM_RETRIES + 1
+    if is_deep:
+        program.kernel.frames.watermark_min *= 2
+    program.kernel.attach(Sender(program.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0)
+    assert stuck.attempts == (vmscan.MAX_RECLAIM_RETRIES + 1 if is_deep else 0)
+
+
+@pytest.mark.parametrize("call", ["store", "fork"])
+def test_who_waits_for_the_memory_of_the_dead_waits_a_part_of_a_turn(
+    program: Program, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = program.kernel
+    dead = Program(kernel, kernel.attach(Sender(program.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0))
+    for place in range(16):
+        at = dead.mmap(1, at=BASE + 2 * place * PMD_SIZE)
+        dead.store(at, b"x")
+    monkeypatch.setattr(kernel.dying, "slice_seconds", 0.0)
+    monkeypatch.setattr(dying, "_AWAITED_SECONDS", 0.0)
+    monkeypatch.setattr(kernel.frames, "watermark_min", kernel.frames.free_pages + 6)
+    kernel.process_died(dead.process)
+    nr, args, result = stuck_call(program, call)
+    request = Call(kernel, program.thread, (*args, *[0] * (6 - len(args))), b"x", [])  # type: ignore[arg-type]
+    outcome, turns = run(request, nr), 0
+    while isinstance(outcome, Work):
+        assert kernel.dying.queue
+        request.work, turns = outcome, turns + 1
+        outcome = run(request, RESTART)
+    assert outcome == result or call == "fork"
+    monkeypatch.undo()
+    kernel.dying.finish()
+    assert turns > 2
+    assert not kernel.frames.vmstat["allocstall_movable"]
 
 
 def test_the_background_pass_is_done_in_pieces(program: Program) -> None:

@@ -124,6 +124,8 @@ class Frames:
         """Whether the call that runs can begin again: then an allocation in it reclaims at most once."""
         self.has_stalled = False
         """Whether `slowpath` has raised SysError(ENOMEM) because of that: see `take_stall`."""
+        self.may_use_reserve = False
+        """Whether allocations may use half of what lies below the minimum (Linux: __GFP_HIGH)."""
         self.dying: Dying | None = None
         """The address spaces that are freed in pieces; None if they are freed at once."""
         self.alloc_hook: Callable[[int], None] | None = None

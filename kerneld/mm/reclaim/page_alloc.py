@@ -92,7 +92,8 @@ class PageAlloc:
 
     def _is_enough(self, count: int) -> bool:
         """Source: Linux v6.8 mm/page_alloc.c:__zone_watermark_ok()."""
-        return self._frames.free_pages - (count - 1) > self._frames.watermark_min
+        least = self._frames.watermark_min >> self._frames.may_use_reserve
+        return self._frames.free_pages - (count - 1) > least
 
     def _should_retry(self, count: int) -> bool:
         """Source: Linux v6.8 mm/page_alloc.c:should_reclaim_retry()."""

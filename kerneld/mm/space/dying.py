@@ -14,12 +14,14 @@ mm/oom_kill.c:oom_reaper().
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from kerneld.errors import SysError
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.locked_pages import zap_vma_range
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from kerneld.mm.space.vma import Vma
 
 SLICE_SECONDS = 0.002
+_AWAITED_SECONDS = 0.005
+"""How long a call that needs what dying address spaces have waits for them in one turn."""
 _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
 _MANY_VMAS = 1024
@@ -246,10 +250,20 @@ def _zap(mm: MmStruct, vma: Vma, end: Vaddr, pace: Pace) -> Pieces:
 def room_after(frames: Frames, is_enough: Callable[[], bool]) -> bool:
     """Return whether there is enough of a resource (`is_enough`).
 
-    First take dying address spaces down if it is short.
+    First take dying address spaces down if it is short. For a call that can begin again not for longer than a part of a
+    turn: then SysError(ENOMEM) is raised, see `Frames.take_stall`.
     """
     if is_enough():
         return True
-    if frames.dying is not None and frames.dying.queue:
-        frames.dying.finish(is_enough)
+    dying = frames.dying
+    if dying is None or not dying.queue:
+        return False
+    if not frames.may_stall or dying.slice_seconds is None:
+        dying.finish(is_enough)
+        return is_enough()
+    until = monotonic() + _AWAITED_SECONDS
+    dying.finish(lambda: is_enough() or monotonic() >= until)
+    if not is_enough() and dying.queue:
+        frames.has_stalled = True
+        raise SysError(errno.ENOMEM)
     return is_enough()
