@@ -239,7 +239,7 @@ def disk_file(p: Process, scale: Scale) -> World:
 
 
 _CLEAR_REFS = [
-    Case("clear_refs", make, lambda p, _: p.procwrite("self/clear_refs", b"1"))
+    Case("clear_refs", make, lambda p, _: p.procwrite(f"{p.pid}/clear_refs", b"1"))
     for make in (worlds.wide, worlds.vmas, worlds.written, worlds.huge, worlds.file, worlds.swapped, worlds.many_files)
 ]
 
