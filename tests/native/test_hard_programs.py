@@ -115,9 +115,36 @@ os.execv("/bin/sh", ["sh", "-c", "ulimit -Sn; ulimit -Hn"])
 
 
 def test_a_fork_with_no_descriptor_left(inside: Inside) -> None:
-    """The stub's own descriptors lie below the hard limit here: the program has some less than its limit says."""
+    """The host's hard limit has no room for the stub's own descriptors: the program sees a limit below them."""
     words = ["python3", "-u", "-c", FULL]
-    limited = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh"]
-    end = inside.outside([*limited, *inside.command(words)])
-    assert end == inside.outside([*limited, *words])
-    assert end.output.split() == ["300", "300", "Too", "many", "open", "files", "7", "300", "300"]
+    outcomes = [inside.outside(_limited(300, 300, argv)) for argv in (inside.command(words), words)]
+    assert [end.output.split() for end in outcomes] == [
+        [limit, limit, "Too", "many", "open", "files", "7", limit, limit] for limit in ("236", "300")
+    ]
+    assert {end.status for end in outcomes} == {0}
+
+
+RAISED = """
+import fcntl, os, resource
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(soft)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft + 900, hard))
+print(fcntl.fcntl(0, fcntl.F_DUPFD, soft + 8), os.dup2(0, soft + 899))
+opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(soft + 500)]
+print(max(opened))
+for fd in opened:
+    os.close(fd)
+"""
+
+
+def test_more_descriptors_than_the_limit_at_the_start(inside: Inside) -> None:
+    """As valgrind, which keeps its own above the limit that it found, and servers, which raise it for their clients."""
+    words = ["python3", "-c", RAISED]
+    end, outside = (inside.outside(_limited(200, 2500, argv)) for argv in (inside.command(words), words))
+    assert end == outside
+    assert end.output == "200\n208 1099\n703\n"
+
+
+def _limited(soft: int, hard: int, argv: list[str]) -> list[str]:
+    """Return the words that run a program with these limits of open files."""
+    return ["sh", "-c", f'ulimit -Sn {soft}; ulimit -Hn {hard}; exec "$@"', "sh", *argv]

@@ -16,7 +16,7 @@ from kerneld.commands.program import ProgramError
 from shared.uapi.personality import MMAP_PAGE_ZERO
 
 _HIDDEN_FDS = 64
-"""The least number of descriptors of the stub just below the limit, if it cannot have them above it."""
+"""The least number of descriptors of the stub, where the limit leaves no room for more."""
 _WINDOW_FDS = 1024
 """The number of descriptors that are not the program's (descriptors.c: HIDDEN_COUNT)."""
 _MOST_FDS = 32_768
@@ -61,7 +61,8 @@ def stub_words(
     """
     hidden = f"{_first_hidden_fd(*open_files)}/{define}/{personality}"
     path, name, *arguments = program
-    return ["kerneld-exec", "-", socket_path, hidden, "-", "-", path, name, name, *arguments]
+    # The name that execve has, which a script's interpreter gets, is the path; argv[0] is the name that was given.
+    return ["kerneld-exec", "-", socket_path, hidden, "-", "-", path, path, name, *arguments]
 
 
 def check_set_user_id(path: str) -> None:
@@ -73,15 +74,16 @@ def check_set_user_id(path: str) -> None:
 
 
 def _first_hidden_fd(soft: int, hard: int) -> int:
-    """Return the first descriptor of the stub: above the program's own, if the hard limit of open files leaves room.
+    """Return the first descriptor of the stub: above all that the program may ever have, if the hard limit leaves room.
 
-    Raises ProgramError when the limit is too small.
+    A program may raise its soft limit: a server for more clients, valgrind for its own files just above the limit that
+    it found. Raises ProgramError when the hard limit is too small for the stub and the program.
     """
-    hidden = _MOST_FDS if soft == resource.RLIM_INFINITY else min(soft, _MOST_FDS)
-    if hard == resource.RLIM_INFINITY or hard >= hidden + _WINDOW_FDS:
-        return hidden
+    most = _MOST_FDS + _WINDOW_FDS
+    if hard == resource.RLIM_INFINITY or hard >= most:
+        return _MOST_FDS
     # Each thread has one: 64 of them would not do for a program with as many threads.
-    hidden -= max(_HIDDEN_FDS, min(_WINDOW_FDS, hidden // 16))
+    hidden = hard - (_WINDOW_FDS if soft <= hard - _WINDOW_FDS else max(_HIDDEN_FDS, min(_WINDOW_FDS, hard // 16)))
     if hidden < _HIDDEN_FDS:
-        raise ProgramError(f"the limit of {soft} open files is too small (ulimit -n)")
+        raise ProgramError(f"the limit of {hard} open files is too small (ulimit -n)")
     return hidden

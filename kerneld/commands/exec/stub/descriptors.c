@@ -1,6 +1,6 @@
-/* The descriptors that are not the program's: high ones, where the host allows, above the program's limit of open files.
- * So that limit is virtual: the host's soft limit is the program's, but for the moment in which a descriptor is hidden;
- * the host's hard limit stays high enough for that. */
+/* The descriptors that are not the program's: above its hard limit of open files, or from 32,768 on. If the host's hard
+ * limit leaves no room there, the program sees a lower one. So its limits are virtual: the host's soft limit is the
+ * program's, but for the moment in which a descriptor is hidden; the host's hard limit stays high enough for that. */
 #include "native.h"
 
 #define RLIMIT_NOFILE 7
@@ -15,8 +15,7 @@ struct limit { u64 soft, hard; };
 static struct limit seen;	/* what the program sees */
 static u64 host_hard;
 
-/* The host's soft limit. Where the host leaves no room above the program's limit, it ends below the stub's descriptors:
- * the program shall not get their numbers. */
+/* The host's soft limit. The program shall not get the numbers of the stub's descriptors. */
 static u64 host_soft(void)
 {
 	u64 hidden = process.hidden_fds;
@@ -34,8 +33,12 @@ void descriptors_start(u64 soft, u64 hard)
 {
 	sys4(NR_prlimit64, 0, RLIMIT_NOFILE, 0, &seen);
 	host_hard = seen.hard;
-	if (hard)
+	if (hard) {
 		seen = (struct limit){soft, hard};
+	} else if (host_hard <= (u64)process.hidden_fds + HIDDEN_COUNT) {
+		seen.hard = process.hidden_fds;
+		seen.soft = seen.soft < seen.hard ? seen.soft : seen.hard;
+	}
 }
 
 /* Write them for the next program, each behind a slash. */
