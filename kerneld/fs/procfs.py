@@ -66,7 +66,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.shm import ShmSegments
-from kerneld.task.task import Process
+from kerneld.task.task import Process, Thread
 from shared.uapi.page import TASK_SIZE, Pid
 
 _MAX_OFFSET = (1 << 63) - 1
@@ -150,9 +150,9 @@ class ProcFs:
         major = ended["pgmajfault"] + sum(process.maj_flt for process in living)
         return ended["pgfault"] + sum(process.min_flt + process.maj_flt for process in living), major
 
-    def read(self, reader: Process, path: str, offset: int, length: int) -> bytes:
+    def read(self, thread: Thread, path: str, offset: int, length: int) -> bytes:
         """Do the same as `read_in_pieces`, at once."""
-        pieces = self.read_in_pieces(reader, path, offset, length)
+        pieces = self.read_in_pieces(thread, path, offset, length)
         while True:
             try:
                 next(pieces)
@@ -160,8 +160,8 @@ class ProcFs:
                 data: bytes = end.value
                 return data
 
-    def read_in_pieces(self, reader: Process, path: str, offset: int, length: int) -> Generator[None, None, bytes]:
-        """Return up to `length` bytes of the file at `path`, under /proc, from `offset`; nothing at its end.
+    def read_in_pieces(self, thread: Thread, path: str, offset: int, length: int) -> Generator[None, None, bytes]:
+        """Return to a thread up to `length` bytes of the file at `path`, under /proc, from `offset`; none at its end.
 
         Yields between pieces, so that other clients may be served. A view of much memory is not of one moment, as in
         Linux. Raises SysError(ENOENT) for an unknown path or a dead process, SysError(EISDIR) or ENOTDIR for a path
@@ -171,16 +171,16 @@ class ProcFs:
         if offset > _MAX_OFFSET:
             raise SysError(errno.EINVAL)
         if names and (names[0] in ("self", "thread-self") or names[0][0].isdigit()):
-            return (yield from self._read_of_process(reader, names, offset, length))
+            return (yield from self._read_of_process(thread, names, offset, length))
         name = "/".join(names)
         if name in _OF_ALL_MEMORY:
             # After the end of a process these files must show its memory as free, as on Linux.
             yield from self._finish_dying()
-        show = self._find_show(reader, name)
+        show = self._find_show(thread.process, name)
         if show is not None:
-            return (yield from self._seq_files.read(reader, name, one_record(show), offset, length))
+            return (yield from self._seq_files.read(thread, name, one_record(show), offset, length))
         if name in self._frame_words:
-            if not reader.cred.superuser:
+            if not thread.process.cred.superuser:
                 raise SysError(errno.EACCES)
             return self._frame_words[name](self._kernel.frames, offset, length)
         raise SysError(self._why_missing(names))
@@ -237,8 +237,9 @@ class ProcFs:
         return errno.ENOTDIR if is_file else errno.ENOENT
 
     def _read_of_process(
-        self, reader: Process, names: list[str], offset: int, length: int
+        self, thread: Thread, names: list[str], offset: int, length: int
     ) -> Generator[None, None, bytes]:
+        reader = thread.process
         process = reader if names[0] in ("self", "thread-self") else self._find_process(names[0])
         if process is not None and process.mm is not None:
             yield from self._kernel.files.changes.wait_for(process.mm)
@@ -250,14 +251,14 @@ class ProcFs:
         permitted = ptrace_may_access(reader, process)
         if name == "walk":
             view = one_record(self._open_walk(reader, process, names[2:], permitted=permitted))
-            return (yield from self._seq_files.read(reader, "/".join(names), view, offset, length))
+            return (yield from self._seq_files.read(thread, "/".join(names), view, offset, length))
         show = self._open_show(reader, process, name, permitted=permitted)
         if show is None and name not in ("pagemap", "mem"):
             raise SysError(errno.ENOENT)
         if len(names) > 2:
             raise SysError(errno.ENOTDIR)
         if show is not None:
-            pieces = self._seq_files.read(reader, f"{process.pid}/{name}", show, offset, length)
+            pieces = self._seq_files.read(thread, f"{process.pid}/{name}", show, offset, length)
             return (yield from _while_it_lives(process, pieces))
         # Only its owner may open these files (mode 0400, 0600). Linux checks that first.
         if not permitted or not (process.mm.dumpable or reader.cred.capable(CAP_SYS_PTRACE)):

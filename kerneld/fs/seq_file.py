@@ -1,11 +1,11 @@
 """Views that consist of records, read in pieces of any size.
 
-Owns the position of each reader. A change between two reads never cuts a record (the lines of a mapping, or a whole
-small file): a reader that continues at its last offset first gets the rest of the last record. A read from another
-offset starts at the first record. Knows nothing about the contents. Answers to Linux v6.8
-fs/seq_file.c:seq_read_iter().
+Owns the position of each reader: of a thread, so that the threads of one process may read at the same time. A change
+between two reads never cuts a record (the lines of a mapping, or a whole small file): a reader that continues at its
+last offset first gets the rest of the last record. A read from another offset starts at the first record. Knows nothing
+about the contents. Answers to Linux v6.8 fs/seq_file.c:seq_read_iter().
 
-Invariant: of a process only bytes and an address are kept. So an unfinished view keeps no memory alive.
+Invariant: of a reader only bytes and an address are kept. So an unfinished view keeps no memory alive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from kerneld.task.task import Process
+from kerneld.task.task import Thread
 
 START, END = 0, 1 << 64
 """The first key, and the key at the end of a view."""
@@ -48,12 +48,12 @@ def one_record(render: Callable[[], bytes]) -> Show:
 
 
 class SeqFiles:
-    """The unfinished sequential reads: for each process, the position in the view that it read last."""
+    """The unfinished sequential reads: for each thread, the position in the view that it read last."""
 
     def __init__(self) -> None:
-        self._positions: WeakKeyDictionary[Process, _Position] = WeakKeyDictionary()
+        self._positions: WeakKeyDictionary[Thread, _Position] = WeakKeyDictionary()
 
-    def read(self, reader: Process, path: str, show: Show, offset: int, length: int) -> Generator[None, None, bytes]:
+    def read(self, reader: Thread, path: str, show: Show, offset: int, length: int) -> Generator[None, None, bytes]:
         """Return up to `length` bytes of a view from `offset`, in bytes; nothing at its end. Yields between pieces."""
         position = self._positions.get(reader)
         skip, key, data = offset, START, bytearray()

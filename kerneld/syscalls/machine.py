@@ -97,7 +97,7 @@ def procread(call: Call) -> int | Answer | Work:
 
 
 def _procread(call: Call, path: str, offset: int, length: int) -> Pieces:
-    data = yield from call.kernel.procfs.read_in_pieces(call.process, path, offset, length)
+    data = yield from call.kernel.procfs.read_in_pieces(call.thread, path, offset, length)
     return Answer(len(data), data)
 
 

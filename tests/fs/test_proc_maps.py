@@ -14,6 +14,7 @@ import pytest
 from kerneld.mm.calls.brk import do_brk
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.task.exec import fresh_mm
+from kerneld.task.task import Thread
 from shared.uapi.mman import Map, Prot
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from tests.fs.host import MAPS_LINE, host_memory, pagemap_of, proc, smaps_of
@@ -279,3 +280,18 @@ def test_two_readers_do_not_disturb_each_other(world: World) -> None:
     assert world.read("self/maps", offset=33, length=500) == whole[33:533]
     assert first == whole[:33]
     assert world.read(f"{world.me.pid}/maps", other, offset=70, length=70) == whole[70:140]
+
+
+def test_two_threads_of_a_process_read_at_the_same_time(world: World) -> None:
+    """Each continues in its own text, though the mappings that it has read are gone meanwhile."""
+    starts = [world.map_anonymous(1, flags=Map.SHARED) for _ in range(6)]
+    other = Thread(78, world.me)
+    text = world.read("self/maps", length=150)
+    assert world.procfs.read(other, "self/maps", 0, 150) == text
+    for start in starts[:3]:
+        unmap(world.me.live_mm, start)
+    for position in (150, 160, 170):
+        text += world.read("self/maps", offset=position, length=10)
+        assert world.procfs.read(other, "self/maps", position, 10) == text[-10:]
+    text += world.read("self/maps", offset=len(text))
+    assert all(MAPS_LINE.match(line) for line in text.decode().splitlines())

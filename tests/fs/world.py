@@ -68,7 +68,7 @@ class World:
         self.processes.clear()
 
     def read(self, path: str, reader: Process | None = None, offset: int = 0, length: int = 1 << 16) -> bytes:
-        return self.procfs.read(reader or self.me, path, offset, length)
+        return self.procfs.read((reader or self.me).threads[0], path, offset, length)
 
     def text(self, path: str, reader: Process | None = None) -> str:
         return self.read(path, reader, length=1 << 24).decode()
