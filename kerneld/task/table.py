@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,34 @@ class _Token:
         return self.thread.process
 
 
+class _Tokens:
+    """The copies that wait for a child, by token. Those of one parent are found without a look at all others."""
+
+    def __init__(self) -> None:
+        self.all: dict[int, _Token] = {}
+        self._of: dict[Process, dict[int, _Token]] = {}
+
+    def add(self, token: int, copy: _Token) -> None:
+        self.all[token] = self._of.setdefault(copy.parent, {})[token] = copy
+
+    def take(self, token: int) -> _Token:
+        """Remove a token, and return its copy."""
+        copy = self.all.pop(token)
+        siblings = self._of[copy.parent]
+        del siblings[token]
+        if not siblings:
+            del self._of[copy.parent]
+        return copy
+
+    def find(self, token: int) -> _Token | None:
+        """Return the copy of a token, or None."""
+        return self.all.get(token)
+
+    def of(self, parent: Process) -> Mapping[int, _Token]:
+        """Return the copies of a parent."""
+        return self._of.get(parent, {})
+
+
 class ProcessTable:
     """The processes of one machine."""
 
@@ -67,7 +95,7 @@ class ProcessTable:
         self._superuser_uid = superuser_uid
         self._new_mm = new_mm
         self.processes: dict[Pid, Process] = {}
-        self._tokens: dict[int, _Token] = {}
+        self._tokens = _Tokens()
         self._admitted: dict[int, Process] = {}
         """By token, the children that have not attached and are processes already. The one thread of each waits for
         its connection."""
@@ -121,7 +149,7 @@ class ProcessTable:
 
     def admit(self, pid: Pid, token: int) -> Process:
         """Make the process of a native program's child before the child attaches with its token."""
-        copy = self._tokens.pop(token)
+        copy = self._tokens.take(token)
         process = _forked(pid, copy)
         _new_thread(pid, process, copy.inherited)
         self._admitted[token] = process
@@ -130,19 +158,18 @@ class ProcessTable:
 
     def forking(self) -> list[tuple[int, Thread]]:
         """Return the token of each native program's child that has not attached, and the thread that forks."""
-        return [(token, copy.thread) for token, copy in self._tokens.items() if copy.is_given]
+        return [(token, copy.thread) for token, copy in self._tokens.all.items() if copy.is_given]
 
     def give(self, token: int) -> None:
         """Note that the thread that forks a native program's child has the token now."""
-        self._tokens[token].is_given = True
+        self._tokens.all[token].is_given = True
 
     def _take_token(self, pid: Pid, token: int) -> _Token:
-        copy = self._tokens.get(token)
+        copy = self._tokens.find(token)
         # The stub of a native program gives the token to its child alone, which may have another parent (CLONE_PARENT).
         if copy is None or not (copy.may_be_native or find_ppid(pid) == copy.parent.pid):
             raise SysError(errno.EINVAL)
-        del self._tokens[token]
-        return copy
+        return self._tokens.take(token)
 
     def clone(self, thread: Thread) -> Generator[None, None, int]:
         """Copy the memory of a thread's process, and its PKRU. Return the token for the child's attach.
@@ -160,12 +187,13 @@ class ProcessTable:
         # The copy belongs to the parent from the beginning: the OOM killer must find it, and the parent may end
         # meanwhile.
         old, mm, token = parent.live_mm, new_copy(parent.live_mm), self._new_number(parent)
-        self._tokens[token] = _new_token(thread, mm)
+        self._tokens.add(token, _new_token(thread, mm))
         try:
             with self.mmap_locks.write(thread):
                 yield from dup_in_pieces(old, mm)
         except BaseException:
-            if self._tokens.pop(token, None) is not None:
+            if self._tokens.find(token) is not None:
+                self._tokens.take(token)
                 exit_mmap(mm)
             raise
         return token
@@ -176,11 +204,11 @@ class ProcessTable:
         Raises SysError(EAGAIN) with too many waiting. Source: Linux v6.8 kernel/fork.c:copy_mm().
         """
         parent = thread.process
-        if sum(copy.parent is parent for copy in self._tokens.values()) >= MAX_TOKENS:
+        if len(self._tokens.of(parent)) >= MAX_TOKENS:
             raise SysError(errno.EAGAIN)
         mm, token = parent.live_mm, self._new_number(parent)
         mm.users += 1
-        self._tokens[token] = _new_token(thread, mm)
+        self._tokens.add(token, _new_token(thread, mm))
         return token
 
     def _new_number(self, parent: Process) -> int:
@@ -188,30 +216,29 @@ class ProcessTable:
 
         So each has a field of its own in a ring: `shared.uapi.ring.CHILDREN_START`.
         """
-        used = {token % MAX_TOKENS for token, copy in self._tokens.items() if copy.parent is parent}
+        used = {token % MAX_TOKENS for token in self._tokens.of(parent)}
         free = min(set(range(MAX_TOKENS)) - used)
         return (secrets.randbits(58) + 1) * MAX_TOKENS + free
 
     def cancel(self, parent: Process, token: int) -> None:
         """Drop a token of a process: the real fork has failed. Raises SysError(EINVAL) for one that is not its own."""
-        copy = self._tokens.get(token)
-        if copy is None or copy.parent is not parent:
+        if token not in self._tokens.of(parent):
             raise SysError(errno.EINVAL)
-        mmput(self._tokens.pop(token).mm)
+        mmput(self._tokens.take(token).mm)
 
     def line_lost(self, line: int) -> None:
         """Drop the token of a child that will not attach: its connection has ended before."""
-        for token in [token for token, copy in self._tokens.items() if line and copy.line == line]:
-            mmput(self._tokens.pop(token).mm)
+        if line:
+            for token in [token for token, copy in self._tokens.all.items() if copy.line == line]:
+                mmput(self._tokens.take(token).mm)
 
     def copies_of(self, parent: Process) -> list[MmStruct]:
         """Return the copies of a process's memory that wait for a child."""
-        tokens = self._tokens.values()
-        return [copy.mm for copy in tokens if copy.parent is parent and copy.mm is not parent.mm]
+        return [copy.mm for copy in self._tokens.of(parent).values() if copy.mm is not parent.mm]
 
     def find_parent(self, number: int) -> Process | None:
         """Return the parent of the copy of this number that waits for a child; None for another address space."""
-        return next((copy.parent for copy in self._tokens.values() if copy.mm.number == number), None)
+        return next((copy.parent for copy in self._tokens.all.values() if copy.mm.number == number), None)
 
     def setuid(self, process: Process, uid: int) -> None:
         """Set the user of a process. A superuser that takes another user loses its privilege for good.
@@ -256,10 +283,11 @@ class ProcessTable:
 
     def _forget(self, process: Process) -> None:
         del self.processes[process.pid]
-        self._admitted = {token: child for token, child in self._admitted.items() if child is not process}
+        if self._admitted:
+            self._admitted = {token: child for token, child in self._admitted.items() if child is not process}
         # A native program's child may live already: it attaches later, or its connection ends.
-        for token in [token for token, copy in self._tokens.items() if copy.parent is process and not copy.line]:
-            mmput(self._tokens.pop(token).mm)
+        for token in [token for token, copy in self._tokens.of(process).items() if not copy.line]:
+            mmput(self._tokens.take(token).mm)
         self.ended.append(process)
 
     def take_ended(self) -> list[Process]:
@@ -274,7 +302,7 @@ class ProcessTable:
         A process that is at its end has given up its own: it is among the dying ones.
         """
         mms = [process.mm for process in self.processes.values() if process.mm is not None]
-        return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.values())]))
+        return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.all.values())]))
 
 
 def _new_token(thread: Thread, mm: MmStruct) -> _Token:

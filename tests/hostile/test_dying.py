@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -92,6 +93,19 @@ def test_many_that_end_in_one_turn_have_one_slice(world: World) -> None:
         end(world, program)
     assert len(world.kernel.dying.queue) >= 3
     assert turns(world.kernel) >= 3 * 8
+
+
+def test_a_long_turn_is_one_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Much time goes by on a busy machine while hundreds end; that is no other turn."""
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(dying, "monotonic", lambda: next(clock))
+    dead = [with_many_vmas(world, pages=16) for _ in range(4)]
+    mms = [program.mm for program in dead]
+    left = []
+    for program in dead:
+        end(world, program)
+        left.append(sum(len(mm.vmas) for mm in mms))
+    assert left == left[:1] * 4
 
 
 def test_with_an_event_loop_the_first_slice_waits_for_the_answer(world: World) -> None:

@@ -80,6 +80,8 @@ _PAGE_ADVICE = frozenset(
     {Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED, Madv.REMOVE, Madv.COLLAPSE}
 )
 _FAST_ADVICE = frozenset({Madv.DONTNEED, Madv.DONTNEED_LOCKED, Madv.FREE, Madv.COLD})
+_READ_BYTES = PMD_SIZE // 4
+"""What one piece of WILLNEED reads: a page is read in by itself, where PAGEOUT writes many at once."""
 SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
 """Advice that is given to a part of a VMA as well as to all of it: many page tables at once, or one."""
 Visited = Generator[None, None, Vaddr]
@@ -174,9 +176,9 @@ def _step_end(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, pa
         return end
     if advice is Madv.WILLNEED and vma.file is not None:
         # The pages of the file matter here, not the mapped pages.
-        return pace.stop(start, end) if vma.page_index(start) < vma.file.mapping.last_index() else end
-    # A page is read in by itself, where PAGEOUT writes many at once.
-    return pace.far_stop(mm.page_table.walk, start, end, PMD_SIZE // 4 if advice is Madv.WILLNEED else PMD_SIZE)
+        is_inside = vma.page_index(start) < vma.file.mapping.last_index()
+        return min(end, (start & -_READ_BYTES) + _READ_BYTES) if is_inside else end
+    return pace.far_stop(mm.page_table.walk, start, end, _READ_BYTES if advice is Madv.WILLNEED else PMD_SIZE)
 
 
 def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv, may_write: MayWrite) -> Steps | None:

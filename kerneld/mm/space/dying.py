@@ -42,8 +42,6 @@ _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
 _MANY_VMAS = 1024
 """An address space with more is not looked through, and its wide VMAs are cleared first."""
-_LONG_AGO = 4
-"""After this number of slices without a piece, another turn has begun."""
 Pieces = Generator[None, None, None]
 
 
@@ -63,7 +61,7 @@ class Dying:
         self._pieces: dict[MmStruct | AddressSpace, Pieces] = {}
         self._is_running = False
         self._spent = 0.0
-        self._last = 0.0
+        """The time that the slices have taken since `turn`: hundreds of processes may end between two of its calls."""
 
     def begin(self, mm: MmStruct) -> None:
         """Take down an address space that no process uses any more, as far as this turn's slice allows."""
@@ -103,17 +101,15 @@ class Dying:
         """Work on the queue for one slice of time: one turn of the event loop."""
         self._spent = 0.0
         self._run_slice(self.slice_seconds or 0.0)
+        self._spent = 0.0
 
     def _run_slice(self, slice_seconds: float) -> None:
         """Run pieces, at least one, unless this turn has had its slice: many processes may end in one turn."""
-        begun = monotonic()
-        if begun - self._last > _LONG_AGO * slice_seconds:
-            self._spent = 0.0
         if self._spent <= slice_seconds:
+            begun = monotonic()
             until = begun + slice_seconds - self._spent
             self._go_on(lambda: monotonic() >= until)
-            self._last = monotonic()
-            self._spent += self._last - begun
+            self._spent += monotonic() - begun
 
     def finish(self, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Work on the queue until `is_enough` returns True, or until the queue is empty."""
