@@ -16,11 +16,11 @@ from shared.uapi.shadowpt import MAX_SPT_RANGE
 from shared.uapi.syscalls import Access, Nr
 from tests.hostile import waits_worlds as worlds
 from tests.hostile.waits_cases import Case
-from tests.hostile.waits_machine import ksm_is, scan
+from tests.hostile.waits_machine import ksm_is, reclaim_all, scan
 from tests.hostile.waits_worlds import ANON, BASE, RW, Scale, World
 
 _COPIES = 16
-_FAMILY, _LEAVING, _LOOP = 60, 250, 100
+_FAMILY, _LARGE_FAMILY, _LEAVING, _LOOP = 60, 180, 250, 100
 _ENTRY_BYTES = 24
 
 
@@ -72,6 +72,14 @@ def huge_family_merging(p: Process, scale: Scale) -> World:
     world = _one_huge(p)
     p.madvise(world.start, world.length, Madv.MERGEABLE)
     _children(p, _FAMILY, copies=_COPIES)
+    return world
+
+
+def large_huge_family(p: Process, _scale: Scale) -> World:
+    """The same of 3,000 address spaces."""
+    world = _one_huge(p)
+    p.madvise(world.start, world.length, Madv.MERGEABLE)
+    _children(p, _LARGE_FAMILY, copies=_COPIES)
     return world
 
 
@@ -198,7 +206,8 @@ CASES = [
            lambda p, w, advice=advice: p.madvise(w.start, w.length // 2, advice))  # type: ignore[misc]
       for advice in (Madv.PAGEOUT, Madv.COLD, Madv.FREE)],
     Case("munmap of half a huge page", huge_family, lambda p, w: p.munmap(w.start, w.length // 2)),
-    Case("KSM's scans", huge_family_merging, _ksm_splits),
+    *[Case("KSM's scans", make, _ksm_splits) for make in (huge_family_merging, large_huge_family)],
+    Case("min_free_kbytes", large_huge_family, reclaim_all),
     *[Case(call, make, do)
       for make in (family, chain)
       for call, do in (

@@ -244,7 +244,7 @@ _CLEAR_REFS = [
 ]
 
 
-def _reclaim_all(p: Process, _world: World) -> None:
+def reclaim_all(p: Process, _world: World) -> None:
     """Ask for more free memory than there is, and write to memory."""
     p.procwrite("sys/vm/min_free_kbytes", str((12 << 30) >> 10).encode())
     try:
@@ -275,9 +275,9 @@ CASES = [
     *_CLEAR_REFS,
     Case("drop_caches", disk_file, _set("sys/vm/drop_caches", 1)),
     Case("munmap, drop_caches", disk_file, _unmap_and_drop),
-    Case("min_free_kbytes", worlds.written, _reclaim_all),
-    Case("min_free_kbytes", worlds.huge, _reclaim_all),
-    Case("min_free_kbytes", worlds.file, _reclaim_all),
-    Case("min_free_kbytes", worlds.many_files, _reclaim_all),
+    Case("min_free_kbytes", worlds.written, reclaim_all),
+    Case("min_free_kbytes", worlds.huge, reclaim_all),
+    Case("min_free_kbytes", worlds.file, reclaim_all),
+    Case("min_free_kbytes", worlds.many_files, reclaim_all),
     *_READS,
 ]  # fmt: skip

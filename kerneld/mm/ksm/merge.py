@@ -23,9 +23,10 @@ from kerneld.mm.frames.lru import folio_mark_accessed, mlock_folio, munlock_foli
 from kerneld.mm.ksm.contents import page_bytes
 from kerneld.mm.ksm.items import find_mergeable_vma, remove_rmap_item_from_tree
 from kerneld.mm.ksm.unmerge import break_ksm
+from kerneld.mm.space.ksm import ksm_of
 from kerneld.mm.space.ksm_state import Ksm, RmapItem
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
-from kerneld.mm.space.split_folio import split_folio
+from kerneld.mm.space.split_folio import has_crowd, split_folio
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import Pfn, Vaddr
@@ -76,6 +77,7 @@ def try_to_merge_one_page(
     """Let a page map the merged frame `kpfn`; None: make its own frame a merged one. Return whether it is done.
 
     A frame of a huge page is split off first. That fails if `other`, which the caller holds, is of the same huge page.
+    If very many map it, the scan splits it in pieces, and merges it the next time.
     Source: Linux v6.8 mm/ksm.c:try_to_merge_one_page().
     """
     frames = mm.frames
@@ -86,6 +88,9 @@ def try_to_merge_one_page(
         return False
     if flags & PG_LARGE:
         if other is not None and are_of_one_huge_page(frames, pfn, other):
+            return False
+        if has_crowd(frames, pfn):
+            ksm_of(frames).to_split.append(pfn)
             return False
         split_folio(frames, pfn)
     pte = write_protect_page(mm, address, pfn)

@@ -47,7 +47,7 @@ from kerneld.mm.ksm.stable import (
 from kerneld.mm.ksm.unstable import find_anon_frame, unstable_tree_search_insert
 from kerneld.mm.space.ksm_state import Ksm, MmSlot, RmapItem
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.split_folio import split_folio
+from kerneld.mm.space.split_folio import split_crowded_folio
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_MERGEABLE
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn
@@ -71,6 +71,8 @@ def ksm_do_scan(ksm: Ksm, frames: Frames, nr_pages: int, is_locked: IsLocked) ->
         while ksm.leaving:
             set_some_free(ksm)
             yield
+        while ksm.to_split:
+            yield from split_crowded_folio(frames, ksm.to_split.pop())
         if ksm.scan.slot is None and not _begin_scan(ksm):
             return
         found = _next_page(ksm, frames, is_locked)
@@ -228,4 +230,4 @@ def _merge_two(ksm: Ksm, frames: Frames, item: RmapItem, pfn: Pfn, tree: RmapIte
         stable_tree_append(ksm, tree, node)
         stable_tree_append(ksm, item, node)
     elif splits:
-        split_folio(frames, pfn)
+        ksm.to_split.append(pfn)

@@ -48,12 +48,13 @@ from kerneld.mm.frames.frames import (
     Frames,
     Pfns,
 )
+from kerneld.mm.frames.huge_frames import PG_LARGE
 from kerneld.mm.frames.lru import folio_activate, mlock_folios, putback
 from kerneld.mm.frames.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
 from kerneld.mm.frames.workingset import workingset_eviction
 from kerneld.mm.space.pagewalk import Words
 from kerneld.mm.space.rmap_walk import Mapped, Patience, rmap_walk
-from kerneld.mm.space.split_folio import split_folios
+from kerneld.mm.space.split_folio import CROWD, split_folios
 from kerneld.mm.space.vma import vma_has_recency
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
 
@@ -110,9 +111,12 @@ def shrink_folio_list(
     `HostCache.set_reclaim`. A frame whose entries the search for them misses stays, and is added to `crowded`.
     Source: Linux v6.8 mm/vmscan.c:shrink_folio_list().
     """
-    # A lazily freed huge page is dropped as it is, or stays one.
-    split_folios(frames, pfns[frames.has(pfns, PG_SWAPBACKED)])
+    # A lazily freed huge page is dropped as it is, or stays one. One that a crowd maps stays until kswapd splits it.
+    is_large = frames.has(pfns, PG_LARGE) & frames.has(pfns, PG_SWAPBACKED)
+    whole = is_large & (frames.mapcount[pfns] > CROWD)
+    split_folios(frames, pfns[is_large & ~whole])
     users = Users(frames, pfns, patience or Patience())
+    users.unknown |= whole
     locked = users.locked
     mlock_folios(frames, pfns[locked])
     candidates = ~locked & ~users.unknown

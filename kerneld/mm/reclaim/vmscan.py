@@ -21,11 +21,13 @@ import numpy as np
 
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_UNEVICTABLE, PG_WORKINGSET, Frames, Pfns
+from kerneld.mm.frames.huge_frames import PG_LARGE
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, putback, recent_lru_sizes
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.reclaim.shrink import Users, shrink_folio_list
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.rmap_walk import Patience
+from kerneld.mm.space.split_folio import split_crowded_folio
 from kerneld.mm.space.truncate import unmap_mapping_in_pieces
 
 DEF_PRIORITY = 12
@@ -212,12 +214,16 @@ class Vmscan:
             self.kswapd_failures = 0
 
     def _unmap_crowded(self) -> Iterator[None]:
-        """Unmap the pages of files that many VMAs may map, in pieces. A page that was in use is noted as referenced."""
+        """Unmap the pages of files that many VMAs may map, in pieces. A page that was in use is noted as referenced.
+
+        A huge page that many map is split.
+        """
         crowded, self._crowded = self._crowded, []
         for pfn in dict.fromkeys(crowded):
-            mapping = self._frames.find_mapping(pfn)
             # Meanwhile it may have been freed, and be another page.
-            index = self._frames.index_at[pfn]
+            mapping, index = self._frames.find_mapping(pfn), self._frames.index_at[pfn]
+            if self._frames.flags_at[pfn] & PG_LARGE:
+                yield from split_crowded_folio(self._frames, pfn)
             if not isinstance(mapping, AddressSpace) or mapping.pages.get(index) != pfn:
                 continue
             if not self._frames.flags_at[pfn] & PG_UNEVICTABLE:

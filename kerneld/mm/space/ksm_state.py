@@ -145,6 +145,8 @@ class Ksm:
     unstable: Treap[RmapItem] = field(default_factory=Treap)
     leaving: list[StableNode] = field(default_factory=list)
     """Nodes that have been removed, and have items that are still to be set free."""
+    to_split: list[Pfn] = field(default_factory=list)
+    """Frames of huge pages that so many map that the scan splits them in pieces."""
     to_prune: list[StableNode] = field(default_factory=list)
     """Chains that are too long to be looked through in one search: the scan does it in pieces."""
     advisor: AdvisorContext = field(default_factory=AdvisorContext)

@@ -123,6 +123,28 @@ def split_huge_pmds_of(frames: Frames, pfns: Pfns, wants: Callable[[Vma], bool])
                     yield from _walk_vma(frames, pfns, vma, at[low:high], index[low:high])
 
 
+def split_some_huge_pmds(frames: Frames, head: Pfn, most: int) -> bool:
+    """Split up to `most` entries of 2 MiB that map a huge page, of which `head` is the first frame.
+
+    The page stays one page. Return whether entries may be left.
+    """
+    pfns = frames.huge.pages_of(head)
+    mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
+    if not len(mapped):
+        return False
+    at = int(mapped[0])
+    number, index = int(frames.mapping[pfns[at]]), int(frames.index[pfns[at]])
+    for vma in _vmas(frames, number, [index], None):
+        mm, haddr = vma.vm_mm, vma.start + (index - at - vma.pgoff << PAGE_SHIFT) & -PMD_SIZE
+        pmd = mm.page_table.find_huge_pmd(haddr) if mm is not None and _may_be_huge(vma, index - at) else None
+        if mm is not None and pmd is not None and pte_pfn(frames.ram.words[pmd]) == head:
+            if not most:
+                return True
+            mm.pages.split_huge_pmd(pmd, haddr)
+            most -= 1
+    return False
+
+
 def _may_be_huge(vma: Vma, head: int) -> bool:
     """Return whether an entry of 2 MiB lies where a VMA has the page `head` of its mapping."""
     mm, haddr = vma.vm_mm, vma.start + (head - vma.pgoff << PAGE_SHIFT) & -PMD_SIZE

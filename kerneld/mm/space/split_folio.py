@@ -13,10 +13,16 @@ from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_DIRTY, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.frames.lru import mlock_folios
-from kerneld.mm.space.rmap_walk import split_huge_pmds_of
+from kerneld.mm.space.pace import Steps
+from kerneld.mm.space.rmap_walk import split_huge_pmds_of, split_some_huge_pmds
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import Pfn
+
+CROWD = 256
+"""A huge page that more entries may map is split in pieces."""
+SPLIT_AT_ONCE = 64
+"""The entries of 2 MiB that one piece splits: 2 ms."""
 
 
 def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
@@ -53,6 +59,23 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
         mlock_folios(frames, each)
     if dirty:
         frames.set(pfns, PG_DIRTY)
+
+
+def has_crowd(frames: Frames, pfn: Pfn) -> bool:
+    """Return whether so many entries may map a frame's huge page that to split it at once takes long."""
+    return frames.mapcount_at[pfn] > CROWD
+
+
+def split_crowded_folio(frames: Frames, pfn: Pfn) -> Steps:
+    """Do the same as `split_folio`, if the frame is still of a huge page then; yield when others may be served.
+
+    Linux holds the lock of the family's anon_vma (split_huge_page_to_list()), for which only the family waits.
+    """
+    head = pfn & -HPAGE_PMD_NR
+    while frames.flags_at[pfn] & PG_LARGE and split_some_huge_pmds(frames, head, SPLIT_AT_ONCE):
+        yield
+    if frames.flags_at[pfn] & PG_LARGE:
+        split_folio(frames, pfn)
 
 
 def split_folios(frames: Frames, pfns: Pfns) -> None:
