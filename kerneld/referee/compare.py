@@ -18,6 +18,7 @@ _IGNORED_FLAGS = frozenset({"sd"})
 """VM_SOFTDIRTY depends on the host's configuration. Programs do not see it elsewhere."""
 _ACCESSED = "Referenced"
 _MANY_BYTES = 256
+_OF_DIRTY_PAGES = frozenset({"Pss_Dirty", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty"})
 _ACCESSES = frozenset({"load", "store", "touch"})
 
 
@@ -111,6 +112,17 @@ def _compare_pages(who: int, ours: dict[int, int], hosts: dict[int, int]) -> Dif
 def is_of_accessed_bits(difference: Difference) -> bool:
     """Return whether a difference is only in what comes from the accessed bits of entries."""
     return difference[0].startswith((_ACCESSED, f"rollup {_ACCESSED}"))
+
+
+def may_be_of_writeback(difference: Difference) -> bool:
+    """Return whether a difference may come from pages that were written to their file meanwhile.
+
+    They are clean then, and the next store faults. Source: Linux v6.8 mm/page-writeback.c:folio_clear_dirty_for_io().
+    """
+    name, mine, theirs = difference
+    if "kpageflags" in name:
+        return set(mine.split()) ^ set(theirs.split()) == {"DIRTY"}
+    return name == "min_flt" or name.removeprefix("rollup ").split(" ")[0] in _OF_DIRTY_PAGES
 
 
 def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Difference | None:

@@ -2,7 +2,7 @@
 
 Owns the weights. Sizes, offsets and flags are chosen so that they split, join, cross ends of mappings, wrap, or are
 refused. A program must not fill the real machine's memory: a program with very long mappings locks and populates
-nothing. A few programs are of another kind: see `wide`.
+nothing. A few programs are of another kind: see `wide` and `deep`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
+from kerneld.referee.deep import DeepGenerator
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
 from kerneld.referee.wide import WideGenerator
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
@@ -51,14 +52,17 @@ _LIMITED = (
 """Resources for prlimit64: nothing uses 5, RLIMIT_RSS, and 16 is invalid."""
 _LIMIT_PAGES = (0, 0, 1, 3, 8, 20, 60, 200, 2000, 20_000)
 _LOCKING = ("mlock", "mlock2", "mlockall")
-_WIDE_SHARE = 0.08
+_WIDE_SHARE, _DEEP_SHARE = 0.08, 0.05
 
 
 def generate(seed: int | str, nr_ops: int) -> Program:
     """Return the program of a seed: the same in every run and on every machine."""
     rng = random.Random(seed)
-    if random.Random(f"{seed} wide").random() < _WIDE_SHARE:
+    kind = random.Random(f"{seed} wide").random()
+    if kind < _WIDE_SHARE:
         return WideGenerator(rng).program(nr_ops)
+    if kind < _WIDE_SHARE + _DEEP_SHARE:
+        return DeepGenerator(rng).program(nr_ops)
     return Generator(rng).program(nr_ops)
 
 

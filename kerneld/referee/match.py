@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from kerneld.errors import KernelBug
-from kerneld.referee.compare import Difference, find_difference, is_of_accessed_bits
+from kerneld.referee.compare import Difference, find_difference, is_of_accessed_bits, may_be_of_writeback
 from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import play
 from kerneld.referee.facts import HostFacts
@@ -30,6 +30,8 @@ from kerneld.referee.simulated import Simulated
 from kerneld.referee.small_sizes import small_sizes
 from kerneld.referee.witness import Stage
 from shared.uapi.mman import Madv, Map
+
+_REPLAYS = 3
 
 
 class Divergence(NamedTuple):
@@ -101,7 +103,8 @@ class Match:
 
         If only accessed bits differ, and the host clears them at random times (DAMON), there are two
         cases. If a page is marked as idle, accessed bits are not compared in the rest of the program. If not, the
-        difference counts only if a second run has it again. A difference in a counter of the machine does so too.
+        difference counts only if a second run has it again. A difference in a counter of the machine does so too, and
+        one that the writeback of a regular file may have made: others may call sync(2).
         """
         divergence = self._play_once(program, accessed=self._accessed, everything=self._compares_everything)
         if divergence is not None and not self._compares_everything:
@@ -110,6 +113,8 @@ class Match:
             again = self._play_once(program, accessed=self._accessed)
             is_same = again is not None and (again.step, again.difference) == (divergence.step, divergence.difference)
             return divergence if is_same else None
+        if divergence is not None and _has_disk_file(program) and may_be_of_writeback(divergence.difference):
+            return self._play_again(program, divergence)
         if divergence is None or not is_of_accessed_bits(divergence.difference):
             return divergence
         if not self.hosts.facts.has_damon:
@@ -118,6 +123,15 @@ class Match:
         if again is not None and (again.step, again.difference) == (divergence.step, divergence.difference):
             return divergence
         return self._play_once(program, accessed=False)
+
+    def _play_again(self, program: Program, divergence: Divergence) -> Divergence | None:
+        """Return a divergence of which the host's files may be the cause, if it comes again; None if none comes."""
+        for _ in range(_REPLAYS):
+            again = self._play_once(program, accessed=self._accessed)
+            if again is None or (again.step, again.difference) == (divergence.step, divergence.difference):
+                return again
+            divergence = again
+        return divergence
 
     def _play_once(self, program: Program, *, accessed: bool, everything: bool = True) -> Divergence | None:
         facts, program = self.hosts.facts, self._playable(program)
@@ -197,6 +211,10 @@ def _pages_out(op: Op) -> bool:
 
 def _cuts_on_disk(op: Op) -> bool:
     return op.name == "ftruncate" and FILES[op.file].inode == "regular"
+
+
+def _has_disk_file(program: Program) -> bool:
+    return any(op.file >= 0 and FILES[op.file].inode == "regular" for op in program)
 
 
 def _makes_mergeable(op: Op) -> bool:

@@ -10,13 +10,16 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
+
 PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = 1 << 56, 1 << 61, 1 << 62, 1 << 63
 """Bits of a pagemap word: Linux v6.8 fs/proc/task_mmu.c."""
 _PFN_MASK = (1 << 55) - 1
 _STATE = PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP | PM_PRESENT
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$")
-WINDOW_PAGES = 2048
-"""The number of pages that are compared at each end of a longer mapping."""
+WINDOW_PAGES = 1 << 15
+"""The number of pages that are compared at each end of a longer mapping: those of 64 leaf tables."""
+_FEW_WORDS = 64
 _NEAR_BYTES, _MOST_AT_ONCE = 16 << 12, 8192 << 12
 """What lies between two ranges that are read at once, at most; and the longest range that is."""
 
@@ -116,11 +119,13 @@ def _short_name(name: str) -> str:
 
 
 def windows(start: int, end: int) -> list[tuple[int, int]]:
-    """Return the parts of a mapping whose pages are compared: all of it, or both ends of a very long mapping."""
-    span = WINDOW_PAGES << 12
-    if end - start <= 2 * span:
-        return [(start, end)]
-    return [(start, start + span), (end - span, end)]
+    """Return the parts of a mapping whose pages are compared: all of it, or both ends of a very long mapping.
+
+    No part is longer than what is read at once.
+    """
+    span, step = WINDOW_PAGES << 12, _MOST_AT_ONCE
+    ends = [(start, end)] if end - start <= 2 * span else [(start, start + span), (end - span, end)]
+    return [(at, min(at + step, high)) for low, high in ends for at in range(low, high, step)]
 
 
 def near_together(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -151,9 +156,7 @@ def words_of(
 
 def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int, int]) -> None:
     """Add the states and frames of pages from `start` on, from their words in pagemap."""
-    if not any(words):
-        return
-    for i, word in enumerate(struct.unpack(f"<{len(words) >> 3}Q", words)):
+    for i, word in _words_with_any(words):
         if word & _STATE:
             vaddr = start + (i << 12)
             pages[vaddr] = word & _STATE
@@ -161,11 +164,20 @@ def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int,
                 frames[vaddr] = word & _PFN_MASK
 
 
+def _words_with_any(words: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the words that are not 0, each with its number. Most of many are."""
+    count = len(words) >> 3
+    if count <= _FEW_WORDS:
+        yield from enumerate(struct.unpack(f"<{count}Q", words))
+        return
+    numbers = np.frombuffer(words, dtype="<u8")
+    at = np.flatnonzero(numbers)
+    yield from zip(at.tolist(), numbers[at].tolist(), strict=True)
+
+
 def find_frames(words: Iterable[tuple[int, bytes]]) -> list[int]:
     """Return the frames in pagemap words, each once, in ascending order."""
     frames: set[int] = set()
     for _, data in words:
-        # Most words are 0.
-        words_of_pages = filter(None, struct.unpack(f"<{len(data) >> 3}Q", data))
-        frames.update(word & _PFN_MASK for word in words_of_pages if word & PM_PRESENT)
+        frames.update(word & _PFN_MASK for _, word in _words_with_any(data) if word & PM_PRESENT)
     return sorted(frames - {0})

@@ -1,4 +1,4 @@
-"""Random programs on wide ranges of three to eight leaf tables: calls handle many tables at once.
+"""Random programs on wide ranges of three to eight leaf tables, sometimes of 66: calls handle many tables at once.
 
 Owns the weights of such programs. `generate` sometimes makes one of them. They make a few calls, nearly all on mapped
 memory, and every page is compared. Most tables have a few pages, some have none, some are full.
@@ -15,10 +15,18 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 
 _SLOTS = 3
 _TABLE_PAGES = PMD_SIZE >> PAGE_SHIFT
-_TABLES = (3, 4, 5, 8)
+_TABLES = (3, 3, 3, 4, 4, 4, 5, 5, 5, 8, 8, 17, 66)
+"""How many leaf tables a mapping has. kerneld handles at most 16 at once, or 64."""
+_MOST_POPULATED = 8 * _TABLE_PAGES + 100
+"""A longer mapping has some pages in every leaf table, and is not populated as a whole."""
 _UNEVEN_PAGES = (0, 0, 0, -1, 1, 100)
-_PLACES = (*(ARENA_START + number * (16 << 20) for number in range(4)), (1 << 31) - (4 << 20), (1 << 39) - (6 << 20))
-"""The last two places are just below boundaries of the tables of higher levels."""
+_PLACES = (
+    *(ARENA_START + number * (16 << 20) for number in range(4)),
+    (1 << 31) - (4 << 20),
+    (1 << 39) - (6 << 20),
+    (1 << 39) - (70 << 20),
+)
+"""The last three places are just below boundaries of the tables of higher levels."""
 _ADVICE = (Madv.DONTNEED, Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.POPULATE_READ, Madv.POPULATE_WRITE)
 _WEIGHTS = {
     "mapping": 8, "munmap": 6, "mprotect": 18, "mremap": 16, "madvise": 18, "mlock2": 3, "munlock": 4, "touch": 14,
@@ -72,6 +80,11 @@ class WideGenerator:
         flags = rng.choice((Map.PRIVATE, Map.PRIVATE, Map.PRIVATE, Map.SHARED)) | Map.ANONYMOUS
         flags |= rng.choice((Map.FIXED, Map.FIXED, Map.NORESERVE))
         ops = [Op(who, "mmap", (self._place(), pages * PAGE_SIZE, 3, flags.value, 0), slot=slot)]
+        if pages > _MOST_POPULATED:
+            vaddr = At(slot, rng.choice((0, 9, _TABLE_PAGES - 2)) * PAGE_SIZE)
+            access, touched = rng.choice((0, 1, 1)), rng.choice((1, 3)) * PAGE_SIZE
+            touch = Op(who, "touch", (vaddr, touched, access), times=pages // _TABLE_PAGES, stride=PMD_SIZE)
+            return [*ops, touch]
         for table in range(pages // _TABLE_PAGES):
             if rng.random() < 0.7:
                 vaddr = At(slot, (table * _TABLE_PAGES + rng.choice((0, 9, _TABLE_PAGES - 2))) * PAGE_SIZE)
@@ -95,7 +108,11 @@ class WideGenerator:
         return [Op(self._who(), "wrpkru", (self._rng.choice((0, 0, 0x5555_5550, 0x5555_5554)),))]
 
     def _madvise(self) -> list[Op]:
-        return [Op(self._who(), "madvise", (*self._range(), self._rng.choice(self.advice).value))]
+        place, length = self._range()
+        advice = self._rng.choice(self.advice)
+        if advice in (Madv.POPULATE_READ, Madv.POPULATE_WRITE):
+            length = min(length, _MOST_POPULATED * PAGE_SIZE)
+        return [Op(self._who(), "madvise", (place, length, advice.value))]
 
     def _mremap(self) -> list[Op]:
         """Nearly always move the mapping: to a place with the same offset in its tables, or another one."""

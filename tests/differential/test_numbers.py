@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
 
+from kerneld.referee.compare import may_be_of_writeback
 from kerneld.referee.execute import Execution
 from kerneld.referee.host_view import find_uncounted
 from kerneld.referee.match import Match
@@ -121,3 +123,35 @@ def test_the_referee_sees_a_number_that_differs(match: Match, monkeypatch: pytes
     name = "Anonymous of the mapping" if what == "a mapping's" else "VmLck of process 0"
     assert divergence.step == 1
     assert divergence.difference[0].startswith(name)
+
+
+@pytest.mark.parametrize(("file", "runs", "counts"), [(1, 1, False), (1, 9, True), (0, 1, True)])
+def test_what_a_sync_of_the_host_may_have_written(
+    match: Match, monkeypatch: pytest.MonkeyPatch, file: int, runs: int, counts: bool
+) -> None:
+    """Only of a file on a disk, and only if a second run does not have it again."""
+    program = (Op(0, "mmap", (At(-1), 4096, 3, 1, 0), slot=0, file=file), Op(0, "store", (At(0), 8), data=b"\xf5"))
+    assert match.play(program) is None
+    run = Execution.run
+    steps = itertools.count()
+
+    def run_altered(self: Execution[Any], op: Op, **parts: bool) -> State:
+        """In a run that ends by the difference, kerneld's second state is the third of all."""
+        state = run(self, op, **parts)
+        number = next(steps)
+        if number % 4 != 2 or number >= 4 * runs:
+            return state
+        mapping = state.views[0].mappings[0]
+        clean = mapping._replace(numbers=re.sub(rb"(Pss_Dirty: +)\d+", rb"\g<1>0", mapping.numbers))
+        return state._replace(views={0: state.views[0]._replace(mappings=(clean,))})
+
+    monkeypatch.setattr(Execution, "run", run_altered)
+    assert (match.play(program) is not None) is counts
+
+
+def test_what_a_page_that_was_written_shows() -> None:
+    assert may_be_of_writeback(("Pss_Dirty of the mapping at 0x1000 of process 0", "4", "0"))
+    assert may_be_of_writeback(("rollup Private_Clean of process 0", "4", "0"))
+    assert may_be_of_writeback(("kpageflags of page 0x1000 of process 0", "UPTODATE DIRTY LRU", "UPTODATE LRU"))
+    assert not may_be_of_writeback(("kpageflags of page 0x1000 of process 0", "UPTODATE DIRTY LRU", "UPTODATE"))
+    assert not may_be_of_writeback(("Pss of the mapping at 0x1000 of process 0", "4", "0"))
