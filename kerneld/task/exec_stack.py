@@ -41,7 +41,7 @@ MAX_ARG_STRLEN = 32 * PAGE_SIZE
 """The longest argument in bytes, with its NUL."""
 _ARG_MAX = 128 << 10
 """The room for arguments that a program has even with a small RLIMIT_STACK."""
-Lengths = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.uint64]
 
 _WORD = 8
 _RANDOM_BYTES = 16
@@ -66,19 +66,14 @@ class Arguments:
     """The strings of an execve, packed as in memory: argv, envp, the file's name, each with its NUL."""
 
     strings: bytes
-    argv_lengths: Lengths
-    """The size of each string in bytes, with its NUL."""
-    envp_lengths: Lengths
+    starts: Offsets
+    """Where each string of argv and envp begins, and then the file's name: in bytes from the first one."""
+    argc: int
 
     @property
-    def argv_bytes(self) -> int:
-        """The size of argv in bytes."""
-        return int(self.argv_lengths.sum())
-
-    @property
-    def envp_bytes(self) -> int:
-        """The size of envp in bytes."""
-        return int(self.envp_lengths.sum())
+    def envc(self) -> int:
+        """The number of strings of the environment."""
+        return len(self.starts) - 1 - self.argc
 
 
 def pack_arguments(filename: bytes, given: Strings, rlimits: Rlimits) -> Arguments:
@@ -94,13 +89,14 @@ def pack_arguments(filename: bytes, given: Strings, rlimits: Rlimits) -> Argumen
     if room <= 0 or len(filename) >= MAX_ARG_STRLEN:
         raise SysError(errno.E2BIG)
     data = given.data if given.argc else b"\0" + given.data
-    ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == 0)
+    ends = (np.frombuffer(data, dtype=np.uint8) == 0).nonzero()[0]
     if len(ends) != argc + given.envc or ends[-1] + 1 != len(data):
         raise SysError(errno.EFAULT)
-    lengths = np.diff(ends, prepend=-1)
-    if len(data) + len(filename) + 1 > room or lengths.max() > MAX_ARG_STRLEN:
+    starts = np.zeros(len(ends) + 1, dtype=np.uint64)
+    starts[1:] = ends + 1
+    if len(data) + len(filename) + 1 > room or (starts[1:] - starts[:-1]).max() > MAX_ARG_STRLEN:
         raise SysError(errno.E2BIG)
-    return Arguments(data + filename + b"\0", lengths[:argc], lengths[argc:])
+    return Arguments(data + filename + b"\0", starts, argc)
 
 
 def insert_stack(mm: MmStruct, length: int, vm_flags: int = 0) -> Vma:
@@ -202,22 +198,17 @@ def create_elf_tables(mm: MmStruct, arguments: Arguments, auxv: Sequence[tuple[A
     at_platform = (start & -16) - len(platform)
     at_random = at_platform - _RANDOM_BYTES
     _put_user(mm, at_random, os.urandom(_RANDOM_BYTES) + platform)
-    mm.arg_end = mm.env_start = start + arguments.argv_bytes
-    mm.env_end = mm.env_start + arguments.envp_bytes
+    argc, envc = arguments.argc, arguments.envc
+    mm.arg_end = mm.env_start = start + arguments.starts.item(argc)
+    mm.env_end = start + arguments.starts.item(-1)
     own = {At.RANDOM: at_random, At.EXECFN: mm.env_end, At.PLATFORM: at_platform}
     vector = [word for kind, value in auxv for word in (kind, own.get(kind, value))]
-    argc, envc = len(arguments.argv_lengths), len(arguments.envp_lengths)
+    pointers = arguments.starts + start
     words = np.zeros(1 + argc + 1 + envc + 1 + len(vector), dtype=np.uint64)
     words[0] = argc
-    words[1 : 1 + argc] = _pointers(start, arguments.argv_lengths)
-    words[2 + argc : 2 + argc + envc] = _pointers(mm.env_start, arguments.envp_lengths)
-    words[3 + argc + envc :] = np.array(vector, dtype=np.uint64)
+    words[1 : 1 + argc] = pointers[:argc]
+    words[2 + argc : 2 + argc + envc] = pointers[argc:-1]
+    words[3 + argc + envc :] = vector
     stack_pointer = (at_random - words.nbytes) & -16
     _put_user(mm, stack_pointer, words.data.cast("B"))
     mm.start_stack = stack_pointer
-
-
-def _pointers(start: Vaddr, lengths: Lengths) -> Lengths:
-    """Return the addresses of strings that lie one after another from `start`."""
-    ends: Lengths = np.cumsum(lengths)
-    return start + ends - lengths
