@@ -12,6 +12,7 @@ import stat
 
 from kerneld.errors import SysError
 from kerneld.fs.mounts import Mounts
+from kerneld.fs.open_file import open_cached
 
 _MAX_LINKS = 40
 """Linux v6.8 include/linux/namei.h: MAXSYMLINKS."""
@@ -24,10 +25,23 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_look(path: str, mounts: Mounts) -> int:
     """Return an O_PATH descriptor of the file at an absolute path. The file itself is not opened.
 
+    If the host has all names in memory and the path stays on the mount of the root directory, one call of the host
+    finds the file, and no file system is asked.
+
     Raises SysError(EACCES) if a part of the path lies on a file system that may block, SysError(ELOOP) for too many
     links or names, and OSError for other errors of the host.
     """
     mounts.look()
+    found = open_cached(path, os.O_PATH | os.O_CLOEXEC)
+    if found is not None:
+        fstype = mounts.find_fstype(found)
+        if fstype is not None and not mounts.is_served(fstype):
+            return found
+        os.close(found)
+    return _walk(path, mounts)
+
+
+def _walk(path: str, mounts: Mounts) -> int:
     at = os.open("/", _LOOK)
     names = path.split("/")[::-1]
     nr_links = nr_names = 0

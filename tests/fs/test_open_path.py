@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.fs import namei
 from kerneld.fs.mmap_ops import MmapOps
+from kerneld.fs.mounts import Mounts
+from kerneld.fs.open_file import open_cached
 from kerneld.mm.files.filemap import File
 from kerneld.task.task import Cred
 from tests.support.errors import fails
@@ -121,3 +124,38 @@ def test_a_noexec_mount(machine: FileMachine, program: Path, monkeypatch: pytest
     monkeypatch.setattr("kerneld.fs.file_table.find_mmap_ops", lambda fd, opened: noexec)
     assert fails(errno.EACCES, machine.files.open_path, str(program), ROOT)
     assert fails(errno.EACCES, machine.files.open_exec, os.open(program, os.O_RDONLY), ROOT)
+
+
+def is_on_root_mount(path: str) -> bool:
+    """Whether one file system has all directories of a path, as far as their device numbers say."""
+    root = os.stat("/").st_dev
+    return all(os.stat(part).st_dev == root for part in (Path(path), *Path(path).resolve().parents))
+
+
+def test_a_path_that_the_host_has_in_memory_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_on_root_mount("/bin/sh") or open_cached("/", os.O_PATH) is None:
+        pytest.skip("the host has no openat2 with RESOLVE_CACHED, or /bin/sh is on a mount of its own")
+    mounts, walked = Mounts(), []
+
+    def walk(path: str, mounts: Mounts) -> int:
+        walked.append(path)
+        return os.open(path, os.O_PATH)
+
+    monkeypatch.setattr(namei, "_walk", walk)
+    # Another program that renames a file may make the host give up, so one of many times is enough.
+    for _ in range(100):
+        found = namei.open_look("/bin/sh", mounts)
+        assert os.fstat(found).st_ino == os.stat("/bin/sh").st_ino
+        os.close(found)
+    assert len(walked) < 100
+
+
+@pytest.mark.parametrize("path", ["/proc/self/exe", "/proc/self/cwd/nothing", "/no/such/file"])
+def test_a_path_to_another_mount_or_to_nothing_is_walked(path: str) -> None:
+    assert open_cached(path, os.O_PATH) is None
+
+
+def test_a_cached_path_on_a_file_system_that_may_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = Mounts()
+    monkeypatch.setattr(mounts, "is_served", lambda fstype: True)
+    assert fails(errno.EACCES, namei.open_look, "/bin/sh", mounts)
