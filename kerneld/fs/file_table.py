@@ -32,7 +32,15 @@ from kerneld.fs.mapped_files import Key, MappedFiles
 from kerneld.fs.mmap_ops import MmapOps, find_mmap_ops
 from kerneld.fs.mounts import Mounts
 from kerneld.fs.namei import open_look
-from kerneld.fs.open_file import OpenFile, describe_fd, find_path, find_seals, is_in_memory, reopen
+from kerneld.fs.open_file import (
+    OpenFile,
+    describe_fd,
+    find_path,
+    find_same_description,
+    find_seals,
+    is_in_memory,
+    reopen,
+)
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
 from kerneld.mm.files.filemap import AddressSpace, File
 from kerneld.mm.frames.frames import Frames
@@ -40,6 +48,7 @@ from kerneld.mm.space.dying import room_after
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.writeback import writeback_in_pieces
 from kerneld.task.task import Cred, Process
+from shared.uapi.page import Pid
 
 
 class FileTable:
@@ -98,6 +107,19 @@ class FileTable:
             # The file may have been sealed since.
             file.seals = find_seals(fd) if file.mapping.is_shmem else 0
         return file
+
+    def hold_same(self, file: File, number: int, tid: Pid) -> bool:
+        """Hold a File for a call, if descriptor `number` of the thread `tid` belongs to its open file description.
+
+        Return False if not, if nothing uses the File any more, or if the host does not say. It is then not held.
+        """
+        inode = self._find_inode(file)
+        fd = inode.fd_of(file) if inode is not None else None
+        if inode is None or fd is None or not find_same_description(fd, number, tid):
+            return False
+        inode.nr_holds += 1
+        file.seals = find_seals(fd) if file.mapping.is_shmem else 0
+        return True
 
     def _open_uncached(self, fd: int, opened: OpenFile, ops: MmapOps) -> File:
         """Return the File of a file that has no page cache: it cannot be mapped, or is /dev/zero.

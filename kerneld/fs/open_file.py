@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from kerneld.errors import SysError
 from shared.uapi.fcntl import F_SEAL_SEAL
+from shared.uapi.page import Pid
 
 O_ACCMODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 _NR_KCMP = 312
@@ -152,13 +153,14 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def find_same_description(fd: int, other: int) -> bool | None:
+def find_same_description(fd: int, other: int, tid: Pid | None = None) -> bool | None:
     """Return whether two descriptors belong to one open file description; None if the host does not say.
 
-    A host without kcmp(2), or a sandbox that forbids it, does not say.
+    `other` is a number of the thread `tid`, or ours. A host without kcmp(2), or a sandbox that forbids it, does not
+    say; nor does the host about a process that we may not trace.
     """
     pid = os.getpid()
-    order = _libc().syscall(*map(ctypes.c_long, (_NR_KCMP, pid, pid, _KCMP_FILE, fd, other)))
+    order = _libc().syscall(*map(ctypes.c_long, (_NR_KCMP, pid, pid if tid is None else tid, _KCMP_FILE, fd, other)))
     return None if order < 0 else order == 0
 
 

@@ -44,6 +44,7 @@ from kerneld.syscalls.answer import Answer, Call, Pieces, Work, in_pieces
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
 from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pr, Prot
+from shared.uapi.native import MMAP_SAME_FILE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.uapi.personality import READ_IMPLIES_EXEC
 from shared.wire import MAX_REPLY
@@ -61,13 +62,13 @@ _GETTERS = frozenset({Pr.GET_THP_DISABLE, Pr.GET_MDWE, Pr.GET_MEMORY_MERGE})
 def sys_mmap(call: Call) -> int | Answer | Work:
     """args: addr, length, prot, flags, fd, offset. Consumes a descriptor unless MAP_ANONYMOUS is set.
 
-    Raises as `do_mmap` does, and EBADF.
+    Raises as `do_mmap` does, EBADF, and for a native program ESTALE as `_file_to_map`.
 
     MAP_HUGETLB finds an empty pool: ENOMEM. It is EINVAL for a size that the machine does not have, or for a file that
     is not on hugetlbfs. Source: Linux v6.8 arch/x86/kernel/sys_x86_64.c and mm/mmap.c:ksys_mmap_pgoff(), mm/util.c:
     vm_mmap_pgoff().
     """
-    addr, length, prot, flags, _fd, offset = call.args
+    addr, length, prot, flags, fd, offset = call.args
     mm = call.mm
     if offset & ~PAGE_MASK:
         if not flags & _ANONYMOUS and call.fds:
@@ -78,7 +79,7 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     file: File | None = None
     try:
         if not flags & _ANONYMOUS:
-            file = call.kernel.files.open_fd(call.take_fd(), call.process)
+            file = _file_to_map(call, fd)
         mapped, length = _check_hugetlb(call, flags, file, length)
         privileged = call.process.cred.capable(CAP_IPC_LOCK)
         if call.thread.personality:
@@ -92,6 +93,24 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     return addr
 
 
+def _file_to_map(call: Call, fd: int) -> File:
+    """Return the file of an mmap, held: that of the descriptor that came with it, or the one that was mapped last.
+
+    Raises SysError(ESTALE) if the client has named its own descriptor, and it is not known to be of that file; and as
+    `FileTable.open_fd` does.
+    """
+    thread, files = call.thread, call.kernel.files
+    if fd & MMAP_SAME_FILE and not call.fds and thread.tlb is not None:
+        last = thread.mapped_file
+        if last is None or not files.hold_same(last, fd & _U32, thread.tid):
+            raise SysError(errno.ESTALE)
+        return last
+    file = files.open_fd(call.take_fd(), call.process)
+    if thread.tlb is not None:
+        thread.mapped_file = file
+    return file
+
+
 def implied_prot(call: Call, prot: int, file: File | None) -> int:
     """Return the rights of a new mapping: with READ_IMPLIES_EXEC what can be read can be executed too.
 
@@ -103,11 +122,11 @@ def implied_prot(call: Call, prot: int, file: File | None) -> int:
 
 def _mmap_over(call: Call) -> Pieces:
     """Do the work of `sys_mmap` in pieces, for a mapping that replaces much memory."""
-    addr, length, prot, flags, _fd, offset = call.args
+    addr, length, prot, flags, fd, offset = call.args
     file: File | None = None
     try:
         if not flags & _ANONYMOUS:
-            file = call.kernel.files.open_fd(call.take_fd(), call.process)
+            file = _file_to_map(call, fd)
         mapped, length = _check_hugetlb(call, flags, file, length)
         pgoff, privileged = offset >> PAGE_SHIFT, call.process.cred.capable(CAP_IPC_LOCK)
         prot = implied_prot(call, prot, mapped)

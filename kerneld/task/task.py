@@ -16,6 +16,7 @@ from signal import SIGKILL
 from typing import Protocol
 
 from kerneld.hw.processor import INIT_PKRU
+from kerneld.mm.files.filemap import File
 from kerneld.mm.limits import Rlimits
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
@@ -160,8 +161,8 @@ class Thread:
     """One thread of a process: one connection."""
 
     __slots__ = (
-        "__weakref__", "delivered", "flags", "line", "mempolicy", "on_rq", "pending", "personality", "pkru", "process",
-        "rq", "session", "siginfo", "state", "tid", "tlb",
+        "__weakref__", "delivered", "flags", "line", "mapped_file", "mempolicy", "on_rq", "pending", "personality",
+        "pkru", "process", "rq", "session", "siginfo", "state", "tid", "tlb",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
@@ -189,6 +190,8 @@ class Thread:
         """The number of the last connection that the kernel has made for it: its next child attaches by that."""
         self.tlb: ThreadTlb | None = None
         """The TLB of a native program's thread: the host's mappings of its memory (`kerneld.tlb`)."""
+        self.mapped_file: File | None = None
+        """The file that it has mapped last, if it is native: the next mapping is mostly of the same one."""
         self.delivered: Delivered | None = None
         """The signal that the current request has raised. dispatch takes it."""
 

@@ -26,3 +26,5 @@ FILE_SYNC_AT = 4
 """First argument of file_sync, with FILE_SYNC_WRITE: write at the offset, as pwrite(2)."""
 FILE_SYNC_TRUNCATE = 8
 """First argument of file_sync: kerneld is to give the file the size that the offset says, as ftruncate(2)."""
+MMAP_SAME_FILE = 1 << 32
+"""In the fd of an mmap without a descriptor: the lower half is the client's number of the file that it mapped last."""

@@ -7,11 +7,13 @@ import fcntl
 import os
 import resource
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.fs import file_table
 from kerneld.fs import inode as inode_module
 from kerneld.fs.mmap_ops import MmapOps
 from kerneld.mm.calls.fork import dup_mmap
@@ -30,6 +32,25 @@ def test_two_descriptors_of_one_open_file_are_one_file(machine: FileMachine, fd:
     assert len(machine.files) == 1
     machine.files.put_unused(file)
     assert len(machine.files) == 0
+
+
+def test_a_file_in_use_is_known_by_the_number_of_another_descriptor(
+    machine: FileMachine, fd: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tid, same, other = threading.get_native_id(), os.dup(fd), os.open(path, os.O_RDWR)
+    file = machine.files.open_fd(os.dup(fd))
+    assert machine.files.hold_same(file, same, tid)
+    machine.files.put_unused(file)
+    assert not machine.files.hold_same(file, other, tid)
+    os.close(other)
+    assert not machine.files.hold_same(file, other, tid)
+    with monkeypatch.context() as patch:
+        patch.setattr(file_table, "find_same_description", lambda *_: None)
+        assert not machine.files.hold_same(file, same, tid)
+    machine.files.put_unused(file)
+    assert len(machine.files) == 0
+    assert not machine.files.hold_same(file, same, tid)
+    os.close(same)
 
 
 def test_two_opens_of_one_inode_share_the_cache_and_no_more(machine: FileMachine, fd: int, path: Path) -> None:

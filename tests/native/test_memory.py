@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,41 @@ _HAS_ONE_NODE = _ONLINE.exists() and _ONLINE.read_text() == "0\n"
 
 def test_dev_zero_is_memory(inside: Inside, programs: dict[str, Path]) -> None:
     assert "after the child: 1 2, status 0" in inside.agrees([str(programs["zero"])]).output
+
+
+SEGMENTS = """import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p] + [ctypes.c_long] * 5
+def map_at(address, pages, flags, fd, offset):
+    return libc.mmap(address, pages * 4096, 1, 2 | flags, fd, offset * 4096)
+def tell(what):
+    lines = [line for line in open("/proc/self/maps") if sys.argv[1] in line]
+    print(what, len(lines), [ctypes.string_at(base + page * 4096, 1) for page in range(4)])
+fd = os.open(sys.argv[1] + "/one", os.O_RDONLY)
+base = map_at(None, 4, 0, fd, 0)
+tell("whole")
+assert map_at(base + 4096, 1, 16, fd, 1) == base + 4096
+tell("the same file")
+os.dup2(os.open(sys.argv[1] + "/one", os.O_RDONLY), fd)
+assert map_at(base + 4096, 1, 16, fd, 1) == base + 4096
+tell("opened again")
+os.dup2(os.open(sys.argv[1] + "/two", os.O_RDONLY), fd)
+assert map_at(base + 8192, 1, 16, fd, 2) == base + 8192
+tell("another file by the same number")
+assert map_at(base, 1, 16, fd, 3) == base
+tell("and again")
+os.close(fd)
+print(map_at(base, 1, 16, fd, 0) == ctypes.c_void_p(-1).value)
+"""
+
+
+def test_segments_of_a_file_that_is_mapped_by_the_same_number(inside: Inside, tmp_path: Path) -> None:
+    """kerneld compares the descriptor with the file that was mapped last, and is sent none if it is of that one."""
+    for name, letters in (("one", "abcd"), ("two", "efgh")):
+        (tmp_path / name).write_text("".join(letter * 4096 for letter in letters))
+    end = inside.agrees([sys.executable, "-I", "-c", SEGMENTS, str(tmp_path)])
+    assert (end.status, end.errors) == (0, "")
+    assert "the same file 1 " in end.output
 
 
 def test_more_pages_than_the_host_has_mappings_for(inside: Inside, programs: dict[str, Path]) -> None:

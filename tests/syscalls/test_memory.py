@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from signal import SIGBUS, SIGSEGV
 
 import pytest
 
 from kerneld.errors import SysError
 from kerneld.mm.vm_flags import VM_MERGEABLE
+from kerneld.tlb.tlb import Tlb
 from shared.uapi.mman import (
     MLOCK_ONFAULT,
     PR_MDWE_NO_INHERIT,
@@ -22,6 +24,7 @@ from shared.uapi.mman import (
     Pr,
     Prot,
 )
+from shared.uapi.native import MMAP_SAME_FILE
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
 from shared.uapi.resource import Rlimit
 from shared.uapi.signals import BusCode, SegvCode
@@ -34,6 +37,7 @@ from tests.support.programs import (
     NONE,
     PRIVATE,
     READ,
+    ROOT,
     RW,
     SHARED,
     SHARED_ANON,
@@ -127,6 +131,36 @@ class TestMmap:
         assert mmap(program, 0, PAGE_SIZE, READ, PRIVATE, fd=ends[1]) == -errno.EACCES
         for end in ends:
             os.close(end)
+
+
+class TestSameFile:
+    """A native program names its own descriptor, and sends none: MMAP_SAME_FILE."""
+
+    @pytest.fixture
+    def native(self, world: World) -> Iterator[Program]:
+        """A native program whose real process is this one."""
+        program = world.attach(ROOT, pid=os.getpid())
+        program.thread.tlb = Tlb(program.mm, lambda tlb: None).enter(program.pid)
+        yield program
+        world.kernel.process_died(program.process)
+        # It holds the RAM.
+        program.thread.tlb = None
+
+    def by_number(self, program: Program, fd: int) -> int:
+        return program.call(Nr.MMAP, 0, PAGE_SIZE, READ, PRIVATE, MMAP_SAME_FILE | fd, 0)
+
+    def test_the_file_that_was_mapped_last(self, native: Program, fd: int) -> None:
+        assert self.by_number(native, fd) == -errno.ESTALE
+        assert mmap(native, 0, PAGE_SIZE, READ, PRIVATE, fd=fd) > 0
+        addr = self.by_number(native, fd)
+        vma = native.mm.vmas.lookup(addr)
+        assert vma is not None
+        assert vma.file is native.thread.mapped_file
+        assert self.by_number(native, 0) == -errno.ESTALE
+
+    def test_only_for_native_programs(self, program: Program, fd: int) -> None:
+        assert mmap(program, 0, PAGE_SIZE, READ, PRIVATE, fd=fd) > 0
+        assert self.by_number(program, fd) == -errno.EBADF
 
 
 class TestHugetlb:

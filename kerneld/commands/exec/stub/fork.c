@@ -21,6 +21,7 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	else
 		sys1(NR_close, t->conn);
 	t->ring = 0;
+	t->mapped_fd = -1;
 	process.is_ending = 0;
 	process.dump = process.sharers_begin = process.agent_drops = 0;
 	process.dumper = 0;

@@ -3,6 +3,7 @@
 #include "native.h"
 
 #define MAP_FIXED 0x10
+#define MMAP_SAME_FILE 0x100000000UL
 #define MAP_ANONYMOUS 0x20
 #define IOVEC_BYTES 16
 #define RLIMIT_NOFILE 7
@@ -30,16 +31,34 @@ static long call(struct thread *t, long nr, const u64 *args, const void *data, u
 	return finish(t, &answer);
 }
 
+/* The loader maps one file segment by segment: kerneld compares the descriptor with the file that was mapped last, and none
+ * is sent. It may be another file's by now, or the host may not compare them: ESTALE. */
+static long map_same_file(struct thread *t, const u64 *args)
+{
+	u64 same[6];
+	memcpy(same, args, sizeof same);
+	same[4] = (u32)args[4] | MMAP_SAME_FILE;
+	return call(t, NR_mmap, same, 0, 0, -1);
+}
+
 static long do_mmap(struct thread *t, const u64 *args)
 {
+	long ret;
 	if (args[3] & MAP_FIXED)
 		table_replaced(args[0], args[1]);
 	if (args[3] & MAP_ANONYMOUS)
 		return call(t, NR_mmap, args, 0, 0, -1);
+	if (args[3] & MAP_FIXED && (int)args[4] == t->mapped_fd && ring_is_watched(t)) {
+		ret = map_same_file(t, args);
+		if (ret != -ESTALE)
+			return ret;
+		process.is_not_compared = 1;
+	}
 	long of_proc = proc_real_file(args[4]);
-	long ret = call(t, NR_mmap, args, 0, 0, of_proc >= 0 ? (int)of_proc : (int)args[4]);
+	ret = call(t, NR_mmap, args, 0, 0, of_proc >= 0 ? (int)of_proc : (int)args[4]);
 	if (of_proc >= 0)
 		sys1(NR_close, of_proc);
+	t->mapped_fd = of_proc < 0 && !process.is_not_compared ? (int)args[4] : -1;
 	return ret;
 }
 

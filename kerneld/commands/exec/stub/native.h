@@ -85,6 +85,7 @@ struct thread {
 	u64 *ring;		/* memory in which requests go to kerneld while it looks there; 0: none */
 	u64 ring_number;	/* of the last request in it */
 	u32 ring_misses, ring_skip;
+	int mapped_fd;		/* of the file that was mapped last: memory.c */
 	char *buffer;
 	struct {		/* the call that is in the gate: gate.c, bounce.c */
 		int is_copied;	/* it works on copies */
@@ -106,6 +107,7 @@ struct thread {
 /* The process: in the stub's own data, which fork copies and threads share. */
 struct process {
 	int is_started;		/* before that, what goes wrong is a status of kerneld exec */
+	int is_not_compared;	/* kerneld cannot tell whether a descriptor is of the file that was mapped last */
 	int is_ending;		/* a thread has told kerneld so: the others' connections end before the host ends them */
 	int ram_fd, agent_conn, agent_pid, hidden_fds;	/* descriptors from hidden_fds on are not the program's */
 	u32 dump;		/* a thread makes the memory true for a core dump: dump.c */

@@ -86,6 +86,7 @@ struct thread *thread_area(void)
 	t->is_borrower = t->is_sharer = t->is_kicked = 0;
 	t->pkru = t->told_pkru = INIT_PKRU;
 	t->shared_futex = t->robust = 0;
+	t->mapped_fd = -1;
 	memset(&t->bounce, 0, sizeof t->bounce);
 	return t;
 }
