@@ -47,9 +47,6 @@ class _Token:
     line: int
     """The number of the connection by which the child attaches; 0 if it makes its own."""
 
-    is_given: bool = False
-    """Whether the copy is whole, and the thread that forks has the token of a native program's child."""
-
     @property
     def parent(self) -> Process:
         """The process of the thread that forks."""
@@ -61,6 +58,8 @@ class _Tokens:
 
     def __init__(self) -> None:
         self.all: dict[int, _Token] = {}
+        self.given: dict[int, _Token] = {}
+        """Those of native programs: the copy is whole, and the thread that forks has the token."""
         self._of: dict[Process, dict[int, _Token]] = {}
 
     def add(self, token: int, copy: _Token) -> None:
@@ -69,6 +68,7 @@ class _Tokens:
     def take(self, token: int) -> _Token:
         """Remove a token, and return its copy."""
         copy = self.all.pop(token)
+        self.given.pop(token, None)
         siblings = self._of[copy.parent]
         del siblings[token]
         if not siblings:
@@ -158,11 +158,11 @@ class ProcessTable:
 
     def forking(self) -> list[tuple[int, Thread]]:
         """Return the token of each native program's child that has not attached, and the thread that forks."""
-        return [(token, copy.thread) for token, copy in self._tokens.all.items() if copy.is_given]
+        return [(token, copy.thread) for token, copy in self._tokens.given.items()]
 
     def give(self, token: int) -> None:
         """Note that the thread that forks a native program's child has the token now."""
-        self._tokens.all[token].is_given = True
+        self._tokens.given[token] = self._tokens.all[token]
 
     def _take_token(self, pid: Pid, token: int) -> _Token:
         copy = self._tokens.find(token)

@@ -16,6 +16,7 @@ from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.pagewalk import PUD_SIZE, Leaf, Leaves, Run
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
+_TABLES_AT_ONCE = 64 * PMD_SIZE
 _MOVED_AT_ONCE = 8 * PMD_SIZE
 """Tables of a file's pages take a quarter of a millisecond each to move entry by entry."""
 
@@ -51,15 +52,17 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
 
 
 def _move_tables_in_pieces(mm: MmStruct, first: Vaddr, last: Vaddr, delta: int) -> Generator[None, None, Vaddr]:
-    """Move whole leaf tables, a GiB at a time; return the address before which all have moved.
+    """Move whole leaf tables, a GiB at a time if it may move as one; return the address before which all have moved.
 
-    It is `last`, or the GiB whose new place has a table already. Raises SysError(ENOMEM); what had moved is then back.
+    It is `last`, or the place of which the new one has a table already. Raises SysError(ENOMEM); what had moved is
+    then back.
     """
     at, pace = first, Pace()
+    size = _TABLES_AT_ONCE if delta & PUD_SIZE - 1 else PUD_SIZE
     while at < last:
         # A range without tables needs no step.
-        at = max(at, mm.page_table.walk.first_leaf(at, last) & -PUD_SIZE)
-        stop = min(last, (at & -PUD_SIZE) + PUD_SIZE)
+        at = max(at, mm.page_table.walk.first_leaf(at, last) & -size)
+        stop = min(last, (at & -size) + size)
         try:
             if at < last and not mm.pages.move_tables(at, stop, at + delta):
                 break

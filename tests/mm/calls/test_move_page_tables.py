@@ -54,6 +54,22 @@ def test_others_may_be_served_between_two_gib(
     machine.check()
 
 
+@pytest.mark.parametrize(("to", "least"), [(TO, GIBS - 1), (TO + PMD_SIZE, 3 * GIBS)])
+def test_a_gib_that_does_not_move_as_one_moves_in_parts(
+    machine: Machine, mm: MmStruct, to: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace tells of each entry: a step has 64 tables at most, unless one entry moves all of a GiB."""
+    monkeypatch.setattr("kerneld.mm.space.pace._PIECE_SECONDS", 0.0)
+    map_gibs(mm)
+    for number in range(GIBS * 4):
+        store(mm, BASE + number * GIB // 4 + 70 * PMD_SIZE, b"x")
+    turns = sum(1 for _ in mremap_in_pieces(mm, BASE, GIBS * GIB, GIBS * GIB, MOVE, to, privileged=False))
+    assert turns >= least
+    assert written(mm, to) == [b"\1", b"\2", b"\3"]
+    assert [load(mm, to + number * GIB // 4 + 70 * PMD_SIZE) for number in range(GIBS * 4)] == [b"x"] * GIBS * 4
+    machine.check()
+
+
 def test_a_move_that_finds_no_frame_is_none(machine: Machine, mm: MmStruct) -> None:
     map_gibs(mm)
     failures = 0
