@@ -6,8 +6,9 @@ skipped on both sides; every other operation runs.
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from kerneld.referee.five_levels import is_out_of_reach
@@ -33,6 +34,10 @@ _OF_A_RANGE = frozenset(
     }
 )  # fmt: skip
 """Calls whose first two arguments are an address and a length."""
+_TOGETHER = frozenset(
+    {"mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock", "msync", "store", "touch"}
+)
+"""Operations that make one call each, without bytes in the answer."""
 
 
 V = TypeVar("V", bound=HasMappings)
@@ -56,6 +61,7 @@ class Side(Protocol[V_co]):
     def wrpkru(self, who: int, value: int) -> Outcome: ...
     def view(self, who: int, *, whole: bool = True) -> V_co: ...
     def pid(self, who: int) -> int: ...
+    def together(self, who: int, calls: Iterable[Callable[[], Outcome]]) -> list[Outcome]: ...
     def counters(self) -> Counters: ...
 
 
@@ -141,11 +147,10 @@ class Execution(Generic[V]):
         return StateOf(outcome, self._views, counters)
 
     def _run_each(self, op: Op) -> Outcome:
-        """Run an operation as often as it says, up to a signal."""
-        outcomes: list[Outcome] = []
-        while len(outcomes) < op.times and not (outcomes and outcomes[-1].signo):
-            outcomes.append(self._run(op.nth(len(outcomes))))
-        return Outcome.of_all(outcomes)
+        """Run an operation as often as it says."""
+        calls = [functools.partial(self._run, op.nth(number)) for number in range(op.times)]
+        is_simple = op.name in _TOGETHER and op.who in self.alive
+        return Outcome.of_all(self._side.together(op.who, calls) if is_simple else [call() for call in calls])
 
     def _run(self, op: Op) -> Outcome:
         if op.who not in self.alive:

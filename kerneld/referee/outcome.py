@@ -43,11 +43,13 @@ class Outcome(NamedTuple):
     def of_all(cls, outcomes: Sequence[Outcome]) -> Outcome:
         """Return the outcome of an operation that ran several times.
 
-        It is the first one's value, the last one's signal, all minor faults, and as data all values.
+        It is the first one's value, the first signal, all minor faults, and as data all values.
         """
         faults = [outcome.min_flt for outcome in outcomes]
-        return outcomes[-1]._replace(
+        first = next((outcome for outcome in outcomes if outcome.signo), outcomes[-1])
+        return first._replace(
             ret=outcomes[0].ret,
+            pkru=outcomes[-1].pkru,
             data=struct.pack(f"<{len(outcomes)}q", *(outcome.ret for outcome in outcomes)),
             min_flt=None if None in faults else sum(filter(None, faults)),
         )

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from signal import SIGBUS, SIGILL, SIGSEGV
 
@@ -252,6 +253,10 @@ class Simulated:
     def used_at_start(self, resource: int) -> int:
         """Return the bytes of a resource in use at the start of the program."""
         return self._used_at_start[resource]
+
+    def together(self, _who: int, calls: Iterable[Callable[[], Outcome]]) -> list[Outcome]:
+        """Make several calls of a process, one after another."""
+        return [call() for call in calls]
 
     def pid(self, who: int) -> int:
         """Return a process's pid; for an ended process a pid that no process has."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator
+from signal import SIGSEGV
 from typing import Any
 
 import pytest
@@ -90,6 +92,19 @@ def test_one_call_of_many_that_differs(many: Match, monkeypatch: pytest.MonkeyPa
     divergence = many.play(program)
     assert divergence is not None
     assert divergence.difference == ("data", "0000000000000000 at byte 1600", "eaffffffffffffff at byte 1600")
+
+
+def test_calls_go_on_after_a_signal(many: Match) -> None:
+    """Every second page is there. More orders than are on their way at once."""
+    program = (
+        Op(0, "mmap", (ROW, PAGE_SIZE, 3, FLAGS, 0), times=200, stride=2 * PAGE_SIZE),
+        Op(0, "touch", (ROW, PAGE_SIZE, 1), times=400, stride=PAGE_SIZE),
+    )
+    *_, state = many.hosts.play(program)
+    assert struct.unpack("<400q", state.outcome.data) == (1, 0) * 200
+    assert (state.outcome.signo, state.outcome.si_addr) == (SIGSEGV, ROW.offset + PAGE_SIZE)
+    assert state.outcome.min_flt == 200
+    assert many.play(program) is None
 
 
 def test_ranges_that_are_read_together() -> None:
