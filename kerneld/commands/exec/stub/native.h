@@ -164,6 +164,7 @@ long ask_ret(struct thread *t, u32 nr, const u64 *args);
 void ring_open(struct thread *t, int fd);
 void ring_name_child(struct thread *t, u64 token, u32 pid);
 int ring_is_watched(struct thread *t);
+int skip_rdtsc(struct ucontext *uc);
 long ring_ask(struct thread *t, const struct request *head, const void *data, u64 length, char *buffer, u64 room);
 
 /* descriptors.c */

@@ -245,6 +245,8 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 		leave_gate(t, uc);
 		return;
 	}
+	if (is_in_stub(uc) && !in_access && skip_rdtsc(uc))
+		return;
 	if (is_in_stub(uc) && !in_access)
 		die("a fault in the stub itself");
 	if (uc->mc.trapno == X86_TRAP_PF && table_fault(uc->mc.cr2, uc->mc.err & X86_PF_WRITE, &info)) {
