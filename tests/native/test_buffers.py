@@ -36,6 +36,13 @@ def test_a_call_waits_while_its_buffers_are_swapped_out(inside: Inside, programs
     assert end.output.count("\n") == 20
 
 
+def test_semaphores_and_messages(inside: Inside, programs: dict[str, Path]) -> None:
+    """What semctl, msgrcv, mq_notify and adjtimex read and write; a signal ends the waits of semop and msgrcv."""
+    end = inside.agrees([str(programs["ipc"])])
+    assert end.status == 0
+    assert end.output.count("ended by a signal: 1") == 2
+
+
 def test_outputs_of_clone_and_prctl_and_calls_with_much(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["outputs"])]).output
     assert "clone: 20 told, 20 ended" in output

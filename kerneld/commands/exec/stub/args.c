@@ -4,6 +4,11 @@
  * A row names pointer arguments: which one, whether the host reads (R) or writes (W) there, and how much (args.h). */
 #include "args.h"
 
+#define NR_semctl 66
+#define NR_msgctl 71
+enum { IPC_SET = 1, IPC_STAT, IPC_INFO, GETALL = 13, SETALL = 17, SEM_STAT, SEM_INFO, SEM_STAT_ANY };
+enum { MSG_STAT = 11, MSG_INFO, MSG_STAT_ANY };
+
 #define R(arg, n) {BYTES, arg, 0, 0, n}
 #define W(arg, n) {BYTES, arg, 0, 1, n}
 #define RBY(arg, other, n) {BY, arg, other, 0, n}
@@ -18,6 +23,8 @@
 #define IOV_W(arg, other) {IOVECS, arg, other, 1, 0}
 #define MSG_R(arg) {MSGHDR, arg, 0, 0, 0}
 #define MSG_W(arg) {MSGHDR, arg, 0, 1, 0}
+#define MSGBUF_R(arg, other) {MSGBUF, arg, other, 0, 0}
+#define MSGBUF_W(arg, other) {MSGBUF, arg, other, 1, 0}
 #define CALL(nr, ...) {nr, 1, {__VA_ARGS__}}
 #define PLAIN(nr) {nr, 1, {{0, 0, 0, 0, 0}}}
 
@@ -30,7 +37,8 @@ static const struct row rows[] = {
 	CALL(43, W(2, 4), WAT(1, 2)), CALL(44, RBY(4, 5, 1), DATA(1, 2)), CALL(45, GOT(1, 2, 1), W(5, 4), WAT(4, 5)),
 	CALL(46, MSG_R(1)), CALL(47, MSG_W(1)), CALL(49, RBY(1, 2, 1)), CALL(51, W(2, 4), WAT(1, 2)),
 	CALL(52, W(2, 4), WAT(1, 2)), CALL(53, W(3, 8)), CALL(54, RBY(3, 4, 1)), CALL(55, W(4, 4), WAT(3, 4)),
-	CALL(61, W(1, 4), W(3, 144)), PLAIN(62), CALL(63, W(0, 390)), PLAIN(64), CALL(65, RBY(1, 2, 6)), CALL(76, S(0)),
+	CALL(61, W(1, 4), W(3, 144)), PLAIN(62), CALL(63, W(0, 390)), PLAIN(64), CALL(65, RBY(1, 2, 6)), PLAIN(68),
+	CALL(69, MSGBUF_R(1, 2)), CALL(70, MSGBUF_W(1, 2)), CALL(76, S(0)),
 	PLAIN(77), CALL(78, GOT(1, 2, 1)), CALL(79, GOT(0, 1, 1)), CALL(80, S(0)), CALL(82, S(0), S(1)), CALL(83, S(0)),
 	CALL(84, S(0)), CALL(85, S(0)), CALL(86, S(0), S(1)), CALL(87, S(0)), CALL(88, S(0), S(1)),
 	CALL(89, S(0), GOT_INT(1, 2)), CALL(90, S(0)), CALL(92, S(0)), CALL(94, S(0)), CALL(96, W(0, 16), W(1, 8)),
@@ -40,8 +48,8 @@ static const struct row rows[] = {
 	CALL(125, W(0, 8), W(1, 24)), CALL(126, R(0, 8), R(1, 24)), CALL(127, W(0, 8)), CALL(128, R(0, 8), W(1, 128), R(2, 16)),
 	CALL(129, R(2, 128)), CALL(130, R(0, 8)), CALL(132, S(0), R(1, 16)), CALL(133, S(0)), PLAIN(135),
 	CALL(137, S(0), W(1, 120)), CALL(138, W(1, 120)), CALL(142, R(1, 4)), CALL(143, W(1, 4)), CALL(144, R(2, 4)),
-	CALL(148, W(1, 16)), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162), CALL(165, S(0), S(1), S(2), S(4)),
-	CALL(166, S(0)), CALL(170, RBY(0, 1, 1)), PLAIN(187), CALL(188, S(0), S(1), RBY(2, 3, 1)),
+	CALL(148, W(1, 16)), CALL(159, W(0, 208)), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162), CALL(164, R(0, 16), R(1, 8)), CALL(165, S(0), S(1), S(2), S(4)),
+	CALL(166, S(0)), CALL(170, RBY(0, 1, 1)), CALL(171, RBY(0, 1, 1)), PLAIN(187), CALL(188, S(0), S(1), RBY(2, 3, 1)),
 	CALL(189, S(0), S(1), RBY(2, 3, 1)), CALL(190, S(1), RBY(2, 3, 1)), CALL(191, S(0), S(1), GOT(2, 3, 1)),
 	CALL(192, S(0), S(1), GOT(2, 3, 1)), CALL(193, S(1), GOT(2, 3, 1)), CALL(194, S(0), GOT(1, 2, 1)),
 	CALL(195, S(0), GOT(1, 2, 1)), CALL(196, GOT(1, 2, 1)), CALL(197, S(0), S(1)), CALL(198, S(0), S(1)), CALL(199, S(1)),
@@ -50,7 +58,8 @@ static const struct row rows[] = {
 	CALL(222, R(1, 64), W(2, 4)), CALL(223, R(2, 32), W(3, 32)), CALL(224, W(1, 32)), PLAIN(225), PLAIN(226),
 	CALL(227, R(1, 16)), CALL(228, W(1, 16)), CALL(229, W(1, 16)), CALL(230, R(2, 16), W(3, 16)), CALL(232, GOT(1, 2, 12)),
 	CALL(233, R(3, 12)), PLAIN(234), CALL(235, S(0), R(1, 32)), CALL(240, S(0), R(3, 64)), CALL(241, S(0)),
-	CALL(242, RBY(1, 2, 1), R(4, 16)), CALL(243, GOT(1, 2, 1), W(3, 4), R(4, 16)), CALL(247, W(2, 128), W(4, 144)),
+	CALL(242, RBY(1, 2, 1), R(4, 16)), CALL(243, GOT(1, 2, 1), W(3, 4), R(4, 16)), CALL(244, {SIGEVENT, 1, 0, 0, 64}),
+	CALL(245, R(1, 64), W(2, 64)), CALL(247, W(2, 128), W(4, 144)),
 	PLAIN(251), PLAIN(252), PLAIN(253), CALL(254, S(1)), PLAIN(255), CALL(257, S(1)), CALL(258, S(1)), CALL(259, S(1)),
 	CALL(260, S(1)), CALL(261, S(1), R(2, 32)), CALL(262, S(1), W(2, 144)), CALL(263, S(1)), CALL(264, S(1), S(3)),
 	CALL(265, S(1), S(3)), CALL(266, S(0), S(2)), CALL(267, S(1), GOT_INT(2, 3)), CALL(268, S(1)), CALL(269, S(1)),
@@ -58,7 +67,7 @@ static const struct row rows[] = {
 	PLAIN(273), CALL(275, W(1, 8), W(3, 8)), PLAIN(276), PLAIN(277), CALL(280, S(1), R(2, 32)),
 	CALL(281, GOT(1, 2, 12), R(4, 8)), CALL(282, R(1, 8)), PLAIN(284), PLAIN(285), CALL(286, R(2, 32), W(3, 32)), CALL(287, W(1, 32)),
 	CALL(288, W(2, 4), WAT(1, 2)), CALL(289, R(1, 8)), CALL(293, W(0, 8)), PLAIN(294), CALL(295, IOV_W(1, 2)),
-	CALL(296, IOV_R(1, 2)), CALL(297, R(3, 128)), CALL(299, {MMSGHDR, 1, 2, 1, 0}, W(4, 16)), CALL(302, R(2, 16), W(3, 16)), PLAIN(306),
+	CALL(296, IOV_R(1, 2)), CALL(297, R(3, 128)), CALL(299, {MMSGHDR, 1, 2, 1, 0}, W(4, 16)), CALL(302, R(2, 16), W(3, 16)), CALL(305, W(1, 208)), PLAIN(306),
 	CALL(307, {MMSGHDR, 1, 2, 0, 0}), PLAIN(308), CALL(309, W(0, 4), W(1, 4)), PLAIN(312), CALL(314, R(1, 56)),
 	CALL(315, WBY(1, 2, 1)), CALL(316, S(1), S(3)), CALL(318, GOT(0, 1, 1)), CALL(319, S(0)), PLAIN(324),
 	CALL(326, W(1, 8), W(3, 8)), CALL(327, IOV_W(1, 2)), CALL(328, IOV_R(1, 2)), CALL(332, S(1), W(4, 256)),
@@ -103,6 +112,38 @@ static struct pointer prctl_pointer(long nr, u32 command)
 	return (struct pointer){0};
 }
 
+/* What the argument of semctl() is. Source: Linux v6.8 ipc/sem.c:ksys_semctl(), include/uapi/asm-generic/sembuf.h. */
+static struct pointer semctl_pointer(const u64 *args)
+{
+	u64 status[13];	/* struct semid64_ds; [10]: how many semaphores there are */
+	switch ((u32)args[2]) {
+	case IPC_SET:
+		return (struct pointer)R(3, 104);
+	case IPC_STAT: case SEM_STAT: case SEM_STAT_ANY:
+		return (struct pointer)W(3, 104);
+	case IPC_INFO: case SEM_INFO:
+		return (struct pointer)W(3, 40);
+	case GETALL: case SETALL:
+		if (!sys4(NR_semctl, args[0], 0, IPC_STAT, status))
+			return args[2] == GETALL ? (struct pointer)W(3, status[10] * 2) : (struct pointer)R(3, status[10] * 2);
+	}
+	return (struct pointer){0};
+}
+
+/* What the argument of msgctl() is. Source: Linux v6.8 ipc/msg.c:ksys_msgctl(), include/uapi/asm-generic/msgbuf.h. */
+static struct pointer msgctl_pointer(const u64 *args)
+{
+	switch ((u32)args[1]) {
+	case IPC_SET:
+		return (struct pointer)R(2, 120);
+	case IPC_STAT: case MSG_STAT: case MSG_STAT_ANY:
+		return (struct pointer)W(2, 120);
+	case IPC_INFO: case MSG_INFO:
+		return (struct pointer)W(2, 32);
+	}
+	return (struct pointer){0};
+}
+
 static int fcntl_bytes(u64 command)
 {
 	if (command - 5 < 3 || command - 36 < 3)
@@ -140,6 +181,9 @@ const struct row *find_row(long nr, const u64 *args, struct row *own)
 	} else if (nr == NR_prctl || nr == NR_arch_prctl) {
 		*own = (struct row){nr, 1, {prctl_pointer(nr, args[0])}};
 		return own;
+	} else if (nr == NR_semctl || nr == NR_msgctl) {
+		*own = (struct row){nr, 1, {nr == NR_semctl ? semctl_pointer(args) : msgctl_pointer(args)}};
+		return own;
 	} else {
 		return (u64)nr < TABLE_SIZE ? table[nr] : 0;
 	}
@@ -152,7 +196,7 @@ int may_wait(long nr)
 {
 	switch (nr) {
 	case 0: case 1: case 2: case 7: case 16: case 17: case 18: case 19: case 20: case 23: case 35: case 40: case 42: case 43:
-	case 44: case 45: case 46: case 47: case 61: case 72: case 85: case 103: case 127: case 128: case 129: case 130: case 230:
+	case 44: case 45: case 46: case 47: case 61: case 65: case 69: case 70: case 72: case 85: case 103: case 127: case 128: case 129: case 130: case 220: case 230:
 	case 232: case 242: case 243: case 247: case 257: case 270: case 271: case 275: case 281: case 288: case 295: case 296:
 	case 297: case 299: case 307: case 318: case 326: case 327: case 328: case 424: case 437: case 441:
 		return 1;

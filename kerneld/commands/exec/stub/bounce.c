@@ -16,6 +16,7 @@
 #define IS_INT 2
 #define MOST_RECORDS 0x100000	/* in one answer of epoll_wait(): far below what it refuses */
 #define AT_SYMLINK_NOFOLLOW 0x100
+#define SIGEV_THREAD 2
 
 static int add_out(struct thread *t, u32 kind, u64 user, u64 at, u64 length, u64 where)
 {
@@ -185,6 +186,28 @@ static u64 messages(struct thread *t, u64 user, u64 *count, int write)
 	return *count ? at : 0;
 }
 
+/* A System V message: a long, and then the text. */
+static u64 msgbuf(struct thread *t, u64 user, u64 *length, int write)
+{
+	u64 all = *length + sizeof(u64), at;
+	if (*length > HUGE_BYTES || (write && add_out(t, BUDGET, 0, sizeof(u64), 1, 0)))
+		return 0;
+	at = buffer(t, user, &all, write);
+	if (at && !write && all < *length + sizeof(u64))
+		return 0;
+	*length = at ? all - sizeof(u64) : *length;
+	return at;
+}
+
+/* A struct sigevent. If a thread is to be notified, its value names 32 bytes. Source: Linux v6.8 ipc/mqueue.c:do_mq_notify(). */
+static u64 sigevent(struct thread *t, u64 user)
+{
+	u64 *event = (u64 *)reads(t, user, 64);
+	if (event && (u32)(event[1] >> 32) == SIGEV_THREAD)
+		event[0] = reads(t, event[0], 32);
+	return (u64)event;
+}
+
 /* Copy what one pointer argument names; its place in the copy, or 0. */
 static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer, u64 *args)
 {
@@ -239,6 +262,10 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 			pair[0] = reads(t, pair[0], 8);
 		return (u64)pair;
 	}
+	case MSGBUF:
+		return msgbuf(t, at, other, pointer->write);
+	case SIGEVENT:
+		return sigevent(t, at);
 	}
 	return 0;
 }
@@ -271,7 +298,7 @@ long bounce_out(struct thread *t, long ret)
 			length = said < length ? said : length;
 			break;
 		case BUDGET:
-			left = ret < 0 ? 0 : ret * length;
+			left = ret < 0 ? 0 : ret * length + out->at;
 			continue;
 		case BUDGET_AT:
 			left = ret > 0 && (u64)ret > length ? said : 0;

@@ -10,7 +10,7 @@
 enum out_kind {
 	FIXED,		/* all of it */
 	LENGTH,		/* as much as the word at `where` says */
-	BUDGET,		/* no copy: so much has been read, by the result (units of `length`) … */
+	BUDGET,		/* no copy: so much has been read, by the result (units of `length`), and `at` bytes before … */
 	BUDGET_AT,	/* … or by the word at `where`, if the result is more than `length` */
 	SPREAD,		/* as much of what has been read as there is room for */
 };
