@@ -32,11 +32,14 @@ def show_map_vma(mm: MmStruct, files: FileTable, vma: Vma) -> bytes:
     file = vma.vm_file
     if file is not None:
         dev, ino, offset = file.dev, file.ino, vma.pgoff << PAGE_SHIFT
-        name = os.fsencode(files.find_path(file)).replace(b"\n", b"\\012")
+        path = vma.anon_name or files.find_path(file)
+        name = os.fsencode(path).replace(b"\n", b"\\012")
     elif vma_is_initial_heap(mm, vma):
         name = b"[heap]"
     elif vma_is_initial_stack(mm, vma):
         name = b"[stack]"
+    else:
+        name = vma.anon_name.encode()
     header = vma_header(vma.start, vma.end, vma.vm_flags, offset, dev, ino)
     if name or file is not None:
         header = header.ljust(_NAME_COLUMN) + b" " + name

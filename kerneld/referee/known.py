@@ -35,7 +35,7 @@ from kerneld.referee import (
 )
 from kerneld.referee.difference import Here, Known, OnTop
 from kerneld.referee.known_modes import KNOWN_OF_MODES
-from kerneld.syscalls import memory, process, remote
+from kerneld.syscalls import prctl, process, remote
 from kerneld.task import uaccess
 from shared.uapi.mman import Madv, Map, Pr
 
@@ -378,7 +378,7 @@ KNOWN = (
         (0, 0),
         "d7597f59d1d3, and no CONFIG_KSM",
         "PR_SET_MEMORY_MERGE and PR_GET_MEMORY_MERGE are unknown.",
-        ((memory, "PRCTL_OPTIONS", memory.PRCTL_OPTIONS - {Pr.SET_MEMORY_MERGE, Pr.GET_MEMORY_MERGE}),),
+        ((prctl, "PRCTL_OPTIONS", prctl.PRCTL_OPTIONS - {Pr.SET_MEMORY_MERGE, Pr.GET_MEMORY_MERGE}),),
         witness=witnesses.knows_no_memory_merge,
         before=(6, 4),
     ),

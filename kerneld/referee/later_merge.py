@@ -62,10 +62,10 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
 
 
 def with_source(function: Callable[..., Vma]) -> Callable[..., Vma]:
-    def wrapped(mm: MmStruct, vma: Vma, *args: Any) -> Vma:
+    def wrapped(mm: MmStruct, vma: Vma, *args: Any, **others: Any) -> Vma:
         _Source.vma = vma
         try:
-            return function(mm, vma, *args)
+            return function(mm, vma, *args, **others)
         finally:
             _Source.vma = None
 

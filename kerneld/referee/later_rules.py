@@ -183,6 +183,6 @@ def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
 
 def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
     """Source: Linux v6.9 mm/madvise.c:madvise_populate(): it is one range, and ends at a hole."""
-    end = madvise._range_end(start, length, advice)
+    end = madvise._range_end(start, length)
     yield from madvise.faultin_range(mm, start, end, advice == Madv.POPULATE_WRITE, Pace())
     return 0

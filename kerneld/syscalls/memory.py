@@ -32,8 +32,6 @@ from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.filemap import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
-from kerneld.mm.ksm.unmerge import set_merge_any
-from kerneld.mm.space.mdwe import set_mdwe
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
 from kerneld.mm.space.pace import Steps, is_wide
@@ -43,7 +41,7 @@ from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED, VM_LOCKONFAULT
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work, in_pieces
 from kerneld.syscalls.call_faults import counted_work
 from kerneld.task.capability import CAP_IPC_LOCK
-from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Pr, Prot
+from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Mcl, Prot
 from shared.uapi.native import MMAP_SAME_FILE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PMD_SIZE, TASK_SIZE, Vaddr, page_align
 from shared.uapi.personality import READ_IMPLIES_EXEC
@@ -55,8 +53,6 @@ _ANONYMOUS, _HUGETLB = Map.ANONYMOUS.value, Map.HUGETLB.value
 _HUGE_SHIFT, _HUGE_MASK = 26, 0x3F
 _HUGE_LOGS = (0, 21)
 """The huge page sizes of the machine in the encoding of MAP_HUGE_*: the default, and 2 MiB."""
-PRCTL_OPTIONS = frozenset(Pr)
-_GETTERS = frozenset({Pr.GET_THP_DISABLE, Pr.GET_MDWE, Pr.GET_MEMORY_MERGE})
 
 
 def sys_mmap(call: Call) -> int | Answer | Work:
@@ -283,14 +279,14 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     start, length = call.args[:2]
     mm = call.mm
     if advice == Madv.UNMERGEABLE and mm.frames.has_merged:
-        return in_pieces(_with_mmap_lock(call, madvise_in_pieces(mm, start, length, advice)))
+        return in_pieces(with_mmap_lock(call, madvise_in_pieces(mm, start, length, advice)))
     if is_wide(mm.map_count, length) or advice in LONG_ADVICE:
         return in_pieces(madvise_in_pieces(mm, start, length, advice, call.may_write))
     do_madvise(mm, start, length, advice, call.may_write)
     return 0
 
 
-def _with_mmap_lock(call: Call, steps: Steps) -> Steps:
+def with_mmap_lock(call: Call, steps: Steps) -> Steps:
     """Hold mmap_lock for writing from the first piece to the last, as Linux does for this call."""
     with call.kernel.table.mmap_locks.write(call.thread):
         yield from steps
@@ -359,27 +355,6 @@ def _mlockall(mm: MmStruct, steps: Steps, *, is_populated: bool) -> Pieces:
 def sys_munlockall(call: Call) -> int | Answer | Work:
     """No arguments."""
     return in_pieces(mlockall_flags_in_pieces(call.mm, 0))
-
-
-def sys_prctl(call: Call) -> int | Answer | Work:
-    """args: option, and four that depend on it. Of PR_SET_THP_DISABLE and PR_SET_MEMORY_MERGE, whether; of PR_SET_MDWE,
-    flags.
-
-    PR_GET_… returns it. Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0;
-    and as `set_mdwe` does. Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
-    """
-    option, mm, wanted, unused = call.int_arg(0), call.mm, call.args[1] != 0, any(call.args[2:5])
-    if option not in PRCTL_OPTIONS or unused or (option in _GETTERS and wanted):
-        raise SysError(errno.EINVAL)
-    if option == Pr.SET_MEMORY_MERGE:
-        return in_pieces(_with_mmap_lock(call, set_merge_any(mm, wanted)))
-    if option == Pr.SET_THP_DISABLE:
-        mm.thp_disabled = wanted
-        return 0
-    if option == Pr.SET_MDWE:
-        set_mdwe(mm, call.args[1])
-        return 0
-    return {Pr.GET_MEMORY_MERGE: mm.merge_any, Pr.GET_THP_DISABLE: mm.thp_disabled}.get(Pr(option), mm.mdwe)
 
 
 def sys_msync(call: Call) -> int | Answer | Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, mempolicy, native, proc_mem, process, remote, shadow, shm, trace
+from kerneld.syscalls import machine, memory, mempolicy, native, prctl, proc_mem, process, remote, shadow, shm, trace
 from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
@@ -37,7 +37,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.MUNLOCK: memory.sys_munlock,
     Nr.MLOCKALL: memory.sys_mlockall,
     Nr.MUNLOCKALL: memory.sys_munlockall,
-    Nr.PRCTL: memory.sys_prctl,
+    Nr.PRCTL: prctl.sys_prctl,
     Nr.PROCESS_VM_READV: remote.sys_process_vm_readv,
     Nr.PROCESS_VM_WRITEV: remote.sys_process_vm_writev,
     Nr.PROCESS_MADVISE: remote.sys_process_madvise,

@@ -88,10 +88,15 @@ class Pr(IntEnum):
     GET_MDWE = 66
     SET_MEMORY_MERGE = 67
     GET_MEMORY_MERGE = 68
+    SET_VMA = 0x53564D41
 
 
 PR_MDWE_REFUSE_EXEC_GAIN, PR_MDWE_NO_INHERIT = 1, 2
 """The flags of PR_SET_MDWE."""
+PR_SET_VMA_ANON_NAME = 0
+"""What PR_SET_VMA sets."""
+ANON_VMA_NAME_MAX_LEN = 80
+"""The most bytes of a name, with its NUL."""
 MLOCK_ONFAULT = 1
 """The one flag of mlock2."""
 

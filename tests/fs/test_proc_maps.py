@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.errors import SysError
 from kerneld.mm.calls.brk import do_brk
+from kerneld.mm.calls.madvise import set_anon_name_in_pieces
 from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.space.pace import run_at_once
 from kerneld.task.exec import fresh_mm
 from kerneld.task.task import Thread
 from shared.uapi.mman import Map, Prot
@@ -82,6 +86,21 @@ def test_names_and_fields_of_maps(world: World, file_addr: int, tmp_path: Path) 
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     line = f"{file_addr:08x}-{file_addr + 2 * PAGE_SIZE:08x} rw-s 00000000 {device} {status.st_ino} ".ljust(72)
     assert world.text("self/maps") == f"{line} {tmp_path}/a file\\012of two lines\n"
+
+
+def test_names_that_programs_have_given(world: World) -> None:
+    """The heap and the stack keep theirs."""
+    mm = fresh_mm(world.frames, world.me.rlimits, world.sysctl)
+    world.machine.mms.append(mm)
+    other = world.add(99, world.me.cred, mm)
+    do_brk(mm, mm.start_brk + PAGE_SIZE, privileged=False)
+    world.map_anonymous(1, other)
+    world.map_anonymous(1, other, Map.SHARED)
+    with contextlib.suppress(SysError):
+        run_at_once(set_anon_name_in_pieces(mm, 0, TASK_SIZE, "a name"))
+    expected = ["[heap]", "[anon_shmem:a name]", "[anon:a name]", "[stack]"]
+    assert sorted(line[73:] for line in world.text("99/maps").splitlines()) == sorted(expected)
+    assert sorted(re.findall(r"\[.*\]", world.text("99/smaps"))) == sorted(expected)
 
 
 def test_rights_and_offsets(world: World, tmp_path: Path) -> None:

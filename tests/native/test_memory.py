@@ -106,6 +106,25 @@ def test_huge_pages_that_a_process_forbids(inside: Inside, programs: dict[str, P
         inside.agrees([str(programs["thp_disable"])])
 
 
+def test_memory_that_has_a_name(inside: Inside, programs: dict[str, Path]) -> None:
+    """Not every host is built with CONFIG_ANON_VMA_NAME."""
+    parts = "1 [anon:an arena] 1 [anon:an arena] 1 [anon:an arena] 1 [anon:other] 2 [anon:an arena]"
+    whole = f"[anon:{'n' * 79}]"
+    expected = f"""named: 0 0
+process: 1 [anon_shmem:shared] 6 [anon:an arena]
+another: 0
+parts: 1 [anon_shmem:shared] {parts}
+errors: -14 -14 -22 -22 -22 -12 -9
+child: 1 [anon:x] 1 [anon_shmem:shared] {parts}
+next program:
+long: 0
+all of it: 1 [anon_shmem:shared] 2 {whole} 1 {whole} 5 {whole}
+"""
+    assert inside.run([str(programs["names"])]) == End(0, expected, "")
+    if "named: -" not in (outside := inside.outside([str(programs["names"])]).output):
+        assert outside == expected
+
+
 @pytest.mark.parametrize(("flags", "child"), [(1, 1), (3, 0)])
 def test_memory_that_does_not_become_executable(
     flags: int, child: int, inside: Inside, programs: dict[str, Path]

@@ -353,6 +353,29 @@ class TestOthers:
         assert program.call(Nr.PRCTL, Pr.SET_MEMORY_MERGE, 0) == 0
         assert program.call(Nr.PRCTL, Pr.GET_MEMORY_MERGE) == 0
 
+    def test_prctl_names_memory(self, program: Program) -> None:
+        program.mmap(2, at=BASE)
+
+        def name(data: bytes = b"", pointer: int = 1, option: int = 0, start: int = BASE) -> int:
+            return program.call(Nr.PRCTL, Pr.SET_VMA, option, start, 1, pointer, data=data)
+
+        def names() -> list[str]:
+            return [vma.anon_name for vma in program.mm.vmas.overlapping(BASE, page(2))]
+
+        assert name(b"a name: 1~") == 0
+        assert names() == ["[anon:a name: 1~]", ""]
+        assert name(b"n" * 79 + b"\0behind it") == 0
+        assert names() == [f"[anon:{'n' * 79}]", ""]
+        for wrong in (b"n" * 80, b"\\", b"`", b"$", b"[", b"]", b"\x1f", b"\x7f", b"\xc3\xa4"):
+            assert name(wrong) == -errno.EINVAL
+        assert name(b"") == -errno.EFAULT
+        assert name(b"x", option=1) == name(b"x", start=BASE + 1) == -errno.EINVAL
+        assert name(b"x", start=page(7)) == -errno.ENOMEM
+        assert name(b"\0") == 0
+        assert names() == ["[anon:]", ""]
+        assert name(pointer=0) == 0
+        assert names() == [""]
+
     def test_prctl_of_memory_that_does_not_become_executable(self, program: Program) -> None:
         """Only a mapping that merges is not looked at: Linux v6.8 mm/mmap.c:mmap_region()."""
         wx, denied = WRITE | Prot.EXEC.value, -errno.EACCES

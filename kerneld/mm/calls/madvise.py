@@ -1,6 +1,6 @@
 """madvise: advice of a program about its memory.
 
-Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior().
+Answers to Linux v6.8 mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior(), madvise_set_anon_name().
 
 | advice                        | effect                                        | refused (EINVAL unless said)         |
 |-------------------------------|-----------------------------------------------|--------------------------------------|
@@ -119,7 +119,8 @@ def madvise_in_pieces(
     if advice in POPULATE_ADVICE:
         yield from madvise_populate_in_pieces(mm, start, length, advice)
         return
-    end = _range_end(start, length, advice)
+    _check_advice(advice)
+    end = _range_end(start, length)
     if end > start:
         yield from _madvise_walk_vmas(mm, start, end, partial(_advise, mm, Madv(advice), may_write))
 
@@ -135,8 +136,44 @@ def _advise(mm: MmStruct, advice: Madv, may_write: MayWrite, vma: Vma, start: Va
     return stop
 
 
-def _range_end(start: Vaddr, length: int, advice: int) -> Vaddr:
-    if advice not in _VALID or start & ~PAGE_MASK or page_align(length) >= 1 << 64:
+def set_anon_name_in_pieces(mm: MmStruct, start: Vaddr, length: int, name: str | None) -> Steps:
+    """Name the anonymous memory of [start, start + length), or take its name away; `length` in bytes, rounded up.
+
+    Yields when other clients may be served. Raises SysError(EINVAL) for an unaligned start or a range that wraps;
+    SysError(EBADF) at a file's mapping (what lies before it is named); SysError(ENOMEM) for a range with a hole (the
+    mapped parts are named anyway); SysError(EAGAIN) with too many VMAs.
+    Source: Linux v6.8 mm/madvise.c:madvise_set_anon_name().
+    """
+    end = _range_end(start, length)
+    if end > start:
+        yield from _madvise_walk_vmas(mm, start, end, partial(_set_anon_name, mm, name))
+
+
+def _set_anon_name(mm: MmStruct, name: str | None, vma: Vma, start: Vaddr, end: Vaddr, _pace: Pace) -> Visited:
+    """Source: Linux v6.8 mm/madvise.c:madvise_vma_anon_name(), and fs/proc/task_mmu.c:show_map_vma() for the words."""
+    yield from ()
+    if vma.vm_file is not None and not (vma.file is not None and vma.file.is_anon_shmem):
+        raise SysError(errno.EBADF)
+    anon_name = "" if name is None else f"[{'anon' if vma.file is None else 'anon_shmem'}:{name}]"
+    if anon_name != vma.anon_name:
+        _modify(mm, vma, start, end, vma.vm_flags, anon_name)
+    return end
+
+
+def _modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, anon_name: str | None = None) -> None:
+    try:
+        vma_modify(mm, vma, start, end, vm_flags, anon_name=anon_name)
+    except SysError:
+        raise SysError(errno.EAGAIN) from None
+
+
+def _check_advice(advice: int) -> None:
+    if advice not in _VALID:
+        raise SysError(errno.EINVAL)
+
+
+def _range_end(start: Vaddr, length: int) -> Vaddr:
+    if start & ~PAGE_MASK or page_align(length) >= 1 << 64:
         raise SysError(errno.EINVAL)
     end = start + page_align(length)
     if end >= 1 << 64:
@@ -196,10 +233,7 @@ def _madvise_vma(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, advice: Madv,
             ksm_enter(mm)
         vm_flags = (vma.vm_flags | change[0]) & ~change[1]
         if vm_flags != vma.vm_flags:
-            try:
-                vma_modify(mm, vma, start, end, vm_flags)
-            except SysError:
-                raise SysError(errno.EAGAIN) from None
+            _modify(mm, vma, start, end, vm_flags)
     elif advice is Madv.WILLNEED:
         madvise_willneed(mm, vma, start, end)
     elif advice is Madv.REMOVE:
@@ -249,7 +283,7 @@ def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: 
 
     Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): the part behind a hole is populated too.
     """
-    end = _range_end(start, length, advice)
+    end = _range_end(start, length)
     yield from _madvise_walk_vmas(mm, start, end, partial(_populate, mm, advice == Madv.POPULATE_WRITE))
     return 0
 

@@ -142,6 +142,7 @@ def find_unmerged(mm: MmStruct) -> list[tuple[Vma, Vma]]:
         and low.file is high.file
         and low.pgoff + low.nr_pages == high.pgoff
         and not (low.vm_flags ^ high.vm_flags) & ~VM_SOFTDIRTY
+        and low.anon_name == high.anon_name
     ]
 
 

@@ -336,6 +336,7 @@ class File:
         "dev",
         "huge_page_bytes",
         "ino",
+        "is_anon_shmem",
         "is_dev_zero",
         "is_sysv_shm",
         "mappable",
@@ -369,6 +370,8 @@ class File:
         """Whether it is /dev/zero: its mappings are anonymous memory (Linux: drivers/char/mem.c:mmap_zero())."""
         self.is_sysv_shm = False
         """Whether shmat made it, so that shmdt finds its mappings (Linux: vm_ops is shm_vm_ops)."""
+        self.is_anon_shmem = False
+        """Whether it is shared anonymous memory, which may have a name (Linux: vma_is_anon_shmem())."""
         self.noexec = False
         """Whether it lies on a file system whose files are never executed (Linux: path_noexec())."""
         self.refuses = 0
@@ -390,4 +393,6 @@ def shmem_zero_setup(frames: Frames, size_bytes: int, *, noreserve: bool = False
         mapping.accounts_blocks = True
     else:
         mapping.account(size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT)
-    return File(mapping, "/dev/zero (deleted)", readable=True, writable=True, dev=1, ino=_get_next_ino())
+    file = File(mapping, "/dev/zero (deleted)", readable=True, writable=True, dev=1, ino=_get_next_ino())
+    file.is_anon_shmem = True
+    return file

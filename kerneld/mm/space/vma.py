@@ -37,8 +37,8 @@ class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
     __slots__ = (
-        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "policy", "start", "vm_flags",
-        "vm_mm",
+        "anon_name", "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "policy", "start",
+        "vm_flags", "vm_mm",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +65,8 @@ class Vma:
         """The last anon_vma of the VMA's chain: see `kerneld.mm.space.rmap`."""
         self.policy = 0
         """The policy by mbind (Linux: vm_policy); see `kerneld.mm.space.mempolicy`."""
+        self.anon_name = ""
+        """What prctl has named the memory, as maps shows it: `[anon:NAME]`; "" for no name (Linux: anon_name)."""
         self.link_order = 0
         """When the VMA was last put into its anon_vmas; who came later has a higher number."""
 
@@ -75,6 +77,7 @@ class Vma:
         """
         copy = Vma(start, end, self.vm_flags, pgoff, self.file, self.dev_zero)
         copy.policy = self.policy
+        copy.anon_name = self.anon_name
         return copy
 
     @property

@@ -27,9 +27,14 @@ from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 
-def _mergeable(vma: Vma, vm_flags: int, file: File | None, policy: int) -> bool:
+def _mergeable(vma: Vma, vm_flags: int, file: File | None, policy: int, anon_name: str) -> bool:
     """Source: Linux v6.8 mm/mmap.c:is_mergeable_vma()."""
-    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.vm_file is file and vma.policy == policy
+    return (
+        not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY
+        and vma.vm_file is file
+        and vma.policy == policy
+        and vma.anon_name == anon_name
+    )
 
 
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
@@ -45,22 +50,34 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
 
 
 def can_merge_after(
-    vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff: int, policy: int = 0
+    vma: Vma,
+    vm_flags: int,
+    anon_vma: AnonVma | None,
+    file: File | None,
+    pgoff: int,
+    policy: int = 0,
+    anon_name: str = "",
 ) -> bool:
     """Return whether memory with these properties may be appended to `vma`."""
     return (
-        _mergeable(vma, vm_flags, file, policy)
+        _mergeable(vma, vm_flags, file, policy, anon_name)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff + vma.nr_pages == pgoff
     )
 
 
 def can_merge_before(
-    vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff_end: int, policy: int = 0
+    vma: Vma,
+    vm_flags: int,
+    anon_vma: AnonVma | None,
+    file: File | None,
+    pgoff_end: int,
+    policy: int = 0,
+    anon_name: str = "",
 ) -> bool:
     """Return whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
     return (
-        _mergeable(vma, vm_flags, file, policy)
+        _mergeable(vma, vm_flags, file, policy, anon_name)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff == pgoff_end
     )
@@ -73,17 +90,26 @@ def check_map_count(mm: MmStruct, more: int) -> None:
         raise SysError(errno.ENOMEM)
 
 
-def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, policy: int | None = None) -> Vma:
+def vma_modify(
+    mm: MmStruct,
+    vma: Vma,
+    start: Vaddr,
+    end: Vaddr,
+    vm_flags: int,
+    policy: int | None = None,
+    anon_name: str | None = None,
+) -> Vma:
     """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
 
-    It gets another memory policy too, unless `policy` is None.
+    It gets another memory policy too, and another name, unless `policy` and `anon_name` are None.
 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
     """
     policy = vma.policy if policy is None else policy
+    anon_name = vma.anon_name if anon_name is None else anon_name
     if start == vma.start or end == vma.end:
-        merged = _merge_part(mm, vma, start, end, vm_flags, policy)
+        merged = _merge_part(mm, vma, start, end, vm_flags, policy, anon_name)
         if merged is not None:
             return merged
     if vma.start < start:
@@ -93,14 +119,17 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, 
         check_map_count(mm, 1)
         mm.split_vma(vma, end)
     vma.policy = policy
+    vma.anon_name = anon_name
     mm.set_vma_flags(vma, vm_flags)
     return vma
 
 
-def _merge_part(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, policy: int) -> Vma | None:
+def _merge_part(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, policy: int, anon_name: str
+) -> Vma | None:
     """Let the neighbours of [start, end), a part of `vma`, grow over it; return the one that covers it then.
 
-    Returns None if neither has these flags and this policy, and is mergeable otherwise.
+    Returns None if neither has these flags, this policy and this name, and is mergeable otherwise.
     """
     prev, following = mm.vmas.neighbours(vma)
     pgoff = vma.page_index(start)
@@ -108,12 +137,12 @@ def _merge_part(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int,
     merge_next = (
         following is not None
         and end == vma.end == following.start
-        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy)
+        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy, anon_name)
     )
     if (
         prev is not None
         and prev.end == vma.start == start
-        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy)
+        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy, anon_name)
     ):
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
             dup_anon_vma(prev, following)

@@ -99,8 +99,16 @@ def _tell_merge(tracing: Tracing, mm: MmStruct, start: int, end: int, vma: Vma |
 
 @probe(vma_modify, VMA_MERGE)
 def _vma_modify(tracing: Tracing, inner: Function) -> Function:
-    def vma_modify(mm: MmStruct, vma: Vma, start: int, end: int, vm_flags: int, policy: int | None = None) -> Vma:
-        found: Vma = inner(mm, vma, start, end, vm_flags, policy)
+    def vma_modify(
+        mm: MmStruct,
+        vma: Vma,
+        start: int,
+        end: int,
+        vm_flags: int,
+        policy: int | None = None,
+        anon_name: str | None = None,
+    ) -> Vma:
+        found: Vma = inner(mm, vma, start, end, vm_flags, policy, anon_name)
         _tell_merge(tracing, mm, start, end, found)
         return found
 

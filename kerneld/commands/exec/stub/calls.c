@@ -11,6 +11,7 @@
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
 #define PR_SET_VMA 0x53564d41
+#define ANON_VMA_NAME_MAX_LEN 80
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
 #define CLONE_VFORK 0x4000
@@ -54,6 +55,17 @@ static int descriptor_call(const u64 *args, long nr, long *ret)
 	return 0;
 }
 
+/* The name of memory travels with the request: as much as there is, up to its NUL. */
+static long set_vma(struct thread *t, const u64 *args)
+{
+	char name[ANON_VMA_NAME_MAX_LEN];
+	u64 got = args[4] ? copy_in((u64)name, args[4], sizeof name) : 0, length = 0;
+	while (length < got && name[length])
+		length++;
+	int is_whole = length < got || got == sizeof name;
+	return ask(t, NR_prctl, args, name, !is_whole ? 0 : length < got ? length + 1 : got, -1).ret;
+}
+
 static int prctl_call(struct thread *t, const u64 *args, long *ret)
 {
 	switch ((int)args[0]) {
@@ -66,7 +78,10 @@ static int prctl_call(struct thread *t, const u64 *args, long *ret)
 		if (!*ret)
 			sys5(NR_prctl, PR_SET_THP_DISABLE, args[1], 0, 0, 0);
 		return 1;
-	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_VMA: case PR_SET_SYSCALL_USER_DISPATCH:
+	case PR_SET_VMA:
+		*ret = set_vma(t, args);
+		return 1;
+	case PR_SET_SECCOMP: case PR_SET_MM: case PR_SET_SYSCALL_USER_DISPATCH:
 		*ret = -EINVAL;
 		return 1;
 	}
