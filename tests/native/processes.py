@@ -29,8 +29,11 @@ def start_waiting(inside: Inside, program: Path, text: str = "") -> tuple[subpro
 
 
 def agent_of(pid: int) -> int:
-    """Return the pid of the agent of a process's TLB: its only child, though none that it can wait for."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Return the pid of the agent of a process's TLB: its last child, though none that it can wait for.
+
+    The agent of the program before an execve may be there too, as a zombie.
+    """
+    *_, child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
 
 

@@ -19,7 +19,7 @@ from tests.native.breakpoint import Breakpoint
 from tests.native.conftest import NativeDaemon
 from tests.native.cores import Core, read_core
 from tests.native.inside import End, Inside, compile_c
-from tests.native.processes import address_of
+from tests.native.processes import address_of, agent_of, wait_for_end
 
 PATTERN = Path("/proc/sys/kernel/core_pattern")
 TEXTS = {
@@ -124,12 +124,12 @@ def test_the_first_process_of_a_pid_namespace_does_not_end_by_a_signal(inside: I
     assert inside.agrees(words).output == "goes on\n"
 
 
-def test_nobody_waits_for_a_program_that_is_stopped_as_it_dumps(
-    inside: Inside, native_daemon: NativeDaemon, programs: dict[str, Path], tmp_path: Path
-) -> None:
-    """Its page is swapped out meanwhile; the core has the page all the same."""
+def _stopped_as_it_dumps(
+    inside: Inside, programs: dict[str, Path], directory: Path
+) -> tuple[subprocess.Popen[str], dict[str, int]]:
+    """Return a program that is stopped before it gives its core the memory, and the addresses that it has printed."""
     _need_a_core_file()
-    command = f"cd {tmp_path} && ulimit -c unlimited && exec {programs['dumps']} waits"
+    command = f"cd {directory} && ulimit -c unlimited && exec {programs['dumps']} waits"
     process = inside.start(["sh", "-c", command])
     assert process.stdin is not None
     assert process.stdout is not None
@@ -141,6 +141,14 @@ def test_nobody_waits_for_a_program_that_is_stopped_as_it_dumps(
     process.stdin.write("b")
     process.stdin.flush()
     dumping.stop_there()
+    return process, places
+
+
+def test_nobody_waits_for_a_program_that_is_stopped_as_it_dumps(
+    inside: Inside, native_daemon: NativeDaemon, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its page is swapped out meanwhile; the core has the page all the same."""
+    process, places = _stopped_as_it_dumps(inside, programs, tmp_path)
     inspector = Process.attach(str(native_daemon.path))
     assert inspector.process_madvise(process.pid, [(places["behind"], PAGE_SIZE)], Madv.PAGEOUT) == PAGE_SIZE
     assert "VmSwap:\t       4 kB" in inspector.read_proc(f"{process.pid}/status").decode()
@@ -151,6 +159,22 @@ def test_nobody_waits_for_a_program_that_is_stopped_as_it_dumps(
     core = _find_core(tmp_path)
     assert core is not None
     assert {name: read_core(core).text_at(places[name]) for name in TEXTS} == TEXTS
+
+
+def test_a_program_that_is_killed_as_it_dumps_leaves_nothing(
+    inside: Inside, native_daemon: NativeDaemon, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    process, _ = _stopped_as_it_dumps(inside, programs, tmp_path)
+    agent = agent_of(process.pid)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert _find_core(tmp_path) is None
+    wait_for_end(agent)
+    inspector = Process.attach(str(native_daemon.path))
+    with pytest.raises(FileNotFoundError):
+        inspector.read_proc(f"{process.pid}/status")
+    inspector.close()
 
 
 @pytest.mark.slow
