@@ -1,4 +1,5 @@
 /* Ends by a signal that dumps core, as its argument says, with memory of each kind. It prints what lies where. */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -10,6 +11,9 @@
 #include <unistd.h>
 
 #define PAGE 4096
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
 char global_text[] = "written where the program's data are";
 static pthread_barrier_t both;
 
@@ -65,7 +69,8 @@ static void tell(const char *name, const void *at)
 static void fill(void)
 {
 	int fd = open("/proc/self/exe", O_RDONLY);
-	char *heap = malloc(100), *left_out, *shared, *own_file, *closed;
+	char *heap = malloc(100), *left_out, *shared, *own_file, *closed, *swapped, *keyed;
+	int key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
 	strcpy(heap, "in the heap");
 	strcpy(left_out = map(MAP_PRIVATE | MAP_ANONYMOUS, -1), "not to be dumped");
 	madvise(left_out, PAGE, MADV_DONTDUMP);
@@ -80,6 +85,11 @@ static void fill(void)
 	strcpy(own_file + PAGE, "own page of a file");
 	strcpy(closed = map(MAP_PRIVATE | MAP_ANONYMOUS, -1), "may not be read");
 	mprotect(closed, PAGE, PROT_NONE);
+	strcpy(swapped = map(MAP_SHARED | MAP_ANONYMOUS, -1), "shared and swapped out");
+	madvise(swapped, PAGE, MADV_PAGEOUT);
+	strcpy(keyed = map(MAP_PRIVATE | MAP_ANONYMOUS, -1), "behind a key");
+	if (key > 0)
+		pkey_mprotect(keyed, PAGE, PROT_READ | PROT_WRITE, key);
 	mmap(0, 1UL << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	tell("global", global_text);
 	tell("heap", heap);
@@ -88,6 +98,8 @@ static void fill(void)
 	tell("shared", shared + PAGE);
 	tell("own_file", own_file + PAGE);
 	tell("closed", closed);
+	tell("swapped", swapped);
+	tell("keyed", keyed);
 }
 
 __attribute__((noinline)) void end(const char *how, int depth)

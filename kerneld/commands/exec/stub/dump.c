@@ -15,6 +15,7 @@
 #define O_CLOEXEC 02000000
 #define MAP_ANONYMOUS 0x20
 #define MAP_FIXED_NORESERVE 0x4010
+#define MADV_WILLNEED 3
 #define MADV_DONTFORK 10
 #define MADV_DONTDUMP 16
 #define FUTEX_WAIT_PRIVATE 128
@@ -29,7 +30,7 @@
 #define PM_PRESENT (1UL << 63)
 
 /* A mapping, as smaps shows it. */
-struct mapping { u64 start, end, prot, offset, inode, resident; int is_shared, is_left_out; char *name; };
+struct mapping { u64 start, end, prot, key, offset, inode, resident; int is_shared, is_left_out; char *name; };
 
 static u64 pages_left;	/* how many may be copied: the host needs memory for each */
 
@@ -164,7 +165,7 @@ static int copy_pages(struct thread *t, u64 start, u64 end, int is_file)
 }
 
 /* Tell which pages of a window are to be copied; how many. Of a real file those that are the process's own. Memory that is
- * shared and of no file is also what others have written. */
+ * shared and of no file is also what others have written; what of it is in swap has no entry, and comes into memory first. */
 static u64 find_pages(struct thread *t, const struct mapping *m, u64 start, u64 pages, int is_file, char *wanted)
 {
 	struct answer answer = ask_file(t, "self/pagemap", start / PAGE_BYTES * 8, pages * 8);
@@ -176,6 +177,8 @@ static u64 find_pages(struct thread *t, const struct mapping *m, u64 start, u64 
 		wanted[i] = word & PM_SWAP || (word & PM_PRESENT && !(is_file && word & PM_FILE));
 	}
 	if (m->is_shared && !is_file) {
+		args[2] = MADV_WILLNEED;
+		ask(t, NR_madvise, args, 0, 0, -1);
 		answer = ask(t, NR_mincore, args, 0, 0, -1);
 		for (u64 i = 0; !answer.ret && i < answer.length; i++)
 			wanted[i] |= answer.data[i] & 1;
@@ -214,7 +217,9 @@ static int make_true(struct thread *t, const struct mapping *m)
 		return -1;
 	if (is_copied && copy_mapping(t, m, is_file))
 		return -1;
-	if (is_copied)
+	if (m->key)
+		sys4(NR_pkey_mprotect, m->start, length, m->prot, m->key);
+	else if (is_copied)
 		sys3(NR_mprotect, m->start, length, m->prot);
 	if (m->is_left_out)
 		sys3(NR_madvise, m->start, length, MADV_DONTDUMP);
@@ -278,6 +283,8 @@ static int make_all_true(struct thread *t, char *text)
 			m = take_header(line);
 		} else if (starts(line, "Rss:") || starts(line, "Swap:")) {
 			m.resident += take_number(&number, 10) * 1024 / PAGE_BYTES;
+		} else if (starts(line, "ProtectionKey:")) {
+			m.key = take_number(&number, 10);
 		} else if (starts(line, "VmFlags:")) {
 			m.is_left_out = has_flag(line, "dd");
 			if (make_true(t, &m))
