@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from bisect import bisect_right
 
 import pytest
@@ -48,6 +50,22 @@ def test_each_is_smaller_than_the_usual_size_and_goes_again() -> None:
         for (module, name, size), before in zip(SMALL_SIZES, usual, strict=True):
             assert getattr(module, name) == (size.rule if isinstance(size, Here) else size) < before
     assert [getattr(module, name) for module, name, _ in SMALL_SIZES] == usual
+
+
+def test_a_size_that_is_made_of_another_is_in_the_list_too() -> None:
+    """As the mask of a number of entries: with one of them small, and the other not, a set has other members."""
+    listed = {(module.__name__, name) for module, name, _ in SMALL_SIZES}
+    made = {
+        (module.__name__, target.id)
+        for module in {module for module, _, _ in SMALL_SIZES}
+        for line in ast.parse(inspect.getsource(module)).body
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+        if isinstance(target, ast.Name)
+        and any((module.__name__, part.id) in listed for part in ast.walk(line.value) if isinstance(part, ast.Name))
+    }
+    assert made
+    assert made <= listed
 
 
 def test_a_mistake_at_a_border_is_found_by_a_short_program(match: Match, monkeypatch: pytest.MonkeyPatch) -> None:
