@@ -192,6 +192,8 @@ class Kernel:
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )
         self.vmscan = Vmscan(self.frames, self.sysctl)
+        self._stalls, self._has_waited = 0, False
+        """The direct reclaims until the last turn of the background pass, and whether that has waited for one."""
         self.dying = self.frames.dying = Dying()
         """Address spaces of ended processes that are not freed yet."""
         PageAlloc(self.frames, self.sysctl, self.vmscan, self._out_of_memory)
@@ -287,7 +289,14 @@ class Kernel:
         self.check()
 
     def run_kswapd(self) -> None:
-        """Continue the background pass of reclaim, once in each turn of the loop."""
+        """Continue the background pass of reclaim, once in each turn of the loop.
+
+        A turn in which an allocation has reclaimed is long enough: then the pass waits for the next turn.
+        """
+        stalls, self._stalls = self._stalls, self.frames.vmstat["allocstall_movable"]
+        self._has_waited = stalls != self._stalls and not self._has_waited
+        if self._has_waited:
+            return
         self.vmscan.kswapd()
         self.shadowpt.flush()
         self.check()

@@ -204,6 +204,24 @@ def test_who_waits_for_the_memory_of_the_dead_waits_a_part_of_a_turn(
     assert not kernel.frames.vmstat["allocstall_movable"]
 
 
+def test_the_background_pass_waits_a_turn_for_a_direct_reclaim(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not for one after another: what it does in pieces, a direct reclaim does not do."""
+    kernel = program.kernel
+    kernel.vmscan.wakeup_kswapd()
+    kernel.run_kswapd()
+    runs: list[None] = []
+    monkeypatch.setattr(kernel.vmscan, "kswapd", lambda: runs.append(None))
+    after = []
+    for reclaims in (False, True, True, True, False):
+        if reclaims:
+            kernel.vmscan.try_to_free_pages(1)
+        kernel.run_kswapd()
+        after.append(len(runs))
+    assert after == [1, 1, 2, 2, 3]
+
+
 def test_the_background_pass_is_done_in_pieces(program: Program) -> None:
     kernel = program.kernel
     frames = kernel.frames

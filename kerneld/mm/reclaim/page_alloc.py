@@ -21,8 +21,9 @@ from kerneld.mm.space.dying import room_after
 from shared.uapi.page import PAGE_SHIFT
 
 _SHARE_SHIFT, _MOST_AT_ONCE = 12, 256
-"""With a loop, a reclaim is for a 4,096th of all frames, but at most 256. Linux's is for 32. Most of the time of a
-reclaim does not depend on their number, and a piece of a call may need a hundred page tables."""
+"""With a loop, a reclaim is for a 4,096th of all frames, but at most for 256 more than are asked for, however many lack
+to the minimum. Linux's is for 32. Most of the time of a reclaim does not depend on their number, and a piece of a call
+may need a hundred page tables."""
 _MIN_FREE_KBYTES, _MAX_FREE_KBYTES = 128, 262_144
 
 
@@ -79,7 +80,7 @@ class PageAlloc:
         while not self._is_enough(count):
             wanted = count + frames.watermark_min - frames.free_pages
             if self._vmscan.in_pieces:
-                wanted = max(wanted, min(frames.total_pages >> _SHARE_SHIFT, _MOST_AT_ONCE))
+                wanted = max(min(wanted, count + _MOST_AT_ONCE), min(frames.total_pages >> _SHARE_SHIFT, _MOST_AT_ONCE))
             progress = self._vmscan.try_to_free_pages(wanted)
             self._no_progress_loops = 0 if progress else self._no_progress_loops + 1
             if not self._should_retry(count):
