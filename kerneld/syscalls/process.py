@@ -20,8 +20,8 @@ from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.real_process import find_ppid
 from kerneld.task.signal import do_sigaction
 from kerneld.task.task import Cred, Process
-from shared.uapi.native import CLONE_CANCEL, CLONE_SHARE
-from shared.uapi.page import PAGE_SHIFT
+from shared.uapi.native import CLONE_CANCEL, CLONE_LEFT, CLONE_SHARE
+from shared.uapi.page import PAGE_SHIFT, Pid
 from shared.uapi.personality import ASKS, READ_IMPLIES_EXEC
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
@@ -76,11 +76,15 @@ def sys_rt_sigaction(call: Call) -> int:
 
 
 def clone(call: Call) -> int | Answer | Work:
-    """args: CLONE_SHARE, CLONE_CANCEL or 0; a token. Return the token with which the child of a real fork attaches.
+    """args: CLONE_SHARE, CLONE_CANCEL, CLONE_LEFT or 0; a token or a pid.
 
-    The copy of the memory is made now; with CLONE_SHARE there is none. CLONE_CANCEL gives a token back, and returns 0;
-    it raises SysError(EINVAL) for a token that the caller does not have.
+    Return the token with which the child of a real fork attaches. The copy of the memory is made now; with CLONE_SHARE
+    there is none. CLONE_CANCEL gives a token back, and returns 0; it raises SysError(EINVAL) for a token that the
+    caller does not have. CLONE_LEFT returns 0, also if there is no such child, or it has other memory already.
     """
+    if call.args[0] & CLONE_LEFT:
+        _child_has_left(call, call.args[1])
+        return 0
     if call.args[0] & CLONE_CANCEL:
         call.kernel.table.cancel(call.process, call.args[1])
         return 0
@@ -88,6 +92,20 @@ def clone(call: Call) -> int | Answer | Work:
         call.kernel.tlbs.get(call.mm)
         return _expect(call, call.kernel.table.share(call.thread))
     return Work(_copy(call)).go_on()
+
+
+def _child_has_left(call: Call, pid: Pid) -> None:
+    """Let go of the TLB for a child of vfork. The host knows before the child asks for its next program, or ends.
+
+    Its parent runs again, and gives up the child's stack: without this an agent would have to drop that.
+    """
+    child = call.kernel.processes.get(pid)
+    if child is None or child is call.process or child.mm is not call.mm:
+        return
+    for thread in child.threads:
+        tlb, thread.tlb = thread.tlb, None
+        if tlb is not None:
+            tlb.left()
 
 
 def _copy(call: Call) -> Pieces:

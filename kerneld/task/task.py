@@ -83,6 +83,9 @@ class ThreadTlb(Protocol):
     def take(self) -> bytes:
         """Return the record to append to the answer, and note that the thread runs its program again."""
 
+    def left(self) -> None:
+        """Note that the thread runs in this memory no more, although it has not asked for anything."""
+
     def leave(self) -> None:
         """Note that the thread has ended, or continues with other memory."""
 

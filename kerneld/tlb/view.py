@@ -52,6 +52,11 @@ class View:
         self.is_inside = False
         return record
 
+    def left(self) -> None:
+        """Note that the thread, which has asked for nothing, runs in the address space no more."""
+        self.is_inside = True
+        self.leave()
+
     def leave(self) -> None:
         """Note that the thread no longer uses the address space.
 

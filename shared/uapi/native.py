@@ -18,6 +18,9 @@ CLONE_SHARE = 1
 """First argument of clone: the child is to share the memory of its parent, which is native."""
 CLONE_CANCEL = 2
 """First argument of clone: the real fork has failed. The second argument is the token, which is not valid any more."""
+CLONE_LEFT = 4
+"""First argument of clone: the child of a vfork runs no more in the memory that it has shared. The second argument is
+its pid."""
 FILE_SYNC_WRITTEN = 1
 """First argument of file_sync: the call has been made, and has written."""
 FILE_SYNC_WRITE = 2

@@ -11,7 +11,7 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.task.task import Process, Thread
-from shared.uapi.native import CLONE_SHARE
+from shared.uapi.native import CLONE_LEFT, CLONE_SHARE
 from shared.uapi.page import PAGE_SIZE, Pid
 from shared.uapi.ring import NR_CHILDREN
 from shared.uapi.syscalls import Nr
@@ -142,3 +142,24 @@ def test_waiting_children_have_a_field_each(world: World, lines: FakeLines, pare
     assert parent.call(Nr.CLONE, 2, tokens[5]) == 0
     assert parent.call(Nr.CLONE) % NR_CHILDREN == 5
     assert parent.call(Nr.MUNMAP, BASE, PAGE_SIZE) == 0
+
+
+def test_vforks_child_lets_go_of_the_memory_that_it_has_left(
+    world: World, lines: FakeLines, parent: Program, real_child: Pid
+) -> None:
+    child = world.attach(ROOT, pid=real_child, token=fork(parent, lines, real_child, CLONE_SHARE))
+    tlb = world.kernel.tlbs.get(parent.mm)
+    child.thread.tlb = tlb.enter(child.pid)
+    assert len(tlb.views) == 2
+    assert parent.call(Nr.CLONE, CLONE_LEFT, child.pid) == 0
+    assert tlb.views == {parent.thread.tlb}
+
+
+def test_nobody_lets_go_of_other_memory(world: World, lines: FakeLines, parent: Program, real_child: Pid) -> None:
+    child = world.attach(ROOT, pid=real_child, token=fork(parent, lines, real_child))
+    child.thread.tlb = parent.thread.tlb
+    for pid in (child.pid, parent.pid, 1 << 40):
+        assert parent.call(Nr.CLONE, CLONE_LEFT, pid) == 0
+    assert child.thread.tlb is not None
+    assert parent.thread.tlb is not None
+    child.thread.tlb = None

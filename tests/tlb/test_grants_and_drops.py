@@ -322,6 +322,23 @@ def test_who_asks_for_its_end_drops_everything_with_the_answer(mm: MmStruct, tlb
     assert view.take()[RECORD.size :] == (EVERYTHING if has_grants else b"")
 
 
+@pytest.mark.parametrize("has_left", [False, True])
+def test_what_vforks_child_has_left_is_dropped_with_its_parents_answer(mm: MmStruct, tlb: Tlb, has_left: bool) -> None:
+    tlb.agent = agent = FakeAgent()
+    [parent] = tlb.views
+    child = tlb.enter(2)
+    mmap(mm, 2, at=BASE)
+    store(mm, BASE, b"x")
+    tlb.grant_page(BASE)
+    child.take()
+    if has_left:
+        child.left()
+    do_munmap(mm, BASE, 2 * PAGE_SIZE)
+    drop = OPERATION.pack(BASE, PAGE_SIZE, 0)
+    assert [record for record in agent.told if record] == ([] if has_left else [RECORD.pack(40, 1, 1) + drop])
+    assert parent.take()[RECORD.size :] == (drop if has_left else b"")
+
+
 @pytest.mark.parametrize("who", ["the last", "another"])
 def test_the_agent_drops_what_a_thread_may_still_use_that_has_not_asked_for_its_end(
     mm: MmStruct, tlb: Tlb, who: str

@@ -28,7 +28,8 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	tlb_drop_all();
 	t->tid = sys0(NR_gettid);
 	t->clear_tid = t->robust = 0;
-	t->is_borrower = t->is_sharer = process.has_sharers = 0;
+	t->is_borrower = t->is_sharer = t->is_brief = process.has_sharers = 0;
+	t->left_child = 0;
 	t->conn = conn;
 	attach(t, 0, 0, token);
 	agent_start();
@@ -189,6 +190,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 		new->altstack = t->altstack;
 	new->is_borrower = !(flags & CLONE_FILES);
 	new->is_sharer = !(flags & CLONE_THREAD);
+	new->is_brief = !!(flags & CLONE_VFORK);
 	new->masked = t->masked;
 	new->pkru = t->pkru;
 	new->clear_tid = flags & CLONE_CHILD_CLEARTID ? request->ctid : 0;
@@ -270,6 +272,7 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 	} else {
 		tell(new, request, pid, pidfd);
 		ring_name_child(t, token, pid);
+		t->left_child = flags & CLONE_VFORK ? pid : 0;
 		if (!(flags & CLONE_FILES))
 			sys1(NR_close, conn);
 	}

@@ -24,9 +24,19 @@ static long finish(struct thread *t, const struct answer *answer)
 	return answer->ret;
 }
 
+/* vfork's child has another program by now, or has ended, before kerneld knows: what is dropped is this thread's alone. */
+static void tell_of_child(struct thread *t)
+{
+	u64 args[6] = {CLONE_LEFT, t->left_child};
+	if (t->left_child)
+		ask(t, KD_CLONE, args, 0, 0, -1);
+	t->left_child = 0;
+}
+
 static long call(struct thread *t, long nr, const u64 *args, const void *data, u64 length, int fd)
 {
 	keys_before_call(t);
+	tell_of_child(t);
 	struct answer answer = ask(t, nr, args, data, length, fd);
 	return finish(t, &answer);
 }

@@ -30,7 +30,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
-	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, KD_MEM_RW = 0x1010, KD_PROCWRITE = 0x1011, CLONE_SHARE = 1, CLONE_CANCEL = 2,
+	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, KD_MEM_RW = 0x1010, KD_PROCWRITE = 0x1011, CLONE_SHARE = 1, CLONE_CANCEL = 2, CLONE_LEFT = 4,
 	FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
 
@@ -82,6 +82,8 @@ struct thread {
 	u64 clear_sighand;	/* it begins without handlers: CLONE_CLEAR_SIGHAND */
 	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
 	int is_sharer;		/* a process of its own in this memory, not a thread */
+	int is_brief;		/* it was made by vfork, and makes few requests: it gets no ring */
+	u64 left_child;		/* the pid of vfork's child, of which kerneld does not know yet that it has left the memory; 0: none */
 	u64 *ring;		/* memory in which requests go to kerneld while it looks there; 0: none */
 	u64 ring_number;	/* of the last request in it */
 	u32 ring_misses, ring_skip;

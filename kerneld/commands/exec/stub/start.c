@@ -83,7 +83,8 @@ struct thread *thread_area(void)
 	sys3(NR_mprotect, start, PAGE_BYTES, 5);
 	struct thread *t = (struct thread *)(start + PAGE_BYTES);
 	t->buffer = (char *)t + PAGE_BYTES;
-	t->is_borrower = t->is_sharer = t->is_kicked = 0;
+	t->is_borrower = t->is_sharer = t->is_brief = t->is_kicked = 0;
+	t->left_child = 0;
 	t->pkru = t->told_pkru = INIT_PKRU;
 	t->shared_futex = t->robust = 0;
 	t->mapped_fd = -1;
@@ -175,7 +176,7 @@ static void take_native(const struct answer *answer, const int *fds)
 	files_start();
 }
 
-/* Make a request, become native by the next in the same datagram, and get a ring by the last. Returns the answer to the first;
+/* Make a request, become native by the next in the same datagram, and get a ring by the last, if the thread is to have one. Returns the answer to the first;
  * if that is an error the others do not count. */
 struct answer go_native(struct thread *t, u64 flags, const struct request *first, const void *data, u64 length, const int *fds,
 			int count)
@@ -184,7 +185,8 @@ struct answer go_native(struct thread *t, u64 flags, const struct request *first
 	struct answer answers[3];
 	tlb_start(t);
 	keys_before_native(t, requests[1].args);
-	if (ask_many(t, requests, 3, data, length, fds, count, answers) < 3 || answers[0].ret < 0)
+	int nr_requests = t->is_brief ? 2 : 3;
+	if (ask_many(t, requests, nr_requests, data, length, fds, count, answers) < nr_requests || answers[0].ret < 0)
 		return answers[0];
 	int *fd = answers[0].fd;
 	keys_after_native(answers[1].ret);
@@ -194,7 +196,7 @@ struct answer go_native(struct thread *t, u64 flags, const struct request *first
 	} else if (answers[1].ret < 0) {
 		die("kerneld refuses a thread or a child");
 	}
-	if (answers[2].ret > 0 && *fd >= 0) {
+	if (!t->is_brief && answers[2].ret > 0 && *fd >= 0) {
 		ring_open(t, *fd);
 		sys1(NR_close, *fd);
 	}
