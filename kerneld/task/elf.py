@@ -17,6 +17,7 @@ Linux v6.8 fs/binfmt_elf.c: load_elf_phdrs(), elf_read(), total_mapping_size(), 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from dataclasses import dataclass
 from struct import Struct
@@ -33,6 +34,8 @@ EHDR_BYTES = 64
 PHDR_BYTES = 56
 PATH_MAX = 4096
 _MAX_OFFSET = (1 << 63) - 1
+_MOST_KEPT = 64
+"""The number of programs whose headers are remembered."""
 _IDENT = b"\x7fELF\2\1"
 """The magic number, ELFCLASS64, ELFDATA2LSB."""
 _ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
@@ -123,13 +126,34 @@ class ElfImage:
         return page_align(max(aligns, default=0))
 
 
+class _Reader:
+    """Reads the bytes of one file; those of its first page, where nearly every file has all of its headers, once."""
+
+    def __init__(self, frames: Frames, file: File) -> None:
+        """Raises SysError(EIO)."""
+        self._frames = frames
+        self._file = file
+        self.head = _kernel_read(frames, file, 0, PAGE_SIZE)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes. Raises SysError(EIO), SysError(EINVAL). Source: fs/binfmt_elf.c:elf_read()."""
+        if offset + length <= len(self.head):
+            return self.head[offset : offset + length]
+        data = _kernel_read(self._frames, self._file, offset, length)
+        if len(data) != length:
+            raise SysError(errno.EIO)
+        return data
+
+
 def read_program(frames: Frames, file: File) -> ElfImage:
     """Read the headers of a program. Raises SysError as the table above says.
 
     Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary(), up to its point of no return.
     """
-    data = _kernel_read(frames, file, 0, EHDR_BYTES)
-    return _parse(frames, file, data.ljust(EHDR_BYTES, b"\0"), with_interpreter=True)
+    reader = _Reader(frames, file)
+    header = _check_header(reader.head[:EHDR_BYTES].ljust(EHDR_BYTES, b"\0"))
+    phdrs = _read_phdrs(reader, header)
+    return _image(header, phdrs, _find_interpreter(reader, _unpack(phdrs)))
 
 
 def read_interpreter(frames: Frames, file: File) -> ElfImage:
@@ -137,40 +161,52 @@ def read_interpreter(frames: Frames, file: File) -> ElfImage:
 
     Differs from Linux: a type that is neither ET_EXEC nor ET_DYN is ELIBBAD too (Linux kills the process over it).
     """
-    data = _elf_read(frames, file, 0, EHDR_BYTES)
+    reader = _Reader(frames, file)
+    data = reader.read(0, EHDR_BYTES)
     try:
-        return _parse(frames, file, data, with_interpreter=False)
+        header = _check_header(data)
+        return _image(header, _read_phdrs(reader, header), None)
     except SysError as error:
         raise SysError(errno.ELIBBAD if error.errno == errno.ENOEXEC else error.errno) from None
 
 
-def _parse(frames: Frames, file: File, data: bytes, *, with_interpreter: bool) -> ElfImage:
+def _check_header(data: bytes) -> _Ehdr:
     header = _Ehdr._make(_EHDR.unpack(data))
     if header.ident[:6] != _IDENT or header.type not in (_ET_EXEC, _ET_DYN) or header.machine != _EM_X86_64:
         raise SysError(errno.ENOEXEC)
-    phdrs = _load_phdrs(frames, file, header)
-    stacks = [phdr for phdr in phdrs if phdr.type == _PT_GNU_STACK]
-    return ElfImage(
-        is_dyn=header.type == _ET_DYN,
-        entry=header.entry,
-        phoff=header.phoff,
-        phnum=header.phnum,
-        segments=tuple(_segment(phdr) for phdr in phdrs if phdr.type == _PT_LOAD),
-        interpreter=_find_interpreter(frames, file, phdrs) if with_interpreter else None,
-        executable_stack=bool(stacks) and bool(_make_prot(stacks[-1].flags) & Prot.EXEC),
-    )
+    return header
 
 
-def _load_phdrs(frames: Frames, file: File, header: _Ehdr) -> list[_Phdr]:
+def _read_phdrs(reader: _Reader, header: _Ehdr) -> bytes:
     """Return the program headers. Source: Linux v6.8 fs/binfmt_elf.c:load_elf_phdrs()."""
     length = header.phnum * PHDR_BYTES
     if header.phentsize != PHDR_BYTES or not 0 < length <= PAGE_SIZE:
         raise SysError(errno.ENOEXEC)
     try:
-        data = _elf_read(frames, file, header.phoff, length)
+        return reader.read(header.phoff, length)
     except SysError:
         raise SysError(errno.ENOEXEC) from None
-    return [_Phdr._make(fields) for fields in _PHDR.iter_unpack(data)]
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _unpack(phdrs: bytes) -> list[_Phdr]:
+    return [_Phdr._make(fields) for fields in _PHDR.iter_unpack(phdrs)]
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _image(header: _Ehdr, phdrs: bytes, interpreter: str | None) -> ElfImage:
+    """Return what these headers say. Most programs are executed many times: the last ones are remembered."""
+    headers = _unpack(phdrs)
+    stacks = [phdr for phdr in headers if phdr.type == _PT_GNU_STACK]
+    return ElfImage(
+        is_dyn=header.type == _ET_DYN,
+        entry=header.entry,
+        phoff=header.phoff,
+        phnum=header.phnum,
+        segments=tuple(_segment(phdr) for phdr in headers if phdr.type == _PT_LOAD),
+        interpreter=interpreter,
+        executable_stack=bool(stacks) and bool(_make_prot(stacks[-1].flags) & Prot.EXEC),
+    )
 
 
 def _segment(phdr: _Phdr) -> ElfSegment:
@@ -192,25 +228,17 @@ def _make_prot(p_flags: int) -> int:
     return prot.value
 
 
-def _find_interpreter(frames: Frames, file: File, phdrs: list[_Phdr]) -> str | None:
+def _find_interpreter(reader: _Reader, phdrs: list[_Phdr]) -> str | None:
     """Return the path in the first PT_INTERP, or None without PT_INTERP."""
     phdr = next((phdr for phdr in phdrs if phdr.type == _PT_INTERP), None)
     if phdr is None:
         return None
     if not 2 <= phdr.filesz <= PATH_MAX:
         raise SysError(errno.ENOEXEC)
-    path = _elf_read(frames, file, phdr.offset, phdr.filesz)
+    path = reader.read(phdr.offset, phdr.filesz)
     if path[-1]:
         raise SysError(errno.ENOEXEC)
     return os.fsdecode(path.split(b"\0", 1)[0])
-
-
-def _elf_read(frames: Frames, file: File, offset: int, length: int) -> bytes:
-    """Read exactly `length` bytes. Raises SysError(EIO), SysError(EINVAL). Source: fs/binfmt_elf.c:elf_read()."""
-    data = _kernel_read(frames, file, offset, length)
-    if len(data) != length:
-        raise SysError(errno.EIO)
-    return data
 
 
 def _kernel_read(frames: Frames, file: File, offset: int, length: int) -> bytes:

@@ -105,6 +105,28 @@ def test_a_header_may_be_as_large_as_a_page_and_no_larger(world: World) -> None:
     assert refused(world, replace(PLAIN, phdrs=(note,) * 74)) == errno.ENOEXEC
 
 
+@pytest.mark.parametrize("phoff", [PAGE_SIZE - 56, PAGE_SIZE - 8, 2 * PAGE_SIZE + 40, 4 * PAGE_SIZE - 56])
+def test_headers_that_lie_elsewhere(world: World, phoff: int) -> None:
+    elf = replace(PLAIN, phoff=phoff, texts={64: b"", phoff: PLAIN.phdrs[0].pack()})
+    assert read_program(world.frames, world.file(elf)) == replace(
+        read_program(world.frames, world.file(PLAIN)), phoff=phoff
+    )
+
+
+def test_the_headers_of_most_files_are_read_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    phdrs, texts = with_interp(PLAIN.phdrs)
+    file = world.file(replace(PLAIN, phdrs=phdrs, texts=texts))
+    reads, read_at = [], BytesBacking.read_at
+
+    def counted(self: BytesBacking, offset: int, length: int) -> bytes:
+        reads.append((offset, length))
+        return read_at(self, offset, length)
+
+    monkeypatch.setattr(BytesBacking, "read_at", counted)
+    assert read_program(world.frames, file).interpreter is not None
+    assert reads == [(0, PAGE_SIZE)]
+
+
 @pytest.mark.parametrize("length", [0, 3, 4, 5, 17, 63])
 def test_a_file_shorter_than_the_header(world: World, length: int) -> None:
     data = PLAIN.build()[:length]
