@@ -18,6 +18,7 @@ import numpy.typing as npt
 import structlog
 
 from kerneld.errors import SysError
+from kerneld.hw.distinct import distinct
 from kerneld.mm.frames.frames import (
     PG_DIRTY,
     PG_LRU,
@@ -73,6 +74,14 @@ def folio_free_swap(frames: Frames, pfn: Pfn) -> bool:
     frames.flags_at[pfn] |= PG_DIRTY
     delete_from_swap_cache(frames, pfn)
     return True
+
+
+def folios_free_swap(frames: Frames, pfns: Pfns) -> None:
+    """Do the same as `folio_free_swap` for many frames; one that is given twice counts once."""
+    cached = distinct(pfns[frames.has(pfns, PG_SWAPCACHE)])
+    cached = cached[frames.swap.count[frames.swap_slot[cached]] == 0]
+    frames.set(cached, PG_DIRTY)
+    delete_many_from_swap_cache(frames, cached)
 
 
 def free_swap_and_cache(frames: Frames, slots: Slots) -> None:

@@ -43,7 +43,7 @@ from kerneld.mm.frames.frames import (
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.frames.lru import folio_mark_accessed, folios_mark_accessed
 from kerneld.mm.frames.swap import Slots
-from kerneld.mm.frames.swap_state import folio_free_swap, free_swap_and_cache
+from kerneld.mm.frames.swap_state import folio_free_swap, folios_free_swap, free_swap_and_cache
 from kerneld.mm.space.pagewalk import Words
 from shared.uapi.page import PAGE_SHIFT, Pfn
 
@@ -244,7 +244,6 @@ class RssStat:
             folios_mark_accessed(frames, pfns[of_file & ((counted & u64(PTE_ACCESSED)) != u64(0))])
         frames.count_each(frames.mapcount, pfns, _LESS)
         if (flags & u32(PG_SWAPCACHE)).any():
-            for pfn in pfns[(flags & (PG_ANON | PG_SWAPCACHE)) == PG_ANON | PG_SWAPCACHE].tolist():
-                if not frames.mapcount_at[pfn]:
-                    folio_free_swap(frames, pfn)
+            cached = pfns[(flags & (PG_ANON | PG_SWAPCACHE)) == PG_ANON | PG_SWAPCACHE]
+            folios_free_swap(frames, cached[frames.mapcount[cached] == 0])
         frames.put_pages(pfns)

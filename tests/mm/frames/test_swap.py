@@ -16,12 +16,14 @@ from kerneld.mm.frames.swap_state import (
     add_to_swap,
     delete_from_swap_cache,
     folio_free_swap,
+    folios_free_swap,
     free_swap_and_cache,
     read_swap_cache,
     swap_writepages,
 )
+from kerneld.mm.space.munmap import do_munmap
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
-from tests.support.machine import Machine, checked
+from tests.support.machine import Machine, checked, load, mmap, page, store
 
 SLOTS = 7
 """Of eight pages: the first is the header's."""
@@ -196,3 +198,25 @@ class TestSwapCache:
         assert folio_free_swap(frames, pfn)
         assert frames.flags_at[pfn] & (PG_DIRTY | PG_SWAPCACHE) == PG_DIRTY, "the frame alone has the contents now"
         frames.put_pages(pfns)
+
+
+def test_the_slots_of_many_are_given_up_at_once(machine: Machine) -> None:
+    """Memory that was swapped out and read again leaves: one by one, 128 MiB took 100 ms."""
+    mm = machine.new_mm()
+    mmap(mm, 4, at=page(0))
+    for number in range(4):
+        store(mm, page(number), bytes([number + 1]))
+    machine.reclaim_all()
+    child = machine.fork(mm)
+    for number in range(3):
+        load(mm, page(number))
+    frames, free = machine.frames, machine.frames.swap.nr_free
+    cached = np.flatnonzero(frames.has(slice(None), PG_SWAPCACHE))
+    folios_free_swap(frames, cached)
+    assert frames.has(cached, PG_SWAPCACHE).all(), "the child's entries name the slots"
+    do_munmap(child, page(0), 4 * PAGE_SIZE)
+    folios_free_swap(frames, np.concatenate([cached, cached]))
+    assert not frames.has(cached, PG_SWAPCACHE).any()
+    assert frames.has(cached, PG_DIRTY).all()
+    assert frames.swap.nr_free == free + 3
+    machine.check()
