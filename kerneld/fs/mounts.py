@@ -40,6 +40,7 @@ _SERVED_MAGICS = {
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MEM_MAJOR = 1
 """Linux v6.8 include/uapi/linux/major.h: MEM_MAJOR."""
+_USERFAULTFD = "/dev/userfaultfd"
 
 
 class Mounts:
@@ -156,10 +157,24 @@ def _open_spare() -> int:
 
 
 def _lingers(status: os.stat_result) -> bool:
-    """Return whether the last close of a local file may take long. For /dev/null and similar devices it does not."""
+    """Return whether the last close of a local file may take long.
+
+    For /dev/null and similar devices it does not, nor for /dev/userfaultfd.
+    """
     mode = status.st_mode
-    is_memory = stat.S_ISCHR(mode) and os.major(status.st_rdev) == _MEM_MAJOR
-    return stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not is_memory)
+    if stat.S_ISCHR(mode):
+        return os.major(status.st_rdev) != _MEM_MAJOR and not is_userfaultfd_device(status)
+    return stat.S_ISBLK(mode) or stat.S_ISSOCK(mode)
+
+
+def is_userfaultfd_device(status: os.stat_result) -> bool:
+    """Return whether a status is that of the host's /dev/userfaultfd, whose number the host chooses."""
+    if not stat.S_ISCHR(status.st_mode):
+        return False
+    try:
+        return os.stat(_USERFAULTFD).st_rdev == status.st_rdev
+    except OSError:
+        return False
 
 
 def _find_mount(fd: int) -> int:

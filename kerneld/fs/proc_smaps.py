@@ -32,7 +32,8 @@ _PSS_SHIFT = 12
 """The share of a page is counted in 1/4096 of a byte. A page with 4,096 mappings counts one byte for each."""
 _MNEMONICS = {
     vm.VM_READ: "rd", vm.VM_WRITE: "wr", vm.VM_EXEC: "ex", vm.VM_SHARED: "sh", vm.VM_MAYREAD: "mr",
-    vm.VM_MAYWRITE: "mw", vm.VM_MAYEXEC: "me", vm.VM_MAYSHARE: "ms", vm.VM_GROWSDOWN: "gd", vm.VM_PFNMAP: "pf",
+    vm.VM_MAYWRITE: "mw", vm.VM_MAYEXEC: "me", vm.VM_MAYSHARE: "ms", vm.VM_GROWSDOWN: "gd",
+    vm.VM_UFFD_MISSING: "um", vm.VM_PFNMAP: "pf",
     vm.VM_LOCKED: "lo", vm.VM_SEQ_READ: "sr", vm.VM_RAND_READ: "rr", vm.VM_DONTCOPY: "dc", vm.VM_DONTEXPAND: "de",
     vm.VM_ACCOUNT: "ac", vm.VM_NORESERVE: "nr", vm.VM_HUGETLB: "ht", vm.VM_SYNC: "sf", vm.VM_WIPEONFORK: "wf",
     vm.VM_DONTDUMP: "dd", vm.VM_SOFTDIRTY: "sd", vm.VM_HUGEPAGE: "hg", vm.VM_NOHUGEPAGE: "nh", vm.VM_MERGEABLE: "mg",

@@ -96,6 +96,7 @@ def _vm_table(frames: Frames, sysctl: Sysctl) -> dict[str, Setting]:
             sysctl, "overcommit_ratio", -INT_MAX - 1, INT_MAX, partial(setattr, sysctl, "overcommit_kbytes", 0)
         ),
         "swappiness": _int(sysctl, "swappiness", 0, _MOST_SWAPPINESS),
+        "unprivileged_userfaultfd": _int(sysctl, "unprivileged_userfaultfd", 0, 1),
         "user_reserve_kbytes": _long(sysctl, "user_reserve_kbytes"),
         "watermark_scale_factor": _int(sysctl, "watermark_scale_factor", 1, _MOST_SCALE_FACTOR, watermarks),
     }

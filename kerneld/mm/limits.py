@@ -66,6 +66,8 @@ class Sysctl:
     """The minimum watermark in KiB, for the whole of RAM. The machine sets it at its start."""
     watermark_scale_factor: int = 10
     """The least distance of two watermarks, in 1/10,000 of RAM."""
+    unprivileged_userfaultfd: int = 0
+    """Whether userfaultfd(2) without UFFD_USER_MODE_ONLY is for every program (1), or for CAP_SYS_PTRACE."""
     swappiness: int = 60
     """The share of anonymous pages in what reclaim scans, of 200."""
 

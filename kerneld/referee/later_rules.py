@@ -19,6 +19,7 @@ from kerneld.mm.space.munmap import split_range
 from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import VM_EXEC, VM_HUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE, is_shared_maywrite
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.task import Process
@@ -181,7 +182,9 @@ def window_to_read(vma: Vma, index: int) -> tuple[int, int]:
     return first, last
 
 
-def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
+def madvise_populate_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, advice: int
+) -> Generator[Wait | None, None, int]:
     """Source: Linux v6.9 mm/madvise.c:madvise_populate(): it is one range, and ends at a hole."""
     end = madvise._range_end(start, length)
     yield from madvise.faultin_range(mm, start, end, advice == Madv.POPULATE_WRITE, Pace())

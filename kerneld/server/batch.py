@@ -16,10 +16,12 @@ which any user may open, needs an answer of its own.
 from __future__ import annotations
 
 import errno
+import select
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from kerneld.errors import SysError
+from kerneld.mm.space.userfaultfd import UserfaultWait
 from kerneld.server.connection import close_fds
 from kerneld.server.reply import ENDS_THREAD, SMALL_REPLY, Outcome, long_bytes, seal, seal_number
 from kerneld.syscalls.ahead import STORE, fault_stores_ahead
@@ -43,7 +45,10 @@ ATTACH = int(Nr.ATTACH)
 LOAD = int(Nr.LOAD)
 PERF_EVENT_OPEN = int(Nr.PERF_EVENT_OPEN)
 RING = int(Nr.RING)
-SENDS_FDS = frozenset({int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), int(Nr.CONNECT), PERF_EVENT_OPEN, RING})
+SENDS_FDS = frozenset(
+    {int(Nr.SHADOWPT_OPEN), int(Nr.RAM), int(Nr.NATIVE), int(Nr.CONNECT), int(Nr.USERFAULTFD), int(Nr.IOCTL)}
+    | {PERF_EVENT_OPEN, RING}
+)
 _IS_CHECKED = SENDS_FDS | {ATTACH, LOAD, STORE}
 """Calls that need a check before they run."""
 
@@ -124,6 +129,34 @@ class Batch:
             if monotonic() >= self._until:
                 self._give_way()
                 return None
+
+    @property
+    def waits_for_page(self) -> bool:
+        """Whether it sleeps until a userfaultfd gives a page, which may never come."""
+        waits_for = self._work.waits_for if self._work is not None else None
+        return isinstance(waits_for, UserfaultWait) and not waits_for.is_over
+
+    @property
+    def is_interruptible(self) -> bool:
+        """Whether the client may give up this wait by its next request (a fault of a native program)."""
+        return self.waits_for_page and self._work is not None and self._work.is_interruptible
+
+    @property
+    def events_meanwhile(self) -> int:
+        """The events of the connection that epoll is to report until the batch has its answer."""
+        if self.waits_for_page:
+            # In every turn until it is acted upon: a held thread's events are left for a later turn.
+            return select.EPOLLIN if self.is_interruptible else 0
+        # epoll reports the end of a client once, not in every turn in which the batch sleeps.
+        return select.EPOLLET
+
+    def interrupt(self) -> Outcome:
+        """Give up the wait: the request has its answer, and the batch ends."""
+        assert self._work is not None
+        self._work.close()
+        self._work = None
+        self._replies.append(seal_number(0))
+        return self._outcome()
 
     def put_off(self) -> None:
         """Run nothing yet: the thread goes to the end of the run queue."""

@@ -1,7 +1,7 @@
-"""Watches the pipes that wake the readers of traces, and tells the kernel when a pipe has no reader any more.
+"""Watches the pipes of traces and userfaultfds, and tells the kernel when a pipe has no reader any more.
 
-Owns a second epoll inside the loop's epoll, only while there is a pipe: most machines are never traced. Of a trace it
-knows only the pipe. Invariant: every watched pipe is open. A pipe is removed here before it is closed.
+Owns a second epoll inside the loop's epoll, only while there is a pipe: most machines are never traced. It knows only
+the pipes. Invariant: every watched pipe is open. A pipe is removed here before it is closed.
 """
 
 from __future__ import annotations
@@ -51,11 +51,9 @@ class PipeWatch:
 
     def tend(self) -> None:
         """Tell the kernel which pipes have no reader any more."""
-        tracing = self._kernel.tracing
         assert self._inner is not None
-        assert tracing is not None
         for pipe, _ in self._inner.poll(0, len(self._pipes)):
-            tracing.reader_gone(pipe)
+            self._kernel.reader_gone(pipe)
 
     def _close_inner(self) -> None:
         if self._inner is not None:

@@ -86,17 +86,17 @@ class Service:
         self._door.close()
 
     def serve(self, session: Session, mask: int) -> None:
-        """Serve a ready connection, or a ready ring (`mask` 0), once.
-
-        That is: answer a datagram, send the answer that waits, or close the connection.
-        """
-        if session.batch is not None:
-            # epoll reports the end of a connection also while its batch runs. The batch is finished first.
-            return
+        """Serve a ready connection, or a ready ring (`mask` 0), once: answer, send an old answer again, or close."""
         try:
-            ring = session.ring
+            ring, batch = session.ring, session.batch
             is_broken = mask & BROKEN
-            if session.connection.unsent:
+            if batch is not None:
+                # It is finished before epoll's events are acted upon, unless it waits for what may never come.
+                if batch.waits_for_page and is_broken:
+                    self._hang_up(session)
+                elif batch.is_interruptible and mask:
+                    self._finish(session, batch, batch.interrupt())
+            elif session.connection.unsent:
                 self._hang_up(session) if is_broken else self._send_again(session)
             elif ring is not None and ring.words[REQUEST_NUMBER] != ring.taken and not is_broken:
                 # What comes by the socket is later: a bell, or a request of a client that does not wait for its answer.
@@ -205,8 +205,7 @@ class Service:
     def _put_aside(self, session: Session, batch: Batch) -> None:
         """Keep an unfinished batch while other clients are served. Its connection is not read until it is done."""
         session.batch = batch
-        # Edge-triggered: epoll reports the end of a client once, not in every turn in which the batch sleeps.
-        self._epoll.modify(session.fd, select.EPOLLET)
+        self._epoll.modify(session.fd, batch.events_meanwhile)
         self._drop_ended_threads(session.watch)
 
     def is_held(self, session: Session) -> bool:
@@ -234,8 +233,12 @@ class Service:
     def _go_on_with(self, session: Session, batch: Batch) -> None:
         outcome = batch.run(self.fair.slice())
         if outcome is None:
+            self._epoll.modify(session.fd, batch.events_meanwhile)
             self._drop_ended_threads(session.watch)
             return
+        self._finish(session, batch, outcome)
+
+    def _finish(self, session: Session, batch: Batch, outcome: Outcome) -> None:
         session.batch = None
         close_fds(batch.fds)
         self._epoll.modify(session.fd, select.EPOLLIN)

@@ -13,30 +13,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from kerneld.mm.space.wait import Wait
 from kerneld.shadowpt.host_look import Look, Question, look
 
 
-class Pending:
+class Pending(Wait):
     """The future answer to one question."""
 
-    __slots__ = ("_error", "_found", "is_over", "on_over", "wake")
+    __slots__ = ("_error", "_found", "on_over")
 
     def __init__(self) -> None:
-        self.is_over = False
+        super().__init__()
         self._found: Look | None = None
         self._error: OSError | None = None
         self.on_over: Callable[[], None] | None = None
         """Called when the answer has come or failed."""
-        self.wake: Callable[[], None] | None = None
-        """Wakes the thread that sleeps for it."""
 
     def finish(self, found: Look | None, error: OSError | None = None) -> None:
         """Set the answer, or the error if there is none."""
-        self.is_over, self._found, self._error = True, found, error
-        for call in (self.on_over, self.wake):
-            if call is not None:
-                call()
-        self.on_over = self.wake = None
+        self._found, self._error = found, error
+        on_over, self.on_over = self.on_over, None
+        self.is_over = True
+        if on_over is not None:
+            on_over()
+        self.end()
 
     def result(self) -> Look:
         """Return the answer, which must have come. Raises the OSError of the reader, or ETIMEDOUT."""

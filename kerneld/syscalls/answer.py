@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from kerneld.errors import SysError
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Steps
+from kerneld.mm.space.pace import WaitingSteps
+from kerneld.mm.space.wait import Wait
 from kerneld.task.task import Process, Thread
 from shared.uapi.page import Pid
 from shared.wire import SigInfo
 
 if TYPE_CHECKING:
-    from kerneld.shadowpt.asking import Pending
     from kerneld.syscalls.kernel import Kernel
 
 
@@ -32,22 +32,26 @@ class Answer(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
-Pieces = Generator["Pending | None", None, "int | Answer"]
-"""A long request, as a generator. It yields between two pieces, when the machine is consistent; other clients may
-then be served. Its return value is the result of the whole request. If it yields a Pending, the next piece has to
-wait until the Pending is over."""
+Pieces = Generator[Wait | None, None, "int | Answer"]
+"""A long request, as a generator. It yields between two pieces, when the machine is consistent; other clients may then
+be served. Its return value is the result of the whole request. If it yields a Wait, the next piece has to wait until
+that is over."""
 
 
 class Work:
     """A request that has begun and continues later."""
 
-    __slots__ = ("_pieces", "is_refreshed", "waits_for")
+    __slots__ = ("_pieces", "is_interruptible", "is_refreshed", "waits_for")
 
-    def __init__(self, pieces: Pieces, *, is_refreshed: bool = False) -> None:
-        """`is_refreshed`: the request itself is finished, and only the shadow table has to be brought up to date."""
+    def __init__(self, pieces: Pieces, *, is_refreshed: bool = False, is_interruptible: bool = False) -> None:
+        """`is_refreshed`: the request itself is finished, and only the shadow table has to be brought up to date.
+
+        `is_interruptible`: while it waits for a userfaultfd, the client may give it up by its next request.
+        """
         self._pieces = pieces
         self.is_refreshed = is_refreshed
-        self.waits_for: Pending | None = None
+        self.is_interruptible = is_interruptible
+        self.waits_for: Wait | None = None
         """The event that the next piece waits for, or None."""
 
     def go_on(self) -> int | Answer | Work:
@@ -64,7 +68,7 @@ class Work:
         self._pieces.close()
 
 
-def in_pieces(steps: Steps) -> int | Answer | Work:
+def in_pieces(steps: WaitingSteps) -> int | Answer | Work:
     """Begin a call that is its steps and returns 0."""
 
     def pieces() -> Pieces:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kerneld.errors import SysError
+from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.shadowpt.asking import Asking, Pending, WouldWait
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.table import HANDLERS, RESTART, find_name
+from kerneld.syscalls.userfault_wait import after_userfaults
 from kerneld.task.entry import exit_to_user_mode_prepare
 from kerneld.task.exit import do_group_exit
 from kerneld.task.sched import run_task
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from shared.wire import Request
 
 _log = structlog.get_logger("kerneld.syscalls")
+_FAULT = int(Nr.FAULT)
 _CHANGE_NOTHING = frozenset({int(Nr.PROCREAD), int(Nr.RDPKRU)})
 """Requests after which tests check no invariants: a program that watches makes most of its requests of them."""
 
@@ -78,6 +81,9 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         # Both generators yield at once, so that they have begun: only a generator that has begun can be closed in
         # order.
         result = Work(_begun_again(call, nr, wait)).go_on()
+    except AwaitsPage as awaits:
+        pieces = after_userfaults(call, HANDLERS[call.nr], awaits.fault)
+        result = Work(pieces, is_interruptible=call.nr == _FAULT).go_on()
     except Exception:
         return _oops(call, nr)
     if thread.flags:

@@ -21,6 +21,7 @@ from kerneld.fs.file_limits import FileRules
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
 from kerneld.fs.procfs import ProcFs
+from kerneld.fs.userfaultfd import PipeWatch, Userfaultfds
 from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
 from kerneld.mm.check.invariants import check_machine
@@ -117,16 +118,6 @@ class TraceCalls(Protocol):
         """Close every trace."""
 
 
-class PipeWatch(Protocol):
-    """The interface to the server: it calls `TraceCalls.reader_gone` when a pipe has no reader any more."""
-
-    def add(self, pipe: int) -> None:
-        """Watch the writing end of a pipe. Raises OSError."""
-
-    def remove(self, pipe: int) -> None:
-        """Stop watching a pipe."""
-
-
 class Lines(Protocol):
     """The interface to the server: it makes further connections for native programs."""
 
@@ -176,6 +167,7 @@ class Kernel:
         self.file_changes_fd = self._inotify.fd
         """Readable while files_changed() has something to do; -1 on a host without inotify."""
         self.files = FileTable(self.frames, self._inotify, config.files)
+        self.userfaultfds = Userfaultfds(self.files.accounts, lambda: self.pipe_watch)
         self.shm = ShmSegments(self.frames)
         self.shadowpt = ShadowPt(self.ram)
         self.tlbs = Tlbs(are_checked=config.check_invariants)
@@ -331,6 +323,14 @@ class Kernel:
             yield from self.load_tracing(self)
         return self.tracing
 
+    def reader_gone(self, pipe: int) -> None:
+        """Note that a pipe which the machine writes to has no reader any more, given its writing end."""
+        if self.userfaultfds.reader_gone(pipe):
+            self.shadowpt.flush()
+            self.check()
+        elif self.tracing is not None:
+            self.tracing.reader_gone(pipe)
+
     def _reap_traces(self) -> None:
         if self.tracing is not None:
             self.tracing.reap()
@@ -363,6 +363,7 @@ class Kernel:
             sync_mm(mm)
         if self.tracing is not None:
             self.tracing.shutdown()
+        self.userfaultfds.shutdown()
         self.table.close()
         self._inotify.close()
         self.files.close()

@@ -4,7 +4,7 @@ syscalls."""
 from __future__ import annotations
 
 import errno
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 from kerneld.errors import SysError
 from kerneld.fs.fput import fput
@@ -34,7 +34,7 @@ from kerneld.mm.files.filemap import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces
-from kerneld.mm.space.pace import Steps, is_wide
+from kerneld.mm.space.pace import Steps, WaitingSteps, is_wide
 from kerneld.mm.space.pkeys import NO_PKEY, pkey_alloc, pkey_free
 from kerneld.mm.space.writeback import msync_in_pieces
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED, VM_LOCKONFAULT
@@ -263,12 +263,17 @@ def sys_mremap(call: Call) -> int | Answer | Work:
 
 def _mremap(call: Call) -> Pieces:
     addr, old_len, new_len, flags, new_addr = call.args[:5]
-    with call.kernel.table.mmap_locks.write(call.thread):
-        return (
-            yield from mremap_in_pieces(
-                call.mm, addr, old_len, new_len, flags, new_addr, privileged=call.process.cred.capable(CAP_IPC_LOCK)
-            )
-        )
+    privileged = call.process.cred.capable(CAP_IPC_LOCK)
+    with closing(mremap_in_pieces(call.mm, addr, old_len, new_len, flags, new_addr, privileged=privileged)) as steps:
+        while True:
+            with call.kernel.table.mmap_locks.write(call.thread):
+                try:
+                    while (waits_for := next(steps)) is None:
+                        yield None
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+            # A userfaultfd has to give a page of what a locked mapping has grown by: Linux has released mmap_lock.
+            yield waits_for
 
 
 def sys_madvise(call: Call) -> int | Answer | Work:
@@ -286,7 +291,7 @@ def sys_madvise(call: Call) -> int | Answer | Work:
     return 0
 
 
-def with_mmap_lock(call: Call, steps: Steps) -> Steps:
+def with_mmap_lock(call: Call, steps: WaitingSteps) -> WaitingSteps:
     """Hold mmap_lock for writing from the first piece to the last, as Linux does for this call."""
     with call.kernel.table.mmap_locks.write(call.thread):
         yield from steps

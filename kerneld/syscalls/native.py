@@ -10,6 +10,7 @@ from kerneld.fs.fput import fput
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.mm.calls.mprotect import give_up_pkeys
 from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
+from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.syscalls.answer import Answer, Call, Work, in_pieces
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
@@ -17,6 +18,8 @@ from kerneld.tlb.rights import EXEC, READ, WRITE
 from shared.uapi.native import (
     FAULT_FOR_KERNEL,
     FAULT_FUTEX,
+    FAULT_MAY_WAIT,
+    FAULT_WAITS,
     FILE_SYNC_AT,
     FILE_SYNC_TRUNCATE,
     FILE_SYNC_WRITE,
@@ -85,10 +88,21 @@ def native(call: Call) -> int | Answer:
 def fault(call: Call) -> int:
     """args: address, access (PF_WRITE, PF_INSTR), flags, PKRU. A page fault of a native program's processor.
 
+    Returns 0, or FAULT_WAITS if a userfaultfd has to give the page: nothing is done. With FAULT_MAY_WAIT it waits for
+    the page, unless the client gives it up by its next request.
     With FAULT_FOR_KERNEL the stub reads or writes for a system call: a bad access raises SysError(EFAULT), no signal.
     With FAULT_FUTEX so does memory of no file, which has no shared futex if it cannot be written.
     Source: Linux v6.8 kernel/futex/core.c:get_futex_key().
     """
+    try:
+        return _fault(call)
+    except AwaitsPage:
+        if call.args[2] & FAULT_MAY_WAIT:
+            raise
+        return FAULT_WAITS
+
+
+def _fault(call: Call) -> int:
     address, access, flags, pkru = call.args[:4]
     access &= PF_WRITE | PF_INSTR
     mm = call.process.mm

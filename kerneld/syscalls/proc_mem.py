@@ -8,6 +8,7 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.access import read_remote_vm, write_remote_vm
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counting_faults
 from kerneld.syscalls.remote import held
@@ -42,12 +43,18 @@ def _copy_in_pieces(call: Call, mm: MmStruct) -> Pieces:
             yield from call.wait_for(mm)
             at = vaddr + done
             count = min(end - at, PAGE_SIZE - at % PAGE_SIZE)
+            fault = None
             try:
                 is_copied = _copy(call, mm, at, own + done, count, write=bool(is_write))
+            except AwaitsPage as awaits:
+                fault, is_copied = awaits.fault, False
             except SysError:
                 if not mm.frames.has_stalled:
                     raise
                 is_copied = False
+            if fault is not None:
+                yield from fault.wait()
+                continue
             if mm.frames.take_stall():
                 yield None
                 pace.begin()

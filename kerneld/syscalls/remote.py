@@ -15,6 +15,7 @@ from kerneld.mm.calls.madvise import PROCESS_ADVICE, madvise_in_pieces
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
 from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counting_faults
 from kerneld.task.capability import CAP_SYS_NICE
@@ -106,14 +107,22 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock
                 raise SysError(errno.EFAULT)
             count = min(end - vaddr, most_pages * PAGE_SIZE - vaddr % PAGE_SIZE)
             mm.frames.may_stall = True
+            left, fault = local.save(), None
             try:
                 with held(mm):
                     vaddr += _rw_batch(mm, vaddr, count, local, write)
+            except AwaitsPage as awaits:
+                fault = awaits.fault
             except SysError:
                 if not mm.frames.take_stall():
                     raise
                 yield None
                 pace.begin()
+            if fault is not None:
+                # The batch is copied once more, from its start.
+                local.restore(left)
+                with held(mm):
+                    yield from fault.wait()
     return 0
 
 
@@ -178,6 +187,14 @@ class _LocalIter:
         vaddr, length = self._pieces[0]
         self._pieces[0] = (vaddr + count, length - count)
         self.left -= count
+
+    def save(self) -> tuple[int, list[Piece]]:
+        """Return the present position."""
+        return self.left, self._pieces.copy()
+
+    def restore(self, position: tuple[int, list[Piece]]) -> None:
+        """Go back to a saved position."""
+        self.left, self._pieces = position
 
     def put(self, data: bytes) -> int:
         """Write to the caller's memory. Return the number of bytes written."""

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kerneld.syscalls import machine, memory, mempolicy, native, prctl, proc_mem, process, remote, shadow, shm, trace
+from kerneld.syscalls import (
+    machine,
+    memory,
+    mempolicy,
+    native,
+    prctl,
+    proc_mem,
+    process,
+    remote,
+    shadow,
+    shm,
+    trace,
+    userfaultfd,
+)
 from kerneld.syscalls.answer import Answer, Call, Work
 from shared.uapi.syscalls import Nr
 
@@ -13,6 +26,8 @@ Handler: TypeAlias = Callable[[Call], "int | Answer | Work"]
 
 _TABLE: dict[Nr, Handler] = {
     Nr.CLOSE: trace.sys_close,
+    Nr.IOCTL: userfaultfd.sys_ioctl,
+    Nr.USERFAULTFD: userfaultfd.sys_userfaultfd,
     Nr.MMAP: memory.sys_mmap,
     Nr.MPROTECT: memory.sys_mprotect,
     Nr.SHMGET: shm.sys_shmget,

@@ -3,7 +3,8 @@
 Owns the retry after a fault. An access translates each of its pages. A page that cannot be translated raises the
 page-fault exception, as on a real machine; then the access continues, or stops at a signal. Knows no VMA. The signal
 that stopped an access is in `Thread.delivered`; the return value counts what was done before it. A range may wrap over
-the end of all addresses: the access stops before, because no program may access memory above user space.
+the end of all addresses: the access stops before, because no program may access memory above user space. An access that
+meets a page which a userfaultfd has to give raises AwaitsPage; a touch in pieces waits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from kerneld.hw.ram import Ram
 from kerneld.mm.fault.fault import VM_FAULT_ERROR
 from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.userfaultfd import AwaitsPage
+from kerneld.mm.space.wait import Wait
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
 from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error
@@ -114,7 +117,9 @@ def touch(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int, pace
     return pages
 
 
-def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int) -> Generator[None, None, int]:
+def touch_in_pieces(
+    thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access: int
+) -> Generator[Wait | None, None, int]:
     """Do the same as `touch`, and yield between pages, so that other threads may run.
 
     The other threads may change the address space. So each page is looked up again after a yield.
@@ -123,20 +128,26 @@ def touch_in_pieces(thread: Thread, ram: Ram, vaddr: Vaddr, length: int, access:
     end = page_align(vaddr + length) if length else vaddr
     pace = Pace()
     while vaddr < end:
+        fault = None
         try:
             done = touch(thread, ram, vaddr, pace.stop(vaddr, end) - vaddr, access, pace)
+        except AwaitsPage as awaits:
+            fault = awaits.fault
+            done = (fault.vaddr >> PAGE_SHIFT) - (vaddr >> PAGE_SHIFT)
         except SysError:
             if not thread.process.live_mm.frames.take_stall():
                 raise
-            yield
+            yield None
             pace.begin()
             continue
+        if fault is not None:
+            yield from fault.wait(thread.tid)
         pages += done
         if thread.delivered is not None:
             break
         vaddr = (vaddr & PAGE_MASK) + (done << PAGE_SHIFT)
         if vaddr < end and pace.is_over():
-            yield
+            yield None
             pace.begin()
     return pages
 
@@ -147,7 +158,8 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int, pace: Pa
     mm = process.live_mm
     vma = mm.vmas.lookup(start)
     # A listener for faults has to see every fault: then every page takes the processor's way.
-    if vma is None or process.on_page_fault is not None or access == PF_INSTR:
+    # So does every page that a userfaultfd may have to give.
+    if vma is None or process.on_page_fault is not None or access == PF_INSTR or vma.userfaultfd_ctx is not None:
         return 0
     if access_error(PF_USER | access, vma, mm.frames.processor.pkru):
         return 0
@@ -179,6 +191,7 @@ def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
         vma is None
         or process.on_page_fault is not None
         or vma.file is not None
+        or vma.userfaultfd_ctx is not None
         or vma.end < end
         or access_error(PF_USER | PF_WRITE, vma, mm.frames.processor.pkru)
     ):

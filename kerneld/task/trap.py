@@ -24,7 +24,15 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_PK, PF_PROT, PF_WRITE
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.mm.calls.stack import expand_stack
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.fault.fault import (
+    VM_FAULT_ERROR,
+    VM_FAULT_MAJOR,
+    VM_FAULT_OOM,
+    VM_FAULT_RETRY,
+    VM_FAULT_SIGBUS,
+    handle_mm_fault,
+)  # fmt: skip
+from kerneld.mm.fault.retry import raise_userfault
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pkeys import vma_access_permitted, vma_pkey
 from kerneld.mm.space.vma import Vma
@@ -36,6 +44,7 @@ from shared.uapi.page import TASK_SIZE, Vaddr
 from shared.uapi.signals import SI_KERNEL, BusCode, Disposition, IllCode, SegvCode
 
 _log = structlog.get_logger("kerneld.mm")
+_NOT_SETTLED = VM_FAULT_ERROR | VM_FAULT_RETRY
 
 
 def exc_page_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
@@ -64,7 +73,10 @@ def do_kern_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
 
 
 def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
-    """Find the VMA, check the access, settle the fault. Source: Linux v6.8 arch/x86/mm/fault.c:do_user_addr_fault()."""
+    """Find the VMA, check the access, settle the fault. Source: Linux v6.8 arch/x86/mm/fault.c:do_user_addr_fault().
+
+    Raises AwaitsPage if the access has to wait for its page.
+    """
     process = thread.process
     mm = process.mm
     assert mm is not None
@@ -76,7 +88,8 @@ def do_user_addr_fault(thread: Thread, error_code: int, address: Vaddr) -> None:
         bad_area_access_error(thread, error_code, address, vma)
         return
     fault = handle_mm_fault(mm, vma, address, error_code & PF_WRITE != 0)
-    if fault & VM_FAULT_ERROR:
+    if fault & _NOT_SETTLED:
+        raise_userfault(mm, fault, address)
         # It counts for the machine, but for no process: Linux v6.8 mm/memory.c:mm_account_fault().
         mm.frames.vmstat["pgfault"] += 1
         fault_error(thread, error_code, address, fault)

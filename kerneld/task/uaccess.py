@@ -1,7 +1,8 @@
 """Accesses of the kernel to a process's memory, on behalf of that process: like the process's own, but without signals.
 
 The page table and the program's PKRU decide: the kernel can read what the program could load. A missing page is faulted
-in. If that fails, the copy ends there and returns the number of bytes copied. Answers to Linux v6.8
+in. If that fails, the copy ends there and returns the number of bytes copied. If a userfaultfd has to give the page,
+each function here raises AwaitsPage. Answers to Linux v6.8
 include/linux/uaccess.h: copy_from_user(), copy_to_user(), and arch/x86/mm/fault.c for a fault in kernel mode.
 """
 
@@ -13,6 +14,7 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PF_USER, PF_WRITE, translate
 from kerneld.mm.fault.fault import VM_FAULT_ERROR
 from kerneld.mm.fault.populate import fault_one
+from kerneld.mm.fault.retry import raise_userfault
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.trap import access_error, lock_mm_and_find_vma
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, TASK_SIZE, Vaddr
@@ -72,8 +74,10 @@ def user_page(mm: MmStruct, vaddr: Vaddr, access: int) -> int:
         vma = lock_mm_and_find_vma(mm, vaddr)
         if vma is None or access_error(~paddr | PF_USER, vma, pkru):
             return -1
-        if fault_one(mm, vma, vaddr, access == PF_WRITE) & VM_FAULT_ERROR:
+        fault = fault_one(mm, vma, vaddr, access == PF_WRITE)
+        if fault & VM_FAULT_ERROR:
             if mm.frames.has_stalled:
                 raise SysError(errno.ENOMEM)
             return -1
+        raise_userfault(mm, fault, vaddr, by_kernel=True)
     raise KernelBug(f"the fault at {vaddr:#x} (access {access:#x}) comes again and again")

@@ -81,6 +81,22 @@ class MemoryCalls(SystemCalls):
         """Set the register PKRU of this thread. The instruction WRPKRU."""
         self.call(Nr.WRPKRU, value)
 
+    def userfaultfd(self, flags: int = 0) -> int:
+        """Return a new userfaultfd for this address space: a real descriptor, for the caller to close.
+
+        Messages are read from it, and it can be polled. Source: userfaultfd(2).
+        """
+        _, fds = self.call_for_fds(Nr.USERFAULTFD, flags)
+        return fds[0]
+
+    def ioctl(self, fd: int, command: int, record: bytes) -> tuple[int, bytes]:
+        """Make an ioctl of a userfaultfd (`shared.uapi.userfaultfd`). Return 0 or -errno, and the record after it.
+
+        Source: ioctl_userfaultfd(2).
+        """
+        ret, _, told = self.trap(Nr.IOCTL, (fd, command, 0), record, (fd,))
+        return ret, told or record
+
     def mremap(self, old_addr: int, old_length: int, new_length: int, flags: int = 0, new_addr: int = 0) -> int:
         """Grow, shrink or move a mapping and return its address. Source: mremap(2)."""
         return self.call(Nr.MREMAP, old_addr, old_length, new_length, flags, new_addr).ret

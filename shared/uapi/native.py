@@ -14,6 +14,11 @@ FAULT_FOR_KERNEL = 1
 FAULT_FUTEX = 2
 """Third argument of fault, with FAULT_FOR_KERNEL: the word there is a shared futex, and cannot be written. Anonymous
 memory is then EFAULT too."""
+FAULT_MAY_WAIT = 4
+"""Third argument of fault: if a userfaultfd has to give the page, the reply comes when it has. The next request on the
+connection ends the wait."""
+FAULT_WAITS = 1
+"""Result of fault without FAULT_MAY_WAIT, if a userfaultfd has to give the page."""
 CLONE_SHARE = 1
 """First argument of clone: the child is to share the memory of its parent, which is native."""
 CLONE_CANCEL = 2

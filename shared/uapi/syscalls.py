@@ -16,6 +16,7 @@ class Nr(IntEnum):
     MUNMAP = 11
     BRK = 12
     RT_SIGACTION = 13
+    IOCTL = 16
     MREMAP = 25
     MSYNC = 26
     MINCORE = 27
@@ -47,6 +48,7 @@ class Nr(IntEnum):
     PRLIMIT64 = 302
     PROCESS_VM_READV = 310
     PROCESS_VM_WRITEV = 311
+    USERFAULTFD = 323
     MLOCK2 = 325
     PKEY_MPROTECT = 329
     PKEY_ALLOC = 330

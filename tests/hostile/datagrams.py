@@ -88,6 +88,8 @@ SHAPES: dict[Nr, str] = {
     Nr.PKEY_ALLOC: "mm",
     Nr.PKEY_FREE: "m",
     Nr.WRPKRU: "k",
+    Nr.USERFAULTFD: "m",
+    Nr.IOCTL: "mme",
 }
 
 

@@ -14,6 +14,7 @@ from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
 from kerneld.mm.reclaim import vmscan
 from kerneld.mm.space import dying, pace
+from kerneld.mm.space.wait import Wait
 from kerneld.syscalls.answer import Call, Work
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
@@ -81,7 +82,7 @@ def test_a_piece_of_a_long_call_waits_for_one_reclaim(
     length = 3 * PMD_SIZE
     more = program.call(Nr.MMAP, 0, length, RW, ANON)
     process = program.thread.process
-    steps: Generator[None, None, int]
+    steps: Generator[Wait | None, None, int]
     if how == "populate":
         steps = populate_in_pieces(process.live_mm, more, more + length, ignore_errors=False)
     else:

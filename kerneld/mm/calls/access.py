@@ -12,7 +12,7 @@ mm/memory.c:__access_remote_vm() and mm/gup.c: check_vma_flags(), can_follow_wri
 
 `kerneld.mm.fault.foll_touch` marks each accessed page; a write makes the frame dirty.
 An access below a VMA that grows down makes the VMA grow. A forced write leaves the entry read-only: the program still
-cannot write.
+cannot write. If a userfaultfd has to give a page, each function here raises AwaitsPage.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, unshare_page
 from kerneld.mm.fault.foll_touch import folio_mark_dirty, touch_entry
 from kerneld.mm.fault.populate import fault_one
+from kerneld.mm.fault.retry import raise_userfault
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_MAYREAD, VM_MAYWRITE, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr
@@ -94,6 +96,10 @@ def pin_user_pages(mm: MmStruct, vaddr: Vaddr, length: int, *, write: bool) -> l
             if pages:
                 break
             raise
+        except AwaitsPage:
+            # The whole is pinned again when the page is there.
+            unpin_user_pages(mm, pages, dirty=False)
+            raise
         mm.frames.get_page(paddr >> PAGE_SHIFT)
         pages.append(paddr)
     return pages
@@ -139,6 +145,7 @@ def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bo
         fault = fault_one(mm, vma, vaddr, write)
         if fault & VM_FAULT_ERROR:
             raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
+        raise_userfault(mm, fault, vaddr)
     raise KernelBug(f"the fault at {vaddr:#x} (write {write}) comes again and again")
 
 

@@ -43,6 +43,7 @@ from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run
 from kerneld.mm.space.rmap import anon_vma_fork
 from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_merge import userfaultfd_drop
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Vaddr
 
@@ -139,6 +140,8 @@ def _dup_vma(old: MmStruct, new: MmStruct, vma: Vma) -> bool:
         check_enough_memory(old, vma.nr_pages)
     child = vma.dup(vma.start, vma.end, vma.pgoff)
     child.vm_flags &= ~VM_LOCKED_MASK
+    if child.userfaultfd_ctx is not None:
+        userfaultfd_drop(child)
     wiped = vma.vm_flags & VM_WIPEONFORK
     if not wiped:
         anon_vma_fork(child, vma, new.frames)

@@ -30,18 +30,20 @@ from functools import partial
 from kerneld.errors import SysError
 from kerneld.mm.calls.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.fault.collapse import madvise_collapse
-from kerneld.mm.fault.fault import VM_FAULT_OOM
+from kerneld.mm.fault.fault import VM_FAULT_OOM, VM_FAULT_RETRY
 from kerneld.mm.fault.populate import count_second_try, fault_in_range
+from kerneld.mm.fault.retry import take_userfault
 from kerneld.mm.files.filemap import File
 from kerneld.mm.ksm.unmerge import unmerge_in_pieces
 from kerneld.mm.space.ksm import ksm_compatible, ksm_enter
 from kerneld.mm.space.locked_pages import zap_vma_range
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import Pace, Steps, run_at_once
+from kerneld.mm.space.pace import Pace, Steps, WaitingSteps, run_at_once
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.truncate import punch_hole_in_pieces
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import vma_modify
+from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -84,7 +86,7 @@ _READ_BYTES = PMD_SIZE // 4
 """What one piece of WILLNEED reads: a page is read in by itself, where PAGEOUT writes many at once."""
 SLOW_ADVICE = frozenset({Madv.PAGEOUT, Madv.WILLNEED})
 """Advice that is given to a part of a VMA as well as to all of it: many page tables at once, or one."""
-Visited = Generator[None, None, Vaddr]
+Visited = Generator[Wait | None, None, Vaddr]
 Visit = Callable[[Vma, Vaddr, Vaddr, Pace], Visited]
 """A function that treats a part of a VMA, [start, end), and returns the end of the treated part."""
 LONG_ADVICE = SLOW_ADVICE | {Madv.REMOVE, Madv.COLLAPSE}
@@ -114,7 +116,7 @@ def do_madvise(
 
 def madvise_in_pieces(
     mm: MmStruct, start: Vaddr, length: int, advice: int, may_write: MayWrite = _is_open_for_writing
-) -> Steps:
+) -> WaitingSteps:
     """Do the same as `do_madvise`; yield when other clients may be served (POPULATE_ADVICE: without mmap_lock)."""
     if advice in POPULATE_ADVICE:
         yield from madvise_populate_in_pieces(mm, start, length, advice)
@@ -136,7 +138,7 @@ def _advise(mm: MmStruct, advice: Madv, may_write: MayWrite, vma: Vma, start: Va
     return stop
 
 
-def set_anon_name_in_pieces(mm: MmStruct, start: Vaddr, length: int, name: str | None) -> Steps:
+def set_anon_name_in_pieces(mm: MmStruct, start: Vaddr, length: int, name: str | None) -> WaitingSteps:
     """Name the anonymous memory of [start, start + length), or take its name away; `length` in bytes, rounded up.
 
     Yields when other clients may be served. Raises SysError(EINVAL) for an unaligned start or a range that wraps;
@@ -181,7 +183,7 @@ def _range_end(start: Vaddr, length: int) -> Vaddr:
     return end
 
 
-def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Visit) -> Steps:
+def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Visit) -> WaitingSteps:
     """Visit the parts of VMAs that lie in [start, end), in order; yield when other clients may be served.
 
     Holes are skipped. Raises SysError(ENOMEM) at the end if there was a hole.
@@ -199,7 +201,7 @@ def _madvise_walk_vmas(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Visit) -> 
             continue
         start = yield from visit(vma, start, min(end, vma.end), pace)
         if start < end and pace.is_over():
-            yield
+            yield None
             pace.begin()
     if has_hole:
         raise SysError(errno.ENOMEM)
@@ -278,7 +280,9 @@ def _madvise_remove(vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
     return punch_hole_in_pieces(vma.file.mapping, first, first + ((end - start) >> PAGE_SHIFT))
 
 
-def madvise_populate_in_pieces(mm: MmStruct, start: Vaddr, length: int, advice: int) -> Generator[None, None, int]:
+def madvise_populate_in_pieces(
+    mm: MmStruct, start: Vaddr, length: int, advice: int
+) -> Generator[Wait | None, None, int]:
     """Do the same as `do_madvise` for POPULATE_ADVICE, and yield when Linux may release mmap_lock; returns 0.
 
     Source: Linux v6.8 mm/madvise.c:madvise_walk_vmas(): the part behind a hole is populated too.
@@ -293,7 +297,7 @@ def _populate(mm: MmStruct, write: bool, vma: Vma, start: Vaddr, end: Vaddr, pac
     return end
 
 
-def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pace) -> Generator[None, None, None]:
+def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pace) -> WaitingSteps:
     """Populate [start, end) for reading or writing, up to a hole, and yield when `pace` says so.
 
     Other calls may change the address space meanwhile, so the next VMA is looked up again. Raises SysError(ENOMEM) at
@@ -313,10 +317,13 @@ def faultin_range(mm: MmStruct, start: Vaddr, end: Vaddr, write: bool, pace: Pac
             start, fault = fault_in_range(mm, vma, start, pace.stop(start, last), write, foll_touch=True, pace=pace)
             count_second_try(mm, fault, start > before)
             stalled = fault & VM_FAULT_OOM and mm.frames.take_stall()
+            if fault & VM_FAULT_RETRY:
+                yield from take_userfault(mm).wait()
+                break
             if fault and not stalled:
                 raise SysError(errno.ENOMEM if fault & VM_FAULT_OOM else errno.EFAULT)
             if stalled or pace.is_over():
                 break
         if start < end and (stalled or pace.is_over()):
-            yield
+            yield None
             pace.begin()

@@ -28,11 +28,12 @@ from kerneld.mm.ksm.unmerge import unmerge_in_pieces
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
-from kerneld.mm.space.pace import Steps, drain
+from kerneld.mm.space.pace import Steps, WaitingSteps, drain
 from kerneld.mm.space.rmap import anon_vma_clone, dup_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.unmapped_area import get_unmapped_area
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before, is_mergeable_anon_vma
+from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before, is_mergeable_anon_vma, userfaultfd_drop
+from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import (
     VM_ACCOUNT,
     VM_DONTEXPAND,
@@ -48,7 +49,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
 
 _MAYMOVE, _FIXED, _DONTUNMAP = Mremap.MAYMOVE.value, Mremap.FIXED.value, Mremap.DONTUNMAP.value
 _MAP_SHARED, _MAP_FIXED = Map.SHARED.value, Map.FIXED.value
-Place: TypeAlias = Generator[None, None, Vaddr]
+Place: TypeAlias = Generator[Wait | None, None, Vaddr]
 """A call in pieces that returns an address."""
 _SPARE_MAPS = 3
 """Number of additional VMAs that a move may need before it gives one back."""
@@ -103,7 +104,7 @@ def mremap_in_pieces(
     return new_addr
 
 
-def _populate_tail(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int) -> Steps:
+def _populate_tail(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int) -> WaitingSteps:
     vma = mm.vmas.lookup(addr)
     if vma is not None and vma.vm_flags & VM_LOCKED and new_len > old_len:
         yield from populate_in_pieces(mm, addr + old_len, addr + new_len, ignore_errors=True)
@@ -192,7 +193,14 @@ def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
         following is not None
         and following.start == end
         and can_merge_before(
-            following, vma.vm_flags, vma.anon_vma, vma.vm_file, vma.page_index(end), vma.policy, vma.anon_name
+            following,
+            vma.vm_flags,
+            vma.anon_vma,
+            vma.vm_file,
+            vma.page_index(end),
+            vma.policy,
+            vma.anon_name,
+            vma.userfaultfd_ctx,
         )
         and is_mergeable_anon_vma(vma.anon_vma, following.anon_vma, None)
     ):
@@ -223,6 +231,8 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
     except SysError:
         yield from munmap_steps(mm, new_addr, new_len, writes=False)
         raise
+    if new_vma.userfaultfd_ctx is not None:
+        userfaultfd_drop(new_vma)
     if flags & _DONTUNMAP:
         source = mm.vmas.lookup(old_addr)
         assert source is not None
@@ -260,12 +270,23 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
     merge_prev = (
         prev is not None
         and prev.end == addr
-        and can_merge_after(prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff, vma.policy, vma.anon_name)
+        and can_merge_after(
+            prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff, vma.policy, vma.anon_name, vma.userfaultfd_ctx
+        )
     )
     merge_next = (
         following is not None
         and following.start == end
-        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, vma.policy, vma.anon_name)
+        and can_merge_before(
+            following,
+            vma.vm_flags,
+            vma.anon_vma,
+            vma.vm_file,
+            pgoff_end,
+            vma.policy,
+            vma.anon_name,
+            vma.userfaultfd_ctx,
+        )
     )
     if merge_prev and prev is not None:
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):

@@ -63,6 +63,7 @@ from kerneld.mm.vm_flags import (
     VM_SHARED,
     VM_SOFTDIRTY,
     VM_STACK,
+    VM_UFFD_FLAGS,
     VM_WRITE,
     is_shared_maywrite,
 )
@@ -143,6 +144,7 @@ def find_unmerged(mm: MmStruct) -> list[tuple[Vma, Vma]]:
         and low.pgoff + low.nr_pages == high.pgoff
         and not (low.vm_flags ^ high.vm_flags) & ~VM_SOFTDIRTY
         and low.anon_name == high.anon_name
+        and low.userfaultfd_ctx is high.userfaultfd_ctx
     ]
 
 
@@ -166,6 +168,10 @@ def _check_vmas(vmas: list[Vma]) -> None:
         _require(vma.pgoff >= 0, f"{vma} has a negative offset")
         _require(vma.file is None or not vma.vm_flags & VM_GROWSDOWN, f"{vma} grows down, and its offsets are a file's")
         _require(vma.file is not None or not vma.vm_flags & VM_SHARED, f"{vma} is shared, and nothing holds its pages")
+        is_watched = vma.userfaultfd_ctx is not None
+        _require(
+            is_watched == (vma.vm_flags & VM_UFFD_FLAGS != 0), f"{vma} is watched by no userfaultfd, or for nothing"
+        )
         end = vma.end
 
 

@@ -9,6 +9,7 @@ Answers to Linux v6.8 mm/khugepaged.c: madvise_collapse(), hpage_collapse_scan_p
 | … and no huge page can be had           | nothing, the rest is not looked at    | ENOMEM                    |
 | … part of it is swapped out             | it is read in first                   | 0; EAGAIN if it won't fit |
 | a leaf table without a writable entry   | nothing, the rest is looked at        | EINVAL                    |
+| … a page is missing, for a userfaultfd  | nothing, the rest is not looked at    | EINVAL                    |
 | no leaf table                           | nothing, the rest is not looked at    | EINVAL                    |
 | no table of leaf tables                 | nothing, the rest is looked at        | EINVAL                    |
 
@@ -24,7 +25,7 @@ import errno
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_PSE, PTE_RW, counted_mask, make_pte, pte_pfn, swap_mask
+from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, counted_mask, make_pte, pte_pfn, swap_mask
 from kerneld.hw.scalars import u64
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
 from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
@@ -90,6 +91,8 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
     _swap_in(mm, vma, haddr)
     if not _may_collapse(mm, haddr):
         return False
+    if vma.userfaultfd_ctx is not None:
+        _refuse_missing(mm, haddr)
     collapse_huge_page(mm, vma, haddr, pmd)
     return True
 
@@ -97,6 +100,16 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
 def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:
     """Return whether a leaf table has a writable entry (if not, Linux: SCAN_PAGE_RO)."""
     return bool((mm.page_table.walk.entries(haddr, haddr + PMD_SIZE) & u64(PTE_RW)).any())
+
+
+def _refuse_missing(mm: MmStruct, haddr: Vaddr) -> None:
+    """Raise SysError(EINVAL) if a page is missing: its userfaultfd has to give it (Linux: SCAN_EXCEED_NONE_PTE).
+
+    Source: Linux v6.8 mm/khugepaged.c:hpage_collapse_scan_pmd().
+    """
+    entries = mm.page_table.walk.entries(haddr, haddr + PMD_SIZE)
+    if ((entries == 0) | (entries & u64(PTE_SPECIAL) != 0)).any():
+        raise SysError(errno.EINVAL)
 
 
 def _swap_in(mm: MmStruct, vma: Vma, haddr: Vaddr) -> None:

@@ -14,7 +14,7 @@ caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memo
 
 If there is no leaf table, `kerneld.mm.fault.thp` is asked first: it makes the huge pages.
 Past the end of a file, or if a page cannot be read: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM. If the page was
-read from a disk: VM_FAULT_MAJOR.
+read from a disk: VM_FAULT_MAJOR. If a userfaultfd has to give the page: VM_FAULT_RETRY, and `mm.userfault`.
 
 Every allocation may run reclaim. After it, a present entry may be a swap entry or empty, a huge page may be split, and
 a frame without references may be in use for something else. So each function here takes a reference of a frame that it
@@ -39,6 +39,7 @@ from kerneld.hw.paging import (
 )
 from kerneld.mm.fault.around import map_cached, map_pages_around
 from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
+from kerneld.mm.fault.userfaultfd import userfault
 from kerneld.mm.files.dirtying import do_page_mkwrite, note_write
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_KSM, PG_SWAPCACHE, ZERO_PFN
@@ -65,6 +66,8 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
     """
     vaddr = address & PAGE_MASK
     try:
+        if vma.userfaultfd_ctx is not None and (waits := userfault(mm, vma, vaddr, write)) is not None:
+            return VM_FAULT_RETRY if waits else VM_FAULT_SIGBUS
         pte = mm.page_table.find_pte(vaddr)
         if pte is None:
             if vma.file is not None:

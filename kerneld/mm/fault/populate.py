@@ -15,8 +15,17 @@ import numpy.typing as npt
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
 from kerneld.hw.scalars import u64
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_SIGSEGV, handle_mm_fault
+from kerneld.mm.fault.fault import (
+    VM_FAULT_ERROR,
+    VM_FAULT_MAJOR,
+    VM_FAULT_OOM,
+    VM_FAULT_RETRY,
+    VM_FAULT_SIGBUS,
+    VM_FAULT_SIGSEGV,
+    handle_mm_fault,
+)  # fmt: skip
 from kerneld.mm.fault.foll_touch import touch_leaf
+from kerneld.mm.fault.retry import take_userfault
 from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
@@ -26,11 +35,17 @@ from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
+from kerneld.mm.space.wait import Wait
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS, VM_LOCKONFAULT, VM_SHARED, VM_UFFD_MISSING, VM_WRITE
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
 
+_STOPS = VM_FAULT_ERROR | VM_FAULT_RETRY
+"""The results of a fault after which the page is not there."""
 
-def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors: bool) -> Generator[None, None, int]:
+
+def populate_in_pieces(
+    mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors: bool
+) -> Generator[Wait | None, None, int]:
     """Fault the mapped pages of [start, end), page-aligned, in; yield when Linux may release mmap_lock.
 
     With `ignore_errors` an error skips the rest of its VMA. Without it, the first error ends the call; memory without
@@ -54,8 +69,11 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
             count_second_try(mm, fault, start > before)
             if pace.is_over():
                 break
+        if fault & VM_FAULT_RETRY:
+            yield from take_userfault(mm).wait()
+            continue
         if fault & VM_FAULT_OOM and mm.frames.take_stall():
-            yield
+            yield None
             pace.begin()
             continue
         if fault and not ignore_errors:
@@ -63,7 +81,7 @@ def populate_in_pieces(mm: MmStruct, start: Vaddr, end: Vaddr, *, ignore_errors:
         if fault:
             start = last
         if start < end and pace.is_over():
-            yield
+            yield None
             pace.begin()
     return 0
 
@@ -108,9 +126,9 @@ def fault_in_range(
     """Fault in every page of [start, end), page-aligned and inside one VMA whose rights allow the access.
 
     With `foll_touch` the kernel accesses the pages, not the processor: see `kerneld.mm.fault.foll_touch`.
-    Returns the end of the part that was faulted in, and 0 or the VM_FAULT_* that stopped it there. It comes less far
-    where `pace` is late, or where a table or a page has waited for a direct reclaim: so do the next, if memory is
-    short.
+    Returns the end of the part that was faulted in, and 0 or the VM_FAULT_* that stopped it there: also where a
+    userfaultfd has to give a page. It comes less far where `pace` is late, or where a table or a page has waited for a
+    direct reclaim: so do the next, if memory is short.
     """
     if vma.file is not None:
         return _fault_in_file(mm, vma, start, end, write, foll_touch, pace)
@@ -121,7 +139,8 @@ def fault_in_range(
                 # The table is there now, so the next piece comes further.
                 if pace is not None and _stalls(mm) != stalls:
                     return leaf.start, 0
-                _fill_anonymous(mm, vma, leaf, write)
+                if not vma.vm_flags & VM_UFFD_MISSING:
+                    _fill_anonymous(mm, vma, leaf, write)
             stopped = _fault_leaf(mm, vma, leaf, write, foll_touch, pace)
             if stopped is not None:
                 return stopped
@@ -144,7 +163,7 @@ def _fault_in_file(
         stop = min(end, (start & -PMD_SIZE) + PMD_SIZE)
         if mm.page_table.find_pte(start) is None:
             result = fault_one(mm, vma, start, write)
-            if result & VM_FAULT_ERROR:
+            if result & _STOPS:
                 return start, result
         leaf = next(mm.page_table.walk.leaves(start, stop))
         stopped = _fault_leaf(mm, vma, leaf, write, foll_touch, pace)
@@ -155,13 +174,21 @@ def _fault_in_file(
 
 
 def fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
-    """Take one fault in a call, and count it in `mm.range_faults` or `mm.range_major_faults`; return its VM_FAULT_*."""
+    """Take one fault in a call, and count it in `mm.range_faults` or `mm.range_major_faults`; return its VM_FAULT_*.
+
+    It is the kernel's own: a userfaultfd that is for accesses in user mode only lets it fail.
+    """
     result = handle_mm_fault(mm, vma, vaddr, write)
     if result & VM_FAULT_MAJOR:
         mm.range_major_faults += 1
     elif result & VM_FAULT_ERROR:
         # It counts for the machine, but for no process.
         mm.frames.vmstat["pgfault"] += 1
+    elif result & VM_FAULT_RETRY:
+        if mm.userfault is not None and mm.userfault.ctx.is_user_mode_only:
+            mm.userfault = None
+            mm.frames.vmstat["pgfault"] += 1
+            return VM_FAULT_SIGBUS
     else:
         mm.range_faults += 1
     return result
@@ -223,7 +250,7 @@ def _fault_rest(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool, pace: Pace | No
             vaddr = leaf.start + position * PAGE_SIZE
             if _lacks(int(entries[position]), write):
                 result = fault_one(mm, vma, vaddr, write)
-                if result & VM_FAULT_ERROR:
+                if result & _STOPS:
                     return vaddr, result
             done = position + 1
             if pace is not None and _stalls(mm) != stalls:

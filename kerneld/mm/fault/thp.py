@@ -43,7 +43,7 @@ from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pagewalk import Leaf
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_WRITE
+from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_UFFD_MISSING, VM_WRITE
 from shared.uapi.page import PMD_SIZE, Pfn, Vaddr
 
 _U64 = (1 << 64) - 1
@@ -93,7 +93,7 @@ def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool
     haddr = vaddr & -PMD_SIZE
     pmd = mm.page_table.find_huge_pmd(vaddr)
     if pmd is None:
-        if not thp_vma_allowable(mm, vma) or not thp_vma_suitable(vma, vaddr):
+        if vma.vm_flags & VM_UFFD_MISSING or not thp_vma_allowable(mm, vma) or not thp_vma_suitable(vma, vaddr):
             return False
         return do_huge_pmd_anonymous_page(mm, vma, haddr, write)
     entry = mm.frames.ram.words[pmd]

@@ -107,6 +107,12 @@ class AddressSpace:
             return self.frames.ram.page(pfn)
         return None if slot is None else memoryview(self.frames.swap.read_page(slot))
 
+    def has_page(self, index: int) -> bool:
+        """Return whether a file in memory has this page: in a frame, in the swap file, or in the host's file."""
+        if index in self.pages or index in self.swapped:
+            return True
+        return self.backing is not None and self.backing.mincore(index, 1)[0] & 1 != 0
+
     def ensure_page(self, index: int) -> Pfn:
         """Return the frame of a page inside the file. The page is read in if it is not cached.
 

@@ -46,6 +46,7 @@ from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.mm.space.ksm_state import MmSlot
+    from kerneld.mm.space.userfaultfd import Userfault
 
 MMAP_BASE = 0x7FFF_F7FF_F000
 """Top of the mmap area: 128 MiB below the stack's top, as Linux without address randomisation (what gdb shows).
@@ -96,6 +97,8 @@ class MmStruct:
     """Its pages that are merged, as far as the scan has noted them."""
     ksm_rmap_items = 0
     """Its pages that KSM has scanned and keeps in mind."""
+    userfault: Userfault | None = None
+    """The last access that a userfaultfd has to settle: see VM_FAULT_RETRY in `kerneld.mm.fault.fault`."""
     mdwe = 0
     """PR_MDWE_ flags: see `kerneld.mm.space.mdwe`."""
     is_bottom_up = False

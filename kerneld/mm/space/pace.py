@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from kerneld.hw.paging import PGD_SHIFT
 from kerneld.mm.space.pagewalk import PageWalk
+from kerneld.mm.space.wait import Wait
 from shared.uapi.page import PMD_SIZE, Vaddr
 
 _PIECE_SECONDS = 0.001
@@ -29,6 +30,8 @@ _LATE_SECONDS = 0.004
 Outcome = TypeVar("Outcome")
 Steps = Generator[None, None, None]
 """A call on a range, in pieces: when it yields, other clients are served; they may change or end the address space."""
+WaitingSteps = Generator[Wait | None, None, None]
+"""Steps that may meet a page which a userfaultfd has to give: if they yield a wait, they go on when that is over."""
 
 
 def is_wide(map_count: int, length: int) -> bool:
@@ -39,13 +42,13 @@ def is_wide(map_count: int, length: int) -> bool:
     return length > _AT_ONCE // 32 or map_count > _FEW_VMAS
 
 
-def run_at_once(steps: Steps) -> None:
+def run_at_once(steps: WaitingSteps) -> None:
     """Run all pieces of a call at once."""
     for _ in steps:
         pass
 
 
-def drain(steps: Generator[None, None, Outcome]) -> Outcome:
+def drain(steps: Generator[Wait | None, None, Outcome]) -> Outcome:
     """Run all pieces of a call at once, and return its result."""
     while True:
         try:

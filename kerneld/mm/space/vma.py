@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kerneld.mm.files.filemap import File
     from kerneld.mm.space.mm import MmStruct
     from kerneld.mm.space.rmap import AnonVma
+    from kerneld.mm.space.userfaultfd import UserfaultfdCtx
 
 CHUNK = 128
 STACK_GUARD_GAP_BYTES = 256 * PAGE_SIZE
@@ -38,7 +39,7 @@ class Vma:
 
     __slots__ = (
         "anon_name", "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "policy", "start",
-        "vm_flags", "vm_mm",
+        "userfaultfd_ctx", "vm_flags", "vm_mm",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +68,8 @@ class Vma:
         """The policy by mbind (Linux: vm_policy); see `kerneld.mm.space.mempolicy`."""
         self.anon_name = ""
         """What prctl has named the memory, as maps shows it: `[anon:NAME]`; "" for no name (Linux: anon_name)."""
+        self.userfaultfd_ctx: UserfaultfdCtx | None = None
+        """The userfaultfd that watches the VMA; None exactly without VM_UFFD_FLAGS."""
         self.link_order = 0
         """When the VMA was last put into its anon_vmas; who came later has a higher number."""
 
@@ -78,6 +81,7 @@ class Vma:
         copy = Vma(start, end, self.vm_flags, pgoff, self.file, self.dev_zero)
         copy.policy = self.policy
         copy.anon_name = self.anon_name
+        copy.userfaultfd_ctx = self.userfaultfd_ctx
         return copy
 
     @property

@@ -1,7 +1,7 @@
 """The rules by which VMAs merge, and the change of a part of a VMA.
 
 Knows no page table. Answers to Linux v6.8 mm/mmap.c: can_vma_merge_before(), can_vma_merge_after(), vma_merge(),
-vma_modify().
+vma_modify(), is_mergeable_vm_userfaultfd_ctx().
 
 What `vma_modify` makes of [start, end), a part of `vma` that gets other flags, between `prev` and `next` where they
 touch it and could merge with it:
@@ -22,18 +22,22 @@ from kerneld.errors import SysError
 from kerneld.mm.files.filemap import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
+from kerneld.mm.space.userfaultfd import UserfaultfdCtx
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_SOFTDIRTY
+from kerneld.mm.vm_flags import VM_SOFTDIRTY, VM_UFFD_FLAGS
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 
-def _mergeable(vma: Vma, vm_flags: int, file: File | None, policy: int, anon_name: str) -> bool:
+def _mergeable(
+    vma: Vma, vm_flags: int, file: File | None, policy: int, anon_name: str, ctx: UserfaultfdCtx | None
+) -> bool:
     """Source: Linux v6.8 mm/mmap.c:is_mergeable_vma()."""
     return (
         not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY
         and vma.vm_file is file
         and vma.policy == policy
         and vma.anon_name == anon_name
+        and vma.userfaultfd_ctx is ctx
     )
 
 
@@ -57,10 +61,11 @@ def can_merge_after(
     pgoff: int,
     policy: int = 0,
     anon_name: str = "",
+    ctx: UserfaultfdCtx | None = None,
 ) -> bool:
     """Return whether memory with these properties may be appended to `vma`."""
     return (
-        _mergeable(vma, vm_flags, file, policy, anon_name)
+        _mergeable(vma, vm_flags, file, policy, anon_name, ctx)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff + vma.nr_pages == pgoff
     )
@@ -74,13 +79,23 @@ def can_merge_before(
     pgoff_end: int,
     policy: int = 0,
     anon_name: str = "",
+    ctx: UserfaultfdCtx | None = None,
 ) -> bool:
     """Return whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
     return (
-        _mergeable(vma, vm_flags, file, policy, anon_name)
+        _mergeable(vma, vm_flags, file, policy, anon_name, ctx)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff == pgoff_end
     )
+
+
+def userfaultfd_drop(vma: Vma) -> None:
+    """Take the userfaultfd from a VMA that is in no tree yet, or is alone: no neighbour is looked at.
+
+    Source: Linux v6.8 fs/userfaultfd.c: dup_userfaultfd(), mremap_userfaultfd_prep(), without the features for it.
+    """
+    vma.userfaultfd_ctx = None
+    vma.vm_flags &= ~VM_UFFD_FLAGS
 
 
 def check_map_count(mm: MmStruct, more: int) -> None:
@@ -101,15 +116,36 @@ def vma_modify(
 ) -> Vma:
     """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
 
-    It gets another memory policy too, and another name, unless `policy` and `anon_name` are None.
+    It gets another memory policy too, and another name, unless `policy` and `anon_name` are None. Its
+    userfaultfd stays.
 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
     """
     policy = vma.policy if policy is None else policy
     anon_name = vma.anon_name if anon_name is None else anon_name
+    return _modify(mm, vma, start, end, vm_flags, policy, anon_name, vma.userfaultfd_ctx)
+
+
+def vma_modify_flags_uffd(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, ctx: UserfaultfdCtx | None
+) -> Vma:
+    """Do the same as `vma_modify`; the range gets another userfaultfd, or none."""
+    return _modify(mm, vma, start, end, vm_flags, vma.policy, vma.anon_name, ctx)
+
+
+def _modify(
+    mm: MmStruct,
+    vma: Vma,
+    start: Vaddr,
+    end: Vaddr,
+    vm_flags: int,
+    policy: int,
+    anon_name: str,
+    ctx: UserfaultfdCtx | None,
+) -> Vma:
     if start == vma.start or end == vma.end:
-        merged = _merge_part(mm, vma, start, end, vm_flags, policy, anon_name)
+        merged = _merge_part(mm, vma, start, end, vm_flags, policy, anon_name, ctx)
         if merged is not None:
             return merged
     if vma.start < start:
@@ -120,16 +156,24 @@ def vma_modify(
         mm.split_vma(vma, end)
     vma.policy = policy
     vma.anon_name = anon_name
+    vma.userfaultfd_ctx = ctx
     mm.set_vma_flags(vma, vm_flags)
     return vma
 
 
 def _merge_part(
-    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, policy: int, anon_name: str
+    mm: MmStruct,
+    vma: Vma,
+    start: Vaddr,
+    end: Vaddr,
+    vm_flags: int,
+    policy: int,
+    anon_name: str,
+    ctx: UserfaultfdCtx | None,
 ) -> Vma | None:
     """Let the neighbours of [start, end), a part of `vma`, grow over it; return the one that covers it then.
 
-    Returns None if neither has these flags, this policy and this name, and is mergeable otherwise.
+    Returns None if neither has these flags, this policy, this name and this userfaultfd, and is mergeable otherwise.
     """
     prev, following = mm.vmas.neighbours(vma)
     pgoff = vma.page_index(start)
@@ -137,12 +181,12 @@ def _merge_part(
     merge_next = (
         following is not None
         and end == vma.end == following.start
-        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy, anon_name)
+        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy, anon_name, ctx)
     )
     if (
         prev is not None
         and prev.end == vma.start == start
-        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy, anon_name)
+        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy, anon_name, ctx)
     ):
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
             dup_anon_vma(prev, following)

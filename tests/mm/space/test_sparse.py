@@ -18,7 +18,7 @@ from kerneld.mm.fault import collapse
 from kerneld.mm.space.dying import take_down
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_in_pieces
-from kerneld.mm.space.pace import Pace, Steps
+from kerneld.mm.space.pace import Pace, WaitingSteps
 from kerneld.mm.space.pagewalk import PUD_SIZE
 from kerneld.mm.space.truncate import truncate_in_pieces
 from kerneld.mm.space.vma import Vma
@@ -39,7 +39,7 @@ def _each_step_is_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "is_over", lambda _pace: True)
 
 
-def steps_of(pieces: Iterable[None]) -> int:
+def steps_of(pieces: Iterable[object]) -> int:
     """How many times others are served; given up where there is no end to be seen."""
     count = 0
     for _ in pieces:
@@ -54,7 +54,7 @@ def fill(mm: MmStruct) -> None:
         store(mm, page(number), b"there")
 
 
-Call = Callable[[MmStruct], Steps]
+Call = Callable[[MmStruct], WaitingSteps]
 CALLS: dict[str, Call] = {
     "munmap": lambda mm: munmap_in_pieces(mm, BASE, LENGTH),
     "mprotect": lambda mm: mprotect_in_pieces(mm, BASE, LENGTH, NONE),

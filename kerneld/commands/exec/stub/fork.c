@@ -192,6 +192,8 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->is_sharer = !(flags & CLONE_THREAD);
 	new->is_brief = !!(flags & CLONE_VFORK);
 	new->masked = t->masked;
+	new->mask = uc->sigmask;
+	new->is_killable = 0;
 	new->pkru = t->pkru;
 	new->clear_tid = flags & CLONE_CHILD_CLEARTID ? request->ctid : 0;
 	new->clear_sighand = flags & CLONE_CLEAR_SIGHAND;

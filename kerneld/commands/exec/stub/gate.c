@@ -110,7 +110,7 @@ static long touch_word(struct thread *t, u64 at, int is_shared, int reads, int w
 	if (!touch(at, 4, 1))
 		return 0;
 	t->told_pkru = t->pkru;
-	return ask_ret(t, KD_FAULT, args);
+	return page_fault(t, args).ret;
 }
 
 /* Have the words of a futex call in the TLB; not 0 where that cannot be. */

@@ -37,7 +37,9 @@ static long call(struct thread *t, long nr, const u64 *args, const void *data, u
 {
 	keys_before_call(t);
 	tell_of_child(t);
+	t->is_killable = process.has_userfaultfds || nr == NR_process_vm_readv || nr == NR_process_vm_writev;
 	struct answer answer = ask(t, nr, args, data, length, fd);
+	t->is_killable = 0;
 	return finish(t, &answer);
 }
 
@@ -250,6 +252,8 @@ static int make_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_getrusage:
 		*ret = do_getrusage(t, args);
 		return 1;
+	case NR_userfaultfd: case NR_ioctl:
+		return userfault_call(t, args, nr, ret);
 	case NR_getrlimit: case NR_setrlimit: case NR_prlimit64:
 		return limit_call(t, args, nr, ret);
 	}

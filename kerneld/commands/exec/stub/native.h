@@ -31,7 +31,7 @@ struct tlb_op { u64 start, length_prot, offset; };
 enum {
 	KD_ATTACH = 0x1000, KD_PROCREAD = 0x1004, KD_CLONE = 0x1006, KD_NATIVE = 0x1009, KD_FAULT = 0x100a, KD_FILE_SYNC = 0x100b,
 	KD_RDPKRU = 0x1007, KD_WRPKRU = 0x1008, KD_CONNECT = 0x100c, KD_CREDS = 0x100d, KD_RING = 0x100e, KD_RING_BELL = 0x100f, KD_MEM_RW = 0x1010, KD_PROCWRITE = 0x1011, CLONE_SHARE = 1, CLONE_CANCEL = 2, CLONE_LEFT = 4,
-	FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
+	FAULT_FOR_KERNEL = 1, FAULT_FUTEX = 2, FAULT_MAY_WAIT = 4, FAULT_WAITS = 1, NATIVE_THREAD = 1, NATIVE_PKEYS = 2, EXEC_COUNTED = 1, EXEC_STRINGS_FD = 2, EXEC_ENTRY = 4, EXEC_AUXV = 8,
 };
 
 /* Linux's of rseq(2), as it was at first. */
@@ -73,6 +73,8 @@ struct thread {
 	struct rseq rseq;	/* tlb.c: what the host restarts */
 	int has_rseq;
 	u32 pkru, told_pkru;	/* the program's, when it came into the stub; what kerneld takes it for */
+	u64 mask;		/* the program's, when it came into the stub */
+	int is_killable;	/* the request that it makes may wait for a userfaultfd */
 	u64 masked;		/* those of OURS that the program believes it has blocked */
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid, robust;	/* set_tid_address(), set_robust_list() */
@@ -116,6 +118,7 @@ struct process {
 	struct thread *dumper;
 	u32 agent_drops;	/* the agent carries an order out */
 	u32 sharers_begin;	/* so many threads make a process that shares this memory, or sleep until vfork's has left it */
+	int has_userfaultfds;	/* has or has had */
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
 	u64 generation;
@@ -159,6 +162,13 @@ int ask_many(struct thread *t, struct request *requests, int count, const void *
 struct answer ask(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, int fd);
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count);
 long ask_ret(struct thread *t, u32 nr, const u64 *args);
+
+struct answer ask_for_page(struct thread *t, const u64 *args, int signals);
+
+/* userfault.c */
+int await_answer(struct thread *t, int signals);
+struct answer page_fault(struct thread *t, u64 *args);
+int userfault_call(struct thread *t, const u64 *args, long nr, long *ret);
 
 /* ring.c */
 #define LONGEST_CYCLES 500000UL	/* some 200 microseconds: a fault of a file takes kerneld 100 */
@@ -213,6 +223,7 @@ void keys_after_native(long ret);
 
 /* signals.c */
 void install_handlers(void);
+int is_caught(int signo);
 void set_altstack(struct thread *t);
 void clear_handlers(void);
 void begin_as_init(void);

@@ -98,6 +98,8 @@ static long ring_bell(struct thread *t, char *buffer, u64 room)
 	do
 		sent = sys6(NR_sendto, t->conn, (long)&bell, sizeof bell, MSG_NOSIGNAL, 0, 0);
 	while (sent == -EINTR);
+	if (t->is_killable)
+		await_answer(t, -1);
 	got = receive(t, buffer, room);
 	if (word(t, ANSWER_NUMBER) != t->ring_number)
 		gone();
@@ -109,7 +111,7 @@ static long ring_bell(struct thread *t, char *buffer, u64 room)
 /* Answers with descriptors; and kerneld learns who the process is now from the credentials of a datagram. */
 static int is_for_socket(u32 nr)
 {
-	return nr == KD_NATIVE || nr == KD_CONNECT || nr == NR_shadowpt_open || nr == KD_CREDS;
+	return nr == KD_NATIVE || nr == KD_CONNECT || nr == NR_shadowpt_open || nr == NR_userfaultfd || nr == KD_CREDS;
 }
 
 /* Make a request by the ring; the length of its answer, which is in the buffer then, or 0: it is to go by the socket. */

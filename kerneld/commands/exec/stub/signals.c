@@ -48,7 +48,7 @@ static int is_init(void)
 
 /* Whether the host is to tell the stub of a signal: a core dump has to be prepared. The first process of a PID namespace does
  * not end by a signal of its own namespace, so it has none. Source: Linux v6.8 kernel/signal.c:sig_task_ignored(). */
-static int is_caught(int signo)
+int is_caught(int signo)
 {
 	u64 handler = process.actions[signo].handler;
 	return BIT(signo) & OURS || handler > SIG_IGN || (handler == SIG_DFL && BIT(signo) & DUMPS_CORE && !is_init());
@@ -255,7 +255,7 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 	} else if (uc->mc.trapno == X86_TRAP_PF) {
 		u64 args[6] = {uc->mc.cr2, uc->mc.err & (X86_PF_WRITE | X86_PF_INSTR), in_access ? FAULT_FOR_KERNEL : 0, t->pkru};
 		t->told_pkru = t->pkru;
-		struct answer answer = ask(t, KD_FAULT, args, 0, 0, -1);
+		struct answer answer = page_fault(t, args);
 		if (!answer.signo && answer.ret >= 0)
 			return;
 		memset(&info, 0, sizeof info);
@@ -279,8 +279,10 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 {
 	struct thread *t = this_thread();
 	u64 ours = OURS;
-	if (!is_in_stub(uc))
+	if (!is_in_stub(uc)) {
 		t->pkru = pkru_of(uc);
+		t->mask = uc->sigmask;
+	}
 	if (process.dump && (signo == SIGSEGV && info->code > 0 && !is_in_stub(uc) ? dump_settles_fault(t) : !dump_wait(t)))
 		return;
 	if (signo == SIGSYS && info->code == SYS_SECCOMP) {

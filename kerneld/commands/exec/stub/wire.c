@@ -66,6 +66,8 @@ static long receive(struct thread *t, char *buffer, u64 room, int *fds)
 	/* Where kerneld is awake, the answer is here before this thread would be asleep. */
 	u64 until = ring_is_watched(t) ? __builtin_ia32_rdtsc() + LONGEST_CYCLES : 0;
 	long got;
+	if (t->is_killable)
+		await_answer(t, -1);
 	do {
 		int is_polling = until && __builtin_ia32_rdtsc() < until;
 		got = sys3(NR_recvmsg, t->conn, &message, MSG_CMSG_CLOEXEC | (is_polling ? MSG_DONTWAIT : 0));
@@ -116,6 +118,26 @@ struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *dat
 		send_all(t, iov, length ? 2 : 1, fds, count);
 		got = receive(t, buffer, room, answer.fd);
 	}
+	take_answers(t, buffer, got, 1, &answer);
+	return answer;
+}
+
+/* Make the request of a fault that may wait, by the socket, and wait for its answer. If the descriptor `signals` tells of a
+ * signal, a bell ends the wait: kerneld answers both. */
+struct answer ask_for_page(struct thread *t, const u64 *args, int signals)
+{
+	char buffer[2048], reply[64];
+	int none[MOST_FDS];
+	struct answer answer = {.fd = {-1, -1, -1, -1}};
+	struct request head = {.size = sizeof head, .nr = KD_FAULT}, bell = {.size = sizeof bell, .nr = KD_RING_BELL};
+	memcpy(head.args, args, sizeof head.args);
+	send_all(t, &(struct iovec){&head, sizeof head}, 1, 0, 0);
+	int is_answered = await_answer(t, signals);
+	if (!is_answered)
+		send_all(t, &(struct iovec){&bell, sizeof bell}, 1, 0, 0);
+	long got = receive(t, buffer, sizeof buffer, none);
+	if (!is_answered)
+		receive(t, reply, sizeof reply, none);
 	take_answers(t, buffer, got, 1, &answer);
 	return answer;
 }

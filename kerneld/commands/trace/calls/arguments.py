@@ -28,6 +28,7 @@ from shared.uapi.resource import Rlimit
 from shared.uapi.shadowpt import Layout
 from shared.uapi.signals import Disposition
 from shared.uapi.syscalls import Access, Nr
+from shared.uapi.userfaultfd import Uffdio
 
 _MAX_ERRNO = 4095
 _DISPOSITIONS: dict[int, str] = {
@@ -85,6 +86,8 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.MLOCKALL: (flags(Mcl, "MCL_"),),
     Nr.PRCTL: (one_of(Pr, "PR_"), hexadecimal, hexadecimal, hexadecimal, hexadecimal),
     Nr.EXIT_GROUP: (signed,),
+    Nr.IOCTL: (signed, one_of(Uffdio, "UFFDIO_"), pointer),
+    Nr.USERFAULTFD: (hexadecimal,),
     Nr.PERF_EVENT_OPEN: (pointer,),
     Nr.PRLIMIT64: (signed, _LIMIT, pointer, pointer),
     Nr.GETRUSAGE: (signed, pointer),
@@ -131,7 +134,7 @@ CLASSES: dict[str, frozenset[int]] = {
             Nr.MMAP, Nr.MPROTECT, Nr.MUNMAP, Nr.BRK, Nr.MREMAP, Nr.MSYNC, Nr.MINCORE, Nr.MADVISE, Nr.MLOCK, Nr.MUNLOCK,
             Nr.MLOCKALL, Nr.MUNLOCKALL, Nr.MLOCK2, Nr.PROCESS_MADVISE, Nr.PKEY_MPROTECT, Nr.REMAP_FILE_PAGES,
             Nr.SHMGET, Nr.SHMAT, Nr.SHMCTL, Nr.SHMDT, Nr.MBIND, Nr.SET_MEMPOLICY, Nr.GET_MEMPOLICY,
-            Nr.PRCTL,
+            Nr.PRCTL, Nr.IOCTL, Nr.USERFAULTFD,
         }
     ),
     "process": frozenset({Nr.EXECVE, Nr.EXIT, Nr.EXIT_GROUP, Nr.ATTACH, Nr.CLONE}),
