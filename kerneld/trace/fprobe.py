@@ -36,7 +36,7 @@ class _Attribute:
     name: str
 
     def held(self) -> Any:
-        return vars(self.holder).get(self.name)
+        return getattr(self.holder, "__dict__", {}).get(self.name)
 
     def __call__(self, function: Function) -> None:
         setattr(self.holder, self.name, function)
@@ -72,7 +72,10 @@ class _Places:
         if len(sys.modules) != self._nr_modules:
             self._look()
         found = self._known.get(id(function), [])
-        if not found or any(place.held() is not function for place in found):
+        home = _home(function)
+        # Other code may have replaced the function when the places were looked for, and put it back.
+        is_back = home.held() is function and home not in found
+        if not found or is_back or any(place.held() is not function for place in found):
             self._look()
             found = self._known.get(id(function), [])
         return found
@@ -170,11 +173,19 @@ FPROBES = Fprobes()
 """The replaced functions. There is only one such object, because the process has the kernel's code only once."""
 
 
+def _home(function: Function) -> _Attribute:
+    """Return the place of the name with which a function was defined."""
+    *holders, name = function.__qualname__.split(".")
+    holder: Any = sys.modules.get(function.__module__)
+    for part in holders:
+        holder = getattr(holder, part, None)
+    return _Attribute(holder, name)
+
+
 def _find_home(function: Function) -> Function:
     """Return the current object under the name with which a function was defined."""
-    found: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
-        found = getattr(found, name, None)
+    home = _home(function)
+    found = getattr(home.holder, home.name, None)
     return found if callable(found) else function
 
 

@@ -86,6 +86,22 @@ def test_wrappers_stand_in_each_other_and_each_can_leave_first(first_out: int) -
     assert mm_module.vma_page_prot is original
 
 
+def test_a_function_that_other_code_has_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the referee's rules: while a rule stood there, the places were looked for."""
+    original = dispatch.run
+
+    def rule(*args: Any) -> Any:
+        return original(*args)
+
+    with monkeypatch.context() as other:
+        other.setattr(dispatch, "run", rule)
+        FPROBES.unregister(FPROBES.register(original, shout))
+    probe = FPROBES.register(original, shout)
+    assert exchange.run is dispatch.run is not original  # type: ignore[attr-defined]
+    FPROBES.unregister(probe)
+    assert exchange.run is dispatch.run is original  # type: ignore[attr-defined]
+
+
 def test_what_is_none_of_the_kernels_is_refused() -> None:
     with pytest.raises(ValueError, match="stands nowhere"):
         FPROBES.register(pytest.raises, shout)
