@@ -9,12 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import random
-import select
 from typing import Any, cast
 
 import pytest
 
-from kerneld.server.pipe_watch import PipeWatch
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Sender
 from kerneld.trace import tracepoint
@@ -66,8 +64,6 @@ def test_traced_through_all_of_it(seed: int, monkeypatch: pytest.MonkeyPatch) ->
     gc.collect()  # A machine and its tracing know each other: an earlier one may still hold descriptors.
     drive = Drive(seed, 0.0)
     Tracing(drive.kernel)
-    readers_end = select.epoll()
-    pipes = PipeWatch(drive.kernel, readers_end)
     program = Program(drive.kernel, drive.kernel.attach(Sender(TRACER, 0, 0), ABI_VERSION, 0, 0))
     trace = Trace(program, data_pages=8192)
     replay = Replay(drive.kernel.frames)
@@ -80,8 +76,7 @@ def test_traced_through_all_of_it(seed: int, monkeypatch: pytest.MonkeyPatch) ->
             drive.step()
             if chance.random() < 0.2:
                 meddle(drive, chance)
-            if pipes.fd >= 0:
-                pipes.tend()
+            drive.tend()
             replay.take(trace.records())
             if number % 20 == 0:
                 for mm in drive.kernel.table.address_spaces():
@@ -89,10 +84,8 @@ def test_traced_through_all_of_it(seed: int, monkeypatch: pytest.MonkeyPatch) ->
                 replay.check_frames(drive.kernel.frames)
         assert not trace.lost
         trace.close()
-        if pipes.fd >= 0:
-            pipes.tend()
-        assert pipes.fd < 0, "a ring is left that nobody reads"
-        readers_end.close()
+        drive.tend()
+        assert drive.pipes.fd < 0, "a ring is left that nobody reads"
         drive.finish()
         assert FPROBES.functions == []
     finally:

@@ -81,10 +81,10 @@ def run(daemon: Daemon, seed: int, count: int, nr_clients: int) -> Counter[str]:
     witness = Witness(daemon.path)
     before = witness.free_kb(), fds_of(daemon.process.pid), witness.tasks()
     share = count // nr_clients
-    clients = [_start(daemon, seed * 100 + number, share) for number in range(nr_clients)]
+    clients = [(_start(daemon, seed * 100 + number, share), share) for number in range(nr_clients)]
     total: Counter[str] = Counter()
     while clients:
-        client = clients.pop(0)
+        client, _ = clients.pop(0)
         while client.poll() is None:
             witness.look()
             total["witnessed"] += 1
@@ -96,9 +96,9 @@ def run(daemon: Daemon, seed: int, count: int, nr_clients: int) -> Counter[str]:
         if client.returncode == -signal.SIGKILL:
             # The OOM killer's work: another goes on with what is left.
             total["killed"] += 1
-            left = count - total["datagrams"] - share * len(clients)
+            left = count - total["datagrams"] - sum(share for _, share in clients)
             if left > 0:
-                clients.append(_start(daemon, seed * 100 + nr_clients + total["killed"], left))
+                clients.append((_start(daemon, seed * 100 + nr_clients + total["killed"], left), left))
         else:
             assert client.returncode == 0, f"a hostile client ended with {client.returncode}"
     witness.look()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import select
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from kerneld.errors import SysError
 from kerneld.server.batch import Batch
 from kerneld.server.connection import Datagram
 from kerneld.server.exchange import answer_datagram, answer_usual
+from kerneld.server.pipe_watch import PipeWatch
 from kerneld.server.reply import Outcome
 from kerneld.server.ring import Rings
 from kerneld.server.session import Session
@@ -94,6 +96,8 @@ class Drive:
         self._next_pid = FIRST_PID
         self._entries = realmem.map_anonymous(TABLE_BYTES)
         self.fds = Descriptors(Path(self._directory.name))
+        self._epoll = select.epoll()
+        self.pipes = PipeWatch(self.kernel, self._epoll)
         gc.collect()  # What earlier tests have left to the collector is not ours to count.
         self.nr_fds = len(os.listdir("/proc/self/fd"))
         self.writer = Writer(seed, lambda: list(self.kernel.processes), self._entries)
@@ -194,7 +198,13 @@ class Drive:
         else:
             self.kernel.thread_exited(thread)
 
+    def tend(self) -> None:
+        """Tell the kernel which pipes have no reader any more, as the server's loop does."""
+        if self.pipes.fd >= 0:
+            self.pipes.tend()
+
     def _reap(self) -> None:
+        self.tend()
         ended = self.kernel.take_ended()
         for at, client in enumerate(self._clients):
             thread = client.thread
@@ -226,6 +236,8 @@ class Drive:
         """Put everything back that the drive has changed outside its machine."""
         cast(Any, table).find_ppid, cast(Any, dispatch_module)._log = self._former
         self.kernel.shutdown()
+        self.pipes.close()
+        self._epoll.close()
         self.fds.close()
         realmem.unmap(self._entries, TABLE_BYTES)
         self._directory.cleanup()
