@@ -96,7 +96,7 @@ class Inside:
     def agrees(self, argv: Sequence[str], text: str = "", directory: Path | None = None) -> End:
         """Run a program inside and outside, assert that both say the same and end alike, and return how."""
         inside, outside = self.run(argv, text, directory), self.outside(argv, text, directory)
-        assert inside == outside
+        assert inside == outside, f"inside {inside}, outside {outside}"
         return inside
 
     def close(self) -> None:
