@@ -42,7 +42,8 @@ from kerneld.fs.open_file import (
     reopen,
 )
 from kerneld.fs.permission import MAY_EXEC, MAY_READ, check_permission, check_search, owns_or_may_write
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.dying import room_after
 from kerneld.mm.space.pace import Steps

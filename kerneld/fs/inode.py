@@ -26,7 +26,8 @@ from kerneld.fs.inotify import NO_WATCH
 from kerneld.fs.kept_files import Stamp
 from kerneld.fs.open_file import OpenFile, find_data, find_same_description, may_be_sealed, punch_hole, reopen
 from kerneld.fs.writable_mapping import WritableMapping
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.truncate import pagecache_isize_extended, truncate_in_pieces

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space import vma_merge
 from kerneld.mm.space.ksm import ksm_vma_flags
 from kerneld.mm.space.mm import MmStruct

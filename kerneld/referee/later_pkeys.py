@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space import pkeys
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Prot

@@ -13,7 +13,8 @@ from kerneld.hw.paging import PTE_ACCESSED, PTE_SPECIAL, PTRS_PER_TABLE, pte_pre
 from kerneld.mm.calls import madvise, madvise_pages, mmap
 from kerneld.mm.calls.madvise_pages import MayWrite
 from kerneld.mm.fault import around, fault
-from kerneld.mm.files.filemap import READ_AROUND_PAGES, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import READ_AROUND_PAGES
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import split_range
 from kerneld.mm.space.overcommit import accountable_mapping, check_enough_memory

@@ -28,7 +28,8 @@ from kerneld.fs.seq_file import START, Records
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.check.invariants import check_machine
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.referee import this_host
 from kerneld.referee.errors import HostError

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import WaitingSteps
 from kerneld.mm.space.wait import Wait

@@ -30,7 +30,7 @@ from kerneld.mm.calls.mremap import do_mremap, mremap_in_pieces
 from kerneld.mm.calls.remap_file_pages import Remap, check_remap, held
 from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap, munmap_in_pieces

@@ -10,7 +10,7 @@ from resource import RUSAGE_SELF, RUSAGE_THREAD
 from kerneld.errors import SysError
 from kerneld.fs.fput import fput
 from kerneld.fs.open_file import is_in_memory
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.capability import CAP_SYS_RESOURCE

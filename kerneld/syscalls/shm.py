@@ -9,7 +9,8 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
 from kerneld.mm.calls.remap_file_pages import held
 from kerneld.mm.fault.populate import populate_in_pieces
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.vma import Vma

@@ -24,7 +24,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.frames.frames import Frames
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align

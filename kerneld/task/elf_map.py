@@ -23,7 +23,7 @@ from kerneld.errors import SysError
 from kerneld.mm.calls.brk import do_brk_flags
 from kerneld.mm.calls.mlock import mlock_future_ok
 from kerneld.mm.calls.mmap import do_mmap
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.mm.space.unmapped_area import get_unmapped_area

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.mmap import do_mmap
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.ksm import ksm_execve

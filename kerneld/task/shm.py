@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import AddressSpace, File, shmem_zero_setup
+from kerneld.mm.files.file import File, shmem_zero_setup
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import OVERCOMMIT_NEVER
 from kerneld.mm.space.mm import MmStruct

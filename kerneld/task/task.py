@@ -16,7 +16,7 @@ from signal import SIGKILL
 from typing import Protocol
 
 from kerneld.hw.processor import INIT_PKRU
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.limits import Rlimits
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput

@@ -9,7 +9,7 @@ import pytest
 
 from kerneld.fs.file_limits import FileRules
 from kerneld.fs.file_table import FileTable
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.task.task import Cred, Process
 from tests.support.errors import fails
 from tests.support.file_machine import ROOT, USER, FileMachine, map_file, unmap

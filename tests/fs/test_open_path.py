@@ -14,7 +14,7 @@ from kerneld.fs import namei
 from kerneld.fs.mmap_ops import MmapOps
 from kerneld.fs.mounts import Mounts
 from kerneld.fs.open_file import open_cached
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.task.task import Cred
 from tests.support.errors import fails
 from tests.support.file_machine import ROOT, FileMachine

@@ -13,7 +13,8 @@ from typing import Any
 from kerneld.errors import SysError
 from kerneld.hw.ram import Ram
 from kerneld.mm.check.invariants import check_machine
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.mm import MmStruct

@@ -9,7 +9,7 @@ from kerneld.fs.file_table import FileTable
 from kerneld.mm.calls.mmap import do_mmap, wants_populate
 from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.populate import mm_populate
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
 from kerneld.task.task import Cred

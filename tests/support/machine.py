@@ -21,7 +21,8 @@ from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.check.invariants import check_machine
 from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
 from kerneld.mm.fault.populate import mm_populate
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_LRU, PG_UNEVICTABLE, Frames
 from kerneld.mm.frames.swap import SwapFile
 from kerneld.mm.limits import Rlimits, Sysctl

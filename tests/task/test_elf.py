@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.task.elf import ElfImage, ElfSegment, read_interpreter, read_program
 from shared.uapi.mman import Prot
 from shared.uapi.page import PAGE_SIZE

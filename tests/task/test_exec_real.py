@@ -16,7 +16,7 @@ from elftools.elf.elffile import ELFFile
 
 from kerneld.fs.file_table import FileTable
 from kerneld.mm.calls.access import read_remote_vm
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings

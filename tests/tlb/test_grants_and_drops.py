@@ -11,7 +11,8 @@ import pytest
 from kerneld.hw.paging import PTE_PROTNONE
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import FIRST_PFN, Frames
 from kerneld.mm.ksm import merge
 from kerneld.mm.ksm.scan import ksm_do_scan

@@ -33,7 +33,7 @@ from kerneld.mm.fault.collapse import madvise_collapse
 from kerneld.mm.fault.fault import VM_FAULT_OOM, VM_FAULT_RETRY
 from kerneld.mm.fault.populate import count_second_try, fault_in_range
 from kerneld.mm.fault.retry import take_userfault
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.ksm.unmerge import unmerge_in_pieces
 from kerneld.mm.space.ksm import ksm_compatible, ksm_enter
 from kerneld.mm.space.locked_pages import zap_vma_range

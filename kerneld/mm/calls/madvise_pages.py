@@ -23,7 +23,7 @@ from kerneld.hw.paging import (
     swp_offset,
 )
 from kerneld.hw.scalars import u64
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.files.shmem import shmem_swapin_range
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE, PG_UNEVICTABLE, Pfns
 from kerneld.mm.frames.huge_frames import PG_LARGE

@@ -29,7 +29,7 @@ from collections.abc import Generator
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.mlock import can_do_mlock, mlock_future_ok
-from kerneld.mm.files.filemap import File, shmem_zero_setup
+from kerneld.mm.files.file import File, shmem_zero_setup
 from kerneld.mm.files.hugetlb import check_hugetlb_area, hugetlbfs_file_mmap
 from kerneld.mm.space.ksm import ksm_vma_flags
 from kerneld.mm.space.mdwe import map_deny_write_exec

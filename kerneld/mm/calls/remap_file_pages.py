@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SHIFT, TASK_SIZE, Vaddr

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import OVERCOMMIT_ALWAYS, OVERCOMMIT_GUESS, Sysctl
 from kerneld.mm.space.dying import room_after

@@ -24,7 +24,7 @@ from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_LOCKED, VM_RAND_READ, VM_SEQ_RE
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 if TYPE_CHECKING:
-    from kerneld.mm.files.filemap import File
+    from kerneld.mm.files.file import File
     from kerneld.mm.space.mm import MmStruct
     from kerneld.mm.space.rmap import AnonVma
     from kerneld.mm.space.userfaultfd import UserfaultfdCtx

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 
 from kerneld.errors import SysError
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.space.userfaultfd import UserfaultfdCtx

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from signal import SIGKILL
 from typing import TYPE_CHECKING
 
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.signal import get_signal, send_signal_locked

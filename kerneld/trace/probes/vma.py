@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kerneld.errors import SysError
 from kerneld.mm.calls.mremap import _expand, copy_vma
 from kerneld.mm.calls.stack import expand_stack
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.unmapped_area import _topdown
 from kerneld.mm.space.vma import Vma

@@ -12,7 +12,7 @@ from kerneld.fs.proc_smaps import shmem_swap_usage
 from kerneld.hw.paging import PTE_RW
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mincore import do_mincore
-from kerneld.mm.files.filemap import File
+from kerneld.mm.files.file import File
 from kerneld.mm.frames.frames import PG_DIRTY, PG_SWAPBACKED
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap

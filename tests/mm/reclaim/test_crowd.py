@@ -9,7 +9,8 @@ import pytest
 
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.files import i_mmap
-from kerneld.mm.files.filemap import AddressSpace, File
+from kerneld.mm.files.file import File
+from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate
 from kerneld.mm.reclaim import shrink, vmscan
