@@ -87,11 +87,11 @@ def ksm_do_scan(ksm: Ksm, frames: Frames, nr_pages: int, is_locked: IsLocked) ->
 
 def _begin_scan(ksm: Ksm) -> bool:
     """Begin a scan of the machine, and return whether there is anything to scan."""
-    if not ksm.slots:
+    if ksm.slots.first is None:
         return False
     advisor_start_scan(ksm)
     ksm.unstable.root = None
-    _go_to(ksm, ksm.slots[0])
+    _go_to(ksm, ksm.slots.first)
     return True
 
 
@@ -157,8 +157,7 @@ def _end_of_mm(ksm: Ksm, frames: Frames, slot: MmSlot) -> None:
     has_none = slot.mm.is_dying or not ksm.scan.has_mergeable
     if not drop_last_items(ksm, frames, slot, 0 if has_none else ksm.scan.place):
         return
-    at = ksm.slots.index(slot) + 1
-    following = ksm.slots[at] if at < len(ksm.slots) else None
+    following = slot.after
     if has_none:
         remove_slot(ksm, slot)
     _go_to(ksm, following)

@@ -127,15 +127,14 @@ def unmerge_and_remove_all_rmap_items(frames: Frames) -> Steps:
     """
     ksm = ksm_of(frames)
     scan = ksm.scan
-    scan.slot = ksm.slots[0] if ksm.slots else None
+    scan.slot = ksm.slots.first
     try:
         while scan.slot is not None:
             slot = scan.slot
             yield from _unmerge_mm(slot.mm)
             while not drop_last_items(ksm, frames, slot, 0):
                 yield
-            at = ksm.slots.index(slot) + 1
-            scan.slot = ksm.slots[at] if at < len(ksm.slots) else None
+            scan.slot = slot.after
             if slot.mm.is_dying:
                 remove_slot(ksm, slot)
     finally:

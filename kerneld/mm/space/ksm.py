@@ -50,10 +50,7 @@ def ksm_enter(mm: MmStruct) -> None:
         return
     ksm = ksm_of(mm.frames)
     slot = mm.ksm_slot = MmSlot(mm)
-    if ksm.settings.run == RUN_UNMERGE or ksm.scan.slot is None:
-        ksm.slots.append(slot)
-    else:
-        ksm.slots.insert(ksm.slots.index(ksm.scan.slot), slot)
+    ksm.slots.insert(None if ksm.settings.run == RUN_UNMERGE else ksm.scan.slot, slot)
 
 
 def ksm_exit(mm: MmStruct) -> None:
@@ -72,7 +69,7 @@ def ksm_exit(mm: MmStruct) -> None:
     if not slot.items:
         mm.ksm_slot = None
     else:
-        ksm.slots.insert(0 if ksm.scan.slot is None else ksm.slots.index(ksm.scan.slot) + 1, slot)
+        ksm.slots.insert(ksm.slots.first if ksm.scan.slot is None else ksm.scan.slot.after, slot)
 
 
 def ksm_fork(old: MmStruct, new: MmStruct) -> None:

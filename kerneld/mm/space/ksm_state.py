@@ -15,6 +15,7 @@ and used again, the number is another one, and the node is stale (Linux: get_ksm
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,11 +83,61 @@ class StableNode(TreapNode):
 class MmSlot:
     """An address space with mergeable memory (Linux: struct ksm_mm_slot)."""
 
-    __slots__ = ("items", "mm")
+    __slots__ = ("after", "before", "items", "mm")
 
     def __init__(self, mm: MmStruct) -> None:
         self.mm = mm
         self.items: list[RmapItem] = []
+        self.before: MmSlot | None = None
+        self.after: MmSlot | None = None
+        """The neighbours in `MmSlots`."""
+
+
+class MmSlots:
+    """The address spaces in the order of the scan: a linked list, for thousands may end at once (Linux: mm_node)."""
+
+    __slots__ = ("_nr", "first", "last")
+
+    def __init__(self) -> None:
+        self.first: MmSlot | None = None
+        self.last: MmSlot | None = None
+        self._nr = 0
+
+    def __len__(self) -> int:
+        return self._nr
+
+    def __iter__(self) -> Iterator[MmSlot]:
+        slot = self.first
+        while slot is not None:
+            yield slot
+            slot = slot.after
+
+    def insert(self, following: MmSlot | None, slot: MmSlot) -> None:
+        """Put in a slot before another one, or at the end."""
+        before = self.last if following is None else following.before
+        slot.before, slot.after = before, following
+        if before is None:
+            self.first = slot
+        else:
+            before.after = slot
+        if following is None:
+            self.last = slot
+        else:
+            following.before = slot
+        self._nr += 1
+
+    def remove(self, slot: MmSlot) -> None:
+        """Take out a slot, which must be here."""
+        if slot.before is None:
+            self.first = slot.after
+        else:
+            slot.before.after = slot.after
+        if slot.after is None:
+            self.last = slot.before
+        else:
+            slot.after.before = slot.before
+        slot.before = slot.after = None
+        self._nr -= 1
 
 
 @dataclass(slots=True)
@@ -138,8 +189,8 @@ class Ksm:
     """KSM of one machine."""
 
     settings: KsmSettings = field(default_factory=KsmSettings)
-    slots: list[MmSlot] = field(default_factory=list)
-    """The address spaces with mergeable memory, in the order of the scan."""
+    slots: MmSlots = field(default_factory=MmSlots)
+    """The address spaces with mergeable memory."""
     scan: Scan = field(default_factory=Scan)
     stable: Treap[StableNode] = field(default_factory=Treap)
     unstable: Treap[RmapItem] = field(default_factory=Treap)

@@ -116,11 +116,13 @@ def test_a_page_of_a_frame_that_has_gone_may_go_before_its_turn(machine: Machine
     scan(machine, 2)
     fill(mm, "bcde")
     ksm = ksm_of(machine.frames)
-    node = ksm.slots[0].items[0].head
+    slot = ksm.slots.first
+    assert slot is not None
+    node = slot.items[0].head
     assert node is not None
     assert not items.ksm_page_of(ksm, machine.frames, node)
     machine.check()
-    items.drop_items(ksm, machine.frames, ksm.slots[0], 0, 3)
+    items.drop_items(ksm, machine.frames, slot, 0, 3)
     machine.check()
     assert mm.ksm_merging_pages == 1
     scan(machine)

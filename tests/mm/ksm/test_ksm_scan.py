@@ -141,7 +141,7 @@ def test_the_memory_of_an_ended_program_is_forgotten_by_the_next_scan(machine: M
     assert counts(machine) == (2, 0, 0, 0)
     machine.exit(mm)
     scan(machine)
-    assert (counts(machine), machine.frames.ksm and machine.frames.ksm.slots) == ((0, 0, 0, 0), [])
+    assert (counts(machine), list(ksm_of(machine.frames).slots)) == ((0, 0, 0, 0), [])
 
 
 def test_an_address_space_without_mergeable_memory_leaves_the_list(machine: Machine, mm: MmStruct) -> None:
