@@ -105,6 +105,17 @@ def test_a_process_that_uses_its_turns_for_other_things_is_killed(
     assert left
 
 
+@pytest.mark.parametrize(("nr_running", "most"), [(15, 1), (16, 2), (1000, 4)])
+def test_an_agent_among_many_threads_has_longer(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene, nr_running: int, most: int
+) -> None:
+    monkeypatch.setattr(agent_link, "PATIENCE_SECONDS", 0.25)
+    left = looks(monkeypatch, scene, [Look(True, at * 0.0625, nr_running=nr_running) for at in range(40)])
+    scene.link.order(RECORD_7)
+    assert scene.killed == ["the process"]
+    assert len(left) == 40 - (4 * most + 1)
+
+
 def test_what_a_process_does_is_seen_with_its_children() -> None:
     spin = "import os\nif os.fork():\n os.wait()\nwhile True:\n pass\n"
     with subprocess.Popen([sys.executable, "-c", spin]) as process:
