@@ -28,7 +28,7 @@ from shared.wire import SigInfo
 
 if TYPE_CHECKING:
     from kerneld.syscalls.kernel import Kernel
-    from kerneld.task.task import Thread
+    from kerneld.task.task import Delivered, Thread
     from shared.wire import Request
 
 _log = structlog.get_logger("kerneld.syscalls")
@@ -97,14 +97,19 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     delivered = thread.delivered
     if delivered is not None:
         thread.delivered = None
-        if isinstance(result, Work):
-            result.close()
-            result = 0
-        ret, fds_out = (result, ()) if isinstance(result, int) else (result.ret, result.fds)
-        result = Answer(ret, b"", delivered.signo, delivered.info, fds_out)
+        result = _with_signal(result, delivered)
     if kernel.config.check_invariants and nr not in _CHANGE_NOTHING:
         kernel.check()
     return result
+
+
+def _with_signal(result: int | Answer | Work, delivered: Delivered) -> Answer:
+    """Return the answer that also tells of a signal. What a long request has not done stays undone."""
+    if isinstance(result, Work):
+        result.close()
+        result = 0
+    ret, fds_out = (result, ()) if isinstance(result, int) else (result.ret, result.fds)
+    return Answer(ret, b"", delivered.signo, delivered.info, fds_out)
 
 
 def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
