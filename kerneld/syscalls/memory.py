@@ -96,7 +96,7 @@ def _file_to_map(call: Call, fd: int) -> File:
     `FileTable.open_fd` does.
     """
     thread, files = call.thread, call.kernel.files
-    if fd & MMAP_SAME_FILE and not call.fds and thread.tlb is not None:
+    if fd & ~_U32 == MMAP_SAME_FILE and not call.fds and thread.tlb is not None:
         last = thread.mapped_file
         if last is None or not files.hold_same(last, fd & _U32, thread.tid):
             raise SysError(errno.ESTALE)

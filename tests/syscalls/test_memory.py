@@ -152,6 +152,7 @@ class TestSameFile:
         assert vma is not None
         assert vma.file is native.thread.mapped_file
         assert self.by_number(native, 0) == -errno.ESTALE
+        assert self.by_number(native, -1) == -errno.EBADF
 
     def test_only_for_native_programs(self, program: Program, fd: int) -> None:
         assert mmap(program, 0, PAGE_SIZE, READ, PRIVATE, fd=fd) > 0
