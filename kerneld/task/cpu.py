@@ -19,6 +19,7 @@ from kerneld.mm.fault.populate import fault_in_range
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.mm.space.wait import Wait
+from kerneld.mm.vm_flags import VM_UFFD_FLAGS
 from kerneld.task.entry import irqentry_exit
 from kerneld.task.task import Thread
 from kerneld.task.trap import access_error, exc_general_protection, exc_page_fault, fault_error
@@ -159,7 +160,7 @@ def _touch_range(thread: Thread, start: Vaddr, end: Vaddr, access: int, pace: Pa
     vma = mm.vmas.lookup(start)
     # A listener for faults has to see every fault: then every page takes the processor's way.
     # So does every page that a userfaultfd may have to give.
-    if vma is None or process.on_page_fault is not None or access == PF_INSTR or vma.userfaultfd_ctx is not None:
+    if vma is None or process.on_page_fault is not None or access == PF_INSTR or vma.vm_flags & VM_UFFD_FLAGS:
         return 0
     if access_error(PF_USER | access, vma, mm.frames.processor.pkru):
         return 0
@@ -191,7 +192,7 @@ def fault_ahead(thread: Thread, start: Vaddr, end: Vaddr) -> None:
         vma is None
         or process.on_page_fault is not None
         or vma.file is not None
-        or vma.userfaultfd_ctx is not None
+        or vma.vm_flags & VM_UFFD_FLAGS
         or vma.end < end
         or access_error(PF_USER | PF_WRITE, vma, mm.frames.processor.pkru)
     ):

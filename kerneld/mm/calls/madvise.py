@@ -41,7 +41,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps, WaitingSteps, run_at_once
 from kerneld.mm.space.pkeys import vma_access_permitted
 from kerneld.mm.space.truncate import punch_hole_in_pieces
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Traits, Vma
 from kerneld.mm.space.vma_merge import vma_modify
 from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import (
@@ -158,13 +158,13 @@ def _set_anon_name(mm: MmStruct, name: str | None, vma: Vma, start: Vaddr, end: 
         raise SysError(errno.EBADF)
     anon_name = "" if name is None else f"[{'anon' if vma.file is None else 'anon_shmem'}:{name}]"
     if anon_name != vma.anon_name:
-        _modify(mm, vma, start, end, vma.vm_flags, anon_name)
+        _modify(mm, vma, start, end, vma.vm_flags, vma.traits._replace(anon_name=anon_name))
     return end
 
 
-def _modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, anon_name: str | None = None) -> None:
+def _modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, traits: Traits | None = None) -> None:
     try:
-        vma_modify(mm, vma, start, end, vm_flags, anon_name=anon_name)
+        vma_modify(mm, vma, start, end, vm_flags, traits)
     except SysError:
         raise SysError(errno.EAGAIN) from None
 

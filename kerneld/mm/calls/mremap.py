@@ -192,16 +192,7 @@ def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
     if (
         following is not None
         and following.start == end
-        and can_merge_before(
-            following,
-            vma.vm_flags,
-            vma.anon_vma,
-            vma.vm_file,
-            vma.page_index(end),
-            vma.policy,
-            vma.anon_name,
-            vma.userfaultfd_ctx,
-        )
+        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, vma.page_index(end), vma.traits)
         and is_mergeable_anon_vma(vma.anon_vma, following.anon_vma, None)
     ):
         dup_anon_vma(vma, following)
@@ -270,23 +261,12 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
     merge_prev = (
         prev is not None
         and prev.end == addr
-        and can_merge_after(
-            prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff, vma.policy, vma.anon_name, vma.userfaultfd_ctx
-        )
+        and can_merge_after(prev, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff, vma.traits)
     )
     merge_next = (
         following is not None
         and following.start == end
-        and can_merge_before(
-            following,
-            vma.vm_flags,
-            vma.anon_vma,
-            vma.vm_file,
-            pgoff_end,
-            vma.policy,
-            vma.anon_name,
-            vma.userfaultfd_ctx,
-        )
+        and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, vma.traits)
     )
     if merge_prev and prev is not None:
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):

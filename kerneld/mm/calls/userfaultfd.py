@@ -27,7 +27,7 @@ from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.userfaultfd import AwaitsPage, Userfault, UserfaultfdCtx
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.space.vma_merge import vma_modify_flags_uffd
+from kerneld.mm.space.vma_merge import vma_modify
 from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import VM_LOCKED, VM_MAYWRITE, VM_SHARED, VM_UFFD_FLAGS, VM_WRITE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Vaddr
@@ -77,7 +77,7 @@ def register(ctx: UserfaultfdCtx, start: Vaddr, end: Vaddr, vm_flags: int) -> No
     for vma in _each(mm, start, end):
         if vma.userfaultfd_ctx is not ctx or vma.vm_flags & vm_flags != vm_flags:
             new_flags = vma.vm_flags & ~VM_UFFD_FLAGS | vm_flags
-            vma_modify_flags_uffd(mm, vma, max(start, vma.start), min(end, vma.end), new_flags, ctx)
+            _modify(mm, vma, max(start, vma.start), min(end, vma.end), new_flags, ctx)
 
 
 def unregister(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
@@ -93,7 +93,7 @@ def unregister(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
         ctx = vma.userfaultfd_ctx
         if ctx is not None:
             first, last = max(start, vma.start), min(end, vma.end)
-            vma_modify_flags_uffd(mm, vma, first, last, vma.vm_flags & ~VM_UFFD_FLAGS, None)
+            _modify(mm, vma, first, last, vma.vm_flags & ~VM_UFFD_FLAGS, None)
             ctx.wake(first, last - first)
 
 
@@ -104,8 +104,13 @@ def release(ctx: UserfaultfdCtx) -> None:
     if mm.users and not mm.is_dying:
         for vma in _each(mm, 0, TASK_SIZE):
             if vma.userfaultfd_ctx is ctx:
-                vma_modify_flags_uffd(mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_UFFD_FLAGS, None)
+                _modify(mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_UFFD_FLAGS, None)
     ctx.wake(0, 0)
+
+
+def _modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, ctx: UserfaultfdCtx | None) -> None:
+    """Give a part of a VMA another userfaultfd, or none. Source: Linux v6.8 mm/mmap.c:vma_modify_flags_uffd()."""
+    vma_modify(mm, vma, start, end, vm_flags, vma.traits._replace(userfaultfd_ctx=ctx))
 
 
 def _each(mm: MmStruct, start: Vaddr, end: Vaddr) -> Generator[Vma, None, None]:

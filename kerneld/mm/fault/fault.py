@@ -51,7 +51,16 @@ from kerneld.mm.space.ksm import ksm_must_copy
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.rmap import anon_vma_root
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_MAYSHARE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WRITE
+from kerneld.mm.vm_flags import (
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_MAYSHARE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_UFFD_FLAGS,
+    VM_WRITE,
+)  # fmt: skip
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
 
 VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = 0x1, 0x2, 0x4, 0x40, 0x400
@@ -66,7 +75,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
     """
     vaddr = address & PAGE_MASK
     try:
-        if vma.userfaultfd_ctx is not None and (waits := userfault(mm, vma, vaddr, write)) is not None:
+        if vma.vm_flags & VM_UFFD_FLAGS and (waits := userfault(mm, vma, vaddr, write)) is not None:
             return VM_FAULT_RETRY if waits else VM_FAULT_SIGBUS
         pte = mm.page_table.find_pte(vaddr)
         if pte is None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import KernelBug
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_LOCKED, VM_RAND_READ, VM_SEQ_READ
@@ -34,12 +34,26 @@ STACK_GUARD_GAP_BYTES = 256 * PAGE_SIZE
 """Kept free below a mapping that grows down (Linux: stack_guard_gap)."""
 
 
+class Traits(NamedTuple):
+    """What two VMAs have in common if they merge, besides flags, file, offsets and anon_vmas. Most have none of it."""
+
+    policy: int = 0
+    """The policy by mbind (Linux: vm_policy); see `kerneld.mm.space.mempolicy`."""
+    anon_name: str = ""
+    """What prctl has named the memory, as maps shows it: `[anon:NAME]`; "" for no name (Linux: anon_name)."""
+    userfaultfd_ctx: UserfaultfdCtx | None = None
+    """The userfaultfd that watches the VMA; None exactly without VM_UFFD_FLAGS."""
+
+
+PLAIN = Traits()
+
+
 class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
     __slots__ = (
-        "anon_name", "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "policy", "start",
-        "userfaultfd_ctx", "vm_flags", "vm_mm",
+        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "start", "traits", "vm_flags",
+        "vm_mm",
     )  # fmt: skip
 
     def __init__(
@@ -64,12 +78,7 @@ class Vma:
         self.anon_vma: AnonVma | None = None
         self.chain_top: AnonVma | None = None
         """The last anon_vma of the VMA's chain: see `kerneld.mm.space.rmap`."""
-        self.policy = 0
-        """The policy by mbind (Linux: vm_policy); see `kerneld.mm.space.mempolicy`."""
-        self.anon_name = ""
-        """What prctl has named the memory, as maps shows it: `[anon:NAME]`; "" for no name (Linux: anon_name)."""
-        self.userfaultfd_ctx: UserfaultfdCtx | None = None
-        """The userfaultfd that watches the VMA; None exactly without VM_UFFD_FLAGS."""
+        self.traits = PLAIN
         self.link_order = 0
         """When the VMA was last put into its anon_vmas; who came later has a higher number."""
 
@@ -79,10 +88,23 @@ class Vma:
         Source: Linux v6.8 kernel/fork.c:vm_area_dup().
         """
         copy = Vma(start, end, self.vm_flags, pgoff, self.file, self.dev_zero)
-        copy.policy = self.policy
-        copy.anon_name = self.anon_name
-        copy.userfaultfd_ctx = self.userfaultfd_ctx
+        copy.traits = self.traits
         return copy
+
+    @property
+    def policy(self) -> int:
+        """See `Traits`, as for the next two."""
+        return self.traits.policy
+
+    @property
+    def anon_name(self) -> str:
+        """The name that prctl has given."""
+        return self.traits.anon_name
+
+    @property
+    def userfaultfd_ctx(self) -> UserfaultfdCtx | None:
+        """The userfaultfd that watches the VMA."""
+        return self.traits.userfaultfd_ctx
 
     @property
     def anon_vma_chain(self) -> tuple[AnonVma, ...]:

@@ -22,23 +22,14 @@ from kerneld.errors import SysError
 from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
-from kerneld.mm.space.userfaultfd import UserfaultfdCtx
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import PLAIN, Traits, Vma
 from kerneld.mm.vm_flags import VM_SOFTDIRTY, VM_UFFD_FLAGS
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
 
-def _mergeable(
-    vma: Vma, vm_flags: int, file: File | None, policy: int, anon_name: str, ctx: UserfaultfdCtx | None
-) -> bool:
+def _mergeable(vma: Vma, vm_flags: int, file: File | None, traits: Traits) -> bool:
     """Source: Linux v6.8 mm/mmap.c:is_mergeable_vma()."""
-    return (
-        not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY
-        and vma.vm_file is file
-        and vma.policy == policy
-        and vma.anon_name == anon_name
-        and vma.userfaultfd_ctx is ctx
-    )
+    return not (vma.vm_flags ^ vm_flags) & ~VM_SOFTDIRTY and vma.vm_file is file and vma.traits == traits
 
 
 def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma | None) -> bool:
@@ -54,36 +45,22 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
 
 
 def can_merge_after(
-    vma: Vma,
-    vm_flags: int,
-    anon_vma: AnonVma | None,
-    file: File | None,
-    pgoff: int,
-    policy: int = 0,
-    anon_name: str = "",
-    ctx: UserfaultfdCtx | None = None,
+    vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff: int, traits: Traits = PLAIN
 ) -> bool:
     """Return whether memory with these properties may be appended to `vma`."""
     return (
-        _mergeable(vma, vm_flags, file, policy, anon_name, ctx)
+        _mergeable(vma, vm_flags, file, traits)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff + vma.nr_pages == pgoff
     )
 
 
 def can_merge_before(
-    vma: Vma,
-    vm_flags: int,
-    anon_vma: AnonVma | None,
-    file: File | None,
-    pgoff_end: int,
-    policy: int = 0,
-    anon_name: str = "",
-    ctx: UserfaultfdCtx | None = None,
+    vma: Vma, vm_flags: int, anon_vma: AnonVma | None, file: File | None, pgoff_end: int, traits: Traits = PLAIN
 ) -> bool:
     """Return whether memory with these properties, whose offsets end at `pgoff_end`, may be put in front of `vma`."""
     return (
-        _mergeable(vma, vm_flags, file, policy, anon_name, ctx)
+        _mergeable(vma, vm_flags, file, traits)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff == pgoff_end
     )
@@ -94,7 +71,7 @@ def userfaultfd_drop(vma: Vma) -> None:
 
     Source: Linux v6.8 fs/userfaultfd.c: dup_userfaultfd(), mremap_userfaultfd_prep(), without the features for it.
     """
-    vma.userfaultfd_ctx = None
+    vma.traits = vma.traits._replace(userfaultfd_ctx=None)
     vma.vm_flags &= ~VM_UFFD_FLAGS
 
 
@@ -105,47 +82,18 @@ def check_map_count(mm: MmStruct, more: int) -> None:
         raise SysError(errno.ENOMEM)
 
 
-def vma_modify(
-    mm: MmStruct,
-    vma: Vma,
-    start: Vaddr,
-    end: Vaddr,
-    vm_flags: int,
-    policy: int | None = None,
-    anon_name: str | None = None,
-) -> Vma:
+def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, traits: Traits | None = None) -> Vma:
     """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
 
-    It gets another memory policy too, and another name, unless `policy` and `anon_name` are None. Its
-    userfaultfd stays.
+    It gets other traits too, unless `traits` is None.
 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
     """
-    policy = vma.policy if policy is None else policy
-    anon_name = vma.anon_name if anon_name is None else anon_name
-    return _modify(mm, vma, start, end, vm_flags, policy, anon_name, vma.userfaultfd_ctx)
-
-
-def vma_modify_flags_uffd(
-    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, ctx: UserfaultfdCtx | None
-) -> Vma:
-    """Do the same as `vma_modify`; the range gets another userfaultfd, or none."""
-    return _modify(mm, vma, start, end, vm_flags, vma.policy, vma.anon_name, ctx)
-
-
-def _modify(
-    mm: MmStruct,
-    vma: Vma,
-    start: Vaddr,
-    end: Vaddr,
-    vm_flags: int,
-    policy: int,
-    anon_name: str,
-    ctx: UserfaultfdCtx | None,
-) -> Vma:
+    if traits is None:
+        traits = vma.traits
     if start == vma.start or end == vma.end:
-        merged = _merge_part(mm, vma, start, end, vm_flags, policy, anon_name, ctx)
+        merged = _merge_part(mm, vma, start, end, vm_flags, traits)
         if merged is not None:
             return merged
     if vma.start < start:
@@ -154,26 +102,15 @@ def _modify(
     if end < vma.end:
         check_map_count(mm, 1)
         mm.split_vma(vma, end)
-    vma.policy = policy
-    vma.anon_name = anon_name
-    vma.userfaultfd_ctx = ctx
+    vma.traits = traits
     mm.set_vma_flags(vma, vm_flags)
     return vma
 
 
-def _merge_part(
-    mm: MmStruct,
-    vma: Vma,
-    start: Vaddr,
-    end: Vaddr,
-    vm_flags: int,
-    policy: int,
-    anon_name: str,
-    ctx: UserfaultfdCtx | None,
-) -> Vma | None:
+def _merge_part(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, traits: Traits) -> Vma | None:
     """Let the neighbours of [start, end), a part of `vma`, grow over it; return the one that covers it then.
 
-    Returns None if neither has these flags, this policy, this name and this userfaultfd, and is mergeable otherwise.
+    Returns None if neither has these flags and traits, and is mergeable otherwise.
     """
     prev, following = mm.vmas.neighbours(vma)
     pgoff = vma.page_index(start)
@@ -181,12 +118,12 @@ def _merge_part(
     merge_next = (
         following is not None
         and end == vma.end == following.start
-        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, policy, anon_name, ctx)
+        and can_merge_before(following, vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, traits)
     )
     if (
         prev is not None
         and prev.end == vma.start == start
-        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, policy, anon_name, ctx)
+        and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, traits)
     ):
         if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
             dup_anon_vma(prev, following)

@@ -10,7 +10,7 @@ from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.unmapped_area import _topdown
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Traits, Vma
 from kerneld.mm.space.vma_merge import merge_into_neighbours, vma_modify
 from kerneld.trace.fprobe import Function
 from kerneld.trace.probe import probe
@@ -105,10 +105,9 @@ def _vma_modify(tracing: Tracing, inner: Function) -> Function:
         start: int,
         end: int,
         vm_flags: int,
-        policy: int | None = None,
-        anon_name: str | None = None,
+        traits: Traits | None = None,
     ) -> Vma:
-        found: Vma = inner(mm, vma, start, end, vm_flags, policy, anon_name)
+        found: Vma = inner(mm, vma, start, end, vm_flags, traits)
         _tell_merge(tracing, mm, start, end, found)
         return found
 
