@@ -63,6 +63,7 @@ from kerneld.fs.settings import all_settings
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import drain
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.shm import ShmSegments
@@ -152,13 +153,7 @@ class ProcFs:
 
     def read(self, thread: Thread, path: str, offset: int, length: int) -> bytes:
         """Do the same as `read_in_pieces`, at once."""
-        pieces = self.read_in_pieces(thread, path, offset, length)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                data: bytes = end.value
-                return data
+        return drain(self.read_in_pieces(thread, path, offset, length))
 
     def read_in_pieces(self, thread: Thread, path: str, offset: int, length: int) -> Generator[None, None, bytes]:
         """Return to a thread up to `length` bytes of the file at `path`, under /proc, from `offset`; none at its end.

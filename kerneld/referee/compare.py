@@ -75,14 +75,10 @@ def find_difference(
 def _show_both(field: str, ours: int | bytes, hosts: int | bytes) -> tuple[str, str]:
     """Return two values in words; of many bytes those from the first that differs on."""
     if isinstance(ours, bytes) and isinstance(hosts, bytes) and max(len(ours), len(hosts)) > _MANY_BYTES:
-        at = (
-            next(
-                (i for i, (mine, theirs) in enumerate(zip(ours, hosts, strict=False)) if mine != theirs),
-                min(len(ours), len(hosts)),
-            )
-            & -8
-        )
-        return tuple(f"{side[at : at + 8].hex() or 'none'} at byte {at}" for side in (ours, hosts))  # type: ignore[return-value]
+        both = range(min(len(ours), len(hosts)))
+        at = next((i for i in both if ours[i] != hosts[i]), len(both)) & -8
+        mine, theirs = (f"{side[at : at + 8].hex() or 'none'} at byte {at}" for side in (ours, hosts))
+        return mine, theirs
     return _show(field, ours), _show(field, hosts)
 
 

@@ -78,6 +78,15 @@ def in_pieces(steps: WaitingSteps) -> int | Answer | Work:
     return Work(pieces()).go_on()
 
 
+def to_its_end(result: int | Answer | Work) -> Pieces:
+    """Continue what a handler has returned, piece by piece, and return the result."""
+    while isinstance(result, Work):
+        if result.waits_for is None or not result.waits_for.is_over:
+            yield result.waits_for
+        result = result.go_on()
+    return result
+
+
 class Call:
     """One request on its way through a handler."""
 

@@ -15,7 +15,7 @@ import structlog
 from kerneld.errors import SysError
 from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.shadowpt.asking import Asking, Pending, WouldWait
-from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work, to_its_end
 from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from kerneld.syscalls.userfault_wait import after_userfaults
 from kerneld.task.entry import exit_to_user_mode_prepare
@@ -155,11 +155,7 @@ def _tried_again(call: Call) -> Pieces:
         call.args, call.data = args, data
         call.kernel.frames.may_stall = True
         try:
-            result = HANDLERS[call.nr](call)
-            while isinstance(result, Work):
-                yield result.waits_for
-                result = result.go_on()
-            return result
+            return (yield from to_its_end(HANDLERS[call.nr](call)))
         except SysError:
             if not call.kernel.frames.take_stall():
                 raise

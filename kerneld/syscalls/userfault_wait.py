@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kerneld.mm.space.userfaultfd import AwaitsPage, Userfault
-from kerneld.syscalls.answer import Answer, Call, Pieces, Work
+from kerneld.syscalls.answer import Answer, Call, Pieces, Work, to_its_end
 
 
 def after_userfaults(call: Call, handler: Callable[[Call], int | Answer | Work], fault: Userfault) -> Pieces:
@@ -21,14 +21,11 @@ def after_userfaults(call: Call, handler: Callable[[Call], int | Answer | Work],
         call.kernel.frames.may_stall = True
         faults = process.min_flt
         try:
-            result = handler(call)
+            begun = handler(call)
         except AwaitsPage as again:
             fault = again.fault
             continue
-        while isinstance(result, Work):
-            if result.waits_for is None or not result.waits_for.is_over:
-                yield result.waits_for
-            result = result.go_on()
+        result = yield from to_its_end(begun)
         taken = max(process.min_flt - faults, 1)
         process.min_flt = faults if fault.is_major else faults + taken
         process.maj_flt += taken if fault.is_major else 0

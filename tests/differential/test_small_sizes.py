@@ -86,5 +86,7 @@ def test_random_programs(match: Match) -> None:
 
 
 def test_what_was_mended_stays_so(match: Match) -> None:
-    for file in REGRESSIONS[::9]:
+    kept = REGRESSIONS[::9]
+    assert kept
+    for file in kept:
         agree(match, from_json(file.read_text()), small=True)

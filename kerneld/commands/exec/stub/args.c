@@ -48,7 +48,8 @@ static const struct row rows[] = {
 	CALL(125, W(0, 8), W(1, 24)), CALL(126, R(0, 8), R(1, 24)), CALL(127, W(0, 8)), CALL(128, R(0, 8), W(1, 128), R(2, 16)),
 	CALL(129, R(2, 128)), CALL(130, R(0, 8)), CALL(132, S(0), R(1, 16)), CALL(133, S(0)), PLAIN(135),
 	CALL(137, S(0), W(1, 120)), CALL(138, W(1, 120)), CALL(142, R(1, 4)), CALL(143, W(1, 4)), CALL(144, R(2, 4)),
-	CALL(148, W(1, 16)), CALL(159, W(0, 208)), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162), CALL(164, R(0, 16), R(1, 8)), CALL(165, S(0), S(1), S(2), S(4)),
+	CALL(148, W(1, 16)), CALL(159, W(0, 208)), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162),
+	CALL(164, R(0, 16), R(1, 8)), CALL(165, S(0), S(1), S(2), S(4)),
 	CALL(166, S(0)), CALL(170, RBY(0, 1, 1)), CALL(171, RBY(0, 1, 1)), PLAIN(187), CALL(188, S(0), S(1), RBY(2, 3, 1)),
 	CALL(189, S(0), S(1), RBY(2, 3, 1)), CALL(190, S(1), RBY(2, 3, 1)), CALL(191, S(0), S(1), GOT(2, 3, 1)),
 	CALL(192, S(0), S(1), GOT(2, 3, 1)), CALL(193, S(1), GOT(2, 3, 1)), CALL(194, S(0), GOT(1, 2, 1)),
@@ -67,7 +68,8 @@ static const struct row rows[] = {
 	PLAIN(273), CALL(275, W(1, 8), W(3, 8)), PLAIN(276), PLAIN(277), CALL(280, S(1), R(2, 32)),
 	CALL(281, GOT(1, 2, 12), R(4, 8)), CALL(282, R(1, 8)), PLAIN(284), PLAIN(285), CALL(286, R(2, 32), W(3, 32)), CALL(287, W(1, 32)),
 	CALL(288, W(2, 4), WAT(1, 2)), CALL(289, R(1, 8)), CALL(293, W(0, 8)), PLAIN(294), CALL(295, IOV_W(1, 2)),
-	CALL(296, IOV_R(1, 2)), CALL(297, R(3, 128)), CALL(299, {MMSGHDR, 1, 2, 1, 0}, W(4, 16)), CALL(302, R(2, 16), W(3, 16)), CALL(305, W(1, 208)), PLAIN(306),
+	CALL(296, IOV_R(1, 2)), CALL(297, R(3, 128)), CALL(299, {MMSGHDR, 1, 2, 1, 0}, W(4, 16)), CALL(302, R(2, 16), W(3, 16)),
+	CALL(305, W(1, 208)), PLAIN(306),
 	CALL(307, {MMSGHDR, 1, 2, 0, 0}), PLAIN(308), CALL(309, W(0, 4), W(1, 4)), PLAIN(312), CALL(314, R(1, 56)),
 	CALL(315, WBY(1, 2, 1)), CALL(316, S(1), S(3)), CALL(318, GOT(0, 1, 1)), CALL(319, S(0)), PLAIN(324),
 	CALL(326, W(1, 8), W(3, 8)), CALL(327, IOV_W(1, 2)), CALL(328, IOV_R(1, 2)), CALL(332, S(1), W(4, 256)),
@@ -196,7 +198,8 @@ int may_wait(long nr)
 {
 	switch (nr) {
 	case 0: case 1: case 2: case 7: case 16: case 17: case 18: case 19: case 20: case 23: case 35: case 40: case 42: case 43:
-	case 44: case 45: case 46: case 47: case 61: case 65: case 69: case 70: case 72: case 85: case 103: case 127: case 128: case 129: case 130: case 220: case 230:
+	case 44: case 45: case 46: case 47: case 61: case 65: case 69: case 70: case 72: case 85: case 103: case 127: case 128:
+	case 129: case 130: case 220: case 230:
 	case 232: case 242: case 243: case 247: case 257: case 270: case 271: case 275: case 281: case 288: case 295: case 296:
 	case 297: case 299: case 307: case 318: case 326: case 327: case 328: case 424: case 437: case 441:
 		return 1;

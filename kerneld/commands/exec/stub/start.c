@@ -176,8 +176,8 @@ static void take_native(const struct answer *answer, const int *fds)
 	files_start();
 }
 
-/* Make a request, become native by the next in the same datagram, and get a ring by the last, if the thread is to have one. Returns the answer to the first;
- * if that is an error the others do not count. */
+/* Make a request, become native by the next in the same datagram, and get a ring by the last, if the thread is to have one.
+ * Returns the answer to the first; if that is an error the others do not count. */
 struct answer go_native(struct thread *t, u64 flags, const struct request *first, const void *data, u64 length, const int *fds,
 			int count)
 {
