@@ -66,6 +66,20 @@ def test_the_huge_mode_goes_by_the_host(tmp_path: Path, monkeypatch: pytest.Monk
     assert thp_of(Mode.HUGE) is TransparentHugepage.ALWAYS
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this host has no huge pages")
+def test_khugepaged_does_not_pass_over_its_decoy() -> None:
+    """It passes over a mapping that never had a page: mm/huge_memory.c:hugepage_vma_check(), `!vma->anon_vma`."""
+    command = [sys.executable, "-m", "kerneld.referee.khugepaged"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == "ready\n"
+        mappings = Path(f"/proc/{keeper.pid}/smaps").read_text().split("VmFlags:")
+        keeper.stdin.close()
+    numbers = next(text for text in mappings if f"Size:           {64 << 20} kB" in text)
+    assert int(numbers.split("Anonymous:")[1].split()[0]) > 0
+
+
 def write_knobs(folder: Path, knobs: dict[str, str]) -> Path:
     for name, text in knobs.items():
         (folder / name).parent.mkdir(exist_ok=True)
