@@ -11,6 +11,7 @@ from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.mm.calls.mprotect import give_up_pkeys
 from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
 from kerneld.mm.space.userfaultfd import AwaitsPage
+from kerneld.mm.vm_flags import VM_ACCESS_FLAGS
 from kerneld.syscalls.answer import Answer, Call, Work, in_pieces
 from kerneld.task import uaccess
 from kerneld.task.trap import exc_general_protection, exc_page_fault
@@ -47,7 +48,7 @@ def native(call: Call) -> int | Answer:
     Returns 0, or NATIVE_PKEYS if the program has keys. Without NATIVE_THREAD it also returns two descriptors: of the
     RAM, writable, and the agent's end of its connection.
     From then on the process has the user and the capabilities of its real process.
-    No mapping can meet the stub's range from then on.
+    No mapping that can be accessed can meet the stub's range from then on.
     Raises SysError(ENOMEM) if one does already (the program is linked to lie there);
     SysError(EPERM) for a caller that is not the superuser, unless it has been native or is the child of one that
     was, and on a machine that allows no native programs;
@@ -65,7 +66,7 @@ def native(call: Call) -> int | Answer:
         return keys
     if call.kernel.tlbs.find(call.mm) is not None:
         raise SysError(errno.EINVAL)
-    if next(call.mm.vmas.overlapping(STUB_START, STUB_END), None) is not None:
+    if any(vma.vm_flags & VM_ACCESS_FLAGS for vma in call.mm.vmas.overlapping(STUB_START, STUB_END)):
         raise SysError(errno.ENOMEM)
     if call.kernel.lines is None:
         raise SysError(errno.EAGAIN)

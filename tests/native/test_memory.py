@@ -21,6 +21,11 @@ def test_dev_zero_is_memory(inside: Inside, programs: dict[str, Path]) -> None:
     assert "after the child: 1 2, status 0" in inside.agrees([str(programs["zero"])]).output
 
 
+def test_memory_without_access_over_most_addresses(inside: Inside, programs: dict[str, Path]) -> None:
+    """As thread and memory sanitizers make it; it goes round the stub."""
+    assert inside.agrees([str(programs["reserves"])]).output.count("done") == 5
+
+
 SEGMENTS = """import ctypes, os, sys
 libc = ctypes.CDLL(None)
 libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p] + [ctypes.c_long] * 5

@@ -70,6 +70,7 @@ _POPULATE, _NONBLOCK = Map.POPULATE.value, Map.NONBLOCK.value
 _LOCKED = Map.LOCKED.value
 _WRITE_SEALS = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
 _EXEC = Prot.EXEC.value
+_ACCESS = (Prot.READ | Prot.WRITE | Prot.EXEC).value
 _AS, _DATA = Rlimit.AS.value, Rlimit.DATA.value
 _LEGACY_MAP_MASK = (
     Map.SHARED | Map.PRIVATE | Map.FIXED | Map.ANONYMOUS | Map.DENYWRITE | Map.EXECUTABLE | Map.UNINITIALIZED
@@ -132,7 +133,16 @@ def check_mmap(
     offset = None if file is None or file.is_dev_zero else pgoff << PAGE_SHIFT
     if file is not None and file.huge_page_bytes:
         check_hugetlb_area(file, addr, length, flags)
-    addr = get_unmapped_area(mm, addr, length, flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
+    addr = get_unmapped_area(
+        mm,
+        addr,
+        length,
+        flags,
+        pmd_aligned=aligned,
+        offset=offset,
+        raw_io=privileged,
+        accessible=prot & _ACCESS != 0,
+    )
     if flags & _FIXED_NOREPLACE and mm.vmas.find_intersection(addr, addr + length) is not None:
         raise SysError(errno.EEXIST)
     pkey = max(execute_only_pkey(mm), 0) if prot == _EXEC else 0

@@ -34,6 +34,7 @@ from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.pagewalk import FEW_ENTRIES
 from kerneld.mm.space.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
+from kerneld.mm.space.unmapped_area import meets_reserved
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import vma_modify
 from kerneld.mm.vm_flags import (
@@ -72,7 +73,8 @@ def mprotect_in_pieces(
     It is rounded up to pages. Without a key each page keeps its own, but see `override_mprotect_pkey`. With `rier`
     ("read implies exec right") what can be read can be executed too, where the mapping allows that.
     Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
-    SysError(ENOMEM) at a hole (the part before it is changed) or over a limit, SysError(EACCES) for a right that the
+    SysError(ENOMEM) at a hole (the part before it is changed), over a limit, or for access to the reserved range
+    (`MmStruct.reserved`), SysError(EACCES) for a right that the
     mapping can never have (a file not open for writing), or that PR_SET_MDWE refuses. Yields when other clients may be
     served: after a VMA, or after a part of a large VMA; this part is a separate VMA until the rest is changed too.
     """
@@ -104,6 +106,8 @@ def mprotect_in_pieces(
         ):
             raise SysError(errno.EACCES)
         stop = min(vma.end, end)
+        if vm_flags & VM_ACCESS_FLAGS and meets_reserved(mm, start, stop - start):
+            raise SysError(errno.ENOMEM)
         if stop - start > PMD_SIZE and _may_go_in_parts(mm, vma, start, stop, vm_flags):
             stop = pace.far_stop(mm.page_table.walk, start, stop)
         start = mprotect_fixup(mm, vma, start, stop, vm_flags)

@@ -35,6 +35,7 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before, is_mergeable_anon_vma, userfaultfd_drop
 from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import (
+    VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_LOCKED,
@@ -141,7 +142,16 @@ def find_new_place(
     """Return the new address for the mapping at `addr`, which moves. Raises as `get_unmapped_area` does."""
     aligned = vma.file is None or not vma.file.mapping.is_shmem
     offset = None if vma.file is None else vma.page_index(addr) << PAGE_SHIFT
-    return get_unmapped_area(mm, new_addr, new_len, map_flags, pmd_aligned=aligned, offset=offset, raw_io=privileged)
+    return get_unmapped_area(
+        mm,
+        new_addr,
+        new_len,
+        map_flags,
+        pmd_aligned=aligned,
+        offset=offset,
+        raw_io=privileged,
+        accessible=vma.vm_flags & VM_ACCESS_FLAGS != 0,
+    )
 
 
 def vma_to_resize(mm: MmStruct, addr: Vaddr, old_len: int, new_len: int, flags: int, privileged: bool) -> Vma:
@@ -177,7 +187,8 @@ def vma_expandable(mm: MmStruct, vma: Vma, delta: int, privileged: bool) -> bool
     if mm.vmas.find_intersection(vma.end, end) is not None:
         return False
     try:
-        get_unmapped_area(mm, vma.start, end - vma.start, _MAP_FIXED, raw_io=privileged)
+        accessible = vma.vm_flags & VM_ACCESS_FLAGS != 0
+        get_unmapped_area(mm, vma.start, end - vma.start, _MAP_FIXED, raw_io=privileged, accessible=accessible)
     except SysError:
         return False
     return True

@@ -108,7 +108,9 @@ def check_mm(mm: MmStruct) -> Walk:
     mm.vmas.check()
     vmas = list(mm.vmas)
     _check_vmas(vmas)
-    _require(not any(meets_reserved(mm, vma.start, vma.end - vma.start) for vma in vmas), "a VMA is where the stub is")
+    accessible = [vma for vma in vmas if vma.vm_flags & VM_ACCESS_FLAGS]
+    stub_is_free = not any(meets_reserved(mm, vma.start, vma.end - vma.start) for vma in accessible)
+    _require(stub_is_free, "a VMA with access is where the stub is")
     walk = walk_page_table(mm.frames.ram, mm.page_table.root)
     starts = np.array([vma.start for vma in vmas], dtype=np.uint64)
     ends = np.array([vma.end for vma in vmas], dtype=np.uint64)

@@ -133,7 +133,8 @@ class MmStruct:
         """What prctl has set. `thp_disabled`: it gets no huge pages (Linux: MMF_DISABLE_THP). `merge_any`: its memory
         may be merged with equal pages (Linux: MMF_VM_MERGE_ANY). See `kerneld.mm.space.ksm`."""
         self.reserved: tuple[Vaddr, Vaddr] = (0, 0)
-        """A range that no mapping may meet: where the stub of a native program lies. Linux has none."""
+        """Where the stub of a native program lies: no mapping that can be accessed may meet it, and others only if the
+        program says where. Linux has no such range."""
         self.has_pkeys = frames.processor.ospke
         """Whether its memory may have protection keys: not that of a native program."""
         self.pkey_allocation_map = 1 if frames.processor.ospke else 0

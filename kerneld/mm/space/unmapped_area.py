@@ -38,13 +38,14 @@ def get_unmapped_area(
     pmd_aligned: bool = False,
     offset: int | None = None,
     raw_io: bool = False,
+    accessible: bool = True,
 ) -> Vaddr:
     """Return the address for a mapping of `length` bytes (page-aligned).
 
     `addr` is a hint, or with MAP_FIXED the address itself. `pmd_aligned` asks for a 2 MiB-aligned address if the
     mapping is that long (anonymous private memory, files on disk); for a file, 2 MiB boundaries of the file (`offset`,
     in bytes) then lie on 2 MiB boundaries of memory. `raw_io` is CAP_SYS_RAWIO, which allows addresses below
-    vm.mmap_min_addr.
+    vm.mmap_min_addr. Memory that nobody can access may have a fixed address in the reserved range.
     Raises SysError(ENOMEM) if no range is free, or a fixed one meets the reserved range; SysError(EINVAL) for an
     unaligned fixed address; SysError(EPERM) below vm.mmap_min_addr.
     """
@@ -56,7 +57,7 @@ def get_unmapped_area(
     if found > _LAST_ERR_VALUE:
         # Linux takes such a high fixed address for an errno of the search (IS_ERR_VALUE()).
         raise SysError((1 << 64) - found)
-    if found > TASK_SIZE - length or meets_reserved(mm, found, length):
+    if found > TASK_SIZE - length or (accessible and meets_reserved(mm, found, length)):
         raise SysError(errno.ENOMEM)
     if found & ~PAGE_MASK:
         raise SysError(errno.EINVAL)

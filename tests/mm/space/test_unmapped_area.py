@@ -8,15 +8,33 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from kerneld.mm.calls.mprotect import do_mprotect
+from kerneld.mm.calls.mremap import do_mremap
+from kerneld.mm.check.invariants import check_mm
 from kerneld.mm.space.mm import MMAP_BASE, MmStruct
 from kerneld.mm.space.unmapped_area import TASK_UNMAPPED_BASE, get_unmapped_area, round_hint_to_min
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES
-from shared.uapi.mman import Map
+from shared.uapi.mman import Map, Mremap, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE, TASK_SIZE
-from tests.support.machine import BASE, NONE, RW, Machine, Signal, errno_of, grows_down, load, mmap, page
+from tests.support.machine import (
+    ANON,
+    BASE,
+    NONE,
+    READ,
+    RW,
+    Machine,
+    Signal,
+    errno_of,
+    failure,
+    grows_down,
+    load,
+    mmap,
+    page,
+)
 
 FIXED, BIT32 = Map.FIXED.value, Map.BIT32.value
 LOWEST = 0x1_0000
@@ -202,7 +220,7 @@ class TestHugeBoundary:
 
 
 class TestReserved:
-    """Where a native program's stub lies: no mapping gets there, by whatever way."""
+    """Where a native program's stub lies: no mapping that can be accessed gets there, by whatever way."""
 
     LOW, HIGH = BASE + (1 << 30), BASE + (2 << 30)
 
@@ -220,6 +238,21 @@ class TestReserved:
     )
     def test_fixed_in_it(self, mm: MmStruct, place: int, pages: int) -> None:
         assert errno_of(lambda: area(mm, pages, place, FIXED)) == errno.ENOMEM
+
+    @pytest.mark.parametrize("access", [READ, Prot.WRITE.value, Prot.EXEC.value])
+    def test_memory_without_access_may_lie_there(self, mm: MmStruct, access: int) -> None:
+        place, inside = self.LOW - PAGE_SIZE, self.LOW + 4 * PAGE_SIZE
+        assert mmap(mm, 10, NONE, ANON | FIXED, at=place) == place
+        assert errno_of(lambda: do_mprotect(mm, place, 2 * PAGE_SIZE, access)) == errno.ENOMEM
+        do_mprotect(mm, place, PAGE_SIZE, access)
+        assert errno_of(lambda: mmap(mm, 1, access, ANON | FIXED, at=inside)) == errno.ENOMEM
+        source = mmap(mm, 1, access)
+        how = (Mremap.MAYMOVE | Mremap.FIXED).value
+        for old, expected in ((place, errno.ENOMEM), (source, errno.ENOMEM), (inside, 0)):
+            to = self.LOW + 20 * PAGE_SIZE
+            remap = partial(do_mremap, mm, old, PAGE_SIZE, PAGE_SIZE, how, to, privileged=False)
+            assert failure(remap) == expected
+        check_mm(mm)
 
     def test_a_hint_is_passed_over(self, mm: MmStruct) -> None:
         assert area(mm, 2, self.LOW - PAGE_SIZE) == MMAP_BASE - 2 * PAGE_SIZE

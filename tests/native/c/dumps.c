@@ -90,7 +90,7 @@ static void fill(void)
 	strcpy(keyed = map(MAP_PRIVATE | MAP_ANONYMOUS, -1), "behind a key");
 	if (key > 0)
 		pkey_mprotect(keyed, PAGE, PROT_READ | PROT_WRITE, key);
-	mmap(0, 1UL << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	mmap((void *)0x620000000000, 0x190000000000, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 	tell("global", global_text);
 	tell("heap", heap);
 	tell("left_out", left_out);

@@ -204,8 +204,8 @@ static int copy_mapping(struct thread *t, const struct mapping *m, int is_file)
 	return 0;
 }
 
-/* Make a mapping true; -1 where that cannot be done. */
-static int make_true(struct thread *t, const struct mapping *m)
+/* Make a mapping, which does not meet the stub, true; -1 where that cannot be done. */
+static int make_part_true(struct thread *t, const struct mapping *m)
 {
 	int fd = open_file(t, m), is_file = fd >= 0, keeps_file = is_file && m->is_shared;
 	int is_copied = !keeps_file && !m->is_left_out && (m->resident || m->is_shared);
@@ -224,6 +224,20 @@ static int make_true(struct thread *t, const struct mapping *m)
 	if (m->is_left_out)
 		sys3(NR_madvise, m->start, length, MADV_DONTDUMP);
 	return 0;
+}
+
+/* Make a mapping true; -1 where that cannot be done. One without access may lie where the stub is: what is around it is true. */
+static int make_true(struct thread *t, const struct mapping *m)
+{
+	struct mapping below = *m, above = *m;
+	if (m->end <= STUB_START || m->start >= STUB_END)
+		return make_part_true(t, m);
+	below.end = STUB_START;
+	above.start = STUB_END;
+	above.offset += STUB_END - m->start;
+	if (below.start < below.end && make_part_true(t, &below))
+		return -1;
+	return above.start < above.end ? make_part_true(t, &above) : 0;
 }
 
 static u64 take_number(char **text, u64 base)
