@@ -19,6 +19,7 @@ from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.rmap_walk import rmap_walk
 from kerneld.mm.space.vma import Vma, VmaTree
 from kerneld.mm.vm_flags import VM_LOCKED
+from kerneld.referee.later_mm_ids import maybe_mapped_shared
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
 _split_folio_v6_8 = split_folio.split_folio
@@ -47,14 +48,6 @@ def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
     frames.put_pages(unused)
     for mm, peak in peaks.items():
         mm.rss.hiwater = peak
-
-
-def maybe_mapped_shared(frames: Frames, pfn: Pfn) -> bool:
-    """Return whether more than one address space maps a part of a frame's huge page.
-
-    Source: Linux v6.15 include/linux/mm.h:folio_maybe_mapped_shared(), which knows of two address spaces at a time.
-    """
-    return len({mm for mm, _ in _users(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))}) > 1
 
 
 def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
