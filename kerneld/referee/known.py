@@ -18,7 +18,7 @@ from __future__ import annotations
 from kerneld.fs import proc_maps
 from kerneld.mm import vm_flags
 from kerneld.mm.calls import brk, madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap
-from kerneld.mm.fault import fault
+from kerneld.mm.fault import cow, fault
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space import dying, munmap, pkeys, truncate, unmapped_area, vma_merge
 from kerneld.referee import (
@@ -317,7 +317,7 @@ KNOWN = (
         "notice it, because it writes pages back to the process's file when a mapping goes. With the last mapping "
         "it drops the cached pages; while the referee runs it keeps them, as Linux does.",
         (
-            (fault, "wp_page_shared", this_host.wp_page_shared),
+            (cow, "wp_page_shared", this_host.wp_page_shared),
             (munmap, "write_unmapped", this_host.write_unmapped),
             (dying, "write_back", this_host.write_back),
             (AddressSpace, "unlink_vma", this_host.unlink_vma),

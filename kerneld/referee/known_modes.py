@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kerneld.fs import proc_page, proc_pagemap
 from kerneld.mm.calls import madvise_pages
-from kerneld.mm.fault import collapse, fault, thp
+from kerneld.mm.fault import collapse, cow, fault, thp
 from kerneld.mm.frames import swap_state
 from kerneld.mm.space import locked_pages, split_folio
-from kerneld.mm.space.vma import VmaTree
+from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.referee import later_huge, later_mm_ids, later_swap, witnesses_huge, witnesses_swap
 from kerneld.referee.difference import Known
 from kerneld.referee.mode import Mode
@@ -46,7 +46,7 @@ KNOWN_OF_MODES = (
         (
             (split_folio, "estimated_sharers", later_huge.estimated_sharers),
             (madvise_pages, "_before_a_shared_one", later_huge.advised_parts),
-            (fault, "wp_can_reuse_anon", later_huge.wp_can_reuse_anon),
+            (cow, "wp_can_reuse_anon", later_huge.wp_can_reuse_anon),
             *later_mm_ids.TRACKING,
         ),
         witness=witnesses_huge.asks_all_pages_whether_it_is_shared,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_SPECIAL, make_pte, present_mask, pte_pfn
-from kerneld.mm.fault import fault, thp
+from kerneld.mm.fault import cow, thp
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.space import split_folio
@@ -17,14 +17,15 @@ from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pagewalk import Leaf, Words
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.rmap_walk import rmap_walk
-from kerneld.mm.space.vma import Vma, VmaTree
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.mm.vm_flags import VM_LOCKED
 from kerneld.referee.later_mm_ids import maybe_mapped_shared
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
 _split_folio_v6_8 = split_folio.split_folio
 _do_huge_pmd_wp_page_v6_8 = thp.do_huge_pmd_wp_page
-_wp_can_reuse_anon_v6_8 = fault.wp_can_reuse_anon
+_wp_can_reuse_anon_v6_8 = cow.wp_can_reuse_anon
 
 
 def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:

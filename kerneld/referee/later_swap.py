@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kerneld.hw.paging import PTE_RW, pte_pfn
 from kerneld.mm.fault import fault
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR
 from kerneld.mm.frames import swap_state
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, PG_DIRTY, Frames
 from kerneld.mm.space.mm import MmStruct
@@ -19,7 +20,7 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     """A page that only the reader has becomes writable at once. Source: Linux v6.11 mm/memory.c:do_swap_page()."""
     result = _do_swap_page_v6_8(mm, vma, vaddr, pte, entry, write)
     now = mm.frames.ram.words[pte]
-    is_ours = not result & fault.VM_FAULT_ERROR and mm.frames.flags_at[pte_pfn(now)] & PG_ANON_EXCLUSIVE
+    is_ours = not result & VM_FAULT_ERROR and mm.frames.flags_at[pte_pfn(now)] & PG_ANON_EXCLUSIVE
     if is_ours and vma.vm_flags & VM_WRITE:
         mm.pages.update_pte(pte, vaddr, now | PTE_RW)
     return result

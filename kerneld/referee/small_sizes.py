@@ -17,12 +17,12 @@ from kerneld.mm.calls import mincore, move_page_tables
 from kerneld.mm.files import filemap, i_mmap, page_indexes
 from kerneld.mm.frames import buddy, swap
 from kerneld.mm.reclaim import vmscan
-from kerneld.mm.space import dying, munmap, pace, pagetable, pagewalk, rmap_walk, truncate, vma
+from kerneld.mm.space import dying, munmap, pace, pagetable, pagewalk, rmap_walk, truncate, vma_tree
 from kerneld.referee.difference import Here, replaced
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 
 SMALL_SIZES: tuple[tuple[Any, str, Any], ...] = (
-    (vma, "CHUNK", 1),
+    (vma_tree, "CHUNK", 1),
     (intervals, "FEW", Here(2)),
     (i_mmap, "_WALKED_AT_ONCE", Here(1)),
     (filemap, "EVICTED_AT_ONCE", 1),

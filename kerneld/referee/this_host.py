@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kerneld.errors import SysError
 from kerneld.mm.calls import madvise
 from kerneld.mm.calls.madvise_pages import MayWrite
-from kerneld.mm.fault import fault
+from kerneld.mm.fault import cow
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.lru import folio_mark_accessed
 from kerneld.mm.limits import TransparentHugepage
@@ -26,7 +26,7 @@ from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
-_wp_page_shared_v6_8 = fault.wp_page_shared
+_wp_page_shared_v6_8 = cow.wp_page_shared
 _madvise_vma_v6_8 = madvise._madvise_vma
 _truncate_in_pieces_v6_8 = truncate.truncate_in_pieces
 _pagecache_isize_extended_v6_8 = truncate.pagecache_isize_extended

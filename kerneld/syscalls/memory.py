@@ -28,8 +28,8 @@ from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wan
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.calls.mremap import do_mremap, mremap_in_pieces
 from kerneld.mm.calls.remap_file_pages import Remap, check_remap, held
-from kerneld.mm.fault.fault import VM_FAULT_OOM
 from kerneld.mm.fault.populate import populate_in_pieces
+from kerneld.mm.fault.vm_fault import VM_FAULT_OOM
 from kerneld.mm.files.file import File
 from kerneld.mm.files.hugetlb import align_to_huge_pages, hugetlb_file_setup
 from kerneld.mm.space.mm import MmStruct

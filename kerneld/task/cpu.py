@@ -14,8 +14,8 @@ from collections.abc import Generator
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PF_INSTR, PF_USER, PF_WRITE
 from kerneld.hw.ram import Ram
-from kerneld.mm.fault.fault import VM_FAULT_ERROR
 from kerneld.mm.fault.populate import fault_in_range
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.mm.space.wait import Wait

@@ -24,15 +24,9 @@ from kerneld.errors import SysError
 from kerneld.hw.paging import PF_INSTR, PF_PK, PF_PROT, PF_WRITE
 from kerneld.hw.processor import PKRU_AD, PKRU_WD
 from kerneld.mm.calls.stack import expand_stack
-from kerneld.mm.fault.fault import (
-    VM_FAULT_ERROR,
-    VM_FAULT_MAJOR,
-    VM_FAULT_OOM,
-    VM_FAULT_RETRY,
-    VM_FAULT_SIGBUS,
-    handle_mm_fault,
-)  # fmt: skip
+from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.retry import raise_userfault
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pkeys import vma_access_permitted, vma_pkey
 from kerneld.mm.space.vma import Vma

@@ -12,9 +12,9 @@ import errno
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import PF_USER, PF_WRITE, translate
-from kerneld.mm.fault.fault import VM_FAULT_ERROR
 from kerneld.mm.fault.populate import fault_one
 from kerneld.mm.fault.retry import raise_userfault
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.trap import access_error, lock_mm_and_find_vma
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, TASK_SIZE, Vaddr

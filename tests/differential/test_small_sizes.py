@@ -8,7 +8,8 @@ from bisect import bisect_right
 
 import pytest
 
-from kerneld.mm.space.vma import Vma, VmaTree
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.referee.difference import Here
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Match

@@ -13,7 +13,8 @@ from kerneld.fs.changes import Changes
 from kerneld.fs.file_table import FileTable
 from kerneld.fs.inotify import Inotify
 from kerneld.mm.check.invariants import check_machine
-from kerneld.mm.fault.fault import VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.vm_fault import VM_FAULT_SIGBUS
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from shared.uapi.mman import Map, Prot

@@ -10,7 +10,8 @@ import pytest
 
 from kerneld.fs import holes as holes_module
 from kerneld.fs.holes import Holes
-from kerneld.mm.fault.fault import VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.vm_fault import VM_FAULT_SIGBUS
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from tests.support.file_machine import RW, FileMachine

@@ -19,8 +19,9 @@ from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mmap import do_mmap, wants_populate
 from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.check.invariants import check_machine
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_OOM, VM_FAULT_SIGBUS
 from kerneld.mm.files.file import File
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_LRU, PG_UNEVICTABLE, Frames

@@ -9,7 +9,7 @@ import numpy as np
 from kerneld.bugs.planting import Function, Seen, mute, plant, session_of, wrap
 from kerneld.hw.paging import PTE_PSE
 from kerneld.mm.calls import madvise, move_page_tables, mprotect
-from kerneld.mm.fault import around, fault, populate
+from kerneld.mm.fault import around, cow, fault, populate
 from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
 from kerneld.mm.space.mm import MmStruct
 from kerneld.shadowpt import describe as describing
@@ -40,7 +40,7 @@ def _is_of_zero_page(_mm: Any, _vma: Any, _vaddr: int, _pte: int, source: int) -
 
 @plant("no-zero-page-cow")
 def _no_zero_page_cow() -> None:
-    mute(fault.wp_page_copy, _is_of_zero_page)
+    mute(cow.wp_page_copy, _is_of_zero_page)
 
 
 def _is_anonymous(mm: MmStruct, pfn: int) -> bool:
@@ -49,14 +49,12 @@ def _is_anonymous(mm: MmStruct, pfn: int) -> bool:
 
 @plant("no-fork-cow")
 def _no_fork_cow() -> None:
-    mute(fault.wp_page_copy, lambda mm, _vma, _vaddr, _pte, source: source != ZERO_PFN and _is_anonymous(mm, source))
+    mute(cow.wp_page_copy, lambda mm, _vma, _vaddr, _pte, source: source != ZERO_PFN and _is_anonymous(mm, source))
 
 
 @plant("no-file-cow")
 def _no_file_cow() -> None:
-    mute(
-        fault.wp_page_copy, lambda mm, _vma, _vaddr, _pte, source: source != ZERO_PFN and not _is_anonymous(mm, source)
-    )
+    mute(cow.wp_page_copy, lambda mm, _vma, _vaddr, _pte, source: source != ZERO_PFN and not _is_anonymous(mm, source))
 
 
 @plant("no-dontneed-update")
@@ -210,7 +208,7 @@ def _child_cow() -> None:
     """The hook of copy-on-write does not ask whose page it is."""
     seen = Seen()
 
-    @wrap(fault.wp_page_copy)
+    @wrap(cow.wp_page_copy)
     def wp_page_copy(inner: Function, mm: MmStruct, vma: Any, vaddr: int, pte: int, source: int) -> int:
         done = int(inner(mm, vma, vaddr, pte, source))
         session = seen.session

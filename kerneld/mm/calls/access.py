@@ -25,10 +25,11 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
 from kerneld.mm.calls.stack import expand_stack
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, unshare_page
+from kerneld.mm.fault.cow import unshare_page
 from kerneld.mm.fault.foll_touch import folio_mark_dirty, touch_entry
 from kerneld.mm.fault.populate import fault_one
 from kerneld.mm.fault.retry import raise_userfault
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_OOM
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.userfaultfd import AwaitsPage

@@ -30,9 +30,9 @@ from functools import partial
 from kerneld.errors import SysError
 from kerneld.mm.calls.madvise_pages import MayWrite, madvise_cold, madvise_free, madvise_pageout, madvise_willneed
 from kerneld.mm.fault.collapse import madvise_collapse
-from kerneld.mm.fault.fault import VM_FAULT_OOM, VM_FAULT_RETRY
 from kerneld.mm.fault.populate import count_second_try, fault_in_range
 from kerneld.mm.fault.retry import take_userfault
+from kerneld.mm.fault.vm_fault import VM_FAULT_OOM, VM_FAULT_RETRY
 from kerneld.mm.files.file import File
 from kerneld.mm.ksm.unmerge import unmerge_in_pieces
 from kerneld.mm.space.ksm import ksm_compatible, ksm_enter

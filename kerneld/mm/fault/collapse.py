@@ -27,8 +27,9 @@ import numpy as np
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, counted_mask, make_pte, pte_pfn, swap_mask
 from kerneld.hw.scalars import u64
-from kerneld.mm.fault.fault import VM_FAULT_ERROR, VM_FAULT_OOM, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_OOM
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.space.locked_pages import munlock_zapped
 from kerneld.mm.space.mm import MmStruct

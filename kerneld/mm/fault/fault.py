@@ -12,7 +12,8 @@ caller (`kerneld.task.trap`) makes a signal of it. Answers to Linux v6.8 mm/memo
 | present, no RW | shared        | –                                     | made writable, noted dirty              |
 | swap           | private       | read in, unless the swap cache has it | likewise; if exclusive, writable        |
 
-If there is no leaf table, `kerneld.mm.fault.thp` is asked first: it makes the huge pages.
+If there is no leaf table, `kerneld.mm.fault.thp` is asked first: it makes the huge pages. The rows "no RW" are
+`kerneld.mm.fault.cow`.
 Past the end of a file, or if a page cannot be read: VM_FAULT_SIGBUS. Without a frame: VM_FAULT_OOM. If the page was
 read from a disk: VM_FAULT_MAJOR. If a userfaultfd has to give the page: VM_FAULT_RETRY, and `mm.userfault`.
 
@@ -29,7 +30,6 @@ from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
-    PTE_PFN_MASK,
     PTE_RW,
     PTE_SPECIAL,
     PTE_SWP_EXCLUSIVE,
@@ -38,13 +38,15 @@ from kerneld.hw.paging import (
     swp_offset,
 )
 from kerneld.mm.fault.around import map_cached, map_pages_around
-from kerneld.mm.fault.thp import handle_huge_fault, unshare_huge_page
+from kerneld.mm.fault.cow import copy_of, do_wp_page
+from kerneld.mm.fault.thp import handle_huge_fault
 from kerneld.mm.fault.userfaultfd import userfault
-from kerneld.mm.files.dirtying import do_page_mkwrite, note_write
+from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS
+from kerneld.mm.files.dirtying import do_page_mkwrite
 from kerneld.mm.files.filemap import FAULT_AROUND_PAGES, READ_AROUND_PAGES, AddressSpace
-from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_KSM, PG_SWAPCACHE, ZERO_PFN
-from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
-from kerneld.mm.frames.lru import mlock_folio, munlock_folio
+from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_KSM, ZERO_PFN
+from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.frames.lru import mlock_folio
 from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
 from kerneld.mm.space.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.space.ksm import ksm_must_copy
@@ -54,18 +56,13 @@ from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import (
     VM_HUGEPAGE,
     VM_LOCKED,
-    VM_MAYSHARE,
     VM_RAND_READ,
     VM_SEQ_READ,
     VM_SHARED,
     VM_UFFD_FLAGS,
     VM_WRITE,
 )  # fmt: skip
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, Pfn, Vaddr
-
-VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_MAJOR, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = 0x1, 0x2, 0x4, 0x40, 0x400
-VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
-"""Results of a fault: Linux v6.8 include/linux/mm_types.h vm_fault_reason; 0 is a minor fault that was settled."""
+from shared.uapi.page import PAGE_MASK, Pfn, Vaddr
 
 
 def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
@@ -156,7 +153,7 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
         if vma.vm_flags & VM_LOCKED:
             mlock_folio(mm.frames, source)
         return major
-    pfn = _copy_of(mm, vma, vaddr, source)
+    pfn = copy_of(mm, vma, vaddr, source)
     bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
     mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | bits), pfn)
     return major
@@ -267,7 +264,7 @@ def _swap_in_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, slot: int, sou
 
     Raises SysError(ENOMEM). Source: Linux v6.8 mm/ksm.c:ksm_might_need_to_copy(), mm/memory.c:do_swap_page().
     """
-    pfn = _copy_of(mm, vma, vaddr, source)
+    pfn = copy_of(mm, vma, vaddr, source)
     mm.frames.flags_at[pfn] |= PG_DIRTY
     mm.frames.vmstat["ksm_swpin_copy"] += 1
     if mm.frames.swap.swap_free(slot) and not mm.frames.mapcount_at[source]:
@@ -291,113 +288,3 @@ def _add_anon_rmap(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn, exclusive: bo
         frames.mapping_at[pfn] = (vma.anon_vma if exclusive else anon_vma_root(vma.anon_vma)).number
         frames.index_at[pfn] = vma.page_index(vaddr)
     frames.flags_at[pfn] |= PG_ANON | PG_ANON_EXCLUSIVE if exclusive else PG_ANON
-
-
-def do_wp_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    """Settle a write to a present entry without RW. Source: Linux v6.8 mm/memory.c:do_wp_page()."""
-    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
-    frames = mm.frames
-    if vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
-        return wp_page_shared(mm, vma, vaddr, pte, entry)
-    if entry & PTE_SPECIAL:
-        return wp_page_copy(mm, vma, vaddr, pte, ZERO_PFN)
-    if frames.flags_at[pfn] & PG_ANON and wp_can_reuse_anon(mm, vma, pfn):
-        wp_page_reuse(mm, vma, vaddr, pte, entry)
-        return 0
-    if frames.has_merged and frames.flags_at[pfn] & PG_KSM:
-        frames.vmstat["cow_ksm"] += 1
-    return wp_page_copy(mm, vma, vaddr, pte, pfn)
-
-
-def wp_can_reuse_anon(mm: MmStruct, vma: Vma, pfn: Pfn) -> bool:
-    """Return whether an anonymous frame is exclusive to this address space.
-
-    It becomes so if it has no other owner left. For that it gives up its slot in the swap file, if only the swap cache
-    uses the slot. A frame of a huge page, or a merged one, does not become exclusive here. Source: Linux v6.8
-    mm/memory.c:wp_can_reuse_anon_folio(): the frame moves to this VMA's anon_vma.
-    """
-    frames = mm.frames
-    if frames.flags_at[pfn] & PG_ANON_EXCLUSIVE:
-        return True
-    if frames.flags_at[pfn] & (PG_LARGE | PG_KSM):
-        return False
-    if frames.flags_at[pfn] & PG_SWAPCACHE and frames.refcount_at[pfn] == 2:
-        folio_free_swap(frames, pfn)
-    if frames.refcount_at[pfn] != 1:
-        return False
-    frames.flags_at[pfn] |= PG_ANON_EXCLUSIVE
-    frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
-    return True
-
-
-def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
-    """Make the anonymous page of an entry exclusive to this address space, still read-only, and return its frame.
-
-    The zero page becomes a page of its own.
-
-    Raises SysError(ENOMEM). Source: Linux v6.8 mm/memory.c:do_wp_page() with FAULT_FLAG_UNSHARE.
-    """
-    huge = unshare_huge_page(mm, vma, vaddr)
-    if huge is not None:
-        return huge
-    pte = mm.page_table.ensure_pte(vaddr)
-    entry = mm.frames.ram.words[pte]
-    pfn = (entry & PTE_PFN_MASK) >> PAGE_SHIFT
-    if not entry & PTE_SPECIAL and wp_can_reuse_anon(mm, vma, pfn):
-        return pfn
-    new = _copy_of(mm, vma, vaddr, pfn)
-    if vma.vm_flags & VM_LOCKED and not entry & PTE_SPECIAL:
-        munlock_folio(mm.frames, pfn)
-    mm.pages.replace_pte(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
-    return new
-
-
-def _copy_of(mm: MmStruct, vma: Vma, vaddr: Vaddr, source: Pfn) -> Pfn:
-    """Return a new anonymous frame of the VMA with the contents of another. Raises SysError(ENOMEM)."""
-    frames = mm.frames
-    frames.get_page(source)
-    try:
-        pfn = new_anon_page(mm, vma, vaddr, zero=False)
-    finally:
-        frames.put_page(source)
-    frames.ram.copy_page(pfn, source)
-    return pfn
-
-
-def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> None:
-    """Make an entry writable in place. Source: Linux v6.8 mm/memory.c:wp_page_reuse()."""
-    bits = PTE_ACCESSED | PTE_DIRTY
-    if vma.vm_flags & VM_WRITE:
-        bits |= PTE_RW
-    mm.pages.update_pte(pte, vaddr, entry | bits)
-
-
-def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    """Settle the first write to a clean page of a shared mapping.
-
-    Linux takes no such fault for a file in memory, whose page becomes dirty when the entry goes. The fault only notes
-    that the real file does not have the page. Source: Linux v6.8 mm/memory.c:wp_page_shared().
-    """
-    assert vma.file is not None
-    index = vma.page_index(vaddr)
-    if index >= vma.file.mapping.last_index():
-        return VM_FAULT_SIGBUS
-    do_page_mkwrite(vma.file.mapping, index)
-    wp_page_reuse(mm, vma, vaddr, pte, entry)
-    note_write(vma.file.mapping, index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
-    return 0
-
-
-def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) -> int:
-    """Copy a page into a new frame for the writer. Source: Linux v6.8 mm/memory.c:wp_page_copy()."""
-    if source == ZERO_PFN:
-        pfn = new_anon_page(mm, vma, vaddr)
-    else:
-        pfn = _copy_of(mm, vma, vaddr, source)
-        if vma.vm_flags & VM_LOCKED:
-            munlock_folio(mm.frames, source)
-    prot = vma_page_prot(vma) | PTE_DIRTY
-    if vma.vm_flags & VM_WRITE:
-        prot |= PTE_RW
-    mm.pages.replace_pte(pte, vaddr, make_pte(pfn, prot), pfn)
-    return 0

@@ -15,18 +15,18 @@ import numpy.typing as npt
 from kerneld.errors import SysError
 from kerneld.hw.paging import PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
 from kerneld.hw.scalars import u64
-from kerneld.mm.fault.fault import (
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.foll_touch import touch_leaf
+from kerneld.mm.fault.retry import take_userfault
+from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
+from kerneld.mm.fault.vm_fault import (
     VM_FAULT_ERROR,
     VM_FAULT_MAJOR,
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
-    handle_mm_fault,
-)  # fmt: skip
-from kerneld.mm.fault.foll_touch import touch_leaf
-from kerneld.mm.fault.retry import take_userfault
-from kerneld.mm.fault.thp import fault_in_huge, may_have_huge_pages
+)
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.space.anon_page import anon_flags, prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct, vma_page_prot

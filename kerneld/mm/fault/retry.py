@@ -5,7 +5,7 @@ A call in pieces waits in its place. What is not in pieces raises `AwaitsPage`, 
 
 from __future__ import annotations
 
-from kerneld.mm.fault.fault import VM_FAULT_RETRY
+from kerneld.mm.fault.vm_fault import VM_FAULT_RETRY
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.userfaultfd import AwaitsPage, Userfault
 from shared.uapi.page import Vaddr

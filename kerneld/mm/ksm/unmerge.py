@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.hw.paging import counted_mask, pte_pfn
-from kerneld.mm.fault.fault import unshare_page
+from kerneld.mm.fault.cow import unshare_page
 from kerneld.mm.frames.frames import PG_KSM, Frames
 from kerneld.mm.ksm.items import drop_last_items, remove_slot
 from kerneld.mm.ksm.stable import remove_all_stable_nodes

@@ -30,7 +30,8 @@ from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.pagetable import PageTable
 from kerneld.mm.space.rmap import post_update_vma, pre_update_vma, split_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.rss import RssStat
-from kerneld.mm.space.vma import Vma, VmaTree
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -98,7 +99,7 @@ class MmStruct:
     ksm_rmap_items = 0
     """Its pages that KSM has scanned and keeps in mind."""
     userfault: Userfault | None = None
-    """The last access that a userfaultfd has to settle: see VM_FAULT_RETRY in `kerneld.mm.fault.fault`."""
+    """The last access that a userfaultfd has to settle: see VM_FAULT_RETRY in `kerneld.mm.fault.vm_fault`."""
     mdwe = 0
     """PR_MDWE_ flags: see `kerneld.mm.space.mdwe`."""
     is_bottom_up = False

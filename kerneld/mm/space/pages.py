@@ -56,7 +56,7 @@ from kerneld.mm.space.notifier import Notifiers
 from kerneld.mm.space.pagetable import PageTable
 from kerneld.mm.space.pagewalk import FEW_ENTRIES, Leaf, Run, Words
 from kerneld.mm.space.rss import Rss, RssStat, rss_kind
-from kerneld.mm.space.vma import VmaTree
+from kerneld.mm.space.vma_tree import VmaTree
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
 _SWAP = Rss.SWAP.value

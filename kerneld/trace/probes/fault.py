@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kerneld.mm.fault.fault import (
-    do_anonymous_page,
-    do_fault,
-    do_read_fault,
-    do_swap_page,
-    handle_mm_fault,
-    wp_page_copy,
-    wp_page_reuse,
-    wp_page_shared,
-)
+from kerneld.mm.fault.cow import wp_page_copy, wp_page_reuse, wp_page_shared
+from kerneld.mm.fault.fault import do_anonymous_page, do_fault, do_read_fault, do_swap_page, handle_mm_fault
 from kerneld.mm.fault.populate import _fill_anonymous
 from kerneld.mm.fault.thp import _fault_in_one, do_huge_pmd_anonymous_page, do_huge_pmd_wp_page
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR

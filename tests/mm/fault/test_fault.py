@@ -9,7 +9,8 @@ import pytest
 
 from kerneld.errors import KernelBug
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTE_USER, make_pte
-from kerneld.mm.fault.fault import VM_FAULT_SIGBUS, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.vm_fault import VM_FAULT_SIGBUS
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, ZERO_PFN
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap

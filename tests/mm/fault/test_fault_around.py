@@ -10,7 +10,8 @@ import pytest
 from kerneld.errors import SysError
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.fault.fault import VM_FAULT_MAJOR, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.vm_fault import VM_FAULT_MAJOR
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.mman import Madv

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kerneld.hw.paging import PTE_DIRTY, PTE_RW
 from kerneld.mm.calls.mprotect import do_mprotect
-from kerneld.mm.fault.fault import VM_FAULT_OOM, VM_FAULT_SIGBUS
 from kerneld.mm.fault.populate import fault_in_range, mm_populate
+from kerneld.mm.fault.vm_fault import VM_FAULT_OOM, VM_FAULT_SIGBUS
 from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE

@@ -9,7 +9,8 @@ import pytest
 
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mincore import do_mincore
-from kerneld.mm.fault.fault import VM_FAULT_MAJOR, handle_mm_fault
+from kerneld.mm.fault.fault import handle_mm_fault
+from kerneld.mm.fault.vm_fault import VM_FAULT_MAJOR
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames import swap_state
 from kerneld.mm.space.mm import MmStruct

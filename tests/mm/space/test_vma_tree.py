@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerneld.errors import KernelBug
-from kerneld.mm.space import vma as vma_module
-from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma, VmaTree, vm_start_gap
+from kerneld.mm.space import vma_tree
+from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma, vm_start_gap
+from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.mm.vm_flags import VM_GROWSDOWN
 from shared.uapi.page import PAGE_SIZE
 
@@ -96,7 +97,7 @@ PAGE = st.integers(0, PAGES)
 
 def test_a_vma_reaches_over_the_place_where_the_next_chunk_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first VMA of a chunk goes; the last one of the chunk before grows over its place, or a new one takes it."""
-    monkeypatch.setattr(vma_module, "CHUNK", 1)
+    monkeypatch.setattr(vma_tree, "CHUNK", 1)
     for grown in (True, False):
         model = Model()
         for page in (0, 2, 4, 6):
@@ -121,7 +122,7 @@ def test_against_a_sorted_list(
 ) -> None:
     model = Model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vma_module, "CHUNK", chunk)
+        patch.setattr(vma_tree, "CHUNK", chunk)
         for number, (name, *arguments) in enumerate(changes):
             getattr(model, name)(*arguments)
             model.check()
@@ -155,7 +156,7 @@ def test_many_vmas_at_their_real_chunk_size() -> None:
 
 
 def test_the_last_of_a_chunk_moves_up_to_where_the_next_chunk_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vma_module, "CHUNK", 2)
+    monkeypatch.setattr(vma_tree, "CHUNK", 2)
     tree = VmaTree()
     vmas = [Vma(at * 2 * GAP, (at * 2 + 1) * GAP, 0, 0) for at in range(6)]
     for vma in vmas:
