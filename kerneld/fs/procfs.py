@@ -134,12 +134,19 @@ class ProcFs:
             ),
             "kerneld/explanation": lambda reader: reader.explanation.encode(),
             "kerneld/tasks": lambda reader: show_tasks(self._list().values(), reader),
+            "kerneld/settings": self._show_settings,
         }
         self._settings = all_settings(kernel)
         self._frame_words: dict[str, Callable[[Frames, int, int], bytes]] = {
             "kpagecount": read_kpagecount,
             "kpageflags": read_kpageflags,
         }
+
+    def _show_settings(self, reader: Process) -> bytes:
+        """Return the path of each setting that the reader may read, one a line."""
+        is_root = reader.cred.superuser
+        names = [name for name, setting in sorted(self._settings.items()) if setting.permits(_READ, is_root=is_root)]
+        return "".join(f"{name}\n" for name in names).encode()
 
     def _list(self) -> Mapping[Pid, Process]:
         self._kernel.admit_children()

@@ -113,7 +113,7 @@ def test_who_may_look_into_whom(world: World, reader: Cred, target: Cred, allowe
             assert world.read(name, one, length=8)
         else:
             assert fails(errno.EACCES, world.read, name, one, length=8)
-    for name in ("meminfo", "vmstat", "buddyinfo", "kerneld/status", "kerneld/tasks"):
+    for name in ("meminfo", "vmstat", "buddyinfo", "kerneld/status", "kerneld/tasks", "kerneld/settings"):
         assert world.read(name, one)
 
 

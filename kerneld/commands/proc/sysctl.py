@@ -13,6 +13,9 @@ from shared.client.path import default_socket_path
 from shared.failure import Failure, Status, client_failures
 from shared.option_types import socket_option
 
+_IN_SYSFS = "sys/kernel/mm/"
+"""Files of /sys. All others are of /proc/sys, and sysctl(8) writes a dot for their slash."""
+
 
 @click.command(
     short_help="Tell or set the settings of the machine.",
@@ -25,14 +28,18 @@ Examples:
   kerneld sysctl vm.overcommit_memory
   kerneld sysctl vm.overcommit_memory=2 vm.overcommit_ratio=80
   kerneld sysctl /sys/kernel/mm/transparent_hugepage/enabled=always
+  kerneld sysctl -a
 """,
 )
-@click.argument("names", metavar="NAME[=VALUE]...", nargs=-1, required=True)
+@click.argument("names", metavar="[NAME[=VALUE]...]", nargs=-1)
+@click.option("-a", "--all", "all_settings", is_flag=True, help="Tell all settings that you may read.")
 @socket_option
-def sysctl(names: tuple[str, ...], socket_path: str | None) -> None:
+def sysctl(names: tuple[str, ...], all_settings: bool, socket_path: str | None) -> None:
     """Print each setting, a new one after its change."""
+    if all_settings == bool(names):
+        raise click.UsageError("name the settings, or give -a for all of them")
     path = socket_path or default_socket_path()
-    for word in names:
+    for word in _all_names(path) if all_settings else names:
         name, mark, value = word.partition("=")
         file, missing = _file_of(name), f"kerneld has no setting {name}"
         if mark:
@@ -45,6 +52,12 @@ def _file_of(name: str) -> str:
     if "/" not in name:
         return f"sys/{name.replace('.', '/')}"
     return name.removeprefix("/proc").strip("/")
+
+
+def _all_names(path: str) -> list[str]:
+    """Return the names of all settings that the caller may read, as this command takes them."""
+    files = read_proc(path, "kerneld/settings").decode().splitlines()
+    return [f"/{file}" if file.startswith(_IN_SYSFS) else file.removeprefix("sys/").replace("/", ".") for file in files]
 
 
 def _write(path: str, name: str, file: str, value: str, missing: str) -> None:

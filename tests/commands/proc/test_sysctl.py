@@ -38,3 +38,21 @@ def test_what_cannot_be(path: Path, word: str, status: int, line: str) -> None:
     code, output, errors = _sysctl(path, word)
     assert (code, output) == (status, "")
     assert line in errors
+
+
+def test_all_that_may_be_read(path: Path) -> None:
+    code, output, errors = _sysctl(path, "-a")
+    assert (code, errors) == (0, "")
+    told = dict(line.split(" = ") for line in output.splitlines())
+    assert told["vm.max_map_count"] == "65530"
+    assert told["kernel.shmmni"] == "4096"
+    assert "[" in told["/sys/kernel/mm/transparent_hugepage/enabled"]
+    assert "vm.drop_caches" not in told  # nobody reads it
+    assert _sysctl(path, *told) == (0, output, "")
+
+
+@pytest.mark.parametrize("words", [(), ("-a", "vm.swappiness")])
+def test_names_or_all(path: Path, words: tuple[str, ...]) -> None:
+    code, output, errors = _sysctl(path, *words)
+    assert (code, output) == (Status.USAGE, "")
+    assert "name the settings, or give -a for all of them" in errors
