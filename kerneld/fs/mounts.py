@@ -2,14 +2,19 @@
 
 Owns the list of mounts of the host. fstat, statfs and close of a file may each ask a server that never answers (FUSE,
 NFS). So this module asks only what the host's kernel answers itself: name_to_handle_at without room for a handle,
-/proc/self/fdinfo, mountinfo and the link of the descriptor. Answers to Linux v6.8 fs/proc_namespace.c and fs/proc/fd.c.
+/proc/self/fdinfo, mountinfo and the link of the descriptor. Of a mount of another mount namespace it asks the list of
+mounts of the process that has passed the descriptor: numbers of mounts are the same in all namespaces. In a chroot that
+list may be empty; then it asks statx for the device, with AT_STATX_DONT_SYNC. Answers to Linux v6.8
+fs/proc_namespace.c and fs/proc/fd.c.
 
 | the descriptor is                                                  | result                                   |
 |--------------------------------------------------------------------|------------------------------------------|
 | a pipe, an anonymous inode (pidfd, eventfd …), a memory file       | harmless                                 |
 | a regular file or directory of a local file system                 | harmless                                 |
 | on a file system that another machine or a process serves          | may block, unless the options allow it   |
-| on a mount of another mount namespace, which is not in the list    | may block: any user may mount FUSE there |
+| on a mount of another mount namespace, of a file system of our own | as on ours                               |
+| on another mount there: a file system that nobody serves           | harmless                                 |
+| any other mount that is not in the list                            | may block: any user may mount FUSE there |
 | on the mount of our own root, in the list or not (chroot)          | depends on the file system               |
 | a socket, or a device (except /dev/null and similar ones)          | may block: its last close may take long  |
 """
@@ -22,7 +27,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kerneld.fs.open_file import find_mount_id, fstatfs, is_in_memory
+from kerneld.fs.open_file import find_device, find_mount_id, fstatfs, is_in_memory
+from shared.uapi.page import Pid
 
 SERVED = frozenset({
     "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "gpfs", "lustre", "ncpfs",
@@ -37,7 +43,12 @@ _SERVED_MAGICS = {
     0x4750_4653: "gpfs", 0x1983_0326: "beegfs",
 }  # fmt: skip
 """The same file systems by their numbers: Linux v6.8 include/uapi/linux/magic.h, statfs(2)."""
-_MOUNTINFO = Path("/proc/self/mountinfo")
+_UNSERVED = frozenset({
+    "bcachefs", "btrfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs",
+    "hugetlbfs", "iso9660", "mqueue", "proc", "ramfs", "squashfs", "sysfs", "tmpfs", "vfat", "xfs", "zfs",
+})  # fmt: skip
+"""File systems of another mount namespace that nobody serves. overlay is not one: any user may mount it there, over
+FUSE."""
 _MEM_MAJOR = 1
 """Linux v6.8 include/uapi/linux/major.h: MEM_MAJOR."""
 _USERFAULTFD = "/dev/userfaultfd"
@@ -50,6 +61,7 @@ class Mounts:
         """With `allow_network` files of every file system count as harmless."""
         self._allow_network = allow_network
         self._fstypes: dict[int, str] = {}
+        self._fstypes_by_device: dict[str, str] = {}
         self._own_root = _find_own_root()
         self._spare = _open_spare()
         self._is_known = False
@@ -75,28 +87,27 @@ class Mounts:
                 except OSError:
                     text = ""
                     self._is_known = False
-        # proc(5), /proc/pid/mountinfo: the mount's number comes first, its type behind the lone dash.
-        self._fstypes = self._own_root | {
-            int(line.split(" ", 1)[0]): line.partition(" - ")[2].split(" ", 1)[0] for line in text.splitlines()
-        }
+        mounts = list(_parse(text))
+        self._fstypes = self._own_root | {number: fstype for number, _, fstype in mounts}
+        self._fstypes_by_device = {device: fstype for _, device, fstype in mounts}
 
     def find_fstype(self, fd: int) -> str | None:
         """Return the type of a descriptor's file system, or None for a mount that is not in the list."""
         return self._fstypes.get(_find_mount(fd))
 
-    def may_wait(self, fd: int) -> bool:
+    def may_wait(self, fd: int, pid: Pid) -> bool:
         """Return whether using or closing a descriptor may block, as the table above says.
 
-        It may block if nothing can be found out.
+        `pid` is the process that has passed it. It may block if nothing can be found out.
         """
         try:
-            return self._may_wait(fd)
+            return self._may_wait(fd, pid)
         except OSError:
             pass
         # A client may have sent so many descriptors that only the spare one is left for this check.
         with self._with_spare():
             try:
-                return self._may_wait(fd)
+                return self._may_wait(fd, pid)
             except OSError:
                 return True
 
@@ -110,14 +121,33 @@ class Mounts:
             with contextlib.suppress(OSError):
                 self._spare = _open_spare()
 
-    def _may_wait(self, fd: int) -> bool:
+    def _may_wait(self, fd: int, pid: Pid) -> bool:
         fstype = self.find_fstype(fd)
         if fstype is not None and not self.is_served(fstype):
             return _lingers(os.fstat(fd))
         link = os.readlink(f"/proc/self/fd/{fd}")
         if link.startswith(("pipe:", "anon_inode:")):
             return False
+        if fstype is None and link.startswith("/"):
+            fstype = self._find_fstype_elsewhere(fd, pid)
+            if fstype is not None and not self.is_served(fstype):
+                return _lingers(os.fstat(fd))
         return link.startswith("socket:") or not (self._allow_network or is_in_memory(fd))
+
+    def _find_fstype_elsewhere(self, fd: int, pid: Pid) -> str | None:
+        """Return the type of a file system that is mounted in a process's namespace, if it can be trusted, or None.
+
+        Nothing of this list is kept: the number of a mount may be another's as soon as no descriptor is on it.
+        """
+        mount = _find_mount(fd)
+        try:
+            text = _read_mountinfo(pid)
+        except OSError:
+            text = ""
+        for number, device, fstype in _parse(text):
+            if number == mount:
+                return self._fstypes_by_device.get(device, fstype if fstype in _UNSERVED else None)
+        return self._fstypes_by_device.get(find_device(fd))
 
     def is_served(self, fstype: str) -> bool:
         """Return whether files of this type of file system must not be used."""
@@ -130,8 +160,18 @@ class Mounts:
             os.close(spare)
 
 
-def _read_mountinfo() -> str:
-    return _MOUNTINFO.read_text(errors="surrogateescape")
+def _read_mountinfo(pid: Pid | str = "self") -> str:
+    return Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")
+
+
+def _parse(text: str) -> Iterator[tuple[int, str, str]]:
+    """Give the number, device and type of each mount.
+
+    proc(5), /proc/pid/mountinfo: the number is the first word, the device the third, the type behind the lone dash.
+    """
+    for line in text.splitlines():
+        number, _, device = line.split(" ", 3)[:3]
+        yield int(number), device, line.partition(" - ")[2].split(" ", 1)[0]
 
 
 def _find_own_root() -> dict[int, str]:

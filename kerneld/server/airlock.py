@@ -52,7 +52,7 @@ class Airlock:
         self._mounts.look()
         if self._unbegun:
             self._begin_again()
-        slow = [at for at, fd in enumerate(fds) if self._mounts.may_wait(fd)]
+        slow = [at for at, fd in enumerate(fds) if self._mounts.may_wait(fd, peer.pid)]
         if not slow:
             return
         client, waiting = client_of(peer), [fds[at] for at in slow]

@@ -15,7 +15,7 @@ from kerneld.errors import SysError
 from kerneld.fs import mounts as mounts_module
 from kerneld.fs.mounts import SERVED, Mounts
 from kerneld.fs.namei import open_look
-from kerneld.fs.open_file import StatFs, find_mount_id
+from kerneld.fs.open_file import StatFs, find_device, find_mount_id
 from kerneld.server.connection import close_fds
 from tests.support.errors import fails
 from tests.support.fuse import stuck_file_system
@@ -31,7 +31,7 @@ def mounts() -> Iterator[Mounts]:
 
 def waits(mounts: Mounts, fd: int) -> bool:
     try:
-        return mounts.may_wait(fd)
+        return mounts.may_wait(fd, os.getpid())
     finally:
         os.close(fd)
 
@@ -85,9 +85,42 @@ def test_a_mount_that_is_not_seen_may_be_anything(
     mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounts_module, "_find_mount", lambda fd: 1 << 30)
+    monkeypatch.setattr(mounts_module, "find_device", lambda fd: "0:1048575")
     (tmp_path / "file").write_bytes(b"x")
     assert waits(mounts, os.open(tmp_path / "file", os.O_RDONLY))
     assert not waits(mounts, os.memfd_create("memory"))
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "ext4", "overlay", "fuse", "fuse.sshfs", "nfs4"])
+def test_a_mount_of_another_namespace_is_in_the_list_of_its_process(
+    mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fstype: str
+) -> None:
+    """With a file system of its own: its type counts. overlay may be over FUSE there."""
+    line = f"1073741824 22 0:1048575 / /mnt rw,relatime shared:1 - {fstype} x rw\n"
+    monkeypatch.setattr(mounts_module, "_find_mount", lambda fd: 1 << 30)
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda pid: line if pid == os.getpid() else "")
+    (tmp_path / "file").write_bytes(b"x")
+    assert waits(mounts, os.open(tmp_path / "file", os.O_RDONLY)) is (fstype not in ("tmpfs", "ext4"))
+
+
+def test_a_mount_of_another_namespace_may_be_of_a_file_system_of_ours(
+    mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a chroot there the list is empty: the host tells the device."""
+    monkeypatch.setattr(mounts_module, "_find_mount", lambda fd: 1 << 30)
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda *_: "")
+    fd = os.open("/proc/self/stat", os.O_RDONLY)
+    assert mounts._fstypes_by_device[find_device(fd)] == "proc"
+    assert not waits(mounts, fd)
+    with stuck_file_system(tmp_path) as stuck:
+        monkeypatch.undo()
+        mounts.look()
+        monkeypatch.setattr(mounts_module, "_find_mount", lambda fd: 1 << 30)
+        fd = os.open(stuck.file, os.O_RDONLY)
+        assert mounts._find_fstype_elsewhere(fd, 0) == "fuse"
+        assert mounts.may_wait(fd, 0)
+        stuck.end()
+        close_fds([fd])
 
 
 def test_the_host_tells_the_number_of_a_mount_in_two_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +139,7 @@ def test_the_host_tells_the_number_of_a_mount_in_two_ways(tmp_path: Path, monkey
 
 def test_the_list_is_read_when_it_has_changed(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
     fd = os.open("/proc/self/stat", os.O_RDONLY)
-    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda: "")
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda *_: "")
     mounts.have_changed = lambda: False
     mounts.look()
     assert mounts.find_fstype(fd) == "proc"
@@ -138,17 +171,17 @@ def test_in_a_chroot_the_mount_of_our_own_root_is_seen(
     monkeypatch: pytest.MonkeyPatch, magic: int, harmless: bool
 ) -> None:
     """A directory that is no mount's own root: the host shows no mount at all there."""
-    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda: "")
+    monkeypatch.setattr(mounts_module, "_read_mountinfo", lambda *_: "")
     monkeypatch.setattr(mounts_module, "fstatfs", lambda fd: StatFs(magic, 4096, 0))
     made = Mounts()
     made.look()
     for path in ("/", "/etc/passwd"):
         fd = os.open(path, os.O_RDONLY)
         if mounts_module._find_mount(fd) == next(iter(made._own_root)):
-            assert made.may_wait(fd) is not harmless
+            assert made.may_wait(fd, os.getpid()) is not harmless
         os.close(fd)
     other = os.open("/proc/self/stat", os.O_RDONLY)
-    assert made.may_wait(other)
+    assert made.may_wait(other, os.getpid())
     os.close(other)
     made.close()
 
@@ -159,7 +192,7 @@ def test_a_file_system_that_does_not_answer_is_known_without_asking_it(mounts: M
         mounts.look()
         fd = os.open(stuck.file, os.O_RDONLY)
         assert mounts.find_fstype(fd) == "fuse"
-        assert mounts.may_wait(fd)
+        assert mounts.may_wait(fd, os.getpid())
         with pytest.raises(SysError) as refused:
             open_look(str(stuck.file), mounts)
         assert refused.value.errno == errno.EACCES
@@ -202,15 +235,15 @@ def test_without_any_descriptor_nothing_is_taken_for_harmless(
         patch.setattr(Path, "read_text", refuse)
         patch.setattr(mounts_module, "find_mount_id", lambda fd: -1)
         mounts.look()
-        assert mounts.may_wait(file)
-        assert mounts.may_wait(memory)
+        assert mounts.may_wait(file, os.getpid())
+        assert mounts.may_wait(memory, os.getpid())
         others = os.dup2(file, kept)
         mounts.look()
-        assert mounts.may_wait(file)
+        assert mounts.may_wait(file, os.getpid())
         os.fstat(others)
     mounts.look()
-    assert not mounts.may_wait(file)
-    assert not mounts.may_wait(memory)
+    assert not mounts.may_wait(file, os.getpid())
+    assert not mounts.may_wait(memory, os.getpid())
     close_fds([file, memory, others])
 
 
