@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from tests.native.inside import Inside
 from tests.support.rights import needs_the_hosts_rights
@@ -31,3 +34,37 @@ def test_a_program_that_has_all_the_files_it_may_have(inside: Inside, programs: 
     output = inside.agrees([str(programs["many_files"])]).output
     assert "the last descriptor: 63" in output
     assert "a thread: 1, a child of a child: 300" in output
+
+
+def test_the_first_process_of_a_pid_namespace_ends_by_its_faults_alone(
+    inside: Inside, programs: dict[str, Path]
+) -> None:
+    output = inside.agrees([str(programs["first"])]).output
+    if "no PID namespaces" in output:
+        pytest.skip(output.splitlines()[0])
+    assert "behind a file: 7" in output
+    assert "signals itself: 700" in output
+
+
+MOUNTS = """
+set -e
+mount -t tmpfs none "$1"
+mkdir "$1/root" "$1/root/bin"
+cp /bin/cat "$1/program"
+"$1/program" /proc/self/maps | sed 's/.* //' | grep program | uniq
+cp /bin/sh "$1/root/bin/"
+ldd /bin/sh | grep -o '/[^ ]*' | while read -r file; do mkdir -p "$1/root${file%/*}"; cp "$file" "$1/root$file"; done
+chroot "$1/root" /bin/sh -c 'echo changed root'
+chroot "$2" /bin/sh -c 'echo the old root'
+"""
+
+
+def test_files_of_a_mount_namespace_of_its_own(inside: Inside, tmp_path: Path) -> None:
+    """Those of a file system that is mounted there alone, and those of one that is mounted outside too, in a chroot."""
+    options = ["-m"] if os.geteuid() == 0 else ["-r", "-m"]
+    words = ["unshare", *options, "sh", "-c", MOUNTS, "sh", str(tmp_path), "/usr/.."]
+    outside = inside.outside(words)
+    if outside.status:
+        pytest.skip(f"this host makes no mount namespaces: {outside.errors}")
+    assert outside.output == f"{tmp_path}/program\nchanged root\nthe old root\n"
+    assert inside.run(words) == outside

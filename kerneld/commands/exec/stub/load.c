@@ -11,7 +11,6 @@
 #define MAX_SCRIPTS 5
 #define INLINE_BYTES 60000
 #define MFD_CLOEXEC 1
-#define NR_memfd_create 319
 #define NR_fstat 5
 #define S_IFMT 0170000
 #define S_IFREG 0100000

@@ -16,11 +16,8 @@
 static long finish(struct thread *t, const struct answer *answer)
 {
 	(void)t;
-	if (answer->signo) {
-		/* kerneld has ended the process: the OOM killer, or an oops. */
-		for (;;)
-			sys2(NR_kill, sys0(NR_getpid), SIGKILL);
-	}
+	if (answer->signo)
+		end_by_sigkill();	/* kerneld has ended the process: the OOM killer, or an oops */
 	return answer->ret;
 }
 

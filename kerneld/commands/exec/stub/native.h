@@ -148,6 +148,7 @@ static inline struct thread *this_thread(void)
 {
 	return (struct thread *)(((u64)__builtin_frame_address(0) & -AREA_BYTES) + PAGE_BYTES);
 }
+void end_by_sigkill(void) __attribute__((noreturn));
 void die(const char *why) __attribute__((noreturn));
 void gone(void) __attribute__((noreturn));
 void say(const char *text);

@@ -32,7 +32,6 @@
 #define NR_pwritev2 328
 #define NR_copy_file_range 326
 #define NR_fallocate 285
-#define NR_memfd_create 319
 #define SEEK_SET 0
 #define SEEK_CUR 1
 #define CHUNK 65536UL

@@ -150,6 +150,17 @@ static int is_in_stub(const struct ucontext *uc)
 	return rip >= STUB_START && rip < STUB_END && (rip < VDSO_START || rip >= VDSO_END) && (rip & (AREA_BYTES - 1)) > GATE_BYTES;
 }
 
+/* End the first process of a PID namespace, which only a fault of its own ends, by a fault that the host sees.
+ * Source: Linux v6.8 kernel/signal.c:force_sig_info_to_task(). */
+static void end_by_fault(int signo)
+{
+	const volatile char *at = 0;
+	if (signo == SIGBUS)
+		at = (const char *)sys6(NR_mmap, 0, PAGE_BYTES, 1, 1, sys2(NR_memfd_create, "", 0), 0);
+	*at;
+	end_by_sigkill();
+}
+
 /* Have the host do what a signal does by default, as the handler returns: a core dump has the program's registers then. If the
  * program ends by that, no other signal comes before. */
 static void default_action(struct thread *t, struct ucontext *uc, const struct siginfo *info)
@@ -161,8 +172,10 @@ static void default_action(struct thread *t, struct ucontext *uc, const struct s
 	if (bit & DUMPS_CORE && !is_in_stub(uc))
 		dump_memory(t);
 	set_host_action(info->signo, SIG_DFL, 0);
+	if (is_init())
+		end_by_fault(info->signo);
 	if (sys4(NR_rt_tgsigqueueinfo, sys0(NR_getpid), sys0(NR_gettid), info->signo, info) < 0)
-		sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+		end_by_sigkill();
 	uc->sigmask = bit & STOPS ? uc->sigmask : ~bit;
 }
 

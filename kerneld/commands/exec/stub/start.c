@@ -32,6 +32,15 @@ void say(const char *text)
 	sys3(NR_write, 2, text, string_length(text));
 }
 
+/* The first process of a PID namespace does not end by a signal that it sends to itself: its parent gets the status of a
+ * shell's. Source: Linux v6.8 kernel/signal.c:sig_task_ignored(). */
+void end_by_sigkill(void)
+{
+	sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+	for (;;)
+		sys1(NR_exit_group, 128 + SIGKILL);
+}
+
 void die(const char *why)
 {
 	say("kerneld: ");
@@ -41,8 +50,7 @@ void die(const char *why)
 		sys1(NR_exit_group, STATUS_CANNOT_RUN);
 	}
 	say(": the program is ended\n");
-	for (;;)
-		sys2(NR_kill, sys0(NR_getpid), SIGKILL);
+	end_by_sigkill();
 }
 
 /* The connection has ended. */

@@ -34,7 +34,7 @@ enum {
 	NR_rt_sigsuspend = 130, NR_sigaltstack = 131, NR_personality = 135, NR_mlock = 149, NR_munlock = 150,
 	NR_mlockall = 151, NR_munlockall = 152, NR_prctl = 157, NR_arch_prctl = 158, NR_sysinfo = 99, NR_setrlimit = 160, NR_gettid = 186,
 	NR_futex = 202, NR_remap_file_pages = 216, NR_set_tid_address = 218, NR_mbind = 237, NR_set_mempolicy = 238, NR_get_mempolicy = 239, NR_exit_group = 231, NR_tgkill = 234, NR_openat = 257,
-	NR_readlinkat = 267, NR_set_robust_list = 273, NR_dup3 = 292, NR_prlimit64 = 302, NR_rseq = 334, NR_process_vm_readv = 310,
+	NR_readlinkat = 267, NR_set_robust_list = 273, NR_dup3 = 292, NR_prlimit64 = 302, NR_memfd_create = 319, NR_rseq = 334, NR_process_vm_readv = 310,
 	NR_process_vm_writev = 311, NR_seccomp = 317, NR_execveat = 322, NR_userfaultfd = 323, NR_mlock2 = 325, NR_pkey_mprotect = 329,
 	NR_pkey_alloc = 330, NR_pkey_free = 331, NR_clone3 = 435, NR_close_range = 436, NR_faccessat2 = 439,
 	NR_process_madvise = 440, NR_shadowpt_open = 462, NR_shadowpt_close = 463, NR_shadowpt_start = 464,
