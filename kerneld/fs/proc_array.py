@@ -179,6 +179,8 @@ def _read_anonymous(mm: MmStruct, start: Vaddr, end: Vaddr) -> bytes:
         try:
             data += read_remote_vm(mm, start, stop - start)
         except SysError:
+            if mm.frames.has_stalled:
+                raise
             break
         start = stop
     return data

@@ -22,6 +22,8 @@ def read_mem(mm: MmStruct, vaddr: Vaddr, length: int) -> bytes:
         try:
             parts.append(read_remote_vm(mm, vaddr, count, force=True))
         except SysError:
+            if mm.frames.has_stalled:
+                raise
             break
         vaddr += count
     if length and not parts:

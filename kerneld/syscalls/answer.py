@@ -6,10 +6,12 @@ Knows no byte of the wire. `Call` is the context of one request. `Answer` is its
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerneld.errors import SysError
+from kerneld.fs.fput import fput
 from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import WaitingSteps
@@ -90,7 +92,7 @@ def to_its_end(result: int | Answer | Work) -> Pieces:
 class Call:
     """One request on its way through a handler."""
 
-    __slots__ = ("args", "data", "fds", "kernel", "nr", "process", "thread", "work")
+    __slots__ = ("args", "data", "fds", "kernel", "nr", "nr_taken", "process", "thread", "work")
 
     def __init__(
         self, kernel: Kernel, thread: Thread, args: tuple[int, int, int, int, int, int], data: bytes, fds: list[int]
@@ -103,6 +105,8 @@ class Call:
         self.data = data
         self.fds = fds
         """Descriptors of the datagram that no earlier request has consumed."""
+        self.nr_taken = 0
+        """How many of them, from the first on, are this request's: they are closed when it has its answer."""
         self.nr = 0
         """The number of the request."""
         self.work: Work | None = None
@@ -145,8 +149,39 @@ class Call:
         return self.kernel.files.may_write(file, self.process.cred)
 
     def take_fd(self) -> int:
-        """Consume the next descriptor of the datagram. Raises SysError(EBADF) if none is left."""
-        if not self.fds:
+        """Return the next descriptor of the datagram: this request's, which may begin again and take it once more.
+
+        It is open until the request has its answer, or gives way between two pieces. Raises SysError(EBADF) if none is
+        left.
+        """
+        if not self.has_fd:
             raise SysError(errno.EBADF)
-        self.kernel.frames.may_stall = False
-        return self.fds.pop(0)
+        self.nr_taken += 1
+        return self.fds[self.nr_taken - 1]
+
+    @property
+    def has_fd(self) -> bool:
+        """Whether the datagram has a descriptor that no request has taken."""
+        return self.nr_taken < len(self.fds)
+
+    def take_own_fd(self) -> int:
+        """Do the same for a descriptor that is to stay open: the caller owns the one that is returned.
+
+        Raises SysError(EBADF), also for a number that is no descriptor, and SysError(EMFILE).
+        """
+        try:
+            return os.dup(self.take_fd())
+        except OSError as error:
+            raise SysError(error.errno or errno.EBADF) from None
+
+    def close_taken(self) -> None:
+        """Close the descriptors that this request has taken: they are consumed."""
+        taken = self.fds[: self.nr_taken]
+        del self.fds[: self.nr_taken]
+        self.nr_taken = 0
+        for fd in taken:
+            fput(fd)
+
+    def rewind(self, args: tuple[int, int, int, int, int, int], data: bytes) -> None:
+        """Give the request what it had at its start, because it begins again: arguments, inline data, descriptors."""
+        self.args, self.data, self.nr_taken = args, data, 0

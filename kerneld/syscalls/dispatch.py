@@ -63,10 +63,9 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         return -errno.ENOSYS
     kernel, thread, work = call.kernel, call.thread, call.work
     frames = kernel.frames
-    frames.has_stalled = False
+    frames.has_stalled, frames.may_stall = False, True
     if nr != RESTART:
         call.nr = nr
-        frames.may_stall = True
     if kernel.rq.curr is not thread:
         run_task(kernel.rq, thread)
     try:
@@ -85,7 +84,10 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         pieces = after_userfaults(call, HANDLERS[call.nr], awaits.fault)
         result = Work(pieces, is_interruptible=call.nr == _FAULT).go_on()
     except Exception:
+        call.close_taken()
         return _oops(call, nr)
+    finally:
+        frames.may_stall = False
     if thread.flags:
         exit_to_user_mode_prepare(thread)
     if frames.buddy.nr_free < frames.watermark_low and not kernel.dying.queue:
@@ -98,6 +100,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if delivered is not None:
         thread.delivered = None
         result = _with_signal(result, delivered)
+    if call.nr_taken and not isinstance(result, Work):
+        call.close_taken()
     if kernel.config.check_invariants and nr not in _CHANGE_NOTHING:
         kernel.check()
     return result
@@ -124,7 +128,7 @@ def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
         while True:
             while not pending.is_over:
                 yield pending
-            call.args, call.data = args, data
+            call.rewind(args, data)
             asking.take_up(told)
             try:
                 result = HANDLERS[nr](call)
@@ -152,8 +156,7 @@ def _tried_again(call: Call) -> Pieces:
     args, data = call.args, call.data
     while True:
         yield None
-        call.args, call.data = args, data
-        call.kernel.frames.may_stall = True
+        call.rewind(args, data)
         try:
             return (yield from to_its_end(HANDLERS[call.nr](call)))
         except SysError:

@@ -223,7 +223,7 @@ class Kernel:
         # No task runs now: if memory is short, the OOM killer must not blame the task of the last request.
         run_task(self.rq, None)
         # A new client is not made to wait for the memory of others: it needs one frame.
-        self.frames.may_stall, self.frames.may_use_reserve = False, True
+        self.frames.may_use_reserve = True
         try:
             return self._attach(sender, tid, token, flags, inherited)
         finally:
@@ -298,13 +298,15 @@ class Kernel:
         if self.ksmd.is_due:
             # If memory is short, the OOM killer must not blame the task of the last request.
             run_task(self.rq, None)
-            self.ksmd.run()
+            with self.frames.stalling():
+                self.ksmd.run()
             self.shadowpt.flush()
             self.check()
 
     def files_changed(self) -> None:
         """Handle changes of mapped files by other programs: unmap truncated pages, and update the shadow table."""
-        self.files.take_changes()
+        with self.frames.stalling():
+            self.files.take_changes()
         self.shadowpt.flush()
         self.check()
 

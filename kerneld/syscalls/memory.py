@@ -7,7 +7,6 @@ import errno
 from contextlib import closing, nullcontext
 
 from kerneld.errors import SysError
-from kerneld.fs.fput import fput
 from kerneld.mm.calls.brk import brk_in_pieces, do_brk
 from kerneld.mm.calls.madvise import (
     LONG_ADVICE,
@@ -67,8 +66,8 @@ def sys_mmap(call: Call) -> int | Answer | Work:
     addr, length, prot, flags, fd, offset = call.args
     mm = call.mm
     if offset & ~PAGE_MASK:
-        if not flags & _ANONYMOUS and call.fds:
-            fput(call.take_fd())
+        if not flags & _ANONYMOUS and call.has_fd:
+            call.take_fd()
         raise SysError(errno.EINVAL)
     if clears_in_pieces(mm, length, flags):
         return counted_work(call, _mmap_over(call))
@@ -96,12 +95,12 @@ def _file_to_map(call: Call, fd: int) -> File:
     `FileTable.open_fd` does.
     """
     thread, files = call.thread, call.kernel.files
-    if fd & ~_U32 == MMAP_SAME_FILE and not call.fds and thread.tlb is not None:
+    if fd & ~_U32 == MMAP_SAME_FILE and not call.has_fd and thread.tlb is not None:
         last = thread.mapped_file
         if last is None or not files.hold_same(last, fd & _U32, thread.tid):
             raise SysError(errno.ESTALE)
         return last
-    file = files.open_fd(call.take_fd(), call.process)
+    file = files.open_fd(call.take_own_fd(), call.process)
     if thread.tlb is not None:
         thread.mapped_file = file
     return file

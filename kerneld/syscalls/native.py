@@ -6,7 +6,6 @@ import errno
 from signal import SIGBUS, SIGSEGV
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.fs.fput import fput
 from kerneld.hw.paging import PF_INSTR, PF_WRITE
 from kerneld.mm.calls.mprotect import give_up_pkeys
 from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
@@ -187,16 +186,13 @@ def file_sync(call: Call) -> int | Answer | Work:
     SysError(EPERM) for a process that is not native.
     """
     fd = call.take_fd()
-    try:
-        _check_native(call)
-        flags, offset = call.args[:2]
-        if flags & FILE_SYNC_WRITE:
-            at = offset if flags & FILE_SYNC_AT else None
-            return Work(call.kernel.files.host_write(fd, call.data, at)).go_on()
-        if flags & FILE_SYNC_TRUNCATE:
-            return in_pieces(call.kernel.files.host_truncate(fd, offset))
-        if flags & FILE_SYNC_WRITTEN:
-            return in_pieces(call.kernel.files.after_host_write(fd, offset, call.args[2]))
-        return in_pieces(call.kernel.files.before_host_call(fd))
-    finally:
-        fput(fd)
+    _check_native(call)
+    flags, offset = call.args[:2]
+    if flags & FILE_SYNC_WRITE:
+        at = offset if flags & FILE_SYNC_AT else None
+        return Work(call.kernel.files.host_write(fd, call.data, at)).go_on()
+    if flags & FILE_SYNC_TRUNCATE:
+        return in_pieces(call.kernel.files.host_truncate(fd, offset))
+    if flags & FILE_SYNC_WRITTEN:
+        return in_pieces(call.kernel.files.after_host_write(fd, offset, call.args[2]))
+    return in_pieces(call.kernel.files.before_host_call(fd))

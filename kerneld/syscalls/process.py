@@ -8,7 +8,6 @@ import struct
 from resource import RUSAGE_SELF, RUSAGE_THREAD
 
 from kerneld.errors import SysError
-from kerneld.fs.fput import fput
 from kerneld.fs.open_file import is_in_memory
 from kerneld.mm.files.file import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
@@ -142,8 +141,8 @@ def sys_execve(call: Call) -> int | Answer:
     cred = call.process.cred
     files = call.kernel.files
     flags = call.args[3]
-    fd = call.take_fd()
-    strings_fd = call.take_fd() if flags & Exec.STRINGS_FD and call.fds else None
+    fd = call.take_own_fd()
+    strings_fd = call.take_fd() if flags & Exec.STRINGS_FD and call.has_fd else None
     held: list[File] = []
 
     def open_interpreter(path: str) -> File:
@@ -159,8 +158,6 @@ def sys_execve(call: Call) -> int | Answer:
         bprm = Binprm(file, filename, strings, dumpable=dumpable, host_auxv=extra, personality=personality)
         entry = do_execve(call.process, bprm, open_interpreter)
     finally:
-        if strings_fd is not None:
-            fput(strings_fd)
         for opened in held:
             files.put_unused(opened)
     # Linux v6.8 arch/x86/kernel/process_64.c:set_personality_64bit().

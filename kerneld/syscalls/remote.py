@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kerneld.errors import SysError
-from kerneld.fs.fput import fput
 from kerneld.mm.calls.access import pin_user_pages, unpin_user_pages
 from kerneld.mm.calls.madvise import PROCESS_ADVICE, madvise_in_pieces
 from kerneld.mm.space.mm import MmStruct
@@ -106,7 +105,6 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock
             if process.mm is not mm:
                 raise SysError(errno.EFAULT)
             count = min(end - vaddr, most_pages * PAGE_SIZE - vaddr % PAGE_SIZE)
-            mm.frames.may_stall = True
             left, fault = local.save(), None
             try:
                 with held(mm):
@@ -116,6 +114,9 @@ def _rw_in_pieces(process: Process, remote: list[Piece], local: _LocalIter, lock
             except SysError:
                 if not mm.frames.take_stall():
                     raise
+                # Pinned pages and the caller's own have to fit into memory together.
+                most_pages = max(most_pages // 2, _FEWEST_PINNED_PAGES)
+                local.restore(left)
                 yield None
                 pace.begin()
             if fault is not None:
@@ -133,8 +134,6 @@ def _rw_batch(mm: MmStruct, vaddr: Vaddr, length: int, local: _LocalIter, write:
     Source: Linux v6.8 mm/process_vm_access.c:process_vm_rw_single_vec().
     """
     pages = pin_user_pages(mm, vaddr, length, write=write)
-    # The caller's pieces are used up, so their faults cannot begin again.
-    mm.frames.may_stall = False
     try:
         return _rw_pages(mm, pages, vaddr % PAGE_SIZE, length, local, write=write)
     finally:
@@ -258,18 +257,14 @@ def sys_process_madvise(call: Call) -> int | Answer | Work:
     """
     pid, advice, flags = call.int_arg(0), call.int_arg(3), call.int_arg(4)
     count = call.args[2]
-    pidfd = call.take_fd() if call.fds else None
-    try:
-        if flags or count > UIO_MAXIOV:
-            raise SysError(errno.EINVAL)
-        ranges = import_iovec(_unpack_iovecs(call.data, count))
-        if pidfd is None and call.thread.tlb is not None:
-            # A native program names a pidfd: it has no such descriptor.
-            raise SysError(errno.EBADF)
-        process = call.get_process(pid if pidfd is None else _pid_of(pidfd))
-    finally:
-        if pidfd is not None:
-            fput(pidfd)
+    pidfd = call.take_fd() if call.has_fd else None
+    if flags or count > UIO_MAXIOV:
+        raise SysError(errno.EINVAL)
+    ranges = import_iovec(_unpack_iovecs(call.data, count))
+    if pidfd is None and call.thread.tlb is not None:
+        # A native program names a pidfd: it has no such descriptor.
+        raise SysError(errno.EBADF)
+    process = call.get_process(pid if pidfd is None else _pid_of(pidfd))
     check_process_madvise(call.process, process, advice)
     pieces = _vector_madvise(call, process, ranges, advice)
     return Work(counting_faults(call.process, process.live_mm, pieces)).go_on()
@@ -306,9 +301,12 @@ def _vector_madvise(call: Call, process: Process, ranges: list[Piece], advice: i
                 with held(mm):
                     is_over = next(steps, steps) is steps
             except SysError:
-                if left == total:
+                if mm.frames.take_stall():
+                    steps = madvise_in_pieces(mm, start, length, advice, call.may_write)
+                elif left == total:
                     raise
-                return total - left
+                else:
+                    return total - left
             if not is_over or pace.is_over():
                 yield None
                 pace.begin()

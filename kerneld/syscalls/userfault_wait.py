@@ -17,8 +17,7 @@ def after_userfaults(call: Call, handler: Callable[[Call], int | Answer | Work],
     args, data, process = call.args, call.data, call.process
     while True:
         yield from fault.wait(call.thread.tid)
-        call.args, call.data = args, data
-        call.kernel.frames.may_stall = True
+        call.rewind(args, data)
         faults = process.min_flt
         try:
             begun = handler(call)

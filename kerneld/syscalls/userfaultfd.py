@@ -9,7 +9,6 @@ from functools import partial
 from struct import Struct
 
 from kerneld.errors import SysError
-from kerneld.fs.fput import fput
 from kerneld.fs.mounts import is_userfaultfd_device
 from kerneld.mm.calls.userfaultfd import Source, check_range, mfill, register, unregister
 from kerneld.mm.space.userfaultfd import UserfaultfdCtx
@@ -68,12 +67,9 @@ def sys_ioctl(call: Call) -> int | Answer | Work:
     unknown command, and before UFFDIO_API.
     """
     fd, command = call.take_fd(), call.int_arg(1)
-    try:
-        ctx = call.kernel.userfaultfds.find(fd)
-        if ctx is None and command == USERFAULTFD_IOC_NEW and is_userfaultfd_device(os.fstat(fd)):
-            return _new(call, call.int_arg(2))
-    finally:
-        fput(fd)
+    ctx = call.kernel.userfaultfds.find(fd)
+    if ctx is None and command == USERFAULTFD_IOC_NEW and is_userfaultfd_device(os.fstat(fd)):
+        return _new(call, call.int_arg(2))
     if ctx is None:
         raise SysError(errno.ENOTTY)
     ioctl = _IOCTLS.get(command)

@@ -116,6 +116,8 @@ def lock_mm_and_find_vma(mm: MmStruct, address: Vaddr) -> Vma | None:
     try:
         expand_stack(mm, vma, address)
     except SysError:
+        if mm.frames.has_stalled:
+            raise
         return None
     return vma
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kerneld.syscalls import dispatch
 from kerneld.syscalls.answer import Answer, Call, Work
 from kerneld.syscalls.table import RESTART
@@ -22,11 +24,13 @@ class Pieces:
             self.give_up(program)
         return list(self._calls)
 
-    def begin(self, program: Program, nr: int, *args: int, data: bytes = b"") -> Answer | None:
-        """Run the first piece of a request; return the answer if there is one already."""
+    def begin(
+        self, program: Program, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()
+    ) -> Answer | None:
+        """Run the first piece of a request; return the answer if there is one already. The descriptors become its."""
         assert program not in self._calls
         a, b, c, d, e, f = [arg & U64_MASK for arg in args] + [0] * (6 - len(args))
-        call = Call(program.kernel, program.thread, (a, b, c, d, e, f), data, [])
+        call = Call(program.kernel, program.thread, (a, b, c, d, e, f), data, [*fds])
         return self._note(program, call, dispatch.run(call, nr))
 
     def go_on(self, program: Program) -> Answer | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import structlog
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.syscalls.answer import Answer, Call
+from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from shared.uapi.signals import SI_KERNEL, Disposition
 from shared.uapi.syscalls import Nr
-from shared.wire import SigInfo
+from shared.wire import Request, SigInfo
 from tests.support.programs import BASE, USER, Program, World
 
 
@@ -68,14 +70,35 @@ class TestOutcomes:
         def handler(call: Call) -> int:
             taken = call.take_fd()
             seen.append(os.pread(taken, 1, 0))
-            os.close(taken)
-            return len(call.fds)
+            return taken
 
         ends = os.pipe()
-        assert program.call(install(handler), fds=[fd, ends[0]]) == 1
-        assert seen == [b"x"]
-        for end in ends:
+        left = [os.dup(fd), os.dup(ends[0])]
+        first, second = left
+        request = Request(install(handler), (0, 0, 0, 0, 0, 0), b"")
+        assert dispatch(program.kernel, program.thread, request, left).ret == first
+        assert (seen, left) == ([b"x"], [second])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(first)
+        for end in (*ends, second):
             os.close(end)
+
+    def test_a_request_that_begins_again_has_its_descriptors_again(
+        self, program: Program, install: Install, fd: int
+    ) -> None:
+        taken: list[bytes] = []
+
+        def handler(call: Call) -> int:
+            taken.append(os.pread(call.take_fd(), 1, 0))
+            with contextlib.suppress(SysError):
+                call.take_fd()
+            if len(taken) < 3:
+                call.kernel.frames.has_stalled = True
+                raise SysError(errno.ENOMEM)
+            return call.args[0]
+
+        assert program.call(install(handler), 7, fds=[fd]) == 7
+        assert taken == [b"x"] * 3
 
     def test_a_descriptor_that_is_not_there(self, program: Program, install: Install) -> None:
         assert program.call(install(lambda call: call.take_fd())) == -errno.EBADF

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from signal import SIGKILL
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,15 +18,14 @@ from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
 from kerneld.mm.reclaim import vmscan
 from kerneld.mm.space import dying, pace
 from kerneld.mm.space.wait import Wait
-from kerneld.syscalls.answer import Call, Work
-from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
-from kerneld.syscalls.table import RESTART
 from kerneld.task.cpu import touch_in_pieces
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Access, Nr
-from tests.support.programs import ANON, BASE, FIXED, READ, ROOT, RW, SHARED, Program, World
+from shared.uapi.userfaultfd import API, COPY, REGISTER, UFFD_API, RegisterMode, Uffdio
+from tests.support.pieces import Pieces
+from tests.support.programs import ANON, BASE, FIXED, READ, ROOT, RW, SHARED, Program, World, iovecs
 
 RAM_BYTES = 32 << 20
 RAM_PAGES = RAM_BYTES // PAGE_SIZE
@@ -59,6 +61,15 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Program]
         assert program.answer(Nr.TOUCH, vaddr, step, access).ret == 16
         vaddr += step
     yield program
+    world.close()
+
+
+@pytest.fixture
+def idle() -> Iterator[Program]:
+    """A program of a machine with much free memory: `Stuck` makes it short."""
+    world = World(KernelConfig(ram_bytes=RAM_BYTES, superuser_uid=ROOT, swap_bytes=RAM_BYTES))
+    world.kernel.vmscan.in_pieces = True
+    yield world.attach(ROOT)
     world.close()
 
 
@@ -113,57 +124,131 @@ class Stuck:
         self._monkeypatch.undo()
 
 
-def stuck_call(program: Program, call: str) -> tuple[int, tuple[int, ...], int]:
-    """Return the number, the arguments and the result of a call that needs frames."""
+class Needy(NamedTuple):
+    """A call that needs frames, and what it returns."""
+
+    nr: int
+    args: tuple[int, ...]
+    result: int
+    data: bytes = b"x"
+    fds: tuple[int, ...] = ()
+
+
+def needy(program: Program, call: str) -> Needy:
     at = program.call(Nr.MMAP, 0, 8 * PAGE_SIZE, RW, ANON)
     length = 8 * PAGE_SIZE
-    known: dict[str, tuple[int, tuple[int, ...], int]] = {
-        "store": (Nr.STORE, (at, 1), 1),
-        "touch": (Nr.TOUCH, (at, length, Access.WRITE), 8),
-        "mlock": (Nr.MLOCK, (at, length), 0),
-        "MAP_POPULATE": (Nr.MMAP, (at, length, RW, ANON | FIXED | Map.POPULATE.value), at),
-        "POPULATE_WRITE": (Nr.MADVISE, (at, length, Madv.POPULATE_WRITE.value), 0),
-        "fork": (Nr.CLONE, (0,), 0),
-        "get_mempolicy": (Nr.GET_MEMPOLICY, (0, 0, 0, at, 3), 0),
-        "/proc/PID/mem": (Nr.MEM_RW, (program.pid, at, at + 4 * PAGE_SIZE, PAGE_SIZE, 0), PAGE_SIZE),
+    known = {
+        "store": Needy(Nr.STORE, (at, 1), 1),
+        "touch": Needy(Nr.TOUCH, (at, length, Access.WRITE), 8),
+        "mlock": Needy(Nr.MLOCK, (at, length), 0),
+        "MAP_POPULATE": Needy(Nr.MMAP, (at, length, RW, ANON | FIXED | Map.POPULATE.value), at),
+        "POPULATE_WRITE": Needy(Nr.MADVISE, (at, length, Madv.POPULATE_WRITE.value), 0),
+        "fork": Needy(Nr.CLONE, (0,), 0),
+        "get_mempolicy": Needy(Nr.GET_MEMPOLICY, (0, 0, 0, at, 3), 0),
+        "/proc/PID/mem": Needy(Nr.MEM_RW, (program.pid, at, at + 4 * PAGE_SIZE, PAGE_SIZE, 0), PAGE_SIZE),
+        "read of mem": Needy(Nr.PROCREAD, (at, PAGE_SIZE), PAGE_SIZE, f"{program.pid}/mem".encode()),
+        "process_vm_readv": Needy(
+            Nr.PROCESS_VM_READV,
+            (program.pid, 1, 1, 1, 1, 0),
+            PAGE_SIZE,
+            iovecs((at, PAGE_SIZE), (at + length // 2, PAGE_SIZE)),
+        ),
     }
-    return known[call]
+    return known[call] if call in known else needy_of_file(program, call, at, length)
 
 
-@pytest.mark.parametrize(
-    "call", ["store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE", "fork", "/proc/PID/mem", "get_mempolicy"]
-)
-def test_a_reclaim_without_progress_lets_others_act(
-    program: Program, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One attempt a turn. The call ends as it does with memory."""
-    kernel = program.kernel
-    nr, args, result = stuck_call(program, call)
-    words = [*args, *[0] * (6 - len(args))]
-    request = Call(kernel, program.thread, (*words,), b"x", [])  # type: ignore[arg-type]
+def needy_of_file(program: Program, call: str, at: int, length: int) -> Needy:
+    """Return a call that needs a descriptor too."""
+    if call == "execve":
+        return Needy(Nr.EXECVE, (1, 1, 1), 0, b"true\0", (os.open("/bin/true", os.O_RDONLY),))
+    if call == "UFFDIO_COPY":
+        (fd,) = program.answer(Nr.USERFAULTFD, os.O_NONBLOCK).fds
+        for command, record in (
+            (Uffdio.API, API.pack(UFFD_API, 0, 0)),
+            (Uffdio.REGISTER, REGISTER.pack(at, length, RegisterMode.MISSING, 0)),
+        ):
+            assert program.call(Nr.IOCTL, fd, command, 0, data=record, fds=[fd]) == 0
+        source = program.call(Nr.MMAP, 0, PAGE_SIZE, RW, ANON)
+        program.store(source, b"x")
+        given = COPY.pack(at, source, PAGE_SIZE, 0, 0)
+        return Needy(Nr.IOCTL, (fd, Uffdio.COPY, 0), 0, given, (fd,))
+    fd = os.memfd_create("needy")
+    os.ftruncate(fd, length)
+    if call == "mmap of a file":
+        return Needy(Nr.MMAP, (at, length, RW, SHARED | FIXED | Map.POPULATE.value, fd), at, b"", (fd,))
+    assert call == "mmap of a file, in pieces"
+    wide = program.call(Nr.MMAP, 0, 3 * PMD_SIZE, RW, ANON)
+    return Needy(Nr.MMAP, (wide, 3 * PMD_SIZE, RW, SHARED | FIXED | Map.POPULATE.value, fd), wide, b"", (fd,))
+
+
+CALLS = (
+    "store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE", "fork", "/proc/PID/mem", "get_mempolicy",
+    "read of mem", "process_vm_readv", "execve", "UFFDIO_COPY", "mmap of a file", "mmap of a file, in pieces",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_reclaim_without_progress_lets_others_act(idle: Program, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt a turn, whatever others do meanwhile. The call ends as it does with memory."""
+    kernel, pieces = idle.kernel, Pieces()
+    other = Program(kernel, kernel.attach(Sender(idle.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0))
+    fd = os.memfd_create("other's")
+    nr, args, result, data, fds = needy(idle, call)
     stuck = Stuck(kernel, monkeypatch)
-    outcome = run(request, nr)
-    for turn in range(1, 6):
-        assert isinstance(outcome, Work)
-        assert stuck.attempts == turn
-        request.work = outcome
-        outcome = run(request, RESTART)
+    answer = pieces.begin(idle, nr, *args, data=data, fds=fds)
+    for _ in range(10):
+        assert answer is None
+        attempts = stuck.attempts
+        other.mmap(1, READ, SHARED, fd=fd)
+        answer = pieces.go_on(idle)
+        assert stuck.attempts <= attempts + 1
+    assert stuck.attempts >= 5
+    os.close(fd)
     stuck.end()
-    while isinstance(outcome, Work):
-        request.work = outcome
-        outcome = run(request, RESTART)
-    ret = outcome if isinstance(outcome, int) else outcome.ret
-    assert ret == result or (call == "fork" and ret > 0)
-    if call != "fork":
-        assert call in ("/proc/PID/mem", "get_mempolicy") or program.load(args[0]) in (b"x", b"\0")
+    while answer is None:
+        answer = pieces.go_on(idle)
+    assert answer.ret == result or (call == "fork" and answer.ret > 0)
+    for each in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(each)
+    if call in ("store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE"):
+        assert idle.load(args[0]) in (b"x", b"\0")
     assert not kernel.frames.vmstat["oom_kill"]
 
 
-def test_at_last_the_killer_comes(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = program.kernel
-    nr, args, _ = stuck_call(program, "store")
+@pytest.mark.parametrize("call", ["touch", "POPULATE_WRITE", "MAP_POPULATE"])
+def test_many_frames_and_then_one_are_one_attempt(idle: Program, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page table is there: the call asks for frames for all of it, and else for one after the other."""
+    kernel, pieces = idle.kernel, Pieces()
+    nr, args, result, *_ = needy(idle, call)
+    idle.store(args[0] + 7 * PAGE_SIZE, b"x")
+    idle.call(Nr.MADVISE, args[0], 8 * PAGE_SIZE, Madv.DONTNEED.value)
     stuck = Stuck(kernel, monkeypatch)
-    answer = program.answer(nr, *args, data=b"x")
+    assert pieces.begin(idle, nr, *args) is None
+    assert stuck.attempts == 1
+    stuck.end()
+    while (answer := pieces.go_on(idle)) is None:
+        pass
+    assert answer.ret == result
+
+
+def test_advice_that_memory_is_too_short_for_fails_as_ever(idle: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MADV_WILLNEED of swapped pages and a hole: ENOMEM because of the hole, and it is not made again."""
+    at = idle.call(Nr.MMAP, 0, 4 * PAGE_SIZE, RW, ANON)
+    idle.store(at, b"x")
+    idle.call(Nr.MUNMAP, at + PAGE_SIZE, PAGE_SIZE)
+    idle.call(Nr.MADVISE, at, PAGE_SIZE, Madv.PAGEOUT.value)
+    stuck = Stuck(idle.kernel, monkeypatch)
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 60.0)
+    assert idle.call(Nr.MADVISE, at, 4 * PAGE_SIZE, Madv.WILLNEED.value) == -errno.ENOMEM
+    assert stuck.attempts == 1
+
+
+def test_at_last_the_killer_comes(idle: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = idle.kernel
+    nr, args, *_ = needy(idle, "store")
+    stuck = Stuck(kernel, monkeypatch)
+    answer = idle.answer(nr, *args, data=b"x")
     assert (answer.signo, stuck.attempts) == (SIGKILL, vmscan.MAX_RECLAIM_RETRIES + 1)
     assert kernel.frames.vmstat["oom_kill"] == 1
 
@@ -180,10 +265,10 @@ def test_a_new_client_uses_the_reserve(program: Program, is_deep: bool, monkeypa
 
 @pytest.mark.parametrize("call", ["store", "fork"])
 def test_who_waits_for_the_memory_of_the_dead_waits_a_part_of_a_turn(
-    program: Program, call: str, monkeypatch: pytest.MonkeyPatch
+    idle: Program, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = program.kernel
-    dead = Program(kernel, kernel.attach(Sender(program.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0))
+    kernel = idle.kernel
+    dead = Program(kernel, kernel.attach(Sender(idle.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0))
     for place in range(16):
         at = dead.mmap(1, at=BASE + 2 * place * PMD_SIZE)
         dead.store(at, b"x")
@@ -191,18 +276,51 @@ def test_who_waits_for_the_memory_of_the_dead_waits_a_part_of_a_turn(
     monkeypatch.setattr(dying, "_AWAITED_SECONDS", 0.0)
     monkeypatch.setattr(kernel.frames, "watermark_min", kernel.frames.free_pages + 6)
     kernel.process_died(dead.process)
-    nr, args, result = stuck_call(program, call)
-    request = Call(kernel, program.thread, (*args, *[0] * (6 - len(args))), b"x", [])  # type: ignore[arg-type]
-    outcome, turns = run(request, nr), 0
-    while isinstance(outcome, Work):
+    nr, args, result, *_ = needy(idle, call)
+    pieces, turns = Pieces(), 0
+    answer = pieces.begin(idle, nr, *args, data=b"x")
+    while answer is None:
         assert kernel.dying.queue
-        request.work, turns = outcome, turns + 1
-        outcome = run(request, RESTART)
-    assert outcome == result or call == "fork"
+        turns += 1
+        answer = pieces.go_on(idle)
+    assert answer.ret == result or call == "fork"
     monkeypatch.undo()
     kernel.dying.finish()
     assert turns > 2
     assert not kernel.frames.vmstat["allocstall_movable"]
+
+
+@pytest.mark.parametrize("call", ["brk", "a stack that grows", "mmap"])
+def test_who_waits_for_the_promises_to_the_dead_gets_them(
+    idle: Program, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vm.overcommit_memory is 2, and all is promised to a process that is being taken down."""
+    kernel, pieces = idle.kernel, Pieces()
+    kernel.sysctl.overcommit_memory = 2
+    dead = Program(kernel, kernel.attach(Sender(idle.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0))
+    stack = idle.mmap(1, flags=ANON | Map.GROWSDOWN.value, at=BASE)
+    place = 0
+    while dead.mmap(64, at=BASE + 2 * place * PMD_SIZE) > 0:
+        place += 1
+    monkeypatch.setattr(kernel.dying, "slice_seconds", 0.0)
+    monkeypatch.setattr(dying, "_AWAITED_SECONDS", 0.0)
+    kernel.process_died(dead.process)
+    start = idle.call(Nr.BRK, 0)
+    nr, args, data, result = {
+        "brk": (Nr.BRK, (start + 512 * PAGE_SIZE,), b"", start + 512 * PAGE_SIZE),
+        "a stack that grows": (Nr.STORE, (stack - 512 * PAGE_SIZE, 1), b"x", 1),
+        "mmap": (Nr.MMAP, (2 * BASE, 512 * PAGE_SIZE, RW, ANON | FIXED), b"", 2 * BASE),
+    }[call]
+    turns = 0
+    answer = pieces.begin(idle, nr, *args, data=data)
+    while answer is None:
+        assert kernel.dying.queue
+        turns += 1
+        answer = pieces.go_on(idle)
+    assert (answer.ret, answer.signo) == (result, 0)
+    assert turns > 1
+    monkeypatch.undo()
+    kernel.dying.finish()
 
 
 def test_the_background_pass_waits_a_turn_for_a_direct_reclaim(

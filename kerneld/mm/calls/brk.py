@@ -50,6 +50,8 @@ def brk_in_pieces(mm: MmStruct, brk: Vaddr, *, privileged: bool, vm_flags: int =
                 return mm.brk
             do_brk_flags(mm, old, new - old, vm_flags, above=mm.start_brk)
     except SysError:
+        if mm.frames.has_stalled:
+            raise
         return mm.brk
     set_brk(mm, brk)
     return brk

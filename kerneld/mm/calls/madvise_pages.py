@@ -6,7 +6,6 @@ madvise_free_pte_range(), madvise_cold_or_pageout_pte_range().
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -50,19 +49,25 @@ def madvise_willneed(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
     Source: Linux v6.8 mm/madvise.c:swapin_walk_pmd_entry(), shmem_swapin_range() and, for a file of a disk,
     mm/readahead.c:force_page_cache_ra().
     """
-    with contextlib.suppress(SysError):
-        if vma.file is None:
-            _swap_in(mm, start, end)
-            return
-        mapping = vma.file.mapping
-        first = vma.page_index(start)
-        last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
-        if mapping.is_shmem:
-            shmem_swapin_range(mm.frames, mapping, first, last)
-            return
-        mapping.host.read(first, last)
-        for index in mapping.shadows.between(first, last):
-            mapping.ensure_page(index)
+    try:
+        _read_ahead(mm, vma, start, end)
+    except SysError:
+        mm.frames.has_stalled = False  # What memory is too short for is not read.
+
+
+def _read_ahead(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
+    if vma.file is None:
+        _swap_in(mm, start, end)
+        return
+    mapping = vma.file.mapping
+    first = vma.page_index(start)
+    last = min(first + ((end - start) >> PAGE_SHIFT), mapping.last_index())
+    if mapping.is_shmem:
+        shmem_swapin_range(mm.frames, mapping, first, last)
+        return
+    mapping.host.read(first, last)
+    for index in mapping.shadows.between(first, last):
+        mapping.ensure_page(index)
 
 
 def _swap_in(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:

@@ -15,6 +15,7 @@ time. An index into the memoryview costs a third of an index into the array.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 from collections import Counter
@@ -121,7 +122,8 @@ class Frames:
         """Called with the number of wanted frames if that would leave `watermark_min` or fewer free. It makes room, or
         raises SysError(ENOMEM) (Linux: __alloc_pages_slowpath())."""
         self.may_stall = False
-        """Whether the call that runs can begin again: then an allocation in it reclaims at most once."""
+        """Whether what runs can begin again, or go on later: then an allocation in it reclaims at most once. So it is
+        for each request, from its first piece to its last."""
         self.has_stalled = False
         """Whether `slowpath` has raised SysError(ENOMEM) because of that: see `take_stall`."""
         self.may_use_reserve = False
@@ -134,6 +136,15 @@ class Frames:
         """The accounts of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
         self._next_mapping = 1
+
+    @contextlib.contextmanager
+    def stalling(self) -> Iterator[None]:
+        """Let allocations reclaim at most once: what runs, outside of requests, goes on later."""
+        self.may_stall = True
+        try:
+            yield
+        finally:
+            self.may_stall = self.has_stalled = False
 
     def take_stall(self) -> bool:
         """Return whether an allocation has failed only because reclaim takes longer, and forget it.

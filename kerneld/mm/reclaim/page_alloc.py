@@ -2,9 +2,9 @@
 
 Owns the order of the attempts. `Frames` calls `PageAlloc.slowpath` if an allocation would go below the minimum.
 In Linux a task that reclaims is preempted, and sleeps between two attempts (reclaim_throttle()). Here nobody else can
-run before the allocation has returned. So it fails after one attempt (`Frames.may_stall`), and the call or the fault
-begins again in its next turn. Answers to Linux v6.8 mm/page_alloc.c: calculate_min_free_kbytes(),
-__setup_per_zone_wmarks(), __alloc_pages_slowpath(), should_reclaim_retry().
+run before the allocation has returned. So it fails after one attempt (`Frames.may_stall`), as do all others in the same
+turn, and the call or the fault begins again in its next turn. Answers to Linux v6.8 mm/page_alloc.c:
+calculate_min_free_kbytes(), __setup_per_zone_wmarks(), __alloc_pages_slowpath(), should_reclaim_retry().
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class PageAlloc:
         """
         frames = self._frames
         while not self._is_enough(count):
+            if frames.may_stall and frames.has_stalled:
+                raise SysError(errno.ENOMEM)
             wanted = count + frames.watermark_min - frames.free_pages
             if self._vmscan.in_pieces:
                 wanted = max(min(wanted, count + _MOST_AT_ONCE), min(frames.total_pages >> _SHARE_SHIFT, _MOST_AT_ONCE))

@@ -19,7 +19,7 @@ from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.writeback import mkclean_in_pieces
 from kerneld.mm.vm_flags import VM_SHARED
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Vaddr
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, Vaddr
 
 _UNMAPPED_AT_ONCE = 16 * PMD_SIZE
 _DROPPED_AT_ONCE = 4096
@@ -108,20 +108,25 @@ def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:
     yield from _drop_in_pieces(mapping, first, MAX_INDEX, pace)
     mapping.host.truncate(first)
     if tail and (first - 1 in mapping.pages or first - 1 in mapping.swapped):
-        _zero_rest_of_page(mapping, first - 1, tail)
+        yield from _zero_rest_of_page(mapping, first - 1, tail)
 
 
-def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> None:
+def _zero_rest_of_page(mapping: AddressSpace, index: int, tail: int) -> Iterator[None]:
     """Clear the bytes from `tail` on of the file's last page; the page of a file in memory becomes dirty.
 
-    If the page cannot be read from the swap file, the real file's page is used, which the host has truncated already.
+    Yields as long as reclaim makes room for the page. If the page cannot be read from the swap file, the real file's
+    page is used, which the host has truncated already.
     Source: Linux v6.8 mm/truncate.c:truncate_inode_partial_folio(), mm/shmem.c:shmem_undo_range().
     """
-    try:
-        pfn = mapping.ensure_page(index)
-    except SysError:
-        shmem_free_swap(mapping.frames, mapping, index, index + 1)
-        return
+    pfn: Pfn | None = None
+    while pfn is None:
+        try:
+            pfn = mapping.ensure_page(index)
+        except SysError:
+            if not mapping.frames.take_stall():
+                shmem_free_swap(mapping.frames, mapping, index, index + 1)
+                return
+            yield
     mapping.zero_page_from(pfn, tail)
     if mapping.is_shmem:
         mapping.set_dirty(index, pfn)
