@@ -10,7 +10,7 @@ import pytest
 
 from kerneld.fs import kept_files
 from kerneld.mm.frames.frames import PG_LRU
-from kerneld.mm.reclaim.vmscan import reclaim_pages
+from kerneld.mm.reclaim.shrink import reclaim_pages
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from tests.support.file_machine import RW, TEXT, FileMachine, unmap

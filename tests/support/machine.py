@@ -28,7 +28,8 @@ from kerneld.mm.frames.frames import PG_LRU, PG_UNEVICTABLE, Frames
 from kerneld.mm.frames.swap import SwapFile
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.reclaim.page_alloc import PageAlloc
-from kerneld.mm.reclaim.vmscan import Vmscan, reclaim_pages
+from kerneld.mm.reclaim.shrink import reclaim_pages
+from kerneld.mm.reclaim.vmscan import Vmscan
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.vma import Vma

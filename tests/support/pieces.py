@@ -24,9 +24,7 @@ class Pieces:
             self.give_up(program)
         return list(self._calls)
 
-    def begin(
-        self, program: Program, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()
-    ) -> Answer | None:
+    def begin(self, program: Program, nr: int, *args: int, data: bytes = b"", fds: Sequence[int] = ()) -> Answer | None:
         """Run the first piece of a request; return the answer if there is one already. The descriptors become its."""
         assert program not in self._calls
         a, b, c, d, e, f = [arg & U64_MASK for arg in args] + [0] * (6 - len(args))

@@ -28,7 +28,7 @@ from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED
 from kerneld.mm.frames.huge_frames import PG_LARGE
 from kerneld.mm.frames.lru import folio_deactivate, folio_mark_lazyfree
 from kerneld.mm.frames.swap_state import folio_free_swap, read_swap_cache
-from kerneld.mm.reclaim.vmscan import reclaim_pages
+from kerneld.mm.reclaim.shrink import reclaim_pages
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pagewalk import Leaf, Run
 from kerneld.mm.space.split_folio import estimated_sharers, split_folio

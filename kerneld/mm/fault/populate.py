@@ -195,10 +195,7 @@ def fault_one(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> int:
 
 
 def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
-    """Fill the empty entries of a leaf table; if too few frames are free, leave the entries to single faults.
-
-    Raises SysError(ENOMEM) if a reclaim for them takes longer than a turn.
-    """
+    """Fill the empty entries of a leaf table; if too few frames are free, leave the entries to single faults."""
     entries = mm.frames.ram.words_np[leaf.low : leaf.high]
     empty = entries == 0
     count = int(np.count_nonzero(empty))
@@ -216,8 +213,6 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
         pfns = mm.frames.alloc_pages(count, anon_flags(vma))
     except SysError:
         mm.range_faults -= count
-        if mm.frames.has_stalled:
-            raise
         return
     mm.frames.mapping[pfns] = number
     mm.frames.index[pfns] = np.flatnonzero(empty).astype(np.uint64) + np.uint64(vma.page_index(leaf.start))

@@ -55,7 +55,7 @@ class PageAlloc:
         self._vmscan = vmscan
         self._out_of_memory = out_of_memory
         self._no_progress_loops = 0
-        """The attempts in a row that have freed nothing."""
+        """The attempts in a row that have freed nothing where not even one frame is left."""
         init_per_zone_wmark_min(frames, sysctl)
         frames.slowpath = self.slowpath
 
@@ -83,10 +83,11 @@ class PageAlloc:
             wanted = count + frames.watermark_min - frames.free_pages
             if self._vmscan.in_pieces:
                 wanted = max(min(wanted, count + _MOST_AT_ONCE), min(frames.total_pages >> _SHARE_SHIFT, _MOST_AT_ONCE))
-            progress = self._vmscan.try_to_free_pages(wanted)
-            self._no_progress_loops = 0 if progress else self._no_progress_loops + 1
+            progress = self._vmscan.try_to_free_pages(wanted) or self._vmscan.crowded.take_progress()
+            self._no_progress_loops = 0 if progress or self._is_enough(1) else self._no_progress_loops + 1
             if not self._should_retry(count):
-                self._no_progress_loops = 0
+                if count == 1:
+                    self._no_progress_loops = 0
                 break
             if frames.may_stall and self._vmscan.in_pieces and not self._is_enough(count):
                 frames.has_stalled = True

@@ -8,7 +8,7 @@ mm/rmap.c:try_to_unmap_one().
 | frame                                 | result                                                                      |
 |---------------------------------------|-----------------------------------------------------------------------------|
 | of a locked VMA                       | unevictable                                                                 |
-| that a crowd of VMAs may map          | stays: see `kerneld.mm.reclaim.vmscan`                                      |
+| that a crowd of VMAs may map          | stays: see `kerneld.mm.reclaim.crowd`                                       |
 | used by more than one entry, or twice | active                                                                      |
 | used once since the last check        | stays, and is marked as referenced: the next use makes it active            |
 | held by a call                        | active                                                                      |
@@ -49,7 +49,7 @@ from kerneld.mm.frames.frames import (
     Pfns,
 )
 from kerneld.mm.frames.huge_frames import PG_LARGE
-from kerneld.mm.frames.lru import folio_activate, mlock_folios, putback
+from kerneld.mm.frames.lru import folio_activate, isolate, mlock_folios, putback
 from kerneld.mm.frames.swap_state import add_to_swap, delete_many_from_swap_cache, folio_free_swap, swap_writepages
 from kerneld.mm.frames.workingset import workingset_eviction
 from kerneld.mm.space.pagewalk import Words
@@ -59,6 +59,8 @@ from kerneld.mm.space.vma import vma_has_recency
 from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
 
 Mask = npt.NDArray[np.bool_]
+BATCH_MAX = 512
+"""The most frames of one batch."""
 
 
 class Users:
@@ -185,7 +187,7 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask, ke
     """
     words = frames.ram.words_np
     lazyfree = frames.has(pfns, PG_ANON) & ~frames.has(pfns, PG_SWAPBACKED)
-    entries = _swap_entries(frames, pfns)
+    entries = swap_entries(frames, pfns)
     stay, dirtied = np.zeros((2, len(pfns)), dtype=np.bool_)
     for mapped in users.entries:
         at = mapped.at
@@ -212,7 +214,7 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask, ke
     return stay
 
 
-def _swap_entries(frames: Frames, pfns: Pfns) -> Words:
+def swap_entries(frames: Frames, pfns: Pfns) -> Words:
     """Return the entry that replaces each frame's: one of its slot, or 0 if it has none."""
     exclusive = frames.has(pfns, PG_ANON_EXCLUSIVE)
     entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * u64(PTE_SWP_EXCLUSIVE)
@@ -307,3 +309,15 @@ def _activate(frames: Frames, pfns: Pfns) -> None:
             folio_free_swap(frames, pfn)
     pfns = pfns[~frames.has(pfns, PG_UNEVICTABLE)]
     folio_activate(frames, pfns)
+
+
+def reclaim_pages(frames: Frames, pfns: Pfns, *, may_write: bool = True) -> int:
+    """Reclaim these frames of the LRU lists, each given once, used or not. Return the number of freed frames.
+
+    Source: Linux v6.8 mm/vmscan.c:reclaim_pages().
+    """
+    isolate(frames, pfns)
+    return sum(
+        shrink_folio_list(frames, pfns[start : start + BATCH_MAX], ignore_references=True, may_write=may_write)
+        for start in range(0, len(pfns), BATCH_MAX)
+    )

@@ -7,9 +7,9 @@ multi-generational LRU (lru_gen), cgroups and more nodes than one.
 
 Differs from Linux: the background pass has no thread; it runs in pieces between requests. If many pages are wanted, or
 all so far were in use, a batch is larger than 32 pages. If a direct reclaim has scanned thousands of pages and all were
-in use, it takes the oldest: here all programs wait for it, in Linux only one. A page of a file that hundreds of VMAs
-may map is unmapped by the background pass, in pieces, and judged when it comes to the tail again; a direct reclaim
-leaves it, as Linux leaves a page whose locks others hold (folio_referenced(), FOLIOREF_KEEP).
+in use, it takes the oldest: here all programs wait for it, in Linux only one. A page that hundreds of VMAs may map is
+left by a direct reclaim, as Linux leaves a page whose locks others hold (folio_referenced(), FOLIOREF_KEEP); the
+background pass unmaps it (`kerneld.mm.reclaim.crowd`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,16 @@ from math import isqrt
 
 import numpy as np
 
-from kerneld.mm.files.filemap import AddressSpace
-from kerneld.mm.frames.frames import PG_ACTIVE, PG_UNEVICTABLE, PG_WORKINGSET, Frames, Pfns
-from kerneld.mm.frames.huge_frames import PG_LARGE
-from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate, lru_note_cost, putback, recent_lru_sizes
+from kerneld.mm.frames.frames import PG_ACTIVE, PG_WORKINGSET, Frames, Pfns
+from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, lru_note_cost, putback, recent_lru_sizes
 from kerneld.mm.limits import Sysctl
-from kerneld.mm.reclaim.shrink import Users, shrink_folio_list
+from kerneld.mm.reclaim.crowd import Crowded
+from kerneld.mm.reclaim.shrink import BATCH_MAX, Users, shrink_folio_list
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.rmap_walk import Patience
-from kerneld.mm.space.split_folio import split_crowded_folio
-from kerneld.mm.space.truncate import unmap_mapping_in_pieces
 
 DEF_PRIORITY = 12
 MAX_RECLAIM_RETRIES = 16
-_BATCH_MAX = 512
 _BACKGROUND_BATCH = 128
 _MOST_SCANNED = 1024
 """The pages that a direct reclaim scans before it takes pages that are in use."""
@@ -62,7 +58,7 @@ class ScanControl:
         """The number of pages that are taken from a list at once: twice as many each time, if all were in use."""
         wanted, most = self.nr_to_reclaim - self.nr_reclaimed, _BACKGROUND_BATCH
         if self.is_direct:
-            wanted, most = max(wanted, 0 if self.nr_reclaimed else self.nr_scanned), _BATCH_MAX
+            wanted, most = max(wanted, 0 if self.nr_reclaimed else self.nr_scanned), BATCH_MAX
         return min(max(SWAP_CLUSTER_MAX, wanted), most)
 
     @property
@@ -94,8 +90,7 @@ class Vmscan:
         self._background: Iterator[None] | None = None
         """The rest of the background pass; None if none is running."""
         self._background_freed = 0
-        self._crowded: list[int] = []
-        """The frames whose entries the background pass has still to look for, because there may be many."""
+        self.crowded = Crowded(frames)
         self.kswapd_failures = 0
         """The number of background passes in a row that freed nothing. At 16 they stop until a direct reclaim
         succeeds."""
@@ -207,6 +202,8 @@ class Vmscan:
                 self._background_freed += scan.nr_reclaimed - before
                 before = scan.nr_reclaimed
                 yield
+                # An allocation that waits may have met no other pages, and gives up after seventeen attempts.
+                yield from self._unmap_crowded()
         else:
             if not self._background_freed:
                 self.kswapd_failures += 1
@@ -214,20 +211,9 @@ class Vmscan:
             self.kswapd_failures = 0
 
     def _unmap_crowded(self) -> Iterator[None]:
-        """Unmap the pages of files that many VMAs may map, in pieces. A page that was in use is noted as referenced.
-
-        A huge page that many map is split.
-        """
-        crowded, self._crowded = self._crowded, []
-        for pfn in dict.fromkeys(crowded):
-            # Meanwhile it may have been freed, and be another page.
-            mapping, index = self._frames.find_mapping(pfn), self._frames.index_at[pfn]
-            if self._frames.flags_at[pfn] & PG_LARGE:
-                yield from split_crowded_folio(self._frames, pfn)
-            if not isinstance(mapping, AddressSpace) or mapping.pages.get(index) != pfn:
-                continue
-            if not self._frames.flags_at[pfn] & PG_UNEVICTABLE:
-                yield from unmap_mapping_in_pieces(mapping, index, index + 1, even_cows=False)
+        for freed in self.crowded.unmap():
+            self._background_freed += freed
+            yield
 
     def _age_active_anon(self) -> None:
         """Source: Linux v6.8 mm/vmscan.c:kswapd_age_node()."""
@@ -334,7 +320,7 @@ class Vmscan:
         if not scan.is_direct:
             scan.patience = Patience()
         freed = shrink_folio_list(
-            frames, pfns, scan.patience, ignore_references=ignore_references, crowded=self._crowded
+            frames, pfns, scan.patience, ignore_references=ignore_references, crowded=self.crowded.pfns
         )
         written = frames.vmstat["nr_vmscan_write"] - written
         lru_note_cost(frames, is_file, written, frames.vmstat["pgactivate"] - before)
@@ -383,15 +369,3 @@ def _inactive_is_low(sizes: list[int], is_file: bool) -> bool:
     inactive, active = sizes[first], sizes[first + 1]
     gib = (inactive + active) >> 18
     return inactive * (isqrt(10 * gib) if gib else 1) < active
-
-
-def reclaim_pages(frames: Frames, pfns: Pfns, *, may_write: bool = True) -> int:
-    """Reclaim these frames of the LRU lists, each given once, used or not. Return the number of freed frames.
-
-    Source: Linux v6.8 mm/vmscan.c:reclaim_pages().
-    """
-    isolate(frames, pfns)
-    return sum(
-        shrink_folio_list(frames, pfns[start : start + _BATCH_MAX], ignore_references=True, may_write=may_write)
-        for start in range(0, len(pfns), _BATCH_MAX)
-    )

@@ -308,8 +308,6 @@ class PageTable:
         try:
             tables = self._frames.alloc_pages(len(missing), PG_TABLE)
         except SysError:
-            if self._frames.has_stalled:
-                raise
             for start in run.starts.tolist():
                 self.ensure_pte(start)  # The allocation of one frame tries harder than that of many.
             return

@@ -104,6 +104,14 @@ def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> l
     return found
 
 
+def entries_in(frames: Frames, pfns: Pfns, vma: Vma) -> Iterator[Mapped]:
+    """Yield the entries of one VMA that map some of these frames of one mapping, in the order of their indexes."""
+    index = frames.index[pfns].astype(np.int64)
+    low, high = np.searchsorted(index, (vma.pgoff, vma.pgoff + vma.nr_pages)).tolist()
+    if low < high:
+        yield from _walk_vma(frames, pfns, vma, np.arange(low, high), index[low:high])
+
+
 def split_huge_pmds_of(frames: Frames, pfns: Pfns, wants: Callable[[Vma], bool]) -> Iterator[Mapped]:
     """Split every entry of 2 MiB that maps the huge page of these 512 frames. Yield what small entries map of it then.
 
