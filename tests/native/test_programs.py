@@ -135,6 +135,12 @@ def test_signals_are_as_outside(inside: Inside, programs: dict[str, Path]) -> No
     assert inside.agrees([str(programs["signals"])]).status == -signal.SIGUSR1
 
 
+def test_signals_that_come_while_they_are_blocked(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["pending"])]).output
+    assert output.count("pending 1 status") == 20
+    assert output.count("unblocked: got") == 20
+
+
 def test_threads_fault_and_unmap_at_once(inside: Inside, programs: dict[str, Path]) -> None:
     assert inside.agrees([str(programs["threads"])]).status == 0
 

@@ -120,11 +120,18 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 {
 	switch (nr) {
 	case NR_rt_sigaction:
-		*ret = sys_sigaction(args);
+		*ret = sys_sigaction(t, args);
 		return 1;
 	case NR_rt_sigprocmask:
 		*ret = sys_sigprocmask(t, uc, args);
 		return 1;
+	case NR_rt_sigpending:
+		*ret = sys_sigpending(t, uc, args);
+		return 1;
+	case NR_rt_sigtimedwait:
+		return sigtimedwait_call(t, args, ret);
+	case NR_rt_sigqueueinfo: case NR_rt_tgsigqueueinfo:
+		return sigqueue_call(t, args, nr, ret);
 	case NR_sigaltstack:
 		*ret = sys_sigaltstack(t, uc, args);
 		return 1;

@@ -34,6 +34,7 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	attach(t, 0, 0, token);
 	agent_start();
 	begin_as_init();
+	drop_all_pending(t);
 	if (request->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers();
 	if (request->flags & CLONE_CHILD_SETTID)
@@ -192,6 +193,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->is_sharer = !(flags & CLONE_THREAD);
 	new->is_brief = !!(flags & CLONE_VFORK);
 	new->masked = t->masked;
+	drop_all_pending(new);
 	new->mask = uc->sigmask;
 	new->is_killable = 0;
 	new->pkru = t->pkru;

@@ -63,6 +63,7 @@ struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
 #define BIT(signo) (1UL << ((signo) - 1))
 /* What the stub lives by: never really blocked, never really ignored. */
 #define OURS (BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGSYS))
+#define NR_OURS 3
 
 /* One thread of the program. Its area: a page of code (the gate), this, a buffer, the stack of the stub. */
 struct thread {
@@ -76,6 +77,7 @@ struct thread {
 	u64 mask;		/* the program's, when it came into the stub */
 	int is_killable;	/* the request that it makes may wait for a userfaultfd */
 	u64 masked;		/* those of OURS that the program believes it has blocked */
+	struct siginfo pending[NR_OURS];	/* those of OURS that have come and are not taken: pending.c */
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid, robust;	/* set_tid_address(), set_robust_list() */
 	u64 parent_tid, child_tid;	/* where it is told who it is, when it begins: CLONE_PARENT_SETTID, CLONE_CHILD_SETTID */
@@ -228,8 +230,19 @@ int is_caught(int signo);
 void set_altstack(struct thread *t);
 void clear_handlers(void);
 void begin_as_init(void);
+
+/* pending.c */
+void keep_pending(struct thread *t, const struct siginfo *info);
+void drop_pending(struct thread *t, int signo);
+void drop_all_pending(struct thread *t);
+void deliver_pending(struct thread *t, struct ucontext *uc);
+long sys_sigpending(struct thread *t, const struct ucontext *uc, const u64 *args);
+int sigtimedwait_call(struct thread *t, const u64 *args, long *ret);
+int sigqueue_call(struct thread *t, const u64 *args, long nr, long *ret);
+
+/* signals.c */
 void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info);
-long sys_sigaction(const u64 *args);
+long sys_sigaction(struct thread *t, const u64 *args);
 long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args);
 long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args);
 void sys_sigreturn(struct thread *t, struct ucontext *uc);

@@ -27,7 +27,6 @@
 #define DF_RF_TF 0x10500UL
 #define SEGV_PKUERR 4
 #define SI_KERNEL 128
-#define NR_rt_tgsigqueueinfo 297
 /* What dumps core by default. Source: Linux v6.8 include/linux/signal.h: SIG_KERNEL_COREDUMP_MASK. */
 #define DUMPS_CORE (OURS | BIT(3 /* SIGQUIT */) | BIT(SIGILL) | BIT(5 /* SIGTRAP */) | BIT(6 /* SIGABRT */) | BIT(8 /* SIGFPE */) | \
 		    BIT(24 /* SIGXCPU */) | BIT(25 /* SIGXFSZ */))
@@ -288,9 +287,19 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 	deliver(t, uc, &info);
 }
 
-void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
+/* A signal that the program has sent to itself may look like the processor's. If it is blocked, the host delivers it in spite
+ * of that, just before the next real one of the processor's: the stub's handler is about to begin, twice. Send it again, as the
+ * host was to keep it, and go on as if the real one had come alone. Source: Linux v6.8 kernel/signal.c:
+ * dequeue_synchronous_signal(). */
+static void put_back(struct ucontext *uc)
 {
-	struct thread *t = this_thread();
+	const struct frame *other = (const struct frame *)uc->mc.rsp;
+	sys4(NR_rt_tgsigqueueinfo, sys0(NR_getpid), sys0(NR_gettid), other->info.signo, &other->info);
+	*uc = other->uc;
+}
+
+static void handle(struct thread *t, int signo, const struct siginfo *info, struct ucontext *uc)
+{
 	u64 ours = OURS;
 	if (!is_in_stub(uc)) {
 		t->pkru = pkru_of(uc);
@@ -310,12 +319,25 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 	sys4(NR_rt_sigprocmask, 1, &ours, 0, 8);
 	if (signo == SIGSYS && take_kick(t, uc))
 		return;
+	if (BIT(signo) & OURS) {
+		keep_pending(t, info);
+		return;
+	}
 	leave_gate(t, uc);
-	if (!(t->masked & BIT(signo)))
-		deliver(t, uc, info);
+	deliver(t, uc, info);
 }
 
-long sys_sigaction(const u64 *args)
+void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
+{
+	struct thread *t = this_thread();
+	if (BIT(signo) & OURS && info->code > 0 && uc->mc.rip == (u64)stub_handler)
+		put_back(uc);
+	handle(t, signo, info, uc);
+	if (!is_in_stub(uc))
+		deliver_pending(t, uc);
+}
+
+long sys_sigaction(struct thread *t, const u64 *args)
 {
 	int signo = args[0];
 	struct kernel_sigaction action;
@@ -328,6 +350,8 @@ long sys_sigaction(const u64 *args)
 		action.mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
 		process.actions[signo] = action;
 		set_action(signo);
+		if (action.handler == SIG_IGN)
+			drop_pending(t, signo);
 	}
 	return args[2] && user_copy((void *)args[2], &old, sizeof old) ? -EFAULT : 0;
 }

@@ -27,7 +27,7 @@ static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 
 enum {
 	NR_read = 0, NR_write = 1, NR_open = 2, NR_close = 3, NR_poll = 7, NR_mmap = 9, NR_mprotect = 10, NR_munmap = 11,
-	NR_brk = 12, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14, NR_rt_sigreturn = 15, NR_ioctl = 16, NR_mremap = 25,
+	NR_brk = 12, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14, NR_rt_sigreturn = 15, NR_rt_sigpending = 127, NR_rt_sigtimedwait = 128, NR_rt_sigqueueinfo = 129, NR_rt_tgsigqueueinfo = 297, NR_ioctl = 16, NR_mremap = 25,
 	NR_msync = 26, NR_mincore = 27, NR_madvise = 28, NR_shmget = 29, NR_shmat = 30, NR_shmctl = 31, NR_shmdt = 67, NR_dup = 32, NR_pause = 34, NR_dup2 = 33, NR_getpid = 39, NR_socket = 41, NR_connect = 42,
 	NR_sendto = 44, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_fork = 57, NR_vfork = 58, NR_execve = 59,
 	NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_readlink = 89, NR_getrlimit = 97, NR_getrusage = 98,
