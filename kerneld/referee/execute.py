@@ -29,8 +29,8 @@ _WHOLE_SHARE = 8
 PASSED_OVER = Outcome(0, data=b"passed over")
 _OF_A_RANGE = frozenset(
     {
-        "munmap", "mprotect", "remap_file_pages", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2", "mincore",
-        "msync",
+        "munmap", "mprotect", "remap_file_pages", "mbind", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2",
+        "mincore", "msync",
     }
 )  # fmt: skip
 """Calls whose first two arguments are an address and a length."""
@@ -180,18 +180,7 @@ class Execution(Generic[V]):
         if name == "pkey_free" and not args[0] & U32:
             # Key 0 protects the runner's memory. If it were freed, its next owner could deny it by PKRU.
             return True
-        if name in (
-            "munmap",
-            "mprotect",
-            "remap_file_pages",
-            "pkey_mprotect",
-            "madvise",
-            "mlock",
-            "munlock",
-            "mlock2",
-            "mincore",
-            "msync",
-        ):
+        if name in _OF_A_RANGE:
             ranges = [args[:2]]  # type: ignore[list-item]
         elif name == "mremap":
             # A length that wraps becomes 0. A call with length 0 still affects the mapping at the address.

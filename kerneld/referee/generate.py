@@ -33,7 +33,7 @@ _WEIGHTS: dict[str, float] = {
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
     "process_vm_writev": 2, "process_madvise": 1.5, "prlimit64": 1.5, "ftruncate": 2.5, "add_seals": 1,
     "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7,
-    "wrpkru": 2, "prctl": 0.7,
+    "wrpkru": 2, "prctl": 0.7, "remap_file_pages": 5, "mbind": 2,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
 """The weight of each of FILES."""
@@ -51,7 +51,12 @@ _LIMITED = (
 )
 """Resources for prlimit64: nothing uses 5, RLIMIT_RSS, and 16 is invalid."""
 _LIMIT_PAGES = (0, 0, 1, 3, 8, 20, 60, 200, 2000, 20_000)
+_POLICIES = (0, 1, 4, 4)
+"""MPOL_DEFAULT, PREFERRED (without nodes: local) and LOCAL."""
 _LOCKING = ("mlock", "mlock2", "mlockall")
+_UNLOCKED = ("remap_file_pages",)
+"""Only programs that lock nothing have it: it unmaps a page and maps it again, and whether this page is locked then
+depends on a processor's batch. Source: Linux v6.8 mm/mlock.c:mlock_folio_batch(), __mlock_folio()."""
 _WIDE_SHARE, _DEEP_SHARE = 0.08, 0.05
 
 
@@ -78,11 +83,13 @@ class Generator:
         self._processes = [0]
         self._forks = 0
         self._long = rng.random() < 0.1
+        self._locks = not self._long and rng.random() < 0.8
         self._files = rng.choices(range(len(FILES)), _FILE_WEIGHTS, k=2)
 
     def program(self, nr_ops: int) -> Program:
         """Return a program of `nr_ops` calls."""
-        names = [name for name in self.weights if not (self._long and name in _LOCKING)]
+        others = _UNLOCKED if self._locks else _LOCKING
+        names = [name for name in self.weights if name not in others]
         weights = [self.weights[name] for name in names]
         ops = [self._mmap(), self._mmap()]
         while len(ops) < nr_ops:
@@ -164,6 +171,7 @@ class Generator:
         flags = 0
         if not self._long:
             flags |= Map.POPULATE.value if self._chance(0.12) else 0
+        if self._locks:
             flags |= Map.LOCKED.value if self._chance(0.04) else 0
         for flag, probability in (
             (Map.NORESERVE, 0.08), (Map.GROWSDOWN, 0.06), (Map.STACK, 0.04), (Map.BIT32, 0.03), (Map.NONBLOCK, 0.02),
@@ -246,6 +254,24 @@ class Generator:
         )
         unused = [1 if self._chance(0.05) else 0 for _ in range(3)]
         return Op(self._who(), "prctl", (option.value, rng.choice((merge_any, merge_any, merge_any << 32)), *unused))
+
+    def _remap_file_pages(self) -> Op:
+        """Mostly of a whole page of a mapping, to a page of its file; one argument may be wrong."""
+        rng = self._rng
+        prot = rng.choice((1, 3)) if self._chance(0.04) else 0
+        pgoff = rng.choice((1 << 52, U64)) if self._chance(0.04) else rng.randrange(8)
+        flags = rng.choice((0, 0, 0, Map.NONBLOCK.value, Map.POPULATE.value, U64))
+        return Op(self._who(), "remap_file_pages", (*self._range(), prot, pgoff, flags))
+
+    def _mbind(self) -> Op:
+        """Give a range the policy of its task, or the local node's, mostly; without a mask of nodes.
+
+        Never move pages: kerneld moves none.
+        """
+        rng = self._rng
+        mode = rng.choice(_POLICIES) if self._chance(0.9) else rng.choice((2, 3, 5, 99, 1 << 14, 1 << 15 | 4))
+        flags = rng.choice((0, 0, 0, 1, 1, 8, U32))
+        return Op(self._who(), "mbind", (*self._range(), mode, 0, rng.choice((0, 0, 0, 1, 64)), flags))
 
     def _mlock(self) -> Op:
         return Op(self._who(), "mlock", self._range(aligned=False))

@@ -1,11 +1,11 @@
-"""mbind: the policy of a range. Answers to Linux v6.8 mm/mempolicy.c: do_mbind(), mbind_range()."""
+"""mbind: the policy of a range. Answers to Linux v6.8 mm/mempolicy.c: do_mbind() and what it calls."""
 
 from __future__ import annotations
 
 import errno
 
 from kerneld.errors import SysError
-from kerneld.mm.space.mempolicy import new_policy
+from kerneld.mm.space.mempolicy import ONE_NODE, new_policy
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.vma_merge import vma_modify
@@ -21,11 +21,14 @@ def mbind_in_pieces(
     """Give the VMAs of [start, start + length) a policy; `length` in bytes is rounded up to pages.
 
     Yields when other clients may be served.
-    Every page is on node 0 already, so none is moved. Raises SysError(EINVAL) for unknown flags, an unaligned start, a
-    range that wraps, and as `new_policy` does; SysError(EPERM) for MPOL_MF_MOVE_ALL without CAP_SYS_NICE;
-    SysError(EFAULT) at a hole, before any change (with the default policy only if all is a hole); SysError(ENOMEM) over
-    vm.max_map_count.
+    Raises SysError(EINVAL) for unknown flags, an unaligned start, a range that wraps, and as `new_policy` does;
+    SysError(EPERM) for MPOL_MF_MOVE_ALL without CAP_SYS_NICE; SysError(EFAULT) at a hole, before any change (with the
+    default policy only if all is a hole); SysError(EIO) for MPOL_MF_STRICT alone, before any change, if a page is on a
+    node that `nodes` does not name; SysError(ENOMEM) over vm.max_map_count.
     Source: Linux v6.8 mm/mempolicy.c:do_mbind().
+
+    Differs from Linux: with a flag to move, Linux gives a page on a node that `nodes` does not name another frame, also
+    where the machine has no other node. Here no page moves.
     """
     if flags & ~_VALID:
         raise SysError(errno.EINVAL)
@@ -39,8 +42,9 @@ def mbind_in_pieces(
     if end == start:
         return
     policy = new_policy(mode, nodes)
-    _check_covered(mm, start, end, may_have_holes=not policy)
     pace = Pace()
+    is_strict = flags == MPOL_MF_STRICT and policy != 0 and not nodes & ONE_NODE
+    yield from _queue_pages(mm, start, end, pace, may_have_holes=not policy, is_strict=is_strict)
     while start < end and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         start, stop = max(start, vma.start), min(end, vma.end)
         if vma.policy != policy:
@@ -51,15 +55,23 @@ def mbind_in_pieces(
             pace.begin()
 
 
-def _check_covered(mm: MmStruct, start: Vaddr, end: Vaddr, *, may_have_holes: bool) -> None:
+def _queue_pages(mm: MmStruct, start: Vaddr, end: Vaddr, pace: Pace, *, may_have_holes: bool, is_strict: bool) -> Steps:
     """Raise SysError(EFAULT) if no VMA covers a page; if there may be holes, only if none covers any.
 
-    Source: Linux v6.8 mm/mempolicy.c: queue_pages_test_walk(), queue_pages_range().
+    Where it is strict, raise SysError(EIO) for the first VMA that has a page. A hole right behind this VMA comes first.
+    Source: Linux v6.8 mm/mempolicy.c: queue_pages_test_walk(), queue_folios_pte_range(), queue_pages_range().
     """
-    vmas = list(mm.vmas.overlapping(start, end))
-    for vma in vmas:
-        if vma.start > start and not may_have_holes:
+    covered = start
+    for vma in mm.vmas.overlapping(start, end):
+        if not may_have_holes and (vma.start > covered or (vma.end < end and mm.vmas.lookup(vma.end) is None)):
             raise SysError(errno.EFAULT)
-        start = vma.end
-    if not vmas or (start < end and not may_have_holes):
+        covered = vma.end
+        walk = mm.page_table.walk
+        for leaf in walk.leaves(max(start, vma.start), min(end, vma.end)) if is_strict else ():
+            if len(walk.mapped(leaf)[1]):
+                raise SysError(errno.EIO)
+            if pace.is_over():
+                yield
+                pace.begin()
+    if covered == start:
         raise SysError(errno.EFAULT)
