@@ -23,7 +23,7 @@ from kerneld.mm.calls.mlock import (
     mlockall_in_pieces,
     munlock_in_pieces,
 )
-from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
+from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, mmap_steps, wants_populate
 from kerneld.mm.calls.mprotect import do_mprotect, mprotect_in_pieces
 from kerneld.mm.calls.mremap import do_mremap, mremap_in_pieces
 from kerneld.mm.calls.remap_file_pages import Remap, check_remap, held
@@ -151,7 +151,7 @@ def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     # A removed segment of System V is not kept by its file, but by its attaches: it may go with the old mapping.
     with nullcontext() if file.is_sysv_shm else held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
-        yield from mmap_in_pieces(call.mm, start, length, prot, flags, file, pgoff, privileged=privileged)
+        yield from mmap_steps(call.mm, start, length, prot, flags, file, pgoff, privileged=privileged)
     if wants_populate(call.mm, flags):
         yield from populate_in_pieces(call.mm, start, start + length, ignore_errors=True)
     return 0

@@ -6,7 +6,7 @@ import errno
 import time
 
 from kerneld.errors import SysError
-from kerneld.mm.calls.mmap import clears_in_pieces, do_mmap, mmap_in_pieces, wants_populate
+from kerneld.mm.calls.mmap import mmap_steps, wants_populate
 from kerneld.mm.calls.remap_file_pages import held
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.file import File
@@ -65,10 +65,7 @@ def _attach(call: Call, segment: Segment, addr: Vaddr, prot: int, flags: int, fi
     prot = implied_prot(call, prot, file)
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     with held(file.mapping), call.kernel.table.mmap_locks.write(call.thread):
-        if clears_in_pieces(mm, size, flags):
-            addr = yield from mmap_in_pieces(mm, addr, size, prot, flags, file, 0, privileged=privileged)
-        else:
-            addr = do_mmap(mm, addr, size, prot, flags, file, 0, privileged=privileged)
+        addr = yield from mmap_steps(mm, addr, size, prot, flags, file, 0, privileged=privileged)
     segment.atime, segment.lpid = int(time.time()), call.process.pid
     if wants_populate(mm, flags):
         yield from populate_in_pieces(mm, addr, addr + page_align(size), ignore_errors=True)

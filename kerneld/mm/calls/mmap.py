@@ -111,6 +111,15 @@ def mmap_in_pieces(
     return addr
 
 
+def mmap_steps(
+    mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
+) -> Generator[None, None, Vaddr]:
+    """Do the same as `do_mmap`; yield while old mappings are removed, where that may take long."""
+    if clears_in_pieces(mm, length, flags):
+        return (yield from mmap_in_pieces(mm, addr, length, prot, flags, file, pgoff, privileged=privileged))
+    return do_mmap(mm, addr, length, prot, flags, file, pgoff, privileged=privileged)
+
+
 def check_mmap(
     mm: MmStruct, addr: Vaddr, length: int, prot: int, flags: int, file: File | None, pgoff: int, *, privileged: bool
 ) -> tuple[Vaddr, int, int]:
