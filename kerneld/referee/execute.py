@@ -18,6 +18,7 @@ from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, StateOf
 from kerneld.referee.overlap import HasMappings, length_without_overlap
 from kerneld.referee.program import FILES, U32, U64, At, Base, Op, Program, default_slots
+from kerneld.referee.segments import Segments
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PMD_SIZE, TASK_SIZE, page_align
 from shared.uapi.syscalls import Access, Nr
@@ -90,8 +91,8 @@ def play(
     """
     side.prepare_files({op.file for op in program if op.file >= 0})
     side.start()
+    execution = Execution(side, layout, mode, pages_out=pages_out, counts=counts)
     try:
-        execution = Execution(side, layout, mode, pages_out=pages_out, counts=counts)
         has_memory_files = any(FILES[op.file].inode in IN_MEMORY for op in program if op.file >= 0)
         for step, op in enumerate(program):
             state = execution.run(op, whole=everything or is_whole(program, step))
@@ -99,6 +100,7 @@ def play(
                 state.counters.pop(PROMISED, None)
             yield state
     finally:
+        execution.remove_segments()
         side.end()
 
 
@@ -132,6 +134,7 @@ class Execution(Generic[V]):
         self._task_size = layout.task_size
         self._brk = layout.brk
         self._slots = default_slots()
+        self._segments = Segments()
         self._views: dict[int, V] = {}
         self.alive = [0]
 
@@ -196,6 +199,8 @@ class Execution(Generic[V]):
             ranges = [args[:2]]  # type: ignore[list-item]
             if args[0] + args[1] > U64:
                 return True
+        elif name == "shmat":
+            ranges = [self._segments.place(*args[:2])] if args[1] else []
         elif name == "process_madvise":
             ranges = [args[1:3]]  # type: ignore[list-item]
         elif name.startswith("process_vm"):
@@ -225,6 +230,13 @@ class Execution(Generic[V]):
             mapping.start < start + length and start < mapping.end and mapping.name not in ("", "[heap]")
             for mapping in mappings
         )
+
+    def _shm(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return getattr(self._segments, op.name)(functools.partial(self._side.call, op.who), *args)  # type: ignore[no-any-return]
+
+    def remove_segments(self) -> None:
+        """Remove the segments of System V shared memory that the program has left."""
+        self._segments.remove_all(functools.partial(self._side.call, self.alive[0]))
 
     def _mmap(self, op: Op, args: tuple[int, ...]) -> Outcome:
         file = -1 if args[3] & Map.ANONYMOUS.value else op.file
@@ -288,6 +300,9 @@ class Execution(Generic[V]):
 
 _SPECIAL: dict[str, Callable[[Execution[Any], Op, tuple[int, ...]], Outcome]] = {
     "mmap": Execution._mmap,
+    "shmget": Execution._shm,
+    "shmat": Execution._shm,
+    "shmctl": Execution._shm,
     "process_vm_readv": Execution._process_vm,
     "process_vm_writev": Execution._process_vm,
     "process_madvise": Execution._process_madvise,

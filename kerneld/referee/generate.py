@@ -13,6 +13,7 @@ from typing import ClassVar
 from kerneld.referee.deep import DeepGenerator
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
 from kerneld.referee.wide import WideGenerator
+from shared.uapi import shm
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms, Pr
 from shared.uapi.resource import Rlimit
@@ -33,7 +34,8 @@ _WEIGHTS: dict[str, float] = {
     "mlock2": 2, "mlockall": 0.5, "munlockall": 0.5, "msync": 3, "mincore": 3, "process_vm_readv": 2,
     "process_vm_writev": 2, "process_madvise": 1.5, "prlimit64": 1.5, "ftruncate": 2.5, "add_seals": 1,
     "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7,
-    "wrpkru": 2, "prctl": 0.7, "remap_file_pages": 5, "mbind": 2,
+    "wrpkru": 2, "prctl": 0.7, "remap_file_pages": 5, "mbind": 2, "shmget": 1, "shmat": 2.5, "shmdt": 1,
+    "shmctl": 0.7,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
 """The weight of each of FILES."""
@@ -262,6 +264,34 @@ class Generator:
         pgoff = rng.choice((1 << 52, U64)) if self._chance(0.04) else rng.randrange(8)
         flags = rng.choice((0, 0, 0, Map.NONBLOCK.value, Map.POPULATE.value, U64))
         return Op(self._who(), "remap_file_pages", (*self._range(), prot, pgoff, flags))
+
+    def _shmget(self) -> Op:
+        """Make a segment, mostly of a few pages."""
+        size = 0 if self._chance(0.03) else self._length()
+        flags = shm.SHM_NORESERVE if self._chance(0.15) else 0
+        return Op(self._who(), "shmget", (min(size, 1 << 24), flags))
+
+    def _shmat(self) -> Op:
+        """Map a segment: where the kernel wants, or at a place, which it may have to replace."""
+        rng = self._rng
+        slot = rng.randrange(NR_SLOTS)
+        place = At(Base.ZERO) if self._chance(0.3) else self._place(aligned=False)[0]
+        flags = sum(
+            flag
+            for flag, probability in (
+                (shm.SHM_RDONLY, 0.2), (shm.SHM_RND, 0.3), (shm.SHM_REMAP, 0.5), (shm.SHM_EXEC, 0.1), (1, 0.02),
+            )
+            if self._chance(probability)
+        )  # fmt: skip
+        self._lengths[slot] = 8 * PAGE
+        return Op(self._who(), "shmat", (rng.randrange(3), place, flags), slot=slot)
+
+    def _shmdt(self) -> Op:
+        return Op(self._who(), "shmdt", (self._place()[0],))
+
+    def _shmctl(self) -> Op:
+        command = self._rng.choice((shm.IPC_RMID, shm.IPC_STAT, shm.IPC_STAT, 99))
+        return Op(self._who(), "shmctl", (self._rng.randrange(3), command))
 
     def _mbind(self) -> Op:
         """Give a range the policy of its task, or the local node's, mostly; without a mask of nodes.

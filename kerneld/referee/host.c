@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include <asm/unistd.h>
+#include <linux/shm.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -312,6 +313,8 @@ static void serve(struct state *state, const char *pipes)
 			state->reply.ret = raw(a[0], a[1], a[2], a[3], a[4], a[5], a[6]);
 			if (a[0] == __NR_mincore && state->reply.ret == 0)
 				state->reply.data_len = (a[2] + PAGE - 1) / PAGE;
+			if (a[0] == __NR_shmctl && a[2] == IPC_STAT && state->reply.ret == 0)
+				state->reply.data_len = sizeof(struct shmid64_ds);
 			break;
 		case FORK:
 			state = run_fork(state, pipes);

@@ -32,6 +32,7 @@ from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, parse_maps_line
 from kerneld.referee.proc_files import HostProc, ProcSource, read_file
 from kerneld.referee.program import MAX_PROCESSES
+from kerneld.referee.rights import has_own_ipc
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.syscalls import Nr
@@ -39,7 +40,8 @@ from shared.uapi.syscalls import Nr
 _REQUEST = struct.Struct("<Q7QQ184s")
 _REPLY = struct.Struct("<qQQQiiII")
 _CALL, _LOAD, _STORE, _TOUCH, _FORK, _EXIT, _WRPKRU = range(7)
-_NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_PIDFD_OPEN = 2, 3, 157, 434
+_NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_UNSHARE, _NR_PIDFD_OPEN = 2, 3, 157, 272, 434
+_CLONE_NEWIPC = 0x0800_0000
 _PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
 _ADDR_NO_RANDOMIZE = 0x004_0000
 IN_DATA = 0xDA7A_B0FF << 32
@@ -75,6 +77,9 @@ def compile_runner(folder: Path) -> Path:
 
 class Host:
     """The runner, for one program after another."""
+
+    _separates_ipc = has_own_ipc()
+    """Whether each program has a namespace for its System V shared memory."""
 
     def __init__(
         self,
@@ -176,6 +181,8 @@ class Host:
         outcome = self._fork(self._template, 0)
         if outcome.ret < 0:
             raise HostError(f"the runner cannot fork: {os.strerror(-outcome.ret)}")
+        if self._separates_ipc:
+            self._children[0].call(_NR_UNSHARE, (_CLONE_NEWIPC,))
         reading = self._children[0].proc.read(self.layout)
         self.start_totals, self._used_at_start = reading.totals(), reading.used()
 
@@ -235,7 +242,7 @@ class Host:
         """Make a system call."""
         if nr == Nr.MMAP:
             args = (*args[:4], self._fds[file] if file >= 0 else -1, args[5])
-        elif nr == Nr.MINCORE:
+        elif nr in (Nr.MINCORE, Nr.SHMCTL):
             args = (*args[:2], IN_DATA)
         elif nr in (Nr.PROCESS_VM_READV, Nr.PROCESS_VM_WRITEV):
             args = (args[0], IN_DATA, args[2], IN_DATA + 16 * args[2], *args[4:])

@@ -79,6 +79,7 @@ class _Runner(Host):
     """
 
     _held: tuple[int, ...] = ()
+    _separates_ipc = False
 
     def prepare_files(self, numbers: set[int]) -> None:
         """Open the files of a program, and map a page of each where no child of the runner has it."""
@@ -118,7 +119,7 @@ class InsideHost:
 def _facts_of(found: HostFacts) -> HostFacts:
     """Return the facts of a kerneld, from those that a player inside has found: some are those of the kernel below."""
     below = found._replace(has_swap=False, has_damon=False, has_lru_gen=False, runs_ksm=False, has_journal=False)
-    return below._replace(release=RELEASE, is_kerneld=True)
+    return below._replace(release=RELEASE, is_kerneld=True, has_own_ipc=True)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ def sees_frames() -> bool:
     return _has(_WANTED["CAP_SYS_ADMIN"])
 
 
+def has_own_ipc() -> bool:
+    """Return whether this process may make a namespace for System V shared memory, which goes with its last process."""
+    return sees_frames() and Path("/proc/self/ns/ipc").exists()
+
+
 def _has(*bits: int) -> bool:
     status = Path("/proc/self/status").read_text()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))

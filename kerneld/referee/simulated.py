@@ -71,7 +71,8 @@ class _Machine(Kernel):
 
     def check(self) -> None:
         if self.config.check_invariants:
-            check_machine(self.frames, self.table.address_spaces(), {file.mapping for file in self.held})
+            mappings = {*(file.mapping for file in self.held), *self.shm.mappings()}
+            check_machine(self.frames, self.table.address_spaces(), mappings)
             self.shadowpt.check()
 
     def hold(self, fd: int) -> None:
@@ -240,7 +241,7 @@ class Simulated:
         """Make a system call."""
         fds = [os.dup(self._files.get_fd(file))] if file >= 0 else []
         outcome = self._call(who, nr, args, data, fds)
-        return outcome._replace(data=outcome.data if nr == Nr.MINCORE else b"")
+        return outcome._replace(data=outcome.data if nr in (Nr.MINCORE, Nr.SHMCTL) else b"")
 
     def pkru(self, who: int) -> int:
         """Return the register PKRU of a process."""

@@ -1,0 +1,77 @@
+"""System V shared memory in the referee's programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from kerneld.referee.execute import play
+from kerneld.referee.match import Match
+from kerneld.referee.mode import Mode
+from kerneld.referee.outcome import State
+from kerneld.referee.program import MAX_PROCESSES, At, Base, Op
+from kerneld.referee.programs import make_program
+from kerneld.referee.segments import CALLS
+from kerneld.referee.simulated import Simulated
+from shared.uapi import shm
+from tests.differential.alone import LAYOUT, facts
+
+ANYWHERE = At(Base.ZERO)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
+    side = Simulated(tmp_path_factory.mktemp("files"), facts())
+    yield side
+    side.close()
+
+
+def states(ours: Simulated, *program: Op) -> list[State]:
+    return list(play(ours, LAYOUT, program))
+
+
+def test_a_segment_is_named_by_its_number(ours: Simulated) -> None:
+    made = Op(0, "shmget", (8192, 0))
+    get, again, attached, told, none, *_ = states(
+        ours, made, made, Op(0, "shmat", (1, ANYWHERE, 0), slot=2), Op(0, "shmctl", (1, shm.IPC_STAT)),
+        Op(0, "shmat", (2, ANYWHERE, 0)),
+    )  # fmt: skip
+    assert (get.outcome.ret, again.outcome.ret, none.outcome.ret) == (0, 0, -22)
+    assert [mapping.start for mapping in attached.views[0].mappings] == [attached.outcome.ret]
+    assert told.outcome.data == b"(8192, 1, '0o600')"
+
+
+def test_nothing_outlives_a_program(ours: Simulated) -> None:
+    states(ours, Op(0, "shmget", (8192, 0)), Op(0, "shmget", (4096, 0)), Op(0, "shmctl", (0, shm.IPC_RMID)))
+    assert not list(ours.kernel.shm)
+
+
+def test_programs_attach_detach_and_remove(ours: Simulated) -> None:
+    done: Counter[str] = Counter()
+    for number in range(60):
+        program = tuple(op for op in make_program(Mode.PLAIN, f"segments-{number}", 60) if op.name in CALLS)
+        results = states(ours, *program)
+        done.update(op.name for op, state in zip(program, results, strict=True) if state.outcome.ret >= 0)
+    assert set(done) == CALLS, done
+
+
+@pytest.mark.parametrize("has_own_ipc", [True, False])
+def test_a_host_without_a_namespace_passes_over_them(match: Match, has_own_ipc: bool) -> None:
+    host = Host(match, has_own_ipc)
+    asked = Match(match.ours, host, ())  # type: ignore[arg-type]
+    asked.expect((Op(0, "shmget", (4096, 0)), Op(0, "munmap", (0, 4096))))
+    assert [op.who for op in host.expected] == [0 if has_own_ipc else MAX_PROCESSES, 0]
+    assert ("System V" in asked.describe()) is not has_own_ipc
+
+
+class Host:
+    """A host that notes what it is told to play."""
+
+    def __init__(self, match: Match, has_own_ipc: bool) -> None:
+        self.facts = match.hosts.facts._replace(has_own_ipc=has_own_ipc, runs_ksm=False, has_journal=False)
+        self.expected: list[Op] = []
+
+    def expect(self, program: tuple[Op, ...], *, pages_out: bool, everything: bool) -> None:
+        self.expected += program
