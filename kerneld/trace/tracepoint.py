@@ -14,12 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from shared.trace.event import PFN_MASK, PRESENT, SWAP_FLAGS, Show
+
 if TYPE_CHECKING:
     from kerneld.trace.current import Current
     from kerneld.trace.trace import Trace
     from shared.trace.event import Event
 
 _log = structlog.get_logger("kerneld.trace")
+_AT_ONCE = 4096
+"""The records that are made together: they stay in the processor's cache."""
+_U64 = (1 << 64) - 1
+_SWAP_FLAGS = np.uint64(SWAP_FLAGS)
 _CODES = {"H": "<u2", "I": "<u4", "i": "<i4", "Q": "<u8", "q": "<i8"}
 _HEADER_NAMES = ("_size", "_event", "_pid", "_tid", "_causes", "_time", "_nr", "_owner", "_address")
 _HEADER_CODES = ("H", "H", "I", "I", "I", "Q", "I", "I", "Q")
@@ -80,25 +86,37 @@ class Tracepoint:
 
     def emit_many(self, owner: int, count: int, *columns: int | npt.NDArray[Any]) -> None:
         """Record `count` events of this moment. A column is an array of that length, or one value for all events."""
-        now = self._current
+        now, time = self._current, monotonic_ns()
         for trace in self.traces:
-            if not trace.wants(now.pid, owner) or trace.loses(count, self._size):
+            if not trace.wants(now.pid, owner):
                 continue
-            rows = np.zeros(count, dtype=self._dtype)
-            for name, column in zip(self._names, columns, strict=True):
-                rows[name] = column
-            if trace.hides:
-                self._hide_columns(rows)
             head = trace.sight(now)
-            rows["_size"], rows["_event"], rows["_pid"], rows["_tid"] = self._size, self._number, head[0], head[1]
-            rows["_causes"], rows["_time"], rows["_nr"] = now.causes, monotonic_ns(), head[2]
-            rows["_owner"], rows["_address"] = owner, head[3]
-            trace.add_many(rows.tobytes())
+            common = (self._size, self._number, head[0], head[1], now.causes, time, head[2], owner, head[3])
+            for first in range(0, count, _AT_ONCE):
+                if trace.loses(count - first, self._size):
+                    break
+                rows = np.zeros(min(count - first, _AT_ONCE), dtype=self._dtype)
+                for name, value in zip(_HEADER_NAMES, common, strict=True):
+                    rows[name] = value
+                for name, column in zip(self._names, columns, strict=True):
+                    rows[name] = column if isinstance(column, int) else column[first : first + len(rows)]
+                if trace.hides:
+                    self._hide_columns(rows)
+                trace.add_many(rows.tobytes())
 
     def _hide_columns(self, rows: npt.NDArray[Any]) -> None:
-        for at, hide in self._secrets.items():
-            name = self._names[at]
-            rows[name] = [hide(value) for value in rows[name].tolist()]
+        for at in self._secrets:
+            name, show = self._names[at], self.event.fields[at].show
+            rows[name] = 0 if show is Show.PFN else _without_pfns(rows[name])
+
+
+def _without_pfns(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Do the same as `without_pfn` for an array."""
+    present = entries & np.uint64(~PFN_MASK & _U64)
+    swapped = entries & _SWAP_FLAGS | ~_SWAP_FLAGS
+    shown = np.where((entries & np.uint64(PRESENT)) != 0, present, swapped)
+    shown[entries == 0] = 0
+    return shown
 
 
 def _offsets(formats: list[str]) -> list[int]:

@@ -29,6 +29,7 @@ from kerneld.trace.probes import (  # noqa: F401  (into PROBES)
     fault,
     frames,
     layout,
+    moves,
     pagecache,
     pgtable,
     pte,

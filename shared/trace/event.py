@@ -90,7 +90,8 @@ def _no_pfn(_pfn: int) -> int:
 PRESENT, SPECIAL, PSE = 0x101, 1 << 9, 1 << 7
 """Bits of a page-table entry: present for the processor, or (PROT_NONE) for the kernel; zero page; entry of 2 MiB."""
 PFN_MASK = 0x000F_FFFF_FFFF_F000
-_SWAP_BITS = 0x1FF
+SWAP_FLAGS = 0x1FF
+"""The bits of a swap entry below its slot."""
 _NO_SLOT = (1 << 55) - 1
 _U64 = (1 << 64) - 1
 
@@ -99,7 +100,7 @@ def without_pfn(entry: int) -> int:
     """Return an entry whose frame number or swap slot is replaced by 0. The other bits stay."""
     if entry & PRESENT:
         return entry & ~PFN_MASK
-    return (_U64 ^ _SWAP_BITS) | entry & _SWAP_BITS if entry else 0
+    return (_U64 ^ SWAP_FLAGS) | entry & SWAP_FLAGS if entry else 0
 
 
 def step_of(entry: int) -> int:

@@ -45,6 +45,8 @@ AIM_MS = 50.0
 _NOT_MADE, _NOT_MADE_TEXT = 1, "not made"
 _LEFT_BYTES = 32 << 20
 """What a full machine has left: kswapd sleeps, and an allocation of a few MiB wakes it."""
+_RING_BYTES = 16 << 20
+"""The largest ring of a user. Nobody reads it: what comes when it is full costs less."""
 _GIB = 1 << 30
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
 
@@ -137,7 +139,7 @@ def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, how: 
         other.wait()
     if how.full:
         fill(daemon.path)
-    trace = TraceSession(process, ("*",), [process.pid], 1 << 20) if how.traced else None
+    trace = TraceSession(process, ("*",), [process.pid], _RING_BYTES) if how.traced else None
     daemon.board.clear()
     begun = time.monotonic()
     for other in others:

@@ -216,6 +216,16 @@ def small_for_huge(p: Process, scale: Scale) -> World:
     return World(BASE, scale.written_bytes)
 
 
+def scattered(p: Process, scale: Scale) -> World:
+    """Small pages of which no two neighbours have neighbouring frames: each entry is a record of a trace."""
+    length = min(scale.written_bytes, GIB)
+    p.mmap(BASE, length, RW, ANON)
+    with p.batch() as batch:
+        for vaddr in range(BASE + length - PAGE_SIZE, BASE - PAGE_SIZE, -PAGE_SIZE):
+            batch.touch(vaddr, PAGE_SIZE, Access.WRITE)
+    return World(BASE, length)
+
+
 def file(p: Process, scale: Scale) -> World:
     """A memory file of that length, mapped once, all of it written to."""
     length = scale.written_bytes // 4

@@ -51,11 +51,14 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
         raise
 
 
-def _move_tables_in_pieces(mm: MmStruct, first: Vaddr, last: Vaddr, delta: int) -> Generator[None, None, Vaddr]:
+def _move_tables_in_pieces(
+    mm: MmStruct, first: Vaddr, last: Vaddr, delta: int, at_once: int = PUD_SIZE
+) -> Generator[None, None, Vaddr]:
     """Move whole leaf tables, a GiB at a time if it may move as one; return the address before which all have moved.
 
-    It is `last`, or the place of which the new one has a table already. Raises SysError(ENOMEM); what had moved is
-    then back.
+    It is `last`, or the place of which the new one has a table already. With `at_once` a step moves at most so many
+    bytes, a power of two; the upper tables are then as after a move of the GiB. Raises SysError(ENOMEM); what had moved
+    is then back.
     """
     at, pace = first, Pace()
     size = _TABLES_AT_ONCE if delta & PUD_SIZE - 1 else PUD_SIZE
@@ -63,19 +66,45 @@ def _move_tables_in_pieces(mm: MmStruct, first: Vaddr, last: Vaddr, delta: int) 
         # A range without tables needs no step.
         at = max(at, mm.page_table.walk.first_leaf(at, last) & -size)
         stop = min(last, (at & -size) + size)
+        if at >= last:
+            break
         try:
-            if at < last and not mm.pages.move_tables(at, stop, at + delta):
-                break
+            at = yield from _move_step(mm, at, stop, delta, at_once, pace)
         except SysError:
             _come_back(mm, first)
             if first < at:
                 mm.pages.move_tables(first + delta, at + delta, first)
             raise
-        at = stop
+        if at < stop:
+            break
         if at < last and pace.is_over():
             yield
             pace.begin()
     return at
+
+
+def _move_step(
+    mm: MmStruct, start: Vaddr, stop: Vaddr, delta: int, at_once: int, pace: Pace
+) -> Generator[None, None, Vaddr]:
+    """Move the leaf tables of up to a GiB, and return the address before which all have moved.
+
+    Raises SysError(ENOMEM) before any has: all need the same upper table.
+    """
+    is_whole = stop - start == PUD_SIZE and not delta & PUD_SIZE - 1
+    moves_as_one = is_whole and mm.page_table.find_pmd(start + delta) is None
+    at = start
+    while at < stop:
+        step = min(stop, (at & -at_once) + at_once)
+        if not mm.pages.move_tables(at, step, at + delta):
+            return at
+        at = step
+        if at < stop and pace.is_over():
+            yield
+            pace.begin()
+    if at_once < PUD_SIZE and moves_as_one:
+        # The upper table of the old place would have moved too.
+        mm.page_table.free_tables(start, stop, start, stop)
+    return stop
 
 
 def _move_ptes_in_pieces(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> Steps:

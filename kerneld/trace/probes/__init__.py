@@ -5,4 +5,4 @@ This package imports none of them: importing all takes a while, so the daemon im
 
 from __future__ import annotations
 
-NAMES = ("fault", "frames", "pte", "reclaim", "request", "rss", "shadow", "task", "vma")
+NAMES = ("fault", "frames", "moves", "pte", "reclaim", "request", "rss", "shadow", "task", "vma")

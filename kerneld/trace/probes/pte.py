@@ -5,7 +5,7 @@ Entries that go together are one record, a run: pages in a row whose entries rep
 
 Not told here: the accessed and dirty bits that the processor sets by itself, and the accessed bits that reclaim takes
 away again to see who uses what. No kernel notices the former; the latter is no change of what is mapped. A record of
-the machine has them (`kerneld.trace.probes.pgtable`).
+the machine has them (`kerneld.trace.probes.pgtable`). Entries that move are told by `kerneld.trace.probes.moves`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kerneld.trace.tracepoint import Tracepoint
     from kerneld.trace.tracing import Tracing
 
-_ZERO = np.uint64(0)
+_ZERO, _U64 = np.uint64(0), (1 << 64) - 1
 _PAGE = np.uint64(PAGE_SIZE)
 _SWAP_STEP = np.uint64((1 << 64) - (1 << 9))
 
@@ -76,6 +76,15 @@ class EntryLog:
                 if len(chosen):
                     self._emit(point, pages, vaddrs[chosen], old[chosen], new[chosen])
 
+    def moved(self, pages: Pages, vaddrs: Words, delta: int, entries: Words) -> None:
+        """Record that entries are cleared at these pages, and set at those that are `delta` bytes further."""
+        filled = np.flatnonzero(entries)
+        vaddrs, entries = vaddrs[filled], entries[filled]
+        if len(filled):
+            nothing = np.zeros(len(filled), dtype=np.uint64)
+            self._emit(self._clear, pages, vaddrs, entries, nothing)
+            self._emit(self._set, pages, vaddrs + np.uint64(delta & _U64), nothing, entries)
+
     def marks(self, point: Tracepoint, pages: Pages, vaddrs: Words, old: Words, new: Words) -> None:
         """Record the old and the new entries of any pages whose accessed and dirty bits alone may differ."""
         chosen = np.flatnonzero(old != new)
@@ -83,6 +92,8 @@ class EntryLog:
             self._emit(point, pages, vaddrs[chosen], old[chosen], new[chosen])
 
     def _emit(self, point: Tracepoint, pages: Pages, vaddrs: Words, old: Words, new: Words) -> None:
+        if not point.traces:
+            return
         breaks = (
             (vaddrs[1:] != vaddrs[:-1] + _PAGE)
             | (old[1:] != old[:-1] + _steps(old[:-1]))
@@ -97,7 +108,7 @@ class EntryLog:
             point.emit_many(owner, len(firsts), pages.number, counts, vaddrs[firsts], old[firsts], new[firsts])
 
 
-def _filled(entries: Words) -> Words:
+def filled(entries: Words) -> Words:
     return np.zeros(len(entries), dtype=np.uint64)
 
 
@@ -162,7 +173,7 @@ def _share_swap_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def share_swap_ptes(self: Pages, run: Run, entries: Words) -> None:
-        log.run(self, run, _filled(entries), entries)
+        log.run(self, run, filled(entries), entries)
         inner(self, run, entries)
 
     return share_swap_ptes
@@ -173,7 +184,7 @@ def _set_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def set_ptes(self: Pages, run: Run, entries: Words, pfns: Pfns, kind: int) -> None:
-        log.run(self, run, _filled(entries), entries)
+        log.run(self, run, filled(entries), entries)
         inner(self, run, entries, pfns, kind)
 
     return set_ptes
@@ -186,7 +197,7 @@ def _set_cached_ptes(tracing: Tracing, inner: Function) -> Function:
     def set_cached_ptes(self: Pages, pte: int, vaddr: int, pfns: list[int | None], prot: int) -> None:
         entries = np.array([0 if pfn is None else make_pte(pfn, prot) for pfn in pfns], dtype=np.uint64)
         run = Leaf(vaddr, vaddr + len(pfns) * PAGE_SIZE, pte, pte + len(pfns))
-        log.run(self, run, _filled(entries), entries)
+        log.run(self, run, filled(entries), entries)
         inner(self, pte, vaddr, pfns, prot)
 
     return set_cached_ptes
@@ -197,7 +208,7 @@ def _share_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def share_ptes(self: Pages, run: Run, entries: Words) -> None:
-        log.run(self, run, _filled(entries), entries)
+        log.run(self, run, filled(entries), entries)
         inner(self, run, entries)
 
     return share_ptes
@@ -208,7 +219,7 @@ def _set_zero_ptes(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
 
     def set_zero_ptes(self: Pages, run: Run, entries: Words) -> None:
-        log.run(self, run, _filled(entries), entries)
+        log.run(self, run, filled(entries), entries)
         inner(self, run, entries)
 
     return set_zero_ptes
@@ -246,19 +257,6 @@ def _unmap_frames(tracing: Tracing, inner: Function) -> Function:
     return unmap_frames
 
 
-@probe(Pages.move_entries, *_CHANGES)
-def _move_entries(tracing: Tracing, inner: Function) -> Function:
-    log = EntryLog(tracing)
-
-    def move_entries(self: Pages, run: Run, place: Run, first: int) -> None:
-        entries = self.page_table.walk.read(run).copy()
-        log.run(self, run, entries, _filled(entries))
-        log.many(self, place.vaddrs()[first : first + len(entries)], _filled(entries), entries)
-        inner(self, run, place, first)
-
-    return move_entries
-
-
 @probe(Pages.zap_swapped, PTE_CLEAR)
 def _zap_swapped(tracing: Tracing, inner: Function) -> Function:
     log = EntryLog(tracing)
@@ -278,7 +276,7 @@ def _zap_ptes(tracing: Tracing, inner: Function) -> Function:
 
     def _zap_ptes(self: Pages, run: Run) -> None:
         entries = self.page_table.walk.read(run)
-        log.run(self, run, entries, _filled(entries))
+        log.run(self, run, entries, filled(entries))
         inner(self, run)
 
     return _zap_ptes
@@ -355,37 +353,3 @@ def _split_huge_pmd(tracing: Tracing, inner: Function) -> Function:
         log.one(self, haddr, old, self._words[pte], HPAGE_PMD_NR)
 
     return split_huge_pmd
-
-
-@probe(Pages.move_huge_pmd, PTE_SET, PTE_CLEAR)
-def _move_huge_pmd(tracing: Tracing, inner: Function) -> Function:
-    log = EntryLog(tracing)
-
-    def move_huge_pmd(self: Pages, pmd: int, haddr: int, to_pmd: int, to_haddr: int) -> None:
-        entry = self._words[pmd]
-        log.one(self, haddr, entry, 0, HPAGE_PMD_NR)
-        log.one(self, to_haddr, 0, entry, HPAGE_PMD_NR)
-        inner(self, pmd, haddr, to_pmd, to_haddr)
-
-    return move_huge_pmd
-
-
-@probe(Pages.move_tables, PTE_SET, PTE_CLEAR)
-def _move_tables(tracing: Tracing, inner: Function) -> Function:
-    log = EntryLog(tracing)
-
-    def move_tables(self: Pages, start: int, end: int, to: int) -> bool:
-        moved: bool = inner(self, start, end, to)
-        if moved:
-            for run in self.page_table.walk.runs(to, to + end - start):
-                if isinstance(run, Leaf) and run.huge:
-                    entry = self._words[run.low]
-                    log.one(self, run.start - to + start, entry, 0, HPAGE_PMD_NR)
-                    log.one(self, run.start, 0, entry, HPAGE_PMD_NR)
-                else:
-                    entries = self.page_table.walk.read(run)
-                    log.many(self, run.vaddrs() - np.uint64(to) + np.uint64(start), entries, _filled(entries))
-                    log.run(self, run, _filled(entries), entries)
-        return moved
-
-    return move_tables
