@@ -16,9 +16,12 @@ from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.uaccess import copy_from_user, copy_to_user
 from shared.uapi.page import PAGE_SIZE, Vaddr
 
+_WRITE_INLINE = 2
+"""The data come with the request: a word that a tracer pokes is in none of its pages."""
+
 
 def mem_rw(call: Call) -> int | Answer | Work:
-    """args: pid, address in its memory, address in the caller's, length in bytes, whether to write.
+    """args: pid, address in its memory, address in the caller's, length in bytes, whether to write (2: inline data).
 
     Copies to the caller, or from it, also where the process itself may not read or write: a write to private memory
     without that right goes to a copy. Returns the number of bytes copied before the first page that cannot be had.
@@ -45,7 +48,10 @@ def _copy_in_pieces(call: Call, mm: MmStruct) -> Pieces:
             count = min(end - at, PAGE_SIZE - at % PAGE_SIZE)
             fault = None
             try:
-                is_copied = _copy(call, mm, at, own + done, count, write=bool(is_write))
+                if is_write == _WRITE_INLINE:
+                    is_copied = _write(mm, at, call.data[done : done + count])
+                else:
+                    is_copied = _copy(call, mm, at, own + done, count, write=bool(is_write))
             except AwaitsPage as awaits:
                 fault, is_copied = awaits.fault, False
             except SysError:
@@ -70,18 +76,26 @@ def _copy_in_pieces(call: Call, mm: MmStruct) -> Pieces:
     return done
 
 
+def _write(mm: MmStruct, vaddr: Vaddr, data: bytes) -> bool:
+    """Write a part of a page, and return whether the page could be had."""
+    try:
+        write_remote_vm(mm, vaddr, data, force=True)
+    except SysError:
+        return False
+    return True
+
+
 def _copy(call: Call, mm: MmStruct, vaddr: Vaddr, own: Vaddr, count: int, *, write: bool) -> bool:
     """Copy a part of a page, and return whether the page could be had. Raises SysError(EFAULT) for the caller's."""
     data = copy_from_user(call.mm, own, count) if write else b""
     if write and len(data) < count:
         raise SysError(errno.EFAULT)
+    if write:
+        return _write(mm, vaddr, data)
     try:
-        if write:
-            write_remote_vm(mm, vaddr, data, force=True)
-        else:
-            data = read_remote_vm(mm, vaddr, count, force=True)
+        data = read_remote_vm(mm, vaddr, count, force=True)
     except SysError:
         return False
-    if not write and copy_to_user(call.mm, own, data) < count:
+    if copy_to_user(call.mm, own, data) < count:
         raise SysError(errno.EFAULT)
     return True

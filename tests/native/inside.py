@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.support.patience import SECONDS
 
 """Longer than anything here takes, on a machine that others use too."""
@@ -29,6 +31,13 @@ def why_not_here() -> str:
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         return "there is no C compiler for the stub"
     return ""
+
+
+def need(*names: str) -> None:
+    """Skip the test where a program is missing."""
+    for name in names:
+        if shutil.which(name) is None:
+            pytest.skip(f"this host has no {name}")
 
 
 def compile_c(source: Path, target: Path, *options: str) -> Path:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.native.inside import End, Inside
+from tests.native.inside import End, Inside, need
 
 GIT = r"""
 set -e
@@ -57,13 +56,6 @@ select sum(a), count(distinct b) from t; delete from t where a % 3 = 0; update t
 select count(*), sum(length(c)) from t; vacuum; pragma integrity_check; select b from t order by c limit 3;"
 sqlite3 t.db "pragma mmap_size=$1; pragma wal_checkpoint(truncate); select count(*), max(b) from t"
 """
-
-
-def need(*names: str) -> None:
-    """Skip the test where a program is missing."""
-    for name in names:
-        if shutil.which(name) is None:
-            pytest.skip(f"this host has no {name}")
 
 
 def in_two_directories(inside: Inside, directory: Path, *argv: str) -> End:

@@ -4,6 +4,7 @@
 #include "native.h"
 
 #define CLONE_VM 0x100
+#define CLONE_UNTRACED 0x800000
 #define AGENT_STACK 0x6a7000000000UL
 #define AGENT_STACK_BYTES 0x10000UL
 #define DISMISSED 0xffffffffU
@@ -24,7 +25,7 @@ static int has_ended(long program)
 }
 
 /* Tell whether a thread is stopped, and so will look at the number of the order again before it maps: tlb.c. One that a
- * debugger has stopped may be in the call already. */
+ * debugger outside has stopped may be in the call already; one inside stops no call of the stub. */
 static int is_stopped(const struct thread *t)
 {
 	char text[64] = "/proc/";
@@ -37,7 +38,7 @@ static int is_stopped(const struct thread *t)
 	/* pid (name) state: a name may have brackets. Source: proc(5). */
 	while (length > 2 && text[length - 3] != ')')
 		length--;
-	return length > 2 && text[length - 1] == 'T';
+	return length > 2 && (text[length - 1] == 'T' || (text[length - 1] == 't' && process.traced));
 }
 
 static void wait_for_mappers(long program)
@@ -77,7 +78,7 @@ static void agent_main(u64 conn)
 	const struct tlb_record *record = (const struct tlb_record *)buffer;
 	long program = sys2(NR_pidfd_open, process.agent_pid, 0);
 	sys0(NR_setsid);
-	sys2(NR_prctl, PR_SET_NAME, "kerneld-tlb");
+	sys2(NR_prctl, PR_SET_NAME, AGENT_NAME);
 	for (;;) {
 		long got = sys6(NR_recvfrom, conn, (long)buffer, sizeof buffer, 0, 0, 0);
 		if (got == -EINTR)
@@ -111,7 +112,7 @@ void agent_start(void)
 	u64 *top = (u64 *)(AGENT_STACK + AGENT_STACK_BYTES - 16);
 	*top = process.agent_conn;
 	sys4(NR_rt_sigprocmask, 2, &all, &mask, 8);
-	if (clone_on(CLONE_VM, (u64)top, 0, 0, 0, agent_begin) < 0)
+	if (clone_on(CLONE_VM | CLONE_UNTRACED, (u64)top, 0, 0, 0, agent_begin) < 0)
 		die("no process for the agent");
 	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
 	sys1(NR_close, process.agent_conn);

@@ -39,17 +39,18 @@ static u64 updates(struct thread *t, u64 user, u64 length)
 	return at && !add_out(t, FIXED, user, at, length, 0) ? at : 0;
 }
 
-/* A path. The program's link to itself in /proc names the stub: the host gets the path of the program. */
+/* A path. A program's link in /proc names the stub: the host gets the path of the program. */
 static u64 string(struct thread *t, u64 user, int follows)
 {
 	long length = user_strlen((const char *)user);
 	u64 at = length < 0 || (u64)length >= PAGE_BYTES ? 0 : reads(t, user, length + 1), room;
-	if (!at || !follows || length >= MOST_EXE || !is_own_exe((const char *)at))
+	char exe[EXE_BYTES];
+	if (!at || !follows || length >= MOST_EXE || !(length = exe_of((const char *)at, exe)))
 		return at;
-	room = string_length(process.exe) + 1;
+	room = length + 1;
 	at = take_room(t, &room);
 	if (at)
-		memcpy((void *)at, process.exe, room);
+		memcpy((void *)at, exe, room);
 	return at;
 }
 

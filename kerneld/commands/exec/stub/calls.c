@@ -88,16 +88,18 @@ static int prctl_call(struct thread *t, const u64 *args, long *ret)
 	return 0;
 }
 
-/* readlink("/proc/self/exe"): the program's, not the stub's. */
+/* readlink("/proc/self/exe"), and of another program inside: the program's, not the stub's. */
 static int readlink_call(const u64 *args, long nr, long *ret)
 {
 	int at = nr == NR_readlinkat;
-	char path[MOST_EXE] = {0};
+	char path[MOST_EXE] = {0}, program[EXE_BYTES];
 	long length = user_strlen((const char *)args[at]);
-	if (length < 0 || length >= MOST_EXE || user_copy(path, (const char *)args[at], length) || !is_own_exe(path))
+	if (length < 0 || length >= MOST_EXE || user_copy(path, (const char *)args[at], length))
 		return 0;
-	u64 exe = string_length(process.exe), size = args[at + 2];
-	*ret = (int)size <= 0 ? -EINVAL : user_copy((void *)args[at + 1], process.exe, exe < size ? exe : size) ? -EFAULT
+	u64 exe = exe_of(path, program), size = args[at + 2];
+	if (!exe)
+		return 0;
+	*ret = (int)size <= 0 ? -EINVAL : user_copy((void *)args[at + 1], program, exe < size ? exe : size) ? -EFAULT
 													   : (long)(exe < size ? exe : size);
 	return 1;
 }
@@ -182,6 +184,9 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 		__builtin_unreachable();
 	case NR_prctl:
 		return prctl_call(t, args, ret);
+	case NR_ptrace:
+		*ret = sys_ptrace(t, args);
+		return 1;
 	case NR_personality:
 		*ret = sys_personality(t, args[0]);
 		return 1;

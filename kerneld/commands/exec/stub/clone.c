@@ -19,6 +19,7 @@ static long make_task(struct thread *t, struct ucontext *uc, struct clone_reques
 		return do_thread(t, uc, request);
 	if (flags & CLONE_THREAD || (flags & (CLONE_SIGHAND | CLONE_VM)) == CLONE_SIGHAND)
 		return -EINVAL;
+	process.has_odd_children |= request->exit_signal != SIGCHLD;
 	return flags & CLONE_VM ? do_share(t, uc, request) : do_fork(t, uc, request);
 }
 

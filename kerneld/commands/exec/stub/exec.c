@@ -66,7 +66,8 @@ static long take_path(int dirfd, const char *path, long flags, struct path *to, 
 
 static long exec_path(struct thread *t, struct ucontext *uc, const struct path *path, const u64 *vectors)
 {
-	const char *program = is_own_exe(path->real) ? process.exe : path->real;
+	char exe[EXE_BYTES];
+	const char *program = exe_of(path->real, exe) ? exe : path->real;
 	char *words = (char *)(EXEC_AREA + sizeof *path);
 	const char **args = (const char **)(EXEC_AREA + 0x4000), **env = args + MAX_STRINGS;
 	descriptors_widen();
@@ -101,6 +102,8 @@ static long exec_path(struct thread *t, struct ucontext *uc, const struct path *
 	/* By its descriptor: the program may be another user now, who may not come to its path. */
 	sys3(NR_fcntl, t->conn, F_SETFD, 0);
 	sys3(NR_fcntl, process.stub_fd, F_SETFD, 0);
+	if (t->is_traced_by_exec)
+		sys1(NR_ptrace, 0 /* PTRACE_TRACEME */);
 	ret = sys5(NR_execveat, process.stub_fd, "", args, env, AT_EMPTY_PATH);
 	sys3(NR_fcntl, t->conn, F_SETFD, FD_CLOEXEC);
 	sys3(NR_fcntl, process.stub_fd, F_SETFD, FD_CLOEXEC);

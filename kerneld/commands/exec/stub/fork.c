@@ -7,7 +7,7 @@ extern long clone3_on(const struct clone3_args *args, u64 size, void (*function)
 extern void begin_with_frame(u64 sp);
 #define FUTEX_WAIT_PRIVATE 128
 #define FUTEX_WAKE_PRIVATE 129
-enum { NOT_TOLD, IS_WAITED_FOR, TOLD, TELLS_ITSELF };	/* thread.is_told */
+enum { NOT_TOLD, IS_WAITED_FOR, IS_BEING_TOLD, TOLD, TELLS_ITSELF, TELLING = 7 };	/* thread.is_told, with a serial number */
 struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 
 static void child_of_fork(struct thread *t, const struct clone_request *request, int conn, u64 token)
@@ -22,7 +22,8 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 		sys1(NR_close, t->conn);
 	t->ring = 0;
 	t->mapped_fd = -1;
-	process.is_ending = 0;
+	process.is_ending = process.has_odd_children = 0;
+	forget_tracees();
 	process.dump = process.sharers_begin = process.agent_drops = 0;
 	process.dumper = 0;
 	tlb_drop_all();
@@ -115,29 +116,42 @@ long do_fork(struct thread *t, struct ucontext *uc, const struct clone_request *
 	return pid;
 }
 
+/* Change who tells a task of its number, if that is `from`. 1 if it was. */
+static int change_telling(struct thread *t, u64 from, u64 to)
+{
+	return __atomic_compare_exchange_n(&t->is_told, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
 /* CLONE_PARENT_SETTID: the parent writes, before the task runs its program. Later is too late: the task may have ended, and
  * the word may be where it says so. vfork's child writes itself, for its parent sleeps, and so does one whose parent has
- * been killed. */
+ * been killed, or one that is traced: its tracer may have stopped the parent. */
 static void learn_tid(struct thread *t)
 {
 	static const u64 a_millisecond[2] = {0, 1000000};
-	u32 not_told = NOT_TOLD;
-	__atomic_compare_exchange_n(&t->is_told, &not_told, IS_WAITED_FOR, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-	for (int i = 0; i < 1000 && __atomic_load_n(&t->is_told, __ATOMIC_SEQ_CST) == IS_WAITED_FOR; i++)
-		sys4(NR_futex, &t->is_told, FUTEX_WAIT_PRIVATE, IS_WAITED_FOR, a_millisecond);
-	if (__atomic_load_n(&t->is_told, __ATOMIC_SEQ_CST) != TOLD)
+	u64 serial = t->is_told & ~(u64)TELLING, now;
+	change_telling(t, serial | NOT_TOLD, serial | (process.traced ? TELLS_ITSELF : IS_WAITED_FOR));
+	for (int i = 0; i < 1000; i++) {
+		now = __atomic_load_n(&t->is_told, __ATOMIC_SEQ_CST) & TELLING;
+		if (now != IS_WAITED_FOR && now != IS_BEING_TOLD)
+			break;
+		sys4(NR_futex, &t->is_told, FUTEX_WAIT_PRIVATE, (u32)(serial | now), a_millisecond);
+	}
+	if (__atomic_load_n(&t->is_told, __ATOMIC_SEQ_CST) != (serial | TOLD))
 		user_copy((void *)t->parent_tid, &t->tid, 4);
 }
 
-/* Tell of a new task. */
-static void tell(struct thread *new, const struct clone_request *request, int tid, int pidfd)
+/* Tell of a new task. `serial`: of its area, which may be another task's by now. */
+static void tell(struct thread *new, const struct clone_request *request, int tid, int pidfd, u64 serial)
 {
 	if (request->flags & CLONE_PIDFD)
 		user_copy((void *)request->pidfd, &pidfd, 4);
 	if (!(request->flags & CLONE_PARENT_SETTID) || request->flags & CLONE_VFORK)
 		return;
+	if (!change_telling(new, serial | NOT_TOLD, serial | IS_BEING_TOLD) &&
+	    !change_telling(new, serial | IS_WAITED_FOR, serial | IS_BEING_TOLD))
+		return;
 	user_copy((void *)request->ptid, &tid, 4);
-	if (__atomic_exchange_n(&new->is_told, TOLD, __ATOMIC_SEQ_CST) == IS_WAITED_FOR)
+	if (change_telling(new, serial | IS_BEING_TOLD, serial | TOLD))
 		sys3(NR_futex, &new->is_told, FUTEX_WAKE_PRIVATE, 1);
 }
 
@@ -154,6 +168,9 @@ static void begin(struct thread *t, u64 tid, u64 frame)
 		learn_tid(t);
 	if (t->child_tid)
 		user_copy((void *)t->child_tid, &t->tid, 4);
+	t->saved = &((struct frame *)frame)->uc;
+	if (t->stop_at_exit)
+		stop_at_exit(t, t->saved);
 	begin_with_frame(frame + 8);
 }
 
@@ -201,10 +218,11 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->clear_sighand = flags & CLONE_CLEAR_SIGHAND;
 	new->token = 0;
 	new->mapping = 0;
+	new->stop_at_exit = new->is_traced_by_exec = 0;
 	new->ring = 0;
 	*start = (u64 *)((u64)frame - 64);
 	**start = (u64)frame;
-	new->is_told = flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD;
+	new->is_told = ((new->is_told | TELLING) + 1) | (flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD);
 	new->parent_tid = flags & CLONE_PARENT_SETTID ? request->ptid : 0;
 	new->child_tid = flags & CLONE_CHILD_SETTID ? request->ctid : 0;
 	return new;
@@ -238,9 +256,10 @@ long do_thread(struct thread *t, struct ucontext *uc, const struct clone_request
 		return -EAGAIN;
 	}
 	new->conn = conn;
+	u64 serial = new->is_told & ~(u64)TELLING;
 	long tid = host_clone(request, start, thread_begin, &pidfd);
 	if (tid >= 0)
-		tell(new, request, tid, pidfd);
+		tell(new, request, tid, pidfd, serial);
 	if (tid < 0 || !(request->flags & CLONE_FILES))
 		sys1(NR_close, conn);
 	if (tid < 0)
@@ -268,13 +287,14 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 	process.has_sharers |= !(flags & CLONE_VFORK);
 	new->token = token;
 	new->conn = conn;
+	u64 serial = new->is_told & ~(u64)TELLING;
 	memcpy(actions, process.actions, sizeof actions);
 	long pid = host_clone(request, start, sharer_begin, &pidfd);
 	__atomic_fetch_sub(&process.sharers_begin, 1, __ATOMIC_SEQ_CST);
 	if (pid < 0) {
 		cancel_child(t, conn, token);
 	} else {
-		tell(new, request, pid, pidfd);
+		tell(new, request, pid, pidfd, serial);
 		ring_name_child(t, token, pid);
 		t->left_child = flags & CLONE_VFORK ? pid : 0;
 		if (!(flags & CLONE_FILES))

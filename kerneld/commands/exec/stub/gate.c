@@ -5,7 +5,7 @@
 #include "args.h"
 
 #define NR_recvfrom 45
-#define NR_tkill 200
+#define NR_waitid 247
 #define NR_preadv2 327
 #define RWF_NOWAIT 8
 #define MSG_DONTWAIT 0x40
@@ -18,7 +18,6 @@
 #define FUTEX_PRIVATE_FLAG 128
 #define FUTEX_COMMAND(op) ((op) & 0x7f)
 
-#define GATE_HLT 8
 #define GATE_REGISTERS 9
 #define GATE_END GATE_BYTES
 
@@ -45,14 +44,6 @@ void write_gate(unsigned char *code)
 	put_relative(code, "\xff\x25", 2, &t->bounce.resume);
 }
 
-void pass(struct thread *t, struct ucontext *uc, long nr)
-{
-	t->bounce.is_copied = 0;
-	t->bounce.nr = nr;
-	t->gate_return = uc->mc.rip;
-	uc->mc.rip = gate_of(t);
-}
-
 static void set_arguments(struct ucontext *uc, const u64 *args)
 {
 	uc->mc.rdi = args[0];
@@ -67,10 +58,27 @@ static void pass_copied(struct thread *t, struct ucontext *uc, long nr, const u6
 {
 	memcpy(t->bounce.args, args, sizeof t->bounce.args);
 	t->bounce.resume = uc->mc.rip;
+	t->bounce.began = process.is_tracer ? now() : 0;
 	t->bounce.nr = nr;
 	t->bounce.is_copied = 1;
-	t->gate_return = gate_of(t) + (needs_stub ? GATE_HLT : GATE_REGISTERS);
+	t->gate_return = gate_of(t) + (needs_stub || t->stop_at_exit ? GATE_HLT : GATE_REGISTERS);
 	set_arguments(uc, copies);
+	uc->mc.rip = gate_of(t);
+}
+
+static const struct row no_pointers = {0, 1, {{NONE, 0, 0, 0, 0}}};
+
+void pass(struct thread *t, struct ucontext *uc, long nr)
+{
+	u64 args[6] = {uc->mc.rdi, uc->mc.rsi, uc->mc.rdx, uc->mc.r10, uc->mc.r8, uc->mc.r9};
+	if (t->stop_at_exit) {
+		bounce_in(t, &no_pointers, args);
+		pass_copied(t, uc, nr, args, args, 1);
+		return;
+	}
+	t->bounce.is_copied = 0;
+	t->bounce.nr = nr;
+	t->gate_return = uc->mc.rip;
 	uc->mc.rip = gate_of(t);
 }
 
@@ -147,14 +155,14 @@ static long user_call(struct thread *t, long nr, const u64 *args)
 
 static void futex_call(struct thread *t, struct ucontext *uc, const u64 *args)
 {
-	static const struct row timeout = {NR_futex, 1, {{BYTES, 3, 0, 0, 16}}}, none = {NR_futex, 1, {{NONE, 0, 0, 0, 0}}};
+	static const struct row timeout = {NR_futex, 1, {{BYTES, 3, 0, 0, 16}}};
 	u64 copies[6];
 	long ret;
 	memcpy(copies, args, sizeof copies);
 	if (is_futex_wait(args) && !touch_futex(t, args)) {
 		if (!(args[1] & FUTEX_PRIVATE_FLAG))
 			set_shared_futex(t, args[0]);
-		bounce_in(t, args[3] ? &timeout : &none, copies);
+		bounce_in(t, args[3] ? &timeout : &no_pointers, copies);
 		pass_copied(t, uc, NR_futex, args, copies, 1);
 		return;
 	}
@@ -202,6 +210,9 @@ void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 	u64 copies[6];
 	if (nr == NR_futex) {
 		futex_call(t, uc, args);
+	} else if (waits(t, nr, args, copies)) {
+		bounce_in(t, &no_pointers, copies);
+		pass_copied(t, uc, nr, args, copies, 1);
 	} else if (!row) {
 		uc->mc.rax = -ENOSYS;
 	} else if (!row->pointers[0].how) {
@@ -245,6 +256,14 @@ static void finish(struct thread *t, struct ucontext *uc)
 		make_again(t, uc);	/* its page had gone in between */
 		return;
 	}
+	long ret = uc->mc.rax;
+	if ((t->bounce.nr == NR_wait4 || t->bounce.nr == NR_waitid) && ret >= 0) {
+		if (!wait_is_over(t, t->bounce.nr, args, &ret)) {
+			make_again(t, uc);	/* what it tells is not for the program */
+			return;
+		}
+		uc->mc.rax = ret;
+	}
 	set_shared_futex(t, 0);
 	uc->mc.rax = bounce_out(t, uc->mc.rax);
 	set_arguments(uc, args);
@@ -279,13 +298,20 @@ void kick_waiters(u64 start, u64 length)
 	}
 }
 
+/* A signal has come that is not for the program to see: a call that it has interrupted is made again. */
+void undo_interruption(struct thread *t, struct ucontext *uc)
+{
+	u64 gate = gate_of(t);
+	int is_interrupted = (uc->mc.rip == gate + SYSCALL_BYTES || is_behind_gate(t, uc)) && (long)uc->mc.rax == -EINTR;
+	if (uc->mc.rip == gate || (is_interrupted && !go_on_with_rest(t, uc)))
+		make_again(t, uc);
+}
+
 /* Take a kick of the agent's: 1 where this signal is one. Nothing of it is for the program to see. */
 int take_kick(struct thread *t, struct ucontext *uc)
 {
 	if (!__atomic_exchange_n(&t->is_kicked, 0, __ATOMIC_SEQ_CST))
 		return 0;
-	u64 gate = gate_of(t);
-	if (uc->mc.rip == gate || ((uc->mc.rip == gate + 2 || is_behind_gate(t, uc)) && (long)uc->mc.rax == -EINTR))
-		make_again(t, uc);
+	undo_interruption(t, uc);
 	return 1;
 }

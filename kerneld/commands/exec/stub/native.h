@@ -17,6 +17,7 @@
 #define AREAS_START 0x6a1000000000UL
 #define AREA_BYTES 0x80000UL
 #define MAX_AREAS 2048
+#define AGENT_NAME "kerneld-tlb"
 #define VDSO_START 0x6a0800000000UL
 #define VDSO_END 0x6a0800100000UL
 #define USER_END 0x7ffffffff000UL
@@ -52,6 +53,9 @@ struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
 #define si_addr_of(info) ((info)->fields[0])
 #define si_pkey_of(info) ((info)->fields[2])
 
+#define SS_ONSTACK 1
+#define SS_DISABLE 2
+#define SS_AUTODISARM (int)(1U << 31)
 #define SA_NOCLDSTOP 1UL
 #define SA_NOCLDWAIT 2UL
 #define SA_SIGINFO 4UL
@@ -64,6 +68,17 @@ struct siginfo { int32_t signo, err, code, pad; u64 fields[14]; };
 /* What the stub lives by: never really blocked, never really ignored. */
 #define OURS (BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGSYS))
 #define NR_OURS 3
+
+/* ptrace(2): stops.c. Marks of signals, in si_errno, where Linux has 0. */
+enum {
+	MARK_EXIT = 0x6b64001,	/* SIGSYS: the thread has left the stub, as its tracer has asked for */
+	MARK_FAULT,		/* the program gets this signal because of a fault */
+	MARK_DEFAULT,		/* the stub has delivered this signal, and has the host do what it does by default */
+	MARK_TRACER,		/* SIGSYS: a child is about to be traced */
+};
+enum { STOP_IN_PROGRAM = 1, STOP_ANYWHERE };	/* thread.stop_at_exit: not when it comes to the gate; there too */
+#define SI_QUEUE -1
+#define AT_DR7 904	/* of PTRACE_POKEUSER */
 
 /* One thread of the program. Its area: a page of code (the gate), this, a buffer, the stack of the stub. */
 struct thread {
@@ -81,7 +96,7 @@ struct thread {
 	struct stack altstack;	/* the program's own */
 	u64 clear_tid, robust;	/* set_tid_address(), set_robust_list() */
 	u64 parent_tid, child_tid;	/* where it is told who it is, when it begins: CLONE_PARENT_SETTID, CLONE_CHILD_SETTID */
-	u32 is_told;		/* parent_tid has been written by the parent: clone.c */
+	u64 is_told;		/* who writes parent_tid: fork.c */
 	u64 token;		/* kerneld's, for the attach of a process in the same memory */
 	u64 clear_sighand;	/* it begins without handlers: CLONE_CLEAR_SIGHAND */
 	int is_borrower;	/* of the memory, with descriptors of its own: vfork's child */
@@ -94,13 +109,18 @@ struct thread {
 	int mapped_fd;		/* of the file that was mapped last: memory.c */
 	char *buffer;
 	struct {		/* the call that is in the gate: gate.c, bounce.c */
-		int is_copied;	/* it works on copies */
-		long nr;
+		u64 is_copied;	/* it works on copies */
+		long nr, began;	/* when, in nanoseconds, in a tracer */
 		u64 args[6], resume;	/* as the program made it, and where it goes on */
-		u32 outs;
+		u64 outs;
 		u64 big, big_bytes;	/* memory of its own, where the area has not enough room */
 		u64 next, end;	/* the room that is left for copies */
 	} bounce;
+	int has_queued;		/* a signal for its tracer, since it came into the stub: traced.c */
+	u64 stop_at_exit;	/* its tracer has asked for a stop when it leaves the stub */
+	const struct ucontext *saved;	/* the program's registers, while it is in the stub */
+	int is_traced_by_exec;	/* vfork's child has asked to be traced */
+	struct { int status; struct siginfo info; u64 usage[18]; } wait;	/* what a wait of a tracer tells: tracer_wait.c */
 	u64 shared_futex;	/* where it waits, by a key that is the frame */
 	int is_kicked;		/* by the agent, for the frame has gone */
 };
@@ -111,6 +131,7 @@ struct thread {
 #define STACK_BYTES (AREA_BYTES - 2 * PAGE_BYTES - BUFFER_BYTES - BOUNCE_BYTES)
 
 /* The process: in the stub's own data, which fork copies and threads share. */
+#define EXE_BYTES 4096
 struct process {
 	int is_started;		/* before that, what goes wrong is a status of kerneld exec */
 	int is_not_compared;	/* kerneld cannot tell whether a descriptor is of the file that was mapped last */
@@ -120,6 +141,9 @@ struct process {
 	struct thread *dumper;
 	u32 agent_drops;	/* the agent carries an order out */
 	u32 sharers_begin;	/* so many threads make a process that shares this memory, or sleep until vfork's has left it */
+	u64 traced;		/* it is or was traced by a program inside */
+	int is_tracer;
+	int has_odd_children;	/* it has made some that end with another signal than SIGCHLD */
 	int has_userfaultfds;	/* has or has had */
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
@@ -131,7 +155,7 @@ struct process {
 	u64 stub_mask;		/* of the stub's handlers */
 	struct kernel_sigaction actions[65];
 	char socket_path[108];
-	char exe[4096];
+	char exe[EXE_BYTES];
 };
 extern struct process process;
 extern char stub_text_start[], stub_text_end[], user_access_start[], user_access_end[], user_access_failed[];
@@ -146,6 +170,7 @@ void leave_area(struct thread *t, long status) __attribute__((noreturn));
 struct answer go_native(struct thread *t, u64 flags, const struct request *first, const void *data, u64 length, const int *fds,
 			int count);
 long gate_of(struct thread *t);
+extern u64 areas_used[MAX_AREAS / 64];	/* a bit for each */
 static inline struct thread *this_thread(void)
 {
 	return (struct thread *)(((u64)__builtin_frame_address(0) & -AREA_BYTES) + PAGE_BYTES);
@@ -241,12 +266,16 @@ int sigtimedwait_call(struct thread *t, const u64 *args, long *ret);
 int sigqueue_call(struct thread *t, const u64 *args, long nr, long *ret);
 
 /* signals.c */
+void watch_children(void);
 void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info);
+void set_action(int signo);
+void sys_sigreturn(struct thread *t, struct ucontext *uc);
+void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
+
+/* sigmask.c */
 long sys_sigaction(struct thread *t, const u64 *args);
 long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args);
 long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args);
-void sys_sigreturn(struct thread *t, struct ucontext *uc);
-void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
 
 /* calls.c, memory.c */
 void on_syscall(struct thread *t, struct ucontext *uc);
@@ -260,6 +289,8 @@ void leave_futexes(struct thread *t, int others_live);
 
 /* gate.c */
 #define GATE_BYTES 57		/* of code, at the start of an area */
+#define SYSCALL_BYTES 2
+#define GATE_HLT 8
 void write_gate(unsigned char *code);
 void pass(struct thread *t, struct ucontext *uc, long nr);
 long direct_call(struct thread *t, long nr, const u64 *args);
@@ -267,6 +298,7 @@ void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args);
 void leave_gate(struct thread *t, struct ucontext *uc);
 int is_behind_gate(struct thread *t, const struct ucontext *uc);
 void kick_waiters(u64 start, u64 length);
+void undo_interruption(struct thread *t, struct ucontext *uc);
 int take_kick(struct thread *t, struct ucontext *uc);
 
 /* bounce.c */
@@ -275,17 +307,37 @@ void bounce_in(struct thread *t, const struct row *row, u64 *args);
 long bounce_out(struct thread *t, long ret);
 void bounce_drop(struct thread *t);
 
+/* filter.c */
+int is_free_call(long nr);
+
+/* ptrace.c, tracees.c, tracer_wait.c, traced.c */
+long sys_ptrace(struct thread *t, const u64 *args);
+void become_tracer(void);
+void forget_tracees(void);
+int waits(struct thread *t, long nr, const u64 *args, u64 *copies);
+int wait_is_over(struct thread *t, long nr, const u64 *args, long *ret);
+int tracer_child(struct thread *t, const struct siginfo *info);
+void stop_at_exit(struct thread *t, const struct ucontext *uc);
+int show_fault(struct thread *t, const struct siginfo *info);
+int take_mark(struct thread *t, struct ucontext *uc, struct siginfo *info);
+
+/* timed.c */
+long now(void);
+int go_on_with_rest(struct thread *t, struct ucontext *uc);
+
 /* room.c */
 u64 copy_in(u64 to, u64 from, u64 length);	/* how much could be copied */
 u64 copy_out(u64 to, u64 from, u64 length);
 void room_forget(void);
 
 /* proc.c, proc_text.c */
-#define MOST_EXE 32
-int is_own_exe(const char *path);	/* its link in /proc, by one of its names */
+#define MOST_EXE 48
+long exe_of(const char *path, char *to);	/* the program's path, by its link in /proc; its length, 0 for another path */
 int view_call(struct thread *t, const u64 *args, long nr, int fd, u64 device, u64 size, int changes, long *ret);
 long proc_opened(struct thread *t, int fd, u64 flags);
 long proc_real_file(int fd);
+u64 value_of(const char *text, const char *name);	/* the number in a line of a file of /proc; 0 for none */
+struct answer ask_file(struct thread *t, const char *path, u64 offset, u64 length);
 int sysinfo_call(struct thread *t, const u64 *args, long *ret);
 
 /* files.c */
@@ -294,7 +346,13 @@ int file_call(struct thread *t, const u64 *args, long nr, long *ret);
 long file_opened(struct thread *t, const u64 *args, long nr, long ret);
 int opens_file(long nr);
 
+static inline int is_vdso(u64 at)
+{
+	return at >= VDSO_START && at < VDSO_END;
+}
+
 /* vdso.c */
+long read_vdso(u64 to, u64 length, u64 from);
 u64 move_vdso(void);
 
 /* shadow.c */

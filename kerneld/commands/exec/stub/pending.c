@@ -88,8 +88,10 @@ int sigqueue_call(struct thread *t, const u64 *args, long nr, long *ret)
 	if (user_copy(&info, (void *)args[2 + is_tasks], sizeof info) || info.code <= 0)
 		return 0;
 	info.signo = signo;
+	*ret = 0;
+	if (!(t->masked & BIT(signo)) && show_fault(t, &info))
+		return 1;
 	if (process.actions[signo].handler != SIG_IGN || t->masked & BIT(signo))
 		keep_pending(t, &info);
-	*ret = 0;
 	return 1;
 }

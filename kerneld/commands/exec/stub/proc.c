@@ -49,21 +49,6 @@ static int is(const char *a, const char *b)
 	return *a == *b;
 }
 
-int is_own_exe(const char *path)
-{
-	u64 pid = 0;
-	if (!starts(path, "/proc/"))
-		return 0;
-	path += 6;
-	if (starts(path, "self/"))
-		return is(path + 5, "exe");
-	if (starts(path, "thread-self/"))
-		return is(path + 12, "exe");
-	while (*path >= '0' && *path <= '9')
-		pid = pid * 10 + (*path++ - '0');
-	return pid && *path == '/' && is(path + 1, "exe") && pid == (u64)sys0(NR_getpid);
-}
-
 static enum kind kind_of(const char *name)
 {
 	static const char *const whole[] = {"maps", "smaps", "smaps_rollup", "statm", "cmdline", "ksm_stat", "ksm_merging_pages", "personality"};
@@ -231,7 +216,9 @@ static long move_memory(struct thread *t, const struct view *view, u64 user, u64
 	u64 pid = 0;
 	for (const char *p = view->name; *p >= '0' && *p <= '9'; p++)
 		pid = pid * 10 + (*p - '0');
-	u64 call[6] = {pid, offset, user, length, is_write};
+	if (!is_write && is_vdso(offset))
+		return read_vdso(user, length, offset);
+	u64 call[6] = {pid, offset, user, length, !!is_write};
 	keys_before_call(t);
 	return ask_ret(t, KD_MEM_RW, call);
 }

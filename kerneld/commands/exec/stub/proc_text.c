@@ -179,7 +179,7 @@ void write_file(struct thread *t, int fd, enum kind kind, const char *path)
 }
 
 /* The value of a line of meminfo, in kB. */
-static u64 value_of(const char *text, const char *name)
+u64 value_of(const char *text, const char *name)
 {
 	for (; *text; text = next_line(text))
 		if (starts(text, name)) {

@@ -17,10 +17,10 @@ static u64 big_of(struct thread *t)
 
 void room_begin(struct thread *t)
 {
+	room_release(t);	/* of a call that has been given up */
 	t->bounce.outs = 0;
 	t->bounce.next = (u64)(outs_of(t) + MOST_OUTS);
 	t->bounce.end = t->bounce.next + SMALL_BYTES;
-	t->bounce.big = 0;
 }
 
 void room_release(struct thread *t)

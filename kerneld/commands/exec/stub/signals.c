@@ -5,10 +5,6 @@
 
 #define SIG_DFL 0
 #define SIG_IGN 1
-#define SS_ONSTACK 1
-#define SS_DISABLE 2
-#define SS_AUTODISARM (int)(1U << 31)
-#define MINSIGSTKSZ 2048
 #define FXSAVE_SW_BYTES 464
 #define FXSAVE_MXCSR 24
 #define FXSAVE_MXCSR_MASK 28
@@ -50,7 +46,14 @@ static int is_init(void)
 int is_caught(int signo)
 {
 	u64 handler = process.actions[signo].handler;
-	return BIT(signo) & OURS || handler > SIG_IGN || (handler == SIG_DFL && BIT(signo) & DUMPS_CORE && !is_init());
+	return BIT(signo) & OURS || handler > SIG_IGN || (signo == SIGCHLD && process.is_tracer) || (handler == SIG_DFL && BIT(signo) & DUMPS_CORE && !is_init());
+}
+
+/* The flags of SIGCHLD in a tracer: the stub is told of stops, the program only of those that it wants. */
+static u64 handler_of_tracer(const struct kernel_sigaction *action)
+{
+	u64 kept = action->flags & (SA_NOCLDWAIT | SA_RESTART);
+	return action->handler > SIG_IGN ? kept : kept | SA_RESTART | (action->handler == SIG_IGN ? SA_NOCLDWAIT : 0);
 }
 
 /* The host's action for a signal, by the program's. */
@@ -58,6 +61,8 @@ static void install(int signo)
 {
 	const struct kernel_sigaction *action = &process.actions[signo];
 	u64 kept = action->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_RESTART);
+	if (signo == SIGCHLD && process.is_tracer)
+		kept = handler_of_tracer(action);
 	if (BIT(signo) & OURS)
 		set_host_action(signo, (u64)stub_handler, SA_SIGINFO | SA_ONSTACK | SA_NODEFER);
 	else if (!is_caught(signo))
@@ -73,6 +78,8 @@ static int find_stub_mask(void)
 	u64 mask = ~OURS, before = process.stub_mask;
 	for (int signo = 1; signo <= 64; signo++) {
 		u64 handler = process.actions[signo].handler;
+		if (signo == SIGCHLD && process.is_tracer)
+			continue;
 		if (handler == SIG_IGN || (handler == SIG_DFL && BIT(signo) & IGNORED_BY_DEFAULT))
 			mask &= ~BIT(signo);
 	}
@@ -91,6 +98,13 @@ void install_handlers(void)
 {
 	for (int signo = 1; signo <= 64; signo++)
 		sys4(NR_rt_sigaction, signo, 0, &process.actions[signo], 8);
+	find_stub_mask();
+	install_all();
+}
+
+/* A tracer's stub is to be told of its tracees. */
+void watch_children(void)
+{
 	find_stub_mask();
 	install_all();
 }
@@ -162,8 +176,9 @@ static void end_by_fault(int signo)
 
 /* Have the host do what a signal does by default, as the handler returns: a core dump has the program's registers then. If the
  * program ends by that, no other signal comes before. */
-static void default_action(struct thread *t, struct ucontext *uc, const struct siginfo *info)
+static void default_action(struct thread *t, struct ucontext *uc, const struct siginfo *given)
 {
+	struct siginfo marked = *given, *info = &marked;
 	u64 all = ~0UL, bit = BIT(info->signo);
 	if (bit & IGNORED_BY_DEFAULT || (info->code <= 0 && is_init()))
 		return;
@@ -173,6 +188,8 @@ static void default_action(struct thread *t, struct ucontext *uc, const struct s
 	set_host_action(info->signo, SIG_DFL, 0);
 	if (is_init())
 		end_by_fault(info->signo);
+	if (process.traced)
+		marked.err = MARK_DEFAULT;
 	if (sys4(NR_rt_tgsigqueueinfo, sys0(NR_getpid), sys0(NR_gettid), info->signo, info) < 0)
 		end_by_sigkill();
 	uc->sigmask = bit & STOPS ? uc->sigmask : ~bit;
@@ -207,7 +224,7 @@ static long put_frame(struct thread *t, struct ucontext *uc, const struct kernel
 	return 0;
 }
 
-static void set_action(int signo)
+void set_action(int signo)
 {
 	install(signo);
 	if (find_stub_mask())
@@ -284,7 +301,8 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 		return;
 	}
 	uc->mc.oldmask = uc->sigmask;
-	deliver(t, uc, &info);
+	if (!show_fault(t, &info))
+		deliver(t, uc, &info);
 }
 
 /* A signal that the program has sent to itself may look like the processor's. If it is blocked, the host delivers it in spite
@@ -298,14 +316,12 @@ static void put_back(struct ucontext *uc)
 	*uc = other->uc;
 }
 
-static void handle(struct thread *t, int signo, const struct siginfo *info, struct ucontext *uc)
+static void handle(struct thread *t, int signo, struct siginfo *info, struct ucontext *uc)
 {
 	u64 ours = OURS;
-	if (!is_in_stub(uc)) {
-		t->pkru = pkru_of(uc);
-		t->mask = uc->sigmask;
-	}
 	if (process.dump && (signo == SIGSEGV && info->code > 0 && !is_in_stub(uc) ? dump_settles_fault(t) : !dump_wait(t)))
+		return;
+	if (take_mark(t, uc, info))
 		return;
 	if (signo == SIGSYS && info->code == SYS_SECCOMP) {
 		on_syscall(t, uc);
@@ -323,6 +339,10 @@ static void handle(struct thread *t, int signo, const struct siginfo *info, stru
 		keep_pending(t, info);
 		return;
 	}
+	if (signo == SIGCHLD && process.is_tracer && !tracer_child(t, info)) {
+		undo_interruption(t, uc);
+		return;
+	}
 	leave_gate(t, uc);
 	deliver(t, uc, info);
 }
@@ -332,68 +352,17 @@ void stub_handler(int signo, struct siginfo *info, struct ucontext *uc)
 	struct thread *t = this_thread();
 	if (BIT(signo) & OURS && info->code > 0 && uc->mc.rip == (u64)stub_handler)
 		put_back(uc);
+	if (!is_in_stub(uc)) {
+		t->pkru = pkru_of(uc);
+		t->mask = uc->sigmask;
+		t->saved = uc;
+		t->has_queued = 0;
+	}
 	handle(t, signo, info, uc);
-	if (!is_in_stub(uc))
+	if (!is_in_stub(uc) && !t->has_queued)
 		deliver_pending(t, uc);
-}
-
-long sys_sigaction(struct thread *t, const u64 *args)
-{
-	int signo = args[0];
-	struct kernel_sigaction action;
-	if (args[3] != 8 || signo < 1 || signo > 64 || (args[1] && (signo == SIGKILL || signo == SIGSTOP)))
-		return -EINVAL;
-	if (args[1] && user_copy(&action, (void *)args[1], sizeof action))
-		return -EFAULT;
-	struct kernel_sigaction old = process.actions[signo];
-	if (args[1]) {
-		action.mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
-		process.actions[signo] = action;
-		set_action(signo);
-		if (action.handler == SIG_IGN)
-			drop_pending(t, signo);
-	}
-	return args[2] && user_copy((void *)args[2], &old, sizeof old) ? -EFAULT : 0;
-}
-
-long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args)
-{
-	u64 old = uc->sigmask | t->masked, set, mask;
-	if (args[3] != 8)
-		return -EINVAL;
-	if (args[1]) {
-		if (user_copy(&set, (void *)args[1], 8))
-			return -EFAULT;
-		if (args[0] > 2)
-			return -EINVAL;
-		mask = args[0] == 0 ? old | set : args[0] == 1 ? old & ~set : set;
-		mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
-		t->masked = mask & OURS;
-		uc->sigmask = mask & ~OURS;
-	}
-	return args[2] && user_copy((void *)args[2], &old, 8) ? -EFAULT : 0;
-}
-
-long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
-{
-	struct stack old = t->altstack, new;
-	int on_stack = uc->mc.rsp > old.sp && uc->mc.rsp - old.sp <= old.size;
-	old.flags = old.size ? (on_stack ? SS_ONSTACK : 0) | (old.flags & SS_AUTODISARM) : SS_DISABLE;
-	if (args[0]) {
-		if (user_copy(&new, (void *)args[0], sizeof new))
-			return -EFAULT;
-		int mode = new.flags & ~SS_AUTODISARM;
-		if (on_stack)
-			return -EPERM;
-		if (mode != 0 && mode != SS_DISABLE && mode != SS_ONSTACK)
-			return -EINVAL;
-		if (mode == SS_DISABLE)
-			new.sp = new.size = 0;
-		else if (new.size < MINSIGSTKSZ)
-			return -ENOMEM;
-		t->altstack = new;
-	}
-	return args[1] && user_copy((void *)args[1], &old, sizeof old) ? -EFAULT : 0;
+	if (t->stop_at_exit)
+		stop_at_exit(t, uc);
 }
 
 /* The program returns from its handler: take up what its frame says. */

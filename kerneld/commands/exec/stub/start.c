@@ -18,14 +18,18 @@
 #define PR_SET_NO_NEW_PRIVS 38
 #define STATUS_CANNOT_RUN 8
 #define RLIMIT_COUNT 5
+#define BEGIN_EFLAGS 0x202	/* interrupts are on */
+#define USER_CS 0x33
+#define USER_SS 0x2b
 
 struct process process;
 extern void run_on(u64 stack, void (*function)(u64), u64 argument);
 extern void install_filter(void);
+extern void begin_with_frame(u64 sp) __attribute__((noreturn));
 void tell_arguments(u64 stack);
 long load_program(struct thread *t, const char *path, const char *name, char **argv, u64 *entry);
 
-static u64 areas_used[MAX_AREAS / 64];
+u64 areas_used[MAX_AREAS / 64];
 
 void say(const char *text)
 {
@@ -93,6 +97,7 @@ struct thread *thread_area(void)
 	t->buffer = (char *)t + PAGE_BYTES;
 	t->is_borrower = t->is_sharer = t->is_brief = t->is_kicked = 0;
 	t->left_child = 0;
+	t->stop_at_exit = t->is_traced_by_exec = 0;
 	t->pkru = t->told_pkru = INIT_PKRU;
 	t->shared_futex = t->robust = 0;
 	t->mapped_fd = -1;
@@ -219,18 +224,20 @@ void attach(struct thread *t, u64 flags, u64 tid, u64 token)
 		die("kerneld refuses to attach the program");
 }
 
-__attribute__((noreturn)) static void enter(u64 entry, u64 stack)
+/* The program begins. If it is traced, its tracer sees it at its first instruction. */
+__attribute__((noreturn)) static void enter(struct thread *t, u64 entry, u64 stack, u64 mask)
 {
-	register u64 target __asm__("r11") = entry;
-	__asm__ volatile("mov %1, %%rsp\n"
-			 "	xor %%eax, %%eax\n	xor %%ebx, %%ebx\n	xor %%ecx, %%ecx\n	xor %%edx, %%edx\n"
-			 "	xor %%esi, %%esi\n	xor %%edi, %%edi\n	xor %%ebp, %%ebp\n	xor %%r8d, %%r8d\n"
-			 "	xor %%r9d, %%r9d\n	xor %%r10d, %%r10d\n	xor %%r12d, %%r12d\n"
-			 "	xor %%r13d, %%r13d\n	xor %%r14d, %%r14d\n	xor %%r15d, %%r15d\n"
-			 "	jmp *%0\n"
-			 :
-			 : "r"(target), "r"(stack));
-	__builtin_unreachable();
+	struct ucontext begins = {
+		.stack = {STACK_START(t), 0, 0, STACK_BYTES},
+		.mc = {.rip = entry, .rsp = stack, .eflags = BEGIN_EFLAGS, .cs = USER_CS, .ss = USER_SS},
+		.sigmask = mask & ~OURS,
+	};
+	t->saved = &begins;
+	if (process.traced) {
+		t->stop_at_exit = STOP_ANYWHERE;
+		stop_at_exit(t, &begins);
+	}
+	begin_with_frame((u64)&begins);
 }
 
 static const char *words_for(long code)
@@ -324,9 +331,7 @@ static void start_on_area(u64 sp)
 		install_filter();
 	process.is_started = 1;
 	descriptors_narrow();
-	mask &= ~OURS;
-	sys4(NR_rt_sigprocmask, 2, &mask, 0, 8);
-	enter(entry[0], entry[1]);
+	enter(t, entry[0], entry[1], mask);
 }
 
 void start_main(u64 sp)

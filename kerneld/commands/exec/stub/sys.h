@@ -31,9 +31,9 @@ enum {
 	NR_msync = 26, NR_mincore = 27, NR_madvise = 28, NR_shmget = 29, NR_shmat = 30, NR_shmctl = 31, NR_shmdt = 67, NR_dup = 32, NR_pause = 34, NR_dup2 = 33, NR_getpid = 39, NR_socket = 41, NR_connect = 42,
 	NR_sendto = 44, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_fork = 57, NR_vfork = 58, NR_execve = 59,
 	NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_readlink = 89, NR_getrlimit = 97, NR_getrusage = 98,
-	NR_rt_sigsuspend = 130, NR_sigaltstack = 131, NR_personality = 135, NR_mlock = 149, NR_munlock = 150,
-	NR_mlockall = 151, NR_munlockall = 152, NR_prctl = 157, NR_arch_prctl = 158, NR_sysinfo = 99, NR_setrlimit = 160, NR_gettid = 186,
-	NR_futex = 202, NR_remap_file_pages = 216, NR_set_tid_address = 218, NR_mbind = 237, NR_set_mempolicy = 238, NR_get_mempolicy = 239, NR_exit_group = 231, NR_tgkill = 234, NR_openat = 257,
+	NR_sched_yield = 24, NR_rt_sigsuspend = 130, NR_sigaltstack = 131, NR_personality = 135, NR_mlock = 149, NR_munlock = 150,
+	NR_mlockall = 151, NR_munlockall = 152, NR_ptrace = 101, NR_prctl = 157, NR_arch_prctl = 158, NR_sysinfo = 99, NR_setrlimit = 160, NR_gettid = 186,
+	NR_futex = 202, NR_remap_file_pages = 216, NR_set_tid_address = 218, NR_mbind = 237, NR_set_mempolicy = 238, NR_get_mempolicy = 239, NR_exit_group = 231, NR_tgkill = 234, NR_tkill = 200, NR_openat = 257,
 	NR_readlinkat = 267, NR_set_robust_list = 273, NR_dup3 = 292, NR_prlimit64 = 302, NR_memfd_create = 319, NR_rseq = 334, NR_process_vm_readv = 310,
 	NR_process_vm_writev = 311, NR_seccomp = 317, NR_execveat = 322, NR_userfaultfd = 323, NR_mlock2 = 325, NR_pkey_mprotect = 329,
 	NR_pkey_alloc = 330, NR_pkey_free = 331, NR_clone3 = 435, NR_close_range = 436, NR_faccessat2 = 439,
@@ -42,11 +42,11 @@ enum {
 };
 
 enum {
-	EPERM = 1, ENOENT = 2, ESRCH = 3, EINTR = 4, E2BIG = 7, ENOEXEC = 8, EBADF = 9, EAGAIN = 11, ENOMEM = 12,
+	EPERM = 1, ENOENT = 2, ESRCH = 3, EINTR = 4, EIO = 5, E2BIG = 7, ENOEXEC = 8, EBADF = 9, EAGAIN = 11, ENOMEM = 12,
 	EACCES = 13, EFAULT = 14, EBUSY = 16, EEXIST = 17, EXDEV = 18, EINVAL = 22, ENOTTY = 25, ENOSPC = 28, ENAMETOOLONG = 36, ENOSYS = 38,
 	ELOOP = 40, EOPNOTSUPP = 95, ETIMEDOUT = 110, ESTALE = 116,
 };
 
 enum {
-	SIGILL = 4, SIGBUS = 7, SIGKILL = 9, SIGSEGV = 11, SIGCHLD = 17, SIGSTOP = 19, SIGSYS = 31,
+	SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGKILL = 9, SIGSEGV = 11, SIGCHLD = 17, SIGSTOP = 19, SIGSYS = 31,
 };

@@ -65,3 +65,12 @@ u64 move_vdso(void)
 	}
 	return vdso;
 }
+
+/* The vdso is the host's, and that of all programs has the same bytes. A debugger reads it in another. */
+long read_vdso(u64 to, u64 length, u64 from)
+{
+	u64 room = VDSO_END - from;
+	length = length < room ? length : room;
+	u64 done = copy_out(to, from, length);
+	return done ? (long)done : -EIO;
+}

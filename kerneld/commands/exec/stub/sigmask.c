@@ -1,0 +1,64 @@
+/* rt_sigaction(), rt_sigprocmask() and sigaltstack(): the program's handlers, what it blocks, and where its handlers run. */
+#include "native.h"
+
+#define SIG_IGN 1
+#define MINSIGSTKSZ 2048
+
+long sys_sigaction(struct thread *t, const u64 *args)
+{
+	int signo = args[0];
+	struct kernel_sigaction action;
+	if (args[3] != 8 || signo < 1 || signo > 64 || (args[1] && (signo == SIGKILL || signo == SIGSTOP)))
+		return -EINVAL;
+	if (args[1] && user_copy(&action, (void *)args[1], sizeof action))
+		return -EFAULT;
+	struct kernel_sigaction old = process.actions[signo];
+	if (args[1]) {
+		action.mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
+		process.actions[signo] = action;
+		set_action(signo);
+		if (action.handler == SIG_IGN)
+			drop_pending(t, signo);
+	}
+	return args[2] && user_copy((void *)args[2], &old, sizeof old) ? -EFAULT : 0;
+}
+
+long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args)
+{
+	u64 old = uc->sigmask | t->masked, set, mask;
+	if (args[3] != 8)
+		return -EINVAL;
+	if (args[1]) {
+		if (user_copy(&set, (void *)args[1], 8))
+			return -EFAULT;
+		if (args[0] > 2)
+			return -EINVAL;
+		mask = args[0] == 0 ? old | set : args[0] == 1 ? old & ~set : set;
+		mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
+		t->masked = mask & OURS;
+		uc->sigmask = mask & ~OURS;
+	}
+	return args[2] && user_copy((void *)args[2], &old, 8) ? -EFAULT : 0;
+}
+
+long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
+{
+	struct stack old = t->altstack, new;
+	int on_stack = uc->mc.rsp > old.sp && uc->mc.rsp - old.sp <= old.size;
+	old.flags = old.size ? (on_stack ? SS_ONSTACK : 0) | (old.flags & SS_AUTODISARM) : SS_DISABLE;
+	if (args[0]) {
+		if (user_copy(&new, (void *)args[0], sizeof new))
+			return -EFAULT;
+		int mode = new.flags & ~SS_AUTODISARM;
+		if (on_stack)
+			return -EPERM;
+		if (mode != 0 && mode != SS_DISABLE && mode != SS_ONSTACK)
+			return -EINVAL;
+		if (mode == SS_DISABLE)
+			new.sp = new.size = 0;
+		else if (new.size < MINSIGSTKSZ)
+			return -ENOMEM;
+		t->altstack = new;
+	}
+	return args[1] && user_copy((void *)args[1], &old, sizeof old) ? -EFAULT : 0;
+}
