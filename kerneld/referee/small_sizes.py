@@ -16,7 +16,7 @@ from kerneld.mm import intervals
 from kerneld.mm.calls import mincore, move_page_tables
 from kerneld.mm.files import filemap, i_mmap, page_indexes
 from kerneld.mm.frames import buddy, swap
-from kerneld.mm.reclaim import vmscan
+from kerneld.mm.reclaim import shrink
 from kerneld.mm.space import dying, munmap, pace, pagetable, pagewalk, rmap_walk, truncate, vma_tree
 from kerneld.referee.difference import Here, replaced
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
@@ -36,7 +36,7 @@ SMALL_SIZES: tuple[tuple[Any, str, Any], ...] = (
     (buddy, "_SMALL", Here(1)),
     (swap, "_IOV_MAX", Here(1)),
     (swap, "_SCAN_SLOTS", Here(2)),
-    (vmscan, "_BATCH_MAX", Here(2)),
+    (shrink, "BATCH_MAX", 2),
     (dying, "SLICE_SECONDS", 0.0),
     (dying, "_MOST_ALIKE", Here(1)),
     (dying, "_MANY_VMAS", Here(3)),
