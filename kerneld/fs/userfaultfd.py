@@ -17,13 +17,16 @@ import fcntl
 import os
 import struct
 import termios
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.userfaultfd import release
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.userfaultfd import UserfaultfdCtx, UserfaultWait
+from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.task import Process
 from shared.uapi.userfaultfd import UFFD_MSG_BYTES
 
@@ -110,13 +113,16 @@ class _Open:
 class Userfaultfds:
     """The userfaultfds of one machine, by the inode of their pipe."""
 
-    def __init__(self, accounts: FileAccounts, find_watch: Callable[[], PipeWatch | None]) -> None:
-        """A userfaultfd counts as one open file in `accounts` until it is released.
+    def __init__(self, accounts: FileAccounts, locks: MmapLocks, find_watch: Callable[[], PipeWatch | None]) -> None:
+        """A userfaultfd counts as one open file in `accounts` until it is released, and holds a lock meanwhile.
 
         `find_watch` returns the server's watch, which is there while a server runs.
         """
         self._accounts = accounts
         self._open: dict[tuple[int, int], _Open] = {}
+        self._locks = locks
+        self.releasing: deque[Steps] = deque()
+        """The unfinished work of those whose last descriptor is closed."""
         self._find_watch = find_watch
 
     def make(self, process: Process, mm: MmStruct, flags: int) -> int:
@@ -153,15 +159,31 @@ class Userfaultfds:
     def reader_gone(self, pipe: int) -> bool:
         """Release the userfaultfd of a pipe, given by its writing end, that has no reader any more.
 
-        Return False if it is another's pipe.
+        Return False if it is another's pipe. Accesses go on at once. That its VMAs are not watched any more may be left
+        to `release_some`; until then the threads of the process wait, as for mmap_lock.
         """
         for inode, each in self._open.items():
             if each.pipe.fd == pipe:
                 del self._open[inode]
                 self._close(each)
-                release(each.ctx)
+                each.ctx.released = True
+                each.ctx.wake(0, 0)
+                self.releasing.append(self._release(each.ctx))
+                self.release_some()
                 return True
         return False
+
+    def _release(self, ctx: UserfaultfdCtx) -> Steps:
+        """Source: Linux v6.8 fs/userfaultfd.c:userfaultfd_release()."""
+        while ctx.mm in self._locks.holders:
+            yield
+        with self._locks.write(None, ctx.mm):
+            yield from release(ctx)
+
+    def release_some(self) -> None:
+        """Go on for one piece with the oldest userfaultfd that is being released."""
+        if next(self.releasing[0], self) is self:
+            self.releasing.popleft()
 
     def _close(self, each: _Open) -> None:
         watch = self._find_watch()
@@ -177,6 +199,7 @@ class Userfaultfds:
         for each in self._open.values():
             self._close(each)
         self._open.clear()
+        self.releasing.clear()
 
 
 class _Nowhere:

@@ -84,6 +84,7 @@ class Loop:
         kernel.dying.is_answer_first = True
         self._dying = kernel.dying.queue
         kernel.files.changes.slice_seconds = SLICE_SECONDS
+        self._releasing = kernel.userfaultfds.releasing
         self._changes = kernel.files.changes.queue
         self._locked = kernel.table.mmap_locks.holders
         self._vmscan = kernel.vmscan
@@ -151,6 +152,8 @@ class Loop:
             self._kernel.reap_memory()
             if not self._dying and not self._sessions:
                 collect_old()
+        if self._releasing:
+            self._kernel.release_userfaultfds()
         if self._vmscan.is_awake:
             self._kernel.run_kswapd()
         self._tends = self._host.is_needed or self._reader.is_busy or self._ksmd.is_awake
@@ -173,7 +176,7 @@ class Loop:
         """Return all ready descriptors, and note the ready rings. If a pidfd were left out, the order of a turn would
         be broken."""
         spin = self._spin
-        if self._waiting or self._dying or self._changes or self._vmscan.is_awake or self._ksmd.is_scanning:
+        if self._waiting or self._has_work() or self._vmscan.is_awake or self._ksmd.is_scanning:
             self._look()
             # A thread that holds an address space is on the run queue, so it runs in this turn or in a later one.
             return self._without_held(self._events) if self._locked else self._events
@@ -192,6 +195,10 @@ class Loop:
             timeout_seconds = self._reader.wait_seconds(self._host.wait_seconds(timeout_seconds))
             timeout_seconds = self._ksmd.wait_seconds(timeout_seconds)
         return self._poll(timeout_seconds, self.service.most_events)
+
+    def _has_work(self) -> bool:
+        """Whether something is to be taken down, in the next turn too."""
+        return bool(self._dying or self._changes or self._releasing)
 
     def _look(self) -> bool:
         """Note what is ready, and return whether anything is.

@@ -167,12 +167,12 @@ class Kernel:
         self.file_changes_fd = self._inotify.fd
         """Readable while files_changed() has something to do; -1 on a host without inotify."""
         self.files = FileTable(self.frames, self._inotify, config.files)
-        self.userfaultfds = Userfaultfds(self.files.accounts, lambda: self.pipe_watch)
         self.shm = ShmSegments(self.frames)
         self.shadowpt = ShadowPt(self.ram)
         self.tlbs = Tlbs(are_checked=config.check_invariants)
         """The TLBs of the native programs."""
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
+        self.userfaultfds = Userfaultfds(self.files.accounts, self.table.mmap_locks, lambda: self.pipe_watch)
         self.processes = self.table.processes
         self.ended = self.table.ended
         """Not empty exactly when take_ended() returns something. The server checks it after each request."""
@@ -332,6 +332,12 @@ class Kernel:
             self.check()
         elif self.tracing is not None:
             self.tracing.reader_gone(pipe)
+
+    def release_userfaultfds(self) -> None:
+        """Go on with userfaultfds whose last descriptor is closed, once in each turn of the loop."""
+        self.userfaultfds.release_some()
+        self.shadowpt.flush()
+        self.check()
 
     def _reap_traces(self) -> None:
         if self.tracing is not None:

@@ -11,6 +11,7 @@ from struct import Struct
 from kerneld.errors import SysError
 from kerneld.fs.mounts import is_userfaultfd_device
 from kerneld.mm.calls.userfaultfd import Source, check_range, mfill, register, unregister
+from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.userfaultfd import UserfaultfdCtx
 from kerneld.mm.vm_flags import VM_UFFD_MISSING
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
@@ -90,24 +91,37 @@ def _api(call: Call, ctx: UserfaultfdCtx) -> Answer:
     return Answer(0, told)
 
 
-def _register(call: Call, ctx: UserfaultfdCtx) -> Answer:
+def _register(call: Call, ctx: UserfaultfdCtx) -> int | Answer | Work:
     start, length, mode, _ = _unpack(REGISTER, call)
     if mode != RegisterMode.MISSING:
         raise SysError(errno.EINVAL)
     check_range(ctx.mm, start, length)
     if not ctx.mm.users:
         raise SysError(errno.ENOMEM)
-    register(ctx, start, start + length, VM_UFFD_MISSING)
-    return Answer(0, REGISTER.pack(start, length, mode, _RANGE_IOCTLS))
+    steps = register(ctx, start, start + length, VM_UFFD_MISSING)
+    return _with_mmap_lock(call, ctx, steps, Answer(0, REGISTER.pack(start, length, mode, _RANGE_IOCTLS)))
 
 
-def _unregister(call: Call, ctx: UserfaultfdCtx) -> int:
+def _with_mmap_lock(call: Call, ctx: UserfaultfdCtx, steps: Steps, answer: int | Answer) -> int | Answer | Work:
+    """Change which VMAs are watched; the threads of their process wait."""
+
+    def pieces() -> Pieces:
+        yield from call.wait_for(ctx.mm)
+        if not ctx.mm.users:
+            raise SysError(errno.ENOMEM)
+        with call.kernel.table.mmap_locks.write(call.thread, ctx.mm):
+            yield from steps
+        return answer
+
+    return Work(pieces()).go_on()
+
+
+def _unregister(call: Call, ctx: UserfaultfdCtx) -> int | Answer | Work:
     start, length = _unpack(RANGE, call)
     check_range(ctx.mm, start, length)
     if not ctx.mm.users:
         raise SysError(errno.ENOMEM)
-    unregister(ctx.mm, start, start + length)
-    return 0
+    return _with_mmap_lock(call, ctx, unregister(ctx.mm, start, start + length), 0)
 
 
 def _wake(call: Call, ctx: UserfaultfdCtx) -> int:

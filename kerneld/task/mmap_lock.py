@@ -23,12 +23,15 @@ class MmapLocks:
     """The locked address spaces of one machine, with the threads that hold them."""
 
     def __init__(self) -> None:
-        self.holders: dict[MmStruct, Thread] = {}
+        self.holders: dict[MmStruct, Thread | None] = {}
+        """None: the machine itself holds it, for nobody's call."""
 
     @contextlib.contextmanager
-    def write(self, thread: Thread) -> Iterator[None]:
-        """Hold the address space of a thread during a with block. No thread may hold it before."""
-        mm = thread.process.live_mm
+    def write(self, thread: Thread | None, mm: MmStruct | None = None) -> Iterator[None]:
+        """Hold an address space during a with block: by default that of the thread. Nobody may hold it before."""
+        if mm is None:
+            assert thread is not None
+            mm = thread.process.live_mm
         assert mm not in self.holders
         self.holders[mm] = thread
         try:

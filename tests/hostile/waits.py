@@ -31,7 +31,7 @@ from shared.interrupts import ending_by_signals
 from shared.uapi.mman import Madv
 from shared.uapi.page import PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.hostile import waits_calls, waits_crowds, waits_machine, waits_ranges, waits_requests
+from tests.hostile import waits_calls, waits_crowds, waits_machine, waits_newer, waits_ranges, waits_requests
 from tests.hostile.measured_daemon import Board
 from tests.hostile.waits_cases import Case
 from tests.hostile.waits_worlds import ANON, ELSEWHERE, RW, Scale, common_file
@@ -39,7 +39,8 @@ from tests.support.client import ROOT
 from tests.support.daemons import start_kerneld
 
 CASES = [
-    *waits_calls.CASES, *waits_ranges.CASES, *waits_machine.CASES, *waits_crowds.CASES, *waits_requests.CASES
+    *waits_calls.CASES, *waits_ranges.CASES, *waits_machine.CASES, *waits_crowds.CASES, *waits_requests.CASES,
+    *waits_newer.CASES,
 ]  # fmt: skip
 AIM_MS = 50.0
 _NOT_MADE, _NOT_MADE_TEXT = 1, "not made"

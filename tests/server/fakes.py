@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class FakeKernel:
         self.dying = Dying()
         self.vmscan = SimpleNamespace(is_awake=False)
         self.ksmd = SimpleNamespace(is_awake=False, is_scanning=False)
+        self.userfaultfds = SimpleNamespace(releasing=deque())
 
     def attach(
         self, sender: Any, version: int, tid: int, token: int, flags: int = 0, inherited: object = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kerneld.mm.space import pace
 from kerneld.task.capability import CAP_SYS_PTRACE
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SIZE
@@ -25,7 +26,7 @@ from shared.uapi.userfaultfd import (
     Uffdio,
 )
 from tests.support.pieces import Pieces
-from tests.support.programs import ANON, ROOT, RW, SHARED_ANON, Program, World, iovecs, page
+from tests.support.programs import ANON, READ, ROOT, RW, SHARED_ANON, Program, World, iovecs, page
 
 PAGES = 4
 
@@ -145,6 +146,90 @@ def test_the_last_close_lets_all_go_on(watched: Watched, root: Program, pieces: 
     assert answer.data == b"\0"
     assert [vma.userfaultfd_ctx for vma in root.mm.vmas] == [None] * len(root.mm.vmas)
     assert watched.ioctl(Uffdio.WAKE, RANGE.pack(page(0), PAGE_SIZE)) == -errno.ENOTTY
+
+
+class Many:
+    """A program of many mappings, one in two read-only, and its userfaultfd; pieces are over at once."""
+
+    COUNT = 12
+    RANGE = RANGE.pack(page(32), COUNT * PAGE_SIZE)
+
+    def __init__(self, watched: Watched, pieces: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
+        self.program, self.fd, self.pieces = watched.program, watched.fd, pieces
+        self.pipe = next(iter(self.program.kernel.userfaultfds._open.values())).pipe.fd
+        for number in range(self.COUNT):
+            self.program.mmap(1, RW if number % 2 else READ, at=page(32 + number))
+
+    def begin(self, command: int, record: bytes) -> None:
+        self.passed = os.dup(self.fd)
+        assert self.pieces.begin(self.program, Nr.IOCTL, 0, command, 0, data=record, fds=[self.passed]) is None
+
+    def register(self) -> None:
+        self.begin(Uffdio.REGISTER, self.RANGE + REGISTER.pack(0, 0, RegisterMode.MISSING, 0)[len(self.RANGE) :])
+
+    def finish(self) -> tuple[int, int]:
+        """Return what the request returns, and how many pieces more it has taken."""
+        count = 1
+        while (answer := self.pieces.go_on(self.program)) is None:
+            count += 1
+        return answer.ret, count
+
+    def is_held(self) -> bool:
+        return self.program.mm in self.program.kernel.table.mmap_locks.holders
+
+    @property
+    def nr_watched(self) -> int:
+        return sum(vma.userfaultfd_ctx is not None for vma in self.program.mm.vmas.overlapping(page(32), page(64)))
+
+
+@pytest.fixture
+def many(watched: Watched, pieces: Pieces, monkeypatch: pytest.MonkeyPatch) -> Many:
+    return Many(watched, pieces, monkeypatch)
+
+
+def test_many_mappings_are_registered_and_unregistered_in_pieces(many: Many) -> None:
+    """The threads of the process wait meanwhile, as for mmap_lock."""
+    many.register()
+    assert many.is_held()
+    ret, count = many.finish()
+    assert (ret, many.nr_watched, many.is_held()) == (0, Many.COUNT, False)
+    assert count >= Many.COUNT
+    many.begin(Uffdio.UNREGISTER, Many.RANGE)
+    assert many.is_held()
+    ret, count = many.finish()
+    assert (ret, many.nr_watched, many.is_held()) == (0, 0, False)
+    assert count >= Many.COUNT
+
+
+def test_many_mappings_are_released_in_pieces(many: Many) -> None:
+    """Whoever held the address space before does what it does first."""
+    kernel = many.program.kernel
+    many.register()
+    kernel.reader_gone(many.pipe)
+    assert many.finish()[0] == 0
+    pieces = 0
+    while kernel.userfaultfds.releasing:
+        kernel.release_userfaultfds()
+        pieces += many.is_held()
+    assert (many.nr_watched, many.is_held()) == (0, False)
+    assert pieces >= Many.COUNT
+
+
+@pytest.mark.parametrize("how", ["registered", "released"])
+def test_a_process_ends_while_many_mappings_are(many: Many, how: str) -> None:
+    kernel = many.program.kernel
+    many.register()
+    if how == "released":
+        many.finish()
+        kernel.reader_gone(many.pipe)
+    kernel.process_died(many.program.process)
+    assert not many.pieces.busy
+    if how == "registered":
+        os.close(many.passed)  # The server closes it with the batch.
+    while kernel.userfaultfds.releasing:
+        kernel.release_userfaultfds()
+    assert not kernel.table.mmap_locks.holders
 
 
 def test_memory_of_another_process(world: World, watched: Watched, root: Program, pieces: Pieces) -> None:

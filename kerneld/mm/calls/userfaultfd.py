@@ -13,6 +13,7 @@ userfaultfd_unregister(), userfaultfd_release(), and mm/userfaultfd.c: mfill_ato
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Generator
 
@@ -24,7 +25,7 @@ from kerneld.mm.frames.frames import ZERO_PFN
 from kerneld.mm.frames.lru import mlock_folio
 from kerneld.mm.space.anon_page import new_anon_page, prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
-from kerneld.mm.space.pace import Pace
+from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.userfaultfd import AwaitsPage, Userfault, UserfaultfdCtx
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.vma_merge import vma_modify
@@ -57,55 +58,83 @@ def vma_can_userfault(vma: Vma) -> bool:
     return vma.file is None or (vma.file.mapping.is_shmem and not vma.file.is_sysv_shm)
 
 
-def register(ctx: UserfaultfdCtx, start: Vaddr, end: Vaddr, vm_flags: int) -> None:
+def register(ctx: UserfaultfdCtx, start: Vaddr, end: Vaddr, vm_flags: int) -> Steps:
     """Let a userfaultfd watch [start, end), page-aligned, for `vm_flags` of VM_UFFD_FLAGS.
 
-    Raises SysError(EINVAL) if nothing is mapped there, or memory that cannot be watched; EPERM for a file that the
-    program cannot write; EBUSY if another userfaultfd watches a part; ENOMEM over vm.max_map_count.
+    Yields when other clients may be served; the caller keeps the threads of the address space waiting, as mmap_lock
+    does. Raises SysError(EINVAL) if nothing is mapped there, or memory that cannot be watched; EPERM for a file that
+    the program cannot write; EBUSY if another userfaultfd watches a part; ENOMEM over vm.max_map_count, or if the
+    process has ended.
     """
-    mm = ctx.mm
-    vmas = list(mm.vmas.overlapping(start, end))
-    if not vmas:
-        raise SysError(errno.EINVAL)
-    for vma in vmas:
-        if not vma_can_userfault(vma):
-            raise SysError(errno.EINVAL)
+
+    def check(vma: Vma) -> None:
+        _check_vma(vma)
         if not vma.vm_flags & VM_MAYWRITE:
             raise SysError(errno.EPERM)
         if vma.userfaultfd_ctx is not None and vma.userfaultfd_ctx is not ctx:
             raise SysError(errno.EBUSY)
-    for vma in _each(mm, start, end):
+
+    def watch(vma: Vma) -> None:
         if vma.userfaultfd_ctx is not ctx or vma.vm_flags & vm_flags != vm_flags:
             new_flags = vma.vm_flags & ~VM_UFFD_FLAGS | vm_flags
-            _modify(mm, vma, max(start, vma.start), min(end, vma.end), new_flags, ctx)
+            _modify(ctx.mm, vma, max(start, vma.start), min(end, vma.end), new_flags, ctx)
+
+    if ctx.mm.vmas.find_intersection(start, end) is None:
+        raise SysError(errno.EINVAL)
+    yield from _for_each(ctx.mm, start, end, check)
+    yield from _for_each(ctx.mm, start, end, watch)
 
 
-def unregister(mm: MmStruct, start: Vaddr, end: Vaddr) -> None:
+def unregister(mm: MmStruct, start: Vaddr, end: Vaddr) -> Steps:
     """Let no userfaultfd watch [start, end), page-aligned; the accesses that wait there go on.
 
-    Raises SysError(EINVAL) if nothing is mapped there, or memory that cannot be watched; ENOMEM over
-    vm.max_map_count.
+    Yields as `register` does. Raises SysError(EINVAL) if nothing is mapped there, or memory that cannot be watched;
+    ENOMEM over vm.max_map_count, or if the process has ended.
     """
-    vmas = list(mm.vmas.overlapping(start, end))
-    if not vmas or not all(map(vma_can_userfault, vmas)):
-        raise SysError(errno.EINVAL)
-    for vma in _each(mm, start, end):
+
+    def ignore(vma: Vma) -> None:
         ctx = vma.userfaultfd_ctx
         if ctx is not None:
             first, last = max(start, vma.start), min(end, vma.end)
             _modify(mm, vma, first, last, vma.vm_flags & ~VM_UFFD_FLAGS, None)
             ctx.wake(first, last - first)
 
+    if mm.vmas.find_intersection(start, end) is None:
+        raise SysError(errno.EINVAL)
+    yield from _for_each(mm, start, end, _check_vma)
+    yield from _for_each(mm, start, end, ignore)
 
-def release(ctx: UserfaultfdCtx) -> None:
-    """Let a userfaultfd whose last descriptor is closed watch nothing; all accesses that wait for it go on."""
-    ctx.released = True
-    mm = ctx.mm
-    if mm.users and not mm.is_dying:
-        for vma in _each(mm, 0, TASK_SIZE):
-            if vma.userfaultfd_ctx is ctx:
-                _modify(mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_UFFD_FLAGS, None)
-    ctx.wake(0, 0)
+
+def release(ctx: UserfaultfdCtx) -> Steps:
+    """Let a userfaultfd whose last descriptor is closed watch nothing. All accesses that wait for it go on at once.
+
+    Yields as `register` does.
+    """
+
+    def ignore(vma: Vma) -> None:
+        if vma.userfaultfd_ctx is ctx:
+            _modify(ctx.mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_UFFD_FLAGS, None)
+
+    if ctx.mm.users and not ctx.mm.is_dying:
+        with contextlib.suppress(SysError):
+            yield from _for_each(ctx.mm, 0, TASK_SIZE, ignore)
+
+
+def _check_vma(vma: Vma) -> None:
+    if not vma_can_userfault(vma):
+        raise SysError(errno.EINVAL)
+
+
+def _for_each(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Callable[[Vma], None]) -> Steps:
+    """Visit the VMAs of a range. Raises SysError(ENOMEM) if their process ends meanwhile."""
+    pace = Pace()
+    for vma in _each(mm, start, end):
+        visit(vma)
+        if pace.is_over():
+            yield
+            if not mm.users or mm.is_dying:
+                raise SysError(errno.ENOMEM)
+            pace.begin()
 
 
 def _modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, ctx: UserfaultfdCtx | None) -> None:

@@ -26,11 +26,13 @@ def userfault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool | None:
     minor. Memory without an anon_vma needs mmap_lock, and so does the kernel.
     Source: Linux v6.8 mm/memory.c: lock_vma_under_rcu(), mm_account_fault() (FAULT_FLAG_TRIED).
     """
+    ctx = vma.userfaultfd_ctx
+    assert ctx is not None
+    if ctx.released:
+        return None
     is_major = vma.file is None and vma.anon_vma is None
     if not _is_missing(mm, vma, vaddr, write):
         return None
-    ctx = vma.userfaultfd_ctx
-    assert ctx is not None
     if Feature.SIGBUS in ctx.features:
         return False
     mm.userfault = Userfault(ctx, vaddr, PagefaultFlag.WRITE if write else PagefaultFlag(0), is_major)

@@ -72,7 +72,8 @@ class UserfaultfdCtx:
         woken = [wait for wait in self.waits if not length or start <= wait.vaddr < start + length]
         if not woken:
             return
-        self.waits = [wait for wait in self.waits if wait not in woken]
+        ended = set(woken)
+        self.waits = [wait for wait in self.waits if wait not in ended]
         for wait in woken:
             wait.end()
         self.messages.take_back()
