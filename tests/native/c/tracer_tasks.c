@@ -105,6 +105,44 @@ static void events(void)
 	printf("events of %d children, done %d; then %s\n", begun, done, strerrorname_np(errno));
 }
 
+static void *executes_in_thread(void *nothing)
+{
+	execl("/proc/self/exe", "tracer", "as", "another", (char *)0);
+	return nothing;
+}
+
+static void has_thread(void)
+{
+	pthread_t thread;
+	pthread_create(&thread, 0, executes_in_thread, 0);
+	for (;;)
+		pause();
+}
+
+/* An execve by a thread: the process goes on with the number of its first one. */
+static void thread_executes(void)
+{
+	pid_t pid = traced(has_thread, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC), who;
+	unsigned long message = 0, thread = 0;
+	int status, ends = 0, is_executed = 0;
+	ptrace(PTRACE_SYSCALL, pid, 0, 0);
+	while ((who = waitpid(-1, &status, __WALL)) > 0) {
+		int event = status >> 16, is_call = WIFSTOPPED(status) && WSTOPSIG(status) == (SIGTRAP | 0x80);
+		if (event == PTRACE_EVENT_CLONE)
+			ptrace(PTRACE_GETEVENTMSG, who, 0, &thread);
+		if (event == PTRACE_EVENT_EXEC) {
+			is_executed = 1;
+			ptrace(PTRACE_GETEVENTMSG, who, 0, &message);
+			printf("execve: the first one's %d, by the thread %d\n", who == pid, message == thread);
+		}
+		if (is_call && is_executed && !ends++)
+			printf("the end of the execve: %lld, call %lld\n", registers_of(who).rax, registers_of(who).orig_rax);
+		if (WIFEXITED(status) && who == pid)
+			printf("the process: %s\n", name_of_status(status));
+		ptrace(PTRACE_SYSCALL, who, 0, 0);
+	}
+}
+
 /* An execve of one that wants no events is a SIGTRAP. */
 static void executes(void)
 {
@@ -226,6 +264,7 @@ int main(int argc, char **argv)
 	attaches(0);
 	events();
 	traps_at_execve();
+	thread_executes();
 	is_not_needed();
 	sleeps_undisturbed();
 	tracer_dies(PTRACE_O_EXITKILL);

@@ -199,9 +199,25 @@ static void note_child(struct thread *t, struct tracee *parent)
 	}
 }
 
-static int exec_event(struct tracee *tracee)
+/* An execve ends the other threads of a process, and nobody is told. The thread that made it has the first one's number now.
+ * Source: Linux v6.8 fs/exec.c:de_thread(). */
+static void forget_threads(struct thread *t, struct tracee *tracee)
+{
+	for (struct tracee *other = 0; (other = next_tracee(t, other));) {
+		if (other != tracee && (u64)other->tid == tracee->message) {
+			tracee->mode = other->mode;
+			tracee->is_in_call = other->is_in_call;
+			tracee->nr = other->nr;
+		}
+		if (other != tracee && !process_of(other->tid))
+			drop_tracee(other);
+	}
+}
+
+static int exec_event(struct thread *t, struct tracee *tracee)
 {
 	host_ptrace(PTRACE_GETEVENTMSG, tracee, 0, &tracee->message);
+	forget_threads(t, tracee);
 	tracee->has_executed = 1;
 	tracee->area = 0;
 	tracee->dr7 = 0;
@@ -222,7 +238,7 @@ int take_stop(struct thread *t, struct tracee *tracee, int status)
 	}
 	switch (event) {
 	case EVENT_EXEC:
-		return exec_event(tracee);
+		return exec_event(t, tracee);
 	case EVENT_FORK: case EVENT_VFORK: case EVENT_CLONE:
 		note_child(t, tracee);
 		/* fall through */
