@@ -135,6 +135,12 @@ def test_signals_are_as_outside(inside: Inside, programs: dict[str, Path]) -> No
     assert inside.agrees([str(programs["signals"])]).status == -signal.SIGUSR1
 
 
+def test_alternate_stacks(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["altstack"])]).output
+    assert "in its frame: room 65536 80000001" not in output.partition("flags 80000000")[0]
+    assert "in its frame: room 65536 80000001" in output
+
+
 def test_signals_that_come_while_they_are_blocked(inside: Inside, programs: dict[str, Path]) -> None:
     output = inside.agrees([str(programs["pending"])]).output
     assert output.count("pending 1 status") == 20

@@ -203,7 +203,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	if (request->stack)
 		frame->uc.mc.rsp = request->stack;
 	frame->uc.stack = (struct stack){STACK_START(new), 0, 0, STACK_BYTES};
-	memset(&new->altstack, 0, sizeof new->altstack);
+	reset_altstack(new);
 	if (flags & CLONE_VFORK)
 		new->altstack = t->altstack;
 	new->is_borrower = !(flags & CLONE_FILES);

@@ -253,6 +253,9 @@ void keys_after_native(long ret);
 void install_handlers(void);
 int is_caught(int signo);
 void set_altstack(struct thread *t);
+int is_on_altstack(const struct thread *t, u64 sp);
+void reset_altstack(struct thread *t);
+long change_altstack(struct thread *t, u64 sp, struct stack new);
 void clear_handlers(void);
 void begin_as_init(void);
 

@@ -41,24 +41,43 @@ long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args)
 	return args[2] && user_copy((void *)args[2], &old, 8) ? -EFAULT : 0;
 }
 
+/* Source: Linux v6.8 include/linux/sched/signal.h:on_sig_stack(), sas_ss_reset(). */
+int is_on_altstack(const struct thread *t, u64 sp)
+{
+	const struct stack *stack = &t->altstack;
+	return !(stack->flags & SS_AUTODISARM) && sp > stack->sp && sp - stack->sp <= stack->size;
+}
+
+void reset_altstack(struct thread *t)
+{
+	t->altstack = (struct stack){.flags = SS_DISABLE};
+}
+
+/* Source: Linux v6.8 kernel/signal.c:do_sigaltstack(). */
+long change_altstack(struct thread *t, u64 sp, struct stack new)
+{
+	int mode = new.flags & ~SS_AUTODISARM;
+	if (is_on_altstack(t, sp))
+		return -EPERM;
+	if (mode != 0 && mode != SS_DISABLE && mode != SS_ONSTACK)
+		return -EINVAL;
+	if (mode == SS_DISABLE)
+		new.sp = new.size = 0;
+	else if (new.size < MINSIGSTKSZ)
+		return -ENOMEM;
+	t->altstack = new;
+	return 0;
+}
+
 long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
 {
 	struct stack old = t->altstack, new;
-	int on_stack = uc->mc.rsp > old.sp && uc->mc.rsp - old.sp <= old.size;
-	old.flags = old.size ? (on_stack ? SS_ONSTACK : 0) | (old.flags & SS_AUTODISARM) : SS_DISABLE;
-	if (args[0]) {
-		if (user_copy(&new, (void *)args[0], sizeof new))
-			return -EFAULT;
-		int mode = new.flags & ~SS_AUTODISARM;
-		if (on_stack)
-			return -EPERM;
-		if (mode != 0 && mode != SS_DISABLE && mode != SS_ONSTACK)
-			return -EINVAL;
-		if (mode == SS_DISABLE)
-			new.sp = new.size = 0;
-		else if (new.size < MINSIGSTKSZ)
-			return -ENOMEM;
-		t->altstack = new;
-	}
+	long ret = 0;
+	old.flags &= SS_AUTODISARM;
+	old.flags |= !old.size ? SS_DISABLE : is_on_altstack(t, uc->mc.rsp) ? SS_ONSTACK : 0;
+	if (args[0])
+		ret = user_copy(&new, (void *)args[0], sizeof new) ? -EFAULT : change_altstack(t, uc->mc.rsp, new);
+	if (ret)
+		return ret;
 	return args[1] && user_copy((void *)args[1], &old, sizeof old) ? -EFAULT : 0;
 }

@@ -207,19 +207,17 @@ static long put_frame(struct thread *t, struct ucontext *uc, const struct kernel
 {
 	struct frame frame = {.restorer = action->restorer, .uc = *uc, .info = *info};
 	u64 sp = uc->mc.rsp - RED_ZONE, xstate = xstate_bytes(uc->mc.fpstate);
-	int on_altstack = uc->mc.rsp > t->altstack.sp && uc->mc.rsp - t->altstack.sp <= t->altstack.size;
 	frame.uc.link = 0;
 	frame.uc.stack = t->altstack;
-	frame.uc.stack.flags = t->altstack.size ? (on_altstack ? SS_ONSTACK : 0) : SS_DISABLE;
 	frame.uc.sigmask = uc->sigmask | t->masked;
-	if (action->flags & SA_ONSTACK && t->altstack.size && !on_altstack)
+	if (action->flags & SA_ONSTACK && t->altstack.size && !is_on_altstack(t, uc->mc.rsp))
 		sp = t->altstack.sp + t->altstack.size;
 	frame.uc.mc.fpstate = (sp - xstate) & -64UL;
 	sp = ((frame.uc.mc.fpstate - sizeof frame) & -16UL) - 8;
 	if (user_copy((void *)frame.uc.mc.fpstate, (void *)uc->mc.fpstate, xstate) || user_copy((void *)sp, &frame, sizeof frame))
 		return -1;
 	if (t->altstack.flags & SS_AUTODISARM)
-		memset(&t->altstack, 0, sizeof t->altstack);
+		reset_altstack(t);
 	uc->mc.rsp = sp;
 	return 0;
 }
@@ -393,7 +391,5 @@ void sys_sigreturn(struct thread *t, struct ucontext *uc)
 	uc->flags = frame.uc.flags;
 	t->masked = frame.uc.sigmask & OURS;
 	uc->sigmask = frame.uc.sigmask & ~OURS;
-	t->altstack.sp = frame.uc.stack.sp;
-	t->altstack.size = frame.uc.stack.flags & SS_DISABLE ? 0 : frame.uc.stack.size;
-	t->altstack.flags = frame.uc.stack.flags & SS_AUTODISARM;
+	change_altstack(t, uc->mc.rsp, frame.uc.stack);
 }
