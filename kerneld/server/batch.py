@@ -131,6 +131,11 @@ class Batch:
                 return None
 
     @property
+    def gives_way(self) -> bool:
+        """Whether others are to be served before its next piece."""
+        return self._work is not None and self._work.gives_way
+
+    @property
     def waits_for_page(self) -> bool:
         """Whether it sleeps until a userfaultfd gives a page, which may never come."""
         waits_for = self._work.waits_for if self._work is not None else None
@@ -178,7 +183,9 @@ class Batch:
             elif nr == RING:
                 return self._session.open_ring()
         result = run(call, nr)
-        return self._go_on(result) if isinstance(result, Work) and result.waits_for is None else result
+        if isinstance(result, Work) and result.waits_for is None and not result.gives_way:
+            return self._go_on(result)
+        return result
 
     def _has_room(self, request: wire.Request) -> bool:
         """Whether the reply of a request is known to fit before it runs.
@@ -195,7 +202,9 @@ class Batch:
         while True:
             self._call.work = work
             result = run(self._call, RESTART)
-            if not isinstance(result, Work) or result.waits_for is not None or monotonic() >= self._until:
+            if not isinstance(result, Work) or result.waits_for is not None or result.gives_way:
+                return result
+            if monotonic() >= self._until:
                 return result
             work = result
 

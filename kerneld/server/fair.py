@@ -87,7 +87,7 @@ class FairShare:
         """Run more pieces of a request whose first piece has run, unless many others have not had one yet."""
         if not isinstance(outcome, Batch):
             return outcome
-        if self._nr_ready > CROWD:
+        if self._nr_ready > CROWD or outcome.gives_way:
             outcome.put_off()
             return outcome
         return outcome.run(self.slice()) or outcome

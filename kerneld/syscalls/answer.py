@@ -43,7 +43,7 @@ that is over."""
 class Work:
     """A request that has begun and continues later."""
 
-    __slots__ = ("_pieces", "is_interruptible", "is_refreshed", "waits_for")
+    __slots__ = ("_pieces", "gives_way", "is_interruptible", "is_refreshed", "waits_for")
 
     def __init__(self, pieces: Pieces, *, is_refreshed: bool = False, is_interruptible: bool = False) -> None:
         """`is_refreshed`: the request itself is finished, and only the shadow table has to be brought up to date.
@@ -53,11 +53,14 @@ class Work:
         self._pieces = pieces
         self.is_refreshed = is_refreshed
         self.is_interruptible = is_interruptible
+        self.gives_way = False
+        """Whether the last piece has reclaimed memory: others are served before the next, however long the slice is."""
         self.waits_for: Wait | None = None
         """The event that the next piece waits for, or None."""
 
     def go_on(self) -> int | Answer | Work:
         """Run one piece. Return the result if it was the last piece. Raises the exceptions of the piece."""
+        self.gives_way = False
         try:
             self.waits_for = next(self._pieces)
         except StopIteration as end:

@@ -63,7 +63,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         return -errno.ENOSYS
     kernel, thread, work = call.kernel, call.thread, call.work
     frames = kernel.frames
-    frames.has_stalled, frames.may_stall = False, True
+    frames.has_stalled, frames.has_reclaimed, frames.may_stall = False, False, True
     if nr != RESTART:
         call.nr = nr
     if kernel.rq.curr is not thread:
@@ -88,6 +88,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
         return _oops(call, nr)
     finally:
         frames.may_stall = False
+    if frames.has_reclaimed and isinstance(result, Work):
+        result.gives_way = True
     if thread.flags:
         exit_to_user_mode_prepare(thread)
     if frames.buddy.nr_free < frames.watermark_low and not kernel.dying.queue:

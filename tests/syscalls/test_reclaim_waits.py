@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from signal import SIGKILL
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,15 @@ from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
 from kerneld.mm.reclaim import vmscan
 from kerneld.mm.space import dying, pace
 from kerneld.mm.space.wait import Wait
+from kerneld.server.batch import Batch
+from kerneld.syscalls.answer import Call
 from kerneld.syscalls.kernel import Kernel, KernelConfig, Sender
 from kerneld.task.cpu import touch_in_pieces
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import ABI_VERSION, Access, Nr
 from shared.uapi.userfaultfd import API, COPY, REGISTER, UFFD_API, RegisterMode, Uffdio
+from shared.wire import Request, unpack_replies
 from tests.support.pieces import Pieces
 from tests.support.programs import ANON, BASE, FIXED, READ, ROOT, RW, SHARED, Program, World, iovecs
 
@@ -214,6 +218,25 @@ def test_a_reclaim_without_progress_lets_others_act(idle: Program, call: str, mo
     if call in ("store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE"):
         assert idle.load(args[0]) in (b"x", b"\0")
     assert not kernel.frames.vmstat["oom_kill"]
+
+
+@pytest.mark.parametrize("call", ["store", "MAP_POPULATE", "mmap of a file"])
+def test_after_an_attempt_others_come_first(idle: Program, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the slice of the request is: an attempt may take most of a turn."""
+    nr, args, result, data, fds = needy(idle, call)
+    session = SimpleNamespace(connection=SimpleNamespace(reply_limit=1 << 16, has_unread=False))
+    request = Request(nr, (*args, *[0] * (6 - len(args))), data)  # type: ignore[arg-type]
+    batch = Batch(session, Call(idle.kernel, idle.thread, (0,) * 6, b"", [*fds]), [request])  # type: ignore[arg-type]
+    stuck = Stuck(idle.kernel, monkeypatch)
+    for attempts in range(1, 5):
+        assert batch.run(60.0) is None
+        assert stuck.attempts == attempts
+        assert batch.gives_way
+    stuck.end()
+    while (outcome := batch.run(60.0)) is None:
+        pass
+    assert [reply.ret for reply in unpack_replies(outcome.answer)] == [result]
+    batch.close()
 
 
 @pytest.mark.parametrize("call", ["touch", "POPULATE_WRITE", "MAP_POPULATE"])

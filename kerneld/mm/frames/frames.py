@@ -126,6 +126,8 @@ class Frames:
         for each request, from its first piece to its last."""
         self.has_stalled = False
         """Whether `slowpath` has raised SysError(ENOMEM) because of that: see `take_stall`."""
+        self.has_reclaimed = False
+        """Whether an allocation of the present piece of a request has reclaimed: enough for one turn."""
         self.may_use_reserve = False
         """Whether allocations may use half of what lies below the minimum (Linux: __GFP_HIGH)."""
         self.dying: Dying | None = None

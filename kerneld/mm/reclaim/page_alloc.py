@@ -83,6 +83,7 @@ class PageAlloc:
             wanted = count + frames.watermark_min - frames.free_pages
             if self._vmscan.in_pieces:
                 wanted = max(min(wanted, count + _MOST_AT_ONCE), min(frames.total_pages >> _SHARE_SHIFT, _MOST_AT_ONCE))
+            frames.has_reclaimed = True
             progress = self._vmscan.try_to_free_pages(wanted) or self._vmscan.crowded.take_progress()
             self._no_progress_loops = 0 if progress or self._is_enough(1) else self._no_progress_loops + 1
             if not self._should_retry(count):
