@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from kerneld.referee.deep import DeepGenerator
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
+from kerneld.referee.segments import random_shmat, random_shmctl, random_shmget
 from kerneld.referee.wide import WideGenerator
-from shared.uapi import shm
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms, Pr
 from shared.uapi.resource import Rlimit
@@ -266,32 +266,19 @@ class Generator:
         return Op(self._who(), "remap_file_pages", (*self._range(), prot, pgoff, flags))
 
     def _shmget(self) -> Op:
-        """Make a segment, mostly of a few pages."""
-        size = 0 if self._chance(0.03) else self._length()
-        flags = shm.SHM_NORESERVE if self._chance(0.15) else 0
-        return Op(self._who(), "shmget", (min(size, 1 << 24), flags))
+        return Op(self._who(), "shmget", random_shmget(self._rng, self._length()))
 
     def _shmat(self) -> Op:
-        """Map a segment: where the kernel wants, or at a place, which it may have to replace."""
-        rng = self._rng
-        slot = rng.randrange(NR_SLOTS)
-        place = At(Base.ZERO) if self._chance(0.3) else self._place(aligned=False)[0]
-        flags = sum(
-            flag
-            for flag, probability in (
-                (shm.SHM_RDONLY, 0.2), (shm.SHM_RND, 0.3), (shm.SHM_REMAP, 0.5), (shm.SHM_EXEC, 0.1), (1, 0.02),
-            )
-            if self._chance(probability)
-        )  # fmt: skip
+        slot = self._rng.randrange(NR_SLOTS)
+        place, _ = self._place(aligned=False)
         self._lengths[slot] = 8 * PAGE
-        return Op(self._who(), "shmat", (rng.randrange(3), place, flags), slot=slot)
+        return Op(self._who(), "shmat", random_shmat(self._rng, place), slot=slot)
 
     def _shmdt(self) -> Op:
         return Op(self._who(), "shmdt", (self._place()[0],))
 
     def _shmctl(self) -> Op:
-        command = self._rng.choice((shm.IPC_RMID, shm.IPC_STAT, shm.IPC_STAT, 99))
-        return Op(self._who(), "shmctl", (self._rng.randrange(3), command))
+        return Op(self._who(), "shmctl", random_shmctl(self._rng))
 
     def _mbind(self) -> Op:
         """Give a range the policy of its task, or the local node's, mostly; without a mask of nodes.

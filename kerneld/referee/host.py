@@ -9,23 +9,20 @@ The runner turns transparent huge pages off for itself, except in the mode `huge
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
-import select
 import shutil
 import signal
-import struct
 import subprocess
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from kerneld.referee.errors import HostError, RunnerDiedError
+from kerneld.referee.errors import HostError
 from kerneld.referee.files import ProgramFiles
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL
-from kerneld.referee.host_view import Drain, ProcFiles, Reading, data_bytes, find_uncounted
+from kerneld.referee.host_process import EXIT, FORK, LOAD, STORE, TOUCH, WRPKRU, HostProcess, Pipe
+from kerneld.referee.host_view import Drain, Reading, data_bytes, find_uncounted
 from kerneld.referee.layout import AREA_BYTES, CONTROL_START, TEXT_START, Layout
 from kerneld.referee.machine import TABLES, Counters, HostCounters
 from kerneld.referee.mode import Mode
@@ -37,9 +34,6 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.syscalls import Nr
 
-_REQUEST = struct.Struct("<Q7QQ184s")
-_REPLY = struct.Struct("<qQQQiiII")
-_CALL, _LOAD, _STORE, _TOUCH, _FORK, _EXIT, _WRPKRU = range(7)
 _NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_UNSHARE, _NR_PIDFD_OPEN = 2, 3, 157, 272, 434
 _CLONE_NEWIPC = 0x0800_0000
 _PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
@@ -53,9 +47,6 @@ _FLAGS = (
 ).split()
 _FAR_PLACE, _NEW_TABLES = 0x1000_0000_0000, 3
 """A hint. The first page there needs this number of page tables. Before v6.7 the highest of them is not counted."""
-_MOST_ORDERS = 128
-"""How many orders are on their way at once: half of what a pipe takes (64 KiB, 256 bytes each)."""
-_COMES_LATER = Outcome(0)
 _NR_PIPES = MAX_PROCESSES + 1
 
 
@@ -98,11 +89,11 @@ class Host:
         if os.uname().machine != "x86_64":
             raise HostError("the referee is an x86-64 Linux kernel: this host is none")
         self._folder = folder
-        self._pipes = [_Pipe() for _ in range(_NR_PIPES)]
+        self._pipes = [Pipe() for _ in range(_NR_PIPES)]
         self._proc = proc or HostProc()
         self._runner = self._spawn([*command, str(compile_runner(folder))])
-        self._template = _Child(self._runner.pid, self._pipes[0], self._proc)
-        self._children: dict[int, _Child] = {}
+        self._template = HostProcess(self._runner.pid, self._pipes[0], self._proc)
+        self._children: dict[int, HostProcess] = {}
         self._fds: dict[int, int] = {}
         self._files = ProgramFiles(folder)
         self.layout = self._settle(huge_pages=mode is Mode.HUGE)
@@ -135,7 +126,7 @@ class Host:
         """Unmap the kernel's own mappings (vdso) in the runner, and find the mappings that are left."""
         brk = self._template.call(Nr.BRK, (0,)).ret
         # The pages of its stack that accesses use: all programs begin with them, so the peak of its own memory is one.
-        self._template.order(_LOAD, (0, 0))
+        self._template.order(LOAD, (0, 0))
         self._template.call(_NR_PRCTL, (_PR_SET_THP_DISABLE, 0 if huge_pages else 1, 0, 0, 0))
         taken: list[tuple[int, int]] = []
         for line in read_file(self._proc, f"{self._runner.pid}/maps").splitlines():
@@ -186,20 +177,20 @@ class Host:
         reading = self._children[0].proc.read(self.layout)
         self.start_totals, self._used_at_start = reading.totals(), reading.used()
 
-    def _fork(self, parent: _Child, who: int) -> Outcome:
+    def _fork(self, parent: HostProcess, who: int) -> Outcome:
         """Fork. Raises HostError if there are too many processes, which is no matter of memory."""
-        outcome = parent.order(_FORK, (who + 1, CONTROL_START))
+        outcome = parent.order(FORK, (who + 1, CONTROL_START))
         if outcome.ret == -errno.EAGAIN:
             raise HostError("this host has so many processes that the runner cannot fork")
         if outcome.ret < 0:
             return outcome
         pipe = self._pipes[who + 1]
-        self._children[who] = _Child(outcome.ret, pipe, self._proc)
+        self._children[who] = HostProcess(outcome.ret, pipe, self._proc)
         pipe.get_reply()
         if self._counters is not None:
             # Both get a stack of their own now, and not in an operation whose counters are compared.
             for each in (parent, self._children[who]):
-                each.order(_LOAD, (0, 0))
+                each.order(LOAD, (0, 0))
         return Outcome(0)
 
     def fork(self, who: int, child: int) -> Outcome:
@@ -208,13 +199,13 @@ class Host:
 
     def exit(self, who: int) -> Outcome:
         """End a process, and wait until its memory is freed."""
-        self._children.pop(who).end(_EXIT)
+        self._children.pop(who).end(EXIT)
         return Outcome(0)
 
     def end(self) -> None:
         """End the program's processes."""
         for child in self._children.values():
-            child.end(_EXIT)
+            child.end(EXIT)
         self._children.clear()
         self._files.close()
         for fd in self._fds.values():
@@ -275,19 +266,19 @@ class Host:
 
     def load(self, who: int, vaddr: int, length: int) -> Outcome:
         """Read memory."""
-        return self._access(who, _LOAD, (vaddr, length))
+        return self._access(who, LOAD, (vaddr, length))
 
     def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome:
         """Write memory: `data` again and again."""
-        return self._access(who, _STORE, (vaddr, length), data)
+        return self._access(who, STORE, (vaddr, length), data)
 
     def touch(self, who: int, vaddr: int, length: int, access: int) -> Outcome:
         """Access a byte of each page."""
-        return self._access(who, _TOUCH, (vaddr, length, access))
+        return self._access(who, TOUCH, (vaddr, length, access))
 
     def wrpkru(self, who: int, value: int) -> Outcome:
         """Set PKRU of a process for its later operations. SIGILL on a processor without protection keys."""
-        return self._children[who].order(_WRPKRU, (value,))
+        return self._children[who].order(WRPKRU, (value,))
 
     def _access(self, who: int, order: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
         return self._children[who].order(order, args, data, counts=True)
@@ -311,96 +302,3 @@ class Host:
         for pipe in self._pipes:
             pipe.close()
         self._runner.wait()
-
-
-class _Pipe:
-    """Orders to one process of a program, and its answers."""
-
-    def __init__(self) -> None:
-        self.child_in, self._to = os.pipe()
-        self._from, self.child_out = os.pipe()
-
-    def close_child_ends(self) -> None:
-        os.close(self.child_in)
-        os.close(self.child_out)
-
-    def put(self, order: int, args: tuple[int, ...], data: bytes) -> None:
-        padded = [arg & (1 << 64) - 1 for arg in (*args, 0, 0, 0, 0, 0, 0, 0)[:7]]
-        os.write(self._to, _REQUEST.pack(order, *padded, len(data), data))
-
-    def get_reply(self) -> tuple[Outcome, int]:
-        """Return the outcome and the minor faults counted. Raises RunnerDiedError."""
-        ret, addr, min_flt, length, signo, code, pkey, pkru = _REPLY.unpack(self._read(_REPLY.size))
-        return Outcome(ret, signo, code, addr, self._read(length), None, pkey, pkru), min_flt
-
-    def _read(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            chunk = os.read(self._from, length - len(data))
-            if not chunk:
-                raise RunnerDiedError("the runner has died")
-            data += chunk
-        return data
-
-    def close(self) -> None:
-        os.close(self._to)
-        os.close(self._from)
-
-
-class _Child:
-    """One process of a program on the host."""
-
-    def __init__(self, pid: int, pipe: _Pipe, source: ProcSource) -> None:
-        self.pid = pid
-        self._pipe = pipe
-        self._source = source
-        self._proc: ProcFiles | None = None
-        self._coming: deque[bool] | None = None
-        """In `together`, for each order without a reply yet whether its minor faults count."""
-
-    def order(self, order: int, args: tuple[int, ...], data: bytes = b"", *, counts: bool = False) -> Outcome:
-        self._pipe.put(order, args, data)
-        if self._coming is not None:
-            self._coming.append(counts)
-            return _COMES_LATER
-        return self._reply(counts)
-
-    def _reply(self, counts: bool) -> Outcome:
-        outcome, min_flt = self._pipe.get_reply()
-        return outcome._replace(min_flt=min_flt) if counts else outcome
-
-    def together(self, calls: Iterable[Callable[[], Outcome]]) -> list[Outcome]:
-        """Make calls of at most one order each, and return their outcomes. Many orders are on their way at once."""
-        outcomes: list[Outcome] = []
-        replies: list[Outcome] = []
-        self._coming = deque()
-        try:
-            for call in calls:
-                outcomes.append(call())
-                if len(self._coming) == _MOST_ORDERS:
-                    replies += [self._reply(self._coming.popleft()) for _ in range(_MOST_ORDERS)]
-            replies += [self._reply(counts) for counts in self._coming]
-        finally:
-            self._coming = None
-        later = iter(replies)
-        return [next(later) if outcome is _COMES_LATER else outcome for outcome in outcomes]
-
-    def call(self, nr: int, args: tuple[int, ...], data: bytes = b"") -> Outcome:
-        return self.order(_CALL, (nr, *args), data)
-
-    @property
-    def proc(self) -> ProcFiles:
-        """The files of the process in /proc. They stay open after the first use."""
-        if self._proc is None:
-            self._proc = ProcFiles(self._source, self.pid)
-        return self._proc
-
-    def end(self, order: int) -> None:
-        """Let the process exit, and wait for its pidfd. Its memory is freed before that."""
-        if self._proc is not None:
-            self._proc.close()
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(self.pid)
-            self._pipe.put(order, (), b"")
-            select.select([pidfd], [], [])
-            os.close(pidfd)

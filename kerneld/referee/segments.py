@@ -5,20 +5,43 @@ The sides have other ids for the same segment. Knows neither kernel. Answers to 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 from kerneld.referee.outcome import Outcome
+from kerneld.referee.program import Arg, At, Base
 from shared.uapi import shm
 from shared.uapi.page import PAGE_MASK
 from shared.uapi.syscalls import Nr
 
 CALLS = frozenset({"shmget", "shmat", "shmdt", "shmctl"})
 _RIGHTS = 0o600
+_NUMBERS = 3
+"""Programs name the first segments alone."""
+_ATTACH_FLAGS = ((shm.SHM_RDONLY, 0.2), (shm.SHM_RND, 0.3), (shm.SHM_REMAP, 0.5), (shm.SHM_EXEC, 0.1), (1, 0.02))
+"""Flags of shmat, the last one unknown, and how often each is given."""
 _NONE = -1
 """The id of a segment that was never made: EINVAL."""
 SystemCall = Callable[[Nr, tuple[int, ...]], Outcome]
 """Makes a call of one process."""
+
+
+def random_shmget(rng: random.Random, length: int) -> tuple[Arg, ...]:
+    """Return the arguments for a segment of about `length` bytes."""
+    size = 0 if rng.random() < 0.03 else min(length, 1 << 24)
+    return size, shm.SHM_NORESERVE if rng.random() < 0.15 else 0
+
+
+def random_shmat(rng: random.Random, place: At) -> tuple[Arg, ...]:
+    """Return the arguments that map a segment: where the kernel wants, or at a place, which it may have to replace."""
+    flags = sum(flag for flag, probability in _ATTACH_FLAGS if rng.random() < probability)
+    return rng.randrange(_NUMBERS), At(Base.ZERO) if rng.random() < 0.3 else place, flags
+
+
+def random_shmctl(rng: random.Random) -> tuple[Arg, ...]:
+    """Return the arguments that remove a segment, or ask about one."""
+    return rng.randrange(_NUMBERS), rng.choice((shm.IPC_RMID, shm.IPC_STAT, shm.IPC_STAT, 99))
 
 
 class _Segment(NamedTuple):

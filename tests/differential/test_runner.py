@@ -14,7 +14,7 @@ import pytest
 
 from kerneld.referee.errors import HostError
 from kerneld.referee.generate import generate
-from kerneld.referee.host import _FORK, _Child
+from kerneld.referee.host_process import FORK, HostProcess
 from kerneld.referee.match import Match, open_match
 from kerneld.referee.outcome import Mapping, Outcome, View
 from kerneld.referee.overlap import length_without_overlap
@@ -81,14 +81,14 @@ def test_descriptors_of_any_number() -> None:
 @pytest.mark.usefixtures("match")
 @pytest.mark.parametrize(("code", "line"), [(errno.EAGAIN, "so many processes"), (errno.ENOMEM, "cannot fork: Cannot")])
 def test_a_host_without_room_for_a_process(code: int, line: str) -> None:
-    order = _Child.order
+    order = HostProcess.order
 
-    def crowded(self: _Child, number: int, *args: Any, **options: Any) -> Outcome:
-        return Outcome(-code) if number == _FORK else order(self, number, *args, **options)
+    def crowded(self: HostProcess, number: int, *args: Any, **options: Any) -> Outcome:
+        return Outcome(-code) if number == FORK else order(self, number, *args, **options)
 
     def check() -> None:
         with open_match() as match, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_Child, "order", crowded)
+            patch.setattr(HostProcess, "order", crowded)
             with pytest.raises(HostError, match=line):
                 match.play(generate("crowded", 20))
 
