@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -11,7 +13,7 @@
 #define SS_AUTODISARM (1U << 31)
 #endif
 
-static char room[1 << 16], other[1 << 16];
+static char room[1 << 16] __attribute__((aligned(4096))), other[1 << 16];
 
 static void tell(const char *what, const stack_t *stack)
 {
@@ -48,8 +50,37 @@ static void take_signals(const char *what, int flags)
 	ask(" before");
 	raise(SIGUSR1);
 	ask(" behind");
-	sigqueue(getpid(), SIGUSR1, (union sigval){0});
+	pthread_sigqueue(pthread_self(), SIGUSR1, (union sigval){0});
 	ask(" behind a frame with a stack that is too small");
+}
+
+static void nothing(int signo)
+{
+	printf(" handled %d\n", signo);
+	fflush(stdout);
+}
+
+/* Where the frame cannot be written there is a SIGSEGV, which has a handler on the other stack; or none, which ends a child. */
+static void lose_it(void)
+{
+	stack_t stack = {.ss_sp = room, .ss_size = sizeof room};
+	struct sigaction on_it = {.sa_handler = nothing, .sa_flags = SA_ONSTACK}, beside = {.sa_handler = nothing};
+	int status;
+	sigaltstack(&stack, 0);
+	sigaction(SIGUSR1, &on_it, 0);
+	sigaction(SIGSEGV, &beside, 0);
+	mprotect(room, sizeof room, PROT_READ);
+	puts("a stack that cannot be written");
+	fflush(stdout);
+	raise(SIGUSR1);
+	if (!fork()) {
+		sigaction(SIGSEGV, &on_it, 0);
+		raise(SIGUSR1);
+		_exit(1);
+	}
+	wait(&status);
+	printf(" on it too: %x\n", status & 0x7f);
+	mprotect(room, sizeof room, PROT_READ | PROT_WRITE);
 }
 
 static void *thread(void *unused)
@@ -68,6 +99,7 @@ int main(void)
 		printf("flags %x: %d\n", flags[i / 2], sigaltstack(&stack, 0) ? errno : 0);
 		take_signals(i % 2 ? "on it" : "not on it", i % 2 ? SA_ONSTACK : 0);
 	}
+	lose_it();
 	pthread_create(&other_thread, 0, thread, 0);
 	pthread_join(other_thread, 0);
 	return 0;

@@ -195,11 +195,15 @@ static void default_action(struct thread *t, struct ucontext *uc, const struct s
 	uc->sigmask = bit & STOPS ? uc->sigmask : ~bit;
 }
 
-/* Where there is no memory for a handler's frame. Source: Linux v6.8 kernel/signal.c:force_sigsegv(). */
-static void end_by_sigsegv(struct thread *t, struct ucontext *uc)
+/* Where there is no memory for the frame of a handler of `signo`: the program may handle that, but for SIGSEGV's own.
+ * Source: Linux v6.8 kernel/signal.c:force_sigsegv(). */
+static void force_sigsegv(struct thread *t, struct ucontext *uc, int signo)
 {
 	struct siginfo info = {.signo = SIGSEGV, .code = SI_KERNEL};
-	default_action(t, uc, &info);
+	if (signo == SIGSEGV)
+		default_action(t, uc, &info);
+	else
+		deliver(t, uc, &info);
 }
 
 /* Lay the frame that Linux lays on the stack of a handler; 0, or -1 where there is no memory for it. */
@@ -244,7 +248,7 @@ void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 		return;
 	}
 	if (put_frame(t, uc, &action, info)) {
-		end_by_sigsegv(t, uc);
+		force_sigsegv(t, uc, signo);
 		return;
 	}
 	if (action.flags & SA_RESETHAND) {
@@ -369,18 +373,18 @@ void sys_sigreturn(struct thread *t, struct ucontext *uc)
 	struct frame frame;
 	u64 fpstate = uc->mc.fpstate, room = xstate_bytes(fpstate);
 	if (user_copy(&frame, (void *)(uc->mc.rsp - 8), sizeof frame)) {
-		end_by_sigsegv(t, uc);
+		force_sigsegv(t, uc, 0);
 		return;
 	}
 	if (frame.uc.mc.fpstate) {
 		u32 head[2] = {0};
 		if (user_copy(head, (void *)(frame.uc.mc.fpstate + FXSAVE_SW_BYTES), 8)) {
-			end_by_sigsegv(t, uc);
+			force_sigsegv(t, uc, 0);
 			return;
 		}
 		u64 size = head[0] == FP_XSTATE_MAGIC1 ? head[1] : 512;
 		if (size > room || user_copy((void *)fpstate, (void *)frame.uc.mc.fpstate, size)) {
-			end_by_sigsegv(t, uc);
+			force_sigsegv(t, uc, 0);
 			return;
 		}
 	}
