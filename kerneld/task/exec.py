@@ -121,6 +121,8 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     """
     old = process.live_mm
     file = bprm.file
+    # An allocation for each table and its pages would reclaim by itself, all in one turn.
+    old.frames.make_room(bprm.strings.nr_pages)
     arguments = pack_arguments(bprm.filename, bprm.strings, old.rlimits)
     if not file.readable:
         raise SysError(errno.EACCES)

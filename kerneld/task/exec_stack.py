@@ -60,6 +60,11 @@ class Strings:
         """Return these strings. None of them may hold a NUL."""
         return cls(b"".join(string + b"\0" for string in (*argv, *envp)), len(argv), len(envp))
 
+    @property
+    def nr_pages(self) -> int:
+        """The pages that the strings, and the pointers to them, fill."""
+        return len(self.data) + 8 * (self.argc + self.envc) >> PAGE_SHIFT
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:

@@ -239,6 +239,21 @@ def test_after_an_attempt_others_come_first(idle: Program, call: str, monkeypatc
     batch.close()
 
 
+def test_an_execve_of_long_strings_reclaims_once_in_a_turn(program: Program) -> None:
+    """A frame for each table and those for its pages would be an attempt each."""
+    frames, pieces = program.kernel.frames, Pieces()
+    strings = (b"x" * 131_000 + b"\0") * 12
+    fd = os.open("/bin/true", os.O_RDONLY)
+    stalls = [frames.vmstat["allocstall_movable"]]
+    answer = pieces.begin(program, Nr.EXECVE, 1, 1, 1, data=strings, fds=[fd])
+    stalls.append(frames.vmstat["allocstall_movable"])
+    while answer is None:
+        answer = pieces.go_on(program)
+        stalls.append(frames.vmstat["allocstall_movable"])
+    assert answer.ret == 0
+    assert 0 < max(np.diff(stalls)) <= 2  # The second one is for the program itself.
+
+
 @pytest.mark.parametrize("call", ["touch", "POPULATE_WRITE", "MAP_POPULATE"])
 def test_many_frames_and_then_one_are_one_attempt(idle: Program, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page table is there: the call asks for frames for all of it, and else for one after the other."""

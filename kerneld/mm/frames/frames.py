@@ -259,6 +259,18 @@ class Frames:
         self.stamp(pfns)
         return pfns
 
+    def make_room(self, count: int) -> None:
+        """Reclaim for `count` frames that are soon taken one after the other, if so many are not free.
+
+        Raises SysError(ENOMEM) where the caller is to begin again in its next turn: after one reclaim.
+        """
+        if self.buddy.nr_free - count < self.watermark_min and self.slowpath is not None:
+            with contextlib.suppress(SysError):
+                self.slowpath(count)
+                self.has_stalled = self.may_stall and self.has_reclaimed
+            if self.has_stalled:
+                raise SysError(errno.ENOMEM)
+
     def stamp(self, pfns: Pfns) -> None:
         """Put frames at the head of their LRU list in this order; the last one is then the first of the list."""
         if self.lru_clock + len(pfns) > LRU_CLOCK_END:
