@@ -71,14 +71,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     try:
         result = handler(call)
     except SysError as error:
-        result = -error.errno
-        if error.why:
-            explain_refusal(call, nr, error)
-        if frames.take_stall():
-            result = Work(_tried_again(call)).go_on()
+        result = _failed(call, nr, error)
     except WouldWait as wait:
-        # Both generators yield at once, so that they have begun: only a generator that has begun can be closed in
-        # order.
         result = Work(_begun_again(call, nr, wait)).go_on()
     except AwaitsPage as awaits:
         pieces = after_userfaults(call, HANDLERS[call.nr], awaits.fault)
@@ -109,6 +103,13 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     return result
 
 
+def _failed(call: Call, nr: int, error: SysError) -> int | Answer | Work:
+    """Return the errno of a call that has failed, or its next try if it only found no memory in this turn."""
+    if error.why:
+        explain_refusal(call, nr, error)
+    return Work(_tried_again(call)).go_on() if call.kernel.frames.take_stall() else -error.errno
+
+
 def _with_signal(result: int | Answer | Work, delivered: Delivered) -> Answer:
     """Return the answer that also tells of a signal. What a long request has not done stays undone."""
     if isinstance(result, Work):
@@ -121,6 +122,7 @@ def _with_signal(result: int | Answer | Work, delivered: Delivered) -> Answer:
 def _begun_again(call: Call, nr: int, wait: WouldWait) -> Pieces:
     """Begin a request again from its start, each time its awaited answer has come. It has changed nothing before.
 
+    This generator and the next yield at once, so that they have begun: only then can they be closed in order.
     Linux does the same for -ERESTARTNOINTR: arch/x86/kernel/signal.c:arch_do_signal_or_restart().
     """
     args, data = call.args, call.data

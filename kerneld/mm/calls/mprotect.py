@@ -74,9 +74,9 @@ def mprotect_in_pieces(
     ("read implies exec right") what can be read can be executed too, where the mapping allows that.
     Raises SysError(EINVAL) for an unaligned start, unknown bits, or a key that the program does not have,
     SysError(ENOMEM) at a hole (the part before it is changed), over a limit, or for access to the reserved range
-    (`MmStruct.reserved`), SysError(EACCES) for a right that the
-    mapping can never have (a file not open for writing), or that PR_SET_MDWE refuses. Yields when other clients may be
-    served: after a VMA, or after a part of a large VMA; this part is a separate VMA until the rest is changed too.
+    (`MmStruct.reserved`), SysError(EACCES) for a right that the mapping can never have (a file not open for writing),
+    or that PR_SET_MDWE refuses. Yields when other clients may be served: after a VMA, or after a part of a large VMA;
+    this part is a separate VMA until the rest is changed too.
     """
     pace = Pace()
     rier = rier and prot & _READ != 0
@@ -89,9 +89,7 @@ def mprotect_in_pieces(
     end = start + page_align(length)
     if end >= 1 << 64:
         raise SysError(errno.ENOMEM)
-    if prot & ~_VALID_PROT:
-        raise SysError(errno.EINVAL)
-    if pkey != NO_PKEY and not mm_pkey_is_allocated(mm, pkey):
+    if prot & ~_VALID_PROT or (pkey != NO_PKEY and not mm_pkey_is_allocated(mm, pkey)):
         raise SysError(errno.EINVAL)
     vma: Vma | None
     vma, start = _first_vma(mm, start, end, grows)
