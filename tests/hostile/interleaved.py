@@ -34,17 +34,28 @@ class InterleavedDrive(Drive):
     def step(self) -> None:
         """Let some of those that wait go on, and send one datagram of one client that does not."""
         for _ in range(self._random.randrange(4)):
-            if self._waiting:
-                self._go_on(self._random.choice(list(self._waiting)))
+            ready = [client for client in self._waiting if not self._is_held(client)]
+            if ready:
+                self._go_on(self._random.choice(ready))
         if self._random.random() < 0.5:
             self._choose_whether_to_check()
             self.kernel.reap_memory()
         client = self._clients[self._random.randrange(NR_CLIENTS)]
         if client not in self._waiting:
-            self._send(client)
+            if not self._is_held(client):
+                self._send(client)
         elif self._random.random() < 0.02:
             self._leave(client)
         self._reap()
+
+    def _is_held(self, client: Client) -> bool:
+        """Whether its thread waits for who holds its address space, as the server lets it."""
+        return client.thread is not None and self.kernel.table.mmap_locks.keeps_waiting(client.thread)
+
+    def release(self) -> None:
+        """Go on with a userfaultfd that nobody has any more, for one piece."""
+        if self.kernel.userfaultfds.releasing:
+            self.kernel.release_userfaultfds()
 
     def _send(self, client: Client) -> None:
         hostile = self.writer.datagram() if client.thread is not None else self.writer.attach()
@@ -99,5 +110,6 @@ class InterleavedDrive(Drive):
         """Let every client go, also those that wait, and see that nothing has stayed."""
         for client in list(self._waiting):
             self._give_up(client)
+        super().release()
         self.kernel.dying.slice_seconds = None
         super().finish()

@@ -202,6 +202,12 @@ class Drive:
         """Tell the kernel which pipes have no reader any more, as the server's loop does."""
         if self.pipes.fd >= 0:
             self.pipes.tend()
+        self.release()
+
+    def release(self) -> None:
+        """Go on with the userfaultfds that nobody has any more, to their end."""
+        while self.kernel.userfaultfds.releasing:
+            self.kernel.release_userfaultfds()
 
     def _reap(self) -> None:
         self.tend()
