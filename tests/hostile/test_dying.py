@@ -134,6 +134,15 @@ def test_what_a_process_wrote_to_a_file_is_there_before_the_answer(world: World)
         assert os.pread(file.fileno(), 7, 0) == b"written"
 
 
+def test_older_ends_do_not_keep_it_from_the_file(world: World) -> None:
+    """They have had the slice of this turn, and are not over."""
+    world.kernel.dying.slice_seconds = 1e-9
+    for _ in range(2):
+        end(world, with_many_vmas(world, pages=16))
+    test_what_a_process_wrote_to_a_file_is_there_before_the_answer(world)
+    assert len(world.kernel.dying.queue) == 2
+
+
 def test_a_wide_range_of_zero_pages(world: World) -> None:
     dead = world.attach(USER)
     pages = 1 << 16

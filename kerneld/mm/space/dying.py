@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.002
 _AWAITED_SECONDS = 0.005
 """How long a call that needs what dying address spaces have waits for them in one turn."""
+_WRITING_SECONDS = 0.02
+"""How long the ends of one turn may hold up their answers for what they write to files."""
 _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
 _MANY_VMAS = 1024
@@ -55,7 +57,7 @@ class Dying:
         self.is_answer_first = False
         """Whether `begin` leaves the first slice to `begin_fresh`: the event loop first answers the process, which ends
         meanwhile on another processor, and serves nobody else before. Not if the end may write to a file, which others
-        may read as soon as the process has ended."""
+        may read as soon as the process has ended: that comes before all older ends, and has a longer slice."""
         self.is_fresh = False
         """Whether an address space waits for its first slice."""
         self._pieces: dict[MmStruct | AddressSpace, Pieces] = {}
@@ -67,10 +69,14 @@ class Dying:
         """Take down an address space that no process uses any more, as far as this turn's slice allows."""
         mm.is_dying = True
         self._pieces[mm] = take_down(mm)
+        if self.is_answer_first and _may_write(mm):
+            self.queue.insert(int(self._is_running), mm)
+            self._run_slice(_WRITING_SECONDS, lambda: mm not in self._pieces)
+            return
         self.queue.append(mm)
         if self.slice_seconds is None:
             self._go_on(lambda: False)
-        elif self.is_answer_first and not _may_write(mm):
+        elif self.is_answer_first:
             self.is_fresh = True
         else:
             self._run_slice(self.slice_seconds)
@@ -103,12 +109,12 @@ class Dying:
         self._run_slice(self.slice_seconds or 0.0)
         self._spent = 0.0
 
-    def _run_slice(self, slice_seconds: float) -> None:
+    def _run_slice(self, slice_seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Run pieces, at least one, unless this turn has had its slice: many processes may end in one turn."""
         if self._spent <= slice_seconds:
             begun = monotonic()
             until = begun + slice_seconds - self._spent
-            self._go_on(lambda: monotonic() >= until)
+            self._go_on(lambda: is_enough() or monotonic() >= until)
             self._spent += monotonic() - begun
 
     def finish(self, is_enough: Callable[[], bool] = lambda: False) -> None:
