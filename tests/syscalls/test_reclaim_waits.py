@@ -254,6 +254,16 @@ def test_an_execve_of_long_strings_reclaims_once_in_a_turn(program: Program) -> 
     assert 0 < max(np.diff(stalls)) <= 2  # The second one is for the program itself.
 
 
+def test_room_is_made_in_parts(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, asked = program.kernel.frames, list[int]()
+    monkeypatch.setattr(frames, "slowpath", asked.append)
+    free = max(frames.buddy.nr_free - frames.watermark_min, 0)
+    frames.make_room(free)
+    assert not asked
+    frames.make_room(free + 1000)
+    assert asked == [free + 128]
+
+
 @pytest.mark.parametrize("call", ["touch", "POPULATE_WRITE", "MAP_POPULATE"])
 def test_many_frames_and_then_one_are_one_attempt(idle: Program, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page table is there: the call asks for frames for all of it, and else for one after the other."""

@@ -74,6 +74,8 @@ Pfns = npt.NDArray[np.int64]
 
 LRU_CLOCK_END = (1 << 32) - 1
 _NONE, _ONE = u32(0), i32(1)
+_ROOM_AT_ONCE = 128
+"""The frames for which `Frames.make_room` reclaims in one turn."""
 _FRAMES_OF_PART = 1 << 14
 
 
@@ -260,13 +262,14 @@ class Frames:
         return pfns
 
     def make_room(self, count: int) -> None:
-        """Reclaim for `count` frames that are soon taken one after the other, if so many are not free.
+        """Reclaim for `count` frames that are soon taken one after the other, if so many are not free: a part at once.
 
         Raises SysError(ENOMEM) where the caller is to begin again in its next turn: after one reclaim.
         """
-        if self.buddy.nr_free - count < self.watermark_min and self.slowpath is not None:
+        free = self.buddy.nr_free - self.watermark_min
+        if free < count and self.slowpath is not None:
             with contextlib.suppress(SysError):
-                self.slowpath(count)
+                self.slowpath(min(count, max(free, 0) + _ROOM_AT_ONCE))
                 self.has_stalled = self.may_stall and self.has_reclaimed
             if self.has_stalled:
                 raise SysError(errno.ENOMEM)
