@@ -46,7 +46,7 @@ static void show_memory(const char *who)
 	show("text to rx", mprotect(text, PAGE, RX));
 	show("text to rw", mprotect(text, PAGE, RW));
 	show("and back", mprotect(text, PAGE, RX));
-	int id = shmget(IPC_PRIVATE, PAGE, 0600);
+	int id = shmget(IPC_PRIVATE, PAGE, 0700);
 	show("shmat", shmat(id, 0, SHM_EXEC) == (void *)-1 ? -1 : 0);
 	shmctl(id, IPC_RMID, 0);
 }
