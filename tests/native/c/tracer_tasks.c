@@ -119,12 +119,13 @@ static void has_thread(void)
 		pause();
 }
 
-/* An execve by a thread: the process goes on with the number of its first one. */
-static void thread_executes(void)
+/* An execve by a thread: the process goes on with the number of its first one. The tracer waits for the event at once, or does
+ * something else meanwhile. */
+static void thread_executes(int is_busy)
 {
 	pid_t pid = traced(has_thread, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC), who;
 	unsigned long message = 0, thread = 0;
-	int status, ends = 0, is_executed = 0;
+	int status, ends = 0, is_executed = 0, executes = 0;
 	ptrace(PTRACE_SYSCALL, pid, 0, 0);
 	while ((who = waitpid(-1, &status, __WALL)) > 0) {
 		int event = status >> 16, is_call = WIFSTOPPED(status) && WSTOPSIG(status) == (SIGTRAP | 0x80);
@@ -139,7 +140,10 @@ static void thread_executes(void)
 			printf("the end of the execve: %lld, call %lld\n", registers_of(who).rax, registers_of(who).orig_rax);
 		if (WIFEXITED(status) && who == pid)
 			printf("the process: %s\n", name_of_status(status));
+		executes = is_call && !is_executed && registers_of(who).orig_rax == SYS_execve;
 		ptrace(PTRACE_SYSCALL, who, 0, 0);
+		if (executes && is_busy)
+			poll(0, 0, 100);
 	}
 }
 
@@ -264,7 +268,9 @@ int main(int argc, char **argv)
 	attaches(0);
 	events();
 	traps_at_execve();
-	thread_executes();
+	thread_executes(0);
+	for (int i = 0; i < 4; i++)
+		thread_executes(1);
 	is_not_needed();
 	sleeps_undisturbed();
 	tracer_dies(PTRACE_O_EXITKILL);

@@ -218,6 +218,7 @@ static int exec_event(struct thread *t, struct tracee *tracee)
 {
 	host_ptrace(PTRACE_GETEVENTMSG, tracee, 0, &tracee->message);
 	forget_threads(t, tracee);
+	tracee->kind = RUNS;	/* a stop of the first thread, which another's execve has ended, is over */
 	tracee->has_executed = 1;
 	tracee->area = 0;
 	tracee->dr7 = 0;
@@ -229,7 +230,7 @@ static int exec_event(struct thread *t, struct tracee *tracee)
 int take_stop(struct thread *t, struct tracee *tracee, int status)
 {
 	int signo = status >> 8 & 0xff, event = status >> 16 & 0xff;
-	if (tracee->kind != RUNS)
+	if (tracee->kind != RUNS && event != EVENT_EXEC)
 		return 1;
 	if (!tracee->is_known) {
 		tracee->is_known = 1;

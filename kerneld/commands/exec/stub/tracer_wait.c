@@ -39,17 +39,25 @@ static struct tracee *stopped_tracee(struct thread *t, int tid)
 	return tracee;
 }
 
-/* Look at the tracees that have stopped. 1 if the tracer is to see one of them. */
+/* Whether a tracee has stopped, and how. The stop stays for the program's own wait. */
+static int has_stopped(const struct tracee *tracee, struct siginfo *info, long options)
+{
+	info->fields[0] = 0;
+	return !sys5(NR_waitid, P_PID, tracee->tid, info, WSTOPPED | WNOHANG | WALL | options, 0) && SI_PID(info) == tracee->tid;
+}
+
+/* Look at the tracees that have stopped. 1 if the tracer is to see one of them.
+ *
+ * The event of an execve is waited for: no tracer is shown this stop, and where a thread has taken its process's number the
+ * host refuses every request until somebody has waited. Source: Linux v6.8 kernel/ptrace.c:looks_like_a_spurious_pid(). */
 int serve_tracees(struct thread *t)
 {
 	int is_seen = 0;
 	for (struct tracee *tracee = 0; (tracee = next_tracee(t, tracee));) {
 		struct siginfo info;
-		info.fields[0] = 0;
-		if (tracee->kind != RUNS)
+		if (tracee->kind != RUNS || !has_stopped(tracee, &info, WNOWAIT))
 			continue;
-		long ret = sys5(NR_waitid, P_PID, tracee->tid, &info, WSTOPPED | WNOHANG | WNOWAIT | WALL, 0);
-		if (!ret && SI_PID(&info) == tracee->tid)
+		if (SI_STATUS(&info) >> 8 != EVENT_EXEC || has_stopped(tracee, &info, 0))
 			is_seen |= take_stop(t, tracee, SI_STATUS(&info) << 8 | 0x7f);
 	}
 	return is_seen;
