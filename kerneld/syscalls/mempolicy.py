@@ -10,6 +10,7 @@ from kerneld.mm.calls.access import get_user_page
 from kerneld.mm.calls.mbind import mbind_in_pieces
 from kerneld.mm.space.mempolicy import MPOL_INTERLEAVE, ONE_NODE, check_mode, get_nodes, mode_of, new_policy, nodes_of
 from kerneld.syscalls.answer import Answer, Call, Work, in_pieces
+from kerneld.syscalls.memory import with_mmap_lock
 from kerneld.task.capability import CAP_SYS_NICE
 from shared.uapi.page import PAGE_MASK
 
@@ -26,7 +27,8 @@ def sys_mbind(call: Call) -> int | Answer | Work:
     start, length, _, _, _, flags = call.args
     mode, nodes = _mode_and_nodes(call, 2)
     may = call.process.cred.capable(CAP_SYS_NICE)
-    return in_pieces(mbind_in_pieces(call.mm, start, length, mode, nodes, flags & 0xFFFF_FFFF, may_move_all=may))
+    steps = mbind_in_pieces(call.mm, start, length, mode, nodes, flags & 0xFFFF_FFFF, may_move_all=may)
+    return in_pieces(with_mmap_lock(call, steps))
 
 
 def sys_set_mempolicy(call: Call) -> int:

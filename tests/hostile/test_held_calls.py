@@ -14,6 +14,7 @@ from kerneld.mm.calls.brk import do_brk
 from kerneld.mm.calls.mmap import do_mmap
 from kerneld.mm.calls.mremap import do_mremap
 from kerneld.mm.space import munmap, pace
+from kerneld.mm.space.mempolicy import MPOL_LOCAL
 from kerneld.mm.space.mm import MmStruct
 from kerneld.syscalls.kernel import Kernel
 from shared.uapi.mman import Madv, Map, Mremap
@@ -160,9 +161,21 @@ def test_who_makes_it_may_die_meanwhile(kernel: Kernel, name: str) -> None:
     nr, args, _ = CALLS[name]
     batch = begun(long, nr, *args)
     assert long.thread is not None
+    assert kernel.table.mmap_locks.holders == {mm_of(long): long.thread}
     kernel.process_died(long.thread.process)
     batch.close()
     assert not kernel.table.mmap_locks.holders
+
+
+def test_a_policy_of_many_mappings(kernel: Kernel) -> None:
+    """What is checked at the beginning is true at the end. Linux: mmap_write_lock() in mm/mempolicy.c:do_mbind()."""
+    long, other = attached(kernel, os.getpid()), attached(kernel, os.getppid())
+    many_vmas(mm_of(long), long)
+    batch = begun(long, Nr.MBIND, BASE, LENGTH, MPOL_LOCAL, 0, 0, 0)
+    assert kernel.table.mmap_locks.holders == {mm_of(long): long.thread}
+    (reply,), served = finish(batch, other)
+    assert (reply.ret, kernel.table.mmap_locks.holders) == (0, {})
+    assert served >= 5
 
 
 @pytest.mark.parametrize("nr", [Nr.PROCESS_VM_WRITEV, Nr.PROCESS_MADVISE])

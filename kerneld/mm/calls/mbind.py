@@ -59,19 +59,22 @@ def _queue_pages(mm: MmStruct, start: Vaddr, end: Vaddr, pace: Pace, *, may_have
     """Raise SysError(EFAULT) if no VMA covers a page; if there may be holes, only if none covers any.
 
     Where it is strict, raise SysError(EIO) for the first VMA that has a page. A hole right behind this VMA comes first.
+    Yields after a VMA, or a part of a large one. What is mapped then may have changed: it goes on at an address.
     Source: Linux v6.8 mm/mempolicy.c: queue_pages_test_walk(), queue_folios_pte_range(), queue_pages_range().
     """
-    covered = start
-    for vma in mm.vmas.overlapping(start, end):
+    walk, covered = mm.page_table.walk, start
+    is_empty = True
+    while covered < end and (vma := mm.vmas.find_intersection(covered, end)) is not None:
+        is_empty = False
         if not may_have_holes and (vma.start > covered or (vma.end < end and mm.vmas.lookup(vma.end) is None)):
             raise SysError(errno.EFAULT)
-        covered = vma.end
-        walk = mm.page_table.walk
-        for leaf in walk.leaves(max(start, vma.start), min(end, vma.end)) if is_strict else ():
-            if len(walk.mapped(leaf)[1]):
+        begun, covered = max(covered, vma.start), min(end, vma.end)
+        if is_strict:
+            covered = pace.far_stop(walk, begun, covered)
+            if any(len(walk.mapped(run)[1]) for run in walk.runs(begun, covered)):
                 raise SysError(errno.EIO)
-            if pace.is_over():
-                yield
-                pace.begin()
-    if covered == start:
+        if covered < end and pace.is_over():
+            yield
+            pace.begin()
+    if is_empty or (covered < end and not may_have_holes):
         raise SysError(errno.EFAULT)
