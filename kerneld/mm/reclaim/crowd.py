@@ -11,7 +11,7 @@ in its cache, and is judged when it comes to the tail of its list again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -73,18 +73,39 @@ class Crowded:
         frames = self._frames
         pfns, self.pfns = list(dict.fromkeys(self.pfns)), []
         for group in _anonymous(frames, np.array(pfns, dtype=np.int64)):
-            steps = unmap_crowd(frames, group)
-            while True:
-                try:
-                    self._removed += next(steps)
-                except StopIteration as end:
-                    yield reclaim_pages(frames, end.value)
-                    break
-                yield 0
+            yield from self._unmap_group(group)
         for pfn in pfns:
             # Meanwhile it may have been freed, and be another page.
             for _ in self._unmap_page(pfn):
                 yield 0
+
+    def _unmap_group(self, pfns: Pfns) -> Iterator[int]:
+        """Replace the entries that map these frames of one anon_vma by swap entries, and reclaim those not in use.
+
+        Yields as `unmap` does. A frame for which the swap file has no slot, and what a locked VMA has, stays as it is.
+        VMAs that come meanwhile are not looked at.
+        """
+        frames = self._frames
+        number = int(frames.mapping[pfns[0]])
+        owner = frames.find_mapping_number(number)
+        if not isinstance(owner, AnonVma):
+            return
+        pfns = pfns[np.argsort(frames.index[pfns])]
+        indexes = frames.index[pfns].copy()
+        _give_slots(frames, pfns)
+        pace = Pace()
+        for vma in owner.overlapping(int(indexes[0]), int(indexes[-1]) + 1):
+            # One may have lost its slot meanwhile, or never had one.
+            self._removed += _unmap_in(frames, pfns[frames.has(pfns, PG_SWAPCACHE)], vma)
+            if pace.is_over():
+                yield 0
+                pace.begin()
+                # The frames may have been freed, and be other pages.
+                alive = (frames.mapping[pfns] == number) & (frames.index[pfns] == indexes)
+                alive &= (frames.flags[pfns] & np.uint32(_EVER | _NEVER)) == _EVER
+                pfns, indexes = pfns[alive], indexes[alive]
+        is_unused = frames.has(pfns, PG_SWAPCACHE) & ~frames.has(pfns, PG_REFERENCED | PG_UNEVICTABLE)
+        yield reclaim_pages(frames, pfns[is_unused])
 
     def _unmap_page(self, pfn: int) -> Iterator[None]:
         frames = self._frames
@@ -103,35 +124,6 @@ def _anonymous(frames: Frames, pfns: Pfns) -> list[Pfns]:
     pfns = distinct(pfns[is_crowd & (frames.mapcount[pfns] >= CROWD)])
     numbers = frames.mapping[pfns]
     return [pfns[numbers == number] for number in distinct(numbers).tolist()]
-
-
-def unmap_crowd(frames: Frames, pfns: Pfns) -> Generator[int, None, Pfns]:
-    """Replace the entries that map these frames of one anon_vma by swap entries.
-
-    Yields between two pieces, the number of entries that the last one has removed. Returns the frames that were not
-    used, to be reclaimed. A frame for which the swap file has no slot, and what a locked VMA has, stays as it is. VMAs
-    that come meanwhile are not looked at.
-    """
-    number = int(frames.mapping[pfns[0]])
-    owner = frames.find_mapping_number(number)
-    if not isinstance(owner, AnonVma):
-        return pfns[:0]
-    pfns = pfns[np.argsort(frames.index[pfns])]
-    indexes = frames.index[pfns].copy()
-    _give_slots(frames, pfns)
-    pace, removed = Pace(), 0
-    for vma in owner.overlapping(int(indexes[0]), int(indexes[-1]) + 1):
-        # One may have lost its slot meanwhile, or never had one.
-        removed += _unmap_in(frames, pfns[frames.has(pfns, PG_SWAPCACHE)], vma)
-        if pace.is_over():
-            yield removed
-            pace.begin()
-            removed = 0
-            # The frames may have been freed, and be other pages.
-            alive = (frames.mapping[pfns] == number) & (frames.index[pfns] == indexes)
-            alive &= (frames.flags[pfns] & np.uint32(_EVER | _NEVER)) == _EVER
-            pfns, indexes = pfns[alive], indexes[alive]
-    return pfns[frames.has(pfns, PG_SWAPCACHE) & ~frames.has(pfns, PG_REFERENCED | PG_UNEVICTABLE)]
 
 
 def _give_slots(frames: Frames, pfns: Pfns) -> None:

@@ -90,6 +90,21 @@ def test_they_are_swapped_out_in_pieces(machine: Machine, family: list[MmStruct]
         assert [load(mm, page(number)) for number in range(PAGES)] == [b"%d" % number for number in range(PAGES)]
 
 
+@pytest.mark.parametrize("piece_seconds", [0.0, 60.0])
+def test_every_entry_that_is_removed_counts_as_progress_once(
+    machine: Machine, family: list[MmStruct], monkeypatch: pytest.MonkeyPatch, piece_seconds: float
+) -> None:
+    """However many pieces that takes: an allocation that waits gives up without progress."""
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", piece_seconds)
+    crowded = machine.vmscan.crowded
+    crowded.pfns = [pfn_of(family[0], page(number)) for number in range(PAGES)]
+    progress, freed = 0, 0
+    for frames in crowded.unmap():
+        progress += crowded.take_progress()
+        freed += frames
+    assert (progress + crowded.take_progress(), freed) == (len(family) * PAGES, PAGES)
+
+
 def test_one_that_is_in_use_is_judged_again(machine: Machine, family: list[MmStruct]) -> None:
     """It is in the swap cache first: who uses it then reads nothing. Later it is as any other page."""
     pfn = pfn_of(family[0], page(1))
