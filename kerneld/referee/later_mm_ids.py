@@ -9,13 +9,14 @@ folio_sub_large_mapcount().
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn
 from kerneld.mm.frames.frames import Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.space.pages import Pages
@@ -137,50 +138,35 @@ def _share_pte(earlier: Callable[..., None]) -> Callable[..., None]:
     return share_pte
 
 
-def _share_many(earlier: Callable[[RssStat, Words], None]) -> Callable[[RssStat, Words], None]:
-    def share_many(self: RssStat, entries: Words) -> None:
-        _add(self, _pfns(entries))
-        earlier(self, entries)
+def _counted(count: Callable[[RssStat, Pfns], None], pfns: Callable[[Any], Pfns]) -> OnTop:
+    """Return a rule that counts the frames of its argument, and then does as before."""
 
-    return share_many
+    def make(earlier: Callable[[RssStat, Any], None]) -> Callable[[RssStat, Any], None]:
+        @functools.wraps(earlier)
+        def counted(self: RssStat, given: Any) -> None:
+            count(self, pfns(given))
+            earlier(self, given)
 
+        return counted
 
-def _let_go(earlier: Callable[[RssStat, int], None]) -> Callable[[RssStat, int], None]:
-    def let_go(self: RssStat, entry: int) -> None:
-        if pte_present(entry) and not entry & PTE_SPECIAL:
-            _remove(self, np.array([pte_pfn(entry)]))
-        earlier(self, entry)
-
-    return let_go
-
-
-def _let_go_many(earlier: Callable[[RssStat, Words], None]) -> Callable[[RssStat, Words], None]:
-    def let_go_many(self: RssStat, entries: Words) -> None:
-        _remove(self, _pfns(entries))
-        earlier(self, entries)
-
-    return let_go_many
-
-
-def _unmap(earlier: Callable[[RssStat, Pfns], None]) -> Callable[[RssStat, Pfns], None]:
-    def unmap(self: RssStat, pfns: Pfns) -> None:
-        _remove(self, pfns)
-        earlier(self, pfns)
-
-    return unmap
+    return OnTop(make)
 
 
 def _pfns(entries: Words) -> Pfns:
     return pte_pfn(entries[counted_mask(entries)]).astype(np.int64)
 
 
+def _pfns_of_one(entry: int) -> Pfns:
+    return _pfns(np.array([entry], dtype=np.uint64))
+
+
 TRACKING: tuple[tuple[Any, str, Any], ...] = (
     (RssStat, "hold_huge", OnTop(_hold_huge)),
     (RssStat, "let_go_huge", OnTop(_let_go_huge)),
-    (RssStat, "share_many", OnTop(_share_many)),
-    (RssStat, "let_go", OnTop(_let_go)),
-    (RssStat, "let_go_many", OnTop(_let_go_many)),
-    (RssStat, "unmap", OnTop(_unmap)),
+    (RssStat, "share_many", _counted(_add, _pfns)),
+    (RssStat, "let_go", _counted(_remove, _pfns_of_one)),
+    (RssStat, "let_go_many", _counted(_remove, _pfns)),
+    (RssStat, "unmap", _counted(_remove, lambda pfns: pfns)),
     (Pages, "share_pte", OnTop(_share_pte)),
     (Pages, "split_huge_pmd", OnTop(_split_huge_pmd)),
 )
