@@ -96,8 +96,6 @@ def _register(call: Call, ctx: UserfaultfdCtx) -> int | Answer | Work:
     if mode != RegisterMode.MISSING:
         raise SysError(errno.EINVAL)
     check_range(ctx.mm, start, length)
-    if not ctx.mm.users:
-        raise SysError(errno.ENOMEM)
     steps = register(ctx, start, start + length, VM_UFFD_MISSING)
     return _with_mmap_lock(call, ctx, steps, Answer(0, REGISTER.pack(start, length, mode, _RANGE_IOCTLS)))
 
@@ -107,7 +105,7 @@ def _with_mmap_lock(call: Call, ctx: UserfaultfdCtx, steps: Steps, answer: int |
 
     def pieces() -> Pieces:
         yield from call.wait_for(ctx.mm)
-        if not ctx.mm.users:
+        if ctx.mm.is_dying:
             raise SysError(errno.ENOMEM)
         with call.kernel.table.mmap_locks.write(call.thread, ctx.mm):
             yield from steps
@@ -119,8 +117,6 @@ def _with_mmap_lock(call: Call, ctx: UserfaultfdCtx, steps: Steps, answer: int |
 def _unregister(call: Call, ctx: UserfaultfdCtx) -> int | Answer | Work:
     start, length = _unpack(RANGE, call)
     check_range(ctx.mm, start, length)
-    if not ctx.mm.users:
-        raise SysError(errno.ENOMEM)
     return _with_mmap_lock(call, ctx, unregister(ctx.mm, start, start + length), 0)
 
 
@@ -159,9 +155,9 @@ def _fill(
     Source: Linux v6.8 fs/userfaultfd.c: userfaultfd_copy(), userfaultfd_zeropage().
     """
     start, length, mode = wanted
-    if not ctx.mm.users:
-        raise SysError(errno.ESRCH)
     done, error = yield from mfill(ctx, start, length, source)
+    if not done and error == errno.ESRCH:
+        raise SysError(error)
     if not done:
         return Answer(-error, record(-error))
     if not mode & DONTWAKE:

@@ -247,6 +247,33 @@ def test_memory_of_another_process(world: World, watched: Watched, root: Program
     assert other.load(page(1), 5) == b"given"
 
 
+@pytest.mark.parametrize(("first", "ret"), [(1, -errno.ESRCH), (0, -errno.EAGAIN)])
+def test_memory_of_a_process_that_ends_meanwhile(
+    world: World, watched: Watched, pieces: Pieces, monkeypatch: pytest.MonkeyPatch, first: int, ret: int
+) -> None:
+    """Another process copies to it up to its own page 1, which it awaits. Nothing more comes to what is left then."""
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
+    dying, process, other = world.kernel.dying, watched.program.process, world.attach(ROOT)
+    giver = Watched(other)
+    assert giver.copy(0) == 0
+    watched.program.mmap(1, READ, at=page(-1))
+    record = COPY.pack(page(first), page(first), (2 - first) * PAGE_SIZE, 0, 0)
+    answer = pieces.begin(other, Nr.IOCTL, 0, Uffdio.COPY, 0, data=record, fds=[os.dup(watched.fd)])
+    while not giver.messages():
+        answer = pieces.go_on(other)
+    assert answer is None
+    dying.slice_seconds = 0.0
+    world.kernel.process_died(process)
+    assert [mm.vmas.lookup(page(0)) is not None for mm in dying.mms] == [True]
+    assert giver.copy(1) == 0
+    while (answer := pieces.go_on(other)) is None:
+        pass
+    assert answer.ret == ret
+    dying.slice_seconds = None
+    dying.finish()
+    giver.close()
+
+
 @pytest.mark.parametrize("name", ["mlock", "populate", "policy"])
 def test_the_kernels_own_accesses_fail_in_user_mode_only(root: Program, name: str, pieces: Pieces) -> None:
     """The processor's accesses wait as ever."""

@@ -115,7 +115,7 @@ def release(ctx: UserfaultfdCtx) -> Steps:
         if vma.userfaultfd_ctx is ctx:
             _modify(ctx.mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_UFFD_FLAGS, None)
 
-    if ctx.mm.users and not ctx.mm.is_dying:
+    if not ctx.mm.is_dying:
         with contextlib.suppress(SysError):
             yield from _for_each(ctx.mm, 0, TASK_SIZE, ignore)
 
@@ -132,7 +132,7 @@ def _for_each(mm: MmStruct, start: Vaddr, end: Vaddr, visit: Callable[[Vma], Non
         visit(vma)
         if pace.is_over():
             yield
-            if not mm.users or mm.is_dying:
+            if mm.is_dying:
                 raise SysError(errno.ENOMEM)
             pace.begin()
 
@@ -158,10 +158,13 @@ def mfill(
 
     `source` has their contents; without it they are zeros. Returns the number of bytes given, and 0 or the errno that
     stopped it: ENOENT if the range is not in one VMA that is watched, EEXIST if there is a page, EFAULT past the end of
-    a file or for a source that cannot be read, EINVAL for other memory, ENOMEM. Yields as `Steps` do.
+    a file or for a source that cannot be read, EINVAL for other memory, ENOMEM, ESRCH if the process has ended. Yields
+    as `Steps` do.
     """
     done, pace = 0, Pace()
     while done < length:
+        if ctx.mm.is_dying:
+            return done, errno.ESRCH
         fault: Userfault | None = None
         try:
             vma = _find_dst_vma(ctx.mm, start + done, length - done)
@@ -182,8 +185,6 @@ def mfill(
         if done < length and pace.is_over():
             yield None
             pace.begin()
-            if not ctx.mm.users:
-                return done, errno.ENOENT
     return done, 0
 
 

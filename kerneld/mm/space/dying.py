@@ -70,7 +70,7 @@ class Dying:
         mm.is_dying = True
         self._pieces[mm] = take_down(mm)
         if self.is_answer_first and _may_write(mm):
-            self.queue.insert(int(self._is_running), mm)
+            self.queue.appendleft(mm)
             self._run_slice(_WRITING_SECONDS, lambda: mm not in self._pieces)
             return
         self.queue.append(mm)
