@@ -8,6 +8,7 @@ extern void begin_with_frame(u64 sp);
 #define FUTEX_WAIT_PRIVATE 128
 #define FUTEX_WAKE_PRIVATE 129
 enum { NOT_TOLD, IS_WAITED_FOR, IS_BEING_TOLD, TOLD, TELLS_ITSELF, TELLING = 7 };	/* thread.is_told, with a serial number */
+static u64 last_serial;	/* of a task; an area that is used again is empty, and knows none */
 struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 
 static void child_of_fork(struct thread *t, const struct clone_request *request, int conn, u64 token)
@@ -222,7 +223,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->ring = 0;
 	*start = (u64 *)((u64)frame - 64);
 	**start = (u64)frame;
-	new->is_told = ((new->is_told | TELLING) + 1) | (flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD);
+	new->is_told = __atomic_add_fetch(&last_serial, TELLING + 1, __ATOMIC_SEQ_CST) | (flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD);
 	new->parent_tid = flags & CLONE_PARENT_SETTID ? request->ptid : 0;
 	new->child_tid = flags & CLONE_CHILD_SETTID ? request->ctid : 0;
 	return new;
