@@ -42,7 +42,7 @@ static const char rights[] = "rwb";	/* by the access mode of the open */
 struct view { enum kind kind; char rights, host[MOST_NAME], name[MOST_NAME]; };
 struct piece { u64 user, length; };
 
-static int is(const char *a, const char *b)
+int is(const char *a, const char *b)
 {
 	while (*a && *a == *b)
 		a++, b++;

@@ -10,6 +10,7 @@
 enum kind { NO_FILE, WHOLE, SETTING, PAGEMAP, STATUS, STAT, LIMITS, MEM, MISSING };
 
 int starts(const char *text, const char *with);
+int is(const char *a, const char *b);
 char *value_buffer(struct thread *t);	/* where ask_write() finds what is to be written */
 long ask_write(struct thread *t, const char *path, u64 offset, u64 length);
 u64 host_kilobytes(const char *name);	/* a line of the host's meminfo */
