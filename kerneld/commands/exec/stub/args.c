@@ -37,7 +37,7 @@ static const struct row rows[] = {
 	CALL(43, W(2, 4), WAT(1, 2)), CALL(44, RBY(4, 5, 1), DATA(1, 2)), CALL(45, GOT(1, 2, 1), W(5, 4), WAT(4, 5)),
 	CALL(46, MSG_R(1)), CALL(47, MSG_W(1)), CALL(49, RBY(1, 2, 1)), CALL(51, W(2, 4), WAT(1, 2)),
 	CALL(52, W(2, 4), WAT(1, 2)), CALL(53, W(3, 8)), CALL(54, RBY(3, 4, 1)), CALL(55, W(4, 4), WAT(3, 4)),
-	CALL(61, W(1, 4), W(3, 144)), PLAIN(62), CALL(63, W(0, 390)), PLAIN(64), CALL(65, RBY(1, 2, 6)), PLAIN(68),
+	PLAIN(62), CALL(63, W(0, 390)), PLAIN(64), CALL(65, RBY(1, 2, 6)), PLAIN(68),
 	CALL(69, MSGBUF_R(1, 2)), CALL(70, MSGBUF_W(1, 2)), CALL(76, S(0)),
 	PLAIN(77), CALL(78, GOT(1, 2, 1)), CALL(79, GOT(0, 1, 1)), CALL(80, S(0)), CALL(82, S(0), S(1)), CALL(83, S(0)),
 	CALL(84, S(0)), CALL(85, S(0)), CALL(86, S(0), S(1)), CALL(87, S(0)), CALL(88, S(0), S(1)),
@@ -45,7 +45,7 @@ static const struct row rows[] = {
 	CALL(97, W(1, 16)), CALL(98, W(1, 144)), CALL(99, W(0, 112)), CALL(100, W(0, 32)), CALL(103, GOT(1, 2, 1)), PLAIN(105),
 	PLAIN(106), PLAIN(113), PLAIN(114), CALL(115, GOT(1, 0, 4)), CALL(116, RBY(1, 0, 4)), PLAIN(117),
 	CALL(118, W(0, 4), W(1, 4), W(2, 4)), PLAIN(119), CALL(120, W(0, 4), W(1, 4), W(2, 4)), PLAIN(122), PLAIN(123),
-	CALL(125, W(0, 8), W(1, 24)), CALL(126, R(0, 8), R(1, 24)), CALL(127, W(0, 8)), CALL(128, R(0, 8), W(1, 128), R(2, 16)),
+	CALL(125, W(0, 8), W(1, 24)), CALL(126, R(0, 8), R(1, 24)), CALL(128, R(0, 8), W(1, 128), R(2, 16)),
 	CALL(129, R(2, 128)), CALL(130, R(0, 8)), CALL(132, S(0), R(1, 16)), CALL(133, S(0)), PLAIN(135),
 	CALL(137, S(0), W(1, 120)), CALL(138, W(1, 120)), CALL(142, R(1, 4)), CALL(143, W(1, 4)), CALL(144, R(2, 4)),
 	CALL(148, W(1, 16)), CALL(159, W(0, 208)), CALL(160, R(1, 16)), CALL(161, S(0)), PLAIN(162),
@@ -60,7 +60,7 @@ static const struct row rows[] = {
 	CALL(227, R(1, 16)), CALL(228, W(1, 16)), CALL(229, W(1, 16)), CALL(230, R(2, 16), W(3, 16)), CALL(232, GOT(1, 2, 12)),
 	CALL(233, R(3, 12)), PLAIN(234), CALL(235, S(0), R(1, 32)), CALL(240, S(0), R(3, 64)), CALL(241, S(0)),
 	CALL(242, RBY(1, 2, 1), R(4, 16)), CALL(243, GOT(1, 2, 1), W(3, 4), R(4, 16)), CALL(244, {SIGEVENT, 1, 0, 0, 64}),
-	CALL(245, R(1, 64), W(2, 64)), CALL(247, W(2, 128), W(4, 144)),
+	CALL(245, R(1, 64), W(2, 64)),
 	PLAIN(251), PLAIN(252), PLAIN(253), CALL(254, S(1)), PLAIN(255), CALL(257, S(1)), CALL(258, S(1)), CALL(259, S(1)),
 	CALL(260, S(1)), CALL(261, S(1), R(2, 32)), CALL(262, S(1), W(2, 144)), CALL(263, S(1)), CALL(264, S(1), S(3)),
 	CALL(265, S(1), S(3)), CALL(266, S(0), S(2)), CALL(267, S(1), GOT_INT(2, 3)), CALL(268, S(1)), CALL(269, S(1)),
@@ -198,9 +198,9 @@ int may_wait(long nr)
 {
 	switch (nr) {
 	case 0: case 1: case 2: case 7: case 16: case 17: case 18: case 19: case 20: case 23: case 35: case 40: case 42: case 43:
-	case 44: case 45: case 46: case 47: case 61: case 65: case 69: case 70: case 72: case 85: case 103: case 127: case 128:
+	case 44: case 45: case 46: case 47: case 65: case 69: case 70: case 72: case 85: case 103: case 128:
 	case 129: case 130: case 220: case 230:
-	case 232: case 242: case 243: case 247: case 257: case 270: case 271: case 275: case 281: case 288: case 295: case 296:
+	case 232: case 242: case 243: case 257: case 270: case 271: case 275: case 281: case 288: case 295: case 296:
 	case 297: case 299: case 307: case 318: case 326: case 327: case 328: case 424: case 437: case 441:
 		return 1;
 	}

@@ -117,26 +117,36 @@ long sys_personality(struct thread *t, u64 wanted)
 	return ask_ret(t, NR_personality, args);
 }
 
-/* Calls that are the stub's own. 1 and a result, or 0. */
-static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret)
+/* A thread ends, or a process that shares this memory. */
+static void __attribute__((noreturn)) end_thread(struct thread *t, const u64 *args)
+{
+	leave_futexes(t, 1);
+	if (t->is_sharer) {
+		ask_ret(t, NR_exit_group, args);
+		sys1(NR_exit, args[0]);
+	}
+	sys1(NR_close, t->conn);
+	leave_area(t, args[0]);
+}
+
+static void __attribute__((noreturn)) end_process(struct thread *t, const u64 *args)
+{
+	leave_futexes(t, t->is_sharer);
+	if (!t->is_sharer && !t->is_borrower)
+		__atomic_store_n(&process.is_ending, 1, __ATOMIC_SEQ_CST);
+	ask_ret(t, NR_exit_group, args);
+	/* kerneld has sent the agent away. An orphan would become a child of whoever takes orphans (init, a subreaper),
+	 * and would be one that the program never had. */
+	if (!t->is_sharer && !process.has_sharers)
+		sys4(NR_wait4, -1, 0, WCLONE, 0);
+	sys1(NR_exit_group, args[0]);
+	__builtin_unreachable();
+}
+
+/* The calls by which tasks begin and end. */
+static int task_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret)
 {
 	switch (nr) {
-	case NR_rt_sigaction:
-		*ret = sys_sigaction(t, args);
-		return 1;
-	case NR_rt_sigprocmask:
-		*ret = sys_sigprocmask(t, uc, args);
-		return 1;
-	case NR_rt_sigpending:
-		*ret = sys_sigpending(t, uc, args);
-		return 1;
-	case NR_rt_sigtimedwait:
-		return sigtimedwait_call(t, args, ret);
-	case NR_rt_sigqueueinfo: case NR_rt_tgsigqueueinfo:
-		return sigqueue_call(t, args, nr, ret);
-	case NR_sigaltstack:
-		*ret = sys_sigaltstack(t, uc, args);
-		return 1;
 	case NR_clone: {
 		u64 rest[4] = {args[1], args[2], args[3], args[4]};
 		*ret = sys_clone(t, uc, args[0], rest);
@@ -164,24 +174,17 @@ static int own_call(struct thread *t, struct ucontext *uc, const u64 *args, long
 			t->robust = args[0];
 		return 0;
 	case NR_exit:
-		leave_futexes(t, 1);
-		if (t->is_sharer) {
-			ask_ret(t, NR_exit_group, args);
-			sys1(NR_exit, args[0]);
-		}
-		sys1(NR_close, t->conn);
-		leave_area(t, args[0]);
+		end_thread(t, args);
 	case NR_exit_group:
-		leave_futexes(t, t->is_sharer);
-		if (!t->is_sharer && !t->is_borrower)
-			__atomic_store_n(&process.is_ending, 1, __ATOMIC_SEQ_CST);
-		ask_ret(t, NR_exit_group, args);
-		/* kerneld has sent the agent away. An orphan would become a child of whoever takes orphans (init, a subreaper),
-		 * and would be one that the program never had. */
-		if (!t->is_sharer && !process.has_sharers)
-			sys4(NR_wait4, -1, 0, WCLONE, 0);
-		sys1(NR_exit_group, args[0]);
-		__builtin_unreachable();
+		end_process(t, args);
+	}
+	return 0;
+}
+
+/* Other calls that are the stub's own. 1 and a result, or 0. */
+static int own_call(struct thread *t, const u64 *args, long nr, long *ret)
+{
+	switch (nr) {
 	case NR_prctl:
 		return prctl_call(t, args, ret);
 	case NR_ptrace:
@@ -211,7 +214,8 @@ void on_syscall(struct thread *t, struct ucontext *uc)
 		sys_sigreturn(t, uc);
 		return;
 	}
-	if (memory_call(t, uc, args, nr, &ret) || shadow_call(t, args, nr, &ret) || own_call(t, uc, args, nr, &ret)) {
+	if (memory_call(t, uc, args, nr, &ret) || shadow_call(t, args, nr, &ret) || signal_call(t, uc, args, nr, &ret) ||
+	    task_call(t, uc, args, nr, &ret) || own_call(t, args, nr, &ret)) {
 		uc->mc.rax = ret;
 		return;
 	}

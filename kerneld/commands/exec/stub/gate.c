@@ -5,7 +5,6 @@
 #include "args.h"
 
 #define NR_recvfrom 45
-#define NR_waitid 247
 #define NR_preadv2 327
 #define RWF_NOWAIT 8
 #define MSG_DONTWAIT 0x40
@@ -241,7 +240,7 @@ static void make_again(struct thread *t, struct ucontext *uc)
 	}
 	set_shared_futex(t, 0);
 	uc->mc.rax = t->bounce.nr;
-	uc->mc.rip = t->gate_return - 2;
+	uc->mc.rip = t->gate_return - SYSCALL_BYTES;
 }
 
 /* The call in the gate has been made. */
@@ -279,7 +278,7 @@ void leave_gate(struct thread *t, struct ucontext *uc)
 	u64 gate = gate_of(t);
 	if (uc->mc.rip == gate)
 		make_again(t, uc);
-	else if (uc->mc.rip == gate + 2 || is_behind_gate(t, uc))
+	else if (uc->mc.rip == gate + SYSCALL_BYTES || is_behind_gate(t, uc))
 		finish(t, uc);
 }
 

@@ -87,8 +87,7 @@ static int show_end_of_call(struct tracee *tracee, struct user_regs *regs)
 {
 	regs->orig_rax = tracee->nr;
 	host_ptrace(PTRACE_SETREGS, tracee, 0, regs);
-	show(tracee, EXIT, tracee->options & OPTION_SYSGOOD ? SYSCALL_STOP : SIGTRAP);
-	return tracee->is_syscall_end = 1;
+	return show_call(tracee, EXIT);
 }
 
 /* The program that it has executed begins. */
@@ -129,7 +128,7 @@ int at_exit_of_stub(struct tracee *tracee, struct user_regs *regs, enum zone zon
 		host_ptrace(PTRACE_CONT, tracee, 0, 0);
 		return 0;
 	}
-	if (tracee->mode == STEP && tracee->reason != BY_FAULT) {
+	if (tracee->mode == STEP && !tracee->is_in_fault) {
 		tracee->info = (struct siginfo){.signo = SIGTRAP, .code = TRAP_TRACE, .fields = {regs->rip}};
 		return show(tracee, EXIT, SIGTRAP);
 	}
@@ -176,11 +175,10 @@ long let_go(struct tracee *tracee, enum mode mode, int signo)
 {
 	enum stop_kind kind = tracee->kind;
 	int is_end = tracee->is_syscall_end;
-	struct user_regs regs;
 	if (signo < 0 || signo > 64)
 		return -EIO;
 	end_execve(tracee);
-	int is_in_stub = !host_ptrace(PTRACE_GETREGS, tracee, 0, &regs) && zone_of(regs.rip) == IN_STUB;
+	int leaves_stub = (kind == EVENT || kind == GROUP) && (mode != CONT || tracee->dr7) && stands_in_stub(tracee);
 	tracee->mode = mode;
 	tracee->kind = RUNS;
 	if (kind == CALL && tracee->is_in_call)
@@ -188,14 +186,14 @@ long let_go(struct tracee *tracee, enum mode mode, int signo)
 	if (kind == EVENT) {
 		/* in the middle of a call */
 		tracee->is_in_call = mode == SYSCALL;
-		tracee->reason = BY_CALL;
-		return is_in_stub && (mode != CONT || tracee->dr7) ? run_in_stub(tracee, STOP_IN_PROGRAM, 0) : resume_host(tracee, 0);
+		tracee->is_in_fault = 0;
+		return leaves_stub ? run_in_stub(tracee, STOP_IN_PROGRAM, 0) : resume_host(tracee, 0);
 	}
 	if (kind == EXIT && !is_end && tracee->status >> 16 && tracee->is_in_call && mode == SYSCALL)
 		return stop_again(tracee);	/* behind the event of an execve comes the end of this call */
 	tracee->is_in_call = 0;
 	send_deferred(tracee);
-	if (kind == GROUP && is_in_stub && mode != CONT)
+	if (leaves_stub)
 		return run_in_stub(tracee, STOP_IN_PROGRAM, 0);
 	return resume_host(tracee, kind == HELD || (kind == EXIT && !is_end) ? 0 : signo);
 }

@@ -276,9 +276,7 @@ void sys_sigreturn(struct thread *t, struct ucontext *uc);
 void stub_handler(int signo, struct siginfo *info, struct ucontext *uc);
 
 /* sigmask.c */
-long sys_sigaction(struct thread *t, const u64 *args);
-long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args);
-long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args);
+int signal_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret);
 
 /* calls.c, memory.c */
 void on_syscall(struct thread *t, struct ucontext *uc);
@@ -339,6 +337,7 @@ long exe_of(const char *path, char *to);	/* the program's path, by its link in /
 int view_call(struct thread *t, const u64 *args, long nr, int fd, u64 device, u64 size, int changes, long *ret);
 long proc_opened(struct thread *t, int fd, u64 flags);
 long proc_real_file(int fd);
+long read_host(const char *path, char *to, u64 room);
 u64 value_of(const char *text, const char *name);	/* the number in a line of a file of /proc; 0 for none */
 struct answer ask_file(struct thread *t, const char *path, u64 offset, u64 length);
 int sysinfo_call(struct thread *t, const u64 *args, long *ret);
@@ -352,6 +351,15 @@ int opens_file(long nr);
 static inline int is_vdso(u64 at)
 {
 	return at >= VDSO_START && at < VDSO_END;
+}
+
+/* Where a thread stands: in its program (or the vdso), in its gate, in its stub. */
+enum zone { IN_PROGRAM, IN_GATE, IN_STUB };
+static inline enum zone zone_of(u64 rip)
+{
+	if (rip < STUB_START || rip >= STUB_END || is_vdso(rip))
+		return IN_PROGRAM;
+	return rip - AREAS_START < MAX_AREAS * AREA_BYTES && (rip & (AREA_BYTES - 1)) < GATE_BYTES ? IN_GATE : IN_STUB;
 }
 
 /* vdso.c */

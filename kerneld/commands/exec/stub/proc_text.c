@@ -52,8 +52,8 @@ static void put_whole(struct thread *t, int fd, const char *path)
 	}
 }
 
-/* The host's file of the same name; its length. */
-static long read_host(const char *path, char *to, u64 room)
+/* A file of the host's /proc, with a NUL behind; its length, or -errno. */
+long read_host(const char *path, char *to, u64 room)
 {
 	char name[64] = "/proc/";
 	long got, length = 0;

@@ -4,7 +4,6 @@
 #include "trace.h"
 
 #define NR_getppid 110
-#define NR_rt_sigqueueinfo 129
 #define AUDIT_ARCH_X86_64 0xc000003eU
 #define SYSCALL_INFO_EXIT 2
 #define MESSAGE_EXIT 2		/* PTRACE_EVENTMSG_SYSCALL_EXIT */
@@ -60,7 +59,7 @@ static long attach_to(struct thread *t, long request, u64 pid, u64 addr, u64 opt
 		return ret;
 	if (request == PTRACE_SEIZE && (addr || options & ~(u64)OPTIONS))
 		return -EIO;
-	struct tracee *tracee = find_tracee(t, pid) ? 0 : new_tracee(t, pid);
+	struct tracee *tracee = find_tracee(t, pid) ? 0 : new_tracee(t, pid, 0);
 	if (!tracee)
 		return -EPERM;
 	become_tracer();

@@ -26,28 +26,21 @@ static u64 find_saved(struct tracee *tracee, const struct user_regs *regs, struc
 	return at;
 }
 
-static u64 *pair_at(struct user_regs *regs, struct sigcontext *mc, int i, u64 **theirs)
-{
-#define PAIR(name) {&regs->name, &mc->name}
-	u64 *pairs[][2] = {PAIR(r8), PAIR(r9), PAIR(r10), PAIR(r11), PAIR(r12), PAIR(r13), PAIR(r14), PAIR(r15), PAIR(rdi), PAIR(rsi),
-			   PAIR(rbp), PAIR(rbx), PAIR(rdx), PAIR(rax), PAIR(rcx), PAIR(rsp), PAIR(rip), PAIR(eflags)};
-	if ((u64)i >= sizeof pairs / sizeof *pairs)
-		return 0;
-	*theirs = pairs[i][1];
-	return pairs[i][0];
-}
+/* Where the registers at the beginning of a struct sigcontext are in a struct user_regs, as words. */
+#define AT(name) (__builtin_offsetof(struct user_regs, name) / 8)
+static const unsigned char places[] = {AT(r8), AT(r9), AT(r10), AT(r11), AT(r12), AT(r13), AT(r14), AT(r15), AT(rdi), AT(rsi), AT(rbp),
+				       AT(rbx), AT(rdx), AT(rax), AT(rcx), AT(rsp), AT(rip), AT(eflags)};
 
 long get_registers(struct tracee *tracee, struct user_regs *regs)
 {
 	struct ucontext saved;
-	u64 *ours, *theirs;
 	long ret = host_ptrace(PTRACE_GETREGS, tracee, 0, regs);
 	if (!ret && zone_of(regs->rip) == IN_GATE)
 		read_gate(tracee, regs);
 	if (ret || !find_saved(tracee, regs, &saved))
 		return ret;
-	for (int i = 0; (ours = pair_at(regs, &saved.mc, i, &theirs)); i++)
-		*ours = *theirs;
+	for (u64 i = 0; i < sizeof places; i++)
+		((u64 *)regs)[places[i]] = ((u64 *)&saved.mc)[i];
 	/* in the middle of a call */
 	regs->orig_rax = regs->rax;
 	regs->rax = -ENOSYS;
@@ -83,16 +76,18 @@ long set_registers(struct tracee *tracee, const struct user_regs *regs)
 {
 	struct user_regs now, wanted = *regs;
 	struct ucontext saved;
-	u64 *ours, *theirs, at;
+	u64 at;
 	long ret = host_ptrace(PTRACE_GETREGS, tracee, 0, &now);
 	if (!ret && zone_of(now.rip) == IN_GATE)
 		return set_in_gate(tracee, &now, &wanted);
 	if (ret || !(at = find_saved(tracee, &now, &saved)))
 		return ret ? ret : host_ptrace(PTRACE_SETREGS, tracee, 0, literal(&wanted));
 	wanted.rax = saved.mc.rax;	/* the call's number: it is its end that sets the result */
-	for (int i = 0; (ours = pair_at(&wanted, &saved.mc, i, &theirs)); i++)
-		if (*theirs != *ours)
-			poke(tracee, at + ((u64)theirs - (u64)&saved), *ours);
+	for (u64 i = 0; i < sizeof places; i++) {
+		u64 word = ((u64 *)&wanted)[places[i]];
+		if (word != ((u64 *)&saved.mc)[i])
+			poke(tracee, at + __builtin_offsetof(struct ucontext, mc) + i * 8, word);
+	}
 	now.fs_base = regs->fs_base;
 	now.gs_base = regs->gs_base;
 	return host_ptrace(PTRACE_SETREGS, tracee, 0, &now);

@@ -4,7 +4,7 @@
 #define SIG_IGN 1
 #define MINSIGSTKSZ 2048
 
-long sys_sigaction(struct thread *t, const u64 *args)
+static long sys_sigaction(struct thread *t, const u64 *args)
 {
 	int signo = args[0];
 	struct kernel_sigaction action;
@@ -23,7 +23,7 @@ long sys_sigaction(struct thread *t, const u64 *args)
 	return args[2] && user_copy((void *)args[2], &old, sizeof old) ? -EFAULT : 0;
 }
 
-long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args)
+static long sys_sigprocmask(struct thread *t, struct ucontext *uc, const u64 *args)
 {
 	u64 old = uc->sigmask | t->masked, set, mask;
 	if (args[3] != 8)
@@ -69,7 +69,7 @@ long change_altstack(struct thread *t, u64 sp, struct stack new)
 	return 0;
 }
 
-long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
+static long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
 {
 	struct stack old = t->altstack, new;
 	long ret = 0;
@@ -80,4 +80,28 @@ long sys_sigaltstack(struct thread *t, struct ucontext *uc, const u64 *args)
 	if (ret)
 		return ret;
 	return args[1] && user_copy((void *)args[1], &old, sizeof old) ? -EFAULT : 0;
+}
+
+/* The calls about signals. 1 and a result, or 0: they are the host's. */
+int signal_call(struct thread *t, struct ucontext *uc, const u64 *args, long nr, long *ret)
+{
+	switch (nr) {
+	case NR_rt_sigaction:
+		*ret = sys_sigaction(t, args);
+		return 1;
+	case NR_rt_sigprocmask:
+		*ret = sys_sigprocmask(t, uc, args);
+		return 1;
+	case NR_rt_sigpending:
+		*ret = sys_sigpending(t, uc, args);
+		return 1;
+	case NR_rt_sigtimedwait:
+		return sigtimedwait_call(t, args, ret);
+	case NR_rt_sigqueueinfo: case NR_rt_tgsigqueueinfo:
+		return sigqueue_call(t, args, nr, ret);
+	case NR_sigaltstack:
+		*ret = sys_sigaltstack(t, uc, args);
+		return 1;
+	}
+	return 0;
 }

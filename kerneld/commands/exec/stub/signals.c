@@ -94,19 +94,18 @@ static void install_all(void)
 			install(signo);
 }
 
-void install_handlers(void)
-{
-	for (int signo = 1; signo <= 64; signo++)
-		sys4(NR_rt_sigaction, signo, 0, &process.actions[signo], 8);
-	find_stub_mask();
-	install_all();
-}
-
-/* A tracer's stub is to be told of its tracees. */
+/* Also as this process becomes a tracer: its stub is to be told of its tracees. */
 void watch_children(void)
 {
 	find_stub_mask();
 	install_all();
+}
+
+void install_handlers(void)
+{
+	for (int signo = 1; signo <= 64; signo++)
+		sys4(NR_rt_sigaction, signo, 0, &process.actions[signo], 8);
+	watch_children();
 }
 
 /* A fork has made the first process of a PID namespace. */
@@ -159,8 +158,7 @@ static void clear_registers(u64 fpstate)
 /* Whether the stub's own code was interrupted: not the gate, which is the program's. */
 static int is_in_stub(const struct ucontext *uc)
 {
-	u64 rip = uc->mc.rip;
-	return rip >= STUB_START && rip < STUB_END && (rip < VDSO_START || rip >= VDSO_END) && (rip & (AREA_BYTES - 1)) > GATE_BYTES;
+	return zone_of(uc->mc.rip) == IN_STUB;
 }
 
 /* End the first process of a PID namespace, which only a fault of its own ends, by a fault that the host sees.

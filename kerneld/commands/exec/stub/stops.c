@@ -29,6 +29,14 @@ int show(struct tracee *tracee, enum stop_kind kind, int status)
 	return 1;
 }
 
+/* Show the beginning or the end of a call. */
+int show_call(struct tracee *tracee, enum stop_kind kind)
+{
+	show(tracee, kind, tracee->options & OPTION_SYSGOOD ? SYSCALL_STOP : SIGTRAP);
+	tracee->is_syscall_end = kind != CALL;
+	return 1;
+}
+
 static int show_signal(struct tracee *tracee, const struct siginfo *info)
 {
 	tracee->info = *info;
@@ -37,8 +45,7 @@ static int show_signal(struct tracee *tracee, const struct siginfo *info)
 	return show(tracee, SIGNAL, info->signo);
 }
 
-/* A new program whose stub has no thread yet: it stops as it begins, as process.traced says. */
-static int is_beginning(const struct tracee *tracee)
+int stands_in_stub(const struct tracee *tracee)
 {
 	struct user_regs regs;
 	return !host_ptrace(PTRACE_GETREGS, tracee, 0, &regs) && zone_of(regs.rip) == IN_STUB;
@@ -52,15 +59,16 @@ int run_in_stub(struct tracee *tracee, u64 how, int signo)
 		poke(tracee, area + __builtin_offsetof(struct thread, stop_at_exit), how);
 	if (tracee->dr7)
 		host_ptrace(PTRACE_POKEUSER, tracee, AT_DR7, 0);
-	tracee->is_leaving = area || is_beginning(tracee);
+	/* A new program whose stub has no thread yet stops as it begins, as process.traced says. */
+	tracee->is_leaving = area || stands_in_stub(tracee);
 	host_ptrace(PTRACE_CONT, tracee, 0, (void *)(long)signo);
 	return 0;
 }
 
 /* The tracee comes into its stub from the program. */
-static int enter_stub(struct tracee *tracee, enum reason reason, int signo)
+static int enter_stub(struct tracee *tracee, int is_fault, int signo)
 {
-	tracee->reason = reason;
+	tracee->is_in_fault = is_fault;
 	if (tracee->mode != CONT || tracee->dr7 || tracee->is_in_call)
 		return run_in_stub(tracee, STOP_IN_PROGRAM, signo);
 	host_ptrace(PTRACE_CONT, tracee, 0, (void *)(long)signo);
@@ -86,9 +94,7 @@ static int take_signal(struct tracee *tracee, struct siginfo *info, struct user_
 	if (tracee->is_in_call && tracee->mode == SYSCALL) {
 		/* It has interrupted the call, whose end is seen first. */
 		defer(tracee, info);
-		show(tracee, HELD, tracee->options & OPTION_SYSGOOD ? SYSCALL_STOP : SIGTRAP);
-		tracee->is_syscall_end = 1;
-		return 1;
+		return show_call(tracee, HELD);
 	}
 	return show_signal(tracee, info);
 }
@@ -98,7 +104,7 @@ static int skip_trap(struct tracee *tracee)
 {
 	if (tracee->is_leaving)
 		return pass_on(tracee, 0);
-	tracee->reason = BY_HANDLER;
+	tracee->is_in_fault = 0;
 	return run_in_stub(tracee, STOP_IN_PROGRAM, 0);
 }
 
@@ -141,9 +147,9 @@ static int signal_stop(struct tracee *tracee, int signo)
 		return take_signal(tracee, &info, &regs, zone);
 	}
 	if (signo == SIGSYS && info.code == SYS_SECCOMP)
-		return enter_stub(tracee, BY_CALL, signo);
+		return enter_stub(tracee, 0, signo);
 	if (is_forced && (signo == SIGSEGV || signo == SIGBUS))
-		return zone == IN_PROGRAM ? enter_stub(tracee, BY_FAULT, signo) : pass_on(tracee, signo);
+		return zone == IN_PROGRAM ? enter_stub(tracee, 1, signo) : pass_on(tracee, signo);
 	if (is_forced && signo == SIGTRAP && (tracee->mode == STEP || tracee->dr7) &&
 	    (zone != IN_PROGRAM || (tracee->is_leaving && info.code <= TRAP_TRACE)))
 		return skip_trap(tracee);
@@ -178,11 +184,11 @@ static int syscall_stop(struct tracee *tracee)
 	int is_restarted = zone_of(regs.rip) == IN_GATE && (long)regs.rax == -ENOSYS;
 	if (zone_of(regs.rip) != IN_PROGRAM && !is_restarted) {
 		/* of its stub: a handler of the program is about to begin */
-		tracee->reason = BY_HANDLER;
+		tracee->is_in_fault = 0;
 		return run_in_stub(tracee, STOP_IN_PROGRAM, 0);
 	}
 	tracee->is_in_call = !tracee->is_in_call;
-	return show(tracee, CALL, tracee->options & OPTION_SYSGOOD ? SYSCALL_STOP : SIGTRAP);
+	return show_call(tracee, CALL);
 }
 
 /* Note the new child of a tracee, which the host has made a tracee too. */
@@ -191,12 +197,10 @@ static void note_child(struct thread *t, struct tracee *parent)
 	u64 tid = 0;
 	host_ptrace(PTRACE_GETEVENTMSG, parent, 0, &tid);
 	struct tracee *child = find_tracee(t, tid);
-	if (!child)
-		child = new_tracee(t, tid);
-	if (child) {
-		child->options = parent->options;
-		child->is_seized = parent->is_seized;
-	}
+	if (child)
+		inherit(child, parent);
+	else
+		new_tracee(t, tid, parent);
 }
 
 /* An execve ends the other threads of a process, and nobody is told. The thread that made it has the first one's number now.

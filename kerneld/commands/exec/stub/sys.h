@@ -30,7 +30,7 @@ enum {
 	NR_brk = 12, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14, NR_rt_sigreturn = 15, NR_rt_sigpending = 127, NR_rt_sigtimedwait = 128, NR_rt_sigqueueinfo = 129, NR_rt_tgsigqueueinfo = 297, NR_ioctl = 16, NR_mremap = 25,
 	NR_msync = 26, NR_mincore = 27, NR_madvise = 28, NR_shmget = 29, NR_shmat = 30, NR_shmctl = 31, NR_shmdt = 67, NR_dup = 32, NR_pause = 34, NR_dup2 = 33, NR_getpid = 39, NR_socket = 41, NR_connect = 42,
 	NR_sendto = 44, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_fork = 57, NR_vfork = 58, NR_execve = 59,
-	NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_readlink = 89, NR_getrlimit = 97, NR_getrusage = 98,
+	NR_exit = 60, NR_wait4 = 61, NR_waitid = 247, NR_kill = 62, NR_fcntl = 72, NR_readlink = 89, NR_getrlimit = 97, NR_getrusage = 98,
 	NR_sched_yield = 24, NR_rt_sigsuspend = 130, NR_sigaltstack = 131, NR_personality = 135, NR_mlock = 149, NR_munlock = 150,
 	NR_mlockall = 151, NR_munlockall = 152, NR_ptrace = 101, NR_prctl = 157, NR_arch_prctl = 158, NR_sysinfo = 99, NR_setrlimit = 160, NR_gettid = 186,
 	NR_futex = 202, NR_remap_file_pages = 216, NR_set_tid_address = 218, NR_mbind = 237, NR_set_mempolicy = 238, NR_get_mempolicy = 239, NR_exit_group = 231, NR_tgkill = 234, NR_tkill = 200, NR_openat = 257,

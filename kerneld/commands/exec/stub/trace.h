@@ -41,12 +41,6 @@ enum mode { CONT, SYSCALL, STEP };
  * that it has interrupted (HELD). */
 enum stop_kind { RUNS, SIGNAL, CALL, EVENT, GROUP, EXIT, HELD };
 
-/* Why a tracee is in its stub. */
-enum reason { BY_FAULT, BY_CALL, BY_HANDLER };
-
-/* Where a tracee stands: in its program (or the vdso), in its gate, in its stub. */
-enum zone { IN_PROGRAM, IN_GATE, IN_STUB };
-
 #define MOST_DEFERRED 8
 struct deferred { int is_sent; struct siginfo info; };
 struct tracee {
@@ -56,7 +50,7 @@ struct tracee {
 	int is_seized;
 	enum mode mode;
 	enum stop_kind kind;
-	enum reason reason;
+	int is_in_fault;	/* it is in its stub because of a fault: the instruction is made again, and a step is not over */
 	int status;		/* as the tracer is to see it */
 	int is_in_call;		/* the beginning of a call has been shown, and not its end */
 	int is_leaving;		/* it is in its stub, and is to stop when it leaves that */
@@ -73,7 +67,8 @@ struct tracee {
 
 /* tracees.c */
 struct tracee *find_tracee(struct thread *t, int tid);
-struct tracee *new_tracee(struct thread *t, int tid);
+struct tracee *new_tracee(struct thread *t, int tid, const struct tracee *parent);	/* 0: it inherits nothing */
+void inherit(struct tracee *child, const struct tracee *parent);
 void drop_tracee(struct tracee *tracee);
 struct tracee *next_tracee(struct thread *t, struct tracee *after);
 long host_ptrace(long request, const struct tracee *tracee, u64 addr, void *data);
@@ -82,15 +77,16 @@ void poke(const struct tracee *tracee, u64 at, u64 value);
 u64 area_of(struct tracee *tracee);
 int is_agent(int pid, int is_gone);
 u64 process_of(int tid);	/* the process of a thread; 0: there is none */
-enum zone zone_of(u64 rip);
 u64 area_by_registers(const struct user_regs *regs);
 void defer(struct tracee *tracee, const struct siginfo *info);
 void send_deferred(struct tracee *tracee);
-int take_deferred(struct tracee *tracee, struct siginfo *info);
+void take_deferred(struct tracee *tracee, struct siginfo *info);
 
 /* stops.c, leave.c */
 int take_stop(struct thread *t, struct tracee *tracee, int status);
+int stands_in_stub(const struct tracee *tracee);
 int show(struct tracee *tracee, enum stop_kind kind, int status);
+int show_call(struct tracee *tracee, enum stop_kind kind);
 long resume_host(struct tracee *tracee, int signo);
 int run_in_stub(struct tracee *tracee, u64 how, int signo);
 void has_left_stub(struct tracee *tracee);

@@ -15,7 +15,7 @@ static void queue(struct thread *t, const struct siginfo *info)
 void stop_at_exit(struct thread *t, const struct ucontext *uc)
 {
 	struct siginfo info = {.signo = SIGSYS, .err = MARK_EXIT, .code = SI_QUEUE};
-	int is_gate = uc->mc.rip - gate_of(t) < GATE_BYTES;
+	int is_gate = zone_of(uc->mc.rip) == IN_GATE;
 	if (!t->stop_at_exit || uc != t->saved || uc->sigmask & BIT(SIGSYS) || (is_gate && t->stop_at_exit != STOP_ANYWHERE))
 		return;
 	t->stop_at_exit = 0;

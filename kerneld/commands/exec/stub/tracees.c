@@ -26,8 +26,15 @@ struct tracee *find_tracee(struct thread *t, int tid)
 	return 0;
 }
 
+/* A new task is traced as the one that has made it. Source: Linux v6.8 include/linux/ptrace.h:ptrace_init_task(). */
+void inherit(struct tracee *child, const struct tracee *parent)
+{
+	child->options = parent->options;
+	child->is_seized = parent->is_seized;
+}
+
 /* Note a tracee that is not known; 0 if there are too many. */
-struct tracee *new_tracee(struct thread *t, int tid)
+struct tracee *new_tracee(struct thread *t, int tid, const struct tracee *parent)
 {
 	for (int i = 0; i < MOST_TRACEES; i++) {
 		int none = 0;
@@ -35,6 +42,8 @@ struct tracee *new_tracee(struct thread *t, int tid)
 			continue;
 		memset((char *)&tracees[i] + sizeof none, 0, sizeof tracees[i] - sizeof none);
 		tracees[i].tracer = t->tid;
+		if (parent)
+			inherit(&tracees[i], parent);
 		for (int old = used; old <= i; old = used)
 			__atomic_compare_exchange_n(&used, &old, i + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&tracees[i].tid, tid, __ATOMIC_SEQ_CST);
@@ -74,13 +83,6 @@ void poke(const struct tracee *tracee, u64 at, u64 value)
 	host_ptrace(PTRACE_POKEDATA, tracee, at, (void *)value);
 }
 
-enum zone zone_of(u64 rip)
-{
-	if (rip < STUB_START || rip >= STUB_END || is_vdso(rip))
-		return IN_PROGRAM;
-	return rip - AREAS_START < MAX_AREAS * AREA_BYTES && (rip & (AREA_BYTES - 1)) < GATE_BYTES ? IN_GATE : IN_STUB;
-}
-
 /* The struct of a thread that is in its stub or its gate; 0 if that cannot be told. */
 u64 area_by_registers(const struct user_regs *regs)
 {
@@ -116,28 +118,17 @@ u64 area_of(struct tracee *tracee)
 /* The process of a thread, as the host tells it; 0 where there is none. */
 u64 process_of(int tid)
 {
-	char text[STATUS_BYTES], path[32] = "/proc/";
-	memcpy(put_number(path + 6, tid) - 1, "/status", 8);
-	long fd = tid > 0 ? sys2(NR_open, path, 02000000) : -1;
-	if (fd < 0)
-		return 0;
-	long length = sys3(NR_read, fd, text, sizeof text - 1);
-	sys1(NR_close, fd);
-	text[length > 0 ? length : 0] = 0;
-	return value_of(text, "Tgid:");
+	char text[STATUS_BYTES], path[32];
+	memcpy(put_number(path, tid) - 1, "/status", 8);
+	return tid > 0 && read_host(path, text, sizeof text) > 0 ? value_of(text, "Tgid:") : 0;
 }
 
 /* Whether a process that has ended was an agent; `is_gone` is the answer if somebody has waited for it. */
 int is_agent(int pid, int is_gone)
 {
-	char name[16] = {0}, path[32] = "/proc/";
-	memcpy(put_number(path + 6, pid) - 1, "/comm", 6);
-	long fd = sys2(NR_open, path, 02000000);
-	if (fd < 0)
-		return is_gone;
-	sys3(NR_read, fd, name, sizeof name - 1);
-	sys1(NR_close, fd);
-	return starts(name, AGENT_NAME);
+	char name[32], path[32];
+	memcpy(put_number(path, pid) - 1, "/comm", 6);
+	return read_host(path, name, sizeof name) < 0 ? is_gone : starts(name, AGENT_NAME);
 }
 
 /* A signal has come while the tracee was where no tracer can see it: it comes again later. */
@@ -167,7 +158,7 @@ void send_deferred(struct tracee *tracee)
 }
 
 /* A signal has come. If it is one that has been sent again, it says now what it said the first time. */
-int take_deferred(struct tracee *tracee, struct siginfo *info)
+void take_deferred(struct tracee *tracee, struct siginfo *info)
 {
 	for (int i = 0; i < MOST_DEFERRED; i++) {
 		struct deferred *one = &tracee->deferred[i];
@@ -176,7 +167,6 @@ int take_deferred(struct tracee *tracee, struct siginfo *info)
 		*info = one->info;
 		host_ptrace(PTRACE_SETSIGINFO, tracee, 0, info);
 		one->info.signo = 0;
-		return 1;
+		return;
 	}
-	return 0;
 }

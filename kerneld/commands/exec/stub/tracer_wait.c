@@ -6,7 +6,6 @@
 #include "args.h"
 #include "trace.h"
 
-#define NR_waitid 247
 #define P_ALL 0
 #define P_PID 1
 #define CLD_STOPPED 5
@@ -20,7 +19,7 @@
 static struct tracee *stopped_tracee(struct thread *t, int tid)
 {
 	struct siginfo info;
-	struct tracee *tracee = find_tracee(t, tid), *other = 0;
+	struct tracee *tracee = find_tracee(t, tid);
 	if (tracee)
 		return tracee;
 	serve_tracees(t);	/* its parent's stop names it */
@@ -30,13 +29,8 @@ static struct tracee *stopped_tracee(struct thread *t, int tid)
 	long ret = sys4(NR_ptrace, PTRACE_GETSIGINFO, tid, 0, &info);
 	if (ret && ret != -EINVAL)
 		return 0;
-	other = next_tracee(t, 0);
-	tracee = new_tracee(t, tid);
-	if (tracee && other && process_of(tid) != (u64)tid) {
-		tracee->options = other->options;
-		tracee->is_seized = other->is_seized;
-	}
-	return tracee;
+	/* A child of ours has asked for it. A thread has been made by another tracee. */
+	return new_tracee(t, tid, process_of(tid) == (u64)tid ? 0 : next_tracee(t, 0));
 }
 
 /* Whether a tracee has stopped, and how. The stop stays for the program's own wait. */
