@@ -209,6 +209,22 @@ static u64 sigevent(struct thread *t, u64 user)
 	return (u64)event;
 }
 
+/* Room for what a call tells, as much as its result says; `other` is how much the program has. What the host would refuse as
+ * too much, or as negative, it is to see as it is. */
+static u64 got(struct thread *t, const struct pointer *pointer, u64 at, u64 *other)
+{
+	int is_int = pointer->bytes > 1 || pointer->write == IS_INT;
+	u64 length = is_int ? (u32)*other : *other, result;
+	if (pointer->bytes > 1 ? length > MOST_RECORDS : !is_user(at, length) || (is_int && (int)length < 0))
+		return 0;
+	length *= pointer->bytes;
+	length = length > HUGE_BYTES ? HUGE_BYTES / pointer->bytes * pointer->bytes : length;
+	if (!length || add_out(t, BUDGET, 0, 0, pointer->bytes, 0) || !(result = buffer(t, at, &length, 1)))
+		return 0;
+	*other = length / pointer->bytes;
+	return result;
+}
+
 /* Copy what one pointer argument names; its place in the copy, or 0. */
 static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer, u64 *args)
 {
@@ -228,16 +244,7 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 		*other = result ? length : *other;
 		return result;
 	case GOT:
-		/* What the host would refuse as too much, or as negative, it is to see as it is. */
-		length = pointer->bytes > 1 || pointer->write == IS_INT ? (u32)*other : *other;
-		if (pointer->bytes > 1 ? length > MOST_RECORDS : !is_user(at, length) || (pointer->write == IS_INT && (int)length < 0))
-			return 0;
-		length *= pointer->bytes;
-		length = length > HUGE_BYTES ? HUGE_BYTES / pointer->bytes * pointer->bytes : length;
-		if (!length || add_out(t, BUDGET, 0, 0, pointer->bytes, 0) || !(result = buffer(t, at, &length, 1)))
-			return 0;
-		*other = length / pointer->bytes;
-		return result;
+		return got(t, pointer, at, other);
 	case AT:	/* its length has been copied: it is the pointer that comes first in the row */
 		length = *other >= STUB_START && *other < STUB_END ? *(u32 *)*other : 0;
 		return length && length <= MOST_AT ? part(t, at, length, 1, *other) : 0;

@@ -278,6 +278,18 @@ static void set_name(const char *name)
 	sys2(NR_prctl, PR_SET_NAME, base);
 }
 
+/* The first program of `kerneld exec` attaches, and tells what it has from outside. `personality`: flags that are wanted. */
+static void attach_first(struct thread *t, u64 personality)
+{
+	u64 args[6] = {1};
+	if (ask_ret(t, KD_ATTACH, args) < 0)
+		die("kerneld refuses to attach the program");
+	tell_limits(t);
+	personality |= sys1(NR_personality, ASKS_PERSONALITY);
+	if (personality)
+		sys_personality(t, personality);
+}
+
 static void start_on_area(u64 sp)
 {
 	struct thread *t = this_thread();
@@ -300,13 +312,7 @@ static void start_on_area(u64 sp)
 	process.stub_fd = is_new ? hide_fd(sys3(NR_open, "/proc/self/exe", O_PATH | O_CLOEXEC, 0)) : (int)number_of(argv[5]);
 	t->tid = sys0(NR_gettid);
 	if (is_new) {
-		u64 args[6] = {1};
-		if (ask_ret(t, KD_ATTACH, args) < 0)
-			die("kerneld refuses to attach the program");
-		tell_limits(t);
-		u64 personality = sys1(NR_personality, ASKS_PERSONALITY) | number_of(behind_slash(behind_slash(argv[3])));
-		if (personality)
-			sys_personality(t, personality);
+		attach_first(t, number_of(behind_slash(behind_slash(argv[3]))));
 	} else {
 		sys3(NR_fcntl, t->conn, F_SETFD, 1);
 		sys3(NR_fcntl, process.stub_fd, F_SETFD, 1);
