@@ -63,11 +63,9 @@ def team_names(directories: Sequence[Path]) -> list[str]:
 
 def find_walls() -> Walls:
     """Return the walls that this host allows. They are built once, to see."""
-    is_root = os.geteuid() == 0
-    for user, has_files, network in itertools.product((True, False), repeat=3):
-        walls = Walls(user, has_files, has_files, network)
-        if user and not is_root:
-            continue
+    user = os.geteuid() == 0 and can_build(Walls(user=True))
+    for has_files, network, limit in itertools.product((True, False), repeat=3):
+        walls = Walls(user, has_files, has_files, network, limit)
         if can_build(walls):
             return walls
     return Walls()

@@ -71,11 +71,15 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     scene.close()
 
 
-def attackers(scene: Scene) -> list[Path]:
+_UNCOUNTED = "Linux does not limit the processes of this user: a fork bomb would take the machine"
+
+
+def attackers(scene: Scene, walls: Walls) -> list[Path]:
     top = scene.right.parent
     more = {"outside": scene.outside, "other": scene.right, "port": scene.port}
-    teams = [write_hostile(top / name, name, **more) for name in ATTACKS]  # type: ignore[arg-type]
-    return teams + [write_hostile(top / f"{name}-build", name, at_build=True, **more) for name in AT_BUILD]  # type: ignore[arg-type]
+    used = [[name for name in names if walls.limit or name != "FORK_BOMB"] for names in (ATTACKS, AT_BUILD)]
+    teams = [write_hostile(top / name, name, **more) for name in used[0]]  # type: ignore[arg-type]
+    return teams + [write_hostile(top / f"{name}-build", name, at_build=True, **more) for name in used[1]]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def results(scene: Scene, grade: Grade, means: Means) -> dict[str, Result]:
     """The results of all attackers, with the right submission between them."""
     if not means.walls.files:
         pytest.skip("this host allows no namespaces")
-    teams = attackers(scene)
+    teams = attackers(scene, means.walls)
     return grade_beside(scene.right, teams, grade, means)
 
 
@@ -102,6 +106,8 @@ def test_the_right_one_between_them_loses_nothing(results: dict[str, Result]) ->
 
 @pytest.mark.parametrize("name", [*ATTACKS, *(f"{name}-build" for name in AT_BUILD)])
 def test_an_attacker_gets_no_points_for_its_programs(results: dict[str, Result], name: str) -> None:
+    if name not in results:
+        pytest.skip(_UNCOUNTED)
     assert {"inspector_opens", "inspector_live", "target_visible"} <= set(lost(results[name]))
     assert lost(results[name]).keys() & {"references", "readme"} == set()
 
@@ -112,14 +118,19 @@ def test_each_attack_is_named(results: dict[str, Result]) -> None:
         "inspector printed more than 8 MiB",
         "./inspector did not end",
     )
+    memory = lost(results["EATS_MEMORY-build"])["build"]
+    assert "MiB of memory" in memory or memory == "make did not end within 12 s"
+    assert "did not end" in lost(results["HANGS-build"])["build"]
+
+
+def test_a_fork_bomb_is_named(results: dict[str, Result]) -> None:
+    if "FORK_BOMB-build" not in results:
+        pytest.skip(_UNCOUNTED)
     # Where the programs have a user of their own, Linux itself makes no more processes for it (RLIMIT_NPROC).
     assert lost(results["FORK_BOMB-build"])["build"] in (
         "more than 64 processes at once",
         "make did not end within 12 s",
     )
-    memory = lost(results["EATS_MEMORY-build"])["build"]
-    assert "MiB of memory" in memory or memory == "make did not end within 12 s"
-    assert "did not end" in lost(results["HANGS-build"])["build"]
 
 
 @pytest.mark.usefixtures("results")

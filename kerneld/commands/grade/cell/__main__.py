@@ -86,6 +86,9 @@ def main() -> None:
         os._exit(3)
     started = time.monotonic()
     room = _make_room(task, has_own_count)
+    if task.walls.limit and not room.is_counted():
+        print("Linux does not limit the processes of this user", file=sys.stderr)
+        os._exit(3)
     work = Work(task, room, texts, tree, tools)
     findings = work.all()
     room.kill_all()

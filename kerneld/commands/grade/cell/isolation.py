@@ -23,6 +23,12 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 409
 _NR_MOUNT_SETATTR, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 442, 0x8000, 1
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _SIGKILL = 1, 36, 9
 _SCRATCH_BYTES = 256 << 20
+_NAMES = (
+    ("a user of its own", "another user"), ("its own processes", "a pid namespace"),
+    ("its own writable files", "a mount namespace"), ("no network", "a network namespace"),
+    ("a limit of processes", "a limit of processes"),
+)  # fmt: skip
+"""Of the walls, in their order: each where it is there, and where it is missing."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,16 +44,16 @@ class Walls(NamedTuple):
     """They can write in their own scratch memory only."""
     network: bool = False
     """They have no network."""
+    limit: bool = False
+    """Linux makes no more processes for them than their limit: a fork bomb ends itself."""
 
     def words(self) -> tuple[str, ...]:
         """Return the walls that there are, for people."""
-        names = ("a user of its own", "its own processes", "its own writable files", "no network")
-        return tuple(name for name, is_there in zip(names, self, strict=True) if is_there)
+        return tuple(there for (there, _), is_there in zip(_NAMES, self, strict=True) if is_there)
 
     def missing(self) -> tuple[str, ...]:
         """Return the walls that there are not, for people."""
-        names = ("another user", "a pid namespace", "a mount namespace", "a network namespace")
-        return tuple(name for name, is_there in zip(names, self, strict=True) if not is_there)
+        return tuple(lacking for (_, lacking), is_there in zip(_NAMES, self, strict=True) if not is_there)
 
 
 class WallError(Exception):
@@ -62,7 +68,8 @@ def _check(result: int, what: str) -> None:
 def unshare(wanted: Walls) -> Walls:
     """Leave the namespaces of the host, in this process or for its children, and return the walls that now stand.
 
-    Another user needs root. Without root a user namespace gives the right to make the others.
+    Another user needs root. Without root a user namespace gives the right to make the others. Whether processes are
+    counted shows when there are some: `Room.is_counted`.
     """
     is_root = os.geteuid() == 0
     has_rights = is_root
@@ -76,7 +83,7 @@ def unshare(wanted: Walls) -> Walls:
     }
     # A pid namespace needs its own /proc, and that needs a mount namespace.
     found["processes"] = wanted.processes and found["files"] and _libc.unshare(_CLONE_NEWPID) == 0
-    return Walls(user=wanted.user and is_root, **found)
+    return Walls(user=wanted.user and is_root, limit=wanted.limit, **found)
 
 
 def _unshare_user() -> bool:

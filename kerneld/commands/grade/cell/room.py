@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kerneld.commands.grade.cell.isolation import Walls, scratch_bytes
@@ -86,6 +86,26 @@ class Room:
         self._set_user()
         if _set_capabilities(1 << _CAP_DAC_READ_SEARCH):
             _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_READ_SEARCH, 0, 0)
+
+    def is_counted(self) -> bool:
+        """Return whether Linux makes no more processes for the programs than their limit.
+
+        Not if they are a user who has other processes, and not for the machine's superuser, also as the root of a user
+        namespace: Linux v6.8 kernel/fork.c:copy_process(), INIT_USER. So a program is asked that may make none.
+        """
+        if not self.has_own_count:
+            return False
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        status = 1
+        with contextlib.suppress(BaseException):
+            replace(self, limits=replace(self.limits, processes=0)).become_program()
+            try:
+                os.waitpid(os.fork(), 0)
+            except BlockingIOError:
+                status = 0
+        os._exit(status)
 
     def _set_user(self) -> None:
         if self.uid is not None:
