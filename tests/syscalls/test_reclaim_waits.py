@@ -136,26 +136,30 @@ class Needy(NamedTuple):
     result: int
     data: bytes = b"x"
     fds: tuple[int, ...] = ()
+    given: tuple[int, int, bytes] = (0, 0, b"")
+    """Where there is memory with frames then, how many they are, and the first byte."""
 
 
 def needy(program: Program, call: str) -> Needy:
     at = program.call(Nr.MMAP, 0, 8 * PAGE_SIZE, RW, ANON)
     length = 8 * PAGE_SIZE
+    every = (at, 8, b"\0")
     known = {
-        "store": Needy(Nr.STORE, (at, 1), 1),
-        "touch": Needy(Nr.TOUCH, (at, length, Access.WRITE), 8),
-        "mlock": Needy(Nr.MLOCK, (at, length), 0),
-        "MAP_POPULATE": Needy(Nr.MMAP, (at, length, RW, ANON | FIXED | Map.POPULATE.value), at),
-        "POPULATE_WRITE": Needy(Nr.MADVISE, (at, length, Madv.POPULATE_WRITE.value), 0),
+        "store": Needy(Nr.STORE, (at, 1), 1, given=(at, 1, b"x")),
+        "touch": Needy(Nr.TOUCH, (at, length, Access.WRITE), 8, given=every),
+        "mlock": Needy(Nr.MLOCK, (at, length), 0, given=every),
+        "MAP_POPULATE": Needy(Nr.MMAP, (at, length, RW, ANON | FIXED | Map.POPULATE.value), at, given=every),
+        "POPULATE_WRITE": Needy(Nr.MADVISE, (at, length, Madv.POPULATE_WRITE.value), 0, given=every),
         "fork": Needy(Nr.CLONE, (0,), 0),
         "get_mempolicy": Needy(Nr.GET_MEMPOLICY, (0, 0, 0, at, 3), 0),
-        "/proc/PID/mem": Needy(Nr.MEM_RW, (program.pid, at, at + 4 * PAGE_SIZE, PAGE_SIZE, 0), PAGE_SIZE),
+        "/proc/PID/mem": Needy(Nr.MEM_RW, (program.pid, at, at + length // 2, PAGE_SIZE, 0), PAGE_SIZE),
         "read of mem": Needy(Nr.PROCREAD, (at, PAGE_SIZE), PAGE_SIZE, f"{program.pid}/mem".encode()),
         "process_vm_readv": Needy(
             Nr.PROCESS_VM_READV,
             (program.pid, 1, 1, 1, 1, 0),
             PAGE_SIZE,
             iovecs((at, PAGE_SIZE), (at + length // 2, PAGE_SIZE)),
+            given=(at, 1, b"\0"),
         ),
     }
     return known[call] if call in known else needy_of_file(program, call, at, length)
@@ -174,15 +178,20 @@ def needy_of_file(program: Program, call: str, at: int, length: int) -> Needy:
             assert program.call(Nr.IOCTL, fd, command, 0, data=record, fds=[fd]) == 0
         source = program.call(Nr.MMAP, 0, PAGE_SIZE, RW, ANON)
         program.store(source, b"x")
-        given = COPY.pack(at, source, PAGE_SIZE, 0, 0)
-        return Needy(Nr.IOCTL, (fd, Uffdio.COPY, 0), 0, given, (fd,))
+        record = COPY.pack(at, source, PAGE_SIZE, 0, 0)
+        return Needy(Nr.IOCTL, (fd, Uffdio.COPY, 0), 0, record, (fd,), given=(at, 1, b"x"))
     fd = os.memfd_create("needy")
     os.ftruncate(fd, length)
+    os.pwrite(fd, b"file", 0)
     if call == "mmap of a file":
-        return Needy(Nr.MMAP, (at, length, RW, SHARED | FIXED | Map.POPULATE.value, fd), at, b"", (fd,))
+        return Needy(
+            Nr.MMAP, (at, length, RW, SHARED | FIXED | Map.POPULATE.value, fd), at, b"", (fd,), (at, 8, b"file")
+        )
     assert call == "mmap of a file, in pieces"
     wide = program.call(Nr.MMAP, 0, 3 * PMD_SIZE, RW, ANON)
-    return Needy(Nr.MMAP, (wide, 3 * PMD_SIZE, RW, SHARED | FIXED | Map.POPULATE.value, fd), wide, b"", (fd,))
+    return Needy(
+        Nr.MMAP, (wide, 3 * PMD_SIZE, RW, SHARED | FIXED | Map.POPULATE.value, fd), wide, b"", (fd,), (wide, 8, b"file")
+    )
 
 
 CALLS = (
@@ -197,13 +206,14 @@ def test_a_reclaim_without_progress_lets_others_act(idle: Program, call: str, mo
     kernel, pieces = idle.kernel, Pieces()
     other = Program(kernel, kernel.attach(Sender(idle.pid + 1, ROOT, ROOT), ABI_VERSION, 0, 0))
     fd = os.memfd_create("other's")
-    nr, args, result, data, fds = needy(idle, call)
+    needed = needy(idle, call)
+    nr, args, result, data, fds, _ = needed
     stuck = Stuck(kernel, monkeypatch)
     answer = pieces.begin(idle, nr, *args, data=data, fds=fds)
     for _ in range(10):
         assert answer is None
         attempts = stuck.attempts
-        other.mmap(1, READ, SHARED, fd=fd)
+        assert other.mmap(1, READ, SHARED, fd=fd) > 0
         answer = pieces.go_on(idle)
         assert stuck.attempts <= attempts + 1
     assert stuck.attempts >= 5
@@ -211,19 +221,26 @@ def test_a_reclaim_without_progress_lets_others_act(idle: Program, call: str, mo
     stuck.end()
     while answer is None:
         answer = pieces.go_on(idle)
-    assert answer.ret == result or (call == "fork" and answer.ret > 0)
+    assert answer.ret > 0 if call == "fork" else answer.ret == result
     for each in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(each)
-    if call in ("store", "touch", "mlock", "MAP_POPULATE", "POPULATE_WRITE"):
-        assert idle.load(args[0]) in (b"x", b"\0")
+    at, nr_frames, first_byte = needed.given
+    assert (frames_of(idle, at), idle.load(at, len(first_byte))) == (nr_frames, first_byte)
+    assert len(kernel.table.copies_of(idle.process)) == (call == "fork")
     assert not kernel.frames.vmstat["oom_kill"]
+
+
+def frames_of(program: Program, vaddr: int) -> int:
+    """Return how many pages from an address on have a frame, the zero page not counted."""
+    walk = program.mm.page_table.walk
+    return sum(len(walk.mapped(leaf)[1]) for leaf in walk.leaves(vaddr, vaddr + 8 * PAGE_SIZE))
 
 
 @pytest.mark.parametrize("call", ["store", "MAP_POPULATE", "mmap of a file"])
 def test_after_an_attempt_others_come_first(idle: Program, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the slice of the request is: an attempt may take most of a turn."""
-    nr, args, result, data, fds = needy(idle, call)
+    nr, args, result, data, fds, _ = needy(idle, call)
     session = SimpleNamespace(connection=SimpleNamespace(reply_limit=1 << 16, has_unread=False))
     request = Request(nr, (*args, *[0] * (6 - len(args))), data)  # type: ignore[arg-type]
     batch = Batch(session, Call(idle.kernel, idle.thread, (0,) * 6, b"", [*fds]), [request])  # type: ignore[arg-type]
@@ -251,7 +268,9 @@ def test_an_execve_of_long_strings_reclaims_once_in_a_turn(program: Program) -> 
         answer = pieces.go_on(program)
         stalls.append(frames.vmstat["allocstall_movable"])
     assert answer.ret == 0
-    assert 0 < max(np.diff(stalls)) <= 2  # The second one is for the program itself.
+    attempts = np.diff(stalls).tolist()
+    assert (max(attempts), sum(attempts) >= 3) == (1, True)
+    assert program.mm.rss.resident_pages > len(strings) // PAGE_SIZE
 
 
 def test_room_is_made_in_parts(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +350,7 @@ def test_who_waits_for_the_memory_of_the_dead_waits_a_part_of_a_turn(
         assert kernel.dying.queue
         turns += 1
         answer = pieces.go_on(idle)
-    assert answer.ret == result or call == "fork"
+    assert answer.ret > 0 if call == "fork" else answer.ret == result
     monkeypatch.undo()
     kernel.dying.finish()
     assert turns > 2
