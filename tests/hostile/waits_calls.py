@@ -17,7 +17,8 @@ _MOVE = int(Mremap.MAYMOVE | Mremap.FIXED)
 _MAX_IOVECS = 1024
 
 
-def _advise(advice: Madv) -> Do:
+def advise(advice: Madv) -> Do:
+    """Return the call that advises on all of a world."""
     return lambda p, w: p.madvise(w.start, w.length, advice)
 
 
@@ -30,11 +31,13 @@ def _process_madvise_pieces(p: Process, w: World) -> None:
     p.process_madvise(p.pid, [(w.start, w.length)] * _MAX_IOVECS, Madv.COLD)
 
 
-def _mremap(distance: int, flags: int = _MOVE) -> Do:
+def mremap(distance: int, flags: int = _MOVE) -> Do:
+    """Return the call that moves all of a world, to so many bytes behind a GiB."""
     return lambda p, w: p.mremap(w.start, w.length, w.length, flags, ELSEWHERE + distance)
 
 
-def _fork(p: Process, _world: World) -> None:
+def fork(p: Process, _world: World) -> None:
+    """Copy the address space."""
     p.call(Nr.CLONE)
 
 
@@ -63,7 +66,7 @@ def _read(view: str) -> Do:
     return lambda p, _: p.procread(view)
 
 
-def _read_on(view: str) -> Do:
+def read_on(view: str) -> Do:
     """The last part of a view is read, which has to find its way to it."""
 
     def read(p: Process, _world: World) -> None:
@@ -130,18 +133,18 @@ _AT_ONCE = [
     for call, make, do in (
         ("msync", worlds.same_page, _msync),
         ("exit", worlds.same_page, worlds.end),
-        ("madvise REMOVE", worlds.same_page, _advise(Madv.REMOVE)),
+        ("madvise REMOVE", worlds.same_page, advise(Madv.REMOVE)),
         ("munmap", worlds.vmas, lambda p, w: p.munmap(w.start, w.length)),
-        ("fork", worlds.vmas, _fork),
-        ("mremap by a page", worlds.file, _mremap(PAGE_SIZE)),
-        ("madvise PAGEOUT", worlds.written, _advise(Madv.PAGEOUT)),
+        ("fork", worlds.vmas, fork),
+        ("mremap by a page", worlds.file, mremap(PAGE_SIZE)),
+        ("madvise PAGEOUT", worlds.written, advise(Madv.PAGEOUT)),
         ("touch, writing", worlds.untouched, lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE)),
     )
 ]
-_ADVICE = [Case(f"madvise {advice.name}", make, _advise(advice))
+_ADVICE = [Case(f"madvise {advice.name}", make, advise(advice))
            for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)
            for make in (worlds.untouched if advice is Madv.POPULATE_WRITE else worlds.wide, worlds.vmas)]  # fmt: skip
-_WRITTEN = [Case(f"madvise {advice.name}", make, _advise(advice))
+_WRITTEN = [Case(f"madvise {advice.name}", make, advise(advice))
             for advice in (Madv.DONTNEED, Madv.FREE, Madv.COLD, Madv.PAGEOUT, Madv.WILLNEED)
             for make in (worlds.written, worlds.huge, worlds.shared, worlds.swapped, worlds.file, worlds.private_file)
             if not (advice is Madv.FREE and make in (worlds.shared, worlds.file, worlds.private_file))]  # fmt: skip
@@ -154,7 +157,7 @@ _BASIC = [
     for call, do in (
         ("munmap", lambda p, w: p.munmap(w.start, w.length)),
         ("mmap over it", _fixed),
-        ("fork", _fork),
+        ("fork", fork),
         ("exit", worlds.end),
         ("execve", _execve),
     )
@@ -164,9 +167,9 @@ _MOVES = [
     for make in (worlds.wide, worlds.written, worlds.shared, worlds.huge, worlds.file, worlds.private_file,
                  worlds.swapped, worlds.locked)
     for call, do in (
-        ("mremap by GiB", _mremap(0)),
-        ("mremap by 2 MiB", _mremap(2 << 20)),
-        ("mremap by a page", _mremap(PAGE_SIZE)),
+        ("mremap by GiB", mremap(0)),
+        ("mremap by 2 MiB", mremap(2 << 20)),
+        ("mremap by a page", mremap(PAGE_SIZE)),
     )
 ]  # fmt: skip
 CASES: list[Case] = [
@@ -175,7 +178,7 @@ CASES: list[Case] = [
     *_ADVICE,
     *_WRITTEN,
     *_AT_ONCE,
-    Case("madvise POPULATE_WRITE", worlds.nearly_full, _advise(Madv.POPULATE_WRITE)),
+    Case("madvise POPULATE_WRITE", worlds.nearly_full, advise(Madv.POPULATE_WRITE)),
     *[Case("touch, writing", make, lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE))
       for make in (worlds.full_of_one_page, worlds.full_of_a_crowd)],
     Case("mbind", worlds.vmas, _mbind),
@@ -184,24 +187,24 @@ CASES: list[Case] = [
     Case("set_mempolicy", worlds.vmas, lambda p, _: p.call(Nr.SET_MEMPOLICY, 0, 0, 0)),
     Case("mmap inside it", worlds.wide, _fixed_inside),
     Case("mremap over it", worlds.wide, _mremap_over),
-    Case("mremap DONTUNMAP by a page", worlds.wide, _mremap(PAGE_SIZE, _MOVE | 4)),
+    Case("mremap DONTUNMAP by a page", worlds.wide, mremap(PAGE_SIZE, _MOVE | 4)),
     Case("mremap to half", worlds.wide, lambda p, w: p.mremap(w.start, w.length, w.length // 2)),
     Case("brk down", worlds.heap, lambda p, w: p.brk(w.start)),
-    Case("fork", worlds.threads, _fork),
+    Case("fork", worlds.threads, fork),
     Case("mprotect", worlds.wide, lambda p, w: p.mprotect(w.start, w.length, READ)),
     Case("mprotect", worlds.vmas, lambda p, w: p.mprotect(w.start, w.length, RW)),
     Case("mprotect", worlds.written, lambda p, w: p.mprotect(w.start, w.length, READ)),
     Case("mprotect", worlds.huge, lambda p, w: p.mprotect(w.start, w.length, READ)),
     Case("mprotect none", worlds.wide, lambda p, w: p.mprotect(w.start, w.length, int(Prot.NONE))),
-    Case("madvise REMOVE", worlds.many_files, _advise(Madv.REMOVE)),
-    Case("madvise REMOVE", worlds.shared, _advise(Madv.REMOVE)),
-    Case("madvise REMOVE", worlds.file, _advise(Madv.REMOVE)),
-    Case("madvise PAGEOUT", worlds.many_files, _advise(Madv.PAGEOUT)),
+    Case("madvise REMOVE", worlds.many_files, advise(Madv.REMOVE)),
+    Case("madvise REMOVE", worlds.shared, advise(Madv.REMOVE)),
+    Case("madvise REMOVE", worlds.file, advise(Madv.REMOVE)),
+    Case("madvise PAGEOUT", worlds.many_files, advise(Madv.PAGEOUT)),
     Case("madvise DONTNEED", worlds.many_files, lambda p, _: p.madvise(worlds.BASE, 60_000 * 2 * PAGE_SIZE, 4)),
-    Case("madvise COLLAPSE", worlds.small_for_huge, _advise(Madv.COLLAPSE)),
+    Case("madvise COLLAPSE", worlds.small_for_huge, advise(Madv.COLLAPSE)),
     Case("msync", worlds.one_page, _msync),
-    Case("madvise PAGEOUT", worlds.one_page, _advise(Madv.PAGEOUT)),
-    Case("madvise REMOVE", worlds.one_page, _advise(Madv.REMOVE)),
+    Case("madvise PAGEOUT", worlds.one_page, advise(Madv.PAGEOUT)),
+    Case("madvise REMOVE", worlds.one_page, advise(Madv.REMOVE)),
     Case("msync", worlds.many_files, _msync),
     Case("msync", worlds.file, _msync),
     Case("msync", worlds.vmas, _msync),
@@ -240,9 +243,9 @@ CASES: list[Case] = [
     *[Case(f"read {view}", make, _read(view))
       for view in ("self/smaps", "self/maps", "self/smaps_rollup", "self/status", "self/statm", "meminfo", "vmstat")
       for make in (worlds.wide, worlds.vmas)],
-    Case("read self/maps to its end", worlds.vmas, _read_on("self/maps")),
-    Case("read self/smaps to its end", worlds.vmas, _read_on("self/smaps")),
-    Case("read kpageflags", worlds.written, _read_on("kpageflags")),
-    Case("read kpagecount", worlds.written, _read_on("kpagecount")),
+    Case("read self/maps to its end", worlds.vmas, read_on("self/maps")),
+    Case("read self/smaps to its end", worlds.vmas, read_on("self/smaps")),
+    Case("read kpageflags", worlds.written, read_on("kpageflags")),
+    Case("read kpagecount", worlds.written, read_on("kpagecount")),
     Case("read meminfo", worlds.shared, _read("meminfo")),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.shadowpt import MAX_SPT_RANGE
 from shared.uapi.syscalls import Access, Nr
 from tests.hostile import waits_worlds as worlds
+from tests.hostile.waits_calls import advise, fork
 from tests.hostile.waits_cases import Case
 from tests.hostile.waits_machine import ksm_is, reclaim_all, scan
 from tests.hostile.waits_worlds import ANON, BASE, RW, Scale, World
@@ -211,9 +212,9 @@ CASES = [
     *[Case(call, make, do)
       for make in (family, chain)
       for call, do in (
-          ("madvise PAGEOUT", lambda p, w: p.madvise(w.start, w.length, Madv.PAGEOUT)),
-          ("madvise COLD", lambda p, w: p.madvise(w.start, w.length, Madv.COLD)),
-          ("fork", lambda p, _: p.call(Nr.CLONE)),
+          ("madvise PAGEOUT", advise(Madv.PAGEOUT)),
+          ("madvise COLD", advise(Madv.COLD)),
+          ("fork", fork),
           ("touch, writing", lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE)),
           ("munmap", lambda p, w: p.munmap(w.start, w.length)),
       )],

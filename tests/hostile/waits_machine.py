@@ -15,6 +15,7 @@ from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Access, Nr
 from tests.hostile import waits_worlds as worlds
+from tests.hostile.waits_calls import advise, fork, mremap
 from tests.hostile.waits_cases import Case, Do
 from tests.hostile.waits_worlds import ANON, BASE, READ, RW, Scale, World
 
@@ -146,12 +147,12 @@ _MERGED = [
     for make in (merged, merged_in_pairs, merged_into_one)
     for call, do in (
         ("KSM's run = 2", _set(f"{_KSM}run", 2)),
-        ("madvise UNMERGEABLE", lambda p, w: p.madvise(w.start, w.length, Madv.UNMERGEABLE)),
-        ("madvise PAGEOUT", lambda p, w: p.madvise(w.start, w.length, Madv.PAGEOUT)),
+        ("madvise UNMERGEABLE", advise(Madv.UNMERGEABLE)),
+        ("madvise PAGEOUT", advise(Madv.PAGEOUT)),
         ("touch, writing", _rewrite),
         ("munmap, then scans", _unmap_and_scan),
-        ("fork", lambda p, _: p.call(Nr.CLONE)),
-        ("mremap by a page", lambda p, w: p.mremap(w.start, w.length, w.length, 3, worlds.ELSEWHERE + PAGE_SIZE)),
+        ("fork", fork),
+        ("mremap by a page", mremap(PAGE_SIZE)),
         ("max_page_sharing, after munmap", _unmap_and_set),
     )
 ]  # fmt: skip

@@ -11,24 +11,24 @@ from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
 from shared.uapi.userfaultfd import API, RANGE, REGISTER, UFFD_API, ZEROPAGE, RegisterMode, Uffdio
 from tests.hostile import waits_worlds as worlds
+from tests.hostile.waits_calls import advise, fork, mremap, read_on
 from tests.hostile.waits_cases import Case
-from tests.hostile.waits_worlds import ELSEWHERE, GIB, Scale, World
+from tests.hostile.waits_worlds import GIB, Scale, World
 
-_TO = 3
 _fds: list[int] = []
 
 
-def _userfaultfd(p: Process) -> int:
-    fd = p.userfaultfd(os.O_NONBLOCK)
-    p.ioctl(fd, Uffdio.API, API.pack(UFFD_API, 0, 0))
-    _fds.append(fd)
-    return fd
+def _ioctl(p: Process, command: int, record: bytes) -> None:
+    """Make an ioctl of the newest userfaultfd. Raises OSError."""
+    ret, _ = p.ioctl(_fds[-1], command, record)
+    if ret:
+        raise OSError(-ret, os.strerror(-ret))
 
 
 def _register(p: Process, w: World) -> None:
-    fd = _userfaultfd(p)
-    ret, _ = p.ioctl(fd, Uffdio.REGISTER, REGISTER.pack(w.start, w.length, RegisterMode.MISSING, 0))
-    assert not ret
+    _fds.append(p.userfaultfd(os.O_NONBLOCK))
+    _ioctl(p, Uffdio.API, API.pack(UFFD_API, 0, 0))
+    _ioctl(p, Uffdio.REGISTER, REGISTER.pack(w.start, w.length, RegisterMode.MISSING, 0))
 
 
 def watched_vmas(p: Process, scale: Scale) -> World:
@@ -53,7 +53,7 @@ def watched(p: Process, scale: Scale) -> World:
 
 
 def _unregister(p: Process, w: World) -> None:
-    p.ioctl(_fds[-1], Uffdio.UNREGISTER, RANGE.pack(w.start, w.length))
+    _ioctl(p, Uffdio.UNREGISTER, RANGE.pack(w.start, w.length))
 
 
 def _close(p: Process, _world: World) -> None:
@@ -64,7 +64,14 @@ def _close(p: Process, _world: World) -> None:
 
 
 def _zeropages(p: Process, w: World) -> None:
-    p.ioctl(_fds[-1], Uffdio.ZEROPAGE, ZEROPAGE.pack(w.start, w.length, 0, 0))
+    _ioctl(p, Uffdio.ZEROPAGE, ZEROPAGE.pack(w.start, w.length, 0, 0))
+
+
+def _mbind(p: Process, w: World) -> None:
+    """Each page table is looked at: no page may be on the machine's node, and none is."""
+    local, strict = 4, 1
+    p.madvise(w.start, w.length, Madv.DONTNEED)
+    p.call(Nr.MBIND, w.start, w.length, local, 0, 0, strict)
 
 
 def _name(name: bytes, p: Process, w: World) -> None:
@@ -80,16 +87,6 @@ def _names(p: Process, w: World) -> None:
     _name(b"one\0", p, w)
 
 
-def _read_all(view: str, p: Process, _world: World) -> None:
-    at = 0
-    while (part := p.procread(view, at)) and at < 4 << 20:
-        at += len(part)
-
-
-def _mremap(distance: int, p: Process, w: World) -> None:
-    p.mremap(w.start, w.length, w.length, _TO, ELSEWHERE + distance)
-
-
 CASES = [
     *[Case("userfaultfd register", make, _register) for make in (worlds.vmas, worlds.wide, worlds.shared)],
     *[Case("userfaultfd unregister", make, _unregister) for make in (watched_vmas, watched_wide)],
@@ -97,23 +94,23 @@ CASES = [
     Case("userfaultfd ZEROPAGE", watched, _zeropages),
     *[Case(call, make, do)
       for make in (watched_vmas,)
-      for call, do in (("munmap", lambda p, w: p.munmap(w.start, w.length)), ("fork", lambda p, _: p.call(Nr.CLONE)),
-                       ("exit", worlds.end))],
+      for call, do in (("munmap", lambda p, w: p.munmap(w.start, w.length)), ("fork", fork), ("exit", worlds.end))],
+    *[Case("madvise DONTNEED, mbind STRICT", make, _mbind) for make in (worlds.vmas, worlds.wide)],
     Case("PR_SET_VMA_ANON_NAME", worlds.vmas, partial(_name, b"name\0")),
     Case("PR_SET_VMA_ANON_NAME of each, and all", worlds.vmas, _names),
-    *[Case(f"read self/{view} to its end", worlds.vmas, partial(_read_all, f"self/{view}"), 4)
+    *[Case(f"read self/{view} to its end", worlds.vmas, read_on(f"self/{view}"), 4)
       for view in ("smaps", "pagemap")],
     *[Case(call, worlds.scattered, do)
       for call, do in (
           ("munmap", lambda p, w: p.munmap(w.start, w.length)),
           ("mprotect", lambda p, w: p.mprotect(w.start, w.length, int(Prot.READ))),
-          ("fork", lambda p, _: p.call(Nr.CLONE)),
-          ("madvise PAGEOUT", lambda p, w: p.madvise(w.start, w.length, Madv.PAGEOUT)),
-          ("madvise COLD", lambda p, w: p.madvise(w.start, w.length, Madv.COLD)),
+          ("fork", fork),
+          ("madvise PAGEOUT", advise(Madv.PAGEOUT)),
+          ("madvise COLD", advise(Madv.COLD)),
           ("touch, writing", lambda p, w: p.call(Nr.TOUCH, w.start, w.length, Access.WRITE)),
-          ("mremap by GiB", partial(_mremap, GIB)),
-          ("mremap by 2 MiB", partial(_mremap, PMD_SIZE)),
-          ("mremap by a page", partial(_mremap, PAGE_SIZE)),
+          ("mremap by GiB", mremap(GIB)),
+          ("mremap by 2 MiB", mremap(PMD_SIZE)),
+          ("mremap by a page", mremap(PAGE_SIZE)),
           ("exit", worlds.end),
       )],
 ]  # fmt: skip
