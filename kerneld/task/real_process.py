@@ -71,6 +71,30 @@ def find_real_creds(pid: Pid, tid: Pid) -> tuple[int, int, int] | None:
     return int(_words(status, b"Uid")[1]), int(_words(status, b"Gid")[1]), int(_words(status, b"CapEff")[0], 16)
 
 
+def find_tid(pid: Pid, number: int) -> Pid | None:
+    """Return the tid of a thread of a real process that has this number in its own PID namespace; None if none has it.
+
+    Source: Linux v6.8 fs/proc/array.c:task_state(), the line NSpid.
+    """
+    if _own_number(f"{pid}/task/{number}") == number:
+        return number
+    if _own_number(str(pid)) == pid:
+        return None
+    try:
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return None
+    return next((tid for tid in tids if _own_number(f"{pid}/task/{tid}") == number), None)
+
+
+def _own_number(directory: str) -> int:
+    """Return the number of a process or thread in its innermost PID namespace, 0 if it has ended."""
+    status = _status(directory)
+    if not status:
+        return 0
+    return int(_words(status, b"NSpid" if b"\nNSpid:" in status else b"Pid")[-1])
+
+
 def _status(directory: Pid | str) -> bytes:
     """Return the file `status` of a real process or thread, or nothing if it has ended."""
     try:

@@ -14,7 +14,6 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from kerneld.errors import SysError
 from kerneld.mm.calls.fork import dup_in_pieces, new_copy
@@ -22,7 +21,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap, mmput
 from kerneld.task.capability import CAP_SYS_ADMIN
 from kerneld.task.mmap_lock import MmapLocks
-from kerneld.task.real_process import RealProcess, find_comm, find_ppid, find_real_creds
+from kerneld.task.real_process import RealProcess, find_comm, find_ppid, find_real_creds, find_tid
 from kerneld.task.task import Cred, Inherited, Process, Thread
 from shared.uapi.page import Pid
 from shared.uapi.signals import Disposition
@@ -109,12 +108,13 @@ class ProcessTable:
     def attach(self, pid: Pid, uid: int, gid: int, tid: Pid, token: int, inherited: Inherited | None = None) -> Thread:
         """Make a thread of the real process `pid`. The first thread makes the process; with a token, as a forked child.
 
+        A program knows a thread by `tid`, its number in the program's PID namespace.
         A further thread has what is `inherited`, if it is known who has made it, else what the first thread has.
         Raises SysError(EINVAL) for a tid that is no thread of the process or is attached already, and for a token that
         is unknown or not for a child of that parent; SysError(ENOMEM) without a frame for its memory.
         """
-        tid = tid or pid
-        if tid != pid and not Path(f"/proc/{pid}/task/{tid}").exists():
+        tid = (find_tid(pid, tid) or 0) if tid else pid
+        if not tid:
             raise SysError(errno.EINVAL)
         process = self.processes.get(pid)
         if token and process is not None and self._admitted.get(token) is process and tid == pid:
