@@ -23,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import KernelBug
+from kerneld.hw.scalars import u32
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn
 
 Slots = npt.NDArray[np.int64]
 _HEADER_PAGES = 1
 _IOV_MAX = 1024
 _SCAN_SLOTS = 8192
+_ONE = u32(1)
 """The number of slots that a search of the swap map checks in one step."""
 
 
@@ -90,7 +92,7 @@ class SwapFile:
 
     def swap_duplicate(self, slots: Slots) -> None:
         """Count one more entry for each slot. A slot may be given more than once (Linux: swap_duplicate())."""
-        np.add.at(self.count, slots, 1)
+        np.add.at(self.count, slots, _ONE)
 
     def swap_free(self, slot: int) -> bool:
         """Count one entry less for a slot. Return whether it was the last (Linux: swap_free())."""
