@@ -72,6 +72,11 @@ class FileTable:
         self._watched: dict[int, Inode] = {}
         """By number of the watch, the inodes in use that have a watch."""
 
+    @property
+    def held(self) -> list[AddressSpace]:
+        """The page cache of the files that calls hold."""
+        return [inode.mapping for inode in self._inodes.values() if inode.nr_holds]
+
     def __len__(self) -> int:
         """Return the number of inodes in use."""
         return len(self._inodes)

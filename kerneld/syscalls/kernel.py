@@ -179,7 +179,7 @@ class Kernel:
         self.procfs = ProcFs(self)
         self.rq = RunQueue(self.frames.processor)
         """The processor: the running thread, and the threads that wait for it."""
-        self.oom_tasks = OomTasks(self.processes, self.rq, self.table.copies_of)
+        self.oom_tasks = OomTasks(self.processes, self.rq, self.table.unattached_of)
         self._oom_killer = OomKiller(
             self.frames, self.oom_tasks.tasks, self.oom_tasks.current_comm, self.oom_tasks.kill
         )
@@ -354,7 +354,8 @@ class Kernel:
         """Check every invariant of the machine, in tests. Raises KernelBug."""
         if self.config.check_invariants:
             mms = [*self.table.address_spaces(), *self.dying.mms]
-            check_machine(self.frames, mms, [*self.dying.mappings, *self.files.kept.mappings, *self.shm.mappings()])
+            unmapped = [*self.dying.mappings, *self.files.kept.mappings, *self.files.held, *self.shm.mappings()]
+            check_machine(self.frames, mms, unmapped)
             self.rq.check(mms)
             self.shadowpt.check()
             self.tlbs.check()

@@ -131,13 +131,18 @@ def sys_exit_group(call: Call) -> int:
     return 0
 
 
-def sys_execve(call: Call) -> int | Answer:
+def sys_execve(call: Call) -> int | Answer | Work:
     """args: three pointers, Exec flags, argc, envc; a descriptor of the program's file; inline: its strings.
 
     Raises EBADF without a descriptor, or if the second one is no memory file; EINVAL for unknown flags; EFAULT for
     strings without an end; and as `do_execve` does. The file is opened before the strings are read, as in Linux v6.8
-    fs/exec.c:alloc_bprm(). All other threads of the process end, as in de_thread() there.
+    fs/exec.c:alloc_bprm(). All other threads of the process end, as in de_thread() there. Long strings are copied in
+    pieces.
     """
+    return Work(_execve(call)).go_on()
+
+
+def _execve(call: Call) -> Pieces:
     cred = call.process.cred
     files = call.kernel.files
     flags = call.args[3]
@@ -156,7 +161,7 @@ def sys_execve(call: Call) -> int | Answer:
         extra = call.args[1:3] if flags & Exec.AUXV else (0, 0)
         dumpable, personality = files.may_read(file, cred), call.thread.personality
         bprm = Binprm(file, filename, strings, dumpable=dumpable, host_auxv=extra, personality=personality)
-        entry = do_execve(call.process, bprm, open_interpreter)
+        entry = yield from do_execve(call.process, bprm, open_interpreter)
     finally:
         for opened in held:
             files.put_unused(opened)
@@ -179,7 +184,7 @@ def _take_strings(call: Call, file: File, fd: int | None) -> tuple[bytes, String
     if not flags & Exec.COUNTED:
         return os.fsencode(file.path), _split_strings(data)
     name_at = data.rfind(b"\0", 0, -1) + 1
-    return data[name_at:-1], Strings(data[:name_at], argc, envc)
+    return data[name_at:-1], Strings(memoryview(data)[:name_at], argc, envc)
 
 
 def _read_strings(fd: int | None) -> bytes:

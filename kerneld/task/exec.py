@@ -2,8 +2,12 @@
 
 Owns the order of the steps. `kerneld.task.elf_map` maps segments, `kerneld.task.exec_stack` makes the stack. Knows no
 socket and opens no file: the program comes as a File, and a function of the caller opens its interpreter. Answers to
-Linux v6.8 fs/exec.c (do_execveat_common, begin_new_exec) and fs/binfmt_elf.c:load_elf_binary(), without randomisation
-of addresses.
+Linux v6.8 fs/exec.c (do_execveat_common, exec_binprm, begin_new_exec) and fs/binfmt_elf.c:load_elf_binary(), without
+randomisation of addresses.
+
+The strings go to the new address space in pieces, before the program is mapped. Others run meanwhile, also the other
+threads of the process. The new address space is the process's from the beginning (`Process.new_mms`), so whoever looks
+at all of memory finds it, and it goes with the process.
 
 Differs from Linux: some failures come after Linux's point of no return, and Linux sends SIGKILL or SIGSEGV; here they
 are errnos. Scripts (#!) are ENOEXEC. There is no vdso, no vvar, no rseq, and no signal frame, so neither
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,10 +40,11 @@ from kerneld.task.exec_stack import (
     STACK_TOP,
     Arguments,
     Strings,
+    copy_strings,
     create_elf_tables,
     insert_stack,
     pack_arguments,
-    setup_arg_pages,
+    setup_executable_stack,
 )
 from kerneld.task.task import Cred, Process
 from shared.uapi.auxvec import CLOCKS_PER_SEC, ELF_HWCAP, ELF_HWCAP2, At
@@ -105,10 +110,11 @@ class Binprm:
     """The flags of personality(2) of the thread that calls."""
 
 
-def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
+def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Generator[None, None, Vaddr]:
     """Replace the program of a process. Return the address of the first instruction, in the interpreter or the program.
 
-    The caller ends the other threads of the process.
+    It yields between two pieces of the strings, never after the program has been replaced. The caller ends the other
+    threads of the process.
 
     `open_interpreter` opens the path in PT_INTERP and raises SysError on failure. The caller owns both files and must
     hold them open until this returns: when segments replace one another, the last mapping of a file may go before its
@@ -117,16 +123,29 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     Raises SysError, with nothing changed: E2BIG for too many arguments; EFAULT for a wrong number of strings; EACCES
     for a file that is not open for reading; ENOEXEC, ELIBBAD, EIO as `kerneld.task.elf` says; EINVAL, ENOMEM, EPERM,
     EEXIST, EFAULT for segments that cannot be mapped; and the errors of `open_interpreter`.
-    Source: Linux v6.8 fs/exec.c:do_execveat_common(), begin_new_exec().
+    Source: Linux v6.8 fs/exec.c:do_execveat_common(), bprm_execve().
+    """
+    arguments = yield from pack_arguments(bprm.filename, bprm.strings, process.rlimits)
+    if not bprm.file.readable:
+        raise SysError(errno.EACCES)
+    mm = bprm_mm_init(process, bprm)
+    try:
+        yield from copy_strings(mm, arguments)
+        return exec_binprm(process, bprm, mm, arguments, open_interpreter)
+    except BaseException:
+        # Of a process that has ended meanwhile it is gone already.
+        if mm in process.new_mms:
+            process.new_mms.remove(mm)
+            exit_mmap(mm)
+        raise
+
+
+def bprm_mm_init(process: Process, bprm: Binprm) -> MmStruct:
+    """Return an empty address space for the new program; the process has it. Raises SysError(ENOMEM).
+
+    Source: Linux v6.8 fs/exec.c:bprm_mm_init().
     """
     old = process.live_mm
-    file = bprm.file
-    # An allocation for each table and its pages would reclaim by itself, all in one turn.
-    old.frames.make_room(bprm.strings.nr_pages)
-    arguments = pack_arguments(bprm.filename, bprm.strings, old.rlimits)
-    if not file.readable:
-        raise SysError(errno.EACCES)
-    image = read_program(old.frames, file)
     mm = MmStruct(old.frames, old.rlimits, old.sysctl)
     mm.owner = old.owner
     mm.dumpable = bprm.dumpable
@@ -134,14 +153,25 @@ def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], 
     mm.merge_any, mm.thp_disabled = old.merge_any, old.thp_disabled
     inherit_mdwe(mm, old)
     ksm_execve(mm)
-    processor = old.frames.processor
+    process.new_mms.append(mm)
+    return mm
+
+
+def exec_binprm(
+    process: Process, bprm: Binprm, mm: MmStruct, arguments: Arguments, open_interpreter: Callable[[str], File]
+) -> Vaddr:
+    """Map the program beside its strings, and give the process this memory, at once. Return as `do_execve` does.
+
+    Source: Linux v6.8 fs/exec.c:exec_binprm(), begin_new_exec().
+    """
+    image = read_program(mm.frames, bprm.file)
+    processor = mm.frames.processor
     pkru = processor.pkru
     # PKRU is reset before a segment takes a key: the denials of the old program end (Linux: pkru_flush_thread()).
     processor.wrpkru(processor.init_pkru)
     try:
         entry = _load(mm, process.cred, bprm, image, arguments, open_interpreter)
     except SysError:
-        exit_mmap(mm)
         processor.wrpkru(pkru)
         raise
     process.exec_mmap(mm)
@@ -162,7 +192,7 @@ def _load(
     arguments: Arguments,
     open_interpreter: Callable[[str], File],
 ) -> Vaddr:
-    """Fill an empty address space, and return the address of the first instruction.
+    """Fill an address space that has only a stack, and return the address of the first instruction.
 
     Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
     """
@@ -182,12 +212,13 @@ def _lay_out(
     arguments: Arguments,
     interpreter: tuple[File, ElfImage] | None,
 ) -> Vaddr:
-    """Map stack, program and interpreter, and write the tables.
+    """Map program and interpreter, and write the tables.
 
-    The order is Linux's, because one may replace another.
+    The order is Linux's, because one may replace another, or the stack.
     """
     arch_pick_mmap_layout(mm, bprm.personality)
-    setup_arg_pages(mm, arguments, executable=image.executable_stack)
+    if image.executable_stack:
+        setup_executable_stack(mm)
     program = map_program(mm, bprm.file, image, privileged=cred.capable(CAP_IPC_LOCK))
     base, entry = 0, program.entry
     if interpreter is not None:

@@ -240,6 +240,11 @@ class ProcessTable:
         """Return the parent of the copy of this number that waits for a child; None for another address space."""
         return next((copy.parent for copy in self._tokens.all.values() if copy.mm.number == number), None)
 
+    def unattached_of(self, process: Process) -> list[MmStruct]:
+        """Return the memory that goes with a process beside its own: what `copies_of` returns, and what its execves
+        fill (Linux counts the latter as the process's: fs/exec.c:acct_arg_size())."""
+        return [*self.copies_of(process), *process.new_mms]
+
     def setuid(self, process: Process, uid: int) -> None:
         """Set the user of a process. A superuser that takes another user loses its privilege for good.
 
@@ -297,12 +302,13 @@ class ProcessTable:
         return ended
 
     def address_spaces(self) -> list[MmStruct]:
-        """Return every address space there is, once: of processes, and of copies that wait for a child.
+        """Return every address space there is, once: of processes, of execves, and of copies that wait for a child.
 
         A process that is at its end has given up its own: it is among the dying ones.
         """
         mms = [process.mm for process in self.processes.values() if process.mm is not None]
-        return list(dict.fromkeys([*mms, *(copy.mm for copy in self._tokens.all.values())]))
+        new = [mm for process in self.processes.values() for mm in process.new_mms]
+        return list(dict.fromkeys([*mms, *new, *(copy.mm for copy in self._tokens.all.values())]))
 
 
 def _new_token(thread: Thread, mm: MmStruct) -> _Token:

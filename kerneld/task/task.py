@@ -99,6 +99,8 @@ class Process:
         self.cred = cred
         self.mm: MmStruct | None = mm
         """The address space; None after the end of the process."""
+        self.new_mms: list[MmStruct] = []
+        """The address spaces that execves are filling, one for each thread that is in one (Linux: bprm->mm)."""
         self.comm = comm
         self.start_time = start_time
         self.threads: list[Thread] = []
@@ -141,6 +143,7 @@ class Process:
         """
         old = self.live_mm
         self.mm = new_mm
+        self.new_mms.remove(new_mm)
         for thread in self.threads:
             if thread.rq is not None and thread.rq.mm is old:
                 switch_mm(thread.rq, new_mm)
@@ -154,6 +157,8 @@ class Process:
         """Give up the address space at the end of the process. Source: Linux v6.8 kernel/exit.c:exit_mm()."""
         mm, self.mm = self.mm, None
         self.ended = True
+        while self.new_mms:
+            mmput(self.new_mms.pop())
         if mm is not None:
             mm.frames.vmstat["pgfault"] += self.min_flt + self.maj_flt
             mm.frames.vmstat["pgmajfault"] += self.maj_flt

@@ -296,7 +296,8 @@ class Tracing:
         for dying in self.kernel.dying.mms:
             if self._owners.get(dying.number) == process.pid:
                 self._owners[dying.number] = NOBODY
-        self._owners[process.mm.number] = process.pid
+        for mm in (process.mm, *process.new_mms):
+            self._owners[mm.number] = process.pid
         for one in self._traces if trace is None else (trace,):
             one.note_process(process, process.mm.number)
 

@@ -18,6 +18,7 @@ from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import drain
 from kerneld.mm.vm_flags import VM_EXEC, VM_READ, VM_WRITE
 from kerneld.task.exec import Binprm, do_execve, fresh_mm
 from kerneld.task.exec_stack import Strings
@@ -166,7 +167,7 @@ class World:
     ) -> MmStruct:
         file = content if isinstance(content, File) else self.file(content)
         bprm = Binprm(file, filename or os.fsencode(file.path), Strings.of([*argv], [*envp]))
-        do_execve(self.process, bprm, self.open_interpreter)
+        drain(do_execve(self.process, bprm, self.open_interpreter))
         self.check()
         return self.mm
 

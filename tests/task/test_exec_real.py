@@ -17,6 +17,7 @@ from elftools.elf.elffile import ELFFile
 from kerneld.fs.file_table import FileTable
 from kerneld.mm.calls.access import read_remote_vm
 from kerneld.mm.files.file import File
+from kerneld.mm.space.pace import drain
 from kerneld.mm.vm_flags import VM_WRITE
 from kerneld.task.exec import Binprm, do_execve
 from kerneld.task.exec_stack import Strings
@@ -40,7 +41,7 @@ class Machine:
         file = self.files.open_fd(os.open(path, os.O_RDONLY))
         self.held.append(file)
         bprm = Binprm(file, path.encode(), Strings.of([path.encode()], [b"LANG=C"]))
-        do_execve(self.world.process, bprm, self._open_interpreter)
+        drain(do_execve(self.world.process, bprm, self._open_interpreter))
         while self.held:
             self.files.put_unused(self.held.pop())
         self.world.check(self.files.kept.mappings)

@@ -74,8 +74,6 @@ Pfns = npt.NDArray[np.int64]
 
 LRU_CLOCK_END = (1 << 32) - 1
 _NONE, _ONE = u32(0), i32(1)
-_ROOM_AT_ONCE = 128
-"""The frames for which `Frames.make_room` reclaims in one turn."""
 _FRAMES_OF_PART = 1 << 14
 
 
@@ -261,18 +259,19 @@ class Frames:
         self.stamp(pfns)
         return pfns
 
-    def make_room(self, count: int) -> None:
-        """Reclaim for `count` frames that are soon taken one after the other, if so many are not free: a part at once.
+    def make_room(self, count: int) -> bool:
+        """Reclaim for `count` frames that are soon taken one after the other, if so many are not free.
 
-        Raises SysError(ENOMEM) where the caller is to begin again in its next turn: after one reclaim.
+        Return False where the caller is to ask again in its next turn: after one reclaim. Whoever needs many asks for a
+        part of them at a time.
         """
-        free = self.buddy.nr_free - self.watermark_min
-        if free < count and self.slowpath is not None:
-            with contextlib.suppress(SysError):
-                self.slowpath(min(count, max(free, 0) + _ROOM_AT_ONCE))
-                self.has_stalled = self.may_stall and self.has_reclaimed
-            if self.has_stalled:
-                raise SysError(errno.ENOMEM)
+        if self.buddy.nr_free - count >= self.watermark_min or self.slowpath is None:
+            return True
+        try:
+            self.slowpath(count)
+        except SysError:
+            return not self.take_stall()
+        return not (self.may_stall and self.has_reclaimed)
 
     def stamp(self, pfns: Pfns) -> None:
         """Put frames at the head of their LRU list in this order; the last one is then the first of the list."""

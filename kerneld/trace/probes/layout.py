@@ -10,7 +10,8 @@ from kerneld.mm.calls.brk import set_brk
 from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
-from kerneld.task.exec import Binprm, do_execve
+from kerneld.task.exec import Binprm, exec_binprm
+from kerneld.task.exec_stack import Arguments
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process
 from kerneld.trace.fprobe import Function
@@ -60,14 +61,16 @@ def _add(tracing: Tracing, inner: Function) -> Function:
     return add
 
 
-@probe(do_execve, MM_LAYOUT)
-def _do_execve(tracing: Tracing, inner: Function) -> Function:
-    def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
-        entry: Vaddr = inner(process, bprm, open_interpreter)
+@probe(exec_binprm, MM_LAYOUT)
+def _exec_binprm(tracing: Tracing, inner: Function) -> Function:
+    def exec_binprm(
+        process: Process, bprm: Binprm, mm: MmStruct, arguments: Arguments, open_interpreter: Callable[[str], File]
+    ) -> Vaddr:
+        entry: Vaddr = inner(process, bprm, mm, arguments, open_interpreter)
         tell_layout(tracing, process)
         return entry
 
-    return do_execve
+    return exec_binprm
 
 
 @probe(set_brk, MM_BRK)

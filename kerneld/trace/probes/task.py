@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
-from kerneld.task.exec import Binprm, do_execve
+from kerneld.task.exec import Binprm, bprm_mm_init, exec_binprm
+from kerneld.task.exec_stack import Arguments
 from kerneld.task.signal import get_signal, send_signal_locked
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Process, Thread
@@ -83,18 +84,32 @@ def _exec_mmap(tracing: Tracing, inner: Function) -> Function:
     return exec_mmap
 
 
-@probe(do_execve)
-def _do_execve(tracing: Tracing, inner: Function) -> Function:
+@probe(bprm_mm_init)
+def _bprm_mm_init(tracing: Tracing, inner: Function) -> Function:
+    """Others may run before the execve has come to its end, and reclaim what it has written."""
+
+    def bprm_mm_init(process: Process, bprm: Binprm) -> MmStruct:
+        mm: MmStruct = inner(process, bprm)
+        tracing.note_mm(mm, process.pid)
+        return mm
+
+    return bprm_mm_init
+
+
+@probe(exec_binprm)
+def _exec_binprm(tracing: Tracing, inner: Function) -> Function:
     point = tracing.point(PROCESS_EXEC)
 
-    def do_execve(process: Process, bprm: Binprm, open_interpreter: Callable[[str], File]) -> Vaddr:
-        entry: Vaddr = inner(process, bprm, open_interpreter)
+    def exec_binprm(
+        process: Process, bprm: Binprm, mm: MmStruct, arguments: Arguments, open_interpreter: Callable[[str], File]
+    ) -> Vaddr:
+        entry: Vaddr = inner(process, bprm, mm, arguments, open_interpreter)
         tracing.note_process(process)
         name = bprm.filename[:63]
         point.emit(process.pid, name, process.pid, process.pid, process.live_mm.number)
         return entry
 
-    return do_execve
+    return exec_binprm
 
 
 @probe(Process.exit_mm, PROCESS_EXIT)
