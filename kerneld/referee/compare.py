@@ -121,6 +121,19 @@ def may_be_of_writeback(difference: Difference) -> bool:
     return name == "min_flt" or name.removeprefix("rollup ").split(" ")[0] in _OF_DIRTY_PAGES
 
 
+def may_be_of_migration(difference: Difference) -> bool:
+    """Return whether a difference may come from a page that the host has moved to another frame meanwhile.
+
+    It has an entry like swap's and is on no list for a moment, and it is dirty then. Hosts make room for huge pages so
+    (vm.compaction_proactiveness). Source: Linux v6.8 mm/rmap.c:try_to_migrate_one(): dirty is now the page.
+    """
+    name, mine, theirs = difference
+    words, others = set(mine.split()), set(theirs.split())
+    if "kpageflags" in name:
+        return others - words <= {"DIRTY"} and words - others <= {"LRU"}
+    return name.startswith("the page at") and "present" in words and "swapped" in others
+
+
 def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Difference | None:
     """Compare the numbers of smaps for each mapping, and the totals."""
     left_out = frozenset() if accessed else frozenset({_ACCESSED, f"rollup {_ACCESSED}"})

@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 from kerneld.errors import KernelBug
 from kerneld.referee import segments
-from kerneld.referee.compare import Difference, find_difference, is_of_accessed_bits, may_be_of_writeback
+from kerneld.referee.compare import (
+    Difference,
+    find_difference,
+    is_of_accessed_bits,
+    may_be_of_migration,
+    may_be_of_writeback,
+)
 from kerneld.referee.difference import Known, decide, following
 from kerneld.referee.execute import play
 from kerneld.referee.facts import HostFacts
@@ -108,7 +114,8 @@ class Match:
         If only accessed bits differ, and the host clears them at random times (DAMON), there are two
         cases. If a page is marked as idle, accessed bits are not compared in the rest of the program. If not, the
         difference counts only if a second run has it again. A difference in a counter of the machine does so too, and
-        one that the writeback of a regular file may have made: others may call sync(2).
+        one that the writeback of a regular file may have made: others may call sync(2). One that the host has made by
+        moving a page counts only if it comes each time.
         """
         divergence = self._play_once(program, accessed=self._accessed, everything=self._compares_everything)
         if divergence is not None and not self._compares_everything:
@@ -119,6 +126,8 @@ class Match:
             return divergence if is_same else None
         if divergence is not None and _has_disk_file(program) and may_be_of_writeback(divergence.difference):
             return self._play_again(program, divergence)
+        if divergence is not None and may_be_of_migration(divergence.difference):
+            return self._play_always(program, divergence)
         if divergence is None or not is_of_accessed_bits(divergence.difference):
             return divergence
         if not self.hosts.facts.has_damon:
@@ -135,6 +144,19 @@ class Match:
             if again is None or (again.step, again.difference) == (divergence.step, divergence.difference):
                 return again
             divergence = again
+        return divergence
+
+    def _play_always(self, program: Program, divergence: Divergence) -> Divergence | None:
+        """Return a divergence of which a page that has moved may be the cause, if it comes in all of several runs.
+
+        Another divergence is returned if it has another cause.
+        """
+        for _ in range(_REPLAYS):
+            again = self._play_once(program, accessed=self._accessed)
+            if again is None:
+                return None
+            if (again.step, again.difference) != (divergence.step, divergence.difference):
+                return None if may_be_of_migration(again.difference) else again
         return divergence
 
     def _play_once(self, program: Program, *, accessed: bool, everything: bool = True) -> Divergence | None:

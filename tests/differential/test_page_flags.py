@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kerneld.referee.compare import may_be_of_migration
 from kerneld.referee.execute import Execution
 from kerneld.referee.match import Match
 from kerneld.referee.outcome import State
@@ -71,3 +76,71 @@ def test_the_referee_sees_a_flag_that_differs(
     assert divergence is not None
     assert divergence.step == 1
     assert divergence.difference[0].startswith(name)
+
+
+@pytest.mark.parametrize(("runs", "counts"), [(1, False), (3, False), (4, True)])
+def test_a_dirty_page_of_the_host_counts_if_it_comes_each_time(
+    match: Match, monkeypatch: pytest.MonkeyPatch, runs: int, counts: bool
+) -> None:
+    if not sees_frames():
+        pytest.skip("only root sees the frames of pages and their flags")
+    program = (Op(0, "mmap", (At(-1), 8192, 3, 0x22, 0), slot=0), Op(0, "store", (At(0), 8), data=b"\xf5"))
+    run = Execution.run
+    steps = itertools.count()
+
+    def run_altered(self: Execution[Any], op: Op, **parts: bool) -> State:
+        """kerneld's side runs first."""
+        state = run(self, op, **parts)
+        number = next(steps)
+        if number % 4 != 3 or number >= 4 * runs:
+            return state
+        view = state.views[0]
+        flags = {vaddr: word | DIRTY for vaddr, word in view.page_flags.items()}
+        return state._replace(views={0: view._replace(page_flags=flags)})
+
+    monkeypatch.setattr(Execution, "run", run_altered)
+    assert (match.play(program) is not None) is counts
+
+
+_COMPACT = Path("/proc/sys/vm/compact_memory")
+
+
+@contextlib.contextmanager
+def _compaction() -> Iterator[None]:
+    """Have the host move pages all the time."""
+    is_over = threading.Event()
+
+    def compact() -> None:
+        while not is_over.wait(0.005):
+            _COMPACT.write_text("1")
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_a_host_that_moves_pages_is_a_referee(match: Match) -> None:
+    try:
+        _COMPACT.write_text("1")
+    except OSError as error:
+        pytest.skip(f"this host's pages cannot be made to move: {error}")
+    pages = 64
+    written = (Op(0, "mmap", (At(-1), pages << 12, 3, 0x22, 0), slot=0), Op(0, "touch", (At(0), pages << 12, 1)))
+    program = written + tuple(Op(0, "mincore", (At(0), pages << 12)) for _ in range(40))
+    with _compaction():
+        for _ in range(3):
+            assert match.play(program) is None
+
+
+def test_what_a_page_that_has_moved_shows() -> None:
+    name = "kpageflags of page 0x1000 of process 0"
+    assert may_be_of_migration((name, "UPTODATE LRU ANON", "UPTODATE DIRTY LRU ANON"))
+    assert not may_be_of_migration((name, "UPTODATE DIRTY LRU ANON", "UPTODATE LRU ANON"))
+    assert may_be_of_migration((name, "UPTODATE LRU ANON", "UPTODATE DIRTY ANON"))
+    assert may_be_of_migration(("the page at 0x1000 of process 0", "present exclusive", "swapped"))
+    assert not may_be_of_migration((name, "UPTODATE LRU ANON", "UPTODATE DIRTY LRU"))
+    assert not may_be_of_migration(("the page at 0x1000 of process 0", "swapped", "present exclusive"))
