@@ -71,6 +71,7 @@ class Inode:
         self._writer_appends = False
         self._real_mapping: WritableMapping | None = None
         self._resident = ResidentPages()
+        self._reads_exactly = False
         self._size_bytes = 0
         self._most_bytes: int | None = None
         """The size during the handling of a truncation: no page beyond it is read in."""
@@ -312,9 +313,29 @@ class Inode:
     def mincore(self, first: int, count: int) -> bytes:
         """Return for each of `count` pages from `first` 0 if the host says that it is not in memory, else 1."""
         try:
-            return self._resident.mincore(self._reader, first, count)
+            resident = self._resident.mincore(self._reader, first, count)
         except OSError:
             return b"\1" * count
+        if not self.mapping.is_shmem:
+            # It is seldom asked for: it shall not take one of the daemon's mappings.
+            self._resident.close()
+            if b"\0" in resident:
+                self._read_exactly()
+        return resident
+
+    def _read_exactly(self) -> None:
+        """Have the host read no page that it is not asked for: what a fault reads ahead, the page cache decides.
+
+        Else the host would soon have pages in memory that Linux would not have. Source: Linux v6.8
+        mm/readahead.c:page_cache_sync_ra(), FMODE_RANDOM.
+        """
+        if not self._reads_exactly:
+            self._reads_exactly = True
+            reader = self._plain_fd(self._reader, os.O_RDONLY)
+            if reader != self._reader:
+                os.posix_fadvise(reader, 0, 0, os.POSIX_FADV_RANDOM)
+                replaced, self._reader = self._reader, reader
+                self._close_if_unused(replaced)
 
     def release(self) -> bool:
         """Close everything, because nothing maps the inode. Return whether its pages stay.

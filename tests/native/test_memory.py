@@ -26,6 +26,12 @@ def test_memory_without_access_over_most_addresses(inside: Inside, programs: dic
     assert inside.agrees([str(programs["reserves"])]).output.count("done") == 5
 
 
+def test_what_of_a_file_is_in_memory(inside: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    """A part of a new file that nobody has read is not, and its first access is a major fault."""
+    end = inside.agrees([str(programs["incore"]), str(tmp_path / "file")])
+    assert end.output.count("0 from 0 1 from 9 0 from 10\n") == 3
+
+
 SEGMENTS = """import ctypes, os, sys
 libc = ctypes.CDLL(None)
 libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p] + [ctypes.c_long] * 5

@@ -9,6 +9,7 @@ from kerneld.fs.file_table import FileTable
 from kerneld.mm.calls.mmap import do_mmap, wants_populate
 from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.populate import mm_populate
+from kerneld.mm.fault.vm_fault import VM_FAULT_MAJOR
 from kerneld.mm.files.file import File
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
@@ -59,7 +60,7 @@ class FileMachine(Machine):
     def _paddr(self, mm: MmStruct, vaddr: int, *, write: bool) -> int:
         vma = mm.vmas.lookup(vaddr)
         assert vma is not None
-        assert handle_mm_fault(mm, vma, vaddr, write) == 0
+        assert handle_mm_fault(mm, vma, vaddr, write) in (0, VM_FAULT_MAJOR)
         pte = mm.page_table.find_pte(vaddr)
         assert pte is not None
         return (self.ram.words[pte] & 0x000F_FFFF_FFFF_F000) | (vaddr & PAGE_SIZE - 1)

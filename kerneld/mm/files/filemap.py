@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kerneld.errors import SysError
 from kerneld.mm.files.backing import Backing
@@ -82,7 +83,7 @@ class AddressSpace:
         """The calls that need it although no VMA may map it meanwhile (Linux: get_file())."""
         self.i_mmap_writable = 0
         """The number of shared VMAs that are writable or may become writable (Linux: mapping->i_mmap_writable)."""
-        self.host = HostCache()
+        self.host = HostCache(self._lacks)
         """The pages that the host's cache is assumed to hold; all pages of a file in memory."""
         self.is_shmem = is_shmem or backing is None
         """Whether the file is in memory only: shared anonymous memory, a memory file, a file of a tmpfs (Linux:
@@ -106,6 +107,21 @@ class AddressSpace:
         if pfn is not None:
             return self.frames.ram.page(pfn)
         return None if slot is None else memoryview(self.frames.swap.read_page(slot))
+
+    def _lacks(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Return for each of `count` pages from `first` of a file on a disk whether neither the host nor we have it.
+
+        What reclaim has dropped here does not count: the shadows know it.
+        Source: Linux v6.8 mm/mincore.c:mincore_page().
+        """
+        if self.backing is None or self.is_shmem:
+            return np.zeros(count, dtype=np.bool_)
+        lacks: npt.NDArray[np.bool_] = np.frombuffer(self.backing.mincore(first, count), dtype=np.uint8) == 0
+        lacks[max(self.last_index() - first, 0) :] = False
+        if lacks.any():
+            for known in (self.pages, self.shadows):
+                lacks[[index - first for index in known.between(first, first + count)]] = False
+        return lacks
 
     def has_page(self, index: int) -> bool:
         """Return whether a file in memory has this page: in a frame, in the swap file, or in the host's file."""

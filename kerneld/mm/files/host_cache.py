@@ -5,18 +5,21 @@ fault of a page that is not in memory waits for it: the fault is major, and page
 have come. This class knows the pages that Linux would not have in memory. It knows no frames and reads nothing.
 Answers to Linux v6.8 mm/filemap.c (filemap_fault(), next_uptodate_folio()) and mm/readahead.c.
 
-By default a page is in the host's cache. It is absent after `drop` (a program has paged it out), and after `add_hole`
-(the file has become longer there, or a hole was punched, and nobody has read the page yet).
+The host is asked once for each window of the file, when the first of its pages is asked for: what it does not have in
+memory then is absent. A page is also absent after `drop` (a program has paged it out), and after `add_hole` (the file
+has become longer there, or a hole was punched, and nobody has read the page yet).
 
 Invariants: the absent pages of a new hole are those that nobody has read or written since; `unread` pages are absent
-pages of holes; `in_flight` is empty except during a fault.
+pages of holes; `in_flight` is empty except during a fault; `lacking` are absent pages, or were; only the host has said
+that it lacks them, so it is asked again before such a page counts as absent.
 
-Differs from Linux: the host may drop a page by itself. kerneld does not notice that, and the fault is still minor.
+Differs from Linux: the host may drop a page by itself later. kerneld does not notice that, and the fault is still
+minor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +27,26 @@ import numpy.typing as npt
 from kerneld.mm.files.index_ranges import MAX_INDEX, IndexRanges
 from kerneld.mm.files.page_indexes import IndexSet
 
+WINDOW_PAGES = 512
+"""The pages for which the host is asked at once: this takes it some 20 microseconds."""
+AskHost = Callable[[int, int], npt.NDArray[np.bool_]]
+"""Returns for each of a number of pages from an index on whether the host lacks it, and no frame has it."""
+
+
+def _lacks_none(first: int, count: int) -> npt.NDArray[np.bool_]:
+    return np.zeros(count, dtype=np.bool_)
+
 
 class HostCache:
     """The pages of one file, by index."""
 
-    __slots__ = ("_absent", "_holes", "_in_flight", "_reclaim", "_unread")
+    __slots__ = ("_absent", "_ask", "_asked", "_holes", "_in_flight", "_lacking", "_reclaim", "_unread")
 
-    def __init__(self) -> None:
+    def __init__(self, ask: AskHost = _lacks_none) -> None:
+        self._ask = ask
+        self._asked = IndexRanges()
+        """The numbers of the windows for which the host was asked."""
+        self._lacking = IndexRanges()
         self._absent = IndexRanges()
         self._holes = IndexRanges()
         """Pages without data, as far as is known. Reading such a page needs no disk."""
@@ -43,15 +59,35 @@ class HostCache:
 
     def has(self, index: int) -> bool:
         """Return whether a page is in the host's cache, so that no fault waits for it."""
-        return index not in self._absent
+        self._learn(index, index + 1)
+        return index not in self._absent or not self.absent(index, 1)[0]
 
     def present(self, indexes: list[int]) -> list[int]:
-        """Return those of these pages that are in the host's cache."""
+        """Return those of these pages, in order, that are in the host's cache."""
+        if indexes:
+            self._learn(indexes[0], indexes[-1] + 1)
         return [index for index in indexes if index not in self._absent] if self._absent else indexes
 
     def absent(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Return for each page of [first, first + count) whether it is missing in the host's cache."""
-        return self._absent.mask(first, count)
+        self._learn(first, first + count)
+        absent = self._absent.mask(first, count)
+        lacking = absent & self._lacking.mask(first, count)
+        if lacking.any():
+            for start, end in _runs(lacking & ~self._ask(first, count)):
+                self._absent.remove(first + start, first + end)
+            absent = self._absent.mask(first, count)
+        return absent
+
+    def _learn(self, first: int, last: int) -> None:
+        """Ask the host for those windows of [first, last) for which it has not been asked."""
+        for window in range(first // WINDOW_PAGES, (last - 1) // WINDOW_PAGES + 1):
+            if window not in self._asked:
+                self._asked.add(window, window + 1)
+                at = window * WINDOW_PAGES
+                for start, end in _runs(self._ask(at, WINDOW_PAGES) & ~self._absent.mask(at, WINDOW_PAGES)):
+                    self._absent.add(at + start, at + end)
+                    self._lacking.add(at + start, at + end)
 
     def is_hole(self, index: int) -> bool:
         """Return whether a page has no data: nothing was written to it since it became a part of the file."""
@@ -83,6 +119,7 @@ class HostCache:
     def add_hole(self, first: int, last: int) -> None:
         """Note that the pages of [first, last) become a hole that nobody has read."""
         self._absent.add(first, last)
+        self._lacking.remove(first, last)
         self._holes.add(first, last)
         self._unread = {index for index in self._unread if not first <= index < last}
 
@@ -95,6 +132,7 @@ class HostCache:
     def drop(self, index: int) -> None:
         """Note that a program has paged a page out."""
         self._absent.add(index, index + 1)
+        self._lacking.remove(index, index + 1)
 
     # What faults and advice read.
 
@@ -103,6 +141,10 @@ class HostCache:
 
         Source: Linux v6.8 mm/readahead.c:page_cache_ra_unbounded().
         """
+        if first < last:
+            self._learn(first, first + 1)
+            self._learn(last - 1, last)
+        self._asked.add(first // WINDOW_PAGES, last // WINDOW_PAGES)
         self._absent.remove(first, last)
         for index in self._unread:
             self._absent.add(index, index + 1)
@@ -167,6 +209,14 @@ class HostCache:
     def clear(self) -> None:
         """Forget everything about a file that nothing maps any more."""
         self._reclaim.clear()
+        self._asked.clear()
+        self._lacking.clear()
         self._absent.clear()
         self._holes.clear()
         self._unread.clear()
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the runs of what is true in a mask, each with its end."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kerneld.errors import SysError
@@ -51,8 +52,15 @@ def _read_around(mapping: AddressSpace, missing: list[int]) -> bool:
     if not missing or frames.free_pages - len(missing) < frames.watermark_low:
         return False
     with contextlib.suppress(SysError):
-        read_in(mapping, missing)
+        for run in [missing] if mapping.host.are_all_uptodate else _runs(missing):
+            read_in(mapping, run)
     return True
+
+
+def _runs(indexes: list[int]) -> list[list[int]]:
+    """Return what is consecutive in sorted indexes: the host shall not read what lies between, and is absent."""
+    starts = [place for place, index in enumerate(indexes) if not place or indexes[place - 1] != index - 1]
+    return [indexes[start:end] for start, end in pairwise([*starts, len(indexes)])]
 
 
 def read_in(mapping: AddressSpace, indexes: list[int]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from kerneld.mm.files.host_cache import HostCache
+from kerneld.mm.files.host_cache import WINDOW_PAGES, HostCache
 
 
 @pytest.fixture
@@ -105,3 +107,64 @@ def test_reclaim_is_waited_for_once(host: HostCache) -> None:
     assert not host.clear_reclaim(3)
     host.forget_reclaim([4, 5])
     assert uptodate(host) == list(range(16))
+
+
+class Host:
+    """A host that lacks some pages, and counts how often it is asked."""
+
+    def __init__(self, *lacks: int) -> None:
+        self.lacks = set(lacks)
+        self.asked = 0
+
+    def ask(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        self.asked += 1
+        return np.array([index in self.lacks for index in range(first, first + count)], dtype=np.bool_)
+
+
+def test_the_host_is_asked_once_for_each_window() -> None:
+    real = Host(3, WINDOW_PAGES)
+    host = HostCache(real.ask)
+    assert [host.has(index) for index in range(3)] == [True] * 3
+    assert host.present([4, 5, WINDOW_PAGES - 1]) == [4, 5, WINDOW_PAGES - 1]
+    assert real.asked == 1
+    assert absent(host) == [3]
+    assert not host.has(WINDOW_PAGES)
+
+
+def test_what_the_host_lacked_is_not_absent_once_the_host_has_it() -> None:
+    real = Host(3, 4, 7)
+    host = HostCache(real.ask)
+    assert absent(host) == [3, 4, 7]
+    real.lacks = {7}
+    assert host.has(3)
+    assert absent(host) == [7]
+
+
+def test_what_was_dropped_or_is_a_new_hole_is_absent_whatever_the_host_says() -> None:
+    real = Host(3, 4)
+    host = HostCache(real.ask)
+    assert absent(host) == [3, 4]
+    real.lacks.clear()
+    host.drop(3)
+    host.add_hole(4, 5)
+    assert absent(host) == [3, 4]
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_what_is_read_ahead_is_there_although_the_host_has_not_read_it(start: int) -> None:
+    real = Host(*range(4 * WINDOW_PAGES))
+    host = HostCache(real.ask)
+    host.read(start, 2 * WINDOW_PAGES + 5)
+    assert host.absent(0, 3 * WINDOW_PAGES).nonzero()[0].tolist() == [
+        *range(start),
+        *range(2 * WINDOW_PAGES + 5, 3 * WINDOW_PAGES),
+    ]
+
+
+def test_a_file_is_asked_for_again_when_it_is_mapped_again() -> None:
+    real = Host(3)
+    host = HostCache(real.ask)
+    assert absent(host) == [3]
+    host.clear()
+    real.lacks = {5}
+    assert absent(host) == [5]
