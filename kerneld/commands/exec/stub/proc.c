@@ -169,7 +169,7 @@ static long replace(struct thread *t, int fd, enum kind kind, const char *host, 
 	long made = sys2(NR_memfd_create, made_name, 1);
 	if (made < 0)
 		return made;
-	write_file(t, made, kind, name);
+	write_file(t, made, kind, name, host);
 	sys3(NR_dup3, made, fd, flags & O_CLOEXEC);
 	sys1(NR_close, made);
 	return fd;
@@ -325,7 +325,7 @@ static int refresh(struct thread *t, int fd, const struct view *view, const u64 
 		return view->kind != SETTING || !starts(view->host, "/proc/sys/");
 	sys2(NR_ftruncate, fd, 0);
 	sys3(NR_lseek, fd, 0, SEEK_SET);
-	write_file(t, fd, view->kind, view->name);
+	write_file(t, fd, view->kind, view->name, view->host);
 	sys3(NR_lseek, fd, position, SEEK_SET);
 	return 1;
 }

@@ -14,4 +14,4 @@ int is(const char *a, const char *b);
 char *value_buffer(struct thread *t);	/* where ask_write() finds what is to be written */
 long ask_write(struct thread *t, const char *path, u64 offset, u64 length);
 u64 host_kilobytes(const char *name);	/* a line of the host's meminfo */
-void write_file(struct thread *t, int fd, enum kind kind, const char *path);
+void write_file(struct thread *t, int fd, enum kind kind, const char *path, const char *host);	/* kerneld's and the host's path */

@@ -86,11 +86,34 @@ static const char *next_line(const char *line)
 	return line;
 }
 
-static void put_status(int fd, const char *host, const char *ours)
+/* Whether a thread that sleeps waits for an answer of kerneld's: to its program it runs, as in Linux's own functions. `name` is
+ * a file of the thread's under /proc. */
+static int waits_for_kerneld(const char *name)
+{
+	char path[MOST_NAME], text[256];
+	u64 end = 0, at = 0;
+	for (u64 i = 0; name[i]; i++)
+		end = name[i] == '/' ? i + 1 : end;
+	if (end + sizeof "syscall" > sizeof path)
+		return 0;
+	memcpy(path, name, end);
+	memcpy(path + end, "syscall", sizeof "syscall");
+	if (read_host(path, text, sizeof text) <= 0 || !(starts(text, "47 ") || starts(text, "46 ")))	/* recvmsg, sendmsg */
+		return 0;
+	for (const char *p = text; *p && *p != '\n'; p++)	/* the last number is the instruction pointer */
+		at = *p == ' ' || *p == 'x' ? 0 : at * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
+	return at >= STUB_START && at < AREAS_START;
+}
+
+static void put_status(int fd, const char *host, const char *ours, const char *name)
 {
 	int done = 0;
 	for (const char *line = host, *next; *line; line = next) {
 		next = next_line(line);
+		if (starts(line, "State:\tS") && waits_for_kerneld(name)) {
+			put(fd, "State:\tR (running)\n", 19);
+			continue;
+		}
 		if (!is_memory_line(line)) {
 			put(fd, line, next - line);
 			continue;
@@ -148,33 +171,35 @@ static void put_stat(int fd, const char *host, const char *ours)
 	}
 }
 
-static void put_mixed(struct thread *t, int fd, const char *path, enum kind kind)
+static void put_mixed(struct thread *t, int fd, const char *path, enum kind kind, const char *host_path)
 {
-	char host[4096], ours[2048];
+	char host[4096], ours[2048], *state;
 	struct answer answer = ask_file(t, path, 0, sizeof ours - 1);
 	u64 length = answer.ret > 0 ? answer.length : 0;
 	memcpy(ours, answer.data, length);
 	ours[length] = 0;
-	if (read_host(path, host, sizeof host) <= 0)
+	if (read_host(host_path + 6, host, sizeof host) <= 0)
 		return;
+	if (kind == STAT && *(state = (char *)third_field(host)) == 'S' && waits_for_kerneld(host_path + 6))
+		*state = 'R';
 	if (!length)
 		put(fd, host, string_length(host));
 	else if (kind == STATUS)
-		put_status(fd, host, ours);
+		put_status(fd, host, ours, host_path + 6);
 	else if (kind == LIMITS)
 		put_limits(fd, host, ours);
 	else
 		put_stat(fd, host, ours);
 }
 
-void write_file(struct thread *t, int fd, enum kind kind, const char *path)
+void write_file(struct thread *t, int fd, enum kind kind, const char *path, const char *host)
 {
 	if (kind == PAGEMAP)
 		sys2(NR_ftruncate, fd, PAGEMAP_BYTES);
 	else if (kind == WHOLE || kind == SETTING)
 		put_whole(t, fd, path);
 	else
-		put_mixed(t, fd, path, kind);
+		put_mixed(t, fd, path, kind, host);
 	sys3(NR_lseek, fd, 0, SEEK_SET);
 }
 
