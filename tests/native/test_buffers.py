@@ -60,3 +60,9 @@ def test_buffers_that_are_larger_than_the_ram(small: Inside, programs: dict[str,
     outside = small.outside([str(programs["buffers"])], directory=tmp_path)
     assert end.output.splitlines()[:7] == outside.output.splitlines()[:7]
     assert end.status == 0
+
+
+def test_pages_that_are_given_to_a_pipe(inside: Inside, programs: dict[str, Path]) -> None:
+    output = inside.agrees([str(programs["vmsplice"])]).output
+    assert "more than there is room for: 65536" in output
+    assert "a bad piece behind a good one: 10" in output

@@ -23,6 +23,15 @@ def test_a_child_is_there_at_once_after_the_fork(inside: Inside, programs: dict[
     assert output == "seen 12, written 12, mapped 12, limits 12, ended 12\n"
 
 
+def test_threads_and_children_that_wait_for_several_futexes(inside: Inside, programs: dict[str, Path]) -> None:
+    """Each sleeps for its parent when it waits there: what it waits for of kerneld does not count."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (5, 16):
+        pytest.skip("this host has no futex_waitv")
+    output = inside.agrees([str(programs["waitv"])]).output
+    assert output.count("it sleeps\n") == 4
+    assert "a child waits: -1 EINTR" in output
+
+
 @needs_the_hosts_rights
 def test_a_program_that_changes_its_user(inside: Inside, programs: dict[str, Path]) -> None:
     end = inside.agrees([str(programs["users"])])

@@ -131,6 +131,32 @@ static u64 iovecs(struct thread *t, u64 user, u64 *count, int write)
 	return *count ? (u64)copy : 0;
 }
 
+/* Iovecs whose pages the host keeps: each piece lies in fresh pages, as it lies in its own. *count as above. */
+static u64 pages(struct thread *t, u64 user, u64 *count)
+{
+	struct user_iovec *copy = *count && *count <= MAX_IOVECS ? (struct user_iovec *)reads(t, user, *count * sizeof *copy) : 0;
+	u64 total = 0, got = 0;
+	if (!copy)
+		return 0;
+	for (u64 i = 0; i < *count; i++) {
+		if ((int64_t)copy[i].length < 0 || !is_user(copy[i].base, copy[i].length))
+			return 0;
+		total += (copy[i].length < BIG_BYTES ? copy[i].length : BIG_BYTES) + 2 * PAGE_BYTES;
+	}
+	fresh_room(t, total);
+	for (u64 i = 0; i < *count; i++) {
+		u64 wanted = copy[i].length, length = wanted, base = copy[i].base, at = 0;
+		t->bounce.next = ((t->bounce.next + PAGE_BYTES - 1) & -PAGE_BYTES) + base % PAGE_BYTES;
+		if (wanted && t->bounce.big && t->bounce.next < t->bounce.end && (at = take_room(t, &length)))
+			length = copy_in(at, base, length);
+		got += length;
+		copy[i] = (struct user_iovec){at, at ? length : 0};
+		if (copy[i].length < wanted)
+			*count = i + 1;
+	}
+	return got ? (u64)copy : 0;
+}
+
 struct user_msghdr { u64 name; u32 namelen, pad; u64 iov, iovlen, control, controllen; u32 flags, pad2; };
 
 static u64 part(struct thread *t, u64 user, u64 length, int write, u64 where)
@@ -256,6 +282,10 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 		if (pointer->write && add_out(t, BUDGET, 0, 0, 1, 0))
 			return 0;
 		result = iovecs(t, at, &length, pointer->write);
+		*other = result ? length : *other;
+		return result;
+	case PAGES:
+		result = pages(t, at, &length);
 		*other = result ? length : *other;
 		return result;
 	case MSGHDR:

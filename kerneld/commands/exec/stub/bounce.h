@@ -24,4 +24,5 @@ static inline struct out *outs_of(struct thread *t)
 void room_begin(struct thread *t);
 void room_release(struct thread *t);
 void reserve_room(struct thread *t, u64 need);	/* at once, if there is less */
+void fresh_room(struct thread *t, u64 need);	/* of new pages, of up to 32 MiB or more */
 u64 take_room(struct thread *t, u64 *length);	/* for as many of the bytes as there is; 0 where there is none */

@@ -3,19 +3,13 @@
  * (bounce.c) the jump leads to what is behind: a `hlt`, which comes back to the stub, or, if there is nothing to be copied
  * to the program, instructions that only give it its registers back. */
 #include "args.h"
+#include "gate.h"
 
 #define NR_recvfrom 45
 #define NR_preadv2 327
 #define RWF_NOWAIT 8
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
-#define FUTEX_WAIT 0
-#define FUTEX_LOCK_PI 6
-#define FUTEX_WAIT_BITSET 9
-#define FUTEX_WAIT_REQUEUE_PI 11
-#define FUTEX_LOCK_PI2 13
-#define FUTEX_PRIVATE_FLAG 128
-#define FUTEX_COMMAND(op) ((op) & 0x7f)
 
 #define GATE_REGISTERS 9
 #define GATE_END GATE_BYTES
@@ -53,7 +47,7 @@ static void set_arguments(struct ucontext *uc, const u64 *args)
 	uc->mc.r9 = args[5];
 }
 
-static void pass_copied(struct thread *t, struct ucontext *uc, long nr, const u64 *args, const u64 *copies, int needs_stub)
+void pass_copied(struct thread *t, struct ucontext *uc, long nr, const u64 *args, const u64 *copies, int needs_stub)
 {
 	memcpy(t->bounce.args, args, sizeof t->bounce.args);
 	t->bounce.resume = uc->mc.rip;
@@ -65,7 +59,7 @@ static void pass_copied(struct thread *t, struct ucontext *uc, long nr, const u6
 	uc->mc.rip = gate_of(t);
 }
 
-static const struct row no_pointers = {0, 1, {{NONE, 0, 0, 0, 0}}};
+const struct row no_pointers = {0, 1, {{NONE, 0, 0, 0, 0}}};
 
 void pass(struct thread *t, struct ucontext *uc, long nr)
 {
@@ -86,89 +80,13 @@ int is_behind_gate(struct thread *t, const struct ucontext *uc)
 	return t->bounce.is_copied && uc->mc.rip - gate_of(t) >= GATE_HLT && uc->mc.rip - gate_of(t) < GATE_END;
 }
 
-/* The words that a futex call uses are not copied: they are what it is about. */
-static int is_futex_wait(const u64 *args)
-{
-	static const u32 waits = 1 << FUTEX_WAIT | 1 << FUTEX_LOCK_PI | 1 << FUTEX_WAIT_BITSET | 1 << FUTEX_WAIT_REQUEUE_PI |
-				 1 << FUTEX_LOCK_PI2;
-	return waits >> (FUTEX_COMMAND(args[1]) & 31) & 1;
-}
-
-#define COMMANDS(...) commands((const char[]){__VA_ARGS__, -1})
-static inline u32 commands(const char *list)
-{
-	u32 bits = 0;
-	while (*list >= 0)
-		bits |= 1U << *list++;
-	return bits;
-}
-
-/* Have a word in the TLB as the host needs it; -1 where that cannot be. Of a shared futex the frame is the key: memory
- * that can be read only has one if it is a file's. Source: Linux v6.8 kernel/futex/core.c:get_futex_key(). */
-static long touch_word(struct thread *t, u64 at, int is_shared, int reads, int writes)
-{
-	u64 args[6] = {at, 0, FAULT_FOR_KERNEL | FAULT_FUTEX, t->pkru};
-	if (at % 4 || at > USER_END)
-		return 0;	/* what is wrong with it the host says */
-	if (writes)
-		return touch(at, 4, 1);
-	if (!is_shared)
-		return reads ? touch(at, 4, 0) : 0;
-	if (!touch(at, 4, 1))
-		return 0;
-	t->told_pkru = t->pkru;
-	return page_fault(t, args).ret;
-}
-
-/* Have the words of a futex call in the TLB; not 0 where that cannot be. */
-static long touch_futex(struct thread *t, const u64 *args)
-{
-	u32 reads = COMMANDS(FUTEX_WAIT, 4, FUTEX_WAIT_BITSET, FUTEX_WAIT_REQUEUE_PI, 12);
-	u32 writes = COMMANDS(FUTEX_LOCK_PI, 7, 8, FUTEX_LOCK_PI2);
-	u32 with_second = COMMANDS(3, 4, 5, FUTEX_WAIT_REQUEUE_PI, 12), writes_second = COMMANDS(5, FUTEX_WAIT_REQUEUE_PI, 12);
-	u32 command = 1U << (FUTEX_COMMAND(args[1]) & 31);
-	int is_shared = !(args[1] & FUTEX_PRIVATE_FLAG);
-	if (FUTEX_COMMAND(args[1]) > FUTEX_LOCK_PI2)
-		return 0;
-	long ret = touch_word(t, args[0], is_shared, command & reads ? 1 : 0, command & writes ? 1 : 0);
-	if (ret || !(command & with_second))
-		return ret;
-	return touch_word(t, args[4], is_shared, 0, command & writes_second ? 1 : 0);
-}
-
-static void set_shared_futex(struct thread *t, u64 address)
-{
-	if (!!address != !!t->shared_futex)
-		__atomic_fetch_add(&process.shared_waits, address ? 1 : -1, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&t->shared_futex, address, __ATOMIC_SEQ_CST);
-}
-
 /* A call of the host's that may be given the program's memory: the host asks PKRU, as for the program. */
-static long user_call(struct thread *t, long nr, const u64 *args)
+long user_call(struct thread *t, long nr, const u64 *args)
 {
 	keys_open(t);
 	long ret = sys6(nr, args[0], args[1], args[2], args[3], args[4], args[5]);
 	keys_close(t);
 	return ret;
-}
-
-static void futex_call(struct thread *t, struct ucontext *uc, const u64 *args)
-{
-	static const struct row timeout = {NR_futex, 1, {{BYTES, 3, 0, 0, 16}}};
-	u64 copies[6];
-	long ret;
-	memcpy(copies, args, sizeof copies);
-	if (is_futex_wait(args) && !touch_futex(t, args)) {
-		if (!(args[1] & FUTEX_PRIVATE_FLAG))
-			set_shared_futex(t, args[0]);
-		bounce_in(t, args[3] ? &timeout : &no_pointers, copies);
-		pass_copied(t, uc, NR_futex, args, copies, 1);
-		return;
-	}
-	do
-		ret = touch_futex(t, args) ? -EFAULT : user_call(t, NR_futex, args);
-	while (ret == -EFAULT && !touch_futex(t, args));
-	uc->mc.rax = ret;
 }
 
 /* Make a call of the host's that does not wait. */
@@ -207,8 +125,10 @@ void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 	struct row own;
 	const struct row *row = find_row(nr, args, &own);
 	u64 copies[6];
-	if (nr == NR_futex) {
-		futex_call(t, uc, args);
+	if (nr == NR_futex || nr == NR_futex_waitv) {
+		futex_call(t, uc, nr, args);
+	} else if (nr == NR_vmsplice) {
+		vmsplice_call(t, uc, args);
 	} else if (waits(t, nr, args, copies)) {
 		bounce_in(t, &no_pointers, copies);
 		pass_copied(t, uc, nr, args, copies, 1);
@@ -238,7 +158,7 @@ static void make_again(struct thread *t, struct ucontext *uc)
 		t->gate_return = t->bounce.resume;
 		t->bounce.is_copied = 0;
 	}
-	set_shared_futex(t, 0);
+	set_shared_futex(t, 0, 0);
 	uc->mc.rax = t->bounce.nr;
 	uc->mc.rip = t->gate_return - SYSCALL_BYTES;
 }
@@ -251,7 +171,7 @@ static void finish(struct thread *t, struct ucontext *uc)
 		uc->mc.rip = t->gate_return;
 		return;
 	}
-	if (t->bounce.nr == NR_futex && (long)uc->mc.rax == -EFAULT && !touch_futex(t, args)) {
+	if ((long)uc->mc.rax == -EFAULT && has_lost_futex(t, uc)) {
 		make_again(t, uc);	/* its page had gone in between */
 		return;
 	}
@@ -263,7 +183,7 @@ static void finish(struct thread *t, struct ucontext *uc)
 		}
 		uc->mc.rax = ret;
 	}
-	set_shared_futex(t, 0);
+	set_shared_futex(t, 0, 0);
 	uc->mc.rax = bounce_out(t, uc->mc.rax);
 	set_arguments(uc, args);
 	uc->mc.rip = t->bounce.resume;
@@ -280,21 +200,6 @@ void leave_gate(struct thread *t, struct ucontext *uc)
 		make_again(t, uc);
 	else if (uc->mc.rip == gate + SYSCALL_BYTES || is_behind_gate(t, uc))
 		finish(t, uc);
-}
-
-/* The agent has dropped pages: who waits there for a futex of which the frame was the key looks again. */
-void kick_waiters(u64 start, u64 length)
-{
-	if (!__atomic_load_n(&process.shared_waits, __ATOMIC_SEQ_CST))
-		return;
-	for (int i = 0; i < MAX_AREAS; i++) {
-		struct thread *t = area_at(i);
-		u64 at = t ? __atomic_load_n(&t->shared_futex, __ATOMIC_SEQ_CST) : 0;
-		if (at && at - start < length) {
-			__atomic_store_n(&t->is_kicked, 1, __ATOMIC_SEQ_CST);
-			sys2(NR_tkill, t->tid, SIGSYS);
-		}
-	}
 }
 
 /* A signal has come that is not for the program to see: a call that it has interrupted is made again. */

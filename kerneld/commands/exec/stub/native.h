@@ -121,7 +121,7 @@ struct thread {
 	const struct ucontext *saved;	/* the program's registers, while it is in the stub */
 	int is_traced_by_exec;	/* vfork's child has asked to be traced */
 	struct { int status; struct siginfo info; u64 usage[18]; } wait;	/* what a wait of a tracer tells: tracer_wait.c */
-	u64 shared_futex;	/* where it waits, by a key that is the frame */
+	u64 shared_futex, shared_futex_bytes;	/* where it waits, by a key that is the frame */
 	int is_kicked;		/* by the agent, for the frame has gone */
 };
 #define BUFFER_BYTES 0x20000UL
@@ -158,7 +158,7 @@ struct process {
 	char exe[EXE_BYTES];
 };
 extern struct process process;
-extern char stub_text_start[], stub_text_end[], user_access_start[], user_access_end[], user_access_failed[];
+extern char user_access_start[], user_access_end[], user_access_failed[];
 
 /* start.c */
 struct thread *thread_area(void);
@@ -298,7 +298,7 @@ long direct_call(struct thread *t, long nr, const u64 *args);
 void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args);
 void leave_gate(struct thread *t, struct ucontext *uc);
 int is_behind_gate(struct thread *t, const struct ucontext *uc);
-void kick_waiters(u64 start, u64 length);
+void kick_waiters(u64 start, u64 length);	/* futex.c */
 void undo_interruption(struct thread *t, struct ucontext *uc);
 int take_kick(struct thread *t, struct ucontext *uc);
 

@@ -35,12 +35,10 @@ static u64 map_big(u64 at, u64 bytes, u64 how)
 	return sys6(NR_mmap, at, bytes, 3, MAP_BIG | how, -1, 0) == (long)at ? at : 0;
 }
 
-/* Have room for so many bytes, if there is none: each thread has a place for 32 MiB, and few have more at a time. */
-void reserve_room(struct thread *t, u64 need)
+/* Each thread has a place for 32 MiB, and few have more at a time. */
+void fresh_room(struct thread *t, u64 need)
 {
 	u64 number = (gate_of(t) - AREAS_START) / AREA_BYTES, bytes = (need + PAGE_BYTES - 1) & -PAGE_BYTES, big = 0;
-	if (need <= t->bounce.end - t->bounce.next || t->bounce.big)
-		return;
 	bytes = bytes < HUGE_BYTES ? bytes : HUGE_BYTES;
 	for (u64 i = 0; bytes > BIG_BYTES && i < HUGE_PLACES && !big; i++)
 		big = map_big(HUGE_START + (number + i) % HUGE_PLACES * HUGE_BYTES, bytes, MAP_FIXED_NOREPLACE);
@@ -53,6 +51,13 @@ void reserve_room(struct thread *t, u64 need)
 		t->bounce.big_bytes = bytes;
 		t->bounce.end = big + bytes;
 	}
+}
+
+/* Have room for so many bytes, if there is none. */
+void reserve_room(struct thread *t, u64 need)
+{
+	if (need > t->bounce.end - t->bounce.next && !t->bounce.big)
+		fresh_room(t, need);
 }
 
 u64 take_room(struct thread *t, u64 *length)
