@@ -32,8 +32,8 @@ log = structlog.get_logger("kerneld.server")
 class ClientLimits:
     """The most connections at once."""
 
-    total: int = 1024
-    of_a_process: int = 256
+    total: int = 4096
+    of_a_process: int = 1024
     of_a_user: int = 256
     """For each user, except root and the daemon's user: these could end the daemon anyway."""
 

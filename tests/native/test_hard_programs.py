@@ -52,6 +52,12 @@ def test_a_server_of_500_children(inside: Inside, programs: dict[str, Path]) -> 
     assert inside.agrees([str(programs["server"])]).output.startswith("500 children")
 
 
+def test_more_children_and_threads_at_once_than_ever(inside: Inside, programs: dict[str, Path]) -> None:
+    """Each child is two connections of kerneld's, its own and its agent's."""
+    output = inside.agrees([str(programs["crowd"]), "600", "300"]).output
+    assert output == "600 children, sum 600\n300 threads, sum 900\n"
+
+
 PROCESSES = """
 import json, multiprocessing, sys
 def square(number):

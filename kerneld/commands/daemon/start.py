@@ -108,10 +108,10 @@ Examples:
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @click.option(
-    "--max-clients", type=Whole(1, 65_536), default=1024, show_default=True, help="The most connections at once."
+    "--max-clients", type=Whole(1, 65_536), default=4096, show_default=True, help="The most connections at once."
 )
 @click.option(
-    "--max-threads", type=Whole(1, 65_536), default=256, show_default=True, help="The most connections of one process."
+    "--max-threads", type=Whole(1, 65_536), default=1024, show_default=True, help="The most connections of one process."
 )
 @click.option(
     "--max-user-clients",
