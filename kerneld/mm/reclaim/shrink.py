@@ -56,9 +56,11 @@ from kerneld.mm.space.pagewalk import Words
 from kerneld.mm.space.rmap_walk import Mapped, Patience, rmap_walk
 from kerneld.mm.space.split_folio import CROWD, split_folios
 from kerneld.mm.space.vma import vma_has_recency
-from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED
+from kerneld.mm.vm_flags import VM_EXEC, VM_LOCKED, VM_RAND_READ, VM_SEQ_READ
 
 Mask = npt.NDArray[np.bool_]
+_TREATED = VM_LOCKED | VM_EXEC | VM_SEQ_READ | VM_RAND_READ
+"""The flags of a VMA that reclaim asks for."""
 BATCH_MAX = 512
 """The most frames of one batch."""
 
@@ -71,7 +73,7 @@ class Users:
 
     def __init__(self, frames: Frames, pfns: Pfns, patience: Patience) -> None:
         count = len(pfns)
-        self.entries: list[Mapped] = rmap_walk(frames, pfns, patience)
+        self.entries: list[Mapped] = _joined(frames, pfns, rmap_walk(frames, pfns, patience))
         number = np.zeros(count, dtype=np.int64)
         for mapped in self.entries:
             number[mapped.at] += 1
@@ -95,6 +97,34 @@ class Users:
             young = mapped.mm.pages.clear_young(mapped.ptes[walked], mapped.vaddrs[walked])
             self.referenced[at[young]] += 1
             self.executable[at[young]] |= mapped.vma.vm_flags & VM_EXEC != 0
+
+
+def _joined(frames: Frames, pfns: Pfns, entries: list[Mapped]) -> list[Mapped]:
+    """Return the entries with those of small VMAs together, as if neighbours were one VMA: a step for each costs most.
+
+    Only anonymous memory that nobody listens to: a frame is there once, and no listener hears of pages between.
+    """
+    joined: list[list[Mapped]] = []
+    for mapped in entries:
+        if joined and _is_alike(frames, pfns, joined[-1][-1], mapped):
+            joined[-1].append(mapped)
+        else:
+            joined.append([mapped])
+    return [same[0] if len(same) == 1 else _join(same) for same in joined]
+
+
+def _is_alike(frames: Frames, pfns: Pfns, mapped: Mapped, following: Mapped) -> bool:
+    """Return whether reclaim treats two groups of entries in the same way, and the second begins behind the first."""
+    mm, vma, other = mapped.mm, mapped.vma, following.vma
+    if mm is not following.mm or mm.notifiers or (vma.vm_flags ^ other.vm_flags) & _TREATED:
+        return False
+    flags = frames.flags_at[pfns[following.at[0]]]
+    return flags & (PG_ANON | PG_KSM) == PG_ANON and bool(mapped.vaddrs[-1] < following.vaddrs[0])
+
+
+def _join(same: list[Mapped]) -> Mapped:
+    at, vaddrs, ptes = (np.concatenate([mapped[field] for mapped in same]) for field in (2, 3, 4))
+    return Mapped(same[0].mm, same[0].vma, at, vaddrs, ptes)
 
 
 def shrink_folio_list(

@@ -177,7 +177,7 @@ def rmap_walk_ksm(frames: Frames, number: int, at: int, pfn: Pfn) -> Iterator[Ma
                     continue
                 pte = mm.page_table.find_pte(item.address)
                 entry = 0 if pte is None else frames.ram.words[pte]
-                if pte is None or pte in found or not pte_present(entry) or entry & PTE_SPECIAL:
+                if pte is None or pte in found or not _is_counted(entry):
                     continue
                 if pte_pfn(entry) == pfn:
                     found.add(pte)
@@ -216,15 +216,23 @@ def _spans(indexes: list[int]) -> Iterator[tuple[int, int]]:
     yield first, last + 1
 
 
+def _is_counted(entry: int) -> bool:
+    """Return `counted_mask` of one entry."""
+    return pte_present(entry) and not entry & PTE_SPECIAL
+
+
 def _walk_vma(frames: Frames, pfns: Pfns, vma: Vma, at: Ints, index: Ints) -> Iterator[Mapped]:
     mm = vma.vm_mm
     if mm is None:
         return
     if len(index) == 1 and not mm.page_table.deposited:
-        # As a rule a search for few pages finds nothing in a VMA, and need not take long for that.
-        pte = mm.page_table.find_pte(vma.start + ((int(index[0]) - vma.pgoff) << PAGE_SHIFT))
-        if pte is None or pte_pfn(frames.ram.words[pte]) != int(pfns[at[0]]):
-            return
+        # As a rule a search for few pages finds nothing in a VMA, or one page in each of many: neither may take long.
+        vaddr = vma.start + ((int(index[0]) - vma.pgoff) << PAGE_SHIFT)
+        pte = mm.page_table.find_pte(vaddr)
+        entry = 0 if pte is None else frames.ram.words[pte]
+        if pte is not None and _is_counted(entry) and pte_pfn(entry) == int(pfns[at[0]]):
+            yield Mapped(mm, vma, at, np.array([vaddr]), np.array([pte]))
+        return
     vaddrs = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
     tables = vaddrs >> PMD_SHIFT
     breaks = np.flatnonzero(np.diff(tables)) + 1
