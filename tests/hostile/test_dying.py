@@ -134,13 +134,57 @@ def test_what_a_process_wrote_to_a_file_is_there_before_the_answer(world: World)
         assert os.pread(file.fileno(), 7, 0) == b"written"
 
 
+def test_an_end_with_many_vmas_but_no_shared_file_waits_for_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dying, "_MANY_VMAS", 4)
+    world.kernel.dying.is_answer_first = True
+    dead = with_many_vmas(world, pages=16)
+    mm = dead.mm
+    before = mm.map_count, mm.rss.resident_pages
+    end(world, dead)
+    assert (mm.map_count, mm.rss.resident_pages) == before
+    assert world.kernel.dying.is_fresh
+
+
+@pytest.mark.parametrize("many", [4, 1024])
+def test_only_the_files_are_written_before_the_answer(world: World, monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    """The rest of the address space is as it was."""
+    monkeypatch.setattr(dying, "_MANY_VMAS", many)
+    monkeypatch.setattr(dying, "_LOOKED_THROUGH", 4)
+    world.kernel.dying.is_answer_first = True
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PAGE_SIZE)
+        writer = with_many_vmas(world)
+        at = writer.call(Nr.MMAP, 0, PAGE_SIZE, RW, SHARED, 0, 0, fds=[file.fileno()])
+        writer.store(at, b"written")
+        mm = writer.mm
+        nr_vmas = mm.map_count
+        assert writer.call(Nr.EXIT_GROUP) == 0
+        assert os.pread(file.fileno(), 7, 0) == b"written"
+    assert (mm.map_count, mm.shared_vm) == (nr_vmas - 1, 0)
+
+
+def test_those_of_shared_files_are_looked_for_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dying, "_LOOKED_THROUGH", 4)
+    program = with_many_vmas(world)
+    program.mmap(1, RW, SHARED | Map.ANONYMOUS.value)
+    nr_vmas, before = program.mm.map_count, 0
+    end(world, program)
+    (mm,) = world.kernel.dying.mms
+    while mm.map_count == nr_vmas:
+        world.kernel.reap_memory()
+        before += 1
+    assert before >= nr_vmas // 4
+
+
 def test_older_ends_do_not_keep_it_from_the_file(world: World) -> None:
     """They have had the slice of this turn, and are not over."""
     world.kernel.dying.slice_seconds = 1e-9
     for _ in range(2):
         end(world, with_many_vmas(world, pages=16))
     test_what_a_process_wrote_to_a_file_is_there_before_the_answer(world)
-    assert len(world.kernel.dying.queue) == 2
+    assert len(world.kernel.dying.queue) == 3  # Its other memory has not gone.
 
 
 def test_a_wide_range_of_zero_pages(world: World) -> None:

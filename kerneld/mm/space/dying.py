@@ -38,12 +38,14 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.002
 _AWAITED_SECONDS = 0.005
 """How long a call that needs what dying address spaces have waits for them in one turn."""
-_WRITING_SECONDS = 0.02
+_WRITING_SECONDS = 0.01
 """How long the ends of one turn may hold up their answers for what they write to files."""
 _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
 _MANY_VMAS = 1024
-"""An address space with more is not looked through, and its wide VMAs are cleared first."""
+"""Of an address space with more the wide VMAs are cleared first."""
+_LOOKED_THROUGH = 512
+"""VMAs that are looked at between two looks at the clock."""
 Pieces = Generator[None, None, None]
 
 
@@ -71,7 +73,7 @@ class Dying:
         self._pieces[mm] = take_down(mm)
         if self.is_answer_first and _may_write(mm):
             self.queue.appendleft(mm)
-            self._run_slice(_WRITING_SECONDS, lambda: mm not in self._pieces)
+            self._run_slice(_WRITING_SECONDS, lambda: not mm.shared_vm)
             return
         self.queue.append(mm)
         if self.slice_seconds is None:
@@ -173,12 +175,23 @@ def _evict(mapping: AddressSpace) -> Pieces:
 def take_down(mm: MmStruct) -> Pieces:
     """Clear the entries, remove the VMAs, and free the tables; yield when the rest is consistent.
 
-    Of many VMAs the wide ones are cleared first: who needs memory then has it soon (mm/oom_kill.c:oom_reaper()).
+    Those of shared files go first: the answer to the end waits for what is written. Of many VMAs the wide ones are
+    cleared first: who needs memory then has it soon (mm/oom_kill.c:oom_reaper()).
     """
     mm.is_dying = True
     pace = Pace()
     cleared: Vaddr = 0
-    wide = [each for each in mm.vmas if each.end - each.start >= PMD_SIZE] if mm.map_count > _MANY_VMAS else []
+    if mm.shared_vm:
+        for each in (yield from _find(mm, lambda vma: vma.vm_flags & VM_SHARED != 0, pace)):
+            yield from _zap(mm, each, each.end, pace)
+            yield from write_back(each)
+            mm.remove_vma(each)
+            if pace.is_over():
+                yield
+                pace.begin()
+    wide: list[Vma] = []
+    if mm.map_count > _MANY_VMAS:
+        wide = yield from _find(mm, lambda vma: vma.end - vma.start >= PMD_SIZE, pace)
     for each in wide:
         yield from _zap(mm, each, each.end, pace)
     empty = set(wide)
@@ -194,9 +207,27 @@ def take_down(mm: MmStruct) -> Pieces:
     yield from mm.page_table.destroy_in_pieces(pace)
 
 
+def _find(mm: MmStruct, is_wanted: Callable[[Vma], bool], pace: Pace) -> Generator[None, None, list[Vma]]:
+    """Return the VMAs that are wanted; nobody else changes them."""
+    found: list[Vma] = []
+    vmas = iter(mm.vmas)
+    while some := list(itertools.islice(vmas, _LOOKED_THROUGH)):
+        found += filter(is_wanted, some)
+        if pace.is_over():
+            yield
+            pace.begin()
+    return found
+
+
 def _may_write(mm: MmStruct) -> bool:
-    """Return whether the end of an address space may write to files. One with many VMAs is not looked through."""
-    return mm.map_count > _MANY_VMAS or any(vma.vm_flags & VM_SHARED and vma.file is not None for vma in mm.vmas)
+    """Return whether the end of an address space may write to files. Of many VMAs those of files are not looked for."""
+    if not mm.shared_vm:
+        return False
+    return mm.map_count > _MANY_VMAS or any(_is_of_real_file(vma) for vma in mm.vmas)
+
+
+def _is_of_real_file(vma: Vma) -> bool:
+    return vma.vm_flags & VM_SHARED != 0 and vma.file is not None and vma.file.mapping.backing is not None
 
 
 def write_back(vma: Vma) -> Iterator[None]:

@@ -121,6 +121,8 @@ class MmStruct:
         self.total_vm = 0
         """Pages of all VMAs; each of the next four counts the pages of one kind of VMA (Linux: vm_stat_account())."""
         self.data_vm = self.exec_vm = self.stack_vm = self.locked_vm = 0
+        self.shared_vm = 0
+        """Pages of VMAs whose pages are those of a file, for writes too (VM_SHARED)."""
         self.uncounted_unlocked_pages = 0
         """Pages that `locked_vm` still counts although no VMA has them: see `keep_locked_vm`."""
         self.hiwater_vm = 0
@@ -190,6 +192,8 @@ class MmStruct:
             self.data_vm += pages
         if vm_flags & VM_LOCKED:
             self.locked_vm += pages
+        if vm_flags & VM_SHARED:
+            self.shared_vm += pages
         if vm_flags & VM_ACCOUNT:
             self.frames.committed_as += pages
 
