@@ -106,8 +106,11 @@ class Intervals(dict[Item, Value]):
             return
         for items, is_inside in self._buckets_of(first, last):
             these = list(items)
-            for at in range(0, len(these), most):
-                part = these[at : at + most]
+            these.reverse()
+            while these:
+                # To let go of hundreds of thousands at once takes tens of milliseconds.
+                part = these[: -most - 1 : -1]
+                del these[-most:]
                 yield part if is_inside else self._those_in(part, first, last)
 
     def _buckets_of(self, first: int, last: int) -> Iterator[tuple[Collection[Item], bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -78,3 +79,18 @@ def test_who_has_found_all_entries_looks_no_further(
     found: list[Mapped] = rmap_walk(machine.frames, np.array([pfn_of(mm, page(number)) for number in range(4)]))
     assert [mapped.vaddrs.tolist() for mapped in found] == [[page(number) for number in range(4)]]
     assert len(walked) == 1
+
+
+def test_a_walk_lets_go_of_each_part_as_it_comes_to_the_next(machine: Machine, mm: MmStruct) -> None:
+    """To let go of 240,000 VMAs at the end took 38 ms of one turn. The order is that in which they came."""
+    file, _ = machine.new_file(bytes(PAGE_SIZE))
+    for number in range(3 * FEW):
+        mmap(mm, 1, READ, SHARED, at=page(2 * number), file=file)
+    vmas = list(file.mapping.i_mmap)
+    before = [sys.getrefcount(vmas[at]) for at in range(len(vmas))]
+    seen = 0
+    for part in file.mapping.i_mmap.overlapping_in_parts(0, 1, 10):
+        assert part == vmas[seen : seen + 10]
+        assert [sys.getrefcount(vmas[at]) for at in range(seen)] == before[:seen]
+        seen += len(part)
+    assert seen == len(vmas)
