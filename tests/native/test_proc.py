@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,55 @@ def test_files_of_a_process_that_it_writes(inside: Inside, programs: dict[str, P
     assert [line.split(", resident")[0] for line in used] == [
         "used: 0 0, then: 4 4", "used: 0 32, then: 4 32", "used: 32 0, then: 32 4", "used: 32 32, then: 32 32",
     ]  # fmt: skip
+
+
+DESCRIPTORS = """import os, resource, subprocess, sys
+def names(directory):
+    listed = sorted(int(name) for name in os.listdir(directory))
+    return [name for name in listed if name < 200], len(listed) < 100
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+own = os.getpid()
+for directory in ("/proc/self/fd", "/proc/thread-self/fd", "/dev/fd", "/proc/self/fdinfo", f"/proc/{own}/task/{own}/fd",
+                  f"/proc/{child.pid}/fd", f"/proc/{child.pid}/fdinfo"):
+    print(directory.replace(str(own), "own").replace(str(child.pid), "child"), names(directory))
+child.communicate()
+hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 40000)
+hidden = [*range(32768, 32788), *range(33772, 33792), *range(hard - 1100, hard + 1100)]
+hidden = [number for number in hidden if number > 200]
+def met(call):
+    found = 0
+    for number in hidden:
+        try:
+            call(number)
+            found += 1
+        except FileNotFoundError:
+            pass
+    return found
+directory = os.open("/proc/self/fd", os.O_RDONLY)
+print(met(lambda n: os.stat(f"/proc/self/fd/{n}")), met(lambda n: os.readlink(f"/dev/fd/{n}")))
+print(met(lambda n: os.lstat(f"/proc/self/fdinfo/{n}")), met(lambda n: os.open(f"/proc/{own}/fd/{n}", os.O_RDONLY)))
+print(met(lambda n: os.stat(str(n), dir_fd=directory)), met(lambda n: os.readlink(str(n), dir_fd=directory)))
+os.chdir("/proc/self")
+print(met(lambda n: os.stat(f"fd/{n}")), met(lambda n: os.access(f"fd/{n}", 0) or os.stat(f"fd/{n}")))
+os.chdir(sys.argv[1])
+for number in ("32768", "19500", "3500"):
+    open(number, "w").close()
+print(sorted(os.listdir(".")), os.stat("32768").st_size)
+maps = os.open("/proc/self/maps", os.O_RDONLY)
+print(os.readlink(f"/proc/self/fd/{maps}").replace(str(own), "own"), os.readlink(str(maps), dir_fd=directory)[:6])
+for name in os.listdir("/proc/self/fd"):
+    if int(name) > 2:
+        try:
+            os.close(int(name))
+        except OSError as error:
+            print("the listing's own" if error.errno == 9 else error)
+print(open("/proc/self/statm").read().split()[0] != "0", os.listdir(".") != [])
+print(subprocess.run(["sh", "-c", "ls /proc/self/fd"], close_fds=True, capture_output=True, text=True).stdout.split())
+"""
+
+
+def test_a_program_meets_no_descriptor_of_the_machine(inside: Inside, tmp_path: Path) -> None:
+    end = inside.agrees([sys.executable, "-I", "-c", DESCRIPTORS, str(tmp_path)])
+    assert (end.status, end.errors) == (0, "")
+    assert end.output.count("0 0\n") == 4
+    assert "/proc/own/maps" in end.output

@@ -10,6 +10,7 @@
  * itself says what is wrong with it, in its own order. */
 #include "args.h"
 #include "bounce.h"
+#include "hidden.h"
 
 #define MAX_IOVECS 1024
 #define MOST_AT 0x10000
@@ -39,12 +40,14 @@ static u64 updates(struct thread *t, u64 user, u64 length)
 	return at && !add_out(t, FIXED, user, at, length, 0) ? at : 0;
 }
 
-/* A path. A program's link in /proc names the stub: the host gets the path of the program. */
-static u64 string(struct thread *t, u64 user, int follows)
+/* A path, from a directory's descriptor. A program's link in /proc names the stub: the host gets the path of the program. */
+static u64 string(struct thread *t, u64 user, int directory, int follows)
 {
 	long length = user_strlen((const char *)user);
 	u64 at = length < 0 || (u64)length >= PAGE_BYTES ? 0 : reads(t, user, length + 1), room;
 	char exe[EXE_BYTES];
+	if (at)
+		hide_name(t, (char *)at, directory);
 	if (!at || !follows || length >= MOST_EXE || !(length = exe_of((const char *)at, exe)))
 		return at;
 	room = length + 1;
@@ -275,7 +278,7 @@ static u64 copy_pointer(struct thread *t, long nr, const struct pointer *pointer
 		length = *other >= STUB_START && *other < STUB_END ? *(u32 *)*other : 0;
 		return length && length <= MOST_AT ? part(t, at, length, 1, *other) : 0;
 	case STRING:
-		return string(t, at, follows_links(nr, args));
+		return string(t, at, pointer->argument ? (int)args[pointer->argument - 1] : AT_FDCWD, follows_links(nr, args));
 	case NAME:
 		return name(t, at, pointer->bytes);
 	case IOVECS:

@@ -1,6 +1,7 @@
 /* A system call of the program has come: whose is it? kerneld's (memory.c), the stub's (below), or the host's.
  */
 #include "native.h"
+#include "hidden.h"
 
 #define PR_SET_SECCOMP 22
 #define PR_SET_MM 35
@@ -88,8 +89,8 @@ static int prctl_call(struct thread *t, const u64 *args, long *ret)
 	return 0;
 }
 
-/* readlink("/proc/self/exe"), and of another program inside: the program's, not the stub's. */
-static int readlink_call(const u64 *args, long nr, long *ret)
+/* readlink("/proc/self/exe"), and of another program inside: the program's, not the stub's. And of a view's descriptor. */
+static int readlink_call(struct thread *t, const u64 *args, long nr, long *ret)
 {
 	int at = nr == NR_readlinkat;
 	char path[MOST_EXE] = {0}, program[EXE_BYTES];
@@ -97,6 +98,8 @@ static int readlink_call(const u64 *args, long nr, long *ret)
 	if (length < 0 || length >= MOST_EXE || user_copy(path, (const char *)args[at], length))
 		return 0;
 	u64 exe = exe_of(path, program), size = args[at + 2];
+	if (!exe)
+		exe = view_link(t, path, at ? (int)args[0] : AT_FDCWD, program, sizeof program);
 	if (!exe)
 		return 0;
 	*ret = (int)size <= 0 ? -EINVAL : user_copy((void *)args[at + 1], program, exe < size ? exe : size) ? -EFAULT
@@ -196,7 +199,9 @@ static int own_call(struct thread *t, const u64 *args, long nr, long *ret)
 	case NR_sysinfo:
 		return sysinfo_call(t, args, ret);
 	case NR_readlink: case NR_readlinkat:
-		return readlink_call(args, nr, ret);
+		return readlink_call(t, args, nr, ret);
+	case 78: case 217:	/* getdents() */
+		return getdents_call(t, args, nr, ret);
 	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:
 		/* setuid() and its like, capset(), unshare(), setns() */
 		*ret = direct_call(t, nr, args);

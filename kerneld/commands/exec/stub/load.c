@@ -1,7 +1,6 @@
 /* execve as the loader makes it: open the program, follow `#!`, and have kerneld lay it out. */
 #include "native.h"
 
-#define AT_FDCWD -100
 #define AT_EACCESS 0x200
 #define AT_EMPTY_PATH 0x1000
 #define AT_EXECVE_CHECK 0x10000

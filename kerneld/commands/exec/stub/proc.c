@@ -116,7 +116,7 @@ static enum kind find_file(const char *path, char *to)
 }
 
 /* The host's name for an open file; its length, 0 for none that fits. */
-static long name_of(int fd, char *name, long room)
+long name_of(int fd, char *name, long room)
 {
 	char link[32] = "/proc/self/fd/";
 	put_number(link + 14, fd);
@@ -125,7 +125,7 @@ static long name_of(int fd, char *name, long room)
 	return length > 0 && length < room - 1 ? length : 0;
 }
 
-static int is_of_system(int fd)
+int is_of_system(int fd)
 {
 	u64 status[15];
 	return !sys2(NR_fstatfs, fd, status) && (status[0] == PROC_SUPER_MAGIC || status[0] == SYSFS_MAGIC);
@@ -141,6 +141,17 @@ static u64 memory_device(void)
 	return device;
 }
 
+long view_name(const char *memory_file, char *to, long room)
+{
+	long length = 0;
+	if (!starts(memory_file, PREFIX))
+		return 0;
+	for (const char *name = memory_file + sizeof PREFIX; name[length] && name[length] != ' ' && length < room - 1; length++)
+		to[length] = name[length];
+	to[length] = 0;
+	return length;
+}
+
 /* Find out what a descriptor leads to, by its file's device and size: a view, or mem, which is the host's file. */
 static struct view find_view(int fd, u64 device, u64 size)
 {
@@ -150,8 +161,7 @@ static struct view find_view(int fd, u64 device, u64 size)
 		if (!name_of(fd, link, sizeof link) || !starts(link, PREFIX))
 			return view;
 		view.rights = link[sizeof PREFIX - 1];
-		for (u64 i = 0; link[sizeof PREFIX + i] && link[sizeof PREFIX + i] != ' ' && i < MOST_NAME - 1; i++)
-			view.host[i] = link[sizeof PREFIX + i];
+		view_name(link, view.host, MOST_NAME);
 		view.kind = find_file(view.host, view.name);
 	} else if (!size && !(device >> 8 & 0xfff) && is_of_system(fd) && name_of(fd, view.host, MOST_NAME)) {
 		view.kind = find_file(view.host, view.name) == MEM ? MEM : NO_FILE;

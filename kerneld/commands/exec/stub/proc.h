@@ -11,6 +11,9 @@ enum kind { NO_FILE, WHOLE, SETTING, PAGEMAP, STATUS, STAT, LIMITS, MEM, MISSING
 
 int starts(const char *text, const char *with);
 int is(const char *a, const char *b);
+int is_of_system(int fd);	/* it is a file of /proc or /sys */
+long name_of(int fd, char *name, long room);
+long view_name(const char *memory_file, char *to, long room);	/* the host's name of the file that a view stands for; its length, 0 for no view */
 char *value_buffer(struct thread *t);	/* where ask_write() finds what is to be written */
 long ask_write(struct thread *t, const char *path, u64 offset, u64 length);
 u64 host_kilobytes(const char *name);	/* a line of the host's meminfo */

@@ -18,6 +18,8 @@ static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 			 : "rcx", "r11", "memory");
 	return ret;
 }
+#define AT_FDCWD -100
+
 #define sys5(nr, a, b, c, d, e) sys6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 #define sys4(nr, a, b, c, d) sys5(nr, a, b, c, d, 0)
 #define sys3(nr, a, b, c) sys4(nr, a, b, c, 0)
