@@ -40,6 +40,19 @@ def need(*names: str) -> None:
             pytest.skip(f"this host has no {name}")
 
 
+_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+def need_attach() -> None:
+    """Skip the test where a debugger may not attach to a program that is not its child.
+
+    Source: Linux v6.8 Documentation/admin-guide/LSM/Yama.rst.
+    """
+    scope = int(_YAMA.read_text()) if _YAMA.exists() else 0
+    if scope > (2 if os.geteuid() == 0 else 0):
+        pytest.skip(f"no debugger may attach to a program that runs: kernel.yama.ptrace_scope is {scope} on this host")
+
+
 def compile_c(source: Path, target: Path, *options: str) -> Path:
     """Compile a program."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))

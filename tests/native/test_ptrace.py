@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.inside import End, Inside, compile_c, need
+from tests.native.inside import End, Inside, compile_c, need, need_attach
 
 _LIMIT = "300"
 """Seconds after which a tracer that waits for ever is ended."""
@@ -136,6 +136,7 @@ def _start_outside(argv: list[str]) -> subprocess.Popen[str]:
 
 def test_gdb_shows_the_same_as_outside(inside: Inside, debugged: Path, tmp_path: Path) -> None:
     need("gdb")
+    need_attach()
     script = tmp_path / "script"
     script.write_text(_GDB)
     before = ["-iex", "set auto-solib-add off", "-iex", "set debuginfod enabled off"]

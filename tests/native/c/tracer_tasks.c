@@ -10,6 +10,25 @@ static void reads_later(void)
 	handled = read(ends[0], text, 3) + polled + poll_one.revents + text[2] - 'c';
 }
 
+/* Wait until a task is in a system call of this number: as long as it takes, see begin(). */
+static void wait_until_in_call(pid_t pid, long number)
+{
+	char path[64], state[64];
+	snprintf(path, sizeof path, "/proc/%d/syscall", pid);
+	for (;;) {
+		FILE *file = fopen(path, "r");
+		if (!file) {
+			perror(path);
+			return;
+		}
+		int is_told = fgets(state, sizeof state, file) != 0;
+		fclose(file);
+		if (is_told && atol(state) == number && state[0] != 'r')
+			return;
+		sched_yield();
+	}
+}
+
 /* One that is not traced and waits: it is seized, interrupted, looked at, let go, and its call goes on. */
 static void attaches(int seizes)
 {
@@ -24,16 +43,7 @@ static void attaches(int seizes)
 	char byte;
 	if (read(back[0], &byte, 1) != 1)
 		return;
-	for (int i = 0; i < 1000; i++) {
-		char path[64], state[64] = "";
-		snprintf(path, sizeof path, "/proc/%d/syscall", pid);
-		FILE *file = fopen(path, "r");
-		if (file && fgets(state, sizeof state, file) && !strncmp(state, "7 ", 2))
-			i = 1000;
-		if (file)
-			fclose(file);
-		sched_yield();
-	}
+	wait_until_in_call(pid, SYS_poll);
 	printf("attach: %ld\n", ptrace(seizes ? PTRACE_SEIZE : PTRACE_ATTACH, pid, 0, 0));
 	if (seizes)
 		printf("while it runs: %s\n", refusal(ptrace(PTRACE_PEEKDATA, pid, &word, 0)));
