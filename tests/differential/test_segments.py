@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from shared.uapi import shm
 from tests.differential.alone import LAYOUT, facts
 
 ANYWHERE = At(Base.ZERO)
+REMOVED = Op(0, "shmctl", (0, shm.IPC_RMID))
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +35,24 @@ def states(ours: Simulated, *program: Op) -> list[State]:
 
 
 def test_a_segment_is_named_by_its_number(ours: Simulated) -> None:
-    made = Op(0, "shmget", (8192, 0))
-    get, again, attached, told, none, *_ = states(
-        ours, made, made, Op(0, "shmat", (1, ANYWHERE, 0), slot=2), Op(0, "shmctl", (1, shm.IPC_STAT)),
-        Op(0, "shmat", (2, ANYWHERE, 0)),
+    """It is the one that is attached and told of, and not another of the program's."""
+    played = states(
+        ours, Op(0, "shmget", (8192, 0)), Op(0, "shmget", (12288, 0)), Op(0, "shmat", (1, ANYWHERE, 0), slot=2),
+        Op(0, "shmctl", (0, shm.IPC_STAT)), Op(0, "shmctl", (1, shm.IPC_STAT)), Op(0, "shmat", (2, ANYWHERE, 0)),
     )  # fmt: skip
-    assert (get.outcome.ret, again.outcome.ret, none.outcome.ret) == (0, 0, -22)
-    assert [mapping.start for mapping in attached.views[0].mappings] == [attached.outcome.ret]
-    assert told.outcome.data == b"(8192, 1, '0o600')"
+    get, other, attached, idle, told, none = played[:6]
+    assert (get.outcome.ret, other.outcome.ret, none.outcome.ret) == (0, 0, -errno.EINVAL)
+    start = attached.outcome.ret
+    assert [(mapping.start, mapping.end) for mapping in attached.views[0].mappings] == [(start, start + 12288)]
+    assert (idle.outcome.data, told.outcome.data) == (b"(8192, 0, '0o600')", b"(12288, 1, '0o600')")
 
 
 def test_nothing_outlives_a_program(ours: Simulated) -> None:
-    states(ours, Op(0, "shmget", (8192, 0)), Op(0, "shmget", (4096, 0)), Op(0, "shmctl", (0, shm.IPC_RMID)))
+    at_its_end: list[int] = []
+    for state in play(ours, LAYOUT, (Op(0, "shmget", (8192, 0)), Op(0, "shmget", (4096, 0)), REMOVED)):
+        assert state.outcome.ret >= 0
+        at_its_end.append(len(list(ours.kernel.shm)))
+    assert at_its_end[:3] == [1, 2, 1]
     assert not list(ours.kernel.shm)
 
 

@@ -161,17 +161,18 @@ class Many:
         for number in range(self.COUNT):
             self.program.mmap(1, RW if number % 2 else READ, at=page(32 + number))
 
-    def begin(self, command: int, record: bytes) -> None:
+    def begin(self, command: int, record: bytes, by: Program | None = None) -> None:
         self.passed = os.dup(self.fd)
-        assert self.pieces.begin(self.program, Nr.IOCTL, 0, command, 0, data=record, fds=[self.passed]) is None
+        who = by or self.program
+        assert self.pieces.begin(who, Nr.IOCTL, 0, command, 0, data=record, fds=[self.passed]) is None
 
-    def register(self) -> None:
-        self.begin(Uffdio.REGISTER, self.RANGE + REGISTER.pack(0, 0, RegisterMode.MISSING, 0)[len(self.RANGE) :])
+    def register(self, by: Program | None = None) -> None:
+        self.begin(Uffdio.REGISTER, self.RANGE + REGISTER.pack(0, 0, RegisterMode.MISSING, 0)[len(self.RANGE) :], by)
 
-    def finish(self) -> tuple[int, int]:
+    def finish(self, by: Program | None = None) -> tuple[int, int]:
         """Return what the request returns, and how many pieces more it has taken."""
         count = 1
-        while (answer := self.pieces.go_on(self.program)) is None:
+        while (answer := self.pieces.go_on(by or self.program)) is None:
             count += 1
         return answer.ret, count
 
@@ -216,6 +217,23 @@ def test_many_mappings_are_released_in_pieces(many: Many) -> None:
     assert pieces >= Many.COUNT
 
 
+def test_who_meets_a_mapping_that_is_not_released_yet_goes_on(many: Many) -> None:
+    """Nobody could give the page any more. Source: Linux v6.8 fs/userfaultfd.c:handle_userfault(), `ctx->released`."""
+    kernel, last = many.program.kernel, page(32 + many.COUNT - 1)
+    many.register()
+    many.finish()
+    kernel.reader_gone(many.pipe)
+    vma = many.program.mm.vmas.lookup(last)
+    assert vma is not None
+    assert vma.userfaultfd_ctx is not None
+    answer = many.pieces.begin(many.program, Nr.LOAD, last, 1)
+    assert answer is not None
+    assert answer.data == b"\0"
+    while kernel.userfaultfds.releasing:
+        kernel.release_userfaultfds()
+    assert many.nr_watched == 0
+
+
 @pytest.mark.parametrize("how", ["registered", "released"])
 def test_a_process_ends_while_many_mappings_are(many: Many, how: str) -> None:
     kernel = many.program.kernel
@@ -230,6 +248,35 @@ def test_a_process_ends_while_many_mappings_are(many: Many, how: str) -> None:
     while kernel.userfaultfds.releasing:
         kernel.release_userfaultfds()
     assert not kernel.table.mmap_locks.holders
+
+
+def test_who_registers_waits_for_another_who_does(many: Many, world: World) -> None:
+    """The other is another process, which has the descriptor too."""
+    other = world.attach(ROOT)
+    many.register(by=other)
+    holders = world.kernel.table.mmap_locks.holders
+    assert holders == {many.program.mm: other.thread}
+    many.begin(Uffdio.UNREGISTER, many.RANGE)
+    for _ in range(3):
+        assert many.pieces.go_on(many.program) is None
+        assert holders == {many.program.mm: other.thread}
+    assert many.finish(by=other)[0] == 0
+    assert many.nr_watched == many.COUNT
+    assert many.finish()[0] == 0
+    assert (many.nr_watched, holders) == (0, {})
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_a_process_ends_while_another_registers_its_mappings(many: Many, world: World, *, is_waiting: bool) -> None:
+    other, third = world.attach(ROOT), world.attach(ROOT)
+    if is_waiting:
+        many.register(by=third)
+    many.register(by=other)
+    world.kernel.process_died(many.program.process)
+    if is_waiting:
+        assert many.finish(by=third)[0] == -errno.ENOMEM
+    assert many.finish(by=other)[0] == -errno.ENOMEM
+    assert not world.kernel.table.mmap_locks.holders
 
 
 def test_memory_of_another_process(world: World, watched: Watched, root: Program, pieces: Pieces) -> None:
