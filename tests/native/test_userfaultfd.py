@@ -1,4 +1,4 @@
-"""userfaultfd(2) inside and outside: each scene of c/userfault.c says what Linux says, here and as it was recorded."""
+"""userfaultfd(2) inside and outside: each scene of c/userfault*.c says what Linux says, here and as it was recorded."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ RECORDED = {
     for scene, kinds, output, status in SECTION.findall((Path(__file__).parent / "userfault.txt").read_text())
     for kind in kinds.split()
 }
+
+
+WAITS = {"signals", "closes", "withdrawn", "features", "waiting", "execs"}
+"""The scenes of c/userfault_waits.c; the others are in c/userfault.c."""
+
+
+def command(programs: dict[str, Path], scene: str, kind: str) -> list[str]:
+    """Return the words that play a scene with a kind of memory."""
+    return [str(programs["userfault_waits" if scene in WAITS else "userfault"]), scene, kind]
 
 
 def why_not_outside() -> str:
@@ -46,11 +55,11 @@ def _for_everybody(native_daemon: NativeDaemon) -> Iterator[None]:
 @pytest.mark.parametrize(("scene", "kind"), RECORDED)
 def test_each_scene_inside(scene: str, kind: str, inside: Inside, programs: dict[str, Path]) -> None:
     """Faults, calls, signals, forks, the end of a process, the last close: what the program sees is Linux's."""
-    assert inside.run([str(programs["userfault"]), scene, kind]) == RECORDED[scene, kind]
+    assert inside.run(command(programs, scene, kind)) == RECORDED[scene, kind]
 
 
 @pytest.mark.skipif(why_not_outside() != "", reason=why_not_outside())
 @pytest.mark.parametrize(("scene", "kind"), RECORDED)
 def test_the_host_says_the_same(scene: str, kind: str, inside: Inside, programs: dict[str, Path]) -> None:
     """What was recorded is what this host says."""
-    assert inside.outside([str(programs["userfault"]), scene, kind]) == RECORDED[scene, kind]
+    assert inside.outside(command(programs, scene, kind)) == RECORDED[scene, kind]
