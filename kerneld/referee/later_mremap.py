@@ -14,6 +14,7 @@ from kerneld.mm.fault.populate import mm_populate
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
+from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_LOCKED, VM_MAYSHARE, VM_SHARED
 from shared.uapi.mman import Map, Mremap
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, TASK_SIZE, Vaddr, page_align
@@ -57,6 +58,8 @@ def _remap_move(mm: MmStruct, addr: Vaddr, length: int, new_addr: Vaddr, flags: 
     while vma is not None and vma.start < end:
         if result < 0 and addr < vma.start:
             raise SysError(errno.EFAULT)
+        if not _may_be_one_of_several(vma) and (result >= 0 or vma.end < end):
+            raise SysError(errno.EFAULT)
         start, stop = max(vma.start, addr), min(end, vma.end)
         target += vma.start - last_end if result >= 0 else 0
         last_end = vma.end
@@ -67,6 +70,11 @@ def _remap_move(mm: MmStruct, addr: Vaddr, length: int, new_addr: Vaddr, flags: 
     if result < 0:
         raise SysError(errno.EFAULT)
     return result
+
+
+def _may_be_one_of_several(vma: Vma) -> bool:
+    """Source: Linux v6.17 mm/mremap.c:vma_multi_allowed(); a segment's file has a get_unmapped_area of its own."""
+    return vma.userfaultfd_ctx is None and (vma.file is None or not vma.file.is_sysv_shm)
 
 
 def _mremap_to(
