@@ -13,6 +13,7 @@ Answers to Linux v6.8 kernel/fork.c:dup_mmap() and mm/memory.c:copy_page_range()
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -156,14 +157,35 @@ def _copy_pages(old: MmStruct, new: MmStruct, stretch: _Stretch, pace: Pace) -> 
         return
     start, end = first.start, stretch.end
     if old.page_table.find_pte(start) is None or end > (start & -PMD_SIZE) + PMD_SIZE:
-        new.page_table.copy_upper(old.page_table, start, end)
+        while not _has_room(new, partial(new.page_table.copy_upper, old.page_table, start, end)):
+            yield
+    size = 0
     while start < end:
-        stop = pace.far_stop(old.page_table.walk, start, end)
-        copy_page_range(old, new, first, start, stop)
-        start = stop
+        stop = pace.far_stop(old.page_table.walk, start, end, size)
+        if not _has_room(new, partial(copy_page_range, old, new, first, start, stop)):
+            # The child keeps its tables, and next comes one: to begin the whole fork again would give all back.
+            new.pages.zap_range(start, stop)
+            size = PMD_SIZE
+            yield
+            continue
+        start, size = stop, 0
         if start < end and pace.is_over():
             yield
             pace.begin()
+
+
+def _has_room(new: MmStruct, copy: Callable[[], None]) -> bool:
+    """Make a step of the copy; return False if it is to be made again in the next turn, after a reclaim.
+
+    Raises SysError(ENOMEM).
+    """
+    try:
+        copy()
+    except SysError:
+        if not new.frames.take_stall():
+            raise
+        return False
+    return True
 
 
 def copy_page_range(old: MmStruct, new: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
