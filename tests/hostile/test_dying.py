@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.errors import SysError
 from kerneld.mm.files import filemap
 from kerneld.mm.limits import OVERCOMMIT_NEVER, Sysctl
 from kerneld.mm.space import dying, pace
@@ -20,7 +21,7 @@ from shared.trace.events import PTE_CLEAR
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
-from tests.support.programs import ANON, BASE, READ, ROOT, RW, SHARED, USER, Program, World
+from tests.support.programs import ANON, BASE, FIXED, READ, ROOT, RW, SHARED, USER, Program, World
 from tests.support.traced import Trace
 
 RAM_BYTES = 16 << 20
@@ -260,6 +261,32 @@ def test_who_needs_a_promise_gets_it() -> None:
     end(world, dead)
     assert world.kernel.dying.queue
     assert other.mmap(most) > 0
+    close(world)
+
+
+@pytest.mark.parametrize("kind", ["private", "shared"])
+def test_a_new_client_does_not_wait_for_the_promises_to_the_dead(kind: str) -> None:
+    """It makes no request that could begin again, so it would wait for all of them in one turn."""
+    sysctl = Sysctl(overcommit_memory=OVERCOMMIT_NEVER, overcommit_ratio=100)
+    world = World(KernelConfig(ram_bytes=RAM_BYTES, superuser_uid=ROOT, check_invariants=True, sysctl=sysctl))
+    kernel = world.kernel
+    kernel.dying.slice_seconds = 0.0
+    large, small = world.attach(ROOT), world.attach(ROOT)
+    flags = ANON if kind == "private" else SHARED | Map.ANONYMOUS.value
+    for program, pages in ((large, 32), (small, 4)):
+        # A large process leaves a share for others.
+        at = BASE
+        while program.answer(Nr.MMAP, at, pages * PAGE_SIZE, RW, flags | FIXED).ret == at:
+            at += 64 * PAGE_SIZE
+    with pytest.raises(SysError):
+        world.attach(ROOT)
+    end(world, small)
+    end(world, large)
+    left = sum(mm.map_count for mm in kernel.dying.mms)
+    assert left > 50
+    new = world.attach(ROOT)
+    assert sum(mm.map_count for mm in kernel.dying.mms) == left
+    assert new.call(Nr.GETPID) == new.pid
     close(world)
 
 

@@ -297,12 +297,21 @@ def _check_counters(mm: MmStruct, walk: Walk, vmas: list[Vma]) -> None:
 
     Source of the kinds: Linux v6.8 mm/mmap.c:vm_stat_account() and include/linux/mm.h:is_exec_mapping() and on.
     """
-    kinds = {"total_vm": 0, "exec_vm": 0, "stack_vm": 0, "data_vm": 0, "locked_vm": 0, "shared_vm": 0}
+    kinds = {
+        "total_vm": 0,
+        "exec_vm": 0,
+        "stack_vm": 0,
+        "data_vm": 0,
+        "locked_vm": 0,
+        "shared_vm": 0,
+        "promised_pages": 0,
+    }
     for vma in vmas:
         pages = (vma.end - vma.start) >> PAGE_SHIFT
         flags = vma.vm_flags
         kinds["total_vm"] += pages
         kinds["locked_vm"] += pages * (flags & VM_LOCKED != 0)
+        kinds["promised_pages"] += pages * (flags & VM_ACCOUNT != 0)
         kinds["shared_vm"] += pages * (flags & VM_SHARED != 0)
         kinds["stack_vm"] += pages * (flags & VM_STACK != 0)
         kinds["exec_vm"] += pages * (flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC)

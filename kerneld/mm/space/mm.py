@@ -123,6 +123,8 @@ class MmStruct:
         self.data_vm = self.exec_vm = self.stack_vm = self.locked_vm = 0
         self.shared_vm = 0
         """Pages of VMAs whose pages are those of a file, for writes too (VM_SHARED)."""
+        self.promised_pages = 0
+        """What it has of `Frames.committed_as`: the pages of its VM_ACCOUNT VMAs."""
         self.uncounted_unlocked_pages = 0
         """Pages that `locked_vm` still counts although no VMA has them: see `keep_locked_vm`."""
         self.hiwater_vm = 0
@@ -195,6 +197,7 @@ class MmStruct:
         if vm_flags & VM_SHARED:
             self.shared_vm += pages
         if vm_flags & VM_ACCOUNT:
+            self.promised_pages += pages
             self.frames.committed_as += pages
 
     def keep_locked_vm(self, pages: int) -> None:

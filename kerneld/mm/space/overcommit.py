@@ -73,5 +73,15 @@ def check_enough_memory(mm: MmStruct, pages: int) -> None:
     if not mm.is_superusers:
         allowed -= sysctl.admin_reserve_kbytes >> _KBYTES_SHIFT
     allowed -= min(mm.total_vm // 32, sysctl.user_reserve_kbytes >> _KBYTES_SHIFT)
+    if frames.may_use_reserve and frames.committed_as - _promised_to_the_dying(frames) + pages < allowed:
+        return
     if not room_after(frames, lambda: frames.committed_as + pages < allowed):
         raise SysError(errno.ENOMEM)
+
+
+def _promised_to_the_dying(frames: Frames) -> int:
+    """Return the pages that nobody will ask for: a new client, which could not begin again, does not wait for them."""
+    if frames.dying is None:
+        return 0
+    promised = sum(mm.promised_pages for mm in frames.dying.mms)
+    return promised + sum(mapping.accounted_pages for mapping in frames.dying.mappings)
