@@ -78,7 +78,11 @@ def find_tid(pid: Pid, number: int) -> Pid | None:
     """
     if _own_number(f"{pid}/task/{number}") == number:
         return number
-    if _own_number(str(pid)) == pid:
+    own = _own_number(str(pid))
+    if not own:
+        # It has ended since it said so. Its first thread is known without a look.
+        return pid if number == pid else None
+    if own == pid:
         return None
     try:
         tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]

@@ -50,7 +50,7 @@ def test_a_thread_by_its_number() -> None:
     thread.join()
     assert find_tid(os.getpid(), os.getppid()) is None
     assert find_tid(os.getpid(), 1 << 23) is None
-    assert find_tid(1 << 23, 1 << 23) is None
+    assert find_tid(1 << 23, 1) is None
 
 
 _IN_A_NAMESPACE = """
@@ -85,3 +85,10 @@ def test_a_thread_by_its_number_in_a_pid_namespace() -> None:
         (thread,) = {int(name) for name in os.listdir(f"/proc/{pid}/task")} - {pid}
         assert [find_tid(pid, number) for number in (1, 2, 3, pid, thread)] == [pid, thread, None, None, None]
         outer.communicate("")
+
+
+def test_the_first_thread_of_a_process_that_has_ended_is_known() -> None:
+    """It has asked for its attach before; the pidfd tells of its end."""
+    gone = 1 << 22
+    assert find_tid(gone, gone) == gone
+    assert find_tid(gone, gone + 1) is None
