@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,29 @@ def test_programs_that_are_refused(inside: Inside, programs: dict[str, Path]) ->
     major, minor = map(int, os.uname().release.split(".")[:2])
     output = inside.agrees([str(programs["refused"]), *(["busy"] if (major, minor) >= (6, 14) else [])]).output
     assert "a link: Too many levels of symbolic links" in output
+
+
+NO_PROGRAMS = """import os, socket, sys
+os.chdir(sys.argv[1])
+os.mkfifo("fifo")
+os.mkdir("directory")
+socket.socket(socket.AF_UNIX).bind("socket")
+for name in ("fifo", "socket", "directory", "/dev/null", "none"):
+    try:
+        os.execv(name, [name])
+    except OSError as error:
+        print(name, error.errno)
+"""
+
+
+def test_what_is_no_file_is_not_executed(inside: Inside, tmp_path: Path) -> None:
+    """The open of a FIFO would wait for a writer."""
+    ends = []
+    for name, run in (("inside", inside.run), ("outside", inside.outside)):
+        (tmp_path / name).mkdir()
+        ends.append(run([sys.executable, "-I", "-c", NO_PROGRAMS, str(tmp_path / name)]))
+    assert ends[0] == ends[1]
+    assert ends[0].output.startswith("fifo 13\nsocket 13\n")
 
 
 def test_a_script_by_its_descriptor(inside: Inside, tmp_path: Path) -> None:

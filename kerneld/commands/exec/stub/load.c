@@ -10,6 +10,7 @@
 #define MAX_SCRIPTS 5
 #define INLINE_BYTES 60000
 #define MFD_CLOEXEC 1
+#define NR_stat 4
 #define NR_fstat 5
 #define S_IFMT 0170000
 #define S_IFREG 0100000
@@ -29,16 +30,19 @@ static long ask_host(long fd)
 	return ret == -EINVAL ? 0 : ret;
 }
 
-/* Open a file that is to be executed; a descriptor or -errno. */
+static long check_regular(long ret, const u64 *status)
+{
+	return !ret && (((const u32 *)status)[6] & S_IFMT) != S_IFREG ? -EACCES : ret;
+}
+
+/* Open a file that is to be executed; a descriptor or -errno. Another kind of file is not opened: a FIFO would wait. */
 static long open_program(const char *path, int is_asked)
 {
 	u64 status[18];
-	long fd = sys4(NR_openat, AT_FDCWD, path, O_CLOEXEC, 0), ret;
+	long ret = check_regular(sys2(NR_stat, path, status), status), fd = ret ? ret : sys4(NR_openat, AT_FDCWD, path, O_CLOEXEC, 0);
 	if (fd < 0)
 		return fd;
-	ret = sys2(NR_fstat, fd, status);
-	if (!ret && (((u32 *)status)[6] & S_IFMT) != S_IFREG)
-		ret = -EACCES;
+	ret = check_regular(sys2(NR_fstat, fd, status), status);
 	if (!ret)
 		ret = sys4(NR_faccessat2, AT_FDCWD, path, X_OK, AT_EACCESS);
 	if (!ret && is_asked)
