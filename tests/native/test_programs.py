@@ -194,6 +194,12 @@ def test_what_is_no_file_is_not_executed(inside: Inside, tmp_path: Path) -> None
     assert ends[0].output.startswith("fifo 13\nsocket 13\n")
 
 
+def test_mounts_step_by_step_and_what_is_told_of_files(
+    inside: Inside, programs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert "a bad type: " in inside.agrees([str(programs["mounts"]), str(tmp_path)]).output
+
+
 def test_a_script_by_its_descriptor(inside: Inside, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text('#!/bin/sh\necho "$0 $1"\ncat < "$0" | wc -l\n')

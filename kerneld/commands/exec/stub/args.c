@@ -6,6 +6,7 @@
 
 #define NR_semctl 66
 #define NR_msgctl 71
+#define NR_fsconfig 431
 enum { IPC_SET = 1, IPC_STAT, IPC_INFO, GETALL = 13, SETALL = 17, SEM_STAT, SEM_INFO, SEM_STAT_ANY };
 enum { MSG_STAT = 11, MSG_INFO, MSG_STAT_ANY };
 
@@ -68,13 +69,13 @@ static const struct row rows[] = {
 	PLAIN(273), CALL(275, W(1, 8), W(3, 8)), PLAIN(276), PLAIN(277), CALL(280, S(1), R(2, 32)),
 	CALL(281, GOT(1, 2, 12), R(4, 8)), CALL(282, R(1, 8)), PLAIN(284), PLAIN(285), CALL(286, R(2, 32), W(3, 32)), CALL(287, W(1, 32)),
 	CALL(288, W(2, 4), WAT(1, 2)), CALL(289, R(1, 8)), CALL(293, W(0, 8)), PLAIN(294), CALL(295, IOV_W(1, 2)),
-	CALL(296, IOV_R(1, 2)), CALL(297, R(3, 128)), CALL(299, {MMSGHDR, 1, 2, 1, 0}, W(4, 16)), CALL(302, R(2, 16), W(3, 16)),
+	CALL(296, IOV_R(1, 2)), PLAIN(300), CALL(301, S(4)), CALL(297, R(3, 128)), CALL(299, {MMSGHDR, 1, 2, 1, 0}, W(4, 16)), CALL(302, R(2, 16), W(3, 16)),
 	CALL(305, W(1, 208)), PLAIN(306),
 	CALL(307, {MMSGHDR, 1, 2, 0, 0}), PLAIN(308), CALL(309, W(0, 4), W(1, 4)), PLAIN(312), CALL(314, R(1, 56)),
 	CALL(315, WBY(1, 2, 1)), CALL(316, S(1), S(3)), CALL(318, GOT(0, 1, 1)), CALL(319, S(0)), PLAIN(324),
 	CALL(326, W(1, 8), W(3, 8)), CALL(327, IOV_W(1, 2)), CALL(328, IOV_R(1, 2)), CALL(332, S(1), W(4, 256)),
-	CALL(424, R(2, 128)), PLAIN(434), PLAIN(438), CALL(437, S(1), RBY(2, 3, 1)), CALL(439, S(1)), CALL(441, GOT(1, 2, 12), R(3, 16), R(4, 8)),
-	CALL(452, S(1)), PLAIN(436),
+	CALL(424, R(2, 128)), CALL(428, S(1)), CALL(429, S(1), S(3)), CALL(430, S(0)), PLAIN(432), CALL(433, S(1)), PLAIN(434), PLAIN(438), CALL(437, S(1), RBY(2, 3, 1)), CALL(439, S(1)), CALL(441, GOT(1, 2, 12), R(3, 16), R(4, 8)),
+	CALL(442, S(1), RBY(3, 4, 1)), CALL(451, R(1, 16), W(2, 40)), CALL(452, S(1)), PLAIN(436),
 };
 #define TABLE_SIZE 512
 
@@ -146,6 +147,19 @@ static struct pointer msgctl_pointer(const u64 *args)
 	return (struct pointer){0};
 }
 
+/* What fsconfig() reads, by its command. Source: Linux v6.8 fs/fsopen.c:fsconfig(). */
+static struct pointer fsconfig_value(const u64 *args)
+{
+	enum { SET_STRING = 1, SET_BINARY, SET_PATH, SET_PATH_EMPTY };
+	switch ((u32)args[1]) {
+	case SET_STRING: case SET_PATH: case SET_PATH_EMPTY:
+		return (struct pointer)S(3);
+	case SET_BINARY:
+		return (struct pointer)RBY(3, 4, 1);
+	}
+	return (struct pointer){0};
+}
+
 static int fcntl_bytes(u64 command)
 {
 	if (command - 5 < 3 || command - 36 < 3)
@@ -182,6 +196,9 @@ const struct row *find_row(long nr, const u64 *args, struct row *own)
 		bytes = fcntl_bytes((u32)args[1]);
 	} else if (nr == NR_prctl || nr == NR_arch_prctl) {
 		*own = (struct row){nr, 1, {prctl_pointer(nr, args[0])}};
+		return own;
+	} else if (nr == NR_fsconfig) {
+		*own = (struct row){nr, 1, {S(2), fsconfig_value(args)}};
 		return own;
 	} else if (nr == NR_semctl || nr == NR_msgctl) {
 		*own = (struct row){nr, 1, {nr == NR_semctl ? semctl_pointer(args) : msgctl_pointer(args)}};
