@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
+from kerneld.referee import userfaultfds
 from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
 from kerneld.referee.machine import IN_MEMORY, NOT_EXACT, PROMISED, Counters
@@ -19,6 +20,7 @@ from kerneld.referee.outcome import Outcome, StateOf
 from kerneld.referee.overlap import HasMappings, length_without_overlap
 from kerneld.referee.program import FILES, U32, U64, At, Base, Op, Program, default_slots
 from kerneld.referee.segments import Segments
+from kerneld.referee.userfaultfds import Userfaultfds
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PMD_SIZE, TASK_SIZE, page_align
 from shared.uapi.syscalls import Access, Nr
@@ -31,7 +33,7 @@ PASSED_OVER = Outcome(0, data=b"passed over")
 _OF_A_RANGE = frozenset(
     {
         "munmap", "mprotect", "remap_file_pages", "mbind", "pkey_mprotect", "madvise", "mlock", "munlock", "mlock2",
-        "mincore", "msync",
+        "mincore", "msync", "uffdio_register", "uffdio_unregister", "uffdio_zeropage",
     }
 )  # fmt: skip
 """Calls whose first two arguments are an address and a length."""
@@ -64,6 +66,8 @@ class Side(Protocol[V_co]):
     def pid(self, who: int) -> int: ...
     def together(self, who: int, calls: Iterable[Callable[[], Outcome]]) -> list[Outcome]: ...
     def counters(self) -> Counters: ...
+    def userfaultfd(self, who: int, flags: int) -> Outcome: ...
+    def ioctl(self, who: int, fd: int, command: int, record: bytes) -> Outcome: ...
 
 
 class WholeSide(Side[V_co], Protocol[V_co]):
@@ -135,6 +139,7 @@ class Execution(Generic[V]):
         self._brk = layout.brk
         self._slots = default_slots()
         self._segments = Segments()
+        self._userfaultfds = Userfaultfds(side)
         self._views: dict[int, V] = {}
         self.alive = [0]
 
@@ -201,6 +206,8 @@ class Execution(Generic[V]):
                 return True
         elif name == "shmat":
             ranges = [self._segments.place(*args[:2])] if args[1] else []
+        elif name == "uffdio_copy":
+            ranges = [args[:2], (args[2], args[1])]  # type: ignore[list-item]
         elif name == "process_madvise":
             ranges = [args[1:3]]  # type: ignore[list-item]
         elif name.startswith("process_vm"):
@@ -233,6 +240,9 @@ class Execution(Generic[V]):
 
     def _shm(self, op: Op, args: tuple[int, ...]) -> Outcome:
         return getattr(self._segments, op.name)(functools.partial(self._side.call, op.who), *args)  # type: ignore[no-any-return]
+
+    def _uffdio(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return getattr(self._userfaultfds, op.name)(op.who, *args)  # type: ignore[no-any-return]
 
     def remove_segments(self) -> None:
         """Remove the segments of System V shared memory that the program has left."""
@@ -274,6 +284,7 @@ class Execution(Generic[V]):
         if len(self.alive) == 1:
             return PASSED_OVER
         self.alive.remove(op.who)
+        self._userfaultfds.forget(op.who)
         return self._side.exit(op.who)
 
     def _ftruncate(self, op: Op, args: tuple[int, ...]) -> Outcome:
@@ -303,6 +314,7 @@ _SPECIAL: dict[str, Callable[[Execution[Any], Op, tuple[int, ...]], Outcome]] = 
     "shmget": Execution._shm,
     "shmat": Execution._shm,
     "shmctl": Execution._shm,
+    **dict.fromkeys(userfaultfds.CALLS, Execution._uffdio),
     "process_vm_readv": Execution._process_vm,
     "process_vm_writev": Execution._process_vm,
     "process_madvise": Execution._process_madvise,

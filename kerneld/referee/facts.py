@@ -16,7 +16,7 @@ from kerneld.referee.host_view import has_damon, has_lru_gen, runs_ksm
 from kerneld.referee.layout import Layout
 from kerneld.referee.limits import VmSettings, host_has_pkeys, host_settings, own_limits
 from kerneld.referee.mode import Mode, thp_of
-from kerneld.referee.rights import has_own_ipc, is_host_superuser, may_raise_limits, sees_frames
+from kerneld.referee.rights import has_own_ipc, has_userfaultfd, is_host_superuser, may_raise_limits, sees_frames
 from kerneld.referee.swap_lock import host_has_swap
 from shared.uapi.resource import Rlimit
 
@@ -52,6 +52,8 @@ class HostFacts(NamedTuple):
     """The file system of the programs' files writes by its journal what ftruncate fills up with zeros."""
     has_own_ipc: bool
     """Programs may have System V shared memory: it is in a namespace of each program, and is left nowhere."""
+    has_userfaultfd: bool
+    """Programs may watch memory."""
     is_kerneld: bool = False
     """The runner is a native program of a kerneld (`inside`)."""
     counts: bool = False
@@ -117,5 +119,6 @@ def find_facts(
         runs_ksm=runs_ksm(),
         has_journal=has_journal(Path(tempfile.gettempdir())),
         has_own_ipc=has_own_ipc(),
+        has_userfaultfd=has_userfaultfd(),
         counts=counts,
     )

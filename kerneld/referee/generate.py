@@ -10,9 +10,11 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
+from kerneld.referee import keys
 from kerneld.referee.deep import DeepGenerator
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
 from kerneld.referee.segments import random_shmat, random_shmctl, random_shmget
+from kerneld.referee.userfaultfds import random_copy, random_mode, random_register
 from kerneld.referee.wide import WideGenerator
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms, Pr
@@ -35,7 +37,7 @@ _WEIGHTS: dict[str, float] = {
     "process_vm_writev": 2, "process_madvise": 1.5, "prlimit64": 1.5, "ftruncate": 2.5, "add_seals": 1,
     "load": 10, "store": 14, "touch": 8, "fork": 3, "exit": 1, "pkey_mprotect": 4, "pkey_alloc": 1.5, "pkey_free": 0.7,
     "wrpkru": 2, "prctl": 0.7, "remap_file_pages": 5, "mbind": 2, "shmget": 1, "shmat": 2.5, "shmdt": 1,
-    "shmctl": 0.7,
+    "shmctl": 0.7, "uffdio_register": 2, "uffdio_unregister": 0.7, "uffdio_copy": 3, "uffdio_zeropage": 1.5,
 }  # fmt: skip
 _FILE_WEIGHTS = (2, 3, 1, 1, 1, 1, 1, 1, 2, 1, 1.5, 0.5, 0.5, 0.3, 0.3)
 """The weight of each of FILES."""
@@ -44,13 +46,7 @@ _SEALS = (
     F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE, 0x40, 0,
 )  # fmt: skip
 """0x40 is none."""
-_LIMITED = (
-    *(Rlimit.AS.value, Rlimit.DATA.value, Rlimit.MEMLOCK.value) * 4,
-    Rlimit.STACK.value,
-    Rlimit.STACK.value,
-    5,
-    16,
-)
+_LIMITED = (*(Rlimit.AS.value, Rlimit.DATA.value, Rlimit.MEMLOCK.value) * 4, *(Rlimit.STACK.value,) * 2, 5, 16)
 """Resources for prlimit64: nothing uses 5, RLIMIT_RSS, and 16 is invalid."""
 _LIMIT_PAGES = (0, 0, 1, 3, 8, 20, 60, 200, 2000, 20_000)
 _POLICIES = (0, 1, 4, 4)
@@ -193,30 +189,18 @@ class Generator:
         prot = self._rng.choice(_ODD_PROTS) if self._chance(0.06) else self._rng.choice(_PROTS)
         return Op(self._who(), "mprotect", (*self._range(), prot))
 
-    def _key(self) -> int:
-        """Return a protection key: mostly one of the first keys, which are allocated first, or an invalid one."""
-        rng = self._rng
-        if self._chance(0.05):
-            return rng.choice((15, 16, U32 - 1, 1 << 31))
-        return rng.choice((0, 1, 1, 1, 2, 2, 3, 4, U32))
-
     def _pkey_mprotect(self) -> Op:
         prot = self._rng.choice(_ODD_PROTS) if self._chance(0.03) else self._rng.choice(_PROTS)
-        return Op(self._who(), "pkey_mprotect", (*self._range(), prot, self._key()))
+        return Op(self._who(), "pkey_mprotect", (*self._range(), prot, keys.random_key(self._rng)))
 
     def _pkey_alloc(self) -> Op:
-        flags = self._rng.choice((1, U64)) if self._chance(0.04) else 0
-        rights = self._rng.choice((4, 1 << 32)) if self._chance(0.04) else self._rng.choice((0, 0, 1, 2, 3))
-        return Op(self._who(), "pkey_alloc", (flags, rights))
+        return Op(self._who(), "pkey_alloc", keys.random_pkey_alloc(self._rng))
 
     def _pkey_free(self) -> Op:
-        return Op(self._who(), "pkey_free", (self._key(),))
+        return Op(self._who(), "pkey_free", (keys.random_key(self._rng),))
 
     def _wrpkru(self) -> Op:
-        """Nearly always open two or three keys, fully or partly."""
-        rights = [self._rng.choice((0, 0, 1, 2, 3)) for _ in range(4)]
-        value = sum(right << 2 * key for key, right in enumerate(rights, 1)) | 0x5555_5400
-        return Op(self._who(), "wrpkru", (self._rng.choice((0, value, value, value, 0x5555_5554, U32)),))
+        return Op(self._who(), "wrpkru", (keys.random_pkru(self._rng),))
 
     def _mremap(self) -> Op:
         rng = self._rng
@@ -279,6 +263,19 @@ class Generator:
 
     def _shmctl(self) -> Op:
         return Op(self._who(), "shmctl", random_shmctl(self._rng))
+
+    def _uffdio_register(self) -> Op:
+        return Op(self._who(), "uffdio_register", random_register(self._rng, *self._range()))
+
+    def _uffdio_unregister(self) -> Op:
+        return Op(self._who(), "uffdio_unregister", self._range())
+
+    def _uffdio_copy(self) -> Op:
+        source = self._place(aligned=False)[0]
+        return Op(self._who(), "uffdio_copy", random_copy(self._rng, *self._range(), source))
+
+    def _uffdio_zeropage(self) -> Op:
+        return Op(self._who(), "uffdio_zeropage", (*self._range(), random_mode(self._rng)))
 
     def _mbind(self) -> Op:
         """Give a range the policy of its task, or the local node's, mostly; without a mask of nodes.

@@ -315,6 +315,8 @@ static void serve(struct state *state, const char *pipes)
 				state->reply.data_len = (a[2] + PAGE - 1) / PAGE;
 			if (a[0] == __NR_shmctl && a[2] == IPC_STAT && state->reply.ret == 0)
 				state->reply.data_len = sizeof(struct shmid64_ds);
+			if (a[0] == __NR_ioctl)
+				state->reply.data_len = state->request.data_len;
 			break;
 		case FORK:
 			state = run_fork(state, pipes);

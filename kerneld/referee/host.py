@@ -248,6 +248,14 @@ class Host:
             caller.call(_NR_CLOSE, (pidfd,))
         return outcome
 
+    def userfaultfd(self, who: int, flags: int) -> Outcome:
+        """Make a userfaultfd for a process. The outcome is its descriptor."""
+        return self._children[who].call(Nr.USERFAULTFD, (flags,))
+
+    def ioctl(self, who: int, fd: int, command: int, record: bytes) -> Outcome:
+        """Make an ioctl of a process. The data of the outcome are the record as it is then."""
+        return self._children[who].call(Nr.IOCTL, (fd, command, IN_DATA), record)
+
     def together(self, who: int, calls: Iterable[Callable[[], Outcome]]) -> list[Outcome]:
         """Make several calls of a process, each of one order: it runs them without waiting for what comes back."""
         return self._children[who].together(calls)

@@ -119,7 +119,7 @@ class InsideHost:
 def _facts_of(found: HostFacts) -> HostFacts:
     """Return the facts of a kerneld, from those that a player inside has found: some are those of the kernel below."""
     below = found._replace(has_swap=False, has_damon=False, has_lru_gen=False, runs_ksm=False, has_journal=False)
-    return below._replace(release=RELEASE, is_kerneld=True, has_own_ipc=True)
+    return below._replace(release=RELEASE, is_kerneld=True, has_own_ipc=True, has_userfaultfd=True)
 
 
 @contextlib.contextmanager

@@ -17,27 +17,29 @@ from __future__ import annotations
 
 from kerneld.fs import proc_maps
 from kerneld.mm import vm_flags
-from kerneld.mm.calls import brk, madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap
+from kerneld.mm.calls import brk, madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap, userfaultfd
 from kerneld.mm.fault import cow, fault
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space import dying, munmap, pkeys, truncate, unmapped_area, vma_merge
 from kerneld.referee import (
     earlier_rules,
     file_systems,
-    five_levels,
     later_dontunmap,
     later_merge,
     later_mremap,
     later_pkeys,
     later_rules,
+    later_userfaultfd,
     this_host,
     witnesses,
+    witnesses_userfaultfd,
 )
-from kerneld.referee.difference import Here, Known, OnTop
+from kerneld.referee.difference import Known, OnTop
+from kerneld.referee.known_hosts import KNOWN_OF_HOSTS
 from kerneld.referee.known_modes import KNOWN_OF_MODES
-from kerneld.syscalls import prctl, process, remote
+from kerneld.syscalls import process, remote
 from kerneld.task import uaccess
-from shared.uapi.mman import Madv, Map, Pr
+from shared.uapi.mman import Map
 
 KNOWN = (
     Known(
@@ -331,57 +333,7 @@ KNOWN = (
         ((unmapped_area, "_aligned_to_pmd", OnTop(file_systems.aligns_no_file)),),
         witness=witnesses.aligns_no_file,
     ),
-    Known(
-        (0, 0),
-        "the file system of the programs' files, as overlayfs",
-        "New mappings of regular files do not merge with their neighbours.",
-        ((vma_merge, "merge_into_neighbours", OnTop(file_systems.merges_no_new_mapping)),),
-        witness=witnesses.merges_no_new_mapping,
-    ),
-    Known(
-        (0, 0),
-        "the file system of the programs' files, as overlayfs and btrfs",
-        "MAP_SYNC is an unknown flag.",
-        ((mmap, "mmap_supported_flags", file_systems.knows_no_map_sync),),
-        witness=witnesses.knows_no_map_sync,
-    ),
-    Known(
-        (0, 0),
-        "the file system of the programs' files, as btrfs",
-        "MAP_SYNC of a private mapping is accepted.",
-        ((mmap, "_call_mmap", OnTop(file_systems.takes_map_sync)),),
-        witness=witnesses.takes_map_sync,
-    ),
-    Known(
-        (0, 0),
-        "CONFIG_X86_5LEVEL, and a processor that has it (LA57)",
-        "Addresses from 2^47 to 2^56 are in user space: an access finds nothing mapped there, and munmap has "
-        "nothing to do.",
-        tuple((module, name, Here(value)) for module, name, value in five_levels.RULES),
-        witness=witnesses.has_five_levels,
-    ),
-    Known(
-        (0, 0),
-        "CONFIG_TRANSPARENT_HUGEPAGE, and PR_SET_THP_DISABLE of the runner",
-        "MADV_COLLAPSE is refused for each mapping, because the runner turns huge pages off.",
-        ((madvise, "_madvise_vma", this_host.madvise_vma),),
-        witness=witnesses.collapses_nothing,
-    ),
-    Known(
-        (0, 0),
-        "no CONFIG_KSM",
-        "MADV_MERGEABLE and MADV_UNMERGEABLE are unknown.",
-        ((madvise, "_VALID", madvise._VALID - {Madv.MERGEABLE, Madv.UNMERGEABLE}),),
-        witness=witnesses.has_no_ksm,
-    ),
-    Known(
-        (0, 0),
-        "d7597f59d1d3, and no CONFIG_KSM",
-        "PR_SET_MEMORY_MERGE and PR_GET_MEMORY_MERGE are unknown.",
-        ((prctl, "PRCTL_OPTIONS", prctl.PRCTL_OPTIONS - {Pr.SET_MEMORY_MERGE, Pr.GET_MEMORY_MERGE}),),
-        witness=witnesses.knows_no_memory_merge,
-        before=(6, 4),
-    ),
+    *KNOWN_OF_HOSTS,
     Known(
         (6, 17),
         "mm/vma.c:__mmap_region(), do_brk_flags()",
@@ -392,6 +344,22 @@ KNOWN = (
             (brk, "do_brk_flags", OnTop(later_merge.grows_as_mergeable)),
         ),
         witness=witnesses.maps_as_mergeable,
+    ),
+    Known(
+        (6, 18),
+        "fs/userfaultfd.c:validate_unaligned_range(), in v6.18 at the latest",
+        "The ranges of a userfaultfd may begin below vm.mmap_min_addr.",
+        ((userfaultfd, "lowest_address", later_userfaultfd.lowest_address),),
+        applies=lambda facts: facts.has_userfaultfd,
+        witness=witnesses_userfaultfd.takes_the_lowest_addresses,
+    ),
+    Known(
+        (6, 9),
+        "mm/userfaultfd.c:uffd_mfill_lock()",
+        "UFFDIO_COPY and UFFDIO_ZEROPAGE prepare a private mapping for copies, also one that nobody watches.",
+        ((userfaultfd, "_find_dst_vma", OnTop(later_userfaultfd.prepares_what_is_not_watched)),),
+        applies=lambda facts: facts.has_userfaultfd,
+        witness=witnesses_userfaultfd.prepares_what_is_not_watched,
     ),
     *KNOWN_OF_MODES,
 )

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from kerneld.errors import KernelBug
-from kerneld.referee import segments
+from kerneld.referee import segments, userfaultfds
 from kerneld.referee.compare import (
     Difference,
     find_difference,
@@ -83,7 +83,8 @@ class Match:
     def _playable(self, program: Program) -> Program:
         """Return the program without what the host does at random moments.
 
-        Without a namespace for System V shared memory, no process makes its calls: they are passed over.
+        Without a namespace for System V shared memory, no process makes its calls: they are passed over. So are those
+        of userfaultfd, on a host without it.
         If it really merges equal pages, the operations that make memory mergeable get a process that never exists, and
         are passed over. If its file system has a journal, ftruncate also writes the page that it fills up with zeros:
         the journal would write it at its next commit, which may come at once. Source: Linux v6.8
@@ -93,6 +94,8 @@ class Match:
             program = tuple(op._replace(who=MAX_PROCESSES) if _makes_mergeable(op) else op for op in program)
         if not self.hosts.facts.has_own_ipc:
             program = tuple(op._replace(who=MAX_PROCESSES) if op.name in segments.CALLS else op for op in program)
+        if not self.hosts.facts.has_userfaultfd:
+            program = tuple(op._replace(who=MAX_PROCESSES) if op.name in userfaultfds.CALLS else op for op in program)
         if self.hosts.facts.has_journal:
             program = tuple(op._replace(args=(op.args[0], 1)) if _cuts_on_disk(op) else op for op in program)
         return program
@@ -177,9 +180,10 @@ class Match:
         counts = "; the counters of the whole machine are compared" if facts.counts else ""
         journal = "; a page that ftruncate cuts is written at once, for the journal would" if facts.has_journal else ""
         shm = "" if facts.has_own_ipc else "; System V shared memory is passed over: only root has a namespace for it"
+        watches = "" if facts.has_userfaultfd else "; userfaultfd is passed over: this host lets nobody use it here"
         return (
             f"The referee is Linux {release}, mode {self.mode}; {frames}; {count} known differences apply"
-            f"{pageout}{ksm}{shm}{accessed}{journal}{counts}."
+            f"{pageout}{ksm}{shm}{watches}{accessed}{journal}{counts}."
         )
 
     def _compare(

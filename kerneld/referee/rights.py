@@ -6,7 +6,12 @@ kernel checks. Answers to Linux v6.8 kernel/capability.c:capable() and user_name
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
+
+from shared.uapi.syscalls import Nr
+from shared.uapi.userfaultfd import UFFD_USER_MODE_ONLY
 
 _WANTED = {"CAP_IPC_LOCK": 14, "CAP_SYS_RAWIO": 17, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
 """The capabilities that memory management checks: for mlock, low addresses, overcommit and frames, process_madvise. On
@@ -36,6 +41,14 @@ def sees_frames() -> bool:
 def has_own_ipc() -> bool:
     """Return whether this process may make a namespace for System V shared memory, which goes with its last process."""
     return sees_frames() and Path("/proc/self/ns/ipc").exists()
+
+
+def has_userfaultfd() -> bool:
+    """Return whether the host has userfaultfd(2), and lets this process use it for its own accesses."""
+    fd: int = ctypes.CDLL(None).syscall(int(Nr.USERFAULTFD), UFFD_USER_MODE_ONLY)
+    if fd >= 0:
+        os.close(fd)
+    return fd >= 0
 
 
 def _has(*bits: int) -> bool:

@@ -6,7 +6,6 @@ same free addresses. There is no socket and no real process.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -27,9 +26,6 @@ from kerneld.fs.proc_vmstat import show_meminfo, show_vmstat
 from kerneld.fs.seq_file import START, Records
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.calls.mmap import do_mmap
-from kerneld.mm.check.invariants import check_machine
-from kerneld.mm.files.file import File
-from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.referee import this_host
 from kerneld.referee.errors import HostError
@@ -40,9 +36,11 @@ from kerneld.referee.machine import Counters
 from kerneld.referee.mode import Mode
 from kerneld.referee.numbers import ProcTexts, parse_maps, parse_smaps, since, totals
 from kerneld.referee.outcome import Mapping, Outcome, View, add_pages, near_together, windows, words_of
+from kerneld.referee.program_machine import Pipes, ProgramMachine
 from kerneld.referee.this_host import Notices
+from kerneld.syscalls.answer import Answer
 from kerneld.syscalls.dispatch import dispatch
-from kerneld.syscalls.kernel import Kernel, KernelConfig
+from kerneld.syscalls.kernel import KernelConfig
 from kerneld.task.exec import fresh_mm
 from kerneld.task.exit import do_group_exit
 from kerneld.task.task import Cred, Process, Thread
@@ -60,41 +58,6 @@ _RUNNER = -1
 """In place of a process's number: the one from which number 0 is forked."""
 _pids = itertools.count(1 << 22).__next__
 """Pids above any real pid: Linux's PID_MAX_LIMIT."""
-
-
-class _Machine(Kernel):
-    """A kernel that holds the files of a program, mapped or not."""
-
-    def __init__(self, config: KernelConfig) -> None:
-        super().__init__(config)
-        self.held: list[File] = []
-
-    def check(self) -> None:
-        if self.config.check_invariants:
-            mappings = {*(file.mapping for file in self.held), *self.shm.mappings()}
-            check_machine(self.frames, self.table.address_spaces(), mappings)
-            self.shadowpt.check()
-
-    def hold(self, fd: int) -> None:
-        """Hold the file of a descriptor.
-
-        The machine owns the descriptor now. A file that cannot be mapped is not held.
-        """
-        with contextlib.suppress(SysError):
-            self.held.append(self.files.open_fd(fd))
-
-    def find_held(self, fd: int) -> AddressSpace | None:
-        """Return the page cache of a descriptor's file, if the file is held."""
-        stat = os.fstat(fd)
-        found = (file.mapping for file in self.held if (file.dev, file.ino) == (stat.st_dev, stat.st_ino))
-        return next(found, None)
-
-    def let_go(self) -> None:
-        """Drop the cached pages of the held files, and release the files."""
-        for file in self.held:
-            file.mapping.evict()
-            self.files.put_unused(file)
-        self.held.clear()
 
 
 class Simulated:
@@ -123,7 +86,7 @@ class Simulated:
             sysctl=facts.sysctl,
             pku=facts.has_pkeys if pku is None else pku,
         )
-        self.kernel = _Machine(config)
+        self.kernel = ProgramMachine(config)
         if self.kernel.file_changes_fd < 0:
             self.kernel.shutdown()
             raise HostError(
@@ -133,6 +96,8 @@ class Simulated:
         self._cred = Cred(facts.uid, facts.gid, facts.is_superuser)
         self._free_pages = self.kernel.frames.free_pages
         self.threads: dict[int, Thread] = {}
+        self.kernel.pipe_watch = self._pipes = Pipes()
+        self._userfaultfds: list[int] = []
         self._files = ProgramFiles(folder)
         self._start_totals: dict[str, int] = {}
         self._used_at_start: dict[int, int] = {}
@@ -189,10 +154,18 @@ class Simulated:
             do_group_exit(thread, 0)
         self.kernel.take_ended()
         self.threads.clear()
+        self._close_userfaultfds()
         self.kernel.let_go()
         self._files.close()
         if self.kernel.frames.free_pages != self._free_pages:
             raise KernelBug(f"{self._free_pages - self.kernel.frames.free_pages} frames have leaked")
+
+    def _close_userfaultfds(self) -> None:
+        for fd in self._userfaultfds:
+            os.close(fd)
+        self._userfaultfds.clear()
+        for pipe in list(self._pipes.watched):
+            self.kernel.userfaultfds.reader_gone(pipe)
 
     def fork(self, who: int, child: int) -> Outcome:
         """Copy a process, as `clone` and the child's attach do together."""
@@ -256,6 +229,17 @@ class Simulated:
         """Return the bytes of a resource in use at the start of the program."""
         return self._used_at_start[resource]
 
+    def userfaultfd(self, who: int, flags: int) -> Outcome:
+        """Make a userfaultfd for a process. The outcome is its descriptor."""
+        answer = self._dispatch(who, Nr.USERFAULTFD, (flags,))
+        self._userfaultfds += answer.fds
+        return Outcome(answer.fds[0] if answer.fds else answer.ret)
+
+    def ioctl(self, who: int, fd: int, command: int, record: bytes) -> Outcome:
+        """Make an ioctl of a process. The data of the outcome are the record as it is then."""
+        outcome = self._call(who, Nr.IOCTL, (fd, command, 0), record, [os.dup(fd)])
+        return outcome._replace(data=outcome.data or record)
+
     def together(self, _who: int, calls: Iterable[Callable[[], Outcome]]) -> list[Outcome]:
         """Make several calls of a process, one after another."""
         return [call() for call in calls]
@@ -289,11 +273,7 @@ class Simulated:
     def _call(
         self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"", fds: list[int] | None = None
     ) -> Outcome:
-        a, b, c, d, e, f, *_ = (*args, 0, 0, 0, 0, 0, 0)
-        left = fds if fds is not None else []
-        answer = dispatch(self.kernel, self.threads[who], Request(nr, (a, b, c, d, e, f), data), left)
-        for fd in left:
-            os.close(fd)
+        answer = self._dispatch(who, nr, args, data, fds)
         info = answer.siginfo
         if info is not None:
             if info.pkru is not None and not info.fatal:
@@ -301,6 +281,16 @@ class Simulated:
             pkru = self.pkru(who)
             return Outcome(answer.ret, answer.signo, info.si_code, info.si_addr, si_pkey=info.si_pkey, pkru=pkru)
         return Outcome(answer.ret, data=answer.data, pkru=self.pkru(who))
+
+    def _dispatch(
+        self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"", fds: list[int] | None = None
+    ) -> Answer:
+        a, b, c, d, e, f, *_ = (*args, 0, 0, 0, 0, 0, 0)
+        left = fds if fds is not None else []
+        answer = dispatch(self.kernel, self.threads[who], Request(nr, (a, b, c, d, e, f), data), left)
+        for fd in left:
+            os.close(fd)
+        return answer
 
     def view(self, who: int, *, whole: bool = True) -> View:
         """Return the state of a process's memory, or the part of it that is compared after every operation."""

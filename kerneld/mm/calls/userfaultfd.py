@@ -46,8 +46,13 @@ def check_range(mm: MmStruct, start: int, length: int, *, aligned: bool = True) 
     """
     if (aligned and start & ~PAGE_MASK) or length & ~PAGE_MASK or not length:
         raise SysError(errno.EINVAL)
-    if start < mm.sysctl.mmap_min_addr or start >= TASK_SIZE or length > TASK_SIZE - start:
+    if start < lowest_address(mm) or start >= TASK_SIZE or length > TASK_SIZE - start:
         raise SysError(errno.EINVAL)
+
+
+def lowest_address(mm: MmStruct) -> Vaddr:
+    """Return the lowest address of a range that may be given. Source: Linux v6.8 fs/userfaultfd.c:validate_range()."""
+    return mm.sysctl.lowest_chosen_addr
 
 
 def vma_can_userfault(vma: Vma) -> bool:
@@ -199,7 +204,10 @@ def _find_dst_vma(mm: MmStruct, start: Vaddr, length: int) -> Vma:
 
 
 def _mfill_pte(mm: MmStruct, vma: Vma, vaddr: Vaddr, data: bytes | None) -> None:
-    """Give one page. Source: Linux v6.8 mm/userfaultfd.c: mfill_atomic_pte(), mm/shmem.c:shmem_mfill_atomic_pte()."""
+    """Give one page. That of a file is clean: only its entry is dirty.
+
+    Source: Linux v6.8 mm/userfaultfd.c:mfill_atomic_pte(), mm/shmem.c:shmem_mfill_atomic_pte().
+    """
     if mm.page_table.find_huge_pmd(vaddr) is not None:
         raise SysError(errno.EEXIST)
     pte = mm.page_table.ensure_pte(vaddr)
@@ -212,7 +220,7 @@ def _mfill_pte(mm: MmStruct, vma: Vma, vaddr: Vaddr, data: bytes | None) -> None
         pfn = _add_shmem_page(mapping, index, data)
         mm.frames.get_page(pfn)
         mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | PTE_DIRTY | writable), pfn)
-        mapping.mark_dirty(index, pfn)
+        mapping.mark_unsaved(index)
         if vma.vm_flags & VM_LOCKED:
             mlock_folio(mm.frames, pfn)
     elif data is None:

@@ -202,6 +202,10 @@ class AddressSpace:
         """Note that a cached page differs from the file (Linux: folio_mark_dirty())."""
         self.set_dirty(index, pfn)
         self.host.clear_reclaim(index)
+        self.mark_unsaved(index)
+
+    def mark_unsaved(self, index: int) -> None:
+        """Note that the file does not have a cached page as it is: the page is dirty, or as yet only an entry is."""
         if self.is_shmem and self.backing is not None:
             self.unsaved.add(index)
         if self._noted:

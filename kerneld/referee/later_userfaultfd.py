@@ -1,0 +1,33 @@
+"""Rules of newer kernels for userfaultfd. They replace kerneld's own while the referee runs (`known`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kerneld.mm.space.anon_page import prepare_anon_vma
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_SHARED
+from shared.uapi.page import Vaddr
+
+
+def prepares_what_is_not_watched(
+    earlier: Callable[[MmStruct, Vaddr, int], Vma],
+) -> Callable[[MmStruct, Vaddr, int], Vma]:
+    """A private mapping gets its anon_vma before anybody asks whether it is watched.
+
+    Source: Linux v6.9 mm/userfaultfd.c: find_vma_and_prepare_anon(), uffd_mfill_lock().
+    """
+
+    def find_dst_vma(mm: MmStruct, start: Vaddr, length: int) -> Vma:
+        vma = mm.vmas.lookup(start)
+        if vma is not None and not vma.vm_flags & VM_SHARED:
+            prepare_anon_vma(mm, vma)
+        return earlier(mm, start, length)
+
+    return find_dst_vma
+
+
+def lowest_address(_mm: MmStruct) -> Vaddr:
+    """Source: Linux v6.18 fs/userfaultfd.c:validate_unaligned_range(), which does not ask for mmap_min_addr."""
+    return 0
