@@ -234,7 +234,7 @@ def move_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, old_len: int, new_addr: Va
         yield from munmap_steps(mm, new_addr, new_len, writes=False)
         raise
     if new_vma.userfaultfd_ctx is not None:
-        userfaultfd_drop(new_vma)
+        userfaultfd_drop(new_vma, mm)
     if flags & _DONTUNMAP:
         source = mm.vmas.lookup(old_addr)
         assert source is not None

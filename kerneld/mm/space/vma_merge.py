@@ -66,13 +66,17 @@ def can_merge_before(
     )
 
 
-def userfaultfd_drop(vma: Vma) -> None:
-    """Take the userfaultfd from a VMA that is in no tree yet, or is alone: no neighbour is looked at.
+def userfaultfd_drop(vma: Vma, mm: MmStruct | None = None) -> None:
+    """Take the userfaultfd from a VMA of an address space, or from one that is in none yet. No neighbour is looked at.
 
     Source: Linux v6.8 fs/userfaultfd.c: dup_userfaultfd(), mremap_userfaultfd_prep(), without the features for it.
     """
     vma.traits = vma.traits._replace(userfaultfd_ctx=None)
-    vma.vm_flags &= ~VM_UFFD_FLAGS
+    vm_flags = vma.vm_flags & ~VM_UFFD_FLAGS
+    if mm is None:
+        vma.vm_flags = vm_flags
+    else:
+        mm.set_vma_flags(vma, vm_flags)
 
 
 def check_map_count(mm: MmStruct, more: int) -> None:
