@@ -173,6 +173,7 @@ def mfill(
         fault: Userfault | None = None
         try:
             vma = _find_dst_vma(ctx.mm, start + done, length - done)
+            _alloc_pte(ctx.mm, start + done)
             data = source(done) if source is not None else None
             _mfill_pte(ctx.mm, vma, start + done, data)
         except SysError as error:
@@ -203,14 +204,22 @@ def _find_dst_vma(mm: MmStruct, start: Vaddr, length: int) -> Vma:
     return vma
 
 
+def _alloc_pte(mm: MmStruct, vaddr: Vaddr) -> int:
+    """Return the entry of a page: its table is made before the source is read.
+
+    Source: Linux v6.8 mm/userfaultfd.c:mfill_atomic().
+    """
+    if mm.page_table.find_huge_pmd(vaddr) is not None:
+        raise SysError(errno.EEXIST)
+    return mm.page_table.ensure_pte(vaddr)
+
+
 def _mfill_pte(mm: MmStruct, vma: Vma, vaddr: Vaddr, data: bytes | None) -> None:
     """Give one page. That of a file is clean: only its entry is dirty.
 
     Source: Linux v6.8 mm/userfaultfd.c:mfill_atomic_pte(), mm/shmem.c:shmem_mfill_atomic_pte().
     """
-    if mm.page_table.find_huge_pmd(vaddr) is not None:
-        raise SysError(errno.EEXIST)
-    pte = mm.page_table.ensure_pte(vaddr)
+    pte = _alloc_pte(mm, vaddr)
     if mm.frames.ram.words[pte]:
         raise SysError(errno.EEXIST)
     prot = vma_page_prot(vma)
