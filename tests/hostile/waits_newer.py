@@ -1,8 +1,11 @@
-"""Newer calls for `tests.hostile.waits`: userfaultfd, names, memory whose frames are scattered, many readers."""
+"""Newer calls for `tests.hostile.waits`: userfaultfd, names, memory whose frames are scattered, promises."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 from functools import partial
 
 from shared.client import Process
@@ -13,8 +16,11 @@ from shared.uapi.userfaultfd import API, RANGE, REGISTER, UFFD_API, ZEROPAGE, Re
 from tests.hostile import waits_worlds as worlds
 from tests.hostile.waits_calls import advise, fork, mremap, read_on
 from tests.hostile.waits_cases import Case
+from tests.hostile.waits_requests import vmas_of_files
 from tests.hostile.waits_worlds import GIB, Scale, World
 
+_WAITERS = 900
+_MESSAGE_BYTES = 32
 _fds: list[int] = []
 
 
@@ -50,6 +56,68 @@ def watched(p: Process, scale: Scale) -> World:
     world = worlds.untouched(p, scale)
     _register(p, world)
     return world
+
+
+def awaited(p: Process, scale: Scale) -> World:
+    """Watched memory of which 900 threads have asked for a page each, and wait."""
+    world = watched(p, scale)
+
+    def ask(page: int) -> None:
+        waiter = Process.attach(p.socket_path, threading.get_native_id())
+        with contextlib.suppress(Exception):
+            waiter.call(Nr.LOAD, page, 1)
+
+    for number in range(_WAITERS):
+        threading.Thread(target=ask, args=(world.start + number * PMD_SIZE,), daemon=True).start()
+    os.set_blocking(_fds[-1], True)
+    for _ in range(_WAITERS):
+        os.read(_fds[-1], _MESSAGE_BYTES)
+    return world
+
+
+def promised(p: Process, scale: Scale) -> World:
+    """vm.overcommit_memory is 2, and all is promised to two other processes, of which one has written to 4 GiB."""
+    pids = []
+    for at_once in (scale.written_bytes, PAGE_SIZE * 8):
+        ready, done = os.pipe()
+        pid = p.fork()
+        if not pid:
+            p.procwrite("sys/vm/overcommit_memory", b"2")
+            p.procwrite("sys/vm/overcommit_ratio", b"100")
+            at = worlds.BASE
+            p.mmap(at, at_once, worlds.RW, worlds.ANON)
+            p.call(Nr.TOUCH, at, at_once, Access.WRITE)
+            size = at_once
+            while size >= at_once // 4096 + PAGE_SIZE:
+                at += 8 * GIB
+                try:
+                    p.mmap(at, size, worlds.RW, worlds.ANON)
+                except OSError:
+                    size = size // 2 & -PAGE_SIZE
+            os.write(done, b"x")
+            signal.pause()
+        os.read(ready, 1)
+        pids.append(pid)
+    _pids[:] = pids
+    return World(worlds.BASE, 0)
+
+
+_pids: list[int] = []
+
+
+def _new_client(p: Process, _world: World) -> None:
+    """The two end, and another process attaches."""
+    for pid in _pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in _pids:
+        os.waitpid(pid, 0)
+    if not os.fork():
+        try:
+            Process.attach(p.socket_path).getpid()
+        finally:
+            os._exit(0)
+    os.wait()
+    p.procwrite("sys/vm/overcommit_memory", b"1")
 
 
 def _unregister(p: Process, w: World) -> None:
@@ -91,7 +159,10 @@ CASES = [
     *[Case("userfaultfd register", make, _register) for make in (worlds.vmas, worlds.wide, worlds.shared)],
     *[Case("userfaultfd unregister", make, _unregister) for make in (watched_vmas, watched_wide)],
     *[Case("userfaultfd close", make, _close) for make in (watched_vmas, watched_wide)],
-    Case("userfaultfd ZEROPAGE", watched, _zeropages),
+    *[Case("userfaultfd ZEROPAGE", make, _zeropages) for make in (watched, awaited)],
+    *[Case(call, awaited, do) for call, do in (("userfaultfd close", _close), ("exit", worlds.end))],
+    Case("attach", promised, _new_client),
+    *[Case("exit", make, worlds.end, 4) for make in (worlds.file, worlds.many_files, vmas_of_files)],
     *[Case(call, make, do)
       for make in (watched_vmas,)
       for call, do in (("munmap", lambda p, w: p.munmap(w.start, w.length)), ("fork", fork), ("exit", worlds.end))],
