@@ -8,6 +8,7 @@ userfaultfd_unregister(), userfaultfd_release(), and mm/userfaultfd.c: mfill_ato
 | empty, private                        | a new page; the shared zero page                                |
 | empty, shared, the file has no page   | a new page of the file                                          |
 | empty, shared, the file has the page  | EEXIST                                                          |
+| past the end of a file                | EFAULT                                                          |
 | not empty                             | EEXIST                                                          |
 """
 
@@ -217,9 +218,12 @@ def _alloc_pte(mm: MmStruct, vaddr: Vaddr) -> int:
 def _mfill_pte(mm: MmStruct, vma: Vma, vaddr: Vaddr, data: bytes | None) -> None:
     """Give one page. That of a file is clean: only its entry is dirty.
 
-    Source: Linux v6.8 mm/userfaultfd.c:mfill_atomic_pte(), mm/shmem.c:shmem_mfill_atomic_pte().
+    Source: Linux v6.8 mm/userfaultfd.c: mfill_atomic_pte(), mfill_file_over_size(); mm/shmem.c:
+    shmem_mfill_atomic_pte().
     """
     pte = _alloc_pte(mm, vaddr)
+    if vma.file is not None and vma.page_index(vaddr) >= vma.file.mapping.last_index():
+        raise SysError(errno.EFAULT)
     if mm.frames.ram.words[pte]:
         raise SysError(errno.EEXIST)
     prot = vma_page_prot(vma)
@@ -245,8 +249,6 @@ def _add_shmem_page(mapping: AddressSpace, index: int, data: bytes | None) -> Pf
 
     Source: Linux v6.8 mm/shmem.c:shmem_mfill_atomic_pte().
     """
-    if index >= mapping.last_index():
-        raise SysError(errno.EFAULT)
     if mapping.has_page(index):
         raise SysError(errno.EEXIST)
     do_page_mkwrite(mapping, index)
