@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from kerneld.referee import userfaultfds
 from kerneld.referee.generate import Generator
 from shared.uapi.mman import Madv
 
@@ -19,5 +20,5 @@ class SwapGenerator(Generator):
 
     weights: ClassVar[dict[str, float]] = Generator.weights | {
         "madvise": 30, "process_madvise": 4, "mincore": 6, "fork": 5, "touch": 12,
-    }  # fmt: skip
+    } | dict.fromkeys(userfaultfds.CALLS, 0)  # fmt: skip
     advice: ClassVar[list[int]] = _OTHERS + 6 * [advice.value for advice in _SWAPPING]
