@@ -127,6 +127,13 @@ class FileTable:
         file.seals = find_seals(fd) if file.mapping.is_shmem else 0
         return True
 
+    def look_at_seals(self, file: File) -> None:
+        """Note the seals that a mapped file has now, for a call that maps it again without a descriptor."""
+        inode = self._find_inode(file)
+        fd = inode.fd_of(file) if inode is not None else None
+        if fd is not None and file.mapping.is_shmem:
+            file.seals = find_seals(fd)
+
     def _open_uncached(self, fd: int, opened: OpenFile, ops: MmapOps) -> File:
         """Return the File of a file that has no page cache: it cannot be mapped, or is /dev/zero.
 

@@ -147,6 +147,7 @@ def sys_remap_file_pages(call: Call) -> int | Answer | Work:
 
 def _remap(call: Call, remap: Remap, pgoff: int) -> Pieces:
     start, length, prot, flags, file = remap
+    call.kernel.files.look_at_seals(file)
     prot = implied_prot(call, prot, file)
     privileged = call.process.cred.capable(CAP_IPC_LOCK)
     # A removed segment of System V is not kept by its file, but by its attaches: it may go with the old mapping.
