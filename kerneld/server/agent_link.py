@@ -30,7 +30,7 @@ _LOOK_MS = 20
 _MOST_IDLE = 4
 """So many looks must find an agent idle: it sleeps a millisecond at a time while it waits for a thread that maps."""
 AGENT_NAME = "kerneld-tlb"
-"""Source: stub/agent.c."""
+"""Source: stub/memory/agent.c."""
 _ACKNOWLEDGED = struct.Struct("<Q")
 _MILLISECONDS = 1000
 log = structlog.get_logger("kerneld.server")

@@ -17,5 +17,5 @@ _FLAGS = (
 
 def ensure_stub() -> Path:
     """Return the path of the stub. It is built when the cache does not have it. Raises BuildError."""
-    sources = sorted(SOURCES.glob("*.c"))
-    return ensure_built("exec", _FLAGS, sources, sorted(SOURCES.glob("*.h")), "the stub of kerneld exec")
+    sources = sorted(SOURCES.rglob("*.c"))
+    return ensure_built("exec", _FLAGS, sources, sorted(SOURCES.rglob("*.h")), "the stub of kerneld exec")

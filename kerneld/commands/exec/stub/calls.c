@@ -1,7 +1,7 @@
 /* A system call of the program has come: whose is it? kerneld's (memory.c), the stub's (below), or the host's.
  */
 #include "native.h"
-#include "hidden.h"
+#include "proc/hidden.h"
 
 #define PR_SET_SECCOMP 22
 #define PR_SET_MM 35

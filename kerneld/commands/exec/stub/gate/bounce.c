@@ -10,7 +10,7 @@
  * itself says what is wrong with it, in its own order. */
 #include "args.h"
 #include "bounce.h"
-#include "hidden.h"
+#include "../proc/hidden.h"
 
 #define MAX_IOVECS 1024
 #define MOST_AT 0x10000

@@ -3,7 +3,7 @@
  * memory, and after one that writes kerneld reads what has changed.
  *
  * Nearly no file that is read or written is mapped: kerneld keeps a table of those in the first page of the RAM. */
-#include "native.h"
+#include "../native.h"
 
 #define BUCKETS 2048
 #define NR_fstat 5

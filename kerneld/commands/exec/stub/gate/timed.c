@@ -1,5 +1,5 @@
 /* A call with a time, which a signal has interrupted that is not for the program: it goes on with the time that is left. */
-#include "native.h"
+#include "../native.h"
 
 #define NR_clock_gettime 228
 #define CLOCK_MONOTONIC 1

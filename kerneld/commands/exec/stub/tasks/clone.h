@@ -1,6 +1,6 @@
 /* A task that a program asks for, by clone() or clone3(). */
 #pragma once
-#include "native.h"
+#include "../native.h"
 
 #define CLONE_VM 0x100UL
 #define CLONE_FILES 0x400UL

@@ -4,7 +4,7 @@
  * own stub. A tracee that is in its stub is let run until it leaves that; there it stops again if the tracer's stub has
  * asked for it (thread.stop_at_exit). So wherever a tracer sees its tracee stand, the registers are the program's. */
 #pragma once
-#include "proc.h"
+#include "../proc/proc.h"
 
 #define WALL 0x40000000L
 #define WNOHANG 1

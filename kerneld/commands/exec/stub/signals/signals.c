@@ -1,7 +1,7 @@
 /* Signals: every handler that the host knows of is the stub's, on the stub's stack; the program's own frame is built by
  * the stub, after its stack's pages have come. What is virtual: the handlers, the alternate stack, and the blocking of
  * SIGSEGV, SIGBUS and SIGSYS. The rest of the mask, pending signals and default actions are the host's. */
-#include "native.h"
+#include "../native.h"
 
 #define SIG_DFL 0
 #define SIG_IGN 1

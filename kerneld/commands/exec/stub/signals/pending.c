@@ -1,6 +1,6 @@
 /* Pending signals of those that the stub lives by (OURS). The host never blocks them, so it cannot keep them either: one that
  * comes while the program has it blocked, or while the stub works, is kept here. As on Linux there is one of each kind. */
-#include "native.h"
+#include "../native.h"
 
 #define SIG_IGN 1
 

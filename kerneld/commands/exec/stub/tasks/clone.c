@@ -1,6 +1,6 @@
 /* clone() and clone3(): what a program asks for, in one form. What Linux checks itself is left to the host, which makes
  * the task; of clone3() the stub reads the structure, and so has its checks. */
-#include "native.h"
+#include "../native.h"
 #include "clone.h"
 
 #define E2BIG_OVER PAGE_BYTES

@@ -1,7 +1,7 @@
 /* The agent: one more task in the program's address space that drops from the TLB what kerneld takes away on behalf of
  * others, and acknowledges it. It shares nothing but the memory with the program: no descriptors, no handlers, no
  * session. It takes no lock, and waits for no thread but for the few instructions in which one maps. */
-#include "native.h"
+#include "../native.h"
 
 #define CLONE_VM 0x100
 #define CLONE_UNTRACED 0x800000

@@ -1,6 +1,6 @@
 /* userfaultfd(2): its calls, and the faults of the program for which it has to give the page. The descriptor is the reading
  * end of a pipe of kerneld's: read, poll and epoll are the host's. kerneld finds it by its inode. */
-#include "native.h"
+#include "../native.h"
 
 #define NR_ppoll 271
 #define NR_signalfd4 289

@@ -1,6 +1,6 @@
 /* A thread ends: what the host's kernel would do with words in the program's memory. It would find no page where kerneld has
  * taken that away, and say nothing. */
-#include "native.h"
+#include "../native.h"
 
 #define FUTEX_WAKE 1
 #define FUTEX_WAITERS 0x80000000U

@@ -8,7 +8,7 @@
  * restartable sequence. If the host takes the processor away between the two, the thread looks again before it maps.
  * Source: rseq(2), Linux v6.8 kernel/rseq.c: rseq_ip_fixup().
  */
-#include "native.h"
+#include "../native.h"
 
 #define PROT_BITS 7
 #define KEY_OF(word) ((word) >> 4 & 15)

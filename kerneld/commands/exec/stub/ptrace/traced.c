@@ -1,6 +1,6 @@
 /* What the stub of a program does for the one that traces it: it stops where the program's registers are right. The tracer's
  * stub sees these stops, and what they are for, by a mark in the signal. See stops.c. */
-#include "native.h"
+#include "../native.h"
 
 /* Queue a signal that comes as this handler returns. No access to the program's memory may follow. */
 static void queue(struct thread *t, const struct siginfo *info)

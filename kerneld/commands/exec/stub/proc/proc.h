@@ -1,6 +1,6 @@
 /* Views of files of /proc and /sys: proc.c has the descriptors, proc_text.c what is read by them. */
 #pragma once
-#include "native.h"
+#include "../native.h"
 
 #define MOST_NAME 128		/* of the host's for a file */
 #define MOST_VALUE 0xf000UL	/* bytes that are written to a setting at once */

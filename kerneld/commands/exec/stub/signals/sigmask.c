@@ -1,5 +1,5 @@
 /* rt_sigaction(), rt_sigprocmask() and sigaltstack(): the program's handlers, what it blocks, and where its handlers run. */
-#include "native.h"
+#include "../native.h"
 
 #define SIG_IGN 1
 #define MINSIGSTKSZ 2048

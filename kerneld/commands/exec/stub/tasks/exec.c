@@ -1,7 +1,7 @@
 /* execve: the host really executes the stub again, which then is the loader of the new program. So what is the host's at
  * an execve (descriptors that close, other threads that end, the process's name) is as outside. The connection to kerneld
  * goes along: to kerneld it is one process before and after. */
-#include "native.h"
+#include "../native.h"
 
 #define EXEC_AREA 0x6a6000000000UL
 #define EXEC_AREA_BYTES 0x1000000UL

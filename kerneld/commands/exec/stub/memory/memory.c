@@ -1,6 +1,6 @@
 /* The memory calls: they go to kerneld, whose they are. What Linux reads from the caller's memory travels with the
  * request; what it writes there is copied from the answer. */
-#include "native.h"
+#include "../native.h"
 
 #define MAP_FIXED 0x10
 #define MMAP_SAME_FILE 0x100000000UL

@@ -1,6 +1,6 @@
 /* The stub's own memory for the copies that a host's call is given (bounce.c): a small room of each thread, behind what it
  * is to copy back, and more where a call needs it. */
-#include "bounce.h"
+#include "../gate/bounce.h"
 
 #define BIG_START 0x6a2000000000UL
 #define HUGE_START 0x6a7100000000UL

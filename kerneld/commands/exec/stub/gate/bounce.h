@@ -1,6 +1,6 @@
 /* What bounce.c shares with room.c: the copies of a call, and the room for them. */
 #pragma once
-#include "native.h"
+#include "../native.h"
 
 #define MOST_OUTS 1536
 #define BIG_BYTES 0x2000000UL	/* a place of each thread */

@@ -1,6 +1,6 @@
 /* The calls of the shadow page table, made by a program inside: kerneld's. The table lies over the program's own memory:
  * a mapping of the host's that is no page of the RAM, and so none of the TLB. It is mapped again after a drop. */
-#include "native.h"
+#include "../native.h"
 
 #define NR_fstat 5
 #define OPEN_HOST 1

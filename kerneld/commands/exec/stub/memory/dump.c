@@ -5,7 +5,7 @@
  *
  * Meanwhile the other threads wait where they come into the stub, and the agent, for which there is no TLB any more,
  * acknowledges without a drop. Nobody else waits for any of this. A thread that waits here ends by SIGKILL as any. */
-#include "proc.h"
+#include "../proc/proc.h"
 
 #define RLIMIT_CORE 4
 #define PR_GET_DUMPABLE 3

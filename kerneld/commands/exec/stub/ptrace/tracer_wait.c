@@ -3,7 +3,7 @@
  * The host tells of stops that the tracer must not see. A wait that has brought one is made again. The tracer may wait for
  * something else, or compute: so the stub has a handler for SIGCHLD, and lets those tracees go on. The program's own handler is
  * called only if there is something to see. (A tracer that blocks SIGCHLD, and does not wait, holds its tracees up.) */
-#include "args.h"
+#include "../gate/args.h"
 #include "trace.h"
 
 #define P_ALL 0

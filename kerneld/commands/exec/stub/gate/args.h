@@ -1,6 +1,6 @@
 /* What the host's system calls read and write of the program's memory; the table is in args.c. */
 #pragma once
-#include "native.h"
+#include "../native.h"
 
 /* BYTES: so many. BITS: so many bits as an argument says, in words. BY: an argument's value times so many bytes. DATA: so
  * many as an argument says, of a buffer. GOT: room for as many, of which the result says how many have
