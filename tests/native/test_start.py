@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kerneld.commands.exec.build_stub import ensure_stub
 from kerneld.commands.exec.quick import _parse, run_quickly
 from tests.native.inside import End, Inside
 
 
 def imports(inside: Inside, *words: str) -> tuple[End, set[str]]:
     """Run `kerneld exec` with these words, and return its end and the modules that it has imported."""
+    ensure_stub()  # the first use of all builds it, by a compiler
     python, *rest = inside.command([])
     command = [python, "-X", "importtime", *rest[: rest.index("exec") + 1], *words]
     end = inside.outside(command)
