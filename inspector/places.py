@@ -94,6 +94,8 @@ class Places:
         self.root = pid
         self.parents = {pid: 0}
         """The followed processes that live, each with its parent."""
+        self._mms = {pid: machine.tasks[pid].mm} if pid in machine.tasks else {}
+        """The address space of each at the record that was taken last; the machine is ahead of that."""
         self.current = Place(pid, span or _first_window(find_mm(machine, pid)), "")
         self._windows = {pid: self.current.span}
         self._pending: list[Place] = []
@@ -104,16 +106,17 @@ class Places:
         for record in records:
             fields = record.fields
             if record.event is ev.PROCESS_FORK and fields["parent_pid"] in self.parents:
+                self._mms[fields["child_pid"]] = fields["mm"]
                 self._fork(fields["parent_pid"], fields["child_pid"])
             elif record.event is ev.PROCESS_EXEC and fields["pid"] in self.parents:
+                self._mms[fields["pid"]] = fields["mm"]
                 self._exec(fields["pid"], fields["filename"])
             elif record.event is ev.PROCESS_EXIT and fields["pid"] in self.parents:
                 self._exit(fields["pid"])
             elif record.owner in self.parents:
                 changed = changed_span(record)
-                task = self._machine.tasks.get(record.owner)
-                # The address space before an execve, or that of a process that has ended, is gone.
-                if changed is not None and task is not None and task.mm == fields["mm"]:
+                # One that an execve fills is not the process's yet; one before it, or of an end, is gone.
+                if changed is not None and self._mms.get(record.owner) == fields["mm"]:
                     self._touch(record.owner, changed, cause_text(record))
 
     def next(self, most: int) -> tuple[list[Place], int]:
@@ -167,6 +170,7 @@ class Places:
 
     def _exit(self, pid: int) -> None:
         del self.parents[pid]
+        self._mms.pop(pid, None)
         if pid in (self.root, self.current.pid) or any(one.pid == pid for one in self._pending):
             self._pending = [one for one in self._pending if one.pid != pid]
             self._pending.append(Place(pid, self._windows[pid], "exit"))

@@ -119,3 +119,15 @@ def test_execve_looks_at_the_image_by_its_name() -> None:
     before, after = places.next(4)[0]
     assert (before.span.start, before.is_told) == (BASE, True)
     assert after.span.start <= image < after.span.end
+
+
+def test_what_an_execve_fills_is_not_followed_before_it() -> None:
+    """The machine has all records, those after the execve too."""
+    now = machine(vma(BASE, 1))
+    places = Places(now, machine(), PID, Span(BASE, BASE + ROUNDING))
+    now.tasks[PID].mm = MM + 1
+    stack = inserted(TASK_SIZE - 0x100_0000, 1)
+    executed = record(ev.PROCESS_EXEC, filename="/bin/true", pid=PID, old_pid=PID)
+    new = [one._replace(fields={**one.fields, "mm": MM + 1}) for one in (stack, executed)]
+    places.take(new)
+    assert places.next(4)[0][0].span.start == BASE
