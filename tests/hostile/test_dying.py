@@ -389,3 +389,37 @@ def test_who_looks_at_all_of_memory_finds_a_shared_mapping_gone(world: World, mo
     end(world, with_shared_memory(world, monkeypatch))
     assert world.kernel.dying.queue
     assert look() == before
+
+
+def test_a_busy_machine_does_not_take_the_time_for_writing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece has milliseconds by the clock here, and little of the processor."""
+    clock = itertools.count(0.0, 0.001)
+    monkeypatch.setattr(dying, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dying, "_LOOKED_THROUGH", 4)
+    world.kernel.dying.is_answer_first = True
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PAGE_SIZE)
+        writer = with_many_vmas(world)
+        at = writer.call(Nr.MMAP, 0, PAGE_SIZE, RW, SHARED, 0, 0, fds=[file.fileno()])
+        writer.store(at, b"written")
+        mm = writer.mm
+        assert writer.call(Nr.EXIT_GROUP) == 0
+        assert os.pread(file.fileno(), 7, 0) == b"written"
+    assert mm.shared_vm == 0
+
+
+def test_hundreds_of_ends_share_the_time_for_writing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 0.004)
+    monkeypatch.setattr(dying, "thread_time", lambda: next(clock))
+    world.kernel.dying.is_answer_first = True
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PAGE_SIZE)
+        writers = [world.attach(USER) for _ in range(8)]
+        for writer in writers:
+            at = writer.call(Nr.MMAP, BASE, PAGE_SIZE, RW, SHARED | Map.FIXED.value, 0, 0, fds=[file.fileno()])
+            assert at == BASE
+        mms = [writer.mm for writer in writers]
+        for writer in writers:
+            end(world, writer)
+    left = [mm for mm in mms if mm.shared_vm]
+    assert 0 < len(left) < 8

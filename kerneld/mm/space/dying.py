@@ -18,7 +18,7 @@ import errno
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from kerneld.errors import SysError
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.002
 _AWAITED_SECONDS = 0.005
 """How long a call that needs what dying address spaces have waits for them in one turn."""
-_WRITING_SECONDS = 0.01
-"""How long the ends of one turn may hold up their answers for what they write to files."""
+_WRITING_SECONDS, _WRITING_CLOCK_SECONDS = 0.01, 0.1
+"""How long the ends of one turn may hold up their answers for what they write to files: of the processor's time, and by
+the clock. On a busy machine others have the processor meanwhile, and a file may be on a slow disk."""
 _MOST_ALIKE = 64
 """VMAs whose entries one piece clears together."""
 _MANY_VMAS = 1024
@@ -66,6 +67,7 @@ class Dying:
         self._is_running = False
         self._spent = 0.0
         """The time that the slices have taken since `turn`: hundreds of processes may end between two of its calls."""
+        self._spent_writing = 0.0
 
     def begin(self, mm: MmStruct) -> None:
         """Take down an address space that no process uses any more, as far as this turn's slice allows."""
@@ -73,7 +75,7 @@ class Dying:
         self._pieces[mm] = take_down(mm)
         if self.is_answer_first and _may_write(mm):
             self.queue.appendleft(mm)
-            self._run_slice(_WRITING_SECONDS, lambda: not mm.shared_vm)
+            self._write_files(mm)
             return
         self.queue.append(mm)
         if self.slice_seconds is None:
@@ -107,9 +109,24 @@ class Dying:
 
     def turn(self) -> None:
         """Work on the queue for one slice of time: one turn of the event loop."""
-        self._spent = 0.0
+        self._spent = self._spent_writing = 0.0
         self._run_slice(self.slice_seconds or 0.0)
         self._spent = 0.0
+
+    def _write_files(self, mm: MmStruct) -> None:
+        """Run pieces of an end until its files are written, or this turn has had its time for that."""
+        begun, begun_clock, spent = thread_time(), monotonic(), self._spent_writing
+        if spent >= _WRITING_SECONDS:
+            return
+        self._go_on(
+            lambda: (
+                not mm.shared_vm
+                or thread_time() - begun + spent >= _WRITING_SECONDS
+                or monotonic() - begun_clock >= _WRITING_CLOCK_SECONDS
+            )
+        )
+        self._spent_writing += thread_time() - begun
+        self._spent += monotonic() - begun_clock
 
     def _run_slice(self, slice_seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Run pieces, at least one, unless this turn has had its slice: many processes may end in one turn."""
