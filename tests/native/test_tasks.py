@@ -72,6 +72,7 @@ def test_the_first_process_of_a_pid_namespace_ends_by_its_faults_alone(
 
 MOUNTS = """
 set -e
+PATH=$PATH:/usr/sbin:/sbin  # chroot
 mount -t tmpfs none "$1"
 mkdir "$1/root" "$1/root/bin"
 cp /bin/cat "$1/program"
