@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NoReturn
 import click
 
 from shared.interrupts import ending_by_signals
+from shared.private_directory import private_directory
 from shared.program import CommandLine, run_program
 from shared.standard_streams import are_colours_welcome
 from target import demo_inside
@@ -163,7 +163,7 @@ def cli() -> None:
         click.get_current_context().color = False
     with (
         ending_by_signals("demo"),
-        tempfile.TemporaryDirectory(prefix="kerneld-demo-") as directory,
+        private_directory("kerneld-demo-") as directory,
         ExitStack() as programs,
     ):
         Demo(Path(directory), programs).run()

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from kerneld.referee.errors import HostError
 from kerneld.referee.facts import HostFacts, find_facts
@@ -27,6 +26,7 @@ from kerneld.referee.proc_files import Part, ProcFile
 from kerneld.referee.program import Program
 from kerneld.referee.simulated import RAM_BYTES
 from shared.client import Process
+from shared.private_directory import private_directory
 from shared.uapi.mman import Madv, Map
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
@@ -132,7 +132,7 @@ def open_inside(mode: Mode) -> Iterator[InsideHost]:
 @contextlib.contextmanager
 def _open_one(mode: Mode, name: str, options: tuple[str, ...]) -> Iterator[ThisHost]:
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix=f"kerneld-inside-{name}-")))
+        folder = Path(stack.enter_context(private_directory(f"kerneld-inside-{name}-")))
         socket = stack.enter_context(_daemon(folder, mode, options))
         proc = KerneldProc(stack.enter_context(contextlib.closing(Process.attach(socket))))
         host = _Runner(folder, mode, [*_KERNELD, "exec", "--socket", socket, "--"], proc)

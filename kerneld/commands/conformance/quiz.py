@@ -11,7 +11,6 @@ import random
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from kerneld.commands.failure import KerneldStatus
 from shared.failure import Failure, Status
 from shared.launcher import find_program, socket_words
 from shared.option_types import Whole
+from shared.private_directory import private_directory
 
 _CHOICES = 4
 _SHOWN = ("#   did:", "#   expected:")
@@ -125,7 +125,7 @@ def choose(name: str, chance: random.Random) -> list[str]:
 @contextmanager
 def broken_kernel(name: str) -> Iterator[str]:
     """Run a private kernel with the mistake `name`, and yield its socket. Raises Failure."""
-    with tempfile.TemporaryDirectory(prefix="kerneld-quiz-") as directory:
+    with private_directory("kerneld-quiz-") as directory:
         socket = os.path.join(directory, "kerneld.sock")
         words = ["--socket", socket, "--ram", "512M", "--log-format", "json", "--bug", name]
         # In the background: then its log is a file, and no pipe that fills.

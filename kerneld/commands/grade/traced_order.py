@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from kerneld.commands.grade.cell.isolation import die_with_parent
 from shared.client import Process
 from shared.client.errors import KerneldError, KerneldUnavailable
 from shared.client.trace import TraceSession
+from shared.private_directory import private_directory
 from shared.trace.events import FUNCGRAPH_ENTRY
 from shared.trace.graph_text import plain_name
 from shared.trace.record import Record
@@ -44,7 +44,7 @@ class Order(NamedTuple):
 
 def trace_order(functions: Sequence[str]) -> Order:
     """Play the program of the question in a private kernel, and return which of the functions ran, in their order."""
-    with tempfile.TemporaryDirectory(prefix="kerneld-grade-") as directory:
+    with private_directory("kerneld-grade-") as directory:
         socket = os.path.join(directory, "kerneld.sock")
         words = ("start", "--socket", socket, "--ram", "64M", "--log-level", "error")
         # It ends with this process, also when Ctrl+C ends that at once.

@@ -7,6 +7,8 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,19 @@ from tests.native.inside import why_not_here
 SEED = "5"
 
 
-def play(tmp_path: Path, answer: str | None) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short path: in another the quiz has no room for its socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def play(place: Path, answer: str | None) -> subprocess.CompletedProcess[str]:
     """Play one question, always the same, and give an answer, or none."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "kerneld", "quiz", "--questions", "1", "--seed", SEED],
         input="" if answer is None else f"{answer}\n",
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(place)},
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -34,8 +43,8 @@ def play(tmp_path: Path, answer: str | None) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.skipif(why_not_here() != "", reason=f"no program runs inside: {why_not_here()}")
 @pytest.mark.skipif(os.geteuid() != 0, reason="some mistakes are only seen by root")
-def test_one_of_four_answers_is_right_and_the_kernel_ends_with_the_quiz(tmp_path: Path) -> None:
-    first = play(tmp_path, "1")
+def test_one_of_four_answers_is_right_and_the_kernel_ends_with_the_quiz(place: Path) -> None:
+    first = play(place, "1")
     question, _, told = first.stdout.partition("Which mistake is it")
     # The inspector has looked, and a check.
     assert re.search(r"^ +target \| +1\. ", question, re.MULTILINE)
@@ -43,26 +52,26 @@ def test_one_of_four_answers_is_right_and_the_kernel_ends_with_the_quiz(tmp_path
     assert "did:" in question
     assert "saw:" in question
     # The command to look with one's own eyes works while the question is open: it names this kernel.
-    assert re.search(rf"KERNELD_SOCKET={tmp_path}/\S+ \S*target --wait$", question, re.MULTILINE)
+    assert re.search(rf"KERNELD_SOCKET={place}/\S+ \S*target --wait$", question, re.MULTILINE)
     assert not any(f"{name}." in question for name in BUGS)
     (name,) = (name for name in BUGS if f": {name}. " in told)
     choices = re.findall(r"^  ([1-4])\. (.*)\.$", question, re.MULTILINE)
     assert [number for number, _words in choices] == ["1", "2", "3", "4"]
     (right,) = (number for number, words in choices if BUGS[name].words.startswith(words))
 
-    second = play(tmp_path, right if right != "1" else "2")
+    second = play(place, right if right != "1" else "2")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     endings = [one.stdout.splitlines()[-1] for one in (first, second)]
     assert endings == [f"{number} of 1 are right." for number in ((0, 1) if right != "1" else (1, 0))]
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.skipif(why_not_here() != "", reason=f"no program runs inside: {why_not_here()}")
 @pytest.mark.skipif(os.geteuid() != 0, reason="some mistakes are only seen by root")
-def test_the_end_of_the_input_ends_the_quiz_in_words(tmp_path: Path) -> None:
-    done = play(tmp_path, None)
+def test_the_end_of_the_input_ends_the_quiz_in_words(place: Path) -> None:
+    done = play(place, None)
     assert (done.returncode, done.stderr) == (1, "kerneld: the quiz has ended without an answer\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
 def test_no_other_choice_is_found_by_the_check_that_is_shown() -> None:
