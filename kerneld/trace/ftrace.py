@@ -4,12 +4,14 @@ While a trace wants functions, the interpreter calls a hook at each call and eac
 thread. Without such a trace there is no hook, and no function is changed. The hook is better here than wrappers around
 functions (`kerneld.trace.fprobe`): it sees functions that no table has (nested functions, methods that an object keeps,
 properties); it adds nothing between caller and callee; and it sees the end of a function also after an exception.
+While records are written there is no hook (`pause`): to ignore the calls of that took ten times as long as the writing.
 
 A function is a `def` of a module of `kerneld`, without the modules of tracing. Comprehensions, generator expressions
 and lambdas count as a part of their function. A generator begins and ends each time it is resumed.
 
 Owns the functions that each trace wants, and the open functions of each trace. Invariant: the hook is set exactly while
-some trace wants one of the events of FTRACE. Answers to Linux v6.8 kernel/trace/ftrace.c and trace_functions_graph.c.
+some trace wants one of the events of FTRACE, but for a pause.
+Answers to Linux v6.8 kernel/trace/ftrace.c and trace_functions_graph.c.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from time import monotonic_ns
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
+from kerneld.mm.space.pace import Pace
 from kerneld.trace.fprobe import FPROBES
 from shared.trace.events import FTRACE, FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION
 from shared.trace.glob import compile_glob
@@ -131,14 +134,26 @@ class FunctionTracer:
             self._former = sys.getprofile()
             sys.setprofile(self._hook)
         self._graphs.append(_Graph(trace, self._tracing, functions, graph_functions))
+        Pace.slow_down(len(self._graphs))
 
     def close(self, trace: Trace) -> None:
         """Note the end of a trace."""
         before = len(self._graphs)
         self._graphs = [graph for graph in self._graphs if graph.trace is not trace]
+        Pace.slow_down(len(self._graphs))
         if before and not self._graphs:
             sys.setprofile(self._former)
             self._former = None
+
+    def pause(self) -> None:
+        """Take the hook away for work of the tracing itself, whose calls would be ignored one by one."""
+        if self._graphs:
+            sys.setprofile(None)
+
+    def go_on(self) -> None:
+        """Set the hook again after `pause`, unless the last trace has ended meanwhile."""
+        if self._graphs:
+            sys.setprofile(self._hook)
 
     def _hook(self, frame: FrameType, event: str, _arg: Any) -> None:
         # The interpreter calls no hook while this runs. So the functions called here are not traced.

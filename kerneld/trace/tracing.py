@@ -282,12 +282,16 @@ class Tracing:
 
     def flush(self) -> None:
         """Write the collected records. Close traces without a reader, and traces whose thread has ended."""
-        for trace in list(self._traces):
-            try:
-                trace.flush()
-            except ReaderGone:
-                self._end(trace)
-        self.reap()
+        self._ftrace.pause()
+        try:
+            for trace in list(self._traces):
+                try:
+                    trace.flush()
+                except ReaderGone:
+                    self._end(trace)
+            self.reap()
+        finally:
+            self._ftrace.go_on()
 
     def note_process(self, process: Process, trace: Trace | None = None) -> None:
         """Tell one trace, or all traces, of a new process, or of its new name, memory or credentials."""

@@ -64,6 +64,8 @@ class Pace:
     __slots__ = ("_until",)
     _parts = 1
     """The time of a usual piece is that of so many pieces now."""
+    _listeners = 1
+    """The work of a step takes as long as that of so many steps."""
 
     def __init__(self) -> None:
         self._until = monotonic() + _PIECE_SECONDS / self._parts
@@ -72,6 +74,11 @@ class Pace:
     def share_among(cls, nr_threads: int) -> None:
         """Let the pieces from now on be as short as it takes for so many threads that want the processor at once."""
         cls._parts = 4 if nr_threads > CROWD else 1
+
+    @classmethod
+    def slow_down(cls, nr_traces: int) -> None:
+        """Let steps from now on be smaller, as each function that is called is told to so many traces."""
+        cls._listeners = 1 << max(nr_traces, 1).bit_length() - 1
 
     def stop(self, start: Vaddr, end: Vaddr) -> Vaddr:
         """Return the end of the range of `start`'s leaf table, or `end` if that comes first."""
@@ -82,7 +89,7 @@ class Pace:
 
         The step covers a range of `size` bytes, a power of two; with 0, the tables that usually take a millisecond.
         """
-        size = size or _AT_ONCE // self._parts
+        size = max((size or _AT_ONCE // self._parts) // self._listeners, PMD_SIZE)
         if end <= (start & -size) + size:
             return end
         # Upper tables may lead to no leaf table; a step searches at most 512 upper tables.
