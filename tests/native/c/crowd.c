@@ -44,11 +44,13 @@ static int threads(int count)
 {
 	static pthread_t thread[4096];
 	pthread_attr_t attributes;
-	int made = 0;
+	int made = 0, error = 0;
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, 1 << 16);
-	while (made < count && !pthread_create(&thread[made], &attributes, wait_and_write, 0))
+	while (made < count && !(error = pthread_create(&thread[made], &attributes, wait_and_write, 0)))
 		made++;
+	if (error)
+		printf("(no more: %s) ", strerror(error));
 	close(begin[1]);
 	for (int i = 0; i < made; i++)
 		pthread_join(thread[i], 0);
