@@ -70,6 +70,14 @@ def with_many_vmas(world: World, uid: int = USER, pages: int = PAGES) -> Program
     return program
 
 
+def with_written_file(world: World, fd: int) -> Program:
+    """Return such a program that has also stored something in a file of one page."""
+    os.ftruncate(fd, PAGE_SIZE)
+    program = with_many_vmas(world)
+    program.store(program.call(Nr.MMAP, 0, PAGE_SIZE, RW, SHARED, 0, 0, fds=[fd]), b"written")
+    return program
+
+
 def end(world: World, program: Program) -> None:
     world.kernel.process_died(program.process)
     world.kernel.take_ended()
@@ -155,10 +163,7 @@ def test_only_the_files_are_written_before_the_answer(world: World, monkeypatch:
     monkeypatch.setattr(dying, "_LOOKED_THROUGH", 4)
     world.kernel.dying.is_answer_first = True
     with tempfile.TemporaryFile() as file:
-        file.truncate(PAGE_SIZE)
-        writer = with_many_vmas(world)
-        at = writer.call(Nr.MMAP, 0, PAGE_SIZE, RW, SHARED, 0, 0, fds=[file.fileno()])
-        writer.store(at, b"written")
+        writer = with_written_file(world, file.fileno())
         mm = writer.mm
         nr_vmas = mm.map_count
         assert writer.call(Nr.EXIT_GROUP) == 0
@@ -398,10 +403,7 @@ def test_a_busy_machine_does_not_take_the_time_for_writing(world: World, monkeyp
     monkeypatch.setattr(dying, "_LOOKED_THROUGH", 4)
     world.kernel.dying.is_answer_first = True
     with tempfile.TemporaryFile() as file:
-        file.truncate(PAGE_SIZE)
-        writer = with_many_vmas(world)
-        at = writer.call(Nr.MMAP, 0, PAGE_SIZE, RW, SHARED, 0, 0, fds=[file.fileno()])
-        writer.store(at, b"written")
+        writer = with_written_file(world, file.fileno())
         mm = writer.mm
         assert writer.call(Nr.EXIT_GROUP) == 0
         assert os.pread(file.fileno(), 7, 0) == b"written"
