@@ -58,6 +58,7 @@ _RUNNER = -1
 """In place of a process's number: the one from which number 0 is forked."""
 _pids = itertools.count(1 << 22).__next__
 """Pids above any real pid: Linux's PID_MAX_LIMIT."""
+_WORD = (1 << 64) - 1
 
 
 class Simulated:
@@ -285,7 +286,8 @@ class Simulated:
     def _dispatch(
         self, who: int, nr: int, args: tuple[int, ...], data: bytes = b"", fds: list[int] | None = None
     ) -> Answer:
-        a, b, c, d, e, f, *_ = (*args, 0, 0, 0, 0, 0, 0)
+        # As on the wire: words without a sign.
+        a, b, c, d, e, f, *_ = (arg & _WORD for arg in (*args, 0, 0, 0, 0, 0, 0))
         left = fds if fds is not None else []
         answer = dispatch(self.kernel, self.threads[who], Request(nr, (a, b, c, d, e, f), data), left)
         for fd in left:

@@ -225,7 +225,9 @@ DESCRIPTORS = """import os, resource, subprocess, sys
 def names(directory):
     listed = sorted(int(name) for name in os.listdir(directory))
     return [name for name in listed if name < 200], len(listed) < 100
-child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+child.stdin.write(b"x")
+child.stdout.read(1)  # it has opened all that it opens
 own = os.getpid()
 for directory in ("/proc/self/fd", "/proc/thread-self/fd", "/dev/fd", "/proc/self/fdinfo", f"/proc/{own}/task/{own}/fd",
                   f"/proc/{child.pid}/fd", f"/proc/{child.pid}/fdinfo"):

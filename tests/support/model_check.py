@@ -67,7 +67,7 @@ def check_mm(known: AddressSpace, mm: MmStruct, *, described: bool = True) -> No
 def check_described(known: AddressSpace, mm: MmStruct) -> None:
     """Compare the shadow page table that the model gives for each VMA, and a page around it, with the kernel's."""
     for vma in mm.vmas:
-        start, end = vma.start - PAGE_SIZE, min(vma.end, vma.start + MAX_SPT_RANGE) + PAGE_SIZE
+        start, end = max(vma.start - PAGE_SIZE, 0), min(vma.end, vma.start + MAX_SPT_RANGE) + PAGE_SIZE
         flags, pfns = describe(mm, Vaddr(start), Vaddr(end))
         rows = shadow_entries(known, start, end)
         assert [row[2] for row in rows] == flags.tolist(), hex(start)
