@@ -48,6 +48,10 @@ def test_64_threads_fault_and_unmap_at_once(inside: Inside, programs: dict[str, 
     assert inside.agrees([str(programs["threads"]), "64"]).status == 0
 
 
+def test_threads_make_threads_at_the_same_time(inside: Inside, programs: dict[str, Path]) -> None:
+    assert inside.agrees([str(programs["makers"]), "8", "100"]).output == "800 threads made, no error\n"
+
+
 def test_a_server_of_500_children(inside: Inside, programs: dict[str, Path]) -> None:
     assert inside.agrees([str(programs["server"])]).output.startswith("500 children")
 

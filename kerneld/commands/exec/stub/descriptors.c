@@ -5,6 +5,7 @@
 
 #define RLIMIT_NOFILE 7
 #define HIDDEN_COUNT 1024
+#define MOST_TRIES 1000
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
 #define NR_capget 125
@@ -63,12 +64,23 @@ void descriptors_narrow(void)
 		set_host_limit(host_soft());
 }
 
+/* Copy a descriptor to where the program cannot reach it. The limit is the process's: another thread may have narrowed it
+ * just now, so it is tried again. */
+static long copy_up(int fd, long how)
+{
+	long hidden = -EINVAL;
+	for (int i = 0; i < MOST_TRIES && (hidden == -EINVAL || hidden == -EMFILE); i++) {
+		descriptors_widen();
+		hidden = sys3(NR_fcntl, fd, how, process.hidden_fds);
+		descriptors_narrow();
+	}
+	return hidden;
+}
+
 /* Move a descriptor to where the program cannot reach it. */
 long hide_fd(int fd)
 {
-	descriptors_widen();
-	long hidden = sys3(NR_fcntl, fd, F_DUPFD_CLOEXEC, process.hidden_fds);
-	descriptors_narrow();
+	long hidden = copy_up(fd, F_DUPFD_CLOEXEC);
 	if (hidden >= 0)
 		sys1(NR_close, fd);
 	return hidden;
@@ -77,10 +89,7 @@ long hide_fd(int fd)
 /* A copy of a descriptor where the program cannot reach it; the next execve does not close it. Its number or -errno. */
 long copy_hidden(int fd)
 {
-	descriptors_widen();
-	long hidden = sys3(NR_fcntl, fd, F_DUPFD, process.hidden_fds);
-	descriptors_narrow();
-	return hidden;
+	return copy_up(fd, F_DUPFD);
 }
 
 /* The path of a program that is being loaded may lead by such a copy: it has done its duty. */
