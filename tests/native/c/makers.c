@@ -1,6 +1,7 @@
-/* Threads that make threads at the same time.
+/* Threads that make threads at the same time, in a program that has as many files open as it may.
  *
  * makers MAKERS THREADS */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,8 @@ int main(int words, char **word)
 	static int made[64];
 	int makers = words > 2 ? atoi(word[1]) : 0, sum = 0;
 	count = words > 2 ? atoi(word[2]) : 0;
+	while (open("/dev/null", O_RDONLY) >= 0)
+		;
 	for (int i = 0; i < makers; i++)
 		pthread_create(&thread[i], 0, make, &made[i]);
 	for (int i = 0; i < makers; i++) {

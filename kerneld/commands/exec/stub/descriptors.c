@@ -15,6 +15,7 @@ struct limit { u64 soft, hard; };
 
 static struct limit seen;	/* what the program sees */
 static u64 host_hard;
+static int wideners;	/* the threads that need the host's limit wide now */
 
 /* The host's soft limit. The program shall not get the numbers of the stub's descriptors. */
 static u64 host_soft(void)
@@ -51,21 +52,34 @@ void descriptors_tell(char *to)
 	put_number(to, seen.soft);
 }
 
-/* From here to descriptors_narrow() the stub can have descriptors even if the program has as many as it may. */
+/* From here to descriptors_narrow() the stub can have descriptors even if the program has as many as it may. The limit is the
+ * process's: the last thread that needs it narrows it. A process that shares this memory has a limit of its own. */
 void descriptors_widen(void)
 {
+	if (!this_thread()->is_sharer)
+		__atomic_add_fetch(&wideners, 1, __ATOMIC_SEQ_CST);
 	if (host_soft() < host_hard)
 		set_host_limit(host_hard);
 }
 
 void descriptors_narrow(void)
 {
-	if (host_soft() < host_hard)
-		set_host_limit(host_soft());
+	int is_shared = !this_thread()->is_sharer;
+	if ((is_shared && __atomic_sub_fetch(&wideners, 1, __ATOMIC_SEQ_CST)) || host_soft() >= host_hard)
+		return;
+	set_host_limit(host_soft());
+	if (is_shared && __atomic_load_n(&wideners, __ATOMIC_SEQ_CST))
+		set_host_limit(host_hard);	/* another has begun meanwhile, and narrows it */
 }
 
-/* Copy a descriptor to where the program cannot reach it. The limit is the process's: another thread may have narrowed it
- * just now, so it is tried again. */
+/* After a fork: the other threads are not here. */
+void descriptors_fork(void)
+{
+	wideners = 0;
+}
+
+/* Copy a descriptor to where the program cannot reach it. Another thread may have narrowed the limit at that moment: then it is
+ * tried again. */
 static long copy_up(int fd, long how)
 {
 	long hidden = -EINVAL;

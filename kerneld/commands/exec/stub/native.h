@@ -170,6 +170,7 @@ void descriptors_start(u64 soft, u64 hard);
 void descriptors_tell(char *to);
 void descriptors_widen(void);
 void descriptors_narrow(void);
+void descriptors_fork(void);
 long descriptor_limit(u64 new, u64 old);
 long hide_fd(int fd);
 int is_hidden(u64 fd);

@@ -14,6 +14,7 @@ struct frame { u64 restorer; struct ucontext uc; struct siginfo info; };
 static void child_of_fork(struct thread *t, const struct clone_request *request, int conn, u64 token)
 {
 	forget_other_areas(t);
+	descriptors_fork();
 	room_forget();
 	process.shared_waits = 0;
 	/* A table of descriptors that is shared is the parent's too. */
