@@ -18,6 +18,7 @@ from kerneld.referee.segments import CALLS
 from kerneld.referee.simulated import Simulated
 from shared.uapi import shm
 from tests.differential.alone import LAYOUT, facts
+from tests.differential.noting_host import NotingHost
 
 ANYWHERE = At(Base.ZERO)
 REMOVED = Op(0, "shmctl", (0, shm.IPC_RMID))
@@ -67,19 +68,8 @@ def test_programs_attach_detach_and_remove(ours: Simulated) -> None:
 
 @pytest.mark.parametrize("has_own_ipc", [True, False])
 def test_a_host_without_a_namespace_passes_over_them(match: Match, has_own_ipc: bool) -> None:
-    host = Host(match, has_own_ipc)
+    host = NotingHost(match, has_own_ipc=has_own_ipc)
     asked = Match(match.ours, host, ())  # type: ignore[arg-type]
     asked.expect((Op(0, "shmget", (4096, 0)), Op(0, "munmap", (0, 4096))))
     assert [op.who for op in host.expected] == [0 if has_own_ipc else MAX_PROCESSES, 0]
     assert ("System V" in asked.describe()) is not has_own_ipc
-
-
-class Host:
-    """A host that notes what it is told to play."""
-
-    def __init__(self, match: Match, has_own_ipc: bool) -> None:
-        self.facts = match.hosts.facts._replace(has_own_ipc=has_own_ipc, runs_ksm=False, has_journal=False)
-        self.expected: list[Op] = []
-
-    def expect(self, program: tuple[Op, ...], *, pages_out: bool, everything: bool) -> None:
-        self.expected += program

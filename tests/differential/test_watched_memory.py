@@ -20,6 +20,7 @@ from kerneld.referee.userfaultfds import CALLS
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
 from tests.differential.alone import LAYOUT, facts
+from tests.differential.noting_host import NotingHost
 
 ANON = (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value
 MADE = Op(0, "mmap", (At(0), 4 * PAGE_SIZE, 3, ANON, 0))
@@ -87,19 +88,8 @@ def test_programs_watch_and_give(ours: Simulated) -> None:
 
 @pytest.mark.parametrize("has_userfaultfd", [True, False])
 def test_a_host_without_userfaultfd_passes_over_them(match: Match, has_userfaultfd: bool) -> None:
-    host = Host(match, has_userfaultfd)
+    host = NotingHost(match, has_userfaultfd=has_userfaultfd)
     asked = Match(match.ours, host, ())  # type: ignore[arg-type]
     asked.expect((WATCHED, Op(0, "munmap", (0, 4096))))
     assert [op.who for op in host.expected] == [0 if has_userfaultfd else MAX_PROCESSES, 0]
     assert ("userfaultfd" in asked.describe()) is not has_userfaultfd
-
-
-class Host:
-    """A host that notes what it is told to play."""
-
-    def __init__(self, match: Match, has_userfaultfd: bool) -> None:
-        self.facts = match.hosts.facts._replace(has_userfaultfd=has_userfaultfd, runs_ksm=False, has_journal=False)
-        self.expected: list[Op] = []
-
-    def expect(self, program: tuple[Op, ...], *, pages_out: bool, everything: bool) -> None:
-        self.expected += program

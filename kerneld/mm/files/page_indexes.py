@@ -215,3 +215,17 @@ def _bits(indexes: list[int]) -> int:
     for index in indexes:
         bits |= 1 << (index & _IN_NODE)
     return bits
+
+
+def runs_of(indexes: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges [low, high), of at most `most` indexes each, that together are the sorted indexes."""
+    low = high = -1
+    for index in indexes:
+        if index == high and high - low < most:
+            high += 1
+            continue
+        if high >= 0:
+            yield low, high
+        low, high = index, index + 1
+    if high >= 0:
+        yield low, high

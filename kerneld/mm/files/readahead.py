@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kerneld.errors import SysError
+from kerneld.mm.files.page_indexes import runs_of
 from kerneld.mm.files.shmem import shmem_get_folio
 from kerneld.mm.frames.frames import PG_LRU, PG_SWAPBACKED
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn
@@ -52,15 +52,11 @@ def _read_around(mapping: AddressSpace, missing: list[int]) -> bool:
     if not missing or frames.free_pages - len(missing) < frames.watermark_low:
         return False
     with contextlib.suppress(SysError):
-        for run in [missing] if mapping.host.are_all_uptodate else _runs(missing):
+        # The host shall not read what lies between, and is absent.
+        runs = runs_of(missing, len(missing))
+        for run in [missing] if mapping.host.are_all_uptodate else [list(range(*run)) for run in runs]:
             read_in(mapping, run)
     return True
-
-
-def _runs(indexes: list[int]) -> list[list[int]]:
-    """Return what is consecutive in sorted indexes: the host shall not read what lies between, and is absent."""
-    starts = [place for place, index in enumerate(indexes) if not place or indexes[place - 1] != index - 1]
-    return [indexes[start:end] for start, end in pairwise([*starts, len(indexes)])]
 
 
 def read_in(mapping: AddressSpace, indexes: list[int]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from kerneld.errors import SysError
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.files.index_ranges import MAX_INDEX
+from kerneld.mm.files.page_indexes import runs_of
 from kerneld.mm.files.shmem import shmem_free_swap, shmem_free_swapped
 from kerneld.mm.space.locked_pages import zap_vma_cached, zap_vma_range
 from kerneld.mm.space.mm import MmStruct
@@ -173,27 +174,14 @@ def punch_hole_in_pieces(mapping: AddressSpace, first: int, last: int) -> Steps:
     # A page is cached or swapped out, and may change from one to the other meanwhile: it is removed from either.
     pace = Pace()
     for span in sorted({*mapping.swapped.spans(first, last), *mapping.pages.spans(first, last)}):
-        for low, high in _runs_of(sorted({*mapping.swapped.between(*span), *mapping.pages.between(*span)})):
+        indexes = sorted({*mapping.swapped.between(*span), *mapping.pages.between(*span)})
+        for low, high in runs_of(indexes, _REMOVED_AT_ONCE):
             yield from unmap_mapping_in_pieces(mapping, low, high, pace, even_cows=False)
             yield from _drop_in_cache_or_swap(mapping, low, high, pace)
             if pace.is_over():
                 yield
                 pace.begin()
     mapping.forget_shadows(list(mapping.shadows.between(first, last)))
-
-
-def _runs_of(indexes: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield ranges [low, high), some pages each, that together contain the sorted indexes."""
-    low = high = -1
-    for index in indexes:
-        if index == high and high - low < _REMOVED_AT_ONCE:
-            high += 1
-            continue
-        if high >= 0:
-            yield low, high
-        low, high = index, index + 1
-    if high >= 0:
-        yield low, high
 
 
 def _drop_in_cache_or_swap(mapping: AddressSpace, low: int, high: int, pace: Pace) -> Iterator[None]:
