@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,16 @@ def _become_nobody() -> None:
 def can_become_others() -> bool:
     """Whether a child can become another user."""
     return _works(_become_nobody)
+
+
+def can_others_read(path: Path) -> bool:
+    """Whether another user, whom root has become, can read a file: root's own directories may be closed to others."""
+
+    def read() -> None:
+        _become_nobody()
+        path.read_bytes()
+
+    return _works(read)
 
 
 needs_another_user = pytest.mark.skipif(
