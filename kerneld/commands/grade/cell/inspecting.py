@@ -15,7 +15,7 @@ from kerneld.commands.grade.cell.launcher import Launcher
 from kerneld.commands.grade.cell.machine import Machine, private_machine
 from kerneld.commands.grade.cell.program import CTRL_C, Chunk, Program
 from kerneld.commands.grade.cell.puppet import BASE, LARGE_BASE, LARGE_PAGES, PAGES, STEADY, Puppet
-from kerneld.commands.grade.cell.reading import Window, plain
+from kerneld.commands.grade.cell.reading import Window, plain, segments
 from kerneld.commands.grade.cell.states import Held
 from shared.trace.events import SHADOWPT_CLOSE, SHADOWPT_OPEN, SHADOWPT_START, Cause
 from shared.trace.record import Record
@@ -245,21 +245,28 @@ def _hits(chunks: list[Chunk]) -> list[int]:
 
 
 def _last_print(chunks: list[Chunk]) -> str:
-    """Return the text of the last print: what follows the last pause before the last time the steady page came.
+    """Return the text of the last print: what follows a pause, and has the steady page's last line in it.
 
-    Where the page never comes, it is what follows the first pause.
+    A busy host may stop a program in the middle of a print, so that this has a pause too. So of several pauses it is
+    the last one behind which there are as many pages as behind any. Where the steady page never comes, it is what
+    follows the first pause.
     """
     hits = _hits(chunks)
-    begin = 0
-    for at in range(1, len(chunks)):
-        is_after_first = not hits or chunks[at].time > hits[0]
-        is_before_last = not hits or chunks[at].time <= hits[-1]
-        if is_after_first and is_before_last and chunks[at].time - chunks[at - 1].time > _GAP:
-            begin = at
-    text = "".join(chunk.text for chunk in chunks[begin:])
-    if begin or len(hits) < 2:
-        return text
+    begins = [
+        at
+        for at in range(1, len(chunks))
+        if chunks[at].time - chunks[at - 1].time > _GAP and (not hits or hits[0] < chunks[at].time <= hits[-1])
+    ]
+    if begins:
+        texts = ["".join(chunk.text for chunk in chunks[at:]) for at in reversed(begins)]
+        return max(texts, key=_count_pages)
+    if len(hits) < 2:
+        return "".join(chunk.text for chunk in chunks)
     # It prints without a pause: everything but the line that it is printing.
     begin = next(at for at, chunk in enumerate(chunks) if chunk.time >= hits[0]) + 1
     text = "".join(chunk.text for chunk in chunks[begin:])
     return text[: text.rfind("\n") + 1] or text
+
+
+def _count_pages(text: str) -> int:
+    return len(segments(plain(text), WINDOW))
