@@ -149,10 +149,10 @@ def _daemon(folder: Path, mode: Mode, options: tuple[str, ...]) -> Iterator[str]
     words += ["--overcommit-memory", str(settings.overcommit_memory), *options]
     if mode is Mode.SWAP:
         words += ["--swap", f"{SWAP_BYTES >> 20}M"]
-    started = subprocess.run([*_KERNELD, *words], capture_output=True, text=True, check=False)
-    if started.returncode:
-        raise HostError(f"no kerneld can be started here: {started.stderr.strip()}")
     try:
+        started = subprocess.run([*_KERNELD, *words], capture_output=True, text=True, check=False)
+        if started.returncode:
+            raise HostError(f"no kerneld can be started here: {started.stderr.strip()}")
         yield str(socket)
     finally:
         subprocess.run([*_KERNELD, "stop", "--socket", str(socket)], capture_output=True, check=False)

@@ -6,12 +6,15 @@ Chromium is Debian's package of that name. It connects to nothing but the page's
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 WHY_NOT = "there is no chromium (Debian: apt install chromium)"
+_END_SECONDS = 5.0
 _ARGUMENTS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
@@ -39,7 +43,8 @@ class Browser:
         self._process = subprocess.Popen(
             [PROGRAM, f"--user-data-dir={self._profile.name}", *_ARGUMENTS],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env=os.environ | {"DBUS_SESSION_BUS_ADDRESS": ""},
+            # What it leaves in the directory for temporary files goes with the profile.
+            env=os.environ | {"DBUS_SESSION_BUS_ADDRESS": "", "TMPDIR": self._profile.name}, start_new_session=True,
         )  # fmt: skip
         self._port = self._read_port()
         self._numbers = itertools.count(1)
@@ -69,11 +74,16 @@ class Browser:
         self.close()
 
     def close(self) -> None:
-        """End Chromium."""
+        """End Chromium, with its other processes: they write to the profile until they have gone."""
         self._process.terminate()
         self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.stderr is not None:
             self._process.stderr.close()
+        end = time.monotonic() + _END_SECONDS
+        while os.path.exists(self._profile.name) and time.monotonic() < end:
+            shutil.rmtree(self._profile.name, ignore_errors=True)
         self._profile.cleanup()
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:

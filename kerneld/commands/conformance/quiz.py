@@ -22,6 +22,7 @@ from kerneld.commands.compiled import BuildError
 from kerneld.commands.conformance.kit import ensure_kit
 from kerneld.commands.failure import KerneldStatus
 from shared.failure import Failure, Status
+from shared.interrupts import ending_by_signals
 from shared.launcher import find_program, socket_words
 from shared.option_types import Whole
 from shared.private_directory import private_directory
@@ -68,9 +69,11 @@ def quiz(questions: int, seed: int | None) -> None:
         raise Failure(KerneldStatus.CANNOT_RUN, str(error)) from None
     chance = random.Random(seed)
     right = 0
-    for number, name in enumerate(chance.sample(sorted(BUGS), min(questions, len(BUGS))), 1):
-        click.echo(f"Question {number} of {questions}")
-        right += ask(name, kit, chance)
+    # Ctrl+C, also at the prompt: the kernel of the question ends first.
+    with ending_by_signals("kerneld"):
+        for number, name in enumerate(chance.sample(sorted(BUGS), min(questions, len(BUGS))), 1):
+            click.echo(f"Question {number} of {questions}")
+            right += ask(name, kit, chance)
     click.echo(f"{right} of {questions} are right.")
 
 
@@ -89,7 +92,7 @@ def ask(name: str, kit: Path, chance: random.Random) -> bool:
         try:
             answer = click.prompt("Which mistake is it", type=Whole(1, len(choices)))
         except click.Abort:
-            # Ctrl+C, or the end of the input.
+            # The end of the input.
             click.echo()
             raise Failure(Status.FAILED, "the quiz has ended without an answer") from None
     is_right = choices[answer - 1] == name
@@ -128,11 +131,11 @@ def broken_kernel(name: str) -> Iterator[str]:
     with private_directory("kerneld-quiz-") as directory:
         socket = os.path.join(directory, "kerneld.sock")
         words = ["--socket", socket, "--ram", "512M", "--log-format", "json", "--bug", name]
-        # In the background: then its log is a file, and no pipe that fills.
-        started = _run("start", "--detach", *words)
-        if started.returncode:
-            raise Failure(Status.FAILED, f"the kernel does not start: {started.stderr.strip()}")
         try:
+            # In the background: then its log is a file, and no pipe that fills.
+            started = _run("start", "--detach", *words)
+            if started.returncode:
+                raise Failure(Status.FAILED, f"the kernel does not start: {started.stderr.strip()}")
             yield socket
         finally:
             _run("stop", "--socket", socket)

@@ -16,6 +16,7 @@ from kerneld.commands.grade.report import gradescope, junit, page, table
 from kerneld.commands.grade.rows import BY_NAME, Part
 from kerneld.commands.grade.traced_order import Order, trace_order
 from shared.failure import Failure, Status
+from shared.interrupts import ending_by_signals
 from shared.option_types import Whole
 
 HELP = """Grade the user programs of submissions: user/part4, user/part5.txt, and the files beside them.
@@ -80,11 +81,13 @@ def grade(
             raise click.UsageError("Missing argument 'DIR...'.")
         return
     chosen = _choose(checklist, only)
-    means = _find_means(chosen)
-    click.echo(table.walls_line(means.walls), err=True)
     many = jobs or _JOBS_EACH * (os.cpu_count() or 1)
     show = table.Shower(chosen, is_detailed=bool(only) or len(directories) == 1)
-    results = grade_all(directories, means, min(many, len(directories)), show.add)
+    # Ctrl+C: the programs that run are ended, and the directories of this run are removed.
+    with ending_by_signals("kerneld"):
+        means = _find_means(chosen)
+        click.echo(table.walls_line(means.walls), err=True)
+        results = grade_all(directories, means, min(many, len(directories)), show.add)
     click.echo(table.totals(results, chosen))
     if json_path is not None:
         _write(json_path, gradescope.results_text(results, chosen))
@@ -129,7 +132,8 @@ def _find_means(checklist: Checklist) -> Means:
 
 
 def _print_answers(checklist: Checklist) -> None:
-    order = trace_order(checklist.functions)
+    with ending_by_signals("kerneld"):
+        order = trace_order(checklist.functions)
     if not order.functions:
         raise Failure(Status.FAILED, order.why_not)
     click.echo("\n".join(order.functions))

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _NO_WALLS = 3
 USERS = range(59_000, 60_000)
 """No users of a usual system: Debian's and systemd's ranges end below or begin above (systemd.io/UIDS-GIDS)."""
 _SLACK_SECONDS = 30
+_END_SECONDS = 10.0
 _KEPT = 2000
 
 
@@ -74,7 +76,7 @@ def find_walls() -> Walls:
 def can_build(walls: Walls) -> bool:
     """Build these walls around nothing, and return whether they stand."""
     with tempfile.TemporaryDirectory(prefix="kerneld-grade-") as scratch, _own_user(walls) as uid:
-        return _run_cell(_task(Path("/"), scratch, (), uid, walls, None), 60).returncode == 0
+        return _cells.run(_task(Path("/"), scratch, (), uid, walls, None), 60).returncode == 0
 
 
 def find_tools() -> tuple[str, str, str]:
@@ -103,9 +105,15 @@ def grade_all(
             pool.submit(grade, directory, name, means): at
             for at, (directory, name) in enumerate(zip(directories, names, strict=True))
         }
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            on_result(future.result())
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                on_result(future.result())
+        except BaseException:
+            # The pool waits for its threads, and each of them for its cell.
+            pool.shutdown(wait=False, cancel_futures=True)
+            _cells.end_all()
+            raise
     return [results[at] for at in range(len(directories))]
 
 
@@ -115,7 +123,7 @@ def grade(directory: Path, name: str, means: Means) -> Result:
     try:
         with _own_user(means.walls) as uid:
             task = _task(directory.resolve(), scratch, means.parts, uid, means.walls, means)
-            done = _run_cell(task, means.checklist.limits.all_seconds + _SLACK_SECONDS)
+            done = _cells.run(task, means.checklist.limits.all_seconds + _SLACK_SECONDS)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -185,17 +193,57 @@ def _task(
     }  # fmt: skip
 
 
-def _run_cell(task: dict[str, Any], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a cell to its end; after the time it is killed, and everything in it."""
-    cell = subprocess.Popen(
-        _CELL, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+class _Cells:
+    """The cells that run now, so that all can be ended: by a thread's timeout, or from outside when people stop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._is_over = False
+
+    def run(self, task: dict[str, Any], seconds: float) -> subprocess.CompletedProcess[str]:
+        """Run a cell to its end; after the time, or after an exception here, it is ended, and everything in it."""
+        cell = self._start()
+        try:
+            out, err = cell.communicate(json.dumps(task), timeout=seconds)
+        except subprocess.TimeoutExpired:
+            out, err = _end(cell)
+        except BaseException:
+            _end(cell)
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(cell)
+        return subprocess.CompletedProcess(_CELL, cell.returncode, out, err)
+
+    def end_all(self) -> None:
+        """Ask all cells to end. Each is waited for where it runs. A cell that begins later ends at once."""
+        with self._lock:
+            self._is_over = True
+            for cell in self._running:
+                cell.terminate()
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        with self._lock:
+            cell = subprocess.Popen(_CELL, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+            self._running.add(cell)
+            if self._is_over:
+                cell.terminate()
+        return cell
+
+
+def _end(cell: subprocess.Popen[str]) -> tuple[str, str]:
+    """End a cell, and wait until all that was in it has gone. Return what it has written."""
+    cell.terminate()
     try:
-        out, err = cell.communicate(json.dumps(task), timeout=seconds)
+        return cell.communicate(timeout=_END_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(cell.pid, signal.SIGKILL)
-        out, err = cell.communicate()
-    return subprocess.CompletedProcess(_CELL, cell.returncode, out, err)
+        return cell.communicate()
+
+
+_cells = _Cells()
 
 
 def _sweep(uid: int) -> None:

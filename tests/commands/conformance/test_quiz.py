@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,10 +30,13 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
+WORDS = (sys.executable, "-P", "-m", "kerneld", "quiz", "--questions", "1", "--seed", SEED)
+
+
 def play(place: Path, answer: str | None) -> subprocess.CompletedProcess[str]:
     """Play one question, always the same, and give an answer, or none."""
     return subprocess.run(
-        [sys.executable, "-P", "-m", "kerneld", "quiz", "--questions", "1", "--seed", SEED],
+        WORDS,
         input="" if answer is None else f"{answer}\n",
         env={**os.environ, "TMPDIR": str(place)},
         capture_output=True,
@@ -81,3 +86,36 @@ def test_no_other_choice_is_found_by_the_check_that_is_shown() -> None:
         assert len(set(choices)) == 4
         assert name in choices
         assert all(bug.checks[0] not in BUGS[choice].checks for choice in choices if choice != name)
+
+
+@pytest.mark.skipif(why_not_here() != "", reason=f"no program runs inside: {why_not_here()}")
+@pytest.mark.skipif(os.geteuid() != 0, reason="some mistakes are only seen by root")
+def test_ctrl_c_at_the_prompt_ends_the_kernel_too(place: Path) -> None:
+    quiz = subprocess.Popen(
+        WORDS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(place)}, start_new_session=True,
+    )  # fmt: skip
+    with quiz:
+        assert quiz.stdout is not None
+        seen = b""
+        while b"Which mistake is it" not in seen:
+            piece = os.read(quiz.stdout.fileno(), 4096)
+            assert piece, seen
+            seen += piece
+        assert kernels_in(place) != []
+        quiz.send_signal(signal.SIGINT)
+        _out, err = quiz.communicate(timeout=SECONDS)
+        assert quiz.returncode == -signal.SIGINT
+        assert err == b"kerneld: ended by SIGINT\n"
+    assert kernels_in(place) == []
+    assert list(place.iterdir()) == []
+
+
+def kernels_in(place: Path) -> list[int]:
+    """The processes of kerneld whose socket is below a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and str(place) in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+    return found

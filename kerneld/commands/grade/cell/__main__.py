@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kerneld.commands.grade.cell import inspecting, isolation, judging, targeting
 from kerneld.commands.grade.cell.build import Copied, CopyError, build, read_tree, write_tree
@@ -29,6 +30,8 @@ from kerneld.commands.grade.rows import ROWS, Part
 from shared.failure import Failure
 
 _SHOWN = 6000
+_ENDED = 4
+"""The exit status of a cell that was ended."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,8 +78,10 @@ def main() -> None:
     has_own_count = task.uid is not None or isolation.counts_apart(users)
     child = os.fork()
     if child:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+        # In a pid namespace all others have gone when this returns: zap_pid_ns_processes() waits for them.
         _pid, status = os.waitpid(child, 0)
-        sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 4)
+        sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else _ENDED)
     isolation.die_with_parent()
     isolation.adopt_orphans()
     try:
@@ -86,6 +91,7 @@ def main() -> None:
         os._exit(3)
     started = time.monotonic()
     room = _make_room(task, has_own_count)
+    signal.signal(signal.SIGTERM, lambda *_: _end(room))
     if task.walls.limit and not room.is_counted():
         print("Linux does not limit the processes of this user", file=sys.stderr)
         os._exit(3)
@@ -102,6 +108,12 @@ def main() -> None:
     )
     sys.stdout.flush()
     os._exit(0)
+
+
+def _end(room: Room) -> NoReturn:
+    """The grader ends early: nothing of this submission stays."""
+    room.kill_all()
+    os._exit(_ENDED)
 
 
 def _make_room(task: Task, has_own_count: bool) -> Room:
