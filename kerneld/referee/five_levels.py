@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kerneld.mm.calls import mincore, mremap
+from kerneld.mm.calls import mincore, mremap, userfaultfd
 from kerneld.mm.space import munmap
 from kerneld.referee import later_mremap, later_rules
 from kerneld.task import cpu, trap
@@ -21,7 +21,10 @@ _USER_END = 1 << 56
 TASK_SIZE_5LEVEL = _USER_END - PAGE_SIZE
 _NAMES_A_PLACE = (Mremap.FIXED | Mremap.DONTUNMAP).value
 RULES: tuple[tuple[Any, str, int], ...] = (
-    *((module, "TASK_SIZE", TASK_SIZE_5LEVEL) for module in (mincore, mremap, munmap, trap, later_mremap, later_rules)),
+    *(
+        (module, "TASK_SIZE", TASK_SIZE_5LEVEL)
+        for module in (mincore, mremap, munmap, trap, userfaultfd, later_mremap, later_rules)
+    ),
     (cpu, "_CANONICAL_END", _USER_END),
     (cpu, "_KERNEL_HALF", (1 << 64) - _USER_END),
 )

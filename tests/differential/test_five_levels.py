@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from kerneld.mm.calls import mremap
+from kerneld.mm.calls.userfaultfd import check_range
 from kerneld.mm.space import munmap
 from kerneld.referee.difference import following
 from kerneld.referee.five_levels import TASK_SIZE_5LEVEL, is_out_of_reach
 from kerneld.referee.known import KNOWN
 from shared.uapi import page
 from shared.uapi.mman import Mremap
-from shared.uapi.page import TASK_SIZE
+from shared.uapi.page import PAGE_SIZE, TASK_SIZE
+from tests.support.machine import Machine, errno_of
 
+_RULE = [known for known in KNOWN if known.source.startswith("CONFIG_X86_5LEVEL")]
 FIXED = (Mremap.MAYMOVE | Mremap.FIXED).value
 
 
@@ -32,9 +37,17 @@ def test_what_only_five_levels_reach(name: str, args: tuple[int, ...], out: bool
     assert is_out_of_reach(name, args) is out
 
 
+def test_a_range_of_a_userfaultfd_may_lie_there() -> None:
+    """Nothing is mapped there: that is another error than EINVAL, and comes later."""
+    mm = Machine().new_mm()
+    assert errno_of(lambda: check_range(mm, 1 << 47, PAGE_SIZE)) == errno.EINVAL
+    with following(_RULE):
+        check_range(mm, 1 << 47, PAGE_SIZE)
+        assert errno_of(lambda: check_range(mm, 1 << 56, PAGE_SIZE)) == errno.EINVAL
+
+
 def test_the_rule_is_for_the_modules_that_it_names() -> None:
-    rule = [known for known in KNOWN if known.source.startswith("CONFIG_X86_5LEVEL")]
-    with following(rule):
+    with following(_RULE):
         assert vars(munmap)["TASK_SIZE"] == vars(mremap)["TASK_SIZE"] == TASK_SIZE_5LEVEL
         assert page.TASK_SIZE == TASK_SIZE
     assert vars(munmap)["TASK_SIZE"] == TASK_SIZE
