@@ -346,6 +346,15 @@ KNOWN = (
         witness=witnesses.maps_as_mergeable,
     ),
     Known(
+        (0, 0),
+        "fs/userfaultfd.c:userfaultfd_copy()",
+        "UFFDIO_COPY does not check where it copies from.",
+        ((userfaultfd, "check_source", later_userfaultfd.check_source),),
+        applies=lambda facts: facts.has_userfaultfd,
+        witness=witnesses_userfaultfd.copies_from_anywhere,
+        before=(6, 6),
+    ),
+    Known(
         (6, 18),
         "fs/userfaultfd.c:validate_unaligned_range(), in v6.18 at the latest",
         "The ranges of a userfaultfd may begin below vm.mmap_min_addr.",

@@ -1,9 +1,11 @@
-"""Rules of newer kernels for userfaultfd. They replace kerneld's own while the referee runs (`known`)."""
+"""Rules of other kernels for userfaultfd. They replace kerneld's own while the referee runs (`known`)."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
+from kerneld.errors import SysError
 from kerneld.mm.space.anon_page import prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
@@ -26,6 +28,12 @@ def prepares_what_is_not_watched(
         return earlier(mm, start, length)
 
     return find_dst_vma
+
+
+def check_source(_mm: MmStruct, start: int, length: int) -> None:
+    """Only a source that wraps is refused. Source: Linux v6.1 fs/userfaultfd.c:userfaultfd_copy()."""
+    if not length or start + length >= 1 << 64:
+        raise SysError(errno.EINVAL)
 
 
 def lowest_address(_mm: MmStruct) -> Vaddr:

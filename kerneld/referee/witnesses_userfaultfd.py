@@ -27,6 +27,12 @@ def prepares_what_is_not_watched(stage: Stage) -> bool:
     return bool(played[-1].views[1].pages)
 
 
+def copies_from_anywhere(stage: Stage) -> bool:
+    """UFFDIO_COPY from an address that is not the user's to one where nothing is mapped: ENOENT, or EINVAL."""
+    (played,) = stage.play(Op(0, "uffdio_copy", (_AT, PAGE_SIZE, At(Base.ZERO, 1 << 60), 0)))
+    return played.outcome.ret == -errno.ENOENT
+
+
 def takes_the_lowest_addresses(stage: Stage) -> bool:
     """UFFDIO_ZEROPAGE at address 0, where nothing is mapped: ENOENT, or EINVAL for the range."""
     (played,) = stage.play(Op(0, "uffdio_zeropage", (At(Base.ZERO, 0), PAGE_SIZE, 0)))

@@ -10,7 +10,7 @@ from struct import Struct
 
 from kerneld.errors import SysError
 from kerneld.fs.mounts import is_userfaultfd_device
-from kerneld.mm.calls.userfaultfd import Source, check_range, mfill, register, unregister
+from kerneld.mm.calls.userfaultfd import Source, check_range, check_source, mfill, register, unregister
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.userfaultfd import UserfaultfdCtx
 from kerneld.mm.vm_flags import VM_UFFD_MISSING
@@ -130,7 +130,7 @@ def _wake(call: Call, ctx: UserfaultfdCtx) -> int:
 def _copy(call: Call, ctx: UserfaultfdCtx) -> int | Answer | Work:
     """Source: Linux v6.8 fs/userfaultfd.c:userfaultfd_copy()."""
     start, source, length, mode, _ = _unpack(COPY, call)
-    check_range(ctx.mm, source, length, aligned=False)
+    check_source(ctx.mm, source, length)
     check_range(ctx.mm, start, length)
     if mode & ~DONTWAKE:
         raise SysError(errno.EINVAL)

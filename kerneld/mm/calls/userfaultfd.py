@@ -39,13 +39,22 @@ Source = Callable[[int], bytes]
 if another userfaultfd has to give it."""
 
 
-def check_range(mm: MmStruct, start: int, length: int, *, aligned: bool = True) -> None:
+def check_range(mm: MmStruct, start: int, length: int) -> None:
     """Raise SysError(EINVAL) for a range that is empty, not in user space, or not of whole pages.
 
-    If not `aligned`, the start may be any address. Source: Linux v6.8 fs/userfaultfd.c: validate_range(),
-    validate_unaligned_range().
+    Source: Linux v6.8 fs/userfaultfd.c:validate_range().
     """
-    if (aligned and start & ~PAGE_MASK) or length & ~PAGE_MASK or not length:
+    if start & ~PAGE_MASK:
+        raise SysError(errno.EINVAL)
+    check_source(mm, start, length)
+
+
+def check_source(mm: MmStruct, start: int, length: int) -> None:
+    """Do the same for a range that may begin at any address: what UFFDIO_COPY copies from.
+
+    Source: Linux v6.8 fs/userfaultfd.c:validate_unaligned_range().
+    """
+    if length & ~PAGE_MASK or not length:
         raise SysError(errno.EINVAL)
     if start < lowest_address(mm) or start >= TASK_SIZE or length > TASK_SIZE - start:
         raise SysError(errno.EINVAL)
