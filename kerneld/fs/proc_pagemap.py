@@ -2,8 +2,6 @@
 
 It is read in windows: the whole file has 256 GiB. Answers to Linux v6.8 fs/proc/task_mmu.c: pagemap_read(),
 pte_to_pagemap_entry(), and Documentation/admin-guide/mm/pagemap.rst.
-
-Differs from Linux: entries have no soft-dirty bit. A page is soft-dirty if its mapping is.
 """
 
 from __future__ import annotations
@@ -14,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_SPECIAL, entry_pfn, present_mask, pte_pfn, swap_mask, swp_offset
+from kerneld.hw.paging import (
+    PTE_SOFT_DIRTY,
+    PTE_SPECIAL,
+    PTE_SWP_SOFT_DIRTY,
+    entry_pfn,
+    present_mask,
+    pte_pfn,
+    swap_mask,
+    swp_offset,
+)
 from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
@@ -49,6 +56,10 @@ def read_pagemap(mm: MmStruct, offset: int, length: int, *, show_pfn: bool) -> b
     if show_pfn:
         # The type of the swap file, 0, in the five lowest bits, the offset above them.
         words[swapped] |= swp_offset(entries[swapped]) << u64(_MAX_SWAPFILES_SHIFT)
+    soft_dirty = (present & ((entries & u64(PTE_SOFT_DIRTY)) != 0)) | (
+        swapped & ((entries & u64(PTE_SWP_SOFT_DIRTY)) != 0)
+    )
+    words[soft_dirty] |= u64(PM_SOFT_DIRTY)
     pfns = pte_pfn(entries).astype(np.int64)
     if show_pfn:
         words[present] |= pfns[present].astype(np.uint64)

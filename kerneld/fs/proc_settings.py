@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable
 from functools import partial
 
 from kerneld.errors import SysError
 from kerneld.fs.setting import INT_MAX, Setting, Stores
 from kerneld.mm.calls.clear_refs import ClearRefs, clear_refs
 from kerneld.mm.reclaim.oom import OOM_SCORE_ADJ_MIN, oom_badness, total_of
+from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.pace import Steps
 from kerneld.task.capability import CAP_SYS_RESOURCE
 from kerneld.task.task import Process
 
@@ -22,18 +25,21 @@ _MOST_BYTES = 12
 _INT = re.compile(rb"[+-]?(0[xX][0-9a-fA-F]+|[0-9]+)")
 _SPACES = b" \t\n\v\f\r"
 _OOM_SCORE_ADJ_MAX = 1000
+Held = Callable[[MmStruct, Steps], Steps]
+"""Returns the pieces of a call with mmap_lock of an address space held for writing, after a wait for it."""
 
 
-def process_settings(process: Process, writer: Process) -> dict[str, Setting]:
+def process_settings(process: Process, writer: Process, held: Held) -> dict[str, Setting]:
     """Return the files of a process by name, as one writes them. Its owner has the rights of root."""
-
-    def show_adj() -> bytes:
-        return f"{process.oom_score_adj}\n".encode()
-
     return {
-        "clear_refs": Setting(bytes, partial(_store_clear_refs, process), 0o200),
-        "oom_score_adj": Setting(show_adj, partial(_store_oom_score_adj, process, writer)),
+        "clear_refs": Setting(bytes, partial(_store_clear_refs, process, held), 0o200),
+        "oom_score_adj": Setting(partial(show_oom_score_adj, process), partial(_store_oom_score_adj, process, writer)),
     }
+
+
+def show_oom_score_adj(process: Process) -> bytes:
+    """Return what its user, or root, has added to the score of a process."""
+    return f"{process.oom_score_adj}\n".encode()
 
 
 def show_oom_score(process: Process) -> bytes:
@@ -65,11 +71,13 @@ def _parse(data: bytes, base: int) -> int:
     return value
 
 
-def _store_clear_refs(process: Process, _offset: int, data: bytes) -> Stores:
+def _store_clear_refs(process: Process, held: Held, _offset: int, data: bytes) -> Stores:
     kind = _parse(data, 10)
     if kind not in ClearRefs.__members__.values():
         raise SysError(errno.EINVAL)
-    yield from clear_refs(process.live_mm, ClearRefs(kind))
+    mm = process.live_mm
+    steps = clear_refs(mm, ClearRefs(kind))
+    yield from held(mm, steps) if kind == ClearRefs.SOFT_DIRTY else steps
     return min(len(data), _MOST_BYTES)
 
 

@@ -18,6 +18,7 @@ from kerneld.hw.paging import (
     PTE_PROTNONE,
     PTE_PSE,
     PTE_RW,
+    PTE_SOFT_DIRTY,
     PTE_SPECIAL,
     PTE_USER,
     PUD_SHIFT,
@@ -82,6 +83,8 @@ def _entry_words(entry: int, *, is_leaf: bool, shift: int) -> str:
     if not is_leaf:
         return f"table in frame {pte_pfn(entry):#x}: {', '.join(bits[:3])}"
     bits.append("no execution" if entry & PTE_NX else "executable")
+    if entry & PTE_SOFT_DIRTY:
+        bits.append("soft-dirty")
     if entry & PTE_SPECIAL:
         bits.append("special (the zero page)")
     if pte_pkey(entry):

@@ -52,7 +52,7 @@ from kerneld.fs.proc_maps import show_maps
 from kerneld.fs.proc_mem import read_mem
 from kerneld.fs.proc_page import read_kpagecount, read_kpageflags
 from kerneld.fs.proc_pagemap import read_pagemap
-from kerneld.fs.proc_settings import process_settings, show_oom_score
+from kerneld.fs.proc_settings import process_settings, show_oom_score, show_oom_score_adj
 from kerneld.fs.proc_smaps import show_smaps, show_smaps_rollup
 from kerneld.fs.proc_sysvipc import show_sysvipc_shm
 from kerneld.fs.proc_vmstat import show_buddyinfo, show_meminfo, show_swaps, show_vmstat
@@ -63,8 +63,9 @@ from kerneld.fs.settings import all_settings
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
-from kerneld.mm.space.pace import drain
+from kerneld.mm.space.pace import Steps, drain
 from kerneld.task.capability import CAP_SYS_ADMIN, CAP_SYS_PTRACE
+from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.ptrace import ptrace_may_access
 from kerneld.task.shm import ShmSegments
 from kerneld.task.task import Process, Thread
@@ -103,6 +104,8 @@ class KernelView(Protocol):
 
     @property
     def sysctl(self) -> Sysctl: ...
+    @property
+    def mmap_locks(self) -> MmapLocks: ...
     @property
     def shm(self) -> ShmSegments: ...
     @property
@@ -196,7 +199,7 @@ class ProcFs:
             raise SysError(errno.EACCES)
         return setting.show
 
-    def write_in_pieces(self, writer: Process, path: str, offset: int, data: bytes) -> Stores:
+    def write_in_pieces(self, thread: Thread, path: str, offset: int, data: bytes) -> Stores:
         """Write to the setting at `path`, under /proc, at `offset`. Return how many bytes it has taken.
 
         Yields between pieces. Without data: whether the writer may open it for writing.
@@ -204,27 +207,37 @@ class ProcFs:
         asked for by no data, SysError(EINVAL) for a value that the setting does not take.
         Source: Linux v6.8 fs/proc/proc_sysctl.c:proc_sys_open(), proc_sys_call_handler().
         """
-        setting, is_root = self._find_setting(writer, _names(path))
+        setting, is_root = self._find_setting(thread, _names(path))
         if not setting.permits(_WRITE, is_root=is_root):
             raise SysError(errno.EPERM if data else errno.EACCES)
         return (yield from setting.store(offset, data)) if data else 0
 
-    def _find_setting(self, writer: Process, names: list[str]) -> tuple[Setting, bool]:
-        """Return a file that can be written, and whether the writer owns it.
+    def _find_setting(self, thread: Thread, names: list[str]) -> tuple[Setting, bool]:
+        """Return a file that can be written, and whether the thread's process owns it.
 
         Raises SysError(ENOENT), and SysError(EACCES) for a file that cannot be written.
         """
+        writer = thread.process
         name, is_root = "/".join(names), writer.cred.superuser
         found = self._settings.get(name)
         if found is None and names and names[0][0].isdigit():
             process = self._find_process(names[0])
             if process is None or process.mm is None:
                 raise SysError(errno.ENOENT)
-            found = process_settings(process, writer).get("/".join(names[1:]))
+            found = process_settings(process, writer, functools.partial(self._held, thread)).get("/".join(names[1:]))
             is_root = is_root or (process.mm.dumpable and writer.cred.uid == process.cred.uid)
         if found is None:
             raise SysError(errno.EACCES if name in self._root or name in self._frame_words else errno.ENOENT)
         return found, is_root
+
+    def _held(self, thread: Thread, mm: MmStruct, steps: Steps) -> Steps:
+        """Take the steps while a thread holds an address space, after those who hold it; none if it ends meanwhile."""
+        locks = self._kernel.mmap_locks
+        while locks.is_held(mm, thread):
+            yield
+        if not mm.is_dying:
+            with locks.write(thread, mm):
+                yield from steps
 
     def _finish_dying(self) -> Generator[None, None, None]:
         dying = self._kernel.frames.dying
@@ -301,7 +314,7 @@ class ProcFs:
             "cmdline": lambda: show_cmdline(process),
             "limits": lambda: show_limits(process),
             "oom_score": lambda: show_oom_score(process),
-            "oom_score_adj": process_settings(process, reader)["oom_score_adj"].show,
+            "oom_score_adj": lambda: show_oom_score_adj(process),
         }
         if name in public:
             return one_record(public[name])

@@ -12,12 +12,13 @@ The entry of a PROT_NONE page keeps its frame. It is not present for the process
 set instead of bit 0, as Linux's _PAGE_PROTNONE. A swap entry has both bits clear and is not zero:
 
     63   59 58              9 8 7 6 5 4 3 2 1 0
-    | type | ~swap offset    |0|0|0|0|0|E|0|0|0|
+    | type | ~swap offset    |0|0|0|0|0|E|0|S|0|
 
 The offset, a page of the swap file, is inverted as in Linux: a processor that reads the entry in speculation then
 gets a physical address beyond all memory. E means that the page belongs only to this address space
-(_PAGE_SWP_EXCLUSIVE). There is one swap file: type 0. Bit 9 is PTE_SPECIAL in a present entry, and a bit of the
-offset here: check first whether an entry is present. Answers to Linux v6.8 arch/x86/include/asm/pgtable_64.h.
+(_PAGE_SWP_EXCLUSIVE), S that it is soft-dirty (_PAGE_SWP_SOFT_DIRTY). There is one swap file: type 0. Bits 1 and 9 are
+PTE_RW and PTE_SPECIAL in a present entry, and S and a bit of the offset here: check first whether an entry is present.
+Answers to Linux v6.8 arch/x86/include/asm/pgtable_64.h.
 
 Bits 59 to 62 of a present leaf entry are the protection key of its page. PKRU (`kerneld.hw.processor`) has two bits for
 each key: one denies all accesses to data, the other denies writes. Instruction fetches do not depend on PKRU. Answers
@@ -48,6 +49,10 @@ PTE_PSE = 1 << 7
 PTE_PROTNONE = 1 << 8
 PTE_SPECIAL = 1 << 9
 """Software bit: the frame is not counted (the shared zero page), as Linux's _PAGE_SPECIAL."""
+PTE_UNNOTICED = 1 << 10
+"""Software bit of kerneld's: Linux's entry has RW. Here the first write to a file in memory must be noticed."""
+PTE_SOFT_DIRTY = 1 << 11
+"""Software bit: the page was written, or moved, since soft-dirty bits were last cleared (Linux: _PAGE_SOFT_DIRTY)."""
 PTE_PKEY_SHIFT = 59
 PTE_PKEY_MASK = 0xF << PTE_PKEY_SHIFT
 """The protection key of a present entry (Linux: _PAGE_PKEY_BIT0 to 3)."""
@@ -57,6 +62,10 @@ PTE_TABLE = PTE_PRESENT | PTE_RW | PTE_USER | PTE_ACCESSED | PTE_DIRTY
 """The bits of an entry that points to a table: all rights, so that the leaf decides (Linux: _PAGE_TABLE)."""
 PTE_KERNEL_PRESENT = PTE_PRESENT | PTE_PROTNONE
 
+PTE_MKDIRTY = PTE_DIRTY | PTE_SOFT_DIRTY
+"""What the kernel sets for a write. The processor sets PTE_DIRTY alone (Linux: pte_mkdirty())."""
+PTE_SWP_SOFT_DIRTY = 1 << 1
+"""In a swap entry: the page is soft-dirty."""
 PTE_SWP_EXCLUSIVE = 1 << 3
 """In a swap entry: the page belongs only to this address space."""
 _SWP_OFFSET_FIRST_BIT = 9
@@ -145,6 +154,15 @@ def is_swap_pte(entry: int) -> bool:
 def swap_mask(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return is_swap_pte() of each entry."""
     return cast("npt.NDArray[np.bool_]", (entries != _NOTHING) & ((entries & _KERNEL_PRESENT) == _NOTHING))
+
+
+def move_soft_dirty(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return entries of 4 KiB as they are after a move: soft-dirty, so that who looks for changes sees it.
+
+    Source: Linux v6.8 mm/mremap.c:move_soft_dirty_pte().
+    """
+    marks = np.where((entries & _KERNEL_PRESENT) != _NOTHING, u64(PTE_SOFT_DIRTY), u64(PTE_SWP_SOFT_DIRTY))
+    return np.where(entries != _NOTHING, entries | marks, entries)
 
 
 def table_index(vaddr: Vaddr, shift: int) -> int:

@@ -172,6 +172,7 @@ class Kernel:
         self.tlbs = Tlbs(are_checked=config.check_invariants)
         """The TLBs of the native programs."""
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
+        self.mmap_locks = self.table.mmap_locks
         self.userfaultfds = Userfaultfds(self.files.accounts, self.table.mmap_locks, lambda: self.pipe_watch)
         self.processes = self.table.processes
         self.ended = self.table.ended

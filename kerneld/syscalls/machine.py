@@ -118,7 +118,7 @@ def procwrite(call: Call) -> int | Answer | Work:
     data = call.data[length:]
     if len(data) > MAX_INLINE:
         raise SysError(errno.EINVAL)
-    return Work(call.kernel.procfs.write_in_pieces(call.process, _path(call.data[:length]), offset, data)).go_on()
+    return Work(call.kernel.procfs.write_in_pieces(call.thread, _path(call.data[:length]), offset, data)).go_on()
 
 
 def ram(call: Call) -> Answer:

@@ -35,7 +35,7 @@ def test_the_walk_ends_at_the_address_that_the_processor_finds(world: World) -> 
     physical = translate(world.frames.ram.words, mm.page_table.root, AT + 0x123, 0)
     assert [line.split()[1].split("[")[0] for line in lines[1:5]] == ["PGD", "PUD", "PMD", "PTE"]
     assert lines[0].startswith(f"CR3       frame {mm.page_table.root:#x}")
-    assert lines[4].endswith("present, writable, user, accessed, dirty, no execution")
+    assert lines[4].endswith("present, writable, user, accessed, dirty, no execution, soft-dirty")
     assert lines[5] == (
         f"{AT + 0x123:#x} is physical address {physical:#x}: byte {physical & 0xFFF:#x} of frame {physical >> 12:#x}"
     )

@@ -9,9 +9,13 @@ import pytest
 
 from kerneld.errors import SysError
 from kerneld.fs.setting import ULONG_MAX, store_number
+from kerneld.hw.paging import PF_WRITE
 from kerneld.mm.reclaim.page_alloc import init_per_zone_wmark_min
+from kerneld.mm.space import pace
 from kerneld.mm.space.overcommit import vm_commit_limit
+from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from kerneld.task.task import Cred
+from shared.uapi.mman import Map
 from tests.fs.world import World
 from tests.support.machine import access, errno_of
 
@@ -26,7 +30,9 @@ IPC = ("shm_next_id", "shmall", "shmmax", "shmmni")
 def write(world: World, path: str, data: bytes | str, offset: int = 0, cred: Cred | None = None) -> int:
     """Return how many bytes were taken, or -errno."""
     writer = world.me if cred is None else world.add(12, cred)
-    pieces = world.procfs.write_in_pieces(writer, path, offset, data.encode() if isinstance(data, str) else data)
+    pieces = world.procfs.write_in_pieces(
+        writer.threads[0], path, offset, data.encode() if isinstance(data, str) else data
+    )
     try:
         while True:
             next(pieces)
@@ -163,3 +169,21 @@ def test_who_may_spare_a_process(world: World) -> None:
     assert write(world, "13/oom_score_adj", "0x10") == 4
     assert world.text("13/oom_score") == "676\n", "32 of 2,048 pages are 15 thousandths: two thirds of 1,015"
     assert write(world, "13/clear_refs/x", "1") == write(world, "99/clear_refs", "1") == -errno.ENOENT
+
+
+def test_who_clears_soft_dirty_bits_holds_mmap_lock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux holds it for writing: the other threads of the process wait. For the other kinds they do not."""
+    other = world.add(13, USER)
+    mm, locks = other.live_mm, world.mmap_locks
+    [own], [theirs] = world.me.threads, other.threads
+    for flags in (Map.PRIVATE, Map.SHARED):
+        access(mm, world.map_anonymous(1, other, flags=flags), PF_WRITE)
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0)
+    with locks.write(theirs, mm):
+        waiting = world.procfs.write_in_pieces(own, "13/clear_refs", 0, b"4")
+        next(waiting)
+        next(waiting)
+        assert all(vma.vm_flags & VM_SOFTDIRTY for vma in mm.vmas)
+    assert [dict(locks.holders) for _ in waiting] == [{mm: own}] * 2
+    assert not locks.holders
+    assert not any(vma.vm_flags & VM_SOFTDIRTY for vma in mm.vmas)

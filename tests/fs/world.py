@@ -9,6 +9,7 @@ from kerneld.fs.procfs import ProcFs
 from kerneld.mm.calls.fork import dup_mmap
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.space.mm import MmStruct
+from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.shm import ShmSegments
 from kerneld.task.task import Cred, Process, Thread
 from shared.uapi.mman import Map
@@ -31,6 +32,7 @@ class World:
         self.frames = machine.frames
         self.files = machine.files
         self.sysctl = Sysctl()
+        self.mmap_locks = MmapLocks()
         self.shm = ShmSegments(machine.frames)
         self.shadowpt = FakeShadowPt()
         self.start_time = time.monotonic()

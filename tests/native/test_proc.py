@@ -221,6 +221,39 @@ def test_files_of_a_process_that_it_writes(inside: Inside, programs: dict[str, P
     ]  # fmt: skip
 
 
+PRIVATE_CHILD = "1 1 1 1 1"
+WRITTEN = """\
+new: 1 1 1 1 1 1
+new: sd 1
+cleared: 0 0 0 0 0 0
+cleared: sd 0
+read: 0 0 0 0 0 0
+written: 0 1 1 0 1 0
+written after mprotect: 1 1 1 0 1 0
+written by a system call: 1 1 1 1 1 0
+its parent, from a child: 1 1 1 1 1 0
+in a child: {child} 1
+its parent: 1 1 1 1 1 0
+moved: 1 1 1 1 1 1
+cleared again: 0 0 0 0 0 0
+"""
+
+
+def test_pages_that_are_written_after_clear_refs(inside: Inside, programs: dict[str, Path], tmp_path: Path) -> None:
+    """Also by a program whose pages the host has mapped writable. A host that has soft-dirty bits is compared."""
+    words = [str(programs["soft_dirty"]), str(tmp_path / "file")]
+    end = inside.run(words)
+    scenes, child = end.output.split("anonymous\n")[1], PRIVATE_CHILD
+    for name in ("shared", "memory file", "file", "private file"):
+        scene, scenes = scenes.split(f"{name}\n", 1)
+        assert scene == WRITTEN.format(child=child)
+        # A child gets the entries of private memory alone.
+        child = PRIVATE_CHILD if name == "private file" else "0 0 0 0 0"
+    assert scenes == WRITTEN.format(child=child) + "threads: 0 wrong\n"
+    if " sd" in Path("/proc/self/smaps").read_text():
+        assert inside.agrees(words) == end
+
+
 DESCRIPTORS = """import os, resource, subprocess, sys
 def names(directory):
     listed = sorted(int(name) for name in os.listdir(directory))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kerneld.hw.paging import PTE_PROTNONE
+from kerneld.mm.calls.clear_refs import ClearRefs, clear_refs
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.files.file import File
@@ -19,6 +20,7 @@ from kerneld.mm.ksm.scan import ksm_do_scan
 from kerneld.mm.space.ksm import ksm_of
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.pkeys import pkey_alloc
 from kerneld.tlb import tlb as tlb_module
 from kerneld.tlb.record import OPERATION, RECORD
@@ -293,6 +295,31 @@ def test_what_has_changed_since_is_looked_at(
     tlb.grant(page(3))
     assert {at for first, pages, _ in taken(tlb) for at in range(first, first + pages)} == granted
     assert tlb.check() == []
+
+
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_nothing_may_be_written_without_a_fault_once_writes_are_looked_for(
+    mm: MmStruct, tlb: Tlb, is_quiet: bool
+) -> None:
+    """Soft-dirty pages: a grant for reading may stay."""
+    tlb.agent = agent = FakeAgent()
+    mmap(mm, 4, at=BASE)
+    for number in (0, 1):
+        store(mm, page(number), b"x")
+        tlb.grant_page(page(number))
+    load(mm, page(3))
+    tlb.grant_page(page(3))
+    taken(tlb)
+    if not is_quiet:
+        tlb.enter(2).take()
+    run_at_once(clear_refs(mm, ClearRefs.SOFT_DIRTY))
+    drop = OPERATION.pack(BASE, 2 * PAGE_SIZE, 0)
+    assert agent.told == ([] if is_quiet else [RECORD.pack(40, 1, 1) + drop])
+    assert taken(tlb) == ([(0, 2, 0)] if is_quiet else [])
+    assert tlb.check() == []
+    store(mm, BASE, b"y")
+    tlb.grant_page(BASE)
+    assert taken(tlb) == [(0, 1, RW)]
 
 
 class FakeAgent:

@@ -23,7 +23,7 @@ import numpy as np
 
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.distinct import distinct
-from kerneld.hw.paging import PTE_RW, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_RW, PTE_SOFT_DIRTY, PTE_SPECIAL, entry_pfn, pte_pfn, pte_present
 from kerneld.mm.calls.stack import expand_stack
 from kerneld.mm.fault.cow import unshare_page
 from kerneld.mm.fault.foll_touch import folio_mark_dirty, touch_entry
@@ -33,7 +33,7 @@ from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_OOM
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.userfaultfd import AwaitsPage
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Vma, vma_soft_dirty_enabled
 from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_MAYREAD, VM_MAYWRITE, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Vaddr
 
@@ -138,7 +138,7 @@ def _follow_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, write: bool, force: bo
     for _ in range(_PATIENCE):
         at = mm.page_table.find_leaf(vaddr)
         entry = words[at] if at is not None else 0
-        if at is not None and pte_present(entry) and (not write or _can_follow_write_pte(mm, entry, force)):
+        if at is not None and pte_present(entry) and (not write or _can_follow_write_pte(mm, vma, entry, force)):
             if pin and not write and _must_unshare(mm, entry, entry_pfn(entry, vaddr)):
                 unshare_page(mm, vma, vaddr)
                 continue
@@ -175,12 +175,14 @@ def _check_vma_flags(vma: Vma, write: bool, force: bool) -> None:
         raise SysError(errno.EFAULT)
 
 
-def _can_follow_write_pte(mm: MmStruct, entry: int, force: bool) -> bool:
-    """Return whether a write may use the frame of an entry: the entry is writable, or the write is forced and the frame
-    is exclusive.
+def _can_follow_write_pte(mm: MmStruct, vma: Vma, entry: int, force: bool) -> bool:
+    """Return whether a write may use the frame of an entry: the entry is writable, or the write is forced, the frame is
+    exclusive, and no fault has to do more than to copy.
 
     Source: Linux v6.8 mm/gup.c:can_follow_write_pte(), mm/huge_memory.c:can_follow_write_pmd().
     """
     if entry & PTE_RW:
         return True
-    return force and not entry & PTE_SPECIAL and mm.frames.flags_at[pte_pfn(entry)] & PG_ANON_EXCLUSIVE != 0
+    if not force or vma.vm_flags & VM_WRITE or (vma_soft_dirty_enabled(vma) and not entry & PTE_SOFT_DIRTY):
+        return False
+    return not entry & PTE_SPECIAL and mm.frames.flags_at[pte_pfn(entry)] & PG_ANON_EXCLUSIVE != 0

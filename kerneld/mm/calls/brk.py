@@ -16,7 +16,7 @@ from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import drain
 from kerneld.mm.space.vma import STACK_GUARD_GAP_BYTES, Vma, vm_start_gap
-from kerneld.mm.space.vma_merge import can_merge_after
+from kerneld.mm.space.vma_merge import can_merge_after, vma_expanded
 from kerneld.mm.vm_flags import VM_ACCOUNT, VM_DATA_DEFAULT_FLAGS, VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr, page_align
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
@@ -85,5 +85,6 @@ def do_brk_flags(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int = 0, *, a
     before = mm.vmas.preceding(addr) if addr > above else None
     if before is not None and before.end == addr and can_merge_after(before, vm_flags, None, None, pgoff):
         mm.move_vma_bounds(before, before.start, addr + length)
+        vma_expanded(mm, before)
     else:
         mm.insert_vma(Vma(addr, addr + length, ksm_vma_flags(mm, vm_flags) | VM_SOFTDIRTY, pgoff))

@@ -48,7 +48,7 @@ def mbind_in_pieces(
     while start < end and (vma := mm.vmas.find(start)) is not None and vma.start < end:
         start, stop = max(start, vma.start), min(end, vma.end)
         if vma.policy != policy:
-            vma_modify(mm, vma, start, stop, vma.vm_flags, vma.traits._replace(policy=policy))
+            vma_modify(mm, vma, start, stop, None, vma.traits._replace(policy=policy))
         start = stop
         if pace.is_over():
             yield

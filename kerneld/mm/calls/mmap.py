@@ -40,7 +40,7 @@ from kerneld.mm.space.pace import is_wide
 from kerneld.mm.space.pkeys import execute_only_pkey
 from kerneld.mm.space.unmapped_area import get_unmapped_area, round_hint_to_min
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.space.vma_merge import merge_into_neighbours
+from kerneld.mm.space.vma_merge import merge_into_neighbours, vma_expanded
 from kerneld.mm.vm_flags import (
     VM_ACCOUNT,
     VM_EXEC,
@@ -280,7 +280,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
     # A merge into a neighbour does not ask the file: seals that are younger than the neighbour do not count.
     merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
     if merged is not None:
-        return merged
+        return vma_expanded(mm, merged)
     if file is None:
         if mm.mdwe:
             _check_write_exec(mm, vm_flags)
@@ -296,7 +296,7 @@ def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: Fil
         return vma
     if vm_flags != asked and mm.vmas.preceding(addr) is not None:
         merged = merge_into_neighbours(mm, addr, end, vm_flags, file, pgoff)
-    return merged or _insert(mm, addr, end, vm_flags, file, pgoff)
+    return _insert(mm, addr, end, vm_flags, file, pgoff) if merged is None else vma_expanded(mm, merged)
 
 
 def _mmap_zero(mm: MmStruct, start: Vaddr, end: Vaddr, vm_flags: int, file: File, pgoff: int) -> Vma:

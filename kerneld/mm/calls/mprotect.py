@@ -19,6 +19,7 @@ from kerneld.hw.paging import (
     PTE_PFN_MASK,
     PTE_PSE,
     PTE_RW,
+    PTE_SOFT_DIRTY,
     PTE_SPECIAL,
     present_mask,
     pte_pfn,
@@ -29,13 +30,13 @@ from kerneld.mm.calls.mmap import may_expand_vm
 from kerneld.mm.fault.populate import populate_vma
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE
 from kerneld.mm.space.mdwe import map_deny_write_exec
-from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.mm import MmStruct, vma_page_prot, vma_set_page_prot
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps, run_at_once
 from kerneld.mm.space.pagewalk import FEW_ENTRIES
 from kerneld.mm.space.pkeys import NO_PKEY, mm_pkey_is_allocated, override_mprotect_pkey
 from kerneld.mm.space.unmapped_area import meets_reserved
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Vma, vma_soft_dirty_enabled
 from kerneld.mm.space.vma_merge import vma_modify
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -56,7 +57,7 @@ from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SI
 _GROWSDOWN, _GROWSUP = Prot.GROWSDOWN.value, Prot.GROWSUP.value
 _READ, _EXEC = Prot.READ.value, Prot.EXEC.value
 _VALID_PROT = (Prot.READ | Prot.WRITE | Prot.EXEC | Prot.SEM).value
-_KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SPECIAL | PTE_PSE
+_KEPT_BITS = PTE_PFN_MASK | PTE_ACCESSED | PTE_DIRTY | PTE_SOFT_DIRTY | PTE_SPECIAL | PTE_PSE
 """The bits that an entry keeps when its rights change; the key is not kept (Linux: _PAGE_CHG_MASK)."""
 
 
@@ -168,6 +169,7 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
     elif old & VM_ACCOUNT and may_unaccount(vma):
         vm_flags &= ~VM_ACCOUNT
     vma = vma_modify(mm, vma, start, end, vm_flags)
+    vma_set_page_prot(vma)
     change_protection(mm, vma, start, end)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and vm_flags & VM_WRITE:
         populate_vma(mm, vma, start, end)
@@ -238,6 +240,8 @@ def _change_few(mm: MmStruct, vma: Vma, ptes: range, vaddr: Vaddr, prot: int) ->
 
 def _can_change_pte_writable(mm: MmStruct, vma: Vma, entry: int) -> bool:
     """Return whether a write fault would do nothing except allow the write. Source: mm/mprotect.c."""
+    if vma_soft_dirty_enabled(vma) and not entry & PTE_SOFT_DIRTY:
+        return False
     if vma.vm_flags & VM_SHARED:
         return entry & PTE_DIRTY != 0
     return not entry & PTE_SPECIAL and mm.frames.flags_at[pte_pfn(entry)] & PG_ANON_EXCLUSIVE != 0
@@ -245,8 +249,11 @@ def _can_change_pte_writable(mm: MmStruct, vma: Vma, entry: int) -> bool:
 
 def _can_be_writable(mm: MmStruct, vma: Vma, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return _can_change_pte_writable() of each entry."""
+    needed = PTE_DIRTY if vma.vm_flags & VM_SHARED else 0
+    if vma_soft_dirty_enabled(vma):
+        needed |= PTE_SOFT_DIRTY
     if vma.vm_flags & VM_SHARED:
-        return cast("npt.NDArray[np.bool_]", (entries & u64(PTE_DIRTY)) != u64(0))
-    counted = (entries & u64(PTE_SPECIAL)) == u64(0)
+        return cast("npt.NDArray[np.bool_]", (entries & u64(needed)) == u64(needed))
+    counted = (entries & u64(needed | PTE_SPECIAL)) == u64(needed)
     exclusive = mm.frames.has(pte_pfn(entries).astype(np.int64), PG_ANON_EXCLUSIVE)
     return cast("npt.NDArray[np.bool_]", counted & exclusive)

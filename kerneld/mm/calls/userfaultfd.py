@@ -19,7 +19,7 @@ import errno
 from collections.abc import Callable, Generator
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.hw.paging import PTE_MKDIRTY, PTE_RW, PTE_SPECIAL, make_pte
 from kerneld.mm.files.dirtying import do_page_mkwrite
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import ZERO_PFN
@@ -241,7 +241,7 @@ def _mfill_pte(mm: MmStruct, vma: Vma, vaddr: Vaddr, data: bytes | None) -> None
         mapping, index = vma.file.mapping, vma.page_index(vaddr)
         pfn = _add_shmem_page(mapping, index, data)
         mm.frames.get_page(pfn)
-        mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | PTE_DIRTY | writable), pfn)
+        mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | PTE_MKDIRTY | writable), pfn)
         mapping.mark_unsaved(index)
         if vma.vm_flags & VM_LOCKED:
             mlock_folio(mm.frames, pfn)
@@ -250,7 +250,7 @@ def _mfill_pte(mm: MmStruct, vma: Vma, vaddr: Vaddr, data: bytes | None) -> None
     else:
         pfn = new_anon_page(mm, vma, vaddr, zero=False)
         mm.frames.ram.write(pfn << PAGE_SHIFT, data)
-        mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | PTE_DIRTY | writable), pfn)
+        mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | PTE_MKDIRTY | writable), pfn)
 
 
 def _add_shmem_page(mapping: AddressSpace, index: int, data: bytes | None) -> Pfn:

@@ -24,6 +24,8 @@ from kerneld.hw.paging import (
     PTE_RW,
     PTE_SPECIAL,
     PTE_SWP_EXCLUSIVE,
+    PTE_SWP_SOFT_DIRTY,
+    PTE_UNNOTICED,
     PTE_USER,
     make_swap_pte,
     present_mask,
@@ -242,7 +244,11 @@ def _check_swap_entries(mm: MmStruct, walk: Walk, vmas: list[Vma], place: npt.ND
     _refuse(walk, swapped & (slots >= np.uint64(max(1, len(mm.frames.swap.count)))), "names no slot of the swap file")
     slots = np.where(swapped, slots, u64(0)).astype(np.int64)
     plain = make_swap_pte(slots.astype(np.uint64))
-    _refuse(walk, swapped & ((walk.entries & ~u64(PTE_SWP_EXCLUSIVE)) != plain), "is no swap entry: odd bits")
+    _refuse(
+        walk,
+        swapped & ((walk.entries & u64(~(PTE_SWP_EXCLUSIVE | PTE_SWP_SOFT_DIRTY))) != plain),
+        "is no swap entry: odd bits",
+    )
     private = np.array([vma.anon_vma is not None and not vma.vm_flags & VM_SHARED for vma in vmas])[place]
     _refuse(walk, swapped & ~private, "is a swap entry where no anonymous memory can be")
 
@@ -257,7 +263,8 @@ def _check_mapped_frames(
     anon = counted & _has(page_flags, PG_ANON)
     cached = counted & ~anon
     writable, dirty = _has(walk.entries, PTE_RW), _has(walk.entries, PTE_DIRTY)
-    shared = np.array([vma.vm_flags & VM_SHARED != 0 for vma in vmas])[place]
+    flags = np.array([vma.vm_flags for vma in vmas], dtype=np.uint64)[place]
+    shared = _has(flags, VM_SHARED)
     number = np.array([vma.file.mapping.number if vma.file is not None else 0 for vma in vmas])[place]
     real_file = np.array([vma.file is not None and vma.file.mapping.backing is not None for vma in vmas])[place]
     first_index = np.array([vma.pgoff for vma in vmas], dtype=np.uint64)[place]
@@ -269,6 +276,8 @@ def _check_mapped_frames(
     _refuse(walk, cached & ~shared & writable, "is a private mapping of a file's own page, and writable")
     noticed = cached & shared & real_file & (writable | dirty)
     in_memory = np.array([vma.file is not None and vma.file.mapping.is_shmem for vma in vmas])[place]
+    wanted = cached & shared & real_file & in_memory & _has(flags, VM_WRITE)
+    _refuse(walk, _has(walk.entries, PTE_UNNOTICED) & ~wanted, "waits for a write that none has to notice")
     clean = noticed & ~in_memory & ~_has(page_flags, PG_DIRTY)
     _refuse(walk, clean, "is writable or dirty, and maps a clean page of a file")
     for at in np.flatnonzero(noticed & writable).tolist():

@@ -6,7 +6,16 @@ mm/memory.c:do_wp_page().
 
 from __future__ import annotations
 
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PFN_MASK, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_MKDIRTY,
+    PTE_PFN_MASK,
+    PTE_RW,
+    PTE_SOFT_DIRTY,
+    PTE_SPECIAL,
+    PTE_UNNOTICED,
+    make_pte,
+)
 from kerneld.mm.fault.thp import unshare_huge_page
 from kerneld.mm.fault.vm_fault import VM_FAULT_SIGBUS
 from kerneld.mm.files.dirtying import do_page_mkwrite, note_write
@@ -76,7 +85,7 @@ def unshare_page(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Pfn:
     new = copy_of(mm, vma, vaddr, pfn)
     if vma.vm_flags & VM_LOCKED and not entry & PTE_SPECIAL:
         munlock_folio(mm.frames, pfn)
-    mm.pages.replace_pte(pte, vaddr, make_pte(new, vma_page_prot(vma)), new)
+    mm.pages.replace_pte(pte, vaddr, make_pte(new, vma_page_prot(vma) | entry & PTE_SOFT_DIRTY), new)
     return new
 
 
@@ -94,17 +103,18 @@ def copy_of(mm: MmStruct, vma: Vma, vaddr: Vaddr, source: Pfn) -> Pfn:
 
 def wp_page_reuse(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> None:
     """Make an entry writable in place. Source: Linux v6.8 mm/memory.c:wp_page_reuse()."""
-    bits = PTE_ACCESSED | PTE_DIRTY
+    bits = PTE_ACCESSED | PTE_MKDIRTY
     if vma.vm_flags & VM_WRITE:
         bits |= PTE_RW
     mm.pages.update_pte(pte, vaddr, entry | bits)
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    """Settle the first write to a clean page of a shared mapping.
+    """Settle the first write to a clean page of a shared mapping, or to one that is to become soft-dirty.
 
-    Linux takes no such fault for a file in memory, whose page becomes dirty when the entry goes. The fault only notes
-    that the real file does not have the page. Source: Linux v6.8 mm/memory.c:wp_page_shared().
+    For a file in memory Linux takes the fault only if soft-dirty pages are looked for (PTE_UNNOTICED says that it does
+    not); else the page becomes dirty when the entry goes, and the fault only notes that the real file does not have it.
+    Source: Linux v6.8 mm/memory.c: wp_page_shared(), fault_dirty_shared_page().
     """
     assert vma.file is not None
     index = vma.page_index(vaddr)
@@ -112,7 +122,10 @@ def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -
         return VM_FAULT_SIGBUS
     do_page_mkwrite(vma.file.mapping, index)
     wp_page_reuse(mm, vma, vaddr, pte, entry)
-    note_write(vma.file.mapping, index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
+    if entry & PTE_UNNOTICED:
+        note_write(vma.file.mapping, index)
+    else:
+        vma.file.mapping.mark_dirty(index, (entry & PTE_PFN_MASK) >> PAGE_SHIFT)
     return 0
 
 
@@ -124,7 +137,7 @@ def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) ->
         pfn = copy_of(mm, vma, vaddr, source)
         if vma.vm_flags & VM_LOCKED:
             munlock_folio(mm.frames, source)
-    prot = vma_page_prot(vma) | PTE_DIRTY
+    prot = vma_page_prot(vma) | PTE_MKDIRTY
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW
     mm.pages.replace_pte(pte, vaddr, make_pte(pfn, prot), pfn)

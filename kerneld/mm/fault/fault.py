@@ -29,10 +29,12 @@ import errno
 from kerneld.errors import KernelBug, SysError
 from kerneld.hw.paging import (
     PTE_ACCESSED,
-    PTE_DIRTY,
+    PTE_MKDIRTY,
     PTE_RW,
+    PTE_SOFT_DIRTY,
     PTE_SPECIAL,
     PTE_SWP_EXCLUSIVE,
+    PTE_SWP_SOFT_DIRTY,
     make_pte,
     pte_present,
     swp_offset,
@@ -90,7 +92,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, address: Vaddr, write: bool) -> int:
             return do_swap_page(mm, vma, vaddr, pte, entry, write)
         if write and not entry & PTE_RW:
             return do_wp_page(mm, vma, vaddr, pte, entry)
-        mm.pages.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
+        mm.pages.update_pte(pte, vaddr, entry | PTE_ACCESSED | (PTE_MKDIRTY if write else 0))
         return 0
     except SysError as error:
         return VM_FAULT_OOM if error.errno == errno.ENOMEM else VM_FAULT_SIGBUS
@@ -121,7 +123,7 @@ def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: boo
         return 0
     pfn = new_anon_page(mm, vma, vaddr)
     if vma.vm_flags & VM_WRITE:
-        prot |= PTE_RW | PTE_DIRTY
+        prot |= PTE_RW | PTE_MKDIRTY
     mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot), pfn)
     return 0
 
@@ -148,13 +150,13 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
     if vma.vm_flags & VM_SHARED:
         do_page_mkwrite(mapping, index)
         mm.frames.get_page(source)
-        mm.pages.set_pte(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_DIRTY), source)
+        mm.pages.set_pte(pte, vaddr, make_pte(source, prot | PTE_RW | PTE_MKDIRTY), source)
         mapping.mark_dirty(index, source)
         if vma.vm_flags & VM_LOCKED:
             mlock_folio(mm.frames, source)
         return major
     pfn = copy_of(mm, vma, vaddr, source)
-    bits = PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+    bits = PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY
     mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | bits), pfn)
     return major
 
@@ -236,7 +238,7 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
     if frames.has_merged:
         is_merged = frames.flags_at[pfn] & PG_KSM != 0
         if ksm_must_copy(frames, vma, vaddr, pfn):
-            return _swap_in_copy(mm, vma, vaddr, pte, slot, pfn, write) | major
+            return _swap_in_copy(mm, vma, vaddr, pte, entry, pfn, write) | major
     frames.get_page(pfn)
     frames.swap.swap_free(slot)
     is_sole = write and frames.refcount_at[pfn] == 2 and not is_merged
@@ -244,9 +246,9 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
         folio_free_swap(frames, pfn)
     exclusive = not is_merged and (entry & PTE_SWP_EXCLUSIVE != 0 or frames.refcount_at[pfn] == 1)
     _add_anon_rmap(mm, vma, vaddr, pfn, exclusive)
-    prot = vma_page_prot(vma)
+    prot = vma_page_prot(vma) | (PTE_SOFT_DIRTY if entry & PTE_SWP_SOFT_DIRTY else 0)
     if write and exclusive:
-        prot |= PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+        prot |= PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY
     mm.pages.swap_in_pte(pte, vaddr, make_pte(pfn, prot), pfn)
     if vma.vm_flags & VM_LOCKED:
         mlock_folio(frames, pfn)
@@ -259,19 +261,19 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
         return VM_FAULT_OOM
 
 
-def _swap_in_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, slot: int, source: Pfn, write: bool) -> int:
-    """Give the entry of a slot a copy of the frame that the swap cache holds for it; the frame stays there.
+def _swap_in_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, source: Pfn, write: bool) -> int:
+    """Give a swap entry a copy of the frame that the swap cache holds for it; the frame stays there.
 
     Raises SysError(ENOMEM). Source: Linux v6.8 mm/ksm.c:ksm_might_need_to_copy(), mm/memory.c:do_swap_page().
     """
     pfn = copy_of(mm, vma, vaddr, source)
     mm.frames.flags_at[pfn] |= PG_DIRTY
     mm.frames.vmstat["ksm_swpin_copy"] += 1
-    if mm.frames.swap.swap_free(slot) and not mm.frames.mapcount_at[source]:
+    if mm.frames.swap.swap_free(swp_offset(entry)) and not mm.frames.mapcount_at[source]:
         folio_free_swap(mm.frames, source)
-    prot = vma_page_prot(vma)
+    prot = vma_page_prot(vma) | (PTE_SOFT_DIRTY if entry & PTE_SWP_SOFT_DIRTY else 0)
     if write:
-        prot |= PTE_RW | PTE_DIRTY if vma.vm_flags & VM_WRITE else PTE_DIRTY
+        prot |= PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY
     mm.pages.swap_in_pte(pte, vaddr, make_pte(pfn, prot), pfn)
     return 0
 

@@ -11,7 +11,16 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.hw.distinct import distinct
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PSE, PTE_SPECIAL, counted_mask, entry_pfn, pte_pfn
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_MKDIRTY,
+    PTE_PSE,
+    PTE_SPECIAL,
+    counted_mask,
+    entry_pfn,
+    pte_pfn,
+)
 from kerneld.hw.scalars import u64
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE, PG_ANON, PG_DIRTY, PG_REFERENCED, PG_UNEVICTABLE, Frames, Pfns
@@ -80,7 +89,7 @@ def _touched_pmd(entry: int, write: bool) -> int:
 
     Source: Linux v6.8 mm/huge_memory.c:touch_pmd(), arch/x86/mm/pgtable.c:pmdp_set_access_flags().
     """
-    return entry | PTE_ACCESSED | PTE_DIRTY if write else entry
+    return entry | PTE_ACCESSED | PTE_MKDIRTY if write else entry
 
 
 def _mark_accessed(frames: Frames, pfns: Pfns) -> None:

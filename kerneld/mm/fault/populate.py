@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
+from kerneld.hw.paging import PTE_MKDIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte
 from kerneld.hw.scalars import u64
 from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.foll_touch import touch_leaf
@@ -217,7 +217,7 @@ def _fill_anonymous(mm: MmStruct, vma: Vma, leaf: Leaf, write: bool) -> None:
     mm.frames.mapping[pfns] = number
     mm.frames.index[pfns] = np.flatnonzero(empty).astype(np.uint64) + np.uint64(vma.page_index(leaf.start))
     if vma.vm_flags & VM_WRITE:
-        prot |= PTE_RW | PTE_DIRTY
+        prot |= PTE_RW | PTE_MKDIRTY
     new[empty] = (pfns.astype(np.uint64) << u64(PAGE_SHIFT)) | np.uint64(prot)
     mm.pages.set_ptes(leaf, new, pfns, Rss.ANON)
 

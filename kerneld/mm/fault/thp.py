@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from kerneld.errors import SysError
 from kerneld.hw.paging import (
     PTE_ACCESSED,
-    PTE_DIRTY,
+    PTE_MKDIRTY,
     PTE_PRESENT,
     PTE_PSE,
     PTE_RW,
@@ -99,7 +99,7 @@ def handle_huge_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool
     entry = mm.frames.ram.words[pmd]
     if write and not entry & PTE_RW:
         return do_huge_pmd_wp_page(mm, vma, haddr, pmd)
-    mm.pages.update_huge_pmd(pmd, haddr, entry | PTE_ACCESSED | (PTE_DIRTY if write else 0))
+    mm.pages.update_huge_pmd(pmd, haddr, entry | PTE_ACCESSED | (PTE_MKDIRTY if write else 0))
     return True
 
 
@@ -132,7 +132,7 @@ def do_huge_pmd_anonymous_page(mm: MmStruct, vma: Vma, haddr: Vaddr, write: bool
 
 def huge_page_prot(vma: Vma) -> int:
     """Return the entry bits of a new huge page: dirty, and writable if the VMA is (Linux: maybe_pmd_mkwrite())."""
-    return vma_page_prot(vma) | PTE_PSE | PTE_DIRTY | (PTE_RW if vma.vm_flags & VM_WRITE else 0)
+    return vma_page_prot(vma) | PTE_PSE | PTE_MKDIRTY | (PTE_RW if vma.vm_flags & VM_WRITE else 0)
 
 
 def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
@@ -145,7 +145,7 @@ def do_huge_pmd_wp_page(mm: MmStruct, vma: Vma, haddr: Vaddr, pmd: int) -> bool:
     if entry & PTE_SPECIAL or not _can_reuse(mm, vma, pte_pfn(entry)):
         mm.pages.split_huge_pmd(pmd, haddr)
         return False
-    bits = PTE_ACCESSED | PTE_DIRTY | (PTE_RW if vma.vm_flags & VM_WRITE else 0)
+    bits = PTE_ACCESSED | PTE_MKDIRTY | (PTE_RW if vma.vm_flags & VM_WRITE else 0)
     mm.pages.update_huge_pmd(pmd, haddr, entry | bits)
     return True
 

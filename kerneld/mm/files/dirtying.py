@@ -28,16 +28,10 @@ def do_page_mkwrite(mapping: AddressSpace, index: int) -> None:
             raise SysError(error.errno or errno.ENOSPC) from None
 
 
-def note_write(mapping: AddressSpace, index: int, pfn: Pfn) -> None:
-    """Note that an entry, which is dirty, may write to a cached page from now on.
-
-    Linux takes no fault there for a file in memory.
-    """
-    if mapping.is_shmem:
-        mapping.unsaved.add(index)
-        mapping.tell_dirtying(index)
-    else:
-        mapping.mark_dirty(index, pfn)
+def note_write(mapping: AddressSpace, index: int) -> None:
+    """Note that an entry, which is dirty, may write to a page of a file in memory from now on. Linux takes no fault."""
+    mapping.unsaved.add(index)
+    mapping.tell_dirtying(index)
 
 
 def keep_dirty(mapping: AddressSpace, index: int, pfn: Pfn) -> None:

@@ -8,7 +8,7 @@ replace_page(), try_to_merge_one_page(), try_to_merge_with_ksm_page(), try_to_me
 from __future__ import annotations
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_RW, PTE_SPECIAL, make_pte, pte_pfn, pte_present
+from kerneld.hw.paging import PTE_DIRTY, PTE_MKDIRTY, PTE_RW, PTE_SPECIAL, make_pte, pte_pfn, pte_present
 from kerneld.mm.frames.frames import (
     PG_ANON,
     PG_ANON_EXCLUSIVE,
@@ -63,7 +63,7 @@ def replace_page(mm: MmStruct, vma: Vma, address: Vaddr, pte: int, pfn: Pfn, kpf
     if locked:
         munlock_folio(frames, pfn)
     if kpfn == ZERO_PFN:
-        mm.pages.replace_pte(pte, address, make_pte(ZERO_PFN, prot | PTE_SPECIAL | PTE_DIRTY), ZERO_PFN)
+        mm.pages.replace_pte(pte, address, make_pte(ZERO_PFN, prot | PTE_SPECIAL | PTE_MKDIRTY), ZERO_PFN)
         return
     frames.get_page(kpfn)
     if locked:

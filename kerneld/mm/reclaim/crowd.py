@@ -34,7 +34,7 @@ from kerneld.mm.frames.frames import (
 from kerneld.mm.frames.huge_frames import PG_LARGE
 from kerneld.mm.frames.lru import mlock_folios
 from kerneld.mm.frames.swap_state import add_to_swap
-from kerneld.mm.reclaim.shrink import reclaim_pages, swap_entries
+from kerneld.mm.reclaim.shrink import keep_soft_dirty, reclaim_pages, swap_entries
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.rmap_walk import entries_in
@@ -143,6 +143,7 @@ def _unmap_in(frames: Frames, pfns: Pfns, vma: Vma) -> int:
         entries = frames.ram.words_np[mapped.ptes]
         frames.set(pfns[mapped.at[(entries & u64(PTE_ACCESSED)) != 0]], PG_REFERENCED)
         frames.set(pfns[mapped.at[(entries & u64(PTE_DIRTY)) != 0]], PG_DIRTY)
-        mapped.mm.pages.unmap_frames(mapped.ptes, mapped.vaddrs, swap_entries(frames, pfns[mapped.at]))
+        swapped = keep_soft_dirty(entries, swap_entries(frames, pfns[mapped.at]))
+        mapped.mm.pages.unmap_frames(mapped.ptes, mapped.vaddrs, swapped)
         frames.clear(pfns[mapped.at], PG_ANON_EXCLUSIVE)
     return sum(len(mapped.at) for mapped in found)

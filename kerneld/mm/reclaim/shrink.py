@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from kerneld.errors import KernelBug
 from kerneld.hw.distinct import distinct
-from kerneld.hw.paging import PTE_DIRTY, PTE_SWP_EXCLUSIVE, make_swap_pte
+from kerneld.hw.paging import PTE_DIRTY, PTE_SOFT_DIRTY, PTE_SWP_EXCLUSIVE, PTE_SWP_SOFT_DIRTY, make_swap_pte
 from kerneld.hw.scalars import u64
 from kerneld.mm.files.dirtying import keep_dirty
 from kerneld.mm.files.filemap import AddressSpace
@@ -227,7 +227,8 @@ def _try_to_unmap(frames: Frames, pfns: Pfns, users: Users, candidates: Mask, ke
         stay[at] |= wanted & lazyfree[at] & (dirty | kept[at])
         wanted &= ~stay[at]
         if wanted.any():
-            mapped.mm.pages.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], entries[at[wanted]])
+            swapped = keep_soft_dirty(words[mapped.ptes[wanted]], entries[at[wanted]])
+            mapped.mm.pages.unmap_frames(mapped.ptes[wanted], mapped.vaddrs[wanted], swapped)
     frames.set(pfns[dirtied], PG_DIRTY)
     frames.set(pfns[stay], PG_SWAPBACKED)
     gone = candidates & ~stay
@@ -250,6 +251,15 @@ def swap_entries(frames: Frames, pfns: Pfns) -> Words:
     entries = make_swap_pte(frames.swap_slot[pfns].astype(np.uint64)) | exclusive * u64(PTE_SWP_EXCLUSIVE)
     entries[~frames.has(pfns, PG_SWAPCACHE)] = 0
     return entries
+
+
+def keep_soft_dirty(entries: Words, swapped: Words) -> Words:
+    """Return what replaces each of some entries, `swapped`, with the soft-dirty bits of these.
+
+    Source: Linux v6.8 mm/rmap.c:try_to_unmap_one().
+    """
+    marked = ((entries & u64(PTE_SOFT_DIRTY)) != u64(0)) & (swapped != u64(0))
+    return np.where(marked, swapped | u64(PTE_SWP_SOFT_DIRTY), swapped)
 
 
 def _mapping_of(frames: Frames, pfn: int) -> AddressSpace:

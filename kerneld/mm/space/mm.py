@@ -22,7 +22,16 @@ import functools
 import itertools
 from typing import TYPE_CHECKING
 
-from kerneld.hw.paging import PTE_ACCESSED, PTE_NX, PTE_PKEY_SHIFT, PTE_PRESENT, PTE_PROTNONE, PTE_RW, PTE_USER
+from kerneld.hw.paging import (
+    PTE_ACCESSED,
+    PTE_NX,
+    PTE_PKEY_SHIFT,
+    PTE_PRESENT,
+    PTE_PROTNONE,
+    PTE_RW,
+    PTE_UNNOTICED,
+    PTE_USER,
+)
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.limits import Rlimits, Sysctl
 from kerneld.mm.space.notifier import Notifiers
@@ -30,7 +39,7 @@ from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.pagetable import PageTable
 from kerneld.mm.space.rmap import post_update_vma, pre_update_vma, split_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.rss import RssStat
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Vma, vma_soft_dirty_enabled
 from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -80,13 +89,27 @@ def vm_get_page_prot(vm_flags: int) -> int:
 def vma_page_prot(vma: Vma) -> int:
     """Return the entry bits of a fresh page of a VMA (Linux: vma->vm_page_prot).
 
-    A shared file's pages start write-protected, so that the first write is seen and the page noted dirty.
+    A shared file's pages start write-protected, so that the first write is seen and the page noted dirty. So do those
+    of all shared memory whose soft-dirty pages are looked for.
     Source: Linux v6.8 mm/mmap.c:vma_set_page_prot() and vma_wants_writenotify().
     """
     bits = vm_get_page_prot(vma.vm_flags)
-    if bits & PTE_RW and vma.file is not None and vma.file.mapping.backing is not None:
-        bits &= ~PTE_RW
+    if bits & PTE_RW:
+        mapping = None if vma.file is None else vma.file.mapping
+        if vma.tracks_writes:
+            bits &= ~PTE_RW
+        elif mapping is not None and mapping.backing is not None:
+            bits = bits & ~PTE_RW | (PTE_UNNOTICED if mapping.is_shmem else 0)
     return bits
+
+
+def vma_set_page_prot(vma: Vma) -> None:
+    """Let the entry bits of a VMA's fresh pages follow whether soft-dirty pages are looked for there.
+
+    They do not follow by themselves: a VMA that grows by a merge may get or lose VM_SOFTDIRTY, and keeps its bits.
+    Source: Linux v6.8 mm/mmap.c:vma_set_page_prot(); mm/madvise.c:madvise_update_vma(), which does not call it.
+    """
+    vma.tracks_writes = vma_soft_dirty_enabled(vma)
 
 
 class MmStruct:

@@ -37,15 +37,17 @@ from kerneld.hw.paging import (
     PTE_PRESENT,
     PTE_PSE,
     PTE_RW,
+    PTE_SOFT_DIRTY,
     PTE_SPECIAL,
     PTE_TABLE,
     PTRS_PER_TABLE,
     make_pte,
+    move_soft_dirty,
     pte_pfn,
     small_entries,
     swap_mask,
     swp_offset,
-)
+)  # fmt: skip
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, ZERO_PFN, Frames, Pfns
@@ -307,12 +309,15 @@ class Pages:
             self._notifiers.invalidate_range(run.start, run.end)
 
     def move_entries(self, run: Run, place: Run, first: int) -> None:
-        """Move the entries of a run to the empty ones of `place` from its entry `first` on; both are without gaps."""
+        """Move the entries of a run to the empty ones of `place` from its entry `first` on; both are without gaps.
+
+        What has moved is soft-dirty.
+        """
         entries = self._walk.read(run).copy()
         if not entries.any():
             return
         target = self._walk.read(place).copy()
-        target[first : first + len(entries)] = entries
+        target[first : first + len(entries)] = move_soft_dirty(entries)
         self._put(place, target)
         self._put(run, 0)
         self._notifiers.invalidate_range(run.start, run.end)
@@ -320,7 +325,10 @@ class Pages:
         self._notifiers.invalidate_range(to, to + (len(entries) << PAGE_SHIFT))
 
     def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
-        """Move whole leaf tables as `PageTable.move_tables` does; frames and counters stay as they are."""
+        """Move whole leaf tables as `PageTable.move_tables` does; frames and counters stay as they are.
+
+        Their entries do not become soft-dirty: none is looked at. Entries of 2 MiB do.
+        """
         moved = self.page_table.move_tables(start, end, to)
         self._notifiers.invalidate_range(start, end)
         self._notifiers.invalidate_range(to, to + end - start)
@@ -367,22 +375,26 @@ class Pages:
     def split_huge_pmd(self, pmd: int, haddr: Vaddr) -> None:
         """Replace an entry of 2 MiB by a table of 512 entries for the same frames; this cannot fail.
 
-        For the huge zero page, each entry maps the shared zero page. Any other huge page stays one page, and becomes
-        dirty if the entry was. Locked memory loses the lock on the page, until reclaim finds it.
+        For the huge zero page, each entry maps the shared zero page, and is not soft-dirty. Any other huge page stays
+        one page. It becomes dirty if the entry was, and its small entries soft-dirty too (pte_mkdirty()). Locked memory
+        loses the lock on the page, until reclaim finds it.
         Source: Linux v6.8 mm/huge_memory.c:__split_huge_pmd_locked(), __split_huge_zero_page_pmd().
         """
         entry = self._words[pmd]
         table = self.page_table.withdraw()
         low, huge = table << WORDS_SHIFT, self._frames.huge
         if entry & PTE_SPECIAL:
-            self._words_np[low : low + PTRS_PER_TABLE] = make_pte(ZERO_PFN, entry & ~(PTE_PFN_MASK | PTE_PSE))
+            self._words_np[low : low + PTRS_PER_TABLE] = make_pte(
+                ZERO_PFN, entry & ~(PTE_PFN_MASK | PTE_PSE | PTE_SOFT_DIRTY)
+            )
             huge.put_zero()
         else:
-            self._words_np[low : low + PTRS_PER_TABLE] = small_entries(entry, 0, PTRS_PER_TABLE)
             head = pte_pfn(entry)
             huge.remove_mapping(head)
             if entry & PTE_DIRTY:
                 self._frames.set(slice(head, head + HPAGE_PMD_NR), PG_DIRTY)
+                entry |= PTE_SOFT_DIRTY
+            self._words_np[low : low + PTRS_PER_TABLE] = small_entries(entry, 0, PTRS_PER_TABLE)
             if self._vmas.is_locked(haddr):
                 munlock_folio(self._frames, head)
         self._words[pmd] = make_pte(table, PTE_TABLE)
@@ -392,8 +404,8 @@ class Pages:
     def move_huge_pmd(self, pmd: int, haddr: Vaddr, to_pmd: int, to_haddr: Vaddr) -> None:
         """Move an entry of 2 MiB to an empty one; frames, counters and the deposited table stay as they are.
 
-        Source: Linux v6.8 mm/huge_memory.c:move_huge_pmd().
+        What has moved is soft-dirty. Source: Linux v6.8 mm/huge_memory.c:move_huge_pmd().
         """
-        self._words[to_pmd], self._words[pmd] = self._words[pmd], 0
+        self._words[to_pmd], self._words[pmd] = self._words[pmd] | PTE_SOFT_DIRTY, 0
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
         self._notifiers.invalidate_range(to_haddr, to_haddr + PMD_SIZE)

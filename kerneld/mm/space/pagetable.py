@@ -30,6 +30,7 @@ from kerneld.hw.paging import (
     PTE_PRESENT,
     PTE_PSE,
     PTE_RW,
+    PTE_SOFT_DIRTY,
     PTE_TABLE,
     PTE_USER,
     PTRS_PER_TABLE,
@@ -236,7 +237,11 @@ class PageTable:
                     return False
                 pieces.append((low, to_low, count))
         for low, to_low, count in pieces:
-            words_np[to_low : to_low + count] = words_np[low : low + count]
+            moved = words_np[low : low + count]
+            if self.deposited:
+                # A huge page is marked (Linux: move_soft_dirty_pmd()); what a table below has, is not looked at.
+                moved = np.where(moved & u64(PTE_PSE), moved | u64(PTE_SOFT_DIRTY), moved)
+            words_np[to_low : to_low + count] = moved
             words_np[low : low + count] = 0
         self._cached.clear()
         return True

@@ -8,14 +8,14 @@ include/linux/mm.h:folio_estimated_sharers().
 from __future__ import annotations
 
 from kerneld.hw.distinct import distinct
-from kerneld.hw.paging import PTE_DIRTY
+from kerneld.hw.paging import PTE_DIRTY, PTE_SOFT_DIRTY
 from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import PG_DIRTY, PG_UNEVICTABLE, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
 from kerneld.mm.frames.lru import mlock_folios
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.rmap_walk import split_huge_pmds_of, split_some_huge_pmds
-from kerneld.mm.space.vma import Vma
+from kerneld.mm.space.vma import Vma, vma_soft_dirty_enabled
 from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.page import Pfn
 
@@ -37,6 +37,8 @@ def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
 def split_folio(frames: Frames, pfn: Pfn) -> None:
     """Split a frame's huge page into single pages; all of them become dirty if an entry of one is dirty.
 
+    A dirty entry is made anew, which makes it soft-dirty too (pte_mkdirty()): it is looked for where that shows.
+
     Every entry of 2 MiB that maps the huge page is split. The locks on the huge page end. Each single page is locked by
     each locked VMA that maps it. Source: Linux v6.8 mm/huge_memory.c:split_huge_page_to_list(),
     mm/rmap.c:try_to_migrate_one() (folio_mark_dirty(), folio_remove_rmap_pte()), mm/migrate.c:remove_migration_pte().
@@ -47,10 +49,14 @@ def split_folio(frames: Frames, pfn: Pfn) -> None:
     locked: list[Pfns] = []
 
     def wants(vma: Vma) -> bool:
-        return not dirty or vma.vm_flags & VM_LOCKED != 0
+        return not dirty or vma.vm_flags & VM_LOCKED != 0 or vma_soft_dirty_enabled(vma)
 
     for mapped in split_huge_pmds_of(frames, pfns, wants):
-        dirty = dirty or bool((words[mapped.ptes] & u64(PTE_DIRTY)).any())
+        dirty_here = (words[mapped.ptes] & u64(PTE_DIRTY)) != u64(0)
+        dirty = dirty or bool(dirty_here.any())
+        if vma_soft_dirty_enabled(mapped.vma):
+            for pte, vaddr in zip(mapped.ptes[dirty_here].tolist(), mapped.vaddrs[dirty_here].tolist(), strict=True):
+                mapped.mm.pages.update_pte(pte, vaddr, frames.ram.words[pte] | PTE_SOFT_DIRTY)
         if mapped.vma.vm_flags & VM_LOCKED:
             locked.append(pfns[mapped.at])
     frames.clear(pfns, PG_LARGE | PG_UNEVICTABLE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_RAND_READ, VM_SEQ_READ
+from kerneld.mm.vm_flags import VM_GROWSDOWN, VM_RAND_READ, VM_SEQ_READ, VM_SOFTDIRTY
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Vma:
     """One mapping: the pages of [start, end), bytes, page-aligned (Linux: struct vm_area_struct)."""
 
     __slots__ = (
-        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "start", "traits", "vm_flags",
-        "vm_mm",
+        "anon_vma", "chain_top", "dev_zero", "end", "file", "link_order", "pgoff", "start", "tracks_writes", "traits",
+        "vm_flags", "vm_mm",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,9 @@ class Vma:
         self.chain_top: AnonVma | None = None
         """The last anon_vma of the VMA's chain: see `kerneld.mm.space.rmap`."""
         self.traits = PLAIN
+        self.tracks_writes = False
+        """Whether fresh entries of shared memory are read-only, so that the first write makes them soft-dirty. It is
+        set with the rights, and may lag behind VM_SOFTDIRTY: see `vma_set_page_prot`."""
         self.link_order = 0
         """When the VMA was last put into its anon_vmas; who came later has a higher number."""
 
@@ -76,6 +79,7 @@ class Vma:
         """
         copy = Vma(start, end, self.vm_flags, pgoff, self.file, self.dev_zero)
         copy.traits = self.traits
+        copy.tracks_writes = self.tracks_writes
         return copy
 
     @property
@@ -129,6 +133,14 @@ def vm_start_gap(vma: Vma) -> Vaddr:
     if vma.vm_flags & VM_GROWSDOWN:
         return max(0, vma.start - STACK_GUARD_GAP_BYTES)
     return vma.start
+
+
+def vma_soft_dirty_enabled(vma: Vma) -> bool:
+    """Return whether the entries of a VMA tell which pages are soft-dirty; without it all its pages are.
+
+    Source: Linux v6.8 mm/internal.h:vma_soft_dirty_enabled().
+    """
+    return not vma.vm_flags & VM_SOFTDIRTY
 
 
 def vma_has_recency(vma: Vma) -> bool:

@@ -20,7 +20,7 @@ import errno
 
 from kerneld.errors import SysError
 from kerneld.mm.files.file import File
-from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.mm import MmStruct, vma_set_page_prot
 from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.space.vma import PLAIN, Traits, Vma
 from kerneld.mm.vm_flags import VM_SOFTDIRTY, VM_UFFD_FLAGS
@@ -86,19 +86,26 @@ def check_map_count(mm: MmStruct, more: int) -> None:
         raise SysError(errno.ENOMEM)
 
 
-def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, traits: Traits | None = None) -> Vma:
+def vma_modify(
+    mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int | None, traits: Traits | None = None
+) -> Vma:
     """Give [start, end), a page-aligned part of `vma`, other flags, and return the VMA that covers it afterwards.
 
-    It gets other traits too, unless `traits` is None.
+    It gets other traits too, unless `traits` is None. All of a VMA that grows over the part gets the part's
+    VM_SOFTDIRTY, or loses its own. It keeps its flags where `vm_flags` is None, for the same flags.
+    Source of that: Linux v6.8 vm_flags_reset() after vma_modify() in mm/mprotect.c and others, but not in mempolicy.c.
 
     Raises SysError(ENOMEM) if a split would exceed vm.max_map_count; then nothing has changed, except for an earlier
     split.
     """
     if traits is None:
         traits = vma.traits
+    asked = vma.vm_flags if vm_flags is None else vm_flags
     if start == vma.start or end == vma.end:
-        merged = _merge_part(mm, vma, start, end, vm_flags, traits)
+        merged = _merge_part(mm, vma, start, end, asked, traits)
         if merged is not None:
+            if vm_flags is not None and merged.vm_flags != vm_flags:
+                mm.set_vma_flags(merged, vm_flags)
             return merged
     if vma.start < start:
         check_map_count(mm, 1)
@@ -107,7 +114,7 @@ def vma_modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, 
         check_map_count(mm, 1)
         mm.split_vma(vma, end)
     vma.traits = traits
-    mm.set_vma_flags(vma, vm_flags)
+    mm.set_vma_flags(vma, asked)
     return vma
 
 
@@ -153,6 +160,17 @@ def _shrink_to(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         mm.remove_vma(vma)
     else:
         mm.move_vma_bounds(vma, start, end)
+
+
+def vma_expanded(mm: MmStruct, vma: Vma) -> Vma:
+    """Make all of a VMA soft-dirty that has grown by new memory, and return it: that what is there is new shows.
+
+    Source: Linux v6.8 mm/mmap.c: mmap_region(), do_brk_flags().
+    """
+    if not vma.vm_flags & VM_SOFTDIRTY:
+        mm.set_vma_flags(vma, vma.vm_flags | VM_SOFTDIRTY)
+    vma_set_page_prot(vma)
+    return vma
 
 
 def merge_into_neighbours(

@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_DIRTY, PTE_PFN_MASK, PTE_RW, present_mask, pte_present
+from kerneld.hw.paging import PTE_DIRTY, PTE_PFN_MASK, PTE_RW, PTE_UNNOTICED, present_mask, pte_present
 from kerneld.hw.scalars import u64
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
@@ -88,7 +88,7 @@ def sync_mm(mm: MmStruct) -> None:
 
 def mkclean_in_pieces(mapping: AddressSpace, index: int, pace: Pace) -> Iterator[None]:
     """Clear the dirty and the write bit of every entry that maps a page of the file. Of a file in memory, which stays
-    dirty, only the write bit is cleared.
+    dirty, only the write bit is cleared: Linux's entry keeps it.
 
     Yields between some VMAs and the next, when other clients may be served: an entry that is writable at the end was
     made so by a fault meanwhile, which has marked the page as dirty. Source: mm/rmap.c:folio_mkclean().
@@ -113,7 +113,8 @@ def _mkclean(vmas: list[Vma], index: int, bits: int) -> None:
         if pte is not None:
             entry = mm.frames.ram.words[pte]
             if pte_present(entry):
-                mm.pages.update_pte(pte, vaddr, entry & ~bits)
+                unnoticed = entry & PTE_RW and not bits & PTE_DIRTY
+                mm.pages.update_pte(pte, vaddr, entry & ~bits | (PTE_UNNOTICED if unnoticed else 0))
 
 
 def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
@@ -134,7 +135,10 @@ def _mkclean_many(vmas: list[Vma], index: int, bits: int) -> None:
                 entries = mm.page_table.walk.read(run).copy()
                 at = (here - start) >> PAGE_SHIFT
                 at = at[present_mask(entries[at])]
-                entries[at] &= u64(~bits)
+                changed = entries[at]
+                if not bits & PTE_DIRTY:
+                    changed |= ((changed & u64(PTE_RW)) != u64(0)) * u64(PTE_UNNOTICED)
+                entries[at] = changed & u64(~bits)
                 mm.pages.update_ptes(run, entries)
 
 

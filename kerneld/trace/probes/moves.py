@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kerneld.hw.paging import PTE_SOFT_DIRTY, move_soft_dirty
 from kerneld.mm.calls import move_page_tables
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
 from kerneld.mm.space.pages import Pages
@@ -32,7 +33,7 @@ def _move_entries(tracing: Tracing, inner: Function) -> Function:
     def move_entries(self: Pages, run: Run, place: Run, first: int) -> None:
         entries = self.page_table.walk.read(run).copy()
         log.run(self, run, entries, filled(entries))
-        log.many(self, place.vaddrs()[first : first + len(entries)], filled(entries), entries)
+        log.many(self, place.vaddrs()[first : first + len(entries)], filled(entries), move_soft_dirty(entries))
         inner(self, run, place, first)
 
     return move_entries
@@ -45,7 +46,7 @@ def _move_huge_pmd(tracing: Tracing, inner: Function) -> Function:
     def move_huge_pmd(self: Pages, pmd: int, haddr: int, to_pmd: int, to_haddr: int) -> None:
         entry = self._words[pmd]
         log.one(self, haddr, entry, 0, HPAGE_PMD_NR)
-        log.one(self, to_haddr, 0, entry, HPAGE_PMD_NR)
+        log.one(self, to_haddr, 0, entry | PTE_SOFT_DIRTY, HPAGE_PMD_NR)
         inner(self, pmd, haddr, to_pmd, to_haddr)
 
     return move_huge_pmd

@@ -104,7 +104,7 @@ def _vma_modify(tracing: Tracing, inner: Function) -> Function:
         vma: Vma,
         start: int,
         end: int,
-        vm_flags: int,
+        vm_flags: int | None,
         traits: Traits | None = None,
     ) -> Vma:
         found: Vma = inner(mm, vma, start, end, vm_flags, traits)

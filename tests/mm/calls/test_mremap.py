@@ -6,6 +6,7 @@ from signal import SIGBUS, SIGSEGV
 
 import pytest
 
+from kerneld.hw.paging import PTE_SOFT_DIRTY
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mremap import do_mremap
 from kerneld.mm.fault.populate import mm_populate
@@ -176,7 +177,7 @@ class TestMove:
         load(mm, page(1))
         before = [entry(mm, BASE), entry(mm, page(1))]
         new = remap(mm, 0, 2, 2, TO, page(100))
-        assert [entry(mm, new), entry(mm, new + PAGE_SIZE)] == before
+        assert [entry(mm, new), entry(mm, new + PAGE_SIZE)] == [each | PTE_SOFT_DIRTY for each in before]
 
     def test_across_leaf_tables(self, mm: MmStruct) -> None:
         """Source and destination cross their tables at different pages: runs are cut at both."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kerneld.errors import KernelBug
-from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTE_USER, make_pte
+from kerneld.hw.paging import PTE_ACCESSED, PTE_MKDIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_SPECIAL, PTE_USER, make_pte
 from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.vm_fault import VM_FAULT_SIGBUS
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU, PG_SWAPBACKED, ZERO_PFN
@@ -59,7 +59,7 @@ class TestAnonymous:
         mm.page_table.ensure_pte(BASE)
         store(mm, BASE + 100, b"x")
         assert load(mm, BASE, 101) == bytes(100) + b"x"
-        assert entry(mm, BASE) == make_pte(pfn_of(mm, BASE), USER | PTE_RW | PTE_DIRTY)
+        assert entry(mm, BASE) == make_pte(pfn_of(mm, BASE), USER | PTE_RW | PTE_MKDIRTY)
         assert machine.frames.flags[pfn_of(mm, BASE)] == PG_ANON | PG_SWAPBACKED | PG_ANON_EXCLUSIVE | PG_LRU
         assert mm.rss.counts[Rss.ANON] == 1
 
@@ -152,7 +152,7 @@ class TestFiles:
         mmap(mm, 1, RW, SHARED, at=BASE, file=file)
         store(mm, BASE, b"X")
         pfn = file.mapping.pages[0]
-        assert entry(mm, BASE) == make_pte(pfn, USER | PTE_RW | PTE_DIRTY)
+        assert entry(mm, BASE) == make_pte(pfn, USER | PTE_RW | PTE_MKDIRTY)
         assert set(file.mapping.dirty) == {0}
         assert machine.frames.flags[pfn] & PG_DIRTY
         assert backing.writes == []
