@@ -14,8 +14,6 @@ from kerneld.referee.page_flags import find_different_flags
 Difference = tuple[str, str, str]
 """The subject of a difference, kerneld's value, and the host's value."""
 
-_IGNORED_FLAGS = frozenset({"sd"})
-"""VM_SOFTDIRTY depends on the host's configuration. Programs do not see it elsewhere."""
 _ACCESSED = "Referenced"
 _MANY_BYTES = 256
 _OF_DIRTY_PAGES = frozenset({"Pss_Dirty", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty"})
@@ -146,7 +144,7 @@ def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Diffe
 
 
 def _key(mapping: Mapping) -> tuple[object, ...]:
-    return (*mapping[:5], frozenset(mapping.flags) - _IGNORED_FLAGS)
+    return (*mapping[:5], frozenset(mapping.flags))
 
 
 def show_mapping(mapping: Mapping) -> str:
@@ -157,7 +155,7 @@ def show_mapping(mapping: Mapping) -> str:
 
 def show_page(word: int) -> str:
     """Return a page's state bits in words."""
-    names = ((63, "present"), (62, "swapped"), (61, "file"), (56, "exclusive"))
+    names = ((63, "present"), (62, "swapped"), (61, "file"), (56, "exclusive"), (55, "soft-dirty"))
     return " ".join(name for bit, name in names if word >> bit & 1) or "absent"
 
 

@@ -57,6 +57,7 @@ class Side(Protocol[V_co]):
     def prlimit(self, who: int, peer: int, resource: int, limits: bytes) -> Outcome: ...
     def used_at_start(self, resource: int) -> int: ...
     def process_madvise(self, who: int, peer: int, iovec: bytes, advice: int, flags: int) -> Outcome: ...
+    def clear_refs(self, who: int, peer: int, text: bytes) -> Outcome: ...
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome: ...
     def load(self, who: int, vaddr: int, length: int) -> Outcome: ...
     def store(self, who: int, vaddr: int, length: int, data: bytes) -> Outcome: ...
@@ -263,6 +264,9 @@ class Execution(Generic[V]):
         peer, start, length, advice, flags = args
         return self._side.process_madvise(op.who, peer, struct.pack("<2Q", start, length), advice, flags)
 
+    def _clear_refs(self, op: Op, args: tuple[int, ...]) -> Outcome:
+        return self._side.clear_refs(op.who, args[0], op.data) if args[0] in self.alive else PASSED_OVER
+
     def _prlimit64(self, op: Op, args: tuple[int, ...]) -> Outcome:
         """Set a limit. It is relative to the memory at the start of the program, in which the sides may differ."""
         peer, resource, beside, soft, hard = args
@@ -318,6 +322,7 @@ _SPECIAL: dict[str, Callable[[Execution[Any], Op, tuple[int, ...]], Outcome]] = 
     "process_vm_readv": Execution._process_vm,
     "process_vm_writev": Execution._process_vm,
     "process_madvise": Execution._process_madvise,
+    "clear_refs": Execution._clear_refs,
     "prlimit64": Execution._prlimit64,
     "fork": Execution._fork,
     "exit": Execution._exit,

@@ -198,12 +198,21 @@ static void touch(struct state *state, uint64_t addr, uint64_t length, uint64_t 
 	}
 }
 
-/* After a fork the stack is shared: write where the measured access will, so that it does not fault for itself. */
+/*
+ * After a fork the stack is shared, and after a write to clear_refs all is read-only: write where the measured access
+ * will, so that it does not fault for itself.
+ */
 static __attribute__((noinline)) void settle_stack(void)
 {
 	volatile char pages[2 * PAGE];
 
 	pages[0] = pages[PAGE] = pages[2 * PAGE - 1] = 0;
+}
+
+static void settle_state(struct state *state)
+{
+	for (unsigned long i = 0; i < sizeof *state; i += PAGE)
+		((volatile char *)state)[i] = ((volatile char *)state)[i];
 }
 
 static void run_access(struct state *state)
@@ -212,6 +221,7 @@ static void run_access(struct state *state)
 	uint64_t before;
 
 	settle_stack();
+	settle_state(state);
 	before = min_flt(state);
 	before = min_flt(state);
 	switch (state->request.order) {
@@ -253,8 +263,7 @@ static void catch_signals(struct state *state)
 					   (void *)restorer, 0 };
 	struct kernel_sigaction ignored = { (void *)1, 0x04000000, (void *)restorer, 0 };
 
-	for (unsigned long i = 0; i < sizeof *state; i += PAGE)
-		((volatile char *)state)[i] = ((volatile char *)state)[i];
+	settle_state(state);
 	raw(__NR_sigaltstack, (long)&stack, 0, 0, 0, 0, 0);
 	raw(__NR_rt_sigaction, SIGSEGV, (long)&caught, 0, 8, 0, 0);
 	raw(__NR_rt_sigaction, SIGBUS, (long)&caught, 0, 8, 0, 0);

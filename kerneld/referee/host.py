@@ -34,7 +34,7 @@ from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE, TASK_SIZE
 from shared.uapi.syscalls import Nr
 
-_NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_UNSHARE, _NR_PIDFD_OPEN = 2, 3, 157, 272, 434
+_NR_WRITE, _NR_OPEN, _NR_CLOSE, _NR_PRCTL, _NR_UNSHARE, _NR_PIDFD_OPEN = 1, 2, 3, 157, 272, 434
 _CLONE_NEWIPC = 0x0800_0000
 _PR_SET_THP_DISABLE, _PR_SET_PDEATHSIG = 41, 1
 _ADDR_NO_RANDOMIZE = 0x004_0000
@@ -246,6 +246,16 @@ class Host:
         outcome = caller.call(Nr.PROCESS_MADVISE, (pidfd, IN_DATA, 1, advice, flags), iovec)
         if pidfd >= 0:
             caller.call(_NR_CLOSE, (pidfd,))
+        return outcome
+
+    def clear_refs(self, who: int, peer: int, text: bytes) -> Outcome:
+        """Write to clear_refs of a process."""
+        caller = self._children[who]
+        fd = caller.call(_NR_OPEN, (IN_DATA, os.O_WRONLY, 0), f"/proc/{self.pid(peer)}/clear_refs\0".encode()).ret
+        if fd < 0:
+            return Outcome(fd)
+        outcome = caller.call(_NR_WRITE, (fd, IN_DATA, len(text)), text)
+        caller.call(_NR_CLOSE, (fd,))
         return outcome
 
     def userfaultfd(self, who: int, flags: int) -> Outcome:

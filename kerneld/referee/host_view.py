@@ -178,7 +178,8 @@ class ProcFiles:
         places = [place for mapping in mappings for place in windows(mapping.start, mapping.end)]
         ranges = near_together(places)
         found = self._source.read([Part(self._files["pagemap"], (high - low) >> 9, low >> 9) for low, high in ranges])
-        words = [(low, data) for low, data in words_of(places, ranges, found) if data.count(0) != len(data)]
+        # The highest byte of a word has the state of its page. Without it, no page is there.
+        words = [(low, data) for low, data in words_of(places, ranges, found) if any(data[7::8])]
         flags = self._read_page_flags(find_frames(words)) if whole else {}
         texts = texts if whole else [b"", *texts]
         return Reading(text, ProcTexts(*texts), tuple(words), flags, mappings, own)

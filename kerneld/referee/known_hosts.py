@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kerneld.mm.calls import madvise, mmap
+from kerneld.fs import proc_pagemap, proc_smaps
+from kerneld.mm.calls import clear_refs, madvise, mmap
 from kerneld.mm.space import vma_merge
 from kerneld.referee import file_systems, five_levels, this_host, witnesses
 from kerneld.referee.difference import Here, Known, OnTop
@@ -52,6 +53,17 @@ KNOWN_OF_HOSTS = (
         "MADV_MERGEABLE and MADV_UNMERGEABLE are unknown.",
         ((madvise, "_VALID", madvise._VALID - {Madv.MERGEABLE, Madv.UNMERGEABLE}),),
         witness=witnesses.has_no_ksm,
+    ),
+    Known(
+        (0, 0),
+        "no CONFIG_MEM_SOFT_DIRTY",
+        "No page is soft-dirty: a 4 that is written to /proc/PID/clear_refs has no effect.",
+        (
+            (clear_refs, "clear_soft_dirty", this_host.clear_soft_dirty),
+            (proc_pagemap, "PM_SOFT_DIRTY", 0),
+            (proc_smaps, "show_smap_vma_flags", OnTop(this_host.without_soft_dirty)),
+        ),
+        witness=witnesses.has_no_soft_dirty_pages,
     ),
     Known(
         (0, 0),

@@ -12,10 +12,11 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = 1 << 56, 1 << 61, 1 << 62, 1 << 63
+PM_SOFT_DIRTY, PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = 1 << 55, 1 << 56, 1 << 61, 1 << 62, 1 << 63
 """Bits of a pagemap word: Linux v6.8 fs/proc/task_mmu.c."""
 _PFN_MASK = (1 << 55) - 1
-_STATE = PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP | PM_PRESENT
+_THERE = PM_SWAP | PM_PRESENT
+_STATE = PM_SOFT_DIRTY | PM_MMAP_EXCLUSIVE | PM_FILE | _THERE
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$")
 WINDOW_PAGES = 1 << 15
 """The number of pages that are compared at each end of a longer mapping: those of 64 leaf tables."""
@@ -157,9 +158,12 @@ def words_of(
 
 
 def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int, int]) -> None:
-    """Add the states and frames of pages from `start` on, from their words in pagemap."""
+    """Add the states and frames of pages from `start` on, from their words in pagemap.
+
+    A page that is not there is soft-dirty exactly if its mapping is, which VmFlags has: it is left out.
+    """
     for i, word in _words_with_any(words):
-        if word & _STATE:
+        if word & _THERE:
             vaddr = start + (i << 12)
             pages[vaddr] = word & _STATE
             if word & PM_PRESENT and word & _PFN_MASK:
@@ -167,13 +171,13 @@ def add_pages(words: bytes, start: int, pages: dict[int, int], frames: dict[int,
 
 
 def _words_with_any(words: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the words that are not 0, each with its number. Most of many are."""
+    """Yield the words of pages that are there, each with its number, of few also others. Most of many are not."""
     count = len(words) >> 3
     if count <= _FEW_WORDS:
         yield from enumerate(struct.unpack(f"<{count}Q", words))
         return
     numbers = np.frombuffer(words, dtype="<u8")
-    at = np.flatnonzero(numbers)
+    at = np.flatnonzero(numbers & np.uint64(_THERE))
     yield from zip(at.tolist(), numbers[at].tolist(), strict=True)
 
 

@@ -211,6 +211,11 @@ class Simulated:
         fds = [] if peer in self.threads else [os.open("/dev/null", os.O_RDONLY)]
         return self._call(who, Nr.PROCESS_MADVISE, (self.pid(peer), 0, 1, advice, flags), iovec, fds)
 
+    def clear_refs(self, who: int, peer: int, text: bytes) -> Outcome:
+        """Write to clear_refs of a process."""
+        path = f"{self.pid(peer)}/clear_refs".encode()
+        return self._call(who, Nr.PROCWRITE, (0, len(path)), path + text)
+
     def call(self, who: int, nr: int, args: tuple[int, ...], file: int = -1, data: bytes = b"") -> Outcome:
         """Make a system call."""
         fds = [os.dup(self._files.get_fd(file))] if file >= 0 else []

@@ -6,9 +6,10 @@ They replace kerneld's own rules while the referee runs (`known`).
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kerneld.errors import SysError
+from kerneld.hw.paging import PTE_UNNOTICED
 from kerneld.mm.calls import madvise
 from kerneld.mm.calls.madvise_pages import MayWrite
 from kerneld.mm.fault import cow
@@ -20,7 +21,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.writeback import writeback_in_pieces
-from kerneld.mm.vm_flags import is_shared_maywrite
+from kerneld.mm.vm_flags import VM_SOFTDIRTY, is_shared_maywrite
 from kerneld.referee.facts import HostFacts
 from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
@@ -58,8 +59,8 @@ def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:
-    if vma.file is not None and vma.file.mapping.backing is not None:
-        Notices.count += vma.file.mapping.is_shmem
+    if entry & PTE_UNNOTICED:
+        Notices.count += 1
     return _wp_page_shared_v6_8(mm, vma, vaddr, pte, entry)
 
 
@@ -78,6 +79,19 @@ def may_raise_limits(_cred: Cred) -> bool:
 def root_raises_no_limits(facts: HostFacts) -> bool:
     """Return whether the user of the referee is a superuser that may not raise hard limits."""
     return facts.is_superuser and not facts.raises_limits
+
+
+def clear_soft_dirty(_mm: MmStruct, _vma: Vma, _start: Vaddr, _end: Vaddr) -> None:
+    """Nothing has soft-dirty bits, and every VMA stays as it was made."""
+
+
+def without_soft_dirty(earlier: Callable[[int], str]) -> Callable[[int], str]:
+    """Without CONFIG_MEM_SOFT_DIRTY there is no VM_SOFTDIRTY. Source: Linux v6.8 include/linux/mm.h."""
+
+    def show_smap_vma_flags(vm_flags: int) -> str:
+        return earlier(vm_flags & ~VM_SOFTDIRTY)
+
+    return show_smap_vma_flags
 
 
 def truncate_in_pieces(mapping: AddressSpace, size: int) -> Iterator[None]:

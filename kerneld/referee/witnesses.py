@@ -370,6 +370,11 @@ def has_no_ksm(stage: Stage) -> bool:
     return stage.play(mmap(0, P), call("madvise", At(0), P, Madv.MERGEABLE.value)).rets[-1] < 0
 
 
+def has_no_soft_dirty_pages(stage: Stage) -> bool:
+    """A new page is written."""
+    return "sd" not in stage.play(mmap(0, P), store(At(0))).view.mappings[0].flags
+
+
 def knows_no_memory_merge(stage: Stage) -> bool:
     """Whether all memory is mergeable cannot be asked."""
     return stage.play(call("prctl", Pr.GET_MEMORY_MERGE.value, 0, 0, 0, 0)).rets[-1] < 0
