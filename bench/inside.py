@@ -1,4 +1,4 @@
-"""Rows 27 to 36: programs inside kerneld (`kerneld exec`), beside the same outside.
+"""Rows 27 to 35: programs inside kerneld (`kerneld exec`), beside the same outside.
 
 Calls, refills and faults are made by C programs that answer commands, one inside and one outside. A whole program is
 started by such a program, which is inside or outside already: what is measured is what a shell there sees.

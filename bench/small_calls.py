@@ -1,13 +1,15 @@
-"""Rows 17 to 26, 36 and 37: the small calls that programs make all day, beside the host in C and User-Mode Linux.
+"""Rows 17 to 26 and 36 to 38: the small calls that programs make all day, beside the host in C and User-Mode Linux.
 
-A call of ours goes over the socket, as each does. The daemon's own time is what its process has run meanwhile, the
-socket's work in it.
+A call of ours goes over the socket, as each does. The daemon's whole time is what its process has run meanwhile: the
+socket's work is in it, and the calls that prepare the measured one. The handler's time is that of the call alone, in a
+process of its own (`bench.handlers`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.machine import ONE_CPU, Answering, Daemon, compiled, placed
+from bench.machine import ONE_CPU, ROOT, Answering, Daemon, compiled, placed
 from bench.sample import Mark, Row, interleave
 from bench.user_mode_linux import UserModeLinux
 from shared.client import Process
@@ -29,6 +31,8 @@ ANONYMOUS = Map.PRIVATE | Map.ANONYMOUS
 WINDOW_PAGES = 16
 SWAP_STEP = 16
 IMAGE = "/bin/true"
+HANDLERS_MARK_NS = 25_000
+"""What the handler of a call may take of which the host makes one in under 10 µs."""
 
 
 class Case(NamedTuple):
@@ -39,15 +43,17 @@ class Case(NamedTuple):
     command: str
     times: int
     ours: Callable[[Process, int], float]
-    """Makes the call so often and returns the nanoseconds that all took."""
+    """Makes the call so often and returns the nanoseconds that all took. `bench.handlers` has one of this name."""
     bound: float
     """What the ratio to User-Mode Linux is to be at most."""
-    daemons: float | None = 25_000
-    """What the daemon's own time for one is to be at most, in nanoseconds; None for what takes the host over 10 µs."""
+    calls: int = 1
+    """How many calls it is. The handler's time is of one of them."""
+    is_short: bool = True
+    """Whether it takes the host under 10 µs, so that the handler has a mark."""
 
 
 def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
-    """Yield three rows for each wanted call: beside the host, beside User-Mode Linux if it runs, the daemon alone."""
+    """Yield four rows for each wanted call: beside the host, beside User-Mode Linux if it runs; daemon, and handler."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kerneld-bench-"))
         program = compiled("small", directory, "-static")
@@ -86,19 +92,30 @@ def _rows_of(case: Case, process: Process, daemon: Daemon, host: Answering, uml:
     if uml is not None:
         beside = Row(case.number, case.measured, "User-Mode Linux", "one CPU", "ns", Mark(case.bound))
         yield interleave(beside, ROUNDS, ours, lambda: uml.measure(case.command, case.times) / case.times)
-    own = Row(
-        case.number,
-        f"{case.measured}: the daemon's",
-        "none",
-        "one CPU",
-        "ns",
-        Mark(case.daemons) if case.daemons else None,
-    )
+    whole = Row(case.number, f"{case.measured}: the daemon's whole time", "none", "one CPU", "ns", None)
     for _ in range(ROUNDS):
         before = run_ns(daemon.pid)
         case.ours(process, case.times)
-        own.ours.append((run_ns(daemon.pid) - before) / case.times)
-    yield own
+        whole.ours.append((run_ns(daemon.pid) - before) / case.times)
+    yield whole
+    yield handler_row(case)
+
+
+def handler_row(case: Case, rounds: int = ROUNDS) -> Row:
+    """Return the processor time of the handler of one call, without a socket and without what prepares the call."""
+    name = case.ours.__name__
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "bench.handlers", "clock", str(case.times), *[name] * rounds],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    which = "the handler alone" if case.calls == 1 else "the handler alone, each of two calls"
+    mark = Mark(HANDLERS_MARK_NS) if case.is_short else None
+    row = Row(case.number, f"{case.measured}: {which}", "none", "one CPU", "ns", mark)
+    for line in done.stdout.splitlines():
+        measured, nanoseconds = line.split()
+        assert measured == name
+        row.ours.append(int(nanoseconds) / (case.times * case.calls))
+    return row
 
 
 def run_ns(pid: int) -> int:
@@ -206,15 +223,32 @@ def cow(process: Process, times: int) -> float:
 
 
 def file(process: Process, times: int) -> float:
-    """Read a page of each window of sixteen of a file that is in the host's cache."""
+    """Read a page of each window of sixteen of a file that is in the host's cache, and not in the kernel's."""
+    with _mapped_file(process, times) as (address, _file):
+        return _touch_each(process, address, times, WINDOW_PAGES * PAGE_SIZE)
+
+
+def cached(process: Process, times: int) -> float:
+    """Do the same as `file` when another mapping has brought all pages of the file into the kernel's cache."""
     length = times * WINDOW_PAGES * PAGE_SIZE
+    with _mapped_file(process, times) as (address, file):
+        other = process.mmap(0, length, Prot.READ, Map.PRIVATE, file)
+        process.madvise(other, length, Madv.POPULATE_READ)
+        elapsed = _touch_each(process, address, times, WINDOW_PAGES * PAGE_SIZE)
+        process.munmap(other, length)
+    return elapsed
+
+
+@contextlib.contextmanager
+def _mapped_file(process: Process, windows: int) -> Iterator[tuple[int, int]]:
+    """Map a file of so many windows of sixteen pages; yield the address and the file's descriptor."""
+    length = windows * WINDOW_PAGES * PAGE_SIZE
     with tempfile.TemporaryFile() as opened:
         opened.write(b"x" * length)
         opened.flush()
         address = process.mmap(0, length, Prot.READ, Map.PRIVATE, opened.fileno())
-        elapsed = _touch_each(process, address, times, WINDOW_PAGES * PAGE_SIZE)
+        yield address, opened.fileno()
         process.munmap(address, length)
-    return elapsed
 
 
 def fork(process: Process, times: int) -> float:
@@ -249,17 +283,18 @@ def swap(process: Process, times: int) -> float:
 
 
 CASES = (
-    Case(17, "mmap and munmap of a page", "pair", 100, pair, 0.4, 50_000),
-    Case(18, "mprotect of a page, split and merge", "mprotect", 50, mprotect, 1, 50_000),
+    Case(17, "mmap and munmap of a page", "pair", 100, pair, 0.4, 2),
+    Case(18, "mprotect of a page, split and merge", "mprotect", 50, mprotect, 1, 2),
     Case(19, "DONTNEED of a page", "dontneed", 100, dontneed, 1),
-    Case(20, "brk up and down", "brk", 100, brk, 1, 50_000),
-    Case(21, "mremap of a page, grow and shrink", "mremap", 100, mremap, 1, 50_000),
+    Case(20, "brk up and down", "brk", 100, brk, 1, 2),
+    Case(21, "mremap of a page, grow and shrink", "mremap", 100, mremap, 1, 2),
     Case(22, "load of a fresh page", "read", 100, read, 1),
     Case(23, "store to a fresh page", "write", 100, write, 0.15),
     Case(24, "store to a page of the zero page", "cow", 100, cow, 1),
     Case(25, "load of a file, sixteen pages around", "file", 50, file, 1),
-    Case(26, "fork and exit, 30 mappings and 200 pages", "fork", 10, fork, 0.6, None),
+    Case(26, "fork and exit, 30 mappings and 200 pages", "fork", 10, fork, 0.6, is_short=False),
+    Case(38, "load of a file in the page cache, sixteen pages around", "file", 50, cached, 1),
     Case(37, "load of a page in the swap file", "swap", 50, swap, 1),
     # The last: its process has another image afterwards.
-    Case(36, "execve of /bin/true's image", "execve", 10, execve, 1, None),
+    Case(36, "execve of /bin/true's image", "execve", 10, execve, 1, is_short=False),
 )
