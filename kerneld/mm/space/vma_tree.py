@@ -4,10 +4,12 @@ Answers to the maple tree as Linux v6.8 mm/mmap.c uses it, and to mm/mmap.c:unma
 
 Invariants: VMAs are disjoint and sorted; each chunk of the tree is not empty (unless it is the only one); `_firsts[i]`
 is 0 for the first chunk, else above the start of chunk i - 1's last VMA (the end of it may be higher) and not above
-that of chunk i's first; `_max_gaps[i]` is never less than the largest gap in front of a VMA of chunk i.
+that of chunk i's first; `_gaps[i][j]` is never less than the gap in front of VMA j of chunk i, and `_max_gaps[i]` never
+less than the largest of `_gaps[i]`.
 
 The tree is a list of chunks of at most 2 * CHUNK VMAs: an insertion moves one chunk, and a search for a gap skips whole
-chunks by their largest gap, so that a pair of mmap and munmap costs the same among ten VMAs and among 60,000.
+chunks by their largest gap, so that a pair of mmap and munmap costs the same among ten VMAs and among 60,000. A gap
+that becomes smaller may stay noted as it was: the search that comes to it notes what it finds.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class VmaTree:
     def __init__(self) -> None:
         self._chunks: list[list[Vma]] = [[]]
         self._starts: list[list[Vaddr]] = [[]]
+        self._gaps: list[list[int]] = [[]]
+        """The gap in front of each VMA in bytes, or more."""
         self._firsts: list[Vaddr] = [0]
         self._max_gaps: list[int] = [0]
         self.count = 0
@@ -49,7 +53,8 @@ class VmaTree:
         """Check the tree's own invariants, those of the chunks. Raises KernelBug."""
         if not all(self._chunks) and self._chunks != [[]]:
             raise KernelBug("an empty chunk stands among others")
-        if len({len(self._chunks), len(self._starts), len(self._firsts), len(self._max_gaps)}) != 1:
+        lists = (self._chunks, self._starts, self._gaps, self._firsts, self._max_gaps)
+        if len({len(each) for each in lists}) != 1 or list(map(len, self._gaps)) != list(map(len, self._chunks)):
             raise KernelBug("the lists of chunks differ in length")
         if self.count != sum(map(len, self._chunks)):
             raise KernelBug(f"the tree counts {self.count} VMAs and has {sum(map(len, self._chunks))}")
@@ -62,9 +67,9 @@ class VmaTree:
             if chunk and not last < self._firsts[number] <= chunk[0].start:
                 raise KernelBug(f"chunk {number} starts at {chunk[0].start:#x}, noted is {self._firsts[number]:#x}")
             last = chunk[-1].start if chunk else last
-            for vma in chunk:
-                if vma.start - end > self._max_gaps[number]:
-                    raise KernelBug(f"the gap below {vma} is larger than the largest noted for chunk {number}")
+            for vma, noted in zip(chunk, self._gaps[number], strict=True):
+                if not vma.start - end <= noted <= self._max_gaps[number]:
+                    raise KernelBug(f"the gap below {vma} is larger than noted, or than the largest of chunk {number}")
                 end = vma.end
 
     def _place(self, vaddr: Vaddr) -> tuple[int, int]:
@@ -161,12 +166,15 @@ class VmaTree:
     def insert(self, vma: Vma) -> None:
         """Add a VMA that overlaps none."""
         number, position = self._place(vma.start)
-        chunk = self._chunks[number]
+        chunk, gaps = self._chunks[number], self._gaps[number]
         if position == len(chunk):
             # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
             chunk.append(vma)
+            gaps.append(0)
             self._note_gap(number, position)
         else:
+            gaps.insert(position, gaps[position])
+            gaps[position + 1] = chunk[position].start - vma.end
             chunk.insert(position, vma)
         self._starts[number].insert(position, vma.start)
         self.count += 1
@@ -178,11 +186,12 @@ class VmaTree:
         number, position = self._place(vma.start)
         position -= 1
         del self._chunks[number][position]
-        del self._starts[number][position]
+        del self._starts[number][position], self._gaps[number][position]
         self.count -= 1
         if not self._chunks[number] and len(self._chunks) > 1:
             # The next chunk becomes the first, which begins at 0, if it was the first.
-            del self._chunks[number], self._starts[number], self._firsts[number or 1], self._max_gaps[number]
+            del self._chunks[number], self._starts[number], self._gaps[number], self._max_gaps[number]
+            del self._firsts[number or 1]
             number, position = min(number, len(self._chunks) - 1), 0
         self._note_gap(number, position)
 
@@ -207,10 +216,7 @@ class VmaTree:
             self._note_gap(number, position + 1)
 
     def _note_gap(self, number: int, position: int) -> None:
-        """Note for its chunk that the gap in front of the VMA at this position (or the next chunk's first) has grown.
-
-        A gap that becomes smaller is not noted: `_tighten` recomputes the largest gap when a search needs it.
-        """
+        """Note the gap in front of the VMA at this position (or the next chunk's first). It may have grown."""
         chunk = self._chunks[number]
         if position >= len(chunk):
             number, position = number + 1, 0
@@ -220,27 +226,17 @@ class VmaTree:
         if chunk:
             before = chunk[position - 1] if position else self._before(number, 0)
             gap = chunk[position].start - (before.end if before is not None else 0)
+            self._gaps[number][position] = gap
             if gap > self._max_gaps[number]:
                 self._max_gaps[number] = gap
 
     def _split_chunk(self, number: int) -> None:
-        vmas, starts = self._chunks[number], self._starts[number]
+        vmas, starts, gaps = self._chunks[number], self._starts[number], self._gaps[number]
         self._chunks[number : number + 1] = [vmas[:CHUNK], vmas[CHUNK:]]
         self._starts[number : number + 1] = [starts[:CHUNK], starts[CHUNK:]]
+        self._gaps[number : number + 1] = [gaps[:CHUNK], gaps[CHUNK:]]
         self._firsts.insert(number + 1, self._starts[number + 1][0])
         self._max_gaps.insert(number + 1, self._max_gaps[number])
-
-    def _tighten(self, number: int) -> int:
-        """Recompute the chunk's largest gap and return it."""
-        chunk = self._chunks[number]
-        before = self._before(number, 0)
-        end = before.end if before is not None else 0
-        largest = 0
-        for vma in chunk:
-            largest = max(largest, vma.start - end)
-            end = vma.end
-        self._max_gaps[number] = largest
-        return largest
 
     def find_gap_below(self, low: Vaddr, high: Vaddr, length: int) -> Vaddr | None:
         """Return the start of the highest free range of `length` bytes in [low, high), or None.
@@ -249,33 +245,39 @@ class VmaTree:
         guard gap, the search continues below the guard gap, even if other VMAs lie in the guard gap.
         Source: Linux v6.8 mm/mmap.c:unmapped_area_topdown(), its retry with a lower high_limit.
         """
-        number, position = self._place(high - 1)
-        after = self._at(number, position)
-        top = high if after is None else min(high, vm_start_gap(after))
-        while number >= 0:
-            chunk = self._chunks[number]
-            for vma in reversed(chunk[:position]):
-                # Written out, without calls: a search looks at most of the VMAs of a program.
-                bottom = vma.end if vma.end > low else low
-                if top - bottom >= length:
-                    return top - length
-                if vma.end <= low:
-                    return None
-                if after is not None and after.vm_flags & VM_GROWSDOWN and min(high, after.start) - bottom >= length:
-                    high = top
-                after = vma
-                top = vm_start_gap(vma) if vma.vm_flags & VM_GROWSDOWN else vma.start
-                top = min(top, high)
+        place: tuple[int, int] | None = self._place(high - 1)
+        while place is not None:
+            number, position = place
+            before, after = self._before(number, position), self._at(number, position)
+            end = before.end if before is not None else 0
+            bottom = end if end > low else low
+            top = high if after is None else min(high, vm_start_gap(after))
+            if top - bottom >= length:
+                return top - length
+            if end <= low:
+                return None
+            if after is not None and after.vm_flags & VM_GROWSDOWN and min(high, after.start) - bottom >= length:
+                high = top
+            if position < len(self._gaps[number]):
+                self._gaps[number][position] = self._chunks[number][position].start - end
+            place = self._place_of_gap(number, position, length)
+        return None
+
+    def _place_of_gap(self, number: int, position: int, length: int) -> tuple[int, int] | None:
+        """Return chunk and position of the last VMA before a place that may have so long a gap in front; or None."""
+        while True:
+            gaps = self._gaps[number]
+            for index in range(position - 1, -1, -1):
+                if gaps[index] >= length:
+                    return number, index
+            if position == len(gaps):
+                self._max_gaps[number] = max(gaps, default=0)
             number -= 1
-            while number >= 0 and self._max_gaps[number + 1] < length and self._max_gaps[number] < length:
-                after = self._chunks[number][0]
-                top = min(high, vm_start_gap(after))
+            while number >= 0 and self._max_gaps[number] < length:
                 number -= 1
-            if number >= 0:
-                position = len(self._chunks[number])
-                if self._max_gaps[number] >= length:
-                    self._tighten(number)
-        return top - length if top - low >= length else None
+            if number < 0:
+                return None
+            position = len(self._gaps[number])
 
     def find_gap_above(self, low: Vaddr, high: Vaddr, length: int) -> Vaddr | None:
         """Return the start of the lowest free range of `length` bytes in [low, high), or None.
