@@ -19,6 +19,7 @@ from shared.uapi.syscalls import Nr
 
 _RLIMIT64 = struct.Struct("<QQ")
 _IOVEC = struct.Struct("<QQ")
+_NO_FD = (1 << 64) - 1
 
 
 class MemoryCalls(SystemCalls):
@@ -29,7 +30,10 @@ class MemoryCalls(SystemCalls):
 
         Source: mmap(2).
         """
-        fds = () if flags & Map.ANONYMOUS or fd < 0 else (fd,)
+        if fd < 0:
+            # Most mappings. As the kernel sees -1: a negative number would be packed the slow way.
+            return self.call(Nr.MMAP, addr, length, prot, flags, _NO_FD, offset).ret
+        fds = () if flags & Map.ANONYMOUS else (fd,)
         return self.call(Nr.MMAP, addr, length, prot, flags, fd, offset, fds=fds).ret
 
     def munmap(self, addr: int, length: int) -> None:

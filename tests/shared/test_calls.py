@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shared import wire
-from shared.client import Process
+from shared.client import Process, calls
 from shared.uapi.mman import Map, Prot
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 from shared.uapi.syscalls import Nr
@@ -103,6 +103,20 @@ def test_mmap_passes_the_file_unless_it_is_anonymous(attached: Attached, tmp_pat
     with pytest.raises(OSError, match="Bad file descriptor"):
         process.mmap(0, 7, Prot.READ, Map.PRIVATE)
     assert seen == [b"content", b"", b""]
+
+
+def test_an_anonymous_mmap_has_no_argument_that_is_packed_the_slow_way(
+    attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-1 for no file is a number of 64 bits on the way: a negative one costs as much as the whole call."""
+    fake, process = attached(lambda _request, _fds: Said(0x7000))
+
+    def packed(*_args: object) -> bytes:
+        raise AssertionError("a negative argument")
+
+    monkeypatch.setattr(calls, "_pack", packed)
+    assert process.mmap(0, 4096, Prot.READ, PRIVATE) == 0x7000
+    assert fake.requests[-1].args == (0, 4096, Prot.READ, PRIVATE, (1 << 64) - 1, 0)
 
 
 def test_sbrk_moves_by_an_increment_or_is_enomem(attached: Attached) -> None:
