@@ -64,9 +64,12 @@ class HostCache:
 
     def present(self, indexes: list[int]) -> list[int]:
         """Return those of these pages, in order, that are in the host's cache."""
-        if indexes:
-            self._learn(indexes[0], indexes[-1] + 1)
-        return [index for index in indexes if index not in self._absent] if self._absent else indexes
+        if not indexes:
+            return indexes
+        first, last = indexes[0], indexes[-1] + 1
+        self._learn(first, last)
+        is_whole = not self._absent.meets(first, last)
+        return indexes if is_whole else [index for index in indexes if index not in self._absent]
 
     def absent(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Return for each page of [first, first + count) whether it is missing in the host's cache."""
@@ -100,10 +103,12 @@ class HostCache:
         """
         return index not in self._reclaim and index not in self._absent and index not in self._in_flight
 
-    @property
-    def are_all_uptodate(self) -> bool:
-        """Whether `is_uptodate` holds for every page: usually it does."""
-        return not (self._reclaim or self._absent or self._in_flight)
+    def are_uptodate(self, first: int, last: int) -> bool:
+        """Return whether `is_uptodate` holds for all of the pages [first, last), as it usually does.
+
+        It may be False where it holds: then each page has to be asked about.
+        """
+        return not (self._reclaim or self._in_flight or self._absent.meets(first, last))
 
     # What happens to the file.
 

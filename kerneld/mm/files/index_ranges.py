@@ -34,6 +34,11 @@ class IndexRanges:
     def __contains__(self, index: int) -> bool:
         return bisect_right(self._bounds, index) % 2 == 1
 
+    def meets(self, first: int, last: int) -> bool:
+        """Return whether an index of [first, last), which is not empty, is in the set."""
+        at = bisect_right(self._bounds, first)
+        return at % 2 == 1 or (at < len(self._bounds) and self._bounds[at] < last)
+
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another range."""

@@ -35,7 +35,7 @@ def pages_around(mapping: AddressSpace, first: int, last: int) -> list[Pfn | Non
         missing = host.present([i for i, pfn in enumerate(pfns, first) if pfn is None])
         if _read_around(mapping, missing):
             pfns = mapping.pages.run(first, last)
-    if not host.are_all_uptodate:
+    if not host.are_uptodate(first, last):
         pfns = [pfn if host.is_uptodate(i) else None for i, pfn in enumerate(pfns, first)]
     return pfns
 
@@ -54,7 +54,8 @@ def _read_around(mapping: AddressSpace, missing: list[int]) -> bool:
     with contextlib.suppress(SysError):
         # The host shall not read what lies between, and is absent.
         runs = runs_of(missing, len(missing))
-        for run in [missing] if mapping.host.are_all_uptodate else [list(range(*run)) for run in runs]:
+        is_whole = mapping.host.are_uptodate(missing[0], missing[-1] + 1)
+        for run in [missing] if is_whole else [list(range(*run)) for run in runs]:
             read_in(mapping, run)
     return True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,7 +24,8 @@ def absent(host: HostCache) -> list[int]:
 
 def uptodate(host: HostCache) -> list[int]:
     found = [index for index in range(16) if host.is_uptodate(index)]
-    assert not host.are_all_uptodate or found == list(range(16))
+    for first, last in itertools.combinations(range(17), 2):
+        assert not host.are_uptodate(first, last) or set(range(first, last)) <= set(found)
     return found
 
 
@@ -30,6 +33,14 @@ def test_it_has_a_page_as_long_as_nothing_says_otherwise(host: HostCache) -> Non
     assert absent(host) == []
     assert all(map(host.has, range(16)))
     assert not host.is_hole(3)
+
+
+def test_a_page_that_is_absent_somewhere_else_does_not_matter(host: HostCache) -> None:
+    host.drop(7)
+    assert host.are_uptodate(0, 7)
+    assert host.are_uptodate(8, 16)
+    assert not host.are_uptodate(0, 8)
+    assert not host.are_uptodate(7, 16)
 
 
 def test_a_hole_is_absent_until_somebody_reads_it_and_a_hole_until_somebody_writes(host: HostCache) -> None:

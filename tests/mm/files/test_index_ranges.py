@@ -25,6 +25,11 @@ def test_as_a_set(changes: list[tuple[bool, int, int]]) -> None:
             model -= set(range(first, last))
         assert [index for index in range(25) if index in ranges] == sorted(model)
         assert bool(ranges) == bool(model)
+        assert all(
+            ranges.meets(low, high) == any(index in model for index in range(low, high))
+            for low in range(22)
+            for high in range(low + 1, 23)
+        )
         assert ranges.mask(3, 9).tolist() == [index in model for index in range(3, 12)]
     ranges.clear()
     assert not ranges
