@@ -60,8 +60,8 @@ bench: $(RUN) ## measure beside the host's kernel; takes minutes (ROWS="1 3" to 
 	@$(INSTALL) -e '.[bench]'
 	$(BIN)/python -m bench $(ROWS)
 
-bench-count: $(RUN) ## count the instructions of the small calls, and keep them in bench/results/
-	$(BIN)/python -m bench.counting
+bench-count: $(RUN) ## count the instructions of the small calls, and keep them (ARGS=--parts: also where they go)
+	$(BIN)/python -m bench.counting $(ARGS)
 
 REV ?= HEAD
 bench-compare: $(RUN) ## count them in another revision and here; fails if one is 5 % dearer (REV=main)

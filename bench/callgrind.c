@@ -17,3 +17,9 @@ void instrument(void)
 {
 	CALLGRIND_START_INSTRUMENTATION;
 }
+
+/* Stops to count, or goes on. */
+void toggle(void)
+{
+	CALLGRIND_TOGGLE_COLLECT;
+}

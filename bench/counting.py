@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,40 +60,58 @@ def count(tree: Path, counter: str, calls: tuple[str, ...] = (), times: int = TI
     with tempfile.TemporaryDirectory(prefix="kerneld-bench-") as directory:
         # This tree's bench is found before the other's, and the other's kerneld before this one's.
         (Path(directory) / "bench").symlink_to(ROOT / "bench")
-        command = [sys.executable, "-P", "-m", "bench.handlers"]
-        if counter == "callgrind":
-            library = compiled("callgrind", directory, "-shared", "-fPIC")
-            out = f"--callgrind-out-file={directory}/out"
-            command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", out, *command, library]
-        else:
-            command.append(counter)
-        environment = os.environ | {"PYTHONPATH": f"{directory}:{tree}", "PYTHONHASHSEED": "0"}
-        # It runs in the directory, where no __pycache__ and no package of the same name is.
-        done = subprocess.run(
-            ["setarch", "-R", *command, str(times), *calls],
-            env=environment, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise OSError(f"the calls could not be counted in {tree}:\n{done.stdout}")
-        totals = read_dumps(Path(directory)) if counter == "callgrind" else read_lines(done.stdout)
+        said = run_counted(counter, directory, f"{directory}:{tree}", "bench.handlers", str(times), *calls)
+        totals = dict(find_totals(counter, Path(directory), said))
     return Counted(machine(), counter, {call: total // times for call, total in totals.items()})
 
 
-def read_dumps(directory: Path) -> Counts:
-    """Return the totals of the files that callgrind has written, by the names that the program gave them."""
-    totals = {}
-    for path in sorted(directory.glob("out.*")):
+def counter_command(counter: str, directory: str) -> tuple[list[str], str]:
+    """Return the words that come before a program that is to be counted, and the counter's name for `bench.meters`."""
+    # Strings hash to the same numbers, and addresses are not random.
+    words = ["env", "PYTHONHASHSEED=0", "setarch", "-R"]
+    if counter != "callgrind":
+        return words, counter
+    out = f"--callgrind-out-file={directory}/out"
+    library = compiled("callgrind", directory, "-shared", "-fPIC")
+    return [*words, "valgrind", "-q", "-q", "--tool=callgrind", "--instr-atstart=no", out], library
+
+
+def run_counted(counter: str, directory: str, path: str, module: str, *words: str) -> str:
+    """Run a module of the benchmark's, whose first argument is a counter, and return what it has printed.
+
+    It finds modules in the directories of `path`. Raises OSError, with what it has printed, where it fails.
+    """
+    before, name = counter_command(counter, directory)
+    # It runs in the directory, where no __pycache__ and no package of the same name is.
+    done = subprocess.run(
+        [*before, sys.executable, "-P", "-m", module, name, *words],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise OSError(f"{module} could not be counted in {path}:\n{done.stdout}")
+    return done.stdout
+
+
+def find_totals(counter: str, directory: Path, said: str) -> Iterator[tuple[str, int]]:
+    """Yield the names and the totals of the pieces that a program has counted: from callgrind's files, or its lines."""
+    return read_dumps(directory) if counter == "callgrind" else read_lines(said)
+
+
+def read_dumps(directory: Path) -> Iterator[tuple[str, int]]:
+    """Yield the totals of the files that callgrind has written, with the names that the program gave them."""
+    for path in directory.glob("out.*"):
         text = path.read_text(encoding="utf-8")
         name, total = _TRIGGER.search(text), _TOTALS.search(text)
         if name is not None and total is not None:
-            totals[name[1]] = int(total[1])
-    return totals
+            yield name[1], int(total[1])
 
 
-def read_lines(text: str) -> Counts:
-    """Return the figures of lines that are a name and a number."""
-    words = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+def read_lines(text: str) -> Iterator[tuple[str, int]]:
+    """Yield the figures of lines that are a name and a number."""
+    for words in (line.split() for line in text.splitlines()):
+        if len(words) == 2 and words[1].isdigit():
+            yield words[0], int(words[1])
 
 
 def stored(path: Path = STORED) -> Counted:
@@ -107,18 +126,25 @@ def store(counted: Counted, path: Path = STORED) -> None:
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Count the working tree, print the counts and keep them."""
+def main(arguments: list[str]) -> None:
+    """Count the working tree, print the counts and keep them; with --parts also where they go (`bench.parts`)."""
+    if arguments not in ([], ["--parts"]):
+        sys.exit("bench: only --parts can be asked for: make bench-count ARGS=--parts")
     try:
         counted = count(ROOT, find_counter())
+        for call, instructions in sorted(counted.calls.items()):
+            print(f"{call:<10} {instructions:>12,}")
+        store(counted)
+        print(f"written to {STORED}", flush=True)
+        if arguments:
+            from bench import parts  # noqa: PLC0415  (it counts by the functions of this module)
+
+            parts.write(counted)
+            parts.show()
     except OSError as error:
         sys.exit(f"bench: {error}")
-    for call, instructions in sorted(counted.calls.items()):
-        print(f"{call:<10} {instructions:>12,}")
-    store(counted)
-    print(f"written to {STORED}")
 
 
 if __name__ == "__main__":
     with ending_by_signals("bench"):
-        main()
+        main(sys.argv[1:])

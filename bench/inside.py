@@ -53,14 +53,14 @@ def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
             yield from _calls_and_refills(daemon, program)
         if 29 in wanted:
             yield from _first_writes(daemon, small)
-        for case in _programs(directory):
+        for case in programs(directory):
             if case.number in wanted:
                 yield _whole(daemon, program, case)
         if 35 in wanted:
             yield _idle(daemon, program)
 
 
-def _started(daemon: Daemon, *words: str) -> Answering:
+def started(daemon: Daemon, *words: str) -> Answering:
     """Start a program inside."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return Answering(
@@ -73,7 +73,7 @@ def _started(daemon: Daemon, *words: str) -> Answering:
 def _both(daemon: Daemon, *words: str) -> Iterator[tuple[Answering, Answering]]:
     """Run a program inside and outside."""
     with (
-        contextlib.closing(_started(daemon, *words)) as inside,
+        contextlib.closing(started(daemon, *words)) as inside,
         contextlib.closing(Answering(list(words))) as outside,
     ):
         yield inside, outside
@@ -112,7 +112,7 @@ def _first_writes(daemon: Daemon, small: str) -> Iterator[Row]:
                 yield interleave(beside, ROUNDS, ours, lambda: uml.measure("write", PAGES) / PAGES)
 
 
-def _programs(directory: str) -> Iterator[Program]:
+def programs(directory: str) -> Iterator[Program]:
     source = Path(directory, "small.c")
     source.write_text('#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n')
     found = _find("python3"), _find("gcc"), _find("git"), _find("sqlite3")
@@ -148,7 +148,7 @@ def _whole(daemon: Daemon, program: str, case: Program) -> Row:
 def _idle(daemon: Daemon, program: str) -> Row:
     """Return the processor time of an idle program inside, of its agent and of the daemon, in a second."""
     row = Row(35, "an idle program: it, its agent and kerneld, in a second", "none", PLACEMENT, "ns", Mark(0))
-    with contextlib.closing(_started(daemon, program)) as inside:
+    with contextlib.closing(started(daemon, program)) as inside:
         inside.measure("call", 1)
         children = Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text(encoding="ascii").split()
         pids = (inside.pid, daemon.pid, *map(int, children))

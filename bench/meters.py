@@ -6,15 +6,18 @@ except callgrind, which writes a file (`bench.counting` reads it).
 
 from __future__ import annotations
 
+import collections
 import cProfile
 import ctypes
+import json
 import os
 import pstats
 import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from types import CodeType, FrameType
+from typing import Any, Protocol
 
 SYS_PERF_EVENT_OPEN = 298
 TYPE_HARDWARE, TYPE_SOFTWARE = 0, 1
@@ -34,6 +37,16 @@ class Meter(Protocol):
         """End the piece, which has this name."""
 
 
+class Counter(Meter, Protocol):
+    """A meter of instructions. Only it can leave out a part of a piece."""
+
+    def pause(self) -> None:
+        """Stop to count: what follows is not in the piece."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
 class PerfCounter:
     """A counter of this thread: instructions in user mode, unless another event is named."""
 
@@ -47,7 +60,7 @@ class PerfCounter:
         self.fd = libc.syscall(SYS_PERF_EVENT_OPEN, attr.ljust(_ATTR_BYTES, b"\0"), 0, -1, -1, 0)
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), "perf_event_open")
-        self._at = 0
+        self._at = self._before = 0
 
     def read(self) -> int:
         """Return how many events there have been."""
@@ -55,11 +68,20 @@ class PerfCounter:
 
     def begin(self) -> None:
         """Begin a piece."""
+        self._before = 0
+        self._at = self.read()
+
+    def pause(self) -> None:
+        """Stop to count."""
+        self._before += self.read() - self._at
+
+    def resume(self) -> None:
+        """Go on."""
         self._at = self.read()
 
     def end(self, name: str) -> None:
         """Print the events since `begin`."""
-        count = self.read() - self._at
+        count = self._before + self.read() - self._at
         print(name, count, flush=True)
 
 
@@ -74,6 +96,14 @@ class Callgrind:
     def begin(self) -> None:
         """Begin a piece."""
         self._library.begin()
+
+    def pause(self) -> None:
+        """Stop to count."""
+        self._library.toggle()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._library.toggle()
 
     def end(self, name: str) -> None:
         """Have the counts since `begin` written."""
@@ -111,12 +141,63 @@ class Profile:
         pstats.Stats(self._profile, stream=sys.stdout).sort_stats("tottime").print_stats(45)
 
 
+class Functions:
+    """The instructions of the interpreter that each function has run, and the functions in C that it has called.
+
+    The interpreter's instructions (opcodes) are the same each time, also without valgrind. `end` prints a line of JSON.
+    Not in it are the calls into C that have no name: an operator, an index, an attribute.
+    """
+
+    def __init__(self) -> None:
+        self._opcodes: collections.Counter[CodeType] = collections.Counter()
+        self._calls: collections.Counter[CodeType] = collections.Counter()
+
+    def begin(self) -> None:
+        """Begin a piece."""
+        self._opcodes.clear()
+        self._calls.clear()
+        sys.setprofile(self._called)
+        sys.settrace(self._entered)
+
+    def end(self, name: str) -> None:
+        """Print the name, and for each function its opcodes and its calls into C."""
+        sys.settrace(None)
+        sys.setprofile(None)
+        functions = {place(code): (opcodes, self._calls[code]) for code, opcodes in self._opcodes.items()}
+        print(name, json.dumps(functions), flush=True)
+
+    def _entered(self, frame: FrameType, event: str, arg: Any) -> Any:
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return self._ran
+
+    def _ran(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "opcode":
+            self._opcodes[frame.f_code] += 1
+        return self._ran
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> None:
+        if event == "c_call":
+            self._calls[frame.f_code] += 1
+
+
+def place(code: CodeType) -> str:
+    """Return the file of a function, as seen from where it was imported, and the function's name."""
+    path = code.co_filename
+    roots = [root for root in sys.path if root and path.startswith(f"{root}/")]
+    return f"{path.removeprefix(max(roots, key=len, default='')).lstrip('/')}:{code.co_qualname}"
+
+
 TIMERS: dict[str, Callable[[], Meter]] = {"clock": Clock, "profile": Profile}
 """The meters that measure time."""
 
 
 def meter(name: str) -> Meter:
-    """Return a meter: `clock`, `perf`, `profile`, or callgrind by the path of its library. Raises OSError."""
-    if name in TIMERS:
-        return TIMERS[name]()
+    """Return a meter: `clock`, `profile`, `functions`, or a counter. Raises OSError."""
+    if name == "functions":
+        return Functions()
+    return TIMERS[name]() if name in TIMERS else counter(name)
+
+
+def counter(name: str) -> Counter:
+    """Return a counter of instructions: `perf`, or callgrind by the path of its library. Raises OSError."""
     return PerfCounter() if name == "perf" else Callgrind(name)

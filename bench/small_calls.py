@@ -50,6 +50,8 @@ class Case(NamedTuple):
     """How many calls it is. The handler's time is of one of them."""
     is_short: bool = True
     """Whether it takes the host under 10 µs, so that the handler has a mark."""
+    real: Callable[[Process, int], float] | None = None
+    """What the client itself has to ask of the host, measured as `ours`."""
 
 
 def rows(daemon: Daemon, wanted: set[int]) -> Iterator[Row]:
@@ -99,6 +101,10 @@ def _rows_of(case: Case, process: Process, daemon: Daemon, host: Answering, uml:
         whole.ours.append((run_ns(daemon.pid) - before) / case.times)
     yield whole
     yield handler_row(case)
+    if case.real is not None:
+        real = Row(case.number, f"{case.measured}: the client's real one alone", "none", "one CPU", "ns", None)
+        real.ours.extend(case.real(process, case.times) / case.times for _ in range(ROUNDS))
+        yield real
 
 
 def handler_row(case: Case, rounds: int = ROUNDS) -> Row:
@@ -268,6 +274,18 @@ def fork(process: Process, times: int) -> float:
         return _timed(times, fork_and_wait)
 
 
+def real_fork(process: Process, times: int) -> float:
+    """Fork this process alone, as `fork` does beside the simulated one; the child ends at once."""
+
+    def fork_and_wait() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    return _timed(times, fork_and_wait)
+
+
 def execve(process: Process, times: int) -> float:
     """Replace the simulated program by /bin/true's image. The real program goes on, and loads nothing."""
     return _timed(times, lambda: process.execve(IMAGE, ["true"], ["PATH=/bin"]))
@@ -292,7 +310,7 @@ CASES = (
     Case(23, "store to a fresh page", "write", 100, write, 0.15),
     Case(24, "store to a page of the zero page", "cow", 100, cow, 1),
     Case(25, "load of a file, sixteen pages around", "file", 50, file, 1),
-    Case(26, "fork and exit, 30 mappings and 200 pages", "fork", 10, fork, 0.6, is_short=False),
+    Case(26, "fork and exit, 30 mappings and 200 pages", "fork", 10, fork, 0.6, is_short=False, real=real_fork),
     Case(38, "load of a file in the page cache, sixteen pages around", "file", 50, cached, 1),
     Case(37, "load of a page in the swap file", "swap", 50, swap, 1),
     # The last: its process has another image afterwards.

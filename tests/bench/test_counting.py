@@ -28,11 +28,11 @@ def test_dumps_have_the_names_that_the_program_gave(tmp_path: Path) -> None:
     (tmp_path / "out.1").write_text(DUMP.format(trigger="Client Request: pair", total=1234))
     (tmp_path / "out.2").write_text(DUMP.format(trigger="Client Request: fork", total=99))
     (tmp_path / "out.3").write_text(DUMP.format(trigger="Program termination", total=7))
-    assert read_dumps(tmp_path) == {"pair": 1234, "fork": 99}
+    assert dict(read_dumps(tmp_path)) == {"pair": 1234, "fork": 99}
 
 
 def test_lines_that_are_no_figure_are_passed_over() -> None:
-    assert read_lines("pair 12\na warning of 3 words\nfork x\n\nfork 5\n") == {"pair": 12, "fork": 5}
+    assert dict(read_lines("pair 12\na warning of 3 words\nfork x\n\nfork 5\n")) == {"pair": 12, "fork": 5}
 
 
 def test_counts_are_kept_with_the_machine(tmp_path: Path) -> None:

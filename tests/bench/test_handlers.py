@@ -20,7 +20,7 @@ def test_every_call_runs_and_is_measured() -> None:
     command = [sys.executable, "-P", "-m", "bench.handlers", "clock", "2"]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    measured = read_lines(done.stdout)
+    measured = dict(read_lines(done.stdout))
     assert list(measured) == list(CALLS)
     assert all(nanoseconds > 0 for nanoseconds in measured.values())
 
@@ -41,4 +41,4 @@ def test_the_counter_of_the_host_counts_the_events_of_a_piece(capsys: pytest.Cap
         for page in range(64):
             fresh[page * PAGE_SIZE] = 1
         counter.end("touched")
-    assert 64 <= read_lines(capsys.readouterr().out)["touched"] < 128
+    assert 64 <= dict(read_lines(capsys.readouterr().out))["touched"] < 128
