@@ -183,7 +183,7 @@ def lines_of_round_trips(trips: Mapping[str, dict[str, dict[str, int]]]) -> Iter
 
 def lines_of_handlers(handlers: Mapping[str, Handler]) -> Iterator[str]:
     """Yield a table: the instructions of each call, and the functions that run most of the interpreter's."""
-    yield "| call | instructions | of the interpreter | instructions for each | calls into C | most of them, per cent |"
+    yield "| call | instructions | opcodes | instructions for one | calls into C | where most opcodes are, per cent |"
     yield "|---|---|---|---|---|---|"
     for call, found in handlers.items():
         shown = [f"{_name(each.place)} {100 * each.opcodes / found.opcodes:.0f}" for each in found.most[:MOST_NAMES]]
