@@ -9,7 +9,9 @@ from signal import SIGBUS
 
 import pytest
 
+from kerneld.referee.difference import following
 from kerneld.referee.execute import play
+from kerneld.referee.known import KNOWN
 from kerneld.referee.match import Match
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import State
@@ -93,3 +95,15 @@ def test_a_host_without_userfaultfd_passes_over_them(match: Match, has_userfault
     asked.expect((WATCHED, Op(0, "munmap", (0, 4096))))
     assert [op.who for op in host.expected] == [0 if has_userfaultfd else MAX_PROCESSES, 0]
     assert ("userfaultfd" in asked.describe()) is not has_userfaultfd
+
+
+def test_the_rule_for_a_source_is_for_no_destination(ours: Simulated) -> None:
+    """Before v6.6 UFFDIO_COPY copies from anywhere, but not to a part of a page."""
+    nowhere = 1 << 60
+    with following([known for known in KNOWN if known.source == "fs/userfaultfd.c:userfaultfd_copy()"]):
+        _, *played = states(
+            ours, MADE, Op(0, "uffdio_copy", (At(1), PAGE_SIZE, nowhere, 0)),
+            Op(0, "uffdio_copy", (At(1), PAGE_SIZE // 2, At(0), 0)),
+            Op(0, "uffdio_copy", (nowhere, PAGE_SIZE, At(0), 0)), Op(0, "uffdio_zeropage", (At(1), PAGE_SIZE // 2, 0)),
+        )  # fmt: skip
+    assert [-state.outcome.ret for state in played] == [errno.ENOENT, errno.EINVAL, errno.EINVAL, errno.EINVAL]

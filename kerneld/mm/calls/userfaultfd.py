@@ -46,14 +46,19 @@ def check_range(mm: MmStruct, start: int, length: int) -> None:
     """
     if start & ~PAGE_MASK:
         raise SysError(errno.EINVAL)
-    check_source(mm, start, length)
+    _check_unaligned(mm, start, length)
 
 
 def check_source(mm: MmStruct, start: int, length: int) -> None:
     """Do the same for a range that may begin at any address: what UFFDIO_COPY copies from.
 
-    Source: Linux v6.8 fs/userfaultfd.c:validate_unaligned_range().
+    Source: Linux v6.8 fs/userfaultfd.c:userfaultfd_copy().
     """
+    _check_unaligned(mm, start, length)
+
+
+def _check_unaligned(mm: MmStruct, start: int, length: int) -> None:
+    """Source: Linux v6.8 fs/userfaultfd.c:validate_unaligned_range()."""
     if length & ~PAGE_MASK or not length:
         raise SysError(errno.EINVAL)
     if start < lowest_address(mm) or start >= TASK_SIZE or length > TASK_SIZE - start:
