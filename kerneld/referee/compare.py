@@ -122,14 +122,18 @@ def may_be_of_writeback(difference: Difference) -> bool:
 def may_be_of_migration(difference: Difference) -> bool:
     """Return whether a difference may come from a page that the host has moved to another frame meanwhile.
 
-    It has an entry like swap's and is on no list for a moment, and it is dirty then. Hosts make room for huge pages so
-    (vm.compaction_proactiveness). Source: Linux v6.8 mm/rmap.c:try_to_migrate_one(): dirty is now the page.
+    It has an entry like swap's and is on no list for a moment, and it is dirty then. Where it was is a free frame, if
+    pagemap was read before and kpageflags after it. Its new entry is soft-dirty if the old one was dirty. Hosts make
+    room for huge pages so (vm.compaction_proactiveness). Source: Linux v6.8 mm/rmap.c:try_to_migrate_one(): dirty is
+    now the page; mm/migrate.c:remove_migration_pte().
     """
     name, mine, theirs = difference
     words, others = set(mine.split()), set(theirs.split())
     if "kpageflags" in name:
-        return others - words <= {"DIRTY"} and words - others <= {"LRU"}
-    return name.startswith("the page at") and "present" in words and "swapped" in others
+        has_gone = others == {"none"}
+        return has_gone or (others - words <= {"DIRTY"} and words - others <= {"LRU"})
+    is_moved = "swapped" in others or others - words == {"soft-dirty"}
+    return name.startswith("the page at") and "present" in words and is_moved
 
 
 def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Difference | None:

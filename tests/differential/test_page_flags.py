@@ -142,5 +142,8 @@ def test_what_a_page_that_has_moved_shows() -> None:
     assert not may_be_of_migration((name, "UPTODATE DIRTY LRU ANON", "UPTODATE LRU ANON"))
     assert may_be_of_migration((name, "UPTODATE LRU ANON", "UPTODATE DIRTY ANON"))
     assert may_be_of_migration(("the page at 0x1000 of process 0", "present exclusive", "swapped"))
+    assert may_be_of_migration((name, "UPTODATE LRU ANON", "none"))
+    assert may_be_of_migration(("the page at 0x1000 of process 0", "present", "present soft-dirty"))
+    assert not may_be_of_migration(("the page at 0x1000 of process 0", "present soft-dirty", "present"))
     assert not may_be_of_migration((name, "UPTODATE LRU ANON", "UPTODATE DIRTY LRU"))
     assert not may_be_of_migration(("the page at 0x1000 of process 0", "swapped", "present exclusive"))
