@@ -28,9 +28,8 @@ from kerneld.mm.space.mm import MmStruct, vma_set_page_prot
 from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_PFNMAP, VM_SOFTDIRTY
-from shared.uapi.page import PMD_SIZE, Vaddr
+from shared.uapi.page import Vaddr
 
-_STEP_BYTES = 32 * PMD_SIZE
 _OF_WRITES = PTE_RW | PTE_UNNOTICED | PTE_SOFT_DIRTY
 
 
@@ -58,7 +57,7 @@ def clear_refs(mm: MmStruct, kind: ClearRefs) -> Steps:
     vma = mm.vmas.find(at)
     while vma is not None:
         start = max(at, vma.start)
-        at = min(vma.end, start + _STEP_BYTES)
+        at = pace.far_stop(mm.page_table.walk, start, vma.end)
         if kind is ClearRefs.SOFT_DIRTY:
             clear_soft_dirty(mm, vma, start, at)
         elif _is_meant(vma, kind):

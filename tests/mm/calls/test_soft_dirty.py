@@ -19,12 +19,13 @@ from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.calls.mremap import do_mremap
 from kerneld.mm.fault.cow import unshare_page
 from kerneld.mm.frames.frames import PG_DIRTY
+from kerneld.mm.space import pace
 from kerneld.mm.space.mempolicy import MPOL_LOCAL
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import run_at_once
 from kerneld.mm.space.writeback import do_msync
 from kerneld.mm.vm_flags import VM_SOFTDIRTY
-from shared.uapi.mman import Madv, Mremap, Ms
+from shared.uapi.mman import Madv, Map, Mremap, Ms
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from tests.support.huge_machine import HugeMachine, entry_at, huge, sizes
 from tests.support.machine import (
@@ -321,3 +322,13 @@ class TestHugePages:
         clear(mm)
         do_mremap(mm, BASE, PMD_SIZE, PMD_SIZE, TO, huge(4), privileged=False)
         assert dirty(mm, 512, huge(4)) == list(range(512))
+
+
+@pytest.mark.parametrize("kind", [ClearRefs.ALL, ClearRefs.SOFT_DIRTY])
+def test_memory_without_tables_is_passed_over(mm: MmStruct, monkeypatch: pytest.MonkeyPatch, kind: ClearRefs) -> None:
+    """Programs reserve terabytes: there are as many pieces as there are tables, or upper ones."""
+    monkeypatch.setattr(pace, "_PIECE_SECONDS", 0)
+    mmap(mm, 1 << 33, READ, ANON | Map.NORESERVE.value, at=BASE)
+    load(mm, BASE + (20 << 40))
+    assert sum(1 for _ in clear_refs(mm, kind)) < 100
+    assert dirty(mm, 1) == ([] if kind is ClearRefs.SOFT_DIRTY else [0])
