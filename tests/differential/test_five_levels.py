@@ -31,6 +31,8 @@ FIXED = (Mremap.MAYMOVE | Mremap.FIXED).value
         ("mremap", (0x10000, 4096, 8192, FIXED, TASK_SIZE - 4096), True),
         ("mremap", (0x10000, 4096, 1 << 48, Mremap.MAYMOVE.value, 0), False),
         ("munmap", (1 << 47, 4096), False),
+        ("uffdio_unregister", (1 << 47, 4096), True),
+        ("uffdio_register", (TASK_SIZE - 4096, 8192, 1), False),
     ],
 )
 def test_what_only_five_levels_reach(name: str, args: tuple[int, ...], out: bool) -> None:
