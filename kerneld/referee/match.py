@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -116,9 +116,9 @@ class Match:
 
         If only accessed bits differ, and the host clears them at random times (DAMON), there are two
         cases. If a page is marked as idle, accessed bits are not compared in the rest of the program. If not, the
-        difference counts only if a second run has it again. A difference in a counter of the machine does so too, and
-        one that the writeback of a regular file may have made: others may call sync(2). One that the host has made by
-        moving a page counts only if it comes each time.
+        difference counts only if a second run has it again. A difference in a counter of the machine does so too. One
+        that the writeback of a regular file may have made (others may call sync(2), and a host that is short of memory
+        writes all the time), or that the host has made by moving a page, counts only if it comes each time.
         """
         divergence = self._play_once(program, accessed=self._accessed, everything=self._compares_everything)
         if divergence is not None and not self._compares_everything:
@@ -128,9 +128,9 @@ class Match:
             is_same = again is not None and (again.step, again.difference) == (divergence.step, divergence.difference)
             return divergence if is_same else None
         if divergence is not None and _has_disk_file(program) and may_be_of_writeback(divergence.difference):
-            return self._play_again(program, divergence)
+            return self._play_always(program, divergence, may_be_of_writeback)
         if divergence is not None and may_be_of_migration(divergence.difference):
-            return self._play_always(program, divergence)
+            return self._play_always(program, divergence, may_be_of_migration)
         if divergence is None or not is_of_accessed_bits(divergence.difference):
             return divergence
         if not self.hosts.facts.has_damon:
@@ -140,26 +140,19 @@ class Match:
             return divergence
         return self._play_once(program, accessed=False)
 
-    def _play_again(self, program: Program, divergence: Divergence) -> Divergence | None:
-        """Return a divergence of which the host's files may be the cause, if it comes again; None if none comes."""
-        for _ in range(_REPLAYS):
-            again = self._play_once(program, accessed=self._accessed)
-            if again is None or (again.step, again.difference) == (divergence.step, divergence.difference):
-                return again
-            divergence = again
-        return divergence
+    def _play_always(
+        self, program: Program, divergence: Divergence, may_be_the_hosts: Callable[[Difference], bool]
+    ) -> Divergence | None:
+        """Return a divergence that the host may have made by itself, if it comes in all of several runs.
 
-    def _play_always(self, program: Program, divergence: Divergence) -> Divergence | None:
-        """Return a divergence of which a page that has moved may be the cause, if it comes in all of several runs.
-
-        Another divergence is returned if it has another cause.
+        Another divergence is returned if the host cannot have made it by itself.
         """
         for _ in range(_REPLAYS):
             again = self._play_once(program, accessed=self._accessed)
             if again is None:
                 return None
             if (again.step, again.difference) != (divergence.step, divergence.difference):
-                return None if may_be_of_migration(again.difference) else again
+                return None if may_be_the_hosts(again.difference) else again
         return divergence
 
     def _play_once(self, program: Program, *, accessed: bool, everything: bool = True) -> Divergence | None:
