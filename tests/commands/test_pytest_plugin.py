@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,12 @@ def test_the_example_runs_where_it_stands() -> None:
     """The checkout's own settings of pytest are for the checkout's tests: an instructor has none of its plugins."""
     plugin = ["-p", "kerneld.pytest_plugin"] if not _is_installed() else []
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:timeout", "-p", "no:xdist", *plugin, str(EXAMPLE.parent)]
+    # Options for these tests' own run are for its plugins.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from kerneld.commands.grade.cell import targeting
+from kerneld.commands.grade.cell.changes import Changes
 from kerneld.commands.grade.grading import Means
 from kerneld.commands.grade.model import Outcome, Result
 from kerneld.commands.grade.rows import Part
@@ -60,3 +62,20 @@ def test_where_no_program_runs_inside_the_target_is_not_graded_and_not_passed(
     outcomes = {one.row: one.outcome for one in result.findings}
     assert outcomes.pop("build") is Outcome.PASSED
     assert set(outcomes.values()) == {Outcome.SKIPPED}
+
+
+@pytest.mark.parametrize(("counts", "is_ended"), [([0, 0, 1, 5, 0], True), ([3, 0], False)])
+def test_the_last_events_may_come_late(monkeypatch: pytest.MonkeyPatch, counts: list[int], is_ended: bool) -> None:
+    """The third read has the program's end, the fourth what went with it."""
+    changes = Changes(7)
+    left = list(counts)
+
+    def read(*_parts: object) -> int:
+        if len(left) == len(counts) - 2:
+            changes.exit_signal = 6
+        return left.pop(0)
+
+    monkeypatch.setattr(targeting, "_read", read)
+    monkeypatch.setattr(targeting, "_LAST_EVENTS_SECONDS", 0.0)
+    targeting._read_last(None, changes, None, is_ended=is_ended)  # type: ignore[arg-type]
+    assert left == []

@@ -73,17 +73,28 @@ def _end(machine: Machine, program: Program, changes: Changes, inspector: OurIns
         program.press(CTRL_C)
         program.wait(_END_SECONDS)
     is_ended = not program.is_alive
-    time.sleep(_LAST_EVENTS_SECONDS)
-    _read(machine, changes, inspector)
+    _read_last(machine, changes, inspector, is_ended=is_ended)
     return is_ended
 
 
-def _read(machine: Machine, changes: Changes, inspector: OurInspector) -> None:
-    for record in machine.read():
+def _read_last(machine: Machine, changes: Changes, inspector: OurInspector, *, is_ended: bool) -> None:
+    """Read until the events end: on a busy host the kernel may notice an end late, and take the memory down later."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(_LAST_EVENTS_SECONDS)
+        if not _read(machine, changes, inspector) and (changes.exit_signal is not None or not is_ended):
+            return
+
+
+def _read(machine: Machine, changes: Changes, inspector: OurInspector) -> int:
+    """Take the new events over, and return how many there were."""
+    records = machine.read()
+    for record in records:
         if record.event is SPTE_UPDATE:
             inspector.add(record)
         else:
             changes.add(record)
+    return len(records)
 
 
 def _choose(changes: Changes, text: str) -> Range | None:
