@@ -97,6 +97,27 @@ def test_a_thread_that_is_stopped_as_it_maps_a_page_holds_nobody_up(
     assert process.returncode == 0
 
 
+def test_an_agent_does_not_look_at_a_thread_that_has_no_memory_yet(
+    inside: Inside, native_daemon: NativeDaemon, programs: dict[str, Path]
+) -> None:
+    """A page goes while a thread is being made: its area has a number, and is not mapped."""
+    process, page = start_waiting(inside, programs["later"])
+    try:
+        mapping = Breakpoint(process.pid, address_of("map_area"))
+    except PermissionError:
+        pytest.skip("this process may not trace its own children")
+    assert process.stdin is not None
+    process.stdin.write("b")
+    process.stdin.flush()
+    mapping.stop_there()
+    inspector = Process.attach(str(native_daemon.path))
+    assert inspector.process_madvise(process.pid, [(page, PAGE_SIZE)], Madv.PAGEOUT) == PAGE_SIZE
+    inspector.close()
+    process.send_signal(signal.SIGCONT)
+    process.communicate()
+    assert process.returncode == 0
+
+
 class SwappingDaemon(Daemon):
     """A kerneld that checks its invariants, with each request also what the host maps."""
 

@@ -120,6 +120,7 @@ extern char user_access_start[], user_access_end[], user_access_failed[];
 
 /* start.c */
 struct thread *thread_area(void);
+int map_area(int number);
 void free_area(struct thread *t);
 struct thread *area_at(int number);
 void attach(struct thread *t, u64 flags, u64 tid, u64 token);

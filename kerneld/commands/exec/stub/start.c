@@ -30,6 +30,7 @@ void tell_arguments(u64 stack);
 long load_program(struct thread *t, const char *path, const char *name, char **argv, u64 *entry);
 
 u64 areas_used[MAX_AREAS / 64];
+static u64 areas_mapped[MAX_AREAS / 64];	/* which have ever been: they stay */
 
 void say(const char *text)
 {
@@ -83,14 +84,26 @@ static int take_area(void)
 	return -1;
 }
 
+/* It may take long before it is there, and the agent looks at all areas meanwhile. */
+__attribute__((noinline)) int map_area(int number)
+{
+	u64 start = AREAS_START + number * AREA_BYTES;
+	if (sys6(NR_mmap, start, AREA_BYTES, PROT_RWX & 3, MAP_AREA, -1, 0) != (long)start)
+		return 0;
+	__atomic_fetch_or(&areas_mapped[number / 64], 1UL << number % 64, __ATOMIC_ACQ_REL);
+	return 1;
+}
+
 struct thread *thread_area(void)
 {
 	int number = take_area();
 	if (number < 0)
 		return 0;
 	u64 start = AREAS_START + number * AREA_BYTES;
-	if (sys6(NR_mmap, start, AREA_BYTES, PROT_RWX & 3, MAP_AREA, -1, 0) != (long)start)
+	if (!map_area(number)) {
+		__atomic_fetch_and(&areas_used[number / 64], ~(1UL << number % 64), __ATOMIC_ACQ_REL);
 		return 0;
+	}
 	write_gate((unsigned char *)start);
 	sys3(NR_mprotect, start, PAGE_BYTES, 5);
 	struct thread *t = (struct thread *)(start + PAGE_BYTES);
@@ -108,7 +121,8 @@ struct thread *thread_area(void)
 /* The thread whose area has a number, or 0. */
 struct thread *area_at(int number)
 {
-	if (!(__atomic_load_n(&areas_used[number / 64], __ATOMIC_ACQUIRE) >> (number % 64) & 1))
+	u64 used = __atomic_load_n(&areas_used[number / 64], __ATOMIC_ACQUIRE);
+	if (!(used & __atomic_load_n(&areas_mapped[number / 64], __ATOMIC_ACQUIRE) & 1UL << number % 64))
 		return 0;
 	return (struct thread *)(AREAS_START + number * AREA_BYTES + PAGE_BYTES);
 }
