@@ -35,6 +35,7 @@ from shared.uapi.syscalls import Nr
 
 if TYPE_CHECKING:
     from kerneld.fs.file_limits import Payer
+    from kerneld.mm.space.wait import Wait
     from kerneld.server.session import Session
 
 FDS_OF_ONE_ANSWER = 2
@@ -62,7 +63,7 @@ class Batch:
     """
 
     __slots__ = (
-        "_answer_fds", "_call", "_is_last", "_looked_at", "_next", "_payer", "_replies", "_requests", "_room",
+        "_answer_fds", "_call", "_debt", "_is_last", "_looked_at", "_next", "_payer", "_replies", "_requests", "_room",
         "_session", "_thread", "_until", "_work", "fds",
     )  # fmt: skip
 
@@ -85,6 +86,8 @@ class Batch:
         self._until = 0.0
         self._work = work
         """The rest of the request at `_next`, if that request has begun."""
+        self._debt: Wait | None = None
+        """The agents that the next piece waits for."""
         self.fds = call.fds
         """The fds of the datagram that no request has consumed yet."""
         self._payer: Payer | None = None
@@ -129,6 +132,10 @@ class Batch:
             if monotonic() >= self._until:
                 self._give_way()
                 return None
+
+    def await_agents(self, wait: Wait) -> None:
+        """Let the next piece wait until agents have carried out what the last one has asked for."""
+        self._debt = wait
 
     @property
     def gives_way(self) -> bool:
@@ -220,7 +227,9 @@ class Batch:
 
     def _sleeps(self) -> bool:
         """Put the thread to sleep if the next piece waits for an event. Return whether it sleeps."""
-        waits_for = self._work.waits_for if self._work is not None else None
+        waits_for = self._debt
+        if waits_for is None or waits_for.is_over:
+            waits_for = self._work.waits_for if self._work is not None else None
         if waits_for is None or waits_for.is_over:
             return False
         self._pay()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kerneld.errors import SysError
-from kerneld.server.agent_link import AgentLink
+from kerneld.server.agent_link import AgentLink, Patience
 from kerneld.server.session import Session
 from kerneld.server.watch import NO_PIDFD, Watch, open_pidfd
 from kerneld.task.task import Inherited
@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 class LentLines:
     """The lines of one server."""
 
-    def __init__(self, door: Door, rings: Rings[Session], watches: Watches, welcome: Callable[[Session], bool]) -> None:
-        """`welcome` serves a session from now on, and returns False if it cannot."""
+    def __init__(
+        self, door: Door, rings: Rings[Session], watches: Watches, welcome: Callable[[Session], bool],
+        told: Callable[[AgentLink], None],
+    ) -> None:  # fmt: skip
+        """`welcome` serves a session from now on, and returns False if it cannot. `told`: see `AgentLink`."""
         self._door = door
+        self._told = told
+        self._patience = Patience()
         self._rings = rings
         self._watches = watches
         self._welcome = welcome
@@ -46,8 +51,8 @@ class LentLines:
         """Make a connection for an agent of a process."""
         session, theirs = self._lend(process.pid)
         session.connection.line = 0
-        link = AgentLink(session.connection, lambda: self._watches.kill(process))
-        session.on_close = link.lost
+        link = AgentLink(session.connection, process, lambda: self._watches.kill(process), self._told, self._patience)
+        session.on_close, session.on_word = link.lost, link.hear
         return link, theirs
 
     def expect_child(self, thread: Thread, token: int) -> None:

@@ -86,7 +86,8 @@ class Loop:
         kernel.files.changes.slice_seconds = SLICE_SECONDS
         self._releasing = kernel.userfaultfds.releasing
         self._changes = kernel.files.changes.queue
-        self._locked = kernel.table.mmap_locks.holders
+        self._locks = kernel.table.mmap_locks
+        self._locked, self._unsettled = self._locks.holders, self._locks.unsettled
         self._vmscan = kernel.vmscan
         self._vmscan.in_pieces = True
         self._ksmd = kernel.ksmd
@@ -137,6 +138,8 @@ class Loop:
         if self._changes:
             self._kernel.files_changed()
             events = self._without_held(events)
+        if self._unsettled:
+            events = self._without_unsettled(events)
         ready = self._ready
         if self._waiting or len(events) + len(ready) != 1:
             self._serve_all(events)
@@ -168,15 +171,27 @@ class Loop:
         left = []
         for fd, mask in events:
             session = self._sessions.get(fd)
-            if fd != self._kernel.file_changes_fd and (session is None or not self.service.is_held(session)):
+            if fd != self._kernel.file_changes_fd and (session is None or not self.service.held.has(session)):
                 left.append((fd, mask))
         return left
+
+    def _without_unsettled(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Put those clients aside that have to wait for a late agent. Return the events of the others."""
+        self._kernel.tlbs.debts.fresh.clear()  # Of the work between requests, for which nobody waits.
+        sessions = [session for fd, _ in events if (session := self._sessions.get(fd)) is not None]
+        self.service.held.put_aside(sessions + self._ready)
+        self._ready = [session for session in self._ready if not self.service.held.has(session)]
+        return self._without_held(events)
+
+    def _can_go_on(self) -> bool:
+        """Whether one of the waiting threads can go on with its request, and does not wait for a late agent."""
+        return not self._unsettled or not all(map(self._locks.keeps_waiting, self._waiting))
 
     def _wait(self, timeout_seconds: float | None) -> list[tuple[int, int]]:
         """Return all ready descriptors, and note the ready rings. If a pidfd were left out, the order of a turn would
         be broken."""
         spin = self._spin
-        if self._waiting or self._has_work() or self._vmscan.is_awake or self._ksmd.is_scanning:
+        if (self._waiting and self._can_go_on()) or self._has_work() or self._vmscan.is_awake or self._ksmd.is_scanning:
             self._look()
             # A thread that holds an address space is on the run queue, so it runs in this turn or in a later one.
             return self._without_held(self._events) if self._locked else self._events
@@ -250,7 +265,7 @@ class Loop:
         if mask == GO_ON:
             self.service.go_on(session)
         elif not session.connection.is_closed and not (
-            (self._changes or self._locked) and self.service.is_held(session)
+            (self._changes or self._locked or self._unsettled) and self.service.held.has(session)
         ):
             self._serve(session, mask)
             if mask != RING:

@@ -30,7 +30,8 @@ from kerneld.server.connection import (
 )
 from kerneld.server.door import ClientLimits, Door
 from kerneld.server.exchange import answer_datagram, answer_usual
-from kerneld.server.fair import FairShare
+from kerneld.server.fair import GO_ON, FairShare
+from kerneld.server.held import Held
 from kerneld.server.lines import LentLines
 from kerneld.server.ring import Rings
 from kerneld.server.session import Session
@@ -41,6 +42,7 @@ from shared.uapi.ring import MOST_REQUEST_BYTES, REQUEST_NUMBER
 if TYPE_CHECKING:
     import socket
 
+    from kerneld.server.held import HeldAnswer
     from kerneld.server.reply import Outcome
     from kerneld.server.ring import Ring
     from kerneld.syscalls.kernel import Kernel, Sender
@@ -67,9 +69,10 @@ class Service:
         self.watches = Watches(epoll)
         self.most_events = OTHER_FDS
         """The most descriptors that epoll watches."""
-        self._locks = kernel.table.mmap_locks
         self._dying = kernel.dying
-        kernel.lines = LentLines(self._door, self.rings, self.watches, self._welcome)
+        self._debts = kernel.tlbs.debts
+        self.held = Held(kernel, epoll, self.rings)
+        kernel.lines = LentLines(self._door, self.rings, self.watches, self._welcome, self.held.told)
         self.waiting = kernel.rq.queue
         """The threads whose batch continues in the next turn. A thread that has died is not in it."""
         self.fair = FairShare(self.waiting)
@@ -86,15 +89,20 @@ class Service:
         self._door.close()
 
     def serve(self, session: Session, mask: int) -> None:
-        """Serve a ready connection, or a ready ring (`mask` 0), once: answer, send an old answer again, or close."""
+        """Serve a ready connection, or a ready ring (`mask` 0), once: answer, send an old answer again, or close.
+
+        `mask` GO_ON: run one slice of its unfinished batch.
+        """
         try:
             ring, batch = session.ring, session.batch
             is_broken = mask & BROKEN
             if batch is not None:
+                if mask == GO_ON:
+                    self._go_on_with(session, batch)
                 # It is finished before epoll's events are acted upon, unless it waits for what may never come.
-                if batch.waits_for_page and is_broken:
+                elif batch.waits_for_page and is_broken:
                     self._hang_up(session)
-                elif batch.is_interruptible and mask:
+                elif isinstance(batch, Batch) and batch.is_interruptible and mask:
                     self._finish(session, batch, batch.interrupt())
             elif session.connection.unsent:
                 self._hang_up(session) if is_broken else self._send_again(session)
@@ -114,6 +122,10 @@ class Service:
 
     def _answer_next(self, session: Session) -> None:
         """Take one datagram from the connection and answer it."""
+        if session.on_word is not None:
+            if not session.on_word():
+                self._hang_up(session)
+            return
         inbox = self._inbox
         try:
             length, ancillary, flags, _ = session.receive(inbox.buffers, ANCILLARY_BYTES, RECEIVE_FLAGS)
@@ -154,6 +166,9 @@ class Service:
         """Send the answer to a datagram, and close the connection if the answer says so."""
         if isinstance(outcome, Batch):
             self._put_aside(session, outcome)
+            return
+        if self._debts.fresh and (answer_kept := self.held.keep_back(session, outcome)) is not None:
+            self._put_aside(session, answer_kept)
             return
         record = session.thread.tlb.take() if session.thread is not None and session.thread.tlb is not None else b""
         answer, fds, is_last = (outcome, None, False) if isinstance(outcome, bytes) else outcome
@@ -202,43 +217,27 @@ class Service:
             close_fds(datagram.fds)
         return outcome
 
-    def _put_aside(self, session: Session, batch: Batch) -> None:
+    def _put_aside(self, session: Session, batch: Batch | HeldAnswer) -> None:
         """Keep an unfinished batch while other clients are served. Its connection is not read until it is done."""
+        if self._debts.fresh and isinstance(batch, Batch):
+            batch.await_agents(self._debts.take_wait())
         session.batch = batch
         self._epoll.modify(session.fd, batch.events_meanwhile)
         self._drop_ended_threads(session.watch)
 
-    def is_held(self, session: Session) -> bool:
-        """Return whether a thread waits for another thread of its process, or for the change of a file that it maps."""
-        thread = session.thread
-        if thread is None:
-            return False
-        return self._locks.keeps_waiting(thread) or self._kernel.files.changes.holds(thread.process.mm)
-
     def go_on(self, session: Session) -> None:
         """Run one slice of a session's unfinished batch, if it has not been given up meanwhile."""
-        if session.batch is None or session.thread not in self.waiting or self.is_held(session):
-            return
-        try:
-            self._go_on_with(session, session.batch)
-        except KernelBug:
-            raise
-        except Exception:
-            self._give_up(session)
-        if self._kernel.ended:
-            self._reap()
-        if self._dying.is_fresh:
-            self._kernel.begin_reaping()
+        if session.batch is not None and session.thread in self.waiting and not self.held.has(session):
+            self.serve(session, GO_ON)
 
-    def _go_on_with(self, session: Session, batch: Batch) -> None:
+    def _go_on_with(self, session: Session, batch: Batch | HeldAnswer) -> None:
         outcome = batch.run(self.fair.slice())
         if outcome is None:
-            self._epoll.modify(session.fd, batch.events_meanwhile)
-            self._drop_ended_threads(session.watch)
-            return
-        self._finish(session, batch, outcome)
+            self._put_aside(session, batch)
+        else:
+            self._finish(session, batch, outcome)
 
-    def _finish(self, session: Session, batch: Batch, outcome: Outcome) -> None:
+    def _finish(self, session: Session, batch: Batch | HeldAnswer, outcome: Outcome) -> None:
         session.batch = None
         close_fds(batch.fds)
         self._epoll.modify(session.fd, select.EPOLLIN)
@@ -337,6 +336,7 @@ class Service:
             raise
         except Exception:
             log.exception("process could not be ended cleanly", pid=watch.process.pid)
+        self.held.forget(watch.process)
         self._reap()
         self._unwatch(watch)
         if self._dying.is_fresh:

@@ -22,6 +22,7 @@ from shared.uapi.ring import RING_BYTES
 
 if TYPE_CHECKING:
     from kerneld.server.batch import Batch
+    from kerneld.server.held import HeldAnswer
     from kerneld.server.watch import Watch
     from kerneld.task.task import Inherited, Thread
 
@@ -32,8 +33,8 @@ class Session:
     """A connection, and the thread that was attached through it."""
 
     __slots__ = (
-        "_rings", "batch", "call", "connection", "crowd", "fd", "inherited", "on_close", "receive", "ring",
-        "sender", "thread", "usual", "vruntime", "watch",
+        "_rings", "batch", "call", "connection", "crowd", "fd", "inherited", "on_close", "on_word", "receive",
+        "ring", "sender", "thread", "usual", "vruntime", "watch",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, rings: Rings[Session]) -> None:
@@ -46,7 +47,7 @@ class Session:
         self.inherited: Inherited | None = None
         """What the thread begins with that attaches by a lent connection: it is new, and made by who asked for it."""
         self.watch: Watch | None = None
-        self.batch: Batch | None = None
+        self.batch: Batch | HeldAnswer | None = None
         """The rest of a long datagram. The server reads nothing from the connection until the datagram is answered."""
         self.ring: Ring | None = None
         """The memory in which requests come besides the socket, if the client has asked for it."""
@@ -58,6 +59,8 @@ class Session:
         """The crowd in which they were counted."""
         self.on_close: Callable[[], None] | None = None
         """Called at the end of a connection that has no thread (an agent's)."""
+        self.on_word: Callable[[], bool] | None = None
+        """Called when there is a word on such a connection. It takes the word, and returns False at the end."""
         self.sender = NOBODY
         """The sender of the last datagram that was looked at: the attached process, with its user at that time."""
         self.usual: list[tuple[int, int, bytes]] | None = None

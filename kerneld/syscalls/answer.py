@@ -138,14 +138,15 @@ class Call:
             raise SysError(errno.ESRCH)
         return process
 
-    def wait_for(self, mm: MmStruct) -> Iterator[None]:
-        """Yield as long as the caller may not use an address space: another thread, or the change of a file, holds it.
+    def wait_for(self, mm: MmStruct) -> Iterator[Wait | None]:
+        """Yield as long as the caller may not use an address space: another thread, or the change of a file, holds it,
+        or its agent is late.
 
         The process of the address space may have ended or changed its program then.
         """
         locks, changes = self.kernel.table.mmap_locks, self.kernel.files.changes
         while locks.is_held(mm, self.thread) or changes.holds(mm):
-            yield
+            yield self.kernel.tlbs.debts.wait_for(mm) if mm in locks.unsettled else None
 
     def may_write(self, file: File) -> bool:
         """Return whether the caller owns a file or may write to it. The mode in which it is open does not matter."""

@@ -45,6 +45,7 @@ from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Inherited, Process, Thread
+from kerneld.tlb.debts import Debts
 from kerneld.tlb.tlbs import Tlbs
 from kerneld.tlb.view import Agent
 from shared.uapi.page import PAGE_MASK, PAGE_SIZE, Pid
@@ -169,10 +170,10 @@ class Kernel:
         self.files = FileTable(self.frames, self._inotify, config.files)
         self.shm = ShmSegments(self.frames)
         self.shadowpt = ShadowPt(self.ram)
-        self.tlbs = Tlbs(are_checked=config.check_invariants)
-        """The TLBs of the native programs."""
         self.table = ProcessTable(config.superuser_uid, self._new_mm)
         self.mmap_locks = self.table.mmap_locks
+        self.tlbs = Tlbs(Debts(self.frames, self.mmap_locks.unsettled), are_checked=config.check_invariants)
+        """The TLBs of the native programs."""
         self.userfaultfds = Userfaultfds(self.files.accounts, self.table.mmap_locks, lambda: self.pipe_watch)
         self.processes = self.table.processes
         self.ended = self.table.ended
@@ -189,8 +190,9 @@ class Kernel:
         """The direct reclaims until the last turn of the background pass, and whether that has waited for one."""
         self.dying = self.frames.dying = Dying()
         """Address spaces of ended processes that are not freed yet."""
-        PageAlloc(self.frames, self.sysctl, self.vmscan, self._out_of_memory)
-        self.ksmd = Ksmd(self.frames, self.table.mmap_locks.holders.__contains__)
+        page_alloc = PageAlloc(self.frames, self.sysctl, self.vmscan, self._out_of_memory)
+        self.frames.slowpath = self.tlbs.debts.unasked(page_alloc.slowpath)
+        self.ksmd = Ksmd(self.frames, self.table.mmap_locks.are_held)
         self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
         """Sets `tracing` at its first use, in pieces. None for a machine that cannot be traced."""
         self.tracing: TraceCalls | None = None

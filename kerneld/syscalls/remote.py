@@ -15,6 +15,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.userfaultfd import AwaitsPage
+from kerneld.mm.space.wait import Wait
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.syscalls.call_faults import counting_faults
 from kerneld.task.capability import CAP_SYS_NICE
@@ -31,7 +32,7 @@ _PINNED_PAGES = 1024
 _FEWEST_PINNED_PAGES = 64
 """The least number of pages in a batch. A batch becomes smaller when its pages come from swap."""
 Piece = tuple[Vaddr, int]
-Lock = Callable[[MmStruct], Iterator[None]]
+Lock = Callable[[MmStruct], Iterator[Wait | None]]
 """Yields as long as an address space may not be used: `Call.wait_for`."""
 
 

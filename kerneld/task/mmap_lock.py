@@ -25,6 +25,8 @@ class MmapLocks:
     def __init__(self) -> None:
         self.holders: dict[MmStruct, Thread | None] = {}
         """None: the machine itself holds it, for nobody's call."""
+        self.unsettled: set[MmStruct] = set()
+        """Those whose native program may still use what was taken from it: `kerneld.tlb.debts`. Nobody else waits."""
 
     @contextlib.contextmanager
     def write(self, thread: Thread | None, mm: MmStruct | None = None) -> Iterator[None]:
@@ -40,10 +42,14 @@ class MmapLocks:
             del self.holders[mm]
 
     def keeps_waiting(self, thread: Thread) -> bool:
-        """Return whether a thread has to wait for another thread of its process."""
+        """Return whether a thread has to wait for another thread of its process, or for its agent."""
         mm = thread.process.mm
         return mm is not None and self.is_held(mm, thread)
 
     def is_held(self, mm: MmStruct, thread: Thread) -> bool:
-        """Return whether another thread holds the address space that `thread` needs."""
-        return self.holders.get(mm, thread) is not thread
+        """Return whether another thread holds the address space that `thread` needs, or it is unsettled."""
+        return self.holders.get(mm, thread) is not thread or mm in self.unsettled
+
+    def are_held(self, mm: MmStruct) -> bool:
+        """Return whether anybody holds an address space, or it is unsettled."""
+        return mm in self.holders or mm in self.unsettled

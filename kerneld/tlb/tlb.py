@@ -8,7 +8,7 @@ own request carries grants and drops.
 There are two ways to drop a page. While the program's one thread waits for its own request, no thread runs in its
 memory: the reply names the pages to drop, and they are dropped before the program continues. In every other case the
 agent drops the pages at once, and the primitive that removed the page continues after the agent's acknowledgement: no
-frame is used again before.
+frame is used again before. If the agent has no processor, the primitive continues without it: see `kerneld.tlb.debts`.
 
 The program may read a reply after a later order has reached the agent. So the reply carries the number of orders given
 before it; if a later order has come, its grants are ignored.
@@ -26,7 +26,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
+from kerneld.hw.scalars import u64
+from kerneld.tlb.debts import Debts
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, pack_record
 from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words
@@ -34,6 +37,7 @@ from kerneld.tlb.view import Agent, CheckedView, View
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 
 if TYPE_CHECKING:
+    from kerneld.mm.frames.frames import Pfns
     from kerneld.mm.space.mm import MmStruct
 
 AROUND_PAGES = 16
@@ -46,7 +50,13 @@ class Tlb:
     """A listener of one address space; see `MmuNotifier`."""
 
     def __init__(
-        self, mm: MmStruct, forget: Callable[[Tlb], None], agent: Agent | None = None, *, is_checked: bool = False
+        self,
+        mm: MmStruct,
+        forget: Callable[[Tlb], None],
+        agent: Agent | None = None,
+        debts: Debts | None = None,
+        *,
+        is_checked: bool = False,
     ) -> None:
         """`forget` is called when the address space ends. `is_checked`: see `CheckedView`."""
         self._is_checked = is_checked
@@ -56,6 +66,7 @@ class Tlb:
         """The views of all threads that use the memory: of the process, and of other processes that share it."""
         self.has_left_running = False
         """Whether a thread has left without a request of its own."""
+        self._debts = debts or Debts(mm.frames, set())
         self._forget = forget
         self._granted: dict[int, TlbWords] = {}
         """One TLB word for each page, by number of the leaf table (address >> PMD_SHIFT)."""
@@ -63,6 +74,8 @@ class Tlb:
         """The same words, for one at a time: as `Frames` has its arrays twice."""
         self._dirty: list[Span] = []
         self._drops: list[Span] = []
+        self._dropped: list[int] = []
+        """The TLB words of the pages in `_drops`."""
         self._grants: list[tuple[Vaddr, int, int]] = []
         """Start, pages, TLB word of the first page."""
         self._filled: tuple[Vaddr, int, int] | None = None
@@ -119,7 +132,10 @@ class Tlb:
         if agent is not None:
             if self._granted and not self.is_quiet:
                 self.orders += 1
-                agent.order(pack_record([(0, TASK_SIZE)], [], self.orders))
+                if not agent.order(pack_record([(0, TASK_SIZE)], [], self.orders)):
+                    words = np.concatenate(list(self._granted.values()))
+                    self._debts.owe(agent, self.orders, _frames_of(words[words != 0]), None)
+            self._debts.end_of(agent, self.mm)
             agent.dismiss()
         if not self.views:
             self._dirty, self._drops, self._grants = [], [(0, TASK_SIZE)] if self._granted else [], []
@@ -148,6 +164,7 @@ class Tlb:
         self._filled = None
         if self._dirty:
             self._collect()
+            self._dropped.clear()
         drops, grants = self._drops, self._grants
         if not drops and len(grants) == 1:
             # What most faults bring.
@@ -164,6 +181,7 @@ class Tlb:
     def _order(self) -> None:
         self._collect()
         drops, self._drops = self._drops, []
+        dropped, self._dropped = self._dropped, []
         if not drops:
             return
         if len(drops) > MOST_OPERATIONS:
@@ -172,8 +190,8 @@ class Tlb:
         # again.
         self._grants = []
         self.orders += 1
-        if self.agent is not None:
-            self.agent.order(pack_record(drops, [], self.orders))
+        if self.agent is not None and not self.agent.order(pack_record(drops, [], self.orders)):
+            self._debts.owe(self.agent, self.orders, _frames_of(np.array(dropped, dtype=np.uint64)), self.mm)
 
     def _collect(self) -> None:
         if self._dirty:
@@ -202,6 +220,7 @@ class Tlb:
         allowed = tlb_word(self.mm.frames.ram.words[pte])
         if _exceeds(word, allowed):
             table[index] = 0
+            self._dropped.append(word)
             self._drops.append((vaddr, vaddr + PAGE_SIZE))
 
     def _take_exceeding(self, start: Vaddr, end: Vaddr) -> Iterator[Span]:
@@ -237,6 +256,7 @@ class Tlb:
         else:
             bad = exceeds(granted[places], tlb_words(self.mm.frames.ram.words_np[places + pte])).tolist()
         if any(bad):
+            self._dropped += granted[places[bad]].tolist()
             granted[places[bad]] = 0
         for is_bad, run in itertools.groupby(zip(bad, at, strict=True), key=itemgetter(0)):
             if is_bad:
@@ -350,6 +370,11 @@ class Tlb:
             for at in np.flatnonzero(exceeds(granted, self._allowed(base))).tolist():
                 wrong.append(f"the TLB grants {granted[at]:#x} at {base + (at << PAGE_SHIFT):#x}")
         return wrong
+
+
+def _frames_of(words: TlbWords) -> Pfns:
+    """Return the frames of some TLB words, in rising order and each once."""
+    return distinct(words >> u64(PAGE_SHIFT)).astype(np.int64)
 
 
 def _exceeds(word: int, allowed: int) -> bool:

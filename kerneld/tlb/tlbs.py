@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from kerneld.errors import KernelBug, SysError
+from kerneld.tlb.debts import Debts
 from kerneld.tlb.tlb import Tlb
 from kerneld.tlb.view import Agent
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 class Tlbs:
     """All TLBs of a machine."""
 
-    def __init__(self, *, are_checked: bool = False) -> None:
+    def __init__(self, debts: Debts, *, are_checked: bool = False) -> None:
         """`are_checked`: what the host maps is checked at the beginning of each request of a native thread."""
+        self.debts = debts
         self._are_checked = are_checked
         self.by_mm: dict[int, Tlb] = {}
         """By the number of its address space; a fault looks here without a call."""
@@ -40,7 +42,7 @@ class Tlbs:
     def make(self, process: Process, agent: Agent) -> Tlb:
         """Give a process's address space a TLB with this agent, and return it."""
         mm = process.live_mm
-        tlb = Tlb(mm, self._forget, agent, is_checked=self._are_checked)
+        tlb = Tlb(mm, self._forget, agent, self.debts, is_checked=self._are_checked)
         self.by_mm[mm.number] = tlb
         return tlb
 

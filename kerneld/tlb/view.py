@@ -12,8 +12,11 @@ from shared.wire import number_of
 class Agent(Protocol):
     """A thread that drops pages while the program runs."""
 
-    def order(self, record: bytes) -> None:
-        """Send an order, and return when it is carried out; if the agent does not answer, end the process."""
+    acknowledged: int
+    """The number of the last order that it has carried out."""
+
+    def order(self, record: bytes) -> bool:
+        """Send an order, and wait a little. Return whether it is carried out, or the program cannot run any more."""
 
     def dismiss(self) -> None:
         """End the agent: the address space ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon
 
 PAGE = 4096
+WHILE = 0.5
+"""How long a program is watched that is not to go on, in seconds."""
 
 
 @pytest.fixture
@@ -105,6 +108,36 @@ def test_a_stopped_program_holds_nobody_up(small: SmallDaemon, programs: dict[st
     process.communicate("")
     inside.close()
     assert process.returncode == 0
+
+
+def test_a_program_whose_agent_is_stopped_waits_and_nobody_else(small: SmallDaemon, programs: dict[str, Path]) -> None:
+    """Its pages are taken away meanwhile, and it cannot be told. It goes on when its agent does."""
+    inside = Inside(small.environment)
+    process, _ = start_waiting(inside, programs["steps"], "a")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    agent = agent_of(process.pid)
+    os.kill(agent, signal.SIGSTOP)
+    assert inside.run([str(programs["eats"]), "14"]).output == "all as written\n"
+    witness = Process.attach(str(small.path))
+    assert "VmSwap:\t       0 kB" not in witness.read_proc(f"{process.pid}/status").decode()
+    process.stdin.write("b")
+    process.stdin.flush()
+    before = cpu_seconds(small.process.pid)
+    assert select.select([process.stdout], [], [], WHILE)[0] == []
+    assert cpu_seconds(small.process.pid) - before < WHILE / 2
+    assert witness.getpid() == os.getpid()
+    os.kill(agent, signal.SIGCONT)
+    assert process.communicate("cd")[0].count("0x") == 3
+    assert process.returncode == 0
+    witness.close()
+    inside.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_program_without_its_kernel_ends(tmp_path: Path, programs: dict[str, Path]) -> None:

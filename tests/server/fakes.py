@@ -25,6 +25,7 @@ from kerneld.syscalls.answer import Answer, Call
 from kerneld.task.mmap_lock import MmapLocks
 from kerneld.task.sched import RunQueue, do_task_dead, run_task
 from kerneld.task.task import Cred, Thread
+from kerneld.tlb.debts import Debts
 from shared import wire
 from shared.uapi.syscalls import Nr
 from tests.support.descriptors import open_descriptors
@@ -33,6 +34,7 @@ NR_BUG = 0x7001
 NR_CRASH_OTHERS = 0x7002
 NR_LONG = 0x7003
 NR_PANIC = 0x7004
+NR_OWE = 0x7005
 TURN_SECONDS = 10.0
 
 
@@ -52,6 +54,18 @@ class FakeProcess:
     cred: Cred = field(default_factory=lambda: Cred(0, 0, superuser=True))
 
 
+class LateAgent:
+    """An agent that acknowledges its orders when the test says so."""
+
+    def __init__(self) -> None:
+        self.acknowledged = self.ordered = 0
+
+    def answers(self, server: ServerUnderTest) -> None:
+        """Acknowledge all, as the server hears it."""
+        self.acknowledged = self.ordered
+        server.loop.service.held.told(cast(Any, self))
+
+
 class FakeKernel:
     """Keeps processes and what the server told of them; `requests` are those that were run."""
 
@@ -68,6 +82,10 @@ class FakeKernel:
         self.shadowpt = SimpleNamespace(followed_host=None, asking=SimpleNamespace(reader=None))
         self.lines_lost: list[int] = []
         self.table = SimpleNamespace(mmap_locks=MmapLocks(), line_lost=self.lines_lost.append)
+        self.loans: list[tuple[str, list[int]]] = []
+        self.agent = LateAgent()
+        self.agents_mm = FakeMm()
+        self.tlbs = SimpleNamespace(debts=Debts(cast(Any, self), self.table.mmap_locks.unsettled))
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
         self.dying = Dying()
@@ -85,6 +103,12 @@ class FakeKernel:
         process.threads.append(thread)
         run_task(self.rq, thread)
         return thread
+
+    def lend(self, pfns: Any) -> None:
+        self.loans.append(("lent", list(pfns)))
+
+    def give_back(self, pfns: Any) -> None:
+        self.loans.append(("back", list(pfns)))
 
     def admit_children(self) -> None:
         """No program of this kernel is native."""
@@ -163,6 +187,10 @@ def fake_dispatch(kernel: FakeKernel, thread: Thread, request: wire.Request, fds
             return Answer(0)
         case 0x7004:
             raise KernelBug("a frame has no owner")
+        case 0x7005:
+            kernel.agent.ordered += 1
+            kernel.tlbs.debts.owe(kernel.agent, kernel.agent.ordered, [5], kernel.agents_mm)
+            return Answer(process.pid)
         case Nr.EXECVE:
             for sibling in [one for one in process.threads if one is not thread]:
                 process.threads.remove(sibling)

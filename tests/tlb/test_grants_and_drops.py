@@ -221,9 +221,11 @@ class RecordingAgent:
 
     def __init__(self, events: list[str]) -> None:
         self.events = events
+        self.acknowledged = 0
 
-    def order(self, _record: bytes) -> None:
+    def order(self, _record: bytes) -> bool:
         self.events.append("drop")
+        return True
 
     def dismiss(self) -> None:
         """The machine of the test ends."""
@@ -325,9 +327,11 @@ def test_nothing_may_be_written_without_a_fault_once_writes_are_looked_for(
 class FakeAgent:
     def __init__(self) -> None:
         self.told: list[bytes | None] = []
+        self.acknowledged = 0
 
-    def order(self, record: bytes) -> None:
+    def order(self, record: bytes) -> bool:
         self.told.append(record)
+        return True
 
     def dismiss(self) -> None:
         self.told.append(None)

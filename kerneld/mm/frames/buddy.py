@@ -145,6 +145,27 @@ class Buddy:
             left -= 1 << order
         return np.concatenate(runs) if len(runs) != 1 else runs[0]
 
+    def take(self, pfns: npt.NDArray[np.int64]) -> None:
+        """Take these frames, which are all free: given in rising order, each once."""
+        if self.pcp and len(pfns):
+            self.drain_pcp(len(self.pcp))
+        while len(pfns):
+            head, order = self._block_of(int(pfns[0]))
+            block = np.arange(head, head + (1 << order), dtype=np.int64)
+            taken, pfns = np.split(pfns, [int(np.searchsorted(pfns, head + (1 << order)))])
+            self._head_order[head] = 0
+            self.nr_blocks[order] -= 1
+            self.nr_free -= len(taken)
+            self._merge(np.delete(block, taken - head))
+
+    def _block_of(self, pfn: Pfn) -> tuple[Pfn, int]:
+        """Return the first frame and the order of the free block that has a frame."""
+        for order in range(MAX_ORDER + 1):
+            head = pfn & -(1 << order)
+            if self._head_order[head] == order + 1:
+                return head, order
+        raise KernelBug(f"frame {pfn:#x} is not free")
+
     def free_one(self, pfn: Pfn) -> None:
         """Free one frame, to the per-cpu list. Source: Linux v6.8 mm/page_alloc.c:free_unref_page()."""
         self.nr_free += 1

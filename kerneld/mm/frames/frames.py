@@ -33,6 +33,7 @@ from kerneld.hw.scalars import i32, u32
 from kerneld.mm.frames.buddy import Buddy, OutOfFrames
 from kerneld.mm.frames.huge_frames import HugeFrames
 from kerneld.mm.frames.kernel_objects import KernelObjects
+from kerneld.mm.frames.loans import Loans
 from kerneld.mm.frames.swap import SwapFile
 from shared.uapi.page import PAGE_SHIFT, Pfn
 
@@ -134,6 +135,8 @@ class Frames:
         """The address spaces that are freed in pieces; None if they are freed at once."""
         self.alloc_hook: Callable[[int], None] | None = None
         """Called with the number of frames before each allocation. Tests make it raise SysError(ENOMEM)."""
+        self.loans: Loans | None = None
+        """The frames that are lent; None while there are none."""
         self.huge = HugeFrames(self)
         """The accounts of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
@@ -331,7 +334,10 @@ class Frames:
         self.refcount_at[pfn] = count
         if count == 0:
             self._forget(pfn)
-            self.buddy.free_one(pfn)
+            if self.loans is None:
+                self.buddy.free_one(pfn)
+            else:
+                self.buddy.free_many(self.loans.keep(np.array([pfn])))
         elif count < 0:
             raise KernelBug(f"frame {pfn:#x} is put more often than it was got")
 
@@ -350,7 +356,27 @@ class Frames:
             if self.has_mlock_more:
                 self.mlock_more[dead] = 0
             self.mapping[dead] = 0
-            self.buddy.free_many(dead)
+            self.buddy.free_many(dead if self.loans is None else self.loans.keep(dead))
+
+    def lend(self, pfns: Pfns) -> None:
+        """Lend frames, in rising order and each once: see `kerneld.mm.frames.loans`."""
+        if not len(pfns):
+            return
+        if self.loans is None:
+            self.loans = Loans(self)
+        self.loans.lend(pfns)
+
+    def give_back(self, pfns: Pfns) -> None:
+        """End one loan of each of these frames."""
+        if self.loans is None:
+            return
+        self.loans.give_back(pfns)
+        if self.loans.is_over:
+            self.loans = None
+
+    def is_lent(self, pfn: Pfn) -> bool:
+        """Return whether a native program may still change what a frame holds."""
+        return self.loans is not None and bool(self.loans.has(np.array([pfn]))[0])
 
     def _forget(self, pfn: Pfn) -> None:
         if self.mapcount_at[pfn]:

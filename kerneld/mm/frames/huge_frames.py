@@ -103,7 +103,8 @@ class HugeFrames:
         """Drop one reference of each frame of a huge page, and free the frames without references."""
         frames = self._frames
         run = slice(head, head + HPAGE_PMD_NR)
-        if int(frames.refcount[run].max()) != 1 or int(frames.refcount[run].min()) != 1:
+        is_sole = int(frames.refcount[run].max()) == 1 and int(frames.refcount[run].min()) == 1
+        if not is_sole or frames.loans is not None:
             frames.put_pages(_OFFSETS + head)
             return
         if frames.mapcount[run].any():

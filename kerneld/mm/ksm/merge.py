@@ -1,7 +1,8 @@
 """Merges one page: makes its entry read-only, compares its contents, and gives its entry the merged frame.
 
 A page is first made read-only everywhere, also for a native program (`kerneld.tlb`), and only then compared: nothing
-can change it between the comparison and the replacement. Answers to Linux v6.8 mm/ksm.c: write_protect_page(),
+can change it between the comparison and the replacement. If the program may still write to it (it is lent), the next
+scan tries again. Answers to Linux v6.8 mm/ksm.c: write_protect_page(),
 replace_page(), try_to_merge_one_page(), try_to_merge_with_ksm_page(), try_to_merge_two_pages().
 """
 
@@ -94,7 +95,7 @@ def try_to_merge_one_page(
             return False
         split_folio(frames, pfn)
     pte = write_protect_page(mm, address, pfn)
-    if pte is None:
+    if pte is None or frames.is_lent(pfn):
         return False
     if kpfn is None:
         _set_merged(frames, pfn)

@@ -14,6 +14,7 @@ mm/rmap.c:try_to_unmap_one().
 | held by a call                        | active                                                                      |
 | anonymous                             | replaced by swap entries, written unless the slot has the same bytes, freed |
 | anonymous, no slot free               | active                                                                      |
+| dirty and lent (`frames/loans.py`)    | unmapped, active: it is not written while a native program may change it    |
 | lazily freed                          | freed without a write; if written since, anonymous again and active: a      |
 |                                       | process whose entry came before the first dirty one has lost the page       |
 | of a file                             | unmapped, written to the file if dirty, dropped from the page cache         |
@@ -276,6 +277,10 @@ def _pageout(frames: Frames, pfns: Pfns, candidates: Mask, may_write: bool) -> M
     """
     failed = np.zeros(len(pfns), dtype=np.bool_)
     dirty = candidates & frames.has(pfns, PG_DIRTY)
+    if frames.loans is not None:
+        # A native program may still write to it: what is written now would not be its last contents.
+        failed = dirty & frames.loans.has(pfns)
+        dirty &= ~failed
     swapped = np.flatnonzero(dirty & frames.has(pfns, PG_SWAPCACHE))
     if len(swapped):
         done = swap_writepages(frames, pfns[swapped], frames.swap_slot[pfns[swapped]].astype(np.int64))

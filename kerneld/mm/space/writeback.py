@@ -56,7 +56,8 @@ def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterato
     """Write the dirty pages of [first, last) to the file; the next store to such a page faults again.
 
     Yields between pages, and between the mappings of one page, when other clients may be served and may write too. A
-    page that a fault makes dirty while its entries are being cleaned stays dirty. Linux locks the page instead
+    page that a fault makes dirty while its entries are being cleaned stays dirty, and so does one that is lent
+    (`frames/loans.py`): a native program may still write to it. Linux locks the page instead
     (mm/page-writeback.c:folio_clear_dirty_for_io()).
     """
     if mapping.backing is None:
@@ -67,10 +68,16 @@ def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterato
             with mapping.note_dirtying(index) as dirtied:
                 yield from mkclean_in_pieces(mapping, index, pace)
             if index in mapping.unwritten:
-                mapping.write_page(index, mapping.size_bytes(), stays_dirty=bool(dirtied))
+                stays_dirty = bool(dirtied) or _is_lent(mapping, index)
+                mapping.write_page(index, mapping.size_bytes(), stays_dirty=stays_dirty)
         if pace.is_over():
             yield
             pace.begin()
+
+
+def _is_lent(mapping: AddressSpace, index: int) -> bool:
+    pfn = mapping.find_page(index)
+    return pfn is not None and mapping.frames.is_lent(pfn)
 
 
 def sync_mm(mm: MmStruct) -> None:

@@ -148,6 +148,7 @@ CALL = st.one_of(
     st.tuples(st.just("free_many"), st.integers(0, 1 << 20)),
     st.tuples(st.just("free_block"), st.integers(0, 1 << 20)),
     st.tuples(st.just("drain"), st.integers(0, PCP_HIGH)),
+    st.tuples(st.just("named"), st.integers(0, 1 << 20)),
 )
 
 
@@ -183,6 +184,13 @@ class Model:
         assert len(pfns) == count
         self.take(pfns)
         self.singles += pfns
+
+    def named(self, pick: int) -> None:
+        """Take frames by their numbers: some of the free ones, near each other or not."""
+        chosen = sorted(self.free)[pick % 50 :: pick % 7 + 1][: pick % 90]
+        self.buddy.take(np.array(chosen, dtype=np.int64))
+        self.take(chosen)
+        self.singles += chosen
 
     def block(self, order: int) -> None:
         size = 1 << order
