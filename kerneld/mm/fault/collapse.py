@@ -21,11 +21,12 @@ Differs from Linux: pages of files and of shared anonymous memory are never coll
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 
 import numpy as np
 
 from kerneld.errors import SysError
-from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, counted_mask, make_pte, pte_pfn, swap_mask
+from kerneld.hw.paging import PTE_PSE, PTE_RW, PTE_SPECIAL, counted_mask, make_pte, present_mask, pte_pfn, swap_mask
 from kerneld.hw.scalars import u64
 from kerneld.mm.fault.fault import handle_mm_fault
 from kerneld.mm.fault.thp import huge_page_prot, thp_vma_allowable, thp_vma_suitable
@@ -57,7 +58,7 @@ def madvise_collapse(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> Steps:
             # The entry for a leaf table is empty. Source: Linux v6.8 mm/khugepaged.c:find_pmd_or_thp_or_none().
             break
         at = leaf.end
-        collapsed += _collapse_pmd(mm, vma, leaf.start)
+        collapsed += yield from _collapse_pmd(mm, vma, leaf.start)
         if leaf.end < last and pace.is_over():
             yield
             pace.begin()
@@ -81,21 +82,48 @@ def _revalidate(mm: MmStruct, vaddr: Vaddr) -> Vma:
     return vma
 
 
-def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> bool:
-    """Return whether a huge page maps these 2 MiB afterwards. Source: mm/khugepaged.c:hpage_collapse_scan_pmd()."""
-    words = mm.frames.ram.words
-    pmd = mm.page_table.find_pmd(haddr)
-    if pmd is None or not words[pmd]:
-        return False
-    if words[pmd] & PTE_PSE:
-        return True
-    _swap_in(mm, vma, haddr)
-    if not _may_collapse(mm, haddr):
-        return False
-    if vma.userfaultfd_ctx is not None:
-        _refuse_missing(mm, haddr)
+def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> Generator[None, None, bool]:
+    """Return whether a huge page maps these 2 MiB afterwards. Source: mm/khugepaged.c:hpage_collapse_scan_pmd().
+
+    Yields while a native program may still store to the pages: its agent is late.
+    """
+    words, may_collapse = mm.frames.ram.words, False
+    while True:
+        pmd = mm.page_table.find_pmd(haddr)
+        if pmd is None or not words[pmd]:
+            return False
+        if words[pmd] & PTE_PSE:
+            return True
+        _swap_in(mm, vma, haddr)
+        may_collapse = may_collapse or _may_collapse(mm, haddr)
+        if not may_collapse:
+            return False
+        if vma.userfaultfd_ctx is not None:
+            _refuse_missing(mm, haddr)
+        if not _is_written_to(mm, haddr):
+            break
+        yield
+        vma = _revalidate(mm, haddr)
     collapse_huge_page(mm, vma, haddr, pmd)
     return True
+
+
+def _is_written_to(mm: MmStruct, haddr: Vaddr) -> bool:
+    """Let a native program store to no page of a leaf table, which is about to be copied. Return whether it still may.
+
+    Source: Linux v6.8 mm/khugepaged.c:collapse_huge_page(): pmdp_collapse_flush() comes before the copy.
+    """
+    if mm.notifiers.tlb is None:
+        return False
+    lent = False
+    for leaf in mm.page_table.walk.leaves(haddr, haddr + PMD_SIZE):
+        entries = mm.page_table.walk.read(leaf)
+        writable = present_mask(entries) & ((entries & u64(PTE_RW)) != 0)
+        if writable.any():
+            mm.pages.update_ptes(leaf, entries & ~(writable * u64(PTE_RW)))
+        if mm.frames.loans is not None:
+            lent |= bool(mm.frames.loans.has(pte_pfn(entries[counted_mask(entries)]).astype(np.int64)).any())
+    return lent
 
 
 def _may_collapse(mm: MmStruct, haddr: Vaddr) -> bool:

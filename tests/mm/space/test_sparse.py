@@ -6,7 +6,7 @@ A call that comes in pieces ends one after each step here. Of 100 TiB there are 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import pytest
 
@@ -87,9 +87,10 @@ def test_collapse(mm: MmStruct, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(mm)
     tried: list[int] = []
 
-    def try_one(_mm: MmStruct, _vma: Vma, haddr: Vaddr) -> bool:
+    def try_one(_mm: MmStruct, _vma: Vma, haddr: Vaddr) -> Generator[None, None, bool]:
         assert len(tried) < FEW
         tried.append(haddr)
+        yield from ()
         return False
 
     monkeypatch.setattr(collapse, "_collapse_pmd", try_one)
