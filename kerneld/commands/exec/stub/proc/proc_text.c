@@ -86,8 +86,8 @@ static const char *next_line(const char *line)
 	return line;
 }
 
-/* Whether a thread that sleeps waits for an answer of kerneld's: to its program it runs, as in Linux's own functions. `name` is
- * a file of the thread's under /proc. */
+/* Whether a thread that slept a moment ago waits for an answer of kerneld's: to its program it runs, as in Linux's own
+ * functions. So does one that runs by now: it may have got its answer. `name` is a file of the thread's under /proc. */
 static int waits_for_kerneld(const char *name)
 {
 	char path[MOST_NAME], text[256];
@@ -98,7 +98,11 @@ static int waits_for_kerneld(const char *name)
 		return 0;
 	memcpy(path, name, end);
 	memcpy(path + end, "syscall", sizeof "syscall");
-	if (read_host(path, text, sizeof text) <= 0 || !(starts(text, "47 ") || starts(text, "46 ")))	/* recvmsg, sendmsg */
+	if (read_host(path, text, sizeof text) <= 0)
+		return 0;
+	if (starts(text, "running"))
+		return 1;
+	if (!(starts(text, "47 ") || starts(text, "46 ")))	/* recvmsg, sendmsg */
 		return 0;
 	for (const char *p = text; *p && *p != '\n'; p++)	/* the last number is the instruction pointer */
 		at = *p == ' ' || *p == 'x' ? 0 : at * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
