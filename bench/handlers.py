@@ -318,7 +318,9 @@ def main(arguments: list[str]) -> None:
     if chosen not in TIMERS:
         stop_clock()
     wanted = [CALLS[name] for name in arguments[2:]] or list(CALLS.values())
-    kernel = Kernel(KernelConfig(RAM_BYTES, swap_bytes=SWAP_BYTES, superuser_uid=os.getuid()))
+    # As `kerneld start` makes it: native programs are allowed.
+    config = KernelConfig(RAM_BYTES, swap_bytes=SWAP_BYTES, superuser_uid=os.getuid(), native=True)
+    kernel = Kernel(config)
     program = Program(kernel, Nothing())
     for call in wanted:
         call(program, times)

@@ -44,6 +44,7 @@ class Ram:
         """
         self.size_bytes = size_bytes
         self.nr_frames = size_bytes >> PAGE_SHIFT
+        self._is_shared = is_shared
         self._fd = os.memfd_create("kerneld-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._fd, size_bytes)
         self._map = mmap.mmap(self._fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -98,7 +99,8 @@ class Ram:
         first, count = int(pfns[0]), len(pfns)
         is_run = pages[-1] < count == len(words) >> WORDS_SHIFT and bool((np.diff(pfns) == 1).all())
         if is_run and all(words[at] for at in range(0, len(words), 1 << WORDS_SHIFT)):
-            self.words[first << WORDS_SHIFT : first + count << WORDS_SHIFT] = words
+            if self._written[first] or not self._write_file(first, words):
+                self.words[first << WORDS_SHIFT : first + count << WORDS_SHIFT] = words
             self.written[first : first + count] = True
             return
         rows = np.frombuffer(words, dtype=np.uint64).reshape(-1, 1 << WORDS_SHIFT)
@@ -110,6 +112,20 @@ class Ram:
         self.frames_np[filled] = rows[is_filled[: len(rows)]]
         self.written[filled] = True
         self.clear_pages(pfns[~is_filled])
+
+    def _write_file(self, first: Pfn, words: memoryview) -> bool:
+        """Write to frames that take no memory of the host yet, by the file. Return False where that cannot be done.
+
+        A store takes twice as long: for each page the host also clears it, and maps it in this process.
+        """
+        if not self._is_shared:
+            # The seal is also for us.
+            return False
+        try:
+            return os.pwrite(self._fd, words, first << PAGE_SHIFT) == words.nbytes
+        except OSError:
+            # RLIMIT_FSIZE is lower than this address, say.
+            return False
 
     def clear_pages(self, pfns: npt.NDArray[np.int64]) -> None:
         """Clear frames. A run of consecutive frames is one memset."""

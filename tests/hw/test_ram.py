@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
+import resource
 from collections.abc import Iterator
 
 import numpy as np
@@ -76,11 +78,47 @@ def test_filling_frames(ram: Ram, pfns: list[int], zeros: list[int], pages: list
     assert all(bytes(ram.page(pfn)[:3]) == b"old" and ram.written[pfn] for pfn in others)
 
 
-def test_filling_consecutive_frames_with_pages_that_begin_with_data(ram: Ram) -> None:
+@pytest.mark.parametrize(("is_shared", "before", "by_file"), [
+    (True, b"", True),
+    # These have memory of the host already: a store is quicker.
+    (True, b"old", False),
+    # The seal of a file that only its owner may write is against write(2) by anybody.
+    (False, b"", False),
+])  # fmt: skip
+def test_filling_consecutive_frames_with_pages_that_begin_with_data(
+    monkeypatch: pytest.MonkeyPatch, is_shared: bool, before: bytes, by_file: bool
+) -> None:
+    written: list[int] = []
+    pwrite = os.pwrite
+
+    def note(fd: int, words: memoryview, at: int) -> int:
+        written.append(at)
+        return pwrite(fd, words, at)
+
+    monkeypatch.setattr(os, "pwrite", note)
     data = b"".join(bytes([number]) * PAGE_SIZE for number in range(1, 5))
-    ram.fill_pages(np.array([4, 5, 6, 7], dtype=np.int64), data, [0, 1, 2, 3])
-    assert bytes(ram.read(4 << PAGE_SHIFT, 4 * PAGE_SIZE)) == data
-    assert np.flatnonzero(ram.written).tolist() == [4, 5, 6, 7]
+    with contextlib.closing(Ram(1 << 20, is_shared=is_shared)) as ram:
+        if before:
+            ram.write(4 << PAGE_SHIFT, before)
+        ram.fill_pages(np.array([4, 5, 6, 7], dtype=np.int64), data, [0, 1, 2, 3])
+        assert bytes(ram.read(4 << PAGE_SHIFT, 4 * PAGE_SIZE)) == data
+        assert np.flatnonzero(ram.written).tolist() == [4, 5, 6, 7]
+    assert written == ([4 << PAGE_SHIFT] if by_file else [])
+
+
+def test_frames_beyond_the_limit_of_files_are_filled_by_stores() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    data = b"".join(bytes([number]) * PAGE_SIZE for number in range(1, 5))
+    with contextlib.closing(Ram(1 << 20, is_shared=True)) as ram:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6 << PAGE_SHIFT, limits[1]))
+        try:
+            # The first two pages may be written to the file, and no more; then none.
+            for first in (4, 8):
+                pfns = np.arange(first, first + 4, dtype=np.int64)
+                ram.fill_pages(pfns, data, [0, 1, 2, 3])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert bytes(ram.read(4 << PAGE_SHIFT, 8 * PAGE_SIZE)) == 2 * data
 
 
 def test_clearing_frames_of_which_some_were_never_written(ram: Ram) -> None:
