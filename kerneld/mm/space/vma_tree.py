@@ -167,15 +167,23 @@ class VmaTree:
         """Add a VMA that overlaps none."""
         number, position = self._place(vma.start)
         chunk, gaps = self._chunks[number], self._gaps[number]
-        if position == len(chunk):
-            # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
-            chunk.append(vma)
-            gaps.append(0)
-            self._note_gap(number, position)
-        else:
-            gaps.insert(position, gaps[position])
-            gaps[position + 1] = chunk[position].start - vma.end
+        if position < len(chunk):
+            # Two gaps and the new VMA are what the gap in front of the next VMA was.
+            after = chunk[position].start - vma.end
+            gaps.insert(position, gaps[position] - after - (vma.end - vma.start))
+            gaps[position + 1] = after
             chunk.insert(position, vma)
+        elif position:
+            # The new VMA takes a part of the gap in front of the next VMA, which another chunk notes, or no chunk.
+            gap = vma.start - chunk[-1].end
+            gaps.append(gap)
+            if gap > self._max_gaps[number]:
+                self._max_gaps[number] = gap
+            chunk.append(vma)
+        else:
+            gaps.append(0)
+            chunk.append(vma)
+            self._note_gap(number, position)
         self._starts[number].insert(position, vma.start)
         self.count += 1
         if len(chunk) > 2 * CHUNK:
@@ -185,10 +193,17 @@ class VmaTree:
         """Take a VMA out of the tree."""
         number, position = self._place(vma.start)
         position -= 1
+        gaps = self._gaps[number]
+        wider = gaps.pop(position) + vma.end - vma.start
         del self._chunks[number][position]
-        del self._starts[number][position], self._gaps[number][position]
+        del self._starts[number][position]
         self.count -= 1
-        if not self._chunks[number] and len(self._chunks) > 1:
+        if position < len(gaps):
+            gaps[position] += wider
+            if gaps[position] > self._max_gaps[number]:
+                self._max_gaps[number] = gaps[position]
+            return
+        if not gaps and len(self._chunks) > 1:
             # The next chunk becomes the first, which begins at 0, if it was the first.
             del self._chunks[number], self._starts[number], self._gaps[number], self._max_gaps[number]
             del self._firsts[number or 1]
