@@ -233,7 +233,7 @@ class ProcFs:
     def _held(self, thread: Thread, mm: MmStruct, steps: Steps) -> Steps:
         """Take the steps while a thread holds an address space, after those who hold it; none if it ends meanwhile."""
         locks = self._kernel.mmap_locks
-        while locks.is_held(mm, thread):
+        while locks.is_locked(mm, thread):
             yield
         if not mm.is_dying:
             with locks.write(thread, mm):

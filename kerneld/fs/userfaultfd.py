@@ -175,7 +175,7 @@ class Userfaultfds:
 
     def _release(self, ctx: UserfaultfdCtx) -> Steps:
         """Source: Linux v6.8 fs/userfaultfd.c:userfaultfd_release()."""
-        while self._locks.are_held(ctx.mm):
+        while ctx.mm in self._locks.holders:
             yield
         with self._locks.write(None, ctx.mm):
             yield from release(ctx)

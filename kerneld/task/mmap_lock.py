@@ -46,9 +46,14 @@ class MmapLocks:
         mm = thread.process.mm
         return mm is not None and self.is_held(mm, thread)
 
+    def is_locked(self, mm: MmStruct, thread: Thread) -> bool:
+        """Return whether another thread holds an address space. Who only changes entries need not wait for its
+        agent."""
+        return self.holders.get(mm, thread) is not thread
+
     def is_held(self, mm: MmStruct, thread: Thread) -> bool:
         """Return whether another thread holds the address space that `thread` needs, or it is unsettled."""
-        return self.holders.get(mm, thread) is not thread or mm in self.unsettled
+        return self.is_locked(mm, thread) or mm in self.unsettled
 
     def are_held(self, mm: MmStruct) -> bool:
         """Return whether anybody holds an address space, or it is unsettled."""

@@ -69,6 +69,22 @@ def test_whoever_is_killed_leaves_nothing(
     assert free_kb(inspector) == before
 
 
+def test_a_program_that_is_killed_while_its_agent_is_stopped_leaves_nothing(
+    inside: Inside, programs: dict[str, Path], inspector: Process
+) -> None:
+    """Nobody waits for an agent whose program cannot run any more."""
+    inside.run([str(programs["waits"])])
+    before = free_kb(inspector)
+    process, _ = start_waiting(inside, programs["waits"])
+    agent = agent_of(process.pid)
+    os.kill(agent, signal.SIGSTOP)
+    process.kill()
+    process.wait(SECONDS)
+    assert free_kb(inspector) == before
+    os.kill(agent, signal.SIGKILL)
+    wait_for_end(agent)
+
+
 class SmallDaemon(Daemon):
     """A kerneld whose RAM a program soon has used up."""
 
