@@ -156,15 +156,33 @@ class Functions:
         """Begin a piece."""
         self._opcodes.clear()
         self._calls.clear()
-        sys.setprofile(self._called)
-        sys.settrace(self._entered)
+        if sys.version_info >= (3, 12):
+            # sys.settrace() sees no opcodes there of a function's first run.
+            events, tool = sys.monitoring.events, sys.monitoring.PROFILER_ID
+            sys.monitoring.use_tool_id(tool, "bench")
+            sys.monitoring.register_callback(tool, events.INSTRUCTION, self._instruction)
+            sys.monitoring.register_callback(tool, events.C_RETURN, self._returned)
+            sys.monitoring.set_events(tool, events.INSTRUCTION | events.CALL)
+        else:
+            sys.setprofile(self._called)
+            sys.settrace(self._entered)
 
     def end(self, name: str) -> None:
         """Print the name, and for each function its opcodes and its calls into C."""
-        sys.settrace(None)
-        sys.setprofile(None)
+        if sys.version_info >= (3, 12):
+            sys.monitoring.set_events(sys.monitoring.PROFILER_ID, 0)
+            sys.monitoring.free_tool_id(sys.monitoring.PROFILER_ID)
+        else:
+            sys.settrace(None)
+            sys.setprofile(None)
         functions = {place(code): (opcodes, self._calls[code]) for code, opcodes in self._opcodes.items()}
         print(name, json.dumps(functions), flush=True)
+
+    def _instruction(self, code: CodeType, _offset: int) -> None:
+        self._opcodes[code] += 1
+
+    def _returned(self, code: CodeType, _offset: int, _callable: object, _first: object) -> None:
+        self._calls[code] += 1
 
     def _entered(self, frame: FrameType, event: str, arg: Any) -> Any:
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
@@ -175,7 +193,7 @@ class Functions:
             self._opcodes[frame.f_code] += 1
         return self._ran
 
-    def _called(self, frame: FrameType, event: str, arg: object) -> None:
+    def _called(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_call":
             self._calls[frame.f_code] += 1
 

@@ -15,6 +15,7 @@ import pytest
 from bench import counted_daemon, parts
 from bench.counted_daemon import COUNT, Counting
 from bench.counted_programs import Kind, Requests
+from bench.meters import Functions
 from bench.one_house import BY_RING, BY_SOCKET, KINDS, House, measure_all
 from bench.parts import Function, Handler, Missed
 from bench.pidfds import PID_BYTES, serve
@@ -92,6 +93,26 @@ def test_functions_are_the_same_each_time() -> None:
     assert first == second
     assert "kerneld/syscalls/dispatch.py:run" in {function.place for function in first}
     assert all(function.opcodes > 0 for function in first)
+
+
+def test_the_first_run_of_a_function_is_counted_as_the_second(capsys: pytest.CaptureFixture[str]) -> None:
+    def inner(number: int) -> int:
+        return len(str(number))
+
+    def outer() -> None:
+        for number in range(3):
+            inner(number)
+
+    meter = Functions()
+    for _ in range(2):
+        meter.begin()
+        outer()
+        meter.end("piece")
+    first, second = (json.loads(line.partition(" ")[2]) for line in capsys.readouterr().out.splitlines())
+    assert first == second
+    (of_inner,) = (counts for name, counts in first.items() if name.endswith("inner"))
+    assert of_inner[0] > 3 * 4
+    assert of_inner[1] >= 3
 
 
 def test_the_functions_that_are_named_run_most() -> None:
