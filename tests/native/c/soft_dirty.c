@@ -120,7 +120,10 @@ static void play_threads(void)
 	pthread_t threads[THREADS];
 	int wrong = 0;
 
-	much = mmap(0, MUCH * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* Between pages without rights: a thread's stack that merges with it would make all of it soft-dirty. */
+	much = (char *)mmap(0, (MUCH + 2) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) + PAGE;
+	mprotect(much, MUCH * PAGE, PROT_READ | PROT_WRITE);
+	madvise(much, MUCH * PAGE, MADV_NOHUGEPAGE); /* a huge page is soft-dirty as a whole */
 	memset(much, 1, MUCH * PAGE);
 	for (int round = 0; round < 5; round++) {
 		clear();
