@@ -9,7 +9,7 @@ from kerneld.mm.frames import swap_state
 from kerneld.mm.space import locked_pages, split_folio
 from kerneld.mm.space.vma_tree import VmaTree
 from kerneld.referee import later_huge, later_mm_ids, later_swap, witnesses_huge, witnesses_swap
-from kerneld.referee.difference import Known
+from kerneld.referee.difference import Known, OnTop
 from kerneld.referee.mode import Mode
 
 KNOWN_OF_MODES = (
@@ -28,6 +28,15 @@ KNOWN_OF_MODES = (
         "When a huge page is split, the shared zero page replaces its pages of zeros.",
         ((split_folio, "split_folio", later_huge.split_folio_to_zero_pages),),
         witness=witnesses_huge.maps_zero_pages_after_a_split,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (6, 12),
+        "mm/migrate.c:remove_migration_pte(), in v6.12.117 at the latest",
+        "The pages of a huge page that is split for good are as soft-dirty as they were. In v6.8 they are soft-dirty "
+        "if they are dirty.",
+        ((split_folio, "split_folio", OnTop(later_huge.keeps_soft_dirty)),),
+        witness=witnesses_huge.splits_and_leaves_soft_dirty_bits,
         mode=Mode.HUGE,
     ),
     Known(

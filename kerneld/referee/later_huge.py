@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import PTE_SPECIAL, make_pte, present_mask, pte_pfn
+from kerneld.hw.paging import PTE_SOFT_DIRTY, PTE_SPECIAL, make_pte, present_mask, pte_pfn, pte_present
 from kerneld.mm.fault import cow, thp
 from kerneld.mm.frames.frames import PG_ANON_EXCLUSIVE, ZERO_PFN, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR, PG_LARGE
@@ -51,8 +51,36 @@ def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
         mm.rss.hiwater = peak
 
 
+def keeps_soft_dirty(earlier: Callable[[Frames, Pfn], None]) -> Callable[[Frames, Pfn], None]:
+    """A dirty entry that is made anew is soft-dirty only if it was.
+
+    Source: Linux v6.12.117 mm/migrate.c:remove_migration_pte().
+    """
+
+    def split_folio(frames: Frames, pfn: Pfn) -> None:
+        clean = [
+            (mm, start + (at << PAGE_SHIFT))
+            for mm, start, entries in _mapped(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))
+            for at in np.flatnonzero((entries & np.uint64(PTE_SOFT_DIRTY)) == 0).tolist()
+        ]
+        earlier(frames, pfn)
+        for mm, vaddr in clean:
+            pte = mm.page_table.find_pte(vaddr)
+            if pte is not None and pte_present(frames.ram.words[pte]):
+                mm.pages.update_pte(pte, vaddr, frames.ram.words[pte] & ~PTE_SOFT_DIRTY)
+
+    return split_folio
+
+
 def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
     """Yield each mapping of frames of a huge page: the address space, and the address of its first page."""
+    for mm, start, entries in _mapped(frames, pfns):
+        if np.isin(pte_pfn(entries[present_mask(entries)]).astype(np.int64), pfns).any():
+            yield mm, start
+
+
+def _mapped(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr, Words]]:
+    """Yield where frames of a huge page may be mapped: the address space, the first address, the entries from there."""
     first = int(pfns[0])
     owner = frames.find_mapping(first)
     assert isinstance(owner, AnonVma)
@@ -61,9 +89,7 @@ def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
         low, high = max(index, vma.pgoff), min(index + HPAGE_PMD_NR, vma.pgoff + vma.nr_pages)
         if vma.vm_mm is not None and low < high:
             start = vma.start + (low - vma.pgoff << PAGE_SHIFT)
-            entries = vma.vm_mm.page_table.walk.entries(start, start + (high - low << PAGE_SHIFT))
-            if np.isin(pte_pfn(entries[present_mask(entries)]).astype(np.int64), pfns).any():
-                yield vma.vm_mm, start
+            yield vma.vm_mm, start, vma.vm_mm.page_table.walk.entries(start, start + (high - low << PAGE_SHIFT))
 
 
 def estimated_sharers(frames: Frames, pfn: Pfn) -> int:

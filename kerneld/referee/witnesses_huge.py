@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kerneld.referee.outcome import PM_MMAP_EXCLUSIVE, PM_PRESENT
+from kerneld.referee.outcome import PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SOFT_DIRTY
 from kerneld.referee.program import At, Base, Op
 from kerneld.referee.witness import Stage
 from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Prot
@@ -45,6 +45,12 @@ def maps_zero_pages_after_a_split(stage: Stage) -> bool:
     played = stage.play(*_huge_page(_WRITE), _advise(9, 1, Madv.COLD))
     word = played.view.pages.get(_PLACE + 5 * P, 0)
     return bool(word & PM_PRESENT) and not word & PM_MMAP_EXCLUSIVE
+
+
+def splits_and_leaves_soft_dirty_bits(stage: Stage) -> bool:
+    """A huge page is written, and then not soft-dirty; advice for one of its pages splits it."""
+    played = stage.play(*_huge_page(_WRITE), Op(0, "clear_refs", (0,), data=b"4"), _advise(9, 1, Madv.COLD))
+    return not any(word & PM_SOFT_DIRTY for word in played.view.pages.values())
 
 
 def stays_locked_when_its_entry_is_split(stage: Stage) -> bool:
