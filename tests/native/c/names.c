@@ -33,9 +33,11 @@ static int give(const void *at, unsigned long pages, const char *name)
 
 int main(int argc, char **argv)
 {
-	char long_name[100], *memory = mmap(0, 8 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	char *shared = mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	char *edge = mmap(0, 2 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* In an order of its own, with nothing beside them: where mmap puts them is a matter of the C library. */
+	char long_name[100], *place = mmap(0, 64 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *edge = mmap(place + 8 * PAGE, 2 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	char *shared = mmap(place + 24 * PAGE, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	char *memory = mmap(place + 40 * PAGE, 8 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 
 	if (argc > 1) {
 		show("next program");

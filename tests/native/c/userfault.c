@@ -194,8 +194,10 @@ static void outlives(void)
 	memcpy(&uffd, CMSG_DATA(CMSG_FIRSTHDR(&head)), sizeof uffd);
 	memset(source, 'p', PAGE);
 	printf("page %lu\n", next_fault(uffd, &message));
-	printf("copy %d\n", copy(uffd, area + 2 * PAGE, source, 1, 0));
-	printf("page %lu\n", next_fault(uffd, &message));
+	/* The child prints before its next fault. */
+	int ret = copy(uffd, area + 2 * PAGE, source, 1, 0);
+	unsigned long page = next_fault(uffd, &message);
+	printf("copy %d\npage %lu\n", ret, page);
 	kill(child, SIGKILL);
 	waitpid(child, &status, 0);
 	printf("ended with %d\n", status);
