@@ -193,7 +193,14 @@ def test_without_namespaces_another_user_is_wall_enough(
         scene.close()
 
 
-def test_a_submission_is_not_followed_out_of_its_directory(tmp_path: Path, grade: Grade) -> None:
+@pytest.mark.parametrize("has_namespaces", [True, False])
+def test_a_submission_is_not_followed_out_of_its_directory(
+    tmp_path: Path, grade: Grade, means: Means, has_namespaces: bool
+) -> None:
+    """Neither by the grader, nor by the programs: without namespaces as root, for they have no right to be there."""
+    if not has_namespaces and not means.walls.user:
+        pytest.skip("this host has no other user")
+    walls = means.walls if has_namespaces else Walls(user=True)
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "part4").mkdir()
@@ -208,7 +215,7 @@ def test_a_submission_is_not_followed_out_of_its_directory(tmp_path: Path, grade
         file.unlink()
     (team / "user" / "part4").rmdir()
     (team / "user" / "part4").symlink_to(secret / "part4")
-    (result,) = grade([team], Part.FILES, Part.PART5, Part.BUILD).values()
+    (result,) = grade([team], Part.FILES, Part.PART5, Part.BUILD, walls=walls).values()
     seen = lost(result)
     assert seen["references"] == "there is no references.txt in the top directory"
     assert seen["part5_order"] == "there is no user/part5.txt"
