@@ -169,7 +169,8 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
     elif old & VM_ACCOUNT and may_unaccount(vma):
         vm_flags &= ~VM_ACCOUNT
     vma = vma_modify(mm, vma, start, end, vm_flags)
-    vma_set_page_prot(vma)
+    if vm_flags & VM_SHARED:
+        vma_set_page_prot(vma)
     change_protection(mm, vma, start, end)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and vm_flags & VM_WRITE:
         populate_vma(mm, vma, start, end)
@@ -240,7 +241,7 @@ def _change_few(mm: MmStruct, vma: Vma, ptes: range, vaddr: Vaddr, prot: int) ->
 
 def _can_change_pte_writable(mm: MmStruct, vma: Vma, entry: int) -> bool:
     """Return whether a write fault would do nothing except allow the write. Source: mm/mprotect.c."""
-    if vma_soft_dirty_enabled(vma) and not entry & PTE_SOFT_DIRTY:
+    if not entry & PTE_SOFT_DIRTY and vma_soft_dirty_enabled(vma):
         return False
     if vma.vm_flags & VM_SHARED:
         return entry & PTE_DIRTY != 0
