@@ -137,7 +137,7 @@ class Loop:
         events = self._wait(timeout_seconds)
         if self._changes:
             self._kernel.files_changed()
-            events = self._without_held(events)
+            events = self._without_changes(events)
         if self._unsettled:
             events = self._without_unsettled(events)
         ready = self._ready
@@ -166,14 +166,18 @@ class Loop:
             self._kernel.run_ksmd()
 
     def _without_held(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the events of the clients that need not wait for a changed file or for another thread of their
-        process."""
+        """Return the events of the clients that need not wait for a changed file, for another thread of their process,
+        or for a late agent."""
         left = []
         for fd, mask in events:
             session = self._sessions.get(fd)
-            if fd != self._kernel.file_changes_fd and (session is None or not self.service.held.has(session)):
+            if session is None or not self.service.held.has(session):
                 left.append((fd, mask))
         return left
+
+    def _without_changes(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the events of those clients, without the one of changed files: that is handled, or waits."""
+        return [(fd, mask) for fd, mask in self._without_held(events) if fd != self._kernel.file_changes_fd]
 
     def _without_unsettled(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Put those clients aside that have to wait for a late agent. Return the events of the others."""
@@ -194,7 +198,7 @@ class Loop:
         if (self._waiting and self._can_go_on()) or self._has_work() or self._vmscan.is_awake or self._ksmd.is_scanning:
             self._look()
             # A thread that holds an address space is on the run queue, so it runs in this turn or in a later one.
-            return self._without_held(self._events) if self._locked else self._events
+            return self._without_changes(self._events) if self._locked else self._events
         if spin.skip:
             spin.skip -= 1
         elif timeout_seconds is None and spin.wait(self._look):
