@@ -17,8 +17,10 @@ from kerneld.referee.describe import describe_program
 from kerneld.referee.execute import Execution
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Divergence, Match
+from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, State
 from kerneld.referee.program import At, Op, Program, from_json, to_json
+from kerneld.referee.programs import make_program
 from kerneld.referee.run import run
 from kerneld.referee.shrink import shrink
 
@@ -134,4 +136,4 @@ def test_a_run_goes_on_with_any_program(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("kerneld.referee.run.open_match", agreement)
     assert run(3, "on", 5, tmp_path, lambda _line: None, first=3).programs == 3
-    assert played == [(generate(f"on-{number}", 5), number % 2 == 1) for number in (3, 4, 5)]
+    assert played == [(make_program(Mode.PLAIN, f"on-{number}", 5), number % 2 == 1) for number in (3, 4, 5)]

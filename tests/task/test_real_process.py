@@ -53,6 +53,7 @@ def test_a_thread_by_its_number() -> None:
     assert find_tid(1 << 23, 1) is None
 
 
+# Both processes write whole lines, also where Python does not buffer.
 _IN_A_NAMESPACE = """
 import ctypes, os, sys, threading
 libc, newpid, newuser = ctypes.CDLL(None, use_errno=True), 1 << 29, 1 << 28
@@ -62,10 +63,10 @@ pid = os.fork()
 if not pid:
     thread = threading.Thread(target=sys.stdin.read)
     thread.start()
-    print("numbers", os.getpid(), thread.native_id, flush=True)
+    os.write(1, f"numbers {os.getpid()} {thread.native_id}\\n".encode())
     thread.join()
     os._exit(0)
-print(pid, flush=True)
+os.write(1, f"{pid}\\n".encode())
 os.waitpid(pid, 0)
 """
 
