@@ -20,9 +20,8 @@ copy_present_pte), mm/huge_memory.c (zap_huge_pmd …) and mm/rmap.c (try_to_unm
 | of 2 MiB, now 512 of 4 KiB           |              |                                    | split_huge_pmd    |
 
 Invariants: those of `RssStat`; listeners are told the range of every change of a mapping. An entry of 2 MiB has
-PTE_PSE, and its 2 MiB lie in one anonymous private VMA. A function that gives a VMA a new bound, or changes only a part
-of the 2 MiB, splits the entry first (`split_huge_pmds_at`). An entry of the huge zero page is special, like the zero
-page's entry of 4 KiB. PROT_NONE is encoded as in an entry of 4 KiB.
+PTE_PSE, and its 2 MiB lie in one anonymous private VMA. Who gives a VMA a new bound, or changes a part of the 2 MiB,
+splits it first (`split_huge_pmds_at`). The huge zero page's is special, and PROT_NONE encoded, as in one of 4 KiB.
 """
 
 from __future__ import annotations
@@ -241,8 +240,7 @@ class Pages:
     # A range
 
     def zap_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Clear every entry of [start, end), in which only merged frames are twice, and drop their references (xv6:
-        uvmunmap()).
+        """Clear every entry of [start, end), and drop their references. Only merged frames are twice (xv6: uvmunmap()).
 
         The accessed and dirty bits of a file's pages are passed on to their frames. A huge page that lies in the range
         only in part is split first. Source: Linux v6.8 mm/memory.c:zap_pmd_range(), zap_pte_range().
@@ -309,10 +307,7 @@ class Pages:
             self._notifiers.invalidate_range(run.start, run.end)
 
     def move_entries(self, run: Run, place: Run, first: int) -> None:
-        """Move the entries of a run to the empty ones of `place` from its entry `first` on; both are without gaps.
-
-        What has moved is soft-dirty.
-        """
+        """Move a run's entries, soft-dirty then, to the empty ones of `place` from its entry `first` on; no gaps."""
         entries = self._walk.read(run).copy()
         if not entries.any():
             return
@@ -325,10 +320,7 @@ class Pages:
         self._notifiers.invalidate_range(to, to + (len(entries) << PAGE_SHIFT))
 
     def move_tables(self, start: Vaddr, end: Vaddr, to: Vaddr) -> bool:
-        """Move whole leaf tables as `PageTable.move_tables` does; frames and counters stay as they are.
-
-        Their entries do not become soft-dirty: none is looked at. Entries of 2 MiB do.
-        """
+        """Move whole leaf tables as `PageTable.move_tables` does; frames, counters, small soft-dirty bits stay."""
         moved = self.page_table.move_tables(start, end, to)
         self._notifiers.invalidate_range(start, end)
         self._notifiers.invalidate_range(to, to + end - start)
@@ -384,9 +376,7 @@ class Pages:
         table = self.page_table.withdraw()
         low, huge = table << WORDS_SHIFT, self._frames.huge
         if entry & PTE_SPECIAL:
-            self._words_np[low : low + PTRS_PER_TABLE] = make_pte(
-                ZERO_PFN, entry & ~(PTE_PFN_MASK | PTE_PSE | PTE_SOFT_DIRTY)
-            )
+            small: Words | int = make_pte(ZERO_PFN, entry & ~(PTE_PFN_MASK | PTE_PSE | PTE_SOFT_DIRTY))
             huge.put_zero()
         else:
             head = pte_pfn(entry)
@@ -394,18 +384,16 @@ class Pages:
             if entry & PTE_DIRTY:
                 self._frames.set(slice(head, head + HPAGE_PMD_NR), PG_DIRTY)
                 entry |= PTE_SOFT_DIRTY
-            self._words_np[low : low + PTRS_PER_TABLE] = small_entries(entry, 0, PTRS_PER_TABLE)
+            small = small_entries(entry, 0, PTRS_PER_TABLE)
             if self._vmas.is_locked(haddr):
                 munlock_folio(self._frames, head)
+        self._words_np[low : low + PTRS_PER_TABLE] = small
         self._words[pmd] = make_pte(table, PTE_TABLE)
         huge.events["thp_split_pmd"] += 1
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
 
     def move_huge_pmd(self, pmd: int, haddr: Vaddr, to_pmd: int, to_haddr: Vaddr) -> None:
-        """Move an entry of 2 MiB to an empty one; frames, counters and the deposited table stay as they are.
-
-        What has moved is soft-dirty. Source: Linux v6.8 mm/huge_memory.c:move_huge_pmd().
-        """
+        """Move an entry of 2 MiB to an empty one, soft-dirty then: mm/huge_memory.c:move_huge_pmd(). All else stays."""
         self._words[to_pmd], self._words[pmd] = self._words[pmd] | PTE_SOFT_DIRTY, 0
         self._notifiers.invalidate_range(haddr, haddr + PMD_SIZE)
         self._notifiers.invalidate_range(to_haddr, to_haddr + PMD_SIZE)
