@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 
 from kerneld.referee.compare import find_difference
 from kerneld.referee.difference import following
-from kerneld.referee.execute import PASSED_OVER, play
+from kerneld.referee.execute import PASSED_OVER
 from kerneld.referee.known import KNOWN
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import PM_SOFT_DIRTY, State
@@ -18,24 +17,13 @@ from kerneld.referee.programs import make_program
 from kerneld.referee.simulated import Simulated
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
-from tests.differential.alone import LAYOUT, facts
+from tests.differential.alone import states
 
 ANON = (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value
 MADE = Op(0, "mmap", (At(0), 2 * PAGE_SIZE, 3, ANON, 0), slot=0)
 WRITTEN = Op(0, "store", (At(0), 1), data=b"\xf5")
 READ = Op(0, "load", (At(0, PAGE_SIZE), 1))
 CLEARED = Op(0, "clear_refs", (0,), data=b"4")
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
-    side = Simulated(tmp_path_factory.mktemp("files"), facts(), check_invariants=True)
-    yield side
-    side.close()
-
-
-def states(ours: Simulated, *program: Op) -> list[State]:
-    return list(play(ours, LAYOUT, program))
 
 
 def soft_dirty(state: State) -> tuple[bool, list[bool]]:

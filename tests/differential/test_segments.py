@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from kerneld.referee.execute import play
 from kerneld.referee.match import Match
 from kerneld.referee.mode import Mode
-from kerneld.referee.outcome import State
 from kerneld.referee.program import MAX_PROCESSES, At, Base, Op
 from kerneld.referee.programs import make_program
 from kerneld.referee.segments import CALLS
 from kerneld.referee.simulated import Simulated
 from shared.uapi import shm
-from tests.differential.alone import LAYOUT, facts
+from tests.differential.alone import LAYOUT, states
 from tests.differential.noting_host import NotingHost
 
 ANYWHERE = At(Base.ZERO)
 REMOVED = Op(0, "shmctl", (0, shm.IPC_RMID))
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
-    side = Simulated(tmp_path_factory.mktemp("files"), facts())
-    yield side
-    side.close()
-
-
-def states(ours: Simulated, *program: Op) -> list[State]:
-    return list(play(ours, LAYOUT, program))
 
 
 def test_a_segment_is_named_by_its_number(ours: Simulated) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
 from signal import SIGBUS
 
 import pytest
 
 from kerneld.referee.difference import following
-from kerneld.referee.execute import play
 from kerneld.referee.known import KNOWN
 from kerneld.referee.match import Match
 from kerneld.referee.mode import Mode
@@ -21,23 +19,12 @@ from kerneld.referee.simulated import Simulated
 from kerneld.referee.userfaultfds import CALLS
 from shared.uapi.mman import Map
 from shared.uapi.page import PAGE_SIZE
-from tests.differential.alone import LAYOUT, facts
+from tests.differential.alone import states
 from tests.differential.noting_host import NotingHost
 
 ANON = (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value
 MADE = Op(0, "mmap", (At(0), 4 * PAGE_SIZE, 3, ANON, 0))
 WATCHED = Op(0, "uffdio_register", (At(0), 2 * PAGE_SIZE, 1))
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
-    side = Simulated(tmp_path_factory.mktemp("files"), facts(), check_invariants=True)
-    yield side
-    side.close()
-
-
-def states(ours: Simulated, *program: Op) -> list[State]:
-    return list(play(ours, LAYOUT, program))
 
 
 def watched(state: State, who: int = 0) -> list[bool]:

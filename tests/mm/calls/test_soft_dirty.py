@@ -74,6 +74,15 @@ def move(mm: MmStruct, first: int, count: int, to: int) -> None:
     do_mremap(mm, page(first), count * PAGE_SIZE, count * PAGE_SIZE, TO, to, privileged=False)
 
 
+def written_again(mm: MmStruct) -> None:
+    """Write to three pages, forget that, and write to the second one again."""
+    mmap(mm, 3, at=BASE)
+    for number in range(3):
+        store(mm, page(number), b"x")
+    clear(mm)
+    store(mm, page(1), b"y")
+
+
 def test_all_of_a_new_mapping_is_soft_dirty_until_it_is_cleared(mm: MmStruct) -> None:
     mmap(mm, 4, at=BASE)
     assert dirty(mm, 6) == [0, 1, 2, 3]
@@ -154,11 +163,7 @@ def test_a_private_page_of_a_file_is_soft_dirty_by_its_copy(machine: Machine, mm
 
 
 def test_a_page_keeps_it_in_the_swap_file(machine: Machine, mm: MmStruct) -> None:
-    mmap(mm, 3, at=BASE)
-    for number in range(3):
-        store(mm, page(number), b"x")
-    clear(mm)
-    store(mm, page(1), b"y")
+    written_again(mm)
     machine.reclaim_all()
     assert dirty(mm, 3) == [1]
     load(mm, page(0))
@@ -173,11 +178,7 @@ def test_a_page_keeps_it_in_the_swap_file(machine: Machine, mm: MmStruct) -> Non
 
 
 def test_a_child_has_the_same(machine: Machine, mm: MmStruct) -> None:
-    mmap(mm, 3, at=BASE)
-    for number in range(3):
-        store(mm, page(number), b"x")
-    clear(mm)
-    store(mm, page(1), b"y")
+    written_again(mm)
     child = machine.fork(mm)
     assert dirty(child, 3) == [1]
     store(child, page(0), b"z")
